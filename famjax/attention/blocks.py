@@ -1,0 +1,234 @@
+"""One layer over blocks of tokens: the same mathematics for whole sequences and for streaming.
+
+`whole_blocks` takes N blocks at once (training, prefill): all tokens are projected together, FAM
+runs through them in a scan of F rows a block, then all blocks attend side by side.
+`part_of_block` takes some tokens of one block (streaming, decoding): its keys are the ring. Both
+return what the layer passes up, and the layer's memory after these tokens.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from famjax.attention import masks
+from famjax.attention.attend import Source, attend
+from famjax.attention.memory import LayerMemory, LayerWeights, fam_sources, refresh_keys, select_rows, update_fam
+from famjax.attention.positions import Blocks, block_in_progress
+from famjax.config import MemoryConfig
+
+
+def split_blocks(x_BT: Any, block_size: int) -> Any:
+    """[B, T, ...] to [B, N, S, ...]; T is a multiple of S."""
+    return x_BT.reshape(x_BT.shape[0], -1, block_size, *x_BT.shape[2:])
+
+
+def join_blocks(x_BNS: Any) -> Any:
+    """[B, N, S, ...] to [B, T, ...]."""
+    return x_BNS.reshape(x_BNS.shape[0], -1, *x_BNS.shape[3:])
+
+
+def _own_block(k: Any, v: Any, q_offset: Any, config: MemoryConfig) -> Source:
+    """The block of the queries themselves, up to each query."""
+    k_offset = np.arange(config.block_size)
+    visible = masks.causal(q_offset[..., :, None], k_offset)
+    if config.token_window:
+        visible &= masks.within_window(q_offset[..., :, None], k_offset, 0, config.token_window)
+    return Source(k, v, visible)
+
+
+def _attend_blocks(
+    q: Any, segments: list[tuple[Any, Any]], own: tuple[Any, Any], fam: tuple[Any, Any] | None,
+    where: tuple[Any, Any, Any], rope_base: float, config: MemoryConfig,
+) -> Any:  # fmt: skip
+    """Attention of whole blocks; every array has the axes [B, N] in front.
+
+    segments: keys and values of the blocks M..1 back; own: of the block itself; fam: [B, N, P, ...].
+    """
+    blocks_before, fam_updates, origin = where
+    offset = np.arange(config.block_size)
+    sources = []
+    for i, (k, v) in enumerate(segments):
+        back = len(segments) - i
+        distance = back * config.block_size
+        visible = masks.in_same_document(back, blocks_before)[..., None, None, None, None]
+        if config.token_window:
+            visible = visible & masks.within_window(offset[:, None], offset, distance, config.token_window)
+        sources.append(Source(k, v, visible, distance))
+    if fam is not None:
+        sources += fam_sources(*fam, fam_updates, origin, config)
+    sources.append(_own_block(*own, offset, config))
+    return attend(q, sources, rope_base)
+
+
+def _blocks_at_once(blocks: int, scores_per_block: int, budget_mib: float) -> int:
+    """The most blocks whose float32 scores fit the budget, as a divisor of `blocks`."""
+    if not budget_mib:
+        return blocks
+    fit = max(1, int(budget_mib * 2**20 / (4 * scores_per_block)))
+    return max(n for n in range(1, blocks + 1) if blocks % n == 0 and n <= fit)
+
+
+def _map_blocks(body: Any, at_once: int, args: Any) -> Any:
+    """body(args) where every array has the axes [B, N] in front, `at_once` blocks at a time."""
+    N = jax.tree.leaves(args)[0].shape[1]
+    if at_once == N:
+        return body(args)
+    cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], N // at_once, at_once, *x.shape[2:]), 1, 0)
+    # Scores of a group are made again in the backward pass, so that no two groups' are alive at once.
+    out = jax.lax.map(jax.checkpoint(body), jax.tree.map(cut, args))
+    return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], N, *out.shape[3:])
+
+
+def whole_blocks(
+    layer: LayerWeights, x_BNSD: Any, memory: LayerMemory, initial: LayerMemory, where: Blocks,
+    config: MemoryConfig, budget_mib: float = 0.0,
+) -> tuple[Any, LayerMemory]:  # fmt: skip
+    """One layer over N blocks that all start at a block's edge (layer-major, paper section 3).
+
+    Args:
+      layer: the layer's weights.
+      x_BNSD: input activations; padding may follow the last real token of a row.
+      memory: the layer's memory before these blocks.
+      initial: memory of a fresh document, batch 1; its FAM is taken where a document starts.
+      where: positions of the blocks.
+      config: the memory's settings.
+      budget_mib: see `ModelConfig.attention_budget_mib`.
+
+    Returns:
+      Output activations [B, N, S, D] and the layer's memory after the last real token.
+    """
+    S, M = config.block_size, config.memory_segments
+    N = x_BNSD.shape[1]
+    q, k, v = layer.queries_keys_values(x_BNSD, np.arange(S))
+    ring_order = (where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1)
+    previous = jax.tree.map(
+        lambda ring: jnp.take_along_axis(ring, ring_order[:, :, None, None, None], axis=1), (memory.k, memory.v)
+    )
+    past_k, past_v = (jnp.concatenate(pair, axis=1) for pair in zip(previous, (k, v), strict=True))
+    seen, fam = None, (memory.fam, memory.fam_k, memory.fam_v)
+    if config.fam_length:
+        refresh = lambda m: refresh_keys(layer, m, config)
+        seen, fam = _scan_fam(layer, refresh(memory), refresh(initial), k, v, where, config)
+    hold = jax.lax.stop_gradient if config.stop_gradient else lambda x: x
+    args = {
+        "q": q,
+        "segments": [(hold(past_k[:, i : i + N]), hold(past_v[:, i : i + N])) for i in range(M)],
+        "own": (k, v),
+        "fam": seen,
+        "where": (where.blocks_before, where.fam_updates, where.origin),
+    }
+    columns = (M + 1) * S + config.previous_fams * config.fam_length
+    queries = math.prod(q.shape[:-1]) // N
+    at_once = _blocks_at_once(N, queries * columns, budget_mib)
+    heads = _map_blocks(lambda a: _attend_blocks(**a, rope_base=layer.rope_base, config=config), at_once, args)
+    k_ring, v_ring = (_to_ring(past, where, config) for past in (past_k, past_v))
+    return layer.finish(heads, x_BNSD), LayerMemory(k_ring, v_ring, *fam)
+
+
+def _scan_fam(
+    layer: LayerWeights, memory: LayerMemory, initial: LayerMemory, k: Any, v: Any, where: Blocks, config: MemoryConfig
+) -> tuple[tuple[Any, Any], tuple[Any, Any, Any]]:
+    """F_1 .. F_N. Returns the FAM keys and values that each block sees, [B, N, P, K, F, H], and F_N."""
+    fresh = (initial.fam, initial.fam_k, initial.fam_v)
+
+    def block(fam: Any, xs: Any) -> Any:
+        k_B, v_B, updates_B, starts_B, full_B, origin_B = xs
+        if starts_B is not None:
+            fam = select_rows(starts_B, fresh, fam)
+        new = update_fam(layer, fam, k_B, v_B, updates_B, origin_B, config)
+        # A block that is not full (padding behind it) leaves FAM as it was.
+        return select_rows(full_B, new, fam), fam[1:]
+
+    xs = (k, v, where.fam_updates, where.starts, where.full, where.origin)
+    by_block = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs)
+    last, seen = jax.lax.scan(block, (memory.fam, memory.fam_k, memory.fam_v), by_block)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen), last
+
+
+def _to_ring(past: Any, where: Blocks, config: MemoryConfig) -> Any:
+    """The last R blocks up to the one in progress, each in its slot. past: [B, M + N, K, S, H]."""
+    M = config.memory_segments
+    current, _ = block_in_progress(where, config)
+    back = (current[:, None] - np.arange(M + 1)) % (M + 1)
+    read = (where.count // config.block_size)[:, None]
+    source = jnp.clip(M + read - back, 0, past.shape[1] - 1)
+    ring = jnp.take_along_axis(past, source[:, :, None, None, None], axis=1)
+    # The block in progress ends where the real tokens do; what padding left behind it is not kept.
+    waiting = jnp.where(back == 0, (where.count % config.block_size)[:, None], config.block_size)
+    real = np.arange(config.block_size) < waiting[:, :, None]
+    return jnp.where(real[:, :, None, :, None], ring, 0)
+
+
+def part_of_block(
+    layer: LayerWeights, x_BQD: Any, memory: LayerMemory, where: Blocks, config: MemoryConfig
+) -> tuple[Any, LayerMemory]:
+    """One layer over up to S tokens that lie within one block of each row (block-major, streaming).
+
+    Args:
+      layer: the layer's weights.
+      x_BQD: input activations of tokens `offset .. offset + Q - 1`; the first `count` are real.
+      memory: the layer's memory before these tokens.
+      where: positions, with N = 1. No row's real tokens pass the end of its block.
+      config: the memory's settings.
+
+    Returns:
+      Output activations [B, Q, D] and the layer's memory. Rows whose block became full have a new FAM.
+    """
+    S, R = config.block_size, config.memory_segments + 1
+    B, Q, _ = x_BQD.shape
+    offset = where.offset[:, None] + np.arange(Q)
+    q, k, v = layer.queries_keys_values(x_BQD, offset)
+    current = where.blocks_before[:, 0]
+    slot = current % R
+    # Padding is given an offset outside the ring, where a scatter drops it.
+    target = jnp.where(np.arange(Q) < where.count[:, None], offset, S)
+    write = lambda ring, new: ring.at[np.arange(B)[:, None], slot[:, None], :, target].set(
+        jnp.moveaxis(new, 1, 2).astype(ring.dtype), mode="drop"
+    )
+    k_ring, v_ring = write(memory.k, k), write(memory.v, v)
+    sources = _ring_sources(k_ring, v_ring, offset, current, config)
+    if config.fam_length:
+        origin = where.origin[:, 0] if where.origin is not None else None
+        sources += fam_sources(memory.fam_k, memory.fam_v, where.fam_updates[:, 0], origin, config)
+    y = layer.finish(attend(q, sources, layer.rope_base), x_BQD)
+    fam = (memory.fam, memory.fam_k, memory.fam_v)
+    if config.fam_length:
+        fam = _update_full_rows(layer, fam, k_ring, v_ring, slot, where, config)
+    return y, LayerMemory(k_ring, v_ring, *fam)
+
+
+def _ring_sources(k_ring: Any, v_ring: Any, offset: Any, current: Any, config: MemoryConfig) -> list[Source]:
+    """Every slot of the ring as a source; which block a slot holds differs from row to row."""
+    S, R = config.block_size, config.memory_segments + 1
+    sources = []
+    for r in range(R):
+        back = (current - r) % R
+        k, v = k_ring[:, r], v_ring[:, r]
+        if config.stop_gradient:
+            past = back > 0
+            k, v = (select_rows(past, jax.lax.stop_gradient(x), x) for x in (k, v))
+        distance = back * S
+        away = distance[:, None, None]
+        visible = masks.causal(offset[:, :, None], np.arange(S), away)
+        visible &= masks.in_same_document(back, current)[:, None, None]
+        if config.token_window:
+            visible &= masks.within_window(offset[:, :, None], np.arange(S), away, config.token_window)
+        sources.append(Source(k, v, visible[:, None, None], distance if R > 1 else 0))
+    return sources
+
+
+def _update_full_rows(
+    layer: LayerWeights, fam: Any, k_ring: Any, v_ring: Any, slot: Any, where: Blocks, config: MemoryConfig
+) -> Any:
+    """A new FAM for the rows whose block is full; no work at all while none is."""
+
+    def update(fam: Any) -> Any:
+        block = lambda ring: jnp.take_along_axis(ring, slot[:, None, None, None, None], axis=1)[:, 0]
+        origin = where.origin[:, 0] if where.origin is not None else None
+        new = update_fam(layer, fam, block(k_ring), block(v_ring), where.fam_updates[:, 0], origin, config)
+        return select_rows(where.full[:, 0], new, fam)
+
+    return jax.lax.cond(where.full.any(), update, lambda fam: fam, fam)

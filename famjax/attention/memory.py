@@ -1,0 +1,159 @@
+"""The memory of a model, and the paper's recurrence (paper section 2).
+
+A layer's memory after block tau is the keys and values of the last M blocks and F_tau, the
+feedback activations that the layer's own weights made from F_{tau-1} and block tau:
+
+    QF, KF, VF = QKV(norm(F_{tau-1}))
+    AF         = attend(QF, [KF, K_tau], [VF, V_tau]) + F_{tau-1}      (+ 0 in the first update)
+    F_tau      = FF(norm(AF)) + AF
+
+Tokens of block tau see F_{tau-1}, never F_tau, which was made from their own future.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from famjax.attention.attend import Source, attend
+from famjax.config import MemoryConfig
+
+
+class LayerWeights(Protocol):
+    """What the memory asks of a layer. `nn/block.py` has the one implementation."""
+
+    rope_base: float
+
+    def queries(self, x: Any, offsets: Any) -> Any:
+        """norm(x) [..., Q, D] to queries [..., K, G, Q, H], turned by their offsets in the block."""
+        ...
+
+    def keys_values(self, x: Any, offsets: Any) -> tuple[Any, Any]:
+        """norm(x) [..., Q, D] to keys (turned) and values, each [..., K, Q, H]."""
+        ...
+
+    def queries_keys_values(self, x: Any, offsets: Any) -> tuple[Any, Any, Any]:
+        """All three of the same x."""
+        ...
+
+    def finish(self, heads: Any, residual: Any) -> Any:
+        """A = heads W_o + residual, then FF(norm(A)) + A: [..., K, G, Q, H], [..., Q, D] to [..., Q, D]."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerMemory:
+    """One layer's memory; in a `MemoryState` every array has a leading axis L.
+
+    Attributes:
+      k, v: [B, R, K, S, H], a ring of R = M + 1 blocks. Block n of a document lies in slot n mod R.
+        Keys are turned by their offsets within the block, 0..S-1, never by absolute positions.
+      fam: [B, P, F, D] float32, the feedback activations; index 0 is the newest.
+      fam_k, fam_v: [B, P, K, F, H], their keys and values.
+
+    Example: after 5 tokens with S = 4, M = 1 the ring holds block 0 (slot 0, full) and block 1
+    (slot 1, one token), `fam[:, 0]` is F_1, made from block 0.
+    """
+
+    k: Any
+    v: Any
+    fam: Any
+    fam_k: Any
+    fam_v: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MemoryState:
+    """All that a model remembers of the text before. Its size does not depend on that text's length.
+
+    Attributes:
+      position: int32 [B], tokens of the document read so far. `position % S` of them wait in the
+        ring's current block, which FAM has not yet seen.
+      fam_updates: int32 [B], how often FAM was made from its predecessor. 0: it is the learned
+        prompt, which carries no context, so the next update adds no residual.
+      layers: `LayerMemory` with a leading axis L.
+    """
+
+    position: Any
+    fam_updates: Any
+    layers: LayerMemory
+
+
+def select_rows(mask_B: Any, new: Any, old: Any) -> Any:
+    """`new` where the row's mask is set, else `old`, for trees of arrays [B, ...]."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(mask_B.reshape(mask_B.shape + (1,) * (a.ndim - mask_B.ndim)), a, b), new, old
+    )
+
+
+def fam_offsets(config: MemoryConfig) -> Any:
+    """[F] offsets of FAM within the block that it compressed (paper section 2, positions).
+
+    As a query of block tau and, later, as a key left behind by block tau, FAM has the same offset:
+    F_tau stands at the end of block tau.
+    """
+    F, S = config.fam_length, config.block_size
+    if config.fam_position == "last":
+        return jnp.arange(S - F, S, dtype=jnp.float32)
+    if config.fam_position == "float":
+        return S - 1 + jnp.arange(1, F + 1, dtype=jnp.float32) / (F + 1)
+    return jnp.zeros(F, jnp.float32)
+
+
+def fam_sources(fam_k: Any, fam_v: Any, updates: Any, distance: Any, config: MemoryConfig) -> list[Source]:
+    """The P previous FAMs as keys. fam_k, fam_v [..., P, K, F, H]; updates [...]; oldest first."""
+    sources = []
+    for p in reversed(range(config.previous_fams)):
+        # FAM p back exists once there were p updates: before those stands the initial FAM alone.
+        visible = None if p == 0 else (updates >= p)[..., None, None, None, None]
+        away = distance if config.fam_position == "zero" else (p + 1) * config.block_size
+        sources.append(Source(fam_k[..., p, :, :, :], fam_v[..., p, :, :, :], visible, away))
+    return sources
+
+
+def update_fam(
+    layer: LayerWeights, memory: tuple[Any, Any, Any], k: Any, v: Any, updates_B: Any, origin_B: Any, config: MemoryConfig
+) -> tuple[Any, Any, Any]:
+    """F_tau from F_{tau-1} and the keys and values of block tau: the recurrence at the top.
+
+    Args:
+      layer: the layer's weights.
+      memory: fam [B, P, F, D], fam_k and fam_v [B, P, K, F, H].
+      k, v: [B, K, S, H] of the whole block; no mask, FAM sees all of it.
+      updates_B: updates before this one; 0 makes the residual zero.
+      origin_B: absolute position of the block (`zero` FAM positions only).
+      config: the memory's settings.
+
+    Returns:
+      The memory with F_tau pushed in front and the oldest FAM dropped.
+    """
+    fam, fam_k, fam_v = memory
+    previous = fam[:, 0]
+    zero = config.fam_position == "zero"
+    q = layer.queries(previous, fam_offsets(config))
+    sources = fam_sources(fam_k, fam_v, updates_B, 0, config)
+    sources.append(Source(k, v, None, -origin_B if zero else 0))
+    heads = attend(q, sources, layer.rope_base)
+    residual = jnp.where((updates_B > 0)[:, None, None], previous, 0.0)
+    new = layer.finish(heads, residual).astype(jnp.float32)
+    new_k, new_v = layer.keys_values(new, fam_offsets(config))
+    push = lambda x, old: jnp.concatenate([x[:, None], old[:, :-1]], axis=1)
+    return push(new, fam), push(new_k, fam_k), push(new_v, fam_v)
+
+
+def prompt_layer(layer: LayerWeights, x_1FD: Any, config: MemoryConfig) -> Any:
+    """What the prompt tokens pass up one layer, P^l to P^(l+1) (paper section 2, first block).
+
+    They attend to each other without a causal mask and see nothing else. x_1FD: [1, F, D].
+    """
+    q, k, v = layer.queries_keys_values(x_1FD, fam_offsets(config))
+    return layer.finish(attend(q, [Source(k, v)], layer.rope_base), x_1FD)
+
+
+def refresh_keys(layer: LayerWeights, memory: LayerMemory, config: MemoryConfig) -> LayerMemory:
+    """FAM's keys and values made again from `fam`, with today's weights and with gradients."""
+    fam_k, fam_v = layer.keys_values(memory.fam, fam_offsets(config))
+    return dataclasses.replace(memory, fam_k=fam_k.astype(memory.fam_k.dtype), fam_v=fam_v.astype(memory.fam_v.dtype))

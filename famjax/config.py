@@ -1,0 +1,340 @@
+"""What a model is, as frozen dataclasses. Every variant of the paper is a value of a field here.
+
+Nothing in this module imports jax: a configuration can be built, checked and written to
+`model.json` in milliseconds. gin binds these classes at the edge (`famjax/cli`); nothing else
+knows gin.
+"""
+
+import dataclasses
+import difflib
+import json
+from typing import Any
+
+ACTIVATIONS = ("silu", "gelu", "relu")
+NORMS = ("rmsnorm", "layernorm")
+DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "dots", "full")
+FAM_POSITIONS = ("last", "float", "zero")
+FAM_INITS = ("prompt", "prefix")
+SCHEDULES = ("constant", "linear", "cosine")
+TASKS = ("passkey",)
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. The message says what is wrong and what to do instead."""
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{name} {value!r} is not one of {', '.join(choices)}{hint}")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
+def _probability(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{name} is {value}; a probability lies between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+    """Block sliding window attention and the feedback attention memory (paper sections 2 and 3).
+
+    Attributes:
+      block_size: S, tokens of a block.
+      memory_segments: M, how many previous blocks' keys and values are kept.
+      fam_length: F, feedback activations of each layer; 0 is plain BSWA.
+      fam_position: where FAM stands for RoPE: `last` (the last F positions of the block that it
+        compressed), `float` (fractional positions between two blocks), `zero` (always 0).
+      fam_init: `prompt` (one learned [F, D], carried up the layers by a forward pass) or
+        `prefix` (a learned [F, D] for each layer).
+      previous_fams: P, how many previous blocks' FAMs are attended.
+      token_window: 0, or the exact number of tokens that a query sees, itself included
+        (TransformerXL: BSWA with a mask that hides keys beyond the window).
+      stop_gradient: no gradient into memory segments (an ablation that hurts).
+      random_position_offset: probability, for each row in training, of a position offset. With
+        RoPE it changes nothing but rounding unless `fam_position` is `zero`, since scores see
+        differences of positions only; the switch is kept because the paper has it.
+      random_state_passing: probability, for each training step, that all rows start from the
+        FAM with which the previous step ended, instead of the learned prompt.
+    """
+
+    block_size: int = 1024
+    memory_segments: int = 3
+    fam_length: int = 64
+    fam_position: str = "last"
+    fam_init: str = "prompt"
+    previous_fams: int = 1
+    token_window: int = 0
+    stop_gradient: bool = False
+    random_position_offset: float = 0.5
+    random_state_passing: float = 0.8
+
+    @property
+    def window(self) -> int:
+        """Tokens that the last token of a block sees at most, itself included."""
+        return self.token_window or (self.memory_segments + 1) * self.block_size
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        _at_least("block_size", self.block_size, 1)
+        _at_least("memory_segments", self.memory_segments, 0)
+        _at_least("fam_length", self.fam_length, 0)
+        if self.fam_length > self.block_size:
+            raise ConfigError(
+                f"fam_length {self.fam_length} is longer than block_size {self.block_size}: FAM carries the last "
+                f"positions of a block; use a fam_length of at most {self.block_size}"
+            )
+        _one_of("fam_position", self.fam_position, FAM_POSITIONS)
+        _one_of("fam_init", self.fam_init, FAM_INITS)
+        _at_least("previous_fams", self.previous_fams, 1)
+        _at_least("token_window", self.token_window, 0)
+        longest = self.memory_segments * self.block_size + 1
+        if self.token_window > longest:
+            raise ConfigError(
+                f"token_window {self.token_window} is more than every token of a block can see: with "
+                f"{self.memory_segments} memory segments of {self.block_size} use at most {longest}, or "
+                f"memory_segments {-(-(self.token_window - 1) // self.block_size)}"
+            )
+        _probability("random_position_offset", self.random_position_offset)
+        _probability("random_state_passing", self.random_state_passing)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only Transformer and its memory.
+
+    Attributes:
+      vocab_size: rows of the embedding.
+      num_layers, d_model, d_ff: L, D, E.
+      num_heads, num_kv_heads: query heads and key/value heads; equal is multi-head, 1 is
+        multi-query, between is grouped-query.
+      head_dim: H; even, because RoPE turns pairs.
+      activation, gated_ff: `silu` and gated is SwiGLU, `gelu` and gated is GeGLU.
+      norm, norm_eps: normalisation before attention, before the feed-forward layer and at the end.
+      qk_norm: RMS-normalise queries and keys of each head, with a learned scale [H].
+      rope_base: RoPE's base; 10000 in the paper.
+      tie_embeddings: the embedding is also the output projection.
+      embedding_std: spread of the initial embedding and of the initial FAM prompt.
+      dtype: of activations; softmax, norms, FAM and the loss are float32 in any case.
+      param_dtype: of the stored weights.
+      scan_layers: compile one layer and loop over it (compile time flat in depth), or unroll
+        (faster steps for shallow models).
+      remat: what the backward pass computes again: `none`, `dots` (all but matrix products) or
+        `full`.
+      attention_budget_mib: attend as many blocks at once as keep the scores of a layer below
+        this many MiB; 0 attends all blocks at once.
+      memory: the memory's settings.
+    """
+
+    vocab_size: int = 256
+    num_layers: int = 2
+    d_model: int = 64
+    d_ff: int = 128
+    num_heads: int = 2
+    num_kv_heads: int = 2
+    head_dim: int = 32
+    activation: str = "silu"
+    gated_ff: bool = True
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    rope_base: float = 10000.0
+    tie_embeddings: bool = True
+    embedding_std: float = 0.02
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    attention_budget_mib: float = 0.0
+    memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
+
+    @property
+    def queries_per_kv(self) -> int:
+        """G, query heads for each key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim"):
+            _at_least(name, getattr(self, name), 1)
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: every "
+                f"key/value head serves the same number of query heads"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim} is odd: RoPE turns pairs; use {self.head_dim + 1}")
+        _one_of("activation", self.activation, ACTIVATIONS)
+        _one_of("norm", self.norm, NORMS)
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("param_dtype", self.param_dtype, DTYPES)
+        _one_of("remat", self.remat, REMAT_POLICIES)
+        _at_least("attention_budget_mib", self.attention_budget_mib, 0)
+        if self.rope_base <= 1:
+            raise ConfigError(f"rope_base is {self.rope_base}; it must be greater than 1")
+        self.memory.validate()
+
+    def to_json(self) -> str:
+        """The whole configuration as the text of `model.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelConfig":
+        """Reads what `to_json` wrote. Raises `ConfigError` on an unknown or a missing name."""
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"model.json is not JSON ({error}); is the file whole?") from None
+        if not isinstance(fields, dict):
+            raise ConfigError("model.json does not hold an object; is it a model's configuration?")
+        memory = fields.pop("memory", {})
+        config = cls(**_known(cls, fields), memory=MemoryConfig(**_known(MemoryConfig, memory)))
+        config.validate()
+        return config
+
+
+def _known(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(cls)}
+    for name in fields:
+        if name not in names:
+            near = difflib.get_close_matches(name, sorted(names), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{cls.__name__} has no field {name!r}{hint}")
+    return fields
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, decay and clipping.
+
+    Attributes:
+      learning_rate: at the end of the warm-up.
+      schedule: after the warm-up: `constant`, `linear` or `cosine` to zero at the last step.
+      warmup_steps: steps of linear warm-up from zero.
+      beta1, beta2, weight_decay: of AdamW; norms and the FAM prompt are not decayed.
+      clip_norm: gradients are scaled down to this global norm; 0 leaves them.
+      prompt_learning_rate: of the FAM prompt, as a multiple of `learning_rate`.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: str = "linear"
+    warmup_steps: int = 50
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    prompt_learning_rate: float = 1.0
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        _one_of("schedule", self.schedule, SCHEDULES)
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "prompt_learning_rate"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            _probability(name, getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class PassKeyConfig:
+    """The pass key task (paper section 5): a key at the start, filler, and a question at the end.
+
+    Attributes:
+      key_digits: digits of a key.
+      stages: the curriculum, most blocks of filler in each stage. A stage opens when the exact
+        match of the one before it passes `open_at`.
+      open_at: exact match, averaged over recent documents of the newest stage.
+      newest_share: share of the batches that come from the newest open stage; the rest are spread
+        over the stages before it.
+      mention_weight: loss weight of the key's second mention, before the filler.
+      text_weight, text_tokens: loss weight of, and how many, random tokens of the other text.
+    """
+
+    key_digits: int = 5
+    stages: tuple[int, ...] = (1, 4, 8, 16)
+    open_at: float = 0.9
+    newest_share: float = 0.6
+    mention_weight: float = 1.0
+    text_weight: float = 0.05
+    text_tokens: int = 32
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        _at_least("key_digits", self.key_digits, 1)
+        if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 1:
+            raise ConfigError(f"stages {self.stages} must be blocks of filler in rising order, for example (1, 4, 16)")
+        _probability("open_at", self.open_at)
+        _probability("newest_share", self.newest_share)
+        for name in ("mention_weight", "text_weight", "text_tokens"):
+            _at_least(name, getattr(self, name), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      model_dir: where the run writes `model.json`, weights, `metrics.jsonl` and `config.gin`.
+      model: the model.
+      task: name of the task or mixture; `passkey` is the one that needs no data.
+      passkey: settings of the task `passkey`.
+      sequence_length: tokens of a row, a multiple of the block size.
+      batch_size: rows of a step.
+      steps: optimizer steps.
+      seed: of the weights, the data and the random state passing.
+      optimizer: its settings.
+      initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
+      log_period: steps between two lines of `metrics.jsonl`.
+      checkpoint_period: steps between two checkpoints; 0 writes one at the end.
+      mesh: devices along each mesh axis.
+    """
+
+    model_dir: str = ""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    task: str = "passkey"
+    passkey: PassKeyConfig = dataclasses.field(default_factory=PassKeyConfig)
+    sequence_length: int = 1024
+    batch_size: int = 8
+    steps: int = 1000
+    seed: int = 0
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    initial_checkpoint: str = ""
+    log_period: int = 10
+    checkpoint_period: int = 0
+    mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        if not self.model_dir:
+            raise ConfigError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"")
+        self.model.validate()
+        self.optimizer.validate()
+        _one_of("MIXTURE_OR_TASK_NAME", self.task, TASKS)
+        self.passkey.validate()
+        check_sequence_length(self.sequence_length, self.model.memory.block_size)
+        _at_least("BATCH_SIZE", self.batch_size, 1)
+        _at_least("TRAIN_STEPS", self.steps, 1)
+        _at_least("LOG_PERIOD", self.log_period, 1)
+        _at_least("CHECKPOINT_PERIOD", self.checkpoint_period, 0)
+        devices = 1
+        for axis, size in self.mesh.items():
+            _one_of("MESH axis", axis, MESH_AXES)
+            _at_least(f"MESH axis {axis}", size, 1)
+            devices *= size
+        if devices > 1:
+            raise ConfigError(f"MESH {self.mesh} asks for {devices} devices; training runs on one device so far")
+
+
+def check_sequence_length(length: int, block_size: int) -> None:
+    """Raises `ConfigError` unless `length` (tokens) is a positive multiple of `block_size`."""
+    if length > 0 and length % block_size == 0:
+        return
+    below, above = length // block_size * block_size, -(-max(length, 1) // block_size) * block_size
+    use = f"{below} or {above}" if below > 0 else str(above)
+    raise ConfigError(f"sequence length {length} is not a multiple of block_size {block_size}; use {use}")

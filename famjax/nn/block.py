@@ -1,0 +1,81 @@
+"""One Transformer layer: the weights behind `attention.memory.LayerWeights`."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from famjax.attention import rope
+from famjax.config import ModelConfig
+from famjax.nn.layers import FeedForward, Norm, weight
+
+
+class Attention(nnx.Module):
+    """Projections to queries, keys and values by head, and back."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        D, H, dtype = config.d_model, config.head_dim, config.param_dtype
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        residual_scale = (2 * config.num_layers) ** -0.5
+        in_std, out_std = D**-0.5, (heads * H) ** -0.5 * residual_scale
+        self.query = weight(rngs, (D, heads, H), in_std, ("embed", "heads", "head_dim"), dtype, stack)
+        self.key = weight(rngs, (D, kv_heads, H), in_std, ("embed", "kv_heads", "head_dim"), dtype, stack)
+        self.value = weight(rngs, (D, kv_heads, H), in_std, ("embed", "kv_heads", "head_dim"), dtype, stack)
+        self.output = weight(rngs, (heads, H, D), out_std, ("heads", "head_dim", "embed"), dtype, stack)
+        if config.qk_norm:
+            self.query_norm = Norm(config, H, "head_dim", stack)
+            self.key_norm = Norm(config, H, "head_dim", stack)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward. Its methods are what the memory asks of a layer.
+
+    With `stack=(L,)` it only holds the weights of all layers; `nn/model.py` calls it layer by layer.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        self.attention_norm = Norm(config, config.d_model, stack=stack)
+        self.attention = Attention(config, rngs, stack)
+        self.ff_norm = Norm(config, config.d_model, stack=stack)
+        self.feed_forward = FeedForward(config, rngs, stack)
+        self.rope_base = config.rope_base
+        self.qk_norm = config.qk_norm
+        self.queries_per_kv = config.queries_per_kv
+        self.dtype = config.dtype
+
+    def queries(self, x: Any, offsets: Any) -> Any:
+        """x [..., Q, D] to queries [..., K, G, Q, H], turned by `offsets` [..., Q]."""
+        return self._queries(self.attention_norm(x), offsets)
+
+    def keys_values(self, x: Any, offsets: Any) -> tuple[Any, Any]:
+        """x [..., Q, D] to keys (turned by `offsets`) and values, each [..., K, Q, H]."""
+        return self._keys_values(self.attention_norm(x), offsets)
+
+    def queries_keys_values(self, x: Any, offsets: Any) -> tuple[Any, Any, Any]:
+        """`queries` and `keys_values` of the same x."""
+        normed = self.attention_norm(x)
+        return self._queries(normed, offsets), *self._keys_values(normed, offsets)
+
+    def finish(self, heads: Any, residual: Any) -> Any:
+        """Heads [..., K, G, Q, H] and residual [..., Q, D] to the layer's output (paper section 2)."""
+        heads = heads.reshape(*heads.shape[:-4], -1, *heads.shape[-2:])
+        out = jnp.einsum("...NQH,NHD->...QD", heads, self.attention.output[...].astype(self.dtype))
+        a = residual + out.astype(residual.dtype)
+        return a + self.feed_forward(self.ff_norm(a)).astype(a.dtype)
+
+    def _queries(self, normed: Any, offsets: Any) -> Any:
+        q = self._project(normed, self.attention.query)
+        if self.qk_norm:
+            q = self.attention.query_norm(q)
+        q = rope.turn(q, jnp.asarray(offsets)[..., None, :], self.rope_base)
+        return q.reshape(*q.shape[:-3], -1, self.queries_per_kv, *q.shape[-2:])
+
+    def _keys_values(self, normed: Any, offsets: Any) -> tuple[Any, Any]:
+        k, v = self._project(normed, self.attention.key), self._project(normed, self.attention.value)
+        if self.qk_norm:
+            k = self.attention.key_norm(k)
+        return rope.turn(k, jnp.asarray(offsets)[..., None, :], self.rope_base), v
+
+    def _project(self, normed: Any, kernel: Any) -> Any:
+        """[..., Q, D] to [..., heads, Q, H]."""
+        return jnp.einsum("...QD,DNH->...NQH", normed, kernel[...].astype(self.dtype))

@@ -1,0 +1,223 @@
+"""The model: embedding, layers, and the memory that passes through them.
+
+Two orders of the same computation (paper section 3). `__call__` is layer-major: each layer takes
+all blocks at once; training and prefill use it. `read` is block-major: all layers take up to one
+block; streaming uses it. Both call the layer in `attention/blocks.py` and pass a `MemoryState` in
+and out, so a text can be cut between calls.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from famjax.attention import blocks, memory, positions
+from famjax.attention.memory import LayerMemory, MemoryState
+from famjax.config import ModelConfig
+from famjax.nn.block import Block
+from famjax.nn.layers import Norm, weight
+
+
+class Fam(nnx.Module):
+    """The only weight that FAM adds: the learned prompt [F, D] (or a prefix [L, F, D])."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        F, D, std, dtype = config.memory.fam_length, config.d_model, config.embedding_std, config.param_dtype
+        if config.memory.fam_init == "prompt":
+            self.prompt = weight(rngs, (F, D), std, ("fam", "embed"), dtype)
+        else:
+            self.prefix = weight(rngs, (F, D), std, ("fam", "embed"), dtype, stack=(config.num_layers,))
+
+
+class Transformer(nnx.Module):
+    """A decoder-only language model with block sliding window attention and FAM."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        V, D, dtype = config.vocab_size, config.d_model, config.param_dtype
+        self.config = config
+        self.embedding = weight(rngs, (V, D), config.embedding_std, ("vocab", "embed"), dtype)
+        self.layers = Block(config, rngs, stack=(config.num_layers,))
+        self.final_norm = Norm(config, D)
+        if not config.tie_embeddings:
+            self.unembedding = weight(rngs, (D, V), D**-0.5, ("embed", "vocab"), dtype)
+        if config.memory.fam_length:
+            self.fam = Fam(config, rngs)
+
+    # --- forward ----------------------------------------------------------------------------------
+
+    def __call__(
+        self, tokens_BT: Any, state: MemoryState | None = None, count_B: Any = None, *, starts_BN: Any = None,
+        initial: MemoryState | None = None, shift_B: Any = None,
+    ) -> tuple[Any, MemoryState]:  # fmt: skip
+        """Layer-major: whole sequences, all blocks of a layer at once.
+
+        Args:
+          tokens_BT: int32 [B, T]; padded to whole blocks inside.
+          state: memory to continue, all of whose rows stand at a block's edge; None starts afresh.
+          count_B: tokens of each row up to its last real one; None where all are real. Padding is
+            neither attended to nor remembered.
+          starts_BN: bool [B, N], blocks with which a new document starts within the row. Padding
+            may fill up the block before.
+          initial: batch 1, the memory with which documents start; None is the learned one.
+          shift_B: random position offset of each row; only `fam_position="zero"` sees it.
+
+        Returns:
+          Hidden states [B, T, D] after the final norm (`logits` makes scores of them), and the
+          memory after each row's last real token.
+        """
+        config, S = self.config.memory, self.config.memory.block_size
+        B, T = tokens_BT.shape
+        if count_B is None:
+            count_B = jnp.full(B, T, jnp.int32)
+        if initial is None:
+            initial = self.initial_state(1)
+        if state is None:
+            state = broadcast_rows(initial, B)
+        padded = jnp.pad(tokens_BT, ((0, 0), (0, -T % S)))
+        where = positions.of_whole_blocks(
+            state.position, state.fam_updates, count_B, padded.shape[1] // S, config,
+            starts_BN, initial.fam_updates[0], shift_B,
+        )  # fmt: skip
+
+        def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, LayerMemory]:
+            return blocks.whole_blocks(weights, x, *memories, where, config, self.config.attention_budget_mib)
+
+        x = blocks.split_blocks(self.embed(padded), S)
+        x, layers = self._through_layers(layer, x, (state.layers, initial.layers))
+        return self.final_norm(blocks.join_blocks(x)[:, :T]), MemoryState(*positions.after(where, config), layers)
+
+    def read(
+        self, tokens_BQ: Any, state: MemoryState, count_B: Any = None, shift_B: Any = None
+    ) -> tuple[Any, MemoryState]:
+        """Block-major: all layers take up to one block of tokens, starting anywhere in a block.
+
+        Args:
+          tokens_BQ: int32 [B, Q], Q at most S.
+          state: the memory before these tokens; rows may stand at different positions.
+          count_B: real tokens of each row, which must fit what is left of the row's block
+            (`room` tells); None where all are real. A row with 0 stays as it is.
+          shift_B: see `__call__`.
+
+        Returns:
+          Hidden states [B, Q, D] after the final norm, and the memory after the real tokens.
+        """
+        config = self.config.memory
+        if count_B is None:
+            count_B = jnp.full(tokens_BQ.shape[0], tokens_BQ.shape[1], jnp.int32)
+        where = positions.of_part(state.position, state.fam_updates, count_B, config, shift_B)
+
+        def layer(weights: Block, x: Any, layer_memory: LayerMemory) -> tuple[Any, LayerMemory]:
+            return blocks.part_of_block(weights, x, layer_memory, where, config)
+
+        x, layers = self._through_layers(layer, self.embed(tokens_BQ), state.layers)
+        return self.final_norm(x), MemoryState(*positions.after(where, config), layers)
+
+    def embed(self, tokens: Any) -> Any:
+        """int32 [...] to [..., D]."""
+        return self.embedding[...].astype(self.config.dtype)[tokens]
+
+    def logits(self, hidden: Any) -> Any:
+        """Hidden states [..., D] to float32 scores [..., V]."""
+        table = self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
+        return jnp.matmul(hidden, table.astype(self.config.dtype), preferred_element_type=jnp.float32)
+
+    # --- memory -----------------------------------------------------------------------------------
+
+    def initial_state(self, batch: int, passed: tuple[Any, Any] | None = None) -> MemoryState:
+        """The memory before any text.
+
+        Args:
+          batch: B.
+          passed: (fam [L, P, F, D], updates) to start from instead of the learned prompt, as random
+            state passing does; the residual of its first update is that FAM.
+        """
+        config, memory_config = self.config, self.config.memory
+        L, K, S, H = config.num_layers, config.num_kv_heads, memory_config.block_size, config.head_dim
+        P, F, R = memory_config.previous_fams, memory_config.fam_length, memory_config.memory_segments + 1
+        ring = jnp.zeros((L, 1, R, K, S, H), config.dtype)
+        keys = jnp.zeros((L, 1, P, K, F, H), config.dtype)
+        fam, updates = passed if passed is not None else (self._initial_fam(), 0)
+        layers = LayerMemory(ring, ring, fam[:, None].astype(jnp.float32), keys, keys)
+        if F:
+            refresh = lambda weights, x, m: (x, memory.refresh_keys(weights, m, memory_config))
+            _, layers = self._through_layers(refresh, jnp.zeros(()), layers)
+        state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, updates, jnp.int32), layers)
+        return broadcast_rows(state, batch)
+
+    def _initial_fam(self) -> Any:
+        """[L, P, F, D]: the prompt carried up the layers by a forward pass of its own, or the prefix."""
+        config = self.config.memory
+        if not config.fam_length:
+            return jnp.zeros((self.config.num_layers, config.previous_fams, 0, self.config.d_model))
+        if config.fam_init == "prefix":
+            fam = self.fam.prefix[...]
+        else:
+            layer = lambda weights, x, _: (memory.prompt_layer(weights, x, config), x[0])
+            _, fam = self._through_layers(layer, self.fam.prompt[...][None].astype(self.config.dtype), None)
+        return jnp.repeat(fam[:, None].astype(jnp.float32), config.previous_fams, axis=1)
+
+    def _through_layers(self, layer: Callable[[Block, Any, Any], Any], x: Any, per_layer: Any) -> tuple[Any, Any]:
+        """x through all layers. `per_layer` has a leading axis L; so has what the layers return."""
+        graphdef, weights = nnx.split(self.layers)
+        weights = nnx.to_pure_dict(weights)
+
+        def step(x: Any, xs: Any) -> Any:
+            one, extra = xs
+            return layer(nnx.merge(graphdef, one), x, extra)
+
+        step = remat(step, self.config.remat)
+        if self.config.scan_layers:
+            return jax.lax.scan(step, x, (weights, per_layer))
+        outs = []
+        for i in range(self.config.num_layers):
+            x, out = step(x, jax.tree.map(lambda a, i=i: a[i], (weights, per_layer)))
+            outs.append(out)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def remat(step: Callable[..., Any], policy: str) -> Callable[..., Any]:
+    """`step` with what its backward pass computes again, by name: `none`, `dots`, `full`."""
+    if policy == "none":
+        return step
+    saveable = jax.checkpoint_policies.checkpoint_dots if policy == "dots" else None
+    return jax.checkpoint(step, policy=saveable, prevent_cse=False)
+
+
+def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:
+    """A memory of one row for `batch` rows."""
+    rows = lambda axis: lambda x: jnp.broadcast_to(x, (*x.shape[:axis], batch, *x.shape[axis + 1 :]))
+    layers = jax.tree.map(rows(1), state.layers)
+    return MemoryState(rows(0)(state.position), rows(0)(state.fam_updates), layers)
+
+
+def select_rows(mask_B: Any, new: MemoryState, old: MemoryState) -> MemoryState:
+    """Rows of `new` where the mask is set, else rows of `old` (to reset or restore single rows)."""
+    flip = lambda tree: jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
+    layers = memory.select_rows(mask_B, flip(new.layers), flip(old.layers))
+    layers = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), layers)
+    per_row = memory.select_rows(mask_B, (new.position, new.fam_updates), (old.position, old.fam_updates))
+    return MemoryState(*per_row, layers)
+
+
+def room(state: MemoryState, config: ModelConfig) -> Any:
+    """int32 [B]: how many tokens each row takes until its block is full."""
+    return config.memory.block_size - state.position % config.memory.block_size
+
+
+def create(config: ModelConfig, seed: int = 0) -> Transformer:
+    """A model with random weights. Raises `ConfigError` if the configuration cannot work."""
+    config.validate()
+    return Transformer(config, nnx.Rngs(params=jax.random.key(seed)))
+
+
+def parameters(model: nnx.Module) -> dict[str, Any]:
+    """The weights as a plain nested dict, the tree that checkpoints hold (docs/architecture.md)."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:
+    """`config` with some of the memory's settings changed."""
+    return dataclasses.replace(config, memory=dataclasses.replace(config.memory, **changes))
