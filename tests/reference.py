@@ -1,0 +1,214 @@
+"""TransformerFAM in float64 NumPy, token by token: a slow second opinion on `famjax`.
+
+It was written from the paper's equations, not from `famjax`: one row, absolute positions, keys
+gathered one by one, no masks, no scans, no state. The parameters are the plain tree that
+`famjax.nn.model.parameters` returns.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ModelConfig
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a text leaves behind.
+
+    Attributes:
+      hidden_TD: the output of each token, after the final norm.
+      fam_LPFD: the feedback memories after the last whole block, the newest first: at most P of
+        them, the initial one included.
+    """
+
+    hidden_TD: np.ndarray
+    fam_LPFD: np.ndarray
+
+
+def run(
+    config: ModelConfig, params: dict, tokens_T: np.ndarray, passed_LPFD: np.ndarray | None = None, start: int = 0
+) -> Outcome:
+    """Reads one document whose first token has the absolute position `start`.
+
+    `passed_LPFD` is a feedback memory from earlier; it takes the place of the learned prompt and
+    is the residual of the first update.
+    """
+    params = as_float64(params)
+    x = [params["embedding"][token] for token in tokens_T]
+    if passed_LPFD is not None:
+        initial = np.asarray(passed_LPFD, np.float64)
+    else:
+        initial = np.stack(learned_fam(config, params, start))[:, None]
+    fams = []
+    for index in range(config.num_layers):
+        layer = Layer(config, take(params["layers"], index))
+        x, fam = read_document(layer, x, list(initial[index]), passed_LPFD is not None, start)
+        fams.append(fam)
+    hidden = [norm(config, token, params["final_norm"]["scale"]) for token in x]
+    return Outcome(np.reshape(hidden, (len(tokens_T), config.d_model)), np.array(fams))
+
+
+def logits(config: ModelConfig, params: dict, hidden_TD: np.ndarray) -> np.ndarray:
+    """Scores [T, V] of the vocabulary."""
+    params = as_float64(params)
+    return hidden_TD @ (params["embedding"].T if config.tie_embeddings else params["unembedding"])
+
+
+def read_document(
+    layer: "Layer", x: list[np.ndarray], fams: list[np.ndarray], carries_context: bool, start: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """One layer over a whole document (paper section 2).
+
+    Args:
+      layer: its weights.
+      x: the input activation of every token.
+      fams: the feedback memories so far, at most P, newest first, each F activations.
+      carries_context: whether the newest of them has read something, so that it is a residual.
+      start: absolute position of the first token.
+    """
+    memory = layer.config.memory
+    S, M, F, window = memory.block_size, memory.memory_segments, memory.fam_length, memory.token_window
+    out = []
+    for begin in range(0, len(x), S):
+        end = min(begin + S, len(x))
+        # [KF_{tau-1}], or the feedback memories of the last P blocks.
+        fam_pairs = []
+        for age, fam in enumerate(fams):
+            for f in range(F):
+                position = fam_position(layer.config, start + begin - age * S, f)
+                fam_pairs.append(layer.key_value(fam[f], position))
+        # a_t = attend(q_t, [K_{tau-M} .. K_{tau-1}, KF_{tau-1}, K_{tau,:t}]) + i_t
+        for t in range(begin, end):
+            pairs = list(fam_pairs)
+            for seen in range(max(0, begin - M * S), t + 1):
+                if window and t - seen >= window:
+                    continue
+                pairs.append(layer.key_value(x[seen], start + seen))
+            attended = layer.attend(layer.query(x[t], start + t), pairs)
+            out.append(layer.feed_forward(attended + x[t]))
+        # F_tau = FF(norm(AF)) + AF,  AF = attend(QF, [KF_{tau-1}, K_tau]) + F_{tau-1}
+        if F and end - begin == S:
+            pairs = fam_pairs + [layer.key_value(x[t], start + t) for t in range(begin, end)]
+            new = []
+            for f in range(F):
+                query = layer.query(fams[0][f], fam_position(layer.config, start + end, f))
+                residual = fams[0][f] if carries_context else np.zeros(layer.config.d_model)
+                new.append(layer.feed_forward(layer.attend(query, pairs) + residual))
+            fams = [np.array(new), *fams][: memory.previous_fams]
+            carries_context = True
+    return out, fams
+
+
+def learned_fam(config: ModelConfig, params: dict, start: int) -> list[np.ndarray]:
+    """The memory [F, D] of each layer before any text: the prompt on its way up, or the prefix."""
+    F = config.memory.fam_length
+    if not F:
+        return [np.zeros((0, config.d_model))] * config.num_layers
+    if config.memory.fam_init == "prefix":
+        return list(params["fam"]["prefix"])
+    x = params["fam"]["prompt"]
+    fams = []
+    for index in range(config.num_layers):
+        fams.append(x)
+        layer = Layer(config, take(params["layers"], index))
+        where = [fam_position(config, start, f) for f in range(F)]
+        pairs = [layer.key_value(x[f], where[f]) for f in range(F)]
+        x = np.array([layer.feed_forward(layer.attend(layer.query(x[f], where[f]), pairs) + x[f]) for f in range(F)])
+    return fams
+
+
+def fam_position(config: ModelConfig, edge: int, f: int) -> float:
+    """Absolute position of activation f of the memory made by the block that ends just before `edge`."""
+    F = config.memory.fam_length
+    if config.memory.fam_position == "last":
+        return edge - F + f
+    if config.memory.fam_position == "float":
+        return edge - 1 + (f + 1) / (F + 1)
+    return 0.0
+
+
+@dataclasses.dataclass
+class Layer:
+    """The weights of one layer and what they do to one token."""
+
+    config: ModelConfig
+    weights: dict
+
+    def query(self, token: np.ndarray, position: float) -> np.ndarray:
+        """[heads, H]"""
+        normed = norm(self.config, token, self.weights["attention_norm"]["scale"])
+        return self._turned(normed, "query", position)
+
+    def key_value(self, token: np.ndarray, position: float) -> tuple[np.ndarray, np.ndarray]:
+        """Two [kv_heads, H]."""
+        normed = norm(self.config, token, self.weights["attention_norm"]["scale"])
+        value = np.einsum("d,dnh->nh", normed, self.weights["attention"]["value"])
+        return self._turned(normed, "key", position), value
+
+    def attend(self, query: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Softmax attention of one token to (key, value) pairs, through the output projection: [D]."""
+        group = self.config.num_heads // self.config.num_kv_heads
+        heads = []
+        for n in range(self.config.num_heads):
+            scores = np.array([query[n] @ key[n // group] for key, _ in pairs]) / np.sqrt(self.config.head_dim)
+            shares = np.exp(scores - scores.max())
+            shares /= shares.sum()
+            heads.append(sum(share * value[n // group] for share, (_, value) in zip(shares, pairs, strict=True)))
+        return np.einsum("nh,nhd->d", np.array(heads), self.weights["attention"]["output"])
+
+    def feed_forward(self, a: np.ndarray) -> np.ndarray:
+        """FF(norm(a)) + a"""
+        weights = self.weights["feed_forward"]
+        normed = norm(self.config, a, self.weights["ff_norm"]["scale"])
+        act = ACTIVATIONS[self.config.activation]
+        up = normed @ weights["up"]
+        hidden = act(normed @ weights["gate"]) * up if self.config.gated_ff else act(up)
+        return hidden @ weights["down"] + a
+
+    def _turned(self, normed: np.ndarray, name: str, position: float) -> np.ndarray:
+        projected = np.einsum("d,dnh->nh", normed, self.weights["attention"][name])
+        if self.config.qk_norm:
+            scale = self.weights["attention"][name + "_norm"]["scale"]
+            projected = np.array([norm(self.config, head, scale) for head in projected])
+        return rope(projected, position, self.config.rope_base)
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+def norm(config: ModelConfig, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """RMSNorm, or LayerNorm without bias."""
+    if config.norm == "layernorm":
+        x = x - x.mean()
+    return x / np.sqrt((x * x).mean() + config.norm_eps) * scale
+
+
+def rope(heads: np.ndarray, position: float, base: float) -> np.ndarray:
+    """Turns the pairs (i, i + H/2) of each head [.., H] by position * base**(-2i/H)."""
+    half = heads.shape[-1] // 2
+    out = heads.copy()
+    for i in range(half):
+        angle = position * base ** (-2 * i / heads.shape[-1])
+        a, b = heads[..., i], heads[..., i + half]
+        out[..., i] = a * np.cos(angle) - b * np.sin(angle)
+        out[..., i + half] = a * np.sin(angle) + b * np.cos(angle)
+    return out
+
+
+def as_float64(tree: Any) -> Any:
+    """A nested dict of arrays in float64."""
+    if isinstance(tree, dict):
+        return {name: as_float64(value) for name, value in tree.items()}
+    return np.asarray(tree, np.float64)
+
+
+def take(tree: Any, index: int) -> Any:
+    """Entry `index` of the leading axis of every array of a nested dict."""
+    return {name: take(value, index) for name, value in tree.items()} if isinstance(tree, dict) else tree[index]

@@ -1,0 +1,162 @@
+"""Tiny models for tests: random weights everywhere, forwards compiled once a configuration."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from famjax.attention.memory import MemoryState
+from famjax.config import MemoryConfig, ModelConfig
+from famjax.nn import model as models
+
+RELATIVE = 1e-5  # float32 against float64, relative to the largest value
+
+
+def config(**changes: Any) -> ModelConfig:
+    """Two layers, width 12, blocks of 4, one segment, FAM of 2. Memory settings may be given by name too."""
+    memory_names = {field.name for field in dataclasses.fields(MemoryConfig)}
+    memory = {"block_size": 4, "memory_segments": 1, "fam_length": 2}
+    memory |= {name: changes.pop(name) for name in list(changes) if name in memory_names}
+    model = {"vocab_size": 17, "num_layers": 2, "d_model": 12, "d_ff": 20, "num_heads": 2, "num_kv_heads": 2}
+    model |= {"head_dim": 4, "dtype": "float32", "rope_base": 100.0} | changes
+    return ModelConfig(**model, memory=MemoryConfig(**memory))
+
+
+def parameters(config: ModelConfig, seed: int = 0) -> dict:
+    """Random weights, of a size that makes every part of the model matter; norm scales are not all ones."""
+    shapes = models.parameters(_abstract(config))
+    paths, treedef = jax.tree.flatten_with_path(shapes)
+    rng = np.random.default_rng(seed)
+    leaves = []
+    for path, shape in paths:
+        name = jax.tree_util.keystr(path)
+        noise = rng.normal(size=shape.shape)
+        if "scale" in name:
+            value = 1 + 0.3 * noise
+        elif "embedding" in name or "fam" in name:
+            value = noise
+        else:
+            value = 0.35 * noise
+        leaves.append(jnp.asarray(value, shape.dtype))
+    return jax.tree.unflatten(treedef, leaves)
+
+
+@functools.lru_cache(maxsize=None)
+def _abstract(config: ModelConfig) -> Any:
+    config.validate()
+    return nnx.eval_shape(lambda: models.create(config))
+
+
+def build(config: ModelConfig, params: dict) -> models.Transformer:
+    """The model with these weights; works inside traced functions."""
+    graphdef, state = nnx.split(_abstract(config))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def whole(config: ModelConfig, params: dict, tokens_BT: Any, state: MemoryState | None = None, **kwargs: Any) -> Any:
+    """Layer-major: (hidden states, memory). `passed` is given on to `initial_state`."""
+    return whole_untraced(config, params, tokens_BT, state, **kwargs)
+
+
+def whole_untraced(config: ModelConfig, params: dict, tokens_BT: Any, state: Any = None, **kwargs: Any) -> Any:
+    """`whole` for use inside a function that is traced by itself."""
+    model = build(config, params)
+    if "passed" in kwargs:
+        kwargs["initial"] = model.initial_state(1, kwargs.pop("passed"))
+    return model(tokens_BT, state, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read(config: ModelConfig, params: dict, tokens_BQ: Any, state: MemoryState, **kwargs: Any) -> Any:
+    """Block-major: one part of a block."""
+    return build(config, params).read(tokens_BQ, state, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def initial_state(config: ModelConfig, params: dict, batch: int = 1, passed: Any = None) -> MemoryState:
+    """The memory before any text."""
+    return build(config, params).initial_state(batch, passed)
+
+
+def tokens(config: ModelConfig, batch: int, length: int, seed: int = 0) -> np.ndarray:
+    """Random tokens [B, T]."""
+    return np.random.default_rng((seed, 1)).integers(0, config.vocab_size, (batch, length)).astype(np.int32)
+
+
+def stream(
+    config: ModelConfig, params: dict, tokens_BT: np.ndarray, state: MemoryState | None = None,
+    sizes: Any = None, counts_B: Any = None, **kwargs: Any,
+) -> tuple[np.ndarray, MemoryState]:  # fmt: skip
+    """Block-major over a text of any length: rows advance each at its own pace, never past their block.
+
+    Args:
+      config, params: the model.
+      tokens_BT: the text.
+      state: the memory before it; None starts afresh.
+      sizes: a `numpy` generator that draws how many tokens each row takes at each call; None takes all
+        that its block has room for.
+      counts_B: real tokens of each row; None where all are.
+      **kwargs: given on to `read`.
+    """
+    B, T = tokens_BT.shape
+    S = config.memory.block_size
+    counts = np.full(B, T) if counts_B is None else np.asarray(counts_B)
+    state = initial_state(config, params, B) if state is None else state
+    out = np.zeros((B, T, config.d_model), np.float32)
+    done = np.zeros(B, int)
+    while (done < counts).any():
+        take = S - np.asarray(state.position) % S
+        if sizes is not None:
+            take = np.minimum(take, sizes.integers(0, S + 1, B))
+        take = np.minimum(take, counts - done)
+        part = np.random.default_rng(0).integers(0, config.vocab_size, (B, S)).astype(np.int32)
+        for b in range(B):
+            part[b, : take[b]] = tokens_BT[b, done[b] : done[b] + take[b]]
+        hidden, state = read(config, params, part, state, count_B=take.astype(np.int32), **kwargs)
+        for b in range(B):
+            out[b, done[b] : done[b] + take[b]] = hidden[b, : take[b]]
+        done += take
+    return out, state
+
+
+def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarray]]:
+    """What a memory holds, row by row: blocks oldest first, and FAMs newest first, without unused room."""
+    S, R, P = config.memory.block_size, config.memory.memory_segments + 1, config.memory.previous_fams
+    rows = []
+    for b, (position, updates) in enumerate(zip(state.position.tolist(), state.fam_updates.tolist(), strict=True)):
+        current, waiting = divmod(position, S)
+        fams = min(P, updates + 1)
+        row = {"position": np.array(position)}
+        if config.memory.fam_length:
+            row |= {name: np.asarray(getattr(state.layers, name)[:, b, :fams]) for name in ("fam", "fam_k", "fam_v")}
+            row |= {"fam_updates": np.array(updates)}
+        for name in ("k", "v"):
+            ring = np.asarray(getattr(state.layers, name)[:, b])
+            past = [ring[:, n % R] for n in range(max(0, current - R + 1), current)]
+            parts = [*past, ring[:, current % R][..., :waiting, :]]
+            row[name] = np.concatenate(parts, axis=-2)
+        rows.append(row)
+    return rows
+
+
+def assert_close(actual: Any, desired: Any, relative: float = RELATIVE) -> None:
+    """Equal shapes, and no difference above `relative` times the largest desired value."""
+    actual, desired = np.asarray(actual, np.float64), np.asarray(desired, np.float64)
+    assert actual.shape == desired.shape
+    assert np.isfinite(actual).all()
+    if desired.size:
+        assert np.abs(actual - desired).max() <= relative * np.abs(desired).max()
+
+
+def assert_same_memory(config: ModelConfig, actual: MemoryState, desired: MemoryState) -> None:
+    """Two memories hold the same, up to rounding."""
+    for one, other in zip(visible(config, actual), visible(config, desired), strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_close(one[name], other[name])
