@@ -40,7 +40,7 @@ def parameters(config: ModelConfig, seed: int = 0) -> dict:
         elif "embedding" in name or "fam" in name:
             value = noise
         else:
-            value = 0.35 * noise
+            value = 0.25 * noise
         leaves.append(jnp.asarray(value, shape.dtype))
     return jax.tree.unflatten(treedef, leaves)
 
