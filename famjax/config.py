@@ -8,6 +8,7 @@ knows gin.
 import dataclasses
 import difflib
 import json
+import typing
 from typing import Any
 
 ACTIVATIONS = ("silu", "gelu", "relu")
@@ -35,6 +36,18 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _at_least(name: str, value: float, least: float) -> None:
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
+def _check_types(config: Any) -> None:
+    """Raises `ConfigError` on a value that is not of its field's type; a number may be written 1 or 1.0."""
+    for field in dataclasses.fields(config):
+        value, wanted = getattr(config, field.name), typing.cast(type, typing.get_origin(field.type) or field.type)
+        more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
+        allowed = more.get(wanted, (wanted,))
+        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
+            raise ConfigError(
+                f"{type(config).__name__}.{field.name} is {value!r}; it must be of type {wanted.__name__}"
+            )
 
 
 def _probability(name: str, value: float) -> None:
@@ -83,6 +96,7 @@ class MemoryConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
         _at_least("block_size", self.block_size, 1)
         _at_least("memory_segments", self.memory_segments, 0)
         _at_least("fam_length", self.fam_length, 0)
@@ -162,6 +176,7 @@ class ModelConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
         for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim"):
             _at_least(name, getattr(self, name), 1)
         if self.num_heads % self.num_kv_heads:
@@ -187,7 +202,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
-        """Reads what `to_json` wrote. Raises `ConfigError` on an unknown or a missing name."""
+        """Reads what `to_json` wrote. A missing name has its default; an unknown one raises `ConfigError`."""
         try:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
@@ -195,6 +210,8 @@ class ModelConfig:
         if not isinstance(fields, dict):
             raise ConfigError("model.json does not hold an object; is it a model's configuration?")
         memory = fields.pop("memory", {})
+        if not isinstance(memory, dict):
+            raise ConfigError("model.json: `memory` does not hold an object; is the file whole?")
         config = cls(**_known(cls, fields), memory=MemoryConfig(**_known(MemoryConfig, memory)))
         config.validate()
         return config
@@ -234,6 +251,7 @@ class OptimizerConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
         _one_of("schedule", self.schedule, SCHEDULES)
         for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "prompt_learning_rate"):
             _at_least(name, getattr(self, name), 0)
@@ -266,6 +284,7 @@ class PassKeyConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
         _at_least("key_digits", self.key_digits, 1)
         if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 1:
             raise ConfigError(f"stages {self.stages} must be blocks of filler in rising order, for example (1, 4, 16)")
@@ -292,6 +311,8 @@ class TrainConfig:
       initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
       log_period: steps between two lines of `metrics.jsonl`.
       checkpoint_period: steps between two checkpoints; 0 writes one at the end.
+      eval_period: steps between two evaluations; 0, so far the only value, never evaluates.
+      lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
       mesh: devices along each mesh axis.
     """
 
@@ -307,10 +328,13 @@ class TrainConfig:
     initial_checkpoint: str = ""
     log_period: int = 10
     checkpoint_period: int = 0
+    eval_period: int = 0
+    lora_rank: int = 0
     mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
         if not self.model_dir:
             raise ConfigError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"")
         self.model.validate()
@@ -322,9 +346,18 @@ class TrainConfig:
         _at_least("TRAIN_STEPS", self.steps, 1)
         _at_least("LOG_PERIOD", self.log_period, 1)
         _at_least("CHECKPOINT_PERIOD", self.checkpoint_period, 0)
+        if self.eval_period:
+            raise ConfigError(
+                f"EVAL_PERIOD is {self.eval_period}, but evaluation during training is not built yet; set it to 0 "
+                f"and run `famjax eval` afterwards"
+            )
+        if self.lora_rank:
+            raise ConfigError(f"LORA_RANK is {self.lora_rank}, but LoRA is not built yet; set it to 0")
         devices = 1
         for axis, size in self.mesh.items():
             _one_of("MESH axis", axis, MESH_AXES)
+            if not isinstance(size, int):
+                raise ConfigError(f"MESH axis {axis} is {size!r}; it must be a number of devices")
             _at_least(f"MESH axis {axis}", size, 1)
             devices *= size
         if devices > 1:

@@ -218,6 +218,12 @@ def parameters(model: nnx.Module) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
+    """The tree of `parameters` with shapes instead of arrays; nothing is computed, whatever the size."""
+    shapes: dict[str, Any] = jax.eval_shape(lambda: parameters(create(config)))
+    return shapes
+
+
 def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:
     """`config` with some of the memory's settings changed."""
     return dataclasses.replace(config, memory=dataclasses.replace(config.memory, **changes))

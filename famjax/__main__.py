@@ -1,0 +1,8 @@
+"""`python -m famjax VERB` is `famjax VERB`."""
+
+import sys
+
+from famjax.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""gin in, frozen dataclasses out: the only module that knows gin.
+
+Configurations are registered with gin under their class names, so that a gin file reads
+
+    TrainConfig.steps = %TRAIN_STEPS
+    ModelConfig.memory = @MemoryConfig()
+
+gin keeps its settings in module globals. Each load clears them first and leaves nothing that a
+later one could see. Every mistake of a user's becomes a `ConfigError` of one line.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util  # noqa: F401 - gin's own file reader uses it and forgets to import it
+import logging
+import re
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn, TypeVar
+
+import gin
+
+from famjax.cli.main import nearest
+from famjax.config import ConfigError, MemoryConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+
+T = TypeVar("T")
+
+# The macros that every training takes on the command line (the last three come from model files).
+CONTRACT_MACROS = (
+    "MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "TRAIN_STEPS",
+    "BATCH_SIZE", "RANDOM_SEED", "LEARNING_RATE", "MESH", "CHECKPOINT_PERIOD", "EVAL_PERIOD", "LOG_PERIOD",
+    "LORA_RANK", "BLOCK_SIZE", "MEMORY_SEGMENTS", "FAM_LENGTH",
+)  # fmt: skip
+
+
+def target_length(task_feature_lengths: dict[str, int]) -> int:
+    """T5X's `TASK_FEATURE_LENGTHS` of a decoder, {"targets": N}, to the number of tokens of a row."""
+    if not isinstance(task_feature_lengths, dict) or set(task_feature_lengths) != {"targets"}:
+        raise ConfigError(
+            f'TASK_FEATURE_LENGTHS is {task_feature_lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
+        )
+    return task_feature_lengths["targets"]
+
+
+_REGISTERED: dict[str, tuple[str, ...]] = {}
+
+
+def register(*configurables: Any) -> None:
+    """Makes dataclasses and functions known to gin under their own names. Again does no harm."""
+    for item in configurables:
+        if item.__name__ in _REGISTERED:
+            continue
+        if dataclasses.is_dataclass(item):
+            names = tuple(field.name for field in dataclasses.fields(item))
+        else:
+            names = item.__code__.co_varnames[: item.__code__.co_argcount]
+        gin.register(item, module="famjax")
+        _REGISTERED[item.__name__] = names
+
+
+register(ModelConfig, MemoryConfig, TrainConfig, OptimizerConfig, PassKeyConfig, target_length)
+
+
+def load_train_config(
+    gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = ()
+) -> tuple[TrainConfig, str]:
+    """A training from gin, not yet validated, and the operative configuration as gin text.
+
+    Args:
+      gin_files: read in this order; what is set later wins.
+      search_paths: see `search_path`.
+      bindings: `NAME=VALUE`, as in `--gin.NAME=VALUE`; they win over the files.
+
+    Raises:
+      ConfigError: names what is wrong and where, in one line.
+    """
+    return load(TrainConfig, gin_files, search_paths, bindings)
+
+
+def load_model_config(
+    gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = ()
+) -> ModelConfig:
+    """A validated model from gin, for example from `gin/models/fam_1b.gin`. See `load_train_config`."""
+    config, _ = load(ModelConfig, gin_files, search_paths, bindings)
+    config.validate()
+    return config
+
+
+def load(
+    root: type[T], gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = ()
+) -> tuple[T, str]:
+    """A configuration of any registered class, and its operative configuration as gin text."""
+    register(root)
+    gin.clear_config()
+    try:
+        with _searching(search_path(search_paths)):
+            for file in gin_files:
+                _parse(lambda file=file: gin.parse_config_file(str(file)), f"gin file {file}")
+        from_files = set(_macros_defined())
+        for binding in bindings:
+            _bind(binding)
+        _check_macros(from_files, root)
+        value = _build(root)
+        return value, gin.operative_config_str()
+    finally:
+        gin.clear_config()
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def search_path(given: Sequence[str] = ()) -> list[Path]:
+    """Where gin files are sought: the current directory, the given ones, those that come with famjax."""
+    checkout = Path(__file__).resolve().parents[2]
+    installed = Path(sys.prefix) / "share" / "famjax"
+    roots = [Path.cwd(), *map(Path, given), *(root for root in (checkout, installed) if (root / "gin").is_dir())]
+    return list(dict.fromkeys(roots))
+
+
+_SEARCHED: list[Path] = []
+
+
+@contextlib.contextmanager
+def _searching(roots: list[Path]) -> Iterator[None]:
+    _SEARCHED[:] = roots
+    logging.disable(logging.ERROR)  # gin logs a missing file before it raises
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        _SEARCHED.clear()
+
+
+def _find(name: str) -> Path | None:
+    found = (root / name for root in _SEARCHED if (root / name).is_file())
+    return next(found, None)
+
+
+def _open(name: str) -> IO[str]:
+    return (_find(name) or Path(name)).open(encoding="utf-8")
+
+
+# gin asks its own readers first, which look in the current directory. Includes come this way too.
+gin.config.register_file_reader(_open, lambda name: _find(name) is not None)
+
+
+def _missing_file(name: str, where: str) -> NoReturn:
+    present: dict[str, Path] = {}
+    for root in _SEARCHED:
+        for pattern in ("*.gin", "gin/**/*.gin"):  # never all below: the current directory may be a home
+            present |= {str(path.relative_to(root)): path for path in root.glob(pattern)}
+    near = difflib.get_close_matches(name, sorted(present), n=3, cutoff=0.5)
+    stem = difflib.get_close_matches(Path(name).name, sorted({path.name for path in present.values()}), n=2)
+    near += [key for key, path in sorted(present.items()) if path.name in stem and key not in near]
+    hint = f"; nearest are {', '.join(near[:3])}" if near else f"; sought in {', '.join(map(str, _SEARCHED))}"
+    raise ConfigError(f"{where}there is no gin file {name}{hint}")
+
+
+# --- parsing --------------------------------------------------------------------------------------
+
+
+def _parse(parse: Any, where: str) -> None:
+    """Runs gin's parser and turns what it raises into one line with a place."""
+    try:
+        parse()
+    except ConfigError:
+        raise
+    except SyntaxError as error:
+        place = f"{error.filename}:{error.lineno}" if error.filename else where
+        raise ConfigError(f"{place}: gin cannot read this: {_reason(error)}") from error
+    except tokenize.TokenError as error:
+        raise ConfigError(f"{where}: a bracket or a quote is not closed") from error
+    except (OSError, AttributeError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        _explain(str(error), where, error)
+
+
+def _reason(error: SyntaxError) -> str:
+    return str(error.msg).splitlines()[0].rstrip(".") or "syntax error"
+
+
+def _explain(message: str, where: str, error: Exception) -> NoReturn:
+    """Raises `ConfigError` for an exception that gin raised; `message` may name places, innermost first."""
+    place = re.search(r'In file "([^"]+)", line (\d+)', message)
+    prefix = f"{place[1]}:{place[2]}: " if place else f"{where}: "
+    if missing := re.search(r"Unable to open file: (.+)\. Searched config paths", message):
+        _missing_file(missing[1], f"{place[1]}:{place[2]}: " if place else "")
+    if unknown := re.search(r"No configurable matching (?:reference )?'@?([^'()]+)", message):
+        name = unknown[1].rsplit("/", 1)[-1]
+        near = nearest(name, _REGISTERED) or f"; known are {', '.join(sorted(_REGISTERED))}"
+        raise ConfigError(f"{prefix}there is nothing called {name} to configure{near}") from error
+    if unknown := re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", message):
+        owner, name = unknown[1].rsplit(".", 1)[-1], unknown[2]
+        names = _REGISTERED.get(owner, ())
+        near = nearest(name, names) or f"; it has {', '.join(names)}"
+        raise ConfigError(f"{prefix}{owner} has no parameter {name}{near}") from error
+    raise ConfigError(f"{prefix}{message.splitlines()[0] if message else type(error).__name__}") from error
+
+
+def _bind(binding: str) -> None:
+    """One `NAME=VALUE` of the command line."""
+    name, equals, value = binding.partition("=")
+    flag = f"--gin.{binding}"
+    if not equals or not name.strip():
+        raise ConfigError(f"{flag} has no value; write --gin.NAME=VALUE")
+    one_line = " ".join(value.splitlines()).strip()
+    try:
+        gin.parse_config(f"{name} = {one_line}")
+    except (SyntaxError, tokenize.TokenError) as error:
+        hint = f"text needs quotes: --gin.{name}=\"'{one_line}'\"" if one_line else "write --gin.NAME=VALUE"
+        if re.match(r"[\[({'\"]", one_line):
+            hint = "a bracket or a quote is not closed, or the shell took the quotes away"
+        raise ConfigError(f"{flag}: {one_line or 'nothing'} is no gin value; {hint}") from error
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        _explain(str(error), flag, error)
+
+
+# --- macros ---------------------------------------------------------------------------------------
+
+
+def _macros_defined() -> list[str]:
+    return [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
+
+
+def _macros_used() -> set[str]:
+    macro = gin.get_configurable(gin.config.macro)
+    references = gin.config.iterate_references(gin.config._CONFIG, to=macro)
+    return {reference.scoped_selector.rsplit("/", 1)[0] for reference in references}
+
+
+def _check_macros(from_files: set[str], root: type) -> None:
+    """Every macro that is used has a value; every one that the command line gives is used or defined in a file."""
+    defined, used = set(_macros_defined()), _macros_used()
+    for name in sorted(used - defined):
+        hint = nearest(name, defined) or f"; set it with --gin.{name}=VALUE"
+        raise ConfigError(f"%{name} is used but has no value{hint}")
+    for name in sorted(defined - from_files - used):
+        if name in CONTRACT_MACROS:
+            remedy = "include 'gin/runs/pretrain.gin' and a file of gin/models"
+            raise ConfigError(f"--gin.{name}: no gin file uses {name}; {remedy}, or give another --gin_file")
+        known: Iterable[str] = from_files | used | (set(CONTRACT_MACROS) if root is TrainConfig else set())
+        near = nearest(name, known) or f"; known are {', '.join(sorted(known))}"
+        raise ConfigError(f"--gin.{name}: there is no macro {name}{near}")
+
+
+def _build(root: type[T]) -> T:
+    try:
+        return gin.get_configurable(root.__name__)()  # type: ignore[no-any-return]
+    except ConfigError as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"these settings make no {root.__name__}: {first}") from error

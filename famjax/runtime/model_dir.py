@@ -1,0 +1,48 @@
+"""A model directory without its weights: where things are, and `model.json`. Imports nothing heavy.
+
+DIR/model.json          the full `ModelConfig`
+DIR/config.gin          after training: the settings as they were used
+DIR/metrics.jsonl       after training: one object a logged step
+DIR/checkpoints/N/      the weights, and what a training needs to go on, after N steps
+"""
+
+import os
+from pathlib import Path
+
+from famjax.config import ConfigError, ModelConfig
+
+MODEL_JSON = "model.json"
+CONFIG_GIN = "config.gin"
+METRICS_JSONL = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+def read_config(model_dir: str | Path) -> ModelConfig:
+    """The model of a directory. Raises `ConfigError` where there is none, or a damaged one."""
+    if not str(model_dir):
+        raise ConfigError("the model directory's name is empty; name a directory that has a model.json")
+    path = Path(model_dir)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; name a directory that `famjax train` wrote")
+    if not (path / MODEL_JSON).is_file():
+        kind = "has no model.json" if path.is_dir() else "is a file"
+        raise ConfigError(f"{path} is no model directory: it {kind}; name a directory that `famjax train` wrote")
+    try:
+        return ModelConfig.from_json((path / MODEL_JSON).read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise ConfigError(f"{path / MODEL_JSON}: {error}") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file whole or not at all: a reader sees the old text or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
