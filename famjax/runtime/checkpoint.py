@@ -9,6 +9,7 @@ are old ones deleted: whoever is killed on the way leaves the last whole step.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str,
     items = {TRAINING: ocp.args.PyTreeRestore(target, restore_args), PROGRESS: ocp.args.JsonRestore()}
     if not (_step_dir(root, step) / PROGRESS).is_dir():
         del items[PROGRESS]
+    _mute_late_failures()
     try:
         with _manager(root) as manager:
             out = manager.restore(step, args=ocp.args.Composite(**items))
@@ -167,6 +169,7 @@ def _step_dir(root: Path, step: int) -> Path:
 
 def _stored_shapes(root: Path, step: int) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the weights on disk by path, or None where they cannot be read."""
+    _mute_late_failures()
     try:
         handler = ocp.StandardCheckpointHandler()
         return _flatten(handler.metadata(epath.Path(_step_dir(root, step) / WEIGHTS)).tree)
@@ -175,6 +178,7 @@ def _stored_shapes(root: Path, step: int) -> dict[str, tuple[int, ...]] | None:
 
 
 def _restore(root: Path, step: int, target: Tree) -> dict[str, Any]:
+    _mute_late_failures()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(_step_dir(root, step) / WEIGHTS, target)
@@ -183,6 +187,21 @@ def _restore(root: Path, step: int, target: Tree) -> dict[str, Any]:
             f"the weights in {_step_dir(root, step)} are damaged ({_first_line(error)}); restore them from a copy"
         ) from error
     return dict(restored)
+
+
+def _mute_late_failures() -> None:
+    """Orbax reads arrays side by side and stops at the first failure. What the others then have to
+    say reaches `sys.excepthook` from threads, one traceback an array, even after it has returned."""
+    if getattr(sys.excepthook, "mutes_late_failures", False):
+        return
+    before = sys.excepthook
+
+    def hook(kind: Any, value: Any, trace: Any) -> None:
+        if not (isinstance(value, RuntimeError) and "Event loop is closed" in str(value)):
+            before(kind, value, trace)
+
+    hook.mutes_late_failures = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
 
 
 def _flatten(tree: Any) -> dict[str, tuple[int, ...]]:
