@@ -9,7 +9,8 @@ are old ones deleted: whoever is killed on the way leaves the last whole step.
 """
 
 import dataclasses
-import sys
+import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, write
 WEIGHTS, TRAINING, PROGRESS = "weights", "training", "progress"
 # Of the tree of weights, what belongs to FAM: {"prompt": [F, D]} or {"prefix": [L, F, D]}.
 FAM = "fam"
+
+# What was written below a folder of weights; of files up to so many bytes the content is checked too.
+FILES, CHECKED_BYTES = "FILES.json", 2**26
 
 Tree = Mapping[str, Any]
 # From a configuration to the shapes (`jax.ShapeDtypeStruct`) of its weights; the model knows them.
@@ -65,6 +69,7 @@ def save_model(
     write_text(root / MODEL_JSON, config.to_json())
     with _manager(root, keep) as manager:
         manager.save(step, args=ocp.args.Composite(**items), force=True)
+    _record_files(_step_dir(root, step) / WEIGHTS)
     return step
 
 
@@ -89,11 +94,12 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
         raise ConfigError(
             f"{model_dir} has a model.json but no weights; was its training stopped before the first save?"
         )
-    expected = _flatten(shapes(stored))
+    if damaged := _damaged(_step_dir(root, step) / WEIGHTS):
+        raise ConfigError(f"{damaged} is missing or damaged; restore the weights from a copy")
     there = _stored_shapes(root, step)
     if there is None:
         raise ConfigError(f"the weights in {_step_dir(root, step)} are damaged; restore them from a copy")
-    if difference := _difference(expected, there):
+    if difference := _difference(_flatten(shapes(stored)), there):
         raise ConfigError(f"the weights in {model_dir} do not fit its model.json: {difference}")
     params = _restore(root, step, shapes(stored))
     F = config.memory.fam_length
@@ -134,7 +140,6 @@ def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str,
     items = {TRAINING: ocp.args.PyTreeRestore(target, restore_args), PROGRESS: ocp.args.JsonRestore()}
     if not (_step_dir(root, step) / PROGRESS).is_dir():
         del items[PROGRESS]
-    _mute_late_failures()
     try:
         with _manager(root) as manager:
             out = manager.restore(step, args=ocp.args.Composite(**items))
@@ -169,7 +174,8 @@ def _step_dir(root: Path, step: int) -> Path:
 
 def _stored_shapes(root: Path, step: int) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the weights on disk by path, or None where they cannot be read."""
-    _mute_late_failures()
+    if _damaged(_step_dir(root, step) / WEIGHTS):
+        return None
     try:
         handler = ocp.StandardCheckpointHandler()
         return _flatten(handler.metadata(epath.Path(_step_dir(root, step) / WEIGHTS)).tree)
@@ -178,7 +184,6 @@ def _stored_shapes(root: Path, step: int) -> dict[str, tuple[int, ...]] | None:
 
 
 def _restore(root: Path, step: int, target: Tree) -> dict[str, Any]:
-    _mute_late_failures()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(_step_dir(root, step) / WEIGHTS, target)
@@ -189,19 +194,33 @@ def _restore(root: Path, step: int, target: Tree) -> dict[str, Any]:
     return dict(restored)
 
 
-def _mute_late_failures() -> None:
-    """Orbax reads arrays side by side and stops at the first failure. What the others then have to
-    say reaches `sys.excepthook` from threads, one traceback an array, even after it has returned."""
-    if getattr(sys.excepthook, "mutes_late_failures", False):
-        return
-    before = sys.excepthook
+def _record_files(folder: Path) -> None:
+    """Notes what was written, so that damage is found before Orbax is asked to read it.
 
-    def hook(kind: Any, value: Any, trace: Any) -> None:
-        if not (isinstance(value, RuntimeError) and "Event loop is closed" in str(value)):
-            before(kind, value, trace)
+    Orbax reads all arrays side by side; on damage each of them prints a traceback, from threads.
+    """
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILES)
+    write_text(folder / FILES, json.dumps({str(path.relative_to(folder)): _fingerprint(path) for path in files}))
 
-    hook.mutes_late_failures = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
+
+def _fingerprint(path: Path) -> list[int]:
+    """[bytes, CRC32], the second only of files that are read in a moment."""
+    size = path.stat().st_size
+    return [size, zlib.crc32(path.read_bytes())] if size <= CHECKED_BYTES else [size]
+
+
+def _damaged(folder: Path) -> str:
+    """The first file that is not as it was written, or nothing. Without a record all is taken as whole."""
+    if not (folder / FILES).is_file():
+        return "" if folder.is_dir() else str(folder)
+    try:
+        recorded = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        for name, fingerprint in recorded.items():
+            if not (folder / name).is_file() or _fingerprint(folder / name) != fingerprint:
+                return str(folder / name)
+    except (ValueError, AttributeError):
+        return str(folder / FILES)
+    return ""
 
 
 def _flatten(tree: Any) -> dict[str, tuple[int, ...]]:
