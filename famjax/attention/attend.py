@@ -40,11 +40,11 @@ def _meet(q_KGQH: Any, source: Source, rope_base: float) -> tuple[Any, Any]:
     if isinstance(distance, (int, float)):
         if distance == 0:
             return q_KGQH, source.k
-        lead = jnp.float32(distance)
+        lead: Any = distance
     else:
-        lead = jnp.asarray(distance)[..., None, None]
+        lead = distance[..., None, None]
     if q_KGQH.size <= source.k.size:
-        ahead = lead if jnp.ndim(lead) == 0 else lead[..., None]
+        ahead = lead if isinstance(lead, (int, float)) else lead[..., None]
         return rope.turn(q_KGQH, ahead, rope_base), source.k
     return q_KGQH, rope.turn(source.k, -lead, rope_base)
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from famjax.attention.attend import Source, attend
 from famjax.config import MemoryConfig
@@ -97,10 +98,10 @@ def fam_offsets(config: MemoryConfig) -> Any:
     """
     F, S = config.fam_length, config.block_size
     if config.fam_position == "last":
-        return jnp.arange(S - F, S, dtype=jnp.float32)
+        return np.arange(S - F, S)
     if config.fam_position == "float":
-        return S - 1 + jnp.arange(1, F + 1, dtype=jnp.float32) / (F + 1)
-    return jnp.zeros(F, jnp.float32)
+        return S - 1 + np.arange(1, F + 1) / (F + 1)
+    return np.zeros(F)
 
 
 def fam_sources(fam_k: Any, fam_v: Any, updates: Any, distance: Any, config: MemoryConfig) -> list[Source]:

@@ -58,24 +58,33 @@ class Block(nnx.Module):
 
     def finish(self, heads: Any, residual: Any) -> Any:
         """Heads [..., K, G, Q, H] and residual [..., Q, D] to the layer's output (paper section 2)."""
-        heads = heads.reshape(*heads.shape[:-4], -1, *heads.shape[-2:])
-        out = jnp.einsum("...NQH,NHD->...QD", heads, self.attention.output[...].astype(self.dtype))
-        a = residual + out.astype(residual.dtype)
-        return a + self.feed_forward(self.ff_norm(a)).astype(a.dtype)
+        kernel = self.attention.output[...].astype(self.dtype)
+        kernel = kernel.reshape(-1, kernel.shape[-1])
+        by_token = jnp.moveaxis(heads, -2, -4).reshape(-1, kernel.shape[0])
+        a = residual.reshape(-1, kernel.shape[1])
+        a = a + (by_token @ kernel).astype(a.dtype)
+        return (a + self.feed_forward(self.ff_norm(a)).astype(a.dtype)).reshape(residual.shape)
 
     def _queries(self, normed: Any, offsets: Any) -> Any:
         q = self._project(normed, self.attention.query)
         if self.qk_norm:
             q = self.attention.query_norm(q)
-        q = rope.turn(q, jnp.asarray(offsets)[..., None, :], self.rope_base)
+        q = jnp.swapaxes(rope.turn(q, offsets[..., None], self.rope_base), -3, -2)
         return q.reshape(*q.shape[:-3], -1, self.queries_per_kv, *q.shape[-2:])
 
     def _keys_values(self, normed: Any, offsets: Any) -> tuple[Any, Any]:
         k, v = self._project(normed, self.attention.key), self._project(normed, self.attention.value)
         if self.qk_norm:
             k = self.attention.key_norm(k)
-        return rope.turn(k, jnp.asarray(offsets)[..., None, :], self.rope_base), v
+        k = rope.turn(k, offsets[..., None], self.rope_base)
+        return jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2)
 
     def _project(self, normed: Any, kernel: Any) -> Any:
-        """[..., Q, D] to [..., heads, Q, H]."""
-        return jnp.einsum("...QD,DNH->...NQH", normed, kernel[...].astype(self.dtype))
+        """[..., Q, D] to [..., Q, heads, H].
+
+        Norms and RoPE run on this layout, and heads move in front of the tokens last: moved by the
+        projection itself, the compiler turns whole arrays several times in the backward pass.
+        """
+        D, heads, H = kernel.shape
+        out = normed.reshape(-1, D) @ kernel[...].astype(self.dtype).reshape(D, heads * H)
+        return out.reshape(*normed.shape[:-1], heads, H)
