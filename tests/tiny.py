@@ -14,6 +14,8 @@ from famjax.config import MemoryConfig, ModelConfig
 from famjax.nn import model as models
 
 RELATIVE = 1e-5  # float32 against float64, relative to the largest value
+# Tests compile much and compute little: the compiler's last stage need not work hard.
+COMPILE_FAST = {"xla_backend_optimization_level": 0}
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -58,7 +60,7 @@ def build(config: ModelConfig, params: dict) -> models.Transformer:
     return nnx.merge(graphdef, state)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILE_FAST)
 def whole(config: ModelConfig, params: dict, tokens_BT: Any, state: MemoryState | None = None, **kwargs: Any) -> Any:
     """Layer-major: (hidden states, memory). `passed` is given on to `initial_state`."""
     return whole_untraced(config, params, tokens_BT, state, **kwargs)
@@ -72,13 +74,13 @@ def whole_untraced(config: ModelConfig, params: dict, tokens_BT: Any, state: Any
     return model(tokens_BT, state, **kwargs)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILE_FAST)
 def read(config: ModelConfig, params: dict, tokens_BQ: Any, state: MemoryState, **kwargs: Any) -> Any:
     """Block-major: one part of a block."""
     return build(config, params).read(tokens_BQ, state, **kwargs)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jax.jit, static_argnums=(0, 2), compiler_options=COMPILE_FAST)
 def initial_state(config: ModelConfig, params: dict, batch: int = 1, passed: Any = None) -> MemoryState:
     """The memory before any text."""
     return build(config, params).initial_state(batch, passed)
@@ -91,7 +93,7 @@ def tokens(config: ModelConfig, batch: int, length: int, seed: int = 0) -> np.nd
 
 def stream(
     config: ModelConfig, params: dict, tokens_BT: np.ndarray, state: MemoryState | None = None,
-    sizes: Any = None, counts_B: Any = None, **kwargs: Any,
+    sizes: Any = None, counts_B: Any = None, width: int = 0, **kwargs: Any,
 ) -> tuple[np.ndarray, MemoryState]:  # fmt: skip
     """Block-major over a text of any length: rows advance each at its own pace, never past their block.
 
@@ -102,20 +104,22 @@ def stream(
       sizes: a `numpy` generator that draws how many tokens each row takes at each call; None takes all
         that its block has room for.
       counts_B: real tokens of each row; None where all are.
+      width: Q, tokens of a call, of which some may be padding; 0 is a block.
       **kwargs: given on to `read`.
     """
     B, T = tokens_BT.shape
     S = config.memory.block_size
+    Q = width or S
     counts = np.full(B, T) if counts_B is None else np.asarray(counts_B)
     state = initial_state(config, params, B) if state is None else state
     out = np.zeros((B, T, config.d_model), np.float32)
     done = np.zeros(B, int)
     while (done < counts).any():
-        take = S - np.asarray(state.position) % S
+        take = np.minimum(S - np.asarray(state.position) % S, Q)
         if sizes is not None:
-            take = np.minimum(take, sizes.integers(0, S + 1, B))
+            take = np.minimum(take, sizes.integers(0, Q + 1, B))
         take = np.minimum(take, counts - done)
-        part = np.random.default_rng(0).integers(0, config.vocab_size, (B, S)).astype(np.int32)
+        part = np.random.default_rng(0).integers(0, config.vocab_size, (B, Q)).astype(np.int32)
         for b in range(B):
             part[b, : take[b]] = tokens_BT[b, done[b] : done[b] + take[b]]
         hidden, state = read(config, params, part, state, count_B=take.astype(np.int32), **kwargs)

@@ -63,6 +63,8 @@ def of_whole_blocks(
     blocks_before = position_B[:, None] // S + block
     fam_updates = fam_updates_B[:, None] + block
     if starts_BN is not None:
+        # A start marked behind the last real token is padding: the memory stays the last document's.
+        starts_BN = starts_BN & (count_B[:, None] > block * S)
         start = jnp.where(starts_BN, block, -1)
         last_start = jax.lax.cummax(start, axis=1)
         started = last_start >= 0
