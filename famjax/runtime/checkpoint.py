@@ -54,7 +54,8 @@ def save_model(
     """
     root = Path(model_dir).absolute()
     newest = latest_step(root)
-    there = None if newest is None else _stored_shapes(root, newest)
+    readable = newest is not None and not _damaged(_step_dir(root, newest) / WEIGHTS)
+    there = _stored_shapes(root, newest) if readable else None
     if there is not None and (difference := _difference(_flatten(params), there)):
         raise ConfigError(f"{model_dir} holds another model ({difference}); choose an empty directory")
     if step is None:
@@ -174,8 +175,6 @@ def _step_dir(root: Path, step: int) -> Path:
 
 def _stored_shapes(root: Path, step: int) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the weights on disk by path, or None where they cannot be read."""
-    if _damaged(_step_dir(root, step) / WEIGHTS):
-        return None
     try:
         handler = ocp.StandardCheckpointHandler()
         return _flatten(handler.metadata(epath.Path(_step_dir(root, step) / WEIGHTS)).tree)
