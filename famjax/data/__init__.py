@@ -1,0 +1,1 @@
+"""Training data: tasks that make batches."""

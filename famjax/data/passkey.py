@@ -1,0 +1,185 @@
+"""The pass key task in the paper's format (paper section 5), on bytes.
+
+A document tells a key of five digits, goes on with filler, and asks for the key at its end. How
+long the filler is decides how many times the memory must carry the key over a block's edge.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from famjax.config import ConfigError, PassKeyConfig
+from famjax.data.batch import Batch
+from famjax.data.vocabulary import encode
+
+INTRODUCTION = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there. "
+)
+TELLING = "The pass key is {key}. Remember it. {key} is the pass key. "
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+QUESTION = " What is the pass key? The pass key is "
+
+# Exact match is averaged over about this many recent documents before a stage opens.
+RECENT_DOCUMENTS = 64
+
+
+class Document(NamedTuple):
+    """One document.
+
+    Attributes:
+      tokens: int32 [n], the answer included.
+      answer: [key_digits] indices of the answer's tokens.
+      mention: [key_digits] indices of the key's second mention, before the filler.
+    """
+
+    tokens: np.ndarray
+    answer: np.ndarray
+    mention: np.ndarray
+
+
+def document(key: str, filler_tokens: int) -> Document:
+    """A document with so many tokens of filler; the filler breaks off where it must."""
+    telling = TELLING.format(key=key)
+    repeats = -(-filler_tokens // len(FILLER))
+    text = INTRODUCTION + telling + (FILLER * repeats)[:filler_tokens] + QUESTION + key
+    second = len(INTRODUCTION) + telling.rindex(key)
+    digits = np.arange(len(key))
+    return Document(encode(text), len(text) - len(key) + digits, second + digits)
+
+
+def overhead(key_digits: int) -> int:
+    """Tokens of a document without its filler."""
+    return len(document("0" * key_digits, 0).tokens)
+
+
+def random_key(rng: np.random.Generator, digits: int) -> str:
+    """A key of so many digits; leading zeros are allowed."""
+    return "".join(str(d) for d in rng.integers(0, 10, digits))
+
+
+@dataclasses.dataclass(frozen=True)
+class PassKeyTask:
+    """Batches of pass key documents, several to a row, each starting at a block's edge.
+
+    A row takes a document of the stage first, then shorter ones while they fit: whatever the stage,
+    a batch has the same shape, so the step compiles once.
+    """
+
+    config: PassKeyConfig
+    sequence_length: int
+    block_size: int
+    batch_size: int
+    vocab_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.config.validate()
+        needed = self._blocks_for((self.config.stages[-1] + 1) * self.block_size - 1) * self.block_size
+        if self.sequence_length < needed:
+            raise ConfigError(
+                f"sequence length {self.sequence_length} is too short for {self.config.stages[-1]} blocks of filler "
+                f"and the rest of the document; use {needed} or fewer stages"
+            )
+        if self.vocab_size < 128:
+            raise ConfigError(f"vocab_size {self.vocab_size} is below 128: the pass key task is written in ASCII")
+
+    def start(self) -> dict[str, Any]:
+        """Only the first stage is open."""
+        return {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
+
+    def batch(self, step: int, progress: dict[str, Any]) -> Batch:
+        """The batch of a step: a pure function of the seed, the step and the open stages."""
+        rng = np.random.default_rng([self.seed, step])
+        rows = [self._row(rng, progress["open_stages"]) for _ in range(self.batch_size)]
+        return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+
+    def observe(self, progress: dict[str, Any], batch: Batch, correct: np.ndarray) -> dict[str, Any]:
+        """Averages exact match, of all documents and of the newest stage's, and opens the next stage."""
+        progress = dict(progress)
+        newest = self._stage_range(progress["open_stages"] - 1)[0]
+        for row, right in zip(self._answers(batch), correct, strict=True):
+            for columns, length in row:
+                hit = float(right[columns].all())
+                filler = length - overhead(self.config.key_digits)
+                names = ["exact_match"] + ["exact_match_newest"] * (filler >= newest)
+                for name in names:
+                    progress[name] += (hit - progress[name]) / RECENT_DOCUMENTS
+        if progress["exact_match_newest"] >= self.config.open_at and progress["open_stages"] < len(self.config.stages):
+            progress["open_stages"] += 1
+            progress["exact_match_newest"] = 0.0
+        return progress
+
+    def report(self, progress: dict[str, Any]) -> dict[str, float]:
+        """Exact match of recent training documents, and the filler blocks that the open stages reach."""
+        return {
+            "exact_match": round(progress["exact_match"], 4),
+            "filler_blocks": self.config.stages[progress["open_stages"] - 1],
+        }
+
+    # --- rows -------------------------------------------------------------------------------------
+
+    def _blocks_for(self, filler_tokens: int) -> int:
+        return -(-(filler_tokens + overhead(self.config.key_digits)) // self.block_size)
+
+    def _stage_range(self, stage: int) -> tuple[int, int]:
+        """Filler tokens [least, most] of a stage; each block count with all its alignments."""
+        first = self.config.stages[stage - 1] + 1 if stage else 1
+        return first * self.block_size, (self.config.stages[stage] + 1) * self.block_size - 1
+
+    def _draw_filler(self, rng: np.random.Generator, open_stages: int, free_blocks: int) -> int | None:
+        """Filler tokens of the next document, or None if not even the shortest fits."""
+        most = free_blocks * self.block_size - overhead(self.config.key_digits)
+        stages = [s for s in range(open_stages) if self._stage_range(s)[0] <= most]
+        if not stages:
+            return None
+        if stages[-1] == open_stages - 1 and rng.random() < self.config.newest_share:
+            stage = stages[-1]
+        else:
+            stage = int(rng.choice(stages))
+        least, longest = self._stage_range(stage)
+        return int(rng.integers(least, min(longest, most) + 1))
+
+    def _row(self, rng: np.random.Generator, open_stages: int) -> tuple[np.ndarray, ...]:
+        S, config = self.block_size, self.config
+        tokens = np.zeros(self.sequence_length, np.int32)
+        starts = np.zeros(self.sequence_length // S, bool)
+        weighted: list[tuple[int, float]] = []
+        plain: list[np.ndarray] = []
+        block, count = 0, 0
+        while (filler := self._draw_filler(rng, open_stages, len(starts) - block)) is not None:
+            doc = document(random_key(rng, config.key_digits), filler)
+            begin, starts[block] = block * S, True
+            count = begin + len(doc.tokens)
+            tokens[begin:count] = doc.tokens
+            weighted += [(begin + int(i), 1.0) for i in doc.answer]
+            weighted += [(begin + int(i), config.mention_weight) for i in doc.mention]
+            rest = np.setdiff1d(np.arange(1, len(doc.tokens)), np.concatenate([doc.answer, doc.mention]))
+            plain.append(begin + rest)
+            block += self._blocks_for(filler)
+        sample = rng.choice(np.concatenate(plain), config.text_tokens, replace=False)
+        weighted += [(int(i), config.text_weight) for i in sample]
+        predicted = np.zeros(self._most_targets, np.int64)
+        weights = np.zeros(self._most_targets, np.float32)
+        predicted[: len(weighted)] = [i for i, _ in weighted]
+        weights[: len(weighted)] = [w for _, w in weighted]
+        positions = np.maximum(predicted - 1, 0)  # a token is predicted at the position before it
+        return tokens, np.int32(count), starts, positions.astype(np.int32), tokens[positions + 1], weights
+
+    @property
+    def _most_targets(self) -> int:
+        documents = (self.sequence_length // self.block_size) // self._blocks_for(self.block_size)
+        return documents * 2 * self.config.key_digits + self.config.text_tokens
+
+    def _answers(self, batch: Batch) -> list[list[tuple[np.ndarray, int]]]:
+        """Of each row, of each document: the columns of its answer and the document's length."""
+        digits = self.config.key_digits
+        found = []
+        for starts, positions in zip(batch.starts, batch.positions, strict=True):
+            row = []
+            for i, block in enumerate(np.flatnonzero(starts)):
+                columns = np.arange(2 * digits * i, 2 * digits * i + digits)
+                row.append((columns, int(positions[columns[-1]]) + 2 - int(block) * self.block_size))
+            found.append(row)
+        return found
