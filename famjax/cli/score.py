@@ -1,0 +1,155 @@
+"""`famjax score`: log probability of every token of the documents of a file."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from famjax.cli.flags import add_memory_arguments, memory_overrides
+from famjax.config import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NAME = "score"
+HELP = """Natural-log probability of every token of some documents, given all tokens before it.
+
+  famjax score --model runs/fam --input docs.jsonl --output scores.jsonl --streaming
+
+Input: one JSON object a line with "tokens" (a list of ids) or "text" (UTF-8 bytes are the ids of the
+byte-level vocabulary). Output: one object a line, in the same order: "logprobs" of tokens 1..n-1 (n-1
+numbers), their "sum", and "tokens", n. Nothing is written unless every document is scored.
+"""
+
+# Rows of documents that are scored together hold about so many tokens, if not streamed.
+TOKENS_AT_ONCE = 2**15
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of `famjax score`."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a model directory")
+    parser.add_argument("--input", required=True, metavar="FILE", help="documents, JSON lines")
+    parser.add_argument("--output", required=True, metavar="FILE", help="scores, JSON lines")
+    parser.add_argument(
+        "--streaming", action="store_true", help="read block by block, in memory that does not grow with the documents"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="B", help="documents read side by side, at most (default 8)"
+    )
+    add_memory_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks the model directory and every line of the input, then scores."""
+    from famjax.runtime.model_dir import read_config, write_text
+
+    if args.batch_size < 1:
+        raise ConfigError(f"--batch-size is {args.batch_size}; it must be at least 1")
+    vocab_size = read_config(args.model).vocab_size
+    documents = read_documents(args.input, vocab_size)
+    output = Path(args.output)
+    if output.is_dir() or not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: {'is a directory' if output.is_dir() else 'its directory is missing'}")
+
+    from famjax.infer.load import load
+
+    model = load(args.model, **memory_overrides(args))
+    lines = [""] * len(documents)
+    for index, logprobs in _scores(model, documents, args.batch_size, args.streaming):
+        lines[index] = _line(logprobs, len(documents[index]), index)
+    write_text(output, "".join(lines))
+    return 0
+
+
+def read_documents(path: str, vocab_size: int) -> list["np.ndarray"]:
+    """The documents of a JSON lines file as arrays of ids. Raises `ConfigError` naming a bad line."""
+    documents = []
+    with open(path, encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    documents.append(_document(line, f"{path}:{number}", vocab_size))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not UTF-8 text ({error.reason}); give it JSON lines") from error
+    if not documents:
+        raise ConfigError(f"{path} has no documents; give it one JSON object a line")
+    return documents
+
+
+def _document(line: str, place: str, vocab_size: int) -> "np.ndarray":
+    import numpy as np
+
+    from famjax.data.vocabulary import BYTE_VOCABULARY_SIZE, encode
+
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{place}: this is no JSON ({error.msg} at column {error.pos + 1})") from error
+    if not isinstance(fields, dict) or ("tokens" in fields) == ("text" in fields):
+        raise ConfigError(f'{place}: a document is an object with either "tokens" or "text"')
+    if "text" in fields:
+        if not isinstance(fields["text"], str):
+            raise ConfigError(f'{place}: "text" must be a string')
+        if vocab_size < BYTE_VOCABULARY_SIZE:
+            raise ConfigError(f'{place}: the model has {vocab_size} tokens and no tokenizer for text; give "tokens"')
+        try:
+            tokens = encode(fields["text"])
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{place}: the text has half a surrogate pair and no UTF-8 form") from error
+    else:
+        given = fields["tokens"]
+        if not isinstance(given, list) or any(type(token) is not int for token in given):
+            raise ConfigError(f'{place}: "tokens" must be a list of integers')
+        for token in given:
+            if not 0 <= token < vocab_size:
+                raise ConfigError(f"{place}: token {token} is outside the vocabulary 0..{vocab_size - 1}")
+        tokens = np.asarray(given, np.int32)
+    if not len(tokens):
+        raise ConfigError(f"{place}: the document is empty; leave it out or give it a token")
+    return tokens
+
+
+def _scores(
+    model: Any, documents: list["np.ndarray"], batch_size: int, streaming: bool
+) -> Iterator[tuple[int, "np.ndarray"]]:
+    """(index of the document, its log probabilities), longest documents first so that rows are alike."""
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from famjax.infer.prefill import padded_length, score_streaming, score_whole
+
+    order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
+    rows = min(batch_size, len(documents))
+    columns = (TextColumn("scored"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("score", total=sum(map(len, documents)))
+        advance = lambda tokens: progress.advance(task, tokens)
+        while order:
+            longest = len(documents[order[0]])
+            if not streaming:
+                length = padded_length(longest, model.config.memory.block_size)
+                rows = max(1, min(batch_size, 1 << int(math.log2(max(1, TOKENS_AT_ONCE // length)))))
+            batch, order = order[:rows], order[rows:]
+            tokens = np.zeros((rows, longest), np.int32)  # rows without a document have length 0
+            lengths = np.zeros(rows, np.int32)
+            for row, index in enumerate(batch):
+                lengths[row] = len(documents[index])
+                tokens[row, : lengths[row]] = documents[index]
+            if streaming:
+                logprobs, _ = score_streaming(model, tokens, lengths, on_tokens=advance)
+            else:
+                logprobs, _ = score_whole(model, tokens, lengths)
+                advance(int(lengths.sum()))
+            for row, index in enumerate(batch):
+                yield index, logprobs[row, : lengths[row] - 1]
+
+
+def _line(logprobs: "np.ndarray", tokens: int, index: int) -> str:
+    values = [float(f"{value:.9g}") for value in logprobs]  # nine digits hold a float32
+    if not all(map(math.isfinite, values)):
+        raise ConfigError(f"document {index + 1} got probabilities that are no numbers; are the weights sound?")
+    return json.dumps({"logprobs": values, "sum": math.fsum(values), "tokens": tokens}) + "\n"
