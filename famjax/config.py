@@ -364,6 +364,48 @@ class TrainConfig:
             raise ConfigError(f"MESH {self.mesh} asks for {devices} devices; training runs on one device so far")
 
 
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation on the pass key task.
+
+    Attributes:
+      model_dirs: the models, evaluated on the same documents.
+      output_dir: where `results.json` and the plot go; empty is the first model's directory.
+      task: name of the task; `passkey` is the one that needs no data.
+      filler_blocks: lengths of the filler, in blocks of each model.
+      keys: keys for each alignment of the filler against the block; a length has block_size * keys
+        documents.
+      key_digits: digits of a key.
+      batch_size: documents read side by side.
+      seed: of the keys; training draws its own.
+      block_size, memory_segments, fam_length: other memory settings than the models'; None keeps them.
+    """
+
+    model_dirs: tuple[str, ...] = ()
+    output_dir: str = ""
+    task: str = "passkey"
+    filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
+    keys: int = 1
+    key_digits: int = 5
+    batch_size: int = 64
+    seed: int = 1
+    block_size: int | None = None
+    memory_segments: int | None = None
+    fam_length: int | None = None
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        if not self.model_dirs:
+            raise ConfigError("no model to evaluate; add --model DIR")
+        _one_of("MIXTURE_OR_TASK_NAME", self.task, TASKS)
+        if not self.filler_blocks:
+            raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
+        for blocks in self.filler_blocks:
+            _at_least("filler_blocks", blocks, 1)
+        for name in ("keys", "key_digits", "batch_size"):
+            _at_least(name, getattr(self, name), 1)
+
+
 def check_sequence_length(length: int, block_size: int) -> None:
     """Raises `ConfigError` unless `length` (tokens) is a positive multiple of `block_size`."""
     if length > 0 and length % block_size == 0:

@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn, TypeVar
 import gin
 
 from famjax.cli.main import nearest
-from famjax.config import ConfigError, MemoryConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.config import ConfigError, EvalConfig, MemoryConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def register(*configurables: Any) -> None:
         _REGISTERED[item.__name__] = names
 
 
-register(ModelConfig, MemoryConfig, TrainConfig, OptimizerConfig, PassKeyConfig, target_length)
+register(ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, target_length)
 
 
 def load_train_config(

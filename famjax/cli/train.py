@@ -36,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
 
         read_config(config.initial_checkpoint)
 
+    from famjax.runtime.compilation_cache import enable
     from famjax.train.loop import train
 
+    enable()
     train(config, text)
     return 0

@@ -1,0 +1,1 @@
+"""Evaluations: what a model remembers, with intervals, tables and plots."""

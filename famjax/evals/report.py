@@ -1,0 +1,74 @@
+"""Results for people: a table, `results.json`, and the plot of the paper's Fig. 3a."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+from famjax.runtime.model_dir import write_text
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen first
+
+RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
+
+
+def write_results(path: str | Path, results: dict[str, Any]) -> None:
+    """`results.json`, whole or not at all."""
+    write_text(path, json.dumps(results, indent=2) + "\n")
+
+
+def print_table(models: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Exact match of every model at every length, with 95% intervals."""
+    table = Table(title="pass key: exact match over all alignments (95% interval)")
+    for column in ("filler blocks", "filler tokens", "FAM updates", "documents"):
+        table.add_column(column, justify="right")
+    for model in models:
+        table.add_column(model["name"], justify="right")
+    for rows in zip(*(model["passkey"] for model in models), strict=True):
+        first = rows[0]
+        same = {row["filler_tokens"] for row in rows}
+        tokens = " / ".join(f"{t:,.0f}" for t in sorted(same))
+        cells = [f"{row['exact_match']:.3f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
+        updates = f"{first['fam_updates']:.0f}"
+        table.add_row(str(first["filler_blocks"]), tokens, updates, str(first["documents"]), *cells)
+    (console or Console()).print(table)
+
+
+def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
+    """Exact match against filler tokens, on a logarithmic axis, one curve a model, with intervals."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), dpi=150)
+    for model, color, marker in zip(models, _colors(len(models)), "osD^vPX*" * len(models), strict=False):
+        rows = model["passkey"]
+        tokens = [row["filler_tokens"] for row in rows]
+        axes.plot(tokens, [row["exact_match"] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
+        low, high = [row["low"] for row in rows], [row["high"] for row in rows]
+        axes.fill_between(tokens, low, high, color=color, alpha=0.15, lw=0)
+    trained = max((model.get("trained_filler_tokens") or 0 for model in models), default=0)
+    if trained:
+        axes.axvline(trained, color="0.5", ls="--", lw=1)
+        axes.annotate("longest in training", (trained, 0.5), xytext=(4, 0), textcoords="offset points",
+                      fontsize=8, color="0.35", rotation=90, va="center")  # fmt: skip
+    axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="filler (tokens)", ylabel="exact match of the pass key")
+    _second_axis(axes, models[0]["passkey"])
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _colors(count: int) -> list[Any]:
+    return [plt.get_cmap("tab10")(i % 10) for i in range(count)]
+
+
+def _second_axis(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """How many updates of FAM each length means, along the top."""
+    top = axes.secondary_xaxis("top")
+    top.set_xscale("log")
+    top.set_xticks([row["filler_tokens"] for row in rows], [f"{row['fam_updates']:.0f}" for row in rows], fontsize=8)
+    top.minorticks_off()
+    top.set_xlabel("updates of FAM between key and question", fontsize=9)
