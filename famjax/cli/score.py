@@ -132,7 +132,8 @@ def _scores(
             longest = len(documents[order[0]])
             if not streaming:
                 length = padded_length(longest, model.config.memory.block_size)
-                rows = max(1, min(batch_size, 1 << int(math.log2(max(1, TOKENS_AT_ONCE // length)))))
+                fit = max(1, TOKENS_AT_ONCE // length)
+                rows = min(batch_size, 1 << (fit.bit_length() - 1), 1 << (len(order) - 1).bit_length())
             batch, order = order[:rows], order[rows:]
             tokens = np.zeros((rows, longest), np.int32)  # rows without a document have length 0
             lengths = np.zeros(rows, np.int32)

@@ -1,0 +1,175 @@
+"""gin files and overrides become configurations; what is wrong in them is told in one line."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import gin
+import pytest
+
+from famjax.cli import gin_config
+from famjax.cli.gin_config import CONTRACT_MACROS, load_model_config, load_train_config
+from famjax.config import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+FAM, BSWA = "gin/experiments/tiny_fam.gin", "gin/experiments/tiny_bswa.gin"
+
+OVERRIDES = {
+    "MODEL_DIR": ("'runs/x'", lambda c: c.model_dir == "runs/x"),
+    "INITIAL_CHECKPOINT_PATH": ("'runs/y'", lambda c: c.initial_checkpoint == "runs/y"),
+    "MIXTURE_OR_TASK_NAME": ("'passkey'", lambda c: c.task == "passkey"),
+    "TASK_FEATURE_LENGTHS": ('{"targets": 640}', lambda c: c.sequence_length == 640),
+    "TRAIN_STEPS": ("7", lambda c: c.steps == 7),
+    "BATCH_SIZE": ("3", lambda c: c.batch_size == 3),
+    "RANDOM_SEED": ("5", lambda c: c.seed == 5),
+    "LEARNING_RATE": ("1e-2", lambda c: c.optimizer.learning_rate == 1e-2),
+    "MESH": ('{"data": 1, "fsdp": 8, "tensor": 1}', lambda c: c.mesh == {"data": 1, "fsdp": 8, "tensor": 1}),
+    "CHECKPOINT_PERIOD": ("11", lambda c: c.checkpoint_period == 11),
+    "EVAL_PERIOD": ("0", lambda c: c.eval_period == 0),
+    "LOG_PERIOD": ("2", lambda c: c.log_period == 2),
+    "LORA_RANK": ("0", lambda c: c.lora_rank == 0),
+    "BLOCK_SIZE": ("32", lambda c: c.model.memory.block_size == 32),
+    "MEMORY_SEGMENTS": ("2", lambda c: c.model.memory.memory_segments == 2),
+    "FAM_LENGTH": ("4", lambda c: c.model.memory.fam_length == 4),
+}
+
+
+@pytest.mark.parametrize("file", [FAM, BSWA])
+@pytest.mark.parametrize("macro", CONTRACT_MACROS)
+def test_every_macro_of_the_contract_reaches_its_field(file: str, macro: str) -> None:
+    value, reached = OVERRIDES[macro]
+    config, text = load_train_config([file], (), [f"{macro}={value}"])
+    assert reached(config)
+    assert re.search(rf"^{macro} = ", text, re.MULTILINE)
+
+
+def test_the_twins_differ_in_fam_alone() -> None:
+    fam, _ = load_train_config([FAM])
+    bswa, _ = load_train_config([BSWA])
+    assert fam.model.memory.fam_length > 0 and bswa.model.memory.fam_length == 0
+    memory = dataclasses.replace(bswa.model.memory, fam_length=fam.model.memory.fam_length)
+    assert dataclasses.replace(bswa, model=dataclasses.replace(bswa.model, memory=memory)) == fam
+
+
+@pytest.mark.parametrize("size", ["tiny", "1b", "8b", "24b"])
+def test_models_and_their_twins_are_valid(size: str) -> None:
+    fam = load_model_config([f"gin/models/fam_{size}.gin"])
+    bswa = load_model_config([f"gin/models/bswa_{size}.gin"])
+    memory = dataclasses.replace(fam.memory, fam_length=0)
+    assert fam.memory.fam_length > 0
+    assert bswa == dataclasses.replace(fam, memory=memory)
+
+
+def test_operative_configuration_gives_the_same_training(tmp_path: Path) -> None:
+    """config.gin, read back, is the training that wrote it, and still takes overrides."""
+    config, text = load_train_config(
+        [FAM], (), ["MODEL_DIR='a b'", "LEARNING_RATE=3e-4", "PassKeyConfig.stages=(1, 2)"]
+    )
+    (tmp_path / "config.gin").write_text(text)
+    again, again_text = load_train_config([str(tmp_path / "config.gin")])
+    assert again == config
+    assert again_text == text
+    shorter, _ = load_train_config([str(tmp_path / "config.gin")], (), ["TRAIN_STEPS=3"])
+    assert shorter == dataclasses.replace(config, steps=3)
+
+
+def test_later_wins_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "more.gin").write_text("TRAIN_STEPS = 12\nBATCH_SIZE = 2\n")
+    config, _ = load_train_config([FAM, "more.gin"], [str(tmp_path)], ["BATCH_SIZE=4", "BATCH_SIZE=6"])
+    assert (config.steps, config.batch_size) == (12, 6)
+    assert gin.config_str() == ""
+    plain, _ = load_train_config([FAM])
+    assert plain.steps != 12
+
+
+def test_search_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current directory comes first, then the given ones, then what comes with famjax; includes too."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "a.gin").write_text("include 'gin/experiments/tiny_fam.gin'\nTRAIN_STEPS = 1\n")
+    (tmp_path / "there" / "a.gin").write_text("include 'b.gin'\n")
+    (tmp_path / "there" / "b.gin").write_text("include 'gin/experiments/tiny_fam.gin'\nTRAIN_STEPS = 2\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_train_config(["a.gin"], [str(tmp_path / "there")])[0].steps == 2
+    assert load_train_config(["a.gin"], ["here", "there"])[0].steps == 1
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_train_config(["a.gin"], ["../there"])[0].steps == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ExtraConfig:
+    """What another module might add."""
+
+    width: int = 3
+
+
+def test_other_classes_can_be_configured() -> None:
+    config, _ = gin_config.load(ExtraConfig, [], (), ["ExtraConfig.width=5"])
+    assert config == ExtraConfig(5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\nTrainConfig.stps = 5\n", r"bad.gin:2: TrainConfig has no parameter stps; did you mean steps\?"),
+        ("TranConfig.steps = 5\n", r"bad.gin:1: there is nothing called TranConfig to configure; did you mean TrainC"),
+        ("TrainConfig.model = @ModlConfig()\n", r"bad.gin:1: there is nothing called ModlConfig .* ModelConfig"),
+        ("\n\nTrainConfig.steps = = 5\n", r"bad.gin:3: gin cannot read this"),
+        ("TrainConfig.mesh = {'data': 1\n", r"bad.gin: a bracket or a quote is not closed"),
+        (
+            "TrainConfig.steps = %TRAIN_STPES\nTRAIN_STEPS = 5\n",
+            r"%TRAIN_STPES is used but has no value; .*TRAIN_STEPS",
+        ),
+        ("include 'gin/runs/pretrian.gin'\n", r"bad.gin:1: there is no gin file gin/runs/pretrian.gin; .*pretrain.gin"),
+        ("import no_such_module\n", r"bad.gin:1: No module named 'no_such_module'"),
+        ("TASK_FEATURE_LENGTHS = 5\n", r"TASK_FEATURE_LENGTHS is 5; a decoder wants"),
+    ],
+)
+def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
+    """The place, what is wrong there, and the nearest that would be right."""
+    base = "" if "include" in text else "include 'gin/runs/pretrain.gin'\n"
+    (tmp_path / "bad.gin").write_text(text)
+    files = ["gin/models/fam_tiny.gin", "gin/runs/pretrain.gin", "bad.gin"] if base else ["bad.gin"]
+    with pytest.raises(ConfigError, match=message):
+        load_train_config(files, [str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("TRAIN_STPES=5", r"--gin.TRAIN_STPES: there is no macro TRAIN_STPES; did you mean TRAIN_STEPS"),
+        ("XYZZY=5", r"there is no macro XYZZY; known are BATCH_SIZE, BLOCK_SIZE"),
+        ("MODEL_DIR=runs/a", r"runs/a is no gin value; text needs quotes: --gin.MODEL_DIR=\"'runs/a'\""),
+        ("MODEL_DIR=/tmp/a", r"text needs quotes: --gin.MODEL_DIR=\"'/tmp/a'\""),
+        ("MODEL_DIR", r"has no value; write --gin.NAME=VALUE"),
+        ("MODEL_DIR=", r"write --gin.NAME=VALUE"),
+        ("MESH={data: 8}", r"MESH={data: 8}: .* no gin value"),
+        ("MESH={'data': 8", r"a bracket or a quote is not closed"),
+        (
+            "OptimizerConfig.learning_rat=1",
+            r"OptimizerConfig has no parameter learning_rat; did you mean learning_rate",
+        ),
+        ("TrainConfig.steps=%STEPZ", r"%STEPZ is used but has no value"),
+    ],
+)
+def test_mistakes_in_overrides(binding: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_train_config([FAM], (), [binding])
+
+
+def test_missing_files_and_their_neighbours(caplog: pytest.LogCaptureFixture) -> None:
+    for name, near in (
+        ("gin/experiments/tiny_fma.gin", FAM),
+        ("tiny_fam.gin", FAM),
+        ("fam_1b.gin", "gin/models/fam_1b.gin"),
+    ):
+        with pytest.raises(ConfigError, match=f"there is no gin file {name}; nearest are .*{near}"):
+            load_train_config([name])
+    assert not caplog.records
+
+
+def test_a_macro_that_no_file_uses_is_not_swallowed() -> None:
+    """A model alone uses no TRAIN_STEPS; setting it there must not pass in silence."""
+    with pytest.raises(ConfigError, match="no gin file uses TRAIN_STEPS; include 'gin/runs/pretrain.gin'"):
+        load_model_config(["gin/models/fam_tiny.gin"], (), ["TRAIN_STEPS=5"])
+    assert load_model_config(["gin/models/fam_tiny.gin"], (), ["FAM_LENGTH=3"]).memory.fam_length == 3

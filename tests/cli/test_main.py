@@ -1,0 +1,125 @@
+"""The frame of the command line: help, exit codes, one line on standard error."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import famjax
+from famjax.cli import main as cli
+from famjax.config import ConfigError
+
+HEAVY = ("jax", "flax", "optax", "orbax", "tensorflow", "torch", "numpy", "matplotlib", "rich", "gin")
+
+
+def line(capsys: pytest.CaptureFixture) -> str:
+    """Standard error, which must be one line."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and captured.err.endswith("\n")
+    return captured.err.strip()
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in cli.VERBS)], ids=lambda words: words[0])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    """Help answers without jax, flax, or anything else that takes its time."""
+    program = f"""
+import sys
+from famjax.cli.main import main
+code = main({words!r})
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+sys.exit(code or (f"loaded {{loaded}}" if loaded else 0))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "usage: famjax" in done.stdout
+    assert done.stderr == ""
+
+
+def test_python_m_famjax_is_famjax() -> None:
+    done = subprocess.run([sys.executable, "-m", "famjax", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"famjax {famjax.__version__}\n")
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_verbs_keep_the_convention(name: str) -> None:
+    module = importlib.import_module(cli.VERBS[name].module)
+    assert name == module.NAME
+    assert module.HELP.strip() and callable(module.add_arguments) and callable(module.run)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "there is no verb 'trian'; did you mean train?"),
+        (["xyzzy"], "the verbs are train, eval, score"),
+        (
+            ["train", "--gin_fiel", "x"],
+            "there is no flag --gin_fiel (famjax train --help lists them); did you mean --gin_file?",
+        ),
+        (["score", "--modle", "x"], "did you mean --model?"),
+        (["score", "--model"], "expected one argument; see famjax score --help"),
+        (["score", "--model", "x"], "required: --input, --output"),
+        (["score", "--gin.STEPS=5"], "famjax score takes no gin settings"),
+        (["train"], "no settings: add --gin_file"),
+    ],
+)
+def test_mistakes_in_words(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(words) == 2
+    assert message in line(capsys)
+
+
+def test_nothing_asked_for(capsys: pytest.CaptureFixture) -> None:
+    """`famjax` alone shows its verbs, but as nothing was done, that is a mistake."""
+    assert cli.main([]) == 2
+    assert "quickstart" in capsys.readouterr().out
+
+
+def raising(error: BaseException) -> SimpleNamespace:
+    """A verb whose work ends so."""
+
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return SimpleNamespace(NAME="raise", HELP="", add_arguments=lambda parser: None, run=run)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("too\nwide"), 2, "famjax raise: too wide"),
+        (
+            FileNotFoundError(2, "No such file or directory", "a.txt"),
+            2,
+            "famjax raise: a.txt: No such file or directory",
+        ),
+        (PermissionError(13, "Permission denied", "b.txt"), 2, "famjax raise: b.txt: Permission denied"),
+        (json.JSONDecodeError("Expecting value", "", 0), 2, "famjax raise: Expecting value"),
+        (RuntimeError("first\nsecond"), 1, "famjax raise: RuntimeError: first (--debug shows the traceback)"),
+        (KeyError("name"), 1, "famjax raise: KeyError: 'name' (--debug"),
+        (KeyboardInterrupt(), 130, "famjax raise: interrupted"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """2 for what a user can put right, 130 when interrupted, 1 otherwise; always one line."""
+    monkeypatch.setitem(sys.modules, "a_verb_that_raises", raising(error))
+    monkeypatch.setitem(cli.VERBS, "raise", cli.Verb("a_verb_that_raises", ""))
+    assert cli.main(["raise"]) == code
+    assert line(capsys).startswith(message)
+
+
+@pytest.mark.parametrize("words", [["--debug", "raise"], ["raise", "--debug"]])
+def test_debug_shows_the_traceback(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "a_verb_that_raises", raising(ConfigError("too wide")))
+    monkeypatch.setitem(cli.VERBS, "raise", cli.Verb("a_verb_that_raises", ""))
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last)") and error.endswith("famjax raise: too wide\n")

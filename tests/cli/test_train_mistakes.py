@@ -1,0 +1,61 @@
+"""`famjax train` finds a mistake before any work: exit code 2, one line, nothing written, jax not loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from famjax.cli.main import main
+
+FAM = ["train", "--gin_file", "gin/experiments/tiny_fam.gin"]
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        (
+            "TASK_FEATURE_LENGTHS={'targets': 100}",
+            "sequence length 100 is not a multiple of block_size 64; use 64 or 128",
+        ),
+        ("ModelConfig.num_kv_heads=3", "num_heads 2 is not a multiple of num_kv_heads 3"),
+        ("FAM_LENGTH=65", "fam_length 65 is longer than block_size 64"),
+        ("ModelConfig.head_dim=31", "head_dim 31 is odd"),
+        ("ModelConfig.dtype='float31'", "dtype 'float31' is not one of float32, bfloat16; did you mean 'float32'?"),
+        ("TRAIN_STEPS=0", "TRAIN_STEPS is 0; it must be at least 1"),
+        ("TRAIN_STEPS='many'", "TrainConfig.steps is 'many'; it must be of type int"),
+        ("TRAIN_STEPS=True", "TrainConfig.steps is True; it must be of type int"),
+        ("MIXTURE_OR_TASK_NAME='passkye'", "'passkye' is not one of passkey; did you mean 'passkey'?"),
+        ("MESH={'fspd': 8}", "did you mean 'fsdp'?"),
+        ("MESH={'fsdp': 8}", "asks for 8 devices; training runs on one device so far"),
+        ("MESH={'fsdp': 'all'}", "MESH axis fsdp is 'all'; it must be a number of devices"),
+        ("LORA_RANK=4", "LoRA is not built yet"),
+        ("EVAL_PERIOD=10", "evaluation during training is not built yet"),
+        ("INITIAL_CHECKPOINT_PATH='/no/such/model'", "/no/such/model does not exist"),
+    ],
+)
+def test_settings_that_cannot_work(binding: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model_dir = tmp_path / "model"
+    assert main([*FAM, f"--gin.MODEL_DIR='{model_dir}'", f"--gin.{binding}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not model_dir.exists()
+
+
+def test_model_dir_is_missing_or_a_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(FAM) == 2
+    assert "MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([*FAM, f"--gin.MODEL_DIR='{tmp_path / 'file'}'"]) == 2
+    assert "is a file; name a directory" in capsys.readouterr().err
+
+
+def test_jax_is_not_loaded_for_it() -> None:
+    program = f"""
+import sys
+from famjax.cli.main import main
+code = main({[*FAM, "--gin.MODEL_DIR='x'", "--gin.TRAIN_STEPS=0"]!r})
+sys.exit(code if "jax" not in sys.modules else 99)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2, done.stderr
