@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {output}: {'is a directory' if output.is_dir() else 'its directory is missing'}")
 
     from famjax.infer.load import load
+    from famjax.runtime.compilation_cache import enable
 
+    enable()
     model = load(args.model, **memory_overrides(args))
     lines = [""] * len(documents)
     for index, logprobs in _scores(model, documents, args.batch_size, args.streaming):

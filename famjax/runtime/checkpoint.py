@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath  # the paths that Orbax speaks
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
 from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, write_text
@@ -177,7 +176,7 @@ def _stored_shapes(root: Path, step: int) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the weights on disk by path, or None where they cannot be read."""
     try:
         handler = ocp.StandardCheckpointHandler()
-        return _flatten(handler.metadata(epath.Path(_step_dir(root, step) / WEIGHTS)).tree)
+        return _flatten(handler.metadata(_step_dir(root, step) / WEIGHTS).tree)
     except Exception:  # whatever Orbax raises, the files are not as they were written
         return None
 

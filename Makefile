@@ -1,0 +1,55 @@
+# make quickstart    sets everything up in .venv, trains two small models and compares them
+# make test          sets everything up in .venv and passes the tests
+# A second run finds the environment ready and starts at once.
+
+VENV ?= .venv
+OUTPUT ?= runs/quickstart
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+RUN_READY := $(VENV)/.ready-to-run
+TEST_READY := $(VENV)/.ready-to-test
+
+.PHONY: help quickstart test test-slow lint clean
+.DELETE_ON_ERROR:
+
+help:  ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+quickstart: $(RUN_READY)  ## train FAM and its twin without memory on the pass key, compare them (minutes)
+	$(BIN)/python -m famjax quickstart --output $(OUTPUT)
+
+test: lint  ## style, types and all but the slow tests
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+test-slow: $(TEST_READY)  ## the slow tests
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+lint: $(TEST_READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and what tools left; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find famjax tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first Python of these names that is new enough and can make environments.
+$(RUN_READY): requirements.txt setup.py
+	@found=; for name in python3.11 python3.12 python3.13 python3; do \
+	    if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        found="$$name"; break; \
+	    fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "famjax needs Python 3.11 or newer with its venv module; found $$(python3 --version 2>/dev/null || echo none): install python3.11 and python3.11-venv, then run make again" >&2; \
+	    exit 1; \
+	fi; \
+	test -x $(BIN)/python || "$$found" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(TEST_READY): $(RUN_READY) requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@

@@ -1,0 +1,60 @@
+"""Package metadata of famjax. Tools are configured in pyproject.toml, pinned versions are in requirements*.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"]
+
+
+def version() -> str:
+    """What famjax/__init__.py says, read without importing it."""
+    return re.search(r'__version__ = "(.+)"', (ROOT / "famjax/__init__.py").read_text(encoding="utf-8"))[1]
+
+
+def gin_files() -> list[tuple[str, list[str]]]:
+    """The gin files go to share/famjax/gin, where famjax/cli/gin_config.py looks for them."""
+    folders: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "gin").rglob("*.gin")):
+        relative = path.relative_to(ROOT)
+        folders.setdefault(f"share/famjax/{relative.parent.as_posix()}", []).append(relative.as_posix())
+    return sorted(folders.items())
+
+
+setup(
+    name="famjax",
+    version=version(),
+    description="Language models with a working memory (TransformerFAM), in JAX and Flax",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["famjax", "famjax.*"]),
+    data_files=gin_files(),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "gin-config>=0.5",
+        "numpy>=2.0",
+        "matplotlib>=3.8",
+        "rich>=13",
+        "safetensors>=0.4",
+    ],
+    extras_require={
+        "test": TEST,
+        "tpu": ["jax[tpu]>=0.10"],
+        "data": ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-text>=2.21", "tensorboard"],
+        "peers": [
+            "torch==2.13.0",
+            "transformers==5.23.0",
+            "block-recurrent-transformer-pytorch==0.4.4",
+            "infini-transformer-pytorch==0.2.1",
+            "recurrent-memory-transformer-pytorch==0.7.0",
+        ],
+    },
+    entry_points={"console_scripts": ["famjax = famjax.cli.main:main"]},
+)
