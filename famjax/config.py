@@ -38,6 +38,12 @@ def _at_least(name: str, value: float, least: float) -> None:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
 
 
+def _nearest_multiples(number: int, unit: int) -> str:
+    """The positive multiples of `unit` on both sides of a number that is none: "6 or 8"."""
+    below, above = number // unit * unit, -(-max(number, 1) // unit) * unit
+    return f"{below} or {above}" if below > 0 else str(above)
+
+
 def _check_types(config: Any) -> None:
     """Raises `ConfigError` on a value that is not of its field's type; a number may be written 1 or 1.0."""
     for field in dataclasses.fields(config):
@@ -180,9 +186,10 @@ class ModelConfig:
         for name in ("vocab_size", "num_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim"):
             _at_least(name, getattr(self, name), 1)
         if self.num_heads % self.num_kv_heads:
+            use = _nearest_multiples(self.num_heads, self.num_kv_heads)
             raise ConfigError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: every "
-                f"key/value head serves the same number of query heads"
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; use {use}, so "
+                f"that every key/value head serves the same number of query heads"
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim {self.head_dim} is odd: RoPE turns pairs; use {self.head_dim + 1}")
@@ -191,7 +198,8 @@ class ModelConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("param_dtype", self.param_dtype, DTYPES)
         _one_of("remat", self.remat, REMAT_POLICIES)
-        _at_least("attention_budget_mib", self.attention_budget_mib, 0)
+        for name in ("norm_eps", "embedding_std", "attention_budget_mib"):
+            _at_least(name, getattr(self, name), 0)
         if self.rope_base <= 1:
             raise ConfigError(f"rope_base is {self.rope_base}; it must be greater than 1")
         self.memory.validate()
@@ -410,6 +418,5 @@ def check_sequence_length(length: int, block_size: int) -> None:
     """Raises `ConfigError` unless `length` (tokens) is a positive multiple of `block_size`."""
     if length > 0 and length % block_size == 0:
         return
-    below, above = length // block_size * block_size, -(-max(length, 1) // block_size) * block_size
-    use = f"{below} or {above}" if below > 0 else str(above)
+    use = _nearest_multiples(length, block_size)
     raise ConfigError(f"sequence length {length} is not a multiple of block_size {block_size}; use {use}")

@@ -47,7 +47,7 @@ def parameters(config: ModelConfig, seed: int = 0) -> dict:
     return jax.tree.unflatten(treedef, leaves)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _abstract(config: ModelConfig) -> Any:
     config.validate()
     return nnx.eval_shape(lambda: models.create(config))

@@ -1,0 +1,58 @@
+"""bfloat16 activations: near float32, with float32 where it matters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from famjax.nn import model as models
+from tests import tiny
+
+
+def distance(a: Any, b: Any) -> float:
+    """Root mean square of the difference, relative to b's."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.sqrt(((a - b) ** 2).mean() / (b**2).mean())
+
+
+@pytest.mark.parametrize("order", ["whole", "streaming"])
+def test_bfloat16_stays_near_float32(order: str) -> None:
+    """The error of outputs and FAM is at most three times what rounding the weights alone does to float32.
+
+    A matrix product in bfloat16 rounds three things, its weight, its input and its output, and all that
+    is not a matrix product stays float32. Three times one of them is the most that they make together.
+    """
+    wide, narrow = tiny.config(), tiny.config(dtype="bfloat16")
+    run = tiny.whole if order == "whole" else tiny.stream
+    for seed in range(4):
+        params, tokens = tiny.parameters(wide, seed), tiny.tokens(wide, 4, 22, seed)
+        rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
+        exact, near = run(wide, params, tokens), run(narrow, params, tokens)
+        weights_rounded = run(wide, rounded, tokens)
+        for part in (lambda out: out[0], lambda out: out[1].layers.fam):
+            allowed = 3 * distance(part(weights_rounded), part(exact))
+            assert 0 < distance(part(near), part(exact)) <= allowed < 0.1
+
+
+def test_what_is_float32() -> None:
+    """Under bfloat16 compute: parameters, FAM and logits stay float32; the ring and the hidden states do not."""
+    config = tiny.config(dtype="bfloat16")
+    params = tiny.parameters(config)
+    assert {x.dtype for x in jax.tree.leaves(models.parameter_shapes(config))} == {jnp.dtype("float32")}
+    whole = tiny.whole(config, params, tiny.tokens(config, 4, 22))
+    streamed = tiny.read(config, params, tiny.tokens(config, 4, 4), tiny.initial_state(config, params, 4))
+    for out, memory in (whole, streamed):
+        assert out.dtype == jnp.bfloat16 and memory.layers.k.dtype == jnp.bfloat16
+        assert memory.layers.fam.dtype == jnp.float32
+        assert tiny.build(config, params).logits(out).dtype == jnp.float32
+
+
+def test_parameters_in_bfloat16() -> None:
+    """`param_dtype` stores every weight in that type; FAM's activations stay float32."""
+    config = tiny.config(param_dtype="bfloat16", dtype="bfloat16")
+    params = tiny.parameters(config)
+    assert {x.dtype for x in jax.tree.leaves(models.parameter_shapes(config))} == {jnp.dtype("bfloat16")}
+    _, state = tiny.whole(config, params, tiny.tokens(config, 2, 9))
+    assert state.layers.fam.dtype == jnp.float32

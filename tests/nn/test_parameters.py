@@ -1,0 +1,91 @@
+"""What the model's weights are: their number, what FAM adds, and how they start."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from famjax.cli.gin_config import load_model_config
+from famjax.config import ConfigError
+from famjax.nn import model as models
+from tests import tiny
+
+GIN = Path(__file__).parents[2] / "gin"
+
+
+def shapes(tree: dict) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def significant(number: int, digits: int) -> float:
+    """A number rounded to some significant digits: 1189150000, 3 to 1.19e9."""
+    return float(f"{number:.{digits}g}")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "embedding"), [("1b", 1.19e9, 0.4e9), ("8b", 8.59e9, 1.05e9), ("24b", 24.5e9, 1.05e9)]
+)
+def test_sizes_of_the_papers_models(name: str, weights: float, embedding: float) -> None:
+    """Paper, Table 3: weights without the embedding, and the embedding, to the digits that it prints."""
+    config = load_model_config([str(GIN / "models" / f"fam_{name}.gin")])
+    tree = models.parameter_shapes(config)
+    count = {path: int(np.prod(shape, dtype=np.int64)) for path, shape in shapes(tree).items()}
+    of_embedding = count.pop("['embedding']")
+    assert significant(sum(count.values()), 3) == weights
+    assert significant(of_embedding, 1 if name == "1b" else 3) == embedding
+
+
+@pytest.mark.parametrize("name", ["tiny", "1b", "8b", "24b"])
+def test_fam_adds_the_prompt_alone(name: str) -> None:
+    """The only new weight of FAM is the prompt [F, D]: the BSWA twin has every other one, in the same shape."""
+    fam, bswa = (load_model_config([str(GIN / "models" / f"{kind}_{name}.gin")]) for kind in ("fam", "bswa"))
+    with_fam, without = (shapes(models.parameter_shapes(config)) for config in (fam, bswa))
+    added = {"['fam']['prompt']": (fam.memory.fam_length, fam.d_model)}
+    assert with_fam == without | added
+
+
+def test_prefix_is_a_prompt_for_each_layer() -> None:
+    """`fam_init="prefix"` learns [L, F, D] in place of [F, D]."""
+    config = tiny.config(fam_init="prefix")
+    tree = models.parameter_shapes(config)
+    assert shapes(tree["fam"]) == {"['prefix']": (2, 2, 12)}
+
+
+def test_twins_start_with_the_same_weights() -> None:
+    """From one seed, FAM and its twin without share every weight; another seed gives other weights."""
+    fam, bswa = (models.parameters(models.create(tiny.config(fam_length=F), seed=3)) for F in (2, 0))
+    prompt = fam.pop("fam")["prompt"]
+    assert np.asarray(prompt).std() > 0
+    jax.tree.map(np.testing.assert_array_equal, fam, bswa)
+    other = models.parameters(models.create(tiny.config(fam_length=0), seed=4))
+    assert (np.asarray(other["embedding"]) != np.asarray(bswa["embedding"])).all()
+
+
+def test_initial_spread() -> None:
+    """Weights start with the spread that keeps activations in scale: 1/sqrt(inputs), less on the residual path."""
+    config = tiny.config(d_model=64, d_ff=128, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=512, fam_length=4)
+    tree = models.parameters(models.create(config))
+    layers, depth = tree["layers"], (2 * config.num_layers) ** -0.5
+    expected = [
+        (tree["embedding"], config.embedding_std),
+        (tree["fam"]["prompt"], config.embedding_std),
+        (layers["attention"]["query"], 64**-0.5),
+        (layers["attention"]["key"], 64**-0.5),
+        (layers["attention"]["value"], 64**-0.5),
+        (layers["attention"]["output"], 64**-0.5 * depth),
+        (layers["feed_forward"]["gate"], 64**-0.5),
+        (layers["feed_forward"]["up"], 64**-0.5),
+        (layers["feed_forward"]["down"], 128**-0.5 * depth),
+    ]
+    for array, std in expected:
+        assert abs(np.asarray(array).std() / std - 1) < 3 / np.sqrt(2 * array.size)
+    for norm in (layers["attention_norm"], layers["ff_norm"], tree["final_norm"]):
+        assert (np.asarray(norm["scale"]) == 1).all()
+
+
+def test_create_validates() -> None:
+    """A configuration that cannot work is refused before any weight is made."""
+    with pytest.raises(ConfigError, match="num_kv_heads"):
+        models.create(dataclasses.replace(tiny.config(), num_heads=3))

@@ -1,0 +1,198 @@
+"""Configurations explain themselves: what is wrong and what to do instead, before any work."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from famjax.config import (
+    ConfigError,
+    MemoryConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PassKeyConfig,
+    TrainConfig,
+    check_sequence_length,
+)
+from tests import tiny
+
+BAD_MODELS = [
+    ({"vocab_size": 0}, "vocab_size is 0; it must be at least 1"),
+    ({"num_layers": -1}, "num_layers is -1; it must be at least 1"),
+    ({"d_ff": 0}, "d_ff is 0; it must be at least 1"),
+    ({"num_kv_heads": 0}, "num_kv_heads is 0; it must be at least 1"),
+    ({"num_heads": 7, "num_kv_heads": 2}, "num_heads 7 is not a multiple of num_kv_heads 2; use 6 or 8"),
+    ({"num_heads": 2, "num_kv_heads": 4}, "num_heads 2 is not a multiple of num_kv_heads 4; use 4"),
+    ({"head_dim": 5}, "head_dim 5 is odd: RoPE turns pairs; use 6"),
+    ({"activation": "sillu"}, "activation 'sillu' is not one of silu, gelu, relu; did you mean 'silu'?"),
+    ({"norm": "batch"}, "norm 'batch' is not one of rmsnorm, layernorm"),
+    ({"dtype": "bfloat"}, "dtype 'bfloat' is not one of float32, bfloat16; did you mean 'bfloat16'?"),
+    ({"param_dtype": "int8"}, "param_dtype 'int8' is not one of float32, bfloat16"),
+    ({"remat": "all"}, "remat 'all' is not one of none, dots, full"),
+    ({"attention_budget_mib": -1.0}, "attention_budget_mib is -1.0; it must be at least 0"),
+    ({"norm_eps": -1e-6}, "norm_eps is -1e-06; it must be at least 0"),
+    ({"embedding_std": -0.1}, "embedding_std is -0.1; it must be at least 0"),
+    ({"rope_base": 1.0}, "rope_base is 1.0; it must be greater than 1"),
+    ({"d_model": 64.0}, "ModelConfig.d_model is 64.0; it must be of type int"),
+    ({"scan_layers": 1}, "ModelConfig.scan_layers is 1; it must be of type bool"),
+    ({"num_layers": True}, "ModelConfig.num_layers is True; it must be of type int"),
+]
+BAD_MEMORIES = [
+    ({"block_size": 0}, "block_size is 0; it must be at least 1"),
+    ({"memory_segments": -1}, "memory_segments is -1; it must be at least 0"),
+    ({"fam_length": -2}, "fam_length is -2; it must be at least 0"),
+    ({"block_size": 8, "fam_length": 9}, "fam_length 9 is longer than block_size 8: .* use a fam_length of at most 8"),
+    ({"fam_position": "first"}, "fam_position 'first' is not one of last, float, zero"),
+    ({"fam_init": "prompts"}, "fam_init 'prompts' is not one of prompt, prefix; did you mean 'prompt'?"),
+    ({"previous_fams": 0}, "previous_fams is 0; it must be at least 1"),
+    ({"token_window": -1}, "token_window is -1; it must be at least 0"),
+    (
+        {"block_size": 8, "fam_length": 2, "memory_segments": 2, "token_window": 18},
+        "token_window 18 is more than .* with 2 memory segments of 8 use at most 17, or memory_segments 3",
+    ),
+    ({"random_position_offset": 1.5}, "random_position_offset is 1.5; a probability lies between 0 and 1"),
+    ({"random_state_passing": -0.1}, "random_state_passing is -0.1; a probability lies between 0 and 1"),
+    ({"block_size": "64"}, "MemoryConfig.block_size is '64'; it must be of type int"),
+]
+BAD_TRAININGS = [
+    ({"model_dir": ""}, "MODEL_DIR is not set; add --gin.MODEL_DIR"),
+    ({"sequence_length": 1000}, "sequence length 1000 is not a multiple of block_size 64; use 960 or 1024"),
+    ({"batch_size": 0}, "BATCH_SIZE is 0; it must be at least 1"),
+    ({"steps": 0}, "TRAIN_STEPS is 0; it must be at least 1"),
+    ({"task": "passkeys"}, "MIXTURE_OR_TASK_NAME 'passkeys' is not one of passkey; did you mean 'passkey'?"),
+    ({"mesh": {"dat": 1}}, "MESH axis 'dat' is not one of data, fsdp, tensor; did you mean 'data'?"),
+    ({"mesh": {"data": 0}}, "MESH axis data is 0; it must be at least 1"),
+    ({"optimizer": OptimizerConfig(learning_rate=-1.0)}, "learning_rate is -1.0; it must be at least 0"),
+    ({"optimizer": OptimizerConfig(schedule="linea")}, "schedule 'linea' is not one of .*; did you mean 'linear'?"),
+    ({"optimizer": OptimizerConfig(beta2=1.1)}, "beta2 is 1.1; a probability lies between 0 and 1"),
+    ({"passkey": PassKeyConfig(stages=(4, 1))}, re.escape("stages (4, 1) must be blocks of filler in rising order")),
+    ({"passkey": PassKeyConfig(key_digits=0)}, "key_digits is 0; it must be at least 1"),
+    ({"passkey": PassKeyConfig(open_at=2.0)}, "open_at is 2.0; a probability lies between 0 and 1"),
+]
+
+
+def assert_refused(config: ModelConfig | MemoryConfig | TrainConfig, message: str) -> None:
+    """One line that begins as given."""
+    with pytest.raises(ConfigError) as error:
+        config.validate()
+    assert re.match(message, str(error.value)), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def training(**changes: object) -> TrainConfig:
+    model = ModelConfig(memory=MemoryConfig(block_size=64, fam_length=8))
+    return dataclasses.replace(TrainConfig(model_dir="somewhere", model=model), **changes)
+
+
+def test_defaults_are_valid() -> None:
+    """What a newcomer starts from works."""
+    ModelConfig().validate()
+    MemoryConfig().validate()
+    training().validate()
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_MODELS)
+def test_bad_model(changes: dict, message: str) -> None:
+    """The setting, its value and a remedy."""
+    assert_refused(ModelConfig(**changes), message)
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_MEMORIES)
+def test_bad_memory(changes: dict, message: str) -> None:
+    """The same, also when the memory is part of a model."""
+    assert_refused(MemoryConfig(**changes), message)
+    assert_refused(ModelConfig(memory=MemoryConfig(**changes)), message)
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD_TRAININGS)
+def test_bad_training(changes: dict, message: str) -> None:
+    """Training settings are called by the macros that a person sets."""
+    assert_refused(training(**changes), message)
+
+
+def test_training_checks_its_model() -> None:
+    """A training whose model cannot work is refused for the model's reason."""
+    assert_refused(training(model=ModelConfig(head_dim=3)), "head_dim 3 is odd")
+
+
+@pytest.mark.parametrize(
+    ("length", "block_size", "use"),
+    [(8500, 1024, "8192 or 9216"), (1000, 1024, "1024"), (0, 64, "64"), (-5, 64, "64"), (65, 64, "64 or 128")],
+)
+def test_sequence_length_that_does_not_fit(length: int, block_size: int, use: str) -> None:
+    """The message gives the nearest lengths that fit, shorter and longer."""
+    with pytest.raises(ConfigError) as error:
+        check_sequence_length(length, block_size)
+    assert str(error.value) == f"sequence length {length} is not a multiple of block_size {block_size}; use {use}"
+
+
+@pytest.mark.parametrize("length", [64, 128, 6400])
+def test_sequence_length_that_fits(length: int) -> None:
+    """Whole blocks pass without a word."""
+    check_sequence_length(length, 64)
+
+
+@pytest.mark.parametrize(
+    ("memory", "window"),
+    [
+        (MemoryConfig(block_size=8, fam_length=2, memory_segments=3), 32),
+        (MemoryConfig(block_size=8, fam_length=2, memory_segments=0), 8),
+        (MemoryConfig(block_size=8, fam_length=2, memory_segments=3, token_window=20), 20),
+    ],
+)
+def test_window(memory: MemoryConfig, window: int) -> None:
+    """The last token of a block sees M + 1 whole blocks, unless the window is exact."""
+    assert memory.window == window
+
+
+# --- model.json -----------------------------------------------------------------------------------
+
+
+def test_model_json_round_trip() -> None:
+    """Every setting survives, the memory's too."""
+    config = tiny.config(
+        num_layers=3, num_heads=4, num_kv_heads=1, activation="gelu", gated_ff=False, norm="layernorm",
+        norm_eps=1e-5, qk_norm=True, rope_base=5e5, tie_embeddings=False, embedding_std=0.3, dtype="float32", param_dtype="bfloat16", scan_layers=False,
+        remat="dots", attention_budget_mib=3.5, memory_segments=2, fam_position="float", fam_init="prefix",
+        previous_fams=2, token_window=5, stop_gradient=True, random_position_offset=0.1, random_state_passing=0.2,
+    )  # fmt: skip
+    for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig())):
+        same = [f.name for f in dataclasses.fields(part) if getattr(part, f.name) == getattr(default, f.name)]
+        assert not same, "this test has to change every setting"
+    assert ModelConfig.from_json(config.to_json()) == config
+
+
+def test_model_json_may_leave_out_what_is_default() -> None:
+    """A file of an older version, or written by hand, takes the defaults."""
+    assert ModelConfig.from_json('{"num_layers": 5, "memory": {"fam_length": 3}}') == ModelConfig(
+        num_layers=5, memory=MemoryConfig(fam_length=3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"num_layer": 5}', "ModelConfig has no field 'num_layer'; did you mean 'num_layers'?"),
+        ('{"memory": {"segments": 1}}', "MemoryConfig has no field 'segments'; did you mean 'memory_segments'?"),
+        ('{"xyzzy": 5}', "ModelConfig has no field 'xyzzy'"),
+        ('{"num_layers": 5', "model.json is not JSON"),
+        ("[1, 2]", "model.json does not hold an object"),
+        ('{"memory": 3}', "model.json: `memory` does not hold an object"),
+        ('{"num_layers": "5"}', "ModelConfig.num_layers is '5'; it must be of type int"),
+        ('{"head_dim": 7}', "head_dim 7 is odd"),
+    ],
+)
+def test_bad_model_json(text: str, message: str) -> None:
+    """A damaged or foreign file is named as such, with the nearest field."""
+    with pytest.raises(ConfigError) as error:
+        ModelConfig.from_json(text)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_model_json_is_readable() -> None:
+    """One setting a line, so that two models can be compared with diff."""
+    text = ModelConfig().to_json()
+    assert json.loads(text)["memory"]["fam_length"] == 64
+    assert len(text.splitlines()) > len(dataclasses.fields(ModelConfig)) + len(dataclasses.fields(MemoryConfig))
