@@ -24,7 +24,15 @@ from typing import IO, Any, NoReturn, TypeVar
 import gin
 
 from famjax.cli.main import nearest
-from famjax.config import ConfigError, EvalConfig, MemoryConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.config import (
+    ConfigError,
+    EvalConfig,
+    MemoryConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PassKeyConfig,
+    TrainConfig,
+)
 
 T = TypeVar("T")
 
