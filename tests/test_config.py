@@ -153,7 +153,8 @@ def test_model_json_round_trip() -> None:
     """Every setting survives, the memory's too."""
     config = tiny.config(
         num_layers=3, num_heads=4, num_kv_heads=1, activation="gelu", gated_ff=False, norm="layernorm",
-        norm_eps=1e-5, qk_norm=True, rope_base=5e5, tie_embeddings=False, embedding_std=0.3, dtype="float32", param_dtype="bfloat16", scan_layers=False,
+        norm_eps=1e-5, qk_norm=True, rope_base=5e5, tie_embeddings=False, embedding_std=0.3, dtype="float32",
+        param_dtype="bfloat16", scan_layers=False,
         remat="dots", attention_budget_mib=3.5, memory_segments=2, fam_position="float", fam_init="prefix",
         previous_fams=2, token_window=5, stop_gradient=True, random_position_offset=0.1, random_state_passing=0.2,
     )  # fmt: skip
