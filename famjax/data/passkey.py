@@ -125,7 +125,7 @@ class PassKeyTask:
 
     def _stage_range(self, stage: int) -> tuple[int, int]:
         """Filler tokens [least, most] of a stage; each block count with all its alignments."""
-        first = self.config.stages[stage - 1] + 1 if stage else 1
+        first = self.config.stages[stage - 1] + 1 if stage else 0
         return first * self.block_size, (self.config.stages[stage] + 1) * self.block_size - 1
 
     def _draw_filler(self, rng: np.random.Generator, open_stages: int, free_blocks: int) -> int | None:
@@ -169,7 +169,7 @@ class PassKeyTask:
 
     @property
     def _most_targets(self) -> int:
-        documents = (self.sequence_length // self.block_size) // self._blocks_for(self.block_size)
+        documents = (self.sequence_length // self.block_size) // self._blocks_for(0)
         return documents * 2 * self.config.key_digits + self.config.text_tokens
 
     def _answers(self, batch: Batch) -> list[list[tuple[np.ndarray, int]]]:

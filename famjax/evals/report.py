@@ -35,7 +35,10 @@ def print_table(models: list[dict[str, Any]], console: Console | None = None) ->
         cells = [f"{row['exact_match']:.3f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
         updates = f"{first['fam_updates']:.0f}"
         table.add_row(str(first["filler_blocks"]), tokens, updates, str(first["documents"]), *cells)
-    (console or Console()).print(table)
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = 40 + 24 * (len(models) + 2)  # a file or a pipe has no width to keep to
+    console.print(table)
 
 
 def plot(path: str | Path, models: list[dict[str, Any]]) -> None:

@@ -1,0 +1,127 @@
+"""The pass key task: the paper's words, the right targets, a curriculum that opens."""
+
+import numpy as np
+import pytest
+
+from famjax.config import ConfigError, PassKeyConfig
+from famjax.data.passkey import FILLER, PassKeyTask, document, overhead
+from famjax.data.vocabulary import decode, encode
+
+BLOCK = 64
+
+
+def task(seed: int = 0, **changes) -> PassKeyTask:
+    settings = {"config": PassKeyConfig(), "sequence_length": 22 * BLOCK, "block_size": BLOCK, "batch_size": 4}
+    return PassKeyTask(**(settings | {"vocab_size": 256, "seed": seed} | changes))
+
+
+def test_document_is_the_papers_format_word_for_word():
+    """Paper section 5: instruction, key twice, filler, question, answer."""
+    doc = document("01234", len(FILLER) * 2)
+    assert decode(doc.tokens) == (
+        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. I will quiz you "
+        "about the important information there. The pass key is 01234. Remember it. 01234 is the pass key. "
+        + FILLER * 2
+        + " What is the pass key? The pass key is 01234"
+    )
+
+
+@pytest.mark.parametrize("filler", [0, 1, 63, 64, 89, 90, 1000])
+def test_filler_has_exactly_so_many_tokens_and_the_answer_is_where_it_is_said(filler):
+    """Lengths are exact; `answer` and `mention` index the key's digits."""
+    doc = document("90817", filler)
+    assert len(doc.tokens) == overhead(5) + filler
+    assert decode(doc.tokens[doc.answer]) == decode(doc.tokens[doc.mention]) == "90817"
+    assert doc.answer[-1] == len(doc.tokens) - 1
+    assert decode(doc.tokens[: doc.mention[0]]).endswith("Remember it. ")
+
+
+def test_byte_vocabulary_round_trip():
+    """Ids are the bytes of UTF-8, also beyond ASCII."""
+    assert decode(encode("naïve €")) == "naïve €"
+    assert encode("aé").tolist() == [97, 0xC3, 0xA9]
+
+
+@pytest.mark.parametrize("open_stages", [1, 2, 4])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rows_hold_whole_documents_at_block_edges(seed, open_stages):
+    """Cut at `starts`, a row is documents of the format, padding up to the block's end and nothing else."""
+    config = PassKeyConfig()
+    batch = task(seed).batch(7, {"open_stages": open_stages})
+    longest = 0
+    for row, count, starts in zip(batch.tokens, batch.count, batch.starts, strict=True):
+        begins = np.flatnonzero(starts) * BLOCK
+        assert begins[0] == 0
+        for begin, end in zip(begins, [*begins[1:], len(row)], strict=True):
+            text = decode(row[begin:end]).rstrip("\0")
+            key, filler = text[-5:], len(text) - overhead(5)
+            assert text == decode(document(key, filler).tokens)
+            assert end - begin - len(text) < BLOCK or end == len(row)
+            longest = max(longest, filler)
+        assert count == begins[-1] + len(text)
+    assert longest < (config.stages[open_stages - 1] + 1) * BLOCK
+    assert longest >= (config.stages[open_stages - 2] * BLOCK if open_stages > 1 else 0)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_targets_follow_their_positions_and_weights_are_as_configured(seed):
+    """A target is the token after its position; answers weigh 1, mentions and other text as configured."""
+    config = PassKeyConfig(mention_weight=0.5, text_weight=0.05, text_tokens=7)
+    batch = task(seed, config=config).batch(seed, {"open_stages": 2})
+    for row, starts, positions, targets, weights in zip(
+        batch.tokens, batch.starts, batch.positions, batch.targets, batch.weights, strict=True
+    ):
+        used = weights > 0
+        assert (row[positions + 1] == targets)[used].all()
+        assert len(set(positions[used].tolist())) == used.sum(), "a token is weighed once"
+        documents = starts.sum()
+        assert [(weights == w).sum() for w in np.float32([1.0, 0.5, 0.05])] == [5 * documents, 5 * documents, 7]
+        assert not starts[((positions + 1) // BLOCK)[used]][((positions + 1) % BLOCK == 0)[used]].any(), (
+            "a document's first token is not predicted from the document before"
+        )
+
+
+def test_batches_depend_on_seed_step_and_progress_alone():
+    """The same three give the same batch; another step or seed gives another."""
+    progress = {"open_stages": 3}
+    first, again, other = task(5).batch(9, progress), task(5).batch(9, progress), task(5).batch(10, progress)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert (first.tokens != other.tokens).any()
+    assert (first.tokens != task(6).batch(9, progress).tokens).any()
+
+
+def test_every_alignment_of_the_last_stage_is_drawn():
+    """Failures sit where answers straddle a block's edge, so training must see all alignments."""
+    drawn = set()
+    for step in range(120):
+        batch = task(batch_size=8).batch(step, {"open_stages": 4})
+        drawn |= {int(c) % BLOCK for c in batch.count}
+    assert drawn == set(range(BLOCK))
+
+
+def test_a_stage_opens_on_the_newest_stages_exact_match():
+    """Right answers open all stages one by one; answers with one wrong digit open none."""
+    pass_key = task(config=PassKeyConfig(open_at=0.8))
+    right_progress = wrong_progress = pass_key.start()
+    for step in range(400):
+        batch = pass_key.batch(step, right_progress)
+        right_progress = pass_key.observe(right_progress, batch, np.ones_like(batch.targets, bool))
+        batch = pass_key.batch(step, wrong_progress)
+        wrong = np.ones_like(batch.targets, bool)
+        wrong[:, 2::10] = False  # the third digit of every answer
+        wrong_progress = pass_key.observe(wrong_progress, batch, wrong)
+    assert right_progress["open_stages"] == 4
+    assert right_progress["exact_match"] > 0.99
+    assert wrong_progress["open_stages"] == 1
+    assert wrong_progress["exact_match"] == 0.0
+    assert pass_key.report(right_progress)["filler_blocks"] == 16
+
+
+def test_impossible_tasks_say_what_to_change():
+    """Rows too short for the last stage, stages out of order, a vocabulary without ASCII."""
+    with pytest.raises(ConfigError, match="use 1344 or fewer stages"):
+        task(sequence_length=20 * BLOCK)
+    with pytest.raises(ConfigError, match="rising order"):
+        task(config=PassKeyConfig(stages=(4, 1)))
+    with pytest.raises(ConfigError, match="vocab_size 100"):
+        task(vocab_size=100)
