@@ -59,7 +59,7 @@ def make_step(
         (loss, (correct, passed)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, batch)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(grads), "correct": correct}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), "correct": correct}
         return TrainState(state.step + 1, params, opt_state, *passed), metrics
 
     return step

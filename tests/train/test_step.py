@@ -1,0 +1,84 @@
+"""The step: random state passing, random position offsets, and what the next step is handed."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from famjax.config import OptimizerConfig, PassKeyConfig
+from famjax.data.passkey import PassKeyTask
+from famjax.train import optim
+from famjax.train import state as states
+from famjax.train.loss import weighted_loss
+from famjax.train.step import make_step, position_shift
+from tests import tiny
+
+
+def setup(probability: float, **memory):
+    config = tiny.config(
+        vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=probability, **memory
+    )
+    task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 320, 32, 2, 128, 0)
+    # With no learning rate all steps have the same weights, so their losses can be compared.
+    tx = optim.optimizer(OptimizerConfig(learning_rate=0.0), 10)
+    graphdef, state = states.create(config, tx, 0)
+    state = dataclasses.replace(state, params=tiny.parameters(config))
+    return config, task, jax.jit(make_step(graphdef, tx, 0)), state
+
+
+def loss_from(config, params, batch, passed):
+    """The loss of a batch whose documents start from this FAM, by the model alone."""
+    hidden, memory = tiny.whole(
+        config, params, batch.tokens, count_B=batch.count, starts_BN=batch.starts, passed=passed
+    )
+    loss, _ = weighted_loss(tiny.build(config, params), hidden, batch.positions, batch.targets, batch.weights)
+    return float(loss), memory
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_random_state_passing_starts_from_the_first_rows_final_fam(probability):
+    """Paper section 2: [L, F, D] of the first row at the end of a step; the next step's documents start
+    from it with the given probability, and its residual is that FAM. The first step has none to take."""
+    config, task, step, state = setup(probability)
+    progress = task.start()
+    first, second = task.batch(0, progress), task.batch(1, progress)
+    state, metrics = step(state, first)
+    loss, memory = loss_from(config, state.params, first, None)
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
+    np.testing.assert_allclose(state.passed_fam, memory.layers.fam[:, 0], rtol=1e-4, atol=1e-4)
+    assert int(state.passed_updates) == int(memory.fam_updates[0]) > 0
+    passed = (state.passed_fam, state.passed_updates)
+    state, metrics = step(state, second)
+    with_fam, _ = loss_from(config, state.params, second, passed)
+    with_prompt, _ = loss_from(config, state.params, second, None)
+    assert abs(with_fam - with_prompt) > 1e-3
+    assert float(metrics["loss"]) == pytest.approx(with_fam if probability else with_prompt, rel=1e-5)
+
+
+def test_half_the_steps_pass_the_state_at_probability_one_half():
+    """One draw a step, the same for all rows, another at another step."""
+    config, task, step, state = setup(0.5)
+    drawn = []
+    for number in range(1, 17):
+        batch = task.batch(number, task.start())
+        passed = (state.passed_fam, state.passed_updates)
+        state, metrics = step(state, batch)
+        if number > 1:
+            options = [loss_from(config, state.params, batch, p)[0] for p in (None, passed)]
+            gaps = [abs(float(metrics["loss"]) - option) for option in options]
+            assert min(gaps) < 1e-4 < max(gaps)
+            drawn.append(gaps[1] < gaps[0])
+    assert 2 < sum(drawn) < 13
+
+
+def test_position_offsets_are_drawn_for_each_row_and_only_where_they_matter():
+    """Uniform in [0, 2 pi base) for about half of the rows, else 0; nothing for relative positions."""
+    memory = tiny.config(fam_position="zero", random_position_offset=0.5).memory
+    shift = np.asarray(position_shift(memory, 100.0, jax.random.key(0), 4000))
+    assert 0.45 < (shift == 0).mean() < 0.55
+    drawn = shift[shift > 0]
+    assert drawn.max() < 2 * np.pi * 100 <= drawn.max() + 3
+    assert drawn.mean() == pytest.approx(np.pi * 100, rel=0.05)
+    relative = dataclasses.replace(memory, fam_position="last")
+    assert position_shift(relative, 100.0, jax.random.key(0), 4) is None
