@@ -1,10 +1,12 @@
 """`famjax train`: pretrain or fine-tune from gin."""
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from famjax.cli.flags import add_gin_arguments
-from famjax.config import ConfigError
+from famjax.config import ConfigError, TrainConfig
 
 NAME = "train"
 HELP = """Train a model from gin files.
@@ -29,12 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/tiny_fam.gin")
     config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config.validate()
-    if Path(config.model_dir).exists() and not Path(config.model_dir).is_dir():
-        raise ConfigError(f"MODEL_DIR {config.model_dir} is a file; name a directory")
-    if config.initial_checkpoint:
-        from famjax.runtime.model_dir import read_config
-
-        read_config(config.initial_checkpoint)
+    _check_directories(config)
 
     from famjax.runtime.compilation_cache import enable
     from famjax.train.loop import train
@@ -42,3 +39,26 @@ def run(args: argparse.Namespace) -> int:
     enable()
     train(config, text)
     return 0
+
+
+def _check_directories(config: TrainConfig) -> None:
+    """Raises `ConfigError` on a MODEL_DIR that is none or holds another model, or on nothing to start from."""
+    from famjax.runtime.model_dir import MODEL_JSON, read_config
+
+    path = Path(config.model_dir)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"MODEL_DIR {path} is a file; name a directory")
+    if (path / MODEL_JSON).exists():
+        there, asked = (_flat(dataclasses.asdict(model)) for model in (read_config(path), config.model))
+        for name in there:
+            if there[name] != asked[name]:
+                raise ConfigError(
+                    f"MODEL_DIR {path} holds a model with {name} {there[name]}, not {asked[name]}; "
+                    f"choose an empty directory, or the model's own settings"
+                )
+    if config.initial_checkpoint:
+        read_config(config.initial_checkpoint)
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != "memory"} | fields["memory"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from famjax.cli.gin_config import load_model_config
 from famjax.cli.main import main
 
 FAM = ["train", "--gin_file", "gin/experiments/tiny_fam.gin"]
@@ -50,9 +51,18 @@ def test_model_dir_is_missing_or_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert "is a file; name a directory" in capsys.readouterr().err
 
 
+def test_model_dir_holds_another_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "model.json").write_text(load_model_config(["gin/models/fam_tiny.gin"]).to_json())
+    before = sorted(tmp_path.iterdir())
+    assert main([*FAM, f"--gin.MODEL_DIR='{tmp_path}'", "--gin.FAM_LENGTH=4"]) == 2
+    assert "holds a model with fam_length 8, not 4; choose an empty directory" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_jax_is_not_loaded_for_it() -> None:
     program = f"""
 import sys
+from famjax.cli.gin_config import load_model_config
 from famjax.cli.main import main
 code = main({[*FAM, "--gin.MODEL_DIR='x'", "--gin.TRAIN_STEPS=0"]!r})
 sys.exit(code if "jax" not in sys.modules else 99)
