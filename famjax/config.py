@@ -278,14 +278,17 @@ class PassKeyConfig:
       open_at: exact match, averaged over recent documents of the newest stage.
       newest_share: share of the batches that come from the newest open stage; the rest are spread
         over the stages before it.
+      straddle_share: share of the documents whose answer is made to straddle a block's edge. By chance
+        few do, and there the memory is tested hardest: it must tell how much was already said.
       mention_weight: loss weight of the key's second mention, before the filler.
       text_weight, text_tokens: loss weight of, and how many, random tokens of the other text.
     """
 
     key_digits: int = 5
-    stages: tuple[int, ...] = (1, 4, 8, 16)
+    stages: tuple[int, ...] = (1, 2, 4, 8, 16)
     open_at: float = 0.9
     newest_share: float = 0.6
+    straddle_share: float = 0.0
     mention_weight: float = 1.0
     text_weight: float = 0.05
     text_tokens: int = 32
@@ -298,6 +301,7 @@ class PassKeyConfig:
             raise ConfigError(f"stages {self.stages} must be blocks of filler in rising order, for example (1, 4, 16)")
         _probability("open_at", self.open_at)
         _probability("newest_share", self.newest_share)
+        _probability("straddle_share", self.straddle_share)
         for name in ("mention_weight", "text_weight", "text_tokens"):
             _at_least(name, getattr(self, name), 0)
 

@@ -139,7 +139,19 @@ class PassKeyTask:
         else:
             stage = int(rng.choice(stages))
         least, longest = self._stage_range(stage)
-        return int(rng.integers(least, min(longest, most) + 1))
+        most = min(longest, most)
+        filler = int(rng.integers(least, most + 1))
+        if rng.random() < self.config.straddle_share:
+            digits_before = int(rng.integers(1, max(self.config.key_digits, 2)))
+            near = self._straddle(filler, digits_before)
+            filler = next((n for n in near if least <= n <= most), filler)
+        return filler
+
+    def _straddle(self, filler: int, digits_before: int) -> tuple[int, int]:
+        """The nearest longer and shorter filler with so many digits of the answer before a block's edge."""
+        first_digit = overhead(self.config.key_digits) - self.config.key_digits + filler
+        longer = filler + (-digits_before - first_digit) % self.block_size
+        return longer, longer - self.block_size
 
     def _row(self, rng: np.random.Generator, open_stages: int) -> tuple[np.ndarray, ...]:
         S, config = self.block_size, self.config

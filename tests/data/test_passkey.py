@@ -42,7 +42,7 @@ def test_byte_vocabulary_round_trip():
     assert encode("aé").tolist() == [97, 0xC3, 0xA9]
 
 
-@pytest.mark.parametrize("open_stages", [1, 2, 4])
+@pytest.mark.parametrize("open_stages", [1, 3, 5])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rows_hold_whole_documents_at_block_edges(seed, open_stages):
     """Cut at `starts`, a row is documents of the format, padding up to the block's end and nothing else."""
@@ -94,9 +94,20 @@ def test_every_alignment_of_the_last_stage_is_drawn():
     """Failures sit where answers straddle a block's edge, so training must see all alignments."""
     drawn = set()
     for step in range(120):
-        batch = task(batch_size=8).batch(step, {"open_stages": 4})
+        batch = task(batch_size=8).batch(step, {"open_stages": 5})
         drawn |= {int(c) % BLOCK for c in batch.count}
     assert drawn == set(range(BLOCK))
+
+
+def test_straddling_answers_are_as_frequent_as_asked():
+    """At straddle_share 1 every answer has digits on both sides of a block's edge, whatever is drawn."""
+    pass_key = task(config=PassKeyConfig(straddle_share=1.0), batch_size=8)
+    splits = []
+    for step in range(20):
+        batch = pass_key.batch(step, {"open_stages": 5})
+        splits += [length % BLOCK for row in pass_key._answers(batch) for _, length in row]
+    assert np.isin(splits, [1, 2, 3, 4]).mean() > 0.9  # the others did not fit into their stage or their row
+    assert set(splits) >= {1, 2, 3, 4}
 
 
 def test_a_stage_opens_on_the_newest_stages_exact_match():
@@ -110,7 +121,7 @@ def test_a_stage_opens_on_the_newest_stages_exact_match():
         wrong = np.ones_like(batch.targets, bool)
         wrong[:, 2::10] = False  # the third digit of every answer
         wrong_progress = pass_key.observe(wrong_progress, batch, wrong)
-    assert right_progress["open_stages"] == 4
+    assert right_progress["open_stages"] == 5
     assert right_progress["exact_match"] > 0.99
     assert wrong_progress["open_stages"] == 1
     assert wrong_progress["exact_match"] == 0.0
