@@ -116,7 +116,13 @@ def fam_sources(fam_k: Any, fam_v: Any, updates: Any, distance: Any, config: Mem
 
 
 def update_fam(
-    layer: LayerWeights, memory: tuple[Any, Any, Any], k: Any, v: Any, updates_B: Any, origin_B: Any, config: MemoryConfig
+    layer: LayerWeights,
+    memory: tuple[Any, Any, Any],
+    k: Any,
+    v: Any,
+    updates_B: Any,
+    origin_B: Any,
+    config: MemoryConfig,
 ) -> tuple[Any, Any, Any]:
     """F_tau from F_{tau-1} and the keys and values of block tau: the recurrence at the top.
 

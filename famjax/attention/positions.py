@@ -75,9 +75,7 @@ def of_whole_blocks(
     return Blocks(None, count_B, blocks_before, fam_updates, starts_BN, full, origin)
 
 
-def of_part(
-    position_B: Any, fam_updates_B: Any, count_B: Any, config: MemoryConfig, shift_B: Any = None
-) -> Blocks:
+def of_part(position_B: Any, fam_updates_B: Any, count_B: Any, config: MemoryConfig, shift_B: Any = None) -> Blocks:
     """Positions of `count_B` tokens that follow the memory and stay within one block of each row."""
     S = config.block_size
     offset = position_B % S

@@ -103,8 +103,9 @@ def _watch(jobs: list[Job], running: list[subprocess.Popen[bytes]]) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed:>4.0f}/{task.total:.0f}"),
-        TextColumn("{task.fields[news]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(bar_width=24),
+        TextColumn("{task.completed:>4.0f}/{task.total:.0f}"), TextColumn("{task.fields[news]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     console = Console(file=sys.stderr)
     printed = time.perf_counter()

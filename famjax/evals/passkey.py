@@ -43,9 +43,7 @@ def evaluate(model: Transformer, config: EvalConfig, progress: Progress | None =
     ]  # fmt: skip
 
 
-def _evaluate_length(
-    model: Transformer, blocks: int, config: EvalConfig, progress: Progress | None
-) -> dict[str, Any]:
+def _evaluate_length(model: Transformer, blocks: int, config: EvalConfig, progress: Progress | None) -> dict[str, Any]:
     S = model.config.memory.block_size
     docs = documents(blocks, S, config)
     right: list[np.ndarray] = []

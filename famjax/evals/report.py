@@ -11,7 +11,7 @@ from rich.table import Table
 from famjax.runtime.model_dir import write_text
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen first
+from matplotlib import pyplot as plt
 
 RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
 

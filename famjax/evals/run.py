@@ -60,5 +60,10 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
 
 
 def _progress_bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(file=sys.stderr), transient=True)

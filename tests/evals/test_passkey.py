@@ -38,7 +38,9 @@ def test_exact_match_and_digits_are_those_of_whole_documents(fam_length):
     for i, doc in enumerate(docs):
         for t in doc.answer if i % 2 else ():
             doc.tokens[t] = first_choices(config, params, doc)[t - 1]
-    expected = np.array([(first_choices(config, params, doc)[doc.answer - 1] == doc.tokens[doc.answer]) for doc in docs])
+    expected = np.array(
+        [(first_choices(config, params, doc)[doc.answer - 1] == doc.tokens[doc.answer]) for doc in docs]
+    )
     assert expected.all(axis=1)[1::2].all()
     assert not expected.all(axis=1)[::2].any()
     original, passkey.documents = passkey.documents, lambda *_: docs
