@@ -76,14 +76,20 @@ class PassKeyTask:
 
     def __post_init__(self) -> None:
         self.config.validate()
-        needed = self._blocks_for((self.config.stages[-1] + 1) * self.block_size - 1) * self.block_size
-        if self.sequence_length < needed:
+        if not self.stages:
+            needed = self._blocks_for(self._longest(self.config.stages[0])) * self.block_size
             raise ConfigError(
-                f"sequence length {self.sequence_length} is too short for {self.config.stages[-1]} blocks of filler "
-                f"and the rest of the document; use {needed} or fewer stages"
+                f"sequence length {self.sequence_length} is too short for a pass key document with "
+                f"{self.config.stages[0]} blocks of filler; use at least {needed}"
             )
         if self.vocab_size < 128:
             raise ConfigError(f"vocab_size {self.vocab_size} is below 128: the pass key task is written in ASCII")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages whose longest document fits into a row; the curriculum ends with the last of them."""
+        rows = self.sequence_length // self.block_size
+        return tuple(stage for stage in self.config.stages if self._blocks_for(self._longest(stage)) <= rows)
 
     def start(self) -> dict[str, Any]:
         """Only the first stage is open."""
@@ -106,7 +112,7 @@ class PassKeyTask:
                 names = ["exact_match"] + ["exact_match_newest"] * (filler >= newest)
                 for name in names:
                     progress[name] += (hit - progress[name]) / RECENT_DOCUMENTS
-        if progress["exact_match_newest"] >= self.config.open_at and progress["open_stages"] < len(self.config.stages):
+        if progress["exact_match_newest"] >= self.config.open_at and progress["open_stages"] < len(self.stages):
             progress["open_stages"] += 1
             progress["exact_match_newest"] = 0.0
         return progress
@@ -115,7 +121,7 @@ class PassKeyTask:
         """Exact match of recent training documents, and the filler blocks that the open stages reach."""
         return {
             "exact_match": round(progress["exact_match"], 4),
-            "filler_blocks": self.config.stages[progress["open_stages"] - 1],
+            "filler_blocks": self.stages[progress["open_stages"] - 1],
         }
 
     # --- rows -------------------------------------------------------------------------------------
@@ -123,10 +129,14 @@ class PassKeyTask:
     def _blocks_for(self, filler_tokens: int) -> int:
         return -(-(filler_tokens + overhead(self.config.key_digits)) // self.block_size)
 
+    def _longest(self, stage_blocks: int) -> int:
+        """Filler tokens of a stage at most: its blocks, with every alignment."""
+        return (stage_blocks + 1) * self.block_size - 1
+
     def _stage_range(self, stage: int) -> tuple[int, int]:
         """Filler tokens [least, most] of a stage; each block count with all its alignments."""
-        first = self.config.stages[stage - 1] + 1 if stage else 0
-        return first * self.block_size, (self.config.stages[stage] + 1) * self.block_size - 1
+        first = self.stages[stage - 1] + 1 if stage else 0
+        return first * self.block_size, self._longest(self.stages[stage])
 
     def _draw_filler(self, rng: np.random.Generator, open_stages: int, free_blocks: int) -> int | None:
         """Filler tokens of the next document, or None if not even the shortest fits."""

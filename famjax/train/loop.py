@@ -24,10 +24,14 @@ from famjax.train.step import make_step
 
 def make_task(config: TrainConfig) -> Task:
     """The task that `config.task` names."""
-    return PassKeyTask(
+    task = PassKeyTask(
         config.passkey, config.sequence_length, config.model.memory.block_size, config.batch_size,
         config.model.vocab_size, config.seed,
     )  # fmt: skip
+    if task.stages != config.passkey.stages:
+        print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
+              f"later stages are left out")  # fmt: skip
+    return task
 
 
 def train(config: TrainConfig, config_text: str) -> None:

@@ -130,10 +130,23 @@ def test_a_stage_opens_on_the_newest_stages_exact_match():
     assert pass_key.report(right_progress)["filler_blocks"] == 16
 
 
+@pytest.mark.parametrize(("blocks", "stages"), [(22, (1, 2, 4, 8, 16)), (20, (1, 2, 4, 8)), (6, (1,))])
+def test_the_curriculum_ends_where_rows_do(blocks, stages):
+    """Short rows leave the last stages out; what is drawn then still fits, and nothing waits for them."""
+    pass_key = task(sequence_length=blocks * BLOCK)
+    assert pass_key.stages == stages
+    progress = pass_key.start()
+    for step in range(300):
+        batch = pass_key.batch(step, progress)
+        progress = pass_key.observe(progress, batch, np.ones_like(batch.targets, bool))
+    assert progress["open_stages"] == len(stages)
+    assert batch.count.max() <= blocks * BLOCK
+
+
 def test_impossible_tasks_say_what_to_change():
-    """Rows too short for the last stage, stages out of order, a vocabulary without ASCII."""
-    with pytest.raises(ConfigError, match="use 1344 or fewer stages"):
-        task(sequence_length=20 * BLOCK)
+    """Rows too short for the first stage, stages out of order, a vocabulary without ASCII."""
+    with pytest.raises(ConfigError, match="use at least 384"):
+        task(sequence_length=5 * BLOCK)
     with pytest.raises(ConfigError, match="rising order"):
         task(config=PassKeyConfig(stages=(4, 1)))
     with pytest.raises(ConfigError, match="vocab_size 100"):
