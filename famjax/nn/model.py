@@ -103,8 +103,13 @@ class Transformer(nnx.Module):
 
         Returns:
           Hidden states [B, Q, D] after the final norm, and the memory after the real tokens.
+
+        Raises:
+          ValueError: more tokens than a block has; `infer/prefill.py` cuts longer texts.
         """
         config = self.config.memory
+        if tokens_BQ.shape[1] > config.block_size:
+            raise ValueError(f"read takes at most a block of {config.block_size} tokens, not {tokens_BQ.shape[1]}")
         if count_B is None:
             count_B = jnp.full(tokens_BQ.shape[0], tokens_BQ.shape[1], jnp.int32)
         where = positions.of_part(state.position, state.fam_updates, count_B, config, shift_B)

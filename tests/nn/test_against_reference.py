@@ -1,12 +1,15 @@
 """Both orders of the model against the float64 NumPy reference of the paper's equations."""
 
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from famjax.cli.gin_config import load_model_config
 from famjax.config import ModelConfig
-from famjax.nn.model import broadcast_rows
+from famjax.nn.model import broadcast_rows, create, parameters
 from tests import reference, tiny
 
 # Blocks of 4 tokens: less than one block, exactly one, and several with a last one that is not full.
@@ -75,6 +78,23 @@ def test_passed_in_fam(name: str) -> None:
         assert_matches(config, *tiny.whole(config, params, tokens, passed=passed, count_B=counts), outcomes)
         state = broadcast_rows(tiny.initial_state(config, params, 1, passed), len(COUNTS))
         assert_matches(config, *tiny.stream(config, params, tokens, state, counts_B=COUNTS), outcomes)
+
+
+def test_the_model_of_the_quickstart() -> None:
+    """`gin/models/fam_tiny.gin` as it is created and compiled for a user: two blocks and a part of a third."""
+    gin_file = Path(__file__).parents[2] / "gin" / "models" / "fam_tiny.gin"
+    config = load_model_config([str(gin_file)])
+    model = create(config, seed=1)
+    tokens = tiny.tokens(config, 1, 2 * config.memory.block_size + 9)
+    outcome = reference.run(config, parameters(model), tokens[0])
+    hidden, state = jax.jit(lambda tokens: model(tokens))(tokens)
+    assert_matches(config, hidden, state, [outcome])
+    read = jax.jit(lambda tokens, state: model.read(tokens, state))
+    parts, state = [], jax.jit(lambda: model.initial_state(1))()
+    for part in np.split(tokens, [64, 128], axis=1):
+        hidden, state = read(part, state)
+        parts.append(hidden)
+    assert_matches(config, np.concatenate(parts, axis=1), state, [outcome])
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -6,6 +6,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -91,6 +92,30 @@ def test_padding_changes_nothing(name: str, order: Any) -> None:
         np.testing.assert_array_equal(after[b, :count], before[b, :count])
     for one, two in zip(tiny.visible(config, memory_after), tiny.visible(config, memory_before), strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_padding_has_no_gradient() -> None:
+    """A loss on real tokens has one gradient whatever stands behind them, finite, and zero by the padding's words.
+
+    One row is all padding, one ends within a block, one has a document that starts after padding.
+    """
+    config, counts = tiny.config(tie_embeddings=False, vocab_size=40), np.array([0, 3, 10], np.int32)
+    real = np.arange(12) < counts[:, None]
+    real[2, 6:8] = False
+    starts = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 1]], bool)
+    params, tokens = tiny.parameters(config), tiny.tokens(tiny.config(), 3, 12)
+
+    def loss(params: dict, tokens: Any) -> Any:
+        hidden, state = tiny.whole_untraced(config, params, tokens, count_B=counts, starts_BN=starts)
+        return jnp.where(real[..., None], hidden**2, 0).sum() + (state.layers.fam**2).sum()
+
+    gradient = jax.jit(jax.grad(loss), compiler_options=tiny.COMPILE_FAST)
+    padding = np.random.default_rng(0).integers(20, 40, (2, 3, 12)).astype(np.int32)
+    one, two = (gradient(params, np.where(real, tokens, other)) for other in padding)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(one))
+    assert (np.asarray(one["embedding"])[20:] == 0).all()
+    assert (np.asarray(one["embedding"])[np.unique(tokens[real])] != 0).any(axis=-1).all()
 
 
 def test_padding_is_not_written_in_streaming() -> None:

@@ -90,6 +90,14 @@ def test_rows_with_nothing_to_read_stay() -> None:
     assert after.position.tolist() == [0, 3, 8, 22]
 
 
+def test_more_than_a_block_is_refused() -> None:
+    """Tokens beyond a block would find no place in the ring: an error, not a silent loss."""
+    config = tiny.config()
+    state = tiny.initial_state(config, tiny.parameters(config), 4)
+    with pytest.raises(ValueError, match="at most a block of 4 tokens, not 5"):
+        tiny.read(config, tiny.parameters(config), tiny.tokens(config, 4, 5), state)
+
+
 def test_room() -> None:
     """What is left of each row's block of 4, for rows that have read 0, 3, 8 and 21 tokens."""
     config = tiny.config()
