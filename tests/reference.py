@@ -172,7 +172,8 @@ class Layer:
         projected = np.einsum("d,dnh->nh", normed, self.weights["attention"][name])
         if self.config.qk_norm:
             scale = self.weights["attention"][name + "_norm"]["scale"]
-            projected = np.array([norm(self.config, head, scale) for head in projected])
+            as_rms = dataclasses.replace(self.config, norm="rmsnorm")  # of queries and keys it always is
+            projected = np.array([norm(as_rms, head, scale) for head in projected])
         return rope(projected, position, self.config.rope_base)
 
 

@@ -23,8 +23,8 @@ class Attention(nnx.Module):
         self.value = weight(rngs, (D, kv_heads, H), in_std, ("embed", "kv_heads", "head_dim"), dtype, stack)
         self.output = weight(rngs, (heads, H, D), out_std, ("heads", "head_dim", "embed"), dtype, stack)
         if config.qk_norm:
-            self.query_norm = Norm(config, H, "head_dim", stack)
-            self.key_norm = Norm(config, H, "head_dim", stack)
+            self.query_norm = Norm(config, H, "head_dim", stack, kind="rmsnorm")
+            self.key_norm = Norm(config, H, "head_dim", stack, kind="rmsnorm")
 
 
 class Block(nnx.Module):

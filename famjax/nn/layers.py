@@ -32,9 +32,11 @@ def weight(
 class Norm(nnx.Module):
     """RMSNorm, or LayerNorm without bias, in float32, with a learned scale."""
 
-    def __init__(self, config: ModelConfig, size: int, axis: str = "embed", stack: tuple[int, ...] = ()):
+    def __init__(
+        self, config: ModelConfig, size: int, axis: str = "embed", stack: tuple[int, ...] = (), kind: str = ""
+    ):  # fmt: skip
         self.scale = nnx.Param(jnp.ones((*stack, size), config.param_dtype), axes=("layers",) * len(stack) + (axis,))
-        self.center = config.norm == "layernorm"
+        self.center = (kind or config.norm) == "layernorm"
         self.eps = config.norm_eps
         self.dtype = config.dtype
 

@@ -28,7 +28,7 @@ CASES = {
     "two-fams-zero": tiny.config(previous_fams=2, fam_position="zero"),
     "prefix-qk-norm": tiny.config(fam_init="prefix", qk_norm=True),
     "window5-segments2": tiny.config(token_window=5, memory_segments=2),
-    "window2-layernorm": tiny.config(token_window=2, norm="layernorm", norm_eps=1e-2),
+    "window2-layernorm": tiny.config(token_window=2, norm="layernorm", norm_eps=1e-2, qk_norm=True),
     "one-block-at-a-time-stop-gradient": tiny.config(attention_budget_mib=1e-6, stop_gradient=True, remat="full"),
     "unrolled-ungated-relu": tiny.config(scan_layers=False, remat="dots", gated_ff=False, activation="relu"),
     "block-of-one": tiny.config(block_size=1, fam_length=1, memory_segments=2),
