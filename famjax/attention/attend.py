@@ -5,6 +5,7 @@ would copy every key M + 1 times; instead each source is scored where it lies an
 over all of them.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -55,29 +56,74 @@ def attend(q_KGQH: Any, sources: list[Source], rope_base: float) -> Any:
     Args:
       q_KGQH: [..., K, G, Q, H], turned by their offsets within their block. K key/value heads of G
         query heads each: multi-head is G = 1, multi-query K = 1.
-      sources: see `Source`; leading axes broadcast against the queries'.
+      sources: see `Source`; leading axes are the queries'.
       rope_base: RoPE's base, for the distance between blocks.
 
     Returns:
       [..., K, G, Q, H] in the queries' dtype. Scores and softmax are float32. A query that sees no
       key gets finite values without meaning (padding only).
     """
-    scale = 1.0 / math.sqrt(q_KGQH.shape[-1])
-    scores = []
-    for source in sources:
-        q, k = _meet(q_KGQH, source, rope_base)
-        s = jnp.einsum("...KGQH,...KCH->...KGQC", q * scale, k, preferred_element_type=jnp.float32)
-        scores.append(s if source.visible is None else jnp.where(source.visible, s, HIDDEN))
-    top = scores[0].max(axis=-1, keepdims=True)
-    for s in scores[1:]:
-        top = jnp.maximum(top, s.max(axis=-1, keepdims=True))
-    top = jax.lax.stop_gradient(top)
+    q_KGQH = q_KGQH * (1.0 / math.sqrt(q_KGQH.shape[-1]))
+    pairs = [_meet(q_KGQH, source, rope_base) for source in sources]
+    queries, keys = tuple(q for q, _ in pairs), tuple(k for _, k in pairs)
+    return _softmax_attention(
+        queries, keys, tuple(source.v for source in sources), tuple(source.visible for source in sources)
+    )
+
+
+def _scores(q_KGQH: Any, k_KCH: Any, visible: Any) -> Any:
+    scores = jnp.einsum("...KGQH,...KCH->...KGQC", q_KGQH, k_KCH, preferred_element_type=jnp.float32)
+    return scores if visible is None else jnp.where(visible, scores, HIDDEN)
+
+
+def _weigh(q: tuple[Any, ...], k: tuple[Any, ...], v: tuple[Any, ...], visible: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Weighted values [..., K, G, Q, H] float32, and the softmax's normaliser: log sum exp of the scores."""
+    scores = [_scores(*source) for source in zip(q, k, visible, strict=True)]
+    top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
     total: Any = 0.0
     weighted: Any = 0.0
-    for source, s in zip(sources, scores, strict=True):
-        p = jnp.exp(s - top)
-        total = total + p.sum(axis=-1, keepdims=True)
+    for s, v_KCH in zip(scores, v, strict=True):
+        p_KGQC = jnp.exp(s - top)
+        total = total + p_KGQC.sum(axis=-1, keepdims=True)
         weighted = weighted + jnp.einsum(
-            "...KGQC,...KCH->...KGQH", p.astype(source.v.dtype), source.v, preferred_element_type=jnp.float32
+            "...KGQC,...KCH->...KGQH", p_KGQC.astype(v_KCH.dtype), v_KCH, preferred_element_type=jnp.float32
         )
-    return (weighted / total).astype(q_KGQH.dtype)
+    return weighted / total, top + jnp.log(total)
+
+
+@jax.custom_vjp
+def _softmax_attention(q: tuple[Any, ...], k: tuple[Any, ...], v: tuple[Any, ...], visible: tuple[Any, ...]) -> Any:
+    """Attention over several sources: the i-th queries (scaled) meet the i-th keys and values.
+
+    Its backward pass makes the scores again: they are the largest arrays of a layer, and keeping
+    them costs more (memory on accelerators, caches on a CPU) than one more matrix product.
+    """
+    return _weigh(q, k, v, visible)[0].astype(q[0].dtype)
+
+
+def _softmax_attention_forward(q: Any, k: Any, v: Any, visible: Any) -> tuple[Any, Any]:
+    out, log_total = _weigh(q, k, v, visible)
+    out = out.astype(q[0].dtype)
+    return out, (q, k, v, visible, out, log_total)
+
+
+def _softmax_attention_backward(kept: Any, d_out_KGQH: Any) -> tuple[Any, Any, Any, None]:
+    q, k, v, visible, out_KGQH, log_total = kept
+    # Without the barrier the compiler sees that the forward pass made the same scores, and keeps those.
+    q, k, v = jax.lax.optimization_barrier((q, k, v))
+    # The softmax's backward pass needs sum_c p_c dp_c, which is d_out . out.
+    mean = (d_out_KGQH.astype(jnp.float32) * out_KGQH.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dq, dk, dv = [], [], []
+    for q_KGQH, k_KCH, v_KCH, seen in zip(q, k, v, visible, strict=True):
+        p_KGQC = jnp.exp(_scores(q_KGQH, k_KCH, seen) - log_total)
+        dp_KGQC = product("...KGQH,...KCH->...KGQC", d_out_KGQH, v_KCH)
+        ds_KGQC = (p_KGQC * (dp_KGQC - mean)).astype(k_KCH.dtype)
+        p_KGQC = p_KGQC.astype(v_KCH.dtype)
+        dq.append(product("...KGQC,...KCH->...KGQH", ds_KGQC, k_KCH).astype(q_KGQH.dtype))
+        dk.append(product("...KGQC,...KGQH->...KCH", ds_KGQC, q_KGQH).astype(k_KCH.dtype))
+        dv.append(product("...KGQC,...KGQH->...KCH", p_KGQC, d_out_KGQH).astype(v_KCH.dtype))
+    return tuple(dq), tuple(dk), tuple(dv), None
+
+
+_softmax_attention.defvjp(_softmax_attention_forward, _softmax_attention_backward)

@@ -63,23 +63,29 @@ def _attend_blocks(
     return attend(q, sources, rope_base)
 
 
-def _blocks_at_once(blocks: int, scores_per_block: int, budget_mib: float) -> int:
-    """The most blocks whose float32 scores fit the budget, as a divisor of `blocks`."""
+def _at_once(rows: int, blocks: int, scores_per_block: int, budget_mib: float) -> tuple[int, int]:
+    """(rows, blocks) whose float32 scores fit the budget: all rows of some blocks, or some rows of one."""
     if not budget_mib:
-        return blocks
+        return rows, blocks
     fit = max(1, int(budget_mib * 2**20 / (4 * scores_per_block)))
-    return max(n for n in range(1, blocks + 1) if blocks % n == 0 and n <= fit)
+    largest = lambda count, most: max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
+    return (rows, largest(blocks, fit // rows)) if fit >= rows else (largest(rows, fit), 1)
 
 
-def _map_blocks(body: Any, at_once: int, args: Any) -> Any:
-    """body(args) where every array has the axes [B, N] in front, `at_once` blocks at a time."""
-    N = jax.tree.leaves(args)[0].shape[1]
-    if at_once == N:
+def _map_blocks(body: Any, at_once: tuple[int, int], args: Any) -> Any:
+    """body(args) where every array has the axes [B, N] in front, so many rows and blocks at a time."""
+    rows, blocks = at_once
+    B, N = jax.tree.leaves(args)[0].shape[:2]
+    if at_once == (B, N):
         return body(args)
-    cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], N // at_once, at_once, *x.shape[2:]), 1, 0)
-    # Scores of a group are made again in the backward pass, so that no two groups' are alive at once.
-    out = jax.lax.map(jax.checkpoint(body), jax.tree.map(cut, args))
-    return jnp.moveaxis(out, 0, 1).reshape(out.shape[1], N, *out.shape[3:])
+
+    def cut(x: Any) -> Any:
+        x = x.reshape(B // rows, rows, N // blocks, blocks, *x.shape[2:])
+        return jnp.moveaxis(x, 2, 1).reshape(-1, rows, blocks, *x.shape[4:])
+
+    out = jax.lax.map(body, jax.tree.map(cut, args))
+    out = out.reshape(B // rows, N // blocks, rows, blocks, *out.shape[3:])
+    return jnp.moveaxis(out, 1, 2).reshape(B, N, *out.shape[4:])
 
 
 def whole_blocks(
@@ -101,7 +107,7 @@ def whole_blocks(
       Output activations [B, N, S, D] and the layer's memory after the last real token.
     """
     S, M = config.block_size, config.memory_segments
-    N = x_BNSD.shape[1]
+    B, N = x_BNSD.shape[:2]
     q, k, v = layer.queries_keys_values(x_BNSD, np.arange(S))
     ring_order = (where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1)
     previous = jax.tree.map(
@@ -121,8 +127,7 @@ def whole_blocks(
         "where": (where.blocks_before, where.fam_updates, where.origin),
     }
     columns = (M + 1) * S + config.previous_fams * config.fam_length
-    queries = math.prod(q.shape[:-1]) // N
-    at_once = _blocks_at_once(N, queries * columns, budget_mib)
+    at_once = _at_once(B, N, math.prod(q.shape[2:-1]) * columns, budget_mib)
     heads = _map_blocks(lambda a: _attend_blocks(**a, rope_base=layer.rope_base, config=config), at_once, args)
     k_ring, v_ring = (_to_ring(past, where, config) for past in (past_k, past_v))
     return layer.finish(heads, x_BNSD), LayerMemory(k_ring, v_ring, *fam)
@@ -144,7 +149,9 @@ def _scan_fam(
 
     xs = (k, v, where.fam_updates, where.starts, where.full, where.origin)
     by_block = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs)
-    last, seen = jax.lax.scan(block, (memory.fam, memory.fam_k, memory.fam_v), by_block)
+    last, seen = jax.lax.scan(
+        jax.checkpoint(block, prevent_cse=False), (memory.fam, memory.fam_k, memory.fam_v), by_block
+    )
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen), last
 
 
