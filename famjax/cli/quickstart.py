@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from famjax.config import ConfigError, TrainConfig
+from famjax.runtime import cpu
 
 NAME = "quickstart"
 HELP = """Train a small TransformerFAM and its twin without memory on the pass key, then compare them.
@@ -81,14 +82,16 @@ def _job(name: str, output: Path, args: argparse.Namespace) -> Job:
 
 def _train(jobs: list[Job]) -> None:
     """Runs all trainings at once and shows how far they are. Raises `RuntimeError` if one fails."""
-    # So small a model gains nothing from a second thread; two trainings gain a core each.
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    environment = cpu.environment(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    cores = cpu.cores()
     running = []
-    for job in jobs:
+    for i, job in enumerate(jobs):
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with open(job.log, "w", encoding="utf-8") as log:
             running.append(subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment))
+        if len(cores) >= len(jobs) and hasattr(os, "sched_setaffinity"):
+            # So small a model gains little from more threads: each training has cores of its own.
+            os.sched_setaffinity(running[-1].pid, cores[i :: len(jobs)])
     try:
         _watch(jobs, running)
     finally:

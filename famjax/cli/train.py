@@ -33,6 +33,9 @@ def run(args: argparse.Namespace) -> int:
     config.validate()
     _check_directories(config)
 
+    from famjax.runtime import cpu
+
+    cpu.keep_freed_memory()
     from famjax.runtime.compilation_cache import enable
     from famjax.train.loop import train
 
