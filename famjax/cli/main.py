@@ -40,6 +40,7 @@ VERBS = {
     "train": Verb("famjax.cli.train", "pretrain or fine-tune from gin; resumes by itself from MODEL_DIR"),
     "eval": Verb("famjax.cli.eval", "evaluate model directories: results.json, a table, a plot"),
     "score": Verb("famjax.cli.score", "log probability of every token of the documents of a file"),
+    "generate": Verb("famjax.cli.generate", "read a prompt of any length, write on, keep the memory in a file"),
     "bench": Verb("famjax.cli.bench", "step time, tokens/s and memory over sequence lengths"),
     "quickstart": Verb("famjax.cli.quickstart", "train FAM and its twin without memory on the pass key, compare them"),
 }

@@ -6,7 +6,7 @@ is computed block by block too, so that hidden states and logits of a whole text
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 
 from famjax.attention.memory import MemoryState
+from famjax.infer.session import Session, start
+from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer, room
 
 # One call to the device reads so many blocks of a text: enough that launching it costs nothing beside them.
@@ -105,6 +107,96 @@ def next_token_scores(model: Transformer, hidden_BQD: Any, next_BQ: Any) -> tupl
     return logprobs, correct
 
 
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def prefill(
+    model: Transformer, session: Session, texts: Sequence[Iterable[np.ndarray]],
+    on_tokens: Callable[[int], None] | None = None, blocks_per_call: int = BLOCKS_PER_CALL,
+) -> Session:  # fmt: skip
+    """Reads a text into each row of a session, in memory that does not grow with the texts.
+
+    Chunks of a text are taken as they are needed, so a text may come from a pipe. Rows may stand at
+    any position; each window that goes to the device ends at a block's edge of every row.
+
+    Args:
+      model: the model.
+      session: where the rows stand. It is given away (its arrays are used again); take the result.
+      texts: for each row an iterable of chunks, int arrays of any lengths; none leaves the row as it is.
+      on_tokens: called with the number of tokens of each window once it is read.
+      blocks_per_call: blocks of a window.
+
+    Returns:
+      The session after the texts; the last token of each is pending.
+
+    Raises:
+      ValueError: a token is outside the vocabulary.
+    """
+    graphdef, params = nnx.split(model)
+    S = model.config.memory.block_size
+    window, short = blocks_per_call * S, S // 8
+    rows = [_Row(text, recent, model.config.vocab_size) for text, recent in zip(texts, session.recent, strict=True)]
+    memory, offset = session.memory, np.asarray(session.memory.position) % S
+    reading: list[tuple[Any, int]] = []
+
+    def wait() -> None:
+        done, tokens = reading.pop(0)
+        done.block_until_ready()
+        if on_tokens is not None:
+            on_tokens(tokens)
+
+    while True:
+        parts = [row.take(window - at) for row, at in zip(rows, offset, strict=True)]
+        count = np.array([len(part) for part in parts], np.int32)
+        if not count.any():
+            break
+        # A few tokens are not worth a block's work.
+        tokens = np.zeros((len(rows), short if count.max() <= short else window), np.int32)
+        for row, part in zip(tokens, parts, strict=True):
+            row[: len(part)] = part
+        done, memory = _read_window(graphdef, params, tokens, count, memory)
+        offset = (offset + count) % S
+        reading.append((done, int(count.sum())))
+        if len(reading) > 1:  # take the next tokens from the text while the device works, but no more
+            wait()
+    while reading:
+        wait()
+    return Session(memory, np.stack([row.recent for row in rows]))
+
+
+class _Row:
+    """A row's tokens that wait to be read. The last one known stays behind: it is the session's pending token."""
+
+    def __init__(self, text: Iterable[np.ndarray], recent: Any, vocab_size: int):
+        self._chunks = iter(text)
+        self._vocab_size = vocab_size
+        self.recent = np.array(recent)
+        self._waiting = self.recent[-1:] if self.recent[-1] >= 0 else self.recent[:0]
+
+    def take(self, most: int) -> np.ndarray:
+        """Up to `most` tokens; fewer only where the text ends."""
+        parts, waiting = [self._waiting], len(self._waiting)
+        while waiting <= most and (chunk := next(self._chunks, None)) is not None:
+            chunk = np.asarray(chunk)
+            if chunk.size and not (chunk.min() >= 0 and chunk.max() < self._vocab_size):
+                raise ValueError(f"a token of the text is outside the vocabulary 0..{self._vocab_size - 1}")
+            parts.append(chunk)
+            waiting += len(chunk)
+            self.recent = np.concatenate([self.recent, chunk[-RECENT:]])[-RECENT:].astype(np.int32)
+        everything = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        count = min(most, max(waiting - 1, 0))
+        self._waiting = everything[count:]
+        return everything[:count]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))
+def _read_window(graphdef: Any, params: Any, tokens_BT: Any, count_B: Any, state: MemoryState) -> Any:
+    """The memory after these tokens, and before it something to wait for: the memory itself is given away."""
+    nothing = lambda model, hidden, index: ()
+    _, state = extend(nnx.merge(graphdef, params), tokens_BT, count_B, state, nothing)
+    return count_B.sum(), state
+
+
 # --- scoring --------------------------------------------------------------------------------------
 
 
@@ -134,7 +226,7 @@ def score_streaming(
     B, T = tokens.shape
     lengths = np.asarray(lengths, np.int32)
     logprobs, correct = np.zeros((B, max(T - 1, 0)), np.float32), np.zeros((B, max(T - 1, 0)), bool)
-    state = _initial_state(graphdef, params, B)
+    state = start(model, B).memory
     pending: list[Any] = []
 
     def collect() -> None:
@@ -189,11 +281,6 @@ def _windows(tokens: np.ndarray, lengths: np.ndarray, window: int) -> Iterator[t
         piece = tokens[:, begin : begin + window + 1]
         part[:, : piece.shape[1]] = piece
         yield begin, part[:, :-1], part[:, 1:], np.clip(lengths - begin, 0, window).astype(np.int32)
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "batch"))
-def _initial_state(graphdef: Any, params: Any, batch: int) -> MemoryState:
-    return nnx.merge(graphdef, params).initial_state(batch)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))

@@ -34,13 +34,18 @@ def read_config(model_dir: str | Path) -> ModelConfig:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a file whole or not at all: a reader sees the old text or the new one."""
+    """Writes a text file whole or not at all, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a reader sees the old content or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,0 +1,254 @@
+"""`famjax generate`: reads a prompt of any length, writes on, and can put its memory away in a file."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from famjax.cli.flags import add_memory_arguments, memory_overrides
+from famjax.config import ConfigError, ModelConfig
+from famjax.infer.settings import RECENT, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NAME = "generate"
+HELP = """Reads a prompt of any length in constant memory and writes on. Only what is made goes to standard output.
+
+  famjax generate --model runs/fam --prompt "The pass key is"
+  cat book.txt | famjax generate --model runs/fam - --state-out book.session --max-tokens 0
+  famjax generate --model runs/fam --state-in book.session --prompt "Who did it?" --temperature 0.8
+  famjax generate --model runs/fam --input prompts.jsonl --output answers.jsonl
+
+A prompt is read as it is, with the newline at its end if it has one. The same prompt, settings and seed
+give the same text, alone or among other prompts of a file. JSON lines: {"prompt": TEXT} gives
+{"prompt", "text", "tokens" (ids of the text), "finish" ("stop" or "length")}, in the same order.
+"""
+
+CHUNK_BYTES = 2**16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of `famjax generate`."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="a model directory")
+    prompt = parser.add_argument_group("what to read")
+    prompt.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from standard input, as it comes")
+    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="- is standard input")
+    prompt.add_argument("--input", metavar="FILE", help="many prompts, JSON lines; needs --output")
+    prompt.add_argument("--output", metavar="FILE", help="their texts, JSON lines; written when all are made")
+    prompt.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows side by side (default 8)")
+    prompt.add_argument("--state-in", metavar="FILE", help="go on from what --state-out wrote")
+    prompt.add_argument("--state-out", metavar="FILE", help="afterwards, put the memory away here")
+    make = parser.add_argument_group("what to make")
+    make.add_argument("--max-tokens", type=int, default=256, metavar="N", help="at most (default 256); 0 only reads")
+    make.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; several times")
+    make.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt, a line between them")
+    make.add_argument(
+        "--temperature", type=float, metavar="X",
+        help="0 takes the best token (default, or 1 if one of --top-k, --top-p, --samples asks for a choice)",
+    )  # fmt: skip
+    make.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K best tokens; 0 is all")
+    make.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the best of probability P")
+    make.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="X", help=f"above 1: less of the last {RECENT} tokens"
+    )
+    make.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
+    add_memory_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks all that can be checked before the model is loaded, then reads and writes."""
+    from famjax.runtime.model_dir import read_config
+
+    sampling, stops = check_arguments(args)
+    config = read_config(args.model)
+    check_vocabulary(config)
+    with PromptSource(args) as source:
+        from famjax.infer import session as sessions
+        from famjax.infer.load import load
+        from famjax.runtime.checkpoint import override_memory
+        from famjax.runtime.compilation_cache import enable
+
+        file = None
+        if args.state_in:
+            file = sessions.read_file(args.state_in)
+            sessions.check_memory(file, override_memory(config, **memory_overrides(args)))
+        enable()
+        model = load(args.model, **memory_overrides(args))
+        session = sessions.restore(file, model) if file else sessions.start(model)
+        del file
+        if args.input:
+            from famjax.cli.generate_batch import answer_all
+
+            answer_all(model, session, source.prompts, sampling, stops, args)
+        else:
+            session = _answer(model, session, source.chunks(), sampling, stops, args)
+    if args.state_out:
+        sessions.save(args.state_out, session, model)
+    return 0
+
+
+# --- before any work ------------------------------------------------------------------------------
+
+
+def check_arguments(args: argparse.Namespace) -> tuple[Sampling, list[list[int]]]:
+    """How to draw, and the stop sequences. Raises `ConfigError` on flags that cannot work, or not together."""
+    if args.stdin not in (None, "-"):
+        raise ConfigError(f"{args.stdin!r} is no flag; write --prompt TEXT, --prompt-file FILE, or - to read a pipe")
+    if args.stdin:
+        if args.prompt_file is not None:
+            raise ConfigError("both --prompt-file and - are given; choose one")
+        args.prompt_file = "-"
+    given = [flag for flag in ("prompt", "prompt_file", "input") if getattr(args, flag) is not None]
+    if len(given) > 1:
+        names = " and ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f"both {names} are given; choose one")
+    if not given and not args.state_in:
+        raise ConfigError("no prompt: add --prompt TEXT, --prompt-file FILE, - to read a pipe, or --state-in FILE")
+    if bool(args.input) != bool(args.output):
+        raise ConfigError("--input and --output go together: prompts in, their texts out")
+    for flag, least in (("max_tokens", 0), ("samples", 1), ("batch_size", 1)):
+        if getattr(args, flag) < least:
+            raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; it must be at least {least}")
+    if not 0 <= args.seed < 2**32:
+        raise ConfigError(f"--seed is {args.seed}; it must be at least 0 and below 2^32")
+    if args.max_tokens == 0 and not args.state_out:
+        raise ConfigError("--max-tokens 0 makes no text: raise it, or add --state-out FILE to keep what was read")
+    _check_outputs(args)
+    if args.temperature is None:
+        args.temperature = 1.0 if args.top_k or args.top_p != 1.0 or args.samples > 1 else 0.0
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    sampling.validate()
+    if args.samples > 1 and sampling.temperature == 0:
+        raise ConfigError(f"--samples {args.samples} with --temperature 0 would all be the same; raise the temperature")
+    return sampling, [_stop(text) for text in args.stop]
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    for flag in ("output", "state_out"):
+        if value := getattr(args, flag):
+            path = Path(value)
+            if path.is_dir() or not path.parent.is_dir():
+                problem = "is a directory" if path.is_dir() else "its directory is missing"
+                raise ConfigError(f"--{flag.replace('_', '-')} {path}: {problem}")
+    if args.state_out and (args.input or args.samples > 1):
+        raise ConfigError("--state-out keeps one text's memory; it goes neither with --input nor with --samples")
+
+
+def _stop(text: str) -> list[int]:
+    stop = list(text.encode("utf-8", "surrogateescape"))
+    if not 0 < len(stop) <= RECENT:
+        raise ConfigError(f"--stop {text!r} has {len(stop)} bytes; it must have 1 to {RECENT}")
+    return stop
+
+
+def check_vocabulary(config: ModelConfig) -> None:
+    """Raises `ConfigError` where text cannot be tokens of the model."""
+    from famjax.data.vocabulary import BYTE_VOCABULARY_SIZE
+
+    if config.vocab_size < BYTE_VOCABULARY_SIZE:
+        raise ConfigError(
+            f"the model has {config.vocab_size} tokens and no tokenizer for text; "
+            f"it needs at least the {BYTE_VOCABULARY_SIZE} of the byte vocabulary"
+        )
+
+
+def _open(path: str) -> BinaryIO:
+    if Path(path).is_dir():
+        raise ConfigError(f"--prompt-file {path} is a directory; name a file")
+    return open(path, "rb")
+
+
+class PromptSource:
+    """The prompt, opened and looked at, so that an empty or missing one is found before the model is loaded.
+
+    Attributes:
+      prompts: the texts of --input; empty otherwise.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.prompts: list[str] = []
+        self._file: BinaryIO | None = None
+        self._first = b""
+        may_be_empty = bool(args.state_in)
+        if args.input:
+            from famjax.cli.generate_batch import read_prompts
+
+            self.prompts = read_prompts(args.input, may_be_empty)
+        elif args.prompt is not None:
+            # What a shell hands over that is no UTF-8 comes back to the bytes that it was.
+            self._first = args.prompt.encode("utf-8", "surrogateescape")
+        elif args.prompt_file is not None:
+            self._file = sys.stdin.buffer if args.prompt_file == "-" else _open(args.prompt_file)
+            self._first = self._read()
+        if not (self._first or self.prompts or may_be_empty):
+            raise ConfigError("the prompt is empty: give it a byte, or --state-in FILE to go on from")
+
+    def __enter__(self) -> "PromptSource":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._file is not None and self._file is not sys.stdin.buffer:
+            self._file.close()
+
+    def _read(self) -> bytes:
+        """What is there now, without waiting for a pipe to fill a whole chunk."""
+        return self._file.read1(CHUNK_BYTES) if self._file is not None else b""  # type: ignore[attr-defined]
+
+    def chunks(self) -> Iterator["np.ndarray"]:
+        """The prompt's tokens, as they come."""
+        import numpy as np
+
+        chunk = self._first
+        while chunk:
+            yield np.frombuffer(chunk, np.uint8).astype(np.int32)
+            chunk = self._read()
+
+
+# --- the work -------------------------------------------------------------------------------------
+
+
+def _answer(
+    model: Any, session: Any, chunks: Iterable["np.ndarray"], sampling: Sampling, stops: list[list[int]],
+    args: argparse.Namespace,
+) -> Any:  # fmt: skip
+    """Reads one prompt and writes its texts to standard output. Returns the session after the (only) text."""
+    import numpy as np
+
+    from famjax.cli.progress import ReadingProgress
+    from famjax.infer.decode import generate
+    from famjax.infer.prefill import prefill
+    from famjax.infer.session import repeat_rows
+    from famjax.infer.text import TextStream
+
+    progress = ReadingProgress()
+    session = prefill(model, session, [chunks], progress)
+    progress.finish()
+    before = np.asarray(session.recent[0])
+    streams = [TextStream(stops, before) for _ in range(args.samples)]
+    later = [""] * args.samples  # texts behind the first wait until it is whole
+    if args.samples > 1:
+        session = repeat_rows(session, args.samples)
+    try:
+        for made in generate(model, session, args.max_tokens, sampling, seed=args.seed, stops=stops):
+            session = made.session
+            for row, (stream, tokens) in enumerate(zip(streams, made.tokens, strict=True)):
+                later[row] += stream.feed(tokens, bool(made.stopped[row]))
+            write(later[0])
+            later[0] = ""
+        texts = [text + stream.finish() for text, stream in zip(later, streams, strict=True)]
+        write("\n".join(texts) + ("\n" if len(texts) > 1 or sys.stdout.isatty() else ""))
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return session
+
+
+def write(text: str) -> None:
+    """Text to standard output at once, in UTF-8 whatever the locale says."""
+    if text:
+        sys.stdout.buffer.write(text.encode("utf-8"))
+        sys.stdout.flush()

@@ -1,0 +1,99 @@
+"""`famjax generate --input`: many prompts, rows of unequal lengths side by side."""
+
+import argparse
+import json
+from typing import Any
+
+from famjax.config import ConfigError
+from famjax.infer.settings import Sampling
+
+
+def read_prompts(path: str, may_be_empty: bool) -> list[str]:
+    """The prompts of a JSON lines file. Raises `ConfigError` naming a bad line."""
+    prompts = []
+    with open(path, encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    prompts.append(_prompt(line, f"{path}:{number}", may_be_empty))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not UTF-8 text ({error.reason}); give it JSON lines") from error
+    if not prompts:
+        raise ConfigError(f"{path} has no prompts; give it one JSON object a line")
+    return prompts
+
+
+def _prompt(line: str, place: str, may_be_empty: bool) -> str:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{place}: this is no JSON ({error.msg} at column {error.pos + 1})") from error
+    prompt = fields.get("prompt") if isinstance(fields, dict) else None
+    if not isinstance(prompt, str):
+        raise ConfigError(f'{place}: a line is an object with "prompt", a string')
+    if not prompt and not may_be_empty:
+        raise ConfigError(f"{place}: the prompt is empty; give it a byte, or --state-in FILE to go on from")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{place}: the prompt has half a surrogate pair and no UTF-8 form") from error
+    return prompt
+
+
+def answer_all(
+    model: Any, session: Any, prompts: list[str], sampling: Sampling, stops: list[list[int]], args: argparse.Namespace
+) -> None:
+    """Answers every prompt, each from the same session, and writes the output file."""
+    from famjax.runtime.model_dir import write_text
+
+    lines: list[list[dict[str, Any]]] = [[] for _ in prompts]
+    # Prompts of like length are read side by side.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].encode()))
+    rows = min(max(1, args.batch_size // args.samples), len(prompts))
+    while order:
+        batch, order = order[:rows], order[rows:]
+        answers = _answers(model, session, [prompts[i] for i in batch], rows, sampling, stops, args)
+        for index, line in zip(batch, answers, strict=True):
+            lines[index] = line
+    flat = (line for several in lines for line in several)
+    write_text(args.output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in flat))
+
+
+def _answers(
+    model: Any, session: Any, prompts: list[str], rows: int, sampling: Sampling, stops: list[list[int]],
+    args: argparse.Namespace,
+) -> list[list[dict[str, Any]]]:  # fmt: skip
+    """For each prompt its samples as objects of the output. `rows` is the number of prompts that the program takes."""
+    import numpy as np
+
+    from famjax.data.vocabulary import encode
+    from famjax.infer.decode import generate, without_stop
+    from famjax.infer.prefill import prefill
+    from famjax.infer.session import repeat_rows
+    from famjax.infer.text import TextStream
+
+    samples = args.samples
+    texts = [[encode(prompt)] for prompt in prompts] + [[]] * (rows - len(prompts))
+    session = prefill(model, repeat_rows(session, rows), texts)
+    befores = np.asarray(session.recent)
+    limits = np.repeat(np.arange(rows) < len(prompts), samples) * args.max_tokens
+    tokens: list[list[int]] = [[] for _ in range(rows * samples)]
+    stopped = np.zeros(rows * samples, bool)
+    sample_B = np.tile(np.arange(samples), rows)
+    for made in generate(
+        model, repeat_rows(session, samples), limits, sampling, seed=args.seed, sample_B=sample_B, stops=stops
+    ):
+        stopped |= made.stopped
+        for all_of_row, new in zip(tokens, made.tokens, strict=True):
+            all_of_row += new.tolist()
+
+    def line(prompt: int, row: int) -> dict[str, Any]:
+        ids = np.array(tokens[row], np.int32)
+        if stopped[row]:
+            ids = without_stop(ids, stops)
+        stream = TextStream((), befores[prompt])
+        text = stream.feed(ids) + stream.finish()
+        finish = "stop" if stopped[row] else "length"
+        return {"prompt": prompts[prompt], "text": text, "tokens": ids.tolist(), "finish": finish}
+
+    return [[line(i, i * samples + s) for s in range(samples)] for i in range(len(prompts))]

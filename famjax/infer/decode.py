@@ -1,0 +1,139 @@
+"""Writing on: many tokens a call to the device, for rows that stand anywhere in their texts.
+
+`decode` is one compiled program. Each of its turns reads every row's pending token, which updates
+FAM where a block fills, and draws the next one, until all rows are done. `generate` calls it again
+and again and hands out what was made.
+"""
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from famjax.infer.sampling import row_keys, sample
+from famjax.infer.session import Session
+from famjax.infer.settings import RECENT, Sampling
+from famjax.nn.model import Transformer
+
+# Room for the tokens of one call. Fewer are made while they come slowly, so that a reader sees them come.
+TOKENS_PER_CALL = 64
+# Seconds between two calls that a reader takes for a flow.
+PATIENCE = 0.1
+GREEDY = Sampling()
+
+
+class Made(NamedTuple):
+    """What one call made.
+
+    Attributes:
+      tokens: for each row an int32 array.
+      stopped: bool [B], rows whose tokens just ended with a stop sequence.
+      session: where all rows stand now. Sessions of earlier calls are gone.
+    """
+
+    tokens: list[np.ndarray]
+    stopped: np.ndarray
+    session: Session
+
+
+def generate(
+    model: Transformer, session: Session, max_tokens: Any, sampling: Sampling = GREEDY, *, seed: int = 0,
+    sample_B: Any = None, stops: Sequence[Sequence[int]] = (),
+) -> Iterator[Made]:  # fmt: skip
+    """Makes tokens until every row has stopped or has its number; yields them as they are made.
+
+    Args:
+      model: the model.
+      session: where the texts stand. It is given away (its arrays are used again); take that of `Made`.
+      max_tokens: how many a row gets at most: a number, or int [B] where 0 leaves a row as it is.
+      sampling: how to draw.
+      seed: 0..2^32-1, of the draws.
+      sample_B: int [B], which of several samples of a text each row is; None makes rows 0, 1, ...
+        different samples, as rows of the same number, text and seed draw the same.
+      stops: token sequences that end a row once they are made, the stop itself included.
+
+    Raises:
+      ValueError: a row that shall be continued has no token yet, or a stop sequence is empty or too long.
+    """
+    graphdef, params = nnx.split(model)
+    B = len(session.recent)
+    left = np.broadcast_to(np.asarray(max_tokens, np.int32), B).copy()
+    if (np.asarray(session.recent)[left > 0, -1] < 0).any():
+        raise ValueError("a row without any token cannot be continued; read a prompt first")
+    sample_B = np.arange(B, dtype=np.int32) if sample_B is None else np.asarray(sample_B, np.int32)
+    stop_array, made = _stop_array(stops), np.zeros(B, np.int32)
+    at_once = 8
+    while left.any():
+        begin = time.monotonic()
+        tokens, count, stopped, session = _decode(
+            graphdef, params, session, np.minimum(left, at_once), made, stop_array, np.uint32(seed), sample_B,
+            sampling=sampling, room=TOKENS_PER_CALL,
+        )  # fmt: skip
+        tokens, count, stopped = (np.asarray(x) for x in (tokens, count, stopped))
+        made = made + count
+        left = np.where(stopped, 0, left - count)
+        slow = time.monotonic() - begin > PATIENCE
+        at_once = max(at_once // 2, 1) if slow else min(at_once * 2, TOKENS_PER_CALL)
+        yield Made([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
+
+
+def without_stop(tokens: np.ndarray, stops: Sequence[Sequence[int]]) -> np.ndarray:
+    """A stopped row's tokens without the stop sequence at their end, the longest where several fit."""
+    ends = [len(stop) for stop in stops if len(stop) <= len(tokens) and list(tokens[-len(stop) :]) == list(stop)]
+    return tokens[: len(tokens) - max(ends, default=0)]
+
+
+def _stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
+    """int32 [number, longest], each sequence at the right, -1 before it."""
+    longest = max(map(len, stops), default=1)
+    if longest > RECENT or not all(map(len, stops)):
+        raise ValueError(f"a stop sequence has 1 to {RECENT} tokens, not {[len(stop) for stop in stops]}")
+    array = np.full((len(stops), longest), -1, np.int32)
+    for row, stop in zip(array, stops, strict=True):
+        row[longest - len(stop) :] = stop
+    return array
+
+
+def _ends_with(recent_BN: Any, made_B: Any, stop_array: Any) -> Any:
+    """bool [B]: rows whose last tokens, all of them made and not read, are a stop sequence."""
+    tail = recent_BN[:, None, -stop_array.shape[1] :]
+    same = ((stop_array == tail) | (stop_array < 0)).all(axis=-1)
+    return (same & (made_B[:, None] >= (stop_array >= 0).sum(axis=-1))).any(axis=-1)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graphdef", "sampling", "room"), donate_argnames=("session",)
+)  # fmt: skip
+def _decode(
+    graphdef: Any, params: Any, session: Session, limit_B: Any, before_B: Any, stop_array: Any, seed: Any,
+    sample_B: Any, sampling: Sampling, room: int,
+) -> tuple[Any, Any, Any, Session]:  # fmt: skip
+    """Up to `limit_B` (at most `room`) tokens for each row: tokens [B, room], how many, whether stopped, session."""
+    model = nnx.merge(graphdef, params)
+    rows = np.arange(len(limit_B))
+
+    def turn(carry: Any) -> Any:
+        session, out, count_B, stopped_B = carry
+        live = (count_B < limit_B) & ~stopped_B
+        hidden, memory = model.read(session.recent[:, -1:], session.memory, live.astype(jnp.int32))
+        # The pending token has been read, so `position` is that of the token to be drawn.
+        keys = row_keys(seed, sample_B, memory.position)
+        token_B = sample(model.logits(hidden[:, 0]), session.recent, keys, sampling)
+        shifted = jnp.concatenate([session.recent[:, 1:], token_B[:, None]], axis=1)
+        recent = jnp.where(live[:, None], shifted, session.recent)
+        # A row that is done gets an index outside, where a scatter drops it.
+        out = out.at[rows, jnp.where(live, count_B, room)].set(token_B, mode="drop")
+        count_B = count_B + live
+        stopped_B |= live & _ends_with(recent, before_B + count_B, stop_array)
+        return Session(memory, recent), out, count_B, stopped_B
+
+    zeros = jnp.zeros_like(limit_B)
+    carry = (session, jnp.zeros((len(rows), room), jnp.int32), zeros, zeros.astype(bool))
+    unfinished = lambda carry: ((carry[2] < limit_B) & ~carry[3]).any()
+    session, out, count_B, stopped_B = jax.lax.while_loop(unfinished, turn, carry)
+    return out, count_B, stopped_B, session

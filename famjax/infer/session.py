@@ -1,0 +1,176 @@
+"""A session: all that is needed to go on with a text, in the computer's memory and in a file.
+
+The last token of a text, read or made, is *pending*: it is known but the model has not read it yet.
+Reading it gives the scores of the next token, so a session that waits after a prompt and one that
+waits after its answer look alike, nothing is read twice, and no scores have to be stored.
+
+The file is one safetensors file: the tensors of one row, and as metadata what they belong to.
+
+    k, v          [L, R, K, S, H]   the ring of blocks
+    fam           [L, P, F, D]      feedback activations, float32
+    fam_k, fam_v  [L, P, K, F, H]   their keys and values
+    recent        [RECENT] int32    the last tokens, the pending one last; -1 where there are none
+    metadata      format, version; model, fam (fingerprints); memory (JSON); position, fam_updates
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from famjax.attention.memory import LayerMemory, MemoryState
+from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.infer.fingerprint import fingerprint
+from famjax.infer.settings import RECENT
+from famjax.nn.model import Transformer, parameters
+from famjax.runtime.model_dir import write_bytes
+
+FORMAT, VERSION = "famjax session", "1"
+
+_LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory))
+# Settings of the memory that only training uses.
+_TRAINING_ONLY = ("stop_gradient", "random_position_offset", "random_state_passing")
+# Settings of a model that change how it is computed, not what.
+_HOW = ("memory", "embedding_std", "scan_layers", "remat", "attention_budget_mib")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """Texts that can be continued, one a row.
+
+    Attributes:
+      memory: the model's memory of all tokens but the pending one.
+      recent: int32 [B, RECENT], the last tokens, -1 where a text has fewer. recent[:, -1] is pending.
+
+    Example: after the prompt "abc", `memory.position` is 2, for "a" and "b", and "c" is pending.
+    """
+
+    memory: MemoryState
+    recent: Any
+
+
+def start(model: Transformer, batch: int = 1) -> Session:
+    """Sessions that have read nothing."""
+    return Session(_initial_state(*nnx.split(model), batch), np.full((batch, RECENT), -1, np.int32))
+
+
+def repeat_rows(session: Session, times: int) -> Session:
+    """Every row `times` times, copies side by side."""
+    repeat = lambda axis: lambda x: jnp.repeat(x, times, axis=axis)
+    layers = jax.tree.map(repeat(1), session.memory.layers)
+    position, updates, recent = map(repeat(0), (session.memory.position, session.memory.fam_updates, session.recent))
+    return Session(MemoryState(position, updates, layers), recent)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "batch"))
+def _initial_state(graphdef: Any, params: Any, batch: int) -> MemoryState:
+    return nnx.merge(graphdef, params).initial_state(batch)
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+class SessionFile(NamedTuple):
+    """What a session file holds, before it is known whether it fits a model."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, np.ndarray]
+
+
+def save(path: str | Path, session: Session, model: Transformer) -> None:
+    """Writes a session of one row, whole or not at all: whoever is killed on the way leaves the old file."""
+    memory = session.memory
+    if len(session.recent) != 1:
+        raise ValueError(f"a session file holds one row, not {len(session.recent)}")
+    tensors = {name: np.ascontiguousarray(np.asarray(getattr(memory.layers, name))[:, 0]) for name in _LAYERS}
+    tensors["recent"] = np.ascontiguousarray(np.asarray(session.recent)[0])
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        **_fingerprints(model),
+        "memory": json.dumps(_settings(model.config.memory)),
+        "position": str(int(memory.position[0])),
+        "fam_updates": str(int(memory.fam_updates[0])),
+    }
+    write_bytes(path, safetensors.numpy.save(tensors, metadata=metadata))
+
+
+def read_file(path: str | Path) -> SessionFile:
+    """Reads a session file. Raises `ConfigError` where it is none, damaged, or of another format."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path} is {'a directory' if path.is_dir() else 'not there'}; name a file of --state-out")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"{path} is no session file, or it is cut short ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise ConfigError(f"{path} holds tensors, but no session; name a file of --state-out")
+    if metadata.get("version") != VERSION:
+        raise ConfigError(
+            f"{path} has version {metadata.get('version')} of the session format; this famjax reads version {VERSION}"
+        )
+    return SessionFile(path, metadata, tensors)
+
+
+def check_memory(file: SessionFile, config: ModelConfig) -> None:
+    """Raises `ConfigError` where a session was made with other memory settings than `config` has."""
+    try:
+        there = dict(json.loads(file.metadata.get("memory", "")))
+    except (ValueError, TypeError):
+        raise ConfigError(f"{file.path} is damaged: its memory settings cannot be read") from None
+    for name, here in _settings(config.memory).items():
+        if there.get(name) != here:
+            flag = f"--{name.replace('_', '-')}"
+            hint = f"; continue it with {flag} {there[name]}" if name in _OVERRIDES and name in there else ""
+            raise ConfigError(f"{file.path} was made with {name} {there.get(name)}, the model has {here}{hint}")
+
+
+_OVERRIDES = ("block_size", "memory_segments", "fam_length")
+
+
+def restore(file: SessionFile, model: Transformer) -> Session:
+    """The session of a file. Raises `ConfigError` where it belongs to another model or is damaged."""
+    check_memory(file, model.config)
+    fingerprints = _fingerprints(model)
+    if any(file.metadata.get(name) != value for name, value in fingerprints.items()):
+        same = file.metadata.get("model") == fingerprints["model"]
+        what = "with another FAM prompt than the model has" if same else "by another model"
+        raise ConfigError(f"{file.path} was made {what}; only the model that read a text can go on with it")
+    expected = jax.eval_shape(functools.partial(model.initial_state, 1)).layers
+    shapes = {name: getattr(expected, name) for name in _LAYERS}
+    shapes = {name: ((x.shape[0], *x.shape[2:]), x.dtype) for name, x in shapes.items()}
+    shapes["recent"] = ((RECENT,), np.dtype(np.int32))
+    if {name: (x.shape, x.dtype) for name, x in file.tensors.items()} != shapes:
+        raise ConfigError(f"{file.path} is damaged: its tensors have other names, shapes or types than the model's")
+    try:
+        numbers = [jnp.asarray([int(file.metadata[name])], jnp.int32) for name in ("position", "fam_updates")]
+    except (KeyError, ValueError, OverflowError):
+        raise ConfigError(f"{file.path} is damaged: its position cannot be read") from None
+    # Copies: a session is donated to the device, which must not write into the file's pages.
+    layers = LayerMemory(**{name: jnp.array(file.tensors[name])[:, None] for name in _LAYERS})
+    return Session(MemoryState(*numbers, layers), np.array(file.tensors["recent"])[None])
+
+
+def _settings(memory: MemoryConfig) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(memory).items() if name not in _TRAINING_ONLY}
+
+
+def _fingerprints(model: Transformer) -> dict[str, str]:
+    """Of the model without its memory, and of what FAM starts from: which of the two differs is worth telling."""
+    params = parameters(model)
+    fam = params.pop("fam", {})
+    config = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
+    return {"model": fingerprint(json.dumps(config, sort_keys=True), params), "fam": fingerprint("", fam)}
