@@ -21,7 +21,7 @@ class ReadingProgress:
         self._tokens += tokens
         now = time.monotonic()
         if not self._begin:  # the clock starts behind the first tokens, which waited for the compiler
-            self._begin, self._first = now, self._tokens
+            self._begin, self._last, self._first = now, now, self._tokens
         elif now - self._begin > self._after and now - self._last > (0.2 if self._terminal else 10.0):
             self._last = now
             self._write("reading")

@@ -1,0 +1,235 @@
+"""`famjax generate`: what goes to standard output, files in and out, and mistakes found before any work."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from famjax.cli import progress
+from famjax.cli.main import main
+from famjax.infer.text import TextStream
+from famjax.runtime import checkpoint
+from tests import tiny
+from tests.infer.test_decode import naive
+
+CONFIG = tiny.config(vocab_size=256)
+PROMPT = "Grüße, 世界! What now?"
+SAMPLE = ("--temperature", "1.1", "--top-p", "0.9", "--seed", "5")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generate") / "model"
+    checkpoint.save_model(folder, CONFIG, tiny.parameters(CONFIG))
+    return folder
+
+
+@pytest.fixture
+def generate(model_dir: Path, capfdbinary: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Runs the verb and gives its standard output; standard error must stay empty."""
+
+    def run(*flags: object, stdin: bytes = b"") -> str:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(stdin)), isatty=bool))
+        code = main(["generate", "--model", str(model_dir), "--max-tokens", "12", *map(str, flags)])
+        captured = capfdbinary.readouterr()
+        assert (code, captured.err) == (0, b"")
+        return captured.out.decode("utf-8")
+
+    return run
+
+
+def text_of(prompt: bytes, tokens: list[int]) -> str:
+    stream = TextStream(before=prompt)
+    return stream.feed(tokens) + stream.finish()
+
+
+def test_text_file_and_pipe_give_the_same_greedy_text(generate, tmp_path: Path) -> None:
+    """argmax, token by token, of the layer-major model; nothing else on standard output, no newline added."""
+    prompt = PROMPT.encode()
+    desired = text_of(prompt, naive(CONFIG, [np.frombuffer(prompt, np.uint8).astype(np.int32)], 12)[0])
+    (tmp_path / "prompt").write_bytes(prompt)
+    assert generate("--prompt", PROMPT) == desired
+    assert generate("--prompt-file", tmp_path / "prompt") == desired
+    assert generate("-", stdin=prompt) == desired
+    assert generate("--prompt-file", "-", "--top-k", 40, "--temperature", 0, stdin=prompt) == desired
+
+
+@pytest.mark.parametrize("cut", [1, 8, 9, 24])
+def test_read_today_ask_tomorrow(generate, tmp_path: Path, cut: int) -> None:
+    """A prompt read in two runs, and an answer made in two runs: the same bytes, characters cut in between included."""
+    whole = generate("--prompt", PROMPT, *SAMPLE)
+    state = tmp_path / "state"
+    (tmp_path / "begin").write_bytes(PROMPT.encode()[:cut])
+    assert generate("--prompt-file", tmp_path / "begin", "--max-tokens", 0, "--state-out", state) == ""
+    (tmp_path / "rest").write_bytes(PROMPT.encode()[cut:])
+    flags = ("--state-in", state, "--state-out", state, "--max-tokens", 5, *SAMPLE)
+    first = generate("--prompt-file", tmp_path / "rest", *flags)
+    assert first + generate("--state-in", state, "--max-tokens", 7, *SAMPLE) == whole
+
+
+def test_lines_equal_single_runs(generate, tmp_path: Path) -> None:
+    """Rows of unequal lengths side by side say what each prompt gets alone, in the order of the file."""
+    prompts = ["a", PROMPT, "four", PROMPT * 3, "a", "eight or"]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": p, "id": 7}) + "\n\n" for p in prompts))
+    files = ("--input", source, "--output", output, "--batch-size", 4)
+    assert generate(*files, *SAMPLE) == ""
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [line["prompt"] for line in lines] == prompts
+    assert all(len(line["tokens"]) == 12 and line["finish"] == "length" for line in lines)
+    for line in lines[:4]:
+        assert line["text"] == generate("--prompt", line["prompt"], *SAMPLE)
+        assert line["text"] == text_of(line["prompt"].encode(), line["tokens"])
+    assert lines[0] == lines[4]
+
+    # Two samples of each; the first is the one from before. All of them after a session.
+    assert generate(*files, *SAMPLE, "--samples", 2) == ""
+    pairs = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert pairs[::2] == lines and pairs[1::2] != lines
+    assert generate("--prompt", PROMPT, *SAMPLE, "--samples", 2) == "".join(p["text"] + "\n" for p in pairs[2:4])
+    state = tmp_path / "state"
+    generate("--prompt", "book ", "--max-tokens", 0, "--state-out", state)
+    source.write_text(json.dumps({"prompt": "four"}) + "\n" + json.dumps({"prompt": ""}) + "\n")
+    generate(*files, *SAMPLE, "--state-in", state)
+    texts = [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()]
+    assert texts == [generate("--prompt", prompt, *SAMPLE) for prompt in ("book four", "book ")]
+
+
+def test_stop(generate, tmp_path: Path) -> None:
+    """The text ends before the stop; a line says so; tokens are those of the text."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps({"prompt": PROMPT}))
+    files = ("--input", source, "--output", output, *SAMPLE)
+    generate(*files)
+    free = json.loads(output.read_text(encoding="utf-8"))["tokens"]
+    stop = os.fsdecode(bytes(free[5:7]))
+    kept = free[: next(n for n in range(2, 12) if free[n - 2 : n] == free[5:7]) - 2]
+    generate(*files, "--stop", "never said", "--stop", stop)
+    line = json.loads(output.read_text(encoding="utf-8"))
+    assert (line["tokens"], line["finish"]) == (kept, "stop")
+    assert generate("--prompt", PROMPT, *SAMPLE, "--stop", stop) == line["text"] == text_of(PROMPT.encode(), kept)
+
+
+def test_a_pipe_from_end_to_end(model_dir: Path) -> None:
+    """A prompt that comes in pieces; a reader that leaves after the first bytes is no error."""
+    command = [sys.executable, "-m", "famjax", "generate", "--model", str(model_dir), "-", "--max-tokens", "20000"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        for piece in (b"Gr\xc3", b"\xbc\xc3\x9fe" * 3000, b", what now?"):
+            process.stdin.write(piece)
+            process.stdin.flush()
+            time.sleep(0.05)
+        process.stdin.close()
+        assert process.stdout.read(20)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
+
+
+def test_progress_of_long_readings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Nothing for a quick reading; a slow one tells now and then how far it is, and its rate in the end."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for seconds, said in ((0.1, ""), (6.0, "reading 300 tokens, 17 tokens/s\nread 400 tokens, 17 tokens/s\n")):
+        line = progress.ReadingProgress()
+        for _ in range(4):
+            line(100)
+            now[0] += seconds
+        now[0] -= seconds
+        line.finish()
+        assert capsys.readouterr().err == said
+
+
+def mistake(capfd: pytest.CaptureFixture, *words: object) -> str:
+    assert main(["generate", *map(str, words)]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "no prompt: add --prompt TEXT"),
+        (("--prompt", ""), "the prompt is empty"),
+        (("--prompt-file", "EMPTY"), "the prompt is empty"),
+        (("--prompt-file", "missing.txt"), "missing.txt: No such file"),
+        (("--prompt-file", "."), "--prompt-file . is a directory"),
+        (("--prompt", "a", "--prompt-file", "b"), "both --prompt and --prompt-file are given"),
+        (("--prompt", "a", "-"), "both --prompt and --prompt-file are given"),
+        (("--prompt-file", "a", "-"), "both --prompt-file and - are given"),
+        (("hello",), "'hello' is no flag; write --prompt TEXT"),
+        (("--prompt", "a", "--input", "b", "--output", "c"), "both --prompt and --input"),
+        (("--input", "b"), "--input and --output go together"),
+        (("--prompt", "a", "--output", "b"), "--input and --output go together"),
+        (("--input", "EMPTY", "--output", "c"), "has no prompts"),
+        (("--input", "missing.jsonl", "--output", "c"), "missing.jsonl: No such file"),
+        (("--prompt", "a", "--max-tokens", "-1"), "--max-tokens is -1"),
+        (("--prompt", "a", "--max-tokens", "0"), "--max-tokens 0 makes no text"),
+        (("--prompt", "a", "--samples", "0"), "--samples is 0"),
+        (("--prompt", "a", "--samples", "2", "--temperature", "0"), "would all be the same"),
+        (("--prompt", "a", "--samples", "2", "--state-out", "s"), "--state-out keeps one text's memory"),
+        (("--prompt", "a", "--temperature", "-1"), "temperature is -1"),
+        (("--prompt", "a", "--top-k", "-1"), "top_k is -1"),
+        (("--prompt", "a", "--top-p", "0"), "top_p is 0"),
+        (("--prompt", "a", "--repetition-penalty", "0"), "repetition_penalty is 0"),
+        (("--prompt", "a", "--seed", "-1"), "--seed is -1"),
+        (("--prompt", "a", "--stop", ""), "--stop '' has 0 bytes"),
+        (("--prompt", "a", "--stop", "x" * 129), "has 129 bytes; it must have 1 to 128"),
+        (("--prompt", "a", "--state-out", "no/where"), "--state-out no/where: its directory is missing"),
+        (("--prompt", "a", "--state-in", "missing"), "missing is not there"),
+        (("--prompt", "a", "--state-in", "EMPTY"), "no session file"),
+        (("--prompt", "a", "--fam-length", "3"), "fam_length 3 is not possible"),
+        (("--prompt", "a", "--block-size", "1"), "fam_length 2 is longer than block_size 1"),
+    ],
+)
+def test_mistakes(
+    flags: tuple, message: str, model_dir: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, exit code 2, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").touch()
+    assert message in mistake(capfd, "--model", model_dir, *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["EMPTY"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"', "this is no JSON"),
+        ('{"prompt": 5}', 'a line is an object with "prompt", a string'),
+        ('{"text": "a"}', 'a line is an object with "prompt", a string'),
+        ('["a"]', 'a line is an object with "prompt", a string'),
+        ('{"prompt": ""}', "the prompt is empty"),
+        (r'{"prompt": "\ud800"}', "half a surrogate pair"),
+    ],
+)
+def test_bad_lines(line: str, message: str, model_dir: Path, tmp_path: Path, capfd) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
+    error = mistake(
+        capfd, "--model", model_dir, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl"
+    )  # fmt: skip
+    assert "in.jsonl:2: " in error and message in error and not (tmp_path / "out.jsonl").exists()
+
+
+def test_models_that_cannot_write_and_sessions_of_others(model_dir: Path, tmp_path: Path, capfd) -> None:
+    other = tiny.config(vocab_size=17)
+    checkpoint.save_model(tmp_path / "ids", other, tiny.parameters(other))
+    checkpoint.save_model(tmp_path / "other", CONFIG, tiny.parameters(CONFIG, seed=1))
+    state = tmp_path / "state"
+    model = ("--model", str(model_dir))
+    assert main(["generate", *model, "--prompt", PROMPT, "--max-tokens", "0", "--state-out", str(state)]) == 0
+    before = state.read_bytes()
+    flags = ("--state-in", state, "--state-out", state)
+    assert "has 17 tokens and no tokenizer for text" in mistake(capfd, "--model", tmp_path / "ids", "--prompt", "a")
+    assert "does not exist" in mistake(capfd, "--model", tmp_path / "none", "--prompt", "a")
+    assert "was made by another model" in mistake(capfd, "--model", tmp_path / "other", *flags)
+    refused = mistake(capfd, *model, *flags, "--memory-segments", "0")
+    assert "made with memory_segments 1, the model has 0; continue it with --memory-segments 1" in refused
+    assert state.read_bytes() == before
