@@ -31,13 +31,18 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(option, value) == 1 for option, value in _MALLOC_OPTIONS)
 
 
+def xla_flags(given: str) -> str:
+    """`XLA_FLAGS` with the scheduler that saves memory, unless one is given or this jaxlib has none to choose."""
+    if "xla_cpu_scheduler_type" in given or not importlib.metadata.version("jaxlib").startswith("0.10."):
+        return given
+    return f"{given} {_SCHEDULER}".strip()
+
+
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process that trains on CPU cores: `base`, JAX on the CPU, kept memory in
-    huge pages, and XLA's scheduler that saves memory (its flag exists in jaxlib 0.10)."""
+    """The environment for a process that trains on CPU cores: `base`, JAX on the CPU, and `xla_flags`;
+    freed memory is kept, in huge pages."""
     tunables = ":".join(filter(None, (base.get("GLIBC_TUNABLES"), *_TUNABLES)))
-    flags = base.get("XLA_FLAGS", "")
-    if importlib.metadata.version("jaxlib").startswith("0.10.") and "xla_cpu_scheduler_type" not in flags:
-        flags = f"{flags} {_SCHEDULER}".strip()
+    flags = xla_flags(base.get("XLA_FLAGS", ""))
     return dict(base) | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": tunables, "XLA_FLAGS": flags}
 
 

@@ -1,0 +1,1 @@
+"""How fast and how large: FAM beside models without memory, and beside other people's."""

@@ -1,0 +1,122 @@
+"""What is measured: a training step, and a streamed prefill, as compiled programs."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from famjax.config import ModelConfig, OptimizerConfig
+from famjax.nn import model as model_lib
+from famjax.train.loss import cross_entropy
+from famjax.train.optim import optimizer
+
+# The schedule needs a length; no run here comes near it.
+SCHEDULED_STEPS = 1_000_000
+
+
+class Program(NamedTuple):
+    """A compiled program, ready to run.
+
+    Attributes:
+      run: does the work once and waits for it.
+      weights: parameters of the model.
+      compile_seconds: tracing and compiling, without a cache.
+      first_seconds: the first run.
+      memory_mib: the compiler's count of arguments, results and temporaries.
+    """
+
+    run: Callable[[], None]
+    weights: int
+    compile_seconds: float
+    first_seconds: float
+    memory_mib: float
+
+
+def _compiled(step: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    program = jax.jit(step, donate_argnums=donated).lower(*arguments).compile()
+    return program, time.perf_counter() - began
+
+
+def _memory_mib(program: Any) -> float:
+    sizes = program.memory_analysis()
+    size = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return (size - sizes.alias_size_in_bytes) / 2**20
+
+
+def training_step(config: ModelConfig, rows: int, length: int) -> Program:
+    """Forward, loss at every token, backward and AdamW, on random tokens."""
+    model = model_lib.create(config)
+    graphdef, params = nnx.graphdef(model), model_lib.parameters(model)
+    tx = optimizer(OptimizerConfig(), SCHEDULED_STEPS)
+    tokens_BT = jax.random.randint(jax.random.key(1), (rows, length), 0, config.vocab_size)
+
+    def loss_fn(params: Any, tokens_BT: Any) -> Any:
+        model = nnx.merge(graphdef, params)
+        hidden_BTD, _ = model(tokens_BT)
+        return cross_entropy(model.logits(hidden_BTD[:, :-1]), tokens_BT[:, 1:]).mean()
+
+    def step(params: Any, opt_state: Any, tokens_BT: Any) -> tuple[Any, Any, Any]:
+        loss, grads = jax.value_and_grad(loss_fn)(params, tokens_BT)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    state = (params, tx.init(params))
+    program, compile_seconds = _compiled(step, (*state, tokens_BT), donated=(0, 1))
+
+    def run() -> None:
+        nonlocal state
+        *state, loss = program(*state, tokens_BT)
+        loss.block_until_ready()
+
+    weights = sum(x.size for x in jax.tree.leaves(params))
+    began = time.perf_counter()
+    run()
+    return Program(run, weights, compile_seconds, time.perf_counter() - began, _memory_mib(program))
+
+
+def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tuple[Callable[[int], None], Program]:
+    """Reading random text block by block, through the memory alone.
+
+    Args:
+      config: the model.
+      rows: B.
+      blocks_per_call: blocks that one call to the device reads.
+
+    Returns:
+      A function that reads a new text of so many blocks, a multiple of `blocks_per_call`; and the program.
+    """
+    model = model_lib.create(config)
+    graphdef, params = nnx.graphdef(model), model_lib.parameters(model)
+    shape = (blocks_per_call, rows, config.memory.block_size)
+    tokens_NBS = jax.random.randint(jax.random.key(1), shape, 0, config.vocab_size)
+
+    def call(params: Any, state: Any, tokens_NBS: Any) -> tuple[Any, Any]:
+        model = nnx.merge(graphdef, params)
+
+        def block(state: Any, tokens_BS: Any) -> tuple[Any, Any]:
+            hidden_BSD, state = model.read(tokens_BS, state)
+            return state, hidden_BSD[:, -1]
+
+        state, last_NBD = jax.lax.scan(block, state, tokens_NBS)
+        return state, last_NBD[-1]
+
+    fresh = model.initial_state(rows)
+    program, compile_seconds = _compiled(call, (params, fresh, tokens_NBS), donated=(1,))
+
+    def read(blocks: int) -> None:
+        state: Any = jax.tree.map(jnp.copy, fresh)
+        last: Any = None
+        for _ in range(blocks // blocks_per_call):
+            state, last = program(params, state, tokens_NBS)
+            last.block_until_ready()
+
+    weights = sum(x.size for x in jax.tree.leaves(params))
+    began = time.perf_counter()
+    read(blocks_per_call)
+    first = time.perf_counter() - began
+    return read, Program(lambda: read(blocks_per_call), weights, compile_seconds, first, _memory_mib(program))

@@ -1,0 +1,126 @@
+"""Results for people: tables, `bench.json` and a plot. Every number in a table comes from the JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+from famjax.bench.suites import flatness
+from famjax.runtime.model_dir import write_text
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BENCH_JSON, PLOT_PNG = "bench.json", "bench.png"
+
+
+def write(directory: str | Path, results: dict[str, Any]) -> None:
+    """`bench.json` and `bench.png` into a directory."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / BENCH_JSON, json.dumps(results, indent=2) + "\n")
+    _plot(path / PLOT_PNG, results)
+
+
+def print_tables(results: dict[str, Any], console: Console | None = None) -> None:
+    """What was measured, a table for each suite."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has no width to keep to
+    for name, show in (("training", _training), ("prefill", _prefill), ("peers", _peers)):
+        if name in results:
+            for line in show(results[name]):
+                console.print(line)
+    console.print(f"peak memory of this process, all of the above together: {results['peak_rss_mib']:,.0f} MiB")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def _training(rows: list[dict[str, Any]]) -> list[Any]:
+    table = _table(
+        "training step: forward, loss, backward, AdamW", "model", "row", "rows", "step s (range)", "tokens/s",
+        "compile s", "first step s", "MiB by the compiler",
+    )  # fmt: skip
+    lines: list[Any] = [table]
+    for row in rows:
+        for entry in row["variants"]:
+            step = entry["step_seconds"]
+            table.add_row(
+                entry["name"], f"{row['length']:,}", str(row["rows"]),
+                f"{step['median']:.3f} ({step['low']:.3f}-{step['high']:.3f})", f"{entry['tokens_per_second']:,.0f}",
+                f"{entry['compile_seconds']:.1f}", f"{entry['first_step_seconds']:.2f}",
+                f"{entry['compiled_memory_mib']:,.0f}",
+            )  # fmt: skip
+        table.add_section()
+        if row["fam_to_bswa"]:
+            lines.append(f"time of FAM / BSWA in rows of {row['length']:,}: {_ratio(row['fam_to_bswa'])}")
+    return lines
+
+
+def _prefill(rows: list[dict[str, Any]]) -> list[Any]:
+    table = _table("streamed prefill", "blocks", "tokens/s FAM", "tokens/s BSWA", "time of FAM / BSWA")
+    for row in rows:
+        rates = {entry["name"]: f"{entry['tokens_per_second']:,.0f}" for entry in row["variants"]}
+        ratio = _ratio(row["fam_to_bswa"]) if row["fam_to_bswa"] else "-"
+        table.add_row(f"{row['blocks']:,}", rates.get("FAM", "-"), rates.get("BSWA", "-"), ratio)
+    names = [entry["name"] for entry in rows[0]["variants"]]
+    apart = ", ".join(f"{name} {100 * flatness(rows, name):.1f}%" for name in names)
+    return [table, f"tokens/s over these lengths lie apart by: {apart}"]
+
+
+def _peers(result: dict[str, Any]) -> list[Any]:
+    size = f"{result['rows']} x {result['length']:,} tokens, {result['threads']} threads"
+    table = _table(f"training step beside torch peers: {size}", "who", "weights", "step s (range)", "tokens/s")
+    for entry in sorted(result["entries"], key=lambda e: -e["tokens_per_second"]):
+        step = entry["step_seconds"]
+        table.add_row(
+            entry["name"], f"{entry['weights']:,}", f"{step['median']:.3f} ({step['low']:.3f}-{step['high']:.3f})",
+            f"{entry['tokens_per_second']:,.0f}",
+        )  # fmt: skip
+    lines: list[Any] = [table]
+    for name, ratio in result["speed_over_best_peer"].items():
+        if ratio:
+            lines.append(f"speed of {name} / {result['best_peer']}: {_ratio(ratio)}")
+    return lines
+
+
+def _ratio(values: dict[str, float]) -> str:
+    return f"{values['median']:.3f} ({values['low']:.3f}-{values['high']:.3f})"
+
+
+def _plot(path: Path, results: dict[str, Any]) -> None:
+    """Tokens/s: against the row's length in training, against blocks in prefill, as bars beside peers."""
+    suites = [name for name in ("training", "prefill", "peers") if name in results]
+    figure, axes = plt.subplots(1, len(suites), figsize=(6 * len(suites), 4.2), dpi=150, squeeze=False)
+    for name, one in zip(suites, axes[0], strict=True):
+        if name == "peers":
+            entries = sorted(results["peers"]["entries"], key=lambda e: e["tokens_per_second"])
+            ours = ["tab:blue" if entry["name"] in ("FAM", "BSWA") else "0.7" for entry in entries]
+            one.barh([e["name"] for e in entries], [e["tokens_per_second"] for e in entries], color=ours)
+            one.set(xlabel="tokens/s in training", title="beside torch peers")
+            continue
+        axis = {"training": "length", "prefill": "blocks"}[name]
+        rates: dict[str, list[tuple[int, float]]] = {}
+        for row in results[name]:
+            for entry in row["variants"]:
+                rates.setdefault(entry["name"], []).append((row[axis], entry["tokens_per_second"]))
+        for label, points in rates.items():
+            one.plot(*zip(*points, strict=True), marker="o", label=label)
+        labels = {"training": "tokens of a row", "prefill": "blocks of the text"}
+        one.set(xscale="log", ylim=(0, None), xlabel=labels[name], ylabel="tokens/s", title=name)
+        one.set_xticks(sorted({row[axis] for row in results[name]}))
+        one.get_xaxis().set_major_formatter(plt.matplotlib.ticker.ScalarFormatter())
+        one.minorticks_off()
+        one.grid(alpha=0.3)
+        one.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,140 @@
+"""`famjax bench`: how fast a configuration trains and reads, beside its twins and beside peers."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides
+from famjax.config import ConfigError, ModelConfig
+
+NAME = "bench"
+HELP = """Measure a configuration: time, tokens a second, memory.
+
+  famjax bench                      training steps: FAM, BSWA, full causal attention (2 minutes on 2 cores)
+  famjax bench --prefill            streamed prefill of 8 to 1024 blocks: FAM and BSWA
+  famjax bench --peers              training steps beside torch models with a memory, which
+                                    pip install -e '.[peers]' brings: block-recurrent-transformer-pytorch,
+                                    transformers Mistral (full, sliding window), infini-transformer-pytorch,
+                                    recurrent-memory-transformer-pytorch
+  famjax bench --size paper-ratio   block 1024, FAM 64
+
+What is compared takes turns in one process; ratios are medians over turns, with the range. Other work
+on the machine spoils the figures. Writes bench.json and bench.png to --output.
+"""
+# Imported by famjax.bench.sizes too, which this module must not load for its help page.
+SIZE_NAMES = ("peers", "tiny", "paper-ratio")
+VARIANTS = ("FAM", "BSWA", "full")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of `famjax bench`."""
+    parser.add_argument("--size", choices=SIZE_NAMES, default="peers", help="which model, unless gin files name one")
+    parser.add_argument("--lengths", type=_numbers, metavar="N,N", help="tokens of a row")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens of a training step, in rows of each length")
+    parser.add_argument("--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"of {','.join(VARIANTS)}")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (5)")
+    parser.add_argument("--prefill", action="store_true", help="measure streamed prefill instead of training")
+    parser.add_argument("--blocks", type=_numbers, default=(8, 64, 256, 1024), metavar="N,N", help="of prefill's texts")
+    parser.add_argument("--rows", type=int, metavar="B", help="texts that prefill reads side by side")
+    parser.add_argument("--peers", action="store_true", help="measure training beside torch peers instead")
+    parser.add_argument("--output", default="runs/bench", metavar="DIR", help="for bench.json and bench.png")
+    add_memory_arguments(parser)
+    add_gin_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures; every setting is checked before jax is loaded."""
+    from famjax.bench.sizes import SIZES, check_lengths
+    from famjax.runtime import cpu
+
+    size = SIZES[args.size]
+    model = _model(args, size.model)
+    tokens, lengths = args.tokens or size.tokens, args.lengths or size.lengths
+    rows = args.rows or size.prefill_rows
+    if args.repeats < 1:
+        raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
+    if args.prefill:
+        _check_blocks(args.blocks)
+    else:
+        check_lengths(lengths[:1] if args.peers else lengths, tokens, model.memory.block_size)
+    if args.peers:
+        from famjax.bench.peers import check_installed
+
+        check_installed()
+
+    cpu.keep_freed_memory()
+    os.environ["XLA_FLAGS"] = cpu.xla_flags(os.environ.get("XLA_FLAGS", ""))
+    from famjax.bench import report, suites
+    from famjax.bench.machine import describe
+    from famjax.bench.measure import peak_rss_mib
+
+    cores = len(cpu.cores())
+    settings = {"size": args.size, "model": dataclasses.asdict(model), "repeats": args.repeats}
+    results: dict[str, Any] = {"machine": describe(cores), "settings": settings}
+    tell = _progress()
+    if args.prefill:
+        results["prefill"] = suites.prefill(model, rows, args.blocks, args.repeats, tell)
+    elif args.peers:
+        results["peers"] = suites.beside_peers(model, tokens // lengths[0], lengths[0], args.repeats, cores, tell)
+    else:
+        results["training"] = suites.training(model, tokens, lengths, args.repeats, args.variants, tell)
+    results["peak_rss_mib"] = peak_rss_mib()
+    report.write(args.output, results)
+    report.print_tables(results)
+    print(f"{args.output}/{report.BENCH_JSON}, {args.output}/{report.PLOT_PNG}")
+    return 0
+
+
+def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
+    model = preset
+    if args.gin_files:
+        from famjax.cli.gin_config import load_model_config
+
+        model = load_model_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
+    elif args.gin_bindings:
+        raise ConfigError("--gin.NAME=VALUE needs a --gin_file that defines the name, e.g. gin/models/fam_tiny.gin")
+    model = dataclasses.replace(model, memory=dataclasses.replace(model.memory, **memory_overrides(args)))
+    model.validate()
+    return model
+
+
+def _check_blocks(blocks: tuple[int, ...]) -> None:
+    """Every text is read in the same calls, so its blocks are a multiple of the shortest text's, or of 8."""
+    least = max(1, min(8, *blocks))
+    for count in blocks:
+        if count < 1 or count % least:
+            raise ConfigError(f"--blocks {count} is not a multiple of {least}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in VARIANTS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(VARIANTS)}")
+    return names
+
+
+def _progress() -> Callable[[str, int, int], None]:
+    """Says on standard error what is going on, and how long the turns that are left will take."""
+    began, current = time.perf_counter(), ""
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal began, current
+        if what != current:
+            began, current = time.perf_counter(), what
+        elapsed = time.perf_counter() - began
+        left = f", {elapsed * (total - done) / done:.0f} s left" if done else ""
+        count = f" {done}/{total}" if total > 1 else ""
+        end = "\r" if sys.stderr.isatty() else "\n"
+        if sys.stderr.isatty() or done in (0, total) or done == 1:
+            print(f"{what}{count}{left}".ljust(78), end=end, file=sys.stderr, flush=True)
+
+    return tell

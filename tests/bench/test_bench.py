@@ -1,0 +1,100 @@
+"""`famjax bench` itself, at a size that takes seconds."""
+
+import dataclasses
+import json
+
+import pytest
+
+from famjax.bench import peers
+from famjax.bench.sizes import SIZES, check_lengths, variants
+from famjax.cli import bench
+from famjax.cli.main import main
+from famjax.config import ConfigError
+
+SMALL = ["--size", "tiny", "--block-size", "8", "--fam-length", "2", "--repeats", "2"]
+
+
+def test_sizes_are_known_to_the_command_line() -> None:
+    """The help page lists every size, and each is a model that works."""
+    assert tuple(SIZES) == bench.SIZE_NAMES
+    for size in SIZES.values():
+        size.model.validate()
+        check_lengths(size.lengths, size.tokens, size.model.memory.block_size)
+
+
+def test_variants_differ_in_memory_alone() -> None:
+    """BSWA is FAM without FAM; full attention is one block as long as the row."""
+    model = SIZES["peers"].model
+    found = variants(model, 2048)
+    memories = {name: config.memory for name, config in found.items()}
+    assert {dataclasses.replace(config, memory=model.memory) for config in found.values()} == {model}
+    assert memories["FAM"] == model.memory
+    assert memories["BSWA"] == dataclasses.replace(model.memory, fam_length=0)
+    assert memories["full"].block_size == 2048
+    assert (memories["full"].memory_segments, memories["full"].fam_length) == (0, 0)
+
+
+def test_training_is_measured(tmp_path) -> None:
+    """Rates are tokens over seconds; weights differ by the prompt; the ratio lies within the times' range."""
+    arguments = ["--lengths", "16", "--tokens", "32", "--variants", "FAM,BSWA", "--output", str(tmp_path)]
+    assert main(["bench", *SMALL, *arguments]) == 0
+    results = json.loads((tmp_path / "bench.json").read_text())
+    (row,) = results["training"]
+    fam, bswa = row["variants"]
+    assert (fam["name"], bswa["name"], row["rows"]) == ("FAM", "BSWA", 2)
+    assert fam["weights"] - bswa["weights"] == 2 * 64
+    assert fam["tokens_per_second"] == pytest.approx(32 / fam["step_seconds"]["median"])
+    low = fam["step_seconds"]["low"] / bswa["step_seconds"]["high"]
+    high = fam["step_seconds"]["high"] / bswa["step_seconds"]["low"]
+    assert low <= row["fam_to_bswa"]["low"] <= row["fam_to_bswa"]["high"] <= high
+    assert results["settings"]["model"]["memory"]["block_size"] == 8
+    assert {"processor", "cores", "versions", "load_before"} <= set(results["machine"])
+
+
+def test_prefill_is_measured(tmp_path, capsys) -> None:
+    """Every length has its row, in the file and in the table."""
+    arguments = ["--prefill", "--blocks", "2,8", "--rows", "1", "--output", str(tmp_path)]
+    assert main(["bench", *SMALL, *arguments]) == 0
+    results = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["blocks"] for row in results["prefill"]] == [2, 8]
+    shown = capsys.readouterr().out
+    for row in results["prefill"]:
+        assert [entry["name"] for entry in row["variants"]] == ["FAM", "BSWA"]
+        for entry in row["variants"]:
+            assert f"{entry['tokens_per_second']:,.0f}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lengths", "1000"], "use 1024"),
+        (["--lengths", "2048", "--tokens", "5000"], "use --tokens 4096"),
+        (["--repeats", "0"], "--repeats is 0"),
+        (["--prefill", "--blocks", "8,12"], "--blocks 12"),
+        (["--variants", "FAM,other"], "'other' is not one of"),
+        (["--fam-length", "300"], "fam_length 300"),
+    ],
+)
+def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
+    """Exit code 2, and what to do instead, before anything is compiled."""
+    assert main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_missing_peers_are_named(monkeypatch, capsys) -> None:
+    """Without torch, `--peers` says what brings it."""
+    monkeypatch.setattr(peers, "PACKAGES", ("no_such_package",))
+    assert main(["bench", "--peers"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.splitlines() == [error]
+    assert "no-such-package" in error
+    assert "pip install -e '.[peers]'" in error
+
+
+def test_rows_must_be_whole() -> None:
+    """Lengths and tokens that fit pass; the others say what would."""
+    check_lengths((512, 1024), 2048, 256)
+    with pytest.raises(ConfigError, match="use --tokens 3072"):
+        check_lengths((1536,), 4096, 256)
