@@ -31,7 +31,7 @@ lint: $(TEST_READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 clean:  ## remove the environment and what tools left; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find famjax tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first Python of these names that is new enough and can make environments.

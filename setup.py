@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-TEST = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"]
+TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10"]
 
 
 def version() -> str:
