@@ -1,1 +1,1 @@
-"""Using a trained model: loading it, reading texts of any length, scoring."""
+"""Using a trained model: loading it, reading texts of any length, scoring, writing on, sessions."""

@@ -71,6 +71,15 @@ def repeat_rows(session: Session, times: int) -> Session:
     return Session(MemoryState(position, updates, layers), recent)
 
 
+def take_row(session: Session, row: int) -> Session:
+    """One of several sessions by itself."""
+    cut = lambda x: x[row : row + 1]
+    layers = jax.tree.map(lambda x: x[:, row : row + 1], session.memory.layers)
+    return Session(
+        MemoryState(cut(session.memory.position), cut(session.memory.fam_updates), layers), cut(session.recent)
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("graphdef", "batch"))
 def _initial_state(graphdef: Any, params: Any, batch: int) -> MemoryState:
     return nnx.merge(graphdef, params).initial_state(batch)

@@ -106,6 +106,8 @@ def test_rows_do_not_know_each_other() -> None:
         alone, _ = make(model, read(model, texts[i : i + 1]), NEW, SAMPLED, seed=3, sample_B=[i])
         assert alone == together[i : i + 1]
     rows = read(model, texts)
+    one, _ = make(model, session.take_row(rows, 3), NEW, SAMPLED, seed=3, sample_B=[3])
+    assert one == together[3:4]
     before = jax.tree.map(np.array, rows)
     some, rows = make(model, rows, np.array([0, 3, 0, 7, 14]), SAMPLED, seed=3)
     assert some == [row[:n] for row, n in zip(together, (0, 3, 0, 7, 14), strict=True)]
