@@ -66,6 +66,7 @@ def _answers(
     """For each prompt its samples as objects of the output. `rows` is the number of prompts that the program takes."""
     import numpy as np
 
+    from famjax.cli.progress import ReadingProgress
     from famjax.data.vocabulary import encode
     from famjax.infer.decode import generate, without_stop
     from famjax.infer.prefill import prefill
@@ -74,7 +75,9 @@ def _answers(
 
     samples = args.samples
     texts = [[encode(prompt)] for prompt in prompts] + [[]] * (rows - len(prompts))
-    session = prefill(model, repeat_rows(session, rows), texts)
+    progress = ReadingProgress()
+    session = prefill(model, repeat_rows(session, rows), texts, progress)
+    progress.finish()
     befores = np.asarray(session.recent)
     limits = np.repeat(np.arange(rows) < len(prompts), samples) * args.max_tokens
     tokens: list[list[int]] = [[] for _ in range(rows * samples)]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from famjax.config import ConfigError
 from famjax.infer.sampling import row_keys, sample
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT, Sampling
@@ -25,6 +26,8 @@ TOKENS_PER_CALL = 64
 # Seconds between two calls that a reader takes for a flow.
 PATIENCE = 0.1
 GREEDY = Sampling()
+# In place of a token: the scores were no numbers.
+NO_NUMBERS = -2
 
 
 class Made(NamedTuple):
@@ -59,6 +62,7 @@ def generate(
 
     Raises:
       ValueError: a row that shall be continued has no token yet, or a stop sequence is empty or too long.
+      ConfigError: the model's scores are no numbers.
     """
     graphdef, params = nnx.split(model)
     B = len(session.recent)
@@ -75,6 +79,8 @@ def generate(
             sampling=sampling, room=TOKENS_PER_CALL,
         )  # fmt: skip
         tokens, count, stopped = (np.asarray(x) for x in (tokens, count, stopped))
+        if (tokens == NO_NUMBERS).any():
+            raise ConfigError("the model's scores are no numbers; are its weights sound?")
         made = made + count
         left = np.where(stopped, 0, left - count)
         slow = time.monotonic() - begin > PATIENCE
@@ -123,7 +129,9 @@ def _decode(
         hidden, memory = model.read(session.recent[:, -1:], session.memory, live.astype(jnp.int32))
         # The pending token has been read, so `position` is that of the token to be drawn.
         keys = row_keys(seed, sample_B, memory.position)
-        token_B = sample(model.logits(hidden[:, 0]), session.recent, keys, sampling)
+        logits_BV = model.logits(hidden[:, 0])
+        token_B = sample(logits_BV, session.recent, keys, sampling)
+        token_B = jnp.where(jnp.isnan(logits_BV).any(axis=-1), NO_NUMBERS, token_B)
         shifted = jnp.concatenate([session.recent[:, 1:], token_B[:, None]], axis=1)
         recent = jnp.where(live[:, None], shifted, session.recent)
         # A row that is done gets an index outside, where a scatter drops it.

@@ -132,6 +132,25 @@ def test_a_pipe_from_end_to_end(model_dir: Path) -> None:
         assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
 
 
+@pytest.mark.slow
+def test_peak_memory_is_that_of_a_short_prompt(tmp_path: Path) -> None:
+    """The process that read 1,000,000 tokens needed at most 2% more memory than one that read 10,000."""
+    config = tiny.config(vocab_size=256, block_size=64)
+    checkpoint.save_model(tmp_path / "model", config, tiny.parameters(config))
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    peaks = []
+    for length in (10_000, 10_000, 1_000_000):  # the first one compiles, which needs memory of its own
+        (tmp_path / "prompt").write_bytes(b"0123456789" * (length // 10))
+        flags = ["--prompt-file", str(tmp_path / "prompt"), "--max-tokens", "8"]
+        command = [sys.executable, "-m", "famjax", "generate", "--model", str(tmp_path / "model"), *flags]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+        assert status == 0
+        peaks.append(usage.ru_maxrss)
+    assert peaks[2] <= 1.02 * peaks[1]
+
+
 def test_progress_of_long_readings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Nothing for a quick reading; a slow one tells now and then how far it is, and its rate in the end."""
     now = [100.0]

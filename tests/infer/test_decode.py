@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from famjax.config import ModelConfig
+from famjax.config import ConfigError, ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.settings import Sampling
 from tests import tiny
@@ -173,6 +173,15 @@ def test_memory_does_not_grow_with_the_text() -> None:
     assert max(ahead) <= 2 * 8
     made, _ = make(model, rows, 150)
     assert len(made[0]) == 150
+
+
+def test_damaged_weights_are_told() -> None:
+    """A weight that is no number makes no text."""
+    params = tiny.parameters(CONFIGS["fam"])
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(np.nan)
+    model = tiny.build(CONFIGS["fam"], params)
+    with pytest.raises(ConfigError, match="scores are no numbers"):
+        make(model, read(model, [[[1, 2]]]))
 
 
 def test_what_cannot_be_continued() -> None:
