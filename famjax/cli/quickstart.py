@@ -144,8 +144,10 @@ def _news(job: Job) -> tuple[int, str]:
 
 
 def _last_line(log: Path) -> str:
+    """The line with which famjax left, or the last one: libraries' threads may write on after it."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
+    own = [line for line in lines if line.startswith("famjax train: ")]
+    return (own or lines or ["no output"])[-1]
 
 
 def _verdict(results: dict, longest: int) -> str:

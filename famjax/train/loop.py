@@ -105,8 +105,7 @@ class _Meter:
 
 def _resume(config: TrainConfig, state: TrainState, task: Task) -> tuple[TrainState, dict[str, Any]]:
     """The newest checkpoint of this run, else other weights to start from, else the random ones."""
-    rest = {"opt_state": state.opt_state, "passed_fam": state.passed_fam, "passed_updates": state.passed_updates}
-    found = checkpoint.load_training(config.model_dir, rest)
+    found = checkpoint.load_training(config.model_dir, _rest(state))
     if found is not None:
         step, rest, progress = found
         model, params = checkpoint.load_model(config.model_dir, parameter_shapes)
@@ -131,8 +130,13 @@ def _start_from(found: dict[str, Any], fresh: dict[str, Any], source: str) -> di
     return merged
 
 
+def _rest(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds beside the weights. Orbax stores no empty array, so no FAM of length 0."""
+    passed = {"passed_fam": state.passed_fam, "passed_updates": state.passed_updates} if state.passed_fam.size else {}
+    return {"opt_state": state.opt_state, **passed}
+
+
 def _save(config: TrainConfig, state: TrainState, progress: dict[str, Any]) -> None:
-    rest = {"opt_state": state.opt_state, "passed_fam": state.passed_fam, "passed_updates": state.passed_updates}
     checkpoint.save_model(
-        config.model_dir, config.model, state.params, step=int(state.step), training=rest, progress=progress
+        config.model_dir, config.model, state.params, step=int(state.step), training=_rest(state), progress=progress
     )

@@ -27,10 +27,12 @@ def metrics(model_dir) -> list[dict]:
     return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fam_length", [0, 3])
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, fam_length):
     """Six steps at once, and six steps killed in the fourth after a checkpoint at two: equal losses, bit for
     bit, each step logged once, equal weights. Random state passing and the optimizer are part of it."""
-    run(tmp_path / "straight")
+    model = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=fam_length))
+    run(tmp_path / "straight", model=model)
     writes = []
 
     def killed(self, step, values):
@@ -44,10 +46,10 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     original = MetricsLog.write
     monkeypatch.setattr(MetricsLog, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", checkpoint_period=2)
+        run(tmp_path / "cut", model=model, checkpoint_period=2)
     monkeypatch.undo()
     assert writes == [1, 2, 3, 4]
-    run(tmp_path / "cut", checkpoint_period=2)
+    run(tmp_path / "cut", model=model, checkpoint_period=2)
     straight, cut = metrics(tmp_path / "straight"), metrics(tmp_path / "cut")
     assert [line["step"] for line in cut] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in cut] == [line["loss"] for line in straight]
