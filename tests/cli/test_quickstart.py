@@ -30,9 +30,12 @@ def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
         {"filler_blocks": n, "filler_tokens": 64 * n + 31.5, "exact_match": match}
         for n, match in ((1, 1.0), (16, 0.97), (32, 0.5), (64, 0.25))
     ]
-    said = quickstart._verdict({"models": [{"name": "fam", "passkey": rows}]}, longest=17 * 64 - 1)
+    none = [row | {"exact_match": 0.01 * (row["filler_blocks"] == 1)} for row in rows]
+    models = [{"name": "fam", "passkey": rows}, {"name": "bswa", "passkey": none}]
+    said = quickstart._verdict({"models": models}, longest=17 * 64 - 1)
     assert said == (
-        "fam: at least 0.97 exact match up to 16 blocks of filler, as trained; beyond, 0.50 at 32, 0.25 at 64"
+        "fam: at least 0.97 exact match up to 16 blocks of filler, the longest in training; "
+        "beyond, 0.50 at 32, 0.25 at 64\nbswa: at most 0.01 exact match, at any length"
     )
 
 
@@ -57,7 +60,7 @@ def test_quickstart_from_end_to_end_and_again(tmp_path, capfd):
     first = json.loads((tmp_path / "results.json").read_text())
     assert [model["name"] for model in first["models"]] == ["fam", "bswa"]
     assert (tmp_path / "passkey.png").is_file()
-    assert "fam: at least" in capfd.readouterr().out
+    assert "fam: at most" in capfd.readouterr().out
     lines = {name: (tmp_path / name / "metrics.jsonl").read_text() for name in ("fam", "bswa")}
     assert main(words) == 0
     assert json.loads((tmp_path / "results.json").read_text()) == first
