@@ -112,17 +112,21 @@ def _softmax_attention_backward(kept: Any, d_out_KGQH: Any) -> tuple[Any, Any, A
     # Without the barrier the compiler sees that the forward pass made the same scores, and keeps those.
     q, k, v = jax.lax.optimization_barrier((q, k, v))
     # The softmax's backward pass needs sum_c p_c dp_c, which is d_out . out.
-    mean = (d_out_KGQH.astype(jnp.float32) * out_KGQH.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    mean = (d_out_KGQH.astype(jnp.float32) * out_KGQH.astype(jnp.float32)).sum(axis=-1)[..., None, :]
+    log_total = jnp.swapaxes(log_total, -1, -2)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dq, dk, dv = [], [], []
+    # Scores lie [keys, queries] here: so they enter two of the three products below as they are.
     for q_KGQH, k_KCH, v_KCH, seen in zip(q, k, v, visible, strict=True):
-        p_KGQC = jnp.exp(_scores(q_KGQH, k_KCH, seen) - log_total)
-        dp_KGQC = product("...KGQH,...KCH->...KGQC", d_out_KGQH, v_KCH)
-        ds_KGQC = (p_KGQC * (dp_KGQC - mean)).astype(k_KCH.dtype)
-        p_KGQC = p_KGQC.astype(v_KCH.dtype)
-        dq.append(product("...KGQC,...KCH->...KGQH", ds_KGQC, k_KCH).astype(q_KGQH.dtype))
-        dk.append(product("...KGQC,...KGQH->...KCH", ds_KGQC, q_KGQH).astype(k_KCH.dtype))
-        dv.append(product("...KGQC,...KGQH->...KCH", p_KGQC, d_out_KGQH).astype(v_KCH.dtype))
+        s_KGCQ = product("...KCH,...KGQH->...KGCQ", k_KCH, q_KGQH)
+        s_KGCQ = s_KGCQ if seen is None else jnp.where(seen.swapaxes(-1, -2), s_KGCQ, HIDDEN)
+        p_KGCQ = jnp.exp(s_KGCQ - log_total)
+        dp_KGCQ = product("...KCH,...KGQH->...KGCQ", v_KCH, d_out_KGQH)
+        ds_KGCQ = (p_KGCQ * (dp_KGCQ - mean)).astype(k_KCH.dtype)
+        p_KGCQ = p_KGCQ.astype(v_KCH.dtype)
+        dq.append(product("...KGCQ,...KCH->...KGQH", ds_KGCQ, k_KCH).astype(q_KGQH.dtype))
+        dk.append(product("...KGCQ,...KGQH->...KCH", ds_KGCQ, q_KGQH).astype(k_KCH.dtype))
+        dv.append(product("...KGCQ,...KGQH->...KCH", p_KGCQ, d_out_KGQH).astype(v_KCH.dtype))
     return tuple(dq), tuple(dk), tuple(dv), None
 
 
