@@ -7,17 +7,21 @@ knows gin.
 
 import dataclasses
 import difflib
+import fnmatch
 import json
+import math
 import typing
 from typing import Any
 
 ACTIVATIONS = ("silu", "gelu", "relu")
 NORMS = ("rmsnorm", "layernorm")
 DTYPES = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "dots", "full")
+REMAT_POLICIES = ("none", "minimal", "dots", "full")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
-SCHEDULES = ("constant", "linear", "cosine")
+OPTIMIZERS = ("adamw", "adafactor", "lion")
+SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
+PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
 TASKS = ("passkey",)
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -146,8 +150,10 @@ class ModelConfig:
       param_dtype: of the stored weights.
       scan_layers: compile one layer and loop over it (compile time flat in depth), or unroll
         (faster steps for shallow models).
-      remat: what the backward pass computes again: `none`, `dots` (all but matrix products) or
-        `full`.
+      remat: what the forward pass keeps of a layer for the backward pass, which computes the rest
+        again: `none` keeps everything; `dots` the results of all matrix products; `minimal` those of
+        products with weights (queries, keys, values, feed-forward), whatever the window; `full` only
+        what enters the layer.
       attention_budget_mib: attend as many blocks at once (or, where that is less than one block of
         all rows, as many rows) as keep their scores below this many MiB; 0 attends all at once. On a
         CPU 1 or 2 keep them in the cache: 18% faster at width 256 and block 256.
@@ -238,17 +244,29 @@ def _known(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, decay and clipping.
+    """An optimizer with warm-up, decay and clipping (`train/optim.py` says what each one does).
 
     Attributes:
+      name: `adamw`, `adafactor` or `lion`. The paper fine-tunes with `adafactor`, beta1 0.9,
+        beta2 0.99 and a `constant` schedule.
       learning_rate: at the end of the warm-up.
-      schedule: after the warm-up: `constant`, `linear` or `cosine` to zero at the last step.
+      schedule: after the warm-up: `constant`, `linear` or `cosine` to zero at the last step, or `rsqrt`,
+        the peak times sqrt(warmup_steps / step), which needs no last step.
       warmup_steps: steps of linear warm-up from zero.
-      beta1, beta2, weight_decay: of AdamW; norms and the FAM prompt are not decayed.
+      beta1: decay of the first moment (momentum).
+      beta2: decay of the second moment; of `lion`, which has none, decay of its one momentum.
+      weight_decay: norms and FAM are not decayed.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them.
-      prompt_learning_rate: of the FAM prompt, as a multiple of `learning_rate`.
+      prompt_learning_rate: of FAM's own weights, as a multiple of `learning_rate`.
+      parameters: settings of single weights by patterns of their paths (docs/architecture.md), where
+        `*` stands for anything: {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}.
+        `learning_rate` is a multiple of the run's, `weight_decay` on or off, `frozen` weights stay as
+        they are and cost neither gradient nor optimizer memory. Later patterns win over earlier ones,
+        and all of them over the defaults: norms' scales and `fam/*` are not decayed, `fam/*` has
+        `prompt_learning_rate`.
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-3
     schedule: str = "linear"
     warmup_steps: int = 50
@@ -257,15 +275,40 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     prompt_learning_rate: float = 1.0
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         _check_types(self)
+        _one_of("optimizer", self.name, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "prompt_learning_rate"):
             _at_least(name, getattr(self, name), 0)
         for name in ("beta1", "beta2"):
             _probability(name, getattr(self, name))
+        for pattern, settings in self.parameters.items():
+            if not isinstance(settings, dict):
+                raise ConfigError(f'parameters {pattern!r}: {settings!r} must be settings, such as {{"frozen": True}}')
+            for name, value in settings.items():
+                _one_of(f"parameters {pattern!r}:", name, tuple(PARAMETER_SETTINGS))
+                kinds = PARAMETER_SETTINGS[name]
+                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                    wanted = "True or False" if bool in kinds else "a number"
+                    raise ConfigError(f"parameters {pattern!r}: {name} is {value!r}; it must be {wanted}")
+                if name == "learning_rate":
+                    _at_least(f"parameters {pattern!r}: learning_rate", value, 0)
+
+    def settings_of(self, path: str) -> dict[str, Any]:
+        """What the table says of a weight, for example of `layers/attention/query`."""
+        settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": False}
+        table = {
+            "*/scale": {"weight_decay": False},
+            "fam/*": {"weight_decay": False, "learning_rate": self.prompt_learning_rate},
+        } | self.parameters
+        for pattern, found in table.items():
+            if fnmatch.fnmatchcase(path, pattern):
+                settings |= found
+        return settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,7 +369,13 @@ class TrainConfig:
       checkpoint_period: steps between two checkpoints; 0 writes one at the end.
       eval_period: steps between two evaluations; 0, so far the only value, never evaluates.
       lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
-      mesh: devices along each mesh axis.
+      mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
+        batch), `fsdp` (shares of the batch and of every weight), `tensor` (shares of heads, of the
+        feed-forward width and of the vocabulary). An axis that is left out has size 1.
+      microbatches: parts of the batch whose gradients are computed one after the other and added up. The
+        numbers are those of the whole batch; the memory for activations is that of a part.
+      loss_chunk: tokens of one device whose logits exist at once; 0 sets no bound.
+      z_loss: weight of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting.
     """
 
     model_dir: str = ""
@@ -344,6 +393,15 @@ class TrainConfig:
     eval_period: int = 0
     lora_rank: int = 0
     mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
+    microbatches: int = 1
+    loss_chunk: int = 2048
+    z_loss: float = 0.0
+
+    @property
+    def mesh_sizes(self) -> tuple[int, int, int]:
+        """Devices along `data`, `fsdp` and `tensor`."""
+        data, fsdp, tensor = (self.mesh.get(axis, 1) for axis in MESH_AXES)
+        return data, fsdp, tensor
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -366,15 +424,27 @@ class TrainConfig:
             )
         if self.lora_rank:
             raise ConfigError(f"LORA_RANK is {self.lora_rank}, but LoRA is not built yet; set it to 0")
-        devices = 1
         for axis, size in self.mesh.items():
             _one_of("MESH axis", axis, MESH_AXES)
-            if not isinstance(size, int):
+            if not isinstance(size, int) or isinstance(size, bool):
                 raise ConfigError(f"MESH axis {axis} is {size!r}; it must be a number of devices")
             _at_least(f"MESH axis {axis}", size, 1)
-            devices *= size
-        if devices > 1:
-            raise ConfigError(f"MESH {self.mesh} asks for {devices} devices; training runs on one device so far")
+        _at_least("MICROBATCHES", self.microbatches, 1)
+        for name in ("loss_chunk", "z_loss"):
+            _at_least(name, getattr(self, name), 0)
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        """Every device has the same number of rows in every microbatch."""
+        data, fsdp, _ = self.mesh_sizes
+        unit = math.prod((data, fsdp, self.microbatches))
+        if self.batch_size % unit:
+            parts = [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
+            parts += [f"data x fsdp = {data * fsdp} devices"] * (data * fsdp > 1)
+            raise ConfigError(
+                f"BATCH_SIZE {self.batch_size} does not divide over {' of '.join(parts)}; "
+                f"use {_nearest_multiples(self.batch_size, unit)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

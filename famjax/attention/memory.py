@@ -83,6 +83,15 @@ class MemoryState:
     layers: LayerMemory
 
 
+# The names of the axes of a `MemoryState`'s arrays, which `runtime/sharding.py` maps onto a mesh.
+_RING_AXES = ("layers", "batch", None, "kv_heads", None, "head_dim")
+_FAM_KEY_AXES = ("layers", "batch", None, "kv_heads", "fam", "head_dim")
+FAM_AXES = ("layers", "batch", None, "fam", "embed")
+MEMORY_AXES = MemoryState(
+    ("batch",), ("batch",), LayerMemory(_RING_AXES, _RING_AXES, FAM_AXES, _FAM_KEY_AXES, _FAM_KEY_AXES)
+)
+
+
 def select_rows(mask_B: Any, new: Any, old: Any) -> Any:
     """`new` where the row's mask is set, else `old`, for trees of arrays [B, ...]."""
     return jax.tree.map(

@@ -12,7 +12,8 @@ class Batch(NamedTuple):
       tokens: int32 [B, T].
       count: int32 [B], tokens of each row up to its last real one.
       starts: bool [B, N], blocks with which a document starts (the first of a row included).
-      positions: int32 [B, W], where a loss is taken; only there are logits computed.
+      positions: int32 [B, W], where a loss is taken; only there are logits computed. None is at every
+        position, with W = T.
       targets: int32 [B, W], the token that follows each position.
       weights: float32 [B, W], loss weight; 0 fills up.
     """
@@ -20,7 +21,7 @@ class Batch(NamedTuple):
     tokens: np.ndarray
     count: np.ndarray
     starts: np.ndarray
-    positions: np.ndarray
+    positions: np.ndarray | None
     targets: np.ndarray
     weights: np.ndarray
 

@@ -50,7 +50,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self, tokens_BT: Any, state: MemoryState | None = None, count_B: Any = None, *, starts_BN: Any = None,
-        initial: MemoryState | None = None, shift_B: Any = None,
+        initial: MemoryState | None = None, shift_B: Any = None, constrain: Callable[[Any], Any] = lambda x: x,
     ) -> tuple[Any, MemoryState]:  # fmt: skip
         """Layer-major: whole sequences, all blocks of a layer at once.
 
@@ -63,6 +63,8 @@ class Transformer(nnx.Module):
             may fill up the block before.
           initial: batch 1, the memory with which documents start; None is the learned one.
           shift_B: random position offset of each row; only `fam_position="zero"` sees it.
+          constrain: applied to activations [B, ...] where they enter a layer; on a mesh it says how
+            they are cut (`runtime/sharding.py` `constrain_rows`).
 
         Returns:
           Hidden states [B, T, D] after the final norm (`logits` makes scores of them), and the
@@ -83,9 +85,12 @@ class Transformer(nnx.Module):
         )  # fmt: skip
 
         def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, LayerMemory]:
-            return blocks.whole_blocks(weights, x, *memories, where, config, self.config.attention_budget_mib)
+            x, layer_memory = blocks.whole_blocks(
+                weights, x, *memories, where, config, self.config.attention_budget_mib
+            )
+            return constrain(x), layer_memory
 
-        x = blocks.split_blocks(self.embed(padded), S)
+        x = constrain(blocks.split_blocks(self.embed(padded), S))
         x, layers = self._through_layers(layer, x, (state.layers, initial.layers))
         return self.final_norm(blocks.join_blocks(x)[:, :T]), MemoryState(*positions.after(where, config), layers)
 
@@ -173,7 +178,7 @@ class Transformer(nnx.Module):
             one, extra = xs
             return layer(nnx.merge(graphdef, one), x, extra)
 
-        step = remat(step, self.config.remat)
+        step = remat(step, self.config.remat, in_scan=self.config.scan_layers)
         if self.config.scan_layers:
             return jax.lax.scan(step, x, (weights, per_layer))
         outs = []
@@ -183,12 +188,24 @@ class Transformer(nnx.Module):
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
-def remat(step: Callable[..., Any], policy: str) -> Callable[..., Any]:
-    """`step` with what its backward pass computes again, by name: `none`, `dots`, `full`."""
+def remat(step: Callable[..., Any], policy: str, in_scan: bool = True) -> Callable[..., Any]:
+    """`step`, whose forward pass keeps less for its backward pass, which computes the rest again.
+
+    none      keeps everything
+    dots      the results of all matrix products: those of `minimal`, and what attention multiplies, which
+              may be a score for every query head and key in the window
+    minimal   the results of products with weights: for each token H (heads + 2 kv_heads) numbers of
+              queries, keys and values, 2 E of a gated feed-forward layer, 2 D of what returns to the residual
+    full      what enters the layer: D numbers for each token
+
+    Outside of a scan, the compiler would find the second computation to be the first and keep it after
+    all; a barrier hinders it (`in_scan` False).
+    """
+    policies = jax.checkpoint_policies
     if policy == "none":
         return step
-    saveable = jax.checkpoint_policies.checkpoint_dots if policy == "dots" else None
-    return jax.checkpoint(step, policy=saveable, prevent_cse=False)
+    saveable = {"dots": policies.checkpoint_dots, "minimal": policies.checkpoint_dots_with_no_batch_dims, "full": None}
+    return jax.checkpoint(step, policy=saveable[policy], prevent_cse=not in_scan)
 
 
 def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:
@@ -227,6 +244,13 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
     """The tree of `parameters` with shapes instead of arrays; nothing is computed, whatever the size."""
     shapes: dict[str, Any] = jax.eval_shape(lambda: parameters(create(config)))
     return shapes
+
+
+def parameter_axes(config: ModelConfig) -> dict[str, Any]:
+    """The tree of `parameters` with the names of each weight's axes instead of arrays."""
+    weights = nnx.state(nnx.eval_shape(lambda: create(config)), nnx.Param)
+    named = jax.tree.map(lambda leaf: leaf.axes, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return nnx.to_pure_dict(named)
 
 
 def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:

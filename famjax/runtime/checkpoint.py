@@ -78,7 +78,9 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
 
     Args:
       model_dir: a directory that `save_model` wrote.
-      shapes: tells the weights that a configuration implies; those on disk are held against them.
+      shapes: tells the weights that a configuration implies; those on disk are held against them. Where
+        these have shardings, the weights are read straight to their places on that mesh, whatever mesh
+        wrote them; else they go to one device.
       memory: settings of `MemoryConfig` that shall differ from `model.json`; None changes nothing.
         A shorter `fam_length` takes the last rows of the prompt, which keep their positions; 0 takes none.
 
@@ -129,7 +131,8 @@ def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
 def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """(step, training, progress) of the newest checkpoint, or None where there is none.
 
-    `like` is a tree of arrays, or of their shapes, as `save_model` was given for `training`.
+    `like` is a tree of arrays, or of their shapes with shardings (`jax.ShapeDtypeStruct`), as `save_model`
+    was given for `training`; the mesh may be another than the one that wrote it.
     """
     root = Path(model_dir).absolute()
     step = latest_step(root)
@@ -182,6 +185,7 @@ def _stored_shapes(root: Path, step: int) -> dict[str, tuple[int, ...]] | None:
 
 
 def _restore(root: Path, step: int, target: Tree) -> dict[str, Any]:
+    target = jax.tree.map(_with_place, target)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             restored = checkpointer.restore(_step_dir(root, step) / WEIGHTS, target)
@@ -190,6 +194,14 @@ def _restore(root: Path, step: int, target: Tree) -> dict[str, Any]:
             f"the weights in {_step_dir(root, step)} are damaged ({_first_line(error)}); restore them from a copy"
         ) from error
     return dict(restored)
+
+
+def _with_place(leaf: Any) -> Any:
+    """A shape without a sharding is given one device: the mesh that wrote it may not be here."""
+    if leaf.sharding is not None:
+        return leaf
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
 
 def _record_files(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The training: batches in, model directory out. Read it from top to bottom."""
 
 import dataclasses
+import functools
 import math
 import time
 from pathlib import Path
@@ -8,18 +9,21 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
-from famjax.config import ConfigError, TrainConfig
+from famjax.config import ConfigError, ModelConfig, TrainConfig
 from famjax.data.batch import Task
 from famjax.data.passkey import PassKeyTask
-from famjax.nn.model import parameter_shapes
-from famjax.runtime import checkpoint
+from famjax.nn.model import parameter_axes, parameter_shapes
+from famjax.runtime import checkpoint, sharding
+from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_text
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.metrics import MetricsLog, ProgressLine
 from famjax.train.state import TrainState
-from famjax.train.step import make_step
+from famjax.train.step import compilations, jit_step
 
 
 def make_task(config: TrainConfig) -> Task:
@@ -46,10 +50,10 @@ def train(config: TrainConfig, config_text: str) -> None:
       FloatingPointError: the loss is no number; the last checkpoint stays as it is.
     """
     config.validate()
+    mesh = make_mesh(config.mesh_sizes)
     task = make_task(config)
     tx = optim.optimizer(config.optimizer, config.steps)
-    graphdef, state = states.create(config.model, tx, config.seed)
-    state, progress = _resume(config, state, task)
+    state, progress = _start(config, tx, mesh, task)
     first_step = int(state.step)
     if first_step >= config.steps:
         print(f"{config.model_dir} is trained already: {first_step} steps")
@@ -57,7 +61,7 @@ def train(config: TrainConfig, config_text: str) -> None:
     write_text(Path(config.model_dir) / CONFIG_GIN, config_text)
     log = MetricsLog(config.model_dir, first_step)
     rates = optim.schedule(config.optimizer, config.steps)
-    step_fn = jax.jit(make_step(graphdef, tx, config.seed), donate_argnums=0)
+    step_fn = jit_step(config, tx, mesh)
     began = time.perf_counter()
     meter = _Meter(first_step)
     with ProgressLine(Path(config.model_dir).name, first_step, config.steps) as line:
@@ -73,7 +77,8 @@ def train(config: TrainConfig, config_text: str) -> None:
             if done % config.log_period == 0 or done == config.steps:
                 values = meter.read(done) | task.report(progress)
                 line.show(done, values)
-                more = {"gradient_norm": float(metrics["gradient_norm"]), "learning_rate": float(rates(step))}
+                more = {name: float(metrics[name]) for name in ("z_loss", "gradient_norm") if name in metrics}
+                more |= {"learning_rate": float(rates(step)), "compilations": compilations(step_fn)}
                 log.write(done, values | more | {"seconds": round(time.perf_counter() - began, 3)})
             if done == config.steps or (config.checkpoint_period and done % config.checkpoint_period == 0):
                 _save(config, state, progress)
@@ -103,20 +108,38 @@ class _Meter:
         return values
 
 
-def _resume(config: TrainConfig, state: TrainState, task: Task) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint of this run, else other weights to start from, else the random ones."""
-    found = checkpoint.load_training(config.model_dir, _rest(state))
+def _start(
+    config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task
+) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint of this run, else other weights to start from, else random ones.
+
+    What is read goes straight to where it belongs on the mesh, whatever mesh it was written from.
+    """
+    shapes = functools.partial(_sharded_shapes, mesh=mesh)
+    optim.check_patterns(config.optimizer, shapes(config.model))
+    where = states.abstract(config, tx, mesh)
+    found = checkpoint.load_training(config.model_dir, _rest(where))
     if found is not None:
         step, rest, progress = found
-        model, params = checkpoint.load_model(config.model_dir, parameter_shapes)
+        model, params = checkpoint.load_model(config.model_dir, shapes)
         if model != config.model:
             raise ConfigError(f"{config.model_dir} holds a model of other settings; choose an empty MODEL_DIR")
         print(f"continuing {config.model_dir} from step {step}")
-        return dataclasses.replace(state, step=jax.numpy.int32(step), params=params, **rest), progress
+        zeros = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+        no_fam = {"passed_fam": zeros(where.passed_fam), "passed_updates": zeros(where.passed_updates)}
+        rest = {"step": jax.device_put(np.int32(step), where.step.sharding)} | no_fam | rest
+        return TrainState(params=params, **rest), progress
+    state = states.create(config, tx, mesh)
     if config.initial_checkpoint:
-        _, params = checkpoint.load_model(config.initial_checkpoint, parameter_shapes)
+        _, params = checkpoint.load_model(config.initial_checkpoint, shapes)
         state = dataclasses.replace(state, params=_start_from(params, state.params, config.initial_checkpoint))
     return state, task.start()
+
+
+def _sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """The weights' shapes, each with its place on the mesh."""
+    shapes = parameter_shapes(config)
+    return sharding.with_shardings(shapes, sharding.shardings(parameter_axes(config), shapes, mesh))
 
 
 def _start_from(found: dict[str, Any], fresh: dict[str, Any], source: str) -> dict[str, Any]:

@@ -7,13 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
-from famjax.attention.memory import MemoryState
-from famjax.config import MemoryConfig
+from famjax.attention.memory import MEMORY_AXES, MemoryState
+from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
-from famjax.nn.model import Transformer
-from famjax.train.loss import weighted_loss
+from famjax.nn.model import Transformer, broadcast_rows
+from famjax.runtime import sharding
+from famjax.train import optim
+from famjax.train import state as states
+from famjax.train.loss import Loss, weighted_loss
 from famjax.train.state import TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
 
 def initial_memory(model: Transformer, state: TrainState, key: Any) -> MemoryState:
@@ -37,29 +43,104 @@ def position_shift(config: MemoryConfig, rope_base: float, key: Any, rows: int) 
     return jnp.where(jax.random.bernoulli(keep_key, config.random_position_offset, (rows,)), shift, 0)
 
 
-def make_step(
-    graphdef: nnx.GraphDef[Any], tx: optax.GradientTransformation, seed: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
-    """A step for `jax.jit`. Randomness is a function of (seed, step), so a resumed run draws the same."""
+def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
+    """A step for `jax.jit`. Randomness is a function of (seed, step), so a resumed run draws the same.
 
-    def loss_fn(params: Any, state: TrainState, batch: Batch) -> Any:
-        model = nnx.merge(graphdef, params)
-        rsp_key, shift_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        config = model.config
-        shift = position_shift(config.memory, config.rope_base, shift_key, batch.tokens.shape[0])
-        initial = initial_memory(model, state, rsp_key)
+    Its metrics: `loss` (cross entropy), `z_loss` (what is added to it) if it is asked for, `gradient_norm`,
+    and `correct` (bool, of the shape of the batch's targets).
+    """
+    model_config = config.model
+    graphdef = states.structure(model_config)
+    where = states.abstract(config, tx, mesh)
+    gradients_lie, _ = optim.split_frozen(config.optimizer, states.shardings(where).params)
+    tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
+
+    def loss_fn(trained: Any, frozen: Any, state: TrainState, key: Any, part: tuple[Batch, Any], weight: Any) -> Any:
+        """What a microbatch adds to the batch's loss, whose weights sum to `weight`."""
+        model = nnx.merge(graphdef, optim.join_frozen(trained, frozen))
+        batch, shift = part
+        initial = initial_memory(model, state, key)
+        memory = sharding.constrain(broadcast_rows(initial, batch.tokens.shape[0]), MEMORY_AXES, mesh)
         hidden, memory = model(
-            batch.tokens, count_B=batch.count, starts_BN=batch.starts, initial=initial, shift_B=shift
-        )
-        loss, correct = weighted_loss(model, hidden, batch.positions, batch.targets, batch.weights)
+            batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial, shift_B=shift,
+            constrain=lambda x: sharding.constrain_rows(x, mesh),
+        )  # fmt: skip
+        loss = weighted_loss(
+            model, hidden, batch.positions, batch.targets, batch.weights, total_weight=weight,
+            tokens_at_once=tokens_at_once, z_loss=config.z_loss,
+        )  # fmt: skip
         passed = jax.lax.stop_gradient((memory.layers.fam[:, 0], memory.fam_updates[0]))
-        return loss, (correct, passed)
+        return loss.total, (loss, passed)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        (loss, (correct, passed)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, batch)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads), "correct": correct}
+        rsp_key, shift_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
+        shift = position_shift(model_config.memory, model_config.rope_base, shift_key, batch.tokens.shape[0])
+        trained, frozen = optim.split_frozen(config.optimizer, state.params)
+        weight = batch.weights.sum()
+
+        def one(part: tuple[Batch, Any]) -> tuple[Any, Any, Any]:
+            gradient = jax.value_and_grad(loss_fn, has_aux=True)
+            (_, (loss, passed)), grads = gradient(trained, frozen, state, rsp_key, part, weight)
+            return jax.lax.with_sharding_constraint(grads, gradients_lie), loss, passed
+
+        grads, loss, passed = accumulate(one, config.microbatches, (batch, shift))
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
+        metrics = {"loss": loss.cross_entropy, "gradient_norm": optax.tree.norm(grads), "correct": loss.correct}
+        if config.z_loss:
+            metrics["z_loss"] = loss.total - loss.cross_entropy
         return TrainState(state.step + 1, params, opt_state, *passed), metrics
 
     return step
+
+
+def accumulate(one: Callable[[Any], tuple[Any, Loss, Any]], microbatches: int, batch: Any) -> tuple[Any, Loss, Any]:
+    """`one` on each microbatch, one after the other.
+
+    Args:
+      one: from rows to (gradients, loss, passed FAM); gradients and losses of all microbatches add up.
+      microbatches: their number. Microbatch i has the rows i, i + microbatches, ...: every device keeps
+        its own rows, where contiguous ones would have to move to others.
+      batch: a tree of arrays [B, ...].
+
+    Returns:
+      Sums of gradients (added in float32) and losses, `correct` in the order of the batch's rows, and the
+      passed FAM of the first microbatch, which has the batch's first row.
+    """
+    if microbatches == 1:
+        return one(batch)
+    cut = lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+    parts = jax.tree.map(cut, batch)
+    grads, loss, passed = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+    zeros = lambda tree, dtype=None: jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), tree)
+
+    def add(carry: Any, xs: Any) -> Any:
+        sums, costs, passed = carry
+        first, part = xs
+        grads, loss, new = one(part)
+        sums = jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, grads)
+        costs = (costs[0] + loss.total, costs[1] + loss.cross_entropy)
+        return (sums, costs, jax.tree.map(lambda a, b: jnp.where(first, a, b), new, passed)), loss.correct
+
+    start = zeros(grads, jnp.float32), zeros((loss.total, loss.cross_entropy)), zeros(passed)
+    (sums, costs, passed), correct = jax.lax.scan(add, start, (jnp.arange(microbatches) == 0, parts))
+    sums = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, grads)
+    return sums, Loss(*costs, jnp.moveaxis(correct, 0, 1).reshape(-1, *correct.shape[2:])), passed
+
+
+def jit_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
+    """The step, compiled for a mesh at its first call. The state that it is given is donated: use the new one.
+
+    It is compiled for one set of shapes and shardings, which every batch and every state of a run have;
+    `compilations` tells if that holds.
+    """
+    state = states.shardings(states.abstract(config, tx, mesh))
+    return jax.jit(
+        make_step(config, tx, mesh), donate_argnums=0,
+        in_shardings=(state, sharding.by_rows(mesh)), out_shardings=(state, None),
+    )  # fmt: skip
+
+
+def compilations(step_fn: Any) -> int:
+    """How many programs a jitted step has become. More than 1: shapes, types or shardings have changed."""
+    return int(step_fn._cache_size())

@@ -24,6 +24,7 @@ OVERRIDES = {
     "RANDOM_SEED": ("5", lambda c: c.seed == 5),
     "LEARNING_RATE": ("1e-2", lambda c: c.optimizer.learning_rate == 1e-2),
     "MESH": ('{"data": 1, "fsdp": 8, "tensor": 1}', lambda c: c.mesh == {"data": 1, "fsdp": 8, "tensor": 1}),
+    "MICROBATCHES": ("2", lambda c: c.microbatches == 2),
     "CHECKPOINT_PERIOD": ("11", lambda c: c.checkpoint_period == 11),
     "EVAL_PERIOD": ("0", lambda c: c.eval_period == 0),
     "LOG_PERIOD": ("2", lambda c: c.log_period == 2),

@@ -33,7 +33,7 @@ def test_loss_is_the_weighted_mean_and_weight_zero_changes_nothing():
     weights = np.array([[1.0, 0.25, 0.0], [0.5, 1.0, 0.0]], np.float32)
 
     def loss(hidden, targets):
-        return weighted_loss(tiny.build(config, params), hidden, positions, targets, weights)[0]
+        return weighted_loss(tiny.build(config, params), hidden, positions, targets, weights).total
 
     logits = hidden.astype(np.float64) @ np.asarray(params["embedding"], np.float64).T
     nll = [

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from famjax.config import OptimizerConfig, PassKeyConfig
+from famjax.config import OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
+from famjax.runtime.mesh import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
@@ -21,10 +22,10 @@ def setup(probability: float, **memory):
     )
     task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 320, 32, 2, 128, 0)
     # With no learning rate all steps have the same weights, so their losses can be compared.
-    tx = optim.optimizer(OptimizerConfig(learning_rate=0.0), 10)
-    graphdef, state = states.create(config, tx, 0)
-    state = dataclasses.replace(state, params=tiny.parameters(config))
-    return config, task, jax.jit(make_step(graphdef, tx, 0)), state
+    training = TrainConfig(model_dir="none", model=config, optimizer=OptimizerConfig(learning_rate=0.0))
+    tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
+    state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
+    return config, task, jax.jit(make_step(training, tx, mesh)), state
 
 
 def loss_from(config, params, batch, passed):
@@ -32,8 +33,8 @@ def loss_from(config, params, batch, passed):
     hidden, memory = tiny.whole(
         config, params, batch.tokens, count_B=batch.count, starts_BN=batch.starts, passed=passed
     )
-    loss, _ = weighted_loss(tiny.build(config, params), hidden, batch.positions, batch.targets, batch.weights)
-    return float(loss), memory
+    loss = weighted_loss(tiny.build(config, params), hidden, batch.positions, batch.targets, batch.weights)
+    return float(loss.total), memory
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])

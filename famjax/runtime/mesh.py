@@ -1,0 +1,56 @@
+"""The mesh of devices that a job runs on. Its axes are `data`, `fsdp` and `tensor` (docs/sharding.md)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from famjax.config import MESH_AXES, ConfigError
+
+
+def make_mesh(sizes: tuple[int, int, int] = (1, 1, 1), devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of `sizes` devices along `data`, `fsdp` and `tensor`.
+
+    Neighbours along the last axes talk most, so they are neighbours in the machine too. Slices of a
+    multi-slice job are joined by a slower network (DCN): `data`, whose copies of the model only add up
+    their gradients, runs across them.
+
+    Args:
+      sizes: devices along each axis. With fewer than there are, one process uses the first ones.
+      devices: those to choose from; None takes all of the job.
+
+    Raises:
+      ConfigError: more devices than there are, some left idle in a job of several processes, or
+        slices that `data` does not divide over.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    asked, there = math.prod(sizes), len(devices)
+    shape = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if asked > there:
+        raise ConfigError(f"MESH ({shape}) asks for {asked} devices, but this job has {there}; use at most {there}")
+    processes = len({device.process_index for device in devices})
+    if asked < there and processes > 1:
+        raise ConfigError(
+            f"MESH ({shape}) uses {asked} of {there} devices, but every process of a job must take part; use all {there}"
+        )
+    return Mesh(_arrange(sizes, devices, shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arrange(sizes: tuple[int, int, int], devices: list[Any], shape: str) -> np.ndarray:
+    """Devices [data, fsdp, tensor]."""
+    asked = math.prod(sizes)
+    if asked < len(devices):
+        return np.array(devices[:asked]).reshape(sizes)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices)
+    data, fsdp, tensor = sizes
+    if data % slices:
+        raise ConfigError(
+            f"MESH ({shape}) does not fit {slices} slices: `data` runs across slices; use a multiple of {slices}"
+        )
+    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
