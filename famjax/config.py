@@ -301,11 +301,11 @@ class OptimizerConfig:
     def settings_of(self, path: str) -> dict[str, Any]:
         """What the table says of a weight, for example of `layers/attention/query`."""
         settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": False}
-        table = {
+        table: dict[str, dict[str, Any]] = {
             "*/scale": {"weight_decay": False},
             "fam/*": {"weight_decay": False, "learning_rate": self.prompt_learning_rate},
-        } | self.parameters
-        for pattern, found in table.items():
+        }
+        for pattern, found in [*table.items(), *self.parameters.items()]:
             if fnmatch.fnmatchcase(path, pattern):
                 settings |= found
         return settings

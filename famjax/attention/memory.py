@@ -86,9 +86,9 @@ class MemoryState:
 # The names of the axes of a `MemoryState`'s arrays, which `runtime/sharding.py` maps onto a mesh.
 _RING_AXES = ("layers", "batch", None, "kv_heads", None, "head_dim")
 _FAM_KEY_AXES = ("layers", "batch", None, "kv_heads", "fam", "head_dim")
-FAM_AXES = ("layers", "batch", None, "fam", "embed")
+_FAM_AXES = ("layers", "batch", None, "fam", None)  # an activation: never cut along D
 MEMORY_AXES = MemoryState(
-    ("batch",), ("batch",), LayerMemory(_RING_AXES, _RING_AXES, FAM_AXES, _FAM_KEY_AXES, _FAM_KEY_AXES)
+    ("batch",), ("batch",), LayerMemory(_RING_AXES, _RING_AXES, _FAM_AXES, _FAM_KEY_AXES, _FAM_KEY_AXES)
 )
 
 

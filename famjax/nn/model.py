@@ -7,6 +7,7 @@ and out, so a text can be cut between calls.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,12 +33,26 @@ class Fam(nnx.Module):
             self.prefix = weight(rngs, (F, D), std, ("fam", "embed"), dtype, stack=(config.num_layers,))
 
 
+# Activations of whole blocks, [B, N, S, D]: cut along their rows alone.
+ACTIVATION_AXES = ("batch", None, None, None)
+
+
+def unconstrained(x: Any, axes: tuple[str | None, ...]) -> Any:
+    """What a model without a mesh does with its activations: nothing."""
+    return x
+
+
 class Transformer(nnx.Module):
-    """A decoder-only language model with block sliding window attention and FAM."""
+    """A decoder-only language model with block sliding window attention and FAM.
+
+    `constrain(x, axes)` is applied to arrays inside the forward pass whose place on a mesh must not be left
+    to the compiler; whoever runs a model on a mesh sets it (`runtime/sharding.py` `constrain`).
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         V, D, dtype = config.vocab_size, config.d_model, config.param_dtype
         self.config = config
+        self.constrain: Callable[[Any, tuple[str | None, ...]], Any] = unconstrained
         self.embedding = weight(rngs, (V, D), config.embedding_std, ("vocab", "embed"), dtype)
         self.layers = Block(config, rngs, stack=(config.num_layers,))
         self.final_norm = Norm(config, D)
@@ -50,7 +65,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self, tokens_BT: Any, state: MemoryState | None = None, count_B: Any = None, *, starts_BN: Any = None,
-        initial: MemoryState | None = None, shift_B: Any = None, constrain: Callable[[Any], Any] = lambda x: x,
+        initial: MemoryState | None = None, shift_B: Any = None,
     ) -> tuple[Any, MemoryState]:  # fmt: skip
         """Layer-major: whole sequences, all blocks of a layer at once.
 
@@ -63,8 +78,6 @@ class Transformer(nnx.Module):
             may fill up the block before.
           initial: batch 1, the memory with which documents start; None is the learned one.
           shift_B: random position offset of each row; only `fam_position="zero"` sees it.
-          constrain: applied to activations [B, ...] where they enter a layer; on a mesh it says how
-            they are cut (`runtime/sharding.py` `constrain_rows`).
 
         Returns:
           Hidden states [B, T, D] after the final norm (`logits` makes scores of them), and the
@@ -88,10 +101,10 @@ class Transformer(nnx.Module):
             x, layer_memory = blocks.whole_blocks(
                 weights, x, *memories, where, config, self.config.attention_budget_mib
             )
-            return constrain(x), layer_memory
+            return self.constrain(x, ACTIVATION_AXES), layer_memory
 
-        x = constrain(blocks.split_blocks(self.embed(padded), S))
-        x, layers = self._through_layers(layer, x, (state.layers, initial.layers))
+        x = blocks.split_blocks(self.embed(padded), S)
+        x, layers = self._through_layers(layer, self.constrain(x, ACTIVATION_AXES), (state.layers, initial.layers))
         return self.final_norm(blocks.join_blocks(x)[:, :T]), MemoryState(*positions.after(where, config), layers)
 
     def read(
@@ -127,7 +140,9 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: Any) -> Any:
         """int32 [...] to [..., D]."""
-        return self.embedding[...].astype(self.config.dtype)[tokens]
+        # Rows are looked up in whole rows: in a table cut along D, the result would be cut along D too,
+        # and the compiler would gather every activation of the batch to cut it anew.
+        return self.constrain(self.embedding[...].astype(self.config.dtype), ("vocab", None))[tokens]
 
     def logits(self, hidden: Any) -> Any:
         """Hidden states [..., D] to float32 scores [..., V]."""
@@ -172,10 +187,12 @@ class Transformer(nnx.Module):
     def _through_layers(self, layer: Callable[[Block, Any, Any], Any], x: Any, per_layer: Any) -> tuple[Any, Any]:
         """x through all layers. `per_layer` has a leading axis L; so has what the layers return."""
         graphdef, weights = nnx.split(self.layers)
-        weights = nnx.to_pure_dict(weights)
+        axes, weights = axes_of(weights), nnx.to_pure_dict(weights)
 
         def step(x: Any, xs: Any) -> Any:
             one, extra = xs
+            if self.constrain is not unconstrained:
+                one = jax.tree.map(lambda w, names: gather(w, names[1:], self.constrain, self.config.dtype), one, axes)
             return layer(nnx.merge(graphdef, one), x, extra)
 
         step = remat(step, self.config.remat, in_scan=self.config.scan_layers)
@@ -188,6 +205,30 @@ class Transformer(nnx.Module):
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gather(weight: Any, axes: tuple[str, ...], constrain: Callable[[Any, Any], Any], dtype: str) -> Any:
+    """A weight made whole along `embed`, for all that a layer does with it.
+
+    Left to itself, the compiler gathers a weight where it is used, and in the scan over blocks that makes
+    FAM this is once for each block. It is gathered in the compute dtype, half the bytes; that it
+    then has its own type again costs nothing (every use rounds it to the compute dtype, which changes no
+    bit), but its gradient, a sum over blocks and devices, adds up in that type.
+    """
+    rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms work in float32
+    return constrain(rounded, tuple(None if name == "embed" else name for name in axes)).astype(weight.dtype)
+
+
+def _gather_forward(weight: Any, axes: Any, constrain: Any, dtype: str) -> tuple[Any, None]:
+    return gather(weight, axes, constrain, dtype), None
+
+
+def _gather_backward(axes: Any, constrain: Any, dtype: str, _: None, gradient: Any) -> tuple[Any]:
+    return (constrain(gradient, axes),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
+
+
 def remat(step: Callable[..., Any], policy: str, in_scan: bool = True) -> Callable[..., Any]:
     """`step`, whose forward pass keeps less for its backward pass, which computes the rest again.
 
@@ -195,7 +236,7 @@ def remat(step: Callable[..., Any], policy: str, in_scan: bool = True) -> Callab
     dots      the results of all matrix products: those of `minimal`, and what attention multiplies, which
               may be a score for every query head and key in the window
     minimal   the results of products with weights: for each token H (heads + 2 kv_heads) numbers of
-              queries, keys and values, 2 E of a gated feed-forward layer, 2 D of what returns to the residual
+              queries, keys and values, 2 E of a gated feed-forward layer, D of what attention returns
     full      what enters the layer: D numbers for each token
 
     Outside of a scan, the compiler would find the second computation to be the first and keep it after
@@ -248,7 +289,11 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
 
 def parameter_axes(config: ModelConfig) -> dict[str, Any]:
     """The tree of `parameters` with the names of each weight's axes instead of arrays."""
-    weights = nnx.state(nnx.eval_shape(lambda: create(config)), nnx.Param)
+    return axes_of(nnx.state(nnx.eval_shape(lambda: create(config)), nnx.Param))
+
+
+def axes_of(weights: nnx.State[Any, Any]) -> dict[str, Any]:
+    """The names of axes, a tuple for each weight, as a plain nested dict."""
     named = jax.tree.map(lambda leaf: leaf.axes, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     return nnx.to_pure_dict(named)
 

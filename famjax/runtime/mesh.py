@@ -35,7 +35,8 @@ def make_mesh(sizes: tuple[int, int, int] = (1, 1, 1), devices: Sequence[Any] | 
     processes = len({device.process_index for device in devices})
     if asked < there and processes > 1:
         raise ConfigError(
-            f"MESH ({shape}) uses {asked} of {there} devices, but every process of a job must take part; use all {there}"
+            f"MESH ({shape}) uses {asked} of {there} devices, but every process of a job must take part; "
+            f"use all {there}"
         )
     return Mesh(_arrange(sizes, devices, shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
@@ -46,11 +47,18 @@ def _arrange(sizes: tuple[int, int, int], devices: list[Any], shape: str) -> np.
     if asked < len(devices):
         return np.array(devices[:asked]).reshape(sizes)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return mesh_utils.create_device_mesh(sizes, devices)
     data, fsdp, tensor = sizes
     if data % slices:
         raise ConfigError(
             f"MESH ({shape}) does not fit {slices} slices: `data` runs across slices; use a multiple of {slices}"
         )
-    return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp, tensor), (slices, 1, 1), devices)
+    try:
+        return _along_the_network((data // slices, fsdp, tensor), slices, devices, split=False)
+    except NotImplementedError:  # a mesh axis ends in the middle of one of the network's
+        return _along_the_network((data // slices, fsdp, tensor), slices, devices, split=True)
+
+
+def _along_the_network(sizes: tuple[int, int, int], slices: int, devices: list[Any], split: bool) -> np.ndarray:
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=split)
+    return mesh_utils.create_hybrid_device_mesh(sizes, (slices, 1, 1), devices, allow_split_physical_axes=split)

@@ -143,11 +143,3 @@ def with_shardings(shapes: Any, tree: Any) -> Any:
 def constrain(tree: Any, axes: Any, mesh: Mesh) -> Any:
     """Inside a jitted function: arrays are cut by the rules from here on. `axes` as for `shardings`."""
     return jax.lax.with_sharding_constraint(tree, shardings(axes, tree, mesh))
-
-
-def constrain_rows(x: Any, mesh: Mesh) -> Any:
-    """Inside a jitted function: activations [B, ...] are cut along their rows, and nowhere else.
-
-    Without this the compiler may follow a weight's cut into the activations, and replicate the batch.
-    """
-    return constrain(x, ("batch", *(None,) * (x.ndim - 1)), mesh)

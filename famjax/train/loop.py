@@ -115,7 +115,7 @@ def _start(
 
     What is read goes straight to where it belongs on the mesh, whatever mesh it was written from.
     """
-    shapes = functools.partial(_sharded_shapes, mesh=mesh)
+    shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.optimizer, shapes(config.model))
     where = states.abstract(config, tx, mesh)
     found = checkpoint.load_training(config.model_dir, _rest(where))
@@ -136,7 +136,7 @@ def _start(
     return state, task.start()
 
 
-def _sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+def sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """The weights' shapes, each with its place on the mesh."""
     shapes = parameter_shapes(config)
     return sharding.with_shardings(shapes, sharding.shardings(parameter_axes(config), shapes, mesh))

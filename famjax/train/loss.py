@@ -12,14 +12,19 @@ class Loss(NamedTuple):
     """What a batch, or a part of one, costs.
 
     Attributes:
-      total: float32 [], what training minimises: cross entropy and z-loss.
-      cross_entropy: float32 [], the part of it that is the loss of the predictions.
-      correct: bool, the shape of the targets: the model's first choice is the target.
+      cross_entropy: float32 [], the loss of the predictions.
+      z_loss: float32 [], what is added to it; 0 where it is not asked for.
+      correct: bool, of the shape of the targets: the model's first choice is the target.
     """
 
-    total: Any
     cross_entropy: Any
+    z_loss: Any
     correct: Any
+
+    @property
+    def total(self) -> Any:
+        """What training minimises."""
+        return self.cross_entropy + self.z_loss
 
 
 def cross_entropy(logits: Any, targets: Any) -> Any:
@@ -67,7 +72,7 @@ def weighted_loss(
     width = max(1, tokens_at_once // B) if tokens_at_once else W
     nll, z, correct_BW = _in_chunks(part, width, (hidden_BWD, targets_BW, weights_BW))
     nll, z = (x / jnp.maximum(total_weight, 1e-9) for x in (nll, z))
-    return Loss(nll + z_loss * z if z_loss else nll, nll, correct_BW)
+    return Loss(nll, z_loss * z, correct_BW)
 
 
 def _in_chunks(part: Any, width: int, args_BW: Any) -> tuple[Any, Any, Any]:

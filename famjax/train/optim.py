@@ -20,7 +20,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(peak),
         "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
-        "rsqrt": lambda: lambda step: peak * (max(warmup, 1) / (step + max(warmup, 1))) ** 0.5,
+        "rsqrt": lambda: lambda step: peak * (max(warmup, 1) / (step + warmup + 1)) ** 0.5,
     }[config.schedule]()
     if not config.warmup_steps:
         return after

@@ -1,5 +1,7 @@
 """The training step: one pure function from state and batch to state and metrics."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -58,19 +60,22 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     def loss_fn(trained: Any, frozen: Any, state: TrainState, key: Any, part: tuple[Batch, Any], weight: Any) -> Any:
         """What a microbatch adds to the batch's loss, whose weights sum to `weight`."""
         model = nnx.merge(graphdef, optim.join_frozen(trained, frozen))
+        model.constrain = functools.partial(sharding.constrain, mesh=mesh)
         batch, shift = part
-        initial = initial_memory(model, state, key)
+        # Between steps the passed FAM is cut along D; here it is an activation, and must not spread that cut.
+        passed_fam = sharding.constrain(state.passed_fam, (None,) * 4, mesh)
+        initial = initial_memory(model, dataclasses.replace(state, passed_fam=passed_fam), key)
+        initial = sharding.constrain(initial, MEMORY_AXES, mesh)
         memory = sharding.constrain(broadcast_rows(initial, batch.tokens.shape[0]), MEMORY_AXES, mesh)
         hidden, memory = model(
-            batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial, shift_B=shift,
-            constrain=lambda x: sharding.constrain_rows(x, mesh),
-        )  # fmt: skip
+            batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial, shift_B=shift
+        )
         loss = weighted_loss(
             model, hidden, batch.positions, batch.targets, batch.weights, total_weight=weight,
             tokens_at_once=tokens_at_once, z_loss=config.z_loss,
         )  # fmt: skip
-        passed = jax.lax.stop_gradient((memory.layers.fam[:, 0], memory.fam_updates[0]))
-        return loss.total, (loss, passed)
+        passed_fam = sharding.constrain(memory.layers.fam[:, 0], (None,) * 4, mesh)
+        return loss.total, (loss, jax.lax.stop_gradient((passed_fam, memory.fam_updates[0])))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         rsp_key, shift_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
@@ -88,7 +93,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
         metrics = {"loss": loss.cross_entropy, "gradient_norm": optax.tree.norm(grads), "correct": loss.correct}
         if config.z_loss:
-            metrics["z_loss"] = loss.total - loss.cross_entropy
+            metrics["z_loss"] = loss.z_loss
         return TrainState(state.step + 1, params, opt_state, *passed), metrics
 
     return step
@@ -119,10 +124,10 @@ def accumulate(one: Callable[[Any], tuple[Any, Loss, Any]], microbatches: int, b
         first, part = xs
         grads, loss, new = one(part)
         sums = jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, grads)
-        costs = (costs[0] + loss.total, costs[1] + loss.cross_entropy)
+        costs = (costs[0] + loss.cross_entropy, costs[1] + loss.z_loss)
         return (sums, costs, jax.tree.map(lambda a, b: jnp.where(first, a, b), new, passed)), loss.correct
 
-    start = zeros(grads, jnp.float32), zeros((loss.total, loss.cross_entropy)), zeros(passed)
+    start = zeros(grads, jnp.float32), zeros((loss.cross_entropy, loss.z_loss)), zeros(passed)
     (sums, costs, passed), correct = jax.lax.scan(add, start, (jnp.arange(microbatches) == 0, parts))
     sums = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, grads)
     return sums, Loss(*costs, jnp.moveaxis(correct, 0, 1).reshape(-1, *correct.shape[2:])), passed

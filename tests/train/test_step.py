@@ -73,6 +73,26 @@ def test_half_the_steps_pass_the_state_at_probability_one_half():
     assert 2 < sum(drawn) < 13
 
 
+def test_frozen_weights_stay_and_the_rest_learns():
+    """All but the prompt frozen: a step moves the prompt, leaves every other bit, and its gradient norm is
+    the prompt's alone."""
+    config, task, _, state = setup(0.0)
+    table = {"*": {"frozen": True}, "fam/*": {"frozen": False}}
+    optimizer = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.0, parameters=table)
+    training = TrainConfig(model_dir="none", model=config, optimizer=optimizer)
+    tx, mesh = optim.optimizer(optimizer, 10), make_mesh()
+    fresh = states.create(training, tx, mesh)
+    after, metrics = jax.jit(make_step(training, tx, mesh))(
+        dataclasses.replace(fresh, params=state.params), task.batch(0, task.start())
+    )
+    for (path, new), old in zip(
+        jax.tree_util.tree_leaves_with_path(after.params), jax.tree.leaves(state.params), strict=True
+    ):
+        assert np.array_equal(new, old) == ("fam" not in jax.tree_util.keystr(path))
+    (moment,) = jax.tree.leaves(after.opt_state[0].mu)
+    assert float(metrics["gradient_norm"]) == pytest.approx(10 * float(np.linalg.norm(moment)), rel=1e-5)
+
+
 def test_position_offsets_are_drawn_for_each_row_and_only_where_they_matter():
     """Uniform in [0, 2 pi base) for about half of the rows, else 0; nothing for relative positions."""
     memory = tiny.config(fam_position="zero", random_position_offset=0.5).memory

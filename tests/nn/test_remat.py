@@ -1,0 +1,33 @@
+"""What the forward pass keeps for the backward pass, by the policy's name."""
+
+import jax
+import pytest
+
+from famjax.config import REMAT_POLICIES
+from tests import tiny
+
+
+def kept(policy: str, block_size: int, scan_layers: bool = True) -> int:
+    """Numbers that four layers keep for the backward pass of 2 x 48 tokens. Nothing is computed."""
+    config = tiny.config(num_layers=4, remat=policy, block_size=block_size, scan_layers=scan_layers, fam_length=0)
+    tokens = tiny.tokens(config, 2, 48)
+
+    def backward(params):
+        return jax.vjp(lambda params: tiny.whole_untraced(config, params, tokens)[0], params)[1]
+
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(backward, tiny.parameters(config))))
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_each_policy_keeps_less_than_the_one_before(scan_layers):
+    """none, dots, minimal, full, in this order."""
+    amounts = {policy: kept(policy, 24, scan_layers) for policy in REMAT_POLICIES}
+    assert amounts["none"] > amounts["dots"] >= amounts["minimal"] > amounts["full"]
+
+
+@pytest.mark.parametrize("block_size", [4, 24])
+def test_minimal_keeps_products_with_weights_alone(block_size):
+    """Beside what `full` keeps, for each layer and token: queries, keys and values [3 x 2 heads of 4], the two
+    products of a gated feed-forward layer [2 x 20], what attention returns [12]. The window has no part in it."""
+    more = kept("minimal", block_size) - kept("full", block_size)
+    assert more == 4 * (2 * 48) * (3 * 2 * 4 + 2 * 20 + 12)

@@ -1,0 +1,206 @@
+"""Trainings on eight simulated devices, for `test_sharding.py`, which runs this file in a process of its own.
+
+    python -m tests.train.sharded_runs FOLDER
+
+jax fixes the number of devices when it starts, and each program takes seconds to compile: so all cases run
+in one process, one after the other, and leave what they computed in FOLDER/results.pickle.
+"""
+
+import functools
+import math
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from famjax.attention.memory import MEMORY_AXES
+from famjax.cli.gin_config import load_model_config
+from famjax.config import ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.data.batch import Batch
+from famjax.nn.model import parameter_shapes
+from famjax.runtime import checkpoint, sharding
+from famjax.runtime.mesh import make_mesh
+from famjax.train import loop, optim
+from famjax.train import state as states
+from famjax.train.step import compilations, jit_step
+from tests import tiny
+
+STEPS, ROWS, LENGTH = 10, 16, 12
+KV_HEADS = {"multi-head": 4, "grouped": 2, "multi-query": 1}
+# (model, mesh data x fsdp x tensor, microbatches). Every mesh meets FAM and BSWA and both ways to take a
+# batch; every kind of heads meets tensor = 4, over which only multi-head divides; grouped also meets 2.
+CASES = [
+    ("fam multi-head", (8, 1, 1), 2),
+    ("bswa multi-query", (8, 1, 1), 1),
+    ("fam multi-query", (1, 8, 1), 1),
+    ("bswa multi-head", (1, 8, 1), 2),
+    ("fam grouped", (2, 2, 2), 2),
+    ("bswa multi-query", (2, 2, 2), 1),
+    ("fam multi-head", (1, 2, 4), 1),
+    ("fam grouped", (1, 2, 4), 1),
+    ("bswa multi-query", (1, 2, 4), 2),
+]
+MODELS = sorted({model for model, _, _ in CASES})
+RESUMED = {
+    "model": tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=2, random_state_passing=0.5),
+    "sequence_length": 320, "batch_size": 8, "steps": 4, "log_period": 1, "checkpoint_period": 2,
+    "passkey": PassKeyConfig(stages=(1,), text_tokens=8),
+    "optimizer": OptimizerConfig(schedule="constant", warmup_steps=0),  # the same for two steps and for four
+}  # fmt: skip
+RESUMED_MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def model_config(name: str) -> ModelConfig:
+    memory, heads = name.split()
+    return tiny.config(
+        vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
+        fam_length=2 if memory == "fam" else 0, random_state_passing=0.5,
+    )  # fmt: skip
+
+
+def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainConfig:
+    """A large epsilon of Adam's would hide differences; its usual one needs gradients far from zero."""
+    config = TrainConfig(
+        model_dir="none", model=model_config(name), sequence_length=LENGTH, batch_size=ROWS, steps=STEPS, seed=3,
+        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=3),
+        mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
+        loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
+    )  # fmt: skip
+    config.validate()
+    return config
+
+
+def batch(name: str, step: int) -> Batch:
+    """Rows of random tokens, of different lengths and weights, in which documents start. BSWA's have losses
+    at some positions, FAM's at every one."""
+    rng = np.random.default_rng(step)
+    tokens = rng.integers(0, 32, (ROWS, LENGTH)).astype(np.int32)
+    count = rng.integers(1, LENGTH + 1, ROWS).astype(np.int32)
+    starts = rng.random((ROWS, LENGTH // 4)) < 0.3
+    columns = 7 if name.startswith("bswa") else LENGTH
+    positions = rng.integers(0, LENGTH, (ROWS, columns)).astype(np.int32) if columns < LENGTH else None
+    targets = rng.integers(0, 32, (ROWS, columns)).astype(np.int32)
+    weights = (rng.random((ROWS, columns)) * rng.integers(0, 2, (ROWS, 1))).astype(np.float32)
+    return Batch(tokens, count, starts, positions, targets, weights)
+
+
+def run(name: str, sizes: tuple[int, int, int], microbatches: int) -> dict[str, Any]:
+    """Ten steps. Adam's first moment after the first step is a tenth of the (clipped) gradient."""
+    config = training(name, sizes, microbatches)
+    mesh = make_mesh(sizes)
+    tx = optim.optimizer(config.optimizer, STEPS)
+    where = states.abstract(config, tx, mesh)
+    params = jax.device_put(tiny.parameters(config.model), states.shardings(where).params)
+    fresh = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), where)
+    state = states.TrainState(fresh.step, params, fresh.opt_state, fresh.passed_fam, fresh.passed_updates)
+    step = jit_step(config, tx, mesh)
+    out: dict[str, Any] = {"loss": [], "z_loss": [], "gradient_norm": [], "correct": []}
+    for number in range(STEPS):
+        state, metrics = step(state, batch(name, number))
+        for key, values in out.items():
+            values.append(np.asarray(metrics[key]))
+        if number == 0:
+            out_gradient = jax.device_get(state.opt_state[1].mu)
+    out |= {"gradient": out_gradient, "params": jax.device_get(state.params), "compilations": compilations(step)}
+    out |= {"passed_fam": np.asarray(state.passed_fam), "passed_updates": int(state.passed_updates)}
+    parts = lambda tree: jax.tree.map(lambda leaf: leaf.sharding.shard_shape(leaf.shape), tree)
+    return out | {"parts": parts(state.params), "moment_parts": parts(state.opt_state[1].mu), "state": state}
+
+
+def created(sizes: tuple[int, int, int]) -> Any:
+    """The random weights of a mesh, and the shapes of one device's parts, as they come into being."""
+    config = training("fam grouped", sizes, 1)
+    state = states.create(config, optim.optimizer(config.optimizer, STEPS), make_mesh(sizes))
+    parts = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.shape, state.params)
+    return jax.device_get(state.params), parts
+
+
+def moved(folder: Path, state: states.TrainState) -> Any:
+    """A checkpoint of `fam grouped` on 2x2x2, read back on 1x2x4 and 8x1x1: values and where they lie."""
+    config = training("fam grouped", (2, 2, 2), 1)
+    tx = optim.optimizer(config.optimizer, STEPS)
+    rest = {"opt_state": state.opt_state, "passed_fam": state.passed_fam}
+    checkpoint.save_model(folder / "moved", config.model, state.params, step=STEPS, training=rest)
+    found = []
+    for sizes in ((1, 2, 4), (8, 1, 1)):
+        mesh = make_mesh(sizes)
+        where = states.abstract(config, tx, mesh)
+        _, params = checkpoint.load_model(folder / "moved", lambda model, mesh=mesh: loop.sharded_shapes(model, mesh))
+        _, back, _ = checkpoint.load_training(
+            folder / "moved", {"opt_state": where.opt_state, "passed_fam": where.passed_fam}
+        )
+        target = (where.params, {"opt_state": where.opt_state, "passed_fam": where.passed_fam})
+        placed = jax.tree.map(lambda leaf, goal: leaf.sharding.is_equivalent_to(goal.sharding, leaf.ndim),
+                              (params, back), target)  # fmt: skip
+        found.append((jax.device_get((params, back)), all(jax.tree.leaves(placed))))
+    return jax.device_get((state.params, rest)), found
+
+
+def memory_on_a_mesh() -> Any:
+    """A text in two calls on 2x2x2, `MemoryState` cut by the rules between them, and on one device."""
+    config = model_config("fam grouped")
+    params, tokens = tiny.parameters(config), tiny.tokens(config, 8, 16)
+    state = tiny.initial_state(config, params, 8)
+    hidden, state = tiny.whole(config, params, tokens[:, :8], state)
+    one = tiny.whole(config, params, tokens[:, 8:], state)
+    mesh = make_mesh((2, 2, 2))
+    places = sharding.shardings(MEMORY_AXES, state, mesh)
+    weights = jax.tree.map(lambda leaf: leaf.sharding, loop.sharded_shapes(config, mesh))
+
+    def forward(params: Any, tokens: Any, state: Any) -> Any:
+        model = tiny.build(config, params)
+        model.constrain = functools.partial(sharding.constrain, mesh=mesh)
+        return model(tokens, state)
+
+    whole = jax.jit(
+        forward, in_shardings=(weights, sharding.by_rows(mesh), places),
+        out_shardings=(sharding.by_rows(mesh), places),
+    )  # fmt: skip
+    start = jax.device_get(tiny.initial_state(config, params, 8))
+    hidden_first, state = whole(params, tokens[:, :8], start)
+    second = whole(params, tokens[:, 8:], state)
+    parts = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.shape, second[1])
+    shapes = jax.tree.map(lambda leaf: leaf.shape, second[1])
+    pairs = [(np.asarray(hidden_first), np.asarray(hidden)), jax.device_get((second[0], one[0]))]
+    pairs += zip(*(map(np.asarray, jax.tree.leaves(x[1])) for x in (second, one)), strict=True)
+    return pairs, shapes, parts
+
+
+def large() -> Any:
+    """Of the 24B model on fsdp 8, by optimizer: {path: (bytes, ways)} of weights and optimizer state."""
+    model = load_model_config(["gin/models/fam_24b.gin"])
+    mesh, found = make_mesh((1, 8, 1)), {}
+    for name in ("adamw", "adafactor"):
+        config = TrainConfig(model_dir="none", model=model, optimizer=OptimizerConfig(name=name))
+        state = states.abstract(config, optim.optimizer(config.optimizer, 10), mesh)
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state, state.passed_fam)):
+            size = math.prod(leaf.shape)
+            ways = size / max(math.prod(leaf.sharding.shard_shape(leaf.shape)), 1)
+            found[name + jax.tree_util.keystr(path)] = (size * leaf.dtype.itemsize, ways)
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameter_shapes(model)))
+    return found, total
+
+
+def main(folder: Path) -> None:
+    results: dict[str, Any] = {"devices": len(jax.devices())}
+    results["large"] = large()
+    results["created"] = [created(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
+    results["memory"] = memory_on_a_mesh()
+    for name in MODELS:
+        results[name] = run(name, (1, 1, 1), 1)
+        del results[name]["state"]
+    for case in CASES:
+        results[case] = run(*case)
+        state = results[case].pop("state")
+        if case[:2] == ("fam grouped", (2, 2, 2)):
+            results["moved"] = moved(folder, state)
+    loop.train(TrainConfig(model_dir=str(folder / "resumed"), **RESUMED | {"steps": 2}, mesh=RESUMED_MESH), "# run\n")
+    with open(folder / "results.pickle", "wb") as file:
+        pickle.dump(results, file)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

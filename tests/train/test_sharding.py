@@ -1,0 +1,159 @@
+"""A training on a mesh of eight devices is the training of one device, cut into parts.
+
+`sharded_runs.py` computes on eight simulated devices in a process of its own; here its numbers are compared.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from famjax.config import TrainConfig
+from famjax.infer.load import load
+from famjax.train.loop import train
+from tests import tiny
+from tests.tiny import assert_close
+from tests.train import sharded_runs
+from tests.train.sharded_runs import CASES, STEPS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the runs on eight devices leave their results."""
+    path = tmp_path_factory.mktemp("sharded")
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.train.sharded_runs", str(path)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # The compiler says so where it can cut an array anew only by first gathering all of it on every device.
+    assert "Involuntary full rematerialization" not in done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    with open(folder / "results.pickle", "rb") as file:
+        return pickle.load(file)
+
+
+def assert_trees_close(actual, desired, relative):
+    jax.tree.map(lambda a, b: assert_close(a, b, relative), actual, desired)
+
+
+def test_the_cases_cover_what_they_should(results):
+    """Every mesh with FAM and with BSWA, with and without microbatches, every kind of heads; eight devices."""
+    assert results["devices"] == 8
+    assert all(math.prod(mesh) == 8 for _, mesh, _ in CASES)
+    for mesh in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)):
+        on_mesh = [(model.split()[0], microbatches) for model, sizes, microbatches in CASES if sizes == mesh]
+        assert {memory for memory, _ in on_mesh} == {"fam", "bswa"}
+        assert {microbatches for _, microbatches in on_mesh} == {1, 2}
+    assert {model.split()[1] for model, _, _ in CASES} == {"multi-head", "grouped", "multi-query"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_training_equals_that_of_one_device(results, case):
+    """Losses of ten steps, gradients of the first, weights after the last, and the FAM that is passed on:
+    equal to one device's, which takes its batch whole and its logits unchunked. Documents, lengths and
+    loss weights differ from row to row."""
+    got, one = results[case], results[case[0]]
+    start = tiny.parameters(sharded_runs.model_config(case[0]))
+    assert len(one["loss"]) == STEPS and np.abs(one["params"]["embedding"] - start["embedding"]).max() > 0.01
+    assert_close(got["loss"], one["loss"], 1e-5)
+    assert_close(got["z_loss"], one["z_loss"], 1e-5)
+    assert_close(got["gradient_norm"], one["gradient_norm"], 1e-5)
+    assert_trees_close(got["gradient"], one["gradient"], 5e-5)
+    assert_trees_close(got["params"], one["params"], 2e-5)
+    np.testing.assert_array_equal(got["correct"], one["correct"])
+    assert_close(got["passed_fam"], one["passed_fam"], 1e-5)
+    assert got["passed_updates"] == one["passed_updates"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_step_is_compiled_once(results, case):
+    """Ten steps, one program: what a step returns has the shardings that it takes."""
+    assert results[case]["compilations"] == 1
+
+
+def test_weights_and_their_moments_are_cut_by_the_rules(results):
+    """One device's part of some weights; what does not divide over `tensor` is whole there."""
+    parts = results["fam grouped", (2, 2, 2), 2]["parts"]
+    assert parts["embedding"] == (16, 8)  # [V 32, D 16]: tensor 2, fsdp 2
+    assert parts["layers"]["attention"]["key"] == (2, 8, 1, 4)  # [L, D 16, K 2, H]
+    assert parts["layers"]["feed_forward"]["down"] == (2, 16, 8)  # [L, E 32, D 16]
+    assert parts["fam"]["prompt"] == (2, 8)
+    parts = results["bswa multi-query", (1, 2, 4), 2]["parts"]
+    assert parts["layers"]["attention"]["query"] == (2, 8, 1, 4)
+    assert parts["layers"]["attention"]["key"] == (2, 8, 1, 4)  # one key/value head: whole on every device
+    for case in CASES:
+        assert results[case]["moment_parts"] == results[case]["parts"]
+
+
+def test_weights_are_created_in_parts_and_do_not_depend_on_the_mesh(results):
+    """The same random weights on 1 and on 2x2x2 devices, bit for bit, each device with its part alone."""
+    (one, whole), (cut, parts) = results["created"]
+    jax.tree.map(np.testing.assert_array_equal, cut, one)
+    assert whole["embedding"] == (32, 16) and parts["embedding"] == (16, 8)
+
+
+def test_memory_is_cut_by_rows_and_heads(results):
+    """A text in two calls, the memory cut between them: outputs and memory equal those of one device."""
+    pairs, shapes, parts = results["memory"]
+    for got, one in pairs:
+        assert_close(got, one, 1e-5)
+    assert shapes.layers.k == (2, 8, 2, 2, 4, 4) and parts.layers.k == (2, 2, 2, 1, 4, 4)  # [L, B, R, K, S, H]
+    assert shapes.layers.fam == (2, 8, 1, 2, 16) and parts.layers.fam == (2, 2, 1, 2, 16)  # [L, B, P, F, D]
+    assert parts.position == (2,)
+
+
+def test_checkpoints_move_between_meshes(results):
+    """Weights, optimizer state and passed FAM, written on 2x2x2: bit for bit the same on 1x2x4 and on 8x1x1,
+    and each in its place there."""
+    written, found = results["moved"]
+    for read, placed in found:
+        assert placed
+        jax.tree.map(np.testing.assert_array_equal, read, written)
+
+
+def test_a_checkpoint_of_eight_devices_is_read_where_there_is_one(folder, results):
+    """`famjax eval` and its like name no mesh."""
+    assert len(jax.devices()) == 1
+    written, _ = results["moved"]
+    model = load(folder / "moved")
+    np.testing.assert_array_equal(model.embedding[...], written[0]["embedding"])
+
+
+def test_a_training_continues_on_another_mesh(folder, tmp_path):
+    """Two steps on 2x2x2, two more on one device: the losses of four steps on one device."""
+    straight = TrainConfig(model_dir=str(tmp_path / "straight"), **sharded_runs.RESUMED)
+    train(straight, "# run\n")
+    train(dataclasses.replace(straight, model_dir=str(folder / "resumed")), "# run\n")
+    logs = [Path(path, "metrics.jsonl").read_text() for path in (folder / "resumed", straight.model_dir)]
+    cut, whole = ([json.loads(line) for line in log.splitlines()] for log in logs)
+    assert [line["step"] for line in cut] == [1, 2, 3, 4]
+    assert_close([line["loss"] for line in cut], [line["loss"] for line in whole], 1e-5)
+    assert {line["compilations"] for line in cut + whole} == {1}
+
+
+def test_of_the_24b_model_no_large_array_is_whole_anywhere(results):
+    """On fsdp 8 every weight and every moment of Adam's above 1 MiB is cut at least eight ways. Nothing is
+    computed; 24.5e9 weights and 1.05e9 of embedding (paper, Table 3)."""
+    found, total = results["large"]
+    assert total == pytest.approx(24.5e9 + 1.05e9, rel=2e-3)
+    adamw = {path: ways for path, (size, ways) in found.items() if path.startswith("adamw") and size > 2**20}
+    assert len(adamw) >= 3 * 8
+    assert min(adamw.values()) >= 8
+    # Adafactor's means over the axis that fsdp cuts are whole, and small: 7 MiB for 7.5e9 weights.
+    whole = [size for path, (size, ways) in found.items() if size > 2**20 and ways < 8]
+    assert max(whole, default=0) <= 7 * 2**20
