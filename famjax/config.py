@@ -155,8 +155,8 @@ class ModelConfig:
         products with weights (queries, keys, values, feed-forward), whatever the window; `full` only
         what enters the layer.
       attention_budget_mib: attend as many blocks at once (or, where that is less than one block of
-        all rows, as many rows) as keep their scores below this many MiB; 0 attends all at once. On a
-        CPU 1 or 2 keep them in the cache: 18% faster at width 256 and block 256.
+        all rows, as many rows) as keep their scores below this many MiB of one device; 0 attends all at
+        once. On a CPU 1 or 2 keep them in the cache: 18% faster at width 256 and block 256.
       memory: the memory's settings.
     """
 

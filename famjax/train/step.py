@@ -51,7 +51,9 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     Its metrics: `loss` (cross entropy), `z_loss` (what is added to it) if it is asked for, `gradient_norm`,
     and `correct` (bool, of the shape of the batch's targets).
     """
-    model_config = config.model
+    # A budget for scores is one device's; the model sees the rows of all of them.
+    budget = config.model.attention_budget_mib * sharding.batch_shards(mesh)
+    model_config = dataclasses.replace(config.model, attention_budget_mib=budget)
     graphdef = states.structure(model_config)
     where = states.abstract(config, tx, mesh)
     gradients_lie, _ = optim.split_frozen(config.optimizer, states.shardings(where).params)
