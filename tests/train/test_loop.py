@@ -100,6 +100,13 @@ def test_weights_of_another_shape_are_refused_before_anything_is_written(tmp_pat
     assert not (tmp_path / "m").exists()
 
 
+def test_a_mesh_of_more_devices_than_there_are_is_refused_before_anything_is_written(tmp_path):
+    """One line that says how many there are."""
+    with pytest.raises(ConfigError, match="asks for 2 devices, but this job has 1; use at most 1"):
+        run(tmp_path / "m", mesh={"fsdp": 2})
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
     """The last checkpoint stays; the message says what to change."""
     with pytest.raises(FloatingPointError, match="lower LEARNING_RATE"):
