@@ -351,6 +351,24 @@ class PassKeyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Text to train on.
+
+    Attributes:
+      stream_share: share of the rows that are document streams: each reads one document after another,
+        block after block across training steps, and carries its memory along. The other rows are packed:
+        documents side by side, without masks between them, and none goes on in the next step.
+    """
+
+    stream_share: float = 0.0
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
+        _probability("stream_share", self.stream_share)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -359,6 +377,7 @@ class TrainConfig:
       model: the model.
       task: name of the task or mixture; `passkey` is the one that needs no data.
       passkey: settings of the task `passkey`.
+      data: settings of every other task: where text comes from and how it is laid out in rows.
       sequence_length: tokens of a row, a multiple of the block size.
       batch_size: rows of a step.
       steps: optimizer steps.
@@ -382,6 +401,7 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     task: str = "passkey"
     passkey: PassKeyConfig = dataclasses.field(default_factory=PassKeyConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     sequence_length: int = 1024
     batch_size: int = 8
     steps: int = 1000
@@ -396,6 +416,11 @@ class TrainConfig:
     microbatches: int = 1
     loss_chunk: int = 2048
     z_loss: float = 0.0
+
+    @property
+    def carries_memory(self) -> bool:
+        """Rows go on with the documents of the step before, so their memory is part of the training's state."""
+        return self.task != "passkey" and self.data.stream_share > 0
 
     @property
     def mesh_sizes(self) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 """What a training step reads, and what a task must offer."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +12,8 @@ class Batch(NamedTuple):
     Attributes:
       tokens: int32 [B, T].
       count: int32 [B], tokens of each row up to its last real one.
-      starts: bool [B, N], blocks with which a document starts (the first of a row included).
+      starts: bool [B, N], blocks with which a document starts. Where a row's first block does not, the row
+        goes on with the document of the same row in the batch before.
       positions: int32 [B, W], where a loss is taken; only there are logits computed. None is at every
         position, with W = T.
       targets: int32 [B, W], the token that follows each position.
@@ -26,21 +28,39 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
+# Where a task stands, as JSON: small, held by checkpoints. Names that start with a digit belong to one
+# row or lane; all other entries are the same in every process of a job.
+Progress = dict[str, Any]
+
+
 class Task(Protocol):
-    """A source of batches. Batches depend on (step, progress) alone, so a resumed run sees the same."""
+    """A source of batches. A batch depends on (step, progress) alone, so a resumed run sees the same.
 
-    def start(self) -> dict[str, Any]:
-        """Progress before the first step: a small JSON-able dict that checkpoints hold."""
+    A task may keep files open and positions cached to be fast, but never knows more than its progress.
+
+    Attributes:
+      rows: the rows of the global batch that this process's batches hold, in rising order.
+      continues: rows may go on with the document of the row in the batch before (`Batch.starts` is not
+        set in their first block), so the memory is carried from step to step.
+      observes: `observe` wants to know what the model got right before it makes the next batch.
+    """
+
+    rows: Sequence[int]
+    continues: bool
+    observes: bool
+
+    def start(self) -> Progress:
+        """Progress before the first step."""
         ...
 
-    def batch(self, step: int, progress: dict[str, Any]) -> Batch:
-        """The batch of a step."""
+    def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
+        """The batch of a step, and the progress once it is read."""
         ...
 
-    def observe(self, progress: dict[str, Any], batch: Batch, correct: np.ndarray) -> dict[str, Any]:
+    def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
         """Progress after a step in which the targets [B, W] were predicted right or wrong."""
         ...
 
-    def report(self, progress: dict[str, Any]) -> dict[str, float]:
+    def report(self, progress: Progress) -> dict[str, float]:
         """What of the progress a person wants to see."""
         ...

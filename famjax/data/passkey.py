@@ -5,12 +5,12 @@ long the filler is decides how many times the memory must carry the key over a b
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from famjax.config import ConfigError, PassKeyConfig
-from famjax.data.batch import Batch
+from famjax.data.batch import Batch, Progress
 from famjax.data.vocabulary import encode
 
 INTRODUCTION = (
@@ -73,6 +73,8 @@ class PassKeyTask:
     batch_size: int
     vocab_size: int
     seed: int
+    continues = False
+    observes = True
 
     def __post_init__(self) -> None:
         self.config.validate()
@@ -86,22 +88,27 @@ class PassKeyTask:
             raise ConfigError(f"vocab_size {self.vocab_size} is below 128: the pass key task is written in ASCII")
 
     @property
+    def rows(self) -> range:
+        """Every process makes the whole batch: `observe` needs all of it, and it costs little."""
+        return range(self.batch_size)
+
+    @property
     def stages(self) -> tuple[int, ...]:
         """The stages whose longest document fits into a row; the curriculum ends with the last of them."""
         rows = self.sequence_length // self.block_size
         return tuple(stage for stage in self.config.stages if self._blocks_for(self._longest(stage)) <= rows)
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> Progress:
         """Only the first stage is open."""
         return {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
 
-    def batch(self, step: int, progress: dict[str, Any]) -> Batch:
+    def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
         """The batch of a step: a pure function of the seed, the step and the open stages."""
         rng = np.random.default_rng([self.seed, step])
         rows = [self._row(rng, progress["open_stages"]) for _ in range(self.batch_size)]
-        return Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+        return Batch(*(np.stack(field) for field in zip(*rows, strict=True))), progress
 
-    def observe(self, progress: dict[str, Any], batch: Batch, correct: np.ndarray) -> dict[str, Any]:
+    def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
         """Averages exact match, of all documents and of the newest stage's, and opens the next stage."""
         progress = dict(progress)
         newest = self._stage_range(progress["open_stages"] - 1)[0]
@@ -117,7 +124,7 @@ class PassKeyTask:
             progress["exact_match_newest"] = 0.0
         return progress
 
-    def report(self, progress: dict[str, Any]) -> dict[str, float]:
+    def report(self, progress: Progress) -> dict[str, float]:
         """Exact match of recent training documents, and the filler blocks that the open stages reach."""
         return {
             "exact_match": round(progress["exact_match"], 4),

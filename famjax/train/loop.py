@@ -1,41 +1,24 @@
 """The training: batches in, model directory out. Read it from top to bottom."""
 
-import dataclasses
-import functools
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
-from famjax.config import ConfigError, ModelConfig, TrainConfig
-from famjax.data.batch import Task
-from famjax.data.passkey import PassKeyTask
-from famjax.nn.model import parameter_axes, parameter_shapes
+from famjax.config import TrainConfig
+from famjax.data.batch import Progress
 from famjax.runtime import checkpoint, sharding
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_text
 from famjax.train import optim
 from famjax.train import state as states
+from famjax.train.feed import Feed
 from famjax.train.metrics import MetricsLog, ProgressLine
+from famjax.train.start import make_task, start
 from famjax.train.state import TrainState
 from famjax.train.step import compilations, jit_step
-
-
-def make_task(config: TrainConfig) -> Task:
-    """The task that `config.task` names."""
-    task = PassKeyTask(
-        config.passkey, config.sequence_length, config.model.memory.block_size, config.batch_size,
-        config.model.vocab_size, config.seed,
-    )  # fmt: skip
-    if task.stages != config.passkey.stages:
-        print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
-              f"later stages are left out")  # fmt: skip
-    return task
 
 
 def train(config: TrainConfig, config_text: str) -> None:
@@ -51,9 +34,9 @@ def train(config: TrainConfig, config_text: str) -> None:
     """
     config.validate()
     mesh = make_mesh(config.mesh_sizes)
-    task = make_task(config)
+    task = make_task(config, sharding.local_rows(mesh, config.batch_size))
     tx = optim.optimizer(config.optimizer, config.steps)
-    state, progress = _start(config, tx, mesh, task)
+    state, progress = start(config, tx, mesh, task)
     first_step = int(state.step)
     if first_step >= config.steps:
         print(f"{config.model_dir} is trained already: {first_step} steps")
@@ -64,24 +47,26 @@ def train(config: TrainConfig, config_text: str) -> None:
     step_fn = jit_step(config, tx, mesh)
     began = time.perf_counter()
     meter = _Meter(first_step)
-    with ProgressLine(Path(config.model_dir).name, first_step, config.steps) as line:
+    line = ProgressLine(Path(config.model_dir).name, first_step, config.steps)
+    with line, Feed(task, mesh, config.batch_size, first_step, progress) as feed:
         for step in range(first_step, config.steps):
-            batch = task.batch(step, progress)
-            state, metrics = step_fn(state, batch)
+            batch = feed.next()
+            state, metrics = step_fn(state, batch.arrays)
             loss = float(metrics["loss"])
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step + 1}; lower LEARNING_RATE")
-            progress = task.observe(progress, batch, np.asarray(metrics["correct"]))
-            meter.add(int(batch.count.sum()), loss)
+            if task.observes:
+                feed.observe(metrics["correct"])
+            meter.add(batch.tokens, loss)
             done = step + 1
             if done % config.log_period == 0 or done == config.steps:
-                values = meter.read(done) | task.report(progress)
+                values = meter.read(done) | task.report(feed.progress)
                 line.show(done, values)
                 more = {name: float(metrics[name]) for name in ("z_loss", "gradient_norm") if name in metrics}
                 more |= {"learning_rate": float(rates(step)), "compilations": compilations(step_fn)}
                 log.write(done, values | more | {"seconds": round(time.perf_counter() - began, 3)})
             if done == config.steps or (config.checkpoint_period and done % config.checkpoint_period == 0):
-                _save(config, state, progress)
+                _save(config, state, feed.progress)
     minutes = (time.perf_counter() - began) / 60
     print(f"trained {config.steps - first_step} steps in {minutes:.1f} minutes; the model is in {config.model_dir}")
     print(f"next: famjax eval --model {config.model_dir}")
@@ -108,58 +93,8 @@ class _Meter:
         return values
 
 
-def _start(
-    config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task
-) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint of this run, else other weights to start from, else random ones.
-
-    What is read goes straight to where it belongs on the mesh, whatever mesh it was written from.
-    """
-    shapes = functools.partial(sharded_shapes, mesh=mesh)
-    optim.check_patterns(config.optimizer, shapes(config.model))
-    where = states.abstract(config, tx, mesh)
-    found = checkpoint.load_training(config.model_dir, _rest(where))
-    if found is not None:
-        step, rest, progress = found
-        model, params = checkpoint.load_model(config.model_dir, shapes)
-        if model != config.model:
-            raise ConfigError(f"{config.model_dir} holds a model of other settings; choose an empty MODEL_DIR")
-        print(f"continuing {config.model_dir} from step {step}")
-        zeros = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-        no_fam = {"passed_fam": zeros(where.passed_fam), "passed_updates": zeros(where.passed_updates)}
-        rest = {"step": jax.device_put(np.int32(step), where.step.sharding)} | no_fam | rest
-        return TrainState(params=params, **rest), progress
-    state = states.create(config, tx, mesh)
-    if config.initial_checkpoint:
-        _, params = checkpoint.load_model(config.initial_checkpoint, shapes)
-        state = dataclasses.replace(state, params=_start_from(params, state.params, config.initial_checkpoint))
-    return state, task.start()
-
-
-def sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """The weights' shapes, each with its place on the mesh."""
-    shapes = parameter_shapes(config)
-    return sharding.with_shardings(shapes, sharding.shardings(parameter_axes(config), shapes, mesh))
-
-
-def _start_from(found: dict[str, Any], fresh: dict[str, Any], source: str) -> dict[str, Any]:
-    """Weights of another model; a FAM prompt that it lacks stays new, one that is not asked for is left."""
-    merged = {name: found.get(name, fresh[name]) for name in fresh}
-    shapes = [jax.tree.map(np.shape, tree) for tree in (merged, fresh)]
-    if shapes[0] != shapes[1] or set(fresh) - set(found) - {"fam"}:
-        raise ConfigError(f"the weights in {source} have other shapes than the model; use its settings")
-    new = "; the FAM prompt is new" if "fam" in set(fresh) - set(found) else ""
-    print(f"starting from the weights in {source}{new}")
-    return merged
-
-
-def _rest(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds beside the weights. Orbax stores no empty array, so no FAM of length 0."""
-    passed = {"passed_fam": state.passed_fam, "passed_updates": state.passed_updates} if state.passed_fam.size else {}
-    return {"opt_state": state.opt_state, **passed}
-
-
-def _save(config: TrainConfig, state: TrainState, progress: dict[str, Any]) -> None:
+def _save(config: TrainConfig, state: TrainState, progress: Progress) -> None:
     checkpoint.save_model(
-        config.model_dir, config.model, state.params, step=int(state.step), training=_rest(state), progress=progress
-    )
+        config.model_dir, config.model, state.params, step=int(state.step), training=states.to_save(state),
+        progress=progress,
+    )  # fmt: skip

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from famjax.attention.memory import MEMORY_AXES
 from famjax.config import ModelConfig, TrainConfig
 from famjax.nn import model as model_lib
 from famjax.runtime import sharding
@@ -29,6 +31,7 @@ class TrainState:
       passed_fam: float32 [L, P, F, D], FAM of the first row at the end of the last step, which
         random state passing hands on (paper section 2, length extrapolation).
       passed_updates: int32 [], updates that FAM has had; 0 before the first step.
+      memory: `MemoryState` of the B rows, where rows go on with the documents of the step before; else None.
     """
 
     step: Any
@@ -36,6 +39,7 @@ class TrainState:
     opt_state: Any
     passed_fam: Any
     passed_updates: Any
+    memory: Any = None
 
 
 def structure(config: ModelConfig) -> nnx.GraphDef[Any]:
@@ -53,6 +57,7 @@ def abstract(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) 
         opt_state=sharding.like_parameters(shapes.opt_state, shapes.params, params, mesh),
         passed_fam=sharding.shardings(PASSED_FAM_AXES, shapes.passed_fam, mesh),
         passed_updates=sharding.replicated(mesh),
+        memory=None if shapes.memory is None else sharding.shardings(MEMORY_AXES, shapes.memory, mesh),
     )
     return sharding.with_shardings(shapes, where)
 
@@ -76,4 +81,38 @@ def _fresh(config: TrainConfig, tx: optax.GradientTransformation) -> TrainState:
     trained, _ = optim.split_frozen(config.optimizer, params)
     memory = config.model.memory
     passed = (config.model.num_layers, memory.previous_fams, memory.fam_length, config.model.d_model)
-    return TrainState(jnp.int32(0), params, tx.init(trained), jnp.zeros(passed, jnp.float32), jnp.int32(0))
+    return TrainState(
+        jnp.int32(0), params, tx.init(trained), jnp.zeros(passed, jnp.float32), jnp.int32(0), _no_memory(config)
+    )
+
+
+def _no_memory(config: TrainConfig) -> Any:
+    """Before the first step nothing was read: every row of the first batch starts a document."""
+    if not config.carries_memory:
+        return None
+    shapes = jax.eval_shape(lambda: model_lib.create(config.model).initial_state(config.batch_size))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def to_save(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds beside the step and the weights: `opt_state`, and the other arrays by their
+    paths (`memory.layers.fam`). Orbax stores no empty array, so no FAM of length 0."""
+    return {"opt_state": state.opt_state} | {path: leaf for path, leaf in _carried(state) if leaf.size}
+
+
+def from_saved(step: int, params: Any, saved: dict[str, Any], where: TrainState) -> TrainState:
+    """A state again, on the mesh of `where`, the abstract one."""
+    empty = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+    leaves = [saved[path] if path in saved else empty(leaf) for path, leaf in _carried(where)]
+    rest = jax.tree.unflatten(jax.tree.structure(_without_weights(where)), leaves)
+    step_array = jax.device_put(np.int32(step), where.step.sharding)
+    return dataclasses.replace(rest, step=step_array, params=params, opt_state=saved["opt_state"])
+
+
+def _without_weights(state: TrainState) -> TrainState:
+    return dataclasses.replace(state, step=None, params=None, opt_state=None)
+
+
+def _carried(state: TrainState) -> list[tuple[str, Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(_without_weights(state))
+    return [(jax.tree_util.keystr(path, simple=True, separator="."), leaf) for path, leaf in leaves]

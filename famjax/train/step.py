@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,27 @@ from famjax.nn.model import Transformer, broadcast_rows
 from famjax.runtime import sharding
 from famjax.train import optim
 from famjax.train import state as states
-from famjax.train.loss import Loss, weighted_loss
+from famjax.train.loss import weighted_loss
 from famjax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+
+# Rows of a batch, their random position offsets, and their memories (rows first), the latter two None where unused.
+Microbatch = tuple[Batch, Any, MemoryState | None]
+
+
+class Part(NamedTuple):
+    """What a microbatch gives beside its gradients.
+
+    Attributes:
+      costs: (cross entropy, z loss), its parts of the batch's.
+      passed: (fam [L, P, F, D], updates) of its first row, which random state passing hands on.
+      rows: by row, `correct` [B, W] and `memory` (rows first) after the last token, or None.
+    """
+
+    costs: Any
+    passed: Any
+    rows: dict[str, Any]
 
 
 def initial_memory(model: Transformer, state: TrainState, key: Any) -> MemoryState:
@@ -48,8 +65,13 @@ def position_shift(config: MemoryConfig, rope_base: float, key: Any, rows: int) 
 def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
     """A step for `jax.jit`. Randomness is a function of (seed, step), so a resumed run draws the same.
 
-    Its metrics: `loss` (cross entropy), `z_loss` (what is added to it) if it is asked for, `gradient_norm`,
-    and `correct` (bool, of the shape of the batch's targets).
+    Where rows go on with the documents of the step before (`TrainConfig.carries_memory`), they start with the
+    memory that these have left, a constant to this step's gradient: truncated backpropagation. Documents
+    that start anew start with `initial_memory`.
+
+    Its metrics: `loss` (cross entropy), `z_loss` (what is added to it) if it is asked for, `accuracy` (share
+    of the loss weights at which the first choice is right), `gradient_norm`, and `correct` (bool, of the
+    shape of the batch's targets).
     """
     # A budget for scores is one device's; the model sees the rows of all of them.
     budget = config.model.attention_budget_mib * sharding.batch_shards(mesh)
@@ -59,16 +81,17 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     gradients_lie, _ = optim.split_frozen(config.optimizer, states.shardings(where).params)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
 
-    def loss_fn(trained: Any, frozen: Any, state: TrainState, key: Any, part: tuple[Batch, Any], weight: Any) -> Any:
+    def loss_fn(trained: Any, frozen: Any, state: TrainState, key: Any, part: Microbatch, weight: Any) -> Any:
         """What a microbatch adds to the batch's loss, whose weights sum to `weight`."""
         model = nnx.merge(graphdef, optim.join_frozen(trained, frozen))
         model.constrain = functools.partial(sharding.constrain, mesh=mesh)
-        batch, shift = part
+        batch, shift, memory = part
         # Between steps the passed FAM is cut along D; here it is an activation, and must not spread that cut.
         passed_fam = sharding.constrain(state.passed_fam, (None,) * 4, mesh)
         initial = initial_memory(model, dataclasses.replace(state, passed_fam=passed_fam), key)
         initial = sharding.constrain(initial, MEMORY_AXES, mesh)
-        memory = sharding.constrain(broadcast_rows(initial, batch.tokens.shape[0]), MEMORY_AXES, mesh)
+        memory = broadcast_rows(initial, batch.tokens.shape[0]) if memory is None else rows_first(memory, back=True)
+        memory = sharding.constrain(memory, MEMORY_AXES, mesh)
         hidden, memory = model(
             batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial, shift_B=shift
         )
@@ -77,7 +100,9 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             tokens_at_once=tokens_at_once, z_loss=config.z_loss,
         )  # fmt: skip
         passed_fam = sharding.constrain(memory.layers.fam[:, 0], (None,) * 4, mesh)
-        return loss.total, (loss, jax.lax.stop_gradient((passed_fam, memory.fam_updates[0])))
+        rows = {"correct": loss.correct, "memory": rows_first(memory) if config.carries_memory else None}
+        out = Part((loss.cross_entropy, loss.z_loss), (passed_fam, memory.fam_updates[0]), rows)
+        return loss.total, jax.lax.stop_gradient(out)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         rsp_key, shift_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
@@ -85,54 +110,66 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         trained, frozen = optim.split_frozen(config.optimizer, state.params)
         weight = batch.weights.sum()
 
-        def one(part: tuple[Batch, Any]) -> tuple[Any, Any, Any]:
+        def one(part: Microbatch) -> tuple[Any, Part]:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (_, (loss, passed)), grads = gradient(trained, frozen, state, rsp_key, part, weight)
-            return jax.lax.with_sharding_constraint(grads, gradients_lie), loss, passed
+            (_, out), grads = gradient(trained, frozen, state, rsp_key, part, weight)
+            return jax.lax.with_sharding_constraint(grads, gradients_lie), out
 
-        grads, loss, passed = accumulate(one, config.microbatches, (batch, shift))
+        memory = rows_first(state.memory) if config.carries_memory else None
+        grads, out = accumulate(one, config.microbatches, (batch, shift, memory))
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
-        metrics = {"loss": loss.cross_entropy, "gradient_norm": optax.tree.norm(grads), "correct": loss.correct}
-        if config.z_loss:
-            metrics["z_loss"] = loss.z_loss
-        return TrainState(state.step + 1, params, opt_state, *passed), metrics
+        correct, memory = out.rows["correct"], out.rows["memory"]
+        accuracy = (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9)
+        metrics = {"loss": out.costs[0], "accuracy": accuracy, "gradient_norm": optax.tree.norm(grads)}
+        metrics |= {"z_loss": out.costs[1]} if config.z_loss else {}
+        if config.carries_memory:
+            memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
+        return TrainState(state.step + 1, params, opt_state, *out.passed, memory), metrics | {"correct": correct}
 
     return step
 
 
-def accumulate(one: Callable[[Any], tuple[Any, Loss, Any]], microbatches: int, batch: Any) -> tuple[Any, Loss, Any]:
+def rows_first(memory: MemoryState, back: bool = False) -> MemoryState:
+    """A memory's arrays with the rows in front, where they can be cut into microbatches; or `back` again."""
+    source, target = (0, 1) if back else (1, 0)
+    move = lambda x: jnp.moveaxis(x, source, target)
+    return dataclasses.replace(memory, layers=jax.tree.map(move, memory.layers))
+
+
+def accumulate(one: Callable[[Any], tuple[Any, Part]], microbatches: int, batch: Any) -> tuple[Any, Part]:
     """`one` on each microbatch, one after the other.
 
     Args:
-      one: from rows to (gradients, loss, passed FAM); gradients and losses of all microbatches add up.
+      one: from rows to (gradients, `Part`); gradients and losses of all microbatches add up.
       microbatches: their number. Microbatch i has the rows i, i + microbatches, ...: every device keeps
         its own rows, where contiguous ones would have to move to others.
       batch: a tree of arrays [B, ...].
 
     Returns:
-      Sums of gradients (added in float32) and losses, `correct` in the order of the batch's rows, and the
+      Sums of gradients (added in float32) and costs, `rows` in the order of the batch's rows, and the
       passed FAM of the first microbatch, which has the batch's first row.
     """
     if microbatches == 1:
         return one(batch)
     cut = lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
     parts = jax.tree.map(cut, batch)
-    grads, loss, passed = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+    grads, out = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zeros = lambda tree, dtype=None: jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), tree)
 
     def add(carry: Any, xs: Any) -> Any:
         sums, costs, passed = carry
         first, part = xs
-        grads, loss, new = one(part)
+        grads, new = one(part)
         sums = jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, grads)
-        costs = (costs[0] + loss.cross_entropy, costs[1] + loss.z_loss)
-        return (sums, costs, jax.tree.map(lambda a, b: jnp.where(first, a, b), new, passed)), loss.correct
+        costs = jax.tree.map(jnp.add, costs, new.costs)
+        return (sums, costs, jax.tree.map(lambda a, b: jnp.where(first, a, b), new.passed, passed)), new.rows
 
-    start = zeros(grads, jnp.float32), zeros((loss.cross_entropy, loss.z_loss)), zeros(passed)
-    (sums, costs, passed), correct = jax.lax.scan(add, start, (jnp.arange(microbatches) == 0, parts))
+    start = zeros(grads, jnp.float32), zeros(out.costs), zeros(out.passed)
+    (sums, costs, passed), rows = jax.lax.scan(add, start, (jnp.arange(microbatches) == 0, parts))
     sums = jax.tree.map(lambda total, x: total.astype(x.dtype), sums, grads)
-    return sums, Loss(*costs, jnp.moveaxis(correct, 0, 1).reshape(-1, *correct.shape[2:])), passed
+    return sums, Part(costs, passed, jax.tree.map(join, rows))
 
 
 def jit_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:

@@ -47,7 +47,7 @@ def test_byte_vocabulary_round_trip():
 def test_rows_hold_whole_documents_at_block_edges(seed, open_stages):
     """Cut at `starts`, a row is documents of the format, padding up to the block's end and nothing else."""
     config = PassKeyConfig()
-    batch = task(seed).batch(7, {"open_stages": open_stages})
+    batch = task(seed).batch(7, {"open_stages": open_stages})[0]
     longest = 0
     for row, count, starts in zip(batch.tokens, batch.count, batch.starts, strict=True):
         begins = np.flatnonzero(starts) * BLOCK
@@ -67,7 +67,7 @@ def test_rows_hold_whole_documents_at_block_edges(seed, open_stages):
 def test_targets_follow_their_positions_and_weights_are_as_configured(seed):
     """A target is the token after its position; answers weigh 1, mentions and other text as configured."""
     config = PassKeyConfig(mention_weight=0.5, text_weight=0.05, text_tokens=7)
-    batch = task(seed, config=config).batch(seed, {"open_stages": 2})
+    batch = task(seed, config=config).batch(seed, {"open_stages": 2})[0]
     for row, starts, positions, targets, weights in zip(
         batch.tokens, batch.starts, batch.positions, batch.targets, batch.weights, strict=True
     ):
@@ -84,17 +84,17 @@ def test_targets_follow_their_positions_and_weights_are_as_configured(seed):
 def test_batches_depend_on_seed_step_and_progress_alone():
     """The same three give the same batch; another step or seed gives another."""
     progress = {"open_stages": 3}
-    first, again, other = task(5).batch(9, progress), task(5).batch(9, progress), task(5).batch(10, progress)
+    first, again, other = task(5).batch(9, progress)[0], task(5).batch(9, progress)[0], task(5).batch(10, progress)[0]
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert (first.tokens != other.tokens).any()
-    assert (first.tokens != task(6).batch(9, progress).tokens).any()
+    assert (first.tokens != task(6).batch(9, progress)[0].tokens).any()
 
 
 def test_every_alignment_of_the_last_stage_is_drawn():
     """Failures sit where answers straddle a block's edge, so training must see all alignments."""
     drawn = set()
     for step in range(120):
-        batch = task(batch_size=8).batch(step, {"open_stages": 5})
+        batch = task(batch_size=8).batch(step, {"open_stages": 5})[0]
         drawn |= {int(c) % BLOCK for c in batch.count}
     assert drawn == set(range(BLOCK))
 
@@ -106,7 +106,7 @@ def test_straddling_answers_are_as_frequent_as_asked(share, least, most):
     pass_key = task(config=PassKeyConfig(straddle_share=share), batch_size=8)
     ends = []
     for step in range(30):
-        batch = pass_key.batch(step, {"open_stages": 5})
+        batch = pass_key.batch(step, {"open_stages": 5})[0]
         ends += [length % BLOCK for row in pass_key._answers(batch) for _, length in row]
     assert least <= np.isin(ends, [1, 2, 3, 4]).mean() <= most
     assert set(ends) >= {1, 2, 3, 4}
@@ -117,9 +117,9 @@ def test_a_stage_opens_on_the_newest_stages_exact_match():
     pass_key = task(config=PassKeyConfig(open_at=0.8))
     right_progress = wrong_progress = pass_key.start()
     for step in range(400):
-        batch = pass_key.batch(step, right_progress)
+        batch = pass_key.batch(step, right_progress)[0]
         right_progress = pass_key.observe(right_progress, batch, np.ones_like(batch.targets, bool))
-        batch = pass_key.batch(step, wrong_progress)
+        batch = pass_key.batch(step, wrong_progress)[0]
         wrong = np.ones_like(batch.targets, bool)
         wrong[:, 2::10] = False  # the third digit of every answer
         wrong_progress = pass_key.observe(wrong_progress, batch, wrong)
@@ -137,7 +137,7 @@ def test_the_curriculum_ends_where_rows_do(blocks, stages):
     assert pass_key.stages == stages
     progress = pass_key.start()
     for step in range(300):
-        batch = pass_key.batch(step, progress)
+        batch = pass_key.batch(step, progress)[0]
         progress = pass_key.observe(progress, batch, np.ones_like(batch.targets, bool))
     assert progress["open_stages"] == len(stages)
     assert batch.count.max() <= blocks * BLOCK

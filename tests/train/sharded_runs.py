@@ -6,6 +6,7 @@ jax fixes the number of devices when it starts, and each program takes seconds t
 in one process, one after the other, and leave what they computed in FOLDER/results.pickle.
 """
 
+import dataclasses
 import functools
 import math
 import pickle
@@ -25,6 +26,7 @@ from famjax.runtime import checkpoint, sharding
 from famjax.runtime.mesh import make_mesh
 from famjax.train import loop, optim
 from famjax.train import state as states
+from famjax.train.start import sharded_shapes
 from famjax.train.step import compilations, jit_step
 from tests import tiny
 
@@ -95,7 +97,7 @@ def run(name: str, sizes: tuple[int, int, int], microbatches: int) -> dict[str, 
     where = states.abstract(config, tx, mesh)
     params = jax.device_put(tiny.parameters(config.model), states.shardings(where).params)
     fresh = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), where)
-    state = states.TrainState(fresh.step, params, fresh.opt_state, fresh.passed_fam, fresh.passed_updates)
+    state = dataclasses.replace(fresh, params=params)
     step = jit_step(config, tx, mesh)
     out: dict[str, Any] = {"loss": [], "z_loss": [], "gradient_norm": [], "correct": []}
     for number in range(STEPS):
@@ -128,7 +130,7 @@ def moved(folder: Path, state: states.TrainState) -> Any:
     for sizes in ((1, 2, 4), (8, 1, 1)):
         mesh = make_mesh(sizes)
         where = states.abstract(config, tx, mesh)
-        _, params = checkpoint.load_model(folder / "moved", lambda model, mesh=mesh: loop.sharded_shapes(model, mesh))
+        _, params = checkpoint.load_model(folder / "moved", lambda model, mesh=mesh: sharded_shapes(model, mesh))
         _, back, _ = checkpoint.load_training(
             folder / "moved", {"opt_state": where.opt_state, "passed_fam": where.passed_fam}
         )
@@ -148,7 +150,7 @@ def memory_on_a_mesh() -> Any:
     one = tiny.whole(config, params, tokens[:, 8:], state)
     mesh = make_mesh((2, 2, 2))
     places = sharding.shardings(MEMORY_AXES, state, mesh)
-    weights = jax.tree.map(lambda leaf: leaf.sharding, loop.sharded_shapes(config, mesh))
+    weights = jax.tree.map(lambda leaf: leaf.sharding, sharded_shapes(config, mesh))
 
     def forward(params: Any, tokens: Any, state: Any) -> Any:
         model = tiny.build(config, params)

@@ -43,7 +43,7 @@ def test_random_state_passing_starts_from_the_first_rows_final_fam(probability):
     from it with the given probability, and its residual is that FAM. The first step has none to take."""
     config, task, step, state = setup(probability)
     progress = task.start()
-    first, second = task.batch(0, progress), task.batch(1, progress)
+    first, second = task.batch(0, progress)[0], task.batch(1, progress)[0]
     state, metrics = step(state, first)
     loss, memory = loss_from(config, state.params, first, None)
     assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
@@ -62,7 +62,7 @@ def test_half_the_steps_pass_the_state_at_probability_one_half():
     config, task, step, state = setup(0.5)
     drawn = []
     for number in range(1, 17):
-        batch = task.batch(number, task.start())
+        batch = task.batch(number, task.start())[0]
         passed = (state.passed_fam, state.passed_updates)
         state, metrics = step(state, batch)
         if number > 1:
@@ -83,7 +83,7 @@ def test_frozen_weights_stay_and_the_rest_learns():
     tx, mesh = optim.optimizer(optimizer, 10), make_mesh()
     fresh = states.create(training, tx, mesh)
     after, metrics = jax.jit(make_step(training, tx, mesh))(
-        dataclasses.replace(fresh, params=state.params), task.batch(0, task.start())
+        dataclasses.replace(fresh, params=state.params), task.batch(0, task.start())[0]
     )
     for (path, new), old in zip(
         jax.tree_util.tree_leaves_with_path(after.params), jax.tree.leaves(state.params), strict=True

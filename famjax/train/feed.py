@@ -1,0 +1,93 @@
+"""Batches on their way to the devices: each process brings its own rows, made one batch ahead."""
+
+import contextlib
+import queue
+import threading
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from famjax.data.batch import Batch, Progress, Task
+from famjax.runtime import sharding
+
+# Batches made ahead, while the device works on the one before.
+AHEAD = 2
+
+
+class Fed(NamedTuple):
+    """A batch on the mesh.
+
+    Attributes:
+      arrays: `Batch` of global arrays, cut by rows.
+      tokens: real tokens of this process's rows.
+    """
+
+    arrays: Batch
+    tokens: int
+
+
+class Feed:
+    """The batches of a run, from a step and a progress on.
+
+    `progress` is that of the batches handed out so far (what a checkpoint holds), however many were made
+    ahead. A task that observes gets its say before its next batch is made, so nothing is made ahead of it.
+
+    Raises, from `next`, whatever the task raised while it made the batch.
+    """
+
+    def __init__(self, task: Task, mesh: Mesh, batch_size: int, step: int, progress: Progress):
+        self.task, self.step, self.progress = task, step, progress
+        self._sharding, self._batch_size = sharding.by_rows(mesh), batch_size
+        mine = sharding.local_rows(mesh, batch_size)
+        self._pick = np.searchsorted(np.asarray(task.rows), mine)
+        self._ahead: queue.Queue[Any] = queue.Queue(AHEAD)
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._last: Batch | None = None
+
+    def __enter__(self) -> "Feed":
+        if not self.task.observes:
+            self._thread = threading.Thread(target=self._run_ahead, args=(self.step, self.progress), daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stopped.set()
+        while self._thread is not None and self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._ahead.get(timeout=0.05)  # it may wait for room
+
+    def next(self) -> Fed:
+        """The batch of the next step."""
+        if self._thread is None:
+            made: Any = self.task.batch(self.step, self.progress)
+        else:
+            made = self._ahead.get()
+            if isinstance(made, BaseException):
+                raise made
+        self._last, self.progress = made
+        self.step += 1
+        mine = jax.tree.map(lambda x: x[self._pick], self._last)
+        return Fed(jax.tree.map(self._on_mesh, mine), int(mine.count.sum()))
+
+    def observe(self, correct: Any) -> None:
+        """Tells the task which targets [B, W] of the last batch were predicted right."""
+        assert self._last is not None
+        self.progress = self.task.observe(self.progress, self._last, np.asarray(correct))
+
+    def _on_mesh(self, rows: np.ndarray) -> Any:
+        shape = (self._batch_size, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(self._sharding, rows, shape)
+
+    def _run_ahead(self, step: int, progress: Progress) -> None:
+        while not self._stopped.is_set():
+            try:
+                made: Any = self.task.batch(step, progress)
+            except BaseException as error:  # told where the batch is asked for
+                self._ahead.put(error)
+                return
+            self._ahead.put(made)
+            step, progress = step + 1, made[1]
