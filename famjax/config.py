@@ -13,12 +13,14 @@ import math
 import typing
 from typing import Any
 
-ACTIVATIONS = ("silu", "gelu", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_exact", "relu")
 NORMS = ("rmsnorm", "layernorm")
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "dots", "full")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
+LAYER_KINDS = ("global", "local")
+ROPE_SCALINGS = ("none", "linear", "llama3")
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
@@ -78,6 +80,9 @@ class MemoryConfig:
       fam_init: `prompt` (one learned [F, D], carried up the layers by a forward pass) or
         `prefix` (a learned [F, D] for each layer).
       previous_fams: P, how many previous blocks' FAMs are attended.
+      fam_layers: the layers that have a FAM: `all`, `global` or `local` (`ModelConfig.layer_pattern`), or
+        a pattern of + (has one) and - (has none) that is repeated over the layers, such as `-----+`.
+        The others are plain BSWA; the prompt passes through them on its way up.
       token_window: 0, or the exact number of tokens that a query sees, itself included
         (TransformerXL: BSWA with a mask that hides keys beyond the window).
       stop_gradient: no gradient into memory segments (an ablation that hurts).
@@ -94,6 +99,7 @@ class MemoryConfig:
     fam_position: str = "last"
     fam_init: str = "prompt"
     previous_fams: int = 1
+    fam_layers: str = "all"
     token_window: int = 0
     stop_gradient: bool = False
     random_position_offset: float = 0.5
@@ -118,6 +124,8 @@ class MemoryConfig:
         _one_of("fam_position", self.fam_position, FAM_POSITIONS)
         _one_of("fam_init", self.fam_init, FAM_INITS)
         _at_least("previous_fams", self.previous_fams, 1)
+        if not self.fam_layers or self.fam_layers.strip("+-"):
+            _one_of("fam_layers", self.fam_layers, ("all", *LAYER_KINDS))
         _at_least("token_window", self.token_window, 0)
         longest = self.memory_segments * self.block_size + 1
         if self.token_window > longest:
@@ -131,6 +139,40 @@ class MemoryConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rope:
+    """How positions turn queries and keys (`attention/rope.py`).
+
+    Attributes:
+      base: the pair (i, i + H/2) of a head turns by `position * base ** (-2i / H)`.
+      scaling: `none`; `linear` divides all these frequencies by `factor`; `llama3` divides those of which
+        less than `low_frequency_factor` turns fit into `original_length` tokens, leaves those of which
+        more than `high_frequency_factor` do, and goes over smoothly between.
+      factor, low_frequency_factor, high_frequency_factor, original_length: see `scaling`.
+    """
+
+    base: float = 10000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSettings:
+    """In what one layer may differ from another. Nothing of it is a weight.
+
+    Attributes:
+      rope: its positions.
+      memory: the memory's settings as this layer sees them: a local layer has its own `token_window`,
+        a layer without FAM a `fam_length` of 0.
+    """
+
+    rope: Rope
+    memory: MemoryConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only Transformer and its memory.
 
@@ -140,11 +182,28 @@ class ModelConfig:
       num_heads, num_kv_heads: query heads and key/value heads; equal is multi-head, 1 is
         multi-query, between is grouped-query.
       head_dim: H; even, because RoPE turns pairs.
-      activation, gated_ff: `silu` and gated is SwiGLU, `gelu` and gated is GeGLU.
+      activation, gated_ff: `silu` and gated is SwiGLU, `gelu` and gated is GeGLU; `gelu` is the usual
+        approximation by tanh, `gelu_exact` the function itself.
       norm, norm_eps: normalisation before attention, before the feed-forward layer and at the end.
+      norm_plus_one: norms multiply by 1 + their weight, as Gemma's do, instead of by the weight.
+      post_norms: what attention and feed-forward return is normalised before it is added.
+      parallel_layers: PaLM's layers: attention and feed-forward read the same normalised input, and both
+        are added to it. The first update of FAM, which has no residual, has no feed-forward part then.
       qk_norm: RMS-normalise queries and keys of each head, with a learned scale [H].
+      qkv_bias, output_bias, ff_bias: projections that also add a vector: to queries, keys and values; of
+        attention's output; of the feed-forward layer.
+      attention_scale: scores are query times key times this; 0 is 1/sqrt(H).
+      attention_cap, logit_cap: scores of attention, logits of the vocabulary become cap * tanh(x / cap);
+        0 leaves them.
       rope_base: RoPE's base; 10000 in the paper.
+      rope_scaling, rope_factor, rope_low_frequency_factor, rope_high_frequency_factor,
+        rope_original_length: see `Rope`.
+      layer_pattern: kinds of layers, repeated over the layers: `global` layers see the whole window,
+        `local` ones the last `local_window` tokens of it, themselves included.
+      local_window: exact window of local layers; what the memory does not hold is not seen.
+      local_rope_base: RoPE's base in local layers, without scaling; 0 is the RoPE of all layers.
       tie_embeddings: the embedding is also the output projection.
+      scale_embeddings: tokens' embeddings (and FAM's prompt) are multiplied by sqrt(D) where they enter.
       embedding_std: spread of the initial embedding and of the initial FAM prompt.
       dtype: of activations; softmax, norms, FAM and the loss are float32 in any case.
       param_dtype: of the stored weights.
@@ -171,9 +230,27 @@ class ModelConfig:
     gated_ff: bool = True
     norm: str = "rmsnorm"
     norm_eps: float = 1e-6
+    norm_plus_one: bool = False
+    post_norms: bool = False
+    parallel_layers: bool = False
     qk_norm: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    ff_bias: bool = False
+    attention_scale: float = 0.0
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
     rope_base: float = 10000.0
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_low_frequency_factor: float = 1.0
+    rope_high_frequency_factor: float = 4.0
+    rope_original_length: int = 8192
+    layer_pattern: tuple[str, ...] = ("global",)
+    local_window: int = 0
+    local_rope_base: float = 0.0
     tie_embeddings: bool = True
+    scale_embeddings: bool = False
     embedding_std: float = 0.02
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
@@ -182,10 +259,48 @@ class ModelConfig:
     attention_budget_mib: float = 0.0
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
 
+    def __post_init__(self) -> None:
+        """A pattern may be given as a list, as JSON has it."""
+        if isinstance(self.layer_pattern, list):
+            object.__setattr__(self, "layer_pattern", tuple(self.layer_pattern))
+
     @property
     def queries_per_kv(self) -> int:
         """G, query heads for each key/value head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def rope(self) -> Rope:
+        """RoPE of global layers."""
+        return Rope(
+            self.rope_base, self.rope_scaling, self.rope_factor, self.rope_low_frequency_factor,
+            self.rope_high_frequency_factor, self.rope_original_length,
+        )  # fmt: skip
+
+    def layer(self, index: int) -> LayerSettings:
+        """What is special about a layer."""
+        local = self.layer_pattern[index % len(self.layer_pattern)] == "local"
+        window = self.memory.token_window
+        if local:
+            window = min(window or self.local_window, self.local_window)
+        memory = dataclasses.replace(
+            self.memory, token_window=window, fam_length=self.memory.fam_length if self.has_fam(index) else 0
+        )
+        return LayerSettings(Rope(self.local_rope_base) if local and self.local_rope_base else self.rope, memory)
+
+    def has_fam(self, index: int) -> bool:
+        """Whether a layer has feedback activations."""
+        which = self.memory.fam_layers
+        if which in LAYER_KINDS:
+            return self.layer_pattern[index % len(self.layer_pattern)] == which
+        return bool(self.memory.fam_length) and (which == "all" or which[index % len(which)] == "+")
+
+    @property
+    def layer_period(self) -> int:
+        """The least number of layers after which their settings repeat; 1 where all layers are alike."""
+        layers = [self.layer(index) for index in range(self.num_layers)]
+        alike = lambda period: all(layers[i] == layers[i - period] for i in range(period, self.num_layers))
+        return next(period for period in range(1, self.num_layers + 1) if alike(period))
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -205,11 +320,41 @@ class ModelConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("param_dtype", self.param_dtype, DTYPES)
         _one_of("remat", self.remat, REMAT_POLICIES)
-        for name in ("norm_eps", "embedding_std", "attention_budget_mib"):
+        for name in (
+            "norm_eps", "embedding_std", "attention_budget_mib", "attention_scale", "attention_cap", "logit_cap",
+        ):  # fmt: skip
             _at_least(name, getattr(self, name), 0)
+        if self.post_norms and self.parallel_layers:
+            raise ConfigError("post_norms and parallel_layers do not go together; choose one")
+        self._check_rope()
+        self._check_layers()
+
+    def _check_rope(self) -> None:
         if self.rope_base <= 1:
             raise ConfigError(f"rope_base is {self.rope_base}; it must be greater than 1")
+        if self.local_rope_base and self.local_rope_base <= 1:
+            raise ConfigError(f"local_rope_base is {self.local_rope_base}; it must be greater than 1, or 0")
+        _one_of("rope_scaling", self.rope_scaling, ROPE_SCALINGS)
+        _at_least("rope_factor", self.rope_factor, 1)
+        _at_least("rope_original_length", self.rope_original_length, 1)
+        if self.rope_high_frequency_factor <= self.rope_low_frequency_factor:
+            raise ConfigError(
+                f"rope_high_frequency_factor {self.rope_high_frequency_factor} must be greater than "
+                f"rope_low_frequency_factor {self.rope_low_frequency_factor}"
+            )
+
+    def _check_layers(self) -> None:
+        if not self.layer_pattern:
+            raise ConfigError('layer_pattern is empty; use ("global",) for layers that are all alike')
+        for kind in self.layer_pattern:
+            _one_of("layer_pattern:", kind, LAYER_KINDS)
+        _at_least("local_window", self.local_window, 1 if "local" in self.layer_pattern else 0)
         self.memory.validate()
+        if self.memory.fam_length and not any(map(self.has_fam, range(self.num_layers))):
+            raise ConfigError(
+                f"fam_layers {self.memory.fam_layers!r} names none of the {self.num_layers} layers; use `all`, or set "
+                f"fam_length to 0"
+            )
 
     def to_json(self) -> str:
         """The whole configuration as the text of `model.json`."""
@@ -262,7 +407,7 @@ class OptimizerConfig:
         `*` stands for anything: {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}.
         `learning_rate` is a multiple of the run's, `weight_decay` on or off, `frozen` weights stay as
         they are and cost neither gradient nor optimizer memory. Later patterns win over earlier ones,
-        and all of them over the defaults: norms' scales and `fam/*` are not decayed, `fam/*` has
+        and all of them over the defaults: norms' scales, biases and `fam/*` are not decayed, `fam/*` has
         `prompt_learning_rate`.
     """
 
@@ -303,6 +448,7 @@ class OptimizerConfig:
         settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": False}
         table: dict[str, dict[str, Any]] = {
             "*/scale": {"weight_decay": False},
+            "*_bias": {"weight_decay": False},
             "fam/*": {"weight_decay": False, "learning_rate": self.prompt_learning_rate},
         }
         for pattern, found in [*table.items(), *self.parameters.items()]:

@@ -25,7 +25,7 @@ BAD_MODELS = [
     ({"num_heads": 7, "num_kv_heads": 2}, "num_heads 7 is not a multiple of num_kv_heads 2; use 6 or 8"),
     ({"num_heads": 2, "num_kv_heads": 4}, "num_heads 2 is not a multiple of num_kv_heads 4; use 4"),
     ({"head_dim": 5}, "head_dim 5 is odd: RoPE turns pairs; use 6"),
-    ({"activation": "sillu"}, "activation 'sillu' is not one of silu, gelu, relu; did you mean 'silu'?"),
+    ({"activation": "sillu"}, "activation 'sillu' is not one of silu, gelu, gelu_exact, relu; did you mean 'silu'?"),
     ({"norm": "batch"}, "norm 'batch' is not one of rmsnorm, layernorm"),
     ({"dtype": "bfloat"}, "dtype 'bfloat' is not one of float32, bfloat16; did you mean 'bfloat16'?"),
     ({"param_dtype": "int8"}, "param_dtype 'int8' is not one of float32, bfloat16"),

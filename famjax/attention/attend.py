@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from famjax.attention import rope
+from famjax.config import Rope
 
 # Large enough to give exactly zero after exp, small enough never to become inf - inf.
 HIDDEN = -1e30
@@ -35,7 +36,21 @@ class Source(NamedTuple):
     distance: Any = 0
 
 
-def _meet(q_KGQH: Any, source: Source, rope_base: float) -> tuple[Any, Any]:
+class Scoring(NamedTuple):
+    """How scores are made of queries and keys: what `attend` takes behind its sources.
+
+    Attributes:
+      rope: RoPE, for the distance between blocks; a number is a base without scaling.
+      scale: scores are query times key times this; 0 is 1/sqrt(H).
+      cap: scores become cap * tanh(score / cap); 0 leaves them.
+    """
+
+    rope: Rope | float
+    scale: float = 0.0
+    cap: float = 0.0
+
+
+def _meet(q_KGQH: Any, source: Source, rope_settings: Rope | float) -> tuple[Any, Any]:
     """Turns the queries, or the keys if they are fewer, by the distance between the two blocks."""
     distance = source.distance
     if isinstance(distance, (int, float)):
@@ -46,39 +61,44 @@ def _meet(q_KGQH: Any, source: Source, rope_base: float) -> tuple[Any, Any]:
         lead = distance[..., None, None]
     if q_KGQH.size <= source.k.size:
         ahead = lead if isinstance(lead, (int, float)) else lead[..., None]
-        return rope.turn(q_KGQH, ahead, rope_base), source.k
-    return q_KGQH, rope.turn(source.k, -lead, rope_base)
+        return rope.turn(q_KGQH, ahead, rope_settings), source.k
+    return q_KGQH, rope.turn(source.k, -lead, rope_settings)
 
 
-def attend(q_KGQH: Any, sources: list[Source], rope_base: float) -> Any:
+def attend(
+    q_KGQH: Any, sources: list[Source], rope_settings: Rope | float, scale: float = 0.0, cap: float = 0.0
+) -> Any:
     """softmax(q k / sqrt(H)) v over the keys of all sources together (paper section 2).
 
     Args:
       q_KGQH: [..., K, G, Q, H], turned by their offsets within their block. K key/value heads of G
         query heads each: multi-head is G = 1, multi-query K = 1.
       sources: see `Source`; leading axes are the queries'.
-      rope_base: RoPE's base, for the distance between blocks.
+      rope_settings, scale, cap: see `Scoring`.
 
     Returns:
       [..., K, G, Q, H] in the queries' dtype. Scores and softmax are float32. A query that sees no
       key gets finite values without meaning (padding only).
     """
-    q_KGQH = q_KGQH * (1.0 / math.sqrt(q_KGQH.shape[-1]))
-    pairs = [_meet(q_KGQH, source, rope_base) for source in sources]
+    q_KGQH = q_KGQH * (scale or 1.0 / math.sqrt(q_KGQH.shape[-1]))
+    pairs = [_meet(q_KGQH, source, rope_settings) for source in sources]
     queries, keys = tuple(q for q, _ in pairs), tuple(k for _, k in pairs)
     return _softmax_attention(
-        queries, keys, tuple(source.v for source in sources), tuple(source.visible for source in sources)
+        queries, keys, tuple(source.v for source in sources), tuple(source.visible for source in sources), cap
     )
 
 
-def _scores(q_KGQH: Any, k_KCH: Any, visible: Any) -> Any:
+def _scores(q_KGQH: Any, k_KCH: Any, visible: Any, cap: float) -> Any:
     scores = jnp.einsum("...KGQH,...KCH->...KGQC", q_KGQH, k_KCH, preferred_element_type=jnp.float32)
+    scores = cap * jnp.tanh(scores / cap) if cap else scores
     return scores if visible is None else jnp.where(visible, scores, HIDDEN)
 
 
-def _weigh(q: tuple[Any, ...], k: tuple[Any, ...], v: tuple[Any, ...], visible: tuple[Any, ...]) -> tuple[Any, Any]:
+def _weigh(
+    q: tuple[Any, ...], k: tuple[Any, ...], v: tuple[Any, ...], visible: tuple[Any, ...], cap: float
+) -> tuple[Any, Any]:
     """Weighted values [..., K, G, Q, H] float32, and the softmax's normaliser: log sum exp of the scores."""
-    scores = [_scores(*source) for source in zip(q, k, visible, strict=True)]
+    scores = [_scores(*source, cap) for source in zip(q, k, visible, strict=True)]
     top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
     total: Any = 0.0
     weighted: Any = 0.0
@@ -91,23 +111,25 @@ def _weigh(q: tuple[Any, ...], k: tuple[Any, ...], v: tuple[Any, ...], visible: 
     return weighted / total, top + jnp.log(total)
 
 
-@jax.custom_vjp
-def _softmax_attention(q: tuple[Any, ...], k: tuple[Any, ...], v: tuple[Any, ...], visible: tuple[Any, ...]) -> Any:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _softmax_attention(
+    q: tuple[Any, ...], k: tuple[Any, ...], v: tuple[Any, ...], visible: tuple[Any, ...], cap: float
+) -> Any:
     """Attention over several sources: the i-th queries (scaled) meet the i-th keys and values.
 
     Its backward pass makes the scores again: they are the largest arrays of a layer, and keeping
     them costs more (memory on accelerators, caches on a CPU) than one more matrix product.
     """
-    return _weigh(q, k, v, visible)[0].astype(q[0].dtype)
+    return _weigh(q, k, v, visible, cap)[0].astype(q[0].dtype)
 
 
-def _softmax_attention_forward(q: Any, k: Any, v: Any, visible: Any) -> tuple[Any, Any]:
-    out, log_total = _weigh(q, k, v, visible)
+def _softmax_attention_forward(q: Any, k: Any, v: Any, visible: Any, cap: float) -> tuple[Any, Any]:
+    out, log_total = _weigh(q, k, v, visible, cap)
     out = out.astype(q[0].dtype)
     return out, (q, k, v, visible, out, log_total)
 
 
-def _softmax_attention_backward(kept: Any, d_out_KGQH: Any) -> tuple[Any, Any, Any, None]:
+def _softmax_attention_backward(cap: float, kept: Any, d_out_KGQH: Any) -> tuple[Any, Any, Any, None]:
     q, k, v, visible, out_KGQH, log_total = kept
     # Without the barrier the compiler sees that the forward pass made the same scores, and keeps those.
     q, k, v = jax.lax.optimization_barrier((q, k, v))
@@ -119,10 +141,14 @@ def _softmax_attention_backward(kept: Any, d_out_KGQH: Any) -> tuple[Any, Any, A
     # Scores lie [keys, queries] here: so they enter two of the three products below as they are.
     for q_KGQH, k_KCH, v_KCH, seen in zip(q, k, v, visible, strict=True):
         s_KGCQ = product("...KCH,...KGQH->...KGCQ", k_KCH, q_KGQH)
+        tanh_KGCQ = jnp.tanh(s_KGCQ / cap) if cap else None
+        s_KGCQ = s_KGCQ if tanh_KGCQ is None else cap * tanh_KGCQ
         s_KGCQ = s_KGCQ if seen is None else jnp.where(seen.swapaxes(-1, -2), s_KGCQ, HIDDEN)
         p_KGCQ = jnp.exp(s_KGCQ - log_total)
         dp_KGCQ = product("...KCH,...KGQH->...KGCQ", v_KCH, d_out_KGQH)
-        ds_KGCQ = (p_KGCQ * (dp_KGCQ - mean)).astype(k_KCH.dtype)
+        ds_KGCQ = p_KGCQ * (dp_KGCQ - mean)
+        ds_KGCQ = ds_KGCQ if tanh_KGCQ is None else ds_KGCQ * (1 - tanh_KGCQ * tanh_KGCQ)
+        ds_KGCQ = ds_KGCQ.astype(k_KCH.dtype)
         p_KGCQ = p_KGCQ.astype(v_KCH.dtype)
         dq.append(product("...KGCQ,...KCH->...KGQH", ds_KGCQ, k_KCH).astype(q_KGQH.dtype))
         dk.append(product("...KGCQ,...KGQH->...KCH", ds_KGCQ, q_KGQH).astype(k_KCH.dtype))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import masks
-from famjax.attention.attend import Source, attend
+from famjax.attention.attend import Scoring, Source, attend
 from famjax.attention.memory import LayerMemory, LayerWeights, fam_sources, refresh_keys, select_rows, update_fam
 from famjax.attention.positions import Blocks, block_in_progress
 from famjax.config import MemoryConfig
@@ -41,11 +41,12 @@ def _own_block(k: Any, v: Any, q_offset: Any, config: MemoryConfig) -> Source:
 
 def _attend_blocks(
     q: Any, segments: list[tuple[Any, Any]], own: tuple[Any, Any], fam: tuple[Any, Any] | None,
-    where: tuple[Any, Any, Any], rope_base: float, config: MemoryConfig,
+    where: tuple[Any, Any, Any], scoring: Scoring, config: MemoryConfig,
 ) -> Any:  # fmt: skip
     """Attention of whole blocks; every array has the axes [B, N] in front.
 
-    segments: keys and values of the blocks M..1 back; own: of the block itself; fam: [B, N, P, ...].
+    segments: keys and values of the blocks in reach, the nearest last; own: of the block itself;
+    fam: [B, N, P, ...].
     """
     blocks_before, fam_updates, origin = where
     offset = np.arange(config.block_size)
@@ -60,7 +61,14 @@ def _attend_blocks(
     if fam is not None:
         sources += fam_sources(*fam, fam_updates, origin, config)
     sources.append(_own_block(*own, offset, config))
-    return attend(q, sources, rope_base)
+    return attend(q, sources, *scoring)
+
+
+def _segments_in_reach(config: MemoryConfig) -> int:
+    """How many of the M memory segments any token of a block can see: all, unless a token window is shorter."""
+    if not config.token_window:
+        return config.memory_segments
+    return min(config.memory_segments, -(-(config.token_window - 1) // config.block_size))
 
 
 def _at_once(rows: int, blocks: int, scores_per_block: int, budget_mib: float) -> tuple[int, int]:
@@ -100,7 +108,7 @@ def whole_blocks(
       memory: the layer's memory before these blocks.
       initial: memory of a fresh document, batch 1; its FAM is taken where a document starts.
       where: positions of the blocks.
-      config: the memory's settings.
+      config: the memory's settings for this layer.
       budget_mib: see `ModelConfig.attention_budget_mib`.
 
     Returns:
@@ -118,17 +126,18 @@ def whole_blocks(
     if config.fam_length:
         refresh = lambda m: refresh_keys(layer, m, config)
         seen, fam = _scan_fam(layer, refresh(memory), refresh(initial), k, v, where, config)
+    reach = _segments_in_reach(config)
     hold = jax.lax.stop_gradient if config.stop_gradient else lambda x: x
     args = {
         "q": q,
-        "segments": [(hold(past_k[:, i : i + N]), hold(past_v[:, i : i + N])) for i in range(M)],
+        "segments": [(hold(past_k[:, i : i + N]), hold(past_v[:, i : i + N])) for i in range(M - reach, M)],
         "own": (k, v),
         "fam": seen,
         "where": (where.blocks_before, where.fam_updates, where.origin),
     }
-    columns = (M + 1) * S + config.previous_fams * config.fam_length
+    columns = (reach + 1) * S + config.previous_fams * config.fam_length
     at_once = _at_once(B, N, math.prod(q.shape[2:-1]) * columns, budget_mib)
-    heads = _map_blocks(lambda a: _attend_blocks(**a, rope_base=layer.rope_base, config=config), at_once, args)
+    heads = _map_blocks(lambda a: _attend_blocks(**a, scoring=layer.scoring, config=config), at_once, args)
     k_ring, v_ring = (_to_ring(past, where, config) for past in (past_k, past_v))
     return layer.finish(heads, x_BNSD), LayerMemory(k_ring, v_ring, *fam)
 
@@ -179,7 +188,7 @@ def part_of_block(
       x_BQD: input activations of tokens `offset .. offset + Q - 1`; the first `count` are real.
       memory: the layer's memory before these tokens.
       where: positions, with N = 1. No row's real tokens pass the end of its block.
-      config: the memory's settings.
+      config: the memory's settings for this layer.
 
     Returns:
       Output activations [B, Q, D] and the layer's memory. Rows whose block became full have a new FAM.
@@ -200,7 +209,7 @@ def part_of_block(
     if config.fam_length:
         origin = where.origin[:, 0] if where.origin is not None else None
         sources += fam_sources(memory.fam_k, memory.fam_v, where.fam_updates[:, 0], origin, config)
-    y = layer.finish(attend(q, sources, layer.rope_base), x_BQD)
+    y = layer.finish(attend(q, sources, *layer.scoring), x_BQD)
     fam = (memory.fam, memory.fam_k, memory.fam_v)
     if config.fam_length:
         fam = _update_full_rows(layer, fam, k_ring, v_ring, slot, where, config)

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention.attend import Source, attend
+from famjax.attention.attend import Scoring, Source, attend
 from famjax.config import MemoryConfig
 
 
 class LayerWeights(Protocol):
     """What the memory asks of a layer. `nn/block.py` has the one implementation."""
 
-    rope_base: float
+    scoring: Scoring
 
     def queries(self, x: Any, offsets: Any) -> Any:
         """norm(x) [..., Q, D] to queries [..., K, G, Q, H], turned by their offsets in the block."""
@@ -152,7 +152,7 @@ def update_fam(
     q = layer.queries(previous, fam_offsets(config))
     sources = fam_sources(fam_k, fam_v, updates_B, 0, config)
     sources.append(Source(k, v, None, -origin_B if zero else 0))
-    heads = attend(q, sources, layer.rope_base)
+    heads = attend(q, sources, *layer.scoring)
     residual = jnp.where((updates_B > 0)[:, None, None], previous, 0.0)
     new = layer.finish(heads, residual).astype(jnp.float32)
     new_k, new_v = layer.keys_values(new, fam_offsets(config))
@@ -166,7 +166,7 @@ def prompt_layer(layer: LayerWeights, x_1FD: Any, config: MemoryConfig) -> Any:
     They attend to each other without a causal mask and see nothing else. x_1FD: [1, F, D].
     """
     q, k, v = layer.queries_keys_values(x_1FD, fam_offsets(config))
-    return layer.finish(attend(q, [Source(k, v)], layer.rope_base), x_1FD)
+    return layer.finish(attend(q, [Source(k, v)], *layer.scoring), x_1FD)
 
 
 def refresh_keys(layer: LayerWeights, memory: LayerMemory, config: MemoryConfig) -> LayerMemory:

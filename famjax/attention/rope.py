@@ -5,34 +5,54 @@ offsets within the block, 0..S-1, whatever the block's place in the text, and th
 two blocks is added where they meet. Angles stay small and exact at token ten million.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from famjax.config import Rope
 
-def turn(x: Any, positions: Any, base: float) -> Any:
+
+def turn(x: Any, positions: Any, rope: Rope | float) -> Any:
     """Rotates each pair (i, i + H/2) of the last axis by `positions * base ** (-2i / H)`.
 
     Args:
       x: [..., H].
       positions: numbers, broadcast against x[..., 0]; fractions are allowed.
-      base: RoPE's base.
+      rope: its base and scaling; a number is a base without scaling.
 
     Returns:
       x rotated, in x's dtype; computed in float32.
     """
     half = x.shape[-1] // 2
-    cos, sin = _table(positions, half, base)
+    cos, sin = _table(positions, half, Rope(rope) if isinstance(rope, (int, float)) else rope)
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 
 
-def _table(positions: Any, half: int, base: float) -> tuple[Any, Any]:
+def _table(positions: Any, half: int, rope: Rope) -> tuple[Any, Any]:
     """cos and sin [..., half]; NumPy where the positions are known, so that they are constants of the program."""
     if isinstance(positions, (int, float, np.ndarray)):
-        angle = np.asarray(positions, np.float64)[..., None] * base ** (-np.arange(half) / half)
+        angle = np.asarray(positions, np.float64)[..., None] * frequencies(half, rope)
         return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    angle = positions.astype(jnp.float32)[..., None] * base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if rope.scaling == "none":
+        turns: Any = rope.base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    else:
+        turns = frequencies(half, rope).astype(np.float32)
+    angle = positions.astype(jnp.float32)[..., None] * turns
     return jnp.cos(angle), jnp.sin(angle)
+
+
+def frequencies(half: int, rope: Rope) -> np.ndarray:
+    """float64 [half]: radians of each pair for one position (`Rope` says what the scalings are)."""
+    turns = rope.base ** (-np.arange(half) / half)
+    if rope.scaling == "linear":
+        return turns / rope.factor
+    if rope.scaling == "llama3":
+        fit = rope.original_length * turns / (2 * math.pi)  # turns of each pair over the original length
+        low, high = rope.low_frequency_factor, rope.high_frequency_factor
+        kept = np.clip((fit - low) / (high - low), 0.0, 1.0)
+        return turns * (kept + (1 - kept) / rope.factor)
+    return turns

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from famjax.attention import rope
-from famjax.config import ModelConfig
-from famjax.nn.layers import FeedForward, Norm, weight
+from famjax.attention.attend import Scoring
+from famjax.config import LayerSettings, ModelConfig
+from famjax.nn.layers import FeedForward, Norm, bias, weight
 
 
 class Attention(nnx.Module):
@@ -22,6 +23,12 @@ class Attention(nnx.Module):
         self.key = weight(rngs, (D, kv_heads, H), in_std, ("embed", "kv_heads", "head_dim"), dtype, stack)
         self.value = weight(rngs, (D, kv_heads, H), in_std, ("embed", "kv_heads", "head_dim"), dtype, stack)
         self.output = weight(rngs, (heads, H, D), out_std, ("heads", "head_dim", "embed"), dtype, stack)
+        if config.qkv_bias:
+            self.query_bias = bias((heads, H), ("heads", "head_dim"), dtype, stack)
+            self.key_bias = bias((kv_heads, H), ("kv_heads", "head_dim"), dtype, stack)
+            self.value_bias = bias((kv_heads, H), ("kv_heads", "head_dim"), dtype, stack)
+        if config.output_bias:
+            self.output_bias = bias((D,), ("embed",), dtype, stack)
         if config.qk_norm:
             self.query_norm = Norm(config, H, "head_dim", stack, kind="rmsnorm")
             self.key_norm = Norm(config, H, "head_dim", stack, kind="rmsnorm")
@@ -30,18 +37,30 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm attention and feed-forward. Its methods are what the memory asks of a layer.
 
-    With `stack=(L,)` it only holds the weights of all layers; `nn/model.py` calls it layer by layer.
+    With `stack=(L,)` it only holds the weights of all layers; `nn/model.py` calls it layer by layer, and
+    tells each layer what is special about it (`take`).
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         self.attention_norm = Norm(config, config.d_model, stack=stack)
         self.attention = Attention(config, rngs, stack)
-        self.ff_norm = Norm(config, config.d_model, stack=stack)
+        if not config.parallel_layers:
+            self.ff_norm = Norm(config, config.d_model, stack=stack)
+        if config.post_norms:
+            self.post_attention_norm = Norm(config, config.d_model, stack=stack)
+            self.post_ff_norm = Norm(config, config.d_model, stack=stack)
         self.feed_forward = FeedForward(config, rngs, stack)
-        self.rope_base = config.rope_base
+        self.scale, self.cap = config.attention_scale, config.attention_cap
+        self.take(config.layer(0))
         self.qk_norm = config.qk_norm
+        self.post_norms, self.parallel = config.post_norms, config.parallel_layers
         self.queries_per_kv = config.queries_per_kv
         self.dtype = config.dtype
+
+    def take(self, settings: LayerSettings) -> None:
+        """Makes this the layer that these settings describe."""
+        self.scoring = Scoring(settings.rope, self.scale, self.cap)
+        self.memory = settings.memory
 
     def queries(self, x: Any, offsets: Any) -> Any:
         """x [..., Q, D] to queries [..., K, G, Q, H], turned by `offsets` [..., Q]."""
@@ -61,30 +80,41 @@ class Block(nnx.Module):
         kernel = self.attention.output[...].astype(self.dtype)
         kernel = kernel.reshape(-1, kernel.shape[-1])
         by_token = jnp.moveaxis(heads, -2, -4).reshape(-1, kernel.shape[0])
-        a = residual.reshape(-1, kernel.shape[1])
-        a = a + (by_token @ kernel).astype(a.dtype)
-        return (a + self.feed_forward(self.ff_norm(a)).astype(a.dtype)).reshape(residual.shape)
+        x = residual.reshape(-1, kernel.shape[1])
+        attended = by_token @ kernel
+        if hasattr(self.attention, "output_bias"):
+            attended = attended + self.attention.output_bias[...].astype(self.dtype)
+        if self.post_norms:
+            attended = self.post_attention_norm(attended)
+        a = x + attended.astype(x.dtype)
+        forward = self.feed_forward(self.attention_norm(x) if self.parallel else self.ff_norm(a))
+        if self.post_norms:
+            forward = self.post_ff_norm(forward)
+        return (a + forward.astype(a.dtype)).reshape(residual.shape)
 
     def _queries(self, normed: Any, offsets: Any) -> Any:
-        q = self._project(normed, self.attention.query)
+        q = self._project(normed, "query")
         if self.qk_norm:
             q = self.attention.query_norm(q)
-        q = jnp.swapaxes(rope.turn(q, offsets[..., None], self.rope_base), -3, -2)
+        q = jnp.swapaxes(rope.turn(q, offsets[..., None], self.scoring.rope), -3, -2)
         return q.reshape(*q.shape[:-3], -1, self.queries_per_kv, *q.shape[-2:])
 
     def _keys_values(self, normed: Any, offsets: Any) -> tuple[Any, Any]:
-        k, v = self._project(normed, self.attention.key), self._project(normed, self.attention.value)
+        k, v = self._project(normed, "key"), self._project(normed, "value")
         if self.qk_norm:
             k = self.attention.key_norm(k)
-        k = rope.turn(k, offsets[..., None], self.rope_base)
+        k = rope.turn(k, offsets[..., None], self.scoring.rope)
         return jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2)
 
-    def _project(self, normed: Any, kernel: Any) -> Any:
-        """[..., Q, D] to [..., Q, heads, H].
+    def _project(self, normed: Any, name: str) -> Any:
+        """[..., Q, D] to [..., Q, heads, H], by the projection of this name.
 
         Norms and RoPE run on this layout, and heads move in front of the tokens last: moved by the
         projection itself, the compiler turns whole arrays several times in the backward pass.
         """
+        kernel = getattr(self.attention, name)
         D, heads, H = kernel.shape
         out = normed.reshape(-1, D) @ kernel[...].astype(self.dtype).reshape(D, heads * H)
-        return out.reshape(*normed.shape[:-1], heads, H)
+        out = out.reshape(*normed.shape[:-1], heads, H)
+        added = getattr(self.attention, f"{name}_bias", None)
+        return out if added is None else out + added[...].astype(self.dtype)

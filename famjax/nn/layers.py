@@ -17,6 +17,7 @@ from famjax.config import ModelConfig
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
 }
 
@@ -29,13 +30,20 @@ def weight(
     return nnx.Param(value.astype(dtype), axes=("layers",) * len(stack) + axes)
 
 
+def bias(shape: tuple[int, ...], axes: tuple[str, ...], dtype: str, stack: tuple[int, ...] = ()) -> nnx.Param:
+    """Zeros [*stack, *shape] that are learned."""
+    return nnx.Param(jnp.zeros(stack + shape, dtype), axes=("layers",) * len(stack) + axes)
+
+
 class Norm(nnx.Module):
-    """RMSNorm, or LayerNorm without bias, in float32, with a learned scale."""
+    """RMSNorm, or LayerNorm without bias, in float32, with a learned scale (1 + it with `norm_plus_one`)."""
 
     def __init__(
         self, config: ModelConfig, size: int, axis: str = "embed", stack: tuple[int, ...] = (), kind: str = ""
     ):  # fmt: skip
-        self.scale = nnx.Param(jnp.ones((*stack, size), config.param_dtype), axes=("layers",) * len(stack) + (axis,))
+        start = jnp.zeros if config.norm_plus_one else jnp.ones
+        self.scale = nnx.Param(start((*stack, size), config.param_dtype), axes=("layers",) * len(stack) + (axis,))
+        self.plus_one = config.norm_plus_one
         self.center = (kind or config.norm) == "layernorm"
         self.eps = config.norm_eps
         self.dtype = config.dtype
@@ -46,11 +54,12 @@ class Norm(nnx.Module):
         if self.center:
             x = x - x.mean(axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-        return (x * self.scale[...].astype(jnp.float32)).astype(self.dtype)
+        scale = self.scale[...].astype(jnp.float32)
+        return (x * (1 + scale if self.plus_one else scale)).astype(self.dtype)
 
 
 class FeedForward(nnx.Module):
-    """down(act(gate x) * up x), or down(act(up x)) where the configuration has no gate."""
+    """down(act(gate x) * up x), or down(act(up x)) without a gate; each product with a bias if so configured."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         D, E, dtype = config.d_model, config.d_ff, config.param_dtype
@@ -59,13 +68,23 @@ class FeedForward(nnx.Module):
             self.gate = weight(rngs, (D, E), D**-0.5, ("embed", "mlp"), dtype, stack)
         self.up = weight(rngs, (D, E), D**-0.5, ("embed", "mlp"), dtype, stack)
         self.down = weight(rngs, (E, D), E**-0.5 * residual_scale, ("mlp", "embed"), dtype, stack)
+        if config.ff_bias:
+            if config.gated_ff:
+                self.gate_bias = bias((E,), ("mlp",), dtype, stack)
+            self.up_bias = bias((E,), ("mlp",), dtype, stack)
+            self.down_bias = bias((D,), ("embed",), dtype, stack)
         self.gated = config.gated_ff
+        self.biased = config.ff_bias
         self.activation = config.activation
         self.dtype = config.dtype
 
     def __call__(self, x: Any) -> Any:
         """x [..., D] to [..., D]."""
         act = ACTIVATION_FUNCTIONS[self.activation]
-        up = x @ self.up[...].astype(self.dtype)
-        hidden = act(x @ self.gate[...].astype(self.dtype)) * up if self.gated else act(up)
-        return hidden @ self.down[...].astype(self.dtype)
+        up = self._product(x, "up")
+        hidden = act(self._product(x, "gate")) * up if self.gated else act(up)
+        return self._product(hidden, "down")
+
+    def _product(self, x: Any, name: str) -> Any:
+        out = x @ getattr(self, name)[...].astype(self.dtype)
+        return out + getattr(self, f"{name}_bias")[...].astype(self.dtype) if self.biased else out

@@ -8,7 +8,8 @@ and out, so a text can be cut between calls.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -99,7 +100,7 @@ class Transformer(nnx.Module):
 
         def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, LayerMemory]:
             x, layer_memory = blocks.whole_blocks(
-                weights, x, *memories, where, config, self.config.attention_budget_mib
+                weights, x, *memories, where, weights.memory, self.config.attention_budget_mib
             )
             return self.constrain(x, ACTIVATION_AXES), layer_memory
 
@@ -133,7 +134,7 @@ class Transformer(nnx.Module):
         where = positions.of_part(state.position, state.fam_updates, count_B, config, shift_B)
 
         def layer(weights: Block, x: Any, layer_memory: LayerMemory) -> tuple[Any, LayerMemory]:
-            return blocks.part_of_block(weights, x, layer_memory, where, config)
+            return blocks.part_of_block(weights, x, layer_memory, where, weights.memory)
 
         x, layers = self._through_layers(layer, self.embed(tokens_BQ), state.layers)
         return self.final_norm(x), MemoryState(*positions.after(where, config), layers)
@@ -142,12 +143,20 @@ class Transformer(nnx.Module):
         """int32 [...] to [..., D]."""
         # Rows are looked up in whole rows: in a table cut along D, the result would be cut along D too,
         # and the compiler would gather every activation of the batch to cut it anew.
-        return self.constrain(self.embedding[...].astype(self.config.dtype), ("vocab", None))[tokens]
+        return self._scaled(self.constrain(self.embedding[...].astype(self.config.dtype), ("vocab", None))[tokens])
+
+    def _scaled(self, embedded: Any) -> Any:
+        """Embeddings as they enter the first layer. The factor is rounded as they are, which is what Gemma does."""
+        if not self.config.scale_embeddings:
+            return embedded
+        return embedded * jnp.asarray(math.sqrt(self.config.d_model), self.config.dtype)
 
     def logits(self, hidden: Any) -> Any:
         """Hidden states [..., D] to float32 scores [..., V]."""
         table = self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
-        return jnp.matmul(hidden, table.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        scores = jnp.matmul(hidden, table.astype(self.config.dtype), preferred_element_type=jnp.float32)
+        cap = self.config.logit_cap
+        return cap * jnp.tanh(scores / cap) if cap else scores
 
     # --- memory -----------------------------------------------------------------------------------
 
@@ -181,28 +190,64 @@ class Transformer(nnx.Module):
             fam = self.fam.prefix[...]
         else:
             layer = lambda weights, x, _: (memory.prompt_layer(weights, x, config), x[0])
-            _, fam = self._through_layers(layer, self.fam.prompt[...][None].astype(self.config.dtype), None)
+            prompt = self._scaled(self.fam.prompt[...][None].astype(self.config.dtype))
+            _, fam = self._through_layers(layer, prompt, None)
         return jnp.repeat(fam[:, None].astype(jnp.float32), config.previous_fams, axis=1)
 
     def _through_layers(self, layer: Callable[[Block, Any, Any], Any], x: Any, per_layer: Any) -> tuple[Any, Any]:
         """x through all layers. `per_layer` has a leading axis L; so has what the layers return."""
+        config = self.config
         graphdef, weights = nnx.split(self.layers)
         axes, weights = axes_of(weights), nnx.to_pure_dict(weights)
 
-        def step(x: Any, xs: Any) -> Any:
-            one, extra = xs
-            if self.constrain is not unconstrained:
-                one = jax.tree.map(lambda w, names: gather(w, names[1:], self.constrain, self.config.dtype), one, axes)
-            return layer(nnx.merge(graphdef, one), x, extra)
+        def of_layer(index: int) -> Callable[[Any, Any], Any]:
+            settings = config.layer(index)
 
-        step = remat(step, self.config.remat, in_scan=self.config.scan_layers)
-        if self.config.scan_layers:
-            return jax.lax.scan(step, x, (weights, per_layer))
-        outs = []
-        for i in range(self.config.num_layers):
-            x, out = step(x, jax.tree.map(lambda a, i=i: a[i], (weights, per_layer)))
-            outs.append(out)
-        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+            def step(x: Any, xs: Any) -> Any:
+                one, extra = xs
+                if self.constrain is not unconstrained:
+                    one = jax.tree.map(lambda w, names: gather(w, names[1:], self.constrain, config.dtype), one, axes)
+                block = nnx.merge(graphdef, one)
+                block.take(settings)
+                return layer(block, x, extra)
+
+            return remat(step, config.remat, in_scan=config.scan_layers)
+
+        xs = (weights, per_layer)
+        if not config.scan_layers:
+            return _unrolled([of_layer(i) for i in range(config.num_layers)], x, xs)
+        return _scanned([of_layer(i) for i in range(config.layer_period)], x, xs, config.num_layers)
+
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def _unrolled(steps: Sequence[Step], x: Any, xs: Any) -> tuple[Any, Any]:
+    """x through some steps, one after the other; xs and the outputs have a leading axis, one entry a step."""
+    outs = []
+    for i, step in enumerate(steps):
+        x, out = step(x, jax.tree.map(lambda a, i=i: a[i], xs))
+        outs.append(out)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+
+
+def _scanned(period: Sequence[Step], x: Any, xs: Any, length: int) -> tuple[Any, Any]:
+    """x through `length` layers whose steps repeat: one period is compiled and looped over.
+
+    Layers that are left over behind the last whole period are compiled by themselves:
+
+        26 layers of period 6:  4 turns of a loop over 6 layers, then 2 layers
+    """
+    P, whole = len(period), length // len(period) * len(period)
+    if P == 1:
+        return jax.lax.scan(period[0], x, xs)
+    by_period = jax.tree.map(lambda a: a[:whole].reshape(whole // P, P, *a.shape[1:]), xs)
+    x, outs = jax.lax.scan(lambda x, one: _unrolled(period, x, one), x, by_period)
+    outs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outs)
+    if whole == length:
+        return x, outs
+    x, rest = _unrolled(period[: length - whole], x, jax.tree.map(lambda a: a[whole:], xs))
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), outs, rest)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
