@@ -6,6 +6,7 @@ gathered one by one, no masks, no scans, no state. The parameters are the plain 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,14 +38,14 @@ def run(
     is the residual of the first update.
     """
     params = as_float64(params)
-    x = [params["embedding"][token] for token in tokens_T]
+    x = [params["embedding"][token] * entry_scale(config) for token in tokens_T]
     if passed_LPFD is not None:
         initial = np.asarray(passed_LPFD, np.float64)
     else:
         initial = np.stack(learned_fam(config, params, start))[:, None]
     fams = []
     for index in range(config.num_layers):
-        layer = Layer(config, take(params["layers"], index))
+        layer = Layer(config, take(params["layers"], index), index)
         x, fam = read_document(layer, x, list(initial[index]), passed_LPFD is not None, start)
         fams.append(fam)
     hidden = [norm(config, token, params["final_norm"]["scale"]) for token in x]
@@ -54,7 +55,9 @@ def run(
 def logits(config: ModelConfig, params: dict, hidden_TD: np.ndarray) -> np.ndarray:
     """Scores [T, V] of the vocabulary."""
     params = as_float64(params)
-    return hidden_TD @ (params["embedding"].T if config.tie_embeddings else params["unembedding"])
+    return capped(
+        hidden_TD @ (params["embedding"].T if config.tie_embeddings else params["unembedding"]), config.logit_cap
+    )
 
 
 def read_document(
@@ -70,7 +73,8 @@ def read_document(
       start: absolute position of the first token.
     """
     memory = layer.config.memory
-    S, M, F, window = memory.block_size, memory.memory_segments, memory.fam_length, memory.token_window
+    S, M, F = memory.block_size, memory.memory_segments, memory.fam_length if layer.has_fam() else 0
+    windows = [memory.token_window] + [layer.config.local_window] * (layer.kind() == "local")
     out = []
     for begin in range(0, len(x), S):
         end = min(begin + S, len(x))
@@ -84,11 +88,11 @@ def read_document(
         for t in range(begin, end):
             pairs = list(fam_pairs)
             for seen in range(max(0, begin - M * S), t + 1):
-                if window and t - seen >= window:
+                if any(window and t - seen >= window for window in windows):
                     continue
                 pairs.append(layer.key_value(x[seen], start + seen))
             attended = layer.attend(layer.query(x[t], start + t), pairs)
-            out.append(layer.feed_forward(attended + x[t]))
+            out.append(layer.feed_forward(attended + x[t], x[t]))
         # F_tau = FF(norm(AF)) + AF,  AF = attend(QF, [KF_{tau-1}, K_tau]) + F_{tau-1}
         if F and end - begin == S:
             pairs = fam_pairs + [layer.key_value(x[t], start + t) for t in range(begin, end)]
@@ -96,7 +100,7 @@ def read_document(
             for f in range(F):
                 query = layer.query(fams[0][f], fam_position(layer.config, start + end, f))
                 residual = fams[0][f] if carries_context else np.zeros(layer.config.d_model)
-                new.append(layer.feed_forward(layer.attend(query, pairs) + residual))
+                new.append(layer.feed_forward(layer.attend(query, pairs) + residual, residual))
             fams = [np.array(new), *fams][: memory.previous_fams]
             carries_context = True
     return out, fams
@@ -109,14 +113,15 @@ def learned_fam(config: ModelConfig, params: dict, start: int) -> list[np.ndarra
         return [np.zeros((0, config.d_model))] * config.num_layers
     if config.memory.fam_init == "prefix":
         return list(params["fam"]["prefix"])
-    x = params["fam"]["prompt"]
+    x = params["fam"]["prompt"] * entry_scale(config)
     fams = []
     for index in range(config.num_layers):
         fams.append(x)
-        layer = Layer(config, take(params["layers"], index))
+        layer = Layer(config, take(params["layers"], index), index)
         where = [fam_position(config, start, f) for f in range(F)]
         pairs = [layer.key_value(x[f], where[f]) for f in range(F)]
-        x = np.array([layer.feed_forward(layer.attend(layer.query(x[f], where[f]), pairs) + x[f]) for f in range(F)])
+        heads = [layer.attend(layer.query(x[f], where[f]), pairs) for f in range(F)]
+        x = np.array([layer.feed_forward(heads[f] + x[f], x[f]) for f in range(F)])
     return fams
 
 
@@ -136,6 +141,16 @@ class Layer:
 
     config: ModelConfig
     weights: dict
+    index: int = 0
+
+    def kind(self) -> str:
+        """`global` or `local`."""
+        return self.config.layer_pattern[self.index % len(self.config.layer_pattern)]
+
+    def has_fam(self) -> bool:
+        """Whether the layer has a feedback memory."""
+        which = self.config.memory.fam_layers
+        return which in ("all", self.kind()) or which[self.index % len(which)] == "+"
 
     def query(self, token: np.ndarray, position: float) -> np.ndarray:
         """[heads, H]"""
@@ -146,6 +161,7 @@ class Layer:
         """Two [kv_heads, H]."""
         normed = norm(self.config, token, self.weights["attention_norm"]["scale"])
         value = np.einsum("d,dnh->nh", normed, self.weights["attention"]["value"])
+        value = value + self.weights["attention"].get("value_bias", 0.0)
         return self._turned(normed, "key", position), value
 
     def attend(self, query: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -153,33 +169,46 @@ class Layer:
         group = self.config.num_heads // self.config.num_kv_heads
         heads = []
         for n in range(self.config.num_heads):
-            scores = np.array([query[n] @ key[n // group] for key, _ in pairs]) / np.sqrt(self.config.head_dim)
+            scale = self.config.attention_scale or 1 / np.sqrt(self.config.head_dim)
+            scores = np.array([query[n] @ key[n // group] for key, _ in pairs]) * scale
+            scores = capped(scores, self.config.attention_cap)
             shares = np.exp(scores - scores.max())
             shares /= shares.sum()
             heads.append(sum(share * value[n // group] for share, (_, value) in zip(shares, pairs, strict=True)))
-        return np.einsum("nh,nhd->d", np.array(heads), self.weights["attention"]["output"])
+        out = np.einsum("nh,nhd->d", np.array(heads), self.weights["attention"]["output"])
+        out = out + self.weights["attention"].get("output_bias", 0.0)
+        return norm(self.config, out, self.weights["post_attention_norm"]["scale"]) if self.config.post_norms else out
 
-    def feed_forward(self, a: np.ndarray) -> np.ndarray:
-        """FF(norm(a)) + a"""
+    def feed_forward(self, a: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """FF(norm(a)) + a; with parallel layers FF(norm(before)) + a, where `before` is a without attention."""
         weights = self.weights["feed_forward"]
-        normed = norm(self.config, a, self.weights["ff_norm"]["scale"])
+        if self.config.parallel_layers:
+            normed = norm(self.config, before, self.weights["attention_norm"]["scale"])
+        else:
+            normed = norm(self.config, a, self.weights["ff_norm"]["scale"])
         act = ACTIVATIONS[self.config.activation]
-        up = normed @ weights["up"]
-        hidden = act(normed @ weights["gate"]) * up if self.config.gated_ff else act(up)
-        return hidden @ weights["down"] + a
+        up = normed @ weights["up"] + weights.get("up_bias", 0.0)
+        gate = normed @ weights["gate"] + weights.get("gate_bias", 0.0) if self.config.gated_ff else None
+        hidden = act(up) if gate is None else act(gate) * up
+        out = hidden @ weights["down"] + weights.get("down_bias", 0.0)
+        return a + (norm(self.config, out, self.weights["post_ff_norm"]["scale"]) if self.config.post_norms else out)
 
     def _turned(self, normed: np.ndarray, name: str, position: float) -> np.ndarray:
         projected = np.einsum("d,dnh->nh", normed, self.weights["attention"][name])
+        projected = projected + self.weights["attention"].get(f"{name}_bias", 0.0)
         if self.config.qk_norm:
             scale = self.weights["attention"][name + "_norm"]["scale"]
             as_rms = dataclasses.replace(self.config, norm="rmsnorm")  # of queries and keys it always is
             projected = np.array([norm(as_rms, head, scale) for head in projected])
-        return rope(projected, position, self.config.rope_base)
+        if self.kind() == "local" and self.config.local_rope_base:
+            return rope(projected, position, self.config.local_rope_base)
+        return rope(projected, position, self.config.rope_base, self.config)
 
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_exact": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))),
     "relu": lambda x: np.maximum(x, 0),
 }
 
@@ -188,19 +217,47 @@ def norm(config: ModelConfig, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """RMSNorm, or LayerNorm without bias."""
     if config.norm == "layernorm":
         x = x - x.mean()
-    return x / np.sqrt((x * x).mean() + config.norm_eps) * scale
+    return x / np.sqrt((x * x).mean() + config.norm_eps) * (scale + 1 if config.norm_plus_one else scale)
 
 
-def rope(heads: np.ndarray, position: float, base: float) -> np.ndarray:
-    """Turns the pairs (i, i + H/2) of each head [.., H] by position * base**(-2i/H)."""
+def capped(x: np.ndarray, cap: float) -> np.ndarray:
+    """cap * tanh(x / cap), or x where there is no cap."""
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def entry_scale(config: ModelConfig) -> float:
+    """By what embeddings are multiplied where they enter."""
+    return np.sqrt(config.d_model) if config.scale_embeddings else 1.0
+
+
+def rope(heads: np.ndarray, position: float, base: float, scaling: ModelConfig | None = None) -> np.ndarray:
+    """Turns the pairs (i, i + H/2) of each head [.., H] by position * base**(-2i/H), or by less where it is scaled."""
     half = heads.shape[-1] // 2
     out = heads.copy()
     for i in range(half):
-        angle = position * base ** (-2 * i / heads.shape[-1])
+        frequency = base ** (-2 * i / heads.shape[-1])
+        angle = position * (slowed(frequency, scaling) if scaling else frequency)
         a, b = heads[..., i], heads[..., i + half]
         out[..., i] = a * np.cos(angle) - b * np.sin(angle)
         out[..., i + half] = a * np.sin(angle) + b * np.cos(angle)
     return out
+
+
+def slowed(frequency: float, config: ModelConfig) -> float:
+    """Scaled RoPE: every frequency, or (Llama 3.1) only those whose waves are long, divided by a factor."""
+    if config.rope_scaling == "linear":
+        return frequency / config.rope_factor
+    if config.rope_scaling == "llama3":
+        wavelength = 2 * math.pi / frequency
+        longest = config.rope_original_length / config.rope_low_frequency_factor
+        shortest = config.rope_original_length / config.rope_high_frequency_factor
+        if wavelength > longest:
+            return frequency / config.rope_factor
+        if wavelength > shortest:
+            smooth = config.rope_original_length / wavelength - config.rope_low_frequency_factor
+            smooth /= config.rope_high_frequency_factor - config.rope_low_frequency_factor
+            return (1 - smooth) * frequency / config.rope_factor + smooth * frequency
+    return frequency
 
 
 def as_float64(tree: Any) -> Any:

@@ -31,6 +31,44 @@ CASES = {
     "window2-layernorm": tiny.config(token_window=2, norm="layernorm", norm_eps=1e-2, qk_norm=True),
     "one-block-at-a-time-stop-gradient": tiny.config(attention_budget_mib=1e-6, stop_gradient=True, remat="full"),
     "unrolled-ungated-relu": tiny.config(scan_layers=False, remat="dots", gated_ff=False, activation="relu"),
+    "biases-plus-one-gelu-exact": tiny.config(
+        qkv_bias=True, output_bias=True, ff_bias=True, norm_plus_one=True, activation="gelu_exact", gated_ff=False
+    ),
+    "as-gemma2": tiny.config(
+        num_layers=3,
+        layer_pattern=("local", "global"),
+        local_window=3,
+        fam_layers="global",
+        post_norms=True,
+        norm_plus_one=True,
+        scale_embeddings=True,
+        attention_cap=0.5,
+        logit_cap=2.0,
+        attention_scale=0.3,
+        activation="gelu",
+    ),
+    "as-gemma3": tiny.config(
+        num_layers=5,
+        layer_pattern=("local", "global"),
+        local_window=6,
+        local_rope_base=10.0,
+        qk_norm=True,
+        post_norms=True,
+        rope_scaling="linear",
+        rope_factor=8.0,
+        memory_segments=3,
+        norm_plus_one=True,
+    ),
+    "fam-in-some-layers-llama3-rope": tiny.config(
+        num_layers=4,
+        fam_layers="-+",
+        scan_layers=False,
+        rope_scaling="llama3",
+        rope_factor=8.0,
+        rope_original_length=20,
+        head_dim=8,
+    ),
+    "parallel-ungated": tiny.config(parallel_layers=True, gated_ff=False, num_kv_heads=1),
     "block-of-one": tiny.config(block_size=1, fam_length=1, memory_segments=2),
 }
 
@@ -42,7 +80,8 @@ def assert_matches(config: ModelConfig, hidden: Any, state: Any, outcomes: list[
         tiny.assert_close(hidden_TD[:count], outcome.hidden_TD)
         assert row["position"] == count
         if config.memory.fam_length:
-            tiny.assert_close(row["fam"], outcome.fam_LPFD)
+            has = np.array([config.has_fam(index) for index in range(config.num_layers)])
+            tiny.assert_close(row["fam"][has], outcome.fam_LPFD[has])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,10 +136,10 @@ def test_the_model_of_the_quickstart() -> None:
     assert_matches(config, np.concatenate(parts, axis=1), state, [outcome])
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_logits(tied: bool) -> None:
-    """Scores are the hidden states times the embedding, or times an output projection of their own."""
-    config = tiny.config(tie_embeddings=tied)
+@pytest.mark.parametrize(("tied", "cap"), [(True, 0.0), (False, 0.0), (True, 0.7)])
+def test_logits(tied: bool, cap: float) -> None:
+    """Scores are the hidden states times the embedding, or times an output projection of their own; then capped."""
+    config = tiny.config(tie_embeddings=tied, logit_cap=cap)
     params = tiny.parameters(config)
     hidden = np.random.default_rng(0).normal(size=(3, config.d_model)).astype(np.float32)
     tiny.assert_close(tiny.build(config, params).logits(hidden), reference.logits(config, params, hidden))
