@@ -137,6 +137,11 @@ class MemoryConfig:
         _probability("random_position_offset", self.random_position_offset)
         _probability("random_state_passing", self.random_state_passing)
 
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "MemoryConfig":
+        """Of settings by name. A missing one has its default; an unknown one raises `ConfigError`."""
+        return cls(**_known(cls, fields))
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -372,7 +377,7 @@ class ModelConfig:
         memory = fields.pop("memory", {})
         if not isinstance(memory, dict):
             raise ConfigError("model.json: `memory` does not hold an object; is the file whole?")
-        config = cls(**_known(cls, fields), memory=MemoryConfig(**_known(MemoryConfig, memory)))
+        config = cls(**_known(cls, fields), memory=MemoryConfig.from_fields(memory))
         config.validate()
         return config
 

@@ -36,3 +36,28 @@ class ReadingProgress:
         line = f"{what} {self._tokens:,} tokens, {rate:,.0f} tokens/s"
         sys.stderr.write(f"\r\x1b[K{line}{end}" if self._terminal else f"{line}\n")
         sys.stderr.flush()
+
+
+class BytesProgress:
+    """How far a reading or writing of many bytes is: a bar on standard error, where that is a terminal."""
+
+    def __init__(self, total: int, what: str):
+        self._total, self._what = total, what
+
+    def __enter__(self) -> "BytesProgress":
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn(self._what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bar.start()
+        self._task = self._bar.add_task(self._what, total=self._total)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def advance(self, count: int) -> None:
+        """Counts bytes that are done."""
+        self._bar.advance(self._task, count)

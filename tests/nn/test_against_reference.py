@@ -48,8 +48,15 @@ CASES = {
         activation="gelu",
     ),
     "as-gemma3": tiny.config(
-        num_layers=3, layer_pattern=("local", "global"), local_window=6, local_rope_base=10.0, attention_scale=0.2,
-        qk_norm=True, rope_scaling="linear", rope_factor=8.0, memory_segments=3,
+        num_layers=3,
+        layer_pattern=("local", "global"),
+        local_window=6,
+        local_rope_base=10.0,
+        attention_scale=0.2,
+        qk_norm=True,
+        rope_scaling="linear",
+        rope_factor=8.0,
+        memory_segments=3,
     ),
     "fam-in-some-layers-llama3-rope": tiny.config(
         num_layers=4,

@@ -1,0 +1,93 @@
+"""`famjax export-hf`: a model directory becomes a folder that Hugging Face transformers loads."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from famjax.cli.progress import BytesProgress
+from famjax.config import ConfigError, ModelConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from famjax.pretrained.match import Pair
+    from famjax.runtime.pieces import Weights
+
+NAME = "export-hf"
+HELP = """Writes a model directory as a folder that transformers loads: weights, config.json, tokenizer.
+
+  famjax export-hf runs/llama exported
+
+The base model alone runs in transformers, which knows no FAM. FAM's prompt lies beside it in
+fam.safetensors (fam_prompt [F, D]), the memory's settings in config.json under "famjax"; `famjax import-hf`
+reads both. A model that was imported gets its own config.json and tokenizer back, and its tensors bit for
+bit if it was not trained. DST appears when it is whole.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of `famjax export-hf`."""
+    parser.add_argument("source", metavar="SRC", help="a model directory")
+    parser.add_argument("target", metavar="DST", help="the folder to make; it must not exist yet")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Finds a family that has this model, then writes one shard after the other."""
+    from famjax.runtime.model_dir import read_config
+
+    config = read_config(args.source)
+    hf, types = their_config(args.source, config)
+
+    from famjax.pretrained.config_json import with_memory
+    from famjax.pretrained.families import family_of
+    from famjax.pretrained.folder import CARRIED, CONFIG_JSON, Written, carry, write_fam, write_json, write_tensors
+    from famjax.pretrained.match import pairs
+    from famjax.runtime.pieces import Weights, made_whole
+
+    weights = Weights(args.source)
+    shapes = {path: shape for path, shape in weights.shapes.items() if not path.startswith("fam/")}
+    by_name = {pair.name: pair for pair in pairs(family_of(hf), shapes)}
+    written = [Written(p.name, p.their_shape, _dtype(p, weights, types)) for p in by_name.values()]
+    total = sum(tensor.nbytes for tensor in written)
+    read = lambda name: _theirs(by_name[name], weights, types)
+    with made_whole(args.target, needed_bytes=total) as partial, BytesProgress(total, "exported") as progress:
+        for done in write_tensors(partial, written, read):
+            progress.advance(done)
+        fam = {f"fam_{path[4:]}": weights.read(path) for path in weights.shapes if path.startswith("fam/")}
+        if fam:
+            write_fam(partial, fam)
+        write_json(partial / CONFIG_JSON, with_memory(hf, config.memory))
+        carry((file for name in CARRIED if (file := Path(args.source) / name).is_file()), partial)
+    return 0
+
+
+def their_config(model_dir: str, config: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """The config.json that came with the model, where it is still right, else one that says the same; and the
+    types of tensors that the import did not keep."""
+    from famjax.pretrained.config_json import SECTION, config_json, describes
+    from famjax.pretrained.folder import KEPT_CONFIG
+
+    path = Path(model_dir) / KEPT_CONFIG
+    if not path.is_file():
+        return config_json(config), {}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        section = kept.pop(SECTION, {})
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{path} is not JSON; restore it from a copy, or remove it") from None
+    if not describes(kept, config):
+        return config_json(config), {}
+    return kept, section.get("types", {})
+
+
+def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str]) -> "np.ndarray":
+    """A tensor as it is written, in the type that it was imported in."""
+    array = pair.theirs(weights.read(pair.path, pair.layer))
+    return array.astype(_dtype(pair, weights, types), copy=False)
+
+
+def _dtype(pair: "Pair", weights: "Weights", types: dict[str, str]) -> Any:
+    from famjax.pretrained.folder import DTYPES
+
+    return DTYPES[types[pair.name]] if pair.name in types else weights.dtypes[pair.path]

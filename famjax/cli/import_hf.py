@@ -1,0 +1,179 @@
+"""`famjax import-hf`: a folder of Hugging Face transformers becomes a model directory."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from famjax.cli.flags import add_memory_arguments, memory_overrides
+from famjax.cli.progress import BytesProgress
+from famjax.config import ConfigError, MemoryConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from famjax.pretrained.folder import Folder
+
+NAME = "import-hf"
+HELP = """Makes a model directory of a folder of Hugging Face transformers, and gives the model a working memory.
+
+  famjax import-hf ~/models/Llama-3.2-1B runs/llama
+  famjax import-hf ~/models/gemma-3-1b-pt runs/gemma --fam-layers global
+
+Families: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text). Weights keep their type (bf16
+stays bf16), layers keep sliding windows of their own, and the tokenizer's files go along. FAM's prompt
+starts like the embeddings of tokens: normal with their mean and spread, or the embeddings of --fam-text.
+A folder that `famjax export-hf` wrote brings its memory's settings and its prompt. DST appears when it is
+whole; an import that is stopped leaves nothing and starts anew.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of `famjax import-hf`."""
+    parser.add_argument("source", metavar="SRC", help="folder with config.json and safetensors")
+    parser.add_argument("target", metavar="DST", help="the model directory to make; it must not exist yet")
+    add_memory_arguments(parser)
+    parser.add_argument(
+        "--fam-layers", metavar="WHICH", help="layers that get a FAM: all, global, local, or a pattern such as -----+"
+    )
+    parser.add_argument("--fam-text", metavar="TEXT", help="FAM's prompt starts as this text's embeddings")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of FAM's prompt (default 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Holds every tensor against the model before the first is read, then reads one after the other."""
+    from famjax.pretrained.config_json import memory_of, model_config
+    from famjax.pretrained.families import family_of
+    from famjax.pretrained.folder import Folder
+
+    if args.seed < 0:
+        raise ConfigError(f"--seed is {args.seed}; it must be at least 0")
+    folder = Folder(args.source)
+    bare = model_config(folder.config)
+    settings = memory_overrides(args) | ({"fam_layers": args.fam_layers} if args.fam_layers else {})
+    memory = imported_memory(bare, memory_of(folder.config), settings)
+    dtype = _param_dtype(folder)
+    config = dataclasses.replace(bare, memory=memory, param_dtype=dtype, dtype=dtype)
+    config.validate()
+    tokens = _tokens_of(args.fam_text, folder, config) if args.fam_text is not None else None
+
+    from famjax.nn.model import parameter_shapes
+    from famjax.pretrained.match import match
+    from famjax.runtime.pieces import flatten, made_whole, size_of, write_model
+
+    shapes = parameter_shapes(config)
+    flat = {path: leaf.shape for path, leaf in flatten(shapes).items() if not path.startswith("fam/")}
+    pairs = match(family_of(folder.config), flat, folder.tensors)
+    first_fam, total = _fam_of(folder, config, tokens, args.seed), size_of(shapes)
+    with made_whole(args.target, needed_bytes=total) as partial, BytesProgress(total, "imported") as progress:
+        write_model(partial, config, shapes, _pieces(folder, config, pairs, flat, first_fam, progress))
+        _keep(folder, config, partial)
+    return 0
+
+
+def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dict[str, Any]) -> MemoryConfig:
+    """The memory that a model gets: what was asked for, else what an exported folder says, else the paper's.
+
+    The paper's three segments become more where the model's own sliding windows are longer, so that these
+    layers see all that they were trained to see.
+    """
+    memory = kept or MemoryConfig()
+    if kept is None and "memory_segments" not in settings:
+        block = settings.get("block_size", memory.block_size)
+        if block > 0:
+            memory = dataclasses.replace(
+                memory, memory_segments=max(memory.memory_segments, -(-(model.local_window - 1) // block))
+            )
+    memory = dataclasses.replace(memory, **settings)
+    if kept is not None and memory.fam_length > kept.fam_length > 0:
+        raise ConfigError(
+            f"fam_length {memory.fam_length} is not possible: the folder's FAM has {kept.fam_length} rows; "
+            f"use at most {kept.fam_length}"
+        )
+    memory.validate()
+    return memory
+
+
+def _param_dtype(folder: "Folder") -> str:
+    """bfloat16 where all tensors are; else float32, which holds every number of the types that are known."""
+    types = {tensor.dtype for tensor in folder.tensors.values()}
+    return "bfloat16" if types == {"BF16"} else "float32"
+
+
+def _tokens_of(text: str, folder: "Folder", config: ModelConfig) -> "np.ndarray":
+    from famjax.data.vocabulary import load_vocabulary
+
+    if not config.memory.fam_length:
+        raise ConfigError("--fam-text is given, but --fam-length is 0; leave one of them out")
+    tokens = load_vocabulary(str(folder.path)).encode(text)
+    if not len(tokens) or tokens.max() >= config.vocab_size:
+        raise ConfigError("--fam-text has no tokens that the model knows; give it some words")
+    return tokens
+
+
+# From the embedding [V, D] to FAM's own weights by path.
+FirstFam = Callable[["np.ndarray"], dict[str, "np.ndarray"]]
+
+
+def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", seed: int) -> FirstFam:
+    """What FAM starts from: the folder's own, else something like the embeddings."""
+    from famjax.pretrained import prompt
+    from famjax.pretrained.folder import FAM_FILE, FAM_PREFIX, FAM_PROMPT
+
+    F, D = config.memory.fam_length, config.d_model
+    kind = config.memory.fam_init
+    name = FAM_PROMPT if kind == "prompt" else FAM_PREFIX
+    if F and folder.fam and tokens is None:
+        shape = folder.fam[name].shape if name in folder.fam else ()
+        lead = () if kind == "prompt" else (config.num_layers,)
+        if len(shape) != len(lead) + 2 or shape[:-2] != lead or shape[-1] != D or shape[-2] < F:
+            raise ConfigError(f"{folder.path / FAM_FILE}: {name} is {list(shape)}, not {[*lead, F, D]}")
+        return lambda _: {f"fam/{kind}": folder.read(name)[..., -F:, :]}
+    if not F:
+        return lambda _: {}
+    if kind == "prefix":
+        raise ConfigError("fam_init `prefix` needs a fam_prefix in the folder's fam.safetensors; use `prompt`")
+    if tokens is not None:
+        return lambda embedding: {"fam/prompt": prompt.of_text(embedding, tokens, F)}
+    return lambda embedding: {"fam/prompt": prompt.like_embeddings(embedding, F, seed)}
+
+
+def _pieces(
+    folder: "Folder", config: ModelConfig, pairs: list[Any], shapes: dict[str, Any], first_fam: FirstFam,
+    progress: BytesProgress,
+) -> Iterator[tuple[str, int | None, Any]]:  # fmt: skip
+    """Every weight of the model, a tensor at a time, in the type that the model stores."""
+    import ml_dtypes
+    import numpy as np
+
+    from famjax.pretrained.families import family_of
+    from famjax.pretrained.match import copies
+
+    dtype = np.dtype(ml_dtypes.bfloat16) if config.param_dtype == "bfloat16" else np.dtype(np.float32)
+    same = {source: copy for copy, source in copies(family_of(folder.config), shapes, folder.tensors).items()}
+    for pair in pairs:
+        theirs = folder.read(pair.name)
+        if pair.name in same and not np.array_equal(folder.read(same[pair.name]), theirs):
+            raise ConfigError(
+                f"{same[pair.name]} differs from {pair.name}, but config.json says tie_word_embeddings; set it to false"
+            )
+        ours = pair.ours(theirs).astype(dtype, copy=False)
+        yield pair.path, pair.layer, ours
+        progress.advance(ours.nbytes)
+        if pair.path == "embedding":
+            for path, fam in first_fam(theirs).items():
+                yield path, None, fam.astype(dtype)
+        del theirs, ours
+
+
+def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:
+    """What an export gives back: the tokenizer's files, the config.json, and types that the weights lost."""
+    from famjax.pretrained.config_json import SECTION
+    from famjax.pretrained.folder import KEPT_CONFIG, carry, write_json
+
+    carry(folder.carried(), to)
+    kept = "BF16" if config.param_dtype == "bfloat16" else "F32"
+    types = {name: tensor.dtype for name, tensor in folder.tensors.items() if tensor.dtype != kept}
+    write_json(to / KEPT_CONFIG, folder.config | {SECTION: {"types": types}})

@@ -1,0 +1,258 @@
+"""A `config.json` of transformers to a `ModelConfig`, and back. Both ways use the table of families.
+
+What would change the numbers and has no place in a `ModelConfig` is refused by name, never passed over.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.pretrained.families import FAMILIES, Family, family_of
+
+# Our section of a config.json that was exported: the memory's settings.
+SECTION = "famjax"
+
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "gelu": "gelu_exact",
+    "relu": "relu",
+}  # fmt: skip
+# Plain numbers: theirs to ours.
+NUMBERS = {
+    "vocab_size": "vocab_size", "num_hidden_layers": "num_layers", "hidden_size": "d_model", "intermediate_size": "d_ff",
+    "num_attention_heads": "num_heads",
+}  # fmt: skip
+SLIDING, FULL = "sliding_attention", "full_attention"
+# Fields of a ModelConfig that say how it is computed or trained, not what it is.
+NOT_THE_MODEL = (
+    "memory", "embedding_std", "dtype", "param_dtype", "scan_layers", "remat", "attention_budget_mib",
+)  # fmt: skip
+
+
+def model_config(hf: Mapping[str, Any]) -> ModelConfig:
+    """The model that a `config.json` describes; memory and types of numbers are the defaults.
+
+    Raises:
+      ConfigError: an architecture or a setting that is not known here, or one that is missing.
+    """
+    family = family_of(hf)
+    if hf.get("quantization_config"):
+        raise ConfigError("config.json: the weights are quantised; take the model's folder with unquantised weights")
+    says = _Says({**family.silent, **hf})
+    fields: dict[str, Any] = {ours: says.number(theirs) for theirs, ours in NUMBERS.items()}
+    fields["num_kv_heads"] = says.number("num_key_value_heads", fields["num_heads"])
+    fields["head_dim"] = says.number("head_dim", fields["d_model"] // max(fields["num_heads"], 1))
+    fields["norm_eps"] = float(says.number("rms_norm_eps", 1e-6))
+    fields["tie_embeddings"] = bool(says("tie_word_embeddings"))
+    fields["activation"] = _activation(str(says(family.activation) or "silu"), family)
+    if says("use_bidirectional_attention"):
+        raise ConfigError("config.json: use_bidirectional_attention is set; only causal models can be imported")
+    if "attention_bias" in family.optional and says("attention_bias"):
+        fields |= {"qkv_bias": True, "output_bias": True}
+    if "mlp_bias" in family.optional:
+        fields["ff_bias"] = bool(says("mlp_bias"))
+    if "query_pre_attn_scalar" in family.optional:
+        scale = float(says.number("query_pre_attn_scalar")) ** -0.5
+        fields["attention_scale"] = 0.0 if scale == fields["head_dim"] ** -0.5 else scale
+        fields["attention_cap"] = float(says.number("attn_logit_softcapping", 0.0))
+        fields["logit_cap"] = float(says.number("final_logit_softcapping", 0.0))
+    fields |= _layers(says, family, fields["num_layers"])
+    fields |= _rope(says, "local" in fields["layer_pattern"])
+    config = ModelConfig(**fields | dict(family.fixed))
+    try:
+        config.validate()
+    except ConfigError as error:
+        raise ConfigError(f"config.json: {error}") from error
+    return config
+
+
+class _Says:
+    """A config.json with the defaults of its family."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self._values = values
+
+    def __call__(self, name: str) -> Any:
+        return self._values.get(name)
+
+    def number(self, name: str, default: Any = None) -> Any:
+        """A number; null and a missing one are the default, if there is one."""
+        value = self._values.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise ConfigError(f"config.json has no {name}; is it the config.json of a causal language model?")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"config.json: {name} is {value!r}; it must be a number")
+        return value
+
+
+def _activation(name: str, family: Family) -> str:
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"config.json: the activation {name!r} is not known; known are {', '.join(ACTIVATIONS)}")
+    # The first Gemma's files say gelu and mean its approximation.
+    return "gelu" if family.model_type == "gemma" and name == "gelu" else ACTIVATIONS[name]
+
+
+def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
+    """`layer_pattern` and `local_window`."""
+    window = says("sliding_window")
+    if family.windows is None or window is None:
+        return {"layer_pattern": ("global",)}
+    if family.windows == "from_layer" and not says("use_sliding_window"):
+        return {"layer_pattern": ("global",)}
+    types = says("layer_types") if family.windows != "all" else None
+    if types is not None:
+        if not isinstance(types, list) or len(types) != num_layers or set(types) - {SLIDING, FULL}:
+            raise ConfigError(f"config.json: layer_types must be {num_layers} of {SLIDING} and {FULL}")
+        local = [name == SLIDING for name in types]
+    elif family.windows == "all":
+        local = [True] * num_layers
+    elif family.windows == "from_layer":
+        local = [layer >= says.number("max_window_layers") for layer in range(num_layers)]
+    else:
+        period = says.number("sliding_window_pattern", family.windows)
+        local = [(layer + 1) % period > 0 for layer in range(num_layers)]
+    kinds = ["local" if one else "global" for one in local]
+    period = next(p for p in range(1, num_layers + 1) if all(kinds[i] == kinds[i - p] for i in range(p, num_layers)))
+    pattern = tuple(kinds[:period])
+    return {"layer_pattern": pattern, "local_window": int(window) if "local" in pattern else 0}
+
+
+def _rope(says: _Says, has_local: bool) -> dict[str, Any]:
+    """RoPE's base and scaling: `rope_parameters` as version 5 has it, else `rope_theta` and `rope_scaling`."""
+    parameters = says("rope_parameters")
+    if parameters is None:
+        parameters = {"rope_theta": says.number("rope_theta", 10000.0), **(says("rope_scaling") or {})}
+        local = {"rope_theta": says("rope_local_base_freq")} if says("rope_local_base_freq") else None
+    elif FULL in parameters or SLIDING in parameters:
+        parameters, local = parameters.get(FULL) or {}, parameters.get(SLIDING)
+        if local and local.get("rope_type", "default") != "default":
+            raise ConfigError(
+                f"config.json: RoPE of sliding layers is scaled ({local['rope_type']}), which is not known"
+            )
+    else:
+        local = None
+    fields: dict[str, Any] = {"rope_base": float(parameters.get("rope_theta", says("rope_theta") or 10000.0))}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if float(parameters.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ConfigError("config.json: partial_rotary_factor is not 1; only RoPE over whole heads is known")
+    try:
+        if kind in ("linear", "llama3"):
+            fields |= {"rope_scaling": kind, "rope_factor": float(parameters["factor"])}
+        elif kind != "default":
+            raise ConfigError(f"config.json: RoPE of type {kind!r} is not known; known are default, linear and llama3")
+        if kind == "llama3":
+            fields |= {
+                "rope_low_frequency_factor": float(parameters["low_freq_factor"]),
+                "rope_high_frequency_factor": float(parameters["high_freq_factor"]),
+                "rope_original_length": int(parameters["original_max_position_embeddings"]),
+            }
+    except KeyError as missing:
+        raise ConfigError(f"config.json: RoPE of type {kind} lacks {missing}") from None
+    if has_local and local and (kind != "default" or float(local["rope_theta"]) != fields["rope_base"]):
+        fields["local_rope_base"] = float(local["rope_theta"])
+    return fields
+
+
+# --- back -----------------------------------------------------------------------------------------
+
+
+def config_json(config: ModelConfig) -> dict[str, Any]:
+    """A `config.json` for a model that no `config.json` came with. Raises `ConfigError` where no family has it."""
+    for family in FAMILIES:
+        hf = _written(config, family)
+        if describes(hf, config):
+            return hf
+    raise ConfigError(
+        "no family of transformers has this model's combination of settings (known are "
+        f"{', '.join(family.architecture for family in FAMILIES)}); it cannot be exported"
+    )
+
+
+def describes(hf: Mapping[str, Any], config: ModelConfig) -> bool:
+    """Whether a `config.json` is that of this model, whatever its memory."""
+    try:
+        told = model_config(hf)
+    except ConfigError:
+        return False
+    return architecture(told) == architecture(config)
+
+
+def architecture(config: ModelConfig) -> ModelConfig:
+    """The model alone: fields that do not make it another one have their defaults."""
+    plain = ModelConfig()
+    same = {name: getattr(plain, name) for name in NOT_THE_MODEL}
+    # A pattern may be written in several ways.
+    kinds = tuple(config.layer_pattern[i % len(config.layer_pattern)] for i in range(config.num_layers))
+    scale = config.attention_scale or config.head_dim**-0.5
+    return dataclasses.replace(config, **same, layer_pattern=kinds, attention_scale=scale)
+
+
+def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """What the family would write for this model; `describes` tells whether that says all."""
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    local = [config.layer_pattern[i % len(config.layer_pattern)] == "local" for i in range(config.num_layers)]
+    hf: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **{theirs: getattr(config, ours) for theirs, ours in NUMBERS.items()},
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.embedding_std,
+        "dtype": config.param_dtype,
+        family.activation: activations[config.activation],
+    }
+    if "attention_bias" in family.optional:
+        hf["attention_bias"] = config.output_bias
+    if "mlp_bias" in family.optional:
+        hf["mlp_bias"] = config.ff_bias
+    if "query_pre_attn_scalar" in family.optional:
+        scalar = config.attention_scale**-2 if config.attention_scale else config.head_dim
+        hf["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-9 else scalar
+        hf["attn_logit_softcapping"] = config.attention_cap or None
+        hf["final_logit_softcapping"] = config.logit_cap or None
+    if family.windows is not None:
+        hf["sliding_window"] = config.local_window if any(local) else None
+    if family.windows == "from_layer":
+        hf["use_sliding_window"] = any(local)
+    if family.windows not in (None, "all"):
+        hf["layer_types"] = [SLIDING if one else FULL for one in local]
+    rope: dict[str, Any] = {"rope_theta": config.rope_base, "rope_type": "default"}
+    if config.rope_scaling != "none":
+        rope |= {"rope_type": config.rope_scaling, "factor": config.rope_factor}
+    if config.rope_scaling == "llama3":
+        rope |= {
+            "low_freq_factor": config.rope_low_frequency_factor,
+            "high_freq_factor": config.rope_high_frequency_factor,
+            "original_max_position_embeddings": config.rope_original_length,
+        }
+    if family.model_type == "gemma3_text":
+        base = config.local_rope_base or config.rope_base
+        rope = {FULL: rope, SLIDING: {"rope_theta": base, "rope_type": "default"}}
+    return hf | {"rope_parameters": rope}
+
+
+# --- the memory -----------------------------------------------------------------------------------
+
+
+def with_memory(hf: Mapping[str, Any], memory: MemoryConfig) -> dict[str, Any]:
+    """A `config.json` with the memory's settings in a section of their own."""
+    return dict(hf) | {SECTION: {"memory": dataclasses.asdict(memory)}}
+
+
+def memory_of(hf: Mapping[str, Any]) -> MemoryConfig | None:
+    """The memory's settings in a `config.json` that was exported; None where it has none."""
+    section = hf.get(SECTION)
+    if section is None:
+        return None
+    memory = section.get("memory") if isinstance(section, dict) else None
+    if not isinstance(memory, dict):
+        raise ConfigError(f"config.json: {SECTION} has no memory settings; leave the section out or restore it")
+    try:
+        found = MemoryConfig.from_fields(memory)
+        found.validate()
+    except ConfigError as error:
+        raise ConfigError(f"config.json: {SECTION}: {error}") from error
+    return found

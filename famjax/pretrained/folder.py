@@ -1,0 +1,207 @@
+"""A folder of transformers on disk: `config.json`, safetensors in one file or in shards, tokenizer files.
+
+JSON and safetensors are all that is read; pickles (`pytorch_model.bin`) are refused.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from famjax.config import ConfigError
+
+CONFIG_JSON = "config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FAM_FILE, FAM_PROMPT, FAM_PREFIX = "fam.safetensors", "fam_prompt", "fam_prefix"
+# What goes along as it is.
+CARRIED = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt",
+)  # fmt: skip
+# A model directory keeps the config.json of its import under this name.
+KEPT_CONFIG = "hf_config.json"
+
+DTYPES: Mapping[str, Any] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+SHARD_BYTES = 2 * 10**9
+
+
+class Tensor(NamedTuple):
+    """A tensor that a folder has."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+class Folder:
+    """A folder whose files were looked at, but not read.
+
+    Attributes:
+      path: the folder.
+      config: its config.json.
+      tensors: by name.
+      fam: FAM's own tensors, `fam_prompt` or `fam_prefix`, by name; empty where it has none.
+
+    Raises:
+      ConfigError: something is missing, cut short, quantised or not known.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ConfigError(f"{path} is {'a file' if self.path.exists() else 'not there'}; name a folder of a model")
+        self.config = _json_object(self.path / CONFIG_JSON)
+        files = _weight_files(self.path)
+        self.tensors: dict[str, Tensor] = {}
+        for file, promised in files.items():
+            found = _header(file)
+            for name in promised or ():
+                if name not in found:
+                    raise ConfigError(f"{file} has no tensor {name}, which {INDEX} promises; download it again")
+            for name, tensor in found.items():
+                if name in self.tensors:
+                    raise ConfigError(f"tensor {name} is in {self.tensors[name].file} and in {file}; keep one of them")
+                self.tensors[name] = tensor
+        self.fam = _header(self.path / FAM_FILE) if (self.path / FAM_FILE).exists() else {}
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor, in its own type. The file is opened for it alone, so that no pages of it stay."""
+        tensor = self.tensors[name] if name in self.tensors else self.fam[name]
+        with safetensors.safe_open(tensor.file, "numpy") as file:
+            array: np.ndarray = file.get_tensor(name)
+        return array
+
+    def carried(self) -> list[Path]:
+        """Tokenizer files and their like, which go along as they are."""
+        return [self.path / name for name in CARRIED if (self.path / name).is_file()]
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path.parent} has no {path.name}; name a folder as transformers writes it")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); is the file whole?") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} does not hold an object; is it the right file?")
+    return values
+
+
+def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The files that have the weights, with the names that an index promises of each."""
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: None}
+    if not (folder / INDEX).is_file():
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+            raise ConfigError(
+                f"{folder} has its weights as pickles, which can run any program when they are read; convert them "
+                f'where you trust them: python -c "from transformers import AutoModelForCausalLM as M; '
+                f"M.from_pretrained('{folder}').save_pretrained('NEW')\""
+            )
+        raise ConfigError(f"{folder} has neither {SINGLE} nor {INDEX}; is it the folder of a model?")
+    places = _json_object(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()) or not places:
+        raise ConfigError(f"{folder / INDEX} has no weight_map; is the file whole?")
+    shards: dict[Path, list[str] | None] = {}
+    for name, file in places.items():
+        if Path(file).name != file:
+            raise ConfigError(f"{folder / INDEX} names {file!r}, which is not a file of its folder")
+        if not (folder / file).is_file():
+            raise ConfigError(f"{folder / file} is missing, one of {len(set(places.values()))} shards; download it too")
+        promised = shards.setdefault(folder / file, [])
+        assert promised is not None
+        promised.append(name)
+    return shards
+
+
+def _header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file; opening it checks that it is whole."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: Tensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"{path} is no safetensors file, or it is cut short ({error}); download it again") from error
+    for name, tensor in found.items():
+        if tensor.dtype not in DTYPES:
+            raise ConfigError(
+                f"{path}: {name} has numbers of type {tensor.dtype}; known are {', '.join(DTYPES)}: "
+                f"take the model's folder with unquantised weights"
+            )
+    return found
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+class Written(NamedTuple):
+    """A tensor to be written, known before it is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def write_tensors(folder: Path, tensors: Iterable[Written], read: Any, shard_bytes: int = SHARD_BYTES) -> Iterator[int]:
+    """Writes tensors as transformers does, in one file or in shards with an index. Yields bytes as they are written.
+
+    Args:
+      folder: where.
+      tensors: what, in this order.
+      read: from a name to its array; called tensor by tensor, a shard's arrays are in memory together.
+      shard_bytes: of one file, at most, unless a single tensor is larger.
+    """
+    shards: list[list[Written]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(one.nbytes for one in shards[-1]) + tensor.nbytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+    places = {}
+    for number, shard in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = {tensor.name: np.ascontiguousarray(read(tensor.name)) for tensor in shard}
+        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(arrays, file)
+        del arrays
+        yield sum(tensor.nbytes for tensor in shard)
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for shard in shards for tensor in shard)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """JSON as transformers lays it out."""
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_fam(folder: Path, fam: Mapping[str, np.ndarray]) -> None:
+    """FAM's prompt [F, D], or prefix [L, F, D]."""
+    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in fam.items()}, folder / FAM_FILE)
+
+
+def carry(files: Iterable[Path], to: Path) -> None:
+    """Copies files as they are."""
+    for file in files:
+        shutil.copyfile(file, to / file.name)

@@ -1,0 +1,112 @@
+"""Which tensor of a folder is which weight of a model: each of both exactly once, or a list of what is not.
+
+Nothing here reads a number, so a whole model is matched before the first byte is written.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from famjax.config import ConfigError
+from famjax.pretrained.families import FROM, INTO, JOINED, SAME, Family
+from famjax.pretrained.folder import Tensor
+
+# Tensors that older folders carry along and nobody reads: RoPE's frequencies follow from config.json.
+IGNORED_ENDINGS = (".rotary_emb.inv_freq",)
+LISTED = 8  # so many names of a kind are told
+
+Shape = tuple[int, ...]
+
+
+class Pair(NamedTuple):
+    """One tensor of theirs and where it belongs.
+
+    Attributes:
+      path: of our weight, such as `layers/attention/query`.
+      layer: its place on our first axis; None where our weight is not stacked.
+      name: of theirs.
+      how: one of `families`' SAME, INTO, FROM, JOINED.
+      shape: of ours, without the axis of layers.
+    """
+
+    path: str
+    layer: int | None
+    name: str
+    how: str
+    shape: Shape
+
+    @property
+    def their_shape(self) -> Shape:
+        """The shape of the tensor in the folder."""
+        if self.how == INTO:
+            return (math.prod(self.shape[1:]), self.shape[0])
+        if self.how == FROM:
+            return (self.shape[-1], math.prod(self.shape[:-1]))
+        return (math.prod(self.shape),) if self.how == JOINED else self.shape
+
+    def ours(self, theirs: np.ndarray) -> np.ndarray:
+        """Their tensor as a part of our weight."""
+        return (theirs if self.how in (SAME, JOINED) else theirs.T).reshape(self.shape)
+
+    def theirs(self, ours: np.ndarray) -> np.ndarray:
+        """A part of our weight as their tensor."""
+        if self.how in (SAME, JOINED):
+            return ours.reshape(self.their_shape)
+        return ours.reshape(self.their_shape[::-1]).T
+
+
+def pairs(family: Family, shapes: Mapping[str, Shape]) -> list[Pair]:
+    """All tensors that a model of these weights has, layer by layer.
+
+    Args:
+      family: tells the names.
+      shapes: of our weights by path, stacked ones with their axis of layers.
+
+    Raises:
+      ConfigError: the family has no name for a weight.
+    """
+    found = []
+    for path, shape in shapes.items():
+        if path not in family.names:
+            raise ConfigError(f"{family.architecture} has no tensor for the weight {path}")
+        name, how = family.names[path]
+        if "{}" in name:
+            found += [Pair(path, layer, name.format(layer), how, shape[1:]) for layer in range(shape[0])]
+        else:
+            found.append(Pair(path, None, name, how, shape))
+    return sorted(found, key=lambda pair: (pair.layer is not None, pair.layer or 0))
+
+
+def match(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> list[Pair]:
+    """`pairs`, held against what a folder has.
+
+    Raises:
+      ConfigError: tensors are missing, left over or of other shapes; the message lists them.
+    """
+    wanted = pairs(family, shapes)
+    problems = []
+    missing = [pair.name for pair in wanted if pair.name not in tensors]
+    known = {pair.name for pair in wanted} | set(copies(family, shapes, tensors))
+    left_over = [name for name in tensors if name not in known and not name.endswith(IGNORED_ENDINGS)]
+    wrong = [
+        f"{pair.name} is {list(tensors[pair.name].shape)}, not {list(pair.their_shape)}"
+        for pair in wanted
+        if pair.name in tensors and tensors[pair.name].shape != pair.their_shape
+    ]
+    for what, names in (("missing", missing), ("not part of the model", left_over), ("of another shape", wrong)):
+        if names:
+            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            problems.append(f"{what}: {', '.join(names[:LISTED])}{more}")
+    if problems:
+        raise ConfigError(
+            f"the tensors are not those of a {family.architecture} of this config.json; {'; '.join(problems)}"
+        )
+    return wanted
+
+
+def copies(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Tensors that must equal another one: an output projection beside an embedding that it is tied to."""
+    output, embedding = family.names["unembedding"][0], family.names["embedding"][0]
+    return {output: embedding} if "unembedding" not in shapes and output in tensors else {}

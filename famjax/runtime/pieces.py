@@ -1,0 +1,187 @@
+"""Weights on disk, written and read a piece at a time, for models that are larger than the memory.
+
+The folder is one that `runtime/checkpoint.py` would write and reads: Orbax makes it, with all arrays in their
+shapes and no numbers in them, and the numbers of each layer are put into place afterwards. Arrays are stored
+in parts of one layer each, of at most `PART_BYTES`, so that a device reads little beside what is its own.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from famjax.config import ConfigError, ModelConfig
+from famjax.runtime.checkpoint import WEIGHTS, _damaged, _record_files, _step_dir, latest_step
+from famjax.runtime.model_dir import MODEL_JSON, write_text
+
+PART_BYTES = 2**26
+# Of a weight's path: its first axis is that of the layers.
+STACKED = "layers/"
+
+
+@contextlib.contextmanager
+def made_whole(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """A new directory that gets its name once everything is in it.
+
+    Until then it lies beside its place, under another name; what fails, or is interrupted, leaves nothing
+    there. What a killed process left is removed by the next one.
+
+    Raises:
+      ConfigError: the target exists and is not empty, or the disk has less room than `needed_bytes`.
+    """
+    target = Path(target).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists already; name a new directory, or an empty one")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target.parent} is not there; make it first")
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < needed_bytes:
+        raise ConfigError(
+            f"{target.parent} has {free / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB are needed; make room"
+        )
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_model(
+    model_dir: Path, config: ModelConfig, shapes: Mapping[str, Any], pieces: Iterable[tuple[str, int | None, Any]]
+) -> None:
+    """Writes a model whose weights come a piece at a time. At any moment two pieces are in memory.
+
+    Args:
+      model_dir: an empty directory.
+      config: goes into `model.json`.
+      shapes: the tree of weights as shapes (`jax.ShapeDtypeStruct`).
+      pieces: (path, layer, array): a layer of the stacked weight `layers/...`, or, layer None, a whole weight.
+
+    Raises:
+      ValueError: a piece came twice, or one did not come.
+    """
+    folder = _make_empty(model_dir, shapes)
+    leaves = flatten(shapes)
+    open_ones = {path: ts.open(_spec(folder, path), open=True) for path in leaves}
+    arrays = {path: opening.result() for path, opening in open_ones.items()}
+    wanted = {(path, layer) for path in leaves for layer in _layers(path, leaves[path])}
+    writing = None
+    for path, layer, array in pieces:
+        wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
+        part = arrays[path] if layer is None else arrays[path][layer]
+        if array.dtype != part.dtype.numpy_dtype or array.shape != tuple(part.shape):
+            raise ValueError(f"{path} is {part.dtype.name} {part.shape}, not {array.dtype} {array.shape}")
+        if writing is not None:
+            writing.result()
+        writing = part.write(array).commit
+    if writing is not None:
+        writing.result()
+    if wanted:
+        raise ValueError(f"{len(wanted)} pieces did not come, {min(wanted, key=str)} among them")
+    _record_files(folder)
+    write_text(model_dir / MODEL_JSON, config.to_json())
+
+
+class Weights:
+    """The weights of a model directory, read a piece at a time.
+
+    Attributes:
+      shapes: of all weights by path.
+      dtypes: likewise.
+
+    Raises:
+      ConfigError: there are none, or they are damaged.
+    """
+
+    def __init__(self, model_dir: str | Path):
+        root = Path(model_dir).absolute()
+        step = latest_step(root)
+        if step is None:
+            raise ConfigError(f"{model_dir} has no weights; was its training stopped before the first save?")
+        folder = _step_dir(root, step) / WEIGHTS
+        if damaged := _damaged(folder):
+            raise ConfigError(f"{damaged} is missing or damaged; restore the weights from a copy")
+        try:
+            entries = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"].values()
+            paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in entries]
+            open_ones = {path: ts.open(_spec(folder, path), open=True) for path in paths}
+            self._arrays = {path: opening.result() for path, opening in open_ones.items()}
+        except (OSError, ValueError, LookupError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise ConfigError(f"the weights in {folder} cannot be read ({reason}); restore them from a copy") from error
+        self.shapes = {path: tuple(array.shape) for path, array in self._arrays.items()}
+        self.dtypes = {path: array.dtype.numpy_dtype for path, array in self._arrays.items()}
+
+    def read(self, path: str, layer: int | None = None) -> np.ndarray:
+        """A weight, or one layer of a stacked one."""
+        array = self._arrays[path] if layer is None else self._arrays[path][layer]
+        read: np.ndarray = array.read().result()
+        return read
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """{"layers/attention/query": leaf, ...}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def size_of(shapes: Any) -> int:
+    """Bytes of a tree of shapes, or of arrays."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _layers(path: str, leaf: Any) -> Iterable[int | None]:
+    return range(leaf.shape[0]) if path.startswith(STACKED) else (None,)
+
+
+def _refuse(path: str, layer: int | None) -> None:
+    raise ValueError(f"there is no piece {path} {layer}, or it came already")
+
+
+def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
+    """The folder of step 0, whose arrays have their shapes and are all zero, which takes no room."""
+    flat = flatten(shapes)
+    # One zero seen as a whole array: nothing of that size is ever in memory.
+    zeros = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+    parts = {
+        path: ocp.SaveArgs(chunk_byte_size=PART_BYTES, shard_axes=(0,) if path.startswith(STACKED) else ())
+        for path in flat
+    }
+    as_tree = lambda values: jax.tree.unflatten(jax.tree.structure(shapes), values)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=True)
+    root = model_dir.absolute()
+    with ocp.CheckpointManager(
+        (root / "checkpoints").as_posix(), item_handlers={WEIGHTS: handler}, options=options
+    ) as m:
+        save = ocp.args.PyTreeSave(jax.tree.map(zeros, shapes), save_args=as_tree([parts[path] for path in flat]))
+        m.save(0, args=ocp.args.Composite(**{WEIGHTS: save}))
+    return _step_dir(root, 0) / WEIGHTS
+
+
+def _spec(folder: Path, path: str) -> dict[str, Any]:
+    """Where Orbax has an array: its name is the path with dots."""
+    about = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
+    name = f"{path.replace('/', '.')}/"
+    if about.get("use_ocdbt", True):
+        store: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": name}
+    else:
+        store = {"driver": "file", "path": f"{folder}/{name}"}
+    return {"driver": "zarr3" if about.get("use_zarr3") else "zarr", "kvstore": store}
