@@ -19,8 +19,8 @@ ACTIVATIONS = {
 }  # fmt: skip
 # Plain numbers: theirs to ours.
 NUMBERS = {
-    "vocab_size": "vocab_size", "num_hidden_layers": "num_layers", "hidden_size": "d_model", "intermediate_size": "d_ff",
-    "num_attention_heads": "num_heads",
+    "vocab_size": "vocab_size", "num_hidden_layers": "num_layers", "hidden_size": "d_model",
+    "intermediate_size": "d_ff", "num_attention_heads": "num_heads",
 }  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"
 # Fields of a ModelConfig that say how it is computed or trained, not what it is.

@@ -6,7 +6,6 @@ in parts of one layer each, of at most `PART_BYTES`, so that a device reads litt
 """
 
 import contextlib
-import dataclasses
 import json
 import math
 import os

@@ -1,0 +1,191 @@
+"""Folders that cannot be imported: one line, exit code 2, and nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from famjax.cli.main import main
+from famjax.pretrained.families import FAMILIES, LLAMA
+from famjax.pretrained.match import pairs
+from tests.pretrained.test_config_json import LLAMA as CONFIG
+
+SHAPES = {
+    "embedding": (100, 32), "unembedding": (32, 100), "final_norm/scale": (32,),
+    "layers/attention_norm/scale": (2, 32), "layers/ff_norm/scale": (2, 32),
+    "layers/attention/query": (2, 32, 4, 8), "layers/attention/key": (2, 32, 4, 8),
+    "layers/attention/value": (2, 32, 4, 8), "layers/attention/output": (2, 4, 8, 32),
+    "layers/feed_forward/gate": (2, 32, 64), "layers/feed_forward/up": (2, 32, 64),
+    "layers/feed_forward/down": (2, 64, 32),
+}  # fmt: skip
+EMBEDDING, OUTPUT = LLAMA["embedding"][0], LLAMA["unembedding"][0]
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+def write_llama(folder: Path, dtype: type = np.float32) -> dict[str, np.ndarray]:
+    """A Llama in two shards, without transformers."""
+    rng = np.random.default_rng(0)
+    tensors = {p.name: rng.standard_normal(p.their_shape).astype(dtype) for p in pairs(FAMILIES[0], SHAPES)}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    write_shards(folder, tensors)
+    return tensors
+
+
+def write_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Tensors in two files and an index."""
+    names, places = list(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        safetensors.numpy.save_file({name: tensors[name] for name in part}, folder / file)
+        places |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def edited(folder: Path, change: Callable[[dict], object]) -> None:
+    """The folder with some tensors changed."""
+    tensors = write_llama(folder)
+    change(tensors)
+    write_shards(folder, tensors)
+
+
+def without(folder: Path, *patterns: str) -> None:
+    """The folder without some files."""
+    write_llama(folder)
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def cut_short(folder: Path) -> None:
+    """The second shard lacks its end."""
+    write_llama(folder)
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8])
+
+
+def as_pickle(folder: Path) -> None:
+    """Weights in the old format, which is code."""
+    without(folder, "*.safetensors", "*.index.json")
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+
+
+def tied(folder: Path) -> None:
+    """config.json says tied, the file has an output projection of its own."""
+    write_llama(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": True}))
+
+
+def index_outside(folder: Path) -> None:
+    """An index that points out of its folder."""
+    write_llama(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+
+
+BAD = {
+    "no folder": (lambda folder: None, "is not there; name a folder of a model"),
+    "no config": (lambda folder: without(folder, "config.json"), "has no config.json"),
+    "missing shard": (lambda folder: without(folder, "model-00002*"), "model-00002-of-00002.safetensors is missing"),
+    "no weights": (lambda folder: without(folder, "*.safetensors", "*.index.json"), "has neither model.safetensors"),
+    "pickle": (as_pickle, "has its weights as pickles, which can run any program"),
+    "cut short": (cut_short, "is no safetensors file, or it is cut short"),
+    "index outside": (index_outside, "which is not a file of its folder"),
+    "missing tensor": (lambda folder: edited(folder, lambda t: t.pop(QUERY)), f"missing: {QUERY}"),
+    "left over": (
+        lambda folder: edited(folder, lambda t: t.update({"model.layers.2.extra": np.zeros(3, np.float32)})),
+        "not part of the model: model.layers.2.extra",
+    ),
+    "wrong shape": (
+        lambda folder: edited(folder, lambda t: t.update({QUERY: np.zeros((3, 32), np.float32)})),
+        f"of another shape: {QUERY} is [3, 32], not [32, 32]",
+    ),
+    "quantised": (
+        lambda folder: edited(folder, lambda t: t.update({QUERY: np.zeros((32, 32), np.int8)})),
+        "has numbers of type I8; known are F32, F16, BF16",
+    ),
+    "tied, but different": (tied, "lm_head.weight differs from model.embed_tokens.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line that names the file or tensor; the target does not exist, nor anything beside it."""
+    make, message = BAD[name]
+    make(tmp_path / "theirs")
+    before = {path.name for path in tmp_path.iterdir()}
+    assert main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--fam-length", "2000"], "fam_length 2000 is longer than block_size 1024"),
+        (["--fam-layers", "gobal"], "did you mean 'global'?"),
+        (["--fam-layers", "local"], "fam_layers 'local' names none of the 2 layers"),
+        (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+    ],
+)
+def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Memory settings are checked before anything is written."""
+    write_llama(tmp_path / "theirs")
+    assert main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours"), *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_target_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither verb writes over what is there."""
+    write_llama(tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "precious").write_text("kept")
+    assert main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
+    assert "exists already; name a new directory, or an empty one" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["precious"]
+
+
+def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The room that the weights need is asked for before they are written."""
+    write_llama(tmp_path / "theirs")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
+    assert "GB are needed; make room" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*ours*"))
+
+
+def test_an_import_that_is_killed_leaves_no_model(tmp_path: Path) -> None:
+    """SIGKILL while weights are written: no model directory, and the next import starts anew and succeeds."""
+    from famjax.infer.load import load
+
+    tensors = write_llama(tmp_path / "theirs", ml_dtypes.bfloat16)
+    slow = (
+        "import famjax.pretrained.folder as f, time; g = f.Folder.read\ndef r(s, n): time.sleep(0.2); return g(s, n)\n"
+    )
+    slow += "f.Folder.read = r\nfrom famjax.cli.main import main\nimport sys; sys.exit(main(sys.argv[1:]))"
+    words = ["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--fam-length", "4"]
+    child = subprocess.Popen([sys.executable, "-c", slow, *words], env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".ours.partial/checkpoints/0/weights")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert list(tmp_path.glob(".ours.partial"))
+    assert not (tmp_path / "ours").exists()
+    assert main(words) == 0
+    assert not list(tmp_path.glob(".ours*"))
+    model = load(tmp_path / "ours")
+    np.testing.assert_array_equal(model.embedding[...], tensors[EMBEDDING])
+    np.testing.assert_array_equal(model.unembedding[...], tensors[OUTPUT].T)
+    assert model.layers.attention.query.dtype == "bfloat16"

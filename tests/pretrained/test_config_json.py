@@ -1,0 +1,99 @@
+"""What a config.json means, and what is refused instead of passed over."""
+
+import pytest
+
+from famjax.cli.import_hf import imported_memory
+from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.pretrained.config_json import architecture, config_json, describes, memory_of, model_config, with_memory
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 100, "num_hidden_layers": 2,
+    "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
+}  # fmt: skip
+GEMMA3 = LLAMA | {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 26, "sliding_window": 512,
+}  # fmt: skip
+QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_key_value_heads": 2}
+MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_key_value_heads": 2}
+
+
+def test_a_sparse_config_json_means_what_transformers_means() -> None:
+    """Llama 2's files say neither rope_theta nor head_dim nor the number of key/value heads."""
+    config = model_config(LLAMA)
+    assert (config.rope_base, config.head_dim, config.num_kv_heads) == (10000.0, 8, 4)
+    assert not config.tie_embeddings
+
+
+def test_gemma3_files_without_layer_types() -> None:
+    """Every sixth layer is global with its own RoPE base; 26 layers end behind a part of a period."""
+    config = model_config(GEMMA3)
+    assert config.layer_pattern == ("local",) * 5 + ("global",)
+    assert (config.rope_base, config.local_rope_base, config.local_window) == (1e6, 1e4, 512)
+    assert (config.layer(5).rope.base, config.layer(5).memory.token_window) == (1e6, 0)
+    assert (config.layer(25).rope.base, config.layer(25).memory.token_window) == (1e4, 512)
+    assert config.layer_period == 6
+
+
+def test_windows_that_are_switched_off() -> None:
+    """Qwen's files name a window and then do not use it."""
+    assert model_config(QWEN2 | {"use_sliding_window": False, "sliding_window": 4096}).layer_pattern == ("global",)
+    used = model_config(QWEN2 | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1})
+    assert (used.layer_pattern, used.local_window) == (("global", "local"), 64)
+
+
+BAD = [
+    ({"architectures": ["GPT2LMHeadModel"]}, "'GPT2LMHeadModel' is not known; known are LlamaForCausalLM, Mistral"),
+    ({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}, "Gemma3ForConditionalGeneration"),
+    ({"quantization_config": {"bits": 4}}, "the weights are quantised; take the model's folder with unquantised"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE of type 'yarn' is not known"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "RoPE of type 'dynamic' is not known"),
+    ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "RoPE of type llama3 lacks 'low_freq_factor'"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not 1"),
+    ({"hidden_act": "mish"}, "the activation 'mish' is not known"),
+    ({"hidden_size": None}, "has no hidden_size"),
+    ({"vocab_size": "many"}, "vocab_size is 'many'; it must be a number"),
+    ({"num_key_value_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
+    ({"head_dim": 7}, "head_dim 7 is odd"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_what_cannot_be_imported_is_named(change: dict, message: str) -> None:
+    """One line that says what it is; a setting that would change the numbers is never passed over."""
+    with pytest.raises(ConfigError) as error:
+        model_config(LLAMA | change)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("hf", [LLAMA, GEMMA3, QWEN2, MISTRAL])
+def test_written_again_it_says_the_same(hf: dict) -> None:
+    """From a model back to a config.json that describes it."""
+    config = model_config(hf)
+    again = config_json(config)
+    assert describes(again, config)
+    assert architecture(model_config(again)) == architecture(config)
+    assert not describes(again, ModelConfig())
+
+
+def test_memory_section() -> None:
+    """The memory's settings in config.json, there and back; a damaged section is told."""
+    memory = MemoryConfig(block_size=64, memory_segments=1, fam_length=8, fam_layers="-----+")
+    assert memory_of(with_memory(LLAMA, memory)) == memory
+    assert memory_of(LLAMA) is None
+    with pytest.raises(ConfigError, match="famjax: MemoryConfig has no field 'blok'"):
+        memory_of(LLAMA | {"famjax": {"memory": {"blok": 4}}})
+    with pytest.raises(ConfigError, match="fam_length 9 is longer than block_size 4"):
+        memory_of(LLAMA | {"famjax": {"memory": {"fam_length": 9, "block_size": 4}}})
+
+
+def test_memory_covers_the_models_own_windows() -> None:
+    """Three segments as in the paper, more where a local layer was trained to see more; flags win."""
+    mistral = model_config(MISTRAL)
+    assert mistral.local_window == 4096
+    assert imported_memory(mistral, None, {}).memory_segments == 4
+    assert imported_memory(mistral, None, {"block_size": 2048}).memory_segments == 3
+    assert imported_memory(mistral, None, {"memory_segments": 1}).memory_segments == 1
+    kept = MemoryConfig(block_size=16, memory_segments=0, fam_length=4)
+    assert imported_memory(mistral, kept, {}) == kept
+    with pytest.raises(ConfigError, match="the folder's FAM has 4 rows; use at most 4"):
+        imported_memory(mistral, kept, {"fam_length": 5})

@@ -1,0 +1,66 @@
+"""Every family against transformers: the same logits without FAM, where the window covers the text."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from famjax.config import ModelConfig
+from famjax.runtime.model_dir import read_config
+from tests.pretrained import ours, theirs
+
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize("name", theirs.CASES)
+def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
+    """float32 logits within 1e-4 relative at every position of rows of unequal lengths, whole and streamed."""
+    source = theirs.save(theirs.CASES[name], tmp_path / "theirs")
+    model_dir = ours.imported(source, tmp_path / "ours")
+    text = theirs.tokens(61)
+    desired = theirs.logits(source, text)
+    for found in ours.logits(model_dir, text):
+        for row in theirs.relative_errors(found, desired):
+            assert row.max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gemma3", {"local_window": 7}),
+        ("gemma2", {"attention_cap": 2.2}),
+        ("llama3-grouped-tied", {"rope_low_frequency_factor": 1.5}),
+    ],
+)
+def test_the_comparison_notices_a_small_difference(name: str, change: dict, tmp_path: Path) -> None:
+    """One setting a little off, and the logits differ a hundred times more than the tolerance allows."""
+    source = theirs.save(theirs.CASES[name], tmp_path / "theirs")
+    model_dir = ours.imported(source, tmp_path / "ours")
+    config = dataclasses.replace(read_config(model_dir), **change)
+    (model_dir / "model.json").write_text(config.to_json())
+    text = theirs.tokens(61)
+    errors = theirs.relative_errors(ours.logits(model_dir, text)[0], theirs.logits(source, text))
+    assert max(row.max() for row in errors) > 100 * TOLERANCE
+
+
+def test_every_family_has_a_case() -> None:
+    """The families that import-hf names are those that are compared."""
+    from famjax.pretrained.families import FAMILIES
+
+    compared = {f"{case.family.removesuffix('Text')}ForCausalLM" for case in theirs.CASES.values()}
+    assert compared == {family.architecture for family in FAMILIES}
+
+
+def test_bfloat16_model_runs_in_bfloat16(tmp_path: Path) -> None:
+    """bf16 weights stay bf16, and the logits are near those of transformers in bf16."""
+    source = theirs.save(theirs.CASES["gemma3-multi-query"], tmp_path / "theirs", dtype="bfloat16")
+    model_dir = ours.imported(source, tmp_path / "ours")
+    fields = json.loads((model_dir / "model.json").read_text())
+    assert (fields["dtype"], fields["param_dtype"]) == ("bfloat16", "bfloat16")
+    text = theirs.tokens(61)
+    desired = theirs.logits(source, text)
+    errors = np.concatenate(theirs.relative_errors(ours.logits(model_dir, text)[0], desired))
+    assert np.sqrt(np.mean(errors**2)) < 0.05
+    assert isinstance(ModelConfig.from_json((model_dir / "model.json").read_text()), ModelConfig)

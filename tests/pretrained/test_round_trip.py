@@ -1,0 +1,157 @@
+"""In, out and in again: tensors bit for bit, config.json, tokenizer, FAM."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from famjax.cli.main import main
+from famjax.infer.load import load
+from famjax.nn.model import create, parameters
+from famjax.pretrained.folder import Folder
+from famjax.runtime.checkpoint import save_model
+from tests import tiny
+from tests.pretrained import ours, theirs
+
+
+def exported(model_dir: Path, target: Path) -> Path:
+    """`famjax export-hf`."""
+    assert main(["export-hf", str(model_dir), str(target)]) == 0
+    return target
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a folder, of one file or of shards."""
+    files = sorted(folder.glob("model*.safetensors"))
+    return {name: array for file in files for name, array in safetensors.numpy.load_file(file).items()}
+
+
+def assert_same_tensors(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """The same names, types, shapes and bits."""
+    assert one.keys() == other.keys()
+    for name in one:
+        assert (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape)
+        assert one[name].tobytes() == other[name].tobytes()
+
+
+ROUND_TRIPS = [(name, "float32") for name in theirs.CASES] + [("gemma3", "bfloat16"), ("qwen2-grouped", "float16")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), ROUND_TRIPS)
+def test_tensors_and_config_come_back(name: str, dtype: str, tmp_path: Path) -> None:
+    """What was imported and not trained is given back bit for bit, with its own config.json and a section more."""
+    source = theirs.save(theirs.CASES[name], tmp_path / "theirs", dtype)
+    (source / "tokenizer.json").write_text('{"any": "thing"}')
+    back = exported(ours.imported(source, tmp_path / "ours"), tmp_path / "back")
+    assert_same_tensors(tensors(source), tensors(back))
+    config, original = (json.loads((folder / "config.json").read_text()) for folder in (back, source))
+    assert config.pop("famjax")["memory"]["fam_length"] == 2
+    assert config == original
+    for carried in ("tokenizer.json", "generation_config.json"):
+        assert (back / carried).read_bytes() == (source / carried).read_bytes()
+
+
+def test_transformers_loads_what_was_exported(tmp_path: Path) -> None:
+    """A folder in several shards, with FAM beside it, is the same model to transformers."""
+    source = theirs.save(theirs.CASES["qwen3-grouped"], tmp_path / "theirs")
+    model_dir = ours.imported(source, tmp_path / "ours")
+    from famjax.pretrained import folder
+
+    small = pytest.MonkeyPatch()
+    with small.context() as patch:
+        patch.setattr(folder.write_tensors, "__defaults__", (10_000,))
+        back = exported(model_dir, tmp_path / "back")
+    assert len(list(back.glob("model-*-of-*.safetensors"))) > 2
+    assert_same_tensors(tensors(source), tensors(back))
+    text = theirs.tokens(61)
+    np.testing.assert_array_equal(theirs.logits(back, text), theirs.logits(source, text))
+
+
+def test_fam_comes_back(tmp_path: Path) -> None:
+    """A model directory, exported and imported, has the same weights, prompt and memory settings."""
+    config = tiny.config(qk_norm=True, vocab_size=61, fam_length=3, memory_segments=2, fam_position="float")
+    params = tiny.parameters(config)
+    save_model(tmp_path / "model", config, params)
+    folder = exported(tmp_path / "model", tmp_path / "folder")
+    fam = safetensors.numpy.load_file(folder / "fam.safetensors")
+    np.testing.assert_array_equal(fam["fam_prompt"], params["fam"]["prompt"])
+    assert main(["import-hf", str(folder), str(tmp_path / "again")]) == 0
+    again = load(tmp_path / "again")
+    assert again.config == config
+    jax.tree.map(np.testing.assert_array_equal, parameters(again), dict(params))
+    # Fewer rows are the prompt's last ones, which keep their positions.
+    assert main(["import-hf", str(folder), str(tmp_path / "short"), "--fam-length", "2"]) == 0
+    short = load(tmp_path / "short")
+    np.testing.assert_array_equal(short.fam.prompt[...], params["fam"]["prompt"][-2:])
+    assert short.config.memory == dataclasses.replace(config.memory, fam_length=2)
+
+
+MODELS = {
+    "llama": tiny.config(tie_embeddings=False),
+    "llama-scaled": tiny.config(rope_scaling="llama3", rope_factor=4.0, rope_original_length=16, ff_bias=True),
+    "mistral": tiny.config(layer_pattern=("local",), local_window=5),
+    "qwen2": tiny.config(qkv_bias=True),
+    "qwen2-windows": tiny.config(qkv_bias=True, layer_pattern=("global", "local"), local_window=5, num_layers=3),
+    "qwen3": tiny.config(qk_norm=True),
+    "gemma": tiny.config(norm_plus_one=True, scale_embeddings=True, activation="gelu"),
+    "gemma2": tiny.config(
+        norm_plus_one=True, scale_embeddings=True, activation="gelu", post_norms=True, logit_cap=3.0,
+        layer_pattern=("local", "global"), local_window=5, num_layers=5, num_heads=4,
+    ),
+    "gemma3": tiny.config(
+        norm_plus_one=True, scale_embeddings=True, activation="gelu", post_norms=True, qk_norm=True,
+        layer_pattern=("local", "global", "local"), local_window=5, local_rope_base=10.0, attention_scale=0.5,
+        rope_scaling="linear", rope_factor=2.0, num_layers=3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_our_own_becomes_one_of_a_family(name: str, tmp_path: Path) -> None:
+    """A model that never was a folder is exported as the family that has its settings, and transformers agrees."""
+    config = dataclasses.replace(MODELS[name], vocab_size=61)
+    params = tiny.parameters(config)
+    save_model(tmp_path / "model", config, params)
+    folder = exported(tmp_path / "model", tmp_path / "folder")
+    told = json.loads((folder / "config.json").read_text())
+    assert told["model_type"] == name.split("-")[0].replace("gemma3", "gemma3_text")
+    assert "rope_theta" in json.dumps(told["rope_parameters"])
+    text = theirs.tokens(61)
+    desired = theirs.logits(folder, text)
+    covering = {"block_size": 24, "memory_segments": 0, "fam_length": 0}
+    same = dataclasses.replace(config, memory=dataclasses.replace(config.memory, **covering))
+    weights = {path: value for path, value in params.items() if path != "fam"}
+    model = tiny.build(same, weights)
+    found = np.asarray(model.logits(tiny.whole(same, weights, text)[0]))
+    for row in theirs.relative_errors(found, desired):
+        assert row.max() <= 1e-4
+
+
+def test_a_model_without_a_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PaLM's parallel layers are a configuration here, and no family of transformers; nothing is written."""
+    config = tiny.config(parallel_layers=True)
+    save_model(tmp_path / "model", config, parameters(create(config)))
+    assert main(["export-hf", str(tmp_path / "model"), str(tmp_path / "folder")]) == 2
+    assert "no family of transformers has this model's combination" in capsys.readouterr().err
+    assert not (tmp_path / "folder").exists()
+
+
+def test_an_old_config_json_means_the_same(tmp_path: Path) -> None:
+    """`rope_theta` and `rope_scaling`, as version 4 wrote them, and a `torch_dtype`: the same model."""
+    from famjax.pretrained.config_json import model_config
+
+    for name in ("llama3-grouped-tied", "gemma3", "qwen2-grouped"):
+        new = Folder(theirs.save(theirs.CASES[name], tmp_path / name)).config
+        old = {key: value for key, value in new.items() if key not in ("rope_parameters", "dtype")}
+        rope = new["rope_parameters"]
+        scaled = rope.get("full_attention", rope)
+        old |= {"rope_theta": scaled["rope_theta"], "torch_dtype": "float32"}
+        if "sliding_attention" in rope:
+            old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        scaling = {key: value for key, value in scaled.items() if key != "rope_theta"}
+        old["rope_scaling"] = scaling if scaling["rope_type"] != "default" else None
+        assert model_config(old) == model_config(new)
