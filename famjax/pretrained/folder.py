@@ -6,14 +6,13 @@ JSON and safetensors are all that is read; pickles (`pytorch_model.bin`) are ref
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from famjax.config import ConfigError
 
@@ -33,7 +32,7 @@ DTYPES: Mapping[str, Any] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-SHARD_BYTES = 2 * 10**9
+SHARD_BYTES = 5 * 10**9
 
 
 class Tensor(NamedTuple):
@@ -164,13 +163,15 @@ class Written(NamedTuple):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def write_tensors(folder: Path, tensors: Iterable[Written], read: Any, shard_bytes: int = SHARD_BYTES) -> Iterator[int]:
+def write_tensors(
+    folder: Path, tensors: Iterable[Written], read: Callable[[str], np.ndarray], shard_bytes: int = SHARD_BYTES
+) -> Iterator[int]:
     """Writes tensors as transformers does, in one file or in shards with an index. Yields bytes as they are written.
 
     Args:
       folder: where.
       tensors: what, in this order.
-      read: from a name to its array; called tensor by tensor, a shard's arrays are in memory together.
+      read: from a name to its array; one tensor is in memory at a time.
       shard_bytes: of one file, at most, unless a single tensor is larger.
     """
     shards: list[list[Written]] = [[]]
@@ -181,14 +182,34 @@ def write_tensors(folder: Path, tensors: Iterable[Written], read: Any, shard_byt
     places = {}
     for number, shard in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {tensor.name: np.ascontiguousarray(read(tensor.name)) for tensor in shard}
-        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(arrays, file)
-        del arrays
-        yield sum(tensor.nbytes for tensor in shard)
+        yield from _write_shard(folder / file, shard, read)
+        places |= {tensor.name: file for tensor in shard}
     if len(shards) > 1:
         total = sum(tensor.nbytes for shard in shards for tensor in shard)
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _write_shard(path: Path, tensors: list[Written], read: Callable[[str], np.ndarray]) -> Iterator[int]:
+    """One safetensors file. The library writes a file at once; this writes it tensor by tensor.
+
+    The format: the header's length (8 bytes), the header (JSON, filled up to a multiple of 8), the numbers.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + tensor.nbytes
+        header[tensor.name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            array = np.ascontiguousarray(read(tensor.name))
+            if array.shape != tensor.shape or array.dtype != tensor.dtype:
+                raise ValueError(f"{tensor.name} is {array.dtype} {array.shape}, not {tensor.dtype} {tensor.shape}")
+            file.write(array.reshape(-1).view(np.uint8))
+            yield tensor.nbytes
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -198,7 +219,9 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def write_fam(folder: Path, fam: Mapping[str, np.ndarray]) -> None:
     """FAM's prompt [F, D], or prefix [L, F, D]."""
-    safetensors.numpy.save_file({name: np.ascontiguousarray(array) for name, array in fam.items()}, folder / FAM_FILE)
+    tensors = [Written(name, array.shape, array.dtype) for name, array in fam.items()]
+    for _ in _write_shard(folder / FAM_FILE, tensors, lambda name: fam[name]):
+        pass
 
 
 def carry(files: Iterable[Path], to: Path) -> None:

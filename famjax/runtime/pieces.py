@@ -162,7 +162,8 @@ def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
     }
     as_tree = lambda values: jax.tree.unflatten(jax.tree.structure(shapes), values)
     registry = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=True)
