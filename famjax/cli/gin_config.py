@@ -26,11 +26,13 @@ import gin
 from famjax.cli.main import nearest
 from famjax.config import (
     ConfigError,
+    DataConfig,
     EvalConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
     PassKeyConfig,
+    SourceConfig,
     TrainConfig,
 )
 
@@ -69,7 +71,10 @@ def register(*configurables: Any) -> None:
         _REGISTERED[item.__name__] = names
 
 
-register(ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, target_length)
+register(
+    ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig, SourceConfig,
+    target_length,
+)  # fmt: skip
 
 
 def load_train_config(
