@@ -560,8 +560,9 @@ class TrainConfig:
 
     def _check_task(self) -> None:
         """A name that is not ours is one of seqio's, which something must have registered."""
-        # A gin file may import the module itself, and no other way leads to seqio before this.
-        if self.task not in TASKS and not self.data.modules and "seqio" not in sys.modules:
+        # A gin file may import that module itself, and with it seqio, which nothing else has done by now.
+        named = self.task in TASKS or self.task.startswith("tfds:")
+        if not named and not self.data.modules and "seqio" not in sys.modules:
             near = difflib.get_close_matches(self.task, TASKS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "a seqio task needs its module in DataConfig.modules"
             raise ConfigError(f"MIXTURE_OR_TASK_NAME {self.task!r} is not one of {', '.join(TASKS)}; {hint}")

@@ -47,12 +47,19 @@ CONTRACT_MACROS = (
 
 
 def target_length(task_feature_lengths: dict[str, int]) -> int:
-    """T5X's `TASK_FEATURE_LENGTHS` of a decoder, {"targets": N}, to the number of tokens of a row."""
-    if not isinstance(task_feature_lengths, dict) or set(task_feature_lengths) != {"targets"}:
+    """T5X's `TASK_FEATURE_LENGTHS` of a decoder to the number of tokens of a row.
+
+    {"targets": N} is N; with "inputs" too it is the sum, as in seqio's prefix-LM converter, since a row
+    holds both.
+    """
+    lengths = task_feature_lengths
+    if not isinstance(lengths, dict) or "targets" not in lengths or set(lengths) - {"inputs", "targets"}:
         raise ConfigError(
-            f'TASK_FEATURE_LENGTHS is {task_feature_lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
+            f'TASK_FEATURE_LENGTHS is {lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
         )
-    return task_feature_lengths["targets"]
+    if any(not isinstance(length, int) or isinstance(length, bool) for length in lengths.values()):
+        return lengths["targets"]  # `TrainConfig` tells what is wrong with it
+    return sum(lengths.values())
 
 
 _REGISTERED: dict[str, tuple[str, ...]] = {}

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_data(config: TrainConfig) -> None:
     """Raises `ConfigError` on files that are not there or cannot be read, found without reading all of them."""
-    if config.task == "text":
+    if config.task != "passkey":
         from famjax.data.text_task import check_text_task
 
         check_text_task(config)

@@ -69,4 +69,5 @@ def repeat_segment(row: Row, announcement: np.ndarray, segment: int, weight: flo
     predicted = slice(count, behind + segment - 1)
     row.targets[predicted] = row.tokens[count + 1 : behind + segment]
     row.weights[behind - 1 : behind + segment - 1] = weight
+    row.real[count : behind + segment] = True
     row.count[...] = behind + segment

@@ -31,20 +31,26 @@ class Cursor(NamedTuple):
 
 
 class Row(NamedTuple):
-    """See `Batch`; without its first axis. Every position may carry a loss."""
+    """See `Batch`; without its first axis. Every position may carry a loss.
+
+    Beside those, for whoever looks at rows: `real`: bool [T], tokens that are no padding; `begins`: bool [T],
+    tokens with which a document begins.
+    """
 
     tokens: np.ndarray
     count: np.ndarray
     starts: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
+    real: np.ndarray
+    begins: np.ndarray
 
 
 def empty(length: int, blocks: int) -> Row:
     """A row of padding, to be filled in place."""
     return Row(
         np.zeros(length, np.int32), np.zeros((), np.int32), np.zeros(blocks, bool), np.zeros(length, np.int32),
-        np.zeros(length, np.float32),
+        np.zeros(length, np.float32), np.zeros(length, bool), np.zeros(length, bool),
     )  # fmt: skip
 
 
@@ -60,5 +66,7 @@ def put(row: Row, place: int, example: Example, token: int, most: int) -> int:
     row.tokens[place : place + take] = example.tokens[token : token + take]
     row.targets[place : place + many] = example.tokens[targets]
     row.weights[place : place + many] = example.weights[targets]
+    row.real[place : place + take] = True
+    row.begins[place] = token == 0
     row.count[...] = place + take
     return take

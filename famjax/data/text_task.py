@@ -8,12 +8,12 @@ import numpy as np
 from famjax.config import ConfigError, DataConfig, SourceConfig, TrainConfig
 from famjax.data import files
 from famjax.data.batch import Batch, Progress
-from famjax.data.examples import Documents, Mixture
+from famjax.data.examples import Documents, Examples, Mixture
 from famjax.data.packing import REPEAT_TEXT, packed_row, repeat_segment
 from famjax.data.rows import Cursor, Row
 from famjax.data.sources import open_source
 from famjax.data.streams import stream_row
-from famjax.data.vocabulary import Vocabulary, has_vocabulary, load_vocabulary, vocabulary_files
+from famjax.data.vocabulary import Vocabulary, has_vocabulary, vocabulary_files, vocabulary_from
 
 STREAMS, PACKED = "streams", "packed"
 
@@ -56,6 +56,12 @@ class TextTask:
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
         """See `Task`. Raises `ConfigError` where the progress is that of other data."""
+        rows, after = self.read(step, progress)
+        tokens, count, starts, targets, weights, *_ = (np.stack(field) for field in zip(*rows, strict=True))
+        return Batch(tokens, count, starts, None, targets, weights), after
+
+    def read(self, step: int, progress: Progress) -> tuple[list[Row], Progress]:
+        """The rows of a batch, one by one."""
         self._check(progress)
         rows, after = [], {"data": progress["data"]}
         for number in self.rows:
@@ -63,8 +69,7 @@ class TextTask:
             row, cursor = self._row(number, step, cursor)
             rows.append(row)
             after[str(number)] = {"where": cursor.where, "token": cursor.token}
-        tokens, count, starts, targets, weights = (np.stack(field) for field in zip(*rows, strict=True))
-        return Batch(tokens, count, starts, None, targets, weights), after
+        return rows, after
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
         """Nothing depends on what the model got right."""
@@ -77,6 +82,10 @@ class TextTask:
             group, lane = self._lane(number)
             read.append(np.mean(self._groups[group].epochs(lane, progress[str(number)]["where"])))
         return {"epochs": round(float(np.mean(read)), 4)}
+
+    def streams(self, row: int) -> bool:
+        """The row is a document stream."""
+        return row < self._streams
 
     def _lane(self, row: int) -> tuple[str, int]:
         return (STREAMS, row) if row < self._streams else (PACKED, row - self._streams)
@@ -115,28 +124,57 @@ class TextTask:
 
 
 def make_text_task(config: TrainConfig, rows: Sequence[int]) -> TextTask:
-    """The task of a training on the sources of `config.data`, for a process that brings these rows.
+    """The task of a training on text, for a process that brings these rows: `text`, or one of seqio's.
 
     Raises:
       ConfigError: files, vocabulary and model do not fit together.
     """
-    vocabulary = load_vocabulary(vocabulary_path(config))
+    found = None if config.task == "text" else _seqio_task(config)
+    vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
     groups = {}
     for number, (group, lanes) in enumerate(lanes_of(config).items()):
         if not lanes:
             continue
-        sources = sources_of(config.data, group)
-        shuffled = lambda i, number=number: [config.seed, 1, number, i] if config.data.shuffle else None
-        kinds = [
-            Documents(open_source(source), vocabulary, lanes, shuffled(i), config.data.bos, config.data.eos)
-            for i, source in enumerate(sources)
-        ]
-        for source, kind in zip(sources, kinds, strict=True):
-            if not len(kind):
-                raise ConfigError(f"{source.path} has no documents")
-        groups[group] = Mixture(list(kinds), [source.weight for source in sources], [config.seed, 2, number])
+        if found is None:
+            kinds, weights = _documents(config, vocabulary, group, lanes, [config.seed, 1, number])
+        else:
+            from famjax.data.seqio_tasks import kinds_of
+
+            kinds, weights = kinds_of(found, config.data, lanes, [config.seed, 1, number])
+        groups[group] = Mixture(kinds, weights, [config.seed, 2, number])
     return TextTask(config, rows, vocabulary, groups)
+
+
+def _documents(
+    config: TrainConfig, vocabulary: Vocabulary, group: str, lanes: int, seed: list[int]
+) -> tuple[list[Examples], list[float]]:
+    data, sources = config.data, sources_of(config.data, group)
+    kinds: list[Examples] = []
+    for i, source in enumerate(sources):
+        order = [*seed, i] if data.shuffle else None
+        kinds.append(Documents(open_source(source), vocabulary, lanes, order, data.bos, data.eos))
+        if not len(kinds[-1]):
+            raise ConfigError(f"{source.path} has no documents")
+    return kinds, [source.weight for source in sources]
+
+
+def _seqio_task(config: TrainConfig) -> Any:
+    from famjax.data.seqio_tasks import find_task
+
+    return find_task(config.task, config.data)
+
+
+def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, bytes] | None]:
+    """The vocabulary of the data, and what a model directory keeps of it (None: it cannot keep it)."""
+    if config.task == "text":
+        path = vocabulary_path(config)
+        kept = vocabulary_files(path)
+        return vocabulary_from(kept, path), kept
+    found = _seqio_task(config)
+    from famjax.data.seqio_vocabulary import ours_of
+
+    return ours_of(found.output_features["targets"].vocabulary)
 
 
 def lanes_of(config: TrainConfig) -> dict[str, int]:
@@ -151,13 +189,15 @@ def sources_of(data: DataConfig, group: str) -> list[SourceConfig]:
 
 
 def check_text_task(config: TrainConfig) -> None:
-    """A cheap look before a long run: paths, the first document of each source, the vocabulary.
+    """A cheap look before a long run: names, paths, the first document of each source, the vocabulary.
 
     Raises:
       ConfigError: what of it cannot work.
     """
-    vocabulary = load_vocabulary(vocabulary_path(config))
+    vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
+    if config.task != "text":
+        return
     for source in config.data.all_sources():
         Documents(open_source(source), vocabulary, 1, None, False, False).tokens(open_source(source).first())
 
@@ -176,7 +216,11 @@ def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
     Raises:
       ConfigError: it keeps another already.
     """
-    kept = vocabulary_files(vocabulary_path(config))
+    _, kept = vocabulary_and_files(config)
+    if kept is None:
+        print(f"{config.model_dir} cannot keep the vocabulary of {config.task}; to read and write text with this model, "
+              f"put its tokenizer.json there")  # fmt: skip
+        return {}
     for name, content in kept.items():
         path = f"{config.model_dir}/{name}"
         if files.exists(path) and files.read(path) != content:

@@ -1,6 +1,5 @@
 """Vocabularies: text to token ids and back. Bytes, SentencePiece models, Hugging Face `tokenizer.json`."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,8 @@ BYTE_VOCABULARY_SIZE = 256
 
 # Names under which a model directory keeps its vocabulary; without either its tokens are bytes.
 TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
+# Bytes with other ids than their values, as JSON: {"offset": 3, "eos": 1, "size": 259}.
+BYTE_VOCABULARY = "byte_vocabulary.json"
 # Beside a tokenizer.json: which of its tokens begins and which ends a text. Without it, by these names.
 TOKENIZER_CONFIG = "tokenizer_config.json"
 BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "[BOS]")
@@ -52,19 +53,27 @@ class Vocabulary(Protocol):
 
 
 class ByteVocabulary:
-    """Ids are the bytes of UTF-8."""
+    """Ids are the bytes of UTF-8, or lie behind a few special ones.
 
-    size = BYTE_VOCABULARY_SIZE
+    Args:
+      offset: id of byte 0; 3 in seqio's byte vocabulary.
+      eos: id of the end of text.
+      size: all ids are below it.
+    """
+
     bos: int | None = None
-    eos: int | None = None
+
+    def __init__(self, offset: int = 0, eos: int | None = None, size: int = 0):
+        self.offset, self.eos, self.size = offset, eos, size or offset + BYTE_VOCABULARY_SIZE
 
     def encode(self, text: str) -> np.ndarray:
-        """See the module's `encode`."""
-        return encode(text)
+        """The module's `encode`, and the offset."""
+        return encode(text) + np.int32(self.offset)
 
     def decode(self, tokens: Any) -> str:
-        """See the module's `decode`."""
-        return decode(tokens)
+        """The module's `decode`, without the offset; special ids are left out."""
+        bytes_alone = np.asarray(tokens, np.int64) - self.offset
+        return decode(bytes_alone[(bytes_alone >= 0) & (bytes_alone < BYTE_VOCABULARY_SIZE)])
 
 
 class SentencePieceVocabulary:
@@ -156,13 +165,15 @@ def vocabulary_files(spec: str) -> dict[str, bytes]:
     if spec in ("", "bytes"):
         return {}
     if files.exists(spec) and files.is_directory(spec):
-        inside = [f"{spec.rstrip('/')}/{name}" for name in (TOKENIZER_JSON, TOKENIZER_MODEL)]
+        inside = [f"{spec.rstrip('/')}/{name}" for name in (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY)]
         found = [path for path in inside if files.exists(path)]
         if not found:
             raise ConfigError(f"{spec} has neither {TOKENIZER_JSON} nor {TOKENIZER_MODEL}")
         spec = found[0]
     if spec.endswith(".model"):
         return {TOKENIZER_MODEL: files.read(spec)}
+    if spec.endswith(BYTE_VOCABULARY):
+        return {BYTE_VOCABULARY: files.read(spec)}
     if not spec.endswith(".json"):
         raise ConfigError(
             f"vocabulary {spec!r} is neither bytes nor the path of a tokenizer.json or a SentencePiece .model"
@@ -178,10 +189,11 @@ def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
         return SentencePieceVocabulary(kept[TOKENIZER_MODEL], place)
     if TOKENIZER_JSON in kept:
         return TokenizerVocabulary(kept[TOKENIZER_JSON], kept.get(TOKENIZER_CONFIG, b""), place)
+    if BYTE_VOCABULARY in kept:
+        return ByteVocabulary(**json.loads(kept[BYTE_VOCABULARY]))
     return ByteVocabulary()
 
 
-@functools.lru_cache(maxsize=4)
 def vocabulary_of(model_dir: str | Path) -> Vocabulary:
     """The vocabulary that a model directory was trained with; bytes where it keeps none."""
     return load_vocabulary(str(model_dir)) if has_vocabulary(model_dir) else ByteVocabulary()
@@ -189,4 +201,5 @@ def vocabulary_of(model_dir: str | Path) -> Vocabulary:
 
 def has_vocabulary(model_dir: str | Path) -> bool:
     """A model directory keeps a vocabulary."""
-    return any(files.exists(f"{model_dir}/{name}") for name in (TOKENIZER_JSON, TOKENIZER_MODEL))
+    names = (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY)
+    return any(files.exists(f"{model_dir}/{name}") for name in names)

@@ -23,7 +23,7 @@ from famjax.train.state import TrainState
 
 def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
     """The task that `config.task` names, for a process that brings these rows of the global batch."""
-    if config.task == "text":
+    if config.task != "passkey":
         return make_text_task(config, rows)
     task = PassKeyTask(
         config.passkey, config.sequence_length, config.model.memory.block_size, config.batch_size,
@@ -37,7 +37,7 @@ def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
 
 def vocabulary_files(config: TrainConfig) -> dict[str, bytes]:
     """What the model directory keeps of the task's vocabulary, by file name; nothing for bytes."""
-    return files_to_keep(config) if config.task == "text" else {}
+    return files_to_keep(config) if config.task != "passkey" else {}
 
 
 def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task) -> tuple[TrainState, Progress]:
