@@ -367,6 +367,8 @@ class SourceConfig:
       text_field: name of the text in a JSON object or a column.
       inputs_field, targets_field: names of what is given, read without a loss, and of what is learned.
       separator: put between inputs and targets.
+      part_bytes: of `text`: cut longer files at ends of lines into documents of about so many bytes; 0 cuts
+        none. A row holds its whole document in memory, and one file alone is one document.
     """
 
     path: str = ""
@@ -377,6 +379,7 @@ class SourceConfig:
     inputs_field: str = "inputs"
     targets_field: str = "targets"
     separator: str = ""
+    part_bytes: int = 0
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -386,6 +389,7 @@ class SourceConfig:
         _one_of(f"kind of {self.path}:", self.kind, SOURCE_KINDS)
         _one_of(f"rows of {self.path}:", self.rows, SOURCE_ROWS)
         _at_least(f"weight of {self.path}", self.weight, 0)
+        _at_least(f"part_bytes of {self.path}", self.part_bytes, 0)
 
 
 @dataclasses.dataclass(frozen=True)

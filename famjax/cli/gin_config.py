@@ -53,12 +53,11 @@ def target_length(task_feature_lengths: dict[str, int]) -> int:
     holds both.
     """
     lengths = task_feature_lengths
-    if not isinstance(lengths, dict) or "targets" not in lengths or set(lengths) - {"inputs", "targets"}:
+    known = isinstance(lengths, dict) and {"targets"} <= set(lengths) <= {"inputs", "targets"}
+    if not known or not all(type(length) is int for length in lengths.values()):
         raise ConfigError(
             f'TASK_FEATURE_LENGTHS is {lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
         )
-    if any(not isinstance(length, int) or isinstance(length, bool) for length in lengths.values()):
-        return lengths["targets"]  # `TrainConfig` tells what is wrong with it
     return sum(lengths.values())
 
 

@@ -96,15 +96,19 @@ class Documents:
             ) from error
         if not len(inputs) and not len(targets):
             return Example(targets, np.zeros(0, np.float32))
-        given = len(self._bos) + len(inputs)
         tokens = np.concatenate([self._bos, inputs, targets, self._eos]).astype(np.int32)
-        weights = np.ones(len(tokens), np.float32)
-        weights[:given] = 0
-        return Example(tokens, weights)
+        return Example(tokens, weights_of(len(self._bos) + len(inputs), len(tokens)))
 
     def _order_of_epoch(self, epoch: int) -> np.ndarray:
         assert self._seed is not None
         return np.random.default_rng([*self._seed, epoch]).permutation(self._size)
+
+
+def weights_of(given: int, tokens: int) -> np.ndarray:
+    """float32 [tokens], 0 for what is given and 1 for the rest; of plain text they take no memory."""
+    if not given:
+        return np.broadcast_to(np.float32(1), (tokens,))
+    return (np.arange(tokens) >= given).astype(np.float32)
 
 
 class Mixture:

@@ -48,6 +48,12 @@ def exists(path: str) -> bool:
     return bool(system.exists(inside))
 
 
+def size(path: str) -> int:
+    """Bytes of a file."""
+    system, inside = filesystem(path)
+    return int(system.size(inside))
+
+
 def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes [start, end) of a file. Raises `ConfigError` where it cannot be read."""
     system, inside = filesystem(path)

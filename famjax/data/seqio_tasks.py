@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ConfigError, DataConfig
-from famjax.data.examples import Examples
+from famjax.data.examples import Examples, weights_of
 from famjax.data.rows import Example
 
 # `tfds:NAME` is that TFDS dataset's `text` (or `inputs` and `targets`), without any task registered.
@@ -192,10 +192,13 @@ class TaskExamples:
 
         # The same seed in every shard: where a source is cut by examples, all cut the same order.
         seed = int(np.random.SeedSequence([*self._seed, epoch]).generate_state(1)[0] >> 2)
-        ds = self._task.get_dataset(
-            None, self._data.split, use_cached=self._data.use_cached, shuffle=self._data.shuffle, seed=seed,
-            shard_info=seqio.ShardInfo(shard, self._shards), num_epochs=1, trim_output_features=False,
-        )  # fmt: skip
+        try:
+            ds = self._task.get_dataset(
+                None, self._data.split, use_cached=self._data.use_cached, shuffle=self._data.shuffle, seed=seed,
+                shard_info=seqio.ShardInfo(shard, self._shards), num_epochs=1, trim_output_features=False,
+            )  # fmt: skip
+        except ValueError as error:  # seqio's words for what a task lacks
+            raise ConfigError(f"the seqio task {self._task.name!r}: {str(error).splitlines()[0]}") from error
         options = tf.data.Options()
         options.deterministic = True
         ds = ds.map(lambda row: {key: row[key] for key in ("inputs", "targets") if key in row}).with_options(options)
@@ -205,9 +208,7 @@ class TaskExamples:
 def _example(row: dict[str, np.ndarray]) -> Example:
     inputs = row.get("inputs", row["targets"][:0])
     tokens = np.concatenate([inputs, row["targets"]]).astype(np.int32)
-    weights = np.ones(len(tokens), np.float32)
-    weights[: len(inputs)] = 0
-    return Example(tokens, weights)
+    return Example(tokens, weights_of(len(inputs), len(tokens)))
 
 
 class _Epoch:

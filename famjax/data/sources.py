@@ -21,6 +21,8 @@ from famjax.data import files
 
 # Bytes that are looked at at once for the ends of lines.
 CHUNK = 2**24
+# How far the end of a line is sought where a file is cut in parts.
+LONGEST_LINE = 2**16
 
 
 class Document(NamedTuple):
@@ -67,7 +69,7 @@ def open_source(config: SourceConfig) -> Source:
         if files.is_directory(path):
             raise ConfigError(f"{path} is a directory; name its files, for example {path.rstrip('/')}/*.txt")
     if kind == "text":
-        return TextFiles(paths)
+        return TextParts(paths, config.part_bytes) if config.part_bytes else TextFiles(paths)
     return TextLines(paths) if kind == "lines" else JsonLines(paths, config)
 
 
@@ -104,6 +106,51 @@ class TextFiles:
         return self.document(0)
 
 
+class TextParts:
+    """Parts of about equal size of text files, each a document.
+
+    Part i of a file begins behind the first line that ends after i times `part_bytes`. Where no line does, it
+    begins with the next whole character.
+    """
+
+    def __init__(self, paths: Sequence[str], part_bytes: int):
+        for path in paths:
+            if path.endswith(".gz"):
+                raise ConfigError(f"{path} cannot be cut in parts, since gzip has to be read from its start; unpack it")
+        self.paths, self.part_bytes = paths, part_bytes
+
+    @functools.cached_property
+    def _before(self) -> np.ndarray:
+        return np.cumsum([0] + [-(-files.size(path) // self.part_bytes) for path in self.paths])
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def document(self, i: int) -> Document:
+        """Part i of all files together; empty where a line is longer than a part."""
+        which = int(np.searchsorted(self._before, i, side="right")) - 1
+        path, part = self.paths[which], i - int(self._before[which])
+        last = i + 1 == self._before[which + 1]
+        start, end = self._edge(path, part), None if last else self._edge(path, part + 1)
+        return Document("", _text(files.read(path, start, end), f"{path} from byte {start} on"), path)
+
+    def first(self) -> Document:
+        """The first part."""
+        if not len(self):
+            raise ConfigError(f"{self.paths[0]} is empty")
+        return self.document(0)
+
+    def _edge(self, path: str, part: int) -> int:
+        if not part:
+            return 0
+        at = part * self.part_bytes
+        near = files.read(path, at - 1, at + LONGEST_LINE)  # a line may end just before
+        line = near.find(b"\n")
+        if line >= 0:
+            return at + line
+        return at + next((i for i, byte in enumerate(near[1:5]) if byte & 0xC0 != 0x80), 0)
+
+
 class _LineFile:
     """The lines of one file that are not blank, by number."""
 
@@ -128,8 +175,8 @@ class _LineFile:
         return 1 + sum(read(at)[: before - at].count(b"\n") for at in range(0, before, CHUNK))
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        starts, ends = [], []
-        size, begin, last = 0, 0, b""
+        """Where lines start and end, blank ones left out, found in one pass."""
+        found = _LineEnds()
         if self.path.endswith(".gz"):
             self._plain = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         try:
@@ -137,34 +184,44 @@ class _LineFile:
                 while chunk := file.read(CHUNK):
                     if self._plain is not None:
                         self._plain.write(chunk)
-                    at = size + np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n"))
-                    if len(at):
-                        starts.append(np.concatenate([[begin], at[:-1] + 1]))
-                        ends.append(at)
-                        begin = int(at[-1]) + 1
-                    size += len(chunk)
-                    last = chunk[-1:]
+                    found.add(chunk)
         except (EOFError, zlib.error, OSError) as error:
             if not self.path.endswith(".gz"):
                 raise
             raise ConfigError(f"{self.path} is no whole gzip file ({error})") from error
         if self._plain is not None:
             self._plain.flush()
-        if size and last != b"\n":
-            starts.append(np.array([begin]))
-            ends.append(np.array([size]))
-        if not starts:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        first, end = np.concatenate(starts).astype(np.int64), np.concatenate(ends).astype(np.int64)
-        return self._without_blank(first, end)
+        return found.lines()
 
-    def _without_blank(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Very short lines are looked at one by one; no document fits into them but in a file of lines."""
-        self.starts, self.ends = starts, ends
-        keep = ends > starts
-        for i in np.flatnonzero(keep & (ends - starts <= 2)):
-            keep[i] = bool(self.line(int(i)).strip())
-        return starts[keep], ends[keep]
+
+class _LineEnds:
+    """Ends of lines in a file that comes in chunks."""
+
+    def __init__(self) -> None:
+        self._size, self._text = 0, False  # bytes so far; the line that has no end yet has some text
+        self._ends: list[np.ndarray] = []
+        self._has_text: list[np.ndarray] = []
+
+    def add(self, chunk: bytes) -> None:
+        """The next bytes."""
+        data = np.frombuffer(chunk, np.uint8)
+        ends = np.flatnonzero(data == ord("\n"))
+        starts = np.concatenate([[0], ends + 1])
+        inside = starts[starts < len(data)]
+        text = np.zeros(len(starts), bool)
+        text[: len(inside)] = np.logical_or.reduceat(data > ord(" "), inside)
+        text[0] |= self._text
+        self._text = bool(text[-1])
+        self._ends.append(self._size + ends)
+        self._has_text.append(text[:-1])
+        self._size += len(data)
+
+    def lines(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n], starts and ends of the lines that have text; the last may be without an end."""
+        ends = np.concatenate([*self._ends, [self._size]]).astype(np.int64)
+        text = np.concatenate([*self._has_text, [self._text]]).astype(bool)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        return starts[text], ends[text]
 
 
 class _Lines:

@@ -38,13 +38,7 @@ class TextTask:
         self._config, self._data, self._groups = config, config.data, groups
         self._streams = config.data.stream_rows(config.batch_size)
         self.continues = self._streams > 0
-        self._announcement = vocabulary.encode(REPEAT_TEXT) if self._data.repeat_segment else np.zeros(0, np.int32)
-        self._room = len(self._announcement) + self._data.repeat_segment if self._data.repeat_segment else 0
-        if self._streams < config.batch_size and 2 * self._room > config.sequence_length:
-            raise ConfigError(
-                f"repeat_segment {self._data.repeat_segment} and its announcement take {self._room} tokens of a row of "
-                f"{config.sequence_length}; use at most half of a row"
-            )
+        self._announcement, self._room = repeat_room(config, vocabulary)
 
     def start(self) -> Progress:
         """Every lane before its first document."""
@@ -156,6 +150,9 @@ def _documents(
         kinds.append(Documents(open_source(source), vocabulary, lanes, order, data.bos, data.eos))
         if not len(kinds[-1]):
             raise ConfigError(f"{source.path} has no documents")
+        if len(kinds[-1]) < lanes:
+            print(f"{source.path} has fewer documents ({len(kinds[-1])}) than rows that read it ({lanes}): rows read "
+                  f"the same ones; cut it in parts with SourceConfig.part_bytes, or use fewer rows")  # fmt: skip
     return kinds, [source.weight for source in sources]
 
 
@@ -196,6 +193,7 @@ def check_text_task(config: TrainConfig) -> None:
     """
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
+    repeat_room(config, vocabulary)
     if config.task != "text":
         return
     for source in config.data.all_sources():
@@ -218,14 +216,33 @@ def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
     """
     _, kept = vocabulary_and_files(config)
     if kept is None:
-        print(f"{config.model_dir} cannot keep the vocabulary of {config.task}; to read and write text with this model, "
-              f"put its tokenizer.json there")  # fmt: skip
+        print(f"{config.model_dir} cannot keep the vocabulary of {config.task}; to use this model on text, put its "
+              f"tokenizer.json there")  # fmt: skip
         return {}
     for name, content in kept.items():
         path = f"{config.model_dir}/{name}"
         if files.exists(path) and files.read(path) != content:
             raise ConfigError(f"{path} is another vocabulary than the data's; choose an empty MODEL_DIR")
     return kept
+
+
+def repeat_room(config: TrainConfig, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
+    """What announces a repeated segment, in tokens, and the room that both take at the end of a packed row.
+
+    Raises:
+      ConfigError: they would take more than half of it.
+    """
+    data = config.data
+    if not data.repeat_segment:
+        return np.zeros(0, np.int32), 0
+    announcement = vocabulary.encode(REPEAT_TEXT)
+    room = len(announcement) + data.repeat_segment
+    if lanes_of(config)[PACKED] and 2 * room > config.sequence_length:
+        raise ConfigError(
+            f"repeat_segment {data.repeat_segment} and its announcement take {room} tokens of a row of "
+            f"{config.sequence_length}; use at most half of it"
+        )
+    return announcement, room
 
 
 def check_vocabulary(vocabulary: Vocabulary, config: TrainConfig) -> None:
