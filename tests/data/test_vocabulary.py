@@ -13,7 +13,8 @@ from famjax.data.text_task import check_text_task, files_to_keep, vocabulary_and
 from famjax.data.vocabulary import decode, encode, load_vocabulary, vocabulary_of
 from tests.data import text
 
-WORDS = "the quick brown fox jumps over the lazy dog and the cat sat on the mat while it rained all day".split()
+SENTENCE = "the quick brown fox jumps over the lazy dog and the cat sat on the mat while it rained all day"
+WORDS = SENTENCE.split()
 
 
 @pytest.fixture(scope="module")
