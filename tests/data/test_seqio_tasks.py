@@ -212,3 +212,25 @@ def test_a_vocabulary_that_cannot_be_kept_is_told(tmp_path, registry, capsys):
     assert files_to_keep(config()) == {}
     assert "cannot keep the vocabulary of texts" in capsys.readouterr().out
     assert find_task("texts", config().data).name == "texts"
+
+
+def test_tfds_datasets_by_name(tmp_path):
+    """`tfds:NAME:VERSION` needs no task: its `text`, with the vocabulary of the settings; what it lacks is told."""
+    import tensorflow_datasets as tfds
+
+    for name, key in (("famjax_texts", "text"), ("famjax_other", "body")):
+        rows = tf.data.Dataset.from_tensor_slices({key: [text.text(i, size) for i, size in enumerate((3, 9, 20))]})
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name, version="1.0.0", data_dir=str(tmp_path), split_datasets={"train": rows},
+            features=tfds.features.FeaturesDict({key: tfds.features.Text()}),
+        )  # fmt: skip
+    tfds.core.add_data_dir(str(tmp_path))
+    batches = text.batches_of(text.config(task="tfds:famjax_texts:1.0.0", stream_share=1.0), 6)
+    assert sorted(text.stream(batches, 0)[:3]) == sorted(text.text(i, size) for i, size in enumerate((3, 9, 20)))
+    for name, message in (
+        ("famjax_other:1.0.0", "the TFDS dataset 'famjax_other:1.0.0' has no inputs and targets; it has body"),
+        ("famjax_nowhere:1.0.0", "tfds:famjax_nowhere:1.0.0: .*not found"),
+        ("famjax_texts", "tfds:famjax_texts: TFDS name must contain a version number"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_text_task(text.config(task=f"tfds:{name}"))
