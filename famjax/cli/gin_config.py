@@ -26,11 +26,13 @@ import gin
 from famjax.cli.main import nearest
 from famjax.config import (
     ConfigError,
+    DataConfig,
     EvalConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
     PassKeyConfig,
+    SourceConfig,
     TrainConfig,
 )
 
@@ -45,12 +47,18 @@ CONTRACT_MACROS = (
 
 
 def target_length(task_feature_lengths: dict[str, int]) -> int:
-    """T5X's `TASK_FEATURE_LENGTHS` of a decoder, {"targets": N}, to the number of tokens of a row."""
-    if not isinstance(task_feature_lengths, dict) or set(task_feature_lengths) != {"targets"}:
+    """T5X's `TASK_FEATURE_LENGTHS` of a decoder to the number of tokens of a row.
+
+    {"targets": N} is N; with "inputs" too it is the sum, as in seqio's prefix-LM converter, since a row
+    holds both.
+    """
+    lengths = task_feature_lengths
+    known = isinstance(lengths, dict) and {"targets"} <= set(lengths) <= {"inputs", "targets"}
+    if not known or not all(type(length) is int for length in lengths.values()):
         raise ConfigError(
-            f'TASK_FEATURE_LENGTHS is {task_feature_lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
+            f'TASK_FEATURE_LENGTHS is {lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
         )
-    return task_feature_lengths["targets"]
+    return sum(lengths.values())
 
 
 _REGISTERED: dict[str, tuple[str, ...]] = {}
@@ -69,7 +77,10 @@ def register(*configurables: Any) -> None:
         _REGISTERED[item.__name__] = names
 
 
-register(ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, target_length)
+register(
+    ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig, SourceConfig,
+    target_length,
+)  # fmt: skip
 
 
 def load_train_config(

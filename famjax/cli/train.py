@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config.validate()
     _check_directories(config)
+    _check_data(config)
 
     from famjax.runtime import cpu
 
@@ -42,6 +43,14 @@ def run(args: argparse.Namespace) -> int:
     enable()
     train(config, text)
     return 0
+
+
+def _check_data(config: TrainConfig) -> None:
+    """Raises `ConfigError` on files that are not there or cannot be read, found without reading all of them."""
+    if config.task != "passkey":
+        from famjax.data.text_task import check_text_task
+
+        check_text_task(config)
 
 
 def _check_directories(config: TrainConfig) -> None:

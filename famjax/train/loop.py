@@ -11,12 +11,12 @@ from famjax.config import TrainConfig
 from famjax.data.batch import Progress
 from famjax.runtime import checkpoint, sharding
 from famjax.runtime.mesh import make_mesh
-from famjax.runtime.model_dir import CONFIG_GIN, write_text
+from famjax.runtime.model_dir import CONFIG_GIN, write_bytes, write_text
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.feed import Feed
 from famjax.train.metrics import MetricsLog, ProgressLine
-from famjax.train.start import make_task, start
+from famjax.train.start import make_task, start, vocabulary_files
 from famjax.train.state import TrainState
 from famjax.train.step import compilations, jit_step
 
@@ -35,6 +35,7 @@ def train(config: TrainConfig, config_text: str) -> None:
     config.validate()
     mesh = make_mesh(config.mesh_sizes)
     task = make_task(config, sharding.local_rows(mesh, config.batch_size))
+    kept = vocabulary_files(config)
     tx = optim.optimizer(config.optimizer, config.steps)
     state, progress = start(config, tx, mesh, task)
     first_step = int(state.step)
@@ -42,6 +43,8 @@ def train(config: TrainConfig, config_text: str) -> None:
         print(f"{config.model_dir} is trained already: {first_step} steps")
         return
     write_text(Path(config.model_dir) / CONFIG_GIN, config_text)
+    for name, content in kept.items():
+        write_bytes(Path(config.model_dir) / name, content)
     log = MetricsLog(config.model_dir, first_step)
     rates = optim.schedule(config.optimizer, config.steps)
     step_fn = jit_step(config, tx, mesh)

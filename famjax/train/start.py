@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from famjax.config import ConfigError, ModelConfig, TrainConfig
 from famjax.data.batch import Progress, Task
 from famjax.data.passkey import PassKeyTask
+from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.nn.model import parameter_axes, parameter_shapes
 from famjax.runtime import checkpoint, sharding
 from famjax.train import optim
@@ -19,8 +21,10 @@ from famjax.train import state as states
 from famjax.train.state import TrainState
 
 
-def make_task(config: TrainConfig, rows: np.ndarray) -> Task:
+def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
     """The task that `config.task` names, for a process that brings these rows of the global batch."""
+    if config.task != "passkey":
+        return make_text_task(config, rows)
     task = PassKeyTask(
         config.passkey, config.sequence_length, config.model.memory.block_size, config.batch_size,
         config.model.vocab_size, config.seed,
@@ -29,6 +33,11 @@ def make_task(config: TrainConfig, rows: np.ndarray) -> Task:
         print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
               f"later stages are left out")  # fmt: skip
     return task
+
+
+def vocabulary_files(config: TrainConfig) -> dict[str, bytes]:
+    """What the model directory keeps of the task's vocabulary, by file name; nothing for bytes."""
+    return files_to_keep(config) if config.task != "passkey" else {}
 
 
 def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task) -> tuple[TrainState, Progress]:
