@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from famjax.cli.flags import add_memory_arguments, memory_overrides
-from famjax.config import ConfigError, ModelConfig
+from famjax.config import ConfigError
 from famjax.infer.settings import RECENT, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from famjax.infer.codec import Codec
 
 NAME = "generate"
 HELP = """Reads a prompt of any length in constant memory and writes on. Only what is made goes to standard output.
@@ -22,7 +24,9 @@ HELP = """Reads a prompt of any length in constant memory and writes on. Only wh
   famjax generate --model runs/fam --state-in book.session --prompt "Who did it?" --temperature 0.8
   famjax generate --model runs/fam --input prompts.jsonl --output answers.jsonl
 
-A prompt is read as it is, with the newline at its end if it has one. The same prompt, settings and seed
+A prompt is read as it is, with the newline at its end if it has one. Where the model directory has a
+tokenizer, it makes the tokens, begins a fresh text as the tokenizer's configuration says, and the model's own
+end of text ends it; else tokens are bytes. The same prompt, settings and seed
 give the same text, alone or among other prompts of a file. JSON lines: {"prompt": TEXT} gives
 {"prompt", "text", "tokens" (ids of the text), "finish" ("stop" or "length")}, in the same order.
 """
@@ -61,11 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks all that can be checked before the model is loaded, then reads and writes."""
+    from famjax.infer.codec import Codec
     from famjax.runtime.model_dir import read_config
 
-    sampling, stops = check_arguments(args)
+    sampling = check_arguments(args)
     config = read_config(args.model)
-    check_vocabulary(config)
+    codec = Codec(args.model, config.vocab_size)
+    codec.token_stops(args.stop)
     with PromptSource(args) as source:
         from famjax.infer import session as sessions
         from famjax.infer.load import load
@@ -83,9 +89,10 @@ def run(args: argparse.Namespace) -> int:
         if args.input:
             from famjax.cli.generate_batch import answer_all
 
-            answer_all(model, session, source.prompts, sampling, stops, args)
+            answer_all(model, session, source.prompts, sampling, codec, args)
         else:
-            session = _answer(model, session, source.chunks(), sampling, stops, args)
+            chunks = codec.chunks(source.pieces(), fresh=not args.state_in)
+            session = _answer(model, session, chunks, sampling, codec, args)
     if args.state_out:
         sessions.save(args.state_out, session, model)
     return 0
@@ -94,8 +101,8 @@ def run(args: argparse.Namespace) -> int:
 # --- before any work ------------------------------------------------------------------------------
 
 
-def check_arguments(args: argparse.Namespace) -> tuple[Sampling, list[list[int]]]:
-    """How to draw, and the stop sequences. Raises `ConfigError` on flags that cannot work, or not together."""
+def check_arguments(args: argparse.Namespace) -> Sampling:
+    """How to draw. Raises `ConfigError` on flags that cannot work, or not together."""
     if args.stdin not in (None, "-"):
         raise ConfigError(f"{args.stdin!r} is no flag; write --prompt TEXT, --prompt-file FILE, or - to read a pipe")
     if args.stdin:
@@ -124,7 +131,7 @@ def check_arguments(args: argparse.Namespace) -> tuple[Sampling, list[list[int]]
     sampling.validate()
     if args.samples > 1 and sampling.temperature == 0:
         raise ConfigError(f"--samples {args.samples} with --temperature 0 would all be the same; raise the temperature")
-    return sampling, [_stop(text) for text in args.stop]
+    return sampling
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -136,24 +143,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
                 raise ConfigError(f"--{flag.replace('_', '-')} {path}: {problem}")
     if args.state_out and (args.input or args.samples > 1):
         raise ConfigError("--state-out keeps one text's memory; it goes neither with --input nor with --samples")
-
-
-def _stop(text: str) -> list[int]:
-    stop = list(text.encode("utf-8", "surrogateescape"))
-    if not 0 < len(stop) <= RECENT:
-        raise ConfigError(f"--stop {text!r} has {len(stop)} bytes; it must have 1 to {RECENT}")
-    return stop
-
-
-def check_vocabulary(config: ModelConfig) -> None:
-    """Raises `ConfigError` where text cannot be tokens of the model."""
-    from famjax.data.vocabulary import BYTE_VOCABULARY_SIZE
-
-    if config.vocab_size < BYTE_VOCABULARY_SIZE:
-        raise ConfigError(
-            f"the model has {config.vocab_size} tokens and no tokenizer for text; "
-            f"it needs at least the {BYTE_VOCABULARY_SIZE} of the byte vocabulary"
-        )
 
 
 def _open(path: str) -> BinaryIO:
@@ -198,47 +187,51 @@ class PromptSource:
         """What is there now, without waiting for a pipe to fill a whole chunk."""
         return self._file.read1(CHUNK_BYTES) if self._file is not None else b""  # type: ignore[attr-defined]
 
-    def chunks(self) -> Iterator["np.ndarray"]:
-        """The prompt's tokens, as they come."""
-        import numpy as np
-
-        chunk = self._first
-        while chunk:
-            yield np.frombuffer(chunk, np.uint8).astype(np.int32)
-            chunk = self._read()
+    def pieces(self) -> Iterator[bytes]:
+        """The prompt, as it comes."""
+        piece = self._first
+        while piece:
+            yield piece
+            piece = self._read()
 
 
 # --- the work -------------------------------------------------------------------------------------
 
 
 def _answer(
-    model: Any, session: Any, chunks: Iterable["np.ndarray"], sampling: Sampling, stops: list[list[int]],
+    model: Any, session: Any, chunks: Iterable["np.ndarray"], sampling: Sampling, codec: "Codec",
     args: argparse.Namespace,
 ) -> Any:  # fmt: skip
     """Reads one prompt and writes its texts to standard output. Returns the session after the (only) text."""
     import numpy as np
 
     from famjax.cli.progress import ReadingProgress
-    from famjax.infer.decode import generate
+    from famjax.infer.decode import TOKENS_PER_CALL, generate
     from famjax.infer.prefill import prefill
     from famjax.infer.session import repeat_rows
-    from famjax.infer.text import TextStream
 
     progress = ReadingProgress()
     session = prefill(model, session, [chunks], progress)
     progress.finish()
     before = np.asarray(session.recent[0])
-    streams = [TextStream(stops, before) for _ in range(args.samples)]
+    streams = [codec.stream(args.stop, before) for _ in range(args.samples)]
+    stops = codec.token_stops(args.stop)
+    # Stop texts of a tokenizer are found here, so the session must not run ahead of them.
+    at_most = 1 if args.stop and not codec.is_bytes else TOKENS_PER_CALL
     later = [""] * args.samples  # texts behind the first wait until it is whole
     if args.samples > 1:
         session = repeat_rows(session, args.samples)
     try:
-        for made in generate(model, session, args.max_tokens, sampling, seed=args.seed, stops=stops):
+        for made in generate(
+            model, session, args.max_tokens, sampling, seed=args.seed, stops=stops, tokens_per_call=at_most
+        ):
             session = made.session
             for row, (stream, tokens) in enumerate(zip(streams, made.tokens, strict=True)):
                 later[row] += stream.feed(tokens, bool(made.stopped[row]))
             write(later[0])
             later[0] = ""
+            if all(stream.stopped for stream in streams):
+                break
         texts = [text + stream.finish() for text, stream in zip(later, streams, strict=True)]
         write("\n".join(texts) + ("\n" if len(texts) > 1 or sys.stdout.isatty() else ""))
     except BrokenPipeError:

@@ -2,10 +2,13 @@
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from famjax.config import ConfigError
 from famjax.infer.settings import Sampling
+
+if TYPE_CHECKING:
+    from famjax.infer.codec import Codec
 
 
 def read_prompts(path: str, may_be_empty: bool) -> list[str]:
@@ -41,7 +44,7 @@ def _prompt(line: str, place: str, may_be_empty: bool) -> str:
 
 
 def answer_all(
-    model: Any, session: Any, prompts: list[str], sampling: Sampling, stops: list[list[int]], args: argparse.Namespace
+    model: Any, session: Any, prompts: list[str], sampling: Sampling, codec: "Codec", args: argparse.Namespace
 ) -> None:
     """Answers every prompt, each from the same session, and writes the output file."""
     from famjax.runtime.model_dir import write_text
@@ -52,7 +55,7 @@ def answer_all(
     rows = min(max(1, args.batch_size // args.samples), len(prompts))
     while order:
         batch, order = order[:rows], order[rows:]
-        answers = _answers(model, session, [prompts[i] for i in batch], rows, sampling, stops, args)
+        answers = _answers(model, session, [prompts[i] for i in batch], rows, sampling, codec, args)
         for index, line in zip(batch, answers, strict=True):
             lines[index] = line
     flat = (line for several in lines for line in several)
@@ -60,21 +63,19 @@ def answer_all(
 
 
 def _answers(
-    model: Any, session: Any, prompts: list[str], rows: int, sampling: Sampling, stops: list[list[int]],
+    model: Any, session: Any, prompts: list[str], rows: int, sampling: Sampling, codec: "Codec",
     args: argparse.Namespace,
 ) -> list[list[dict[str, Any]]]:  # fmt: skip
     """For each prompt its samples as objects of the output. `rows` is the number of prompts that the program takes."""
     import numpy as np
 
     from famjax.cli.progress import ReadingProgress
-    from famjax.data.vocabulary import encode
-    from famjax.infer.decode import generate, without_stop
+    from famjax.infer.decode import generate
     from famjax.infer.prefill import prefill
     from famjax.infer.session import repeat_rows
-    from famjax.infer.text import TextStream
 
-    samples = args.samples
-    texts = [[encode(prompt)] for prompt in prompts] + [[]] * (rows - len(prompts))
+    samples, fresh, stops = args.samples, not args.state_in, codec.token_stops(args.stop)
+    texts = [[codec.encode(prompt, fresh)] if prompt else [] for prompt in prompts] + [[]] * (rows - len(prompts))
     progress = ReadingProgress()
     session = prefill(model, repeat_rows(session, rows), texts, progress)
     progress.finish()
@@ -91,12 +92,31 @@ def _answers(
             all_of_row += new.tolist()
 
     def line(prompt: int, row: int) -> dict[str, Any]:
-        ids = np.array(tokens[row], np.int32)
-        if stopped[row]:
-            ids = without_stop(ids, stops)
-        stream = TextStream((), befores[prompt])
-        text = stream.feed(ids) + stream.finish()
-        finish = "stop" if stopped[row] else "length"
-        return {"prompt": prompts[prompt], "text": text, "tokens": ids.tolist(), "finish": finish}
+        text, ids, ended = _text_of(codec, tokens[row], bool(stopped[row]), befores[prompt], args.stop)
+        finish = "stop" if ended else "length"
+        return {"prompt": prompts[prompt], "text": text, "tokens": ids, "finish": finish}
 
     return [[line(i, i * samples + s) for s in range(samples)] for i in range(len(prompts))]
+
+
+def _text_of(
+    codec: "Codec", tokens: list[int], stopped: bool, before: Any, stops: list[str]
+) -> tuple[str, list[int], bool]:
+    """The text of a row without its stop, the tokens of that text, and whether a stop came."""
+    import numpy as np
+
+    from famjax.infer.text import without_stop
+
+    ids = np.array(tokens, np.int32)
+    if stopped:
+        ids = without_stop(ids, codec.token_stops(stops))
+    if codec.is_bytes:
+        stream = codec.stream((), before)
+        return stream.feed(ids) + stream.finish(), ids.tolist(), stopped
+    stream, text = codec.stream(stops, before), ""
+    for count, token in enumerate(ids, start=1):
+        text += stream.feed([token])
+        if stream.stopped:  # tokens that begin in the stop text are no part of the answer
+            kept = next((n for n in range(count, -1, -1) if text.startswith(codec.vocabulary.decode(ids[:n]))), 0)
+            return text, ids[:kept].tolist(), True
+    return text + stream.finish(), ids.tolist(), stopped

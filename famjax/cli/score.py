@@ -1,9 +1,10 @@
 """`famjax score`: log probability of every token of the documents of a file."""
 
 import argparse
+import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,17 @@ from famjax.config import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
+    from famjax.infer.codec import Codec
+
 NAME = "score"
 HELP = """Natural-log probability of every token of some documents, given all tokens before it.
 
   famjax score --model runs/fam --input docs.jsonl --output scores.jsonl --streaming
 
-Input: one JSON object a line with "tokens" (a list of ids) or "text" (UTF-8 bytes are the ids of the
-byte-level vocabulary). Output: one object a line, in the same order: "logprobs" of tokens 1..n-1 (n-1
-numbers), their "sum", and "tokens", n. Nothing is written unless every document is scored.
+Input: one JSON object a line with "tokens" (a list of ids) or "text" (tokens of the model directory's
+tokenizer, which begin as its configuration says; without one, UTF-8 bytes are the ids). Output: one object a
+line, in the same order: "logprobs" of tokens 1..n-1 (n-1 numbers), their "sum", and "tokens", n. Nothing is
+written unless every document is scored.
 """
 
 # Rows of documents that are scored together hold about so many tokens, if not streamed.
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size is {args.batch_size}; it must be at least 1")
     vocab_size = read_config(args.model).vocab_size
-    documents = read_documents(args.input, vocab_size)
+    documents = read_documents(args.input, vocab_size, args.model)
     output = Path(args.output)
     if output.is_dir() or not output.parent.is_dir():
         raise ConfigError(f"--output {output}: {'is a directory' if output.is_dir() else 'its directory is missing'}")
@@ -65,14 +69,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_documents(path: str, vocab_size: int) -> list["np.ndarray"]:
+def read_documents(path: str, vocab_size: int, model_dir: str) -> list["np.ndarray"]:
     """The documents of a JSON lines file as arrays of ids. Raises `ConfigError` naming a bad line."""
+    from famjax.infer.codec import Codec
+
+    codec = functools.cache(lambda: Codec(model_dir, vocab_size))  # only texts need one
     documents = []
     with open(path, encoding="utf-8") as file:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    documents.append(_document(line, f"{path}:{number}", vocab_size))
+                    documents.append(_document(line, f"{path}:{number}", vocab_size, codec))
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is not UTF-8 text ({error.reason}); give it JSON lines") from error
     if not documents:
@@ -80,10 +87,8 @@ def read_documents(path: str, vocab_size: int) -> list["np.ndarray"]:
     return documents
 
 
-def _document(line: str, place: str, vocab_size: int) -> "np.ndarray":
+def _document(line: str, place: str, vocab_size: int, codec: Callable[[], "Codec"]) -> "np.ndarray":
     import numpy as np
-
-    from famjax.data.vocabulary import BYTE_VOCABULARY_SIZE, encode
 
     try:
         fields = json.loads(line)
@@ -94,10 +99,10 @@ def _document(line: str, place: str, vocab_size: int) -> "np.ndarray":
     if "text" in fields:
         if not isinstance(fields["text"], str):
             raise ConfigError(f'{place}: "text" must be a string')
-        if vocab_size < BYTE_VOCABULARY_SIZE:
-            raise ConfigError(f'{place}: the model has {vocab_size} tokens and no tokenizer for text; give "tokens"')
         try:
-            tokens = encode(fields["text"])
+            tokens = codec().encode(fields["text"])
+        except ConfigError as error:
+            raise ConfigError(f'{place}: {str(error).split(";")[0]}; give "tokens"') from error
         except UnicodeEncodeError as error:
             raise ConfigError(f"{place}: the text has half a surrogate pair and no UTF-8 form") from error
     else:

@@ -142,6 +142,10 @@ class TokenizerVocabulary:
         """Text to int32 ids."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
+    def begins_with_bos(self) -> bool:
+        """Whether the tokenizer itself puts `bos` in front of a text."""
+        return self._tokenizer.encode("a", add_special_tokens=True).ids[:1] == [self.bos]
+
     def decode(self, tokens: Any) -> str:
         """Ids to text; tokens such as `</s>` are shown."""
         return str(self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False))

@@ -46,7 +46,7 @@ class Made(NamedTuple):
 
 def generate(
     model: Transformer, session: Session, max_tokens: Any, sampling: Sampling = GREEDY, *, seed: int = 0,
-    sample_B: Any = None, stops: Sequence[Sequence[int]] = (),
+    sample_B: Any = None, stops: Sequence[Sequence[int]] = (), tokens_per_call: int = TOKENS_PER_CALL,
 ) -> Iterator[Made]:  # fmt: skip
     """Makes tokens until every row has stopped or has its number; yields them as they are made.
 
@@ -59,6 +59,7 @@ def generate(
       sample_B: int [B], which of several samples of a text each row is; None makes rows 0, 1, ...
         different samples, as rows of the same number, text and seed draw the same.
       stops: token sequences that end a row once they are made, the stop itself included.
+      tokens_per_call: at most so many are made before the caller sees them, up to `TOKENS_PER_CALL`.
 
     Raises:
       ValueError: a row that shall be continued has no token yet, or a stop sequence is empty or too long.
@@ -71,7 +72,7 @@ def generate(
         raise ValueError("a row without any token cannot be continued; read a prompt first")
     sample_B = np.arange(B, dtype=np.int32) if sample_B is None else np.asarray(sample_B, np.int32)
     stop_array, made = _stop_array(stops), np.zeros(B, np.int32)
-    at_once = 8
+    at_once = min(8, tokens_per_call)
     while left.any():
         begin = time.monotonic()
         tokens, count, stopped, session = _decode(
@@ -84,14 +85,8 @@ def generate(
         made = made + count
         left = np.where(stopped, 0, left - count)
         slow = time.monotonic() - begin > PATIENCE
-        at_once = max(at_once // 2, 1) if slow else min(at_once * 2, TOKENS_PER_CALL)
+        at_once = max(at_once // 2, 1) if slow else min(at_once * 2, tokens_per_call)
         yield Made([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
-
-
-def without_stop(tokens: np.ndarray, stops: Sequence[Sequence[int]]) -> np.ndarray:
-    """A stopped row's tokens without the stop sequence at their end, the longest where several fit."""
-    ends = [len(stop) for stop in stops if len(stop) <= len(tokens) and list(tokens[-len(stop) :]) == list(stop)]
-    return tokens[: len(tokens) - max(ends, default=0)]
 
 
 def _stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:

@@ -1,0 +1,132 @@
+"""A model directory's tokenizer: tokens of prompts, text of tokens, stops."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from famjax.config import ConfigError
+from famjax.infer import codec as codecs
+from famjax.infer.codec import Codec
+from tests.pretrained import tokenizers_of_ours
+
+TEXT = "Grüße, 世界! 🙂 The quick brown fox jumps over the lazy dog.\n\nUser: why?  2+2\t= 4 "
+KINDS = ("byte-level", "metaspace")
+
+
+def pieces(data: bytes, seed: int) -> list[bytes]:
+    """The bytes, cut at random."""
+    cuts = np.sort(np.random.default_rng(seed).integers(0, len(data) + 1, 9))
+    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory as far as its tokenizer goes."""
+    return tokenizers_of_ours.write(tmp_path_factory.mktemp("model"), request.param)
+
+
+def test_ids_equal_those_of_transformers(model_dir: Path) -> None:
+    """Prompts get the ids that transformers gives them, the beginning of text included."""
+    import transformers
+
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(model_dir)
+    ours = Codec(model_dir, 1000)
+    for text in (TEXT, "a", "", " x", "\n\n"):
+        assert ours.encode(text).tolist() == theirs(text)["input_ids"]
+        assert ours.encode(text, fresh=False).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_prompt_in_pieces_has_the_tokens_of_the_whole(
+    model_dir: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a long prompt comes, its tokens are those of the whole text; it is handed on in parts where it can be."""
+    monkeypatch.setattr(codecs, "CHUNK_CHARACTERS", 900)
+    codec = Codec(model_dir, 1000)
+    text = TEXT * 60
+    chunks = list(codec.chunks(pieces(text.encode(), seed)))
+    np.testing.assert_array_equal(np.concatenate(chunks), codec.encode(text))
+    if "byte-level" in str(json.loads((model_dir / "about.json").read_text())):
+        assert len(chunks) > 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_text_streams_whole_characters(model_dir: Path, seed: int) -> None:
+    """What is shown is always a beginning of the text, without replacement characters, and in the end all of it."""
+    codec = Codec(model_dir, 1000)
+    ids = codec.encode(TEXT, fresh=False)
+    whole = codec.vocabulary.decode(ids)
+    cut = int(np.random.default_rng(seed).integers(1, len(ids))) if seed else 0
+    first = codec.stream((), ())
+    out = first.feed(ids[:cut]) + first.finish()
+    stream = codec.stream((), [-1, *ids[:cut]])
+    for token in ids[cut:]:
+        out += stream.feed([token])
+        assert whole.startswith(out)
+        assert "\ufffd" not in out
+    assert out + stream.finish() == whole
+
+
+def test_bytes_that_are_no_text_do_not_block_the_stream(tmp_path: Path) -> None:
+    """A model may write bytes that are no character: they are shown as such after four tokens, and text goes on."""
+    codec = Codec(tokenizers_of_ours.write(tmp_path, "byte-level"), 1000)
+    broken = codec.vocabulary.encode("ü")[:1] if len(codec.vocabulary.encode("ü")) > 1 else None
+    alone = [token for token in range(300) if codec.vocabulary.decode([token]) == "\ufffd"][:1]
+    ids = [*(broken if broken is not None else alone)] * 6 + [*codec.vocabulary.encode("abc")]
+    stream = codec.stream(())
+    assert (stream.feed(ids) + stream.finish()).endswith("abc")
+
+
+def test_stop_texts_are_found_across_tokens(model_dir: Path) -> None:
+    """Nothing of a stop text is shown, whatever tokens it lies in; what only began like one is shown in the end."""
+    codec = Codec(model_dir, 1000)
+    ids = codec.vocabulary.encode("lazy dog.\n\nUser: why?")
+    shown = codec.vocabulary.decode(ids)
+    stream, out = codec.stream(["\n\nUser"]), ""
+    read = []
+    for token in ids:
+        read.append(token)
+        out += stream.feed([token])
+        assert shown[: shown.find("\n\nUser")].startswith(out)
+        if stream.stopped:
+            break
+    assert stream.stopped
+    assert out == shown[: shown.find("\n\nUser")]
+    assert "\n\nUser" in codec.vocabulary.decode(read)
+    unfinished = codec.stream(["why? not"])
+    assert "why" not in unfinished.feed(ids)
+    assert unfinished.finish() == "why?"
+    assert not unfinished.stopped
+
+
+def test_the_models_own_end_is_a_stop(model_dir: Path) -> None:
+    """`eos_token_id` of generation_config.json, one or several, else the tokenizer's; never shown."""
+    codec = Codec(model_dir, 1000)
+    eos = codec.vocabulary.eos
+    assert codec.token_stops([]) == [[eos]]
+    (model_dir / "generation_config.json").write_text('{"eos_token_id": [5, 9]}')
+    again = Codec(model_dir, 1000)
+    (model_dir / "generation_config.json").unlink()
+    assert again.token_stops(["x"]) == [[5], [9]]
+    ids = codec.vocabulary.encode("the end")
+    stream = codec.stream(())
+    assert stream.feed([*ids, eos], stopped=True) == codec.vocabulary.decode(ids)
+
+
+def test_beginning_of_text_as_the_configuration_says(tmp_path: Path) -> None:
+    """`add_bos_token` of tokenizer_config.json wins over what the tokenizer does by itself."""
+    folder = tokenizers_of_ours.write(tmp_path, "byte-level")
+    bos = Codec(folder, 1000).bos
+    assert bos is not None
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": False}))
+    assert Codec(folder, 1000).bos is None
+    assert bos not in Codec(folder, 1000).encode("a")
+
+
+def test_a_tokenizer_that_is_too_large_is_refused(model_dir: Path) -> None:
+    """Tokens that the model lacks are told before anything is loaded."""
+    with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
+        Codec(model_dir, 50)
