@@ -268,8 +268,8 @@ def _reason(error: BaseException) -> int | None:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """The operating system refused to write: no room, no right."""
-    return isinstance(error, OSError) and _reason(error) is not None
+    """The operating system refused to write, for want of room or of a disk that takes it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def first_line(error: BaseException) -> str:

@@ -88,7 +88,9 @@ def test_training_starts_from_another_models_weights(tmp_path, capsys, source_fa
     np.testing.assert_array_equal(trained.embedding[...], params["embedding"])
     if source_fam:
         np.testing.assert_array_equal(trained.fam.prompt[...], params["fam"]["prompt"])
-    assert ("prompt is new" in capsys.readouterr().out) == (source_fam == 0)
+    out = capsys.readouterr().out
+    assert ("new: fam/prompt [3, 12]" in out) == (source_fam == 0)
+    assert f"taken: {11 if source_fam == 0 else 12} of 12 arrays" in out
 
 
 def test_weights_of_another_shape_are_refused_before_anything_is_written(tmp_path):
