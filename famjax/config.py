@@ -480,10 +480,14 @@ class TrainConfig:
         _at_least("keep_best", self.keep_best, 1)
         _one_of("keep_best_mode", self.keep_best_mode, ("min", "max"))
         if self.keep_period and (not self.checkpoint_period or self.keep_period % self.checkpoint_period):
-            use = f"; use {_nearest_multiples(self.keep_period, self.checkpoint_period)}" if self.checkpoint_period else ""
+            use = (
+                f"; use {_nearest_multiples(self.keep_period, self.checkpoint_period)}"
+                if self.checkpoint_period
+                else ""
+            )
             raise ConfigError(
-                f"keep_period {self.keep_period} is not a multiple of CHECKPOINT_PERIOD {self.checkpoint_period}, so no "
-                f"checkpoint is written at those steps{use}"
+                f"keep_period {self.keep_period} is not a multiple of CHECKPOINT_PERIOD {self.checkpoint_period}, so "
+                f"no checkpoint is written at those steps{use}"
             )
 
     def _check_rows(self) -> None:

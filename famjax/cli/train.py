@@ -52,4 +52,3 @@ def _check_directories(config: TrainConfig) -> None:
     check_same_model(path, config.model)
     if config.initial_checkpoint:
         read_config(config.initial_checkpoint)
-

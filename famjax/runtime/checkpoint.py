@@ -7,6 +7,7 @@ A damaged step is named, and the one before it is read.
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,7 +174,9 @@ def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str,
 def newest_training(model_dir: str | Path) -> int | None:
     """The newest step that a training wrote, damaged or not, or None."""
     root = Path(model_dir).absolute()
-    return max((step for step in steps.all_steps(root) if (steps.step_dir(root, step) / TRAINING).is_dir()), default=None)
+    return max(
+        (step for step in steps.all_steps(root) if (steps.step_dir(root, step) / TRAINING).is_dir()), default=None
+    )
 
 
 # --- the newest whole step ------------------------------------------------------------------------
@@ -191,19 +194,22 @@ def _newest_whole(
     while True:
         step = None
         if jax.process_index() == 0:
-            step = next((n for n in _candidates(root, named) if n not in damaged and _whole(root, n, parts, damaged)), None)
+            step = next(
+                (n for n in _candidates(root, named) if n not in damaged and _whole(root, n, parts, damaged)), None
+            )
         if jax.process_count() > 1:
             agreed = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
             step = None if agreed < 0 else agreed
         if step is None:
             return None, None, damaged
-        try:
-            with quiet():
+        with quiet():
+            try:
                 return step, read(step), damaged
-        except Damaged as error:
-            if jax.process_count() > 1:  # the others may have read their parts
-                raise ConfigError(f"{error}; restore it from a copy, or delete that step") from error
-            damaged[step] = str(error)
+            except Damaged as error:
+                if jax.process_count() > 1:  # the others may have read their parts
+                    raise ConfigError(f"{error}; restore it from a copy, or delete that step") from error
+                damaged[step] = str(error)
+                time.sleep(0.1)  # for the threads that still have something to complain of
 
 
 def _candidates(root: Path, named: int | None) -> list[int]:

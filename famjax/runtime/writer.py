@@ -1,8 +1,8 @@
 """Steps to disk while a training goes on, in Orbax. `steps.py` says what a step is.
 
-Orbax copies the arrays to the host before `save` returns and writes them from threads; so the next training step may
-take the arrays' memory (donation). A step is written beside the others (`N.orbax-checkpoint-tmp`) and renamed when it is
-whole, and only then are old ones deleted: whoever is killed on the way leaves the last whole step.
+Orbax copies the arrays to the host before `save` returns and writes them from threads; so the next training step
+may take the arrays' memory (donation). A step is written beside the others (`N.orbax-checkpoint-tmp`) and renamed
+when it is whole, and only then are old ones deleted: whoever is killed on the way leaves the last whole step.
 
 In a job of several processes each calls everything here, and writes its own parts of the arrays; the first one
 alone makes folders, renames, deletes and writes the records.
@@ -27,7 +27,7 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.runtime import steps
 from famjax.runtime.model_dir import BEST_JSON, CHECKPOINTS, MODEL_JSON, write_text
 from famjax.runtime.quiet import quiet
-from famjax.runtime.steps import METRICS, PROGRESS, TRAINING, WEIGHTS
+from famjax.runtime.steps import PROGRESS, TRAINING, WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Writer:
         self.root, self.config, self.keep, self.saved = Path(model_dir).absolute(), config, keep, saved
         self._behind = [] if saved is None else [step for step in steps.all_steps(self.root) if step > saved]
         self._pending: int | None = None
+        self._dropped: int | None = None
         self._began = False
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(quiet())
@@ -158,6 +159,8 @@ class Writer:
         finally:
             with contextlib.suppress(Exception):  # what it raises, `wait` has raised
                 self._manager.close()
+            if self._dropped is not None:  # threads may have written on
+                self._drop(self._dropped)
             self._stack.close()
 
     def __enter__(self) -> "Writer":
@@ -201,7 +204,8 @@ class Writer:
         steps.record_step(next(folder for folder in reversed(written) if folder.is_dir()))
 
     def _drop(self, step: int) -> None:
-        """Gives back the room that a step took which could not be written."""
+        """Gives back the room that a step took which could not be written; what is left the next start removes."""
+        self._dropped = step
         if _first_process():
             for folder in (self.root / CHECKPOINTS).glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(folder, ignore_errors=True)

@@ -110,4 +110,3 @@ class _Meter:
         values = {"loss": float(np.mean(self.losses)), "tokens_per_second": round(rate, 1)}
         self._reset()
         return values
-

@@ -21,6 +21,8 @@ from famjax.runtime.writer import Keep, Writer, is_disk_error
 from famjax.train import state as states
 from famjax.train.state import TrainState
 
+now = time.monotonic  # of its own name, so that tests can turn this clock alone
+
 
 @contextlib.contextmanager
 def only_training(model_dir: str | Path) -> Iterator[None]:
@@ -93,18 +95,17 @@ class Saver:
 
     def __init__(self, config: TrainConfig, first_step: int, stop: StopSignal):
         self.config, self.stop, self.stopping = config, stop, False
-        keep = Keep(
-            config.keep_checkpoints, config.keep_period, config.keep_best_metric, config.keep_best, config.keep_best_mode
-        )
+        best = {"metric": config.keep_best_metric, "best": config.keep_best, "mode": config.keep_best_mode}
+        keep = Keep(config.keep_checkpoints, config.keep_period, **best)
         self.writer = Writer(config.model_dir, config.model, keep, first_step or None)
-        self._done, self._saved_at, self._metric_missed = first_step, time.monotonic(), False
+        self._done, self._saved_at, self._metric_missed = first_step, now(), False
 
     def due(self, done: int) -> bool:
         """Whether to save now, after `done` steps. Raises what went wrong with the save before."""
         self.writer.check()
         self._done = done
         config = self.config
-        minutes = config.checkpoint_minutes and time.monotonic() - self._saved_at >= 60 * config.checkpoint_minutes
+        minutes = config.checkpoint_minutes and now() - self._saved_at >= 60 * config.checkpoint_minutes
         timed, self.stopping = _in_any_process(bool(minutes), self.stop.wished)
         periodic = config.checkpoint_period and done % config.checkpoint_period == 0
         return bool(done == config.steps or periodic or timed or self.stopping)
@@ -117,7 +118,7 @@ class Saver:
           progress: all of the training that is JSON, the same in every process.
           metrics: the last ones that were logged.
         """
-        self._saved_at = time.monotonic()
+        self._saved_at = now()
         self._look_for_metric(metrics)
         self.writer.save(self._done, state.params, states.to_save(state), progress, metrics)
 
@@ -137,7 +138,9 @@ class Saver:
             try:
                 self.writer.close()
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"interrupted while step {self._done} was being saved; {self.saved()}") from None
+                raise KeyboardInterrupt(
+                    f"interrupted while step {self._done} was being saved; {self.saved()}"
+                ) from None
             return
         self.stop.at_once()  # the wait below may be long
         try:
@@ -162,4 +165,3 @@ def _in_any_process(*flags: bool) -> list[bool]:
     if jax.process_count() == 1:
         return list(flags)
     return list(multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist())
-

@@ -79,4 +79,3 @@ def sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """The weights' shapes, each with its place on the mesh."""
     shapes = parameter_shapes(config)
     return sharding.with_shardings(shapes, sharding.shardings(parameter_axes(config), shapes, mesh))
-

@@ -33,7 +33,9 @@ def straight(tmp_path_factory, cache) -> Path:
 
 
 def losses(folder: Path) -> list[tuple]:
-    return [(line["step"], line["loss"], line["exact_match"], line["gradient_norm"]) for line in processes.lines(folder)]
+    return [
+        (line["step"], line["loss"], line["exact_match"], line["gradient_norm"]) for line in processes.lines(folder)
+    ]
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
