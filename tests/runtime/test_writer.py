@@ -203,7 +203,7 @@ def in_process(folder: Path, limit: int) -> subprocess.CompletedProcess:
 
 def test_files_that_may_not_grow(tmp_path):
     """A process that may write no file above 100 kB (ulimit -f): the disk's own refusal, in the arrays' files, comes
-    out as one line, and nothing else is printed; step 1 is whole, and the next start leaves nothing of the broken one."""
+    out as one line, and nothing else is printed; step 1 is whole. The next start leaves nothing of the broken step."""
     done = in_process(tmp_path, 100_000)
     assert done.returncode == 2, done.stderr
     assert "a file grew past what is allowed (ulimit -f): step 2" in done.stdout and "step 1 is whole" in done.stdout
