@@ -58,8 +58,8 @@ PROGRAM = """
 
 
 def test_two_processes_save_and_restore(tmp_path):
-    """Each writes its half of every weight; the first one alone writes the records. With the newest step damaged both go
-    on from the one before, each with its half; and one process alone reads the whole."""
+    """Each writes its half of every weight; the first one alone writes the records. With the newest step damaged both
+    go on from the one before, each with its half; and one process alone reads the whole."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
