@@ -485,7 +485,14 @@ class TrainConfig:
       optimizer: its settings.
       initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
       log_period: steps between two lines of `metrics.jsonl`.
-      checkpoint_period: steps between two checkpoints; 0 writes one at the end.
+      checkpoint_period: steps between two checkpoints; 0 (and `checkpoint_minutes` 0) writes one at the end.
+      checkpoint_minutes: minutes after which a checkpoint is due too; 0 counts steps alone.
+      keep_checkpoints: so many of the newest stay. With 2 there is one to go back to if the newest is
+        damaged, for which the disk must hold 3: the third while it is written.
+      keep_period: checkpoints at multiples of so many steps stay for ever; 0 keeps none.
+      keep_best_metric: name of a logged metric, for example `loss`; the checkpoints at which it was best stay
+        too, and `best.json` names them. Empty watches none.
+      keep_best, keep_best_mode: how many of those, and whether the `min` or the `max` is best.
       eval_period: steps between two evaluations; 0, so far the only value, never evaluates.
       lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
       mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
@@ -510,6 +517,12 @@ class TrainConfig:
     initial_checkpoint: str = ""
     log_period: int = 10
     checkpoint_period: int = 0
+    checkpoint_minutes: float = 0.0
+    keep_checkpoints: int = 2
+    keep_period: int = 0
+    keep_best_metric: str = ""
+    keep_best: int = 1
+    keep_best_mode: str = "min"
     eval_period: int = 0
     lora_rank: int = 0
     mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
@@ -542,7 +555,7 @@ class TrainConfig:
         _at_least("BATCH_SIZE", self.batch_size, 1)
         _at_least("TRAIN_STEPS", self.steps, 1)
         _at_least("LOG_PERIOD", self.log_period, 1)
-        _at_least("CHECKPOINT_PERIOD", self.checkpoint_period, 0)
+        self._check_checkpoints()
         if self.eval_period:
             raise ConfigError(
                 f"EVAL_PERIOD is {self.eval_period}, but evaluation during training is not built yet; set it to 0 "
@@ -572,6 +585,24 @@ class TrainConfig:
             raise ConfigError(f"MIXTURE_OR_TASK_NAME {self.task!r} is not one of {', '.join(TASKS)}; {hint}")
         if self.task == "text" and not self.data.sources:
             raise ConfigError("the task 'text' has no sources; set --gin.DataConfig.sources=\"('books/*.txt',)\"")
+
+    def _check_checkpoints(self) -> None:
+        for name in ("checkpoint_period", "checkpoint_minutes"):
+            _at_least(name.upper(), getattr(self, name), 0)
+        _at_least("KEEP_CHECKPOINTS", self.keep_checkpoints, 1)
+        _at_least("keep_period", self.keep_period, 0)
+        _at_least("keep_best", self.keep_best, 1)
+        _one_of("keep_best_mode", self.keep_best_mode, ("min", "max"))
+        if self.keep_period and (not self.checkpoint_period or self.keep_period % self.checkpoint_period):
+            use = (
+                f"; use {_nearest_multiples(self.keep_period, self.checkpoint_period)}"
+                if self.checkpoint_period
+                else ""
+            )
+            raise ConfigError(
+                f"keep_period {self.keep_period} is not a multiple of CHECKPOINT_PERIOD {self.checkpoint_period}, so "
+                f"no checkpoint is written at those steps{use}"
+            )
 
     def _check_rows(self) -> None:
         """Every device has the same number of rows in every microbatch."""

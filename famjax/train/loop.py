@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from famjax.config import TrainConfig
-from famjax.data.batch import Progress
-from famjax.runtime import checkpoint, sharding
+from famjax.runtime import sharding
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_bytes, write_text
 from famjax.train import optim
-from famjax.train import state as states
 from famjax.train.feed import Feed
 from famjax.train.metrics import MetricsLog, ProgressLine
+from famjax.train.saving import Saver, StopSignal, only_training
 from famjax.train.start import make_task, start, vocabulary_files
-from famjax.train.state import TrainState
 from famjax.train.step import compilations, jit_step
 
 
@@ -34,10 +33,15 @@ def train(config: TrainConfig, config_text: str) -> None:
     """
     config.validate()
     mesh = make_mesh(config.mesh_sizes)
+    with StopSignal() as stop, only_training(config.model_dir):
+        _train(config, config_text, mesh, stop)
+
+
+def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal) -> None:
     task = make_task(config, sharding.local_rows(mesh, config.batch_size))
     kept = vocabulary_files(config)
     tx = optim.optimizer(config.optimizer, config.steps)
-    state, progress = start(config, tx, mesh, task)
+    state, progress, logged = start(config, tx, mesh, task)
     first_step = int(state.step)
     if first_step >= config.steps:
         print(f"{config.model_dir} is trained already: {first_step} steps")
@@ -49,9 +53,10 @@ def train(config: TrainConfig, config_text: str) -> None:
     rates = optim.schedule(config.optimizer, config.steps)
     step_fn = jit_step(config, tx, mesh)
     began = time.perf_counter()
-    meter = _Meter(first_step)
+    meter = _Meter(logged)
     line = ProgressLine(Path(config.model_dir).name, first_step, config.steps)
-    with line, Feed(task, mesh, config.batch_size, first_step, progress) as feed:
+    saver = Saver(config, first_step, stop)
+    with saver, line, Feed(task, mesh, config.batch_size, first_step, progress) as feed:
         for step in range(first_step, config.steps):
             batch = feed.next()
             state, metrics = step_fn(state, batch.arrays)
@@ -68,19 +73,33 @@ def train(config: TrainConfig, config_text: str) -> None:
                 more = {name: float(metrics[name]) for name in ("z_loss", "gradient_norm") if name in metrics}
                 more |= {"learning_rate": float(rates(step)), "compilations": compilations(step_fn)}
                 log.write(done, values | more | {"seconds": round(time.perf_counter() - began, 3)})
-            if done == config.steps or (config.checkpoint_period and done % config.checkpoint_period == 0):
-                _save(config, state, feed.progress)
+                meter.last = values | more
+            if saver.due(done):
+                saver.save(state, {"task": feed.progress, "logged": meter.to_save()}, meter.last)
+            if saver.stopping:
+                break
+    if saver.stopping and done < config.steps:
+        print(f"stopped by SIGTERM after step {done} of {config.steps}; {saver.saved()}")
+        return
     minutes = (time.perf_counter() - began) / 60
     print(f"trained {config.steps - first_step} steps in {minutes:.1f} minutes; the model is in {config.model_dir}")
     print(f"next: famjax eval --model {config.model_dir}")
 
 
 class _Meter:
-    """Loss averaged, and tokens a second, since the last reading. Compiling counts, so the first is slow."""
+    """Loss averaged, and tokens a second, since the last reading. Compiling counts, so the first is slow.
 
-    def __init__(self, first_step: int):
-        self.first_step = first_step
+    Attributes:
+      last: the metrics of the last logged step.
+    """
+
+    def __init__(self, saved: dict[str, Any]):
         self._reset()
+        self.losses, self.last = list(saved.get("losses", [])), dict(saved.get("last", {}))
+
+    def to_save(self) -> dict[str, Any]:
+        """As JSON, so that a training that goes on averages over the same steps."""
+        return {"losses": self.losses, "last": self.last}
 
     def _reset(self) -> None:
         self.began, self.tokens, self.losses = time.perf_counter(), 0, []
@@ -94,10 +113,3 @@ class _Meter:
         values = {"loss": float(np.mean(self.losses)), "tokens_per_second": round(rate, 1)}
         self._reset()
         return values
-
-
-def _save(config: TrainConfig, state: TrainState, progress: Progress) -> None:
-    checkpoint.save_model(
-        config.model_dir, config.model, state.params, step=int(state.step), training=states.to_save(state),
-        progress=progress,
-    )  # fmt: skip

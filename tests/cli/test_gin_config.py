@@ -26,6 +26,8 @@ OVERRIDES = {
     "MESH": ('{"data": 1, "fsdp": 8, "tensor": 1}', lambda c: c.mesh == {"data": 1, "fsdp": 8, "tensor": 1}),
     "MICROBATCHES": ("2", lambda c: c.microbatches == 2),
     "CHECKPOINT_PERIOD": ("11", lambda c: c.checkpoint_period == 11),
+    "CHECKPOINT_MINUTES": ("2.5", lambda c: c.checkpoint_minutes == 2.5),
+    "KEEP_CHECKPOINTS": ("4", lambda c: c.keep_checkpoints == 4),
     "EVAL_PERIOD": ("0", lambda c: c.eval_period == 0),
     "LOG_PERIOD": ("2", lambda c: c.log_period == 2),
     "LORA_RANK": ("0", lambda c: c.lora_rank == 0),
