@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import json
 import math
+import types
 import typing
 from typing import Any
 
@@ -51,13 +52,22 @@ def _nearest_multiples(number: int, unit: int) -> str:
 def _check_types(config: Any) -> None:
     """Raises `ConfigError` on a value that is not of its field's type; a number may be written 1 or 1.0."""
     for field in dataclasses.fields(config):
-        value, wanted = getattr(config, field.name), typing.cast(type, typing.get_origin(field.type) or field.type)
+        value, wanted = getattr(config, field.name), _plain_type(field.type)
         more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
         allowed = more.get(wanted, (wanted,))
+        if value is None and type(None) in typing.get_args(field.type):
+            continue
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             raise ConfigError(
                 f"{type(config).__name__}.{field.name} is {value!r}; it must be of type {wanted.__name__}"
             )
+
+
+def _plain_type(annotation: Any) -> type:
+    """`tuple` of `tuple[int, ...]`, `int` of `int | None`."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return typing.cast(type, typing.get_origin(annotation) or annotation)
 
 
 def _probability(name: str, value: float) -> None:
@@ -369,110 +379,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """One training run.
-
-    Attributes:
-      model_dir: where the run writes `model.json`, weights, `metrics.jsonl` and `config.gin`.
-      model: the model.
-      task: name of the task or mixture; `passkey` is the one that needs no data.
-      passkey: settings of the task `passkey`.
-      data: settings of every other task: where text comes from and how it is laid out in rows.
-      sequence_length: tokens of a row, a multiple of the block size.
-      batch_size: rows of a step.
-      steps: optimizer steps.
-      seed: of the weights, the data and the random state passing.
-      optimizer: its settings.
-      initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
-      log_period: steps between two lines of `metrics.jsonl`.
-      checkpoint_period: steps between two checkpoints; 0 writes one at the end.
-      eval_period: steps between two evaluations; 0, so far the only value, never evaluates.
-      lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
-      mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
-        batch), `fsdp` (shares of the batch and of every weight), `tensor` (shares of heads, of the
-        feed-forward width and of the vocabulary). An axis that is left out has size 1.
-      microbatches: parts of the batch whose gradients are computed one after the other and added up. The
-        numbers are those of the whole batch; the memory for activations is that of a part.
-      loss_chunk: tokens of one device whose logits exist at once; 0 sets no bound.
-      z_loss: weight of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting.
-    """
-
-    model_dir: str = ""
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    task: str = "passkey"
-    passkey: PassKeyConfig = dataclasses.field(default_factory=PassKeyConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    sequence_length: int = 1024
-    batch_size: int = 8
-    steps: int = 1000
-    seed: int = 0
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    initial_checkpoint: str = ""
-    log_period: int = 10
-    checkpoint_period: int = 0
-    eval_period: int = 0
-    lora_rank: int = 0
-    mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
-    microbatches: int = 1
-    loss_chunk: int = 2048
-    z_loss: float = 0.0
-
-    @property
-    def carries_memory(self) -> bool:
-        """Rows go on with the documents of the step before, so their memory is part of the training's state."""
-        return self.task != "passkey" and self.data.stream_share > 0
-
-    @property
-    def mesh_sizes(self) -> tuple[int, int, int]:
-        """Devices along `data`, `fsdp` and `tensor`."""
-        data, fsdp, tensor = (self.mesh.get(axis, 1) for axis in MESH_AXES)
-        return data, fsdp, tensor
-
-    def validate(self) -> None:
-        """Raises `ConfigError` on the first setting that cannot work."""
-        _check_types(self)
-        if not self.model_dir:
-            raise ConfigError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"")
-        self.model.validate()
-        self.optimizer.validate()
-        _one_of("MIXTURE_OR_TASK_NAME", self.task, TASKS)
-        self.passkey.validate()
-        check_sequence_length(self.sequence_length, self.model.memory.block_size)
-        _at_least("BATCH_SIZE", self.batch_size, 1)
-        _at_least("TRAIN_STEPS", self.steps, 1)
-        _at_least("LOG_PERIOD", self.log_period, 1)
-        _at_least("CHECKPOINT_PERIOD", self.checkpoint_period, 0)
-        if self.eval_period:
-            raise ConfigError(
-                f"EVAL_PERIOD is {self.eval_period}, but evaluation during training is not built yet; set it to 0 "
-                f"and run `famjax eval` afterwards"
-            )
-        if self.lora_rank:
-            raise ConfigError(f"LORA_RANK is {self.lora_rank}, but LoRA is not built yet; set it to 0")
-        for axis, size in self.mesh.items():
-            _one_of("MESH axis", axis, MESH_AXES)
-            if not isinstance(size, int) or isinstance(size, bool):
-                raise ConfigError(f"MESH axis {axis} is {size!r}; it must be a number of devices")
-            _at_least(f"MESH axis {axis}", size, 1)
-        _at_least("MICROBATCHES", self.microbatches, 1)
-        for name in ("loss_chunk", "z_loss"):
-            _at_least(name, getattr(self, name), 0)
-        self._check_rows()
-
-    def _check_rows(self) -> None:
-        """Every device has the same number of rows in every microbatch."""
-        data, fsdp, _ = self.mesh_sizes
-        unit = math.prod((data, fsdp, self.microbatches))
-        if self.batch_size % unit:
-            parts = [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
-            parts += [f"data x fsdp = {data * fsdp} devices"] * (data * fsdp > 1)
-            raise ConfigError(
-                f"BATCH_SIZE {self.batch_size} does not divide over {' of '.join(parts)}; "
-                f"use {_nearest_multiples(self.batch_size, unit)}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """One evaluation on the pass key task.
 
@@ -512,6 +418,143 @@ class EvalConfig:
             _at_least("filler_blocks", blocks, 1)
         for name in ("keys", "key_digits", "batch_size"):
             _at_least(name, getattr(self, name), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      model_dir: where the run writes `model.json`, weights, `metrics.jsonl` and `config.gin`.
+      model: the model.
+      task: name of the task or mixture; `passkey` is the one that needs no data.
+      passkey: settings of the task `passkey`.
+      data: settings of every other task: where text comes from and how it is laid out in rows.
+      sequence_length: tokens of a row, a multiple of the block size.
+      batch_size: rows of a step.
+      steps: optimizer steps.
+      seed: of the weights, the data and the random state passing.
+      optimizer: its settings.
+      initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
+      log_period: steps between two lines of `metrics.jsonl`.
+      checkpoint_period: steps between two checkpoints; 0 writes one at the end.
+      diagnostics_period: steps between two looks at the memory (docs/training.md), each of which costs two to
+        three steps; 0 never looks, None does so every tenth time that `metrics.jsonl` gets a line.
+      eval_period: steps between two evaluations; 0 never evaluates while it trains.
+      evaluation: what is evaluated then; its `model_dirs` and `output_dir` are not used.
+      profile_steps: (n, m) records what the devices do in steps n to m, in `profile/`; () records nothing.
+      bad_steps: so many steps in a row whose loss or gradient is no number are left out; one more ends the
+        run, as the first one does where this is 0.
+      lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
+      mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
+        batch), `fsdp` (shares of the batch and of every weight), `tensor` (shares of heads, of the
+        feed-forward width and of the vocabulary). An axis that is left out has size 1.
+      microbatches: parts of the batch whose gradients are computed one after the other and added up. The
+        numbers are those of the whole batch; the memory for activations is that of a part.
+      loss_chunk: tokens of one device whose logits exist at once; 0 sets no bound.
+      z_loss: weight of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting.
+    """
+
+    model_dir: str = ""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    task: str = "passkey"
+    passkey: PassKeyConfig = dataclasses.field(default_factory=PassKeyConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    sequence_length: int = 1024
+    batch_size: int = 8
+    steps: int = 1000
+    seed: int = 0
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    initial_checkpoint: str = ""
+    log_period: int = 10
+    checkpoint_period: int = 0
+    diagnostics_period: int | None = None
+    eval_period: int = 0
+    evaluation: EvalConfig = dataclasses.field(default_factory=lambda: EvalConfig(filler_blocks=(1, 4, 16)))
+    profile_steps: tuple[int, ...] = ()
+    bad_steps: int = 0
+    lora_rank: int = 0
+    mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
+    microbatches: int = 1
+    loss_chunk: int = 2048
+    z_loss: float = 0.0
+
+    @property
+    def carries_memory(self) -> bool:
+        """Rows go on with the documents of the step before, so their memory is part of the training's state."""
+        return self.task != "passkey" and self.data.stream_share > 0
+
+    @property
+    def mesh_sizes(self) -> tuple[int, int, int]:
+        """Devices along `data`, `fsdp` and `tensor`."""
+        data, fsdp, tensor = (self.mesh.get(axis, 1) for axis in MESH_AXES)
+        return data, fsdp, tensor
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
+        if not self.model_dir:
+            raise ConfigError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"")
+        self.model.validate()
+        self.optimizer.validate()
+        _one_of("MIXTURE_OR_TASK_NAME", self.task, TASKS)
+        self.passkey.validate()
+        check_sequence_length(self.sequence_length, self.model.memory.block_size)
+        _at_least("BATCH_SIZE", self.batch_size, 1)
+        _at_least("TRAIN_STEPS", self.steps, 1)
+        _at_least("LOG_PERIOD", self.log_period, 1)
+        _at_least("CHECKPOINT_PERIOD", self.checkpoint_period, 0)
+        self._check_watching()
+        if self.lora_rank:
+            raise ConfigError(f"LORA_RANK is {self.lora_rank}, but LoRA is not built yet; set it to 0")
+        for axis, size in self.mesh.items():
+            _one_of("MESH axis", axis, MESH_AXES)
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise ConfigError(f"MESH axis {axis} is {size!r}; it must be a number of devices")
+            _at_least(f"MESH axis {axis}", size, 1)
+        _at_least("MICROBATCHES", self.microbatches, 1)
+        for name in ("loss_chunk", "z_loss"):
+            _at_least(name, getattr(self, name), 0)
+        self._check_rows()
+
+    def diagnoses(self, step: int) -> bool:
+        """Whether the memory is looked at in this step (counted from 1); a model without FAM has none."""
+        period = 10 * self.log_period if self.diagnostics_period is None else self.diagnostics_period
+        return bool(period and step % period == 0 and self.model.memory.fam_length)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated behind this step: every `eval_period`, and at the end."""
+        return bool(self.eval_period and (step % self.eval_period == 0 or step == self.steps))
+
+    def logs(self, step: int) -> bool:
+        """Whether `metrics.jsonl` gets a line: at its period, at the end, and where there is more to tell."""
+        last = step == self.steps
+        return last or step % self.log_period == 0 or self.diagnoses(step) or self.evaluates(step)
+
+    def _check_watching(self) -> None:
+        _at_least("DIAGNOSTICS_PERIOD", self.diagnostics_period or 0, 0)
+        _at_least("EVAL_PERIOD", self.eval_period, 0)
+        _at_least("bad_steps", self.bad_steps, 0)
+        if self.eval_period:
+            dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
+        first_last = self.profile_steps
+        whole = all(isinstance(step, int) and not isinstance(step, bool) for step in first_last)
+        if first_last and (not whole or len(first_last) != 2 or not 1 <= first_last[0] <= first_last[1]):
+            raise ConfigError(
+                f"PROFILE_STEPS is {first_last!r}; write (n, m), the first and the last step, from 1 on: (11, 13)"
+            )
+
+    def _check_rows(self) -> None:
+        """Every device has the same number of rows in every microbatch."""
+        data, fsdp, _ = self.mesh_sizes
+        unit = math.prod((data, fsdp, self.microbatches))
+        if self.batch_size % unit:
+            parts = [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
+            parts += [f"data x fsdp = {data * fsdp} devices"] * (data * fsdp > 1)
+            raise ConfigError(
+                f"BATCH_SIZE {self.batch_size} does not divide over {' of '.join(parts)}; "
+                f"use {_nearest_multiples(self.batch_size, unit)}"
+            )
 
 
 def check_sequence_length(length: int, block_size: int) -> None:

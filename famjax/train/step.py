@@ -120,8 +120,8 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
     Its metrics: `loss` (cross entropy), `z_loss` (what is added to it) if it is asked for, `accuracy` (share
     of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real ones, of the
-    whole batch), `correct` (bool, of the shape of the batch's targets), and `squares`: of `gradient`,
-    `update` and `weight` (that is trained, before the update) what `norms.squares` gives.
+    whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
+    and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
     """
     prepare = preparation(config, mesh)
     where = states.abstract(config, tx, mesh)
@@ -164,6 +164,8 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
         new = TrainState(state.step, params, opt_state, *out.passed, memory)
         norm = optax.tree.norm(grads)
+        sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
+        sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
         new = select(jnp.isfinite(norm) & jnp.isfinite(sum(out.costs)), new, state)
         metrics = {
             "loss": out.costs[0],
@@ -171,7 +173,8 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             "gradient_norm": norm,
             "tokens": batch.count.sum(),
             "correct": correct,
-            "squares": {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)},
+            "squares": sums,
+            "update_norm": jnp.sqrt(sum(values.sum() for values in sums["update"].values())),
         }
         metrics |= {"z_loss": out.costs[1]} if config.z_loss else {}
         return dataclasses.replace(new, step=state.step + 1), metrics
