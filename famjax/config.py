@@ -388,7 +388,8 @@ class EvalConfig:
       task: name of the task; `passkey` is the one that needs no data.
       filler_blocks: lengths of the filler, in blocks of each model.
       keys: keys for each alignment of the filler against the block; a length has block_size * keys
-        documents.
+        documents, or
+      alignments: so many alignments, spread evenly; 0 is all of them.
       key_digits: digits of a key.
       batch_size: documents read side by side.
       seed: of the keys; training draws its own.
@@ -400,6 +401,7 @@ class EvalConfig:
     task: str = "passkey"
     filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
     keys: int = 1
+    alignments: int = 0
     key_digits: int = 5
     batch_size: int = 64
     seed: int = 1
@@ -418,6 +420,7 @@ class EvalConfig:
             _at_least("filler_blocks", blocks, 1)
         for name in ("keys", "key_digits", "batch_size"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("alignments", self.alignments, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -470,7 +473,7 @@ class TrainConfig:
     checkpoint_period: int = 0
     diagnostics_period: int | None = None
     eval_period: int = 0
-    evaluation: EvalConfig = dataclasses.field(default_factory=lambda: EvalConfig(filler_blocks=(1, 4, 16)))
+    evaluation: EvalConfig = dataclasses.field(default_factory=lambda: EvalConfig(filler_blocks=(1, 4, 16), alignments=16))
     profile_steps: tuple[int, ...] = ()
     bad_steps: int = 0
     lora_rank: int = 0
@@ -537,6 +540,11 @@ class TrainConfig:
         _at_least("bad_steps", self.bad_steps, 0)
         if self.eval_period:
             dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
+            if self.evaluation.task == "passkey" and self.model.vocab_size < 128:
+                raise ConfigError(
+                    f"EVAL_PERIOD asks for the pass key, which is written in ASCII, but vocab_size is "
+                    f"{self.model.vocab_size}; set EVAL_PERIOD to 0"
+                )
         first_last = self.profile_steps
         whole = all(isinstance(step, int) and not isinstance(step, bool) for step in first_last)
         if first_last and (not whole or len(first_last) != 2 or not 1 <= first_last[0] <= first_last[1]):

@@ -37,7 +37,7 @@ def far_weights(batch: Batch, layers: int, config: MemoryConfig) -> Any:
     """
     S, N = config.block_size, batch.starts.shape[1]
     block = np.arange(N)
-    goes_on = jnp.cumsum(batch.starts.at[:, 0].set(False), axis=1) == 0
+    goes_on = jnp.cumsum(batch.starts & (block > 0), axis=1) == 0
     alive_BN = goes_on & (block * S < batch.count[:, None])
     last_B = alive_BN.sum(axis=1) - 1
     reach_B = jnp.minimum(layers * config.memory_segments, last_B - 1)
@@ -73,7 +73,7 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
         # Where a document starts with the row, its first memory is taken into the row's, to be told from the
         # memories with which later documents start.
         memory = select_rows(batch.starts[:, 0], broadcast_rows(initial, rows), memory)
-        starts_BN = batch.starts.at[:, 0].set(False)
+        starts_BN = batch.starts & (np.arange(length // S) > 0)
         weights_BW = far_weights(batch, config.model.num_layers, memory_config)
         x_BTD = model.embed(batch.tokens)
 

@@ -22,18 +22,20 @@ from famjax.train.state import TrainState
 from famjax.train.step import draws, preparation, rows_first
 
 
-def explain(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, squares: dict[str, Any]) -> str:
+def explain(
+    config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, loss: float, squares: dict[str, Any]
+) -> str:  # fmt: skip
     """Where a bad step begins, in words.
 
     Args:
       config, mesh: of the run.
       state: as the bad step returned it: old weights, its step counted.
       batch: of that step.
-      squares: its metrics of that name.
+      loss, squares: its metrics of that name.
 
     Returns:
-      The first of: weights that are no numbers; the first layer whose output or FAM is none; the last
-      layer (the backward pass goes downwards) whose gradient is none; updates that are none.
+      The first of: weights that are no numbers; the first layer whose output or FAM is none; a loss that is
+      none; the last layer (the backward pass goes downwards) whose gradient is none; updates that are none.
     """
     weights = jax.device_get(jax.jit(_weights)(state.params))
     if bad := _places(weights["bad"]):
@@ -45,14 +47,15 @@ def explain(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, sq
         return f"layer {forward['layer']} is the first whose {what} {_is_not(len(forward['what']))} finite; {largest}"
     if not forward["hidden"]:
         return "every layer's output is finite, the final norm's is not"
-    gradients = not_finite(squares["gradient"])
-    if gradients:
+    if not np.isfinite(loss):
+        return "the weights and every layer's output are finite; the logits, or the batch's loss weights, are at fault"
+    if gradients := not_finite(squares["gradient"]):
         name, layer = max(gradients, key=lambda place: np.inf if place[1] is None else place[1])
         of = f" of layer {layer}" if layer is not None else ""
         return f"every layer's output is finite; going backward, the gradient of {name}{of} is the first that is not"
     if updates := not_finite(squares["update"]):
         return f"outputs and gradients are finite; the update of {_first(updates)} is not"
-    return "every layer's output and every gradient are finite; the loss itself is not"
+    return "every layer's output and every gradient are finite; their norm is too large for float32"
 
 
 def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch) -> dict[str, Any]:

@@ -166,7 +166,8 @@ class Watch:
         self, step: int, name: str, found: dict[str, float], metrics: dict[str, Any], state: TrainState, batch: Batch
     ) -> str:
         try:
-            where = guard.explain(self.config, self.mesh, state, batch, jax.device_get(metrics["squares"]))
+            squares = jax.device_get(metrics["squares"])
+            where = guard.explain(self.config, self.mesh, state, batch, found["loss"], squares)
         except Exception as error:  # the reason to stop must be told in any case
             where = f"where it begins could not be found ({type(error).__name__})"
         saved = checkpoint.latest_step(self.config.model_dir)
