@@ -446,7 +446,7 @@ class TrainConfig:
       eval_period: steps between two evaluations; 0 never evaluates while it trains.
       evaluation: what is evaluated then; its `model_dirs` and `output_dir` are not used.
       profile_steps: (n, m) records what the devices do in steps n to m, in `profile/`; () records nothing.
-      bad_steps: so many steps in a row whose loss or gradient is no number are left out; one more ends the
+      skip_bad_steps: so many steps in a row whose loss or gradient is no number are left out; one more ends the
         run, as the first one does where this is 0.
       lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
       mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
@@ -473,9 +473,11 @@ class TrainConfig:
     checkpoint_period: int = 0
     diagnostics_period: int | None = None
     eval_period: int = 0
-    evaluation: EvalConfig = dataclasses.field(default_factory=lambda: EvalConfig(filler_blocks=(1, 4, 16), alignments=16))
+    evaluation: EvalConfig = dataclasses.field(
+        default_factory=lambda: EvalConfig(filler_blocks=(1, 4, 16), alignments=16)
+    )
     profile_steps: tuple[int, ...] = ()
-    bad_steps: int = 0
+    skip_bad_steps: int = 0
     lora_rank: int = 0
     mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
     microbatches: int = 1
@@ -537,7 +539,7 @@ class TrainConfig:
     def _check_watching(self) -> None:
         _at_least("DIAGNOSTICS_PERIOD", self.diagnostics_period or 0, 0)
         _at_least("EVAL_PERIOD", self.eval_period, 0)
-        _at_least("bad_steps", self.bad_steps, 0)
+        _at_least("skip_bad_steps", self.skip_bad_steps, 0)
         if self.eval_period:
             dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
             if self.evaluation.task == "passkey" and self.model.vocab_size < 128:

@@ -88,9 +88,7 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
         def far_loss(first_BSD: Any, fam: Any) -> Any:
             changed = dataclasses.replace(memory, layers=dataclasses.replace(memory.layers, fam=fam))
             x = jnp.concatenate([first_BSD, x_BTD[:, S:]], axis=1)
-            hidden, _, looked = model.forward(
-                x, changed, batch.count, starts_BN=starts_BN, initial=initial, look=look
-            )
+            hidden, _, looked = model.forward(x, changed, batch.count, starts_BN=starts_BN, initial=initial, look=look)
             loss = weighted_loss(
                 model, hidden, batch.positions, batch.targets, weights_BW,
                 tokens_at_once=config.loss_chunk * sharding.batch_shards(mesh),

@@ -46,7 +46,9 @@ class TensorBoard:
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Adds the numbers among these values, and puts them on disk."""
         for name, value in values.items():
-            named = {f"{name}/layer_{i:02}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            named = (
+                {f"{name}/layer_{i:02}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            )
             for full, number in named.items():
                 if isinstance(number, (int, float)):
                     self._writer.add_scalar(full, number, step)

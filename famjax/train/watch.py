@@ -94,7 +94,7 @@ class Watch:
         if bad:
             self._bad += 1
             # A bad update is in the weights; of a bad loss or gradient the step has kept them free.
-            if bad == ["update_norm"] or self._bad > self.config.bad_steps:
+            if bad == ["update_norm"] or self._bad > self.config.skip_bad_steps:
                 raise FloatingPointError(self._explain(step, bad[0], found, metrics, state, batch))
             self._more["bad_steps"] = self._more.get("bad_steps", 0) + 1
         else:

@@ -130,9 +130,7 @@ def test_which_targets_are_far():
 
 
 def far_loss(params, given, memory=None):
-    hidden, _ = tiny.whole_untraced(
-        MODEL, params, given.tokens, memory, count_B=given.count, starts_BN=given.starts
-    )
+    hidden, _ = tiny.whole_untraced(MODEL, params, given.tokens, memory, count_B=given.count, starts_BN=given.starts)
     weights = far_weights(given, MODEL.num_layers, MODEL.memory)
     return weighted_loss(tiny.build(MODEL, params), hidden, None, given.targets, weights).total
 
@@ -161,7 +159,9 @@ def test_a_memory_that_carries_nothing_has_no_gradient():
     params = jax.tree.map(np.array, PARAMS)
     params["layers"]["attention"]["value"][:] = 0
     found = readable(diagnose(params, batch()))
-    assert found["memory/first_block_gradient"] == 0.0 < readable(diagnose(PARAMS, batch()))["memory/first_block_gradient"]
+    assert (
+        found["memory/first_block_gradient"] == 0.0 < readable(diagnose(PARAMS, batch()))["memory/first_block_gradient"]
+    )
     assert min(found["memory/input_attention_to_fam"]) > 0
     short = jax.tree.map(lambda x: x[2:], batch())  # one block: no FAM has read anything before it
     assert set(readable(diagnose(PARAMS, short))) == {"memory/fam_norm"}
