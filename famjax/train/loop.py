@@ -61,7 +61,7 @@ def train(config: TrainConfig, config_text: str, evaluate: Evaluate | None = Non
             if task.observes and good:
                 feed.observe(metrics["correct"])
             if evaluate is not None and config.evaluates(step):
-                watch.evaluate(lambda: evaluate(nnx.merge(graphdef, state.params), step))
+                watch.evaluate(evaluate, nnx.merge(graphdef, state.params), step)
             if config.logs(step):
                 watch.log(step, metrics, task.report(feed.progress), compilations(step_fn))
             if step == config.steps or (config.checkpoint_period and step % config.checkpoint_period == 0):

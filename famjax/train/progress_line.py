@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 # Without a terminal, a line so many seconds apart.
 PLAIN_SECONDS = 10.0
@@ -38,7 +39,7 @@ class ProgressLine:
         if console.is_terminal and not silent:
             columns = (
                 TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-                TextColumn("{task.fields[said]}"),
+                TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             )  # fmt: skip
             self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task(name, total=steps, completed=first_step, said="compiling")

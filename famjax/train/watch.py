@@ -133,10 +133,10 @@ class Watch:
                 writer.write(step, self.last)
         self._losses, self._more, self._tokens, self._since = [], {}, 0, time.perf_counter()
 
-    def evaluate(self, call: Callable[[], dict[str, float]]) -> None:
-        """`call()` gives numbers for the next line, as `eval/...`; its time is not the training's."""
+    def evaluate(self, call: Callable[[Any, int], dict[str, float]], model: Any, step: int) -> None:
+        """What `call` gives goes into the next line, as `eval/...`; its time is not the training's."""
         with self._aside():
-            self._more |= {f"eval/{name}": value for name, value in call().items()}
+            self._more |= {f"eval/{name}": value for name, value in call(model, step).items()}
 
     def to_save(self) -> dict[str, Any]:
         """As JSON: the losses since the last line, so that a run that goes on averages over the same steps."""

@@ -59,9 +59,8 @@ def test_the_first_layer_whose_activations_overflow_is_named(tmp_path, microbatc
     """Finite weights of layer 1, so large that its outputs are not: layer 0 is not accused, nor the weights."""
     source = start_from(tmp_path / "source", lambda layers: layers["feed_forward"]["down"].__setitem__(1, 3e38))
     said = message(settings(tmp_path / "m", initial_checkpoint=source, microbatches=microbatches))
-    assert (
-        "layer 1 is the first whose output and FAM are not finite; its weights are finite, the largest is 3e+38" in said
-    )
+    assert "layer 1 is the first whose output and FAM are not finite; its weights are finite" in said
+    assert "the largest is 3e+38" in said
 
 
 def test_of_a_bad_batch_the_loss_is_at_fault_and_the_checkpoint_from_before_stays(tmp_path, monkeypatch, capsys):
