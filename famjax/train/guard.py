@@ -37,7 +37,7 @@ def explain(
       The first of: weights that are no numbers; the first layer whose output or FAM is none; a loss that is
       none; the last layer (the backward pass goes downwards) whose gradient is none; updates that are none.
     """
-    weights = jax.device_get(jax.jit(_weights)(state.params))
+    weights = jax.device_get(jax.jit(_weights, out_shardings=sharding.replicated(mesh))(state.params))
     if bad := _places(weights["bad"]):
         return f"the weights are at fault: {_first(bad)} {_is_not(len(bad))} finite; the batch is not to blame"
     forward = check_forward(config, mesh, state, batch)

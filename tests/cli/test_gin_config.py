@@ -1,6 +1,7 @@
 """gin files and overrides become configurations; what is wrong in them is told in one line."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -184,6 +185,18 @@ def test_fine_tuning_follows_the_paper() -> None:
     found = config.optimizer
     assert (found.name, found.beta1, found.beta2, found.schedule) == ("adafactor", 0.9, 0.99, "constant")
     assert (found.learning_rate, found.warmup_steps, config.steps, config.batch_size) == (1e-4, 0, 50_000, 128)
+
+
+@pytest.mark.parametrize(("size", "devices"), [("1b", 16), ("8b", 32), ("24b", 64)])
+def test_the_large_trainings_are_valid(size: str, devices: int) -> None:
+    """They want a directory and a task, and are then ready to run on so many devices."""
+    file = f"gin/experiments/pretrain_{size}.gin"
+    with pytest.raises(ConfigError, match="MODEL_DIR must be set"):
+        load_train_config([file])
+    config, _ = load_train_config([file], (), ["MODEL_DIR='m'", "MIXTURE_OR_TASK_NAME='passkey'"])
+    config.validate()
+    assert math.prod(config.mesh_sizes) == devices
+    assert config.model == load_model_config([f"gin/models/fam_{size}.gin"])
 
 
 def test_missing_files_and_their_neighbours(caplog: pytest.LogCaptureFixture) -> None:

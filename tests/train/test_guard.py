@@ -10,6 +10,7 @@ from famjax.cli.main import main
 from famjax.config import OptimizerConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
 from famjax.runtime.checkpoint import save_model
+from famjax.runtime.mesh import make_mesh
 from famjax.train import guard
 from famjax.train.loop import train
 from tests import tiny
@@ -109,7 +110,8 @@ def test_where_a_gradient_begins_to_be_none(monkeypatch):
     monkeypatch.setattr(guard, "check_forward", lambda *_: good)
     state = dataclasses.make_dataclass("State", ["params"])({"layers": {"a": np.ones((3, 2))}})
     squares = {"gradient": {"layers/a": np.array([np.nan, np.inf, 1.0]), "embedding": np.array(1.0)}, "update": {}}
-    said = guard.explain(None, None, state, None, 1.0, squares)
+    mesh = make_mesh()
+    said = guard.explain(None, mesh, state, None, 1.0, squares)
     assert "the gradient of layers/a of layer 1 is the first that is not" in said
     squares["gradient"]["final_norm/scale"] = np.array(np.nan)
-    assert "the gradient of final_norm/scale is the first" in guard.explain(None, None, state, None, 1.0, squares)
+    assert "the gradient of final_norm/scale is the first" in guard.explain(None, mesh, state, None, 1.0, squares)

@@ -117,6 +117,15 @@ def test_memory_is_cut_by_rows_and_heads(results):
     assert parts.position == (2,)
 
 
+def test_what_is_told_of_a_training_does_not_depend_on_the_mesh(results):
+    """The memory's diagnostics of 2x2x2 devices are one device's, and so is the layer that a bad step names."""
+    (one, said), (cut, said_cut) = results["looked at"]
+    assert one.keys() == cut.keys() and len(one) == 5
+    for name in one:
+        assert_close(cut[name], one[name], 1e-5)
+    assert said_cut == said and "layer 1 is the first" in said
+
+
 def test_checkpoints_move_between_meshes(results):
     """Weights, optimizer state and passed FAM, written on 2x2x2: bit for bit the same on 1x2x4 and on 8x1x1,
     and each in its place there."""
