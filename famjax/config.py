@@ -441,8 +441,8 @@ class TrainConfig:
       initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
       log_period: steps between two lines of `metrics.jsonl`.
       checkpoint_period: steps between two checkpoints; 0 writes one at the end.
-      diagnostics_period: steps between two looks at the memory (docs/training.md), each of which costs two to
-        three steps; 0 never looks, None does so every tenth time that `metrics.jsonl` gets a line.
+      diagnostics_period: steps between two looks at the memory (docs/training.md), each of which costs less
+        than a step; 0 never looks, None does so every ten `log_period`s.
       eval_period: steps between two evaluations; 0 never evaluates while it trains.
       evaluation: what is evaluated then; its `model_dirs` and `output_dir` are not used.
       profile_steps: (n, m) records what the devices do in steps n to m, in `profile/`; () records nothing.
