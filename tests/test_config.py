@@ -34,6 +34,15 @@ BAD_MODELS = [
     ({"norm_eps": -1e-6}, "norm_eps is -1e-06; it must be at least 0"),
     ({"embedding_std": -0.1}, "embedding_std is -0.1; it must be at least 0"),
     ({"rope_base": 1.0}, "rope_base is 1.0; it must be greater than 1"),
+    ({"local_rope_base": 0.5}, "local_rope_base is 0.5; it must be greater than 1, or 0"),
+    ({"rope_scaling": "yarn"}, "rope_scaling 'yarn' is not one of none, linear, llama3"),
+    ({"rope_factor": 0.5}, "rope_factor is 0.5; it must be at least 1"),
+    ({"rope_low_frequency_factor": 4.0}, "rope_high_frequency_factor 4.0 must be greater than"),
+    ({"attention_cap": -1.0}, "attention_cap is -1.0; it must be at least 0"),
+    ({"layer_pattern": ()}, "layer_pattern is empty"),
+    ({"layer_pattern": ("global", "lokal")}, "layer_pattern: 'lokal' is not one of global, local; did you mean"),
+    ({"layer_pattern": ("local",)}, "local_window is 0; it must be at least 1"),
+    ({"memory": MemoryConfig(fam_layers="local")}, "fam_layers 'local' names none of the 2 layers; use `all`"),
     ({"d_model": 64.0}, "ModelConfig.d_model is 64.0; it must be of type int"),
     ({"scan_layers": 1}, "ModelConfig.scan_layers is 1; it must be of type bool"),
     ({"num_layers": True}, "ModelConfig.num_layers is True; it must be of type int"),
@@ -46,6 +55,8 @@ BAD_MEMORIES = [
     ({"fam_position": "first"}, "fam_position 'first' is not one of last, float, zero"),
     ({"fam_init": "prompts"}, "fam_init 'prompts' is not one of prompt, prefix; did you mean 'prompt'?"),
     ({"previous_fams": 0}, "previous_fams is 0; it must be at least 1"),
+    ({"fam_layers": "globall"}, "fam_layers 'globall' is not one of all, global, local; did you mean 'global'?"),
+    ({"fam_layers": ""}, "fam_layers '' is not one of all, global, local"),
     ({"token_window": -1}, "token_window is -1; it must be at least 0"),
     (
         {"block_size": 8, "fam_length": 2, "memory_segments": 2, "token_window": 18},
@@ -67,6 +78,12 @@ BAD_TRAININGS = [
         {"mesh": {"data": 2, "fsdp": 2, "tensor": 5}, "batch_size": 18, "microbatches": 3},
         "BATCH_SIZE 18 does not divide over 3 microbatches of data x fsdp = 4 devices; use 12 or 24",
     ),
+    ({"checkpoint_minutes": -1}, "CHECKPOINT_MINUTES is -1; it must be at least 0"),
+    ({"keep_checkpoints": 0}, "KEEP_CHECKPOINTS is 0; it must be at least 1"),
+    ({"keep_best": 0}, "keep_best is 0; it must be at least 1"),
+    ({"keep_best_mode": "mx"}, "keep_best_mode 'mx' is not one of min, max; did you mean 'max'?"),
+    ({"keep_period": 250, "checkpoint_period": 100}, "keep_period 250 is not a multiple of .* 100, .*; use 200 or 300"),
+    ({"keep_period": 250}, "keep_period 250 is not a multiple of CHECKPOINT_PERIOD 0"),
     ({"microbatches": 0}, "MICROBATCHES is 0; it must be at least 1"),
     ({"loss_chunk": -1}, "loss_chunk is -1; it must be at least 0"),
     ({"z_loss": -1e-4}, "z_loss is -0.0001; it must be at least 0"),
@@ -177,6 +194,10 @@ def test_model_json_round_trip() -> None:
         norm_eps=1e-5, qk_norm=True, rope_base=5e5, tie_embeddings=False, embedding_std=0.3, dtype="float32",
         param_dtype="bfloat16", scan_layers=False,
         remat="dots", attention_budget_mib=3.5, memory_segments=2, fam_position="float", fam_init="prefix",
+        norm_plus_one=True, post_norms=True, parallel_layers=True, qkv_bias=True, output_bias=True, ff_bias=True,
+        attention_scale=0.1, attention_cap=3.0, logit_cap=4.0, rope_scaling="linear", rope_factor=2.0,
+        rope_low_frequency_factor=2.0, rope_high_frequency_factor=5.0, rope_original_length=7, scale_embeddings=True,
+        layer_pattern=("local", "global"), local_window=3, local_rope_base=9.0, fam_layers="-+",
         previous_fams=2, token_window=5, stop_gradient=True, random_position_offset=0.1, random_state_passing=0.2,
     )  # fmt: skip
     for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig())):
@@ -218,3 +239,22 @@ def test_model_json_is_readable() -> None:
     text = ModelConfig().to_json()
     assert json.loads(text)["memory"]["fam_length"] == 64
     assert len(text.splitlines()) > len(dataclasses.fields(ModelConfig)) + len(dataclasses.fields(MemoryConfig))
+
+
+def test_layers_differ_as_the_patterns_say() -> None:
+    """Windows and RoPE go by the layer's kind, FAM by kind or by a pattern of its own; the whole repeats."""
+    model = ModelConfig(
+        num_layers=7, layer_pattern=("local", "local", "global"), local_window=5, local_rope_base=100.0,
+        rope_base=1000.0, rope_scaling="linear", rope_factor=4.0, memory=MemoryConfig(8, 2, 4, fam_layers="global"),
+    )  # fmt: skip
+    layers = [model.layer(i) for i in range(7)]
+    assert [layer.memory.token_window for layer in layers] == [5, 5, 0, 5, 5, 0, 5]
+    assert [layer.memory.fam_length for layer in layers] == [0, 0, 4, 0, 0, 4, 0]
+    assert [layer.rope.base for layer in layers] == [100.0, 100.0, 1000.0] * 2 + [100.0]
+    assert [layer.rope.scaling for layer in layers[:3]] == ["none", "none", "linear"]
+    assert model.layer_period == 3
+    by_pattern = dataclasses.replace(model, memory=MemoryConfig(8, 2, 4, fam_layers="-+", token_window=3))
+    assert [by_pattern.has_fam(i) for i in range(7)] == [False, True] * 3 + [False]
+    assert [by_pattern.layer(i).memory.token_window for i in range(3)] == [3, 3, 3]
+    assert by_pattern.layer_period == 6
+    assert ModelConfig(num_layers=5).layer_period == 1

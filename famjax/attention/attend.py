@@ -88,6 +88,24 @@ def attend(
     )
 
 
+def attention_share(
+    q_KGQH: Any, sources: list[Source], counted: list[bool], rope_settings: Rope | float, scale: float = 0.0,
+    cap: float = 0.0,
+) -> Any:  # fmt: skip
+    """How much of each query's attention goes to the counted sources: float32 [..., K, G, Q], from 0 to 1.
+
+    It is `attend` itself: with values of 1 in the counted sources and 0 in the others, what the softmax
+    averages is that share.
+
+    Args:
+      q_KGQH, sources, rope_settings, scale, cap: as for `attend`.
+      counted: for each source, whether it counts.
+    """
+    ones = lambda source, mark: jnp.full((*source.k.shape[:-1], 1), mark, jnp.float32)
+    marked = [source._replace(v=ones(source, float(mark))) for source, mark in zip(sources, counted, strict=True)]
+    return attend(q_KGQH.astype(jnp.float32), marked, rope_settings, scale, cap)[..., 0]
+
+
 def _scores(q_KGQH: Any, k_KCH: Any, visible: Any, cap: float) -> Any:
     scores = jnp.einsum("...KGQH,...KCH->...KGQC", q_KGQH, k_KCH, preferred_element_type=jnp.float32)
     scores = cap * jnp.tanh(scores / cap) if cap else scores

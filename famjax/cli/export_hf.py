@@ -34,10 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Finds a family that has this model, then writes one shard after the other."""
-    from famjax.runtime.model_dir import read_config
+    from famjax.runtime.model_dir import read_config, split_step
 
     config = read_config(args.source)
-    hf, types = their_config(args.source, config)
+    root, _ = split_step(args.source)
+    hf, types = their_config(root, config)
 
     from famjax.pretrained.config_json import with_memory
     from famjax.pretrained.families import family_of
@@ -58,17 +59,17 @@ def run(args: argparse.Namespace) -> int:
         if fam:
             write_fam(partial, fam)
         write_json(partial / CONFIG_JSON, with_memory(hf, config.memory))
-        carry((file for name in CARRIED if (file := Path(args.source) / name).is_file()), partial)
+        carry((file for name in CARRIED if (file := root / name).is_file()), partial)
     return 0
 
 
-def their_config(model_dir: str, config: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
+def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """The config.json that came with the model, where it is still right, else one that says the same; and the
     types of tensors that the import did not keep."""
     from famjax.pretrained.config_json import SECTION, config_json, describes
     from famjax.pretrained.folder import KEPT_CONFIG
 
-    path = Path(model_dir) / KEPT_CONFIG
+    path = model_dir / KEPT_CONFIG
     if not path.is_file():
         return config_json(config), {}
     try:

@@ -15,6 +15,7 @@ from famjax.config import ConfigError
 from famjax.data.vocabulary import TOKENIZER_CONFIG, ByteVocabulary, TokenizerVocabulary, Vocabulary, vocabulary_of
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream
+from famjax.runtime.model_dir import split_step
 
 GENERATION_CONFIG = "generation_config.json"
 # Text of so many characters is made to tokens at once, if it can be cut without changing them.
@@ -50,15 +51,16 @@ class Codec:
     """
 
     def __init__(self, model_dir: str | Path, vocab_size: int):
-        self.vocabulary: Vocabulary = vocabulary_of(model_dir)
+        root, _ = split_step(model_dir)
+        self.vocabulary: Vocabulary = vocabulary_of(root)
         self.is_bytes = isinstance(self.vocabulary, ByteVocabulary) and self.vocabulary.offset == 0
         if self.vocabulary.size > vocab_size:
             what = "no tokenizer for text" if self.is_bytes else f"a tokenizer of {self.vocabulary.size}"
             need = f"it needs at least the {self.vocabulary.size} of the byte vocabulary"
             use = need if self.is_bytes else "give the model directory the tokenizer that it was trained with"
             raise ConfigError(f"the model has {vocab_size} tokens and {what}; {use}")
-        self.bos = self.vocabulary.bos if _begins_texts(Path(model_dir), self.vocabulary) else None
-        self.ends = _ends(Path(model_dir), self.vocabulary, vocab_size)
+        self.bos = self.vocabulary.bos if _begins_texts(root, self.vocabulary) else None
+        self.ends = _ends(root, self.vocabulary, vocab_size)
 
     def encode(self, text: str, fresh: bool = True) -> np.ndarray:
         """int32 ids; a fresh text begins with `bos`, if there is one."""

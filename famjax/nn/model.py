@@ -34,6 +34,9 @@ class Fam(nnx.Module):
             self.prefix = weight(rngs, (F, D), std, ("fam", "embed"), dtype, stack=(config.num_layers,))
 
 
+# What looks at a layer from outside: see `Transformer.forward`.
+Look = Callable[[Block, Any, tuple[LayerMemory, LayerMemory], positions.Blocks, Any, LayerMemory], Any]
+
 # Activations of whole blocks, [B, N, S, D]: cut along their rows alone.
 ACTIVATION_AXES = ("batch", None, None, None)
 
@@ -84,7 +87,6 @@ class Transformer(nnx.Module):
           Hidden states [B, T, D] after the final norm (`logits` makes scores of them), and the
           memory after each row's last real token.
         """
-        config, S = self.config.memory, self.config.memory.block_size
         B, T = tokens_BT.shape
         if count_B is None:
             count_B = jnp.full(B, T, jnp.int32)
@@ -92,21 +94,43 @@ class Transformer(nnx.Module):
             initial = self.initial_state(1)
         if state is None:
             state = broadcast_rows(initial, B)
-        padded = jnp.pad(tokens_BT, ((0, 0), (0, -T % S)))
+        padded = jnp.pad(tokens_BT, ((0, 0), (0, -T % self.config.memory.block_size)))
+        hidden, state, _ = self.forward(
+            self.embed(padded), state, count_B, starts_BN=starts_BN, initial=initial, shift_B=shift_B
+        )
+        return hidden[:, :T], state
+
+    def forward(
+        self, x_BTD: Any, state: MemoryState, count_B: Any, *, starts_BN: Any, initial: MemoryState,
+        shift_B: Any = None, look: Look | None = None,
+    ) -> tuple[Any, MemoryState, Any]:  # fmt: skip
+        """`__call__` behind the embedding, for those who want to see what happens inside.
+
+        Args:
+          x_BTD: embedded tokens, whole blocks of them.
+          look: called in every layer with its weights, its input [B, N, S, D], its memories (that of the
+            rows, that of a fresh document), the blocks' positions, its output, and the memory after.
+          state, count_B, starts_BN, initial, shift_B: see `__call__`; none is left to be found.
+
+        Returns:
+          What `__call__` does, and what `look` gave, with a leading axis L.
+        """
+        config, S = self.config.memory, self.config.memory.block_size
         where = positions.of_whole_blocks(
-            state.position, state.fam_updates, count_B, padded.shape[1] // S, config,
+            state.position, state.fam_updates, count_B, x_BTD.shape[1] // S, config,
             starts_BN, initial.fam_updates[0], shift_B,
         )  # fmt: skip
 
-        def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, LayerMemory]:
-            x, layer_memory = blocks.whole_blocks(
+        def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, Any]:
+            y, after = blocks.whole_blocks(
                 weights, x, *memories, where, weights.memory, self.config.attention_budget_mib
             )
-            return self.constrain(x, ACTIVATION_AXES), layer_memory
+            y = self.constrain(y, ACTIVATION_AXES)
+            return y, (after, look(weights, x, memories, where, y, after) if look else None)
 
-        x = blocks.split_blocks(self.embed(padded), S)
-        x, layers = self._through_layers(layer, self.constrain(x, ACTIVATION_AXES), (state.layers, initial.layers))
-        return self.final_norm(blocks.join_blocks(x)[:, :T]), MemoryState(*positions.after(where, config), layers)
+        x = self.constrain(blocks.split_blocks(x_BTD, S), ACTIVATION_AXES)
+        x, (layers, looked) = self._through_layers(layer, x, (state.layers, initial.layers))
+        return self.final_norm(blocks.join_blocks(x)), MemoryState(*positions.after(where, config), layers), looked
 
     def read(
         self, tokens_BQ: Any, state: MemoryState, count_B: Any = None, shift_B: Any = None
@@ -200,7 +224,7 @@ class Transformer(nnx.Module):
         graphdef, weights = nnx.split(self.layers)
         axes, weights = axes_of(weights), nnx.to_pure_dict(weights)
 
-        def of_layer(index: int) -> Callable[[Any, Any], Any]:
+        def of_layer(index: int, in_scan: bool) -> Step:
             settings = config.layer(index)
 
             def step(x: Any, xs: Any) -> Any:
@@ -211,12 +235,13 @@ class Transformer(nnx.Module):
                 block.take(settings)
                 return layer(block, x, extra)
 
-            return remat(step, config.remat, in_scan=config.scan_layers)
+            return remat(step, config.remat, in_scan)
 
-        xs = (weights, per_layer)
+        L, period = config.num_layers, config.layer_period
         if not config.scan_layers:
-            return _unrolled([of_layer(i) for i in range(config.num_layers)], x, xs)
-        return _scanned([of_layer(i) for i in range(config.layer_period)], x, xs, config.num_layers)
+            return _unrolled([of_layer(i, in_scan=False) for i in range(L)], x, (weights, per_layer))
+        rest = [of_layer(i, in_scan=False) for i in range(L - L % period, L)]
+        return _scanned([of_layer(i, in_scan=True) for i in range(period)], rest, x, (weights, per_layer), L)
 
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -231,23 +256,23 @@ def _unrolled(steps: Sequence[Step], x: Any, xs: Any) -> tuple[Any, Any]:
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
-def _scanned(period: Sequence[Step], x: Any, xs: Any, length: int) -> tuple[Any, Any]:
+def _scanned(period: Sequence[Step], rest: Sequence[Step], x: Any, xs: Any, length: int) -> tuple[Any, Any]:
     """x through `length` layers whose steps repeat: one period is compiled and looped over.
 
-    Layers that are left over behind the last whole period are compiled by themselves:
+    The layers that are left over behind the last whole period, `rest`, are compiled by themselves:
 
         26 layers of period 6:  4 turns of a loop over 6 layers, then 2 layers
     """
-    P, whole = len(period), length // len(period) * len(period)
+    P, whole = len(period), length - len(rest)
     if P == 1:
         return jax.lax.scan(period[0], x, xs)
     by_period = jax.tree.map(lambda a: a[:whole].reshape(whole // P, P, *a.shape[1:]), xs)
     x, outs = jax.lax.scan(lambda x, one: _unrolled(period, x, one), x, by_period)
     outs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outs)
-    if whole == length:
+    if not rest:
         return x, outs
-    x, rest = _unrolled(period[: length - whole], x, jax.tree.map(lambda a: a[whole:], xs))
-    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), outs, rest)
+    x, last = _unrolled(rest, x, jax.tree.map(lambda a: a[whole:], xs))
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), outs, last)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from famjax.config import ConfigError, ModelConfig
-from famjax.runtime.checkpoint import WEIGHTS, _damaged, _record_files, _step_dir, latest_step
-from famjax.runtime.model_dir import MODEL_JSON, write_text
+from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, split_step, write_text
+from famjax.runtime.steps import WEIGHTS, damage, latest_step, record_files, step_dir
 
 PART_BYTES = 2**26
 # Of a weight's path: its first axis is that of the layers.
@@ -91,7 +91,7 @@ def write_model(
         writing.result()
     if wanted:
         raise ValueError(f"{len(wanted)} pieces did not come, {min(wanted, key=str)} among them")
-    _record_files(folder)
+    record_files(folder)
     write_text(model_dir / MODEL_JSON, config.to_json())
 
 
@@ -107,13 +107,13 @@ class Weights:
     """
 
     def __init__(self, model_dir: str | Path):
-        root = Path(model_dir).absolute()
-        step = latest_step(root)
+        root, named = split_step(Path(model_dir).absolute())
+        step = latest_step(root) if named is None else named
         if step is None:
             raise ConfigError(f"{model_dir} has no weights; was its training stopped before the first save?")
-        folder = _step_dir(root, step) / WEIGHTS
-        if damaged := _damaged(folder):
-            raise ConfigError(f"{damaged} is missing or damaged; restore the weights from a copy")
+        folder = step_dir(root, step) / WEIGHTS
+        if damaged := damage(root, step, [WEIGHTS]):
+            raise ConfigError(f"{damaged}; restore the weights from a copy, or name another checkpoint")
         try:
             entries = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"].values()
             paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in entries]
@@ -169,11 +169,11 @@ def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=True)
     root = model_dir.absolute()
     with ocp.CheckpointManager(
-        (root / "checkpoints").as_posix(), item_handlers={WEIGHTS: handler}, options=options
+        (root / CHECKPOINTS).as_posix(), item_handlers={WEIGHTS: handler}, options=options
     ) as m:
         save = ocp.args.PyTreeSave(jax.tree.map(zeros, shapes), save_args=as_tree([parts[path] for path in flat]))
         m.save(0, args=ocp.args.Composite(**{WEIGHTS: save}))
-    return _step_dir(root, 0) / WEIGHTS
+    return step_dir(root, 0) / WEIGHTS
 
 
 def _spec(folder: Path, path: str) -> dict[str, Any]:

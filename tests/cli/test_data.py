@@ -147,7 +147,9 @@ def test_tasks_imported_by_a_gin_file(tmp_path: Path) -> None:
     gin = "import tasks_of_mine\ninclude 'gin/models/fam_tiny.gin'\ninclude 'gin/runs/pretrain.gin'\n"
     (tmp_path / "mine.gin").write_text(gin + "MIXTURE_OR_TASK_NAME = 'mine'\nBATCH_SIZE = 1\n")
     words = ["data", "--gin_file", str(tmp_path / "mine.gin"), "--gin.TASK_FEATURE_LENGTHS={'targets': 64}"]
-    program = f"import sys; sys.path.append({str(tmp_path)!r}); from famjax.cli.main import main; sys.exit(main({words!r}))"
+    program = (
+        f"import sys; sys.path.append({str(tmp_path)!r}); from famjax.cli.main import main; sys.exit(main({words!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "block 0   > ¶hello¶hello¶hello" in done.stdout
@@ -161,7 +163,10 @@ def test_pieces_of_a_block() -> None:
     row.starts[0] = True
     rows.put(row, 0, example, 0, 8)
     blocks = blocks_of(row, ByteVocabulary())
-    assert blocks == [[Piece("ab", 0.0, True), Piece("cd", 1.0, False)], [Piece("e", 0.5, False), Piece("f", 1.0, False)]]
+    assert blocks == [
+        [Piece("ab", 0.0, True), Piece("cd", 1.0, False)],
+        [Piece("e", 0.5, False), Piece("f", 1.0, False)],
+    ]
     assert [plain(block) for block in blocks] == ["¶{ab}cd", "{0.5: e}f"]
     assert Totals().add(row) == (1, 1, 6, 2, 4)
     assert shorten([Piece("abcdef", 1.0, True), Piece("ghijkl", 0.0, False)], 6) == [

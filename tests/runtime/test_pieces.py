@@ -1,0 +1,111 @@
+"""Weights written and read a piece at a time are those that a save at once writes and a load at once reads."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from famjax.config import ConfigError
+from famjax.infer.load import load
+from famjax.nn.model import parameter_shapes, parameters
+from famjax.runtime import pieces
+from famjax.runtime.checkpoint import load_model, save_model
+from tests import tiny
+
+CONFIG = tiny.config(tie_embeddings=False, qkv_bias=True)
+
+
+def cut(params: Any) -> list[tuple[str, int | None, np.ndarray]]:
+    """All pieces of some weights, in no special order."""
+    found: list[tuple[str, int | None, np.ndarray]] = []
+    for path, leaf in pieces.flatten(params).items():
+        if path.startswith("layers/"):
+            found += [(path, layer, np.asarray(leaf[layer])) for layer in range(len(leaf))]
+        else:
+            found.append((path, None, np.asarray(leaf)))
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_written_in_pieces_it_loads_as_a_whole(dtype: str, tmp_path: Path) -> None:
+    """Every bit of every weight, in its type; and what is then trained is saved behind it."""
+    config = tiny.config(tie_embeddings=False, qkv_bias=True, param_dtype=dtype, dtype=dtype)
+    params = tiny.parameters(config)
+    (tmp_path / "model").mkdir()
+    pieces.write_model(tmp_path / "model", config, parameter_shapes(config), cut(params))
+    found_config, found = load_model(tmp_path / "model", parameter_shapes)
+    assert found_config == config
+    jax.tree.map(np.testing.assert_array_equal, found, dict(params))
+    assert found["layers"]["attention"]["query"].dtype == dtype
+    assert save_model(tmp_path / "model", config, params) == 1
+    assert load(tmp_path / "model").config == config
+
+
+def test_large_layers_lie_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part belongs to one layer and has at most PART_BYTES, so devices and exports read little beside their own."""
+    monkeypatch.setattr(pieces, "PART_BYTES", 300)
+    params = tiny.parameters(CONFIG)
+    pieces.write_model(tmp_path, CONFIG, parameter_shapes(CONFIG), cut(params))
+    weights = pieces.Weights(tmp_path)
+    for path, array in weights._arrays.items():
+        part = array.chunk_layout.read_chunk.shape
+        assert np.prod(part) * 4 <= 300
+        assert not path.startswith("layers/") or part[0] == 1
+    jax.tree.map(np.testing.assert_array_equal, parameters(load(tmp_path)), dict(params))
+
+
+def test_read_in_pieces(tmp_path: Path) -> None:
+    """The pieces of a model that was saved at once, by path and layer."""
+    params = tiny.parameters(CONFIG)
+    save_model(tmp_path, CONFIG, params)
+    weights = pieces.Weights(tmp_path)
+    assert weights.shapes == {path: leaf.shape for path, leaf in pieces.flatten(params).items()}
+    for path, layer, array in cut(params):
+        np.testing.assert_array_equal(weights.read(path, layer), array)
+
+
+def test_pieces_that_are_missing_twice_or_wrong(tmp_path: Path) -> None:
+    """Every piece exactly once, in its shape and type."""
+    params = tiny.parameters(CONFIG)
+    shapes, whole = parameter_shapes(CONFIG), cut(params)
+    path, layer, array = whole[0]
+    bad = {
+        "1 pieces did not come": whole[1:],
+        "or it came already": [*whole, whole[0]],
+        "there is no piece layers/other": [("layers/other", 0, array)],
+        f"not float32 {(1, *array.shape)}".replace("(", r"\(").replace(")", r"\)"): [(path, layer, array[None])],
+        "not bfloat16": [(path, layer, array.astype(ml_dtypes.bfloat16))],
+    }
+    for number, (message, some) in enumerate(bad.items()):
+        (tmp_path / str(number)).mkdir()
+        with pytest.raises(ValueError, match=message):
+            pieces.write_model(tmp_path / str(number), CONFIG, shapes, some)
+
+
+def test_a_directory_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    """An error inside leaves nothing; what a killed process left goes away."""
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial" / "old").write_text("left behind")
+    with pytest.raises(RuntimeError), pieces.made_whole(tmp_path / "new") as partial:
+        (partial / "file").write_text("x")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with pieces.made_whole(tmp_path / "new") as partial:
+        (partial / "file").write_text("x")
+        assert not (tmp_path / "new").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
+    with pytest.raises(ConfigError, match="exists already"), pieces.made_whole(tmp_path / "new"):
+        pass
+    with pytest.raises(ConfigError, match="is not there; make it first"), pieces.made_whole(tmp_path / "a" / "b"):
+        pass
+
+
+def test_damaged_weights_are_told(tmp_path: Path) -> None:
+    """As for every reader of a model directory."""
+    save_model(tmp_path, CONFIG, tiny.parameters(CONFIG))
+    (tmp_path / "checkpoints" / "0" / "weights" / "_METADATA").write_text("{}")
+    with pytest.raises(ConfigError, match="_METADATA is missing or damaged"):
+        pieces.Weights(tmp_path)
