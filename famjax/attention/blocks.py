@@ -150,7 +150,8 @@ def fam_shares(
     args, _, of_fam_BN = _prepare(layer, x_BNSD, memory, initial, where, config, each_update=fam_share)
 
     def shares(q: Any, **seen: Any) -> Any:
-        share = attention_share(q, *_sources_of_blocks(**seen, config=config), *layer.scoring)
+        sources, is_fam = _sources_of_blocks(**seen, config=config)
+        share = attention_share(q, sources, is_fam, *layer.scoring)
         return share.mean(axis=(-3, -2))
 
     at_once = _at_once(args["q"].shape, config, budget_mib)

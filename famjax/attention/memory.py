@@ -148,7 +148,8 @@ def update_fam(
     """
     fam, fam_k, fam_v = memory
     previous = fam[:, 0]
-    heads = attend(*_fam_attention(layer, memory, k, v, updates_B, origin_B, config), *layer.scoring)
+    q, sources = _fam_attention(layer, memory, k, v, updates_B, origin_B, config)
+    heads = attend(q, sources, *layer.scoring)
     residual = jnp.where((updates_B > 0)[:, None, None], previous, 0.0)
     new = layer.finish(heads, residual).astype(jnp.float32)
     new_k, new_v = layer.keys_values(new, fam_offsets(config))

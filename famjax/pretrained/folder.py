@@ -91,6 +91,12 @@ class Folder:
         return [self.path / name for name in CARRIED if (self.path / name).is_file()]
 
 
+def files_of_import(model_dir: Path) -> dict[str, bytes]:
+    """What a model directory keeps of the folder it came from, by file name: tokenizer files, its config.json."""
+    names = [name for name in (*CARRIED, KEPT_CONFIG) if (model_dir / name).is_file()]
+    return {name: (model_dir / name).read_bytes() for name in names}
+
+
 def _json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path.parent} has no {path.name}; name a folder as transformers writes it")
@@ -179,7 +185,7 @@ def write_tensors(
         if shards[-1] and sum(one.nbytes for one in shards[-1]) + tensor.nbytes > shard_bytes:
             shards.append([])
         shards[-1].append(tensor)
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         yield from _write_shard(folder / file, shard, read)
@@ -208,7 +214,7 @@ def _write_shard(path: Path, tensors: list[Written], read: Callable[[str], np.nd
             array = np.ascontiguousarray(read(tensor.name))
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise ValueError(f"{tensor.name} is {array.dtype} {array.shape}, not {tensor.dtype} {tensor.shape}")
-            file.write(array.reshape(-1).view(np.uint8))
+            file.write(memoryview(array.reshape(-1).view(np.uint8)))
             yield tensor.nbytes
 
 

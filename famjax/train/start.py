@@ -15,8 +15,9 @@ from famjax.data.batch import Progress, Task
 from famjax.data.passkey import PassKeyTask
 from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.nn.model import parameter_axes, parameter_shapes
+from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
 from famjax.runtime import checkpoint, sharding
-from famjax.runtime.model_dir import check_same_model
+from famjax.runtime.model_dir import check_same_model, split_step
 from famjax.train import initial, optim
 from famjax.train import state as states
 from famjax.train.state import TrainState
@@ -37,8 +38,18 @@ def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
 
 
 def vocabulary_files(config: TrainConfig) -> dict[str, bytes]:
-    """What the model directory keeps of the task's vocabulary, by file name; nothing for bytes."""
-    return files_to_keep(config) if config.task != "passkey" else {}
+    """What the model directory keeps of the task's vocabulary, by file name; nothing for bytes.
+
+    A model that was imported hands on what an export gives back: its config.json, and, unless it is trained
+    on another vocabulary, all files of its tokenizer.
+    """
+    kept = files_to_keep(config) if config.task != "passkey" else {}
+    if not config.initial_checkpoint:
+        return kept
+    base = files_of_import(split_step(config.initial_checkpoint)[0])
+    if config.task == "passkey" or (kept and all(base.get(name) == content for name, content in kept.items())):
+        return base
+    return {name: content for name, content in base.items() if name == KEPT_CONFIG} | kept
 
 
 class Start(NamedTuple):
