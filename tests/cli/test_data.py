@@ -52,8 +52,10 @@ def test_questions_stand_in_braces(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "2 packed (whole)" in out
     blocks = [line for line in out.splitlines() if line.startswith("  block")]
     assert blocks[:3] == [
-        "  block 0   > ¶{1+1? }2.¶{1+1? }2.¶{1+}", "  block 1     {1? }2.¶{1+1? }2.{[rep}", "  block 2     {eat random segme}"
-    ]  # fmt: skip
+        "  block 0   > ¶{1+1? }2.¶{1+1? }2.¶{1+}",
+        "  block 1     {1? }2.¶{1+1? }2.{[rep}",
+        "  block 2     {eat random segme}",
+    ]
     assert blocks[3].startswith("  block 3     {nt]:}{0.1: ")
 
 
@@ -83,7 +85,7 @@ def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.Capture
         (["--show", "-1"], "--show is -1; it must be at least 0"),
         (["--gin_file", "gin/data/mixed.gin"], "a source has no path; set SourceConfig.path"),
         (
-            ["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=('README.md',)", "--gin.DataConfig.stream_share=0.01"],
+            ["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=('setup.py',)", "--gin.DataConfig.stream_share=0.01"],
             "stream_share 0.01 of 8 rows is less than one row; use at least 0.125",
         ),
         (
@@ -147,7 +149,9 @@ def test_tasks_imported_by_a_gin_file(tmp_path: Path) -> None:
     gin = "import tasks_of_mine\ninclude 'gin/models/fam_tiny.gin'\ninclude 'gin/runs/pretrain.gin'\n"
     (tmp_path / "mine.gin").write_text(gin + "MIXTURE_OR_TASK_NAME = 'mine'\nBATCH_SIZE = 1\n")
     words = ["data", "--gin_file", str(tmp_path / "mine.gin"), "--gin.TASK_FEATURE_LENGTHS={'targets': 64}"]
-    program = f"import sys; sys.path.append({str(tmp_path)!r}); from famjax.cli.main import main; sys.exit(main({words!r}))"
+    program = (
+        f"import sys; sys.path.append({str(tmp_path)!r}); from famjax.cli.main import main; sys.exit(main({words!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "block 0   > ¶hello¶hello¶hello" in done.stdout
@@ -161,7 +165,10 @@ def test_pieces_of_a_block() -> None:
     row.starts[0] = True
     rows.put(row, 0, example, 0, 8)
     blocks = blocks_of(row, ByteVocabulary())
-    assert blocks == [[Piece("ab", 0.0, True), Piece("cd", 1.0, False)], [Piece("e", 0.5, False), Piece("f", 1.0, False)]]
+    assert blocks == [
+        [Piece("ab", 0.0, True), Piece("cd", 1.0, False)],
+        [Piece("e", 0.5, False), Piece("f", 1.0, False)],
+    ]
     assert [plain(block) for block in blocks] == ["¶{ab}cd", "{0.5: e}f"]
     assert Totals().add(row) == (1, 1, 6, 2, 4)
     assert shorten([Piece("abcdef", 1.0, True), Piece("ghijkl", 0.0, False)], 6) == [

@@ -82,7 +82,9 @@ def test_a_directory_with_another_vocabulary_is_left_alone(tmp_path, texts):
     """Found before anything is written."""
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "tokenizer.json").write_text("{}")
-    (tmp_path / "v.json").write_text('{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}')
+    (tmp_path / "v.json").write_text(
+        '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
+    )
     data = DataConfig(sources=texts[:1], vocabulary=f"{tmp_path}/v.json")
     with pytest.raises(ConfigError, match="is another vocabulary than the data's"):
         train(config(tmp_path / "m", data), "")
