@@ -49,6 +49,7 @@ setup(
         "matplotlib>=3.8",
         "rich>=13",
         "safetensors>=0.4",
+        "tensorboardX>=2.6",
     ],
     extras_require={
         "test": TEST,
