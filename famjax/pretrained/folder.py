@@ -214,7 +214,7 @@ def _write_shard(path: Path, tensors: list[Written], read: Callable[[str], np.nd
             array = np.ascontiguousarray(read(tensor.name))
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise ValueError(f"{tensor.name} is {array.dtype} {array.shape}, not {tensor.dtype} {tensor.shape}")
-            file.write(memoryview(array.reshape(-1).view(np.uint8)))
+            file.write(array.reshape(-1).view(np.uint8).data)
             yield tensor.nbytes
 
 

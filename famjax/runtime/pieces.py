@@ -168,9 +168,7 @@ def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=True)
     root = model_dir.absolute()
-    with ocp.CheckpointManager(
-        (root / CHECKPOINTS).as_posix(), item_handlers={WEIGHTS: handler}, options=options
-    ) as m:
+    with ocp.CheckpointManager((root / CHECKPOINTS).as_posix(), item_handlers={WEIGHTS: handler}, options=options) as m:
         save = ocp.args.PyTreeSave(jax.tree.map(zeros, shapes), save_args=as_tree([parts[path] for path in flat]))
         m.save(0, args=ocp.args.Composite(**{WEIGHTS: save}))
     return step_dir(root, 0) / WEIGHTS

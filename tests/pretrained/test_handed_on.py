@@ -24,7 +24,9 @@ def test_files_of_the_import(tmp_path: Path) -> None:
     assert vocabulary_files(text) == vocabulary_files(passkey)
     other = tokenizers_of_ours.write(tmp_path / "other", "metaspace")
     data = DataConfig(sources=text.data.sources, vocabulary=str(other / "tokenizer.json"))
-    found = vocabulary_files(TrainConfig(model_dir=text.model_dir, initial_checkpoint=str(base), task="text", data=data))
+    found = vocabulary_files(
+        TrainConfig(model_dir=text.model_dir, initial_checkpoint=str(base), task="text", data=data)
+    )
     assert found.keys() == {KEPT_CONFIG, "tokenizer.json", "tokenizer_config.json"}
     assert found["tokenizer.json"] == (other / "tokenizer.json").read_bytes()
     assert vocabulary_files(TrainConfig(model_dir=text.model_dir)) == {}
