@@ -43,6 +43,8 @@ setup(
         "flax>=0.12",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
+        "ml_dtypes>=0.4",
+        "tensorstore>=0.1.60",
         "fsspec>=2024.2",
         "gin-config>=0.5",
         "numpy>=2.0",

@@ -110,3 +110,36 @@ def test_turn_keeps_the_type() -> None:
     out = rope.turn(x, 100, BASE)
     assert out.dtype == jnp.bfloat16
     tiny.assert_close(out, reference.rope(np.asarray(x, np.float64), 100, BASE), 2.0**-8)
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(0.0, 0.0), (0.7, 0.0), (0.0, 0.8), (0.3, 2.0)])
+def test_scale_and_cap_with_their_gradients(scale: float, cap: float) -> None:
+    """softmax(cap tanh(scale q k / cap)) v and its derivatives equal those that JAX finds for the plain formula."""
+    q, k = random(2, 2, 3, 4), random(2, 6, 4, seed=1)
+    v, up = random(2, 6, 4, seed=2), random(2, 2, 3, 4, seed=3)
+    visible = random(3, 6, seed=4) > -1
+
+    def plain(q: Any, k: Any, v: Any) -> Any:
+        scores = jnp.einsum("kgqh,kch->kgqc", q, k) * (scale or 0.5)
+        scores = cap * jnp.tanh(scores / cap) if cap else scores
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+        return (jnp.einsum("kgqc,kch->kgqh", weights, v) * up).sum()
+
+    def ours(q: Any, k: Any, v: Any) -> Any:
+        first = Source(k[:, :2], v[:, :2], visible[:, :2])
+        rest = Source(k[:, 2:], v[:, 2:], visible[:, 2:])
+        return (attend(q, [first, rest], BASE, scale, cap) * up).sum()
+
+    gradients = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)), compiler_options=tiny.COMPILE_FAST)(q, k, v)
+    jax.tree.map(tiny.assert_close, gradients(ours), gradients(plain))
+
+
+@pytest.mark.parametrize("scaling", ["linear", "llama3"])
+def test_scaled_rope_of_known_and_computed_positions(scaling: str) -> None:
+    """Frequencies are those of the reference, whether positions are constants of the program or arrays."""
+    config = tiny.config(rope_base=BASE, rope_scaling=scaling, rope_factor=8.0, rope_original_length=40)
+    x = random(3, 12)
+    expected = reference.rope(x.astype(np.float64), 9, BASE, config)
+    assert np.abs(expected - reference.rope(x.astype(np.float64), 9, BASE)).max() > 0.1
+    for position in (9, jnp.asarray(9)):
+        tiny.assert_close(rope.turn(x, position, config.rope), expected)

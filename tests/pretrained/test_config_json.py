@@ -1,5 +1,7 @@
 """What a config.json means, and what is refused instead of passed over."""
 
+import dataclasses
+
 import pytest
 
 from famjax.cli.import_hf import imported_memory
@@ -97,3 +99,11 @@ def test_memory_covers_the_models_own_windows() -> None:
     assert imported_memory(mistral, kept, {}) == kept
     with pytest.raises(ConfigError, match="the folder's FAM has 4 rows; use at most 4"):
         imported_memory(mistral, kept, {"fam_length": 5})
+
+
+def test_fam_in_some_layers() -> None:
+    """--fam-layers global: of Gemma 3's layers every sixth has a FAM."""
+    config = model_config(GEMMA3)
+    memory = imported_memory(config, None, {"fam_layers": "global"})
+    attached = dataclasses.replace(config, memory=memory)
+    assert [i for i in range(26) if attached.layer(i).memory.fam_length] == [5, 11, 17, 23]
