@@ -4,6 +4,9 @@ DIR/model.json          the full `ModelConfig`
 DIR/config.gin          after training: the settings as they were used
 DIR/metrics.jsonl       after training: one object a logged step
 DIR/best.json           where the best checkpoints are, if a metric is watched
+DIR/summary.txt         after training: the weights, where they lie, what they cost
+DIR/tensorboard/        after training: the numbers of metrics.jsonl for TensorBoard
+DIR/profile/            where PROFILE_STEPS asked for it: what the devices did, step by step
 DIR/checkpoints/N/      the weights, and what a training needs to go on, after N steps
 
 Whoever reads a model may name one of its checkpoints instead: DIR/checkpoints/N, or DIR/checkpoints/best.
@@ -22,6 +25,9 @@ CONFIG_GIN = "config.gin"
 METRICS_JSONL = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST_JSON, BEST = "best.json", "best"
+TENSORBOARD = "tensorboard"
+PROFILE = "profile"
+SUMMARY_TXT = "summary.txt"
 
 
 def read_config(model_dir: str | Path) -> ModelConfig:

@@ -3,16 +3,17 @@
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from famjax.config import ModelConfig, TrainConfig
 from famjax.data.batch import Progress, Task
 from famjax.data.passkey import PassKeyTask
+from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.nn.model import parameter_axes, parameter_shapes
 from famjax.runtime import checkpoint, sharding
 from famjax.runtime.model_dir import check_same_model
@@ -21,8 +22,10 @@ from famjax.train import state as states
 from famjax.train.state import TrainState
 
 
-def make_task(config: TrainConfig, rows: np.ndarray) -> Task:
+def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
     """The task that `config.task` names, for a process that brings these rows of the global batch."""
+    if config.task != "passkey":
+        return make_text_task(config, rows)
     task = PassKeyTask(
         config.passkey, config.sequence_length, config.model.memory.block_size, config.batch_size,
         config.model.vocab_size, config.seed,
@@ -31,6 +34,11 @@ def make_task(config: TrainConfig, rows: np.ndarray) -> Task:
         print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
               f"later stages are left out")  # fmt: skip
     return task
+
+
+def vocabulary_files(config: TrainConfig) -> dict[str, bytes]:
+    """What the model directory keeps of the task's vocabulary, by file name; nothing for bytes."""
+    return files_to_keep(config) if config.task != "passkey" else {}
 
 
 class Start(NamedTuple):

@@ -16,10 +16,14 @@ from tests import tiny
 MODEL = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=0.5)
 
 
+def settings(model_dir, **changes) -> TrainConfig:
+    given = {"model": MODEL, "sequence_length": 320, "batch_size": 2, "steps": 6, "log_period": 1}
+    given |= {"passkey": PassKeyConfig(stages=(1,), text_tokens=8), "optimizer": OptimizerConfig(warmup_steps=2)}
+    return TrainConfig(model_dir=str(model_dir), **(given | changes))
+
+
 def run(model_dir, **changes) -> TrainConfig:
-    settings = {"model": MODEL, "sequence_length": 320, "batch_size": 2, "steps": 6, "log_period": 1}
-    settings |= {"passkey": PassKeyConfig(stages=(1,), text_tokens=8), "optimizer": OptimizerConfig(warmup_steps=2)}
-    config = TrainConfig(model_dir=str(model_dir), **(settings | changes))
+    config = settings(model_dir, **changes)
     train(config, "# settings\n")
     return config
 
