@@ -11,6 +11,7 @@ import fnmatch
 import json
 import math
 import sys
+import types
 import typing
 from typing import Any
 
@@ -55,13 +56,22 @@ def _nearest_multiples(number: int, unit: int) -> str:
 def _check_types(config: Any) -> None:
     """Raises `ConfigError` on a value that is not of its field's type; a number may be written 1 or 1.0."""
     for field in dataclasses.fields(config):
-        value, wanted = getattr(config, field.name), typing.cast(type, typing.get_origin(field.type) or field.type)
+        value, wanted = getattr(config, field.name), _plain_type(field.type)
         more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
         allowed = more.get(wanted, (wanted,))
+        if value is None and type(None) in typing.get_args(field.type):
+            continue
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             raise ConfigError(
                 f"{type(config).__name__}.{field.name} is {value!r}; it must be of type {wanted.__name__}"
             )
+
+
+def _plain_type(annotation: Any) -> type:
+    """`tuple` of `tuple[int, ...]`, `int` of `int | None`."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return typing.cast(type, typing.get_origin(annotation) or annotation)
 
 
 def _probability(name: str, value: float) -> None:
@@ -469,6 +479,59 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation: of the pass key task, or of texts.
+
+    Attributes:
+      model_dirs: the models, evaluated on the same documents.
+      output_dir: where `results.json` and the plot go; empty is the first model's directory.
+      task: `passkey`, which needs no data, or `text`: how well each token of some documents is predicted,
+        by its position in the document.
+      sources: documents of the task `text`: paths, or `SourceConfig`s.
+      longest: tokens that are read of a document at most; 0 reads all.
+      filler_blocks: lengths of the filler, in blocks of each model.
+      keys: keys for each alignment of the filler against the block; a length has block_size * keys
+        documents, or
+      alignments: so many alignments, spread evenly; 0 is all of them.
+      key_digits: digits of a key.
+      batch_size: documents read side by side.
+      seed: of the keys; training draws its own.
+      block_size, memory_segments, fam_length: other memory settings than the models'; None keeps them.
+    """
+
+    model_dirs: tuple[str, ...] = ()
+    output_dir: str = ""
+    task: str = "passkey"
+    sources: tuple[Any, ...] = ()
+    longest: int = 0
+    filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
+    keys: int = 1
+    alignments: int = 0
+    key_digits: int = 5
+    batch_size: int = 64
+    seed: int = 1
+    block_size: int | None = None
+    memory_segments: int | None = None
+    fam_length: int | None = None
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        if not self.model_dirs:
+            raise ConfigError("no model to evaluate; add --model DIR")
+        _one_of("MIXTURE_OR_TASK_NAME", self.task, ("passkey", "text"))
+        if self.task == "text" and not self.sources:
+            raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt'")
+        _at_least("longest", self.longest, 0)
+        if not self.filler_blocks:
+            raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
+        for blocks in self.filler_blocks:
+            _at_least("filler_blocks", blocks, 1)
+        for name in ("keys", "key_digits", "batch_size"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("alignments", self.alignments, 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -485,8 +548,21 @@ class TrainConfig:
       optimizer: its settings.
       initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
       log_period: steps between two lines of `metrics.jsonl`.
-      checkpoint_period: steps between two checkpoints; 0 writes one at the end.
-      eval_period: steps between two evaluations; 0, so far the only value, never evaluates.
+      checkpoint_period: steps between two checkpoints; 0 (and `checkpoint_minutes` 0) writes one at the end.
+      checkpoint_minutes: minutes after which a checkpoint is due too; 0 counts steps alone.
+      keep_checkpoints: so many of the newest stay. With 2 there is one to go back to if the newest is
+        damaged, for which the disk must hold 3: the third while it is written.
+      keep_period: checkpoints at multiples of so many steps stay for ever; 0 keeps none.
+      keep_best_metric: name of a logged metric, for example `loss`; the checkpoints at which it was best stay
+        too, and `best.json` names them. Empty watches none.
+      keep_best, keep_best_mode: how many of those, and whether the `min` or the `max` is best.
+      diagnostics_period: steps between two looks at the memory (docs/training.md), each of which costs less
+        than a step; 0 never looks, None does so every ten `log_period`s.
+      eval_period: steps between two evaluations; 0 never evaluates while it trains.
+      evaluation: what is evaluated then; its `model_dirs` and `output_dir` are not used.
+      profile_steps: (n, m) records what the devices do in steps n to m, in `profile/`; () records nothing.
+      skip_bad_steps: so many steps in a row whose loss or gradient is no number are left out; one more ends the
+        run, as the first one does where this is 0.
       lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
       mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
         batch), `fsdp` (shares of the batch and of every weight), `tensor` (shares of heads, of the
@@ -510,7 +586,19 @@ class TrainConfig:
     initial_checkpoint: str = ""
     log_period: int = 10
     checkpoint_period: int = 0
+    checkpoint_minutes: float = 0.0
+    keep_checkpoints: int = 2
+    keep_period: int = 0
+    keep_best_metric: str = ""
+    keep_best: int = 1
+    keep_best_mode: str = "min"
+    diagnostics_period: int | None = None
     eval_period: int = 0
+    evaluation: EvalConfig = dataclasses.field(
+        default_factory=lambda: EvalConfig(filler_blocks=(1, 4, 16), alignments=16)
+    )
+    profile_steps: tuple[int, ...] = ()
+    skip_bad_steps: int = 0
     lora_rank: int = 0
     mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
     microbatches: int = 1
@@ -542,12 +630,8 @@ class TrainConfig:
         _at_least("BATCH_SIZE", self.batch_size, 1)
         _at_least("TRAIN_STEPS", self.steps, 1)
         _at_least("LOG_PERIOD", self.log_period, 1)
-        _at_least("CHECKPOINT_PERIOD", self.checkpoint_period, 0)
-        if self.eval_period:
-            raise ConfigError(
-                f"EVAL_PERIOD is {self.eval_period}, but evaluation during training is not built yet; set it to 0 "
-                f"and run `famjax eval` afterwards"
-            )
+        self._check_checkpoints()
+        self._check_watching()
         if self.lora_rank:
             raise ConfigError(f"LORA_RANK is {self.lora_rank}, but LoRA is not built yet; set it to 0")
         for axis, size in self.mesh.items():
@@ -573,6 +657,56 @@ class TrainConfig:
         if self.task == "text" and not self.data.sources:
             raise ConfigError("the task 'text' has no sources; set --gin.DataConfig.sources=\"('books/*.txt',)\"")
 
+    def _check_checkpoints(self) -> None:
+        for name in ("checkpoint_period", "checkpoint_minutes"):
+            _at_least(name.upper(), getattr(self, name), 0)
+        _at_least("KEEP_CHECKPOINTS", self.keep_checkpoints, 1)
+        _at_least("keep_period", self.keep_period, 0)
+        _at_least("keep_best", self.keep_best, 1)
+        _one_of("keep_best_mode", self.keep_best_mode, ("min", "max"))
+        if self.keep_period and (not self.checkpoint_period or self.keep_period % self.checkpoint_period):
+            use = (
+                f"; use {_nearest_multiples(self.keep_period, self.checkpoint_period)}"
+                if self.checkpoint_period
+                else ""
+            )
+            raise ConfigError(
+                f"keep_period {self.keep_period} is not a multiple of CHECKPOINT_PERIOD {self.checkpoint_period}, so "
+                f"no checkpoint is written at those steps{use}"
+            )
+
+    def diagnoses(self, step: int) -> bool:
+        """Whether the memory is looked at in this step (counted from 1); a model without FAM has none."""
+        period = 10 * self.log_period if self.diagnostics_period is None else self.diagnostics_period
+        return bool(period and step % period == 0 and self.model.memory.fam_length)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated behind this step: every `eval_period`, and at the end."""
+        return bool(self.eval_period and (step % self.eval_period == 0 or step == self.steps))
+
+    def logs(self, step: int) -> bool:
+        """Whether `metrics.jsonl` gets a line: at its period, at the end, and where there is more to tell."""
+        last = step == self.steps
+        return last or step % self.log_period == 0 or self.diagnoses(step) or self.evaluates(step)
+
+    def _check_watching(self) -> None:
+        _at_least("DIAGNOSTICS_PERIOD", self.diagnostics_period or 0, 0)
+        _at_least("EVAL_PERIOD", self.eval_period, 0)
+        _at_least("skip_bad_steps", self.skip_bad_steps, 0)
+        if self.eval_period:
+            dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
+            if self.evaluation.task == "passkey" and self.model.vocab_size < 128:
+                raise ConfigError(
+                    f"EVAL_PERIOD asks for the pass key, which is written in ASCII, but vocab_size is "
+                    f"{self.model.vocab_size}; set EVAL_PERIOD to 0"
+                )
+        first_last = self.profile_steps
+        whole = all(isinstance(step, int) and not isinstance(step, bool) for step in first_last)
+        if first_last and (not whole or len(first_last) != 2 or not 1 <= first_last[0] <= first_last[1]):
+            raise ConfigError(
+                f"PROFILE_STEPS is {first_last!r}; write (n, m), the first and the last step, from 1 on: (11, 13)"
+            )
+
     def _check_rows(self) -> None:
         """Every device has the same number of rows in every microbatch."""
         data, fsdp, _ = self.mesh_sizes
@@ -584,56 +718,6 @@ class TrainConfig:
                 f"BATCH_SIZE {self.batch_size} does not divide over {' of '.join(parts)}; "
                 f"use {_nearest_multiples(self.batch_size, unit)}"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """One evaluation: of the pass key task, or of texts.
-
-    Attributes:
-      model_dirs: the models, evaluated on the same documents.
-      output_dir: where `results.json` and the plot go; empty is the first model's directory.
-      task: `passkey`, which needs no data, or `text`: how well each token of some documents is predicted,
-        by its position in the document.
-      sources: documents of the task `text`: paths, or `SourceConfig`s.
-      longest: tokens that are read of a document at most; 0 reads all.
-      filler_blocks: lengths of the filler, in blocks of each model.
-      keys: keys for each alignment of the filler against the block; a length has block_size * keys
-        documents.
-      key_digits: digits of a key.
-      batch_size: documents read side by side.
-      seed: of the keys; training draws its own.
-      block_size, memory_segments, fam_length: other memory settings than the models'; None keeps them.
-    """
-
-    model_dirs: tuple[str, ...] = ()
-    output_dir: str = ""
-    task: str = "passkey"
-    sources: tuple[Any, ...] = ()
-    longest: int = 0
-    filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
-    keys: int = 1
-    key_digits: int = 5
-    batch_size: int = 64
-    seed: int = 1
-    block_size: int | None = None
-    memory_segments: int | None = None
-    fam_length: int | None = None
-
-    def validate(self) -> None:
-        """Raises `ConfigError` on the first setting that cannot work."""
-        if not self.model_dirs:
-            raise ConfigError("no model to evaluate; add --model DIR")
-        _one_of("MIXTURE_OR_TASK_NAME", self.task, TASKS)
-        if self.task == "text" and not self.sources:
-            raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt'")
-        _at_least("longest", self.longest, 0)
-        if not self.filler_blocks:
-            raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
-        for blocks in self.filler_blocks:
-            _at_least("filler_blocks", blocks, 1)
-        for name in ("keys", "key_digits", "batch_size"):
-            _at_least(name, getattr(self, name), 1)
 
 
 def check_sequence_length(length: int, block_size: int) -> None:

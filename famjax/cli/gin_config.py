@@ -41,8 +41,9 @@ T = TypeVar("T")
 # The macros that every training takes on the command line (the last three come from model files).
 CONTRACT_MACROS = (
     "MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "TRAIN_STEPS",
-    "BATCH_SIZE", "RANDOM_SEED", "LEARNING_RATE", "MESH", "MICROBATCHES", "CHECKPOINT_PERIOD", "EVAL_PERIOD",
-    "LOG_PERIOD", "LORA_RANK", "BLOCK_SIZE", "MEMORY_SEGMENTS", "FAM_LENGTH",
+    "BATCH_SIZE", "RANDOM_SEED", "LEARNING_RATE", "MESH", "MICROBATCHES", "CHECKPOINT_PERIOD",
+    "CHECKPOINT_MINUTES", "KEEP_CHECKPOINTS", "EVAL_PERIOD", "LOG_PERIOD", "DIAGNOSTICS_PERIOD", "PROFILE_STEPS",
+    "LORA_RANK", "BLOCK_SIZE", "MEMORY_SEGMENTS", "FAM_LENGTH",
 )  # fmt: skip
 
 
@@ -255,6 +256,7 @@ def _check_macros(from_files: set[str], root: type) -> None:
     for name in sorted(used - defined):
         hint = nearest(name, defined) or f"; set it with --gin.{name}=VALUE"
         raise ConfigError(f"%{name} is used but has no value{hint}")
+    _check_required()
     for name in sorted(defined - from_files - used):
         if name in CONTRACT_MACROS:
             remedy = "include 'gin/runs/pretrain.gin' and a file of gin/models"
@@ -262,6 +264,16 @@ def _check_macros(from_files: set[str], root: type) -> None:
         known: Iterable[str] = from_files | used | (set(CONTRACT_MACROS) if root is TrainConfig else set())
         near = nearest(name, known) or f"; known are {', '.join(sorted(known))}"
         raise ConfigError(f"--gin.{name}: there is no macro {name}{near}")
+
+
+def _check_required() -> None:
+    """What a file leaves open with `%gin.REQUIRED` was given later, by a file or on the command line."""
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        for parameter, value in parameters.items():
+            if getattr(value, "scoped_selector", "") != "gin.REQUIRED/gin.constant":
+                continue
+            name = scope if selector == "gin.macro" else f"{selector.rsplit('.', 1)[-1]}.{parameter}"
+            raise ConfigError(f"{name} must be set; add --gin.{name}=VALUE (text in quotes: --gin.{name}=\"'TEXT'\")")
 
 
 def _build(root: type[T]) -> T:

@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"famjax {words[0]}" if words and words[0] in VERBS else "famjax"
     try:
         return _dispatch(words)
-    except KeyboardInterrupt:
-        return _fail(prog, "interrupted", 130, debug)
+    except KeyboardInterrupt as error:
+        return _fail(prog, str(error) or "interrupted", 130, debug)
     except MISTAKES as error:
         return _fail(prog, _describe(error), 2, debug)
     except Exception as error:

@@ -1,25 +1,32 @@
 """`famjax train`: pretrain or fine-tune from gin."""
 
 import argparse
-import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
+
+if TYPE_CHECKING:
+    from famjax.train.loop import Evaluate
 
 NAME = "train"
 HELP = """Train a model from gin files.
 
   famjax train --gin_file gin/experiments/tiny_fam.gin --gin.MODEL_DIR="'runs/fam'"
 
-MODEL_DIR receives model.json, the weights, config.gin (the settings as they were used) and
-metrics.jsonl (one object a logged step). A training that was stopped continues from there.
+MODEL_DIR receives model.json, the weights, config.gin (the settings as they were used), summary.txt
+(the weights, and what a device holds), metrics.jsonl (one object a logged step) and tensorboard/ (the
+same). A training that was stopped continues from there. docs/training.md explains the numbers.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax train`."""
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="check everything (settings, data, the first batch, shapes, memory of a device) without training",
+    )  # fmt: skip
     add_gin_arguments(parser)
 
 
@@ -38,10 +45,16 @@ def run(args: argparse.Namespace) -> int:
 
     cpu.keep_freed_memory()
     from famjax.runtime.compilation_cache import enable
-    from famjax.train.loop import train
 
     enable()
-    train(config, text)
+    if args.dry_run:
+        from famjax.train.dry_run import dry_run
+
+        dry_run(config)
+    else:
+        from famjax.train.loop import train
+
+        train(config, text, _evaluation(config))
     return 0
 
 
@@ -53,24 +66,29 @@ def _check_data(config: TrainConfig) -> None:
         check_text_task(config)
 
 
+def _evaluation(config: TrainConfig) -> "Evaluate | None":
+    """What is evaluated while it trains. Raises `ConfigError` in a job of many processes."""
+    if not config.eval_period:
+        return None
+    import jax
+
+    from famjax.data.text_task import vocabulary_and_files
+    from famjax.data.vocabulary import ByteVocabulary
+    from famjax.evals.during_training import evaluation
+
+    vocabulary = ByteVocabulary() if config.task == "passkey" else vocabulary_and_files(config)[0]
+    if jax.process_count() > 1:
+        raise ConfigError("EVAL_PERIOD evaluates in jobs of one process only; set it to 0 and run famjax eval")
+    return evaluation(config.evaluation, vocabulary)
+
+
 def _check_directories(config: TrainConfig) -> None:
     """Raises `ConfigError` on a MODEL_DIR that is none or holds another model, or on nothing to start from."""
-    from famjax.runtime.model_dir import MODEL_JSON, read_config
+    from famjax.runtime.model_dir import check_same_model, read_config
 
     path = Path(config.model_dir)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"MODEL_DIR {path} is a file; name a directory")
-    if (path / MODEL_JSON).exists():
-        there, asked = (_flat(dataclasses.asdict(model)) for model in (read_config(path), config.model))
-        for name in there:
-            if there[name] != asked[name]:
-                raise ConfigError(
-                    f"MODEL_DIR {path} holds a model with {name} {there[name]}, not {asked[name]}; "
-                    f"choose an empty directory, or the model's own settings"
-                )
+    check_same_model(path, config.model)
     if config.initial_checkpoint:
         read_config(config.initial_checkpoint)
-
-
-def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name != "memory"} | fields["memory"]

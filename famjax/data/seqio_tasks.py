@@ -18,7 +18,7 @@ from famjax.config import ConfigError, DataConfig
 from famjax.data.examples import Examples, weights_of
 from famjax.data.rows import Example
 
-# `tfds:NAME` is that TFDS dataset's `text` (or `inputs` and `targets`), without any task registered.
+# `tfds:NAME:VERSION` is that TFDS dataset's `text` (or `inputs` and `targets`), without any task registered.
 TFDS = "tfds:"
 
 
@@ -33,6 +33,11 @@ def load_seqio(modules: tuple[str, ...] = ()) -> Any:
         import seqio
     except ImportError as error:
         raise ConfigError(f"tasks of seqio need more packages ({error}): pip install 'famjax[data]'") from error
+    except RuntimeError as error:  # a module that a gin file imports was faster, and has taken their memory
+        raise ConfigError(
+            "a module used tensorflow on its import, before it could be kept from accelerators; name the module in "
+            "DataConfig.modules, or let it only register tasks"
+        ) from error
     if modules and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in modules:
@@ -84,8 +89,8 @@ def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
     """A task made of a TFDS dataset, with the vocabulary of `data`."""
     from famjax.data.seqio_vocabulary import FileVocabulary
 
-    source = seqio.TfdsDataSource(name)
     try:
+        source = seqio.TfdsDataSource(name)  # wants a version: NAME:1.0.0
         features = source.tfds_dataset.info.features
     except Exception as error:  # TFDS raises many kinds
         raise ConfigError(f"{TFDS}{name}: {str(error).splitlines()[0]}") from error

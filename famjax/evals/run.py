@@ -13,6 +13,7 @@ from famjax.data.vocabulary import vocabulary_of
 from famjax.evals import language, language_report, passkey, report
 from famjax.infer.load import load
 from famjax.nn.model import Transformer
+from famjax.runtime.model_dir import split_step
 
 
 def describe(config: ModelConfig) -> str:
@@ -45,7 +46,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
         }
         for path, name, model in zip(config.model_dirs, names, loaded, strict=True)
     ]  # fmt: skip
-    output = Path(config.output_dir or config.model_dirs[0])
+    output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
     if config.task == "text":
         plot_to = output / language_report.LANGUAGE_PNG
         _read_texts(config, loaded, models)
@@ -83,7 +84,7 @@ def _read_texts(config: EvalConfig, loaded: list[Transformer], models: list[dict
     edges: tuple[int, ...] = ()
     with _progress_bar() as bar:
         for entry, model in zip(models, loaded, strict=True):
-            vocabulary = vocabulary_of(entry["model_dir"])
+            vocabulary = vocabulary_of(split_step(entry["model_dir"])[0])
             if vocabulary.size > model.config.vocab_size:
                 raise ConfigError(f"{entry['model_dir']} keeps a vocabulary of {vocabulary.size} tokens, but has "
                                   f"{model.config.vocab_size} embeddings")  # fmt: skip

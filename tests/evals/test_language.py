@@ -11,6 +11,7 @@ from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals import language
+from famjax.evals.during_training import evaluation
 from famjax.evals.language import Document, Sums
 from famjax.runtime.checkpoint import save_model
 from tests import tiny
@@ -119,3 +120,19 @@ def test_the_command_compares_models_on_texts(tmp_path, capsys):
     assert (tmp_path / "out" / "language.png").stat().st_size > 10_000
     assert main([*command, str(tmp_path / "none*.txt")]) == 2
     assert "none*.txt" in capsys.readouterr().err
+
+
+def test_texts_are_evaluated_while_a_model_trains(tmp_path):
+    """The numbers that a training logs are those of the summary: all of the texts, and their far half."""
+    (tmp_path / "a.txt").write_text("The quick brown fox jumps over the lazy dog")
+    (tmp_path / "b.txt").write_text("and the cat sat on the mat")
+    config = EvalConfig(task="text", sources=(str(tmp_path / "*.txt"),), longest=32, batch_size=2)
+    model = tiny.build(CONFIG, tiny.parameters(CONFIG))
+    numbers = evaluation(config, ByteVocabulary())(model, 7)
+    documents = language.documents(config, ByteVocabulary())
+    sums = language.score(model, documents, (0, 16, 32), 2)
+    _, far, whole = language.summary(sums, (0, 16, 32), sums)
+    assert numbers["text/bits_per_byte"] == pytest.approx(whole["bits_per_byte"])
+    assert numbers["text/bits_per_byte_from_16"] == pytest.approx(far["bits_per_byte"])
+    assert numbers["text/accuracy"] == pytest.approx(whole["accuracy"])
+    assert far["bits_per_byte"] != whole["bits_per_byte"]

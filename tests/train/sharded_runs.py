@@ -19,13 +19,14 @@ import numpy as np
 
 from famjax.attention.memory import MEMORY_AXES
 from famjax.cli.gin_config import load_model_config
-from famjax.config import ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.config import DataConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.nn.model import parameter_shapes
 from famjax.runtime import checkpoint, sharding
 from famjax.runtime.mesh import make_mesh
-from famjax.train import loop, optim
+from famjax.train import guard, loop, optim
 from famjax.train import state as states
+from famjax.train.diagnostics import jit_diagnostics
 from famjax.train.start import sharded_shapes
 from famjax.train.step import compilations, jit_step
 from tests import tiny
@@ -44,6 +45,8 @@ CASES = [
     ("fam multi-head", (1, 2, 4), 1),
     ("fam grouped", (1, 2, 4), 1),
     ("bswa multi-query", (1, 2, 4), 2),
+    ("stream grouped", (2, 2, 2), 2),
+    ("stream multi-query", (1, 8, 1), 1),
 ]
 MODELS = sorted({model for model, _, _ in CASES})
 RESUMED = {
@@ -59,7 +62,7 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=2 if memory == "fam" else 0, random_state_passing=0.5,
+        fam_length=0 if memory == "bswa" else 2, random_state_passing=0.5,
     )  # fmt: skip
 
 
@@ -70,6 +73,7 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=3),
         mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
         loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
+        task="text" if name.startswith("stream") else "passkey", data=DataConfig(stream_share=1.0),
     )  # fmt: skip
     config.validate()
     return config
@@ -77,11 +81,13 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
 
 def batch(name: str, step: int) -> Batch:
     """Rows of random tokens, of different lengths and weights, in which documents start. BSWA's have losses
-    at some positions, FAM's at every one."""
+    at some positions, FAM's at every one. Streams are full, and some rows go on with the step before."""
     rng = np.random.default_rng(step)
     tokens = rng.integers(0, 32, (ROWS, LENGTH)).astype(np.int32)
     count = rng.integers(1, LENGTH + 1, ROWS).astype(np.int32)
     starts = rng.random((ROWS, LENGTH // 4)) < 0.3
+    if name.startswith("stream"):
+        count, starts[:, 0] = np.full(ROWS, LENGTH, np.int32), starts[:, 0] | (step == 0)
     columns = 7 if name.startswith("bswa") else LENGTH
     positions = rng.integers(0, LENGTH, (ROWS, columns)).astype(np.int32) if columns < LENGTH else None
     targets = rng.integers(0, 32, (ROWS, columns)).astype(np.int32)
@@ -108,6 +114,7 @@ def run(name: str, sizes: tuple[int, int, int], microbatches: int) -> dict[str, 
             out_gradient = jax.device_get(state.opt_state[1].mu)
     out |= {"gradient": out_gradient, "params": jax.device_get(state.params), "compilations": compilations(step)}
     out |= {"passed_fam": np.asarray(state.passed_fam), "passed_updates": int(state.passed_updates)}
+    out |= {"memory": jax.device_get(state.memory)}
     parts = lambda tree: jax.tree.map(lambda leaf: leaf.sharding.shard_shape(leaf.shape), tree)
     return out | {"parts": parts(state.params), "moment_parts": parts(state.opt_state[1].mu), "state": state}
 
@@ -171,6 +178,20 @@ def memory_on_a_mesh() -> Any:
     return pairs, shapes, parts
 
 
+def looked_at(sizes: tuple[int, int, int]) -> Any:
+    """What is told of the memory before the first step, by one microbatch of two; and of a step in which
+    layer 1's weights are too large."""
+    config, mesh = training("fam grouped", sizes, 2), make_mesh(sizes)
+    where = states.abstract(config, optim.optimizer(config.optimizer, STEPS), mesh)
+    fresh = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), where)
+    params = jax.tree.map(np.array, tiny.parameters(config.model))
+    put = lambda: dataclasses.replace(fresh, params=jax.device_put(params, states.shardings(where).params))
+    rows = jax.tree.map(lambda x: jax.device_put(x, sharding.by_rows(mesh)), batch("fam grouped", 1))
+    diagnosed = jit_diagnostics(config, mesh)(put(), rows)
+    params["layers"]["feed_forward"]["down"][1] = 3e38
+    return diagnosed, guard.explain(config, mesh, put(), rows, math.nan, {"gradient": {}, "update": {}})
+
+
 def large() -> Any:
     """Of the 24B model on fsdp 8, by optimizer: {path: (bytes, ways)} of weights and optimizer state."""
     model = load_model_config(["gin/models/fam_24b.gin"])
@@ -191,6 +212,7 @@ def main(folder: Path) -> None:
     results["large"] = large()
     results["created"] = [created(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     results["memory"] = memory_on_a_mesh()
+    results["looked at"] = [looked_at(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     for name in MODELS:
         results[name] = run(name, (1, 1, 1), 1)
         del results[name]["state"]
