@@ -38,6 +38,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("famjax.cli.train", "pretrain or fine-tune from gin; resumes by itself from MODEL_DIR"),
+    "data": Verb("famjax.cli.data", "show what a training reads: rows, blocks, documents, loss weights"),
     "eval": Verb("famjax.cli.eval", "evaluate model directories: results.json, a table, a plot"),
     "score": Verb("famjax.cli.score", "log probability of every token of the documents of a file"),
     "generate": Verb("famjax.cli.generate", "read a prompt of any length, write on, keep the memory in a file"),
@@ -77,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"famjax {words[0]}" if words and words[0] in VERBS else "famjax"
     try:
         return _dispatch(words)
-    except KeyboardInterrupt:
-        return _fail(prog, "interrupted", 130, debug)
+    except KeyboardInterrupt as error:
+        return _fail(prog, str(error) or "interrupted", 130, debug)
     except MISTAKES as error:
         return _fail(prog, _describe(error), 2, debug)
     except Exception as error:

@@ -1,9 +1,8 @@
 """`famjax train`: pretrain or fine-tune from gin."""
 
 import argparse
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
@@ -40,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config.validate()
     _check_directories(config)
+    _check_data(config)
 
     from famjax.runtime import cpu
 
@@ -58,6 +58,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_data(config: TrainConfig) -> None:
+    """Raises `ConfigError` on files that are not there or cannot be read, found without reading all of them."""
+    if config.task != "passkey":
+        from famjax.data.text_task import check_text_task
+
+        check_text_task(config)
+
+
 def _evaluation(config: TrainConfig) -> "Evaluate | None":
     """What is evaluated while it trains. Raises `ConfigError` in a job of many processes."""
     if not config.eval_period:
@@ -73,22 +81,11 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
 
 def _check_directories(config: TrainConfig) -> None:
     """Raises `ConfigError` on a MODEL_DIR that is none or holds another model, or on nothing to start from."""
-    from famjax.runtime.model_dir import MODEL_JSON, read_config
+    from famjax.runtime.model_dir import check_same_model, read_config
 
     path = Path(config.model_dir)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"MODEL_DIR {path} is a file; name a directory")
-    if (path / MODEL_JSON).exists():
-        there, asked = (_flat(dataclasses.asdict(model)) for model in (read_config(path), config.model))
-        for name in there:
-            if there[name] != asked[name]:
-                raise ConfigError(
-                    f"MODEL_DIR {path} holds a model with {name} {there[name]}, not {asked[name]}; "
-                    f"choose an empty directory, or the model's own settings"
-                )
+    check_same_model(path, config.model)
     if config.initial_checkpoint:
         read_config(config.initial_checkpoint)
-
-
-def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name != "memory"} | fields["memory"]

@@ -27,6 +27,8 @@ OVERRIDES = {
     "MESH": ('{"data": 1, "fsdp": 8, "tensor": 1}', lambda c: c.mesh == {"data": 1, "fsdp": 8, "tensor": 1}),
     "MICROBATCHES": ("2", lambda c: c.microbatches == 2),
     "CHECKPOINT_PERIOD": ("11", lambda c: c.checkpoint_period == 11),
+    "CHECKPOINT_MINUTES": ("2.5", lambda c: c.checkpoint_minutes == 2.5),
+    "KEEP_CHECKPOINTS": ("4", lambda c: c.keep_checkpoints == 4),
     "EVAL_PERIOD": ("50", lambda c: c.eval_period == 50),
     "DIAGNOSTICS_PERIOD": ("20", lambda c: c.diagnostics_period == 20),
     "PROFILE_STEPS": ("(3, 4)", lambda c: c.profile_steps == (3, 4)),

@@ -64,9 +64,9 @@ def test_the_cases_cover_what_they_should(results):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_training_equals_that_of_one_device(results, case):
-    """Losses of ten steps, gradients of the first, weights after the last, the FAM that is passed on, and
-    the memories that streams carry: equal to one device's, which takes its batch whole and its logits unchunked. Documents, lengths and
-    loss weights differ from row to row."""
+    """Losses of ten steps, gradients of the first, weights after the last, the FAM that is passed on, and the
+    memories that streams carry: equal to one device's, which takes its batch whole and its logits unchunked.
+    Documents, lengths and loss weights differ from row to row."""
     got, one = results[case], results[case[0]]
     start = tiny.parameters(sharded_runs.model_config(case[0]))
     assert len(one["loss"]) == STEPS and np.abs(one["params"]["embedding"] - start["embedding"]).max() > 0.01
