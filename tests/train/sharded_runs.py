@@ -81,7 +81,7 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
         mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
         loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
         task="text" if name.startswith("stream") else "passkey",
-        data=DataConfig(stream_share=1.0, sources=("not read",)),
+        data=DataConfig(sources=("not read",), stream_share=1.0),
     )  # fmt: skip
     config.validate()
     return config
