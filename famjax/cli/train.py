@@ -2,11 +2,14 @@
 
 import argparse
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import famjax
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
+from famjax.runtime import distributed
 
 NAME = "train"
 HELP = """Train a model from gin files.
@@ -15,23 +18,44 @@ HELP = """Train a model from gin files.
 
 MODEL_DIR receives model.json, the weights, config.gin (the settings as they were used) and
 metrics.jsonl (one object a logged step). A training that was stopped continues from there.
+
+Several processes, usually one a host, make one training when each is told where the first one is:
+
+  famjax train --gin_file F --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
+  famjax train --gin_file F --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 1
+
+Slurm, TPU pods, Open MPI and Kubernetes jobs tell it themselves. MODEL_DIR must be a directory that all of them
+share. If one of them dies, the others name it and stop (docs/sharding.md).
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax train`."""
     add_gin_arguments(parser)
+    group = parser.add_argument_group("a training of several processes; each flag also as an environment variable")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT",
+        help=f"where process 0 is, and a free port there ({distributed.COORDINATOR})",
+    )  # fmt: skip
+    group.add_argument("--num-processes", type=int, metavar="N", help=f"how many ({distributed.NUM_PROCESSES})")
+    group.add_argument("--process-id", type=int, metavar="I", help=f"this one, from 0 ({distributed.PROCESS_ID})")
+    group.add_argument(
+        "--start-timeout", type=float, default=distributed.START_SECONDS, metavar="SECONDS",
+        help="how long the processes wait for each other at the start (%(default).0f)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains; every setting is checked before jax is loaded."""
     from famjax.cli.gin_config import load_train_config
+    from famjax.cli.main import exit_code
 
     if not args.gin_files:
         raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/tiny_fam.gin")
     config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config.validate()
     _check_directories(config)
+    job = distributed.find_job(args.coordinator, args.num_processes, args.process_id)
 
     from famjax.runtime import cpu
 
@@ -40,8 +64,22 @@ def run(args: argparse.Namespace) -> int:
     from famjax.train.loop import train
 
     enable()
-    train(config, text)
+    same = {"settings": hashlib.sha256(text.encode()).hexdigest(), "version of famjax": famjax.__version__}
+    hint = lambda: _start_again(config.model_dir)
+    with distributed.joined(
+        job, same, hint, prog="famjax train", exit_code=exit_code, seconds=args.start_timeout
+    ):  # fmt: skip
+        train(config, text)
     return 0
+
+
+def _start_again(model_dir: str) -> str:
+    """What becomes of a training that breaks off."""
+    from famjax.runtime.checkpoint import latest_step
+
+    step = latest_step(model_dir)
+    where = "it begins anew, for no checkpoint was written yet" if step is None else f"it resumes from step {step}"
+    return f"start the job again: {where}"
 
 
 def _check_directories(config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.runtime import distributed
 from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, write_text
 
 WEIGHTS, TRAINING, PROGRESS = "weights", "training", "progress"
@@ -66,10 +67,12 @@ def save_model(
         items[TRAINING] = ocp.args.PyTreeSave(training)
     if progress is not None:
         items[PROGRESS] = ocp.args.JsonSave(progress)
-    write_text(root / MODEL_JSON, config.to_json())
+    if distributed.is_primary():
+        write_text(root / MODEL_JSON, config.to_json())
     with _manager(root, keep) as manager:
         manager.save(step, args=ocp.args.Composite(**items), force=True)
-    _record_files(_step_dir(root, step) / WEIGHTS)
+    if distributed.is_primary():
+        _record_files(_step_dir(root, step) / WEIGHTS)
     return step
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from famjax.config import TrainConfig
 from famjax.data.batch import Progress
-from famjax.runtime import checkpoint, sharding
+from famjax.runtime import checkpoint, distributed, sharding
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_text
 from famjax.train import optim
@@ -41,7 +41,8 @@ def train(config: TrainConfig, config_text: str) -> None:
     if first_step >= config.steps:
         print(f"{config.model_dir} is trained already: {first_step} steps")
         return
-    write_text(Path(config.model_dir) / CONFIG_GIN, config_text)
+    if distributed.is_primary():
+        write_text(Path(config.model_dir) / CONFIG_GIN, config_text)
     log = MetricsLog(config.model_dir, first_step)
     rates = optim.schedule(config.optimizer, config.steps)
     step_fn = jit_step(config, tx, mesh)
@@ -57,7 +58,7 @@ def train(config: TrainConfig, config_text: str) -> None:
                 raise FloatingPointError(f"the loss is {loss} at step {step + 1}; lower LEARNING_RATE")
             if task.observes:
                 feed.observe(metrics["correct"])
-            meter.add(batch.tokens, loss)
+            meter.add(int(metrics["tokens"]), loss)
             done = step + 1
             if done % config.log_period == 0 or done == config.steps:
                 values = meter.read(done) | task.report(feed.progress)
@@ -96,5 +97,5 @@ class _Meter:
 def _save(config: TrainConfig, state: TrainState, progress: Progress) -> None:
     checkpoint.save_model(
         config.model_dir, config.model, state.params, step=int(state.step), training=states.to_save(state),
-        progress=progress,
+        progress=distributed.merge_progress(progress),
     )  # fmt: skip

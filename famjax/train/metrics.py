@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from famjax.runtime import distributed
 from famjax.runtime.model_dir import METRICS_JSONL, write_text
 
 # Without a terminal, a line so many seconds apart.
@@ -19,12 +20,16 @@ class MetricsLog:
 
     def __init__(self, model_dir: str | Path, first_step: int):
         self.path = Path(model_dir) / METRICS_JSONL
+        if not distributed.is_primary():
+            return
         old = self.path.read_text(encoding="utf-8").splitlines() if first_step and self.path.exists() else []
         kept = [line for line in old if _step(line) <= first_step]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends a line."""
+        """Appends a line; only the first process of a job does."""
+        if not distributed.is_primary():
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
@@ -42,10 +47,12 @@ class ProgressLine:
     def __init__(self, name: str, first_step: int, steps: int):
         self.name, self.first_step, self.steps = name, first_step, steps
         self.began, self.printed = time.perf_counter(), -PLAIN_SECONDS
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and distributed.is_primary()
 
     def show(self, step: int, values: dict[str, Any]) -> None:
         """Shows the values of a step."""
+        if not distributed.is_primary():
+            return
         elapsed = time.perf_counter() - self.began
         if not self.live and step < self.steps and elapsed - self.printed < PLAIN_SECONDS:
             return

@@ -13,7 +13,7 @@ from famjax.config import ConfigError, ModelConfig, TrainConfig
 from famjax.data.batch import Progress, Task
 from famjax.data.passkey import PassKeyTask
 from famjax.nn.model import parameter_axes, parameter_shapes
-from famjax.runtime import checkpoint, sharding
+from famjax.runtime import checkpoint, distributed, sharding
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.state import TrainState
@@ -38,6 +38,10 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     """
     shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.optimizer, shapes(config.model))
+    distributed.require_same(
+        f"the newest step in {config.model_dir}", checkpoint.latest_step(config.model_dir),
+        "MODEL_DIR must be a directory that all hosts share",
+    )  # fmt: skip
     where = states.abstract(config, tx, mesh)
     found = checkpoint.load_training(config.model_dir, states.to_save(where))
     if found is not None:

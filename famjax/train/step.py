@@ -70,8 +70,8 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     that start anew start with `initial_memory`.
 
     Its metrics: `loss` (cross entropy), `z_loss` (what is added to it) if it is asked for, `accuracy` (share
-    of the loss weights at which the first choice is right), `gradient_norm`, and `correct` (bool, of the
-    shape of the batch's targets).
+    of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real ones of the batch),
+    and `correct` (bool, of the shape of the batch's targets).
     """
     # A budget for scores is one device's; the model sees the rows of all of them.
     budget = config.model.attention_budget_mib * sharding.batch_shards(mesh)
@@ -122,7 +122,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         correct, memory = out.rows["correct"], out.rows["memory"]
         accuracy = (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9)
         metrics = {"loss": out.costs[0], "accuracy": accuracy, "gradient_norm": optax.tree.norm(grads)}
-        metrics |= {"z_loss": out.costs[1]} if config.z_loss else {}
+        metrics |= {"tokens": batch.count.sum()} | ({"z_loss": out.costs[1]} if config.z_loss else {})
         if config.carries_memory:
             memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
         return TrainState(state.step + 1, params, opt_state, *out.passed, memory), metrics | {"correct": correct}
