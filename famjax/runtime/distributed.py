@@ -28,8 +28,10 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PRO
 LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 START_SECONDS = 300.0
 TPU_VM = "a TPU VM"
-# jax's own watch over its processes stands behind `Peers`, and is slower. A failed computation waits for a verdict.
-HEARTBEAT_SECONDS, VERDICT_SECONDS = 50, 15.0
+# jax's own watch over its processes stands behind `Peers`, and is slower.
+HEARTBEAT_SECONDS = 100
+# What went wrong may have done so because another process is gone; so long it is waited to hear of that.
+VERDICT_SECONDS = 5.0
 
 
 # --- coming together ------------------------------------------------------------------------------
@@ -167,9 +169,8 @@ def joined(
             yield
             jax.distributed.shutdown()  # waits for the others, who may still write
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):  # perhaps because another process is gone
-            peers.verdict.wait(VERDICT_SECONDS)
-            _wait_for_the_end(peers)
+        if exit_code(error) == 1 and peers.verdict.wait(VERDICT_SECONDS):
+            _wait_for_the_end()  # it went wrong here because another process is gone
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         peers.fail(" ".join(f"{kind}{error}".split())[:300], exit_code(error))
         # jax would wait for all processes before it lets this one go.
@@ -178,10 +179,9 @@ def joined(
     peers.leave()
 
 
-def _wait_for_the_end(peers: Peers) -> None:
-    """Where there is a verdict, the thread that has it ends this process."""
-    if peers.verdict.is_set():
-        threading.Event().wait(VERDICT_SECONDS)
+def _wait_for_the_end() -> None:
+    """There is a verdict, and the thread that has it ends this process."""
+    threading.Event().wait(HEARTBEAT_SECONDS)
 
 
 def _leave(code: int) -> None:
@@ -204,7 +204,7 @@ def _hear_aborts(peers: Peers) -> None:
 
     def handler(_: int) -> None:
         if peers.verdict.wait(2.0):
-            _wait_for_the_end(peers)
+            _wait_for_the_end()
 
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, handler_type), ctypes.c_void_p
