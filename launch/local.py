@@ -7,7 +7,7 @@ Everything behind -- goes to `famjax` in each process. Each is told where the fi
 (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), and takes one of the GPUs, if there are any
 (JAX_LOCAL_DEVICE_IDS). Their output appears with the process's number in front. SIGTERM and SIGINT are passed on.
 When one fails, the others have GRACE seconds to end by themselves, then they are ended. The exit code is that of
-the first process that failed (128 + the signal's number for one that was killed), or 0.
+the first process that was killed (128 + the signal's number), else of the first that failed, or 0.
 
 For trying things out, and for a machine with several GPUs; on more machines the scheduler starts the processes,
 see README.md here.
@@ -15,6 +15,7 @@ see README.md here.
 
 import argparse
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -84,16 +85,25 @@ def send(processes: "list[subprocess.Popen[str]]", number: int) -> None:
 
 def wait(processes: "list[subprocess.Popen[str]]") -> int:
     """Waits for all; after a failure the rest has `GRACE` seconds, then SIGTERM and as long again, then SIGKILL."""
-    code, failed_at, sent = 0, 0.0, 0
-    while any(process.poll() is None for process in processes):
-        time.sleep(POLL)
-        failed = [process.returncode for process in processes if process.poll()]
-        if failed and not code:
-            code, failed_at = exit_code(failed[0]), time.monotonic()
-        if code and time.monotonic() - failed_at > GRACE * (sent + 1):
-            send(processes, (signal.SIGTERM, signal.SIGKILL)[min(sent, 1)])
-            sent += 1
-    return code or next((exit_code(process.returncode) for process in processes if process.returncode), 0)
+    ended: queue.Queue[int] = queue.Queue()
+    for process in processes:
+        threading.Thread(target=lambda process=process: ended.put(process.wait()), daemon=True).start()
+    codes: list[int] = []
+    failed_at, sent = 0.0, 0
+    for _ in processes:
+        while True:
+            try:
+                code = ended.get(timeout=POLL)
+                break
+            except queue.Empty:
+                if failed_at and time.monotonic() - failed_at > GRACE * (sent + 1):
+                    send(processes, (signal.SIGTERM, signal.SIGKILL)[min(sent, 1)])
+                    sent += 1
+        if code and not sent:
+            codes.append(code)
+            failed_at = failed_at or time.monotonic()
+    # Who is killed is the cause; the others leave because of that, often in the same moment.
+    return exit_code(next((code for code in codes if code < 0), codes[0])) if codes else 0
 
 
 def exit_code(returned: int) -> int:

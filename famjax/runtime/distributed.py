@@ -47,6 +47,7 @@ def find_job(
     Raises:
       ConfigError: it is told in part, or as it cannot be.
     """
+
     def number(name: str, given: int | None) -> int | None:
         text = environment.get(name)
         if given is not None or not text:
@@ -55,10 +56,10 @@ def find_job(
             raise ConfigError(f"{name}={text} is no number of a process; give 0, 1, 2 ...")
         return int(text)
 
-    told = (coordinator or environment.get(COORDINATOR), number(NUM_PROCESSES, num_processes), number(PROCESS_ID, process_id))  # fmt: skip
-    if told == (None, None, None):
+    address = coordinator or environment.get(COORDINATOR)
+    processes, process = number(NUM_PROCESSES, num_processes), number(PROCESS_ID, process_id)
+    if address is None and processes is None and process is None:
         return detect(environment)
-    address, processes, process = told
     if processes == 1:
         return None
     if address is None or processes is None or process is None:
@@ -74,6 +75,7 @@ def find_job(
 
 def scheduler(environment: Mapping[str, str]) -> str:
     """Which scheduler has started this process as one of several, or nothing. Looks at the environment alone."""
+
     def several(name: str) -> bool:
         return environment.get(name, "").isdigit() and int(environment[name]) > 1
 
@@ -150,19 +152,22 @@ def joined(
     peers.call()
 
     def lost(loss: Loss) -> None:
-        print(f"{prog}: {loss.message}" + ("" if loss.code else f"; {hint()}"), file=sys.stderr)
+        advice = ""
+        with contextlib.suppress(Exception):  # nothing may keep this process from leaving
+            advice = "" if loss.code else f"; {hint()}"
+        print(f"{prog}: {loss.message}{advice}", file=sys.stderr)
         _leave(loss.code or 1)
 
     peers.watch(lost)
     _hear_aborts(peers)
     # A SIGTERM is famjax's to handle: jax would take it and stop for nobody.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        job.coordinator, job.num_processes, job.process_id, job.local_devices,
-        cluster_detection_method="deactivate", heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=int(seconds),
-    )  # fmt: skip
     try:
+        jax.distributed.initialize(
+            job.coordinator, job.num_processes, job.process_id, job.local_devices,
+            cluster_detection_method="deactivate", heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )  # fmt: skip
         with contextlib.ExitStack() as stack:
             if job.process_id:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -186,10 +191,11 @@ def _wait_for_the_end() -> None:
 
 def _leave(code: int) -> None:
     """Ends this process at once, from any thread; what was printed is not lost."""
+
     def flush() -> None:
         for stream in (sys.stdout, sys.stderr, sys.__stdout__):
             with contextlib.suppress(Exception):
-                stream.flush()
+                stream.flush()  # type: ignore[union-attr]
 
     thread = threading.Thread(target=flush, daemon=True)
     thread.start()

@@ -149,8 +149,9 @@ class Peers:
 
     def __init__(self, job: Job, same: dict[str, str], seconds: float):
         self.job, self.seconds = job, seconds
-        self.me = {"process": job.process_id, "of": job.num_processes, "host": socket.gethostname(), "same": same}
-        self.hosts = {job.process_id: self.me["host"]}
+        self.same, host = same, socket.gethostname()
+        self.me: dict[str, Any] = {"process": job.process_id, "of": job.num_processes, "host": host, "same": same}
+        self.hosts: dict[int, str] = {job.process_id: host}
         self.lines: dict[int, Line] = {}
         self.verdict = threading.Event()
         self.on_abort: Any = None
@@ -229,7 +230,7 @@ class Peers:
         who, n = f"process {hello['process']} (host {hello['host']})", self.job.num_processes
         if hello.get("of") != n or not 0 < hello["process"] < n:
             return f"{who} is one of {hello.get('of')} processes, process 0 one of {n}; give all the same number"
-        for name, value in self.me["same"].items():
+        for name, value in self.same.items():
             if (other := hello["same"].get(name)) != value:
                 shown = f": {other}, not {value}" if len(f"{other}{value}") < 60 else ""
                 return f"{who} has other {name} than process 0{shown}; start all processes alike"

@@ -76,7 +76,9 @@ class Feed:
     def observe(self, correct: Any) -> None:
         """Tells the task which targets [B, W] of the last batch were predicted right, those of the task's rows."""
         assert self._last is not None
-        self.progress = self.task.observe(self.progress, self._last, distributed.whole(correct)[np.asarray(self.task.rows)])
+        self.progress = self.task.observe(
+            self.progress, self._last, distributed.whole(correct)[np.asarray(self.task.rows)]
+        )
 
     def _on_mesh(self, rows: np.ndarray) -> Any:
         shape = (self._batch_size, *rows.shape[1:])

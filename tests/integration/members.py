@@ -6,17 +6,61 @@ Leaves with 0 if all answers were right; an assertion that fails ends the other 
 """
 
 import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from famjax.config import ConfigError
-from famjax.runtime import distributed
+from famjax.data.batch import Batch, Progress
+from famjax.runtime import distributed, sharding
+from famjax.runtime.mesh import make_mesh
+from famjax.train.feed import Feed
+
+
+class OwnRows:
+    """Reads nothing but the rows of its process. Each row counts the steps that it has seen, in its progress."""
+
+    continues, observes = False, True
+
+    def __init__(self, rows: Sequence[int]):
+        self.rows, self.seen = rows, []
+
+    def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
+        tokens = np.array([[row, progress[f"{row}/steps"], step] for row in self.rows], np.int32)
+        ones = np.ones(len(self.rows), np.int32)
+        progress = {f"{row}/steps": progress[f"{row}/steps"] + 1 for row in self.rows}
+        return Batch(tokens, 3 * ones, ones[:, None] > 0, None, tokens, ones[:, None] * np.float32(1)), progress
+
+    def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
+        self.seen.append((batch.tokens, correct))
+        return progress
+
+
+def feed_own_rows(mesh: Any) -> None:
+    """Two steps of a batch that no process has whole: on the devices it is, and the progress of all is merged."""
+    import jax
+
+    n, me = jax.process_count(), jax.process_index()
+    rows = list(sharding.local_rows(mesh, 2 * n))
+    assert rows == [2 * me, 2 * me + 1]
+    task = OwnRows(rows)
+    start = {f"{row}/steps": 10 * row for row in range(2 * n)}  # as a checkpoint has it: of all rows
+    with Feed(task, mesh, 2 * n, 7, start) as feed:
+        for step in (7, 8):
+            tokens = feed.next().arrays.tokens
+            whole = np.array([[row, 10 * row + step - 7, step] for row in range(2 * n)])
+            np.testing.assert_array_equal(distributed.whole(tokens), whole)
+            feed.observe(tokens)
+        mine, correct = task.seen[-1]
+        np.testing.assert_array_equal(mine, whole[rows])
+        np.testing.assert_array_equal(correct, whole[rows])
+        merged = distributed.merge_progress(feed.progress)
+    assert merged == {f"{row}/steps": 10 * row + 2 for row in range(2 * n)}
 
 
 def ask() -> None:
     import jax
-    import numpy as np
-
-    from famjax.runtime import sharding
-    from famjax.runtime.mesh import make_mesh
 
     me, n = jax.process_index(), jax.process_count()
     assert n > 1
@@ -57,6 +101,7 @@ def ask() -> None:
     np.testing.assert_array_equal(distributed.whole(array), rows)
     np.testing.assert_array_equal(distributed.whole(rows), rows)
 
+    feed_own_rows(make_mesh((n, 1, 1)))
     distributed.barrier("end")
     try:
         if me == 0:
