@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config.validate()
     _check_directories(config)
+    if args.start_timeout <= 0:
+        raise ConfigError(f"--start-timeout {args.start_timeout:g} leaves no time to start; give seconds, as 300")
     job = distributed.find_job(args.coordinator, args.num_processes, args.process_id)
 
     from famjax.runtime import cpu
