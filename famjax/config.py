@@ -22,7 +22,7 @@ FAM_INITS = ("prompt", "prefix")
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
-TASKS = ("passkey",)
+TASKS = ("passkey", "text")
 MESH_AXES = ("data", "fsdp", "tensor")
 
 

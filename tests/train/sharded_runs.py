@@ -19,7 +19,7 @@ import numpy as np
 
 from famjax.attention.memory import MEMORY_AXES
 from famjax.cli.gin_config import load_model_config
-from famjax.config import ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.config import DataConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.nn.model import parameter_shapes
 from famjax.runtime import checkpoint, sharding
@@ -44,6 +44,8 @@ CASES = [
     ("fam multi-head", (1, 2, 4), 1),
     ("fam grouped", (1, 2, 4), 1),
     ("bswa multi-query", (1, 2, 4), 2),
+    ("stream grouped", (2, 2, 2), 2),
+    ("stream multi-query", (1, 8, 1), 1),
 ]
 MODELS = sorted({model for model, _, _ in CASES})
 RESUMED = {
@@ -59,7 +61,7 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=2 if memory == "fam" else 0, random_state_passing=0.5,
+        fam_length=0 if memory == "bswa" else 2, random_state_passing=0.5,
     )  # fmt: skip
 
 
@@ -70,6 +72,7 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=3),
         mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
         loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
+        task="text" if name.startswith("stream") else "passkey", data=DataConfig(stream_share=1.0),
     )  # fmt: skip
     config.validate()
     return config
@@ -77,11 +80,13 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
 
 def batch(name: str, step: int) -> Batch:
     """Rows of random tokens, of different lengths and weights, in which documents start. BSWA's have losses
-    at some positions, FAM's at every one."""
+    at some positions, FAM's at every one. Streams are full, and some rows go on with the step before."""
     rng = np.random.default_rng(step)
     tokens = rng.integers(0, 32, (ROWS, LENGTH)).astype(np.int32)
     count = rng.integers(1, LENGTH + 1, ROWS).astype(np.int32)
     starts = rng.random((ROWS, LENGTH // 4)) < 0.3
+    if name.startswith("stream"):
+        count, starts[:, 0] = np.full(ROWS, LENGTH, np.int32), starts[:, 0] | (step == 0)
     columns = 7 if name.startswith("bswa") else LENGTH
     positions = rng.integers(0, LENGTH, (ROWS, columns)).astype(np.int32) if columns < LENGTH else None
     targets = rng.integers(0, 32, (ROWS, columns)).astype(np.int32)
@@ -108,6 +113,7 @@ def run(name: str, sizes: tuple[int, int, int], microbatches: int) -> dict[str, 
             out_gradient = jax.device_get(state.opt_state[1].mu)
     out |= {"gradient": out_gradient, "params": jax.device_get(state.params), "compilations": compilations(step)}
     out |= {"passed_fam": np.asarray(state.passed_fam), "passed_updates": int(state.passed_updates)}
+    out |= {"memory": jax.device_get(state.memory)}
     parts = lambda tree: jax.tree.map(lambda leaf: leaf.sharding.shard_shape(leaf.shape), tree)
     return out | {"parts": parts(state.params), "moment_parts": parts(state.opt_state[1].mu), "state": state}
 

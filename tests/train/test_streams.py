@@ -1,0 +1,150 @@
+"""Document streams: rows that go on with the document of the step before, with its memory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from famjax.config import DataConfig, OptimizerConfig, TrainConfig
+from famjax.data.batch import Batch
+from famjax.runtime.mesh import make_mesh
+from famjax.train import optim
+from famjax.train import state as states
+from famjax.train.loss import cross_entropy
+from famjax.train.step import make_step
+from tests import tiny
+
+S, T = 4, 12
+# Tokens of the documents of each row, in order: within a block, over several steps, to the edge of a row exactly.
+ROWS = [[30, 3, 11], [12, 12, 24], [5, 40], [48]]
+STEPS = 4
+
+
+def layout(rows: list[list[int]], seed: int) -> tuple[list[Batch], list[list[np.ndarray]]]:
+    """The batches of `STEPS` steps, made in the plainest way, and the documents of each row."""
+    rng = np.random.default_rng(seed)
+    documents = [[rng.integers(0, 17, length).astype(np.int32) for length in lengths] for lengths in rows]
+    length = STEPS * T
+    tokens, targets = np.zeros((2, len(rows), length), np.int32)
+    weights, starts = np.zeros((len(rows), length), np.float32), np.zeros((len(rows), length // S), bool)
+    counts = np.zeros((len(rows), STEPS), np.int32)
+    for b, row in enumerate(documents):
+        at = 0
+        for document in row:
+            n = len(document)
+            starts[b, at // S] = True
+            tokens[b, at : at + n] = document
+            targets[b, at : at + n - 1], weights[b, at : at + n - 1] = document[1:], 1.0
+            for step in range(STEPS):
+                counts[b, step] = max(counts[b, step], np.clip(at + n - step * T, 0, T))
+            at += -(-n // S) * S
+        assert at <= length
+    cut = lambda x, width, i: x[:, i * width : (i + 1) * width]
+    batches = [
+        Batch(cut(tokens, T, i), counts[:, i], cut(starts, T // S, i), None, cut(targets, T, i), cut(weights, T, i))
+        for i in range(STEPS)
+    ]
+    return batches, documents
+
+
+def setup(microbatches: int = 1, learning_rate: float = 0.0, **memory):
+    config = tiny.config(random_state_passing=0.0, **memory)
+    training = TrainConfig(
+        model_dir="none", model=config, task="text", data=DataConfig(stream_share=1.0), batch_size=len(ROWS),
+        sequence_length=T, microbatches=microbatches,
+        optimizer=OptimizerConfig(learning_rate=learning_rate, schedule="constant", warmup_steps=0, clip_norm=0.0),
+    )  # fmt: skip
+    tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
+    state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
+    return config, jax.jit(make_step(training, tx, mesh), compiler_options=tiny.COMPILE_FAST), state
+
+
+@pytest.mark.parametrize(
+    ("microbatches", "memory"),
+    [
+        (1, {}),
+        (2, {"memory_segments": 2}),
+        (1, {"fam_length": 0}),
+        (2, {"memory_segments": 0, "previous_fams": 2}),
+        (1, {"fam_position": "zero", "random_position_offset": 0.0}),
+    ],
+)
+def test_a_stream_costs_what_its_documents_cost_read_at_once(microbatches, memory):
+    """Weights that stand still: the summed losses of four steps are those of each document alone, whole."""
+    config, step, state = setup(microbatches, **memory)
+    batches, documents = layout(ROWS, seed=1)
+    streamed = 0.0
+    for batch in batches:
+        state, metrics = step(state, batch)
+        streamed += float(metrics["loss"]) * batch.weights.sum()
+    alone = 0.0
+    for document in (document for row in documents for document in row):
+        padded = np.zeros((1, STEPS * T), np.int32)
+        padded[0, : len(document)] = document
+        hidden, _ = tiny.whole(config, state.params, padded, count_B=np.array([len(document)], np.int32))
+        logits = tiny.build(config, state.params).logits(hidden[0, : len(document) - 1])
+        alone += float(cross_entropy(logits, document[1:]).sum())
+    assert streamed == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_gradient_stops_at_the_edge_of_a_step():
+    """Truncated backpropagation: the second step's gradient is that of its loss with the carried memory held
+    constant (Adam's first moment after two steps is .09 of the first gradient and .1 of the second)."""
+    config, step, state = setup()
+    batches, _ = layout(ROWS, seed=2)
+    state, _ = step(state, batches[0])
+    first = jax.tree.map(lambda m: m / 0.1, state.opt_state[0].mu)
+    memory = state.memory
+    state, _ = step(state, batches[1])
+
+    def loss(params):
+        model, batch = tiny.build(config, params), batches[1]
+        initial = model.initial_state(1)
+        hidden, _ = model(batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial)
+        return (cross_entropy(model.logits(hidden), batch.targets) * batch.weights).sum() / batch.weights.sum()
+
+    wanted = jax.jit(jax.grad(loss), compiler_options=tiny.COMPILE_FAST)(state.params)
+    for moment, one, two in zip(*map(jax.tree.leaves, (state.opt_state[0].mu, first, wanted)), strict=True):
+        tiny.assert_close((moment - 0.09 * one) / 0.1, two, relative=1e-4)
+
+
+def test_rows_that_start_anew_know_nothing_of_the_row_before():
+    """Other memories in the state: only the rows that go on with a document notice."""
+    config, step, state = setup()
+    batches, _ = layout(ROWS, seed=3)
+    state, _ = step(state, batches[0])
+    spoiled = jax.tree.map(lambda x: x + 1 if x.dtype == jnp.float32 else x, state.memory)
+    after, _ = step(state, batches[1])
+    other, _ = step(dataclasses.replace(state, memory=spoiled), batches[1])
+    anew = np.asarray(batches[1].starts[:, 0])
+    assert anew.any() and not anew.all()
+    changed = np.abs(np.asarray(after.memory.layers.fam) - np.asarray(other.memory.layers.fam)).max(axis=(0, 2, 3, 4))
+    # Also a row whose document ended and made room for another one has forgotten what came before.
+    first_of_row = np.asarray(batches[1].starts).any(axis=1)
+    np.testing.assert_array_equal(changed > 0, ~first_of_row)
+
+
+def test_without_streams_no_memory_is_carried():
+    """Packed rows cost no memory in the state."""
+    config = TrainConfig(model_dir="none", model=tiny.config(), task="text")
+    assert states.create(config, optim.optimizer(config.optimizer, 1), make_mesh()).memory is None
+    assert not config.carries_memory
+
+
+@pytest.mark.parametrize("fam_length", [0, 2])
+def test_the_carried_memory_survives_a_checkpoint(fam_length):
+    """What is saved makes the same state again, empty arrays (no FAM) included."""
+    config, step, state = setup(fam_length=fam_length)
+    batches, _ = layout(ROWS, seed=4)
+    state, _ = step(state, batches[0])
+    training = TrainConfig(
+        model_dir="none", model=config, task="text", data=DataConfig(stream_share=1.0), batch_size=len(ROWS),
+        sequence_length=T,
+    )  # fmt: skip
+    where = states.abstract(training, optim.optimizer(training.optimizer, 10), make_mesh())
+    back = states.from_saved(1, state.params, states.to_save(state), where)
+    assert all(leaf.size for leaf in jax.tree.leaves(states.to_save(state)))
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
