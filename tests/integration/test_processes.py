@@ -51,10 +51,11 @@ def environment(place: Path, devices: int = 1) -> dict[str, str]:
     return os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
-def words(place: Path, name: str, steps: int, data: int, *more: str) -> list[str]:
+def words(place: Path, name: str, steps: int, devices: int, *more: str, axis: str = "fsdp") -> list[str]:
+    """`famjax train` on so many devices: along `fsdp` every one of them has a part of each weight to save."""
     return [
         "train", "--gin_file", str(place / "run.gin"), f"--gin.MODEL_DIR={str(place / name)!r}",
-        f"--gin.TRAIN_STEPS={steps}", f'--gin.MESH={{"data": {data}}}', *more,
+        f"--gin.TRAIN_STEPS={steps}", f'--gin.MESH={{"{axis}": {devices}}}', *more,
     ]  # fmt: skip
 
 
@@ -260,14 +261,15 @@ def test_what_processes_tell_each_other(place):
 
 @pytest.mark.slow
 def test_four_processes(place, straight):
-    """Four processes have the numbers of four simulated devices, go on where two have stopped, and name who dies."""
+    """Four processes have the numbers of four simulated devices, go on where two have stopped (now with all weights
+    in every process), and name who dies."""
     steps = len(straight[0])
     trained(job(place, 4, *words(place, "four", steps, 4)))
     trained(alone(place, 4, *words(place, "four_simulated", steps, 4)))
     np.testing.assert_allclose(losses(place, "four"), losses(place, "four_simulated"), rtol=1e-6)
     assert_float32(losses(place, "four"), straight[0])
     trained(job(place, 2, *words(place, "two_four", steps - 2, 2)))
-    trained(job(place, 4, *words(place, "two_four", steps, 4)))
+    trained(job(place, 4, *words(place, "two_four", steps, 4, axis="data")))
     assert_float32(losses(place, "two_four"), straight[0])
     for victim in (0, 2):
         with job(place, 4, *words(place, f"four_{victim}", FOREVER, 4)) as running:
