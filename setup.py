@@ -7,7 +7,12 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10"]
+TOKENIZERS = ["tokenizers>=0.20", "sentencepiece>=0.2"]
+ARROW = ["pyarrow>=15"]
+# TFDS needs importlib_resources and does not ask for it.
+SEQIO = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-text>=2.21", "tensorboard", "importlib_resources"]
+DATA = [*SEQIO, *TOKENIZERS, *ARROW]
+TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *DATA]
 
 
 def version() -> str:
@@ -38,16 +43,21 @@ setup(
         "flax>=0.12",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
+        "fsspec>=2024.2",
         "gin-config>=0.5",
         "numpy>=2.0",
         "matplotlib>=3.8",
         "rich>=13",
         "safetensors>=0.4",
+        "tensorboardX>=2.6",
     ],
     extras_require={
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
-        "data": ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-text>=2.21", "tensorboard"],
+        "tokenizers": TOKENIZERS,  # vocabularies other than bytes
+        "arrow": ARROW,  # Hugging Face datasets on disk
+        "gcs": ["gcsfs>=2024.2"],  # gs:// paths
+        "data": DATA,  # all of these, and seqio tasks (tensorflow: 3 GB)
         "peers": [
             "torch==2.13.0",
             "transformers==5.23.0",

@@ -10,6 +10,8 @@ import difflib
 import fnmatch
 import json
 import math
+import sys
+import types
 import typing
 from typing import Any
 
@@ -23,6 +25,9 @@ OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
 TASKS = ("passkey", "text")
+SOURCE_KINDS = ("auto", "text", "lines", "jsonl", "dataset")
+SOURCE_ROWS = ("all", "streams", "packed")
+PACKINGS = ("cut", "whole")
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
@@ -51,13 +56,22 @@ def _nearest_multiples(number: int, unit: int) -> str:
 def _check_types(config: Any) -> None:
     """Raises `ConfigError` on a value that is not of its field's type; a number may be written 1 or 1.0."""
     for field in dataclasses.fields(config):
-        value, wanted = getattr(config, field.name), typing.cast(type, typing.get_origin(field.type) or field.type)
+        value, wanted = getattr(config, field.name), _plain_type(field.type)
         more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
         allowed = more.get(wanted, (wanted,))
+        if value is None and type(None) in typing.get_args(field.type):
+            continue
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             raise ConfigError(
                 f"{type(config).__name__}.{field.name} is {value!r}; it must be of type {wanted.__name__}"
             )
+
+
+def _plain_type(annotation: Any) -> type:
+    """`tuple` of `tuple[int, ...]`, `int` of `int | None`."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return typing.cast(type, typing.get_origin(annotation) or annotation)
 
 
 def _probability(name: str, value: float) -> None:
@@ -351,21 +365,162 @@ class PassKeyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Text to train on.
+class SourceConfig:
+    """Documents of one kind, on local disk or remote (`gs://...`, whatever fsspec reads).
 
     Attributes:
-      stream_share: share of the rows that are document streams: each reads one document after another,
-        block after block across training steps, and carries its memory along. The other rows are packed:
-        documents side by side, without masks between them, and none goes on in the next step.
+      path: a file, or a glob such as `books/*.txt`; `.gz` is unpacked.
+      kind: `text`: a file is a document; `lines`: a line is; `jsonl`: a line is a JSON object; `dataset`: a
+        folder that `save_to_disk` of Hugging Face datasets wrote. `auto` tells by the name.
+      weight: how often a document is drawn from here, in proportion to the other sources' weights.
+      rows: which rows read it: `streams`, `packed` or `all`.
+      text_field: name of the text in a JSON object or a column.
+      inputs_field, targets_field: names of what is given, read without a loss, and of what is learned.
+      separator: put between inputs and targets.
+      part_bytes: of `text`: cut longer files at ends of lines into documents of about so many bytes; 0 cuts
+        none. A row holds its whole document in memory, and one file alone is one document.
     """
 
-    stream_share: float = 0.0
+    path: str = ""
+    kind: str = "auto"
+    weight: float = 1.0
+    rows: str = "all"
+    text_field: str = "text"
+    inputs_field: str = "inputs"
+    targets_field: str = "targets"
+    separator: str = ""
+    part_bytes: int = 0
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         _check_types(self)
+        if not self.path:
+            raise ConfigError("a source has no path; set SourceConfig.path, for example 'books/*.txt'")
+        _one_of(f"kind of {self.path}:", self.kind, SOURCE_KINDS)
+        _one_of(f"rows of {self.path}:", self.rows, SOURCE_ROWS)
+        _at_least(f"weight of {self.path}", self.weight, 0)
+        _at_least(f"part_bytes of {self.path}", self.part_bytes, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Text to train on, and how it is laid out in rows (docs/data.md has pictures).
+
+    Attributes:
+      sources: of the task `text`: `SourceConfig`s, or just paths.
+      vocabulary: `bytes`, or the path of a `tokenizer.json` or of a SentencePiece `.model`; empty is that of
+        INITIAL_CHECKPOINT_PATH, and bytes where there is none. A task of seqio brings its own.
+      stream_share: share of the rows that are document streams: each reads one document after another,
+        block after block across training steps, and carries its memory along. The other rows are packed:
+        documents side by side, without masks between them, and none goes on in the next step.
+      packing: `cut`: packed rows are full, and a document that does not fit goes on in a later row, without
+        its beginning; `whole`: it starts the next row, and what is longer than a row loses its end.
+      repeat_segment: so many consecutive random tokens of every packed row are repeated at its end, behind
+        the text `[repeat random segment]:` (paper section 5, which has 256); 0 repeats none.
+      repeat_weight: loss weight of these.
+      bos, eos: begin and end documents with the vocabulary's tokens for it, where it has them.
+      shuffle: another order in every epoch; False keeps that of the files.
+      modules: Python modules that register seqio tasks, imported before one is looked up.
+      split: of a seqio task.
+      use_cached: read what `seqio_cache_tasks` wrote, from the directories in `cache_dirs`.
+      cache_dirs: where cached seqio tasks lie.
+      data_shards: into how many parts a seqio task is cut, each of which is read by the lanes r, r + n, ...;
+        0 is one for each row. The order depends on it, but not on the number of hosts.
+    """
+
+    sources: tuple[Any, ...] = ()
+    vocabulary: str = ""
+    stream_share: float = 0.0
+    packing: str = "cut"
+    repeat_segment: int = 0
+    repeat_weight: float = 0.1
+    bos: bool = True
+    eos: bool = True
+    shuffle: bool = True
+    modules: tuple[str, ...] = ()
+    split: str = "train"
+    use_cached: bool = False
+    cache_dirs: tuple[str, ...] = ()
+    data_shards: int = 0
+
+    def all_sources(self) -> list[SourceConfig]:
+        """The sources, paths made into `SourceConfig`s."""
+        return [SourceConfig(source) if isinstance(source, str) else source for source in self.sources]
+
+    def stream_rows(self, batch_size: int) -> int:
+        """How many rows of a batch, the first ones, are document streams."""
+        return round(self.stream_share * batch_size)
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
+        for source in self.sources:
+            if not isinstance(source, (str, SourceConfig)):
+                raise ConfigError(f"sources has {source!r}; it must be a path, in quotes, or a SourceConfig")
+        for source in self.all_sources():
+            source.validate()
         _probability("stream_share", self.stream_share)
+        _one_of("packing", self.packing, PACKINGS)
+        for name in ("repeat_segment", "repeat_weight", "data_shards"):
+            _at_least(name, getattr(self, name), 0)
+
+    def check_rows(self, batch_size: int) -> None:
+        """Raises `ConfigError` where rows have nothing to read, or where a share of the rows is no row."""
+        streams = self.stream_rows(batch_size)
+        if self.stream_share and not streams:
+            raise ConfigError(
+                f"stream_share {self.stream_share} of {batch_size} rows is less than one row; use at least "
+                f"{1 / batch_size:g}"
+            )
+        sources = self.all_sources()
+        for rows, many in (("streams", streams), ("packed", batch_size - streams)):
+            if sources and many and not any(s.rows in ("all", rows) and s.weight > 0 for s in sources):
+                raise ConfigError(f"{many} rows are {rows}, but no source is for them; see stream_share and rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation on the pass key task.
+
+    Attributes:
+      model_dirs: the models, evaluated on the same documents.
+      output_dir: where `results.json` and the plot go; empty is the first model's directory.
+      task: name of the task; `passkey` is the one that needs no data.
+      filler_blocks: lengths of the filler, in blocks of each model.
+      keys: keys for each alignment of the filler against the block; a length has block_size * keys
+        documents, or
+      alignments: so many alignments, spread evenly; 0 is all of them.
+      key_digits: digits of a key.
+      batch_size: documents read side by side.
+      seed: of the keys; training draws its own.
+      block_size, memory_segments, fam_length: other memory settings than the models'; None keeps them.
+    """
+
+    model_dirs: tuple[str, ...] = ()
+    output_dir: str = ""
+    task: str = "passkey"
+    filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
+    keys: int = 1
+    alignments: int = 0
+    key_digits: int = 5
+    batch_size: int = 64
+    seed: int = 1
+    block_size: int | None = None
+    memory_segments: int | None = None
+    fam_length: int | None = None
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        if not self.model_dirs:
+            raise ConfigError("no model to evaluate; add --model DIR")
+        _one_of("MIXTURE_OR_TASK_NAME", self.task, ("passkey",))
+        if not self.filler_blocks:
+            raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
+        for blocks in self.filler_blocks:
+            _at_least("filler_blocks", blocks, 1)
+        for name in ("keys", "key_digits", "batch_size"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("alignments", self.alignments, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,7 +530,7 @@ class TrainConfig:
     Attributes:
       model_dir: where the run writes `model.json`, weights, `metrics.jsonl` and `config.gin`.
       model: the model.
-      task: name of the task or mixture; `passkey` is the one that needs no data.
+      task: `passkey`, which needs no data; `text`, the sources of `data`; or a registered seqio task or mixture.
       passkey: settings of the task `passkey`.
       data: settings of every other task: where text comes from and how it is laid out in rows.
       sequence_length: tokens of a row, a multiple of the block size.
@@ -385,8 +540,21 @@ class TrainConfig:
       optimizer: its settings.
       initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
       log_period: steps between two lines of `metrics.jsonl`.
-      checkpoint_period: steps between two checkpoints; 0 writes one at the end.
-      eval_period: steps between two evaluations; 0, so far the only value, never evaluates.
+      checkpoint_period: steps between two checkpoints; 0 (and `checkpoint_minutes` 0) writes one at the end.
+      checkpoint_minutes: minutes after which a checkpoint is due too; 0 counts steps alone.
+      keep_checkpoints: so many of the newest stay. With 2 there is one to go back to if the newest is
+        damaged, for which the disk must hold 3: the third while it is written.
+      keep_period: checkpoints at multiples of so many steps stay for ever; 0 keeps none.
+      keep_best_metric: name of a logged metric, for example `loss`; the checkpoints at which it was best stay
+        too, and `best.json` names them. Empty watches none.
+      keep_best, keep_best_mode: how many of those, and whether the `min` or the `max` is best.
+      diagnostics_period: steps between two looks at the memory (docs/training.md), each of which costs less
+        than a step; 0 never looks, None does so every ten `log_period`s.
+      eval_period: steps between two evaluations; 0 never evaluates while it trains.
+      evaluation: what is evaluated then; its `model_dirs` and `output_dir` are not used.
+      profile_steps: (n, m) records what the devices do in steps n to m, in `profile/`; () records nothing.
+      skip_bad_steps: so many steps in a row whose loss or gradient is no number are left out; one more ends the
+        run, as the first one does where this is 0.
       lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
       mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
         batch), `fsdp` (shares of the batch and of every weight), `tensor` (shares of heads, of the
@@ -410,7 +578,19 @@ class TrainConfig:
     initial_checkpoint: str = ""
     log_period: int = 10
     checkpoint_period: int = 0
+    checkpoint_minutes: float = 0.0
+    keep_checkpoints: int = 2
+    keep_period: int = 0
+    keep_best_metric: str = ""
+    keep_best: int = 1
+    keep_best_mode: str = "min"
+    diagnostics_period: int | None = None
     eval_period: int = 0
+    evaluation: EvalConfig = dataclasses.field(
+        default_factory=lambda: EvalConfig(filler_blocks=(1, 4, 16), alignments=16)
+    )
+    profile_steps: tuple[int, ...] = ()
+    skip_bad_steps: int = 0
     lora_rank: int = 0
     mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
     microbatches: int = 1
@@ -435,18 +615,15 @@ class TrainConfig:
             raise ConfigError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"")
         self.model.validate()
         self.optimizer.validate()
-        _one_of("MIXTURE_OR_TASK_NAME", self.task, TASKS)
         self.passkey.validate()
+        self.data.validate()
+        self._check_task()
         check_sequence_length(self.sequence_length, self.model.memory.block_size)
         _at_least("BATCH_SIZE", self.batch_size, 1)
         _at_least("TRAIN_STEPS", self.steps, 1)
         _at_least("LOG_PERIOD", self.log_period, 1)
-        _at_least("CHECKPOINT_PERIOD", self.checkpoint_period, 0)
-        if self.eval_period:
-            raise ConfigError(
-                f"EVAL_PERIOD is {self.eval_period}, but evaluation during training is not built yet; set it to 0 "
-                f"and run `famjax eval` afterwards"
-            )
+        self._check_checkpoints()
+        self._check_watching()
         if self.lora_rank:
             raise ConfigError(f"LORA_RANK is {self.lora_rank}, but LoRA is not built yet; set it to 0")
         for axis, size in self.mesh.items():
@@ -458,6 +635,69 @@ class TrainConfig:
         for name in ("loss_chunk", "z_loss"):
             _at_least(name, getattr(self, name), 0)
         self._check_rows()
+        if self.task != "passkey":
+            self.data.check_rows(self.batch_size)
+
+    def _check_task(self) -> None:
+        """A name that is not ours is one of seqio's, which something must have registered."""
+        # A gin file may import that module itself, and with it seqio, which nothing else has done by now.
+        named = self.task in TASKS or self.task.startswith("tfds:")
+        if not named and not self.data.modules and "seqio" not in sys.modules:
+            near = difflib.get_close_matches(self.task, TASKS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "a seqio task needs its module in DataConfig.modules"
+            raise ConfigError(f"MIXTURE_OR_TASK_NAME {self.task!r} is not one of {', '.join(TASKS)}; {hint}")
+        if self.task == "text" and not self.data.sources:
+            raise ConfigError("the task 'text' has no sources; set --gin.DataConfig.sources=\"('books/*.txt',)\"")
+
+    def _check_checkpoints(self) -> None:
+        for name in ("checkpoint_period", "checkpoint_minutes"):
+            _at_least(name.upper(), getattr(self, name), 0)
+        _at_least("KEEP_CHECKPOINTS", self.keep_checkpoints, 1)
+        _at_least("keep_period", self.keep_period, 0)
+        _at_least("keep_best", self.keep_best, 1)
+        _one_of("keep_best_mode", self.keep_best_mode, ("min", "max"))
+        if self.keep_period and (not self.checkpoint_period or self.keep_period % self.checkpoint_period):
+            use = (
+                f"; use {_nearest_multiples(self.keep_period, self.checkpoint_period)}"
+                if self.checkpoint_period
+                else ""
+            )
+            raise ConfigError(
+                f"keep_period {self.keep_period} is not a multiple of CHECKPOINT_PERIOD {self.checkpoint_period}, so "
+                f"no checkpoint is written at those steps{use}"
+            )
+
+    def diagnoses(self, step: int) -> bool:
+        """Whether the memory is looked at in this step (counted from 1); a model without FAM has none."""
+        period = 10 * self.log_period if self.diagnostics_period is None else self.diagnostics_period
+        return bool(period and step % period == 0 and self.model.memory.fam_length)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated behind this step: every `eval_period`, and at the end."""
+        return bool(self.eval_period and (step % self.eval_period == 0 or step == self.steps))
+
+    def logs(self, step: int) -> bool:
+        """Whether `metrics.jsonl` gets a line: at its period, at the end, and where there is more to tell."""
+        last = step == self.steps
+        return last or step % self.log_period == 0 or self.diagnoses(step) or self.evaluates(step)
+
+    def _check_watching(self) -> None:
+        _at_least("DIAGNOSTICS_PERIOD", self.diagnostics_period or 0, 0)
+        _at_least("EVAL_PERIOD", self.eval_period, 0)
+        _at_least("skip_bad_steps", self.skip_bad_steps, 0)
+        if self.eval_period:
+            dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
+            if self.evaluation.task == "passkey" and self.model.vocab_size < 128:
+                raise ConfigError(
+                    f"EVAL_PERIOD asks for the pass key, which is written in ASCII, but vocab_size is "
+                    f"{self.model.vocab_size}; set EVAL_PERIOD to 0"
+                )
+        first_last = self.profile_steps
+        whole = all(isinstance(step, int) and not isinstance(step, bool) for step in first_last)
+        if first_last and (not whole or len(first_last) != 2 or not 1 <= first_last[0] <= first_last[1]):
+            raise ConfigError(
+                f"PROFILE_STEPS is {first_last!r}; write (n, m), the first and the last step, from 1 on: (11, 13)"
+            )
 
     def _check_rows(self) -> None:
         """Every device has the same number of rows in every microbatch."""
@@ -470,48 +710,6 @@ class TrainConfig:
                 f"BATCH_SIZE {self.batch_size} does not divide over {' of '.join(parts)}; "
                 f"use {_nearest_multiples(self.batch_size, unit)}"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """One evaluation on the pass key task.
-
-    Attributes:
-      model_dirs: the models, evaluated on the same documents.
-      output_dir: where `results.json` and the plot go; empty is the first model's directory.
-      task: name of the task; `passkey` is the one that needs no data.
-      filler_blocks: lengths of the filler, in blocks of each model.
-      keys: keys for each alignment of the filler against the block; a length has block_size * keys
-        documents.
-      key_digits: digits of a key.
-      batch_size: documents read side by side.
-      seed: of the keys; training draws its own.
-      block_size, memory_segments, fam_length: other memory settings than the models'; None keeps them.
-    """
-
-    model_dirs: tuple[str, ...] = ()
-    output_dir: str = ""
-    task: str = "passkey"
-    filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
-    keys: int = 1
-    key_digits: int = 5
-    batch_size: int = 64
-    seed: int = 1
-    block_size: int | None = None
-    memory_segments: int | None = None
-    fam_length: int | None = None
-
-    def validate(self) -> None:
-        """Raises `ConfigError` on the first setting that cannot work."""
-        if not self.model_dirs:
-            raise ConfigError("no model to evaluate; add --model DIR")
-        _one_of("MIXTURE_OR_TASK_NAME", self.task, TASKS)
-        if not self.filler_blocks:
-            raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
-        for blocks in self.filler_blocks:
-            _at_least("filler_blocks", blocks, 1)
-        for name in ("keys", "key_digits", "batch_size"):
-            _at_least(name, getattr(self, name), 1)
 
 
 def check_sequence_length(length: int, block_size: int) -> None:

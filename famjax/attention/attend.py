@@ -71,6 +71,21 @@ def attend(q_KGQH: Any, sources: list[Source], rope_base: float) -> Any:
     )
 
 
+def attention_share(q_KGQH: Any, sources: list[Source], counted: list[bool], rope_base: float) -> Any:
+    """How much of each query's attention goes to the counted sources: float32 [..., K, G, Q], from 0 to 1.
+
+    It is `attend` itself: with values of 1 in the counted sources and 0 in the others, what the softmax
+    averages is that share.
+
+    Args:
+      q_KGQH, sources, rope_base: as for `attend`.
+      counted: for each source, whether it counts.
+    """
+    ones = lambda source, mark: jnp.full((*source.k.shape[:-1], 1), mark, jnp.float32)
+    marked = [source._replace(v=ones(source, float(mark))) for source, mark in zip(sources, counted, strict=True)]
+    return attend(q_KGQH.astype(jnp.float32), marked, rope_base)[..., 0]
+
+
 def _scores(q_KGQH: Any, k_KCH: Any, visible: Any) -> Any:
     scores = jnp.einsum("...KGQH,...KCH->...KGQC", q_KGQH, k_KCH, preferred_element_type=jnp.float32)
     return scores if visible is None else jnp.where(visible, scores, HIDDEN)

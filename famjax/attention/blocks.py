@@ -7,6 +7,7 @@ return what the layer passes up, and the layer's memory after these tokens.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,8 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import masks
-from famjax.attention.attend import Source, attend
-from famjax.attention.memory import LayerMemory, LayerWeights, fam_sources, refresh_keys, select_rows, update_fam
+from famjax.attention.attend import Source, attend, attention_share
+from famjax.attention.memory import (
+    LayerMemory,
+    LayerWeights,
+    fam_share,
+    fam_sources,
+    refresh_keys,
+    select_rows,
+    update_fam,
+)
 from famjax.attention.positions import Blocks, block_in_progress
 from famjax.config import MemoryConfig
 
@@ -39,11 +48,11 @@ def _own_block(k: Any, v: Any, q_offset: Any, config: MemoryConfig) -> Source:
     return Source(k, v, visible)
 
 
-def _attend_blocks(
-    q: Any, segments: list[tuple[Any, Any]], own: tuple[Any, Any], fam: tuple[Any, Any] | None,
-    where: tuple[Any, Any, Any], rope_base: float, config: MemoryConfig,
-) -> Any:  # fmt: skip
-    """Attention of whole blocks; every array has the axes [B, N] in front.
+def _sources_of_blocks(
+    segments: list[tuple[Any, Any]], own: tuple[Any, Any], fam: tuple[Any, Any] | None,
+    where: tuple[Any, Any, Any], config: MemoryConfig,
+) -> tuple[list[Source], list[bool]]:  # fmt: skip
+    """What tokens of whole blocks see, and which of it is FAM; every array has the axes [B, N] in front.
 
     segments: keys and values of the blocks M..1 back; own: of the block itself; fam: [B, N, P, ...].
     """
@@ -59,14 +68,18 @@ def _attend_blocks(
         sources.append(Source(k, v, visible, distance))
     if fam is not None:
         sources += fam_sources(*fam, fam_updates, origin, config)
-    sources.append(_own_block(*own, offset, config))
-    return attend(q, sources, rope_base)
+    is_fam = [i >= len(segments) for i in range(len(sources))]
+    return [*sources, _own_block(*own, offset, config)], [*is_fam, False]
 
 
-def _at_once(rows: int, blocks: int, scores_per_block: int, budget_mib: float) -> tuple[int, int]:
-    """(rows, blocks) whose float32 scores fit the budget: all rows of some blocks, or some rows of one."""
+def _at_once(queries: tuple[int, ...], config: MemoryConfig, budget_mib: float) -> tuple[int, int]:
+    """(rows, blocks) whose float32 scores fit the budget: all rows of some blocks, or some rows of one.
+    queries: the shape of the queries, [B, N, K, G, S, H]."""
+    rows, blocks = queries[:2]
     if not budget_mib:
         return rows, blocks
+    columns = (config.memory_segments + 1) * config.block_size + config.previous_fams * config.fam_length
+    scores_per_block = math.prod(queries[2:-1]) * columns
     fit = max(1, int(budget_mib * 2**20 / (4 * scores_per_block)))
     largest = lambda count, most: max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
     return (rows, largest(blocks, fit // rows)) if fit >= rows else (largest(rows, fit), 1)
@@ -106,18 +119,56 @@ def whole_blocks(
     Returns:
       Output activations [B, N, S, D] and the layer's memory after the last real token.
     """
-    S, M = config.block_size, config.memory_segments
-    B, N = x_BNSD.shape[:2]
+    args, memory, _ = _prepare(layer, x_BNSD, memory, initial, where, config)
+
+    def attention(q: Any, **seen: Any) -> Any:
+        return attend(q, _sources_of_blocks(**seen, config=config)[0], layer.rope_base)
+
+    heads = _map_blocks(lambda a: attention(**a), _at_once(args["q"].shape, config, budget_mib), args)
+    return layer.finish(heads, x_BNSD), memory
+
+
+def fam_shares(
+    layer: LayerWeights, x_BNSD: Any, memory: LayerMemory, initial: LayerMemory, where: Blocks,
+    config: MemoryConfig, budget_mib: float = 0.0,
+) -> tuple[Any, Any]:  # fmt: skip
+    """How much attention goes to FAM, where `whole_blocks` of the same arguments attends.
+
+    Returns:
+      Shares from 0 to 1, means over heads: of each token's attention [B, N, S] that which it puts on the
+      FAMs it sees; of FAM's queries [B, N], when they make the next FAM of a block, on the previous FAMs.
+    """
+    args, _, of_fam_BN = _prepare(layer, x_BNSD, memory, initial, where, config, each_update=fam_share)
+
+    def shares(q: Any, **seen: Any) -> Any:
+        share = attention_share(q, *_sources_of_blocks(**seen, config=config), layer.rope_base)
+        return share.mean(axis=(-3, -2))
+
+    at_once = _at_once(args["q"].shape, config, budget_mib)
+    return _map_blocks(lambda a: shares(**a), at_once, args), of_fam_BN
+
+
+def _prepare(
+    layer: LayerWeights, x_BNSD: Any, memory: LayerMemory, initial: LayerMemory, where: Blocks,
+    config: MemoryConfig, each_update: Callable[..., Any] | None = None,
+) -> tuple[dict[str, Any], LayerMemory, Any]:  # fmt: skip
+    """All of a layer that comes before its tokens attend.
+
+    Returns:
+      The queries `q` and what `_sources_of_blocks` wants, the memory after the last real token, and what
+      `each_update` gave for the arguments of each block's `update_fam`, [B, N, ...].
+    """
+    S, M, N = config.block_size, config.memory_segments, x_BNSD.shape[1]
     q, k, v = layer.queries_keys_values(x_BNSD, np.arange(S))
     ring_order = (where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1)
     previous = jax.tree.map(
         lambda ring: jnp.take_along_axis(ring, ring_order[:, :, None, None, None], axis=1), (memory.k, memory.v)
     )
     past_k, past_v = (jnp.concatenate(pair, axis=1) for pair in zip(previous, (k, v), strict=True))
-    seen, fam = None, (memory.fam, memory.fam_k, memory.fam_v)
+    seen, fam, looked = None, (memory.fam, memory.fam_k, memory.fam_v), None
     if config.fam_length:
         refresh = lambda m: refresh_keys(layer, m, config)
-        seen, fam = _scan_fam(layer, refresh(memory), refresh(initial), k, v, where, config)
+        (seen, looked), fam = _scan_fam(layer, refresh(memory), refresh(initial), k, v, where, config, each_update)
     hold = jax.lax.stop_gradient if config.stop_gradient else lambda x: x
     args = {
         "q": q,
@@ -126,26 +177,26 @@ def whole_blocks(
         "fam": seen,
         "where": (where.blocks_before, where.fam_updates, where.origin),
     }
-    columns = (M + 1) * S + config.previous_fams * config.fam_length
-    at_once = _at_once(B, N, math.prod(q.shape[2:-1]) * columns, budget_mib)
-    heads = _map_blocks(lambda a: _attend_blocks(**a, rope_base=layer.rope_base, config=config), at_once, args)
     k_ring, v_ring = (_to_ring(past, where, config) for past in (past_k, past_v))
-    return layer.finish(heads, x_BNSD), LayerMemory(k_ring, v_ring, *fam)
+    return args, LayerMemory(k_ring, v_ring, *fam), looked
 
 
 def _scan_fam(
-    layer: LayerWeights, memory: LayerMemory, initial: LayerMemory, k: Any, v: Any, where: Blocks, config: MemoryConfig
-) -> tuple[tuple[Any, Any], tuple[Any, Any, Any]]:
-    """F_1 .. F_N. Returns the FAM keys and values that each block sees, [B, N, P, K, F, H], and F_N."""
+    layer: LayerWeights, memory: LayerMemory, initial: LayerMemory, k: Any, v: Any, where: Blocks,
+    config: MemoryConfig, each_update: Callable[..., Any] | None,
+) -> tuple[tuple[tuple[Any, Any], Any], tuple[Any, Any, Any]]:  # fmt: skip
+    """F_1 .. F_N. Returns the FAM keys and values that each block sees, [B, N, P, K, F, H], with what
+    `each_update` gave for each block; and F_N."""
     fresh = (initial.fam, initial.fam_k, initial.fam_v)
 
     def block(fam: Any, xs: Any) -> Any:
         k_B, v_B, updates_B, starts_B, full_B, origin_B = xs
         if starts_B is not None:
             fam = select_rows(starts_B, fresh, fam)
-        new = update_fam(layer, fam, k_B, v_B, updates_B, origin_B, config)
+        before = (layer, fam, k_B, v_B, updates_B, origin_B, config)
+        new = update_fam(*before)
         # A block that is not full (padding behind it) leaves FAM as it was.
-        return select_rows(full_B, new, fam), fam[1:]
+        return select_rows(full_B, new, fam), (fam[1:], each_update(*before) if each_update else None)
 
     xs = (k, v, where.fam_updates, where.starts, where.full, where.origin)
     by_block = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs)

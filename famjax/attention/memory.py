@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention.attend import Source, attend
+from famjax.attention.attend import Source, attend, attention_share
 from famjax.config import MemoryConfig
 
 
@@ -148,16 +148,34 @@ def update_fam(
     """
     fam, fam_k, fam_v = memory
     previous = fam[:, 0]
-    zero = config.fam_position == "zero"
-    q = layer.queries(previous, fam_offsets(config))
-    sources = fam_sources(fam_k, fam_v, updates_B, 0, config)
-    sources.append(Source(k, v, None, -origin_B if zero else 0))
-    heads = attend(q, sources, layer.rope_base)
+    heads = attend(*_fam_attention(layer, memory, k, v, updates_B, origin_B, config), layer.rope_base)
     residual = jnp.where((updates_B > 0)[:, None, None], previous, 0.0)
     new = layer.finish(heads, residual).astype(jnp.float32)
     new_k, new_v = layer.keys_values(new, fam_offsets(config))
     push = lambda x, old: jnp.concatenate([x[:, None], old[:, :-1]], axis=1)
     return push(new, fam), push(new_k, fam_k), push(new_v, fam_v)
+
+
+def _fam_attention(
+    layer: LayerWeights, memory: tuple[Any, Any, Any], k: Any, v: Any, updates_B: Any, origin_B: Any,
+    config: MemoryConfig,
+) -> tuple[Any, list[Source]]:  # fmt: skip
+    """FAM's queries, and what they see: the P previous FAMs, then the whole block."""
+    fam, fam_k, fam_v = memory
+    q = layer.queries(fam[:, 0], fam_offsets(config))
+    sources = fam_sources(fam_k, fam_v, updates_B, 0, config)
+    return q, [*sources, Source(k, v, None, -origin_B if config.fam_position == "zero" else 0)]
+
+
+def fam_share(
+    layer: LayerWeights, memory: tuple[Any, Any, Any], k: Any, v: Any, updates_B: Any, origin_B: Any,
+    config: MemoryConfig,
+) -> Any:  # fmt: skip
+    """Float32 [B]: the share of their attention that FAM's queries put on the previous FAMs when they make
+    the next one (mean over heads and queries); the rest goes to the block. Arguments as for `update_fam`."""
+    q, sources = _fam_attention(layer, memory, k, v, updates_B, origin_B, config)
+    counted = [True] * config.previous_fams + [False]
+    return attention_share(q, sources, counted, layer.rope_base).mean(axis=(-3, -2, -1))
 
 
 def prompt_layer(layer: LayerWeights, x_1FD: Any, config: MemoryConfig) -> Any:

@@ -26,11 +26,13 @@ import gin
 from famjax.cli.main import nearest
 from famjax.config import (
     ConfigError,
+    DataConfig,
     EvalConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
     PassKeyConfig,
+    SourceConfig,
     TrainConfig,
 )
 
@@ -39,18 +41,25 @@ T = TypeVar("T")
 # The macros that every training takes on the command line (the last three come from model files).
 CONTRACT_MACROS = (
     "MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "TRAIN_STEPS",
-    "BATCH_SIZE", "RANDOM_SEED", "LEARNING_RATE", "MESH", "MICROBATCHES", "CHECKPOINT_PERIOD", "EVAL_PERIOD",
-    "LOG_PERIOD", "LORA_RANK", "BLOCK_SIZE", "MEMORY_SEGMENTS", "FAM_LENGTH",
+    "BATCH_SIZE", "RANDOM_SEED", "LEARNING_RATE", "MESH", "MICROBATCHES", "CHECKPOINT_PERIOD",
+    "CHECKPOINT_MINUTES", "KEEP_CHECKPOINTS", "EVAL_PERIOD", "LOG_PERIOD", "DIAGNOSTICS_PERIOD", "PROFILE_STEPS",
+    "LORA_RANK", "BLOCK_SIZE", "MEMORY_SEGMENTS", "FAM_LENGTH",
 )  # fmt: skip
 
 
 def target_length(task_feature_lengths: dict[str, int]) -> int:
-    """T5X's `TASK_FEATURE_LENGTHS` of a decoder, {"targets": N}, to the number of tokens of a row."""
-    if not isinstance(task_feature_lengths, dict) or set(task_feature_lengths) != {"targets"}:
+    """T5X's `TASK_FEATURE_LENGTHS` of a decoder to the number of tokens of a row.
+
+    {"targets": N} is N; with "inputs" too it is the sum, as in seqio's prefix-LM converter, since a row
+    holds both.
+    """
+    lengths = task_feature_lengths
+    known = isinstance(lengths, dict) and {"targets"} <= set(lengths) <= {"inputs", "targets"}
+    if not known or not all(type(length) is int for length in lengths.values()):
         raise ConfigError(
-            f'TASK_FEATURE_LENGTHS is {task_feature_lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
+            f'TASK_FEATURE_LENGTHS is {lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
         )
-    return task_feature_lengths["targets"]
+    return sum(lengths.values())
 
 
 _REGISTERED: dict[str, tuple[str, ...]] = {}
@@ -69,7 +78,10 @@ def register(*configurables: Any) -> None:
         _REGISTERED[item.__name__] = names
 
 
-register(ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, target_length)
+register(
+    ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig, SourceConfig,
+    target_length,
+)  # fmt: skip
 
 
 def load_train_config(
@@ -244,6 +256,7 @@ def _check_macros(from_files: set[str], root: type) -> None:
     for name in sorted(used - defined):
         hint = nearest(name, defined) or f"; set it with --gin.{name}=VALUE"
         raise ConfigError(f"%{name} is used but has no value{hint}")
+    _check_required()
     for name in sorted(defined - from_files - used):
         if name in CONTRACT_MACROS:
             remedy = "include 'gin/runs/pretrain.gin' and a file of gin/models"
@@ -251,6 +264,16 @@ def _check_macros(from_files: set[str], root: type) -> None:
         known: Iterable[str] = from_files | used | (set(CONTRACT_MACROS) if root is TrainConfig else set())
         near = nearest(name, known) or f"; known are {', '.join(sorted(known))}"
         raise ConfigError(f"--gin.{name}: there is no macro {name}{near}")
+
+
+def _check_required() -> None:
+    """What a file leaves open with `%gin.REQUIRED` was given later, by a file or on the command line."""
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        for parameter, value in parameters.items():
+            if getattr(value, "scoped_selector", "") != "gin.REQUIRED/gin.constant":
+                continue
+            name = scope if selector == "gin.macro" else f"{selector.rsplit('.', 1)[-1]}.{parameter}"
+            raise ConfigError(f"{name} must be set; add --gin.{name}=VALUE (text in quotes: --gin.{name}=\"'TEXT'\")")
 
 
 def _build(root: type[T]) -> T:

@@ -38,6 +38,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("famjax.cli.train", "pretrain or fine-tune from gin; resumes by itself from MODEL_DIR"),
+    "data": Verb("famjax.cli.data", "show what a training reads: rows, blocks, documents, loss weights"),
     "eval": Verb("famjax.cli.eval", "evaluate model directories: results.json, a table, a plot"),
     "score": Verb("famjax.cli.score", "log probability of every token of the documents of a file"),
     "generate": Verb("famjax.cli.generate", "read a prompt of any length, write on, keep the memory in a file"),
@@ -169,7 +170,7 @@ def _fail(prog: str, error: BaseException, debug: bool) -> int:
         hint = "" if debug else " (--debug shows the traceback)"
         message = f"{type(error).__name__}: {_first_line(error)}{hint}"
     else:
-        message = "interrupted" if code == 130 else _describe(error)
+        message = str(error) or "interrupted" if code == 130 else _describe(error)
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -1,23 +1,26 @@
 """`famjax train`: pretrain or fine-tune from gin."""
 
 import argparse
-import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import famjax
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
 from famjax.runtime import distributed
 
+if TYPE_CHECKING:
+    from famjax.train.loop import Evaluate
+
 NAME = "train"
 HELP = """Train a model from gin files.
 
   famjax train --gin_file gin/experiments/tiny_fam.gin --gin.MODEL_DIR="'runs/fam'"
 
-MODEL_DIR receives model.json, the weights, config.gin (the settings as they were used) and
-metrics.jsonl (one object a logged step). A training that was stopped continues from there.
+MODEL_DIR receives model.json, the weights, config.gin (the settings as they were used), summary.txt
+(the weights, and what a device holds), metrics.jsonl (one object a logged step) and tensorboard/ (the
+same). A training that was stopped continues from there. docs/training.md explains the numbers.
 
 Several processes, usually one a host, make one training when each is told where the first one is:
 
@@ -31,6 +34,10 @@ share. If one of them dies, the others name it and stop (docs/sharding.md).
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax train`."""
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="check everything (settings, data, the first batch, shapes, memory of a device) without training",
+    )  # fmt: skip
     add_gin_arguments(parser)
     group = parser.add_argument_group("a training of several processes; each flag also as an environment variable")
     group.add_argument(
@@ -55,53 +62,68 @@ def run(args: argparse.Namespace) -> int:
     config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config.validate()
     _check_directories(config)
+    _check_data(config)
     if args.start_timeout <= 0:
         raise ConfigError(f"--start-timeout {args.start_timeout:g} leaves no time to start; give seconds, as 300")
-    job = distributed.find_job(args.coordinator, args.num_processes, args.process_id)
+    job = None if args.dry_run else distributed.find_job(args.coordinator, args.num_processes, args.process_id)
 
     from famjax.runtime import cpu
 
     cpu.keep_freed_memory()
     from famjax.runtime.compilation_cache import enable
-    from famjax.train.loop import train
 
     enable()
+    if args.dry_run:
+        from famjax.train.dry_run import dry_run
+
+        dry_run(config)
+        return 0
+    from famjax.train.loop import train
+
     same = {"settings": hashlib.sha256(text.encode()).hexdigest(), "version of famjax": famjax.__version__}
     hint = lambda: _start_again(config.model_dir)
-    with distributed.joined(
-        job, same, hint, prog="famjax train", exit_code=exit_code, seconds=args.start_timeout
-    ):  # fmt: skip
-        train(config, text)
+    with distributed.joined(job, same, hint, prog="famjax train", exit_code=exit_code, seconds=args.start_timeout):
+        train(config, text, _evaluation(config))
     return 0
 
 
 def _start_again(model_dir: str) -> str:
     """What becomes of a training that breaks off."""
-    from famjax.runtime.checkpoint import latest_step
+    from famjax.runtime.steps import latest_step
 
     step = latest_step(model_dir)
     where = "it begins anew, for no checkpoint was written yet" if step is None else f"it resumes from step {step}"
     return f"start the job again: {where}"
 
 
+def _check_data(config: TrainConfig) -> None:
+    """Raises `ConfigError` on files that are not there or cannot be read, found without reading all of them."""
+    if config.task != "passkey":
+        from famjax.data.text_task import check_text_task
+
+        check_text_task(config)
+
+
+def _evaluation(config: TrainConfig) -> "Evaluate | None":
+    """What is evaluated while it trains. Raises `ConfigError` in a job of many processes."""
+    if not config.eval_period:
+        return None
+    import jax
+
+    from famjax.evals.during_training import evaluation
+
+    if jax.process_count() > 1:
+        raise ConfigError("EVAL_PERIOD evaluates in jobs of one process only; set it to 0 and run famjax eval")
+    return evaluation(config.evaluation)
+
+
 def _check_directories(config: TrainConfig) -> None:
     """Raises `ConfigError` on a MODEL_DIR that is none or holds another model, or on nothing to start from."""
-    from famjax.runtime.model_dir import MODEL_JSON, read_config
+    from famjax.runtime.model_dir import check_same_model, read_config
 
     path = Path(config.model_dir)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"MODEL_DIR {path} is a file; name a directory")
-    if (path / MODEL_JSON).exists():
-        there, asked = (_flat(dataclasses.asdict(model)) for model in (read_config(path), config.model))
-        for name in there:
-            if there[name] != asked[name]:
-                raise ConfigError(
-                    f"MODEL_DIR {path} holds a model with {name} {there[name]}, not {asked[name]}; "
-                    f"choose an empty directory, or the model's own settings"
-                )
+    check_same_model(path, config.model)
     if config.initial_checkpoint:
         read_config(config.initial_checkpoint)
-
-
-def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name != "memory"} | fields["memory"]

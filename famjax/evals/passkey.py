@@ -26,14 +26,20 @@ def documents(blocks: int, block_size: int, config: EvalConfig) -> list[Document
     return [
         document(random_key(rng, config.key_digits), blocks * block_size + alignment)
         for _ in range(config.keys)
-        for alignment in range(block_size)
+        for alignment in alignments(block_size, config)
     ]
+
+
+def alignments(block_size: int, config: EvalConfig) -> list[int]:
+    """Tokens by which the filler is longer than whole blocks: all of 0 .. S - 1, or `alignments` of them."""
+    count = min(config.alignments or block_size, block_size)
+    return [i * block_size // count for i in range(count)]
 
 
 def tokens_to_read(block_size: int, config: EvalConfig) -> int:
     """Tokens of a whole evaluation of one model, nearly; for a progress bar."""
     per_length = (len(document("0" * config.key_digits, n * block_size).tokens) for n in config.filler_blocks)
-    return sum(per_length) * block_size * config.keys
+    return sum(per_length) * len(alignments(block_size, config)) * config.keys
 
 
 def evaluate(model: Transformer, config: EvalConfig, progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -46,6 +52,7 @@ def evaluate(model: Transformer, config: EvalConfig, progress: Progress | None =
 def _evaluate_length(model: Transformer, blocks: int, config: EvalConfig, progress: Progress | None) -> dict[str, Any]:
     S = model.config.memory.block_size
     docs = documents(blocks, S, config)
+    where = alignments(S, config)
     right: list[np.ndarray] = []
     for batch in _batches(docs, config.batch_size):
         lengths = np.array([len(doc.tokens) for doc in batch], np.int32)
@@ -56,7 +63,7 @@ def _evaluate_length(model: Transformer, blocks: int, config: EvalConfig, progre
         _, correct = score_streaming(model, tokens, lengths, on_tokens=on_tokens)
         # Column t - 1 tells whether token t was the model's first choice.
         right += [correct[i, doc.answer - 1] for i, doc in enumerate(batch)]
-    return _summary(blocks, S, docs, np.array(right))
+    return _summary(blocks, S, docs, np.array(right), where)
 
 
 def _batches(docs: list[Document], size: int) -> Iterator[list[Document]]:
@@ -67,13 +74,15 @@ def _batches(docs: list[Document], size: int) -> Iterator[list[Document]]:
         yield [docs[i] for i in part]
 
 
-def _summary(blocks: int, block_size: int, docs: list[Document], right: np.ndarray) -> dict[str, Any]:
-    """right: bool [documents, digits]."""
+def _summary(
+    blocks: int, block_size: int, docs: list[Document], right: np.ndarray, where: list[int]
+) -> dict[str, Any]:  # fmt: skip
+    """right: bool [documents, digits]; where: the alignments, of which each key has one document after the other."""
     hits = right.all(axis=1)
     low, high = wilson_interval(int(hits.sum()), len(hits))
     # Updates between the key's last mention and the answer: block edges that the key is carried over.
     updates = [int(doc.answer[0] - 1) // block_size - int(doc.mention[0]) // block_size for doc in docs]
-    filler = blocks * block_size + (block_size - 1) / 2
+    filler = blocks * block_size + float(np.mean(where))
     return {
         "filler_blocks": blocks,
         "filler_tokens": filler,
@@ -83,5 +92,5 @@ def _summary(blocks: int, block_size: int, docs: list[Document], right: np.ndarr
         "low": low,
         "high": high,
         "digit_accuracy": float(right.mean()),
-        "misses_by_alignment": [int(i) for i in np.flatnonzero(~hits) % block_size],
+        "misses_by_alignment": [where[i % len(where)] for i in np.flatnonzero(~hits)],
     }

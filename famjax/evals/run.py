@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from famjax.config import EvalConfig, ModelConfig
 from famjax.evals import passkey, report
 from famjax.infer.load import load
+from famjax.runtime.model_dir import split_step
 
 
 def describe(config: ModelConfig) -> str:
@@ -50,7 +51,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
                 "passkey": rows,
             })  # fmt: skip
     results = {"task": config.task, "seed": config.seed, "keys": config.keys, "models": models}
-    output = Path(config.output_dir or config.model_dirs[0])
+    output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
     output.mkdir(parents=True, exist_ok=True)
     report.print_table(models)
     report.write_results(output / report.RESULTS_JSON, results)

@@ -33,6 +33,9 @@ class Fam(nnx.Module):
             self.prefix = weight(rngs, (F, D), std, ("fam", "embed"), dtype, stack=(config.num_layers,))
 
 
+# What looks at a layer from outside: see `Transformer.forward`.
+Look = Callable[[Block, Any, tuple[LayerMemory, LayerMemory], positions.Blocks, Any, LayerMemory], Any]
+
 # Activations of whole blocks, [B, N, S, D]: cut along their rows alone.
 ACTIVATION_AXES = ("batch", None, None, None)
 
@@ -83,7 +86,6 @@ class Transformer(nnx.Module):
           Hidden states [B, T, D] after the final norm (`logits` makes scores of them), and the
           memory after each row's last real token.
         """
-        config, S = self.config.memory, self.config.memory.block_size
         B, T = tokens_BT.shape
         if count_B is None:
             count_B = jnp.full(B, T, jnp.int32)
@@ -91,21 +93,41 @@ class Transformer(nnx.Module):
             initial = self.initial_state(1)
         if state is None:
             state = broadcast_rows(initial, B)
-        padded = jnp.pad(tokens_BT, ((0, 0), (0, -T % S)))
+        padded = jnp.pad(tokens_BT, ((0, 0), (0, -T % self.config.memory.block_size)))
+        hidden, state, _ = self.forward(
+            self.embed(padded), state, count_B, starts_BN=starts_BN, initial=initial, shift_B=shift_B
+        )
+        return hidden[:, :T], state
+
+    def forward(
+        self, x_BTD: Any, state: MemoryState, count_B: Any, *, starts_BN: Any, initial: MemoryState,
+        shift_B: Any = None, look: Look | None = None,
+    ) -> tuple[Any, MemoryState, Any]:  # fmt: skip
+        """`__call__` behind the embedding, for those who want to see what happens inside.
+
+        Args:
+          x_BTD: embedded tokens, whole blocks of them.
+          look: called in every layer with its weights, its input [B, N, S, D], its memories (that of the
+            rows, that of a fresh document), the blocks' positions, its output, and the memory after.
+          state, count_B, starts_BN, initial, shift_B: see `__call__`; none is left to be found.
+
+        Returns:
+          What `__call__` does, and what `look` gave, with a leading axis L.
+        """
+        config, S = self.config.memory, self.config.memory.block_size
         where = positions.of_whole_blocks(
-            state.position, state.fam_updates, count_B, padded.shape[1] // S, config,
+            state.position, state.fam_updates, count_B, x_BTD.shape[1] // S, config,
             starts_BN, initial.fam_updates[0], shift_B,
         )  # fmt: skip
 
-        def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, LayerMemory]:
-            x, layer_memory = blocks.whole_blocks(
-                weights, x, *memories, where, config, self.config.attention_budget_mib
-            )
-            return self.constrain(x, ACTIVATION_AXES), layer_memory
+        def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, Any]:
+            y, after = blocks.whole_blocks(weights, x, *memories, where, config, self.config.attention_budget_mib)
+            y = self.constrain(y, ACTIVATION_AXES)
+            return y, (after, look(weights, x, memories, where, y, after) if look else None)
 
-        x = blocks.split_blocks(self.embed(padded), S)
-        x, layers = self._through_layers(layer, self.constrain(x, ACTIVATION_AXES), (state.layers, initial.layers))
-        return self.final_norm(blocks.join_blocks(x)[:, :T]), MemoryState(*positions.after(where, config), layers)
+        x = self.constrain(blocks.split_blocks(x_BTD, S), ACTIVATION_AXES)
+        x, (layers, looked) = self._through_layers(layer, x, (state.layers, initial.layers))
+        return self.final_norm(blocks.join_blocks(x)), MemoryState(*positions.after(where, config), layers), looked
 
     def read(
         self, tokens_BQ: Any, state: MemoryState, count_B: Any = None, shift_B: Any = None

@@ -1,44 +1,61 @@
-"""Weights on disk, in Orbax, below a model directory (`runtime/model_dir.py` has the rest of it).
+"""Models and trainings read from disk, below a model directory (`runtime/steps.py`, `runtime/model_dir.py` say what is
+there). `runtime/writer.py` writes while a training goes on; `save_model` here writes a model once.
 
-    checkpoints/N/weights/     the weights: a plain nested dict, its paths are in docs/architecture.md
-    checkpoints/N/training/    optional: the rest of a training's state
-    checkpoints/N/progress/    optional: what of it is JSON
-
-N counts steps. Orbax writes a step beside the others and renames it when it is whole, and only then
-are old ones deleted: whoever is killed on the way leaves the last whole step.
+A damaged step is named, and the one before it is read.
 """
 
 import dataclasses
 import json
-import zlib
-from collections.abc import Callable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
-from famjax.runtime import distributed
-from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, write_text
+from famjax.runtime import lock, steps
+from famjax.runtime.model_dir import read_config, split_step
+from famjax.runtime.quiet import quiet
+from famjax.runtime.steps import PROGRESS, TRAINING, WEIGHTS, latest_step
+from famjax.runtime.writer import Keep, Writer, first_line
 
-WEIGHTS, TRAINING, PROGRESS = "weights", "training", "progress"
+__all__ = [
+    "FAM", "Restored", "latest_step", "load_model", "load_training", "newest_training", "override_memory",
+    "restore_training", "save_model",
+]  # fmt: skip
+
 # Of the tree of weights, what belongs to FAM: {"prompt": [F, D]} or {"prefix": [L, F, D]}.
 FAM = "fam"
-
-# What was written below a folder of weights; of files up to so many bytes the content is checked too.
-FILES, CHECKED_BYTES = "FILES.json", 2**26
 
 Tree = Mapping[str, Any]
 # From a configuration to the shapes (`jax.ShapeDtypeStruct`) of its weights; the model knows them.
 Shapes = Callable[[ModelConfig], Tree]
 
 
+class Damaged(Exception):
+    """A step cannot be read; the message names the file, or says what reading it told."""
+
+
+class Restored(NamedTuple):
+    """A training as it was after `step` steps: its weights, its other arrays, and its JSON."""
+
+    step: int
+    params: dict[str, Any]
+    training: Any
+    progress: dict[str, Any]
+
+
 def save_model(
     model_dir: str | Path, config: ModelConfig, params: Tree, *, step: int | None = None,
     training: Any = None, progress: dict[str, Any] | None = None, keep: int = 1,
 ) -> int:  # fmt: skip
-    """Writes a model, and returns the step under which its weights now are.
+    """Writes a model, and returns the step under which its weights now are, whole.
 
     Args:
       model_dir: made where there is none.
@@ -50,37 +67,33 @@ def save_model(
       keep: how many steps stay.
 
     Raises:
-      ConfigError: the directory holds another model, with weights of other shapes.
+      ConfigError: the directory holds another model, with weights of other shapes, or a training is at
+        work in it, or it cannot be written.
     """
     root = Path(model_dir).absolute()
     newest = latest_step(root)
-    readable = newest is not None and not _damaged(_step_dir(root, newest) / WEIGHTS)
-    there = _stored_shapes(root, newest) if readable else None
+    there = None
+    if newest is not None and not steps.damage(root, newest, [WEIGHTS]):
+        there = _stored_shapes(steps.step_dir(root, newest) / WEIGHTS)
     if there is not None and (difference := _difference(_flatten(params), there)):
         raise ConfigError(f"{model_dir} holds another model ({difference}); choose an empty directory")
     if step is None:
         step = 0 if newest is None else newest + 1
     elif newest is not None and step <= newest:
         raise ConfigError(f"{model_dir} already has step {newest}; step {step} would be lost behind it")
-    items: dict[str, Any] = {WEIGHTS: ocp.args.StandardSave(params)}
-    if training is not None:
-        items[TRAINING] = ocp.args.PyTreeSave(training)
-    if progress is not None:
-        items[PROGRESS] = ocp.args.JsonSave(progress)
-    if distributed.is_primary():
-        write_text(root / MODEL_JSON, config.to_json())
-    with _manager(root, keep) as manager:
-        manager.save(step, args=ocp.args.Composite(**items), force=True)
-    if distributed.is_primary():
-        _record_files(_step_dir(root, step) / WEIGHTS)
+    with lock.held(root), Writer(root, config, Keep(last=keep)) as writer:
+        writer.save(step, params, training, progress)
     return step
 
 
 def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> tuple[ModelConfig, dict[str, Any]]:
-    """A model's configuration and weights.
+    """A model's configuration and weights, of its newest whole step.
+
+    Where the newest step is damaged, a line on standard error says so, and the one before it is read.
 
     Args:
-      model_dir: a directory that `save_model` wrote.
+      model_dir: a directory that `save_model` or a training wrote, or one of its steps: DIR/checkpoints/400,
+        DIR/checkpoints/best.
       shapes: tells the weights that a configuration implies; those on disk are held against them. Where
         these have shardings, the weights are read straight to their places on that mesh, whatever mesh
         wrote them; else they go to one device.
@@ -88,25 +101,19 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
         A shorter `fam_length` takes the last rows of the prompt, which keep their positions; 0 takes none.
 
     Raises:
-      ConfigError: no model directory, damaged, weights of other shapes than `model.json` implies,
-        or a memory that these weights cannot have.
+      ConfigError: no model directory, no whole step (or not the one that is named), weights of other shapes
+        than `model.json` implies, or a memory that these weights cannot have.
     """
     stored = read_config(model_dir)
     config = override_memory(stored, **memory)
-    root = Path(model_dir).absolute()
-    step = latest_step(root)
+    root, named = split_step(model_dir)
+    root = root.absolute()
+    read = lambda step: _load_weights(root, step, shapes(stored))
+    step, params, damaged = _newest_whole(root, read, [WEIGHTS], named)
     if step is None:
-        raise ConfigError(
-            f"{model_dir} has a model.json but no weights; was its training stopped before the first save?"
-        )
-    if damaged := _damaged(_step_dir(root, step) / WEIGHTS):
-        raise ConfigError(f"{damaged} is missing or damaged; restore the weights from a copy")
-    there = _stored_shapes(root, step)
-    if there is None:
-        raise ConfigError(f"the weights in {_step_dir(root, step)} are damaged; restore them from a copy")
-    if difference := _difference(_flatten(shapes(stored)), there):
-        raise ConfigError(f"the weights in {model_dir} do not fit its model.json: {difference}")
-    params = _restore(root, step, shapes(stored))
+        raise ConfigError(_no_weights(root, named, damaged))
+    if damaged:
+        _warn(_told(root, damaged) + f"; using step {step}, the one before")
     F = config.memory.fam_length
     if FAM in params and stored.memory.fam_length > F:
         fam = params.pop(FAM)
@@ -131,72 +138,162 @@ def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
     return new
 
 
-def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """(step, training, progress) of the newest checkpoint, or None where there is none.
+def restore_training(model_dir: str | Path, weights: Tree, training: Any) -> tuple[Restored | None, str]:
+    """The newest whole step of a training, and what is damaged behind it, in words; (None, "") where none was saved.
 
-    `like` is a tree of arrays, or of their shapes with shardings (`jax.ShapeDtypeStruct`), as `save_model`
-    was given for `training`; the mesh may be another than the one that wrote it.
+    Args:
+      model_dir: the training's.
+      weights, training: trees of arrays, or of their shapes with shardings (`jax.ShapeDtypeStruct`), as they
+        were saved; the mesh may be another than the one that wrote them, and so may the number of processes.
+
+    Raises:
+      ConfigError: no step is whole, or they were written by a training of other settings or by none.
     """
     root = Path(model_dir).absolute()
-    step = latest_step(root)
-    if step is None or not (_step_dir(root, step) / TRAINING).is_dir():
-        return None
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
-    items = {TRAINING: ocp.args.PyTreeRestore(target, restore_args), PROGRESS: ocp.args.JsonRestore()}
-    if not (_step_dir(root, step) / PROGRESS).is_dir():
-        del items[PROGRESS]
-    try:
-        with _manager(root) as manager:
-            out = manager.restore(step, args=ocp.args.Composite(**items))
-    except Exception as error:
+    if not steps.all_steps(root):
+        return None, ""
+    read = lambda step: Restored(step, _load_weights(root, step, weights), *_load_training(root, step, training))
+    step, restored, damaged = _newest_whole(root, read, [WEIGHTS, TRAINING, PROGRESS])
+    if step is None and not any((steps.step_dir(root, step) / TRAINING).is_dir() for step in steps.all_steps(root)):
         raise ConfigError(
-            f"the training in {_step_dir(root, step)} cannot be continued ({_first_line(error)}); "
-            f"train into another MODEL_DIR"
-        ) from error
-    return step, out[TRAINING], out.get(PROGRESS) or {}
+            f"{model_dir} holds a model that no training wrote; name it as INITIAL_CHECKPOINT_PATH, and train into "
+            f"another MODEL_DIR"
+        )
+    if step is None:
+        raise ConfigError(f"{_told(root, damaged)}; restore one from a copy, or train into another MODEL_DIR")
+    return restored, _told(root, damaged) if damaged else ""
 
 
-def latest_step(model_dir: str | Path) -> int | None:
-    """The newest whole step below a model directory, or None."""
-    folder = Path(model_dir) / CHECKPOINTS
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir()]
-    return max(steps, default=None)
+def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    """(step, training, progress) of the newest step, or None where there is none. See `restore_training`."""
+    root = Path(model_dir).absolute()
+    step = newest_training(root)
+    return None if step is None else (step, *_load_training(root, step, like))
+
+
+def newest_training(model_dir: str | Path) -> int | None:
+    """The newest step that a training wrote, damaged or not, or None."""
+    root = Path(model_dir).absolute()
+    return max(
+        (step for step in steps.all_steps(root) if (steps.step_dir(root, step) / TRAINING).is_dir()), default=None
+    )
+
+
+# --- the newest whole step ------------------------------------------------------------------------
+
+
+def _newest_whole(
+    root: Path, read: Callable[[int], Any], parts: Iterable[str], named: int | None = None
+) -> tuple[int | None, Any, dict[int, str]]:
+    """(step, what `read` made of it, {damaged step: what is wrong}); step None where none is whole.
+
+    Steps are listed anew each time: a training may save and delete while we read. In a job of several
+    processes the first one decides, so that all read the same.
+    """
+    parts, damaged = list(parts), {}
+    while True:
+        step = None
+        if jax.process_index() == 0:
+            step = next(
+                (n for n in _candidates(root, named) if n not in damaged and _whole(root, n, parts, damaged)), None
+            )
+        if jax.process_count() > 1:
+            agreed = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
+            step = None if agreed < 0 else agreed
+        if step is None:
+            return None, None, damaged
+        with quiet():
+            try:
+                return step, read(step), damaged
+            except Damaged as error:
+                if jax.process_count() > 1:  # the others may have read their parts
+                    raise ConfigError(f"{error}; restore it from a copy, or delete that step") from error
+                damaged[step] = str(error)
+                time.sleep(0.1)  # for the threads that still have something to complain of
+
+
+def _candidates(root: Path, named: int | None) -> list[int]:
+    return steps.all_steps(root)[::-1] if named is None else [named]
+
+
+def _whole(root: Path, step: int, parts: list[str], damaged: dict[int, str]) -> bool:
+    problem = steps.damage(root, step, parts)
+    if problem and steps.step_dir(root, step).is_dir():  # else deleted since it was listed
+        damaged[step] = problem
+    return not problem
+
+
+def _told(root: Path, damaged: dict[int, str]) -> str:
+    """Which steps are damaged and how."""
+    first, *more = (f"step {step} ({problem})" for step, problem in sorted(damaged.items(), reverse=True))
+    also = f", as {'are' if len(more) > 1 else 'is'} {', '.join(more)}" if more else ""
+    return f"{root}: {first} is damaged{also}"
+
+
+def _no_weights(root: Path, named: int | None, damaged: dict[int, str]) -> str:
+    if len(damaged) == 1:
+        (problem,) = damaged.values()
+        return f"{problem}; restore the weights from a copy"
+    if damaged:
+        return f"{_told(root, damaged)}; restore one of them from a copy"
+    if named is not None:
+        there = ", ".join(map(str, steps.all_steps(root))) or "none"
+        return f"{root} has no step {named}; there is {there}"
+    return f"{root} has a model.json but no weights; was its training stopped before the first save?"
+
+
+def _warn(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
 
 
 # --- Orbax ----------------------------------------------------------------------------------------
 
 
-def _manager(root: Path, keep: int = 1) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True, create=True
-    )
-    return ocp.CheckpointManager((root / CHECKPOINTS).as_posix(), options=options)
-
-
-def _step_dir(root: Path, step: int) -> Path:
-    return root / CHECKPOINTS / str(step)
-
-
-def _stored_shapes(root: Path, step: int) -> dict[str, tuple[int, ...]] | None:
-    """Shapes of the weights on disk by path, or None where they cannot be read."""
-    try:
-        handler = ocp.StandardCheckpointHandler()
-        return _flatten(handler.metadata(_step_dir(root, step) / WEIGHTS).tree)
-    except Exception:  # whatever Orbax raises, the files are not as they were written
-        return None
-
-
-def _restore(root: Path, step: int, target: Tree) -> dict[str, Any]:
-    target = jax.tree.map(_with_place, target)
+def _load_weights(root: Path, step: int, target: Tree) -> dict[str, Any]:
+    """Raises `Damaged`, or `ConfigError` where the weights are others than `target`."""
+    folder = steps.step_dir(root, step) / WEIGHTS
+    there = _stored_shapes(folder)
+    if there is None:
+        raise Damaged(f"the weights in {folder.parent} are damaged")
+    if difference := _difference(_flatten(target), there):
+        raise ConfigError(f"the weights in {root} do not fit its model.json: {difference}")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            restored = checkpointer.restore(_step_dir(root, step) / WEIGHTS, target)
+            return dict(checkpointer.restore(folder, jax.tree.map(_with_place, target)))
     except Exception as error:
+        raise Damaged(f"the weights in {folder.parent} are damaged: {first_line(error)}") from error
+
+
+def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Raises `Damaged`, or `ConfigError` where it was written with other settings."""
+    folder = steps.step_dir(root, step)
+    there = _stored_shapes(folder / TRAINING)
+    if there is None:
+        raise Damaged(f"the training in {folder} is damaged")
+    if difference := _difference(_flatten(like), there):
         raise ConfigError(
-            f"the weights in {_step_dir(root, step)} are damaged ({_first_line(error)}); restore them from a copy"
-        ) from error
-    return dict(restored)
+            f"the training in {folder} cannot be continued with these settings ({difference}); use those of its "
+            f"config.gin, or train into another MODEL_DIR"
+        )
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            training = checkpointer.restore(folder / TRAINING, args=ocp.args.PyTreeRestore(target, restore_args))
+        progress = folder / PROGRESS / "metadata"  # so Orbax's JsonSave calls it
+        return training, json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
+    except Exception as error:
+        raise Damaged(f"the training in {folder} is damaged: {first_line(error)}") from error
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the arrays on disk by path, or None where they cannot be read."""
+    try:
+        with quiet():
+            return _flatten(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
+    except Exception:  # whatever Orbax raises, the files are not as they were written
+        return None
 
 
 def _with_place(leaf: Any) -> Any:
@@ -207,39 +304,11 @@ def _with_place(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
 
-def _record_files(folder: Path) -> None:
-    """Notes what was written, so that damage is found before Orbax is asked to read it.
-
-    Orbax reads all arrays side by side; on damage each of them prints a traceback, from threads.
-    """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILES)
-    write_text(folder / FILES, json.dumps({str(path.relative_to(folder)): _fingerprint(path) for path in files}))
-
-
-def _fingerprint(path: Path) -> list[int]:
-    """[bytes, CRC32], the second only of files that are read in a moment."""
-    size = path.stat().st_size
-    return [size, zlib.crc32(path.read_bytes())] if size <= CHECKED_BYTES else [size]
-
-
-def _damaged(folder: Path) -> str:
-    """The first file that is not as it was written, or nothing. Without a record all is taken as whole."""
-    if not (folder / FILES).is_file():
-        return "" if folder.is_dir() else str(folder)
-    try:
-        recorded = json.loads((folder / FILES).read_text(encoding="utf-8"))
-        for name, fingerprint in recorded.items():
-            if not (folder / name).is_file() or _fingerprint(folder / name) != fingerprint:
-                return str(folder / name)
-    except (ValueError, AttributeError):
-        return str(folder / FILES)
-    return ""
-
-
 def _flatten(tree: Any) -> dict[str, tuple[int, ...]]:
     """{"layers/attention/query": shape, ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _difference(expected: dict[str, tuple[int, ...]], there: dict[str, tuple[int, ...]]) -> str:
@@ -248,11 +317,7 @@ def _difference(expected: dict[str, tuple[int, ...]], there: dict[str, tuple[int
         if name not in there:
             return f"{name} {list(expected[name])} is missing"
         if name not in expected:
-            return f"{name} {list(there[name])} is not part of the model"
+            return f"{name} {list(there[name])} is not part of it"
         if expected[name] != there[name]:
             return f"{name} is {list(there[name])}, it should be {list(expected[name])}"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -271,17 +271,18 @@ def require_same(what: str, value: Any, advice: str) -> None:
         raise ConfigError(f"{what} is {values[0]} for process 0, but {values[other]} for process {other}; {advice}")
 
 
-def agree(flag: bool) -> bool:
-    """True in every process if it is in any. Costs one small collective (nothing in a job of one process), so
-    ask every few steps. For stopping at the same step where only some have got a signal."""
+def in_any_process(*flags: bool) -> list[bool]:
+    """Each flag, if it is set in any process of the job, so that all do the same at the same step. Costs a small
+    collective; nothing in a job of one process."""
     import jax
 
     if jax.process_count() == 1:
-        return flag
+        return list(flags)
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return bool(np.asarray(multihost_utils.process_allgather(np.int32(flag))).any())
+    found = np.asarray(multihost_utils.process_allgather(np.array(flags))).reshape(-1, len(flags))
+    return [bool(found[:, i].any()) for i in range(len(flags))]
 
 
 def barrier(name: str, seconds: float = 600.0) -> None:

@@ -3,11 +3,20 @@
 DIR/model.json          the full `ModelConfig`
 DIR/config.gin          after training: the settings as they were used
 DIR/metrics.jsonl       after training: one object a logged step
+DIR/best.json           where the best checkpoints are, if a metric is watched
+DIR/summary.txt         after training: the weights, where they lie, what they cost
+DIR/tensorboard/        after training: the numbers of metrics.jsonl for TensorBoard
+DIR/profile/            where PROFILE_STEPS asked for it: what the devices did, step by step
 DIR/checkpoints/N/      the weights, and what a training needs to go on, after N steps
+
+Whoever reads a model may name one of its checkpoints instead: DIR/checkpoints/N, or DIR/checkpoints/best.
 """
 
+import dataclasses
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from famjax.config import ConfigError, ModelConfig
 
@@ -15,13 +24,17 @@ MODEL_JSON = "model.json"
 CONFIG_GIN = "config.gin"
 METRICS_JSONL = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+BEST_JSON, BEST = "best.json", "best"
+TENSORBOARD = "tensorboard"
+PROFILE = "profile"
+SUMMARY_TXT = "summary.txt"
 
 
 def read_config(model_dir: str | Path) -> ModelConfig:
     """The model of a directory. Raises `ConfigError` where there is none, or a damaged one."""
     if not str(model_dir):
         raise ConfigError("the model directory's name is empty; name a directory that has a model.json")
-    path = Path(model_dir)
+    path, _ = split_step(model_dir)
     if not path.exists():
         raise ConfigError(f"{path} does not exist; name a directory that `famjax train` wrote")
     if not (path / MODEL_JSON).is_file():
@@ -31,6 +44,46 @@ def read_config(model_dir: str | Path) -> ModelConfig:
         return ModelConfig.from_json((path / MODEL_JSON).read_text(encoding="utf-8"))
     except ConfigError as error:
         raise ConfigError(f"{path / MODEL_JSON}: {error}") from error
+
+
+def check_same_model(model_dir: str | Path, config: ModelConfig) -> None:
+    """Raises `ConfigError` where a training's directory holds a model of other settings, and names the first."""
+    path = Path(model_dir)
+    if not (path / MODEL_JSON).exists():
+        return
+    there, asked = (_flat(dataclasses.asdict(model)) for model in (read_config(path), config))
+    for name in there:
+        if there[name] != asked[name]:
+            raise ConfigError(
+                f"MODEL_DIR {path} holds a model with {name} {there[name]}, not {asked[name]}; "
+                f"choose an empty directory, or the model's own settings"
+            )
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name != "memory"} | fields["memory"]
+
+
+def split_step(model_dir: str | Path) -> tuple[Path, int | None]:
+    """A model directory, and the step where one is named: "runs/a/checkpoints/400" is (runs/a, 400).
+
+    Raises:
+      ConfigError: "runs/a/checkpoints/best", where no best checkpoint is known.
+    """
+    path = Path(model_dir)
+    root = path.parent.parent
+    if path.parent.name != CHECKPOINTS or not (root / MODEL_JSON).is_file():
+        return path, None
+    if path.name.isdigit():
+        return root, int(path.name)
+    if path.name != BEST:
+        return path, None
+    try:
+        return root, int(json.loads((root / BEST_JSON).read_text(encoding="utf-8"))["checkpoints"][0]["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ConfigError(
+            f"{root / BEST_JSON} names no best checkpoint; train with TrainConfig.keep_best_metric, or name a step"
+        ) from None
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,25 +2,30 @@
 
 import dataclasses
 import functools
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from famjax.config import ConfigError, ModelConfig, TrainConfig
+from famjax.config import ModelConfig, TrainConfig
 from famjax.data.batch import Progress, Task
 from famjax.data.passkey import PassKeyTask
+from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.nn.model import parameter_axes, parameter_shapes
 from famjax.runtime import checkpoint, distributed, sharding
-from famjax.train import optim
+from famjax.runtime.model_dir import check_same_model
+from famjax.train import initial, optim
 from famjax.train import state as states
 from famjax.train.state import TrainState
 
 
-def make_task(config: TrainConfig, rows: np.ndarray) -> Task:
+def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
     """The task that `config.task` names, for a process that brings these rows of the global batch."""
+    if config.task != "passkey":
+        return make_text_task(config, rows)
     task = PassKeyTask(
         config.passkey, config.sequence_length, config.model.memory.block_size, config.batch_size,
         config.model.vocab_size, config.seed,
@@ -31,45 +36,58 @@ def make_task(config: TrainConfig, rows: np.ndarray) -> Task:
     return task
 
 
-def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task) -> tuple[TrainState, Progress]:
-    """The newest checkpoint of this run, else other weights to start from, else random ones.
+def vocabulary_files(config: TrainConfig) -> dict[str, bytes]:
+    """What the model directory keeps of the task's vocabulary, by file name; nothing for bytes."""
+    return files_to_keep(config) if config.task != "passkey" else {}
 
-    What is read goes straight to where it belongs on the mesh, whatever mesh it was written from.
+
+class Start(NamedTuple):
+    """With what a training begins.
+
+    Attributes:
+      state: on the mesh.
+      progress: of the task.
+      logged: what the log has of the steps since its last line, see `loop.py`; empty at the first step.
+    """
+
+    state: TrainState
+    progress: Progress
+    logged: dict[str, Any]
+
+
+def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task) -> Start:
+    """The newest whole checkpoint of this run, else other weights to start from, else random ones.
+
+    What is read goes straight to where it belongs on the mesh, whatever mesh it was written from. Damaged
+    checkpoints are named on standard error; they are deleted when the training next saves.
     """
     shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.optimizer, shapes(config.model))
+    check_same_model(config.model_dir, config.model)
     distributed.require_same(
         f"the newest step in {config.model_dir}", checkpoint.latest_step(config.model_dir),
         "MODEL_DIR must be a directory that all hosts share",
     )  # fmt: skip
     where = states.abstract(config, tx, mesh)
-    found = checkpoint.load_training(config.model_dir, states.to_save(where))
+    found, damaged = checkpoint.restore_training(config.model_dir, shapes(config.model), states.to_save(where))
+    first = jax.process_index() == 0
     if found is not None:
-        step, saved, progress = found
-        model, params = checkpoint.load_model(config.model_dir, shapes)
-        if model != config.model:
-            raise ConfigError(f"{config.model_dir} holds a model of other settings; choose an empty MODEL_DIR")
-        print(f"continuing {config.model_dir} from step {step}")
-        return states.from_saved(step, params, saved, where), progress
+        if damaged and first:
+            print(f"{damaged}; step {found.step}, the one before, is whole", file=sys.stderr, flush=True)
+        if first:
+            print(f"continuing {config.model_dir} from step {found.step}", flush=True)
+        state = states.from_saved(found.step, found.params, found.training, where)
+        return Start(state, found.progress["task"], found.progress["logged"])
     state = states.create(config, tx, mesh)
     if config.initial_checkpoint:
-        _, params = checkpoint.load_model(config.initial_checkpoint, shapes)
-        state = dataclasses.replace(state, params=_start_from(params, state.params, config.initial_checkpoint))
-    return state, task.start()
+        params, told = initial.adopt(config.initial_checkpoint, config.model, state.params, shapes)
+        state = dataclasses.replace(state, params=params)
+        if first:
+            print(told, flush=True)
+    return Start(state, task.start(), {})
 
 
 def sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """The weights' shapes, each with its place on the mesh."""
     shapes = parameter_shapes(config)
     return sharding.with_shardings(shapes, sharding.shardings(parameter_axes(config), shapes, mesh))
-
-
-def _start_from(found: dict[str, Any], fresh: dict[str, Any], source: str) -> dict[str, Any]:
-    """Weights of another model; a FAM prompt that it lacks stays new, one that is not asked for is left."""
-    merged = {name: found.get(name, fresh[name]) for name in fresh}
-    shapes = [jax.tree.map(np.shape, tree) for tree in (merged, fresh)]
-    if shapes[0] != shapes[1] or set(fresh) - set(found) - {"fam"}:
-        raise ConfigError(f"the weights in {source} have other shapes than the model; use its settings")
-    new = "; the FAM prompt is new" if "fam" in set(fresh) - set(found) else ""
-    print(f"starting from the weights in {source}{new}")
-    return merged

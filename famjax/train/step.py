@@ -19,6 +19,7 @@ from famjax.runtime import sharding
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
+from famjax.train.norms import squares
 from famjax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -62,6 +63,52 @@ def position_shift(config: MemoryConfig, rope_base: float, key: Any, rows: int) 
     return jnp.where(jax.random.bernoulli(keep_key, config.random_position_offset, (rows,)), shift, 0)
 
 
+class Prepared(NamedTuple):
+    """A model on its mesh, and the memories with which some rows start.
+
+    Attributes:
+      model: the model.
+      memory: `MemoryState` of the rows.
+      initial: batch 1, with which documents start.
+    """
+
+    model: Transformer
+    memory: MemoryState
+    initial: MemoryState
+
+
+def preparation(config: TrainConfig, mesh: Mesh) -> Callable[..., Prepared]:
+    """How a step, and whoever looks at one, begins: (weights, state, key, rows, their memory) to `Prepared`.
+
+    `key` decides on random state passing; None starts with the learned prompt. The rows' memory has its rows
+    first (`rows_first`), or is None where no row goes on.
+    """
+    # A budget for scores is one device's; the model sees the rows of all of them.
+    budget = config.model.attention_budget_mib * sharding.batch_shards(mesh)
+    graphdef = states.structure(dataclasses.replace(config.model, attention_budget_mib=budget))
+
+    def prepare(params: Any, state: TrainState, key: Any, rows: int, memory: MemoryState | None) -> Prepared:
+        model = nnx.merge(graphdef, params)
+        model.constrain = functools.partial(sharding.constrain, mesh=mesh)
+        if key is None:
+            initial = model.initial_state(1)
+        else:
+            # Between steps the passed FAM is cut along D; here it is an activation, and must not spread that cut.
+            passed_fam = sharding.constrain(state.passed_fam, (None,) * 4, mesh)
+            initial = initial_memory(model, dataclasses.replace(state, passed_fam=passed_fam), key)
+        initial = sharding.constrain(initial, MEMORY_AXES, mesh)
+        memory = broadcast_rows(initial, rows) if memory is None else rows_first(memory, back=True)
+        return Prepared(model, sharding.constrain(memory, MEMORY_AXES, mesh), initial)
+
+    return prepare
+
+
+def draws(config: TrainConfig, step: Any, rows: int) -> tuple[Any, Any]:
+    """(key of random state passing, position offsets [B] or None) of a step: functions of (seed, step)."""
+    passing, shift = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
+    return passing, position_shift(config.model.memory, config.model.rope_base, shift, rows)
+
+
 def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
     """A step for `jax.jit`. Randomness is a function of (seed, step), so a resumed run draws the same.
 
@@ -69,29 +116,23 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     memory that these have left, a constant to this step's gradient: truncated backpropagation. Documents
     that start anew start with `initial_memory`.
 
+    Where the loss or the gradient's norm is no number, the new state is the old one, but for its step.
+
     Its metrics: `loss` (cross entropy), `z_loss` (what is added to it) if it is asked for, `accuracy` (share
-    of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real ones of the batch),
-    and `correct` (bool, of the shape of the batch's targets).
+    of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real ones, of the
+    whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
+    and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
     """
-    # A budget for scores is one device's; the model sees the rows of all of them.
-    budget = config.model.attention_budget_mib * sharding.batch_shards(mesh)
-    model_config = dataclasses.replace(config.model, attention_budget_mib=budget)
-    graphdef = states.structure(model_config)
+    prepare = preparation(config, mesh)
     where = states.abstract(config, tx, mesh)
     gradients_lie, _ = optim.split_frozen(config.optimizer, states.shardings(where).params)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
 
     def loss_fn(trained: Any, frozen: Any, state: TrainState, key: Any, part: Microbatch, weight: Any) -> Any:
         """What a microbatch adds to the batch's loss, whose weights sum to `weight`."""
-        model = nnx.merge(graphdef, optim.join_frozen(trained, frozen))
-        model.constrain = functools.partial(sharding.constrain, mesh=mesh)
         batch, shift, memory = part
-        # Between steps the passed FAM is cut along D; here it is an activation, and must not spread that cut.
-        passed_fam = sharding.constrain(state.passed_fam, (None,) * 4, mesh)
-        initial = initial_memory(model, dataclasses.replace(state, passed_fam=passed_fam), key)
-        initial = sharding.constrain(initial, MEMORY_AXES, mesh)
-        memory = broadcast_rows(initial, batch.tokens.shape[0]) if memory is None else rows_first(memory, back=True)
-        memory = sharding.constrain(memory, MEMORY_AXES, mesh)
+        params = optim.join_frozen(trained, frozen)
+        model, memory, initial = prepare(params, state, key, batch.tokens.shape[0], memory)
         hidden, memory = model(
             batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial, shift_B=shift
         )
@@ -105,14 +146,13 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         return loss.total, jax.lax.stop_gradient(out)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        rsp_key, shift_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), state.step))
-        shift = position_shift(model_config.memory, model_config.rope_base, shift_key, batch.tokens.shape[0])
+        key, shift = draws(config, state.step, batch.tokens.shape[0])
         trained, frozen = optim.split_frozen(config.optimizer, state.params)
         weight = batch.weights.sum()
 
         def one(part: Microbatch) -> tuple[Any, Part]:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (_, out), grads = gradient(trained, frozen, state, rsp_key, part, weight)
+            (_, out), grads = gradient(trained, frozen, state, key, part, weight)
             return jax.lax.with_sharding_constraint(grads, gradients_lie), out
 
         memory = rows_first(state.memory) if config.carries_memory else None
@@ -120,14 +160,31 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
         correct, memory = out.rows["correct"], out.rows["memory"]
-        accuracy = (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9)
-        metrics = {"loss": out.costs[0], "accuracy": accuracy, "gradient_norm": optax.tree.norm(grads)}
-        metrics |= {"tokens": batch.count.sum()} | ({"z_loss": out.costs[1]} if config.z_loss else {})
         if config.carries_memory:
             memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
-        return TrainState(state.step + 1, params, opt_state, *out.passed, memory), metrics | {"correct": correct}
+        new = TrainState(state.step, params, opt_state, *out.passed, memory)
+        norm = optax.tree.norm(grads)
+        sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
+        sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
+        new = select(jnp.isfinite(norm) & jnp.isfinite(sum(out.costs)), new, state)
+        metrics = {
+            "loss": out.costs[0],
+            "accuracy": (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9),
+            "gradient_norm": norm,
+            "tokens": batch.count.sum(),
+            "correct": correct,
+            "squares": sums,
+            "update_norm": jnp.sqrt(sum(values.sum() for values in sums["update"].values())),
+        }
+        metrics |= {"z_loss": out.costs[1]} if config.z_loss else {}
+        return dataclasses.replace(new, step=state.step + 1), metrics
 
     return step
+
+
+def select(keep: Any, new: TrainState, old: TrainState) -> TrainState:
+    """`new` where `keep` is set, else `old`. Elementwise, so it is made where the update is, in place."""
+    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
 
 def rows_first(memory: MemoryState, back: bool = False) -> MemoryState:

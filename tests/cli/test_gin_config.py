@@ -1,6 +1,7 @@
 """gin files and overrides become configurations; what is wrong in them is told in one line."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -26,7 +27,11 @@ OVERRIDES = {
     "MESH": ('{"data": 1, "fsdp": 8, "tensor": 1}', lambda c: c.mesh == {"data": 1, "fsdp": 8, "tensor": 1}),
     "MICROBATCHES": ("2", lambda c: c.microbatches == 2),
     "CHECKPOINT_PERIOD": ("11", lambda c: c.checkpoint_period == 11),
-    "EVAL_PERIOD": ("0", lambda c: c.eval_period == 0),
+    "CHECKPOINT_MINUTES": ("2.5", lambda c: c.checkpoint_minutes == 2.5),
+    "KEEP_CHECKPOINTS": ("4", lambda c: c.keep_checkpoints == 4),
+    "EVAL_PERIOD": ("50", lambda c: c.eval_period == 50),
+    "DIAGNOSTICS_PERIOD": ("20", lambda c: c.diagnostics_period == 20),
+    "PROFILE_STEPS": ("(3, 4)", lambda c: c.profile_steps == (3, 4)),
     "LOG_PERIOD": ("2", lambda c: c.log_period == 2),
     "LORA_RANK": ("0", lambda c: c.lora_rank == 0),
     "BLOCK_SIZE": ("32", lambda c: c.model.memory.block_size == 32),
@@ -156,6 +161,44 @@ def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
 def test_mistakes_in_overrides(binding: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_train_config([FAM], (), [binding])
+
+
+def test_required_macros_are_named() -> None:
+    """`%gin.REQUIRED` in a file: one line that names the macro, until it has a value."""
+    files = ["gin/models/fam_1b.gin", "gin/runs/finetune.gin"]
+    given: list[str] = []
+    for name, value in (
+        ("MODEL_DIR", "'m'"),
+        ("INITIAL_CHECKPOINT_PATH", "'i'"),
+        ("MIXTURE_OR_TASK_NAME", "'passkey'"),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} must be set; add --gin.{name}=VALUE"):
+            load_train_config(files, (), given)
+        given.append(f"{name}={value}")
+    config, _ = load_train_config(files, (), given)
+    assert config.initial_checkpoint == "i"
+
+
+def test_fine_tuning_follows_the_paper() -> None:
+    """Section 5: Adafactor with beta1 0.9 and decay 0.99, constant 1e-4, 50k steps of 128 rows."""
+    given = ["MODEL_DIR='m'", "INITIAL_CHECKPOINT_PATH='i'", "MIXTURE_OR_TASK_NAME='passkey'"]
+    config, _ = load_train_config(["gin/models/fam_1b.gin", "gin/runs/finetune.gin"], (), given)
+    config.validate()
+    found = config.optimizer
+    assert (found.name, found.beta1, found.beta2, found.schedule) == ("adafactor", 0.9, 0.99, "constant")
+    assert (found.learning_rate, found.warmup_steps, config.steps, config.batch_size) == (1e-4, 0, 50_000, 128)
+
+
+@pytest.mark.parametrize(("size", "devices"), [("1b", 16), ("8b", 32), ("24b", 64)])
+def test_the_large_trainings_are_valid(size: str, devices: int) -> None:
+    """They want a directory and a task, and are then ready to run on so many devices."""
+    file = f"gin/experiments/pretrain_{size}.gin"
+    with pytest.raises(ConfigError, match="MODEL_DIR must be set"):
+        load_train_config([file])
+    config, _ = load_train_config([file], (), ["MODEL_DIR='m'", "MIXTURE_OR_TASK_NAME='passkey'"])
+    config.validate()
+    assert math.prod(config.mesh_sizes) == devices
+    assert config.model == load_model_config([f"gin/models/fam_{size}.gin"])
 
 
 def test_missing_files_and_their_neighbours(caplog: pytest.LogCaptureFixture) -> None:

@@ -56,7 +56,7 @@ def test_verbs_keep_the_convention(name: str) -> None:
     ("words", "message"),
     [
         (["trian"], "there is no verb 'trian'; did you mean train?"),
-        (["xyzzy"], "the verbs are train, eval, score"),
+        (["xyzzy"], "the verbs are train, data, eval"),
         (
             ["train", "--gin_fiel", "x"],
             "there is no flag --gin_fiel (famjax train --help lists them); did you mean --gin_file?",

@@ -90,9 +90,7 @@ def ask() -> None:
     else:
         raise AssertionError("different values passed")
 
-    assert distributed.agree(False) is False
-    assert distributed.agree(me == n - 1) is True
-    assert distributed.agree(True) is True
+    assert distributed.in_any_process(False, me == n - 1, True) == [False, True, True]
 
     mesh = make_mesh((n, 1, 1))
     rows = np.arange(n * 3).reshape(n, 3)

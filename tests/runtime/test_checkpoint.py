@@ -175,6 +175,60 @@ def test_damaged_weights(copied: Path, damage: object, capfd: pytest.CaptureFixt
     assert capfd.readouterr().err == ""
 
 
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A model directory with the steps 1, 2 and 3, whose weights tell them apart."""
+    for step in (1, 2, 3):
+        checkpoint.save_model(tmp_path / "m", tiny.config(), tiny.parameters(tiny.config(), step), step=step, keep=3)
+    return tmp_path / "m"
+
+
+def damage(folder: Path, step: int, how: object) -> Path:
+    victim = next(path for path in data_files(folder) if f"/checkpoints/{step}/" in str(path))
+    how(victim)
+    return victim
+
+
+@pytest.mark.parametrize("how", [truncate, flip, Path.unlink])
+def test_the_step_before_a_damaged_one_is_read(three: Path, how: object, capfd: pytest.CaptureFixture) -> None:
+    """One line on standard error names the damaged steps, with a file of each, and the one that is used instead."""
+    third = damage(three, 3, how)
+    assert_same(load(three)[1], tiny.parameters(tiny.config(), 2))
+    told = f"{three}: step 3 ({third} is missing or damaged) is damaged"
+    assert capfd.readouterr().err == f"{told}; using step 2, the one before\n"
+    second = damage(three, 2, how)
+    assert_same(load(three)[1], tiny.parameters(tiny.config(), 1))
+    told += f", as is step 2 ({second} is missing or damaged)"
+    assert capfd.readouterr().err == f"{told}; using step 1, the one before\n"
+    damage(three, 1, how)
+    with pytest.raises(ConfigError, match="is damaged, as are step 2 .* step 1 .*; restore one of them") as raised:
+        load(three)
+    assert "\n" not in str(raised.value) and capfd.readouterr().err == ""
+
+
+def test_a_damaged_step_that_is_named_is_not_replaced(three: Path, capfd: pytest.CaptureFixture) -> None:
+    """Whoever names a step gets this one or an error."""
+    victim = damage(three, 2, flip)
+    with pytest.raises(ConfigError, match=f"{victim.name} is missing or damaged"):
+        load(three / "checkpoints" / "2")
+    assert_same(load(three / "checkpoints" / "1")[1], tiny.parameters(tiny.config(), 1))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_damaged_step_without_a_record(three: Path, capfd: pytest.CaptureFixture) -> None:
+    """A step that has lost its FILES.json, as one that was killed while it was deleted, is found damaged when it is
+    read, without a word from Orbax; a whole one without it is taken as whole."""
+    for step in (2, 3):
+        (three / "checkpoints" / str(step) / "weights" / "FILES.json").unlink()
+    damage(three, 3, Path.unlink)
+    assert_same(load(three)[1], tiny.parameters(tiny.config(), 2))
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and err.startswith(f"{three}: step 3 (")
+    (three / "checkpoints" / "2" / "weights" / "_METADATA").unlink()
+    assert_same(load(three)[1], tiny.parameters(tiny.config(), 1))
+    assert capfd.readouterr().err.count("\n") == 1
+
+
 def test_no_weights(copied: Path) -> None:
     (copied / "checkpoints").rename(copied / "elsewhere")
     with pytest.raises(ConfigError, match="no weights"):

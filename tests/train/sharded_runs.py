@@ -24,8 +24,9 @@ from famjax.data.batch import Batch
 from famjax.nn.model import parameter_shapes
 from famjax.runtime import checkpoint, sharding
 from famjax.runtime.mesh import make_mesh
-from famjax.train import loop, optim
+from famjax.train import guard, loop, optim
 from famjax.train import state as states
+from famjax.train.diagnostics import jit_diagnostics
 from famjax.train.start import sharded_shapes
 from famjax.train.step import compilations, jit_step
 from tests import tiny
@@ -177,6 +178,20 @@ def memory_on_a_mesh() -> Any:
     return pairs, shapes, parts
 
 
+def looked_at(sizes: tuple[int, int, int]) -> Any:
+    """What is told of the memory before the first step, by one microbatch of two; and of a step in which
+    layer 1's weights are too large."""
+    config, mesh = training("fam grouped", sizes, 2), make_mesh(sizes)
+    where = states.abstract(config, optim.optimizer(config.optimizer, STEPS), mesh)
+    fresh = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), where)
+    params = jax.tree.map(np.array, tiny.parameters(config.model))
+    put = lambda: dataclasses.replace(fresh, params=jax.device_put(params, states.shardings(where).params))
+    rows = jax.tree.map(lambda x: jax.device_put(x, sharding.by_rows(mesh)), batch("fam grouped", 1))
+    diagnosed = jit_diagnostics(config, mesh)(put(), rows)
+    params["layers"]["feed_forward"]["down"][1] = 3e38
+    return diagnosed, guard.explain(config, mesh, put(), rows, math.nan, {"gradient": {}, "update": {}})
+
+
 def large() -> Any:
     """Of the 24B model on fsdp 8, by optimizer: {path: (bytes, ways)} of weights and optimizer state."""
     model = load_model_config(["gin/models/fam_24b.gin"])
@@ -197,6 +212,7 @@ def main(folder: Path) -> None:
     results["large"] = large()
     results["created"] = [created(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     results["memory"] = memory_on_a_mesh()
+    results["looked at"] = [looked_at(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     for name in MODELS:
         results[name] = run(name, (1, 1, 1), 1)
         del results[name]["state"]

@@ -8,6 +8,7 @@ import pytest
 
 from famjax.config import ConfigError, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
+from famjax.runtime import steps
 from famjax.runtime.checkpoint import save_model
 from famjax.train.loop import train
 from tests import tiny
@@ -15,10 +16,14 @@ from tests import tiny
 MODEL = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=0.5)
 
 
+def settings(model_dir, **changes) -> TrainConfig:
+    given = {"model": MODEL, "sequence_length": 320, "batch_size": 2, "steps": 6, "log_period": 1}
+    given |= {"passkey": PassKeyConfig(stages=(1,), text_tokens=8), "optimizer": OptimizerConfig(warmup_steps=2)}
+    return TrainConfig(model_dir=str(model_dir), **(given | changes))
+
+
 def run(model_dir, **changes) -> TrainConfig:
-    settings = {"model": MODEL, "sequence_length": 320, "batch_size": 2, "steps": 6, "log_period": 1}
-    settings |= {"passkey": PassKeyConfig(stages=(1,), text_tokens=8), "optimizer": OptimizerConfig(warmup_steps=2)}
-    config = TrainConfig(model_dir=str(model_dir), **(settings | changes))
+    config = settings(model_dir, **changes)
     train(config, "# settings\n")
     return config
 
@@ -76,6 +81,104 @@ def test_training_lowers_the_loss(tmp_path):
     assert (tmp_path / "m" / "config.gin").read_text() == "# settings\n"
 
 
+def damage(model_dir, step, part):
+    victim = next(path for path in sorted((model_dir / "checkpoints" / str(step) / part / "d").iterdir()))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    return victim
+
+
+@pytest.mark.parametrize("part", ["weights", "training"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, part):
+    """Damage in any part of step 6: one line, going on from step 4, the lines behind it dropped; in the end all is as
+    if nothing had happened, and the damaged step is written anew."""
+    run(tmp_path / "straight", steps=8, log_period=3)
+    settings = {"checkpoint_period": 2, "log_period": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("famjax.train.loop.jit_step", fail_in_step(7))
+        with pytest.raises(RuntimeError, match="in step 7"):
+            run(tmp_path / "m", steps=8, **settings)
+    assert steps.all_steps(tmp_path / "m") == [4, 6]
+    victim = damage(tmp_path / "m", 6, part)
+    capsys.readouterr()
+    run(tmp_path / "m", steps=8, **settings)
+    out, err = capsys.readouterr()
+    assert f"step 6 ({victim} is missing or damaged) is damaged; step 4, the one before, is whole\n" in err
+    assert f"continuing {tmp_path / 'm'} from step 4\n" in out
+    straight, repaired = metrics(tmp_path / "straight"), metrics(tmp_path / "m")
+    assert [line["step"] for line in repaired] == [3, 6, 8]
+    assert [line["loss"] for line in repaired] == [line["loss"] for line in straight]
+    assert steps.all_steps(tmp_path / "m") == [6, 8]
+    assert all(steps.damage(tmp_path / "m", step, ["weights", "training", "progress"]) == "" for step in (6, 8))
+
+
+def fail_in_step(number):
+    """A step that raises, once so many were done."""
+    from famjax.train.step import jit_step
+
+    def failing(*args):
+        step_fn, done = jit_step(*args), []
+
+        def step(state, batch):
+            done.append(0)
+            if len(done) == number:
+                raise RuntimeError(f"in step {number}")
+            return step_fn(state, batch)
+
+        step._cache_size = step_fn._cache_size
+        return step
+
+    return failing
+
+
+def test_a_training_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
+    """All damaged: an error that names them, and everything stays as it is."""
+    run(tmp_path / "m", steps=4, checkpoint_period=2)
+    damage(tmp_path / "m", 2, "training")
+    damage(tmp_path / "m", 4, "weights")
+    before = sorted((tmp_path / "m").rglob("*"))
+    with pytest.raises(ConfigError, match="step 4 .* is damaged, as is step 2 .*; restore one from a copy") as raised:
+        run(tmp_path / "m", steps=6, checkpoint_period=2)
+    assert "\n" not in str(raised.value)
+    assert sorted((tmp_path / "m").rglob("*")) == before
+
+
+def test_a_training_is_not_continued_with_another_optimizer_or_model(tmp_path):
+    """One line that names the first difference; nothing falls back to an earlier step, nothing is deleted."""
+    run(tmp_path / "m", steps=4, checkpoint_period=2)
+    with pytest.raises(
+        ConfigError, match="cannot be continued with these settings .*opt_state.*use those of its config"
+    ):
+        run(tmp_path / "m", steps=6, optimizer=OptimizerConfig(name="lion", warmup_steps=2))
+    longer = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=5))
+    with pytest.raises(ConfigError, match="holds a model with fam_length 3, not 5; choose an empty directory"):
+        run(tmp_path / "m", steps=6, model=longer)
+    assert steps.all_steps(tmp_path / "m") == [2, 4]
+
+
+def test_a_model_that_no_training_wrote_is_not_trained_over(tmp_path):
+    """An imported model is something to start from, not a training to continue."""
+    save_model(tmp_path / "m", MODEL, tiny.parameters(MODEL))
+    with pytest.raises(ConfigError, match="name it as INITIAL_CHECKPOINT_PATH"):
+        run(tmp_path / "m")
+    assert steps.all_steps(tmp_path / "m") == [0]
+
+
+def test_minutes_and_the_best(tmp_path, monkeypatch, capsys):
+    """A checkpoint is due when its minutes are over, whatever the step; the one with the best logged metric stays."""
+    clock = iter(range(0, 10_000, 30))  # half a minute a step
+    monkeypatch.setattr("famjax.train.saving.now", lambda: next(clock))
+    settings = {"checkpoint_minutes": 1.4, "keep_checkpoints": 9, "keep_best_metric": "exact_match"}
+    run(tmp_path / "m", steps=8, keep_best_mode="max", **settings)
+    due = steps.all_steps(tmp_path / "m")
+    assert due[-1] == 8 and len(due) > 2 and {b - a for a, b in zip(due[:-2], due[1:-1], strict=True)} <= {2, 3}
+    best = json.loads((tmp_path / "m" / "best.json").read_text())["checkpoints"]
+    assert [line["exact_match"] for line in best] == [
+        max(metrics(tmp_path / "m")[step - 1]["exact_match"] for step in due)
+    ]
+    run(tmp_path / "n", steps=2, keep_best_metric="exact_mach")
+    assert "step 2 has no metric 'exact_mach', so it cannot be the best; it has" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source_fam", [0, 3])
 def test_training_starts_from_another_models_weights(tmp_path, capsys, source_fam):
     """INITIAL_CHECKPOINT_PATH: the first loss is that of the other model; a missing prompt stays new."""
@@ -88,7 +191,34 @@ def test_training_starts_from_another_models_weights(tmp_path, capsys, source_fa
     np.testing.assert_array_equal(trained.embedding[...], params["embedding"])
     if source_fam:
         np.testing.assert_array_equal(trained.fam.prompt[...], params["fam"]["prompt"])
-    assert ("prompt is new" in capsys.readouterr().out) == (source_fam == 0)
+    out = capsys.readouterr().out
+    assert ("new: fam/prompt [3, 12]" in out) == (source_fam == 0)
+    assert f"taken: {11 if source_fam == 0 else 12} of 12 arrays" in out
+
+
+@pytest.mark.parametrize(("source_fam", "line"), [
+    (5, "taken in part: fam/prompt, the last 3 of 5 rows"),
+    (2, "taken in part: fam/prompt, 2 rows as the last ones; the 1 before them are new"),
+])  # fmt: skip
+def test_a_prompt_of_another_length_is_taken_by_its_last_rows(tmp_path, capsys, source_fam, line):
+    """Rows keep their positions, which are counted from the block's end; what is missing in front is new."""
+    source = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=source_fam))
+    params = tiny.parameters(source, seed=5)
+    save_model(tmp_path / "source", source, params)
+    still = OptimizerConfig(learning_rate=0.0)
+    run(tmp_path / "m", steps=1, optimizer=still, initial_checkpoint=str(tmp_path / "source" / "checkpoints" / "0"))
+    rows = min(source_fam, 3)
+    np.testing.assert_array_equal(load(tmp_path / "m").fam.prompt[...][-rows:], params["fam"]["prompt"][-rows:])
+    out = capsys.readouterr().out
+    assert line in out and "taken: 11 of 12 arrays" in out
+
+
+def test_a_prompt_that_is_not_asked_for_is_left(tmp_path, capsys):
+    """FAM off: the source's other weights alone."""
+    save_model(tmp_path / "source", MODEL, tiny.parameters(MODEL))
+    without = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=0))
+    run(tmp_path / "m", steps=1, model=without, initial_checkpoint=str(tmp_path / "source"))
+    assert "left: fam/prompt [3, 12]" in capsys.readouterr().out
 
 
 def test_weights_of_another_shape_are_refused_before_anything_is_written(tmp_path):

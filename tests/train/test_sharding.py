@@ -64,9 +64,9 @@ def test_the_cases_cover_what_they_should(results):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_training_equals_that_of_one_device(results, case):
-    """Losses of ten steps, gradients of the first, weights after the last, the FAM that is passed on, and
-    the memories that streams carry: equal to one device's, which takes its batch whole and its logits unchunked. Documents, lengths and
-    loss weights differ from row to row."""
+    """Losses of ten steps, gradients of the first, weights after the last, the FAM that is passed on, and the
+    memories that streams carry: equal to one device's, which takes its batch whole and its logits unchunked.
+    Documents, lengths and loss weights differ from row to row."""
     got, one = results[case], results[case[0]]
     start = tiny.parameters(sharded_runs.model_config(case[0]))
     assert len(one["loss"]) == STEPS and np.abs(one["params"]["embedding"] - start["embedding"]).max() > 0.01
@@ -117,6 +117,15 @@ def test_memory_is_cut_by_rows_and_heads(results):
     assert shapes.layers.k == (2, 8, 2, 2, 4, 4) and parts.layers.k == (2, 2, 2, 1, 4, 4)  # [L, B, R, K, S, H]
     assert shapes.layers.fam == (2, 8, 1, 2, 16) and parts.layers.fam == (2, 2, 1, 2, 16)  # [L, B, P, F, D]
     assert parts.position == (2,)
+
+
+def test_what_is_told_of_a_training_does_not_depend_on_the_mesh(results):
+    """The memory's diagnostics of 2x2x2 devices are one device's, and so is the layer that a bad step names."""
+    (one, said), (cut, said_cut) = results["looked at"]
+    assert one.keys() == cut.keys() and len(one) == 5
+    for name in one:
+        assert_close(cut[name], one[name], 1e-5)
+    assert said_cut == said and "layer 1 is the first" in said
 
 
 def test_checkpoints_move_between_meshes(results):

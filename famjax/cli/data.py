@@ -1,0 +1,151 @@
+"""`famjax data`: shows what a training would read."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from famjax.cli.flags import add_gin_arguments
+from famjax.config import ConfigError, TrainConfig
+
+NAME = "data"
+HELP = """Show what a training reads: rows, blocks, documents, and where a loss is taken.
+
+  famjax data --gin_file gin/models/fam_tiny.gin --gin_file gin/runs/pretrain.gin \\
+              --gin_file gin/data/streams.gin --gin.SOURCES="('books/*.txt',)" --show 3
+  famjax data --gin_file my.gin --steps 4        # how a row goes on from step to step
+  famjax data --gin_file my.gin --check          # read every document once, before a long run
+
+Takes the settings of `famjax train`; MODEL_DIR may be left out, and no model is made. Each line is a block:
+
+  block 0 > ¶text            > a document starts here, with a fresh memory; ¶ it begins
+  block 1   text {question}  what stands in braces is read, but has no loss (dim on a terminal)
+  block 2   {0.1: text}      its loss is weighed so
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of `famjax data`."""
+    parser.add_argument(
+        "--show", type=int, default=2, metavar="N", help="rows of each batch that are shown (default 2)"
+    )
+    parser.add_argument("--steps", type=int, default=1, metavar="N", help="batches, one after the other (default 1)")
+    parser.add_argument("--width", type=int, default=96, metavar="N", help="characters of a block; 0 shows all")
+    parser.add_argument("--check", action="store_true", help="read every document of the files once and count them")
+    add_gin_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the task as a training does, and prints."""
+    from famjax.cli.gin_config import load_train_config
+
+    if not args.gin_files:
+        raise ConfigError("no settings: add --gin_file FILE, the one that you would train with")
+    for flag, value, least in (("--show", args.show, 0), ("--steps", args.steps, 1), ("--width", args.width, 0)):
+        if value < least:
+            raise ConfigError(f"{flag} is {value}; it must be at least {least}")
+    config, _ = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
+    config = dataclasses.replace(config, model_dir=config.model_dir or "none")
+    config.validate()
+    if config.task == "passkey":
+        raise ConfigError("the task 'passkey' makes its documents itself; set MIXTURE_OR_TASK_NAME to 'text'")
+
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if args.check:
+        _check(console, config)
+    else:
+        _show(console, config, args)
+    return 0
+
+
+def _show(console: Any, config: TrainConfig, args: argparse.Namespace) -> None:
+    from famjax.data.show import Totals, blocks_of
+    from famjax.data.text_task import make_text_task
+
+    task = make_text_task(config, range(config.batch_size))
+    _overview(console, config, task)
+    progress = task.start()
+    totals = {True: Totals(), False: Totals()}
+    shown = _chosen([row for row in task.rows if task.streams(row)], [r for r in task.rows if not task.streams(r)])
+    for step in range(args.steps):
+        rows, progress = task.read(step, progress)
+        for number, row in zip(task.rows, rows, strict=True):
+            totals[task.streams(number)] = totals[task.streams(number)].add(row)
+        for number in sorted(shown[: args.show]):
+            row, stream = rows[number], task.streams(number)
+            goes_on = "" if row.starts[0] else ", goes on from the step before"
+            console.print(
+                f"\nstep {step}, row {number}, {'stream' if stream else 'packed'}{goes_on}: {Totals().add(row)}"
+            )
+            for block, pieces in enumerate(blocks_of(row, task.vocabulary, args.width)):
+                console.print(f"  block {block:<3} {'>' if row.starts[block] else ' '} ", end="")
+                _print_pieces(console, pieces)
+    console.print()
+    for stream, name in ((True, "streams"), (False, "packed rows")):
+        if totals[stream].rows:
+            console.print(f"{args.steps} batch{'es' * (args.steps > 1)}, {name}: {totals[stream]}")
+    if args.steps:
+        console.print(f"epochs behind it: {task.report(progress)['epochs']}")
+
+
+def _chosen(streams: list[int], packed: list[int]) -> list[int]:
+    """Rows in the order in which they are worth a look: of both kinds, in turns."""
+    pairs = [row for pair in zip(streams, packed, strict=False) for row in pair]
+    return pairs + [row for row in streams + packed if row not in pairs]
+
+
+def _overview(console: Any, config: TrainConfig, task: Any) -> None:
+    streams, S = config.data.stream_rows(config.batch_size), config.model.memory.block_size
+    rows = [f"{streams} stream{'s' * (streams != 1)}"] * (streams > 0)
+    rows += [f"{config.batch_size - streams} packed ({config.data.packing})"] * (config.batch_size > streams)
+    console.print(f"{config.task}: rows of {config.sequence_length} tokens in blocks of {S}; {' and '.join(rows)}")
+    console.print(f"vocabulary: {task.vocabulary.size:,} tokens; the model has room for {config.model.vocab_size:,}")
+    if config.task == "text":
+        from famjax.data.sources import open_source
+
+        who = {"all": "all rows", "streams": "streams", "packed": "packed rows"}
+        for source in config.data.all_sources():
+            many = f"{len(open_source(source)):,}"
+            console.print(f"{source.path}: {many} documents for {who[source.rows]}, weight {source.weight:g}")
+
+
+def _print_pieces(console: Any, pieces: list[Any]) -> None:
+    from rich.text import Text
+
+    from famjax.data.show import plain
+
+    if not console.is_terminal:
+        console.print(plain(pieces))
+        return
+    line = Text()
+    for piece in pieces:
+        line.append("¶" * piece.begins, style="bold green")
+        style = "" if piece.weight == 1 else "dim" if piece.weight == 0 else "cyan"
+        line.append(f"{piece.weight:g}: " if 0 < piece.weight < 1 else "", style="cyan").append(piece.text, style=style)
+    console.print(line)
+
+
+def _check(console: Any, config: TrainConfig) -> None:
+    """Reads every document of every source once."""
+    import numpy as np
+
+    from famjax.data.examples import Documents
+    from famjax.data.sources import open_source
+    from famjax.data.text_task import check_vocabulary, vocabulary_and_files
+
+    if config.task != "text":
+        raise ConfigError("--check reads the files of the task 'text'; a seqio task is seen with --show and --steps")
+    vocabulary, _ = vocabulary_and_files(config)
+    check_vocabulary(vocabulary, config)
+    for source in config.data.all_sources():
+        documents = Documents(open_source(source), vocabulary, 1, None, config.data.bos, config.data.eos)
+        if not len(documents):
+            raise ConfigError(f"{source.path} has no documents")
+        lengths = np.array([len(documents.example(0, [i])[0].tokens) for i in range(len(documents))])
+        blocks = -(-lengths // config.model.memory.block_size)
+        console.print(
+            f"{source.path}: {len(lengths):,} documents, {lengths.sum():,} tokens; shortest {lengths.min():,}, median "
+            f"{int(np.median(lengths)):,}, longest {lengths.max():,}; {blocks.sum():,} blocks; "
+            f"{int((lengths == 0).sum()):,} are empty and left out"
+        )

@@ -1,0 +1,167 @@
+"""Which example a lane reads next: shuffled epochs, shared out over lanes, mixed by weights.
+
+A lane is one row of the global batch. Where a lane stands is a few integers, and what it reads next
+depends on them, the seed and the number of lanes alone: not on the hosts, nor on the other lanes.
+"""
+
+import functools
+from typing import Any, Protocol
+
+import numpy as np
+
+from famjax.config import ConfigError
+from famjax.data.rows import Example
+from famjax.data.sources import Document, Source
+from famjax.data.vocabulary import Vocabulary
+
+# Documents without a token are left out; a lane that meets so many in a row (and a hundred epochs of
+# them, where the number of documents is known) gives up.
+MOST_EMPTY = 1000
+
+
+class Examples(Protocol):
+    """Examples for lanes, without end: epoch after epoch."""
+
+    def begin(self, lane: int) -> list[int]:
+        """Where a lane stands before its first example."""
+        ...
+
+    def example(self, lane: int, where: list[int]) -> tuple[Example, list[int]]:
+        """The example there (it may be empty), and where the lane then stands."""
+        ...
+
+    def epochs(self, lane: int, where: list[int]) -> float:
+        """How often all lanes together have read everything, if they have come as far as this one."""
+        ...
+
+    def __len__(self) -> int:
+        """Examples of an epoch; 0 where that is not known beforehand."""
+        ...
+
+
+class Documents:
+    """Documents of a source as examples.
+
+    All lanes together read one shuffled epoch after another: lane r of n takes the documents r, r + n,
+    r + 2n, ... of that endless row. So each is read once in every epoch, by whichever lane, and where there
+    are fewer documents than lanes, lanes read the same one in different epochs.
+
+    Where a lane stands: [documents that it has read].
+
+    Args:
+      source: its documents.
+      vocabulary: makes tokens of them.
+      lanes: n.
+      seed: of the order of every epoch; None keeps the source's order.
+      bos, eos: put the vocabulary's begin and end of text around every document, where it has them.
+    """
+
+    def __init__(
+        self, source: Source, vocabulary: Vocabulary, lanes: int, seed: list[int] | None, bos: bool, eos: bool
+    ):
+        self._source, self._vocabulary, self._lanes, self._seed = source, vocabulary, lanes, seed
+        one = lambda token, wanted: [token] if wanted and token is not None else []
+        self._bos, self._eos = one(vocabulary.bos, bos), one(vocabulary.eos, eos)
+        self._order = functools.lru_cache(maxsize=3)(self._order_of_epoch)
+
+    @functools.cached_property
+    def _size(self) -> int:
+        return len(self._source)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def begin(self, lane: int) -> list[int]:
+        """See `Examples`."""
+        return [0]
+
+    def example(self, lane: int, where: list[int]) -> tuple[Example, list[int]]:
+        """See `Examples`."""
+        epoch, place = divmod(where[0] * self._lanes + lane, self._size)
+        number = place if self._seed is None else int(self._order(epoch)[place])
+        return self.tokens(self._source.document(number)), [where[0] + 1]
+
+    def epochs(self, lane: int, where: list[int]) -> float:
+        """See `Examples`."""
+        return where[0] * self._lanes / max(self._size, 1)
+
+    def tokens(self, document: Document) -> Example:
+        """A document as tokens; an empty one stays empty."""
+        try:
+            inputs, targets = (self._vocabulary.encode(text) for text in (document.inputs, document.targets))
+        except UnicodeEncodeError as error:
+            place = f"{document.place}: " if document.place else ""
+            raise ConfigError(
+                f"{place}a text has half a surrogate pair and no UTF-8 form: {error.object!r:.60}"
+            ) from error
+        if not len(inputs) and not len(targets):
+            return Example(targets, np.zeros(0, np.float32))
+        tokens = np.concatenate([self._bos, inputs, targets, self._eos]).astype(np.int32)
+        return Example(tokens, weights_of(len(self._bos) + len(inputs), len(tokens)))
+
+    def _order_of_epoch(self, epoch: int) -> np.ndarray:
+        assert self._seed is not None
+        return np.random.default_rng([*self._seed, epoch]).permutation(self._size)
+
+
+def weights_of(given: int, tokens: int) -> np.ndarray:
+    """float32 [tokens], 0 for what is given and 1 for the rest; of plain text they take no memory."""
+    if not given:
+        return np.broadcast_to(np.float32(1), (tokens,))
+    return (np.arange(tokens) >= given).astype(np.float32)
+
+
+class Mixture:
+    """Several kinds of examples, drawn by weights, for the lanes that this process has.
+
+    Where a lane stands: [examples drawn, where it stands in the first kind, in the second, ...]. Which
+    kind comes next is drawn for each lane and each example from the seed.
+
+    Args:
+      kinds: what to draw from.
+      weights: how often, in proportion.
+      seed: of the draws.
+    """
+
+    def __init__(self, kinds: list[Examples], weights: list[float], seed: list[int]):
+        self._kinds, self._seed = kinds, seed
+        self._bounds = np.cumsum(weights) / np.sum(weights)
+        self._held: dict[int, tuple[list, Example, list]] = {}
+
+    def begin(self, lane: int) -> list:
+        """Where a lane stands before its first example."""
+        return [0, *(kind.begin(lane) for kind in self._kinds)]
+
+    def example(self, lane: int, where: list) -> tuple[Example, list]:
+        """The next example that is not empty, and where the lane then stands.
+
+        Raises:
+          ConfigError: there is none far and wide, or one that cannot be read.
+        """
+        held = self._held.get(lane)
+        if held is not None and held[0] == where:
+            return held[1:]
+        after = where
+        for _ in range(MOST_EMPTY + 100 * sum(map(len, self._kinds))):
+            drawn, places = after[0], list(after[1:])
+            kind = self._draw(lane, drawn)
+            example, places[kind] = self._kinds[kind].example(lane, places[kind])
+            after = [drawn + 1, *places]
+            if len(example.tokens):
+                self._held[lane] = (where, example, after)
+                return example, after
+        raise ConfigError("no document has any text; name files that have some")
+
+    def epochs(self, lane: int, where: list) -> list[float]:
+        """Of each kind, how often it was read, if all lanes have come as far as this one."""
+        return [kind.epochs(lane, place) for kind, place in zip(self._kinds, where[1:], strict=True)]
+
+    def sizes(self) -> list[int]:
+        """Examples of an epoch of each kind."""
+        return [len(kind) for kind in self._kinds]
+
+    def _draw(self, lane: int, drawn: int) -> int:
+        if len(self._kinds) == 1:
+            return 0
+        chance: Any = np.random.default_rng([*self._seed, lane, drawn]).random()
+        return int(np.searchsorted(self._bounds, chance, side="right"))

@@ -1,0 +1,245 @@
+"""Examples of seqio tasks and mixtures. seqio and tensorflow are imported here, and only when one is asked for.
+
+A task's examples have the feature `targets`, and may have `inputs`, which are read without a loss. How long
+examples are packed or streamed is decided behind seqio, so no feature converter takes part.
+"""
+
+import contextlib
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ConfigError, DataConfig
+from famjax.data.examples import Examples, weights_of
+from famjax.data.rows import Example
+
+# `tfds:NAME:VERSION` is that TFDS dataset's `text` (or `inputs` and `targets`), without any task registered.
+TFDS = "tfds:"
+
+
+def load_seqio(modules: tuple[str, ...] = ()) -> Any:
+    """The module seqio, once the modules that register tasks are imported; tensorflow leaves accelerators alone."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow as tf
+
+        for kind in ("GPU", "TPU"):
+            tf.config.set_visible_devices([], kind)
+        import seqio
+    except ImportError as error:
+        raise ConfigError(f"tasks of seqio need more packages ({error}): pip install 'famjax[data]'") from error
+    if modules and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"DataConfig.modules: cannot import {name} ({error})") from error
+    return seqio
+
+
+def find_task(name: str, data: DataConfig) -> Any:
+    """A registered task or mixture of seqio's. Raises `ConfigError` where there is none of that name."""
+    seqio = load_seqio(tuple(data.modules))
+    if data.cache_dirs:
+        seqio.add_global_cache_dirs(list(data.cache_dirs))
+    if name.startswith(TFDS):
+        return _tfds_task(seqio, name.removeprefix(TFDS), data)
+    known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "name its module in DataConfig.modules"
+        raise ConfigError(f"no seqio task or mixture is registered as {name!r}; {hint}")
+    found = seqio.get_mixture_or_task(name)
+    _check(found, name, data)
+    return found
+
+
+def _check(found: Any, name: str, data: DataConfig) -> None:
+    tasks = getattr(found, "tasks", [found])
+    for task in tasks:
+        if "targets" not in task.output_features:
+            raise ConfigError(f"the seqio task {task.name!r} has no feature 'targets'")
+        if data.split not in task.splits:
+            splits = ", ".join(task.splits)
+            raise ConfigError(f"the seqio task {task.name!r} has no split {data.split!r}; it has {splits}")
+        if data.use_cached and task.supports_caching and not task.cache_dir:
+            raise ConfigError(
+                f"the seqio task {task.name!r} is not cached; run seqio_cache_tasks and name its output in "
+                f"DataConfig.cache_dirs, or set USE_CACHED_TASKS to False"
+            )
+        if task.requires_caching and not data.use_cached:
+            raise ConfigError(f"the seqio task {task.name!r} must be read from its cache; set USE_CACHED_TASKS to True")
+    vocabularies = [task.output_features["targets"].vocabulary for task in tasks]
+    if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
+        raise ConfigError(f"the tasks of the mixture {name!r} have different vocabularies")
+
+
+def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
+    """A task made of a TFDS dataset, with the vocabulary of `data`."""
+    from famjax.data.seqio_vocabulary import FileVocabulary
+
+    try:
+        source = seqio.TfdsDataSource(name)  # wants a version: NAME:1.0.0
+        features = source.tfds_dataset.info.features
+    except Exception as error:  # TFDS raises many kinds
+        raise ConfigError(f"{TFDS}{name}: {str(error).splitlines()[0]}") from error
+    keys = {"targets": "text"} if "text" in features else {"inputs": "inputs", "targets": "targets"}
+    if missing := [key for key in keys.values() if key not in features]:
+        raise ConfigError(f"the TFDS dataset {name!r} has no {' and '.join(missing)}; it has {', '.join(features)}")
+    vocabulary = FileVocabulary(data.vocabulary or "bytes")
+    add_eos = data.eos and vocabulary.eos_id is not None
+    one = lambda key: seqio.Feature(vocabulary, add_eos=add_eos and key == "targets")
+    rename = lambda ds: ds.map(lambda row: {ours: row[theirs] for ours, theirs in keys.items()})
+    preprocessors = [rename, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    return seqio.Task(
+        f"tfds_{name.replace('/', '_').replace(':', '_')}", source, {key: one(key) for key in keys}, preprocessors
+    )
+
+
+def kinds_of(found: Any, data: DataConfig, lanes: int, seed: list[int]) -> tuple[list[Examples], list[float]]:
+    """The examples of a task, or of each task of a mixture, for so many lanes, and how often they are drawn.
+
+    A mixture is mixed here, by its rates, so that each task has an epoch and a place of its own; a
+    `sample_fn` of the mixture's is not used.
+    """
+    tasks = getattr(found, "tasks", [found])
+    kinds = [TaskExamples(task, data, lanes, [*seed, i]) for i, task in enumerate(tasks)]
+    rates = [float(found.get_rate(task)) for task in tasks] if len(tasks) > 1 else [1.0]
+    return list(kinds), rates
+
+
+class TaskExamples:
+    """Examples of one seqio task.
+
+    The task is cut into n shards (`DataConfig.data_shards`, or one for each lane), lane r reads shard r % n,
+    and the m lanes of a shard take every m-th of its examples. Order and epochs depend on the seed, n and the
+    number of lanes.
+
+    Where a lane stands: [epoch, number in its shard's epoch]. seqio cannot be entered in its middle: a
+    resumed run reads (and tokenizes) again what was read of the epoch so far, and throws it away.
+
+    Args:
+      task: a `seqio.Task`.
+      data: split, cache, shuffling and shards.
+      lanes: of the group that reads this task.
+      seed: of every epoch's order.
+    """
+
+    def __init__(self, task: Any, data: DataConfig, lanes: int, seed: list[int]):
+        self._task, self._data, self._seed, self._lanes = task, data, seed, lanes
+        self._shards = min(data.data_shards or lanes, lanes)
+        self._open: dict[tuple[int, int], _Epoch] = {}
+        self._at: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return 0
+
+    def begin(self, lane: int) -> list[int]:
+        """See `Examples`."""
+        return [0, self._first(lane, 0)]
+
+    def example(self, lane: int, where: list[int]) -> tuple[Example, list[int]]:
+        """See `Examples`. Raises `ConfigError` where a shard has no example at all."""
+        shard, step = lane % self._shards, self._lanes_of(lane % self._shards)
+        epoch, number = where
+        for _ in range(step + 1):  # with fewer examples than lanes, an epoch has none for some of them
+            self._enter(lane, epoch)
+            found = self._epoch(shard, epoch).take(number, step)
+            if found is not None:
+                return found, [epoch, number + step]
+            epoch += 1
+            number = self._first(lane, epoch)
+        raise ConfigError(
+            f"the seqio task {self._task.name!r} has no examples for shard {shard} of {self._shards}; use a "
+            f"smaller DataConfig.data_shards"
+        )
+
+    def epochs(self, lane: int, where: list[int]) -> float:
+        """Whole epochs that this lane has behind it."""
+        return float(where[0])
+
+    def _lanes_of(self, shard: int) -> int:
+        return -(-(self._lanes - shard) // self._shards)
+
+    def _first(self, lane: int, epoch: int) -> int:
+        """The lanes of a shard take turns in being the first of an epoch."""
+        return (lane // self._shards + epoch) % self._lanes_of(lane % self._shards)
+
+    def _enter(self, lane: int, epoch: int) -> None:
+        """Closes epochs that all lanes seen so far have left."""
+        if self._at.get(lane) == epoch:
+            return
+        self._at[lane] = epoch
+        for shard, old in list(self._open):
+            ends = [at for other, at in self._at.items() if other % self._shards == shard]
+            if old not in range(min(ends, default=old), max(ends, default=old) + 1):
+                del self._open[shard, old]
+
+    def _epoch(self, shard: int, epoch: int) -> "_Epoch":
+        if (shard, epoch) not in self._open:
+            self._open[shard, epoch] = _Epoch(lambda: self._iterate(shard, epoch))
+        return self._open[shard, epoch]
+
+    def _iterate(self, shard: int, epoch: int) -> Iterator[Example]:
+        seqio = load_seqio()
+        import tensorflow as tf
+
+        # The same seed in every shard: where a source is cut by examples, all cut the same order.
+        seed = int(np.random.SeedSequence([*self._seed, epoch]).generate_state(1)[0] >> 2)
+        try:
+            ds = self._task.get_dataset(
+                None, self._data.split, use_cached=self._data.use_cached, shuffle=self._data.shuffle, seed=seed,
+                shard_info=seqio.ShardInfo(shard, self._shards), num_epochs=1, trim_output_features=False,
+            )  # fmt: skip
+        except ValueError as error:  # seqio's words for what a task lacks
+            raise ConfigError(f"the seqio task {self._task.name!r}: {str(error).splitlines()[0]}") from error
+        options = tf.data.Options()
+        options.deterministic = True
+        ds = ds.map(lambda row: {key: row[key] for key in ("inputs", "targets") if key in row}).with_options(options)
+        return map(_example, ds.as_numpy_iterator())
+
+
+def _example(row: dict[str, np.ndarray]) -> Example:
+    inputs = row.get("inputs", row["targets"][:0])
+    tokens = np.concatenate([inputs, row["targets"]]).astype(np.int32)
+    return Example(tokens, weights_of(len(inputs), len(tokens)))
+
+
+class _Epoch:
+    """One epoch of a shard, read on from where it stands; what other lanes will want is kept for them."""
+
+    def __init__(self, iterate: Callable[[], Iterator[Example]]):
+        self._iterate = iterate
+        self._live: Iterator[Example] | None = None
+        self._position, self._end = 0, -1
+        self._kept: dict[int, Example] = {}
+        self._residues: set[int] = set()
+
+    def take(self, number: int, step: int) -> Example | None:
+        """Example `number` for the lane that takes every `step`-th; None behind the end."""
+        if 0 <= self._end <= number:
+            return None
+        residue = number % step
+        self._residues.add(residue)
+        for old in [n for n in self._kept if n % step == residue and n < number]:
+            del self._kept[old]
+        if number in self._kept:
+            return self._kept.pop(number)
+        if self._live is None or number < self._position:
+            self._live, self._position = self._iterate(), 0
+        with contextlib.suppress(StopIteration):
+            while True:
+                example = next(self._live)
+                self._position += 1
+                if self._position - 1 == number:
+                    return example
+                if (self._position - 1) % step in self._residues - {residue}:
+                    self._kept[self._position - 1] = example
+        self._end = self._position
+        return None

@@ -1,0 +1,95 @@
+"""A vocabulary of ours for seqio tasks, and a vocabulary of seqio's for us. Imports seqio, so tensorflow."""
+
+import json
+from typing import Any
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from famjax.data import files, vocabulary
+from famjax.data.vocabulary import BYTE_VOCABULARY, TOKENIZER_MODEL, Vocabulary
+
+
+class FileVocabulary(seqio.Vocabulary):
+    """For `seqio.Feature`: bytes, a `tokenizer.json`, a SentencePiece `.model`, as `DataConfig.vocabulary` has it.
+
+    Args:
+      spec: see `famjax.data.vocabulary.load_vocabulary`.
+    """
+
+    def __init__(self, spec: str = "bytes"):
+        super().__init__()
+        self.spec, self.ours = spec, vocabulary.load_vocabulary(spec)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, FileVocabulary) and self.spec == other.spec
+
+    def __hash__(self) -> int:
+        return hash(self.spec)
+
+    @property
+    def bos_id(self) -> int | None:
+        """Begin of text."""
+        return self.ours.bos
+
+    @property
+    def eos_id(self) -> int | None:
+        """End of text."""
+        return self.ours.eos
+
+    @property
+    def unk_id(self) -> int | None:
+        """None: there is none."""
+        return None
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.ours.size
+
+    def _encode(self, s: str) -> list[int]:
+        return self.ours.encode(s).tolist()
+
+    def _decode(self, ids: Any) -> str:
+        return self.ours.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        if isinstance(self.ours, vocabulary.ByteVocabulary):
+            return tf.cast(tf.io.decode_raw(s, tf.uint8), tf.int32)
+        tokens = tf.py_function(lambda text: self.ours.encode(text.numpy().decode("utf-8")), [s], tf.int32)
+        tokens.set_shape([None])
+        return tokens
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.py_function(lambda tokens: self.ours.decode(tokens.numpy()), [ids], tf.string)
+
+
+class _Other:
+    """Any other vocabulary of seqio's."""
+
+    def __init__(self, theirs: seqio.Vocabulary):
+        self._theirs, self.size = theirs, theirs.vocab_size
+        self.bos, self.eos = None, theirs.eos_id
+
+    def encode(self, text: str) -> np.ndarray:
+        """Text to ids."""
+        return np.asarray(self._theirs.encode(text), np.int32)
+
+    def decode(self, tokens: Any) -> str:
+        """Ids to text, up to the first end of text."""
+        return str(self._theirs.decode([int(token) for token in tokens]))
+
+
+def ours_of(theirs: seqio.Vocabulary) -> tuple[Vocabulary, dict[str, bytes] | None]:
+    """A vocabulary of seqio's as one of ours, and what a model directory keeps of it (None: it cannot)."""
+    if isinstance(theirs, FileVocabulary):
+        return theirs.ours, vocabulary.vocabulary_files(theirs.spec)
+    if isinstance(theirs, seqio.SentencePieceVocabulary):
+        content = files.read(theirs.sentencepiece_model_file)
+        model = vocabulary.SentencePieceVocabulary(content, theirs.sentencepiece_model_file)
+        model.size = theirs.vocab_size  # with seqio's extra ids
+        return model, {TOKENIZER_MODEL: content}
+    if isinstance(theirs, seqio.ByteVocabulary):
+        settings = {"offset": 3, "eos": theirs.eos_id, "size": theirs.vocab_size}
+        return vocabulary.ByteVocabulary(**settings), {BYTE_VOCABULARY: json.dumps(settings).encode()}
+    return _Other(theirs), None

@@ -1,0 +1,375 @@
+"""Documents of files, by number: text files, lines, JSON lines, Hugging Face datasets on disk.
+
+No source holds text. Lines are found by an index of byte offsets, which one pass over the file makes
+(16 bytes a line in memory). A gzip file cannot be entered in its middle, so `.gz` files of lines are
+unpacked in that pass, into a temporary file without a name, which goes when the process does.
+"""
+
+import functools
+import itertools
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+from typing import IO, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from famjax.config import ConfigError, SourceConfig
+from famjax.data import files
+
+# Bytes that are looked at at once for the ends of lines.
+CHUNK = 2**24
+# How far the end of a line is sought where a file is cut in parts.
+LONGEST_LINE = 2**16
+
+
+class Document(NamedTuple):
+    """One document as text.
+
+    Attributes:
+      inputs: what is given, read without a loss; empty where all of the text is learned.
+      targets: what is learned.
+      place: file and number, for messages.
+    """
+
+    inputs: str
+    targets: str
+    place: str
+
+
+class Source(Protocol):
+    """Documents by number."""
+
+    def __len__(self) -> int: ...
+
+    def document(self, i: int) -> Document:
+        """Document i, 0 <= i < len. Raises `ConfigError`, naming file and line, where it cannot be read."""
+        ...
+
+    def first(self) -> Document:
+        """The first document, found without an index of all: a cheap look before a long run."""
+        ...
+
+
+def open_source(config: SourceConfig) -> Source:
+    """The documents of a path. Finds missing files at once, bad ones when they are read.
+
+    Raises:
+      ConfigError: no such file, nothing that matches, or a folder that is no dataset.
+    """
+    kind = config.kind
+    paths = files.expand(config.path)
+    if kind == "auto":
+        kind = _kind(paths)
+    if kind == "dataset":
+        return _dataset(paths, config)
+    for path in paths:
+        if files.is_directory(path):
+            raise ConfigError(f"{path} is a directory; name its files, for example {path.rstrip('/')}/*.txt")
+    if kind == "text":
+        return TextParts(paths, config.part_bytes) if config.part_bytes else TextFiles(paths)
+    return TextLines(paths) if kind == "lines" else JsonLines(paths, config)
+
+
+def _kind(paths: Sequence[str]) -> str:
+    name = paths[0].removesuffix(".gz")
+    if name.endswith((".jsonl", ".json", ".ndjson")):
+        return "jsonl"
+    return "dataset" if files.is_directory(paths[0]) else "text"
+
+
+def _text(content: bytes, place: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{place} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+class TextFiles:
+    """A file is a document."""
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def document(self, i: int) -> Document:
+        """The text of file i."""
+        path = self.paths[i]
+        return Document("", _text(files.read_plain(path), path), path)
+
+    def first(self) -> Document:
+        """The first file's."""
+        return self.document(0)
+
+
+class TextParts:
+    """Parts of about equal size of text files, each a document.
+
+    Part i of a file begins behind the first line that ends after i times `part_bytes`. Where no line does, it
+    begins with the next whole character.
+    """
+
+    def __init__(self, paths: Sequence[str], part_bytes: int):
+        for path in paths:
+            if path.endswith(".gz"):
+                raise ConfigError(f"{path} cannot be cut in parts, since gzip has to be read from its start; unpack it")
+        self.paths, self.part_bytes = paths, part_bytes
+
+    @functools.cached_property
+    def _before(self) -> np.ndarray:
+        return np.cumsum([0] + [-(-files.size(path) // self.part_bytes) for path in self.paths])
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def document(self, i: int) -> Document:
+        """Part i of all files together; empty where a line is longer than a part."""
+        which = int(np.searchsorted(self._before, i, side="right")) - 1
+        path, part = self.paths[which], i - int(self._before[which])
+        last = i + 1 == self._before[which + 1]
+        start, end = self._edge(path, part), None if last else self._edge(path, part + 1)
+        return Document("", _text(files.read(path, start, end), f"{path} from byte {start} on"), path)
+
+    def first(self) -> Document:
+        """The first part."""
+        if not len(self):
+            raise ConfigError(f"{self.paths[0]} is empty")
+        return self.document(0)
+
+    def _edge(self, path: str, part: int) -> int:
+        if not part:
+            return 0
+        at = part * self.part_bytes
+        near = files.read(path, at - 1, at + LONGEST_LINE)  # a line may end just before
+        line = near.find(b"\n")
+        if line >= 0:
+            return at + line
+        return at + next((i for i, byte in enumerate(near[1:5]) if byte & 0xC0 != 0x80), 0)
+
+
+class _LineFile:
+    """The lines of one file that are not blank, by number."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._plain: IO[bytes] | None = None
+        self.starts, self.ends = self._index()
+
+    def line(self, i: int) -> bytes:
+        """Line i without its end."""
+        start, end = int(self.starts[i]), int(self.ends[i])
+        if self._plain is not None:
+            return os.pread(self._plain.fileno(), end - start, start)
+        return files.read(self.path, start, end)
+
+    def number(self, i: int) -> int:
+        """The number of line i in an editor, where blank lines count too."""
+        before = int(self.starts[i])
+        read = lambda at: os.pread(self._plain.fileno(), CHUNK, at) if self._plain else b""
+        if self._plain is None:
+            return 1 + files.read(self.path, 0, before).count(b"\n")
+        return 1 + sum(read(at)[: before - at].count(b"\n") for at in range(0, before, CHUNK))
+
+    def _index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where lines start and end, blank ones left out, found in one pass."""
+        found = _LineEnds()
+        if self.path.endswith(".gz"):
+            self._plain = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        try:
+            with files.open_plain(self.path) as file:
+                while chunk := file.read(CHUNK):
+                    if self._plain is not None:
+                        self._plain.write(chunk)
+                    found.add(chunk)
+        except (EOFError, zlib.error, OSError) as error:
+            if not self.path.endswith(".gz"):
+                raise
+            raise ConfigError(f"{self.path} is no whole gzip file ({error})") from error
+        if self._plain is not None:
+            self._plain.flush()
+        return found.lines()
+
+
+class _LineEnds:
+    """Ends of lines in a file that comes in chunks."""
+
+    def __init__(self) -> None:
+        self._size, self._text = 0, False  # bytes so far; the line that has no end yet has some text
+        self._ends: list[np.ndarray] = []
+        self._has_text: list[np.ndarray] = []
+
+    def add(self, chunk: bytes) -> None:
+        """The next bytes."""
+        data = np.frombuffer(chunk, np.uint8)
+        ends = np.flatnonzero(data == ord("\n"))
+        starts = np.concatenate([[0], ends + 1])
+        inside = starts[starts < len(data)]
+        text = np.zeros(len(starts), bool)
+        text[: len(inside)] = np.logical_or.reduceat(data > ord(" "), inside)
+        text[0] |= self._text
+        self._text = bool(text[-1])
+        self._ends.append(self._size + ends)
+        self._has_text.append(text[:-1])
+        self._size += len(data)
+
+    def lines(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n], starts and ends of the lines that have text; the last may be without an end."""
+        ends = np.concatenate([*self._ends, [self._size]]).astype(np.int64)
+        text = np.concatenate([*self._has_text, [self._text]]).astype(bool)
+        starts = np.concatenate([[0], ends[:-1] + 1])
+        return starts[text], ends[text]
+
+
+class _Lines:
+    """Lines of several files, numbered through."""
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = paths
+
+    @functools.cached_property
+    def _files(self) -> list[_LineFile]:
+        return [_LineFile(path) for path in self.paths]
+
+    @functools.cached_property
+    def _before(self) -> np.ndarray:
+        return np.cumsum([0] + [len(file.starts) for file in self._files])
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def document(self, i: int) -> Document:
+        """Line i of all files together."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        which = int(np.searchsorted(self._before, i, side="right")) - 1
+        file, line = self._files[which], i - int(self._before[which])
+        return self._parse(file.line(line), lambda: f"{file.path}:{file.number(line)}")
+
+    def first(self) -> Document:
+        """The first line of the first file that has one; the others are not looked at."""
+        for path in self.paths:
+            try:
+                with files.open_plain(path) as file:
+                    for number in itertools.count(1):
+                        line = file.readline()
+                        if not line:
+                            break
+                        if line.strip():
+                            return self._parse(line, lambda path=path, number=number: f"{path}:{number}")
+            except (EOFError, zlib.error, OSError) as error:
+                raise ConfigError(f"{path} is no whole gzip file ({error})") from error
+        more = f" and {len(self.paths) - 1} more files" if len(self.paths) > 1 else ""
+        raise ConfigError(f"{self.paths[0]}{more} has no documents; all its lines are blank")
+
+    def _parse(self, line: bytes, place: Any) -> Document:
+        raise NotImplementedError
+
+
+class TextLines(_Lines):
+    """A line is a document, without its end. Blank lines are none."""
+
+    def _parse(self, line: bytes, place: Any) -> Document:
+        try:
+            return Document("", line.decode("utf-8").rstrip("\r\n"), "")
+        except UnicodeDecodeError:
+            return Document("", _text(line, place()), "")
+
+
+class JsonLines(_Lines):
+    """A line is a JSON object with a text, or with inputs and targets. Blank lines are left out."""
+
+    def __init__(self, paths: Sequence[str], config: SourceConfig):
+        super().__init__(paths)
+        self.config = config
+
+    def _parse(self, line: bytes, place: Any) -> Document:
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{place()}: this is no JSON ({error.msg} at column {error.pos + 1})") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{place()} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{place()}: a document is a JSON object, not {type(fields).__name__}")
+        return _document(fields, self.config, place)
+
+
+def _document(fields: dict[str, Any], config: SourceConfig, place: Any) -> Document:
+    """A document of named fields."""
+    text, inputs, targets = config.text_field, config.inputs_field, config.targets_field
+    if targets in fields:
+        given = fields.get(inputs, "")
+        learned = fields[targets]
+    elif text in fields:
+        given, learned = "", fields[text]
+    else:
+        has = ", ".join(sorted(fields)) or "nothing"
+        raise ConfigError(f'{place()}: a document has "{text}", or "{inputs}" and "{targets}"; this one has {has}')
+    for name, value in ((inputs, given), (targets if targets in fields else text, learned)):
+        if not isinstance(value, str):
+            raise ConfigError(f'{place()}: "{name}" must be a string, not {type(value).__name__}')
+    return Document(given + config.separator if given else "", learned, "")
+
+
+# --- Hugging Face datasets, as `save_to_disk` writes them ---------------------------------------------
+
+
+def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
+    if len(paths) > 1 or not files.is_directory(paths[0]):
+        raise ConfigError(f"{config.path} is not one folder; a dataset is a folder that `save_to_disk` wrote")
+    folder = paths[0].rstrip("/")
+    if files.exists(f"{folder}/dataset_dict.json"):
+        splits = json.loads(files.read(f"{folder}/dataset_dict.json")).get("splits", [])
+        raise ConfigError(f"{folder} has the splits {', '.join(splits)}; name one of them, for example {folder}/train")
+    if not files.exists(f"{folder}/state.json"):
+        raise ConfigError(
+            f"{folder} is a directory without a state.json, so no dataset that `save_to_disk` wrote; "
+            f"for the files in it, name them: {folder}/*.txt"
+        )
+    state = json.loads(files.read(f"{folder}/state.json"))
+    return ArrowTable([f"{folder}/{file['filename']}" for file in state["_data_files"]], config)
+
+
+class ArrowTable:
+    """Rows of Arrow files. Local ones are mapped, not read; remote ones are held in memory."""
+
+    def __init__(self, paths: Sequence[str], config: SourceConfig):
+        try:
+            import pyarrow
+        except ImportError as error:
+            raise ConfigError(
+                f"{config.path} is a Hugging Face dataset, which needs pyarrow: pip install 'famjax[arrow]'"
+            ) from error
+        self.config, tables = config, []
+        for path in paths:
+            local = "://" not in path
+            if not files.exists(path):
+                raise ConfigError(f"there is no file {path}, which the dataset's state.json names")
+            source = pyarrow.memory_map(path) if local else pyarrow.BufferReader(files.read(path))
+            try:
+                tables.append(pyarrow.ipc.open_stream(source).read_all())
+            except pyarrow.ArrowInvalid as error:
+                raise ConfigError(f"{path} is no Arrow file ({str(error).splitlines()[0]})") from error
+        names = [config.text_field, config.inputs_field, config.targets_field]
+        table = pyarrow.concat_tables(tables)
+        self._columns = {name: table.column(name) for name in names if name in table.column_names}
+        self._names, self._rows = table.column_names, table.num_rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def document(self, i: int) -> Document:
+        """Row i."""
+        place = lambda: f"{self.config.path} row {i}"
+        fields = {name: column[i].as_py() for name, column in self._columns.items()}
+        return _document(fields or dict.fromkeys(self._names), self.config, place)
+
+    def first(self) -> Document:
+        """Row 0."""
+        if not self._rows:
+            raise ConfigError(f"{self.config.path} has no rows")
+        return self.document(0)

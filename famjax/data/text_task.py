@@ -1,0 +1,254 @@
+"""The task `text`, and every task of seqio: documents in rows, as streams or packed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ConfigError, DataConfig, SourceConfig, TrainConfig
+from famjax.data import files
+from famjax.data.batch import Batch, Progress
+from famjax.data.examples import Documents, Examples, Mixture
+from famjax.data.packing import REPEAT_TEXT, packed_row, repeat_segment
+from famjax.data.rows import Cursor, Row
+from famjax.data.sources import open_source
+from famjax.data.streams import stream_row
+from famjax.data.vocabulary import Vocabulary, has_vocabulary, vocabulary_files, vocabulary_from
+
+STREAMS, PACKED = "streams", "packed"
+
+
+class TextTask:
+    """Batches whose first rows are document streams and whose other rows are packed.
+
+    Progress has, for every row of this process, under its number, where its lane stands; and under `data` what
+    must be the same when the training goes on.
+
+    Args:
+      config: the run.
+      rows: of the global batch, that this process brings.
+      vocabulary: of the text.
+      groups: what the streams read and what the packed rows read; lanes of a group are numbered from 0.
+    """
+
+    observes = False
+
+    def __init__(self, config: TrainConfig, rows: Sequence[int], vocabulary: Vocabulary, groups: dict[str, Mixture]):
+        self.rows, self.vocabulary = [int(row) for row in rows], vocabulary
+        self._config, self._data, self._groups = config, config.data, groups
+        self._streams = config.data.stream_rows(config.batch_size)
+        self.continues = self._streams > 0
+        self._announcement, self._room = repeat_room(config, vocabulary)
+
+    def start(self) -> Progress:
+        """Every lane before its first document."""
+        lanes = {}
+        for row in self.rows:
+            group, lane = self._lane(row)
+            lanes[str(row)] = {"where": self._groups[group].begin(lane), "token": 0}
+        return {"data": self._fixed()} | lanes
+
+    def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
+        """See `Task`. Raises `ConfigError` where the progress is that of other data."""
+        rows, after = self.read(step, progress)
+        tokens, count, starts, targets, weights, *_ = (np.stack(field) for field in zip(*rows, strict=True))
+        return Batch(tokens, count, starts, None, targets, weights), after
+
+    def read(self, step: int, progress: Progress) -> tuple[list[Row], Progress]:
+        """The rows of a batch, one by one."""
+        self._check(progress)
+        rows, after = [], {"data": progress["data"]}
+        for number in self.rows:
+            cursor = Cursor(progress[str(number)]["where"], progress[str(number)]["token"])
+            row, cursor = self._row(number, step, cursor)
+            rows.append(row)
+            after[str(number)] = {"where": cursor.where, "token": cursor.token}
+        return rows, after
+
+    def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
+        """Nothing depends on what the model got right."""
+        return progress
+
+    def report(self, progress: Progress) -> dict[str, float]:
+        """How often the documents were read so far, by this process's rows; the mean where there are several kinds."""
+        read = []
+        for number in self.rows:
+            group, lane = self._lane(number)
+            read.append(np.mean(self._groups[group].epochs(lane, progress[str(number)]["where"])))
+        return {"epochs": round(float(np.mean(read)), 4)}
+
+    def streams(self, row: int) -> bool:
+        """The row is a document stream."""
+        return row < self._streams
+
+    def _lane(self, row: int) -> tuple[str, int]:
+        return (STREAMS, row) if row < self._streams else (PACKED, row - self._streams)
+
+    def _row(self, number: int, step: int, cursor: Cursor) -> tuple[Row, Cursor]:
+        group, lane = self._lane(number)
+        T, S = self._config.sequence_length, self._config.model.memory.block_size
+        read = lambda where: self._groups[group].example(lane, where)
+        if group == STREAMS:
+            return stream_row(read, cursor, T, S)
+        row, cursor = packed_row(read, cursor, T, S, whole=self._data.packing == "whole", room=self._room)
+        if self._room:
+            rng = np.random.default_rng([self._config.seed, 3, number, step])
+            repeat_segment(row, self._announcement, self._data.repeat_segment, self._data.repeat_weight, rng)
+        return row, cursor
+
+    def _fixed(self) -> dict[str, Any]:
+        return {
+            "rows": self._config.batch_size,
+            "streams": self._streams,
+            "examples": [self._groups[group].sizes() for group in sorted(self._groups)],
+        }
+
+    def _check(self, progress: Progress) -> None:
+        there, now = progress["data"], self._fixed()
+        if there != now:
+            name = next(name for name in now if there.get(name) != now[name])
+            said = {"rows": "rows of a batch", "streams": "rows that stream", "examples": "documents"}[name]
+            raise ConfigError(
+                f"the training that goes on had {there.get(name)} {said}, not {now[name]}, so its place in the data is "
+                f"lost; use what it had, or start in an empty MODEL_DIR from its weights"
+            )
+
+
+# --- from a configuration ------------------------------------------------------------------------------
+
+
+def make_text_task(config: TrainConfig, rows: Sequence[int]) -> TextTask:
+    """The task of a training on text, for a process that brings these rows: `text`, or one of seqio's.
+
+    Raises:
+      ConfigError: files, vocabulary and model do not fit together.
+    """
+    found = None if config.task == "text" else _seqio_task(config)
+    vocabulary, _ = vocabulary_and_files(config)
+    check_vocabulary(vocabulary, config)
+    groups = {}
+    for number, (group, lanes) in enumerate(lanes_of(config).items()):
+        if not lanes:
+            continue
+        if found is None:
+            kinds, weights = _documents(config, vocabulary, group, lanes, [config.seed, 1, number])
+        else:
+            from famjax.data.seqio_tasks import kinds_of
+
+            kinds, weights = kinds_of(found, config.data, lanes, [config.seed, 1, number])
+        groups[group] = Mixture(kinds, weights, [config.seed, 2, number])
+    return TextTask(config, rows, vocabulary, groups)
+
+
+def _documents(
+    config: TrainConfig, vocabulary: Vocabulary, group: str, lanes: int, seed: list[int]
+) -> tuple[list[Examples], list[float]]:
+    data, sources = config.data, sources_of(config.data, group)
+    kinds: list[Examples] = []
+    for i, source in enumerate(sources):
+        order = [*seed, i] if data.shuffle else None
+        kinds.append(Documents(open_source(source), vocabulary, lanes, order, data.bos, data.eos))
+        if not len(kinds[-1]):
+            raise ConfigError(f"{source.path} has no documents")
+        if len(kinds[-1]) < lanes:
+            print(f"{source.path} has fewer documents ({len(kinds[-1])}) than rows that read it ({lanes}): rows read "
+                  f"the same ones; cut it in parts with SourceConfig.part_bytes, or use fewer rows")  # fmt: skip
+    return kinds, [source.weight for source in sources]
+
+
+def _seqio_task(config: TrainConfig) -> Any:
+    from famjax.data.seqio_tasks import find_task
+
+    return find_task(config.task, config.data)
+
+
+def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, bytes] | None]:
+    """The vocabulary of the data, and what a model directory keeps of it (None: it cannot keep it)."""
+    if config.task == "text":
+        path = vocabulary_path(config)
+        kept = vocabulary_files(path)
+        return vocabulary_from(kept, path), kept
+    found = _seqio_task(config)
+    from famjax.data.seqio_vocabulary import ours_of
+
+    return ours_of(found.output_features["targets"].vocabulary)
+
+
+def lanes_of(config: TrainConfig) -> dict[str, int]:
+    """How many rows stream, and how many are packed."""
+    streams = config.data.stream_rows(config.batch_size)
+    return {STREAMS: streams, PACKED: config.batch_size - streams}
+
+
+def sources_of(data: DataConfig, group: str) -> list[SourceConfig]:
+    """The sources of the streams or of the packed rows."""
+    return [source for source in data.all_sources() if source.rows in ("all", group) and source.weight > 0]
+
+
+def check_text_task(config: TrainConfig) -> None:
+    """A cheap look before a long run: names, paths, the first document of each source, the vocabulary.
+
+    Raises:
+      ConfigError: what of it cannot work.
+    """
+    vocabulary, _ = vocabulary_and_files(config)
+    check_vocabulary(vocabulary, config)
+    repeat_room(config, vocabulary)
+    if config.task != "text":
+        return
+    for source in config.data.all_sources():
+        Documents(open_source(source), vocabulary, 1, None, False, False).tokens(open_source(source).first())
+
+
+def vocabulary_path(config: TrainConfig) -> str:
+    """Where the vocabulary is: as set, else that of the weights to start from, else `bytes`."""
+    if config.data.vocabulary:
+        return config.data.vocabulary
+    start = config.initial_checkpoint
+    return start if start and has_vocabulary(start) else "bytes"
+
+
+def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
+    """What the model directory keeps of the vocabulary, by file name.
+
+    Raises:
+      ConfigError: it keeps another already.
+    """
+    _, kept = vocabulary_and_files(config)
+    if kept is None:
+        print(f"{config.model_dir} cannot keep the vocabulary of {config.task}; to use this model on text, put its "
+              f"tokenizer.json there")  # fmt: skip
+        return {}
+    for name, content in kept.items():
+        path = f"{config.model_dir}/{name}"
+        if files.exists(path) and files.read(path) != content:
+            raise ConfigError(f"{path} is another vocabulary than the data's; choose an empty MODEL_DIR")
+    return kept
+
+
+def repeat_room(config: TrainConfig, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
+    """What announces a repeated segment, in tokens, and the room that both take at the end of a packed row.
+
+    Raises:
+      ConfigError: they would take more than half of it.
+    """
+    data = config.data
+    if not data.repeat_segment:
+        return np.zeros(0, np.int32), 0
+    announcement = vocabulary.encode(REPEAT_TEXT)
+    room = len(announcement) + data.repeat_segment
+    if lanes_of(config)[PACKED] and 2 * room > config.sequence_length:
+        raise ConfigError(
+            f"repeat_segment {data.repeat_segment} and its announcement take {room} tokens of a row of "
+            f"{config.sequence_length}; use at most half of it"
+        )
+    return announcement, room
+
+
+def check_vocabulary(vocabulary: Vocabulary, config: TrainConfig) -> None:
+    """Raises `ConfigError` unless the model has an embedding for every token."""
+    if vocabulary.size > config.model.vocab_size:
+        raise ConfigError(
+            f"the vocabulary has {vocabulary.size} tokens, but the model's vocab_size is {config.model.vocab_size}; "
+            f"set --gin.ModelConfig.vocab_size={vocabulary.size}"
+        )

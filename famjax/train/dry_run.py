@@ -1,0 +1,154 @@
+"""`famjax train --dry-run`: everything that can go wrong before the first step, without the first step.
+
+Nothing is written, no weights are made. The step is compiled for the mesh where its devices are here; the
+compiler then tells the memory that a device needs.
+"""
+
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from famjax.config import MESH_AXES, ConfigError, TrainConfig
+from famjax.data.batch import Batch
+from famjax.nn.model import parameter_shapes
+from famjax.runtime import checkpoint, memory, sharding
+from famjax.runtime.mesh import make_mesh
+from famjax.runtime.model_dir import read_config
+from famjax.train import optim
+from famjax.train import state as states
+from famjax.train.flops import flops_per_token
+from famjax.train.start import make_task
+from famjax.train.step import jit_step
+from famjax.train.summary import data_size, summary
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Checks a training and prints what it would be.
+
+    Raises:
+      ConfigError: the first thing that would stop it.
+    """
+    config.validate()
+    writable(config.model_dir)
+    mesh = mesh_or_its_shape(config)
+    tx = optim.optimizer(config.optimizer, config.steps)
+    optim.check_patterns(config.optimizer, parameter_shapes(config.model))
+    print(summary(config, tx, mesh))
+    print("start         " + beginning(config))
+    batch = first_batch(config)
+    print("first batch   " + describe(batch, config))
+    flops = flops_per_token(config, batch.targets.shape[1])
+    per_step = flops * config.batch_size * config.sequence_length
+    print(f"work          {flops:.3g} FLOPs a token, {per_step:.3g} a step (model FLOPs, docs/training.md)")
+    print("checkpoint    " + disk(config, tx, mesh))
+    if isinstance(mesh, Mesh):
+        print("memory        " + compiled_memory(config, tx, mesh, batch))
+    else:
+        need = math.prod(config.mesh_sizes)
+        print(f"memory        not compiled: the mesh has {need} devices, {len(jax.devices())} are here. On a CPU they "
+              f"can be simulated:\n              JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count="
+              f"{need} famjax train --dry-run ...")  # fmt: skip
+    print("dry run: nothing was trained, nothing was written")
+
+
+def mesh_or_its_shape(config: TrainConfig) -> Mesh | AbstractMesh:
+    """The mesh, or where its devices are not here all that shapes and shardings need of it."""
+    if math.prod(config.mesh_sizes) <= len(jax.devices()):
+        return make_mesh(config.mesh_sizes)
+    return AbstractMesh(config.mesh_sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def writable(model_dir: str) -> None:
+    """Raises `ConfigError` unless MODEL_DIR can be written, or made."""
+    path = Path(model_dir).absolute()
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"MODEL_DIR {model_dir} cannot be written: {there} is not writable; name another directory")
+
+
+def beginning(config: TrainConfig) -> str:
+    """With which weights the run would start."""
+    step = checkpoint.latest_step(config.model_dir)
+    if step is not None:
+        done = "which is the last: there is nothing left to train" if step >= config.steps else "and goes on"
+        return f"continues {config.model_dir} from step {step} of {config.steps}, {done}"
+    if not config.initial_checkpoint:
+        return f"random weights, seed {config.seed}"
+    there, asked = (parameter_shapes(model) for model in (read_config(config.initial_checkpoint), config.model))
+    both = there.keys() & asked.keys()
+    differ = [name for name in both if jax.tree.map(np.shape, there[name]) != jax.tree.map(np.shape, asked[name])]
+    if differ or asked.keys() - there.keys() - {checkpoint.FAM}:
+        raise ConfigError(f"the weights in {config.initial_checkpoint} have other shapes than the model; "
+                          f"use its settings")  # fmt: skip
+    new = "" if asked.keys() <= there.keys() else "; the FAM prompt is new"
+    return f"the weights in {config.initial_checkpoint}{new}"
+
+
+def first_batch(config: TrainConfig) -> Batch:
+    """The batch of the first step, all rows. Raises `ConfigError` if it does not fit the model."""
+    task = make_task(config, np.arange(config.batch_size))
+    batch, _ = task.batch(0, task.start())
+    largest = int(max(batch.tokens.max(), batch.targets.max()))
+    if largest >= config.model.vocab_size:
+        raise ConfigError(f"the data has the token {largest}, but vocab_size is {config.model.vocab_size}; "
+                          f"use at least {largest + 1}")  # fmt: skip
+    return batch
+
+
+def describe(batch: Batch, config: TrainConfig) -> str:
+    """A batch in a line."""
+    B, T = batch.tokens.shape
+    real, weighed = int(batch.count.sum()), int((batch.weights > 0).sum())
+    return (
+        f"{B} rows of {T} tokens, {real / (B * T):.0%} of them real; {int(batch.starts.sum())} documents start; "
+        f"loss at {weighed:,} tokens, weights sum to {batch.weights.sum():.4g} ({config.task})"
+    )
+
+
+def disk(config: TrainConfig, tx: optax.GradientTransformation, mesh: Any) -> str:
+    """What a checkpoint takes, and what is free."""
+    state = states.abstract(config, tx, mesh)
+    whole = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    size = whole((state.params, states.to_save(state)))
+    path = Path(config.model_dir).absolute()
+    free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    text = f"{data_size(size)}, {data_size(free)} are free"
+    if free >= 2 * size:  # the next one is written before the old one is deleted
+        return text
+    if isinstance(mesh, Mesh):
+        raise ConfigError(f"a checkpoint takes {data_size(size)}, and two exist while one is written, but only "
+                          f"{data_size(free)} are free for {config.model_dir}; make room")  # fmt: skip
+    return text + " here: too little for two of them, if this is the disk that the run will use"
+
+
+def compiled_memory(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, batch: Batch) -> str:
+    """What the compiler says that a device needs for a step, in words. Raises `ConfigError` if it has less."""
+    rows = sharding.by_rows(mesh)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
+    began = time.perf_counter()
+    program = jit_step(config, tx, mesh).lower(states.abstract(config, tx, mesh), shapes).compile()
+    seconds, found = time.perf_counter() - began, program.memory_analysis()
+    state = found.argument_size_in_bytes
+    new = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
+    total = state + new + found.temp_size_in_bytes
+    device = mesh.devices.flat[0]
+    has = memory.capacity_bytes()
+    text = (
+        f"{data_size(total)} a device: state and batch {data_size(state)}, activations, gradients and the like "
+        f"{data_size(found.temp_size_in_bytes)}, new results {data_size(new)}\n              the compiler's count for "
+        f"{device.device_kind} ({mesh.size} of them), compiled in {seconds:.0f} s"
+    )
+    if device.platform == "cpu":
+        return text + "; an accelerator's compiler lays arrays out otherwise: take it as an order of magnitude"
+    if has is not None and total > has:
+        raise ConfigError(f"a step needs {data_size(total)} of a device that has {data_size(has)}; raise MICROBATCHES, "
+                          f"use ModelConfig.remat='full', or more devices along fsdp")  # fmt: skip
+    return text + (f"; a device has {data_size(has)}" if has is not None else "")

@@ -1,0 +1,92 @@
+"""What a token costs in floating point operations, and what a chip could do: model FLOP/s utilisation.
+
+Model FLOPs count what the mathematics needs: a multiplication and an addition are two. What is computed
+twice to save memory (remat, attention's backward pass) does not count, nor do norms, activations, the
+softmax, the optimizer, nor the prompt's own pass up the layers.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from famjax.config import TrainConfig
+from famjax.nn.model import parameter_shapes
+from famjax.train.optim import path_of
+
+# Dense bfloat16 FLOP/s of a chip, as its maker states it, by a part of jax's name for it; first match wins.
+PEAK_FLOPS = (
+    ("tpu7x", 2307e12), ("tpu v7", 2307e12),
+    ("tpu v6", 918e12),
+    ("tpu v5 lite", 197e12), ("tpu v5e", 197e12), ("tpu v5", 459e12),
+    ("tpu v4", 275e12),
+    ("b200", 2250e12),
+    ("h200 nvl", 835e12), ("h200", 989e12), ("gh200", 989e12),
+    ("h100 pcie", 756e12), ("h100 nvl", 835e12), ("h100", 989e12),
+    ("a100", 312e12), ("l40s", 362e12), ("l4", 121e12),
+)  # fmt: skip
+
+
+def peak_flops(devices: Sequence[Any]) -> float | None:
+    """Peak bfloat16 FLOP/s of all these devices together; None where a device is not in the table (a CPU).
+
+    On TPUs that show a chip's cores as devices of their own, cores of one chip have the same coordinates.
+    """
+    chips = {(d.process_index, getattr(d, "slice_index", 0), *(getattr(d, "coords", None) or (d.id,))): d
+             for d in devices}  # fmt: skip
+    peaks = []
+    for device in chips.values():
+        kind = device.device_kind.lower()
+        peaks.append(next((peak for name, peak in PEAK_FLOPS if name in kind), None))
+    return None if None in peaks or not peaks else math.fsum(peaks)
+
+
+def flops_per_token(config: TrainConfig, targets: int) -> float:
+    """Model FLOPs of training on one token: forward, and backward.
+
+    Forward, where N are the weights of the layers' matrices, for a row of T tokens in blocks of S:
+
+        2 N                              for each token, and for each of the F feedback activations of a block
+        4 heads H pairs                  scores and weighted values, for each pair of query and key it may see
+        2 V D targets / T                logits, only where a loss is taken
+
+    Backward costs twice the forward: gradients of activations and of weights. So with all weights trained
+    and without attention it is the usual 6 N. A frozen matrix has no gradient of its own, 4 instead of 6.
+
+    Pairs are counted as if one document filled the row, within its window; where memory is carried from step
+    to step, with the blocks before the row.
+
+    Args:
+      config: the run.
+      targets: W, positions of a row at which a loss is taken.
+    """
+    model, memory, T = config.model, config.model.memory, config.sequence_length
+    # Of each token, the share that the feedback activations add.
+    rows = 1 + memory.fam_length / memory.block_size
+    flops = 0.0
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model)):
+        path = path_of(keys)
+        if path.startswith("layers/") and not path.endswith("/scale"):
+            uses = rows
+        elif path == ("embedding" if model.tie_embeddings else "unembedding"):
+            uses = targets / T
+        else:
+            continue
+        frozen = config.optimizer.settings_of(path)["frozen"]
+        flops += (4 if frozen else 6) * leaf.size * uses
+    pairs = attention_pairs(config) / T
+    return flops + 3 * 4 * model.num_layers * model.num_heads * model.head_dim * pairs
+
+
+def attention_pairs(config: TrainConfig) -> int:
+    """Pairs of query and key in one layer of one row: tokens with tokens and FAM, and FAM with both."""
+    memory, S = config.model.memory, config.model.memory.block_size
+    F, P, pairs = memory.fam_length, memory.previous_fams, 0
+    for block in range(config.sequence_length // S):
+        segments = memory.memory_segments if config.carries_memory else min(block, memory.memory_segments)
+        fams = P if config.carries_memory else min(block + 1, P)
+        seen = [segments * S + offset + 1 for offset in range(S)]
+        pairs += sum(min(keys, memory.token_window) if memory.token_window else keys for keys in seen)
+        pairs += S * fams * F + F * (fams * F + S)
+    return pairs

@@ -1,0 +1,98 @@
+"""Weights of another model to start from: what is taken, what is new, what is left, in words."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from famjax.config import ConfigError, ModelConfig
+from famjax.runtime import checkpoint
+from famjax.runtime.checkpoint import FAM
+
+Weights = dict[str, Any]
+# Parts of the tree that a model may have and its source may lack: what it learns beside the source's weights.
+ADDED = (FAM,)
+_NAMED = 6
+
+
+def adopt(
+    source: str | Path, model: ModelConfig, fresh: Weights, shapes: Callable[[ModelConfig], Weights]
+) -> tuple[Weights, str]:
+    """The weights of `source`, completed by `fresh` ones, and a few lines that say what came from where.
+
+    FAM alone may differ: a prompt that the source lacks, or has in another form, stays as in `fresh`; of a longer one
+    the last rows are taken, which keep their positions; a shorter one becomes the last rows.
+
+    Args:
+      source: a model directory, or one of its steps.
+      model: the configuration to train.
+      fresh: its weights, on their mesh.
+      shapes: from a configuration to its weights' shapes, with shardings.
+
+    Raises:
+      ConfigError: nothing to read, or weights of other shapes.
+    """
+    stored, found = checkpoint.load_model(source, shapes)
+    have, want = _flatten(found), _flatten(fresh)
+    _check(source, have, want)
+    taken, lines = dict(want), []
+    for path, array in want.items():
+        if path not in have:
+            lines.append(f"new: {_shape(path, array)}")
+        elif have[path].shape == array.shape:
+            taken[path] = have[path].astype(array.dtype)
+        else:
+            taken[path], line = _rows(path, have[path], array)
+            lines.append(line)
+    lines += [f"left: {_shape(path, have[path])}" for path in have if path not in want]
+    names = [path for path, array in want.items() if path in have and have[path].shape == array.shape]
+    count = sum(math.prod(want[path].shape) for path in names)
+    head = f"starting from the weights in {source}"
+    whole = f"taken: {len(names)} of {len(want)} arrays, {count:,} weights"
+    params = jax.tree.unflatten(jax.tree.structure(fresh), list(taken.values()))
+    return params, "\n  ".join([head, whole, *lines])
+
+
+def _check(source: str | Path, have: Weights, want: Weights) -> None:
+    """Raises `ConfigError` on differences outside of FAM, and names some."""
+    wrong = []
+    for path in sorted(have | want):
+        if path.split("/")[0] in ADDED:
+            continue
+        if path not in have:
+            wrong.append(f"{_shape(path, want[path])} is not there")
+        elif path not in want:
+            wrong.append(f"{_shape(path, have[path])} has no place")
+        elif have[path].shape != want[path].shape:
+            wrong.append(f"{_shape(path, have[path])} should be {list(want[path].shape)}")
+    if wrong:
+        more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise ConfigError(
+            f"the weights in {source} have other shapes than the model: {', '.join(wrong[:_NAMED])}{more}; use the "
+            f"settings of its model.json"
+        )
+
+
+def _rows(path: str, have: Any, want: Any) -> tuple[Any, str]:
+    """FAM of another length [..., F, D]: its last rows keep their positions."""
+    there, asked = have.shape[-2], want.shape[-2]
+    if have.shape[:-2] + have.shape[-1:] != want.shape[:-2] + want.shape[-1:]:
+        raise ConfigError(f"{_shape(path, have)} should be {list(want.shape)}")
+    if there > asked:
+        rows = have[..., there - asked :, :].astype(want.dtype)
+        return jax.device_put(rows, want.sharding), f"taken in part: {path}, the last {asked} of {there} rows"
+    rows = jnp.concatenate([want[..., : asked - there, :], have.astype(want.dtype)], axis=-2)
+    line = f"taken in part: {path}, {there} rows as the last ones; the {asked - there} before them are new"
+    return jax.device_put(rows, want.sharding), line
+
+
+def _flatten(tree: Weights) -> Weights:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _shape(path: str, array: Any) -> str:
+    return f"{path} {list(array.shape)}"

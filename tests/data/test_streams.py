@@ -1,0 +1,155 @@
+"""Document streams: every document whole, once an epoch, wherever blocks, rows and steps end."""
+
+import numpy as np
+import pytest
+
+from famjax.config import ConfigError, SourceConfig
+from famjax.data.text_task import make_text_task
+from tests.data import text
+
+
+@pytest.mark.parametrize("size", text.EDGES)
+def test_documents_of_one_size(tmp_path, size):
+    """At every size a document comes out as it went in; it starts at a block's edge, and `starts` marks exactly
+    those blocks."""
+    texts = text.write_texts(tmp_path, [size] * 3)
+    batches = text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0), 30)
+    documents = text.stream(batches, 0)
+    assert len(documents) == (30 * text.T // text.S - 1) // -(-size // text.S)
+    for epoch in range(len(documents) // 3):
+        assert sorted(documents[3 * epoch : 3 * epoch + 3]) == sorted(texts)
+    every = -(-size // text.S)
+    starts = np.concatenate([batch.starts[0] for batch in batches])
+    np.testing.assert_array_equal(starts, np.arange(len(starts)) % every == 0)
+
+
+def test_each_document_once_an_epoch_and_empty_ones_never(tmp_path):
+    """All edge sizes and two empty files in one stream: each epoch is a permutation of those that have text, and
+    another one than the epoch before."""
+    texts = text.write_texts(tmp_path, [*text.EDGES, 0, 0])
+    documents = text.stream(text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0), 60), 0)
+    epochs = [documents[i : i + 10] for i in range(0, len(documents) - 9, 10)]
+    assert len(epochs) >= 4
+    assert all(sorted(epoch) == sorted(texts[:10]) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+@pytest.mark.parametrize(("documents", "rows"), [(10, 3), (2, 4), (1, 3)])
+def test_lanes_share_an_epoch_out(tmp_path, documents, rows):
+    """Lane r of n has the places r, r + n, ... of the endless row of epochs: each document once in each of them,
+    also with fewer documents than lanes."""
+    texts = text.write_texts(tmp_path, list(text.EDGES[:documents]))
+    batches = text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0, rows=rows), 40)
+    lanes = [text.stream(batches, row) for row in range(rows)]
+    for epoch in range(3):
+        places = range(epoch * documents, (epoch + 1) * documents)
+        assert sorted(lanes[place % rows][place // rows] for place in places) == sorted(texts)
+
+
+def test_without_shuffling_documents_come_in_their_order(tmp_path):
+    """`shuffle` False is the order of the sorted paths, epoch after epoch."""
+    texts = text.write_texts(tmp_path, [5, 20, 1])
+    documents = text.stream(text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0, shuffle=False), 10), 0)
+    assert documents[:9] == texts * 3
+
+
+def test_other_seeds_have_other_orders(tmp_path):
+    """The order is the seed's."""
+    text.write_texts(tmp_path, list(text.EDGES))
+    orders = [
+        tuple(text.stream(text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0, seed=seed), 20), 0))
+        for seed in (0, 1, 0)
+    ]
+    assert orders[0] == orders[2] != orders[1]
+
+
+def mixed(folder, **changes):
+    """Two rows of streams and two packed rows, on two sources, one of them for all rows."""
+    text.write_texts(folder / "long", [50, 33, 17, 90])
+    some = text.write_jsonl(folder / "some.jsonl", [{"inputs": "q" * i, "targets": "a" * (9 - i)} for i in range(7)])
+    sources = (SourceConfig(f"{folder}/long/*.txt", weight=2.0), SourceConfig(some, rows="packed"))
+    settings = {"rows": 4, "stream_share": 0.5, "repeat_segment": 3, "packing": "whole", "sequence_length": 64}
+    return text.config(*sources, **(settings | changes))
+
+
+@pytest.mark.parametrize("packing", ["cut", "whole"])
+def test_a_resumed_run_reads_the_same(tmp_path, packing):
+    """From the progress at any step, through JSON and in a new process, the batches are those of a run that was
+    never stopped."""
+    made = mixed(tmp_path, packing=packing)
+    batches, progress = text.read(make_text_task(made, range(4)), 12)
+    for step in range(12):
+        again, _ = text.read(make_text_task(made, range(4)), 12 - step, step, progress[step])
+        for one, other in zip(batches[step:], again, strict=True):
+            text.assert_same(one, other)
+
+
+def test_an_old_progress_reads_the_same_in_a_task_that_is_ahead(tmp_path):
+    """What a task keeps to be fast decides nothing."""
+    task = make_text_task(mixed(tmp_path), range(4))
+    batches, progress = text.read(task, 6)
+    for step in (4, 0, 5, 2):
+        text.assert_same(task.batch(step, progress[step])[0], batches[step])
+
+
+@pytest.mark.parametrize("parts", [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0], [1], [2], [3]], [[3], [0, 1, 2]]])
+def test_any_number_of_processes_reads_the_same(tmp_path, parts):
+    """Rows shared out over processes: together the batches of one process, and progress that comes together by
+    union, from which another number of processes goes on."""
+    made = mixed(tmp_path)
+    whole, progress = text.read(make_text_task(made, range(4)), 8)
+    after = {}
+    for rows in parts:
+        batches, seen = text.read(make_text_task(made, rows), 5)
+        for one, other in zip(whole, batches, strict=False):
+            text.assert_same(one, other, rows)
+        assert all(not name[0].isdigit() or int(name) in rows for name in seen[-1])
+        after |= seen[-1]
+    assert after == progress[5]
+    for rows in ([0, 1, 2, 3], [1, 2]):
+        batches, _ = text.read(make_text_task(made, rows), 3, 5, after)
+        for one, other in zip(whole[5:], batches, strict=True):
+            text.assert_same(one, other, rows)
+
+
+def test_the_first_rows_stream_and_the_others_start_afresh(tmp_path):
+    """`stream_share` of the rows go on with their documents; packed rows start each step with one fresh memory."""
+    made = mixed(tmp_path)
+    batches, _ = text.read(make_text_task(made, range(4)), 8)
+    for batch in batches:
+        np.testing.assert_array_equal(batch.starts[2:, 0], True)
+        np.testing.assert_array_equal(batch.starts[2:, 1:], False)
+    for row in (0, 1):
+        assert set(text.stream(batches, row)) <= {path.read_text() for path in (tmp_path / "long").iterdir()}
+        assert not all(batch.starts[row, 0] for batch in batches)
+    assert made.carries_memory and make_text_task(made, range(4)).continues
+
+
+def test_sources_are_mixed_by_their_weights(tmp_path):
+    """Documents are drawn from each source in proportion to its weight, whatever their number."""
+    a = text.write_jsonl(tmp_path / "a.jsonl", [{"text": "aaaa"}])
+    b = text.write_jsonl(tmp_path / "b.jsonl", [{"text": "bbbb"}] * 50)
+    made = text.config(SourceConfig(a, weight=3.0), SourceConfig(b), stream_share=1.0, rows=4)
+    tokens = np.concatenate([batch.tokens for batch in text.batches_of(made, 100)])
+    assert 0.70 < (tokens == ord("a")).mean() < 0.80  # 1600 documents: 4.6 standard deviations
+
+
+def test_a_changed_data_set_is_told(tmp_path):
+    """A place among ten documents means nothing among eleven; nor do rows that became others."""
+    text.write_texts(tmp_path, [5] * 10)
+    made = text.config(tmp_path / "*.txt", stream_share=1.0)
+    _, progress = text.read(make_text_task(made, [0]), 2)
+    (tmp_path / "new.txt").write_text("more")
+    with pytest.raises(ConfigError, match=r"had \[\[10\]\] documents, not \[\[11\]\].*start in an empty MODEL_DIR"):
+        make_text_task(made, [0]).batch(2, progress[-1])
+    packed = text.config(tmp_path / "*.txt")
+    with pytest.raises(ConfigError, match="had 1 rows that stream, not 0"):
+        make_text_task(packed, [0]).batch(2, progress[-1])
+
+
+def test_epochs_are_reported(tmp_path):
+    """Documents read over documents there are, by the rows of this process."""
+    text.write_texts(tmp_path, [4] * 8)
+    task = make_text_task(text.config(tmp_path / "*.txt", stream_share=1.0, rows=2), range(2))
+    _, progress = text.read(task, 3)  # 3 rows of 4 documents by each of 2 lanes
+    assert task.report(progress[-1]) == {"epochs": 3.0}

@@ -1,0 +1,135 @@
+"""Vocabularies: bytes, SentencePiece, tokenizer.json; and the one that a model directory keeps."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+
+from famjax.config import ConfigError
+from famjax.data.text_task import check_text_task, files_to_keep, vocabulary_and_files
+from famjax.data.vocabulary import decode, encode, load_vocabulary, vocabulary_of
+from tests.data import text
+
+SENTENCE = "the quick brown fox jumps over the lazy dog and the cat sat on the mat while it rained all day"
+WORDS = SENTENCE.split()
+
+
+@pytest.fixture(scope="module")
+def sentence_piece(tmp_path_factory):
+    model = io.BytesIO()
+    lines = (" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS)))
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=45, minloglevel=2, byte_fallback=False
+    )
+    path = tmp_path_factory.mktemp("sp") / "some.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+    ids = {"<s>": 0, "</s>": 1, "<unk>": 2} | {word: i for i, word in enumerate(dict.fromkeys(WORDS), start=3)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def test_bytes():
+    """Ids are UTF-8's bytes, and back; what is no UTF-8 shows as replacement characters."""
+    vocabulary = load_vocabulary("bytes")
+    assert vocabulary.encode("aß").tolist() == encode("aß").tolist() == [97, 0xC3, 0x9F]
+    assert vocabulary.decode([97, 0xC3, 0x9F]) == decode(np.array([97, 0xC3, 0x9F])) == "aß"
+    assert (vocabulary.size, vocabulary.bos, vocabulary.eos) == (256, None, None)
+    assert vocabulary.decode([97, 0xC3]) == "a\ufffd"
+
+
+def test_sentence_piece(sentence_piece):
+    """The model's own ids, its size, and its begin and end."""
+    model = sentencepiece.SentencePieceProcessor(model_file=str(sentence_piece))
+    vocabulary = load_vocabulary(str(sentence_piece))
+    ids = vocabulary.encode("the lazy fox")
+    assert ids.dtype == np.int32 and ids.tolist() == model.encode("the lazy fox")
+    assert vocabulary.decode(ids) == "the lazy fox"
+    assert (vocabulary.size, vocabulary.bos, vocabulary.eos) == (45, 1, 2)
+
+
+def test_tokenizer_json(hugging_face):
+    """Ids without what a template adds; begin and end by their usual names, or as tokenizer_config.json says."""
+    vocabulary = load_vocabulary(str(hugging_face))
+    assert vocabulary.encode("the quick cat").tolist() == [3, 4, 3 + list(dict.fromkeys(WORDS)).index("cat")]
+    assert vocabulary.decode([3, 4, 1]) == "the quick </s>"
+    assert (vocabulary.size, vocabulary.bos, vocabulary.eos) == (3 + len(set(WORDS)), 0, 1)
+    names = {"bos_token": None, "eos_token": {"content": "cat"}}
+    (hugging_face.parent / "tokenizer_config.json").write_text(json.dumps(names))
+    try:
+        vocabulary = load_vocabulary(str(hugging_face.parent))
+        assert (vocabulary.bos, vocabulary.decode([vocabulary.eos])) == (None, "cat")
+    finally:
+        (hugging_face.parent / "tokenizer_config.json").unlink()
+
+
+def test_rows_have_the_vocabularys_tokens(tmp_path, hugging_face):
+    """Text to ids, with begin and end of text around each document, or without them."""
+    (tmp_path / "a.txt").write_text("the quick the")
+    made = text.config(tmp_path / "a.txt", vocabulary=str(hugging_face))
+    assert text.batches_of(made, 1)[0].tokens[0, :11].tolist() == [0, 3, 4, 3, 1, 0, 3, 4, 3, 1, 0]
+    made = text.config(tmp_path / "a.txt", vocabulary=str(hugging_face), bos=False, eos=False)
+    assert text.batches_of(made, 1)[0].tokens[0, :6].tolist() == [3, 4, 3, 3, 4, 3]
+
+
+@pytest.mark.parametrize("which", ["sentence_piece", "hugging_face", "bytes"])
+def test_a_model_directory_keeps_its_vocabulary(tmp_path, request, which):
+    """What a training writes there gives the same ids and, for a training that starts from there, is the default."""
+    path = "bytes" if which == "bytes" else str(request.getfixturevalue(which))
+    (tmp_path / "a.txt").write_text("the quick")
+    model_dir = tmp_path / "model"
+    model_dir.mkdir()
+    made = text.config(tmp_path / "a.txt", vocabulary=path, model_dir=str(model_dir))
+    for name, content in files_to_keep(made).items():
+        (model_dir / name).write_bytes(content)
+    kept = vocabulary_of(model_dir)
+    given = load_vocabulary(path)
+    assert (kept.size, kept.bos, kept.eos) == (given.size, given.bos, given.eos)
+    assert kept.encode("the lazy dog").tolist() == given.encode("the lazy dog").tolist()
+    later = text.config(tmp_path / "a.txt", initial_checkpoint=str(model_dir))
+    assert vocabulary_and_files(later)[0].size == given.size
+    assert files_to_keep(made) == files_to_keep(later)
+
+
+def test_another_vocabulary_in_the_model_directory_is_refused(tmp_path, hugging_face):
+    """It would be lost, or the model would."""
+    (tmp_path / "a.txt").write_text("the quick")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="tokenizer.json is another vocabulary than the data's"):
+        files_to_keep(text.config(tmp_path / "a.txt", vocabulary=str(hugging_face), model_dir=str(tmp_path)))
+
+
+def test_a_vocabulary_larger_than_the_model(tmp_path, hugging_face):
+    """Every token needs a row of the embedding."""
+    (tmp_path / "a.txt").write_text("the quick")
+    made = text.config(tmp_path / "a.txt", vocabulary=str(hugging_face), vocab_size=10)
+    with pytest.raises(ConfigError, match=r"has 21 tokens, but the model's vocab_size is 10; set --gin.ModelConfig.vo"):
+        check_text_task(made)
+
+
+def test_what_is_no_vocabulary(tmp_path):
+    """One line that names the file."""
+    (tmp_path / "bad.model").write_bytes(b"nothing")
+    (tmp_path / "bad.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for path, message in {
+        "bad.model": "bad.model is no SentencePiece model",
+        "bad.json": "bad.json is no tokenizer.json",
+        "no.json": "there is no file .*no.json",
+        "empty": "empty has neither tokenizer.json nor tokenizer.model",
+        "some.vocab": "neither bytes nor the path of a tokenizer.json",
+    }.items():
+        with pytest.raises(ConfigError, match=message) as error:
+            load_vocabulary(str(tmp_path / path))
+        assert "\n" not in str(error.value)

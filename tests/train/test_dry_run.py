@@ -1,0 +1,83 @@
+"""`famjax train --dry-run`: tells what a training would be, finds what would stop it, leaves nothing behind."""
+
+import os
+
+import pytest
+
+from famjax.cli.main import main
+from famjax.config import ConfigError
+from famjax.runtime.checkpoint import save_model
+from famjax.train import dry_run
+from tests import tiny
+from tests.train.test_loop import MODEL, settings
+
+TINY = ["train", "--dry-run", "--gin_file", "gin/experiments/tiny_fam.gin"]
+SMALL = ["--gin.BATCH_SIZE=2", "--gin.TASK_FEATURE_LENGTHS={'targets': 384}", "--gin.ModelConfig.num_layers=1"]
+
+
+def test_everything_is_told_and_nothing_written(tmp_path, capsys):
+    """From the command line: summary, first batch, work, memory; no file, not even the directory's parent."""
+    assert main([*TINY, *SMALL, f"--gin.MODEL_DIR='{tmp_path}/runs/m'"]) == 0
+    said = capsys.readouterr().out
+    for words in ("layers/attention/query", "random weights, seed 0", "2 rows of 384 tokens", "FLOPs a token",
+                  "the compiler's count for cpu (1 of them)", "nothing was written"):  # fmt: skip
+        assert words in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mesh_that_is_not_here_is_summed_up_by_its_shape(tmp_path, capsys):
+    """8 devices asked, 1 here: what each would hold, and how to simulate them."""
+    assert main([*TINY, f"--gin.MODEL_DIR='{tmp_path}/m'", "--gin.MESH={'fsdp': 8}"]) == 0
+    said = capsys.readouterr().out
+    assert "mesh          data 1 x fsdp 8 x tensor 1" in said
+    # Of the embedding [256, 64] a device has an eighth: 2048 numbers.
+    assert any(
+        line.split()[0] == "embedding" and line.split()[-2:] == ["8.0", "KiB"] for line in said.splitlines() if line
+    )
+    assert "--xla_force_host_platform_device_count=8" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_it_would_start(tmp_path):
+    """Random weights, another model's, a checkpoint; weights of other shapes are refused."""
+    assert dry_run.beginning(settings(tmp_path / "m")) == "random weights, seed 0"
+    without = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=0)
+    save_model(tmp_path / "source", without, tiny.parameters(without))
+    config = settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "source"))
+    assert dry_run.beginning(config).endswith("source; the FAM prompt is new")
+    wide = tiny.config(vocab_size=128, d_model=16)
+    save_model(tmp_path / "wide", wide, tiny.parameters(wide))
+    with pytest.raises(ConfigError, match="other shapes"):
+        dry_run.beginning(settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "wide")))
+    save_model(tmp_path / "m", MODEL, tiny.parameters(MODEL), step=4)
+    assert "from step 4 of 6" in dry_run.beginning(settings(tmp_path / "m"))
+
+
+def test_data_that_does_not_fit_the_model_is_found(tmp_path, monkeypatch):
+    """A token outside of the vocabulary."""
+    config = settings(tmp_path / "m")
+    assert dry_run.first_batch(config).tokens.shape == (2, 320)
+    from famjax.data.passkey import PassKeyTask
+
+    ordinary = PassKeyTask.batch
+
+    def with_a_large_token(self, step, progress):
+        batch, progress = ordinary(self, step, progress)
+        batch.tokens[0, 5] = 200
+        return batch, progress
+
+    monkeypatch.setattr(PassKeyTask, "batch", with_a_large_token)
+    with pytest.raises(ConfigError, match="the data has the token 200, but vocab_size is 128; use at least 201"):
+        dry_run.first_batch(config)
+
+
+def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
+    """Of the nearest folder that exists."""
+    dry_run.writable(str(tmp_path / "a" / "b"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match="is not writable; name another directory"):
+        dry_run.writable(str(tmp_path / "a" / "b"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        dry_run.writable(str(tmp_path / "file" / "m"))

@@ -1,0 +1,176 @@
+"""Real trainings that are killed, stopped and started again."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from famjax.infer.load import load
+from famjax.nn.model import parameter_shapes
+from famjax.runtime import steps
+from famjax.runtime.checkpoint import load_model
+from tests.train import processes
+
+STEPS = 90
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, cache) -> Path:
+    """The training that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("straight") / "m"
+    code, _, err = processes.finish(processes.start(processes.command(folder, TRAIN_STEPS=STEPS), cache))
+    assert code == 0, err
+    return folder
+
+
+def losses(folder: Path) -> list[tuple]:
+    return [
+        (line["step"], line["loss"], line["exact_match"], line["gradient_norm"]) for line in processes.lines(folder)
+    ]
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Every array that the last step holds: weights, optimizer, what is passed on."""
+    import orbax.checkpoint as ocp
+
+    found = {}
+    for part in (steps.WEIGHTS, steps.TRAINING):
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.restore(steps.step_dir(folder.absolute(), STEPS) / part)
+        found |= {part + jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return found
+
+
+def assert_same_training(folder: Path, straight: Path) -> None:
+    assert [step for step, *_ in losses(straight)] == [*range(7, STEPS, 7), STEPS]
+    assert losses(folder) == losses(straight)
+    one, other = arrays(folder), arrays(straight)
+    assert one.keys() == other.keys() and any("passed_fam" in name for name in one)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def kill_often(folder: Path, cache: Path, kills: int, draw: random.Random, **macros: object) -> int:
+    """Trains with `kills` SIGKILLs at random moments, then to the end; returns how many found a checkpoint."""
+    words, behind = processes.command(folder, TRAIN_STEPS=STEPS, **macros), 0
+    for number in range(kills):
+        process = processes.start(words, cache)
+        processes.wait_for_step(folder, 7 + number * STEPS // (kills + 2), process)
+        time.sleep(draw.uniform(0, 0.4))
+        process.kill()
+        processes.finish(process)
+        if steps.latest_step(folder) is not None:
+            load_model(folder, parameter_shapes)
+            behind += 1
+    code, out, err = processes.finish(processes.start(words, cache))
+    assert code == 0, err
+    assert not behind or "continuing" in out
+    return behind
+
+
+def test_kill_minus_nine_changes_no_bit(tmp_path, cache, straight, capfd):
+    """SIGKILL three times at random moments, saves and deletions among them: after each the newest checkpoint is whole,
+    and in the end losses, weights, optimizer state and passed FAM are those of the training that was left alone."""
+    assert kill_often(tmp_path / "m", cache, 3, random.Random()) >= 2
+    assert "damaged" not in capfd.readouterr().err
+    assert_same_training(tmp_path / "m", straight)
+    assert steps.all_steps(tmp_path / "m") == [STEPS - 5, STEPS]
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_twelve_times(tmp_path, cache, straight):
+    """The same with twelve kills, every step saved, one checkpoint kept and the best beside it."""
+    (tmp_path / "m").mkdir()
+    macros = {"CHECKPOINT_PERIOD": 1, "KEEP_CHECKPOINTS": 1, "TrainConfig.keep_best_metric": "loss"}
+    assert kill_often(tmp_path / "m", cache, 12, random.Random(), **macros) >= 10
+    assert_same_training(tmp_path / "m", straight)
+
+
+def test_sigterm_saves_and_ends_well(tmp_path, cache, straight):
+    """SIGTERM: the step is finished and saved, exit code 0, one line says so; the same command then completes the
+    training to the same bits, though it was saved between two log lines."""
+    words = processes.command(tmp_path / "m", TRAIN_STEPS=STEPS, CHECKPOINT_PERIOD=0)
+    process = processes.start(words, cache)
+    processes.wait_for_step(tmp_path / "m", 21, process)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = processes.finish(process)
+    step = steps.latest_step(tmp_path / "m")
+    assert code == 0, err
+    assert 21 <= step < STEPS
+    assert f"stopped by SIGTERM after step {step} of {STEPS}; step {step} is saved in {tmp_path / 'm'}" in out
+    assert err.count("SIGTERM") == 1
+    code, out, err = processes.finish(processes.start(words, cache))
+    assert code == 0 and f"from step {step}\n" in out
+    assert losses(tmp_path / "m") == losses(straight)
+
+
+SLOW_SAVE = """
+import time
+from famjax.runtime import steps
+original = steps.record_step
+def slow(folder):
+    time.sleep(60 if "/15.orbax" in str(folder) else 0)
+    original(folder)
+steps.record_step = slow
+"""
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)])
+def test_a_second_signal_ends_at_once(tmp_path, cache, first, second):
+    """While step 15 takes a minute to save, the first signal waits for it; the second does not: exit code 128 + its
+    number, and step 10 is whole."""
+    process = processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=100000), cache, SLOW_SAVE)
+    processes.wait_for_step(tmp_path / "m", 14, process)
+    time.sleep(0.5)
+    process.send_signal(first)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(second)
+    began = time.monotonic()
+    code, _, err = processes.finish(process)
+    assert time.monotonic() - began < 5
+    assert code == 128 + second and "ended at once" in err
+    assert steps.all_steps(tmp_path / "m") == [5, 10]
+    load(tmp_path / "m")
+
+
+def test_control_c_says_what_is_saved(tmp_path, cache):
+    """SIGINT: exit code 130 and one line with the step that the next start goes on from."""
+    process = processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=100000), cache)
+    processes.wait_for_step(tmp_path / "m", 21, process)
+    process.send_signal(signal.SIGINT)
+    code, _, err = processes.finish(process)
+    step = steps.latest_step(tmp_path / "m")
+    assert code == 130 and step % 5 == 0
+    last = err.splitlines()[-1]
+    assert last.startswith("famjax train: interrupted in step ")
+    assert f"; step {step} is saved in {tmp_path / 'm'}; the same command goes on from there" in last
+    assert "Traceback" not in err
+
+
+def test_a_second_trainer_is_refused_and_a_dead_one_locks_nobody_out(tmp_path, cache):
+    """While one trains, another into the same directory ends with code 2 and one line that names the first, and
+    changes nothing. Once the first is killed, its lock is gone, though the file is still there."""
+    words = processes.command(tmp_path / "m", TRAIN_STEPS=100000)
+    process = processes.start(words, cache)
+    processes.wait_for_step(tmp_path / "m", 7, process)
+    code, out, err = processes.finish(processes.start(words, cache))
+    assert code == 2 and err.count("\n") == 1
+    assert f"another training (process {process.pid} on " in err and "is at work in MODEL_DIR" in err
+    assert process.poll() is None
+    process.kill()
+    processes.finish(process)
+    assert (tmp_path / "m" / ".lock").exists()
+    done = max(line["step"] for line in processes.lines(tmp_path / "m"))
+    code, _, err = processes.finish(processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=done + 30), cache))
+    assert code == 0, err
+    assert not (tmp_path / "m" / ".lock").exists()

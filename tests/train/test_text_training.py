@@ -1,0 +1,91 @@
+"""Training on text: the same numbers whether it is stopped or not, and whether a document is read whole or in parts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from famjax.config import ConfigError, DataConfig, OptimizerConfig, SourceConfig, TrainConfig
+from famjax.infer.load import load
+from famjax.train.loop import train
+from tests import tiny
+
+MODEL = tiny.config(vocab_size=256, block_size=8, memory_segments=1, fam_length=3, random_state_passing=0.5)
+
+
+def config(model_dir, data: DataConfig, **changes) -> TrainConfig:
+    settings = {"task": "text", "model": MODEL, "sequence_length": 32, "batch_size": 2, "steps": 6, "log_period": 1}
+    return TrainConfig(model_dir=str(model_dir), data=data, **(settings | changes))
+
+
+def metrics(model_dir) -> list[dict]:
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    rng = np.random.default_rng(0)
+    for i, size in enumerate((90, 41, 8, 130)):
+        (tmp_path / f"{i}.txt").write_text("".join(map(chr, rng.integers(97, 123, size))))
+    lines = [json.dumps({"inputs": "abc " * i, "targets": "x y z"}) for i in range(5)]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    return f"{tmp_path}/*.txt", f"{tmp_path}/some.jsonl"
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, texts, monkeypatch):
+    """One row streams, one is packed; killed in the fourth step, gone on from the checkpoint at two: equal losses,
+    bit for bit, and equal weights. The carried memory, the places in the data and the passed FAM are part of it."""
+    sources = (SourceConfig(texts[0], rows="streams"), SourceConfig(texts[1], rows="packed"))
+    data = DataConfig(sources=sources, stream_share=0.5)
+    train(config(tmp_path / "straight", data), "# settings\n")
+
+    from famjax.train.metrics import MetricsLog
+
+    def killed(self, step, values):
+        if step == 4:
+            raise KeyboardInterrupt
+        write(self, step, values)
+
+    write = MetricsLog.write
+    monkeypatch.setattr(MetricsLog, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(tmp_path / "cut", data, checkpoint_period=2), "# settings\n")
+    monkeypatch.undo()
+    train(config(tmp_path / "cut", data, checkpoint_period=2), "# settings\n")
+    straight, cut = metrics(tmp_path / "straight"), metrics(tmp_path / "cut")
+    assert [line["step"] for line in cut] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in cut] == [line["loss"] for line in straight]
+    assert cut[-1]["epochs"] == straight[-1]["epochs"] > 0
+    weights = [load(tmp_path / name).embedding[...] for name in ("straight", "cut")]
+    np.testing.assert_array_equal(*weights)
+
+
+def test_a_document_costs_the_same_in_parts_and_whole(tmp_path):
+    """With weights that stay, a stream over three steps of two blocks loses as much in all as one row of six blocks:
+    FAM and memory segments are carried over the steps' edges, targets too, and the next document starts afresh."""
+    rng = np.random.default_rng(1)
+    for name, size in (("a", 29), ("b", 13)):  # four blocks, the last one padded, and two
+        (tmp_path / f"{name}.txt").write_text("".join(map(chr, rng.integers(97, 123, size))))
+    data = DataConfig(sources=(f"{tmp_path}/*.txt",), stream_share=1.0, shuffle=False)
+    still = {"optimizer": OptimizerConfig(learning_rate=0.0), "batch_size": 1}
+    model = tiny.config(vocab_size=256, block_size=8, memory_segments=1, fam_length=3, random_state_passing=0.0)
+    still |= {"model": model, "log_period": 1}
+    train(config(tmp_path / "parts", data, steps=3, sequence_length=16, **still), "")
+    train(config(tmp_path / "whole", data, steps=1, sequence_length=48, **still), "")
+    (whole,) = metrics(tmp_path / "whole")
+    weights = [16, 12, 12]  # of 29 and 13 bytes all but the first are predicted
+    parts = sum(line["loss"] * weight for line, weight in zip(metrics(tmp_path / "parts"), weights, strict=True))
+    assert parts == pytest.approx(whole["loss"] * sum(weights), rel=1e-6)
+
+
+def test_a_directory_with_another_vocabulary_is_left_alone(tmp_path, texts):
+    """Found before anything is written."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "tokenizer.json").write_text("{}")
+    (tmp_path / "v.json").write_text(
+        '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}'
+    )
+    data = DataConfig(sources=texts[:1], vocabulary=f"{tmp_path}/v.json")
+    with pytest.raises(ConfigError, match="is another vocabulary than the data's"):
+        train(config(tmp_path / "m", data), "")
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["tokenizer.json"]
