@@ -34,6 +34,12 @@ ModelConfig.d_ff = 16
 OptimizerConfig.schedule = 'constant'
 OptimizerConfig.warmup_steps = 0
 """
+# Of two rows that stream and two that are packed, two processes have one kind each.
+TEXT = """
+include 'gin/data/streams.gin'
+SOURCES = ('README.md', 'docs/*.md')
+DataConfig.stream_share = 0.5
+"""
 FOREVER = 10**6
 
 
@@ -42,6 +48,7 @@ def place(tmp_path_factory):
     """A folder with the settings and the cache of compiled programs."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "run.gin").write_text(SETTINGS)
+    (folder / "text.gin").write_text(TEXT)
     return folder
 
 
@@ -111,7 +118,8 @@ def metrics(place: Path, name: str) -> list[dict]:
 def losses(place: Path, name: str) -> np.ndarray:
     lines = metrics(place, name)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    return np.array([[line["loss"], line["gradient_norm"], line["exact_match"]] for line in lines])
+    names = ("loss", "gradient_norm", "accuracy", "exact_match")
+    return np.array([[line.get(name, 0) for name in names] for line in lines])
 
 
 def killed(place: Path, running: Running, name: str, victim: int, steps: int = 5) -> tuple[float, int, str]:
@@ -178,9 +186,35 @@ def test_two_processes_have_the_numbers_of_one(place, straight):
     assert {line["compilations"] for line in metrics(place, "straight")} == {1}
 
 
+def test_each_process_reads_its_own_rows(place):
+    """Streams, with the memory that they carry, and packed rows: two processes have the losses of two simulated
+    devices, and one process goes on from where both have come to in their rows."""
+    text = ("--gin_file", str(place / "text.gin"))
+    trained(job(place, 2, *words(place, "text", 2, 2, *text)))
+    trained(alone(place, 2, *words(place, "text_simulated", 4, 2, *text)))
+    trained(alone(place, 2, *words(place, "text", 4, 2, *text)))
+    np.testing.assert_allclose(losses(place, "text"), losses(place, "text_simulated"), rtol=1e-6)
+
+
+def test_sigterm_for_one_process_stops_all_at_the_same_step(place):
+    """As when one host of many is taken away: all finish the step, save it and leave with 0; and go on from there."""
+    with job(place, 2, *words(place, "preempted", FOREVER, 2)) as running:
+        pids = running.process.stderr.readline().split("pids are ")[1].split(", ")
+        while len(metrics_so_far(place, "preempted")) < 2:
+            assert running.process.poll() is None
+            time.sleep(0.05)
+        os.kill(int(pids[1]), signal.SIGTERM)
+        code, out, _ = running.end(60.0)
+    step = newest(place, "preempted")
+    assert code == 0
+    assert len(metrics(place, "preempted")) == step
+    said = [line for line in out.splitlines() if "stopped by SIGTERM" in line]
+    assert len(said) == 1 and said[0].startswith(f"[0] stopped by SIGTERM after step {step} of {FOREVER}; step {step}")
+
+
 def test_only_the_first_process_prints(straight):
     """What people read on standard output is said once, and by process 0."""
-    said = [line for line in straight[1] if "trained" in line or "next:" in line]
+    said = [line for line in straight[1] if "] trained " in line or "] next:" in line]
     assert len(said) == 2 and all(line.startswith("[0] ") for line in said)
     assert not [line for line in straight[1] if line.startswith("[1] ")]
 
