@@ -30,7 +30,7 @@ BEAT_SECONDS, SILENT_SECONDS = 5.0, 40.0
 RETRY_SECONDS, NEWS_SECONDS = 0.2, 30.0
 # A connection that says nothing for so long is none of ours.
 HELLO_SECONDS = 10.0
-LONGEST_LINE = 2**16
+LONGEST_LINE, AT_ONCE = 2**22, 2**16  # bytes; the names of thousands of hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Line:
     def receive(self) -> list[dict[str, Any]] | None:
         """The messages that came, or None once the other side is gone. Waits as its timeout says."""
         try:
-            data = self.connection.recv(LONGEST_LINE)
+            data = self.connection.recv(AT_ONCE)
         except (BlockingIOError, InterruptedError, TimeoutError):
             return []
         except OSError:
@@ -124,6 +124,11 @@ class Line:
             if messages:
                 return messages[0]
         return {}
+
+    def gone(self) -> bool:
+        """True once the other side has closed it; of a side that has nothing to say now."""
+        self.connection.setblocking(False)
+        return self.receive() is None
 
     @property
     def address(self) -> str:
@@ -191,6 +196,8 @@ class Peers:
                 except TimeoutError:
                     continue
                 self._admit(Line(connection))
+        for line in self.lines.values():
+            line.connection.settimeout(HELLO_SECONDS)
         self._tell({"go": self.hosts})
 
     def _listen(self) -> socket.socket:
@@ -205,7 +212,14 @@ class Peers:
             raise ConfigError(f"port {port} of this host is in use; give the coordinator another one") from error
 
     def _missing(self) -> list[int]:
-        return [i for i in range(1, self.job.num_processes) if i not in self.lines]
+        """Who has not come yet, or was there and has gone; the latter is looked for when all seem to be there."""
+        missing = [i for i in range(1, self.job.num_processes) if i not in self.lines]
+        if missing:
+            return missing
+        gone = [process for process, line in self.lines.items() if line.gone()]
+        for process in gone:
+            self.lines.pop(process).close()
+        return gone
 
     def _admit(self, line: Line) -> None:
         """Takes a process in, whose first message is a hello; whoever says something else is sent away."""
@@ -216,8 +230,7 @@ class Peers:
             return
         known = self.lines.get(process)
         if known is not None:
-            known.connection.setblocking(False)
-            if known.receive() is not None:
+            if not known.gone():
                 line.send({"stop": f"there are two processes {process}; give each its own number"})
                 self._refuse(f"there are two processes {process} (at {known.address} and {line.address}); "
                              f"give each its own number")  # fmt: skip
