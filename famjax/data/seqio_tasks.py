@@ -33,6 +33,11 @@ def load_seqio(modules: tuple[str, ...] = ()) -> Any:
         import seqio
     except ImportError as error:
         raise ConfigError(f"tasks of seqio need more packages ({error}): pip install 'famjax[data]'") from error
+    except RuntimeError as error:  # a module that a gin file imports was faster, and has taken their memory
+        raise ConfigError(
+            "a module used tensorflow on its import, before it could be kept from accelerators; name the module in "
+            "DataConfig.modules, or let it only register tasks"
+        ) from error
     if modules and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in modules:

@@ -1,6 +1,7 @@
 """The task `text`, and every task of seqio: documents in rows, as streams or packed."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,8 +205,11 @@ def vocabulary_path(config: TrainConfig) -> str:
     """Where the vocabulary is: as set, else that of the weights to start from, else `bytes`."""
     if config.data.vocabulary:
         return config.data.vocabulary
-    start = config.initial_checkpoint
-    return start if start and has_vocabulary(start) else "bytes"
+    start = Path(config.initial_checkpoint)
+    # Weights may be those of a step, DIR/checkpoints/400; the vocabulary is the directory's.
+    folders = [start, start.parent.parent] if start.parent.name == "checkpoints" else [start]
+    found = (str(folder) for folder in folders if config.initial_checkpoint and has_vocabulary(folder))
+    return next(found, "bytes")
 
 
 def files_to_keep(config: TrainConfig) -> dict[str, bytes]:

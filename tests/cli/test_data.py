@@ -52,8 +52,10 @@ def test_questions_stand_in_braces(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "2 packed (whole)" in out
     blocks = [line for line in out.splitlines() if line.startswith("  block")]
     assert blocks[:3] == [
-        "  block 0   > ¶{1+1? }2.¶{1+1? }2.¶{1+}", "  block 1     {1? }2.¶{1+1? }2.{[rep}", "  block 2     {eat random segme}"
-    ]  # fmt: skip
+        "  block 0   > ¶{1+1? }2.¶{1+1? }2.¶{1+}",
+        "  block 1     {1? }2.¶{1+1? }2.{[rep}",
+        "  block 2     {eat random segme}",
+    ]
     assert blocks[3].startswith("  block 3     {nt]:}{0.1: ")
 
 
@@ -83,7 +85,7 @@ def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.Capture
         (["--show", "-1"], "--show is -1; it must be at least 0"),
         (["--gin_file", "gin/data/mixed.gin"], "a source has no path; set SourceConfig.path"),
         (
-            ["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=('README.md',)", "--gin.DataConfig.stream_share=0.01"],
+            ["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=('setup.py',)", "--gin.DataConfig.stream_share=0.01"],
             "stream_share 0.01 of 8 rows is less than one row; use at least 0.125",
         ),
         (

@@ -9,6 +9,7 @@ import seqio
 import tensorflow as tf
 
 from famjax.config import ConfigError
+from famjax.data import seqio_tasks
 from famjax.data.seqio_tasks import find_task
 from famjax.data.seqio_vocabulary import FileVocabulary, ours_of
 from famjax.data.text_task import check_text_task, files_to_keep, make_text_task
@@ -84,6 +85,23 @@ def test_lanes_ask_in_any_order(tmp_path, registry):
     batches, progress = text.read(task, 3)
     for step in (2, 0, 1):
         text.assert_same(task.batch(step, progress[step])[0], batches[step])
+
+
+def test_no_lane_starves_and_none_makes_others_wait(tmp_path, registry, monkeypatch):
+    """With fewer examples than lanes, lanes take turns in having one. Lanes of a shard share what is read of it."""
+    opened = []
+    iterate = seqio_tasks.TaskExamples._iterate
+    monkeypatch.setattr(
+        seqio_tasks.TaskExamples, "_iterate", lambda *args: (opened.append(args[1:]), iterate(*args))[1]
+    )
+    add_task(tmp_path, sizes=[4, 3])
+    batches = text.batches_of(config(rows=3, data_shards=1, stream_share=1.0), 2)
+    for row in range(3):
+        assert set(text.stream(batches, row)) == {text.text(0, 4), text.text(1, 3)}
+    opened.clear()
+    add_task(tmp_path, "long", sizes=[2, 9] * 13)
+    text.batches_of(config("long", rows=3, data_shards=1, packing="whole"), 5)
+    assert opened.count((0, 0)) <= 3  # once, and again for each lane that comes late
 
 
 def test_inputs_carry_no_loss(tmp_path, registry):

@@ -97,9 +97,10 @@ def test_a_model_directory_keeps_its_vocabulary(tmp_path, request, which):
     given = load_vocabulary(path)
     assert (kept.size, kept.bos, kept.eos) == (given.size, given.bos, given.eos)
     assert kept.encode("the lazy dog").tolist() == given.encode("the lazy dog").tolist()
-    later = text.config(tmp_path / "a.txt", initial_checkpoint=str(model_dir))
-    assert vocabulary_and_files(later)[0].size == given.size
-    assert files_to_keep(made) == files_to_keep(later)
+    for start in (model_dir, model_dir / "checkpoints" / "400"):
+        later = text.config(tmp_path / "a.txt", initial_checkpoint=str(start))
+        assert vocabulary_and_files(later)[0].size == given.size
+        assert files_to_keep(made) == files_to_keep(later)
 
 
 def test_another_vocabulary_in_the_model_directory_is_refused(tmp_path, hugging_face):
