@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,9 @@ TPU_VM = "a TPU VM"
 HEARTBEAT_SECONDS = 100
 # What went wrong may have done so because another process is gone; so long it is waited to hear of that.
 VERDICT_SECONDS = 5.0
+# When process 0 is gone jax prints and aborts in the others. What famjax says comes behind that, to be the last
+# line; and where process 0 leaves by itself it does so when the others have said it.
+SETTLE_SECONDS = 0.5
 
 
 # --- coming together ------------------------------------------------------------------------------
@@ -155,7 +159,11 @@ def joined(
         advice = ""
         with contextlib.suppress(Exception):  # nothing may keep this process from leaving
             advice = "" if loss.code else f"; {hint()}"
+        if job.process_id:
+            time.sleep(SETTLE_SECONDS)
         print(f"{prog}: {loss.message}{advice}", file=sys.stderr)
+        if job.process_id == 0:
+            time.sleep(2 * SETTLE_SECONDS)
         _leave(loss.code or 1)
 
     peers.watch(lost)
@@ -180,6 +188,8 @@ def joined(
         peers.fail(" ".join(f"{kind}{error}".split())[:300], exit_code(error))
         # jax would wait for all processes before it lets this one go.
         atexit.register(_leave, exit_code(error))
+        if job.process_id == 0:
+            time.sleep(2 * SETTLE_SECONDS)
         raise
     peers.leave()
 

@@ -229,11 +229,10 @@ class Peers:
             line.close()
             return
         known = self.lines.get(process)
-        if known is not None:
-            if not known.gone():
-                line.send({"stop": f"there are two processes {process}; give each its own number"})
-                self._refuse(f"there are two processes {process} (at {known.address} and {line.address}); "
-                             f"give each its own number")  # fmt: skip
+        if known is not None and not known.gone():
+            line.send({"stop": f"there are two processes {process}; give each its own number"})
+            self._refuse(f"there are two processes {process} (at {known.address} and {line.address}); "
+                         f"give each its own number")  # fmt: skip
         self.lines[process], self.hosts[process] = line, host
         if difference := self._difference(hello):
             self._refuse(difference)
@@ -285,15 +284,14 @@ class Peers:
 
     def watch(self, lost: Callable[[Loss], None]) -> None:
         """From now on `lost` is called, in a thread, as soon as another process is gone."""
-        threading.Thread(target=self._watch, args=(lost,), daemon=True, name="peers").start()
-
-    def _watch(self, lost: Callable[[Loss], None]) -> None:
         selector = selectors.DefaultSelector()
-        heard = dict.fromkeys(self.lines, time.monotonic())
         for process, line in self.lines.items():
-            line.connection.setblocking(True)
             line.connection.settimeout(BEAT_SECONDS)
             selector.register(line.connection, selectors.EVENT_READ, process)
+        threading.Thread(target=self._watch, args=(selector, lost), daemon=True, name="peers").start()
+
+    def _watch(self, selector: selectors.BaseSelector, lost: Callable[[Loss], None]) -> None:
+        heard = dict.fromkeys(self.lines, time.monotonic())
         beaten = 0.0
         while not self._closing:
             if time.monotonic() - beaten > BEAT_SECONDS:
