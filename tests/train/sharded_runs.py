@@ -73,7 +73,8 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=3),
         mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
         loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
-        task="text" if name.startswith("stream") else "passkey", data=DataConfig(stream_share=1.0),
+        task="text" if name.startswith("stream") else "passkey",
+        data=DataConfig(sources=("not read",), stream_share=1.0),
     )  # fmt: skip
     config.validate()
     return config
