@@ -16,7 +16,7 @@ from famjax.data.passkey import PassKeyTask
 from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.nn.model import parameter_axes, parameter_shapes
 from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
-from famjax.runtime import checkpoint, sharding
+from famjax.runtime import checkpoint, distributed, sharding
 from famjax.runtime.model_dir import check_same_model, split_step
 from famjax.train import initial, optim
 from famjax.train import state as states
@@ -75,6 +75,10 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.optimizer, shapes(config.model))
     check_same_model(config.model_dir, config.model)
+    distributed.require_same(
+        f"the newest step in {config.model_dir}", checkpoint.latest_step(config.model_dir),
+        "MODEL_DIR must be a directory that all hosts share",
+    )  # fmt: skip
     where = states.abstract(config, tx, mesh)
     found, damaged = checkpoint.restore_training(config.model_dir, shapes(config.model), states.to_save(where))
     first = jax.process_index() == 0
