@@ -42,7 +42,9 @@ def score_documents(
     graphdef, params = nnx.split(model)
     window = blocks_per_call * model.config.memory.block_size
     waiting = sorted(range(len(documents)), key=lambda i: len(documents[i]))  # the longest is taken first
-    reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, len(documents))  # (document, tokens read), by row
+    # (document, tokens read) by row. More rows than the longest document leaves work for would only run empty.
+    windows = [max(1, -(-len(document) // window)) for document in documents]
+    reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, -(-sum(windows) // max(windows, default=1)))
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     state = start(model, len(reading)).memory
     pending: list[tuple[Any, list[tuple[int, int]]]] = []
