@@ -629,12 +629,15 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """One evaluation on the pass key task.
+    """One evaluation: of the pass key task, or of texts.
 
     Attributes:
       model_dirs: the models, evaluated on the same documents.
       output_dir: where `results.json` and the plot go; empty is the first model's directory.
-      task: name of the task; `passkey` is the one that needs no data.
+      task: `passkey`, which needs no data, or `text`: how well each token of some documents is predicted,
+        by its position in the document.
+      sources: documents of the task `text`: paths, or `SourceConfig`s.
+      longest: tokens that are read of a document at most; 0 reads all.
       filler_blocks: lengths of the filler, in blocks of each model.
       keys: keys for each alignment of the filler against the block; a length has block_size * keys
         documents, or
@@ -648,6 +651,8 @@ class EvalConfig:
     model_dirs: tuple[str, ...] = ()
     output_dir: str = ""
     task: str = "passkey"
+    sources: tuple[Any, ...] = ()
+    longest: int = 0
     filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
     keys: int = 1
     alignments: int = 0
@@ -662,7 +667,10 @@ class EvalConfig:
         """Raises `ConfigError` on the first setting that cannot work."""
         if not self.model_dirs:
             raise ConfigError("no model to evaluate; add --model DIR")
-        _one_of("MIXTURE_OR_TASK_NAME", self.task, ("passkey",))
+        _one_of("MIXTURE_OR_TASK_NAME", self.task, ("passkey", "text"))
+        if self.task == "text" and not self.sources:
+            raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt'")
+        _at_least("longest", self.longest, 0)
         if not self.filler_blocks:
             raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
         for blocks in self.filler_blocks:

@@ -72,11 +72,14 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
         return None
     import jax
 
+    from famjax.data.text_task import vocabulary_and_files
+    from famjax.data.vocabulary import ByteVocabulary
     from famjax.evals.during_training import evaluation
 
+    vocabulary = ByteVocabulary() if config.task == "passkey" else vocabulary_and_files(config)[0]
     if jax.process_count() > 1:
         raise ConfigError("EVAL_PERIOD evaluates in jobs of one process only; set it to 0 and run famjax eval")
-    return evaluation(config.evaluation)
+    return evaluation(config.evaluation, vocabulary)
 
 
 def _check_directories(config: TrainConfig) -> None:

@@ -75,9 +75,10 @@ def _batches(docs: list[Document], size: int) -> Iterator[list[Document]]:
 
 
 def _summary(
-    blocks: int, block_size: int, docs: list[Document], right: np.ndarray, where: list[int]
+    blocks: int, block_size: int, docs: list[Document], right: np.ndarray, where: list[int] | None = None
 ) -> dict[str, Any]:  # fmt: skip
-    """right: bool [documents, digits]; where: the alignments, of which each key has one document after the other."""
+    """right: bool [documents, digits]; where: the alignments, all by default; each key has a document for every one."""
+    where = list(range(block_size)) if where is None else where
     hits = right.all(axis=1)
     low, high = wilson_interval(int(hits.sum()), len(hits))
     # Updates between the key's last mention and the answer: block edges that the key is carried over.

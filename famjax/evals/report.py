@@ -35,16 +35,21 @@ def print_table(models: list[dict[str, Any]], console: Console | None = None) ->
         cells = [f"{row['exact_match']:.3f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
         updates = f"{first['fam_updates']:.0f}"
         table.add_row(str(first["filler_blocks"]), tokens, updates, str(first["documents"]), *cells)
+    print_wide(table, 40 + 24 * (len(models) + 2), console)
+
+
+def print_wide(table: Table, width: int, console: Console | None = None) -> None:
+    """Prints a table; a file or a pipe, which has no width to keep to, gets all of it side by side."""
     console = console or Console()
     if not console.is_terminal:
-        console.width = 40 + 24 * (len(models) + 2)  # a file or a pipe has no width to keep to
+        console.width = width
     console.print(table)
 
 
 def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
     """Exact match against filler tokens, on a logarithmic axis, one curve a model, with intervals."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5), dpi=150)
-    for model, color, marker in zip(models, _colors(len(models)), "osD^vPX*" * len(models), strict=False):
+    for model, color, marker in zip(models, colors(len(models)), "osD^vPX*" * len(models), strict=False):
         rows = model["passkey"]
         tokens = [row["filler_tokens"] for row in rows]
         axes.plot(tokens, [row["exact_match"] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
@@ -64,7 +69,8 @@ def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def _colors(count: int) -> list[Any]:
+def colors(count: int) -> list[Any]:
+    """A color for each curve of a plot."""
     return [plt.get_cmap("tab10")(i % 10) for i in range(count)]
 
 

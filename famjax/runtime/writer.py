@@ -9,6 +9,7 @@ alone makes folders, renames, deletes and writes the records.
 """
 
 import contextlib
+import copy
 import dataclasses
 import errno
 import json
@@ -123,7 +124,7 @@ class Writer:
         if training is not None:
             items[TRAINING] = ocp.args.PyTreeSave(training)
         if progress is not None:
-            items[PROGRESS] = ocp.args.JsonSave(progress)
+            items[PROGRESS] = ocp.args.JsonSave(copy.deepcopy(progress))  # a thread writes it, later
         numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
         self.wait()
         try:

@@ -21,8 +21,7 @@ from famjax.data.batch import Batch
 from famjax.nn.model import parameter_shapes
 from famjax.runtime import checkpoint, memory, sharding
 from famjax.runtime.mesh import make_mesh
-from famjax.runtime.model_dir import read_config
-from famjax.train import optim
+from famjax.train import initial, optim
 from famjax.train import state as states
 from famjax.train.flops import flops_per_token
 from famjax.train.start import make_task
@@ -82,14 +81,7 @@ def beginning(config: TrainConfig) -> str:
         return f"continues {config.model_dir} from step {step} of {config.steps}, {done}"
     if not config.initial_checkpoint:
         return f"random weights, seed {config.seed}"
-    there, asked = (parameter_shapes(model) for model in (read_config(config.initial_checkpoint), config.model))
-    both = there.keys() & asked.keys()
-    differ = [name for name in both if jax.tree.map(np.shape, there[name]) != jax.tree.map(np.shape, asked[name])]
-    if differ or asked.keys() - there.keys() - {checkpoint.FAM}:
-        raise ConfigError(f"the weights in {config.initial_checkpoint} have other shapes than the model; "
-                          f"use its settings")  # fmt: skip
-    new = "" if asked.keys() <= there.keys() else "; the FAM prompt is new"
-    return f"the weights in {config.initial_checkpoint}{new}"
+    return initial.check(config.initial_checkpoint, config.model)
 
 
 def first_batch(config: TrainConfig) -> Batch:

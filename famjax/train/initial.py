@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.nn.model import parameter_shapes
 from famjax.runtime import checkpoint
 from famjax.runtime.checkpoint import FAM
+from famjax.runtime.model_dir import read_config
 
 Weights = dict[str, Any]
 # Parts of the tree that a model may have and its source may lack: what it learns beside the source's weights.
@@ -54,6 +56,14 @@ def adopt(
     whole = f"taken: {len(names)} of {len(want)} arrays, {count:,} weights"
     params = jax.tree.unflatten(jax.tree.structure(fresh), list(taken.values()))
     return params, "\n  ".join([head, whole, *lines])
+
+
+def check(source: str | Path, model: ModelConfig) -> str:
+    """What `adopt` would do, from the configurations alone, in a line. Raises as it does on other shapes."""
+    have, want = (_flatten(parameter_shapes(config)) for config in (read_config(source), model))
+    _check(source, have, want)
+    new = [path for path in want if path not in have or have[path].shape != want[path].shape]
+    return f"the weights in {source}" + (f"; new, or new in part: {', '.join(new)}" if new else "")
 
 
 def _check(source: str | Path, have: Weights, want: Weights) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from famjax.config import ConfigError
@@ -53,16 +54,21 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path):
 
 def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     """`save` returns while the files are being written; the step has its name only when its record is written, too;
-    `check` does not wait, `wait` does."""
-    go_on, record = threading.Event(), steps.record_step
+    `check` does not wait, `wait` does. What its caller changes meanwhile is not part of it."""
+    go_on, record, progress = threading.Event(), steps.record_step, {"losses": [1.0]}
+    args, handed = ocp.args.JsonSave, []
+    monkeypatch.setattr(ocp.args, "JsonSave", lambda item: (handed.append(item), args(item))[1])
     monkeypatch.setattr(steps, "record_step", lambda folder: (go_on.wait(60), record(folder)))
     with Writer(tmp_path, SMALL, Keep()) as writer:
-        writer.save(1, tiny.parameters(SMALL))
+        writer.save(1, tiny.parameters(SMALL), {"count": np.array(1)}, progress)
+        progress["losses"].append(2.0)
+        assert handed == [{"losses": [1.0]}]
         writer.check()
         assert writer.saved is None and steps.all_steps(tmp_path) == []
         go_on.set()
         writer.wait()
         assert writer.saved == 1 and steps.all_steps(tmp_path) == [1]
+    assert checkpoint.load_training(tmp_path, {"count": np.array(0)})[2] == {"losses": [1.0]}
 
 
 def test_every_part_of_every_step_has_its_record(tmp_path):

@@ -47,7 +47,6 @@ CASES = [
     ("bswa multi-query", (1, 2, 4), 2),
     ("stream grouped", (2, 2, 2), 2),
     ("stream multi-query", (1, 8, 1), 1),
-    ("pretrained grouped", (2, 2, 2), 2),
 ]
 MODELS = sorted({model for model, _, _ in CASES})
 RESUMED = {
@@ -61,15 +60,9 @@ RESUMED_MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
-    # Layers of two kinds, one of them left over, FAM in some, and all weights that pretrained families add.
-    pretrained: dict[str, Any] = {
-        "num_layers": 3, "layer_pattern": ("local", "global"), "local_window": 3, "fam_layers": "global",
-        "qkv_bias": True, "output_bias": True, "ff_bias": True, "scale_embeddings": True,
-    }  # fmt: skip
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
         fam_length=0 if memory == "bswa" else 2, random_state_passing=0.5,
-        **(pretrained if memory == "pretrained" else {}),
     )  # fmt: skip
 
 
@@ -81,7 +74,7 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
         mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
         loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
         task="text" if name.startswith("stream") else "passkey",
-        data=DataConfig(stream_share=1.0, sources=("not read",)),
+        data=DataConfig(sources=("not read",), stream_share=1.0),
     )  # fmt: skip
     config.validate()
     return config

@@ -44,7 +44,7 @@ def test_where_it_would_start(tmp_path):
     without = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=0)
     save_model(tmp_path / "source", without, tiny.parameters(without))
     config = settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "source"))
-    assert dry_run.beginning(config).endswith("source; the FAM prompt is new")
+    assert dry_run.beginning(config).endswith("source; new, or new in part: fam/prompt")
     wide = tiny.config(vocab_size=128, d_model=16)
     save_model(tmp_path / "wide", wide, tiny.parameters(wide))
     with pytest.raises(ConfigError, match="other shapes"):

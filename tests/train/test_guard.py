@@ -9,7 +9,7 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import OptimizerConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
-from famjax.runtime.checkpoint import save_model
+from famjax.runtime.checkpoint import latest_step, save_model
 from famjax.runtime.mesh import make_mesh
 from famjax.train import guard
 from famjax.train.loop import train
@@ -52,7 +52,7 @@ def test_a_weight_that_is_no_number_is_named(tmp_path):
     said = message(settings(tmp_path / "m", initial_checkpoint=source))
     assert "the loss is nan at step 1: the weights are at fault: layers/attention/key of layer 1 is not finite" in said
     assert "nothing is saved of this run yet" in said
-    assert not (tmp_path / "m" / "checkpoints").exists()
+    assert latest_step(tmp_path / "m") is None
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -100,7 +100,7 @@ def test_an_update_that_is_no_number_is_not_saved(tmp_path):
     rate = OptimizerConfig(learning_rate=float("inf"), warmup_steps=0, schedule="constant")
     said = message(settings(tmp_path / "m", optimizer=rate, checkpoint_period=1))
     assert "the update's norm is" in said and "at step 1" in said
-    assert not (tmp_path / "m" / "checkpoints").exists()
+    assert latest_step(tmp_path / "m") is None
 
 
 def test_where_a_gradient_begins_to_be_none(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from famjax.config import EvalConfig, TrainConfig
+from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
 from famjax.infer import prefill
 from famjax.infer.load import load
@@ -40,7 +41,7 @@ def watched(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
     """The same six steps, looked at in every way: the folder, where it was evaluated, and how many programs
     the evaluation had become by then."""
     folder, steps, programs = tmp_path_factory.mktemp("watch") / "watched", [], []
-    score = evaluation(EVALUATION)
+    score = evaluation(EVALUATION, ByteVocabulary())
 
     def evaluate(model, step):
         values = score(model, step)

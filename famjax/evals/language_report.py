@@ -1,0 +1,60 @@
+"""What language modelling against the position shows: a table and a plot."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from famjax.evals.report import colors, plt, print_wide
+
+LANGUAGE_PNG = "language.png"
+
+
+def print_table(models: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Bits per byte and accuracy of every model, by position, with 95% intervals; the last line is all of it."""
+    table = Table(title="held-out texts: bits per byte | next-token accuracy, by position (95% interval)")
+    for column in ("positions", "documents", "tokens"):
+        table.add_column(column, justify="right")
+    for model in models:
+        table.add_column(model["name"], justify="right")
+    for model in models[1:]:
+        table.add_column(f"{models[0]['name']} - {model['name']}, bits per byte", justify="right")
+    for i, first in enumerate(models[0]["text"]):
+        span = "all" if first["to"] is None else f"{first['from']:,} to {first['to'] - 1:,}"
+        cells = [_cell(model["text"][i]) for model in models]
+        cells += [_gap(model["text"][i]["less_than_first"]) for model in models[1:]]
+        last_bucket = i + 2 == len(models[0]["text"])
+        table.add_row(span, str(first["documents"]), f"{first['tokens']:,}", *cells, end_section=last_bucket)
+    print_wide(table, 40 + 32 * (2 * len(models)), console)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return (
+        f"{row['bits_per_byte']:.3f} ({row['bits_per_byte_low']:.2f}-{row['bits_per_byte_high']:.2f}) | "
+        f"{row['accuracy']:.3f}"
+    )
+
+
+def _gap(gap: dict[str, float]) -> str:
+    return f"{gap['mean']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})"
+
+
+def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
+    """Bits per byte and accuracy against the position in the document, on a logarithmic axis."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.3), dpi=150)
+    for axes, name, label in zip(panels, ("bits_per_byte", "accuracy"), ("bits per byte", "next-token accuracy"),
+                                 strict=True):  # fmt: skip
+        for model, color, marker in zip(models, colors(len(models)), "osD^vPX*" * len(models), strict=False):
+            rows = [row for row in model["text"] if row["to"] is not None]
+            middle = [(max(row["from"], row["to"] / 4) * row["to"]) ** 0.5 for row in rows]
+            axes.plot(middle, [row[name] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
+            bounds = ([row[f"{name}_{side}"] for row in rows] for side in ("low", "high"))
+            axes.fill_between(middle, *bounds, color=color, alpha=0.12, lw=0)
+        axes.set(xscale="log", xlabel="position in the document (tokens)", ylabel=label)
+        axes.set_xscale("log", base=2)
+        axes.grid(alpha=0.3)
+    panels[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
