@@ -28,6 +28,7 @@ from famjax.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    LoraConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
@@ -79,8 +80,8 @@ def register(*configurables: Any) -> None:
 
 
 register(
-    ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig, SourceConfig,
-    target_length,
+    ModelConfig, MemoryConfig, LoraConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig,
+    SourceConfig, target_length,
 )  # fmt: skip
 
 

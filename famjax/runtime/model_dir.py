@@ -61,7 +61,8 @@ def check_same_model(model_dir: str | Path, config: ModelConfig) -> None:
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name != "memory"} | fields["memory"]
+    plain = {name: value for name, value in fields.items() if name not in ("memory", "lora")}
+    return plain | fields["memory"] | {f"LoRA's {name}": value for name, value in fields["lora"].items()}
 
 
 def split_step(model_dir: str | Path) -> tuple[Path, int | None]:

@@ -39,7 +39,7 @@ def dry_run(config: TrainConfig) -> None:
     writable(config.model_dir)
     mesh = mesh_or_its_shape(config)
     tx = optim.optimizer(config.optimizer, config.steps)
-    optim.check_patterns(config.optimizer, parameter_shapes(config.model))
+    optim.check_patterns(config.tuning, parameter_shapes(config.model))
     print(summary(config, tx, mesh))
     print("start         " + beginning(config))
     batch = first_batch(config)

@@ -73,7 +73,7 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     checkpoints are named on standard error; they are deleted when the training next saves.
     """
     shapes = functools.partial(sharded_shapes, mesh=mesh)
-    optim.check_patterns(config.optimizer, shapes(config.model))
+    optim.check_patterns(config.tuning, shapes(config.model))
     check_same_model(config.model_dir, config.model)
     where = states.abstract(config, tx, mesh)
     found, damaged = checkpoint.restore_training(config.model_dir, shapes(config.model), states.to_save(where))

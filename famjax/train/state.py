@@ -78,7 +78,7 @@ def create(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) ->
 
 def _fresh(config: TrainConfig, tx: optax.GradientTransformation) -> TrainState:
     params = model_lib.parameters(model_lib.create(config.model, config.seed))
-    trained, _ = optim.split_frozen(config.optimizer, params)
+    trained, _ = optim.split_frozen(config.tuning, params)
     memory = config.model.memory
     passed = (config.model.num_layers, memory.previous_fams, memory.fam_length, config.model.d_model)
     return TrainState(

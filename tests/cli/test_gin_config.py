@@ -33,7 +33,7 @@ OVERRIDES = {
     "DIAGNOSTICS_PERIOD": ("20", lambda c: c.diagnostics_period == 20),
     "PROFILE_STEPS": ("(3, 4)", lambda c: c.profile_steps == (3, 4)),
     "LOG_PERIOD": ("2", lambda c: c.log_period == 2),
-    "LORA_RANK": ("0", lambda c: c.lora_rank == 0),
+    "LORA_RANK": ("4", lambda c: c.model.lora.rank == 4),
     "BLOCK_SIZE": ("32", lambda c: c.model.memory.block_size == 32),
     "MEMORY_SEGMENTS": ("2", lambda c: c.model.memory.memory_segments == 2),
     "FAM_LENGTH": ("4", lambda c: c.model.memory.fam_length == 4),
