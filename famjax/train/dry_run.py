@@ -109,7 +109,8 @@ def disk(config: TrainConfig, tx: optax.GradientTransformation, mesh: Any) -> st
     """What a checkpoint takes, and what is free."""
     state = states.abstract(config, tx, mesh)
     whole = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    size = whole((state.params, states.to_save(state)))
+    params = states.own_weights(config, state.params) if config.saves_a_part else state.params
+    size = whole((params, states.to_save(state)))
     path = Path(config.model_dir).absolute()
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     text = f"{data_size(size)}, {data_size(free)} are free"

@@ -1,5 +1,6 @@
 """Weights of another model to start from: what is taken, what is new, what is left, in words."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from famjax.runtime.model_dir import read_config
 
 Weights = dict[str, Any]
 # Parts of the tree that a model may have and its source may lack: what it learns beside the source's weights.
-ADDED = (FAM,)
+ADDED = (f"{FAM}/", "layers/lora/")
 _NAMED = 6
 
 
@@ -25,7 +26,7 @@ def adopt(
 ) -> tuple[Weights, str]:
     """The weights of `source`, completed by `fresh` ones, and a few lines that say what came from where.
 
-    FAM alone may differ: a prompt that the source lacks, or has in another form, stays as in `fresh`; of a longer one
+    LoRA that the source has not is new. Otherwise FAM alone may differ: a prompt that the source lacks, or has in another form, stays as in `fresh`; of a longer one
     the last rows are taken, which keep their positions; a shorter one becomes the last rows.
 
     Args:
@@ -37,7 +38,8 @@ def adopt(
     Raises:
       ConfigError: nothing to read, or weights of other shapes.
     """
-    stored, found = checkpoint.load_model(source, shapes)
+    _check_lora(source, read_config(source), model)
+    _, found = checkpoint.load_model(source, shapes)
     have, want = _flatten(found), _flatten(fresh)
     _check(source, have, want)
     taken, lines = dict(want), []
@@ -60,17 +62,28 @@ def adopt(
 
 def check(source: str | Path, model: ModelConfig) -> str:
     """What `adopt` would do, from the configurations alone, in a line. Raises as it does on other shapes."""
+    _check_lora(source, read_config(source), model)
     have, want = (_flatten(parameter_shapes(config)) for config in (read_config(source), model))
     _check(source, have, want)
     new = [path for path in want if path not in have or have[path].shape != want[path].shape]
     return f"the weights in {source}" + (f"; new, or new in part: {', '.join(new)}" if new else "")
 
 
+def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> None:
+    """Raises `ConfigError` where the source's LoRA would get lost, or mean something else."""
+    has, asked = (dataclasses.replace(config.lora, dropout=0.0) for config in (stored, model))
+    if has.rank and has != asked:
+        raise ConfigError(
+            f"{source} has LoRA of rank {has.rank}: train on with the rank, alpha and projections in its model.json, "
+            f"or merge it first, with export-hf and import-hf"
+        )
+
+
 def _check(source: str | Path, have: Weights, want: Weights) -> None:
     """Raises `ConfigError` on differences outside of FAM, and names some."""
     wrong = []
     for path in sorted(have | want):
-        if path.split("/")[0] in ADDED:
+        if path.startswith(ADDED):
             continue
         if path not in have:
             wrong.append(f"{_shape(path, want[path])} is not there")
