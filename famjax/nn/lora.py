@@ -26,6 +26,11 @@ BASES = {
 }  # fmt: skip
 
 
+def of_base(path: str, part: str) -> str:
+    """Where a weight's pair is: A of `layers/attention/query` is `layers/lora/query/a`. It need not exist."""
+    return f"layers/lora/{path.rsplit('/', 1)[-1]}/{part}"
+
+
 class Pair(nnx.Module):
     """A and B of one projection."""
 

@@ -289,10 +289,12 @@ def _load_base(base: Base, target: Tree) -> dict[str, Any]:
     )
     wanted = jax.tree_util.tree_map_with_path(as_stored, own)
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    params: dict[str, Any] = {}
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            args = ocp.args.PyTreeRestore(wanted, restore_args, partial_restore=True)
-            params = dict(checkpointer.restore(folder, args=args))
+        if own:  # a base that has a base of its own may have nothing to add
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                args = ocp.args.PyTreeRestore(wanted, restore_args, partial_restore=True)
+                params = dict(checkpointer.restore(folder, args=args))
     except Exception as error:
         raise ConfigError(f"the weights in {base.folder} are damaged: {first_line(error)}") from error
     params = jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), params, own)
