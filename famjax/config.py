@@ -437,8 +437,11 @@ class ModelConfig:
         for name, section in (("memory", memory), ("lora", lora)):
             if not isinstance(section, dict):
                 raise ConfigError(f"model.json: `{name}` does not hold an object; is the file whole?")
-        parts = {"memory": MemoryConfig.from_fields(memory), "lora": LoraConfig(**_known(LoraConfig, lora))}
-        config = cls(**_known(cls, fields), **parts)
+        config = cls(
+            **_known(cls, fields),
+            memory=MemoryConfig.from_fields(memory),
+            lora=LoraConfig(**_known(LoraConfig, lora)),
+        )
         config.validate()
         return config
 

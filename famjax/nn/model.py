@@ -280,7 +280,7 @@ def _scanned(period: Sequence[Step], rest: Sequence[Step], x: Any, xs: Any, leng
     return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), outs, last)
 
 
-# An axis that a layer wants whole -> the axis that is left: what `fsdp` cuts and, of `lora_mlp`, not what `tensor` does.
+# The axes that `fsdp` cuts, and what is left of them when a layer has gathered them: of `lora_mlp`, what `tensor` cuts.
 GATHERED: dict[str, str | None] = {"embed": None, "lora_head_dim": None, "lora_mlp": "mlp"}
 
 

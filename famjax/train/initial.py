@@ -26,8 +26,9 @@ def adopt(
 ) -> tuple[Weights, str]:
     """The weights of `source`, completed by `fresh` ones, and a few lines that say what came from where.
 
-    LoRA that the source has not is new. Otherwise FAM alone may differ: a prompt that the source lacks, or has in another form, stays as in `fresh`; of a longer one
-    the last rows are taken, which keep their positions; a shorter one becomes the last rows.
+    LoRA that the source has not is new. Otherwise FAM alone may differ: a prompt that the source lacks, or has in
+    another form, stays as in `fresh`; of a longer one the last rows are taken, which keep their positions; a shorter
+    one becomes the last rows.
 
     Args:
       source: a model directory, or one of its steps.

@@ -90,9 +90,7 @@ def test_the_export_of_a_small_checkpoint_is_that_of_the_whole_model(tmp_path: P
     plain_params, plain = merge(params, CONFIG)
     again = load(tmp_path / "again")
     assert again.config == plain
-    for found, desired in zip(
-        flatten(parameters(again)).values(), flatten(plain_params).values(), strict=True
-    ):
+    for found, desired in zip(flatten(parameters(again)).values(), flatten(plain_params).values(), strict=True):
         tiny.assert_close(found, desired, 1e-6)
 
 
