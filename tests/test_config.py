@@ -8,6 +8,7 @@ import pytest
 
 from famjax.config import (
     ConfigError,
+    LoraConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,

@@ -17,7 +17,8 @@ from famjax.runtime.model_dir import read_config
 
 Weights = dict[str, Any]
 # Parts of the tree that a model may have and its source may lack: what it learns beside the source's weights.
-ADDED = (f"{FAM}/", "layers/lora/")
+LORA = "layers/lora/"
+ADDED = (f"{FAM}/", LORA)
 _NAMED = 6
 
 
@@ -45,6 +46,8 @@ def adopt(
     _check(source, have, want)
     taken, lines = dict(want), []
     for path, array in want.items():
+        if path not in have and path.startswith(LORA):
+            continue
         if path not in have:
             lines.append(f"new: {_shape(path, array)}")
         elif have[path].shape == array.shape:
@@ -52,6 +55,7 @@ def adopt(
         else:
             taken[path], line = _rows(path, have[path], array)
             lines.append(line)
+    lines += [f"new: {line}" for line in _new_lora(have, want, model)]
     lines += [f"left: {_shape(path, have[path])}" for path in have if path not in want]
     names = [path for path, array in want.items() if path in have and have[path].shape == array.shape]
     count = sum(math.prod(want[path].shape) for path in names)
@@ -67,7 +71,14 @@ def check(source: str | Path, model: ModelConfig) -> str:
     have, want = (_flatten(parameter_shapes(config)) for config in (read_config(source), model))
     _check(source, have, want)
     new = [path for path in want if path not in have or have[path].shape != want[path].shape]
+    new = [path for path in new if not path.startswith(LORA)] + _new_lora(have, want, model)
     return f"the weights in {source}" + (f"; new, or new in part: {', '.join(new)}" if new else "")
+
+
+def _new_lora(have: Weights, want: Weights, model: ModelConfig) -> list[str]:
+    """LoRA's arrays that the source has not, as one, or none."""
+    count = sum(path.startswith(LORA) and path not in have for path in want)
+    return [f"LoRA of rank {model.lora.rank}, {count} arrays"] if count else []
 
 
 def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from famjax.config import ConfigError, LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
-from famjax.nn.model import parameter_shapes, parameters
+from famjax.nn.model import create, parameter_shapes, parameters
 from famjax.runtime import base, steps
 from famjax.runtime.checkpoint import load_model, save_model
 from famjax.runtime.pieces import Weights, flatten
-from famjax.train import optim
+from famjax.train import initial, optim
 from famjax.train.loop import train
 from famjax.train.metrics import MetricsLog
 from tests import tiny
@@ -81,6 +81,16 @@ def test_prompt_tuning_trains_the_prompt_alone(source, tmp_path):
     run(tmp_path / "m", source, model=PLAIN, optimizer=optimizer, steps=2)
     assert changed(tmp_path / "m", source) == {"fam/prompt"}
     assert stored(tmp_path / "m", 2) == {"fam/prompt"}
+
+
+def test_what_is_new_is_told_in_a_line(source):
+    """LoRA's arrays are one entry, also of what a dry run says; they stay as they were made."""
+    told = "new: LoRA of rank 2, 14 arrays"
+    assert initial.check(source, MODEL).endswith("new, or new in part: LoRA of rank 2, 14 arrays")
+    fresh = parameters(create(MODEL))
+    params, lines = initial.adopt(source, MODEL, fresh, parameter_shapes)
+    assert lines.splitlines()[1:] == ["  taken: 12 of 26 arrays, 3,840 weights", f"  {told}"]
+    jax.tree.map(np.testing.assert_array_equal, params["layers"]["lora"], fresh["layers"]["lora"])
 
 
 def stored(model_dir, step) -> set[str]:
