@@ -80,13 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"famjax {words[0]}" if words and words[0] in VERBS else "famjax"
     try:
         return _dispatch(words)
-    except KeyboardInterrupt as error:
-        return _fail(prog, str(error) or "interrupted", 130, debug)
-    except MISTAKES as error:
-        return _fail(prog, _describe(error), 2, debug)
-    except Exception as error:
-        hint = "" if debug else " (--debug shows the traceback)"
-        return _fail(prog, f"{type(error).__name__}: {_first_line(error)}{hint}", 1, debug)
+    except (KeyboardInterrupt, Exception) as error:
+        return _fail(prog, error, debug)
+
+
+def exit_code(error: BaseException) -> int:
+    """The code with which famjax leaves on an error."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, MISTAKES) else 1
 
 
 def nearest(word: str, choices: Iterable[str], most: int = 3) -> str:
@@ -162,9 +164,15 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
-def _fail(prog: str, message: str, code: int, debug: bool) -> int:
+def _fail(prog: str, error: BaseException, debug: bool) -> int:
+    code = exit_code(error)
     if debug:
         traceback.print_exc()
+    if code == 1:
+        hint = "" if debug else " (--debug shows the traceback)"
+        message = f"{type(error).__name__}: {_first_line(error)}{hint}"
+    else:
+        message = str(error) or "interrupted" if code == 130 else _describe(error)
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -1,11 +1,14 @@
 """`famjax train`: pretrain or fine-tune from gin."""
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import famjax
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
+from famjax.runtime import distributed
 
 if TYPE_CHECKING:
     from famjax.train.loop import Evaluate
@@ -18,6 +21,14 @@ HELP = """Train a model from gin files.
 MODEL_DIR receives model.json, the weights, config.gin (the settings as they were used), summary.txt
 (the weights, and what a device holds), metrics.jsonl (one object a logged step) and tensorboard/ (the
 same). A training that was stopped continues from there. docs/training.md explains the numbers.
+
+Several processes, usually one a host, make one training when each is told where the first one is:
+
+  famjax train --gin_file F --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
+  famjax train --gin_file F --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 1
+
+Slurm, TPU pods, Open MPI and Kubernetes jobs tell it themselves. MODEL_DIR must be a directory that all of them
+share. If one of them dies, the others name it and stop (docs/sharding.md).
 """
 
 
@@ -28,11 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check everything (settings, data, the first batch, shapes, memory of a device) without training",
     )  # fmt: skip
     add_gin_arguments(parser)
+    group = parser.add_argument_group("a training of several processes; each flag also as an environment variable")
+    group.add_argument(
+        "--coordinator", metavar="HOST:PORT",
+        help=f"where process 0 is, and a free port there ({distributed.COORDINATOR})",
+    )  # fmt: skip
+    group.add_argument("--num-processes", type=int, metavar="N", help=f"how many ({distributed.NUM_PROCESSES})")
+    group.add_argument("--process-id", type=int, metavar="I", help=f"this one, from 0 ({distributed.PROCESS_ID})")
+    group.add_argument(
+        "--start-timeout", type=float, default=distributed.START_SECONDS, metavar="SECONDS",
+        help="how long the processes wait for each other at the start (%(default).0f)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains; every setting is checked before jax is loaded."""
     from famjax.cli.gin_config import load_train_config
+    from famjax.cli.main import exit_code
 
     if not args.gin_files:
         raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/tiny_fam.gin")
@@ -40,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     config.validate()
     _check_directories(config)
     _check_data(config)
+    if args.start_timeout <= 0:
+        raise ConfigError(f"--start-timeout {args.start_timeout:g} leaves no time to start; give seconds, as 300")
+    job = None if args.dry_run else distributed.find_job(args.coordinator, args.num_processes, args.process_id)
 
     from famjax.runtime import cpu
 
@@ -51,11 +77,23 @@ def run(args: argparse.Namespace) -> int:
         from famjax.train.dry_run import dry_run
 
         dry_run(config)
-    else:
-        from famjax.train.loop import train
+        return 0
+    from famjax.train.loop import train
 
+    same = {"settings": hashlib.sha256(text.encode()).hexdigest(), "version of famjax": famjax.__version__}
+    hint = lambda: _start_again(config.model_dir)
+    with distributed.joined(job, same, hint, prog="famjax train", exit_code=exit_code, seconds=args.start_timeout):
         train(config, text, _evaluation(config))
     return 0
+
+
+def _start_again(model_dir: str) -> str:
+    """What becomes of a training that breaks off."""
+    from famjax.runtime.steps import latest_step
+
+    step = latest_step(model_dir)
+    where = "it begins anew, for no checkpoint was written yet" if step is None else f"it resumes from step {step}"
+    return f"start the job again: {where}"
 
 
 def _check_data(config: TrainConfig) -> None:

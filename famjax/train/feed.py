@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from famjax.data.batch import Batch, Progress, Task
-from famjax.runtime import sharding
+from famjax.runtime import distributed, sharding
 
 # Batches made ahead, while the device works on the one before.
 AHEAD = 2
@@ -74,9 +74,11 @@ class Feed:
         return Fed(jax.tree.map(self._on_mesh, mine), int(mine.count.sum()))
 
     def observe(self, correct: Any) -> None:
-        """Tells the task which targets [B, W] of the last batch were predicted right."""
+        """Tells the task which targets [B, W] of the last batch were predicted right, those of the task's rows."""
         assert self._last is not None
-        self.progress = self.task.observe(self.progress, self._last, np.asarray(correct))
+        self.progress = self.task.observe(
+            self.progress, self._last, distributed.whole(correct)[np.asarray(self.task.rows)]
+        )
 
     def _on_mesh(self, rows: np.ndarray) -> Any:
         shape = (self._batch_size, *rows.shape[1:])

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from famjax.config import TrainConfig
 from famjax.nn.model import Transformer
-from famjax.runtime import sharding
+from famjax.runtime import distributed, sharding
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_bytes, write_text
 from famjax.train import optim
@@ -52,9 +52,10 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
     if first_step >= config.steps:
         print(f"{config.model_dir} is trained already: {first_step} steps")
         return
-    write_text(Path(config.model_dir) / CONFIG_GIN, config_text)
-    for name, content in kept.items():
-        write_bytes(Path(config.model_dir) / name, content)
+    if distributed.is_primary():
+        write_text(Path(config.model_dir) / CONFIG_GIN, config_text)
+        for name, content in kept.items():
+            write_bytes(Path(config.model_dir) / name, content)
     summarise(config, tx, mesh)
     step_fn = jit_step(config, tx, mesh)
     saver, watch = Saver(config, first_step, stop, base), Watch(config, mesh, first_step, logged)
@@ -71,7 +72,8 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
             if config.logs(step):
                 watch.log(step, metrics, task.report(feed.progress), compilations(step_fn))
             if saver.due(step):
-                saver.save(state, {"task": feed.progress, "logged": watch.to_save()}, watch.last)
+                progress = distributed.merge_progress(feed.progress)
+                saver.save(state, {"task": progress, "logged": watch.to_save()}, watch.last)
             if saver.stopping:
                 break
     if saver.stopping and step < config.steps:

@@ -12,11 +12,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from famjax.config import ConfigError, TrainConfig
-from famjax.runtime import lock
+from famjax.runtime import distributed, lock
 from famjax.runtime.base import Base
 from famjax.runtime.writer import Keep, Writer, is_disk_error
 from famjax.train import state as states
@@ -108,7 +106,7 @@ class Saver:
         self._done = done
         config = self.config
         minutes = config.checkpoint_minutes and now() - self._saved_at >= 60 * config.checkpoint_minutes
-        timed, self.stopping = _in_any_process(bool(minutes), self.stop.wished)
+        timed, self.stopping = distributed.in_any_process(bool(minutes), self.stop.wished)
         periodic = config.checkpoint_period and done % config.checkpoint_period == 0
         return bool(done == config.steps or periodic or timed or self.stopping)
 
@@ -161,10 +159,3 @@ class Saver:
         if step is None:
             return f"nothing is saved in {self.config.model_dir}"
         return f"step {step} is saved in {self.config.model_dir}; the same command goes on from there"
-
-
-def _in_any_process(*flags: bool) -> list[bool]:
-    """Each flag, if it is set in any process of the job: all must save and stop at the same step."""
-    if jax.process_count() == 1:
-        return list(flags)
-    return list(multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist())

@@ -17,7 +17,7 @@ from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.nn.model import parameter_axes, parameter_shapes
 from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
 from famjax.runtime import base as bases
-from famjax.runtime import checkpoint, sharding
+from famjax.runtime import checkpoint, distributed, sharding
 from famjax.runtime.base import Base
 from famjax.runtime.model_dir import check_same_model, split_step
 from famjax.train import initial, optim
@@ -79,6 +79,10 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.tuning, shapes(config.model))
     check_same_model(config.model_dir, config.model)
+    distributed.require_same(
+        f"the newest step in {config.model_dir}", checkpoint.latest_step(config.model_dir),
+        "MODEL_DIR must be a directory that all hosts share",
+    )  # fmt: skip
     where = states.abstract(config, tx, mesh)
     found, damaged = checkpoint.restore_training(config.model_dir, shapes(config.model), states.to_save(where))
     first = jax.process_index() == 0
@@ -89,7 +93,7 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
             print(f"continuing {config.model_dir} from step {found.step}", flush=True)
         state = states.from_saved(found.step, found.params, found.training, where)
         return Start(state, found.progress["task"], found.progress["logged"], bases.read(config.model_dir))
-    base = bases.of(config.initial_checkpoint) if config.saves_a_part else None
+    base = _base_of(config)
     state = states.create(config, tx, mesh)
     if config.initial_checkpoint:
         params, told = initial.adopt(config.initial_checkpoint, config.model, state.params, shapes)
@@ -97,6 +101,18 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
         if first:
             print(told, flush=True)
     return Start(state, task.start(), {}, base)
+
+
+def _base_of(config: TrainConfig) -> Base | None:
+    """Where the weights are that this training's checkpoints leave out, the same for all processes; or None."""
+    if not config.saves_a_part:
+        return None
+    base = bases.of(config.initial_checkpoint)
+    distributed.require_same(
+        f"the step to start from in {config.initial_checkpoint}", [base.step, base.record],
+        "INITIAL_CHECKPOINT_PATH must be a directory that all hosts share",
+    )  # fmt: skip
+    return base
 
 
 def sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:

@@ -5,19 +5,19 @@ import sys
 
 import pytest
 
-from famjax.cli import quickstart
+from famjax.cli import quickstart, side_by_side
 from famjax.cli.main import main
 
 
 def test_a_failed_training_is_told_with_its_last_words(tmp_path, monkeypatch, capfd):
     """The other training is ended, the exit code is 1, the line names the model, the reason and the log."""
-    original = quickstart._job
+    original = side_by_side.job
 
-    def job(name, output, args):
+    def job(name, *rest):
         code = "import sys; sys.exit('no space left')" if name == "bswa" else "import time; time.sleep(600)"
-        return original(name, output, args)._replace(command=[sys.executable, "-c", code])
+        return original(name, *rest)._replace(command=[sys.executable, "-c", code])
 
-    monkeypatch.setattr(quickstart, "_job", job)
+    monkeypatch.setattr(side_by_side, "job", job)
     assert main(["quickstart", "--output", str(tmp_path / "out")]) == 1
     error = capfd.readouterr().err
     assert "the training of bswa failed: no space left" in error
@@ -50,6 +50,55 @@ def test_mistakes_are_one_line_before_any_training(tmp_path, words, said, capfd)
     assert said in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_was_told_to_stop_is_not_taken_for_finished(tmp_path, monkeypatch, capfd):
+    """It saves and leaves with 0; what follows is a line that says so, no evaluation."""
+    original = side_by_side.job
+    leave = [sys.executable, "-c", "pass"]
+    monkeypatch.setattr(side_by_side, "job", lambda *args: original(*args)._replace(command=leave))
+    assert main(["quickstart", "--output", str(tmp_path / "out")]) == 1
+    assert "the training of fam was stopped at step 0" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_the_verdict_on_texts_has_the_near_the_far_and_all(tmp_path):
+    """Numbers of the table, with their intervals."""
+    row = lambda start, end, mean: {
+        "from": start,
+        "to": end,
+        "less_than_first": {"mean": mean, "low": -1.0, "high": 0.5},
+    }
+    texts = [row(0, 64, -0.25), row(64, 128, -0.5), row(128, 4096, -0.75), row(0, None, -0.625)]
+    models = [{"name": "fam", "text": []}, {"name": "bswa", "text": texts}]
+    assert quickstart._verdict_on_texts({"models": models}).splitlines() == [
+        "fam - bswa from 0 to 63: -0.250 bits per byte (-1.000 to +0.500)",
+        "fam - bswa from 128 to 4,095: -0.750 bits per byte (-1.000 to +0.500)",
+        "fam - bswa over all: -0.625 bits per byte (-1.000 to +0.500)",
+    ]
+
+
+def test_texts_that_are_not_there_are_told_before_any_training(tmp_path, capfd):
+    """One line that says how to get some."""
+    assert main(["quickstart", "--texts", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
+    error = capfd.readouterr().err
+    assert "launch/debian_texts.py" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_quickstart_on_texts_from_end_to_end(tmp_path, capfd):
+    """Streams of a few files: both models train, held-out texts are compared, a plot is there."""
+    for folder, files in (("train", 8), ("heldout", 2)):
+        (tmp_path / "texts" / folder).mkdir(parents=True)
+        for i in range(files):
+            (tmp_path / "texts" / folder / f"{i}.txt").write_text(f"line {i} of a text\n" * (40 + 10 * i))
+    words = ["quickstart", "--texts", str(tmp_path / "texts"), "--output", str(tmp_path / "out"), "--steps", "2"]
+    assert main(words) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["fam", "bswa"] and results["task"] == "text"
+    assert (tmp_path / "out" / "language.png").is_file()
+    assert "over all" in capfd.readouterr().out
 
 
 @pytest.mark.slow

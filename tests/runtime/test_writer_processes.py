@@ -23,7 +23,7 @@ PROGRAM = """
     from famjax.runtime import checkpoint, lock, sharding, steps
     from famjax.runtime.mesh import make_mesh
     from famjax.runtime.writer import Keep, Writer
-    from famjax.train.saving import StopSignal, _in_any_process
+    from famjax.runtime.distributed import in_any_process
     from famjax.train.start import sharded_shapes
     from tests import tiny
 
@@ -52,7 +52,7 @@ PROGRAM = """
         for a, b in zip(one.addressable_shards, other.addressable_shards, strict=True):
             np.testing.assert_array_equal(a.data, b.data)
     # A wish of either process is the wish of both.
-    assert _in_any_process(number == 1, False) == [True, False]
+    assert in_any_process(number == 1, False) == [True, False]
     assert restored.params["embedding"].addressable_shards[0].data.shape[1] == config.d_model // 2
 """
 
