@@ -25,6 +25,8 @@ LAYER_KINDS = ("global", "local")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
+LORA_PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
+TRAINED = ("auto", "all", "lora", "prompt")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
 TASKS = ("passkey", "text")
 SOURCE_KINDS = ("auto", "text", "lines", "jsonl", "dataset")
@@ -192,6 +194,46 @@ class LayerSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates beside the projections of every layer (`nn/lora.py`; arXiv 2106.09685).
+
+    Attributes:
+      rank: r; 0 is a model without LoRA. The paper fine-tunes with 64.
+      alpha: what the pair of matrices adds is multiplied by alpha / rank; 0 stands for the rank, a factor of 1.
+      dropout: in training, the probability with which each number that goes into a pair is left out.
+      projections: which ones have a pair; `gate` has one only where the model is gated.
+    """
+
+    rank: int = 0
+    alpha: float = 0.0
+    dropout: float = 0.0
+    projections: tuple[str, ...] = LORA_PROJECTIONS
+
+    def __post_init__(self) -> None:
+        """Projections may be given as a list, as JSON has it; their order means nothing."""
+        if isinstance(self.projections, (list, tuple)) and set(self.projections) <= set(LORA_PROJECTIONS):
+            ordered = tuple(name for name in LORA_PROJECTIONS if name in self.projections)
+            object.__setattr__(self, "projections", ordered)
+
+    @property
+    def scale(self) -> float:
+        """What x A B is multiplied by."""
+        return (self.alpha or self.rank) / self.rank
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        _check_types(self)
+        _at_least("LORA_RANK", self.rank, 0)
+        _at_least("LoraConfig.alpha", self.alpha, 0)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"LoraConfig.dropout is {self.dropout}; it must be at least 0 and less than 1")
+        for name in self.projections:
+            _one_of("LoraConfig.projections:", name, LORA_PROJECTIONS)
+        if not self.projections:
+            raise ConfigError("LoraConfig.projections is empty; name some, or set LORA_RANK to 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only Transformer and its memory.
 
@@ -225,7 +267,7 @@ class ModelConfig:
       scale_embeddings: tokens' embeddings (and FAM's prompt) are multiplied by sqrt(D) where they enter.
       embedding_std: spread of the initial embedding and of the initial FAM prompt.
       dtype: of activations; softmax, norms, FAM and the loss are float32 in any case.
-      param_dtype: of the stored weights.
+      param_dtype: of the stored weights, but for FAM's prompt and LoRA, which are float32.
       scan_layers: compile one layer and loop over it (compile time flat in depth), or unroll
         (faster steps for shallow models).
       remat: what the forward pass keeps of a layer for the backward pass, which computes the rest
@@ -236,6 +278,7 @@ class ModelConfig:
         all rows, as many rows) as keep their scores below this many MiB of one device; 0 attends all at
         once. On a CPU 1 or 2 keep them in the cache: 18% faster at width 256 and block 256.
       memory: the memory's settings.
+      lora: trained low-rank updates of the projections, if any.
     """
 
     vocab_size: int = 256
@@ -277,6 +320,7 @@ class ModelConfig:
     remat: str = "none"
     attention_budget_mib: float = 0.0
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         """A pattern may be given as a list, as JSON has it."""
@@ -367,6 +411,9 @@ class ModelConfig:
             _one_of("layer_pattern:", kind, LAYER_KINDS)
         _at_least("local_window", self.local_window, 1 if "local" in self.layer_pattern else 0)
         self.memory.validate()
+        self.lora.validate()
+        if self.lora.rank and self.lora.projections == ("gate",) and not self.gated_ff:
+            raise ConfigError("LoraConfig.projections has `gate` alone, but the model has no gate; name others")
         if self.memory.fam_length and not any(map(self.has_fam, range(self.num_layers))):
             raise ConfigError(
                 f"fam_layers {self.memory.fam_layers!r} names none of the {self.num_layers} layers; use `all`, or set "
@@ -386,10 +433,15 @@ class ModelConfig:
             raise ConfigError(f"model.json is not JSON ({error}); is the file whole?") from None
         if not isinstance(fields, dict):
             raise ConfigError("model.json does not hold an object; is it a model's configuration?")
-        memory = fields.pop("memory", {})
-        if not isinstance(memory, dict):
-            raise ConfigError("model.json: `memory` does not hold an object; is the file whole?")
-        config = cls(**_known(cls, fields), memory=MemoryConfig.from_fields(memory))
+        memory, lora = fields.pop("memory", {}), fields.pop("lora", {})
+        for name, section in (("memory", memory), ("lora", lora)):
+            if not isinstance(section, dict):
+                raise ConfigError(f"model.json: `{name}` does not hold an object; is the file whole?")
+        config = cls(
+            **_known(cls, fields),
+            memory=MemoryConfig.from_fields(memory),
+            lora=LoraConfig(**_known(LoraConfig, lora)),
+        )
         config.validate()
         return config
 
@@ -420,6 +472,9 @@ class OptimizerConfig:
       weight_decay: norms and FAM are not decayed.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them.
       prompt_learning_rate: of FAM's own weights, as a multiple of `learning_rate`.
+      trained: `all` weights; `lora`, which is LoRA and FAM's prompt; `prompt`, that alone (prompt tuning).
+        `auto` is `lora` where the model has LoRA, else `all`. The others are frozen, unless `parameters`
+        has something else to say of them.
       parameters: settings of single weights by patterns of their paths (docs/architecture.md), where
         `*` stands for anything: {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}.
         `learning_rate` is a multiple of the run's, `weight_decay` on or off, `frozen` weights stay as
@@ -437,6 +492,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     prompt_learning_rate: float = 1.0
+    trained: str = "auto"
     parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def validate(self) -> None:
@@ -444,6 +500,7 @@ class OptimizerConfig:
         _check_types(self)
         _one_of("optimizer", self.name, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("OptimizerConfig.trained", self.trained, TRAINED)
         for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "prompt_learning_rate"):
             _at_least(name, getattr(self, name), 0)
         for name in ("beta1", "beta2"):
@@ -462,7 +519,9 @@ class OptimizerConfig:
 
     def settings_of(self, path: str) -> dict[str, Any]:
         """What the table says of a weight, for example of `layers/attention/query`."""
-        settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": False}
+        also = {"lora": ("layers/lora/", "fam/"), "prompt": ("fam/",)}.get(self.trained, ("",))
+        frozen = not path.startswith(also)
+        settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": frozen}
         table: dict[str, dict[str, Any]] = {
             "*/scale": {"weight_decay": False},
             "*_bias": {"weight_decay": False},
@@ -712,7 +771,6 @@ class TrainConfig:
       profile_steps: (n, m) records what the devices do in steps n to m, in `profile/`; () records nothing.
       skip_bad_steps: so many steps in a row whose loss or gradient is no number are left out; one more ends the
         run, as the first one does where this is 0.
-      lora_rank: rank of trained low-rank updates; 0, so far the only value, trains all weights.
       mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
         batch), `fsdp` (shares of the batch and of every weight), `tensor` (shares of heads, of the
         feed-forward width and of the vocabulary). An axis that is left out has size 1.
@@ -748,7 +806,6 @@ class TrainConfig:
     )
     profile_steps: tuple[int, ...] = ()
     skip_bad_steps: int = 0
-    lora_rank: int = 0
     mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
     microbatches: int = 1
     loss_chunk: int = 2048
@@ -781,8 +838,7 @@ class TrainConfig:
         _at_least("LOG_PERIOD", self.log_period, 1)
         self._check_checkpoints()
         self._check_watching()
-        if self.lora_rank:
-            raise ConfigError(f"LORA_RANK is {self.lora_rank}, but LoRA is not built yet; set it to 0")
+        self._check_trained()
         for axis, size in self.mesh.items():
             _one_of("MESH axis", axis, MESH_AXES)
             if not isinstance(size, int) or isinstance(size, bool):
@@ -794,6 +850,24 @@ class TrainConfig:
         self._check_rows()
         if self.task != "passkey":
             self.data.check_rows(self.batch_size)
+
+    @property
+    def tuning(self) -> OptimizerConfig:
+        """The optimizer's settings with `trained` decided: which weights are frozen depends on the model."""
+        auto = "lora" if self.model.lora.rank else "all"
+        return dataclasses.replace(self.optimizer, trained=auto) if self.optimizer.trained == "auto" else self.optimizer
+
+    @property
+    def saves_a_part(self) -> bool:
+        """Checkpoints leave out the weights that stay as they are in `initial_checkpoint`."""
+        return bool(self.initial_checkpoint) and self.tuning.trained in ("lora", "prompt")
+
+    def _check_trained(self) -> None:
+        trained = self.optimizer.trained
+        if trained == "lora" and not self.model.lora.rank:
+            raise ConfigError("OptimizerConfig.trained is 'lora', but LORA_RANK is 0; set it, for example to 64")
+        if trained == "prompt" and not self.model.memory.fam_length:
+            raise ConfigError("OptimizerConfig.trained is 'prompt', but FAM_LENGTH is 0: there is no prompt to train")
 
     def _check_task(self) -> None:
         """A name that is not ours is one of seqio's, which something must have registered."""

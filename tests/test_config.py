@@ -9,6 +9,7 @@ import pytest
 
 from famjax.config import (
     ConfigError,
+    LoraConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
@@ -201,8 +202,9 @@ def test_model_json_round_trip() -> None:
         rope_low_frequency_factor=2.0, rope_high_frequency_factor=5.0, rope_original_length=7, scale_embeddings=True,
         layer_pattern=("local", "global"), local_window=3, local_rope_base=9.0, fam_layers="-+",
         previous_fams=2, token_window=5, stop_gradient=True, random_position_offset=0.1, random_state_passing=0.2,
+        lora=LoraConfig(rank=2, alpha=3.0, dropout=0.1, projections=("up", "query")),
     )  # fmt: skip
-    for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig())):
+    for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig()), (config.lora, LoraConfig())):
         same = [f.name for f in dataclasses.fields(part) if getattr(part, f.name) == getattr(default, f.name)]
         assert not same, "this test has to change every setting"
     assert ModelConfig.from_json(config.to_json()) == config

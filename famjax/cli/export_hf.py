@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from famjax.cli.progress import BytesProgress
-from famjax.config import ConfigError, ModelConfig
+from famjax.config import ConfigError, LoraConfig, ModelConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,11 +18,13 @@ NAME = "export-hf"
 HELP = """Writes a model directory as a folder that transformers loads: weights, config.json, tokenizer.
 
   famjax export-hf runs/llama exported
+  famjax export-hf runs/llama adapter --adapter-only
 
 The base model alone runs in transformers, which knows no FAM. FAM's prompt lies beside it in
 fam.safetensors (fam_prompt [F, D]), the memory's settings in config.json under "famjax"; `famjax import-hf`
 reads both. A model that was imported gets its own config.json and tokenizer back, and its tensors bit for
-bit if it was not trained. DST appears when it is whole.
+bit if it was not trained. LoRA is merged into the weights; --adapter-only writes it alone, as peft has it
+(adapter_model.safetensors, adapter_config.json), with FAM beside it. DST appears when it is whole.
 """
 
 
@@ -30,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax export-hf`."""
     parser.add_argument("source", metavar="SRC", help="a model directory")
     parser.add_argument("target", metavar="DST", help="the folder to make; it must not exist yet")
+    parser.add_argument("--adapter-only", action="store_true", help="LoRA in peft's layout, and FAM, without the base")
+    parser.add_argument(
+        "--base-model", metavar="NAME", help="with --adapter-only: what adapter_config.json calls the base"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +44,12 @@ def run(args: argparse.Namespace) -> int:
 
     config = read_config(args.source)
     root, _ = split_step(args.source)
+    if args.base_model is not None and not args.adapter_only:
+        raise ConfigError("--base-model is given, but not --adapter-only; leave it out")
     hf, types = their_config(root, config)
+    if args.adapter_only:
+        write_adapter(args, config, hf)
+        return 0
 
     from famjax.pretrained.config_json import with_memory
     from famjax.pretrained.families import family_of
@@ -47,16 +58,15 @@ def run(args: argparse.Namespace) -> int:
     from famjax.runtime.pieces import Weights, made_whole
 
     weights = Weights(args.source)
-    shapes = {path: shape for path, shape in weights.shapes.items() if not path.startswith("fam/")}
+    shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith(("fam/", "layers/lora/"))}
     by_name = {pair.name: pair for pair in pairs(family_of(hf), shapes)}
     written = [Written(p.name, p.their_shape, _dtype(p, weights, types)) for p in by_name.values()]
     total = sum(tensor.nbytes for tensor in written)
-    read = lambda name: _theirs(by_name[name], weights, types)
+    read = lambda name: _theirs(by_name[name], weights, types, config.lora)
     with made_whole(args.target, needed_bytes=total) as partial, BytesProgress(total, "exported") as progress:
         for done in write_tensors(partial, written, read):
             progress.advance(done)
-        fam = {f"fam_{path[4:]}": weights.read(path) for path in weights.shapes if path.startswith("fam/")}
-        if fam:
+        if fam := _fam(weights):
             write_fam(partial, fam)
         write_json(partial / CONFIG_JSON, with_memory(hf, config.memory))
         carry((file for name in CARRIED if (file := root / name).is_file()), partial)
@@ -82,10 +92,40 @@ def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], 
     return kept, section.get("types", {})
 
 
-def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str]) -> "np.ndarray":
-    """A tensor as it is written, in the type that it was imported in."""
-    array = pair.theirs(weights.read(pair.path, pair.layer))
-    return array.astype(_dtype(pair, weights, types), copy=False)
+def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, Any]) -> None:
+    """LoRA and FAM, without the base. Raises `ConfigError` on a model that has no LoRA."""
+    if not config.lora.rank:
+        raise ConfigError(f"{args.source} has no LoRA (its rank is 0); leave --adapter-only out")
+
+    from famjax.pretrained import adapter
+    from famjax.pretrained.families import family_of
+    from famjax.pretrained.folder import write_fam
+    from famjax.runtime.pieces import Weights, made_whole
+
+    weights = Weights(args.source)
+    tensors = adapter.tensors(family_of(hf), weights.shapes, weights.read)
+    with made_whole(args.target, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as partial:
+        adapter.write(partial, config, tensors, args.base_model)
+        if fam := _fam(weights):
+            write_fam(partial, fam)
+
+
+def _fam(weights: "Weights") -> dict[str, "np.ndarray"]:
+    """FAM's prompt or prefix, as `fam.safetensors` has it."""
+    return {f"fam_{path[4:]}": weights.read(path) for path in weights.shapes if path.startswith("fam/")}
+
+
+def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str], lora: LoraConfig) -> "np.ndarray":
+    """A tensor as it is written, LoRA in it, in the type that it was imported in."""
+    from famjax.nn.lora import merged, of_base
+
+    ours = weights.read(pair.path, pair.layer)
+    a = of_base(pair.path, "a")
+    if a in weights.shapes:
+        # The sum is rounded once, to the type that is written.
+        ours = ours.astype("float32")
+        ours = merged(ours, weights.read(a, pair.layer), weights.read(of_base(pair.path, "b"), pair.layer), lora.scale)
+    return pair.theirs(ours).astype(_dtype(pair, weights, types), copy=False)
 
 
 def _dtype(pair: "Pair", weights: "Weights", types: dict[str, str]) -> Any:

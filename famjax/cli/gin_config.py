@@ -28,6 +28,7 @@ from famjax.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    LoraConfig,
     MemoryConfig,
     ModelConfig,
     OptimizerConfig,
@@ -35,6 +36,7 @@ from famjax.config import (
     SourceConfig,
     TrainConfig,
 )
+from famjax.runtime.model_dir import read_config
 
 T = TypeVar("T")
 
@@ -62,6 +64,24 @@ def target_length(task_feature_lengths: dict[str, int]) -> int:
     return sum(lengths.values())
 
 
+def model_of_checkpoint(
+    path: str, lora: LoraConfig, remat: str = "", block_size: int | None = None,
+    memory_segments: int | None = None, fam_length: int | None = None,
+) -> ModelConfig:  # fmt: skip
+    """The model that a model directory has, to be trained further.
+
+    Args:
+      path: the directory, or one of its steps.
+      lora: of the model to train.
+      remat: likewise; empty leaves it.
+      block_size, memory_segments, fam_length: likewise; None leaves them.
+    """
+    model = read_config(path)
+    sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
+    memory = dataclasses.replace(model.memory, **{name: size for name, size in sizes.items() if size is not None})
+    return dataclasses.replace(model, lora=lora, memory=memory, remat=remat or model.remat)
+
+
 _REGISTERED: dict[str, tuple[str, ...]] = {}
 
 
@@ -79,8 +99,8 @@ def register(*configurables: Any) -> None:
 
 
 register(
-    ModelConfig, MemoryConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig, SourceConfig,
-    target_length,
+    ModelConfig, MemoryConfig, LoraConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig,
+    SourceConfig, target_length, model_of_checkpoint,
 )  # fmt: skip
 
 

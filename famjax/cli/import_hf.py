@@ -164,7 +164,7 @@ def _pieces(
         progress.advance(ours.nbytes)
         if pair.path == "embedding":
             for path, fam in first_fam(theirs).items():
-                yield path, None, fam.astype(dtype)
+                yield path, None, fam.astype(np.float32)
         del theirs, ours
 
 

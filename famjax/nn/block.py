@@ -1,5 +1,6 @@
 """One Transformer layer: the weights behind `attention.memory.LayerWeights`."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from famjax.attention import rope
 from famjax.attention.attend import Scoring
 from famjax.config import LayerSettings, ModelConfig
 from famjax.nn.layers import FeedForward, Norm, bias, weight
+from famjax.nn.lora import Lora, drop
 
 
 class Attention(nnx.Module):
@@ -50,6 +52,9 @@ class Block(nnx.Module):
             self.post_attention_norm = Norm(config, config.d_model, stack=stack)
             self.post_ff_norm = Norm(config, config.d_model, stack=stack)
         self.feed_forward = FeedForward(config, rngs, stack)
+        if config.lora.rank:
+            self.lora = Lora(config, rngs, stack)
+        self.dropout = config.lora.dropout
         self.scale, self.cap = config.attention_scale, config.attention_cap
         self.take(config.layer(0))
         self.qk_norm = config.qk_norm
@@ -57,10 +62,11 @@ class Block(nnx.Module):
         self.queries_per_kv = config.queries_per_kv
         self.dtype = config.dtype
 
-    def take(self, settings: LayerSettings) -> None:
-        """Makes this the layer that these settings describe."""
+    def take(self, settings: LayerSettings, key: Any = None) -> None:
+        """Makes this the layer that these settings describe; with a random key, LoRA's inputs are dropped out."""
         self.scoring = Scoring(settings.rope, self.scale, self.cap)
         self.memory = settings.memory
+        self.drop = functools.partial(drop, key=key, rate=self.dropout) if key is not None else None
 
     def queries(self, x: Any, offsets: Any) -> Any:
         """x [..., Q, D] to queries [..., K, G, Q, H], turned by `offsets` [..., Q]."""
@@ -81,13 +87,13 @@ class Block(nnx.Module):
         kernel = kernel.reshape(-1, kernel.shape[-1])
         by_token = jnp.moveaxis(heads, -2, -4).reshape(-1, kernel.shape[0])
         x = residual.reshape(-1, kernel.shape[1])
-        attended = by_token @ kernel
+        attended = self._with_lora(by_token @ kernel, by_token, "output")
         if hasattr(self.attention, "output_bias"):
             attended = attended + self.attention.output_bias[...].astype(self.dtype)
         if self.post_norms:
             attended = self.post_attention_norm(attended)
         a = x + attended.astype(x.dtype)
-        forward = self.feed_forward(self.attention_norm(x) if self.parallel else self.ff_norm(a))
+        forward = self.feed_forward(self.attention_norm(x) if self.parallel else self.ff_norm(a), self._with_lora)
         if self.post_norms:
             forward = self.post_ff_norm(forward)
         return (a + forward.astype(a.dtype)).reshape(residual.shape)
@@ -114,7 +120,15 @@ class Block(nnx.Module):
         """
         kernel = getattr(self.attention, name)
         D, heads, H = kernel.shape
-        out = normed.reshape(-1, D) @ kernel[...].astype(self.dtype).reshape(D, heads * H)
+        x = normed.reshape(-1, D)
+        out = self._with_lora(x @ kernel[...].astype(self.dtype).reshape(D, heads * H), x, name)
         out = out.reshape(*normed.shape[:-1], heads, H)
         added = getattr(self.attention, f"{name}_bias", None)
         return out if added is None else out + added[...].astype(self.dtype)
+
+    def _with_lora(self, out: Any, x: Any, name: str) -> Any:
+        """What a projection made of x [..., in], out [..., out], and what LoRA adds to it, where it has a pair."""
+        pair = getattr(self.lora, name, None) if hasattr(self, "lora") else None
+        if pair is None:
+            return out
+        return out + pair(x if self.drop is None else self.drop(x, name))

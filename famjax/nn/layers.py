@@ -22,6 +22,10 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# From a product, what went into it and its name, to what it becomes: the place where LoRA adds its own.
+Adapt = Callable[[Any, Any, str], Any]
+
+
 def weight(
     rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...], dtype: str, stack: tuple[int, ...] = ()
 ) -> nnx.Param:
@@ -78,13 +82,13 @@ class FeedForward(nnx.Module):
         self.activation = config.activation
         self.dtype = config.dtype
 
-    def __call__(self, x: Any) -> Any:
-        """x [..., D] to [..., D]."""
+    def __call__(self, x: Any, adapt: Adapt) -> Any:
+        """x [..., D] to [..., D]; every product goes through `adapt`, before its bias."""
         act = ACTIVATION_FUNCTIONS[self.activation]
-        up = self._product(x, "up")
-        hidden = act(self._product(x, "gate")) * up if self.gated else act(up)
-        return self._product(hidden, "down")
+        up = self._product(x, "up", adapt)
+        hidden = act(self._product(x, "gate", adapt)) * up if self.gated else act(up)
+        return self._product(hidden, "down", adapt)
 
-    def _product(self, x: Any, name: str) -> Any:
-        out = x @ getattr(self, name)[...].astype(self.dtype)
+    def _product(self, x: Any, name: str, adapt: Adapt) -> Any:
+        out = adapt(x @ getattr(self, name)[...].astype(self.dtype), x, name)
         return out + getattr(self, f"{name}_bias")[...].astype(self.dtype) if self.biased else out

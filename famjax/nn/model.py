@@ -24,10 +24,11 @@ from famjax.nn.layers import Norm, weight
 
 
 class Fam(nnx.Module):
-    """The only weight that FAM adds: the learned prompt [F, D] (or a prefix [L, F, D])."""
+    """The only weight that FAM adds: the learned prompt [F, D] (or a prefix [L, F, D]), float32 in any case:
+    it is small, and trained also where the weights around it are frozen in bfloat16."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        F, D, std, dtype = config.memory.fam_length, config.d_model, config.embedding_std, config.param_dtype
+        F, D, std, dtype = config.memory.fam_length, config.d_model, config.embedding_std, "float32"
         if config.memory.fam_init == "prompt":
             self.prompt = weight(rngs, (F, D), std, ("fam", "embed"), dtype)
         else:
@@ -51,12 +52,15 @@ class Transformer(nnx.Module):
 
     `constrain(x, axes)` is applied to arrays inside the forward pass whose place on a mesh must not be left
     to the compiler; whoever runs a model on a mesh sets it (`runtime/sharding.py` `constrain`).
+
+    `layer_keys`, set by a training with dropout, gives as many random keys as it is asked for; None drops nothing.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         V, D, dtype = config.vocab_size, config.d_model, config.param_dtype
         self.config = config
         self.constrain: Callable[[Any, tuple[str | None, ...]], Any] = unconstrained
+        self.layer_keys: Callable[[int], Any] | None = None
         self.embedding = weight(rngs, (V, D), config.embedding_std, ("vocab", "embed"), dtype)
         self.layers = Block(config, rngs, stack=(config.num_layers,))
         self.final_norm = Norm(config, D)
@@ -223,25 +227,26 @@ class Transformer(nnx.Module):
         config = self.config
         graphdef, weights = nnx.split(self.layers)
         axes, weights = axes_of(weights), nnx.to_pure_dict(weights)
+        keys = self.layer_keys(config.num_layers) if self.layer_keys else None
 
         def of_layer(index: int, in_scan: bool) -> Step:
             settings = config.layer(index)
 
             def step(x: Any, xs: Any) -> Any:
-                one, extra = xs
+                one, key, extra = xs
                 if self.constrain is not unconstrained:
                     one = jax.tree.map(lambda w, names: gather(w, names[1:], self.constrain, config.dtype), one, axes)
                 block = nnx.merge(graphdef, one)
-                block.take(settings)
+                block.take(settings, key)
                 return layer(block, x, extra)
 
             return remat(step, config.remat, in_scan)
 
         L, period = config.num_layers, config.layer_period
         if not config.scan_layers:
-            return _unrolled([of_layer(i, in_scan=False) for i in range(L)], x, (weights, per_layer))
+            return _unrolled([of_layer(i, in_scan=False) for i in range(L)], x, (weights, keys, per_layer))
         rest = [of_layer(i, in_scan=False) for i in range(L - L % period, L)]
-        return _scanned([of_layer(i, in_scan=True) for i in range(period)], rest, x, (weights, per_layer), L)
+        return _scanned([of_layer(i, in_scan=True) for i in range(period)], rest, x, (weights, keys, per_layer), L)
 
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -275,9 +280,13 @@ def _scanned(period: Sequence[Step], rest: Sequence[Step], x: Any, xs: Any, leng
     return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), outs, last)
 
 
+# The axes that `fsdp` cuts, and what is left of them when a layer has gathered them: of `lora_mlp`, what `tensor` cuts.
+GATHERED: dict[str, str | None] = {"embed": None, "lora_head_dim": None, "lora_mlp": "mlp"}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def gather(weight: Any, axes: tuple[str, ...], constrain: Callable[[Any, Any], Any], dtype: str) -> Any:
-    """A weight made whole along `embed`, for all that a layer does with it.
+    """A weight made whole along the axes that `fsdp` cuts, for all that a layer does with it.
 
     Left to itself, the compiler gathers a weight where it is used, and in the scan over blocks that makes
     FAM this is once for each block. It is gathered in the compute dtype, half the bytes; that it
@@ -285,7 +294,7 @@ def gather(weight: Any, axes: tuple[str, ...], constrain: Callable[[Any, Any], A
     bit), but its gradient, a sum over blocks and devices, adds up in that type.
     """
     rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms work in float32
-    return constrain(rounded, tuple(None if name == "embed" else name for name in axes)).astype(weight.dtype)
+    return constrain(rounded, tuple(GATHERED.get(name, name) for name in axes)).astype(weight.dtype)
 
 
 def _gather_forward(weight: Any, axes: Any, constrain: Any, dtype: str) -> tuple[Any, None]:
@@ -343,7 +352,9 @@ def room(state: MemoryState, config: ModelConfig) -> Any:
 def create(config: ModelConfig, seed: int = 0) -> Transformer:
     """A model with random weights. Raises `ConfigError` if the configuration cannot work."""
     config.validate()
-    return Transformer(config, nnx.Rngs(params=jax.random.key(seed)))
+    key = jax.random.key(seed)
+    # LoRA draws from a stream of its own, so that a model with it starts with the weights of the one without.
+    return Transformer(config, nnx.Rngs(params=key, lora=jax.random.fold_in(key, 2106)))
 
 
 def parameters(model: nnx.Module) -> dict[str, Any]:

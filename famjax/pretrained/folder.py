@@ -225,8 +225,13 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def write_fam(folder: Path, fam: Mapping[str, np.ndarray]) -> None:
     """FAM's prompt [F, D], or prefix [L, F, D]."""
-    tensors = [Written(name, array.shape, array.dtype) for name, array in fam.items()]
-    for _ in _write_shard(folder / FAM_FILE, tensors, lambda name: fam[name]):
+    write_arrays(folder / FAM_FILE, fam)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """A safetensors file of arrays that are in memory."""
+    tensors = [Written(name, array.shape, array.dtype) for name, array in arrays.items()]
+    for _ in _write_shard(path, tensors, lambda name: arrays[name]):
         pass
 
 

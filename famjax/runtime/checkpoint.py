@@ -19,7 +19,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.runtime import base as bases
 from famjax.runtime import lock, steps
+from famjax.runtime.base import Base
 from famjax.runtime.model_dir import read_config, split_step
 from famjax.runtime.quiet import quiet
 from famjax.runtime.steps import PROGRESS, TRAINING, WEIGHTS, latest_step
@@ -251,18 +253,54 @@ def _warn(line: str) -> None:
 
 
 def _load_weights(root: Path, step: int, target: Tree) -> dict[str, Any]:
-    """Raises `Damaged`, or `ConfigError` where the weights are others than `target`."""
+    """Raises `Damaged`, or `ConfigError` where the weights, or those of the base, are others than `target`."""
     folder = steps.step_dir(root, step) / WEIGHTS
     there = _stored_shapes(folder)
     if there is None:
         raise Damaged(f"the weights in {folder.parent} are damaged")
-    if difference := _difference(_flatten(target), there):
+    base = bases.checked(root)
+    own = target if base is None else bases.part(target, there.__contains__)
+    if difference := _difference(_flatten(own), there):
         raise ConfigError(f"the weights in {root} do not fit its model.json: {difference}")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return dict(checkpointer.restore(folder, jax.tree.map(_with_place, target)))
+            params = dict(checkpointer.restore(folder, jax.tree.map(_with_place, own)))
     except Exception as error:
         raise Damaged(f"the weights in {folder.parent} are damaged: {first_line(error)}") from error
+    if base is None:
+        return params
+    return bases.joined(params, _load_base(base, bases.part(target, lambda path: path not in there)))
+
+
+def _load_base(base: Base, target: Tree) -> dict[str, Any]:
+    """The weights of `target` that a fine-tuned model has from its base, in the types of `target`, rounded as
+    `train/initial.py` did when the training started. Raises `ConfigError`: another step of the fine-tuned model
+    would have the same base."""
+    folder = base.folder / WEIGHTS
+    there, below = _stored_leaves(folder), bases.checked(base.path)
+    if there is None:
+        raise ConfigError(f"the weights in {base.folder} are damaged; restore them from a copy")
+    own = target if below is None else bases.part(target, there.__contains__)
+    stored = {path: leaf for path, leaf in there.items() if path in _flatten(own)}
+    if difference := _difference(_flatten(own), {path: tuple(leaf.shape) for path, leaf in stored.items()}):
+        raise ConfigError(f"the weights in {base.folder} do not fit what was trained on them: {difference}")
+    as_stored = lambda path, leaf: jax.ShapeDtypeStruct(
+        leaf.shape, there[_name(path)].dtype, sharding=_with_place(leaf).sharding
+    )
+    wanted = jax.tree_util.tree_map_with_path(as_stored, own)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    params: dict[str, Any] = {}
+    try:
+        if own:  # a base that has a base of its own may have nothing to add
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                args = ocp.args.PyTreeRestore(wanted, restore_args, partial_restore=True)
+                params = dict(checkpointer.restore(folder, args=args))
+    except Exception as error:
+        raise ConfigError(f"the weights in {base.folder} are damaged: {first_line(error)}") from error
+    params = jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), params, own)
+    if below is None:
+        return params
+    return bases.joined(params, _load_base(below, bases.part(target, lambda path: path not in there)))
 
 
 def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -289,9 +327,15 @@ def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the arrays on disk by path, or None where they cannot be read."""
+    leaves = _stored_leaves(folder)
+    return None if leaves is None else {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def _stored_leaves(folder: Path) -> dict[str, Any] | None:
+    """The same with types: what Orbax tells of each array."""
     try:
         with quiet():
-            return _flatten(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
+            return _leaves(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
     except Exception:  # whatever Orbax raises, the files are not as they were written
         return None
 
@@ -306,9 +350,16 @@ def _with_place(leaf: Any) -> Any:
 
 def _flatten(tree: Any) -> dict[str, tuple[int, ...]]:
     """{"layers/attention/query": shape, ...}."""
+    return {path: tuple(leaf.shape) for path, leaf in _leaves(tree).items()}
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-    return {name(path): tuple(leaf.shape) for path, leaf in leaves}
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _difference(expected: dict[str, tuple[int, ...]], there: dict[str, tuple[int, ...]]) -> str:

@@ -3,6 +3,7 @@
 DIR/model.json          the full `ModelConfig`
 DIR/config.gin          after training: the settings as they were used
 DIR/metrics.jsonl       after training: one object a logged step
+DIR/base.json           after fine-tuning a part of the weights: where the others are (`runtime/base.py`)
 DIR/best.json           where the best checkpoints are, if a metric is watched
 DIR/summary.txt         after training: the weights, where they lie, what they cost
 DIR/tensorboard/        after training: the numbers of metrics.jsonl for TensorBoard
@@ -25,6 +26,7 @@ CONFIG_GIN = "config.gin"
 METRICS_JSONL = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 BEST_JSON, BEST = "best.json", "best"
+BASE_JSON = "base.json"
 TENSORBOARD = "tensorboard"
 PROFILE = "profile"
 SUMMARY_TXT = "summary.txt"
@@ -61,7 +63,8 @@ def check_same_model(model_dir: str | Path, config: ModelConfig) -> None:
 
 
 def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name != "memory"} | fields["memory"]
+    plain = {name: value for name, value in fields.items() if name not in ("memory", "lora")}
+    return plain | fields["memory"] | {f"LoRA's {name}": value for name, value in fields["lora"].items()}
 
 
 def split_step(model_dir: str | Path) -> tuple[Path, int | None]:

@@ -20,7 +20,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from famjax.config import ConfigError, ModelConfig
-from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, split_step, write_text
+from famjax.runtime import base as bases
+from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, split_step, write_text
 from famjax.runtime.steps import WEIGHTS, damage, latest_step, record_files, step_dir
 
 PART_BYTES = 2**26
@@ -96,7 +97,8 @@ def write_model(
 
 
 class Weights:
-    """The weights of a model directory, read a piece at a time.
+    """The weights of a model directory, read a piece at a time; those that a fine-tuned model has from its base are
+    there too, in the model's type.
 
     Attributes:
       shapes: of all weights by path.
@@ -124,9 +126,20 @@ class Weights:
             raise ConfigError(f"the weights in {folder} cannot be read ({reason}); restore them from a copy") from error
         self.shapes = {path: tuple(array.shape) for path, array in self._arrays.items()}
         self.dtypes = {path: array.dtype.numpy_dtype for path, array in self._arrays.items()}
+        base = bases.checked(root)
+        self._base = Weights(base.folder) if base is not None else None
+        if self._base is not None:
+            dtype = np.dtype(jax.numpy.dtype(read_config(root).param_dtype))
+            # A model without FAM has no use for its base's prompt; one with FAM has its own.
+            rest = {p: shape for p, shape in self._base.shapes.items() if p not in self.shapes and p[:4] != "fam/"}
+            self.shapes |= rest
+            self.dtypes |= dict.fromkeys(rest, dtype)
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """A weight, or one layer of a stacked one."""
+        if path not in self._arrays:
+            assert self._base is not None
+            return self._base.read(path, layer).astype(self.dtypes[path], copy=False)
         array = self._arrays[path] if layer is None else self._arrays[path][layer]
         read: np.ndarray = array.read().result()
         return read

@@ -24,6 +24,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "layers": (),
     "fam": (),
+    # LoRA's pairs are small, but many, and so are their moments: each is cut by `fsdp` along some axis of its base.
+    "lora": (),
+    "lora_head_dim": ("fsdp",),
+    "lora_mlp": ("tensor", "fsdp"),
 }
 
 # The names of an array's axes; None for an axis that is never cut.

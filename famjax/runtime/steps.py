@@ -45,8 +45,18 @@ def record_files(folder: Path) -> None:
 
     Orbax reads all arrays side by side; on damage each of them prints a traceback, from threads.
     """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILES)
-    write_text(folder / FILES, json.dumps({str(path.relative_to(folder)): _fingerprint(path) for path in files}))
+    write_text(folder / FILES, json.dumps(_fingerprints(folder)))
+
+
+def recorded_files(folder: Path) -> dict[str, list[int]]:
+    """What the record of a folder says, by file; where there is none, what it would say."""
+    if not (folder / FILES).is_file():
+        return _fingerprints(folder)
+    try:
+        recorded: dict[str, list[int]] = json.loads((folder / FILES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # `damage` has more to say of it
+    return recorded
 
 
 def record_step(folder: Path) -> None:
@@ -79,6 +89,11 @@ def recorded_metrics(root: Path, step: int) -> dict[str, Any]:
 def size_of(folder: Path) -> int:
     """Bytes of the files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _fingerprints(folder: Path) -> dict[str, list[int]]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != FILES)
+    return {str(path.relative_to(folder)): _fingerprint(path) for path in files}
 
 
 def _fingerprint(path: Path) -> list[int]:

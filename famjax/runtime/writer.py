@@ -25,7 +25,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.runtime import base as bases
 from famjax.runtime import steps
+from famjax.runtime.base import Base
 from famjax.runtime.model_dir import BEST_JSON, CHECKPOINTS, MODEL_JSON, write_text
 from famjax.runtime.quiet import quiet
 from famjax.runtime.steps import PROGRESS, TRAINING, WEIGHTS
@@ -70,7 +72,10 @@ class Writer:
       saved: the newest step that is known to be whole, or None.
     """
 
-    def __init__(self, model_dir: str | Path, config: ModelConfig, keep: Keep, saved: int | None = None):
+    def __init__(
+        self, model_dir: str | Path, config: ModelConfig, keep: Keep, saved: int | None = None,
+        base: Base | None = None,
+    ):  # fmt: skip
         """Opens a model directory.
 
         Args:
@@ -79,11 +84,13 @@ class Writer:
           keep: which steps stay.
           saved: the step that the training goes on from. Later ones are damaged; they are deleted as soon as
             a new one is saved. None leaves all that there are.
+          base: where the weights are that `save` is not given; None where it is given all.
 
         Raises:
           ConfigError: the directory cannot be written.
         """
         self.root, self.config, self.keep, self.saved = Path(model_dir).absolute(), config, keep, saved
+        self.base = base
         self._behind = [] if saved is None else [step for step in steps.all_steps(self.root) if step > saved]
         self._pending: int | None = None
         self._dropped: int | None = None
@@ -112,7 +119,7 @@ class Writer:
 
         Args:
           step: steps trained, more than at the last save.
-          params: the weights, as `nn.model.parameters` gives them.
+          params: the weights, as `nn.model.parameters` gives them, or those that the base has not.
           training: any other tree of arrays.
           progress: any small JSON object.
           metrics: numbers by name; of what is not a number nothing is kept.
@@ -192,6 +199,8 @@ class Writer:
         if self._began:
             return
         if _first_process():
+            if self.base is not None:
+                bases.write(self.root, self.base)
             write_text(self.root / MODEL_JSON, self.config.to_json())
         for step in self._behind:
             self._manager.delete(step)

@@ -39,7 +39,7 @@ def dry_run(config: TrainConfig) -> None:
     writable(config.model_dir)
     mesh = mesh_or_its_shape(config)
     tx = optim.optimizer(config.optimizer, config.steps)
-    optim.check_patterns(config.optimizer, parameter_shapes(config.model))
+    optim.check_patterns(config.tuning, parameter_shapes(config.model))
     print(summary(config, tx, mesh))
     print("start         " + beginning(config))
     batch = first_batch(config)
@@ -109,7 +109,8 @@ def disk(config: TrainConfig, tx: optax.GradientTransformation, mesh: Any) -> st
     """What a checkpoint takes, and what is free."""
     state = states.abstract(config, tx, mesh)
     whole = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    size = whole((state.params, states.to_save(state)))
+    params = states.own_weights(config, state.params) if config.saves_a_part else state.params
+    size = whole((params, states.to_save(state)))
     path = Path(config.model_dir).absolute()
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     text = f"{data_size(size)}, {data_size(free)} are free"

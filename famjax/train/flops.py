@@ -73,7 +73,7 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
             uses = targets / T
         else:
             continue
-        frozen = config.optimizer.settings_of(path)["frozen"]
+        frozen = config.tuning.settings_of(path)["frozen"]
         flops += (4 if frozen else 6) * leaf.size * uses
     pairs = attention_pairs(config) / T
     return flops + 3 * 4 * model.num_layers * model.num_heads * model.head_dim * pairs

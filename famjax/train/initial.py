@@ -1,5 +1,6 @@
 """Weights of another model to start from: what is taken, what is new, what is left, in words."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from famjax.runtime.model_dir import read_config
 
 Weights = dict[str, Any]
 # Parts of the tree that a model may have and its source may lack: what it learns beside the source's weights.
-ADDED = (FAM,)
+LORA = "layers/lora/"
+ADDED = (f"{FAM}/", LORA)
 _NAMED = 6
 
 
@@ -25,8 +27,9 @@ def adopt(
 ) -> tuple[Weights, str]:
     """The weights of `source`, completed by `fresh` ones, and a few lines that say what came from where.
 
-    FAM alone may differ: a prompt that the source lacks, or has in another form, stays as in `fresh`; of a longer one
-    the last rows are taken, which keep their positions; a shorter one becomes the last rows.
+    LoRA that the source has not is new. Otherwise FAM alone may differ: a prompt that the source lacks, or has in
+    another form, stays as in `fresh`; of a longer one the last rows are taken, which keep their positions; a shorter
+    one becomes the last rows.
 
     Args:
       source: a model directory, or one of its steps.
@@ -37,11 +40,14 @@ def adopt(
     Raises:
       ConfigError: nothing to read, or weights of other shapes.
     """
-    stored, found = checkpoint.load_model(source, shapes)
+    _check_lora(source, read_config(source), model)
+    _, found = checkpoint.load_model(source, shapes)
     have, want = _flatten(found), _flatten(fresh)
     _check(source, have, want)
     taken, lines = dict(want), []
     for path, array in want.items():
+        if path not in have and path.startswith(LORA):
+            continue
         if path not in have:
             lines.append(f"new: {_shape(path, array)}")
         elif have[path].shape == array.shape:
@@ -49,6 +55,7 @@ def adopt(
         else:
             taken[path], line = _rows(path, have[path], array)
             lines.append(line)
+    lines += [f"new: {line}" for line in _new_lora(have, want, model)]
     lines += [f"left: {_shape(path, have[path])}" for path in have if path not in want]
     names = [path for path, array in want.items() if path in have and have[path].shape == array.shape]
     count = sum(math.prod(want[path].shape) for path in names)
@@ -60,17 +67,35 @@ def adopt(
 
 def check(source: str | Path, model: ModelConfig) -> str:
     """What `adopt` would do, from the configurations alone, in a line. Raises as it does on other shapes."""
+    _check_lora(source, read_config(source), model)
     have, want = (_flatten(parameter_shapes(config)) for config in (read_config(source), model))
     _check(source, have, want)
     new = [path for path in want if path not in have or have[path].shape != want[path].shape]
+    new = [path for path in new if not path.startswith(LORA)] + _new_lora(have, want, model)
     return f"the weights in {source}" + (f"; new, or new in part: {', '.join(new)}" if new else "")
+
+
+def _new_lora(have: Weights, want: Weights, model: ModelConfig) -> list[str]:
+    """LoRA's arrays that the source has not, as one, or none."""
+    count = sum(path.startswith(LORA) and path not in have for path in want)
+    return [f"LoRA of rank {model.lora.rank}, {count} arrays"] if count else []
+
+
+def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> None:
+    """Raises `ConfigError` where the source's LoRA would get lost, or mean something else."""
+    has, asked = (dataclasses.replace(config.lora, dropout=0.0) for config in (stored, model))
+    if has.rank and has != asked:
+        raise ConfigError(
+            f"{source} has LoRA of rank {has.rank}: train on with the rank, alpha and projections in its model.json, "
+            f"or merge it first, with export-hf and import-hf"
+        )
 
 
 def _check(source: str | Path, have: Weights, want: Weights) -> None:
     """Raises `ConfigError` on differences outside of FAM, and names some."""
     wrong = []
     for path in sorted(have | want):
-        if path.split("/")[0] in ADDED:
+        if path.startswith(ADDED):
             continue
         if path not in have:
             wrong.append(f"{_shape(path, want[path])} is not there")

@@ -47,7 +47,7 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
     kept = vocabulary_files(config)
     tx = optim.optimizer(config.optimizer, config.steps)
     graphdef = states.structure(config.model)
-    state, progress, logged = start(config, tx, mesh, task)
+    state, progress, logged, base = start(config, tx, mesh, task)
     first_step = int(state.step)
     if first_step >= config.steps:
         print(f"{config.model_dir} is trained already: {first_step} steps")
@@ -58,7 +58,7 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
             write_bytes(Path(config.model_dir) / name, content)
     summarise(config, tx, mesh)
     step_fn = jit_step(config, tx, mesh)
-    saver, watch = Saver(config, first_step, stop), Watch(config, mesh, first_step, logged)
+    saver, watch = Saver(config, first_step, stop, base), Watch(config, mesh, first_step, logged)
     with saver, watch, Feed(task, mesh, config.batch_size, first_step, progress) as feed:
         for step in range(first_step + 1, config.steps + 1):
             batch = feed.next()

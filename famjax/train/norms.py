@@ -10,7 +10,7 @@ import numpy as np
 
 from famjax.train.optim import path_of
 
-GROUPS = ("embedding", "attention", "feed_forward", "norms", "fam", "other")
+GROUPS = ("embedding", "attention", "feed_forward", "lora", "norms", "fam", "other")
 
 
 def group_of(path: str) -> str:

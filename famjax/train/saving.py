@@ -15,6 +15,7 @@ import jax
 
 from famjax.config import ConfigError, TrainConfig
 from famjax.runtime import distributed, lock
+from famjax.runtime.base import Base
 from famjax.runtime.writer import Keep, Writer, is_disk_error
 from famjax.train import state as states
 from famjax.train.state import TrainState
@@ -91,11 +92,12 @@ class Saver:
       stopping: SIGTERM has come, here or in another process, and the step is saved: leave the loop.
     """
 
-    def __init__(self, config: TrainConfig, first_step: int, stop: StopSignal):
+    def __init__(self, config: TrainConfig, first_step: int, stop: StopSignal, base: Base | None = None):
+        """`base` has the weights that are not trained; None saves all of them."""
         self.config, self.stop, self.stopping = config, stop, False
         best = {"metric": config.keep_best_metric, "best": config.keep_best, "mode": config.keep_best_mode}
         keep = Keep(config.keep_checkpoints, config.keep_period, **best)
-        self.writer = Writer(config.model_dir, config.model, keep, first_step or None)
+        self.writer = Writer(config.model_dir, config.model, keep, first_step or None, base)
         self._done, self._saved_at, self._metric_missed = first_step, now(), False
 
     def due(self, done: int) -> bool:
@@ -118,7 +120,8 @@ class Saver:
         """
         self._saved_at = now()
         self._look_for_metric(metrics)
-        self.writer.save(self._done, state.params, states.to_save(state), progress, metrics)
+        params = state.params if self.writer.base is None else states.own_weights(self.config, state.params)
+        self.writer.save(self._done, params, states.to_save(state), progress, metrics)
 
     def _look_for_metric(self, metrics: dict[str, Any]) -> None:
         wanted = self.config.keep_best_metric

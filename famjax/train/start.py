@@ -16,7 +16,9 @@ from famjax.data.passkey import PassKeyTask
 from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.nn.model import parameter_axes, parameter_shapes
 from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
+from famjax.runtime import base as bases
 from famjax.runtime import checkpoint, distributed, sharding
+from famjax.runtime.base import Base
 from famjax.runtime.model_dir import check_same_model, split_step
 from famjax.train import initial, optim
 from famjax.train import state as states
@@ -59,11 +61,13 @@ class Start(NamedTuple):
       state: on the mesh.
       progress: of the task.
       logged: what the log has of the steps since its last line, see `loop.py`; empty at the first step.
+      base: which model's weights checkpoints leave out, because they stay as they are there; None: they have all.
     """
 
     state: TrainState
     progress: Progress
     logged: dict[str, Any]
+    base: Base | None = None
 
 
 def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task) -> Start:
@@ -73,7 +77,7 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     checkpoints are named on standard error; they are deleted when the training next saves.
     """
     shapes = functools.partial(sharded_shapes, mesh=mesh)
-    optim.check_patterns(config.optimizer, shapes(config.model))
+    optim.check_patterns(config.tuning, shapes(config.model))
     check_same_model(config.model_dir, config.model)
     distributed.require_same(
         f"the newest step in {config.model_dir}", checkpoint.latest_step(config.model_dir),
@@ -88,14 +92,27 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
         if first:
             print(f"continuing {config.model_dir} from step {found.step}", flush=True)
         state = states.from_saved(found.step, found.params, found.training, where)
-        return Start(state, found.progress["task"], found.progress["logged"])
+        return Start(state, found.progress["task"], found.progress["logged"], bases.read(config.model_dir))
+    base = _base_of(config)
     state = states.create(config, tx, mesh)
     if config.initial_checkpoint:
         params, told = initial.adopt(config.initial_checkpoint, config.model, state.params, shapes)
         state = dataclasses.replace(state, params=params)
         if first:
             print(told, flush=True)
-    return Start(state, task.start(), {})
+    return Start(state, task.start(), {}, base)
+
+
+def _base_of(config: TrainConfig) -> Base | None:
+    """Where the weights are that this training's checkpoints leave out, the same for all processes; or None."""
+    if not config.saves_a_part:
+        return None
+    base = bases.of(config.initial_checkpoint)
+    distributed.require_same(
+        f"the step to start from in {config.initial_checkpoint}", [base.step, base.record],
+        "INITIAL_CHECKPOINT_PATH must be a directory that all hosts share",
+    )  # fmt: skip
+    return base
 
 
 def sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from famjax.attention.memory import MEMORY_AXES
 from famjax.config import ModelConfig, TrainConfig
 from famjax.nn import model as model_lib
+from famjax.runtime import base as bases
 from famjax.runtime import sharding
 from famjax.train import optim
 
@@ -78,7 +79,7 @@ def create(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) ->
 
 def _fresh(config: TrainConfig, tx: optax.GradientTransformation) -> TrainState:
     params = model_lib.parameters(model_lib.create(config.model, config.seed))
-    trained, _ = optim.split_frozen(config.optimizer, params)
+    trained, _ = optim.split_frozen(config.tuning, params)
     memory = config.model.memory
     passed = (config.model.num_layers, memory.previous_fams, memory.fam_length, config.model.d_model)
     return TrainState(
@@ -92,6 +93,12 @@ def _no_memory(config: TrainConfig) -> Any:
         return None
     shapes = jax.eval_shape(lambda: model_lib.create(config.model).initial_state(config.batch_size))
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def own_weights(config: TrainConfig, params: dict[str, Any]) -> dict[str, Any]:
+    """The weights that a training has not from its base: those it trains, and LoRA and FAM's prompt in any case."""
+    trained = lambda path: not config.tuning.settings_of(path)["frozen"]
+    return bases.part(params, lambda path: path.startswith(("layers/lora/", "fam/")) or trained(path))
 
 
 def to_save(state: TrainState) -> dict[str, Any]:

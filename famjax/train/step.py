@@ -24,8 +24,11 @@ from famjax.train.state import TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
-# Rows of a batch, their random position offsets, and their memories (rows first), the latter two None where unused.
-Microbatch = tuple[Batch, Any, MemoryState | None]
+# Rows of a batch, their random position offsets, their memories (rows first) and their numbers in the batch, the
+# latter three None where unused.
+Microbatch = tuple[Batch, Any, MemoryState | None, Any]
+# Folded into a step's key, for a stream of random numbers of its own.
+DROPOUT = 0
 
 
 class Part(NamedTuple):
@@ -81,14 +84,18 @@ def preparation(config: TrainConfig, mesh: Mesh) -> Callable[..., Prepared]:
     """How a step, and whoever looks at one, begins: (weights, state, key, rows, their memory) to `Prepared`.
 
     `key` decides on random state passing; None starts with the learned prompt. The rows' memory has its rows
-    first (`rows_first`), or is None where no row goes on.
+    first (`rows_first`), or is None where no row goes on. A `dropout` key drops out what goes into LoRA.
     """
     # A budget for scores is one device's; the model sees the rows of all of them.
     budget = config.model.attention_budget_mib * sharding.batch_shards(mesh)
     graphdef = states.structure(dataclasses.replace(config.model, attention_budget_mib=budget))
 
-    def prepare(params: Any, state: TrainState, key: Any, rows: int, memory: MemoryState | None) -> Prepared:
+    def prepare(
+        params: Any, state: TrainState, key: Any, rows: int, memory: MemoryState | None, dropout: Any = None
+    ) -> Prepared:
         model = nnx.merge(graphdef, params)
+        if dropout is not None:
+            model.layer_keys = functools.partial(jax.random.split, dropout)
         model.constrain = functools.partial(sharding.constrain, mesh=mesh)
         if key is None:
             initial = model.initial_state(1)
@@ -109,6 +116,12 @@ def draws(config: TrainConfig, step: Any, rows: int) -> tuple[Any, Any]:
     return passing, position_shift(config.model.memory, config.model.rope_base, shift, rows)
 
 
+def dropout_key(config: TrainConfig, step: Any, microbatch: Any) -> Any:
+    """From which a microbatch draws what LoRA leaves out: a function of (seed, step, number of the microbatch)."""
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), microbatch)
+
+
 def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
     """A step for `jax.jit`. Randomness is a function of (seed, step), so a resumed run draws the same.
 
@@ -125,14 +138,15 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     """
     prepare = preparation(config, mesh)
     where = states.abstract(config, tx, mesh)
-    gradients_lie, _ = optim.split_frozen(config.optimizer, states.shardings(where).params)
+    gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
 
     def loss_fn(trained: Any, frozen: Any, state: TrainState, key: Any, part: Microbatch, weight: Any) -> Any:
         """What a microbatch adds to the batch's loss, whose weights sum to `weight`."""
-        batch, shift, memory = part
+        batch, shift, memory, numbers = part
         params = optim.join_frozen(trained, frozen)
-        model, memory, initial = prepare(params, state, key, batch.tokens.shape[0], memory)
+        dropout = None if numbers is None else dropout_key(config, state.step, numbers[0])
+        model, memory, initial = prepare(params, state, key, batch.tokens.shape[0], memory, dropout)
         hidden, memory = model(
             batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial, shift_B=shift
         )
@@ -147,7 +161,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
-        trained, frozen = optim.split_frozen(config.optimizer, state.params)
+        trained, frozen = optim.split_frozen(config.tuning, state.params)
         weight = batch.weights.sum()
 
         def one(part: Microbatch) -> tuple[Any, Part]:
@@ -156,7 +170,8 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             return jax.lax.with_sharding_constraint(grads, gradients_lie), out
 
         memory = rows_first(state.memory) if config.carries_memory else None
-        grads, out = accumulate(one, config.microbatches, (batch, shift, memory))
+        numbers = jnp.arange(batch.tokens.shape[0]) if config.model.lora.rank and config.model.lora.dropout else None
+        grads, out = accumulate(one, config.microbatches, (batch, shift, memory, numbers))
         updates, opt_state = tx.update(grads, state.opt_state, trained)
         params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
         correct, memory = out.rows["correct"], out.rows["memory"]

@@ -72,7 +72,7 @@ def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | 
         count, held = (sum(f(leaf) for _, leaf in members) for f in (lambda leaf: leaf.size, part_bytes))
         table.add_row(f"[bold]{group}[/bold]", "", "", "", f"{count:,}", data_size(held))
         for path, leaf in members:
-            frozen = ", frozen" if config.optimizer.settings_of(path)["frozen"] else ""
+            frozen = ", frozen" if config.tuning.settings_of(path)["frozen"] else ""
             shape, cut = " x ".join(map(str, leaf.shape)), _cut(leaf.sharding.spec)
             row = (f"  {path}", shape, f"{leaf.dtype}{frozen}", cut, f"{leaf.size:,}", data_size(part_bytes(leaf)))
             table.add_row(*row)
@@ -86,7 +86,7 @@ def _totals(config: TrainConfig, leaves: list[Any], found: Sizes, mesh: Mesh | A
     memory = config.model.memory
     total = sum(leaf.size for _, leaf in leaves)
     embedding = sum(leaf.size for path, leaf in leaves if group_of(path) == "embedding")
-    trained = sum(leaf.size for path, leaf in leaves if not config.optimizer.settings_of(path)["frozen"])
+    trained = sum(leaf.size for path, leaf in leaves if not config.tuning.settings_of(path)["frozen"])
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
     return [

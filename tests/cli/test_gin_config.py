@@ -10,7 +10,7 @@ import pytest
 
 from famjax.cli import gin_config
 from famjax.cli.gin_config import CONTRACT_MACROS, load_model_config, load_train_config
-from famjax.config import ConfigError
+from famjax.config import ConfigError, LoraConfig, MemoryConfig, ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 FAM, BSWA = "gin/experiments/tiny_fam.gin", "gin/experiments/tiny_bswa.gin"
@@ -33,7 +33,7 @@ OVERRIDES = {
     "DIAGNOSTICS_PERIOD": ("20", lambda c: c.diagnostics_period == 20),
     "PROFILE_STEPS": ("(3, 4)", lambda c: c.profile_steps == (3, 4)),
     "LOG_PERIOD": ("2", lambda c: c.log_period == 2),
-    "LORA_RANK": ("0", lambda c: c.lora_rank == 0),
+    "LORA_RANK": ("4", lambda c: c.model.lora.rank == 4),
     "BLOCK_SIZE": ("32", lambda c: c.model.memory.block_size == 32),
     "MEMORY_SEGMENTS": ("2", lambda c: c.model.memory.memory_segments == 2),
     "FAM_LENGTH": ("4", lambda c: c.model.memory.fam_length == 4),
@@ -187,6 +187,38 @@ def test_fine_tuning_follows_the_paper() -> None:
     found = config.optimizer
     assert (found.name, found.beta1, found.beta2, found.schedule) == ("adafactor", 0.9, 0.99, "constant")
     assert (found.learning_rate, found.warmup_steps, config.steps, config.batch_size) == (1e-4, 0, 50_000, 128)
+    assert (config.model.lora.rank, config.model.param_dtype, config.tuning.trained) == (64, "bfloat16", "lora")
+
+
+@pytest.mark.parametrize(("size", "devices", "rate"), [("1b", 16, 1e-4), ("8b", 32, 3e-3), ("24b", 64, 3e-3)])
+def test_the_large_fine_tunings_are_valid(size: str, devices: int, rate: float) -> None:
+    """The paper's batch, length and rates; they want weights to start from, data and a directory."""
+    given = ["MODEL_DIR='m'", "INITIAL_CHECKPOINT_PATH='i'", "SOURCES=('a.jsonl',)"]
+    config, _ = load_train_config([f"gin/experiments/finetune_{size}.gin"], (), given)
+    config.validate()
+    assert math.prod(config.mesh_sizes) == devices
+    assert (config.optimizer.learning_rate, config.sequence_length, config.batch_size) == (rate, 8192, 128)
+    plain = load_model_config([f"gin/models/fam_{size}.gin"])
+    assert config.model == dataclasses.replace(plain, lora=LoraConfig(rank=64), param_dtype="bfloat16")
+    assert config.saves_a_part and config.task == "text" and config.data.repeat_segment == 256
+
+
+def test_an_imported_model_is_its_own_configuration(tmp_path: Path) -> None:
+    """Without a file of gin/models: what model.json says, with LoRA, and the memory's macros where they are set."""
+    model = ModelConfig(d_model=24, qkv_bias=True, param_dtype="bfloat16", memory=MemoryConfig(8, 2, 3))
+    (tmp_path / "model.json").write_text(model.to_json())
+    given = ["MODEL_DIR='m'", f"INITIAL_CHECKPOINT_PATH='{tmp_path}'", "MIXTURE_OR_TASK_NAME='passkey'"]
+    files = ["gin/runs/finetune_imported.gin"]
+    config, text = load_train_config(files, (), [*given, "LORA_RANK=2", "LoraConfig.alpha=4.0"])
+    config.validate()
+    assert config.model == dataclasses.replace(model, lora=LoraConfig(rank=2, alpha=4.0), remat="full")
+    changed, _ = load_train_config(files, (), [*given, "MEMORY_SEGMENTS=1"])
+    assert changed.model.memory == MemoryConfig(8, 1, 3)
+    (tmp_path / "config.gin").write_text(text)
+    again, _ = load_train_config([str(tmp_path / "config.gin")])
+    assert again == config
+    with pytest.raises(ConfigError, match="/no/such does not exist"):
+        load_train_config(files, (), [given[0], "INITIAL_CHECKPOINT_PATH='/no/such'", given[2]])
 
 
 @pytest.mark.parametrize(("size", "devices"), [("1b", 16), ("8b", 32), ("24b", 64)])

@@ -50,9 +50,11 @@ def test_what_is_float32() -> None:
 
 
 def test_parameters_in_bfloat16() -> None:
-    """`param_dtype` stores every weight in that type; FAM's activations stay float32."""
+    """`param_dtype` stores every weight in that type, but for FAM's prompt; FAM's activations stay float32 too."""
     config = tiny.config(param_dtype="bfloat16", dtype="bfloat16")
     params = tiny.parameters(config)
-    assert {x.dtype for x in jax.tree.leaves(models.parameter_shapes(config))} == {jnp.dtype("bfloat16")}
+    shapes = models.parameter_shapes(config)
+    assert shapes.pop("fam")["prompt"].dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
     _, state = tiny.whole(config, params, tiny.tokens(config, 2, 9))
     assert state.layers.fam.dtype == jnp.float32

@@ -19,7 +19,7 @@ import numpy as np
 
 from famjax.attention.memory import MEMORY_AXES
 from famjax.cli.gin_config import load_model_config
-from famjax.config import DataConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.nn.model import parameter_shapes
 from famjax.runtime import checkpoint, sharding
@@ -47,7 +47,7 @@ CASES = [
     ("bswa multi-query", (1, 2, 4), 2),
     ("stream grouped", (2, 2, 2), 2),
     ("stream multi-query", (1, 8, 1), 1),
-    ("pretrained grouped", (2, 2, 2), 2),
+    ("lora grouped", (2, 2, 2), 2),
 ]
 MODELS = sorted({model for model, _, _ in CASES})
 RESUMED = {
@@ -61,15 +61,10 @@ RESUMED_MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
-    # Layers of two kinds, one of them left over, FAM in some, and all weights that pretrained families add.
-    pretrained: dict[str, Any] = {
-        "num_layers": 3, "layer_pattern": ("local", "global"), "local_window": 3, "fam_layers": "global",
-        "qkv_bias": True, "output_bias": True, "ff_bias": True, "scale_embeddings": True,
-    }  # fmt: skip
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
         fam_length=0 if memory == "bswa" else 2, random_state_passing=0.5,
-        **(pretrained if memory == "pretrained" else {}),
+        lora=LoraConfig(rank=3 if memory == "lora" else 0),
     )  # fmt: skip
 
 
@@ -77,7 +72,7 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
     """A large epsilon of Adam's would hide differences; its usual one needs gradients far from zero."""
     config = TrainConfig(
         model_dir="none", model=model_config(name), sequence_length=LENGTH, batch_size=ROWS, steps=STEPS, seed=3,
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=3),
+        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=3, trained="all"),
         mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
         loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
         task="text" if name.startswith("stream") else "passkey",

@@ -100,6 +100,12 @@ def test_weights_and_their_moments_are_cut_by_the_rules(results):
     assert parts["layers"]["attention"]["key"] == (2, 8, 1, 4)  # one key/value head: whole on every device
     for case in CASES:
         assert results[case]["moment_parts"] == results[case]["parts"]
+    pairs = results["lora grouped", (2, 2, 2), 2]["parts"]["layers"]["lora"]
+    # Both axes of the mesh cut every A or B that has heads or the inner width; the others, fsdp.
+    assert (pairs["query"]["a"], pairs["query"]["b"]) == ((2, 8, 3), (2, 3, 2, 2))  # [L, D 16, r], [L, r, 4, H 4]
+    assert (pairs["output"]["a"], pairs["output"]["b"]) == ((2, 2, 2, 3), (2, 3, 8))
+    assert (pairs["up"]["a"], pairs["up"]["b"]) == ((2, 8, 3), (2, 3, 8))  # [L, r, E 32]: tensor 2 and fsdp 2
+    assert (pairs["down"]["a"], pairs["down"]["b"]) == ((2, 8, 3), (2, 3, 8))
 
 
 def test_weights_are_created_in_parts_and_do_not_depend_on_the_mesh(results):

@@ -1,0 +1,103 @@
+"""LoRA: low-rank updates beside the projections of a layer (Hu et al. 2021, arXiv 2106.09685).
+
+    x W   becomes   x W + scale (x A) B        A [in, r], B [r, out], scale = alpha / r
+
+B starts at zero, so the first step is that of the model without LoRA, to the bit. A starts normal with a
+spread of 1/sqrt(in), so that x A has the size of x (peft's A is uniform with a third of that variance). Both
+are float32, whatever type W has: W is usually frozen in bfloat16, and updates smaller than its rounding add up.
+
+The pairs have the axes of their base: A of `output` is [*stack, heads, H, r], B of `query` [*stack, r, heads, H].
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from famjax.config import LORA_PROJECTIONS, LoraConfig, ModelConfig
+
+# Where a layer has the weight of each projection.
+BASES = {
+    "query": "attention", "key": "attention", "value": "attention", "output": "attention",
+    "gate": "feed_forward", "up": "feed_forward", "down": "feed_forward",
+}  # fmt: skip
+
+
+def of_base(path: str, part: str) -> str:
+    """Where a weight's pair is: A of `layers/attention/query` is `layers/lora/query/a`. It need not exist."""
+    return f"layers/lora/{path.rsplit('/', 1)[-1]}/{part}"
+
+
+class Pair(nnx.Module):
+    """A and B of one projection."""
+
+    def __init__(
+        self, config: ModelConfig, ins: dict[str, int], outs: dict[str, int], rngs: nnx.Rngs, stack: tuple[int, ...]
+    ):
+        """`ins` and `outs` are the base's axes, by name."""
+        rank, stacked = config.lora.rank, ("layers",) * len(stack)
+        std = math.prod(ins.values()) ** -0.5
+        a = std * jax.random.normal(rngs.lora(), (*stack, *ins.values(), rank), jnp.float32)
+        self.a = nnx.Param(a, axes=(*stacked, *ins, "lora"))
+        self.b = nnx.Param(jnp.zeros((*stack, rank, *outs.values()), jnp.float32), axes=(*stacked, "lora", *outs))
+        self.scale, self.dtype = config.lora.scale, config.dtype
+
+    def __call__(self, x: Any) -> Any:
+        """x [..., in] to [..., out], in the compute dtype; the axes of heads are one here."""
+        rank = self.a.shape[-1]
+        a, b = (leaf[...].astype(self.dtype) for leaf in (self.a, self.b))
+        return (x @ a.reshape(-1, rank)) * jnp.asarray(self.scale, self.dtype) @ b.reshape(rank, -1)
+
+
+class Lora(nnx.Module):
+    """The pairs of a layer, by the names of their projections."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...]):
+        for name, (ins, outs) in _axes(config).items():
+            setattr(self, name, Pair(config, ins, outs, rngs, stack))
+
+
+def _axes(config: ModelConfig) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
+    """What goes into each projection that has a pair and what comes out: names and sizes of axes."""
+    H = config.head_dim
+    width, inner = {"embed": config.d_model}, {"lora_mlp": config.d_ff}
+    heads = {"heads": config.num_heads, "lora_head_dim": H}
+    kv_heads = {"kv_heads": config.num_kv_heads, "lora_head_dim": H}
+    table = {
+        "query": (width, heads), "key": (width, kv_heads), "value": (width, kv_heads), "output": (heads, width),
+        "gate": (width, inner), "up": (width, inner), "down": (inner, width),
+    }  # fmt: skip
+    return {name: table[name] for name in config.lora.projections if name != "gate" or config.gated_ff}
+
+
+def drop(x: Any, name: str, *, key: Any, rate: float) -> Any:
+    """Dropout on what goes into a projection's pair: each number is 0 with probability `rate`, else larger by
+    1 / (1 - rate). The mask is a function of the layer's key, the projection and the shape.
+
+    So in the scan that makes FAM, every block of a step has the same mask.
+    """
+    keep = jax.random.bernoulli(jax.random.fold_in(key, LORA_PROJECTIONS.index(name)), 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def merged(base: Any, a: Any, b: Any, scale: float) -> Any:
+    """W + scale A B, added in float32, in the base's type. Without the axis of layers; numpy or jax."""
+    rank = a.shape[-1]
+    update = (a.reshape(-1, rank) @ b.reshape(rank, -1)).reshape(base.shape)
+    return (base.astype("float32") + scale * update).astype(base.dtype)
+
+
+def merge(params: dict[str, Any], config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
+    """The same model without LoRA: the tree of weights with all pairs in their bases, and its configuration."""
+    if not config.lora.rank:
+        return params, config
+    layers = {name: value for name, value in params["layers"].items() if name != "lora"}
+    into = jax.vmap(lambda base, a, b: merged(base, a, b, config.lora.scale))
+    with jax.default_matmul_precision("highest"):
+        for name, pair in params["layers"]["lora"].items():
+            group = layers[BASES[name]]
+            layers[BASES[name]] = group | {name: into(jnp.asarray(group[name]), pair["a"], pair["b"])}
+    return params | {"layers": layers}, dataclasses.replace(config, lora=LoraConfig())

@@ -1,0 +1,80 @@
+"""LoRA alone, as peft lays it out on disk: `adapter_model.safetensors` and `adapter_config.json`.
+
+    ours                      [axes]              theirs                                                        [axes]
+    layers/lora/query/a       [L, D, r]           base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight  [r, D]
+    layers/lora/query/b       [L, r, K*G, H]      ...q_proj.lora_B.weight                                     [K*G*H, r]
+
+peft adds lora_alpha / r times B A to its weight [out, in], which is our scale A B, transposed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ModelConfig
+from famjax.pretrained.config_json import SECTION
+from famjax.pretrained.families import Family
+from famjax.pretrained.folder import write_arrays, write_json
+
+ADAPTER, ADAPTER_CONFIG, MEMORY = "adapter_model.safetensors", "adapter_config.json", f"{SECTION}.json"
+PREFIX = "base_model.model."
+# Of our paths: the pairs, and where the family's table has their bases.
+_PAIRS, _BASES = "layers/lora/", ("layers/attention/", "layers/feed_forward/")
+
+
+def tensors(
+    family: Family, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, int], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The adapter's tensors by peft's names.
+
+    Args:
+      family: tells the names of projections.
+      shapes: of our weights by path; others than LoRA's are passed over.
+      read: from a path and a layer to that layer's part.
+    """
+    found = {}
+    for path in sorted(shapes):
+        if not path.startswith(_PAIRS):
+            continue
+        name, part = path.removeprefix(_PAIRS).split("/")
+        for layer in range(shapes[path][0]):
+            base = _module(family, name).format(layer)
+            ours = read(path, layer)
+            flat = ours.reshape(-1, ours.shape[-1]) if part == "a" else ours.reshape(ours.shape[0], -1)
+            found[f"{PREFIX}{base}.lora_{part.upper()}.weight"] = np.ascontiguousarray(flat.T)
+    return found
+
+
+def adapter_config(config: ModelConfig, names: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
+    """What peft wants to know; `names` are those of the tensors."""
+    lora = config.lora
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha or lora.rank,
+        "lora_dropout": lora.dropout,
+        "target_modules": sorted({name.split(".")[-3] for name in names}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "use_rslora": False,
+        "modules_to_save": None,
+    }
+
+
+def write(folder: Path, config: ModelConfig, arrays: Mapping[str, np.ndarray], base_model: str | None) -> None:
+    """The adapter, and the memory's settings beside it, since peft's file has no place for them."""
+    write_arrays(folder / ADAPTER, arrays)
+    write_json(folder / ADAPTER_CONFIG, adapter_config(config, arrays, base_model))
+    write_json(folder / MEMORY, {"memory": dataclasses.asdict(config.memory)})
+
+
+def _module(family: Family, name: str) -> str:
+    """`model.layers.{}.self_attn.q_proj`, of `query`."""
+    path = next(group + name for group in _BASES if group + name in family.names)
+    return family.names[path][0].removesuffix(".weight")

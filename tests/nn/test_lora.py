@@ -1,0 +1,143 @@
+"""LoRA in the forward pass: nothing at the start, the merged weights later, and the gradient of a product."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from famjax.config import LORA_PROJECTIONS, ConfigError, LoraConfig, ModelConfig
+from famjax.nn import model as models
+from famjax.nn.lora import BASES, merge
+from tests import tiny
+
+LORA = LoraConfig(rank=3, alpha=6.0)
+
+
+def without_lora(config: ModelConfig, params: dict) -> tuple[ModelConfig, dict]:
+    """The base alone."""
+    layers = {name: value for name, value in params["layers"].items() if name != "lora"}
+    return dataclasses.replace(config, lora=LoraConfig()), params | {"layers": layers}
+
+
+def test_the_first_step_is_the_base_to_the_bit() -> None:
+    """B starts at zero and A does not, from a stream of random numbers of its own: every weight that a model with LoRA
+    shares with one without is the same, and so are outputs and memory, whole and streaming."""
+    config = tiny.config(lora=LORA)
+    params = models.parameters(models.create(config, seed=3))
+    plain, base = without_lora(config, params)
+    jax.tree.map(np.testing.assert_array_equal, base, models.parameters(models.create(plain, seed=3)))
+    assert all((pair["a"] != 0).all() and (pair["b"] == 0).all() for pair in params["layers"]["lora"].values())
+    tokens = tiny.tokens(config, 2, 13)
+    for run in (tiny.whole, tiny.stream):
+        found, expected = run(config, params, tokens), run(plain, base, tokens)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "ff_bias": True, "output_bias": True, "post_norms": True},
+        {"fam_length": 0, "gated_ff": False, "activation": "gelu", "num_kv_heads": 1, "parallel_layers": True},
+    ],
+)
+def test_merged_is_unmerged(changes: dict[str, Any]) -> None:
+    """W + scale A B in place of W gives the same outputs and memory, whole and streaming, FAM's recurrence included;
+    without the pairs they are others."""
+    config = tiny.config(lora=LORA, **changes)
+    params = tiny.parameters(config)
+    tokens = tiny.tokens(config, 2, 13)
+    plain, merged = merge(params, config)[::-1]
+    assert plain == dataclasses.replace(config, lora=LoraConfig()) and "lora" not in merged["layers"]
+    for run in (tiny.whole, tiny.stream):
+        hidden, state = run(config, params, tokens)
+        desired, desired_state = run(plain, merged, tokens)
+        tiny.assert_close(hidden, desired)
+        tiny.assert_same_memory(config, state, desired_state)
+    base = tiny.whole(plain, without_lora(config, params)[1], tokens)[0]
+    assert np.abs(np.asarray(base) - np.asarray(hidden)).max() > 0.1
+
+
+def test_merging_adds_in_float32_and_keeps_the_bases_type() -> None:
+    """A base in bfloat16: LoRA is float32, the sum is made in float32 and rounded once."""
+    config = tiny.config(lora=LORA, param_dtype="bfloat16")
+    params = tiny.parameters(config)
+    pairs = params["layers"]["lora"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(pairs)} == {jnp.dtype("float32")}
+    merged, _ = merge(params, config)
+    for name in LORA_PROJECTIONS:
+        base, found = (np.asarray(tree["layers"][BASES[name]][name]) for tree in (params, merged))
+        a, b = (np.asarray(pairs[name][part], np.float64) for part in ("a", "b"))
+        for layer in range(config.num_layers):
+            update = a[layer].reshape(-1, 3) @ b[layer].reshape(3, -1)
+            exact = base[layer].astype(np.float64) + 2 * update.reshape(base[layer].shape)
+            assert found.dtype == base.dtype
+            # Half a unit in the last place of bfloat16, and what float32 rounds before.
+            assert (np.abs(found[layer] - exact) <= np.abs(exact) * (2**-8 + 1e-5) + 1e-6).all()
+
+
+def test_gradients_are_those_of_a_product() -> None:
+    """With W + s A B trained as one weight of derivative dW: dA = s dW B^T and dB = s A^T dW, in every projection and
+    through FAM's recurrence."""
+    config = tiny.config(lora=LORA, num_heads=4, num_kv_heads=2)
+    params = tiny.parameters(config)
+    plain, merged = merge(params, config)[::-1]
+    tokens = tiny.tokens(config, 2, 12)
+    mix = np.random.default_rng(0).normal(size=(2, 12, config.d_model))
+
+    def derivative(config: ModelConfig, params: dict) -> dict:
+        loss = lambda params: (tiny.whole_untraced(config, params, tokens)[0] * mix).sum()
+        gradient: dict = jax.jit(jax.grad(loss), compiler_options=tiny.COMPILE_FAST)(params)
+        return gradient
+
+    found, dense = derivative(config, params), derivative(plain, merged)
+    for name in LORA_PROJECTIONS:
+        a, b = (np.asarray(params["layers"]["lora"][name][part], np.float64) for part in ("a", "b"))
+        dw = np.asarray(dense["layers"][BASES[name]][name], np.float64)
+        da, db = found["layers"]["lora"][name]["a"], found["layers"]["lora"][name]["b"]
+        for layer in range(config.num_layers):
+            flat_a, flat_b = a[layer].reshape(-1, 3), b[layer].reshape(3, -1)
+            flat = dw[layer].reshape(len(flat_a), -1)
+            tiny.assert_close(da[layer].reshape(flat_a.shape), 2 * flat @ flat_b.T, 2e-5)
+            tiny.assert_close(db[layer].reshape(flat_b.shape), 2 * flat_a.T @ flat, 2e-5)
+    tiny.assert_close(found["fam"]["prompt"], dense["fam"]["prompt"], 2e-5)
+
+
+def test_chosen_projections() -> None:
+    """Only the named ones have pairs, in the order of the layer; a gate only where there is one."""
+    config = tiny.config(lora=LoraConfig(rank=1, projections=["up", "query", "gate"]), gated_ff=False)
+    assert list(models.parameter_shapes(config)["layers"]["lora"]) == ["query", "up"]
+    again = ModelConfig.from_json(config.to_json())
+    assert again == config and again.lora.scale == 1.0
+    with pytest.raises(ConfigError, match="`gate` alone, but the model has no gate"):
+        tiny.config(lora=LoraConfig(rank=1, projections=("gate",)), gated_ff=False).validate()
+
+
+def test_dropout_has_the_same_mean_and_its_own_draws() -> None:
+    """With a key: other outputs for another key, the same for the same one, and on average over keys those without
+    dropout (within 5 standard errors); a model without keys drops nothing."""
+    config = tiny.config(lora=LoraConfig(rank=3, dropout=0.5, projections=("down",)), num_layers=1, fam_length=0)
+    params = tiny.parameters(config)
+    tokens = tiny.tokens(config, 1, 4)
+
+    @jax.jit
+    def dropped(key: Any) -> Any:
+        model = tiny.build(config, params)
+        model.layer_keys = lambda layers: jax.random.split(key, layers)
+        # Before the norm, so that the output is linear in what is dropped.
+        model.final_norm = lambda x: x
+        return model(tokens)[0]
+
+    def kept() -> Any:
+        model = tiny.build(config, params)
+        model.final_norm = lambda x: x
+        return np.asarray(model(tokens)[0])
+
+    draws = np.stack([dropped(jax.random.key(seed)) for seed in range(400)])
+    np.testing.assert_array_equal(draws[7], dropped(jax.random.key(7)))
+    assert (draws[0] != draws[1]).any()
+    error = draws.std(axis=0) / 20
+    assert (np.abs(draws.mean(axis=0) - kept()) < 5 * error + 1e-6).all() and error.max() > 0.01
