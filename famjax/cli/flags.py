@@ -1,6 +1,9 @@
 """Flags that several verbs share, and what they mean to the rest of famjax."""
 
 import argparse
+import dataclasses
+
+from famjax.config import ConfigError, InferConfig
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser, default_files: tuple[str, ...] = ()) -> None:
@@ -39,3 +42,31 @@ def memory_overrides(args: argparse.Namespace) -> dict[str, int]:
     """The memory settings that were given, by their names in `MemoryConfig`."""
     names = ("block_size", "memory_segments", "fam_length")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def add_infer_arguments(parser: argparse.ArgumentParser, batch_help: str) -> None:
+    """`--model`, `--batch-size`, the memory's flags and gin's: what `score` and `generate` share; see `settle`."""
+    parser.add_argument("--model", metavar="DIR", help="a model directory")
+    parser.add_argument("--batch-size", type=int, metavar="B", help=f"{batch_help} ({InferConfig.batch_size})")
+    add_memory_arguments(parser)
+    add_gin_arguments(parser)
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Gives every flag that was left out its value from gin (`InferConfig`), in place; without gin, its default.
+
+    Raises:
+      ConfigError: gin's settings are wrong, or no model is named.
+    """
+    config = InferConfig()
+    if args.gin_files or args.gin_bindings:
+        from famjax.cli.gin_config import load
+
+        files = args.gin_files or ["gin/runs/infer.gin"]
+        config, _ = load(InferConfig, files, args.gin_search_paths, args.gin_bindings)
+    if args.model is None and not config.model_dir:
+        raise ConfigError("no model; add --model DIR, a directory that `famjax train` or `famjax import-hf` wrote")
+    for field in dataclasses.fields(config):
+        name = "model" if field.name == "model_dir" else field.name
+        if getattr(args, name, "") is None:
+            setattr(args, name, getattr(config, field.name))

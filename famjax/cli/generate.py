@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from famjax.cli.flags import add_memory_arguments, memory_overrides
+from famjax.cli.flags import add_infer_arguments, memory_overrides, settle
 from famjax.config import ConfigError
 from famjax.infer.settings import RECENT, Sampling
 
@@ -36,31 +36,29 @@ CHUNK_BYTES = 2**16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax generate`."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model directory")
     prompt = parser.add_argument_group("what to read")
     prompt.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from standard input, as it comes")
     prompt.add_argument("--prompt", metavar="TEXT")
     prompt.add_argument("--prompt-file", metavar="FILE", help="- is standard input")
     prompt.add_argument("--input", metavar="FILE", help="many prompts, JSON lines; needs --output")
     prompt.add_argument("--output", metavar="FILE", help="their texts, JSON lines; written when all are made")
-    prompt.add_argument("--batch-size", type=int, default=8, metavar="B", help="rows side by side (default 8)")
     prompt.add_argument("--state-in", metavar="FILE", help="go on from what --state-out wrote")
     prompt.add_argument("--state-out", metavar="FILE", help="afterwards, put the memory away here")
     make = parser.add_argument_group("what to make")
-    make.add_argument("--max-tokens", type=int, default=256, metavar="N", help="at most (default 256); 0 only reads")
+    make.add_argument("--max-tokens", type=int, metavar="N", help="at most (256); 0 only reads")
     make.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; several times")
     make.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt, a line between them")
     make.add_argument(
         "--temperature", type=float, metavar="X",
         help="0 takes the best token (default, or 1 if one of --top-k, --top-p, --samples asks for a choice)",
     )  # fmt: skip
-    make.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K best tokens; 0 is all")
-    make.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the best of probability P")
+    make.add_argument("--top-k", type=int, metavar="K", help="draw from the K best tokens; 0 is all")
+    make.add_argument("--top-p", type=float, metavar="P", help="draw from the best of probability P")
     make.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="X", help=f"above 1: less of the last {RECENT} tokens"
+        "--repetition-penalty", type=float, metavar="X", help=f"above 1: less of the last {RECENT} tokens"
     )
-    make.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default 0)")
-    add_memory_arguments(parser)
+    make.add_argument("--seed", type=int, metavar="N", help="of the draws (0)")
+    add_infer_arguments(parser, "rows side by side")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from famjax.infer.codec import Codec
     from famjax.runtime.model_dir import read_config
 
+    settle(args)
     sampling = check_arguments(args)
     config = read_config(args.model)
     codec = Codec(args.model, config.vocab_size)

@@ -28,6 +28,7 @@ from famjax.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    InferConfig,
     LoraConfig,
     MemoryConfig,
     ModelConfig,
@@ -100,7 +101,7 @@ def register(*configurables: Any) -> None:
 
 register(
     ModelConfig, MemoryConfig, LoraConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig,
-    SourceConfig, target_length, model_of_checkpoint,
+    SourceConfig, InferConfig, target_length, model_of_checkpoint,
 )  # fmt: skip
 
 

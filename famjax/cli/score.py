@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.flags import add_memory_arguments, memory_overrides
+from famjax.cli.flags import add_infer_arguments, memory_overrides, settle
 from famjax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -33,22 +33,19 @@ TOKENS_AT_ONCE = 2**15
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax score`."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model directory")
     parser.add_argument("--input", required=True, metavar="FILE", help="documents, JSON lines")
     parser.add_argument("--output", required=True, metavar="FILE", help="scores, JSON lines")
     parser.add_argument(
         "--streaming", action="store_true", help="read block by block, in memory that does not grow with the documents"
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=8, metavar="B", help="documents read side by side, at most (default 8)"
-    )
-    add_memory_arguments(parser)
+    add_infer_arguments(parser, "documents read side by side, at most")
 
 
 def run(args: argparse.Namespace) -> int:
     """Checks the model directory and every line of the input, then scores."""
     from famjax.runtime.model_dir import read_config, write_text
 
+    settle(args)
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size is {args.batch_size}; it must be at least 1")
     vocab_size = read_config(args.model).vocab_size

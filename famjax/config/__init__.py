@@ -7,6 +7,7 @@ milliseconds. gin binds these classes at the edge (`famjax/cli`); nothing else k
 from famjax.config.checks import ConfigError, check_sequence_length
 from famjax.config.data import PACKINGS, SOURCE_KINDS, SOURCE_ROWS, TASKS, DataConfig, PassKeyConfig, SourceConfig
 from famjax.config.evaluation import EvalConfig
+from famjax.config.inference import InferConfig
 from famjax.config.model import (
     ACTIVATIONS,
     DTYPES,
@@ -34,6 +35,7 @@ __all__ = [
     "EvalConfig",
     "FAM_INITS",
     "FAM_POSITIONS",
+    "InferConfig",
     "LAYER_KINDS",
     "LORA_PROJECTIONS",
     "LayerSettings",

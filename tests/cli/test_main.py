@@ -64,7 +64,7 @@ def test_verbs_keep_the_convention(name: str) -> None:
         (["score", "--modle", "x"], "did you mean --model?"),
         (["score", "--model"], "expected one argument; see famjax score --help"),
         (["score", "--model", "x"], "required: --input, --output"),
-        (["score", "--gin.STEPS=5"], "famjax score takes no gin settings"),
+        (["import-hf", "--gin.STEPS=5"], "famjax import-hf takes no gin settings"),
         (["train"], "no settings: add --gin_file"),
     ],
 )
