@@ -121,37 +121,35 @@ def _document(line: str, place: str, vocab_size: int, codec: Callable[[], "Codec
 def _scores(
     model: Any, documents: list["np.ndarray"], batch_size: int, streaming: bool
 ) -> Iterator[tuple[int, "np.ndarray"]]:
-    """(index of the document, its log probabilities), longest documents first so that rows are alike."""
+    """(index of the document, its log probabilities), in the order in which they are done."""
     import numpy as np
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from famjax.infer.prefill import padded_length, score_streaming, score_whole
+    from famjax.infer.scoring import padded_length, score_documents, score_whole
 
-    order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
-    rows = min(batch_size, len(documents))
     columns = (TextColumn("scored"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("score", total=sum(map(len, documents)))
         advance = lambda tokens: progress.advance(task, tokens)
+        if streaming:
+            for index, logprobs, _ in score_documents(model, documents, batch_size, on_tokens=advance):
+                yield index, logprobs
+            return
+        order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
         while order:
             longest = len(documents[order[0]])
-            if not streaming:
-                length = padded_length(longest, model.config.memory.block_size)
-                fit = max(1, TOKENS_AT_ONCE // length)
-                rows = min(batch_size, 1 << (fit.bit_length() - 1), 1 << (len(order) - 1).bit_length())
+            fit = max(1, TOKENS_AT_ONCE // padded_length(longest, model.config.memory.block_size))
+            rows = min(batch_size, 1 << (fit.bit_length() - 1), 1 << (len(order) - 1).bit_length())
             batch, order = order[:rows], order[rows:]
             tokens = np.zeros((rows, longest), np.int32)  # rows without a document have length 0
             lengths = np.zeros(rows, np.int32)
             for row, index in enumerate(batch):
                 lengths[row] = len(documents[index])
                 tokens[row, : lengths[row]] = documents[index]
-            if streaming:
-                logprobs, _ = score_streaming(model, tokens, lengths, on_tokens=advance)
-            else:
-                logprobs, _ = score_whole(model, tokens, lengths)
-                advance(int(lengths.sum()))
+            logprobs, _ = score_whole(model, tokens, lengths)
+            advance(int(lengths.sum()))
             for row, index in enumerate(batch):
                 yield index, logprobs[row, : lengths[row] - 1]
 

@@ -8,7 +8,7 @@ is the document, and intervals come from drawing documents anew (bootstrap).
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from famjax.config import ConfigError, EvalConfig, SourceConfig
 from famjax.data.examples import Documents
 from famjax.data.sources import open_source
 from famjax.data.vocabulary import Vocabulary
-from famjax.infer.prefill import score_streaming
+from famjax.infer.scoring import score_documents
 from famjax.nn.model import Transformer
 
 DRAWS = 2000
@@ -89,7 +89,7 @@ def score(
     model: Transformer, documents: Sequence[Document], edges: Sequence[int], batch_size: int,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Sums:  # fmt: skip
-    """Reads all documents, those of like lengths side by side.
+    """Reads all documents.
 
     Args:
       model: the model.
@@ -100,28 +100,16 @@ def score(
     """
     shape = len(documents), len(edges) - 1
     sums = Sums(*(np.zeros(shape) for _ in dataclasses.fields(Sums)))
-    for batch in _batches(documents, batch_size):
-        lengths = np.array([len(documents[i].tokens) for i in batch], np.int32)
-        tokens = np.zeros((len(batch), lengths.max()), np.int32)
-        for row, i in zip(tokens, batch, strict=True):
-            row[: len(documents[i].tokens)] = documents[i].tokens
-        logprobs, correct = score_streaming(model, tokens, lengths, on_tokens=on_tokens)
-        for row, i in enumerate(batch):
-            n = int(lengths[row]) - 1  # column t - 1 is about token t
-            bucket = np.searchsorted(edges, np.arange(1, n + 1), side="right") - 1
-            add = lambda values, bucket=bucket: np.bincount(bucket, values, len(edges) - 1)
-            sums.bits[i] = add(-np.asarray(logprobs[row, :n], np.float64) / math.log(2))
-            sums.correct[i] = add(np.asarray(correct[row, :n], np.float64))
-            sums.tokens[i] = add(np.ones(n))
-            sums.sizes[i] = sums.tokens[i] * documents[i].size / len(documents[i].tokens)
+    texts = [document.tokens for document in documents]
+    for i, logprobs, correct in score_documents(model, texts, batch_size, on_tokens=on_tokens):
+        # Number t - 1 is about token t.
+        bucket = np.searchsorted(edges, np.arange(1, len(texts[i])), side="right") - 1
+        add = lambda values, bucket=bucket: np.bincount(bucket, values, len(edges) - 1)
+        sums.bits[i] = add(-logprobs.astype(np.float64) / math.log(2))
+        sums.correct[i] = add(correct.astype(np.float64))
+        sums.tokens[i] = add(np.ones(len(bucket)))
+        sums.sizes[i] = sums.tokens[i] * documents[i].size / len(texts[i])
     return sums
-
-
-def _batches(documents: Sequence[Document], size: int) -> Iterator[np.ndarray]:
-    """Indices of documents of like lengths, the longest first; the last batch is filled up by itself alone."""
-    order = np.argsort([-len(document.tokens) for document in documents], kind="stable")
-    for at in range(0, len(order), size):
-        yield order[at : at + size]
 
 
 def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> list[dict[str, Any]]:

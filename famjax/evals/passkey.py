@@ -13,7 +13,7 @@ import numpy as np
 from famjax.config import EvalConfig
 from famjax.data.passkey import Document, document, random_key
 from famjax.evals.statistics import wilson_interval
-from famjax.infer.prefill import score_streaming
+from famjax.infer.scoring import score_streaming
 from famjax.nn.model import Transformer
 
 # Called with (filler blocks, tokens read since the last call).

@@ -1,4 +1,4 @@
-"""Reading a text of any length into a memory of fixed size, and what each token says about the next.
+"""Reading a text of any length into a memory of fixed size.
 
 `extend` is the loop: block by block through `Transformer.read`, on the device, whatever position
 each row of the batch starts from. What a caller wants of every token (scores of the next one, say)
@@ -6,7 +6,7 @@ is computed block by block too, so that hidden states and logits of a whole text
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,14 +15,12 @@ import numpy as np
 from flax import nnx
 
 from famjax.attention.memory import MemoryState
-from famjax.infer.session import Session, start
+from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer, room
 
 # One call to the device reads so many blocks of a text: enough that launching it costs nothing beside them.
 BLOCKS_PER_CALL = 8
-# Logits that exist at one moment.
-LOGITS_BYTES = 2**27
 
 # (model, hidden [B, Q, D], index [B, Q] of these tokens among those given) to a tree of arrays [B, Q, ...].
 Emit = Callable[[Transformer, Any, Any], Any]
@@ -74,37 +72,6 @@ def extend(
     start = (jnp.zeros(B, jnp.int32), outputs, state)
     _, outputs, state = jax.lax.while_loop(lambda carry: (carry[0] < count_B).any(), turn, start)
     return outputs, state
-
-
-def next_token_scores(model: Transformer, hidden_BQD: Any, next_BQ: Any) -> tuple[Any, Any]:
-    """Natural-log probability of the next token, and whether the model's first choice is that token.
-
-    Logits [B, Q, V] are made a few columns at a time where they would be large.
-
-    Args:
-      model: the model.
-      hidden_BQD: hidden states.
-      next_BQ: int32 [B, Q], the token after each.
-
-    Returns:
-      float32 [B, Q] and bool [B, Q].
-    """
-    B, Q, _ = hidden_BQD.shape
-    fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))
-    at_once = max(q for q in range(1, Q + 1) if Q % q == 0 and (q <= fit or q == 1))
-
-    def score(args: Any) -> tuple[Any, Any]:
-        hidden, following = args
-        logits = model.logits(hidden)
-        chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == following
-
-    if at_once == Q:
-        return score((hidden_BQD, next_BQ))
-    cut = lambda x: jnp.moveaxis(x.reshape(B, Q // at_once, at_once, *x.shape[2:]), 1, 0)
-    scores = jax.lax.map(score, (cut(hidden_BQD), cut(next_BQ)))
-    logprobs, correct = (jnp.moveaxis(x, 0, 1).reshape(B, Q) for x in scores)
-    return logprobs, correct
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -195,106 +162,3 @@ def _read_window(graphdef: Any, params: Any, tokens_BT: Any, count_B: Any, state
     nothing = lambda model, hidden, index: ()
     _, state = extend(nnx.merge(graphdef, params), tokens_BT, count_B, state, nothing)
     return count_B.sum(), state
-
-
-# --- scoring --------------------------------------------------------------------------------------
-
-
-def score_streaming(
-    model: Transformer, tokens: np.ndarray, lengths: np.ndarray, blocks_per_call: int = BLOCKS_PER_CALL,
-    on_tokens: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """What every token of some texts says about the next, in memory that does not grow with the texts.
-
-    Whole windows of the texts go to the device one after another; only the memory of the model stays
-    there. One program serves texts of every length in a batch of B.
-
-    Args:
-      model: the model.
-      tokens: int [B, T], texts of unequal lengths with anything behind them.
-      lengths: int [B], at most T.
-      blocks_per_call: blocks of a window.
-      on_tokens: called with the number of tokens of each window, for a progress bar.
-
-    Returns:
-      logprobs float32 [B, T - 1]: natural-log probability of token t + 1 given tokens 0..t; and
-      correct bool [B, T - 1]: whether it is the model's first choice. Zero and False from a text's
-      last token on.
-    """
-    graphdef, params = nnx.split(model)
-    window = blocks_per_call * model.config.memory.block_size
-    B, T = tokens.shape
-    lengths = np.asarray(lengths, np.int32)
-    logprobs, correct = np.zeros((B, max(T - 1, 0)), np.float32), np.zeros((B, max(T - 1, 0)), bool)
-    state = start(model, B).memory
-    pending: list[Any] = []
-
-    def collect() -> None:
-        begin, out = pending.pop(0)
-        for whole, part in zip((logprobs, correct), out, strict=True):
-            whole[:, begin : begin + window] = np.asarray(part)[:, : whole.shape[1] - begin]
-
-    for begin, now, following, count in _windows(tokens, lengths, window):
-        out, state = _score_window(graphdef, params, now, following, count, state)
-        pending.append((begin, out))
-        if len(pending) > 1:  # fetch while the device works on the next
-            collect()
-        if on_tokens is not None:
-            on_tokens(int(count.sum()))
-    while pending:
-        collect()
-    behind = np.arange(logprobs.shape[1]) >= lengths[:, None] - 1
-    logprobs[behind], correct[behind] = 0.0, False
-    return logprobs, correct
-
-
-def score_whole(model: Transformer, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`score_streaming`'s numbers from one layer-major pass over whole texts; memory grows with them.
-
-    Texts are padded to a few lengths, so that few programs are compiled.
-    """
-    graphdef, params = nnx.split(model)
-    B, T = tokens.shape
-    lengths = np.asarray(lengths, np.int32)
-    padded = padded_length(T, model.config.memory.block_size)
-    ((_, now, following, count),) = _windows(tokens, lengths, padded)
-    out = _score_whole(graphdef, params, now, following, count)
-    logprobs, correct = (np.array(x)[:, : max(T - 1, 0)] for x in out)
-    behind = np.arange(logprobs.shape[1]) >= lengths[:, None] - 1
-    logprobs[behind], correct[behind] = 0.0, False
-    return logprobs, correct
-
-
-def padded_length(length: int, block_size: int) -> int:
-    """The shortest of S * (1, 2, 3, 4, 6, 8, 12, 16, ...) that holds `length` tokens."""
-    blocks = max(1, -(-length // block_size))
-    power = 1 << (blocks - 1).bit_length()
-    half_way = power * 3 // 4
-    return block_size * (half_way if power >= 4 and blocks <= half_way else power)
-
-
-def _windows(tokens: np.ndarray, lengths: np.ndarray, window: int) -> Iterator[tuple[int, Any, Any, Any]]:
-    """(begin, tokens, the token after each, count) of windows of equal shape, up to the longest text."""
-    B, T = tokens.shape
-    for begin in range(0, max(int(lengths.max(initial=0)), 1), window):
-        part = np.zeros((B, window + 1), np.int32)
-        piece = tokens[:, begin : begin + window + 1]
-        part[:, : piece.shape[1]] = piece
-        yield begin, part[:, :-1], part[:, 1:], np.clip(lengths - begin, 0, window).astype(np.int32)
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))
-def _score_window(
-    graphdef: Any, params: Any, tokens_BT: Any, next_BT: Any, count_B: Any, state: MemoryState
-) -> tuple[Any, MemoryState]:
-    def emit(model: Transformer, hidden: Any, index: Any) -> Any:
-        return next_token_scores(model, hidden, jnp.take_along_axis(next_BT, index, axis=1))
-
-    return extend(nnx.merge(graphdef, params), tokens_BT, count_B, state, emit)
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef",))
-def _score_whole(graphdef: Any, params: Any, tokens_BT: Any, next_BT: Any, count_B: Any) -> tuple[Any, Any]:
-    model = nnx.merge(graphdef, params)
-    hidden, _ = model(tokens_BT, count_B=count_B)
-    return next_token_scores(model, hidden, next_BT)

@@ -44,7 +44,10 @@ FAM = ["train", "--gin_file", "gin/experiments/tiny_fam.gin"]
         ("INITIAL_CHECKPOINT_PATH='/no/such/model'", "/no/such/model does not exist"),
     ],
 )
-def test_settings_that_cannot_work(binding: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_settings_that_cannot_work(
+    binding: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "seqio", raising=False)  # where it is imported, tasks may have other names
     model_dir = tmp_path / "model"
     assert main([*FAM, f"--gin.MODEL_DIR='{model_dir}'", f"--gin.{binding}"]) == 2
     error = capsys.readouterr().err

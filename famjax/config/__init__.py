@@ -1,0 +1,61 @@
+"""What a model, a training and an evaluation are: frozen dataclasses that check themselves.
+
+Nothing in here imports jax: a configuration can be built, checked and written to `model.json` in
+milliseconds. gin binds these classes at the edge (`famjax/cli`); nothing else knows gin.
+"""
+
+from famjax.config.checks import ConfigError, check_sequence_length
+from famjax.config.data import PACKINGS, SOURCE_KINDS, SOURCE_ROWS, TASKS, DataConfig, PassKeyConfig, SourceConfig
+from famjax.config.evaluation import EvalConfig
+from famjax.config.model import (
+    ACTIVATIONS,
+    DTYPES,
+    FAM_INITS,
+    FAM_POSITIONS,
+    LAYER_KINDS,
+    LORA_PROJECTIONS,
+    NORMS,
+    REMAT_POLICIES,
+    ROPE_SCALINGS,
+    LayerSettings,
+    LoraConfig,
+    MemoryConfig,
+    ModelConfig,
+    Rope,
+)
+from famjax.config.optimizer import OPTIMIZERS, PARAMETER_SETTINGS, SCHEDULES, TRAINED, OptimizerConfig
+from famjax.config.train import MESH_AXES, TrainConfig
+
+__all__ = [
+    "ACTIVATIONS",
+    "ConfigError",
+    "DTYPES",
+    "DataConfig",
+    "EvalConfig",
+    "FAM_INITS",
+    "FAM_POSITIONS",
+    "LAYER_KINDS",
+    "LORA_PROJECTIONS",
+    "LayerSettings",
+    "LoraConfig",
+    "MESH_AXES",
+    "MemoryConfig",
+    "ModelConfig",
+    "NORMS",
+    "OPTIMIZERS",
+    "OptimizerConfig",
+    "PACKINGS",
+    "PARAMETER_SETTINGS",
+    "PassKeyConfig",
+    "REMAT_POLICIES",
+    "ROPE_SCALINGS",
+    "Rope",
+    "SCHEDULES",
+    "SOURCE_KINDS",
+    "SOURCE_ROWS",
+    "SourceConfig",
+    "TASKS",
+    "TRAINED",
+    "TrainConfig",
+    "check_sequence_length",
+]

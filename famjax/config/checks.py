@@ -1,0 +1,77 @@
+"""What every configuration checks: types, choices, bounds. A mistake is a `ConfigError`, one line."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work. The message says what is wrong and what to do instead."""
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises `ConfigError` unless the value is one of the choices; says which is near."""
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{name} {value!r} is not one of {', '.join(choices)}{hint}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raises `ConfigError` unless the value is at least that."""
+    if value < least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
+def nearest_multiples(number: int, unit: int) -> str:
+    """The positive multiples of `unit` on both sides of a number that is none: "6 or 8"."""
+    below, above = number // unit * unit, -(-max(number, 1) // unit) * unit
+    return f"{below} or {above}" if below > 0 else str(above)
+
+
+def check_types(config: Any) -> None:
+    """Raises `ConfigError` on a value that is not of its field's type; a number may be written 1 or 1.0."""
+    for field in dataclasses.fields(config):
+        value, wanted = getattr(config, field.name), _plain_type(field.type)
+        more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
+        allowed = more.get(wanted, (wanted,))
+        if value is None and type(None) in typing.get_args(field.type):
+            continue
+        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
+            raise ConfigError(
+                f"{type(config).__name__}.{field.name} is {value!r}; it must be of type {wanted.__name__}"
+            )
+
+
+def _plain_type(annotation: Any) -> type:
+    """`tuple` of `tuple[int, ...]`, `int` of `int | None`."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return typing.cast(type, typing.get_origin(annotation) or annotation)
+
+
+def probability(name: str, value: float) -> None:
+    """Raises `ConfigError` unless the value lies between 0 and 1."""
+    if not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{name} is {value}; a probability lies between 0 and 1")
+
+
+def known_fields(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields themselves; raises `ConfigError` on a name that the class does not have."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    for name in fields:
+        if name not in names:
+            near = difflib.get_close_matches(name, sorted(names), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{cls.__name__} has no field {name!r}{hint}")
+    return fields
+
+
+def check_sequence_length(length: int, block_size: int) -> None:
+    """Raises `ConfigError` unless `length` (tokens) is a positive multiple of `block_size`."""
+    if length > 0 and length % block_size == 0:
+        return
+    use = nearest_multiples(length, block_size)
+    raise ConfigError(f"sequence length {length} is not a multiple of block_size {block_size}; use {use}")

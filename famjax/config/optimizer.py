@@ -1,0 +1,89 @@
+"""How weights are trained."""
+
+import dataclasses
+import fnmatch
+from typing import Any
+
+from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability
+
+OPTIMIZERS = ("adamw", "adafactor", "lion")
+SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
+TRAINED = ("auto", "all", "lora", "prompt")
+PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optimizer with warm-up, decay and clipping (`train/optim.py` says what each one does).
+
+    Attributes:
+      name: `adamw`, `adafactor` or `lion`. The paper fine-tunes with `adafactor`, beta1 0.9,
+        beta2 0.99 and a `constant` schedule.
+      learning_rate: at the end of the warm-up.
+      schedule: after the warm-up: `constant`, `linear` or `cosine` to zero at the last step, or `rsqrt`,
+        the peak times sqrt(warmup_steps / step), which needs no last step.
+      warmup_steps: steps of linear warm-up from zero.
+      beta1: decay of the first moment (momentum).
+      beta2: decay of the second moment; of `lion`, which has none, decay of its one momentum.
+      weight_decay: norms and FAM are not decayed.
+      clip_norm: gradients are scaled down to this global norm; 0 leaves them.
+      prompt_learning_rate: of FAM's own weights, as a multiple of `learning_rate`.
+      trained: `all` weights; `lora`, which is LoRA and FAM's prompt; `prompt`, that alone (prompt tuning).
+        `auto` is `lora` where the model has LoRA, else `all`. The others are frozen, unless `parameters`
+        has something else to say of them.
+      parameters: settings of single weights by patterns of their paths (docs/architecture.md), where
+        `*` stands for anything: {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}.
+        `learning_rate` is a multiple of the run's, `weight_decay` on or off, `frozen` weights stay as
+        they are and cost neither gradient nor optimizer memory. Later patterns win over earlier ones,
+        and all of them over the defaults: norms' scales, biases and `fam/*` are not decayed, `fam/*` has
+        `prompt_learning_rate`.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "linear"
+    warmup_steps: int = 50
+    beta1: float = 0.9
+    beta2: float = 0.98
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    prompt_learning_rate: float = 1.0
+    trained: str = "auto"
+    parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        check_types(self)
+        one_of("optimizer", self.name, OPTIMIZERS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("OptimizerConfig.trained", self.trained, TRAINED)
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "prompt_learning_rate"):
+            at_least(name, getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            probability(name, getattr(self, name))
+        for pattern, settings in self.parameters.items():
+            if not isinstance(settings, dict):
+                raise ConfigError(f'parameters {pattern!r}: {settings!r} must be settings, such as {{"frozen": True}}')
+            for name, value in settings.items():
+                one_of(f"parameters {pattern!r}:", name, tuple(PARAMETER_SETTINGS))
+                kinds = PARAMETER_SETTINGS[name]
+                if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                    wanted = "True or False" if bool in kinds else "a number"
+                    raise ConfigError(f"parameters {pattern!r}: {name} is {value!r}; it must be {wanted}")
+                if name == "learning_rate":
+                    at_least(f"parameters {pattern!r}: learning_rate", value, 0)
+
+    def settings_of(self, path: str) -> dict[str, Any]:
+        """What the table says of a weight, for example of `layers/attention/query`."""
+        also = {"lora": ("layers/lora/", "fam/"), "prompt": ("fam/",)}.get(self.trained, ("",))
+        frozen = not path.startswith(also)
+        settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": frozen}
+        table: dict[str, dict[str, Any]] = {
+            "*/scale": {"weight_decay": False},
+            "*_bias": {"weight_decay": False},
+            "fam/*": {"weight_decay": False, "learning_rate": self.prompt_learning_rate},
+        }
+        for pattern, found in [*table.items(), *self.parameters.items()]:
+            if fnmatch.fnmatchcase(path, pattern):
+                settings |= found
+        return settings

@@ -1,0 +1,216 @@
+"""One training run."""
+
+import dataclasses
+import difflib
+import math
+import sys
+
+from famjax.config.checks import ConfigError, at_least, check_sequence_length, check_types, nearest_multiples, one_of
+from famjax.config.data import TASKS, DataConfig, PassKeyConfig
+from famjax.config.evaluation import EvalConfig
+from famjax.config.model import ModelConfig
+from famjax.config.optimizer import OptimizerConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+      model_dir: where the run writes `model.json`, weights, `metrics.jsonl` and `config.gin`.
+      model: the model.
+      task: `passkey`, which needs no data; `text`, the sources of `data`; or a registered seqio task or mixture.
+      passkey: settings of the task `passkey`.
+      data: settings of every other task: where text comes from and how it is laid out in rows.
+      sequence_length: tokens of a row, a multiple of the block size.
+      batch_size: rows of a step.
+      steps: optimizer steps.
+      seed: of the weights, the data and the random state passing.
+      optimizer: its settings.
+      initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
+      log_period: steps between two lines of `metrics.jsonl`.
+      checkpoint_period: steps between two checkpoints; 0 (and `checkpoint_minutes` 0) writes one at the end.
+      checkpoint_minutes: minutes after which a checkpoint is due too; 0 counts steps alone.
+      keep_checkpoints: so many of the newest stay. With 2 there is one to go back to if the newest is
+        damaged, for which the disk must hold 3: the third while it is written.
+      keep_period: checkpoints at multiples of so many steps stay for ever; 0 keeps none.
+      keep_best_metric: name of a logged metric, for example `loss`; the checkpoints at which it was best stay
+        too, and `best.json` names them. Empty watches none.
+      keep_best, keep_best_mode: how many of those, and whether the `min` or the `max` is best.
+      diagnostics_period: steps between two looks at the memory (docs/training.md), each of which costs less
+        than a step; 0 never looks, None does so every ten `log_period`s.
+      eval_period: steps between two evaluations; 0 never evaluates while it trains.
+      evaluation: what is evaluated then; its `model_dirs` and `output_dir` are not used.
+      profile_steps: (n, m) records what the devices do in steps n to m, in `profile/`; () records nothing.
+      skip_bad_steps: so many steps in a row whose loss or gradient is no number are left out; one more ends the
+        run, as the first one does where this is 0.
+      mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
+        batch), `fsdp` (shares of the batch and of every weight), `tensor` (shares of heads, of the
+        feed-forward width and of the vocabulary). An axis that is left out has size 1.
+      microbatches: parts of the batch whose gradients are computed one after the other and added up. The
+        numbers are those of the whole batch; the memory for activations is that of a part.
+      loss_chunk: tokens of one device whose logits exist at once; 0 sets no bound.
+      z_loss: weight of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting.
+    """
+
+    model_dir: str = ""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    task: str = "passkey"
+    passkey: PassKeyConfig = dataclasses.field(default_factory=PassKeyConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    sequence_length: int = 1024
+    batch_size: int = 8
+    steps: int = 1000
+    seed: int = 0
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    initial_checkpoint: str = ""
+    log_period: int = 10
+    checkpoint_period: int = 0
+    checkpoint_minutes: float = 0.0
+    keep_checkpoints: int = 2
+    keep_period: int = 0
+    keep_best_metric: str = ""
+    keep_best: int = 1
+    keep_best_mode: str = "min"
+    diagnostics_period: int | None = None
+    eval_period: int = 0
+    evaluation: EvalConfig = dataclasses.field(
+        default_factory=lambda: EvalConfig(filler_blocks=(1, 4, 16), alignments=16)
+    )
+    profile_steps: tuple[int, ...] = ()
+    skip_bad_steps: int = 0
+    mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {"data": 1, "fsdp": 1, "tensor": 1})
+    microbatches: int = 1
+    loss_chunk: int = 2048
+    z_loss: float = 0.0
+
+    @property
+    def carries_memory(self) -> bool:
+        """Rows go on with the documents of the step before, so their memory is part of the training's state."""
+        return self.task != "passkey" and self.data.stream_share > 0
+
+    @property
+    def mesh_sizes(self) -> tuple[int, int, int]:
+        """Devices along `data`, `fsdp` and `tensor`."""
+        data, fsdp, tensor = (self.mesh.get(axis, 1) for axis in MESH_AXES)
+        return data, fsdp, tensor
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        check_types(self)
+        if not self.model_dir:
+            raise ConfigError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"")
+        self.model.validate()
+        self.optimizer.validate()
+        self.passkey.validate()
+        self.data.validate()
+        self._check_task()
+        check_sequence_length(self.sequence_length, self.model.memory.block_size)
+        at_least("BATCH_SIZE", self.batch_size, 1)
+        at_least("TRAIN_STEPS", self.steps, 1)
+        at_least("LOG_PERIOD", self.log_period, 1)
+        self._check_checkpoints()
+        self._check_watching()
+        self._check_trained()
+        for axis, size in self.mesh.items():
+            one_of("MESH axis", axis, MESH_AXES)
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise ConfigError(f"MESH axis {axis} is {size!r}; it must be a number of devices")
+            at_least(f"MESH axis {axis}", size, 1)
+        at_least("MICROBATCHES", self.microbatches, 1)
+        for name in ("loss_chunk", "z_loss"):
+            at_least(name, getattr(self, name), 0)
+        self._check_rows()
+        if self.task != "passkey":
+            self.data.check_rows(self.batch_size)
+
+    @property
+    def tuning(self) -> OptimizerConfig:
+        """The optimizer's settings with `trained` decided: which weights are frozen depends on the model."""
+        auto = "lora" if self.model.lora.rank else "all"
+        return dataclasses.replace(self.optimizer, trained=auto) if self.optimizer.trained == "auto" else self.optimizer
+
+    @property
+    def saves_a_part(self) -> bool:
+        """Checkpoints leave out the weights that stay as they are in `initial_checkpoint`."""
+        return bool(self.initial_checkpoint) and self.tuning.trained in ("lora", "prompt")
+
+    def _check_trained(self) -> None:
+        trained = self.optimizer.trained
+        if trained == "lora" and not self.model.lora.rank:
+            raise ConfigError("OptimizerConfig.trained is 'lora', but LORA_RANK is 0; set it, for example to 64")
+        if trained == "prompt" and not self.model.memory.fam_length:
+            raise ConfigError("OptimizerConfig.trained is 'prompt', but FAM_LENGTH is 0: there is no prompt to train")
+
+    def _check_task(self) -> None:
+        """A name that is not ours is one of seqio's, which something must have registered."""
+        # A gin file may import that module itself, and with it seqio, which nothing else has done by now.
+        named = self.task in TASKS or self.task.startswith("tfds:")
+        if not named and not self.data.modules and "seqio" not in sys.modules:
+            near = difflib.get_close_matches(self.task, TASKS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "a seqio task needs its module in DataConfig.modules"
+            raise ConfigError(f"MIXTURE_OR_TASK_NAME {self.task!r} is not one of {', '.join(TASKS)}; {hint}")
+        if self.task == "text" and not self.data.sources:
+            raise ConfigError("the task 'text' has no sources; set --gin.DataConfig.sources=\"('books/*.txt',)\"")
+
+    def _check_checkpoints(self) -> None:
+        for name in ("checkpoint_period", "checkpoint_minutes"):
+            at_least(name.upper(), getattr(self, name), 0)
+        at_least("KEEP_CHECKPOINTS", self.keep_checkpoints, 1)
+        at_least("keep_period", self.keep_period, 0)
+        at_least("keep_best", self.keep_best, 1)
+        one_of("keep_best_mode", self.keep_best_mode, ("min", "max"))
+        if self.keep_period and (not self.checkpoint_period or self.keep_period % self.checkpoint_period):
+            use = (
+                f"; use {nearest_multiples(self.keep_period, self.checkpoint_period)}" if self.checkpoint_period else ""
+            )
+            raise ConfigError(
+                f"keep_period {self.keep_period} is not a multiple of CHECKPOINT_PERIOD {self.checkpoint_period}, so "
+                f"no checkpoint is written at those steps{use}"
+            )
+
+    def diagnoses(self, step: int) -> bool:
+        """Whether the memory is looked at in this step (counted from 1); a model without FAM has none."""
+        period = 10 * self.log_period if self.diagnostics_period is None else self.diagnostics_period
+        return bool(period and step % period == 0 and self.model.memory.fam_length)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated behind this step: every `eval_period`, and at the end."""
+        return bool(self.eval_period and (step % self.eval_period == 0 or step == self.steps))
+
+    def logs(self, step: int) -> bool:
+        """Whether `metrics.jsonl` gets a line: at its period, at the end, and where there is more to tell."""
+        last = step == self.steps
+        return last or step % self.log_period == 0 or self.diagnoses(step) or self.evaluates(step)
+
+    def _check_watching(self) -> None:
+        at_least("DIAGNOSTICS_PERIOD", self.diagnostics_period or 0, 0)
+        at_least("EVAL_PERIOD", self.eval_period, 0)
+        at_least("skip_bad_steps", self.skip_bad_steps, 0)
+        if self.eval_period:
+            dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
+            if self.evaluation.task == "passkey" and self.model.vocab_size < 128:
+                raise ConfigError(
+                    f"EVAL_PERIOD asks for the pass key, which is written in ASCII, but vocab_size is "
+                    f"{self.model.vocab_size}; set EVAL_PERIOD to 0"
+                )
+        first_last = self.profile_steps
+        whole = all(isinstance(step, int) and not isinstance(step, bool) for step in first_last)
+        if first_last and (not whole or len(first_last) != 2 or not 1 <= first_last[0] <= first_last[1]):
+            raise ConfigError(
+                f"PROFILE_STEPS is {first_last!r}; write (n, m), the first and the last step, from 1 on: (11, 13)"
+            )
+
+    def _check_rows(self) -> None:
+        """Every device has the same number of rows in every microbatch."""
+        data, fsdp, _ = self.mesh_sizes
+        unit = math.prod((data, fsdp, self.microbatches))
+        if self.batch_size % unit:
+            parts = [f"{self.microbatches} microbatches"] * (self.microbatches > 1)
+            parts += [f"data x fsdp = {data * fsdp} devices"] * (data * fsdp > 1)
+            raise ConfigError(
+                f"BATCH_SIZE {self.batch_size} does not divide over {' of '.join(parts)}; "
+                f"use {nearest_multiples(self.batch_size, unit)}"
+            )

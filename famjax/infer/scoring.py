@@ -1,0 +1,191 @@
+"""What every token of a text says about the next one: whole texts, or streaming in constant memory."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from famjax.attention.memory import MemoryState
+from famjax.infer.prefill import BLOCKS_PER_CALL, extend
+from famjax.infer.session import start
+from famjax.nn.model import Transformer, select_rows
+
+# Logits that exist at one moment.
+LOGITS_BYTES = 2**27
+
+
+def score_documents(
+    model: Transformer, documents: Sequence[np.ndarray], rows: int, blocks_per_call: int = BLOCKS_PER_CALL,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
+    """What every token of some documents says about the next, in memory that does not grow with them.
+
+    So many rows read side by side, window by window; a row that is through with its document takes the
+    longest of those that are left, with a fresh memory. So documents of very unequal lengths cost little
+    more than their tokens, and one program serves all of them.
+
+    Args:
+      model: the model.
+      documents: int arrays of any lengths.
+      rows: documents that are read side by side, at most.
+      blocks_per_call: blocks of a window.
+      on_tokens: called with the number of tokens of each window, for a progress bar.
+
+    Yields:
+      (i, logprobs, correct) as documents are done: float32 [n - 1], natural-log probability of token t + 1
+      of document i given tokens 0..t; and bool [n - 1], whether it is the model's first choice.
+    """
+    graphdef, params = nnx.split(model)
+    window = blocks_per_call * model.config.memory.block_size
+    waiting = sorted(range(len(documents)), key=lambda i: len(documents[i]))  # the longest is taken first
+    # (document, tokens read) by row. More rows than the longest document leaves work for would only run empty.
+    windows = [max(1, -(-len(document) // window)) for document in documents]
+    reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, -(-sum(windows) // max(windows, default=1)))
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    state = start(model, len(reading)).memory
+    pending: list[tuple[Any, list[tuple[int, int]]]] = []
+
+    def collect() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        out, what = pending.pop(0)
+        parts = [np.asarray(x) for x in out]
+        for row, (i, begin) in enumerate(what):
+            if i < 0:
+                continue
+            for whole, part in zip(found[i], parts, strict=True):
+                piece = whole[begin : begin + window]
+                piece[:] = part[row, : len(piece)]
+            if begin + window >= len(documents[i]):
+                yield i, *found.pop(i)
+
+    while True:
+        tokens = np.zeros((len(reading), window + 1), np.int32)
+        count, fresh = np.zeros(len(reading), np.int32), np.zeros(len(reading), bool)
+        for row, (i, at) in enumerate(reading):
+            if i < 0 or at >= len(documents[i]):
+                i, at = (waiting.pop(), 0) if waiting else (-1, 0)
+            reading[row], fresh[row] = (i, at), i >= 0 and at == 0
+            if i < 0:
+                continue
+            if fresh[row]:
+                n = max(len(documents[i]) - 1, 0)
+                found[i] = np.zeros(n, np.float32), np.zeros(n, bool)
+            piece = documents[i][at : at + window + 1]
+            tokens[row, : len(piece)] = piece
+            count[row] = min(len(documents[i]) - at, window)
+        if all(i < 0 for i, _ in reading):
+            break
+        out, state = _score_window(graphdef, params, tokens[:, :-1], tokens[:, 1:], count, fresh, state)
+        pending.append((out, list(reading)))
+        reading = [(i, at + window) for i, at in reading]
+        if len(pending) > 1:  # fetch while the device works on the next
+            yield from collect()
+        if on_tokens is not None:
+            on_tokens(int(count.sum()))
+    while pending:
+        yield from collect()
+
+
+def score_streaming(
+    model: Transformer, tokens: np.ndarray, lengths: np.ndarray, blocks_per_call: int = BLOCKS_PER_CALL,
+    on_tokens: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """`score_documents` for a batch of texts, each in a row of its own.
+
+    Args:
+      model: the model.
+      tokens: int [B, T], texts of unequal lengths with anything behind them.
+      lengths: int [B], at most T.
+      blocks_per_call, on_tokens: see `score_documents`.
+
+    Returns:
+      logprobs float32 [B, T - 1] and correct bool [B, T - 1]; zero and False from a text's last token on.
+    """
+    B, T = tokens.shape
+    logprobs, correct = np.zeros((B, max(T - 1, 0)), np.float32), np.zeros((B, max(T - 1, 0)), bool)
+    documents = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+    for i, *scores in score_documents(model, documents, B, blocks_per_call, on_tokens):
+        for whole, one in zip((logprobs, correct), scores, strict=True):
+            whole[i, : len(one)] = one
+    return logprobs, correct
+
+
+def score_whole(model: Transformer, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`score_streaming`'s numbers from one layer-major pass over whole texts; memory grows with them.
+
+    Texts are padded to a few lengths, so that few programs are compiled.
+    """
+    graphdef, params = nnx.split(model)
+    B, T = tokens.shape
+    lengths = np.asarray(lengths, np.int32)
+    padded = padded_length(T, model.config.memory.block_size)
+    part = np.zeros((B, padded + 1), np.int32)
+    part[:, :T] = tokens
+    out = _score_whole(graphdef, params, part[:, :-1], part[:, 1:], lengths)
+    logprobs, correct = (np.array(x)[:, : max(T - 1, 0)] for x in out)
+    behind = np.arange(logprobs.shape[1]) >= lengths[:, None] - 1
+    logprobs[behind], correct[behind] = 0.0, False
+    return logprobs, correct
+
+
+def padded_length(length: int, block_size: int) -> int:
+    """The shortest of S * (1, 2, 3, 4, 6, 8, 12, 16, ...) that holds `length` tokens."""
+    blocks = max(1, -(-length // block_size))
+    power = 1 << (blocks - 1).bit_length()
+    half_way = power * 3 // 4
+    return block_size * (half_way if power >= 4 and blocks <= half_way else power)
+
+
+def next_token_scores(model: Transformer, hidden_BQD: Any, next_BQ: Any) -> tuple[Any, Any]:
+    """Natural-log probability of the next token, and whether the model's first choice is that token.
+
+    Logits [B, Q, V] are made a few columns at a time where they would be large.
+
+    Args:
+      model: the model.
+      hidden_BQD: hidden states.
+      next_BQ: int32 [B, Q], the token after each.
+
+    Returns:
+      float32 [B, Q] and bool [B, Q].
+    """
+    B, Q, _ = hidden_BQD.shape
+    fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))
+    at_once = max(q for q in range(1, Q + 1) if Q % q == 0 and (q <= fit or q == 1))
+
+    def score(args: Any) -> tuple[Any, Any]:
+        hidden, following = args
+        logits = model.logits(hidden)
+        chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == following
+
+    if at_once == Q:
+        return score((hidden_BQD, next_BQ))
+    cut = lambda x: jnp.moveaxis(x.reshape(B, Q // at_once, at_once, *x.shape[2:]), 1, 0)
+    scores = jax.lax.map(score, (cut(hidden_BQD), cut(next_BQ)))
+    logprobs, correct = (jnp.moveaxis(x, 0, 1).reshape(B, Q) for x in scores)
+    return logprobs, correct
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))
+def _score_window(
+    graphdef: Any, params: Any, tokens_BT: Any, next_BT: Any, count_B: Any, fresh_B: Any, state: MemoryState
+) -> tuple[Any, MemoryState]:
+    """Scores [B, T] of a window, and the memory behind it; a fresh row starts a document."""
+
+    def emit(model: Transformer, hidden: Any, index: Any) -> Any:
+        return next_token_scores(model, hidden, jnp.take_along_axis(next_BT, index, axis=1))
+
+    model = nnx.merge(graphdef, params)
+    state = select_rows(fresh_B, model.initial_state(len(count_B)), state)
+    return extend(model, tokens_BT, count_B, state, emit)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def _score_whole(graphdef: Any, params: Any, tokens_BT: Any, next_BT: Any, count_B: Any) -> tuple[Any, Any]:
+    model = nnx.merge(graphdef, params)
+    hidden, _ = model(tokens_BT, count_B=count_B)
+    return next_token_scores(model, hidden, next_BT)
