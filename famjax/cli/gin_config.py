@@ -66,7 +66,7 @@ def target_length(task_feature_lengths: dict[str, int]) -> int:
 
 
 def model_of_checkpoint(
-    path: str, lora: LoraConfig, remat: str = "", block_size: int | None = None,
+    path: str, lora: LoraConfig, changes: dict[str, Any] | None = None, block_size: int | None = None,
     memory_segments: int | None = None, fam_length: int | None = None,
 ) -> ModelConfig:  # fmt: skip
     """The model that a model directory has, to be trained further.
@@ -74,13 +74,16 @@ def model_of_checkpoint(
     Args:
       path: the directory, or one of its steps.
       lora: of the model to train.
-      remat: likewise; empty leaves it.
-      block_size, memory_segments, fam_length: likewise; None leaves them.
+      changes: other fields of `ModelConfig` that shall differ, by name.
+      block_size, memory_segments, fam_length: of its memory; None leaves them.
     """
+    for name in changes or {}:
+        if name not in (names := _REGISTERED["ModelConfig"]):
+            raise ConfigError(f"model_of_checkpoint.changes: ModelConfig has no {name}{nearest(name, names)}")
     model = read_config(path)
     sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
     memory = dataclasses.replace(model.memory, **{name: size for name, size in sizes.items() if size is not None})
-    return dataclasses.replace(model, lora=lora, memory=memory, remat=remat or model.remat)
+    return dataclasses.replace(model, **{"lora": lora, "memory": memory} | (changes or {}))
 
 
 _REGISTERED: dict[str, tuple[str, ...]] = {}

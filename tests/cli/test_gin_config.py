@@ -217,6 +217,8 @@ def test_an_imported_model_is_its_own_configuration(tmp_path: Path) -> None:
     (tmp_path / "config.gin").write_text(text)
     again, _ = load_train_config([str(tmp_path / "config.gin")])
     assert again == config
+    with pytest.raises(ConfigError, match="ModelConfig has no dtyp; did you mean dtype"):
+        load_train_config(files, (), [*given, "model_of_checkpoint.changes={'dtyp': 'float32'}"])
     with pytest.raises(ConfigError, match="/no/such does not exist"):
         load_train_config(files, (), [given[0], "INITIAL_CHECKPOINT_PATH='/no/such'", given[2]])
 

@@ -1,6 +1,7 @@
 """The table from names of axes to mesh axes, and meshes: what needs no more than one device."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from famjax.config import MESH_AXES, ConfigError
-from famjax.nn.model import parameter_axes, parameter_shapes
+from famjax.cli.gin_config import load_model_config
+from famjax.config import MESH_AXES, ConfigError, LoraConfig
+from famjax.nn.model import GATHERED, parameter_axes, parameter_shapes
 from famjax.runtime import mesh as meshes
 from famjax.runtime import sharding
 from tests import tiny
@@ -47,13 +49,33 @@ def test_a_name_without_a_rule_is_an_error():
         sharding.partition_spec(("experts",), (8,), abstract(1, 8, 1))
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False, "qk_norm": True, "fam_init": "prefix"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_embeddings": False, "qk_norm": True, "fam_init": "prefix", "lora": LoraConfig(2)}]
+)
 def test_every_weight_names_its_axes(changes):
     """One name for each axis of each weight, and a rule for each name."""
     config = tiny.config(**changes)
     axes, shapes = parameter_axes(config), parameter_shapes(config)
     places = sharding.shardings(axes, shapes, abstract(1, 2, 2))
     assert jax.tree.structure(places) == jax.tree.structure(shapes)
+
+
+@pytest.mark.parametrize("sizes", [(4, 16, 1), (1, 8, 4)])
+def test_no_pair_of_lora_is_whole_on_any_device(sizes):
+    """The 24B model's A and B, also those of its one key/value head: cut at least as many ways as fsdp has devices,
+    and no further than a layer gathers, where only what `tensor` cuts of the base is left."""
+    config = load_model_config(["gin/models/fam_24b.gin"])
+    config = dataclasses.replace(config, lora=LoraConfig(rank=64))
+    axes, shapes = (tree(config)["layers"]["lora"] for tree in (parameter_axes, parameter_shapes))
+    mesh = abstract(*sizes)
+    places = sharding.shardings(axes, shapes, mesh)
+    for name, pair in places.items():
+        for part, place in pair.items():
+            shape = shapes[name][part].shape
+            assert math.prod(shape) >= sizes[1] * math.prod(place.shard_shape(shape))
+            gathered = tuple(GATHERED.get(axis, axis) for axis in axes[name][part])
+            left = sharding.partition_spec(gathered, shape, mesh)
+            assert "fsdp" not in str(left)
 
 
 def test_optimizer_state_lies_as_its_weight():
