@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,18 +15,6 @@ from famjax.runtime import distributed, sharding
 
 # Batches made ahead, while the device works on the one before.
 AHEAD = 2
-
-
-class Fed(NamedTuple):
-    """A batch on the mesh.
-
-    Attributes:
-      arrays: `Batch` of global arrays, cut by rows.
-      tokens: real tokens of this process's rows.
-    """
-
-    arrays: Batch
-    tokens: int
 
 
 class Feed:
@@ -60,8 +48,8 @@ class Feed:
             with contextlib.suppress(queue.Empty):
                 self._ahead.get(timeout=0.05)  # it may wait for room
 
-    def next(self) -> Fed:
-        """The batch of the next step."""
+    def next(self) -> Batch:
+        """The batch of the next step: global arrays, cut by rows."""
         if self._thread is None:
             made: Any = self.task.batch(self.step, self.progress)
         else:
@@ -71,7 +59,7 @@ class Feed:
         self._last, self.progress = made
         self.step += 1
         mine = jax.tree.map(lambda x: x[self._pick], self._last)
-        return Fed(jax.tree.map(self._on_mesh, mine), int(mine.count.sum()))
+        return jax.tree.map(self._on_mesh, mine)
 
     def observe(self, correct: Any) -> None:
         """Tells the task which targets [B, W] of the last batch were predicted right, those of the task's rows."""

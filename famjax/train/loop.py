@@ -62,9 +62,9 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
     with saver, watch, Feed(task, mesh, config.batch_size, first_step, progress) as feed:
         for step in range(first_step + 1, config.steps + 1):
             batch = feed.next()
-            watch.before(step, state, batch.arrays)
-            state, metrics = step_fn(state, batch.arrays)
-            good = watch.after(step, metrics, state, batch.arrays)
+            watch.before(step, state, batch)
+            state, metrics = step_fn(state, batch)
+            good = watch.after(step, metrics, state, batch)
             if task.observes and good:
                 feed.observe(metrics["correct"])
             if evaluate is not None and config.evaluates(step):

@@ -48,7 +48,7 @@ def feed_own_rows(mesh: Any) -> None:
     start = {f"{row}/steps": 10 * row for row in range(2 * n)}  # as a checkpoint has it: of all rows
     with Feed(task, mesh, 2 * n, 7, start) as feed:
         for step in (7, 8):
-            tokens = feed.next().arrays.tokens
+            tokens = feed.next().tokens
             whole = np.array([[row, 10 * row + step - 7, step] for row in range(2 * n)])
             np.testing.assert_array_equal(distributed.whole(tokens), whole)
             feed.observe(tokens)
