@@ -39,13 +39,13 @@ def main() -> int:
         parser.error("--processes must be at least 1")
     coordinator = f"127.0.0.1:{args.port or free_port()}"
     processes = [start(i, args.processes, coordinator, args.command) for i in range(args.processes)]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, frame: send(processes, received))
     pids = ", ".join(str(process.pid) for process in processes)
     print(f"{args.processes} processes meet at {coordinator}; their pids are {pids}", file=sys.stderr, flush=True)
     printers = [threading.Thread(target=show, args=(i, p.stdout)) for i, p in enumerate(processes)]
     for printer in printers:
         printer.start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, frame: send(processes, received))
     code = wait(processes)
     for printer in printers:
         printer.join()

@@ -265,10 +265,10 @@ def test_a_mistake_in_one_process_ends_all_with_its_code(place):
 
 
 def test_the_launcher_passes_on_what_it_is_told(place):
-    """SIGTERM reaches every process; the exit code says that they were ended."""
+    """SIGTERM reaches every process, here before any of them can wish to save first; the exit code says that they
+    were ended."""
     with job(place, 2, *words(place, "ended", FOREVER, 2)) as running:
         pids = running.process.stderr.readline().split("pids are ")[1].split(", ")
-        time.sleep(1.0)
         running.process.send_signal(signal.SIGTERM)
         code, _, _ = running.end(60.0)
     assert code == 128 + signal.SIGTERM
