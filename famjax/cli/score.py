@@ -123,7 +123,7 @@ def _scores(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from famjax.infer.scoring import padded_length, score_documents, score_whole
+    from famjax.infer.scoring import padded_length, score_documents, score_whole, useful_rows
 
     columns = (TextColumn("scored"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -131,7 +131,8 @@ def _scores(
         task = progress.add_task("score", total=sum(map(len, documents)))
         advance = lambda tokens: progress.advance(task, tokens)
         if streaming:
-            for index, logprobs, _ in score_documents(model, documents, batch_size, on_tokens=advance):
+            rows = useful_rows(documents, batch_size)
+            for index, logprobs, _ in score_documents(model, documents, rows, on_tokens=advance):
                 yield index, logprobs
             return
         order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))

@@ -17,7 +17,7 @@ from famjax.config import ConfigError, EvalConfig, SourceConfig
 from famjax.data.examples import Documents
 from famjax.data.sources import open_source
 from famjax.data.vocabulary import Vocabulary
-from famjax.infer.scoring import score_documents
+from famjax.infer.scoring import score_documents, useful_rows
 from famjax.nn.model import Transformer
 
 DRAWS = 2000
@@ -101,7 +101,8 @@ def score(
     shape = len(documents), len(edges) - 1
     sums = Sums(*(np.zeros(shape) for _ in dataclasses.fields(Sums)))
     texts = [document.tokens for document in documents]
-    for i, logprobs, correct in score_documents(model, texts, batch_size, on_tokens=on_tokens):
+    rows = useful_rows(texts, batch_size)
+    for i, logprobs, correct in score_documents(model, texts, rows, on_tokens=on_tokens):
         # Number t - 1 is about token t.
         bucket = np.searchsorted(edges, np.arange(1, len(texts[i])), side="right") - 1
         add = lambda values, bucket=bucket: np.bincount(bucket, values, len(edges) - 1)

@@ -31,7 +31,7 @@ def score_documents(
     Args:
       model: the model.
       documents: int arrays of any lengths.
-      rows: documents that are read side by side, at most.
+      rows: documents that are read side by side, at most; `useful_rows` says how many are worth it.
       blocks_per_call: blocks of a window.
       on_tokens: called with the number of tokens of each window, for a progress bar.
 
@@ -42,9 +42,7 @@ def score_documents(
     graphdef, params = nnx.split(model)
     window = blocks_per_call * model.config.memory.block_size
     waiting = sorted(range(len(documents)), key=lambda i: len(documents[i]))  # the longest is taken first
-    # (document, tokens read) by row. More rows than the longest document leaves work for would only run empty.
-    windows = [max(1, -(-len(document) // window)) for document in documents]
-    reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, -(-sum(windows) // max(windows, default=1)))
+    reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, len(documents))  # (document, tokens read) by row
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     state = start(model, len(reading)).memory
     pending: list[tuple[Any, list[tuple[int, int]]]] = []
@@ -87,6 +85,12 @@ def score_documents(
             on_tokens(int(count.sum()))
     while pending:
         yield from collect()
+
+
+def useful_rows(documents: Sequence[np.ndarray], most: int) -> int:
+    """So many rows as the longest document leaves work for: more would run empty while that one is read."""
+    lengths = [max(1, len(document)) for document in documents]
+    return max(1, min(most, -(-sum(lengths) // max(lengths, default=1))))
 
 
 def score_streaming(

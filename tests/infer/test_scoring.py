@@ -64,6 +64,14 @@ def test_documents_that_take_turns_in_a_row_know_nothing_of_each_other(rows: int
             np.testing.assert_array_equal(correct, wanted[1])
 
 
+def test_rows_are_as_many_as_the_longest_document_leaves_work_for() -> None:
+    """Beside one of 100 tokens, 19 of 10 fill two more rows; equal documents fill all rows there are."""
+    of = lambda *lengths: [np.zeros(n, np.int32) for n in lengths]
+    assert scoring.useful_rows(of(100, *[10] * 19), 64) == 3
+    assert scoring.useful_rows(of(*[50] * 9), 64) == 9 and scoring.useful_rows(of(*[50] * 9), 4) == 4
+    assert scoring.useful_rows(of(0, 0), 8) == 2 and scoring.useful_rows([], 8) == 1
+
+
 def test_no_documents_have_no_scores() -> None:
     """Nothing is read, nothing fails."""
     config = tiny.config()

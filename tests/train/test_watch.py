@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from famjax.config import EvalConfig, TrainConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
-from famjax.infer import prefill
+from famjax.infer import scoring
 from famjax.infer.load import load
 from famjax.runtime import memory
 from famjax.train import optim
@@ -46,7 +46,7 @@ def watched(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
     def evaluate(model, step):
         values = score(model, step)
         steps.append(step)
-        programs.append(prefill._score_window._cache_size())
+        programs.append(scoring._score_window._cache_size())
         return values
 
     config = settings(folder, diagnostics_period=3, eval_period=2, evaluation=EVALUATION, profile_steps=(2, 3))
