@@ -59,23 +59,12 @@ def score_documents(
             if begin + window >= len(documents[i]):
                 yield i, *found.pop(i)
 
-    while True:
-        tokens = np.zeros((len(reading), window + 1), np.int32)
-        count, fresh = np.zeros(len(reading), np.int32), np.zeros(len(reading), bool)
-        for row, (i, at) in enumerate(reading):
-            if i < 0 or at >= len(documents[i]):
-                i, at = (waiting.pop(), 0) if waiting else (-1, 0)
-            reading[row], fresh[row] = (i, at), i >= 0 and at == 0
-            if i < 0:
-                continue
-            if fresh[row]:
-                n = max(len(documents[i]) - 1, 0)
-                found[i] = np.zeros(n, np.float32), np.zeros(n, bool)
-            piece = documents[i][at : at + window + 1]
-            tokens[row, : len(piece)] = piece
-            count[row] = min(len(documents[i]) - at, window)
-        if all(i < 0 for i, _ in reading):
-            break
+    while (taken := _take_window(documents, waiting, reading, window)) is not None:
+        tokens, count, fresh = taken
+        for row in np.flatnonzero(fresh):
+            i, _ = reading[row]
+            n = max(len(documents[i]) - 1, 0)
+            found[i] = np.zeros(n, np.float32), np.zeros(n, bool)
         out, state = _score_window(graphdef, params, tokens[:, :-1], tokens[:, 1:], count, fresh, state)
         pending.append((out, list(reading)))
         reading = [(i, at + window) for i, at in reading]
@@ -85,6 +74,27 @@ def score_documents(
             on_tokens(int(count.sum()))
     while pending:
         yield from collect()
+
+
+def _take_window(
+    documents: Sequence[np.ndarray], waiting: list[int], reading: list[tuple[int, int]], window: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """What the rows read next: tokens [B, window + 1], count [B], and fresh [B], rows that start a document.
+
+    Rows that are through take the last of those that wait; both lists change in place, and a row for which none
+    is left becomes (-1, ..). None where all rows are done.
+    """
+    tokens = np.zeros((len(reading), window + 1), np.int32)
+    count, fresh = np.zeros(len(reading), np.int32), np.zeros(len(reading), bool)
+    for row, (i, at) in enumerate(reading):
+        if i < 0 or at >= len(documents[i]):
+            i, at = (waiting.pop(), 0) if waiting else (-1, 0)
+        reading[row], fresh[row] = (i, at), i >= 0 and at == 0
+        if i >= 0:
+            piece = documents[i][at : at + window + 1]
+            tokens[row, : len(piece)] = piece
+            count[row] = min(len(documents[i]) - at, window)
+    return (tokens, count, fresh) if any(i >= 0 for i, _ in reading) else None
 
 
 def useful_rows(documents: Sequence[np.ndarray], most: int) -> int:

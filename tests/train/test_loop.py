@@ -11,6 +11,7 @@ from famjax.infer.load import load
 from famjax.runtime import steps
 from famjax.runtime.checkpoint import save_model
 from famjax.train.loop import train
+from famjax.train.metrics import MetricsLog
 from tests import tiny
 
 MODEL = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=0.5)
@@ -32,24 +33,27 @@ def metrics(model_dir) -> list[dict]:
     return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def dies_in_step(number: int, monkeypatch) -> list[int]:
+    """A training that now runs is interrupted as it logs this step; returns a list that fills with its steps."""
+    writes, original = [], MetricsLog.write
+
+    def killed(self, step, values):
+        writes.append(step)
+        if step == number:
+            raise KeyboardInterrupt
+        original(self, step, values)
+
+    monkeypatch.setattr(MetricsLog, "write", killed)
+    return writes
+
+
 @pytest.mark.parametrize("fam_length", [0, 3])
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, fam_length):
     """Six steps at once, and six steps killed in the fourth after a checkpoint at two: equal losses, bit for
     bit, each step logged once, equal weights. Random state passing and the optimizer are part of it."""
     model = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=fam_length))
     run(tmp_path / "straight", model=model)
-    writes = []
-
-    def killed(self, step, values):
-        writes.append(step)
-        if step == 4:
-            raise KeyboardInterrupt
-        original(self, step, values)
-
-    from famjax.train.metrics import MetricsLog
-
-    original = MetricsLog.write
-    monkeypatch.setattr(MetricsLog, "write", killed)
+    writes = dies_in_step(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", model=model, checkpoint_period=2)
     monkeypatch.undo()

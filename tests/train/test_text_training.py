@@ -9,6 +9,7 @@ from famjax.config import ConfigError, DataConfig, OptimizerConfig, SourceConfig
 from famjax.infer.load import load
 from famjax.train.loop import train
 from tests import tiny
+from tests.train.test_loop import dies_in_step, metrics
 
 MODEL = tiny.config(vocab_size=256, block_size=8, memory_segments=1, fam_length=3, random_state_passing=0.5)
 
@@ -16,10 +17,6 @@ MODEL = tiny.config(vocab_size=256, block_size=8, memory_segments=1, fam_length=
 def config(model_dir, data: DataConfig, **changes) -> TrainConfig:
     settings = {"task": "text", "model": MODEL, "sequence_length": 32, "batch_size": 2, "steps": 6, "log_period": 1}
     return TrainConfig(model_dir=str(model_dir), data=data, **(settings | changes))
-
-
-def metrics(model_dir) -> list[dict]:
-    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -39,15 +36,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, texts, monkeypatc
     data = DataConfig(sources=sources, stream_share=0.5)
     train(config(tmp_path / "straight", data), "# settings\n")
 
-    from famjax.train.metrics import MetricsLog
-
-    def killed(self, step, values):
-        if step == 4:
-            raise KeyboardInterrupt
-        write(self, step, values)
-
-    write = MetricsLog.write
-    monkeypatch.setattr(MetricsLog, "write", killed)
+    dies_in_step(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train(config(tmp_path / "cut", data, checkpoint_period=2), "# settings\n")
     monkeypatch.undo()
