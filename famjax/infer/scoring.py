@@ -11,7 +11,7 @@ from flax import nnx
 
 from famjax.attention.memory import MemoryState
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend
-from famjax.infer.session import start
+from famjax.infer.session import set_row, start
 from famjax.nn.model import Transformer, select_rows
 
 # Logits that exist at one moment.
@@ -20,7 +20,7 @@ LOGITS_BYTES = 2**27
 
 def score_documents(
     model: Transformer, documents: Sequence[np.ndarray], rows: int, blocks_per_call: int = BLOCKS_PER_CALL,
-    on_tokens: Callable[[int], None] | None = None,
+    on_tokens: Callable[[int], None] | None = None, starts: Sequence[MemoryState | None] = (),
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
     """What every token of some documents says about the next, in memory that does not grow with them.
 
@@ -34,6 +34,8 @@ def score_documents(
       rows: documents that are read side by side, at most; `useful_rows` says how many are worth it.
       blocks_per_call: blocks of a window.
       on_tokens: called with the number of tokens of each window, for a progress bar.
+      starts: for each document a memory of one row that it goes on from, or None; empty starts all afresh. What
+        goes on is usually short, so that windows are short too where that is enough.
 
     Yields:
       (i, logprobs, correct) as documents are done: float32 [n - 1], natural-log probability of token t + 1
@@ -45,29 +47,33 @@ def score_documents(
     reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, len(documents))  # (document, tokens read) by row
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     state = start(model, len(reading)).memory
-    pending: list[tuple[Any, list[tuple[int, int]]]] = []
+    pending: list[tuple[Any, int, list[tuple[int, int]]]] = []
+    short = model.config.memory.block_size // 8 if starts else 0
 
     def collect() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        out, what = pending.pop(0)
+        out, width, what = pending.pop(0)
         parts = [np.asarray(x) for x in out]
         for row, (i, begin) in enumerate(what):
             if i < 0:
                 continue
             for whole, part in zip(found[i], parts, strict=True):
-                piece = whole[begin : begin + window]
+                piece = whole[begin : begin + width]
                 piece[:] = part[row, : len(piece)]
-            if begin + window >= len(documents[i]):
+            if begin + width >= len(documents[i]):
                 yield i, *found.pop(i)
 
-    while (taken := _take_window(documents, waiting, reading, window)) is not None:
+    while (taken := take_window(documents, waiting, reading, window, short)) is not None:
         tokens, count, fresh = taken
         for row in np.flatnonzero(fresh):
             i, _ = reading[row]
             n = max(len(documents[i]) - 1, 0)
             found[i] = np.zeros(n, np.float32), np.zeros(n, bool)
+            if starts and (begun := starts[i]) is not None:
+                state, fresh[row] = set_row(state, row, begun), False
         out, state = _score_window(graphdef, params, tokens[:, :-1], tokens[:, 1:], count, fresh, state)
-        pending.append((out, list(reading)))
-        reading = [(i, at + window) for i, at in reading]
+        width = tokens.shape[1] - 1
+        pending.append((out, width, list(reading)))
+        reading = [(i, at + width) for i, at in reading]
         if len(pending) > 1:  # fetch while the device works on the next
             yield from collect()
         if on_tokens is not None:
@@ -76,13 +82,13 @@ def score_documents(
         yield from collect()
 
 
-def _take_window(
-    documents: Sequence[np.ndarray], waiting: list[int], reading: list[tuple[int, int]], window: int
+def take_window(
+    documents: Sequence[np.ndarray], waiting: list[int], reading: list[tuple[int, int]], window: int, short: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """What the rows read next: tokens [B, window + 1], count [B], and fresh [B], rows that start a document.
 
     Rows that are through take the last of those that wait; both lists change in place, and a row for which none
-    is left becomes (-1, ..). None where all rows are done.
+    is left becomes (-1, ..). None where all rows are done. The window has `short` tokens where that is enough.
     """
     tokens = np.zeros((len(reading), window + 1), np.int32)
     count, fresh = np.zeros(len(reading), np.int32), np.zeros(len(reading), bool)
@@ -94,6 +100,8 @@ def _take_window(
             piece = documents[i][at : at + window + 1]
             tokens[row, : len(piece)] = piece
             count[row] = min(len(documents[i]) - at, window)
+    if short and count.max() <= short:
+        tokens = tokens[:, : short + 1]
     return (tokens, count, fresh) if any(i >= 0 for i, _ in reading) else None
 
 

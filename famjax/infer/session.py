@@ -16,6 +16,7 @@ The file is one safetensors file: the tensors of one row, and as metadata what t
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +79,24 @@ def take_row(session: Session, row: int) -> Session:
     return Session(
         MemoryState(cut(session.memory.position), cut(session.memory.fam_updates), layers), cut(session.recent)
     )
+
+
+def join_rows(sessions: Sequence[Session]) -> Session:
+    """Sessions side by side, in this order: what `take_row` takes apart."""
+    join = lambda axis: lambda *parts: jnp.concatenate(parts, axis=axis)
+    memories = [session.memory for session in sessions]
+    layers = jax.tree.map(join(1), *(memory.layers for memory in memories))
+    per_row = ([memory.position for memory in memories], [memory.fam_updates for memory in memories])
+    recent = np.concatenate([np.asarray(session.recent) for session in sessions])
+    return Session(MemoryState(*(jnp.concatenate(parts) for parts in per_row), layers), recent)
+
+
+@functools.partial(jax.jit, donate_argnames=("memory",))
+def set_row(memory: MemoryState, row: Any, one: MemoryState) -> MemoryState:
+    """A memory whose row is that of `one`, a memory of one row. `memory` is given away (its arrays are used again)."""
+    layers = jax.tree.map(lambda x, y: x.at[:, row].set(y[:, 0]), memory.layers, one.layers)
+    per_row = (memory.position.at[row].set(one.position[0]), memory.fam_updates.at[row].set(one.fam_updates[0]))
+    return MemoryState(*per_row, layers)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "batch"))
