@@ -132,7 +132,8 @@ def whole_blocks(
     def attention(q: Any, **seen: Any) -> Any:
         return attend(q, _sources_of_blocks(**seen, config=config)[0], *layer.scoring)
 
-    heads = _map_blocks(lambda a: attention(**a), _at_once(args["q"].shape, config, budget_mib), args)
+    with jax.named_scope("block_attention"):
+        heads = _map_blocks(lambda a: attention(**a), _at_once(args["q"].shape, config, budget_mib), args)
     return layer.finish(heads, x_BNSD), memory
 
 
@@ -180,7 +181,8 @@ def _prepare(
     seen, fam, looked = None, (memory.fam, memory.fam_k, memory.fam_v), None
     if config.fam_length:
         refresh = lambda m: refresh_keys(layer, m, config)
-        (seen, looked), fam = _scan_fam(layer, refresh(memory), refresh(initial), k, v, where, config, each_update)
+        with jax.named_scope("fam_recurrence"):
+            (seen, looked), fam = _scan_fam(layer, refresh(memory), refresh(initial), k, v, where, config, each_update)
     reach = _segments_in_reach(config)
     hold = jax.lax.stop_gradient if config.stop_gradient else lambda x: x
     args = {
@@ -264,7 +266,9 @@ def part_of_block(
     if config.fam_length:
         origin = where.origin[:, 0] if where.origin is not None else None
         sources += fam_sources(memory.fam_k, memory.fam_v, where.fam_updates[:, 0], origin, config)
-    y = layer.finish(attend(q, sources, *layer.scoring), x_BQD)
+    with jax.named_scope("block_attention"):
+        heads = attend(q, sources, *layer.scoring)
+    y = layer.finish(heads, x_BQD)
     fam = (memory.fam, memory.fam_k, memory.fam_v)
     if config.fam_length:
         fam = _update_full_rows(layer, fam, k_ring, v_ring, slot, where, config)
@@ -299,7 +303,8 @@ def _update_full_rows(
     def update(fam: Any) -> Any:
         block = lambda ring: jnp.take_along_axis(ring, slot[:, None, None, None, None], axis=1)[:, 0]
         origin = where.origin[:, 0] if where.origin is not None else None
-        new = update_fam(layer, fam, block(k_ring), block(v_ring), where.fam_updates[:, 0], origin, config)
+        with jax.named_scope("fam_recurrence"):
+            new = update_fam(layer, fam, block(k_ring), block(v_ring), where.fam_updates[:, 0], origin, config)
         return select_rows(where.full[:, 0], new, fam)
 
     return jax.lax.cond(where.full.any(), update, lambda fam: fam, fam)

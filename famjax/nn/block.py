@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -87,17 +88,20 @@ class Block(nnx.Module):
         kernel = kernel.reshape(-1, kernel.shape[-1])
         by_token = jnp.moveaxis(heads, -2, -4).reshape(-1, kernel.shape[0])
         x = residual.reshape(-1, kernel.shape[1])
-        attended = self._with_lora(by_token @ kernel, by_token, "output")
+        with jax.named_scope("projections"):
+            attended = self._with_lora(by_token @ kernel, by_token, "output")
         if hasattr(self.attention, "output_bias"):
             attended = attended + self.attention.output_bias[...].astype(self.dtype)
         if self.post_norms:
             attended = self.post_attention_norm(attended)
         a = x + attended.astype(x.dtype)
-        forward = self.feed_forward(self.attention_norm(x) if self.parallel else self.ff_norm(a), self._with_lora)
-        if self.post_norms:
-            forward = self.post_ff_norm(forward)
+        with jax.named_scope("feed_forward"):
+            forward = self.feed_forward(self.attention_norm(x) if self.parallel else self.ff_norm(a), self._with_lora)
+            if self.post_norms:
+                forward = self.post_ff_norm(forward)
         return (a + forward.astype(a.dtype)).reshape(residual.shape)
 
+    @jax.named_scope("projections")
     def _queries(self, normed: Any, offsets: Any) -> Any:
         q = self._project(normed, "query")
         if self.qk_norm:
@@ -105,6 +109,7 @@ class Block(nnx.Module):
         q = jnp.swapaxes(rope.turn(q, offsets[..., None], self.scoring.rope), -3, -2)
         return q.reshape(*q.shape[:-3], -1, self.queries_per_kv, *q.shape[-2:])
 
+    @jax.named_scope("projections")
     def _keys_values(self, normed: Any, offsets: Any) -> tuple[Any, Any]:
         k, v = self._project(normed, "key"), self._project(normed, "value")
         if self.qk_norm:

@@ -167,6 +167,7 @@ class Transformer(nnx.Module):
         x, layers = self._through_layers(layer, self.embed(tokens_BQ), state.layers)
         return self.final_norm(x), MemoryState(*positions.after(where, config), layers)
 
+    @jax.named_scope("embedding")
     def embed(self, tokens: Any) -> Any:
         """int32 [...] to [..., D]."""
         # Rows are looked up in whole rows: in a table cut along D, the result would be cut along D too,
@@ -179,6 +180,7 @@ class Transformer(nnx.Module):
             return embedded
         return embedded * jnp.asarray(math.sqrt(self.config.d_model), self.config.dtype)
 
+    @jax.named_scope("logits")
     def logits(self, hidden: Any) -> Any:
         """Hidden states [..., D] to float32 scores [..., V]."""
         table = self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
@@ -205,10 +207,12 @@ class Transformer(nnx.Module):
         layers = LayerMemory(ring, ring, fam[:, None].astype(jnp.float32), keys, keys)
         if F:
             refresh = lambda weights, x, m: (x, memory.refresh_keys(weights, m, memory_config))
-            _, layers = self._through_layers(refresh, jnp.zeros(()), layers)
+            with jax.named_scope("fam_recurrence"):
+                _, layers = self._through_layers(refresh, jnp.zeros(()), layers)
         state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, updates, jnp.int32), layers)
         return broadcast_rows(state, batch)
 
+    @jax.named_scope("fam_recurrence")
     def _initial_fam(self) -> Any:
         """[L, P, F, D]: the prompt carried up the layers by a forward pass of its own, or the prefix."""
         config = self.config.memory
@@ -235,7 +239,10 @@ class Transformer(nnx.Module):
             def step(x: Any, xs: Any) -> Any:
                 one, key, extra = xs
                 if self.constrain is not unconstrained:
-                    one = jax.tree.map(lambda w, names: gather(w, names[1:], self.constrain, config.dtype), one, axes)
+                    with jax.named_scope("weights"):
+                        one = jax.tree.map(
+                            lambda w, names: gather(w, names[1:], self.constrain, config.dtype), one, axes
+                        )
                 block = nnx.merge(graphdef, one)
                 block.take(settings, key)
                 return layer(block, x, extra)

@@ -40,6 +40,7 @@ def _cross_entropy(logits: Any, targets: Any) -> tuple[Any, Any]:
     return log_z - right, log_z
 
 
+@jax.named_scope("loss")
 def weighted_loss(
     model: Transformer, hidden_BTD: Any, positions_BW: Any, targets_BW: Any, weights_BW: Any, *,
     total_weight: Any = None, tokens_at_once: int = 0, z_loss: float = 0.0,

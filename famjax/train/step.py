@@ -172,16 +172,18 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         memory = rows_first(state.memory) if config.carries_memory else None
         numbers = jnp.arange(batch.tokens.shape[0]) if config.model.lora.rank and config.model.lora.dropout else None
         grads, out = accumulate(one, config.microbatches, (batch, shift, memory, numbers))
-        updates, opt_state = tx.update(grads, state.opt_state, trained)
-        params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, trained)
+            params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
         correct, memory = out.rows["correct"], out.rows["memory"]
         if config.carries_memory:
             memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
         new = TrainState(state.step, params, opt_state, *out.passed, memory)
-        norm = optax.tree.norm(grads)
-        sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
-        sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
-        new = select(jnp.isfinite(norm) & jnp.isfinite(sum(out.costs)), new, state)
+        with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(grads)
+            sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
+            sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
+            new = select(jnp.isfinite(norm) & jnp.isfinite(sum(out.costs)), new, state)
         metrics = {
             "loss": out.costs[0],
             "accuracy": (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9),
