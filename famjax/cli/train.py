@@ -98,9 +98,13 @@ def _start_again(model_dir: str) -> str:
 
 def _check_data(config: TrainConfig) -> None:
     """Raises `ConfigError` on files that are not there or cannot be read, found without reading all of them."""
-    if config.task != "passkey":
-        from famjax.data.text_task import check_text_task
+    from famjax.data.text_task import check_text_task, vocabulary_and_files
 
+    if config.task == "passkey":
+        from famjax.data.passkey_text import Writer
+
+        Writer(vocabulary_and_files(config)[0]).check(config.model.vocab_size)
+    else:
         check_text_task(config)
 
 
@@ -111,10 +115,9 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
     import jax
 
     from famjax.data.text_task import vocabulary_and_files
-    from famjax.data.vocabulary import ByteVocabulary
     from famjax.evals.during_training import evaluation
 
-    vocabulary = ByteVocabulary() if config.task == "passkey" else vocabulary_and_files(config)[0]
+    vocabulary, _ = vocabulary_and_files(config)
     if jax.process_count() > 1:
         raise ConfigError("EVAL_PERIOD evaluates in jobs of one process only; set it to 0 and run famjax eval")
     return evaluation(config.evaluation, vocabulary)

@@ -15,6 +15,8 @@ PACKINGS = ("cut", "whole")
 class PassKeyConfig:
     """The pass key task (paper section 5): a key at the start, filler, and a question at the end.
 
+    Lengths are in tokens of the model's vocabulary, whatever it is.
+
     Attributes:
       key_digits: digits of a key.
       stages: the curriculum, most blocks of filler in each stage. A stage opens when the exact
@@ -94,8 +96,9 @@ class DataConfig:
 
     Attributes:
       sources: of the task `text`: `SourceConfig`s, or just paths.
-      vocabulary: `bytes`, or the path of a `tokenizer.json` or of a SentencePiece `.model`; empty is that of
-        INITIAL_CHECKPOINT_PATH, and bytes where there is none. A task of seqio brings its own.
+      vocabulary: of the tasks `text` and `passkey`: `bytes`, or the path of a `tokenizer.json` or of a
+        SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, and bytes where there is none. A task of
+        seqio brings its own.
       stream_share: share of the rows that are document streams: each reads one document after another,
         block after block across training steps, and carries its memory along. The other rows are packed:
         documents side by side, without masks between them, and none goes on in the next step.

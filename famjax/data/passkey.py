@@ -1,62 +1,21 @@
-"""The pass key task in the paper's format (paper section 5), on bytes.
+"""The pass key task in the paper's format (paper section 5): batches, and a curriculum.
 
 A document tells a key of five digits, goes on with filler, and asks for the key at its end. How
 long the filler is decides how many times the memory must carry the key over a block's edge.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
 
 import numpy as np
 
 from famjax.config import ConfigError, PassKeyConfig
 from famjax.data.batch import Batch, Progress
-from famjax.data.vocabulary import encode
-
-INTRODUCTION = (
-    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-    "I will quiz you about the important information there. "
-)
-TELLING = "The pass key is {key}. Remember it. {key} is the pass key. "
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-QUESTION = " What is the pass key? The pass key is "
+from famjax.data.passkey_text import Writer, random_key
+from famjax.data.vocabulary import ByteVocabulary, Vocabulary
 
 # Exact match is averaged over about this many recent documents before a stage opens.
 RECENT_DOCUMENTS = 64
-
-
-class Document(NamedTuple):
-    """One document.
-
-    Attributes:
-      tokens: int32 [n], the answer included.
-      answer: [key_digits] indices of the answer's tokens.
-      mention: [key_digits] indices of the key's second mention, before the filler.
-    """
-
-    tokens: np.ndarray
-    answer: np.ndarray
-    mention: np.ndarray
-
-
-def document(key: str, filler_tokens: int) -> Document:
-    """A document with so many tokens of filler; the filler breaks off where it must."""
-    telling = TELLING.format(key=key)
-    repeats = -(-filler_tokens // len(FILLER))
-    text = INTRODUCTION + telling + (FILLER * repeats)[:filler_tokens] + QUESTION + key
-    second = len(INTRODUCTION) + telling.rindex(key)
-    digits = np.arange(len(key))
-    return Document(encode(text), len(text) - len(key) + digits, second + digits)
-
-
-def overhead(key_digits: int) -> int:
-    """Tokens of a document without its filler."""
-    return len(document("0" * key_digits, 0).tokens)
-
-
-def random_key(rng: np.random.Generator, digits: int) -> str:
-    """A key of so many digits; leading zeros are allowed."""
-    return "".join(str(d) for d in rng.integers(0, 10, digits))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +24,9 @@ class PassKeyTask:
 
     A row takes a document of the stage first, then shorter ones while they fit: whatever the stage,
     a batch has the same shape, so the step compiles once.
+
+    Targets of a row: for each of its documents room for an answer and a mention of one token a digit, then other text.
+    A key that has fewer tokens leaves room, of weight 0.
     """
 
     config: PassKeyConfig
@@ -73,6 +35,8 @@ class PassKeyTask:
     batch_size: int
     vocab_size: int
     seed: int
+    vocabulary: Vocabulary = dataclasses.field(default_factory=ByteVocabulary)
+    bos: bool = True
     continues = False
     observes = True
 
@@ -84,8 +48,17 @@ class PassKeyTask:
                 f"sequence length {self.sequence_length} is too short for a pass key document with "
                 f"{self.config.stages[0]} blocks of filler; use at least {needed}"
             )
-        if self.vocab_size < 128:
-            raise ConfigError(f"vocab_size {self.vocab_size} is below 128: the pass key task is written in ASCII")
+        self.writer.check(self.vocab_size)
+
+    @functools.cached_property
+    def writer(self) -> Writer:
+        """What writes the documents."""
+        return Writer(self.vocabulary, self.bos)
+
+    @functools.cached_property
+    def _overhead(self) -> int:
+        """Tokens of a document without its filler, at most."""
+        return self.writer.most_overhead(self.config.key_digits)
 
     @property
     def rows(self) -> range:
@@ -113,9 +86,8 @@ class PassKeyTask:
         progress = dict(progress)
         newest = self._stage_range(progress["open_stages"] - 1)[0]
         for row, right in zip(self._answers(batch), correct, strict=True):
-            for columns, length in row:
+            for columns, filler in row:
                 hit = float(right[columns].all())
-                filler = length - overhead(self.config.key_digits)
                 names = ["exact_match"] + ["exact_match_newest"] * (filler >= newest)
                 for name in names:
                     progress[name] += (hit - progress[name]) / RECENT_DOCUMENTS
@@ -134,7 +106,7 @@ class PassKeyTask:
     # --- rows -------------------------------------------------------------------------------------
 
     def _blocks_for(self, filler_tokens: int) -> int:
-        return -(-(filler_tokens + overhead(self.config.key_digits)) // self.block_size)
+        return -(-(filler_tokens + self._overhead) // self.block_size)
 
     def _longest(self, stage_blocks: int) -> int:
         """Filler tokens of a stage at most: its blocks, with every alignment."""
@@ -145,9 +117,10 @@ class PassKeyTask:
         first = self.stages[stage - 1] + 1 if stage else 0
         return first * self.block_size, self._longest(self.stages[stage])
 
-    def _draw_filler(self, rng: np.random.Generator, open_stages: int, free_blocks: int) -> int | None:
-        """Filler tokens of the next document, or None if not even the shortest fits."""
-        most = free_blocks * self.block_size - overhead(self.config.key_digits)
+    def _draw(self, rng: np.random.Generator, open_stages: int, free_blocks: int) -> tuple[str, int] | None:
+        """Key and filler tokens of the next document, or None if not even the shortest fits."""
+        digits = self.config.key_digits
+        most = free_blocks * self.block_size - self._overhead
         stages = [s for s in range(open_stages) if self._stage_range(s)[0] <= most]
         if not stages:
             return None
@@ -158,16 +131,21 @@ class PassKeyTask:
         least, longest = self._stage_range(stage)
         most = min(longest, most)
         filler = int(rng.integers(least, most + 1))
-        if rng.random() < self.config.straddle_share:
-            digits_before = int(rng.integers(1, max(self.config.key_digits, 2)))
-            near = self._straddle(filler, digits_before)
+        before = int(rng.integers(1, max(digits, 2))) if rng.random() < self.config.straddle_share else 0
+        key = random_key(rng, digits)
+        if before:
+            near = self._straddle(key, filler, before)
             filler = next((n for n in near if least <= n <= most), filler)
-        return filler
+        return key, filler
 
-    def _straddle(self, filler: int, digits_before: int) -> tuple[int, int]:
-        """The nearest longer and shorter filler with so many digits of the answer before a block's edge."""
-        first_digit = overhead(self.config.key_digits) - self.config.key_digits + filler
-        longer = filler + (-digits_before - first_digit) % self.block_size
+    def _straddle(self, key: str, filler: int, tokens_before: int) -> tuple[int, int]:
+        """The nearest longer and shorter filler with so many tokens of the answer before a block's edge.
+
+        An answer of fewer tokens has all but its last one there; one of a single token cannot straddle, and ends there.
+        """
+        tokens = self.writer.answer_tokens(key)
+        first = self.writer.overhead(key) - tokens + filler
+        longer = filler + (-min(tokens_before, max(tokens - 1, 1)) - first) % self.block_size
         return longer, longer - self.block_size
 
     def _row(self, rng: np.random.Generator, open_stages: int) -> tuple[np.ndarray, ...]:
@@ -177,16 +155,17 @@ class PassKeyTask:
         weighted: list[tuple[int, float]] = []
         plain: list[np.ndarray] = []
         block, count = 0, 0
-        while (filler := self._draw_filler(rng, open_stages, len(starts) - block)) is not None:
-            doc = document(random_key(rng, config.key_digits), filler)
+        while (drawn := self._draw(rng, open_stages, len(starts) - block)) is not None:
+            doc = self.writer.document(*drawn)
             begin, starts[block] = block * S, True
             count = begin + len(doc.tokens)
             tokens[begin:count] = doc.tokens
-            weighted += [(begin + int(i), 1.0) for i in doc.answer]
-            weighted += [(begin + int(i), config.mention_weight) for i in doc.mention]
+            for where, weight in ((doc.answer, 1.0), (doc.mention, config.mention_weight)):
+                weighted += [(begin + int(i), weight) for i in where]
+                weighted += [(0, 0.0)] * (config.key_digits - len(where))
             rest = np.setdiff1d(np.arange(1, len(doc.tokens)), np.concatenate([doc.answer, doc.mention]))
             plain.append(begin + rest)
-            block += self._blocks_for(filler)
+            block += self._blocks_for(drawn[1])
         sample = rng.choice(np.concatenate(plain), config.text_tokens, replace=False)
         weighted += [(int(i), config.text_weight) for i in sample]
         predicted = np.zeros(self._most_targets, np.int64)
@@ -202,13 +181,17 @@ class PassKeyTask:
         return documents * 2 * self.config.key_digits + self.config.text_tokens
 
     def _answers(self, batch: Batch) -> list[list[tuple[np.ndarray, int]]]:
-        """Of each row, of each document: the columns of its answer and the document's length."""
+        """Of each row, of each document: the columns of its answer, and its tokens of filler."""
         digits = self.config.key_digits
         found = []
-        for starts, positions in zip(batch.starts, batch.positions, strict=True):
+        for starts, targets, positions, weights in zip(
+            batch.starts, batch.targets, batch.positions, batch.weights, strict=True
+        ):
             row = []
             for i, block in enumerate(np.flatnonzero(starts)):
-                columns = np.arange(2 * digits * i, 2 * digits * i + digits)
-                row.append((columns, int(positions[columns[-1]]) + 2 - int(block) * self.block_size))
+                room = np.arange(2 * digits * i, 2 * digits * i + digits)
+                columns = room[weights[room] > 0]
+                length = int(positions[columns[-1]]) + 2 - int(block) * self.block_size
+                row.append((columns, length - self.writer.overhead(self.writer.key_of(targets[columns]))))
             found.append(row)
         return found

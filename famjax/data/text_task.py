@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from famjax.config import ConfigError, DataConfig, SourceConfig, TrainConfig
+from famjax.config import TASKS, ConfigError, DataConfig, SourceConfig, TrainConfig
 from famjax.data import files
 from famjax.data.batch import Batch, Progress
 from famjax.data.examples import Documents, Examples, Mixture
@@ -165,7 +165,7 @@ def _seqio_task(config: TrainConfig) -> Any:
 
 def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, bytes] | None]:
     """The vocabulary of the data, and what a model directory keeps of it (None: it cannot keep it)."""
-    if config.task == "text":
+    if config.task in TASKS:
         path = vocabulary_path(config)
         kept = vocabulary_files(path)
         return vocabulary_from(kept, path), kept

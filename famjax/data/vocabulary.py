@@ -28,7 +28,7 @@ def encode(text: str) -> np.ndarray:
 
 def decode(tokens: np.ndarray) -> str:
     """Ids of the byte-level vocabulary to text; bytes that are no UTF-8 become replacement characters."""
-    return bytes(int(t) for t in tokens).decode("utf-8", errors="replace")
+    return np.asarray(tokens, np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
 class Vocabulary(Protocol):

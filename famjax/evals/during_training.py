@@ -7,6 +7,7 @@ and goes on as if it had not.
 from collections.abc import Callable
 
 from famjax.config import EvalConfig
+from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import Vocabulary
 from famjax.evals import language, passkey
 from famjax.nn.model import Transformer
@@ -16,15 +17,17 @@ Evaluate = Callable[[Transformer, int], dict[str, float]]
 
 def evaluation(config: EvalConfig, vocabulary: Vocabulary) -> Evaluate:
     """The evaluation that `config.task` names; `vocabulary` is the training's."""
-    return texts(config, vocabulary) if config.task == "text" else pass_key(config)
+    return texts(config, vocabulary) if config.task == "text" else pass_key(config, vocabulary)
 
 
-def pass_key(config: EvalConfig) -> Evaluate:
+def pass_key(config: EvalConfig, vocabulary: Vocabulary) -> Evaluate:
     """Exact match at each length of the filler: `passkey/exact_match_at_4_blocks`. Documents are the same
     each time, so are the shapes: it compiles once."""
 
+    writer = Writer(vocabulary)
+
     def evaluate(model: Transformer, step: int) -> dict[str, float]:
-        rows = passkey.evaluate(model, config)
+        rows = passkey.evaluate(model, config, writer)
         return {f"passkey/exact_match_at_{row['filler_blocks']}_blocks": row["exact_match"] for row in rows}
 
     return evaluate

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from famjax.config import ConfigError, EvalConfig, ModelConfig
+from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import vocabulary_of
 from famjax.evals import language, language_report, passkey, report
 from famjax.infer.load import load
@@ -67,11 +68,13 @@ def _ask_for_keys(config: EvalConfig, loaded: list[Transformer], models: list[di
     """Adds `passkey` to every model's results."""
     with _progress_bar() as bar:
         for entry, model in zip(models, loaded, strict=True):
-            task = bar.add_task(entry["name"], total=passkey.tokens_to_read(model.config.memory.block_size, config))
+            writer = Writer(vocabulary_of(split_step(entry["model_dir"])[0]))
+            total = passkey.tokens_to_read(model.config.memory.block_size, config, writer)
+            task = bar.add_task(entry["name"], total=total)
             on_tokens = lambda blocks, n, task=task, name=entry["name"]: bar.update(
                 task, advance=n, description=f"{name}: {blocks} blocks"
             )
-            entry |= {"trained_filler_tokens": trained, "passkey": passkey.evaluate(model, config, on_tokens)}
+            entry |= {"trained_filler_tokens": trained, "passkey": passkey.evaluate(model, config, writer, on_tokens)}
 
 
 def _read_texts(config: EvalConfig, loaded: list[Transformer], models: list[dict[str, Any]]) -> None:

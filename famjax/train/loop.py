@@ -15,7 +15,7 @@ from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.feed import Feed
 from famjax.train.saving import Saver, StopSignal, only_training
-from famjax.train.start import make_task, start, vocabulary_files
+from famjax.train.start import files_beside, make_task, start
 from famjax.train.step import compilations, jit_step
 from famjax.train.summary import summarise
 from famjax.train.watch import Watch
@@ -44,7 +44,7 @@ def train(config: TrainConfig, config_text: str, evaluate: Evaluate | None = Non
 
 def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, evaluate: Evaluate | None) -> None:
     task = make_task(config, sharding.local_rows(mesh, config.batch_size))
-    kept = vocabulary_files(config)
+    kept = files_beside(config)
     tx = optim.optimizer(config.optimizer, config.steps)
     graphdef = states.structure(config.model)
     state, progress, logged, base = start(config, tx, mesh, task)

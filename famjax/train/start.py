@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from famjax.config import ModelConfig, TrainConfig
 from famjax.data.batch import Progress, Task
 from famjax.data.passkey import PassKeyTask
-from famjax.data.text_task import files_to_keep, make_text_task
+from famjax.data.text_task import files_to_keep, make_text_task, vocabulary_and_files
+from famjax.data.vocabulary import has_vocabulary
 from famjax.nn.model import parameter_axes, parameter_shapes
 from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
 from famjax.runtime import base as bases
@@ -31,7 +32,7 @@ def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
         return make_text_task(config, rows)
     task = PassKeyTask(
         config.passkey, config.sequence_length, config.model.memory.block_size, config.batch_size,
-        config.model.vocab_size, config.seed,
+        config.model.vocab_size, config.seed, vocabulary_and_files(config)[0], config.data.bos,
     )  # fmt: skip
     if task.stages != config.passkey.stages:
         print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
@@ -39,17 +40,19 @@ def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
     return task
 
 
-def vocabulary_files(config: TrainConfig) -> dict[str, bytes]:
+def files_beside(config: TrainConfig) -> dict[str, bytes]:
     """What the model directory keeps of the task's vocabulary, by file name; nothing for bytes.
 
     A model that was imported hands on what an export gives back: its config.json, and, unless it is trained
     on another vocabulary, all files of its tokenizer.
     """
-    kept = files_to_keep(config) if config.task != "passkey" else {}
+    kept = files_to_keep(config)
     if not config.initial_checkpoint:
         return kept
-    base = files_of_import(split_step(config.initial_checkpoint)[0])
-    if config.task == "passkey" or (kept and all(base.get(name) == content for name, content in kept.items())):
+    start_dir = split_step(config.initial_checkpoint)[0]
+    base = files_of_import(start_dir)
+    same = all(base.get(name) == content for name, content in kept.items())
+    if same and (kept or not has_vocabulary(start_dir)):
         return base
     return {name: content for name, content in base.items() if name == KEPT_CONFIG} | kept
 

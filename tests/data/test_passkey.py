@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from famjax.config import ConfigError, PassKeyConfig
-from famjax.data.passkey import FILLER, PassKeyTask, document, overhead
-from famjax.data.vocabulary import decode, encode
+from famjax.data.passkey import PassKeyTask
+from famjax.data.passkey_text import FILLER, Writer
+from famjax.data.vocabulary import ByteVocabulary, decode, encode
 
 BLOCK = 64
+WRITER = Writer(ByteVocabulary())
+document, overhead = WRITER.document, WRITER.overhead
 
 
 def task(seed: int = 0, **changes) -> PassKeyTask:
@@ -30,7 +33,7 @@ def test_document_is_the_papers_format_word_for_word():
 def test_filler_has_exactly_so_many_tokens_and_the_answer_is_where_it_is_said(filler):
     """Lengths are exact; `answer` and `mention` index the key's digits."""
     doc = document("90817", filler)
-    assert len(doc.tokens) == overhead(5) + filler
+    assert len(doc.tokens) == overhead("00000") + filler
     assert decode(doc.tokens[doc.answer]) == decode(doc.tokens[doc.mention]) == "90817"
     assert doc.answer[-1] == len(doc.tokens) - 1
     assert decode(doc.tokens[: doc.mention[0]]).endswith("Remember it. ")
@@ -54,7 +57,7 @@ def test_rows_hold_whole_documents_at_block_edges(seed, open_stages):
         assert begins[0] == 0
         for begin, end in zip(begins, [*begins[1:], len(row)], strict=True):
             text = decode(row[begin:end]).rstrip("\0")
-            key, filler = text[-5:], len(text) - overhead(5)
+            key, filler = text[-5:], len(text) - overhead("00000")
             assert text == decode(document(key, filler).tokens)
             assert end - begin - len(text) < BLOCK or end == len(row)
             longest = max(longest, filler)
@@ -107,7 +110,7 @@ def test_straddling_answers_are_as_frequent_as_asked(share, least, most):
     ends = []
     for step in range(30):
         batch = pass_key.batch(step, {"open_stages": 5})[0]
-        ends += [length % BLOCK for row in pass_key._answers(batch) for _, length in row]
+        ends += [(overhead("00000") + filler) % BLOCK for row in pass_key._answers(batch) for _, filler in row]
     assert least <= np.isin(ends, [1, 2, 3, 4]).mean() <= most
     assert set(ends) >= {1, 2, 3, 4}
 

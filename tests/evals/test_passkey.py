@@ -7,11 +7,14 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.config import EvalConfig
-from famjax.data.passkey import document
+from famjax.data.passkey_text import Writer
+from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals import passkey
 from famjax.runtime.checkpoint import save_model
 from tests import tiny
+from tests.pretrained import tokenizers_of_ours
 
+BYTES = Writer(ByteVocabulary())
 CONFIG = tiny.config(vocab_size=128, block_size=16, memory_segments=0, fam_length=2)
 
 
@@ -23,52 +26,54 @@ def first_choices(config, params, doc) -> np.ndarray:
     return (np.asarray(hidden[0], np.float64) @ np.asarray(params["embedding"], np.float64).T).argmax(-1)
 
 
-@pytest.mark.parametrize("fam_length", [0, 2])
-def test_exact_match_and_digits_are_those_of_whole_documents(fam_length):
+@pytest.mark.parametrize(("fam_length", "tokens"), [(0, "bytes"), (2, "bytes"), (2, "byte-level")])
+def test_exact_match_and_tokens_are_those_of_whole_documents(fam_length, tokens, tmp_path):
     """Streaming in batches counts the same hits as scoring each document whole, alone.
 
     An untrained model hits nothing, so the answers are replaced by what the model would say: half of
     the documents get its own greedy answer and must count as hits, the others must not.
     """
-    config = tiny.config(vocab_size=128, block_size=16, memory_segments=0, fam_length=fam_length)
+    folder = tokenizers_of_ours.write(tmp_path, "byte-level")
+    writer = BYTES if tokens == "bytes" else Writer(load_vocabulary(str(folder)))
+    sizes = {"vocab_size": 128 if tokens == "bytes" else writer.vocabulary.size}
+    config = tiny.config(**sizes, block_size=16, memory_segments=0, fam_length=fam_length)
     params = tiny.parameters(config)
     model = tiny.build(config, params)
     settings = EvalConfig(model_dirs=("x",), filler_blocks=(2,), batch_size=6, key_digits=2)
-    docs = [doc for doc in passkey.documents(2, 16, settings)]
+    docs = [doc for doc in passkey.documents(2, 16, settings, writer)]
     for i, doc in enumerate(docs):
         for t in doc.answer if i % 2 else ():
             doc.tokens[t] = first_choices(config, params, doc)[t - 1]
-    expected = np.array(
-        [(first_choices(config, params, doc)[doc.answer - 1] == doc.tokens[doc.answer]) for doc in docs]
-    )
-    assert expected.all(axis=1)[1::2].all()
-    assert not expected.all(axis=1)[::2].any()
+    expected = [first_choices(config, params, doc)[doc.answer - 1] == doc.tokens[doc.answer] for doc in docs]
+    hits = np.array([one.all() for one in expected])
+    assert hits[1::2].all()
+    assert not hits[::2].any()
     original, passkey.documents = passkey.documents, lambda *_: docs
     try:
-        (row,) = passkey.evaluate(model, settings)
+        (row,) = passkey.evaluate(model, settings, writer)
     finally:
         passkey.documents = original
     assert row["documents"] == 16
-    assert row["exact_match"] == expected.all(axis=1).mean()
-    assert row["digit_accuracy"] == expected.mean()
+    assert row["exact_match"] == hits.mean()
+    assert row["token_accuracy"] == np.concatenate(expected).mean()
     assert row["misses_by_alignment"] == list(range(0, 16, 2))
 
 
 def test_every_alignment_once_a_key_and_keys_of_their_own_seed():
     """A length has block_size * keys documents, with filler of n blocks + 0..S-1 tokens."""
     settings = EvalConfig(model_dirs=("x",), keys=3)
-    docs = passkey.documents(4, 64, settings)
-    fillers = sorted(len(doc.tokens) - len(document("00000", 0).tokens) for doc in docs)
+    docs = passkey.documents(4, 64, settings, BYTES)
+    fillers = sorted(len(doc.tokens) - len(BYTES.document("00000", 0).tokens) for doc in docs)
     assert fillers == sorted(3 * list(range(256, 320)))
-    other = passkey.documents(4, 64, EvalConfig(model_dirs=("x",), keys=3, seed=2))
+    other = passkey.documents(4, 64, EvalConfig(model_dirs=("x",), keys=3, seed=2), BYTES)
     assert any((a.tokens != b.tokens).any() for a, b in zip(docs, other, strict=True))
 
 
 def test_updates_are_the_block_edges_between_key_and_question():
     """A key told in block 1 and asked for in block 4 is carried over three edges."""
-    doc = document("12345", 100)
+    doc = BYTES.document("12345", 100)
     edges = sum(1 for t in range(doc.mention[0], doc.answer[0] - 1) if (t + 1) % 64 == 0)
-    row = passkey._summary(1, 64, [doc], np.ones((1, 5), bool))
+    row = passkey._summary(1, 64, [doc], [np.ones(5, bool)])
     assert row["fam_updates"] == edges
     assert (row["low"], row["high"], row["exact_match"]) == (pytest.approx(0.2065, abs=1e-4), 1.0, 1.0)
 

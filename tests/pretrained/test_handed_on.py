@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from famjax.config import DataConfig, SourceConfig, TrainConfig
+from famjax.config import DataConfig, MemoryConfig, ModelConfig, PassKeyConfig, SourceConfig, TrainConfig
+from famjax.data.vocabulary import load_vocabulary
 from famjax.pretrained.folder import KEPT_CONFIG
-from famjax.train.start import vocabulary_files
+from famjax.train.start import files_beside, make_task
 from tests.pretrained import tokenizers_of_ours
 
 
@@ -16,17 +17,30 @@ def test_files_of_the_import(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     passkey = TrainConfig(model_dir=str(tmp_path / "new"), initial_checkpoint=str(base))
     everything = {KEPT_CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert vocabulary_files(passkey).keys() == everything
+    assert files_beside(passkey).keys() == everything
     text = TrainConfig(
         model_dir=str(tmp_path / "new"), initial_checkpoint=str(base), task="text",
         data=DataConfig(sources=(SourceConfig(str(tmp_path / "a.txt")),)),
     )  # fmt: skip
-    assert vocabulary_files(text) == vocabulary_files(passkey)
+    assert files_beside(text) == files_beside(passkey)
     other = tokenizers_of_ours.write(tmp_path / "other", "metaspace")
     data = DataConfig(sources=text.data.sources, vocabulary=str(other / "tokenizer.json"))
-    found = vocabulary_files(
-        TrainConfig(model_dir=text.model_dir, initial_checkpoint=str(base), task="text", data=data)
-    )
+    found = files_beside(TrainConfig(model_dir=text.model_dir, initial_checkpoint=str(base), task="text", data=data))
     assert found.keys() == {KEPT_CONFIG, "tokenizer.json", "tokenizer_config.json"}
     assert found["tokenizer.json"] == (other / "tokenizer.json").read_bytes()
-    assert vocabulary_files(TrainConfig(model_dir=text.model_dir)) == {}
+    assert files_beside(TrainConfig(model_dir=text.model_dir)) == {}
+
+
+def test_the_pass_key_is_written_in_the_tokens_of_the_import(tmp_path: Path) -> None:
+    """Without a word about a vocabulary, the task's documents are the tokenizer's, and so is what is kept."""
+    base = tokenizers_of_ours.write(tmp_path / "base", "byte-level")
+    vocabulary = load_vocabulary(str(base))
+    config = TrainConfig(
+        model_dir=str(tmp_path / "new"), initial_checkpoint=str(base), passkey=PassKeyConfig(stages=(1,)),
+        model=ModelConfig(vocab_size=vocabulary.size, memory=MemoryConfig(block_size=64)), sequence_length=512,
+    )  # fmt: skip
+    task = make_task(config, range(config.batch_size))
+    row = task.batch(0, task.start())[0].tokens[0]
+    text = vocabulary.decode(row[: task.batch(0, task.start())[0].count[0]])
+    assert text.startswith("<s>There is an important info hidden inside a lot of irrelevant text.")
+    assert (tmp_path / "base" / "tokenizer.json").read_bytes() == files_beside(config)["tokenizer.json"]

@@ -1,0 +1,156 @@
+"""The text of the pass key task in the paper's words (paper section 5), in the tokens of any vocabulary.
+
+How a text falls into tokens depends on what is around it, so no part is encoded alone: the filler is the one that
+stands behind the telling, the question the one that stands behind a sentence. Bytes are cut exactly between them; a
+tokenizer whose tokens begin with their space gives that space to the part behind it.
+"""
+
+import bisect
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from famjax.config import ConfigError
+from famjax.data.vocabulary import ByteVocabulary, Vocabulary
+
+INTRODUCTION = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+    "I will quiz you about the important information there. "
+)
+TELLING = "The pass key is {key}. Remember it. {key} is the pass key. "
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+QUESTION = " What is the pass key? The pass key is "
+# The end of the filler, where the question is asked.
+_SENTENCE_BEFORE = "again."
+ASCII = 128
+
+
+class Document(NamedTuple):
+    """One document.
+
+    Attributes:
+      tokens: int32 [n], the answer included.
+      answer: indices of the answer's tokens, all that have a digit of it; the last ones of the document.
+      mention: indices of the tokens of the key's second mention, before the filler.
+    """
+
+    tokens: np.ndarray
+    answer: np.ndarray
+    mention: np.ndarray
+
+
+class _Frame(NamedTuple):
+    """A document without its filler: what is before it and behind it, and where the key is in both."""
+
+    telling: np.ndarray
+    mention: np.ndarray
+    question: np.ndarray
+    answer: np.ndarray
+
+
+class Writer:
+    """Writes documents of the task in tokens.
+
+    Args:
+      vocabulary: of the model.
+      bos: begin a document with the vocabulary's token for it, where it has one.
+
+    Raises:
+      ConfigError: the vocabulary cannot write the text.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, bos: bool = True):
+        self.vocabulary = vocabulary
+        self._begin = np.array([vocabulary.bos] if bos and vocabulary.bos is not None else [], np.int32)
+        self._frame = functools.lru_cache(maxsize=1024)(self._frame_of)
+        self._filler = np.zeros(0, np.int32)
+        text = INTRODUCTION + TELLING.format(key="0123456789") + FILLER + QUESTION.strip()
+        if vocabulary.decode(vocabulary.encode(text)) != text:
+            raise ConfigError(
+                "the vocabulary does not give back the text of the pass key task (letters, digits, signs); take "
+                "another task, or another vocabulary"
+            )
+
+    def check(self, vocab_size: int) -> None:
+        """Raises `ConfigError` unless a model of so many tokens knows all that documents have."""
+        if isinstance(self.vocabulary, ByteVocabulary):
+            if vocab_size < self.vocabulary.offset + ASCII:
+                raise ConfigError(
+                    f"vocab_size {vocab_size} is below {self.vocabulary.offset + ASCII}: the pass key task is written "
+                    f"in ASCII"
+                )
+        elif vocab_size < self.vocabulary.size:
+            raise ConfigError(
+                f"vocab_size {vocab_size} is below the {self.vocabulary.size} tokens of the vocabulary that the pass "
+                f"key task is written in"
+            )
+
+    def document(self, key: str, filler_tokens: int) -> Document:
+        """A document with exactly so many tokens of filler, which breaks off where it must."""
+        frame = self._frame(key)
+        before = len(self._begin) + len(frame.telling)
+        tokens = np.concatenate([self._begin, frame.telling, self.filler(filler_tokens), frame.question])
+        return Document(tokens, before + filler_tokens + frame.answer, len(self._begin) + frame.mention)
+
+    def overhead(self, key: str) -> int:
+        """Tokens of a document with this key, without its filler."""
+        frame = self._frame(key)
+        return len(self._begin) + len(frame.telling) + len(frame.question)
+
+    def most_overhead(self, digits: int) -> int:
+        """The most tokens that any key of so many digits makes of a document without filler."""
+        key = "0" * digits
+        frame = self._frame(key)
+        # A token for each digit is the most. Where a token also has the space in front, that may become another one.
+        with_space = len(self.vocabulary.decode(frame.question[frame.answer])) > digits
+        return self.overhead(key) + 3 * (digits + with_space - len(frame.answer))
+
+    def answer_tokens(self, key: str) -> int:
+        """Tokens of the answer."""
+        return len(self._frame(key).answer)
+
+    def key_of(self, answer: np.ndarray) -> str:
+        """The key of an answer's tokens."""
+        return self.vocabulary.decode(answer).strip()
+
+    def filler(self, tokens: int) -> np.ndarray:
+        """So many tokens of filler, as it stands behind the telling."""
+        if len(self._filler) < tokens:
+            encode = self.vocabulary.encode
+            sentence = len(encode(2 * FILLER)) - len(encode(FILLER))
+            head = INTRODUCTION + TELLING.format(key="0")
+            # Two times more than is needed: the end of a text may fall into other tokens than its middle.
+            whole = encode(head + FILLER * (tokens // sentence + 2))
+            self._filler = whole[self._inside(whole, len(head)) :]
+        return self._filler[:tokens]
+
+    # --- places of characters among the tokens ---------------------------------------------------------
+
+    def _frame_of(self, key: str) -> _Frame:
+        head = INTRODUCTION + TELLING.format(key=key)
+        telling = self.vocabulary.encode(head + FILLER)
+        telling = telling[: self._inside(telling, len(head))]
+        tail = _SENTENCE_BEFORE + QUESTION + key
+        question = self.vocabulary.encode(tail)
+        cut = self._with_characters(question, 0, len(_SENTENCE_BEFORE))[-1] + 1
+        return _Frame(
+            telling, self._with_characters(telling, head.rindex(key), len(key)),
+            question[cut:], self._with_characters(question, len(tail) - len(key), len(key)) - cut,
+        )  # fmt: skip
+
+    def _inside(self, tokens: np.ndarray, characters: int) -> int:
+        """How many of the first tokens lie wholly within so many characters of their text."""
+        length_of = lambda count: len(self.vocabulary.decode(tokens[:count]))
+        return bisect.bisect_right(range(1, len(tokens) + 1), characters, key=length_of)
+
+    def _with_characters(self, tokens: np.ndarray, first: int, count: int) -> np.ndarray:
+        """Indices of the tokens that have any of these characters of their text."""
+        begin, end = self._inside(tokens, first), self._inside(tokens, first + count)
+        cut_through = len(self.vocabulary.decode(tokens[:end])) < first + count
+        return np.arange(begin, end + cut_through)
+
+
+def random_key(rng: np.random.Generator, digits: int) -> str:
+    """A key of so many digits; leading zeros are allowed."""
+    return "".join(str(d) for d in rng.integers(0, 10, digits))
