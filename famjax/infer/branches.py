@@ -7,7 +7,7 @@ so any number of branches may go on from it, today or later.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from famjax.attention.memory import MemoryState
-from famjax.infer.decode import GREEDY, generate
+from famjax.infer.decode import GREEDY, Made, generate
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend, prefill
 from famjax.infer.scoring import score_documents, take_window
 from famjax.infer.session import Session, join_rows, start, take_row
@@ -94,8 +94,10 @@ def score_branches(
 
 
 def generate_branches(
-    model: Transformer, branches: Sequence[Branch], rows: int, max_tokens: int, stops: Sequence[Sequence[int]] = (),
-    sampling: Sampling = GREEDY, seed: int = 0, on_tokens: Callable[[int], None] | None = None,
+    model: Transformer, branches: Sequence[Branch], rows: int, max_tokens: int | Sequence[int],
+    stops: Sequence[Sequence[int]] = (), sampling: Sampling = GREEDY, seed: int = 0,
+    on_tokens: Callable[[int], None] | None = None, samples: Sequence[int] = (),
+    finished: Callable[[int, np.ndarray], bool] | None = None,
 ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
     """Reads the branches and writes on; those of like length side by side. What a branch gets does not depend on
     the others.
@@ -104,15 +106,19 @@ def generate_branches(
       model: the model.
       branches: what to go on from; one without a session has at least one token.
       rows: branches side by side, at most.
-      max_tokens: made for each branch, at most.
+      max_tokens: made for each branch, at most; one number, or one a branch.
       stops: token sequences that end an answer, see `decode.generate`.
       sampling, seed: how to draw.
       on_tokens: called with the number of tokens read, then of those made.
+      samples: which of several draws for the same text each branch is; empty is 0 for all.
+      finished: (i, the tokens made so far) -> whether that is enough: for stops that are no fixed tokens.
 
     Yields:
-      (i, int32 tokens made, whether they end with a stop sequence).
+      (i, int32 tokens made, whether they end with a stop sequence or are `finished`).
     """
-    order = sorted(range(len(branches)), key=lambda i: -len(branches[i].tokens))
+    most = np.broadcast_to(np.asarray(max_tokens, np.int32), len(branches))
+    numbers = np.asarray(samples, np.int32) if len(samples) else np.zeros(len(branches), np.int32)
+    order = sorted(range(len(branches)), key=lambda i: (-len(branches[i].tokens), -most[i]))
     rows = min(rows, 1 << (len(order) - 1).bit_length()) if order else 0
     nothing = start(model)
     while order:
@@ -121,18 +127,36 @@ def generate_branches(
         sessions = [branches[i].session or nothing for i in batch] + [nothing] * idle
         texts = [[branches[i].tokens] if len(branches[i].tokens) else [] for i in batch] + [[]] * idle
         session = prefill(model, join_rows(sessions), texts, on_tokens)
-        limits = np.where(np.arange(rows) < len(batch), max_tokens, 0)
-        made: list[list[int]] = [[] for _ in batch]
-        stopped = np.zeros(rows, bool)
-        same_sample = np.zeros(rows, np.int32)
-        for more in generate(model, session, limits, sampling, seed=seed, sample_B=same_sample, stops=stops):
-            stopped |= more.stopped
-            for answer, tokens in zip(made, more.tokens, strict=False):
-                answer += tokens.tolist()
-            if on_tokens is not None:
-                on_tokens(sum(map(len, more.tokens)))
+        limits, sample_B = (np.concatenate([x[batch], np.zeros(idle, np.int32)]) for x in (most, numbers))
+        made = generate(model, session, limits, sampling, seed=seed, sample_B=sample_B, stops=stops)
+        yield from _answers(made, batch, finished, on_tokens)
+
+
+def _answers(
+    steps: Generator[Made, Any, None], batch: list[int], finished: Callable[[int, np.ndarray], bool] | None,
+    on_tokens: Callable[[int], None] | None,
+) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
+    """What `decode.generate` makes for the branches of its first rows, once it has made all."""
+    answers = [np.zeros(0, np.int32) for _ in batch]
+    stopped: list[bool] = [False] * len(batch)
+    enough = None
+    while (made := _next(steps, enough)) is not None:
         for row, i in enumerate(batch):
-            yield i, np.array(made[row], np.int32), bool(stopped[row])
+            if len(made.tokens[row]):
+                answers[row] = np.concatenate([answers[row], made.tokens[row]])
+                stopped[row] = bool(made.stopped[row]) or (finished is not None and finished(i, answers[row]))
+        enough = np.array(stopped + [False] * (len(made.tokens) - len(batch)))
+        if on_tokens is not None:
+            on_tokens(sum(map(len, made.tokens)))
+    yield from zip(batch, answers, stopped, strict=True)
+
+
+def _next(steps: Generator[Made, Any, None], enough: np.ndarray | None) -> Made | None:
+    """What comes next for the rows that have not enough; None at the end."""
+    try:
+        return steps.send(enough)
+    except StopIteration:
+        return None
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("memory",))

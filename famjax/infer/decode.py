@@ -7,7 +7,7 @@ and again and hands out what was made.
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,8 +47,10 @@ class Made(NamedTuple):
 def generate(
     model: Transformer, session: Session, max_tokens: Any, sampling: Sampling = GREEDY, *, seed: int = 0,
     sample_B: Any = None, stops: Sequence[Sequence[int]] = (), tokens_per_call: int = TOKENS_PER_CALL,
-) -> Iterator[Made]:  # fmt: skip
+) -> Generator[Made, Any, None]:  # fmt: skip
     """Makes tokens until every row has stopped or has its number; yields them as they are made.
+
+    Whoever finds that some rows have enough may `send` a mask, bool [B], of rows that get no more.
 
     Args:
       model: the model.
@@ -86,7 +88,8 @@ def generate(
         left = np.where(stopped, 0, left - count)
         slow = time.monotonic() - begin > PATIENCE
         at_once = max(at_once // 2, 1) if slow else min(at_once * 2, tokens_per_call)
-        yield Made([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
+        enough = yield Made([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
+        left = left if enough is None else np.where(enough, 0, left)
 
 
 def _stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:

@@ -48,7 +48,6 @@ def score_documents(
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     state = start(model, len(reading)).memory
     pending: list[tuple[Any, int, list[tuple[int, int]]]] = []
-    short = model.config.memory.block_size // 8 if starts else 0
 
     def collect() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         out, width, what = pending.pop(0)
@@ -62,7 +61,7 @@ def score_documents(
             if begin + width >= len(documents[i]):
                 yield i, *found.pop(i)
 
-    while (taken := take_window(documents, waiting, reading, window, short)) is not None:
+    while (taken := take_window(documents, waiting, reading, window, shorter=bool(starts))) is not None:
         tokens, count, fresh = taken
         for row in np.flatnonzero(fresh):
             i, _ = reading[row]
@@ -83,12 +82,14 @@ def score_documents(
 
 
 def take_window(
-    documents: Sequence[np.ndarray], waiting: list[int], reading: list[tuple[int, int]], window: int, short: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    documents: Sequence[np.ndarray], waiting: list[int], reading: list[tuple[int, int]], window: int,
+    shorter: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:  # fmt: skip
     """What the rows read next: tokens [B, window + 1], count [B], and fresh [B], rows that start a document.
 
     Rows that are through take the last of those that wait; both lists change in place, and a row for which none
-    is left becomes (-1, ..). None where all rows are done. The window has `short` tokens where that is enough.
+    is left becomes (-1, ..). None where all rows are done. `shorter`: the window has only as many
+    tokens as are needed, rounded up to a power of four, so that few programs are compiled.
     """
     tokens = np.zeros((len(reading), window + 1), np.int32)
     count, fresh = np.zeros(len(reading), np.int32), np.zeros(len(reading), bool)
@@ -100,8 +101,9 @@ def take_window(
             piece = documents[i][at : at + window + 1]
             tokens[row, : len(piece)] = piece
             count[row] = min(len(documents[i]) - at, window)
-    if short and count.max() <= short:
-        tokens = tokens[:, : short + 1]
+    if shorter:
+        power = ((max(int(count.max()), 1) - 1).bit_length() + 1) // 2
+        tokens = tokens[:, : min(4**power, window) + 1]
     return (tokens, count, fresh) if any(i >= 0 for i, _ in reading) else None
 
 

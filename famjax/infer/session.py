@@ -82,13 +82,14 @@ def take_row(session: Session, row: int) -> Session:
 
 
 def join_rows(sessions: Sequence[Session]) -> Session:
-    """Sessions side by side, in this order: what `take_row` takes apart."""
-    join = lambda axis: lambda *parts: jnp.concatenate(parts, axis=axis)
+    """Sessions side by side, in this order: what `take_row` takes apart. Copies, so the result may be given away."""
+    # A single array would be handed on as it is.
+    join = lambda axis: lambda *parts: jnp.concatenate(parts, axis=axis) if len(parts) > 1 else jnp.array(parts[0])
     memories = [session.memory for session in sessions]
     layers = jax.tree.map(join(1), *(memory.layers for memory in memories))
     per_row = ([memory.position for memory in memories], [memory.fam_updates for memory in memories])
     recent = np.concatenate([np.asarray(session.recent) for session in sessions])
-    return Session(MemoryState(*(jnp.concatenate(parts) for parts in per_row), layers), recent)
+    return Session(MemoryState(*(join(0)(*parts) for parts in per_row), layers), recent)
 
 
 @functools.partial(jax.jit, donate_argnames=("memory",))

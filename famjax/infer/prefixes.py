@@ -1,0 +1,227 @@
+"""Contexts that begin alike, found by their tokens: what they share is read once.
+
+Thirty questions about a book, four answers to a question, five examples in front of every question: whoever
+scores or continues many contexts gives them all at once. Their tokens make a radix tree,
+
+    book ---- question 1 ---- (answers to score, or an answer to write)
+          \\-- question 2
+
+whose runs are read from the root down, many of them side by side, each as a branch of what is before it
+(`infer/branches.py`). So every token of the tree is read once; memories exist for a few rows at each depth.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from famjax.infer.branches import Branch, generate_branches, score_branches
+from famjax.infer.decode import GREEDY
+from famjax.infer.prefill import prefill
+from famjax.infer.session import Session, join_rows, take_row
+from famjax.infer.session import start as fresh
+from famjax.infer.settings import Sampling
+from famjax.nn.model import Transformer
+
+OnTokens = Callable[[int], None] | None
+
+
+def score_continuations(
+    model: Transformer, contexts: Sequence[np.ndarray], continuations: Sequence[np.ndarray], rows: int = 8, *,
+    start: Session | None = None, on_tokens: OnTokens = None,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
+    """How probable some continuations are, each behind its context.
+
+    Args:
+      model: the model.
+      contexts: int arrays of any lengths. What they share at their beginnings is read once.
+      continuations: for each context an int array. A context with several answers is given several times.
+      rows: texts that are read side by side, at most.
+      start: one row, a text that all contexts go on from; it stays as it is. None is no text.
+      on_tokens: called with the numbers of tokens that are read, for a progress bar.
+
+    Yields:
+      (i, logprobs, correct) as they are done: float32 [n], natural-log probability of each token of
+      continuation i given all before it; and bool [n], whether it is the model's first choice.
+
+    Raises:
+      ValueError: a context without a token (where nothing is before it), or a token outside the vocabulary.
+    """
+    for ends in _read(model, contexts, rows, start, on_tokens):
+        branches = [Branch(end.session, np.asarray(continuations[end.context])) for end in ends]
+        for n, logprobs, correct in score_branches(model, branches, _lanes(len(ends), rows), on_tokens):
+            yield ends[n].context, logprobs, correct
+
+
+def generate_continuations(
+    model: Transformer, contexts: Sequence[np.ndarray], max_tokens: int | Sequence[int], rows: int = 8, *,
+    sampling: Sampling = GREEDY, seed: int = 0, samples: Sequence[int] | None = None,
+    stops: Sequence[Sequence[int]] = (), finished: Callable[[int, np.ndarray], bool] | None = None,
+    start: Session | None = None, on_tokens: OnTokens = None,
+) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
+    """Writes on from some contexts.
+
+    Args:
+      model, contexts, rows, start, on_tokens: see `score_continuations`; `on_tokens` counts made tokens too.
+      max_tokens, sampling, seed, stops, samples, finished: see `branches.generate_branches`.
+
+    Yields:
+      (i, tokens, stopped) as they are done: int32 [n], a stop included; and whether `stops` or `finished` ended them.
+    """
+    most = np.broadcast_to(np.asarray(max_tokens, np.int32), len(contexts))
+    numbers = np.zeros(len(contexts), np.int32) if samples is None else np.asarray(samples, np.int32)
+    nothing = np.zeros(0, np.int32)
+    for ends in _read(model, contexts, rows, start, on_tokens):
+        of = np.array([end.context for end in ends])
+        enough = (lambda n, tokens, of=of: finished(int(of[n]), tokens)) if finished else None
+        for n, tokens, stopped in generate_branches(
+            model, [Branch(end.session, nothing) for end in ends], rows, most[of].tolist(), stops, sampling, seed,
+            on_tokens, numbers[of].tolist(), enough,
+        ):  # fmt: skip
+            yield int(of[n]), tokens, stopped
+
+
+# --- the tree -------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """What reading some contexts takes.
+
+    Attributes:
+      given: tokens of all contexts.
+      read: tokens that are read.
+    """
+
+    given: int
+    read: int
+
+
+def reading_plan(contexts: Sequence[np.ndarray], block_size: int) -> Plan:
+    """How much of these contexts `score_continuations` and `generate_continuations` read."""
+    read, waiting = 0, [_tree(contexts, block_size)]
+    while waiting:
+        node = waiting.pop()
+        read += sum(child.depth - node.depth for child in node.children)
+        waiting += node.children
+    return Plan(sum(map(len, contexts)), read)
+
+
+@dataclasses.dataclass
+class _Node:
+    """A place in the tree.
+
+    Attributes:
+      depth: tokens from the root up to here.
+      context: one of the contexts that pass here.
+      requests: the contexts that end here.
+      children: the places behind.
+    """
+
+    depth: int
+    context: int
+    requests: list[int] = dataclasses.field(default_factory=list)
+    children: list["_Node"] = dataclasses.field(default_factory=list)
+
+
+def _tree(contexts: Sequence[np.ndarray], block_size: int) -> _Node:
+    """The root of the contexts' radix tree. A fork stays only where it saves reading: at least the tokens that
+    the shortest reading takes, S / 8."""
+    # Bytes of numbers whose largest digit comes first sort like the tokens themselves.
+    order = sorted(range(len(contexts)), key=lambda i: np.asarray(contexts[i]).astype(">u4").tobytes())
+    root = _Node(0, -1)
+    path = [root]
+    before: np.ndarray = np.zeros(0, np.int32)
+    for i in order:
+        context = np.asarray(contexts[i])
+        shared = _shared(before, context)
+        last = None
+        while path[-1].depth > shared:
+            last = path.pop()
+        if last is not None and path[-1].depth < shared:  # a fork within the run that leads to `last`
+            fork = _Node(shared, i, children=[last])
+            path[-1].children[-1] = fork
+            path.append(fork)
+        if len(context) > shared:
+            path[-1].children.append(_Node(len(context), i))
+            path.append(path[-1].children[-1])
+        path[-1].requests.append(i)
+        before = context
+    _prune(root, block_size // 8)
+    return root
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two texts have in common at their beginnings."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n
+
+
+def _prune(root: _Node, least: int) -> None:
+    """Takes out forks that save fewer than `least` tokens; what is behind them hangs on the place before."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        kept: list[_Node] = []
+        unsure = node.children
+        while unsure:
+            child = unsure.pop()
+            saved = (child.depth - node.depth) * (len(child.children) - 1)
+            if child.requests or saved >= least:
+                kept.append(child)
+            else:
+                unsure += child.children
+        node.children = kept
+        waiting += kept
+
+
+class _End(NamedTuple):
+    """A context, and the session of one row behind it."""
+
+    context: int
+    session: Session
+
+
+class _Run(NamedTuple):
+    """Tokens `begin` to `node.depth` of a context, which go on from a session."""
+
+    node: _Node
+    begin: int
+    session: Session
+
+
+def _read(
+    model: Transformer, contexts: Sequence[np.ndarray], rows: int, start: Session | None, on_tokens: OnTokens
+) -> Iterator[list[_End]]:
+    """Reads the tree, up to `rows` runs side by side, and gives out contexts as their ends are reached."""
+    root, nothing = _tree(contexts, model.config.memory.block_size), fresh(model)
+    if root.requests:
+        if start is None:
+            raise ValueError(f"context {root.requests[0]} has no token; give it one to go on from")
+        yield [_End(i, start) for i in root.requests]
+    # The last in is the first out, so a session is let go as soon as the last run that goes on from it is read.
+    waiting = _batches([(root, start or nothing)], rows)
+    while waiting:
+        batch = waiting.pop()
+        idle = _lanes(len(batch), rows) - len(batch)
+        texts = [[contexts[run.node.context][run.begin : run.node.depth]] for run in batch]
+        session = join_rows([run.session for run in batch] + [nothing] * idle)
+        session = prefill(model, session, [*texts, *([[]] * idle)], on_tokens)
+        read = [(run.node, take_row(session, row)) for row, run in enumerate(batch)]
+        del session, batch
+        if ends := [_End(i, one) for node, one in read for i in node.requests]:
+            yield ends
+        waiting += _batches(read, rows)
+
+
+def _batches(read: Sequence[tuple[_Node, Session]], rows: int) -> list[list[_Run]]:
+    """The runs behind some places, up to `rows` together, those of like length; the longest come last."""
+    runs = [_Run(child, node.depth, session) for node, session in read for child in node.children]
+    runs.sort(key=lambda run: run.node.depth - run.begin)
+    return [runs[begin : begin + rows] for begin in range(0, len(runs), rows)]
+
+
+def _lanes(count: int, rows: int) -> int:
+    """Rows of the program that takes so many texts: few sizes, so that few programs are compiled."""
+    return min(1 << (count - 1).bit_length(), rows)
