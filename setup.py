@@ -12,7 +12,8 @@ ARROW = ["pyarrow>=15"]
 # TFDS needs importlib_resources and does not ask for it.
 SEQIO = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-text>=2.21", "tensorboard", "importlib_resources"]
 DATA = [*SEQIO, *TOKENIZERS, *ARROW]
-TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *DATA]
+PLAN = ["libtpu==0.0.52"]
+TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *DATA, *PLAN]
 
 
 def version() -> str:
@@ -56,6 +57,7 @@ setup(
     extras_require={
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
+        "plan": PLAN,  # compiles for TPUs on machines that have none
         "tokenizers": TOKENIZERS,  # vocabularies other than bytes
         "arrow": ARROW,  # Hugging Face datasets on disk
         "gcs": ["gcsfs>=2024.2"],  # gs:// paths

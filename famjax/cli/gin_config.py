@@ -17,7 +17,7 @@ import logging
 import re
 import sys
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeVar
 
@@ -109,19 +109,21 @@ register(
 
 
 def load_train_config(
-    gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = ()
-) -> tuple[TrainConfig, str]:
+    gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = (),
+    stand_ins: Mapping[str, str] | None = None,
+) -> tuple[TrainConfig, str]:  # fmt: skip
     """A training from gin, not yet validated, and the operative configuration as gin text.
 
     Args:
       gin_files: read in this order; what is set later wins.
       search_paths: see `search_path`.
       bindings: `NAME=VALUE`, as in `--gin.NAME=VALUE`; they win over the files.
+      stand_ins: gin values of macros that must be set and are not.
 
     Raises:
       ConfigError: names what is wrong and where, in one line.
     """
-    return load(TrainConfig, gin_files, search_paths, bindings)
+    return load(TrainConfig, gin_files, search_paths, bindings, stand_ins)
 
 
 def load_model_config(
@@ -134,8 +136,9 @@ def load_model_config(
 
 
 def load(
-    root: type[T], gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = ()
-) -> tuple[T, str]:
+    root: type[T], gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = (),
+    stand_ins: Mapping[str, str] | None = None,
+) -> tuple[T, str]:  # fmt: skip
     """A configuration of any registered class, and its operative configuration as gin text."""
     register(root)
     gin.clear_config()
@@ -146,6 +149,8 @@ def load(
         from_files = set(_macros_defined())
         for binding in bindings:
             _bind(binding)
+        for name in _required().keys() & set(stand_ins or ()):
+            _bind(f"{name}={(stand_ins or {})[name]}")
         _check_macros(from_files, root)
         value = _build(root)
         return value, gin.operative_config_str()
@@ -292,12 +297,18 @@ def _check_macros(from_files: set[str], root: type) -> None:
 
 def _check_required() -> None:
     """What a file leaves open with `%gin.REQUIRED` was given later, by a file or on the command line."""
+    for name in _required():
+        raise ConfigError(f"{name} must be set; add --gin.{name}=VALUE (text in quotes: --gin.{name}=\"'TEXT'\")")
+
+
+def _required() -> dict[str, None]:
+    """Names of what is still left open, in the order of the files."""
+    names: dict[str, None] = {}
     for (scope, selector), parameters in gin.config._CONFIG.items():
         for parameter, value in parameters.items():
-            if getattr(value, "scoped_selector", "") != "gin.REQUIRED/gin.constant":
-                continue
-            name = scope if selector == "gin.macro" else f"{selector.rsplit('.', 1)[-1]}.{parameter}"
-            raise ConfigError(f"{name} must be set; add --gin.{name}=VALUE (text in quotes: --gin.{name}=\"'TEXT'\")")
+            if getattr(value, "scoped_selector", "") == "gin.REQUIRED/gin.constant":
+                names[scope if selector == "gin.macro" else f"{selector.rsplit('.', 1)[-1]}.{parameter}"] = None
+    return names
 
 
 def _build(root: type[T]) -> T:

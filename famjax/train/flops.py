@@ -35,11 +35,13 @@ def peak_flops(devices: Sequence[Any]) -> float | None:
     """
     chips = {(d.process_index, getattr(d, "slice_index", 0), *(getattr(d, "coords", None) or (d.id,))): d
              for d in devices}  # fmt: skip
-    peaks = []
-    for device in chips.values():
-        kind = device.device_kind.lower()
-        peaks.append(next((peak for name, peak in PEAK_FLOPS if name in kind), None))
+    peaks = [peak_of_chip(device.device_kind) for device in chips.values()]
     return None if None in peaks or not peaks else math.fsum(peaks)
+
+
+def peak_of_chip(kind: str) -> float | None:
+    """Peak bfloat16 FLOP/s of a chip by jax's name for it; None where it is not in the table."""
+    return next((peak for name, peak in PEAK_FLOPS if name in kind.lower()), None)
 
 
 def flops_per_token(config: TrainConfig, targets: int) -> float:

@@ -1,0 +1,140 @@
+"""`famjax plan`: compile a job for TPUs that are not here."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from famjax.cli.flags import add_gin_arguments
+from famjax.config import ConfigError, TrainConfig
+
+NAME = "plan"
+HELP = """Compile a training step, or serving, for a TPU slice on a machine that has none.
+
+  famjax plan --topology v5p:4x4x4 --gin_file gin/experiments/finetune_24b.gin
+  famjax plan --topology v5e:2x2 --gin_file gin/models/fam_1b.gin --program decode --gin.MESH="{'data': 4}"
+
+tells whether it fits into the chips' memory, what it computes and sends between chips, and an estimate of its time:
+the real program, by the real compiler (libtpu), never run. It takes one to three minutes of one core and up to 4 GB
+for the largest models. Data, checkpoints and MODEL_DIR need not exist. A program that does not fit is a result, too
+(exit code 0, "fits": false), with what is largest and which setting would help.
+
+  --lengths 8k,32k,128k    the same for other lengths of a row, with as many tokens a step as the rows allow
+  --search                 other meshes, microbatches and remat policies, ranked
+
+docs/plans.md explains every number and has the shipped configurations' figures.
+"""
+PROGRAMS = ("train", "prefill", "decode", "eval")
+# The settings that every configuration has, where no gin file sets others.
+DEFAULTS = "gin/runs/pretrain.gin"
+STAND_INS = {
+    "MODEL_DIR": "'plan'", "INITIAL_CHECKPOINT_PATH": "''", "SOURCES": "('plan',)", "MIXTURE_OR_TASK_NAME": "'text'",
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of `famjax plan`."""
+    parser.add_argument("--topology", metavar="NAME", help="TPU version and chips of a slice, as v5e:4x4 or v5p:4x4x4")
+    parser.add_argument("--num-slices", type=int, default=1, metavar="N", help="slices of that shape (1)")
+    parser.add_argument("--program", choices=PROGRAMS, default="train", help="what is compiled (train)")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
+    parser.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of a row to compare, as 8k,32k,1m")
+    parser.add_argument("--search", action="store_true", help="rank meshes, microbatches and remat policies")
+    parser.add_argument("--tries", type=int, default=8, metavar="N", help="programs that --search compiles at most (8)")
+    parser.add_argument("--dump", metavar="DIR", help="keep all that the compiler wrote")
+    parser.add_argument("--compile-into", help=argparse.SUPPRESS)  # this is the child that compiles
+    add_gin_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans; topology, mesh and settings are checked before anything is loaded."""
+    from famjax.plan import topology as topologies
+
+    if not args.topology:
+        raise ConfigError(f"no topology: add --topology NAME. Known: {topologies.known()}")
+    if not args.gin_files:
+        raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/finetune_1b.gin")
+    topology = topologies.planned(args.topology, args.num_slices)
+    config = _config(args, args.gin_bindings)
+    if not args.search:
+        topologies.check_mesh(config.mesh, topology, config.batch_size, config.microbatches)
+        config.validate()
+    if args.compile_into:
+        from famjax.plan.compile import compile_into
+
+        compile_into(Path(args.compile_into), config, args.program, topology)
+        return 0
+    from famjax.plan import child, report, search
+
+    child.library()
+    job = search.Job(args.program, topology, lambda bindings: _config(args, [*args.gin_bindings, *bindings]),
+                     lambda bindings, folder: _child(args, bindings, folder))  # fmt: skip
+    if args.lengths or args.search:
+        plans = (search.lengths(job, config, args.lengths, _progress) if args.lengths
+                 else search.search(job, config, args.tries, _progress))  # fmt: skip
+        print(report.comparison(plans))
+        written: Any = {"plans": plans}
+    else:
+        written = job.plan((), _progress(""), Path(args.dump) if args.dump else None)
+        print(report.text(written))
+    if args.json:
+        from famjax.runtime.model_dir import write_text
+
+        write_text(Path(args.json), json.dumps(written, indent=1) + "\n")
+    return 0
+
+
+def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
+    """The run, with stand-ins for data and directories, which a plan does not need."""
+    from famjax.cli.gin_config import load_train_config
+
+    files = [DEFAULTS, *args.gin_files]
+    config, _ = load_train_config(files, args.gin_search_paths, bindings, stand_ins=STAND_INS)
+    text = config.task != "passkey"
+    data = dataclasses.replace(config.data, sources=config.data.sources or ("plan",), modules=())
+    return dataclasses.replace(
+        config,
+        model_dir=config.model_dir or "plan",
+        initial_checkpoint="",
+        task="text" if text else "passkey",
+        data=data,
+    )
+
+
+def _child(args: argparse.Namespace, bindings: Sequence[str], folder: Path) -> list[str]:
+    """The command that compiles these settings: this verb again, told where to write."""
+    words = ["-m", "famjax", NAME, "--topology", args.topology, "--num-slices", str(args.num_slices)]
+    words += ["--program", args.program, "--compile-into", str(folder)]
+    for file in args.gin_files:
+        words += ["--gin_file", file]
+    if args.gin_search_paths:
+        words += ["--gin_search_paths", ",".join(args.gin_search_paths)]
+    return [sys.executable, *words, *(f"--gin.{binding}" for binding in (*args.gin_bindings, *bindings))]
+
+
+def _progress(what: str) -> Callable[[float], None]:
+    """Says on standard error for how long a program has been compiled."""
+    said = 0.0
+
+    def tell(elapsed: float) -> None:
+        nonlocal said
+        line = f"compiling {what}{' ' * bool(what)}{elapsed:.0f} s"
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{line} ")
+        elif elapsed - said >= 30:
+            said = elapsed
+            sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+    return tell
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    units = {"k": 2**10, "m": 2**20}
+    try:
+        return tuple(int(word.rstrip("km")) * units.get(word[-1:], 1) for word in text.lower().split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not lengths such as 8k,32k,1m or 8192") from None

@@ -1,0 +1,40 @@
+"""What would make a program smaller, by what its memory is used for."""
+
+import math
+from typing import Any
+
+from famjax.config import TrainConfig
+from famjax.plan.estimate import COMFORT
+
+
+def advice(plan: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Settings that would help a program that does not fit, or only just, the most likely first; else nothing."""
+    if plan["fits"] and plan["peak_bytes_per_device"] <= COMFORT * plan["hbm_bytes_per_device"]:
+        return []
+    held = sum(plan["held_per_device"].values())
+    lines = []
+    if held > 0.5 * plan["hbm_bytes_per_device"]:
+        lines.append("more devices along fsdp or tensor, or a larger topology: what a device is given takes more than "
+                     "half of its memory")  # fmt: skip
+    if plan["program"] != "train":
+        return [*lines, "a lower BATCH_SIZE: each row has a memory of its own, and activations"]
+    parts = [tensor["part"] for tensor in plan["largest_tensors"]]
+    if parts and parts[0] == "block attention" and not config.model.attention_budget_mib:
+        lines.append("--gin.ModelConfig.attention_budget_mib=1024: the largest tensors are attention's scores")
+    if config.model.remat != "full":
+        lines.append("--gin.ModelConfig.remat=\"'full'\": less is kept for the backward pass")
+    if more := more_microbatches(config):
+        lines.append(f"--gin.MICROBATCHES={more}: activations of fewer rows at once")
+    if "loss" in parts[:3] and config.loss_chunk != 0 and config.loss_chunk > 256:
+        lines.append(f"--gin.TrainConfig.loss_chunk={config.loss_chunk // 2}: logits of fewer tokens at once")
+    if not more and config.mesh_sizes[2] == 1:
+        lines.append("--gin.MESH with more devices along tensor: a row is the least that a device can hold of a batch")
+    return lines
+
+
+def more_microbatches(config: TrainConfig) -> int | None:
+    """The next larger number of microbatches over which the batch divides; None where a device has one row in each."""
+    data, fsdp, _ = config.mesh_sizes
+    rows = config.batch_size // math.prod((data, fsdp))
+    larger = [n for n in range(config.microbatches + 1, rows + 1) if rows % n == 0]
+    return larger[0] if larger else None

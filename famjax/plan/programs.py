@@ -1,0 +1,148 @@
+"""The programs that a plan compiles: famjax's own jitted functions, on shapes instead of arrays. Nothing is copied."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from famjax.attention.memory import MEMORY_AXES
+from famjax.config import LoraConfig, ModelConfig, TrainConfig
+from famjax.data.batch import Batch
+from famjax.infer import decode, prefill, scoring
+from famjax.infer.session import Session
+from famjax.infer.settings import RECENT
+from famjax.nn import model as model_lib
+from famjax.runtime import sharding
+from famjax.train import optim
+from famjax.train import state as states
+from famjax.train.start import make_task
+from famjax.train.step import jit_step
+
+
+class Lowered(NamedTuple):
+    """A program for the compiler.
+
+    Attributes:
+      lowered: of `jax.jit(...).lower`.
+      tokens: that one run reads or makes.
+      unknown_trips: turns of its loop over blocks or tokens, whose number depends on the data.
+      branch_share: how many of these turns end a block, and so update FAM.
+      held: bytes on one device of what it is given, by group.
+    """
+
+    lowered: Any
+    tokens: int
+    unknown_trips: float
+    branch_share: float
+    held: dict[str, int]
+
+
+def train(config: TrainConfig, mesh: Mesh) -> Lowered:
+    """The training step, `train/step.py` `jit_step`."""
+    tx = optim.optimizer(config.optimizer, config.steps)
+    state, batch = states.abstract(config, tx, mesh), abstract_batch(config, mesh)
+    held = {
+        "weights": _held(state.params), "optimizer": _held(state.opt_state),
+        "memories": _held((state.passed_fam, state.memory)), "batch": _held(batch),
+    }  # fmt: skip
+    lowered = jit_step(config, tx, mesh).lower(state, batch)
+    return Lowered(lowered, config.batch_size * config.sequence_length, 1, 1, held)
+
+
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
+    """Shapes of a batch. Tasks on text have a loss everywhere; no data is opened."""
+    rows = sharding.by_rows(mesh)
+    shape = lambda size, dtype: jax.ShapeDtypeStruct(size, dtype, sharding=rows)
+    if config.task == "passkey":
+        return jax.tree.map(lambda x: shape((config.batch_size, *x.shape[1:]), x.dtype), _passkey_row(config))
+    B, T = config.batch_size, config.sequence_length
+    return Batch(
+        tokens=shape((B, T), np.int32), count=shape((B,), np.int32),
+        starts=shape((B, T // config.model.memory.block_size), np.bool_), positions=None,
+        targets=shape((B, T), np.int32), weights=shape((B, T), np.float32),
+    )  # fmt: skip
+
+
+def _passkey_row(config: TrainConfig) -> Batch:
+    one = dataclasses.replace(config, batch_size=1)
+    task = make_task(one, np.arange(1))
+    return task.batch(0, task.start())[0]
+
+
+def targets_of_row(config: TrainConfig) -> int:
+    """At how many tokens of a row a loss is taken."""
+    return _passkey_row(config).targets.shape[1] if config.task == "passkey" else config.sequence_length
+
+
+def read_window(config: TrainConfig, mesh: Mesh) -> Lowered:
+    """Prefill: one call that reads a window of blocks, `infer/prefill.py`."""
+    graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
+    blocks = prefill.BLOCKS_PER_CALL
+    B, T = config.batch_size, blocks * config.model.memory.block_size
+    tokens, count = _rows(mesh, (B, T)), _rows(mesh, (B,))
+    lowered = prefill._read_window.lower(graphdef, params, tokens, count, state)
+    return Lowered(lowered, B * T, blocks, 1, held)
+
+
+def make_tokens(config: TrainConfig, mesh: Mesh) -> Lowered:
+    """Decoding: one call that makes `TOKENS_PER_CALL` tokens for every row, `infer/decode.py`."""
+    graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
+    B, made = config.batch_size, decode.TOKENS_PER_CALL
+    row, scalar = _rows(mesh, (B,)), jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(mesh))
+    stops = jax.ShapeDtypeStruct((0, 1), np.int32, sharding=sharding.replicated(mesh))
+    lowered = decode._decode.lower(
+        graphdef, params, Session(state, _rows(mesh, (B, RECENT))), row, row, stops, scalar, row,
+        sampling=decode.GREEDY, room=made,
+    )  # fmt: skip
+    return Lowered(lowered, B * made, made, 1 / config.model.memory.block_size, held)
+
+
+def score_window(config: TrainConfig, mesh: Mesh) -> Lowered:
+    """Evaluation: one call that scores a window of blocks, `infer/scoring.py`."""
+    graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
+    blocks = prefill.BLOCKS_PER_CALL
+    B, T = config.batch_size, blocks * config.model.memory.block_size
+    fresh = jax.ShapeDtypeStruct((B,), np.bool_, sharding=sharding.by_rows(mesh))
+    tokens = _rows(mesh, (B, T))
+    lowered = scoring._score_window.lower(graphdef, params, tokens, tokens, _rows(mesh, (B,)), fresh, state)
+    return Lowered(lowered, B * T, blocks, 1, held)
+
+
+PROGRAMS: dict[str, Callable[[TrainConfig, Mesh], Lowered]] = {
+    "train": train, "prefill": read_window, "decode": make_tokens, "eval": score_window,
+}  # fmt: skip
+
+
+def served_model(config: ModelConfig) -> ModelConfig:
+    """A model as it is served: LoRA merged, weights in the type that it computes in."""
+    return dataclasses.replace(config, lora=LoraConfig(), param_dtype=config.dtype)
+
+
+def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, dict[str, int]]:
+    """(graphdef, abstract weights, abstract memory of the rows, bytes of both on a device)."""
+    config = served_model(config)
+    model = nnx.eval_shape(lambda: model_lib.create(config))
+    graphdef, params = nnx.split(model)
+    one = lambda leaf: leaf.replace(_placed(leaf[...], leaf.axes, mesh))
+    params = jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    shapes = jax.eval_shape(lambda: model_lib.create(config).initial_state(rows))
+    state = sharding.with_shardings(shapes, sharding.shardings(MEMORY_AXES, shapes, mesh))
+    return graphdef, params, state, {"weights": _held(params), "memories": _held(state)}
+
+
+def _placed(leaf: Any, axes: sharding.Axes, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    where = jax.sharding.NamedSharding(mesh, sharding.partition_spec(axes, leaf.shape, mesh))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _rows(mesh: Mesh, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.by_rows(mesh))
+
+
+def _held(tree: Any) -> int:
+    part = lambda leaf: int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+    return sum(map(part, jax.tree.leaves(tree)))

@@ -1,0 +1,152 @@
+"""A plan as a person reads it."""
+
+from typing import Any
+
+GIB = 2**30
+LABEL = 14
+
+
+def text(plan: dict[str, Any]) -> str:
+    """Some thirty lines: does it fit, what it needs, where its time goes, what binds."""
+    lines = [*_head(plan), "", *_memory(plan)]
+    if plan["cycles"] is not None:
+        lines += ["", *_work(plan), "", *_collectives(plan), "", *_estimate(plan)]
+    elif plan["collectives"]:
+        lines += ["", *_collectives(plan)]
+    if plan["advice"]:
+        lines += ["", "what would help", *(f"  {line}" for line in plan["advice"])]
+    return "\n".join(lines)
+
+
+def _row(label: str, what: str) -> str:
+    return f"{label:<{LABEL}}{what}"
+
+
+def _head(plan: dict[str, Any]) -> list[str]:
+    rows, tokens, parts = plan["batch_size"], plan["tokens_per_step"], plan["microbatches"]
+    what = {
+        "train": f"a training step of {rows} rows of {plan['sequence_length']:,} tokens in {parts} "
+                 f"microbatch{'es' * (parts > 1)}, remat {plan['remat']}",
+        "prefill": f"prefill of {tokens:,} tokens in {rows} rows",
+        "decode": f"{tokens // rows} tokens more for {rows} rows",
+        "eval": f"scores of {tokens:,} tokens in {rows} rows",
+    }[plan["program"]]  # fmt: skip
+    slices = f"{plan['slices']} x " if plan["slices"] > 1 else ""
+    mesh = ", ".join(f"{axis} {number}" for axis, number in plan["mesh"].items())
+    return [
+        what,
+        f"on {slices}{plan['topology']}: {plan['chips']} chips, {plan['hosts']} hosts, mesh {mesh}",
+        f"compiled by libtpu {plan['versions']['libtpu']} in {plan['compile_seconds']:.0f} s; nothing was run",
+    ]
+
+
+def _memory(plan: dict[str, Any]) -> list[str]:
+    peak, has = size(plan["peak_bytes_per_device"]), size(plan["hbm_bytes_per_device"])
+    lines = [
+        _row("fits", f"{peak} of {has} a device; {size(plan['left_bytes_per_device'])} left")
+        if plan["fits"]
+        else _row("DOES NOT FIT", f"{peak} needed, {has} there on a device"),
+        _row("given", ", ".join(f"{name} {size(held)}" for name, held in plan["held_per_device"].items())),
+    ]
+    if memory := plan["memory_per_device"]:
+        new = size(max(memory["output"] - memory["alias"], 0))
+        what = f"arguments {size(memory['argument'])}, temporaries {size(memory['temp'])}, new results {new}"
+        lines.append(_row("program", what))
+    if plan["largest_tensors"]:
+        lines.append(_row("largest", "tensors, not all at once:"))
+    for one in plan["largest_tensors"][:6]:
+        times = f"{one['count']} x " if one["count"] > 1 else ""
+        lines.append(_row("", f"{times + size(one['bytes']):>14}  {one['shape']}, {one['part']}"))
+    groups = ", ".join(f"{name} {count(number)}" for name, number in plan["parameters"].items() if number)
+    total, trained = count(sum(plan["parameters"].values())), count(plan["trained_parameters"])
+    return [*lines, _row("weights", f"{total} ({trained} trained): {groups}")]
+
+
+def _work(plan: dict[str, Any]) -> list[str]:
+    cycles, formula, given = plan["cycles"], plan["flops_per_step"], plan["compiler_flops_per_step"]
+    total = sum(cycles.values()) or 1
+    lines = [
+        _row("operations", f"{formula:.4g} FLOPs by the model's formula"),
+        _row("", f"{given:.4g} given to the compiler, {given / formula:.2f} times that: what is computed again"),
+        _row("cycles", f"{total / 1e9:.2f}e9 a device, the compiler's estimate"),
+    ]
+    for part, value in sorted(cycles.items(), key=lambda one: -one[1]):
+        if value > 0.001 * total:
+            lines.append(_row("", f"{value / total:6.1%}  {value / 1e9:8.3f}e9  {part}"))
+    for one in plan["kernels"]:
+        lines.append(_row("", f"not in it: {one['runs']:.0f} runs of the kernel {one['name']}, {one['part']}"))
+    return lines
+
+
+def _collectives(plan: dict[str, Any]) -> list[str]:
+    lines = [_row("collectives", f"{plan['collective_bytes'] / 1e9:.1f} GB of arrays a device and step")]
+    for kind, one in sorted(plan["collectives"].items(), key=lambda item: -item[1]["bytes"]):
+        times = f"{one['count']:.0f} in the program, {one['runs']:.0f} runs"
+        lines.append(_row("", f"{one['bytes'] / 1e9:8.2f} GB  {kind}, {times}"))
+    lines.append(_row("", "largest:"))
+    for one in plan["largest_collectives"][:4]:
+        what = f"{one['runs']:.0f} x {one['kind']} of {size(one['payload'])} over {one['devices']} devices"
+        lines.append(_row("", f"{one['bytes'] / 1e9:8.2f} GB  {what}, {one['part']}"))
+    return lines
+
+
+def _estimate(plan: dict[str, Any]) -> list[str]:
+    seconds = plan["estimated_seconds"]
+    parts = {"compute": sum(seconds["parts"].values()), "kernels": seconds["kernels"],
+             "collectives": seconds["collectives"]}  # fmt: skip
+    what = ", ".join(f"{name} {value:.3g}" for name, value in parts.items())
+    rate = f"{plan['estimated_tokens_per_second']:,.0f} tokens/s, {plan['estimated_mfu']:.1%} of the chips' peak FLOP/s"
+    lines = [
+        _row("estimate", f"{seconds['longest']:.3g} s a step: {what}; {seconds['shortest']:.3g} if all overlapped"),
+        _row("", f"{rate} (model FLOPs); bound by {plan['binds']}"),
+    ]
+    if plan["estimated_chip_hours"] is not None:
+        hours = plan["estimated_chip_hours"]
+        lines.append(_row("", f"{hours:,.0f} chip-hours for {plan['train_steps']:,} steps"))
+    return [*lines, _row("", "from the compiler's cycles and the makers' rates (docs/plans.md); nothing was measured")]
+
+
+def size(number: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(number) < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.2f} GiB"
+
+
+def count(number: float) -> str:
+    """1,190,000,000 as 1.19e9."""
+    return f"{number:,}" if number < 1e6 else f"{number / 1e6:.4g}e6" if number < 1e9 else f"{number / 1e9:.4g}e9"
+
+
+# Columns of a comparison: header, width, and what stands in it; the last ones only where the compiler has finished.
+_COLUMNS = (
+    ("length", 9, lambda plan: f"{plan['sequence_length']:,}"),
+    ("rows", 5, lambda plan: str(plan["batch_size"])),
+    ("mesh", 9, lambda plan: ",".join(map(str, plan["mesh"].values()))),
+    ("micro", 5, lambda plan: str(plan["microbatches"])),
+    ("remat", 7, lambda plan: plan["remat"]),
+    ("a device", 10, lambda plan: size(plan["peak_bytes_per_device"])),
+)
+_FINISHED = (
+    ("GB sent", 8, lambda plan: f"{plan['collective_bytes'] / 1e9:.1f}"),
+    ("Gcycles", 8, lambda plan: f"{sum(plan['cycles'].values()) / 1e9:.2f}"),
+    ("s a step", 8, lambda plan: f"{plan['estimated_step_seconds']:.3g}"),
+    ("tokens/s", 10, lambda plan: f"{plan['estimated_tokens_per_second']:,.0f}"),
+    ("MFU", 6, lambda plan: f"{plan['estimated_mfu']:.1%}"),
+)
+
+
+def comparison(plans: list[dict[str, Any]]) -> str:
+    """Plans side by side, a line each; of a search, the settings of the first one."""
+    lines = [" ".join(f"{name:>{width}}" for name, width, _ in (*_COLUMNS, *_FINISHED))]
+    for plan in plans:
+        cells = [f"{of(plan):>{width}}" for _, width, of in _COLUMNS]
+        finished = plan["cycles"] is not None
+        cells += [f"{of(plan):>{width}}" for _, width, of in _FINISHED] if finished else ["does not fit"]
+        lines.append(" ".join(cells))
+    if any(one.startswith("MESH=") for one in plans[0]["settings"]) and plans[0]["fits"]:
+        pairs = (one.split("=", 1) for one in plans[0]["settings"])
+        lines += ["", "the first: " + " ".join(f'--gin.{name}="{value}"' for name, value in pairs)]
+    return "\n".join(lines)

@@ -1,0 +1,39 @@
+"""Which tensors of a compiled program are largest, and which part of the step they belong to."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from famjax.plan.hlo import Program
+from famjax.plan.parts import part_of
+
+_VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)(?:\{[\d,]*\})?.*\(size=(\d+),offset=(\d+)\): (\S+)")
+_ALLOCATION = re.compile(r"^allocation (\d+): size (\d+)(?:, color (\d+))?")
+
+
+def largest(lines: Iterable[str], program: Program, most: int = 12) -> list[dict[str, Any]]:
+    """Of the compiler's buffer assignment, the places in HBM that hold the largest tensors.
+
+    A place is used by one tensor after the other; the first to use it with its full size is named. Places
+    overlap in time or not, so their sizes need not add up to the peak.
+
+    Returns:
+      `bytes`, `shape`, `part`, `path` (jax's names, or the argument's) and `count`, of equal ones.
+    """
+    names = {one.name: path for one, _, path in program.instructions()}
+    places: dict[tuple[str, str, str], tuple[int, str, str]] = {}
+    allocation, in_hbm = "", False
+    for line in lines:
+        if header := _ALLOCATION.match(line):
+            allocation, in_hbm = header[1], header[3] in (None, "0")
+        elif in_hbm and (value := _VALUE.match(line)):
+            name, size, offset, shape = value.groups()
+            places.setdefault((allocation, offset, size), (int(size), shape.split("{")[0], name))
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for size, shape, name in sorted(places.values(), reverse=True)[: 8 * most]:
+        path = names.get(name, "").strip()
+        one = found.setdefault((shape, part_of(path)), {
+            "bytes": size, "shape": shape, "part": part_of(path), "path": path.rsplit(" ", 1)[-1], "count": 0,
+        })  # fmt: skip
+        one["count"] += 1
+    return list(found.values())[:most]

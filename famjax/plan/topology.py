@@ -1,0 +1,106 @@
+"""What the plan knows of each TPU version beside `config/tpu.py`, and which meshes fit a topology."""
+
+import dataclasses
+import math
+
+from famjax.config import MESH_AXES, ConfigError
+from famjax.config.tpu import CHIPS, Topology, parse, written
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Of one JAX device: a chip, but half a chip of tpu7x.
+
+    Attributes:
+      hbm_bytes: what the compiler lets a program use; read from its own message when a program is too large.
+      clock_hz: inferred: peak rate / (matrix units x their products a cycle). It turns the compiler's cycles into time.
+      link_bytes_per_second: one axis of the slice's network, both directions; from the maker's figure for a chip.
+      memory_bytes_per_second: from and to HBM, as the maker states it.
+    """
+
+    hbm_bytes: int
+    clock_hz: float
+    link_bytes_per_second: float
+    memory_bytes_per_second: float
+
+
+FIGURES = {
+    "v5e": Figures(int(15.75 * GIB), 1.5e9, 9e10, 8.2e11),
+    "v5p": Figures(int(95.73 * GIB), 1.75e9, 1.8e11, 2.77e12),
+    "v6e": Figures(int(31.24 * GIB), 1.75e9, 1.8e11, 1.64e12),
+    "tpu7x": Figures(int(94.74 * GIB), 2.2e9, 1e11, 3.7e12),
+}
+# A mesh axis of more devices than this makes the v5p compiler add up zeros instead of gathering.
+LONGEST_FSDP = 32
+
+
+def planned(text: str, slices: int = 1) -> Topology:
+    """A topology by name. Raises `ConfigError`, with all that can be planned, on any other name."""
+    try:
+        topology = parse(text, slices)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. Known: {known()}") from error
+    if topology.chip.name not in FIGURES:
+        raise ConfigError(
+            f"{topology.chip.name} cannot be planned: the compiler makes two devices of a chip, where a job sees one. "
+            f"Known: {known()}"
+        )
+    return topology
+
+
+def known() -> str:
+    """All TPU versions in a line: `v5e:1x1 to 16x16 (256 chips, 64 hosts), 15.75 GiB a chip; ...`."""
+    lines = []
+    for name, one in FIGURES.items():
+        chip = CHIPS[name]
+        least, large = ("1x1", Topology(chip, (16, 16))) if chip.dims == 2 else ("2x2x1", Topology(chip, (8, 8, 8)))
+        more = " and more" if chip.dims == 3 else ""
+        lines.append(f"{name}:{least} to {written(large.shape)}{more} ({large.chips} chips, {large.hosts} hosts), "
+                     f"{one.hbm_bytes * chip.devices / GIB:g} GiB a chip")  # fmt: skip
+    return "; ".join(lines)
+
+
+def figures(topology: Topology) -> Figures:
+    """Of a device of this topology."""
+    return FIGURES[topology.chip.name]
+
+
+def check_mesh(mesh: dict[str, int], topology: Topology, batch_size: int, microbatches: int) -> None:
+    """Raises `ConfigError` unless a mesh has as many devices as the topology; names one that has."""
+    sizes = tuple(mesh.get(axis, 1) for axis in MESH_AXES)
+    data, _, tensor = sizes
+    if math.prod(sizes) == topology.devices and data % topology.slices == 0:
+        return
+    shape = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    slices = f"{topology.slices} x " if topology.slices > 1 else ""
+    has = f"{slices}{topology} has {topology.devices} devices ({topology.chips} chips on {topology.hosts} hosts)"
+    better = propose(topology, batch_size // microbatches, tensor)
+    if math.prod(sizes) == topology.devices:
+        has = f"`data` runs across the {topology.slices} slices and must be a multiple of their number"
+    raise ConfigError(f"MESH ({shape}) is {math.prod(sizes)} devices, but {has}; use for example "
+                      f'--gin.MESH="{better}"')  # fmt: skip
+
+
+def propose(topology: Topology, rows: int, tensor: int = 1) -> dict[str, int]:
+    """A mesh of all devices: weights cut by `fsdp`, copies by `data`, `tensor` only where rows do not suffice."""
+    return meshes(topology, rows, tensor)[0]
+
+
+def meshes(topology: Topology, rows: int, tensor: int = 1) -> list[dict[str, int]]:
+    """All meshes over which so many rows divide, the most promising first."""
+    devices, slices = topology.devices, topology.slices
+    found = []
+    for t in _divisors(devices // slices):
+        for fsdp in _divisors(devices // slices // t):
+            data = devices // t // fsdp
+            if rows % (data * fsdp) == 0:
+                # Near the wanted cut by `tensor` first, then little of it, then long `fsdp`, but not too long.
+                rank = (t != tensor, t, fsdp > LONGEST_FSDP, -fsdp if fsdp <= LONGEST_FSDP else fsdp)
+                found.append((rank, {"data": data, "fsdp": fsdp, "tensor": t}))
+    return [mesh for _, mesh in sorted(found, key=lambda one: one[0])] or [{"data": 1, "fsdp": 1, "tensor": devices}]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]

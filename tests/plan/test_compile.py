@@ -1,0 +1,105 @@
+"""The real compiler on small programs, by the command line, for a slice that is not here."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from famjax.cli.main import main
+from tests.plan.test_summary import CONTRACT
+
+TINY = (
+    "--gin_file", "gin/models/fam_tiny.gin", "--gin.ModelConfig.num_layers=2", "--gin.ModelConfig.scan_layers=True",
+    "--gin.ModelConfig.d_model=128", "--gin.ModelConfig.head_dim=64", "--gin.BLOCK_SIZE=128",
+    "--gin.MESH={'fsdp': 4}", "--gin.TASK_FEATURE_LENGTHS={'targets': 384}",
+)  # fmt: skip
+
+
+def plan(tmp_path, *words, topology="v5e:2x2"):
+    path = tmp_path / "plan.json"
+    assert main(["plan", "--topology", topology, "--json", str(path), *TINY, *words]) == 0
+    return json.loads(path.read_text())
+
+
+def test_a_training_step(tmp_path, capfd):
+    """The contract's keys; the loop over 2 layers gathers weights as often as there are layers; nothing but the plan
+    and its progress is said. Data need not be there (packed.gin asks for SOURCES)."""
+    found = plan(tmp_path, "--gin_file", "gin/data/packed.gin")
+    assert set(CONTRACT) <= set(found)
+    assert found["fits"] is True
+    assert found["held_per_device"]["weights"] < found["peak_bytes_per_device"] < found["hbm_bytes_per_device"]
+    assert found["memory_per_device"]["argument"] >= sum(found["held_per_device"].values())
+    # All that the formula counts is given to the compiler, and what it leaves out (the prompt's pass) is little.
+    assert 1 <= found["compiler_flops_per_step"] / found["flops_per_step"] < 1.3
+    assert found["collective_bytes"] > 0
+    assert {"projections", "feed-forward", "block attention", "FAM recurrence", "loss", "optimizer"} <= set(
+        found["cycles"]
+    )
+    gathers = [one for one in found["largest_collectives"] if one["kind"] == "all-gather" and one["runs"] == 2]
+    assert gathers
+    out, err = capfd.readouterr()
+    assert "fits" in out and "estimate" in out
+    assert all(line.startswith("compiling ") for line in err.splitlines())
+
+
+def test_too_large_is_a_result(tmp_path, capsys):
+    """Logits of 300,000 tokens and words at once: exit code 0, the same keys, what is largest, what would help."""
+    found = plan(
+        tmp_path, "--gin.BATCH_SIZE=1024", "--gin.TrainConfig.loss_chunk=0", "--gin.ModelConfig.vocab_size=500000",
+        "--gin.MIXTURE_OR_TASK_NAME='text'",
+    )  # fmt: skip
+    assert found["fits"] is False
+    assert found["peak_bytes_per_device"] > found["hbm_bytes_per_device"]
+    assert found["largest_tensors"][0]["part"] == "loss"
+    assert found["advice"]
+    assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["prefill", "decode", "eval"])
+def test_serving(program, tmp_path):
+    """The programs of serving compile; every part that runs has cycles."""
+    found = plan(tmp_path, "--program", program)
+    assert found["fits"] is True
+    assert {"projections", "feed-forward", "FAM recurrence"} <= set(found["cycles"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "no topology: add --topology NAME. Known: v5e"),
+        (("--topology", "v5e:3x3", *TINY), "there is no v5e slice of 3x3 chips"),
+        (("--topology", "v5e:4x4", *TINY), "is 4 devices, but v5e:4x4 has 16 devices"),
+        (("--topology", "v5e:2x2"), "no settings: add --gin_file"),
+        (("--topology", "v5e:2x2", *TINY, "--gin.BATCH_SIZE=6"), "BATCH_SIZE 6 does not divide"),
+        (("--topology", "v5e:2x2", *TINY, "--lengths", "8q"), "is not lengths such as 8k"),
+        (("--topology", "v5e:2x2", *TINY, "--lengths", "400"), "not a multiple of block_size 128"),
+    ],
+)
+def test_mistakes(words, message, capsys):
+    """One line and exit code 2, before anything is compiled."""
+    assert main(["plan", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_without_libtpu(monkeypatch, capsys):
+    """One line with the command that installs it."""
+    monkeypatch.setattr("importlib.machinery.PathFinder.find_spec", lambda name: None)
+    assert main(["plan", "--topology", "v5e:2x2", *TINY]) == 2
+    assert "pip install libtpu==" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", ["import jax, famjax", "import famjax, jax"])
+def test_libtpu_does_not_disturb_a_machine_without_tpu(order):
+    """jax finds its CPU and says nothing, though libtpu is installed."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "TPU_LIBRARY_PATH")
+    }
+    program = (
+        f"import importlib.util; assert importlib.util.find_spec('libtpu'); {order}; print(jax.devices()[0].platform)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr, done.returncode) == ("cpu\n", "", 0)

@@ -1,0 +1,126 @@
+"""From the compiler's numbers to a plan: by hand."""
+
+import pytest
+
+from famjax.config import MemoryConfig, ModelConfig, TrainConfig
+from famjax.plan import report, search
+from famjax.plan.advice import advice
+from famjax.plan.summary import summarise
+from famjax.plan.topology import planned
+
+GIB = 2**30
+CONTRACT = (
+    "fits", "peak_bytes_per_device", "hbm_bytes_per_device", "flops_per_step", "collective_bytes",
+    "estimated_step_seconds", "compile_seconds",
+)  # fmt: skip
+COLLECTIVE = {
+    "kind": "all-gather", "runs": 10, "payload": 10**9, "devices": 4, "part": "other", "path": "", "bytes": 10**10,
+    "sent": 9 * 10**9,
+}  # fmt: skip
+
+
+TENSOR = {"bytes": 5, "shape": "f32[1]", "part": "loss", "path": "", "count": 1}
+
+
+def config(**fields) -> TrainConfig:
+    memory = MemoryConfig(block_size=8, memory_segments=1, fam_length=2)
+    mesh = {"data": 1, "fsdp": 4, "tensor": 1}
+    run = {"sequence_length": 64, "batch_size": 16, "mesh": mesh, "steps": 100} | fields
+    return TrainConfig(model_dir="x", model=ModelConfig(remat="none", memory=memory), **run)
+
+
+def raw(peak: int = 10 * GIB, **fields):
+    memory = {"argument": 4, "output": 3, "alias": 3, "temp": 5, "generated_code": 1, "peak": peak}
+    return {
+        "tokens": 1000, "held": {"weights": 2 * GIB, "optimizer": GIB}, "lower_seconds": 1.25, "compile_seconds": 2.25,
+        "peak_flops_per_chip": 197e12, "versions": {"libtpu": "0"}, "parameters": {"fam": 7}, "trained_parameters": 7,
+        "flops_per_step": 197e12, "products": {"loss": 3e12}, "memory": memory, "cycles": {"loss": 3e9, "other": 1.5e9},
+        "collectives": [COLLECTIVE], "tensors": [TENSOR],
+        "kernels": [{"name": "k", "runs": 10, "flops": 1e12, "bytes_accessed": 1, "part": "block attention"}],
+    } | fields  # fmt: skip
+
+
+def test_the_estimate_by_hand():
+    """v5e: 4.5e9 cycles at 1.5 GHz, kernels at half of 197 TFLOP/s, 9 GB over 90 GB/s; nothing overlaps."""
+    plan = summarise(raw(), config(), "train", planned("v5e:2x2"))
+    kernels = 10 * 1e12 / (197e12 / 2)
+    step = 3 + kernels + 0.1
+    assert plan["estimated_step_seconds"] == pytest.approx(step)
+    assert plan["estimated_seconds"]["shortest"] == pytest.approx(3 + kernels)
+    assert plan["estimated_tokens_per_second"] == pytest.approx(1000 / step)
+    assert plan["estimated_mfu"] == pytest.approx(197e12 / (step * 4 * 197e12))
+    assert plan["estimated_chip_hours"] == pytest.approx(step * 100 * 4 / 3600)
+    assert plan["compiler_flops_per_step"] == pytest.approx(3e12 + 4 * 10 * 1e12)
+    assert plan["collective_bytes"] == 10**10
+    assert plan["compile_seconds"] == 3.5
+    assert plan["fits"] and plan["binds"] == "compute" and plan["advice"] == []
+    assert set(CONTRACT) <= set(plan)
+
+
+def test_what_binds():
+    """Collectives that take longer than all else; memory that is nearly full."""
+    slow = COLLECTIVE | {"sent": 9e11}
+    assert summarise(raw(collectives=[slow]), config(), "train", planned("v5e:2x2"))["binds"] == "collectives"
+    assert summarise(raw(peak=int(15.5 * GIB)), config(), "train", planned("v5e:2x2"))["binds"] == "memory"
+
+
+def too_large(**fields):
+    found = raw(needed_bytes=20 * GIB, **fields)
+    for name in ("memory", "cycles"):
+        del found[name]
+    return found
+
+
+def test_a_program_that_does_not_fit_is_a_result():
+    """The same keys; what only a finished compilation tells is null; settings that help are named."""
+    plan = summarise(too_large(), config(), "train", planned("v5e:2x2"))
+    assert set(plan) == set(summarise(raw(), config(), "train", planned("v5e:2x2")))
+    assert plan["fits"] is False and plan["binds"] == "memory"
+    assert plan["peak_bytes_per_device"] == 20 * GIB
+    assert plan["left_bytes_per_device"] < 0
+    assert plan["estimated_step_seconds"] is None and plan["cycles"] is None
+    help_ = " ".join(plan["advice"])
+    assert "remat" in help_ and "MICROBATCHES=2" in help_ and "loss_chunk=1024" in help_
+    assert "DOES NOT FIT  20.00 GiB" in report.text(plan)
+
+
+def test_advice_follows_what_is_large():
+    """Weights that fill a device ask for more devices, scores for a budget; a row a device has no microbatches."""
+    plan = summarise(too_large(held={"weights": 10 * GIB}), config(batch_size=4), "train", planned("v5e:2x2"))
+    lines = " ".join(plan["advice"])
+    assert "more devices along fsdp" in lines and "MICROBATCHES" not in lines and "along tensor" in lines
+    scores = [TENSOR | {"part": "block attention"}]
+    plan = summarise(too_large(tensors=scores), config(), "train", planned("v5e:2x2"))
+    assert "attention_budget_mib" in advice(plan, config())[0]
+
+
+@pytest.mark.parametrize("length", [64, 128, 1024, 8192])
+def test_lengths_keep_the_tokens_of_a_step(length):
+    """As many rows as have a step's tokens, but at least one a device; microbatches divide what is left."""
+    run = config(microbatches=4)
+    names = dict(one.split("=", 1) for one in search.of_length(run, length))
+    rows, parts = int(names["BATCH_SIZE"]), int(names["MICROBATCHES"])
+    assert names["TASK_FEATURE_LENGTHS"] == f"{{'targets': {length}}}"
+    assert rows == max(4, 16 * 64 // length)
+    assert (rows // 4) % parts == 0 and parts <= 4
+
+
+def test_search_compiles_few_and_ranks_what_fits(monkeypatch):
+    """A mesh and policy that fit are not tried with more microbatches; those that fit come first, the fastest first."""
+    asked = []
+
+    def plan(self, bindings, tell):
+        asked.append(bindings)
+        fits = "MICROBATCHES=1" not in bindings
+        return {"fits": fits, "estimated_step_seconds": 1 / len(asked) if fits else None, "peak_bytes_per_device": 1,
+                "settings": bindings}  # fmt: skip
+
+    monkeypatch.setattr(search.Job, "plan", plan)
+    job = search.Job("train", planned("v5e:2x2"), lambda bindings: config(), lambda bindings, folder: [])
+    found = search.search(job, config(), 6, lambda what: lambda seconds: None)
+    assert len(found) == len(asked) == 6
+    fit = [one for one in found if one["fits"]]
+    assert fit and found[: len(fit)] == fit
+    assert fit == sorted(fit, key=lambda one: one["estimated_step_seconds"])
+    chosen = [(one["settings"][0], one["settings"][2]) for one in fit]
+    assert len(chosen) == len(set(chosen))
