@@ -13,7 +13,8 @@ ARROW = ["pyarrow>=15"]
 SEQIO = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-text>=2.21", "tensorboard", "importlib_resources"]
 DATA = [*SEQIO, *TOKENIZERS, *ARROW]
 PLAN = ["libtpu==0.0.52"]
-TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *DATA, *PLAN]
+EVAL = ["rouge-score>=0.1.2"]
+TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *DATA, *PLAN, *EVAL]
 
 
 def version() -> str:
@@ -60,6 +61,7 @@ setup(
         "plan": PLAN,  # compiles for TPUs on machines that have none
         "tokenizers": TOKENIZERS,  # vocabularies other than bytes
         "arrow": ARROW,  # Hugging Face datasets on disk
+        "eval": EVAL,  # ROUGE
         "gcs": ["gcsfs>=2024.2"],  # gs:// paths
         "data": DATA,  # all of these, and seqio tasks (tensorflow: 3 GB)
         "peers": [

@@ -3,37 +3,75 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides
 from famjax.config import ConfigError
 
+if TYPE_CHECKING:
+    from famjax.config import EvalConfig
+
 NAME = "eval"
-HELP = """Evaluate model directories side by side, on the pass key task or on texts of yours.
+HELP = """Evaluate model directories side by side: the pass key, texts of yours, long-context tasks.
 
   famjax eval --model runs/tiny_fam --model runs/tiny_bswa --output runs/compare
   famjax eval --model runs/fam --model runs/bswa --texts 'heldout/*.txt' --output runs/texts
+  famjax eval --model runs/fam --task niah_single,recall --lengths 1k,4k,16k --output runs/needles
+  famjax eval --list
+  famjax eval --compare runs/needles runs/needles_of_another
 
-The pass key: exact match against the length of the filler (passkey.png). Texts: bits per byte and
-next-token accuracy against the position in the document (language.png), and by how much the models
-differ on the same documents. Everything has 95% intervals. Documents are read by streaming, so memory
-does not grow with their length. Prints a table, writes results.json and the plot.
+Without --task, the pass key at every alignment of filler and block. Generated tasks have so many tokens as
+--lengths says, of each model's own tokenizer, exactly. Documents are read by streaming, so memory does not
+grow with their length; what several questions share is read once.
+
+The output directory gets results.json (each number with n, a 95% interval, what was truncated), samples.jsonl
+(each question and answer, as they come: an evaluation that was stopped goes on with the same command),
+report.html and plots. docs/evaluation.md tells every task and where its data is.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax eval`."""
     parser.add_argument("--model", action="append", default=[], metavar="DIR", help="may be given several times")
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="NAME,NAME",
+        help="what to evaluate (passkey); may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="show the tasks, and leave")
     parser.add_argument("--output", metavar="DIR", help="where results go (the first model's directory)")
     parser.add_argument(
-        "--texts", action="append", default=[], metavar="FILES",
-        help="text or JSON lines files, for example 'heldout/*.txt'; may be given several times",
-    )  # fmt: skip
-    parser.add_argument("--longest", type=int, metavar="N", help="tokens that are read of a text at most (all)")
-    parser.add_argument("--filler-blocks", type=_numbers, metavar="N,N", help="lengths of the filler, in blocks")
-    parser.add_argument("--keys", type=int, metavar="N", help="keys for each alignment of filler and block (1)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the keys (1)")
+        "--compare", nargs="+", metavar="RUN", help="output directories of evaluations, to be shown side by side"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of keys, needles and words (1)")
+    parser.add_argument("--again", action="store_true", help="answer anew what was answered before")
+    _add_task_arguments(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser, default_files=("gin/runs/eval.gin",))
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the tasks read and ask")
+    group.add_argument("--lengths", type=_lengths, metavar="N,N", help="of generated tasks, tokens: 1k,4k,128k")
+    group.add_argument(
+        "--depths", type=_fractions, metavar="X,X", help="where the needle is, 0 to 1 (0,0.25,0.5,0.75,1)"
+    )
+    group.add_argument("--examples", type=int, metavar="N", help="of each length (50), or the first N of a data set")
+    group.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="TASK=PATH",
+        help="where a task's data set is; PATH for the only one",
+    )
+    group.add_argument("--filler", metavar="FILES", help="text that hides the needles (the pass key's five sentences)")
+    group.add_argument("--longest", type=_length, metavar="N", help="tokens read of a document at most (all)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="made for an answer at most (the task's own)")
+    group.add_argument(
+        "--texts", action="append", default=[], metavar="FILES",
+        help="the task text: text or JSON lines files, for example 'heldout/*.txt'; may be given several times",
+    )  # fmt: skip
+    group.add_argument("--filler-blocks", type=_numbers, metavar="N,N", help="of passkey: lengths of filler, in blocks")
+    group.add_argument("--keys", type=int, metavar="N", help="of passkey: keys for each alignment (1)")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -43,25 +81,39 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write for example 1,4,16,64") from None
 
 
+def _length(text: str) -> int:
+    units = {"k": 2**10, "m": 2**20}
+    unit = units.get(text[-1:].lower(), 1)
+    try:
+        return int(float(text[:-1]) * unit) if unit > 1 else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length; write for example 4096, 4k or 1m") from None
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    return tuple(_length(part) for part in text.split(","))
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of depths; write for example 0,0.5,1") from None
+
+
 def run(args: argparse.Namespace) -> int:
-    """Evaluates; settings and model directories are checked before jax is loaded."""
-    from famjax.cli.gin_config import load
-    from famjax.config import EvalConfig
+    """Evaluates; settings, model directories and data sets are checked before jax is loaded where that can be."""
+    if args.list:
+        print(_list(), end="")
+        return 0
+    if args.compare:
+        return _compare(args)
+    from famjax.evals.catalog import check
     from famjax.runtime.model_dir import read_config
 
-    config, _ = load(EvalConfig, args.gin_files, args.gin_search_paths, args.gin_bindings)
-    named = {
-        "output_dir": args.output,
-        "filler_blocks": args.filler_blocks,
-        "keys": args.keys,
-        "seed": args.seed,
-        "longest": args.longest,
-    }
-    named |= {"task": "text", "sources": tuple(args.texts)} if args.texts else {}
-    given = {name: value for name, value in named.items() if value is not None} | memory_overrides(args)
-    dirs = tuple(args.model) or tuple(path for path in config.model_dirs if path)
-    config = dataclasses.replace(config, model_dirs=dirs, **given)
+    config = _config(args)
     config.validate()
+    check(config.tasks, config)
     for path in config.model_dirs:
         read_config(path)
     if config.output_dir and Path(config.output_dir).is_file():
@@ -72,4 +124,36 @@ def run(args: argparse.Namespace) -> int:
 
     enable()
     evaluate(config)
+    return 0
+
+
+def _config(args: argparse.Namespace) -> "EvalConfig":
+    from famjax.cli.gin_config import load
+    from famjax.config import EvalConfig
+
+    config, _ = load(EvalConfig, args.gin_files, args.gin_search_paths, args.gin_bindings)
+    names = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "examples", "filler", "max_new_tokens")
+    named = {name: getattr(args, name) for name in names} | {"output_dir": args.output}
+    named |= {"task": ",".join(args.task)} if args.task else {"task": "text"} if args.texts else {}
+    named |= {"sources": tuple(args.texts)} if args.texts else {}
+    named |= {"data": tuple(args.data)} if args.data else {}
+    named |= {"again": True} if args.again else {}
+    given = {name: value for name, value in named.items() if value is not None} | memory_overrides(args)
+    dirs = tuple(args.model) or tuple(path for path in config.model_dirs if path)
+    return dataclasses.replace(config, model_dirs=dirs, **given)
+
+
+def _list() -> str:
+    from famjax.evals.catalog import TASKS
+
+    width = max(map(len, TASKS))
+    lines = [f"  {name:<{width}}  {entry.summary}{f'; needs {entry.needs}' if entry.needs else ''}\n"
+             for name, entry in TASKS.items()]  # fmt: skip
+    return f"famjax eval --task NAME, one or several of\n\n{''.join(lines)}"
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from famjax.evals.compare import compare
+
+    compare(args.compare, args.output)
     return 0

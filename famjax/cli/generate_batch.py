@@ -92,31 +92,8 @@ def _answers(
             all_of_row += new.tolist()
 
     def line(prompt: int, row: int) -> dict[str, Any]:
-        text, ids, ended = _text_of(codec, tokens[row], bool(stopped[row]), befores[prompt], args.stop)
+        text, ids, ended = codec.answer(tokens[row], bool(stopped[row]), args.stop, befores[prompt])
         finish = "stop" if ended else "length"
         return {"prompt": prompts[prompt], "text": text, "tokens": ids, "finish": finish}
 
     return [[line(i, i * samples + s) for s in range(samples)] for i in range(len(prompts))]
-
-
-def _text_of(
-    codec: "Codec", tokens: list[int], stopped: bool, before: Any, stops: list[str]
-) -> tuple[str, list[int], bool]:
-    """The text of a row without its stop, the tokens of that text, and whether a stop came."""
-    import numpy as np
-
-    from famjax.infer.text import without_stop
-
-    ids = np.array(tokens, np.int32)
-    if stopped:
-        ids = without_stop(ids, codec.token_stops(stops))
-    if codec.is_bytes:
-        stream = codec.stream((), before)
-        return stream.feed(ids) + stream.finish(), ids.tolist(), stopped
-    stream, text = codec.stream(stops, before), ""
-    for count, token in enumerate(ids, start=1):
-        text += stream.feed([token])
-        if stream.stopped:  # tokens that begin in the stop text are no part of the answer
-            kept = next((n for n in range(count, -1, -1) if text.startswith(codec.vocabulary.decode(ids[:n]))), 0)
-            return text, ids[:kept].tolist(), True
-    return text + stream.finish(), ids.tolist(), stopped

@@ -120,7 +120,7 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
     vocabulary, _ = vocabulary_and_files(config)
     if jax.process_count() > 1:
         raise ConfigError("EVAL_PERIOD evaluates in jobs of one process only; set it to 0 and run famjax eval")
-    return evaluation(config.evaluation, vocabulary)
+    return evaluation(config.evaluation, vocabulary, config.model.memory.block_size)
 
 
 def _check_directories(config: TrainConfig) -> None:

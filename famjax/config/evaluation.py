@@ -1,22 +1,31 @@
-"""What is evaluated."""
+"""What is evaluated: models, tasks, lengths, where data sets are."""
 
 import dataclasses
 from typing import Any
 
-from famjax.config.checks import ConfigError, at_least, one_of
+from famjax.config.checks import ConfigError, at_least, probability
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """One evaluation: of the pass key task, or of texts.
+    """One evaluation: of some models on some tasks.
 
     Attributes:
       model_dirs: the models, evaluated on the same documents.
       output_dir: where `results.json` and the plot go; empty is the first model's directory.
-      task: `passkey`, which needs no data, or `text`: how well each token of some documents is predicted,
-        by its position in the document.
+      task: names of tasks, several with commas between them: `passkey`, which needs no data, `text`: how well
+        each token of some documents is predicted, by its position in the document, and those that
+        `famjax eval --list` shows.
       sources: documents of the task `text`: paths, or `SourceConfig`s.
-      longest: tokens that are read of a document at most; 0 reads all.
+      longest: tokens that are read of a document, or of an example's context, at most; 0 reads all.
+      lengths: of the generated tasks, in tokens of each model; exact.
+      depths: 0..1, where the needle lies; the examples of a length take turns in them.
+      examples: examples of each length, or of a data set the first so many; 0 is the task's own number.
+      data: where data sets are: `PATH` for the only one, or `TASK=PATH` for each.
+      filler: text files (a path or glob) whose sentences hide the needles; empty is the pass key's filler.
+      max_new_tokens: made for an answer at most; 0 is the task's own number.
+      modules: Python modules that register seqio tasks.
+      again: answers everything anew, even where an interrupted evaluation left answers.
       filler_blocks: lengths of the filler, in blocks of each model.
       keys: keys for each alignment of the filler against the block; a length has block_size * keys
         documents, or
@@ -32,6 +41,14 @@ class EvalConfig:
     task: str = "passkey"
     sources: tuple[Any, ...] = ()
     longest: int = 0
+    lengths: tuple[int, ...] = (1024, 4096, 16384)
+    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    examples: int = 0
+    data: tuple[str, ...] = ()
+    filler: str = ""
+    max_new_tokens: int = 0
+    modules: tuple[str, ...] = ()
+    again: bool = False
     filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
     keys: int = 1
     alignments: int = 0
@@ -46,14 +63,32 @@ class EvalConfig:
         """Raises `ConfigError` on the first setting that cannot work."""
         if not self.model_dirs:
             raise ConfigError("no model to evaluate; add --model DIR")
-        one_of("MIXTURE_OR_TASK_NAME", self.task, ("passkey", "text"))
-        if self.task == "text" and not self.sources:
+        if not self.tasks:
+            raise ConfigError("no task to evaluate; add --task NAME (famjax eval --list shows them)")
+        if "text" in self.tasks and not self.sources:
             raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt'")
-        at_least("longest", self.longest, 0)
+        for name in ("longest", "examples", "max_new_tokens", "alignments"):
+            at_least(name, getattr(self, name), 0)
+        if not self.lengths or not self.depths:
+            raise ConfigError("lengths and depths need a value each; for example --lengths 1k,4k --depths 0,0.5,1")
+        for length in self.lengths:
+            at_least("lengths", length, 1)
+        for depth in self.depths:
+            probability("depths", depth)
         if not self.filler_blocks:
             raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
         for blocks in self.filler_blocks:
             at_least("filler_blocks", blocks, 1)
         for name in ("keys", "key_digits", "batch_size"):
             at_least(name, getattr(self, name), 1)
-        at_least("alignments", self.alignments, 0)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of `task`."""
+        return tuple(dict.fromkeys(name.strip() for name in self.task.split(",") if name.strip()))
+
+    def data_of(self, task: str) -> str:
+        """Where a task's data set is; empty where nothing was said."""
+        named = dict(given.partition("=")[::2] for given in self.data if "=" in given)
+        alone = [given for given in self.data if "=" not in given]
+        return named.get(task, alone[0] if alone else "")

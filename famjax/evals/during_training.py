@@ -4,52 +4,70 @@ Each is a function from a model and the steps behind it to numbers. A training c
 and goes on as if it had not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from famjax.config import EvalConfig
-from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import Vocabulary
-from famjax.evals import language, passkey
+from famjax.evals import catalog, language, passkey
+from famjax.evals.engine import ModelEngine
+from famjax.evals.results import summarize
+from famjax.evals.runner import Runner
+from famjax.evals.samples import Sample
+from famjax.evals.tasks.base import Example, Task
+from famjax.infer.codec import Codec
 from famjax.nn.model import Transformer
 
 Evaluate = Callable[[Transformer, int], dict[str, float]]
 
 
-def evaluation(config: EvalConfig, vocabulary: Vocabulary) -> Evaluate:
-    """The evaluation that `config.task` names; `vocabulary` is the training's."""
-    return texts(config, vocabulary) if config.task == "text" else pass_key(config, vocabulary)
-
-
-def pass_key(config: EvalConfig, vocabulary: Vocabulary) -> Evaluate:
-    """Exact match at each length of the filler: `passkey/exact_match_at_4_blocks`. Documents are the same
-    each time, so are the shapes: it compiles once."""
-
-    writer = Writer(vocabulary)
+def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int) -> Evaluate:
+    """The tasks that `config.task` names; `vocabulary` is the training's. Examples are the same each time, so are the
+    shapes: it compiles once."""
+    codec = Codec.of(vocabulary)
+    tasks = [catalog.make(name, config, codec, block_size) for name in config.tasks]
+    edges_of = {task.name: _halves(task) if task.by_position else () for task in tasks}
 
     def evaluate(model: Transformer, step: int) -> dict[str, float]:
-        rows = passkey.evaluate(model, config, writer)
-        return {f"passkey/exact_match_at_{row['filler_blocks']}_blocks": row["exact_match"] for row in rows}
+        numbers: dict[str, float] = {}
+        for task in tasks:
+            edges = edges_of[task.name]
+            runner = Runner(ModelEngine(model, config.batch_size), codec, "", config.longest, edges)
+            samples = list(runner.run(task, most=config.examples if "lengths" not in task.settings else 0))
+            numbers |= {f"{task.name}/{name}": value for name, value in _numbers(task, samples, edges, block_size)}
+        return numbers
 
     return evaluate
 
 
-def texts(config: EvalConfig, vocabulary: Vocabulary) -> Evaluate:
-    """Bits per byte and accuracy over all of some documents (`text/bits_per_byte`), and over the far half of what
-    is read of them, where a memory has to show (`text/bits_per_byte_from_4096`).
+def _numbers(
+    task: Task, samples: Sequence[Sample], edges: Sequence[int], block_size: int
+) -> Iterator[tuple[str, float]]:
+    """What a training logs of a task's answers: metrics over all, and the first of them by length.
 
-    Documents are cut into calls of the same shapes each time, so it compiles once.
+    Of the pass key exact match at each length of the filler, as `exact_match_at_4_blocks`; of texts also bits per
+    byte over the far half of what is read of them, where a memory has to show.
     """
-    documents = language.documents(config, vocabulary)
-    longest = max(len(document.tokens) for document in documents)
-    edges = (0, longest // 2, longest)
-
-    def evaluate(model: Transformer, step: int) -> dict[str, float]:
-        sums = language.score(model, documents, edges, config.batch_size)
+    if task.name == "passkey":
+        for row in passkey.rows(samples, block_size):
+            yield f"exact_match_at_{row['filler_blocks']}_blocks", row["exact_match"]
+        return
+    if task.by_position:
+        sums = language.sums_of(samples, edges)
         bits, sizes = sums.bits.sum(axis=0), sums.sizes.sum(axis=0)
-        return {
-            "text/bits_per_byte": float(bits.sum() / sizes.sum()),
-            f"text/bits_per_byte_from_{edges[1]}": float(bits[1] / sizes[1]),
-            "text/accuracy": float(sums.correct.sum() / sums.tokens.sum()),
-        }
+        yield "bits_per_byte", float(bits.sum() / sizes.sum())
+        yield f"bits_per_byte_from_{edges[1]}", float(bits[1] / sizes[1])
+        yield "accuracy", float(sums.correct.sum() / sums.tokens.sum())
+        return
+    told = summarize(task, samples, [], block_size)
+    for name, metric in told["metrics"].items():
+        yield name, metric["value"]
+    for row in told.get("by_length", []):
+        name = next(iter(row["metrics"]))
+        yield f"{name}_at_{row['length']}", row["metrics"][name]["value"]
 
-    return evaluate
+
+def _halves(task: Task) -> tuple[int, int, int]:
+    """Both halves of the longest document."""
+    readable = (example for example in task.examples() if isinstance(example, Example))
+    longest = max(example.tokens + len(example.scored) for example in readable)
+    return 0, longest // 2, longest

@@ -7,20 +7,22 @@ is the document, and intervals come from drawing documents anew (bootstrap).
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from famjax.config import ConfigError, EvalConfig, SourceConfig
 from famjax.data.examples import Documents
-from famjax.data.sources import open_source
+from famjax.data.sources import Source, open_source
 from famjax.data.vocabulary import Vocabulary
-from famjax.infer.scoring import score_documents, useful_rows
-from famjax.nn.model import Transformer
+from famjax.evals.samples import Sample
+from famjax.evals.statistics import draws, interval
+from famjax.evals.tasks.base import Example, Task
+from famjax.infer.codec import Codec
 
-DRAWS = 2000
+# Where buckets of positions end.
+FARTHEST = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,26 +40,29 @@ class Document:
     size: float
 
 
-def documents(config: EvalConfig, vocabulary: Vocabulary) -> list[Document]:
-    """All documents of the sources that have something to predict, cut to the longest length.
+def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document]:
+    """All documents of the sources that have something to predict, cut to the longest length, as they are needed.
 
     Raises:
       ConfigError: none, or one that cannot be read.
     """
-    found = []
-    for given in config.sources:
-        source = open_source(SourceConfig(given) if isinstance(given, str) else given)
+    found = False
+    for source in _sources(config):
         reader = Documents(source, vocabulary, 1, None, bos=True, eos=True)
         for i in range(len(source)):
             document = source.document(i)
             tokens = reader.tokens(document).tokens
             kept = tokens[: config.longest] if config.longest else tokens
             if len(kept) > 1:
+                found = True
                 size = len((document.inputs + document.targets).encode()) * len(kept) / len(tokens)
-                found.append(Document(document.place, kept, size))
+                yield Document(document.place, kept, size)
     if not found:
         raise ConfigError(f"no document of {', '.join(map(str, config.sources))} has two tokens or more")
-    return found
+
+
+def _sources(config: EvalConfig) -> list[Source]:
+    return [open_source(SourceConfig(given) if isinstance(given, str) else given) for given in config.sources]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Sums:
     sizes: np.ndarray
 
 
-def position_edges(block_size: int, longest: int) -> tuple[int, ...]:
+def position_edges(block_size: int, longest: int = FARTHEST) -> tuple[int, ...]:
     """Buckets [edge, next edge) of positions: the first block, then ever twice as far, up to the longest."""
     edges = [0, block_size]
     while edges[-1] < longest:
@@ -85,32 +90,36 @@ def position_edges(block_size: int, longest: int) -> tuple[int, ...]:
     return (*edges[:-1], max(longest, block_size))
 
 
-def score(
-    model: Transformer, documents: Sequence[Document], edges: Sequence[int], batch_size: int,
-    on_tokens: Callable[[int], None] | None = None,
-) -> Sums:  # fmt: skip
-    """Reads all documents.
+def up_to(edges: Sequence[int], samples: Iterable[Sample]) -> tuple[int, ...]:
+    """The edges that some documents reach, the last one being the length of the longest."""
+    longest = max(sample.tokens + round(sum(sample.sums["tokens"])) for sample in samples)
+    return (*(edge for edge in edges if edge < max(longest, edges[1])), max(longest, edges[1]))
 
-    Args:
-      model: the model.
-      documents: at least two tokens each.
-      edges: see `position_edges`; a token belongs to the bucket of its own position in the document.
-      batch_size: documents read side by side.
-      on_tokens: called with the number of tokens of each piece once it is read.
-    """
-    shape = len(documents), len(edges) - 1
-    sums = Sums(*(np.zeros(shape) for _ in dataclasses.fields(Sums)))
-    texts = [document.tokens for document in documents]
-    rows = useful_rows(texts, batch_size)
-    for i, logprobs, correct in score_documents(model, texts, rows, on_tokens=on_tokens):
-        # Number t - 1 is about token t.
-        bucket = np.searchsorted(edges, np.arange(1, len(texts[i])), side="right") - 1
-        add = lambda values, bucket=bucket: np.bincount(bucket, values, len(edges) - 1)
-        sums.bits[i] = add(-logprobs.astype(np.float64) / math.log(2))
-        sums.correct[i] = add(correct.astype(np.float64))
-        sums.tokens[i] = add(np.ones(len(bucket)))
-        sums.sizes[i] = sums.tokens[i] * documents[i].size / len(texts[i])
-    return sums
+
+def task(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """Documents, every token of which but the first is predicted."""
+    count = sum(map(len, _sources(config)))
+    next(documents(config, codec.vocabulary))  # what cannot be read is told before any work
+
+    def example(number: int, document: Document) -> Example:
+        tokens, size = document.tokens, document.size * (1 - 1 / len(document.tokens))
+        about = {"name": document.name}
+        return Example(f"{number:06d}", tokens[:1], scored=tokens[1:], size=size, about=about)
+
+    examples = lambda: (example(i, document) for i, document in enumerate(documents(config, codec.vocabulary)))
+    sources = [str(source) for source in config.sources]
+    settings = {"sources": sources, "longest": config.longest}
+    return Task(name, "score", examples, count=count, by_position=True, settings=settings)
+
+
+def sums_of(samples: Iterable[Sample], edges: Sequence[int]) -> Sums:
+    """What was scored of each document, by bucket of `edges`."""
+    rows = [sample.sums for sample in samples]
+    found = [np.zeros((len(rows), len(edges) - 1)) for _ in dataclasses.fields(Sums)]
+    for array, field in zip(found, dataclasses.fields(Sums), strict=True):
+        for i, row in enumerate(rows):
+            array[i, : len(row[field.name])] = row[field.name]
+    return Sums(*found)
 
 
 def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> list[dict[str, Any]]:
@@ -142,15 +151,3 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
 def _column(values: np.ndarray, bucket: int) -> np.ndarray:
     """One bucket by document; behind the last one, all buckets together."""
     return values[:, bucket] if bucket < values.shape[1] else values.sum(axis=1)
-
-
-def draws(documents: int, seed: int) -> np.ndarray:
-    """[DRAWS, documents]: how often each document is in each of the drawn collections."""
-    return np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), DRAWS).astype(float)
-
-
-def interval(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of above / below over the draws; draws without a token are left out."""
-    ratios = above[below > 0] / below[below > 0]
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(low), float(high)

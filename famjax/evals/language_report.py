@@ -11,20 +11,22 @@ from famjax.evals.report import colors, plt, print_wide
 LANGUAGE_PNG = "language.png"
 
 
-def print_table(models: list[dict[str, Any]], console: Console | None = None) -> None:
+def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:
     """Bits per byte and accuracy of every model, by position, with 95% intervals; the last line is all of it."""
-    table = Table(title="held-out texts: bits per byte | next-token accuracy, by position (95% interval)")
+    what = "held-out texts" if task == "text" else task
+    table = Table(title=f"{what}: bits per byte | next-token accuracy, by position (95% interval)")
     for column in ("positions", "documents", "tokens"):
         table.add_column(column, justify="right")
     for model in models:
         table.add_column(model["name"], justify="right")
     for model in models[1:]:
         table.add_column(f"{models[0]['name']} - {model['name']}, bits per byte", justify="right")
-    for i, first in enumerate(models[0]["text"]):
+    rows = [model["tasks"][task]["by_position"] for model in models]
+    for i, first in enumerate(rows[0]):
         span = "all" if first["to"] is None else f"{first['from']:,} to {first['to'] - 1:,}"
-        cells = [_cell(model["text"][i]) for model in models]
-        cells += [_gap(model["text"][i]["less_than_first"]) for model in models[1:]]
-        last_bucket = i + 2 == len(models[0]["text"])
+        cells = [_cell(of_model[i]) for of_model in rows]
+        cells += [_gap(of_model[i]["less_than_first"]) for of_model in rows[1:]]
+        last_bucket = i + 2 == len(rows[0])
         table.add_row(span, str(first["documents"]), f"{first['tokens']:,}", *cells, end_section=last_bucket)
     print_wide(table, 40 + 32 * (2 * len(models)), console)
 
@@ -40,13 +42,13 @@ def _gap(gap: dict[str, float]) -> str:
     return f"{gap['mean']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})"
 
 
-def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
+def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> None:
     """Bits per byte and accuracy against the position in the document, on a logarithmic axis."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.3), dpi=150)
     for axes, name, label in zip(panels, ("bits_per_byte", "accuracy"), ("bits per byte", "next-token accuracy"),
                                  strict=True):  # fmt: skip
         for model, color, marker in zip(models, colors(len(models)), "osD^vPX*" * len(models), strict=False):
-            rows = [row for row in model["text"] if row["to"] is not None]
+            rows = [row for row in model["tasks"][task]["by_position"] if row["to"] is not None]
             middle = [(max(row["from"], row["to"] / 4) * row["to"]) ** 0.5 for row in rows]
             axes.plot(middle, [row[name] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
             bounds = ([row[f"{name}_{side}"] for row in rows] for side in ("low", "high"))

@@ -6,18 +6,18 @@ It is averaged over all alignments of the filler against the block, since failur
 straddles a block's edge.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from famjax.config import EvalConfig
 from famjax.data.passkey_text import Document, Writer, random_key
+from famjax.evals.samples import Sample, updates
 from famjax.evals.statistics import wilson_interval
-from famjax.infer.scoring import score_streaming
-from famjax.nn.model import Transformer
-
-Progress = Callable[[int, int], None]
+from famjax.evals.tasks.base import Example, Task
+from famjax.infer.codec import Codec
 
 
 def documents(blocks: int, block_size: int, config: EvalConfig, writer: Writer) -> list[Document]:
@@ -36,80 +36,53 @@ def alignments(block_size: int, config: EvalConfig) -> list[int]:
     return [i * block_size // count for i in range(count)]
 
 
-def tokens_to_read(block_size: int, config: EvalConfig, writer: Writer) -> int:
-    """Tokens of a whole evaluation of one model, nearly; for a progress bar."""
-    overhead = writer.overhead("0" * config.key_digits)
-    per_length = (overhead + n * block_size for n in set(config.filler_blocks))
-    return sum(per_length) * len(alignments(block_size, config)) * config.keys
+def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
+    """All documents of all lengths; the tokens of the answer are predicted."""
+    writer = Writer(codec.vocabulary)
+    where = alignments(block_size, config)
+    lengths = sorted(set(config.filler_blocks))
+
+    def examples() -> Iterator[Example]:
+        for blocks in lengths:
+            for i, doc in enumerate(documents(blocks, block_size, config, writer)):
+                answer = int(doc.answer[0])
+                about = {"filler_blocks": blocks, "alignment": where[i % len(where)], "needle": int(doc.mention[0])}
+                about["answer_tokens"] = len(doc.answer)
+                before, scored = np.split(doc.tokens, [answer])
+                yield Example(f"{blocks}/{i}", before[-1:], before[:-1], scored=scored, about=about)
+
+    settings = {"filler_blocks": lengths, "alignments": where, "keys": config.keys, "key_digits": config.key_digits}
+    settings |= {"seed": config.seed}
+    return Task(name, "score", examples, count=len(lengths) * len(where) * config.keys, settings=settings)
 
 
-def evaluate(
-    model: Transformer, config: EvalConfig, writer: Writer, progress: Progress | None = None
-) -> list[dict[str, Any]]:
-    """One row of results for each length of the filler; see `_summary` for its fields.
-
-    Args:
-      model: the model.
-      config: lengths and numbers of documents.
-      writer: of documents in the model's tokens.
-      progress: called with (filler blocks, tokens read since the last call).
-
-    Raises:
-      ConfigError: documents have tokens that the model lacks.
-    """
-    writer.check(model.config.vocab_size)
-    return [_evaluate_length(model, blocks, config, writer, progress) for blocks in sorted(set(config.filler_blocks))]
+def rows(samples: Sequence[Sample], block_size: int) -> list[dict[str, Any]]:
+    """One row of results for each length of the filler."""
+    order = lambda sample: (sample.about["filler_blocks"], int(sample.id.split("/")[1]))
+    by_length = itertools.groupby(sorted(samples, key=order), lambda sample: sample.about["filler_blocks"])
+    return [_summary(blocks, block_size, list(group)) for blocks, group in by_length]
 
 
-def _evaluate_length(
-    model: Transformer, blocks: int, config: EvalConfig, writer: Writer, progress: Progress | None
-) -> dict[str, Any]:
-    S = model.config.memory.block_size
-    docs = documents(blocks, S, config, writer)
-    where = alignments(S, config)
-    right: list[np.ndarray] = []
-    for batch in _batches(docs, config.batch_size):
-        lengths = np.array([len(doc.tokens) for doc in batch], np.int32)
-        tokens = np.zeros((len(batch), lengths.max()), np.int32)
-        for row, doc in zip(tokens, batch, strict=True):
-            row[: len(doc.tokens)] = doc.tokens
-        on_tokens = (lambda n: progress(blocks, n)) if progress is not None else None
-        _, correct = score_streaming(model, tokens, lengths, on_tokens=on_tokens)
-        # Column t - 1 tells whether token t was the model's first choice.
-        right += [correct[i, doc.answer - 1] for i, doc in enumerate(batch)]
-    return _summary(blocks, S, docs, right, where)
-
-
-def _batches(docs: list[Document], size: int) -> Iterator[list[Document]]:
-    """Batches of one size: a last one that is smaller would be a shape of its own to compile."""
-    size = min(size, len(docs))
-    parts = -(-len(docs) // size)
-    for part in np.array_split(np.arange(len(docs)), parts):
-        yield [docs[i] for i in part]
-
-
-def _summary(
-    blocks: int, block_size: int, docs: list[Document], right: list[np.ndarray], where: list[int] | None = None
-) -> dict[str, Any]:  # fmt: skip
-    """A row of the table.
-
-    right: for each document, bool [tokens of its answer]. where: the alignments, all by default; each key has a
-    document for every one.
-    """
-    where = list(range(block_size)) if where is None else where
-    hits = np.array([one.all() for one in right])
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    # Updates between the key's last mention and the answer: block edges that the key is carried over.
-    updates = [int(doc.answer[0] - 1) // block_size - int(doc.mention[0]) // block_size for doc in docs]
-    filler = blocks * block_size + float(np.mean(where))
+def _summary(blocks: int, block_size: int, samples: list[Sample]) -> dict[str, Any]:
+    """The answers to one length."""
+    hits = [sample.values["exact_match"] == 1 for sample in samples]
+    low, high = wilson_interval(sum(hits), len(hits))
+    where = [sample.about["alignment"] for sample in samples]
     return {
         "filler_blocks": blocks,
-        "filler_tokens": filler,
-        "fam_updates": round(float(np.mean(updates)), 2),
-        "documents": len(docs),
-        "exact_match": float(hits.mean()),
+        "filler_tokens": blocks * block_size + float(np.mean(sorted(set(where)))),
+        # Between the key's last mention and the answer: block edges that the key is carried over.
+        "fam_updates": round(float(np.mean([updates(sample, block_size) for sample in samples])), 2),
+        "documents": len(hits),
+        "exact_match": float(np.mean(hits)),
         "low": low,
         "high": high,
-        "token_accuracy": float(np.concatenate(right).mean()),
-        "misses_by_alignment": [where[i % len(where)] for i in np.flatnonzero(~hits)],
+        "token_accuracy": _token_accuracy(samples),
+        "misses_by_alignment": [at for at, hit in zip(where, hits, strict=True) if not hit],
     }
+
+
+def _token_accuracy(samples: Sequence[Sample]) -> float:
+    """Over all tokens of all answers: keys may have unequal numbers of tokens."""
+    right = sum(sample.values["next_token_accuracy"] * sample.about["answer_tokens"] for sample in samples)
+    return float(right / sum(sample.about["answer_tokens"] for sample in samples))

@@ -1,20 +1,42 @@
-"""An evaluation from model directories to files: load, read, print, write."""
+"""An evaluation from model directories to files: load, ask, print, write."""
 
 import dataclasses
+import json
 import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from famjax.config import ConfigError, EvalConfig, ModelConfig
+import famjax
+from famjax.config import EvalConfig, ModelConfig
 from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import vocabulary_of
-from famjax.evals import language, language_report, passkey, report
+from famjax.evals import catalog, language, language_report, passkey, report, results
+from famjax.evals.engine import ModelEngine
+from famjax.evals.runner import Runner
+from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, key_of, read
+from famjax.evals.tasks.base import Task, Unreadable
+from famjax.infer.codec import Codec
+from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
-from famjax.nn.model import Transformer
-from famjax.runtime.model_dir import split_step
+from famjax.nn.model import Transformer, parameters, with_memory
+from famjax.runtime.model_dir import read_config, split_step
+
+# Settings of a model that change how it is computed, not what.
+_HOW = ("scan_layers", "remat", "attention_budget_mib", "embedding_std")
+
+
+class Subject(NamedTuple):
+    """A model to evaluate, before it is loaded."""
+
+    path: str
+    config: ModelConfig
+    codec: Codec
+    tasks: list[Task]
 
 
 def describe(config: ModelConfig) -> str:
@@ -25,88 +47,173 @@ def describe(config: ModelConfig) -> str:
 
 
 def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
-    """Evaluates every model, prints the table, writes `results.json` and the plot; returns the results.
+    """Evaluates every model on every task, prints tables, writes `results.json`, `samples.jsonl` and plots.
+
+    Answers are written as they come. What an earlier, interrupted evaluation into the same directory has answered
+    with the same model and settings is not asked again.
 
     Args:
       config: the evaluation.
-      trained_filler_tokens: longest filler in training, marked in the plot; 0 where unknown.
+      trained_filler_tokens: longest filler in training, marked in the plot of the pass key; 0 where unknown.
 
     Raises:
-      ConfigError: a setting or a model directory that cannot be used, before anything is evaluated.
+      ConfigError: a setting, a data set or a model directory that cannot be used, before anything is evaluated.
     """
     config.validate()
-    overrides = {name: getattr(config, name) for name in ("block_size", "memory_segments", "fam_length")}
-    loaded = [load(path, **overrides) for path in config.model_dirs]
-    names = [Path(path).resolve().name for path in config.model_dirs]
-    if len(set(names)) < len(names):
-        names = list(config.model_dirs)
-    models: list[dict[str, Any]] = [
-        {
-            "name": name, "model_dir": str(path), "label": f"{name} ({describe(model.config)})",
-            "model": dataclasses.asdict(model.config),
-        }
-        for path, name, model in zip(config.model_dirs, names, loaded, strict=True)
-    ]  # fmt: skip
+    subjects = [_subject(path, config) for path in config.model_dirs]
+    names = _names(config.model_dirs)
     output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
-    if config.task == "text":
-        plot_to = output / language_report.LANGUAGE_PNG
-        _read_texts(config, loaded, models)
-        language_report.print_table(models)
-    else:
-        plot_to = output / report.PLOT_PNG
-        _ask_for_keys(config, loaded, models, trained_filler_tokens)
-        report.print_table(models)
-    results = {"task": config.task, "seed": config.seed, "keys": config.keys, "models": models}
-    output.mkdir(parents=True, exist_ok=True)
-    report.write_results(output / report.RESULTS_JSON, results)
-    (language_report if config.task == "text" else report).plot(plot_to, models)
-    print(f"wrote {output / report.RESULTS_JSON} and {plot_to}")
-    return results
+    models: list[dict[str, Any]] = []
+    answers: list[dict[str, list[Sample]]] = []
+    edges = language.position_edges(subjects[0].config.memory.block_size)
+    with SampleFile(output / SAMPLES_JSONL) as file, _progress_bar() as bar:
+        for name, subject in zip(names, subjects, strict=True):
+            entry, found = _evaluate(name, subject, config, edges, file, bar)
+            models.append(entry)
+            answers.append(found)
+    _side_by_side(models, answers, subjects[0].tasks, edges, config.seed)
+    _as_before(models, answers, subjects, trained_filler_tokens)
+    told = {
+        "task": config.task, "seed": config.seed, "keys": config.keys, "version": famjax.__version__,
+        "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "models": models,
+    }  # fmt: skip
+    report.write_results(output / report.RESULTS_JSON, told)
+    written = [output / report.RESULTS_JSON, *_show(models, config, output)]
+    print(f"wrote {', '.join(map(str, written[:-1]))} and {written[-1]}")
+    return told
 
 
-def _ask_for_keys(config: EvalConfig, loaded: list[Transformer], models: list[dict[str, Any]], trained: int) -> None:
-    """Adds `passkey` to every model's results."""
-    with _progress_bar() as bar:
-        for entry, model in zip(models, loaded, strict=True):
-            writer = Writer(vocabulary_of(split_step(entry["model_dir"])[0]))
-            total = passkey.tokens_to_read(model.config.memory.block_size, config, writer)
-            task = bar.add_task(entry["name"], total=total)
-            on_tokens = lambda blocks, n, task=task, name=entry["name"]: bar.update(
-                task, advance=n, description=f"{name}: {blocks} blocks"
-            )
-            entry |= {"trained_filler_tokens": trained, "passkey": passkey.evaluate(model, config, writer, on_tokens)}
+def _names(model_dirs: Sequence[str]) -> list[str]:
+    names = [Path(path).resolve().name for path in model_dirs]
+    return names if len(set(names)) == len(names) else list(model_dirs)
 
 
-def _read_texts(config: EvalConfig, loaded: list[Transformer], models: list[dict[str, Any]]) -> None:
-    """Adds `text` to every model's results: a row for each bucket of positions, the same for all models.
+def _subject(path: str, config: EvalConfig) -> Subject:
+    """A model's settings and tasks. Its tasks are made here, so that what they lack is told before any work."""
+    overrides = {name: value for name in ("block_size", "memory_segments", "fam_length")
+                 if (value := getattr(config, name)) is not None}  # fmt: skip
+    model = with_memory(read_config(path), **overrides)
+    codec = _codec(path, model, config)
+    tasks = [catalog.make(name, config, codec, model.memory.block_size) for name in config.tasks]
+    return Subject(path, model, codec, tasks)
 
-    Models may have other vocabularies; their positions are then others too, and only the last row, of all
-    that was read, says the same of both.
-    """
-    sums: list[language.Sums] = []
-    edges: tuple[int, ...] = ()
-    with _progress_bar() as bar:
-        for entry, model in zip(models, loaded, strict=True):
-            vocabulary = vocabulary_of(split_step(entry["model_dir"])[0])
-            if vocabulary.size > model.config.vocab_size:
-                raise ConfigError(f"{entry['model_dir']} keeps a vocabulary of {vocabulary.size} tokens, but has "
-                                  f"{model.config.vocab_size} embeddings")  # fmt: skip
-            documents = language.documents(config, vocabulary)
-            longest = max(len(document.tokens) for document in documents)
-            edges = edges or language.position_edges(model.config.memory.block_size, longest)
-            edges = (*edges[:-1], max(edges[-1], longest))
-            task = bar.add_task(entry["name"], total=sum(len(document.tokens) for document in documents))
-            on_tokens = lambda n, task=task: bar.update(task, advance=n)
-            sums.append(language.score(model, documents, edges, config.batch_size, on_tokens))
-    for entry, one in zip(models, sums, strict=True):
-        entry["text"] = language.summary(one, edges, sums[0], config.seed)
+
+def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:
+    """The model's vocabulary. The pass key alone is content with a model that knows no more than ASCII."""
+    if config.tasks != ("passkey",):
+        return Codec(path, model.vocab_size)
+    codec = Codec.of(vocabulary_of(split_step(path)[0]))
+    Writer(codec.vocabulary).check(model.vocab_size)
+    return codec
+
+
+def model_fingerprint(model: Transformer) -> str:
+    """Of weights and all settings that matter to what it says, its memory's too."""
+    settings = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
+    return fingerprint(json.dumps(settings, sort_keys=True, default=str), parameters(model))
+
+
+def _evaluate(
+    name: str, subject: Subject, config: EvalConfig, edges: tuple[int, ...], file: SampleFile, bar: Progress
+) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
+    """One model's entry of the results, and its answers by task."""
+    overrides = {field: getattr(config, field) for field in ("block_size", "memory_segments", "fam_length")}
+    model = load(subject.path, **overrides)
+    identity = model_fingerprint(model)
+    entry: dict[str, Any] = {
+        "name": name, "model_dir": str(subject.path), "label": f"{name} ({describe(model.config)})",
+        "fingerprint": identity, "model": dataclasses.asdict(model.config), "tasks": {},
+    }  # fmt: skip
+    found: dict[str, list[Sample]] = {}
+    for task in subject.tasks:
+        settings = {"longest": config.longest, "new": task.max_new_tokens, "edges": edges[1], **task.settings}
+        key = key_of(identity, task.name, settings)
+        unreadable: list[Unreadable] = []
+        bar_task = bar.add_task(f"{name}: {task.name}", total=_count(task, config) or None)
+        runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges)
+        began = time.perf_counter()
+        advance = lambda n, bar_task=bar_task: bar.update(bar_task, advance=n)
+        samples = ask(runner, task, config, file, unreadable, advance)
+        summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
+        entry["tasks"][task.name] = summary | {"key": key, "seconds": round(time.perf_counter() - began, 3)}
+        found[task.name] = samples
+    return entry, found
+
+
+def _count(task: Task, config: EvalConfig) -> int:
+    """Examples that are asked, as far as it is known."""
+    return min(task.count, _most(task, config) or task.count)
+
+
+def _most(task: Task, config: EvalConfig) -> int:
+    """Of a data set the first so many. Generated tasks make no more than they are asked for."""
+    return 0 if "lengths" in task.settings else config.examples
+
+
+def ask(
+    runner: Runner, task: Task, config: EvalConfig, file: SampleFile, unreadable: list[Unreadable],
+    advance: Callable[[int], Any] = lambda n: None,
+) -> list[Sample]:  # fmt: skip
+    """A model's answers to a task: those that the file has already, and new ones, which are appended to it."""
+    wanted: Iterable[Sample] = [] if config.again else read(file.path, runner.key)
+    samples = {sample.id: sample for sample in wanted}
+    advance(len(samples))
+    for sample in runner.run(task, set(samples), unreadable.append, _most(task, config)):
+        file.add(sample)
+        samples[sample.id] = sample
+        advance(1)
+    file.sync()
+    return sorted(samples.values(), key=lambda sample: sample.id)
+
+
+def _side_by_side(
+    models: list[dict[str, Any]], answers: list[dict[str, list[Sample]]], tasks: Sequence[Task],
+    edges: tuple[int, ...], seed: int,
+) -> None:  # fmt: skip
+    """Adds what compares: `less_than_first` by position, and `against_first`, the metrics' differences."""
+    for task in tasks:
+        same = [found[task.name] for found in answers]
+        if task.by_position:
+            for entry, (rows, metrics) in zip(models, results.by_position(same, edges, seed), strict=True):
+                entry["tasks"][task.name] |= {"by_position": rows, "metrics": metrics}
+        for entry, samples in list(zip(models, same, strict=True))[1:]:
+            entry["tasks"][task.name]["against_first"] = results.paired(samples, same[0], seed)
+
+
+def _as_before(
+    models: list[dict[str, Any]], answers: list[dict[str, list[Sample]]], subjects: Sequence[Subject], trained: int
+) -> None:
+    """Adds `passkey` and `text`, the rows of these two tasks by themselves."""
+    for entry, found, subject in zip(models, answers, subjects, strict=True):
+        if "passkey" in found:
+            rows = passkey.rows(found["passkey"], subject.config.memory.block_size)
+            entry |= {"trained_filler_tokens": trained, "passkey": rows}
+        if "text" in found:
+            entry["text"] = entry["tasks"]["text"]["by_position"]
+
+
+def _show(models: list[dict[str, Any]], config: EvalConfig, output: Path) -> list[Path]:
+    """Prints tables and draws plots; where the plots are."""
+    written = []
+    for name in config.tasks:
+        if name == "passkey":
+            report.print_table(models)
+            written.append(output / report.PLOT_PNG)
+            report.plot(written[-1], models)
+        elif "by_position" in models[0]["tasks"][name]:
+            language_report.print_table(models, name)
+            written.append(output / f"{name if name != 'text' else 'language'}.png")
+            language_report.plot(written[-1], models, name)
+        else:
+            report.print_task(models, name)
+    return written or [output / SAMPLES_JSONL]
 
 
 def _progress_bar() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.completed:.0f} of {task.total} examples"),
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=Console(file=sys.stderr), transient=True)

@@ -1,9 +1,14 @@
-"""Intervals for counted successes."""
+"""Intervals: for counted successes, and for means over documents, by drawing the documents anew (bootstrap)."""
 
 import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 # The normal quantile of a two-sided interval of 95%.
 Z95 = 1.959963984540054
+# Collections that are drawn, and how many numbers they may take at one moment.
+DRAWS, AT_ONCE = 2000, 2**22
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
@@ -19,3 +24,53 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
     half = z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
     low = 0.0 if successes == 0 else middle - half
     return low, 1.0 if successes == trials else middle + half
+
+
+def draws(documents: int, seed: int, count: int = DRAWS) -> np.ndarray:
+    """[count, documents]: how often each document is in each of the drawn collections."""
+    return np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), count).astype(float)
+
+
+def interval(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    """The middle 95% of above / below over the draws; draws without a token are left out."""
+    ratios = above[below > 0] / below[below > 0]
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float], units: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
+    """95% interval of a mean. Values of one unit (questions about one document) stand or fall together.
+
+    Successes and failures of a unit each have Wilson's interval; where all values of several units are the same 0 or
+    1, Wilson's with as many trials as units. Everything else is bootstrapped by unit.
+
+    Returns:
+      None where a single unit says nothing about the spread.
+    """
+    array = np.asarray(values, np.float64)
+    number, inverse = np.unique(np.asarray(units), return_inverse=True)
+    counted = bool(np.isin(array, (0.0, 1.0)).all())
+    if counted and len(number) == len(array):
+        return wilson_interval(int(array.sum()), len(array))
+    if len(number) < 2:
+        return None
+    if counted and len(set(array.tolist())) == 1:
+        return wilson_interval(len(number) if array[0] else 0, len(number))
+    sums, counts = np.bincount(inverse, array), np.bincount(inverse).astype(np.float64)
+    return ratio_interval(sums, counts, seed)
+
+
+def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95% interval of sum(above) / sum(below) over units, by bootstrap; in memory that does not grow with them."""
+    found = [(drawn @ above, drawn @ below) for drawn in _drawn(len(above), seed)]
+    return interval(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def _drawn(units: int, seed: int) -> Iterator[np.ndarray]:
+    at_once = max(1, min(DRAWS, AT_ONCE // units))
+    if at_once == DRAWS:
+        yield draws(units, seed)
+        return
+    for i in range(-(-DRAWS // at_once)):
+        rng = np.random.default_rng([seed, i])
+        yield rng.multinomial(units, np.full(units, 1 / units), at_once).astype(float)

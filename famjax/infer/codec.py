@@ -14,7 +14,7 @@ import numpy as np
 from famjax.config import ConfigError
 from famjax.data.vocabulary import TOKENIZER_CONFIG, ByteVocabulary, TokenizerVocabulary, Vocabulary, vocabulary_of
 from famjax.infer.settings import RECENT
-from famjax.infer.text import TextStream, TokenTextStream
+from famjax.infer.text import TextStream, TokenTextStream, without_stop
 from famjax.runtime.model_dir import split_step
 
 GENERATION_CONFIG = "generation_config.json"
@@ -53,7 +53,7 @@ class Codec:
     def __init__(self, model_dir: str | Path, vocab_size: int):
         root, _ = split_step(model_dir)
         self.vocabulary: Vocabulary = vocabulary_of(root)
-        self.is_bytes = isinstance(self.vocabulary, ByteVocabulary) and self.vocabulary.offset == 0
+        self.is_bytes = _is_bytes(self.vocabulary)
         if self.vocabulary.size > vocab_size:
             what = "no tokenizer for text" if self.is_bytes else f"a tokenizer of {self.vocabulary.size}"
             need = f"it needs at least the {self.vocabulary.size} of the byte vocabulary"
@@ -61,6 +61,16 @@ class Codec:
             raise ConfigError(f"the model has {vocab_size} tokens and {what}; {use}")
         self.bos = self.vocabulary.bos if _begins_texts(root, self.vocabulary) else None
         self.ends = _ends(root, self.vocabulary, vocab_size)
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> "Codec":
+        """Of a vocabulary that is in no model directory (yet): texts begin and end as it says."""
+        codec = cls.__new__(cls)
+        codec.vocabulary, codec.is_bytes = vocabulary, _is_bytes(vocabulary)
+        begins = isinstance(vocabulary, TokenizerVocabulary) and vocabulary.begins_with_bos()
+        codec.bos = vocabulary.bos if begins else None
+        codec.ends = [] if vocabulary.eos is None else [vocabulary.eos]
+        return codec
 
     def encode(self, text: str, fresh: bool = True) -> np.ndarray:
         """int32 ids; a fresh text begins with `bos`, if there is one."""
@@ -130,6 +140,35 @@ class Codec:
         if self.is_bytes:
             return TextStream(stops, before)
         return TokenTextStream(self.vocabulary.decode, stops, texts, before)
+
+    def answer(
+        self, tokens: Sequence[int], stopped: bool, stops: Sequence[str], before: Any = ()
+    ) -> tuple[str, list[int], bool]:
+        """What was made, without its stop: its text, the tokens of that text, and whether a stop came.
+
+        Args:
+          tokens: all that was made.
+          stopped: they end with one of `token_stops`.
+          stops: stop texts, not part of the answer.
+          before: the tokens in front of them.
+        """
+        ids = np.array(tokens, np.int32)
+        if stopped:
+            ids = without_stop(ids, self.token_stops(stops))
+        if self.is_bytes:
+            stream = self.stream((), before)
+            return stream.feed(ids) + stream.finish(), ids.tolist(), stopped
+        stream, text = self.stream(stops, before), ""
+        for count, token in enumerate(ids, start=1):
+            text += stream.feed([token])
+            if stream.stopped:  # tokens that begin in the stop text are no part of the answer
+                kept = next((n for n in range(count, -1, -1) if text.startswith(self.vocabulary.decode(ids[:n]))), 0)
+                return text, ids[:kept].tolist(), True
+        return text + stream.finish(), ids.tolist(), stopped
+
+
+def _is_bytes(vocabulary: Vocabulary) -> bool:
+    return isinstance(vocabulary, ByteVocabulary) and vocabulary.offset == 0
 
 
 def _begins_texts(model_dir: Path, vocabulary: Vocabulary) -> bool:

@@ -12,7 +12,11 @@ from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals import language
 from famjax.evals.during_training import evaluation
+from famjax.evals.engine import ModelEngine
 from famjax.evals.language import Document, Sums
+from famjax.evals.runner import Runner
+from famjax.evals.tasks.base import Example, Task
+from famjax.infer.codec import Codec
 from famjax.runtime.checkpoint import save_model
 from tests import tiny
 
@@ -22,6 +26,19 @@ CONFIG = tiny.config(vocab_size=256, memory_segments=1)
 def random_documents(lengths: list[int], seed: int) -> list[Document]:
     rng = np.random.default_rng(seed)
     return [Document(str(n), rng.integers(0, 256, n).astype(np.int32), 2.0 * n) for n in lengths]
+
+
+def read(model, documents: list[Document], edges, rows: int) -> Sums:
+    """What the runner makes of documents."""
+    examples = [
+        Example(
+            str(i), document.tokens[:1], scored=document.tokens[1:], size=document.size * (1 - 1 / len(document.tokens))
+        )
+        for i, document in enumerate(documents)
+    ]
+    task = Task("text", "score", lambda: examples, by_position=True)
+    runner = Runner(ModelEngine(model, rows), Codec.of(ByteVocabulary()), edges=edges)
+    return language.sums_of(sorted(runner.run(task), key=lambda sample: int(sample.id)), edges)
 
 
 def test_buckets_double_from_the_first_block_on():
@@ -39,7 +56,7 @@ def test_sums_are_those_of_every_token_by_its_position(seed):
     model = tiny.build(CONFIG, params)
     documents = random_documents([2, 9, 4, 21, 5, 8], seed)
     edges = language.position_edges(4, 21)
-    sums = language.score(model, documents, edges, batch_size=4)
+    sums = read(model, documents, edges, rows=4)
     for i, document in enumerate(documents):
         padded = np.zeros((1, 24), np.int32)
         padded[0, : len(document.tokens)] = document.tokens
@@ -54,7 +71,7 @@ def test_sums_are_those_of_every_token_by_its_position(seed):
         np.testing.assert_allclose(sums.bits[i], bits, rtol=1e-4)
         np.testing.assert_array_equal(sums.tokens[i], tokens)
         np.testing.assert_array_equal(sums.correct[i], correct)
-        np.testing.assert_allclose(sums.sizes[i], 2 * tokens)
+        np.testing.assert_allclose(sums.sizes[i], 2 * tokens)  # two bytes a token
 
 
 def made_up(documents: int, extra: float, seed: int) -> Sums:
@@ -96,9 +113,11 @@ def test_documents_are_cut_and_count_the_bytes_that_are_left(tmp_path):
     (tmp_path / "b.txt").write_text("x")
     config = EvalConfig(model_dirs=("m",), task="text", sources=(str(tmp_path / "*.txt"),), longest=6)
     (document,) = language.documents(config, ByteVocabulary())
+    (example,) = language.task("text", config, Codec.of(ByteVocabulary())).examples()
+    assert (len(example.prompt), len(example.scored), example.size) == (1, 5, 5)
     assert bytes(document.tokens.tolist()) == "héllo".encode() and document.size == 6
     with pytest.raises(ConfigError, match="two tokens or more"):
-        language.documents(EvalConfig(sources=(str(tmp_path / "b.txt"),)), ByteVocabulary())
+        list(language.documents(EvalConfig(sources=(str(tmp_path / "b.txt"),)), ByteVocabulary()))
 
 
 def test_the_command_compares_models_on_texts(tmp_path, capsys):
@@ -109,7 +128,8 @@ def test_the_command_compares_models_on_texts(tmp_path, capsys):
         config = tiny.config(vocab_size=256, fam_length=fam)
         save_model(tmp_path / name, config, tiny.parameters(config))
     command = ["eval", "--model", str(tmp_path / "fam"), "--model", str(tmp_path / "bswa"), "--texts"]
-    assert main([*command, str(tmp_path / "*.txt"), "--output", str(tmp_path / "out")]) == 0
+    both = ["--task", "text,copy", "--lengths", "200", "--examples", "2"]
+    assert main([*command, str(tmp_path / "*.txt"), *both, "--output", str(tmp_path / "out")]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     fam, bswa = (model["text"] for model in results["models"])
     assert [row["to"] for row in fam] == [row["to"] for row in bswa] == [4, 8, 16, 23, None]
@@ -118,6 +138,22 @@ def test_the_command_compares_models_on_texts(tmp_path, capsys):
         assert other["less_than_first"]["mean"] == pytest.approx(one["bits_per_byte"] - other["bits_per_byte"])
     assert fam[-1]["bits_per_byte"] != bswa[-1]["bits_per_byte"]
     assert (tmp_path / "out" / "language.png").stat().st_size > 10_000
+    copied = [model["tasks"]["copy"] for model in results["models"]]
+    assert [(one["n"], one["by_length"][0]["length"]) for one in copied] == [(2, 200)] * 2
+    samples = (tmp_path / "out" / "samples.jsonl").read_text()
+    assert samples.count("\n") == 2 * (2 + 2)
+    values = [json.loads(line)["values"] for line in samples.splitlines() if '"task": "copy"' in line]
+    mean = sum(one["next_token_accuracy"] for one in values[:2]) / 2
+    assert copied[0]["metrics"]["next_token_accuracy"]["value"] == pytest.approx(mean)
+    # The same command finds all answers and asks nothing.
+    before = (tmp_path / "out" / "results.json").read_text()
+    assert main([*command, str(tmp_path / "*.txt"), *both, "--output", str(tmp_path / "out")]) == 0
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (tmp_path / "out" / "samples.jsonl").read_text() == samples
+    for model in (*again["models"], *(rebuilt := json.loads(before))["models"]):
+        for task in model["tasks"].values():
+            del task["seconds"]
+    assert again == rebuilt
     assert main([*command, str(tmp_path / "none*.txt")]) == 2
     assert "none*.txt" in capsys.readouterr().err
 
@@ -128,9 +164,8 @@ def test_texts_are_evaluated_while_a_model_trains(tmp_path):
     (tmp_path / "b.txt").write_text("and the cat sat on the mat")
     config = EvalConfig(task="text", sources=(str(tmp_path / "*.txt"),), longest=32, batch_size=2)
     model = tiny.build(CONFIG, tiny.parameters(CONFIG))
-    numbers = evaluation(config, ByteVocabulary())(model, 7)
-    documents = language.documents(config, ByteVocabulary())
-    sums = language.score(model, documents, (0, 16, 32), 2)
+    numbers = evaluation(config, ByteVocabulary(), CONFIG.memory.block_size)(model, 7)
+    sums = read(model, list(language.documents(config, ByteVocabulary())), (0, 16, 32), 2)
     _, far, whole = language.summary(sums, (0, 16, 32), sums)
     assert numbers["text/bits_per_byte"] == pytest.approx(whole["bits_per_byte"])
     assert numbers["text/bits_per_byte_from_16"] == pytest.approx(far["bits_per_byte"])

@@ -10,6 +10,10 @@ from famjax.config import EvalConfig
 from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals import passkey
+from famjax.evals.engine import ModelEngine
+from famjax.evals.runner import Runner
+from famjax.evals.samples import Sample
+from famjax.infer.codec import Codec
 from famjax.runtime.checkpoint import save_model
 from tests import tiny
 from tests.pretrained import tokenizers_of_ours
@@ -27,7 +31,7 @@ def first_choices(config, params, doc) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("fam_length", "tokens"), [(0, "bytes"), (2, "bytes"), (2, "byte-level")])
-def test_exact_match_and_tokens_are_those_of_whole_documents(fam_length, tokens, tmp_path):
+def test_exact_match_and_tokens_are_those_of_whole_documents(fam_length, tokens, tmp_path, monkeypatch):
     """Streaming in batches counts the same hits as scoring each document whole, alone.
 
     An untrained model hits nothing, so the answers are replaced by what the model would say: half of
@@ -48,14 +52,13 @@ def test_exact_match_and_tokens_are_those_of_whole_documents(fam_length, tokens,
     hits = np.array([one.all() for one in expected])
     assert hits[1::2].all()
     assert not hits[::2].any()
-    original, passkey.documents = passkey.documents, lambda *_: docs
-    try:
-        (row,) = passkey.evaluate(model, settings, writer)
-    finally:
-        passkey.documents = original
+    monkeypatch.setattr(passkey, "documents", lambda *_: docs)
+    codec = Codec.of(writer.vocabulary)
+    task = passkey.task("passkey", settings, codec, 16)
+    (row,) = passkey.rows(list(Runner(ModelEngine(model, 6), codec).run(task)), 16)
     assert row["documents"] == 16
     assert row["exact_match"] == hits.mean()
-    assert row["token_accuracy"] == np.concatenate(expected).mean()
+    assert row["token_accuracy"] == pytest.approx(np.concatenate(expected).mean())
     assert row["misses_by_alignment"] == list(range(0, 16, 2))
 
 
@@ -73,7 +76,10 @@ def test_updates_are_the_block_edges_between_key_and_question():
     """A key told in block 1 and asked for in block 4 is carried over three edges."""
     doc = BYTES.document("12345", 100)
     edges = sum(1 for t in range(doc.mention[0], doc.answer[0] - 1) if (t + 1) % 64 == 0)
-    row = passkey._summary(1, 64, [doc], [np.ones(5, bool)])
+    about = {"filler_blocks": 1, "alignment": 36, "needle": int(doc.mention[0]), "answer_tokens": 5}
+    values = {"exact_match": 1.0, "next_token_accuracy": 1.0}
+    sample = Sample("passkey", "1/0", "1/0", "", int(doc.answer[0]), 0, "", "", [], "", values, about)
+    (row,) = passkey.rows([sample], 64)
     assert row["fam_updates"] == edges
     assert (row["low"], row["high"], row["exact_match"]) == (pytest.approx(0.2065, abs=1e-4), 1.0, 1.0)
 

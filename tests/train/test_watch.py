@@ -41,7 +41,7 @@ def watched(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
     """The same six steps, looked at in every way: the folder, where it was evaluated, and how many programs
     the evaluation had become by then."""
     folder, steps, programs = tmp_path_factory.mktemp("watch") / "watched", [], []
-    score = evaluation(EVALUATION, ByteVocabulary())
+    score = evaluation(EVALUATION, ByteVocabulary(), MODEL.memory.block_size)
 
     def evaluate(model, step):
         values = score(model, step)

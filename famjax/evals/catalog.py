@@ -1,0 +1,64 @@
+"""All tasks by name. Nothing is registered by imports: this table is all there is, and seqio's tasks by theirs."""
+
+import importlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from famjax.config import EvalConfig
+from famjax.config.checks import one_of
+from famjax.evals.tasks.base import Task
+from famjax.infer.codec import Codec
+
+
+class Entry(NamedTuple):
+    """A task.
+
+    Attributes:
+      module, function: what makes it, a function of (name, config, codec).
+      summary: for the list.
+      needs: what `--data` must name; empty where nothing is needed.
+    """
+
+    module: str
+    function: str
+    summary: str
+    needs: str = ""
+
+
+TASKS = {
+    "passkey": Entry("passkey", "task", "the paper's pass key at the start, at every alignment of filler and block"),
+    "text": Entry("language", "task", "bits per byte and next-token accuracy of texts by position", "texts"),
+    "passkey_depth": Entry("tasks.needles", "pass_key", "the pass key (paper) at any depth, exact match of its digits"),
+    "niah_single": Entry("tasks.needles", "needles", "a needle in a haystack (RULER)"),
+    "niah_multikey": Entry("tasks.needles", "needles", "one needle asked for among four (RULER)"),
+    "niah_multivalue": Entry("tasks.needles", "needles", "four values of one key, all asked for (RULER)"),
+    "niah_multiquery": Entry("tasks.needles", "needles", "four keys, all asked for (RULER)"),
+    "variable_tracking": Entry("tasks.tracking", "variable_tracking", "a chain of five variables (RULER)"),
+    "common_words": Entry("tasks.tracking", "common_words", "the ten most common words of a list (RULER)"),
+    "frequent_words": Entry("tasks.tracking", "frequent_words", "the three most frequent words of a text (RULER)"),
+    "babi": Entry("tasks.babi", "babi", "bAbI's facts hidden in a text (BABILong)", "files of bAbI"),
+    "recall": Entry("tasks.recall", "associative_recall", "pairs of word and number, one word asked for"),
+    "copy": Entry("tasks.recall", "copy", "sixteen words, filler, and the words again"),
+}
+
+
+def check(names: Iterable[str], config: EvalConfig) -> None:
+    """Raises `ConfigError` on a name that is no task's. Names with `seqio:` in front, and all where modules are
+    named, are seqio's to judge."""
+    for name in names:
+        if name not in TASKS and not config.modules:
+            one_of("MIXTURE_OR_TASK_NAME", name, tuple(TASKS))
+
+
+def make(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
+    """The task of a name, for a model of this vocabulary and block size.
+
+    Raises:
+      ConfigError: its settings or data cannot be used.
+    """
+    check([name], config)
+    entry = TASKS[name]
+    module = importlib.import_module(f"famjax.evals.{entry.module}")
+    more = {"block_size": block_size} if name == "passkey" else {}
+    task: Task = getattr(module, entry.function)(name, config, codec, **more)
+    return task

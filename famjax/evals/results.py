@@ -1,0 +1,144 @@
+"""Answers to numbers: metrics with 95% intervals, by length, by updates of FAM, by depth, by position; models in pairs.
+
+The unit of chance is the document: questions about one book are drawn together. Models are compared on the
+examples that both answered.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from famjax.evals import language
+from famjax.evals.language import Sums
+from famjax.evals.samples import Sample, updates
+from famjax.evals.statistics import mean_interval, ratio_interval
+from famjax.evals.tasks.base import Task, Unreadable
+
+# So many unreadable examples are told with place and reason.
+REASONS_TOLD = 20
+
+
+def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unreadable], block_size: int,
+              seed: int = 0) -> dict[str, Any]:  # fmt: skip
+    """What a model's answers to a task amount to.
+
+    Args:
+      task: the task.
+      samples: its answers, one or more.
+      unreadable: examples that could not be read.
+      block_size: of the model, for the number of FAM's updates.
+      seed: of the bootstrap.
+    """
+    told: dict[str, Any] = {
+        "kind": task.kind,
+        "n": len(samples),
+        "documents": len({sample.group for sample in samples}),
+        "tokens": sum(sample.tokens for sample in samples),
+        "truncated": {
+            "examples": sum(sample.truncated > 0 for sample in samples),
+            "tokens": sum(sample.truncated for sample in samples),
+        },
+        "unreadable": {"examples": len(unreadable), "first": [one._asdict() for one in unreadable[:REASONS_TOLD]]},
+        "settings": dict(task.settings),
+    }
+    if task.kind == "generate":
+        told |= {
+            "unfinished": sum(sample.finish == "length" for sample in samples),
+            "empty": sum(not str(sample.answer).strip() for sample in samples),
+            "max_new_tokens": task.max_new_tokens,
+        }
+    told["metrics"] = metrics_of(samples, seed)
+    for metric in task.corpus_metrics:
+        values = metric([sample.targets for sample in samples], [sample.answer for sample in samples])
+        whole = {name: {"value": float(value), "low": None, "high": None, "n": len(samples)}
+                 for name, value in values.items()}  # fmt: skip
+        told["metrics"] |= whole
+    by = lambda key: _by(samples, key, block_size, seed)
+    if any("length" in sample.about for sample in samples):
+        told["by_length"] = by(lambda sample: {"length": sample.about["length"]})
+        told["by_updates"] = by(lambda sample: {"updates_from": _power(updates(sample, block_size))})
+        if any("depth" in sample.about for sample in samples):
+            told["by_depth"] = by(lambda sample: {name: sample.about[name] for name in ("length", "depth")})
+    return told
+
+
+def metrics_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Mean, interval and n of every metric."""
+    found = {}
+    units = [sample.group for sample in samples]
+    for name in samples[0].values if samples else ():
+        values = [sample.values[name] for sample in samples]
+        low, high = mean_interval(values, units, seed) or (None, None)
+        found[name] = {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
+    return found
+
+
+def paired(one: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Of each metric, how much more `one` has than `other` on the examples that both answered, and how sure that is."""
+    theirs = {sample.id: sample for sample in other}
+    both = [(sample, theirs[sample.id]) for sample in one if sample.id in theirs]
+    found: dict[str, dict[str, Any]] = {}
+    if not both:
+        return found
+    units, inverse = np.unique([sample.group for sample, _ in both], return_inverse=True)
+    counts = np.bincount(inverse).astype(np.float64)
+    for name in both[0][0].values:
+        if name not in both[0][1].values:
+            continue
+        gaps = np.array([sample.values[name] - match.values[name] for sample, match in both])
+        sure = len(units) > 1
+        low, high = ratio_interval(np.bincount(inverse, gaps), counts, seed) if sure else (None, None)
+        found[name] = {"mean": float(gaps.mean()), "low": low, "high": high, "n": len(both)}
+    return found
+
+
+def _by(
+    samples: Sequence[Sample], key: Callable[[Sample], dict[str, Any]], block_size: int, seed: int
+) -> list[dict[str, Any]]:
+    """A row for each value of a key, in rising order."""
+    rows = []
+    order = lambda sample: tuple(key(sample).values())
+    for _, group in itertools.groupby(sorted(samples, key=order), order):
+        same = list(group)
+        numbers = [updates(sample, block_size) for sample in same]
+        extra = {"n": len(same), "truncated": sum(sample.truncated > 0 for sample in same)}
+        extra |= {"fam_updates": float(np.mean(numbers)), "metrics": metrics_of(same, seed)}
+        rows.append(key(same[0]) | extra)
+    return rows
+
+
+def _power(number: int) -> int:
+    """The largest power of two that is not above a number; 0 of 0."""
+    return 1 << (number.bit_length() - 1) if number else 0
+
+
+def by_position(
+    models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: int = 0
+) -> list[tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]]:
+    """For each model the rows of `language.summary`, against the first model, and metrics over all tokens.
+
+    Args:
+      models: answers of each model to the same documents.
+      edges: buckets of positions.
+      seed: of the bootstrap.
+    """
+    both = set.intersection(*({sample.id for sample in samples} for samples in models))
+    same = [sorted((sample for sample in samples if sample.id in both), key=lambda sample: sample.id)
+            for samples in models]  # fmt: skip
+    edges = language.up_to(edges, itertools.chain(*same))
+    sums = [language.sums_of(samples, edges) for samples in same]
+    return [(language.summary(one, edges, sums[0], seed), _of_all_tokens(one, seed)) for one in sums]
+
+
+def _of_all_tokens(sums: Sums, seed: int) -> dict[str, dict[str, Any]]:
+    """Of predictions, every token counts as much: a long document more than a short one."""
+    found = {}
+    for name, above, below in (("next_token_accuracy", sums.correct, sums.tokens),
+                               ("bits_per_byte", sums.bits, sums.sizes)):  # fmt: skip
+        over, under = above.sum(axis=1), below.sum(axis=1)
+        if under.sum():
+            low, high = ratio_interval(over, under, seed) if len(over) > 1 else (None, None)
+            found[name] = {"value": float(over.sum() / under.sum()), "low": low, "high": high, "n": len(over)}
+    return found

@@ -1,0 +1,239 @@
+"""A task's questions to a model, in constant memory, whatever the length of documents and of the data set.
+
+Examples come as they are needed, some at a time. What neighbours share is read once; documents of unequal
+lengths take turns in the rows; then questions are answered, so many side by side.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from famjax.config import ConfigError
+from famjax.evals.engine import Ask, Engine
+from famjax.evals.metrics import choice_values, scored_values
+from famjax.evals.samples import Sample
+from famjax.evals.tasks.base import Example, Task, Unreadable
+from famjax.infer.codec import Codec
+
+# Examples that are known at one moment: so many times the rows, or so many tokens.
+LOOKAHEAD, LOOKAHEAD_TOKENS = 8, 2**23
+# Characters of a prompt that a sample keeps.
+PROMPT_SHOWN = 400
+Bad = Callable[[Unreadable], None]
+
+
+class Asked(NamedTuple):
+    """An example as it is asked.
+
+    Attributes:
+      example: maybe with a shorter context.
+      truncated: tokens that were left out.
+    """
+
+    example: Example
+    truncated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """Asks one model.
+
+    Attributes:
+      engine: the model.
+      codec: its vocabulary.
+      key: of the samples.
+      longest: tokens of an example before its answer, at most; 0 sets no limit.
+      edges: buckets [edge, next edge) of positions, for tasks that tell results by position.
+      on_tokens: called with numbers of tokens as they are read or made.
+    """
+
+    engine: Engine
+    codec: Codec
+    key: str = ""
+    longest: int = 0
+    edges: tuple[int, ...] = ()
+    on_tokens: Callable[[int], None] = lambda n: None
+
+    def run(self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None,
+            most: int = 0) -> Iterator[Sample]:  # fmt: skip
+        """The answers to all examples of a task, as they come.
+
+        Args:
+          task: the task.
+          done: ids of examples that are left out, for they were answered before.
+          on_bad: called with what could not be read.
+          most: so many examples at most; 0 takes all.
+
+        Raises:
+          ConfigError: there are no examples, or none that could be read (the first reason is told).
+        """
+        bad: list[Unreadable] = []
+        read = 0
+
+        def readable() -> Iterator[Example]:
+            nonlocal read
+            for example in itertools.islice(task.examples(), most or None):
+                if isinstance(example, Unreadable):
+                    bad.append(example)
+                    if on_bad is not None:
+                        on_bad(example)
+                    continue
+                read += 1
+                if example.id not in done:
+                    yield example
+
+        for chunk in _chunks(readable(), LOOKAHEAD * self.engine.rows):
+            yield from self._ask(task, chunk)
+        if not read:
+            reason = f"{bad[0].place}: {bad[0].reason}" if bad else "it is empty"
+            raise ConfigError(f"no example of {task.name} could be read; {reason}")
+
+    def _ask(self, task: Task, examples: list[Example]) -> Iterator[Sample]:
+        """Answers to some examples: those without a context at once, the others behind theirs."""
+        groups = _groups(examples)
+        asked = [self._fit(group, task) for group in groups]
+        waiting = [(None, one) for group in asked if not len(group[0].example.context) for one in group]
+        with_context = [group for group in asked if len(group[0].example.context)]
+        contexts = [group[0].example.context for group in with_context]
+        most = self.engine.rows if task.kind != "choose" else max(1, self.engine.rows // 2)
+        states = self.engine.read(contexts, self.on_tokens) if contexts else iter(())
+        for i, state in states:
+            waiting += [(state, one) for one in with_context[i]]
+            while len(waiting) >= most:
+                batch, waiting = waiting[:most], waiting[most:]
+                yield from self._answer(task, batch)
+        while waiting:
+            batch, waiting = waiting[:most], waiting[most:]
+            yield from self._answer(task, batch)
+
+    def _fit(self, group: list[Example], task: Task) -> list[Asked]:
+        """A group whose context is cut at its end where it would be too long; the questions stay whole.
+
+        A document that is itself predicted is cut at its own end.
+        """
+        if not self.longest:
+            return [Asked(example, 0) for example in group]
+        new = task.max_new_tokens if task.kind == "generate" else 0
+        behind = max(len(example.prompt) + _longest_answer(example, new) for example in group)
+        room = max(0, self.longest - behind)
+        return [_cut(example, room, self.longest) for example in group]
+
+    def _answer(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
+        answer = {"generate": self._generate, "choose": self._choose, "score": self._score}[task.kind]
+        yield from answer(task, batch)
+
+    def _generate(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
+        asks = [Ask(state, asked.example.prompt) for state, asked in batch]
+        stops = self.codec.token_stops(task.stops)
+        says_stop = lambda i, tokens: any(stop in self.codec.vocabulary.decode(tokens) for stop in task.stops)
+        finished = None if self.codec.is_bytes or not task.stops else says_stop
+        for i, tokens, stopped in self.engine.generate(asks, task.max_new_tokens, stops, self.on_tokens, finished):
+            example = batch[i][1].example
+            before = np.concatenate([example.context[-8:], example.prompt])[-8:]
+            text, _, ended = self.codec.answer(tokens.tolist(), stopped, task.stops, before)
+            values = {name: float(metric(text, example.targets)) for name, metric in task.metrics.items()}
+            yield self._sample(task, batch[i][1], text, "stop" if ended else "length", values)
+
+    def _choose(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
+        places = [(i, c) for i, (_, asked) in enumerate(batch) for c in range(len(asked.example.choices))]
+        tokens = [np.concatenate([batch[i][1].example.prompt, batch[i][1].example.choices[c]]) for i, c in places]
+        asks = [Ask(batch[i][0], text) for (i, _), text in zip(places, tokens, strict=True)]
+        sums = [[0.0] * len(asked.example.choices) for _, asked in batch]
+        for which, logprobs, _ in self.engine.score(asks, self.on_tokens):
+            i, c = places[which]
+            count = len(batch[i][1].example.choices[c])
+            sums[i][c] = float(np.sum(logprobs[len(logprobs) - count :], dtype=np.float64))
+        for (_, asked), totals in zip(batch, sums, strict=True):
+            values = choice_values(totals, asked.example.choice_sizes, asked.example.answer)
+            yield self._sample(task, asked, int(np.argmax(totals)), "", values)
+
+    def _score(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
+        asks = [Ask(state, np.concatenate([asked.example.prompt, asked.example.scored])) for state, asked in batch]
+        for i, logprobs, correct in self.engine.score(asks, self.on_tokens):
+            asked = batch[i][1]
+            example, count = asked.example, min(len(asked.example.scored), len(logprobs))
+            logprobs, correct = logprobs[len(logprobs) - count :], correct[len(correct) - count :]
+            values = scored_values(logprobs, correct, example.size)
+            sums = self._by_position(example, logprobs, correct) if task.by_position else {}
+            yield self._sample(task, asked, "", "", values, sums)
+
+    def _by_position(self, example: Example, logprobs: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
+        """Sums by bucket of each token's position in its document."""
+        end = example.tokens + len(example.scored)
+        positions = np.arange(end - len(logprobs), end)
+        bucket = np.searchsorted(self.edges, positions, side="right") - 1
+        add = lambda values: np.bincount(bucket, values).tolist()
+        ones = np.ones(len(positions))
+        return {
+            "bits": add(-logprobs.astype(np.float64) / math.log(2)),
+            "correct": add(correct.astype(np.float64)),
+            "tokens": add(ones),
+            "sizes": add(ones * (example.size / max(len(example.scored), 1))),
+        }
+
+    def _sample(
+        self, task: Task, asked: Asked, answer: Any, finish: str, values: dict[str, float],
+        sums: dict[str, list[float]] | None = None,
+    ) -> Sample:  # fmt: skip
+        example = asked.example
+        last = np.concatenate([example.context[-PROMPT_SHOWN:], example.prompt])[-PROMPT_SHOWN:]
+        shown = self.codec.vocabulary.decode(last)[-PROMPT_SHOWN:]
+        if any(not math.isfinite(value) for value in values.values()):
+            raise ConfigError("the model's scores are no numbers; are its weights sound?")
+        return Sample(
+            task.name, example.id, example.unit, self.key, example.tokens, asked.truncated, shown, answer,
+            list(example.targets), finish, values, dict(example.about), sums or {},
+        )  # fmt: skip
+
+
+def _chunks(examples: Iterable[Example], most: int) -> Iterator[list[Example]]:
+    """Some examples at a time; those of a group are not parted."""
+    chunk: list[Example] = []
+    tokens = 0
+    for example in examples:
+        same = bool(chunk) and example.group != "" and chunk[-1].group == example.group
+        if chunk and not same and (len(chunk) >= most or tokens > LOOKAHEAD_TOKENS):
+            yield chunk
+            chunk, tokens = [], 0
+        tokens += len(example.prompt) + len(example.scored) + (0 if same else len(example.context))
+        chunk.append(example)
+    if chunk:
+        yield chunk
+
+
+def _groups(examples: list[Example]) -> list[list[Example]]:
+    """Neighbours of one group that have the same context."""
+    groups: list[list[Example]] = []
+    for example in examples:
+        before = groups[-1][0] if groups else None
+        same = before is not None and example.group and before.group == example.group
+        if same and (before.context is example.context or np.array_equal(before.context, example.context)):
+            groups[-1].append(example)
+        else:
+            groups.append([example])
+    return groups
+
+
+def _longest_answer(example: Example, new: int) -> int:
+    return max([new, *map(len, example.choices)])
+
+
+def _cut(example: Example, room: int, longest: int) -> Asked:
+    """Cuts the context to `room` tokens, and what is predicted, or else the prompt's front, to `longest` of all."""
+    changes: dict[str, np.ndarray | float] = {}
+    if len(example.context) > room:
+        changes["context"] = example.context[:room]
+    before = min(len(example.context), room) + len(example.prompt)
+    most = max(0, longest - before)
+    if len(example.scored) > most > 0:
+        changes["scored"] = example.scored[:most]
+        changes["size"] = example.size * most / len(example.scored)
+    if len(example.prompt) > longest:
+        changes["prompt"] = example.prompt[len(example.prompt) - longest :]
+    names = ("context", "scored", "prompt")
+    left_out = sum(len(getattr(example, name)) - len(changes[name]) for name in names if name in changes)
+    return Asked(dataclasses.replace(example, **changes) if changes else example, left_out)

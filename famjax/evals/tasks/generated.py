@@ -1,0 +1,74 @@
+"""What all generated tasks share: so many examples of each length, a function of (seed, length, number) alone."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from famjax.config import EvalConfig
+from famjax.evals.tasks.base import Example, Task, TextMetric
+
+# Examples of each length, where nothing else is asked for.
+EXAMPLES = 50
+CONSONANTS, VOWELS = "bdfghjklmnprstvz", "aeiou"
+
+# (rng, length, depth) to a question with so many tokens; its id is set here.
+MakeOne = Callable[[np.random.Generator, int, float], Example]
+
+
+def task(
+    name: str, kind: str, config: EvalConfig, make: MakeOne, max_new_tokens: int = 32,
+    metrics: dict[str, TextMetric] | None = None, **settings: Any,
+) -> Task:  # fmt: skip
+    """A task of `config.lengths`: example i of a length has depth number i, around the grid.
+
+    Raises:
+      ConfigError: the shortest length has no room.
+    """
+    count, depths = config.examples or EXAMPLES, config.depths
+    number = zlib.crc32(name.encode())
+
+    def one(length: int, i: int) -> Example:
+        rng = np.random.default_rng([config.seed, number, length, i])
+        example = make(rng, length, depths[i % len(depths)])
+        assert example.tokens == length, (name, example.tokens, length)
+        return dataclasses.replace(example, id=f"{length}/{i}", about={"length": length, **example.about})
+
+    def examples() -> Iterable[Example]:
+        return (one(length, i) for length in config.lengths for i in range(count))
+
+    one(min(config.lengths), 0)
+    settings |= {"lengths": list(config.lengths), "depths": list(depths), "seed": config.seed}
+    return Task(
+        name, kind, examples, metrics or {}, count * len(config.lengths),
+        config.max_new_tokens or max_new_tokens, settings=settings,
+    )  # fmt: skip
+
+
+def word(rng: np.random.Generator, syllables: int = 3) -> str:
+    """A word that is none, such as "tomuka"."""
+    letters = (CONSONANTS, VOWELS) * syllables
+    return "".join(kind[int(rng.integers(len(kind)))] for kind in letters)
+
+
+def words(rng: np.random.Generator, count: int, syllables: int = 3) -> list[str]:
+    """So many different words, none of which is inside another, for they are all of one length."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[word(rng, syllables)] = None
+    return list(found)
+
+
+def number(rng: np.random.Generator, digits: int = 7) -> str:
+    """A number of so many digits; the first is not 0."""
+    return str(int(rng.integers(10 ** (digits - 1), 10**digits)))
+
+
+def numbers(rng: np.random.Generator, count: int, digits: int = 7) -> list[str]:
+    """So many different numbers."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[number(rng, digits)] = None
+    return list(found)

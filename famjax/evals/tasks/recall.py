@@ -1,0 +1,73 @@
+"""For quick diagnosis: associative recall (Arora et al. 2023) and copying, predicted token by token."""
+
+import numpy as np
+
+from famjax.config import EvalConfig
+from famjax.evals.tasks import generated
+from famjax.evals.tasks.base import Example, Task
+from famjax.evals.tasks.pieces import Filler, Pieces, haystack, too_short
+from famjax.infer.codec import Codec
+
+# Words that are copied, at most.
+COPIED = 16
+
+
+def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """Pairs of a word and a number that fill the length; one word is asked for, the pair at the depth of the grid.
+
+    Unlike needles it asks how much a memory holds: there is nothing but pairs.
+    """
+    pieces = Pieces(codec)
+    head, colon = pieces.first("Pairs:"), ":"
+
+    def make(rng: np.random.Generator, length: int, depth: float) -> Example:
+        pair = lambda word: f"{word}: {generated.number(rng, 4)}."
+        told, sizes, total = [], [], len(head)
+        seen: set[str] = set()
+        tail_room = len(pieces.raw("\nWhich number has mimimi? mimimi:")) + 8
+        while True:
+            word = generated.word(rng)
+            if word in seen:
+                continue
+            text = pair(word)
+            tokens = pieces.next(text)
+            if total + len(tokens) + tail_room > length:
+                break
+            seen.add(word)
+            told.append((text, tokens))
+            sizes.append(len(tokens))
+            total += len(tokens)
+        if not told:
+            raise too_short(name, length, len(head) + tail_room + 16)
+        asked = round(depth * (len(told) - 1))
+        word, value = told[asked][0].rstrip(".").split(colon)
+        tail = pieces.raw(f"\nWhich number has {word}? {word}:")
+        rest = length - total - len(tail)  # what no pair has room for
+        front = np.concatenate([pieces.raw("\n")] * max(rest, 0))[:rest] if rest else tail[:0]
+        context = np.concatenate([head, front, *(tokens for _, tokens in told)]).astype(np.int32)
+        needle = len(head) + rest + sum(sizes[: asked + 1]) - 1
+        about = {"depth": depth, "pairs": len(told), "needle": needle}
+        return Example("", tail, context, targets=(value.strip(),), scored=pieces.next(value.strip()), about=about)
+
+    return generated.task(name, "score", config, make)
+
+
+def copy(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """Some words, filler, and the words again: how many of their tokens are predicted the second time?"""
+    pieces, filler = Pieces(codec), Filler(config.filler)
+    head, tail = pieces.first("Remember these words:"), pieces.raw("\nThe words were:")
+
+    def make(rng: np.random.Generator, length: int, depth: float) -> Example:
+        room = length - len(head) - len(tail)
+        chosen = generated.words(rng, COPIED, syllables=2)
+        while chosen and sum(len(pieces.next(word)) for word in chosen) > room:
+            chosen.pop()
+        if not chosen:
+            raise too_short(name, length, length - room + 8)
+        told = np.concatenate([pieces.next(word) for word in chosen])
+        hay = haystack(pieces, filler.from_somewhere(rng), [told], [0.0], room)
+        context = np.concatenate([head, hay.tokens])
+        about = {"needle": len(head) + hay.ends[0]}
+        return Example("", tail, context, targets=(" ".join(chosen),), scored=told, about=about)
+
+    return generated.task(name, "score", config, make, filler=config.filler)

@@ -1,0 +1,104 @@
+"""Every metric against the reference implementation, or values worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from rouge_score import rouge_scorer
+
+from famjax.evals import metrics, statistics
+
+# (prediction, target, exact match, F1), worked out by the rules of SQuAD's evaluate-v2.0.py.
+SQUAD = [
+    ("The cat sat.", "the cat  sat", 1, 1),
+    ("a cat", "The dog", 0, 0),
+    ("", "nothing", 0, 0),
+    ("The", "the", 1, 1),  # both are empty in normal form
+    ("to be, or not to be", "to be or not", 0, 2 * (4 / 6) * 1 / (4 / 6 + 1)),  # words count as often as they come
+    ("in 1984, Orwell's", "Orwells 1984", 0, 2 * (2 / 3) * 1 / (2 / 3 + 1)),
+    ("running quickly home", "he runs home quick", 0, 2 / (3 + 4)),
+]
+PAIRS = [(prediction, target) for prediction, target, *_ in SQUAD]
+
+
+@pytest.mark.parametrize(("prediction", "target", "exact", "f1"), SQUAD)
+def test_squad_metrics_by_hand(prediction, target, exact, f1):
+    """Exact match and F1 of words; the best of several targets."""
+    assert metrics.squad_exact_match(prediction, [target]) == exact
+    assert metrics.squad_f1(prediction, [target]) == pytest.approx(f1)
+    assert metrics.squad_f1(prediction, ["zebra", target]) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(("prediction", "target"), PAIRS)
+def test_rouge_l_is_the_librarys(prediction, target):
+    """F-measure of rouge-score with its stemmer; the best of several targets."""
+    expected = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(target, prediction)["rougeL"].fmeasure
+    assert metrics.rouge_l(prediction, [target]) == expected
+    assert metrics.rouge_l(prediction, ["qqq", target]) == expected
+
+
+def test_rouge_l_keeps_words_of_other_scripts():
+    """Longest common subsequence by hand: 3 of 4 and 3 words, F = 6/7; the library alone finds no word at all."""
+    assert metrics.rouge_l("мама мыла старую раму", ["мама мыла раму"]) == pytest.approx(6 / 7)
+    assert rouge_scorer.RougeScorer(["rougeL"]).score("мама мыла раму", "мама мыла")["rougeL"].fmeasure == 0
+
+
+def test_string_match_is_rulers():
+    """RULER's string_match_all: the share of references found, whatever the case; part: the best one."""
+    said = "The numbers are 123 and ABC."
+    assert metrics.string_match_all(said, ["123", "abc", "999"]) == pytest.approx(2 / 3)
+    assert (metrics.string_match_any(said, ["999", "abc"]), metrics.string_match_any(said, ["999"])) == (1, 0)
+    assert (metrics.exact_match(" 123\n", ["9", "123"]), metrics.exact_match("123.", ["123"])) == (1, 0)
+
+
+def test_word_match_is_babilongs():
+    """The target as a word of the first sentence, and no other answer."""
+    metric = metrics.word_match_alone(["bathroom", "hallway", "milk", "apple", "milk,apple"])
+    assert metric("It is in the Bathroom. The hallway is empty", ["bathroom"]) == 1
+    assert metric("bathroom hallway", ["bathroom"]) == 0
+    assert metric("bathrooms", ["bathroom"]) == 0
+    assert metric("apple and milk", ["milk,apple"]) == 1
+    assert metric("", ["milk"]) == 0
+
+
+def test_choices_are_ranked_by_sum_and_by_byte():
+    """-4 over 2 bytes beats -6 over 6 by sum, and loses by byte."""
+    assert metrics.choice_values([-4.0, -6.0], [2, 6], 0) == {"accuracy": 1, "accuracy_by_byte": 0}
+    assert metrics.choice_values([-4.0, -6.0], [2, 6], 1) == {"accuracy": 0, "accuracy_by_byte": 1}
+
+
+def test_predicted_tokens_by_hand():
+    """Probabilities 1/2, 1/4, 1/8 over 3 bytes are 2 bits a byte; one miss of three is no exact match."""
+    logprobs = np.log(np.array([0.5, 0.25, 0.125], np.float32))
+    values = metrics.scored_values(logprobs, np.array([True, False, True]), 3.0)
+    assert values["bits_per_byte"] == pytest.approx(2.0)
+    assert (values["exact_match"], values["next_token_accuracy"]) == (0, pytest.approx(2 / 3))
+    assert metrics.scored_values(logprobs, np.array([True] * 3), 0) == {"exact_match": 1, "next_token_accuracy": 1}
+
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+def test_successes_of_a_unit_each_have_wilsons_interval():
+    """And so have values that are all the same, with as many trials as there are units; one unit has none."""
+    assert statistics.mean_interval([1, 0, 1], ["a", "b", "c"]) == statistics.wilson_interval(2, 3)
+    assert statistics.mean_interval([0] * 6, ["a", "a", "b", "b", "c", "c"]) == statistics.wilson_interval(0, 3)
+    assert statistics.mean_interval([0, 1], ["a", "a"]) is None
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_values_of_one_document_stand_or_fall_together(seed):
+    """100 documents with 20 equal answers each: the interval is that of 100 values, +-1.96 standard errors, not of
+    2000; in pieces of memory it is the same up to its own noise."""
+    rng = np.random.default_rng(seed)
+    by_document = rng.normal(0.5, 0.2, 100)
+    values, units = np.repeat(by_document, 20), np.repeat([str(i) for i in range(100)], 20)
+    low, high = statistics.mean_interval(values, units)
+    error = statistics.Z95 * by_document.std() / math.sqrt(100)
+    assert (low, high) == pytest.approx((by_document.mean() - error, by_document.mean() + error), abs=error / 8)
+    before, statistics.AT_ONCE = statistics.AT_ONCE, 2000
+    try:
+        in_pieces = statistics.mean_interval(values, units)
+    finally:
+        statistics.AT_ONCE = before
+    assert in_pieces == pytest.approx((low, high), abs=error / 8) and in_pieces != (low, high)

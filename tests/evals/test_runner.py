@@ -1,0 +1,244 @@
+"""The runner: every example asked once with what it shall see; answers kept as they come; what cannot be read counted.
+
+A stand-in for the model knows each text by its tokens, so what it is asked can be looked at; one test at the
+end asks a real one.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from famjax.config import ConfigError, EvalConfig
+from famjax.data.vocabulary import ByteVocabulary
+from famjax.evals import results, run
+from famjax.evals.engine import ModelEngine
+from famjax.evals.runner import Runner
+from famjax.evals.samples import Sample, SampleFile, read
+from famjax.evals.tasks.base import Example, Task, Unreadable
+from famjax.infer.codec import Codec
+from tests import tiny
+
+CODEC = Codec.of(ByteVocabulary())
+
+
+def tokens(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+
+class Parrot:
+    """Says what stands between < and > in the text; finds tokens likely that are in capitals."""
+
+    def __init__(self, rows: int = 2):
+        self.rows, self.was_read, self.most_states, self.asked = rows, [], 0, []
+
+    def read(self, texts, on_tokens):
+        for i in reversed(range(len(texts))):
+            text = bytes(texts[i].tolist()).decode()
+            self.was_read.append(text)
+            yield i, text
+
+    def _whole(self, ask):
+        self.asked.append((ask.state or "") + bytes(ask.tokens.tolist()).decode())
+        return self.asked[-1]
+
+    def score(self, asks, on_tokens):
+        for i, ask in enumerate(asks):
+            text = self._whole(ask)[-len(ask.tokens) :][int(ask.state is None) :]
+            capital = np.array([letter.isupper() for letter in text])
+            yield i, np.where(capital, -1.0, -2.0).astype(np.float32), capital
+
+    def generate(self, asks, max_tokens, stops, on_tokens, finished=None):
+        for i, ask in enumerate(asks):
+            said = self._whole(ask).split("<")[1].split(">")[0] * (2 if max_tokens > 3 else 1)
+            yield i, tokens(said[:max_tokens]), False
+
+
+def questions(context: str, *prompts: str, group: str = "g", targets=("yes",)) -> list[Example]:
+    return [
+        Example(f"{group}-{i}", tokens(prompt), tokens(context), group, targets=targets)
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def generation(examples, **settings) -> Task:
+    match = lambda said, targets: float(said in targets)
+    return Task("t", "generate", lambda: iter(examples), {"match": match}, max_new_tokens=3, **settings)
+
+
+def test_a_shared_context_is_read_once_and_every_question_asked_once():
+    """Thirty questions about a book and one about another, in few rows; neighbours of one group with another
+    context are read by themselves."""
+    examples = questions("Once <yes>", *(f" q{i}" for i in range(30)))
+    examples += questions("Then <no>", " q", group="h") + questions("Or <yes>", " q", group="h2") * 1
+    examples += questions("Or <yes>!", " r", group="h2")[:1]
+    examples[-1] = Example("last", tokens(" r"), tokens("Or <yes>!"), "h2", targets=("yes",))
+    parrot = Parrot()
+    samples = list(Runner(parrot, CODEC).run(generation(examples)))
+    assert sorted(parrot.was_read) == ["Once <yes>", "Or <yes>", "Or <yes>!", "Then <no>"]
+    assert sorted(sample.id for sample in samples) == sorted(example.id for example in examples)
+    assert all(sample.values == {"match": float(sample.group != "h")} for sample in samples)
+    assert len(parrot.asked) == 33 and len(set(parrot.asked)) == 33
+
+
+def test_contexts_are_cut_to_the_limit_and_counted_and_questions_stay_whole():
+    """20 tokens with 3 for the answer: the context keeps its beginning, alike for all questions of a group."""
+    examples = questions("<yes>" + "x" * 30, " ab", " abcd") + questions("<yes>", "", group="short")
+    parrot = Parrot()
+    samples = {sample.id: sample for sample in Runner(parrot, CODEC, longest=20).run(generation(examples))}
+    assert sorted(parrot.was_read) == ["<yes>", "<yes>" + "x" * 7]
+    assert [samples[name].truncated for name in ("g-0", "g-1", "short-0")] == [23, 23, 0]
+    assert {text[12:] for text in parrot.asked if len(text) > 5} == {" ab", " abcd"}
+    told = results.summarize(generation(examples), list(samples.values()), [], 4)
+    assert told["truncated"] == {"examples": 2, "tokens": 46}
+
+
+def test_a_document_that_is_predicted_is_cut_at_its_end():
+    """And the bytes it stands for in proportion."""
+    example = Example("d", tokens("a"), scored=tokens("BcDeFgHi"), size=16.0)
+    task = Task("t", "score", lambda: [example], by_position=True)
+    (sample,) = Runner(Parrot(), CODEC, longest=5, edges=(0, 2, 4, 8)).run(task)
+    assert (sample.truncated, sample.tokens) == (4, 1)
+    assert sample.sums == {
+        "bits": pytest.approx([1 / np.log(2), 3 / np.log(2), 2 / np.log(2)]),
+        "correct": [1, 1, 0], "tokens": [1, 2, 1], "sizes": [2, 4, 2],
+    }  # fmt: skip
+    assert sample.values["next_token_accuracy"] == 0.5
+
+
+def test_choices_are_ranked_behind_their_prompt():
+    """The most probable choice by sum; four choices of two questions of one article are all asked."""
+    choices = tuple(map(tokens, ("ABC", "AbC", "abc", "A")))
+    examples = [
+        Example(f"{i}", tokens(" q"), tokens("book"), "g", choices=choices, choice_sizes=(3, 3, 3, 1), answer=answer)
+        for i, answer in enumerate((3, 0))
+    ]
+    parrot = Parrot(rows=4)
+    samples = list(Runner(parrot, CODEC).run(Task("t", "choose", lambda: examples)))
+    assert parrot.was_read == ["book"] and len(parrot.asked) == 8
+    assert [sample.answer for sample in samples] == [3, 3]
+    assert [sample.values for sample in samples] == [
+        {"accuracy": 1, "accuracy_by_byte": 0}, {"accuracy": 0, "accuracy_by_byte": 1},
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_read_is_counted_and_fatal_only_if_nothing_can():
+    """A bad line is told with its place; all bad, or none at all, is an error."""
+    bad = Unreadable("data.jsonl:7", "this is no JSON")
+    found = []
+    samples = list(Runner(Parrot(), CODEC).run(generation([bad, *questions("<yes>", "")]), on_bad=found.append))
+    assert len(samples) == 1 and found == [bad]
+    told = results.summarize(generation([]), samples, found, 4)
+    assert told["unreadable"] == {"examples": 1, "first": [{"place": "data.jsonl:7", "reason": "this is no JSON"}]}
+    with pytest.raises(ConfigError, match="no example of t could be read; data.jsonl:7: this is no JSON"):
+        list(Runner(Parrot(), CODEC).run(generation([bad, bad])))
+    with pytest.raises(ConfigError, match="it is empty"):
+        list(Runner(Parrot(), CODEC).run(generation([])))
+
+
+def test_answers_that_do_not_end_and_empty_ones_are_counted():
+    """An endless generation stops at its limit and says so; an empty answer is worth what the metric says."""
+    samples = list(Runner(Parrot(), CODEC).run(generation(questions("<yes>", "") + questions("<>", "", group="h"))))
+    told = results.summarize(generation([]), samples, [], 4)
+    assert (told["n"], told["unfinished"], told["empty"]) == (2, 2, 1)
+    assert told["metrics"]["match"]["value"] == 0.5
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
+    """Killed in the middle of a line: whole lines count, the half one is dropped, only what is left is asked; the
+    results are those of one that was not interrupted. Another key asks everything."""
+    examples = questions("<yes>", *(f" {i}" for i in range(9)))
+    config, path = EvalConfig(), tmp_path / "out" / "samples.jsonl"
+    with SampleFile(path) as file:
+        whole = run.ask(Runner(Parrot(), CODEC, "key1"), generation(examples), config, file, [])
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 9
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:30])
+    parrot = Parrot()
+    with SampleFile(path) as file:
+        again = run.ask(Runner(parrot, CODEC, "key1"), generation(examples), config, file, [])
+    assert len(parrot.asked) == 5 and again == whole
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()][:4] == [
+        json.loads(line)["id"] for line in lines[:4]
+    ]
+    parrot = Parrot()
+    with SampleFile(path) as file:
+        other = run.ask(Runner(parrot, CODEC, "key2"), generation(examples), config, file, [])
+        anew = run.ask(Runner(Parrot(), CODEC, "key1"), generation(examples), EvalConfig(again=True), file, [])
+    assert len(parrot.asked) == 9 and len(other) == len(anew) == 9
+    assert len(list(read(path, "key1"))) == len(list(read(path, "key2"))) == 9
+
+
+def sample(name: str, value: float, group: str = "", **about) -> Sample:
+    return Sample("t", name, group or name, "", 100, 0, "", "", [], "", {"match": value}, about)
+
+
+def test_models_are_compared_on_the_examples_that_both_answered():
+    """Differences on the same example: alike but for .25 more, sure although values are spread."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0, 0.7, 40)
+    one = [sample(str(i), value + 0.25) for i, value in enumerate(values)]
+    other = [sample(str(i), value) for i, value in enumerate(values)][:30] + [sample("x", 0.0)]
+    gap = results.paired(one, other)["match"]
+    assert (gap["mean"], gap["low"], gap["high"], gap["n"]) == (*[pytest.approx(0.25)] * 3, 30)
+
+
+def test_results_are_told_by_length_depth_and_updates():
+    """A row each, in order; updates are block edges between the needle and the answer, in powers of two."""
+    samples = [
+        sample(f"{length}-{depth}", float(depth > 0), length=length, depth=depth, needle=needle)
+        for length in (2000, 100)
+        for depth, needle in ((0.0, 0), (1.0, 98))
+    ]
+    told = results.summarize(generation([]), samples, [], 8)
+    assert [row["length"] for row in told["by_length"]] == [100, 2000]
+    assert [(row["length"], row["depth"]) for row in told["by_depth"]] == [(100, 0), (100, 1), (2000, 0), (2000, 1)]
+    assert [row["metrics"]["match"]["value"] for row in told["by_depth"]] == [0, 1, 0, 1]
+    assert [row["updates_from"] for row in told["by_updates"]] == [0, 8]  # 99//8 - 98//8 = 0; 99//8 - 0 = 12
+    assert told["by_length"][0]["fam_updates"] == 6
+
+
+CONFIG = tiny.config(vocab_size=256, block_size=16, memory_segments=1)
+
+
+def test_a_model_is_asked_as_if_each_example_stood_alone():
+    """Scores of choices and of predicted tokens, and greedy answers, behind shared contexts, are those of whole texts
+    read at once."""
+    params = tiny.parameters(CONFIG)
+    engine = ModelEngine(tiny.build(CONFIG, params), 2)
+    rng = np.random.default_rng(0)
+    draw = lambda n: rng.integers(97, 122, n).astype(np.int32)
+    long, short = draw(37), draw(5)
+    choices = (draw(3), draw(6))
+    examples = [
+        Example(f"{i}", draw(4), context, str(len(context)), choices=choices, choice_sizes=(3, 6), scored=draw(5))
+        for i, context in enumerate((long, long, short))
+    ]
+
+    def logprobs(text):
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(text)] = text
+        hidden, _ = tiny.whole(CONFIG, params, padded, count_B=np.array([len(text)], np.int32))
+        return np.asarray(jax.nn.log_softmax(engine.model.logits(hidden[0]), axis=-1))
+
+    def total(example, behind):
+        text = np.concatenate([example.context, example.prompt, behind])
+        scores = logprobs(text)
+        first = len(text) - len(behind)
+        return sum(float(scores[t - 1, text[t]]) for t in range(first, len(text)))
+
+    runner = Runner(engine, CODEC, edges=(0, 16, 32, 64))
+    by_id = lambda task: {sample.id: sample for sample in runner.run(task)}
+    scored = by_id(Task("s", "score", lambda: examples, by_position=True))
+    chosen = by_id(Task("c", "choose", lambda: examples))
+    made = by_id(generation(examples))
+    for example in examples:
+        bits = -total(example, example.scored) / np.log(2)
+        assert sum(scored[example.id].sums["bits"]) == pytest.approx(bits, rel=1e-4)
+        sums = [total(example, choice) for choice in choices]
+        assert chosen[example.id].answer == int(np.argmax(sums))
+        text = np.concatenate([example.context, example.prompt])
+        for _ in range(3):
+            text = np.append(text, logprobs(text)[len(text) - 1].argmax())
+        assert made[example.id].answer == bytes(text[-3:].tolist()).decode("utf-8", "replace")
