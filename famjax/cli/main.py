@@ -45,6 +45,7 @@ VERBS = {
     "import-hf": Verb("famjax.cli.import_hf", "make a model directory of a Hugging Face folder, with a memory"),
     "export-hf": Verb("famjax.cli.export_hf", "write a model directory as a folder that transformers loads"),
     "plan": Verb("famjax.cli.plan", "compile a job for a TPU slice without a TPU: memory, work, collectives, time"),
+    "launch": Verb("famjax.cli.launch", "start a training on many devices: this machine, TPU VMs, GKE, Slurm"),
     "bench": Verb("famjax.cli.bench", "step time, tokens/s and memory over sequence lengths"),
     "quickstart": Verb("famjax.cli.quickstart", "train FAM and its twin without memory on the pass key, compare them"),
 }

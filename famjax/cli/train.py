@@ -5,10 +5,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import famjax
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
-from famjax.runtime import distributed
+from famjax.runtime import distributed, liveness
+from famjax.runtime.versions import versions
 
 if TYPE_CHECKING:
     from famjax.train.loop import Evaluate
@@ -61,12 +61,12 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/tiny_fam.gin")
     config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config.validate()
-    _check_directories(config)
-    _check_data(config)
+    check(config)
     if args.start_timeout <= 0:
         raise ConfigError(f"--start-timeout {args.start_timeout:g} leaves no time to start; give seconds, as 300")
     job = None if args.dry_run else distributed.find_job(args.coordinator, args.num_processes, args.process_id)
 
+    liveness.answer()
     from famjax.runtime import cpu
 
     cpu.keep_freed_memory()
@@ -80,11 +80,17 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from famjax.train.loop import train
 
-    same = {"settings": hashlib.sha256(text.encode()).hexdigest(), "version of famjax": famjax.__version__}
+    same = {"settings": hashlib.sha256(text.encode()).hexdigest()} | versions()
     hint = lambda: _start_again(config.model_dir)
     with distributed.joined(job, same, hint, prog="famjax train", exit_code=exit_code, seconds=args.start_timeout):
         train(config, text, _evaluation(config))
     return 0
+
+
+def check(config: TrainConfig) -> None:
+    """Raises `ConfigError` on files and directories that cannot be as the settings say; jax is not loaded for it."""
+    _check_directories(config)
+    _check_data(config)
 
 
 def _start_again(model_dir: str) -> str:

@@ -152,7 +152,7 @@ def joined(
         return
     import jax
 
-    peers = Peers(job, same | {"version of jax": jax.__version__}, seconds)
+    peers = Peers(job, same, seconds)
     peers.call()
 
     def lost(loss: Loss) -> None:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from famjax.config import TrainConfig
 from famjax.nn.model import Transformer
 from famjax.runtime import distributed, sharding
+from famjax.runtime.liveness import Beat
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_bytes, write_text
 from famjax.train import optim
@@ -51,6 +52,7 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
     first_step = int(state.step)
     if first_step >= config.steps:
         print(f"{config.model_dir} is trained already: {first_step} steps")
+        Beat(config.steps).step(config.steps)
         return
     if distributed.is_primary():
         write_text(Path(config.model_dir) / CONFIG_GIN, config_text)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
 from famjax.runtime import checkpoint, memory
+from famjax.runtime.liveness import Beat
 from famjax.runtime.model_dir import PROFILE
 from famjax.train import guard, norms, optim
 from famjax.train.diagnostics import jit_diagnostics
@@ -54,6 +55,7 @@ class Watch:
         self._rates = optim.schedule(config.optimizer, config.steps)
         self._diagnose = jit_diagnostics(config, mesh)
         self._peak = peak_flops(mesh.devices.flat)
+        self._beat = Beat(config.steps)
         self._losses: list[float] = list(logged.get("losses", ()))
         self.last: dict[str, Any] = dict(logged.get("last", {}))
         self._more: dict[str, Any] = {}
@@ -103,6 +105,7 @@ class Watch:
         self._tokens += int(found["tokens"])
         self._all_tokens += int(found["tokens"])
         self._line.tick(step)
+        self._beat.step(step)
         return not bad
 
     def log(self, step: int, metrics: dict[str, Any], task: dict[str, Any], compilations: int) -> None:

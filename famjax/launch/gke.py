@@ -1,0 +1,267 @@
+"""Target `gke`: a job as a JobSet on a cluster that has TPU node pools.
+
+A slice is an indexed Job of one pod a host. GKE tells the pods of a slice of each other (TPU_WORKER_ID,
+TPU_WORKER_HOSTNAMES), and the slices of each other (MEGASCALE_*), and jax reads that; nothing of it is set here.
+The settings go along as a ConfigMap with one gin file.
+"""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+from famjax.config import ConfigError
+from famjax.config.checks import at_least, one_of
+from famjax.config.tpu import Topology, parse
+from famjax.launch import commands
+from famjax.launch.bundle import worker_words
+from famjax.launch.commands import Command, Failed, say, shown
+from famjax.launch.job import MOUNT, Training, check_model_dir, check_name, check_plain, check_slices
+from famjax.launch.shipped import find
+from famjax.launch.supervisor import Supervision
+
+ACTIONS = ("all", "logs", "status", "delete")
+TEMPLATE = "launch/gke/jobset.yaml"
+# A process is started again in its pod first, which is quicker; the JobSet counts for itself.
+RESTARTS_IN_POD = 3
+HINTS = (
+    ("no matches for kind", "install JobSet in the cluster: kubectl apply --server-side -f its manifests.yaml"),
+    ("already exists", "take another --name, or --do delete first; the training goes on from its last checkpoint"),
+    ("AlreadyExists", "take another --name, or --do delete first; the training goes on from its last checkpoint"),
+    ("quota", "ask for more quota in the namespace or the zone"),
+    ("orbidden", "ask for the right to make JobSets and ConfigMaps in this namespace"),
+    ("connection", "gcloud container clusters get-credentials CLUSTER, or --context"),
+    ("nable to connect", "gcloud container clusters get-credentials CLUSTER, or --context"),
+    ("context", "kubectl config get-contexts shows them"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where a job runs.
+
+    Attributes:
+      name: of the JobSet and its ConfigMap.
+      do: `all` submits; or a part of it, see `ACTIONS`.
+      topology, num_slices: what it runs on.
+      image: has famjax, and jax with libtpu.
+      spot: on spot nodes.
+      bucket: mounted at /gcs/BUCKET in every pod.
+      namespace, context: of kubectl; empty takes its own.
+      chips_per_host: of the node pool; None is 4, or fewer where a slice has fewer.
+      grace_seconds: between SIGTERM and SIGKILL.
+      template: another file in place of `launch/gke/jobset.yaml`.
+      queue: of Kueue; empty submits past it.
+      supervision: in each pod; `restarts` is of the JobSet.
+    """
+
+    name: str = ""
+    do: str = "all"
+    topology: str = ""
+    num_slices: int = 1
+    image: str = ""
+    spot: bool = False
+    bucket: str = ""
+    namespace: str = ""
+    context: str = ""
+    chips_per_host: int | None = None
+    grace_seconds: int = 120
+    template: str = ""
+    queue: str = ""
+    supervision: Supervision = dataclasses.field(default_factory=Supervision)
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether what is done has to do with a training's settings."""
+        return self.do == "all"
+
+    @property
+    def slices(self) -> Topology:
+        """All slices."""
+        if not self.topology:
+            raise ConfigError("no topology; add --topology, for example v5e:16x16 or v5p:4x4x4")
+        return parse(self.topology, self.num_slices)
+
+    @property
+    def chips(self) -> int:
+        """Chips of a host, which one pod takes."""
+        return self.chips_per_host or min(self.slices.chips_per_host, 4)
+
+    def validate(self, training: Training | None) -> None:
+        """Raises `ConfigError` on the first thing that cannot work."""
+        check_name(self.name)
+        one_of("--do", self.do, ACTIONS)
+        for field in ("image", "namespace", "context", "queue"):
+            check_plain(f"--{field}", getattr(self, field))
+        self.supervision.validate()
+        if training is None:
+            return
+        if not self.image:
+            raise ConfigError("no image; add --image IMAGE, a container with famjax in it (launch/gke/Dockerfile)")
+        at_least("--grace-seconds", self.grace_seconds, 1)
+        slice_chips = self.slices.chips // self.slices.slices
+        if self.chips not in (1, 4, 8) or slice_chips % self.chips or (self.chips == 8 and slice_chips != 8):
+            raise ConfigError(f"--chips-per-host {self.chips} does not fit a slice of {slice_chips} chips; hosts "
+                              f"have 4, slices of 2x4 also one of 8")  # fmt: skip
+        check_slices(training, self.slices)
+        check_model_dir(training, self.bucket)
+
+
+def manifests(training: Training, options: Options) -> list[dict[str, Any]]:
+    """The ConfigMap and the JobSet.
+
+    Raises:
+      ConfigError: the template has not the parts that are filled in.
+    """
+    settings: dict[str, Any] = {
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(options), "data": {"run.gin": training.gin},
+    }  # fmt: skip
+    path = Path(options.template) if options.template else find(TEMPLATE)
+    try:
+        return [settings, _filled(_read(path), training, options)]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} has not the parts of {TEMPLATE} that are filled in ({error})") from error
+
+
+def _read(path: Path) -> Any:
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _metadata(options: Options) -> dict[str, Any]:
+    return {"name": options.name} | ({"namespace": options.namespace} if options.namespace else {})
+
+
+def _filled(jobset: dict[str, Any], training: Training, options: Options) -> dict[str, Any]:
+    slices, supervision = options.slices, options.supervision
+    jobset["metadata"] |= _metadata(options)
+    if options.queue:
+        jobset["metadata"].setdefault("labels", {})["kueue.x-k8s.io/queue-name"] = options.queue
+    jobset["spec"]["failurePolicy"]["maxRestarts"] = supervision.restarts
+    replicated = jobset["spec"]["replicatedJobs"][0]
+    replicated["replicas"] = slices.slices
+    job = replicated["template"]["spec"]
+    hosts = slices.chips // slices.slices // options.chips
+    job["parallelism"] = job["completions"] = hosts
+    pod = job["template"]
+    pod["spec"]["terminationGracePeriodSeconds"] = options.grace_seconds
+    selector = pod["spec"]["nodeSelector"]
+    selector["cloud.google.com/gke-tpu-accelerator"] = slices.chip.gke
+    selector["cloud.google.com/gke-tpu-topology"] = slices.gke_topology
+    if options.spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+        pod["spec"]["tolerations"].append({"key": "cloud.google.com/gke-spot", "operator": "Exists"})
+    if slices.slices > 1:  # what slices say to each other goes through the hosts' own network
+        pod["spec"] |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    container = pod["spec"]["containers"][0]
+    container["image"] = options.image
+    in_pod = dataclasses.replace(supervision, restarts=min(supervision.restarts, RESTARTS_IN_POD))
+    container["args"] = [escaped(word) for word in worker_words("/job/run.gin", in_pod)]
+    if hosts * slices.slices == 1:
+        # Else famjax would ask a Kubernetes job of one pod for its other pods.
+        container["env"].append({"name": "JAX_NUM_PROCESSES", "value": "1"})
+    for kind in ("requests", "limits"):
+        container["resources"][kind]["google.com/tpu"] = options.chips
+    next(volume for volume in pod["spec"]["volumes"] if volume["name"] == "job")["configMap"]["name"] = options.name
+    if options.bucket:
+        _mount_bucket(pod, container, options.bucket)
+    return jobset
+
+
+def _mount_bucket(pod: dict[str, Any], container: dict[str, Any], bucket: str) -> None:
+    """By GKE's Cloud Storage FUSE driver, which puts a container of its own beside ours."""
+    pod["metadata"].setdefault("annotations", {})["gke-gcsfuse/volumes"] = "true"
+    attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs,rename-dir-limit=100000"}
+    if pod["spec"].get("hostNetwork"):
+        attributes["hostNetworkPodKSA"] = "true"
+    driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
+    pod["spec"]["volumes"].append({"name": "bucket", "csi": driver})
+    container["volumeMounts"].append({"name": "bucket", "mountPath": f"{MOUNT}/{bucket}"})
+
+
+def escaped(word: str) -> str:
+    """A word that Kubernetes leaves as it is: in `args` it takes $(NAME) for a variable, and $$ for $."""
+    return word.replace("$", "$$")
+
+
+def as_yaml(documents: list[dict[str, Any]]) -> str:
+    """Documents for `kubectl -f -`."""
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
+        pass
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump_all(documents, Dumper=Dumper, sort_keys=False, default_flow_style=False, width=1000)
+
+
+def kubectl(options: Options, why: str, *words: str, text: str = "") -> Command:
+    """kubectl in the cluster and namespace that are meant."""
+    place = [f"--context={options.context}"] if options.context else []
+    place += [f"--namespace={options.namespace}"] if options.namespace else []
+    return Command(["kubectl", *words, *place], why, text)
+
+
+def logs(options: Options) -> Command:
+    """The log of the first host of the first slice, where process 0 is."""
+    first = f"jobset.sigs.k8s.io/jobset-name={options.name},jobset.sigs.k8s.io/job-index=0"
+    selector = f"--selector={first},batch.kubernetes.io/job-completion-index=0"
+    return kubectl(options, "the log of process 0", "logs", "--follow", "--tail=-1", "--container=train", selector)
+
+
+def deletion(options: Options) -> Command:
+    """The JobSet, its pods, and its ConfigMap. What is saved stays in the bucket."""
+    both = (f"jobset/{options.name}", f"configmap/{options.name}")
+    return kubectl(options, "end it", "delete", "--ignore-not-found", *both)
+
+
+def status(options: Options) -> Command:
+    """The JobSet and its pods."""
+    return kubectl(options, "what became of it", "get", "jobset,job,pod",
+                   f"--selector=jobset.sigs.k8s.io/jobset-name={options.name}")  # fmt: skip
+
+
+def submissions(training: Training, options: Options) -> list[Command]:
+    """The cluster first says whether it would take it, so that nothing is made where half of it is refused."""
+    text = as_yaml(manifests(training, options))
+    return [
+        kubectl(options, "would the cluster take it?", "create", "--dry-run=server", "--filename=-", text=text),
+        kubectl(options, "submit it", "create", "--filename=-", text=text),
+    ]
+
+
+def show(training: Training | None, options: Options) -> str:
+    """Every command, and the manifest."""
+    if training is None:
+        return shown(LATER[options.do](options))
+    check, submit = submissions(training, options)
+    after = [shown(make(options)) for make in (logs, deletion)]
+    return "\n".join([shown(check._replace(text="")), shown(submit), *after])
+
+
+def run(training: Training | None, options: Options) -> int:
+    """Submits, or does what `options.do` says. Raises `Failed` with one line that says what to do and what is left."""
+    if training is None:
+        return commands.stream(LATER[options.do](options))
+    check, submit = submissions(training, options)
+    ended = f"what was made of it is ended by: {shlex.join(deletion(options).words)}"
+    for command, left in ((check, "nothing was made"), (submit, ended)):
+        result = commands.run(command)
+        if result.code:
+            hint = next((hint for sign, hint in HINTS if sign in result.reason), "see kubectl's message")
+            raise Failed(f"{options.name} was not submitted: {result.reason}; {hint}; {left}")
+    slices = options.slices
+    say(f"{options.name} is submitted: {slices.slices} x {slices}; it costs money while its pods run")
+    for what, make in (("its log", logs), ("its state", status), ("end it", deletion)):
+        say(f"{what}: {shlex.join(make(options).words)}")
+    return 0
+
+
+LATER = {"logs": logs, "status": status, "delete": deletion}

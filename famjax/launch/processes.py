@@ -1,0 +1,155 @@
+"""One attempt at a job as several processes on this machine: started together, ended together.
+
+Each process is told where the first one listens and which one it is (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
+JAX_PROCESS_ID), and takes one of the GPUs, if there are any (JAX_LOCAL_DEVICE_IDS). A single process is told nothing:
+it may be one of a larger job, which it then finds out itself. Their output appears with the process's number in front.
+"""
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from famjax.runtime import liveness
+from famjax.runtime.distributed import COORDINATOR, LOCAL_DEVICES, NUM_PROCESSES, PROCESS_ID
+
+FAMJAX = (sys.executable, "-m", "famjax")
+GRACE = 60.0  # seconds that processes have to leave after one has failed
+POLL = 0.1
+# Between a request for stacks and their end on disk.
+STACK_SECONDS = 2.0
+
+
+class Attempt:
+    """`famjax` in several processes.
+
+    Args:
+      words: behind `program`.
+      count: how many processes.
+      port: where the first one listens; 0 takes a free one.
+      notes: a folder for what they tell of themselves (`runtime/liveness.py`); None asks for nothing.
+      program: `famjax`, or what stands in for it.
+
+    Attributes:
+      processes: by their numbers.
+    """
+
+    def __init__(
+        self, words: Sequence[str], count: int, port: int = 0, notes: Path | None = None,
+        program: Sequence[str] = FAMJAX,
+    ):  # fmt: skip
+        self.count, self.notes = count, notes
+        self.began = time.monotonic()
+        self.coordinator = f"127.0.0.1:{port or free_port()}"
+        self.processes = [self._start(i, [*program, *words]) for i in range(count)]
+        self._printers = [threading.Thread(target=self._show, args=(i, p.stdout)) for i, p in enumerate(self.processes)]
+        for printer in self._printers:
+            printer.start()
+
+    def __str__(self) -> str:
+        pids = ", ".join(str(process.pid) for process in self.processes)
+        if self.count == 1:
+            return f"1 process; its pid is {pids}"
+        return f"{self.count} processes meet at {self.coordinator}; their pids are {pids}"
+
+    def _start(self, i: int, words: list[str]) -> "subprocess.Popen[str]":
+        """Process i. It is no longer in the terminal's group, so that a Ctrl-C reaches it once, from here."""
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        if self.count > 1:
+            environment |= {
+                COORDINATOR: self.coordinator, NUM_PROCESSES: str(self.count), PROCESS_ID: str(i),
+                LOCAL_DEVICES: str(i),
+            }  # fmt: skip
+        if self.notes is not None:
+            environment |= {liveness.PROGRESS: str(self.progress_file(i)), liveness.STACKS: str(self.stack_file(i))}
+        return subprocess.Popen(
+            words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+
+    def _show(self, i: int, lines: IO[str] | None) -> None:
+        """Passes lines on, with the process's number where there are several."""
+        mark = f"[{i}] " if self.count > 1 else ""
+        for line in lines or ():
+            print(f"{mark}{line}", end="", flush=True)
+
+    def progress_file(self, i: int) -> Path:
+        """Where process i tells its step."""
+        assert self.notes is not None
+        return self.notes / f"progress-{i}"
+
+    def stack_file(self, i: int) -> Path:
+        """Where process i writes its stacks."""
+        assert self.notes is not None
+        return self.notes / f"stacks-{i}"
+
+    def send(self, number: int) -> None:
+        """A signal to all that still run."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def stacks(self) -> dict[int, str]:
+        """Every thread's stack of each process that runs; of one that is stopped there is none."""
+        running = [i for i, process in enumerate(self.processes) if process.poll() is None]
+        for i in running:
+            # Before its program has said that it answers, the signal would end it.
+            if self.stack_file(i).exists():
+                self.processes[i].send_signal(signal.SIGUSR1)
+        time.sleep(STACK_SECONDS)
+        found = {}
+        for i in running:
+            text = self.stack_file(i).read_text(encoding="utf-8") if self.stack_file(i).exists() else ""
+            found[i] = text or "it gave no stack: it does not run yet, or is stopped\n"
+        return found
+
+    def wait(self, look: Callable[[], None] = lambda: None) -> int:
+        """Waits for all; after a failure the rest has `GRACE` seconds, then SIGTERM and as long again, then SIGKILL.
+
+        Args:
+          look: called ten times a second, in this thread.
+
+        Returns:
+          The exit code of the first process that was killed (128 + the signal's number), else of the first that
+          failed, or 0.
+        """
+        ended: queue.Queue[int] = queue.Queue()
+        for process in self.processes:
+            threading.Thread(target=lambda process=process: ended.put(process.wait()), daemon=True).start()
+        codes: list[int] = []
+        failed_at, sent = 0.0, 0
+        for _ in self.processes:
+            while True:
+                try:
+                    code = ended.get(timeout=POLL)
+                    break
+                except queue.Empty:
+                    look()
+                    if failed_at and time.monotonic() - failed_at > GRACE * (sent + 1):
+                        self.send((signal.SIGTERM, signal.SIGKILL)[min(sent, 1)])
+                        sent += 1
+            if code and not sent:
+                codes.append(code)
+                failed_at = failed_at or time.monotonic()
+        for printer in self._printers:
+            printer.join()
+        # Who is killed is the cause; the others leave because of that, often in the same moment.
+        return exit_code(next((code for code in codes if code < 0), codes[0])) if codes else 0
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def exit_code(returned: int) -> int:
+    """As a shell would have it."""
+    return returned if returned > 0 else 128 - returned

@@ -1,0 +1,175 @@
+"""The commands of target `tpu-vm`: its settings, and what they make of `gcloud` and of the workers' script."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+from famjax.config import ConfigError
+from famjax.config.checks import at_least, one_of
+from famjax.config.tpu import Topology, of_accelerator_type, parse
+from famjax.launch.commands import Command
+from famjax.launch.job import Training, check_model_dir, check_name, check_plain, check_slices
+from famjax.launch.supervisor import Supervision
+
+ACTIONS = ("all", "create", "setup", "start", "logs", "status", "stop", "delete")
+# Those that need no settings of a training.
+LATER = ("logs", "status", "stop", "delete")
+DELETE_AFTER = ("never", "success", "always")
+WORKER = "launch/tpu_vm/worker.sh"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where a job runs.
+
+    Attributes:
+      name: of the queued resource and its nodes.
+      do: `all`, or a part of it, see `ACTIONS`.
+      topology, accelerator_type: of a slice, one of both.
+      num_slices: nodes of the queued resource.
+      zone, project: empty project is gcloud's own.
+      runtime_version: empty takes the one of the TPU version.
+      spot, reserved: kind of capacity.
+      network, subnetwork, service_account: of the VMs; empty takes Google Cloud's defaults.
+      bucket: mounted at /gcs/BUCKET on every worker.
+      wait_minutes: how long to queue.
+      delete_after: when the TPU is deleted by itself.
+      supervision: on each worker; `restarts` also counts TPUs that were taken away.
+    """
+
+    name: str = ""
+    do: str = "all"
+    topology: str = ""
+    accelerator_type: str = ""
+    num_slices: int = 1
+    zone: str = ""
+    project: str = ""
+    runtime_version: str = ""
+    spot: bool = False
+    reserved: bool = False
+    network: str = ""
+    subnetwork: str = ""
+    service_account: str = ""
+    bucket: str = ""
+    wait_minutes: float = 1440.0
+    delete_after: str = "never"
+    supervision: Supervision = dataclasses.field(default_factory=Supervision)
+
+    @property
+    def slices(self) -> Topology:
+        """All slices. Raises `ConfigError` where they are not named, or named twice."""
+        if bool(self.topology) == bool(self.accelerator_type):
+            raise ConfigError("name the TPU once: --topology v5p:4x2x2, or --accelerator-type v5p-32")
+        if self.topology:
+            return parse(self.topology, self.num_slices)
+        return of_accelerator_type(self.accelerator_type, self.num_slices)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the TPU VMs, one a slice, as the queued resource gives them."""
+        return [self.name] if self.num_slices == 1 else [f"{self.name}-{i}" for i in range(self.num_slices)]
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether what is done has to do with a training's settings."""
+        return self.do not in LATER
+
+    def validate(self, training: Training | None) -> None:
+        """Raises `ConfigError` on the first thing that cannot work."""
+        check_name(self.name)
+        one_of("--do", self.do, ACTIONS)
+        one_of("--delete-after", self.delete_after, DELETE_AFTER)
+        if not self.zone:
+            raise ConfigError("no zone; add --zone ZONE: gcloud compute tpus locations list shows them")
+        for field in ("zone", "project", "runtime_version", "network", "subnetwork", "service_account"):
+            check_plain(f"--{field.replace('_', '-')}", getattr(self, field))
+        if self.spot and self.reserved:
+            raise ConfigError("capacity is --spot or --reserved, not both")
+        at_least("--wait-minutes", self.wait_minutes, 1)
+        at_least("--num-slices", self.num_slices, 1)
+        self.supervision.validate()
+        if training is None:
+            return
+        if not self.slices.chip.runtime:
+            raise ConfigError(f"there are no TPU VMs of {self.slices.chip.name}; use --target gke")
+        check_slices(training, self.slices)
+        check_model_dir(training, self.bucket)
+
+
+class Commands:
+    """One job's commands.
+
+    Attributes:
+      home: folder of the job on every worker, below the user's.
+    """
+
+    def __init__(self, options: Options, folder: Path):
+        """`folder` is where the bundle is here."""
+        self.options, self.folder = options, folder
+        self.place = [
+            f"--zone={options.zone}",
+            *([f"--project={options.project}"] if options.project else []),
+            "--quiet",
+        ]
+        self.home = f"famjax-{options.name}"
+
+    def queued(self, verb: str, why: str, *more: str) -> Command:
+        """gcloud's command for the queued resource."""
+        words = ["gcloud", "compute", "tpus", "queued-resources", verb, self.options.name, *more, *self.place]
+        return Command(words, why)
+
+    def creation(self) -> Command:
+        """Asks for the TPU."""
+        options, slices = self.options, self.options.slices
+        more = [f"--accelerator-type={slices.accelerator_type}",
+                f"--runtime-version={options.runtime_version or slices.chip.runtime}"]  # fmt: skip
+        if options.num_slices == 1:
+            more.append(f"--node-id={options.name}")
+        else:
+            more += [f"--node-count={options.num_slices}", f"--node-prefix={options.name}"]
+        more += [f"--{kind}" for kind in ("spot", "reserved") if getattr(options, kind)]
+        for name in ("network", "subnetwork", "service_account"):
+            if value := getattr(options, name):
+                more.append(f"--{name.replace('_', '-')}={value}")
+        what = f"{slices.slices} x {slices}" if slices.slices > 1 else str(slices)
+        return self.queued("create", f"ask for {what}: {slices.chips} chips, {slices.hosts} hosts", *more)
+
+    def description(self) -> Command:
+        """Its state."""
+        return self.queued("describe", "its state", "--format=json(state)")
+
+    def deletion(self) -> Command:
+        """Gives the TPU back, with its VMs."""
+        return self.queued("delete", "give it back", "--force")
+
+    def copies(self) -> list[Command]:
+        """The bundle, to all workers of each node."""
+        source = str(self.folder / f"{self.home}.tar.gz")
+        return [self._tpu_vm("scp", node, f"copy famjax and the job to all workers of {node}", source,
+                             f"{node}:{self.home}.tar.gz", "--worker=all")
+                for node in self.options.nodes]  # fmt: skip
+
+    def on_workers(
+        self, why: str, *verb: str, worker: str = "all", first: str = "", nodes: int | None = None
+    ) -> list[Command]:
+        """`worker.sh VERB` on each node; all its words are this file's own, or checked names."""
+        remote = f"{first}bash {shlex.join([f'{self.home}/{WORKER}', *verb])}"
+        return [self._tpu_vm("ssh", node, f"{why} ({node})", node, f"--worker={worker}", f"--command={remote}")
+                for node in self.options.nodes[:nodes]]  # fmt: skip
+
+    def _tpu_vm(self, verb: str, node: str, why: str, *words: str) -> Command:
+        return Command(["gcloud", "compute", "tpus", "tpu-vm", verb, *words, *self.place], why)
+
+    def setups(self) -> list[Command]:
+        """Unpack, install, mount."""
+        first = f"mkdir -p {self.home} && tar -xzf {self.home}.tar.gz -C {self.home} && "
+        more = [self.options.bucket] if self.options.bucket else []
+        return self.on_workers("unpack, install pinned packages with libtpu", "setup", *more, first=first)
+
+    def starts(self) -> list[Command]:
+        """The job, in the background of every worker."""
+        return self.on_workers("start on all workers", "start")
+
+    def following(self, lines: str = "+1") -> Command:
+        """The log of the first process, to its end."""
+        return self.on_workers("follow the log of process 0", "follow", lines, worker="0", nodes=1)[0]

@@ -1,0 +1,86 @@
+"""`famjax launch --target local` for real, what takes long; `test_processes.py` has a job of two that is killed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.jobs import ROOT, SETTINGS, alone, kill_one, launched, losses, trained
+from tests.integration.jobs import words as train_words
+
+SUPERVISED = ("--supervise", "--backoff-seconds", "0.1")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the settings and the cache of compiled programs."""
+    folder = tmp_path_factory.mktemp("launch")
+    (folder / "run.gin").write_text(SETTINGS)
+    return folder
+
+
+def killed_and_started_again(place: Path, processes: int, victim: int, steps: int) -> None:
+    name = f"killed_{processes}"
+    with launched(place, processes, train_words(place, name, steps, processes), *SUPERVISED) as running:
+        kill_one(place, running, name, victim)
+        code, out, err = running.end()
+    assert code == 0, out + err
+    said = [line for line in err.splitlines() if line.startswith("famjax launch: ")]
+    assert len(said) == 1 and said[0].startswith("famjax launch: the job ended with exit code 137 at step "), err
+    assert "restart 1 in 0.1 s, from the checkpoint of step " in said[0]
+    trained(launched(place, processes, train_words(place, f"straight_{processes}", steps, processes)))
+    np.testing.assert_array_equal(losses(place, name), losses(place, f"straight_{processes}"))
+
+
+@pytest.mark.slow
+def test_four_processes_where_the_coordinator_is_killed(place):
+    """Four processes, of which the first one dies: started again, every loss is that of a job that was left alone."""
+    killed_and_started_again(place, 4, victim=0, steps=24)
+
+
+@pytest.mark.slow
+def test_the_quickstart_has_the_same_losses_on_four_processes(place):
+    """The model and data of the quickstart, 12 steps: four processes with two rows each have the losses of one
+    process with all eight rows, but for the order in which float32 sums are taken."""
+    gin = ["--gin_file", "gin/experiments/tiny_fam.gin", "--gin.TRAIN_STEPS=12", "--gin.LOG_PERIOD=1"]
+    run = lambda name, mesh: ["train", *gin, f"--gin.MODEL_DIR={str(place / name)!r}", f"--gin.MESH={mesh}"]
+    trained(launched(place, 4, run("quick_4", '{"data": 4}')))
+    trained(alone(place, 1, *run("quick_1", '{"data": 1}')))
+    np.testing.assert_allclose(losses(place, "quick_4"), losses(place, "quick_1"), rtol=2e-5)
+
+
+HANG = """
+import os, sys, time
+if "train" in sys.argv and os.environ.get("JAX_PROCESS_ID") == "1" and not os.path.exists({marker!r}):
+    import famjax.train.feed as feed
+    real = feed.Feed.next
+    def stuck_in_the_feed(self, calls=[]):
+        calls.append(1)
+        if len(calls) == 4:
+            open({marker!r}, "w").close()
+            time.sleep(10**6)
+        return real(self)
+    feed.Feed.next = stuck_in_the_feed
+"""
+
+
+@pytest.mark.slow
+def test_a_hang_leaves_the_stacks_of_all_processes_and_is_started_again(place):
+    """One of two processes never comes back from reading its fourth batch, the other waits for it in the step: after
+    so long without a step both stacks are in one file, which shows where, and the job goes on to its end."""
+    site = place / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(HANG.format(marker=str(place / "hung")))
+    words = train_words(place, "hanging", 8, 2)
+    path = f"{site}:{ROOT}"
+    with launched(place, 2, words, *SUPERVISED, "--hang-seconds", "15", PYTHONPATH=path) as running:
+        code, out, err = running.end()
+    assert code == 0, out + err
+    files = list((place / "hanging" / "stacks").iterdir())
+    assert len(files) == 1
+    text = files[0].read_text()
+    first, second = text.split("--- process ")[1:]
+    assert "stuck_in_the_feed" in second and "stuck_in_the_feed" not in first
+    assert "in after" in first or "in _train" in first
+    assert "made no step for 15 s at step 3 of 8; restart 1" in err
+    assert len(losses(place, "hanging")) == 8

@@ -1,0 +1,270 @@
+"""`famjax launch --target tpu-vm` against a `gcloud` that notes what it is told and fails on demand."""
+
+import json
+import shlex
+import tarfile
+
+import pytest
+
+from famjax.cli import main
+from famjax.cli.gin_config import load_train_config
+from famjax.launch import tpu_vm
+from tests.launch.standins import HOSTILE, install
+
+PLACE = ["--zone=us-east5-a", "--project=p1", "--quiet"]
+ACTIVE = [0, '{"state": {"state": "ACTIVE"}}', ""]
+READY = "w0: famjax 0.1, libtpu 1, Python 3.11\nw1: famjax 0.1, libtpu 1, Python 3.11\n"
+LOST = [1, "", "ERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited with return code [255]."]
+ALL = ["create", "describe", "scp", "setup", "start", "follow"]
+
+
+def state(name: str, error: str = "") -> list:
+    failed = {"failedData": {"error": {"message": error}}} if error else {}
+    return [0, json.dumps({"state": {"state": name, **failed}}), ""]
+
+
+@pytest.fixture
+def gcloud(tmp_path, monkeypatch):
+    """The stand-in; time passes only where somebody sleeps."""
+    found = install(tmp_path, monkeypatch, "gcloud")
+    clock = [0.0]
+    monkeypatch.setattr(tpu_vm.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(tpu_vm.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    return found
+
+
+def launch(gin: list[str], *flags: str) -> int:
+    words = ["--name", "fam-1", "--zone", "us-east5-a", "--project", "p1", "--topology", "v5p:4x2x2", "--bucket", "b"]
+    return main.main(["launch", "--target", "tpu-vm", *words, *gin, *flags])
+
+
+def said(capfd) -> str:
+    """The last line on standard error."""
+    return capfd.readouterr().err.splitlines()[-1]
+
+
+def test_all_steps_in_their_order(gcloud, gin, capfd):
+    """Created, waited for, set up, started, followed; every command and flag; kept at the end, which is said."""
+    gcloud.answer(describe=[state("WAITING_FOR_RESOURCES"), state("PROVISIONING"), ACTIVE], setup=[[0, READY, ""]])
+    assert launch(gin, "--spot", "--network", "net-1") == 0
+    assert gcloud.asked == ["create", "describe", "describe", "describe", "scp", "setup", "start", "follow"]
+    calls = {key: words for key, words, _ in gcloud.calls}
+    queued = ["gcloud", "compute", "tpus", "queued-resources"]
+    create = [*queued, "create", "fam-1", "--accelerator-type=v5p-32", "--runtime-version=v2-alpha-tpuv5"]
+    assert calls["create"] == [*create, "--node-id=fam-1", "--spot", "--network=net-1", *PLACE]
+    assert calls["describe"] == [*queued, "describe", "fam-1", "--format=json(state)", *PLACE]
+    ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "fam-1"]
+    script = "bash famjax-fam-1/launch/tpu_vm/worker.sh"
+    unpack = "mkdir -p famjax-fam-1 && tar -xzf famjax-fam-1.tar.gz -C famjax-fam-1"
+    assert calls["setup"] == [*ssh, "--worker=all", f"--command={unpack} && {script} setup b", *PLACE]
+    assert calls["start"] == [*ssh, "--worker=all", f"--command={script} start", *PLACE]
+    assert calls["follow"] == [*ssh, "--worker=0", f"--command={script} follow +1", *PLACE]
+    assert calls["scp"][:5] == ["gcloud", "compute", "tpus", "tpu-vm", "scp"]
+    assert calls["scp"][6:] == ["fam-1:famjax-fam-1.tar.gz", "--worker=all", *PLACE]
+    delete = shlex.join([*queued, "delete", "fam-1", "--force", *PLACE])
+    assert said(capfd) == (
+        f"famjax launch: the training is finished; fam-1 is kept and costs money until it is deleted: {delete}"
+    )
+
+
+def test_slices_are_nodes_of_one_request(gcloud, gin):
+    """Two slices: one queued resource of two nodes, each of which is set up and started; one log."""
+    gcloud.answer(describe=[ACTIVE])
+    assert launch(gin, "--topology", "v5p:2x2x2", "--num-slices", "2") == 0
+    create = gcloud.calls[0][1]
+    assert {"--accelerator-type=v5p-16", "--node-count=2", "--node-prefix=fam-1"} <= set(create)
+    assert not any(word.startswith("--node-id") for word in create)
+    nodes = {key: sorted(words[5] for k, words, _ in gcloud.calls if k == key) for key in ("setup", "start", "follow")}
+    assert nodes == {"setup": ["fam-1-0", "fam-1-1"], "start": ["fam-1-0", "fam-1-1"], "follow": ["fam-1-0"]}
+
+
+def test_settings_never_become_part_of_a_command(gcloud, gin, tmp_path):
+    """Quotes, dollars, blanks and line breaks of a training's settings travel in a file, and mean the same there."""
+    sources = ("/gcs/b/a'b\".txt", "/gcs/b/$(touch oops)\n`id`.txt")
+    bindings = [f"MODEL_DIR={HOSTILE!r}", "MIXTURE_OR_TASK_NAME='text'", f"DataConfig.sources={sources!r}"]
+    gcloud.answer(describe=[ACTIVE])
+    assert launch(gin, *(f"--gin.{binding}" for binding in bindings)) == 0
+    assert all("oops" not in word and "`" not in word for _, words, _ in gcloud.calls for word in words)
+    with tarfile.open(tmp_path / "bundle.tar.gz") as tar:
+        tar.extractall(tmp_path / "there", filter="data")
+    words = (tmp_path / "there/job/words").read_bytes().split(b"\0")[:-1]
+    assert words[:6] == [b"launch", b"--target", b"local", b"--processes", b"1", b"--supervise"]
+    assert words[-2:] == [b"--gin_file", b"job/run.gin"]
+    there, _ = load_train_config([str(tmp_path / "there/job/run.gin")])
+    assert there.model_dir == HOSTILE and there.data.sources == sources
+    assert there == load_train_config(gin[1:], (), bindings)[0]
+    for name in ("famjax/cli/main.py", "gin/runs/pretrain.gin", "requirements-tpu.txt", tpu_vm.WORKER):
+        assert (tmp_path / "there" / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--name", "it's $(id)"], "--name \"it's $(id)\" cannot be a job's name; use up to 40 of a-z, 0-9 and -"),
+        (["--zone", "a b"], "--zone 'a b' has letters that no such name has"),
+        (["--bucket", "b;rm"], "--bucket 'b;rm' has letters that no such name has"),
+        (["--topology", "v5p:4x4x4"], "MESH (data 2 x fsdp 8 x tensor 1) is for 16 devices, but the chips of v5p:4x4x4 "
+         "have 64; --gin.MESH='{\"data\": 2, \"fsdp\": 32, \"tensor\": 1}' would fit"),
+        (["--topology", "v5p:2x2x2", "--num-slices", "2", "--gin.MESH={'fsdp': 16}"],
+         "MESH has data 1, which runs across slices and must be a multiple of their number, 2"),
+        (["--topology", "tpu7x:2x2x2"], "there are no TPU VMs of tpu7x; use --target gke"),
+        (["--accelerator-type", "v5p-32"], "name the TPU once: --topology v5p:4x2x2, or --accelerator-type v5p-32"),
+        (["--gin.MODEL_DIR='runs/a'"], "MODEL_DIR runs/a is not in the bucket, which is mounted at /gcs/b; set "
+         "--gin.MODEL_DIR=\"'/gcs/b/a'\""),
+        (["--bucket", "", "--gin.MODEL_DIR='runs/a'"], "MODEL_DIR runs/a is relative, and each host has a directory"),
+        (["--processes", "2"], "--processes means nothing to the target tpu-vm; famjax launch --help has each one's"),
+        (["--delete-after", "failure"], "--delete-after 'failure' is not one of never, success, always"),
+        (["--gin.TRAIN_STEPS=0"], "TRAIN_STEPS is 0; it must be at least 1"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_is_asked_for(gcloud, gin, capfd, flags, message):
+    """One line, exit code 2, and gcloud is never called."""
+    assert launch(gin, *flags) == 2
+    err = capfd.readouterr().err
+    assert err.startswith(f"famjax launch: {message}") and err.count("\n") == 1
+    assert gcloud.calls == []
+
+
+def test_a_refusal_for_lack_of_quota(gcloud, gin, capfd):
+    """What gcloud says, what to do, and that nothing is left; nothing else is called."""
+    gcloud.answer(create=[[1, "", "ERROR: (gcloud) Quota limit 'TPUS_V5P' exceeded\nmore\n"]])
+    assert launch(gin) == 1
+    assert said(capfd) == (
+        "famjax launch: fam-1 was not created: ERROR: (gcloud) Quota limit 'TPUS_V5P' exceeded; ask for more quota in "
+        "this zone, or take another --zone, --topology or --spot; nothing is left that costs money"
+    )
+    assert gcloud.asked == ["create"]
+
+
+def test_a_name_that_is_taken_deletes_nothing(gcloud, gin, capfd):
+    """Another job of that name is left alone, also where deletion was asked for."""
+    gcloud.answer(create=[[1, "", "ERROR: ALREADY_EXISTS: fam-1"]])
+    assert launch(gin, "--delete-after", "always") == 1
+    assert "take another --name, or go on with what is there: --do setup" in said(capfd)
+    assert gcloud.asked == ["create"]
+
+
+def test_a_request_that_fails(gcloud, gin, capfd):
+    """Google Cloud's own words, and what is left."""
+    gcloud.answer(describe=[state("WAITING_FOR_RESOURCES"), state("FAILED", "internal trouble")])
+    assert launch(gin) == 1
+    assert "fam-1 is failed: internal trouble; fam-1 is kept and costs money until it is deleted: gcloud" in said(capfd)
+
+
+def test_no_capacity_within_the_limit(gcloud, gin, capfd):
+    """After --wait-minutes; the request is deleted where that was asked for, else it may still be granted and cost."""
+    gcloud.answer(describe=[state("WAITING_FOR_RESOURCES")])
+    assert launch(gin, "--wait-minutes", "5", "--delete-after", "always") == 1
+    assert said(capfd) == (
+        "famjax launch: there was no capacity for fam-1 within 5 minutes; try another --zone or --topology, or wait "
+        "longer (--wait-minutes); fam-1 is deleted"
+    )
+    assert 10 <= gcloud.asked.count("describe") <= 12 and gcloud.asked[-1] == "delete"
+
+
+@pytest.mark.parametrize("describe", [[state("SUSPENDED"), ACTIVE], [state("SUSPENDING"), ACTIVE]])
+def test_preempted_while_it_waits(gcloud, gin, capfd, describe):
+    """It is given back and asked for again; the training starts on the second one."""
+    gcloud.answer(describe=describe)
+    assert launch(gin) == 0
+    assert gcloud.asked == ["create", "describe", "delete", *ALL]
+    assert "was taken away before it was used" in capfd.readouterr().err
+
+
+def test_preempted_while_it_trains(gcloud, gin, capfd):
+    """The connection is lost and the TPU is gone: asked for, set up and started again, as the training resumes."""
+    gcloud.answer(describe=[ACTIVE, state("SUSPENDED"), ACTIVE], follow=[LOST, [0, "", ""]])
+    assert launch(gin, "--delete-after", "success") == 0
+    assert gcloud.asked == [*ALL, "describe", "delete", *ALL, "delete"]
+    assert said(capfd) == "famjax launch: the training is finished; fam-1 is deleted"
+
+
+def test_preempted_too_often(gcloud, gin, capfd):
+    """At the limit it ends, with nothing left."""
+    gcloud.answer(describe=[state("SUSPENDED")])
+    assert launch(gin, "--restarts", "1") == 1
+    assert gcloud.asked == ["create", "describe", "delete"] * 2
+    assert said(capfd).endswith("2 times; fam-1 is deleted; the same command goes on from its last checkpoint")
+
+
+def test_a_lost_connection_is_made_again(gcloud, gin, capfd):
+    """The TPU is there, so only the log is asked for again, its end alone; the job's exit code arrives."""
+    gcloud.answer(describe=[ACTIVE], follow=[LOST, [255, "", ""], [101, "", ""]])
+    assert launch(gin) == 1
+    assert gcloud.asked == [*ALL, "describe", "follow", "describe", "follow"]
+    assert gcloud.calls[-1][1][-4].endswith("follow 20")
+    assert "the training ended with exit code 1; fam-1 is kept and costs money" in said(capfd)
+
+
+def test_a_connection_that_stays_lost(gcloud, gin, capfd, monkeypatch):
+    """Then the launcher gives up; the training does not."""
+    monkeypatch.setattr(tpu_vm, "RECONNECTS", 3)
+    gcloud.answer(describe=[ACTIVE], follow=[LOST])
+    assert launch(gin) == 1
+    assert gcloud.asked.count("follow") == tpu_vm.RECONNECTS + 1
+    line = said(capfd)
+    assert "the connection to worker 0 is lost; the training goes on there: --do logs shows it again" in line
+    assert "costs money" in line and "delete" not in gcloud.asked
+
+
+@pytest.mark.parametrize("code", [175, 176])
+def test_a_worker_that_stopped_is_started_again(gcloud, gin, code):
+    """A VM that was restarted, or a SIGTERM on one: the same job again on all workers."""
+    gcloud.answer(describe=[ACTIVE], follow=[[code, "", ""], [0, "", ""]])
+    assert launch(gin) == 0
+    assert gcloud.asked == [*ALL, "start", "follow"]
+
+
+def test_ssh_that_fails_in_the_first_minutes(gcloud, gin, capfd):
+    """Set up is tried again; after three tries it says so, with what it costs to leave things as they are."""
+    gcloud.answer(describe=[ACTIVE], setup=[LOST, LOST, [0, READY, ""]])
+    assert launch(gin) == 0
+    assert gcloud.asked.count("setup") == 3
+    gcloud.answer(describe=[ACTIVE], setup=[LOST] * 9, delete=[[1, "", "ERROR: try later"]])
+    assert launch(gin, "--delete-after", "always") == 1
+    line = said(capfd)
+    assert "the workers could not be set up: ERROR: (gcloud.compute.tpus.tpu-vm.ssh)" in line
+    assert "fam-1 could not be deleted and may go on costing money (ERROR: try later): gcloud compute tpus" in line
+
+
+def test_workers_of_other_versions_are_not_started(gcloud, gin, capfd):
+    """Two workers with different libtpu are told before the job is started."""
+    gcloud.answer(describe=[ACTIVE], setup=[[0, READY + "w2: famjax 0.1, libtpu 2, Python 3.11\n", ""]])
+    assert launch(gin) == 1
+    assert "the workers have other versions: famjax 0.1, libtpu 1, Python 3.11 and famjax 0.1, libtpu 2" in said(capfd)
+    assert "start" not in gcloud.asked
+
+
+def test_parts_need_no_settings(gcloud, capfd):
+    """Logs, status, stop and delete work from the name and the place alone."""
+    gcloud.answer(describe=[ACTIVE])
+    words = ["launch", "--target", "tpu-vm", "--name", "fam-1", "--zone", "z", "--do"]
+    for action, asked in (("logs", ["follow"]), ("status", ["describe", "status"]), ("stop", ["stop"]),
+                          ("delete", ["delete"])):  # fmt: skip
+        (gcloud.folder / "calls").unlink(missing_ok=True)
+        assert main.main([*words, action]) == 0
+        assert gcloud.asked == asked
+
+
+def test_dry_run_shows_all_and_runs_nothing(gcloud, gin, capfd):
+    """The commands that a real run gives, in its order, each pasteable; and the files that it copies."""
+    assert launch(gin, "--dry-run") == 0
+    assert gcloud.calls == []
+    out = capfd.readouterr().out
+    lines = [shlex.split(line) for line in out.splitlines() if line.startswith("gcloud ")]
+    gcloud.answer(describe=[ACTIVE])
+    launch(gin, "--delete-after", "always")
+    real = [words for _, words, _ in gcloud.calls]
+    real[2][5] = lines[2][5]  # the bundle lies in a folder of its own
+    assert lines == real
+    assert "TRAIN_STEPS = 1400" in out and "apt_install python3.11" in out
+
+
+def test_without_gcloud(tmp_path, monkeypatch, gin, capfd):
+    """One line that says so."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launch(gin) == 1
+    assert said(capfd) == (
+        "famjax launch: there is no program gcloud here; install it, or see the commands with --dry-run; nothing is "
+        "left that costs money"
+    )
