@@ -22,6 +22,7 @@ the real program, by the real compiler (libtpu), never run. It takes one to thre
 for the largest models. Data, checkpoints and MODEL_DIR need not exist. A program that does not fit is a result, too
 (exit code 0, "fits": false), with what is largest and which setting would help.
 
+  --quick                  memory and collectives alone, in a tenth of the time
   --lengths 8k,32k,128k    the same for other lengths of a row, with as many tokens a step as the rows allow
   --search                 other meshes, microbatches and remat policies, ranked
 
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of a row to compare, as 8k,32k,1m")
     parser.add_argument("--search", action="store_true", help="rank meshes, microbatches and remat policies")
     parser.add_argument("--tries", type=int, default=8, metavar="N", help="programs that --search compiles at most (8)")
+    parser.add_argument("--quick", action="store_true", help="no cycles and no estimate of time, ten times sooner")
     parser.add_argument("--dump", metavar="DIR", help="keep all that the compiler wrote")
     parser.add_argument("--compile-into", help=argparse.SUPPRESS)  # this is the child that compiles
     add_gin_arguments(parser)
@@ -73,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
     job = search.Job(args.program, topology, lambda bindings: _config(args, [*args.gin_bindings, *bindings]),
                      lambda bindings, folder: _child(args, bindings, folder))  # fmt: skip
     if args.lengths or args.search:
-        plans = (search.lengths(job, config, args.lengths, _progress) if args.lengths
-                 else search.search(job, config, args.tries, _progress))  # fmt: skip
+        plans = (search.lengths(job, config, args.lengths, _progress, args.quick) if args.lengths
+                 else search.search(job, config, args.tries, _progress, args.quick))  # fmt: skip
         print(report.comparison(plans))
         written: Any = {"plans": plans}
     else:
-        written = job.plan((), _progress(""), Path(args.dump) if args.dump else None)
+        written = job.plan((), _progress(""), Path(args.dump) if args.dump else None, args.quick)
         print(report.text(written))
     if args.json:
         from famjax.runtime.model_dir import write_text

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from famjax.config import ConfigError
+from famjax.plan import dump
 
-RESULT_JSON = "result.json"
+GIVEN_JSON, RESULT_JSON = "given.json", "result.json"
 LOG = "log.txt"
 MISTAKE = 2
 INSTALL = "pip install libtpu==0.0.52"
@@ -55,33 +55,37 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def run(
-    command: Callable[[Path], Sequence[str]], tell: Callable[[float], None], keep: Path | None = None
+    command: Callable[[Path], Sequence[str]],
+    tell: Callable[[float], None],
+    keep: Path | None = None,
+    quick: bool = False,
 ) -> dict[str, Any]:
-    """Runs a child and returns what it wrote to `RESULT_JSON`.
+    """Runs a child and returns the raw numbers of what it compiled (`compile.py`).
 
     Args:
       command: its words, given the folder that it writes to.
       tell: called every second or so with the seconds since it began.
       keep: a folder that gets all that the compiler wrote; None leaves nothing.
+      quick: end it where the program is laid out, before code is made of it: no cycles, a tenth of the time.
 
     Raises:
       ConfigError: the child found a mistake of the user's; its line.
       RuntimeError: the compiler failed; its last lines.
     """
     with _folder(keep) as folder:
-        (folder / RESULT_JSON).unlink(missing_ok=True)
         with (folder / LOG).open("w", encoding="utf-8") as log:
             child = subprocess.Popen(list(command(folder)), env=environment(folder), stdin=subprocess.DEVNULL,
                                      stdout=log, stderr=log)  # fmt: skip
             try:
-                _wait(child, tell)
+                began = time.monotonic()
+                if not _wait(child, tell, (lambda: dump.laid_out(folder)) if quick else lambda: False):
+                    return _laid_out(folder, time.monotonic() - began)
             finally:
                 if child.poll() is None:
                     child.kill()
                     child.wait()
         if child.returncode == 0:
-            result: dict[str, Any] = json.loads((folder / RESULT_JSON).read_text(encoding="utf-8"))
-            return result
+            return _read(folder / RESULT_JSON)
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = lines[-1] if lines else f"exit code {child.returncode}"
     if child.returncode == MISTAKE:
@@ -91,27 +95,36 @@ def run(
     raise RuntimeError(f"the TPU compiler failed: {last}")
 
 
-def _wait(child: "subprocess.Popen[bytes]", tell: Callable[[float], None]) -> None:
+def _wait(child: "subprocess.Popen[bytes]", tell: Callable[[float], None], enough: Callable[[], bool]) -> bool:
+    """True once the child has ended, False as soon as it has done enough."""
     began = time.monotonic()
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=1)
-            return
+            return True
+        if enough():
+            return False
         tell(time.monotonic() - began)
+
+
+def _laid_out(folder: Path, seconds: float) -> dict[str, Any]:
+    given = _read(folder / GIVEN_JSON)
+    done = {"memory": dump.memory(folder), "compile_seconds": seconds - given["lower_seconds"]}
+    return given | done | dump.read(folder, given["unknown_trips"], given["branch_share"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 @contextlib.contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        for old in keep.glob("module_*"):
+        for old in (*keep.glob("module_*"), *keep.glob("*.json")):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         yield keep.absolute()
         return
     with tempfile.TemporaryDirectory(prefix="famjax-plan-") as name:
         yield Path(name)
-
-
-def python(*words: str) -> list[str]:
-    """This Python with these words."""
-    return [sys.executable, *words]

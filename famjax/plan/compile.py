@@ -4,7 +4,6 @@ libtpu is loaded here alone, in a process whose environment was set before jax w
 """
 
 import json
-import re
 import time
 from importlib import metadata
 from pathlib import Path
@@ -16,16 +15,13 @@ from jax.experimental import topologies
 from famjax.config import TrainConfig
 from famjax.config.tpu import Topology
 from famjax.nn.model import parameter_shapes
-from famjax.plan import costs, tensors
-from famjax.plan.child import RESULT_JSON, libtpu_version
-from famjax.plan.hlo import Program
-from famjax.plan.programs import PROGRAMS, Lowered, targets_of_row
+from famjax.plan import dump
+from famjax.plan.child import GIVEN_JSON, RESULT_JSON, libtpu_version
+from famjax.plan.programs import PROGRAMS, targets_of_row
 from famjax.runtime.mesh import make_mesh
 from famjax.train.flops import flops_per_token, peak_of_chip
 from famjax.train.norms import group_of
 from famjax.train.optim import path_of
-
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def compile_into(folder: Path, config: TrainConfig, program: str, topology: Topology) -> None:
@@ -47,17 +43,19 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
     result: dict[str, Any] = {
         "tokens": lowered.tokens, "held": lowered.held, "lower_seconds": time.monotonic() - began,
         "peak_flops_per_chip": peak_of_chip(devices[0].device_kind), "versions": _versions(),
+        "unknown_trips": lowered.unknown_trips, "branch_share": lowered.branch_share,
     } | _counts(config, program, lowered.tokens)  # fmt: skip
+    (folder / GIVEN_JSON).write_text(json.dumps(result), encoding="utf-8")
     began = time.monotonic()
     try:
         result |= _memory(lowered.lowered.compile())
     except jax.errors.JaxRuntimeError as error:
-        needed = needed_bytes(str(error))
+        needed = dump.needed_bytes(str(error))
         if needed is None:
             raise
         result["needed_bytes"] = needed
     result["compile_seconds"] = time.monotonic() - began
-    return result | read_dump(folder, lowered)
+    return result | dump.read(folder, lowered.unknown_trips, lowered.branch_share)
 
 
 def _counts(config: TrainConfig, program: str, tokens: int) -> dict[str, Any]:
@@ -85,41 +83,4 @@ def _memory(program: Any) -> dict[str, Any]:
     found, cost = program.memory_analysis(), program.cost_analysis()
     fields = ("argument", "output", "alias", "temp", "generated_code")
     memory = {name: int(getattr(found, f"{name}_size_in_bytes")) for name in fields}
-    memory["peak"] = int(found.peak_memory_in_bytes)
     return {"memory": memory, "flops_loops_once": float((cost or {}).get("flops", 0))}
-
-
-def needed_bytes(message: str) -> int | None:
-    """What a program would need, of the compiler's message that there is less; None for any other message."""
-    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
-    return int(float(found[1]) * UNITS[found[2]]) if found else None
-
-
-def read_dump(folder: Path, lowered: Lowered) -> dict[str, Any]:
-    """What the compiler's text says: cycles by part, collectives, kernels, products, largest tensors."""
-    given = _module(folder, "before_optimizations")
-    result: dict[str, Any] = {"products": costs.products(_program(given, lowered)) if given else {}}
-    text = _module(folder, "after_codegen") or _module(folder, "after_optimizations")
-    if text is None:
-        return result
-    program = _program(text, lowered)
-    result |= {
-        "cycles": costs.cycles_by_part(program),
-        "collectives": [vars(one) | {"bytes": one.bytes, "sent": one.sent} for one in costs.collectives(program)],
-        "kernels": [vars(one) for one in costs.kernels(program)],
-    }
-    if allocated := _module(folder, "after_optimizations-buffer-assignment"):
-        with allocated.open(encoding="utf-8") as lines:
-            result["tensors"] = tensors.largest(lines, program)
-    return result
-
-
-def _program(path: Path, lowered: Lowered) -> Program:
-    with path.open(encoding="utf-8") as lines:
-        return Program(lines, lowered.unknown_trips, lowered.branch_share)
-
-
-def _module(folder: Path, stage: str) -> Path | None:
-    """The text of the largest module at this stage: jax compiles a few small ones beside it."""
-    found = sorted(folder.glob(f"*.{stage}.txt"), key=lambda path: path.stat().st_size)
-    return found[-1] if found else None

@@ -47,7 +47,7 @@ class Estimate:
 
 
 def estimate(raw: dict[str, Any], figures: Figures, peak_flops: float) -> Estimate:
-    """Of what `compile.py` found. peak_flops: of one device."""
+    """Of a finished compilation (`compile.py`). peak_flops: of one device."""
     seconds = 0.0
     for kernel in raw["kernels"]:
         by_flops = kernel["flops"] / (KERNEL_EFFICIENCY * peak_flops)

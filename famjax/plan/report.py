@@ -11,8 +11,11 @@ def text(plan: dict[str, Any]) -> str:
     lines = [*_head(plan), "", *_memory(plan)]
     if plan["cycles"] is not None:
         lines += ["", *_work(plan), "", *_collectives(plan), "", *_estimate(plan)]
-    elif plan["collectives"]:
-        lines += ["", *_collectives(plan)]
+    elif plan["collectives"] is not None:
+        lines += ["", *_operations(plan), "", *_collectives(plan)]
+        if plan["fits"]:
+            least = f"at least {plan['least_step_seconds']:.3g} s a step, at the chips' peak rate"
+            lines += ["", _row("time", f"{least}; an estimate needs code (without --quick)")]
     if plan["advice"]:
         lines += ["", "what would help", *(f"  {line}" for line in plan["advice"])]
     return "\n".join(lines)
@@ -62,14 +65,18 @@ def _memory(plan: dict[str, Any]) -> list[str]:
     return [*lines, _row("weights", f"{total} ({trained} trained): {groups}")]
 
 
-def _work(plan: dict[str, Any]) -> list[str]:
-    cycles, formula, given = plan["cycles"], plan["flops_per_step"], plan["compiler_flops_per_step"]
-    total = sum(cycles.values()) or 1
-    lines = [
+def _operations(plan: dict[str, Any]) -> list[str]:
+    formula, given = plan["flops_per_step"], plan["compiler_flops_per_step"]
+    return [
         _row("operations", f"{formula:.4g} FLOPs by the model's formula"),
         _row("", f"{given:.4g} given to the compiler, {given / formula:.2f} times that: what is computed again"),
-        _row("cycles", f"{total / 1e9:.2f}e9 a device, the compiler's estimate"),
     ]
+
+
+def _work(plan: dict[str, Any]) -> list[str]:
+    cycles = plan["cycles"]
+    total = sum(cycles.values()) or 1
+    lines = [*_operations(plan), _row("cycles", f"{total / 1e9:.2f}e9 a device, the compiler's estimate")]
     for part, value in sorted(cycles.items(), key=lambda one: -one[1]):
         if value > 0.001 * total:
             lines.append(_row("", f"{value / total:6.1%}  {value / 1e9:8.3f}e9  {part}"))
@@ -128,9 +135,11 @@ _COLUMNS = (
     ("micro", 5, lambda plan: str(plan["microbatches"])),
     ("remat", 7, lambda plan: plan["remat"]),
     ("a device", 10, lambda plan: size(plan["peak_bytes_per_device"])),
+    ("fits", 4, lambda plan: "yes" if plan["fits"] else "NO"),
+    ("GB sent", 7, lambda plan: "-" if plan["collective_bytes"] is None else f"{plan['collective_bytes'] / 1e9:.1f}"),
+    ("least s", 8, lambda plan: "-" if plan["least_step_seconds"] is None else f"{plan['least_step_seconds']:.3g}"),
 )
 _FINISHED = (
-    ("GB sent", 8, lambda plan: f"{plan['collective_bytes'] / 1e9:.1f}"),
     ("Gcycles", 8, lambda plan: f"{sum(plan['cycles'].values()) / 1e9:.2f}"),
     ("s a step", 8, lambda plan: f"{plan['estimated_step_seconds']:.3g}"),
     ("tokens/s", 10, lambda plan: f"{plan['estimated_tokens_per_second']:,.0f}"),
@@ -144,7 +153,7 @@ def comparison(plans: list[dict[str, Any]]) -> str:
     for plan in plans:
         cells = [f"{of(plan):>{width}}" for _, width, of in _COLUMNS]
         finished = plan["cycles"] is not None
-        cells += [f"{of(plan):>{width}}" for _, width, of in _FINISHED] if finished else ["does not fit"]
+        cells += [f"{of(plan) if finished else '-':>{width}}" for _, width, of in _FINISHED]
         lines.append(" ".join(cells))
     if any(one.startswith("MESH=") for one in plans[0]["settings"]) and plans[0]["fits"]:
         pairs = (one.split("=", 1) for one in plans[0]["settings"])

@@ -17,6 +17,8 @@ from famjax.plan.topology import meshes
 
 Tell = Callable[[float], None]
 Progress = Callable[[str], Tell]
+# Candidates of a search that are compiled to the end: that takes ten times as long as to lay one out.
+FINISHED = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +37,19 @@ class Job:
     configured: Callable[[Sequence[str]], TrainConfig]
     command: Callable[[Sequence[str], Path], Sequence[str]]
 
-    def plan(self, bindings: Sequence[str], tell: Tell, keep: Path | None = None) -> dict[str, Any]:
+    def plan(
+        self, bindings: Sequence[str], tell: Tell, keep: Path | None = None, quick: bool = False
+    ) -> dict[str, Any]:
         """One plan, with more gin settings; `child.run` has the other arguments and what it raises."""
         config = self.configured(bindings)
         config.validate()
-        raw = child.run(lambda folder: self.command(bindings, folder), tell, keep)
+        raw = child.run(lambda folder: self.command(bindings, folder), tell, keep, quick)
         return {"settings": list(bindings)} | summarise(raw, config, self.program, self.topology)
 
 
-def lengths(job: Job, config: TrainConfig, wanted: Sequence[int], progress: Progress) -> list[dict[str, Any]]:
+def lengths(
+    job: Job, config: TrainConfig, wanted: Sequence[int], progress: Progress, quick: bool
+) -> list[dict[str, Any]]:
     """Plans for rows of these lengths, with as many rows as have a step's tokens, but one a device at least.
 
     Raises:
@@ -53,7 +59,7 @@ def lengths(job: Job, config: TrainConfig, wanted: Sequence[int], progress: Prog
     for one in settings:
         job.configured(one).validate()
     return [
-        job.plan(one, progress(f"{length:,} tokens ({i + 1} of {len(wanted)}),"))
+        job.plan(one, progress(f"{length:,} tokens ({i + 1} of {len(wanted)}),"), quick=quick)
         for i, (length, one) in enumerate(zip(wanted, settings, strict=True))
     ]
 
@@ -72,11 +78,12 @@ def of_length(config: TrainConfig, length: int) -> list[str]:
     ]  # fmt: skip
 
 
-def search(job: Job, config: TrainConfig, tries: int, progress: Progress) -> list[dict[str, Any]]:
-    """The candidates that were compiled, those that fit first, the fastest first.
+def search(job: Job, config: TrainConfig, tries: int, progress: Progress, quick: bool) -> list[dict[str, Any]]:
+    """The candidates that were tried, those that fit first, the fastest first.
 
-    They are compiled in the order of `candidates`, at most `tries` of them. What is sure not to fit, or not to be
-    faster, is left out: once a mesh fits with some number of microbatches, more of them only gather weights more often.
+    They are laid out in the order of `candidates`, at most `tries` of them, which decides what fits and a bound of the
+    time. Of those that fit, the `FINISHED` best are compiled to the end for an estimate, unless it shall be `quick`.
+    Once a mesh fits with some number of microbatches, more of them would only gather weights more often.
     """
     found: list[dict[str, Any]] = []
     done: set[tuple[str, str]] = set()
@@ -86,13 +93,15 @@ def search(job: Job, config: TrainConfig, tries: int, progress: Progress) -> lis
         if (str(mesh), remat) in done:
             continue
         settings = [f"MESH={mesh}", f"MICROBATCHES={microbatches}", f"ModelConfig.remat='{remat}'"]
-        plan = job.plan(settings, progress(f"{len(found) + 1} of at most {tries}: {', '.join(settings)},"))
-        found.append(plan)
-        if plan["fits"]:
+        what = f"{len(found) + 1} of at most {tries}: {', '.join(settings)},"
+        found.append(job.plan(settings, progress(what), quick=True))
+        if found[-1]["fits"]:
             done.add((str(mesh), remat))
-    return sorted(
-        found, key=lambda plan: (not plan["fits"], plan["estimated_step_seconds"] or plan["peak_bytes_per_device"])
-    )
+    found.sort(key=lambda plan: (not plan["fits"], plan["least_step_seconds"] or plan["peak_bytes_per_device"]))
+    best = [] if quick else [plan for plan in found[:FINISHED] if plan["fits"]]
+    for i, plan in enumerate(best):
+        found[i] = job.plan(plan["settings"], progress(f"{i + 1} of the {len(best)} best to the end,"))
+    return sorted(found[: len(best)], key=lambda plan: plan["estimated_step_seconds"]) + found[len(best) :]
 
 
 def candidates(topology: Topology, config: TrainConfig) -> list[tuple[dict[str, int], str, int]]:

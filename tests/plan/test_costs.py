@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from famjax.plan import costs, tensors
+from famjax.plan import costs, dump, tensors
 from famjax.plan.hlo import Program, byte_sizes
 from famjax.plan.parts import part_of
 
@@ -116,9 +116,7 @@ def test_bytes_of_shapes():
     assert byte_sizes("(bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/f32[], pred[5], s4[3])") == [12, 4, 5, 2]
 
 
-def test_largest_tensors():
-    """Places of HBM by size, each by the first that uses it; equal ones are counted; other memories are not."""
-    lines = """allocation 0: size 2048, page 0, parameter 0, shape |f32[8,64]| at ShapeIndex {}, maybe-live-out:
+ASSIGNMENT = """allocation 0: size 2048, page 0, parameter 0, shape |f32[8,64]| at ShapeIndex {}, maybe-live-out:
  value: <1 a @0> (size=2048,offset=0): f32[8,64]{1,0:T(8,128)}
 allocation 1: size 9000, page 0, preallocated-temp:
  value: <2 ff @0> (size=2048,offset=0): f32[8,64]{1,0}
@@ -127,8 +125,27 @@ allocation 1: size 9000, page 0, preallocated-temp:
  value: <5 loop.4{1} @0> (size=4096,offset=2048): bf16[64,32]{1,0}
 allocation 2: size 90000, color 1, page 0, preallocated-temp:
  value: <6 start @1> (size=90000,offset=0): f32[150,150]{1,0:S(1)}
+allocation 3: size 30, page 0, output shape is |f32[]|, maybe-live-out:
+allocation 4: size 70000, page 0, thread-local:
 """.splitlines()
-    found = tensors.largest(lines, program())
+
+
+def test_assigned_bytes():
+    """What is in HBM and lives as long as the program, by hand: other memories and a fusion's own values are not."""
+    sizes = {"argument": 2048, "output": 30, "alias": 0, "temp": 9000, "generated_code": 0}
+    assert dump.assigned_bytes(ASSIGNMENT) == sizes
+
+
+def test_needed_bytes():
+    """The compiler's message of too little memory, and any other."""
+    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory (18.5G) exceeds available HBM (15.75G)."
+    assert dump.needed_bytes(message) == int(18.5 * 2**30)
+    assert dump.needed_bytes("INTERNAL: something else (3.0G)") is None
+
+
+def test_largest_tensors():
+    """Places of HBM by size, each by the first that uses it; equal ones are counted; other memories are not."""
+    found = tensors.largest(ASSIGNMENT, program())
     assert [(one["bytes"], one["shape"], one["part"], one["count"]) for one in found] == [
         (4096, "bf16[64,32]", "FAM recurrence", 1),
         (2048, "f32[8,64]", "feed-forward", 2),

@@ -30,7 +30,7 @@ def config(**fields) -> TrainConfig:
 
 
 def raw(peak: int = 10 * GIB, **fields):
-    memory = {"argument": 4, "output": 3, "alias": 3, "temp": 5, "generated_code": 1, "peak": peak}
+    memory = {"argument": 4, "output": 3, "alias": 2, "temp": peak - 6, "generated_code": 1}
     return {
         "tokens": 1000, "held": {"weights": 2 * GIB, "optimizer": GIB}, "lower_seconds": 1.25, "compile_seconds": 2.25,
         "peak_flops_per_chip": 197e12, "versions": {"libtpu": "0"}, "parameters": {"fam": 7}, "trained_parameters": 7,
@@ -66,9 +66,19 @@ def test_what_binds():
 
 def too_large(**fields):
     found = raw(needed_bytes=20 * GIB, **fields)
-    for name in ("memory", "cycles"):
-        del found[name]
-    return found
+    return {name: value for name, value in found.items() if name not in ("memory", "cycles")}
+
+
+def test_a_quick_plan_has_memory_and_collectives():
+    """The same keys; no estimate, but a bound: 3e12 + 4e13 FLOPs at 4 x 197 TFLOP/s, and 9 GB at 90 GB/s."""
+    found = raw()
+    del found["cycles"]
+    plan = summarise(found, config(), "train", planned("v5e:2x2"))
+    assert set(plan) == set(summarise(raw(), config(), "train", planned("v5e:2x2")))
+    assert plan["fits"] is True and plan["peak_bytes_per_device"] == 10 * GIB
+    assert plan["cycles"] is None and plan["estimated_step_seconds"] is None and plan["binds"] is None
+    assert plan["least_step_seconds"] == pytest.approx(4.3e13 / (4 * 197e12) + 0.1)
+    assert "at least" in report.text(plan)
 
 
 def test_a_program_that_does_not_fit_is_a_result():
@@ -106,21 +116,28 @@ def test_lengths_keep_the_tokens_of_a_step(length):
 
 
 def test_search_compiles_few_and_ranks_what_fits(monkeypatch):
-    """A mesh and policy that fit are not tried with more microbatches; those that fit come first, the fastest first."""
+    """A mesh and policy that fit are not tried with more microbatches; those that fit come first, the fastest first.
+    Two are compiled to the end, and stand in the order of their estimates."""
     asked = []
 
-    def plan(self, bindings, tell):
-        asked.append(bindings)
+    def plan(self, bindings, tell, keep=None, quick=False):
+        asked.append((tuple(bindings), quick))
         fits = "MICROBATCHES=1" not in bindings
-        return {"fits": fits, "estimated_step_seconds": 1 / len(asked) if fits else None, "peak_bytes_per_device": 1,
-                "settings": bindings}  # fmt: skip
+        number = len(asked)
+        return {"settings": bindings, "fits": fits, "least_step_seconds": 1 / number, "peak_bytes_per_device": 1,
+                "estimated_step_seconds": None if quick else 100 - number}  # fmt: skip
 
     monkeypatch.setattr(search.Job, "plan", plan)
     job = search.Job("train", planned("v5e:2x2"), lambda bindings: config(), lambda bindings, folder: [])
-    found = search.search(job, config(), 6, lambda what: lambda seconds: None)
-    assert len(found) == len(asked) == 6
+    found = search.search(job, config(), 12, lambda what: lambda seconds: None, quick=False)
+    assert [quick for _, quick in asked] == 12 * [True] + 2 * [False]
+    assert len(found) == 12
     fit = [one for one in found if one["fits"]]
-    assert fit and found[: len(fit)] == fit
-    assert fit == sorted(fit, key=lambda one: one["estimated_step_seconds"])
+    assert len(fit) > 2 and found[: len(fit)] == fit
+    assert (
+        fit[0]["estimated_step_seconds"] < fit[1]["estimated_step_seconds"] and fit[2]["estimated_step_seconds"] is None
+    )
+    bounds = [one["least_step_seconds"] for one in fit[2:]]
+    assert bounds == sorted(bounds)
     chosen = [(one["settings"][0], one["settings"][2]) for one in fit]
     assert len(chosen) == len(set(chosen))

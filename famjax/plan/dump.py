@@ -1,0 +1,89 @@
+"""What the compiler has written to a folder, as raw numbers. Needs neither jax nor a finished compilation."""
+
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from famjax.plan import costs, tensors
+from famjax.plan.hlo import Program
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# The last text before the compiler makes code of it, which takes nine tenths of its time.
+LAID_OUT = "after_optimizations_after_buffer_assignment"
+ASSIGNMENT = "after_optimizations-buffer-assignment"
+HBM = (None, "0")
+
+
+def read(folder: Path, unknown_trips: float = 1, branch_share: float = 1) -> dict[str, Any]:
+    """Cycles by part, collectives, kernels, products, largest tensors: as much as is there.
+
+    `cycles` is left out where no code was made. The other arguments are those of `hlo.Program`.
+    """
+
+    def program(path: Path) -> Program:
+        with path.open(encoding="utf-8") as lines:
+            return Program(lines, unknown_trips, branch_share)
+
+    given = _module(folder, "before_optimizations")
+    result: dict[str, Any] = {"products": costs.products(program(given)) if given else {}}
+    code = _module(folder, "after_codegen")
+    text = code or _module(folder, "after_optimizations")
+    if text is None:
+        return result
+    made = program(text)
+    if code:
+        result["cycles"] = costs.cycles_by_part(made)
+    result["collectives"] = [vars(one) | {"bytes": one.bytes, "sent": one.sent} for one in costs.collectives(made)]
+    result["kernels"] = [vars(one) for one in costs.kernels(made)]
+    if assigned := _module(folder, ASSIGNMENT):
+        with assigned.open(encoding="utf-8") as lines:
+            result["tensors"] = tensors.largest(lines, made)
+    return result
+
+
+def laid_out(folder: Path) -> bool:
+    """Whether memory and collectives of the program are decided and written: all but its code."""
+    found = _module(folder, LAID_OUT)
+    return found is not None and time.time() - found.stat().st_mtime > 2
+
+
+def memory(folder: Path) -> dict[str, int]:
+    """Bytes of HBM of a program that is laid out, as the compiler tells them of a finished one; its code takes 0."""
+    found = _module(folder, ASSIGNMENT)
+    assert found is not None
+    with found.open(encoding="utf-8") as lines:
+        return assigned_bytes(lines)
+
+
+def assigned_bytes(lines: Iterable[str]) -> dict[str, int]:
+    """Of the compiler's buffer assignment: what is in HBM, and lives as long as the program.
+
+    A donated argument is where its new value is put: it is an argument here, and no output.
+    """
+    sizes = {"argument": 0, "output": 0, "alias": 0, "temp": 0, "generated_code": 0}
+    for line in lines:
+        found = re.match(r"allocation \d+: size (\d+)(?:, color (\d+))?, page \d+, (.*)", line)
+        if not found or found[2] not in HBM or "thread-local" in found[3]:
+            continue
+        size, what = int(found[1]), found[3]
+        if "preallocated-temp" in what:
+            sizes["temp"] += size
+        elif "parameter" in what:
+            sizes["argument"] += size
+        elif "live-out" in what or "output" in what:
+            sizes["output"] += size
+    return sizes
+
+
+def needed_bytes(message: str) -> int | None:
+    """What a program would need, of the compiler's message that there is less; None for any other message."""
+    found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
+    return int(float(found[1]) * UNITS[found[2]]) if found else None
+
+
+def _module(folder: Path, stage: str) -> Path | None:
+    """The text of the largest module at this stage: jax compiles a few small ones beside it."""
+    found = sorted(folder.glob(f"*.{stage}.txt"), key=lambda path: path.stat().st_size)
+    return found[-1] if found else None
