@@ -8,14 +8,15 @@ return what the layer passes up, and the layer's memory after these tokens.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import masks
-from famjax.attention.attend import Source, attend, attention_share
+from famjax.attention import fused, masks
+from famjax.attention.attend import Scoring, Source, attend, attention_share
+from famjax.attention.fused import Kernel
 from famjax.attention.memory import (
     LayerMemory,
     LayerWeights,
@@ -111,7 +112,7 @@ def _map_blocks(body: Any, at_once: tuple[int, int], args: Any) -> Any:
 
 def whole_blocks(
     layer: LayerWeights, x_BNSD: Any, memory: LayerMemory, initial: LayerMemory, where: Blocks,
-    config: MemoryConfig, budget_mib: float = 0.0,
+    config: MemoryConfig, budget_mib: float = 0.0, kernel: Kernel = fused.XLA,
 ) -> tuple[Any, LayerMemory]:  # fmt: skip
     """One layer over N blocks that all start at a block's edge (layer-major, paper section 3).
 
@@ -123,17 +124,22 @@ def whole_blocks(
       where: positions of the blocks.
       config: the memory's settings for this layer.
       budget_mib: see `ModelConfig.attention_budget_mib`.
+      kernel: by what the tokens attend.
 
     Returns:
       Output activations [B, N, S, D] and the layer's memory after the last real token.
     """
-    args, memory, _ = _prepare(layer, x_BNSD, memory, initial, where, config)
+    seen, memory, _ = _prepare(layer, x_BNSD, memory, initial, where, config)
 
     def attention(q: Any, **seen: Any) -> Any:
         return attend(q, _sources_of_blocks(**seen, config=config)[0], *layer.scoring)
 
     with jax.named_scope("block_attention"):
-        heads = _map_blocks(lambda a: attention(**a), _at_once(args["q"].shape, config, budget_mib), args)
+        if kernel.name != "xla":
+            heads = _attend_fused(seen, layer.scoring, config, kernel)
+        else:
+            at_once = _at_once(seen.q.shape, config, budget_mib)
+            heads = _map_blocks(lambda a: attention(**a), at_once, _block_by_block(seen, config))
     return layer.finish(heads, x_BNSD), memory
 
 
@@ -148,52 +154,83 @@ def fam_shares(
       FAMs it sees; of FAM's queries [B, N], when they make the next FAM of a block, on the previous FAMs.
       Both are 0 in a layer without FAM.
     """
-    args, _, of_fam_BN = _prepare(layer, x_BNSD, memory, initial, where, config, each_update=fam_share)
+    seen, _, of_fam_BN = _prepare(layer, x_BNSD, memory, initial, where, config, each_update=fam_share)
 
     def shares(q: Any, **seen: Any) -> Any:
         sources, is_fam = _sources_of_blocks(**seen, config=config)
         share = attention_share(q, sources, is_fam, *layer.scoring)
         return share.mean(axis=(-3, -2))
 
-    at_once = _at_once(args["q"].shape, config, budget_mib)
+    at_once = _at_once(seen.q.shape, config, budget_mib)
     if of_fam_BN is None:  # a layer without FAM
         of_fam_BN = jnp.zeros(x_BNSD.shape[:2])
-    return _map_blocks(lambda a: shares(**a), at_once, args), of_fam_BN
+    return _map_blocks(lambda a: shares(**a), at_once, _block_by_block(seen, config)), of_fam_BN
+
+
+class _Seen(NamedTuple):
+    """The queries of N blocks, and all that they may see.
+
+    Attributes:
+      q: [B, N, K, G, S, H].
+      own: keys and values of the same blocks, [B, N, K, S, H].
+      past: of the W memory segments before the first block that are in reach, [B, W, K, S, H].
+      fam: keys and values of the FAMs that each block sees, [B, N, P, K, F, H]; None without FAM.
+      where: (blocks_before, fam_updates, origin), see `Blocks`.
+    """
+
+    q: Any
+    own: tuple[Any, Any]
+    past: tuple[Any, Any]
+    fam: tuple[Any, Any] | None
+    where: tuple[Any, Any, Any]
+
+
+def _block_by_block(seen: _Seen, config: MemoryConfig) -> dict[str, Any]:
+    """The queries `q` and what `_sources_of_blocks` wants, every array with the axes [B, N] in front."""
+    N, reach = seen.q.shape[1], seen.past[0].shape[1]
+    k, v = (jnp.concatenate(pair, axis=1) for pair in zip(seen.past, seen.own, strict=True))
+    hold = jax.lax.stop_gradient if config.stop_gradient else lambda x: x
+    segments = [(hold(k[:, i : i + N]), hold(v[:, i : i + N])) for i in range(reach)]
+    return {"q": seen.q, "segments": segments, "own": seen.own, "fam": seen.fam, "where": seen.where}
+
+
+def _attend_fused(seen: _Seen, scoring: Scoring, config: MemoryConfig, kernel: Kernel) -> Any:
+    blocks_before, fam_updates, origin = seen.where
+    newest_first = fam_sources(*seen.fam, fam_updates, origin, config)[::-1] if seen.fam else []
+    there = jnp.minimum(fam_updates + 1, config.previous_fams)
+    past = seen.past if seen.past[0].shape[1] else None
+    return fused.attend_blocks(seen.q, seen.own, past, newest_first, there, blocks_before, scoring, config, kernel)
 
 
 def _prepare(
     layer: LayerWeights, x_BNSD: Any, memory: LayerMemory, initial: LayerMemory, where: Blocks,
     config: MemoryConfig, each_update: Callable[..., Any] | None = None,
-) -> tuple[dict[str, Any], LayerMemory, Any]:  # fmt: skip
+) -> tuple[_Seen, LayerMemory, Any]:  # fmt: skip
     """All of a layer that comes before its tokens attend.
 
     Returns:
-      The queries `q` and what `_sources_of_blocks` wants, the memory after the last real token, and what
-      `each_update` gave for the arguments of each block's `update_fam`, [B, N, ...].
+      What attends and what is seen, the memory after the last real token, and what `each_update` gave for
+      the arguments of each block's `update_fam`, [B, N, ...].
     """
-    S, M, N = config.block_size, config.memory_segments, x_BNSD.shape[1]
+    S, M = config.block_size, config.memory_segments
     q, k, v = layer.queries_keys_values(x_BNSD, np.arange(S))
     ring_order = (where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1)
     previous = jax.tree.map(
         lambda ring: jnp.take_along_axis(ring, ring_order[:, :, None, None, None], axis=1), (memory.k, memory.v)
     )
-    past_k, past_v = (jnp.concatenate(pair, axis=1) for pair in zip(previous, (k, v), strict=True))
-    seen, fam, looked = None, (memory.fam, memory.fam_k, memory.fam_v), None
+    fam_kv, fam, looked = None, (memory.fam, memory.fam_k, memory.fam_v), None
     if config.fam_length:
         refresh = lambda m: refresh_keys(layer, m, config)
         with jax.named_scope("fam_recurrence"):
-            (seen, looked), fam = _scan_fam(layer, refresh(memory), refresh(initial), k, v, where, config, each_update)
-    reach = _segments_in_reach(config)
-    hold = jax.lax.stop_gradient if config.stop_gradient else lambda x: x
-    args = {
-        "q": q,
-        "segments": [(hold(past_k[:, i : i + N]), hold(past_v[:, i : i + N])) for i in range(M - reach, M)],
-        "own": (k, v),
-        "fam": seen,
-        "where": (where.blocks_before, where.fam_updates, where.origin),
-    }
-    k_ring, v_ring = (_to_ring(past, where, config) for past in (past_k, past_v))
-    return args, LayerMemory(k_ring, v_ring, *fam), looked
+            (fam_kv, looked), fam = _scan_fam(
+                layer, refresh(memory), refresh(initial), k, v, where, config, each_update
+            )
+    past = tuple(ring[:, M - _segments_in_reach(config) :] for ring in previous)
+    seen = _Seen(q, (k, v), past, fam_kv, (where.blocks_before, where.fam_updates, where.origin))
+    k_ring, v_ring = (
+        _to_ring(jnp.concatenate(pair, axis=1), where, config) for pair in zip(previous, (k, v), strict=True)
+    )
+    return seen, LayerMemory(k_ring, v_ring, *fam), looked
 
 
 def _scan_fam(

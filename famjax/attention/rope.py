@@ -26,14 +26,15 @@ def turn(x: Any, positions: Any, rope: Rope | float) -> Any:
       x rotated, in x's dtype; computed in float32.
     """
     half = x.shape[-1] // 2
-    cos, sin = _table(positions, half, Rope(rope) if isinstance(rope, (int, float)) else rope)
+    cos, sin = table(positions, half, rope)
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 
 
-def _table(positions: Any, half: int, rope: Rope) -> tuple[Any, Any]:
+def table(positions: Any, half: int, rope: Rope | float) -> tuple[Any, Any]:
     """cos and sin [..., half]; NumPy where the positions are known, so that they are constants of the program."""
+    rope = Rope(rope) if isinstance(rope, (int, float)) else rope
     if isinstance(positions, (int, float, np.ndarray)):
         angle = np.asarray(positions, np.float64)[..., None] * frequencies(half, rope)
         return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

@@ -10,9 +10,11 @@ from famjax.config.evaluation import EvalConfig
 from famjax.config.inference import InferConfig
 from famjax.config.model import (
     ACTIVATIONS,
+    ATTENTION_KERNELS,
     DTYPES,
     FAM_INITS,
     FAM_POSITIONS,
+    KERNEL_LANES,
     LAYER_KINDS,
     LORA_PROJECTIONS,
     NORMS,
@@ -29,6 +31,7 @@ from famjax.config.train import MESH_AXES, TrainConfig
 
 __all__ = [
     "ACTIVATIONS",
+    "ATTENTION_KERNELS",
     "ConfigError",
     "DTYPES",
     "DataConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "FAM_INITS",
     "FAM_POSITIONS",
     "InferConfig",
+    "KERNEL_LANES",
     "LAYER_KINDS",
     "LORA_PROJECTIONS",
     "LayerSettings",

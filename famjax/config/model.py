@@ -21,6 +21,8 @@ REMAT_POLICIES = ("none", "minimal", "dots", "full")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 LAYER_KINDS = ("global", "local")
+ATTENTION_KERNELS = ("auto", "xla", "fused", "interpret")
+KERNEL_LANES = 128  # the fused kernel cuts blocks into tiles of a multiple of so many tokens
 ROPE_SCALINGS = ("none", "linear", "llama3")
 LORA_PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
@@ -219,6 +221,10 @@ class ModelConfig:
       attention_budget_mib: attend as many blocks at once (or, where that is less than one block of
         all rows, as many rows) as keep their scores below this many MiB of one device; 0 attends all at
         once. On a CPU 1 or 2 keep them in the cache: 18% faster at width 256 and block 256.
+      attention_kernel: by what all blocks of a layer attend, in training and whole documents: `xla` makes arrays
+        of scores; `fused` is a kernel for TPU that makes none (`attention/fused.py`), for blocks of a multiple
+        of 128 tokens; `auto` takes `fused` where it can; `interpret` is the fused kernel on any platform,
+        step by step: very slow, for tests.
       memory: the memory's settings.
       lora: trained low-rank updates of the projections, if any.
     """
@@ -261,6 +267,7 @@ class ModelConfig:
     scan_layers: bool = True
     remat: str = "none"
     attention_budget_mib: float = 0.0
+    attention_kernel: str = "auto"
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
@@ -325,6 +332,13 @@ class ModelConfig:
         one_of("dtype", self.dtype, DTYPES)
         one_of("param_dtype", self.param_dtype, DTYPES)
         one_of("remat", self.remat, REMAT_POLICIES)
+        one_of("attention_kernel", self.attention_kernel, ATTENTION_KERNELS)
+        if self.attention_kernel in ("fused", "interpret") and self.memory.block_size % KERNEL_LANES:
+            use = nearest_multiples(self.memory.block_size, KERNEL_LANES)
+            raise ConfigError(
+                f"attention_kernel {self.attention_kernel!r} takes blocks of a multiple of {KERNEL_LANES} tokens, not "
+                f"block_size {self.memory.block_size}; use {use}, or attention_kernel 'auto'"
+            )
         for name in (
             "norm_eps", "embedding_std", "attention_budget_mib", "attention_scale", "attention_cap", "logit_cap",
         ):  # fmt: skip

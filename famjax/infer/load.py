@@ -1,5 +1,6 @@
 """From a model directory to a model."""
 
+import dataclasses
 from pathlib import Path
 
 from flax import nnx
@@ -19,5 +20,7 @@ def load(model_dir: str | Path, **memory: int | None) -> Transformer:
       ConfigError: see `runtime.checkpoint.load_model`.
     """
     config, params = load_model(model_dir, parameter_shapes, **memory)
+    # A kernel that was asked for where it was trained need not run here.
+    config = dataclasses.replace(config, attention_kernel="auto")
     model: Transformer = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: create(config))), params)
     return model

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from famjax.attention import blocks, memory, positions
+from famjax.attention import blocks, fused, memory, positions
 from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.config import ModelConfig
 from famjax.nn.block import Block
@@ -51,7 +51,8 @@ class Transformer(nnx.Module):
     """A decoder-only language model with block sliding window attention and FAM.
 
     `constrain(x, axes)` is applied to arrays inside the forward pass whose place on a mesh must not be left
-    to the compiler; whoever runs a model on a mesh sets it (`runtime/sharding.py` `constrain`).
+    to the compiler; whoever runs a model on a mesh sets it (`runtime/sharding.py` `constrain`), and with it
+    `per_device` (there, too), which runs a kernel on every device's part, and the mesh's `platform`.
 
     `layer_keys`, set by a training with dropout, gives as many random keys as it is asked for; None drops nothing.
     """
@@ -60,6 +61,8 @@ class Transformer(nnx.Module):
         V, D, dtype = config.vocab_size, config.d_model, config.param_dtype
         self.config = config
         self.constrain: Callable[[Any, tuple[str | None, ...]], Any] = unconstrained
+        self.per_device: fused.PerDevice | None = None
+        self.platform = ""  # that of jax's default devices
         self.layer_keys: Callable[[int], Any] | None = None
         self.embedding = weight(rngs, (V, D), config.embedding_std, ("vocab", "embed"), dtype)
         self.layers = Block(config, rngs, stack=(config.num_layers,))
@@ -125,9 +128,12 @@ class Transformer(nnx.Module):
             starts_BN, initial.fam_updates[0], shift_B,
         )  # fmt: skip
 
+        platform = self.platform or jax.default_backend()
+        kernel = fused.Kernel(fused.choose(self.config.attention_kernel, platform, S), self.per_device)
+
         def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, Any]:
             y, after = blocks.whole_blocks(
-                weights, x, *memories, where, weights.memory, self.config.attention_budget_mib
+                weights, x, *memories, where, weights.memory, self.config.attention_budget_mib, kernel
             )
             y = self.constrain(y, ACTIVATION_AXES)
             return y, (after, look(weights, x, memories, where, y, after) if look else None)

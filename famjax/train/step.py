@@ -97,6 +97,8 @@ def preparation(config: TrainConfig, mesh: Mesh) -> Callable[..., Prepared]:
         if dropout is not None:
             model.layer_keys = functools.partial(jax.random.split, dropout)
         model.constrain = functools.partial(sharding.constrain, mesh=mesh)
+        model.per_device = functools.partial(sharding.per_device, mesh=mesh)
+        model.platform = mesh.devices.flat[0].platform
         if key is None:
             initial = model.initial_state(1)
         else:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from famjax.attention.fused import Kernel
 from famjax.attention.memory import MEMORY_AXES
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
@@ -30,6 +31,7 @@ from famjax.train.diagnostics import jit_diagnostics
 from famjax.train.start import sharded_shapes
 from famjax.train.step import compilations, jit_step
 from tests import tiny
+from tests.attention.test_fused import both, random_case
 
 STEPS, ROWS, LENGTH = 10, 16, 12
 KV_HEADS = {"multi-head": 4, "grouped": 2, "multi-query": 1}
@@ -210,11 +212,26 @@ def large() -> Any:
     return found, total
 
 
+def fused_attention() -> Any:
+    """Outputs and gradients of the fused kernel (interpreted) on 2x2x2, and of `attend` on one device: two
+    key/value heads, which `tensor` cuts, and one, whose group of query heads it cuts."""
+    mesh = make_mesh((2, 2, 2))
+    kernel = Kernel("interpret", functools.partial(sharding.per_device, mesh=mesh))
+    found = []
+    for kv_heads, group in ((2, 1), (1, 2)):
+        case = random_case(kv_heads, B=4, N=2, K=kv_heads, G=group, memory_segments=1)
+        by_kernel, by_attend = both(case, kernel)
+        arrays = jax.device_put(case[0], sharding.replicated(mesh))
+        found.append(jax.device_get((by_kernel(arrays), by_attend(case[0]))))
+    return found
+
+
 def main(folder: Path) -> None:
     results: dict[str, Any] = {"devices": len(jax.devices())}
     results["large"] = large()
     results["created"] = [created(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     results["memory"] = memory_on_a_mesh()
+    results["fused"] = fused_attention()
     results["looked at"] = [looked_at(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     for name in MODELS:
         results[name] = run(name, (1, 1, 1), 1)

@@ -125,6 +125,12 @@ def test_memory_is_cut_by_rows_and_heads(results):
     assert parts.position == (2,)
 
 
+def test_the_fused_kernel_runs_on_every_device_s_part(results):
+    """Rows and heads cut over 2x2x2: outputs and gradients of queries, keys, values and FAM are `attend`'s."""
+    for got, one in results["fused"]:
+        assert_trees_close(got, one, 1e-5)
+
+
 def test_what_is_told_of_a_training_does_not_depend_on_the_mesh(results):
     """The memory's diagnostics of 2x2x2 devices are one device's, and so is the layer that a bad step names."""
     (one, said), (cut, said_cut) = results["looked at"]

@@ -1,0 +1,413 @@
+"""The Pallas kernels behind `fused.py`: forward, and backward for queries, keys and FAM (after FlashAttention-2,
+arXiv 2307.08691).
+
+    q        [B, N, S, K G H']     heads side by side, as projections make them
+    k, v     [B, W + N, S, K H']   W blocks of the past, then the N blocks of the queries
+    fam      [B, N, C, K H']       C columns that every token of block n may see, if they are visible
+    turns    [2, W + 1, 1, H']     RoPE for 0, 1, ... W blocks of distance
+    before   int32 [B, N]          blocks of the document before each block
+    limit    int32 [B, N]          visible columns of FAM
+
+A tile of scores is [tile, tile]. Block n's queries meet the keys of block n - back at n + W - back of k.
+Scores, softmax and sums are float32; what enters a product has its inputs' dtype, as in `attend`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from famjax.attention.attend import HIDDEN
+
+LANES = 128  # of a vector register
+
+
+class Plan(NamedTuple):
+    """All that is known when the program is made.
+
+    Attributes:
+      kv_heads, group, head: K, G, H' (a head's size, a multiple of `LANES`).
+      block, blocks, reach: S, N, W.
+      tile: queries, and keys, of a tile; divides S.
+      window: `MemoryConfig.token_window`.
+      cap: see `attend`.
+      stop_gradient: no gradient into keys of earlier blocks.
+      fam: whether there are FAM columns.
+      interpret: without a TPU.
+    """
+
+    kv_heads: int
+    group: int
+    head: int
+    block: int
+    blocks: int
+    reach: int
+    tile: int
+    window: int
+    cap: float
+    stop_gradient: bool
+    fam: bool
+    interpret: bool
+
+    @property
+    def tiles(self) -> int:
+        """Tiles along a block."""
+        return self.block // self.tile
+
+
+def _product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
+    """A matrix product over these axes of a and b."""
+    dims = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _turn(x: Any, turns_ref: Any, plan: Plan, sign: int = 1) -> Any:
+    """[rows, H'] float32, turned by a distance, or back."""
+    return x * turns_ref[0] + pltpu.roll(x, plan.head // 2, 1) * (sign * turns_ref[1])
+
+
+def _capped(scores: Any, cap: float) -> tuple[Any, Any]:
+    """Scores after the cap, and the derivative of it (None: 1)."""
+    if not cap:
+        return scores, None
+    tanh = jnp.tanh(scores / cap)
+    return cap * tanh, 1 - tanh * tanh
+
+
+def _lies(plan: Plan, before: Any, back: Any, q_tile: Any, k_tile: Any) -> tuple[Any, Any]:
+    """(whether some query of a tile sees some key, whether all see all)."""
+    nearest = back * plan.block + q_tile * plan.tile - (k_tile * plan.tile + plan.tile - 1)
+    farthest = nearest + 2 * (plan.tile - 1)
+    some, all_ = (before >= back) & (farthest >= 0), nearest >= 0
+    if plan.window:
+        some, all_ = some & (nearest < plan.window), all_ & (farthest < plan.window)
+    return some, all_
+
+
+def _hide(scores: Any, plan: Plan, back: Any, q_tile: Any, k_tile: Any, q_axis: int) -> Any:
+    """Scores of a tile with those that the mask hides set to `HIDDEN`; queries lie along `q_axis`."""
+    offset = lambda axis: jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis)
+    away = back * plan.block + (q_tile - k_tile) * plan.tile + offset(q_axis) - offset(1 - q_axis)
+    visible = away >= 0
+    if plan.window:
+        visible &= away < plan.window
+    return jnp.where(visible, scores, HIDDEN)
+
+
+def _hide_fam(scores: Any, limit: Any, axis: int) -> Any:
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) < limit, scores, HIDDEN)
+
+
+def _in_tile(plan: Plan, before: Any, back: Any, q_tile: Any, k_tile: Any, body: Any) -> None:
+    """body(hide) where a tile has anything to see: with the mask only where something is hidden."""
+    some, all_ = _lies(plan, before, back, q_tile, k_tile)
+
+    pl.when(some & all_)(lambda: body(lambda scores, q_axis: scores))
+    hide = lambda scores, q_axis: _hide(scores, plan, back, q_tile, k_tile, q_axis)
+    pl.when(some & jnp.logical_not(all_))(lambda: body(hide))
+
+
+# --- queries: forward, and backward for the queries -------------------------------------------------
+#
+# Grid (B, heads, N, tiles of queries, steps); a step is a tile of keys, from the farthest block to the own.
+
+
+def _step(plan: Plan, step: Any) -> tuple[Any, Any]:
+    """(blocks back, tile within that block)."""
+    return plan.reach - step // plan.tiles, step % plan.tiles
+
+
+def _q_index(b: Any, h: Any, n: Any, i: Any, j: Any, *_: Any) -> Any:
+    return b, n, i, h
+
+
+def _row_index(b: Any, h: Any, n: Any, i: Any, j: Any, *_: Any) -> Any:
+    return b, n, h, 0, i
+
+
+def _k_index(plan: Plan, b: Any, h: Any, n: Any, i: Any, j: Any, before: Any, limit: Any) -> Any:
+    """Where nothing is seen, the tile that is needed next, or was last: it is not fetched again."""
+    back, tile = _step(plan, j)
+    nearest = jnp.minimum(back, before[b, n])
+    tile = jnp.where(back > nearest, 0, tile)
+    tile = jnp.where(nearest == 0, jnp.minimum(tile, i), tile)
+    return b, n + plan.reach - nearest, tile, h // plan.group
+
+
+def _fam_index(plan: Plan, b: Any, h: Any, n: Any, i: Any, j: Any, *_: Any) -> Any:
+    return b, n, 0, h // plan.group
+
+
+def _turns_index(plan: Plan, b: Any, h: Any, n: Any, i: Any, j: Any, *_: Any) -> Any:
+    return 0, _step(plan, j)[0], 0, 0
+
+
+def _query_specs(plan: Plan, columns: int) -> list[pl.BlockSpec]:
+    tile, head = plan.tile, plan.head
+    keys = pl.BlockSpec((None, None, tile, head), functools.partial(_k_index, plan))
+    turns = pl.BlockSpec((2, None, 1, head), functools.partial(_turns_index, plan))
+    fam = pl.BlockSpec((None, None, columns, head), functools.partial(_fam_index, plan))
+    return [pl.BlockSpec((None, None, tile, head), _q_index), keys, keys, turns] + [fam, fam] * plan.fam
+
+
+def _forward_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turns_ref: Any, *refs: Any,
+                    plan: Plan) -> None:  # fmt: skip
+    fam_refs, (out_ref, log_ref, top_ref, total_ref, sum_ref) = refs[: 2 * plan.fam], refs[2 * plan.fam :]
+    b, n, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
+    back, k_tile = _step(plan, j)
+
+    def start(scores: Any, v: Any) -> None:
+        top = scores.max(axis=-1, keepdims=True)
+        p = jnp.exp(scores - top)
+        top_ref[...] = jnp.broadcast_to(top, top_ref.shape)
+        total_ref[...] = jnp.broadcast_to(p.sum(axis=-1, keepdims=True), total_ref.shape)
+        sum_ref[...] = _product(p.astype(v.dtype), v, (1, 0))
+
+    @pl.when(j == 0)
+    def start_row() -> None:
+        if plan.fam:
+            scores, _ = _capped(_product(q_ref[...], fam_refs[0][...], (1, 1)), plan.cap)
+            start(_hide_fam(scores, limit[b, n], 1), fam_refs[1][...])
+        else:
+            top_ref[...] = jnp.full_like(top_ref, HIDDEN)
+            total_ref[...] = jnp.zeros_like(total_ref)
+            sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    def tile(hide: Any) -> None:
+        q = _turn(q_ref[...].astype(jnp.float32), turns_ref, plan).astype(q_ref.dtype)
+        scores, _ = _capped(_product(q, k_ref[...], (1, 1)), plan.cap)
+        scores = hide(scores, 0)
+        old = top_ref[:, :1]
+        top = jnp.maximum(old, scores.max(axis=-1, keepdims=True))
+        p, shrink = jnp.exp(scores - top), jnp.exp(old - top)
+        total = shrink * total_ref[:, :1] + p.sum(axis=-1, keepdims=True)
+        top_ref[...] = jnp.broadcast_to(top, top_ref.shape)
+        total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
+        sum_ref[...] = shrink * sum_ref[...] + _product(p.astype(v_ref.dtype), v_ref[...], (1, 0))
+
+    _in_tile(plan, before[b, n], back, i, k_tile, tile)
+
+    @pl.when(j == (plan.reach + 1) * plan.tiles - 1)
+    def end_row() -> None:
+        total = total_ref[...]
+        out_ref[...] = (sum_ref[...] / total[:, :1]).astype(out_ref.dtype)
+        log_ref[...] = (top_ref[...] + jnp.log(total)).T[:1]
+
+
+def _d_scores(scores: Any, log_total: Any, dp: Any, mean: Any, slope: Any) -> tuple[Any, Any]:
+    """Weights, and the gradient of the uncapped scores."""
+    p = jnp.exp(scores - log_total)
+    ds = p * (dp - mean)
+    return p, ds if slope is None else ds * slope
+
+
+def _dq_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turns_ref: Any, *refs: Any,
+               plan: Plan) -> None:  # fmt: skip
+    fam_refs, (d_out_ref, log_ref, mean_ref, dq_ref, sum_ref) = refs[: 2 * plan.fam], refs[2 * plan.fam :]
+    b, n, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
+    back, k_tile = _step(plan, j)
+    column = lambda ref: jnp.expand_dims(ref[0], -1)
+
+    def gradient(q: Any, k: Any, v: Any, hide: Any) -> Any:
+        scores, slope = _capped(_product(q, k, (1, 1)), plan.cap)
+        dp = _product(d_out_ref[...], v, (1, 1))
+        _, ds = _d_scores(hide(scores), column(log_ref), dp, column(mean_ref), slope)
+        return _product(ds.astype(k.dtype), k, (1, 0))
+
+    @pl.when(j == 0)
+    def start_sum() -> None:
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+        if plan.fam:
+            hide = lambda scores: _hide_fam(scores, limit[b, n], 1)
+            sum_ref[...] = gradient(q_ref[...], fam_refs[0][...], fam_refs[1][...], hide)
+
+    def tile(hide: Any) -> None:
+        q = _turn(q_ref[...].astype(jnp.float32), turns_ref, plan).astype(q_ref.dtype)
+        dq = gradient(q, k_ref[...], v_ref[...], lambda scores: hide(scores, 0))
+        sum_ref[...] += _turn(dq, turns_ref, plan, -1)
+
+    _in_tile(plan, before[b, n], back, i, k_tile, tile)
+
+    @pl.when(j == (plan.reach + 1) * plan.tiles - 1)
+    def end_sum() -> None:
+        dq_ref[...] = sum_ref[...].astype(dq_ref.dtype)
+
+
+# --- keys: backward ---------------------------------------------------------------------------------
+#
+# Grid (B, kv heads, W + N, tiles of keys, steps); a step is a tile of queries of one head and one distance.
+# For FAM (B, kv heads, N, steps): one tile of columns, and the queries of its block.
+
+
+def _key_step(plan: Plan, step: Any) -> tuple[Any, Any, Any]:
+    """(head of the group, blocks between keys and queries, tile of the queries)."""
+    backs = 1 if plan.stop_gradient else plan.reach + 1
+    return step // (backs * plan.tiles), step // plan.tiles % backs, step % plan.tiles
+
+
+def _queries_of(plan: Plan, c: Any, t: Any, j: Any) -> tuple[Any, Any, Any, Any]:
+    """(head of the group, distance, block of the queries if there is one, its tile)."""
+    g, back, i = _key_step(plan, j)
+    return g, back, c - plan.reach + back, jnp.where(back == 0, jnp.maximum(i, t), i)
+
+
+def _dkv_q_index(plan: Plan, b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
+    g, _, n, i = _queries_of(plan, c, t, j)
+    return b, jnp.clip(n, 0, plan.blocks - 1), i, kh * plan.group + g
+
+
+def _dkv_row_index(plan: Plan, b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
+    g, _, n, i = _queries_of(plan, c, t, j)
+    return b, jnp.clip(n, 0, plan.blocks - 1), kh * plan.group + g, 0, i
+
+
+def _dkv_k_index(b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
+    return b, c, t, kh
+
+
+def _dkv_turns_index(plan: Plan, b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
+    return 0, _key_step(plan, j)[1], 0, 0
+
+
+def _add_key_gradients(
+    q: Any, k: Any, v: Any, d_out: Any, log_total: Any, mean: Any, hide: Any, sums: Any, cap: float
+) -> None:
+    """Scores lie [keys, queries] here: so they enter the products as they are."""
+    dk_ref, dv_ref = sums
+    scores, slope = _capped(_product(k, q, (1, 1)), cap)
+    p, ds = _d_scores(hide(scores), log_total, _product(v, d_out, (1, 1)), mean, slope)
+    dv_ref[...] += _product(p.astype(d_out.dtype), d_out, (1, 0))
+    dk_ref[...] += _product(ds.astype(q.dtype), q, (1, 0))
+
+
+def _clear(*refs: Any) -> None:
+    for ref in refs:
+        ref[...] = jnp.zeros_like(ref)
+
+
+def _dkv_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turns_ref: Any, d_out_ref: Any,
+                log_ref: Any, mean_ref: Any, dk_ref: Any, dv_ref: Any, *sums: Any, plan: Plan) -> None:  # fmt: skip
+    b, c, t, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
+    _, back, i = _key_step(plan, j)
+    n = c - plan.reach + back
+    pl.when(j == 0)(lambda: _clear(*sums))
+
+    def tile(hide: Any) -> None:
+        q = _turn(q_ref[...].astype(jnp.float32), turns_ref, plan).astype(q_ref.dtype)
+        _add_key_gradients(
+            q, k_ref[...], v_ref[...], d_out_ref[...], log_ref[...], mean_ref[...], lambda scores: hide(scores, 1),
+            sums, plan.cap,
+        )  # fmt: skip
+
+    there = (n >= 0) & (n < plan.blocks)
+    seen = jnp.where(there, before[b, jnp.clip(n, 0, plan.blocks - 1)], -1)
+    _in_tile(plan, seen, back, i, t, tile)
+
+    @pl.when(j == pl.num_programs(4) - 1)
+    def end_keys() -> None:
+        dk_ref[...], dv_ref[...] = (x[...].astype(dk_ref.dtype) for x in sums)
+
+
+def _fam_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any, log_ref: Any,
+                mean_ref: Any, dk_ref: Any, dv_ref: Any, *sums: Any, plan: Plan) -> None:  # fmt: skip
+    b, n, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    pl.when(j == 0)(lambda: _clear(*sums))
+    _add_key_gradients(
+        q_ref[...], k_ref[...], v_ref[...], d_out_ref[...], log_ref[...], mean_ref[...],
+        lambda scores: _hide_fam(scores, limit[b, n], 0), sums, plan.cap,
+    )  # fmt: skip
+
+    @pl.when(j == pl.num_programs(3) - 1)
+    def end_fam() -> None:
+        dk_ref[...], dv_ref[...] = (x[...].astype(dk_ref.dtype) for x in sums)
+
+
+# --- calls ------------------------------------------------------------------------------------------
+
+
+def _call(kernel: Any, plan: Plan, grid: Any, in_specs: Any, out_specs: Any, out_shape: Any, scratch: Any,
+          passes: int, args: Any) -> Any:  # fmt: skip
+    """`passes`: how many products with scores; what the compiler is told that it costs."""
+    B, N = args[0].shape
+    scores = B * N * plan.kv_heads * plan.group * plan.block * plan.block * (plan.reach + 1)
+    size = lambda x: x.size * x.dtype.itemsize
+    cost = pl.CostEstimate(
+        flops=2 * passes * scores * plan.head, transcendentals=scores,
+        bytes_accessed=sum(map(size, args)) + sum(map(size, out_shape)),
+    )  # fmt: skip
+    semantics: Any = (*("parallel",) * (len(grid) - 1), "arbitrary")
+    return pl.pallas_call(
+        functools.partial(kernel, plan=plan),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2, grid=grid, in_specs=in_specs, out_specs=out_specs,
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+        ),
+        out_shape=out_shape,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+        cost_estimate=cost,
+        name=f"famjax{kernel.__name__.removesuffix('_kernel')}",
+        interpret=plan.interpret,
+    )(*args)  # fmt: skip
+
+
+def _like(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def forward(
+    plan: Plan, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any, turns: Any, before: Any, limit: Any
+) -> tuple[Any, Any]:
+    """The heads' outputs, as q, and the softmax's normaliser, float32 [B, N, K G, 1, S]."""
+    B, N, S, _ = q.shape
+    heads, tile = plan.kv_heads * plan.group, plan.tile
+    fam = (fam_k, fam_v) if plan.fam else ()
+    columns = fam_k.shape[2] if plan.fam else 0
+    return tuple(_call(
+        _forward_kernel, plan, (B, heads, N, plan.tiles, (plan.reach + 1) * plan.tiles), _query_specs(plan, columns),
+        [pl.BlockSpec((None, None, tile, plan.head), _q_index), pl.BlockSpec((None, None, None, 1, tile), _row_index)],
+        [_like(q), jax.ShapeDtypeStruct((B, N, heads, 1, S), jnp.float32)],
+        [(tile, LANES), (tile, LANES), (tile, plan.head)], 2, (before, limit, q, k, v, turns, *fam),
+    ))  # fmt: skip
+
+
+def backward(
+    plan: Plan, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any, turns: Any, before: Any, limit: Any, d_out: Any,
+    log_total: Any, mean: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Gradients of q, k, v, fam_k and fam_v. `mean` [B, N, K G, 1, S]: d_out . out of each query and head."""
+    B, N, S, _ = q.shape
+    K, G, tile, head = plan.kv_heads, plan.group, plan.tile, plan.head
+    fam = (fam_k, fam_v) if plan.fam else ()
+    columns = fam_k.shape[2] if plan.fam else 0
+    rows = pl.BlockSpec((None, None, None, 1, tile), _row_index)
+    q_spec = pl.BlockSpec((None, None, tile, head), _q_index)
+    (dq,) = _call(
+        _dq_kernel, plan, (B, K * G, N, plan.tiles, (plan.reach + 1) * plan.tiles),
+        [*_query_specs(plan, columns), q_spec, rows, rows], [q_spec], [_like(q)], [(tile, head)], 3,
+        (before, limit, q, k, v, turns, *fam, d_out, log_total, mean),
+    )  # fmt: skip
+    q_spec = pl.BlockSpec((None, None, tile, head), functools.partial(_dkv_q_index, plan))
+    k_spec = pl.BlockSpec((None, None, tile, head), _dkv_k_index)
+    rows = pl.BlockSpec((None, None, None, 1, tile), functools.partial(_dkv_row_index, plan))
+    turns_spec = pl.BlockSpec((2, None, 1, head), functools.partial(_dkv_turns_index, plan))
+    backs = 1 if plan.stop_gradient else plan.reach + 1
+    dk, dv = _call(
+        _dkv_kernel, plan, (B, K, plan.reach + N, plan.tiles, G * backs * plan.tiles),
+        [q_spec, k_spec, k_spec, turns_spec, q_spec, rows, rows], [k_spec, k_spec], [_like(k), _like(v)],
+        [(tile, head), (tile, head)], 4, (before, limit, q, k, v, turns, d_out, log_total, mean),
+    )  # fmt: skip
+    if not plan.fam:
+        return dq, dk, dv, None, None
+    step = lambda kh, j: (kh * G + j // plan.tiles, j % plan.tiles)
+    q_spec = pl.BlockSpec((None, None, tile, head), lambda b, kh, n, j, *_: (b, n, *step(kh, j)[::-1]))
+    rows = pl.BlockSpec((None, None, None, 1, tile), lambda b, kh, n, j, *_: (b, n, step(kh, j)[0], 0, step(kh, j)[1]))
+    fam_spec = pl.BlockSpec((None, None, columns, head), lambda b, kh, n, j, *_: (b, n, 0, kh))
+    d_fam = _call(
+        _fam_kernel, plan, (B, K, N, G * plan.tiles), [q_spec, fam_spec, fam_spec, q_spec, rows, rows],
+        [fam_spec, fam_spec], [_like(fam_k), _like(fam_v)], [(columns, head), (columns, head)], 0,
+        (before, limit, q, fam_k, fam_v, d_out, log_total, mean),
+    )  # fmt: skip
+    return dq, dk, dv, *d_fam
