@@ -195,8 +195,8 @@ def test_model_json_round_trip() -> None:
     config = tiny.config(
         num_layers=3, num_heads=4, num_kv_heads=1, activation="gelu", gated_ff=False, norm="layernorm",
         norm_eps=1e-5, qk_norm=True, rope_base=5e5, tie_embeddings=False, embedding_std=0.3, dtype="float32",
-        param_dtype="bfloat16", scan_layers=False,
-        remat="dots", attention_budget_mib=3.5, attention_kernel="xla", memory_segments=2, fam_position="float", fam_init="prefix",
+        param_dtype="bfloat16", scan_layers=False, remat="dots", attention_kernel="xla",
+        attention_budget_mib=3.5, memory_segments=2, fam_position="float", fam_init="prefix",
         norm_plus_one=True, post_norms=True, parallel_layers=True, qkv_bias=True, output_bias=True, ff_bias=True,
         attention_scale=0.1, attention_cap=3.0, logit_cap=4.0, rope_scaling="linear", rope_factor=2.0,
         rope_low_frequency_factor=2.0, rope_high_frequency_factor=5.0, rope_original_length=7, scale_embeddings=True,
