@@ -18,6 +18,7 @@ from famjax.evals.tasks.base import Task, Unreadable
 
 # So many unreadable examples are told with place and reason.
 REASONS_TOLD = 20
+MISSES_TOLD = 3
 
 
 def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unreadable], block_size: int,
@@ -61,7 +62,17 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
         told["by_updates"] = by(lambda sample: {"updates_from": _power(updates(sample, block_size))})
         if any("depth" in sample.about for sample in samples):
             told["by_depth"] = by(lambda sample: {name: sample.about[name] for name in ("length", "depth")})
+    if samples and not task.by_position:
+        told["misses"] = _misses(samples)
     return told
+
+
+def _misses(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Some that are worth the least by the first metric, if that is not all: to look at."""
+    first = next(iter(samples[0].values), "")
+    worst = sorted((sample for sample in samples if sample.values.get(first, 1.0) < 1), key=lambda s: s.values[first])
+    names = ("id", "prompt", "answer", "targets")
+    return [{name: getattr(sample, name) for name in names} for sample in worst[:MISSES_TOLD]]
 
 
 def metrics_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import famjax
 from famjax.config import EvalConfig, ModelConfig
 from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import vocabulary_of
-from famjax.evals import catalog, language, language_report, passkey, report, results
+from famjax.evals import catalog, language, language_report, page, passkey, report, results
 from famjax.evals.engine import ModelEngine
 from famjax.evals.runner import Runner
 from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, key_of, read
@@ -24,7 +24,7 @@ from famjax.infer.codec import Codec
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, parameters, with_memory
-from famjax.runtime.model_dir import read_config, split_step
+from famjax.runtime.model_dir import read_config, split_step, write_text
 
 # Settings of a model that change how it is computed, not what.
 _HOW = ("scan_layers", "remat", "attention_budget_mib", "embedding_std")
@@ -71,14 +71,15 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
             entry, found = _evaluate(name, subject, config, edges, file, bar)
             models.append(entry)
             answers.append(found)
-    _side_by_side(models, answers, subjects[0].tasks, edges, config.seed)
+    side_by_side(models, answers, edges, config.seed)
     _as_before(models, answers, subjects, trained_filler_tokens)
     told = {
         "task": config.task, "seed": config.seed, "keys": config.keys, "version": famjax.__version__,
         "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "models": models,
     }  # fmt: skip
     report.write_results(output / report.RESULTS_JSON, told)
-    written = [output / report.RESULTS_JSON, *_show(models, config, output)]
+    write_text(output / page.REPORT_HTML, page.page(told))
+    written = [output / report.RESULTS_JSON, *_show(models, config, output), output / page.REPORT_HTML]
     print(f"wrote {', '.join(map(str, written[:-1]))} and {written[-1]}")
     return told
 
@@ -166,18 +167,21 @@ def ask(
     return sorted(samples.values(), key=lambda sample: sample.id)
 
 
-def _side_by_side(
-    models: list[dict[str, Any]], answers: list[dict[str, list[Sample]]], tasks: Sequence[Task],
-    edges: tuple[int, ...], seed: int,
-) -> None:  # fmt: skip
-    """Adds what compares: `less_than_first` by position, and `against_first`, the metrics' differences."""
-    for task in tasks:
-        same = [found[task.name] for found in answers]
-        if task.by_position:
-            for entry, (rows, metrics) in zip(models, results.by_position(same, edges, seed), strict=True):
-                entry["tasks"][task.name] |= {"by_position": rows, "metrics": metrics}
-        for entry, samples in list(zip(models, same, strict=True))[1:]:
-            entry["tasks"][task.name]["against_first"] = results.paired(samples, same[0], seed)
+def side_by_side(
+    models: Sequence[dict[str, Any]], answers: Sequence[dict[str, list[Sample]]], edges: tuple[int, ...], seed: int
+) -> None:
+    """Adds what compares: `less_than_first` by position, and `against_first`, the metrics' differences.
+
+    The first is the first model that has answered a task.
+    """
+    for name in dict.fromkeys(name for found in answers for name in found):
+        asked = [(model, found[name]) for model, found in zip(models, answers, strict=True) if name in found]
+        if any(sample.sums for sample in asked[0][1]):
+            rows_of = results.by_position([samples for _, samples in asked], edges, seed)
+            for (model, _), (rows, metrics) in zip(asked, rows_of, strict=True):
+                model["tasks"][name] |= {"by_position": rows, "metrics": metrics}
+        for model, samples in asked[1:]:
+            model["tasks"][name]["against_first"] = results.paired(samples, asked[0][1], seed)
 
 
 def _as_before(
@@ -206,7 +210,7 @@ def _show(models: list[dict[str, Any]], config: EvalConfig, output: Path) -> lis
             language_report.plot(written[-1], models, name)
         else:
             report.print_task(models, name)
-    return written or [output / SAMPLES_JSONL]
+    return written
 
 
 def _progress_bar() -> Progress:
