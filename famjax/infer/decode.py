@@ -20,6 +20,7 @@ from famjax.infer.sampling import row_keys, sample
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT, Sampling
 from famjax.nn.model import Transformer
+from famjax.runtime.distributed import whole
 
 # Room for the tokens of one call. Fewer are made while they come slowly, so that a reader sees them come.
 TOKENS_PER_CALL = 64
@@ -70,7 +71,7 @@ def generate(
     graphdef, params = nnx.split(model)
     B = len(session.recent)
     left = np.broadcast_to(np.asarray(max_tokens, np.int32), B).copy()
-    if (np.asarray(session.recent)[left > 0, -1] < 0).any():
+    if (whole(session.recent)[left > 0, -1] < 0).any():
         raise ValueError("a row without any token cannot be continued; read a prompt first")
     sample_B = np.arange(B, dtype=np.int32) if sample_B is None else np.asarray(sample_B, np.int32)
     stop_array, made = _stop_array(stops), np.zeros(B, np.int32)
@@ -81,12 +82,13 @@ def generate(
             graphdef, params, session, np.minimum(left, at_once), made, stop_array, np.uint32(seed), sample_B,
             sampling=sampling, room=TOKENS_PER_CALL,
         )  # fmt: skip
-        tokens, count, stopped = (np.asarray(x) for x in (tokens, count, stopped))
+        tokens, count, stopped = (whole(x) for x in (tokens, count, stopped))
         if (tokens == NO_NUMBERS).any():
             raise ConfigError("the model's scores are no numbers; are its weights sound?")
         made = made + count
         left = np.where(stopped, 0, left - count)
-        slow = time.monotonic() - begin > PATIENCE
+        # In a job of many processes all make the same calls, whatever their clocks say.
+        slow = time.monotonic() - begin > PATIENCE and jax.process_count() == 1
         at_once = max(at_once // 2, 1) if slow else min(at_once * 2, tokens_per_call)
         enough = yield Made([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
         left = left if enough is None else np.where(enough, 0, left)

@@ -18,6 +18,7 @@ from famjax.attention.memory import MemoryState
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer, room
+from famjax.runtime.distributed import whole
 
 # One call to the device reads so many blocks of a text: enough that launching it costs nothing beside them.
 BLOCKS_PER_CALL = 8
@@ -103,7 +104,7 @@ def prefill(
     S = model.config.memory.block_size
     window, short = blocks_per_call * S, S // 8
     rows = [_Row(text, recent, model.config.vocab_size) for text, recent in zip(texts, session.recent, strict=True)]
-    memory, offset = session.memory, np.asarray(session.memory.position) % S
+    memory, offset = session.memory, whole(session.memory.position) % S
     reading: list[tuple[Any, int]] = []
 
     def wait() -> None:

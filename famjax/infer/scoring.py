@@ -13,6 +13,7 @@ from famjax.attention.memory import MemoryState
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend
 from famjax.infer.session import set_row, start
 from famjax.nn.model import Transformer, select_rows
+from famjax.runtime.distributed import whole
 
 # Logits that exist at one moment.
 LOGITS_BYTES = 2**27
@@ -51,12 +52,12 @@ def score_documents(
 
     def collect() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         out, width, what = pending.pop(0)
-        parts = [np.asarray(x) for x in out]
+        parts = [whole(x) for x in out]
         for row, (i, begin) in enumerate(what):
             if i < 0:
                 continue
-            for whole, part in zip(found[i], parts, strict=True):
-                piece = whole[begin : begin + width]
+            for scores, part in zip(found[i], parts, strict=True):
+                piece = scores[begin : begin + width]
                 piece[:] = part[row, : len(piece)]
             if begin + width >= len(documents[i]):
                 yield i, *found.pop(i)
@@ -132,8 +133,8 @@ def score_streaming(
     logprobs, correct = np.zeros((B, max(T - 1, 0)), np.float32), np.zeros((B, max(T - 1, 0)), bool)
     documents = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
     for i, *scores in score_documents(model, documents, B, blocks_per_call, on_tokens):
-        for whole, one in zip((logprobs, correct), scores, strict=True):
-            whole[i, : len(one)] = one
+        for all_rows, one in zip((logprobs, correct), scores, strict=True):
+            all_rows[i, : len(one)] = one
     return logprobs, correct
 
 

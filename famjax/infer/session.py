@@ -32,6 +32,7 @@ from famjax.config import ConfigError, MemoryConfig, ModelConfig
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer, parameters
+from famjax.runtime.distributed import whole
 from famjax.runtime.model_dir import write_bytes
 
 FORMAT, VERSION = "famjax session", "1"
@@ -88,7 +89,7 @@ def join_rows(sessions: Sequence[Session]) -> Session:
     memories = [session.memory for session in sessions]
     layers = jax.tree.map(join(1), *(memory.layers for memory in memories))
     per_row = ([memory.position for memory in memories], [memory.fam_updates for memory in memories])
-    recent = np.concatenate([np.asarray(session.recent) for session in sessions])
+    recent = np.concatenate([whole(session.recent) for session in sessions])
     return Session(MemoryState(*(join(0)(*parts) for parts in per_row), layers), recent)
 
 

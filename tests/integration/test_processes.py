@@ -33,6 +33,11 @@ TEXT = """
 include 'gin/data/streams.gin'
 SOURCES = ('README.md', 'docs/*.md')
 DataConfig.stream_share = 0.5
+EVAL_PERIOD = 2
+in_training/EvalConfig.task = 'text'
+in_training/EvalConfig.sources = ('docs/bench.md', 'docs/texts.md', 'docs/data.md')
+in_training/EvalConfig.longest = 200
+in_training/EvalConfig.batch_size = 2
 """
 
 
@@ -88,12 +93,18 @@ def test_two_processes_have_the_numbers_of_one(place, straight):
 
 def test_each_process_reads_its_own_rows(place):
     """Streams, with the memory that they carry, and packed rows: two processes have the losses of two simulated
-    devices, and one process goes on from where both have come to in their rows."""
+    devices, and one process goes on from where both have come to in their rows. What they evaluate together on the
+    way has one process's numbers: three documents, each counted once."""
     text = ("--gin_file", str(place / "text.gin"))
     trained(job(place, 2, *words(place, "text", 2, 2, *text)))
     trained(alone(place, 2, *words(place, "text_simulated", 4, 2, *text)))
     trained(alone(place, 2, *words(place, "text", 4, 2, *text)))
     np.testing.assert_allclose(losses(place, "text"), losses(place, "text_simulated"), rtol=1e-6)
+    names = ("eval/text/bits_per_byte", "eval/text/bits_per_byte_from_100", "eval/text/accuracy")
+    one, two = ([line[name] for line in metrics(place, run) if line["step"] == 2 for name in names]
+                for run in ("text_simulated", "text"))  # fmt: skip
+    assert len(two) == 3 and two[0] > 1
+    np.testing.assert_allclose(two, one, rtol=1e-6)
 
 
 def test_sigterm_for_one_process_stops_all_at_the_same_step(place):
