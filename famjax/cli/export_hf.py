@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from famjax.pretrained.families import family_of
     from famjax.pretrained.folder import CARRIED, CONFIG_JSON, Written, carry, write_fam, write_json, write_tensors
     from famjax.pretrained.match import pairs
-    from famjax.runtime.pieces import Weights, made_whole
+    from famjax.runtime.pieces import Weights
+    from famjax.runtime.unfinished import made_whole
 
     weights = Weights(args.source)
     shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith(("fam/", "layers/lora/"))}
@@ -100,7 +101,8 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
     from famjax.pretrained import adapter
     from famjax.pretrained.families import family_of
     from famjax.pretrained.folder import write_fam
-    from famjax.runtime.pieces import Weights, made_whole
+    from famjax.runtime.pieces import Weights
+    from famjax.runtime.unfinished import made_whole
 
     weights = Weights(args.source)
     tensors = adapter.tensors(family_of(hf), weights.shapes, weights.read)

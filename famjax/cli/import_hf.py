@@ -2,6 +2,10 @@
 
 import argparse
 import dataclasses
+import functools
+import json
+import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from famjax.pretrained.folder import Folder
+    from famjax.runtime.pieces import Piece
 
 NAME = "import-hf"
 HELP = """Makes a model directory of a folder of Hugging Face transformers, and gives the model a working memory.
@@ -26,7 +31,7 @@ Families: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text). We
 stays bf16), layers keep sliding windows of their own, and the tokenizer's files go along. FAM's prompt
 starts like the embeddings of tokens: normal with their mean and spread, or the embeddings of --fam-text.
 A folder that `famjax export-hf` wrote brings its memory's settings and its prompt. DST appears when it is
-whole; an import that is stopped leaves nothing and starts anew.
+whole; the same command goes on with an import that was stopped or killed.
 """
 
 
@@ -61,14 +66,20 @@ def run(args: argparse.Namespace) -> int:
 
     from famjax.nn.model import parameter_shapes
     from famjax.pretrained.match import match
-    from famjax.runtime.pieces import flatten, made_whole, size_of, write_model
+    from famjax.runtime.pieces import flatten, size_of, write_model
+    from famjax.runtime.unfinished import made_in_steps
 
     shapes = parameter_shapes(config)
-    flat = {path: leaf.shape for path, leaf in flatten(shapes).items() if not path.startswith("fam/")}
+    every = {path: leaf.shape for path, leaf in flatten(shapes).items()}
+    flat = {path: shape for path, shape in every.items() if not path.startswith("fam/")}
     pairs = match(family_of(folder.config), flat, folder.tensors)
     first_fam, total = _fam_of(folder, config, tokens, args.seed), size_of(shapes)
-    with made_whole(args.target, needed_bytes=total) as partial, BytesProgress(total, "imported") as progress:
-        write_model(partial, config, shapes, _pieces(folder, config, pairs, flat, first_fam, progress))
+    what = _work(folder, config, args)
+    with made_in_steps(args.target, what, total) as (partial, journal), BytesProgress(total, "imported") as progress:
+        if journal.goes_on:
+            print(f"going on with the import that was stopped: {partial}", file=sys.stderr)
+        pieces = _pieces(folder, config, pairs, every, first_fam)
+        write_model(partial, config, shapes, pieces, journal, progress.advance)
         _keep(folder, config, partial)
     return 0
 
@@ -113,8 +124,8 @@ def _tokens_of(text: str, folder: "Folder", config: ModelConfig) -> "np.ndarray"
     return tokens
 
 
-# From the embedding [V, D] to FAM's own weights by path.
-FirstFam = Callable[["np.ndarray"], dict[str, "np.ndarray"]]
+# From the embedding [V, D] to FAM's prompt or prefix.
+FirstFam = Callable[["np.ndarray"], "np.ndarray"]
 
 
 def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", seed: int) -> FirstFam:
@@ -130,42 +141,53 @@ def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", 
         lead = () if kind == "prompt" else (config.num_layers,)
         if len(shape) != len(lead) + 2 or shape[:-2] != lead or shape[-1] != D or shape[-2] < F:
             raise ConfigError(f"{folder.path / FAM_FILE}: {name} is {list(shape)}, not {[*lead, F, D]}")
-        return lambda _: {f"fam/{kind}": folder.read(name)[..., -F:, :]}
-    if not F:
-        return lambda _: {}
-    if kind == "prefix":
+        return lambda _: folder.read(name)[..., -F:, :]
+    if F and kind == "prefix":
         raise ConfigError("fam_init `prefix` needs a fam_prefix in the folder's fam.safetensors; use `prompt`")
     if tokens is not None:
-        return lambda embedding: {"fam/prompt": prompt.of_text(embedding, tokens, F)}
-    return lambda embedding: {"fam/prompt": prompt.like_embeddings(embedding, F, seed)}
+        return lambda embedding: prompt.of_text(embedding, tokens, F)
+    return lambda embedding: prompt.like_embeddings(embedding, F, seed)
+
+
+def _work(folder: "Folder", config: ModelConfig, args: argparse.Namespace) -> str:
+    """What an import makes of what. Files are told by size and time: who changes them begins anew."""
+    files = sorted({tensor.file for tensor in (*folder.tensors.values(), *folder.fam.values())})
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    made = {"config": dataclasses.asdict(config), "text": args.fam_text, "seed": args.seed}
+    return json.dumps({"folder": str(folder.path.absolute()), "files": stats, "hf": folder.config} | made)
 
 
 def _pieces(
-    folder: "Folder", config: ModelConfig, pairs: list[Any], shapes: dict[str, Any], first_fam: FirstFam,
-    progress: BytesProgress,
-) -> Iterator[tuple[str, int | None, Any]]:  # fmt: skip
+    folder: "Folder", config: ModelConfig, pairs: list[Any], shapes: dict[str, Any], first_fam: FirstFam
+) -> "Iterator[Piece]":
     """Every weight of the model, a tensor at a time, in the type that the model stores."""
     import ml_dtypes
     import numpy as np
 
     from famjax.pretrained.families import family_of
     from famjax.pretrained.match import copies
+    from famjax.runtime.pieces import Piece
 
     dtype = np.dtype(ml_dtypes.bfloat16) if config.param_dtype == "bfloat16" else np.dtype(np.float32)
     same = {source: copy for copy, source in copies(family_of(folder.config), shapes, folder.tensors).items()}
-    for pair in pairs:
+
+    def ours(pair: Any) -> "np.ndarray":
         theirs = folder.read(pair.name)
         if pair.name in same and not np.array_equal(folder.read(same[pair.name]), theirs):
             raise ConfigError(
                 f"{same[pair.name]} differs from {pair.name}, but config.json says tie_word_embeddings; set it to false"
             )
-        ours = pair.ours(theirs).astype(dtype, copy=False)
-        yield pair.path, pair.layer, ours
-        progress.advance(ours.nbytes)
-        if pair.path == "embedding":
-            for path, fam in first_fam(theirs).items():
-                yield path, None, fam.astype(np.float32)
-        del theirs, ours
+        found: np.ndarray = pair.ours(theirs).astype(dtype, copy=False)
+        return found
+
+    embedding = next(pair.name for pair in pairs if pair.path == "embedding")
+    for pair in pairs:
+        size = math.prod(pair.shape) * dtype.itemsize
+        yield Piece(pair.path, pair.layer, size, functools.partial(ours, pair))
+    for path, shape in shapes.items():
+        if path.startswith("fam/"):
+            read = lambda: first_fam(folder.read(embedding)).astype(np.float32)
+            yield Piece(path, None, math.prod(shape) * 4, read)
 
 
 def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:

@@ -5,14 +5,12 @@ shapes and no numbers in them, and the numbers of each layer are put into place 
 in parts of one layer each, of at most `PART_BYTES`, so that a device reads little beside what is its own.
 """
 
-import contextlib
 import json
 import math
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,73 +21,79 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.runtime import base as bases
 from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, split_step, write_text
 from famjax.runtime.steps import WEIGHTS, damage, latest_step, record_files, step_dir
+from famjax.runtime.unfinished import Journal
 
 PART_BYTES = 2**26
 # Of a weight's path: its first axis is that of the layers.
 STACKED = "layers/"
+# The entry of a journal: the arrays are there, without their numbers.
+_EMPTY = ["arrays"]
 
 
-@contextlib.contextmanager
-def made_whole(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A new directory that gets its name once everything is in it.
+class Piece(NamedTuple):
+    """A layer of a stacked weight `layers/...`, or, `layer` None, a whole weight.
 
-    Until then it lies beside its place, under another name; what fails, or is interrupted, leaves nothing
-    there. What a killed process left is removed by the next one.
-
-    Raises:
-      ConfigError: the target exists and is not empty, or the disk has less room than `needed_bytes`.
+    Attributes:
+      path, layer: which one.
+      nbytes: of its numbers.
+      read: reads it; called once, when its turn comes.
     """
-    target = Path(target).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists already; name a new directory, or an empty one")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent} is not there; make it first")
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    free = shutil.disk_usage(target.parent).free
-    if free < needed_bytes:
-        raise ConfigError(
-            f"{target.parent} has {free / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB are needed; make room"
-        )
-    partial.mkdir()
-    try:
-        yield partial
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+    path: str
+    layer: int | None
+    nbytes: int
+    read: Callable[[], np.ndarray]
 
 
 def write_model(
-    model_dir: Path, config: ModelConfig, shapes: Mapping[str, Any], pieces: Iterable[tuple[str, int | None, Any]]
-) -> None:
+    model_dir: Path, config: ModelConfig, shapes: Mapping[str, Any], pieces: Iterable[Piece],
+    journal: Journal | None = None, on_bytes: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
     """Writes a model whose weights come a piece at a time. At any moment two pieces are in memory.
 
     Args:
-      model_dir: an empty directory.
+      model_dir: an empty directory, or one that the journal belongs to.
       config: goes into `model.json`.
       shapes: the tree of weights as shapes (`jax.ShapeDtypeStruct`).
-      pieces: (path, layer, array): a layer of the stacked weight `layers/...`, or, layer None, a whole weight.
+      pieces: every piece once, in any order.
+      journal: gets an entry for each piece that is on the disk; those that it has are not read again.
+      on_bytes: called with the bytes of each piece once it is read, or found to be there.
 
     Raises:
       ValueError: a piece came twice, or one did not come.
     """
-    folder = _make_empty(model_dir, shapes)
+    folder = step_dir(model_dir.absolute(), 0) / WEIGHTS
+    if journal is None or _EMPTY not in journal:
+        shutil.rmtree(model_dir / CHECKPOINTS, ignore_errors=True)
+        folder = _make_empty(model_dir, shapes)
+        if journal is not None:
+            journal.add(_EMPTY)
     leaves = flatten(shapes)
     open_ones = {path: ts.open(_spec(folder, path), open=True) for path in leaves}
     arrays = {path: opening.result() for path, opening in open_ones.items()}
     wanted = {(path, layer) for path in leaves for layer in _layers(path, leaves[path])}
-    writing = None
-    for path, layer, array in pieces:
-        wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
-        part = arrays[path] if layer is None else arrays[path][layer]
-        if array.dtype != part.dtype.numpy_dtype or array.shape != tuple(part.shape):
-            raise ValueError(f"{path} is {part.dtype.name} {part.shape}, not {array.dtype} {array.shape}")
+    writing: tuple[list[Any], Any] | None = None
+
+    def finish() -> None:
         if writing is not None:
-            writing.result()
-        writing = part.write(array).commit
-    if writing is not None:
-        writing.result()
+            writing[1].result()
+            if journal is not None:
+                journal.add(writing[0])
+
+    for piece in pieces:
+        path, layer = piece.path, piece.layer
+        wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
+        if journal is None or [path, layer] not in journal:
+            array = piece.read()
+            part = arrays[path] if layer is None else arrays[path][layer]
+            if array.dtype != part.dtype.numpy_dtype or array.shape != tuple(part.shape):
+                raise ValueError(f"{path} is {part.dtype.name} {part.shape}, not {array.dtype} {array.shape}")
+            finish()
+            writing = [path, layer], part.write(array).commit
+            del array
+        if on_bytes is not None:
+            on_bytes(piece.nbytes)
+    finish()
     if wanted:
         raise ValueError(f"{len(wanted)} pieces did not come, {min(wanted, key=str)} among them")
     record_files(folder)

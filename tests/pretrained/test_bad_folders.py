@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,27 +164,54 @@ def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert not list(tmp_path.glob("*ours*"))
 
 
-def test_an_import_that_is_killed_leaves_no_model(tmp_path: Path) -> None:
-    """SIGKILL while weights are written: no model directory, and the next import starts anew and succeeds."""
+# An import whose every tensor takes its time, and which counts what it reads.
+SLOW = """
+import sys, time
+import famjax.pretrained.folder as folder
+from famjax.cli.main import main
+ordinary = folder.Folder.read
+def read(self, name):
+    print(name, flush=True)
+    time.sleep(float(sys.argv[1]))
+    return ordinary(self, name)
+folder.Folder.read = read
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("kill", "changed"), [(signal.SIGKILL, False), (signal.SIGTERM, True)])
+def test_an_import_that_is_killed_goes_on(kill: int, changed: bool, tmp_path: Path) -> None:
+    """There is no model directory before the import is whole. The same command reads what is missing alone, all of it
+    where the folder has changed; the weights are those of an import that was not killed."""
     from famjax.infer.load import load
 
     tensors = write_llama(tmp_path / "theirs", ml_dtypes.bfloat16)
-    slow = (
-        "import famjax.pretrained.folder as f, time; g = f.Folder.read\ndef r(s, n): time.sleep(0.2); return g(s, n)\n"
-    )
-    slow += "f.Folder.read = r\nfrom famjax.cli.main import main\nimport sys; sys.exit(main(sys.argv[1:]))"
     words = ["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--fam-length", "4"]
-    child = subprocess.Popen([sys.executable, "-c", slow, *words], env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".ours.partial/checkpoints/0/weights")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = lambda seconds: [sys.executable, "-c", SLOW, str(seconds), *words]
+    child = subprocess.Popen(command(0.2), env=environment, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    first = [child.stdout.readline().strip() for _ in range(8)]
+    child.send_signal(kill)
     child.wait()
-    assert list(tmp_path.glob(".ours.partial"))
     assert not (tmp_path / "ours").exists()
-    assert main(words) == 0
+    if changed:
+        tensors = write_llama(tmp_path / "theirs", np.float32)
+    done = subprocess.run(command(0), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = done.stdout.split()
+    if changed:
+        assert set(tensors) <= set(again)
+    else:
+        assert "going on with the import that was stopped" in done.stderr
+        assert not set(again) & set(first[:-2]) - {EMBEDDING}  # FAM's prompt is made of the embeddings
+        assert set(first) | set(again) == set(tensors)
     assert not list(tmp_path.glob(".ours*"))
     model = load(tmp_path / "ours")
     np.testing.assert_array_equal(model.embedding[...], tensors[EMBEDDING])
     np.testing.assert_array_equal(model.unembedding[...], tensors[OUTPUT].T)
-    assert model.layers.attention.query.dtype == "bfloat16"
+    for layer in range(2):
+        name = f"model.layers.{layer}.self_attn.q_proj.weight"
+        theirs = tensors[name].T.reshape(model.layers.attention.query.shape[1:])
+        np.testing.assert_array_equal(model.layers.attention.query[layer], theirs)
+    assert model.layers.attention.query.dtype == ("float32" if changed else "bfloat16")

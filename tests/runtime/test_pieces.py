@@ -13,19 +13,24 @@ from famjax.infer.load import load
 from famjax.nn.model import parameter_shapes, parameters
 from famjax.runtime import pieces
 from famjax.runtime.checkpoint import load_model, save_model
+from famjax.runtime.unfinished import made_in_steps
 from tests import tiny
 
 CONFIG = tiny.config(tie_embeddings=False, qkv_bias=True)
 
 
-def cut(params: Any) -> list[tuple[str, int | None, np.ndarray]]:
+def piece(path: str, layer: int | None, array: np.ndarray) -> pieces.Piece:
+    return pieces.Piece(path, layer, array.nbytes, lambda: array)
+
+
+def cut(params: Any) -> list[pieces.Piece]:
     """All pieces of some weights, in no special order."""
-    found: list[tuple[str, int | None, np.ndarray]] = []
+    found: list[pieces.Piece] = []
     for path, leaf in pieces.flatten(params).items():
         if path.startswith("layers/"):
-            found += [(path, layer, np.asarray(leaf[layer])) for layer in range(len(leaf))]
+            found += [piece(path, layer, np.asarray(leaf[layer])) for layer in range(len(leaf))]
         else:
-            found.append((path, None, np.asarray(leaf)))
+            found.append(piece(path, None, np.asarray(leaf)))
     return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
 
@@ -63,21 +68,21 @@ def test_read_in_pieces(tmp_path: Path) -> None:
     save_model(tmp_path, CONFIG, params)
     weights = pieces.Weights(tmp_path)
     assert weights.shapes == {path: leaf.shape for path, leaf in pieces.flatten(params).items()}
-    for path, layer, array in cut(params):
-        np.testing.assert_array_equal(weights.read(path, layer), array)
+    for one in cut(params):
+        np.testing.assert_array_equal(weights.read(one.path, one.layer), one.read())
 
 
 def test_pieces_that_are_missing_twice_or_wrong(tmp_path: Path) -> None:
     """Every piece exactly once, in its shape and type."""
     params = tiny.parameters(CONFIG)
     shapes, whole = parameter_shapes(CONFIG), cut(params)
-    path, layer, array = whole[0]
+    path, layer, array = whole[0].path, whole[0].layer, whole[0].read()
     bad = {
         "1 pieces did not come": whole[1:],
         "or it came already": [*whole, whole[0]],
-        "there is no piece layers/other": [("layers/other", 0, array)],
-        f"not float32 {(1, *array.shape)}".replace("(", r"\(").replace(")", r"\)"): [(path, layer, array[None])],
-        "not bfloat16": [(path, layer, array.astype(ml_dtypes.bfloat16))],
+        "there is no piece layers/other": [piece("layers/other", 0, array)],
+        f"not float32 {(1, *array.shape)}".replace("(", r"\(").replace(")", r"\)"): [piece(path, layer, array[None])],
+        "not bfloat16": [piece(path, layer, array.astype(ml_dtypes.bfloat16))],
     }
     for number, (message, some) in enumerate(bad.items()):
         (tmp_path / str(number)).mkdir()
@@ -85,22 +90,40 @@ def test_pieces_that_are_missing_twice_or_wrong(tmp_path: Path) -> None:
             pieces.write_model(tmp_path / str(number), CONFIG, shapes, some)
 
 
-def test_a_directory_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
-    """An error inside leaves nothing; what a killed process left goes away."""
-    (tmp_path / ".new.partial").mkdir()
-    (tmp_path / ".new.partial" / "old").write_text("left behind")
-    with pytest.raises(RuntimeError), pieces.made_whole(tmp_path / "new") as partial:
-        (partial / "file").write_text("x")
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
-    with pieces.made_whole(tmp_path / "new") as partial:
-        (partial / "file").write_text("x")
-        assert not (tmp_path / "new").exists()
-    assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
-    with pytest.raises(ConfigError, match="exists already"), pieces.made_whole(tmp_path / "new"):
-        pass
-    with pytest.raises(ConfigError, match="is not there; make it first"), pieces.made_whole(tmp_path / "a" / "b"):
-        pass
+@pytest.mark.parametrize("written", [0, 1, 5])
+def test_writing_goes_on(written: int, tmp_path: Path) -> None:
+    """A writing that stopped behind any piece goes on: pieces that are there are not read again, and the weights are
+    those of one that was not stopped."""
+    params = tiny.parameters(CONFIG)
+    read: list[tuple[str, int | None]] = []
+
+    def counted(one: pieces.Piece, number: int, fails: bool) -> pieces.Piece:
+        def get() -> np.ndarray:
+            if fails and number > written:
+                raise RuntimeError("stopped")
+            read.append((one.path, one.layer))
+            return one.read()
+
+        return one._replace(read=get)
+
+    every = cut(params)
+    with pytest.raises(RuntimeError, match="stopped"), made_in_steps(tmp_path / "model", "w") as (folder, journal):
+        some = [counted(one, number, True) for number, one in enumerate(every)]
+        pieces.write_model(folder, CONFIG, parameter_shapes(CONFIG), some, journal)
+    assert not (tmp_path / "model").exists()
+    first, total = list(read), []
+    read.clear()
+    with made_in_steps(tmp_path / "model", "w") as (folder, journal):
+        assert journal.goes_on
+        some = [counted(one, number, False) for number, one in enumerate(every)]
+        pieces.write_model(folder, CONFIG, parameter_shapes(CONFIG), some, journal, total.append)
+    assert len(first) == written + 1
+    # The last piece before the stop was read, but nobody waited until it was on the disk.
+    assert read == [(one.path, one.layer) for one in every[written:]]
+    assert sum(total) == sum(one.nbytes for one in every)
+    found = load_model(tmp_path / "model", parameter_shapes)[1]
+    jax.tree.map(np.testing.assert_array_equal, found, dict(params))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_damaged_weights_are_told(tmp_path: Path) -> None:
