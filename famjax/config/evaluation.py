@@ -26,7 +26,7 @@ class EvalConfig:
       max_new_tokens: made for an answer at most; 0 is the task's own number.
       modules: Python modules that register seqio tasks.
       again: answers everything anew, even where an interrupted evaluation left answers.
-      filler_blocks: lengths of the filler, in blocks of each model.
+      filler_blocks: lengths of the filler, in blocks of each model; 0 is less than a block.
       keys: keys for each alignment of the filler against the block; a length has block_size * keys
         documents, or
       alignments: so many alignments, spread evenly; 0 is all of them.
@@ -78,7 +78,7 @@ class EvalConfig:
         if not self.filler_blocks:
             raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
         for blocks in self.filler_blocks:
-            at_least("filler_blocks", blocks, 1)
+            at_least("filler_blocks", blocks, 0)
         for name in ("keys", "key_digits", "batch_size"):
             at_least(name, getattr(self, name), 1)
 

@@ -107,7 +107,7 @@ def test_eval_command_writes_table_results_and_plot(tmp_path, capsys):
         ([], "add --model DIR"),
         (["--model", "no/such"], "no/such does not exist"),
         (["--model", "x", "--filler-blocks", "1,b"], "write for example 1,4,16,64"),
-        (["--model", "x", "--filler-blocks", "0"], "at least 1"),
+        (["--model", "x", "--filler-blocks=-1"], "at least 0"),
         (["--model", "x", "--gin.MIXTURE_OR_TASK_NAME='paskey'"], "did you mean 'passkey'"),
     ],
 )
