@@ -74,16 +74,19 @@ def model_of_checkpoint(
     Args:
       path: the directory, or one of its steps.
       lora: of the model to train.
-      changes: other fields of `ModelConfig` that shall differ, by name.
+      changes: other fields of `ModelConfig` or of its memory (`MemoryConfig`) that shall differ, by name.
       block_size, memory_segments, fam_length: of its memory; None leaves them.
     """
-    for name in changes or {}:
-        if name not in (names := _REGISTERED["ModelConfig"]):
+    of_memory, changes = _REGISTERED["MemoryConfig"], changes or {}
+    for name in changes:
+        if name not in (names := (*_REGISTERED["ModelConfig"], *of_memory)):
             raise ConfigError(f"model_of_checkpoint.changes: ModelConfig has no {name}{nearest(name, names)}")
     model = read_config(path)
     sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
-    memory = dataclasses.replace(model.memory, **{name: size for name, size in sizes.items() if size is not None})
-    return dataclasses.replace(model, **{"lora": lora, "memory": memory} | (changes or {}))
+    memory = {name: size for name, size in sizes.items() if size is not None}
+    memory = {name: value for name, value in changes.items() if name in of_memory} | memory
+    rest = {name: value for name, value in changes.items() if name not in of_memory}
+    return dataclasses.replace(model, **{"lora": lora, "memory": dataclasses.replace(model.memory, **memory)} | rest)
 
 
 _REGISTERED: dict[str, tuple[str, ...]] = {}

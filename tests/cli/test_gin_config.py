@@ -214,6 +214,10 @@ def test_an_imported_model_is_its_own_configuration(tmp_path: Path) -> None:
     assert config.model == dataclasses.replace(model, lora=LoraConfig(rank=2, alpha=4.0), remat="full")
     changed, _ = load_train_config(files, (), [*given, "MEMORY_SEGMENTS=1"])
     assert changed.model.memory == MemoryConfig(8, 1, 3)
+    changes = "model_of_checkpoint.changes={'random_state_passing': 0.0, 'remat': 'none'}"
+    changed, _ = load_train_config(files, (), [*given, "FAM_LENGTH=2", changes])
+    assert changed.model.memory == MemoryConfig(8, 2, 2, random_state_passing=0.0)
+    assert changed.model == dataclasses.replace(model, lora=LoraConfig(rank=64), memory=changed.model.memory)
     (tmp_path / "config.gin").write_text(text)
     again, _ = load_train_config([str(tmp_path / "config.gin")])
     assert again == config
