@@ -70,6 +70,8 @@ BAD_MEMORIES = [
 ]
 BAD_TRAININGS = [
     ({"model_dir": ""}, "MODEL_DIR is not set; add --gin.MODEL_DIR"),
+    ({"model_dir": "gs://b/run"}, "MODEL_DIR gs://b/run is no path of a file system; mount the bucket"),
+    ({"initial_checkpoint": "gs://b/run"}, "INITIAL_CHECKPOINT_PATH gs://b/run is no path of a file system"),
     ({"sequence_length": 1000}, "sequence length 1000 is not a multiple of block_size 64; use 960 or 1024"),
     ({"batch_size": 0}, "BATCH_SIZE is 0; it must be at least 1"),
     ({"steps": 0}, "TRAIN_STEPS is 0; it must be at least 1"),

@@ -61,6 +61,7 @@ FLAGS: dict[str, list[tuple[str, type, str, str]]] = {
         ("network", str, "NET", "(default)"),
         ("subnetwork", str, "NET", ""),
         ("service_account", str, "EMAIL", "of the VMs"),
+        ("requirements", str, "FILE", "packages to install on the workers beside famjax's, for example seqio's"),
         ("wait_minutes", float, "M", "how long to queue for capacity (1440)"),
         ("delete_after", str, "WHEN", "delete the TPU: never, success, always; else it goes on costing (never)"),
     ],

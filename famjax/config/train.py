@@ -102,6 +102,10 @@ class TrainConfig:
         check_types(self)
         if not self.model_dir:
             raise ConfigError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"")
+        for name, path in (("MODEL_DIR", self.model_dir), ("INITIAL_CHECKPOINT_PATH", self.initial_checkpoint)):
+            if "://" in path:
+                raise ConfigError(f"{name} {path} is no path of a file system; mount the bucket (famjax launch does so "
+                                  f"with --bucket) and name it as /gcs/BUCKET/...")  # fmt: skip
         self.model.validate()
         self.optimizer.validate()
         self.passkey.validate()

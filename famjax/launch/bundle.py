@@ -10,7 +10,7 @@ from famjax.launch.job import Training
 from famjax.launch.shipped import PACKAGE, find
 from famjax.launch.supervisor import Supervision
 
-RUN_GIN, WORDS = "job/run.gin", "job/words"
+RUN_GIN, WORDS, REQUIREMENTS = "job/run.gin", "job/words", "job/requirements.txt"
 
 
 def worker_words(gin: str, supervision: Supervision) -> list[str]:
@@ -23,10 +23,15 @@ def worker_words(gin: str, supervision: Supervision) -> list[str]:
     ]  # fmt: skip
 
 
-def contents(training: Training, words: Sequence[str]) -> dict[str, bytes]:
+def contents(training: Training, words: Sequence[str], requirements: str = "") -> dict[str, bytes]:
     """By their paths, all files of the bundle.
 
     The words lie in a file, each ended by a zero byte: so no shell between here and there ever reads them.
+
+    Args:
+      training: its settings go along, and modules of the current directory that register its tasks.
+      words: what runs there, behind `famjax`.
+      requirements: a file of packages to install beside famjax's own; empty is none.
     """
     files = {f"famjax/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in PACKAGE.rglob("*.py")}
     for folder, pattern in (("gin", "*.gin"), ("launch", "*.sh")):
@@ -35,7 +40,17 @@ def contents(training: Training, words: Sequence[str]) -> dict[str, bytes]:
     files |= {name: find(name).read_bytes() for name in ("requirements.txt", "requirements-tpu.txt")}
     files[RUN_GIN] = training.gin.encode()
     files[WORDS] = b"".join(word.encode() + b"\0" for word in words)
+    for path in (path for name in training.config.data.modules for path in _module(name)):
+        files[path.as_posix()] = path.read_bytes()
+    if requirements:
+        files[REQUIREMENTS] = Path(requirements).read_bytes()
     return dict(sorted(files.items()))
+
+
+def _module(name: str) -> list[Path]:
+    """Files of a module that lies in the current directory, where famjax seeks it; else it is an installed one's."""
+    top = Path(name.partition(".")[0])
+    return [path for path in (top.with_suffix(".py"), *top.rglob("*.py")) if path.is_file()]
 
 
 def write(path: Path, files: dict[str, bytes]) -> None:

@@ -104,7 +104,7 @@ class Job(Commands):
     def set_up(self) -> None:
         """Code and packages on all workers, which then say what they have. Raises `Failed`."""
         assert self.training is not None
-        files = bundle.contents(self.training, self.words)
+        files = bundle.contents(self.training, self.words, self.options.requirements)
         bundle.write(self.folder / f"{self.home}.tar.gz", files)
         self._on_all(self.copies(), "the job could not be copied to the workers")
         results = self._on_all(self.setups(), "the workers could not be set up")
@@ -259,7 +259,7 @@ def show(training: Training | None, options: Options) -> str:
 
 
 def _copied(job: Job, training: Training) -> list[str]:
-    files = bundle.contents(training, job.words)
+    files = bundle.contents(training, job.words, job.options.requirements)
     size = math.ceil(sum(map(len, files.values())) / 1024)
     return [
         f"# --- {job.home}.tar.gz: {len(files)} files, {size} KiB: famjax/, gin/, launch/, requirements and the job:",

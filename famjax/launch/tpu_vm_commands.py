@@ -31,6 +31,7 @@ class Options:
       runtime_version: empty takes the one of the TPU version.
       spot, reserved: kind of capacity.
       network, subnetwork, service_account: of the VMs; empty takes Google Cloud's defaults.
+      requirements: a file of packages that the workers install beside famjax's; empty is none.
       bucket: mounted at /gcs/BUCKET on every worker.
       wait_minutes: how long to queue.
       delete_after: when the TPU is deleted by itself.
@@ -50,6 +51,7 @@ class Options:
     network: str = ""
     subnetwork: str = ""
     service_account: str = ""
+    requirements: str = ""
     bucket: str = ""
     wait_minutes: float = 1440.0
     delete_after: str = "never"
@@ -90,6 +92,8 @@ class Options:
         self.supervision.validate()
         if training is None:
             return
+        if self.requirements and not Path(self.requirements).is_file():
+            raise ConfigError(f"--requirements {self.requirements} is no file")
         if not self.slices.chip.runtime:
             raise ConfigError(f"there are no TPU VMs of {self.slices.chip.name}; use --target gke")
         check_slices(training, self.slices)

@@ -43,7 +43,9 @@ setup() {
         python=$(find_python)
     fi
     [[ -x .venv/bin/python ]] || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tpu.txt
+    local more=()
+    [[ -f job/requirements.txt ]] && more=(-r job/requirements.txt)
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-tpu.txt "${more[@]}"
     if [[ -n $bucket ]]; then
         mount_bucket "$bucket"
     fi
