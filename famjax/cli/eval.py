@@ -63,6 +63,7 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK=PATH",
         help="where a task's data set is; PATH for the only one",
     )
+    group.add_argument("--split", metavar="NAME", help="part of a data set (validation or test, as the task has it)")
     group.add_argument("--filler", metavar="FILES", help="text that hides the needles (the pass key's five sentences)")
     group.add_argument("--longest", type=_length, metavar="N", help="tokens read of a document at most (all)")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="made for an answer at most (the task's own)")
@@ -132,7 +133,18 @@ def _config(args: argparse.Namespace) -> "EvalConfig":
     from famjax.config import EvalConfig
 
     config, _ = load(EvalConfig, args.gin_files, args.gin_search_paths, args.gin_bindings)
-    names = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "examples", "filler", "max_new_tokens")
+    names = (
+        "filler_blocks",
+        "keys",
+        "seed",
+        "longest",
+        "lengths",
+        "depths",
+        "examples",
+        "filler",
+        "split",
+        "max_new_tokens",
+    )
     named = {name: getattr(args, name) for name in names} | {"output_dir": args.output}
     named |= {"task": ",".join(args.task)} if args.task else {"task": "text"} if args.texts else {}
     named |= {"sources": tuple(args.texts)} if args.texts else {}

@@ -22,6 +22,7 @@ class EvalConfig:
       depths: 0..1, where the needle lies; the examples of a length take turns in them.
       examples: examples of each length, or of a data set the first so many; 0 is the task's own number.
       data: where data sets are: `PATH` for the only one, or `TASK=PATH` for each.
+      split: part of a data set that has several; empty is the one that the task is usually told by.
       filler: text files (a path or glob) whose sentences hide the needles; empty is the pass key's filler.
       max_new_tokens: made for an answer at most; 0 is the task's own number.
       modules: Python modules that register seqio tasks.
@@ -45,6 +46,7 @@ class EvalConfig:
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     examples: int = 0
     data: tuple[str, ...] = ()
+    split: str = ""
     filler: str = ""
     max_new_tokens: int = 0
     modules: tuple[str, ...] = ()

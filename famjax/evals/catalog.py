@@ -37,6 +37,12 @@ TASKS = {
     "common_words": Entry("tasks.tracking", "common_words", "the ten most common words of a list (RULER)"),
     "frequent_words": Entry("tasks.tracking", "frequent_words", "the three most frequent words of a text (RULER)"),
     "babi": Entry("tasks.babi", "babi", "bAbI's facts hidden in a text (BABILong)", "files of bAbI"),
+    "narrative_qa": Entry("tasks.papers", "narrative_qa", "questions about books and scripts, ROUGE-L", "NarrativeQA"),
+    "qasper": Entry("tasks.papers", "qasper", "questions about papers, ROUGE-L and F1", "SCROLLS' Qasper"),
+    "quality": Entry("tasks.papers", "quality", "four answers to a question about a long text, ranked", "QuALITY"),
+    "xlsum": Entry("tasks.papers", "xlsum", "a summary of a news text, ROUGE-L", "XL-Sum"),
+    "pg19": Entry("tasks.papers", "texts", "books, next-token accuracy and bits per byte by position", "PG-19"),
+    "isabelle": Entry("tasks.papers", "texts", "formal proofs, likewise", "theories of the AFP"),
     "recall": Entry("tasks.recall", "associative_recall", "pairs of word and number, one word asked for"),
     "copy": Entry("tasks.recall", "copy", "sixteen words, filler, and the words again"),
 }

@@ -25,14 +25,14 @@ def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int) -> E
     shapes: it compiles once."""
     codec = Codec.of(vocabulary)
     tasks = [catalog.make(name, config, codec, block_size) for name in config.tasks]
-    edges_of = {task.name: _halves(task) if task.by_position else () for task in tasks}
+    edges_of = {task.name: _halves(task, config.longest) if task.by_position else () for task in tasks}
 
     def evaluate(model: Transformer, step: int) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for task in tasks:
             edges = edges_of[task.name]
             runner = Runner(ModelEngine(model, config.batch_size), codec, "", config.longest, edges)
-            samples = list(runner.run(task, most=config.examples if "lengths" not in task.settings else 0))
+            samples = list(runner.run(task))
             numbers |= {f"{task.name}/{name}": value for name, value in _numbers(task, samples, edges, block_size)}
         return numbers
 
@@ -66,8 +66,9 @@ def _numbers(
         yield f"{name}_at_{row['length']}", row["metrics"][name]["value"]
 
 
-def _halves(task: Task) -> tuple[int, int, int]:
-    """Both halves of the longest document."""
+def _halves(task: Task, most: int) -> tuple[int, int, int]:
+    """Both halves of what is read of the longest document."""
     readable = (example for example in task.examples() if isinstance(example, Example))
     longest = max(example.tokens + len(example.scored) for example in readable)
+    longest = min(longest, most or longest)
     return 0, longest // 2, longest

@@ -7,18 +7,19 @@ is the document, and intervals come from drawing documents anew (bootstrap).
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from famjax.config import ConfigError, EvalConfig, SourceConfig
+from famjax.data import sources
 from famjax.data.examples import Documents
 from famjax.data.sources import Source, open_source
 from famjax.data.vocabulary import Vocabulary
 from famjax.evals.samples import Sample
 from famjax.evals.statistics import draws, interval
-from famjax.evals.tasks.base import Example, Task
+from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 
 # Where buckets of positions end.
@@ -32,7 +33,7 @@ class Document:
     Attributes:
       name: where it comes from.
       tokens: int32 [n].
-      size: bytes of the text that these tokens stand for, in proportion where it is cut.
+      size: bytes of the text that these tokens stand for.
     """
 
     name: str
@@ -41,24 +42,27 @@ class Document:
 
 
 def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document]:
-    """All documents of the sources that have something to predict, cut to the longest length, as they are needed.
+    """All documents of the sources that have something to predict, as they are needed.
 
     Raises:
       ConfigError: none, or one that cannot be read.
     """
     found = False
     for source in _sources(config):
-        reader = Documents(source, vocabulary, 1, None, bos=True, eos=True)
         for i in range(len(source)):
-            document = source.document(i)
-            tokens = reader.tokens(document).tokens
-            kept = tokens[: config.longest] if config.longest else tokens
-            if len(kept) > 1:
+            document = in_tokens(source.document(i), vocabulary)
+            if len(document.tokens) > 1:
                 found = True
-                size = len((document.inputs + document.targets).encode()) * len(kept) / len(tokens)
-                yield Document(document.place, kept, size)
+                yield document
     if not found:
         raise ConfigError(f"no document of {', '.join(map(str, config.sources))} has two tokens or more")
+
+
+def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document:
+    """A text with its begin and end, where the vocabulary has tokens for them, as training reads it."""
+    reader = Documents((), vocabulary, 1, None, bos=True, eos=True)  # type: ignore[arg-type]
+    size = len((document.inputs + document.targets).encode("utf-8", "replace"))
+    return Document(document.place, reader.tokens(document).tokens, size)
 
 
 def _sources(config: EvalConfig) -> list[Source]:
@@ -97,18 +101,26 @@ def up_to(edges: Sequence[int], samples: Iterable[Sample]) -> tuple[int, ...]:
 
 
 def task(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Documents, every token of which but the first is predicted."""
-    count = sum(map(len, _sources(config)))
+    """The sources' documents, every token of which but the first is predicted."""
+    count = min(sum(map(len, _sources(config))), config.examples or FARTHEST)
     next(documents(config, codec.vocabulary))  # what cannot be read is told before any work
+    settings = {"sources": [str(source) for source in config.sources]}
+    return predicted(name, lambda: itertools.islice(documents(config, codec.vocabulary), count), settings, count)
 
-    def example(number: int, document: Document) -> Example:
+
+def predicted(
+    name: str, found: Callable[[], Iterable[Document | Unreadable]], settings: dict[str, Any], count: int = 0
+) -> Task:
+    """The task to predict all tokens of some documents but their first."""
+
+    def example(number: int, document: Document | Unreadable) -> Example | Unreadable:
+        if isinstance(document, Unreadable):
+            return document
         tokens, size = document.tokens, document.size * (1 - 1 / len(document.tokens))
         about = {"name": document.name}
         return Example(f"{number:06d}", tokens[:1], scored=tokens[1:], size=size, about=about)
 
-    examples = lambda: (example(i, document) for i, document in enumerate(documents(config, codec.vocabulary)))
-    sources = [str(source) for source in config.sources]
-    settings = {"sources": sources, "longest": config.longest}
+    examples = lambda: (example(i, document) for i, document in enumerate(found()))
     return Task(name, "score", examples, count=count, by_position=True, settings=settings)
 
 

@@ -30,6 +30,7 @@ svg { width: 100%; height: auto; display: block; } svg text { font-size: 14px; f
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: .6em 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } caption { text-align: left; }
+@media (max-width: 600px) { table { font-size: .82rem; } th, td { padding: 3px 5px; white-space: normal; } }
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 6px; margin-right: 6px; }
 details { margin: .6em 0; } summary { cursor: pointer; } pre { white-space: pre-wrap; background: var(--card);
   padding: 8px; border-radius: 6px; font-size: .85rem; margin: .4em 0; } .warn { color: #b3541e; }

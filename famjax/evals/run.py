@@ -130,7 +130,7 @@ def _evaluate(
         settings = {"longest": config.longest, "new": task.max_new_tokens, "edges": edges[1], **task.settings}
         key = key_of(identity, task.name, settings)
         unreadable: list[Unreadable] = []
-        bar_task = bar.add_task(f"{name}: {task.name}", total=_count(task, config) or None)
+        bar_task = bar.add_task(f"{name}: {task.name}", total=task.count or None)
         runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges)
         began = time.perf_counter()
         advance = lambda n, bar_task=bar_task: bar.update(bar_task, advance=n)
@@ -141,16 +141,6 @@ def _evaluate(
     return entry, found
 
 
-def _count(task: Task, config: EvalConfig) -> int:
-    """Examples that are asked, as far as it is known."""
-    return min(task.count, _most(task, config) or task.count)
-
-
-def _most(task: Task, config: EvalConfig) -> int:
-    """Of a data set the first so many. Generated tasks make no more than they are asked for."""
-    return 0 if "lengths" in task.settings else config.examples
-
-
 def ask(
     runner: Runner, task: Task, config: EvalConfig, file: SampleFile, unreadable: list[Unreadable],
     advance: Callable[[int], Any] = lambda n: None,
@@ -159,7 +149,7 @@ def ask(
     wanted: Iterable[Sample] = [] if config.again else read(file.path, runner.key)
     samples = {sample.id: sample for sample in wanted}
     advance(len(samples))
-    for sample in runner.run(task, set(samples), unreadable.append, _most(task, config)):
+    for sample in runner.run(task, set(samples), unreadable.append):
         file.add(sample)
         samples[sample.id] = sample
         advance(1)

@@ -5,7 +5,6 @@ lengths take turns in the rows; then questions are answered, so many side by sid
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -58,15 +57,15 @@ class Runner:
     edges: tuple[int, ...] = ()
     on_tokens: Callable[[int], None] = lambda n: None
 
-    def run(self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None,
-            most: int = 0) -> Iterator[Sample]:  # fmt: skip
+    def run(
+        self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None
+    ) -> Iterator[Sample]:
         """The answers to all examples of a task, as they come.
 
         Args:
           task: the task.
           done: ids of examples that are left out, for they were answered before.
           on_bad: called with what could not be read.
-          most: so many examples at most; 0 takes all.
 
         Raises:
           ConfigError: there are no examples, or none that could be read (the first reason is told).
@@ -76,7 +75,7 @@ class Runner:
 
         def readable() -> Iterator[Example]:
             nonlocal read
-            for example in itertools.islice(task.examples(), most or None):
+            for example in task.examples():
                 if isinstance(example, Unreadable):
                     bad.append(example)
                     if on_bad is not None:

@@ -107,15 +107,15 @@ def test_a_bucket_that_no_document_reaches_is_left_out():
     assert [row["to"] for row in language.summary(sums, (0, 4, 8), sums)] == [4, None]
 
 
-def test_documents_are_cut_and_count_the_bytes_that_are_left(tmp_path):
-    """`longest` tokens of each; a text with nothing to predict is left out, and none at all is told."""
+def test_documents_stand_for_their_bytes(tmp_path):
+    """A text with nothing to predict is left out, and none at all is told."""
     (tmp_path / "a.txt").write_text("héllo world")  # 12 bytes
     (tmp_path / "b.txt").write_text("x")
-    config = EvalConfig(model_dirs=("m",), task="text", sources=(str(tmp_path / "*.txt"),), longest=6)
+    config = EvalConfig(model_dirs=("m",), task="text", sources=(str(tmp_path / "*.txt"),))
     (document,) = language.documents(config, ByteVocabulary())
+    assert bytes(document.tokens.tolist()) == "héllo world".encode() and document.size == 12
     (example,) = language.task("text", config, Codec.of(ByteVocabulary())).examples()
-    assert (len(example.prompt), len(example.scored), example.size) == (1, 5, 5)
-    assert bytes(document.tokens.tolist()) == "héllo".encode() and document.size == 6
+    assert (len(example.prompt), len(example.scored), example.size) == (1, 11, 11)
     with pytest.raises(ConfigError, match="two tokens or more"):
         list(language.documents(EvalConfig(sources=(str(tmp_path / "b.txt"),)), ByteVocabulary()))
 
@@ -165,7 +165,8 @@ def test_texts_are_evaluated_while_a_model_trains(tmp_path):
     config = EvalConfig(task="text", sources=(str(tmp_path / "*.txt"),), longest=32, batch_size=2)
     model = tiny.build(CONFIG, tiny.parameters(CONFIG))
     numbers = evaluation(config, ByteVocabulary(), CONFIG.memory.block_size)(model, 7)
-    sums = read(model, list(language.documents(config, ByteVocabulary())), (0, 16, 32), 2)
+    cut = [Document(d.name, d.tokens[:32], min(d.size, 32.0)) for d in language.documents(config, ByteVocabulary())]
+    sums = read(model, cut, (0, 16, 32), 2)
     _, far, whole = language.summary(sums, (0, 16, 32), sums)
     assert numbers["text/bits_per_byte"] == pytest.approx(whole["bits_per_byte"])
     assert numbers["text/bits_per_byte_from_16"] == pytest.approx(far["bits_per_byte"])

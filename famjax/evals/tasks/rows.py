@@ -1,0 +1,181 @@
+"""Rows of data sets as they are published: JSON lines, CSV, Parquet, folders of Hugging Face datasets, TFDS, the hub.
+
+A row is a dictionary and its place. One that cannot be read comes as `Unreadable`, so that a bad line costs
+itself only. Files are read a part at a time, whatever their size.
+"""
+
+import csv
+import importlib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from famjax.config import ConfigError
+from famjax.data import files
+from famjax.evals.tasks.base import Unreadable
+
+TFDS, HUB = "tfds:", "hub:"
+
+
+class Row(NamedTuple):
+    """A row of a data set, and where it is, for messages."""
+
+    place: str
+    fields: dict[str, Any]
+
+
+def rows(spec: str, split: str) -> Iterator[Row | Unreadable]:
+    """The rows of a data set, in its order.
+
+    Args:
+      spec: files (a path or glob) of JSON lines, CSV or Parquet; a folder that `save_to_disk` of Hugging Face
+        datasets wrote, or one with such files; `tfds:NAME:VERSION`; `hub:NAME` or `hub:NAME:CONFIG`.
+      split: which part of a data set that has several.
+
+    Raises:
+      ConfigError: there is nothing there, or a package or a network is missing.
+    """
+    if spec.startswith(TFDS):
+        return _tfds(spec.removeprefix(TFDS), split)
+    if spec.startswith(HUB):
+        return _hub(spec.removeprefix(HUB), split)
+    paths = files.expand(spec)
+    if len(paths) == 1 and files.is_directory(paths[0]):
+        return _folder(paths[0].rstrip("/"), split)
+    return (row for path in paths for row in _file(path))
+
+
+def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
+    if files.exists(f"{folder}/dataset_dict.json"):
+        splits = json.loads(files.read(f"{folder}/dataset_dict.json")).get("splits", [])
+        if split not in splits:
+            raise ConfigError(f"{folder} has no split {split!r} but {', '.join(splits)}; name one with --split")
+        folder = f"{folder}/{split}"
+    if files.exists(f"{folder}/state.json"):
+        state = json.loads(files.read(f"{folder}/state.json"))
+        return (row for one in state["_data_files"] for row in _arrow(f"{folder}/{one['filename']}"))
+    for ending in (".jsonl", ".jsonl.gz", ".parquet", ".csv"):
+        for name in (f"{folder}/{split}*{ending}", f"{folder}/*{ending}"):
+            system, inside = files.filesystem(name)
+            if system.glob(inside):
+                return rows(name, split)
+    raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and is no folder that save_to_disk wrote")
+
+
+def _file(path: str) -> Iterator[Row | Unreadable]:
+    if files.is_directory(path):
+        raise ConfigError(f"{path} is a directory; name its files, for example {path.rstrip('/')}/*.jsonl")
+    plain = path.removesuffix(".gz")
+    if plain.endswith(".parquet"):
+        return _parquet(path)
+    if plain.endswith(".csv"):
+        return _csv(path)
+    return _json_lines(path)
+
+
+def _json_lines(path: str) -> Iterator[Row | Unreadable]:
+    with files.open_plain(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError as error:
+                yield Unreadable(place, f"this is no JSON ({error.msg} at column {error.pos + 1})")
+            except UnicodeDecodeError as error:
+                yield Unreadable(place, f"this is not UTF-8 text ({error.reason} at byte {error.start})")
+            else:
+                good = isinstance(fields, dict)
+                yield Row(place, fields) if good else Unreadable(place, "a row is a JSON object, this is none")
+
+
+def _csv(path: str) -> Iterator[Row | Unreadable]:
+    csv.field_size_limit(sys.maxsize)  # a field may be a book
+    with files.open_plain(path) as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""))
+        for number, fields in enumerate(reader, start=1):
+            place = f"{path} row {number}"
+            good = None not in fields and None not in fields.values()
+            yield Row(place, dict(fields)) if good else Unreadable(place, "it has not as many fields as the first line")
+
+
+def _parquet(path: str) -> Iterator[Row]:
+    pyarrow, parquet = _pyarrow(path), importlib.import_module("pyarrow.parquet")
+    system, inside = files.filesystem(path)
+    with system.open(inside, "rb") as file:
+        try:
+            table = parquet.ParquetFile(file)
+        except pyarrow.ArrowInvalid as error:
+            raise ConfigError(f"{path} is no Parquet file ({str(error).splitlines()[0]})") from error
+        number = 0
+        for batch in table.iter_batches(batch_size=64):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(f"{path} row {number}", fields)
+
+
+def _arrow(path: str) -> Iterator[Row]:
+    pyarrow = _pyarrow(path)
+    if not files.exists(path):
+        raise ConfigError(f"there is no file {path}, which the data set's state.json names")
+    source = pyarrow.memory_map(path) if "://" not in path else pyarrow.BufferReader(files.read(path))
+    try:
+        reader = pyarrow.ipc.open_stream(source)
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigError(f"{path} is no Arrow file ({str(error).splitlines()[0]})") from error
+    number = 0
+    for batch in reader:
+        for i in range(batch.num_rows):
+            number += 1
+            yield Row(f"{path} row {number}", batch.slice(i, 1).to_pylist()[0])
+
+
+def _pyarrow(path: str) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise ConfigError(f"{path} needs pyarrow: pip install 'famjax[arrow]'") from error
+    return pyarrow
+
+
+def _tfds(name: str, split: str) -> Iterator[Row]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ConfigError(f"{TFDS}{name} needs tensorflow-datasets ({error}): pip install 'famjax[data]'") from error
+    try:
+        data = tfds.load(name, split=split, shuffle_files=False)
+    except Exception as error:  # TFDS raises many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{TFDS}{name}, split {split}: {reason}") from error
+    return (Row(f"{TFDS}{name} row {i}", _decoded(fields)) for i, fields in enumerate(tfds.as_numpy(data), start=1))
+
+
+def _decoded(value: Any) -> Any:
+    """TFDS gives bytes and arrays where JSON has text and lists."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {name: _decoded(one) for name, one in value.items()}
+    if hasattr(value, "tolist"):
+        return _decoded(value.tolist())
+    return [_decoded(one) for one in value] if isinstance(value, list) else value
+
+
+def _hub(name: str, split: str) -> Iterator[Row]:
+    name, _, config = name.partition(":")
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(f"{HUB}{name} needs the package datasets: pip install datasets") from error
+    try:
+        data = datasets.load_dataset(name, config or None, split=split, streaming=True)
+    except Exception as error:  # no network, no such data set, no such split
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"{HUB}{name}, split {split}, cannot be read ({reason}); without a network, name its files with --data"
+        ) from error
+    return (Row(f"{HUB}{name} row {i}", dict(fields)) for i, fields in enumerate(data, start=1))
