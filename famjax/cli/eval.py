@@ -161,7 +161,8 @@ def _list() -> str:
     width = max(map(len, TASKS))
     lines = [f"  {name:<{width}}  {entry.summary}{f'; needs {entry.needs}' if entry.needs else ''}\n"
              for name, entry in TASKS.items()]  # fmt: skip
-    return f"famjax eval --task NAME, one or several of\n\n{''.join(lines)}"
+    seqios = "Tasks of seqio: --task seqio:NAME --gin.EvalConfig.modules=\"('the.module',)\", which registers it.\n"
+    return f"famjax eval --task NAME, one or several of\n\n{''.join(lines)}\n{seqios}"
 
 
 def _compare(args: argparse.Namespace) -> int:

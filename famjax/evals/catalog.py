@@ -52,8 +52,13 @@ def check(names: Iterable[str], config: EvalConfig) -> None:
     """Raises `ConfigError` on a name that is no task's. Names with `seqio:` in front, and all where modules are
     named, are seqio's to judge."""
     for name in names:
-        if name not in TASKS and not config.modules:
+        if not is_seqios(name, config):
             one_of("MIXTURE_OR_TASK_NAME", name, tuple(TASKS))
+
+
+def is_seqios(name: str, config: EvalConfig) -> bool:
+    """A name that seqio is asked for; to ask costs seconds, and gigabytes of packages."""
+    return name.startswith("seqio:") or (name not in TASKS and bool(config.modules))
 
 
 def make(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
@@ -63,6 +68,9 @@ def make(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
       ConfigError: its settings or data cannot be used.
     """
     check([name], config)
+    if is_seqios(name, config):
+        seqios: Task = importlib.import_module("famjax.evals.tasks.seqio_task").task(name, config, codec)
+        return seqios
     entry = TASKS[name]
     module = importlib.import_module(f"famjax.evals.{entry.module}")
     more = {"block_size": block_size} if name == "passkey" else {}

@@ -255,7 +255,8 @@ def _misses(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
     shown = []
     for i, model, told in tasks:
         for miss in told.get("misses", []):
-            answer = f"answer: {miss['answer']}\n" if miss["answer"] != "" else ""
+            what = "log probability" if told["kind"] == "score" else "answer"
+            answer = f"{what}: {miss['answer']}\n"
             wanted = f"{answer}wanted: {', '.join(miss['targets'])}"
             shown.append(f"<h3>{_key(i, model['name'])}, {_text(miss['id'])}</h3>")
             shown.append(f"<pre>{_text('... ' + miss['prompt'])}</pre><pre>{_text(wanted)}</pre>")

@@ -5,7 +5,7 @@ examples that both answered.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from famjax.evals.tasks.base import Task, Unreadable
 # So many unreadable examples are told with place and reason.
 REASONS_TOLD = 20
 MISSES_TOLD = 3
+# Metrics of whole collections are computed so often anew, for collections up to a size.
+REDRAWN, MOST_REDRAWN = 200, 1000
 
 
 def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unreadable], block_size: int,
@@ -51,11 +53,7 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
             "max_new_tokens": task.max_new_tokens,
         }
     told["metrics"] = metrics_of(samples, seed)
-    for metric in task.corpus_metrics:
-        values = metric([sample.targets for sample in samples], [sample.answer for sample in samples])
-        whole = {name: {"value": float(value), "low": None, "high": None, "n": len(samples)}
-                 for name, value in values.items()}  # fmt: skip
-        told["metrics"] |= whole
+    told["metrics"] |= _of_all_together(task, samples, seed)
     by = lambda key: _by(samples, key, block_size, seed)
     if any("length" in sample.about for sample in samples):
         told["by_length"] = by(lambda sample: {"length": sample.about["length"]})
@@ -65,6 +63,40 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
     if samples and not task.by_position:
         told["misses"] = _misses(samples)
     return told
+
+
+def _of_all_together(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[str, Any]]:
+    """Metrics of all answers, and their intervals by drawing documents anew, where that does not take too long."""
+    if not task.corpus_metrics or task.pairs is None:
+        return {}
+    found = {sample.id: sample for sample in samples}
+    pairs = list(task.pairs({id: sample.answer for id, sample in found.items()}))
+
+    def values(chosen: Iterable[int]) -> dict[str, float]:
+        targets, answers = zip(*((pairs[i][1], pairs[i][2]) for i in chosen), strict=True)
+        told = [metric(list(targets), list(answers)) for metric in task.corpus_metrics]
+        return {name: number for one in told for name, value in one.items() if (number := _number(value)) is not None}
+
+    whole = values(range(len(pairs)))
+    units: dict[str, list[int]] = {}
+    for i, (id, *_) in enumerate(pairs):
+        units.setdefault(found[id].group, []).append(i)
+    drawn: list[dict[str, float]] = []
+    if len(units) > 1 and len(pairs) <= MOST_REDRAWN:
+        rng, parts = np.random.default_rng(seed), list(units.values())
+        for _ in range(REDRAWN):
+            drawn.append(values(i for part in rng.integers(0, len(parts), len(parts)) for i in parts[part]))
+    bounds = lambda name: np.quantile([one[name] for one in drawn], (0.025, 0.975)).tolist() if drawn else (None, None)
+    return {
+        name: dict(zip(("value", "low", "high", "n"), (value, *bounds(name), len(pairs)), strict=True))
+        for name, value in whole.items()
+    }
+
+
+def _number(value: Any) -> float | None:
+    """A number, or what seqio wraps one in; anything else (text, histograms) has no place in a table."""
+    value = getattr(value, "value", value)
+    return float(value) if np.isscalar(value) and np.isreal(value) else None
 
 
 def _misses(samples: Sequence[Sample]) -> list[dict[str, Any]]:

@@ -158,7 +158,8 @@ class Runner:
             logprobs, correct = logprobs[len(logprobs) - count :], correct[len(correct) - count :]
             values = scored_values(logprobs, correct, example.size)
             sums = self._by_position(example, logprobs, correct) if task.by_position else {}
-            yield self._sample(task, asked, "", "", values, sums)
+            total = float(np.sum(logprobs, dtype=np.float64))
+            yield self._sample(task, asked, total, "", values, sums)
 
     def _by_position(self, example: Example, logprobs: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
         """Sums by bucket of each token's position in its document."""

@@ -25,7 +25,7 @@ class Sample:
       tokens: before the answer.
       truncated: tokens of the context that were left out; 0 where it was read whole.
       prompt: the last part of what was asked, as text.
-      answer: what was generated, or the number of the choice; of predicted tokens the first choices as text.
+      answer: what was generated, or the number of the choice; of predicted tokens their natural-log probability.
       targets: the right answers.
       finish: of a generation, `stop`, or `length` where it did not end by itself.
       values: metrics.

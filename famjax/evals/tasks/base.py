@@ -22,8 +22,10 @@ NOTHING = np.zeros(0, np.int32)
 
 # (prediction, targets) to a number; of several targets the best one counts, unless the metric says otherwise.
 TextMetric = Callable[[str, Sequence[str]], float]
-# (targets of all examples, predictions) to numbers: what seqio calls a metric_fn.
-CorpusMetric = Callable[[list[Any], list[Any]], Mapping[str, float]]
+# (targets of all examples, answers) to numbers by name: what seqio calls a metric_fn.
+CorpusMetric = Callable[[list[Any], list[Any]], Mapping[str, Any]]
+# Answers by id to (id, target, answer), as corpus metrics want them.
+Pairs = Callable[[Mapping[str, Any]], Iterable[tuple[str, Any, Any]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +90,8 @@ class Task:
       count: how many examples there are; 0 where that is not known beforehand.
       max_new_tokens: made for an answer at most.
       stops: texts that end an answer.
-      corpus_metrics: of answers all together.
+      corpus_metrics: of answers all together; they get what `pairs` makes of texts that were written, or of the
+        natural-log probabilities of what was scored.
       by_position: of `score`: results are told by the position in the document.
       settings: what else made it what it is; goes into results and the key of its answers.
     """
@@ -101,6 +104,7 @@ class Task:
     max_new_tokens: int = 32
     stops: tuple[str, ...] = ()
     corpus_metrics: tuple[CorpusMetric, ...] = ()
+    pairs: Pairs | None = None
     by_position: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -1,0 +1,108 @@
+"""Tasks of seqio's: their `inputs` are read, and their own metric functions judge what comes back.
+
+A metric function of (targets, predictions) gets what the model writes, one of (targets, scores) the natural-log
+probability that it gives to the targets; both after the task's `postprocess_fn`, as `seqio.Evaluator` does it.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ConfigError, DataConfig, EvalConfig
+from famjax.data.seqio_tasks import find_task, load_seqio
+from famjax.evals.tasks.base import Example, Task, Unreadable
+from famjax.infer.codec import Codec
+
+SEQIO = "seqio:"
+# Splits that are evaluated, the first that a task has.
+SPLITS = ("validation", "test", "train")
+NEW_TOKENS = 128
+
+
+def task(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """The registered task `name` (with or without `seqio:` in front).
+
+    It is asked to write where it has metric functions of predictions, else to score its targets.
+
+    Raises:
+      ConfigError: it is not registered, or is a mixture, or has tokens that the model's vocabulary lacks.
+    """
+    registered = name.removeprefix(SEQIO)
+    theirs, split = _find(registered, config)
+    vocabulary = theirs.output_features["targets"].vocabulary
+    if vocabulary.vocab_size > codec.vocabulary.size:
+        raise ConfigError(
+            f"the seqio task {registered!r} has a vocabulary of {vocabulary.vocab_size} tokens, the model one of "
+            f"{codec.vocabulary.size}; it was trained with another"
+        )
+    writes = bool(theirs.predict_metric_fns)
+    metrics = theirs.predict_metric_fns if writes else theirs.score_metric_fns
+
+    def examples() -> Iterator[Example | Unreadable]:
+        for number, row in enumerate(_rows(theirs, split, config)):
+            yield _example(number, row, writes, codec)
+
+    def pairs(answers: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+        for number, row in enumerate(_rows(theirs, split, config)):
+            if (id := _id(number)) in answers:
+                said, right = answers[id], _target(row, codec)
+                target = theirs.postprocess_fn(right, example=row, is_target=True)
+                yield id, target, theirs.postprocess_fn(said, example=row, is_target=False) if writes else said
+
+    settings = {"split": split, "metrics": [metric.__name__ for metric in metrics]}
+    return Task(
+        name, "generate" if writes else "score", examples, {}, config.examples, config.max_new_tokens or NEW_TOKENS,
+        (), tuple(metrics), pairs, settings=settings,
+    )  # fmt: skip
+
+
+def _find(name: str, config: EvalConfig) -> tuple[Any, str]:
+    load_seqio(tuple(config.modules))
+    for split in (config.split,) if config.split else SPLITS:
+        try:
+            found = find_task(name, DataConfig(split=split, modules=config.modules))
+        except ConfigError as error:
+            if config.split or split == SPLITS[-1] or "has no split" not in str(error):
+                raise
+            continue
+        if hasattr(found, "tasks"):
+            names = ",".join(SEQIO + one.name for one in found.tasks)
+            raise ConfigError(f"{name} is a mixture; name its tasks: --task {names}")
+        return found, split
+    raise AssertionError("the last split was tried")
+
+
+def _rows(theirs: Any, split: str, config: EvalConfig) -> Iterator[dict[str, Any]]:
+    data = theirs.get_dataset(None, split, shuffle=False, num_epochs=1, trim_output_features=False)
+    rows: Iterator[dict[str, Any]] = itertools.islice(data.as_numpy_iterator(), config.examples or None)
+    return rows
+
+
+def _id(number: int) -> str:
+    return f"{number:06d}"
+
+
+def _target(row: dict[str, Any], codec: Codec) -> str:
+    """The right answer as text, as seqio keeps it beside the tokens, else made of the tokens."""
+    text = row.get("targets_pretokenized")
+    return text.decode("utf-8", "replace") if isinstance(text, bytes) else _decoded(row["targets"], codec)
+
+
+def _decoded(tokens: np.ndarray, codec: Codec) -> str:
+    eos = codec.vocabulary.eos
+    return codec.vocabulary.decode([int(token) for token in tokens if token != eos])
+
+
+def _example(number: int, row: dict[str, Any], writes: bool, codec: Codec) -> Example | Unreadable:
+    inputs, targets = (np.asarray(row.get(key, ()), np.int32) for key in ("inputs", "targets"))
+    if codec.bos is not None:
+        inputs = np.concatenate([[codec.bos], inputs]).astype(np.int32)
+    if not len(inputs) and not writes:
+        inputs, targets = targets[:1], targets[1:]  # the first token has nothing to be predicted from
+    if not len(inputs) or not len(targets):
+        return Unreadable(f"example {number}", "it has nothing to ask, or no target")
+    size = len(_decoded(targets, codec).encode("utf-8", "replace"))
+    asked = {"targets": (_target(row, codec),)} if writes else {"scored": targets, "size": float(size)}
+    return Example(_id(number), inputs[-1:], inputs[:-1], **asked)
