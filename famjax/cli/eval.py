@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of keys, needles and words (1)")
     parser.add_argument("--again", action="store_true", help="answer anew what was answered before")
+    parser.add_argument(
+        "--part", metavar="I/N", help="ask part I of N only, as one of N processes (docs/evaluation.md)"
+    )
     _add_task_arguments(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser, default_files=("gin/runs/eval.gin",))

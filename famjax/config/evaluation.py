@@ -27,6 +27,7 @@ class EvalConfig:
       max_new_tokens: made for an answer at most; 0 is the task's own number.
       modules: Python modules that register seqio tasks.
       again: answers everything anew, even where an interrupted evaluation left answers.
+      part: `I/N`: only part I of N is asked, for N processes on as many machines; empty asks all, and makes results.
       filler_blocks: lengths of the filler, in blocks of each model; 0 is less than a block.
       keys: keys for each alignment of the filler against the block; a length has block_size * keys
         documents, or
@@ -51,6 +52,7 @@ class EvalConfig:
     max_new_tokens: int = 0
     modules: tuple[str, ...] = ()
     again: bool = False
+    part: str = ""
     filler_blocks: tuple[int, ...] = (1, 2, 4, 8, 12, 16, 24, 32, 64)
     keys: int = 1
     alignments: int = 0
@@ -77,6 +79,7 @@ class EvalConfig:
             at_least("lengths", length, 1)
         for depth in self.depths:
             probability("depths", depth)
+        _ = self.part_of
         if not self.filler_blocks:
             raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")
         for blocks in self.filler_blocks:
@@ -88,6 +91,14 @@ class EvalConfig:
     def tasks(self) -> tuple[str, ...]:
         """The names of `task`."""
         return tuple(dict.fromkeys(name.strip() for name in self.task.split(",") if name.strip()))
+
+    @property
+    def part_of(self) -> tuple[int, int]:
+        """(I, N) of `part`; (1, 1) is all. Raises `ConfigError` where it is no part."""
+        number, slash, count = (self.part or "1/1").partition("/")
+        if not slash or not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+            raise ConfigError(f"--part {self.part} is none; write 1/4 to 4/4 for four processes")
+        return int(number), int(count)
 
     def data_of(self, task: str) -> str:
         """Where a task's data set is; empty where nothing was said."""

@@ -9,7 +9,7 @@ import famjax
 from famjax.config import ConfigError
 from famjax.evals import language, language_report, page, report
 from famjax.evals.run import side_by_side
-from famjax.evals.samples import SAMPLES_JSONL, Sample, read
+from famjax.evals.samples import Sample, read
 from famjax.runtime.model_dir import write_text
 
 
@@ -59,11 +59,11 @@ def _models(run: str) -> list[dict[str, Any]]:
 
 def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
     """Each task's answers of a model, as its results name them."""
-    path, found = Path(run) / SAMPLES_JSONL, {}
+    found = {}
     for name, told in model["tasks"].items():
-        samples = sorted(read(path, told["key"]), key=lambda sample: sample.id)
+        samples = sorted(read(run, told["key"]), key=lambda sample: sample.id)
         if not samples:
-            raise ConfigError(f"{path} has no answers of {model['name']} to {name}; they were moved or deleted")
+            raise ConfigError(f"{run} has no answers of {model['name']} to {name}; they were moved or deleted")
         found[name] = samples
     return found
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import famjax
-from famjax.config import EvalConfig, ModelConfig
+from famjax.config import ConfigError, EvalConfig, ModelConfig
 from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import vocabulary_of
 from famjax.evals import catalog, language, language_report, page, passkey, report, results
 from famjax.evals.engine import ModelEngine
 from famjax.evals.runner import Runner
-from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, key_of, read
-from famjax.evals.tasks.base import Task, Unreadable
+from famjax.evals.samples import Sample, SampleFile, file_name, key_of, read
+from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
@@ -27,7 +27,7 @@ from famjax.nn.model import Transformer, parameters, with_memory
 from famjax.runtime.model_dir import read_config, split_step, write_text
 
 # Settings of a model that change how it is computed, not what.
-_HOW = ("scan_layers", "remat", "attention_budget_mib", "embedding_std")
+_HOW = ("scan_layers", "remat", "attention_budget_mib", "attention_kernel", "embedding_std")
 
 
 class Subject(NamedTuple):
@@ -66,11 +66,16 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
     edges = language.position_edges(subjects[0].config.memory.block_size)
-    with SampleFile(output / SAMPLES_JSONL) as file, _progress_bar() as bar:
+    with SampleFile(output / file_name(config.part_of)) as file, _progress_bar() as bar:
         for name, subject in zip(names, subjects, strict=True):
             entry, found = _evaluate(name, subject, config, edges, file, bar)
             models.append(entry)
             answers.append(found)
+    if config.part:
+        count = sum(len(samples) for found in answers for samples in found.values())
+        print(f"{file.path} has {count} answers of part {config.part}; the same command without --part, once all parts "
+              f"are done, makes the results")  # fmt: skip
+        return {"models": models}
     side_by_side(models, answers, edges, config.seed)
     _as_before(models, answers, subjects, trained_filler_tokens)
     told = {
@@ -135,9 +140,13 @@ def _evaluate(
         began = time.perf_counter()
         advance = lambda n, bar_task=bar_task: bar.update(bar_task, advance=n)
         samples = ask(runner, task, config, file, unreadable, advance)
+        found[task.name] = samples
+        if not samples and not config.part:
+            raise ConfigError(f"{task.name} has no example; is its data set empty?")
+        if not samples:
+            continue
         summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
         entry["tasks"][task.name] = summary | {"key": key, "seconds": round(time.perf_counter() - began, 3)}
-        found[task.name] = samples
     return entry, found
 
 
@@ -145,16 +154,39 @@ def ask(
     runner: Runner, task: Task, config: EvalConfig, file: SampleFile, unreadable: list[Unreadable],
     advance: Callable[[int], Any] = lambda n: None,
 ) -> list[Sample]:  # fmt: skip
-    """A model's answers to a task: those that the file has already, and new ones, which are appended to it."""
-    wanted: Iterable[Sample] = [] if config.again else read(file.path, runner.key)
-    samples = {sample.id: sample for sample in wanted}
-    advance(len(samples))
-    for sample in runner.run(task, set(samples), unreadable.append):
+    """A model's answers to a task, or to its part: those that the directory has already, and new ones, which are
+    appended to the file."""
+    samples: dict[str, Sample] = {}
+    if not config.again:
+        samples = {sample.id: sample for sample in read(file.path.parent, runner.key)}
+    asked: set[str] = set()  # an earlier evaluation may have asked more
+
+    def examples() -> Iterator[Example | Unreadable]:
+        for example in _part(task.examples(), *config.part_of):
+            if isinstance(example, Example):
+                asked.add(example.id)
+                advance(example.id in samples)
+            yield example
+
+    for sample in runner.run(dataclasses.replace(task, examples=examples), set(samples), unreadable.append):
         file.add(sample)
         samples[sample.id] = sample
         advance(1)
     file.sync()
-    return sorted(samples.values(), key=lambda sample: sample.id)
+    return sorted((sample for id, sample in samples.items() if id in asked), key=lambda sample: sample.id)
+
+
+def _part(examples: Iterable[Example | Unreadable], part: int, parts: int) -> Iterator[Example | Unreadable]:
+    """Every so many-th document with all that is asked about it; what cannot be read belongs to the first part."""
+    number, unit = -1, None
+    for example in examples:
+        if isinstance(example, Unreadable):
+            if part == 1:
+                yield example
+            continue
+        number, unit = number + (example.unit != unit), example.unit
+        if number % parts == part - 1:
+            yield example
 
 
 def side_by_side(

@@ -68,7 +68,7 @@ class Runner:
           on_bad: called with what could not be read.
 
         Raises:
-          ConfigError: there are no examples, or none that could be read (the first reason is told).
+          ConfigError: none of the examples could be read; the first reason is told.
         """
         bad: list[Unreadable] = []
         read = 0
@@ -87,9 +87,8 @@ class Runner:
 
         for chunk in _chunks(readable(), LOOKAHEAD * self.engine.rows):
             yield from self._ask(task, chunk)
-        if not read:
-            reason = f"{bad[0].place}: {bad[0].reason}" if bad else "it is empty"
-            raise ConfigError(f"no example of {task.name} could be read; {reason}")
+        if bad and not read:
+            raise ConfigError(f"no example of {task.name} could be read; {bad[0].place}: {bad[0].reason}")
 
     def _ask(self, task: Task, examples: list[Example]) -> Iterator[Sample]:
         """Answers to some examples: those without a context at once, the others behind theirs."""

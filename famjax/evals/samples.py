@@ -94,29 +94,38 @@ class SampleFile:
         os.fsync(self._file.fileno())
 
 
-def read(path: str | Path, key: str = "") -> Iterator[Sample]:
-    """The answers of a file, those of one key alone where it is given; the first where one is there twice.
+def file_name(part: tuple[int, int] = (1, 1)) -> str:
+    """Where the answers of part i of n go: `samples.jsonl`, or `samples-2-of-4.jsonl`."""
+    return SAMPLES_JSONL if part[1] == 1 else f"samples-{part[0]}-of-{part[1]}.jsonl"
+
+
+def read(folder: str | Path, key: str = "") -> Iterator[Sample]:
+    """The answers in a directory, of all its parts, those of one key alone where it is given; each answer once.
 
     Lines that are no answers are left out: they were written by something else.
     """
     seen: set[tuple[str, str, str]] = set()
-    if not Path(path).is_file():
-        return
     names = {field.name for field in dataclasses.fields(Sample)}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if key and key not in line:
-                continue
-            try:
-                fields = json.loads(line)
-            except ValueError:
-                continue
-            if not isinstance(fields, dict) or set(fields) != names or (key and fields["key"] != key):
-                continue
-            one = fields["key"], fields["task"], fields["id"]
-            if one not in seen:
-                seen.add(one)
-                yield Sample(**fields)
+    for path in sorted(Path(folder).glob("samples*.jsonl")):
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                fields = _fields(line, key, names)
+                one = (fields["key"], fields["task"], fields["id"]) if fields else None
+                if one is not None and one not in seen:
+                    seen.add(one)
+                    yield Sample(**fields)
+
+
+def _fields(line: str, key: str, names: set[str]) -> dict[str, Any]:
+    """A line's answer; empty where it is none, or another key's."""
+    if key and key not in line:
+        return {}
+    try:
+        fields = json.loads(line)
+    except ValueError:  # half a line
+        return {}
+    good = isinstance(fields, dict) and set(fields) == names and (not key or fields["key"] == key)
+    return fields if good else {}
 
 
 def _end_of_last_line(path: Path) -> int:

@@ -159,10 +159,13 @@ def test_the_command_compares_models_on_texts(tmp_path, capsys):
 
 
 def test_texts_are_evaluated_while_a_model_trains(tmp_path):
-    """The numbers that a training logs are those of the summary: all of the texts, and their far half."""
+    """The numbers that a training logs are those of the summary: all of the texts, and their far half; any other task
+    may be among them."""
     (tmp_path / "a.txt").write_text("The quick brown fox jumps over the lazy dog")
     (tmp_path / "b.txt").write_text("and the cat sat on the mat")
-    config = EvalConfig(task="text", sources=(str(tmp_path / "*.txt"),), longest=32, batch_size=2)
+    config = EvalConfig(
+        task="text,copy", lengths=(100,), examples=2, sources=(str(tmp_path / "*.txt"),), longest=32, batch_size=2
+    )
     model = tiny.build(CONFIG, tiny.parameters(CONFIG))
     numbers = evaluation(config, ByteVocabulary(), CONFIG.memory.block_size)(model, 7)
     cut = [Document(d.name, d.tokens[:32], min(d.size, 32.0)) for d in language.documents(config, ByteVocabulary())]
@@ -172,3 +175,5 @@ def test_texts_are_evaluated_while_a_model_trains(tmp_path):
     assert numbers["text/bits_per_byte_from_16"] == pytest.approx(far["bits_per_byte"])
     assert numbers["text/accuracy"] == pytest.approx(whole["accuracy"])
     assert far["bits_per_byte"] != whole["bits_per_byte"]
+    copied = {name for name in numbers if name.startswith("copy/")}
+    assert copied == {"copy/exact_match", "copy/next_token_accuracy", "copy/exact_match_at_100"}

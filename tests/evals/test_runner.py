@@ -15,7 +15,7 @@ from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals import results, run
 from famjax.evals.engine import ModelEngine
 from famjax.evals.runner import Runner
-from famjax.evals.samples import Sample, SampleFile, read
+from famjax.evals.samples import Sample, SampleFile, file_name, read
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 from tests import tiny
@@ -133,8 +133,6 @@ def test_what_cannot_be_read_is_counted_and_fatal_only_if_nothing_can():
     assert told["unreadable"] == {"examples": 1, "first": [{"place": "data.jsonl:7", "reason": "this is no JSON"}]}
     with pytest.raises(ConfigError, match="no example of t could be read; data.jsonl:7: this is no JSON"):
         list(Runner(Parrot(), CODEC).run(generation([bad, bad])))
-    with pytest.raises(ConfigError, match="it is empty"):
-        list(Runner(Parrot(), CODEC).run(generation([])))
 
 
 def test_answers_that_do_not_end_and_empty_ones_are_counted():
@@ -167,7 +165,33 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
         other = run.ask(Runner(parrot, CODEC, "key2"), generation(examples), config, file, [])
         anew = run.ask(Runner(Parrot(), CODEC, "key1"), generation(examples), EvalConfig(again=True), file, [])
     assert len(parrot.asked) == 9 and len(other) == len(anew) == 9
-    assert len(list(read(path, "key1"))) == len(list(read(path, "key2"))) == 9
+    assert len(list(read(path.parent, "key1"))) == len(list(read(path.parent, "key2"))) == 9
+
+
+def test_parts_ask_each_example_once_and_make_one_evaluation(tmp_path):
+    """Three processes of their own, then one that makes results: it asks nothing more. A document's questions stay in
+    one part; what cannot be read is counted once; fewer examples than were asked are no more than that."""
+    examples = [Unreadable("x:1", "bad")]
+    for number in range(7):
+        examples += questions(f"<yes>{number}", *(f" {i}" for i in range(number % 3 + 1)), group=f"g{number}")
+    ids, groups, bad = [], [], []
+    for part in ("1/3", "2/3", "3/3"):
+        config = EvalConfig(part=part)
+        with SampleFile(tmp_path / file_name(config.part_of)) as file:
+            mine = run.ask(Runner(Parrot(), CODEC, "k"), generation(examples), config, file, bad)
+        ids += [sample.id for sample in mine]
+        groups.append({sample.group for sample in mine})
+    assert sorted(ids) == sorted(example.id for example in examples[1:]) and len(bad) == 1
+    assert not groups[0] & groups[1] | groups[1] & groups[2] | groups[0] & groups[2] and all(groups)
+    parrot = Parrot()
+    with SampleFile(tmp_path / file_name()) as file:
+        whole = run.ask(Runner(parrot, CODEC, "k"), generation(examples), EvalConfig(), file, [])
+        few = run.ask(Runner(parrot, CODEC, "k"), generation(examples[:3]), EvalConfig(), file, [])
+    assert sorted(sample.id for sample in whole) == sorted(ids) and not parrot.asked
+    assert [sample.id for sample in few] == [example.id for example in examples[1:3]]
+    for wrong in ("3", "0/3", "4/3", "a/b"):
+        with pytest.raises(ConfigError, match="write 1/4 to 4/4"):
+            EvalConfig(model_dirs=("m",), part=wrong).validate()
 
 
 def sample(name: str, value: float, group: str = "", **about) -> Sample:
