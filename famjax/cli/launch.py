@@ -82,7 +82,7 @@ FLAGS: dict[str, list[tuple[str, type, str, str]]] = {
         ("account", str, "A", ""),
         ("qos", str, "Q", ""),
         ("cpus_per_task", int, "N", "cores of each GPU's process"),
-        ("setup", str, "FILE", "a shell script that each node sources first (modules, an environment)"),
+        ("setup", str, "FILE", "a shell script that is sourced before srun (modules, an environment)"),
         ("sbatch", str, "FLAG", "another #SBATCH line, for example --sbatch=--constraint=h100; may be repeated"),
     ],
 }  # fmt: skip

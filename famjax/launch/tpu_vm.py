@@ -25,7 +25,7 @@ __all__ = ["Options", "run", "show"]
 READY, TAKEN, BROKEN = "ACTIVE", ("SUSPENDING", "SUSPENDED", "DELETING"), "FAILED"
 # `worker.sh follow` ends with this more than the job; codes below are those of a lost connection.
 ABOVE, GONE = 100, 76
-POLL_SECONDS, RETRY_SECONDS = 30.0, 15.0
+POLL_SECONDS, RETRY_SECONDS, NEWS_SECONDS = 30.0, 15.0, 600.0
 TRIES, RECONNECTS = 3, 20
 # What gcloud says, and what to do about it.
 HINTS = (
@@ -79,7 +79,7 @@ class Job(Commands):
 
     def wait(self) -> None:
         """Returns once the TPU is there. Raises `Failed`, or `Taken` where it was preempted while it came up."""
-        deadline, before, silent = time.monotonic() + 60 * self.options.wait_minutes, "", 0
+        began, told, before, silent = time.monotonic(), time.monotonic(), "", 0
         while True:
             state, why = self.state()
             if state == READY:
@@ -93,10 +93,11 @@ class Job(Commands):
             if silent > TRIES:
                 raise Failed(f"{self.options.name}'s state cannot be asked: {why}; see to the connection, then go on "
                              f"with --do setup, start and logs")  # fmt: skip
-            if state and state != before:
-                say(f"{self.options.name}: {state}")
-                before = state
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if state and (state != before or time.monotonic() - told > NEWS_SECONDS):
+                say(f"{self.options.name}: {state} ({waited / 60:.0f} of {self.options.wait_minutes:g} minutes)")
+                before, told = state, time.monotonic()
+            if waited > 60 * self.options.wait_minutes:
                 raise Failed(f"there was no capacity for {self.options.name} within {self.options.wait_minutes:g} "
                              f"minutes; try another --zone or --topology, or wait longer (--wait-minutes)")  # fmt: skip
             time.sleep(POLL_SECONDS)

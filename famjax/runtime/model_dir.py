@@ -8,6 +8,8 @@ DIR/best.json           where the best checkpoints are, if a metric is watched
 DIR/summary.txt         after training: the weights, where they lie, what they cost
 DIR/tensorboard/        after training: the numbers of metrics.jsonl for TensorBoard
 DIR/profile/            where PROFILE_STEPS asked for it: what the devices did, step by step
+DIR/stacks/             where a supervisor found it hanging: the stacks of every host's threads
+DIR/launch/             under Slurm: the batch script, its settings, its logs
 DIR/checkpoints/N/      the weights, and what a training needs to go on, after N steps
 
 Whoever reads a model may name one of its checkpoints instead: DIR/checkpoints/N, or DIR/checkpoints/best.

@@ -86,9 +86,9 @@ def alone(place: Path, devices: int, *command: str) -> Running:
     return Running([sys.executable, "-m", "famjax", *command], environment(place, devices))
 
 
-def trained(running: Running) -> str:
+def trained(running: Running, seconds: float = LIMIT) -> str:
     with running:
-        code, out, err = running.end()
+        code, out, err = running.end(seconds)
     assert code == 0, out + err
     return out
 
