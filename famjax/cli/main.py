@@ -40,6 +40,7 @@ VERBS = {
     "train": Verb("famjax.cli.train", "pretrain or fine-tune from gin; resumes by itself from MODEL_DIR"),
     "data": Verb("famjax.cli.data", "show what a training reads: rows, blocks, documents, loss weights"),
     "eval": Verb("famjax.cli.eval", "evaluate model directories: results.json, a table, a plot"),
+    "inspect": Verb("famjax.cli.inspect", "what the memory does with a document, and what happens without it"),
     "score": Verb("famjax.cli.score", "log probability of every token of the documents of a file"),
     "generate": Verb("famjax.cli.generate", "read a prompt of any length, write on, keep the memory in a file"),
     "import-hf": Verb("famjax.cli.import_hf", "make a model directory of a Hugging Face folder, with a memory"),

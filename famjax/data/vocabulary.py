@@ -127,6 +127,9 @@ class TokenizerVocabulary:
             raise ConfigError(f"{place} is no tokenizer.json ({reason})") from error
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(ids.values()) + 1
+        added = self._tokenizer.get_added_tokens_decoder()
+        # Ids that are no part of a text, such as `</s>` and what marks the turns of a conversation.
+        self.specials = frozenset(token for token, what in added.items() if what.special)
         names = json.loads(config) if config else {}
         self.bos = self._special(ids, names, "bos_token", BEGINNINGS)
         self.eos = self._special(ids, names, "eos_token", ENDS)

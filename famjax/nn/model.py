@@ -218,6 +218,13 @@ class Transformer(nnx.Module):
         state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, updates, jnp.int32), layers)
         return broadcast_rows(state, batch)
 
+    def with_fam(self, state: MemoryState, fam_LBPFD: Any) -> MemoryState:
+        """A memory whose feedback activations are others; their keys and values are made anew, all else stays."""
+        layers = dataclasses.replace(state.layers, fam=fam_LBPFD.astype(jnp.float32))
+        refresh = lambda weights, x, m: (x, memory.refresh_keys(weights, m, self.config.memory))
+        _, layers = self._through_layers(refresh, jnp.zeros(()), layers)
+        return MemoryState(state.position, state.fam_updates, layers)
+
     @jax.named_scope("fam_recurrence")
     def _initial_fam(self) -> Any:
         """[L, P, F, D]: the prompt carried up the layers by a forward pass of its own, or the prefix."""

@@ -1,8 +1,8 @@
 """What the memory does, measured on a batch now and then: docs/training.md says how to read it.
 
 Attention's weights are never kept in training, so a function of its own makes them again, with the model's
-own layer code: `Transformer.forward` calls `look` in every layer, `attention.blocks.fam_shares` tells it
-where attention goes.
+own layer code: `Transformer.forward` calls `look` in every layer, `attention.blocks.attention_of_blocks`
+tells it where attention goes.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from famjax.attention.blocks import fam_shares
-from famjax.attention.memory import MemoryState
+from famjax.attention.blocks import attention_of_blocks
+from famjax.attention.memory import KINDS, MemoryState
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.nn.model import broadcast_rows, select_rows
@@ -78,7 +78,9 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
         x_BTD = model.embed(batch.tokens)
 
         def look(layer: Any, x_BNSD: Any, memories: Any, where: Any, y_BNSD: Any, after: Any) -> Any:
-            token_BNS, fam_BN = fam_shares(layer, x_BNSD, *memories, where, layer.memory, budget)
+            attention = attention_of_blocks(layer, x_BNSD, *memories, where, layer.memory, budget)
+            to_fam = [one[..., KINDS.index("fam")].mean(axis=(2, 3)) for one in attention]  # over heads
+            token_BNS, fam_BN = to_fam[0], to_fam[1].mean(axis=-1)
             has_read = where.fam_updates > 0
             is_real = np.arange(length).reshape(-1, S) < where.count[:, None, None]
             shares = _mean(token_BNS, is_real & has_read[..., None]), _mean(fam_BN, where.full & has_read)

@@ -1,0 +1,11 @@
+"""lm-evaluation-harness's own command line, which then knows `--model famjax`; all its flags are there:
+
+python -m famjax.evals.harness --model famjax --model_args path=runs/fam --tasks hellaswag --limit 100
+"""
+
+from lm_eval.__main__ import cli_evaluate
+
+from famjax.evals.harness import model  # noqa: F401  (registers famjax)
+
+if __name__ == "__main__":
+    cli_evaluate()

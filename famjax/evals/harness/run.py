@@ -1,0 +1,127 @@
+"""The harness's tasks on model directories, side by side, and where their results go."""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from famjax.config import ConfigError
+from famjax.evals.harness.tasks import LISTS, expand
+from famjax.runtime.model_dir import write_text
+
+RESULTS = "lm_eval.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class HarnessConfig:
+    """What is asked of the harness.
+
+    Attributes:
+      model_dirs: model directories.
+      tasks: its names of tasks and groups, and ours of `tasks.LISTS`, with commas.
+      output_dir: gets `lm_eval.json` and, for each model and task, the samples.
+      limit: examples of each task; None is all.
+      num_fewshot: examples in front of each question; None is what the task says.
+      batch_size: texts read side by side.
+      chat: conversations are written with the model directory's template.
+      include_path: a folder with tasks of one's own (YAML).
+      cache: a file name for the harness's cache of answers, with which a stopped evaluation goes on; empty is none.
+      memory: other memory settings than the model's own.
+    """
+
+    model_dirs: tuple[str, ...]
+    tasks: str
+    output_dir: str
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int = 8
+    chat: bool = False
+    include_path: str | None = None
+    cache: str = ""
+    memory: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        if not expand(self.tasks):
+            raise ConfigError(f"--lm-eval names no task; give names with commas, or one of {', '.join(LISTS)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit is {self.limit}; it must be at least 1")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigError(f"--fewshot is {self.num_fewshot}; it must be 0 or more")
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise ConfigError(f"--include-path {self.include_path} is no folder; name one with the tasks' YAML files")
+
+
+def run(config: HarnessConfig) -> dict[str, Any]:
+    """Evaluates all models on all tasks; prints the harness's tables, writes the results, and returns them."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError("--lm-eval needs lm-evaluation-harness: pip install 'famjax[lm-eval]'") from error
+    names = expand(config.tasks)
+    manager = TaskManager(include_path=config.include_path)
+    _check_names(names, manager)
+    found: dict[str, Any] = {}
+    for path in config.model_dirs:
+        found[path] = _of_model(path, names, manager, config)
+    output = Path(config.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    for number, (path, results) in enumerate(found.items()):
+        _write_samples(output, number if len(found) > 1 else None, results.pop("samples", {}))
+        results["config"]["model"] = path
+    write_text(output / RESULTS, _json(found, indent=1) + "\n")
+    print(f"written: {output / RESULTS}")
+    return found
+
+
+def _check_names(names: list[str], manager: Any) -> None:
+    known = set(manager.all_tasks)
+    for name in names:
+        if name not in known and not Path(name).is_file():
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else "; `lm_eval ls tasks` lists all"
+            raise ConfigError(f"the harness has no task {name!r}{hint}")
+
+
+def _of_model(path: str, names: list[str], manager: Any, config: HarnessConfig) -> dict[str, Any]:
+    import datasets
+    from lm_eval import simple_evaluate
+    from lm_eval.utils import make_table
+
+    from famjax.evals.harness.model import FamjaxLM
+
+    model = FamjaxLM(path, config.batch_size, **config.memory)
+    cache = f"{config.cache}-{Path(path).name}" if config.cache else None
+    try:
+        results = simple_evaluate(
+            model, tasks=names, num_fewshot=config.num_fewshot, limit=config.limit, task_manager=manager,
+            apply_chat_template=config.chat, use_cache=cache, batch_size=config.batch_size,
+        )  # fmt: skip
+    except (
+        ConnectionError,
+        datasets.exceptions.DatasetNotFoundError,
+        datasets.exceptions.DataFilesNotFoundError,
+    ) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"a task's data is not here and cannot be fetched ({reason}); fetch it once where there is a network "
+            "(the cache of `datasets` may be copied), or name local files in a task of your own (docs/lm_eval.md)"
+        ) from error
+    print(f"{path}\n{make_table(results)}")
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    return dict(results)
+
+
+def _write_samples(output: Path, number: int | None, samples: dict[str, list[Any]]) -> None:
+    """One JSON lines file a task; `number` tells models apart."""
+    for task, rows in samples.items():
+        name = "_".join(["lm_eval_samples", *([str(number)] if number is not None else []), task.replace("/", "_")])
+        write_text(output / f"{name}.jsonl", "".join(_json(row) + "\n" for row in rows))
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    from lm_eval.utils import handle_non_serializable
+
+    return json.dumps(value, default=handle_non_serializable, ensure_ascii=False, indent=indent)

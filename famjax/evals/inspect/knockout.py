@@ -1,0 +1,72 @@
+"""What happens without the memory: a text goes on with FAM as it is, and with something else in its place.
+
+    kept      FAM as the document left it
+    fresh     what it is before any text: the learned prompt, carried up the layers
+    zero      activations of zero (their keys score 0 against every query, so they still take attention)
+    swapped   another document's
+
+Memory segments, the window and all weights stay, so what moves is due to FAM alone.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from famjax.attention.memory import MemoryState
+from famjax.infer.branches import Branch, score_branches
+from famjax.infer.session import Session, start
+from famjax.nn.model import Transformer
+
+INSTEAD = ("kept", "fresh", "zero", "swapped")
+
+
+class Case(NamedTuple):
+    """A place in a document from which it is read on with another FAM.
+
+    Attributes:
+      session: of one row, at a block's edge: a token of the new block is pending, nothing of it is read.
+      rest: int32 [n], the tokens behind the pending one.
+      other: a session whose FAM is put in its place; None where there is none.
+    """
+
+    session: Session
+    rest: np.ndarray
+    other: Session | None = None
+
+
+def knock_out(
+    model: Transformer, cases: Sequence[Case], rows: int = 8
+) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """For each case, by the names in `INSTEAD` (without `swapped` where there is nothing to swap with): of the rest's
+    tokens, natural-log probabilities float32 [n] and whether they are the model's first choice."""
+    fresh = start(model).memory.layers.fam
+    named, branches = [], []
+    for i, case in enumerate(cases):
+        fam = case.session.memory.layers.fam
+        instead = {"kept": None, "fresh": fresh, "zero": jnp.zeros_like(fam)}
+        if case.other is not None:
+            instead["swapped"] = case.other.memory.layers.fam
+        for name, other in instead.items():
+            session = case.session if other is None else with_fam(model, case.session, other)
+            branches.append(Branch(session, case.rest))
+            named.append((i, name))
+    found: list[dict[str, tuple[np.ndarray, np.ndarray]]] = [{} for _ in cases]
+    for n, logprobs, correct in score_branches(model, branches, rows):
+        i, name = named[n]
+        found[i][name] = logprobs, correct
+    return found
+
+
+def with_fam(model: Transformer, session: Session, fam: jax.Array) -> Session:
+    """A session with another FAM, [L, 1, P, F, D]."""
+    return Session(_with_fam(*nnx.split(model), session.memory, fam), session.recent)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def _with_fam(graphdef: nnx.GraphDef, params: nnx.State, memory: MemoryState, fam: jax.Array) -> MemoryState:
+    return nnx.merge(graphdef, params).with_fam(memory, fam)

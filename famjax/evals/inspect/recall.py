@@ -1,0 +1,178 @@
+"""What is left of what was read, against the number of compressions since; with FAM and with something in its place."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from famjax.data.passkey_text import Document, Writer, random_key
+from famjax.evals.inspect.knockout import INSTEAD, Case, knock_out
+from famjax.evals.statistics import wilson_interval
+from famjax.infer.branches import read_prefixes
+from famjax.infer.prefill import prefill
+from famjax.infer.session import Session, join_rows, start
+from famjax.nn.model import Transformer
+
+DRAWS = 2000
+OnTokens = Callable[[int], None] | None
+
+
+def interval(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
+    """The mean of some documents' numbers, how many there are, and its 95% interval from drawing them anew."""
+    x = np.asarray(values, np.float64)
+    means = np.random.default_rng(seed).choice(x, (DRAWS, len(x))).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return {"mean": float(x.mean()), "low": float(low), "high": float(high), "n": len(x)}
+
+
+# --- the pass key ---------------------------------------------------------------------------------
+
+
+def pass_keys(writer: Writer, blocks: int, block_size: int, documents: int, digits: int, seed: int) -> list[Document]:
+    """Documents with `blocks` blocks of filler and a bit more, so that the filler ends everywhere in a block."""
+    rng = np.random.default_rng([seed, blocks])
+    extra = [i * block_size // documents for i in range(documents)]
+    return [writer.document(random_key(rng, digits), blocks * block_size + more) for more in extra]
+
+
+def pass_key_recall(
+    model: Transformer, documents: Sequence[Document], rows: int, on_tokens: OnTokens = None
+) -> dict[str, Any]:
+    """Pass key documents of one length, read up to the block that holds the answer's first prediction; from there
+    on with FAM and with something in its place. FAM is swapped with that of the next document, which has another key.
+
+    Returns:
+      updates: FAM updates between the key's last mention and the answer, mean.
+      instead: for each of `INSTEAD`: `exact_match` with its 95% interval, natural-log probability of the `answer` and
+        of the `rest` behind the edge (nats a token, mean), and how much both move against `kept`, with intervals.
+      follows_other: share of documents that, with the other document's FAM, answer with its key.
+    """
+    S = model.config.memory.block_size
+    edges = [(int(doc.answer[0]) - 1) // S * S for doc in documents]
+    prefixes = [doc.tokens[: edge + 1] for doc, edge in zip(documents, edges, strict=True)]
+    sessions = dict(read_prefixes(model, prefixes, rows, on_tokens=on_tokens))
+    others = [(i + 1) % len(documents) for i in range(len(documents))]
+    cases = [Case(sessions[i], doc.tokens[edges[i] + 1 :], sessions[others[i]]) for i, doc in enumerate(documents)]
+    found = knock_out(model, cases, rows)
+    where = [doc.answer - (edge + 1) for doc, edge in zip(documents, edges, strict=True)]
+    rest = [np.setdiff1d(np.arange(len(case.rest)), at) for case, at in zip(cases, where, strict=True)]
+    updates = [(int(doc.answer[0]) - 1) // S - int(doc.mention[0]) // S for doc in documents]
+    instead = {name: _of_variant(name, found, where, rest) for name in INSTEAD}
+    return {
+        "updates": float(np.mean(updates)),
+        "documents": len(documents),
+        "instead": instead,
+        "follows_other": _follows(model, documents, cases, where, others, rows),
+    }
+
+
+def _of_variant(name: str, found: list[Any], where: list[np.ndarray], rest: list[np.ndarray]) -> dict[str, Any]:
+    hits = [bool(one[name][1][at].all()) for one, at in zip(found, where, strict=True)]
+    low, high = wilson_interval(sum(hits), len(hits))
+    row: dict[str, Any] = {"exact_match": sum(hits) / len(hits), "low": low, "high": high}
+    for what, places in (("answer", where), ("rest", rest)):
+        pairs = [(one[name][0], one["kept"][0], at) for one, at in zip(found, places, strict=True) if len(at)]
+        if pairs:
+            row[what] = float(np.mean([logprobs[at].mean() for logprobs, _, at in pairs]))
+            row[f"{what}_moves"] = interval([float((x[at] - kept[at]).mean()) for x, kept, at in pairs])
+    return row
+
+
+def _follows(
+    model: Transformer, documents: Sequence[Document], cases: list[Case], where: list[np.ndarray], others: list[int],
+    rows: int,
+) -> dict[str, Any] | None:  # fmt: skip
+    """How often a document that was given another one's FAM answers with that one's key; None where no two keys
+    have as many tokens."""
+    changed, at = [], []
+    for i, case in enumerate(cases):
+        theirs = documents[others[i]].tokens[documents[others[i]].answer]
+        if len(theirs) == len(where[i]):
+            rest = case.rest.copy()
+            rest[where[i]] = theirs
+            changed.append(case._replace(rest=rest))
+            at.append(where[i])
+    if not changed:
+        return None
+    found = knock_out(model, changed, rows)
+    hits = [bool(one["swapped"][1][places].all()) for one, places in zip(found, at, strict=True)]
+    low, high = wilson_interval(sum(hits), len(hits))
+    return {"share": sum(hits) / len(hits), "low": low, "high": high, "n": len(hits)}
+
+
+# --- any text -------------------------------------------------------------------------------------
+
+
+def edges_of(tokens: int, block_size: int, places: int) -> list[int]:
+    """Up to `places` block edges of a text, spread evenly, each with a block before and a whole one behind it."""
+    blocks = range(1, tokens // block_size)
+    count = min(places, len(blocks))
+    chosen = np.unique(np.linspace(0, len(blocks) - 1, count).round().astype(int)) if count else []
+    return [blocks[int(i)] * block_size for i in chosen]
+
+
+def sessions_at(
+    model: Transformer, tokens: np.ndarray, edges: Sequence[int], on_tokens: OnTokens = None
+) -> list[Session]:
+    """The text read once; a session at each edge, where the token behind the edge is pending."""
+    session, before, found = start(model), 0, []
+    for edge in edges:
+        session = prefill(model, session, [[tokens[before : edge + 1]]], on_tokens)
+        before = edge + 1
+        found.append(join_rows([session]))  # `prefill` gives its session away
+    return found
+
+
+def text_knock_out(
+    model: Transformer, tokens: np.ndarray, edges: Sequence[int], sessions: Sequence[Session], rows: int,
+    other: Session | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The block behind each edge read with FAM and with something in its place.
+
+    Returns:
+      for each of `INSTEAD`: natural-log probability of that block's tokens (`rest`, nats a token, mean over edges), and
+      how much it moves against `kept`, with a 95% interval over edges.
+    """
+    S = model.config.memory.block_size
+    cases = [Case(one, tokens[edge + 1 : edge + S], other) for edge, one in zip(edges, sessions, strict=True)]
+    found = knock_out(model, cases, rows)
+    return {
+        name: {
+            "rest": float(np.mean([one[name][0].mean() for one in found])),
+            "rest_moves": interval([float((one[name][0] - one["kept"][0]).mean()) for one in found]),
+        }
+        for name in found[0]
+    }
+
+
+def text_recall(
+    model: Transformer, tokens: np.ndarray, edges: Sequence[int], sessions: Sequence[Session], rows: int,
+    passage: int = 48,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """How much FAM helps when a passage of earlier comes again.
+
+    At each edge, passages of 1, 2, 4, ... blocks before are read once more, with FAM and with a fresh one. How many
+    nats a token FAM gains is what it still knows of a passage that went through so many compressions (and of the
+    text's kind, which a fresh one does not know either: the gain at great distances).
+
+    Returns:
+      rows of `updates` (compressions since the passage), `in_window` (memory segments still hold it), `gain` with a
+      95% interval over edges.
+    """
+    S, M = model.config.memory.block_size, model.config.memory.memory_segments
+    length = min(passage, S)
+    cases, distances = [], []
+    for edge, session in zip(edges, sessions, strict=True):
+        distance = 1
+        while distance <= edge // S:
+            begin = edge - distance * S + (S - length) // 2
+            cases.append(Case(session, tokens[begin : begin + length]))
+            distances.append(distance)
+            distance *= 2
+    found = knock_out(model, cases, rows)
+    gains = [float((one["kept"][0][1:] - one["fresh"][0][1:]).mean()) for one in found]
+    rows_of = lambda distance: [gain for gain, one in zip(gains, distances, strict=True) if one == distance]
+    return [
+        {"updates": distance, "in_window": distance <= M, "gain": interval(rows_of(distance))}
+        for distance in sorted(set(distances))
+    ]

@@ -1,0 +1,196 @@
+"""An inspection for people: `inspect.json`, one self-contained `inspect.html`, and its first picture as a PNG."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from famjax.evals import html
+from famjax.runtime.model_dir import write_bytes, write_text
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+JSON, HTML, PNG = "inspect.json", "inspect.html", "inspect.png"
+_COLORS = {"kept": "C0", "fresh": "C1", "zero": "C2", "swapped": "C3"}
+
+
+def write(output: Path, found: dict[str, Any]) -> None:
+    """All three files, each whole or not at all."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / JSON, json.dumps(found) + "\n")
+    overview = _overview(found)
+    png = io.BytesIO()
+    overview.savefig(png, format="png", dpi=130, bbox_inches="tight")
+    write_bytes(output / PNG, png.getvalue())
+    write_text(output / HTML, _page(found, html.svg_of(overview)))
+    plt.close("all")
+
+
+def _page(found: dict[str, Any], overview: str) -> str:
+    document, maps = found["document"], found["maps"]
+    memory = found["memory"]
+    about = (
+        f"{document['what']}: {document['tokens']:,} tokens, blocks of {memory['block_size']}, "
+        f"{memory['memory_segments']} memory segments, FAM of {memory['fam_length']}."
+    )
+    caption = (
+        f"Attention in block {maps['block']}. Left of the line FAM's keys, right of it the block's; rows are queries, "
+        "from top to bottom. Dark is much, each picture by itself. What a row lacks to 1 goes to memory segments."
+    )
+    parts = [
+        html.paragraph(f"{found['model']}. {about}"),
+        html.said(found["summary"]),
+        html.picture(
+            overview, "Shares of attention by layer and head; FAM from update to update; what it is good for."
+        ),
+        html.section("Attention of input queries", html.picture(html.svg_of(_maps(maps, "tokens")), caption)),
+        html.section("Attention of FAM's queries", html.picture(html.svg_of(_maps(maps, "fam")), caption)),
+        html.section("Without the memory", _knock_out_table(found["knock_out"])),
+        html.section("Recall against compressions", _recall_table(found["recall"])),
+        html.details("Settings", f"<pre>{html.escaped(json.dumps(found['settings'], indent=1))}</pre>"),
+    ]
+    return html.page("What the memory does", parts)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def _overview(found: dict[str, Any]) -> Figure:
+    """Shares by layer and head above, curves over updates and recall below."""
+    shares = found["attention"]
+    panels = [("input queries to FAM", np.array(shares["input"])[..., 1])]
+    if shares["answer"] is not None:
+        panels.append(("... where the answer is predicted", np.array(shares["answer"])[..., 1]))
+    own = np.array(shares["fam_queries"], float)
+    panels.append(("FAM's queries to previous FAM", own[..., 0]))
+    panels.append(("FAM's queries to the block", own[..., 1]))
+    figure = plt.figure(figsize=(11, 6.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    for axes, (title, values) in zip(top.subplots(1, len(panels)), panels, strict=True):
+        picture = axes.imshow(values, vmin=0, vmax=max(np.nanmax(values), 1e-6), cmap="viridis", aspect="auto")
+        axes.set_title(f"{title}\nmean {np.nanmean(values):.1%}", fontsize=9)
+        axes.set(xlabel="head", ylabel="layer")
+        _whole_ticks(axes, values.shape)
+        top.colorbar(picture, ax=axes, format=PercentFormatter(1, decimals=0 if np.nanmax(values) > 0.02 else 2))
+    left, middle, right = bottom.subplots(1, 3)
+    _curves(left, middle, found["by_block"])
+    if found["recall"] and "exact_match" in found["recall"][0]:
+        _key_recall(right, found["recall"])
+    elif found["recall"]:
+        _text_recall(right, found["recall"])
+    return figure
+
+
+def _whole_ticks(axes: Any, shape: tuple[int, ...]) -> None:
+    for set_ticks, count in ((axes.set_yticks, shape[0]), (axes.set_xticks, shape[1])):
+        set_ticks(range(0, count, max(1, count // 8)))
+
+
+def _curves(left: Any, middle: Any, by_block: dict[str, Any]) -> None:
+    block = np.array(by_block["block"])
+    rms, change, shares = (np.array(by_block[name], float) for name in ("fam_rms", "fam_change", "input_to_fam"))
+    shade = plt.get_cmap("viridis")(np.linspace(0, 0.9, rms.shape[1]))
+    for layer, color in enumerate(shade):
+        left.plot(block, rms[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
+        left.plot(block, change[:, layer], color=color, lw=1, ls=":")
+        middle.plot(block, 100 * shares[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
+    left.set(xlabel="block", title="FAM: RMS (lines), change an update (dots)", yscale="log")
+    middle.set(xlabel="block", title="input queries to FAM by block (%)")
+    for axes in (left, middle):
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
+    norm = matplotlib.colors.Normalize(0, max(rms.shape[1] - 1, 1))
+    mappable = matplotlib.cm.ScalarMappable(norm, "viridis")
+    middle.figure.colorbar(mappable, ax=middle, label="layer", ticks=MaxNLocator(integer=True))
+
+
+def _key_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
+    updates = [row["updates"] for row in rows]
+    for name in rows[0]["instead"]:
+        one = [row["instead"][name] for row in rows]
+        axes.plot(updates, [x["exact_match"] for x in one], color=_COLORS[name], marker="o", ms=4, label=f"FAM {name}")
+        axes.fill_between(
+            updates, [x["low"] for x in one], [x["high"] for x in one], color=_COLORS[name], alpha=0.12, lw=0
+        )
+    axes.set(xlabel="FAM updates between key and answer", title="exact match of the pass key", ylim=(-0.03, 1.03))
+    axes.title.set_fontsize(9)
+    axes.legend(fontsize=8, frameon=False)
+    axes.grid(alpha=0.3)
+
+
+def _text_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
+    updates = np.array([row["updates"] for row in rows])
+    mean, low, high = (np.array([row["gain"][name] for row in rows]) for name in ("mean", "low", "high"))
+    axes.fill_between(updates, low, high, alpha=0.2, lw=0)
+    axes.plot(updates, mean, marker="o", ms=4)
+    axes.axhline(0, color="0.5", lw=1)
+    axes.set(
+        xscale="log", xlabel="compressions since the passage", title="FAM's gain when it comes again (nats a token)"
+    )
+    axes.set_xticks(updates, [str(n) for n in updates])
+    axes.minorticks_off()
+    axes.title.set_fontsize(9)
+    axes.grid(alpha=0.3)
+
+
+def _maps(maps: dict[str, Any], name: str) -> Figure:
+    values = np.array(maps[name], float)
+    L, H = values.shape[:2]
+    figure, grid = plt.subplots(L, H, figsize=(1.7 * H + 0.6, 1.6 * L + 0.4), squeeze=False, layout="constrained")
+    for axes, image, (layer, head) in zip(
+        grid.ravel(), values.reshape(L * H, *values.shape[2:]), [(x, y) for x in maps["layers"] for y in maps["heads"]],
+        strict=True,
+    ):  # fmt: skip
+        axes.imshow(image, cmap="Blues", aspect="auto", vmin=0, vmax=max(image.max(), 1e-6), interpolation="nearest")
+        axes.axvline(maps["fam_columns"] - 0.5, color="C3", lw=0.8)
+        axes.set_title(f"layer {layer} head {head}", fontsize=7, pad=2)
+        axes.set(xticks=[], yticks=[])
+    return figure
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _knock_out_table(knock: dict[str, Any]) -> str:
+    head = ["FAM", "exact match", "answer (nats)", "moves by", "rest (nats)", "moves by"]
+    rows = []
+    for name, one in knock.items():
+        cells: list[Any] = [name, one.get("exact_match")]
+        for what in ("answer", "rest"):
+            moved = one.get(f"{what}_moves")
+            cells += [one.get(what), _with_interval(moved) if moved and name != "kept" else None]
+        rows.append(cells)
+    return html.table(head, rows)
+
+
+def _recall_table(rows: list[dict[str, Any]]) -> str:
+    if rows and "exact_match" in rows[0]:
+        names = list(rows[0]["instead"])
+        head = [
+            "filler blocks",
+            "FAM updates",
+            "documents",
+            *(f"exact, FAM {name}" for name in names),
+            "follows the other",
+        ]
+        return html.table(head, [
+            [row["filler_blocks"], round(row["updates"], 2), row["documents"],
+             *(row["instead"][name]["exact_match"] for name in names),
+             row["follows_other"]["share"] if row["follows_other"] else None]
+            for row in rows
+        ])  # fmt: skip
+    head = ["compressions since", "still in the window", "FAM's gain (nats a token)", "passages"]
+    return html.table(
+        head,
+        [[r["updates"], "yes" if r["in_window"] else "no", _with_interval(r["gain"]), r["gain"]["n"]] for r in rows],
+    )
+
+
+def _with_interval(x: dict[str, Any]) -> str:
+    return f"{x['mean']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})"

@@ -1,0 +1,173 @@
+"""An inspection from a model directory to files: read, take away, tell."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ConfigError
+from famjax.config.inspection import InspectConfig
+from famjax.data.passkey_text import Writer
+from famjax.evals.inspect import recall, report, summary
+from famjax.evals.inspect.knockout import Case, knock_out
+from famjax.evals.inspect.trace import Trace, trace
+from famjax.infer.codec import Codec
+from famjax.infer.load import load
+from famjax.infer.prefill import prefill
+from famjax.infer.session import start
+from famjax.nn.model import Transformer
+
+FORMAT = "famjax inspect 1"
+# Curves have at most so many points, heat maps so many layers and heads.
+POINTS, LAYERS, HEADS = 256, 6, 8
+
+OnTokens = Callable[[str, int], None]
+
+
+def run(
+    config: InspectConfig, memory: dict[str, int] | None = None, on_tokens: OnTokens | None = None
+) -> dict[str, Any]:
+    """Inspects, writes `inspect.json`, `inspect.html` and `inspect.png`, and returns what the JSON holds.
+
+    Args:
+      config: what to look at.
+      memory: other memory settings than the model's own.
+      on_tokens: called with what is being done and the number of tokens that were read.
+
+    Raises:
+      ConfigError: a setting, a model or a text that cannot be used.
+    """
+    config.validate()
+    model = load(config.model_dir, **(memory or {}))
+    if not model.config.memory.fam_length:
+        raise ConfigError(f"{config.model_dir} has no feedback memory (fam_length 0): there is nothing to inspect")
+    codec = Codec(config.model_dir, model.config.vocab_size)
+    told = lambda what: functools.partial(on_tokens, what) if on_tokens else None
+    found = _pass_key(model, codec, config, told) if config.filler_blocks else _text(model, codec, config, told)
+    found = {
+        "format": FORMAT, "model": config.model_dir, "memory": dataclasses.asdict(model.config.memory),
+        "settings": dataclasses.asdict(config), **found,
+    }  # fmt: skip
+    found["summary"] = summary.sentences(found)
+    report.write(Path(config.output_dir), found)
+    return found
+
+
+def _pass_key(model: Transformer, codec: Codec, config: InspectConfig, told: Any) -> dict[str, Any]:
+    S = model.config.memory.block_size
+    writer = Writer(codec.vocabulary, codec.bos is not None)
+    writer.check(model.config.vocab_size)
+    rows, documents = [], []
+    for blocks in sorted(set(config.filler_blocks)):
+        documents = recall.pass_keys(writer, blocks, S, config.documents, config.key_digits, config.seed)
+        row = recall.pass_key_recall(model, documents, config.batch_size, told(f"{blocks} blocks of filler"))
+        kept = row["instead"]["kept"]
+        rows.append({"filler_blocks": blocks, **row, **{name: kept[name] for name in ("exact_match", "low", "high")}})
+    one = documents[0]
+    seen = trace(model, one.tokens, one.answer, on_tokens=told("looking closely"))
+    about = {
+        "what": f"pass key behind {rows[-1]['filler_blocks']} blocks of filler", "tokens": len(one.tokens),
+        "answer": codec.vocabulary.decode(one.tokens[one.answer]),
+    }  # fmt: skip
+    more = {"knock_out": rows[-1]["instead"], "follows_other": rows[-1]["follows_other"], "recall": rows}
+    return {"document": about, **_seen(model, seen), **more}
+
+
+def _text(model: Transformer, codec: Codec, config: InspectConfig, told: Any) -> dict[str, Any]:
+    S = model.config.memory.block_size
+    tokens, answer = _tokens(codec, config, S)
+    seen = trace(model, tokens, answer, on_tokens=told("looking closely"))
+    edges = recall.edges_of(len(tokens), S, config.places)
+    if not edges:
+        raise ConfigError(f"{config.input} has {len(tokens)} tokens; it must have three blocks of {S} or more")
+    sessions = recall.sessions_at(model, tokens, edges, told("reading once more"))
+    other = None
+    if config.other:
+        text = codec.encode(Path(config.other).read_text(encoding="utf-8", errors="replace"))
+        if len(text) <= S:
+            raise ConfigError(f"--other {config.other} has {len(text)} tokens; it must have more than a block of {S}")
+        other = prefill(model, start(model), [[text]], told("reading the other text"))
+    knock = recall.text_knock_out(model, tokens, edges, sessions, config.batch_size, other)
+    if answer is not None:
+        edge = (int(answer[0]) - 1) // S * S
+        (session,) = recall.sessions_at(model, tokens, [edge], told("reading up to the answer"))
+        (variants,) = knock_out(model, [Case(session, tokens[edge + 1 :], other)], config.batch_size)
+        at = answer - (edge + 1)
+        for name, (logprobs, correct) in variants.items():
+            moved = float((logprobs[at] - variants["kept"][0][at]).mean())
+            told_of = {"answer": float(logprobs[at].mean()), "exact_match": float(correct[at].all())}
+            knock[name] |= told_of | {"answer_moves": {"mean": moved, "low": moved, "high": moved, "n": 1}}
+    about = {"what": config.input, "tokens": len(tokens), "answer": config.answer, "other": config.other}
+    rows = recall.text_recall(model, tokens, edges, sessions, config.batch_size)
+    return {"document": about, **_seen(model, seen), "knock_out": knock, "follows_other": None, "recall": rows}
+
+
+def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The input's tokens, the answer's behind them, and where those are."""
+    text = Path(config.input).read_text(encoding="utf-8", errors="replace")
+    whole = codec.encode(text)
+    if config.longest:
+        whole = whole[: config.longest]
+    if len(whole) < 3 * block_size:
+        raise ConfigError(f"{config.input} has {len(whole)} tokens; it must have three blocks of {block_size} or more")
+    if not config.answer:
+        return whole, None
+    answer = codec.encode(config.answer, fresh=False)
+    return np.concatenate([whole, answer]), len(whole) + np.arange(len(answer))
+
+
+# --- what was seen, for JSON ----------------------------------------------------------------------
+
+
+def _seen(model: Transformer, seen: Trace) -> dict[str, Any]:
+    memory = model.config.memory
+    fam = memory.previous_fams * memory.fam_length
+    keys = fam + memory.memory_segments * memory.block_size + (memory.block_size + 1) / 2
+    by_block = _thinned({
+        "input_to_fam": seen.to_fam, "fam_rms": seen.rms, "fam_change": seen.change, "fam_cosine": seen.cosine,
+    })  # fmt: skip
+    layers, heads = (
+        _spread(count, most) for count, most in zip(seen.token_map.shape[:2], (LAYERS, HEADS), strict=True)
+    )
+    chosen = lambda maps: _rounded(maps[np.ix_(layers, heads)])
+    return {
+        "kinds": ["memory segments", "FAM", "block"],
+        "uniform_share": fam / keys,
+        "attention": {
+            "input": _rounded(seen.attention),
+            "answer": None if seen.answer_attention is None else _rounded(seen.answer_attention),
+            "fam_queries": _rounded(seen.fam_attention[..., 1:]),
+        },
+        "by_block": by_block,
+        "maps": {
+            "block": seen.map_block, "fam_columns": seen.fam_columns, "layers": layers, "heads": heads,
+            "tokens": chosen(seen.token_map), "fam": chosen(seen.fam_map),
+        },
+        "logprob": float(seen.logprobs.mean(dtype=np.float64)),
+    }  # fmt: skip
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to `most` of 0 .. count - 1, evenly, the first and the last among them."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
+
+
+def _thinned(curves: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Curves [N, L] as lists of at most `POINTS` points, means of neighbours, beside the `block` each begins with."""
+    blocks = len(next(iter(curves.values())))
+    parts = np.array_split(np.arange(blocks), min(blocks, POINTS))
+    out: dict[str, Any] = {"block": [int(part[0]) for part in parts]}
+    for name, curve in curves.items():
+        known = [part[np.isfinite(curve[part]).all(axis=1)] for part in parts]
+        out[name] = _rounded(np.stack([curve[k].mean(axis=0) if len(k) else curve[0] * np.nan for k in known]))
+    return out
+
+
+def _rounded(x: np.ndarray) -> list[Any]:
+    """Nested lists of five digits; None for what is no number, which JSON lacks."""
+    if x.ndim > 1:
+        return [_rounded(row) for row in x]
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in x]

@@ -1,0 +1,147 @@
+"""What an inspection found, in plain words. Thresholds are stated in the sentences, so nobody has to guess them."""
+
+from typing import Any
+
+import numpy as np
+
+# Below these, something is called little or nothing. Shares are of attention; nats are of a token.
+LITTLE_ATTENTION, LITTLE_CHANGE, LITTLE_MOVE = 0.01, 0.01, 0.01
+
+
+def sentences(found: dict[str, Any]) -> list[str]:
+    """The verdict first, then what stands behind it.
+
+    Args:
+      found: what `run.py` puts into `inspect.json`, without the summary.
+    """
+    shares = found["attention"]
+    tokens, answer = np.array(shares["input"])[..., 1], shares["answer"]
+    to_fam = float(tokens.mean())
+    at_answer = float(np.array(answer)[..., 1].mean()) if answer is not None else None
+    change = _mean(found["by_block"]["fam_change"])
+    move, what = _loss(found)
+    said = [_verdict(to_fam, at_answer, change, move, what)]
+    said.append(_attention(tokens, answer, found["uniform_share"]))
+    said.append(_writing(np.array(shares["fam_queries"], float), found["by_block"], change))
+    said += _knock_out(found)
+    said += _recall(found)
+    return said
+
+
+def _verdict(to_fam: float, at_answer: float | None, change: float, move: float, what: str) -> str:
+    written = np.isfinite(change) and change >= LITTLE_CHANGE
+    looked_at = max(to_fam, at_answer or 0.0) >= LITTLE_ATTENTION
+    if move >= LITTLE_MOVE and written:
+        return f"The memory is written and read: {what} loses {move:.3f} nats a token."
+    if move >= LITTLE_MOVE:
+        return (
+            f"The memory is read but hardly written: what an update changes is {change:.1%} of FAM, yet {what} loses "
+            f"{move:.3f} nats a token. It works as a prompt more than as a memory."
+        )
+    nothing = f"{what} loses {max(move, 0):.4f} nats a token, less than {LITTLE_MOVE}"
+    if not written:
+        return (
+            f"The memory is not written: an update changes {change:.2%} of FAM, below {LITTLE_CHANGE:.0%}; {nothing}."
+        )
+    gives = f"input queries give FAM {to_fam:.2%} of their attention"
+    if not looked_at:
+        return f"The memory is written but not read: {gives}; {nothing}."
+    return f"The memory is written and looked at, but what it holds does not matter here: {gives}; {nothing}."
+
+
+def _loss(found: dict[str, Any]) -> tuple[float, str]:
+    """How much is lost with another FAM, of the answer where there is one; and what that is.
+
+    Another document's FAM is of the kind that the model knows, so it decides where there is one. Otherwise it is the
+    less harmful of a fresh one and zeros: a model may be hurt by those because it never saw them so late in a text.
+    """
+    knock = found["knock_out"]
+    key, what = ("answer_moves", "the answer") if "answer_moves" in knock["kept"] else ("rest_moves", "the text behind")
+    lost = {name: -one[key]["mean"] for name, one in knock.items() if name != "kept"}
+    if "swapped" in lost:
+        return lost["swapped"], f"with another document's FAM {what}"
+    name = min(lost, key=lambda name: lost[name])
+    return lost[name], f"with {'a fresh FAM' if name == 'fresh' else 'a FAM of zeros'} {what}"
+
+
+def _attention(tokens: np.ndarray, answer: Any, uniform: float) -> str:
+    layer, head = np.unravel_index(tokens.argmax(), tokens.shape)
+    text = (
+        f"Input queries give FAM {tokens.mean():.1%} of their attention (an even look at all keys in reach would give "
+        f"{uniform:.1%}); layer {layer}, head {head} gives most, {tokens.max():.1%}."
+    )
+    if answer is not None:
+        at = np.array(answer)[..., 1]
+        layer, head = np.unravel_index(at.argmax(), at.shape)
+        where = f"at most {at.max():.1%} (layer {layer}, head {head})"
+        text += f" Where the answer is predicted it is {at.mean():.1%}, {where}."
+    return text
+
+
+def _writing(fam_queries: np.ndarray, by_block: dict[str, Any], change: float) -> str:
+    own = float(np.nanmean(fam_queries[..., 0])) if np.isfinite(fam_queries).any() else float("nan")
+    rms = np.array(by_block["fam_rms"], float)
+    full = rms[np.isfinite(rms).all(axis=1)]
+    text = f"FAM's queries give {own:.1%} of their attention to the previous FAM, the rest to the block. "
+    text += (
+        f"An update moves FAM by {change:.1%} of its norm (cosine to what it was {_mean(by_block['fam_cosine']):.3f})."
+    )
+    if len(full) > 1:
+        ratio = float((full[-1] / full[0]).mean())
+        trend = "grows" if ratio > 1.2 else "shrinks" if ratio < 1 / 1.2 else "stays"
+        text += (
+            f" Its RMS {trend}: {full[0].mean():.2f} after the first update, {full[-1].mean():.2f} after {len(full)}."
+        )
+    return text
+
+
+def _knock_out(found: dict[str, Any]) -> list[str]:
+    words = {"fresh": "as before any text", "zero": "of zeros", "swapped": "of another document"}
+    parts = []
+    for name, one in found["knock_out"].items():
+        if name == "kept":
+            continue
+        moves = [
+            f"the {what} by {one[key]['mean']:+.3f} ({one[key]['low']:+.3f} to {one[key]['high']:+.3f})"
+            for key, what in (("answer_moves", "answer"), ("rest_moves", "rest"))
+            if key in one
+        ]
+        parts.append(f"a FAM {words[name]} moves " + " and ".join(moves))
+    text = "In nats a token, with 95% intervals: " + "; ".join(parts) + "."
+    follows = found.get("follows_other")
+    if follows:
+        text += (
+            f" With another document's FAM, {follows['share']:.0%} of {follows['n']} answers are that document's key."
+        )
+    return [text]
+
+
+def _recall(found: dict[str, Any]) -> list[str]:
+    rows = found["recall"]
+    if not rows:
+        return []
+    if "exact_match" in rows[0]:
+        lost = next((row for row in rows if row["exact_match"] < 0.5), None)
+        best = max(rows, key=lambda row: row["exact_match"])
+        text = f"Recall is {best['exact_match']:.0%} at {best['updates']:.0f} FAM updates"
+        if best["exact_match"] < 0.5:
+            return [f"{text}, and nowhere more: there is little that could be forgotten."]
+        if lost is None:
+            return [f"{text}, and stays above one half to {rows[-1]['updates']:.0f}, the most that was tried."]
+        return [f"{text}, and falls below one half at {lost['updates']:.0f}."]
+    behind = [row for row in rows if not row["in_window"]]
+    if not behind:
+        return []
+    known = [row for row in behind if row["gain"]["low"] > 0]
+    if not known:
+        return ["Of passages that have left the window, FAM gains nothing that is sure (every 95% interval has 0)."]
+    far = known[-1]
+    return [
+        f"When a passage comes again, FAM gains {behind[0]['gain']['mean']:.3f} nats a token {behind[0]['updates']} "
+        f"compressions later, and is surely of use up to {far['updates']} ({far['gain']['mean']:.3f})."
+    ]
+
+
+def _mean(x: Any) -> float:
+    values = np.array(x, float)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

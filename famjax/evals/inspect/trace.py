@@ -1,0 +1,206 @@
+"""A document read once, block by block, with attention and FAM looked at on the way.
+
+Attention's weights are never kept when a model runs, so each block goes through the layers with a `look` that
+makes them again (`Transformer.forward`). What is kept of a block is sums and curves: a document of any length is
+read in the same memory on the device.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from famjax.attention.blocks import attention_of_blocks
+from famjax.attention.memory import KINDS, MemoryState
+from famjax.infer.scoring import next_token_scores
+from famjax.infer.session import start
+from famjax.nn.model import Transformer
+
+# Heat maps have at most so many rows and columns for the block, and for FAM.
+BLOCK_BINS, FAM_BINS = 64, 32
+FAM = KINDS.index("fam")
+
+
+@dataclasses.dataclass
+class Trace:
+    """What a model did with a document. Shares go from 0 to 1; heads are K * G of each layer.
+
+    Attributes:
+      tokens: read.
+      attention: [L, heads, 3], mean over tokens behind the first FAM update: shares of memory segments, FAM, own block.
+      answer_attention: the same over the tokens that predict the answer; None where there is none.
+      fam_attention: [L, heads, 3], of FAM's queries at each update but the first: nothing, previous FAM, the block.
+      to_fam: [N, L], share of FAM by block, mean over tokens and heads; NaN before the first update.
+      rms: [N, L], root mean square of FAM after the update at each full block's end.
+      change: [N, L], how far an update moved FAM, relative to what it was: |F' - F| / |F|.
+      cosine: [N, L], between F' and F, mean over FAM's activations.
+      token_map, fam_map: [L, heads, rows, columns] of one block: attention of its tokens, and of FAM's queries at its
+        end, to FAM (the first columns, `fam_columns` of them) and to the block. What is left goes to memory segments.
+      map_block: which block that is.
+      logprobs: float32 [T - 1], natural-log probability of tokens 1...
+    """
+
+    tokens: int
+    attention: np.ndarray
+    answer_attention: np.ndarray | None
+    fam_attention: np.ndarray
+    to_fam: np.ndarray
+    rms: np.ndarray
+    change: np.ndarray
+    cosine: np.ndarray
+    token_map: np.ndarray
+    fam_map: np.ndarray
+    fam_columns: int
+    map_block: int
+    logprobs: np.ndarray
+
+
+def trace(
+    model: Transformer, tokens: np.ndarray, answer: np.ndarray | None = None, map_block: int | None = None,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Trace:  # fmt: skip
+    """Reads a document.
+
+    Args:
+      model: with FAM.
+      tokens: int32 [T], more than a block of them.
+      answer: positions of the tokens that are the answer.
+      map_block: whose attention is kept as a heat map; None is the block that predicts the answer's first token, or
+        the last full one.
+      on_tokens: called with the number of tokens of each block.
+
+    Raises:
+      ValueError: the document has no block behind the first one.
+    """
+    S = model.config.memory.block_size
+    if len(tokens) <= S:
+        raise ValueError(f"a document of {len(tokens)} tokens has no block behind its first of {S}")
+    N = -(-len(tokens) // S)
+    if map_block is None:
+        map_block = (int(answer[0]) - 1) // S if answer is not None else len(tokens) // S - 1
+    graphdef, params = nnx.split(model)
+    state, sums = start(model).memory, _Sums()
+    maps: Any = None
+    for n in range(N):
+        part = np.zeros(S + 1, np.int32)
+        piece = tokens[n * S : (n + 1) * S + 1]
+        part[: len(piece)] = piece
+        count = min(S, len(tokens) - n * S)
+        args = (graphdef, params, part[None, :-1], part[None, 1:], np.array([count], np.int32), state)
+        if n == map_block:
+            maps = jax.device_get(_maps(*args))
+        seen, state = _read(*args)
+        sums.add(jax.device_get(seen), n, count, S, answer)
+        if on_tokens is not None:
+            on_tokens(count)
+    return sums.trace(len(tokens), maps, map_block, min(model.config.memory.fam_length, FAM_BINS))
+
+
+class _Sums:
+    """What is added up from block to block."""
+
+    def __init__(self) -> None:
+        self._tokens, self._answer, self._fam = [0.0, 0], [0.0, 0], [0.0, 0]
+        self._by_block: list[tuple[np.ndarray, ...]] = []
+        self._logprobs: list[np.ndarray] = []
+
+    def add(self, seen: Any, n: int, count: int, S: int, answer: np.ndarray | None) -> None:
+        """What `_read` saw of block n."""
+        of_tokens, of_fam, rms, change, cosine, logprobs = (np.asarray(x, np.float64) for x in seen)
+        if n:
+            self._add(self._tokens, of_tokens[:, :, :count])
+            if answer is not None:
+                inside = [t - 1 - n * S for t in answer if n * S <= t - 1 < n * S + count]
+                self._add(self._answer, of_tokens[:, :, inside])
+            if count == S:
+                self._add(self._fam, of_fam)
+        nothing = np.full(len(rms), np.nan)
+        to_fam = of_tokens[:, :, :count, FAM].mean(axis=(1, 2)) if n else nothing
+        updated = (rms, change if n else nothing, cosine if n else nothing) if count == S else (nothing,) * 3
+        self._by_block.append((to_fam, *updated))
+        self._logprobs.append(np.asarray(seen[-1], np.float32)[:count])
+
+    @staticmethod
+    def _add(total: list[Any], x_LHQn: np.ndarray) -> None:
+        total[0], total[1] = total[0] + x_LHQn.sum(axis=2), total[1] + x_LHQn.shape[2]
+
+    def trace(self, tokens: int, maps: Any, map_block: int, fam_columns: int) -> Trace:
+        """All of it."""
+        mean = lambda total: total[0] / total[1] if total[1] else None
+        to_fam, rms, change, cosine = (np.stack(x) for x in zip(*self._by_block, strict=True))
+        attention, fam_attention = mean(self._tokens), mean(self._fam)
+        if fam_attention is None:  # no second update
+            fam_attention = np.full_like(attention, np.nan)
+        token_map, fam_map = (np.asarray(x, np.float64) for x in maps)
+        return Trace(
+            tokens, attention, mean(self._answer), fam_attention, to_fam, rms, change, cosine, token_map, fam_map,
+            fam_columns, map_block, np.concatenate(self._logprobs)[: tokens - 1],
+        )  # fmt: skip
+
+
+def _heads(x_BNKGQn: Any) -> Any:
+    """[B, N, K, G, Q, n] of one row and one block to [heads, Q, n]."""
+    return x_BNKGQn[0, 0].reshape(-1, *x_BNKGQn.shape[4:])
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def _read(
+    graphdef: Any, params: Any, tokens_1S: Any, next_1S: Any, count_1: Any, state: MemoryState
+) -> tuple[Any, MemoryState]:
+    """What is seen of a block, with a leading axis L but for the last: see `_Sums.add`; and the memory behind it."""
+    model = nnx.merge(graphdef, params)
+
+    def look(layer: Any, x: Any, memories: Any, where: Any, y: Any, after: Any) -> Any:
+        of_tokens, of_fam = attention_of_blocks(layer, x, *memories, where, layer.memory)
+        old, new = memories[0].fam[0, 0], after.fam[0, 0]  # [F, D], the newest
+        norm = lambda x, axis=None: jnp.sqrt(jnp.square(x).sum(axis=axis))
+        rms = jnp.sqrt(jnp.square(new).mean())
+        cosine = ((old * new).sum(axis=-1) / (norm(old, -1) * norm(new, -1))).mean()
+        return _heads(of_tokens), _heads(of_fam), rms, norm(new - old) / norm(old), cosine
+
+    hidden, state, seen = _forward(model, tokens_1S, count_1, state, look)
+    return (*seen, next_token_scores(model, hidden, next_1S)[0][0]), state
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def _maps(
+    graphdef: Any, params: Any, tokens_1S: Any, next_1S: Any, count_1: Any, state: MemoryState
+) -> tuple[Any, Any]:
+    """Heat maps of a block: tokens [L, heads, rows, columns] and FAM's queries, columns of FAM first."""
+    model = nnx.merge(graphdef, params)
+    fam_bins, S = min(model.config.memory.fam_length, FAM_BINS), tokens_1S.shape[1]
+
+    def marks(kind: str, keys: int) -> Any:
+        columns = np.zeros((keys, fam_bins + min(S, BLOCK_BINS)), np.float32)
+        if kind == "fam":
+            columns[:, :fam_bins] = _bins(keys, fam_bins)
+        elif kind == "own":
+            columns[:, fam_bins:] = _bins(keys, columns.shape[1] - fam_bins)
+        return columns
+
+    def look(layer: Any, x: Any, memories: Any, where: Any, y: Any, after: Any) -> Any:
+        found = attention_of_blocks(layer, x, *memories, where, layer.memory, marks=marks)
+        return tuple(jnp.einsum("hqn,qr->hrn", _heads(one), _means(one.shape[-2])) for one in found)
+
+    return _forward(model, tokens_1S, count_1, state, look)[2]
+
+
+def _forward(model: Transformer, tokens_1S: Any, count_1: Any, state: MemoryState, look: Any) -> Any:
+    # No document starts inside, so `initial` is not looked at.
+    return model.forward(model.embed(tokens_1S), state, count_1, starts_BN=None, initial=state, look=look)
+
+
+def _bins(count: int, bins: int) -> np.ndarray:
+    """float32 [count, bins]: which bin each of `count` things falls into, evenly."""
+    return np.eye(bins, dtype=np.float32)[np.arange(count) * bins // count]
+
+
+def _means(count: int) -> np.ndarray:
+    """float32 [count, rows]: queries to means over as many rows as a map has."""
+    bins = _bins(count, min(count, BLOCK_BINS))
+    return bins / bins.sum(axis=0)

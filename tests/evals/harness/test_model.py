@@ -1,0 +1,218 @@
+"""famjax under lm-evaluation-harness: its numbers are those of the harness's own class for transformers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.pretrained import tokenizers_of_ours
+
+BLOCK, SEGMENTS = 32, 7  # a window of 256 tokens covers every text here
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "why", "User", "end", "Grüße"]
+
+
+def sentence(rng: np.random.Generator, words: int) -> str:
+    return " ".join(rng.choice(WORDS, words))
+
+
+def task(folder: Path, name: str, rows: list[dict], **settings) -> dict:
+    """A task of the harness on rows in a file."""
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "task": name, "dataset_path": "json", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(folder / "cache")},
+        "metadata": {"version": 1}, **settings,
+    }  # fmt: skip
+
+
+def tasks(folder: Path) -> list[dict]:
+    """One of each kind: questions with answers of unequal lengths, some behind the same story; texts; questions
+    with stop texts that come, that do not come, and that lie across tokens."""
+    rng = np.random.default_rng(0)
+    stories = [sentence(rng, n) + ".\n\n" for n in (40, 3)] + [""]
+    questions = [
+        {
+            "q": f"{stories[i % 3]}User: {sentence(rng, 4)} why?",
+            "a": [" " + sentence(rng, n) for n in (1, 2, 5)],
+            "y": i % 3,
+        }
+        for i in range(9)
+    ]
+    texts = [{"text": sentence(rng, n)} for n in (60, 1, 17)]
+    return [
+        task(folder, "choice", questions, output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="a",
+             doc_to_target="y", metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}]),
+        task(folder, "rolling", texts, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="text",
+             metric_list=[{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}]),
+        task(folder, "answer", questions, output_type="generate_until", doc_to_text="{{q}}", doc_to_target="{{a[0]}}",
+             generation_kwargs={"until": ["e f", "z", "\n"], "max_gen_toks": 24},
+             metric_list=[{"metric": "exact_match"}]),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny Llama of transformers with a tokenizer, and what import-hf makes of it."""
+    import torch
+    import transformers
+
+    from famjax.cli.main import main
+
+    theirs = tokenizers_of_ours.write(tmp_path_factory.mktemp("theirs"), "byte-level")
+    ours = tmp_path_factory.mktemp("ours") / "model"
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=330, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.4)
+    model.save_pretrained(theirs)
+    sizes = ["--block-size", str(BLOCK), "--memory-segments", str(SEGMENTS), "--fam-length", "0"]
+    assert main(["import-hf", str(theirs), str(ours), *sizes]) == 0
+    return theirs, ours
+
+
+def test_results_are_those_of_the_harness_own_class(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Multiple choice, rolling perplexity and generation on local files: same accuracies, same answers word by word,
+    perplexities and log probabilities up to float32 rounding; and nothing counts as truncated."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from famjax.evals.harness.model import FamjaxLM
+
+    theirs, ours = folders
+    some = tasks(tmp_path)
+    manager = TaskManager(include_defaults=False)
+    evaluate = lambda model: lm_eval.simple_evaluate(model, tasks=some, bootstrap_iters=0, task_manager=manager)
+    reference = evaluate(HFLM(pretrained=str(theirs), dtype="float32", batch_size=2, device="cpu"))
+    result = evaluate(FamjaxLM(str(ours), batch_size=3))
+    assert result["results"].keys() == {"choice", "rolling", "answer"}
+    for name, wanted in reference["results"].items():
+        for metric, value in wanted.items():
+            rounded = name == "rolling" and isinstance(value, float)
+            assert result["results"][name][metric] == (pytest.approx(value, rel=1e-5) if rounded else value)
+    samples = lambda results, name: sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+    for name in reference["results"]:
+        for one, other in zip(samples(result, name), samples(reference, name), strict=True):
+            if name == "answer":
+                assert one["resps"] == other["resps"]
+                continue
+            numbers = lambda sample: np.array([np.ravel(np.asarray(r[0], object))[0] for r in sample["resps"]], float)
+            np.testing.assert_allclose(numbers(one), numbers(other), rtol=1e-5)
+            if name == "choice":
+                assert [r[0][1] for r in one["resps"]] == [r[0][1] for r in other["resps"]]
+    lengths = [len(sample["resps"][0][0]) for sample in samples(result, "answer")]
+    assert len(set(lengths)) > 1  # stops came at different places
+    assert result["config"]["famjax_truncated"] == 0 and result["config"]["famjax_longer_than_window"] == 0
+
+
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'tool' %}{{ raise_exception('no tools') }}"
+    "{% endif %}\n[{{ message['role'] }}] {{ message['content'] | trim }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_conversations_are_written_as_transformers_writes_them(add_generation_prompt: bool, tmp_path: Path) -> None:
+    """The template of a model directory, with its special tokens and trimmed blocks; an answer that is gone on with
+    ends where it ends. One in a file of its own, or among several, is found; one that refuses is told."""
+    import transformers
+
+    from famjax.config import ConfigError
+    from famjax.evals.harness.chat import chat_template
+
+    folder = tokenizers_of_ours.write(tmp_path / "m", "byte-level")
+    assert chat_template(folder) is None
+    (folder / "chat_template.jinja").write_text(CHAT)
+    messages = [
+        {"role": "system", "content": " Be brief.  "}, {"role": "user", "content": "why?"},
+        {"role": "assistant", "content": "the fox"},
+    ]  # fmt: skip
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    wanted = theirs.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+    )  # fmt: skip
+    assert chat_template(folder).render(messages, add_generation_prompt) == wanted
+    with pytest.raises(ConfigError, match="no tools"):
+        chat_template(folder).render([{"role": "tool", "content": "x"}])
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = [{"name": "default", "template": "x"}, {"name": "rag", "template": CHAT}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert chat_template(folder, "rag").render(messages, add_generation_prompt) == wanted
+    assert chat_template(folder).render(messages) == "x"
+    with pytest.raises(ConfigError, match="it has default, rag"):
+        chat_template(folder, "chat")
+
+
+@pytest.mark.slow
+def test_the_lists_name_tasks_that_the_harness_has() -> None:
+    """Every name of paper-gpt3 and of long is a task or a group of the pinned lm-eval."""
+    from lm_eval.tasks import TaskManager
+
+    from famjax.evals.harness.tasks import LISTS, expand
+
+    known = set(TaskManager().all_tasks)
+    for name, tasks in LISTS.items():
+        assert set(tasks) <= known and expand(name) == list(tasks)
+    assert expand("wikitext, paper-gpt3-generated,wikitext") == ["wikitext", *LISTS["paper-gpt3-generated"]]
+
+
+@pytest.mark.slow
+def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """`famjax eval --lm-eval` on a task in a folder of one's own: its table, results and samples; a kept cache answers
+    the second time; and the harness's own command line knows famjax. An unknown task is one line."""
+    import subprocess
+    import sys
+
+    import yaml
+
+    from famjax.cli.main import main
+
+    _, ours = folders
+    (tmp_path / "mine").mkdir()
+    choice = tasks(tmp_path)[0]
+    (tmp_path / "mine" / "choice.yaml").write_text(yaml.safe_dump(choice))
+    words = [
+        "eval",
+        "--model",
+        str(ours),
+        "--lm-eval",
+        "choice",
+        "--include-path",
+        str(tmp_path / "mine"),
+        "--limit",
+        "5",
+    ]
+    words += ["--output", str(tmp_path / "out"), "--cache", str(tmp_path / "answers")]
+    found = []
+    for _ in range(2):
+        assert main(words) == 0
+        found.append(json.loads((tmp_path / "out/lm_eval.json").read_text())[str(ours)])
+    assert found[0]["results"] == found[1]["results"] and found[0]["n-samples"]["choice"]["effective"] == 5
+    assert len((tmp_path / "out/lm_eval_samples_choice.jsonl").read_text().splitlines()) == 5
+    capsys.readouterr()
+    assert main([*words[:3], "--lm-eval", "hellaswagg"]) == 2
+    assert "did you mean" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    plain = [sys.executable, "-m", "famjax.evals.harness", "--model", "famjax", "--model_args", f"path={ours}"]
+    plain += ["--tasks", "choice", "--include_path", str(tmp_path / "mine"), "--limit", "5"]
+    done = subprocess.run(plain, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    acc = found[0]["results"]["choice"]["acc,none"]
+    assert f"{acc:.4f}" in done.stdout
+
+
+def test_lists_expand_without_the_harness() -> None:
+    """`paper-gpt3` is the paper's 24 tasks, ranked and generated."""
+    from famjax.evals.harness.tasks import GENERATED, RANKED, expand
+
+    assert expand("paper-gpt3") == [*RANKED, *GENERATED] and len(set(RANKED + GENERATED)) == 24

@@ -1,0 +1,124 @@
+"""`famjax inspect` from a model directory to files, and what it says in words."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from famjax.cli.main import main
+from famjax.evals.inspect.summary import sentences
+from famjax.runtime.checkpoint import save_model
+from tests import tiny
+
+CONFIG = tiny.config(vocab_size=256, block_size=16, memory_segments=1, fam_length=2)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "m"
+    save_model(path, CONFIG, tiny.parameters(CONFIG))
+    return path
+
+
+def strictly(path: Path) -> dict:
+    """JSON without NaN, which others cannot read."""
+    return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+
+
+class Links(HTMLParser):
+    """Everything a page would fetch, and every id."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.fetched: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        links = [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        self.fetched += [link for link in links if not link.startswith(("#", "data:"))]
+
+
+def test_pass_keys(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """All files; a row for each length with every replacement; the page needs nothing from outside and its pictures
+    share no names; what is printed is the summary in the file."""
+    words = ["inspect", "--model", str(model_dir), "--passkey", "2", "1", "--documents", "3", "--output", str(tmp_path)]
+    assert main(words) == 0
+    found = strictly(tmp_path / "inspect.json")
+    assert [row["filler_blocks"] for row in found["recall"]] == [1, 2]
+    for row in found["recall"]:
+        assert row["instead"].keys() == {"kept", "fresh", "zero", "swapped"} and row["documents"] == 3
+        assert row["instead"]["kept"]["answer_moves"]["mean"] == 0 != row["instead"]["swapped"]["answer_moves"]["mean"]
+    attention = np.array(found["attention"]["input"])
+    assert attention.shape == (2, 2, 3)
+    np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-4)
+    page = (tmp_path / "inspect.html").read_text()
+    links = Links(page)
+    assert links.fetched == []
+    assert len({name.split("-")[0] for name in links.ids}) == page.count("<svg") == 3
+    assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.startswith(found["summary"][0])
+    assert found["summary"][0].split(":")[0] in page
+
+
+def test_a_text_with_an_answer(model_dir: Path, tmp_path: Path) -> None:
+    """The answer's tokens are looked at by themselves; passages come again after 1, 2 and 4 compressions."""
+    for name, seed in (("one", 0), ("other", 1)):
+        letters = np.random.default_rng(seed).choice(list("abcdef \n"), 16 * 6 + 3)
+        (tmp_path / name).write_text("".join(letters))
+    words = ["inspect", "--model", str(model_dir), "--input", str(tmp_path / "one"), "--other", str(tmp_path / "other")]
+    assert main([*words, "--answer", " yes", "--places", "3", "--output", str(tmp_path / "out")]) == 0
+    found = strictly(tmp_path / "out/inspect.json")
+    assert found["document"]["tokens"] == 16 * 6 + 3 + 4
+    assert [row["updates"] for row in found["recall"]] == [1, 2, 4]
+    assert [row["in_window"] for row in found["recall"]] == [True, False, False]
+    assert all("answer_moves" in one for one in found["knock_out"].values())
+    assert found["attention"]["answer"] is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--input FILE"),
+        (["--passkey", "0"], "at least 1"),
+        (["--input", "no/such.txt"], "no/such.txt is no file"),
+        (["--passkey", "1", "--answer", "x"], "belong to --input"),
+        (["--passkey", "1", "--fam-length", "0"], "nothing to inspect"),
+    ],
+)
+def test_mistakes_are_one_line(words, said, model_dir, tmp_path, capsys) -> None:
+    """Exit code 2 before any work."""
+    assert main(["inspect", "--model", str(model_dir), "--output", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def found_with(to_fam: float, change: float, lost: float) -> dict:
+    """What an inspection finds of a model of one layer and head."""
+    moves = {"mean": -lost, "low": -lost, "high": -lost, "n": 4}
+    curve = lambda value: [[None], [value], [value]]
+    return {
+        "attention": {"input": [[[0, to_fam, 1 - to_fam]]], "answer": None, "fam_queries": [[[0.25, 0.75]]]},
+        "uniform_share": 0.1,
+        "by_block": {"fam_change": curve(change), "fam_cosine": curve(0.5), "fam_rms": curve(1.0)},
+        "knock_out": {"kept": {"rest_moves": moves | {"mean": 0.0}}, "swapped": {"rest_moves": moves}},
+        "recall": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("to_fam", "change", "lost", "said"),
+    [
+        (0.2, 0.3, 1.5, "written and read: with another document's FAM the text behind loses 1.500 nats"),
+        (0.003, 0.3, 0.0, "written but not read: input queries give FAM 0.30% of their attention"),
+        (0.2, 0.3, 0.0, "written and looked at, but what it holds does not matter"),
+        (0.2, 0.001, 0.0, "not written: an update changes 0.10% of FAM"),
+        (0.2, 0.001, 1.5, "read but hardly written"),
+    ],
+)
+def test_the_verdict(to_fam: float, change: float, lost: float, said: str) -> None:
+    """Each of the five ways in which a memory can stand."""
+    assert said in sentences(found_with(to_fam, change, lost))[0]

@@ -1,0 +1,71 @@
+"""FAM taken away or swapped: what goes on is what the paper's equations give for that FAM."""
+
+import numpy as np
+import pytest
+
+from famjax.evals.inspect import recall
+from famjax.evals.inspect.knockout import Case, knock_out
+from famjax.infer.prefill import prefill
+from famjax.infer.session import start
+from tests import reference, tiny
+from tests.tiny import assert_close
+
+CONFIG = tiny.config(memory_segments=0)
+S = CONFIG.memory.block_size
+
+
+def logprobs(params: dict, rest: np.ndarray, fam: np.ndarray) -> np.ndarray:
+    """Of rest[1:], by the reference, where nothing but this FAM [L, F, D] is known of what was before."""
+    hidden = reference.run(CONFIG, params, rest, fam[:, None]).hidden_TD
+    scores = reference.logits(CONFIG, params, hidden)
+    scores -= np.log(np.exp(scores).sum(1, keepdims=True))
+    return scores[np.arange(len(rest) - 1), rest[1:]]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_text_goes_on_as_with_the_fam_that_it_is_given(seed: int) -> None:
+    """Without memory segments, what is behind an edge depends on FAM alone: kept, it is the whole document's; swapped,
+    that of a document which begins with the other's FAM; fresh and zero likewise. All of them differ."""
+    params = tiny.parameters(CONFIG, seed)
+    model = tiny.build(CONFIG, params)
+    one, other = tiny.tokens(CONFIG, 2, 3 * S + 7, seed)
+    edge = 3 * S
+    sessions = [prefill(model, start(model), [[tokens[: edge + 1]]]) for tokens in (one, other)]
+    (found,) = knock_out(model, [Case(sessions[0], one[edge + 1 :], sessions[1])])
+    fams = [reference.run(CONFIG, params, tokens[:edge]).fam_LPFD[:, 0] for tokens in (one, other)]
+    learned = np.stack(reference.learned_fam(CONFIG, reference.as_float64(params), 0))
+    wanted = {"kept": fams[0], "swapped": fams[1], "fresh": learned, "zero": np.zeros_like(learned)}
+    assert found.keys() == wanted.keys()
+    for name, fam in wanted.items():
+        assert_close(found[name][0], logprobs(params, one[edge:], fam))
+        assert name == "kept" or np.abs(found[name][0] - found["kept"][0]).max() > 1e-3
+
+
+def test_a_memory_that_is_not_used_can_be_taken_away() -> None:
+    """Where attention's output is multiplied by 0, FAM changes from block to block and reaches no token: every
+    replacement gives the very same numbers."""
+    params = tiny.parameters(CONFIG)
+    params["layers"]["attention"]["output"] = 0 * params["layers"]["attention"]["output"]
+    model = tiny.build(CONFIG, params)
+    tokens = tiny.tokens(CONFIG, 1, 6 * S)[0]
+    edges = recall.edges_of(len(tokens), S, 3)
+    assert edges == [S, 3 * S, 5 * S]
+    sessions = recall.sessions_at(model, tokens, edges)
+    found = recall.text_knock_out(model, tokens, edges, sessions, 8, sessions[0])
+    for name, one in found.items():
+        assert one["rest"] == found["kept"]["rest"], name
+        assert one["rest_moves"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 3}
+    assert all(row["gain"]["mean"] == 0 for row in recall.text_recall(model, tokens, edges, sessions, 8))
+
+
+def test_edges_have_a_block_on_both_sides() -> None:
+    assert recall.edges_of(3 * S, S, 8) == [S, 2 * S]
+    assert recall.edges_of(2 * S - 1, S, 8) == []
+    assert recall.edges_of(100 * S, S, 3) == [S, 50 * S, 99 * S]
+
+
+def test_intervals_hold_the_mean_and_shrink_to_it() -> None:
+    """The mean of equal numbers is sure; that of others lies within its interval."""
+    assert recall.interval([0.5] * 9) == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 9}
+    wide = recall.interval([0.0, 1.0, 2.0, 3.0])
+    assert wide["low"] < wide["mean"] == 1.5 < wide["high"]

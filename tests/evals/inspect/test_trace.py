@@ -1,0 +1,95 @@
+"""What is seen of attention and FAM is what the paper's softmax gives, in NumPy, query by query."""
+
+import numpy as np
+import pytest
+
+from famjax.attention.memory import KINDS
+from famjax.config import ModelConfig
+from famjax.evals.inspect.trace import trace
+from tests import reference, tiny
+from tests.infer.test_scoring import naive_scores
+from tests.tiny import assert_close
+
+CONFIG = tiny.config(num_kv_heads=1)  # blocks of 4, one segment, FAM of 2
+S, F = CONFIG.memory.block_size, CONFIG.memory.fam_length
+
+
+class WatchedLayer(reference.Layer):
+    """The reference's layer, which keeps each query's attention [heads, keys]; FAM's keys come first, then those of
+    the segments and the block, or, of FAM's queries, those of the block."""
+
+    def attend(self, query, pairs):
+        rows = []
+        for n in range(self.config.num_heads):
+            scores = np.array([query[n] @ key[0] for key, _ in pairs]) / np.sqrt(self.config.head_dim)
+            weights = np.exp(scores - scores.max())
+            rows.append(weights / weights.sum())
+        self.__dict__.setdefault("seen", []).append(np.array(rows))
+        return super().attend(query, pairs)
+
+
+def watched(config: ModelConfig, params: dict, tokens: np.ndarray) -> list[dict]:
+    """By layer: attention of each token, and of FAM's queries by block, as [heads, fam | segment | own keys]; and F_n
+    after each block."""
+    params = reference.as_float64(params)
+    x = [params["embedding"][token] for token in tokens]
+    initial = reference.learned_fam(config, params, 0)
+    found = []
+    for index in range(config.num_layers):
+        fams = [initial[index]]
+        layer = WatchedLayer(config, reference.take(params["layers"], index))
+        for end in range(S, len(tokens) + 1, S):  # FAM after each block, by reading ever more of the document
+            fams.append(
+                reference.read_document(reference.Layer(config, layer.weights), x[:end], fams[:1], False, 0)[1][0]
+            )
+        x, _ = reference.read_document(layer, x, [initial[index]], False, 0)
+        seen, of_tokens, of_fam = list(layer.seen), [], []
+        for begin in range(0, len(tokens), S):
+            size = min(S, len(tokens) - begin)
+            of_tokens, seen = of_tokens + seen[:size], seen[size:]
+            if size == S:
+                of_fam, seen = [*of_fam, np.stack(seen[:F], axis=1)], seen[F:]
+        found.append({"tokens": of_tokens, "fam": of_fam, "fams": fams})
+    return found
+
+
+def shares(rows_HC: np.ndarray, t: int) -> np.ndarray:
+    """[heads, 3] of token t: segments, FAM, own block."""
+    own = t % S + 1
+    return np.stack([rows_HC[:, F : rows_HC.shape[1] - own].sum(1), rows_HC[:, :F].sum(1), rows_HC[:, -own:].sum(1)], 1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shares_and_updates_are_the_papers(seed: int) -> None:
+    """Shares by layer and head of tokens, of the answer's tokens and of FAM's queries; the whole heat map of a
+    block; RMS, relative change and cosine of every update; log probabilities. All shares add up to 1."""
+    params = tiny.parameters(CONFIG, seed)
+    tokens = tiny.tokens(CONFIG, 1, 18, seed)[0]  # four blocks and a half
+    answer = np.array([14, 16, 17])
+    found = trace(tiny.build(CONFIG, params), tokens, answer, map_block=2)
+    layers = watched(CONFIG, params, tokens)
+    each = np.array([[shares(rows, t) for t, rows in enumerate(layer["tokens"])] for layer in layers])  # [L, T, H, 3]
+    assert_close(found.attention, each[:, S:].mean(1))
+    assert_close(found.answer_attention, each[:, answer - 1].mean(1))
+    assert_close(found.to_fam[2], each[:, 8:12, :, 1].mean((1, 2)))
+    to_fam = np.array([[rows[:, :, :F].sum(2).mean(1) for rows in layer["fam"][1:]] for layer in layers]).mean(1)
+    assert_close(found.fam_attention[..., KINDS.index("fam")], to_fam)
+    for one in (found.attention, found.answer_attention, found.fam_attention):
+        assert_close(one.sum(-1), np.ones(one.shape[:-1]))
+
+    own = [[np.pad(rows[:, -(t + 1) :], ((0, 0), (0, S - 1 - t))) for t, rows in enumerate(layer["tokens"][8:12])]
+           for layer in layers]  # fmt: skip
+    to_block = np.moveaxis(np.array(own), 1, 2)  # [L, H, S, S]
+    fam_part = np.array([np.stack([rows[:, :F] for rows in layer["tokens"][8:12]], 1) for layer in layers])
+    assert found.fam_columns == F and found.map_block == 2
+    assert_close(found.token_map, np.concatenate([fam_part, to_block], -1))
+    assert_close(found.fam_map, np.array([layer["fam"][2] for layer in layers]))
+
+    fams = np.array([layer["fams"] for layer in layers])  # [L, 1 + blocks, F, D]
+    new, old = fams[:, 1:], fams[:, :-1]
+    assert_close(found.rms[:4], np.sqrt((new**2).mean((2, 3))).T)
+    norm = lambda x, axis: np.sqrt((x**2).sum(axis))
+    assert_close(found.change[1:4], (norm(new - old, (2, 3)) / norm(old, (2, 3))).T[1:])
+    assert_close(found.cosine[1:4], ((new * old).sum(3) / norm(new, 3) / norm(old, 3)).mean(2).T[1:])
+    assert np.isnan(found.rms[4]).all() and np.isnan(found.change[0]).all()
+    assert_close(found.logprobs, naive_scores(CONFIG, params, tokens)[0])
