@@ -4,6 +4,8 @@ libtpu is loaded here alone, in a process whose environment was set before jax w
 """
 
 import json
+import os
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +28,16 @@ from famjax.train.optim import path_of
 
 def compile_into(folder: Path, config: TrainConfig, program: str, topology: Topology) -> None:
     """Compiles and writes `RESULT_JSON` to the folder, which the compiler dumps into, too (`child.environment`)."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     result = compiled(folder, config, program, topology)
     (folder / RESULT_JSON).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process, which would go on for minutes, when the one that asked for it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology) -> dict[str, Any]:

@@ -118,9 +118,8 @@ def kernels(program: Program) -> list[Kernel]:
         if one.opcode == "custom-call" and f'custom_call_target="{KERNEL}"' in one.rest:
             cost = _stated_cost(one.rest)
             name = one.op_name.rsplit("/", 1)[-1] or one.name
-            found.append(
-                Kernel(name, runs, *(float(cost.get(k, 0)) for k in ("flops", "bytes_accessed")), part_of(path))
-            )
+            flops, accessed = (float(cost.get(key, 0)) for key in ("flops", "bytes_accessed"))
+            found.append(Kernel(name, runs, flops, accessed, part_of(path)))
     return found
 
 

@@ -135,7 +135,10 @@ class Program:
         left, right = sides
         if left.opcode != "get-tuple-element":
             return None
-        return left.index, _constant(right) if right.opcode == "constant" else (right.index,)
+        if right.opcode == "get-tuple-element":
+            return left.index, (right.index,)
+        bound = _constant(right)
+        return None if bound is None else (left.index, bound)
 
     def _start(self, loop: Instruction, caller: Computation, index: int) -> int | None:
         """The constant with which an entry of a loop's tuple begins."""
@@ -182,7 +185,8 @@ class Program:
 
 
 def _computations(lines: Iterable[str]) -> Iterator[Computation]:
-    name, is_entry, found = "", False, {}
+    name, is_entry = "", False
+    found: dict[str, Instruction] = {}
     for line in lines:
         line = line.rstrip("\n")
         if line.endswith("{") and (header := _HEADER.match(line)):
