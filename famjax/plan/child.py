@@ -110,7 +110,7 @@ def _wait(child: "subprocess.Popen[bytes]", tell: Callable[[float], None], enoug
 def _laid_out(folder: Path, seconds: float) -> dict[str, Any]:
     given = _read(folder / GIVEN_JSON)
     done = {"memory": dump.memory(folder), "compile_seconds": seconds - given["lower_seconds"]}
-    return given | done | dump.read(folder, given["unknown_trips"], given["branch_share"])
+    return given | done | dump.read(folder, given)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from famjax.config import TrainConfig
+from famjax.config import MESH_AXES, TrainConfig
 from famjax.config.tpu import Topology
 from famjax.nn.model import parameter_shapes
 from famjax.plan import dump
@@ -54,6 +54,7 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
         "tokens": lowered.tokens, "held": lowered.held, "lower_seconds": time.monotonic() - began,
         "peak_flops_per_chip": peak_of_chip(devices[0].device_kind), "versions": _versions(),
         "unknown_trips": lowered.unknown_trips, "branch_share": lowered.branch_share,
+        "mesh": dict(zip(MESH_AXES, config.mesh_sizes, strict=True)),
     } | _counts(config, program, lowered.tokens)  # fmt: skip
     (folder / GIVEN_JSON).write_text(json.dumps(result), encoding="utf-8")
     began = time.monotonic()
@@ -65,7 +66,7 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
             raise
         result["needed_bytes"] = needed
     result["compile_seconds"] = time.monotonic() - began
-    return result | dump.read(folder, lowered.unknown_trips, lowered.branch_share)
+    return result | dump.read(folder, result)
 
 
 def _counts(config: TrainConfig, program: str, tokens: int) -> dict[str, Any]:

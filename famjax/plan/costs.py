@@ -134,7 +134,7 @@ def _stated_cost(rest: str) -> dict[str, Any]:
 def products(program: Program) -> dict[str, float]:
     """Floating point operations of all matrix products by part, in the program as it is given to the compiler.
 
-    A multiplication and an addition are two; what is computed again for the backward pass counts again.
+    Those of all devices. A multiplication and an addition are two; what is computed again counts again.
     """
     found: dict[str, float] = {}
     shapes = {
@@ -142,7 +142,7 @@ def products(program: Program) -> dict[str, float]:
         for computation in program.computations.values() for one in computation.instructions.values()
     }  # fmt: skip
     for computation in program.computations.values():
-        runs = program.runs[computation.name]
+        runs = program.runs[computation.name] * program.copies[computation.name]
         for one in computation.instructions.values():
             if one.opcode != "dot" or not runs:
                 continue

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,18 @@ ASSIGNMENT = "after_optimizations-buffer-assignment"
 HBM = (None, "0")
 
 
-def read(folder: Path, unknown_trips: float = 1, branch_share: float = 1) -> dict[str, Any]:
+def read(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Cycles by part, collectives, kernels, products, largest tensors: as much as is there.
 
-    `cycles` is left out where no code was made. The other arguments are those of `hlo.Program`.
+    `cycles` is left out where no code was made. given: what `hlo.Program` wants to know beside the text.
     """
 
     def program(path: Path) -> Program:
         with path.open(encoding="utf-8") as lines:
-            return Program(lines, unknown_trips, branch_share)
+            return Program(lines, given["unknown_trips"], given["branch_share"], given["mesh"])
 
-    given = _module(folder, "before_optimizations")
-    result: dict[str, Any] = {"products": costs.products(program(given)) if given else {}}
+    start = _module(folder, "before_optimizations")
+    result: dict[str, Any] = {"products": costs.products(program(start)) if start else {}}
     code = _module(folder, "after_codegen")
     text = code or _module(folder, "after_optimizations")
     if text is None:

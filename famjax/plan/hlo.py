@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^  (ROOT )?%?([\w.\-]+) = ")
@@ -20,6 +20,8 @@ _CALLS = re.compile(
 )
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c64|c128)\[([\d,]*)\]")
 _ITEM_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+# What the bodies of `jax.shard_map` are called in a program that is not cut yet.
+MANUAL = "xla.sdy.manual_computation_body"
 BRANCHES = ("true_computation", "false_computation", "branch_computations")
 
 
@@ -90,11 +92,23 @@ class Program:
       lines: the text.
       unknown_trips: runs of a loop whose number of turns is not in the text (it ends by its data).
       branch_share: runs of a branch of a conditional, for each run of the conditional.
+      mesh: sizes of the mesh's axes. Before the compiler has cut a program, it stands there as for one device, but
+        for the bodies of `jax.shard_map`, of which each device along their axes runs its own.
+
+    Attributes:
+      computations: by name.
+      runs: how often each runs.
+      copies: how many devices run it, each on its own part.
+      context: jax's names of what calls it.
     """
 
-    def __init__(self, lines: Iterable[str], unknown_trips: float = 1, branch_share: float = 1):
+    def __init__(
+        self, lines: Iterable[str], unknown_trips: float = 1, branch_share: float = 1,
+        mesh: Mapping[str, int] | None = None,
+    ):  # fmt: skip
         self.computations = {one.name: one for one in _computations(lines)}
-        self._unknown, self._share = unknown_trips, branch_share
+        self._unknown, self._share, self._mesh = unknown_trips, branch_share, mesh or {}
+        self.copies = dict.fromkeys(self.computations, 1)
         self.runs = dict.fromkeys(self.computations, 0.0)
         self.context = dict.fromkeys(self.computations, "")
         self._count()
@@ -152,9 +166,11 @@ class Program:
 
     def _count(self) -> None:
         for name in self._callers_first():
-            caller = self.computations[name]
+            caller, manual = self.computations[name], 1
             self.runs[name] += caller.is_entry
             for one in caller.instructions.values():
+                if "xla.sdy.manual_axes" in one.rest:  # of what is handed to the next body
+                    manual = self._devices(one)
                 for how, called in one.called:
                     if called not in self.runs:
                         continue
@@ -165,7 +181,12 @@ class Program:
                     elif how in BRANCHES:
                         times = self._share
                     self.runs[called] += self.runs[name] * times
+                    self.copies[called] = self.copies[name] * (manual if called.startswith(MANUAL) else 1)
                     self.context[called] = self.context[called] or f"{self.context[name]} {one.op_name}".strip()
+
+    def _devices(self, one: Instruction) -> int:
+        axes = re.findall(r'\\"(\w+)\\"', _field(one.rest, r'xla\.sdy\.manual_axes="((?:[^"\\]|\\.)*)"'))
+        return math.prod(self._mesh.get(axis, 1) for axis in axes)
 
     def _callers_first(self) -> list[str]:
         order: list[str] = []

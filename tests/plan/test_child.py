@@ -42,7 +42,7 @@ def test_its_failure_is_told():
 
 def test_quick_ends_it_when_the_program_is_laid_out(tmp_path):
     """The child would sleep for minutes; memory is that of the buffer assignment, and a kept folder has the texts."""
-    given = {"lower_seconds": 0.5, "unknown_trips": 1, "branch_share": 1, "tokens": 7}
+    given = {"lower_seconds": 0.5, "unknown_trips": 1, "branch_share": 1, "mesh": {}, "tokens": 7}
     program = f"""
 import time
 write = lambda name, text: open(folder + "/" + name, "w").write(text)

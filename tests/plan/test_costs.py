@@ -1,6 +1,7 @@
 """What is read from the compiler's text: runs of computations, cycles, collectives, kernels, products."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ COMPILED = Path(__file__).with_name("compiled.hlo.txt")
 GIVEN = Path(__file__).with_name("given.hlo.txt")
 
 
-def program(path: Path = COMPILED, **options: float) -> Program:
+def program(path: Path = COMPILED, **options: Any) -> Program:
     return Program(path.read_text().splitlines(), **options)
 
 
@@ -85,8 +86,12 @@ def test_kernels_have_the_costs_that_they_state():
 
 
 def test_products_of_the_given_program():
-    """2 * result * summed axis for each product, loops included: 5 of [8,64] x [64,64], 2 of [4,32] x [32,16]."""
-    assert costs.products(program(GIVEN)) == {
+    """2 * result * summed axis for each product, loops included: 5 of [8,64] x [64,64], 2 of [4,32] x [32,16].
+
+    And [2,64] x [64,64] on each of the 2 x 3 devices that a shard_map has along its axes, whatever `tensor` is.
+    """
+    assert costs.products(program(GIVEN, mesh={"data": 2, "fsdp": 3, "tensor": 5})) == {
+        "feed-forward": 2 * 3 * 2 * 2 * 64 * 64,
         "FAM recurrence": 5 * 2 * 8 * 64 * 64,
         "block attention": 2 * (2 * 4 * 16) * 32,
     }
