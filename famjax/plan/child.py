@@ -88,8 +88,9 @@ def run(
             return _read(folder / RESULT_JSON)
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = lines[-1] if lines else f"exit code {child.returncode}"
+    last = last.removeprefix("famjax plan: ").removesuffix(" (--debug shows the traceback)")
     if child.returncode == MISTAKE:
-        raise ConfigError(last.split(": ", 1)[-1])
+        raise ConfigError(last)
     if child.returncode < 0:
         last = f"it was killed by signal {-child.returncode}; a compiler of large models needs 2 to 4 GB of memory"
     raise RuntimeError(f"the TPU compiler failed: {last}")

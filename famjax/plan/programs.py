@@ -127,7 +127,7 @@ def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, 
     config = served_model(config)
     model = nnx.eval_shape(lambda: model_lib.create(config))
     graphdef, params = nnx.split(model)
-    one = lambda leaf: leaf.replace(_placed(leaf[...], leaf.axes, mesh))
+    one = lambda leaf: leaf.replace(_placed(leaf.get_value(), leaf.axes, mesh))
     params = jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     shapes = jax.eval_shape(lambda: model_lib.create(config).initial_state(rows))
     state = sharding.with_shardings(shapes, sharding.shardings(MEMORY_AXES, shapes, mesh))

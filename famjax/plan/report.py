@@ -38,7 +38,7 @@ def _head(plan: dict[str, Any]) -> list[str]:
     mesh = ", ".join(f"{axis} {number}" for axis, number in plan["mesh"].items())
     return [
         what,
-        f"on {slices}{plan['topology']}: {plan['chips']} chips, {plan['hosts']} hosts, mesh {mesh}",
+        f"on {slices}{plan['topology']}: {plural(plan['chips'], 'chip')}, {plural(plan['hosts'], 'host')}, mesh {mesh}",
         f"compiled by libtpu {plan['versions']['libtpu']} in {plan['compile_seconds']:.0f} s; nothing was run",
     ]
 
@@ -90,7 +90,8 @@ def _collectives(plan: dict[str, Any]) -> list[str]:
     for kind, one in sorted(plan["collectives"].items(), key=lambda item: -item[1]["bytes"]):
         times = f"{one['count']:.0f} in the program, {one['runs']:.0f} runs"
         lines.append(_row("", f"{one['bytes'] / 1e9:8.2f} GB  {kind}, {times}"))
-    lines.append(_row("", "largest:"))
+    if len(plan["largest_collectives"]) > 1:
+        lines.append(_row("", "largest:"))
     for one in plan["largest_collectives"][:4]:
         what = f"{one['runs']:.0f} x {one['kind']} of {size(one['payload'])} over {one['devices']} devices"
         lines.append(_row("", f"{one['bytes'] / 1e9:8.2f} GB  {what}, {one['part']}"))
@@ -120,6 +121,11 @@ def size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1024
     return f"{number:.2f} GiB"
+
+
+def plural(number: int, what: str) -> str:
+    """1 chip, 2 chips."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def count(number: float) -> str:
