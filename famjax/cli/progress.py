@@ -39,10 +39,14 @@ class ReadingProgress:
 
 
 class BytesProgress:
-    """How far a reading or writing of many bytes is: a bar on standard error, where that is a terminal."""
+    """How far a reading or writing of many bytes is: a bar on standard error; into a file or a pipe a line from time
+    to time, and none of what is quick."""
+
+    LINE_SECONDS = 10.0
 
     def __init__(self, total: int, what: str):
-        self._total, self._what = total, what
+        self._total, self._what, self._done = total, what, 0
+        self._last = time.monotonic()
 
     def __enter__(self) -> "BytesProgress":
         from rich.console import Console
@@ -61,3 +65,8 @@ class BytesProgress:
     def advance(self, count: int) -> None:
         """Counts bytes that are done."""
         self._bar.advance(self._task, count)
+        self._done += count
+        if self._bar.disable and time.monotonic() - self._last >= self.LINE_SECONDS:
+            self._last = time.monotonic()
+            done = f"{self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB"
+            print(f"{self._what} {done}", file=sys.stderr, flush=True)
