@@ -8,16 +8,34 @@ from collections.abc import Sequence
 from typing import Any
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #5b6570; --line: #8884; --soft: #8882; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --paper: #14171a; --faint: #9aa4ae; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere;
+  color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.2rem; margin-top: 2rem; border-top: 1px solid var(--line); padding-top: .8rem; }
+h3 { font-size: 1rem; margin: .4rem 0; }
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; background: #fff; border-radius: 4px; }
-figcaption, small { opacity: .75; font-size: .9rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; } td.n { text-align: right; }
+figcaption, small { color: var(--faint); font-size: .9rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1rem; }
+figure.chart { margin: 0; background: var(--soft); border-radius: 8px; padding: .6rem; min-width: 0; }
+figure.chart svg { background: none; display: block; } figure.chart text { font-size: 14px; fill: var(--ink); }
+figure.chart figcaption { color: inherit; font-weight: 600; margin-bottom: .3rem; }
+.axis { stroke: var(--faint); } .grid { stroke: var(--line); }
+.key { display: inline-block; width: 12px; height: 12px; border-radius: 6px; margin-right: 6px; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+td.n { text-align: right; } .warn { color: #c05a1c; } summary { cursor: pointer; } details { margin: .6rem 0; }
+@media (max-width: 600px) { table { font-size: .82rem; } th, td { padding: 3px 5px; white-space: normal; } }
 .said { background: var(--soft); border-radius: 6px; padding: .6rem 1rem; }
-pre { overflow-x: auto; background: var(--soft); padding: .6rem; border-radius: 6px; }
+pre { overflow-x: auto; white-space: pre-wrap; background: var(--soft); padding: .6rem; border-radius: 6px;
+  font-size: .85rem; }
 """
+
+
+class Html(str):
+    """Text that is HTML already, for the cells of a table."""
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -63,6 +81,14 @@ def picture(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
+def charts(drawn: Sequence[tuple[str, str]]) -> str:
+    """(title, SVG) of `evals/charts.py`, two beside each other where there is room."""
+    figures = (
+        f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>{svg}</figure>' for title, svg in drawn
+    )
+    return f'<div class="charts">{"".join(figures)}</div>' if drawn else ""
+
+
 def details(summary: str, *parts: str) -> str:
     """Parts that are folded away until somebody asks for them."""
     return f"<details><summary>{html.escape(summary)}</summary>{''.join(parts)}</details>"
@@ -91,4 +117,6 @@ def _number(x: float) -> str:
 
 
 def _text(x: Any) -> str:
+    if isinstance(x, Html):
+        return x
     return "" if x is None else html.escape(str(x))
