@@ -6,6 +6,7 @@ every supervisor starts its own again, and they meet as at the first time.
 """
 
 import dataclasses
+import os
 import signal
 import socket
 import tempfile
@@ -158,7 +159,8 @@ class Supervisor:
     def _save_stacks(self, attempt: Attempt) -> Path:
         parts = [f"--- process {i} (pid {attempt.processes[i].pid}) ---\n{text}"
                  for i, text in attempt.stacks().items()]  # fmt: skip
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}.txt"
+        # A host may have several supervisors (Slurm starts one a GPU).
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{socket.gethostname()}-{os.getpid()}.txt"
         path = Path(self.model_dir) / STACKS / name
         write_text(path, f"{self._hung}\n\n" + "\n".join(parts))
         return path

@@ -1,11 +1,15 @@
 """`famjax launch --target local` for real, what takes long; `test_processes.py` has a job of two that is killed."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.integration.jobs import ROOT, SETTINGS, alone, kill_one, launched, losses, metrics, trained
+from famjax.launch.processes import free_port
+from tests.integration.jobs import ROOT, SETTINGS, alone, kill_one, launched, losses, metrics, metrics_so_far, trained
 from tests.integration.jobs import words as train_words
 
 SUPERVISED = ("--supervise", "--backoff-seconds", "0.1")
@@ -76,19 +80,51 @@ if "train" in sys.argv and os.environ.get("JAX_PROCESS_ID") == "1" and not os.pa
 def test_a_hang_leaves_the_stacks_of_all_processes_and_is_started_again(place):
     """One of two processes never comes back from reading its fourth batch, the other waits for it in the step: after
     so long without a step both stacks are in one file, which shows where, and the job goes on to its end."""
-    site = place / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(HANG.format(marker=str(place / "hung")))
     words = train_words(place, "hanging", 8, 2)
-    path = f"{site}:{ROOT}"
-    with launched(place, 2, words, *SUPERVISED, "--hang-seconds", "15", PYTHONPATH=path) as running:
-        code, out, err = running.end()
+    with launched(place, 2, words, *SUPERVISED, "--hang-seconds", "30", PYTHONPATH=hanging(place, "one")) as running:
+        code, out, err = running.end(600)
     assert code == 0, out + err
-    files = list((place / "hanging" / "stacks").iterdir())
-    assert len(files) == 1
-    text = files[0].read_text()
-    first, second = text.split("--- process ")[1:]
+    (file,) = (place / "hanging" / "stacks").iterdir()
+    first, second = file.read_text().split("--- process ")[1:]
     assert "stuck_in_the_feed" in second and "stuck_in_the_feed" not in first
     assert "in after" in first or "in _train" in first
-    assert "made no step for 15 s at step 3 of 8; restart 1" in err
+    assert "made no step for 30 s at step 3 of 8; restart 1" in err
     assert len(losses(place, "hanging")) == 8
+
+
+@pytest.mark.slow
+def test_a_supervisor_on_each_host(place):
+    """As on a pod: two supervisors, each with one process of the job, which know nothing of each other. The job hangs
+    (both write stacks), then a process is killed: each time both start theirs again, which meet, and go on to the
+    losses of a job that was left alone."""
+    words = train_words(place, "hosts", 40, 2)
+    port = str(free_port())
+    path = hanging(place, "two")
+    there = [{"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i),
+              "PYTHONPATH": path} for i in range(2)]  # fmt: skip
+    with (
+        launched(place, 1, words, *SUPERVISED, "--hang-seconds", "30", **there[0]) as first,
+        launched(place, 1, words, *SUPERVISED, "--hang-seconds", "30", **there[1]) as second,
+    ):
+        began = time.monotonic()
+        while len(metrics_so_far(place, "hosts")) < 8:  # it hung before its fourth step, so this is the second attempt
+            assert time.monotonic() - began < 600 and first.process.poll() is None and second.process.poll() is None
+            time.sleep(0.05)
+        children = Path(f"/proc/{second.process.pid}/task/{second.process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        ends = [running.end(600) for running in (first, second)]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    stacks = sorted(file.read_text() for file in (place / "hosts" / "stacks").iterdir())
+    assert len(stacks) == 2 and sum("stuck_in_the_feed" in text for text in stacks) == 1
+    for _, _, err in ends:
+        assert "restart 1 in 0.1 s" in err and "restart 2 in 0.1 s" in err and "restart 3" not in err
+    trained(launched(place, 2, train_words(place, "one_host", 40, 2)), 600)
+    np.testing.assert_array_equal(losses(place, "hosts"), losses(place, "one_host"))
+
+
+def hanging(place: Path, name: str) -> str:
+    """A PYTHONPATH with which process 1 hangs, once."""
+    site = place / f"site_{name}"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(HANG.format(marker=str(place / f"hung_{name}")))
+    return f"{site}:{ROOT}"
