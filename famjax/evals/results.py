@@ -6,14 +6,15 @@ examples that both answered.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from famjax.config import ConfigError
 from famjax.evals import language
 from famjax.evals.language import Sums
 from famjax.evals.samples import Sample, updates
-from famjax.evals.statistics import mean_interval, ratio_interval
+from famjax.evals.statistics import gap_interval, mean_interval, ratio_interval
 from famjax.evals.tasks.base import Task, Unreadable
 
 # So many unreadable examples are told with place and reason.
@@ -157,31 +158,52 @@ def _power(number: int) -> int:
     return 1 << (number.bit_length() - 1) if number else 0
 
 
-def by_position(
-    models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: int = 0
-) -> list[tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]]:
-    """For each model the rows of `language.summary`, against the first model, and metrics over all tokens.
+class Read(NamedTuple):
+    """What a model's predictions amount to.
+
+    Attributes:
+      rows: those of `language.summary`, against the first model.
+      metrics: over all tokens.
+      against_first: differences of the metrics from the first model's.
+    """
+
+    rows: list[dict[str, Any]]
+    metrics: dict[str, dict[str, Any]]
+    against_first: dict[str, dict[str, Any]]
+
+
+def by_position(models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: int = 0) -> list[Read]:
+    """Models' predictions of the documents that all of them have read.
 
     Args:
-      models: answers of each model to the same documents.
+      models: answers of each model.
       edges: buckets of positions.
       seed: of the bootstrap.
+
+    Raises:
+      ConfigError: they have no document in common.
     """
     both = set.intersection(*({sample.id for sample in samples} for samples in models))
+    if not both:
+        raise ConfigError("these models were evaluated on different documents; none is common to all")
     same = [sorted((sample for sample in samples if sample.id in both), key=lambda sample: sample.id)
             for samples in models]  # fmt: skip
     edges = language.up_to(edges, itertools.chain(*same))
     sums = [language.sums_of(samples, edges) for samples in same]
-    return [(language.summary(one, edges, sums[0], seed), _of_all_tokens(one, seed)) for one in sums]
+    return [Read(language.summary(one, edges, sums[0], seed), *_of_all_tokens(one, sums[0], seed)) for one in sums]
 
 
-def _of_all_tokens(sums: Sums, seed: int) -> dict[str, dict[str, Any]]:
-    """Of predictions, every token counts as much: a long document more than a short one."""
-    found = {}
-    for name, above, below in (("next_token_accuracy", sums.correct, sums.tokens),
-                               ("bits_per_byte", sums.bits, sums.sizes)):  # fmt: skip
-        over, under = above.sum(axis=1), below.sum(axis=1)
-        if under.sum():
-            low, high = ratio_interval(over, under, seed) if len(over) > 1 else (None, None)
-            found[name] = {"value": float(over.sum() / under.sum()), "low": low, "high": high, "n": len(over)}
-    return found
+def _of_all_tokens(sums: Sums, first: Sums, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Metrics and their differences. Every token counts as much: a long document more than a short one."""
+    found: dict[str, dict[str, Any]] = {}
+    gaps: dict[str, dict[str, Any]] = {}
+    for name, above, below in (("next_token_accuracy", "correct", "tokens"), ("bits_per_byte", "bits", "sizes")):
+        ours, theirs = ((getattr(one, above).sum(axis=1), getattr(one, below).sum(axis=1)) for one in (sums, first))
+        if not ours[1].sum() or not theirs[1].sum():
+            continue
+        n, value, other = len(ours[0]), *(float(over.sum() / under.sum()) for over, under in (ours, theirs))
+        low, high = ratio_interval(*ours, seed) if n > 1 else (None, None)
+        found[name] = {"value": value, "low": low, "high": high, "n": n}
+        low, high = gap_interval(ours, theirs, seed) if n > 1 else (None, None)
+        gaps[name] = {"mean": value - other, "low": low, "high": high, "n": n}
+    return found, gaps

@@ -199,9 +199,11 @@ def side_by_side(
     for name in dict.fromkeys(name for found in answers for name in found):
         asked = [(model, found[name]) for model, found in zip(models, answers, strict=True) if name in found]
         if any(sample.sums for sample in asked[0][1]):
-            rows_of = results.by_position([samples for _, samples in asked], edges, seed)
-            for (model, _), (rows, metrics) in zip(asked, rows_of, strict=True):
-                model["tasks"][name] |= {"by_position": rows, "metrics": metrics}
+            found = results.by_position([samples for _, samples in asked], edges, seed)
+            for i, ((model, _), read_of) in enumerate(zip(asked, found, strict=True)):
+                model["tasks"][name] |= {"by_position": read_of.rows, "metrics": read_of.metrics}
+                model["tasks"][name] |= {"against_first": read_of.against_first} if i else {}
+            continue
         for model, samples in asked[1:]:
             model["tasks"][name]["against_first"] = results.paired(samples, asked[0][1], seed)
 

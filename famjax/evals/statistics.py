@@ -66,6 +66,19 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> tuple
     return interval(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
+def gap_interval(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of the difference of two ratios of sums, (above, below) each, with the same units drawn for both."""
+    gaps = []
+    for drawn in _drawn(len(one[0]), seed):
+        ours, theirs = ((drawn @ above, drawn @ below) for above, below in (one, other))
+        some = (ours[1] > 0) & (theirs[1] > 0)
+        gaps.append(ours[0][some] / ours[1][some] - theirs[0][some] / theirs[1][some])
+    low, high = np.quantile(np.concatenate(gaps), (0.025, 0.975))
+    return float(low), float(high)
+
+
 def _drawn(units: int, seed: int) -> Iterator[np.ndarray]:
     at_once = max(1, min(DRAWS, AT_ONCE // units))
     if at_once == DRAWS:

@@ -102,3 +102,14 @@ def test_values_of_one_document_stand_or_fall_together(seed):
     finally:
         statistics.AT_ONCE = before
     assert in_pieces == pytest.approx((low, high), abs=error / 8) and in_pieces != (low, high)
+
+
+def test_a_gap_is_drawn_in_pairs():
+    """Documents of very different difficulty, .1 apart in every one: the ratios are spread, their gap is not."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(50, 400, 40).astype(float)
+    hard = rng.uniform(0.5, 6, 40) * tokens
+    low, high = statistics.gap_interval((hard + 0.1 * tokens, tokens), (hard, tokens))
+    assert (low, high) == pytest.approx((0.1, 0.1))
+    low, high = statistics.ratio_interval(hard, tokens)
+    assert high - low > 0.5

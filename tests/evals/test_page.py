@@ -92,6 +92,12 @@ def test_the_page_is_whole_safe_and_says_what_the_results_say():
         for task in model["tasks"].values():
             for metric in task["metrics"].values():
                 assert f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]" in words
+    books = [model["tasks"]["books"] for model in models]
+    gap = books[1]["against_first"]["bits_per_byte"]
+    assert gap["mean"] == pytest.approx(
+        books[1]["metrics"]["bits_per_byte"]["value"] - books[0]["metrics"]["bits_per_byte"]["value"]
+    )
+    assert gap["mean"] == pytest.approx(-books[1]["by_position"][-1]["less_than_first"]["mean"])
     gap = models[1]["tasks"]["needles"]["against_first"]["match"]
     assert gap["mean"] < 0 and f"{gap['mean']:+.3f}" in words
     assert "24 answers did not end" in words and "2 answers empty" in words and "1 example could not be read" in words
@@ -153,6 +159,11 @@ def test_runs_that_were_made_apart_are_compared(tmp_path, capsys):
         assert one["tasks"]["books"]["by_position"] == other["tasks"]["books"]["by_position"]
     assert "run2/same" in Page((tmp_path / "both" / "report.html").read_text()).seen
     assert "0.9" in capsys.readouterr().out
+    other = (tmp_path / "run2" / "samples.jsonl").read_text()
+    moved = re.sub(r'"task": "books", "id": "', '"task": "books", "id": "9', other)
+    (tmp_path / "run2" / "samples.jsonl").write_text(moved)
+    with pytest.raises(ConfigError, match="none is common to all"):
+        compare(runs)
     (tmp_path / "run2" / "samples.jsonl").unlink()
     with pytest.raises(ConfigError, match="no answers of same to needles"):
         compare(runs)
