@@ -54,7 +54,8 @@ def dry_run(config: TrainConfig) -> None:
         need = math.prod(config.mesh_sizes)
         print(f"memory        not compiled: the mesh has {need} devices, {len(jax.devices())} are here. On a CPU they "
               f"can be simulated:\n              JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count="
-              f"{need} famjax train --dry-run ...")  # fmt: skip
+              f"{need} famjax train --dry-run ...\n"
+              f"              famjax plan compiles it for a TPU slice, on any machine")  # fmt: skip
     print("dry run: nothing was trained, nothing was written")
 
 
