@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from famjax.plan import child, report, search
 
+    _check_output(args)
     child.library()
     job = search.Job(args.program, topology, lambda bindings: _config(args, [*args.gin_bindings, *bindings]),
                      lambda bindings, folder: _child(args, bindings, folder))  # fmt: skip
@@ -87,6 +89,22 @@ def run(args: argparse.Namespace) -> int:
 
         write_text(Path(args.json), json.dumps(written, indent=1) + "\n")
     return 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Raises `ConfigError` where the result could not be written, minutes before it is there."""
+    path = Path(args.json or "plan.json").absolute()
+    there = next(folder for folder in path.parents if folder.exists())
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"--json {args.json} cannot be written; name a file in a directory of yours")
+    if args.dump and Path(args.dump).is_file():
+        raise ConfigError(f"--dump {args.dump} is a file; name a directory")
+    if args.tries < 1:
+        raise ConfigError(f"--tries is {args.tries}; it must be at least 1")
+    if args.lengths and args.search:
+        raise ConfigError("--lengths and --search are two questions; ask one at a time")
+    if (args.lengths or args.search) and args.program != "train":
+        raise ConfigError(f"--lengths and --search are about training steps, not --program {args.program}")
 
 
 def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
