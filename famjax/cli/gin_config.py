@@ -81,6 +81,9 @@ def model_of_checkpoint(
     for name in changes:
         if name not in (names := (*_REGISTERED["ModelConfig"], *of_memory)):
             raise ConfigError(f"model_of_checkpoint.changes: ModelConfig has no {name}{nearest(name, names)}")
+    if not path:
+        raise ConfigError("the model is that of INITIAL_CHECKPOINT_PATH, which is empty; add "
+                          "--gin.INITIAL_CHECKPOINT_PATH=\"'DIR'\"")  # fmt: skip
     model = read_config(path)
     sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
     memory = {name: size for name, size in sizes.items() if size is not None}

@@ -82,6 +82,10 @@ def test_serving(program, tmp_path):
             "--json setup.py/plan.json cannot",
         ),
         (("--topology", "v5e:2x2", *TINY, "--lengths", "1k", "--search"), "ask one at a time"),
+        (
+            ("--topology", "v5e:2x2", "--gin_file", "gin/runs/finetune_imported.gin"),
+            "is that of INITIAL_CHECKPOINT_PATH",
+        ),
         (("--topology", "v5e:2x2", *TINY, "--search", "--program", "decode"), "are about training steps"),
         (("--topology", "v5e:2x2", *TINY, "--search", "--tries", "0"), "it must be at least 1"),
     ],
