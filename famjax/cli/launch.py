@@ -51,6 +51,7 @@ FLAGS: dict[str, list[tuple[str, type, str, str]]] = {
         ("num_slices", int, "N", "slices (1)"),
         ("spot", bool, "", "spot capacity: cheaper, may be taken away"),
         ("bucket", str, "NAME", "a bucket, mounted at /gcs/NAME on every host"),
+        ("service_account", str, "NAME", "whose rights the VMs or pods have, for example to write to the bucket"),
     ],
     "target tpu-vm": [
         ("zone", str, "ZONE", "for example us-east5-a"),
@@ -60,7 +61,6 @@ FLAGS: dict[str, list[tuple[str, type, str, str]]] = {
         ("reserved", bool, "", "from a reservation"),
         ("network", str, "NET", "(default)"),
         ("subnetwork", str, "NET", ""),
-        ("service_account", str, "EMAIL", "of the VMs"),
         ("requirements", str, "FILE", "packages to install on the workers beside famjax's, for example seqio's"),
         ("wait_minutes", float, "M", "how long to queue for capacity (1440)"),
         ("delete_after", str, "WHEN", "delete the TPU: never, success, always; else it goes on costing (never)"),

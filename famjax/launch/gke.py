@@ -47,6 +47,7 @@ class Options:
       image: has famjax, and jax with libtpu.
       spot: on spot nodes.
       bucket: mounted at /gcs/BUCKET in every pod.
+      service_account: of Kubernetes, whose rights the pods have; empty is the namespace's default.
       namespace, context: of kubectl; empty takes its own.
       chips_per_host: of the node pool; None is 4, or fewer where a slice has fewer.
       grace_seconds: between SIGTERM and SIGKILL.
@@ -62,6 +63,7 @@ class Options:
     image: str = ""
     spot: bool = False
     bucket: str = ""
+    service_account: str = ""
     namespace: str = ""
     context: str = ""
     chips_per_host: int | None = None
@@ -91,8 +93,8 @@ class Options:
         """Raises `ConfigError` on the first thing that cannot work."""
         check_name(self.name)
         one_of("--do", self.do, ACTIONS)
-        for field in ("image", "namespace", "context", "queue"):
-            check_plain(f"--{field}", getattr(self, field))
+        for field in ("image", "namespace", "context", "queue", "service_account"):
+            check_plain(f"--{field.replace('_', '-')}", getattr(self, field))
         self.supervision.validate()
         if training is None:
             return
@@ -167,6 +169,8 @@ def _filled(jobset: dict[str, Any], training: Training, options: Options) -> dic
     for kind in ("requests", "limits"):
         container["resources"][kind]["google.com/tpu"] = options.chips
     next(volume for volume in pod["spec"]["volumes"] if volume["name"] == "job")["configMap"]["name"] = options.name
+    if options.service_account:
+        pod["spec"]["serviceAccountName"] = options.service_account
     if options.bucket:
         _mount_bucket(pod, container, options.bucket)
     return jobset

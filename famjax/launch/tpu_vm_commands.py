@@ -166,7 +166,8 @@ class Commands:
 
     def setups(self) -> list[Command]:
         """Unpack, install, mount."""
-        first = f"mkdir -p {self.home} && tar -xzf {self.home}.tar.gz -C {self.home} && "
+        old = " ".join(f"{self.home}/{folder}" for folder in ("famjax", "gin", "launch"))  # of an earlier version
+        first = f"mkdir -p {self.home} && rm -rf {old} && tar -xzf {self.home}.tar.gz -C {self.home} && "
         more = [self.options.bucket] if self.options.bucket else []
         return self.on_workers("unpack, install pinned packages with libtpu", "setup", *more, first=first)
 

@@ -1,11 +1,12 @@
 """`famjax launch --target gke`: its manifests, and a `kubectl` that notes what it is told.
 
-The Job inside of the JobSet and the ConfigMap are checked against Kubernetes' own schema; of the JobSet around
-them there is no schema to be had as a package, so its fields are checked by hand.
+The Job inside of the JobSet and the ConfigMap are checked against Kubernetes' own schema. No package has the schema of
+the JobSet around them; its fields that famjax fills in are written down here as JobSet's v1alpha2 has them.
 """
 
 import re
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -16,6 +17,33 @@ from famjax.launch import gke
 from tests.launch.standins import HOSTILE, install
 
 KUBERNETES = "1.33"
+
+
+def only(*required: str, **fields: dict) -> dict:
+    """An object of these fields and no others."""
+    return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
+
+
+TEXT, WHOLE, FLAG, ANY = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}, {"type": "object"}
+RULE = only(
+    "action", "name", name={"type": "string", "pattern": "^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"},
+    action={"enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]},
+    onJobFailureReasons={"type": "array", "items": TEXT}, targetReplicatedJobs={"type": "array", "items": TEXT},
+)  # fmt: skip
+JOBSET = only(
+    "apiVersion", "kind", "metadata", "spec",
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"}, kind={"const": "JobSet"},
+    metadata=only("name", name=TEXT, namespace=TEXT, labels=ANY, annotations=ANY),
+    spec=only(
+        "replicatedJobs", network=only(enableDNSHostnames=FLAG, publishNotReadyAddresses=FLAG, subdomain=TEXT),
+        failurePolicy=only(maxRestarts=WHOLE, rules={"type": "array", "items": RULE},
+                           restartStrategy={"enum": ["Recreate", "BlockingRecreate"]}),
+        replicatedJobs={"type": "array", "items": only(
+            "name", "template", name=TEXT, groupName=TEXT, replicas=WHOLE,
+            template=only("spec", metadata=ANY, spec=ANY),
+        )},
+    ),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -41,7 +69,8 @@ def job_of(jobset: dict) -> dict:
 
 
 @pytest.mark.parametrize("flags", [
-    [], ["--spot", "--queue", "q1", "--namespace", "ns", "--context", "gke_p_z_c"], ["--bucket", ""],
+    [], ["--bucket", ""],
+    ["--spot", "--queue", "q1", "--namespace", "ns", "--context", "gke_p_z_c", "--service-account", "sa"],
     ["--topology", "v5p:2x2x2", "--num-slices", "2"],
     ["--topology", "v6e:2x4", "--chips-per-host", "8", "--gin.MESH={'data': 8}"],
 ])  # fmt: skip
@@ -51,6 +80,7 @@ def test_manifests_are_valid(kubectl, gin, flags):
     settings, jobset = submitted(kubectl)
     for manifest in (settings, job_of(jobset)):
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    jsonschema.validate(jobset, JOBSET)
 
 
 def test_the_validation_itself_finds_mistakes(kubectl, gin):
@@ -60,6 +90,10 @@ def test_the_validation_itself_finds_mistakes(kubectl, gin):
     job["spec"]["template"]["spec"]["terminationGracePeriodSecond"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(job, KUBERNETES, strict=True)
+    jobset = submitted(kubectl)[1]
+    for change in ({"network": {"enableDNSHostname": True}}, {"failurePolicy": {"rules": [{"action": "FailJob"}]}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(jobset | {"spec": jobset["spec"] | change}, JOBSET)
 
 
 def test_slices_hosts_and_labels(kubectl, gin):
@@ -71,9 +105,8 @@ def test_slices_hosts_and_labels(kubectl, gin):
     assert jobset["metadata"]["annotations"] == {
         "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
     }
-    assert jobset["spec"]["failurePolicy"] == {
-        "maxRestarts": 7, "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
-    }  # fmt: skip
+    rule = {"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    assert jobset["spec"]["failurePolicy"] == {"maxRestarts": 7, "rules": [rule]}
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     assert (replicated["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (2, 2, 2, 0)

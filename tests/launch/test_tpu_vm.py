@@ -55,7 +55,8 @@ def test_all_steps_in_their_order(gcloud, gin, capfd):
     assert calls["describe"] == [*queued, "describe", "fam-1", "--format=json(state)", *PLACE]
     ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "fam-1"]
     script = "bash famjax-fam-1/launch/tpu_vm/worker.sh"
-    unpack = "mkdir -p famjax-fam-1 && tar -xzf famjax-fam-1.tar.gz -C famjax-fam-1"
+    old = "famjax-fam-1/famjax famjax-fam-1/gin famjax-fam-1/launch"
+    unpack = f"mkdir -p famjax-fam-1 && rm -rf {old} && tar -xzf famjax-fam-1.tar.gz -C famjax-fam-1"
     assert calls["setup"] == [*ssh, "--worker=all", f"--command={unpack} && {script} setup b", *PLACE]
     assert calls["start"] == [*ssh, "--worker=all", f"--command={script} start", *PLACE]
     assert calls["follow"] == [*ssh, "--worker=0", f"--command={script} follow +1", *PLACE]
