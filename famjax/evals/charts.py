@@ -182,6 +182,6 @@ def in_units(value: float) -> str:
     number = round(value)
     for unit, name in ((2**20, "M"), (2**10, "k")):
         if number >= unit:
-            share = number / unit
-            return f"{share:.0f}{name}" if share == round(share) or share >= 10 else f"{share:.1f}{name}"
+            share = f"{number / unit:.0f}" if number >= 10 * unit else f"{number / unit:.1f}".removesuffix(".0")
+            return share + name
     return str(number)
