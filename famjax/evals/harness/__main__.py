@@ -1,11 +1,13 @@
 """lm-evaluation-harness's own command line, which then knows `--model famjax`; all its flags are there:
 
-python -m famjax.evals.harness --model famjax --model_args path=runs/fam --tasks hellaswag --limit 100
+python -m famjax.evals.harness --model famjax --model_args path=runs/fam --batch_size 16 --tasks hellaswag --limit 100
 """
 
 from lm_eval.__main__ import cli_evaluate
 
 from famjax.evals.harness import model  # noqa: F401  (registers famjax)
+from famjax.runtime.compilation_cache import enable
 
 if __name__ == "__main__":
+    enable()
     cli_evaluate()
