@@ -30,7 +30,7 @@ def print_tables(results: dict[str, Any], console: Console | None = None) -> Non
     console = console or Console()
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width to keep to
-    for name, show in (("training", _training), ("prefill", _prefill), ("peers", _peers)):
+    for name, show in _TABLES.items():
         if name in results:
             for line in show(results[name]):
                 console.print(line)
@@ -92,13 +92,26 @@ def _peers(result: dict[str, Any]) -> list[Any]:
     return lines
 
 
+def _questions(result: dict[str, Any]) -> list[Any]:
+    size = f"{result['questions']} questions about {result['tokens']:,} tokens, {result['rows']} rows"
+    table = _table(f"answers: {size}", "the text is read", "tokens read", "seconds (range)")
+    for name, what in (("shared", "once"), ("alone", "for each question")):
+        took = result["seconds"][name]
+        seconds = f"{took['median']:.2f} ({took['low']:.2f}-{took['high']:.2f})"
+        table.add_row(what, f"{result['read'][name]:,}", seconds)
+    return [table, f"speed-up: {_ratio(result['speed_up'])}"]
+
+
+_TABLES = {"training": _training, "prefill": _prefill, "questions": _questions, "peers": _peers}
+
+
 def _ratio(values: dict[str, float]) -> str:
     return f"{values['median']:.3f} ({values['low']:.3f}-{values['high']:.3f})"
 
 
 def _plot(path: Path, results: dict[str, Any]) -> None:
-    """Tokens/s: against the row's length in training, against blocks in prefill, as bars beside peers."""
-    suites = [name for name in ("training", "prefill", "peers") if name in results]
+    """Tokens/s against the row's length in training, against blocks in prefill, beside peers; seconds of questions."""
+    suites = [name for name in _TABLES if name in results]
     figure, axes = plt.subplots(1, len(suites), figsize=(6 * len(suites), 4.2), dpi=150, squeeze=False)
     for name, one in zip(suites, axes[0], strict=True):
         if name == "peers":
@@ -106,6 +119,11 @@ def _plot(path: Path, results: dict[str, Any]) -> None:
             ours = ["tab:blue" if entry["name"] in ("FAM", "BSWA") else "0.7" for entry in entries]
             one.barh([e["name"] for e in entries], [e["tokens_per_second"] for e in entries], color=ours)
             one.set(xlabel="tokens/s in training", title="beside torch peers")
+            continue
+        if name == "questions":
+            seconds = results["questions"]["seconds"]
+            one.barh(["for each question", "once"], [seconds[n]["median"] for n in ("alone", "shared")])
+            one.set(xlabel="seconds", title="the text is read")
             continue
         axis = {"training": "length", "prefill": "blocks"}[name]
         rates: dict[str, list[tuple[int, float]]] = {}

@@ -16,6 +16,7 @@ HELP = """Measure a configuration: time, tokens a second, memory.
 
   famjax bench                      training steps: FAM, BSWA, full causal attention (2 minutes on 2 cores)
   famjax bench --prefill            streamed prefill of 8 to 1024 blocks: FAM and BSWA
+  famjax bench --questions 30       answers about one text of the longest of --blocks, read once or for each
   famjax bench --peers              training steps beside torch models with a memory, which
                                     pip install -e '.[peers]' brings: block-recurrent-transformer-pytorch,
                                     transformers Mistral (full, sliding window), infini-transformer-pytorch,
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (5)")
     parser.add_argument("--prefill", action="store_true", help="measure streamed prefill instead of training")
     parser.add_argument("--blocks", type=_numbers, default=(8, 64, 256, 1024), metavar="N,N", help="of prefill's texts")
-    parser.add_argument("--rows", type=int, metavar="B", help="texts that prefill reads side by side")
+    parser.add_argument("--rows", type=int, metavar="B", help="texts that are read side by side")
+    parser.add_argument("--questions", type=int, metavar="N", help="measure N questions about one text instead")
     parser.add_argument("--peers", action="store_true", help="measure training beside torch peers instead")
     parser.add_argument("--output", default="runs/bench", metavar="DIR", help="for bench.json and bench.png")
     add_memory_arguments(parser)
@@ -57,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     rows = args.rows or size.prefill_rows
     if args.repeats < 1:
         raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
-    if args.prefill:
+    if args.questions is not None and args.questions < 1:
+        raise ConfigError(f"--questions is {args.questions}; it must be at least 1")
+    if args.prefill or args.questions:
         _check_blocks(args.blocks)
     else:
         check_lengths(lengths[:1] if args.peers else lengths, tokens, model.memory.block_size)
@@ -78,6 +82,11 @@ def run(args: argparse.Namespace) -> int:
     tell = _progress()
     if args.prefill:
         results["prefill"] = suites.prefill(model, rows, args.blocks, args.repeats, tell)
+    elif args.questions:
+        from famjax.bench.questions import questions
+
+        rows = args.rows or 8
+        results["questions"] = questions(model, max(args.blocks), args.questions, rows, args.repeats, tell)
     elif args.peers:
         results["peers"] = suites.beside_peers(model, tokens // lengths[0], lengths[0], args.repeats, cores, tell)
     else:

@@ -6,10 +6,12 @@ import json
 import pytest
 
 from famjax.bench import peers
+from famjax.bench.questions import questions
 from famjax.bench.sizes import SIZES, check_lengths, variants
 from famjax.cli import bench
 from famjax.cli.main import main
 from famjax.config import ConfigError
+from tests import tiny
 
 SMALL = ["--size", "tiny", "--block-size", "8", "--fam-length", "2", "--repeats", "2"]
 
@@ -98,3 +100,14 @@ def test_rows_must_be_whole() -> None:
     check_lengths((512, 1024), 2048, 256)
     with pytest.raises(ConfigError, match="use --tokens 3072"):
         check_lengths((1536,), 4096, 256)
+
+
+def test_questions_about_one_text_read_it_once() -> None:
+    """Of 5 questions about a text of 6 blocks: how much each way reads, and their ratio turn by turn."""
+    told = []
+    found = questions(tiny.config(), 6, 5, 2, 2, lambda *words: told.append(words))
+    asked = found["read"]["alone"] - 5 * 24
+    assert 5 * 10 <= asked < 5 * 40 and found["read"]["shared"] <= 24 + asked
+    seconds = found["seconds"]
+    assert seconds["alone"]["low"] / seconds["shared"]["high"] <= found["speed_up"]["median"]
+    assert told[-1] == ("questions", 4, 4)
