@@ -128,9 +128,9 @@ class Program:
         if compared is None:
             return None
         counter, bound = compared
-        start = self._start(loop, caller, counter)
-        end = bound if isinstance(bound, int) else self._start(loop, caller, bound[0])
-        return None if start is None or end is None else max(end - start, 0)
+        start = self._entry(loop, caller, counter) or 0  # where it is not to be seen: jax's loops count from 0
+        end = bound if isinstance(bound, int) else self._entry(loop, caller, bound[0])
+        return None if end is None else max(end - start, 0)
 
     def _comparison(self, condition: Computation) -> tuple[int, int | tuple[int]] | None:
         """(index of the counter in the loop's tuple, its bound: a number, or the index of one)."""
@@ -143,7 +143,10 @@ class Program:
             root = inside.root
         if root.opcode != "compare" or "direction=LT" not in root.rest:
             return None
-        sides = [outer.get(name, inside.instructions[name]) for name in root.operands]
+        sides = [
+            _origin(outer.get(name, inside.instructions[name]), condition if outer else inside)
+            for name in root.operands
+        ]
         if any(one.opcode not in ("get-tuple-element", "constant") for one in sides):
             return None
         left, right = sides
@@ -154,15 +157,13 @@ class Program:
         bound = _constant(right)
         return None if bound is None else (left.index, bound)
 
-    def _start(self, loop: Instruction, caller: Computation, index: int) -> int | None:
+    def _entry(self, loop: Instruction, caller: Computation, index: int) -> int | None:
         """The constant with which an entry of a loop's tuple begins."""
         initial = caller.instructions[loop.operands[0]]
         if initial.opcode != "tuple":
-            return 0  # a tuple handed on: jax's loops count from 0
-        value = caller.instructions.get(initial.operands[index])
-        while value is not None and value.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
-            value = caller.instructions.get(value.operands[0])
-        return _constant(value) if value is not None and value.opcode == "constant" else None
+            return None
+        value = _origin(caller.instructions[initial.operands[index]], caller)
+        return _constant(value) if value.opcode == "constant" else None
 
     def _count(self) -> None:
         for name in self._callers_first():
@@ -244,6 +245,15 @@ def _closing(text: str, start: int) -> int:
 def _field(text: str, pattern: str) -> str:
     found = re.search(pattern, text)
     return found[1] if found else ""
+
+
+def _origin(one: Instruction, computation: Computation) -> Instruction:
+    """What an instruction hands on, where it does nothing else."""
+    while one.opcode in ("copy", "copy-start", "copy-done", "bitcast") or 'custom_call_target="Sharding"' in one.rest:
+        if one.operands[0] not in computation.instructions:
+            break
+        one = computation.instructions[one.operands[0]]
+    return one
 
 
 def _constant(one: Instruction) -> int | None:
