@@ -30,6 +30,10 @@ The output directory gets results.json (each number with n, a 95% interval, what
 report.html and plots. docs/evaluation.md tells every task and where its data is.
 """
 
+# Flags that are fields of `EvalConfig`.
+SAME = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "examples", "filler", "split",
+        "max_new_tokens", "part")  # fmt: skip
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax eval`."""
@@ -174,19 +178,7 @@ def _config(args: argparse.Namespace) -> "EvalConfig":
     from famjax.config import EvalConfig
 
     config, _ = load(EvalConfig, args.gin_files, args.gin_search_paths, args.gin_bindings)
-    names = (
-        "filler_blocks",
-        "keys",
-        "seed",
-        "longest",
-        "lengths",
-        "depths",
-        "examples",
-        "filler",
-        "split",
-        "max_new_tokens",
-    )
-    named = {name: getattr(args, name) for name in names} | {"output_dir": args.output}
+    named = {name: getattr(args, name) for name in SAME} | {"output_dir": args.output}
     named |= {"task": ",".join(args.task)} if args.task else {"task": "text"} if args.texts else {}
     named |= {"sources": tuple(args.texts)} if args.texts else {}
     named |= {"data": tuple(args.data)} if args.data else {}

@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from famjax.cli import eval as eval_verb
+from famjax.cli.main import parse
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals import catalog
@@ -185,3 +187,18 @@ def test_needles_ask_for_what_ruler_asks():
         assert len({key for key, _ in pairs}) == keys
         assert len(example.targets) == values * asked
         assert sum(key in question for key in {key for key, _ in pairs}) == asked
+
+
+def test_every_flag_reaches_the_evaluation():
+    """What the command line says is what is evaluated; 1k is 1024."""
+    words = (
+        "--model a --model b --task recall,copy --task babi --lengths 1k,4096,1m --depths 0,.5 --examples 3 --data x=y "
+        "--data z --filler f.txt --longest 2k --max-new-tokens 7 --split dev --part 2/4 --again --seed 9 --output o"
+    )
+    config = eval_verb._config(parse(eval_verb, words.split()))
+    expected = EvalConfig(
+        ("a", "b"), "o", "recall,copy,babi", longest=2048, lengths=(1024, 4096, 2**20), depths=(0.0, 0.5), examples=3,
+        data=("x=y", "z"), split="dev", filler="f.txt", max_new_tokens=7, again=True, part="2/4", seed=9,
+    )  # fmt: skip
+    assert config == expected and config.tasks == ("recall", "copy", "babi") and config.part_of == (2, 4)
+    config.validate()
