@@ -59,7 +59,7 @@ def knock_out(
     for n, logprobs, correct in score_branches(model, branches, rows):
         i, name = named[n]
         found[i][name] = logprobs, correct
-    return found
+    return [{name: one[name] for name in INSTEAD if name in one} for one in found]
 
 
 def with_fam(model: Transformer, session: Session, fam: jax.Array) -> Session:

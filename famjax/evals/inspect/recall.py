@@ -147,18 +147,20 @@ def text_knock_out(
 
 def text_recall(
     model: Transformer, tokens: np.ndarray, edges: Sequence[int], sessions: Sequence[Session], rows: int,
-    passage: int = 48,
+    other: Session | None = None, passage: int = 48,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """How much FAM helps when a passage of earlier comes again.
 
-    At each edge, passages of 1, 2, 4, ... blocks before are read once more, with FAM and with a fresh one. How many
-    nats a token FAM gains is what it still knows of a passage that went through so many compressions (and of the
-    text's kind, which a fresh one does not know either: the gain at great distances).
+    At each edge, passages of 1, 2, 4, ... blocks before are read once more, with FAM and with that of another text, or
+    a fresh one where there is none. How many nats a token FAM gains is what it still knows of a passage that went
+    through so many compressions (and of the text's kind, which the other does not know either: the gain at great
+    distances).
 
     Returns:
-      rows of `updates` (compressions since the passage), `in_window` (memory segments still hold it), `gain` with a
-      95% interval over edges.
+      rows of `updates` (compressions since the passage), `in_window` (memory segments still hold it), `against` (which
+      FAM), and `gain` with a 95% interval over edges.
     """
+    against = "fresh" if other is None else "swapped"
     S, M = model.config.memory.block_size, model.config.memory.memory_segments
     length = min(passage, S)
     cases, distances = [], []
@@ -166,13 +168,13 @@ def text_recall(
         distance = 1
         while distance <= edge // S:
             begin = edge - distance * S + (S - length) // 2
-            cases.append(Case(session, tokens[begin : begin + length]))
+            cases.append(Case(session, tokens[begin : begin + length], other))
             distances.append(distance)
             distance *= 2
     found = knock_out(model, cases, rows)
-    gains = [float((one["kept"][0][1:] - one["fresh"][0][1:]).mean()) for one in found]
+    gains = [float((one["kept"][0][1:] - one[against][0][1:]).mean()) for one in found]
     rows_of = lambda distance: [gain for gain, one in zip(gains, distances, strict=True) if one == distance]
     return [
-        {"updates": distance, "in_window": distance <= M, "gain": interval(rows_of(distance))}
+        {"updates": distance, "in_window": distance <= M, "against": against, "gain": interval(rows_of(distance))}
         for distance in sorted(set(distances))
     ]

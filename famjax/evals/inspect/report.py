@@ -185,7 +185,8 @@ def _recall_table(rows: list[dict[str, Any]]) -> str:
              row["follows_other"]["share"] if row["follows_other"] else None]
             for row in rows
         ])  # fmt: skip
-    head = ["compressions since", "still in the window", "FAM's gain (nats a token)", "passages"]
+    against = rows[0]["against"] if rows else ""
+    head = ["compressions since", "still in the window", f"FAM's gain over a {against} one (nats a token)", "passages"]
     return html.table(
         head,
         [[r["updates"], "yes" if r["in_window"] else "no", _with_interval(r["gain"]), r["gain"]["n"]] for r in rows],

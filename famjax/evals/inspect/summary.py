@@ -135,10 +135,13 @@ def _recall(found: dict[str, Any]) -> list[str]:
     known = [row for row in behind if row["gain"]["low"] > 0]
     if not known:
         return ["Of passages that have left the window, FAM gains nothing that is sure (every 95% interval has 0)."]
-    far = known[-1]
+    near, far = behind[0], known[-1]
+    other = "a fresh one" if far["against"] == "fresh" else "another document's"
+    later = "compression" if near["updates"] == 1 else "compressions"
     return [
-        f"When a passage comes again, FAM gains {behind[0]['gain']['mean']:.3f} nats a token {behind[0]['updates']} "
-        f"compressions later, and is surely of use up to {far['updates']} ({far['gain']['mean']:.3f})."
+        f"When a passage comes again {near['updates']} {later} later, FAM gains {near['gain']['mean']:.3f} nats a "
+        f"token over {other}. The gain is sure (95%) at {len(known)} of {len(behind)} distances, the farthest "
+        f"{far['updates']} compressions ({far['gain']['mean']:.3f})."
     ]
 
 

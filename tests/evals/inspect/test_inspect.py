@@ -75,6 +75,8 @@ def test_a_text_with_an_answer(model_dir: Path, tmp_path: Path) -> None:
     assert found["document"]["tokens"] == 16 * 6 + 3 + 4
     assert [row["updates"] for row in found["recall"]] == [1, 2, 4]
     assert [row["in_window"] for row in found["recall"]] == [True, False, False]
+    assert all(row["against"] == "swapped" for row in found["recall"])
+    assert list(found["knock_out"]) == ["kept", "fresh", "zero", "swapped"]
     assert all("answer_moves" in one for one in found["knock_out"].values())
     assert found["attention"]["answer"] is not None
 
