@@ -6,6 +6,7 @@ answers to a question or the questions about a book, share the reading of what t
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,9 @@ from famjax.nn.model import parameters
 from famjax.runtime.model_dir import split_step
 
 log = logging.getLogger(__name__)
+
+# The harness draws for its standard errors in forked processes, and a fork of a process that runs jax may hang.
+os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
 # Text of so many characters is held as tokens at a time.
 CHARACTERS_AT_ONCE = 2**24
