@@ -132,16 +132,18 @@ def stream(
 def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarray]]:
     """What a memory holds, row by row: blocks oldest first, and FAMs newest first, without unused room."""
     S, R, P = config.memory.block_size, config.memory.memory_segments + 1, config.memory.previous_fams
-    rows = []
+    layers, rows = state.layers, []
+    if isinstance(layers, tuple):  # as streaming has them
+        layers = jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
     for b, (position, updates) in enumerate(zip(state.position.tolist(), state.fam_updates.tolist(), strict=True)):
         current, waiting = divmod(position, S)
         fams = min(P, updates + 1)
         row = {"position": np.array(position)}
         if config.memory.fam_length:
-            row |= {name: np.asarray(getattr(state.layers, name)[:, b, :fams]) for name in ("fam", "fam_k", "fam_v")}
+            row |= {name: np.asarray(getattr(layers, name)[:, b, :fams]) for name in ("fam", "fam_k", "fam_v")}
             row |= {"fam_updates": np.array(updates)}
         for name in ("k", "v"):
-            ring = np.asarray(getattr(state.layers, name)[:, b])
+            ring = np.asarray(getattr(layers, name)[:, b])
             past = [ring[:, n % R] for n in range(max(0, current - R + 1), current)]
             parts = [*past, ring[:, current % R][..., :waiting, :]]
             row[name] = np.concatenate(parts, axis=-2)

@@ -88,6 +88,46 @@ def attend(
     )
 
 
+def few_queries(q_KGQH: Any) -> bool:
+    """True in decoding: a key is then met by few queries, and reading keys and values is what attention costs."""
+    return q_KGQH.shape[-3] * q_KGQH.shape[-2] * 4 <= q_KGQH.shape[-1]
+
+
+def attend_ring(
+    q_KGQH: Any, ring: Source, others: list[Source], rope_settings: Rope | float, scale: float = 0.0, cap: float = 0.0
+) -> Any:
+    """`attend` to the slots of a ring, which lie in one array, and to other sources.
+
+    For few queries each slot has a softmax of its own, and these are put together at the end: so no key is copied
+    to be a source by itself.
+
+        softmax over A and B together = (Z_A softmax(A) + Z_B softmax(B)) / (Z_A + Z_B),   Z = sum exp(scores)
+
+    Args:
+      q_KGQH: [B, K, G, Q, H], see `attend`.
+      ring: keys and values [B, R, K, C, H], visible [B, R, ...], distance [B, R].
+      others: see `attend`; leading axis B.
+      rope_settings, scale, cap: see `Scoring`.
+    """
+    if not few_queries(q_KGQH):
+        slots = [jax.tree.map(lambda x, r=r: x[:, r], ring) for r in range(ring.k.shape[1])]
+        slots = slots if len(slots) > 1 else [slots[0]._replace(distance=0)]
+        return attend(q_KGQH, [*slots, *others], rope_settings, scale, cap)
+    q_KGQH = q_KGQH * (scale or 1.0 / math.sqrt(q_KGQH.shape[-1]))
+
+    def part(q: Any, sources: list[Source]) -> tuple[Any, Any]:
+        queries, keys = zip(*(_meet(q, source, rope_settings) for source in sources), strict=True)
+        return _weigh(queries, keys, tuple(s.v for s in sources), tuple(s.visible for s in sources), cap)
+
+    weighted, log_total = part(q_KGQH[:, None], [ring])
+    if others:
+        beside = [x[:, None] for x in part(q_KGQH, others)]
+        weighted, log_total = (
+            jnp.concatenate(pair, axis=1) for pair in zip((weighted, log_total), beside, strict=True)
+        )
+    return (jax.nn.softmax(log_total, axis=1) * weighted).sum(axis=1).astype(q_KGQH.dtype)
+
+
 def attention_to(
     q_KGQH: Any, sources: list[Source], marks: list[Any], rope_settings: Rope | float, scale: float = 0.0,
     cap: float = 0.0,
@@ -110,7 +150,12 @@ def attention_to(
 
 
 def _scores(q_KGQH: Any, k_KCH: Any, visible: Any, cap: float) -> Any:
-    scores = jnp.einsum("...KGQH,...KCH->...KGQC", q_KGQH, k_KCH, preferred_element_type=jnp.float32)
+    if few_queries(q_KGQH):
+        # Turning the scores is cheaper here than what some compilers do, turning the keys.
+        scores = jnp.einsum("...KCH,...KGQH->...KCGQ", k_KCH, q_KGQH, preferred_element_type=jnp.float32)
+        scores = jnp.moveaxis(scores, -3, -1)
+    else:
+        scores = jnp.einsum("...KGQH,...KCH->...KGQC", q_KGQH, k_KCH, preferred_element_type=jnp.float32)
     scores = cap * jnp.tanh(scores / cap) if cap else scores
     return scores if visible is None else jnp.where(visible, scores, HIDDEN)
 

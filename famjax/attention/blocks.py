@@ -1,9 +1,8 @@
-"""One layer over blocks of tokens: the same mathematics for whole sequences and for streaming.
+"""One layer over whole blocks of tokens (layer-major); `streaming.py` has the same mathematics for streaming.
 
-`whole_blocks` takes N blocks at once (training, prefill): all tokens are projected together, FAM
-runs through them in a scan of F rows a block, then all blocks attend side by side.
-`part_of_block` takes some tokens of one block (streaming, decoding): its keys are the ring. Both
-return what the layer passes up, and the layer's memory after these tokens.
+`whole_blocks` takes N blocks at once: all tokens are projected together, FAM runs through them in a scan of
+F rows a block, then all blocks attend side by side. It returns what the layer passes up, and the layer's
+memory after these tokens.
 """
 
 import functools
@@ -26,6 +25,7 @@ from famjax.attention.memory import (
     fam_attention_to,
     fam_sources,
     refresh_keys,
+    segments_in_reach,
     select_rows,
     update_fam,
 )
@@ -77,20 +77,13 @@ def _sources_of_blocks(
     return [*sources, _own_block(*own, offset, config)], [*kinds, "own"]
 
 
-def _segments_in_reach(config: MemoryConfig) -> int:
-    """How many of the M memory segments any token of a block can see: all, unless a token window is shorter."""
-    if not config.token_window:
-        return config.memory_segments
-    return min(config.memory_segments, -(-(config.token_window - 1) // config.block_size))
-
-
 def _at_once(queries: tuple[int, ...], config: MemoryConfig, budget_mib: float) -> tuple[int, int]:
     """(rows, blocks) whose float32 scores fit the budget: all rows of some blocks, or some rows of one.
     queries: the shape of the queries, [B, N, K, G, S, H]."""
     rows, blocks = queries[:2]
     if not budget_mib:
         return rows, blocks
-    columns = (_segments_in_reach(config) + 1) * config.block_size + config.previous_fams * config.fam_length
+    columns = (segments_in_reach(config) + 1) * config.block_size + config.previous_fams * config.fam_length
     scores_per_block = math.prod(queries[2:-1]) * columns
     fit = max(1, int(budget_mib * 2**20 / (4 * scores_per_block)))
     largest = lambda count, most: max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
@@ -232,7 +225,7 @@ def _prepare(
             (fam_kv, looked), fam = _scan_fam(
                 layer, refresh(memory), refresh(initial), k, v, where, config, each_update
             )
-    past = tuple(ring[:, M - _segments_in_reach(config) :] for ring in previous)
+    past = tuple(ring[:, M - segments_in_reach(config) :] for ring in previous)
     seen = _Seen(q, (k, v), past, fam_kv, (where.blocks_before, where.fam_updates, where.origin))
     k_ring, v_ring = (
         _to_ring(jnp.concatenate(pair, axis=1), where, config) for pair in zip(previous, (k, v), strict=True)
@@ -277,78 +270,3 @@ def _to_ring(past: Any, where: Blocks, config: MemoryConfig) -> Any:
     waiting = jnp.where(back == 0, (where.count % config.block_size)[:, None], config.block_size)
     real = np.arange(config.block_size) < waiting[:, :, None]
     return jnp.where(real[:, :, None, :, None], ring, 0)
-
-
-def part_of_block(
-    layer: LayerWeights, x_BQD: Any, memory: LayerMemory, where: Blocks, config: MemoryConfig
-) -> tuple[Any, LayerMemory]:
-    """One layer over up to S tokens that lie within one block of each row (block-major, streaming).
-
-    Args:
-      layer: the layer's weights.
-      x_BQD: input activations of tokens `offset .. offset + Q - 1`; the first `count` are real.
-      memory: the layer's memory before these tokens.
-      where: positions, with N = 1. No row's real tokens pass the end of its block.
-      config: the memory's settings for this layer.
-
-    Returns:
-      Output activations [B, Q, D] and the layer's memory. Rows whose block became full have a new FAM.
-    """
-    S, R = config.block_size, config.memory_segments + 1
-    B, Q, _ = x_BQD.shape
-    offset = where.offset[:, None] + np.arange(Q)
-    q, k, v = layer.queries_keys_values(x_BQD, offset)
-    current = where.blocks_before[:, 0]
-    slot = current % R
-    # Padding is given an offset outside the ring, where a scatter drops it.
-    target = jnp.where(np.arange(Q) < where.count[:, None], offset, S)
-    write = lambda ring, new: ring.at[np.arange(B)[:, None], slot[:, None], :, target].set(
-        jnp.moveaxis(new, 1, 2).astype(ring.dtype), mode="drop"
-    )
-    k_ring, v_ring = write(memory.k, k), write(memory.v, v)
-    sources = _ring_sources(k_ring, v_ring, offset, current, config)
-    if config.fam_length:
-        origin = where.origin[:, 0] if where.origin is not None else None
-        sources += fam_sources(memory.fam_k, memory.fam_v, where.fam_updates[:, 0], origin, config)
-    with jax.named_scope("block_attention"):
-        heads = attend(q, sources, *layer.scoring)
-    y = layer.finish(heads, x_BQD)
-    fam = (memory.fam, memory.fam_k, memory.fam_v)
-    if config.fam_length:
-        fam = _update_full_rows(layer, fam, k_ring, v_ring, slot, where, config)
-    return y, LayerMemory(k_ring, v_ring, *fam)
-
-
-def _ring_sources(k_ring: Any, v_ring: Any, offset: Any, current: Any, config: MemoryConfig) -> list[Source]:
-    """Every slot of the ring as a source; which block a slot holds differs from row to row."""
-    S, R = config.block_size, config.memory_segments + 1
-    sources = []
-    for r in range(R):
-        back = (current - r) % R
-        k, v = k_ring[:, r], v_ring[:, r]
-        if config.stop_gradient:
-            past = back > 0
-            k, v = (select_rows(past, jax.lax.stop_gradient(x), x) for x in (k, v))
-        distance = back * S
-        away = distance[:, None, None]
-        visible = masks.causal(offset[:, :, None], np.arange(S), away)
-        visible &= masks.in_same_document(back, current)[:, None, None]
-        if config.token_window:
-            visible &= masks.within_window(offset[:, :, None], np.arange(S), away, config.token_window)
-        sources.append(Source(k, v, visible[:, None, None], distance if R > 1 else 0))
-    return sources
-
-
-def _update_full_rows(
-    layer: LayerWeights, fam: Any, k_ring: Any, v_ring: Any, slot: Any, where: Blocks, config: MemoryConfig
-) -> Any:
-    """A new FAM for the rows whose block is full; no work at all while none is."""
-
-    def update(fam: Any) -> Any:
-        block = lambda ring: jnp.take_along_axis(ring, slot[:, None, None, None, None], axis=1)[:, 0]
-        origin = where.origin[:, 0] if where.origin is not None else None
-        with jax.named_scope("fam_recurrence"):
-            new = update_fam(layer, fam, block(k_ring), block(v_ring), where.fam_updates[:, 0], origin, config)
-        return select_rows(where.full[:, 0], new, fam)
-
-    return jax.lax.cond(where.full.any(), update, lambda fam: fam, fam)

@@ -76,7 +76,9 @@ class MemoryState:
         ring's current block, which FAM has not yet seen.
       fam_updates: int32 [B], how often FAM was made from its predecessor. 0: it is the learned
         prompt, which carries no context, so the next update adds no residual.
-      layers: `LayerMemory` with a leading axis L.
+      layers: `LayerMemory` with a leading axis L, as training and whole sequences have it; or, for streaming,
+        a tuple of L of them, one a layer. By itself a layer's ring is written in place, and that of a layer
+        with a short window may have fewer blocks (`ring_blocks`).
     """
 
     position: Any
@@ -88,9 +90,30 @@ class MemoryState:
 _RING_AXES = ("layers", "batch", None, "kv_heads", None, "head_dim")
 _FAM_KEY_AXES = ("layers", "batch", None, "kv_heads", "fam", "head_dim")
 _FAM_AXES = ("layers", "batch", None, "fam", None)  # an activation: never cut along D
-MEMORY_AXES = MemoryState(
-    ("batch",), ("batch",), LayerMemory(_RING_AXES, _RING_AXES, _FAM_AXES, _FAM_KEY_AXES, _FAM_KEY_AXES)
-)
+_STACKED_AXES = (_RING_AXES, _RING_AXES, _FAM_AXES, _FAM_KEY_AXES, _FAM_KEY_AXES)
+MEMORY_AXES = MemoryState(("batch",), ("batch",), LayerMemory(*_STACKED_AXES))
+# Of one layer's memory by itself.
+LAYER_AXES = LayerMemory(*(axes[1:] for axes in _STACKED_AXES))
+
+
+def over_rows(f: Callable[..., Any], *states: MemoryState) -> MemoryState:
+    """f(axis, *arrays) of each array of some memories; `axis` is the one that counts the rows."""
+    axis = 1 if isinstance(states[0].layers, LayerMemory) else 0
+    layers = jax.tree.map(lambda *arrays: f(axis, *arrays), *(state.layers for state in states))
+    position, updates = (f(0, *numbers) for numbers in zip(*((s.position, s.fam_updates) for s in states), strict=True))
+    return MemoryState(position, updates, layers)
+
+
+def ring_blocks(config: MemoryConfig) -> int:
+    """Blocks that the ring of a layer needs: those that some query of a block can see, its own among them."""
+    return segments_in_reach(config) + 1
+
+
+def segments_in_reach(config: MemoryConfig) -> int:
+    """How many of the M memory segments any token of a block can see: all, unless a token window is shorter."""
+    if not config.token_window:
+        return config.memory_segments
+    return min(config.memory_segments, -(-(config.token_window - 1) // config.block_size))
 
 
 def select_rows(mask_B: Any, new: Any, old: Any) -> Any:

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides
+from famjax.cli.flags import add_gin_arguments, add_memory_arguments, add_mesh_argument, memory_overrides
 from famjax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ report.html and plots. docs/evaluation.md tells every task and where its data is
 
 # Flags that are fields of `EvalConfig`.
 SAME = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "examples", "filler", "split",
-        "max_new_tokens", "part")  # fmt: skip
+        "max_new_tokens", "part", "mesh")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_task_arguments(parser)
     _add_harness_arguments(parser)
+    add_mesh_argument(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser, default_files=("gin/runs/eval.gin",))
 

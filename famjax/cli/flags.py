@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 
-from famjax.config import ConfigError, InferConfig
+from famjax.config import ConfigError, InferConfig, check_mesh
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser, default_files: tuple[str, ...] = ()) -> None:
@@ -48,8 +48,26 @@ def add_infer_arguments(parser: argparse.ArgumentParser, batch_help: str) -> Non
     """`--model`, `--batch-size`, the memory's flags and gin's: what `score` and `generate` share; see `settle`."""
     parser.add_argument("--model", metavar="DIR", help="a model directory")
     parser.add_argument("--batch-size", type=int, metavar="B", help=f"{batch_help} ({InferConfig.batch_size})")
+    add_mesh_argument(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser)
+
+
+def add_mesh_argument(parser: argparse.ArgumentParser) -> None:
+    """`--mesh`, as gin's `MESH`."""
+    parser.add_argument(
+        "--mesh", type=_mesh, metavar="AXIS=N,AXIS=N",
+        help="devices along data, fsdp and tensor, for example tensor=4 (one device)",
+    )  # fmt: skip
+
+
+def _mesh(text: str) -> dict[str, int]:
+    try:
+        mesh = {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no mesh; write for example fsdp=4,tensor=2") from None
+    check_mesh(mesh)
+    return mesh
 
 
 def settle(args: argparse.Namespace) -> None:
@@ -70,3 +88,4 @@ def settle(args: argparse.Namespace) -> None:
         name = "model" if field.name == "model_dir" else field.name
         if getattr(args, name, "") is None:
             setattr(args, name, getattr(config, field.name))
+    check_mesh(args.mesh)

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             file = sessions.read_file(args.state_in)
             sessions.check_memory(file, override_memory(config, **memory_overrides(args)))
         enable()
-        model = load(args.model, **memory_overrides(args))
+        model = load(args.model, args.mesh, **memory_overrides(args))
         session = sessions.restore(file, model) if file else sessions.start(model)
         del file
         if args.input:

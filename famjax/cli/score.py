@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from famjax.runtime.compilation_cache import enable
 
     enable()
-    model = load(args.model, **memory_overrides(args))
+    model = load(args.model, args.mesh, **memory_overrides(args))
     lines = [""] * len(documents)
     for index, logprobs in _scores(model, documents, args.batch_size, args.streaming):
         lines[index] = _line(logprobs, len(documents[index]), index)

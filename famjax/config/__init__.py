@@ -8,6 +8,7 @@ from famjax.config.checks import ConfigError, check_sequence_length
 from famjax.config.data import PACKINGS, SOURCE_KINDS, SOURCE_ROWS, TASKS, DataConfig, PassKeyConfig, SourceConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.inference import InferConfig
+from famjax.config.mesh import MESH_AXES, check_mesh, mesh_sizes
 from famjax.config.model import (
     ACTIVATIONS,
     ATTENTION_KERNELS,
@@ -27,7 +28,7 @@ from famjax.config.model import (
     Rope,
 )
 from famjax.config.optimizer import OPTIMIZERS, PARAMETER_SETTINGS, SCHEDULES, TRAINED, OptimizerConfig
-from famjax.config.train import MESH_AXES, TrainConfig
+from famjax.config.train import TrainConfig
 
 __all__ = [
     "ACTIVATIONS",
@@ -63,5 +64,7 @@ __all__ = [
     "TASKS",
     "TRAINED",
     "TrainConfig",
+    "check_mesh",
     "check_sequence_length",
+    "mesh_sizes",
 ]

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, probability
+from famjax.config.mesh import check_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class EvalConfig:
       alignments: so many alignments, spread evenly; 0 is all of them.
       key_digits: digits of a key.
       batch_size: documents read side by side.
+      mesh: devices along `data`, `fsdp` and `tensor`, as in training.
       seed: of the keys; training draws its own.
       block_size, memory_segments, fam_length: other memory settings than the models'; None keeps them.
     """
@@ -58,6 +60,7 @@ class EvalConfig:
     alignments: int = 0
     key_digits: int = 5
     batch_size: int = 64
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 1
     block_size: int | None = None
     memory_segments: int | None = None
@@ -71,6 +74,7 @@ class EvalConfig:
             raise ConfigError("no task to evaluate; add --task NAME (famjax eval --list shows them)")
         if "text" in self.tasks and not self.sources:
             raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt'")
+        check_mesh(self.mesh)
         for name in ("longest", "examples", "max_new_tokens", "alignments"):
             at_least(name, getattr(self, name), 0)
         if not self.lengths or not self.depths:

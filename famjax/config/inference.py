@@ -11,6 +11,7 @@ class InferConfig:
       model_dir: the model.
       batch_size: rows side by side.
       block_size, memory_segments, fam_length: other memory settings than the model's; None keeps them.
+      mesh: devices along `data`, `fsdp` and `tensor`, as in training.
       seed: of the draws.
       max_tokens: made at most.
       temperature, top_k, top_p, repetition_penalty: how a token is drawn (`infer/settings.py`); a temperature of
@@ -22,6 +23,7 @@ class InferConfig:
     block_size: int | None = None
     memory_segments: int | None = None
     fam_length: int | None = None
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
     max_tokens: int = 256
     temperature: float | None = None

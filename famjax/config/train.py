@@ -8,10 +8,9 @@ import sys
 from famjax.config.checks import ConfigError, at_least, check_sequence_length, check_types, nearest_multiples, one_of
 from famjax.config.data import TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
+from famjax.config.mesh import check_mesh, mesh_sizes
 from famjax.config.model import ModelConfig
 from famjax.config.optimizer import OptimizerConfig
-
-MESH_AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +93,7 @@ class TrainConfig:
     @property
     def mesh_sizes(self) -> tuple[int, int, int]:
         """Devices along `data`, `fsdp` and `tensor`."""
-        data, fsdp, tensor = (self.mesh.get(axis, 1) for axis in MESH_AXES)
-        return data, fsdp, tensor
+        return mesh_sizes(self.mesh)
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -118,11 +116,7 @@ class TrainConfig:
         self._check_checkpoints()
         self._check_watching()
         self._check_trained()
-        for axis, size in self.mesh.items():
-            one_of("MESH axis", axis, MESH_AXES)
-            if not isinstance(size, int) or isinstance(size, bool):
-                raise ConfigError(f"MESH axis {axis} is {size!r}; it must be a number of devices")
-            at_least(f"MESH axis {axis}", size, 1)
+        check_mesh(self.mesh)
         at_least("MICROBATCHES", self.microbatches, 1)
         for name in ("loss_chunk", "z_loss"):
             at_least(name, getattr(self, name), 0)

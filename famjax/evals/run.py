@@ -23,7 +23,7 @@ from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
-from famjax.nn.model import Transformer, parameters, with_memory
+from famjax.nn.model import Transformer, each_parameter, with_memory
 from famjax.runtime.model_dir import read_config, split_step, write_text
 
 # Settings of a model that change how it is computed, not what.
@@ -116,7 +116,7 @@ def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:
 def model_fingerprint(model: Transformer) -> str:
     """Of weights and all settings that matter to what it says, its memory's too."""
     settings = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
-    return fingerprint(json.dumps(settings, sort_keys=True, default=str), parameters(model))
+    return fingerprint(json.dumps(settings, sort_keys=True, default=str), each_parameter(model))
 
 
 def _evaluate(
@@ -124,7 +124,7 @@ def _evaluate(
 ) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
     """One model's entry of the results, and its answers by task."""
     overrides = {field: getattr(config, field) for field in ("block_size", "memory_segments", "fam_length")}
-    model = load(subject.path, **overrides)
+    model = load(subject.path, config.mesh, **overrides)
     identity = model_fingerprint(model)
     entry: dict[str, Any] = {
         "name": name, "model_dir": str(subject.path), "label": f"{name} ({describe(model.config)})",

@@ -165,6 +165,6 @@ def _read_window(
 ) -> tuple[Any, MemoryState]:
     """Something to wait for, and the memory after these tokens; a fresh row starts a text."""
     model = nnx.merge(graphdef, params)
-    memory = select_rows(fresh_B, model.initial_state(len(count_B)), memory)
+    memory = select_rows(fresh_B, model.streaming_state(len(count_B)), memory)
     _, memory = extend(model, tokens_BT, count_B, memory, lambda model, hidden, index: ())
     return count_B.sum(), memory

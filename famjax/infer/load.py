@@ -1,26 +1,67 @@
-"""From a model directory to a model."""
+"""From a model directory to a model that is ready to read and write."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 from flax import nnx
+from jax.sharding import Mesh
 
-from famjax.nn.model import Transformer, create, parameter_shapes
-from famjax.runtime.checkpoint import load_model
+from famjax.config import ModelConfig, mesh_sizes
+from famjax.nn.lora import merge
+from famjax.nn.model import Transformer, apart, create, parameter_axes, parameter_shapes
+from famjax.runtime import sharding
+from famjax.runtime.checkpoint import FAM, load_model
+from famjax.runtime.mesh import make_mesh
 
 
-def load(model_dir: str | Path, **memory: int | None) -> Transformer:
+def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory: int | None) -> Transformer:
     """The model of a directory, with other memory settings where some are given.
+
+    LoRA is merged, weights have the type that they are multiplied in, and every layer has its own (`apart`).
+    None of this changes a number that the model makes, but for LoRA's rounding.
 
     Args:
       model_dir: what `famjax train` wrote.
+      mesh: devices along `data`, `fsdp` and `tensor`. Weights are read straight to their places there, and what the
+        model is asked for is computed there, by the rules of training (`runtime/sharding.py`). None is one device.
       memory: `block_size`, `memory_segments`, `fam_length`; None changes nothing.
 
     Raises:
-      ConfigError: see `runtime.checkpoint.load_model`.
+      ConfigError: see `runtime.checkpoint.load_model`; more devices are asked for than there are.
     """
-    config, params = load_model(model_dir, parameter_shapes, **memory)
+    sizes = mesh_sizes(dict(mesh or {}))
+    devices = make_mesh(sizes) if sizes != (1, 1, 1) else None
+    shapes = parameter_shapes if devices is None else functools.partial(_placed_shapes, mesh=devices)
+    config, params = load_model(model_dir, shapes, **memory)
+    params, config = merge(params, config)
+    if devices is not None:  # what was merged lies where its parts did
+        params = jax.device_put(params, sharding.shardings(parameter_axes(config), params, devices))
     # A kernel that was asked for where it was trained need not run here.
     config = dataclasses.replace(config, attention_kernel="auto")
+    params = {name: part if name == FAM else _rounded(part, config.dtype, name) for name, part in params.items()}
     model: Transformer = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: create(config))), params)
-    return model
+    if devices is not None:
+        on_mesh(model, devices)
+    return apart(model)
+
+
+def on_mesh(model: Transformer, mesh: Mesh) -> None:
+    """Makes a model, whose weights are on a mesh, compute there."""
+    model.constrain = functools.partial(sharding.constrain, mesh=mesh)
+    model.per_device = functools.partial(sharding.per_device, mesh=mesh)
+    model.platform = mesh.devices.flat[0].platform
+
+
+def _placed_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    shapes = parameter_shapes(config)
+    return sharding.with_shardings(shapes, sharding.shardings(parameter_axes(config), shapes, mesh))
+
+
+def _rounded(part: Any, dtype: str, name: str) -> Any:
+    """Matrices in the compute dtype, which every product rounds them to anyway; norms work in float32."""
+    axes_of_norm = 2 if name == "layers" else 1
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > axes_of_norm else x, part)

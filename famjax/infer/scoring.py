@@ -205,7 +205,7 @@ def _score_window(
         return next_token_scores(model, hidden, jnp.take_along_axis(next_BT, index, axis=1))
 
     model = nnx.merge(graphdef, params)
-    state = select_rows(fresh_B, model.initial_state(len(count_B)), state)
+    state = select_rows(fresh_B, model.streaming_state(len(count_B)), state)
     return extend(model, tokens_BT, count_B, state, emit)
 
 

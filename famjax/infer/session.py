@@ -6,10 +6,10 @@ waits after its answer look alike, nothing is read twice, and no scores have to 
 
 The file is one safetensors file: the tensors of one row, and as metadata what they belong to.
 
-    k, v          [L, R, K, S, H]   the ring of blocks
-    fam           [L, P, F, D]      feedback activations, float32
-    fam_k, fam_v  [L, P, K, F, H]   their keys and values
-    recent        [RECENT] int32    the last tokens, the pending one last; -1 where there are none
+    L.k, L.v          [R, K, S, H]  the ring of blocks of layer L
+    L.fam             [P, F, D]     feedback activations, float32
+    L.fam_k, L.fam_v  [P, K, F, H]  their keys and values
+    recent            [RECENT] int32  the last tokens, the pending one last; -1 where there are none
     metadata      format, version; model, fam (fingerprints); memory (JSON); position, fam_updates
 """
 
@@ -27,15 +27,15 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from famjax.attention.memory import LayerMemory, MemoryState
+from famjax.attention.memory import LayerMemory, MemoryState, over_rows
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import RECENT
-from famjax.nn.model import Transformer, parameters
+from famjax.nn.model import Transformer, each_parameter
 from famjax.runtime.distributed import whole
 from famjax.runtime.model_dir import write_bytes
 
-FORMAT, VERSION = "famjax session", "1"
+FORMAT, VERSION = "famjax session", "2"
 
 _LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory))
 # Settings of the memory that only training uses.
@@ -67,43 +67,34 @@ def start(model: Transformer, batch: int = 1) -> Session:
 
 def repeat_rows(session: Session, times: int) -> Session:
     """Every row `times` times, copies side by side."""
-    repeat = lambda axis: lambda x: jnp.repeat(x, times, axis=axis)
-    layers = jax.tree.map(repeat(1), session.memory.layers)
-    position, updates, recent = map(repeat(0), (session.memory.position, session.memory.fam_updates, session.recent))
-    return Session(MemoryState(position, updates, layers), recent)
+    repeat = lambda axis, x: jnp.repeat(x, times, axis=axis)
+    return Session(over_rows(repeat, session.memory), repeat(0, session.recent))
 
 
 def take_row(session: Session, row: int) -> Session:
     """One of several sessions by itself."""
-    cut = lambda x: x[row : row + 1]
-    layers = jax.tree.map(lambda x: x[:, row : row + 1], session.memory.layers)
-    return Session(
-        MemoryState(cut(session.memory.position), cut(session.memory.fam_updates), layers), cut(session.recent)
-    )
+    cut = lambda axis, x: jax.lax.slice_in_dim(x, row, row + 1, axis=axis)
+    return Session(over_rows(cut, session.memory), session.recent[row : row + 1])
 
 
 def join_rows(sessions: Sequence[Session]) -> Session:
     """Sessions side by side, in this order: what `take_row` takes apart. Copies, so the result may be given away."""
     # A single array would be handed on as it is.
-    join = lambda axis: lambda *parts: jnp.concatenate(parts, axis=axis) if len(parts) > 1 else jnp.array(parts[0])
-    memories = [session.memory for session in sessions]
-    layers = jax.tree.map(join(1), *(memory.layers for memory in memories))
-    per_row = ([memory.position for memory in memories], [memory.fam_updates for memory in memories])
+    join = lambda axis, *parts: jnp.concatenate(parts, axis=axis) if len(parts) > 1 else jnp.array(parts[0])
     recent = np.concatenate([whole(session.recent) for session in sessions])
-    return Session(MemoryState(*(join(0)(*parts) for parts in per_row), layers), recent)
+    return Session(over_rows(join, *(session.memory for session in sessions)), recent)
 
 
 @functools.partial(jax.jit, donate_argnames=("memory",))
 def set_row(memory: MemoryState, row: Any, one: MemoryState) -> MemoryState:
     """A memory whose row is that of `one`, a memory of one row. `memory` is given away (its arrays are used again)."""
-    layers = jax.tree.map(lambda x, y: x.at[:, row].set(y[:, 0]), memory.layers, one.layers)
-    per_row = (memory.position.at[row].set(one.position[0]), memory.fam_updates.at[row].set(one.fam_updates[0]))
-    return MemoryState(*per_row, layers)
+    put = lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, axis)
+    return over_rows(put, memory, one)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "batch"))
 def _initial_state(graphdef: Any, params: Any, batch: int) -> MemoryState:
-    return nnx.merge(graphdef, params).initial_state(batch)
+    return nnx.merge(graphdef, params).streaming_state(batch)
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -122,7 +113,7 @@ def save(path: str | Path, session: Session, model: Transformer) -> None:
     memory = session.memory
     if len(session.recent) != 1:
         raise ValueError(f"a session file holds one row, not {len(session.recent)}")
-    tensors = {name: np.ascontiguousarray(np.asarray(getattr(memory.layers, name))[:, 0]) for name in _LAYERS}
+    tensors = {name: np.ascontiguousarray(np.asarray(x)[0]) for name, x in _tensors(memory.layers).items()}
     tensors["recent"] = np.ascontiguousarray(np.asarray(session.recent)[0])
     metadata = {
         "format": FORMAT,
@@ -179,9 +170,8 @@ def restore(file: SessionFile, model: Transformer) -> Session:
         same = file.metadata.get("model") == fingerprints["model"]
         what = "with another FAM prompt than the model has" if same else "by another model"
         raise ConfigError(f"{file.path} was made {what}; only the model that read a text can go on with it")
-    expected = jax.eval_shape(functools.partial(model.initial_state, 1)).layers
-    shapes = {name: getattr(expected, name) for name in _LAYERS}
-    shapes = {name: ((x.shape[0], *x.shape[2:]), x.dtype) for name, x in shapes.items()}
+    expected = _tensors(jax.eval_shape(functools.partial(model.streaming_state, 1)).layers)
+    shapes = {name: (x.shape[1:], x.dtype) for name, x in expected.items()}
     shapes["recent"] = ((RECENT,), np.dtype(np.int32))
     if {name: (x.shape, x.dtype) for name, x in file.tensors.items()} != shapes:
         raise ConfigError(f"{file.path} is damaged: its tensors have other names, shapes or types than the model's")
@@ -190,8 +180,14 @@ def restore(file: SessionFile, model: Transformer) -> Session:
     except (KeyError, ValueError, OverflowError):
         raise ConfigError(f"{file.path} is damaged: its position cannot be read") from None
     # Copies: a session is donated to the device, which must not write into the file's pages.
-    layers = LayerMemory(**{name: jnp.array(file.tensors[name])[:, None] for name in _LAYERS})
-    return Session(MemoryState(*numbers, layers), np.array(file.tensors["recent"])[None])
+    array = lambda name: jnp.array(file.tensors[name])[None]
+    layers = [LayerMemory(**{f: array(f"{i}.{f}") for f in _LAYERS}) for i in range(model.config.num_layers)]
+    return Session(MemoryState(*numbers, tuple(layers)), np.array(file.tensors["recent"])[None])
+
+
+def _tensors(layers: tuple[LayerMemory, ...]) -> dict[str, Any]:
+    """{"0.k": ..., "0.v": ..., ...}."""
+    return {f"{i}.{field}": getattr(layer, field) for i, layer in enumerate(layers) for field in _LAYERS}
 
 
 def _settings(memory: MemoryConfig) -> dict[str, Any]:
@@ -200,7 +196,11 @@ def _settings(memory: MemoryConfig) -> dict[str, Any]:
 
 def _fingerprints(model: Transformer) -> dict[str, str]:
     """Of the model without its memory, and of what FAM starts from: which of the two differs is worth telling."""
-    params = parameters(model)
-    fam = params.pop("fam", {})
     config = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
-    return {"model": fingerprint(json.dumps(config, sort_keys=True), params), "fam": fingerprint("", fam)}
+    is_fam = lambda name: name.startswith("['fam']")
+    return {
+        "model": fingerprint(
+            json.dumps(config, sort_keys=True), ((n, x) for n, x in each_parameter(model) if not is_fam(n))
+        ),
+        "fam": fingerprint("", ((n, x) for n, x in each_parameter(model) if is_fam(n))),
+    }

@@ -2,21 +2,21 @@
 
 Two orders of the same computation (paper section 3). `__call__` is layer-major: each layer takes
 all blocks at once; training and prefill use it. `read` is block-major: all layers take up to one
-block; streaming uses it. Both call the layer in `attention/blocks.py` and pass a `MemoryState` in
-and out, so a text can be cut between calls.
+block; streaming uses it. Both call the same layer (`attention/blocks.py`, `attention/streaming.py`)
+and pass a `MemoryState` in and out, so a text can be cut between calls.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from famjax.attention import blocks, fused, memory, positions
+from famjax.attention import blocks, fused, memory, positions, streaming
 from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.config import ModelConfig
 from famjax.nn.block import Block
@@ -55,9 +55,13 @@ class Transformer(nnx.Module):
     `per_device` (there, too), which runs a kernel on every device's part, and the mesh's `platform`.
 
     `layer_keys`, set by a training with dropout, gives as many random keys as it is asked for; None drops nothing.
+
+    `layers` is one `Block` whose weights have a leading axis L, which loops over layers want; or, with `stacked`
+    False, a list of L blocks (`apart`), which streaming wants: a product with a part of a larger array copies
+    that part first, and for a single token this costs as much as the product.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stacked: bool = True):
         V, D, dtype = config.vocab_size, config.d_model, config.param_dtype
         self.config = config
         self.constrain: Callable[[Any, tuple[str | None, ...]], Any] = unconstrained
@@ -65,7 +69,8 @@ class Transformer(nnx.Module):
         self.platform = ""  # that of jax's default devices
         self.layer_keys: Callable[[int], Any] | None = None
         self.embedding = weight(rngs, (V, D), config.embedding_std, ("vocab", "embed"), dtype)
-        self.layers = Block(config, rngs, stack=(config.num_layers,))
+        L = config.num_layers
+        self.layers = Block(config, rngs, (L,)) if stacked else nnx.List([Block(config, rngs) for _ in range(L)])
         self.final_norm = Norm(config, D)
         if not config.tie_embeddings:
             self.unembedding = weight(rngs, (D, V), D**-0.5, ("embed", "vocab"), dtype)
@@ -149,7 +154,8 @@ class Transformer(nnx.Module):
 
         Args:
           tokens_BQ: int32 [B, Q], Q at most S.
-          state: the memory before these tokens; rows may stand at different positions.
+          state: the memory before these tokens; rows may stand at different positions. One of the form of
+            `streaming_state` is written in place where it is given away, else it is copied.
           count_B: real tokens of each row, which must fit what is left of the row's block
             (`room` tells); None where all are real. A row with 0 stays as it is.
           shift_B: see `__call__`.
@@ -167,10 +173,12 @@ class Transformer(nnx.Module):
             count_B = jnp.full(tokens_BQ.shape[0], tokens_BQ.shape[1], jnp.int32)
         where = positions.of_part(state.position, state.fam_updates, count_B, config, shift_B)
 
-        def layer(weights: Block, x: Any, layer_memory: LayerMemory) -> tuple[Any, LayerMemory]:
-            return blocks.part_of_block(weights, x, layer_memory, where, weights.memory)
-
-        x, layers = self._through_layers(layer, self.embed(tokens_BQ), state.layers)
+        x, memories = self.embed(tokens_BQ), []
+        for i, block in enumerate(self._blocks()):
+            x, after = streaming.part_of_block(block, x, _of_layer(state.layers, i), where, block.memory)
+            x = self.constrain(x, ACTIVATION_AXES[:1] + ACTIVATION_AXES[2:])
+            memories.append(self.constrain(after, memory.LAYER_AXES))
+        layers = _stack(memories) if isinstance(state.layers, LayerMemory) else tuple(memories)
         return self.final_norm(x), MemoryState(*positions.after(where, config), layers)
 
     @jax.named_scope("embedding")
@@ -220,10 +228,25 @@ class Transformer(nnx.Module):
 
     def with_fam(self, state: MemoryState, fam_LBPFD: Any) -> MemoryState:
         """A memory whose feedback activations are others; their keys and values are made anew, all else stays."""
+        if isinstance(state.layers, tuple):
+            changed = [
+                memory.refresh_keys(block, dataclasses.replace(one, fam=fam.astype(jnp.float32)), self.config.memory)
+                for block, one, fam in zip(self._blocks(), state.layers, fam_LBPFD, strict=True)
+            ]
+            return dataclasses.replace(state, layers=tuple(changed))
         layers = dataclasses.replace(state.layers, fam=fam_LBPFD.astype(jnp.float32))
         refresh = lambda weights, x, m: (x, memory.refresh_keys(weights, m, self.config.memory))
         _, layers = self._through_layers(refresh, jnp.zeros(()), layers)
         return MemoryState(state.position, state.fam_updates, layers)
+
+    def streaming_state(self, batch: int) -> MemoryState:
+        """`initial_state` for `read` alone: every layer by itself, with a ring as long as its window wants."""
+        state, layers = self.initial_state(batch), []
+        for i in range(self.config.num_layers):
+            one, R = _of_layer(state.layers, i), memory.ring_blocks(self.config.layer(i).memory)
+            one = dataclasses.replace(one, k=one.k[:, :R], v=one.v[:, :R])
+            layers.append(self.constrain(one, memory.LAYER_AXES))
+        return dataclasses.replace(state, layers=tuple(layers))
 
     @jax.named_scope("fam_recurrence")
     def _initial_fam(self) -> Any:
@@ -242,6 +265,12 @@ class Transformer(nnx.Module):
     def _through_layers(self, layer: Callable[[Block, Any, Any], Any], x: Any, per_layer: Any) -> tuple[Any, Any]:
         """x through all layers. `per_layer` has a leading axis L; so has what the layers return."""
         config = self.config
+        if isinstance(self.layers, nnx.List):
+            outs = []
+            for i, block in enumerate(self._blocks()):
+                x, out = layer(block, x, jax.tree.map(lambda a, i=i: a[i], per_layer))
+                outs.append(out)
+            return x, _stack(outs)
         graphdef, weights = nnx.split(self.layers)
         axes, weights = axes_of(weights), nnx.to_pure_dict(weights)
         keys = self.layer_keys(config.num_layers) if self.layer_keys else None
@@ -268,8 +297,32 @@ class Transformer(nnx.Module):
         rest = [of_layer(i, in_scan=False) for i in range(L - L % period, L)]
         return _scanned([of_layer(i, in_scan=True) for i in range(period)], rest, x, (weights, keys, per_layer), L)
 
+    def _blocks(self) -> Iterator[Block]:
+        """Every layer by itself, ready to be used."""
+        for i in range(self.config.num_layers):
+            stacked = isinstance(self.layers, Block)
+            graphdef, weights = nnx.split(self.layers if stacked else self.layers[i])
+            axes, weights = axes_of(weights), nnx.to_pure_dict(weights)
+            if stacked:
+                weights = _of_layer(weights, i)
+            if self.constrain is not unconstrained:
+                whole = lambda w, names: gather(w, names[-w.ndim :], self.constrain, self.config.dtype)
+                weights = jax.tree.map(whole, weights, axes)
+            block = nnx.merge(graphdef, weights)
+            block.take(self.config.layer(i))
+            yield block
+
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def _of_layer(tree: Any, i: int) -> Any:
+    """Entry i of a tree of arrays with a leading axis L, or of a tuple of L trees."""
+    return tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda x: x[i], tree)
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _unrolled(steps: Sequence[Step], x: Any, xs: Any) -> tuple[Any, Any]:
@@ -278,7 +331,7 @@ def _unrolled(steps: Sequence[Step], x: Any, xs: Any) -> tuple[Any, Any]:
     for i, step in enumerate(steps):
         x, out = step(x, jax.tree.map(lambda a, i=i: a[i], xs))
         outs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+    return x, _stack(outs)
 
 
 def _scanned(period: Sequence[Step], rest: Sequence[Step], x: Any, xs: Any, length: int) -> tuple[Any, Any]:
@@ -350,18 +403,13 @@ def remat(step: Callable[..., Any], policy: str, in_scan: bool = True) -> Callab
 
 def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:
     """A memory of one row for `batch` rows."""
-    rows = lambda axis: lambda x: jnp.broadcast_to(x, (*x.shape[:axis], batch, *x.shape[axis + 1 :]))
-    layers = jax.tree.map(rows(1), state.layers)
-    return MemoryState(rows(0)(state.position), rows(0)(state.fam_updates), layers)
+    return memory.over_rows(lambda axis, x: jnp.broadcast_to(x, (*x.shape[:axis], batch, *x.shape[axis + 1 :])), state)
 
 
 def select_rows(mask_B: Any, new: MemoryState, old: MemoryState) -> MemoryState:
     """Rows of `new` where the mask is set, else rows of `old` (to reset or restore single rows)."""
-    flip = lambda tree: jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tree)
-    layers = memory.select_rows(mask_B, flip(new.layers), flip(old.layers))
-    layers = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), layers)
-    per_row = memory.select_rows(mask_B, (new.position, new.fam_updates), (old.position, old.fam_updates))
-    return MemoryState(*per_row, layers)
+    chosen = lambda axis, a, b: jnp.where(mask_B.reshape(-1, *(1,) * (a.ndim - axis - 1)), a, b)
+    return memory.over_rows(chosen, new, old)
 
 
 def room(state: MemoryState, config: ModelConfig) -> Any:
@@ -377,9 +425,46 @@ def create(config: ModelConfig, seed: int = 0) -> Transformer:
     return Transformer(config, nnx.Rngs(params=key, lora=jax.random.fold_in(key, 2106)))
 
 
+def apart(model: Transformer) -> Transformer:
+    """The same model with every layer's weights by themselves, as streaming wants them.
+
+    The arrays of the given one are taken apart one after the other, and are gone afterwards.
+    """
+    if not isinstance(model.layers, Block):
+        return model
+    params, L = parameters(model), model.config.num_layers
+
+    def cut(leaf: Any) -> list[Any]:
+        parts = [leaf[i] for i in range(L)]
+        jax.block_until_ready(parts)
+        leaf.delete()
+        return parts
+
+    leaves, structure = jax.tree.flatten(params.pop("layers"))
+    by_leaf = [cut(leaf) for leaf in leaves]
+    params["layers"] = {i: jax.tree.unflatten(structure, [parts[i] for parts in by_leaf]) for i in range(L)}
+    abstract = nnx.eval_shape(lambda: Transformer(model.config, nnx.Rngs(0), stacked=False))
+    new: Transformer = nnx.merge(nnx.graphdef(abstract), params)
+    new.constrain, new.per_device, new.platform = model.constrain, model.per_device, model.platform
+    return new
+
+
 def parameters(model: nnx.Module) -> dict[str, Any]:
     """The weights as a plain nested dict, the tree that checkpoints hold (docs/architecture.md)."""
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def each_parameter(model: Transformer) -> Iterator[tuple[str, Any]]:
+    """Every weight with its path, those of layers one layer after the other, whether they are stacked or apart."""
+    params = parameters(model)
+    layers = params.pop("layers")
+    named = lambda tree, where: ((where + jax.tree_util.keystr(p), x) for p, x in jax.tree.leaves_with_path(tree))
+    yield from named(params, "")
+    for i in range(model.config.num_layers):
+        if isinstance(model.layers, Block):
+            yield from ((path, x[i]) for path, x in named(layers, f"['layers'][{i}]"))
+        else:
+            yield from named(layers[i], f"['layers'][{i}]")
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Any]:

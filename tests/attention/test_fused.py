@@ -37,7 +37,7 @@ def random_case(seed: int, **settings: Any) -> tuple[Any, Any, Any, Any]:
     B, N, K, G, H = (shape[name] for name in "BNKGH")
     config = MemoryConfig(**{"block_size": 128, "memory_segments": 2, "fam_length": 16, **settings})
     config.validate()
-    S, F, P, W = config.block_size, config.fam_length, config.previous_fams, blocks._segments_in_reach(config)
+    S, F, P, W = config.block_size, config.fam_length, config.previous_fams, blocks.segments_in_reach(config)
     draw = lambda *sizes: jnp.asarray(rng.normal(size=sizes), shape["dtype"])
     pair = lambda *sizes: (draw(*sizes), draw(*sizes))
     arrays = (draw(B, N, K, G, S, H) * 2, pair(B, N, K, S, H), pair(B, W, K, S, H))

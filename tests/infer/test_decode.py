@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from famjax.config import ConfigError, ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.settings import Sampling
+from famjax.nn.model import apart
 from tests import tiny
 
 # Name: configuration. Blocks of 4, so that 14 new tokens cross several edges.
@@ -113,7 +115,7 @@ def test_rows_do_not_know_each_other() -> None:
     assert some == [row[:n] for row, n in zip(together, (0, 3, 0, 7, 14), strict=True)]
     for row in (0, 2):
         for old, new in zip(jax.tree.leaves(before.memory.layers), jax.tree.leaves(rows.memory.layers), strict=True):
-            np.testing.assert_array_equal(old[:, row], np.asarray(new)[:, row])
+            np.testing.assert_array_equal(old[row], np.asarray(new)[row])
         assert before.recent[row].tolist() == np.asarray(rows.recent)[row].tolist()
 
 
@@ -149,6 +151,30 @@ def test_no_compilation_for_each_length() -> None:
     for n in (2, 5, 33):
         make(model, read(model, [[tiny.tokens(config, 1, n)[0]]]), n)
     assert (prefill._read_window._cache_size(), decode._decode._cache_size()) == compiled
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_token_copies_no_ring(batch: int) -> None:
+    """The compiled loop over tokens has less room of its own than one layer's keys take: the ring is written and
+    read where it lies. (For each row, FAM is made from a copy of the block, an eighth of the ring.)"""
+    config = tiny.config(block_size=256, memory_segments=7)
+    model = apart(model_of(config))
+    rows = session.start(model, batch)
+    numbers = np.ones(batch, np.int32)
+    program = decode._decode.lower(
+        *nnx.split(model), rows, numbers, numbers, np.full((0, 1), -1, np.int32), np.uint32(0), numbers,
+        sampling=decode.GREEDY, room=decode.TOKENS_PER_CALL,
+    ).compile()  # fmt: skip
+    assert program.memory_analysis().temp_size_in_bytes < rows.memory.layers[0].k.nbytes
+
+
+def test_layers_apart_are_the_same_model() -> None:
+    """Weights by layer or stacked make the same tokens, and a layer with a short window has a short ring."""
+    config = tiny.config(memory_segments=3, layer_pattern=("local", "global"), local_window=3)
+    text = tiny.tokens(config, 1, 33)[0]
+    stacked, by_layer = (make(model, read(model, [[text]])) for model in (model_of(config), apart(model_of(config))))
+    assert stacked[0] == by_layer[0] == naive(config, [text], NEW)
+    assert [layer.k.shape[1] for layer in by_layer[1].memory.layers] == [2, 4]
 
 
 def test_memory_does_not_grow_with_the_text() -> None:

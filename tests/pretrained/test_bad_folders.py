@@ -212,6 +212,6 @@ def test_an_import_that_is_killed_goes_on(kill: int, changed: bool, tmp_path: Pa
     np.testing.assert_array_equal(model.unembedding[...], tensors[OUTPUT].T)
     for layer in range(2):
         name = f"model.layers.{layer}.self_attn.q_proj.weight"
-        theirs = tensors[name].T.reshape(model.layers.attention.query.shape[1:])
-        np.testing.assert_array_equal(model.layers.attention.query[layer], theirs)
-    assert model.layers.attention.query.dtype == ("float32" if changed else "bfloat16")
+        theirs = tensors[name].T.reshape(model.layers[layer].attention.query.shape)
+        np.testing.assert_array_equal(model.layers[layer].attention.query[...], theirs)
+    assert model.layers[0].attention.query.dtype == ("float32" if changed else "bfloat16")

@@ -44,13 +44,13 @@ def knock_out(
 ) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
     """For each case, by the names in `INSTEAD` (without `swapped` where there is nothing to swap with): of the rest's
     tokens, natural-log probabilities float32 [n] and whether they are the model's first choice."""
-    fresh = start(model).memory.layers.fam
+    fresh = fam_of(start(model))
     named, branches = [], []
     for i, case in enumerate(cases):
-        fam = case.session.memory.layers.fam
+        fam = fam_of(case.session)
         instead = {"kept": None, "fresh": fresh, "zero": jnp.zeros_like(fam)}
         if case.other is not None:
-            instead["swapped"] = case.other.memory.layers.fam
+            instead["swapped"] = fam_of(case.other)
         for name, other in instead.items():
             session = case.session if other is None else with_fam(model, case.session, other)
             branches.append(Branch(session, case.rest))
@@ -60,6 +60,11 @@ def knock_out(
         i, name = named[n]
         found[i][name] = logprobs, correct
     return [{name: one[name] for name in INSTEAD if name in one} for one in found]
+
+
+def fam_of(session: Session) -> jax.Array:
+    """All layers' feedback activations, [L, 1, P, F, D]."""
+    return jnp.stack([layer.fam for layer in session.memory.layers])
 
 
 def with_fam(model: Transformer, session: Session, fam: jax.Array) -> Session:

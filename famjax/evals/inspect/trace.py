@@ -18,7 +18,6 @@ from flax import nnx
 from famjax.attention.blocks import attention_of_blocks
 from famjax.attention.memory import KINDS, MemoryState
 from famjax.infer.scoring import next_token_scores
-from famjax.infer.session import start
 from famjax.nn.model import Transformer
 
 # Heat maps have at most so many rows and columns for the block, and for FAM.
@@ -84,7 +83,7 @@ def trace(
     if map_block is None:
         map_block = (int(answer[0]) - 1) // S if answer is not None else len(tokens) // S - 1
     graphdef, params = nnx.split(model)
-    state, sums = start(model).memory, _Sums()
+    state, sums = _start(graphdef, params), _Sums()
     maps: Any = None
     for n in range(N):
         part = np.zeros(S + 1, np.int32)
@@ -146,6 +145,12 @@ class _Sums:
 def _heads(x_BNKGQn: Any) -> Any:
     """[B, N, K, G, Q, n] of one row and one block to [heads, Q, n]."""
     return x_BNKGQn[0, 0].reshape(-1, *x_BNKGQn.shape[4:])
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef",))
+def _start(graphdef: Any, params: Any) -> MemoryState:
+    """The memory before any text, as whole blocks want it."""
+    return nnx.merge(graphdef, params).initial_state(1)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
