@@ -17,9 +17,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def check_installed() -> None:
-    """Raises `ConfigError` that says what to install."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def check_installed(packages: tuple[str, ...] | None = None) -> None:
+    """Raises `ConfigError` that says what to install of some packages, or of all."""
+    missing = [name for name in packages or PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"--peers needs {', '.join(name.replace('_', '-') for name in missing)}: {INSTALL}")
 

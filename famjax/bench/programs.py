@@ -90,7 +90,7 @@ def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tu
     Returns:
       A function that reads a new text of so many blocks, a multiple of `blocks_per_call`; and the program.
     """
-    model = model_lib.create(config)
+    model = model_lib.apart(model_lib.create(config))
     graphdef, params = nnx.graphdef(model), model_lib.parameters(model)
     shape = (blocks_per_call, rows, config.memory.block_size)
     tokens_NBS = jax.random.randint(jax.random.key(1), shape, 0, config.vocab_size)
@@ -105,7 +105,7 @@ def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tu
         state, last_NBD = jax.lax.scan(block, state, tokens_NBS)
         return state, last_NBD[-1]
 
-    fresh = model.initial_state(rows)
+    fresh = model.streaming_state(rows)
     program, compile_seconds = _compiled(call, (params, fresh, tokens_NBS), donated=(1,))
 
     def read(blocks: int) -> None:

@@ -102,7 +102,39 @@ def _questions(result: dict[str, Any]) -> list[Any]:
     return [table, f"speed-up: {_ratio(result['speed_up'])}"]
 
 
-_TABLES = {"training": _training, "prefill": _prefill, "questions": _questions, "peers": _peers}
+def _inference(rows: list[dict[str, Any]]) -> list[Any]:
+    beside = any("read_speed_over_transformers" in row for row in rows)
+    more = ("read / transformers", "write / transformers") if beside else ()
+    columns = ("tokens", "read tokens/s", "written tokens/s", "memory MiB", *more)
+    table = _table("reading a text, and writing behind it", "model", *columns)
+    for i, row in enumerate(rows):
+        cells = [
+            row["name"], f"{row['length']:,}", f"{row['read_tokens_per_second']:,.0f}",
+            f"{row['write_tokens_per_second']:,.1f}", f"{row['held_mib']:,.2f}",
+        ]  # fmt: skip
+        ratios = [row.get(f"{what}_speed_over_transformers") for what in ("read", "write")]
+        table.add_row(*cells, *([_ratio(ratio) if ratio else "" for ratio in ratios] if beside else []))
+        if i + 1 < len(rows) and rows[i + 1]["length"] != row["length"]:
+            table.add_section()
+    return [table]
+
+
+def _plot_inference(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Tokens/s of reading (lines) and of writing (dashed) against the text's length."""
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        lengths = [row["length"] for row in own]
+        (line,) = figure_axes.plot(lengths, [row["read_tokens_per_second"] for row in own], "o-", label=name)
+        figure_axes.plot(lengths, [row["write_tokens_per_second"] for row in own], "o--", color=line.get_color())
+    figure_axes.set(xscale="log", yscale="log", xlabel="tokens of the text", ylabel="tokens/s",
+                    title="reading, and writing behind it (dashed)")  # fmt: skip
+    figure_axes.grid(alpha=0.3)
+    figure_axes.legend(frameon=False)
+
+
+_TABLES = {
+    "training": _training, "prefill": _prefill, "questions": _questions, "peers": _peers, "inference": _inference,
+}  # fmt: skip
 
 
 def _ratio(values: dict[str, float]) -> str:
@@ -114,6 +146,9 @@ def _plot(path: Path, results: dict[str, Any]) -> None:
     suites = [name for name in _TABLES if name in results]
     figure, axes = plt.subplots(1, len(suites), figsize=(6 * len(suites), 4.2), dpi=150, squeeze=False)
     for name, one in zip(suites, axes[0], strict=True):
+        if name == "inference":
+            _plot_inference(one, results[name])
+            continue
         if name == "peers":
             entries = sorted(results["peers"]["entries"], key=lambda e: e["tokens_per_second"])
             ours = ["tab:blue" if entry["name"] in ("FAM", "BSWA") else "0.7" for entry in entries]

@@ -4,8 +4,10 @@ import argparse
 import dataclasses
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides
@@ -15,6 +17,9 @@ NAME = "bench"
 HELP = """Measure a configuration: time, tokens a second, memory.
 
   famjax bench                      training steps: FAM, BSWA, full causal attention (2 minutes on 2 cores)
+  famjax bench infer                reading and writing behind texts of 1k to 1M tokens: FAM, BSWA, full attention
+                                    with a cache of keys and values
+  famjax bench infer --peers        beside transformers, a Llama of random weights that both load: --llama tiny, small
   famjax bench --prefill            streamed prefill of 8 to 1024 blocks: FAM and BSWA
   famjax bench --questions 30       answers about one text of the longest of --blocks, read once or for each
   famjax bench --peers              training steps beside torch models with a memory, which
@@ -29,11 +34,16 @@ on the machine spoils the figures. Writes bench.json and bench.png to --output.
 # Imported by famjax.bench.sizes too, which this module must not load for its help page.
 SIZE_NAMES = ("peers", "tiny", "paper-ratio")
 VARIANTS = ("FAM", "BSWA", "full")
+# Tokens of the texts that `infer` reads: by itself, and beside a model whose work grows with their square.
+LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax bench`."""
-    parser.add_argument("--size", choices=SIZE_NAMES, default="peers", help="which model, unless gin files name one")
+    parser.add_argument("what", nargs="?", choices=("train", "infer"), default="train", help="(train)")
+    parser.add_argument(
+        "--size", choices=SIZE_NAMES, help="which model, unless gin files name one (peers; of infer tiny)"
+    )
     parser.add_argument("--lengths", type=_numbers, metavar="N,N", help="tokens of a row")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens of a training step, in rows of each length")
     parser.add_argument("--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"of {','.join(VARIANTS)}")
@@ -42,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--blocks", type=_numbers, default=(8, 64, 256, 1024), metavar="N,N", help="of prefill's texts")
     parser.add_argument("--rows", type=int, metavar="B", help="texts that are read side by side")
     parser.add_argument("--questions", type=int, metavar="N", help="measure N questions about one text instead")
-    parser.add_argument("--peers", action="store_true", help="measure training beside torch peers instead")
+    parser.add_argument("--peers", action="store_true", help="measure beside torch peers instead")
+    parser.add_argument("--llama", choices=("tiny", "small"), default="tiny", help="infer --peers: 4M or 97M weights")
+    parser.add_argument("--full-to", type=int, default=8192, metavar="N", help="infer: longest text of full attention")
     parser.add_argument("--output", default="runs/bench", metavar="DIR", help="for bench.json and bench.png")
     add_memory_arguments(parser)
     add_gin_arguments(parser)
@@ -53,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from famjax.bench.sizes import SIZES, check_lengths
     from famjax.runtime import cpu
 
+    args.size = args.size or ("tiny" if args.what == "infer" else "peers")
     size = SIZES[args.size]
     model = _model(args, size.model)
     tokens, lengths = args.tokens or size.tokens, args.lengths or size.lengths
@@ -61,14 +74,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
     if args.questions is not None and args.questions < 1:
         raise ConfigError(f"--questions is {args.questions}; it must be at least 1")
-    if args.prefill or args.questions:
+    if args.what == "infer":
+        lengths = args.lengths or (LENGTHS_BESIDE if args.peers else LENGTHS_READ)
+        if min(lengths) < 1:
+            raise ConfigError(f"--lengths {min(lengths)} is no text; give it a token or more")
+    elif args.prefill or args.questions:
         _check_blocks(args.blocks)
     else:
         check_lengths(lengths[:1] if args.peers else lengths, tokens, model.memory.block_size)
     if args.peers:
-        from famjax.bench.peers import check_installed
+        from famjax.bench.peers import PACKAGES, check_installed
 
-        check_installed()
+        check_installed(PACKAGES[:2] if args.what == "infer" else PACKAGES)
 
     cpu.keep_freed_memory()
     os.environ["XLA_FLAGS"] = cpu.xla_flags(os.environ.get("XLA_FLAGS", ""))
@@ -80,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
     settings = {"size": args.size, "model": dataclasses.asdict(model), "repeats": args.repeats}
     results: dict[str, Any] = {"machine": describe(cores), "settings": settings}
     tell = _progress()
-    if args.prefill:
+    if args.what == "infer":
+        results["inference"] = _inference(args, model, lengths, cores, tell)
+    elif args.prefill:
         results["prefill"] = suites.prefill(model, rows, args.blocks, args.repeats, tell)
     elif args.questions:
         from famjax.bench.questions import questions
@@ -96,6 +115,25 @@ def run(args: argparse.Namespace) -> int:
     report.print_tables(results)
     print(f"{args.output}/{report.BENCH_JSON}, {args.output}/{report.PLOT_PNG}")
     return 0
+
+
+def _inference(
+    args: argparse.Namespace, model: ModelConfig, lengths: tuple[int, ...], cores: int, tell: Callable[..., None]
+) -> list[dict[str, Any]]:
+    from famjax.bench import inference
+
+    if not args.peers:
+        return inference.over_lengths(model, lengths, args.full_to, args.repeats, tell)
+    from famjax.cli.main import main
+
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, ours = Path(folder, "theirs"), Path(folder, "ours")
+        inference.write_llama(args.llama, theirs)
+        memory = {"block_size": 512, "memory_segments": 3, "fam_length": 64} | memory_overrides(args)
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in memory.items()]
+        if main(["import-hf", str(theirs), str(ours), *flags]):
+            raise ConfigError("the model could not be imported")
+        return inference.beside_transformers(args.llama, theirs, ours, lengths, args.repeats, cores, tell)
 
 
 def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:

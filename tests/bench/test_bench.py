@@ -66,9 +66,33 @@ def test_prefill_is_measured(tmp_path, capsys) -> None:
             assert f"{entry['tokens_per_second']:,.0f}" in shown
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", [False, True])
+def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
+    """Every length and model has its row. What is kept of a text grows with full attention and with transformers'
+    cache, twice as much for twice the text, and not with ours."""
+    from famjax.bench import inference
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    monkeypatch.setitem(inference.LLAMAS, "tiny", small | {"num_hidden_layers": 2, "vocab_size": 64})
+    more = ["--peers"] if beside else ["--full-to", "80"]
+    arguments = ["--lengths", "40,80", *more, "--memory-segments", "1", "--output", str(tmp_path)]
+    assert main(["bench", "infer", *SMALL, *arguments]) == 0
+    rows = json.loads((tmp_path / "bench.json").read_text())["inference"]
+    last = "transformers" if beside else "full"
+    assert [(row["name"], row["length"]) for row in rows] == [(n, t) for t in (40, 80) for n in ("FAM", "BSWA", last)]
+    held = [row["held_mib"] for row in rows]
+    assert held[:2] == held[3:5]
+    assert 1.4 * held[2] < held[5]
+    for row in rows:
+        assert row["read_tokens_per_second"] == pytest.approx(row["length"] / row["read_seconds"]["median"])
+    assert "written tokens/s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["infer", "--lengths", "0"], "--lengths 0"),
         (["--lengths", "1000"], "use 1024"),
         (["--lengths", "2048", "--tokens", "5000"], "use --tokens 4096"),
         (["--repeats", "0"], "--repeats is 0"),

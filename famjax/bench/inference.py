@@ -1,0 +1,178 @@
+"""Reading and writing at the ends of texts of several lengths: ours, and transformers beside it on the same weights."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from famjax.bench.measure import Spread, alternate, paired_ratio, spread
+from famjax.config import ModelConfig
+from famjax.infer import decode, prefill, session
+from famjax.infer.load import load
+from famjax.nn.model import Transformer, apart, create, with_memory
+
+# What is going on, runs done, runs in all.
+Tell = Callable[[str, int, int], None]
+# Tokens that are made behind a text, and the sizes of models that are made for peers.
+NEW = 32
+CHUNK = 2**14
+LLAMAS = {
+    "tiny": {"hidden_size": 256, "intermediate_size": 680, "num_hidden_layers": 4, "num_attention_heads": 4,
+             "num_key_value_heads": 4, "vocab_size": 4096},
+    "small": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
+              "num_key_value_heads": 12, "vocab_size": 16000},
+}  # fmt: skip
+
+
+class Runner(Protocol):
+    """Someone who reads a text of so many tokens and writes on."""
+
+    def read(self, tokens: int) -> None:
+        """Reads a new text; waits until it is read."""
+        ...
+
+    def write(self) -> None:
+        """Makes `NEW` tokens behind it, one after the other; what was read stays."""
+        ...
+
+    def held_mib(self) -> float:
+        """What is kept of the text, MiB."""
+        ...
+
+
+class Ours:
+    """A model of ours, used as `famjax generate` uses it."""
+
+    def __init__(self, model: Transformer):
+        self._model = model
+        self._session = session.start(model)
+
+    def read(self, tokens: int) -> None:
+        """See `Runner`."""
+        rng = np.random.default_rng(0)
+        whole = (tokens // CHUNK) * [CHUNK] + [tokens % CHUNK]
+        text = (rng.integers(0, self._model.config.vocab_size, n).astype(np.int32) for n in whole if n)
+        self._session = prefill.prefill(self._model, session.start(self._model), [text])
+        jax.block_until_ready(self._session.memory)
+
+    def write(self) -> None:
+        """See `Runner`."""
+        for made in decode.generate(self._model, session.repeat_rows(self._session, 1), NEW):
+            jax.block_until_ready(made.session.memory)
+
+    def held_mib(self) -> float:
+        """See `Runner`."""
+        return sum(x.nbytes for x in jax.tree.leaves(self._session.memory)) / 2**20
+
+
+class Theirs:
+    """A causal model of transformers with its cache of keys and values."""
+
+    def __init__(self, folder: Path):
+        import torch
+        import transformers
+
+        self._torch = torch
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        self._cache: Any = None
+        self._last: Any = None
+
+    def read(self, tokens: int) -> None:
+        """See `Runner`."""
+        with self._torch.no_grad():
+            ids = self._torch.randint(0, self._model.config.vocab_size, (1, tokens))
+            out = self._model(ids, use_cache=True, logits_to_keep=1)
+        self._cache, self._last = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
+
+    def write(self) -> None:
+        """See `Runner`."""
+        last = self._last
+        with self._torch.no_grad():
+            for _ in range(NEW):
+                out = self._model(last, past_key_values=self._cache, use_cache=True)
+                last = out.logits[:, -1].argmax(-1, keepdim=True)
+        self._cache.crop(-NEW)
+
+    def held_mib(self) -> float:
+        """See `Runner`."""
+        layers = self._cache.layers
+        return sum(x.nbytes for layer in layers for x in (layer.keys, layer.values)) / 2**20
+
+
+def write_llama(size: str, folder: Path) -> None:
+    """A Llama of transformers with random weights, at a size of `LLAMAS`."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**LLAMAS[size], max_position_embeddings=2**20, tie_word_embeddings=True)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def over_lengths(
+    model: ModelConfig, lengths: tuple[int, ...], full_to: int, repeats: int, tell: Tell
+) -> list[dict[str, Any]]:
+    """FAM, BSWA and full attention with a cache, of random weights, in turns at each length.
+
+    Full attention is the same model with a ring that holds the whole text, at lengths up to `full_to`.
+    """
+    S = model.memory.block_size
+    fam, bswa = (Ours(apart(create(with_memory(model, fam_length=F)))) for F in (model.memory.fam_length, 0))
+    results = []
+    for length in lengths:
+        runners: dict[str, Runner] = {"FAM": fam, "BSWA": bswa}
+        if length <= full_to:
+            blocks = -(-(length + NEW) // S)
+            runners["full"] = Ours(apart(create(with_memory(model, fam_length=0, memory_segments=blocks - 1))))
+        results += _at_length(runners, length, repeats, tell)
+    return results
+
+
+def beside_transformers(
+    size: str, theirs: Path, ours: Path, lengths: tuple[int, ...], repeats: int, threads: int, tell: Tell
+) -> list[dict[str, Any]]:
+    """One Llama, read and written on by transformers and, imported, by us with FAM and without, in turns."""
+    import torch
+
+    torch.set_num_threads(threads)
+    runners: dict[str, Runner] = {
+        "FAM": Ours(load(ours)), "BSWA": Ours(load(ours, fam_length=0)), "transformers": Theirs(theirs)
+    }  # fmt: skip
+    return [{"size": size, **row} for n in lengths for row in _at_length(runners, n, repeats, tell)]
+
+
+def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell) -> Iterator[dict[str, Any]]:
+    """One entry for each runner, after a first run of each that compiles."""
+    for name, runner in runners.items():
+        tell(f"{length} tokens: warming up {name}", 0, 1)
+        runner.read(length)
+        runner.write()
+    runs: dict[str, Callable[[], None]] = {}
+    for name, runner in runners.items():
+        runs[f"read {name}"] = lambda runner=runner: runner.read(length)  # type: ignore[misc]
+        runs[f"write {name}"] = runner.write
+    # Reading comes before writing in every turn.
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats):
+        order = list(runners) if turn % 2 == 0 else list(runners)[::-1]
+        one = {f"{what} {name}": runs[f"{what} {name}"] for name in order for what in ("read", "write")}
+        for name, seconds in alternate(one, 1).items():
+            times[name] += seconds
+        tell(f"{length} tokens", turn + 1, repeats)
+    last = "transformers" if "transformers" in runners else None
+    for name, runner in runners.items():
+        entry: dict[str, Any] = {"name": name, "length": length, "held_mib": runner.held_mib()}
+        for what, tokens in (("read", length), ("write", NEW)):
+            seconds = spread(times[f"{what} {name}"])
+            entry[f"{what}_tokens_per_second"] = tokens / seconds.median
+            entry[f"{what}_seconds"] = _numbers(seconds)
+            if last and name != last:
+                ahead = paired_ratio(times, f"{what} {last}", f"{what} {name}")
+                entry[f"{what}_speed_over_{last}"] = _numbers(ahead)
+        yield entry
+
+
+def _numbers(values: Spread) -> dict[str, float]:
+    return {"median": values.median, "low": values.low, "high": values.high}
