@@ -9,10 +9,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import MEMORY_AXES
+from famjax.attention.memory import LAYER_AXES, MEMORY_AXES
 from famjax.config import LoraConfig, ModelConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.infer import decode, prefill, scoring
+from famjax.infer.load import on_mesh
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
 from famjax.nn import model as model_lib
@@ -125,12 +126,14 @@ def served_model(config: ModelConfig) -> ModelConfig:
 def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, dict[str, int]]:
     """(graphdef, abstract weights, abstract memory of the rows, bytes of both on a device)."""
     config = served_model(config)
-    model = nnx.eval_shape(lambda: model_lib.create(config))
+    model = nnx.eval_shape(lambda: model_lib.Transformer(config, nnx.Rngs(0), stacked=False))
+    on_mesh(model, mesh)
     graphdef, params = nnx.split(model)
     one = lambda leaf: leaf.replace(_placed(leaf.get_value(), leaf.axes, mesh))
     params = jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    shapes = jax.eval_shape(lambda: model_lib.create(config).initial_state(rows))
-    state = sharding.with_shardings(shapes, sharding.shardings(MEMORY_AXES, shapes, mesh))
+    shapes = jax.eval_shape(lambda: model_lib.create(config).streaming_state(rows))
+    axes = dataclasses.replace(MEMORY_AXES, layers=(LAYER_AXES,) * config.num_layers)
+    state = sharding.with_shardings(shapes, sharding.shardings(axes, shapes, mesh))
     return graphdef, params, state, {"weights": _held(params), "memories": _held(state)}
 
 
