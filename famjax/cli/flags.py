@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 
 from famjax.config import ConfigError, InferConfig, check_mesh
+from famjax.infer.settings import RECENT
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser, default_files: tuple[str, ...] = ()) -> None:
@@ -44,13 +45,29 @@ def memory_overrides(args: argparse.Namespace) -> dict[str, int]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def add_infer_arguments(parser: argparse.ArgumentParser, batch_help: str) -> None:
-    """`--model`, `--batch-size`, the memory's flags and gin's: what `score` and `generate` share; see `settle`."""
+def add_infer_arguments(parser: argparse.ArgumentParser, batch_help: str = "") -> None:
+    """`--model`, `--batch-size` (with its help), the memory's flags and gin's: what verbs that read and write share;
+    see `settle`."""
     parser.add_argument("--model", metavar="DIR", help="a model directory")
-    parser.add_argument("--batch-size", type=int, metavar="B", help=f"{batch_help} ({InferConfig.batch_size})")
+    if batch_help:
+        parser.add_argument("--batch-size", type=int, metavar="B", help=f"{batch_help} ({InferConfig.batch_size})")
     add_mesh_argument(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser)
+
+
+def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
+    """How a token is drawn: what `generate` and `chat` share; see `settle`."""
+    parser.add_argument(
+        "--temperature", type=float, metavar="X",
+        help="0 takes the best token (default, or 1 if another flag asks for a choice)",
+    )  # fmt: skip
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K best tokens; 0 is all")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the best of probability P")
+    parser.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help=f"above 1: less of the last {RECENT} tokens"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the draws (0)")
 
 
 def add_mesh_argument(parser: argparse.ArgumentParser) -> None:

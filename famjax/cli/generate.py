@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from famjax.cli.flags import add_infer_arguments, memory_overrides, settle
+from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
 from famjax.config import ConfigError
-from famjax.infer.settings import RECENT, Sampling
+from famjax.infer.settings import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,16 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--max-tokens", type=int, metavar="N", help="at most (256); 0 only reads")
     make.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; several times")
     make.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt, a line between them")
-    make.add_argument(
-        "--temperature", type=float, metavar="X",
-        help="0 takes the best token (default, or 1 if one of --top-k, --top-p, --samples asks for a choice)",
-    )  # fmt: skip
-    make.add_argument("--top-k", type=int, metavar="K", help="draw from the K best tokens; 0 is all")
-    make.add_argument("--top-p", type=float, metavar="P", help="draw from the best of probability P")
-    make.add_argument(
-        "--repetition-penalty", type=float, metavar="X", help=f"above 1: less of the last {RECENT} tokens"
-    )
-    make.add_argument("--seed", type=int, metavar="N", help="of the draws (0)")
+    add_sampling_arguments(make)
     add_infer_arguments(parser, "rows side by side")
 
 
@@ -215,8 +206,8 @@ def _answer(
     before = np.asarray(session.recent[0])
     streams = [codec.stream(args.stop, before) for _ in range(args.samples)]
     stops = codec.token_stops(args.stop)
-    # Stop texts of a tokenizer are found here, so the session must not run ahead of them.
-    at_most = 1 if args.stop and not codec.is_bytes else TOKENS_PER_CALL
+    # Stop texts of a tokenizer are found here, so a session that is kept must not run ahead of them.
+    at_most = 1 if args.stop and args.state_out and not codec.is_bytes else TOKENS_PER_CALL
     later = [""] * args.samples  # texts behind the first wait until it is whole
     if args.samples > 1:
         session = repeat_rows(session, args.samples)

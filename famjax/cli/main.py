@@ -43,6 +43,7 @@ VERBS = {
     "inspect": Verb("famjax.cli.inspect", "what the memory does with a document, and what happens without it"),
     "score": Verb("famjax.cli.score", "log probability of every token of the documents of a file"),
     "generate": Verb("famjax.cli.generate", "read a prompt of any length, write on, keep the memory in a file"),
+    "chat": Verb("famjax.cli.chat", "talk with a model; its memory is a file that does not grow"),
     "import-hf": Verb("famjax.cli.import_hf", "make a model directory of a Hugging Face folder, with a memory"),
     "export-hf": Verb("famjax.cli.export_hf", "write a model directory as a folder that transformers loads"),
     "plan": Verb("famjax.cli.plan", "compile a job for a TPU slice without a TPU: memory, work, collectives, time"),

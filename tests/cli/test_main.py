@@ -61,7 +61,7 @@ def test_verbs_keep_the_convention(name: str) -> None:
             ["train", "--gin_fiel", "x"],
             "there is no flag --gin_fiel (famjax train --help lists them); did you mean --gin_file?",
         ),
-        (["score", "--modle", "x"], "did you mean --model?"),
+        (["score", "--modle", "x"], "did you mean --model"),
         (["score", "--model"], "expected one argument; see famjax score --help"),
         (["score", "--model", "x"], "required: --input, --output"),
         (["import-hf", "--gin.STEPS=5"], "famjax import-hf takes no gin settings"),

@@ -17,7 +17,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
-from famjax.evals.harness import chat
+from famjax.infer import chat_template as chat
 from famjax.infer.codec import Codec
 from famjax.infer.load import load
 from famjax.infer.prefixes import generate_continuations, score_continuations

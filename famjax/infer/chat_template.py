@@ -36,8 +36,10 @@ class ChatTemplate:
         Raises:
           ConfigError: the template refuses the conversation.
         """
-        from jinja2 import TemplateError
-
+        try:
+            from jinja2 import TemplateError
+        except ImportError as error:
+            raise ConfigError("a chat template needs jinja2: pip install 'famjax[chat]'") from error
         if not add_generation_prompt:
             last = messages[-1]
             messages = [*messages[:-1], {**last, "content": last["content"] + _END}]

@@ -1,0 +1,202 @@
+"""`famjax chat`: a conversation in a terminal, with a memory that stays and does not grow."""
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
+from famjax.config import ConfigError
+from famjax.infer.settings import Sampling
+
+if TYPE_CHECKING:
+    from famjax.infer.chat import Turns
+    from famjax.infer.codec import Codec
+
+NAME = "chat"
+HELP = """A conversation. What the model remembers of it is one file of a fixed size, written after every answer.
+
+  famjax chat --model runs/llama --session me.session
+  printf 'My name is Ada.\\nWhat is my name?\\n' | famjax chat --model runs/llama --session me.session
+
+The model's chat template writes turns down (pip install 'famjax[chat]'); without one they are `User: ...` and
+`Assistant: ...`. Only what is new is read. Ctrl-C ends an answer, Ctrl-D the conversation; the same command goes on
+with it. Lines that begin with /:
+
+  /help     this list
+  /reset    forget everything
+  /save F   put the memory away in another file too
+"""
+COMMANDS = "\n".join(line for line in HELP.splitlines() if line.startswith("  /"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags of `famjax chat`."""
+    parser.add_argument("--session", metavar="FILE", help="the memory: gone on with if it is there, and kept here")
+    parser.add_argument("--system", default="", metavar="TEXT", help="what a new conversation begins with")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer, at most (256)")
+    add_sampling_arguments(parser)
+    add_infer_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks all that can be checked before the model is loaded, then talks."""
+    from famjax.infer.chat import Turns
+    from famjax.infer.chat_template import chat_template
+    from famjax.infer.codec import Codec
+    from famjax.runtime.checkpoint import override_memory
+    from famjax.runtime.model_dir import read_config, split_step
+
+    settle(args)
+    sampling = _check(args)
+    config = override_memory(read_config(args.model), **memory_overrides(args))
+    codec = Codec(args.model, config.vocab_size)
+    turns = Turns(chat_template(split_step(args.model)[0]), codec)
+
+    from famjax.infer import session as sessions
+    from famjax.infer.load import load
+    from famjax.runtime.compilation_cache import enable
+
+    file = sessions.read_file(args.session) if args.session and Path(args.session).exists() else None
+    if file:
+        sessions.check_memory(file, config)
+    enable()
+    model = load(args.model, args.mesh, **memory_overrides(args))
+    session = sessions.restore(file, model) if file else sessions.start(model)
+    if file:
+        print(f"{args.session}: going on behind {int(session.memory.position[0]) + 1:,} tokens", file=sys.stderr)
+    del file
+    _Conversation(model, session, turns, codec, sampling, args).run()
+    return 0
+
+
+def _check(args: argparse.Namespace) -> Sampling:
+    if args.max_tokens < 1:
+        raise ConfigError(f"--max-tokens is {args.max_tokens}; it must be at least 1")
+    _check_place("--session", args.session)
+    sampling = Sampling(args.temperature or 0.0, args.top_k, args.top_p, args.repetition_penalty)
+    if args.temperature is None and (args.top_k or args.top_p != 1.0):
+        sampling = Sampling(1.0, args.top_k, args.top_p, args.repetition_penalty)
+    sampling.validate()
+    return sampling
+
+
+def _check_place(name: str, value: str | None) -> None:
+    if value and (Path(value).is_dir() or not Path(value).absolute().parent.is_dir()):
+        problem = "is a directory" if Path(value).is_dir() else "its directory is missing"
+        raise ConfigError(f"{name} {value}: {problem}")
+
+
+class _Conversation:
+    """The loop: a line in, an answer out."""
+
+    def __init__(
+        self, model: Any, session: Any, turns: "Turns", codec: "Codec", sampling: Sampling, args: argparse.Namespace
+    ):
+        self._model, self._session, self._turns, self._codec = model, session, turns, codec
+        self._sampling, self._args = sampling, args
+
+    def run(self) -> None:
+        """Until the input ends."""
+        for line in _lines():
+            if line.startswith("/"):
+                self._command(*line.split(maxsplit=1))
+            elif line.strip():
+                self._answer(line)
+                if self._args.session:
+                    self._save(self._args.session)
+
+    def _command(self, name: str, argument: str = "") -> None:
+        from famjax.infer.session import start
+
+        if name == "/reset":
+            self._session = start(self._model)
+            if self._args.session:
+                Path(self._args.session).unlink(missing_ok=True)
+            print("everything is forgotten", file=sys.stderr)
+        elif name == "/save" and argument:
+            try:
+                _check_place("/save", argument)
+                self._save(argument)
+                print(f"saved in {argument}", file=sys.stderr)
+            except (ConfigError, OSError) as error:
+                print(error, file=sys.stderr)
+        else:
+            print(COMMANDS, file=sys.stderr)
+
+    def _save(self, path: str) -> None:
+        from famjax.infer.session import save
+
+        if int(self._session.recent[0, -1]) >= 0:
+            save(path, self._session, self._model)
+
+    def _answer(self, text: str) -> None:
+        """Reads what was said, and writes the answer as it comes."""
+        import numpy as np
+
+        from famjax.cli.generate import write
+        from famjax.cli.progress import ReadingProgress
+        from famjax.infer.decode import TOKENS_PER_CALL, generate
+        from famjax.infer.prefill import prefill
+
+        recent = np.asarray(self._session.recent[0])
+        new = recent[-1] < 0
+        ids = self._turns.first(text, self._args.system) if new else self._turns.following(text, recent)
+        progress = ReadingProgress()
+        self._session = prefill(self._model, self._session, [[ids]], progress)
+        progress.finish()
+        stops = self._turns.stops
+        stream = self._codec.stream(stops, ())
+        # Stop texts of a tokenizer are found here, so the memory must not run ahead of them.
+        at_most = 1 if stops and not self._codec.is_bytes else TOKENS_PER_CALL
+        begun = False
+
+        def show(text: str) -> None:
+            nonlocal begun
+            text = text if begun else text.lstrip()
+            begun = begun or bool(text)
+            write(text)
+
+        with _interrupts() as interrupted:
+            for made in generate(
+                self._model, self._session, self._args.max_tokens, self._sampling, seed=self._args.seed,
+                stops=self._codec.token_stops(stops), tokens_per_call=at_most,
+            ):  # fmt: skip
+                self._session = made.session
+                show(stream.feed(made.tokens[0], bool(made.stopped[0])))
+                if stream.stopped or interrupted:
+                    break
+        show(stream.finish())
+        write("\n")
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """While an answer is made, Ctrl-C is noted: in the middle of a step it would lose the memory."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, or what comes through a pipe, a line at a time."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin.buffer:
+            yield line.decode("utf-8", "replace").rstrip("\r\n")
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives input() a history)
+    while True:
+        try:
+            yield input("> ")
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            print()
+            return

@@ -1,0 +1,80 @@
+"""A conversation written down turn by turn, for a model that keeps nothing of it but its memory.
+
+There is no transcript: it would grow. What a turn adds to the text is found with a made-up conversation in front of
+it, which the chat template writes down too:
+
+    <user>a<end><assistant>MARK<end><user>What now?<end><assistant>
+                               ^ from here on: what follows an answer, and the new turn
+"""
+
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ConfigError
+from famjax.infer.chat_template import ChatTemplate
+from famjax.infer.codec import Codec
+
+# Stands for an answer; letters alone, which no template changes.
+_MARK = "ANSWERTHATWASGIVEN"
+# Without a template: how a turn begins, and so what ends an answer.
+_USER, _ASSISTANT = "\nUser:", "\nAssistant:"
+
+
+class Turns:
+    """What a user says, as tokens to be read, and what ends the answer.
+
+    Args:
+      template: of the model; None writes `User: ...` and `Assistant: ...`.
+      codec: of the model. Tokens with which the template ends an answer are added to its `ends`.
+
+    Attributes:
+      stops: texts that end an answer, beside the codec's `ends`.
+
+    Raises:
+      ConfigError: the template cannot be used turn by turn.
+    """
+
+    def __init__(self, template: ChatTemplate | None, codec: Codec):
+        self._template, self._codec = template, codec
+        self.stops = [] if template else [_USER]
+        if template:
+            special = getattr(codec.vocabulary, "specials", frozenset())
+            end = next((t for t in codec.encode(self._following("a"), fresh=False).tolist() if t in special), None)
+            codec.ends += [end] if end is not None and end not in codec.ends else []
+
+    def first(self, text: str, system: str = "") -> np.ndarray:
+        """int32 ids of a conversation that begins with what the user says, up to where the answer begins."""
+        if self._template is None:
+            begin = f"{system}\n" if system else ""
+            return self._codec.encode(begin + self._plain(text).lstrip("\n"))
+        before = [{"role": "system", "content": system}] if system else []
+        return self._codec.encode(self._template.render([*before, _said(text)]), fresh=False)
+
+    def following(self, text: str, recent: Any) -> np.ndarray:
+        """The same behind an answer. `recent`: the last tokens, which tell whether the answer was ended."""
+        known = [int(token) for token in recent if token >= 0]
+        if self._template is None:
+            whole = self._plain(text)
+            ended = self._codec.vocabulary.decode(known).endswith(_USER)
+            return self._codec.encode(whole.removeprefix(_USER) if ended else whole, fresh=False)
+        ids = self._codec.encode(self._following(text), fresh=False)
+        # The token that ends an answer is made by the model, unless the answer was cut short.
+        ended = known[-1] in self._codec.ends and known[-1] in ids
+        return ids[ids.tolist().index(known[-1]) + 1 :] if ended else ids
+
+    @staticmethod
+    def _plain(text: str) -> str:
+        return f"{_USER} {text}{_ASSISTANT}"
+
+    def _following(self, text: str) -> str:
+        assert self._template is not None
+        answer = {"role": "assistant", "content": _MARK}
+        written = self._template.render([_said("a"), answer, _said(text)])
+        if _MARK not in written:
+            raise ConfigError("the chat template leaves earlier answers out; famjax chat cannot go on with it")
+        return written[written.rindex(_MARK, 0, len(written) - len(text)) + len(_MARK) :]
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

@@ -1,0 +1,76 @@
+"""`famjax chat`: one conversation, in one process or in several, with a file that does not grow."""
+
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from famjax.cli.main import main
+from famjax.runtime import checkpoint
+from tests import tiny
+
+CONFIG = tiny.config(vocab_size=256, block_size=8)
+# The memory's size does not depend on the text, that of its position's digits does.
+NEARLY = 16
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    checkpoint.save_model(folder, CONFIG, tiny.parameters(CONFIG))
+    return folder
+
+
+@pytest.fixture
+def say(model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]):
+    """Lines to a conversation; its answers."""
+
+    def run(lines: str, *flags: str) -> bytes:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+        assert main(["chat", "--model", str(model_dir), "--max-tokens", "6", *flags]) == 0
+        return capsysbinary.readouterr().out
+
+    return run
+
+
+def test_a_conversation_in_two_processes_is_one(say, tmp_path: Path) -> None:
+    """The second half, by a process that has only the file, is answered as by the one that heard all; the file of
+    four turns is as large as that of one; /reset makes the first answer again."""
+    path = str(tmp_path / "a.session")
+    whole = say("one\ntwo two\n\nthree\nfour\n")
+    first = say("one\ntwo two\n", "--session", path)
+    size = Path(path).stat().st_size
+    second = say("three\nfour\n", "--session", path)
+    assert first + second == whole and second
+    assert abs(Path(path).stat().st_size - size) <= NEARLY
+    again = say("/help\n/reset\none\n", "--session", path)
+    assert again and whole.startswith(again)
+
+
+def test_ctrl_c_ends_an_answer_only(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made until then is kept, and the conversation goes on."""
+    from famjax.infer import decode
+
+    real = decode.generate
+
+    def interrupted(*args, **kwargs):
+        for made in real(*args, **kwargs | {"tokens_per_call": 1}):
+            os.kill(os.getpid(), signal.SIGINT)
+            yield made
+
+    monkeypatch.setattr(decode, "generate", interrupted)
+    path = str(tmp_path / "a.session")
+    say("one\ntwo\n", "--session", path)
+    assert Path(path).exists()
+
+
+def test_mistakes(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, said in (
+        (["--session", str(tmp_path)], "is a directory"), (["--session", "none/a"], "directory is missing"),
+        (["--max-tokens", "0"], "at least 1"), (["--top-p", "2"], "top_p"),
+    ):  # fmt: skip
+        assert main(["chat", "--model", str(model_dir), *flags]) == 2
+        assert said in capsys.readouterr().err
