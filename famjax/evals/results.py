@@ -39,7 +39,7 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
         "kind": task.kind,
         "n": len(samples),
         "documents": len({sample.group for sample in samples}),
-        "tokens": sum(sample.tokens for sample in samples),
+        "tokens": sum(sample.tokens + round(sum(sample.sums.get("tokens", ()))) for sample in samples),
         "truncated": {
             "examples": sum(sample.truncated > 0 for sample in samples),
             "tokens": sum(sample.truncated for sample in samples),

@@ -105,6 +105,7 @@ def test_a_document_that_is_predicted_is_cut_at_its_end():
         "correct": [1, 1, 0], "tokens": [1, 2, 1], "sizes": [2, 4, 2],
     }  # fmt: skip
     assert sample.values["next_token_accuracy"] == 0.5
+    assert results.summarize(task, [sample], [], 4)["tokens"] == 5
 
 
 def test_choices_are_ranked_behind_their_prompt():
