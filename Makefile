@@ -4,6 +4,8 @@
 
 VENV ?= .venv
 OUTPUT ?= runs/quickstart
+# Tests run in so many processes, each with files of its own; 0 is this one.
+TEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ quickstart: $(RUN_READY)  ## train FAM and its twin without memory on the pass k
 	$(BIN)/python -m famjax quickstart --output $(OUTPUT)
 
 test: lint  ## style, types and all but the slow tests
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 test-slow: $(TEST_READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
