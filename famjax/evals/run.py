@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,7 +136,6 @@ def _evaluate(
         unreadable: list[Unreadable] = []
         bar_task = bar.add_task(f"{name}: {task.name}", total=task.count or None)
         runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges)
-        began = time.perf_counter()
         advance = lambda n, bar_task=bar_task: bar.update(bar_task, advance=n)
         samples = ask(runner, task, config, file, unreadable, advance)
         found[task.name] = samples
@@ -146,7 +144,7 @@ def _evaluate(
         if not samples:
             continue
         summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
-        entry["tasks"][task.name] = summary | {"key": key, "seconds": round(time.perf_counter() - began, 3)}
+        entry["tasks"][task.name] = summary | {"key": key}
     return entry, found
 
 

@@ -148,12 +148,8 @@ def test_the_command_compares_models_on_texts(tmp_path, capsys):
     # The same command finds all answers and asks nothing.
     before = (tmp_path / "out" / "results.json").read_text()
     assert main([*command, str(tmp_path / "*.txt"), *both, "--output", str(tmp_path / "out")]) == 0
-    again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (tmp_path / "out" / "samples.jsonl").read_text() == samples
-    for model in (*again["models"], *(rebuilt := json.loads(before))["models"]):
-        for task in model["tasks"].values():
-            del task["seconds"]
-    assert again == rebuilt
+    assert (tmp_path / "out" / "results.json").read_text() == before
     assert main([*command, str(tmp_path / "none*.txt")]) == 2
     assert "none*.txt" in capsys.readouterr().err
 
