@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from famjax.attention import rope
 from famjax.config import Rope
@@ -63,6 +64,26 @@ def _meet(q_KGQH: Any, source: Source, rope_settings: Rope | float) -> tuple[Any
         ahead = lead if isinstance(lead, (int, float)) else lead[..., None]
         return rope.turn(q_KGQH, ahead, rope_settings), source.k
     return q_KGQH, rope.turn(source.k, -lead, rope_settings)
+
+
+def turned_keys(source: Source, rope_settings: Rope | float) -> Any:
+    """Keys as if their block were the queries'."""
+    distance = source.distance
+    away = -distance if isinstance(distance, (int, float)) else -distance[..., None, None]
+    return rope.turn(source.k, away, rope_settings)
+
+
+def join(few: Source, own: Source, rope_settings: Rope | float) -> Source:
+    """A source of few keys, which every query sees, and that of the queries' own block (distance 0) as one.
+
+    By itself a source of few columns costs more than its share: scores of its width, sums and a product of its own.
+    """
+    visible = own.visible
+    if visible is not None:
+        few_visible = np.ones((*visible.shape[:-1], few.k.shape[-2]), bool)
+        visible = (np if isinstance(visible, np.ndarray) else jnp).concatenate([few_visible, visible], axis=-1)
+    k = jnp.concatenate([turned_keys(few, rope_settings), own.k], axis=-2)
+    return Source(k, jnp.concatenate([few.v, own.v], axis=-2), visible)
 
 
 def attend(

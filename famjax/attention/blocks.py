@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import fused, masks
-from famjax.attention.attend import Scoring, Source, attend, attention_to
+from famjax.attention.attend import Scoring, Source, attend, attention_to, join
 from famjax.attention.fused import Kernel
 from famjax.attention.memory import (
     LayerMemory,
@@ -86,12 +86,11 @@ def _at_once(queries: tuple[int, ...], config: MemoryConfig, budget_mib: float) 
     columns = (segments_in_reach(config) + 1) * config.block_size + config.previous_fams * config.fam_length
     scores_per_block = math.prod(queries[2:-1]) * columns
     fit = max(1, int(budget_mib * 2**20 / (4 * scores_per_block)))
-    largest = lambda count, most: max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
-    return (rows, largest(blocks, fit // rows)) if fit >= rows else (largest(rows, fit), 1)
+    return _fit(rows, blocks, fit)
 
 
 def _map_blocks(body: Any, at_once: tuple[int, int], args: Any) -> Any:
-    """body(args) where every array has the axes [B, N] in front, so many rows and blocks at a time."""
+    """body(args), to a tree of arrays; all arrays have the axes [B, N] in front: so many rows and blocks at a time."""
     rows, blocks = at_once
     B, N = jax.tree.leaves(args)[0].shape[:2]
     if at_once == (B, N):
@@ -101,14 +100,32 @@ def _map_blocks(body: Any, at_once: tuple[int, int], args: Any) -> Any:
         x = x.reshape(B // rows, rows, N // blocks, blocks, *x.shape[2:])
         return jnp.moveaxis(x, 2, 1).reshape(-1, rows, blocks, *x.shape[4:])
 
-    out = jax.lax.map(body, jax.tree.map(cut, args))
-    out = out.reshape(B // rows, N // blocks, rows, blocks, *out.shape[3:])
-    return jnp.moveaxis(out, 1, 2).reshape(B, N, *out.shape[4:])
+    def join(x: Any) -> Any:
+        x = x.reshape(B // rows, N // blocks, rows, blocks, *x.shape[3:])
+        return jnp.moveaxis(x, 1, 2).reshape(B, N, *x.shape[4:])
+
+    return jax.tree.map(join, jax.lax.map(body, jax.tree.map(cut, args)))
+
+
+def _fit(rows: int, blocks: int, most: int) -> tuple[int, int]:
+    """(rows, blocks) of at most so many blocks together: all rows of some blocks, or some rows of one."""
+    largest = lambda count, most: max(n for n in range(1, count + 1) if count % n == 0 and n <= most)
+    return (rows, largest(blocks, most // rows)) if most >= rows else (largest(rows, most), 1)
+
+
+def _in_chunks(body: Any, args: Any, chunk: int) -> Any:
+    """body(*args) at most so many blocks at a time (0: all): what it makes on the way is then made again, chunk by
+    chunk, in the backward pass."""
+    rows, blocks = jax.tree.leaves(args)[0].shape[:2]
+    if not chunk or chunk >= rows * blocks:
+        return body(*args)
+    once = jax.checkpoint(lambda args: body(*args), prevent_cse=False)
+    return _map_blocks(once, _fit(rows, blocks, chunk), args)
 
 
 def whole_blocks(
     layer: LayerWeights, x_BNSD: Any, memory: LayerMemory, initial: LayerMemory, where: Blocks,
-    config: MemoryConfig, budget_mib: float = 0.0, kernel: Kernel = fused.XLA,
+    config: MemoryConfig, budget_mib: float = 0.0, kernel: Kernel = fused.XLA, chunk: int = 0,
 ) -> tuple[Any, LayerMemory]:  # fmt: skip
     """One layer over N blocks that all start at a block's edge (layer-major, paper section 3).
 
@@ -121,14 +138,19 @@ def whole_blocks(
       config: the memory's settings for this layer.
       budget_mib: see `ModelConfig.attention_budget_mib`.
       kernel: by what the tokens attend.
+      chunk: blocks that projections and the feed-forward layer take at once; 0 is all.
 
     Returns:
       Output activations [B, N, S, D] and the layer's memory after the last real token.
     """
-    seen, memory, _ = _prepare(layer, x_BNSD, memory, initial, where, config)
+    seen, memory, _ = _prepare(layer, x_BNSD, memory, initial, where, config, kernel=kernel, chunk=chunk)
 
     def attention(q: Any, **seen: Any) -> Any:
-        return attend(q, _sources_of_blocks(**seen, config=config)[0], *layer.scoring)
+        sources, kinds = _sources_of_blocks(**seen, config=config)
+        if kinds.count("fam") == 1:
+            *segments, fam, own = sources
+            sources = [*segments, join(fam, own, layer.scoring.rope)]
+        return attend(q, sources, *layer.scoring)
 
     with jax.named_scope("block_attention"):
         if kernel.name != "xla":
@@ -136,7 +158,7 @@ def whole_blocks(
         else:
             at_once = _at_once(seen.q.shape, config, budget_mib)
             heads = _map_blocks(lambda a: attention(**a), at_once, _block_by_block(seen, config))
-    return layer.finish(heads, x_BNSD), memory
+    return _in_chunks(layer.finish, (heads, x_BNSD), chunk), memory
 
 
 def attention_of_blocks(
@@ -204,7 +226,8 @@ def _attend_fused(seen: _Seen, scoring: Scoring, config: MemoryConfig, kernel: K
 
 def _prepare(
     layer: LayerWeights, x_BNSD: Any, memory: LayerMemory, initial: LayerMemory, where: Blocks,
-    config: MemoryConfig, each_update: Callable[..., Any] | None = None,
+    config: MemoryConfig, each_update: Callable[..., Any] | None = None, kernel: Kernel = fused.XLA,
+    chunk: int = 0,
 ) -> tuple[_Seen, LayerMemory, Any]:  # fmt: skip
     """All of a layer that comes before its tokens attend.
 
@@ -213,7 +236,7 @@ def _prepare(
       the arguments of each block's `update_fam`, [B, N, ...].
     """
     S, M = config.block_size, config.memory_segments
-    q, k, v = layer.queries_keys_values(x_BNSD, np.arange(S))
+    q, k, v = _in_chunks(lambda x: layer.queries_keys_values(x, np.arange(S)), (x_BNSD,), chunk)
     ring_order = (where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1)
     previous = jax.tree.map(
         lambda ring: jnp.take_along_axis(ring, ring_order[:, :, None, None, None], axis=1), (memory.k, memory.v)
@@ -223,7 +246,7 @@ def _prepare(
         refresh = lambda m: refresh_keys(layer, m, config)
         with jax.named_scope("fam_recurrence"):
             (fam_kv, looked), fam = _scan_fam(
-                layer, refresh(memory), refresh(initial), k, v, where, config, each_update
+                layer, refresh(memory), refresh(initial), k, v, where, config, each_update, kernel
             )
     past = tuple(ring[:, M - segments_in_reach(config) :] for ring in previous)
     seen = _Seen(q, (k, v), past, fam_kv, (where.blocks_before, where.fam_updates, where.origin))
@@ -235,7 +258,7 @@ def _prepare(
 
 def _scan_fam(
     layer: LayerWeights, memory: LayerMemory, initial: LayerMemory, k: Any, v: Any, where: Blocks,
-    config: MemoryConfig, each_update: Callable[..., Any] | None,
+    config: MemoryConfig, each_update: Callable[..., Any] | None, kernel: Kernel,
 ) -> tuple[tuple[tuple[Any, Any], Any], tuple[Any, Any, Any]]:  # fmt: skip
     """F_1 .. F_N. Returns the FAM keys and values that each block sees, [B, N, P, K, F, H], with what
     `each_update` gave for each block; and F_N."""
@@ -246,15 +269,14 @@ def _scan_fam(
         if starts_B is not None:
             fam = select_rows(starts_B, fresh, fam)
         before = (layer, fam, k_B, v_B, updates_B, origin_B, config)
-        new = update_fam(*before)
+        new = update_fam(*before, kernel)
         # A block that is not full (padding behind it) leaves FAM as it was.
         return select_rows(full_B, new, fam), (fam[1:], each_update(*before) if each_update else None)
 
     xs = (k, v, where.fam_updates, where.starts, where.full, where.origin)
     by_block = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs)
-    last, seen = jax.lax.scan(
-        jax.checkpoint(block, prevent_cse=False), (memory.fam, memory.fam_k, memory.fam_v), by_block
-    )
+    # What it keeps for its backward pass is F / S of what the tokens of a layer keep.
+    last, seen = jax.lax.scan(block, (memory.fam, memory.fam_k, memory.fam_v), by_block)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen), last
 
 

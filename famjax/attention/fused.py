@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import fused_kernels, rope
-from famjax.attention.attend import Scoring, Source
+from famjax.attention.attend import Scoring, Source, turned_keys
 from famjax.attention.fused_kernels import LANES, Plan
 from famjax.config import KERNEL_LANES, ConfigError, MemoryConfig
 
@@ -64,12 +64,12 @@ def choose(asked: str, platform: str, block_size: int) -> str:
 
 def attend_blocks(
     q: Any, own: tuple[Any, Any], past: tuple[Any, Any] | None, fam: list[Source], fam_visible: Any,
-    blocks_before: Any, scoring: Scoring, config: MemoryConfig, kernel: Kernel,
+    blocks_before: Any, scoring: Scoring, config: MemoryConfig, kernel: Kernel, causal: bool = True,
 ) -> Any:  # fmt: skip
     """What `attend` gives for every block of a layer and the sources that `blocks.py` makes of the same.
 
     Args:
-      q: [B, N, K, G, S, H], turned by their offsets within their block.
+      q: [B, N, K, G, Q, H], turned by their offsets within their block; Q is S.
       own: keys (turned likewise) and values of the same blocks, [B, N, K, S, H].
       past: of the blocks before them that can be seen, [B, W, K, S, H], the nearest last; None where none can.
       fam: FAMs that each block sees, the newest first: sources [B, N, K, F, H].
@@ -78,14 +78,15 @@ def attend_blocks(
       scoring: RoPE, scale and cap.
       config: the memory's settings for this layer.
       kernel: `fused` or `interpret`.
+      causal: queries are tokens; else they are FAM's, F of them, which see the whole block and no past.
 
     Returns:
-      [B, N, K, G, S, H] in the queries' dtype.
+      [B, N, K, G, Q, H] in the queries' dtype.
     """
     run: Callable[..., Any] = functools.partial(
-        _on_one_device, scoring=scoring, config=config, interpret=kernel.name == "interpret"
+        _on_one_device, scoring=scoring, config=config, causal=causal, interpret=kernel.name == "interpret"
     )
-    turned = [(_turned(source, scoring.rope), source.v) for source in fam]
+    turned = [(turned_keys(source, scoring.rope), source.v) for source in fam]
     fam_kv = tuple(jnp.concatenate(parts, axis=-2) for parts in zip(*turned, strict=True)) if fam else None
     limit = (fam_visible * config.fam_length).astype(jnp.int32)
     args = (q, own, past, fam_kv, blocks_before.astype(jnp.int32), limit)
@@ -96,23 +97,43 @@ def attend_blocks(
     return run(*args)
 
 
-def _turned(source: Source, rope_settings: Any) -> Any:
-    """FAM's keys as a query with offset 0 in the block would have them."""
-    away = source.distance
-    away = -away if isinstance(away, (int, float)) else -away[..., None, None]
-    return rope.turn(source.k, away, rope_settings)
+def attend_of_fam(
+    q: Any, own: tuple[Any, Any], fam: list[Source], updates_B: Any, scoring: Scoring, config: MemoryConfig,
+    kernel: Kernel,
+) -> Any:  # fmt: skip
+    """What `attend` gives for FAM's queries [B, K, G, F, H], which see the previous FAMs and a whole block.
+
+    Args:
+      q, scoring, config, kernel: see `attend_blocks`.
+      own: the block's keys and values, [B, K, S, H].
+      fam: the previous FAMs, the newest first: sources [B, K, F, H] at known distances.
+      updates_B: how many updates there were.
+    """
+    one = lambda x: x[:, None]
+    sources = [source._replace(k=one(source.k), v=one(source.v)) for source in fam]
+    there = one(jnp.minimum(updates_B + 1, config.previous_fams))
+    pair = (one(own[0]), one(own[1]))
+    return attend_blocks(one(q), pair, None, sources, there, jnp.zeros_like(there), scoring, config, kernel, False)[
+        :, 0
+    ]
+
+
+def takes_fam(kernel: Kernel, config: MemoryConfig) -> bool:
+    """Whether FAM's own attention can go by `attend_of_fam`: whole tiles of queries, at distances that are known."""
+    return kernel.name != "xla" and config.fam_length % 16 == 0 and config.fam_position != "zero"
 
 
 def _on_one_device(
     q: Any, own: Any, past: Any, fam: Any, before: Any, limit: Any, scoring: Scoring, config: MemoryConfig,
-    interpret: bool,
+    causal: bool, interpret: bool,
 ) -> Any:  # fmt: skip
-    B, N, K, G, S, H = q.shape
+    B, N, K, G, Q, H = q.shape
+    S = own[0].shape[-2]
     q = q * (scoring.scale or 1.0 / math.sqrt(H))
     reach = past[0].shape[1] if past else 0
     plan = Plan(
-        kv_heads=K, group=G, head=2 * _padded(H // 2, LANES // 2), block=S, reach=reach, blocks=N,
-        tile=next(tile for tile in TILES if S % tile == 0), window=config.token_window, cap=scoring.cap,
+        kv_heads=K, group=G, head=2 * _padded(H // 2, LANES // 2), block=S, reach=reach, blocks=N, queries=Q,
+        causal=causal, tile=next(tile for tile in TILES if S % tile == 0), window=config.token_window, cap=scoring.cap,
         stop_gradient=config.stop_gradient, fam=fam is not None, interpret=interpret,
     )  # fmt: skip
     # Joined before they are laid out for the kernel, a layer's own keys would be turned about twice.
@@ -121,9 +142,9 @@ def _on_one_device(
         keys, values = (jnp.concatenate([_rows(past[i]), x], axis=1) for i, x in enumerate((keys, values)))
     fam_kv = tuple(_fill(_rows(x)) for x in fam) if fam else (None, None)
     turns = _turns(plan, H, scoring.rope)
-    out = _attention(plan, _rows(q.reshape(B, N, K * G, S, H)), keys, values, *fam_kv, turns, before, limit)
-    out = out.reshape(B, N, S, K, G, 2, plan.head // 2)[..., : H // 2]
-    return jnp.moveaxis(out.reshape(B, N, S, K, G, H), 2, 4)
+    out = _attention(plan, _rows(q.reshape(B, N, K * G, Q, H)), keys, values, *fam_kv, turns, before, limit)
+    out = out.reshape(B, N, Q, K, G, 2, plan.head // 2)[..., : H // 2]
+    return jnp.moveaxis(out.reshape(B, N, Q, K, G, H), 2, 4)
 
 
 def _padded(size: int, multiple: int) -> int:

@@ -1,14 +1,14 @@
 """The Pallas kernels behind `fused.py`: forward, and backward for queries, keys and FAM (after FlashAttention-2,
 arXiv 2307.08691).
 
-    q        [B, N, S, K G H']     heads side by side, as projections make them
+    q        [B, N, Q, K G H']     heads side by side, as projections make them; Q is S, or FAM's F (not causal)
     k, v     [B, W + N, S, K H']   W blocks of the past, then the N blocks of the queries
     fam      [B, N, C, K H']       C columns that every token of block n may see, if they are visible
     turns    [2, W + 1, 1, H']     RoPE for 0, 1, ... W blocks of distance
     before   int32 [B, N]          blocks of the document before each block
     limit    int32 [B, N]          visible columns of FAM
 
-A tile of scores is [tile, tile]. Block n's queries meet the keys of block n - back at n + W - back of k.
+A tile of scores is [q_tile, tile]. Block n's queries meet the keys of block n - back at n + W - back of k.
 Scores, softmax and sums are float32; what enters a product has its inputs' dtype, as in `attend`.
 """
 
@@ -31,7 +31,9 @@ class Plan(NamedTuple):
     Attributes:
       kv_heads, group, head: K, G, H' (a head's size, a multiple of `LANES`).
       block, blocks, reach: S, N, W.
-      tile: queries, and keys, of a tile; divides S.
+      queries: Q, of a block: its S tokens, or F if they are FAM's.
+      causal: a query sees its own block up to itself; else all of it, and W is 0.
+      tile: keys, and of tokens queries, of a tile; divides S.
       window: `MemoryConfig.token_window`.
       cap: see `attend`.
       stop_gradient: no gradient into keys of earlier blocks.
@@ -45,6 +47,8 @@ class Plan(NamedTuple):
     block: int
     blocks: int
     reach: int
+    queries: int
+    causal: bool
     tile: int
     window: int
     cap: float
@@ -54,8 +58,18 @@ class Plan(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """Tiles along a block."""
+        """Tiles of keys along a block."""
         return self.block // self.tile
+
+    @property
+    def q_tile(self) -> int:
+        """Queries of a tile."""
+        return self.tile if self.causal else self.queries
+
+    @property
+    def q_tiles(self) -> int:
+        """Tiles of a block's queries."""
+        return self.queries // self.q_tile
 
 
 def _product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
@@ -103,6 +117,9 @@ def _hide_fam(scores: Any, limit: Any, axis: int) -> Any:
 
 def _in_tile(plan: Plan, before: Any, back: Any, q_tile: Any, k_tile: Any, body: Any) -> None:
     """body(hide) where a tile has anything to see: with the mask only where something is hidden."""
+    if not plan.causal:
+        body(lambda scores, q_axis: scores)
+        return
     some, all_ = _lies(plan, before, back, q_tile, k_tile)
 
     pl.when(some & all_)(lambda: body(lambda scores, q_axis: scores))
@@ -133,7 +150,8 @@ def _k_index(plan: Plan, b: Any, h: Any, n: Any, i: Any, j: Any, before: Any, li
     back, tile = _step(plan, j)
     nearest = jnp.minimum(back, before[b, n])
     tile = jnp.where(back > nearest, 0, tile)
-    tile = jnp.where(nearest == 0, jnp.minimum(tile, i), tile)
+    if plan.causal:
+        tile = jnp.where(nearest == 0, jnp.minimum(tile, i), tile)
     return b, n + plan.reach - nearest, tile, h // plan.group
 
 
@@ -150,7 +168,7 @@ def _query_specs(plan: Plan, columns: int) -> list[pl.BlockSpec]:
     keys = pl.BlockSpec((None, None, tile, head), functools.partial(_k_index, plan))
     turns = pl.BlockSpec((2, None, 1, head), functools.partial(_turns_index, plan))
     fam = pl.BlockSpec((None, None, columns, head), functools.partial(_fam_index, plan))
-    return [pl.BlockSpec((None, None, tile, head), _q_index), keys, keys, turns] + [fam, fam] * plan.fam
+    return [pl.BlockSpec((None, None, plan.q_tile, head), _q_index), keys, keys, turns] + [fam, fam] * plan.fam
 
 
 def _forward_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turns_ref: Any, *refs: Any,
@@ -245,13 +263,14 @@ def _dq_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turn
 def _key_step(plan: Plan, step: Any) -> tuple[Any, Any, Any]:
     """(head of the group, blocks between keys and queries, tile of the queries)."""
     backs = 1 if plan.stop_gradient else plan.reach + 1
-    return step // (backs * plan.tiles), step // plan.tiles % backs, step % plan.tiles
+    return step // (backs * plan.q_tiles), step // plan.q_tiles % backs, step % plan.q_tiles
 
 
 def _queries_of(plan: Plan, c: Any, t: Any, j: Any) -> tuple[Any, Any, Any, Any]:
     """(head of the group, distance, block of the queries if there is one, its tile)."""
     g, back, i = _key_step(plan, j)
-    return g, back, c - plan.reach + back, jnp.where(back == 0, jnp.maximum(i, t), i)
+    nearest = jnp.where(back == 0, jnp.maximum(i, t), i) if plan.causal else i
+    return g, back, c - plan.reach + back, nearest
 
 
 def _dkv_q_index(plan: Plan, b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
@@ -332,7 +351,7 @@ def _call(kernel: Any, plan: Plan, grid: Any, in_specs: Any, out_specs: Any, out
           passes: int, args: Any) -> Any:  # fmt: skip
     """`passes`: how many products with scores; what the compiler is told that it costs."""
     B, N = args[0].shape
-    scores = B * N * plan.kv_heads * plan.group * plan.block * plan.block * (plan.reach + 1)
+    scores = B * N * plan.kv_heads * plan.group * plan.queries * plan.block * (plan.reach + 1)
     size = lambda x: x.size * x.dtype.itemsize
     cost = pl.CostEstimate(
         flops=2 * passes * scores * plan.head, transcendentals=scores,
@@ -360,15 +379,15 @@ def _like(x: Any) -> jax.ShapeDtypeStruct:
 def forward(
     plan: Plan, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any, turns: Any, before: Any, limit: Any
 ) -> tuple[Any, Any]:
-    """The heads' outputs, as q, and the softmax's normaliser, float32 [B, N, K G, 1, S]."""
-    B, N, S, _ = q.shape
-    heads, tile = plan.kv_heads * plan.group, plan.tile
+    """The heads' outputs, as q, and the softmax's normaliser, float32 [B, N, K G, 1, Q]."""
+    B, N, Q, _ = q.shape
+    heads, tile = plan.kv_heads * plan.group, plan.q_tile
     fam = (fam_k, fam_v) if plan.fam else ()
     columns = fam_k.shape[2] if plan.fam else 0
     return tuple(_call(
-        _forward_kernel, plan, (B, heads, N, plan.tiles, (plan.reach + 1) * plan.tiles), _query_specs(plan, columns),
+        _forward_kernel, plan, (B, heads, N, plan.q_tiles, (plan.reach + 1) * plan.tiles), _query_specs(plan, columns),
         [pl.BlockSpec((None, None, tile, plan.head), _q_index), pl.BlockSpec((None, None, None, 1, tile), _row_index)],
-        [_like(q), jax.ShapeDtypeStruct((B, N, heads, 1, S), jnp.float32)],
+        [_like(q), jax.ShapeDtypeStruct((B, N, heads, 1, Q), jnp.float32)],
         [(tile, LANES), (tile, LANES), (tile, plan.head)], 2, (before, limit, q, k, v, turns, *fam),
     ))  # fmt: skip
 
@@ -377,36 +396,38 @@ def backward(
     plan: Plan, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any, turns: Any, before: Any, limit: Any, d_out: Any,
     log_total: Any, mean: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """Gradients of q, k, v, fam_k and fam_v. `mean` [B, N, K G, 1, S]: d_out . out of each query and head."""
-    B, N, S, _ = q.shape
-    K, G, tile, head = plan.kv_heads, plan.group, plan.tile, plan.head
+    """Gradients of q, k, v, fam_k and fam_v. `mean` [B, N, K G, 1, Q]: d_out . out of each query and head."""
+    B, N = q.shape[:2]
+    K, G, tile, q_tile, head = plan.kv_heads, plan.group, plan.tile, plan.q_tile, plan.head
     fam = (fam_k, fam_v) if plan.fam else ()
     columns = fam_k.shape[2] if plan.fam else 0
-    rows = pl.BlockSpec((None, None, None, 1, tile), _row_index)
-    q_spec = pl.BlockSpec((None, None, tile, head), _q_index)
+    rows = pl.BlockSpec((None, None, None, 1, q_tile), _row_index)
+    q_spec = pl.BlockSpec((None, None, q_tile, head), _q_index)
     (dq,) = _call(
-        _dq_kernel, plan, (B, K * G, N, plan.tiles, (plan.reach + 1) * plan.tiles),
-        [*_query_specs(plan, columns), q_spec, rows, rows], [q_spec], [_like(q)], [(tile, head)], 3,
+        _dq_kernel, plan, (B, K * G, N, plan.q_tiles, (plan.reach + 1) * plan.tiles),
+        [*_query_specs(plan, columns), q_spec, rows, rows], [q_spec], [_like(q)], [(q_tile, head)], 3,
         (before, limit, q, k, v, turns, *fam, d_out, log_total, mean),
     )  # fmt: skip
-    q_spec = pl.BlockSpec((None, None, tile, head), functools.partial(_dkv_q_index, plan))
+    q_spec = pl.BlockSpec((None, None, q_tile, head), functools.partial(_dkv_q_index, plan))
     k_spec = pl.BlockSpec((None, None, tile, head), _dkv_k_index)
-    rows = pl.BlockSpec((None, None, None, 1, tile), functools.partial(_dkv_row_index, plan))
+    rows = pl.BlockSpec((None, None, None, 1, q_tile), functools.partial(_dkv_row_index, plan))
     turns_spec = pl.BlockSpec((2, None, 1, head), functools.partial(_dkv_turns_index, plan))
     backs = 1 if plan.stop_gradient else plan.reach + 1
     dk, dv = _call(
-        _dkv_kernel, plan, (B, K, plan.reach + N, plan.tiles, G * backs * plan.tiles),
+        _dkv_kernel, plan, (B, K, plan.reach + N, plan.tiles, G * backs * plan.q_tiles),
         [q_spec, k_spec, k_spec, turns_spec, q_spec, rows, rows], [k_spec, k_spec], [_like(k), _like(v)],
         [(tile, head), (tile, head)], 4, (before, limit, q, k, v, turns, d_out, log_total, mean),
     )  # fmt: skip
     if not plan.fam:
         return dq, dk, dv, None, None
-    step = lambda kh, j: (kh * G + j // plan.tiles, j % plan.tiles)
-    q_spec = pl.BlockSpec((None, None, tile, head), lambda b, kh, n, j, *_: (b, n, *step(kh, j)[::-1]))
-    rows = pl.BlockSpec((None, None, None, 1, tile), lambda b, kh, n, j, *_: (b, n, step(kh, j)[0], 0, step(kh, j)[1]))
+    step = lambda kh, j: (kh * G + j // plan.q_tiles, j % plan.q_tiles)
+    q_spec = pl.BlockSpec((None, None, q_tile, head), lambda b, kh, n, j, *_: (b, n, *step(kh, j)[::-1]))
+    rows = pl.BlockSpec(
+        (None, None, None, 1, q_tile), lambda b, kh, n, j, *_: (b, n, step(kh, j)[0], 0, step(kh, j)[1])
+    )
     fam_spec = pl.BlockSpec((None, None, columns, head), lambda b, kh, n, j, *_: (b, n, 0, kh))
     d_fam = _call(
-        _fam_kernel, plan, (B, K, N, G * plan.tiles), [q_spec, fam_spec, fam_spec, q_spec, rows, rows],
+        _fam_kernel, plan, (B, K, N, G * plan.q_tiles), [q_spec, fam_spec, fam_spec, q_spec, rows, rows],
         [fam_spec, fam_spec], [_like(fam_k), _like(fam_v)], [(columns, head), (columns, head)], 0,
         (before, limit, q, fam_k, fam_v, d_out, log_total, mean),
     )  # fmt: skip

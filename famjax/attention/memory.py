@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from famjax.attention import fused
 from famjax.attention.attend import Scoring, Source, attend, attention_to
+from famjax.attention.fused import Kernel
 from famjax.config import MemoryConfig
 
 
@@ -156,6 +158,7 @@ def update_fam(
     updates_B: Any,
     origin_B: Any,
     config: MemoryConfig,
+    kernel: Kernel = fused.XLA,
 ) -> tuple[Any, Any, Any]:
     """F_tau from F_{tau-1} and the keys and values of block tau: the recurrence at the top.
 
@@ -166,6 +169,7 @@ def update_fam(
       updates_B: updates before this one; 0 makes the residual zero.
       origin_B: absolute position of the block (`zero` FAM positions only).
       config: the memory's settings.
+      kernel: by what FAM attends.
 
     Returns:
       The memory with F_tau pushed in front and the oldest FAM dropped.
@@ -173,7 +177,13 @@ def update_fam(
     fam, fam_k, fam_v = memory
     previous = fam[:, 0]
     q, sources = _fam_attention(layer, memory, k, v, updates_B, origin_B, config)
-    heads = attend(q, sources, *layer.scoring)
+    if fused.takes_fam(kernel, config):
+        *oldest_first, own = sources
+        heads = fused.attend_of_fam(
+            q, (own.k, own.v), oldest_first[::-1], updates_B, layer.scoring, config, kernel
+        )  # fmt: skip
+    else:
+        heads = attend(q, sources, *layer.scoring)
     residual = jnp.where((updates_B > 0)[:, None, None], previous, 0.0)
     new = layer.finish(heads, residual).astype(jnp.float32)
     new_k, new_v = layer.keys_values(new, fam_offsets(config))

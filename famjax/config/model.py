@@ -225,6 +225,8 @@ class ModelConfig:
         of scores; `fused` is a kernel for TPU that makes none (`attention/fused.py`), for blocks of a multiple
         of 128 tokens; `auto` takes `fused` where it can; `interpret` is the fused kernel on any platform,
         step by step: very slow, for tests.
+      layer_chunk: tokens of one device that a layer's projections and its feed-forward part take at once, in
+        whole blocks; 0 is all. Bounds memory where rows are long; costs no work under `remat` full.
       memory: the memory's settings.
       lora: trained low-rank updates of the projections, if any.
     """
@@ -268,6 +270,7 @@ class ModelConfig:
     remat: str = "none"
     attention_budget_mib: float = 0.0
     attention_kernel: str = "auto"
+    layer_chunk: int = 0
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
@@ -332,6 +335,7 @@ class ModelConfig:
         one_of("dtype", self.dtype, DTYPES)
         one_of("param_dtype", self.param_dtype, DTYPES)
         one_of("remat", self.remat, REMAT_POLICIES)
+        at_least("layer_chunk", self.layer_chunk, 0)
         one_of("attention_kernel", self.attention_kernel, ATTENTION_KERNELS)
         if self.attention_kernel in ("fused", "interpret") and self.memory.block_size % KERNEL_LANES:
             use = nearest_multiples(self.memory.block_size, KERNEL_LANES)

@@ -52,8 +52,7 @@ def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory:
 def on_mesh(model: Transformer, mesh: Mesh) -> None:
     """Makes a model, whose weights are on a mesh, compute there."""
     model.constrain = functools.partial(sharding.constrain, mesh=mesh)
-    model.per_device = functools.partial(sharding.per_device, mesh=mesh)
-    model.platform = mesh.devices.flat[0].platform
+    model.devices = OnMesh(mesh)
 
 
 def _placed_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.config import ModelConfig
 from famjax.nn.block import Block
 from famjax.nn.layers import Norm, weight
+from famjax.nn.stack import Devices, Step, gather, remat, scanned, unrolled
 
 
 class Fam(nnx.Module):
@@ -38,8 +39,12 @@ class Fam(nnx.Module):
 # What looks at a layer from outside: see `Transformer.forward`.
 Look = Callable[[Block, Any, tuple[LayerMemory, LayerMemory], positions.Blocks, Any, LayerMemory], Any]
 
+
 # Activations of whole blocks, [B, N, S, D]: cut along their rows alone.
 ACTIVATION_AXES = ("batch", None, None, None)
+# Between layers that each device runs on its own rows, the tokens of a block are cut over `tensor`: what a layer keeps
+# for the backward pass is then held once.
+ALONE_AXES = ("batch", None, "tokens", None)
 
 
 def unconstrained(x: Any, axes: tuple[str | None, ...]) -> Any:
@@ -47,12 +52,49 @@ def unconstrained(x: Any, axes: tuple[str | None, ...]) -> Any:
     return x
 
 
+class Start(NamedTuple):
+    """With what documents start: the learned FAM, carried up the layers beside the text, or one that was passed on.
+
+    Attributes:
+      passed_fam: [L, P, F, D], taken if `use` is set; None: the learned one in any case.
+      passed_updates: int32 [], updates that it has had.
+      use: bool [].
+    """
+
+    passed_fam: Any = None
+    passed_updates: Any = 0
+    use: Any = False
+
+
+LEARNED = Start()
+
+
+class Memories(NamedTuple):
+    """Of all layers, or of one: the rows' memory, a fresh document's (batch 1), or what it is made of.
+
+    Attributes:
+      rows: `LayerMemory`; None: rows begin with a fresh document.
+      fresh: `LayerMemory`; None: it is made on the way (`Transformer._fresh`).
+      prefix: [F, D], see `MemoryConfig.fam_init`.
+      passed_fam: [P, F, D], see `Start`.
+    """
+
+    rows: Any
+    fresh: Any
+    prefix: Any
+    passed_fam: Any
+
+
+# Of a layer of `forward`: which of what it takes, (x, prompt), memories, (where, use), and gives has rows first.
+LAYER_CUT = (((True, False), Memories(True, False, False, False), (True, False)), ((True, False), True))
+
+
 class Transformer(nnx.Module):
     """A decoder-only language model with block sliding window attention and FAM.
 
     `constrain(x, axes)` is applied to arrays inside the forward pass whose place on a mesh must not be left
-    to the compiler; whoever runs a model on a mesh sets it (`runtime/sharding.py` `constrain`), and with it
-    `per_device` (there, too), which runs a kernel on every device's part, and the mesh's `platform`.
+    to the compiler; whoever runs a model on a mesh sets it (`runtime/sharding.py` `constrain`), and may set
+    `devices`, with which a layer's communication is written down instead of found by the compiler.
 
     `layer_keys`, set by a training with dropout, gives as many random keys as it is asked for; None drops nothing.
 
@@ -65,8 +107,7 @@ class Transformer(nnx.Module):
         V, D, dtype = config.vocab_size, config.d_model, config.param_dtype
         self.config = config
         self.constrain: Callable[[Any, tuple[str | None, ...]], Any] = unconstrained
-        self.per_device: fused.PerDevice | None = None
-        self.platform = ""  # that of jax's default devices
+        self.devices: Devices | None = None
         self.layer_keys: Callable[[int], Any] | None = None
         self.embedding = weight(rngs, (V, D), config.embedding_std, ("vocab", "embed"), dtype)
         L = config.num_layers
@@ -81,7 +122,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self, tokens_BT: Any, state: MemoryState | None = None, count_B: Any = None, *, starts_BN: Any = None,
-        initial: MemoryState | None = None, shift_B: Any = None,
+        initial: MemoryState | Start = LEARNED, shift_B: Any = None,
     ) -> tuple[Any, MemoryState]:  # fmt: skip
         """Layer-major: whole sequences, all blocks of a layer at once.
 
@@ -92,7 +133,7 @@ class Transformer(nnx.Module):
             neither attended to nor remembered.
           starts_BN: bool [B, N], blocks with which a new document starts within the row. Padding
             may fill up the block before.
-          initial: batch 1, the memory with which documents start; None is the learned one.
+          initial: with what documents start: a memory of batch 1, or `Start`, which is made on the way.
           shift_B: random position offset of each row; only `fam_position="zero"` sees it.
 
         Returns:
@@ -102,10 +143,6 @@ class Transformer(nnx.Module):
         B, T = tokens_BT.shape
         if count_B is None:
             count_B = jnp.full(B, T, jnp.int32)
-        if initial is None:
-            initial = self.initial_state(1)
-        if state is None:
-            state = broadcast_rows(initial, B)
         padded = jnp.pad(tokens_BT, ((0, 0), (0, -T % self.config.memory.block_size)))
         hidden, state, _ = self.forward(
             self.embed(padded), state, count_B, starts_BN=starts_BN, initial=initial, shift_B=shift_B
@@ -113,8 +150,8 @@ class Transformer(nnx.Module):
         return hidden[:, :T], state
 
     def forward(
-        self, x_BTD: Any, state: MemoryState, count_B: Any, *, starts_BN: Any, initial: MemoryState,
-        shift_B: Any = None, look: Look | None = None,
+        self, x_BTD: Any, state: MemoryState | None, count_B: Any, *, starts_BN: Any,
+        initial: MemoryState | Start, shift_B: Any = None, look: Look | None = None,
     ) -> tuple[Any, MemoryState, Any]:  # fmt: skip
         """`__call__` behind the embedding, for those who want to see what happens inside.
 
@@ -122,30 +159,65 @@ class Transformer(nnx.Module):
           x_BTD: embedded tokens, whole blocks of them.
           look: called in every layer with its weights, its input [B, N, S, D], its memories (that of the
             rows, that of a fresh document), the blocks' positions, its output, and the memory after.
-          state, count_B, starts_BN, initial, shift_B: see `__call__`; none is left to be found.
+          state, count_B, starts_BN, initial, shift_B: see `__call__`.
 
         Returns:
           What `__call__` does, and what `look` gave, with a leading axis L.
         """
-        config, S = self.config.memory, self.config.memory.block_size
+        config, S, B = self.config.memory, self.config.memory.block_size, x_BTD.shape[0]
+        if isinstance(initial, Start):
+            fresh_updates = jnp.where(initial.use, initial.passed_updates, 0)
+        else:
+            fresh_updates = initial.fam_updates[0]
         where = positions.of_whole_blocks(
-            state.position, state.fam_updates, count_B, x_BTD.shape[1] // S, config,
-            starts_BN, initial.fam_updates[0], shift_B,
+            jnp.zeros(B, jnp.int32) if state is None else state.position,
+            jnp.full(B, fresh_updates) if state is None else state.fam_updates,
+            count_B, x_BTD.shape[1] // S, config, starts_BN, fresh_updates, shift_B,
         )  # fmt: skip
+        shards = self.devices.row_shards if self.devices is not None else 1
+        alone = look is None and self.layer_keys is None and self.devices is not None and B % shards == 0
+        # The budget is one device's; if the layer is cut by the compiler, it sees the rows of all of them.
+        seen_rows = 1 if alone else shards
+        budget = self.config.attention_budget_mib * seen_rows
+        chunk = -(-self.config.layer_chunk * seen_rows // S)
+        if self.layer_keys is not None:
+            chunk = 0  # what is dropped out depends on the place in the array
 
-        platform = self.platform or jax.default_backend()
-        kernel = fused.Kernel(fused.choose(self.config.attention_kernel, platform, S), self.per_device)
-
-        def layer(weights: Block, x: Any, memories: tuple[LayerMemory, LayerMemory]) -> tuple[Any, Any]:
+        def layer(weights: Block, carry: Any, memories: Memories, where: Any, use: Any) -> tuple[Any, Any]:
+            x, prompt = carry
+            x = self.devices.whole_tokens(x) if alone and self.devices else x
+            fresh = memories.fresh or self._fresh(weights, memories, prompt, use)
+            rows = memories.rows or broadcast_layer(fresh, x.shape[0])
+            if prompt is not None:
+                with jax.named_scope("fam_recurrence"):
+                    prompt = memory.prompt_layer(weights, prompt, config)
             y, after = blocks.whole_blocks(
-                weights, x, *memories, where, weights.memory, self.config.attention_budget_mib, kernel
+                weights, x, rows, fresh, where, weights.memory, budget, self._kernel(alone), chunk
             )
-            y = self.constrain(y, ACTIVATION_AXES)
-            return y, (after, look(weights, x, memories, where, y, after) if look else None)
+            y = self.devices.cut_tokens(y) if alone and self.devices else self.constrain(y, ACTIVATION_AXES)
+            looked = look(weights, x, (rows, fresh), where, y, after) if look else None
+            return (y, prompt), (after, looked)
 
-        x = self.constrain(blocks.split_blocks(x_BTD, S), ACTIVATION_AXES)
-        x, (layers, looked) = self._through_layers(layer, x, (state.layers, initial.layers))
-        return self.final_norm(blocks.join_blocks(x)), MemoryState(*positions.after(where, config), layers), looked
+        x = self.constrain(blocks.split_blocks(x_BTD, S), ALONE_AXES if alone else ACTIVATION_AXES)
+        use = initial.use if isinstance(initial, Start) else None
+        carry, (layers, looked) = self._through_layers(
+            layer,
+            (x, self._prompt(initial)),
+            self._memories(state, initial),
+            (where, use),
+            LAYER_CUT if alone else None,
+        )
+        memory_after = MemoryState(*positions.after(where, config), layers)
+        return self.final_norm(blocks.join_blocks(carry[0])), memory_after, looked
+
+    def _kernel(self, alone: bool) -> fused.Kernel:
+        """By what layers attend; `alone`: each device with its rows."""
+        devices, per_device = self.devices, None
+        if devices is not None:
+            per_device = functools.partial(devices.per_device, inside=alone)
+        platform = devices.platform if devices is not None else jax.default_backend()
+        chosen = fused.choose(self.config.attention_kernel, platform, self.config.memory.block_size)
+        return fused.Kernel(chosen, per_device)
 
     def read(
         self, tokens_BQ: Any, state: MemoryState, count_B: Any = None, shift_B: Any = None
@@ -195,12 +267,21 @@ class Transformer(nnx.Module):
         return embedded * jnp.asarray(math.sqrt(self.config.d_model), self.config.dtype)
 
     @jax.named_scope("logits")
-    def logits(self, hidden: Any) -> Any:
-        """Hidden states [..., D] to float32 scores [..., V]."""
-        table = self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
+    def logits(self, hidden: Any, table: Any = None) -> Any:
+        """Hidden states [..., D] to float32 scores [..., V]; with a `table` of one's own, see `vocabulary_weights`."""
+        if table is None:
+            table = self.vocabulary_weights[0]
+        table = table.T if self.config.tie_embeddings else table
         scores = jnp.matmul(hidden, table.astype(self.config.dtype), preferred_element_type=jnp.float32)
         cap = self.config.logit_cap
         return cap * jnp.tanh(scores / cap) if cap else scores
+
+    @property
+    def vocabulary_weights(self) -> tuple[Any, tuple[str, ...]]:
+        """What logits are made with, and the names of its axes: the embedding [V, D], or [D, V] of its own."""
+        if self.config.tie_embeddings:
+            return self.embedding[...], ("vocab", "embed")
+        return self.unembedding[...], ("embed", "vocab")
 
     # --- memory -----------------------------------------------------------------------------------
 
@@ -262,13 +343,50 @@ class Transformer(nnx.Module):
             _, fam = self._through_layers(layer, prompt, None)
         return jnp.repeat(fam[:, None].astype(jnp.float32), config.previous_fams, axis=1)
 
-    def _through_layers(self, layer: Callable[[Block, Any, Any], Any], x: Any, per_layer: Any) -> tuple[Any, Any]:
-        """x through all layers. `per_layer` has a leading axis L; so has what the layers return."""
+    def _prompt(self, initial: MemoryState | Start) -> Any:
+        """[1, F, D]: what goes up the layers beside the text, where FAM is made of it."""
+        if isinstance(initial, MemoryState) or not hasattr(self, "fam") or self.config.memory.fam_init == "prefix":
+            return None
+        prompt = self._scaled(self.fam.prompt[...][None].astype(self.config.dtype))
+        return self.constrain(prompt, (None, None, None))
+
+    def _memories(self, state: MemoryState | None, initial: MemoryState | Start) -> Memories:
+        rows = None if state is None else state.layers
+        if isinstance(initial, MemoryState):
+            return Memories(rows, initial.layers, None, None)
+        prefix = None
+        if hasattr(self, "fam") and self.config.memory.fam_init == "prefix":
+            prefix = self.constrain(self.fam.prefix[...], (None, None, None))
+        return Memories(rows, None, prefix, initial.passed_fam)
+
+    def _fresh(self, weights: Block, memories: Memories, prompt: Any, use: Any) -> LayerMemory:
+        """A layer's memory before any text, batch 1."""
+        config, memory_config = self.config, self.config.memory
+        K, S, H, R = config.num_kv_heads, memory_config.block_size, config.head_dim, memory_config.memory_segments + 1
+        P, F = memory_config.previous_fams, memory_config.fam_length
+        ring, keys = jnp.zeros((1, R, K, S, H), config.dtype), jnp.zeros((1, P, K, F, H), config.dtype)
+        fam = jnp.zeros((1, P, F, config.d_model), jnp.float32)
+        learned = memories.prefix[None] if memories.prefix is not None else prompt
+        if learned is not None:
+            fam = jnp.broadcast_to(learned[:, None].astype(jnp.float32), fam.shape)
+        if memories.passed_fam is not None:
+            fam = jnp.where(use, memories.passed_fam[None], fam)
+        fresh = LayerMemory(ring, ring, fam, keys, keys)
+        return memory.refresh_keys(weights, fresh, memory_config) if F else fresh
+
+    def _through_layers(
+        self, layer: Callable[..., Any], x: Any, per_layer: Any, shared: Any = (), cut: Any = None
+    ) -> tuple[Any, Any]:
+        """x through all layers: `layer(weights, x, one layer's part of per_layer, *shared)`.
+
+        `per_layer` has a leading axis L; so has what the layers return. With `cut` each device runs the layer on
+        its own rows: which of (x, per_layer, shared), and of what the layer returns, has rows first.
+        """
         config = self.config
         if isinstance(self.layers, nnx.List):
             outs = []
             for i, block in enumerate(self._blocks()):
-                x, out = layer(block, x, jax.tree.map(lambda a, i=i: a[i], per_layer))
+                x, out = layer(block, x, jax.tree.map(lambda a, i=i: a[i], per_layer), *shared)
                 outs.append(out)
             return x, _stack(outs)
         graphdef, weights = nnx.split(self.layers)
@@ -278,24 +396,31 @@ class Transformer(nnx.Module):
         def of_layer(index: int, in_scan: bool) -> Step:
             settings = config.layer(index)
 
+            def run(one: Any, key: Any, x: Any, extra: Any, shared: Any) -> Any:
+                block = nnx.merge(graphdef, one)
+                block.take(settings, key)
+                return layer(block, x, extra, *shared)
+
             def step(x: Any, xs: Any) -> Any:
                 one, key, extra = xs
+                if cut is not None and self.devices is not None:
+                    names = jax.tree.map(lambda w, names: names[1:], one, axes)
+                    alone = lambda one, *args: run(one, None, *args)
+                    return self.devices.by_rows(alone, names, config.dtype, *cut)(one, x, extra, shared)
                 if self.constrain is not unconstrained:
                     with jax.named_scope("weights"):
                         one = jax.tree.map(
                             lambda w, names: gather(w, names[1:], self.constrain, config.dtype), one, axes
                         )
-                block = nnx.merge(graphdef, one)
-                block.take(settings, key)
-                return layer(block, x, extra)
+                return run(one, key, x, extra, shared)
 
             return remat(step, config.remat, in_scan)
 
         L, period = config.num_layers, config.layer_period
         if not config.scan_layers:
-            return _unrolled([of_layer(i, in_scan=False) for i in range(L)], x, (weights, keys, per_layer))
+            return unrolled([of_layer(i, in_scan=False) for i in range(L)], x, (weights, keys, per_layer))
         rest = [of_layer(i, in_scan=False) for i in range(L - L % period, L)]
-        return _scanned([of_layer(i, in_scan=True) for i in range(period)], rest, x, (weights, keys, per_layer), L)
+        return scanned([of_layer(i, in_scan=True) for i in range(period)], rest, x, (weights, keys, per_layer), L)
 
     def _blocks(self) -> Iterator[Block]:
         """Every layer by itself, ready to be used."""
@@ -313,9 +438,6 @@ class Transformer(nnx.Module):
             yield block
 
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
-
-
 def _of_layer(tree: Any, i: int) -> Any:
     """Entry i of a tree of arrays with a leading axis L, or of a tuple of L trees."""
     return tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda x: x[i], tree)
@@ -325,80 +447,9 @@ def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _unrolled(steps: Sequence[Step], x: Any, xs: Any) -> tuple[Any, Any]:
-    """x through some steps, one after the other; xs and the outputs have a leading axis, one entry a step."""
-    outs = []
-    for i, step in enumerate(steps):
-        x, out = step(x, jax.tree.map(lambda a, i=i: a[i], xs))
-        outs.append(out)
-    return x, _stack(outs)
-
-
-def _scanned(period: Sequence[Step], rest: Sequence[Step], x: Any, xs: Any, length: int) -> tuple[Any, Any]:
-    """x through `length` layers whose steps repeat: one period is compiled and looped over.
-
-    The layers that are left over behind the last whole period, `rest`, are compiled by themselves:
-
-        26 layers of period 6:  4 turns of a loop over 6 layers, then 2 layers
-    """
-    P, whole = len(period), length - len(rest)
-    if P == 1:
-        return jax.lax.scan(period[0], x, xs)
-    by_period = jax.tree.map(lambda a: a[:whole].reshape(whole // P, P, *a.shape[1:]), xs)
-    x, outs = jax.lax.scan(lambda x, one: _unrolled(period, x, one), x, by_period)
-    outs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outs)
-    if not rest:
-        return x, outs
-    x, last = _unrolled(rest, x, jax.tree.map(lambda a: a[whole:], xs))
-    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), outs, last)
-
-
-# The axes that `fsdp` cuts, and what is left of them when a layer has gathered them: of `lora_mlp`, what `tensor` cuts.
-GATHERED: dict[str, str | None] = {"embed": None, "lora_head_dim": None, "lora_mlp": "mlp"}
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def gather(weight: Any, axes: tuple[str, ...], constrain: Callable[[Any, Any], Any], dtype: str) -> Any:
-    """A weight made whole along the axes that `fsdp` cuts, for all that a layer does with it.
-
-    Left to itself, the compiler gathers a weight where it is used, and in the scan over blocks that makes
-    FAM this is once for each block. It is gathered in the compute dtype, half the bytes; that it
-    then has its own type again costs nothing (every use rounds it to the compute dtype, which changes no
-    bit), but its gradient, a sum over blocks and devices, adds up in that type.
-    """
-    rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms work in float32
-    return constrain(rounded, tuple(GATHERED.get(name, name) for name in axes)).astype(weight.dtype)
-
-
-def _gather_forward(weight: Any, axes: Any, constrain: Any, dtype: str) -> tuple[Any, None]:
-    return gather(weight, axes, constrain, dtype), None
-
-
-def _gather_backward(axes: Any, constrain: Any, dtype: str, _: None, gradient: Any) -> tuple[Any]:
-    return (constrain(gradient, axes),)
-
-
-gather.defvjp(_gather_forward, _gather_backward)
-
-
-def remat(step: Callable[..., Any], policy: str, in_scan: bool = True) -> Callable[..., Any]:
-    """`step`, whose forward pass keeps less for its backward pass, which computes the rest again.
-
-    none      keeps everything
-    dots      the results of all matrix products: those of `minimal`, and what attention multiplies, which
-              may be a score for every query head and key in the window
-    minimal   the results of products with weights: for each token H (heads + 2 kv_heads) numbers of
-              queries, keys and values, 2 E of a gated feed-forward layer, D of what attention returns
-    full      what enters the layer: D numbers for each token
-
-    Outside of a scan, the compiler would find the second computation to be the first and keep it after
-    all; a barrier hinders it (`in_scan` False).
-    """
-    policies = jax.checkpoint_policies
-    if policy == "none":
-        return step
-    saveable = {"dots": policies.checkpoint_dots, "minimal": policies.checkpoint_dots_with_no_batch_dims, "full": None}
-    return jax.checkpoint(step, policy=saveable[policy], prevent_cse=not in_scan)
+def broadcast_layer(layer: LayerMemory, batch: int) -> LayerMemory:
+    """A layer's memory of one row for `batch` rows."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), layer)
 
 
 def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:
@@ -445,7 +496,7 @@ def apart(model: Transformer) -> Transformer:
     params["layers"] = {i: jax.tree.unflatten(structure, [parts[i] for parts in by_leaf]) for i in range(L)}
     abstract = nnx.eval_shape(lambda: Transformer(model.config, nnx.Rngs(0), stacked=False))
     new: Transformer = nnx.merge(nnx.graphdef(abstract), params)
-    new.constrain, new.per_device, new.platform = model.constrain, model.per_device, model.platform
+    new.constrain, new.devices = model.constrain, model.devices
     return new
 
 

@@ -4,7 +4,7 @@ Whoever owns an array names its axes where it is declared: weights in `nn` (meta
 memory in `attention/memory.py`, batches have their rows first. Only this table knows the mesh.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "query_group": ("tensor",),  # query heads of one key/value head, where those do not divide
     "head_dim": (),
     "mlp": ("tensor",),
+    "tokens": ("tensor",),  # of a block, between layers
     "layers": (),
     "fam": (),
     # LoRA's pairs are small, but many, and so are their moments: each is cut by `fsdp` along some axis of its base.
@@ -155,22 +156,3 @@ def with_shardings(shapes: Any, tree: Any) -> Any:
 def constrain(tree: Any, axes: Any, mesh: Mesh) -> Any:
     """Inside a jitted function: arrays are cut by the rules from here on. `axes` as for `shardings`."""
     return jax.lax.with_sharding_constraint(tree, shardings(axes, tree, mesh))
-
-
-def per_device(f: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, mesh: Mesh) -> Callable[..., Any]:
-    """`f` on each device's part of its arguments, for what the compiler cannot cut by itself (kernels).
-
-    Args:
-      f: its result depends, part by part, on the parts of its arguments alone.
-      in_axes: for each argument the names of its axes, or a tree of them; None for None.
-      out_axes: of the result, which has the shape of the first argument.
-      mesh: the mesh.
-    """
-
-    def run(*args: Any) -> Any:
-        spec = lambda names, leaf: partition_spec(names, leaf.shape, mesh)
-        in_specs = jax.tree.map(spec, in_axes, args, is_leaf=is_axes)
-        out_specs = partition_spec(out_axes, args[0].shape, mesh)
-        return jax.shard_map(f, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
-
-    return run

@@ -63,21 +63,29 @@ def weighted_loss(
         hidden_BWD = jnp.take_along_axis(hidden_BTD, positions_BW[..., None], axis=1)
     if total_weight is None:
         total_weight = weights_BW.sum()
-
-    def part(hidden: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
-        logits = model.logits(hidden)
-        nll, log_z = _cross_entropy(logits, targets)
-        return (nll * weights).sum(), (log_z**2 * weights).sum(), logits.argmax(-1) == targets
-
     B, W = targets_BW.shape
     width = max(1, tokens_at_once // B) if tokens_at_once else W
-    nll, z, correct_BW = _in_chunks(part, width, (hidden_BWD, targets_BW, weights_BW))
-    nll, z = (x / jnp.maximum(total_weight, 1e-9) for x in (nll, z))
+
+    def of_rows(table: Any, *args_BW: Any) -> tuple[Any, Any, Any]:
+        def part(hidden: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
+            logits = model.logits(hidden, table)
+            nll, log_z = _cross_entropy(logits, targets)
+            return (nll * weights).sum(-1), (log_z**2 * weights).sum(-1), logits.argmax(-1) == targets
+
+        return _in_chunks(part, width, args_BW)
+
+    table, axes = model.vocabulary_weights
+    devices, run = model.devices, of_rows
+    if devices is not None and B % devices.row_shards == 0:
+        # Left to the compiler, the table would be gathered, and its gradient summed over devices, for every chunk.
+        run = devices.by_rows(of_rows, axes, model.config.dtype, (True,) * 3, (True,) * 3)
+    nll_B, z_B, correct_BW = run(table, hidden_BWD, targets_BW, weights_BW)
+    nll, z = (x.sum() / jnp.maximum(total_weight, 1e-9) for x in (nll_B, z_B))
     return Loss(nll, z_loss * z, correct_BW)
 
 
 def _in_chunks(part: Any, width: int, args_BW: Any) -> tuple[Any, Any, Any]:
-    """part(args) -> (sum, sum, [B, W]), so many columns at a time. Rows stay where they are on a mesh."""
+    """part(args) -> (sums [B], sums [B], [B, W]), so many columns at a time."""
     B, W = args_BW[1].shape
     if width >= W:
         return part(*args_BW)
@@ -92,6 +100,6 @@ def _in_chunks(part: Any, width: int, args_BW: Any) -> tuple[Any, Any, Any]:
         return (sums[0] + first, sums[1] + second), correct
 
     # Padding has weight 0. Without the checkpoint the scan would keep every chunk's logits.
-    zero = jnp.zeros((), jnp.float32)
+    zero = jnp.zeros(B, jnp.float32)
     sums, correct = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), (zero, zero), jax.tree.map(cut, args_BW))
     return *sums, jnp.moveaxis(correct, 0, 1).reshape(B, chunks * width)[:, :W]

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from famjax.attention.memory import MEMORY_AXES, MemoryState
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
-from famjax.nn.model import Transformer, broadcast_rows
+from famjax.nn.model import Start, Transformer, broadcast_rows
 from famjax.runtime import sharding
+from famjax.runtime.on_mesh import OnMesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
@@ -45,16 +46,15 @@ class Part(NamedTuple):
     rows: dict[str, Any]
 
 
-def initial_memory(model: Transformer, state: TrainState, key: Any) -> MemoryState:
-    """With which memory documents start this step: the learned prompt or, by random state passing,
-    the FAM with which the last step ended (one draw a step, for all rows)."""
-    config = model.config.memory
-    fresh = model.initial_state(1)
-    if not config.fam_length or not config.random_state_passing:
-        return fresh
-    passed = model.initial_state(1, (jax.lax.stop_gradient(state.passed_fam), state.passed_updates))
+def start_of_documents(config: MemoryConfig, state: TrainState, key: Any, mesh: Mesh) -> Start:
+    """With what documents start this step: the learned prompt or, by random state passing, the FAM with which
+    the last step ended (one draw a step, for all rows). Without a key, the prompt."""
+    if key is None or not config.fam_length or not config.random_state_passing:
+        return Start()
     use = jax.random.bernoulli(key, config.random_state_passing) & (state.passed_updates > 0)
-    return jax.tree.map(lambda a, b: jnp.where(use, a, b), passed, fresh)
+    # Between steps the passed FAM is cut along D; here it is an activation, and must not spread that cut.
+    passed_fam = sharding.constrain(state.passed_fam, (None,) * 4, mesh)
+    return Start(jax.lax.stop_gradient(passed_fam), state.passed_updates, use)
 
 
 def position_shift(config: MemoryConfig, rope_base: float, key: Any, rows: int) -> Any:
@@ -80,31 +80,36 @@ class Prepared(NamedTuple):
     initial: MemoryState
 
 
-def preparation(config: TrainConfig, mesh: Mesh) -> Callable[..., Prepared]:
-    """How a step, and whoever looks at one, begins: (weights, state, key, rows, their memory) to `Prepared`.
+def builder(config: TrainConfig, mesh: Mesh) -> Callable[..., Transformer]:
+    """From weights (and a key of dropout, which drops out what goes into LoRA) to a model on its mesh."""
+    graphdef = states.structure(config.model)
 
-    `key` decides on random state passing; None starts with the learned prompt. The rows' memory has its rows
-    first (`rows_first`), or is None where no row goes on. A `dropout` key drops out what goes into LoRA.
-    """
-    # A budget for scores is one device's; the model sees the rows of all of them.
-    budget = config.model.attention_budget_mib * sharding.batch_shards(mesh)
-    graphdef = states.structure(dataclasses.replace(config.model, attention_budget_mib=budget))
-
-    def prepare(
-        params: Any, state: TrainState, key: Any, rows: int, memory: MemoryState | None, dropout: Any = None
-    ) -> Prepared:
-        model = nnx.merge(graphdef, params)
+    def build(params: Any, dropout: Any = None) -> Transformer:
+        model: Transformer = nnx.merge(graphdef, params)
         if dropout is not None:
             model.layer_keys = functools.partial(jax.random.split, dropout)
         model.constrain = functools.partial(sharding.constrain, mesh=mesh)
-        model.per_device = functools.partial(sharding.per_device, mesh=mesh)
-        model.platform = mesh.devices.flat[0].platform
-        if key is None:
-            initial = model.initial_state(1)
-        else:
-            # Between steps the passed FAM is cut along D; here it is an activation, and must not spread that cut.
-            passed_fam = sharding.constrain(state.passed_fam, (None,) * 4, mesh)
-            initial = initial_memory(model, dataclasses.replace(state, passed_fam=passed_fam), key)
+        model.devices = OnMesh(mesh)
+        return model
+
+    return build
+
+
+def preparation(config: TrainConfig, mesh: Mesh) -> Callable[..., Prepared]:
+    """How whoever looks at a step begins: (weights, state, key, rows, their memory) to `Prepared`.
+
+    `key` decides on random state passing; None starts with the learned prompt. The rows' memory has its rows
+    first (`rows_first`), or is None where no row goes on.
+    """
+    build = builder(config, mesh)
+
+    def prepare(params: Any, state: TrainState, key: Any, rows: int, memory: MemoryState | None) -> Prepared:
+        model = build(params)
+        start = start_of_documents(config.model.memory, state, key, mesh)
+        initial = model.initial_state(1)
+        if start.passed_fam is not None:
+            passed = model.initial_state(1, (start.passed_fam, start.passed_updates))
+            initial = jax.tree.map(lambda a, b: jnp.where(start.use, a, b), passed, initial)
         initial = sharding.constrain(initial, MEMORY_AXES, mesh)
         memory = broadcast_rows(initial, rows) if memory is None else rows_first(memory, back=True)
         return Prepared(model, sharding.constrain(memory, MEMORY_AXES, mesh), initial)
@@ -129,7 +134,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
     Where rows go on with the documents of the step before (`TrainConfig.carries_memory`), they start with the
     memory that these have left, a constant to this step's gradient: truncated backpropagation. Documents
-    that start anew start with `initial_memory`.
+    that start anew start with `start_of_documents`.
 
     Where the loss or the gradient's norm is no number, the new state is the old one, but for its step.
 
@@ -138,7 +143,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
     and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
     """
-    prepare = preparation(config, mesh)
+    build = builder(config, mesh)
     where = states.abstract(config, tx, mesh)
     gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
@@ -148,10 +153,11 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         batch, shift, memory, numbers = part
         params = optim.join_frozen(trained, frozen)
         dropout = None if numbers is None else dropout_key(config, state.step, numbers[0])
-        model, memory, initial = prepare(params, state, key, batch.tokens.shape[0], memory, dropout)
-        hidden, memory = model(
-            batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial, shift_B=shift
-        )
+        model = build(params, dropout)
+        if memory is not None:
+            memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
+        start = start_of_documents(config.model.memory, state, key, mesh)
+        hidden, memory = model(batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=start, shift_B=shift)
         loss = weighted_loss(
             model, hidden, batch.positions, batch.targets, batch.weights, total_weight=weight,
             tokens_at_once=tokens_at_once, z_loss=config.z_loss,

@@ -1,6 +1,7 @@
 """The fused kernel is `attend`: values and gradients, in interpret mode on the CPU."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from famjax.attention import blocks, fused
-from famjax.attention.attend import Scoring, attend
+from famjax.attention.attend import Scoring, Source, attend
 from famjax.attention.fused import Kernel, choose
+from famjax.attention.memory import fam_sources
 from famjax.config import ConfigError, MemoryConfig, Rope
 from tests import tiny
 
@@ -90,6 +92,30 @@ def test_bfloat16_is_as_exact_as_its_type() -> None:
     assert_same(random_case(3, K=1, G=2, dtype="bfloat16"), relative=2.0**-6)
 
 
+@pytest.mark.parametrize(("kv_heads", "group", "previous_fams"), [(2, 1, 1), (1, 2, 3)])
+def test_queries_of_fam(kv_heads: int, group: int, previous_fams: int) -> None:
+    """FAM's own attention, to the previous FAMs that there are and to a whole block: outputs and gradients."""
+    rng = np.random.default_rng(group)
+    config = MemoryConfig(block_size=256, fam_length=32, previous_fams=previous_fams)
+    draw = lambda *sizes: jnp.asarray(rng.normal(size=sizes), jnp.float32)
+    B, K, P, F, H = 3, kv_heads, previous_fams, 32, 8
+    arrays = draw(B, K, group, F, H), draw(B, K, 256, H), draw(B, K, 256, H), draw(B, P, K, F, H), draw(B, P, K, F, H)
+    scoring, updates, up = Scoring(Rope(100.0)), np.arange(B), draw(B, K, group, F, H)
+
+    def of(by_kernel: bool, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any) -> Any:
+        sources = fam_sources(fam_k, fam_v, updates, 0, config)
+        if by_kernel:
+            return fused.attend_of_fam(q, (k, v), sources[::-1], updates, scoring, config, INTERPRET)
+        return attend(q, [*sources, Source(k, v)], *scoring)
+
+    def run(by_kernel: bool) -> Any:
+        out, backward = jax.vjp(functools.partial(of, by_kernel), *arrays)
+        return out, backward(up)
+
+    got, expected = (jax.jit(run, static_argnums=0, compiler_options=tiny.COMPILE_FAST)(by) for by in (True, False))
+    jax.tree.map(tiny.assert_close, got, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("seed", range(12))
@@ -115,7 +141,7 @@ def test_random_shapes(seed: int, dtype: str, monkeypatch: Any) -> None:
 def test_a_training_step_is_the_same_with_the_kernel() -> None:
     """The loss's gradients by all weights, through the scan over layers with remat, FAM's recurrence, documents that
     start in the middle and padding: equal with and without the kernel."""
-    settings = {"block_size": 128, "fam_length": 4, "num_layers": 2, "num_kv_heads": 1, "remat": "full"}
+    settings = {"block_size": 128, "fam_length": 16, "num_layers": 2, "num_kv_heads": 1, "remat": "full"}
     model = tiny.config(**settings)
     params, tokens = tiny.parameters(model), tiny.tokens(model, 2, 3 * 128)
     starts, count = np.array([[True, False, True], [True, False, False]]), np.array([384, 300])

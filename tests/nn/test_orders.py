@@ -273,10 +273,15 @@ def test_gradients_of_both_orders(name: str, orders: tuple) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"scan_layers": False, "remat": "dots"}, {"remat": "minimal"}, {"remat": "full", "attention_budget_mib": 1e-6}],
+    [
+        {"scan_layers": False, "remat": "dots"},
+        {"remat": "minimal", "layer_chunk": 5},
+        {"remat": "full", "attention_budget_mib": 1e-6},
+    ],
 )
 def test_gradients_do_not_depend_on_how_they_are_computed(changes: dict) -> None:
-    """Unrolled layers, remat and blocks attended one at a time change memory and time, not the gradient."""
+    """Unrolled layers, remat, blocks attended one at a time and layers taken two blocks at a time change memory and
+    time, not the gradient."""
     config = GRADIENTS["fam-segments1"]
     params = tiny.parameters(config)
     _, grads = gradient(layer_major, config, params)

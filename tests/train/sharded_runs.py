@@ -23,8 +23,10 @@ from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.nn.model import parameter_shapes
+from famjax.plan.hlo import Program
 from famjax.runtime import checkpoint, sharding
 from famjax.runtime.mesh import make_mesh
+from famjax.runtime.on_mesh import OnMesh
 from famjax.train import guard, loop, optim
 from famjax.train import state as states
 from famjax.train.diagnostics import jit_diagnostics
@@ -216,7 +218,7 @@ def fused_attention() -> Any:
     """Outputs and gradients of the fused kernel (interpreted) on 2x2x2, and of `attend` on one device: two
     key/value heads, which `tensor` cuts, and one, whose group of query heads it cuts."""
     mesh = make_mesh((2, 2, 2))
-    kernel = Kernel("interpret", functools.partial(sharding.per_device, mesh=mesh))
+    kernel = Kernel("interpret", OnMesh(mesh).per_device)
     found = []
     for kv_heads, group in ((2, 1), (1, 2)):
         case = random_case(kv_heads, B=4, N=2, K=kv_heads, G=group, memory_segments=1)
@@ -226,12 +228,26 @@ def fused_attention() -> Any:
     return found
 
 
+def communication() -> list[tuple[str, str, float]]:
+    """Of a step of `fam multi-head`, whole on fsdp 8 but for its logits, which are chunked: (kind, shape, runs) of
+    every collective."""
+    config = dataclasses.replace(training("fam multi-head", (1, 8, 1), 1), loss_chunk=5)
+    mesh = make_mesh((1, 8, 1))
+    tx = optim.optimizer(config.optimizer, STEPS)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch("fam multi-head", 0))
+    compiled = jit_step(config, tx, mesh).lower(states.abstract(config, tx, mesh), rows).compile()
+    found = Program(compiled.as_text().splitlines()).instructions()
+    kinds = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+    return [(one.opcode, one.shape, runs) for one, runs, _ in found if one.opcode.removesuffix("-start") in kinds]
+
+
 def main(folder: Path) -> None:
     results: dict[str, Any] = {"devices": len(jax.devices())}
     results["large"] = large()
     results["created"] = [created(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     results["memory"] = memory_on_a_mesh()
     results["fused"] = fused_attention()
+    results["communication"] = communication()
     results["looked at"] = [looked_at(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     for name in MODELS:
         results[name] = run(name, (1, 1, 1), 1)

@@ -22,7 +22,7 @@ from famjax.train.loop import train
 from tests import tiny
 from tests.tiny import assert_close
 from tests.train import sharded_runs
-from tests.train.sharded_runs import CASES, STEPS
+from tests.train.sharded_runs import CASES, LENGTH, STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,6 +129,16 @@ def test_the_fused_kernel_runs_on_every_device_s_part(results):
     """Rows and heads cut over 2x2x2: outputs and gradients of queries, keys, values and FAM are `attend`'s."""
     for got, one in results["fused"]:
         assert_trees_close(got, one, 1e-5)
+
+
+def test_weights_are_gathered_and_gradients_summed_once_a_layer(results):
+    """Whatever a layer does with its weights in FAM's scan over three blocks, and the loss over chunks: nothing is
+    sent more often than once for each of the two layers."""
+    found = results["communication"]
+    layers = sharded_runs.model_config("fam multi-head").num_layers
+    assert LENGTH // 4 > layers == 2 and {runs for _, _, runs in found} == {1, layers}
+    assert sum(kind.startswith("all-gather") and runs == layers for kind, _, runs in found) >= 7
+    assert sum(kind.startswith(("reduce-scatter", "all-reduce")) and runs == layers for kind, _, runs in found) >= 7
 
 
 def test_what_is_told_of_a_training_does_not_depend_on_the_mesh(results):
