@@ -263,9 +263,12 @@ def _scan_fam(
     """F_1 .. F_N. Returns the FAM keys and values that each block sees, [B, N, P, K, F, H], with what
     `each_update` gave for each block; and F_N."""
     fresh = (initial.fam, initial.fam_k, initial.fam_v)
+    heads, by_kernel = k.shape[2], fused.takes_fam(kernel, config)
 
     def block(fam: Any, xs: Any) -> Any:
         k_B, v_B, updates_B, starts_B, full_B, origin_B = xs
+        if by_kernel:
+            k_B, v_B = (fused.heads_first(x, heads) for x in (k_B, v_B))
         if starts_B is not None:
             fam = select_rows(starts_B, fresh, fam)
         before = (layer, fam, k_B, v_B, updates_B, origin_B, config)
@@ -273,6 +276,8 @@ def _scan_fam(
         # A block that is not full (padding behind it) leaves FAM as it was.
         return select_rows(full_B, new, fam), (fam[1:], each_update(*before) if each_update else None)
 
+    if by_kernel:
+        k, v = fused.tokens_first(k), fused.tokens_first(v)
     xs = (k, v, where.fam_updates, where.starts, where.full, where.origin)
     by_block = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs)
     # What it keeps for its backward pass is F / S of what the tokens of a layer keep.

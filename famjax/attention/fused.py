@@ -151,6 +151,17 @@ def _padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def tokens_first(x_KSH: Any) -> Any:
+    """[..., K, S, H] to [..., S, K H], as projections make it: arrays of many blocks are cheap to slice like this."""
+    x = jnp.moveaxis(x_KSH, -3, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def heads_first(x_SH: Any, heads: int) -> Any:
+    """What `tokens_first` undoes."""
+    return jnp.moveaxis(x_SH.reshape(*x_SH.shape[:-1], heads, -1), -2, -3)
+
+
 def _rows(x_KSH: Any) -> Any:
     """[..., K, S, H] to [..., S, K H']: the layout in which projections make it. Each half of a head (RoPE turns the
     one into the other) is filled up with zeros to half a register's lanes."""
