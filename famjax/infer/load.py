@@ -16,6 +16,7 @@ from famjax.nn.model import Transformer, apart, create, parameter_axes, paramete
 from famjax.runtime import sharding
 from famjax.runtime.checkpoint import FAM, load_model
 from famjax.runtime.mesh import make_mesh
+from famjax.runtime.on_mesh import OnMesh
 
 
 def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory: int | None) -> Transformer:
