@@ -175,7 +175,8 @@ class Transformer(nnx.Module):
             count_B, x_BTD.shape[1] // S, config, starts_BN, fresh_updates, shift_B,
         )  # fmt: skip
         shards = self.devices.row_shards if self.devices is not None else 1
-        alone = look is None and self.layer_keys is None and self.devices is not None and B % shards == 0
+        looped = isinstance(self.layers, Block) and look is None and self.layer_keys is None
+        alone = looped and self.devices is not None and B % shards == 0
         # The budget is one device's; if the layer is cut by the compiler, it sees the rows of all of them.
         seen_rows = 1 if alone else shards
         budget = self.config.attention_budget_mib * seen_rows
