@@ -50,7 +50,7 @@ def tuned(tmp_path_factory, source):
 
 
 def weights(model_dir) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in flatten(parameters(load(model_dir))).items()}
+    return {path: np.asarray(leaf) for path, leaf in flatten(load_model(model_dir, parameter_shapes)[1]).items()}
 
 
 def losses(model_dir) -> list[float]:
