@@ -41,7 +41,8 @@ def planned(text: str, slices: int = 1) -> Topology:
     try:
         topology = parse(text, slices)
     except ConfigError as error:
-        raise ConfigError(f"{error}. Known: {known()}") from error
+        stop = "" if str(error).endswith("?") else "."
+        raise ConfigError(f"{error}{stop} Known: {known()}") from error
     if topology.chip.name not in FIGURES:
         raise ConfigError(
             f"{topology.chip.name} cannot be planned: the compiler makes two devices of a chip, where a job sees one. "
@@ -75,7 +76,8 @@ def check_mesh(mesh: dict[str, int], topology: Topology, batch_size: int, microb
         return
     shape = ", ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     slices = f"{topology.slices} x " if topology.slices > 1 else ""
-    has = f"{slices}{topology} has {topology.devices} devices ({topology.chips} chips on {topology.hosts} hosts)"
+    hosts = "1 host" if topology.hosts == 1 else f"{topology.hosts} hosts"
+    has = f"{slices}{topology} has {topology.devices} devices ({topology.chips} chips on {hosts})"
     better = propose(topology, batch_size // microbatches, tensor)
     if math.prod(sizes) == topology.devices:
         has = f"`data` runs across the {topology.slices} slices and must be a multiple of their number"
