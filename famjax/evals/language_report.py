@@ -8,8 +8,6 @@ from rich.table import Table
 
 from famjax.evals.report import colors, plt, print_wide
 
-LANGUAGE_PNG = "language.png"
-
 
 def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:
     """Bits per byte and accuracy of every model, by position, with 95% intervals; the last line is all of it."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-GIB = 2**30
 LABEL = 14
 
 

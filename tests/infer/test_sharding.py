@@ -3,10 +3,7 @@
 `sharded_runs.py` computes on eight simulated devices in a process of its own; here its numbers are compared.
 """
 
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,8 @@ import pytest
 from famjax.config import ConfigError
 from famjax.infer.load import load
 from famjax.runtime.checkpoint import save_model
-from tests import tiny
+from tests import eight_devices, tiny
 from tests.infer.sharded_runs import CASES, MODELS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +21,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
     for name, config in MODELS.items():
         save_model(folder / name, config, tiny.parameters(config))
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.infer.sharded_runs", str(folder)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "donated buffers were not usable" not in done.stderr
+    errors = eight_devices.run("tests.infer.sharded_runs", folder)
+    assert "donated buffers were not usable" not in errors
     return pickle.loads((folder / "results.pickle").read_bytes())
 
 

@@ -6,10 +6,7 @@
 import dataclasses
 import json
 import math
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -19,25 +16,19 @@ import pytest
 from famjax.config import TrainConfig
 from famjax.infer.load import load
 from famjax.train.loop import train
-from tests import tiny
+from tests import eight_devices, tiny
 from tests.tiny import assert_close
 from tests.train import sharded_runs
 from tests.train.sharded_runs import CASES, LENGTH, STEPS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the runs on eight devices leave their results."""
     path = tmp_path_factory.mktemp("sharded")
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.train.sharded_runs", str(path)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    errors = eight_devices.run("tests.train.sharded_runs", path)
     # The compiler says so where it can cut an array anew only by first gathering all of it on every device.
-    assert "Involuntary full rematerialization" not in done.stderr
+    assert "Involuntary full rematerialization" not in errors
     return path
 
 

@@ -1,0 +1,19 @@
+"""A module of the tests on eight simulated devices: how many there are is fixed when jax starts, so in a process of its
+own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(module: str, folder: Path) -> str:
+    """Runs `python -m MODULE FOLDER` to its end; what it wrote on standard error."""
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, str(folder)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
