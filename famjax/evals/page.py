@@ -97,7 +97,24 @@ def _metrics(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str
             cells += [_gap(gap)] if compared else []
             rows.append([*cells, told["metrics"][metric]["n"]])
     head = ["model", "metric", "value [95%]", *(["more than the first, in pairs"] if compared else []), "n"]
-    return html.table(head, rows)
+    return html.table(head, rows) + _gaps_by_length(tasks)
+
+
+def _gaps_by_length(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    """How much more the others have of the first metric than the first model, length by length."""
+    metric = next(iter(tasks[0][2]["metrics"]))
+    rows = []
+    for i, model, told in tasks:
+        for row in told.get("against_first_by_length", []):
+            gap = row["metrics"].get(metric)
+            if gap is None:
+                continue
+            length = f"{row['length']:,} tokens" if "length" in row else f"{row['filler_blocks']:,} blocks of filler"
+            rows.append((_key(i, model["name"]), length, _gap(gap), gap["n"]))
+    if not rows:
+        return ""
+    head = ("model", "length", f"more {metric.replace('_', ' ')} than the first, in pairs", "n")
+    return html.details("in pairs, by length", html.table(head, rows))
 
 
 def _warnings(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:

@@ -4,6 +4,7 @@ The unit of chance is the document: questions about one book are drawn together.
 examples that both answered.
 """
 
+import collections
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
             "tokens": sum(sample.truncated for sample in samples),
         },
         "unreadable": {"examples": len(unreadable), "first": [one._asdict() for one in unreadable[:REASONS_TOLD]]},
+        "tokens_not_read_again": _not_read_again(samples),
         "settings": dict(task.settings),
     }
     if task.kind == "generate":
@@ -64,6 +66,12 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
     if samples and not task.by_position:
         told["misses"] = _misses(samples)
     return told
+
+
+def _not_read_again(samples: Sequence[Sample]) -> int:
+    """Tokens of contexts that questions share, beyond the one time that each context is read."""
+    shared = collections.Counter((s.group, s.about["context"]) for s in samples if s.about.get("context"))
+    return sum((count - 1) * context for (_, context), count in shared.items())
 
 
 def _of_all_together(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[str, Any]]:
@@ -136,6 +144,17 @@ def paired(one: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> dic
         low, high = ratio_interval(np.bincount(inverse, gaps), counts, seed) if sure else (None, None)
         found[name] = {"mean": float(gaps.mean()), "low": low, "high": high, "n": len(both)}
     return found
+
+
+def paired_by_length(one: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> list[dict[str, Any]]:
+    """`paired` of each length, or of each number of filler blocks, in rising order; nothing of samples without."""
+    rows = []
+    for name in ("length", "filler_blocks"):
+        lengths = sorted({sample.about[name] for sample in one if name in sample.about})
+        for length in lengths:
+            same = [sample for sample in one if sample.about.get(name) == length]
+            rows.append({name: length, "metrics": paired(same, other, seed)})
+    return [row for row in rows if row["metrics"]]
 
 
 def _by(

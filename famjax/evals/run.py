@@ -190,7 +190,8 @@ def _part(examples: Iterable[Example | Unreadable], part: int, parts: int) -> It
 def side_by_side(
     models: Sequence[dict[str, Any]], answers: Sequence[dict[str, list[Sample]]], edges: tuple[int, ...], seed: int
 ) -> None:
-    """Adds what compares: `less_than_first` by position, and `against_first`, the metrics' differences.
+    """Adds what compares: `less_than_first` by position, and `against_first`, the metrics' differences, also
+    `_by_length`.
 
     The first is the first model that has answered a task.
     """
@@ -204,6 +205,7 @@ def side_by_side(
             continue
         for model, samples in asked[1:]:
             model["tasks"][name]["against_first"] = results.paired(samples, asked[0][1], seed)
+            model["tasks"][name]["against_first_by_length"] = results.paired_by_length(samples, asked[0][1], seed)
 
 
 def _as_before(

@@ -179,13 +179,14 @@ class Runner:
         sums: dict[str, list[float]] | None = None,
     ) -> Sample:  # fmt: skip
         example = asked.example
+        shared = {"context": len(example.context)} if example.group else {}
         last = np.concatenate([example.context[-PROMPT_SHOWN:], example.prompt])[-PROMPT_SHOWN:]
         shown = self.codec.vocabulary.decode(last)[-PROMPT_SHOWN:]
         if any(not math.isfinite(value) for value in values.values()):
             raise ConfigError("the model's scores are no numbers; are its weights sound?")
         return Sample(
             task.name, example.id, example.unit, self.key, example.tokens, asked.truncated, shown, answer,
-            list(example.targets), finish, values, dict(example.about), sums or {},
+            list(example.targets), finish, values, dict(example.about) | shared, sums or {},
         )  # fmt: skip
 
 

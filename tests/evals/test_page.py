@@ -100,6 +100,8 @@ def test_the_page_is_whole_safe_and_says_what_the_results_say():
     assert gap["mean"] == pytest.approx(-books[1]["by_position"][-1]["less_than_first"]["mean"])
     gap = models[1]["tasks"]["needles"]["against_first"]["match"]
     assert gap["mean"] < 0 and f"{gap['mean']:+.3f}" in words
+    by_length = models[1]["tasks"]["needles"]["against_first_by_length"]
+    assert by_length and all(f"{row['metrics']['match']['mean']:+.3f}" in words for row in by_length)
     assert "24 answers did not end" in words and "2 answers empty" in words and "1 example could not be read" in words
     maps = [attrs for tag, attrs in seen.tags if tag == "svg" and "depth" in attrs["aria-label"]]
     assert len(maps) == 2  # one a model

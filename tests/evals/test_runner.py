@@ -80,6 +80,8 @@ def test_a_shared_context_is_read_once_and_every_question_asked_once():
     assert sorted(sample.id for sample in samples) == sorted(example.id for example in examples)
     assert all(sample.values == {"match": float(sample.group != "h")} for sample in samples)
     assert len(parrot.asked) == 33 and len(set(parrot.asked)) == 33
+    told = results.summarize(generation(examples), samples, [], 8)
+    assert told["tokens_not_read_again"] == 29 * len("Once <yes>")
 
 
 def test_contexts_are_cut_to_the_limit_and_counted_and_questions_stay_whole():
@@ -207,6 +209,16 @@ def test_models_are_compared_on_the_examples_that_both_answered():
     other = [sample(str(i), value) for i, value in enumerate(values)][:30] + [sample("x", 0.0)]
     gap = results.paired(one, other)["match"]
     assert (gap["mean"], gap["low"], gap["high"], gap["n"]) == (*[pytest.approx(0.25)] * 3, 30)
+
+
+def test_models_are_compared_length_by_length_too():
+    """Better at 100 tokens by .5, alike at 2000; a length that only one was asked is left out."""
+    make = lambda length, value, n: [sample(f"{length}-{i}", value, length=length) for i in range(n)]
+    one, other = make(100, 1.0, 9) + make(2000, 0.5, 9) + make(7, 1.0, 3), make(100, 0.5, 9) + make(2000, 0.5, 8)
+    rows = results.paired_by_length(one, other)
+    assert [row["length"] for row in rows] == [100, 2000]
+    told = [(row["metrics"]["match"]["mean"], row["metrics"]["match"]["n"]) for row in rows]
+    assert told == [(0.5, 9), (0.0, 8)]
 
 
 def test_results_are_told_by_length_depth_and_updates():
