@@ -99,8 +99,10 @@ def read_document(
             new = []
             for f in range(F):
                 query = layer.query(fams[0][f], fam_position(layer.config, start + end, f))
-                residual = fams[0][f] if carries_context else np.zeros(layer.config.d_model)
-                new.append(layer.feed_forward(layer.attend(query, pairs) + residual, residual))
+                zero = memory.zero_first_residual and not carries_context
+                residual = np.zeros(layer.config.d_model) if zero else fams[0][f]
+                made = layer.feed_forward(layer.attend(query, pairs) + residual, residual)
+                new.append(made / np.sqrt(np.mean(made**2)) if memory.fam_rms else made)
             fams = [np.array(new), *fams][: memory.previous_fams]
             carries_context = True
     return out, fams

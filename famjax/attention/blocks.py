@@ -261,39 +261,45 @@ def _scan_fam(
     config: MemoryConfig, each_update: Callable[..., Any] | None, kernel: Kernel,
 ) -> tuple[tuple[tuple[Any, Any], Any], tuple[Any, Any, Any]]:  # fmt: skip
     """F_1 .. F_N. Returns the FAM keys and values that each block sees, [B, N, P, K, F, H], with what
-    `each_update` gave for each block; and F_N."""
+    `each_update` gave for each block; and F_N, or that of the last kept block."""
     fresh = (initial.fam, initial.fam_k, initial.fam_v)
     heads, by_kernel = k.shape[2], fused.takes_fam(kernel, config)
 
-    def block(fam: Any, xs: Any) -> Any:
-        k_B, v_B, updates_B, starts_B, full_B, origin_B = xs
+    def block(carry: Any, xs: Any) -> Any:
+        (fam, kept), (k_B, v_B, updates_B, starts_B, full_B, kept_B, origin_B, noise) = carry, xs
         if by_kernel:
             k_B, v_B = (fused.heads_first(x, heads) for x in (k_B, v_B))
         if starts_B is not None:
             fam = select_rows(starts_B, fresh, fam)
         before = (layer, fam, k_B, v_B, updates_B, origin_B, config)
-        new = update_fam(*before, kernel)
+        new = update_fam(*before, kernel, noise)
         # A block that is not full (padding behind it) leaves FAM as it was.
-        return select_rows(full_B, new, fam), (fam[1:], each_update(*before) if each_update else None)
+        new = select_rows(full_B, new, fam)
+        kept = None if kept is None else select_rows(kept_B, new, kept)
+        return (new, kept), (fam[1:], each_update(*before) if each_update else None)
 
     if by_kernel:
         k, v = fused.tokens_first(k), fused.tokens_first(v)
-    xs = (k, v, where.fam_updates, where.starts, where.full, where.origin)
-    by_block = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs)
+    xs = (k, v, where.fam_updates, where.starts, where.full, where.kept, where.origin)
+    noise = None
+    if config.fam_noise and layer.noise_key is not None:
+        noise = jax.random.normal(layer.noise_key, (k.shape[1], *memory.fam[:, 0].shape))
+    by_block = (*jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), xs), noise)
     # What it keeps for its backward pass is F / S of what the tokens of a layer keep.
-    last, seen = jax.lax.scan(block, (memory.fam, memory.fam_k, memory.fam_v), by_block)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen), last
+    before = (memory.fam, memory.fam_k, memory.fam_v)
+    (last, kept), seen = jax.lax.scan(block, (before, None if where.kept is None else before), by_block)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), seen), last if kept is None else kept
 
 
 def _to_ring(past: Any, where: Blocks, config: MemoryConfig) -> Any:
-    """The last R blocks up to the one in progress, each in its slot. past: [B, M + N, K, S, H]."""
+    """The last R blocks up to the one behind the kept tokens, each in its slot. past: [B, M + N, K, S, H]."""
     M = config.memory_segments
     current, _ = block_in_progress(where, config)
     back = (current[:, None] - np.arange(M + 1)) % (M + 1)
-    read = (where.count // config.block_size)[:, None]
+    read = (where.kept_count // config.block_size)[:, None]
     source = jnp.clip(M + read - back, 0, past.shape[1] - 1)
     ring = jnp.take_along_axis(past, source[:, :, None, None, None], axis=1)
     # The block in progress ends where the real tokens do; what padding left behind it is not kept.
-    waiting = jnp.where(back == 0, (where.count % config.block_size)[:, None], config.block_size)
+    waiting = jnp.where(back == 0, (where.kept_count % config.block_size)[:, None], config.block_size)
     real = np.arange(config.block_size) < waiting[:, :, None]
     return jnp.where(real[:, :, None, :, None], ring, 0)

@@ -23,11 +23,14 @@ from famjax.attention.attend import Scoring, Source, attend, attention_to
 from famjax.attention.fused import Kernel
 from famjax.config import MemoryConfig
 
+RMS_EPS = 1e-6
+
 
 class LayerWeights(Protocol):
     """What the memory asks of a layer. `nn/block.py` has the one implementation."""
 
     scoring: Scoring
+    noise_key: Any  # of `MemoryConfig.fam_noise`; None outside of training
 
     def queries(self, x: Any, offsets: Any) -> Any:
         """norm(x) [..., Q, D] to queries [..., K, G, Q, H], turned by their offsets in the block."""
@@ -159,6 +162,7 @@ def update_fam(
     origin_B: Any,
     config: MemoryConfig,
     kernel: Kernel = fused.XLA,
+    noise: Any = None,
 ) -> tuple[Any, Any, Any]:
     """F_tau from F_{tau-1} and the keys and values of block tau: the recurrence at the top.
 
@@ -170,6 +174,7 @@ def update_fam(
       origin_B: absolute position of the block (`zero` FAM positions only).
       config: the memory's settings.
       kernel: by what FAM attends.
+      noise: standard normal numbers [B, F, D], see `MemoryConfig.fam_noise`.
 
     Returns:
       The memory with F_tau pushed in front and the oldest FAM dropped.
@@ -184,11 +189,21 @@ def update_fam(
         )  # fmt: skip
     else:
         heads = attend(q, sources, *layer.scoring)
-    residual = jnp.where((updates_B > 0)[:, None, None], previous, 0.0)
+    residual = jnp.where((updates_B > 0)[:, None, None], previous, 0.0) if config.zero_first_residual else previous
     new = layer.finish(heads, residual).astype(jnp.float32)
+    if config.fam_rms or noise is not None:
+        new = _departed(new, noise, config)
     new_k, new_v = layer.keys_values(new, fam_offsets(config))
     push = lambda x, old: jnp.concatenate([x[:, None], old[:, :-1]], axis=1)
     return push(new, fam), push(new_k, fam_k), push(new_v, fam_v)
+
+
+def _departed(new: Any, noise: Any, config: MemoryConfig) -> Any:
+    """A new FAM [B, F, D] as the departures from the paper have it (`MemoryConfig.fam_rms`, `.fam_noise`)."""
+    rms = lambda x: jnp.sqrt(jnp.square(x).mean(axis=-1, keepdims=True) + RMS_EPS)
+    if config.fam_rms:
+        new = new / rms(new)
+    return new if noise is None else new + config.fam_noise * jax.lax.stop_gradient(rms(new)) * noise
 
 
 def _fam_attention(

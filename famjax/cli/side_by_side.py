@@ -35,31 +35,47 @@ def job(name: str, gin_file: str, bindings: list[str], output: Path) -> Job:
     return Job(name, config, command, output / f"{name}.log")
 
 
-def train(jobs: list[Job]) -> None:
-    """Runs all trainings at once and shows how far they are. Raises `RuntimeError` if one fails or is stopped."""
-    environment = cpu.environment(os.environ) | {"PYTHONUNBUFFERED": "1"}
+def train(jobs: list[Job], at_once: int = 0) -> None:
+    """Runs all trainings, so many at once (0: all), and shows how far they are.
+
+    So small a model gains little from more threads: each training has cores of its own where there are enough.
+    Raises `RuntimeError` if one fails or is stopped.
+    """
+    places = min(len(jobs), at_once or len(jobs))
     cores = cpu.cores()
-    running = []
-    for i, job in enumerate(jobs):
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "w", encoding="utf-8") as log:
-            running.append(subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment))
-        if len(cores) >= len(jobs) and hasattr(os, "sched_setaffinity"):
-            # So small a model gains little from more threads: each training has cores of its own.
-            os.sched_setaffinity(running[-1].pid, cores[i :: len(jobs)])
+    free = [cores[i::places] if len(cores) >= places else [] for i in range(places)]
+    running: list[_Running] = []
     try:
-        _watch(jobs, running)
+        _watch(jobs, free, running)
     finally:
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        for one in running:
+            if one.process.poll() is None:
+                one.process.terminate()
+                one.process.wait()
     for job in jobs:  # who is told to stop saves and leaves with 0 too
         if (step := _news(job)[0]) < job.config.steps:
             raise RuntimeError(f"the training of {job.name} was stopped at step {step}; the same command goes on")
 
 
-def _watch(jobs: list[Job], running: list[subprocess.Popen[bytes]]) -> None:
+class _Running(NamedTuple):
+    job: Job
+    process: "subprocess.Popen[bytes]"
+    cores: list[int]
+
+
+def _begin(job: Job, cores: list[int]) -> _Running:
+    """A training in a process of its own, on these cores, or on any where none are named."""
+    environment = cpu.environment(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(job.log, "w", encoding="utf-8") as log:
+        process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process.pid, cores)
+    return _Running(job, process, cores)
+
+
+def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> None:
+    """Begins each training when one of the places is `free`; `running` is told of each. Returns when all are done."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -70,22 +86,28 @@ def _watch(jobs: list[Job], running: list[subprocess.Popen[bytes]]) -> None:
     )  # fmt: skip
     console = Console(file=sys.stderr)
     printed = time.perf_counter()
+    waiting = list(jobs)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks = [bar.add_task(f"train {job.name}", total=job.config.steps, news="compiling") for job in jobs]
-        while True:
-            alive = False
-            for job, process, task in zip(jobs, running, tasks, strict=True):
-                code = process.poll()
-                alive |= code is None
+        bars = {job.name: bar.add_task(f"train {job.name}", total=job.config.steps, news="waiting") for job in jobs}
+        while waiting or running:
+            while waiting and free:
+                running.append(_begin(waiting.pop(0), free.pop(0)))
+            tell = not console.is_terminal and time.perf_counter() - printed > 20
+            printed = time.perf_counter() if tell else printed
+            for one in list(running):
+                code, (step, news) = one.process.poll(), _news(one.job)
                 if code:
-                    raise RuntimeError(f"the training of {job.name} failed: {_last_line(job.log)} (log: {job.log})")
-                step, news = _news(job)
-                bar.update(task, completed=step if code is None else job.config.steps, news=news)
-                if not console.is_terminal and time.perf_counter() - printed > 20:
-                    print(f"train {job.name}: step {step}/{job.config.steps}  {news}", file=sys.stderr, flush=True)
-                    printed = time.perf_counter() if job is jobs[-1] else printed
-            if not alive:
-                return
+                    raise RuntimeError(
+                        f"the training of {one.job.name} failed: {_last_line(one.job.log)} (log: {one.job.log})"
+                    )
+                bar.update(bars[one.job.name], completed=step if code is None else one.job.config.steps, news=news)
+                if tell:
+                    print(
+                        f"train {one.job.name}: step {step}/{one.job.config.steps}  {news}", file=sys.stderr, flush=True
+                    )
+                if code == 0:
+                    running.remove(one)
+                    free.append(one.cores)
             time.sleep(POLL_SECONDS)
 
 

@@ -28,6 +28,12 @@ class PassKeyConfig:
         few do, and there the memory is tested hardest: it must tell how much was already said.
       mention_weight: loss weight of the key's second mention, before the filler.
       text_weight, text_tokens: loss weight of, and how many, random tokens of the other text.
+      stream_share: share of the rows whose first document goes on, filler after filler, in the steps behind it:
+        the memory from just before the question is carried to the next step, where the same key is asked for
+        again (truncated backpropagation; docs/memory.md).
+      stream_blocks: most blocks that such a document has before another key is told. Each one's end is drawn from
+        the last stage's blocks on, so that questions are as frequent for each doubling of the filler.
+      stream_gated: only documents whose last answer was right go on.
     """
 
     key_digits: int = 5
@@ -38,6 +44,13 @@ class PassKeyConfig:
     mention_weight: float = 1.0
     text_weight: float = 0.05
     text_tokens: int = 32
+    stream_share: float = 0.0
+    stream_blocks: int = 256
+    stream_gated: bool = True
+
+    def stream_rows(self, batch_size: int) -> int:
+        """How many rows of a batch, the first ones, begin with a document that goes on."""
+        return round(self.stream_share * batch_size)
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -48,6 +61,8 @@ class PassKeyConfig:
         probability("open_at", self.open_at)
         probability("newest_share", self.newest_share)
         probability("straddle_share", self.straddle_share)
+        probability("stream_share", self.stream_share)
+        at_least("stream_blocks", self.stream_blocks, 1)
         for name in ("mention_weight", "text_weight", "text_tokens"):
             at_least(name, getattr(self, name), 0)
 

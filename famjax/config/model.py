@@ -51,6 +51,13 @@ class MemoryConfig:
         differences of positions only; the switch is kept because the paper has it.
       random_state_passing: probability, for each training step, that all rows start from the
         FAM with which the previous step ended, instead of the learned prompt.
+      random_state_passing_from: steps before which this does not happen.
+      zero_first_residual: the paper's first update, which adds no residual. False is a departure from the paper:
+        the first update adds the initial FAM, as every later one adds the FAM before it.
+      fam_rms: a departure from the paper, off by default: each new feedback activation is divided by its root mean
+        square over D, so that FAM does not grow.
+      fam_noise: a departure from the paper, 0 by default: in training, Gaussian noise that is added to each new
+        feedback activation, relative to its root mean square.
     """
 
     block_size: int = 1024
@@ -64,6 +71,10 @@ class MemoryConfig:
     stop_gradient: bool = False
     random_position_offset: float = 0.5
     random_state_passing: float = 0.8
+    random_state_passing_from: int = 0
+    zero_first_residual: bool = True
+    fam_rms: bool = False
+    fam_noise: float = 0.0
 
     @property
     def window(self) -> int:
@@ -96,6 +107,8 @@ class MemoryConfig:
             )
         probability("random_position_offset", self.random_position_offset)
         probability("random_state_passing", self.random_state_passing)
+        at_least("random_state_passing_from", self.random_state_passing_from, 0)
+        at_least("fam_noise", self.fam_noise, 0)
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "MemoryConfig":
@@ -309,6 +322,11 @@ class ModelConfig:
         if which in LAYER_KINDS:
             return self.layer_pattern[index % len(self.layer_pattern)] == which
         return bool(self.memory.fam_length) and (which == "all" or which[index % len(which)] == "+")
+
+    @property
+    def is_noisy(self) -> bool:
+        """A training step draws random numbers within the layers: dropout of LoRA, or noise on FAM."""
+        return bool((self.lora.rank and self.lora.dropout) or (self.memory.fam_length and self.memory.fam_noise))
 
     @property
     def layer_period(self) -> int:

@@ -88,7 +88,7 @@ class TrainConfig:
     @property
     def carries_memory(self) -> bool:
         """Rows go on with the documents of the step before, so their memory is part of the training's state."""
-        return self.task != "passkey" and self.data.stream_share > 0
+        return (self.passkey if self.task == "passkey" else self.data).stream_share > 0
 
     @property
     def mesh_sizes(self) -> tuple[int, int, int]:

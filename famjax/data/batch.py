@@ -18,6 +18,8 @@ class Batch(NamedTuple):
         position, with W = T.
       targets: int32 [B, W], the token that follows each position.
       weights: float32 [B, W], loss weight; 0 fills up.
+      kept: int32 [B], blocks of each row, the first ones, that the memory with which it goes on in the next
+        batch has read; those behind them are read on a branch. None: all.
     """
 
     tokens: np.ndarray
@@ -26,6 +28,7 @@ class Batch(NamedTuple):
     positions: np.ndarray | None
     targets: np.ndarray
     weights: np.ndarray
+    kept: np.ndarray | None = None
 
 
 # Where a task stands, as JSON: small, held by checkpoints. Names that start with a digit belong to one

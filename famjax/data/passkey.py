@@ -2,20 +2,47 @@
 
 A document tells a key of five digits, goes on with filler, and asks for the key at its end. How
 long the filler is decides how many times the memory must carry the key over a block's edge.
+
+A document may be a stream, which goes on across training steps. With blocks of 4, the key told in "tttt", filler
+"f", the question "q" and its answer "a":
+
+    step 0    tttt|ffff|ffqq|qaa.     starts  1 0 0 0    kept  2 blocks: the memory before the question
+    step 1    ffff|ffff|ffff|fqqq|aa  starts  0 0 0 0 0  the same key; the filler goes on where the memory stands
+
+So one key is asked for behind more and more updates of the memory, and what was asked and answered on the way is in
+none of them: it would tell the key again.
 """
 
 import dataclasses
 import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from famjax.config import ConfigError, PassKeyConfig
 from famjax.data.batch import Batch, Progress
-from famjax.data.passkey_text import Writer, random_key
+from famjax.data.passkey_text import Document, Writer, random_key
 from famjax.data.vocabulary import ByteVocabulary, Vocabulary
 
 # Exact match is averaged over about this many recent documents before a stage opens.
 RECENT_DOCUMENTS = 64
+# What a stream knows of itself, as JSON: its key, the tokens that the carried memory has read, the blocks at which
+# it ends, and the tokens of filler behind which it was last asked.
+Stream = dict[str, Any]
+
+
+class _Part(NamedTuple):
+    """What a row has of a document, from a block's edge on: all of it, or the rest behind `read` tokens."""
+
+    doc: Document
+    read: int
+    filler: int
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.doc.tokens[self.read :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +50,11 @@ class PassKeyTask:
     """Batches of pass key documents, several to a row, each starting at a block's edge.
 
     A row takes a document of the stage first, then shorter ones while they fit: whatever the stage,
-    a batch has the same shape, so the step compiles once.
+    a batch has the same shape, so the step compiles once. In the first rows, as many as `PassKeyConfig.stream_share`
+    says, the first document is a stream.
 
     Targets of a row: for each of its documents room for an answer and a mention of one token a digit, then other text.
-    A key that has fewer tokens leaves room, of weight 0.
+    A key that has fewer tokens leaves room, of weight 0, and so does the mention of a stream that goes on.
     """
 
     config: PassKeyConfig
@@ -37,7 +65,6 @@ class PassKeyTask:
     seed: int
     vocabulary: Vocabulary = dataclasses.field(default_factory=ByteVocabulary)
     bos: bool = True
-    continues = False
     observes = True
 
     def __post_init__(self) -> None:
@@ -66,42 +93,97 @@ class PassKeyTask:
         return range(self.batch_size)
 
     @property
+    def continues(self) -> bool:
+        """Streams go on in the next batch."""
+        return self._streams > 0
+
+    @property
+    def _streams(self) -> int:
+        return self.config.stream_rows(self.batch_size)
+
+    @property
     def stages(self) -> tuple[int, ...]:
         """The stages whose longest document fits into a row; the curriculum ends with the last of them."""
         rows = self.sequence_length // self.block_size
         return tuple(stage for stage in self.config.stages if self._blocks_for(self._longest(stage)) <= rows)
 
     def start(self) -> Progress:
-        """Only the first stage is open."""
-        return {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
+        """Only the first stage is open, and no stream has begun."""
+        progress: Progress = {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
+        return progress | ({"streams": [None] * self._streams, "by_age": {}} if self._streams else {})
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
-        """The batch of a step: a pure function of the seed, the step and the open stages."""
+        """The batch of a step: a pure function of the seed, the step, the open stages and the streams."""
         rng = np.random.default_rng([self.seed, step])
-        rows = [self._row(rng, progress["open_stages"]) for _ in range(self.batch_size)]
-        return Batch(*(np.stack(field) for field in zip(*rows, strict=True))), progress
+        progress = dict(progress)
+        streams: list[Stream | None] = list(progress.get("streams", ()))
+        rows = []
+        for i in range(self.batch_size):
+            parts = self._documents(rng, progress["open_stages"], streams[i] if i < len(streams) else None)
+            kept = 0
+            if i < len(streams):
+                streams[i], kept = self._go_on(rng, streams[i], parts[0])
+            rows.append((*self._row(rng, parts), np.int32(kept)))
+        *fields, kept_B = (np.stack(field) for field in zip(*rows, strict=True))
+        if not streams:
+            return Batch(*fields), progress
+        return Batch(*fields, kept=kept_B), progress | {"streams": streams}
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
-        """Averages exact match, of all documents and of the newest stage's, and opens the next stage."""
+        """Averages exact match, of all documents and of the newest stage's, and opens the next stage. Streams that
+        were answered wrong, or are at their end, end."""
         progress = dict(progress)
+        streams: list[Stream | None] = list(progress.get("streams", ()))
         newest = self._stage_range(progress["open_stages"] - 1)[0]
-        for row, right in zip(self._answers(batch), correct, strict=True):
-            for columns, filler in row:
-                hit = float(right[columns].all())
+        for i, (row, right) in enumerate(zip(self._answers(batch, streams), correct, strict=True)):
+            hits = [float(right[columns].all()) for columns, _ in row]
+            for hit, (_, filler) in zip(hits, row, strict=True):
                 names = ["exact_match"] + ["exact_match_newest"] * (filler >= newest)
                 for name in names:
                     progress[name] += (hit - progress[name]) / RECENT_DOCUMENTS
+            if i < len(streams):
+                progress["by_age"] = self._by_age(progress["by_age"], row[0][1], hits[0])
+                if self._ends(streams[i], hits[0]):
+                    streams[i] = None
         if progress["exact_match_newest"] >= self.config.open_at and progress["open_stages"] < len(self.stages):
             progress["open_stages"] += 1
             progress["exact_match_newest"] = 0.0
-        return progress
+        return progress | ({"streams": streams} if streams else {})
 
     def report(self, progress: Progress) -> dict[str, float]:
-        """Exact match of recent training documents, and the filler blocks that the open stages reach."""
+        """Exact match of recent training documents, and the filler blocks that the open stages reach; of streams
+        also by the blocks of filler before the question, from each power of two on to the next, the most first."""
+        recall = {f"recall/{age}_blocks": round(mean, 4) for age, (mean, _) in progress.get("by_age", {}).items()}
         return {
             "exact_match": round(progress["exact_match"], 4),
             "filler_blocks": self.stages[progress["open_stages"] - 1],
-        }
+        } | recall
+
+    # --- streams ----------------------------------------------------------------------------------
+
+    def _go_on(self, rng: np.random.Generator, stream: Stream | None, part: _Part) -> tuple[Stream, int]:
+        """The stream behind a part of it that is asked for, and how many blocks of the part its memory keeps."""
+        S, key = self.block_size, self.writer.key_of(part.doc.tokens[part.doc.answer])
+        if stream is None:
+            # Of all streams the share shortest / n has n blocks or more: as many questions for each doubling.
+            shortest, longest = self.stages[-1], max(self.config.stream_blocks, self.stages[-1])
+            stream = {"key": key, "until": round(shortest / rng.uniform(shortest / longest, 1.0))}
+        kept = (len(part.doc.tokens) - self.writer.question_tokens(key)) // S - part.read // S
+        return stream | {"read": part.read + kept * S, "filler": part.filler}, kept
+
+    def _ends(self, stream: Stream | None, hit: float) -> bool:
+        """Not to be gone on with. One that has read nothing yet has no memory to go on with."""
+        if stream is None or not stream["read"] or stream["read"] >= stream["until"] * self.block_size:
+            return True
+        return self.config.stream_gated and not hit
+
+    def _by_age(self, by_age: dict[str, list], filler: int, hit: float) -> dict[str, list]:
+        """(mean over recent documents, documents) by the blocks of filler, a power of two and up to the next."""
+        age = str(2 ** int(math.log2(max(filler // self.block_size, 1))))
+        mean, count = by_age.get(age, (0.0, 0))
+        count = min(count + 1, RECENT_DOCUMENTS)
+        found = by_age | {age: [mean + (hit - mean) / count, count]}
+        return dict(sorted(found.items(), key=lambda item: -int(item[0])))
 
     # --- rows -------------------------------------------------------------------------------------
 
@@ -117,8 +199,14 @@ class PassKeyTask:
         first = self.stages[stage - 1] + 1 if stage else 0
         return first * self.block_size, self._longest(self.stages[stage])
 
-    def _draw(self, rng: np.random.Generator, open_stages: int, free_blocks: int) -> tuple[str, int] | None:
-        """Key and filler tokens of the next document, or None if not even the shortest fits."""
+    def _draw(
+        self, rng: np.random.Generator, open_stages: int, free_blocks: int, stream: Stream | None = None
+    ) -> tuple[str, int] | None:
+        """Key and filler tokens of the next document, or None if not even the shortest fits.
+
+        Of a `stream` that goes on: its key, and its filler from the beginning; what is new of it is as long as
+        another document's.
+        """
         digits = self.config.key_digits
         most = free_blocks * self.block_size - self._overhead
         stages = [s for s in range(open_stages) if self._stage_range(s)[0] <= most]
@@ -132,11 +220,14 @@ class PassKeyTask:
         most = min(longest, most)
         filler = int(rng.integers(least, most + 1))
         before = int(rng.integers(1, max(digits, 2))) if rng.random() < self.config.straddle_share else 0
-        key = random_key(rng, digits)
+        key, old = random_key(rng, digits), 0
+        if stream is not None:
+            key = stream["key"]
+            old = max(stream["read"] - self.writer.telling_tokens(key), 0)
         if before:
-            near = self._straddle(key, filler, before)
-            filler = next((n for n in near if least <= n <= most), filler)
-        return key, filler
+            near = self._straddle(key, old + filler, before)
+            filler = next((n - old for n in near if least <= n - old <= most), filler)
+        return key, old + filler
 
     def _straddle(self, key: str, filler: int, tokens_before: int) -> tuple[int, int]:
         """The nearest longer and shorter filler with so many tokens of the answer before a block's edge.
@@ -148,24 +239,35 @@ class PassKeyTask:
         longer = filler + (-min(tokens_before, max(tokens - 1, 1)) - first) % self.block_size
         return longer, longer - self.block_size
 
-    def _row(self, rng: np.random.Generator, open_stages: int) -> tuple[np.ndarray, ...]:
+    def _documents(self, rng: np.random.Generator, open_stages: int, stream: Stream | None) -> list[_Part]:
+        """What a row holds, the stream first."""
+        parts: list[_Part] = []
+        free = self.sequence_length // self.block_size
+        while (drawn := self._draw(rng, open_stages, free, stream)) is not None:
+            read = stream["read"] if stream is not None else 0
+            parts.append(_Part(self.writer.document(*drawn), read, drawn[1]))
+            free -= -(-len(parts[-1].tokens) // self.block_size)
+            stream = None
+        return parts
+
+    def _row(self, rng: np.random.Generator, parts: list[_Part]) -> tuple[np.ndarray, ...]:
         S, config = self.block_size, self.config
         tokens = np.zeros(self.sequence_length, np.int32)
         starts = np.zeros(self.sequence_length // S, bool)
         weighted: list[tuple[int, float]] = []
         plain: list[np.ndarray] = []
         block, count = 0, 0
-        while (drawn := self._draw(rng, open_stages, len(starts) - block)) is not None:
-            doc = self.writer.document(*drawn)
-            begin, starts[block] = block * S, True
-            count = begin + len(doc.tokens)
-            tokens[begin:count] = doc.tokens
-            for where, weight in ((doc.answer, 1.0), (doc.mention, config.mention_weight)):
+        for part in parts:
+            begin, starts[block] = block * S, not part.read
+            count = begin + len(part.tokens)
+            tokens[begin:count] = part.tokens
+            places = (part.doc.answer - part.read, part.doc.mention - part.read)
+            for where, weight in zip(places, (1.0, config.mention_weight), strict=True):
+                where = where[where > 0]
                 weighted += [(begin + int(i), weight) for i in where]
                 weighted += [(0, 0.0)] * (config.key_digits - len(where))
-            rest = np.setdiff1d(np.arange(1, len(doc.tokens)), np.concatenate([doc.answer, doc.mention]))
-            plain.append(begin + rest)
-            block += self._blocks_for(drawn[1])
+            plain.append(begin + np.setdiff1d(np.arange(1, len(part.tokens)), np.concatenate(places)))
+            block += -(-len(part.tokens) // S)
         sample = rng.choice(np.concatenate(plain), config.text_tokens, replace=False)
         weighted += [(int(i), config.text_weight) for i in sample]
         predicted = np.zeros(self._most_targets, np.int64)
@@ -177,21 +279,27 @@ class PassKeyTask:
 
     @property
     def _most_targets(self) -> int:
-        documents = (self.sequence_length // self.block_size) // self._blocks_for(0)
+        blocks = self.sequence_length // self.block_size
+        documents = blocks // self._blocks_for(0)
+        if self._streams:  # a stream that goes on has no telling, so it may be shorter
+            documents = 1 + (blocks - 1) // self._blocks_for(0)
         return documents * 2 * self.config.key_digits + self.config.text_tokens
 
-    def _answers(self, batch: Batch) -> list[list[tuple[np.ndarray, int]]]:
+    def _answers(self, batch: Batch, streams: Sequence[Stream | None] = ()) -> list[list[tuple[np.ndarray, int]]]:
         """Of each row, of each document: the columns of its answer, and its tokens of filler."""
         digits = self.config.key_digits
         found = []
-        for starts, targets, positions, weights in zip(
-            batch.starts, batch.targets, batch.positions, batch.weights, strict=True
+        for i, (starts, targets, positions, weights) in enumerate(
+            zip(batch.starts, batch.targets, batch.positions, batch.weights, strict=True)
         ):
             row = []
-            for i, block in enumerate(np.flatnonzero(starts)):
-                room = np.arange(2 * digits * i, 2 * digits * i + digits)
+            goes_on = [] if starts[0] else [0]
+            for n, block in enumerate([*goes_on, *np.flatnonzero(starts)]):
+                room = np.arange(2 * digits * n, 2 * digits * n + digits)
                 columns = room[weights[room] > 0]
                 length = int(positions[columns[-1]]) + 2 - int(block) * self.block_size
-                row.append((columns, length - self.writer.overhead(self.writer.key_of(targets[columns]))))
+                filler = length - self.writer.overhead(self.writer.key_of(targets[columns]))
+                stream = streams[i] if n == 0 and i < len(streams) else None
+                row.append((columns, stream["filler"] if stream is not None else filler))
             found.append(row)
         return found

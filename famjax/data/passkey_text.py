@@ -98,6 +98,14 @@ class Writer:
         frame = self._frame(key)
         return len(self._begin) + len(frame.telling) + len(frame.question)
 
+    def telling_tokens(self, key: str) -> int:
+        """Tokens of a document before its filler."""
+        return len(self._begin) + len(self._frame(key).telling)
+
+    def question_tokens(self, key: str) -> int:
+        """Tokens of a document behind its filler, the answer included."""
+        return len(self._frame(key).question)
+
     def most_overhead(self, digits: int) -> int:
         """The most tokens that any key of so many digits makes of a document without filler."""
         key = "0" * digits

@@ -39,7 +39,9 @@ FORMAT, VERSION = "famjax session", "2"
 
 _LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory))
 # Settings of the memory that only training uses.
-_TRAINING_ONLY = ("stop_gradient", "random_position_offset", "random_state_passing")
+_TRAINING_ONLY = (
+    "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
+)  # fmt: skip
 # Settings of a model that change how it is computed, not what.
 _HOW = ("memory", "embedding_std", "scan_layers", "remat", "attention_budget_mib", "attention_kernel", "layer_chunk")
 

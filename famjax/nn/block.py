@@ -13,6 +13,9 @@ from famjax.config import LayerSettings, ModelConfig
 from famjax.nn.layers import FeedForward, Norm, bias, weight
 from famjax.nn.lora import Lora, drop
 
+# Folded into a layer's key, for the noise on FAM.
+NOISE = 409173
+
 
 class Attention(nnx.Module):
     """Projections to queries, keys and values by head, and back."""
@@ -64,10 +67,12 @@ class Block(nnx.Module):
         self.dtype = config.dtype
 
     def take(self, settings: LayerSettings, key: Any = None) -> None:
-        """Makes this the layer that these settings describe; with a random key, LoRA's inputs are dropped out."""
+        """Makes this the layer that these settings describe; with a random key, one in training: LoRA's inputs are
+        dropped out, FAM gets its noise."""
         self.scoring = Scoring(settings.rope, self.scale, self.cap)
         self.memory = settings.memory
-        self.drop = functools.partial(drop, key=key, rate=self.dropout) if key is not None else None
+        self.drop = functools.partial(drop, key=key, rate=self.dropout) if key is not None and self.dropout else None
+        self.noise_key = None if key is None else jax.random.fold_in(key, NOISE)
 
     def queries(self, x: Any, offsets: Any) -> Any:
         """x [..., Q, D] to queries [..., K, G, Q, H], turned by `offsets` [..., Q]."""

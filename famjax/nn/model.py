@@ -96,7 +96,8 @@ class Transformer(nnx.Module):
     to the compiler; whoever runs a model on a mesh sets it (`runtime/sharding.py` `constrain`), and may set
     `devices`, with which a layer's communication is written down instead of found by the compiler.
 
-    `layer_keys`, set by a training with dropout, gives as many random keys as it is asked for; None drops nothing.
+    `layer_keys`, set by a training whose layers draw random numbers (`ModelConfig.is_noisy`), gives as many keys as
+    it is asked for.
 
     `layers` is one `Block` whose weights have a leading axis L, which loops over layers want; or, with `stacked`
     False, a list of L blocks (`apart`), which streaming wants: a product with a part of a larger array copies
@@ -122,7 +123,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self, tokens_BT: Any, state: MemoryState | None = None, count_B: Any = None, *, starts_BN: Any = None,
-        initial: MemoryState | Start = LEARNED, shift_B: Any = None,
+        initial: MemoryState | Start = LEARNED, shift_B: Any = None, kept_B: Any = None,
     ) -> tuple[Any, MemoryState]:  # fmt: skip
         """Layer-major: whole sequences, all blocks of a layer at once.
 
@@ -135,23 +136,24 @@ class Transformer(nnx.Module):
             may fill up the block before.
           initial: with what documents start: a memory of batch 1, or `Start`, which is made on the way.
           shift_B: random position offset of each row; only `fam_position="zero"` sees it.
+          kept_B: int32 [B], blocks of each row, the first ones, of which the memory afterwards knows; None: of all.
 
         Returns:
           Hidden states [B, T, D] after the final norm (`logits` makes scores of them), and the
-          memory after each row's last real token.
+          memory after each row's last real token, or after its kept blocks.
         """
         B, T = tokens_BT.shape
         if count_B is None:
             count_B = jnp.full(B, T, jnp.int32)
         padded = jnp.pad(tokens_BT, ((0, 0), (0, -T % self.config.memory.block_size)))
         hidden, state, _ = self.forward(
-            self.embed(padded), state, count_B, starts_BN=starts_BN, initial=initial, shift_B=shift_B
+            self.embed(padded), state, count_B, starts_BN=starts_BN, initial=initial, shift_B=shift_B, kept_B=kept_B
         )
         return hidden[:, :T], state
 
     def forward(
         self, x_BTD: Any, state: MemoryState | None, count_B: Any, *, starts_BN: Any,
-        initial: MemoryState | Start, shift_B: Any = None, look: Look | None = None,
+        initial: MemoryState | Start, shift_B: Any = None, kept_B: Any = None, look: Look | None = None,
     ) -> tuple[Any, MemoryState, Any]:  # fmt: skip
         """`__call__` behind the embedding, for those who want to see what happens inside.
 
@@ -159,7 +161,7 @@ class Transformer(nnx.Module):
           x_BTD: embedded tokens, whole blocks of them.
           look: called in every layer with its weights, its input [B, N, S, D], its memories (that of the
             rows, that of a fresh document), the blocks' positions, its output, and the memory after.
-          state, count_B, starts_BN, initial, shift_B: see `__call__`.
+          state, count_B, starts_BN, initial, shift_B, kept_B: see `__call__`.
 
         Returns:
           What `__call__` does, and what `look` gave, with a leading axis L.
@@ -172,7 +174,7 @@ class Transformer(nnx.Module):
         where = positions.of_whole_blocks(
             jnp.zeros(B, jnp.int32) if state is None else state.position,
             jnp.full(B, fresh_updates) if state is None else state.fam_updates,
-            count_B, x_BTD.shape[1] // S, config, starts_BN, fresh_updates, shift_B,
+            count_B, x_BTD.shape[1] // S, config, starts_BN, fresh_updates, shift_B, kept_B,
         )  # fmt: skip
         shards = self.devices.row_shards if self.devices is not None else 1
         looped = isinstance(self.layers, Block) and look is None and self.layer_keys is None

@@ -52,6 +52,7 @@ def start_of_documents(config: MemoryConfig, state: TrainState, key: Any, mesh: 
     if key is None or not config.fam_length or not config.random_state_passing:
         return Start()
     use = jax.random.bernoulli(key, config.random_state_passing) & (state.passed_updates > 0)
+    use &= state.step >= config.random_state_passing_from
     # Between steps the passed FAM is cut along D; here it is an activation, and must not spread that cut.
     passed_fam = sharding.constrain(state.passed_fam, (None,) * 4, mesh)
     return Start(jax.lax.stop_gradient(passed_fam), state.passed_updates, use)
@@ -81,7 +82,7 @@ class Prepared(NamedTuple):
 
 
 def builder(config: TrainConfig, mesh: Mesh) -> Callable[..., Transformer]:
-    """From weights (and a key of dropout, which drops out what goes into LoRA) to a model on its mesh."""
+    """From weights (and a key of dropout and noise, see `ModelConfig.is_noisy`) to a model on its mesh."""
     graphdef = states.structure(config.model)
 
     def build(params: Any, dropout: Any = None) -> Transformer:
@@ -124,7 +125,8 @@ def draws(config: TrainConfig, step: Any, rows: int) -> tuple[Any, Any]:
 
 
 def dropout_key(config: TrainConfig, step: Any, microbatch: Any) -> Any:
-    """From which a microbatch draws what LoRA leaves out: a function of (seed, step, number of the microbatch)."""
+    """From which a microbatch draws what LoRA leaves out, and the noise on FAM: a function of (seed, step, number of
+    the microbatch)."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), microbatch)
 
@@ -157,7 +159,10 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         if memory is not None:
             memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
         start = start_of_documents(config.model.memory, state, key, mesh)
-        hidden, memory = model(batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=start, shift_B=shift)
+        hidden, memory = model(
+            batch.tokens, memory, batch.count,
+            starts_BN=batch.starts, initial=start, shift_B=shift, kept_B=batch.kept,
+        )  # fmt: skip
         loss = weighted_loss(
             model, hidden, batch.positions, batch.targets, batch.weights, total_weight=weight,
             tokens_at_once=tokens_at_once, z_loss=config.z_loss,
@@ -178,7 +183,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             return jax.lax.with_sharding_constraint(grads, gradients_lie), out
 
         memory = rows_first(state.memory) if config.carries_memory else None
-        numbers = jnp.arange(batch.tokens.shape[0]) if config.model.lora.rank and config.model.lora.dropout else None
+        numbers = jnp.arange(batch.tokens.shape[0]) if config.model.is_noisy else None
         grads, out = accumulate(one, config.microbatches, (batch, shift, memory, numbers))
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, trained)

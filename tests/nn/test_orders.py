@@ -78,6 +78,26 @@ def test_streaming_continues_whole(name: str) -> None:
     tiny.assert_same_memory(config, after, state)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_is_behind_the_kept_blocks_is_read_but_not_remembered(name: str, seed: int) -> None:
+    """All outputs are those of the whole rows; the memory is that of their kept blocks alone: none, some, all full
+    ones, and more than a row has. Rows go on with a memory, and one starts another document on the way."""
+    config = CASES[name]
+    params, tokens = tiny.parameters(config, seed), tiny.tokens(config, 4, LENGTH, seed)
+    _, before = whole(config, params, tiny.tokens(config, 4, 12, seed + 7), [12, 12, 4, 8])
+    counts, starts = np.array([LENGTH, LENGTH, 19, 16], np.int32), np.zeros((4, 6), bool)
+    starts[1, 2] = True
+    given = {"count_B": counts, "starts_BN": starts, "initial": tiny.build(config, params).initial_state(1)}
+    hidden, _ = tiny.whole(config, params, tokens, before, **given)
+    kept = np.array([0, 3, 1, 9], np.int32)
+    same, after = tiny.whole(config, params, tokens, before, kept_B=kept, **given)
+    _, wanted = tiny.whole(config, params, tokens, before, **(given | {"count_B": np.minimum(counts, kept * 4)}))
+    np.testing.assert_array_equal(same, hidden)
+    tiny.assert_same_memory(config, after, wanted)
+    assert after.position.tolist() == [12, 4, 8, 24]
+
+
 def test_rows_with_nothing_to_read_stay() -> None:
     """count 0: not one number of a row's memory changes in streaming."""
     config = tiny.config()

@@ -88,7 +88,8 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
 
 def batch(name: str, step: int) -> Batch:
     """Rows of random tokens, of different lengths and weights, in which documents start. BSWA's have losses
-    at some positions, FAM's at every one. Streams are full, and some rows go on with the step before."""
+    at some positions, FAM's at every one. Streams are full, and some rows go on with the step before, of which they
+    have kept a part."""
     rng = np.random.default_rng(step)
     tokens = rng.integers(0, 32, (ROWS, LENGTH)).astype(np.int32)
     count = rng.integers(1, LENGTH + 1, ROWS).astype(np.int32)
@@ -97,9 +98,10 @@ def batch(name: str, step: int) -> Batch:
         count, starts[:, 0] = np.full(ROWS, LENGTH, np.int32), starts[:, 0] | (step == 0)
     columns = 7 if name.startswith("bswa") else LENGTH
     positions = rng.integers(0, LENGTH, (ROWS, columns)).astype(np.int32) if columns < LENGTH else None
+    kept = rng.integers(1, LENGTH // 4 + 1, ROWS).astype(np.int32) if name.startswith("stream") else None
     targets = rng.integers(0, 32, (ROWS, columns)).astype(np.int32)
     weights = (rng.random((ROWS, columns)) * rng.integers(0, 2, (ROWS, 1))).astype(np.float32)
-    return Batch(tokens, count, starts, positions, targets, weights)
+    return Batch(tokens, count, starts, positions, targets, weights, kept)
 
 
 def run(name: str, sizes: tuple[int, int, int], microbatches: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The step: random state passing, random position offsets, and what the next step is handed."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -55,6 +56,47 @@ def test_random_state_passing_starts_from_the_first_rows_final_fam(probability):
     with_prompt, _ = loss_from(config, state.params, second, None)
     assert abs(with_fam - with_prompt) > 1e-3
     assert float(metrics["loss"]) == pytest.approx(with_fam if probability else with_prompt, rel=1e-5)
+
+
+def test_random_state_passing_may_begin_late():
+    """Before the step from which it is on, every step starts from the prompt."""
+    config, task, step, state = setup(1.0, random_state_passing_from=2)
+    for number in range(4):
+        batch, passed = task.batch(number, task.start())[0], (state.passed_fam, state.passed_updates)
+        wanted, _ = loss_from(config, state.params, batch, passed if number >= 2 else None)
+        state, metrics = step(state, batch)
+        assert float(metrics["loss"]) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_on_fam_is_as_strong_as_asked_and_another_one_everywhere(seed):
+    """F_1, whose own past has no noise in it, differs from the one without by the given share of its RMS: other
+    numbers for every row, layer and step, and none without the keys that a training gives."""
+    config = tiny.config(fam_noise=0.1, memory_segments=0, fam_length=4, d_model=48, d_ff=20)
+    params, tokens = tiny.parameters(config, seed), np.tile(tiny.tokens(config, 1, 4, seed), (64, 1))
+
+    def fam_1(key):
+        model = tiny.build(config, params)
+        model.layer_keys = None if key is None else functools.partial(jax.random.split, key)
+        return np.asarray(model(tokens)[1].layers.fam[0, :, 0])  # of the first layer, [B, F, D]
+
+    clean, one, other = (fam_1(key) for key in (None, jax.random.key(1), jax.random.key(2)))
+    added = [(x - clean) / np.sqrt(np.square(clean).mean(axis=-1, keepdims=True)) for x in (one, other)]
+    assert np.std(added[0]) == pytest.approx(0.1, rel=0.05)
+    assert abs(np.mean(added[0])) < 0.005
+    independent = [np.corrcoef(added[0].ravel(), x.ravel())[0, 1] for x in (added[1], np.roll(added[0], 1, axis=0))]
+    assert np.abs(independent).max() < 0.05
+    np.testing.assert_array_equal(clean[0], clean[1])
+
+
+def test_a_step_with_noise_is_a_function_of_seed_and_step():
+    """The same state and batch give the same loss; without noise the loss is another one."""
+    losses = []
+    for noise in (0.2, 0.2, 0.0):
+        _, task, step, state = setup(0.0, fam_noise=noise)
+        losses.append(float(step(state, task.batch(0, task.start())[0])[1]["loss"]))
+    assert losses[0] == losses[1]
+    assert abs(losses[0] - losses[2]) > 1e-4
 
 
 def test_half_the_steps_pass_the_state_at_probability_one_half():
