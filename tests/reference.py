@@ -102,7 +102,9 @@ def read_document(
                 zero = memory.zero_first_residual and not carries_context
                 residual = np.zeros(layer.config.d_model) if zero else fams[0][f]
                 made = layer.feed_forward(layer.attend(query, pairs) + residual, residual)
-                new.append(made / np.sqrt(np.mean(made**2)) if memory.fam_rms else made)
+                rms = np.sqrt(np.mean(made**2))
+                too_large = memory.fam_max_rms and rms > memory.fam_max_rms
+                new.append(made * memory.fam_max_rms / rms if too_large else made)
             fams = [np.array(new), *fams][: memory.previous_fams]
             carries_context = True
     return out, fams

@@ -191,7 +191,7 @@ def update_fam(
         heads = attend(q, sources, *layer.scoring)
     residual = jnp.where((updates_B > 0)[:, None, None], previous, 0.0) if config.zero_first_residual else previous
     new = layer.finish(heads, residual).astype(jnp.float32)
-    if config.fam_rms or noise is not None:
+    if config.fam_max_rms or noise is not None:
         new = _departed(new, noise, config)
     new_k, new_v = layer.keys_values(new, fam_offsets(config))
     push = lambda x, old: jnp.concatenate([x[:, None], old[:, :-1]], axis=1)
@@ -199,11 +199,11 @@ def update_fam(
 
 
 def _departed(new: Any, noise: Any, config: MemoryConfig) -> Any:
-    """A new FAM [B, F, D] as the departures from the paper have it (`MemoryConfig.fam_rms`, `.fam_noise`)."""
-    rms = lambda x: jnp.sqrt(jnp.square(x).mean(axis=-1, keepdims=True) + RMS_EPS)
-    if config.fam_rms:
-        new = new / rms(new)
-    return new if noise is None else new + config.fam_noise * jax.lax.stop_gradient(rms(new)) * noise
+    """A new FAM [B, F, D] as the departures from the paper have it (`MemoryConfig.fam_max_rms`, `.fam_noise`)."""
+    if config.fam_max_rms:
+        rms = jnp.sqrt(jnp.square(new).mean(axis=-1, keepdims=True) + RMS_EPS)
+        new = new * jnp.minimum(1.0, config.fam_max_rms / rms)
+    return new if noise is None else new + config.fam_noise * noise
 
 
 def _fam_attention(

@@ -54,10 +54,10 @@ class MemoryConfig:
       random_state_passing_from: steps before which this does not happen.
       zero_first_residual: the paper's first update, which adds no residual. False is a departure from the paper:
         the first update adds the initial FAM, as every later one adds the FAM before it.
-      fam_rms: a departure from the paper, off by default: each new feedback activation is divided by its root mean
-        square over D, so that FAM does not grow.
-      fam_noise: a departure from the paper, 0 by default: in training, Gaussian noise that is added to each new
-        feedback activation, relative to its root mean square.
+      fam_max_rms: a departure from the paper, 0 (off) by default: each new feedback activation whose root mean square
+        over D is more than this is scaled down to it, so that FAM does not grow without end.
+      fam_noise: a departure from the paper, 0 by default: in training, the standard deviation of Gaussian noise that is
+        added to each new feedback activation.
     """
 
     block_size: int = 1024
@@ -73,7 +73,7 @@ class MemoryConfig:
     random_state_passing: float = 0.8
     random_state_passing_from: int = 0
     zero_first_residual: bool = True
-    fam_rms: bool = False
+    fam_max_rms: float = 0.0
     fam_noise: float = 0.0
 
     @property
@@ -108,6 +108,7 @@ class MemoryConfig:
         probability("random_position_offset", self.random_position_offset)
         probability("random_state_passing", self.random_state_passing)
         at_least("random_state_passing_from", self.random_state_passing_from, 0)
+        at_least("fam_max_rms", self.fam_max_rms, 0)
         at_least("fam_noise", self.fam_noise, 0)
 
     @classmethod

@@ -52,6 +52,8 @@ class TrainConfig:
         numbers are those of the whole batch; the memory for activations is that of a part.
       loss_chunk: tokens of one device whose logits exist at once; 0 sets no bound.
       z_loss: weight of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting.
+      fam_growth_loss: weight of FAM's growth, its root mean square's a block, in rows that go on from the step before.
+        An addition to the paper, 0 (off) by default: what an update adds for ever dilutes what FAM holds.
     """
 
     model_dir: str = ""
@@ -84,6 +86,7 @@ class TrainConfig:
     microbatches: int = 1
     loss_chunk: int = 2048
     z_loss: float = 0.0
+    fam_growth_loss: float = 0.0
 
     @property
     def carries_memory(self) -> bool:
@@ -118,7 +121,7 @@ class TrainConfig:
         self._check_trained()
         check_mesh(self.mesh)
         at_least("MICROBATCHES", self.microbatches, 1)
-        for name in ("loss_chunk", "z_loss"):
+        for name in ("loss_chunk", "z_loss", "fam_growth_loss"):
             at_least(name, getattr(self, name), 0)
         self._check_rows()
         if self.task != "passkey":

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import MEMORY_AXES, MemoryState
+from famjax.attention.memory import MEMORY_AXES, RMS_EPS, MemoryState
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.nn.model import Start, Transformer, broadcast_rows
@@ -36,7 +36,7 @@ class Part(NamedTuple):
     """What a microbatch gives beside its gradients.
 
     Attributes:
-      costs: (cross entropy, z loss), its parts of the batch's.
+      costs: (cross entropy, z loss, loss of growth), its parts of the batch's.
       passed: (fam [L, P, F, D], updates) of its first row, which random state passing hands on.
       rows: by row, `correct` [B, W] and `memory` (rows first) after the last token, or None.
     """
@@ -140,9 +140,9 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
     Where the loss or the gradient's norm is no number, the new state is the old one, but for its step.
 
-    Its metrics: `loss` (cross entropy), `z_loss` (what is added to it) if it is asked for, `accuracy` (share
-    of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real ones, of the
-    whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
+    Its metrics: `loss` (cross entropy), `z_loss` and `fam_growth_loss` (what is added to it) if asked for,
+    `accuracy` (share of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real
+    ones, of the whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
     and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
     """
     build = builder(config, mesh)
@@ -159,18 +159,22 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         if memory is not None:
             memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
         start = start_of_documents(config.model.memory, state, key, mesh)
+        before = memory
         hidden, memory = model(
-            batch.tokens, memory, batch.count,
+            batch.tokens, before, batch.count,
             starts_BN=batch.starts, initial=start, shift_B=shift, kept_B=batch.kept,
         )  # fmt: skip
         loss = weighted_loss(
             model, hidden, batch.positions, batch.targets, batch.weights, total_weight=weight,
             tokens_at_once=tokens_at_once, z_loss=config.z_loss,
         )  # fmt: skip
+        grown = jnp.float32(0.0)
+        if config.fam_growth_loss and before is not None:
+            grown = config.fam_growth_loss * growth(before, memory, batch) / config.batch_size
         passed_fam = sharding.constrain(memory.layers.fam[:, 0], (None,) * 4, mesh)
         rows = {"correct": loss.correct, "memory": rows_first(memory) if config.carries_memory else None}
-        out = Part((loss.cross_entropy, loss.z_loss), (passed_fam, memory.fam_updates[0]), rows)
-        return loss.total, jax.lax.stop_gradient(out)
+        out = Part((loss.cross_entropy, loss.z_loss, grown), (passed_fam, memory.fam_updates[0]), rows)
+        return loss.total + grown, jax.lax.stop_gradient(out)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
@@ -207,9 +211,22 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             "update_norm": jnp.sqrt(sum(values.sum() for values in sums["update"].values())),
         }
         metrics |= {"z_loss": out.costs[1]} if config.z_loss else {}
+        metrics |= {"fam_growth_loss": out.costs[2]} if config.fam_growth_loss else {}
         return dataclasses.replace(new, step=state.step + 1), metrics
 
     return step
+
+
+def growth(before: MemoryState, after: MemoryState, batch: Batch) -> Any:
+    """How much longer FAM became a block, in rows that go on with a document from the memory before: the growth of
+    its root mean square over D, mean over layers and activations, summed over rows []."""
+    N = batch.starts.shape[1]
+    kept_B = jnp.full(batch.starts.shape[0], N) if batch.kept is None else batch.kept
+    full_B = jnp.minimum(kept_B, batch.count * N // batch.tokens.shape[1])
+    goes_on = ~jnp.any(batch.starts & (jnp.arange(N) < kept_B[:, None]), axis=1) & (full_B > 0)
+    rms = lambda memory: jnp.sqrt(jnp.square(memory.layers.fam[:, :, 0]).mean(axis=-1) + RMS_EPS)  # [L, B, F]
+    grown = jax.nn.relu(rms(after) - rms(before)).mean(axis=(0, 2)) / jnp.maximum(full_B, 1)
+    return jnp.where(goes_on, grown, 0.0).sum()
 
 
 def select(keep: Any, new: TrainState, old: TrainState) -> TrainState:

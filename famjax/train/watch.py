@@ -124,7 +124,11 @@ class Watch:
             values["mfu"] = round(rate * self._flops / self._peak, 4)
         values |= memory.used()
         sums = jax.device_get(metrics["squares"])
-        more = {name: float(metrics[name]) for name in ("z_loss", "gradient_norm", "accuracy") if name in metrics}
+        more = {
+            name: float(metrics[name])
+            for name in ("z_loss", "fam_growth_loss", "gradient_norm", "accuracy")
+            if name in metrics
+        }
         more["learning_rate"] = float(self._rates(step - 1))
         for name in ("gradient", "update", "weight"):
             more |= {f"{name}_norm/{group}": norm for group, norm in norms.group_norms(sums[name]).items()}

@@ -25,7 +25,7 @@ CASES = {
     "fam-fills-block-gelu-untied": tiny.config(fam_length=4, activation="gelu", tie_embeddings=False),
     "two-fams": tiny.config(previous_fams=2, memory_segments=0),
     "three-fams-float": tiny.config(previous_fams=3, fam_position="float"),
-    "fam-divided-by-its-rms": tiny.config(fam_rms=True, memory_segments=0),
+    "fam-bounded": tiny.config(fam_max_rms=1.2, memory_segments=0),
     "first-residual-two-fams": tiny.config(zero_first_residual=False, previous_fams=2),
     "two-fams-zero": tiny.config(previous_fams=2, fam_position="zero"),
     "prefix-qk-norm": tiny.config(fam_init="prefix", qk_norm=True),

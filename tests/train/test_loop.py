@@ -47,18 +47,22 @@ def dies_in_step(number: int, monkeypatch) -> list[int]:
     return writes
 
 
-@pytest.mark.parametrize("fam_length", [0, 3])
-def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, fam_length):
+@pytest.mark.parametrize("kind", ["bswa", "fam", "fam with streams and noise"])
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, kind):
     """Six steps at once, and six steps killed in the fourth after a checkpoint at two: equal losses, bit for
-    bit, each step logged once, equal weights. Random state passing and the optimizer are part of it."""
-    model = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=fam_length))
-    run(tmp_path / "straight", model=model)
+    bit, each step logged once, equal weights. Random state passing, carried memories, noise and the optimizer are part
+    of it."""
+    changes = {"bswa": {"fam_length": 0}, "fam": {}}.get(kind, {"fam_noise": 0.1, "random_state_passing": 0.0})
+    given = {"model": dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, **changes))}
+    if "streams" in kind:
+        given["passkey"] = PassKeyConfig(stages=(1,), text_tokens=8, stream_share=0.5, stream_gated=False)
+    run(tmp_path / "straight", **given)
     writes = dies_in_step(4, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", model=model, checkpoint_period=2)
+        run(tmp_path / "cut", **given, checkpoint_period=2)
     monkeypatch.undo()
     assert writes == [1, 2, 3, 4]
-    run(tmp_path / "cut", model=model, checkpoint_period=2)
+    run(tmp_path / "cut", **given, checkpoint_period=2)
     straight, cut = metrics(tmp_path / "straight"), metrics(tmp_path / "cut")
     assert [line["step"] for line in cut] == [1, 2, 3, 4, 5, 6]
     assert [line["loss"] for line in cut] == [line["loss"] for line in straight]

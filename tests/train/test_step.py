@@ -70,8 +70,8 @@ def test_random_state_passing_may_begin_late():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_noise_on_fam_is_as_strong_as_asked_and_another_one_everywhere(seed):
-    """F_1, whose own past has no noise in it, differs from the one without by the given share of its RMS: other
-    numbers for every row, layer and step, and none without the keys that a training gives."""
+    """F_1, whose own past has no noise in it, differs from the one without by Gaussian numbers of the given standard
+    deviation: others for every row and step, and none without the keys that a training gives."""
     config = tiny.config(fam_noise=0.1, memory_segments=0, fam_length=4, d_model=48, d_ff=20)
     params, tokens = tiny.parameters(config, seed), np.tile(tiny.tokens(config, 1, 4, seed), (64, 1))
 
@@ -81,7 +81,7 @@ def test_noise_on_fam_is_as_strong_as_asked_and_another_one_everywhere(seed):
         return np.asarray(model(tokens)[1].layers.fam[0, :, 0])  # of the first layer, [B, F, D]
 
     clean, one, other = (fam_1(key) for key in (None, jax.random.key(1), jax.random.key(2)))
-    added = [(x - clean) / np.sqrt(np.square(clean).mean(axis=-1, keepdims=True)) for x in (one, other)]
+    added = [x - clean for x in (one, other)]
     assert np.std(added[0]) == pytest.approx(0.1, rel=0.05)
     assert abs(np.mean(added[0])) < 0.005
     independent = [np.corrcoef(added[0].ravel(), x.ravel())[0, 1] for x in (added[1], np.roll(added[0], 1, axis=0))]
@@ -97,6 +97,33 @@ def test_a_step_with_noise_is_a_function_of_seed_and_step():
         losses.append(float(step(state, task.batch(0, task.start())[0])[1]["loss"]))
     assert losses[0] == losses[1]
     assert abs(losses[0] - losses[2]) > 1e-4
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_growth_is_counted_in_rows_that_go_on(microbatches):
+    """The logged loss is the weight times the mean over rows of how much longer FAM became a block, where a row's kept
+    blocks go on with the memory before: recomputed in NumPy from the memories before and behind a step."""
+    config, _, _, _ = setup(0.0)
+    passkey = PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5, stream_share=1.0, stream_gated=False)
+    training = TrainConfig(
+        model_dir="none", model=config, passkey=passkey, sequence_length=320, batch_size=4, fam_growth_loss=0.5,
+        microbatches=microbatches, optimizer=OptimizerConfig(learning_rate=0.0),
+    )  # fmt: skip
+    tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
+    state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
+    step, task = jax.jit(make_step(training, tx, mesh)), PassKeyTask(passkey, 320, 32, 4, 128, 0)
+    progress, counted = task.start(), 0
+    rms = lambda state: np.sqrt(np.square(np.asarray(state.memory.layers.fam[:, :, 0])).mean(axis=-1))
+    for number in range(5):
+        batch, progress = task.batch(number, progress)
+        before, (state, metrics) = rms(state), step(state, batch)
+        longer = np.maximum(rms(state) - before, 0).mean(axis=(0, 2)) / np.maximum(batch.kept, 1)
+        goes_on = ~batch.starts[:, 0] & (batch.kept > 0)
+        wanted = 0.5 * np.where(goes_on, longer, 0).sum() / 4
+        assert float(metrics["fam_growth_loss"]) == pytest.approx(wanted, rel=1e-4, abs=1e-7)
+        progress = task.observe(progress, batch, np.asarray(metrics["correct"]))
+        counted += goes_on.sum()
+    assert counted >= 4
 
 
 def test_half_the_steps_pass_the_state_at_probability_one_half():

@@ -1,0 +1,258 @@
+"""What makes a feedback memory last: trainings and evaluations behind docs/memory.md, and its tables and plot.
+
+    python launch/memory_study.py runs/memory                       everything, for hours
+    python launch/memory_study.py runs/memory --part recipe         gin/experiments/passkey_long.gin, three seeds
+    python launch/memory_study.py runs/memory --part twins          the same data and steps without FAM
+    python launch/memory_study.py runs/memory --part ablations      shorter trainings, one thing changed in each
+    python launch/memory_study.py runs/memory --part block1024      blocks of 1024, so that 256 updates are 260k tokens
+
+Each training runs on cores of its own, as many at once as there are cores (--at-once). The keys that are evaluated
+depend on a seed that no training and no choice has seen. What is done already is not done again, so the same command
+goes on where it was stopped. DIR gets study.json, study.md (tables) and study.png (the recipe beside its twins).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from famjax.cli import side_by_side
+from famjax.runtime.cpu import cores
+
+LONG, BLOCK1024 = "gin/experiments/passkey_long.gin", "gin/experiments/passkey_block1024.gin"
+ABLATION_STEPS = 1600
+SEEDS = (0, 1, 2)
+REPORTED_KEYS = 2409173  # the evaluation's seed
+
+
+class Run(NamedTuple):
+    """A training and what it is asked.
+
+    Attributes:
+      name: of its directory.
+      part: of the study.
+      about: what is special about it, as the table has it.
+      bindings: what is set otherwise than in the experiment.
+      experiment: its gin file.
+      blocks: lengths of the filler in the evaluation.
+      alignments: of filler and block, a document each; 0 is all.
+    """
+
+    name: str
+    part: str
+    about: str
+    bindings: tuple[str, ...] = ()
+    experiment: str = LONG
+    blocks: str = "16,64,256,1024,4096"
+    alignments: int = 0
+
+
+def seeds() -> list[Run]:
+    """The recipe itself."""
+    return [Run(f"long_seed{n}", "recipe", f"recipe, seed {n}", (f"RANDOM_SEED={n}",)) for n in SEEDS]
+
+
+def twins() -> list[Run]:
+    """Block sliding window attention without FAM: with more segments, and with as many bytes of memory as FAM's."""
+    none = "FAM_LENGTH=0"
+    found = [
+        Run(f"bswa_m{m}", "twins", f"BSWA, M = {m}", (none, f"MEMORY_SEGMENTS={m}"), blocks="1,2,4,8,16,64,256")
+        for m in (0, 1, 2, 4)
+    ]
+    # 2 blocks of 38 tokens keep 76 keys and values a layer; FAM's 64, and 8 activations with their keys and values.
+    equal = (none, "MEMORY_SEGMENTS=1", "BLOCK_SIZE=38", "TASK_FEATURE_LENGTHS={'targets': 1406}")
+    about = "BSWA of equal memory (block 38, M = 1)"
+    return [*found, Run("bswa_equal", "twins", about, equal, blocks="1,2,4,8,16,64,256")]
+
+
+# What is changed, one thing in each: name, words, bindings.
+CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("base", "the recipe", ()),
+    ("no_streams", "no streams (every document fresh), as in the paper", ("PassKeyConfig.stream_share=0.0",)),
+    ("rsp", "no streams, RSP 0.8 from the start",
+     ("PassKeyConfig.stream_share=0.0", "MemoryConfig.random_state_passing=0.8")),
+    ("rsp_late", "no streams, RSP 0.8 from step 1000",
+     ("PassKeyConfig.stream_share=0.0", "MemoryConfig.random_state_passing=0.8",
+      "MemoryConfig.random_state_passing_from=1000")),
+    ("rsp_streams", "streams and RSP 0.8 from step 1000",
+     ("MemoryConfig.random_state_passing=0.8", "MemoryConfig.random_state_passing_from=1000")),
+    ("ungated", "streams go on whatever the answer", ("PassKeyConfig.stream_gated=False",)),
+    ("half", "half of the rows stream", ("PassKeyConfig.stream_share=0.5",)),
+    ("to_64", "streams of at most 64 blocks", ("PassKeyConfig.stream_blocks=64",)),
+    ("noise_02", "noise 0.02 on FAM (departure)", ("MemoryConfig.fam_noise=0.02",)),
+    ("noise_10", "noise 0.1 on FAM (departure)", ("MemoryConfig.fam_noise=0.1",)),
+    ("rms", "FAM divided by its RMS (departure)", ("MemoryConfig.fam_rms=True",)),
+    ("first_residual", "the first update adds the prompt (departure)", ("MemoryConfig.zero_first_residual=False",)),
+    ("prefix", "prefix instead of prompt", ("MemoryConfig.fam_init='prefix'",)),
+    ("prompt_lr", "the prompt's learning rate times 10, no decay",
+     ("OptimizerConfig.parameters={'fam/prompt': {'learning_rate': 10.0, 'weight_decay': 0.0}}",)),
+    ("fam_2", "FAM length 2", ("FAM_LENGTH=2",)),
+    ("fam_4", "FAM length 4", ("FAM_LENGTH=4",)),
+    ("fam_16", "FAM length 16", ("FAM_LENGTH=16",)),
+    ("float", "FAM positions between blocks", ("MemoryConfig.fam_position='float'",)),
+    ("zero", "FAM positions zero", ("MemoryConfig.fam_position='zero'",)),
+    ("rows_11", "rows of 11 blocks, 16 of them (gradients over 6 blocks of filler)",
+     ("TASK_FEATURE_LENGTHS={'targets': 704}", "BATCH_SIZE=16", "PassKeyConfig.stages=(1, 2, 4, 6)")),
+    ("no_curriculum", "all lengths from the start", ("PassKeyConfig.stages=(16,)",)),
+    ("no_text", "no loss on other text", ("PassKeyConfig.text_weight=0.0",)),
+    ("text", "loss weight 0.5 on other text", ("PassKeyConfig.text_weight=0.5",)),
+    ("no_straddle", "no more straddling answers than by chance", ("PassKeyConfig.straddle_share=0.0",)),
+    ("layers_2", "2 layers", ("ModelConfig.num_layers=2",)),
+    ("layers_4", "4 layers", ("ModelConfig.num_layers=4",)),
+    ("width_32", "width 32", ("ModelConfig.d_model=32", "ModelConfig.d_ff=64", "ModelConfig.head_dim=16")),
+    ("width_96", "width 96", ("ModelConfig.d_model=96", "ModelConfig.d_ff=192", "ModelConfig.head_dim=48")),
+)  # fmt: skip
+
+
+def ablations() -> list[Run]:
+    """Shorter trainings, one seed."""
+    steps = f"TRAIN_STEPS={ABLATION_STEPS}"
+    return [
+        Run(f"abl_{name}", "ablations", about, (steps, *bindings), blocks="16,64,256,1024")
+        for name, about, bindings in CHANGES
+    ]
+
+
+def block1024() -> list[Run]:
+    """The paper's block size."""
+    return [Run("block1024", "block1024", "block 1024", (), BLOCK1024, "1,4,16,64,256", alignments=64)]
+
+
+PARTS = {"recipe": seeds, "twins": twins, "ablations": ablations, "block1024": block1024}
+
+
+def main() -> int:
+    """Returns 0, or 1 where a training or an evaluation failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where everything goes")
+    parser.add_argument("--part", choices=PARTS, action="append", help="of the study (all); may be given several times")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="runs of these names; may be given several times"
+    )
+    parser.add_argument("--at-once", type=int, metavar="N", help="trainings side by side (one for each core)")
+    parser.add_argument("--gin", action="append", default=[], metavar="BINDING", help="set in all trainings, to try")
+    args = parser.parse_args()
+    chosen = [run for part in args.part or PARTS for run in PARTS[part]()]
+    chosen = [run for run in chosen if not args.only or run.name in args.only]
+    if not chosen:
+        print(f"memory_study: no run is called {', '.join(args.only)}", file=sys.stderr)
+        return 2
+    jobs = [side_by_side.job(run.name, run.experiment, [*run.bindings, *args.gin], args.folder) for run in chosen]
+    try:
+        side_by_side.train([job for job in jobs if not finished(job)], args.at_once or len(cores()))
+        for run in chosen:
+            evaluate(run, args.folder)
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"memory_study: {error}", file=sys.stderr)
+        return 1
+    write(args.folder)
+    return 0
+
+
+def finished(job: side_by_side.Job) -> bool:
+    """Its last step is logged."""
+    metrics = Path(job.config.model_dir) / "metrics.jsonl"
+    return metrics.exists() and last_line(metrics)["step"] >= job.config.steps
+
+
+def evaluate(run: Run, folder: Path) -> None:
+    """`famjax eval`, which asks nothing that was asked before."""
+    command = [
+        sys.executable,
+        "-m",
+        "famjax",
+        "eval",
+        "--model",
+        folder / run.name,
+        "--output",
+        folder / f"{run.name}-eval",
+    ]
+    command += ["--filler-blocks", run.blocks, "--seed", REPORTED_KEYS, f"--gin.EvalConfig.alignments={run.alignments}"]
+    print(f"evaluating {run.name}", file=sys.stderr, flush=True)
+    subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+
+
+# --- what came out ------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path) -> None:
+    """Tables and plot of all runs that have results, whatever part was asked for now."""
+    found = [told(run, folder) for part in PARTS.values() for run in part() if (folder / f"{run.name}-eval").exists()]
+    (folder / "study.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    parts = []
+    for part in PARTS:
+        rows = [row for row in found if row["part"] == part]
+        parts += [f"## {part}", "", *table(rows), ""] if rows else []
+    (folder / "study.md").write_text("\n".join(parts), encoding="utf-8")
+    plot(folder / "study.png", [row for row in found if row["part"] in ("recipe", "twins")])
+    print("\n".join(parts))
+
+
+def told(run: Run, folder: Path) -> dict[str, Any]:
+    """One run's numbers: what it cost and what it recalls."""
+    from famjax.cli.gin_config import load_train_config
+    from famjax.train.flops import flops_per_token
+    from famjax.train.start import make_task
+
+    config, _ = load_train_config([run.experiment], (), ["MODEL_DIR='none'", *run.bindings])
+    task = make_task(config, range(config.batch_size))
+    targets = task.batch(0, task.start())[0].targets.shape[1]
+    last = last_line(folder / run.name / "metrics.jsonl")
+    tokens = last["step"] * config.batch_size * config.sequence_length
+    results = json.loads((folder / f"{run.name}-eval" / "results.json").read_text(encoding="utf-8"))
+    return {
+        "name": run.name, "part": run.part, "about": run.about, "steps": last["step"], "tokens": tokens,
+        "flops": tokens * flops_per_token(config, targets), "minutes": last["seconds"] / 60,
+        "block_size": config.model.memory.block_size, "recall": results["models"][0]["passkey"],
+    }  # fmt: skip
+
+
+def last_line(metrics: Path) -> dict[str, Any]:
+    """The last line of a training's log."""
+    last: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
+    return last
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown."""
+    blocks = [one["filler_blocks"] for one in rows[0]["recall"]]
+    head = ["", *(f"{n} blocks" for n in blocks), "steps", "tokens", "TFLOPs", "minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        recall = [f"{one['exact_match']:.2f} ({one['low']:.2f}-{one['high']:.2f})" for one in row["recall"]]
+        cost = [
+            f"{row['steps']:,}",
+            f"{row['tokens'] / 1e6:.1f}M",
+            f"{row['flops'] / 1e12:.0f}",
+            f"{row['minutes']:.1f}",
+        ]
+        lines.append("| " + " | ".join([row["about"], *recall, *cost]) + " |")
+    return lines
+
+
+def plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Exact match against updates of FAM, or block edges."""
+    if not rows:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(rows):
+        x = [one["filler_tokens"] / row["block_size"] for one in row["recall"]]
+        y, low, high = ([one[name] for one in row["recall"]] for name in ("exact_match", "low", "high"))
+        style = {"marker": "os^Dv<>P*X"[number % 10], "markersize": 4.5, "linewidth": 1.3}
+        axes.plot(x, y, label=row["about"], **style, linestyle="-" if row["part"] == "recipe" else "--")
+        axes.fill_between(x, low, high, alpha=0.12, linewidth=0)
+    axes.set(xscale="log", xlabel="blocks of filler, each an update of FAM", ylabel="exact match of the pass key")
+    axes.set_ylim(-0.03, 1.03)
+    axes.axvline(17, color="gray", linewidth=0.8)
+    axes.text(17, 0.5, " longest seen by a gradient", fontsize=8, color="gray")
+    axes.legend(fontsize=8, loc="lower left")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
