@@ -7,15 +7,17 @@ from typing import Any
 
 from famjax.cli import side_by_side
 from famjax.config import ConfigError, EvalConfig
+from famjax.runtime.cpu import cores
 
 NAME = "quickstart"
 HELP = """Train a small TransformerFAM and its twin without memory, then compare them.
 
   famjax quickstart --output runs/quickstart
   famjax quickstart --texts runs/texts --output runs/texts_shown
+  famjax quickstart --twins 0,1,2 --output runs/twins
 
 Both train at the same time, one processor core each, on the same documents for the same number of
-steps. Without --texts on the pass key: then both are asked for keys behind 1 to 64 blocks of filler,
+steps. --twins 0,1,2 trains three twins: with no, one and two memory segments. Without --texts on the pass key: then both are asked for keys behind 1 to 64 blocks of filler,
 four times what they were trained on. With --texts on the files DIR/train/*.txt, read as document
 streams: then both predict DIR/heldout/*.txt, and bits per byte are told by the position in the
 document (launch/debian_texts.py fetches such texts). A second run continues where the first one stopped.
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax quickstart`."""
     parser.add_argument("--output", default="runs/quickstart", metavar="DIR", help="where everything goes")
     parser.add_argument("--texts", metavar="DIR", help="train on DIR/train/*.txt, evaluate on DIR/heldout/*.txt")
+    parser.add_argument("--twins", default="0", metavar="M,M", help="memory segments of the twins without FAM (0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and documents (0)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps, other than the experiments have it")
     parser.add_argument("--keys", type=int, default=1, metavar="N", help="keys for each alignment in the evaluation")
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {output} is a file; name a directory")
     jobs = _jobs(args, output)
     began = time.perf_counter()
-    side_by_side.train(jobs)
+    side_by_side.train(jobs, at_once=max(2, len(cores())))
     trained = time.perf_counter()
 
     from famjax.evals.run import run as evaluate
@@ -74,10 +77,22 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
                                   f" fetches some where there is apt")  # fmt: skip
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
     experiments = TEXTS if args.texts else PASSKEY
-    return [side_by_side.job(name, file, bindings, output) for name, file in experiments.items()]
+    jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]
+    for segments in _segments(args.twins):
+        name = "bswa" if segments == 0 else f"bswa_{segments}"
+        twin = [*bindings, f"MEMORY_SEGMENTS={segments}"]
+        jobs.append(side_by_side.job(name, experiments["bswa"], twin, output))
+    return jobs
 
 
-def _verdict(results: dict, longest: int) -> str:
+def _segments(twins: str) -> list[int]:
+    numbers = [number.strip() for number in twins.split(",")]
+    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
+        raise ConfigError(f"--twins {twins}: write numbers of memory segments, each once, such as 0,1,2")
+    return [int(number) for number in numbers]
+
+
+def _verdict(results: dict[str, Any], longest: int) -> str:
     """What came out, in words; nothing is said that the table does not show."""
     lines = []
     for model in results["models"]:

@@ -52,6 +52,10 @@ class PassKeyConfig:
         """How many rows of a batch, the first ones, begin with a document that goes on."""
         return round(self.stream_share * batch_size)
 
+    def check_rows(self, batch_size: int) -> None:
+        """Raises `ConfigError` where a share of the rows is no row."""
+        _check_streams(self.stream_share, self.stream_rows(batch_size), batch_size)
+
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)
@@ -65,6 +69,13 @@ class PassKeyConfig:
         at_least("stream_blocks", self.stream_blocks, 1)
         for name in ("mention_weight", "text_weight", "text_tokens"):
             at_least(name, getattr(self, name), 0)
+
+
+def _check_streams(share: float, rows: int, batch_size: int) -> None:
+    if share and not rows:
+        raise ConfigError(
+            f"stream_share {share} of {batch_size} rows is less than one row; use at least {1 / batch_size:g}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +182,7 @@ class DataConfig:
     def check_rows(self, batch_size: int) -> None:
         """Raises `ConfigError` where rows have nothing to read, or where a share of the rows is no row."""
         streams = self.stream_rows(batch_size)
-        if self.stream_share and not streams:
-            raise ConfigError(
-                f"stream_share {self.stream_share} of {batch_size} rows is less than one row; use at least "
-                f"{1 / batch_size:g}"
-            )
+        _check_streams(self.stream_share, streams, batch_size)
         sources = self.all_sources()
         for rows, many in (("streams", streams), ("packed", batch_size - streams)):
             if sources and many and not any(s.rows in ("all", rows) and s.weight > 0 for s in sources):

@@ -52,6 +52,10 @@ class TrainConfig:
         numbers are those of the whole batch; the memory for activations is that of a part.
       loss_chunk: tokens of one device whose logits exist at once; 0 sets no bound.
       z_loss: weight of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting.
+      carried_fam_rms: an addition to the paper, 0 (off) by default. FAM that is carried to the next step is scaled down to
+        this root mean square over D where it has more. Layers normalise it, so it says the same, but the next updates
+        move it as they move a young one. FAM grows with every update and so moves less and less: with this, a few
+        steps of training stand for very many updates of reading (docs/memory.md).
       fam_growth_loss: weight of FAM's growth, its root mean square's a block, in rows that go on from the step before.
         An addition to the paper, 0 (off) by default: what an update adds for ever dilutes what FAM holds.
     """
@@ -87,6 +91,7 @@ class TrainConfig:
     loss_chunk: int = 2048
     z_loss: float = 0.0
     fam_growth_loss: float = 0.0
+    carried_fam_rms: float = 0.0
 
     @property
     def carries_memory(self) -> bool:
@@ -121,11 +126,10 @@ class TrainConfig:
         self._check_trained()
         check_mesh(self.mesh)
         at_least("MICROBATCHES", self.microbatches, 1)
-        for name in ("loss_chunk", "z_loss", "fam_growth_loss"):
+        for name in ("loss_chunk", "z_loss", "fam_growth_loss", "carried_fam_rms"):
             at_least(name, getattr(self, name), 0)
         self._check_rows()
-        if self.task != "passkey":
-            self.data.check_rows(self.batch_size)
+        (self.passkey if self.task == "passkey" else self.data).check_rows(self.batch_size)
 
     @property
     def tuning(self) -> OptimizerConfig:

@@ -69,8 +69,7 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
 
 
 def _passkey_row(config: TrainConfig) -> Batch:
-    one = dataclasses.replace(config, batch_size=1)
-    task = make_task(one, np.arange(1))
+    task = make_task(config, np.arange(config.batch_size))
     return task.batch(0, task.start())[0]
 
 

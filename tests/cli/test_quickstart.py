@@ -41,7 +41,13 @@ def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--steps", "0"], "TRAIN_STEPS is 0"), (["--output", __file__], "is a file"), (["--stpes", "3"], "--steps")],
+    [
+        (["--steps", "0"], "TRAIN_STEPS is 0"),
+        (["--twins", "0,x"], "such as 0,1,2"),
+        (["--twins", "1,1"], "each once"),
+        (["--output", __file__], "is a file"),
+        (["--stpes", "3"], "--steps"),
+    ],
 )
 def test_mistakes_are_one_line_before_any_training(tmp_path, words, said, capfd):
     """Exit code 2, one line, nothing written."""

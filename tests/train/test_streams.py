@@ -13,7 +13,7 @@ from famjax.runtime.mesh import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import cross_entropy
-from famjax.train.step import make_step
+from famjax.train.step import made_young, make_step
 from tests import tiny
 
 S, T = 4, 12
@@ -49,11 +49,11 @@ def layout(rows: list[list[int]], seed: int) -> tuple[list[Batch], list[list[np.
     return batches, documents
 
 
-def setup(microbatches: int = 1, learning_rate: float = 0.0, **memory):
+def setup(microbatches: int = 1, learning_rate: float = 0.0, carried_fam_rms: float = 0.0, **memory):
     config = tiny.config(random_state_passing=0.0, **memory)
     training = TrainConfig(
         model_dir="none", model=config, task="text", data=DataConfig(stream_share=1.0), batch_size=len(ROWS),
-        sequence_length=T, microbatches=microbatches,
+        sequence_length=T, microbatches=microbatches, carried_fam_rms=carried_fam_rms,
         optimizer=OptimizerConfig(learning_rate=learning_rate, schedule="constant", warmup_steps=0, clip_norm=0.0),
     )  # fmt: skip
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
@@ -124,6 +124,31 @@ def test_rows_that_start_anew_know_nothing_of_the_row_before():
     # Also a row whose document ended and made room for another one has forgotten what came before.
     first_of_row = np.asarray(batches[1].starts).any(axis=1)
     np.testing.assert_array_equal(changed > 0, ~first_of_row)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_carried_fam_that_is_made_young_says_the_same(seed):
+    """Scaled down where its root mean square is more than asked, in its own direction: tokens of the next block see
+    the same, for norms leave no trace of its length; the update behind it is another one."""
+    config = tiny.config(random_state_passing=0.0, norm_eps=0.0, memory_segments=0)
+    params, tokens = tiny.parameters(config, seed), tiny.tokens(config, 3, 16, seed)
+    _, memory = tiny.whole(config, params, tokens[:, :8])
+    rms = lambda fam: np.sqrt(np.square(np.asarray(fam)).mean(axis=-1))
+    most = float(np.median(rms(memory.layers.fam)))
+    young = made_young(memory, most)
+    np.testing.assert_allclose(rms(young.layers.fam), np.minimum(rms(memory.layers.fam), most), rtol=1e-5)
+    before, after = (tiny.whole(config, params, tokens[:, 8:], state) for state in (memory, young))
+    tiny.assert_close(after[0][:, :4], before[0][:, :4])
+    assert np.abs(np.asarray(after[0][:, 4:] - before[0][:, 4:])).max() > 1e-3
+    assert made_young(memory, 0.0) is memory
+
+
+def test_a_step_hands_on_what_it_has_made_young():
+    """No activation of the carried FAM is larger than asked."""
+    config, step, state = setup(carried_fam_rms=0.5)
+    state, _ = step(state, layout(ROWS, seed=5)[0][0])
+    rms = np.sqrt(np.square(np.asarray(state.memory.layers.fam)).mean(axis=-1))
+    assert 0.499 < rms.max() < 0.501
 
 
 def test_without_streams_no_memory_is_carried():
