@@ -1,4 +1,4 @@
-"""The evaluation that docs/evaluation.md shows: FAM beside BSWA with memory segments, on everything that needs no download.
+"""The evaluation that docs/evaluation.md shows: FAM beside BSWA with memory segments, on all that needs no download.
 
     python launch/debian_texts.py runs/texts                   once; needs apt
     python launch/show_evaluation.py runs/show runs/texts

@@ -52,10 +52,10 @@ class TrainConfig:
         numbers are those of the whole batch; the memory for activations is that of a part.
       loss_chunk: tokens of one device whose logits exist at once; 0 sets no bound.
       z_loss: weight of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting.
-      carried_fam_rms: an addition to the paper, 0 (off) by default. FAM that is carried to the next step is scaled down to
-        this root mean square over D where it has more. Layers normalise it, so it says the same, but the next updates
-        move it as they move a young one. FAM grows with every update and so moves less and less: with this, a few
-        steps of training stand for very many updates of reading (docs/memory.md).
+      carried_fam_rms: an addition to the paper, 0 (off) by default. FAM that is carried to the next step is scaled
+        down to this root mean square over D where it has more. Layers normalise it, so it says the same, but the
+        next updates move it as they move a young one. FAM grows with every update and so moves less and less: with
+        this, a few steps of training stand for very many updates of reading (docs/memory.md).
       fam_growth_loss: weight of FAM's growth, its root mean square's a block, in rows that go on from the step before.
         An addition to the paper, 0 (off) by default: what an update adds for ever dilutes what FAM holds.
     """
