@@ -2,7 +2,7 @@
 
     python launch/memory_study.py runs/memory                       everything, for hours
     python launch/memory_study.py runs/memory --part recipe         gin/experiments/passkey_long.gin, three seeds
-    python launch/memory_study.py runs/memory --part twins          the same data and steps without FAM
+    python launch/memory_study.py runs/memory --part twins          with and without FAM, as many steps on the same data
     python launch/memory_study.py runs/memory --part ablations      shorter trainings, one thing changed in each
     python launch/memory_study.py runs/memory --part block1024      blocks of 1024, so that 256 updates are 260k tokens
 
@@ -22,7 +22,8 @@ from famjax.cli import side_by_side
 from famjax.runtime.cpu import cores
 
 LONG, BLOCK1024 = "gin/experiments/passkey_long.gin", "gin/experiments/passkey_block1024.gin"
-ABLATION_STEPS = 1600
+TWIN_STEPS = 2000  # as the quickstart has it
+ABLATION_STEPS = 2400
 SEEDS = (0, 1, 2)
 REPORTED_KEYS = 2409173  # the evaluation's seed
 
@@ -56,34 +57,42 @@ def seeds() -> list[Run]:
 
 def twins() -> list[Run]:
     """Block sliding window attention without FAM: with more segments, and with as many bytes of memory as FAM's."""
-    none = "FAM_LENGTH=0"
+    none, steps = "FAM_LENGTH=0", f"TRAIN_STEPS={TWIN_STEPS}"
+    blocks = "1,2,4,8,16,64,256"
     found = [
-        Run(f"bswa_m{m}", "twins", f"BSWA, M = {m}", (none, f"MEMORY_SEGMENTS={m}"), blocks="1,2,4,8,16,64,256")
+        Run(f"bswa_m{m}", "twins", f"BSWA, M = {m}", (steps, none, f"MEMORY_SEGMENTS={m}"), blocks=blocks)
         for m in (0, 1, 2, 4)
     ]
     # 2 blocks of 38 tokens keep 76 keys and values a layer; FAM's 64, and 8 activations with their keys and values.
-    equal = (none, "MEMORY_SEGMENTS=1", "BLOCK_SIZE=38", "TASK_FEATURE_LENGTHS={'targets': 1406}")
+    equal = (steps, none, "MEMORY_SEGMENTS=1", "BLOCK_SIZE=38", "TASK_FEATURE_LENGTHS={'targets': 1406}")
     about = "BSWA of equal memory (block 38, M = 1)"
-    return [*found, Run("bswa_equal", "twins", about, equal, blocks="1,2,4,8,16,64,256")]
+    fam = Run("fam_same", "twins", "FAM, M = 0", (steps,), blocks=blocks)
+    return [fam, *found, Run("bswa_equal", "twins", about, equal, blocks=blocks)]
 
 
-# What is changed, one thing in each: name, words, bindings.
+# What is changed, one thing in each: name, words, bindings. The carried FAM is as it is in all behind `as_carried`.
+AS_CARRIED = "TrainConfig.carried_fam_rms=0.0"
+PAPER = "PassKeyConfig.stream_share=0.0"
+RSP = "MemoryConfig.random_state_passing=0.8"
 CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("base", "the recipe", ()),
-    ("no_streams", "no streams (every document fresh), as in the paper", ("PassKeyConfig.stream_share=0.0",)),
-    ("rsp", "no streams, RSP 0.8 from the start",
-     ("PassKeyConfig.stream_share=0.0", "MemoryConfig.random_state_passing=0.8")),
-    ("rsp_late", "no streams, RSP 0.8 from step 1000",
-     ("PassKeyConfig.stream_share=0.0", "MemoryConfig.random_state_passing=0.8",
-      "MemoryConfig.random_state_passing_from=1000")),
-    ("rsp_streams", "streams and RSP 0.8 from step 1000",
-     ("MemoryConfig.random_state_passing=0.8", "MemoryConfig.random_state_passing_from=1000")),
+    ("young_4", "carried FAM at most 4 long", ("TrainConfig.carried_fam_rms=4.0",)),
+    ("as_carried", "carried FAM as it is, streams to 2048 blocks", (AS_CARRIED, "PassKeyConfig.stream_blocks=2048")),
+    ("as_carried_5000", "the same, streams to 1024 blocks, 5000 steps",
+     (AS_CARRIED, "PassKeyConfig.stream_blocks=1024", "TRAIN_STEPS=5000")),
+    ("noise_5000", "the same, and noise 0.2 on FAM (departure)",
+     (AS_CARRIED, "PassKeyConfig.stream_blocks=1024", "TRAIN_STEPS=5000", "MemoryConfig.fam_noise=0.2")),
+    ("bound", "carried FAM as it is, bound 4 on FAM at every update (departure)",
+     (AS_CARRIED, "PassKeyConfig.stream_blocks=2048", "MemoryConfig.fam_max_rms=4.0")),
+    ("growth", "carried FAM as it is, loss 0.1 on FAM's growth",
+     (AS_CARRIED, "PassKeyConfig.stream_blocks=2048", "TrainConfig.fam_growth_loss=0.1")),
+    ("paper", "the paper: no streams, no RSP", (PAPER,)),
+    ("rsp", "the paper: no streams, RSP 0.8", (PAPER, RSP)),
+    ("rsp_late", "the paper: no streams, RSP 0.8 from step 1200",
+     (PAPER, RSP, "MemoryConfig.random_state_passing_from=1200")),
     ("ungated", "streams go on whatever the answer", ("PassKeyConfig.stream_gated=False",)),
     ("half", "half of the rows stream", ("PassKeyConfig.stream_share=0.5",)),
-    ("to_64", "streams of at most 64 blocks", ("PassKeyConfig.stream_blocks=64",)),
-    ("noise_02", "noise 0.02 on FAM (departure)", ("MemoryConfig.fam_noise=0.02",)),
-    ("noise_10", "noise 0.1 on FAM (departure)", ("MemoryConfig.fam_noise=0.1",)),
-    ("rms", "FAM divided by its RMS (departure)", ("MemoryConfig.fam_rms=True",)),
+    ("noise", "noise 0.2 on FAM (departure)", ("MemoryConfig.fam_noise=0.2",)),
     ("first_residual", "the first update adds the prompt (departure)", ("MemoryConfig.zero_first_residual=False",)),
     ("prefix", "prefix instead of prompt", ("MemoryConfig.fam_init='prefix'",)),
     ("prompt_lr", "the prompt's learning rate times 10, no decay",
@@ -93,7 +102,7 @@ CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("fam_16", "FAM length 16", ("FAM_LENGTH=16",)),
     ("float", "FAM positions between blocks", ("MemoryConfig.fam_position='float'",)),
     ("zero", "FAM positions zero", ("MemoryConfig.fam_position='zero'",)),
-    ("rows_11", "rows of 11 blocks, 16 of them (gradients over 6 blocks of filler)",
+    ("rows_11", "rows of 11 blocks, 16 of them: gradients over 6 blocks of filler",
      ("TASK_FEATURE_LENGTHS={'targets': 704}", "BATCH_SIZE=16", "PassKeyConfig.stages=(1, 2, 4, 6)")),
     ("no_curriculum", "all lengths from the start", ("PassKeyConfig.stages=(16,)",)),
     ("no_text", "no loss on other text", ("PassKeyConfig.text_weight=0.0",)),
@@ -116,7 +125,7 @@ def ablations() -> list[Run]:
 
 
 def block1024() -> list[Run]:
-    """The paper's block size."""
+    """The paper's block size, from the weights of the recipe's first seed, which must be there."""
     return [Run("block1024", "block1024", "block 1024", (), BLOCK1024, "1,4,16,64,256", alignments=64)]
 
 
@@ -139,9 +148,13 @@ def main() -> int:
     if not chosen:
         print(f"memory_study: no run is called {', '.join(args.only)}", file=sys.stderr)
         return 2
-    jobs = [side_by_side.job(run.name, run.experiment, [*run.bindings, *args.gin], args.folder) for run in chosen]
+    start = f"INITIAL_CHECKPOINT_PATH={str(args.folder / 'long_seed0')!r}"
     try:
-        side_by_side.train([job for job in jobs if not finished(job)], args.at_once or len(cores()))
+        for later in (False, True):  # what starts from another training comes behind it
+            some = [run for run in chosen if (run.experiment == BLOCK1024) == later]
+            bindings = [*args.gin, *([start] if later else [])]
+            jobs = [side_by_side.job(run.name, run.experiment, [*run.bindings, *bindings], args.folder) for run in some]
+            side_by_side.train([job for job in jobs if not finished(job)], args.at_once or len(cores()))
         for run in chosen:
             evaluate(run, args.folder)
     except (RuntimeError, subprocess.CalledProcessError) as error:

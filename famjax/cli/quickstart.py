@@ -108,7 +108,7 @@ def _verdict(results: dict[str, Any], longest: int) -> str:
         far = ", ".join(f"{row['exact_match']:.2f} at {row['filler_blocks']}" for row in beyond)
         lines.append(
             f"{model['name']}: at least {worst:.2f} exact match up to {trained[-1]['filler_blocks']} blocks of filler, "
-            f"the longest in training; beyond, {far}"
+            f"over which gradients reached in training; beyond, {far}"
         )
     return "\n".join(lines)
 

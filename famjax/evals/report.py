@@ -104,7 +104,7 @@ def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
     trained = max((model.get("trained_filler_tokens") or 0 for model in models), default=0)
     if trained:
         axes.axvline(trained, color="0.5", ls="--", lw=1)
-        axes.annotate("longest in training", (trained, 0.5), xytext=(4, 0), textcoords="offset points",
+        axes.annotate("gradients reach in training", (trained, 0.5), xytext=(4, 0), textcoords="offset points",
                       fontsize=8, color="0.35", rotation=90, va="center")  # fmt: skip
     axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="filler (tokens)", ylabel="exact match of the pass key")
     _second_axis(axes, models[0]["passkey"])
