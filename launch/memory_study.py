@@ -1,7 +1,7 @@
 """What makes a feedback memory last: trainings and evaluations behind docs/memory.md, and its tables and plot.
 
     python launch/memory_study.py runs/memory                       everything, for hours
-    python launch/memory_study.py runs/memory --part recipe         gin/experiments/passkey_long.gin, three seeds
+    python launch/memory_study.py runs/memory --part recipe         passkey_young.gin and passkey_long.gin, three seeds
     python launch/memory_study.py runs/memory --part twins          with and without FAM, as many steps on the same data
     python launch/memory_study.py runs/memory --part ablations      shorter trainings, one thing changed in each
     python launch/memory_study.py runs/memory --part block1024      blocks of 1024, so that 256 updates are 260k tokens
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from famjax.cli import side_by_side
 from famjax.runtime.cpu import cores
 
-LONG, BLOCK1024 = "gin/experiments/passkey_long.gin", "gin/experiments/passkey_block1024.gin"
+YOUNG, LONG = "gin/experiments/passkey_young.gin", "gin/experiments/passkey_long.gin"
+BLOCK1024 = "gin/experiments/passkey_block1024.gin"
 TWIN_STEPS = 2000  # as the quickstart has it
 ABLATION_STEPS = 2400
 SEEDS = (0, 1, 2)
@@ -39,20 +40,29 @@ class Run(NamedTuple):
       experiment: its gin file.
       blocks: lengths of the filler in the evaluation.
       alignments: of filler and block, a document each; 0 is all.
+      start: run whose weights it starts from; empty for random ones.
     """
 
     name: str
     part: str
     about: str
     bindings: tuple[str, ...] = ()
-    experiment: str = LONG
+    experiment: str = YOUNG
     blocks: str = "16,64,256,1024,4096"
     alignments: int = 0
+    start: str = ""
 
 
 def seeds() -> list[Run]:
-    """The recipe itself."""
-    return [Run(f"long_seed{n}", "recipe", f"recipe, seed {n}", (f"RANDOM_SEED={n}",)) for n in SEEDS]
+    """The recipe: two trainings, one behind the other."""
+    first = [Run(f"young_seed{n}", "recipe", f"first part, seed {n}", (f"RANDOM_SEED={n}",)) for n in SEEDS]
+    return first + [
+        Run(
+            f"long_seed{n}", "recipe", f"both parts, seed {n}", (f"RANDOM_SEED={100 + n}",), LONG,
+            start=f"young_seed{n}",
+        )
+        for n in SEEDS
+    ]  # fmt: skip
 
 
 def twins() -> list[Run]:
@@ -77,6 +87,7 @@ RSP = "MemoryConfig.random_state_passing=0.8"
 CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("base", "the recipe", ()),
     ("young_4", "carried FAM at most 4 long", ("TrainConfig.carried_fam_rms=4.0",)),
+    ("mixed", "half of the rows carry FAM as it is", ("TrainConfig.carried_fam_share=0.5",)),
     ("as_carried", "carried FAM as it is, streams to 2048 blocks", (AS_CARRIED, "PassKeyConfig.stream_blocks=2048")),
     ("as_carried_5000", "the same, streams to 1024 blocks, 5000 steps",
      (AS_CARRIED, "PassKeyConfig.stream_blocks=1024", "TRAIN_STEPS=5000")),
@@ -125,8 +136,9 @@ def ablations() -> list[Run]:
 
 
 def block1024() -> list[Run]:
-    """The paper's block size, from the weights of the recipe's first seed, which must be there."""
-    return [Run("block1024", "block1024", "block 1024", (), BLOCK1024, "1,4,16,64,256", alignments=64)]
+    """The paper's block size."""
+    about = "block 1024, from the first part's seed 0"
+    return [Run("block1024", "block1024", about, (), BLOCK1024, "1,4,16,64,256", 64, start="young_seed0")]
 
 
 PARTS = {"recipe": seeds, "twins": twins, "ablations": ablations, "block1024": block1024}
@@ -148,13 +160,9 @@ def main() -> int:
     if not chosen:
         print(f"memory_study: no run is called {', '.join(args.only)}", file=sys.stderr)
         return 2
-    start = f"INITIAL_CHECKPOINT_PATH={str(args.folder / 'long_seed0')!r}"
     try:
-        for later in (False, True):  # what starts from another training comes behind it
-            some = [run for run in chosen if (run.experiment == BLOCK1024) == later]
-            bindings = [*args.gin, *([start] if later else [])]
-            jobs = [side_by_side.job(run.name, run.experiment, [*run.bindings, *bindings], args.folder) for run in some]
-            side_by_side.train([job for job in jobs if not finished(job)], args.at_once or len(cores()))
+        for wave in ([run for run in chosen if not run.start], [run for run in chosen if run.start]):
+            side_by_side.train(due(wave, args), args.at_once or len(cores()))
         for run in chosen:
             evaluate(run, args.folder)
     except (RuntimeError, subprocess.CalledProcessError) as error:
@@ -162,6 +170,15 @@ def main() -> int:
         return 1
     write(args.folder)
     return 0
+
+
+def due(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
+    """The trainings that are not done."""
+    jobs = []
+    for run in runs:
+        start = [f"INITIAL_CHECKPOINT_PATH={str(args.folder / run.start)!r}"] if run.start else []
+        jobs.append(side_by_side.job(run.name, run.experiment, [*run.bindings, *args.gin, *start], args.folder))
+    return [job for job in jobs if not finished(job)]
 
 
 def finished(job: side_by_side.Job) -> bool:

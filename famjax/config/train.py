@@ -5,7 +5,15 @@ import difflib
 import math
 import sys
 
-from famjax.config.checks import ConfigError, at_least, check_sequence_length, check_types, nearest_multiples, one_of
+from famjax.config.checks import (
+    ConfigError,
+    at_least,
+    check_sequence_length,
+    check_types,
+    nearest_multiples,
+    one_of,
+    probability,
+)
 from famjax.config.data import TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.mesh import check_mesh, mesh_sizes
@@ -56,6 +64,7 @@ class TrainConfig:
         down to this root mean square over D where it has more. Layers normalise it, so it says the same, but the
         next updates move it as they move a young one. FAM grows with every update and so moves less and less: with
         this, a few steps of training stand for very many updates of reading (docs/memory.md).
+      carried_fam_share: share of the rows, the first ones, in which that is done; the others carry FAM as it is.
       fam_growth_loss: weight of FAM's growth, its root mean square's a block, in rows that go on from the step before.
         An addition to the paper, 0 (off) by default: what an update adds for ever dilutes what FAM holds.
     """
@@ -92,6 +101,7 @@ class TrainConfig:
     z_loss: float = 0.0
     fam_growth_loss: float = 0.0
     carried_fam_rms: float = 0.0
+    carried_fam_share: float = 1.0
 
     @property
     def carries_memory(self) -> bool:
@@ -128,6 +138,7 @@ class TrainConfig:
         at_least("MICROBATCHES", self.microbatches, 1)
         for name in ("loss_chunk", "z_loss", "fam_growth_loss", "carried_fam_rms"):
             at_least(name, getattr(self, name), 0)
+        probability("carried_fam_share", self.carried_fam_share)
         self._check_rows()
         (self.passkey if self.task == "passkey" else self.data).check_rows(self.batch_size)
 

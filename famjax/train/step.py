@@ -194,7 +194,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
         correct, memory = out.rows["correct"], out.rows["memory"]
         if config.carries_memory:
-            memory = made_young(rows_first(memory, back=True), config.carried_fam_rms)
+            memory = made_young(rows_first(memory, back=True), config.carried_fam_rms, config.carried_fam_share)
             memory = sharding.constrain(memory, MEMORY_AXES, mesh)
         new = TrainState(state.step, params, opt_state, *out.passed, memory)
         with jax.named_scope("optimizer"):
@@ -218,14 +218,17 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     return step
 
 
-def made_young(memory: MemoryState, most: float) -> MemoryState:
-    """A memory whose feedback activations are scaled down to a root mean square over D of `most` (0: as they are), see
-    `TrainConfig.carried_fam_rms`. Layers normalise FAM where they read it, so its keys and values stay right."""
+def made_young(memory: MemoryState, most: float, share: float = 1.0) -> MemoryState:
+    """A memory whose feedback activations are scaled down to a root mean square over D of `most` (0: as they are) in a
+    share of the rows, the first ones; see `TrainConfig.carried_fam_rms`. Layers normalise FAM where they read it, so
+    its keys and values stay right."""
     if not most:
         return memory
     fam = memory.layers.fam
     rms = jnp.sqrt(jnp.square(fam).mean(axis=-1, keepdims=True) + RMS_EPS)
-    layers = dataclasses.replace(memory.layers, fam=fam * jnp.minimum(1.0, most / rms))
+    rows = fam.shape[1]
+    young = (jnp.arange(rows) < round(share * rows))[:, None, None, None]
+    layers = dataclasses.replace(memory.layers, fam=fam * jnp.where(young, jnp.minimum(1.0, most / rms), 1.0))
     return dataclasses.replace(memory, layers=layers)
 
 

@@ -141,6 +141,9 @@ def test_a_carried_fam_that_is_made_young_says_the_same(seed):
     tiny.assert_close(after[0][:, :4], before[0][:, :4])
     assert np.abs(np.asarray(after[0][:, 4:] - before[0][:, 4:])).max() > 1e-3
     assert made_young(memory, 0.0) is memory
+    some = made_young(memory, most, 2 / 3).layers.fam
+    np.testing.assert_array_equal(some[:, :2], young.layers.fam[:, :2])
+    np.testing.assert_array_equal(some[:, 2], memory.layers.fam[:, 2])
 
 
 def test_a_step_hands_on_what_it_has_made_young():
