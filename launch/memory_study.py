@@ -26,7 +26,7 @@ BLOCK1024 = "gin/experiments/passkey_block1024.gin"
 TWIN_STEPS = 2000  # as the quickstart has it
 ABLATION_STEPS = 2400
 SEEDS = (0, 1, 2)
-REPORTED_KEYS = 2409173  # the evaluation's seed
+REPORTED_KEYS = 314159  # the evaluation's seed
 
 
 class Run(NamedTuple):
@@ -279,7 +279,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.set(xscale="log", xlabel="blocks of filler, each an update of FAM", ylabel="exact match of the pass key")
     axes.set_ylim(-0.03, 1.03)
     axes.axvline(17, color="gray", linewidth=0.8)
-    axes.text(17, 0.5, " longest seen by a gradient", fontsize=8, color="gray")
+    axes.text(17, 0.5, " gradients reach", fontsize=8, color="gray")
     axes.legend(fontsize=8, loc="lower left")
     figure.savefig(path, dpi=150)
 
