@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import verbs
+
 from famjax.cli import side_by_side
 from famjax.runtime.cpu import cores
 
@@ -162,7 +164,7 @@ def main() -> int:
         return 2
     try:
         for wave in ([run for run in chosen if not run.start], [run for run in chosen if run.start]):
-            side_by_side.train(due(wave, args), args.at_once or len(cores()))
+            side_by_side.train(jobs(wave, args), args.at_once or len(cores()))
         for run in chosen:
             evaluate(run, args.folder)
     except (RuntimeError, subprocess.CalledProcessError) as error:
@@ -172,36 +174,20 @@ def main() -> int:
     return 0
 
 
-def due(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
-    """The trainings that are not done."""
-    jobs = []
+def jobs(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
+    """Their trainings; one that is done already leaves at once."""
+    found = []
     for run in runs:
         start = [f"INITIAL_CHECKPOINT_PATH={str(args.folder / run.start)!r}"] if run.start else []
-        jobs.append(side_by_side.job(run.name, run.experiment, [*run.bindings, *args.gin, *start], args.folder))
-    return [job for job in jobs if not finished(job)]
-
-
-def finished(job: side_by_side.Job) -> bool:
-    """Its last step is logged."""
-    metrics = Path(job.config.model_dir) / "metrics.jsonl"
-    return metrics.exists() and last_line(metrics)["step"] >= job.config.steps
+        found.append(side_by_side.job(run.name, run.experiment, [*run.bindings, *args.gin, *start], args.folder))
+    return found
 
 
 def evaluate(run: Run, folder: Path) -> None:
     """`famjax eval`, which asks nothing that was asked before."""
-    command = [
-        sys.executable,
-        "-m",
-        "famjax",
-        "eval",
-        "--model",
-        folder / run.name,
-        "--output",
-        folder / f"{run.name}-eval",
-    ]
-    command += ["--filler-blocks", run.blocks, "--seed", REPORTED_KEYS, f"--gin.EvalConfig.alignments={run.alignments}"]
-    print(f"evaluating {run.name}", file=sys.stderr, flush=True)
-    subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+    where = ("--model", folder / run.name, "--output", folder / f"{run.name}-eval")
+    asked = ("--filler-blocks", run.blocks, "--seed", REPORTED_KEYS, f"--gin.EvalConfig.alignments={run.alignments}")
+    verbs.famjax("eval", *where, *asked, quiet=True)
 
 
 # --- what came out ------------------------------------------------------------------------------------------------
@@ -223,18 +209,16 @@ def write(folder: Path) -> None:
 def told(run: Run, folder: Path) -> dict[str, Any]:
     """One run's numbers: what it cost and what it recalls."""
     from famjax.cli.gin_config import load_train_config
+    from famjax.plan.programs import targets_of_row
     from famjax.train.flops import flops_per_token
-    from famjax.train.start import make_task
 
     config, _ = load_train_config([run.experiment], (), ["MODEL_DIR='none'", *run.bindings])
-    task = make_task(config, range(config.batch_size))
-    targets = task.batch(0, task.start())[0].targets.shape[1]
     last = last_line(folder / run.name / "metrics.jsonl")
     tokens = last["step"] * config.batch_size * config.sequence_length
     results = json.loads((folder / f"{run.name}-eval" / "results.json").read_text(encoding="utf-8"))
     return {
         "name": run.name, "part": run.part, "about": run.about, "steps": last["step"], "tokens": tokens,
-        "flops": tokens * flops_per_token(config, targets), "minutes": last["seconds"] / 60,
+        "flops": tokens * flops_per_token(config, targets_of_row(config)), "minutes": last["seconds"] / 60,
         "block_size": config.model.memory.block_size, "recall": results["models"][0]["passkey"],
     }  # fmt: skip
 

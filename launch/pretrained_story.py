@@ -16,8 +16,6 @@ import hashlib
 import importlib.util
 import itertools
 import json
-import shlex
-import subprocess
 import sys
 import sysconfig
 import time
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import verbs
 
 from famjax.data.passkey_text import FILLER, INTRODUCTION, QUESTION, TELLING, random_key
 
@@ -51,20 +50,16 @@ def main() -> int:
         parser.add_argument(f"--{name}-steps", type=int, metavar="N", help="other than the experiment has it")
     args = parser.parse_args()
     began = time.monotonic()
-    try:
+
+    def told() -> None:
         story = Story(args)
         story.pretrained_folder()
         story.fine_tuned()
         story.evaluated()
         story.given_back()
-    except subprocess.CalledProcessError as error:
-        print(f"pretrained_story: famjax {error.cmd[3]} failed; what it said stands above", file=sys.stderr)
-        return int(error.returncode)
-    except KeyboardInterrupt:
-        print("pretrained_story: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all")
-    return 0
+        print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all")
+
+    return verbs.run("pretrained_story", told)
 
 
 class Story:
@@ -111,9 +106,9 @@ class Story:
         """Before and after: the pass key by length of the filler, held-out documents by position."""
         models = lambda *names: [word for name in names for word in ("--model", self.at / name)]
         lengths = ["--filler-blocks", self.args.filler_blocks]
-        self.famjax("eval", *models("passkey", "before", "imported"), *lengths, "--output", self.at / "shown_passkey")
+        verbs.famjax("eval", *models("passkey", "before", "imported"), *lengths, "--output", self.at / "shown_passkey")
         documents = ["--texts", f"{self.texts}/heldout/*.txt", "--longest", self.args.longest]
-        self.famjax("eval", *models("texts", "texts_twin", "before"), *documents, "--output", self.at / "shown_texts")
+        verbs.famjax("eval", *models("texts", "texts_twin", "before"), *documents, "--output", self.at / "shown_texts")
 
     def given_back(self) -> None:
         """Both fine-tuned models as folders that `transformers` loads; their numbers are ours without FAM."""
@@ -126,18 +121,10 @@ class Story:
 
     # --- commands ------------------------------------------------------------------------------------------
 
-    def famjax(self, *words: Any) -> None:
-        """Runs a verb and shows it. Raises `CalledProcessError`."""
-        said = [str(word) for word in words]
-        print(f"\n$ famjax {' '.join(map(quoted, said))}", flush=True)
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "famjax", *said], check=True)
-        print(f"({time.monotonic() - began:.0f} s)", flush=True)
-
     def once(self, name: str, *words: Any) -> None:
         """A verb that makes a folder, unless it is there."""
         if not (self.at / name).exists():
-            self.famjax(*words)
+            verbs.famjax(*words)
 
     def train(self, name: str, experiment: str, **macros: Any) -> None:
         """`famjax train`, which goes on by itself, and does nothing where it is done."""
@@ -145,18 +132,13 @@ class Story:
         steps = getattr(self.args, f"{name.removesuffix('_twin')}_steps")
         macros |= {} if steps is None else {"TRAIN_STEPS": steps}
         flags = [f"--gin.{name}={value!r}" for name, value in macros.items()]
-        self.famjax("train", "--gin_file", f"gin/experiments/{experiment}", *flags)
+        verbs.famjax("train", "--gin_file", f"gin/experiments/{experiment}", *flags)
 
 
 def fail(message: str) -> NoReturn:
     """Says in one line what the user has to change, and ends."""
     print(f"pretrained_story: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def quoted(word: str) -> str:
-    """A word as one would write it for a shell; gin's text values have quotes of their own."""
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 # --- texts and tokenizer -----------------------------------------------------------------------------------
@@ -234,7 +216,7 @@ def largest_difference(story: Story, name: str, folder: Path) -> float | None:
     asked, scored = story.at / "asked.jsonl", story.at / f"scored_{name}.jsonl"
     asked.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
     whole = ["--fam-length", "0", "--block-size", "256", "--memory-segments", "0"]
-    story.famjax("score", "--model", story.at / name, "--input", asked, "--output", scored, *whole)
+    verbs.famjax("score", "--model", story.at / name, "--input", asked, "--output", scored, *whole)
     ours = json.loads(scored.read_text(encoding="utf-8"))["logprobs"]
     return float(np.abs(np.array(ours) - theirs).max())
 

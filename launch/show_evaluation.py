@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+import verbs
 
 SUITE = (
     "passkey", "passkey_depth", "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery",
@@ -33,28 +34,19 @@ def main() -> int:
     parser.add_argument("--lengths", default="512,1k,2k,4k", metavar="N,N", help="tokens of the tasks (512,1k,2k,4k)")
     args = parser.parse_args()
     twins = ("--twins", "0,1,2")
-    try:
-        famjax("quickstart", *twins, "--output", args.folder / "passkey")
-        famjax("quickstart", *twins, "--texts", args.texts, "--output", args.folder / "texts")
+
+    def shown() -> None:
+        verbs.famjax("quickstart", *twins, "--output", args.folder / "passkey")
+        verbs.famjax("quickstart", *twins, "--texts", args.texts, "--output", args.folder / "texts")
         models = [args.folder / task / name for task in ("passkey", "texts") for name in MODELS]
         flags = [word for model in models for word in ("--model", model)]
         flags += ["--lengths", args.lengths, "--examples", args.examples, "--texts", args.texts / "heldout/*.txt"]
-        famjax("eval", *flags, "--task", ",".join(SUITE), "--output", args.folder / "report")
-    except subprocess.CalledProcessError as error:
-        print(f"show_evaluation: famjax {error.cmd[3]} failed; what it said stands above", file=sys.stderr)
-        return int(error.returncode)
-    except KeyboardInterrupt:
-        print("show_evaluation: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    picture(args.folder / "report")
-    return 0
+        verbs.famjax("eval", *flags, "--task", ",".join(SUITE), "--output", args.folder / "report")
 
-
-def famjax(*words: Any) -> None:
-    """A command, shown before it runs."""
-    command = [sys.executable, "-m", "famjax", *map(str, words)]
-    print("\n$ famjax " + " ".join(command[3:]), flush=True)
-    subprocess.run(command, check=True)
+    failed = verbs.run("show_evaluation", shown)
+    if not failed:
+        picture(args.folder / "report")
+    return failed
 
 
 def picture(report: Path) -> None:

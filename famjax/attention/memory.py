@@ -198,11 +198,20 @@ def update_fam(
     return push(new, fam), push(new_k, fam_k), push(new_v, fam_v)
 
 
+def fam_rms(fam: Any) -> Any:
+    """The root mean square over D of feedback activations [..., D], [..., 1]."""
+    return jnp.sqrt(jnp.square(fam).mean(axis=-1, keepdims=True) + RMS_EPS)
+
+
+def at_most(fam: Any, rms: float) -> Any:
+    """Feedback activations [..., D], each scaled down to this root mean square where it has more."""
+    return fam * jnp.minimum(1.0, rms / fam_rms(fam))
+
+
 def _departed(new: Any, noise: Any, config: MemoryConfig) -> Any:
     """A new FAM [B, F, D] as the departures from the paper have it (`MemoryConfig.fam_max_rms`, `.fam_noise`)."""
     if config.fam_max_rms:
-        rms = jnp.sqrt(jnp.square(new).mean(axis=-1, keepdims=True) + RMS_EPS)
-        new = new * jnp.minimum(1.0, config.fam_max_rms / rms)
+        new = at_most(new, config.fam_max_rms)
     return new if noise is None else new + config.fam_noise * noise
 
 

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import MEMORY_AXES, RMS_EPS, MemoryState
+from famjax.attention.memory import MEMORY_AXES, MemoryState, at_most, fam_rms
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.nn.model import Start, Transformer, broadcast_rows
@@ -225,10 +225,8 @@ def made_young(memory: MemoryState, most: float, share: float = 1.0) -> MemorySt
     if not most:
         return memory
     fam = memory.layers.fam
-    rms = jnp.sqrt(jnp.square(fam).mean(axis=-1, keepdims=True) + RMS_EPS)
-    rows = fam.shape[1]
-    young = (jnp.arange(rows) < round(share * rows))[:, None, None, None]
-    layers = dataclasses.replace(memory.layers, fam=fam * jnp.where(young, jnp.minimum(1.0, most / rms), 1.0))
+    young = (jnp.arange(fam.shape[1]) < round(share * fam.shape[1]))[:, None, None, None]
+    layers = dataclasses.replace(memory.layers, fam=jnp.where(young, at_most(fam, most), fam))
     return dataclasses.replace(memory, layers=layers)
 
 
@@ -239,7 +237,7 @@ def growth(before: MemoryState, after: MemoryState, batch: Batch) -> Any:
     kept_B = jnp.full(batch.starts.shape[0], N) if batch.kept is None else batch.kept
     full_B = jnp.minimum(kept_B, batch.count * N // batch.tokens.shape[1])
     goes_on = ~jnp.any(batch.starts & (jnp.arange(N) < kept_B[:, None]), axis=1) & (full_B > 0)
-    rms = lambda memory: jnp.sqrt(jnp.square(memory.layers.fam[:, :, 0]).mean(axis=-1) + RMS_EPS)  # [L, B, F]
+    rms = lambda memory: fam_rms(memory.layers.fam[:, :, 0])[..., 0]  # [L, B, F]
     grown = jax.nn.relu(rms(after) - rms(before)).mean(axis=(0, 2)) / jnp.maximum(full_B, 1)
     return jnp.where(goes_on, grown, 0.0).sum()
 
