@@ -1,14 +1,14 @@
 """What makes a feedback memory last: trainings and evaluations behind docs/memory.md, and its tables and plot.
 
-    python launch/memory_study.py runs/memory                       everything, for hours
-    python launch/memory_study.py runs/memory --part recipe         passkey_young.gin and passkey_long.gin, three seeds
+    python launch/memory_study.py runs/memory                       everything, for some four hours on two cores
+    python launch/memory_study.py runs/memory --part recipe         passkey_long.gin, three seeds
     python launch/memory_study.py runs/memory --part twins          with and without FAM, as many steps on the same data
-    python launch/memory_study.py runs/memory --part ablations      shorter trainings, one thing changed in each
+    python launch/memory_study.py runs/memory --part ablations      tiny_fam.gin, one thing changed in each
     python launch/memory_study.py runs/memory --part block1024      blocks of 1024, so that 256 updates are 260k tokens
 
 Each training runs on cores of its own, as many at once as there are cores (--at-once). The keys that are evaluated
 depend on a seed that no training and no choice has seen. What is done already is not done again, so the same command
-goes on where it was stopped. DIR gets study.json, study.md (tables) and study.png (the recipe beside its twins).
+goes on where it was stopped. DIR gets study.json, study.md (tables) and study.png (the recipe beside others).
 """
 
 import argparse
@@ -23,12 +23,23 @@ import verbs
 from famjax.cli import side_by_side
 from famjax.runtime.cpu import cores
 
-YOUNG, LONG = "gin/experiments/passkey_young.gin", "gin/experiments/passkey_long.gin"
+SHORT, LONG = "gin/experiments/tiny_fam.gin", "gin/experiments/passkey_long.gin"
 BLOCK1024 = "gin/experiments/passkey_block1024.gin"
-TWIN_STEPS = 2000  # as the quickstart has it
-ABLATION_STEPS = 2400
 SEEDS = (0, 1, 2)
-REPORTED_KEYS = 314159  # the evaluation's seed
+REPORTED_KEYS = 271828  # the evaluation's seed
+# Runs that the plot shows beside the recipe.
+PLOTTED = ("bswa_m0", "bswa_m1", "as_carried", "bound", "paper", "rsp")
+
+RESULTS_JSON = "results.json"
+
+
+class Asked(NamedTuple):
+    """An evaluation: lengths of the filler in blocks, keys for each alignment of filler and block, and how many
+    alignments; 0 is all."""
+
+    blocks: str
+    keys: int = 1
+    alignments: int = 0
 
 
 class Run(NamedTuple):
@@ -40,8 +51,7 @@ class Run(NamedTuple):
       about: what is special about it, as the table has it.
       bindings: what is set otherwise than in the experiment.
       experiment: its gin file.
-      blocks: lengths of the filler in the evaluation.
-      alignments: of filler and block, a document each; 0 is all.
+      asked: its evaluations.
       start: run whose weights it starts from; empty for random ones.
     """
 
@@ -49,101 +59,91 @@ class Run(NamedTuple):
     part: str
     about: str
     bindings: tuple[str, ...] = ()
-    experiment: str = YOUNG
-    blocks: str = "16,64,256,1024,4096"
-    alignments: int = 0
+    experiment: str = SHORT
+    asked: tuple[Asked, ...] = (Asked("16,64,256,1024"),)
     start: str = ""
 
 
-def seeds() -> list[Run]:
-    """The recipe: two trainings, one behind the other."""
-    first = [Run(f"young_seed{n}", "recipe", f"first part, seed {n}", (f"RANDOM_SEED={n}",)) for n in SEEDS]
-    return first + [
-        Run(
-            f"long_seed{n}", "recipe", f"both parts, seed {n}", (f"RANDOM_SEED={100 + n}",), LONG,
-            start=f"young_seed{n}",
-        )
-        for n in SEEDS
-    ]  # fmt: skip
+def recipe() -> list[Run]:
+    """The recipe on several seeds."""
+    asked = (Asked("16,64,256,1024", keys=4), Asked("4096", alignments=32), Asked("16384", alignments=16))
+    return [Run(f"long_seed{n}", "recipe", f"seed {n}", (f"RANDOM_SEED={n}",), LONG, asked) for n in SEEDS]
+
+
+def base() -> Run:
+    """The recipe with fewer steps: the quickstart's FAM, beside which twins and ablations are seen."""
+    return Run("base", "twins", "FAM, M = 0", asked=(Asked("1,2,4,8,16,64,256,1024"),))
 
 
 def twins() -> list[Run]:
     """Block sliding window attention without FAM: with more segments, and with as many bytes of memory as FAM's."""
-    none, steps = "FAM_LENGTH=0", f"TRAIN_STEPS={TWIN_STEPS}"
-    blocks = "1,2,4,8,16,64,256"
+    none, asked = "FAM_LENGTH=0", (Asked("1,2,4,8,16,64,256"),)
     found = [
-        Run(f"bswa_m{m}", "twins", f"BSWA, M = {m}", (steps, none, f"MEMORY_SEGMENTS={m}"), blocks=blocks)
-        for m in (0, 1, 2, 4)
+        Run(f"bswa_m{m}", "twins", f"BSWA, M = {m}", (none, f"MEMORY_SEGMENTS={m}"), asked=asked) for m in (0, 1, 2, 4)
     ]
     # 2 blocks of 38 tokens keep 76 keys and values a layer; FAM's 64, and 8 activations with their keys and values.
-    equal = (steps, none, "MEMORY_SEGMENTS=1", "BLOCK_SIZE=38", "TASK_FEATURE_LENGTHS={'targets': 1406}")
+    equal = (none, "MEMORY_SEGMENTS=1", "BLOCK_SIZE=38", "TASK_FEATURE_LENGTHS={'targets': 722}")
     about = "BSWA of equal memory (block 38, M = 1)"
-    fam = Run("fam_same", "twins", "FAM, M = 0", (steps,), blocks=blocks)
-    return [fam, *found, Run("bswa_equal", "twins", about, equal, blocks=blocks)]
+    return [base(), *found, Run("bswa_equal", "twins", about, equal, asked=asked)]
 
 
-# What is changed, one thing in each: name, words, bindings. The carried FAM is as it is in all behind `as_carried`.
 AS_CARRIED = "TrainConfig.carried_fam_rms=0.0"
-PAPER = "PassKeyConfig.stream_share=0.0"
+ROWS_22 = ("TASK_FEATURE_LENGTHS={'targets': 1408}", "PassKeyConfig.stages=(1, 2, 4, 8, 16)")
+PAPER = (*ROWS_22, "PassKeyConfig.stream_share=0.0")
 RSP = "MemoryConfig.random_state_passing=0.8"
+# What is changed, one thing in each: name, words, bindings. A departure is a change of the paper's equations.
 CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("base", "the recipe", ()),
-    ("young_4", "carried FAM at most 4 long", ("TrainConfig.carried_fam_rms=4.0",)),
-    ("mixed", "half of the rows carry FAM as it is", ("TrainConfig.carried_fam_share=0.5",)),
-    ("as_carried", "carried FAM as it is, streams to 2048 blocks", (AS_CARRIED, "PassKeyConfig.stream_blocks=2048")),
-    ("as_carried_5000", "the same, streams to 1024 blocks, 5000 steps",
-     (AS_CARRIED, "PassKeyConfig.stream_blocks=1024", "TRAIN_STEPS=5000")),
-    ("noise_5000", "the same, and noise 0.2 on FAM (departure)",
-     (AS_CARRIED, "PassKeyConfig.stream_blocks=1024", "TRAIN_STEPS=5000", "MemoryConfig.fam_noise=0.2")),
-    ("bound", "carried FAM as it is, bound 4 on FAM at every update (departure)",
-     (AS_CARRIED, "PassKeyConfig.stream_blocks=2048", "MemoryConfig.fam_max_rms=4.0")),
-    ("growth", "carried FAM as it is, loss 0.1 on FAM's growth",
-     (AS_CARRIED, "PassKeyConfig.stream_blocks=2048", "TrainConfig.fam_growth_loss=0.1")),
-    ("paper", "the paper: no streams, no RSP", (PAPER,)),
-    ("rsp", "the paper: no streams, RSP 0.8", (PAPER, RSP)),
-    ("rsp_late", "the paper: no streams, RSP 0.8 from step 1200",
-     (PAPER, RSP, "MemoryConfig.random_state_passing_from=1200")),
+    ("as_carried", "carried FAM as it is", (AS_CARRIED,)),
+    ("all_young", "carried FAM young in all rows", ("TrainConfig.carried_fam_share=1.0",)),
+    ("young_4", "carried FAM of RMS 4 at most, not 1.5", ("TrainConfig.carried_fam_rms=4.0",)),
+    ("paper", "the paper: no streams, no RSP, gradients over 16 blocks", PAPER),
+    ("rsp", "the paper: no streams, RSP 0.8, gradients over 16 blocks", (*PAPER, RSP)),
+    ("rsp_late", "the paper: no streams, RSP 0.8 from step 1200, gradients over 16 blocks",
+     (*PAPER, RSP, "MemoryConfig.random_state_passing_from=1200")),
+    ("bound", "carried FAM as it is, bounded to RMS 4 at every update (departure)",
+     (AS_CARRIED, "MemoryConfig.fam_max_rms=4.0")),
+    ("growth", "carried FAM as it is, loss 0.1 on FAM's growth", (AS_CARRIED, "TrainConfig.fam_growth_loss=0.1")),
+    ("noise", "noise 0.2 on FAM in training (departure)", ("MemoryConfig.fam_noise=0.2",)),
     ("ungated", "streams go on whatever the answer", ("PassKeyConfig.stream_gated=False",)),
     ("half", "half of the rows stream", ("PassKeyConfig.stream_share=0.5",)),
-    ("noise", "noise 0.2 on FAM (departure)", ("MemoryConfig.fam_noise=0.2",)),
+    ("streams_64", "streams of at most 64 blocks", ("PassKeyConfig.stream_blocks=64",)),
+    ("no_straddle", "no more answers at edges than by chance", ("PassKeyConfig.straddle_share=0.0",)),
+    ("straddle_within", "answers that straddle edges, none just behind", ("PassKeyConfig.straddle_behind=0",)),
+    ("rows_8", "rows of 8 blocks: gradients over 3 blocks of filler",
+     ("TASK_FEATURE_LENGTHS={'targets': 512}", "PassKeyConfig.stages=(1, 2, 3)")),
+    ("rows_22", "rows of 22 blocks: gradients over 16 blocks of filler", ROWS_22),
+    ("no_curriculum", "all lengths from the start", ("PassKeyConfig.stages=(6,)",)),
+    ("no_text", "no loss on other text", ("PassKeyConfig.text_weight=0.0",)),
+    ("text", "loss weight 0.5 on other text, not 0.05", ("PassKeyConfig.text_weight=0.5",)),
     ("first_residual", "the first update adds the prompt (departure)", ("MemoryConfig.zero_first_residual=False",)),
     ("prefix", "prefix instead of prompt", ("MemoryConfig.fam_init='prefix'",)),
     ("prompt_lr", "the prompt's learning rate times 10, no decay",
-     ("OptimizerConfig.parameters={'fam/prompt': {'learning_rate': 10.0, 'weight_decay': 0.0}}",)),
-    ("fam_2", "FAM length 2", ("FAM_LENGTH=2",)),
-    ("fam_4", "FAM length 4", ("FAM_LENGTH=4",)),
-    ("fam_16", "FAM length 16", ("FAM_LENGTH=16",)),
+     ("OptimizerConfig.parameters={'fam/prompt': {'learning_rate': 10.0, 'weight_decay': False}}",)),
     ("float", "FAM positions between blocks", ("MemoryConfig.fam_position='float'",)),
     ("zero", "FAM positions zero", ("MemoryConfig.fam_position='zero'",)),
-    ("rows_11", "rows of 11 blocks, 16 of them: gradients over 6 blocks of filler",
-     ("TASK_FEATURE_LENGTHS={'targets': 704}", "BATCH_SIZE=16", "PassKeyConfig.stages=(1, 2, 4, 6)")),
-    ("no_curriculum", "all lengths from the start", ("PassKeyConfig.stages=(16,)",)),
-    ("no_text", "no loss on other text", ("PassKeyConfig.text_weight=0.0",)),
-    ("text", "loss weight 0.5 on other text", ("PassKeyConfig.text_weight=0.5",)),
-    ("no_straddle", "no more straddling answers than by chance", ("PassKeyConfig.straddle_share=0.0",)),
-    ("layers_2", "2 layers", ("ModelConfig.num_layers=2",)),
+    ("fam_2", "FAM length 2, not 8", ("FAM_LENGTH=2",)),
+    ("fam_4", "FAM length 4", ("FAM_LENGTH=4",)),
+    ("fam_16", "FAM length 16", ("FAM_LENGTH=16",)),
+    ("layers_2", "2 layers, not 3", ("ModelConfig.num_layers=2",)),
     ("layers_4", "4 layers", ("ModelConfig.num_layers=4",)),
-    ("width_32", "width 32", ("ModelConfig.d_model=32", "ModelConfig.d_ff=64", "ModelConfig.head_dim=16")),
+    ("width_32", "width 32, not 64", ("ModelConfig.d_model=32", "ModelConfig.d_ff=64", "ModelConfig.head_dim=16")),
     ("width_96", "width 96", ("ModelConfig.d_model=96", "ModelConfig.d_ff=192", "ModelConfig.head_dim=48")),
 )  # fmt: skip
 
 
 def ablations() -> list[Run]:
-    """Shorter trainings, one seed."""
-    steps = f"TRAIN_STEPS={ABLATION_STEPS}"
-    return [
-        Run(f"abl_{name}", "ablations", about, (steps, *bindings), blocks="16,64,256,1024")
-        for name, about, bindings in CHANGES
-    ]
+    """One thing changed in each, one seed."""
+    changed = [Run(name, "ablations", about, bindings) for name, about, bindings in CHANGES]
+    return [base(), *changed]
 
 
 def block1024() -> list[Run]:
     """The paper's block size."""
-    about = "block 1024, from the first part's seed 0"
-    return [Run("block1024", "block1024", about, (), BLOCK1024, "1,4,16,64,256", 64, start="young_seed0")]
+    about, asked = "block 1024, from the recipe's seed 0", (Asked("1,4,16,64,256", alignments=64),)
+    return [Run("block1024", "block1024", about, (), BLOCK1024, asked, start="long_seed0")]
 
 
-PARTS = {"recipe": seeds, "twins": twins, "ablations": ablations, "block1024": block1024}
+PARTS = {"recipe": recipe, "twins": twins, "ablations": ablations, "block1024": block1024}
 
 
 def main() -> int:
@@ -157,14 +157,15 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, metavar="N", help="trainings side by side (one for each core)")
     parser.add_argument("--gin", action="append", default=[], metavar="BINDING", help="set in all trainings, to try")
     args = parser.parse_args()
-    chosen = [run for part in args.part or PARTS for run in PARTS[part]()]
-    chosen = [run for run in chosen if not args.only or run.name in args.only]
+    runs = {run.name: run for part in args.part or PARTS for run in PARTS[part]()}  # one of them is in two parts
+    chosen = [run for run in runs.values() if not args.only or run.name in args.only]
     if not chosen:
         print(f"memory_study: no run is called {', '.join(args.only)}", file=sys.stderr)
         return 2
     try:
-        for wave in ([run for run in chosen if not run.start], [run for run in chosen if run.start]):
-            side_by_side.train(jobs(wave, args), args.at_once or len(cores()))
+        waves = [run for run in chosen if not run.start], [run for run in chosen if run.start]
+        for wave in [jobs(wave, args) for wave in waves]:  # all are checked before the first begins
+            side_by_side.train(wave, args.at_once or len(cores()))
         for run in chosen:
             evaluate(run, args.folder)
     except (RuntimeError, subprocess.CalledProcessError) as error:
@@ -185,9 +186,15 @@ def jobs(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
 
 def evaluate(run: Run, folder: Path) -> None:
     """`famjax eval`, which asks nothing that was asked before."""
-    where = ("--model", folder / run.name, "--output", folder / f"{run.name}-eval")
-    asked = ("--filler-blocks", run.blocks, "--seed", REPORTED_KEYS, f"--gin.EvalConfig.alignments={run.alignments}")
-    verbs.famjax("eval", *where, *asked, quiet=True)
+    for asked, output in zip(run.asked, evaluations(run, folder), strict=True):
+        where = ("--model", folder / run.name, "--output", output)
+        what = ("--filler-blocks", asked.blocks, "--keys", asked.keys, "--seed", REPORTED_KEYS)
+        verbs.famjax("eval", *where, *what, f"--gin.EvalConfig.alignments={asked.alignments}", quiet=True)
+
+
+def evaluations(run: Run, folder: Path) -> list[Path]:
+    """Where they write."""
+    return [folder / f"{run.name}-eval{number or ''}" for number in range(len(run.asked))]
 
 
 # --- what came out ------------------------------------------------------------------------------------------------
@@ -195,14 +202,16 @@ def evaluate(run: Run, folder: Path) -> None:
 
 def write(folder: Path) -> None:
     """Tables and plot of all runs that have results, whatever part was asked for now."""
-    found = [told(run, folder) for part in PARTS.values() for run in part() if (folder / f"{run.name}-eval").exists()]
-    (folder / "study.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    runs = {run.name: run for part in PARTS.values() for run in part()}
+    done = [run for run in runs.values() if all((one / RESULTS_JSON).exists() for one in evaluations(run, folder))]
+    found = {run.name: told(run, folder) for run in done}
+    (folder / "study.json").write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
     parts = []
-    for part in PARTS:
-        rows = [row for row in found if row["part"] == part]
-        parts += [f"## {part}", "", *table(rows), ""] if rows else []
+    for title, part in PARTS.items():
+        rows = [found[run.name] for run in part() if run.name in found]
+        parts += [f"## {title}", "", *table(rows), ""] if rows else []
     (folder / "study.md").write_text("\n".join(parts), encoding="utf-8")
-    plot(folder / "study.png", [row for row in found if row["part"] in ("recipe", "twins")])
+    plot(folder / "study.png", [row for row in found.values() if row["part"] == "recipe" or row["name"] in PLOTTED])
     print("\n".join(parts))
 
 
@@ -215,11 +224,12 @@ def told(run: Run, folder: Path) -> dict[str, Any]:
     config, _ = load_train_config([run.experiment], (), ["MODEL_DIR='none'", *run.bindings])
     last = last_line(folder / run.name / "metrics.jsonl")
     tokens = last["step"] * config.batch_size * config.sequence_length
-    results = json.loads((folder / f"{run.name}-eval" / "results.json").read_text(encoding="utf-8"))
+    results = [json.loads((one / RESULTS_JSON).read_text(encoding="utf-8")) for one in evaluations(run, folder)]
+    recall = [row for one in results for row in one["models"][0]["passkey"]]
     return {
         "name": run.name, "part": run.part, "about": run.about, "steps": last["step"], "tokens": tokens,
         "flops": tokens * flops_per_token(config, targets_of_row(config)), "minutes": last["seconds"] / 60,
-        "block_size": config.model.memory.block_size, "recall": results["models"][0]["passkey"],
+        "block_size": config.model.memory.block_size, "recall": recall,
     }  # fmt: skip
 
 
@@ -230,12 +240,17 @@ def last_line(metrics: Path) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown."""
-    blocks = [one["filler_blocks"] for one in rows[0]["recall"]]
+    """Markdown, of the lengths that all rows were asked at."""
+    asked = [{one["filler_blocks"] for one in row["recall"]} for row in rows]
+    blocks = sorted(set.intersection(*asked))
     head = ["", *(f"{n} blocks" for n in blocks), "steps", "tokens", "TFLOPs", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
-        recall = [f"{one['exact_match']:.2f} ({one['low']:.2f}-{one['high']:.2f})" for one in row["recall"]]
+        recall = [
+            f"{one['exact_match']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
+            for one in row["recall"]
+            if one["filler_blocks"] in blocks
+        ]
         cost = [
             f"{row['steps']:,}",
             f"{row['tokens'] / 1e6:.1f}M",
@@ -262,8 +277,8 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         axes.fill_between(x, low, high, alpha=0.12, linewidth=0)
     axes.set(xscale="log", xlabel="blocks of filler, each an update of FAM", ylabel="exact match of the pass key")
     axes.set_ylim(-0.03, 1.03)
-    axes.axvline(17, color="gray", linewidth=0.8)
-    axes.text(17, 0.5, " gradients reach", fontsize=8, color="gray")
+    axes.axvline(7, color="gray", linewidth=0.8)
+    axes.text(7, 0.5, " gradients reach", fontsize=8, color="gray")
     axes.legend(fontsize=8, loc="lower left")
     figure.savefig(path, dpi=150)
 

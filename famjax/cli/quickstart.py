@@ -18,10 +18,10 @@ HELP = """Train a small TransformerFAM and its twin without memory, then compare
 
 Both train at the same time, one processor core each, on the same documents for the same number of
 steps. --twins 0,1,2 trains three twins: with no, one and two memory segments. Without --texts on the
-pass key: then all are asked for keys behind 1 to 1,024 blocks of filler; gradients reached over 16.
-With --texts on the files DIR/train/*.txt, read as document
-streams: then both predict DIR/heldout/*.txt, and bits per byte are told by the position in the
-document (launch/debian_texts.py fetches such texts). A second run continues where the first one stopped.
+pass key: then all are asked for keys behind 1 to 1,024 blocks of filler; gradients reached over 6.
+With --texts on the files DIR/train/*.txt, read as document streams: then both predict
+DIR/heldout/*.txt, and bits per byte are told by the position in the document (launch/debian_texts.py
+fetches such texts). A second run continues where the first one stopped.
 """
 
 PASSKEY = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}

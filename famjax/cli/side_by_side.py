@@ -74,37 +74,52 @@ def _begin(job: Job, cores: list[int]) -> _Running:
     return _Running(job, process, cores)
 
 
+class _Display:
+    """How far all trainings are: bars on a terminal, else a line each from time to time."""
+
+    SECONDS = 20.0
+
+    def __init__(self, jobs: list[Job]):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=24),
+            TextColumn("{task.completed:>4.0f}/{task.total:.0f}"), TextColumn("{task.fields[news]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+        )  # fmt: skip
+        console = Console(file=sys.stderr)
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bars = {
+            job.name: self.progress.add_task(f"train {job.name}", total=job.config.steps, news="waiting")
+            for job in jobs
+        }
+        self._told = dict.fromkeys(self._bars, time.perf_counter())
+
+    def show(self, job: Job, done: bool) -> None:
+        """What a training has reached by now."""
+        step, news = _news(job)
+        self.progress.update(self._bars[job.name], completed=job.config.steps if done else step, news=news)
+        if self.progress.disable and time.perf_counter() - self._told[job.name] > self.SECONDS:
+            self._told[job.name] = time.perf_counter()
+            print(f"train {job.name}: step {step}/{job.config.steps}  {news}", file=sys.stderr, flush=True)
+
+
 def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> None:
     """Begins each training when one of the places is `free`; `running` is told of each. Returns when all are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24),
-        TextColumn("{task.completed:>4.0f}/{task.total:.0f}"), TextColumn("{task.fields[news]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(file=sys.stderr)
-    printed = time.perf_counter()
     waiting = list(jobs)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        bars = {job.name: bar.add_task(f"train {job.name}", total=job.config.steps, news="waiting") for job in jobs}
+    display = _Display(jobs)
+    with display.progress:
         while waiting or running:
             while waiting and free:
                 running.append(_begin(waiting.pop(0), free.pop(0)))
-            tell = not console.is_terminal and time.perf_counter() - printed > 20
-            printed = time.perf_counter() if tell else printed
             for one in list(running):
-                code, (step, news) = one.process.poll(), _news(one.job)
+                code = one.process.poll()
                 if code:
                     raise RuntimeError(
                         f"the training of {one.job.name} failed: {_last_line(one.job.log)} (log: {one.job.log})"
                     )
-                bar.update(bars[one.job.name], completed=step if code is None else one.job.config.steps, news=news)
-                if tell:
-                    print(
-                        f"train {one.job.name}: step {step}/{one.job.config.steps}  {news}", file=sys.stderr, flush=True
-                    )
+                display.show(one.job, done=code == 0)
                 if code == 0:
                     running.remove(one)
                     free.append(one.cores)

@@ -26,6 +26,8 @@ class PassKeyConfig:
         over the stages before it.
       straddle_share: share of the documents whose answer is made to straddle a block's edge. By chance
         few do, and there the memory is tested hardest: it must tell how much was already said.
+      straddle_behind: of those documents some answers begin behind the edge instead, in its first so many tokens. That
+        a key was asked for is then in the memory alone.
       mention_weight: loss weight of the key's second mention, before the filler.
       text_weight, text_tokens: loss weight of, and how many, random tokens of the other text.
       stream_share: share of the rows whose first document goes on, filler after filler, in the steps behind it:
@@ -41,6 +43,7 @@ class PassKeyConfig:
     open_at: float = 0.9
     newest_share: float = 0.6
     straddle_share: float = 0.0
+    straddle_behind: int = 0
     mention_weight: float = 1.0
     text_weight: float = 0.05
     text_tokens: int = 32
@@ -65,6 +68,7 @@ class PassKeyConfig:
         probability("open_at", self.open_at)
         probability("newest_share", self.newest_share)
         probability("straddle_share", self.straddle_share)
+        at_least("straddle_behind", self.straddle_behind, 0)
         probability("stream_share", self.stream_share)
         at_least("stream_blocks", self.stream_blocks, 1)
         for name in ("mention_weight", "text_weight", "text_tokens"):

@@ -219,18 +219,21 @@ class PassKeyTask:
         least, longest = self._stage_range(stage)
         most = min(longest, most)
         filler = int(rng.integers(least, most + 1))
-        before = int(rng.integers(1, max(digits, 2))) if rng.random() < self.config.straddle_share else 0
+        before = None
+        if rng.random() < self.config.straddle_share:
+            before = int(rng.integers(1 - self.config.straddle_behind, max(digits, 2)))
         key, old = random_key(rng, digits), 0
         if stream is not None:
             key = stream["key"]
             old = max(stream["read"] - self.writer.telling_tokens(key), 0)
-        if before:
+        if before is not None:
             near = self._straddle(key, old + filler, before)
             filler = next((n - old for n in near if least <= n - old <= most), filler)
         return key, old + filler
 
     def _straddle(self, key: str, filler: int, tokens_before: int) -> tuple[int, int]:
-        """The nearest longer and shorter filler with so many tokens of the answer before a block's edge.
+        """The nearest longer and shorter filler with so many tokens of the answer before a block's edge, or, where that
+        is negative, so many of other text between the edge and the answer.
 
         An answer of fewer tokens has all but its last one there; one of a single token cannot straddle, and ends there.
         """

@@ -118,6 +118,21 @@ def test_straddling_answers_are_as_frequent_as_asked(share, least, most):
     assert set(ends) >= {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("behind", [1, 8])
+def test_answers_that_begin_behind_an_edge(behind):
+    """All that begin from 4 tokens before a block's edge to `straddle_behind` tokens behind it, as often each."""
+    pass_key = task(config=PassKeyConfig(straddle_share=1.0, straddle_behind=behind), batch_size=8)
+    begin = []
+    for step in range(60):
+        batch = pass_key.batch(step, {"open_stages": 5})[0]
+        begin += [(overhead("00000") + filler - 5) % BLOCK for row in pass_key._answers(batch) for _, filler in row]
+    wanted = [n % BLOCK for n in range(-4, behind)]
+    assert set(wanted) <= set(begin)
+    assert np.isin(begin, wanted).mean() >= 0.75  # documents that end with their row have no choice
+    counts = [begin.count(n) for n in wanted]
+    assert min(counts) > 0.5 * max(counts)
+
+
 def test_a_stage_opens_on_the_newest_stages_exact_match():
     """Right answers open all stages one by one; answers with one wrong digit open none."""
     pass_key = task(config=PassKeyConfig(open_at=0.8))
