@@ -2,7 +2,7 @@
 
 It was written from the paper's equations, not from `famjax`: one row, absolute positions, keys
 gathered one by one, no masks, no scans, no state. The parameters are the plain tree that
-`famjax.nn.model.parameters` returns.
+`famjax.nn.weights.parameters` returns.
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ from flax import nnx
 from famjax.attention.memory import MemoryState
 from famjax.config import MemoryConfig, ModelConfig
 from famjax.nn import model as models
+from famjax.nn import weights
 
 RELATIVE = 1e-5  # float32 against float64, relative to the largest value
 # Tests compile much and compute little. On a CPU these two options make compilation four times faster.
@@ -30,7 +31,7 @@ def config(**changes: Any) -> ModelConfig:
 
 def parameters(config: ModelConfig, seed: int = 0) -> dict:
     """Random weights, of a size that makes every part of the model matter; norm scales are not all ones."""
-    shapes = models.parameters(_abstract(config))
+    shapes = weights.parameters(_abstract(config))
     paths, treedef = jax.tree.flatten_with_path(shapes)
     rng = np.random.default_rng(seed)
     leaves = []
@@ -50,7 +51,7 @@ def parameters(config: ModelConfig, seed: int = 0) -> dict:
 @functools.cache
 def _abstract(config: ModelConfig) -> Any:
     config.validate()
-    return nnx.eval_shape(lambda: models.create(config))
+    return nnx.eval_shape(lambda: weights.create(config))
 
 
 def build(config: ModelConfig, params: dict) -> models.Transformer:

@@ -109,6 +109,22 @@ def over_rows(f: Callable[..., Any], *states: MemoryState) -> MemoryState:
     return MemoryState(position, updates, layers)
 
 
+def broadcast_layer(layer: LayerMemory, batch: int) -> LayerMemory:
+    """A layer's memory of one row for `batch` rows."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), layer)
+
+
+def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:
+    """A memory of one row for `batch` rows."""
+    return over_rows(lambda axis, x: jnp.broadcast_to(x, (*x.shape[:axis], batch, *x.shape[axis + 1 :])), state)
+
+
+def select_state_rows(mask_B: Any, new: MemoryState, old: MemoryState) -> MemoryState:
+    """Rows of `new` where the mask is set, else rows of `old` (to reset or restore single rows)."""
+    chosen = lambda axis, a, b: jnp.where(mask_B.reshape(-1, *(1,) * (a.ndim - axis - 1)), a, b)
+    return over_rows(chosen, new, old)
+
+
 def ring_blocks(config: MemoryConfig) -> int:
     """Blocks that the ring of a layer needs: those that some query of a block can see, its own among them."""
     return segments_in_reach(config) + 1

@@ -11,7 +11,8 @@ from famjax.bench.measure import Spread, alternate, paired_ratio, spread
 from famjax.config import ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.load import load
-from famjax.nn.model import Transformer, apart, create, with_memory
+from famjax.nn.model import Transformer, with_memory
+from famjax.nn.weights import apart, create
 
 # What is going on, runs done, runs in all.
 Tell = Callable[[str, int, int], None]

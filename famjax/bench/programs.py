@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from famjax.config import ModelConfig, OptimizerConfig
-from famjax.nn import model as model_lib
+from famjax.nn import weights as model_lib
 from famjax.train.loss import cross_entropy
 from famjax.train.optim import optimizer
 

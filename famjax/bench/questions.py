@@ -10,7 +10,8 @@ from famjax.bench.measure import alternate, paired_ratio, spread
 from famjax.config import ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.prefixes import generate_continuations, reading_plan
-from famjax.nn.model import Transformer, apart, create
+from famjax.nn.model import Transformer
+from famjax.nn.weights import apart, create
 
 # A question, and an answer, of NarrativeQA's lengths.
 QUESTION_TOKENS, ANSWER_TOKENS = (10, 40), 8

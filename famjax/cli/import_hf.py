@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     config.validate()
     tokens = _tokens_of(args.fam_text, folder, config) if args.fam_text is not None else None
 
-    from famjax.nn.model import parameter_shapes
+    from famjax.nn.weights import parameter_shapes
     from famjax.pretrained.match import match
     from famjax.runtime.pieces import flatten, size_of, write_model
     from famjax.runtime.unfinished import made_in_steps

@@ -22,7 +22,8 @@ from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
-from famjax.nn.model import Transformer, each_parameter, with_memory
+from famjax.nn.model import Transformer, with_memory
+from famjax.nn.weights import each_parameter
 from famjax.runtime.model_dir import read_config, split_step, write_text
 
 # Settings of a model that change how it is computed, not what.

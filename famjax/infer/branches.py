@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from famjax.attention.memory import MemoryState
+from famjax.attention.memory import MemoryState, select_state_rows
 from famjax.infer.decode import GREEDY, Made, generate
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend, prefill
 from famjax.infer.scoring import score_documents, take_window
 from famjax.infer.session import Session, join_rows, start, take_row
 from famjax.infer.settings import RECENT, Sampling
-from famjax.nn.model import Transformer, select_rows
+from famjax.nn.model import Transformer
 
 
 class Branch(NamedTuple):
@@ -165,6 +165,6 @@ def _read_window(
 ) -> tuple[Any, MemoryState]:
     """Something to wait for, and the memory after these tokens; a fresh row starts a text."""
     model = nnx.merge(graphdef, params)
-    memory = select_rows(fresh_B, model.streaming_state(len(count_B)), memory)
+    memory = select_state_rows(fresh_B, model.streaming_state(len(count_B)), memory)
     _, memory = extend(model, tokens_BT, count_B, memory, lambda model, hidden, index: ())
     return count_B.sum(), memory

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from famjax.config import ModelConfig, mesh_sizes
 from famjax.nn.lora import merge
-from famjax.nn.model import Transformer, apart, create, parameter_axes, parameter_shapes
+from famjax.nn.model import Transformer
+from famjax.nn.weights import apart, create, parameter_axes, parameter_shapes
 from famjax.runtime import sharding
 from famjax.runtime.checkpoint import FAM, load_model
 from famjax.runtime.mesh import make_mesh

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from famjax.attention.memory import MemoryState
+from famjax.attention.memory import MemoryState, select_state_rows
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend
 from famjax.infer.session import set_row, start
-from famjax.nn.model import Transformer, select_rows
+from famjax.nn.model import Transformer
 from famjax.runtime.distributed import whole
 
 # Logits that exist at one moment.
@@ -205,7 +205,7 @@ def _score_window(
         return next_token_scores(model, hidden, jnp.take_along_axis(next_BT, index, axis=1))
 
     model = nnx.merge(graphdef, params)
-    state = select_rows(fresh_B, model.streaming_state(len(count_B)), state)
+    state = select_state_rows(fresh_B, model.streaming_state(len(count_B)), state)
     return extend(model, tokens_BT, count_B, state, emit)
 
 

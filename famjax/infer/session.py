@@ -31,7 +31,8 @@ from famjax.attention.memory import LayerMemory, MemoryState, over_rows
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import RECENT
-from famjax.nn.model import Transformer, each_parameter
+from famjax.nn.model import Transformer
+from famjax.nn.weights import each_parameter
 from famjax.runtime.distributed import whole
 from famjax.runtime.model_dir import write_bytes
 

@@ -190,7 +190,7 @@ class Transformer(nnx.Module):
             x, prompt = carry
             x = self.devices.whole_tokens(x) if alone and self.devices else x
             fresh = memories.fresh or self._fresh(weights, memories, prompt, use)
-            rows = memories.rows or broadcast_layer(fresh, x.shape[0])
+            rows = memories.rows or memory.broadcast_layer(fresh, x.shape[0])
             if prompt is not None:
                 with jax.named_scope("fam_recurrence"):
                     prompt = memory.prompt_layer(weights, prompt, config)
@@ -308,7 +308,7 @@ class Transformer(nnx.Module):
             with jax.named_scope("fam_recurrence"):
                 _, layers = self._through_layers(refresh, jnp.zeros(()), layers)
         state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, updates, jnp.int32), layers)
-        return broadcast_rows(state, batch)
+        return memory.broadcast_rows(state, batch)
 
     def with_fam(self, state: MemoryState, fam_LBPFD: Any) -> MemoryState:
         """A memory whose feedback activations are others; their keys and values are made anew, all else stays."""
@@ -450,86 +450,9 @@ def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def broadcast_layer(layer: LayerMemory, batch: int) -> LayerMemory:
-    """A layer's memory of one row for `batch` rows."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), layer)
-
-
-def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:
-    """A memory of one row for `batch` rows."""
-    return memory.over_rows(lambda axis, x: jnp.broadcast_to(x, (*x.shape[:axis], batch, *x.shape[axis + 1 :])), state)
-
-
-def select_rows(mask_B: Any, new: MemoryState, old: MemoryState) -> MemoryState:
-    """Rows of `new` where the mask is set, else rows of `old` (to reset or restore single rows)."""
-    chosen = lambda axis, a, b: jnp.where(mask_B.reshape(-1, *(1,) * (a.ndim - axis - 1)), a, b)
-    return memory.over_rows(chosen, new, old)
-
-
 def room(state: MemoryState, config: ModelConfig) -> Any:
     """int32 [B]: how many tokens each row takes until its block is full."""
     return config.memory.block_size - state.position % config.memory.block_size
-
-
-def create(config: ModelConfig, seed: int = 0) -> Transformer:
-    """A model with random weights. Raises `ConfigError` if the configuration cannot work."""
-    config.validate()
-    key = jax.random.key(seed)
-    # LoRA draws from a stream of its own, so that a model with it starts with the weights of the one without.
-    return Transformer(config, nnx.Rngs(params=key, lora=jax.random.fold_in(key, 2106)))
-
-
-def apart(model: Transformer) -> Transformer:
-    """The same model with every layer's weights by themselves, as streaming wants them.
-
-    The arrays of the given one are taken apart one after the other, and are gone afterwards.
-    """
-    if not isinstance(model.layers, Block):
-        return model
-    params, L = parameters(model), model.config.num_layers
-
-    def cut(leaf: Any) -> list[Any]:
-        parts = [leaf[i] for i in range(L)]
-        jax.block_until_ready(parts)
-        leaf.delete()
-        return parts
-
-    leaves, structure = jax.tree.flatten(params.pop("layers"))
-    by_leaf = [cut(leaf) for leaf in leaves]
-    params["layers"] = {i: jax.tree.unflatten(structure, [parts[i] for parts in by_leaf]) for i in range(L)}
-    abstract = nnx.eval_shape(lambda: Transformer(model.config, nnx.Rngs(0), stacked=False))
-    new: Transformer = nnx.merge(nnx.graphdef(abstract), params)
-    new.constrain, new.devices = model.constrain, model.devices
-    return new
-
-
-def parameters(model: nnx.Module) -> dict[str, Any]:
-    """The weights as a plain nested dict, the tree that checkpoints hold (docs/architecture.md)."""
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
-def each_parameter(model: Transformer) -> Iterator[tuple[str, Any]]:
-    """Every weight with its path, those of layers one layer after the other, whether they are stacked or apart."""
-    params = parameters(model)
-    layers = params.pop("layers")
-    named = lambda tree, where: ((where + jax.tree_util.keystr(p), x) for p, x in jax.tree.leaves_with_path(tree))
-    yield from named(params, "")
-    for i in range(model.config.num_layers):
-        if isinstance(model.layers, Block):
-            yield from ((path, x[i]) for path, x in named(layers, f"['layers'][{i}]"))
-        else:
-            yield from named(layers[i], f"['layers'][{i}]")
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
-    """The tree of `parameters` with shapes instead of arrays; nothing is computed, whatever the size."""
-    shapes: dict[str, Any] = jax.eval_shape(lambda: parameters(create(config)))
-    return shapes
-
-
-def parameter_axes(config: ModelConfig) -> dict[str, Any]:
-    """The tree of `parameters` with the names of each weight's axes instead of arrays."""
-    return axes_of(nnx.state(nnx.eval_shape(lambda: create(config)), nnx.Param))
 
 
 def axes_of(weights: nnx.State[Any, Any]) -> dict[str, Any]:

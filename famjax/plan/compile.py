@@ -16,7 +16,7 @@ from jax.experimental import topologies
 
 from famjax.config import MESH_AXES, TrainConfig
 from famjax.config.tpu import Topology
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.plan import dump
 from famjax.plan.child import GIVEN_JSON, RESULT_JSON, libtpu_version
 from famjax.plan.programs import PROGRAMS, targets_of_row

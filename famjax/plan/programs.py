@@ -17,6 +17,7 @@ from famjax.infer.load import on_mesh
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
 from famjax.nn import model as model_lib
+from famjax.nn import weights
 from famjax.runtime import sharding
 from famjax.train import optim
 from famjax.train import state as states
@@ -130,7 +131,7 @@ def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, 
     graphdef, params = nnx.split(model)
     one = lambda leaf: leaf.replace(_placed(leaf.get_value(), leaf.axes, mesh))
     params = jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    shapes = jax.eval_shape(lambda: model_lib.create(config).streaming_state(rows))
+    shapes = jax.eval_shape(lambda: weights.create(config).streaming_state(rows))
     axes = dataclasses.replace(MEMORY_AXES, layers=(LAYER_AXES,) * config.num_layers)
     state = sharding.with_shardings(shapes, sharding.shardings(axes, shapes, mesh))
     return graphdef, params, state, {"weights": _held(params), "memories": _held(state)}

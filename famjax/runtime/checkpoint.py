@@ -62,7 +62,7 @@ def save_model(
     Args:
       model_dir: made where there is none.
       config: goes into `model.json`.
-      params: the weights, as `nn.model.parameters` gives them.
+      params: the weights, as `nn.weights.parameters` gives them.
       step: steps trained, more than at the last save; None counts on from there.
       training: any other tree of arrays (optimizer state).
       progress: any small JSON object.

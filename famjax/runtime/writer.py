@@ -119,7 +119,7 @@ class Writer:
 
         Args:
           step: steps trained, more than at the last save.
-          params: the weights, as `nn.model.parameters` gives them, or those that the base has not.
+          params: the weights, as `nn.weights.parameters` gives them, or those that the base has not.
           training: any other tree of arrays.
           progress: any small JSON object.
           metrics: numbers by name; of what is not a number nothing is kept.

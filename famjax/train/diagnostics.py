@@ -15,10 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from famjax.attention.blocks import attention_of_blocks
-from famjax.attention.memory import KINDS, MemoryState
+from famjax.attention.memory import KINDS, MemoryState, broadcast_rows, select_state_rows
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
-from famjax.nn.model import broadcast_rows, select_rows
 from famjax.runtime import sharding
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
@@ -72,7 +71,7 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
         model, memory, initial = prepare(params, None, None, rows, memory)
         # Where a document starts with the row, its first memory is taken into the row's, to be told from the
         # memories with which later documents start.
-        memory = select_rows(batch.starts[:, 0], broadcast_rows(initial, rows), memory)
+        memory = select_state_rows(batch.starts[:, 0], broadcast_rows(initial, rows), memory)
         starts_BN = batch.starts & (np.arange(length // S) > 0)
         weights_BW = far_weights(batch, config.model.num_layers, memory_config)
         x_BTD = model.embed(batch.tokens)

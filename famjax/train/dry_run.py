@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from famjax.config import MESH_AXES, ConfigError, TrainConfig
 from famjax.data.batch import Batch
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.runtime import checkpoint, memory, sharding
 from famjax.runtime.mesh import make_mesh
 from famjax.train import initial, optim

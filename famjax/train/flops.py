@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from famjax.config import TrainConfig
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.train.optim import path_of
 
 # Dense bfloat16 FLOP/s of a chip, as its maker states it, by a part of jax's name for it; first match wins.

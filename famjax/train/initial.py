@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from famjax.config import ConfigError, ModelConfig
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.runtime import checkpoint
 from famjax.runtime.checkpoint import FAM
 from famjax.runtime.model_dir import read_config

@@ -15,7 +15,7 @@ from famjax.data.batch import Progress, Task
 from famjax.data.passkey import PassKeyTask
 from famjax.data.text_task import files_to_keep, make_text_task, vocabulary_and_files
 from famjax.data.vocabulary import has_vocabulary
-from famjax.nn.model import parameter_axes, parameter_shapes
+from famjax.nn.weights import parameter_axes, parameter_shapes
 from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
 from famjax.runtime import base as bases
 from famjax.runtime import checkpoint, distributed, sharding

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from famjax.attention.memory import MEMORY_AXES
 from famjax.config import ModelConfig, TrainConfig
-from famjax.nn import model as model_lib
+from famjax.nn import weights as model_lib
 from famjax.runtime import base as bases
 from famjax.runtime import sharding
 from famjax.train import optim

@@ -11,10 +11,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import MEMORY_AXES, MemoryState, at_most, fam_rms
+from famjax.attention.memory import MEMORY_AXES, MemoryState, at_most, broadcast_rows, fam_rms
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
-from famjax.nn.model import Start, Transformer, broadcast_rows
+from famjax.nn.model import Start, Transformer
 from famjax.runtime import sharding
 from famjax.runtime.on_mesh import OnMesh
 from famjax.train import optim

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from famjax.config import ModelConfig, TrainConfig
-from famjax.nn.model import create
+from famjax.nn.weights import create
 from famjax.runtime.model_dir import SUMMARY_TXT, write_text
 from famjax.train import optim
 from famjax.train import state as states

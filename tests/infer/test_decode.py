@@ -11,7 +11,7 @@ from flax import nnx
 from famjax.config import ConfigError, ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.settings import Sampling
-from famjax.nn.model import apart
+from famjax.nn.weights import apart
 from tests import tiny
 
 # Name: configuration. Blocks of 4, so that 14 new tokens cross several edges.

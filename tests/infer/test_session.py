@@ -19,7 +19,7 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.infer import session
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import Sampling
-from famjax.nn.model import apart
+from famjax.nn.weights import apart
 from tests import tiny
 from tests.infer.test_decode import CONFIGS, NEW, make, model_of, read
 

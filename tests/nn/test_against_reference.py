@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from famjax.attention.memory import broadcast_rows
 from famjax.cli.gin_config import load_model_config
 from famjax.config import ModelConfig
-from famjax.nn.model import broadcast_rows, create, parameters
+from famjax.nn.weights import create, parameters
 from tests import reference, tiny
 
 # Blocks of 4 tokens: less than one block, exactly one, and several with a last one that is not full.

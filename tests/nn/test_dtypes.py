@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from famjax.nn import model as models
+from famjax.nn import weights as models
 from tests import tiny
 
 

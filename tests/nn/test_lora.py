@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from famjax.config import LORA_PROJECTIONS, ConfigError, LoraConfig, ModelConfig
-from famjax.nn import model as models
+from famjax.nn import weights as models
 from famjax.nn.lora import BASES, merge
 from tests import tiny
 

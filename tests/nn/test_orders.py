@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from famjax.attention.memory import select_state_rows
 from famjax.config import ModelConfig
-from famjax.nn.model import room, select_rows
+from famjax.nn.model import room
 from tests import reference, tiny
 
 LENGTH = 22
@@ -130,7 +131,7 @@ def test_select_rows_resets_single_rows() -> None:
     config = tiny.config()
     params, tokens = tiny.parameters(config), tiny.tokens(config, 4, LENGTH)
     _, state = whole(config, params, tokens, [9, 9, 9, 9])
-    mixed = select_rows(np.array([True, False, False, True]), tiny.initial_state(config, params, 4), state)
+    mixed = select_state_rows(np.array([True, False, False, True]), tiny.initial_state(config, params, 4), state)
     assert mixed.position.tolist() == [0, 9, 9, 0]
     text = tiny.tokens(config, 4, 6, seed=5)
     out, _ = tiny.stream(config, params, text, mixed)

@@ -9,7 +9,7 @@ import pytest
 
 from famjax.cli.gin_config import load_model_config
 from famjax.config import ConfigError
-from famjax.nn import model as models
+from famjax.nn import weights as models
 from tests import tiny
 
 GIN = Path(__file__).parents[2] / "gin"

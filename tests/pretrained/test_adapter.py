@@ -11,7 +11,7 @@ import safetensors.numpy
 from famjax.cli.main import main
 from famjax.config import LoraConfig
 from famjax.nn.lora import merge
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.runtime import base
 from famjax.runtime.checkpoint import load_model, save_model
 from famjax.runtime.model_dir import write_text

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from famjax.cli.main import main
 from famjax.infer.load import load
-from famjax.nn.model import create, parameter_shapes, parameters
+from famjax.nn.weights import create, parameter_shapes, parameters
 from famjax.pretrained.folder import Folder
 from famjax.runtime.checkpoint import load_model, save_model
 from tests import tiny

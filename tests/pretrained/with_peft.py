@@ -15,7 +15,7 @@ import numpy as np
 
 from famjax.cli.main import main as famjax
 from famjax.config import LoraConfig
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.pretrained.folder import KEPT_CONFIG
 from famjax.runtime.checkpoint import load_model, save_model
 from famjax.runtime.model_dir import read_config

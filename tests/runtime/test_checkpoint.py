@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from famjax.config import ConfigError, ModelConfig
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.runtime import checkpoint
 from famjax.runtime.model_dir import read_config
 from tests import tiny

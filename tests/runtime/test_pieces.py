@@ -10,7 +10,7 @@ import pytest
 
 from famjax.config import ConfigError
 from famjax.infer.load import load
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.runtime import pieces
 from famjax.runtime.checkpoint import load_model, save_model
 from famjax.runtime.unfinished import made_in_steps

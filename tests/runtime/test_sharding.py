@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from famjax.cli.gin_config import load_model_config
 from famjax.config import MESH_AXES, ConfigError, LoraConfig
-from famjax.nn.model import parameter_axes, parameter_shapes
 from famjax.nn.stack import GATHERED
+from famjax.nn.weights import parameter_axes, parameter_shapes
 from famjax.runtime import mesh as meshes
 from famjax.runtime import sharding
 from tests import tiny

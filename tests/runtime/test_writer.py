@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from famjax.config import ConfigError
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.runtime import checkpoint, lock, steps
 from famjax.runtime.checkpoint import load_model
 from famjax.runtime.writer import Keep, Writer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.runtime import steps
 from famjax.runtime.checkpoint import load_model
 from tests import tiny

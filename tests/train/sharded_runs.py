@@ -22,7 +22,7 @@ from famjax.attention.memory import MEMORY_AXES
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.plan.hlo import Program
 from famjax.runtime import checkpoint, sharding
 from famjax.runtime.mesh import make_mesh

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from famjax.attention.memory import select_state_rows
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
-from famjax.nn.model import select_rows
 from famjax.runtime.mesh import make_mesh
 from famjax.train.diagnostics import far_weights, make_diagnostics, readable
 from famjax.train.loss import weighted_loss
@@ -172,6 +172,6 @@ def test_a_row_that_starts_a_document_forgets_its_memory():
     given = batch()
     fresh = tiny.initial_state(MODEL, PARAMS, 3)
     _, used = tiny.whole(MODEL, PARAMS, tiny.tokens(MODEL, 3, 8, seed=3))
-    mixed = select_rows(np.array([True, False, True]), used, fresh)
+    mixed = select_state_rows(np.array([True, False, True]), used, fresh)
     for name, value in diagnose(PARAMS, given, mixed).items():
         assert_close(value, diagnose(PARAMS, given)[name])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from famjax.infer.load import load
-from famjax.nn.model import parameter_shapes
+from famjax.nn.weights import parameter_shapes
 from famjax.runtime import steps
 from famjax.runtime.checkpoint import load_model
 from tests.train import processes

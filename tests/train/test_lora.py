@@ -10,7 +10,7 @@ import pytest
 
 from famjax.config import ConfigError, LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
-from famjax.nn.model import create, parameter_shapes, parameters
+from famjax.nn.weights import create, parameter_shapes, parameters
 from famjax.runtime import base, steps
 from famjax.runtime.checkpoint import load_model, save_model
 from famjax.runtime.pieces import Weights, flatten

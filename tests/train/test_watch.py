@@ -15,7 +15,7 @@ from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
 from famjax.infer import scoring
 from famjax.infer.load import load
-from famjax.nn.model import parameters
+from famjax.nn.weights import parameters
 from famjax.runtime import memory
 from famjax.train import optim
 from famjax.train.loop import train

@@ -23,7 +23,7 @@ from famjax.infer.load import load
 from famjax.infer.prefixes import generate_continuations, score_continuations
 from famjax.infer.scoring import score_documents, useful_rows
 from famjax.infer.settings import Sampling
-from famjax.nn.model import parameters
+from famjax.nn.weights import parameters
 from famjax.runtime.model_dir import split_step
 
 log = logging.getLogger(__name__)
