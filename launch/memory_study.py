@@ -30,7 +30,8 @@ REPORTED_KEYS = 271828  # the evaluation's seed
 # Runs that the plot shows beside the recipe.
 PLOTTED = ("bswa_m0", "bswa_m1", "as_carried", "bound", "paper", "rsp")
 
-RESULTS_JSON = "results.json"
+RESULTS_JSON, SAMPLES_JSONL = "results.json", "samples.jsonl"
+NEAR = 3  # tokens between a block's edge and the beginning of an answer
 
 
 class Asked(NamedTuple):
@@ -67,7 +68,7 @@ class Run(NamedTuple):
 def recipe() -> list[Run]:
     """The recipe on several seeds."""
     asked = (Asked("16,64,256,1024", keys=4), Asked("4096", alignments=32), Asked("16384", alignments=16))
-    return [Run(f"long_seed{n}", "recipe", f"seed {n}", (f"RANDOM_SEED={n}",), LONG, asked) for n in SEEDS]
+    return [Run(f"long_seed{n}", "recipe", f"the recipe, seed {n}", (f"RANDOM_SEED={n}",), LONG, asked) for n in SEEDS]
 
 
 def base() -> Run:
@@ -210,6 +211,7 @@ def write(folder: Path) -> None:
     for title, part in PARTS.items():
         rows = [found[run.name] for run in part() if run.name in found]
         parts += [f"## {title}", "", *table(rows), ""] if rows else []
+        parts += [*where_it_fails(rows), ""] if rows and title == "recipe" else []
     (folder / "study.md").write_text("\n".join(parts), encoding="utf-8")
     plot(folder / "study.png", [row for row in found.values() if row["part"] == "recipe" or row["name"] in PLOTTED])
     print("\n".join(parts))
@@ -230,7 +232,24 @@ def told(run: Run, folder: Path) -> dict[str, Any]:
         "name": run.name, "part": run.part, "about": run.about, "steps": last["step"], "tokens": tokens,
         "flops": tokens * flops_per_token(config, targets_of_row(config)), "minutes": last["seconds"] / 60,
         "block_size": config.model.memory.block_size, "recall": recall,
+        "misses": misses(run, folder, config.model.memory.block_size),
     }  # fmt: skip
+
+
+def misses(run: Run, folder: Path, block_size: int) -> list[int]:
+    """Of each wrong answer how many tokens behind the nearest block's edge it begins; before it where negative."""
+    lines = [line for one in evaluations(run, folder) for line in (one / SAMPLES_JSONL).read_text().splitlines()]
+    wrong = [sample for sample in map(json.loads, lines) if sample["values"]["exact_match"] < 1]
+    half = block_size // 2
+    return sorted((sample["tokens"] + half) % block_size - half for sample in wrong)
+
+
+def where_it_fails(rows: list[dict[str, Any]]) -> list[str]:
+    """Where the answers that were wrong begin, a line."""
+    asked = sum(one["documents"] for row in rows for one in row["recall"])
+    found = [place for row in rows for place in row["misses"]]
+    near = sum(abs(place) <= NEAR for place in found)
+    return [f"Of {asked:,} answers {len(found)} are wrong; {near} of these begin at most {NEAR} tokens from an edge."]
 
 
 def last_line(metrics: Path) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""The scripts of launch/ that make the figures of docs/: what they train and ask is possible, and how they count."""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from famjax.cli import main as cli
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    """Gives a script of launch/ as a module."""
+    monkeypatch.syspath_prepend(str(LAUNCH))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def told(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The words of all verbs that a script would run, none of which is run."""
+    said: list[list[str]] = []
+    monkeypatch.setattr(module.verbs, "famjax", lambda *words, quiet=False: said.append([str(word) for word in words]))
+    return said
+
+
+def test_every_training_of_the_memory_study_is_possible(script, tmp_path) -> None:
+    """Each sets what it says: no two have the same settings, and each is checked as `famjax train` would."""
+    study = script("memory_study")
+    runs = {run.name: run for part in study.PARTS.values() for run in part()}
+    jobs = study.jobs(list(runs.values()), argparse.Namespace(folder=tmp_path, gin=[]))
+    assert [job.name for job in jobs] == list(runs)
+    settings = {repr(job.config).replace(job.config.model_dir, "") for job in jobs}
+    assert len(settings) == len(jobs) > 30
+    assert all(runs[run.start].part == "recipe" for run in runs.values() if run.start)
+    assert set(study.PLOTTED) <= set(runs)
+
+
+def test_the_memory_study_counts_wrong_answers_by_their_place(script, tmp_path) -> None:
+    """Of two evaluations, by hand: answers that begin 1 before, 0, 5 behind, and half a block away from an edge."""
+    study = script("memory_study")
+    run = study.Run("one", "recipe", "", asked=(study.Asked("1"), study.Asked("2")))
+    places = ((127, 0.0), (128, 0.0), (130, 1.0)), ((69, 0.0), (96, 0.0), (61, 1.0))
+    for output, samples in zip(study.evaluations(run, tmp_path), places, strict=True):
+        output.mkdir()
+        lines = [json.dumps({"tokens": n, "values": {"exact_match": match}}) for n, match in samples]
+        (output / "samples.jsonl").write_text("\n".join(lines) + "\n")
+    found = study.misses(run, tmp_path, 64)
+    assert found == [-32, -1, 0, 5]
+    rows = [{"recall": [{"documents": 4}, {"documents": 2}], "misses": found}]
+    assert study.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these begin at most 3 tokens from an edge."]
+
+
+def test_the_tables_of_the_memory_study_have_the_lengths_that_all_rows_were_asked_at(script) -> None:
+    study = script("memory_study")
+    row = lambda about, blocks: {
+        "about": about, "steps": 2400, "tokens": 13.5e6, "flops": 2e12, "minutes": 4.6,
+        "recall": [{"filler_blocks": n, "exact_match": n / 64, "low": 0.1, "high": 0.9} for n in blocks],
+    }  # fmt: skip
+    lines = study.table([row("first", (1, 16, 64)), row("second", (16, 64, 256))])
+    assert lines[0] == "|  | 16 blocks | 64 blocks | steps | tokens | TFLOPs | minutes |"
+    assert lines[2:] == [
+        "| first | 0.25 (0.10-0.90) | 1.00 (0.10-0.90) | 2,400 | 13.5M | 2 | 4.6 |",
+        "| second | 0.25 (0.10-0.90) | 1.00 (0.10-0.90) | 2,400 | 13.5M | 2 | 4.6 |",
+    ]
+
+
+def test_what_the_evaluation_shown_asks_for_is_known(script, tmp_path, monkeypatch) -> None:
+    """All its words are flags that the verbs have, and the models that it compares are those that it trains."""
+    show = script("show_evaluation")
+    said = told(show, monkeypatch)
+    monkeypatch.setattr(show, "picture", lambda report: None)
+    monkeypatch.setattr("sys.argv", ["show_evaluation.py", str(tmp_path), "texts"])
+    assert show.main() == 0
+    assert [words[0] for words in said] == ["quickstart", "quickstart", "eval"]
+    verbs = [importlib.import_module(f"famjax.cli.{words[0]}") for words in said]
+    parsed = [cli.parse(verb, words[1:]) for verb, words in zip(verbs, said, strict=True)]
+    assert parsed[2].model == [f"{tmp_path}/{task}/{name}" for task in ("passkey", "texts") for name in show.MODELS]
