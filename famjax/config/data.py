@@ -36,6 +36,9 @@ class PassKeyConfig:
       stream_blocks: most blocks that such a document has before another key is told. Each one's end is drawn from
         the last stage's blocks on, so that questions are as frequent for each doubling of the filler.
       stream_gated: only documents whose last answer was right go on.
+      stream_told_again: share of the streams at their end that go on with another key, told to the memory as it is, old
+        and with a key in it; the others end, and a fresh memory is told.
+      late_share: share of the documents with up to two blocks of filler before the key is told.
     """
 
     key_digits: int = 5
@@ -50,6 +53,8 @@ class PassKeyConfig:
     stream_share: float = 0.0
     stream_blocks: int = 256
     stream_gated: bool = True
+    stream_told_again: float = 0.0
+    late_share: float = 0.0
 
     def stream_rows(self, batch_size: int) -> int:
         """How many rows of a batch, the first ones, begin with a document that goes on."""
@@ -69,7 +74,8 @@ class PassKeyConfig:
         probability("newest_share", self.newest_share)
         probability("straddle_share", self.straddle_share)
         at_least("straddle_behind", self.straddle_behind, 0)
-        probability("stream_share", self.stream_share)
+        for name in ("stream_share", "stream_told_again", "late_share"):
+            probability(name, getattr(self, name))
         at_least("stream_blocks", self.stream_blocks, 1)
         for name in ("mention_weight", "text_weight", "text_tokens"):
             at_least(name, getattr(self, name), 0)
@@ -178,7 +184,8 @@ class DataConfig:
                 raise ConfigError(f"sources has {source!r}; it must be a path, in quotes, or a SourceConfig")
         for source in self.all_sources():
             source.validate()
-        probability("stream_share", self.stream_share)
+        for name in ("stream_share", "stream_told_again", "late_share"):
+            probability(name, getattr(self, name))
         one_of("packing", self.packing, PACKINGS)
         for name in ("repeat_segment", "repeat_weight", "data_shards"):
             at_least(name, getattr(self, name), 0)

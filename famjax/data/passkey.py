@@ -28,17 +28,34 @@ from famjax.data.vocabulary import ByteVocabulary, Vocabulary
 
 # Exact match is averaged over about this many recent documents before a stage opens.
 RECENT_DOCUMENTS = 64
-# What a stream knows of itself, as JSON: its key, the tokens that the carried memory has read, the blocks at which
-# it ends, and the tokens of filler behind which it was last asked.
+# A key that is told late is told behind less filler than so many blocks.
+LATE_BLOCKS = 2
+# What a stream knows of itself, as JSON: its key, the filler before the telling, whether it was introduced, the tokens
+# that the carried memory has read, the blocks at which it ends, and the tokens of filler behind which it was last
+# asked. At its end it has a memory and nothing else, {}; one whose memory is not to be gone on with is None.
 Stream = dict[str, Any]
+
+
+class _Drawn(NamedTuple):
+    """What a document is made of: see `Writer.document`."""
+
+    key: str
+    filler: int
+    lead: int = 0
+    introduced: bool = True
 
 
 class _Part(NamedTuple):
     """What a row has of a document, from a block's edge on: all of it, or the rest behind `read` tokens."""
 
     doc: Document
+    drawn: _Drawn
     read: int
-    filler: int
+
+    @property
+    def starts(self) -> bool:
+        """With a fresh memory."""
+        return self.drawn.introduced and not self.read
 
     @property
     def tokens(self) -> np.ndarray:
@@ -143,8 +160,7 @@ class PassKeyTask:
                     progress[name] += (hit - progress[name]) / RECENT_DOCUMENTS
             if i < len(streams):
                 progress["by_age"] = self._by_age(progress["by_age"], row[0][1], hits[0])
-                if self._ends(streams[i], hits[0]):
-                    streams[i] = None
+                streams[i] = self._behind(streams[i], hits[0])
         if progress["exact_match_newest"] >= self.config.open_at and progress["open_stages"] < len(self.stages):
             progress["open_stages"] += 1
             progress["exact_match_newest"] = 0.0
@@ -164,18 +180,21 @@ class PassKeyTask:
     def _go_on(self, rng: np.random.Generator, stream: Stream | None, part: _Part) -> tuple[Stream, int]:
         """The stream behind a part of it that is asked for, and how many blocks of the part its memory keeps."""
         S, key = self.block_size, self.writer.key_of(part.doc.tokens[part.doc.answer])
-        if stream is None:
+        if not stream:
             # Of all streams the share shortest / n has n blocks or more: as many questions for each doubling.
             shortest, longest = self.stages[-1], max(self.config.stream_blocks, self.stages[-1])
             stream = {"key": key, "until": round(shortest / rng.uniform(shortest / longest, 1.0))}
+            stream |= {"lead": part.drawn.lead, "introduced": part.drawn.introduced}
         kept = (len(part.doc.tokens) - self.writer.question_tokens(key)) // S - part.read // S
-        return stream | {"read": part.read + kept * S, "filler": part.filler}, kept
+        return stream | {"read": part.read + kept * S, "filler": part.drawn.filler}, kept
 
-    def _ends(self, stream: Stream | None, hit: float) -> bool:
-        """Not to be gone on with. One that has read nothing yet has no memory to go on with."""
-        if stream is None or not stream["read"] or stream["read"] >= stream["until"] * self.block_size:
-            return True
-        return self.config.stream_gated and not hit
+    def _behind(self, stream: Stream | None, hit: float) -> Stream | None:
+        """What is left of a stream behind an answer. One that has read nothing yet has no memory to go on with."""
+        if stream is None or not stream["read"] or (self.config.stream_gated and not hit):
+            return None
+        if stream["read"] < stream["until"] * self.block_size:
+            return stream
+        return {} if self.config.stream_told_again else None
 
     def _by_age(self, by_age: dict[str, list], filler: int, hit: float) -> dict[str, list]:
         """(mean over recent documents, documents) by the blocks of filler, a power of two and up to the next."""
@@ -201,14 +220,19 @@ class PassKeyTask:
 
     def _draw(
         self, rng: np.random.Generator, open_stages: int, free_blocks: int, stream: Stream | None = None
-    ) -> tuple[str, int] | None:
-        """Key and filler tokens of the next document, or None if not even the shortest fits.
+    ) -> _Drawn | None:
+        """The next document, or None if not even the shortest fits.
 
         Of a `stream` that goes on: its key, and its filler from the beginning; what is new of it is as long as
-        another document's.
+        another document's. Behind a stream that has ended, another key without an introduction.
         """
+        S, writer = self.block_size, self.writer
         digits = self.config.key_digits
-        most = free_blocks * self.block_size - self._overhead
+        most = free_blocks * S - self._overhead
+        told_again, lead = stream == {}, 0
+        if told_again or (stream is None and self.config.late_share and rng.random() < self.config.late_share):
+            lead = int(rng.integers(0, max(min(LATE_BLOCKS * S, most - self._stage_range(0)[0]), 1)))
+        most -= lead
         stages = [s for s in range(open_stages) if self._stage_range(s)[0] <= most]
         if not stages:
             return None
@@ -222,33 +246,34 @@ class PassKeyTask:
         before = None
         if rng.random() < self.config.straddle_share:
             before = int(rng.integers(1 - self.config.straddle_behind, max(digits, 2)))
-        key, old = random_key(rng, digits), 0
-        if stream is not None:
-            key = stream["key"]
-            old = max(stream["read"] - self.writer.telling_tokens(key), 0)
+        drawn, old = _Drawn(random_key(rng, digits), filler, lead, stream is None), 0
+        if stream:
+            drawn = _Drawn(stream["key"], filler, stream.get("lead", 0), stream.get("introduced", True))
+            old = max(stream["read"] - drawn.lead - writer.telling_tokens(drawn.key, drawn.introduced), 0)
         if before is not None:
-            near = self._straddle(key, old + filler, before)
+            near = self._straddle(drawn._replace(filler=old + filler), before)
             filler = next((n - old for n in near if least <= n - old <= most), filler)
-        return key, old + filler
+        return drawn._replace(filler=old + filler)
 
-    def _straddle(self, key: str, filler: int, tokens_before: int) -> tuple[int, int]:
+    def _straddle(self, drawn: _Drawn, tokens_before: int) -> tuple[int, int]:
         """The nearest longer and shorter filler with so many tokens of the answer before a block's edge, or, where that
         is negative, so many of other text between the edge and the answer.
 
         An answer of fewer tokens has all but its last one there; one of a single token cannot straddle, and ends there.
         """
-        tokens = self.writer.answer_tokens(key)
-        first = self.writer.overhead(key) - tokens + filler
-        longer = filler + (-min(tokens_before, max(tokens - 1, 1)) - first) % self.block_size
+        tokens = self.writer.answer_tokens(drawn.key)
+        first = drawn.lead + self.writer.overhead(drawn.key, drawn.introduced) - tokens + drawn.filler
+        longer = drawn.filler + (-min(tokens_before, max(tokens - 1, 1)) - first) % self.block_size
         return longer, longer - self.block_size
 
     def _documents(self, rng: np.random.Generator, open_stages: int, stream: Stream | None) -> list[_Part]:
         """What a row holds, the stream first."""
         parts: list[_Part] = []
         free = self.sequence_length // self.block_size
+        if stream == {} and rng.random() >= self.config.stream_told_again:
+            stream = None
         while (drawn := self._draw(rng, open_stages, free, stream)) is not None:
-            read = stream["read"] if stream is not None else 0
-            parts.append(_Part(self.writer.document(*drawn), read, drawn[1]))
+            parts.append(_Part(self.writer.document(*drawn), drawn, stream["read"] if stream else 0))
             free -= -(-len(parts[-1].tokens) // self.block_size)
             stream = None
         return parts
@@ -261,7 +286,7 @@ class PassKeyTask:
         plain: list[np.ndarray] = []
         block, count = 0, 0
         for part in parts:
-            begin, starts[block] = block * S, not part.read
+            begin, starts[block] = block * S, part.starts
             count = begin + len(part.tokens)
             tokens[begin:count] = part.tokens
             places = (part.doc.answer - part.read, part.doc.mention - part.read)
@@ -296,13 +321,13 @@ class PassKeyTask:
             zip(batch.starts, batch.targets, batch.positions, batch.weights, strict=True)
         ):
             row = []
-            goes_on = [] if starts[0] else [0]
-            for n, block in enumerate([*goes_on, *np.flatnonzero(starts)]):
+            documents = int(starts.sum()) + (not starts[0])
+            for n in range(documents):
                 room = np.arange(2 * digits * n, 2 * digits * n + digits)
                 columns = room[weights[room] > 0]
-                length = int(positions[columns[-1]]) + 2 - int(block) * self.block_size
-                filler = length - self.writer.overhead(self.writer.key_of(targets[columns]))
+                filler = int(positions[columns[0]] - positions[room + digits].max())
+                filler -= self.writer.between(self.writer.key_of(targets[columns]))
                 stream = streams[i] if n == 0 and i < len(streams) else None
-                row.append((columns, stream["filler"] if stream is not None else filler))
+                row.append((columns, stream["filler"] if stream else filler))
             found.append(row)
         return found

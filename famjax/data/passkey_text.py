@@ -41,8 +41,9 @@ class Document(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """A document without its filler: what is before it and behind it, and where the key is in both."""
+    """A document without its filler: what is before it and behind it, and where the key is in telling and question."""
 
+    introduction: np.ndarray
     telling: np.ndarray
     mention: np.ndarray
     question: np.ndarray
@@ -86,21 +87,36 @@ class Writer:
                 f"key task is written in"
             )
 
-    def document(self, key: str, filler_tokens: int) -> Document:
-        """A document with exactly so many tokens of filler, which breaks off where it must."""
-        frame = self._frame(key)
-        before = len(self._begin) + len(frame.telling)
-        tokens = np.concatenate([self._begin, frame.telling, self.filler(filler_tokens), frame.question])
-        return Document(tokens, before + filler_tokens + frame.answer, len(self._begin) + frame.mention)
+    def document(self, key: str, filler_tokens: int, lead: int = 0, introduced: bool = True) -> Document:
+        """A document with exactly so many tokens of filler behind the telling, which breaks off where it must.
 
-    def overhead(self, key: str) -> int:
+        Args:
+          key: digits.
+          filler_tokens: between telling and question.
+          lead: tokens of filler before the telling.
+          introduced: with the introduction; without it the document goes on behind another text.
+        """
+        frame, head = self._frame(key), self._head(key, introduced)
+        before = len(head) + lead + len(frame.telling)
+        parts = [head, self.filler(lead), frame.telling, self.filler(filler_tokens), frame.question]
+        return Document(np.concatenate(parts), before + filler_tokens + frame.answer, len(head) + lead + frame.mention)
+
+    def _head(self, key: str, introduced: bool) -> np.ndarray:
+        parts = [self._begin, self._frame(key).introduction] if introduced else [self._begin[:0]]
+        return np.concatenate(parts)
+
+    def overhead(self, key: str, introduced: bool = True) -> int:
         """Tokens of a document with this key, without its filler."""
-        frame = self._frame(key)
-        return len(self._begin) + len(frame.telling) + len(frame.question)
+        return self.telling_tokens(key, introduced) + len(self._frame(key).question)
 
-    def telling_tokens(self, key: str) -> int:
-        """Tokens of a document before its filler."""
-        return len(self._begin) + len(self._frame(key).telling)
+    def telling_tokens(self, key: str, introduced: bool = True) -> int:
+        """Tokens of a document up to the end of the telling, without filler before it."""
+        return len(self._head(key, introduced)) + len(self._frame(key).telling)
+
+    def between(self, key: str) -> int:
+        """From the last token of the mention to the first one of the answer, without filler."""
+        frame = self._frame(key)
+        return len(frame.telling) - int(frame.mention[-1]) + int(frame.answer[0])
 
     def question_tokens(self, key: str) -> int:
         """Tokens of a document behind its filler, the answer included."""
@@ -139,11 +155,13 @@ class Writer:
         head = INTRODUCTION + TELLING.format(key=key)
         telling = self.vocabulary.encode(head + FILLER)
         telling = telling[: self._inside(telling, len(head))]
+        mention = self._with_characters(telling, head.rindex(key), len(key))
+        introduction = self._inside(telling, len(INTRODUCTION))
         tail = _SENTENCE_BEFORE + QUESTION + key
         question = self.vocabulary.encode(tail)
         cut = self._with_characters(question, 0, len(_SENTENCE_BEFORE))[-1] + 1
         return _Frame(
-            telling, self._with_characters(telling, head.rindex(key), len(key)),
+            telling[:introduction], telling[introduction:], mention - introduction,
             question[cut:], self._with_characters(question, len(tail) - len(key), len(key)) - cut,
         )  # fmt: skip
 

@@ -255,3 +255,63 @@ def test_the_entries_of_a_stream_are_json_and_enough_to_go_on():
     back = json.loads(json.dumps(progress))
     for a, b in zip(pass_key.batch(9, progress)[0], streams(4).batch(9, back)[0], strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# --- keys that are told late ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_stream_at_its_end_is_told_another_key_and_what_it_was_told_before_is_in_its_memory(seed):
+    """At share 1 no memory begins afresh while answers are right; each stretch is a document without introduction:
+    filler, the telling of a key of its own, filler, its question. Only its own filler counts."""
+    pass_key = streams(seed, stream_blocks=24, stream_told_again=1.0)
+    kept, told, keys, again, progress = [""] * 3, [""] * 3, [set() for _ in range(3)], 0, {}
+    for step, (batch, before, progress) in enumerate(played(pass_key, 40)):
+        assert not step or not batch.starts[:3, 0].any()
+        for i, entry in enumerate(before):
+            text = decode(batch.tokens[i]).split("\0")[0]
+            behind = np.flatnonzero(batch.starts[i][1:])
+            text = text[: (behind[0] + 1) * BLOCK] if len(behind) else text
+            if not entry:
+                again += entry == {}
+                kept[i] = ""
+                told[i] = text.split("The pass key is ")[1][:5]
+                keys[i].add(told[i])
+                assert text.startswith("There is an important") == (entry is None)
+                lead = text.split("The pass key is ")[0]
+                assert entry is None or (FILLER * 2).startswith(lead)
+            whole = kept[i] + text
+            assert whole.endswith(f"What is the pass key? The pass key is {told[i]}")
+            if progress["streams"][i]:
+                filler = whole.split(f"{told[i]} is the pass key. ")[1].split(" What is the pass key?")[0]
+                assert progress["streams"][i]["filler"] == len(filler)
+            kept[i] = whole[: len(kept[i]) + batch.kept[i] * BLOCK]
+    assert again > 20
+    assert all(len(one) > 5 for one in keys)
+
+
+def test_a_stream_that_was_wrong_is_told_another_key_with_a_fresh_memory():
+    """Whatever the share: what has lost its key is no memory to go on with."""
+    pass_key = streams(1, stream_told_again=1.0)
+    for batch, before, _ in played(pass_key, 12, lambda step, row: False):
+        assert before == [None] * 3
+        assert batch.starts[:3, 0].all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_keys_are_told_behind_filler_as_often_as_asked(share):
+    """The filler before the telling is less than 2 blocks, and is not counted as the key's own."""
+    pass_key = task(config=PassKeyConfig(late_share=share), batch_size=8)
+    late = []
+    for step in range(40):
+        batch = pass_key.batch(step, {"open_stages": 5})[0]
+        for row, tokens, starts in zip(pass_key._answers(batch), batch.tokens, batch.starts, strict=True):
+            for (_, filler), begin in zip(row, np.flatnonzero(starts) * BLOCK, strict=True):
+                text = decode(tokens[begin:])
+                lead, behind = text.split("information there. ")[1].split("The pass key is ", 1)
+                assert (FILLER * 2).startswith(lead)
+                assert len(lead) < 2 * BLOCK
+                own = behind.split(" is the pass key. ")[1].split(" What is the pass key?")[0]
+                assert filler == len(own)
+                late.append(len(lead) > 0)
+    assert abs(np.mean(late) - share) < 0.08

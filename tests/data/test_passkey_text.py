@@ -86,6 +86,31 @@ def test_tokens_are_those_of_the_whole_text(writers, name):
     assert doc.tokens[vocabulary.bos is not None :].tolist() == whole.tolist()
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("key", ["12390", "7"])
+def test_a_key_told_behind_filler(writers, name, key):
+    """With whole sentences of filler before the telling too, the tokens are those of the text; without an introduction
+    they are those behind it. Places and lengths hold."""
+    writer = writers[name]
+    vocabulary, bos = writer.vocabulary, writer.vocabulary.bos is not None
+    text = INTRODUCTION + 2 * FILLER + TELLING.format(key=key) + FILLER.rstrip() + QUESTION + key
+    whole = vocabulary.encode(text)
+    lead = len(vocabulary.encode(3 * FILLER)) - len(vocabulary.encode(FILLER))
+    filler = len(whole) + bos - writer.overhead(key) - lead
+    doc = writer.document(key, filler, lead)
+    assert doc.tokens[bos:].tolist() == whole.tolist()
+    assert vocabulary.decode(doc.tokens[doc.mention]).strip() == key
+    assert doc.answer[0] - doc.mention[-1] == writer.between(key) + filler
+    plain = writer.document(key, filler, lead, introduced=False)
+    cut = len(doc.tokens) - len(plain.tokens)
+    assert plain.tokens.tolist() == doc.tokens[cut:].tolist()
+    assert (plain.answer + cut).tolist() == doc.answer.tolist() and (
+        plain.mention + cut
+    ).tolist() == doc.mention.tolist()
+    assert len(plain.tokens) == writer.overhead(key, introduced=False) + lead + filler
+    assert vocabulary.decode(doc.tokens[bos:cut]).strip() == INTRODUCTION.strip()
+
+
 def test_keys_fall_into_tokens_of_several_digits(writers):
     """Otherwise the tests here would say nothing about them."""
     lengths = {writers["byte-level"].answer_tokens(key) for key in ("12345", "12390", "67676")}
@@ -152,7 +177,7 @@ def test_filler_is_told_exactly(writers):
     pass_key = task(writers["byte-level"])
     drawn = []
     ordinary, document = pass_key.writer.document, pass_key.writer.document
-    pass_key.writer.document = lambda key, filler: drawn.append(filler) or document(key, filler)
+    pass_key.writer.document = lambda key, filler, *rest: drawn.append(filler) or document(key, filler, *rest)
     batch = pass_key.batch(0, {"open_stages": 3})[0]
     pass_key.writer.document = ordinary
     assert [filler for row in pass_key._answers(batch) for _, filler in row] == drawn
