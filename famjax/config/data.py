@@ -184,8 +184,7 @@ class DataConfig:
                 raise ConfigError(f"sources has {source!r}; it must be a path, in quotes, or a SourceConfig")
         for source in self.all_sources():
             source.validate()
-        for name in ("stream_share", "stream_told_again", "late_share"):
-            probability(name, getattr(self, name))
+        probability("stream_share", self.stream_share)
         one_of("packing", self.packing, PACKINGS)
         for name in ("repeat_segment", "repeat_weight", "data_shards"):
             at_least(name, getattr(self, name), 0)
