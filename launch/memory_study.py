@@ -4,6 +4,7 @@
     python launch/memory_study.py runs/memory --part recipe         passkey_long.gin, three seeds
     python launch/memory_study.py runs/memory --part twins          with and without FAM, as many steps on the same data
     python launch/memory_study.py runs/memory --part ablations      tiny_fam.gin, one thing changed in each
+    python launch/memory_study.py runs/memory --part late           keys told behind filler and to old memories
     python launch/memory_study.py runs/memory --part block1024      blocks of 1024, so that 256 updates are 260k tokens
 
 Each training runs on cores of its own, as many at once as there are cores (--at-once). The keys that are evaluated
@@ -12,26 +13,21 @@ goes on where it was stopped. DIR gets study.json, study.md (tables) and study.p
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import memory_results
 import verbs
 
 from famjax.cli import side_by_side
 from famjax.runtime.cpu import cores
 
 SHORT, LONG = "gin/experiments/tiny_fam.gin", "gin/experiments/passkey_long.gin"
-BLOCK1024 = "gin/experiments/passkey_block1024.gin"
+ANY_DEPTH, BLOCK1024 = "gin/experiments/passkey_any_depth.gin", "gin/experiments/passkey_block1024.gin"
 SEEDS = (0, 1, 2)
 REPORTED_KEYS = 271828  # the evaluation's seed
-# Runs that the plot shows beside the recipe.
-PLOTTED = ("bswa_m0", "bswa_m1", "as_carried", "bound", "paper", "rsp")
-
-RESULTS_JSON, SAMPLES_JSONL = "results.json", "samples.jsonl"
-NEAR = 3  # tokens between a block's edge and the beginning of an answer
 
 
 class Asked(NamedTuple):
@@ -41,6 +37,13 @@ class Asked(NamedTuple):
     blocks: str
     keys: int = 1
     alignments: int = 0
+
+
+class Depths(NamedTuple):
+    """The key at other depths than at the beginning: lengths in tokens, and examples of each."""
+
+    lengths: str = "512,1k,4k,16k"
+    examples: int = 100
 
 
 class Run(NamedTuple):
@@ -53,6 +56,7 @@ class Run(NamedTuple):
       bindings: what is set otherwise than in the experiment.
       experiment: its gin file.
       asked: its evaluations.
+      depths: another one, or None.
       start: run whose weights it starts from; empty for random ones.
     """
 
@@ -62,13 +66,23 @@ class Run(NamedTuple):
     bindings: tuple[str, ...] = ()
     experiment: str = SHORT
     asked: tuple[Asked, ...] = (Asked("16,64,256,1024"),)
+    depths: Depths | None = None
     start: str = ""
 
 
 def recipe() -> list[Run]:
     """The recipe on several seeds."""
     asked = (Asked("16,64,256,1024", keys=4), Asked("4096", alignments=32), Asked("16384", alignments=16))
-    return [Run(f"long_seed{n}", "recipe", f"the recipe, seed {n}", (f"RANDOM_SEED={n}",), LONG, asked) for n in SEEDS]
+    return [
+        Run(f"long_seed{n}", "recipe", f"the recipe, seed {n}", (f"RANDOM_SEED={n}",), LONG, asked, Depths())
+        for n in SEEDS
+    ]
+
+
+def late() -> list[Run]:
+    """Keys that are told late."""
+    about = "told late too"
+    return [Run("any_depth", "late", about, ("RANDOM_SEED=0",), ANY_DEPTH, depths=Depths())]
 
 
 def base() -> Run:
@@ -144,7 +158,7 @@ def block1024() -> list[Run]:
     return [Run("block1024", "block1024", about, (), BLOCK1024, asked, start="long_seed0")]
 
 
-PARTS = {"recipe": recipe, "twins": twins, "ablations": ablations, "block1024": block1024}
+PARTS = {"recipe": recipe, "late": late, "twins": twins, "ablations": ablations, "block1024": block1024}
 
 
 def main() -> int:
@@ -172,7 +186,7 @@ def main() -> int:
     except (RuntimeError, subprocess.CalledProcessError) as error:
         print(f"memory_study: {error}", file=sys.stderr)
         return 1
-    write(args.folder)
+    memory_results.write(args.folder, {title: part() for title, part in PARTS.items()})
     return 0
 
 
@@ -187,119 +201,14 @@ def jobs(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
 
 def evaluate(run: Run, folder: Path) -> None:
     """`famjax eval`, which asks nothing that was asked before."""
-    for asked, output in zip(run.asked, evaluations(run, folder), strict=True):
-        where = ("--model", folder / run.name, "--output", output)
-        what = ("--filler-blocks", asked.blocks, "--keys", asked.keys, "--seed", REPORTED_KEYS)
-        verbs.famjax("eval", *where, *what, f"--gin.EvalConfig.alignments={asked.alignments}", quiet=True)
-
-
-def evaluations(run: Run, folder: Path) -> list[Path]:
-    """Where they write."""
-    return [folder / f"{run.name}-eval{number or ''}" for number in range(len(run.asked))]
-
-
-# --- what came out ------------------------------------------------------------------------------------------------
-
-
-def write(folder: Path) -> None:
-    """Tables and plot of all runs that have results, whatever part was asked for now."""
-    runs = {run.name: run for part in PARTS.values() for run in part()}
-    done = [run for run in runs.values() if all((one / RESULTS_JSON).exists() for one in evaluations(run, folder))]
-    found = {run.name: told(run, folder) for run in done}
-    (folder / "study.json").write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
-    parts = []
-    for title, part in PARTS.items():
-        rows = [found[run.name] for run in part() if run.name in found]
-        parts += [f"## {title}", "", *table(rows), ""] if rows else []
-        parts += [*where_it_fails(rows), ""] if rows and title == "recipe" else []
-    (folder / "study.md").write_text("\n".join(parts), encoding="utf-8")
-    plot(folder / "study.png", [row for row in found.values() if row["part"] == "recipe" or row["name"] in PLOTTED])
-    print("\n".join(parts))
-
-
-def told(run: Run, folder: Path) -> dict[str, Any]:
-    """One run's numbers: what it cost and what it recalls."""
-    from famjax.cli.gin_config import load_train_config
-    from famjax.plan.programs import targets_of_row
-    from famjax.train.flops import flops_per_token
-
-    config, _ = load_train_config([run.experiment], (), ["MODEL_DIR='none'", *run.bindings])
-    last = last_line(folder / run.name / "metrics.jsonl")
-    tokens = last["step"] * config.batch_size * config.sequence_length
-    results = [json.loads((one / RESULTS_JSON).read_text(encoding="utf-8")) for one in evaluations(run, folder)]
-    recall = [row for one in results for row in one["models"][0]["passkey"]]
-    return {
-        "name": run.name, "part": run.part, "about": run.about, "steps": last["step"], "tokens": tokens,
-        "flops": tokens * flops_per_token(config, targets_of_row(config)), "minutes": last["seconds"] / 60,
-        "block_size": config.model.memory.block_size, "recall": recall,
-        "misses": misses(run, folder, config.model.memory.block_size),
-    }  # fmt: skip
-
-
-def misses(run: Run, folder: Path, block_size: int) -> list[int]:
-    """Of each wrong answer how many tokens behind the nearest block's edge it begins; before it where negative."""
-    lines = [line for one in evaluations(run, folder) for line in (one / SAMPLES_JSONL).read_text().splitlines()]
-    wrong = [sample for sample in map(json.loads, lines) if sample["values"]["exact_match"] < 1]
-    half = block_size // 2
-    return sorted((sample["tokens"] + half) % block_size - half for sample in wrong)
-
-
-def where_it_fails(rows: list[dict[str, Any]]) -> list[str]:
-    """Where the answers that were wrong begin, a line."""
-    asked = sum(one["documents"] for row in rows for one in row["recall"])
-    found = [place for row in rows for place in row["misses"]]
-    near = sum(abs(place) <= NEAR for place in found)
-    return [f"Of {asked:,} answers {len(found)} are wrong; {near} of these begin at most {NEAR} tokens from an edge."]
-
-
-def last_line(metrics: Path) -> dict[str, Any]:
-    """The last line of a training's log."""
-    last: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
-    return last
-
-
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown, of the lengths that all rows were asked at."""
-    asked = [{one["filler_blocks"] for one in row["recall"]} for row in rows]
-    blocks = sorted(set.intersection(*asked))
-    head = ["", *(f"{n} blocks" for n in blocks), "steps", "tokens", "TFLOPs", "minutes"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows:
-        recall = [
-            f"{one['exact_match']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
-            for one in row["recall"]
-            if one["filler_blocks"] in blocks
-        ]
-        cost = [
-            f"{row['steps']:,}",
-            f"{row['tokens'] / 1e6:.1f}M",
-            f"{row['flops'] / 1e12:.0f}",
-            f"{row['minutes']:.1f}",
-        ]
-        lines.append("| " + " | ".join([row["about"], *recall, *cost]) + " |")
-    return lines
-
-
-def plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Exact match against updates of FAM, or block edges."""
-    if not rows:
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for number, row in enumerate(rows):
-        x = [one["filler_tokens"] / row["block_size"] for one in row["recall"]]
-        y, low, high = ([one[name] for one in row["recall"]] for name in ("exact_match", "low", "high"))
-        style = {"marker": "os^Dv<>P*X"[number % 10], "markersize": 4.5, "linewidth": 1.3}
-        axes.plot(x, y, label=row["about"], **style, linestyle="-" if row["part"] == "recipe" else "--")
-        axes.fill_between(x, low, high, alpha=0.12, linewidth=0)
-    axes.set(xscale="log", xlabel="blocks of filler, each an update of FAM", ylabel="exact match of the pass key")
-    axes.set_ylim(-0.03, 1.03)
-    axes.axvline(7, color="gray", linewidth=0.8)
-    axes.text(7, 0.5, " gradients reach", fontsize=8, color="gray")
-    axes.legend(fontsize=8, loc="lower left")
-    figure.savefig(path, dpi=150)
+    same = ("eval", "--model", folder / run.name, "--seed", REPORTED_KEYS)
+    for asked, output in zip(run.asked, memory_results.evaluations(run, folder), strict=True):
+        what = ("--filler-blocks", asked.blocks, "--keys", asked.keys)
+        alignments = f"--gin.EvalConfig.alignments={asked.alignments}"
+        verbs.famjax(*same, "--output", output, *what, alignments, quiet=True)
+    if run.depths:
+        what = ("--task", "passkey_depth", "--lengths", run.depths.lengths, "--examples", run.depths.examples)
+        verbs.famjax(*same, "--output", memory_results.depths(run, folder), *what, quiet=True)
 
 
 if __name__ == "__main__":

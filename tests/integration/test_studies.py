@@ -40,31 +40,31 @@ def test_every_training_of_the_memory_study_is_possible(script, tmp_path) -> Non
     settings = {repr(job.config).replace(job.config.model_dir, "") for job in jobs}
     assert len(settings) == len(jobs) > 30
     assert all(runs[run.start].part == "recipe" for run in runs.values() if run.start)
-    assert set(study.PLOTTED) <= set(runs)
+    assert set(script("memory_results").PLOTTED) <= set(runs)
 
 
 def test_the_memory_study_counts_wrong_answers_by_their_place(script, tmp_path) -> None:
     """Of two evaluations, by hand: answers that begin 1 before, 0, 5 behind, and half a block away from an edge."""
-    study = script("memory_study")
+    study, results = script("memory_study"), script("memory_results")
     run = study.Run("one", "recipe", "", asked=(study.Asked("1"), study.Asked("2")))
     places = ((127, 0.0), (128, 0.0), (130, 1.0)), ((69, 0.0), (96, 0.0), (61, 1.0))
-    for output, samples in zip(study.evaluations(run, tmp_path), places, strict=True):
+    for output, samples in zip(results.evaluations(run, tmp_path), places, strict=True):
         output.mkdir()
         lines = [json.dumps({"tokens": n, "values": {"exact_match": match}}) for n, match in samples]
         (output / "samples.jsonl").write_text("\n".join(lines) + "\n")
-    found = study.misses(run, tmp_path, 64)
+    found = results.misses(run, tmp_path, 64)
     assert found == [-32, -1, 0, 5]
     rows = [{"recall": [{"documents": 4}, {"documents": 2}], "misses": found}]
-    assert study.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these begin at most 3 tokens from an edge."]
+    assert results.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these begin at most 3 tokens from an edge."]
 
 
 def test_the_tables_of_the_memory_study_have_the_lengths_that_all_rows_were_asked_at(script) -> None:
-    study = script("memory_study")
+    results = script("memory_results")
     row = lambda about, blocks: {
         "about": about, "steps": 2400, "tokens": 13.5e6, "flops": 2e12, "minutes": 4.6,
         "recall": [{"filler_blocks": n, "exact_match": n / 64, "low": 0.1, "high": 0.9} for n in blocks],
     }  # fmt: skip
-    lines = study.table([row("first", (1, 16, 64)), row("second", (16, 64, 256))])
+    lines = results.table([row("first", (1, 16, 64)), row("second", (16, 64, 256))])
     assert lines[0] == "|  | 16 blocks | 64 blocks | steps | tokens | TFLOPs | minutes |"
     assert lines[2:] == [
         "| first | 0.25 (0.10-0.90) | 1.00 (0.10-0.90) | 2,400 | 13.5M | 2 | 4.6 |",
