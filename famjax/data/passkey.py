@@ -226,13 +226,36 @@ class PassKeyTask:
         Of a `stream` that goes on: its key, and its filler from the beginning; what is new of it is as long as
         another document's. Behind a stream that has ended, another key without an introduction.
         """
-        S, writer = self.block_size, self.writer
         digits = self.config.key_digits
-        most = free_blocks * S - self._overhead
-        told_again, lead = stream == {}, 0
-        if told_again or (stream is None and self.config.late_share and rng.random() < self.config.late_share):
-            lead = int(rng.integers(0, max(min(LATE_BLOCKS * S, most - self._stage_range(0)[0]), 1)))
-        most -= lead
+        most = free_blocks * self.block_size - self._overhead
+        lead = self._lead(rng, stream, most)
+        lengths = self._lengths(rng, open_stages, most - lead)
+        if lengths is None:
+            return None
+        least, most = lengths
+        filler = int(rng.integers(least, most + 1))
+        before = None
+        if rng.random() < self.config.straddle_share:
+            before = int(rng.integers(1 - self.config.straddle_behind, max(digits, 2)))
+        drawn, old = _Drawn(random_key(rng, digits), filler, lead, stream is None), 0
+        if stream:
+            drawn = _Drawn(stream["key"], filler, stream.get("lead", 0), stream.get("introduced", True))
+            told = drawn.lead + self.writer.telling_tokens(drawn.key, drawn.introduced)
+            old = max(stream["read"] - told, 0)
+        if before is not None:
+            near = self._straddle(drawn._replace(filler=old + filler), before)
+            filler = next((n - old for n in near if least <= n - old <= most), filler)
+        return drawn._replace(filler=old + filler)
+
+    def _lead(self, rng: np.random.Generator, stream: Stream | None, most: int) -> int:
+        """Filler before the telling; a document that has been told, or is told at once, has none."""
+        late = self.config.late_share
+        if stream or (stream is None and not (late and rng.random() < late)):
+            return 0
+        return int(rng.integers(0, max(min(LATE_BLOCKS * self.block_size, most - self._stage_range(0)[0]), 1)))
+
+    def _lengths(self, rng: np.random.Generator, open_stages: int, most: int) -> tuple[int, int] | None:
+        """Least and most filler of a stage that is drawn, as there is room; None if not even the first stage fits."""
         stages = [s for s in range(open_stages) if self._stage_range(s)[0] <= most]
         if not stages:
             return None
@@ -241,19 +264,7 @@ class PassKeyTask:
         else:
             stage = int(rng.choice(stages))
         least, longest = self._stage_range(stage)
-        most = min(longest, most)
-        filler = int(rng.integers(least, most + 1))
-        before = None
-        if rng.random() < self.config.straddle_share:
-            before = int(rng.integers(1 - self.config.straddle_behind, max(digits, 2)))
-        drawn, old = _Drawn(random_key(rng, digits), filler, lead, stream is None), 0
-        if stream:
-            drawn = _Drawn(stream["key"], filler, stream.get("lead", 0), stream.get("introduced", True))
-            old = max(stream["read"] - drawn.lead - writer.telling_tokens(drawn.key, drawn.introduced), 0)
-        if before is not None:
-            near = self._straddle(drawn._replace(filler=old + filler), before)
-            filler = next((n - old for n in near if least <= n - old <= most), filler)
-        return drawn._replace(filler=old + filler)
+        return least, min(longest, most)
 
     def _straddle(self, drawn: _Drawn, tokens_before: int) -> tuple[int, int]:
         """The nearest longer and shorter filler with so many tokens of the answer before a block's edge, or, where that
