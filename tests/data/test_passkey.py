@@ -248,13 +248,18 @@ def test_recall_is_told_by_the_filler_before_the_question():
     assert all(x == (age < 32) for age, x in recall.items())
 
 
-def test_the_entries_of_a_stream_are_json_and_enough_to_go_on():
+@pytest.mark.parametrize("settings", [{}, {"stream_blocks": 16, "stream_told_again": 0.5, "late_share": 0.5}])
+def test_the_entries_of_a_stream_are_json_and_enough_to_go_on(settings):
     """Progress is what a checkpoint holds: read back from JSON, the next batch is the same."""
-    pass_key = streams(4)
-    *_, (_, _, progress) = played(pass_key, 9)
-    back = json.loads(json.dumps(progress))
-    for a, b in zip(pass_key.batch(9, progress)[0], streams(4).batch(9, back)[0], strict=True):
-        np.testing.assert_array_equal(a, b)
+    pass_key, ended = streams(4, **settings), False
+    for step, (_, _, progress) in enumerate(played(pass_key, 9)):
+        back = json.loads(json.dumps(progress))
+        ended |= {} in back["streams"]
+        for a, b in zip(
+            pass_key.batch(step + 1, progress)[0], streams(4, **settings).batch(step + 1, back)[0], strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+    assert ended == bool(settings)
 
 
 # --- keys that are told late ------------------------------------------------------------------------------------------
