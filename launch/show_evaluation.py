@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where everything goes")
     parser.add_argument("texts", type=Path, help="TEXTS/train/*.txt and TEXTS/heldout/*.txt")
     parser.add_argument("--examples", default="20", metavar="N", help="of each length of a task (20)")
-    parser.add_argument("--lengths", default="512,1k,2k,4k", metavar="N,N", help="tokens of the tasks (512,1k,2k,4k)")
+    parser.add_argument("--lengths", default="1k,2k,4k", metavar="N,N", help="tokens of the tasks (1k,2k,4k)")
     args = parser.parse_args()
     twins = ("--twins", "0,1,2")
 

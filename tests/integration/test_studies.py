@@ -9,6 +9,10 @@ from types import ModuleType
 import pytest
 
 from famjax.cli import main as cli
+from famjax.config import EvalConfig
+from famjax.data.vocabulary import ByteVocabulary
+from famjax.evals import catalog
+from famjax.infer.codec import Codec
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
@@ -83,3 +87,9 @@ def test_what_the_evaluation_shown_asks_for_is_known(script, tmp_path, monkeypat
     verbs = [importlib.import_module(f"famjax.cli.{words[0]}") for words in said]
     parsed = [cli.parse(verb, words[1:]) for verb, words in zip(verbs, said, strict=True)]
     assert parsed[2].model == [f"{tmp_path}/{task}/{name}" for task in ("passkey", "texts") for name in show.MODELS]
+    tasks = [one for task in parsed[2].task for one in task.split(",")]
+    settings = EvalConfig(tuple(parsed[2].model), task=",".join(tasks), lengths=parsed[2].lengths, examples=1)
+    for name in set(tasks) - {"text", "passkey"}:
+        task = catalog.make(name, settings, Codec.of(ByteVocabulary()), 64)
+        lengths = [len(example.context) + len(example.prompt) for example in task.examples()]
+        assert sorted({length for length in lengths}) == list(parsed[2].lengths)
