@@ -90,8 +90,13 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
 
 
 def _names(model_dirs: Sequence[str]) -> list[str]:
-    names = [Path(path).resolve().name for path in model_dirs]
-    return names if len(set(names)) == len(names) else list(model_dirs)
+    """The ends of the paths, as much of each as tells all apart."""
+    paths = [Path(path).resolve().parts for path in model_dirs]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return list(model_dirs)
 
 
 def _subject(path: str, config: EvalConfig) -> Subject:

@@ -171,3 +171,17 @@ def test_runs_that_were_made_apart_are_compared(tmp_path, capsys):
         compare(runs)
     with pytest.raises(ConfigError, match="name output directories"):
         compare([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("runs/fam", "runs/bswa"), ["fam", "bswa"]),
+        (("runs/passkey/fam", "runs/texts/fam", "runs/texts/bswa"), ["passkey/fam", "texts/fam", "texts/bswa"]),
+        (("a/runs/x/fam", "b/runs/x/fam"), ["a/runs/x/fam", "b/runs/x/fam"]),
+        (("runs/fam", "runs/fam/"), ["runs/fam", "runs/fam/"]),
+    ],
+)
+def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart(paths, names):
+    """So that a table says `texts/fam`, not a path of the machine."""
+    assert run._names(paths) == names
