@@ -3,7 +3,7 @@
     python launch/debian_texts.py runs/texts                   once; needs apt
     python launch/show_evaluation.py runs/show runs/texts
 
-trains eight small models (an hour and a half on two cores): FAM and BSWA with 0, 1 and 2 memory segments on the pass
+trains eight small models (half an hour on two cores): FAM and BSWA with 0, 1 and 2 memory segments on the pass
 key, and the same four on the documents of TEXTS/train. Then one `famjax eval` asks all of them the synthetic tasks at
 several lengths and lets them predict TEXTS/heldout, and runs/show/report/report.html has all of it. With chromium (or
 chrome) there, its top becomes report.png. A second run goes on where the first one was stopped.
