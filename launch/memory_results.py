@@ -126,7 +126,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(rows):
         x = [one["filler_tokens"] / row["block_size"] for one in row["recall"]]
@@ -137,6 +137,6 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.set(xscale="log", xlabel="blocks of filler, each an update of FAM", ylabel="exact match of the pass key")
     axes.set_ylim(-0.03, 1.03)
     axes.axvline(7, color="gray", linewidth=0.8)
-    axes.text(7, 0.5, " gradients reach", fontsize=8, color="gray")
-    axes.legend(fontsize=8, loc="lower left")
+    axes.text(7, 0.5, " the recipe's gradients reach", fontsize=8, color="gray")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
