@@ -275,7 +275,7 @@ def test_dry_run_shows_all_and_runs_nothing(gcloud, gin, capfd):
     real = [words for _, words, _ in gcloud.calls]
     real[2][5] = lines[2][5]  # the bundle lies in a folder of its own
     assert lines == real
-    assert "TRAIN_STEPS = 2000" in out and "apt_install python3.11" in out
+    assert "TRAIN_STEPS = 2400" in out and "apt_install python3.11" in out
 
 
 def test_without_gcloud(tmp_path, monkeypatch, gin, capfd):
