@@ -121,8 +121,12 @@ def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:
 
 def select_state_rows(mask_B: Any, new: MemoryState, old: MemoryState) -> MemoryState:
     """Rows of `new` where the mask is set, else rows of `old` (to reset or restore single rows)."""
-    chosen = lambda axis, a, b: jnp.where(mask_B.reshape(-1, *(1,) * (a.ndim - axis - 1)), a, b)
-    return over_rows(chosen, new, old)
+    return over_rows(lambda axis, a, b: _chosen(mask_B, a, b, axis), new, old)
+
+
+def _chosen(mask_B: Any, new: Any, old: Any, axis: int = 0) -> Any:
+    """`new` where the mask of the rows, which `axis` counts, is set, else `old`."""
+    return jnp.where(mask_B.reshape(-1, *(1,) * (new.ndim - axis - 1)), new, old)
 
 
 def ring_blocks(config: MemoryConfig) -> int:
@@ -139,9 +143,7 @@ def segments_in_reach(config: MemoryConfig) -> int:
 
 def select_rows(mask_B: Any, new: Any, old: Any) -> Any:
     """`new` where the row's mask is set, else `old`, for trees of arrays [B, ...]."""
-    return jax.tree.map(
-        lambda a, b: jnp.where(mask_B.reshape(mask_B.shape + (1,) * (a.ndim - mask_B.ndim)), a, b), new, old
-    )
+    return jax.tree.map(lambda a, b: _chosen(mask_B, a, b), new, old)
 
 
 def fam_offsets(config: MemoryConfig) -> Any:
