@@ -21,8 +21,9 @@ help:  ## show this
 quickstart: $(RUN_READY)  ## train FAM and its twin without memory on the pass key, compare them (minutes)
 	$(BIN)/python -m famjax quickstart --output $(OUTPUT)
 
+# A process that crashes ends the run: what xdist would go on with can wait for ever.
 test: lint  ## style, types and all but the slow tests
-	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_FLAGS)
 
 test-slow: $(TEST_READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)

@@ -1,5 +1,6 @@
 """How the tests compile: much and quickly. They check values, so the compiler need not work hard."""
 
+import gc
 import os
 
 # Before jax is imported anywhere; on a CPU these make compilation about three times faster.
@@ -17,3 +18,14 @@ def compile_once(tmp_path_factory):
 
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def let_programs_go():
+    """Compiled programs leave with the file that made them: each is some ten mappings of memory, of which Linux gives
+    a process 65,530, and the compiler crashes on the next one."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
