@@ -1,11 +1,11 @@
 """What makes a feedback memory last: trainings and evaluations behind docs/memory.md, and its tables and plot.
 
-    python launch/memory_study.py runs/memory                       everything, for some four hours on two cores
+    python launch/memory_study.py runs/memory                       everything, for some three hours on two cores
     python launch/memory_study.py runs/memory --part recipe         passkey_long.gin, three seeds
     python launch/memory_study.py runs/memory --part twins          with and without FAM, as many steps on the same data
     python launch/memory_study.py runs/memory --part ablations      tiny_fam.gin, one thing changed in each
     python launch/memory_study.py runs/memory --part late           keys told behind filler and to old memories
-    python launch/memory_study.py runs/memory --part block1024      blocks of 1024, so that 256 updates are 260k tokens
+    python launch/memory_study.py runs/memory --part block1024      blocks of 1,024: 256 updates are 260k tokens
 
 Each training runs on cores of its own, as many at once as there are cores (--at-once). The keys that are evaluated
 depend on a seed that no training and no choice has seen. What is done already is not done again, so the same command
@@ -15,6 +15,7 @@ goes on where it was stopped. DIR gets study.json, study.md (tables) and study.p
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ from famjax.cli import side_by_side
 from famjax.runtime.cpu import cores
 
 SHORT, LONG = "gin/experiments/tiny_fam.gin", "gin/experiments/passkey_long.gin"
-ANY_DEPTH, BLOCK1024 = "gin/experiments/passkey_any_depth.gin", "gin/experiments/passkey_block1024.gin"
+ANY_DEPTH = "gin/experiments/passkey_any_depth.gin"
+BLOCK256, BLOCK1024 = "gin/experiments/passkey_block256.gin", "gin/experiments/passkey_block1024.gin"
 SEEDS = (0, 1, 2)
 REPORTED_KEYS = 271828  # the evaluation's seed
 
@@ -153,12 +155,28 @@ def ablations() -> list[Run]:
 
 
 def block1024() -> list[Run]:
-    """The paper's block size."""
-    about, asked = "block 1024, from the recipe's seed 0", (Asked("1,4,16,64,256", alignments=64),)
-    return [Run("block1024", "block1024", about, (), BLOCK1024, asked, start="long_seed0")]
+    """The paper's block size, and what leads to it."""
+    asked = (Asked("1,4,16,64,256", alignments=64),)
+    return [
+        Run("block256", "block1024", "block 256, from the recipe's seed 0", (), BLOCK256, asked, start="long_seed0"),
+        Run("block1024", "block1024", "block 1,024, from block 256", (), BLOCK1024, asked, start="block256"),
+    ]
 
 
 PARTS = {"recipe": recipe, "late": late, "twins": twins, "ablations": ablations, "block1024": block1024}
+
+
+def all_runs(parts: Iterable[str] = PARTS) -> dict[str, Run]:
+    """The runs of these parts by their names; one of them is in two parts."""
+    return {run.name: run for part in parts for run in PARTS[part]()}
+
+
+def waves(chosen: list[Run]) -> list[list[Run]]:
+    """Those that can be trained side by side: a run comes after the one that it starts from."""
+    runs = all_runs()
+    behind = lambda run: 1 + behind(runs[run.start]) if run.start else 0
+    depths = {run.name: behind(run) for run in chosen}
+    return [[run for run in chosen if depths[run.name] == depth] for depth in sorted(set(depths.values()))]
 
 
 def main() -> int:
@@ -172,14 +190,12 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, metavar="N", help="trainings side by side (one for each core)")
     parser.add_argument("--gin", action="append", default=[], metavar="BINDING", help="set in all trainings, to try")
     args = parser.parse_args()
-    runs = {run.name: run for part in args.part or PARTS for run in PARTS[part]()}  # one of them is in two parts
-    chosen = [run for run in runs.values() if not args.only or run.name in args.only]
+    chosen = [run for run in all_runs(args.part or PARTS).values() if not args.only or run.name in args.only]
     if not chosen:
         print(f"memory_study: no run is called {', '.join(args.only)}", file=sys.stderr)
         return 2
     try:
-        waves = [run for run in chosen if not run.start], [run for run in chosen if run.start]
-        for wave in [jobs(wave, args) for wave in waves]:  # all are checked before the first begins
+        for wave in [jobs(wave, args) for wave in waves(chosen)]:  # all are checked before the first begins
             side_by_side.train(wave, args.at_once or len(cores()))
         for run in chosen:
             evaluate(run, args.folder)

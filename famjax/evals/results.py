@@ -64,7 +64,7 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
         if any("depth" in sample.about for sample in samples):
             told["by_depth"] = by(lambda sample: {name: sample.about[name] for name in ("length", "depth")})
     if samples and not task.by_position:
-        told["misses"] = _misses(samples)
+        told["misses"] = misses(samples)
     return told
 
 
@@ -108,7 +108,7 @@ def _number(value: Any) -> float | None:
     return float(value) if np.isscalar(value) and np.isreal(value) else None
 
 
-def _misses(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def misses(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Some that are worth the least by the first metric, if that is not all: to look at."""
     first = next(iter(samples[0].values), "")
     worst = sorted((sample for sample in samples if sample.values.get(first, 1.0) < 1), key=lambda s: s.values[first])

@@ -61,7 +61,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     """
     config.validate()
     subjects = [_subject(path, config) for path in config.model_dirs]
-    names = _names(config.model_dirs)
+    names = names_of(config.model_dirs)
     output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
@@ -89,7 +89,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     return told
 
 
-def _names(model_dirs: Sequence[str]) -> list[str]:
+def names_of(model_dirs: Sequence[str]) -> list[str]:
     """The ends of the paths, as much of each as tells all apart."""
     paths = [Path(path).resolve().parts for path in model_dirs]
     for length in range(1, max(map(len, paths)) + 1):
@@ -124,21 +124,25 @@ def model_fingerprint(model: Transformer) -> str:
     return fingerprint(json.dumps(settings, sort_keys=True, default=str), each_parameter(model))
 
 
+def entry_of(name: str, path: str, model: Transformer) -> dict[str, Any]:
+    """A model in the results, before any task."""
+    return {
+        "name": name, "model_dir": str(path), "label": f"{name} ({describe(model.config)})",
+        "fingerprint": model_fingerprint(model), "model": dataclasses.asdict(model.config), "tasks": {},
+    }  # fmt: skip
+
+
 def _evaluate(
     name: str, subject: Subject, config: EvalConfig, edges: tuple[int, ...], file: SampleFile, bar: Progress
 ) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
     """One model's entry of the results, and its answers by task."""
     overrides = {field: getattr(config, field) for field in ("block_size", "memory_segments", "fam_length")}
     model = load(subject.path, config.mesh, **overrides)
-    identity = model_fingerprint(model)
-    entry: dict[str, Any] = {
-        "name": name, "model_dir": str(subject.path), "label": f"{name} ({describe(model.config)})",
-        "fingerprint": identity, "model": dataclasses.asdict(model.config), "tasks": {},
-    }  # fmt: skip
+    entry = entry_of(name, subject.path, model)
     found: dict[str, list[Sample]] = {}
     for task in subject.tasks:
         settings = {"longest": config.longest, "new": task.max_new_tokens, "edges": edges[1], **task.settings}
-        key = key_of(identity, task.name, settings)
+        key = key_of(entry["fingerprint"], task.name, settings)
         unreadable: list[Unreadable] = []
         bar_task = bar.add_task(f"{name}: {task.name}", total=task.count or None)
         runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges)

@@ -184,4 +184,4 @@ def test_runs_that_were_made_apart_are_compared(tmp_path, capsys):
 )
 def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart(paths, names):
     """So that a table says `texts/fam`, not a path of the machine."""
-    assert run._names(paths) == names
+    assert run.names_of(paths) == names

@@ -38,12 +38,13 @@ def told(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 def test_every_training_of_the_memory_study_is_possible(script, tmp_path) -> None:
     """Each sets what it says: no two have the same settings, and each is checked as `famjax train` would."""
     study = script("memory_study")
-    runs = {run.name: run for part in study.PARTS.values() for run in part()}
+    runs = study.all_runs()
     jobs = study.jobs(list(runs.values()), argparse.Namespace(folder=tmp_path, gin=[]))
     assert [job.name for job in jobs] == list(runs)
     settings = {repr(job.config).replace(job.config.model_dir, "") for job in jobs}
     assert len(settings) == len(jobs) > 30
-    assert all(runs[run.start].part == "recipe" for run in runs.values() if run.start)
+    waves = study.waves([runs[name] for name in ("block1024", "long_seed0", "base", "block256")])
+    assert [[run.name for run in wave] for wave in waves] == [["long_seed0", "base"], ["block256"], ["block1024"]]
     assert set(script("memory_results").PLOTTED) <= set(runs)
 
 

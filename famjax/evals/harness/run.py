@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import famjax
 from famjax.config import ConfigError
 from famjax.evals.harness.tasks import LISTS, expand
+from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, read
 from famjax.runtime.model_dir import write_text
 
 RESULTS = "lm_eval.json"
@@ -62,17 +64,48 @@ def run(config: HarnessConfig) -> dict[str, Any]:
     names = expand(config.tasks)
     manager = TaskManager(include_path=config.include_path)
     _check_names(names, manager)
+    from famjax.evals.run import names_of
+
     found: dict[str, Any] = {}
-    for path in config.model_dirs:
-        found[path] = _of_model(path, names, manager, config)
+    entries: list[dict[str, Any]] = []
+    answers: list[dict[str, list[Sample]]] = []
+    for name, path in zip(names_of(config.model_dirs), config.model_dirs, strict=True):
+        found[path], entry, samples = _of_model(name, path, names, manager, config)
+        entries.append(entry)
+        answers.append(samples)
     output = Path(config.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     for number, (path, results) in enumerate(found.items()):
         _write_samples(output, number if len(found) > 1 else None, results.pop("samples", {}))
         results["config"]["model"] = path
     write_text(output / RESULTS, _json(found, indent=1) + "\n")
-    print(f"written: {output / RESULTS}")
+    _write_as_ours(output, entries, answers, config)
     return found
+
+
+def _write_as_ours(
+    output: Path, entries: list[dict[str, Any]], answers: list[dict[str, list[Sample]]], config: HarnessConfig
+) -> None:
+    """`results.json`, `samples.jsonl` and `report.html` as of any evaluation; models in pairs are printed too."""
+    from famjax.evals import page, report
+    from famjax.evals.run import side_by_side
+
+    side_by_side(entries, answers, (), 0)
+    with SampleFile(output / SAMPLES_JSONL) as file:
+        for found in answers:
+            for samples in found.values():
+                known = {sample.id for sample in read(output, samples[0].key)}
+                for sample in samples:
+                    if sample.id not in known:
+                        file.add(sample)
+        file.sync()
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    told = {"task": f"lm-eval:{config.tasks}", "version": famjax.__version__, "settings": settings, "models": entries}
+    report.write_results(output / report.RESULTS_JSON, told)
+    write_text(output / page.REPORT_HTML, page.page(told))
+    for task in entries[0]["tasks"] if len(entries) > 1 else ():
+        report.print_task(entries, task)
+    print(f"wrote {output / RESULTS}, {output / report.RESULTS_JSON} and {output / page.REPORT_HTML}")
 
 
 def _check_names(names: list[str], manager: Any) -> None:
@@ -84,12 +117,18 @@ def _check_names(names: list[str], manager: Any) -> None:
             raise ConfigError(f"the harness has no task {name!r}{hint}")
 
 
-def _of_model(path: str, names: list[str], manager: Any, config: HarnessConfig) -> dict[str, Any]:
+def _of_model(
+    name: str, path: str, names: list[str], manager: Any, config: HarnessConfig
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[Sample]]]:
+    """A model's results as the harness has them, its entry in ours, and its answers by task."""
     import datasets
+    import lm_eval
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
+    from famjax.evals.harness import told
     from famjax.evals.harness.model import FamjaxLM
+    from famjax.evals.run import entry_of
 
     model = FamjaxLM(path, config.batch_size, **config.memory)
     cache = f"{config.cache}-{Path(path).name}" if config.cache else None
@@ -111,7 +150,17 @@ def _of_model(path: str, names: list[str], manager: Any, config: HarnessConfig) 
     print(f"{path}\n{make_table(results)}")
     if results.get("groups"):
         print(make_table(results, "groups"))
-    return dict(results)
+    entry = entry_of(name, path, model.model)
+    answers: dict[str, list[Sample]] = {}
+    for task in results["samples"]:
+        settings = told.settings_of(results, task, lm_eval.__version__)
+        count = lambda text: len(model.tok_encode(text))
+        samples = told.samples_of(results, task, settings, entry["fingerprint"], count)
+        summary = told.summary(results, task, settings, samples) if samples else {}
+        if summary.get("metrics"):  # a task may have none that is a number
+            answers[told.task_name(task)] = samples
+            entry["tasks"][told.task_name(task)] = summary
+    return dict(results), entry, answers
 
 
 def _write_samples(output: Path, number: int | None, samples: dict[str, list[Any]]) -> None:

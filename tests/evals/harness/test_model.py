@@ -200,6 +200,11 @@ def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
         found.append(json.loads((tmp_path / "out/lm_eval.json").read_text())[str(ours)])
     assert found[0]["results"] == found[1]["results"] and found[0]["n-samples"]["choice"]["effective"] == 5
     assert len((tmp_path / "out/lm_eval_samples_choice.jsonl").read_text().splitlines()) == 5
+    ours_told = json.loads((tmp_path / "out/results.json").read_text())["models"][0]["tasks"]["lm-eval:choice"]
+    assert ours_told["metrics"]["acc"]["value"] == found[0]["results"]["choice"]["acc,none"]
+    assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 5  # once, after two evaluations
+    assert "lm-eval:choice" in (tmp_path / "out/report.html").read_text()
+    assert main(["eval", "--compare", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert main([*words[:3], "--lm-eval", "hellaswagg"]) == 2
     assert "did you mean" in (error := capsys.readouterr().err) and error.count("\n") == 1

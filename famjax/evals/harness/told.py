@@ -1,0 +1,122 @@
+"""What the harness found, in the form of our own results: one `results.json`, one page, models in pairs.
+
+A metric that is the mean over examples (accuracies, exact match) gets the interval that our own tasks have, and is
+compared on the examples that both models answered. Any other (a perplexity, an F1 of all answers) is the harness's
+number with the interval of its standard error.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from famjax.evals import results
+from famjax.evals.samples import Sample, key_of
+from famjax.evals.statistics import Z95
+
+KINDS = {"multiple_choice": "choose", "generate_until": "generate"}  # of the harness's output types; else "score"
+PROMPT_CHARACTERS = 400
+
+
+def task_name(name: str) -> str:
+    """The harness's task among ours."""
+    return f"lm-eval:{name}"
+
+
+def settings_of(found: dict[str, Any], name: str, version: str) -> dict[str, Any]:
+    """What made a task what it is."""
+    config = found["configs"][name]
+    return {
+        "lm_eval": version, "version": found["versions"].get(name), "fewshot": found["n-shot"].get(name),
+        "limit": found["config"].get("limit"), "chat": bool(found.get("chat_template")),
+        "output_type": config["output_type"],
+    }  # fmt: skip
+
+
+def samples_of(
+    found: dict[str, Any], name: str, settings: dict[str, Any], identity: str, count: Callable[[str], int]
+) -> list[Sample]:
+    """A task's answers, one a document.
+
+    Args:
+      found: the harness's results, samples included.
+      name: its name for the task.
+      settings: `settings_of` it.
+      identity: the model's fingerprint.
+      count: tokens of a text.
+    """
+    key = key_of(identity, task_name(name), settings)
+    kind = KINDS.get(settings["output_type"], "score")
+    means = {
+        (metric, chosen) for metric, chosen, _, _ in _metrics(found, name) if _is_mean(found, name, metric, chosen)
+    }
+    by_document: dict[int, list[dict[str, Any]]] = {}
+    for line in found["samples"][name]:
+        by_document.setdefault(line["doc_id"], []).append(line)
+    samples = []
+    for number, lines in sorted(by_document.items()):
+        first = lines[0]
+        context = str(first["arguments"][0][0])
+        values = {
+            _label(metric, line["filter"]): float(line[metric])
+            for line in lines for metric in line["metrics"] if (metric, line["filter"]) in means
+        }  # fmt: skip
+        samples.append(Sample(
+            task_name(name), f"{number:08d}", f"{number:08d}", key, count(context), 0, context[-PROMPT_CHARACTERS:],
+            _answer(first, kind), [str(first["target"])], "stop", values, {},
+        ))  # fmt: skip
+    return samples
+
+
+def summary(found: dict[str, Any], name: str, settings: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
+    """What a model's answers to a task amount to, as `results.summarize` tells it of our own tasks."""
+    told: dict[str, Any] = {
+        "kind": KINDS.get(settings["output_type"], "score"),
+        "n": len(samples), "documents": len(samples), "tokens": sum(sample.tokens for sample in samples),
+        "truncated": {"examples": 0, "tokens": 0},  # nothing is ever cut
+        "unreadable": {"examples": 0, "first": []}, "tokens_not_read_again": 0,
+        "settings": settings, "metrics": {}, "misses": results.misses(samples), "key": samples[0].key,
+    }  # fmt: skip
+    means = results.metrics_of(samples)
+    for metric, chosen, value, error in _metrics(found, name):
+        label = _label(metric, chosen)
+        low, high = (value - Z95 * error, value + Z95 * error) if error is not None else (None, None)
+        told["metrics"][label] = means.get(label) or {"value": value, "low": low, "high": high, "n": len(samples)}
+    return told
+
+
+def _metrics(found: dict[str, Any], name: str) -> Iterator[tuple[str, str, float, float | None]]:
+    """(metric, filter, value, standard error where the harness has one) of a task."""
+    row = found["results"][name]
+    for key, value in row.items():
+        metric, _, chosen = key.partition(",")
+        if not chosen or metric.endswith("_stderr") or not _is_number(value):
+            continue
+        error = row.get(f"{metric}_stderr,{chosen}")
+        yield metric, chosen, float(value), float(error) if _is_number(error) else None
+
+
+def _is_mean(found: dict[str, Any], name: str, metric: str, chosen: str) -> bool:
+    """Whether the harness's number is the mean of a number of each example."""
+    values = [line.get(metric) for line in found["samples"][name] if line["filter"] == chosen]
+    if not values or not all(map(_is_number, values)):
+        return False
+    return bool(np.isclose(np.mean(np.asarray(values, float)), found["results"][name][f"{metric},{chosen}"], rtol=1e-9))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, np.number)) and math.isfinite(value)
+
+
+def _label(metric: str, chosen: str) -> str:
+    return metric if chosen == "none" else f"{metric}, {chosen}"
+
+
+def _answer(line: dict[str, Any], kind: str) -> Any:
+    """The text that was written, the number of the choice that is most probable, or the log probability."""
+    answers = line["filtered_resps"]
+    if kind == "generate":
+        return str(answers[0])
+    numbers = [float(np.ravel(np.asarray(one, object))[0]) for one in answers]
+    return int(np.argmax(numbers)) if kind == "choose" else numbers[0]
