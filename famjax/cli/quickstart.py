@@ -115,12 +115,13 @@ def _verdict(results: dict[str, Any], longest: int) -> str:
 
 def _verdict_on_texts(results: dict[str, Any]) -> str:
     """By how much the first model predicts the documents better than the others, near and far."""
+    from famjax.evals.language_report import gap_text
+
     first, *others = results["models"]
     lines = []
     for model in others:
         for row in (model["text"][0], model["text"][-2], model["text"][-1]):
             where = "over all" if row["to"] is None else f"from {row['from']:,} to {row['to'] - 1:,}"
-            gap = row["less_than_first"]
-            lines.append(f"{first['name']} - {model['name']} {where}: {gap['mean']:+.3f} bits per byte "
-                         f"({gap['low']:+.3f} to {gap['high']:+.3f})")  # fmt: skip
+            gap = gap_text(row["less_than_first"], digits=3)
+            lines.append(f"{first['name']} - {model['name']} {where}, bits per byte: {gap}")
     return "\n".join(lines)

@@ -135,7 +135,8 @@ def sums_of(samples: Iterable[Sample], edges: Sequence[int]) -> Sums:
 
 
 def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for each bucket that has tokens, and one (`to` None) for all of them, with 95% intervals.
+    """A row for each bucket that has tokens, and one (`to` None) for all of them, with 95% intervals (None of one
+    document).
 
     `less_than_first` in a row is bits per byte of `against` less those of `sums`, on the same documents:
     both are drawn with the same documents, so what makes a document easy or hard cancels out.
@@ -148,14 +149,18 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
         bits, correct, tokens, sizes = one
         if not tokens.sum():
             continue
+        alone = (tokens > 0).sum() < 2  # one document says nothing about the spread
         draw = draws(len(bits), seed)
+        bounds = lambda above, below, alone=alone, draw=draw: (
+            (None, None) if alone else interval(draw @ above, draw @ below)
+        )
         row: dict[str, Any] = {"from": int(start), "to": end, "documents": int((tokens > 0).sum())}
         row["tokens"] = int(tokens.sum())
         for name, above, below in (("bits_per_byte", bits, sizes), ("accuracy", correct, tokens)):
-            low, high = interval(draw @ above, draw @ below)
+            low, high = bounds(above, below)
             row |= {name: float(above.sum() / below.sum()), f"{name}_low": low, f"{name}_high": high}
         gap = other[0] - bits
-        low, high = interval(draw @ gap, draw @ sizes)
+        low, high = bounds(gap, sizes)
         rows.append(row | {"less_than_first": {"mean": float(gap.sum() / sizes.sum()), "low": low, "high": high}})
     return rows
 

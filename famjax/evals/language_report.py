@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -23,21 +24,23 @@ def print_table(models: list[dict[str, Any]], task: str = "text", console: Conso
     for i, first in enumerate(rows[0]):
         span = "all" if first["to"] is None else f"{first['from']:,} to {first['to'] - 1:,}"
         cells = [_cell(of_model[i]) for of_model in rows]
-        cells += [_gap(of_model[i]["less_than_first"]) for of_model in rows[1:]]
+        cells += [gap_text(of_model[i]["less_than_first"]) for of_model in rows[1:]]
         last_bucket = i + 2 == len(rows[0])
         table.add_row(span, str(first["documents"]), f"{first['tokens']:,}", *cells, end_section=last_bucket)
     print_wide(table, 40 + 32 * (2 * len(models)), console)
 
 
 def _cell(row: dict[str, Any]) -> str:
-    return (
-        f"{row['bits_per_byte']:.3f} ({row['bits_per_byte_low']:.2f}-{row['bits_per_byte_high']:.2f}) | "
-        f"{row['accuracy']:.3f}"
-    )
+    between = "" if row["bits_per_byte_low"] is None else (
+        f" ({row['bits_per_byte_low']:.2f}-{row['bits_per_byte_high']:.2f})"
+    )  # fmt: skip
+    return f"{row['bits_per_byte']:.3f}{between} | {row['accuracy']:.3f}"
 
 
-def _gap(gap: dict[str, float]) -> str:
-    return f"{gap['mean']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})"
+def gap_text(gap: dict[str, Any], digits: int = 4) -> str:
+    """ "-0.0250 (-0.0330 to -0.0160)"; without an interval where one document alone was read."""
+    told = f"{gap['mean']:+.{digits}f}"
+    return told if gap["low"] is None else f"{told} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f})"
 
 
 def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> None:
@@ -49,7 +52,7 @@ def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> 
             rows = [row for row in model["tasks"][task]["by_position"] if row["to"] is not None]
             middle = [(max(row["from"], row["to"] / 4) * row["to"]) ** 0.5 for row in rows]
             axes.plot(middle, [row[name] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
-            bounds = ([row[f"{name}_{side}"] for row in rows] for side in ("low", "high"))
+            bounds = (np.array([row[f"{name}_{side}"] for row in rows], float) for side in ("low", "high"))  # None: nan
             axes.fill_between(middle, *bounds, color=color, alpha=0.12, lw=0)
         axes.set(xscale="log", xlabel="position in the document (tokens)", ylabel=label)
         axes.set_xscale("log", base=2)

@@ -216,7 +216,8 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
                 middle = (max(row["from"], row["to"] / 4) * row["to"]) ** 0.5
                 place = f"positions {row['from']:,} to {row['to'] - 1:,}"
                 low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-                told_here = f"{place}: {row[metric]:.4f} [{low:.4f}, {high:.4f}], {row['documents']} documents"
+                between = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+                told_here = f"{place}: {row[metric]:.4f}{between}, {_count(row['documents'], 'document')}"
                 points.append(Point(middle, row[metric], low, high, told_here))
             lines += [Line(model["name"], points)] if points else []
         if lines:

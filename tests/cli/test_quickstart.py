@@ -78,9 +78,9 @@ def test_the_verdict_on_texts_has_the_near_the_far_and_all(tmp_path):
     texts = [row(0, 64, -0.25), row(64, 128, -0.5), row(128, 4096, -0.75), row(0, None, -0.625)]
     models = [{"name": "fam", "text": []}, {"name": "bswa", "text": texts}]
     assert quickstart._verdict_on_texts({"models": models}).splitlines() == [
-        "fam - bswa from 0 to 63: -0.250 bits per byte (-1.000 to +0.500)",
-        "fam - bswa from 128 to 4,095: -0.750 bits per byte (-1.000 to +0.500)",
-        "fam - bswa over all: -0.625 bits per byte (-1.000 to +0.500)",
+        "fam - bswa from 0 to 63, bits per byte: -0.250 (-1.000 to +0.500)",
+        "fam - bswa from 128 to 4,095, bits per byte: -0.750 (-1.000 to +0.500)",
+        "fam - bswa over all, bits per byte: -0.625 (-1.000 to +0.500)",
     ]
 
 

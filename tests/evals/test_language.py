@@ -10,7 +10,7 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
-from famjax.evals import language
+from famjax.evals import language, language_report
 from famjax.evals.during_training import evaluation
 from famjax.evals.engine import ModelEngine
 from famjax.evals.language import Document, Sums
@@ -105,6 +105,18 @@ def test_a_bucket_that_no_document_reaches_is_left_out():
     sums = made_up(5, 0.0, 1)
     sums.tokens[:, 1] = sums.sizes[:, 1] = sums.bits[:, 1] = sums.correct[:, 1] = 0
     assert [row["to"] for row in language.summary(sums, (0, 4, 8), sums)] == [4, None]
+
+
+def test_one_document_has_no_interval():
+    """Where a single document is left, its numbers are told without a spread, in the table and the page too."""
+    sums = made_up(5, 0.0, 1)
+    sums.tokens[1:, 1] = sums.sizes[1:, 1] = sums.bits[1:, 1] = sums.correct[1:, 1] = 0
+    first, last, whole = language.summary(sums, (0, 4, 8), sums)
+    assert last["documents"] == 1 and last["bits_per_byte"] == pytest.approx(sums.bits[0, 1] / sums.sizes[0, 1])
+    assert last["bits_per_byte_low"] is last["accuracy_high"] is last["less_than_first"]["low"] is None
+    assert first["bits_per_byte_low"] is not None and whole["bits_per_byte_low"] is not None
+    assert language_report.gap_text(last["less_than_first"]) == "+0.0000"
+    assert language_report.gap_text({"mean": -0.25, "low": -1.0, "high": 0.5}, 3) == "-0.250 (-1.000 to +0.500)"
 
 
 def test_documents_stand_for_their_bytes(tmp_path):
