@@ -151,7 +151,7 @@ CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 def ablations() -> list[Run]:
     """One thing changed in each, one seed."""
     changed = [Run(name, "ablations", about, bindings) for name, about, bindings in CHANGES]
-    return [base(), *changed]
+    return [base()._replace(about="nothing: the recipe with half the steps"), *changed]
 
 
 def block1024() -> list[Run]:
@@ -167,7 +167,7 @@ PARTS = {"recipe": recipe, "late": late, "twins": twins, "ablations": ablations,
 
 
 def all_runs(parts: Iterable[str] = PARTS) -> dict[str, Run]:
-    """The runs of these parts by their names; one of them is in two parts."""
+    """The runs of these parts by their names; one of them is in two parts, under a title of its own in each."""
     return {run.name: run for part in parts for run in PARTS[part]()}
 
 
