@@ -22,8 +22,8 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def let_programs_go():
-    """Compiled programs leave with the file that made them: each is some ten mappings of memory, of which Linux gives
-    a process 65,530, and the compiler crashes on the next one."""
+    """Compiled programs leave with the file that made them. Each takes mappings of memory, of which Linux gives a
+    process 65,530, and where these are gone the compiler crashes."""
     yield
     import jax
 

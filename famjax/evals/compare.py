@@ -10,7 +10,6 @@ from famjax.config import ConfigError
 from famjax.evals import language, language_report, page, report
 from famjax.evals.run import side_by_side
 from famjax.evals.samples import Sample, read
-from famjax.runtime.model_dir import write_text
 
 
 def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
@@ -40,9 +39,8 @@ def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
         else:
             report.print_task(asked, name)
     if output is not None:
-        report.write_results(Path(output) / report.RESULTS_JSON, told)
-        write_text(Path(output) / page.REPORT_HTML, page.page(told))
-        print(f"wrote {Path(output) / report.RESULTS_JSON} and {Path(output) / page.REPORT_HTML}")
+        data, shown = page.write(output, told)
+        print(f"wrote {data} and {shown}")
     return told
 
 

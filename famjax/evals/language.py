@@ -149,20 +149,21 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
         bits, correct, tokens, sizes = one
         if not tokens.sum():
             continue
-        alone = (tokens > 0).sum() < 2  # one document says nothing about the spread
-        draw = draws(len(bits), seed)
-        bounds = lambda above, below, alone=alone, draw=draw: (
-            (None, None) if alone else interval(draw @ above, draw @ below)
-        )
-        row: dict[str, Any] = {"from": int(start), "to": end, "documents": int((tokens > 0).sum())}
-        row["tokens"] = int(tokens.sum())
+        documents = int((tokens > 0).sum())
+        draw = draws(len(bits), seed) if documents > 1 else None  # one says nothing about the spread
+        row: dict[str, Any] = {"from": int(start), "to": end, "documents": documents, "tokens": int(tokens.sum())}
         for name, above, below in (("bits_per_byte", bits, sizes), ("accuracy", correct, tokens)):
-            low, high = bounds(above, below)
+            low, high = _bounds(draw, above, below)
             row |= {name: float(above.sum() / below.sum()), f"{name}_low": low, f"{name}_high": high}
         gap = other[0] - bits
-        low, high = bounds(gap, sizes)
+        low, high = _bounds(draw, gap, sizes)
         rows.append(row | {"less_than_first": {"mean": float(gap.sum() / sizes.sum()), "low": low, "high": high}})
     return rows
+
+
+def _bounds(draw: np.ndarray | None, above: np.ndarray, below: np.ndarray) -> tuple[float | None, float | None]:
+    """The interval of above / below over the draws, where there are any."""
+    return (None, None) if draw is None else interval(draw @ above, draw @ below)
 
 
 def _column(values: np.ndarray, bucket: int) -> np.ndarray:

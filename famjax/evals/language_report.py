@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from famjax.evals.report import colors, plt, print_wide
+from famjax.evals.report import colors, plt, print_wide, value_text
 
 
 def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:
@@ -31,10 +31,8 @@ def print_table(models: list[dict[str, Any]], task: str = "text", console: Conso
 
 
 def _cell(row: dict[str, Any]) -> str:
-    between = "" if row["bits_per_byte_low"] is None else (
-        f" ({row['bits_per_byte_low']:.2f}-{row['bits_per_byte_high']:.2f})"
-    )  # fmt: skip
-    return f"{row['bits_per_byte']:.3f}{between} | {row['accuracy']:.3f}"
+    bits = {"value": row["bits_per_byte"], "low": row["bits_per_byte_low"], "high": row["bits_per_byte_high"]}
+    return f"{value_text(bits)} | {row['accuracy']:.3f}"
 
 
 def gap_text(gap: dict[str, Any], digits: int = 4) -> str:

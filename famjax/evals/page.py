@@ -5,14 +5,24 @@ Everything in it comes from `results.json`. Whatever came from data (paths, prom
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from famjax.evals import charts, html
+from famjax.evals import charts, html, report
 from famjax.evals.charts import Line, Point
+from famjax.runtime.model_dir import write_text
 
 REPORT_HTML = "report.html"
 # Metrics that are no share of 1: their charts find their own range.
 UNBOUNDED = ("bits_per_byte",)
+
+
+def write(folder: str | Path, results: dict[str, Any]) -> tuple[Path, Path]:
+    """`results.json` and the page of it; where they are."""
+    data, shown = Path(folder) / report.RESULTS_JSON, Path(folder) / REPORT_HTML
+    report.write_results(data, results)
+    write_text(shown, page(results))
+    return data, shown
 
 
 def page(results: dict[str, Any]) -> str:

@@ -50,18 +50,18 @@ def print_task(models: list[dict[str, Any]], task: str, console: Console | None 
     for rows in zip(*(one.get("by_length", []) for one in told), strict=True):
         first = rows[0]
         numbers = f"{first['length']:,}", f"{first['fam_updates']:.0f}", str(first["n"])
-        table.add_row(*numbers, *(_value(row["metrics"][metric]) for row in rows))
+        table.add_row(*numbers, *(value_text(row["metrics"][metric]) for row in rows))
     for i, name in enumerate(told[0]["metrics"]):
         if i or len(told[0].get("by_length", [])) != 1:
             label = "all" if not i else name.replace("_", " ")
             if not i:
                 table.add_section()
-            cells = [_value(one["metrics"][name]) for one in told if name in one["metrics"]]
+            cells = [value_text(one["metrics"][name]) for one in told if name in one["metrics"]]
             table.add_row(label, "", str(told[0]["n"]), *cells)
     print_wide(table, 40 + 24 * (len(models) + 2), console)
 
 
-def _value(metric: dict[str, Any]) -> str:
+def value_text(metric: dict[str, Any]) -> str:
     """ "0.812 (0.75-0.86)"; without an interval where one document alone was asked about."""
     if metric["low"] is None:
         return f"{metric['value']:.3f}"

@@ -24,7 +24,7 @@ from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import each_parameter
-from famjax.runtime.model_dir import read_config, split_step, write_text
+from famjax.runtime.model_dir import read_config, split_step
 
 # Settings of a model that change how it is computed, not what.
 _HOW = ("scan_layers", "remat", "attention_budget_mib", "attention_kernel", "embedding_std")
@@ -82,9 +82,8 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
         "task": config.task, "seed": config.seed, "keys": config.keys, "version": famjax.__version__,
         "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "models": models,
     }  # fmt: skip
-    report.write_results(output / report.RESULTS_JSON, told)
-    write_text(output / page.REPORT_HTML, page.page(told))
-    written = [output / report.RESULTS_JSON, *_show(models, config, output), output / page.REPORT_HTML]
+    data, shown = page.write(output, told)
+    written = [data, *_show(models, config, output), shown]
     print(f"wrote {', '.join(map(str, written[:-1]))} and {written[-1]}")
     return told
 

@@ -61,11 +61,11 @@ def run(config: HarnessConfig) -> dict[str, Any]:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError("--lm-eval needs lm-evaluation-harness: pip install 'famjax[lm-eval]'") from error
+    from famjax.evals.run import names_of
+
     names = expand(config.tasks)
     manager = TaskManager(include_path=config.include_path)
     _check_names(names, manager)
-    from famjax.evals.run import names_of
-
     found: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
@@ -92,20 +92,20 @@ def _write_as_ours(
 
     side_by_side(entries, answers, (), 0)
     with SampleFile(output / SAMPLES_JSONL) as file:
-        for found in answers:
-            for samples in found.values():
-                known = {sample.id for sample in read(output, samples[0].key)}
-                for sample in samples:
-                    if sample.id not in known:
-                        file.add(sample)
+        for samples in (samples for found in answers for samples in found.values()):
+            known = {sample.id for sample in read(output, samples[0].key)}
+            for sample in samples:
+                if sample.id not in known:
+                    file.add(sample)
         file.sync()
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    told = {"task": f"lm-eval:{config.tasks}", "version": famjax.__version__, "settings": settings, "models": entries}
-    report.write_results(output / report.RESULTS_JSON, told)
-    write_text(output / page.REPORT_HTML, page.page(told))
+    told = {
+        "task": f"lm-eval:{config.tasks}", "version": famjax.__version__, "settings": dataclasses.asdict(config),
+        "models": entries,
+    }  # fmt: skip
+    data, shown = page.write(output, told)
     for task in entries[0]["tasks"] if len(entries) > 1 else ():
         report.print_task(entries, task)
-    print(f"wrote {output / RESULTS}, {output / report.RESULTS_JSON} and {output / page.REPORT_HTML}")
+    print(f"wrote {output / RESULTS}, {data} and {shown}")
 
 
 def _check_names(names: list[str], manager: Any) -> None:

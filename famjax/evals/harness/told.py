@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from famjax.evals import results
+from famjax.evals.runner import PROMPT_SHOWN
 from famjax.evals.samples import Sample, key_of
 from famjax.evals.statistics import Z95
 
 KINDS = {"multiple_choice": "choose", "generate_until": "generate"}  # of the harness's output types; else "score"
-PROMPT_CHARACTERS = 400
 
 
 def task_name(name: str) -> str:
@@ -46,7 +46,9 @@ def samples_of(
       identity: the model's fingerprint.
       count: tokens of a text.
     """
-    key = key_of(identity, task_name(name), settings)
+    # A task's files may change while its name and version stay, so what was asked is a part of the key.
+    asked = [[line["doc_id"], line["arguments"], line["target"]] for line in found["samples"][name]]
+    key = key_of(identity, task_name(name), settings | {"asked": sorted(asked, key=lambda one: one[0])})
     kind = KINDS.get(settings["output_type"], "score")
     means = {
         (metric, chosen) for metric, chosen, _, _ in _metrics(found, name) if _is_mean(found, name, metric, chosen)
@@ -63,7 +65,7 @@ def samples_of(
             for line in lines for metric in line["metrics"] if (metric, line["filter"]) in means
         }  # fmt: skip
         samples.append(Sample(
-            task_name(name), f"{number:08d}", f"{number:08d}", key, count(context), 0, context[-PROMPT_CHARACTERS:],
+            task_name(name), f"{number:08d}", f"{number:08d}", key, count(context), 0, context[-PROMPT_SHOWN:],
             _answer(first, kind), [str(first["target"])], "stop", values, {},
         ))  # fmt: skip
     return samples

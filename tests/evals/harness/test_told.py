@@ -72,3 +72,13 @@ def test_a_number_that_is_none_is_left_out() -> None:
     """An empty collection's mean: no number to tell, and nothing breaks."""
     summary, _ = of(results("multiple_choice", {"acc,none": float("nan")}, [line(0, acc=float("nan"))]))
     assert summary["metrics"] == {}
+
+
+def test_answers_to_changed_files_are_other_answers() -> None:
+    """The same task of the same version, one question edited: no old answer passes for a new one."""
+    row = {"acc,none": 1.0}
+    before, same, after = (
+        of(results("multiple_choice", row, [line(0, context=context, acc=1.0)]))[1][0].key
+        for context in ("a", "a", "b")
+    )
+    assert before == same != after
