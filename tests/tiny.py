@@ -161,6 +161,29 @@ def assert_close(actual: Any, desired: Any, relative: float = RELATIVE) -> None:
         assert np.abs(actual - desired).max() <= relative * np.abs(desired).max()
 
 
+def perturbed(tree: Any, seed: int) -> Any:
+    """Every number larger or smaller by half a unit in the last place of float32."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (np.asarray(x) * (1 + rng.choice([-1, 1], x.shape) * 2.0**-24)).astype(x.dtype), tree)
+
+
+def assert_equal_up_to_rounding(actual: Any, desired: Any, others: list[Any]) -> None:
+    """No difference above 8 times what rounding the inputs once changes.
+
+    Args:
+      actual: what is checked.
+      desired: the same by another computation, in float32 too.
+      others: that computation on `perturbed` inputs. Where a sum is ill-conditioned, these differ from `desired` by
+        more: so the tolerance follows from the computation, not from a processor. Each of the some 50 operations that
+        an input passes rounds once more, in a random direction: sqrt(50) < 8.
+    """
+    actual, desired, *others = (np.asarray(x, np.float64) for x in (actual, desired, *others))
+    assert actual.shape == desired.shape
+    rounding = max(np.abs(other - desired).max() for other in others)
+    assert rounding > 0
+    assert np.abs(actual - desired).max() <= 8 * rounding
+
+
 def assert_same_memory(config: ModelConfig, actual: MemoryState, desired: MemoryState) -> None:
     """Two memories hold the same, up to rounding."""
     for one, other in zip(visible(config, actual), visible(config, desired), strict=True):
