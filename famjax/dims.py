@@ -1,4 +1,6 @@
-"""The one legend of axis letters. Arrays carry their axes as a suffix: `q_BKGQH`.
+"""The one legend of axis letters, and the types of the arrays that layers pass to each other.
+
+Signatures carry axes as types (`Float[Array, "B S D"]`), which tests check at run time; `...` are any leading axes.
 
 | letter | axis | paper |
 |---|---|---|
@@ -20,3 +22,37 @@
 | H | size of a head (`head_dim`) | |
 | V | vocabulary | |
 """
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+# Weights of a layer: a nested dict of arrays (`docs/architecture.md` has the paths).
+Weights: TypeAlias = dict[str, Any]
+Keys: TypeAlias = Float[Array, "... K C H"]
+KeysValues: TypeAlias = tuple[Keys, Keys]
+Queries: TypeAlias = Float[Array, "... K G Q H"]
+Activations: TypeAlias = Float[Array, "... D"]
+Tokens: TypeAlias = Float[Array, "B S D"]
+Fam: TypeAlias = Float[Array, "B P F D"]
+Rows: TypeAlias = Int[Array, "B"]
+# Positions that are known when the program is made, or not.
+Offsets: TypeAlias = np.ndarray | Float[Array, "..."] | Int[Array, "..."]
+
+__all__ = [
+    "Activations",
+    "Array",
+    "Bool",
+    "Fam",
+    "Float",
+    "Int",
+    "Key",
+    "Keys",
+    "KeysValues",
+    "Offsets",
+    "Queries",
+    "Rows",
+    "Tokens",
+    "Weights",
+]

@@ -14,7 +14,7 @@ import numpy as np
 from famjax.config import Rope
 
 
-def turn(x: Any, positions: Any, rope: Rope | float) -> Any:
+def rotate(x: Any, positions: Any, rope: Rope | float) -> Any:
     """Rotates each pair (i, i + H/2) of the last axis by `positions * base ** (-2i / H)`.
 
     Args:

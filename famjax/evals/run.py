@@ -27,7 +27,7 @@ from famjax.nn.weights import each_parameter
 from famjax.runtime.model_dir import read_config, split_step
 
 # Settings of a model that change how it is computed, not what.
-_HOW = ("scan_layers", "remat", "attention_budget_mib", "attention_kernel", "embedding_std")
+_HOW = ("scan_layers", "remat", "attention_kernel", "embedding_std")
 
 
 class Subject(NamedTuple):

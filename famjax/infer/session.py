@@ -44,7 +44,7 @@ _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
 )  # fmt: skip
 # Settings of a model that change how it is computed, not what.
-_HOW = ("memory", "embedding_std", "scan_layers", "remat", "attention_budget_mib", "attention_kernel", "layer_chunk")
+_HOW = ("memory", "embedding_std", "scan_layers", "remat", "attention_kernel")
 
 
 @jax.tree_util.register_dataclass

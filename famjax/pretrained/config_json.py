@@ -25,8 +25,7 @@ NUMBERS = {
 SLIDING, FULL = "sliding_attention", "full_attention"
 # Fields of a ModelConfig that say how it is computed or trained, not what it is.
 NOT_THE_MODEL = (
-    "memory", "lora", "embedding_std", "dtype", "param_dtype", "scan_layers", "remat", "attention_budget_mib",
-    "attention_kernel", "layer_chunk",
+    "memory", "lora", "embedding_std", "dtype", "param_dtype", "scan_layers", "remat", "attention_kernel",
 )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from famjax.config import TrainConfig
@@ -13,11 +12,10 @@ from famjax.runtime.liveness import Beat
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_bytes, write_text
 from famjax.train import optim
-from famjax.train import state as states
 from famjax.train.feed import Feed
 from famjax.train.saving import Saver, StopSignal, only_training
 from famjax.train.start import files_beside, make_task, start
-from famjax.train.step import compilations, jit_step
+from famjax.train.step import build, compilations, jit_step
 from famjax.train.summary import summarise
 from famjax.train.watch import Watch
 
@@ -47,7 +45,6 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
     task = make_task(config, sharding.local_rows(mesh, config.batch_size))
     kept = files_beside(config)
     tx = optim.optimizer(config.optimizer, config.steps)
-    graphdef = states.structure(config.model)
     state, progress, logged, base = start(config, tx, mesh, task)
     first_step = int(state.step)
     if first_step >= config.steps:
@@ -70,7 +67,7 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
             if task.observes and good:
                 feed.observe(metrics["correct"])
             if evaluate is not None and config.evaluates(step):
-                watch.evaluate(evaluate, nnx.merge(graphdef, state.params), step)
+                watch.evaluate(evaluate, build(config, mesh, state.params), step)
             if config.logs(step):
                 watch.log(step, metrics, task.report(feed.progress), compilations(step_fn))
             if saver.due(step):

@@ -75,10 +75,10 @@ def weighted_loss(
         return _in_chunks(part, width, args_BW)
 
     table, axes = model.vocabulary_weights
-    devices, run = model.devices, of_rows
-    if devices is not None and B % devices.row_shards == 0:
+    placement, run = model.execution.placement, of_rows
+    if placement is not None and B % placement.row_shards == 0:
         # Left to the compiler, the table would be gathered, and its gradient summed over devices, for every chunk.
-        run = devices.by_rows(of_rows, axes, model.config.dtype, (True,) * 3, (True,) * 3)
+        run = placement.by_rows(of_rows, axes, model.config.dtype, (0,) * 3, (0,) * 3)
     nll_B, z_B, correct_BW = run(table, hidden_BWD, targets_BW, weights_BW)
     nll, z = (x.sum() / jnp.maximum(total_weight, 1e-9) for x in (nll_B, z_B))
     return Loss(nll, z_loss * z, correct_BW)

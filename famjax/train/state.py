@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
 from famjax.attention.memory import MEMORY_AXES
-from famjax.config import ModelConfig, TrainConfig
+from famjax.config import TrainConfig
 from famjax.nn import weights as model_lib
 from famjax.runtime import base as bases
 from famjax.runtime import sharding
@@ -41,11 +40,6 @@ class TrainState:
     passed_fam: Any
     passed_updates: Any
     memory: Any = None
-
-
-def structure(config: ModelConfig) -> nnx.GraphDef[Any]:
-    """The model without its weights, for `nnx.merge`."""
-    return nnx.graphdef(nnx.eval_shape(lambda: model_lib.create(config)))
 
 
 def abstract(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:

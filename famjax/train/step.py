@@ -1,7 +1,6 @@
 """The training step: one pure function from state and batch to state and metrics."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,12 +10,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import MEMORY_AXES, MemoryState, at_most, broadcast_rows, fam_rms
+from famjax.attention.memory import MEMORY_AXES, MemoryState, at_most, fam_rms
+from famjax.attention.positions import Layout
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
+from famjax.nn.execution import Execution
 from famjax.nn.model import Start, Transformer
+from famjax.nn.weights import structure
 from famjax.runtime import sharding
-from famjax.runtime.on_mesh import OnMesh
+from famjax.runtime.on_mesh import placement
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
@@ -33,7 +35,7 @@ DROPOUT = 0
 
 
 class Part(NamedTuple):
-    """What a microbatch gives beside its gradients.
+    """Auxiliary outputs of one microbatch.
 
     Attributes:
       costs: (cross entropy, z loss, loss of growth), its parts of the batch's.
@@ -47,8 +49,8 @@ class Part(NamedTuple):
 
 
 def start_of_documents(config: MemoryConfig, state: TrainState, key: Any, mesh: Mesh) -> Start:
-    """With what documents start this step: the learned prompt or, by random state passing, the FAM with which
-    the last step ended (one draw a step, for all rows). Without a key, the prompt."""
+    """The initial memory of documents in this step: the learned prompt or, by random state passing, the FAM with
+    which the last step ended (one draw a step, for all rows). Without a key, the prompt."""
     if key is None or not config.fam_length or not config.random_state_passing:
         return Start()
     use = jax.random.bernoulli(key, config.random_state_passing) & (state.passed_updates > 0)
@@ -67,55 +69,20 @@ def position_shift(config: MemoryConfig, rope_base: float, key: Any, rows: int) 
     return jnp.where(jax.random.bernoulli(keep_key, config.random_position_offset, (rows,)), shift, 0)
 
 
-class Prepared(NamedTuple):
-    """A model on its mesh, and the memories with which some rows start.
-
-    Attributes:
-      model: the model.
-      memory: `MemoryState` of the rows.
-      initial: batch 1, with which documents start.
-    """
-
-    model: Transformer
-    memory: MemoryState
-    initial: MemoryState
+def build(config: TrainConfig, mesh: Mesh, params: Any) -> Transformer:
+    """The model with these weights, on its mesh."""
+    execution = Execution.of(config.model, placement(mesh))
+    model: Transformer = nnx.merge(structure(config.model, execution), params)
+    return model
 
 
-def builder(config: TrainConfig, mesh: Mesh) -> Callable[..., Transformer]:
-    """From weights (and a key of dropout and noise, see `ModelConfig.is_noisy`) to a model on its mesh."""
-    graphdef = states.structure(config.model)
-
-    def build(params: Any, dropout: Any = None) -> Transformer:
-        model: Transformer = nnx.merge(graphdef, params)
-        if dropout is not None:
-            model.layer_keys = functools.partial(jax.random.split, dropout)
-        model.constrain = functools.partial(sharding.constrain, mesh=mesh)
-        model.devices = OnMesh(mesh)
-        return model
-
-    return build
-
-
-def preparation(config: TrainConfig, mesh: Mesh) -> Callable[..., Prepared]:
-    """How whoever looks at a step begins: (weights, state, key, rows, their memory) to `Prepared`.
-
-    `key` decides on random state passing; None starts with the learned prompt. The rows' memory has its rows
-    first (`rows_first`), or is None where no row goes on.
-    """
-    build = builder(config, mesh)
-
-    def prepare(params: Any, state: TrainState, key: Any, rows: int, memory: MemoryState | None) -> Prepared:
-        model = build(params)
-        start = start_of_documents(config.model.memory, state, key, mesh)
-        initial = model.initial_state(1)
-        if start.passed_fam is not None:
-            passed = model.initial_state(1, (start.passed_fam, start.passed_updates))
-            initial = jax.tree.map(lambda a, b: jnp.where(start.use, a, b), passed, initial)
-        initial = sharding.constrain(initial, MEMORY_AXES, mesh)
-        memory = broadcast_rows(initial, rows) if memory is None else rows_first(memory, back=True)
-        return Prepared(model, sharding.constrain(memory, MEMORY_AXES, mesh), initial)
-
-    return prepare
+def rows_before(
+    model: Transformer, start: Start, rows: int, memory: MemoryState | None, mesh: Mesh
+) -> MemoryState:  # fmt: skip
+    """The memory of the rows before a step, for what looks at one: that which they carry (`rows_first`), or, if they
+    carry none, that of a document's start."""
+    memory = model.initial_state(rows, start) if memory is None else rows_first(memory, back=True)
+    return sharding.constrain(memory, MEMORY_AXES, mesh)
 
 
 def draws(config: TrainConfig, step: Any, rows: int) -> tuple[Any, Any]:
@@ -138,14 +105,13 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     memory that these have left, a constant to this step's gradient: truncated backpropagation. Documents
     that start anew start with `start_of_documents`.
 
-    Where the loss or the gradient's norm is no number, the new state is the old one, but for its step.
+    If the loss or gradient norm is not finite, the update is skipped and only `step` advances.
 
     Its metrics: `loss` (cross entropy), `z_loss` and `fam_growth_loss` (what is added to it) if asked for,
     `accuracy` (share of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real
     ones, of the whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
     and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
     """
-    build = builder(config, mesh)
     where = states.abstract(config, tx, mesh)
     gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
@@ -153,17 +119,16 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     def loss_fn(trained: Any, frozen: Any, state: TrainState, key: Any, part: Microbatch, weight: Any) -> Any:
         """What a microbatch adds to the batch's loss, whose weights sum to `weight`."""
         batch, shift, memory, numbers = part
-        params = optim.join_frozen(trained, frozen)
-        dropout = None if numbers is None else dropout_key(config, state.step, numbers[0])
-        model = build(params, dropout)
-        if memory is not None:
-            memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
-        start = start_of_documents(config.model.memory, state, key, mesh)
+        model = build(config, mesh, optim.join_frozen(trained, frozen))
+        # Forward: rows continue their documents or start new ones.
         before = memory
-        hidden, memory = model(
-            batch.tokens, before, batch.count,
-            starts_BN=batch.starts, initial=start, shift_B=shift, kept_B=batch.kept,
-        )  # fmt: skip
+        if before is not None:
+            before = sharding.constrain(rows_first(before, back=True), MEMORY_AXES, mesh)
+        start = start_of_documents(config.model.memory, state, key, mesh)
+        noise = None if numbers is None else dropout_key(config, state.step, numbers[0])
+        layout = Layout(batch.starts, batch.kept, shift)
+        hidden, memory = model(batch.tokens, before, batch.count, start=start, layout=layout, key=noise)
+        # Loss.
         loss = weighted_loss(
             model, hidden, batch.positions, batch.targets, batch.weights, total_weight=weight,
             tokens_at_once=tokens_at_once, z_loss=config.z_loss,
@@ -171,6 +136,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         grown = jnp.float32(0.0)
         if config.fam_growth_loss and before is not None:
             grown = config.fam_growth_loss * growth(before, memory, batch) / config.batch_size
+        # What the next step may need.
         passed_fam = sharding.constrain(memory.layers.fam[:, 0], (None,) * 4, mesh)
         rows = {"correct": loss.correct, "memory": rows_first(memory) if config.carries_memory else None}
         out = Part((loss.cross_entropy, loss.z_loss, grown), (passed_fam, memory.fam_updates[0]), rows)
@@ -194,7 +160,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
         correct, memory = out.rows["correct"], out.rows["memory"]
         if config.carries_memory:
-            memory = made_young(rows_first(memory, back=True), config.carried_fam_rms, config.carried_fam_share)
+            memory = rescaled(rows_first(memory, back=True), config.carried_fam_rms, config.carried_fam_share)
             memory = sharding.constrain(memory, MEMORY_AXES, mesh)
         new = TrainState(state.step, params, opt_state, *out.passed, memory)
         with jax.named_scope("optimizer"):
@@ -218,15 +184,15 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     return step
 
 
-def made_young(memory: MemoryState, most: float, share: float = 1.0) -> MemoryState:
+def rescaled(memory: MemoryState, most: float, share: float = 1.0) -> MemoryState:
     """A memory whose feedback activations are scaled down to a root mean square over D of `most` (0: as they are) in a
     share of the rows, the first ones; see `TrainConfig.carried_fam_rms`. Layers normalise FAM where they read it, so
     its keys and values stay right."""
     if not most:
         return memory
     fam = memory.layers.fam
-    young = (jnp.arange(fam.shape[1]) < round(share * fam.shape[1]))[:, None, None, None]
-    layers = dataclasses.replace(memory.layers, fam=jnp.where(young, at_most(fam, most), fam))
+    scaled = (jnp.arange(fam.shape[1]) < round(share * fam.shape[1]))[:, None, None, None]
+    layers = dataclasses.replace(memory.layers, fam=jnp.where(scaled, at_most(fam, most), fam))
     return dataclasses.replace(memory, layers=layers)
 
 

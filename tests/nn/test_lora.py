@@ -128,17 +128,13 @@ def test_dropout_has_the_same_mean_and_its_own_draws() -> None:
     tokens = tiny.tokens(config, 1, 4)
 
     @jax.jit
-    def dropped(key: Any) -> Any:
+    def hidden(key: Any) -> Any:
         model = tiny.build(config, params)
-        model.layer_keys = lambda layers: jax.random.split(key, layers)
         # Before the norm, so that the output is linear in what is dropped.
-        model.final_norm = lambda x: x
-        return model(tokens)[0]
+        model._final_norm = lambda x: x
+        return model(tokens, key=key)[0]
 
-    def kept() -> Any:
-        model = tiny.build(config, params)
-        model.final_norm = lambda x: x
-        return np.asarray(model(tokens)[0])
+    dropped, kept = hidden, lambda: np.asarray(hidden(None))
 
     draws = np.stack([dropped(jax.random.key(seed)) for seed in range(400)])
     np.testing.assert_array_equal(draws[7], dropped(jax.random.key(7)))

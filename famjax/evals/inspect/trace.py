@@ -1,7 +1,7 @@
 """A document read once, block by block, with attention and FAM looked at on the way.
 
-Attention's weights are never kept when a model runs, so each block goes through the layers with a `look` that
-makes them again (`Transformer.forward`). What is kept of a block is sums and curves: a document of any length is
+Attention's weights are never kept when a model runs, so each block goes through layers that are observed
+(`Transformer.forward`). What is kept of a block is sums and curves: a document of any length is
 read in the same memory on the device.
 """
 
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from famjax.attention.blocks import attention_of_blocks
-from famjax.attention.memory import KINDS, MemoryState
+from famjax.attention.block_step import over_blocks
+from famjax.attention.memory import MemoryState
+from famjax.attention.observe import KINDS, attention_of_blocks
+from famjax.attention.positions import after
 from famjax.infer.scoring import next_token_scores
 from famjax.nn.model import Transformer
 
@@ -160,15 +162,16 @@ def _read(
     """What is seen of a block, with a leading axis L but for the last: see `_Sums.add`; and the memory behind it."""
     model = nnx.merge(graphdef, params)
 
-    def look(layer: Any, x: Any, memories: Any, where: Any, y: Any, after: Any) -> Any:
-        of_tokens, of_fam = attention_of_blocks(layer, x, *memories, where, layer.memory)
-        old, new = memories[0].fam[0, 0], after.fam[0, 0]  # [F, D], the newest
+    def observed(layer: Any, x: Any, before: Any, fresh: Any, where: Any, *how: Any) -> Any:
+        y, later = over_blocks(layer, x, before, fresh, where, *how)
+        of_tokens, of_fam = attention_of_blocks(layer, x, before, fresh, where)
+        old, new = before.fam[0, 0], later.fam[0, 0]  # [F, D], the newest
         norm = lambda x, axis=None: jnp.sqrt(jnp.square(x).sum(axis=axis))
         rms = jnp.sqrt(jnp.square(new).mean())
         cosine = ((old * new).sum(axis=-1) / (norm(old, -1) * norm(new, -1))).mean()
-        return _heads(of_tokens), _heads(of_fam), rms, norm(new - old) / norm(old), cosine
+        return y, (later, (_heads(of_tokens), _heads(of_fam), rms, norm(new - old) / norm(old), cosine))
 
-    hidden, state, seen = _forward(model, tokens_1S, count_1, state, look)
+    hidden, state, seen = _forward(model, tokens_1S, count_1, state, observed)
     return (*seen, next_token_scores(model, hidden, next_1S)[0][0]), state
 
 
@@ -188,16 +191,19 @@ def _maps(
             columns[:, fam_bins:] = _bins(keys, columns.shape[1] - fam_bins)
         return columns
 
-    def look(layer: Any, x: Any, memories: Any, where: Any, y: Any, after: Any) -> Any:
-        found = attention_of_blocks(layer, x, *memories, where, layer.memory, marks=marks)
-        return tuple(jnp.einsum("hqn,qr->hrn", _heads(one), _means(one.shape[-2])) for one in found)
+    def observed(layer: Any, x: Any, before: Any, fresh: Any, where: Any, *how: Any) -> Any:
+        y, later = over_blocks(layer, x, before, fresh, where, *how)
+        found = attention_of_blocks(layer, x, before, fresh, where, marks)
+        return y, (later, tuple(jnp.einsum("hqn,qr->hrn", _heads(one), _means(one.shape[-2])) for one in found))
 
-    return _forward(model, tokens_1S, count_1, state, look)[2]
+    return _forward(model, tokens_1S, count_1, state, observed)[2]
 
 
-def _forward(model: Transformer, tokens_1S: Any, count_1: Any, state: MemoryState, look: Any) -> Any:
-    # No document starts inside, so `initial` is not looked at.
-    return model.forward(model.embed(tokens_1S), state, count_1, starts_BN=None, initial=state, look=look)
+def _forward(model: Transformer, tokens_1S: Any, count_1: Any, state: MemoryState, observed: Any) -> Any:
+    """Hidden states, the memory after the block, and what `observed` found in each layer."""
+    where = model.locate(state, count_1, tokens_1S.shape[1])
+    hidden, (layers, found) = model.forward(model.embed(tokens_1S), state, where, over=observed)
+    return hidden, MemoryState(*after(where, model.config.memory), layers), found
 
 
 def _bins(count: int, bins: int) -> np.ndarray:
