@@ -30,9 +30,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 # Weights of a layer: a nested dict of arrays (`docs/architecture.md` has the paths).
 Weights: TypeAlias = dict[str, Any]
-Keys: TypeAlias = Float[Array, "... K C H"]
+# An axis whose name begins with _ may differ between the arrays of one call.
+Keys: TypeAlias = Float[Array, "... K _C H"]
 KeysValues: TypeAlias = tuple[Keys, Keys]
-Queries: TypeAlias = Float[Array, "... K G Q H"]
+Queries: TypeAlias = Float[Array, "... K G _Q H"]
 Activations: TypeAlias = Float[Array, "... D"]
 Tokens: TypeAlias = Float[Array, "B S D"]
 Fam: TypeAlias = Float[Array, "B P F D"]

@@ -9,6 +9,18 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes and types of arrays are checked where functions are called, in tests alone.
+CHECKED = (
+    "attention.attend",
+    "attention.block_step",
+    "attention.observe",
+    "attention.streaming",
+    "nn.layer",
+    "nn.model",
+)
+install_import_hook([f"famjax.{name}" for name in CHECKED], "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,7 @@ These are plain structs, which the caller holds: state in, state out. `block_ste
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from famjax.dims import Activations, Array, Bool, Float, Int, Key, KeysValues, O
 RMS_EPS = 1e-6
 
 
+@runtime_checkable
 class LayerWeights(Protocol):
     """What the memory needs of a layer. `nn/layer.py` has the one implementation.
 
@@ -58,9 +59,13 @@ class LayerWeights(Protocol):
         ...
 
     def queries_keys_values(
-        self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets | None
+        self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets
     ) -> tuple[Queries, KeysValues]:
-        """QKV(norm(x)) of the first rows, as many as there are offsets; None: no keys and values."""
+        """QKV(norm(x)) of the first rows, the number of offsets."""
+        ...
+
+    def queries(self, x: Activations, offsets: Offsets) -> Queries:
+        """Queries alone."""
         ...
 
     def keys_values(self, x: Activations, offsets: Offsets) -> KeysValues:

@@ -64,8 +64,7 @@ def part_of_block(
 
     def update(memory: LayerMemory) -> LayerMemory:
         with jax.named_scope("fam_recurrence"):
-            q, _ = layer.queries_keys_values((memory.fam[:, 0],), fam_offset, None)
-            heads = _attend_fam(layer, q, memory, slot, fams)
+            heads = _attend_fam(layer, layer.queries(memory.fam[:, 0], fam_offset), memory, slot, fams)
             (new,) = layer.finish(heads, residual_of(memory.fam, where.fam_updates[:, 0], config))
             return _with_fam(layer, memory, new, full)
 

@@ -7,7 +7,7 @@ device `over_layers` is a plain loop.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ LayerFn: TypeAlias = Callable[[Layer, Tree, Tree, Tree], tuple[Tree, Tree]]
 GATHERED: dict[str, str | None] = {"embed": None, "lora_head_dim": None, "lora_mlp": "mlp"}
 
 
+@runtime_checkable
 class Placement(Protocol):
     """What a model needs of the mesh that it runs on; `runtime/on_mesh.py` has the one implementation."""
 

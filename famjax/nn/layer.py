@@ -65,23 +65,25 @@ class Layer:
     # --- attention --------------------------------------------------------------------------------
 
     def queries_keys_values(
-        self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets | None
+        self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets
     ) -> tuple[Queries, KeysValues]:
         """QKV(norm(x)) of rows that go through the projections as one.
 
         Args:
           streams: arrays [..., Q_i, D], joined along Q once they are normalised.
           query_offsets: [..., Q] positions of the queries, which the first Q rows have.
-          key_offsets: likewise of the keys; None: no keys and values.
+          key_offsets: likewise of the keys.
 
         Returns:
           Queries and keys rotated by their offsets; values.
         """
         normed = _joined([self._norm("attention_norm", x) for x in streams])
         queries = self._queries(normed[..., : query_offsets.shape[-1], :], query_offsets)
-        if key_offsets is None:
-            return queries, ()
         return queries, self._keys_values(normed[..., : key_offsets.shape[-1], :], key_offsets)
+
+    def queries(self, x: Activations, offsets: Offsets) -> Queries:
+        """Queries (rotated) of rows x."""
+        return self._queries(self._norm("attention_norm", x), offsets)
 
     def keys_values(self, x: Activations, offsets: Offsets) -> KeysValues:
         """Keys (rotated) and values of rows x."""

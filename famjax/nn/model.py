@@ -136,7 +136,8 @@ class Transformer(nnx.Module):
         Returns also what each layer's `over` returned beside its output, with a leading axis L: its memory.
         """
         run, memories = self.execution, None if state is None else state.layers
-        alone = run.alone(len(x)) and key is None and not self._unstacked
+        # What observes a layer reduces over rows; a mask drawn for dropout depends on the place in the whole array.
+        alone = run.alone(len(x)) and over is over_blocks and key is None and not self._unstacked
         kernel = run.attention(alone)
 
         def layer_fn(layer: Layer, carry: Tree, xs: Tree, shared: Tree) -> tuple[Tree, Tree]:
