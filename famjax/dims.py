@@ -23,10 +23,16 @@ Signatures carry axes as types (`Float[Array, "B S D"]`), which tests check at r
 | V | vocabulary | |
 """
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
+import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key
+
+if TYPE_CHECKING:
+    Array: TypeAlias = jax.Array
+else:  # tokens, counts and positions may come from the host
+    Array = Union[jax.Array, np.ndarray]  # noqa: UP007
 
 # Weights of a layer: a nested dict of arrays (`docs/architecture.md` has the paths).
 Weights: TypeAlias = dict[str, Any]

@@ -14,6 +14,8 @@ window attention.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +27,7 @@ from famjax.attention.attend import Source, attend
 from famjax.attention.fused import Kernel
 from famjax.attention.memory import LayerMemory, LayerWeights, select_rows
 from famjax.attention.positions import Blocks, block_in_progress
-from famjax.attention.scan_blocks import scan_blocks
+from famjax.attention.scan_blocks import scan_recomputed
 from famjax.config import MemoryConfig
 from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, Queries, Tokens
 
@@ -179,9 +181,33 @@ def push_fam(fam: Fam, new: list[Float[Array, "B F D"]], key: Key[Array, ""] | N
 # --- a sequence of blocks -------------------------------------------------------------------------
 
 
+def as_it_is(x: Array) -> Array:
+    """What one device does to place an array."""
+    return x
+
+
+class How(NamedTuple):
+    """How a layer runs over blocks; `nn/execution.py` chooses.
+
+    Attributes:
+      kernel: the attention implementation for tokens.
+      recompute: keep x and FAM of each block for the backward pass, which recomputes all else block by block.
+      whole, split: of activations [..., rows, D]: replicated over the devices that share a block, which a step needs;
+        and sharded along their rows, which is how they are kept.
+    """
+
+    kernel: Kernel = fused.XLA
+    recompute: bool = False
+    whole: Callable[[Array], Array] = as_it_is
+    split: Callable[[Array], Array] = as_it_is
+
+
+ON_ONE_DEVICE = How()
+
+
 def over_blocks(
     layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory | None, fresh: Float[Array, "1 P F D"],
-    where: Blocks, kernel: Kernel = fused.XLA, recompute: bool = False,
+    where: Blocks, how: How = ON_ONE_DEVICE,
 ) -> tuple[Float[Array, "N B S D"], LayerMemory]:  # fmt: skip
     """One layer over N blocks that start at a block's edge: `lax.scan(block_step)`.
 
@@ -191,8 +217,7 @@ def over_blocks(
       before: the layer's memory before these blocks; None if all rows start a document.
       fresh: the initial FAM of a document.
       where: positions of the blocks.
-      kernel: the attention implementation for tokens.
-      recompute: keep x and FAM of each block for the backward pass, which recomputes all else block by block.
+      how: see `How`.
 
     Returns:
       Output activations, and the layer's memory after the last real token.
@@ -210,25 +235,30 @@ def over_blocks(
 
     settings = layer.without_arrays()
 
-    def step(weights: Any, carry: Any, segments: Any, x: Any, at: At) -> Any:
-        of_layer, fresh = weights
-        fam, kept = carry
+    def step(weights: Any, state: Any, inputs: Any) -> Any:
+        (of_layer, fresh), (carry, segments), (x, at) = weights, state, inputs
+        (fam, kept), x = jax.tree.map(how.whole, (carry, x))
         if at.starts is not None and F:
             fam = select_rows(at.starts, fresh, fam)
-        y, new, kv = block_step(settings.with_arrays(of_layer, at.key), x, fam, segments, at, kernel)
+        y, new, kv = block_step(settings.with_arrays(of_layer, at.key), x, fam, segments, at, how.kernel)
         assert at.full is not None
         # A block that is not full (padding follows) leaves FAM as it was.
         fam = select_rows(at.full, new, fam)
-        return (fam, None if at.kept is None else select_rows(at.kept, fam, kept)), kv, y
+        after = fam, None if at.kept is None else select_rows(at.kept, fam, kept)
+        # Whole first: else the step itself would be sharded along its rows, and weights gathered block by block.
+        after, y = jax.tree.map(how.whole, (after, y))
+        return (after, (*segments, kv)[1:]), (jax.tree.map(how.split, carry), kv, how.split(y))
 
     def keys_values(weights: Any, x: Any, at: At) -> KeysValues:
-        return settings.with_arrays(weights[0], at.key).keys_values(x, np.arange(config.block_size))
+        return settings.with_arrays(weights[0], at.key).keys_values(how.whole(x), np.arange(config.block_size))
 
-    # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
-    project_again = keys_values if recompute and layer.key is None else None
-    carry = (fam, None if where.kept is None else fam)
+    weights, state = (layer.weights, fresh), ((fam, None if where.kept is None else fam), segments)
     at = by_block(where, layer.key, N)
-    (fam, kept), (k, v), y = scan_blocks(step, project_again, (layer.weights, fresh), carry, segments, x, at)
+    # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
+    if how.recompute and layer.key is None:
+        (fam, kept), (k, v), y = scan_recomputed(step, keys_values, weights, state, x, at)
+    else:
+        ((fam, kept), _), (_, (k, v), y) = jax.lax.scan(functools.partial(step, weights), state, (x, at))
 
     k, v = (_ring_after(*pair, where, config) for pair in zip(past, (k, v), strict=True))
     fam = before.fam if not F else fam if kept is None else kept

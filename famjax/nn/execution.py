@@ -6,13 +6,14 @@ device `over_layers` is a plain loop.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from famjax.attention import fused
+from famjax.attention.block_step import How
 from famjax.attention.fused import Kernel
 from famjax.attention.scan_blocks import KEPT
 from famjax.config import ModelConfig
@@ -22,8 +23,8 @@ from famjax.nn.layer import Layer
 # A nested structure of arrays; the names of an array's axes.
 Tree: TypeAlias = Any
 Axes: TypeAlias = tuple[str | None, ...]
-# (layer, x, this layer's part of xs, shared) to (x, out).
-LayerFn: TypeAlias = Callable[[Layer, Tree, Tree, Tree], tuple[Tree, Tree]]
+# (settings of a layer, shared, x, (its weights, its key, its part of xs)) to (x, out).
+LayerFn: TypeAlias = Callable[[Layer, Tree, Tree, tuple[Weights, Any, Tree]], tuple[Tree, Tree]]
 
 # The axes that `fsdp` shards, and what is left of them when a layer has gathered them: of `lora_mlp`, what `tensor`
 # shards.
@@ -48,11 +49,11 @@ class Placement(Protocol):
         """Arrays sharded by the rules for the names of their axes from here on."""
         ...
 
-    def split_tokens(self, x: Array) -> Array:
-        """Within `by_rows`: activations [..., S, D] sharded over `tensor` along S."""
+    def split(self, x: Array) -> Array:
+        """Within `by_rows`: activations [..., rows, D] sharded over `tensor` along their rows."""
         ...
 
-    def whole_tokens(self, x: Array) -> Array:
+    def whole(self, x: Array) -> Array:
         """Within `by_rows`: activations replicated over `tensor`."""
         ...
 
@@ -88,16 +89,13 @@ class Execution:
         kernel = fused.choose(config.attention_kernel, platform, config.memory.block_size)
         return cls(placement, kernel, config.remat, config.scan_layers)
 
-    @property
-    def recompute(self) -> bool:
-        """Whether a layer's blocks are recomputed one by one in the backward pass."""
-        return self.remat == "full"
-
-    def attention(self, alone: bool) -> Kernel:
-        """The attention implementation within a layer; `alone`: each device runs the layer on its own rows."""
+    def of_blocks(self, alone: bool) -> How:
+        """How a layer runs over blocks; `alone`: each device runs the layer on its own rows."""
+        recompute = self.remat == "full"
         if self.placement is None:
-            return Kernel(self.kernel)
-        return Kernel(self.kernel, functools.partial(self.placement.per_device, inside=alone))
+            return How(Kernel(self.kernel), recompute)
+        kernel = Kernel(self.kernel, functools.partial(self.placement.per_device, inside=alone))
+        return How(kernel, recompute, self.placement.whole, self.placement.split) if alone else How(kernel, recompute)
 
     def constrain(self, tree: Tree, axes: Any) -> Tree:
         """Arrays inside the forward pass whose place on a mesh must not be left to the compiler."""
@@ -108,7 +106,7 @@ class Execution:
         return self.placement is not None and rows % self.placement.row_shards == 0
 
     def over_layers(
-        self, f: LayerFn, weights: "StackedWeights", x: Tree, xs: Tree, shared: Tree = (), rows: Any = None,
+        self, f: LayerFn, weights: "LayerStack", x: Tree, xs: Tree, shared: Tree = (), rows: Any = None,
         keys: Key[Array, "L"] | None = None,
     ) -> tuple[Tree, Tree]:  # fmt: skip
         """x through all layers.
@@ -126,34 +124,31 @@ class Execution:
         Returns:
           x after the last layer, and `out` of all layers with a leading axis L.
         """
-        config, L, period = weights.config, weights.config.num_layers, weights.config.layer_period
-        alike = lambda i, in_scan: self._keep_less(self._step(f, weights, i, shared, rows), in_scan)
-        inputs = (weights.stacked, keys, xs)
-        if not self.scan:
-            return unrolled([alike(i, False) for i in range(L)], x, inputs)
-        rest = [alike(i, False) for i in range(L - L % period, L)]
-        return scanned([alike(i, True) for i in range(period)], rest, x, inputs, config.num_layers)
+        L, period, inputs = weights.config.num_layers, weights.config.layer_period, (weights.arrays, keys, xs)
+        one = lambda i, in_scan=False: self._keep_less(self._step(f, weights, i, shared, rows), in_scan)
+        if not self.scan or weights.unstacked:
+            return unrolled([one(i) for i in range(L)], x, inputs)
+        if period > 1:
+            rest = [one(i) for i in range(L - L % period, L)]
+            return scanned([one(i, in_scan=True) for i in range(period)], rest, x, inputs, L)
+        return jax.lax.scan(one(0, in_scan=True), x, inputs)
 
-    def _step(self, f: LayerFn, weights: "StackedWeights", index: int, shared: Tree, rows: Any) -> Any:
+    def _step(self, f: LayerFn, weights: "LayerStack", index: int, shared: Tree, rows: Any) -> Any:
         """Layer `index` as a function (x, (weights, key, xs)) -> (x, out)."""
-        layer = Layer(weights.config, weights.config.layer(index))
-
-        def on_one_device(x: Tree, inputs: tuple[Weights, Any, Tree]) -> tuple[Tree, Tree]:
-            one, key, extra = inputs
-            return f(layer.with_arrays(one, key), x, extra, shared)
+        of_layer = functools.partial(f, Layer(weights.config, weights.config.layer(index)))
+        placement = self.placement
 
         def on_rows(x: Tree, inputs: tuple[Weights, Any, Tree]) -> tuple[Tree, Tree]:
             one, _, extra = inputs
-            run = lambda one, x, extra, shared: f(layer.with_arrays(one), x, extra, shared)
+            run = lambda one, x, extra, shared: of_layer(shared, x, (one, None, extra))
             names = weights.axes_of_layer(one)
-            return self.placement.by_rows(run, names, weights.config.dtype, *rows)(one, x, extra, shared)
+            return placement.by_rows(run, names, weights.config.dtype, *rows)(one, x, extra, shared)
 
         def gathered(x: Tree, inputs: tuple[Weights, Any, Tree]) -> tuple[Tree, Tree]:
-            one, key, extra = inputs
-            return f(layer.with_arrays(weights.gathered(one, self), key), x, extra, shared)
+            return of_layer(shared, x, (weights.gathered(inputs[0], self), *inputs[1:]))
 
-        if self.placement is None:
-            return on_one_device
+        if placement is None:
+            return functools.partial(of_layer, shared)
         return gathered if rows is None else on_rows
 
     def _keep_less(self, step: Callable[..., Any], in_scan: bool) -> Callable[..., Any]:
@@ -180,18 +175,31 @@ class Execution:
 
 
 @dataclasses.dataclass(frozen=True)
-class StackedWeights:
+class LayerStack:
     """The weights of all layers.
 
     Attributes:
       config: of the model.
-      stacked: a tree whose arrays have a leading axis L.
-      axes: their names, `layers` first.
+      arrays: a tree whose arrays have a leading axis L; or a list of L trees.
+      axes: the names of the axes of one layer's arrays, or of all layers', `layers` first.
     """
 
     config: ModelConfig
-    stacked: Weights
+    arrays: Weights | list[Weights]
     axes: Any
+
+    @property
+    def unstacked(self) -> bool:
+        """Whether each layer has arrays of its own."""
+        return isinstance(self.arrays, list)
+
+    def each_layer(self, execution: Execution) -> Iterator[Layer]:
+        """Every layer, with its weights gathered on a mesh."""
+        for i in range(self.config.num_layers):
+            one = entry(self.arrays, i)
+            if execution.placement is not None:
+                one = self.gathered(one, execution)
+            yield Layer(self.config, self.config.layer(i), one)
 
     def axes_of_layer(self, one: Weights) -> Any:
         """Names for the arrays of one layer."""
@@ -207,13 +215,23 @@ class StackedWeights:
 Step: TypeAlias = Callable[[Tree, Tree], tuple[Tree, Tree]]
 
 
-def unrolled(steps: Sequence[Step], x: Tree, xs: Tree) -> tuple[Tree, Tree]:
+def unrolled(steps: Sequence[Step], x: Tree, xs: tuple[Tree, ...]) -> tuple[Tree, Tree]:
     """x through some steps; xs and the outputs have a leading axis, one entry a step."""
     outs = []
     for i, step in enumerate(steps):
-        x, out = step(x, jax.tree.map(lambda a, i=i: a[i], xs))
+        x, out = step(x, tuple(entry(part, i) for part in xs))
         outs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+    return x, stacked(outs)
+
+
+def entry(tree: Tree, i: int) -> Tree:
+    """Entry i of a tree of arrays with a leading axis, or of a list of trees."""
+    return tree[i] if isinstance(tree, list) else jax.tree.map(lambda a: a[i], tree)
+
+
+def stacked(trees: Sequence[Tree]) -> Tree:
+    """Trees of arrays as one, with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def scanned(period: Sequence[Step], rest: Sequence[Step], x: Tree, xs: Tree, length: int) -> tuple[Tree, Tree]:
@@ -224,8 +242,6 @@ def scanned(period: Sequence[Step], rest: Sequence[Step], x: Tree, xs: Tree, len
         26 layers of period 6:  4 turns of a loop over 6 layers, then 2 layers
     """
     P, whole = len(period), length - len(rest)
-    if P == 1:
-        return jax.lax.scan(period[0], x, xs)
     by_period = jax.tree.map(lambda a: a[:whole].reshape(whole // P, P, *a.shape[1:]), xs)
     x, outs = jax.lax.scan(lambda x, one: unrolled(period, x, one), x, by_period)
     outs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outs)

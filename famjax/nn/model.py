@@ -7,7 +7,7 @@ Both take a `MemoryState` and return one, so a text can be split between calls.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -20,7 +20,7 @@ from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key
-from famjax.nn.execution import Execution, StackedWeights, Tree
+from famjax.nn.execution import Execution, LayerStack, Tree, stacked
 from famjax.nn.layer import Layer, LayerParams, NormWeights, norm, weight
 
 # Activations of whole blocks, [N, B, S, D]: sharded along their rows alone.
@@ -137,29 +137,25 @@ class Transformer(nnx.Module):
         """
         run, memories = self.execution, None if state is None else state.layers
         # What observes a layer reduces over rows; a mask drawn for dropout depends on the place in the whole array.
-        alone = run.alone(len(x)) and over is over_blocks and key is None and not self._unstacked
-        kernel = run.attention(alone)
+        alone = run.alone(len(x)) and over is over_blocks and key is None and not self._layers.unstacked
+        how = run.of_blocks(alone)
 
-        def layer_fn(layer: Layer, carry: Tree, xs: Tree, shared: Tree) -> tuple[Tree, Tree]:
-            (x, prompt), (before, given), (where, use) = carry, xs, shared
+        def layer_fn(layer: Layer, shared: Tree, carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
+            (where, use), (x, prompt), (weights, key, (before, given)) = shared, carry, inputs
+            layer = layer.with_arrays(weights, key)
             fresh = first_fam(layer, prompt, *given, use)
-            y, out = over(layer, self._whole(x, alone), before, fresh, where, kernel, run.recompute)
+            y, out = over(layer, x, before, fresh, where, how)
             prompt = None if prompt is None else prompt_step(layer, prompt)
-            return (self._placed(y, alone), prompt), out
+            return (y if alone else run.constrain(y, ACTIVATION_AXES), prompt), out
 
         blocks = jnp.moveaxis(x.reshape(len(x), -1, self.config.memory.block_size, x.shape[-1]), 1, 0)
-        x = run.constrain(blocks, TOKEN_AXES if alone else ACTIVATION_AXES)
+        carry = run.constrain(blocks, TOKEN_AXES if alone else ACTIVATION_AXES), self._prompt(start)
+        xs, shared = (memories, (self._prefix(), start.fam)), (where, start.use)
         rows = (((1, -1), (0, (-1, -1)), (0, -1)), ((1, -1), 0)) if alone else None
-        (x, _), out = self._over_layers(
-            layer_fn, (x, self._prompt(start)), (memories, (self._prefix(), start.fam)), (where, start.use), rows, key
-        )
-        return self._final_norm(jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, x.shape[-1])), out
-
-    def _whole(self, x: Array, alone: bool) -> Array:
-        return self.execution.placement.whole_tokens(x) if alone else x
-
-    def _placed(self, y: Array, alone: bool) -> Array:
-        return self.execution.placement.split_tokens(y) if alone else self.execution.constrain(y, ACTIVATION_AXES)
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+        (x, _), out = run.over_layers(layer_fn, self._layers, carry, xs, shared, rows, keys)
+        hidden = run.constrain(self._final_norm(x), TOKEN_AXES if alone else ACTIVATION_AXES)
+        return jnp.moveaxis(hidden, 0, 1).reshape(x.shape[1], -1, x.shape[-1]), out
 
     def read(
         self, tokens: Int[Array, "B Q"], state: MemoryState, count: Int[Array, "B"] | None = None,
@@ -189,11 +185,11 @@ class Transformer(nnx.Module):
         where = positions.of_part(state.position, state.fam_updates, count, config, shift)
 
         x, memories = self.embed(tokens), []
-        for i, layer in enumerate(self.each_layer()):
+        for i, layer in enumerate(self._layers.each_layer(self.execution)):
             x, after = streaming.part_of_block(layer, x, _of_layer(state.layers, i), where)
             x = self.execution.constrain(x, ACTIVATION_AXES[1:])
             memories.append(self.execution.constrain(after, memory.LAYER_AXES))
-        layers = _stack(memories) if isinstance(state.layers, LayerMemory) else tuple(memories)
+        layers = stacked(memories) if isinstance(state.layers, LayerMemory) else tuple(memories)
         return self._final_norm(x), MemoryState(*positions.after(where, config), layers)
 
     # --- embedding and logits ---------------------------------------------------------------------
@@ -237,14 +233,16 @@ class Transformer(nnx.Module):
     def initial_state(self, batch: int, start: Start = LEARNED) -> MemoryState:
         """The memory before any text: empty rings, and the initial FAM of every layer."""
 
-        def layer_fn(layer: Layer, prompt: Tree, given: Tree, use: Any) -> tuple[Tree, LayerMemory]:
+        def layer_fn(layer: Layer, use: Any, prompt: Tree, inputs: Tree) -> tuple[Tree, LayerMemory]:
+            weights, _, given = inputs
+            layer = layer.with_arrays(weights)
             fresh = first_fam(layer, prompt, *given, use)
             after = None if prompt is None else prompt_step(layer, prompt)
             return after, self._empty(layer, fresh)
 
         xs = (self._prefix(), start.fam)
         with jax.named_scope("fam_recurrence"):
-            _, layers = self._over_layers(layer_fn, self._prompt(start), xs, start.use)
+            _, layers = self.execution.over_layers(layer_fn, self._layers, self._prompt(start), xs, start.use)
         updates = jnp.where(start.use, start.updates, 0) if start.fam is not None else 0
         state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, updates, jnp.int32), layers)
         return memory.broadcast_rows(state, batch)
@@ -261,10 +259,10 @@ class Transformer(nnx.Module):
     def with_fam(self, state: MemoryState, fam: Float[Array, "L B P F D"]) -> MemoryState:
         """A memory with other feedback activations; their keys and values are recomputed, all else stays."""
         changed = []
-        for i, layer in enumerate(self.each_layer()):
+        for i, layer in enumerate(self._layers.each_layer(self.execution)):
             one = dataclasses.replace(_of_layer(state.layers, i), fam=fam[i].astype(jnp.float32))
             changed.append(memory.with_keys(layer, one))
-        layers = tuple(changed) if isinstance(state.layers, tuple) else _stack(changed)
+        layers = tuple(changed) if isinstance(state.layers, tuple) else stacked(changed)
         return dataclasses.replace(state, layers=layers)
 
     def _empty(self, layer: Layer, fresh: Float[Array, "1 P F D"]) -> LayerMemory:
@@ -289,33 +287,12 @@ class Transformer(nnx.Module):
     # --- layers -----------------------------------------------------------------------------------
 
     @property
-    def _unstacked(self) -> bool:
-        return not isinstance(self.layers, LayerParams)
-
-    def _over_layers(
-        self, f: Any, x: Tree, xs: Tree, shared: Tree, rows: Any = None, key: Key[Array, ""] | None = None
-    ) -> tuple[Tree, Tree]:
-        if self._unstacked:
-            outs = []
-            for i, layer in enumerate(self.each_layer()):
-                x, out = f(layer, x, jax.tree.map(lambda a, i=i: a[i], xs), shared)
-                outs.append(out)
-            return x, _stack(outs)
-        weights = nnx.state(self.layers, nnx.Param)
-        stacked = StackedWeights(self.config, nnx.to_pure_dict(weights), axes_of(weights))
-        keys = None if key is None else jax.random.split(key, self.config.num_layers)
-        return self.execution.over_layers(f, stacked, x, xs, shared, rows, keys)
-
-    def each_layer(self) -> Iterator[Layer]:
-        """Every layer, with its weights gathered on a mesh."""
-        for i in range(self.config.num_layers):
-            weights = nnx.state(self.layers[i] if self._unstacked else self.layers, nnx.Param)
-            axes, one = axes_of(weights), nnx.to_pure_dict(weights)
-            if not self._unstacked:
-                one = _of_layer(one, i)
-            if self.execution.placement is not None:
-                one = StackedWeights(self.config, one, axes).gathered(one, self.execution)
-            yield Layer(self.config, self.config.layer(i), one)
+    def _layers(self) -> LayerStack:
+        if isinstance(self.layers, LayerParams):
+            weights = nnx.state(self.layers, nnx.Param)
+            return LayerStack(self.config, nnx.to_pure_dict(weights), axes_of(weights))
+        each = [nnx.state(layer, nnx.Param) for layer in self.layers]
+        return LayerStack(self.config, [nnx.to_pure_dict(weights) for weights in each], axes_of(each[0]))
 
 
 def first_fam(
@@ -336,10 +313,6 @@ def first_fam(
 def _of_layer(tree: Any, i: int) -> Any:
     """Entry i of a tree of arrays with a leading axis L, or of a tuple of L trees."""
     return tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda x: x[i], tree)
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def room(state: MemoryState, config: ModelConfig) -> Int[Array, "B"]:

@@ -40,12 +40,12 @@ class OnMesh:
         """Arrays sharded by the rules from here on."""
         return sharding.constrain(tree, axes, self.mesh)
 
-    def split_tokens(self, x: jax.Array) -> jax.Array:
-        """Within `by_rows`: activations [N, B, S, D] sharded over `tensor` along S, if it divides."""
-        spec = partition_spec((None, None, "tokens", None), x.shape, self.mesh)
+    def split(self, x: jax.Array) -> jax.Array:
+        """Within `by_rows`: activations [..., rows, D] sharded over `tensor` along their rows, if they divide."""
+        spec = partition_spec((*(None,) * (x.ndim - 2), "tokens", None), x.shape, self.mesh)
         return jax.lax.with_sharding_constraint(x, spec) if any(spec) else x
 
-    def whole_tokens(self, x: jax.Array) -> jax.Array:
+    def whole(self, x: jax.Array) -> jax.Array:
         """Within `by_rows`: activations replicated over `tensor`, so that heads and inner width can be sharded."""
         return jax.lax.with_sharding_constraint(x, WHOLE) if self.mesh.shape["tensor"] > 1 else x
 
