@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 else:  # tokens, counts and positions may come from the host
     Array = Union[jax.Array, np.ndarray]  # noqa: UP007
 
+# A nested structure of arrays.
+Tree: TypeAlias = Any
 # Weights of a layer: a nested dict of arrays (`docs/architecture.md` has the paths).
 Weights: TypeAlias = dict[str, Any]
 # An axis whose name begins with _ may differ between the arrays of one call.

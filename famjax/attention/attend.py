@@ -7,7 +7,7 @@ over all of them.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,12 @@ import numpy as np
 
 from famjax.attention import rope
 from famjax.config import Rope
-from famjax.dims import Array, Float, Keys, Queries, Rows
+from famjax.dims import Array, Float, Keys, Queries, Rows, Tree
 
 # Large enough to give exactly zero after exp, small enough never to become inf - inf.
 HIDDEN = -1e30
+
+Visible: TypeAlias = Array | np.ndarray | None
 
 
 class Source(NamedTuple):
@@ -34,7 +36,7 @@ class Source(NamedTuple):
 
     k: Keys
     v: Keys
-    visible: Array | np.ndarray | None = None
+    visible: Visible = None
     distance: Array | np.ndarray | int = 0
 
 
@@ -112,7 +114,7 @@ def attend_ring(
     R, S, dtype = ring.k.shape[1], ring.k.shape[-2], q.dtype
     q = q * (scoring.scale or 1.0 / math.sqrt(q.shape[-1]))
 
-    def part(q: Any, sources: list[Source]) -> tuple[Any, Any]:
+    def part(q: Queries, sources: list[Source]) -> tuple[Array, Array]:
         queries, keys = zip(*(_meet(q, source, scoring.rope) for source in sources), strict=True)
         return _weigh(queries, keys, tuple(s.v for s in sources), tuple(s.visible for s in sources), scoring.cap)
 
@@ -125,13 +127,13 @@ def attend_ring(
             )
         return (jax.nn.softmax(log_total, axis=1) * weighted).sum(axis=1).astype(dtype)
 
-    def slot(back: Any, distance: Any) -> Source:
+    def slot(back: Array | int, distance: Array | int) -> Source:
         index = (current - back) % R
         take = lambda x: jnp.take_along_axis(x, index.reshape(-1, *(1,) * (x.ndim - 1)), axis=1)[:, 0]
         return Source(take(ring.k), take(ring.v), take(ring.visible), distance)
 
-    def merge(found: tuple[Any, Any], back: Any) -> tuple[tuple[Any, Any], None]:
-        def add(found: tuple[Any, Any]) -> tuple[Any, Any]:
+    def merge(found: tuple[Array, Array], back: Array) -> tuple[tuple[Array, Array], None]:
+        def add(found: tuple[Array, Array]) -> tuple[Array, Array]:
             weighted, log_total = part(q, [slot(back, jnp.broadcast_to(back * S, current.shape))])
             log_both = jnp.logaddexp(found[1], log_total)
             return jnp.exp(found[1] - log_both) * found[0] + jnp.exp(log_total - log_both) * weighted, log_both
@@ -144,7 +146,7 @@ def attend_ring(
     return found[0].astype(dtype)
 
 
-def _scores(q: Queries, k: Keys, visible: Any, cap: float) -> Float[Array, "... Q C"]:
+def _scores(q: Queries, k: Keys, visible: Visible, cap: float) -> Float[Array, "... Q C"]:
     if few_queries(q):
         # Transposing the scores is cheaper here than what some compilers do, transposing the keys.
         scores = jnp.einsum("...KCH,...KGQH->...KCGQ", k, q, preferred_element_type=jnp.float32)
@@ -156,7 +158,11 @@ def _scores(q: Queries, k: Keys, visible: Any, cap: float) -> Float[Array, "... 
 
 
 def _weigh(
-    queries: tuple[Queries, ...], keys: tuple[Keys, ...], values: tuple[Keys, ...], visible: tuple[Any, ...], cap: float
+    queries: tuple[Queries, ...],
+    keys: tuple[Keys, ...],
+    values: tuple[Keys, ...],
+    visible: tuple[Visible, ...],
+    cap: float,
 ) -> tuple[Float[Array, "... Q H"], Float[Array, "... Q 1"]]:
     """Weighted values in float32, and the softmax's normaliser: log sum exp of the scores."""
     scores = [_scores(*source, cap) for source in zip(queries, keys, visible, strict=True)]
@@ -174,7 +180,11 @@ def _weigh(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _softmax_attention(
-    queries: tuple[Queries, ...], keys: tuple[Keys, ...], values: tuple[Keys, ...], visible: tuple[Any, ...], cap: float
+    queries: tuple[Queries, ...],
+    keys: tuple[Keys, ...],
+    values: tuple[Keys, ...],
+    visible: tuple[Visible, ...],
+    cap: float,
 ) -> Queries:
     """Attention over several sources: the i-th queries (scaled) meet the i-th keys and values.
 
@@ -184,13 +194,14 @@ def _softmax_attention(
     return _weigh(queries, keys, values, visible, cap)[0].astype(queries[0].dtype)
 
 
-def _softmax_attention_forward(queries: Any, keys: Any, values: Any, visible: Any, cap: float) -> tuple[Any, Any]:
+def _softmax_attention_forward(*args: Tree) -> tuple[Queries, Tree]:
+    queries, keys, values, visible, cap = args
     out, log_total = _weigh(queries, keys, values, visible, cap)
     out = out.astype(queries[0].dtype)
     return out, (queries, keys, values, visible, out, log_total)
 
 
-def _softmax_attention_backward(cap: float, kept: Any, d_out: Any) -> tuple[Any, Any, Any, None]:
+def _softmax_attention_backward(cap: float, kept: Tree, d_out: Queries) -> tuple[Tree, Tree, Tree, None]:
     queries, keys, values, visible, out, log_total = kept
     # Without the barrier the compiler sees that the forward pass computed the same scores, and keeps those.
     queries, keys, values = jax.lax.optimization_barrier((queries, keys, values))

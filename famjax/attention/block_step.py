@@ -29,7 +29,7 @@ from famjax.attention.memory import LayerMemory, LayerWeights, select_rows
 from famjax.attention.positions import Blocks, block_in_progress
 from famjax.attention.scan_blocks import scan_recomputed
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, Queries, Tokens
+from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, Queries, Tokens, Tree
 
 # Folded into a block's key, for the noise on FAM.
 NOISE = 409173
@@ -223,11 +223,9 @@ def over_blocks(
       Output activations, and the layer's memory after the last real token.
     """
     config, (N, B) = layer.memory, x.shape[:2]
-    F, (K, H) = config.fam_length, layer.key_shape
+    F = config.fam_length
     if before is None:
-        ring = memory.empty_ring(B, config.memory_segments + 1, K, H, config, x.dtype)
-        keys = jnp.zeros((B, *fresh.shape[1:2], K, fresh.shape[2], H), x.dtype)
-        before = LayerMemory(ring, ring, jnp.broadcast_to(fresh, (B, *fresh.shape[1:])), keys, keys)
+        before = memory.empty(layer, jnp.broadcast_to(fresh, (B, *fresh.shape[1:])), x.dtype)
     past = past_blocks(before, where, config)
     W = memory.segments_in_reach(config)
     segments = tuple(jax.tree.map(lambda a, i=i: a[:, a.shape[1] - W + i], past) for i in range(W))
@@ -235,7 +233,7 @@ def over_blocks(
 
     settings = layer.without_arrays()
 
-    def step(weights: Any, state: Any, inputs: Any) -> Any:
+    def step(weights: Tree, state: Tree, inputs: Tree) -> Tree:
         (of_layer, fresh), (carry, segments), (x, at) = weights, state, inputs
         (fam, kept), x = jax.tree.map(how.whole, (carry, x))
         if at.starts is not None and F:
@@ -249,7 +247,7 @@ def over_blocks(
         after, y = jax.tree.map(how.whole, (after, y))
         return (after, (*segments, kv)[1:]), (jax.tree.map(how.split, carry), kv, how.split(y))
 
-    def keys_values(weights: Any, x: Any, at: At) -> KeysValues:
+    def keys_values(weights: Tree, x: Tokens, at: At) -> KeysValues:
         return settings.with_arrays(weights[0], at.key).keys_values(how.whole(x), np.arange(config.block_size))
 
     weights, state = (layer.weights, fresh), ((fam, None if where.kept is None else fam), segments)

@@ -16,9 +16,9 @@ import numpy as np
 
 from famjax.attention import fused_kernels, rope
 from famjax.attention.attend import Scoring
-from famjax.attention.fused_kernels import LANES, Plan
-from famjax.config import KERNEL_LANES, ConfigError, MemoryConfig
-from famjax.dims import KeysValues, Queries
+from famjax.attention.fused_kernels import LANES, Arrays, Plan
+from famjax.config import KERNEL_LANES, ConfigError, MemoryConfig, Rope
+from famjax.dims import Array, Float, KeysValues, Queries
 
 # The sides of a tile of scores: the first that divides a block is taken.
 TILES = (512, 256, 128)
@@ -77,11 +77,7 @@ def attend_block(
     """
     S = config.block_size
     run: Callable[..., Any] = functools.partial(
-        _on_one_device,
-        scoring=scoring,
-        config=config,
-        causal=segments is not None,
-        interpret=kernel.name == "interpret",
+        _on_one_device, (scoring, config, segments is not None, kernel.name == "interpret")
     )
     one = lambda x: x[:, None]
     own = tuple(one(x[..., :S, :]) for x in kv)
@@ -102,9 +98,10 @@ def takes_fam(config: MemoryConfig) -> bool:
 
 
 def _on_one_device(
-    q: Any, own: Any, past: Any, fam: Any, before: Any, limit: Any, scoring: Scoring, config: MemoryConfig,
-    causal: bool, interpret: bool,
-) -> Any:  # fmt: skip
+    settings: tuple[Scoring, MemoryConfig, bool, bool], q: Queries, own: KeysValues, past: KeysValues | None,
+    fam: KeysValues | None, before: Array, limit: Array,
+) -> Queries:  # fmt: skip
+    scoring, config, causal, interpret = settings
     B, N, K, G, Q, H = q.shape
     S = own[0].shape[-2]
     q = q * (scoring.scale or 1.0 / math.sqrt(H))
@@ -118,9 +115,10 @@ def _on_one_device(
     keys, values = (_rows(own[i]) for i in (0, 1))
     if past:
         keys, values = (jnp.concatenate([_rows(past[i]), x], axis=1) for i, x in enumerate((keys, values)))
-    fam_kv = tuple(_fill(_rows(x)) for x in fam) if fam else (None, None)
-    turns = _turns(plan, H, scoring.rope)
-    out = _attention(plan, _rows(q.reshape(B, N, K * G, Q, H)), keys, values, *fam_kv, turns, before, limit)
+    fam_k, fam_v = (_fill(_rows(x)) for x in fam) if fam else (None, None)
+    turns = jnp.asarray(_turns(plan, H, scoring.rope))
+    queries = _rows(q.reshape(B, N, K * G, Q, H))
+    out = _attention(plan, Arrays(queries, keys, values, fam_k, fam_v, turns, before, limit))
     out = out.reshape(B, N, Q, K, G, 2, plan.head // 2)[..., : H // 2]
     return jnp.moveaxis(out.reshape(B, N, Q, K, G, H), 2, 4)
 
@@ -129,7 +127,7 @@ def _padded(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _rows(x_KSH: Any) -> Any:
+def _rows(x_KSH: Float[Array, "... K S H"]) -> Float[Array, "... S KH"]:
     """[..., K, S, H] to [..., S, K H']: the layout in which projections make it. Each half of a head (RoPE turns the
     one into the other) is filled up with zeros to half a register's lanes."""
     half = x_KSH.shape[-1] // 2
@@ -139,13 +137,13 @@ def _rows(x_KSH: Any) -> Any:
     return x.reshape(*x_KSH.shape[:-3], x_KSH.shape[-2], -1)
 
 
-def _fill(fam: Any) -> Any:
+def _fill(fam: Array) -> Array:
     """FAM's columns [..., C, K H'] filled up to whole registers."""
     C = fam.shape[-2]
     return jnp.pad(fam, ((0, 0),) * (fam.ndim - 2) + ((0, _padded(C, LANES) - C), (0, 0)))
 
 
-def _turns(plan: Plan, head: int, rope_settings: Any) -> Any:
+def _turns(plan: Plan, head: int, rope_settings: Rope | float) -> np.ndarray:
     """float32 [2, W + 1, 1, H']: for 0, 1, ... blocks of distance, what a query and what its other half are
     multiplied by, so that it is turned by that distance."""
     cos, sin = rope.table(np.arange(plan.reach + 1) * plan.block, head // 2, rope_settings)
@@ -155,23 +153,24 @@ def _turns(plan: Plan, head: int, rope_settings: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: Plan, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any, turns: Any, before: Any, limit: Any) -> Any:
-    return fused_kernels.forward(plan, q, k, v, fam_k, fam_v, turns, before, limit)[0]
+def _attention(plan: Plan, arrays: Arrays) -> Array:
+    return fused_kernels.forward(plan, arrays)[0]
 
 
-def _attention_forward(plan: Plan, *args: Any) -> tuple[Any, Any]:
-    out, log_total = fused_kernels.forward(plan, *args)
-    return out, (args, out, log_total)
+def _attention_forward(plan: Plan, arrays: Arrays) -> tuple[Array, tuple[Arrays, Array, Array]]:
+    out, log_total = fused_kernels.forward(plan, arrays)
+    return out, (arrays, out, log_total)
 
 
-def _attention_backward(plan: Plan, kept: Any, d_out: Any) -> tuple[Any, ...]:
-    args, out, log_total = kept
+def _attention_backward(plan: Plan, kept: tuple[Arrays, Array, Array], d_out: Array) -> tuple[Arrays]:
+    arrays, out, log_total = kept
     product = d_out.astype(jnp.float32) * out.astype(jnp.float32)
     # The softmax's backward pass needs sum_c p_c dp_c, which is d_out . out.
     mean = product.reshape(*out.shape[:-1], -1, plan.head).sum(axis=-1)
     mean = jnp.moveaxis(mean, -1, -2)[..., None, :]
-    arrays: tuple[Any, ...] = (*args, d_out, log_total, mean)
-    return (*fused_kernels.backward(plan, *arrays), None, None, None)
+    dq, dk, dv, d_fam_k, d_fam_v = fused_kernels.backward(plan, arrays, d_out, log_total, mean)
+    nothing: Any = None  # known positions have no gradient
+    return (Arrays(dq, dk, dv, d_fam_k, d_fam_v, nothing, nothing, nothing),)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

@@ -13,7 +13,7 @@ import numpy as np
 
 from famjax.attention.attend import Scoring, Source
 from famjax.config import MemoryConfig
-from famjax.dims import Activations, Array, Bool, Float, Int, Key, KeysValues, Offsets, Queries, Rows, Weights
+from famjax.dims import Activations, Array, Bool, Float, Int, Key, KeysValues, Offsets, Queries, Rows, Tree, Weights
 
 RMS_EPS = 1e-6
 
@@ -150,12 +150,12 @@ def select_state_rows(mask: Bool[Any, "B"], new: MemoryState, old: MemoryState) 
     return over_rows(lambda axis, a, b: _select(mask, a, b, axis), new, old)
 
 
-def select_rows(mask: Bool[Array, "B"], new: Any, old: Any) -> Any:
+def select_rows(mask: Bool[Array, "B"], new: Tree, old: Tree) -> Tree:
     """`new` where the row's mask is set, else `old`, for trees of arrays [B, ...]."""
     return jax.tree.map(lambda a, b: _select(mask, a, b), new, old)
 
 
-def _select(mask: Any, new: Any, old: Any, axis: int = 0) -> Any:
+def _select(mask: Bool[Array, "B"], new: Array, old: Array, axis: int = 0) -> Array:
     return jnp.where(mask.reshape(-1, *(1,) * (new.ndim - axis - 1)), new, old)
 
 
@@ -174,9 +174,12 @@ def ring_blocks(config: MemoryConfig) -> int:
     return segments_in_reach(config) + 1
 
 
-def empty_ring(rows: int, blocks: int, kv_heads: int, head_dim: int, config: MemoryConfig, dtype: Any) -> Any:
-    """Zeros [B, R, K, S, H]."""
-    return jnp.zeros((rows, blocks, kv_heads, config.block_size, head_dim), dtype)
+def empty(layer: LayerWeights, fam: Float[Array, "B P F D"], dtype: str | np.dtype[Any]) -> LayerMemory:
+    """A layer's memory before any text: this FAM, an empty ring, and keys that are still to be computed."""
+    (K, H), (B, P, F, _), config = layer.key_shape, fam.shape, layer.memory
+    ring = jnp.zeros((B, config.memory_segments + 1, K, config.block_size, H), dtype)
+    keys = jnp.zeros((B, P, K, F, H), dtype)
+    return LayerMemory(ring, ring, fam, keys, keys)
 
 
 # --- FAM ------------------------------------------------------------------------------------------

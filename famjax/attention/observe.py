@@ -4,7 +4,7 @@ Training and inference never keep attention's weights. What looks at them runs a
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from famjax.attention.attend import Scoring, Source, attend
 from famjax.attention.memory import LayerMemory, LayerWeights, segments_in_reach, select_rows
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Float, Queries
+from famjax.dims import Array, Float, Queries, Tree
 
 # Labels the keys of each source: (kind, number of keys) to marks [C, n], so that attention is summed per label.
 Marks: TypeAlias = Callable[[str, int], np.ndarray]
@@ -65,7 +65,7 @@ def attention_of_blocks(
     past, W = steps.past_blocks(before, where, config), segments_in_reach(config)
     segments = tuple(jax.tree.map(lambda a, i=i: a[:, a.shape[1] - W + i], past) for i in range(W))
 
-    def body(state: Any, inputs: Any) -> Any:
+    def body(state: Tree, inputs: Tree) -> Tree:
         (fam, segments), (x, at) = state, inputs
         if at.starts is not None and config.fam_length:
             fam = select_rows(at.starts, fresh, fam)

@@ -59,7 +59,7 @@ class Layout(NamedTuple):
 WHOLE_ROWS = Layout()
 
 
-def _origin(blocks_before: Any, shift: Any, config: MemoryConfig) -> Any:
+def _origin(blocks_before: Array, shift: Rows | None, config: MemoryConfig) -> Array | None:
     """Absolute positions of the blocks' first tokens, if a position scheme needs them."""
     if config.fam_position != "zero":
         return None

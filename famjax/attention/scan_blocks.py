@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-# A nested structure of arrays.
-Tree: TypeAlias = Any
+from famjax.dims import Tree
+
 Window: TypeAlias = tuple[Tree, ...]
 State: TypeAlias = tuple[Tree, Window]
 Step: TypeAlias = Callable[[Tree, State, tuple[Tree, Tree]], tuple[State, tuple[Tree, Tree, Tree]]]

@@ -4,8 +4,6 @@ The keys are those of a ring of the last blocks, into which the new ones are wri
 `block_step.py`.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,7 @@ from famjax.attention.block_step import fam_query_offsets, push_fam, residual_of
 from famjax.attention.memory import LayerMemory, LayerWeights, fam_sources, select_rows, with_keys
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Float, KeysValues, Queries, Rows
+from famjax.dims import Array, Bool, Float, Int, KeysValues, Queries, Rows
 
 
 def part_of_block(
@@ -85,7 +83,9 @@ def _attend_fam(layer: LayerWeights, q: Queries, memory: LayerMemory, slot: Rows
     return attend(q, [*fams, Source(k, v)], layer.scoring)
 
 
-def _with_fam(layer: LayerWeights, memory: LayerMemory, new: Float[Array, "B F D"], full: Any) -> LayerMemory:
+def _with_fam(
+    layer: LayerWeights, memory: LayerMemory, new: Float[Array, "B F D"], full: Bool[Array, "B"]
+) -> LayerMemory:
     """The memory with a new FAM, and its keys and values, in the rows whose block is full."""
     fam = push_fam(memory.fam, [new], None, layer.memory)
     updated = with_keys(layer, LayerMemory(memory.k, memory.v, fam, memory.fam_k, memory.fam_v))
@@ -100,7 +100,7 @@ def _write(rings: KeysValues, new: KeysValues, slot: Rows, offset: Rows, count: 
     """
     S, Q = rings[0].shape[3], new[0].shape[2]
 
-    def columns(ring: Any, new: Any, slot: Any, offset: Any, count: Any) -> Any:
+    def columns(ring: Array, new: Array, slot: Array, offset: Array, count: Array) -> Array:
         # The Q columns must lie within the block. If they would pass its end (after the real ones is only
         # padding), they begin earlier, and what is there already is written once more.
         begin = jnp.minimum(offset, S - Q)
@@ -111,14 +111,14 @@ def _write(rings: KeysValues, new: KeysValues, slot: Rows, offset: Rows, count: 
         written = jnp.where(((index >= 0) & (index < count))[:, None], moved.astype(ring.dtype), there)
         return jax.lax.dynamic_update_slice(ring, written[None], place)
 
-    def row(rings: KeysValues, new: KeysValues, *place: Any) -> KeysValues:
+    def row(rings: KeysValues, new: KeysValues, *place: Array) -> KeysValues:
         return columns(rings[0], new[0], *place), columns(rings[1], new[1], *place)
 
     if len(slot) > 1:
         written: KeysValues = jax.vmap(row)(rings, new, slot, offset, count)
         return written
 
-    def one_row(rings: KeysValues, new: KeysValues, *place: Any) -> KeysValues:
+    def one_row(rings: KeysValues, new: KeysValues, *place: Array) -> KeysValues:
         first = lambda tree: jax.tree.map(lambda x: x[0], tree)
         return jax.tree.map(lambda x: x[None], row(first(rings), first(new), *first(place)))
 
@@ -131,7 +131,7 @@ def _write(rings: KeysValues, new: KeysValues, slot: Rows, offset: Rows, count: 
     return jax.lax.platform_dependent(rings, new, slot, offset, count, cpu=in_a_branch, default=one_row)
 
 
-def _ring(memory: LayerMemory, offset: Any, current: Rows, config: MemoryConfig) -> Source:
+def _ring(memory: LayerMemory, offset: Int[Array, "B Q"], current: Rows, config: MemoryConfig) -> Source:
     """All slots of a ring, with leading axes [B, R]; the block that a slot holds differs between rows."""
     k, v = memory.k, memory.v
     R = k.shape[1]

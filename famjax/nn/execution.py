@@ -17,12 +17,13 @@ from famjax.attention.block_step import How
 from famjax.attention.fused import Kernel
 from famjax.attention.scan_blocks import KEPT
 from famjax.config import ModelConfig
-from famjax.dims import Array, Key, Weights
+from famjax.dims import Array, Key, Tree, Weights
 from famjax.nn.layer import Layer
 
-# A nested structure of arrays; the names of an array's axes.
-Tree: TypeAlias = Any
+# The names of an array's axes; a tree of them; which axis of each array counts rows.
 Axes: TypeAlias = tuple[str | None, ...]
+AxesTree: TypeAlias = Any
+RowAxes: TypeAlias = Any
 # (settings of a layer, shared, x, (its weights, its key, its part of xs)) to (x, out).
 LayerFn: TypeAlias = Callable[[Layer, Tree, Tree, tuple[Weights, Any, Tree]], tuple[Tree, Tree]]
 
@@ -45,7 +46,7 @@ class Placement(Protocol):
         """Into how many parts rows are split."""
         ...
 
-    def constrain(self, tree: Tree, axes: Any) -> Tree:
+    def constrain(self, tree: Tree, axes: AxesTree) -> Tree:
         """Arrays sharded by the rules for the names of their axes from here on."""
         ...
 
@@ -57,11 +58,11 @@ class Placement(Protocol):
         """Within `by_rows`: activations replicated over `tensor`."""
         ...
 
-    def per_device(self, f: Callable[..., Any], in_axes: Any, out_axes: Any, inside: bool = False) -> Any:
+    def per_device(self, f: Callable[..., Any], in_axes: AxesTree, out_axes: AxesTree, inside: bool = False) -> Any:
         """A kernel on every device's part."""
         ...
 
-    def by_rows(self, f: Callable[..., Any], axes: Any, dtype: str, in_rows: Any, out_rows: Any) -> Any:
+    def by_rows(self, f: Callable[..., Any], axes: AxesTree, dtype: str, in_rows: RowAxes, out_rows: RowAxes) -> Any:
         """`f(weights, *args)` on every device's rows, with its weights gathered before."""
         ...
 
@@ -97,7 +98,7 @@ class Execution:
         kernel = Kernel(self.kernel, functools.partial(self.placement.per_device, inside=alone))
         return How(kernel, recompute, self.placement.whole, self.placement.split) if alone else How(kernel, recompute)
 
-    def constrain(self, tree: Tree, axes: Any) -> Tree:
+    def constrain(self, tree: Tree, axes: AxesTree) -> Tree:
         """Arrays inside the forward pass whose place on a mesh must not be left to the compiler."""
         return tree if self.placement is None else self.placement.constrain(tree, axes)
 
@@ -106,7 +107,7 @@ class Execution:
         return self.placement is not None and rows % self.placement.row_shards == 0
 
     def over_layers(
-        self, f: LayerFn, weights: "LayerStack", x: Tree, xs: Tree, shared: Tree = (), rows: Any = None,
+        self, f: LayerFn, weights: "LayerStack", x: Tree, xs: Tree, shared: Tree = (), rows: RowAxes = None,
         keys: Key[Array, "L"] | None = None,
     ) -> tuple[Tree, Tree]:  # fmt: skip
         """x through all layers.
@@ -133,7 +134,7 @@ class Execution:
             return scanned([one(i, in_scan=True) for i in range(period)], rest, x, inputs, L)
         return jax.lax.scan(one(0, in_scan=True), x, inputs)
 
-    def _step(self, f: LayerFn, weights: "LayerStack", index: int, shared: Tree, rows: Any) -> Any:
+    def _step(self, f: LayerFn, weights: "LayerStack", index: int, shared: Tree, rows: RowAxes) -> Any:
         """Layer `index` as a function (x, (weights, key, xs)) -> (x, out)."""
         of_layer = functools.partial(f, Layer(weights.config, weights.config.layer(index)))
         placement = self.placement

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +186,7 @@ def _joined(parts: list[Activations]) -> Activations:
     return jnp.concatenate(parts, axis=-2) if len(parts) > 1 else parts[0]
 
 
-def _beside(streams: Any, joined: Activations) -> list[tuple[Activations, Activations]]:
+def _beside(streams: Sequence[Activations], joined: Activations) -> list[tuple[Activations, Activations]]:
     """Each stream with its own part of the joined rows."""
     ends = [0]
     for x in streams:

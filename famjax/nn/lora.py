@@ -82,7 +82,7 @@ def drop(x: Float[Array, "rows in"], name: str, *, key: Key[Array, ""], rate: fl
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def merged(base: Any, a: Any, b: Any, scale: float) -> Any:
+def merged(base: Array, a: Array, b: Array, scale: float) -> Array:
     """W + scale A B, added in float32, in the base's type. Without the axis of layers; numpy or jax."""
     rank = a.shape[-1]
     update = (a.reshape(-1, rank) @ b.reshape(rank, -1)).reshape(base.shape)

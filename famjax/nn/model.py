@@ -19,8 +19,8 @@ from famjax.attention.block_step import over_blocks, prompt_step
 from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
 from famjax.config import ModelConfig
-from famjax.dims import Array, Bool, Float, Int, Key
-from famjax.nn.execution import Execution, LayerStack, Tree, stacked
+from famjax.dims import Array, Bool, Float, Int, Key, Tree
+from famjax.nn.execution import Execution, LayerStack, stacked
 from famjax.nn.layer import Layer, LayerParams, NormWeights, norm, weight
 
 # Activations of whole blocks, [N, B, S, D]: sharded along their rows alone.
@@ -233,12 +233,12 @@ class Transformer(nnx.Module):
     def initial_state(self, batch: int, start: Start = LEARNED) -> MemoryState:
         """The memory before any text: empty rings, and the initial FAM of every layer."""
 
-        def layer_fn(layer: Layer, use: Any, prompt: Tree, inputs: Tree) -> tuple[Tree, LayerMemory]:
+        def layer_fn(layer: Layer, use: Tree, prompt: Tree, inputs: Tree) -> tuple[Tree, LayerMemory]:
             weights, _, given = inputs
             layer = layer.with_arrays(weights)
             fresh = first_fam(layer, prompt, *given, use)
             after = None if prompt is None else prompt_step(layer, prompt)
-            return after, self._empty(layer, fresh)
+            return after, memory.with_keys(layer, memory.empty(layer, fresh, self.config.dtype))
 
         xs = (self._prefix(), start.fam)
         with jax.named_scope("fam_recurrence"):
@@ -264,12 +264,6 @@ class Transformer(nnx.Module):
             changed.append(memory.with_keys(layer, one))
         layers = tuple(changed) if isinstance(state.layers, tuple) else stacked(changed)
         return dataclasses.replace(state, layers=layers)
-
-    def _empty(self, layer: Layer, fresh: Float[Array, "1 P F D"]) -> LayerMemory:
-        (K, H), config, dtype = layer.key_shape, self.config.memory, self.config.dtype
-        ring = memory.empty_ring(1, config.memory_segments + 1, K, H, config, dtype)
-        keys = jnp.zeros((1, *fresh.shape[1:2], K, fresh.shape[2], H), dtype)
-        return memory.with_keys(layer, LayerMemory(ring, ring, fresh, keys, keys))
 
     def _prompt(self, start: Start) -> Float[Array, "1 F D"] | None:
         """What goes up the layers beside the text, if documents may start with it."""
@@ -310,7 +304,7 @@ def first_fam(
     return fam if passed is None else jnp.where(use, passed[None].astype(jnp.float32), fam)
 
 
-def _of_layer(tree: Any, i: int) -> Any:
+def _of_layer(tree: Tree, i: int) -> Tree:
     """Entry i of a tree of arrays with a leading axis L, or of a tuple of L trees."""
     return tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda x: x[i], tree)
 

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from famjax.config import ModelConfig
+from famjax.dims import Array
 from famjax.nn.execution import Execution
 from famjax.nn.layer import LayerParams
 from famjax.nn.model import Transformer, axes_of
@@ -34,15 +35,15 @@ def unstacked(model: Transformer) -> Transformer:
         return model
     params, L = parameters(model), model.config.num_layers
 
-    def cut(leaf: Any) -> list[Any]:
+    def cut(leaf: Array) -> list[Array]:
         parts = [leaf[i] for i in range(L)]
         jax.block_until_ready(parts)
         leaf.delete()
         return parts
 
-    leaves, structure = jax.tree.flatten(params.pop("layers"))
+    leaves, treedef = jax.tree.flatten(params.pop("layers"))
     by_leaf = [cut(leaf) for leaf in leaves]
-    params["layers"] = {i: jax.tree.unflatten(structure, [parts[i] for parts in by_leaf]) for i in range(L)}
+    params["layers"] = {i: jax.tree.unflatten(treedef, [parts[i] for parts in by_leaf]) for i in range(L)}
     new: Transformer = nnx.merge(structure(model.config, model.execution, stacked=False), params)
     return new
 
