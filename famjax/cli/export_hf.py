@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from famjax.cli.progress import BytesProgress
 from famjax.config import ConfigError, LoraConfig, ModelConfig
+from famjax.runtime import interrupts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     with made_whole(args.target, needed_bytes=total) as partial, BytesProgress(total, "exported") as progress:
         for done in write_tensors(partial, written, read):
             progress.advance(done)
+            interrupts.check()
         if fam := _fam(weights):
             write_fam(partial, fam)
         write_json(partial / CONFIG_JSON, with_memory(hf, config.memory))

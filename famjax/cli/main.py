@@ -19,6 +19,7 @@ import argparse
 import difflib
 import importlib
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import famjax
 from famjax.config import ConfigError
+from famjax.runtime import interrupts
 
 
 class Verb(NamedTuple):
@@ -77,15 +79,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `famjax` with these arguments and returns its exit code."""
+    """Runs `famjax` with these arguments and returns its exit code.
+
+    Without arguments it runs those of this process, and handles its signals to the end.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     prog = f"famjax {words[0]}" if words and words[0] in VERBS else "famjax"
-    try:
-        return _dispatch(words)
-    except (KeyboardInterrupt, Exception) as error:
-        return _fail(prog, error, debug)
+    with interrupts.handled(prog, lasting=argv is None):
+        try:
+            code = _dispatch(words)
+        except (KeyboardInterrupt, Exception) as error:
+            code = _fail(prog, error, debug)
+        if argv is None and interrupts.requested() == signal.SIGINT:
+            interrupts.leave(interrupts.INTERRUPTED)  # waits for no thread
+        return code
 
 
 def exit_code(error: BaseException) -> int:

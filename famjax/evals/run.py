@@ -24,6 +24,7 @@ from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import each_parameter
+from famjax.runtime import interrupts
 from famjax.runtime.model_dir import read_config, split_step
 
 # Settings of a model that change how it is computed, not what.
@@ -66,7 +67,8 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
     edges = language.position_edges(subjects[0].config.memory.block_size)
-    with SampleFile(output / file_name(config.part_of)) as file, _progress_bar() as bar:
+    kept = lambda: f"the answers so far are in {output}; the same command goes on"
+    with interrupts.saying(kept), SampleFile(output / file_name(config.part_of)) as file, _progress_bar() as bar:
         for name, subject in zip(names, subjects, strict=True):
             entry, found = _evaluate(name, subject, config, edges, file, bar)
             models.append(entry)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.runtime import interrupts
 
 MODEL_JSON = "model.json"
 CONFIG_GIN = "config.gin"
@@ -101,11 +102,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with interrupts.held():
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ import tensorstore as ts
 
 from famjax.config import ConfigError, ModelConfig
 from famjax.runtime import base as bases
+from famjax.runtime import interrupts
 from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, split_step, write_text
 from famjax.runtime.steps import WEIGHTS, damage, latest_step, record_files, step_dir
 from famjax.runtime.unfinished import Journal
@@ -81,6 +82,7 @@ def write_model(
                 journal.add(writing[0])
 
     for piece in pieces:
+        interrupts.check()
         path, layer = piece.path, piece.layer
         wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
         if journal is None or [path, layer] not in journal:

@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,8 @@ from famjax.runtime import distributed, sharding
 
 # Batches made ahead, while the device works on the one before.
 AHEAD = 2
+# How long the end of a training waits for a batch that is being made; the thread that makes it is a daemon.
+CLOSE_SECONDS = 5.0
 
 
 class Feed:
@@ -44,7 +47,8 @@ class Feed:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stopped.set()
-        while self._thread is not None and self._thread.is_alive():
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 self._ahead.get(timeout=0.05)  # it may wait for room
 

@@ -1,5 +1,6 @@
 """The training: batches in, model directory out. Read it from top to bottom."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,13 +8,13 @@ from jax.sharding import Mesh
 
 from famjax.config import TrainConfig
 from famjax.nn.model import Transformer
-from famjax.runtime import distributed, sharding
+from famjax.runtime import distributed, interrupts, sharding
 from famjax.runtime.liveness import Beat
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_bytes, write_text
 from famjax.train import optim
 from famjax.train.feed import Feed
-from famjax.train.saving import Saver, StopSignal, only_training
+from famjax.train.saving import Saver, only_training
 from famjax.train.start import files_beside, make_task, start
 from famjax.train.step import build, compilations, jit_step
 from famjax.train.summary import summarise
@@ -37,11 +38,11 @@ def train(config: TrainConfig, config_text: str, evaluate: Evaluate | None = Non
     """
     config.validate()
     mesh = make_mesh(config.mesh_sizes)
-    with StopSignal() as stop, only_training(config.model_dir):
-        _train(config, config_text, mesh, stop, evaluate)
+    with interrupts.handled("famjax train", signal.SIGTERM), only_training(config.model_dir):
+        _train(config, config_text, mesh, evaluate)
 
 
-def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, evaluate: Evaluate | None) -> None:
+def _train(config: TrainConfig, config_text: str, mesh: Mesh, evaluate: Evaluate | None) -> None:
     task = make_task(config, sharding.local_rows(mesh, config.batch_size))
     kept = files_beside(config)
     tx = optim.optimizer(config.optimizer, config.steps)
@@ -57,8 +58,9 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
             write_bytes(Path(config.model_dir) / name, content)
     summarise(config, tx, mesh)
     step_fn = jit_step(config, tx, mesh)
-    saver, watch = Saver(config, first_step, stop, base), Watch(config, mesh, first_step, logged)
-    with saver, watch, Feed(task, mesh, config.batch_size, first_step, progress) as feed:
+    saver, watch = Saver(config, first_step, base), Watch(config, mesh, first_step, logged)
+    feed = Feed(task, mesh, config.batch_size, first_step, progress)
+    with interrupts.held(saver.saved), saver, watch, feed:
         for step in range(first_step + 1, config.steps + 1):
             batch = feed.next()
             watch.before(step, state, batch)
@@ -75,6 +77,7 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
                 saver.save(state, {"task": progress, "logged": watch.to_save()}, watch.last)
             if saver.stopping:
                 break
+            interrupts.check()
     if saver.stopping and step < config.steps:
         print(f"stopped by SIGTERM after step {step} of {config.steps}; {saver.saved()}")
         return
