@@ -1,6 +1,9 @@
 """Vocabularies: text to token ids and back. Bytes, SentencePiece models, Hugging Face `tokenizer.json`."""
 
+import codecs
 import json
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +24,13 @@ BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "[BOS]")
 ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
 
 
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+# GPT-2's characters for bytes: themselves where they can be seen, else those from 256 on.
+_SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_HIDDEN = [byte for byte in range(256) if byte not in _SEEN]
+_BYTE_LEVEL = {chr(byte): byte for byte in _SEEN} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
+
+
 def encode(text: str) -> np.ndarray:
     """Text to int32 ids of the byte-level vocabulary: the bytes of UTF-8."""
     return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
@@ -29,6 +39,13 @@ def encode(text: str) -> np.ndarray:
 def decode(tokens: np.ndarray) -> str:
     """Ids of the byte-level vocabulary to text; bytes that are no UTF-8 become replacement characters."""
     return np.asarray(tokens, np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+def unfinished(data: bytes) -> bytes:
+    """The first bytes of a character that `data` ends with, if it does."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder.decode(data)
+    return decoder.getstate()[0]
 
 
 class Vocabulary(Protocol):
@@ -49,6 +66,15 @@ class Vocabulary(Protocol):
 
     def decode(self, tokens: Any) -> str:
         """Ids to text."""
+        ...
+
+    def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
+        """The beginning of `decode` that no further tokens change, and whether that is the text of all tokens.
+
+        Args:
+          tokens: ids.
+          final: no further tokens come. Then it is all of `decode` but an unfinished character at the end.
+        """
         ...
 
 
@@ -72,8 +98,17 @@ class ByteVocabulary:
 
     def decode(self, tokens: Any) -> str:
         """The module's `decode`, without the offset; special ids are left out."""
-        bytes_alone = np.asarray(tokens, np.int64) - self.offset
-        return decode(bytes_alone[(bytes_alone >= 0) & (bytes_alone < BYTE_VOCABULARY_SIZE)])
+        return self._bytes(tokens).decode("utf-8", errors="replace")
+
+    def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
+        """See `Vocabulary`."""
+        data = self._bytes(tokens)
+        left = len(unfinished(data))
+        return data[: len(data) - left].decode("utf-8", errors="replace"), not left
+
+    def _bytes(self, tokens: Any) -> bytes:
+        data = np.asarray(tokens, np.int64) - self.offset
+        return data[(data >= 0) & (data < BYTE_VOCABULARY_SIZE)].astype(np.uint8).tobytes()
 
 
 class SentencePieceVocabulary:
@@ -105,6 +140,12 @@ class SentencePieceVocabulary:
         """Ids to text."""
         return str(self._model.decode([int(token) for token in tokens]))
 
+    def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
+        """See `Vocabulary`. Each byte of a character that is not whole is shown by itself, so it is left off."""
+        data = _run_of_bytes(tokens, self._model.id_to_piece)
+        left = len(unfinished(data))
+        return self.decode(tokens[: len(tokens) - left]), not left
+
 
 class TokenizerVocabulary:
     """A Hugging Face `tokenizer.json`.
@@ -125,6 +166,7 @@ class TokenizerVocabulary:
         except Exception as error:  # the library raises bare Exceptions
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(f"{place} is no tokenizer.json ({reason})") from error
+        self._decoders = _kinds(self._tokenizer.decoder)
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(ids.values()) + 1
         added = self._tokenizer.get_added_tokens_decoder()
@@ -152,6 +194,52 @@ class TokenizerVocabulary:
     def decode(self, tokens: Any) -> str:
         """Ids to text; tokens such as `</s>` are shown."""
         return str(self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False))
+
+    def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
+        """See `Vocabulary`."""
+        if "ByteFallback" in self._decoders:
+            # A run of bytes is text if all of it is UTF-8; else each of its bytes is a replacement character.
+            run = _run_of_bytes(tokens, self._tokenizer.id_to_token)
+            left = unfinished(run) if final else run
+            if left and not _is_utf8(run[: len(run) - len(left)]):
+                left = b""
+            return self.decode(tokens[: len(tokens) - len(left)]), not left
+        if "ByteLevel" in self._decoders:
+            names = (self._tokenizer.id_to_token(int(token)) or "" for token in tokens)
+            if unfinished(b"".join(map(_bytes_of_byte_level, names))):
+                return self.decode(tokens)[:-1], False
+        return self.decode(tokens), True
+
+
+def _kinds(part: Any) -> set[str]:
+    """The types in a part of a tokenizer, such as its decoder, which may be a sequence of them."""
+    state = json.loads(part.__getstate__()) if part is not None else {}
+    return {one["type"] for one in (state, *state.get("decoders", ())) if "type" in one}
+
+
+def _run_of_bytes(tokens: Sequence[int], name: Callable[[int], str | None]) -> bytes:
+    """The bytes of the tokens `<0x41>` that `tokens` end with."""
+    run = []
+    for token in reversed(tokens):
+        found = _BYTE_TOKEN.fullmatch(name(int(token)) or "")
+        if not found:
+            break
+        run.append(int(found[1], 16))
+    return bytes(reversed(run))
+
+
+def _bytes_of_byte_level(name: str) -> bytes:
+    """The bytes of a token of a byte-level tokenizer; its name has one character for each, but for added tokens."""
+    data = [_BYTE_LEVEL.get(character) for character in name]
+    return name.encode("utf-8") if None in data else bytes(byte for byte in data if byte is not None)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def load_vocabulary(spec: str) -> Vocabulary:

@@ -139,7 +139,7 @@ class Codec:
         stops = self.token_stops(texts)
         if self.is_bytes:
             return TextStream(stops, before)
-        return TokenTextStream(self.vocabulary.decode, stops, texts, before)
+        return TokenTextStream(self.vocabulary.certain, stops, texts, before)
 
     def answer(
         self, tokens: Sequence[int], stopped: bool, stops: Sequence[str], before: Any = ()
