@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,15 +11,27 @@ import numpy as np
 
 from famjax.config import ConfigError
 from famjax.data import files
+from famjax.data.tokenizer_folder import (
+    BESIDE,
+    FAMILY,
+    MERGES,
+    SPECIAL_TOKENS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB,
+    build,
+    family_file,
+)
 
 BYTE_VOCABULARY_SIZE = 256
 
-# Names under which a model directory keeps its vocabulary; without either its tokens are bytes.
-TOKENIZER_JSON, TOKENIZER_MODEL = "tokenizer.json", "tokenizer.model"
+# Names under which a model directory keeps its vocabulary; without any of them its tokens are bytes.
+TOKENIZER_MODEL = "tokenizer.model"
 # Bytes with other ids than their values, as JSON: {"offset": 3, "eos": 1, "size": 259}.
 BYTE_VOCABULARY = "byte_vocabulary.json"
-# Beside a tokenizer.json: which of its tokens begins and which ends a text. Without it, by these names.
-TOKENIZER_CONFIG = "tokenizer_config.json"
+VOCABULARIES = (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY, VOCAB)
+_CONFIG_JSON = "config.json"
+# Which token of a tokenizer begins and which ends a text, where no file says it.
 BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "[BOS]")
 ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
 
@@ -115,22 +127,23 @@ class SentencePieceVocabulary:
     """A SentencePiece model.
 
     Args:
-      content: of the `.model` file.
-      place: its path, for messages.
+      kept: contents by file name, see `vocabulary_files`.
+      place: the path, for messages.
     """
 
-    def __init__(self, content: bytes, place: str):
+    def __init__(self, kept: Mapping[str, bytes], place: str):
         try:
             import sentencepiece
         except ImportError as error:
             raise ConfigError(f"{place} needs sentencepiece: pip install 'famjax[tokenizers]'") from error
         self._model = sentencepiece.SentencePieceProcessor()
         try:
-            self._model.LoadFromSerializedProto(content)
+            self._model.LoadFromSerializedProto(kept[TOKENIZER_MODEL])
         except RuntimeError as error:
             raise ConfigError(f"{place} is no SentencePiece model; is the file whole?") from error
         known = lambda token: token if token >= 0 else None
         self.size, self.bos, self.eos = len(self._model), known(self._model.bos_id()), known(self._model.eos_id())
+        self.begins: tuple[int, ...] = ()
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 ids."""
@@ -148,48 +161,41 @@ class SentencePieceVocabulary:
 
 
 class TokenizerVocabulary:
-    """A Hugging Face `tokenizer.json`.
+    """A Hugging Face tokenizer: `tokenizer.json` and what is beside it.
 
     Args:
-      content: of the file.
-      config: of the `tokenizer_config.json` beside it, empty where there is none.
-      place: the file's path, for messages.
+      kept: contents by file name, see `vocabulary_files`.
+      place: the path, for messages.
+
+    Attributes:
+      names: special tokens by name, such as `eos_token`.
+      specials: ids that are no part of a text, such as `</s>` and what marks the turns of a conversation.
+      begins: ids that the tokenizer itself puts in front of a text.
     """
 
-    def __init__(self, content: bytes, config: bytes, place: str):
+    def __init__(self, kept: Mapping[str, bytes], place: str):
         try:
-            from tokenizers import Tokenizer
+            import tokenizers  # noqa: F401
         except ImportError as error:
             raise ConfigError(f"{place} needs tokenizers: pip install 'famjax[tokenizers]'") from error
-        try:
-            self._tokenizer = Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises bare Exceptions
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{place} is no tokenizer.json ({reason})") from error
+        self._tokenizer, self.names, specials = build(kept, place)
         self._decoders = _kinds(self._tokenizer.decoder)
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         self.size = max(ids.values()) + 1
         added = self._tokenizer.get_added_tokens_decoder()
-        # Ids that are no part of a text, such as `</s>` and what marks the turns of a conversation.
         self.specials = frozenset(token for token, what in added.items() if what.special)
-        names = json.loads(config) if config else {}
-        self.bos = self._special(ids, names, "bos_token", BEGINNINGS)
-        self.eos = self._special(ids, names, "eos_token", ENDS)
-
-    @staticmethod
-    def _special(ids: dict[str, int], names: dict[str, Any], key: str, usual: tuple[str, ...]) -> int | None:
-        if key in names:  # null says that there is none
-            name = names[key].get("content") if isinstance(names[key], dict) else names[key]
-            return ids.get(name)
-        return next((ids[name] for name in usual if name in ids), None)
+        self.specials |= {ids[token] for token in specials if token in ids}
+        names_are_said = TOKENIZER_CONFIG in kept or SPECIAL_TOKENS in kept
+        usual = lambda tokens: next((ids[token] for token in tokens if token in ids and not names_are_said), None)
+        find = lambda key, tokens: ids.get(self.names[key]) if key in self.names else usual(tokens)
+        self.bos, self.eos = find("bos_token", BEGINNINGS), find("eos_token", ENDS)
+        with_specials = self._tokenizer.encode("a", add_special_tokens=True)
+        first = next((n for n, special in enumerate(with_specials.special_tokens_mask) if not special), 0)
+        self.begins = tuple(with_specials.ids[:first])
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 ids."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
-
-    def begins_with_bos(self) -> bool:
-        """Whether the tokenizer itself puts `bos` in front of a text."""
-        return self._tokenizer.encode("a", add_special_tokens=True).ids[:1] == [self.bos]
 
     def decode(self, tokens: Any) -> str:
         """Ids to text; tokens such as `</s>` are shown."""
@@ -260,33 +266,45 @@ def vocabulary_files(spec: str) -> dict[str, bytes]:
     if spec in ("", "bytes"):
         return {}
     if files.exists(spec) and files.is_directory(spec):
-        inside = [f"{spec.rstrip('/')}/{name}" for name in (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY)]
-        found = [path for path in inside if files.exists(path)]
-        if not found:
+        found = next((name for name in VOCABULARIES if files.exists(f"{spec.rstrip('/')}/{name}")), None)
+        if found is None:
             raise ConfigError(f"{spec} has neither {TOKENIZER_JSON} nor {TOKENIZER_MODEL}")
-        spec = found[0]
-    if spec.endswith(".model"):
-        return {TOKENIZER_MODEL: files.read(spec)}
-    if spec.endswith(BYTE_VOCABULARY):
-        return {BYTE_VOCABULARY: files.read(spec)}
-    if not spec.endswith(".json"):
+        spec = f"{spec.rstrip('/')}/{found}"
+    if not spec.endswith((".model", ".json")):
         raise ConfigError(
             f"vocabulary {spec!r} is neither bytes nor the path of a tokenizer.json or a SentencePiece .model"
         )
-    kept = {TOKENIZER_JSON: files.read(spec)}
-    config = spec[: -len(spec.split("/")[-1])] + TOKENIZER_CONFIG
-    return kept | ({TOKENIZER_CONFIG: files.read(config)} if files.exists(config) else {})
+    folder, name = spec[: -len(spec.split("/")[-1])], spec.split("/")[-1]
+    if name == BYTE_VOCABULARY:
+        return {BYTE_VOCABULARY: files.read(spec)}
+    beside = {other: files.read(folder + other) for other in BESIDE if files.exists(folder + other)}
+    if FAMILY not in beside and files.exists(folder + _CONFIG_JSON):
+        beside |= family_file(_json_or_nothing(files.read(folder + _CONFIG_JSON)))
+    if name == VOCAB:
+        if not files.exists(folder + MERGES):
+            raise ConfigError(f"{spec} has no {MERGES} beside it")
+        return {VOCAB: files.read(spec), MERGES: files.read(folder + MERGES)} | beside
+    return {TOKENIZER_MODEL if name.endswith(".model") else TOKENIZER_JSON: files.read(spec)} | beside
 
 
 def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
     """The vocabulary of what `vocabulary_files` gave; `place` is for messages."""
     if TOKENIZER_MODEL in kept:
-        return SentencePieceVocabulary(kept[TOKENIZER_MODEL], place)
-    if TOKENIZER_JSON in kept:
-        return TokenizerVocabulary(kept[TOKENIZER_JSON], kept.get(TOKENIZER_CONFIG, b""), place)
+        return SentencePieceVocabulary(kept, place)
+    if TOKENIZER_JSON in kept or VOCAB in kept:
+        return TokenizerVocabulary(kept, place)
     if BYTE_VOCABULARY in kept:
         return ByteVocabulary(**json.loads(kept[BYTE_VOCABULARY]))
     return ByteVocabulary()
+
+
+def _json_or_nothing(content: bytes) -> dict[str, Any]:
+    """A config.json beside a vocabulary; that of another program may be anything."""
+    try:
+        values = json.loads(content)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def vocabulary_of(model_dir: str | Path) -> Vocabulary:
@@ -296,5 +314,4 @@ def vocabulary_of(model_dir: str | Path) -> Vocabulary:
 
 def has_vocabulary(model_dir: str | Path) -> bool:
     """A model directory keeps a vocabulary."""
-    names = (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY)
-    return any(files.exists(f"{model_dir}/{name}") for name in names)
+    return any(files.exists(f"{model_dir}/{name}") for name in VOCABULARIES)

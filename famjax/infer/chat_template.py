@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from famjax.config import ConfigError
-from famjax.data.vocabulary import TOKENIZER_CONFIG
+from famjax.data.tokenizer_folder import TOKENIZER_CONFIG
 
 TEMPLATE_FILE = "chat_template.jinja"
 # Marks where a message that shall be gone on with ends.

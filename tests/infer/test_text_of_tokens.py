@@ -1,7 +1,6 @@
 """Streamed text is a function of the tokens: however they are split over calls, it is that of decoding all at once."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,9 @@ from tests.pretrained import tokenizers_of_ours
 
 KINDS = ("byte-level", "metaspace", "SentencePiece", "shifted bytes")
 REAL = [
-    "a 😀 b", "👩‍👩‍👧 b", "Grüße, 世界! 🙂 end", "  two  spaces ", "नमस्ते दुनिया", "🏳️‍🌈🏴󠁧󠁢󠁥󠁮󠁧󠁿", "\ufffd and \ufffd", "e\u0301\n\n\tx", "",
+    "a 😀 b",
+    "👩‍👩‍👧 b", "Grüße, 世界! 🙂 end", "  two  spaces ", "नमस्ते दुनिया", "🏳️‍🌈🏴󠁧󠁢󠁥󠁮󠁧󠁿",
+    "\ufffd and \ufffd", "e\u0301\n\n\tx", "",
 ]  # fmt: skip
 
 
