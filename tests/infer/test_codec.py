@@ -115,13 +115,17 @@ def test_the_models_own_end_is_a_stop(model_dir: Path) -> None:
     assert stream.feed([*ids, eos], stopped=True) == codec.vocabulary.decode(ids)
 
 
-def test_beginning_of_text_as_the_configuration_says(tmp_path: Path) -> None:
-    """`add_bos_token` of tokenizer_config.json wins over what the tokenizer does by itself."""
+def test_beginning_of_text_as_the_tokenizer_says(tmp_path: Path) -> None:
+    """What tokenizer.json puts in front counts, not `add_bos_token` beside it, as in transformers 5."""
     folder = tokenizers_of_ours.write(tmp_path, "byte-level")
     bos = Codec(folder, 1000).bos
     assert bos is not None
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": False}))
+    assert Codec(folder, 1000).bos == bos
+    whole = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True}))
     assert Codec(folder, 1000).bos is None
     assert bos not in Codec(folder, 1000).encode("a")
 

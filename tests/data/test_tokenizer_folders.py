@@ -1,0 +1,174 @@
+"""Ids and stop tokens of several hundred generated folders: which files there are, times what they say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from famjax.config import ConfigError
+from famjax.data.vocabulary import TokenizerVocabulary
+from famjax.infer.codec import Codec
+from tests.pretrained import tokenizers_of_ours
+
+TEXTS = (
+    "<|im_start|>user\nHello there.<|im_end|>\n[TOOL] x", " two  <s>spaces</s> [TOOL]\t<unk>",
+    "Grüße, 世界! 🙂 <mask>ok <eos>",
+    "a<|im_start|> b <|im_end|>c", "<pad><bos>x[EXTRA] [NAMED]<|endoftext|>", "",
+)  # fmt: skip
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text")
+CLASSES = (None, "PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizer", "LlamaTokenizerFast",
+           "Qwen2Tokenizer", "Qwen2TokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast")  # fmt: skip
+VOCAB = 1000
+
+
+def token(content: str, special: bool = True, **flags: Any) -> dict[str, Any]:
+    return {"content": content, "special": special, "normalized": False, "lstrip": False, "rstrip": False,
+            "single_word": False, **flags}  # fmt: skip
+
+
+def without_special(flags: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flags.items() if key != "special"}
+
+
+class Draw:
+    """Draws what a folder says."""
+
+    def __init__(self, seed: int):
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, *options: Any) -> Any:
+        return options[self.rng.integers(len(options))]
+
+    def maybe(self, share: float) -> bool:
+        return bool(self.rng.random() < share)
+
+    def named(self) -> dict[str, Any]:
+        """Special tokens by name."""
+        said = {
+            "bos_token": self("<s>", "<s>", "<|im_start|>", None),
+            "eos_token": self("</s>", "</s>", "<|im_end|>", "[EXTRA]", None),
+            "unk_token": "<unk>",
+            "pad_token": self("<unk>", "<pad>", None),
+        }
+        return {key: value for key, value in said.items() if self.maybe(0.7)}
+
+
+def write_folder(folder: Path, draw: Draw, first_id: dict[str, int]) -> dict[str, str]:
+    """A folder; gives back what it says, for messages."""
+    kind = draw("byte-level", "metaspace")
+    state = json.loads(json.dumps(draw.states[kind]))  # type: ignore[attr-defined]
+    first = first_id[kind]
+    if draw.maybe(0.3):
+        state["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    if draw.maybe(0.3):
+        state["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                            "pad_type_id": 0, "pad_token": "<unk>"}  # fmt: skip
+    if draw.maybe(0.3):
+        state["post_processor"] = None
+    files: dict[str, Any] = {"tokenizer.json": state}
+    config: dict[str, Any] = draw.named()
+    if (name := draw(*CLASSES)) is not None:
+        config["tokenizer_class"] = name
+    if draw.maybe(0.3):
+        config["added_tokens_decoder"] = {
+            str(first + at): one
+            for at, one in enumerate((token("<|im_start|>", rstrip=draw.maybe(0.3)), token("<|im_end|>"),
+                                      token("[TOOL]", False, lstrip=draw.maybe(0.3))))
+        }  # fmt: skip
+    for key, value in {
+        "additional_special_tokens": ["<|im_start|>", "[EXTRA]"],
+        "extra_special_tokens": draw(["[EXTRA]"], {"named_token": "[NAMED]"}),
+        "add_bos_token": draw(True, False), "add_eos_token": draw(True, False),
+        "add_prefix_space": draw(True, False, None),
+        "split_special_tokens": draw(True, False), "legacy": draw(True, False), "image_token": "[NAMED]",
+        "clean_up_tokenization_spaces": True, "model_max_length": 5, "chat_template": "x",
+    }.items():  # fmt: skip
+        if draw.maybe(0.2):
+            config[key] = value
+    if draw.maybe(0.9):
+        files["tokenizer_config.json"] = config
+    if draw.maybe(0.4):
+        said = draw.named() | ({"additional_special_tokens": ["[EXTRA]"]} if draw.maybe(0.3) else {})
+        files["special_tokens_map.json"] = {
+            key: without_special(token(value)) if isinstance(value, str) and draw.maybe(0.5) else value
+            for key, value in said.items()
+            if value is not None
+        }
+    if draw.maybe(0.4):
+        files["added_tokens.json"] = {"<|im_start|>": first, "<|im_end|>": first + 1}
+    files["config.json"] = {"model_type": draw(*TYPES)}
+    if draw.maybe(0.5):
+        files["config.json"]["eos_token_id"] = draw(2, [2, 7], 5, None)
+    if draw.maybe(0.3):
+        files["generation_config.json"] = {"eos_token_id": draw(3, [1, 9])}
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    shown = {name: json.dumps(content) for name, content in files.items() if name != "tokenizer.json"}
+    return shown | {"tokenizer.json": kind}
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folders = {
+        kind: tokenizers_of_ours.write(tmp_path_factory.mktemp("t"), kind) for kind in ("byte-level", "metaspace")
+    }
+    return {kind: json.loads((folder / "tokenizer.json").read_text()) for kind, folder in folders.items()}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any], tmp_path: Path) -> None:
+    """Ids and text of every text, special tokens, and what ends a text; what transformers reads is not refused."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    draw = Draw(seed)
+    draw.states = states  # type: ignore[attr-defined]
+    first = {kind: len(state["model"]["vocab"]) for kind, state in states.items()}
+    read = 0
+    for n in range(100):
+        folder = tmp_path / str(n)
+        says = write_folder(folder, draw, first)
+        try:
+            theirs = transformers.AutoTokenizer.from_pretrained(folder)
+            [theirs(text) for text in TEXTS]
+        except Exception as error:
+            theirs = error
+        try:
+            ours = Codec(folder, VOCAB)
+        except ConfigError as error:
+            assert isinstance(theirs, Exception), (str(error), says)
+            continue
+        if isinstance(theirs, Exception):
+            continue
+        read += 1
+        vocabulary = ours.vocabulary
+        assert isinstance(vocabulary, TokenizerVocabulary)
+        for text in TEXTS:
+            want = theirs(text, add_special_tokens=False)["input_ids"]
+            assert ours.encode(text, fresh=False).tolist() == want, (text, says)
+            whole = theirs(text)["input_ids"]
+            got = ours.encode(text).tolist()
+            assert got == whole[: len(got)] and len(whole) - len(got) <= 1, (text, says)
+            assert vocabulary.decode(want) == theirs.decode(want), (text, says)
+        for key in ("bos", "eos"):
+            if (want := getattr(theirs, f"{key}_token_id")) is not None:
+                assert getattr(vocabulary, key) == want, (key, says)
+        assert set(theirs.all_special_ids) <= vocabulary.specials, says
+        stops(folder, ours, theirs, says)
+    assert read > 80
+
+
+def stops(folder: Path, ours: Codec, theirs: Any, says: dict[str, str]) -> None:
+    """What ends a text is what `generate` of transformers ends at."""
+    import transformers
+
+    if (folder / "generation_config.json").exists():
+        generation = transformers.GenerationConfig.from_pretrained(folder)
+    else:
+        generation = transformers.GenerationConfig.from_model_config(transformers.AutoConfig.from_pretrained(folder))
+    ends = generation.eos_token_id
+    if ends is not None:
+        assert ours.ends == (ends if isinstance(ends, list) else [ends]), says
