@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,7 @@ class _Conversation:
                 Path(self._args.session).unlink(missing_ok=True)
             print("everything is forgotten", file=sys.stderr)
         elif name == "/save" and argument:
+            argument = os.path.expanduser(argument)
             try:
                 _check_place("/save", argument)
                 self._save(argument)

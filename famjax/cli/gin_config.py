@@ -23,7 +23,7 @@ from typing import IO, Any, NoReturn, TypeVar
 
 import gin
 
-from famjax.cli.main import nearest
+from famjax.cli.main import at_home, nearest
 from famjax.config import (
     ConfigError,
     DataConfig,
@@ -84,7 +84,7 @@ def model_of_checkpoint(
     if not path:
         raise ConfigError("the model is that of INITIAL_CHECKPOINT_PATH, which is empty; add "
                           "--gin.INITIAL_CHECKPOINT_PATH=\"'DIR'\"")  # fmt: skip
-    model = read_config(path)
+    model = read_config(at_home(path))
     sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
     memory = {name: size for name, size in sizes.items() if size is not None}
     memory = {name: value for name, value in changes.items() if name in of_memory} | memory
@@ -158,7 +158,7 @@ def load(
         for name in _required().keys() & set(stand_ins or ()):
             _bind(f"{name}={(stand_ins or {})[name]}")
         _check_macros(from_files, root)
-        value = _build(root)
+        value = _at_home(_build(root))
         return value, gin.operative_config_str()
     finally:
         gin.clear_config()
@@ -315,6 +315,30 @@ def _required() -> dict[str, None]:
             if getattr(value, "scoped_selector", "") == "gin.REQUIRED/gin.constant":
                 names[scope if selector == "gin.macro" else f"{selector.rsplit('.', 1)[-1]}.{parameter}"] = None
     return names
+
+
+# The fields of all configurations that are paths.
+PATHS = (
+    "model_dir", "model_dirs", "output_dir", "initial_checkpoint", "path", "sources", "vocabulary", "cache_dirs",
+    "data", "filler",
+)  # fmt: skip
+
+
+def _at_home(config: Any) -> Any:
+    """A configuration with `~` as the home directory in its paths."""
+    changed = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in PATHS and isinstance(value, (str, list, tuple)):
+            value = at_home(value)
+        if isinstance(value, (list, tuple)):
+            value = type(value)(_at_home(item) if _is_config(item) else item for item in value)
+        changed[field.name] = _at_home(value) if _is_config(value) else value
+    return dataclasses.replace(config, **changed)
+
+
+def _is_config(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and type(value).__name__ in _REGISTERED
 
 
 def _build(root: type[T]) -> T:

@@ -19,6 +19,7 @@ import argparse
 import difflib
 import importlib
 import json
+import os
 import signal
 import sys
 import traceback
@@ -65,6 +66,10 @@ MISTAKES = (
     json.JSONDecodeError,
     UnicodeDecodeError,
 )
+
+
+# What stands for the value of a flag that is a path, or several.
+PATHS = ("DIR", "FILE", "FILES", "SRC", "DST", "RUN", "DIR,DIR", "TASK=PATH")
 
 
 class Parser(argparse.ArgumentParser):
@@ -142,7 +147,20 @@ def parse(module: ModuleType, words: list[str]) -> argparse.Namespace:
     args = parser.parse_args(words)
     if bindings:
         args.gin_bindings = bindings
+    for action in parser._actions:
+        if action.metavar in PATHS and action.dest in args:
+            setattr(args, action.dest, at_home(getattr(args, action.dest)))
     return args
+
+
+def at_home(value: Any) -> Any:
+    """A path, `TASK=PATH`, or several of them, with `~` as the home directory: the shell leaves it as it is within
+    quotes and behind `=`."""
+    if isinstance(value, str):
+        task, equals, path = value.rpartition("=")
+        inside = equals and path.startswith("~") and "/" not in task
+        return f"{task}={os.path.expanduser(path)}" if inside else os.path.expanduser(value)
+    return type(value)(map(at_home, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_flags(parser: Parser, words: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Files by path, local or remote (`gs://`, `s3://`, `memory://`): everything goes through fsspec."""
 
+import glob
 import gzip
 import zlib
 from typing import IO, Any
@@ -18,22 +19,38 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths that a path or a glob stands for, sorted, the same on every host.
+    """The paths that a path or a glob stands for, sorted, the same on every host. A path that exists is no glob.
 
     Raises:
       ConfigError: there is none.
     """
+    if paths := found(pattern):
+        return paths
+    if glob.has_magic(pattern):
+        raise ConfigError(f"no file matches {pattern}; check the path, or quote it from the shell")
+    raise ConfigError(f"there is no file {pattern}")
+
+
+def found(pattern: str) -> list[str]:
+    """`expand`, but empty where there is none."""
     system, path = filesystem(pattern)
-    remote = "://" in pattern
-    whole = lambda found: system.unstrip_protocol(found) if remote else found
-    if any(letter in path for letter in "*?["):
-        found = sorted(name for name in system.glob(path) if not system.isdir(name))
-        if not found:
-            raise ConfigError(f"no file matches {pattern}; check the path, or quote it from the shell")
-        return [whole(name) for name in found]
-    if not system.exists(path):
-        raise ConfigError(f"there is no file {pattern}")
-    return [whole(path)]
+    whole = lambda name: system.unstrip_protocol(name) if "://" in pattern else name
+    if system.exists(path):
+        return [whole(path)]
+    if not glob.has_magic(path):
+        return []
+    return [whole(name) for name in sorted(system.glob(_escaped(system, path))) if not system.isdir(name)]
+
+
+def _escaped(system: Any, path: str) -> str:
+    """A glob whose folders are taken by their names as far as they exist: in `Moby Dick [2701]/*.txt`, `[2701]` is
+    part of a name."""
+    *folders, name = path.split("/")
+    for i in range(len(folders), 0, -1):
+        there = "/".join(folders[:i])
+        if glob.has_magic(there) and system.exists(there):
+            return "/".join([glob.escape(there), *folders[i:], name])
+    return path
 
 
 def is_directory(path: str) -> bool:

@@ -198,7 +198,7 @@ def _spec(folder: Path, path: str) -> dict[str, Any]:
     about = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
     name = f"{path.replace('/', '.')}/"
     if about.get("use_ocdbt", True):
-        store: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": name}
+        store: dict[str, Any] = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": name}
     else:
         store = {"driver": "file", "path": f"{folder}/{name}"}
     return {"driver": "zarr3" if about.get("use_zarr3") else "zarr", "kvstore": store}

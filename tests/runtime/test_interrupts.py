@@ -9,6 +9,7 @@ import pytest
 
 from famjax.cli.main import VERBS
 from famjax.runtime import interrupts
+from tests.train.processes import hearing
 
 START = """
 import signal, sys, threading, time
@@ -20,9 +21,9 @@ FOREVER = "ready(); lock = threading.Lock(); lock.acquire(); lock.acquire()"  # 
 
 def interrupted(program: str, signals: int = 1, apart: float = 0.5) -> tuple[int, str, str, float]:
     """(exit code, standard output, standard error, seconds) of a program that gets Ctrl-C once it says `ready`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", START + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with hearing():
+        process = subprocess.Popen([sys.executable, "-c", START + program], **pipes)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     began = time.monotonic()
@@ -135,13 +136,13 @@ with interrupts.handled("famjax x"):
 def test_the_handlers_from_before_return() -> None:
     """A program that calls `train` has its own Ctrl-C afterwards; one that ignores it, as shells start jobs in the
     background, goes on ignoring it."""
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with interrupts.handled("famjax x", signal.SIGTERM):
-        assert signal.getsignal(signal.SIGINT) is not before
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         with interrupts.handled():
             pass
         assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with interrupts.handled():
