@@ -42,7 +42,8 @@ TEMPLATES = {
     "mutation": "{{ messages.append(1) }}",
     "slices": "{{ messages[1:] | map(attribute='content') | join('|') }}{{ messages[-1].content[::-1] }}",
     "selectattr": "{{ (messages | selectattr('role', 'equalto', 'user') | list | last).content }}",
-    "string tests": "{% for m in messages %}{% if m.content is string and m.tools is not defined %}{{ m.content|upper }}"
+    "string tests": "{% for m in messages %}"
+    "{% if m.content is string and m.tools is not defined %}{{ m.content|upper }}"
     "{% endif %}{% endfor %}",
     "prompt": _TALK + "{% if add_generation_prompt %}[assistant]{% endif %}",
 }  # fmt: skip
