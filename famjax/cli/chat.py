@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
 from famjax.config import ConfigError
+from famjax.config.text import BOM
 from famjax.infer.settings import Sampling
 from famjax.runtime import interrupts
 
@@ -178,8 +179,8 @@ class _Conversation:
 def _lines() -> Iterator[str]:
     """What the user types, or what comes through a pipe, a line at a time."""
     if not sys.stdin.isatty():
-        for line in sys.stdin.buffer:
-            yield line.decode("utf-8", "replace").rstrip("\r\n")
+        for number, line in enumerate(sys.stdin.buffer):
+            yield (line if number else line.removeprefix(BOM)).decode("utf-8", "replace").rstrip("\r\n")
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives input() a history)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
 from famjax.config import ConfigError
+from famjax.config.text import BOM
 from famjax.infer.settings import Sampling
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class PromptSource:
             self._first = args.prompt.encode("utf-8", "surrogateescape")
         elif args.prompt_file is not None:
             self._file = sys.stdin.buffer if args.prompt_file == "-" else _open(args.prompt_file)
-            self._first = self._read()
+            self._first = self._read().removeprefix(BOM)
         if not (self._first or self.prompts or may_be_empty):
             raise ConfigError("the prompt is empty: give it a byte, or --state-in FILE to go on from")
 

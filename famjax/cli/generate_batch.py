@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from famjax.config import ConfigError
+from famjax.config.text import BadText
 from famjax.infer.settings import Sampling
 
 if TYPE_CHECKING:
@@ -13,33 +14,24 @@ if TYPE_CHECKING:
 
 def read_prompts(path: str, may_be_empty: bool) -> list[str]:
     """The prompts of a JSON lines file. Raises `ConfigError` naming a bad line."""
+    from famjax.data.files import json_lines
+
     prompts = []
-    with open(path, encoding="utf-8") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    prompts.append(_prompt(line, f"{path}:{number}", may_be_empty))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8 text ({error.reason}); give it JSON lines") from error
+    for place, fields in json_lines(path):
+        if isinstance(fields, BadText):
+            raise fields
+        prompts.append(_prompt(fields, place, may_be_empty))
     if not prompts:
         raise ConfigError(f"{path} has no prompts; give it one JSON object a line")
     return prompts
 
 
-def _prompt(line: str, place: str, may_be_empty: bool) -> str:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place}: this is no JSON ({error.msg} at column {error.pos + 1})") from error
+def _prompt(fields: Any, place: str, may_be_empty: bool) -> str:
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, str):
         raise ConfigError(f'{place}: a line is an object with "prompt", a string')
     if not prompt and not may_be_empty:
         raise ConfigError(f"{place}: the prompt is empty; give it a byte, or --state-in FILE to go on from")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{place}: the prompt has half a surrogate pair and no UTF-8 form") from error
     return prompt
 
 

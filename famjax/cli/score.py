@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from famjax.cli.flags import add_infer_arguments, memory_overrides, settle
 from famjax.config import ConfigError
+from famjax.config.text import BadText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,29 +69,23 @@ def run(args: argparse.Namespace) -> int:
 
 def read_documents(path: str, vocab_size: int, model_dir: str) -> list["np.ndarray"]:
     """The documents of a JSON lines file as arrays of ids. Raises `ConfigError` naming a bad line."""
+    from famjax.data.files import json_lines
     from famjax.infer.codec import Codec
 
     codec = functools.cache(lambda: Codec(model_dir, vocab_size))  # only texts need one
     documents = []
-    with open(path, encoding="utf-8") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    documents.append(_document(line, f"{path}:{number}", vocab_size, codec))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8 text ({error.reason}); give it JSON lines") from error
+    for place, fields in json_lines(path):
+        if isinstance(fields, BadText):
+            raise fields
+        documents.append(_document(fields, place, vocab_size, codec))
     if not documents:
         raise ConfigError(f"{path} has no documents; give it one JSON object a line")
     return documents
 
 
-def _document(line: str, place: str, vocab_size: int, codec: Callable[[], "Codec"]) -> "np.ndarray":
+def _document(fields: Any, place: str, vocab_size: int, codec: Callable[[], "Codec"]) -> "np.ndarray":
     import numpy as np
 
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place}: this is no JSON ({error.msg} at column {error.pos + 1})") from error
     if not isinstance(fields, dict) or ("tokens" in fields) == ("text" in fields):
         raise ConfigError(f'{place}: a document is an object with either "tokens" or "text"')
     if "text" in fields:
@@ -100,8 +95,6 @@ def _document(line: str, place: str, vocab_size: int, codec: Callable[[], "Codec
             tokens = codec().encode(fields["text"])
         except ConfigError as error:
             raise ConfigError(f'{place}: {str(error).split(";")[0]}; give "tokens"') from error
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"{place}: the text has half a surrogate pair and no UTF-8 form") from error
     else:
         given = fields["tokens"]
         if not isinstance(given, list) or any(type(token) is not int for token in given):

@@ -2,12 +2,16 @@
 
 import glob
 import gzip
+import os
 import zlib
+from collections.abc import Iterator
 from typing import IO, Any
 
 import fsspec
 
 from famjax.config import ConfigError
+from famjax.config.text import BOM, BadText, checked, json_of
+from famjax.data.kinds import is_gzip, is_hidden
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -39,7 +43,9 @@ def found(pattern: str) -> list[str]:
         return [whole(path)]
     if not glob.has_magic(path):
         return []
-    return [whole(name) for name in sorted(system.glob(_escaped(system, path))) if not system.isdir(name)]
+    files = [name for name in sorted(system.glob(_escaped(system, path))) if not system.isdir(name)]
+    # As a shell's globs, these match no hidden files.
+    return [whole(name) for name in files if is_hidden(path) or not is_hidden(name)]
 
 
 def _escaped(system: Any, path: str) -> str:
@@ -72,31 +78,63 @@ def size(path: str) -> int:
 
 
 def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes [start, end) of a file. Raises `ConfigError` where it cannot be read."""
+    """The bytes [start, end) of a file. Raises `BadText` if it cannot be read."""
     system, inside = filesystem(path)
     try:
         return system.cat_file(inside, start=start, end=end)  # type: ignore[no-any-return]
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path} is a directory; name its files, for example {path.rstrip('/')}/*") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: Exception) -> BadText:
+    """What a file system, or gzip, says of a file that it cannot read."""
+    if isinstance(error, FileNotFoundError):
+        return BadText(path, "No such file or directory")
+    if isinstance(error, IsADirectoryError):
+        return BadText(path, f"this is a directory; name its files, for example {path.rstrip('/')}/*")
+    if is_gzip(path) and (isinstance(error, (EOFError, zlib.error)) or getattr(error, "errno", None) is None):
+        return BadText(path, f"this is no whole gzip file ({error})")
+    return BadText(path, f"this cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def read_plain(path: str) -> bytes:
-    """All bytes of a file, unpacked where its name ends in `.gz`."""
+    """All bytes of a file, unpacked if its name ends in `.gz`."""
     content = read(path)
-    if not path.endswith(".gz"):
+    if not is_gzip(path):
         return content
     try:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{path} is no whole gzip file ({error})") from error
+        raise unreadable(path, error) from error
 
 
 def open_plain(path: str) -> IO[bytes]:
-    """A file to be read from its start on, unpacked on the way where its name ends in `.gz`."""
-    system, inside = filesystem(path)
-    if system.isdir(inside):
-        raise ConfigError(f"{path} is a directory; name its files, for example {path.rstrip('/')}/*")
-    file = system.open(inside, "rb")
-    return gzip.open(file) if path.endswith(".gz") else file  # type: ignore[return-value]
+    """A file to be read from its start on, unpacked on the way if its name ends in `.gz`."""
+    try:
+        if "://" in path:
+            system, inside = filesystem(path)
+            file = system.open(inside, "rb")
+        else:
+            file = open(os.path.expanduser(path), "rb")  # noqa: SIM115 - a pipe, too, which fsspec would seek in
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return gzip.open(file) if is_gzip(path) else file  # type: ignore[return-value]
+
+
+def json_lines(path: str) -> Iterator[tuple[str, Any]]:
+    """(file:line, JSON value) of every line that is not blank; a line that cannot be read comes as `BadText`.
+
+    Raises:
+      BadText: the file cannot be opened, or ends in the middle of its gzip data.
+    """
+    with open_plain(path) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.removeprefix(BOM).strip():
+                    place = f"{path}:{number}"
+                    try:
+                        yield place, checked(json_of(line, place), place)
+                    except BadText as error:
+                        yield place, error
+        except (OSError, EOFError, zlib.error) as error:
+            raise unreadable(path, error) from error

@@ -17,7 +17,8 @@ from typing import IO, Any, NamedTuple, Protocol
 import numpy as np
 
 from famjax.config import ConfigError, SourceConfig
-from famjax.data import files
+from famjax.config.text import BOM, BadText, checked, json_of, text_of
+from famjax.data import files, kinds
 
 # Bytes that are looked at at once for the ends of lines.
 CHUNK = 2**24
@@ -59,39 +60,66 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
       ConfigError: no such file, nothing that matches, or a folder that is no dataset.
     """
-    kind = config.kind
     paths = files.expand(config.path)
-    if kind == "auto":
-        kind = _kind(paths)
-    if kind == "dataset":
+    if config.kind == "dataset" or (config.kind == "auto" and files.is_directory(paths[0])):
         return _dataset(paths, config)
+    return _of_files(paths, _kind(paths, config), config)
+
+
+def open_each(config: SourceConfig) -> list[Source]:
+    """`open_source`, a source for each file: then one that cannot be read leaves the others readable."""
+    paths = files.expand(config.path)
+    if config.kind == "dataset" or (config.kind == "auto" and files.is_directory(paths[0])):
+        return [_dataset(paths, config)]
+    kind = _kind(paths, config)
+    return [_of_files([path], kind, config) for path in paths]
+
+
+def _kind(paths: Sequence[str], config: SourceConfig) -> str:
     for path in paths:
         if files.is_directory(path):
             raise ConfigError(f"{path} is a directory; name its files, for example {path.rstrip('/')}/*.txt")
+    return kinds.one_kind(config.path, paths, remedy="SourceConfig.kind") if config.kind == "auto" else config.kind
+
+
+def _of_files(paths: Sequence[str], kind: str, config: SourceConfig) -> Source:
     if kind == "text":
-        return TextParts(paths, config.part_bytes) if config.part_bytes else TextFiles(paths)
+        if config.part_bytes:
+            return TextParts(paths, config.part_bytes, config.kind == "auto")
+        return TextFiles(paths, config.kind == "auto")
     return TextLines(paths) if kind == "lines" else JsonLines(paths, config)
 
 
-def _kind(paths: Sequence[str]) -> str:
-    name = paths[0].removesuffix(".gz")
-    if name.endswith((".jsonl", ".json", ".ndjson")):
-        return "jsonl"
-    return "dataset" if files.is_directory(paths[0]) else "text"
+def _checked_text(content: bytes, path: str, place: str) -> str:
+    """A text whose file was taken for text by its name alone. Raises `BadText` if the content says otherwise."""
+    text = text_of(content, place)
+    if "\0" in text:
+        raise BadText(path, "this is no text, it has zero bytes; leave it out, or set SourceConfig.kind = 'text'")
+    if text.lstrip()[:1] == "{" and _is_object(text.lstrip().partition("\n")[0]):
+        raise BadText(path, "its first line is a JSON object; set SourceConfig.kind = 'jsonl' to read JSON lines, or "
+                            "'text' to read it as it is")  # fmt: skip
+    return text
 
 
-def _text(content: bytes, place: str) -> str:
+def _is_object(line: str) -> bool:
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{place} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and bool(fields)
 
 
 class TextFiles:
-    """A file is a document."""
+    """A file is a document.
 
-    def __init__(self, paths: Sequence[str]):
+    Args:
+      paths: the files.
+      by_name: that they are text was told by their names alone, so their content is looked at too.
+    """
+
+    def __init__(self, paths: Sequence[str], by_name: bool = False):
         self.paths = paths
+        self._decode = _checked_text if by_name else lambda content, _, place: text_of(content, place)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -99,7 +127,7 @@ class TextFiles:
     def document(self, i: int) -> Document:
         """The text of file i."""
         path = self.paths[i]
-        return Document("", _text(files.read_plain(path), path), path)
+        return Document("", self._decode(files.read_plain(path), path, path), path)
 
     def first(self) -> Document:
         """The first file's."""
@@ -113,11 +141,12 @@ class TextParts:
     begins with the next whole character.
     """
 
-    def __init__(self, paths: Sequence[str], part_bytes: int):
+    def __init__(self, paths: Sequence[str], part_bytes: int, by_name: bool = False):
         for path in paths:
-            if path.endswith(".gz"):
+            if kinds.is_gzip(path):
                 raise ConfigError(f"{path} cannot be cut in parts, since gzip has to be read from its start; unpack it")
         self.paths, self.part_bytes = paths, part_bytes
+        self._decode = _checked_text if by_name else lambda content, _, place: text_of(content, place)
 
     @functools.cached_property
     def _before(self) -> np.ndarray:
@@ -132,7 +161,8 @@ class TextParts:
         path, part = self.paths[which], i - int(self._before[which])
         last = i + 1 == self._before[which + 1]
         start, end = self._edge(path, part), None if last else self._edge(path, part + 1)
-        return Document("", _text(files.read(path, start, end), f"{path} from byte {start} on"), path)
+        content = files.read(path, start, end)
+        return Document("", self._decode(content, path, f"{path} from byte {start} on"), path)
 
     def first(self) -> Document:
         """The first part."""
@@ -142,7 +172,7 @@ class TextParts:
 
     def _edge(self, path: str, part: int) -> int:
         if not part:
-            return 0
+            return len(BOM) * (files.read(path, 0, len(BOM)) == BOM)
         at = part * self.part_bytes
         near = files.read(path, at - 1, at + LONGEST_LINE)  # a line may end just before
         line = near.find(b"\n")
@@ -177,18 +207,20 @@ class _LineFile:
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
         """Where lines start and end, blank ones left out, found in one pass."""
         found = _LineEnds()
-        if self.path.endswith(".gz"):
+        if kinds.is_gzip(self.path):
             self._plain = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         try:
             with files.open_plain(self.path) as file:
-                while chunk := file.read(CHUNK):
+                chunk = file.read(max(CHUNK, len(BOM)))
+                blank = b" " * len(BOM)  # so that a byte order mark alone is a blank line
+                found.add(blank + chunk[len(BOM) :] if chunk.startswith(BOM) else chunk)
+                while chunk:
                     if self._plain is not None:
                         self._plain.write(chunk)
-                    found.add(chunk)
+                    if chunk := file.read(CHUNK):
+                        found.add(chunk)
         except (EOFError, zlib.error, OSError) as error:
-            if not self.path.endswith(".gz"):
-                raise
-            raise ConfigError(f"{self.path} is no whole gzip file ({error})") from error
+            raise files.unreadable(self.path, error) from error
         if self._plain is not None:
             self._plain.flush()
         return found.lines()
@@ -204,6 +236,8 @@ class _LineEnds:
 
     def add(self, chunk: bytes) -> None:
         """The next bytes."""
+        if not chunk:
+            return
         data = np.frombuffer(chunk, np.uint8)
         ends = np.flatnonzero(data == ord("\n"))
         starts = np.concatenate([[0], ends + 1])
@@ -258,10 +292,10 @@ class _Lines:
                         line = file.readline()
                         if not line:
                             break
-                        if line.strip():
+                        if line.removeprefix(BOM).strip():
                             return self._parse(line, lambda path=path, number=number: f"{path}:{number}")
             except (EOFError, zlib.error, OSError) as error:
-                raise ConfigError(f"{path} is no whole gzip file ({error})") from error
+                raise files.unreadable(path, error) from error
         more = f" and {len(self.paths) - 1} more files" if len(self.paths) > 1 else ""
         raise ConfigError(f"{self.paths[0]}{more} has no documents; all its lines are blank")
 
@@ -273,10 +307,7 @@ class TextLines(_Lines):
     """A line is a document, without its end. Blank lines are none."""
 
     def _parse(self, line: bytes, place: Any) -> Document:
-        try:
-            return Document("", line.decode("utf-8").rstrip("\r\n"), "")
-        except UnicodeDecodeError:
-            return Document("", _text(line, place()), "")
+        return Document("", text_of(line, place).rstrip("\r\n"), "")
 
 
 class JsonLines(_Lines):
@@ -287,14 +318,9 @@ class JsonLines(_Lines):
         self.config = config
 
     def _parse(self, line: bytes, place: Any) -> Document:
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{place()}: this is no JSON ({error.msg} at column {error.pos + 1})") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{place()} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        fields = json_of(line, place)
         if not isinstance(fields, dict):
-            raise ConfigError(f"{place()}: a document is a JSON object, not {type(fields).__name__}")
+            raise BadText(place, f"a document is a JSON object, not {type(fields).__name__}")
         return _document(fields, self.config, place)
 
 
@@ -308,10 +334,11 @@ def _document(fields: dict[str, Any], config: SourceConfig, place: Any) -> Docum
         given, learned = "", fields[text]
     else:
         has = ", ".join(sorted(fields)) or "nothing"
-        raise ConfigError(f'{place()}: a document has "{text}", or "{inputs}" and "{targets}"; this one has {has}')
+        raise BadText(place, f'a document has "{text}", or "{inputs}" and "{targets}"; this one has {has}')
     for name, value in ((inputs, given), (targets if targets in fields else text, learned)):
         if not isinstance(value, str):
-            raise ConfigError(f'{place()}: "{name}" must be a string, not {type(value).__name__}')
+            raise BadText(place, f'"{name}" must be a string, not {type(value).__name__}')
+        checked(value, place, f'"{name}"')
     return Document(given + config.separator if given else "", learned, "")
 
 
@@ -323,14 +350,14 @@ def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
         raise ConfigError(f"{config.path} is not one folder; a dataset is a folder that `save_to_disk` wrote")
     folder = paths[0].rstrip("/")
     if files.exists(f"{folder}/dataset_dict.json"):
-        splits = json.loads(files.read(f"{folder}/dataset_dict.json")).get("splits", [])
+        splits = json_of(files.read(f"{folder}/dataset_dict.json"), f"{folder}/dataset_dict.json").get("splits", [])
         raise ConfigError(f"{folder} has the splits {', '.join(splits)}; name one of them, for example {folder}/train")
     if not files.exists(f"{folder}/state.json"):
         raise ConfigError(
             f"{folder} is a directory without a state.json, so no dataset that `save_to_disk` wrote; "
             f"for the files in it, name them: {folder}/*.txt"
         )
-    state = json.loads(files.read(f"{folder}/state.json"))
+    state = json_of(files.read(f"{folder}/state.json"), f"{folder}/state.json")
     return ArrowTable([f"{folder}/{file['filename']}" for file in state["_data_files"]], config)
 
 

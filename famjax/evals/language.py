@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ConfigError, EvalConfig, SourceConfig
+from famjax.config.text import BadText
 from famjax.data import sources
 from famjax.data.examples import Documents
-from famjax.data.sources import Source, open_source
+from famjax.data.sources import open_each
 from famjax.data.vocabulary import Vocabulary
 from famjax.evals.samples import Sample
 from famjax.evals.statistics import draws, interval
@@ -41,21 +42,47 @@ class Document:
     size: float
 
 
-def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document]:
+def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document | Unreadable]:
     """All documents of the sources that have something to predict, as they are needed.
 
     Raises:
-      ConfigError: none, or one that cannot be read.
+      ConfigError: there is none.
     """
     found = False
-    for source in _sources(config):
-        for i in range(len(source)):
-            document = in_tokens(source.document(i), vocabulary)
-            if len(document.tokens) > 1:
+    for given in config.sources:
+        for text in each(SourceConfig(given) if isinstance(given, str) else given):
+            document = text if isinstance(text, Unreadable) else in_tokens(text, vocabulary)
+            if isinstance(document, Unreadable) or len(document.tokens) > 1:
                 found = True
                 yield document
     if not found:
         raise ConfigError(f"no document of {', '.join(map(str, config.sources))} has two tokens or more")
+
+
+def each(config: SourceConfig) -> Iterator[sources.Document | Unreadable]:
+    """The documents of a source; a file or a line that cannot be read comes as `Unreadable`."""
+    for source in open_each(config):
+        try:
+            count = len(source)
+        except BadText as error:
+            yield Unreadable(error.place, error.reason)
+            continue
+        for i in range(count):
+            try:
+                yield source.document(i)
+            except BadText as error:
+                yield Unreadable(error.place, error.reason)
+
+
+def check(name: str, found: Callable[[], Iterable[Document | Unreadable]]) -> None:
+    """A look before any work. Raises `ConfigError` if no document can be read, with the first reason."""
+    first: Unreadable | None = None
+    for document in found():
+        if not isinstance(document, Unreadable):
+            return
+        first = first or document
+    if first is not None:
+        raise ConfigError(f"no document of {name} can be read; {first.place}: {first.reason}")
 
 
 def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document:
@@ -65,8 +92,14 @@ def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document:
     return Document(document.place, reader.tokens(document).tokens, size)
 
 
-def _sources(config: EvalConfig) -> list[Source]:
-    return [open_source(SourceConfig(given) if isinstance(given, str) else given) for given in config.sources]
+def _count(config: EvalConfig) -> int:
+    """Documents that are asked about at most; 0 if a file that cannot be read hides how many there are."""
+    given = (SourceConfig(source) if isinstance(source, str) else source for source in config.sources)
+    try:
+        count = sum(len(source) for one in given for source in open_each(one))
+    except BadText:
+        return config.examples
+    return min(count, config.examples or FARTHEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +135,10 @@ def up_to(edges: Sequence[int], samples: Iterable[Sample]) -> tuple[int, ...]:
 
 def task(name: str, config: EvalConfig, codec: Codec) -> Task:
     """The sources' documents, every token of which but the first is predicted."""
-    count = min(sum(map(len, _sources(config))), config.examples or FARTHEST)
-    next(documents(config, codec.vocabulary))  # what cannot be read is told before any work
+    found = lambda: itertools.islice(documents(config, codec.vocabulary), config.examples or None)
+    check(name, found)
     settings = {"sources": [str(source) for source in config.sources]}
-    return predicted(name, lambda: itertools.islice(documents(config, codec.vocabulary), count), settings, count)
+    return predicted(name, found, settings, _count(config))
 
 
 def predicted(

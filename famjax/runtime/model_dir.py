@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.config.text import read_text
 from famjax.runtime import interrupts
 
 MODEL_JSON = "model.json"
@@ -45,8 +46,9 @@ def read_config(model_dir: str | Path) -> ModelConfig:
     if not (path / MODEL_JSON).is_file():
         kind = "has no model.json" if path.is_dir() else "is a file"
         raise ConfigError(f"{path} is no model directory: it {kind}; name a directory that `famjax train` wrote")
+    text = read_text(path / MODEL_JSON)
     try:
-        return ModelConfig.from_json((path / MODEL_JSON).read_text(encoding="utf-8"))
+        return ModelConfig.from_json(text)
     except ConfigError as error:
         raise ConfigError(f"{path / MODEL_JSON}: {error}") from error
 

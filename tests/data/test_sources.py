@@ -128,7 +128,7 @@ def test_hugging_face_datasets_on_disk(tmp_path, shards):
         (b'{"txt": "a"}\n', r'a.jsonl:1: a document has "text", or "inputs" and "targets"; this one has txt'),
         (b'{"text": 5}\n', r'a.jsonl:1: "text" must be a string, not int'),
         (b'{"inputs": ["a"], "targets": "b"}\n', r'a.jsonl:1: "inputs" must be a string, not list'),
-        (b'\n{"text": "\xff"}\n', r"a.jsonl:2 is not UTF-8 text \(invalid start byte at byte 10\)"),
+        (b'\n{"text": "\xff"}\n', r"a.jsonl:2: this is not UTF-8 text \(invalid start byte at byte 10\)"),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])

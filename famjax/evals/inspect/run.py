@@ -10,6 +10,7 @@ import numpy as np
 
 from famjax.config import ConfigError
 from famjax.config.inspection import InspectConfig
+from famjax.config.text import read_text
 from famjax.data.passkey_text import Writer
 from famjax.evals.inspect import recall, report, summary
 from famjax.evals.inspect.knockout import Case, knock_out
@@ -86,7 +87,7 @@ def _text(model: Transformer, codec: Codec, config: InspectConfig, told: Any) ->
     sessions = recall.sessions_at(model, tokens, edges, told("reading once more"))
     other = None
     if config.other:
-        text = codec.encode(Path(config.other).read_text(encoding="utf-8", errors="replace"))
+        text = codec.encode(read_text(config.other, "replace"))
         if len(text) <= S:
             raise ConfigError(f"--other {config.other} has {len(text)} tokens; it must have more than a block of {S}")
         other = prefill(model, start(model), [[text]], told("reading the other text"))
@@ -107,7 +108,7 @@ def _text(model: Transformer, codec: Codec, config: InspectConfig, told: Any) ->
 
 def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.ndarray, np.ndarray | None]:
     """The input's tokens, the answer's behind them, and where those are."""
-    text = Path(config.input).read_text(encoding="utf-8", errors="replace")
+    text = read_text(config.input, "replace")
     whole = codec.encode(text)
     if config.longest:
         whole = whole[: config.longest]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from famjax.config import ConfigError, EvalConfig
+from famjax.config.text import text_of
 from famjax.data import files
 from famjax.evals.metrics import string_match_all, word_match_alone
 from famjax.evals.tasks import generated
@@ -68,7 +69,7 @@ def read(path: str) -> list[Question]:
     """The questions of a bAbI file. Raises `ConfigError` naming a line that is none of its format."""
     found, facts = [], []
     source = PurePath(path).name.split("_")[0]
-    for number, line in enumerate(files.read_plain(path).decode("utf-8").splitlines(), start=1):
+    for number, line in enumerate(text_of(files.read_plain(path), path).splitlines(), start=1):
         if not line.strip():
             continue
         count, _, text = line.partition(" ")

@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from famjax.config import ConfigError, EvalConfig
-from famjax.data import files, sources
+from famjax.config import ConfigError, EvalConfig, SourceConfig
+from famjax.config.text import text_of
+from famjax.data import files, kinds, sources
 from famjax.evals import language
 from famjax.evals.language import Document
 from famjax.evals.metrics import rouge_l, squad_exact_match, squad_f1
 from famjax.evals.tasks.base import NOTHING, Example, Task, TextMetric, Unreadable
-from famjax.evals.tasks.rows import Row, rows
+from famjax.evals.tasks.rows import HUB, ROW_KINDS, TFDS, Row, rows
 from famjax.infer.codec import Codec
 
 ASK = "\n\nQuestion: {question}\nAnswer:"
@@ -183,7 +184,7 @@ def _original_narrative_qa(folder: str, split: str) -> Iterator[Question | Unrea
             if not files.exists(path):
                 yield Unreadable(row.place, f"there is no {path}; the repository's script fetches it")
                 continue
-            text = path, files.read(path).decode("utf-8", "replace")
+            text = path, text_of(files.read(path), path, "replace")
         prompt = ASK.format(question=fields["question"])
         id = f"{fields['document_id']}/{fields['question']}"
         yield Question(id, fields["document_id"], text[1], prompt, (fields["answer1"], fields["answer2"]))
@@ -271,16 +272,15 @@ def xlsum(name: str, config: EvalConfig, codec: Codec) -> Task:
 def texts(name: str, config: EvalConfig, codec: Codec) -> Task:
     """PG-19's books or Isabelle's proofs: every token is predicted; accuracy and bits per byte by position."""
     path, split = _where(name, config), config.split or "test"
-    endings = (".txt", ".thy", ".md", ".tex")
-    plain = "tfds:" not in path and "hub:" not in path and any(part.endswith(endings) for part in files.expand(path))
+    plain = not path.startswith((TFDS, HUB)) and _are_texts(path)
     found = lambda: itertools.islice(_texts(path, split, plain, codec), config.examples or None)
-    next(iter(found()), None)
+    language.check(name, found)
     return language.predicted(name, found, {"data": path, "split": config.split}, config.examples)
 
 
 def _texts(path: str, split: str, plain: bool, codec: Codec) -> Iterator[Document | Unreadable]:
     """Files that are texts, or rows that have one, in tokens."""
-    texts = _files(path) if plain else _questions(rows(path, split), _book)
+    texts = language.each(SourceConfig(path)) if plain else _questions(rows(path, split), _book)
     for text in texts:
         if isinstance(text, Unreadable):
             yield text
@@ -290,12 +290,12 @@ def _texts(path: str, split: str, plain: bool, codec: Codec) -> Iterator[Documen
         yield document if enough else Unreadable(text.place, "there is no token to predict")
 
 
-def _files(pattern: str) -> Iterator[sources.Document | Unreadable]:
-    for path in files.expand(pattern):
-        try:
-            yield sources.Document("", files.read_plain(path).decode("utf-8"), path)
-        except UnicodeDecodeError as error:
-            yield Unreadable(path, f"this is not UTF-8 text ({error.reason} at byte {error.start})")
+def _are_texts(path: str) -> bool:
+    """Whether these files are texts; else they, or the folder, have rows."""
+    paths = files.expand(path)
+    if len(paths) == 1 and files.is_directory(paths[0]):
+        return False
+    return kinds.one_kind(path, paths, ROW_KINDS) == "text"
 
 
 def _book(fields: dict[str, Any]) -> Iterator[sources.Document]:

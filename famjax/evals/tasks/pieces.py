@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.data import files
+from famjax.config.text import text_of
+from famjax.data import files, kinds
 from famjax.data.passkey_text import FILLER
 from famjax.evals.tasks.base import NOTHING
 from famjax.infer.codec import Codec
@@ -70,7 +71,7 @@ class Filler:
     """
 
     def __init__(self, path: str = ""):
-        text = "\n".join(_read(name) for name in files.expand(path)) if path else FILLER
+        text = "\n".join(map(_read, _texts(path))) if path else FILLER
         self.sentences = [one for part in _END_OF_SENTENCE.split(text) if (one := " ".join(part.split()))]
         self._natural = bool(path)
         if not self.sentences:
@@ -84,11 +85,14 @@ class Filler:
             at += 1
 
 
+def _texts(path: str) -> list[str]:
+    paths = files.expand(path)
+    kinds.one_kind(path, paths, ("text",))
+    return paths
+
+
 def _read(path: str) -> str:
-    try:
-        return files.read_plain(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    return text_of(files.read_plain(path), path)
 
 
 def haystack(

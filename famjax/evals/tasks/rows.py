@@ -7,16 +7,19 @@ itself only. Files are read a part at a time, whatever their size.
 import csv
 import importlib
 import io
-import json
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
-from famjax.data import files
+from famjax.config.text import BadText, json_of
+from famjax.data import files, kinds
 from famjax.evals.tasks.base import Unreadable
 
 TFDS, HUB = "tfds:", "hub:"
+# What files of rows are; one without a known ending holds JSON lines, as QuALITY's own do.
+ROW_KINDS = ("jsonl", "csv", "parquet", "text")
 
 
 class Row(NamedTuple):
@@ -44,18 +47,19 @@ def rows(spec: str, split: str) -> Iterator[Row | Unreadable]:
     paths = files.expand(spec)
     if len(paths) == 1 and files.is_directory(paths[0]):
         return _folder(paths[0].rstrip("/"), split)
-    return (row for path in paths for row in _file(path))
+    kind = kinds.one_kind(spec, paths, ROW_KINDS)
+    return (row for path in paths for row in _file(path, kind))
 
 
 def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
     if files.exists(f"{folder}/dataset_dict.json"):
-        splits = json.loads(files.read(f"{folder}/dataset_dict.json")).get("splits", [])
+        splits = json_of(files.read(f"{folder}/dataset_dict.json"), f"{folder}/dataset_dict.json").get("splits", [])
         if split not in splits:
             raise ConfigError(f"{folder} has no split {split!r} but {', '.join(splits)}; name one with --split")
         folder = f"{folder}/{split}"
     if files.exists(f"{folder}/state.json"):
-        state = json.loads(files.read(f"{folder}/state.json"))
-        return (row for one in state["_data_files"] for row in _arrow(f"{folder}/{one['filename']}"))
+        state = json_of(files.read(f"{folder}/state.json"), f"{folder}/state.json")
+        return (row for one in state["_data_files"] for row in _counted(_arrow, f"{folder}/{one['filename']}"))
     for ending in (".jsonl", ".jsonl.gz", ".parquet", ".csv"):
         for name in (f"{folder}/{split}*{ending}", f"{folder}/*{ending}"):
             if files.found(name):
@@ -63,42 +67,46 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
     raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and is no folder that save_to_disk wrote")
 
 
-def _file(path: str) -> Iterator[Row | Unreadable]:
+def _file(path: str, kind: str) -> Iterator[Row | Unreadable]:
     if files.is_directory(path):
         raise ConfigError(f"{path} is a directory; name its files, for example {path.rstrip('/')}/*.jsonl")
-    plain = path.removesuffix(".gz")
-    if plain.endswith(".parquet"):
-        return _parquet(path)
-    if plain.endswith(".csv"):
-        return _csv(path)
-    return _json_lines(path)
+    return _counted({"parquet": _parquet, "csv": _csv}.get(kind, _json_lines), path)
+
+
+def _counted(read: Callable[[str], Iterator[Row | Unreadable]], path: str) -> Iterator[Row | Unreadable]:
+    """The rows of a file, up to the place where it cannot be read any further."""
+    try:
+        yield from read(path)
+    except BadText as error:
+        yield Unreadable(error.place, error.reason)
+    except (OSError, EOFError, zlib.error) as error:
+        bad = files.unreadable(path, error)
+        yield Unreadable(bad.place, bad.reason)
 
 
 def _json_lines(path: str) -> Iterator[Row | Unreadable]:
-    with files.open_plain(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield Unreadable(place, f"this is no JSON ({error.msg} at column {error.pos + 1})")
-            except UnicodeDecodeError as error:
-                yield Unreadable(place, f"this is not UTF-8 text ({error.reason} at byte {error.start})")
-            else:
-                good = isinstance(fields, dict)
-                yield Row(place, fields) if good else Unreadable(place, "a row is a JSON object, this is none")
+    for place, fields in files.json_lines(path):
+        if isinstance(fields, BadText):
+            yield Unreadable(fields.place, fields.reason)
+        elif isinstance(fields, dict):
+            yield Row(place, fields)
+        else:
+            yield Unreadable(place, "a row is a JSON object, this is none")
 
 
 def _csv(path: str) -> Iterator[Row | Unreadable]:
     csv.field_size_limit(sys.maxsize)  # a field may be a book
     with files.open_plain(path) as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""))
-        for number, fields in enumerate(reader, start=1):
-            place = f"{path} row {number}"
-            good = None not in fields and None not in fields.values()
-            yield Row(place, dict(fields)) if good else Unreadable(place, "it has not as many fields as the first line")
+        reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+        number = 0
+        try:
+            for number, fields in enumerate(reader, start=1):
+                place = f"{path} row {number}"
+                good = None not in fields and None not in fields.values()
+                reason = "it has not as many fields as the first line"
+                yield Row(place, dict(fields)) if good else Unreadable(place, reason)
+        except (UnicodeDecodeError, csv.Error) as error:  # decoded in chunks: where in the file is not known
+            raise BadText(path, f"this is no CSV in UTF-8 ({error}), some way after row {number}") from error
 
 
 def _parquet(path: str) -> Iterator[Row]:
@@ -108,9 +116,10 @@ def _parquet(path: str) -> Iterator[Row]:
         try:
             table = parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
-            raise ConfigError(f"{path} is no Parquet file ({str(error).splitlines()[0]})") from error
+            raise BadText(path, f"this is no Parquet file ({str(error).splitlines()[0]})") from error
         number = 0
-        for batch in table.iter_batches(batch_size=64):
+        batches = table.iter_batches(batch_size=64)
+        while (batch := _next(batches, path, number)) is not None:
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(f"{path} row {number}", fields)
@@ -119,17 +128,26 @@ def _parquet(path: str) -> Iterator[Row]:
 def _arrow(path: str) -> Iterator[Row]:
     pyarrow = _pyarrow(path)
     if not files.exists(path):
-        raise ConfigError(f"there is no file {path}, which the data set's state.json names")
+        raise BadText(path, "there is no such file, which the data set's state.json names")
     source = pyarrow.memory_map(path) if "://" not in path else pyarrow.BufferReader(files.read(path))
     try:
         reader = pyarrow.ipc.open_stream(source)
     except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"{path} is no Arrow file ({str(error).splitlines()[0]})") from error
+        raise BadText(path, f"this is no Arrow file ({str(error).splitlines()[0]})") from error
     number = 0
-    for batch in reader:
+    batches = iter(reader)
+    while (batch := _next(batches, path, number)) is not None:
         for i in range(batch.num_rows):
             number += 1
             yield Row(f"{path} row {number}", batch.slice(i, 1).to_pylist()[0])
+
+
+def _next(batches: Iterator[Any], path: str, number: int) -> Any:
+    """The next batch of a table, None after the last. Raises `BadText` if the file is damaged."""
+    try:
+        return next(batches, None)
+    except (OSError, ValueError) as error:  # Arrow's own errors derive from these
+        raise BadText(path, f"this is damaged after row {number} ({str(error).splitlines()[0]})") from error
 
 
 def _pyarrow(path: str) -> Any:

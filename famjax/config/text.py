@@ -1,0 +1,83 @@
+"""Text as users' files have it: UTF-8, with or without a byte order mark. All readers of their files decode here."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from famjax.config.checks import ConfigError
+
+BOM = b"\xef\xbb\xbf"
+# Other encodings that a file names in its first bytes; UTF-32 first, since UTF-16's mark begins it.
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+# A place, or what finds it: the number of a line is counted only for a message.
+Place = str | Callable[[], str]
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+class BadText(ConfigError):
+    """A file or a line that cannot be read; an evaluation counts it, everything else stops.
+
+    Attributes:
+      place: file, or file:line.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, place: Place, reason: str):
+        self.place, self.reason = place if isinstance(place, str) else place(), reason
+        super().__init__(f"{self.place}: {reason}")
+
+
+def text_of(content: bytes, place: Place, errors: str = "strict") -> str:
+    """Bytes as text, without the byte order mark.
+
+    Raises:
+      BadText: they are not UTF-8 (unless `errors`, as in `bytes.decode`, allows it).
+    """
+    if mark := next((mark for mark in _MARKS if content.startswith(mark)), None):
+        raise BadText(place, f"this is not UTF-8 text but {_MARKS[mark]}; save it as UTF-8")
+    try:
+        return content.removeprefix(BOM).decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        start = error.start + len(BOM) * content.startswith(BOM)
+        raise BadText(place, f"this is not UTF-8 text ({error.reason} at byte {start})") from error
+
+
+def read_text(path: str | Path, errors: str = "strict") -> str:
+    """The text of a local file. Raises `BadText`, or `OSError` if it cannot be opened."""
+    return text_of(Path(path).read_bytes(), str(path), errors)
+
+
+def json_of(content: bytes | str, place: Place) -> Any:
+    """The JSON value of a line or a file. Raises `BadText`."""
+    text = text_of(content, place) if isinstance(content, bytes) else content
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "; JSON lines have a whole object in each line" if text.strip() in ("[", "{") else ""
+        raise BadText(place, f"this is no JSON ({error.msg} at {_position(text, error)}){hint}") from error
+    except RecursionError as error:
+        raise BadText(place, "this JSON is nested too deeply") from error
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise BadText(place, f"this JSON cannot be read ({str(error).split(';')[0]})") from error
+
+
+def checked(value: Any, place: Place, what: str = "a text") -> Any:
+    r"""A JSON value, all of whose texts have a UTF-8 form. Raises `BadText` on half a surrogate pair (`"\ud83d"`)."""
+    if isinstance(value, str):
+        if half := _HALF_PAIR.search(value):
+            raise BadText(place, f"{what} has half a surrogate pair (\\u{ord(half[0]):04x}) and no UTF-8 form")
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            checked(name, place, "a name")
+            checked(one, place, f'"{name}"')
+    elif isinstance(value, list):
+        for one in value:
+            checked(one, place, what)
+    return value
+
+
+def _position(text: str, error: json.JSONDecodeError) -> str:
+    one_line = "\n" not in text.rstrip("\n")
+    return f"column {error.pos + 1}" if one_line else f"line {error.lineno}, column {error.colno}"

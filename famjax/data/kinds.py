@@ -1,0 +1,120 @@
+"""What a file holds, by its name: which readers may take it, and which files do not belong together."""
+
+import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from famjax.config import ConfigError
+
+GZIP = ".gz"
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+# Formats that no reader of texts understands, and what to do with them. Every other name is text.
+REFUSED = {
+    "unpack it, or pack it with gzip": (".bz2", ".xz", ".zst", ".zstd", ".lz4", ".lzma", ".z", ".br", ".sz"),
+    "it is an archive; unpack it": (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".7z", ".rar"),
+    "write it as JSON lines": (
+        ".parquet", ".arrow", ".feather", ".orc", ".avro", ".csv", ".tsv", ".xls", ".xlsx", ".ods", ".tfrecord",
+        ".tfrecords", ".riegeli", ".mds", ".h5", ".hdf5", ".db", ".sqlite", ".sqlite3", ".pkl", ".pickle", ".npy",
+        ".npz", ".pt", ".pth", ".bin", ".safetensors", ".gguf", ".model", ".yaml", ".yml",
+    ),
+    "save it as plain text": (
+        ".pdf", ".epub", ".mobi", ".doc", ".docx", ".odt", ".rtf", ".ppt", ".pptx", ".png", ".jpg", ".jpeg", ".gif",
+        ".webp", ".svg", ".mp3", ".wav", ".flac", ".mp4", ".exe", ".so", ".o", ".pyc",
+    ),
+    "it is not part of the data": (
+        ".tmp", ".part", ".partial", ".crdownload", ".swp", ".bak", ".orig", ".lock", ".md5", ".sha1", ".sha256",
+        ".sha512", ".crc", ".sig", ".asc", ".idx", ".index", ".gitattributes",
+    ),
+}  # fmt: skip
+_REFUSED = {ending: advice for advice, endings in REFUSED.items() for ending in endings}
+# What lies beside data and is not data, whatever its ending.
+_BESIDE = re.compile(
+    r"(readme|licen[cs]e|copying|copyright|notice|changelog|citation|contributing|code_of_conduct|checksums?"
+    r"|(md5|sha\d+)sums?|_success|_metadata|_common_metadata|desktop\.ini|thumbs\.db)([._-].*)?"
+    r"|(dataset_infos?|dataset_dict|dataset-metadata|metadata|manifest|state|croissant)\.json|.*~"
+)
+
+
+def name_of(path: str) -> str:
+    """The last part of a path, in small letters."""
+    return PurePosixPath(path.replace("\\", "/")).name.lower()
+
+
+def is_gzip(path: str) -> bool:
+    """The file is to be unpacked."""
+    return name_of(path).endswith(GZIP)
+
+
+def is_hidden(path: str) -> bool:
+    """A name that shells leave out of a glob."""
+    return name_of(path).startswith(".")
+
+
+def lies_beside(path: str) -> bool:
+    """README, LICENSE and the like."""
+    return bool(_BESIDE.fullmatch(name_of(path).removesuffix(GZIP)))
+
+
+def ending_of(path: str) -> str:
+    """`.jsonl` of `A.JSONL.gz`; empty if there is none."""
+    return PurePosixPath(name_of(path).removesuffix(GZIP)).suffix
+
+
+def kind_of(path: str) -> str:
+    """`jsonl`, `csv`, `parquet`, `refused` or `text`."""
+    ending = ending_of(path)
+    if ending in JSON_LINES:
+        return "jsonl"
+    if ending in (".csv", ".parquet"):
+        return ending[1:]
+    return "refused" if ending in _REFUSED or name_of(path).endswith(".tar.gz") else "text"
+
+
+def one_kind(
+    pattern: str, paths: Sequence[str], kinds: Sequence[str] = ("jsonl", "text"), remedy: str = ""
+) -> str:  # fmt: skip
+    """The kind that all files of a path or glob have.
+
+    Args:
+      pattern: as the user wrote it.
+      paths: the files that it matches.
+      kinds: those that the caller reads.
+      remedy: the setting that says a kind whatever the names are, if there is one.
+
+    Raises:
+      ConfigError: they differ; or a name says that the file is of another kind, lies beside the data, or is there
+        twice, packed and unpacked.
+    """
+    data = [path for path in paths if not lies_beside(path)] or list(paths)
+    for path in data:
+        if kind_of(path) not in kinds:
+            advice = _REFUSED.get(ending_of(path), "it is an archive; unpack it")
+            raise ConfigError(
+                f"{path}: famjax does not read {ending_of(path)} files here; {advice}{_only(data, kinds)}"
+            )
+    found = {kind_of(path): path for path in reversed(data)}
+    if len(found) > 1:
+        examples = " and ".join(f"{kind} ({PurePosixPath(path).name})" for kind, path in sorted(found.items()))
+        raise ConfigError(f"{pattern} has files of several kinds, {examples}; name each kind by itself, "
+                          f"for example {_glob(pattern, data[0])}")  # fmt: skip
+    if len(data) < len(paths):
+        beside = next(path for path in paths if lies_beside(path))
+        alone = _glob(pattern, data[0])
+        how = "move it away" if alone == pattern else f"name the data alone, for example {alone}"
+        how += f", or set {remedy} to read all of them" if remedy else ""
+        raise ConfigError(f"{pattern} has {PurePosixPath(beside).name} beside the data; {how}")
+    plain = set(paths)
+    if twice := next((path for path in paths if is_gzip(path) and path[: -len(GZIP)] in plain), None):
+        raise ConfigError(f"{pattern} has {PurePosixPath(twice).name} packed and unpacked; name one of them")
+    return next(iter(found))
+
+
+def _only(paths: Sequence[str], kinds: Sequence[str]) -> str:
+    good = next((path for path in paths if kind_of(path) in kinds), None)
+    return f", or name the others alone ({_glob(good, good)})" if good else ""
+
+
+def _glob(pattern: str, path: str) -> str:
+    """`folder/*.jsonl`, for a pattern that matches a file of that name."""
+    endings = PurePosixPath(path).suffixes[-1 - is_gzip(path) :]
+    return f"{pattern.rpartition('/')[0] or '.'}/*{''.join(endings)}"

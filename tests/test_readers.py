@@ -1,0 +1,62 @@
+"""Users' files are decoded in one place, `config/text.py`; other readers of text are listed here, with a reason."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "famjax"
+# Files that famjax itself writes, or the system, or that a library has to open; and who reads users' files by bytes.
+OWN = {
+    "runtime/model_dir.py", "runtime/base.py", "runtime/liveness.py", "runtime/steps.py", "runtime/checkpoint.py",
+    "runtime/memory.py", "runtime/pieces.py", "runtime/unfinished.py", "runtime/peers.py", "runtime/distributed.py",
+    "plan/dump.py", "plan/child.py", "plan/costs.py", "train/metrics.py", "cli/side_by_side.py", "evals/samples.py",
+    "evals/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py", "launch/gke.py", "launch/tpu_vm.py",
+    "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py", "runtime/lock.py",
+}  # fmt: skip
+DECODERS = {
+    "config/text.py": "the one place",
+    "config/model.py": "the text of model.json, read by runtime/model_dir.py",
+    "cli/gin_config.py": "gin reads lines of a text file; its encoding takes a byte order mark",
+    "cli/chat.py": "standard input, whose bytes need not be text",
+    "data/sources.py": "a look whether a text is JSON",
+    "infer/codec.py": "a tokenizer's files", "infer/chat_template.py": "a tokenizer's files",
+    "data/vocabulary.py": "a tokenizer's files", "evals/tasks/rows.py": "TFDS gives bytes",
+    "evals/tasks/seqio_task.py": "TFDS gives bytes", "pretrained/folder.py": "config.json of a model",
+    "cli/export_hf.py": "config.json of a model",
+}  # fmt: skip
+
+
+def readers(path: Path) -> set[str]:
+    """Lines that decode text: `x.read_text`, `json.loads`, `open` in text mode to read, `bytes.decode(encoding)`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        function, words = node.func, [a.value for a in node.args if isinstance(a, ast.Constant)]
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        encodings = {"utf-8", "utf-8-sig", "latin-1", "ascii"} & {word for word in words if isinstance(word, str)}
+        named = any(keyword.arg == "encoding" for keyword in node.keywords)
+        writes = any(isinstance(word, str) and word[:1] in "wax" and len(word) < 4 for word in words)
+        if (
+            (name == "read_text" and isinstance(function, ast.Attribute))
+            or (name in ("loads", "load") and getattr(getattr(function, "value", None), "id", "") == "json")
+            or (name == "open" and named and not writes)
+            or (name == "decode" and encodings)
+        ):
+            found.add(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_users_text_is_decoded_in_one_place(path: Path) -> None:
+    """A new reader goes through `config/text.py`, which knows byte order marks, encodings and half surrogate pairs."""
+    name = path.relative_to(PACKAGE).as_posix()
+    if name not in OWN and name not in DECODERS:
+        assert not readers(path), "read users' files with famjax.config.text or famjax.data.files"
+
+
+def test_the_lists_name_files() -> None:
+    """No file in the lists that is gone, or that reads no text any more."""
+    for name in OWN | set(DECODERS):
+        assert readers(PACKAGE / name), name
