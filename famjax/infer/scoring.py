@@ -212,5 +212,5 @@ def _score_window(
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _score_whole(graphdef: Any, params: Any, tokens_BT: Any, next_BT: Any, count_B: Any) -> tuple[Any, Any]:
     model = nnx.merge(graphdef, params)
-    hidden, _ = model(tokens_BT, count_B=count_B)
+    hidden, _ = model(tokens_BT, count=count_B)
     return next_token_scores(model, hidden, next_BT)
