@@ -194,8 +194,20 @@ class TokenizerVocabulary:
         self.begins = tuple(with_specials.ids[:first])
 
     def encode(self, text: str) -> np.ndarray:
-        """Text to int32 ids."""
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        """Text to int32 ids. Raises `ConfigError` on a token beyond those of the model (`limit`)."""
+        ids = np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        if len(ids) and ids.max() >= self.size:
+            name = self._tokenizer.id_to_token(int(ids.max()))
+            raise ConfigError(
+                f"a text has the token {name!r}, number {ids.max()}; the model has {self.size}; leave it out"
+            )
+        return ids
+
+    def limit(self, tokens: int) -> None:
+        """The model has so many tokens. Added ones may lie beyond them, such as an image's: only texts that have one
+        are refused. Nothing changes if the tokenizer's own vocabulary is larger."""
+        if self._tokenizer.get_vocab_size(with_added_tokens=False) <= tokens:
+            self.size = min(self.size, tokens)
 
     def decode(self, tokens: Any) -> str:
         """Ids to text; tokens such as `</s>` are shown."""

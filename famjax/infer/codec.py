@@ -63,6 +63,8 @@ class Codec:
         root, _ = split_step(model_dir)
         self.vocabulary: Vocabulary = vocabulary_of(root)
         self.is_bytes = _is_bytes(self.vocabulary)
+        if isinstance(self.vocabulary, TokenizerVocabulary):
+            self.vocabulary.limit(vocab_size)
         if self.vocabulary.size > vocab_size:
             what = "no tokenizer for text" if self.is_bytes else f"a tokenizer of {self.vocabulary.size}"
             need = f"it needs at least the {self.vocabulary.size} of the byte vocabulary"
