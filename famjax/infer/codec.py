@@ -14,7 +14,6 @@ import numpy as np
 from famjax.config import ConfigError
 from famjax.data.vocabulary import (
     ByteVocabulary,
-    SentencePieceVocabulary,
     TokenizerVocabulary,
     Vocabulary,
     vocabulary_of,
@@ -183,7 +182,7 @@ def _is_bytes(vocabulary: Vocabulary) -> bool:
 
 def _begin(vocabulary: Vocabulary) -> int | None:
     """The token that a tokenizer itself puts in front of a text."""
-    begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary | SentencePieceVocabulary) else ()
+    begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary) else ()
     if len(begins) > 1:
         raise ConfigError(f"the tokenizer puts {len(begins)} tokens in front of a text; one is all that is known here")
     return next(iter(begins), None)
