@@ -14,7 +14,13 @@ from famjax.data.packing import REPEAT_TEXT, packed_row, repeat_segment
 from famjax.data.rows import Cursor, Row
 from famjax.data.sources import open_source
 from famjax.data.streams import stream_row
-from famjax.data.vocabulary import Vocabulary, has_vocabulary, vocabulary_files, vocabulary_from
+from famjax.data.vocabulary import (
+    TokenizerVocabulary,
+    Vocabulary,
+    has_vocabulary,
+    vocabulary_files,
+    vocabulary_from,
+)
 
 STREAMS, PACKED = "streams", "packed"
 
@@ -168,7 +174,10 @@ def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, byt
     if config.task in TASKS:
         path = vocabulary_path(config)
         kept = vocabulary_files(path)
-        return vocabulary_from(kept, path), kept
+        vocabulary = vocabulary_from(kept, path)
+        if isinstance(vocabulary, TokenizerVocabulary):
+            vocabulary.limit(config.model.vocab_size)
+        return vocabulary, kept
     found = _seqio_task(config)
     from famjax.data.seqio_vocabulary import ours_of
 

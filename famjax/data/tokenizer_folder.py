@@ -4,6 +4,7 @@ Beside `tokenizer.json`, or in its place, several files have a say:
 
     tokenizer.json            the model, the steps around it, and added tokens
     vocab.json, merges.txt    the model alone, of Qwen's tokenizers
+    tokenizer.model           the model alone, of SentencePiece; it is made to one of `tokenizers`
     tokenizer_config.json     the class, special tokens by name, tokens to add (`added_tokens_decoder`)
     special_tokens_map.json   special tokens by name; heard where there is no `added_tokens_decoder`
     added_tokens.json         tokens to add; heard where there is no `added_tokens_decoder`
@@ -25,6 +26,7 @@ TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG, FAMILY = "tokenizer_config.json", "tokenizer_family.json"
 SPECIAL_TOKENS, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
+TOKENIZER_MODEL = "tokenizer.model"
 BESIDE = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, FAMILY)
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -79,14 +81,20 @@ def build(kept: Mapping[str, bytes], place: str) -> Built:
     """
     config = _object(kept, TOKENIZER_CONFIG, place)
     name = class_of(config, _object(kept, FAMILY, place), b'"ByteLevel"' in kept.get(TOKENIZER_JSON, b""), place)
-    names, extra, added = _said(kept, config, place)
+    pieces = None if TOKENIZER_JSON in kept or TOKENIZER_MODEL not in kept else _Pieces(kept[TOKENIZER_MODEL], place)
+    names, extra, added = _said(kept, config, pieces.marked if pieces else None, place)
+    if pieces is not None:
+        names = {**(pieces.names if name in _PLAIN else {}), **names}
     names = {**_OF_CLASS.get(name, {}), **names}
     padding = json.loads(kept.get(TOKENIZER_JSON) or b"{}").get("padding")
     if padding and "pad_token" not in names:
         names["pad_token"] = padding["pad_token"]
     names = {**dict.fromkeys(NAMED), **names}
     names = {key: token for key, token in names.items() if token is not None}
-    tokenizer = _bare(kept, config, name, _content(names.get("unk_token")), place)
+    if pieces is not None and name in _PLAIN:
+        tokenizer = pieces.tokenizer(added)
+    else:
+        tokenizer = _bare(kept, config, name, _content(names.get("unk_token")), pieces, place)
     tokenizer.no_truncation()  # of the program that saved it; transformers has its own for every call
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
@@ -118,7 +126,10 @@ def class_of(config: Mapping[str, Any], family: Mapping[str, Any], is_byte_level
     return name
 
 
-def _bare(kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unknown: str | None, place: str) -> Any:
+def _bare(
+    kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unknown: str | None, pieces: "_Pieces | None",
+    place: str,
+) -> Any:  # fmt: skip
     """The tokenizer without added tokens of other files than tokenizer.json."""
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
@@ -136,13 +147,16 @@ def _bare(kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unkno
             raise ConfigError(f"{place}: the tokenizer class {name!r} has a BPE model, {TOKENIZER_JSON} has another")
         vocab, after = model["vocab"], whole.post_processor
         merges = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model.get("merges", ())]
-    elif name == QWEN2:
+    elif pieces is not None and name != QWEN2:
+        vocab, merges, after = pieces.vocab, pieces.merges(), None
+    elif name == QWEN2 and VOCAB in kept:
         vocab, after = _object(kept, VOCAB, place), None
         lines = kept[MERGES].decode("utf-8").splitlines()
         merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     else:
         raise ConfigError(
-            f"{place} has {VOCAB} and {MERGES}, but the tokenizer class is {name!r}, which needs {TOKENIZER_JSON}"
+            f"{place} has no {TOKENIZER_JSON}, and the tokenizer class is {name!r}, which needs one; write it with "
+            f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     settings: dict[str, Any] = {"fuse_unk": name != QWEN2, "byte_fallback": name != QWEN2}
     if name == GEMMA:
@@ -154,6 +168,74 @@ def _bare(kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unkno
     if after is not None:
         made.post_processor = after
     return made
+
+
+class _Pieces:
+    """A SentencePiece model, as transformers makes one of `tokenizers` of it.
+
+    Attributes:
+      vocab: ids by piece.
+      marked: control and user-defined pieces, which become added tokens.
+      names: the special tokens that the model itself names.
+    """
+
+    def __init__(self, content: bytes, place: str):
+        try:
+            from sentencepiece import sentencepiece_model_pb2 as format
+        except ImportError as error:
+            raise ConfigError(f"{place} needs sentencepiece and protobuf: pip install 'famjax[tokenizers]'") from error
+        self._proto = format.ModelProto()
+        try:
+            self._proto.ParseFromString(content)
+        except Exception as error:  # protobuf has no class of its own for it
+            raise ConfigError(f"{place} is no SentencePiece model; is the file whole?") from error
+        if not self._proto.pieces:
+            raise ConfigError(f"{place} is no SentencePiece model; is the file whole?")
+        self.vocab = {piece.piece: n for n, piece in enumerate(self._proto.pieces)}
+        control, user_defined = 3, 4
+        self.marked = [
+            _token(piece.piece, special=piece.type == control, normalized=False)
+            for piece in self._proto.pieces
+            if piece.type in (control, user_defined)
+        ]
+        spec = self._proto.trainer_spec
+        has = {"bos_token": spec.bos_id >= 0, "eos_token": spec.eos_id >= 0, "unk_token": spec.unk_id >= 0}
+        said = {"bos_token": spec.bos_piece, "eos_token": spec.eos_piece, "unk_token": spec.unk_piece}
+        self.names = {key: said[key] for key in has if has[key]}
+
+    def merges(self) -> list[tuple[str, str]]:
+        """Every way to cut a piece in two others: by the whole's id, then the parts' lengths."""
+        found = []
+        for whole, n in self.vocab.items():
+            cuts = [(whole[:at], whole[at:]) for at in range(1, len(whole))]
+            cuts = [cut for cut in cuts if cut[0] in self.vocab and cut[1] in self.vocab]
+            found += [(n, *cut) for cut in sorted(cuts, key=lambda cut: (self.vocab[cut[0]], self.vocab[cut[1]]))]
+        found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])))
+        return [(left, right) for _, left, right in found]
+
+    def tokenizer(self, added: Mapping[int, Any]) -> Any:
+        """With the steps that SentencePiece itself has."""
+        from tokenizers import Tokenizer, decoders, normalizers
+        from tokenizers.models import BPE, Unigram
+
+        spec, charsmap = self._proto.trainer_spec, self._proto.normalizer_spec.precompiled_charsmap
+        if spec.model_type == 1:
+            scores = [(piece.piece, piece.score) for piece in self._proto.pieces]
+            made = Tokenizer(Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
+        else:
+            merges, vocab = self.merges(), dict(self.vocab)
+            at = {n: piece for piece, n in vocab.items()}
+            for n, token in added.items():  # a placeholder gets the name of the token that has its id
+                if at.get(n) and at[n] != token.content and token.content not in vocab:
+                    vocab[token.content] = vocab.pop(at[n])
+            settings = {"unk_token": spec.unk_piece, "fuse_unk": True, "byte_fallback": spec.byte_fallback}
+            made = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
+        spaces = normalizers.Replace(" ", "▁")
+        steps = [normalizers.Precompiled(charsmap), spaces] if charsmap else [spaces]
+        made.normalizer = normalizers.Sequence(steps)
+        shown = [decoders.ByteFallback(), decoders.Fuse()] if spec.byte_fallback else []
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), *shown])
+        return made
 
 
 def _steps(tokenizer: Any, name: str, config: Mapping[str, Any]) -> None:
@@ -183,7 +265,7 @@ def _steps(tokenizer: Any, name: str, config: Mapping[str, Any]) -> None:
 
 
 def _said(
-    kept: Mapping[str, bytes], config: Mapping[str, Any], place: str
+    kept: Mapping[str, bytes], config: Mapping[str, Any], marked: list[Any] | None, place: str
 ) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
     """Special tokens by name (None: there is none), those without a name, and tokens to add by id."""
     from tokenizers import AddedToken
@@ -209,14 +291,16 @@ def _said(
                 own |= value
             else:
                 said[key] = {**value, "special": True} if isinstance(value, dict) else value
-        if _OLD_EXTRA in said and _EXTRA not in said:
-            said[_EXTRA] = said.pop(_OLD_EXTRA)
         special = {str(_content(said[key])) for key in NAMED if said.get(key)}
         special |= {str(_content(token)) for token in said.get(_EXTRA) or ()}
         for text, index in _object(kept, ADDED_TOKENS, place).items():
             added[index] = _token(text, special=text in special, normalized=text not in special)
         for token in json.loads(kept.get(TOKENIZER_JSON, b"{}")).get("added_tokens", ()):
             added[token["id"]] = _token(**token)
+    if marked is not None:
+        said[_OLD_EXTRA] = marked
+    if _OLD_EXTRA in said and _EXTRA not in said:
+        said[_EXTRA] = said.pop(_OLD_EXTRA)
     own |= {key: token for key, token in said.items() if _is_own(key) and isinstance(token, str)}
     by_text = {token.content: token for token in added.values()}
     names = {key: said[key] for key in NAMED if key in said}

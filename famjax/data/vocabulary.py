@@ -18,6 +18,7 @@ from famjax.data.tokenizer_folder import (
     SPECIAL_TOKENS,
     TOKENIZER_CONFIG,
     TOKENIZER_JSON,
+    TOKENIZER_MODEL,
     VOCAB,
     build,
     family_file,
@@ -26,7 +27,6 @@ from famjax.data.tokenizer_folder import (
 BYTE_VOCABULARY_SIZE = 256
 
 # Names under which a model directory keeps its vocabulary; without any of them its tokens are bytes.
-TOKENIZER_MODEL = "tokenizer.model"
 # Bytes with other ids than their values, as JSON: {"offset": 3, "eos": 1, "size": 259}.
 BYTE_VOCABULARY = "byte_vocabulary.json"
 VOCABULARIES = (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY, VOCAB)
@@ -124,26 +124,25 @@ class ByteVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A SentencePiece model.
+    """A SentencePiece model alone; one in a folder of Hugging Face is a `TokenizerVocabulary`.
 
     Args:
-      kept: contents by file name, see `vocabulary_files`.
-      place: the path, for messages.
+      content: of the `.model` file.
+      place: its path, for messages.
     """
 
-    def __init__(self, kept: Mapping[str, bytes], place: str):
+    def __init__(self, content: bytes, place: str):
         try:
             import sentencepiece
         except ImportError as error:
             raise ConfigError(f"{place} needs sentencepiece: pip install 'famjax[tokenizers]'") from error
         self._model = sentencepiece.SentencePieceProcessor()
         try:
-            self._model.LoadFromSerializedProto(kept[TOKENIZER_MODEL])
+            self._model.LoadFromSerializedProto(content)
         except RuntimeError as error:
             raise ConfigError(f"{place} is no SentencePiece model; is the file whole?") from error
         known = lambda token: token if token >= 0 else None
         self.size, self.bos, self.eos = len(self._model), known(self._model.bos_id()), known(self._model.eos_id())
-        self.begins: tuple[int, ...] = ()
 
     def encode(self, text: str) -> np.ndarray:
         """Text to int32 ids."""
@@ -194,8 +193,20 @@ class TokenizerVocabulary:
         self.begins = tuple(with_specials.ids[:first])
 
     def encode(self, text: str) -> np.ndarray:
-        """Text to int32 ids."""
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        """Text to int32 ids. Raises `ConfigError` on a token beyond those of the model (`limit`)."""
+        ids = np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        if len(ids) and ids.max() >= self.size:
+            name = self._tokenizer.id_to_token(int(ids.max()))
+            raise ConfigError(
+                f"a text has the token {name!r}, number {ids.max()}; the model has {self.size}; leave it out"
+            )
+        return ids
+
+    def limit(self, tokens: int) -> None:
+        """The model has so many tokens. Added ones may lie beyond them, such as an image's: only texts that have one
+        are refused. Nothing changes if the tokenizer's own vocabulary is larger."""
+        if self._tokenizer.get_vocab_size(with_added_tokens=False) <= tokens:
+            self.size = min(self.size, tokens)
 
     def decode(self, tokens: Any) -> str:
         """Ids to text; tokens such as `</s>` are shown."""
@@ -289,9 +300,9 @@ def vocabulary_files(spec: str) -> dict[str, bytes]:
 
 def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
     """The vocabulary of what `vocabulary_files` gave; `place` is for messages."""
-    if TOKENIZER_MODEL in kept:
-        return SentencePieceVocabulary(kept, place)
-    if TOKENIZER_JSON in kept or VOCAB in kept:
+    if TOKENIZER_MODEL in kept and not any(name in kept for name in BESIDE):
+        return SentencePieceVocabulary(kept[TOKENIZER_MODEL], place)
+    if TOKENIZER_MODEL in kept or TOKENIZER_JSON in kept or VOCAB in kept:
         return TokenizerVocabulary(kept, place)
     if BYTE_VOCABULARY in kept:
         return ByteVocabulary(**json.loads(kept[BYTE_VOCABULARY]))

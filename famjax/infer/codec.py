@@ -14,7 +14,6 @@ import numpy as np
 from famjax.config import ConfigError
 from famjax.data.vocabulary import (
     ByteVocabulary,
-    SentencePieceVocabulary,
     TokenizerVocabulary,
     Vocabulary,
     vocabulary_of,
@@ -63,6 +62,8 @@ class Codec:
         root, _ = split_step(model_dir)
         self.vocabulary: Vocabulary = vocabulary_of(root)
         self.is_bytes = _is_bytes(self.vocabulary)
+        if isinstance(self.vocabulary, TokenizerVocabulary):
+            self.vocabulary.limit(vocab_size)
         if self.vocabulary.size > vocab_size:
             what = "no tokenizer for text" if self.is_bytes else f"a tokenizer of {self.vocabulary.size}"
             need = f"it needs at least the {self.vocabulary.size} of the byte vocabulary"
@@ -181,7 +182,7 @@ def _is_bytes(vocabulary: Vocabulary) -> bool:
 
 def _begin(vocabulary: Vocabulary) -> int | None:
     """The token that a tokenizer itself puts in front of a text."""
-    begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary | SentencePieceVocabulary) else ()
+    begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary) else ()
     if len(begins) > 1:
         raise ConfigError(f"the tokenizer puts {len(begins)} tokens in front of a text; one is all that is known here")
     return next(iter(begins), None)

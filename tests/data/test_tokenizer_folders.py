@@ -1,5 +1,6 @@
 """Ids and stop tokens of several hundred generated folders: which files there are, times what they say."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,10 @@ class Draw:
 
 def write_folder(folder: Path, draw: Draw, first_id: dict[str, int]) -> dict[str, str]:
     """A folder; gives back what it says, for messages."""
-    kind = draw("byte-level", "metaspace")
+    kind = draw(*draw.states)  # type: ignore[attr-defined]
+    if isinstance(draw.states[kind], bytes):  # type: ignore[attr-defined]
+        return _write(folder, draw, kind, first_id[kind], {"tokenizer.model": draw.states[kind]})  # type: ignore[attr-defined]
     state = json.loads(json.dumps(draw.states[kind]))  # type: ignore[attr-defined]
-    first = first_id[kind]
     if draw.maybe(0.3):
         state["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
     if draw.maybe(0.3):
@@ -67,7 +69,10 @@ def write_folder(folder: Path, draw: Draw, first_id: dict[str, int]) -> dict[str
                             "pad_type_id": 0, "pad_token": "<unk>"}  # fmt: skip
     if draw.maybe(0.3):
         state["post_processor"] = None
-    files: dict[str, Any] = {"tokenizer.json": state}
+    return _write(folder, draw, kind, first_id[kind], {"tokenizer.json": state})
+
+
+def _write(folder: Path, draw: Draw, kind: str, first: int, files: dict[str, Any]) -> dict[str, str]:
     config: dict[str, Any] = draw.named()
     if (name := draw(*CLASSES)) is not None:
         config["tokenizer_class"] = name
@@ -105,9 +110,22 @@ def write_folder(folder: Path, draw: Draw, first_id: dict[str, int]) -> dict[str
         files["generation_config.json"] = {"eos_token_id": draw(3, [1, 9])}
     folder.mkdir()
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content))
-    shown = {name: json.dumps(content) for name, content in files.items() if name != "tokenizer.json"}
-    return shown | {"tokenizer.json": kind}
+        (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    shown = {name: json.dumps(content) for name, content in files.items() if not name.startswith("tokenizer.")}
+    return shown | {"tokenizer": kind}
+
+
+def sentence_piece(kind: str) -> bytes:
+    """A SentencePiece model with tokens of Llama's names, and one that a user defined."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(tokenizers_of_ours.TEXTS), model_writer=model, vocab_size=330, byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2, model_type=kind, user_defined_symbols=["[TOOL]"],
+        control_symbols=["<|im_start|>"],
+    )  # fmt: skip
+    return model.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +133,20 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folders = {
         kind: tokenizers_of_ours.write(tmp_path_factory.mktemp("t"), kind) for kind in ("byte-level", "metaspace")
     }
-    return {kind: json.loads((folder / "tokenizer.json").read_text()) for kind, folder in folders.items()}
+    found: dict[str, Any] = {kind: json.loads((path / "tokenizer.json").read_text()) for kind, path in folders.items()}
+    return found | {kind: sentence_piece(kind) for kind in ("bpe", "unigram")}
 
 
-@pytest.mark.parametrize("seed", range(4))
+def size_of(state: Any) -> int:
+    """Tokens of a tokenizer.json or a SentencePiece model."""
+    import sentencepiece
+
+    if isinstance(state, bytes):
+        return len(sentencepiece.SentencePieceProcessor(model_proto=state))
+    return len(state["model"]["vocab"])
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any], tmp_path: Path) -> None:
     """Ids and text of every text, special tokens, and what ends a text; what transformers reads is not refused."""
     import transformers
@@ -126,7 +154,7 @@ def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any],
     transformers.logging.set_verbosity_error()
     draw = Draw(seed)
     draw.states = states  # type: ignore[attr-defined]
-    first = {kind: len(state["model"]["vocab"]) for kind, state in states.items()}
+    first = {kind: size_of(state) for kind, state in states.items()}
     read = 0
     for n in range(100):
         folder = tmp_path / str(n)
@@ -139,7 +167,8 @@ def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any],
         try:
             ours = Codec(folder, VOCAB)
         except ConfigError as error:
-            assert isinstance(theirs, Exception), (str(error), says)
+            # Of a SentencePiece model transformers makes a Qwen tokenizer that has no more than one token.
+            assert isinstance(theirs, Exception) or "'Qwen2Tokenizer', which needs one" in str(error), says
             continue
         if isinstance(theirs, Exception):
             continue
@@ -158,7 +187,7 @@ def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any],
                 assert getattr(vocabulary, key) == want, (key, says)
         assert set(theirs.all_special_ids) <= vocabulary.specials, says
         stops(folder, ours, theirs, says)
-    assert read > 80
+    assert read > 60
 
 
 def stops(folder: Path, ours: Codec, theirs: Any, says: dict[str, str]) -> None:

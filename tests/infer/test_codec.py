@@ -134,3 +134,19 @@ def test_a_tokenizer_that_is_too_large_is_refused(model_dir: Path) -> None:
     """Tokens that the model lacks are told before anything is loaded."""
     with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
         Codec(model_dir, 50)
+
+
+def test_one_added_token_more_than_the_model_has(tmp_path: Path) -> None:
+    """Gemma 3's <image_soft_token> lies beyond the embedding: only a text that has it is refused, by name."""
+    folder = tokenizers_of_ours.write(tmp_path, "byte-level")
+    rows = Codec(folder, 1000).vocabulary.size
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"image_token": "<image>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Codec(folder, 1000).encode("a<image>")[-1] == rows
+    codec = Codec(folder, rows)
+    assert codec.vocabulary.size == rows
+    np.testing.assert_array_equal(codec.encode(TEXT), Codec(folder, 1000).encode(TEXT))
+    with pytest.raises(ConfigError, match=f"a text has the token '<image>', number {rows}; the model has {rows}"):
+        codec.encode("a<image>")
+    with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
+        Codec(folder, 50)
