@@ -17,7 +17,6 @@ OWN = {
 DECODERS = {
     "config/text.py": "the one place",
     "config/model.py": "the text of model.json, read by runtime/model_dir.py",
-    "cli/gin_config.py": "gin reads lines of a text file; its encoding takes a byte order mark",
     "cli/chat.py": "standard input, whose bytes need not be text",
     "data/sources.py": "a look whether a text is JSON",
     "infer/codec.py": "a tokenizer's files", "infer/chat_template.py": "a tokenizer's files",

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import difflib
 import importlib.util  # noqa: F401 - gin's own file reader uses it and forgets to import it
+import io
 import logging
 import re
 import sys
@@ -37,6 +38,7 @@ from famjax.config import (
     SourceConfig,
     TrainConfig,
 )
+from famjax.config.text import BadText, read_text
 from famjax.runtime.model_dir import read_config
 
 T = TypeVar("T")
@@ -176,6 +178,9 @@ def search_path(given: Sequence[str] = ()) -> list[Path]:
 
 
 _SEARCHED: list[Path] = []
+QUOTES = "'\""
+# Folders of the files that are being read, each included by the one before it.
+_READING: list[Path] = []
 
 
 @contextlib.contextmanager
@@ -187,19 +192,44 @@ def _searching(roots: list[Path]) -> Iterator[None]:
     finally:
         logging.disable(logging.NOTSET)
         _SEARCHED.clear()
+        _READING.clear()
 
 
 def _find(name: str) -> Path | None:
-    found = (root / name for root in _SEARCHED if (root / name).is_file())
-    return next(found, None)
+    """A gin file on the search path, else beside the file that includes it; Windows' separators are taken for `/`."""
+    name = name.replace("\\", "/")
+    found = next((root / name for root in _SEARCHED if (root / name).is_file()), None)
+    beside = _READING[-1] / name if _READING else None
+    if beside is None or not beside.is_file():
+        return found
+    if found is not None and found.read_bytes() != beside.read_bytes():
+        raise ConfigError(f"the include of {name} is ambiguous: {found} and {beside} differ; write a longer path")
+    return found or beside
+
+
+class _File(io.StringIO):
+    """A gin file's text while gin reads it, with `\\n` at the ends of lines."""
+
+    def __init__(self, path: Path):
+        try:
+            text = read_text(path)
+        except BadText as error:  # gin makes a subclass of what it passes on, and knows no other constructor
+            raise ConfigError(str(error)) from error
+        super().__init__(text.replace("\r\n", "\n").replace("\r", "\n"))
+        self.name = str(path)
+        _READING.append(path.parent)
+
+    def __exit__(self, *error: object) -> None:
+        _READING.pop()
+        super().__exit__(*error)
 
 
 def _open(name: str) -> IO[str]:
-    return (_find(name) or Path(name)).open(encoding="utf-8")
+    return _File(_find(name) or Path(name))
 
 
-# gin asks its own readers first, which look in the current directory. Includes come this way too.
-gin.config.register_file_reader(_open, lambda name: _find(name) is not None)
+# gin asks its readers in turn; its own would open files of the current directory as they are. Includes come here too.
+gin.config._FILE_READERS.insert(0, (_open, lambda name: _find(name) is not None))
 
 
 def _missing_file(name: str, where: str) -> NoReturn:
@@ -221,11 +251,12 @@ def _parse(parse: Any, where: str) -> None:
     """Runs gin's parser and turns what it raises into one line with a place."""
     try:
         parse()
-    except ConfigError:
-        raise
+    except ConfigError as error:  # of an include, to which gin adds lines that say where
+        place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
+        raise ConfigError((f"{place[1]}:{place[2]}: " if place else "") + str(error).splitlines()[0]) from error
     except SyntaxError as error:
         place = f"{error.filename}:{error.lineno}" if error.filename else where
-        raise ConfigError(f"{place}: gin cannot read this: {_reason(error)}") from error
+        raise ConfigError(f"{place}: {_advice(error) or f'gin cannot read this: {_reason(error)}'}") from error
     except tokenize.TokenError as error:
         raise ConfigError(f"{where}: a bracket or a quote is not closed") from error
     except (OSError, AttributeError, ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -236,11 +267,51 @@ def _reason(error: SyntaxError) -> str:
     return str(error.msg).splitlines()[0].rstrip(".") or "syntax error"
 
 
+def _advice(error: SyntaxError) -> str:
+    """What to write in place of a line that gin cannot read; empty where that is not clear."""
+    line = _line(error).partition("#")[0].strip()
+    if re.search("[\u2018\u2019\u201a\u201c\u201d\u201e]", line):
+        return f"{line} has typographic quotes; write ' or \""
+    if include := re.fullmatch(r"(include|import)\s+(\S+)", line):
+        plain = include[2].strip("'\"")
+        return f"{line} is not read; write include '{plain}'" if include[1] == "include" else ""
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if equals and value[:1] in ("'", '"') and value.count(value[0]) % 2:
+        return f"{value}: a quote is not closed"
+    if equals and re.fullmatch(r"[\w./]+", name) and value and value[0] not in "'\"%@=":
+        return f"{value} is no gin value; {_quoted(name, value)}"
+    if not equals and (pair := re.fullmatch(r"([\w./]+)\s*:?\s+(\S.*)|([\w./]+):(\S.*)", line)):
+        return f"{line} is no setting; write {pair[1] or pair[3]} = {pair[2] or pair[4]}"
+    return ""
+
+
+def _quoted(name: str, value: str) -> str:
+    """How to write a value that gin does not take."""
+    if value[0] in "[({":
+        return "texts in brackets need quotes, and brackets must be closed: ('a', 'b'), {'data': 8}"
+    python = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower())
+    if python:
+        return f"write {name} = {python}"
+    number = "write a number, or a text in quotes" if value[0] in "-+.0123456789" else "text needs quotes"
+    return f"{number}: {name} = '{value.strip(QUOTES).replace(chr(92), '/')}'"
+
+
+def _line(error: SyntaxError) -> str:
+    """The line of a file that an error is about; empty if it has none."""
+    if not error.filename or not error.lineno or not Path(error.filename).is_file():
+        return ""
+    lines = read_text(error.filename).splitlines()
+    return lines[error.lineno - 1] if error.lineno <= len(lines) else ""
+
+
 def _explain(message: str, where: str, error: Exception) -> NoReturn:
     """Raises `ConfigError` for an exception that gin raised; `message` may name places, innermost first."""
     place = re.search(r'In file "([^"]+)", line (\d+)', message)
     prefix = f"{place[1]}:{place[2]}: " if place else f"{where}: "
-    if missing := re.search(r"Unable to open file: (.+)\. Searched config paths", message):
+    if missing := re.search(r"Unable to open file: (.+)\. Searched config paths", message, re.DOTALL):
+        if re.search(r"[\x00-\x1f]", missing[1]):
+            raise ConfigError(f"{prefix}there is no gin file {missing[1]!r}; write / in paths, since a backslash in "
+                              f"quotes begins an escape") from error  # fmt: skip
         _missing_file(missing[1], f"{place[1]}:{place[2]}: " if place else "")
     if unknown := re.search(r"No configurable matching (?:reference )?'@?([^'()]+)", message):
         name = unknown[1].rsplit("/", 1)[-1]

@@ -132,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace, options: type, supervision: type) -> Any:
     """A target's settings of the flags that were given. Raises `ConfigError` on one that is another target's."""
+    from famjax.launch.names import normalised
+
     nested = {field.name for field in dataclasses.fields(supervision)}
     known = {field.name for field in dataclasses.fields(options)} - {"supervision"} | nested
     given = {name: getattr(args, name) for flags in FLAGS.values() for name, *_ in flags}
@@ -140,6 +142,7 @@ def _options(args: argparse.Namespace, options: type, supervision: type) -> Any:
         if name not in known:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} means nothing to the target {args.target}; famjax launch --help has each one's")
+    given = {name: normalised(name, value) for name, value in given.items()}
     when = {name: given.pop(name) for name in nested & given.keys()}
     if when and "supervise" in known:
         given["supervise"] = True

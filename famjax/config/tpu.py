@@ -126,8 +126,12 @@ class Topology:
 
 def parse(text: str, slices: int = 1) -> Topology:
     """`v5p:4x4x4` to a topology. Raises `ConfigError` on a name or a shape that there is not."""
+    text = text.strip().lower()
     match = re.fullmatch(r"([^:]+):(\d+(?:x\d+)*)", text)
     if not match:
+        if re.fullmatch(r"[a-z0-9]+-\d+", text):  # an accelerator type
+            raise ConfigError(f"the topology {text!r} is not written VERSION:SHAPE; {of_accelerator_type(text)} would "
+                              f"be {text}")  # fmt: skip
         raise ConfigError(f"the topology {text!r} is not written VERSION:SHAPE; for example v5p:4x4x4 or v5e:4x4")
     one_of("TPU version", match[1], tuple(CHIPS))
     chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
@@ -139,13 +143,14 @@ def parse(text: str, slices: int = 1) -> Topology:
 
 def of_accelerator_type(name: str, slices: int = 1) -> Topology:
     """`v5p-128` to a topology, of the shape that is most like a cube. Raises `ConfigError` as `parse` does."""
-    prefix, _, number = name.rpartition("-")
-    chip = next((chip for chip in CHIPS.values() if chip.accelerator == prefix), None)
+    prefix, _, number = name.strip().lower().rpartition("-")
+    chip = next((chip for chip in CHIPS.values() if prefix in (chip.accelerator, chip.name)), None)
     if chip is None or not number.isdigit():
         known = ", ".join(f"{chip.accelerator}-N" for chip in CHIPS.values())
         raise ConfigError(f"the accelerator type {name!r} is not one of {known}")
     there = {Topology(chip, shape).accelerator_type: shape
              for shape in sorted(shapes(chip), key=lambda shape: -sum(shape))}  # fmt: skip
+    name = f"{chip.accelerator}-{number}"  # v5e-16 is v5litepod-16
     if name not in there:
         near = sorted(there, key=lambda other: abs(int(other.rpartition("-")[2]) - int(number)))
         raise ConfigError(f"there is no accelerator type {name}; near are {' and '.join(near[:2])}")

@@ -95,6 +95,9 @@ class Options:
         one_of("--do", self.do, ACTIONS)
         for field in ("image", "namespace", "context", "queue", "service_account"):
             check_plain(f"--{field.replace('_', '-')}", getattr(self, field))
+        if "@" in self.service_account:
+            raise ConfigError(f"--service-account {self.service_account!r} is an account of Google Cloud; name the "
+                              f"one of Kubernetes that is bound to it")  # fmt: skip
         self.supervision.validate()
         if training is None:
             return

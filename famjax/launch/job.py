@@ -34,7 +34,13 @@ def check_name(name: str) -> None:
     if not name:
         raise ConfigError("the job has no name; add --name NAME, for example --name fam-1b")
     if not NAME.fullmatch(name):
-        raise ConfigError(f"--name {name!r} cannot be a job's name; use up to 40 of a-z, 0-9 and -, a letter first")
+        raise ConfigError(f"--name {name!r} cannot be a job's name; use up to 40 of a-z, 0-9 and -, a letter first, "
+                          f"for example {near(name)}")  # fmt: skip
+
+
+def near(text: str) -> str:
+    """A name that clouds take, for one that they do not: `fam-1b` for `Fam_1B`."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).lstrip("0123456789-")[:40].strip("-") or "fam-1b"
 
 
 def check_plain(flag: str, text: str) -> None:
@@ -77,8 +83,10 @@ def check_model_dir(training: Training, bucket: str) -> None:
         check_plain("--bucket", bucket)
         root = PurePosixPath(MOUNT) / bucket
         if root not in path.parents or ".." in path.parts:
-            raise ConfigError(f"MODEL_DIR {path} is not in the bucket, which is mounted at {root}; set "
-                              f"--gin.MODEL_DIR=\"'{root}/{path.name or 'run'}'\"")  # fmt: skip
+            given = training.config.model_dir
+            remote = given.partition(f"gs://{bucket}/")[2].strip("/")
+            raise ConfigError(f"MODEL_DIR {given} is not in the bucket, which is mounted at {root}; "
+                              f"set --gin.MODEL_DIR=\"'{root}/{remote or path.name or 'run'}'\"")  # fmt: skip
     elif not path.is_absolute():
         raise ConfigError(f"MODEL_DIR {path} is relative, and each host has a directory of its own of that name; add "
                           f"--bucket NAME and set --gin.MODEL_DIR=\"'{MOUNT}/NAME/{path.name or 'run'}'\", or name "

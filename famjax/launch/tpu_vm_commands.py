@@ -85,6 +85,9 @@ class Options:
             raise ConfigError("no zone; add --zone ZONE: gcloud compute tpus locations list shows them")
         for field in ("zone", "project", "runtime_version", "network", "subnetwork", "service_account"):
             check_plain(f"--{field.replace('_', '-')}", getattr(self, field))
+        if self.service_account and "@" not in self.service_account:
+            raise ConfigError(f"--service-account {self.service_account!r} is no account's address; write "
+                              f"{self.service_account}@PROJECT.iam.gserviceaccount.com")  # fmt: skip
         if self.spot and self.reserved:
             raise ConfigError("capacity is --spot or --reserved, not both")
         at_least("--wait-minutes", self.wait_minutes, 1)

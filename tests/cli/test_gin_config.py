@@ -163,6 +163,78 @@ def test_mistakes_in_overrides(binding: str, message: str) -> None:
         load_train_config([FAM], (), [binding])
 
 
+BODY = "include 'gin/models/fam_tiny.gin'\ninclude 'gin/runs/pretrain.gin'\nMODEL_DIR = 'x'\nTRAIN_STEPS = 3\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        *((f"{name} = {text}", f"{text} is no gin value; text needs quotes: {name} = '{text}'")
+          for name in ("RUN", "TrainConfig.model_dir", "in_training/EvalConfig.task")
+          for text in ("runs/x", "runs", "a b", "gs://b/x", "/tmp/x", "~/x", "x.y", "bert-base")),
+        ("RUN = C:\\data", "text needs quotes: RUN = 'C:/data'"), ("RUN = 'runs/x", "a quote is not closed"),
+        ("RUN = runs/x'", "text needs quotes: RUN = 'runs/x'"), ("RUN = true", "write RUN = True"),
+        ("RUN = null", "write RUN = None"), ("RUN = 10k", "write a number, or a text in quotes"),
+        ("RUN = {a: 1}", "texts in brackets need quotes"), ("RUN = (a,)", "texts in brackets need quotes"),
+        *((f"RUN = {text}", "typographic quotes; write ' or") for text in ("\u2018x\u2019", "\u201cx\u201d")),
+        ("train_steps: 3", "is no setting; write train_steps = 3"), ("RUN 5", "is no setting; write RUN = 5"),
+        ("include base.gin", "write include 'base.gin'"),
+        ("include 'gin\\runs\\pretrain.gin'", "write / in paths, since a backslash in quotes begins an escape"),
+        ("include 'gin\\models\\fam_tiny.gin'", "write / in paths, since a backslash in quotes begins an escape"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_what_people_write_in_place_of_gin(line: str, message: str, end: str, mark: str, tmp_path: Path) -> None:
+    """File and line, and what to write: the words of the command line."""
+    (tmp_path / "bad.gin").write_bytes((mark + BODY + f"{line}\n").replace("\n", end).encode())
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        load_train_config(["bad.gin"], [str(tmp_path)])
+    assert "bad.gin:5: " in str(error.value) and "object at 0x" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["main.gin", "sub/main.gin", "sub\\main.gin", "../w/sub/main.gin", "absolute"])
+def test_files_of_other_systems_and_includes_beside_them(
+    mark: str, end: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte order marks, ends of lines, Windows' separators; an include is also sought beside the including file."""
+    here = tmp_path / "w"
+    folder = here if name == "main.gin" else here / "sub"
+    (folder / "deep").mkdir(parents=True)
+    written = lambda path, text: path.write_bytes((mark + text).replace("\n", end).encode())
+    written(folder / "base.gin", BODY + "BATCH_SIZE = 7\n")
+    written(folder / "deep/next.gin", "include 'last.gin'\n")
+    written(folder / "deep/last.gin", "LOG_PERIOD = 9\n")
+    written(folder / "main.gin", "include 'base.gin'\ninclude 'deep/next.gin'\nTRAIN_STEPS = 4\n")
+    monkeypatch.chdir(here)
+    config, _ = load_train_config([str(folder / "main.gin") if name == "absolute" else name])
+    assert (config.steps, config.batch_size, config.log_period) == (4, 7, 9)
+
+
+def test_two_files_for_one_include(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the including file and on the search path: refused where they differ. Beside another file is nowhere."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "base.gin").write_text(BODY)
+    (tmp_path / "sub/base.gin").write_text(BODY)
+    (tmp_path / "sub/main.gin").write_text("include 'base.gin'\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_train_config(["sub/main.gin"])[0].steps == 3
+    (tmp_path / "sub/base.gin").write_text(BODY + "TRAIN_STEPS = 5\n")
+    with pytest.raises(ConfigError, match=r"main.gin:1: the include of base.gin is ambiguous: .*; write a longer path"):
+        load_train_config(["sub/main.gin"])
+    (tmp_path / "sub/only.gin").write_text("TRAIN_STEPS = 6\n")
+    (tmp_path / "main.gin").write_text("include 'base.gin'\ninclude 'only.gin'\n")
+    with pytest.raises(ConfigError, match="main.gin:2: there is no gin file only.gin"):
+        load_train_config(["main.gin"])
+    (tmp_path / "sixteen.gin").write_text(BODY, encoding="utf-16")
+    (tmp_path / "main.gin").write_text("include 'sixteen.gin'\n")
+    with pytest.raises(ConfigError, match="main.gin:1: .*sixteen.gin: this is not UTF-8 text but UTF-16"):
+        load_train_config(["main.gin"])
+
+
 def test_required_macros_are_named() -> None:
     """`%gin.REQUIRED` in a file: one line that names the macro, until it has a value."""
     files = ["gin/models/fam_1b.gin", "gin/runs/finetune.gin"]

@@ -256,7 +256,7 @@ def test_modules_of_tasks_and_their_requirements_go_along(gcloud, gin, tmp_path,
 def test_parts_need_no_settings(gcloud, capfd):
     """Logs, status, stop and delete work from the name and the place alone."""
     gcloud.answer(describe=[ACTIVE])
-    words = ["launch", "--target", "tpu-vm", "--name", "fam-1", "--zone", "z", "--do"]
+    words = ["launch", "--target", "tpu-vm", "--name", "fam-1", "--zone", "us-east5-a", "--do"]
     for action, asked in (("logs", ["follow"]), ("status", ["describe", "status"]), ("stop", ["stop"]),
                           ("delete", ["delete"])):  # fmt: skip
         (gcloud.folder / "calls").unlink(missing_ok=True)

@@ -1,0 +1,88 @@
+"""Names of Google Cloud and Kubernetes as people paste them: normalised where only one thing can be meant."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from famjax.config import ConfigError
+from famjax.launch.job import MOUNT, check_plain, near
+
+_BUCKET_PLACES = (
+    "gs://", "gcs://", "https://storage.googleapis.com/", "https://storage.cloud.google.com/",
+    "https://console.cloud.google.com/storage/browser/", f"{MOUNT}/",
+)  # fmt: skip
+
+
+def bucket(text: str) -> str:
+    """`gs://b/` is `b`. Raises `ConfigError` on a folder in a bucket, or on what is no bucket of Google Cloud."""
+    place = next((place for place in _BUCKET_PLACES if text.lower().startswith(place)), "")
+    name, _, folder = text[len(place) :].partition("?")[0].strip().strip("/").partition("/")
+    if "://" in text and not place:
+        raise ConfigError(f"--bucket {text!r} is no bucket of Google Cloud Storage; write its name, as in gs://NAME")
+    check_plain("--bucket", name)
+    if name != name.lower() or ":" in name or "@" in name:
+        raise ConfigError(f"--bucket {text!r} cannot be a bucket's name; use a-z, 0-9 and . _ -, for example "
+                          f"{re.sub('[:@]', '-', name.lower())}")  # fmt: skip
+    if folder := folder.strip("/"):
+        raise ConfigError(f"--bucket {text!r} is a folder in a bucket; write --bucket {name} and "
+                          f"--gin.MODEL_DIR=\"'{MOUNT}/{name}/{folder}/RUN'\"")  # fmt: skip
+    return name
+
+
+def zone(text: str) -> str:
+    """`US-East5-A` or `projects/P/zones/us-east5-a` is `us-east5-a`. Raises `ConfigError` on a region."""
+    name = _last(text, "zones").lower()
+    check_plain("--zone", name)
+    if re.fullmatch(r"[a-z]+-[a-z]+\d+", name):
+        raise ConfigError(f"--zone {text!r} is a region; name one of its zones, such as {name}-a: "
+                          f"gcloud compute tpus locations list shows them")  # fmt: skip
+    if name and not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z][a-z0-9]*", name):
+        raise ConfigError(f"--zone {text!r} is no zone; write one such as us-east5-a: gcloud compute tpus locations "
+                          f"list shows them")  # fmt: skip
+    return name
+
+
+def project(text: str) -> str:
+    """`projects/P` is `P`. Raises `ConfigError` on a project's display name."""
+    name = _last(text, "projects")
+    if name and not re.fullmatch(r"([a-z0-9.-]+:)?[a-z0-9][a-z0-9-]*", name):
+        raise ConfigError(f"--project {text!r} is no project's id, which has a-z, 0-9 and - alone; gcloud projects "
+                          f"list shows the ids")  # fmt: skip
+    return name
+
+
+def kubernetes(flag: str) -> Callable[[str], str]:
+    """A name of Kubernetes. The function raises `ConfigError` on letters that it cannot have, and says what is near."""
+
+    def read(text: str) -> str:
+        name = text.strip().strip("/")
+        check_plain(flag, name)
+        if name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
+            raise ConfigError(f"{flag} {text!r} cannot be a name of Kubernetes; use a-z, 0-9 and -, for example "
+                              f"{near(name.rpartition('/')[2])}")  # fmt: skip
+        return name
+
+    return read
+
+
+def image(text: str) -> str:
+    """`docker://reg.io/p/x:1` is `reg.io/p/x:1`."""
+    return re.sub(r"^(docker|https?)://", "", text.strip()).rstrip("/")
+
+
+def _last(text: str, kind: str) -> str:
+    """The name in a path or an address of Google's: what follows `zones/`, or all of it."""
+    parts = text.strip().rstrip("/").split("/")
+    return parts[parts.index(kind) + 1] if kind in parts[:-1] else "/".join(parts)
+
+
+READ: dict[str, Callable[[str], str]] = {
+    "bucket": bucket, "zone": zone, "project": project, "image": image, "topology": lambda text: text.strip().lower(),
+    "accelerator_type": lambda text: text.strip().lower(), "namespace": kubernetes("--namespace"),
+    "queue": kubernetes("--queue"),
+}  # fmt: skip
+
+
+def normalised(name: str, value: Any) -> Any:
+    """A setting of a target as the cloud takes it. Raises `ConfigError`, which says what to write."""
+    return READ[name](value) if name in READ and isinstance(value, str) else value
