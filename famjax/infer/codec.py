@@ -20,7 +20,7 @@ from famjax.data.vocabulary import (
 )
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
-from famjax.pretrained.families import ends_of
+from famjax.pretrained.families import usual_end
 from famjax.runtime.model_dir import split_step
 
 GENERATION_CONFIG = "generation_config.json"
@@ -189,11 +189,14 @@ def _begin(vocabulary: Vocabulary) -> int | None:
 
 
 def _ends(model_dir: Path, vocabulary: Vocabulary, vocab_size: int) -> list[int]:
-    """`eos_token_id`, a number or several, of the generation settings, else of config.json, else the vocabulary's."""
-    found = (_json(model_dir / name) for name in (CONFIG_JSON, KEPT_CONFIG))
-    settings = (_json(model_dir / GENERATION_CONFIG).get("eos_token_id"), *map(ends_of, found), vocabulary.eos)
-    said: Any = next((one for one in settings if one is not None), None)
-    every = said if isinstance(said, list) else [said]
+    """`eos_token_id`, a number or several, of the generation settings, else of config.json. Where both say nothing, the
+    one of the model's family, with which transformers ends a text, and the one that the tokenizer names."""
+    configs = [_json(model_dir / name) for name in (CONFIG_JSON, KEPT_CONFIG)]
+    said = (one.get("eos_token_id") for one in (_json(model_dir / GENERATION_CONFIG), *configs))
+    found: Any = next((one for one in said if one is not None), None)
+    if found is None:
+        found = [end for end in (*map(usual_end, configs), vocabulary.eos) if end is not None]
+    every = dict.fromkeys(found if isinstance(found, list) else [found])
     return [token for token in every if type(token) is int and 0 <= token < vocab_size]
 
 

@@ -127,10 +127,11 @@ FAMILIES: tuple[Family, ...] = (
 )  # fmt: skip
 
 
-def ends_of(hf: Mapping[str, Any]) -> Any:
-    """`eos_token_id` of a `config.json`; where it says nothing, that of its `model_type`."""
-    silent = next((family.silent for family in FAMILIES if family.model_type == hf.get("model_type")), {})
-    return hf.get("eos_token_id", silent.get("eos_token_id"))
+def usual_end(hf: Mapping[str, Any]) -> int | None:
+    """The token that ends a text of this `model_type`, if `config.json` has no `eos_token_id`, not even null."""
+    if "eos_token_id" in hf:
+        return None
+    return next((f.silent.get("eos_token_id") for f in FAMILIES if f.model_type == hf.get("model_type")), None)
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:
