@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.runtime import arrays, interrupts
 from famjax.runtime import base as bases
-from famjax.runtime import interrupts
 from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, split_step, write_text
 from famjax.runtime.steps import WEIGHTS, damage, latest_step, record_files, step_dir
 from famjax.runtime.unfinished import Journal
@@ -190,7 +190,10 @@ def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
     with ocp.CheckpointManager((root / CHECKPOINTS).as_posix(), item_handlers={WEIGHTS: handler}, options=options) as m:
         save = ocp.args.PyTreeSave(jax.tree.map(zeros, shapes), save_args=as_tree([parts[path] for path in flat]))
         m.save(0, args=ocp.args.Composite(**{WEIGHTS: save}))
-    return step_dir(root, 0) / WEIGHTS
+    folder = step_dir(root, 0) / WEIGHTS
+    if difference := arrays.difference(arrays.types(shapes), arrays.types(arrays.stored(folder))):
+        raise RuntimeError(f"what was written in {folder} cannot be read back: {difference}")
+    return folder
 
 
 def _spec(folder: Path, path: str) -> dict[str, Any]:

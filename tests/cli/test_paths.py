@@ -4,7 +4,10 @@ import argparse
 import dataclasses
 import importlib
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from famjax.infer.load import load
 from famjax.runtime import arrays, steps
 from famjax.runtime.checkpoint import save_model
 from tests import tiny
+from tests.pretrained.test_bad_folders import write_llama
 from tests.train.processes import GIN
 
 # Values of flags that are no paths. A new word is put here or into `cli.PATHS`.
@@ -135,6 +139,26 @@ def test_all_verbs_below_such_a_folder(
     assert not list(Path().glob("~*"))
     shutil.copytree(home / "m", tmp_path / "plain")
     load(tmp_path / "plain")
+
+
+def test_an_import_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Nothing that another verb has imported before makes the difference."""
+    (tmp_path / NAME).mkdir()
+    write_llama(tmp_path / "llama")
+    words = ["import-hf", str(tmp_path / "llama"), str(tmp_path / NAME / "m"), "--block-size=16", "--fam-length=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "famjax", *words], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    load(tmp_path / NAME / "m")
+
+
+def test_every_use_of_orbax_escapes_globs() -> None:
+    """Each module that imports Orbax imports `runtime/arrays.py` too, which repairs its globs."""
+    for path in sorted(Path(arrays.__file__).parents[1].rglob("*.py")):
+        text = path.read_text()
+        if "import orbax" in text or "from orbax" in text:
+            assert path.stem == "arrays" or re.search("from famjax.runtime import .*arrays", text), path
 
 
 def test_a_step_that_cannot_be_read_back_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
