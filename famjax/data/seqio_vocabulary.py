@@ -1,6 +1,7 @@
 """A vocabulary of ours for seqio tasks, and a vocabulary of seqio's for us. Imports seqio, so tensorflow."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ class _Other:
 
     def __init__(self, theirs: seqio.Vocabulary):
         self._theirs, self.size = theirs, theirs.vocab_size
-        self.bos, self.eos = None, theirs.eos_id
+        self.bos: int | None = None
+        self.eos: int | None = theirs.eos_id
 
     def encode(self, text: str) -> np.ndarray:
         """Text to ids."""
@@ -79,6 +81,10 @@ class _Other:
         """Ids to text, up to the first end of text."""
         return str(self._theirs.decode([int(token) for token in tokens]))
 
+    def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
+        """See `Vocabulary`. What further tokens change is not known, so all of it is open until the end."""
+        return (self.decode(tokens), True) if final else ("", False)
+
 
 def ours_of(theirs: seqio.Vocabulary) -> tuple[Vocabulary, dict[str, bytes] | None]:
     """A vocabulary of seqio's as one of ours, and what a model directory keeps of it (None: it cannot)."""
@@ -86,7 +92,7 @@ def ours_of(theirs: seqio.Vocabulary) -> tuple[Vocabulary, dict[str, bytes] | No
         return theirs.ours, vocabulary.vocabulary_files(theirs.spec)
     if isinstance(theirs, seqio.SentencePieceVocabulary):
         content = files.read(theirs.sentencepiece_model_file)
-        model = vocabulary.SentencePieceVocabulary(content, theirs.sentencepiece_model_file)
+        model = vocabulary.SentencePieceVocabulary({TOKENIZER_MODEL: content}, theirs.sentencepiece_model_file)
         model.size = theirs.vocab_size  # with seqio's extra ids
         return model, {TOKENIZER_MODEL: content}
     if isinstance(theirs, seqio.ByteVocabulary):
