@@ -135,7 +135,8 @@ def _bare(kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unkno
         if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
             raise ConfigError(f"{place}: the tokenizer class {name!r} has a BPE model, {TOKENIZER_JSON} has another")
         vocab, after = model["vocab"], whole.post_processor
-        merges = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model.get("merges", ())]
+        found = model.get("merges", ())
+        merges: Any = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in found]
     elif name == QWEN2:
         vocab, after = _object(kept, VOCAB, place), None
         lines = kept[MERGES].decode("utf-8").splitlines()
