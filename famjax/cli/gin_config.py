@@ -86,10 +86,11 @@ def model_of_checkpoint(
                           "--gin.INITIAL_CHECKPOINT_PATH=\"'DIR'\"")  # fmt: skip
     model = read_config(at_home(path))
     sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
-    memory = {name: size for name, size in sizes.items() if size is not None}
+    memory: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     memory = {name: value for name, value in changes.items() if name in of_memory} | memory
-    rest = {name: value for name, value in changes.items() if name not in of_memory}
-    return dataclasses.replace(model, **{"lora": lora, "memory": dataclasses.replace(model.memory, **memory)} | rest)
+    rest: dict[str, Any] = {"lora": lora, "memory": dataclasses.replace(model.memory, **memory)}
+    rest |= {name: value for name, value in changes.items() if name not in of_memory}
+    return dataclasses.replace(model, **rest)
 
 
 _REGISTERED: dict[str, tuple[str, ...]] = {}
@@ -343,7 +344,7 @@ def _is_config(value: Any) -> bool:
 
 def _build(root: type[T]) -> T:
     try:
-        return gin.get_configurable(root.__name__)()  # type: ignore[no-any-return]
+        return gin.get_configurable(root.__name__)()
     except ConfigError as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     except (TypeError, ValueError, RuntimeError) as error:

@@ -132,7 +132,7 @@ class _Sums:
 
     def trace(self, tokens: int, maps: Any, map_block: int, fam_columns: int) -> Trace:
         """All of it."""
-        mean = lambda total: total[0] / total[1] if total[1] else None
+        mean: Callable[[list[Any]], Any] = lambda total: total[0] / total[1] if total[1] else None
         to_fam, rms, change, cosine = (np.stack(x) for x in zip(*self._by_block, strict=True))
         attention, fam_attention = mean(self._tokens), mean(self._fam)
         if fam_attention is None:  # no second update
