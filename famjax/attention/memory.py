@@ -118,6 +118,18 @@ class MemoryState:
     fam_updates: Int[Array, "B"]
     layers: LayerMemory | tuple[LayerMemory, ...]
 
+    @property
+    def stacked(self) -> LayerMemory:
+        """`layers` as training has it."""
+        assert isinstance(self.layers, LayerMemory), "a memory for streaming has one layer beside the other"
+        return self.layers
+
+    @property
+    def unstacked(self) -> tuple[LayerMemory, ...]:
+        """`layers` as streaming has it."""
+        assert isinstance(self.layers, tuple), "a memory for training has all layers in one"
+        return self.layers
+
 
 # The names of the axes of a `MemoryState`'s arrays, which `runtime/sharding.py` maps onto a mesh.
 _RING_AXES = ("layers", "batch", None, "kv_heads", None, "head_dim")

@@ -121,7 +121,7 @@ def over_lengths(
     """
     S = model.memory.block_size
     fam, bswa = (Ours(unstacked(create(with_memory(model, fam_length=F)))) for F in (model.memory.fam_length, 0))
-    results = []
+    results: list[dict[str, Any]] = []
     for length in lengths:
         runners: dict[str, Runner] = {"FAM": fam, "BSWA": bswa}
         if length <= full_to:
@@ -166,9 +166,9 @@ def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell
     for name, runner in runners.items():
         entry: dict[str, Any] = {"name": name, "length": length, "held_mib": runner.held_mib()}
         for what, tokens in (("read", length), ("write", NEW)):
-            seconds = spread(times[f"{what} {name}"])
-            entry[f"{what}_tokens_per_second"] = tokens / seconds.median
-            entry[f"{what}_seconds"] = _numbers(seconds)
+            found = spread(times[f"{what} {name}"])
+            entry[f"{what}_tokens_per_second"] = tokens / found.median
+            entry[f"{what}_seconds"] = _numbers(found)
             if last and name != last:
                 ahead = paired_ratio(times, f"{what} {last}", f"{what} {name}")
                 entry[f"{what}_speed_over_{last}"] = _numbers(ahead)

@@ -35,7 +35,7 @@ def questions(
       it again, `rows` of them side by side; their ratio turn by turn; and how many tokens each reads.
     """
     model, rng = unstacked(create(config)), np.random.default_rng(0)
-    draw = lambda n: rng.integers(0, config.vocab_size, n).astype(np.int32)
+    draw: Callable[[Any], np.ndarray] = lambda n: rng.integers(0, config.vocab_size, n).astype(np.int32)
     text = draw(blocks * config.memory.block_size)
     asked = [np.concatenate([text, draw(rng.integers(*QUESTION_TOKENS))]) for _ in range(count)]
     runs = {"shared": lambda some: _shared(model, some, rows), "alone": lambda some: _alone(model, some, rows)}

@@ -88,10 +88,11 @@ def model_of_checkpoint(
                           "--gin.INITIAL_CHECKPOINT_PATH=\"'DIR'\"")  # fmt: skip
     model = read_config(at_home(path))
     sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
-    memory = {name: size for name, size in sizes.items() if size is not None}
+    memory: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     memory = {name: value for name, value in changes.items() if name in of_memory} | memory
-    rest = {name: value for name, value in changes.items() if name not in of_memory}
-    return dataclasses.replace(model, **{"lora": lora, "memory": dataclasses.replace(model.memory, **memory)} | rest)
+    rest: dict[str, Any] = {"lora": lora, "memory": dataclasses.replace(model.memory, **memory)}
+    rest |= {name: value for name, value in changes.items() if name not in of_memory}
+    return dataclasses.replace(model, **rest)
 
 
 _REGISTERED: dict[str, tuple[str, ...]] = {}
@@ -219,7 +220,7 @@ class _File(io.StringIO):
         self.name = str(path)
         _READING.append(path.parent)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         _READING.pop()
         super().__exit__(*error)
 
@@ -255,8 +256,8 @@ def _parse(parse: Any, where: str) -> None:
         place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
         raise ConfigError((f"{place[1]}:{place[2]}: " if place else "") + str(error).splitlines()[0]) from error
     except SyntaxError as error:
-        place = f"{error.filename}:{error.lineno}" if error.filename else where
-        raise ConfigError(f"{place}: {_advice(error) or f'gin cannot read this: {_reason(error)}'}") from error
+        at = f"{error.filename}:{error.lineno}" if error.filename else where
+        raise ConfigError(f"{at}: {_advice(error) or f'gin cannot read this: {_reason(error)}'}") from error
     except tokenize.TokenError as error:
         raise ConfigError(f"{where}: a bracket or a quote is not closed") from error
     except (OSError, AttributeError, ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -414,7 +415,7 @@ def _is_config(value: Any) -> bool:
 
 def _build(root: type[T]) -> T:
     try:
-        return gin.get_configurable(root.__name__)()  # type: ignore[no-any-return]
+        return gin.get_configurable(root.__name__)()
     except ConfigError as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     except (TypeError, ValueError, RuntimeError) as error:

@@ -17,7 +17,7 @@ from famjax.data.kinds import is_gzip, is_hidden
 def filesystem(path: str) -> tuple[Any, str]:
     """(fsspec file system, path in it). Raises `ConfigError` where the path's protocol has no driver."""
     try:
-        return fsspec.core.url_to_fs(path)  # type: ignore[no-any-return]
+        return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:  # `gs://` without gcsfs; a protocol that nobody knows
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
 
@@ -81,7 +81,7 @@ def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes [start, end) of a file. Raises `BadText` if it cannot be read."""
     system, inside = filesystem(path)
     try:
-        return system.cat_file(inside, start=start, end=end)  # type: ignore[no-any-return]
+        return system.cat_file(inside, start=start, end=end)
     except OSError as error:
         raise unreadable(path, error) from error
 

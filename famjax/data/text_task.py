@@ -40,7 +40,10 @@ class TextTask:
 
     observes = False
 
-    def __init__(self, config: TrainConfig, rows: Sequence[int], vocabulary: Vocabulary, groups: dict[str, Mixture]):
+    def __init__(
+        self, config: TrainConfig, rows: Sequence[int] | np.ndarray, vocabulary: Vocabulary,
+        groups: dict[str, Mixture],
+    ):  # fmt: skip
         self.rows, self.vocabulary = [int(row) for row in rows], vocabulary
         self._config, self._data, self._groups = config, config.data, groups
         self._streams = config.data.stream_rows(config.batch_size)
@@ -124,7 +127,7 @@ class TextTask:
 # --- from a configuration ------------------------------------------------------------------------------
 
 
-def make_text_task(config: TrainConfig, rows: Sequence[int]) -> TextTask:
+def make_text_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> TextTask:
     """The task of a training on text, for a process that brings these rows: `text`, or one of seqio's.
 
     Raises:

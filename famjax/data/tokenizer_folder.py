@@ -146,7 +146,7 @@ def _bare(
         if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
             raise ConfigError(f"{place}: the tokenizer class {name!r} has a BPE model, {TOKENIZER_JSON} has another")
         vocab, after = model["vocab"], whole.post_processor
-        merges = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model.get("merges", ())]
+        merges: Any = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model.get("merges", ())]
     elif pieces is not None and name != QWEN2:
         vocab, merges, after = pieces.vocab, pieces.merges(), None
     elif name == QWEN2 and VOCAB in kept:
@@ -181,9 +181,10 @@ class _Pieces:
 
     def __init__(self, content: bytes, place: str):
         try:
-            from sentencepiece import sentencepiece_model_pb2 as format
+            from sentencepiece import sentencepiece_model_pb2
         except ImportError as error:
             raise ConfigError(f"{place} needs sentencepiece and protobuf: pip install 'famjax[tokenizers]'") from error
+        format: Any = sentencepiece_model_pb2  # its classes are made when it is imported
         self._proto = format.ModelProto()
         try:
             self._proto.ParseFromString(content)

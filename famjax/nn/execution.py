@@ -138,6 +138,8 @@ class Execution:
         """Layer `index` as a function (x, (weights, key, xs)) -> (x, out)."""
         of_layer = functools.partial(f, Layer(weights.config, weights.config.layer(index)))
         placement = self.placement
+        if placement is None:
+            return functools.partial(of_layer, shared)
 
         def on_rows(x: Tree, inputs: tuple[Weights, Any, Tree]) -> tuple[Tree, Tree]:
             one, _, extra = inputs
@@ -148,8 +150,6 @@ class Execution:
         def gathered(x: Tree, inputs: tuple[Weights, Any, Tree]) -> tuple[Tree, Tree]:
             return of_layer(shared, x, (weights.gathered(inputs[0], self), *inputs[1:]))
 
-        if placement is None:
-            return functools.partial(of_layer, shared)
         return gathered if rows is None else on_rows
 
     def _keep_less(self, step: Callable[..., Any], in_scan: bool) -> Callable[..., Any]:
@@ -262,7 +262,7 @@ def gather(weight: Array, axes: Axes, execution: Execution, dtype: str) -> Array
     that type.
     """
     rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms work in float32
-    return execution.constrain(rounded, tuple(GATHERED.get(name, name) for name in axes)).astype(weight.dtype)
+    return execution.constrain(rounded, tuple(name and GATHERED.get(name, name) for name in axes)).astype(weight.dtype)
 
 
 def _gather_forward(weight: Array, axes: Axes, execution: Execution, dtype: str) -> tuple[Array, None]:

@@ -11,14 +11,17 @@ The pairs have the axes of their base: A of `output` is [*stack, heads, H, r], B
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from famjax.config import LORA_PROJECTIONS, LoraConfig, ModelConfig
 from famjax.dims import Array, Float, Key
+
+HostOrDevice = TypeVar("HostOrDevice", jax.Array, np.ndarray)
 
 # Where a layer has the weight of each projection.
 BASES = {
@@ -82,7 +85,7 @@ def drop(x: Float[Array, "rows in"], name: str, *, key: Key[Array, ""], rate: fl
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def merged(base: Array, a: Array, b: Array, scale: float) -> Array:
+def merged(base: HostOrDevice, a: HostOrDevice, b: HostOrDevice, scale: float) -> HostOrDevice:
     """W + scale A B, added in float32, in the base's type. Without the axis of layers; numpy or jax."""
     rank = a.shape[-1]
     update = (a.reshape(-1, rank) @ b.reshape(rank, -1)).reshape(base.shape)

@@ -141,9 +141,9 @@ class Transformer(nnx.Module):
         how = run.of_blocks(alone)
 
         def layer_fn(layer: Layer, shared: Tree, carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
-            (where, use), (x, prompt), (weights, key, (before, given)) = shared, carry, inputs
+            (where, use), (x, prompt), (weights, key, (before, (prefix, passed))) = shared, carry, inputs
             layer = layer.with_arrays(weights, key)
-            fresh = first_fam(layer, prompt, *given, use)
+            fresh = first_fam(layer, prompt, prefix, passed, use)
             y, out = over(layer, x, before, fresh, where, how)
             prompt = None if prompt is None else prompt_step(layer, prompt)
             return (y if alone else run.constrain(y, ACTIVATION_AXES), prompt), out
@@ -234,9 +234,9 @@ class Transformer(nnx.Module):
         """The memory before any text: empty rings, and the initial FAM of every layer."""
 
         def layer_fn(layer: Layer, use: Tree, prompt: Tree, inputs: Tree) -> tuple[Tree, LayerMemory]:
-            weights, _, given = inputs
+            weights, _, (prefix, passed) = inputs
             layer = layer.with_arrays(weights)
-            fresh = first_fam(layer, prompt, *given, use)
+            fresh = first_fam(layer, prompt, prefix, passed, use)
             after = None if prompt is None else prompt_step(layer, prompt)
             return after, memory.with_keys(layer, memory.empty(layer, fresh, self.config.dtype))
 

@@ -191,7 +191,7 @@ def _newest_whole(
     Steps are listed anew each time: a training may save and delete while we read. In a job of several
     processes the first one decides, so that all read the same.
     """
-    parts, damaged = list(parts), {}
+    parts, damaged = list(parts), dict[int, str]()
     while True:
         step = None
         if jax.process_index() == 0:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from famjax.data.batch import Batch, Progress, Task
+from famjax.dims import Array, Bool
 from famjax.runtime import distributed, sharding
 
 # Batches made ahead, while the device works on the one before.
@@ -65,14 +66,14 @@ class Feed:
         mine = jax.tree.map(lambda x: x[self._pick], self._last)
         return jax.tree.map(self._on_mesh, mine)
 
-    def observe(self, correct: Any) -> None:
-        """Tells the task which targets [B, W] of the last batch were predicted right, those of the task's rows."""
+    def observe(self, correct: Bool[Array, "B W"]) -> None:
+        """Tells the task which targets of the last batch were predicted right, those of the task's rows."""
         assert self._last is not None
         self.progress = self.task.observe(
             self.progress, self._last, distributed.whole(correct)[np.asarray(self.task.rows)]
         )
 
-    def _on_mesh(self, rows: np.ndarray) -> Any:
+    def _on_mesh(self, rows: np.ndarray) -> Array:
         shape = (self._batch_size, *rows.shape[1:])
         return jax.make_array_from_process_local_data(self._sharding, rows, shape)
 

@@ -16,6 +16,7 @@ from famjax.attention.block_step import over_blocks
 from famjax.attention.positions import Layout
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
+from famjax.dims import Array, Bool, Float, Int, Weights
 from famjax.runtime import sharding
 from famjax.train import state as states
 from famjax.train.norms import not_finite
@@ -69,13 +70,13 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     """
     state = dataclasses.replace(state, step=state.step - 1)
 
-    def observed(*args: Any) -> Any:
+    def observed(*args: Any) -> tuple[Float[Array, "N B S D"], tuple[Bool[Array, ""], ...]]:
         y, after = over_blocks(*args)
         return y, (jnp.isfinite(y).all(), jnp.isfinite(after.fam).all())
 
-    def forward(state: TrainState, batch: Batch, number: Any) -> Any:
+    def forward(state: TrainState, batch: Batch, number: Int[Array, ""]) -> tuple[Bool[Array, "..."], ...]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
-        memory = rows_first(state.memory) if config.carries_memory else None
+        memory = None if state.memory is None else rows_first(state.memory)
         cut = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, number]
         batch, shift, memory = jax.tree.map(cut, (batch, shift, memory))
         model = build(config, mesh, state.params)
@@ -96,7 +97,7 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     return {"layer": layer, "what": what, "hidden": bool(hidden)}
 
 
-def _weights(params: Any) -> dict[str, dict[str, Any]]:
+def _weights(params: Weights) -> dict[str, dict[str, Array]]:
     """By path, of each layer: whether something is not finite, and the largest value without its sign."""
     bad, largest = {}, {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):

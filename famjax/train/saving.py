@@ -49,8 +49,8 @@ class Saver:
     def __init__(self, config: TrainConfig, first_step: int, base: Base | None = None):
         """`base` has the weights that are not trained; None saves all of them."""
         self.config, self.stopping = config, False
-        best = {"metric": config.keep_best_metric, "best": config.keep_best, "mode": config.keep_best_mode}
-        keep = Keep(config.keep_checkpoints, config.keep_period, **best)
+        best = (config.keep_best_metric, config.keep_best, config.keep_best_mode)
+        keep = Keep(config.keep_checkpoints, config.keep_period, *best)
         self.writer = Writer(config.model_dir, config.model, keep, first_step or None, base)
         self._done, self._saved_at, self._metric_missed = first_step, now(), False
 

@@ -19,8 +19,9 @@ from famjax.attention.block_step import over_blocks
 from famjax.attention.memory import MemoryState
 from famjax.attention.observe import KINDS, attention_of_blocks
 from famjax.attention.positions import after
+from famjax.dims import Array, Float, Int, Tree
 from famjax.infer.scoring import next_token_scores
-from famjax.nn.model import Transformer
+from famjax.nn.model import LayerOverBlocks, Transformer
 
 # Heat maps have at most so many rows and columns for the block, and for FAM.
 BLOCK_BINS, FAM_BINS = 64, 32
@@ -132,7 +133,7 @@ class _Sums:
 
     def trace(self, tokens: int, maps: Any, map_block: int, fam_columns: int) -> Trace:
         """All of it."""
-        mean = lambda total: total[0] / total[1] if total[1] else None
+        mean: Callable[[list[Any]], Any] = lambda total: total[0] / total[1] if total[1] else None
         to_fam, rms, change, cosine = (np.stack(x) for x in zip(*self._by_block, strict=True))
         attention, fam_attention = mean(self._tokens), mean(self._fam)
         if fam_attention is None:  # no second update
@@ -150,15 +151,16 @@ def _heads(x_BNKGQn: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
-def _start(graphdef: Any, params: Any) -> MemoryState:
+def _start(graphdef: nnx.GraphDef[Transformer], params: Tree) -> MemoryState:
     """The memory before any text, as whole blocks want it."""
     return nnx.merge(graphdef, params).initial_state(1)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _read(
-    graphdef: Any, params: Any, tokens_1S: Any, next_1S: Any, count_1: Any, state: MemoryState
-) -> tuple[Any, MemoryState]:
+    graphdef: nnx.GraphDef[Transformer], params: Tree, tokens_1S: Int[Array, "1 S"], next_1S: Int[Array, "1 S"],
+    count_1: Int[Array, "1"], state: MemoryState,
+) -> tuple[Tree, MemoryState]:  # fmt: skip
     """What is seen of a block, with a leading axis L but for the last: see `_Sums.add`; and the memory behind it."""
     model = nnx.merge(graphdef, params)
 
@@ -177,8 +179,9 @@ def _read(
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _maps(
-    graphdef: Any, params: Any, tokens_1S: Any, next_1S: Any, count_1: Any, state: MemoryState
-) -> tuple[Any, Any]:
+    graphdef: nnx.GraphDef[Transformer], params: Tree, tokens_1S: Int[Array, "1 S"], next_1S: Int[Array, "1 S"],
+    count_1: Int[Array, "1"], state: MemoryState,
+) -> tuple[Float[Array, "L _h _r _c"], Float[Array, "L _h _r _c"]]:  # fmt: skip
     """Heat maps of a block: tokens [L, heads, rows, columns] and FAM's queries, columns of FAM first."""
     model = nnx.merge(graphdef, params)
     fam_bins, S = min(model.config.memory.fam_length, FAM_BINS), tokens_1S.shape[1]
@@ -199,7 +202,10 @@ def _maps(
     return _forward(model, tokens_1S, count_1, state, observed)[2]
 
 
-def _forward(model: Transformer, tokens_1S: Any, count_1: Any, state: MemoryState, observed: Any) -> Any:
+def _forward(
+    model: Transformer, tokens_1S: Int[Array, "1 S"], count_1: Int[Array, "1"], state: MemoryState,
+    observed: LayerOverBlocks,
+) -> tuple[Float[Array, "1 S D"], MemoryState, Tree]:  # fmt: skip
     """Hidden states, the memory after the block, and what `observed` found in each layer."""
     where = model.locate(state, count_1, tokens_1S.shape[1])
     hidden, (layers, found) = model.forward(model.embed(tokens_1S), state, where, over=observed)
