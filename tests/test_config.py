@@ -197,7 +197,7 @@ def test_model_json_round_trip() -> None:
     config = tiny.config(
         num_layers=3, num_heads=4, num_kv_heads=1, activation="gelu", gated_ff=False, norm="layernorm",
         norm_eps=1e-5, qk_norm=True, rope_base=5e5, tie_embeddings=False, embedding_std=0.3, dtype="float32",
-        param_dtype="bfloat16", scan_layers=False, remat="dots", attention_kernel="xla",
+        param_dtype="bfloat16", scan_layers=False, unroll_blocks=2, remat="dots", attention_kernel="xla",
         memory_segments=2, fam_position="float", fam_init="prefix",
         norm_plus_one=True, post_norms=True, parallel_layers=True, qkv_bias=True, output_bias=True, ff_bias=True,
         attention_scale=0.1, attention_cap=3.0, logit_cap=4.0, rope_scaling="linear", rope_factor=2.0,

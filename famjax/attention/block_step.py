@@ -192,12 +192,14 @@ class How(NamedTuple):
     Attributes:
       kernel: the attention implementation for tokens.
       recompute: keep x and FAM of each block for the backward pass, which recomputes all else block by block.
+      unroll: blocks in one turn of the loop.
       whole, split: of activations [..., rows, D]: replicated over the devices that share a block, which a step needs;
         and sharded along their rows, which is how they are kept.
     """
 
     kernel: Kernel = fused.XLA
     recompute: bool = False
+    unroll: int = 1
     whole: Callable[[Array], Array] = as_it_is
     split: Callable[[Array], Array] = as_it_is
 
@@ -254,9 +256,11 @@ def over_blocks(
     at = by_block(where, layer.key, N)
     # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
     if how.recompute and layer.key is None:
-        (fam, kept), (k, v), y = scan_recomputed(step, keys_values, weights, state, x, at)
+        (fam, kept), (k, v), y = scan_recomputed(step, keys_values, how.unroll, weights, state, x, at)
     else:
-        ((fam, kept), _), (_, (k, v), y) = jax.lax.scan(functools.partial(step, weights), state, (x, at))
+        ((fam, kept), _), (_, (k, v), y) = jax.lax.scan(
+            functools.partial(step, weights), state, (x, at), unroll=how.unroll
+        )
 
     k, v = (_ring_after(*pair, where, config) for pair in zip(past, (k, v), strict=True))
     fam = before.fam if not F else fam if kept is None else kept

@@ -29,32 +29,33 @@ Project: TypeAlias = Callable[[Tree, Tree, Tree], Tree]
 KEPT = "carries"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def scan_recomputed(
-    step: Step, project: Project, weights: Tree, state: State, xs: Tree, fixed: Tree
+    step: Step, project: Project, unroll: int, weights: Tree, state: State, xs: Tree, fixed: Tree
 ) -> tuple[Tree, Tree, Tree]:
     """Runs `step` over the leading axis N of `xs` and `fixed`.
 
     Args:
       step, project: see above; functions of their arguments alone, as they close over no traced array.
+      unroll: blocks in one turn of the loop.
       weights, state, xs: trees of float arrays, with gradients; state is (carry, window) before the first block.
       fixed: arrays without a gradient: positions, masks, keys.
 
     Returns:
       The last carry, all `new` and all `y`, the latter two with a leading axis N.
     """
-    (last, _), (_, news, ys) = jax.lax.scan(functools.partial(step, weights), state, (xs, fixed))
+    (last, _), (_, news, ys) = jax.lax.scan(functools.partial(step, weights), state, (xs, fixed), unroll=unroll)
     return last, news, ys
 
 
 def _forward(
-    step: Step, project: Project, weights: Tree, state: State, xs: Tree, fixed: Tree
+    step: Step, project: Project, unroll: int, weights: Tree, state: State, xs: Tree, fixed: Tree
 ) -> tuple[tuple[Tree, Tree, Tree], Tree]:
-    (last, _), (before, news, ys) = jax.lax.scan(functools.partial(step, weights), state, (xs, fixed))
+    (last, _), (before, news, ys) = jax.lax.scan(functools.partial(step, weights), state, (xs, fixed), unroll=unroll)
     return (last, news, ys), (weights, checkpoint_name(before, KEPT), state[1], xs, fixed)
 
 
-def _backward(step: Step, project: Project, kept: Tree, cotangents: Tree) -> tuple[Tree, ...]:
+def _backward(step: Step, project: Project, unroll: int, kept: Tree, cotangents: Tree) -> tuple[Tree, ...]:
     weights, before, window, xs, fixed = kept
     d_carry, d_news, d_ys = cotangents
     N, W = len(jax.tree.leaves(fixed)[0]), len(window)
@@ -87,7 +88,7 @@ def _backward(step: Step, project: Project, kept: Tree, cotangents: Tree) -> tup
     zeros = lambda tree, dtype=None: jax.tree.map(lambda a: jnp.zeros(a.shape, dtype or a.dtype), tree)
     start = (d_carry, zeros(seen), seen, zeros(weights, jnp.float32))
     by_block = (np.arange(N), before, xs, fixed, d_news, d_ys)
-    (d_carry, d_window, _, sums), d_xs = jax.lax.scan(body, start, by_block, reverse=True)
+    (d_carry, d_window, _, sums), d_xs = jax.lax.scan(body, start, by_block, reverse=True, unroll=unroll)
     d_weights = jax.tree.map(lambda total, a: total.astype(a.dtype), sums, weights)
     return d_weights, (d_carry, d_window), d_xs, None
 

@@ -27,7 +27,7 @@ SIZES = {
     "peers": Size(
         ModelConfig(
             num_layers=4, d_model=256, d_ff=680, num_heads=4, num_kv_heads=4, head_dim=64, dtype="float32",
-            scan_layers=False,
+            scan_layers=False, unroll_blocks=4,
             memory=MemoryConfig(block_size=256, memory_segments=1, fam_length=16),
         ),
         tokens=8192, lengths=(2048, 4096), prefill_rows=1,
@@ -36,7 +36,7 @@ SIZES = {
     "tiny": Size(
         ModelConfig(
             num_layers=3, d_model=64, d_ff=128, num_heads=2, num_kv_heads=2, head_dim=32, qk_norm=True,
-            rope_base=1000.0, embedding_std=0.5, dtype="float32", scan_layers=False,
+             rope_base=1000.0, embedding_std=0.5, dtype="float32", scan_layers=False,
             memory=MemoryConfig(block_size=64, memory_segments=0, fam_length=8),
         ),
         tokens=8 * 1408, lengths=(1408,), prefill_rows=8,
@@ -45,7 +45,7 @@ SIZES = {
     "paper-ratio": Size(
         ModelConfig(
             num_layers=2, d_model=512, d_ff=2048, num_heads=8, num_kv_heads=8, head_dim=64, dtype="float32",
-            scan_layers=False,
+            scan_layers=False, unroll_blocks=4,
             memory=MemoryConfig(block_size=1024, memory_segments=1, fam_length=64),
         ),
         tokens=4096, lengths=(4096,), prefill_rows=1,

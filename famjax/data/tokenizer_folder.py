@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
+from famjax.config.text import text_of
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG, FAMILY = "tokenizer_config.json", "tokenizer_family.json"
@@ -151,7 +152,7 @@ def _bare(
         vocab, merges, after = pieces.vocab, pieces.merges(), None
     elif name == QWEN2 and VOCAB in kept:
         vocab, after = _object(kept, VOCAB, place), None
-        lines = kept[MERGES].decode("utf-8").splitlines()
+        lines = text_of(kept[MERGES], f"{place}/{MERGES}").splitlines()
         merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     else:
         raise ConfigError(

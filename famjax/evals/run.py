@@ -28,7 +28,7 @@ from famjax.runtime import interrupts
 from famjax.runtime.model_dir import read_config, split_step
 
 # Settings of a model that change how it is computed, not what.
-_HOW = ("scan_layers", "remat", "attention_kernel", "embedding_std")
+_HOW = ("scan_layers", "unroll_blocks", "remat", "attention_kernel", "embedding_std")
 
 
 class Subject(NamedTuple):

@@ -45,7 +45,7 @@ _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
 )  # fmt: skip
 # Settings of a model that change how it is computed, not what.
-_HOW = ("memory", "embedding_std", "scan_layers", "remat", "attention_kernel")
+_HOW = ("memory", "embedding_std", "scan_layers", "unroll_blocks", "remat", "attention_kernel")
 
 
 @jax.tree_util.register_dataclass

@@ -75,12 +75,14 @@ class Execution:
       placement: the mesh; None is one device.
       kernel: the attention implementation, `xla`, `fused` or `interpret`.
       remat: see `ModelConfig.remat`.
+      unroll: blocks of a layer in one turn of its loop.
       scan: loop over layers in the program, which then has the code of one, instead of unrolling them.
     """
 
     placement: Placement | None = None
     kernel: str = "xla"
     remat: str = "none"
+    unroll: int = 1
     scan: bool = True
 
     @classmethod
@@ -88,15 +90,16 @@ class Execution:
         """The execution that a configuration describes."""
         platform = placement.platform if placement is not None else jax.default_backend()
         kernel = fused.choose(config.attention_kernel, platform, config.memory.block_size)
-        return cls(placement, kernel, config.remat, config.scan_layers)
+        return cls(placement, kernel, config.remat, config.unroll_blocks, config.scan_layers)
 
     def of_blocks(self, alone: bool) -> How:
         """How a layer runs over blocks; `alone`: each device runs the layer on its own rows."""
         recompute = self.remat == "full"
         if self.placement is None:
-            return How(Kernel(self.kernel), recompute)
+            return How(Kernel(self.kernel), recompute, self.unroll)
         kernel = Kernel(self.kernel, functools.partial(self.placement.per_device, inside=alone))
-        return How(kernel, recompute, self.placement.whole, self.placement.split) if alone else How(kernel, recompute)
+        how = How(kernel, recompute, self.unroll)
+        return how._replace(whole=self.placement.whole, split=self.placement.split) if alone else how
 
     def constrain(self, tree: Tree, axes: AxesTree) -> Tree:
         """Arrays inside the forward pass whose place on a mesh must not be left to the compiler."""

@@ -54,7 +54,8 @@ OF_FAMILIES = frozenset({
 SLIDING, FULL = "sliding_attention", "full_attention"
 # Fields of a ModelConfig that say how it is computed or trained, not what it is.
 NOT_THE_MODEL = (
-    "memory", "lora", "embedding_std", "dtype", "param_dtype", "scan_layers", "remat", "attention_kernel",
+    "memory", "lora", "embedding_std", "dtype", "param_dtype", "scan_layers", "unroll_blocks", "remat",
+    "attention_kernel",
 )  # fmt: skip
 
 

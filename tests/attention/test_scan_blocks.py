@@ -35,7 +35,7 @@ def test_recomputed_gradients_are_those_of_the_scan(window: int) -> None:
         return last, news, ys
 
     def recomputed(weights: Any, state: Any, x: Any) -> Any:
-        return scan_recomputed(step, project, weights, state, x, fixed)
+        return scan_recomputed(step, project, 2, weights, state, x, fixed)
 
     def loss(run: Any, args: Any) -> Any:
         parts = run(*args)
@@ -59,7 +59,7 @@ def test_the_backward_pass_keeps_what_enters_a_step() -> None:
         return (carry + sum(seen), (*seen, new)[1:]), (carry, new, jnp.sin(jnp.exp(carry * x)))
 
     def backward(weights: Any, x: Any) -> Any:
-        run = lambda weights, x: scan_recomputed(step, project, weights, (jnp.zeros(3), window), x, jnp.arange(5))[2]
+        run = lambda weights, x: scan_recomputed(step, project, 1, weights, (jnp.zeros(3), window), x, jnp.arange(5))[2]
         return jax.vjp(run, weights, x)[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(backward, jnp.ones(3), x))

@@ -297,7 +297,7 @@ def test_gradients_of_both_orders(name: str, orders: tuple) -> None:
     [
         {"scan_layers": False, "remat": "dots"},
         {"remat": "minimal"},
-        {"remat": "full"},
+        {"remat": "full", "unroll_blocks": 2},
     ],
 )
 def test_gradients_do_not_depend_on_how_they_are_computed(changes: dict) -> None:
