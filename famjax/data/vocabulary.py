@@ -88,7 +88,7 @@ class SentencePieceVocabulary:
         try:
             import sentencepiece
         except ImportError as error:
-            raise ConfigError(f"{place} needs sentencepiece: pip install 'famjax[tokenizers]'") from error
+            raise ConfigError(f"{place} needs sentencepiece: pip install -e '.[tokenizers]'") from error
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(content)
@@ -119,7 +119,7 @@ class TokenizerVocabulary:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise ConfigError(f"{place} needs tokenizers: pip install 'famjax[tokenizers]'") from error
+            raise ConfigError(f"{place} needs tokenizers: pip install -e '.[tokenizers]'") from error
         try:
             self._tokenizer = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exceptions
