@@ -75,7 +75,7 @@ def _answers(
     tokens: list[list[int]] = [[] for _ in range(rows * samples)]
     stopped = np.zeros(rows * samples, bool)
     sample_B = np.tile(np.arange(samples), rows)
-    with Progress(f"answering {len(prompts)} prompts", int(limits.sum()), "tokens") as progress:
+    with Progress(f"answering {len(prompts)} prompts", unit="tokens") as progress:
         for made in generate(
             model, repeat_rows(session, samples), limits, sampling, seed=args.seed, sample_B=sample_B, stops=stops
         ):

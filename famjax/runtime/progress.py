@@ -68,8 +68,8 @@ class Progress:
                 self._first = (time.monotonic(), done)
             self._done = done
 
-    def line(self) -> str:
-        """What a person is told now."""
+    def line(self, last: bool = False) -> str:
+        """What a person is told now; `last` at the end of the stage, which has no time left."""
         now = time.monotonic()
         since, before = self._first or (now, 0)
         rate = (self._done - before) / (now - since) if now > since else 0.0
@@ -80,7 +80,7 @@ class Progress:
             parts.append(f"{self._amount(self._done)} {self._unit}".rstrip())
         if self._unit == "tokens" and rate:
             parts.append(f"{rate:,.0f} tokens/s")
-        if self._done < self._total and rate:
+        if self._done < self._total and rate and not last:
             parts.append(f"{clock((self._total - self._done) / rate)} left")
         if not self._done or not rate:
             parts.append(f"{clock(now - self._began)} so far")
@@ -115,7 +115,7 @@ class Progress:
         """Of a stage that was shown, what was done in all; a terminal loses the line that it had."""
         if not self._shown:
             return
-        last = f"{self.line()}\n" if whole and self._done else ""
+        last = f"{self.line(last=True)}\n" if whole and self._done else ""
         sys.stderr.write("\r\x1b[K" * self._terminal + last)
         sys.stderr.flush()
 
