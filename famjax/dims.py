@@ -1,4 +1,6 @@
-"""The one legend of axis letters. Arrays carry their axes as a suffix: `q_BKGQH`.
+"""The one legend of axis letters, and the types of the arrays that layers pass to each other.
+
+Signatures carry axes as types (`Float[Array, "B S D"]`), which tests check at run time; `...` are any leading axes.
 
 | letter | axis | paper |
 |---|---|---|
@@ -20,3 +22,46 @@
 | H | size of a head (`head_dim`) | |
 | V | vocabulary | |
 """
+
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, Key
+
+if TYPE_CHECKING:
+    Array: TypeAlias = jax.Array
+else:  # tokens, counts and positions may come from the host
+    Array = Union[jax.Array, np.ndarray]  # noqa: UP007
+
+# A nested structure of arrays.
+Tree: TypeAlias = Any
+# Weights of a layer: a nested dict of arrays (`docs/architecture.md` has the paths).
+Weights: TypeAlias = dict[str, Any]
+# An axis whose name begins with _ may differ between the arrays of one call.
+Keys: TypeAlias = Float[Array, "... K _C H"]
+KeysValues: TypeAlias = tuple[Keys, Keys]
+Queries: TypeAlias = Float[Array, "... K G _Q H"]
+Activations: TypeAlias = Float[Array, "... D"]
+Tokens: TypeAlias = Float[Array, "B S D"]
+Fam: TypeAlias = Float[Array, "B P F D"]
+Rows: TypeAlias = Int[Array, "B"]
+# Positions that are known when the program is made, or not.
+Offsets: TypeAlias = np.ndarray | Float[Array, "..."] | Int[Array, "..."]
+
+__all__ = [
+    "Activations",
+    "Array",
+    "Bool",
+    "Fam",
+    "Float",
+    "Int",
+    "Key",
+    "Keys",
+    "KeysValues",
+    "Offsets",
+    "Queries",
+    "Rows",
+    "Tokens",
+    "Weights",
+]

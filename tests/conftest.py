@@ -9,8 +9,15 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import pytest
+from jaxtyping import install_import_hook
 
-from famjax.runtime import progress
+# Shapes and types of arrays are checked where functions are called, in tests alone.
+CHECKED = (
+    "attention.attend", "attention.block_step", "attention.observe", "attention.streaming", "nn.layer", "nn.model",
+)  # fmt: skip
+install_import_hook([f"famjax.{name}" for name in CHECKED], "beartype.beartype")
+
+from famjax.runtime import progress  # noqa: E402
 
 # On a loaded machine quick work is slow; tests that hold standard error against a text want no lines of progress in it.
 progress.FIRST_SECONDS = 1e9

@@ -10,9 +10,11 @@ import numpy as np
 from flax import nnx
 
 from famjax.attention.memory import MemoryState
+from famjax.attention.positions import Layout
 from famjax.config import MemoryConfig, ModelConfig
 from famjax.nn import model as models
 from famjax.nn import weights
+from famjax.nn.execution import Execution
 
 RELATIVE = 1e-5  # float32 against float64, relative to the largest value
 # Tests compile much and compute little. On a CPU these two options make compilation four times faster.
@@ -49,42 +51,43 @@ def parameters(config: ModelConfig, seed: int = 0) -> dict:
 
 
 @functools.cache
-def _abstract(config: ModelConfig) -> Any:
+def _abstract(config: ModelConfig, execution: Execution | None = None) -> Any:
     config.validate()
-    return nnx.eval_shape(lambda: weights.create(config))
+    return nnx.eval_shape(lambda: weights.create(config, execution=execution))
 
 
-def build(config: ModelConfig, params: dict) -> models.Transformer:
+def build(config: ModelConfig, params: dict, execution: Execution | None = None) -> models.Transformer:
     """The model with these weights; works inside traced functions."""
-    graphdef, state = nnx.split(_abstract(config))
+    graphdef, state = nnx.split(_abstract(config, execution))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILE_FAST)
 def whole(config: ModelConfig, params: dict, tokens_BT: Any, state: MemoryState | None = None, **kwargs: Any) -> Any:
-    """Layer-major: (hidden states, memory). `passed` is given on to `initial_state`."""
+    """Layer-major: (hidden states, memory). `passed` is a FAM, and its updates, that documents start with."""
     return whole_untraced(config, params, tokens_BT, state, **kwargs)
 
 
 def whole_untraced(config: ModelConfig, params: dict, tokens_BT: Any, state: Any = None, **kwargs: Any) -> Any:
     """`whole` for use inside a function that is traced by itself."""
-    model = build(config, params)
-    if "passed" in kwargs:
-        kwargs["initial"] = model.initial_state(1, kwargs.pop("passed"))
-    return model(tokens_BT, state, **kwargs)
+    passed = kwargs.pop("passed", None)
+    start = models.LEARNED if passed is None else models.Start(*passed)
+    layout = Layout(*(kwargs.pop(name, None) for name in ("starts_BN", "kept_B", "shift_B")))
+    return build(config, params)(tokens_BT, state, kwargs.pop("count_B", None), start=start, layout=layout, **kwargs)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILE_FAST)
 def read(config: ModelConfig, params: dict, tokens_BQ: Any, state: MemoryState, **kwargs: Any) -> Any:
     """Block-major: one part of a block."""
-    return build(config, params).read(tokens_BQ, state, **kwargs)
+    named = {name.removesuffix("_B"): value for name, value in kwargs.items()}
+    return build(config, params).read(tokens_BQ, state, **named)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2), compiler_options=COMPILE_FAST)
 def initial_state(config: ModelConfig, params: dict, batch: int = 1, passed: Any = None) -> MemoryState:
     """The memory before any text."""
-    return build(config, params).initial_state(batch, passed)
+    return build(config, params).initial_state(batch, models.LEARNED if passed is None else models.Start(*passed))
 
 
 def tokens(config: ModelConfig, batch: int, length: int, seed: int = 0) -> np.ndarray:
@@ -159,6 +162,29 @@ def assert_close(actual: Any, desired: Any, relative: float = RELATIVE) -> None:
     assert np.isfinite(actual).all()
     if desired.size:
         assert np.abs(actual - desired).max() <= relative * np.abs(desired).max()
+
+
+def perturbed(tree: Any, seed: int) -> Any:
+    """Every number larger or smaller by half a unit in the last place of float32."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (np.asarray(x) * (1 + rng.choice([-1, 1], x.shape) * 2.0**-24)).astype(x.dtype), tree)
+
+
+def assert_equal_up_to_rounding(actual: Any, desired: Any, others: list[Any]) -> None:
+    """No difference above 8 times what rounding the inputs once changes.
+
+    Args:
+      actual: what is checked.
+      desired: the same by another computation, in float32 too.
+      others: that computation on `perturbed` inputs. Where a sum is ill-conditioned, these differ from `desired` by
+        more: so the tolerance follows from the computation, not from a processor. Each of the some 50 operations that
+        an input passes rounds once more, in a random direction: sqrt(50) < 8.
+    """
+    actual, desired, *others = (np.asarray(x, np.float64) for x in (actual, desired, *others))
+    assert actual.shape == desired.shape
+    rounding = max(np.abs(other - desired).max() for other in others)
+    assert rounding > 0
+    assert np.abs(actual - desired).max() <= 8 * rounding
 
 
 def assert_same_memory(config: ModelConfig, actual: MemoryState, desired: MemoryState) -> None:

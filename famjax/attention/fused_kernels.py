@@ -13,7 +13,8 @@ Scores, softmax and sums are float32; what enters a product has its inputs' dtyp
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from famjax.attention.attend import HIDDEN
+from famjax.dims import Array
+
+# Blocks of arrays in the chip's memory; int32 scalars of the grid; tables of int32 that all of the grid can read.
+Ref: TypeAlias = Any
+Index: TypeAlias = Any
+Scalars: TypeAlias = Any
+# Scores with those that the mask hides set to `HIDDEN`.
+Hide: TypeAlias = Callable[..., Array]
 
 LANES = 128  # of a vector register
 
@@ -72,18 +81,18 @@ class Plan(NamedTuple):
         return self.queries // self.q_tile
 
 
-def _product(a: Any, b: Any, contract: tuple[int, int]) -> Any:
+def _product(a: Array, b: Index, contract: tuple[int, int]) -> Any:
     """A matrix product over these axes of a and b."""
     dims = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
-def _turn(x: Any, turns_ref: Any, plan: Plan, sign: int = 1) -> Any:
+def _turn(x: Array, turns_ref: Ref, plan: Plan, sign: int = 1) -> Any:
     """[rows, H'] float32, turned by a distance, or back."""
     return x * turns_ref[0] + pltpu.roll(x, plan.head // 2, 1) * (sign * turns_ref[1])
 
 
-def _capped(scores: Any, cap: float) -> tuple[Any, Any]:
+def _capped(scores: Array, cap: float) -> tuple[Any, Any]:
     """Scores after the cap, and the derivative of it (None: 1)."""
     if not cap:
         return scores, None
@@ -91,7 +100,7 @@ def _capped(scores: Any, cap: float) -> tuple[Any, Any]:
     return cap * tanh, 1 - tanh * tanh
 
 
-def _lies(plan: Plan, before: Any, back: Any, q_tile: Any, k_tile: Any) -> tuple[Any, Any]:
+def _lies(plan: Plan, before: Scalars, back: Index, q_tile: Index, k_tile: Index) -> tuple[Any, Any]:
     """(whether some query of a tile sees some key, whether all see all)."""
     nearest = back * plan.block + q_tile * plan.tile - (k_tile * plan.tile + plan.tile - 1)
     farthest = nearest + 2 * (plan.tile - 1)
@@ -101,7 +110,7 @@ def _lies(plan: Plan, before: Any, back: Any, q_tile: Any, k_tile: Any) -> tuple
     return some, all_
 
 
-def _hide(scores: Any, plan: Plan, back: Any, q_tile: Any, k_tile: Any, q_axis: int) -> Any:
+def _hide(scores: Array, plan: Plan, back: Index, q_tile: Index, k_tile: Index, q_axis: int) -> Any:
     """Scores of a tile with those that the mask hides set to `HIDDEN`; queries lie along `q_axis`."""
     offset = lambda axis: jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis)
     away = back * plan.block + (q_tile - k_tile) * plan.tile + offset(q_axis) - offset(1 - q_axis)
@@ -111,11 +120,13 @@ def _hide(scores: Any, plan: Plan, back: Any, q_tile: Any, k_tile: Any, q_axis: 
     return jnp.where(visible, scores, HIDDEN)
 
 
-def _hide_fam(scores: Any, limit: Any, axis: int) -> Any:
+def _hide_fam(scores: Array, limit: Scalars, axis: int) -> Any:
     return jnp.where(jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) < limit, scores, HIDDEN)
 
 
-def _in_tile(plan: Plan, before: Any, back: Any, q_tile: Any, k_tile: Any, body: Any) -> None:
+def _in_tile(
+    plan: Plan, before: Scalars, back: Index, q_tile: Index, k_tile: Index, body: Callable[[Hide], None]
+) -> None:
     """body(hide) where a tile has anything to see: with the mask only where something is hidden."""
     if not plan.causal:
         body(lambda scores, q_axis: scores)
@@ -132,21 +143,22 @@ def _in_tile(plan: Plan, before: Any, back: Any, q_tile: Any, k_tile: Any, body:
 # Grid (B, heads, N, tiles of queries, steps); a step is a tile of keys, from the farthest block to the own.
 
 
-def _step(plan: Plan, step: Any) -> tuple[Any, Any]:
+def _step(plan: Plan, step: Index) -> tuple[Any, Any]:
     """(blocks back, tile within that block)."""
     return plan.reach - step // plan.tiles, step % plan.tiles
 
 
-def _q_index(b: Any, h: Any, n: Any, i: Any, j: Any, *_: Any) -> Any:
+def _q_index(b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
     return b, n, i, h
 
 
-def _row_index(b: Any, h: Any, n: Any, i: Any, j: Any, *_: Any) -> Any:
+def _row_index(b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
     return b, n, h, 0, i
 
 
-def _k_index(plan: Plan, b: Any, h: Any, n: Any, i: Any, j: Any, before: Any, limit: Any) -> Any:
+def _k_index(plan: Plan, b: Index, h: Index, n: Index, i: Index, j: Index, *scalars: Scalars) -> Any:
     """Where nothing is seen, the tile that is needed next, or was last: it is not fetched again."""
+    before = scalars[0]
     back, tile = _step(plan, j)
     nearest = jnp.minimum(back, before[b, n])
     tile = jnp.where(back > nearest, 0, tile)
@@ -155,11 +167,11 @@ def _k_index(plan: Plan, b: Any, h: Any, n: Any, i: Any, j: Any, before: Any, li
     return b, n + plan.reach - nearest, tile, h // plan.group
 
 
-def _fam_index(plan: Plan, b: Any, h: Any, n: Any, i: Any, j: Any, *_: Any) -> Any:
+def _fam_index(plan: Plan, b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
     return b, n, 0, h // plan.group
 
 
-def _turns_index(plan: Plan, b: Any, h: Any, n: Any, i: Any, j: Any, *_: Any) -> Any:
+def _turns_index(plan: Plan, b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
     return 0, _step(plan, j)[0], 0, 0
 
 
@@ -171,13 +183,13 @@ def _query_specs(plan: Plan, columns: int) -> list[pl.BlockSpec]:
     return [pl.BlockSpec((None, None, plan.q_tile, head), _q_index), keys, keys, turns] + [fam, fam] * plan.fam
 
 
-def _forward_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turns_ref: Any, *refs: Any,
+def _forward_kernel(before: Scalars, limit: Scalars, q_ref: Ref, k_ref: Ref, v_ref: Ref, turns_ref: Ref, *refs: Ref,
                     plan: Plan) -> None:  # fmt: skip
     fam_refs, (out_ref, log_ref, top_ref, total_ref, sum_ref) = refs[: 2 * plan.fam], refs[2 * plan.fam :]
     b, n, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
     back, k_tile = _step(plan, j)
 
-    def start(scores: Any, v: Any) -> None:
+    def start(scores: Array, v: Array) -> None:
         top = scores.max(axis=-1, keepdims=True)
         p = jnp.exp(scores - top)
         top_ref[...] = jnp.broadcast_to(top, top_ref.shape)
@@ -194,7 +206,7 @@ def _forward_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any,
             total_ref[...] = jnp.zeros_like(total_ref)
             sum_ref[...] = jnp.zeros_like(sum_ref)
 
-    def tile(hide: Any) -> None:
+    def tile(hide: Hide) -> None:
         q = _turn(q_ref[...].astype(jnp.float32), turns_ref, plan).astype(q_ref.dtype)
         scores, _ = _capped(_product(q, k_ref[...], (1, 1)), plan.cap)
         scores = hide(scores, 0)
@@ -215,21 +227,21 @@ def _forward_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any,
         log_ref[...] = (top_ref[...] + jnp.log(total)).T[:1]
 
 
-def _d_scores(scores: Any, log_total: Any, dp: Any, mean: Any, slope: Any) -> tuple[Any, Any]:
+def _d_scores(scores: Array, log_total: Array, dp: Array, mean: Array, slope: Array) -> tuple[Any, Any]:
     """Weights, and the gradient of the uncapped scores."""
     p = jnp.exp(scores - log_total)
     ds = p * (dp - mean)
     return p, ds if slope is None else ds * slope
 
 
-def _dq_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turns_ref: Any, *refs: Any,
+def _dq_kernel(before: Scalars, limit: Scalars, q_ref: Ref, k_ref: Ref, v_ref: Ref, turns_ref: Ref, *refs: Ref,
                plan: Plan) -> None:  # fmt: skip
     fam_refs, (d_out_ref, log_ref, mean_ref, dq_ref, sum_ref) = refs[: 2 * plan.fam], refs[2 * plan.fam :]
     b, n, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
     back, k_tile = _step(plan, j)
     column = lambda ref: jnp.expand_dims(ref[0], -1)
 
-    def gradient(q: Any, k: Any, v: Any, hide: Any) -> Any:
+    def gradient(q: Array, k: Array, v: Array, hide: Hide) -> Array:
         scores, slope = _capped(_product(q, k, (1, 1)), plan.cap)
         dp = _product(d_out_ref[...], v, (1, 1))
         _, ds = _d_scores(hide(scores), column(log_ref), dp, column(mean_ref), slope)
@@ -242,7 +254,7 @@ def _dq_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turn
             hide = lambda scores: _hide_fam(scores, limit[b, n], 1)
             sum_ref[...] = gradient(q_ref[...], fam_refs[0][...], fam_refs[1][...], hide)
 
-    def tile(hide: Any) -> None:
+    def tile(hide: Hide) -> None:
         q = _turn(q_ref[...].astype(jnp.float32), turns_ref, plan).astype(q_ref.dtype)
         dq = gradient(q, k_ref[...], v_ref[...], lambda scores: hide(scores, 0))
         sum_ref[...] += _turn(dq, turns_ref, plan, -1)
@@ -260,65 +272,65 @@ def _dq_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turn
 # For FAM (B, kv heads, N, steps): one tile of columns, and the queries of its block.
 
 
-def _key_step(plan: Plan, step: Any) -> tuple[Any, Any, Any]:
+def _key_step(plan: Plan, step: Index) -> tuple[Any, Any, Any]:
     """(head of the group, blocks between keys and queries, tile of the queries)."""
     backs = 1 if plan.stop_gradient else plan.reach + 1
     return step // (backs * plan.q_tiles), step // plan.q_tiles % backs, step % plan.q_tiles
 
 
-def _queries_of(plan: Plan, c: Any, t: Any, j: Any) -> tuple[Any, Any, Any, Any]:
+def _queries_of(plan: Plan, c: Index, t: Index, j: Index) -> tuple[Any, Any, Any, Any]:
     """(head of the group, distance, block of the queries if there is one, its tile)."""
     g, back, i = _key_step(plan, j)
     nearest = jnp.where(back == 0, jnp.maximum(i, t), i) if plan.causal else i
     return g, back, c - plan.reach + back, nearest
 
 
-def _dkv_q_index(plan: Plan, b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
+def _dkv_q_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
     g, _, n, i = _queries_of(plan, c, t, j)
     return b, jnp.clip(n, 0, plan.blocks - 1), i, kh * plan.group + g
 
 
-def _dkv_row_index(plan: Plan, b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
+def _dkv_row_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
     g, _, n, i = _queries_of(plan, c, t, j)
     return b, jnp.clip(n, 0, plan.blocks - 1), kh * plan.group + g, 0, i
 
 
-def _dkv_k_index(b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
+def _dkv_k_index(b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
     return b, c, t, kh
 
 
-def _dkv_turns_index(plan: Plan, b: Any, kh: Any, c: Any, t: Any, j: Any, *_: Any) -> Any:
+def _dkv_turns_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
     return 0, _key_step(plan, j)[1], 0, 0
 
 
 def _add_key_gradients(
-    q: Any, k: Any, v: Any, d_out: Any, log_total: Any, mean: Any, hide: Any, sums: Any, cap: float
-) -> None:
-    """Scores lie [keys, queries] here: so they enter the products as they are."""
-    dk_ref, dv_ref = sums
+    q: Array, k: Array, v: Array, others: tuple[Array, Array, Array], hide: Hide, sums: tuple[Ref, ...], cap: float
+) -> None:  # fmt: skip
+    """Scores lie [keys, queries] here: so they enter the products as they are. others: d_out, the normaliser, mean."""
+    (dk_ref, dv_ref), (d_out, log_total, mean) = sums, others
     scores, slope = _capped(_product(k, q, (1, 1)), cap)
     p, ds = _d_scores(hide(scores), log_total, _product(v, d_out, (1, 1)), mean, slope)
     dv_ref[...] += _product(p.astype(d_out.dtype), d_out, (1, 0))
     dk_ref[...] += _product(ds.astype(q.dtype), q, (1, 0))
 
 
-def _clear(*refs: Any) -> None:
+def _clear(*refs: Ref) -> None:
     for ref in refs:
         ref[...] = jnp.zeros_like(ref)
 
 
-def _dkv_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, turns_ref: Any, d_out_ref: Any,
-                log_ref: Any, mean_ref: Any, dk_ref: Any, dv_ref: Any, *sums: Any, plan: Plan) -> None:  # fmt: skip
+def _dkv_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None:
+    q_ref, k_ref, v_ref, turns_ref, d_out_ref, log_ref, mean_ref, dk_ref, dv_ref, *sums = refs
     b, c, t, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
     _, back, i = _key_step(plan, j)
     n = c - plan.reach + back
     pl.when(j == 0)(lambda: _clear(*sums))
 
-    def tile(hide: Any) -> None:
+    def tile(hide: Hide) -> None:
         q = _turn(q_ref[...].astype(jnp.float32), turns_ref, plan).astype(q_ref.dtype)
         _add_key_gradients(
-            q, k_ref[...], v_ref[...], d_out_ref[...], log_ref[...], mean_ref[...], lambda scores: hide(scores, 1),
-            sums, plan.cap,
+            q, k_ref[...], v_ref[...], (d_out_ref[...], log_ref[...], mean_ref[...]), lambda scores: hide(scores, 1),
+            tuple(sums), plan.cap,
         )  # fmt: skip
 
     there = (n >= 0) & (n < plan.blocks)
@@ -330,13 +342,13 @@ def _dkv_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, tur
         dk_ref[...], dv_ref[...] = (x[...].astype(dk_ref.dtype) for x in sums)
 
 
-def _fam_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_out_ref: Any, log_ref: Any,
-                mean_ref: Any, dk_ref: Any, dv_ref: Any, *sums: Any, plan: Plan) -> None:  # fmt: skip
+def _fam_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None:
+    q_ref, k_ref, v_ref, d_out_ref, log_ref, mean_ref, dk_ref, dv_ref, *sums = refs
     b, n, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     pl.when(j == 0)(lambda: _clear(*sums))
     _add_key_gradients(
-        q_ref[...], k_ref[...], v_ref[...], d_out_ref[...], log_ref[...], mean_ref[...],
-        lambda scores: _hide_fam(scores, limit[b, n], 0), sums, plan.cap,
+        q_ref[...], k_ref[...], v_ref[...], (d_out_ref[...], log_ref[...], mean_ref[...]),
+        lambda scores: _hide_fam(scores, limit[b, n], 0), tuple(sums), plan.cap,
     )  # fmt: skip
 
     @pl.when(j == pl.num_programs(3) - 1)
@@ -347,24 +359,34 @@ def _fam_kernel(before: Any, limit: Any, q_ref: Any, k_ref: Any, v_ref: Any, d_o
 # --- calls ------------------------------------------------------------------------------------------
 
 
-def _call(kernel: Any, plan: Plan, grid: Any, in_specs: Any, out_specs: Any, out_shape: Any, scratch: Any,
-          passes: int, args: Any) -> Any:  # fmt: skip
+class Shapes(NamedTuple):
+    """Of what a kernel writes, and of its float32 arrays in the chip's memory."""
+
+    specs: list[pl.BlockSpec]
+    out: list[jax.ShapeDtypeStruct]
+    scratch: list[tuple[int, int]]
+
+
+def _call(
+    kernel: Callable[..., None], plan: Plan, grid: tuple[int, ...], in_specs: list[pl.BlockSpec], shapes: Shapes,
+    passes: int, args: tuple[Array, ...],
+) -> Sequence[Array]:  # fmt: skip
     """`passes`: how many products with scores; what the compiler is told that it costs."""
     B, N = args[0].shape
     scores = B * N * plan.kv_heads * plan.group * plan.queries * plan.block * (plan.reach + 1)
     size = lambda x: x.size * x.dtype.itemsize
     cost = pl.CostEstimate(
         flops=2 * passes * scores * plan.head, transcendentals=scores,
-        bytes_accessed=sum(map(size, args)) + sum(map(size, out_shape)),
+        bytes_accessed=sum(map(size, args)) + sum(map(size, shapes.out)),
     )  # fmt: skip
     semantics: Any = (*("parallel",) * (len(grid) - 1), "arbitrary")
     return pl.pallas_call(
         functools.partial(kernel, plan=plan),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2, grid=grid, in_specs=in_specs, out_specs=out_specs,
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+            num_scalar_prefetch=2, grid=grid, in_specs=in_specs, out_specs=shapes.specs,
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in shapes.scratch],
         ),
-        out_shape=out_shape,
+        out_shape=shapes.out,
         compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
         cost_estimate=cost,
         name=f"famjax{kernel.__name__.removesuffix('_kernel')}",
@@ -372,40 +394,56 @@ def _call(kernel: Any, plan: Plan, grid: Any, in_specs: Any, out_specs: Any, out
     )(*args)  # fmt: skip
 
 
-def _like(x: Any) -> jax.ShapeDtypeStruct:
+def _like(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def forward(
-    plan: Plan, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any, turns: Any, before: Any, limit: Any
-) -> tuple[Any, Any]:
+class Arrays(NamedTuple):
+    """What the kernels read; the shapes are at the top."""
+
+    q: Array
+    k: Array
+    v: Array
+    fam_k: Array | None
+    fam_v: Array | None
+    turns: Array
+    before: Array
+    limit: Array
+
+
+def forward(plan: Plan, arrays: Arrays) -> tuple[Array, Array]:
     """The heads' outputs, as q, and the softmax's normaliser, float32 [B, N, K G, 1, Q]."""
+    q, k, v, fam_k, fam_v, turns, before, limit = arrays
     B, N, Q, _ = q.shape
     heads, tile = plan.kv_heads * plan.group, plan.q_tile
     fam = (fam_k, fam_v) if plan.fam else ()
-    columns = fam_k.shape[2] if plan.fam else 0
-    return tuple(_call(
-        _forward_kernel, plan, (B, heads, N, plan.q_tiles, (plan.reach + 1) * plan.tiles), _query_specs(plan, columns),
+    columns = 0 if fam_k is None else fam_k.shape[2]
+    shapes = Shapes(
         [pl.BlockSpec((None, None, tile, plan.head), _q_index), pl.BlockSpec((None, None, None, 1, tile), _row_index)],
         [_like(q), jax.ShapeDtypeStruct((B, N, heads, 1, Q), jnp.float32)],
-        [(tile, LANES), (tile, LANES), (tile, plan.head)], 2, (before, limit, q, k, v, turns, *fam),
-    ))  # fmt: skip
+        [(tile, LANES), (tile, LANES), (tile, plan.head)],
+    )  # fmt: skip
+    out, log_total = _call(
+        _forward_kernel, plan, (B, heads, N, plan.q_tiles, (plan.reach + 1) * plan.tiles), _query_specs(plan, columns),
+        shapes, 2, (before, limit, q, k, v, turns, *fam),
+    )  # fmt: skip
+    return out, log_total
 
 
 def backward(
-    plan: Plan, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any, turns: Any, before: Any, limit: Any, d_out: Any,
-    log_total: Any, mean: Any,
-) -> tuple[Any, ...]:  # fmt: skip
+    plan: Plan, arrays: Arrays, d_out: Array, log_total: Array, mean: Array
+) -> tuple[Array, Array, Array, Array | None, Array | None]:  # fmt: skip
     """Gradients of q, k, v, fam_k and fam_v. `mean` [B, N, K G, 1, Q]: d_out . out of each query and head."""
+    q, k, v, fam_k, fam_v, turns, before, limit = arrays
     B, N = q.shape[:2]
     K, G, tile, q_tile, head = plan.kv_heads, plan.group, plan.tile, plan.q_tile, plan.head
     fam = (fam_k, fam_v) if plan.fam else ()
-    columns = fam_k.shape[2] if plan.fam else 0
+    columns = 0 if fam_k is None else fam_k.shape[2]
     rows = pl.BlockSpec((None, None, None, 1, q_tile), _row_index)
     q_spec = pl.BlockSpec((None, None, q_tile, head), _q_index)
     (dq,) = _call(
         _dq_kernel, plan, (B, K * G, N, plan.q_tiles, (plan.reach + 1) * plan.tiles),
-        [*_query_specs(plan, columns), q_spec, rows, rows], [q_spec], [_like(q)], [(q_tile, head)], 3,
+        [*_query_specs(plan, columns), q_spec, rows, rows], Shapes([q_spec], [_like(q)], [(q_tile, head)]), 3,
         (before, limit, q, k, v, turns, *fam, d_out, log_total, mean),
     )  # fmt: skip
     q_spec = pl.BlockSpec((None, None, q_tile, head), functools.partial(_dkv_q_index, plan))
@@ -415,10 +453,11 @@ def backward(
     backs = 1 if plan.stop_gradient else plan.reach + 1
     dk, dv = _call(
         _dkv_kernel, plan, (B, K, plan.reach + N, plan.tiles, G * backs * plan.q_tiles),
-        [q_spec, k_spec, k_spec, turns_spec, q_spec, rows, rows], [k_spec, k_spec], [_like(k), _like(v)],
-        [(tile, head), (tile, head)], 4, (before, limit, q, k, v, turns, d_out, log_total, mean),
+        [q_spec, k_spec, k_spec, turns_spec, q_spec, rows, rows],
+        Shapes([k_spec, k_spec], [_like(k), _like(v)], [(tile, head), (tile, head)]), 4,
+        (before, limit, q, k, v, turns, d_out, log_total, mean),
     )  # fmt: skip
-    if not plan.fam:
+    if fam_k is None or fam_v is None:
         return dq, dk, dv, None, None
     step = lambda kh, j: (kh * G + j // plan.q_tiles, j % plan.q_tiles)
     q_spec = pl.BlockSpec((None, None, q_tile, head), lambda b, kh, n, j, *_: (b, n, *step(kh, j)[::-1]))
@@ -428,7 +467,7 @@ def backward(
     fam_spec = pl.BlockSpec((None, None, columns, head), lambda b, kh, n, j, *_: (b, n, 0, kh))
     d_fam = _call(
         _fam_kernel, plan, (B, K, N, G * plan.q_tiles), [q_spec, fam_spec, fam_spec, q_spec, rows, rows],
-        [fam_spec, fam_spec], [_like(fam_k), _like(fam_v)], [(columns, head), (columns, head)], 0,
+        Shapes([fam_spec, fam_spec], [_like(fam_k), _like(fam_v)], [(columns, head), (columns, head)]), 0,
         (before, limit, q, fam_k, fam_v, d_out, log_total, mean),
     )  # fmt: skip
-    return dq, dk, dv, *d_fam
+    return dq, dk, dv, d_fam[0], d_fam[1]

@@ -6,22 +6,27 @@ of the query, in tokens (0 for the block itself, S for the block before it, and 
     query 5 of a block, key 7 of the block before, S = 8:  5 - 7 + 8 = 6 tokens back
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from famjax.dims import Array
 
-def causal(q_offset: Any, k_offset: Any, distance: Any = 0) -> Any:
+# Integers, broadcast against each other.
+Positions: TypeAlias = Array | np.ndarray | int
+
+
+def causal(q_offset: Positions, k_offset: Positions, distance: Any = 0) -> Any:
     """True where the key is the query itself or comes before it."""
     return q_offset + distance >= k_offset
 
 
-def within_window(q_offset: Any, k_offset: Any, distance: Any, window: int) -> Any:
+def within_window(q_offset: Positions, k_offset: Positions, distance: Positions, window: int) -> Any:
     """True where the key is one of the last `window` tokens, the query itself included."""
     return q_offset - k_offset + distance < window
 
 
-def in_same_document(blocks_back: Any, blocks_before: Any) -> Any:
+def in_same_document(blocks_back: Positions, blocks_before: Positions) -> Any:
     """True where the block so many blocks back belongs to the document that the query reads.
 
     `blocks_before` is how many blocks of that document come before the query's block.

@@ -11,65 +11,83 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.config import MemoryConfig
+from famjax.dims import Array, Bool, Int, Rows
 
 
 class Blocks(NamedTuple):
     """Where the tokens of one forward pass stand, the same for all layers.
 
     Attributes:
-      offset: int32 [B], offset of the first token within its block; None where blocks are whole.
-      count: int32 [B], tokens that are real; those after them in the row are padding.
-      blocks_before: int32 [B, N], blocks of the same document before each block.
-      fam_updates: int32 [B, N], updates that the FAM seen by each block has had.
-      starts: bool [B, N], blocks that start a document; None where none does.
-      full: bool [B, N], blocks that these tokens make full.
-      kept: bool [B, N], of whole blocks: those of which the memory afterwards knows; None: of all.
-      kept_count: int32 [B], tokens of which it knows: `count`, or as many as the kept blocks have.
-      origin: [B, N], absolute position of each block's first token; only `zero` FAM positions use it.
+      offset: offset of the first token within its block; None if blocks are whole.
+      count: tokens that are real; those after them in the row are padding.
+      blocks_before: blocks of the same document before each block.
+      fam_updates: updates that the FAM seen by each block has had.
+      starts: blocks that start a document; None if none does.
+      full: blocks that these tokens make full.
+      kept: of whole blocks: those that the memory afterwards knows; None: all.
+      kept_count: tokens that it knows: `count`, or the number of tokens of the kept blocks.
+      origin: absolute position of each block's first token; only `zero` FAM positions use it.
     """
 
-    offset: Any
-    count: Any
-    blocks_before: Any
-    fam_updates: Any
-    starts: Any
-    full: Any
-    kept: Any
-    kept_count: Any
-    origin: Any
+    offset: Rows | None
+    count: Rows  # type: ignore[assignment]  # tuple has a method of this name
+    blocks_before: Int[Array, "B N"]
+    fam_updates: Int[Array, "B N"]
+    starts: Bool[Array, "B N"] | None
+    full: Bool[Array, "B N"]
+    kept: Bool[Array, "B N"] | None
+    kept_count: Rows
+    origin: Int[Array, "B N"] | None
 
 
-def _origin(blocks_before: Any, shift_B: Any, config: MemoryConfig) -> Any:
-    """Absolute positions of the blocks' first tokens, where a position scheme needs them."""
+class Layout(NamedTuple):
+    """Documents within the rows of a batch.
+
+    Attributes:
+      starts: blocks that start a document, which sees no memory from before; None if none does.
+      kept: how many blocks of each row, the first ones, the memory afterwards knows; None: all. Those after them are
+        read too, but leave no trace.
+      shift: random position offset of each row (paper section 2, length extrapolation); only `fam_position` `zero`
+        depends on it.
+    """
+
+    starts: Bool[Any, "B N"] | None = None
+    kept: Int[Any, "B"] | None = None
+    shift: Int[Any, "B"] | None = None
+
+
+WHOLE_ROWS = Layout()
+
+
+def _origin(blocks_before: Array, shift: Rows | None, config: MemoryConfig) -> Array | None:
+    """Absolute positions of the blocks' first tokens, if a position scheme needs them."""
     if config.fam_position != "zero":
         return None
     origin = blocks_before * config.block_size
-    return origin if shift_B is None else origin + shift_B[:, None]
+    return origin if shift is None else origin + shift[:, None]
 
 
 def of_whole_blocks(
-    position_B: Any, fam_updates_B: Any, count_B: Any, num_blocks: int, config: MemoryConfig,
-    starts_BN: Any = None, fresh_updates: Any = 0, shift_B: Any = None, kept_B: Any = None,
+    before: tuple[Rows, Rows], count: Rows, num_blocks: int, config: MemoryConfig, layout: Layout = WHOLE_ROWS,
+    fresh_updates: Any = 0,
 ) -> Blocks:  # fmt: skip
     """Positions of N blocks that follow a memory standing at a block's edge.
 
     Args:
-      position_B, fam_updates_B: of the memory that these blocks continue.
-      count_B: tokens of each row up to its last real one.
+      before: (position, fam_updates) of the memory that these blocks continue.
+      count: tokens of each row up to its last real one.
       num_blocks: N.
       config: the memory's settings.
-      starts_BN: bool, blocks with which a document starts: such a block sees no memory from before.
+      layout: documents within the rows.
       fresh_updates: updates that the FAM of a starting document has had; 0 for the learned prompt.
-      shift_B: random position offset of each row (paper section 2, length extrapolation).
-      kept_B: blocks of each row, the first ones, of which the memory afterwards knows; None: of all. What is
-        behind them is read too, but leaves no trace.
     """
+    (position_B, fam_updates_B), count_B, (starts_BN, kept_B, shift_B) = before, count, layout
     S = config.block_size
     block = np.arange(num_blocks)
     blocks_before = position_B[:, None] // S + block
     fam_updates = fam_updates_B[:, None] + block
     if starts_BN is not None:
-        # A start marked behind the last real token is padding: the memory stays the last document's.
+        # A start marked after the last real token is padding: the memory stays the last document's.
         starts_BN = starts_BN & (count_B[:, None] > block * S)
         start = jnp.where(starts_BN, block, -1)
         last_start = jax.lax.cummax(start, axis=1)
@@ -83,18 +101,18 @@ def of_whole_blocks(
     return Blocks(None, count_B, blocks_before, fam_updates, starts_BN, full, kept, kept_count, origin)
 
 
-def of_part(position_B: Any, fam_updates_B: Any, count_B: Any, config: MemoryConfig, shift_B: Any = None) -> Blocks:
-    """Positions of `count_B` tokens that follow the memory and stay within one block of each row."""
+def of_part(position: Rows, fam_updates: Rows, count: Rows, config: MemoryConfig, shift: Rows | None = None) -> Blocks:
+    """Positions of `count` tokens that follow the memory and stay within one block of each row."""
     S = config.block_size
-    offset = position_B % S
-    blocks_before = (position_B // S)[:, None]
-    full = ((count_B > 0) & (offset + count_B >= S))[:, None]
-    origin = _origin(blocks_before, shift_B, config)
-    return Blocks(offset, count_B, blocks_before, fam_updates_B[:, None], None, full, None, count_B, origin)
+    offset = position % S
+    blocks_before = (position // S)[:, None]
+    full = ((count > 0) & (offset + count >= S))[:, None]
+    origin = _origin(blocks_before, shift, config)
+    return Blocks(offset, count, blocks_before, fam_updates[:, None], None, full, None, count, origin)
 
 
-def after(where: Blocks, config: MemoryConfig) -> tuple[Any, Any]:
-    """(position_B, fam_updates_B) of the memory once these tokens are read."""
+def after(where: Blocks, config: MemoryConfig) -> tuple[Rows, Rows]:
+    """(position, fam_updates) of the memory once these tokens are read."""
     S = config.block_size
     if where.offset is not None:
         position = where.blocks_before[:, 0] * S + where.offset + where.count
@@ -103,8 +121,8 @@ def after(where: Blocks, config: MemoryConfig) -> tuple[Any, Any]:
     return current * S + where.kept_count % S, updates
 
 
-def block_in_progress(where: Blocks, config: MemoryConfig) -> tuple[Any, Any]:
-    """(blocks_before_B, fam_updates_B) of the block that the token behind the kept ones of each row belongs to."""
+def block_in_progress(where: Blocks, config: MemoryConfig) -> tuple[Rows, Rows]:
+    """(blocks_before, fam_updates) of the block that the token after the kept ones of each row belongs to."""
     read = where.kept_count // config.block_size
     last = jnp.minimum(read, where.blocks_before.shape[1] - 1)[:, None]
     beyond = read - last[:, 0]  # 1 where the row's blocks are all full

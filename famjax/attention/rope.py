@@ -6,15 +6,19 @@ two blocks is added where they meet. Angles stay small and exact at token ten mi
 """
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
 from famjax.config import Rope
+from famjax.dims import Array, Float
+
+# Broadcast against each other; fractions are allowed.
+Positions: TypeAlias = Array | np.ndarray | float | int
 
 
-def turn(x: Any, positions: Any, rope: Rope | float) -> Any:
+def rotate(x: Float[Array, "... H"], positions: Positions, rope: Rope | float) -> Float[Array, "... H"]:
     """Rotates each pair (i, i + H/2) of the last axis by `positions * base ** (-2i / H)`.
 
     Args:
@@ -32,7 +36,7 @@ def turn(x: Any, positions: Any, rope: Rope | float) -> Any:
     return turned.astype(x.dtype)
 
 
-def table(positions: Any, half: int, rope: Rope | float) -> tuple[Any, Any]:
+def table(positions: Positions, half: int, rope: Rope | float) -> tuple[Any, Any]:
     """cos and sin [..., half]; NumPy where the positions are known, so that they are constants of the program."""
     rope = Rope(rope) if isinstance(rope, (int, float)) else rope
     if isinstance(positions, (int, float, np.ndarray)):

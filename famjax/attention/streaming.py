@@ -1,68 +1,107 @@
-"""One layer over a part of a block: streaming and decoding (paper section 3, block-major).
+"""One layer over a part of a block: streamed prefill and decoding (paper section 3, block-major).
 
-The keys are those of a ring of the last blocks, into which the new ones are written first. `blocks.py` has
-the same mathematics for whole sequences.
+The keys are those of a ring of the last blocks, into which the new ones are written first. The pieces are those of
+`block_step.py`.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import masks
-from famjax.attention.attend import Source, attend_ring
-from famjax.attention.memory import LayerMemory, LayerWeights, fam_sources, select_rows, update_fam
+from famjax.attention.attend import Source, attend, attend_ring
+from famjax.attention.block_step import fam_query_offsets, push_fam, residual_of
+from famjax.attention.memory import LayerMemory, LayerWeights, fam_sources, select_rows, with_keys
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
-
-# Keys and values.
-Pair = tuple[Any, Any]
+from famjax.dims import Array, Bool, Float, Int, KeysValues, Queries, Rows
 
 
 def part_of_block(
-    layer: LayerWeights, x_BQD: Any, memory: LayerMemory, where: Blocks, config: MemoryConfig
-) -> tuple[Any, LayerMemory]:
-    """One layer over up to S tokens that lie within one block of each row (block-major, streaming).
+    layer: LayerWeights, x: Float[Array, "B Q D"], memory: LayerMemory, where: Blocks
+) -> tuple[Float[Array, "B Q D"], LayerMemory]:
+    """One layer over up to S tokens that lie within one block of each row.
 
     Args:
-      layer: the layer's weights.
-      x_BQD: input activations of tokens `offset .. offset + Q - 1`; the first `count` are real.
+      layer: the layer's weights and settings.
+      x: input activations of tokens `offset .. offset + Q - 1`; the first `count` are real.
       memory: the layer's memory before these tokens.
       where: positions, with N = 1. No row's real tokens pass the end of its block.
-      config: the memory's settings for this layer.
 
     Returns:
-      Output activations [B, Q, D] and the layer's memory. Rows whose block became full have a new FAM.
+      Output activations and the layer's memory. Rows whose block became full have a new FAM.
     """
-    B, Q, _ = x_BQD.shape
+    config, Q, current = layer.memory, x.shape[1], where.blocks_before[:, 0]
+    assert where.offset is not None
+    # FAM's rows go along with many tokens, as in `block_step`. Beside a few they would be most of the work.
+    together = 0 < config.fam_length < Q
     offset = where.offset[:, None] + np.arange(Q)
-    q, k, v = layer.queries_keys_values(x_BQD, offset)
-    current = where.blocks_before[:, 0]
+    fam_offset = fam_query_offsets(_origin(where), config)
+    # Project, and write the block's new keys into the ring.
+    if together:
+        both = jnp.concatenate([offset, jnp.broadcast_to(fam_offset, (len(x), config.fam_length))], axis=1)
+        q, kv = layer.queries_keys_values((x, memory.fam[:, 0]), both, offset)
+    else:
+        q, kv = layer.queries_keys_values((x,), offset, offset)
     slot = current % memory.k.shape[1]
-    k_ring, v_ring = _write((memory.k, memory.v), (k, v), slot, where.offset, where.count)
-    sources = []
-    if config.fam_length:
-        origin = where.origin[:, 0] if where.origin is not None else None
-        sources = fam_sources(memory.fam_k, memory.fam_v, where.fam_updates[:, 0], origin, config)
+    memory = _replace_ring(memory, _write((memory.k, memory.v), kv, slot, where.offset, where.count))
+    # Attend.
     with jax.named_scope("block_attention"):
-        heads = attend_ring(q, _ring_source(k_ring, v_ring, offset, current, config), sources, *layer.scoring)
-    y = layer.finish(heads, x_BQD)
-    fam = (memory.fam, memory.fam_k, memory.fam_v)
-    if config.fam_length:
-        fam = _update_full_rows(layer, fam, k_ring, v_ring, slot, where, config)
-    return y, LayerMemory(k_ring, v_ring, *fam)
+        fams = fam_sources(memory, where.fam_updates[:, 0], _origin(where), config) if config.fam_length else []
+        heads = attend_ring(q[..., :Q, :], _ring(memory, offset, current, config), current, fams, layer.scoring)
+        if together:
+            heads = jnp.concatenate([heads, _attend_fam(layer, q[..., Q:, :], memory, slot, fams)], axis=-2)
+    # Output projection and feed-forward; FAM of the rows whose block is full.
+    full = where.full[:, 0]
+    if together:
+        y, new = layer.finish(heads, (x, *residual_of(memory.fam, where.fam_updates[:, 0], config)))
+        return y, _with_fam(layer, memory, new, full)
+    (y,) = layer.finish(heads, (x,))
+    if not config.fam_length:
+        return y, memory
+
+    def update(memory: LayerMemory) -> LayerMemory:
+        with jax.named_scope("fam_recurrence"):
+            heads = _attend_fam(layer, layer.queries(memory.fam[:, 0], fam_offset), memory, slot, fams)
+            (new,) = layer.finish(heads, residual_of(memory.fam, where.fam_updates[:, 0], config))
+            return _with_fam(layer, memory, new, full)
+
+    return y, jax.lax.cond(full.any(), update, lambda memory: memory, memory)
 
 
-def _write(rings: Pair, new: Pair, slot_B: Any, offset_B: Any, count_B: Any) -> Pair:
+def _origin(where: Blocks) -> Rows | None:
+    return None if where.origin is None else where.origin[:, 0]
+
+
+def _replace_ring(memory: LayerMemory, ring: KeysValues) -> LayerMemory:
+    return LayerMemory(*ring, memory.fam, memory.fam_k, memory.fam_v)
+
+
+def _attend_fam(layer: LayerWeights, q: Queries, memory: LayerMemory, slot: Rows, fams: list[Source]) -> Queries:
+    """FAM's queries see the previous FAMs and the whole block, which lies in the ring."""
+    k, v = (jnp.take_along_axis(a, slot[:, None, None, None, None], axis=1)[:, 0] for a in (memory.k, memory.v))
+    return attend(q, [*fams, Source(k, v)], layer.scoring)
+
+
+def _with_fam(
+    layer: LayerWeights, memory: LayerMemory, new: Float[Array, "B F D"], full: Bool[Array, "B"]
+) -> LayerMemory:
+    """The memory with a new FAM, and its keys and values, in the rows whose block is full."""
+    fam = push_fam(memory.fam, [new], None, layer.memory)
+    updated = with_keys(layer, LayerMemory(memory.k, memory.v, fam, memory.fam_k, memory.fam_v))
+    parts = lambda m: (m.fam, m.fam_k, m.fam_v)
+    return LayerMemory(memory.k, memory.v, *select_rows(full, parts(updated), parts(memory)))
+
+
+def _write(rings: KeysValues, new: KeysValues, slot: Rows, offset: Rows, count: Rows) -> KeysValues:
     """The rings [B, R, K, S, H] with the first `count` of some columns [B, K, Q, H] from `offset` of a slot on.
 
     Q columns of one slot are written, whatever the ring's size: so a loop that carries the rings writes in place.
     """
     S, Q = rings[0].shape[3], new[0].shape[2]
 
-    def columns(ring: Any, new: Any, slot: Any, offset: Any, count: Any) -> Any:
-        # The Q columns must lie within the block. Where they would pass its end (behind the real ones is only
+    def columns(ring: Array, new: Array, slot: Array, offset: Array, count: Array) -> Array:
+        # The Q columns must lie within the block. If they would pass its end (after the real ones is only
         # padding), they begin earlier, and what is there already is written once more.
         begin = jnp.minimum(offset, S - Q)
         place = (slot, 0, begin, 0)
@@ -72,52 +111,38 @@ def _write(rings: Pair, new: Pair, slot_B: Any, offset_B: Any, count_B: Any) -> 
         written = jnp.where(((index >= 0) & (index < count))[:, None], moved.astype(ring.dtype), there)
         return jax.lax.dynamic_update_slice(ring, written[None], place)
 
-    def row(rings: Pair, new: Pair, *place: Any) -> Pair:
+    def row(rings: KeysValues, new: KeysValues, *place: Array) -> KeysValues:
         return columns(rings[0], new[0], *place), columns(rings[1], new[1], *place)
 
-    if len(slot_B) > 1:
-        return jax.vmap(row)(rings, new, slot_B, offset_B, count_B)
+    if len(slot) > 1:
+        written: KeysValues = jax.vmap(row)(rings, new, slot, offset, count)
+        return written
 
-    def one_row(rings: Pair, new: Pair, *place: Any) -> Pair:
+    def one_row(rings: KeysValues, new: KeysValues, *place: Array) -> KeysValues:
         first = lambda tree: jax.tree.map(lambda x: x[0], tree)
         return jax.tree.map(lambda x: x[None], row(first(rings), first(new), *first(place)))
 
-    def in_a_branch(rings: Pair, new: Pair, slot_B: Any, offset_B: Any, count_B: Any) -> Pair:
-        args = (rings, new, slot_B, offset_B, count_B)
-        return jax.lax.cond(count_B[0] > 0, one_row, lambda rings, *_: rings, *args)
+    def in_a_branch(rings: KeysValues, new: KeysValues, slot: Rows, offset: Rows, count: Rows) -> KeysValues:
+        args = (rings, new, slot, offset, count)
+        return jax.lax.cond(count[0] > 0, one_row, lambda rings, *_: rings, *args)
 
     # Outside of a branch, the compiler for CPUs writes a single row once for each use of the ring, and copies the
     # ring each time (jax 0.10).
-    return jax.lax.platform_dependent(rings, new, slot_B, offset_B, count_B, cpu=in_a_branch, default=one_row)
+    return jax.lax.platform_dependent(rings, new, slot, offset, count, cpu=in_a_branch, default=one_row)
 
 
-def _ring_source(k_ring: Any, v_ring: Any, offset_BQ: Any, current_B: Any, config: MemoryConfig) -> Source:
-    """All slots of a ring, with the axes [B, R] in front; which block a slot holds differs from row to row."""
-    R = k_ring.shape[1]
-    back_BR = (current_B[:, None] - np.arange(R)) % R
+def _ring(memory: LayerMemory, offset: Int[Array, "B Q"], current: Rows, config: MemoryConfig) -> Source:
+    """All slots of a ring, with leading axes [B, R]; the block that a slot holds differs between rows."""
+    k, v = memory.k, memory.v
+    R = k.shape[1]
+    back = (current[:, None] - np.arange(R)) % R
     if config.stop_gradient:
-        past = (back_BR > 0)[..., None, None, None]
-        k_ring, v_ring = (jnp.where(past, jax.lax.stop_gradient(x), x) for x in (k_ring, v_ring))
-    distance = back_BR * config.block_size
+        past = (back > 0)[..., None, None, None]
+        k, v = (jnp.where(past, jax.lax.stop_gradient(x), x) for x in (k, v))
+    distance = back * config.block_size
     columns, away = np.arange(config.block_size), distance[..., None, None]
-    from_BRQC = offset_BQ[:, None, :, None]
-    visible = masks.causal(from_BRQC, columns, away)
-    visible &= masks.in_same_document(back_BR, current_B[:, None])[..., None, None]
+    query = offset[:, None, :, None]
+    visible = masks.causal(query, columns, away) & masks.in_same_document(back, current[:, None])[..., None, None]
     if config.token_window:
-        visible &= masks.within_window(from_BRQC, columns, away, config.token_window)
-    return Source(k_ring, v_ring, visible[:, :, None, None], distance)
-
-
-def _update_full_rows(
-    layer: LayerWeights, fam: Any, k_ring: Any, v_ring: Any, slot: Any, where: Blocks, config: MemoryConfig
-) -> Any:
-    """A new FAM for the rows whose block is full; no work at all while none is."""
-
-    def update(fam: Any) -> Any:
-        block = lambda ring: jnp.take_along_axis(ring, slot[:, None, None, None, None], axis=1)[:, 0]
-        origin = where.origin[:, 0] if where.origin is not None else None
-        with jax.named_scope("fam_recurrence"):
-            new = update_fam(layer, fam, block(k_ring), block(v_ring), where.fam_updates[:, 0], origin, config)
-        return select_rows(where.full[:, 0], new, fam)
-
-    return jax.lax.cond(where.full.any(), update, lambda fam: fam, fam)
+        visible &= masks.within_window(query, columns, away, config.token_window)
+    return Source(k, v, visible[:, :, None, None], distance)

@@ -12,7 +12,7 @@ from famjax.config import ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
-from famjax.nn.weights import apart, create
+from famjax.nn.weights import create, unstacked
 
 # What is going on, runs done, runs in all.
 Tell = Callable[[str, int, int], None]
@@ -120,13 +120,13 @@ def over_lengths(
     Full attention is the same model with a ring that holds the whole text, at lengths up to `full_to`.
     """
     S = model.memory.block_size
-    fam, bswa = (Ours(apart(create(with_memory(model, fam_length=F)))) for F in (model.memory.fam_length, 0))
-    results = []
+    fam, bswa = (Ours(unstacked(create(with_memory(model, fam_length=F)))) for F in (model.memory.fam_length, 0))
+    results: list[dict[str, Any]] = []
     for length in lengths:
         runners: dict[str, Runner] = {"FAM": fam, "BSWA": bswa}
         if length <= full_to:
             blocks = -(-(length + NEW) // S)
-            runners["full"] = Ours(apart(create(with_memory(model, fam_length=0, memory_segments=blocks - 1))))
+            runners["full"] = Ours(unstacked(create(with_memory(model, fam_length=0, memory_segments=blocks - 1))))
         results += _at_length(runners, length, repeats, tell)
     return results
 
@@ -166,9 +166,9 @@ def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell
     for name, runner in runners.items():
         entry: dict[str, Any] = {"name": name, "length": length, "held_mib": runner.held_mib()}
         for what, tokens in (("read", length), ("write", NEW)):
-            seconds = spread(times[f"{what} {name}"])
-            entry[f"{what}_tokens_per_second"] = tokens / seconds.median
-            entry[f"{what}_seconds"] = _numbers(seconds)
+            found = spread(times[f"{what} {name}"])
+            entry[f"{what}_tokens_per_second"] = tokens / found.median
+            entry[f"{what}_seconds"] = _numbers(found)
             if last and name != last:
                 ahead = paired_ratio(times, f"{what} {last}", f"{what} {name}")
                 entry[f"{what}_speed_over_{last}"] = _numbers(ahead)

@@ -90,7 +90,7 @@ def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tu
     Returns:
       A function that reads a new text of so many blocks, a multiple of `blocks_per_call`; and the program.
     """
-    model = model_lib.apart(model_lib.create(config))
+    model = model_lib.unstacked(model_lib.create(config))
     graphdef, params = nnx.graphdef(model), model_lib.parameters(model)
     shape = (blocks_per_call, rows, config.memory.block_size)
     tokens_NBS = jax.random.randint(jax.random.key(1), shape, 0, config.vocab_size)

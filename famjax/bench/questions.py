@@ -11,7 +11,7 @@ from famjax.config import ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.prefixes import generate_continuations, reading_plan
 from famjax.nn.model import Transformer
-from famjax.nn.weights import apart, create
+from famjax.nn.weights import create, unstacked
 
 # A question, and an answer, of NarrativeQA's lengths.
 QUESTION_TOKENS, ANSWER_TOKENS = (10, 40), 8
@@ -34,8 +34,8 @@ def questions(
       seconds of `shared`, where the text is read once and its memory forked, and of `alone`, where every question reads
       it again, `rows` of them side by side; their ratio turn by turn; and how many tokens each reads.
     """
-    model, rng = apart(create(config)), np.random.default_rng(0)
-    draw = lambda n: rng.integers(0, config.vocab_size, n).astype(np.int32)
+    model, rng = unstacked(create(config)), np.random.default_rng(0)
+    draw: Callable[[Any], np.ndarray] = lambda n: rng.integers(0, config.vocab_size, n).astype(np.int32)
     text = draw(blocks * config.memory.block_size)
     asked = [np.concatenate([text, draw(rng.integers(*QUESTION_TOKENS))]) for _ in range(count)]
     runs = {"shared": lambda some: _shared(model, some, rows), "alone": lambda some: _alone(model, some, rows)}

@@ -1,6 +1,7 @@
 """Results for people: tables, `bench.json` and a plot. Every number in a table comes from the JSON."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from famjax.runtime.model_dir import write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import ScalarFormatter
 
 BENCH_JSON, PLOT_PNG = "bench.json", "bench.png"
 
@@ -132,7 +134,7 @@ def _plot_inference(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
     figure_axes.legend(frameon=False)
 
 
-_TABLES = {
+_TABLES: dict[str, Callable[[Any], list[Any]]] = {
     "training": _training, "prefill": _prefill, "questions": _questions, "peers": _peers, "inference": _inference,
 }  # fmt: skip
 
@@ -170,7 +172,7 @@ def _plot(path: Path, results: dict[str, Any]) -> None:
         labels = {"training": "tokens of a row", "prefill": "blocks of the text"}
         one.set(xscale="log", ylim=(0, None), xlabel=labels[name], ylabel="tokens/s", title=name)
         one.set_xticks(sorted({row[axis] for row in results[name]}))
-        one.get_xaxis().set_major_formatter(plt.matplotlib.ticker.ScalarFormatter())
+        one.get_xaxis().set_major_formatter(ScalarFormatter())
         one.minorticks_off()
         one.grid(alpha=0.3)
         one.legend(frameon=False)

@@ -27,7 +27,7 @@ SIZES = {
     "peers": Size(
         ModelConfig(
             num_layers=4, d_model=256, d_ff=680, num_heads=4, num_kv_heads=4, head_dim=64, dtype="float32",
-            scan_layers=False, attention_budget_mib=2.0,
+            scan_layers=False,
             memory=MemoryConfig(block_size=256, memory_segments=1, fam_length=16),
         ),
         tokens=8192, lengths=(2048, 4096), prefill_rows=1,
@@ -45,7 +45,7 @@ SIZES = {
     "paper-ratio": Size(
         ModelConfig(
             num_layers=2, d_model=512, d_ff=2048, num_heads=8, num_kv_heads=8, head_dim=64, dtype="float32",
-            scan_layers=False, attention_budget_mib=2.0,
+            scan_layers=False,
             memory=MemoryConfig(block_size=1024, memory_segments=1, fam_length=64),
         ),
         tokens=4096, lengths=(4096,), prefill_rows=1,

@@ -3,6 +3,7 @@
 Each returns rows for `report.py`, plain numbers that go into `bench.json` as they are.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -132,5 +133,5 @@ def _builders(model: ModelConfig, rows: int, length: int) -> Iterator[tuple[str,
 
     for name, config in variants(model, length).items():
         if name != "full":
-            yield name, lambda config=config: training_step(config, rows, length)
+            yield name, functools.partial(training_step, config, rows, length)
     yield from peers.peers(model, rows, length).items()

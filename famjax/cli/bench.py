@@ -86,7 +86,6 @@ def run(args: argparse.Namespace) -> int:
 
         check_installed(PACKAGES[:2] if args.what == "infer" else PACKAGES)
 
-    cpu.keep_freed_memory()
     os.environ["XLA_FLAGS"] = cpu.xla_flags(os.environ.get("XLA_FLAGS", ""))
     from famjax.bench import report
     from famjax.bench.machine import describe

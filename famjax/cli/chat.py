@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import signal
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory
 from famjax.config import ConfigError
 from famjax.config.text import BOM
 from famjax.infer.settings import Sampling
+from famjax.runtime import interrupts
 
 if TYPE_CHECKING:
     from famjax.infer.chat import Turns
@@ -119,6 +120,7 @@ class _Conversation:
                 Path(self._args.session).unlink(missing_ok=True)
             print("everything is forgotten", file=sys.stderr)
         elif name == "/save" and argument:
+            argument = os.path.expanduser(argument)
             try:
                 _check_place("/save", argument)
                 self._save(argument)
@@ -160,7 +162,7 @@ class _Conversation:
             begun = begun or bool(text)
             write(text)
 
-        with _interrupts() as interrupted:
+        with interrupts.noted() as interrupted:  # in the middle of a step it would lose the memory
             for made in generate(
                 self._model, self._session, self._args.max_tokens, self._sampling, seed=self._args.seed,
                 stops=self._codec.token_stops(stops), tokens_per_call=at_most,
@@ -173,17 +175,6 @@ class _Conversation:
         write("\n")
 
 
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """While an answer is made, Ctrl-C is noted: in the middle of a step it would lose the memory."""
-    seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _lines() -> Iterator[str]:
     """What the user types, or what comes through a pipe, a line at a time."""
     if not sys.stdin.isatty():
@@ -194,7 +185,9 @@ def _lines() -> Iterator[str]:
         import readline  # noqa: F401  (gives input() a history)
     while True:
         try:
-            yield input("> ")
+            with interrupts.raised():
+                line = input("> ")
+            yield line
         except KeyboardInterrupt:
             print()
         except EOFError:

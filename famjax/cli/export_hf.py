@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from famjax.config import ConfigError, LoraConfig, ModelConfig
+from famjax.runtime import interrupts
 from famjax.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         write_adapter(args, config, hf)
         return 0
 
+    from famjax.data.tokenizer_folder import FAMILY
     from famjax.pretrained.config_json import with_memory
     from famjax.pretrained.families import family_of
     from famjax.pretrained.folder import CARRIED, CONFIG_JSON, Written, carry, write_fam, write_json, write_tensors
@@ -70,10 +72,11 @@ def run(args: argparse.Namespace) -> int:
     ):
         for done in write_tensors(partial, written, read):
             progress.advance(done)
+            interrupts.check()
         if fam := _fam(weights):
             write_fam(partial, fam)
         write_json(partial / CONFIG_JSON, with_memory(hf, config.memory))
-        carry((file for name in CARRIED if (file := root / name).is_file()), partial)
+        carry((file for name in CARRIED if (file := root / name).is_file() and name != FAMILY), partial)
     return 0
 
 

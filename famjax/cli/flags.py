@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from typing import Any
 
 from famjax.config import ConfigError, InferConfig, check_mesh
 from famjax.infer.settings import RECENT
@@ -39,7 +40,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def memory_overrides(args: argparse.Namespace) -> dict[str, int]:
+def memory_overrides(args: argparse.Namespace) -> dict[str, Any]:
     """The memory settings that were given, by their names in `MemoryConfig`."""
     names = ("block_size", "memory_segments", "fam_length")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

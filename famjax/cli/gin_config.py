@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn, TypeVar
 
 import gin
 
-from famjax.cli.main import nearest
+from famjax.cli.main import at_home, nearest
 from famjax.config import (
     ConfigError,
     DataConfig,
@@ -86,12 +86,13 @@ def model_of_checkpoint(
     if not path:
         raise ConfigError("the model is that of INITIAL_CHECKPOINT_PATH, which is empty; add "
                           "--gin.INITIAL_CHECKPOINT_PATH=\"'DIR'\"")  # fmt: skip
-    model = read_config(path)
+    model = read_config(at_home(path))
     sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
-    memory = {name: size for name, size in sizes.items() if size is not None}
+    memory: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     memory = {name: value for name, value in changes.items() if name in of_memory} | memory
-    rest = {name: value for name, value in changes.items() if name not in of_memory}
-    return dataclasses.replace(model, **{"lora": lora, "memory": dataclasses.replace(model.memory, **memory)} | rest)
+    rest: dict[str, Any] = {"lora": lora, "memory": dataclasses.replace(model.memory, **memory)}
+    rest |= {name: value for name, value in changes.items() if name not in of_memory}
+    return dataclasses.replace(model, **rest)
 
 
 _REGISTERED: dict[str, tuple[str, ...]] = {}
@@ -160,7 +161,7 @@ def load(
         for name in _required().keys() & set(stand_ins or ()):
             _bind(f"{name}={(stand_ins or {})[name]}")
         _check_macros(from_files, root)
-        value = _build(root)
+        value = _at_home(_build(root))
         return value, gin.operative_config_str()
     finally:
         gin.clear_config()
@@ -219,7 +220,7 @@ class _File(io.StringIO):
         self.name = str(path)
         _READING.append(path.parent)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         _READING.pop()
         super().__exit__(*error)
 
@@ -255,8 +256,8 @@ def _parse(parse: Any, where: str) -> None:
         place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
         raise ConfigError((f"{place[1]}:{place[2]}: " if place else "") + str(error).splitlines()[0]) from error
     except SyntaxError as error:
-        place = f"{error.filename}:{error.lineno}" if error.filename else where
-        raise ConfigError(f"{place}: {_advice(error) or f'gin cannot read this: {_reason(error)}'}") from error
+        at = f"{error.filename}:{error.lineno}" if error.filename else where
+        raise ConfigError(f"{at}: {_advice(error) or f'gin cannot read this: {_reason(error)}'}") from error
     except tokenize.TokenError as error:
         raise ConfigError(f"{where}: a bracket or a quote is not closed") from error
     except (OSError, AttributeError, ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -388,9 +389,33 @@ def _required() -> dict[str, None]:
     return names
 
 
+# The fields of all configurations that are paths.
+PATHS = (
+    "model_dir", "model_dirs", "output_dir", "initial_checkpoint", "path", "sources", "vocabulary", "cache_dirs",
+    "data", "filler",
+)  # fmt: skip
+
+
+def _at_home(config: Any) -> Any:
+    """A configuration with `~` as the home directory in its paths."""
+    changed = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in PATHS and isinstance(value, (str, list, tuple)):
+            value = at_home(value)
+        if isinstance(value, (list, tuple)):
+            value = type(value)(_at_home(item) if _is_config(item) else item for item in value)
+        changed[field.name] = _at_home(value) if _is_config(value) else value
+    return dataclasses.replace(config, **changed)
+
+
+def _is_config(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and type(value).__name__ in _REGISTERED
+
+
 def _build(root: type[T]) -> T:
     try:
-        return gin.get_configurable(root.__name__)()  # type: ignore[no-any-return]
+        return gin.get_configurable(root.__name__)()
     except ConfigError as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     except (TypeError, ValueError, RuntimeError) as error:

@@ -198,10 +198,13 @@ def _pieces(
 
 def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:
     """What an export gives back: the tokenizer's files, the config.json, and types that the weights lost."""
+    from famjax.data.tokenizer_folder import family_file
     from famjax.pretrained.config_json import SECTION
     from famjax.pretrained.folder import KEPT_CONFIG, carry, write_json
 
     carry(folder.carried(), to)
+    for name, content in family_file(folder.config):
+        (to / name).write_bytes(content)
     kept = "BF16" if config.param_dtype == "bfloat16" else "F32"
     types = {name: tensor.dtype for name, tensor in folder.tensors.items() if tensor.dtype != kept}
     write_json(to / KEPT_CONFIG, folder.config | {SECTION: {"types": types}})

@@ -8,6 +8,7 @@ from typing import Any
 
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError
+from famjax.runtime import interrupts
 
 NAME = "launch"
 HELP = """Start a training on many devices: on this machine, on Cloud TPU VMs, on GKE, under Slurm.
@@ -122,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
         print("\n# dry run: nothing was started", file=sys.stderr)
         return 0
     try:
-        return int(module.run(training, options))
+        with interrupts.raised():  # it waits for programs that have a Ctrl-C of their own
+            return int(module.run(training, options))
     except Failed as error:
         print(f"famjax launch: {error}", file=sys.stderr)
         return 1

@@ -19,6 +19,8 @@ import argparse
 import difflib
 import importlib
 import json
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import famjax
 from famjax.config import ConfigError
+from famjax.runtime import cpu, interrupts
 
 
 class Verb(NamedTuple):
@@ -65,6 +68,10 @@ MISTAKES = (
 )
 
 
+# What stands for the value of a flag that is a path, or several.
+PATHS = ("DIR", "FILE", "FILES", "SRC", "DST", "RUN", "DIR,DIR", "TASK=PATH")
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `ConfigError` instead of printing its usage and leaving."""
 
@@ -77,15 +84,24 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `famjax` with these arguments and returns its exit code."""
+    """Runs `famjax` with these arguments and returns its exit code.
+
+    Without arguments it runs those of this process, and handles its signals to the end.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     prog = f"famjax {words[0]}" if words and words[0] in VERBS else "famjax"
-    try:
-        return _dispatch(words)
-    except (KeyboardInterrupt, Exception) as error:
-        return _fail(prog, error, debug)
+    if argv is None:
+        cpu.keep_freed_memory()
+    with interrupts.handled(prog, lasting=argv is None):
+        try:
+            code = _dispatch(words)
+        except (KeyboardInterrupt, Exception) as error:
+            code = _fail(prog, error, debug)
+        if argv is None and interrupts.requested() == signal.SIGINT:
+            interrupts.leave(interrupts.INTERRUPTED)  # waits for no thread
+        return code
 
 
 def exit_code(error: BaseException) -> int:
@@ -133,7 +149,20 @@ def parse(module: ModuleType, words: list[str]) -> argparse.Namespace:
     args = parser.parse_args(words)
     if bindings:
         args.gin_bindings = bindings
+    for action in parser._actions:
+        if action.metavar in PATHS and action.dest in args:
+            setattr(args, action.dest, at_home(getattr(args, action.dest)))
     return args
+
+
+def at_home(value: Any) -> Any:
+    """A path, `TASK=PATH`, or several of them, with `~` as the home directory: the shell leaves it as it is within
+    quotes and behind `=`."""
+    if isinstance(value, str):
+        task, equals, path = value.rpartition("=")
+        inside = equals and path.startswith("~") and "/" not in task
+        return f"{task}={os.path.expanduser(path)}" if inside else os.path.expanduser(value)
+    return type(value)(map(at_home, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check_flags(parser: Parser, words: list[str]) -> None:

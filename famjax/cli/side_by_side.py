@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from famjax.config import TrainConfig
-from famjax.runtime import cpu
+from famjax.runtime import cpu, interrupts
 from famjax.runtime.progress import clock
 
 POLL_SECONDS = 0.5
+# How long trainings have to save when one of them has failed, or after Ctrl-C.
+END_SECONDS = 5.0
 
 
 class Job(NamedTuple):
@@ -46,16 +48,28 @@ def train(jobs: list[Job], at_once: int = 0) -> None:
     cores = cpu.cores()
     free = [cores[i::places] if len(cores) >= places else [] for i in range(places)]
     running: list[_Running] = []
-    try:
-        _watch(jobs, free, running)
-    finally:
-        for one in running:
-            if one.process.poll() is None:
-                one.process.terminate()
-                one.process.wait()
+    with interrupts.held(lambda: "the same command goes on from what the trainings have saved"):
+        try:
+            _watch(jobs, free, running)
+        finally:
+            _end(running)
     for job in jobs:  # who is told to stop saves and leaves with 0 too
         if (step := _news(job)[0]) < job.config.steps:
             raise RuntimeError(f"the training of {job.name} was stopped at step {step}; the same command goes on")
+
+
+def _end(running: "list[_Running]") -> None:
+    """Asks the trainings that still run to save and to end, and ends those that take too long for it."""
+    deadline = time.monotonic() + END_SECONDS
+    for one in running:
+        if one.process.poll() is None:
+            one.process.terminate()
+    for one in running:
+        try:
+            one.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
 
 
 class _Running(NamedTuple):
@@ -127,6 +141,7 @@ def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> N
                 if code == 0:
                     running.remove(one)
                     free.append(one.cores)
+            interrupts.check()
             time.sleep(POLL_SECONDS)
 
 

@@ -67,9 +67,6 @@ def run(args: argparse.Namespace) -> int:
     job = None if args.dry_run else distributed.find_job(args.coordinator, args.num_processes, args.process_id)
 
     liveness.answer()
-    from famjax.runtime import cpu
-
-    cpu.keep_freed_memory()
     from famjax.runtime.compilation_cache import enable
 
     enable()

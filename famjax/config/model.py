@@ -23,6 +23,8 @@ FAM_INITS = ("prompt", "prefix")
 LAYER_KINDS = ("global", "local")
 ATTENTION_KERNELS = ("auto", "xla", "fused", "interpret")
 KERNEL_LANES = 128  # the fused kernel cuts blocks into tiles of a multiple of so many tokens
+# Fields of earlier versions that changed how a model was computed, never what.
+RETIRED = ("attention_budget_mib", "layer_chunk")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 LORA_PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
@@ -231,16 +233,11 @@ class ModelConfig:
       remat: what the forward pass keeps of a layer for the backward pass, which computes the rest
         again: `none` keeps everything; `dots` the results of all matrix products; `minimal` those of
         products with weights (queries, keys, values, feed-forward), whatever the window; `full` only
-        what enters the layer.
-      attention_budget_mib: attend as many blocks at once (or, where that is less than one block of
-        all rows, as many rows) as keep their scores below this many MiB of one device; 0 attends all at
-        once. On a CPU 1 or 2 keep them in the cache: 18% faster at width 256 and block 256.
-      attention_kernel: by what all blocks of a layer attend, in training and whole documents: `xla` makes arrays
-        of scores; `fused` is a kernel for TPU that makes none (`attention/fused.py`), for blocks of a multiple
-        of 128 tokens; `auto` takes `fused` where it can; `interpret` is the fused kernel on any platform,
+        what enters each block's step, and recomputes block by block.
+      attention_kernel: the attention implementation, in training and whole documents: `xla` computes arrays
+        of scores; `fused` is a kernel for TPU that computes none (`attention/fused.py`), for blocks of a multiple
+        of 128 tokens; `auto` uses `fused` where it can; `interpret` is the fused kernel on any platform,
         step by step: very slow, for tests.
-      layer_chunk: tokens of one device that a layer's projections and its feed-forward part take at once, in
-        whole blocks; 0 is all. Bounds memory where rows are long; costs no work under `remat` full.
       memory: the memory's settings.
       lora: trained low-rank updates of the projections, if any.
     """
@@ -282,9 +279,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
-    attention_budget_mib: float = 0.0
     attention_kernel: str = "auto"
-    layer_chunk: int = 0
     memory: MemoryConfig = dataclasses.field(default_factory=MemoryConfig)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
@@ -354,7 +349,6 @@ class ModelConfig:
         one_of("dtype", self.dtype, DTYPES)
         one_of("param_dtype", self.param_dtype, DTYPES)
         one_of("remat", self.remat, REMAT_POLICIES)
-        at_least("layer_chunk", self.layer_chunk, 0)
         one_of("attention_kernel", self.attention_kernel, ATTENTION_KERNELS)
         if self.attention_kernel in ("fused", "interpret") and self.memory.block_size % KERNEL_LANES:
             use = nearest_multiples(self.memory.block_size, KERNEL_LANES)
@@ -362,9 +356,7 @@ class ModelConfig:
                 f"attention_kernel {self.attention_kernel!r} takes blocks of a multiple of {KERNEL_LANES} tokens, not "
                 f"block_size {self.memory.block_size}; use {use}, or attention_kernel 'auto'"
             )
-        for name in (
-            "norm_eps", "embedding_std", "attention_budget_mib", "attention_scale", "attention_cap", "logit_cap",
-        ):  # fmt: skip
+        for name in ("norm_eps", "embedding_std", "attention_scale", "attention_cap", "logit_cap"):
             at_least(name, getattr(self, name), 0)
         self._check_rope()
         self._check_layers()
@@ -413,6 +405,8 @@ class ModelConfig:
         if not isinstance(fields, dict):
             raise ConfigError("model.json does not hold an object; is it a model's configuration?")
         memory, lora = fields.pop("memory", {}), fields.pop("lora", {})
+        for name in RETIRED:
+            fields.pop(name, None)
         for name, section in (("memory", memory), ("lora", lora)):
             if not isinstance(section, dict):
                 raise ConfigError(f"model.json: `{name}` does not hold an object; is the file whole?")

@@ -126,13 +126,13 @@ class Mixture:
     def __init__(self, kinds: list[Examples], weights: list[float], seed: list[int]):
         self._kinds, self._seed = kinds, seed
         self._bounds = np.cumsum(weights) / np.sum(weights)
-        self._held: dict[int, tuple[list, Example, list]] = {}
+        self._held: dict[int, tuple[list[Any], Example, list[Any]]] = {}
 
-    def begin(self, lane: int) -> list:
+    def begin(self, lane: int) -> list[Any]:
         """Where a lane stands before its first example."""
         return [0, *(kind.begin(lane) for kind in self._kinds)]
 
-    def example(self, lane: int, where: list) -> tuple[Example, list]:
+    def example(self, lane: int, where: list[Any]) -> tuple[Example, list[Any]]:
         """The next example that is not empty, and where the lane then stands.
 
         Raises:
@@ -152,7 +152,7 @@ class Mixture:
                 return example, after
         raise ConfigError("no document has any text; name files that have some")
 
-    def epochs(self, lane: int, where: list) -> list[float]:
+    def epochs(self, lane: int, where: list[Any]) -> list[float]:
         """Of each kind, how often it was read, if all lanes have come as far as this one."""
         return [kind.epochs(lane, place) for kind, place in zip(self._kinds, where[1:], strict=True)]
 

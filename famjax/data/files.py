@@ -1,5 +1,6 @@
 """Files by path, local or remote (`gs://`, `s3://`, `memory://`): everything goes through fsspec."""
 
+import glob
 import gzip
 import os
 import zlib
@@ -16,30 +17,46 @@ from famjax.data.kinds import is_gzip, is_hidden
 def filesystem(path: str) -> tuple[Any, str]:
     """(fsspec file system, path in it). Raises `ConfigError` where the path's protocol has no driver."""
     try:
-        return fsspec.core.url_to_fs(path)  # type: ignore[no-any-return]
+        return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:  # `gs://` without gcsfs; a protocol that nobody knows
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths that a path or a glob stands for, sorted, the same on every host.
+    """The paths that a path or a glob stands for, sorted, the same on every host. A path that exists is no glob.
 
     Raises:
       ConfigError: there is none.
     """
+    if paths := found(pattern):
+        return paths
+    if glob.has_magic(pattern):
+        raise ConfigError(f"no file matches {pattern}; check the path, or quote it from the shell")
+    raise ConfigError(f"there is no file {pattern}")
+
+
+def found(pattern: str) -> list[str]:
+    """`expand`, but empty where there is none."""
     system, path = filesystem(pattern)
-    remote = "://" in pattern
-    whole = lambda found: system.unstrip_protocol(found) if remote else found
-    if any(letter in path for letter in "*?["):
-        found = sorted(name for name in system.glob(path) if not system.isdir(name))
-        if not is_hidden(path):  # as a shell's globs, ours match no hidden files
-            found = [name for name in found if not is_hidden(name)]
-        if not found:
-            raise ConfigError(f"no file matches {pattern}; check the path, or quote it from the shell")
-        return [whole(name) for name in found]
-    if not system.exists(path):
-        raise ConfigError(f"there is no file {pattern}")
-    return [whole(path)]
+    whole = lambda name: system.unstrip_protocol(name) if "://" in pattern else name
+    if system.exists(path):
+        return [whole(path)]
+    if not glob.has_magic(path):
+        return []
+    files = [name for name in sorted(system.glob(_escaped(system, path))) if not system.isdir(name)]
+    # As a shell's globs, these match no hidden files.
+    return [whole(name) for name in files if is_hidden(path) or not is_hidden(name)]
+
+
+def _escaped(system: Any, path: str) -> str:
+    """A glob whose folders are taken by their names as far as they exist: in `Moby Dick [2701]/*.txt`, `[2701]` is
+    part of a name."""
+    *folders, name = path.split("/")
+    for i in range(len(folders), 0, -1):
+        there = "/".join(folders[:i])
+        if glob.has_magic(there) and system.exists(there):
+            return "/".join([glob.escape(there), *folders[i:], name])
+    return path
 
 
 def is_directory(path: str) -> bool:
@@ -64,7 +81,7 @@ def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes [start, end) of a file. Raises `BadText` if it cannot be read."""
     system, inside = filesystem(path)
     try:
-        return system.cat_file(inside, start=start, end=end)  # type: ignore[no-any-return]
+        return system.cat_file(inside, start=start, end=end)
     except OSError as error:
         raise unreadable(path, error) from error
 

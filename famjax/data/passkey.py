@@ -141,10 +141,8 @@ class PassKeyTask:
             if i < len(streams):
                 streams[i], kept = self._go_on(rng, streams[i], parts[0])
             rows.append((*self._row(rng, parts), np.int32(kept)))
-        *fields, kept_B = (np.stack(field) for field in zip(*rows, strict=True))
-        if not streams:
-            return Batch(*fields), progress
-        return Batch(*fields, kept=kept_B), progress | {"streams": streams}
+        batch = Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+        return (batch, progress | {"streams": streams}) if streams else (batch._replace(kept=None), progress)
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
         """Averages exact match, of all documents and of the newest stage's, and opens the next stage. Streams that
@@ -196,7 +194,7 @@ class PassKeyTask:
             return stream
         return {} if self.config.stream_told_again else None
 
-    def _by_age(self, by_age: dict[str, list], filler: int, hit: float) -> dict[str, list]:
+    def _by_age(self, by_age: dict[str, list[Any]], filler: int, hit: float) -> dict[str, list[Any]]:
         """(mean over recent documents, documents) by the blocks of filler, a power of two and up to the next."""
         age = str(2 ** int(math.log2(max(filler // self.block_size, 1))))
         mean, count = by_age.get(age, (0.0, 0))
@@ -289,7 +287,7 @@ class PassKeyTask:
             stream = None
         return parts
 
-    def _row(self, rng: np.random.Generator, parts: list[_Part]) -> tuple[np.ndarray, ...]:
+    def _row(self, rng: np.random.Generator, parts: list[_Part]) -> tuple[np.ndarray | np.int32, ...]:
         S, config = self.block_size, self.config
         tokens = np.zeros(self.sequence_length, np.int32)
         starts = np.zeros(self.sequence_length // S, bool)
@@ -327,6 +325,7 @@ class PassKeyTask:
     def _answers(self, batch: Batch, streams: Sequence[Stream | None] = ()) -> list[list[tuple[np.ndarray, int]]]:
         """Of each row, of each document: the columns of its answer, and its tokens of filler."""
         digits = self.config.key_digits
+        assert batch.positions is not None  # see `_row`
         found = []
         for i, (starts, targets, positions, weights) in enumerate(
             zip(batch.starts, batch.targets, batch.positions, batch.weights, strict=True)

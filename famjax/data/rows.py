@@ -1,6 +1,6 @@
 """One row of a batch while it is filled, and what fills it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Cursor(NamedTuple):
       token: tokens of it that were read already.
     """
 
-    where: list
+    where: list[Any]
     token: int
 
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """
 
     tokens: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # tuple has a method of this name
     starts: np.ndarray
     targets: np.ndarray
     weights: np.ndarray

@@ -1,6 +1,7 @@
 """A vocabulary of ours for seqio tasks, and a vocabulary of seqio's for us. Imports seqio, so tensorflow."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import seqio
 import tensorflow as tf
 
 from famjax.data import files, vocabulary
-from famjax.data.vocabulary import BYTE_VOCABULARY, TOKENIZER_MODEL, Vocabulary
+from famjax.data.tokenizer_folder import TOKENIZER_MODEL
+from famjax.data.vocabulary import BYTE_VOCABULARY, Vocabulary
 
 
 class FileVocabulary(seqio.Vocabulary):
@@ -69,7 +71,8 @@ class _Other:
 
     def __init__(self, theirs: seqio.Vocabulary):
         self._theirs, self.size = theirs, theirs.vocab_size
-        self.bos, self.eos = None, theirs.eos_id
+        self.bos: int | None = None
+        self.eos: int | None = theirs.eos_id
 
     def encode(self, text: str) -> np.ndarray:
         """Text to ids."""
@@ -78,6 +81,10 @@ class _Other:
     def decode(self, tokens: Any) -> str:
         """Ids to text, up to the first end of text."""
         return str(self._theirs.decode([int(token) for token in tokens]))
+
+    def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
+        """See `Vocabulary`. What further tokens change is not known, so all of it is open until the end."""
+        return (self.decode(tokens), True) if final else ("", False)
 
 
 def ours_of(theirs: seqio.Vocabulary) -> tuple[Vocabulary, dict[str, bytes] | None]:

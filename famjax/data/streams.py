@@ -11,11 +11,12 @@ in no memory that a document sees.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from famjax.data.rows import Cursor, Example, Row, empty, put
 
 # From where a reader stands to the example there and to where it stands behind it.
-Read = Callable[[list], tuple[Example, list]]
+Read = Callable[[list[Any]], tuple[Example, list[Any]]]
 
 
 def stream_row(read: Read, cursor: Cursor, length: int, block_size: int) -> tuple[Row, Cursor]:

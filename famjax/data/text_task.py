@@ -14,7 +14,13 @@ from famjax.data.packing import REPEAT_TEXT, packed_row, repeat_segment
 from famjax.data.rows import Cursor, Row
 from famjax.data.sources import open_source
 from famjax.data.streams import stream_row
-from famjax.data.vocabulary import Vocabulary, has_vocabulary, vocabulary_files, vocabulary_from
+from famjax.data.vocabulary import (
+    TokenizerVocabulary,
+    Vocabulary,
+    has_vocabulary,
+    vocabulary_files,
+    vocabulary_from,
+)
 
 STREAMS, PACKED = "streams", "packed"
 
@@ -34,7 +40,10 @@ class TextTask:
 
     observes = False
 
-    def __init__(self, config: TrainConfig, rows: Sequence[int], vocabulary: Vocabulary, groups: dict[str, Mixture]):
+    def __init__(
+        self, config: TrainConfig, rows: Sequence[int] | np.ndarray, vocabulary: Vocabulary,
+        groups: dict[str, Mixture],
+    ):  # fmt: skip
         self.rows, self.vocabulary = [int(row) for row in rows], vocabulary
         self._config, self._data, self._groups = config, config.data, groups
         self._streams = config.data.stream_rows(config.batch_size)
@@ -118,7 +127,7 @@ class TextTask:
 # --- from a configuration ------------------------------------------------------------------------------
 
 
-def make_text_task(config: TrainConfig, rows: Sequence[int]) -> TextTask:
+def make_text_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> TextTask:
     """The task of a training on text, for a process that brings these rows: `text`, or one of seqio's.
 
     Raises:
@@ -168,7 +177,10 @@ def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, byt
     if config.task in TASKS:
         path = vocabulary_path(config)
         kept = vocabulary_files(path)
-        return vocabulary_from(kept, path), kept
+        vocabulary = vocabulary_from(kept, path)
+        if isinstance(vocabulary, TokenizerVocabulary):
+            vocabulary.limit(config.model.vocab_size)
+        return vocabulary, kept
     found = _seqio_task(config)
     from famjax.data.seqio_vocabulary import ours_of
 

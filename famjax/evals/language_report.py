@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from famjax.evals.report import colors, plt, print_wide, value_text
+from famjax.evals.report import colors, print_wide, value_text
 
 
 def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:

@@ -105,7 +105,8 @@ def _of_all_together(task: Task, samples: Sequence[Sample], seed: int) -> dict[s
 def _number(value: Any) -> float | None:
     """A number, or what seqio wraps one in; anything else (text, histograms) has no place in a table."""
     value = getattr(value, "value", value)
-    return float(value) if np.isscalar(value) and np.isreal(value) else None
+    is_number = bool(np.isscalar(value) and np.isreal(value))
+    return float(value) if is_number else None
 
 
 def misses(samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -166,7 +167,7 @@ def _by(
     for _, group in itertools.groupby(sorted(samples, key=order), order):
         same = list(group)
         numbers = [updates(sample, block_size) for sample in same]
-        extra = {"n": len(same), "truncated": sum(sample.truncated > 0 for sample in same)}
+        extra: dict[str, Any] = {"n": len(same), "truncated": sum(sample.truncated > 0 for sample in same)}
         extra |= {"fam_updates": float(np.mean(numbers)), "metrics": metrics_of(same, seed)}
         rows.append(key(same[0]) | extra)
     return rows

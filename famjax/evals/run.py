@@ -20,11 +20,12 @@ from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import each_parameter
+from famjax.runtime import interrupts
 from famjax.runtime.model_dir import read_config, split_step
 from famjax.runtime.progress import Progress
 
 # Settings of a model that change how it is computed, not what.
-_HOW = ("scan_layers", "remat", "attention_budget_mib", "attention_kernel", "embedding_std")
+_HOW = ("scan_layers", "remat", "attention_kernel", "embedding_std")
 
 
 class Subject(NamedTuple):
@@ -64,7 +65,12 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
     edges = language.position_edges(subjects[0].config.memory.block_size)
-    with SampleFile(output / file_name(config.part_of)) as file, Progress("evaluating") as progress:
+    kept = lambda: f"the answers so far are in {output}; the same command goes on"
+    with (
+        interrupts.saying(kept),
+        SampleFile(output / file_name(config.part_of)) as file,
+        Progress("evaluating") as progress,
+    ):
         for name, subject in zip(names, subjects, strict=True):
             entry, found = _evaluate(name, subject, config, edges, file, progress)
             models.append(entry)

@@ -209,9 +209,9 @@ def _groups(examples: list[Example]) -> list[list[Example]]:
     """Neighbours of one group that have the same context."""
     groups: list[list[Example]] = []
     for example in examples:
-        before = groups[-1][0] if groups else None
-        same = before is not None and example.group and before.group == example.group
-        if same and (before.context is example.context or np.array_equal(before.context, example.context)):
+        before = groups[-1][0] if groups and example.group == groups[-1][0].group != "" else None
+        context = None if before is None else before.context
+        if context is not None and (context is example.context or np.array_equal(context, example.context)):
             groups[-1].append(example)
         else:
             groups.append([example])
@@ -224,7 +224,7 @@ def _longest_answer(example: Example, new: int) -> int:
 
 def _cut(example: Example, room: int, longest: int) -> Asked:
     """Cuts the context to `room` tokens, and what is predicted, or else the prompt's front, to `longest` of all."""
-    changes: dict[str, np.ndarray | float] = {}
+    changes: dict[str, Any] = {}
     if len(example.context) > room:
         changes["context"] = example.context[:room]
     before = min(len(example.context), room) + len(example.prompt)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from famjax.runtime import interrupts
+
 SAMPLES_JSONL = "samples.jsonl"
 
 
@@ -85,9 +87,10 @@ class SampleFile:
     def add(self, sample: Sample) -> None:
         """Appends; it is on disk when this returns."""
         line = json.dumps(dataclasses.asdict(sample), ensure_ascii=False)
-        # half a surrogate pair has no UTF-8 form
-        self._file.write(line.encode("utf-8", "replace") + b"\n")
-        self._file.flush()
+        with interrupts.held():
+            # half a surrogate pair has no UTF-8 form
+            self._file.write(line.encode("utf-8", "replace") + b"\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Survives a crash of the machine too."""

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from famjax.attention.memory import MemoryState, select_state_rows
+from famjax.dims import Array, Bool, Int, Tree
 from famjax.infer.decode import GREEDY, Made, generate
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend, prefill
 from famjax.infer.scoring import score_documents, take_window
@@ -161,10 +162,11 @@ def _next(steps: Generator[Made, Any, None], enough: np.ndarray | None) -> Made 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("memory",))
 def _read_window(
-    graphdef: Any, params: Any, tokens_BT: Any, count_B: Any, fresh_B: Any, memory: MemoryState
-) -> tuple[Any, MemoryState]:
+    graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], count: Int[Array, "B"],
+    fresh: Bool[Array, "B"], memory: MemoryState,
+) -> tuple[Int[Array, ""], MemoryState]:  # fmt: skip
     """Something to wait for, and the memory after these tokens; a fresh row starts a text."""
     model = nnx.merge(graphdef, params)
-    memory = select_state_rows(fresh_B, model.streaming_state(len(count_B)), memory)
-    _, memory = extend(model, tokens_BT, count_B, memory, lambda model, hidden, index: ())
-    return count_B.sum(), memory
+    memory = select_state_rows(fresh, model.streaming_state(len(count)), memory)
+    _, memory = extend(model, tokens, count, memory, lambda model, hidden, index: ())
+    return count.sum(), memory

@@ -39,7 +39,7 @@ class Turns:
         self._template, self._codec = template, codec
         self.stops = [] if template else [_USER]
         if template:
-            special = getattr(codec.vocabulary, "specials", frozenset())
+            special: frozenset[int] = getattr(codec.vocabulary, "specials", frozenset())
             end = next((t for t in codec.encode(self._following("a"), fresh=False).tolist() if t in special), None)
             codec.ends += [end] if end is not None and end not in codec.ends else []
 

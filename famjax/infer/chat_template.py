@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from famjax.config import ConfigError
-from famjax.data.vocabulary import TOKENIZER_CONFIG
+from famjax.data.tokenizer_folder import TOKENIZER_CONFIG
+from famjax.data.vocabulary import vocabulary_of
 
-TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 # Marks where a message that shall be gone on with ends.
 _END = "\x00the end of the last message\x00"
 
@@ -45,8 +46,12 @@ class ChatTemplate:
             messages = [*messages[:-1], {**last, "content": last["content"] + _END}]
         try:
             template = _environment().from_string(self.source)
-            text = template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._tokens)
-        except TemplateError as error:
+            text = template.render(
+                **self._tokens, messages=messages, tools=None, documents=None,
+                add_generation_prompt=add_generation_prompt,
+            )  # fmt: skip
+        # A template is a program: what it does wrong with these messages may be any of these.
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise ConfigError(f"the chat template refuses this conversation ({error})") from error
         # Templates strip messages or not; so does whoever goes on with one.
         return text if add_generation_prompt else text[: text.rindex(_END)]
@@ -63,41 +68,91 @@ def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplat
       ConfigError: there is none of this name.
     """
     root = Path(model_dir)
-    said: dict[str, Any] = {}
-    if (root / TOKENIZER_CONFIG).is_file():
-        said = json.loads((root / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
-    several = said.get("chat_template")
-    if (root / TEMPLATE_FILE).is_file():
-        several = (root / TEMPLATE_FILE).read_text(encoding="utf-8")
-    if several is None:
+    config = root / TOKENIZER_CONFIG
+    named = _named(json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None)
+    files = {"default": root / TEMPLATE_FILE} if (root / TEMPLATE_FILE).is_file() else {}
+    files |= {path.stem: path for path in sorted((root / TEMPLATE_FOLDER).glob("*.jinja"))}
+    if files:  # they have the last word
+        named = {key: path.read_text(encoding="utf-8") for key, path in files.items()}
+    if not named:
         return None
-    if isinstance(several, list):
-        several = {one["name"]: one["template"] for one in several}
-    named = several if isinstance(several, dict) else {"default": several}
     wanted = name if isinstance(name, str) else "default"
     if wanted not in named:
         raise ConfigError(f"{root} has no chat template {wanted!r}; it has {', '.join(sorted(named))}")
-    text = lambda token: token.get("content") if isinstance(token, dict) else token
-    tokens = {key: text(value) for key, value in said.items() if key.endswith("_token") and value is not None}
-    return ChatTemplate(named[wanted], tokens)
+    return ChatTemplate(named[wanted], getattr(vocabulary_of(root), "names", {}))
+
+
+def _named(said: Any) -> dict[str, str]:
+    """What tokenizer_config.json says: nothing, one template, or several by name."""
+    if isinstance(said, list):
+        return {one["name"]: one["template"] for one in said}
+    return said if isinstance(said, dict) else {} if said is None else {"default": said}
 
 
 def _environment() -> Any:
-    from jinja2.exceptions import TemplateError
+    """Jinja with what transformers adds to it."""
+    from jinja2 import nodes
+    from jinja2.exceptions import SecurityError, TemplateError
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """`{% generation %}` marks answers for training; here its body is all that counts."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
+
+        def _said(self, caller: Any) -> str:
+            return str(caller())
+
+    class Dict:
+        """`dict(...)` and `dict.fromkeys(...)`, and no more of it."""
+
+        def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
+            return dict(*values, **named)
+
+        def fromkeys(self, *values: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*values)
+
+    class PlainNamespace(Namespace):
+        """`namespace(...)` without names that begin with an underscore."""
+
+        def __init__(*arguments: Any, **named: Any):
+            self, *values = arguments
+            attributes = dict(*values, **named)
+            for name in attributes:
+                check(name)
+            Namespace.__init__(self, attributes)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            check(name)
+            super().__setitem__(name, value)
+
+    def check(name: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"a namespace cannot have {name!r}")
 
     def refuse(message: str) -> NoReturn:
         raise TemplateError(message)
 
-    def to_json(x: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-        return json.dumps(x, indent=indent, ensure_ascii=ensure_ascii)
+    def to_json(
+        x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = to_json
     environment.globals |= {
         "raise_exception": refuse,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+        "dict": Dict(),
+        "namespace": PlainNamespace,
     }
     return environment

@@ -12,12 +12,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.data.vocabulary import TOKENIZER_CONFIG, ByteVocabulary, TokenizerVocabulary, Vocabulary, vocabulary_of
+from famjax.data.vocabulary import (
+    ByteVocabulary,
+    TokenizerVocabulary,
+    Vocabulary,
+    vocabulary_of,
+)
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
+from famjax.pretrained.families import usual_end
 from famjax.runtime.model_dir import split_step
 
 GENERATION_CONFIG = "generation_config.json"
+# That of the folder a model was imported from is kept under the second name.
+CONFIG_JSON, KEPT_CONFIG = "config.json", "hf_config.json"
 # Text of so many characters is made to tokens at once, if it can be cut without changing them.
 CHUNK_CHARACTERS = 2**16
 _NEAR_THE_END = 512
@@ -54,12 +62,14 @@ class Codec:
         root, _ = split_step(model_dir)
         self.vocabulary: Vocabulary = vocabulary_of(root)
         self.is_bytes = _is_bytes(self.vocabulary)
+        if isinstance(self.vocabulary, TokenizerVocabulary):
+            self.vocabulary.limit(vocab_size)
         if self.vocabulary.size > vocab_size:
             what = "no tokenizer for text" if self.is_bytes else f"a tokenizer of {self.vocabulary.size}"
             need = f"it needs at least the {self.vocabulary.size} of the byte vocabulary"
             use = need if self.is_bytes else "give the model directory the tokenizer that it was trained with"
             raise ConfigError(f"the model has {vocab_size} tokens and {what}; {use}")
-        self.bos = self.vocabulary.bos if _begins_texts(root, self.vocabulary) else None
+        self.bos = _begin(self.vocabulary)
         self.ends = _ends(root, self.vocabulary, vocab_size)
 
     @classmethod
@@ -67,8 +77,7 @@ class Codec:
         """Of a vocabulary that is in no model directory (yet): texts begin and end as it says."""
         codec = cls.__new__(cls)
         codec.vocabulary, codec.is_bytes = vocabulary, _is_bytes(vocabulary)
-        begins = isinstance(vocabulary, TokenizerVocabulary) and vocabulary.begins_with_bos()
-        codec.bos = vocabulary.bos if begins else None
+        codec.bos = _begin(vocabulary)
         codec.ends = [] if vocabulary.eos is None else [vocabulary.eos]
         return codec
 
@@ -139,7 +148,7 @@ class Codec:
         stops = self.token_stops(texts)
         if self.is_bytes:
             return TextStream(stops, before)
-        return TokenTextStream(self.vocabulary.decode, stops, texts, before)
+        return TokenTextStream(self.vocabulary.certain, stops, texts, before)
 
     def answer(
         self, tokens: Sequence[int], stopped: bool, stops: Sequence[str], before: Any = ()
@@ -171,21 +180,24 @@ def _is_bytes(vocabulary: Vocabulary) -> bool:
     return isinstance(vocabulary, ByteVocabulary) and vocabulary.offset == 0
 
 
-def _begins_texts(model_dir: Path, vocabulary: Vocabulary) -> bool:
-    """What transformers does: `add_bos_token`, else what the tokenizer itself puts in front."""
-    if vocabulary.bos is None:
-        return False
-    said = _json(model_dir / TOKENIZER_CONFIG).get("add_bos_token")
-    if said is not None:
-        return bool(said)
-    return isinstance(vocabulary, TokenizerVocabulary) and vocabulary.begins_with_bos()
+def _begin(vocabulary: Vocabulary) -> int | None:
+    """The token that a tokenizer itself puts in front of a text."""
+    begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary) else ()
+    if len(begins) > 1:
+        raise ConfigError(f"the tokenizer puts {len(begins)} tokens in front of a text; one is all that is known here")
+    return next(iter(begins), None)
 
 
 def _ends(model_dir: Path, vocabulary: Vocabulary, vocab_size: int) -> list[int]:
-    """`eos_token_id` of the generation settings, a number or several, else the vocabulary's own."""
-    said: Any = _json(model_dir / GENERATION_CONFIG).get("eos_token_id")
-    said = said if isinstance(said, list) else [vocabulary.eos if said is None else said]
-    return [token for token in said if type(token) is int and 0 <= token < vocab_size]
+    """`eos_token_id`, a number or several, of the generation settings, else of config.json. Where both say nothing, the
+    one of the model's family, with which transformers ends a text, and the one that the tokenizer names."""
+    configs = [_json(model_dir / name) for name in (CONFIG_JSON, KEPT_CONFIG)]
+    said = (one.get("eos_token_id") for one in (_json(model_dir / GENERATION_CONFIG), *configs))
+    found: Any = next((one for one in said if one is not None), None)
+    if found is None:
+        found = [end for end in (*map(usual_end, configs), vocabulary.eos) if end is not None]
+    every = dict.fromkeys(found if isinstance(found, list) else [found])
+    return [token for token in every if type(token) is int and 0 <= token < vocab_size]
 
 
 def _json(path: Path) -> dict[str, Any]:

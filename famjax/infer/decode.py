@@ -8,7 +8,7 @@ and again and hands out what was made.
 import functools
 import time
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from famjax.config import ConfigError
+from famjax.dims import Array, Bool, Int, Tree
 from famjax.infer.sampling import row_keys, sample
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT, Sampling
@@ -36,30 +37,31 @@ class Made(NamedTuple):
 
     Attributes:
       tokens: for each row an int32 array.
-      stopped: bool [B], rows whose tokens just ended with a stop sequence.
+      stopped: rows whose tokens just ended with a stop sequence.
       session: where all rows stand now. Sessions of earlier calls are gone.
     """
 
     tokens: list[np.ndarray]
-    stopped: np.ndarray
+    stopped: Bool[np.ndarray, "B"]
     session: Session
 
 
 def generate(
-    model: Transformer, session: Session, max_tokens: Any, sampling: Sampling = GREEDY, *, seed: int = 0,
-    sample_B: Any = None, stops: Sequence[Sequence[int]] = (), tokens_per_call: int = TOKENS_PER_CALL,
-) -> Generator[Made, Any, None]:  # fmt: skip
+    model: Transformer, session: Session, max_tokens: int | Sequence[int] | Int[np.ndarray, "B"],
+    sampling: Sampling = GREEDY, *, seed: int = 0, sample_B: Sequence[int] | Int[np.ndarray, "B"] | None = None,
+    stops: Sequence[Sequence[int]] = (), tokens_per_call: int = TOKENS_PER_CALL,
+) -> Generator[Made, Bool[np.ndarray, "B"] | None, None]:  # fmt: skip
     """Makes tokens until every row has stopped or has its number; yields them as they are made.
 
-    Whoever finds that some rows have enough may `send` a mask, bool [B], of rows that get no more.
+    Whoever finds that some rows have enough may `send` a mask of rows that get no more.
 
     Args:
       model: the model.
       session: where the texts stand. It is given away (its arrays are used again); take that of `Made`.
-      max_tokens: how many a row gets at most: a number, or int [B] where 0 leaves a row as it is.
+      max_tokens: how many a row gets at most: a number, or one a row where 0 leaves a row as it is.
       sampling: how to draw.
       seed: 0..2^32-1, of the draws.
-      sample_B: int [B], which of several samples of a text each row is; None makes rows 0, 1, ...
+      sample_B: which of several samples of a text each row is; None makes rows 0, 1, ...
         different samples, as rows of the same number, text and seed draw the same.
       stops: token sequences that end a row once they are made, the stop itself included.
       tokens_per_call: at most so many are made before the caller sees them, up to `TOKENS_PER_CALL`.
@@ -105,25 +107,28 @@ def _stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
     return array
 
 
-def _ends_with(recent_BN: Any, made_B: Any, stop_array: Any) -> Any:
-    """bool [B]: rows whose last tokens, all of them made and not read, are a stop sequence."""
-    tail = recent_BN[:, None, -stop_array.shape[1] :]
+def _ends_with(
+    recent: Int[Array, "B _N"], made: Int[Array, "B"], stop_array: Int[Array, "_n _longest"]
+) -> Bool[Array, "B"]:  # fmt: skip
+    """Rows whose last tokens, all of them made and not read, are a stop sequence."""
+    tail = recent[:, None, -stop_array.shape[1] :]
     same = ((stop_array == tail) | (stop_array < 0)).all(axis=-1)
-    return (same & (made_B[:, None] >= (stop_array >= 0).sum(axis=-1))).any(axis=-1)
+    return (same & (made[:, None] >= (stop_array >= 0).sum(axis=-1))).any(axis=-1)
 
 
 @functools.partial(
     jax.jit, static_argnames=("graphdef", "sampling", "room"), donate_argnames=("session",)
 )  # fmt: skip
 def _decode(
-    graphdef: Any, params: Any, session: Session, limit_B: Any, before_B: Any, stop_array: Any, seed: Any,
-    sample_B: Any, sampling: Sampling, room: int,
-) -> tuple[Any, Any, Any, Session]:  # fmt: skip
-    """Up to `limit_B` (at most `room`) tokens for each row: tokens [B, room], how many, whether stopped, session."""
+    graphdef: nnx.GraphDef[Transformer], params: Tree, session: Session, limit_B: Int[Array, "B"],
+    before_B: Int[Array, "B"], stop_array: Int[Array, "_n _longest"], seed: Int[Array, ""], sample_B: Int[Array, "B"],
+    sampling: Sampling, room: int,
+) -> tuple[Int[Array, "B {room}"], Int[Array, "B"], Bool[Array, "B"], Session]:  # fmt: skip
+    """Up to `limit_B` (at most `room`) tokens for each row: the tokens, how many, whether stopped, session."""
     model = nnx.merge(graphdef, params)
     rows = np.arange(len(limit_B))
 
-    def turn(carry: Any) -> Any:
+    def turn(carry: Tree) -> Tree:
         session, out, count_B, stopped_B = carry
         live = (count_B < limit_B) & ~stopped_B
         hidden, memory = model.read(session.recent[:, -1:], session.memory, live.astype(jnp.int32))

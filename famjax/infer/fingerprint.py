@@ -3,14 +3,16 @@
 import functools
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt32
+
+from famjax.dims import Array
 
 
-def fingerprint(text: str, arrays: Iterable[tuple[str, Any]]) -> str:
+def fingerprint(text: str, arrays: Iterable[tuple[str, Array]]) -> str:
     """32 hexadecimal digits of a text and of arrays, their names, shapes, types and bits.
 
     The arrays are summed up where they lie, at the speed of reading them. The sums are of integers,
@@ -24,7 +26,7 @@ def fingerprint(text: str, arrays: Iterable[tuple[str, Any]]) -> str:
 
 
 @functools.partial(jax.jit)
-def _sums(array: Any) -> Any:
+def _sums(array: Array) -> UInt32[Array, "2"]:
     """Two sums modulo 2^32 of the array's bits, each weighed by an odd hash of its place."""
     unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
@@ -35,7 +37,7 @@ def _sums(array: Any) -> Any:
     return jnp.stack([weigh(factor).sum(dtype=jnp.uint32) for factor in (0x9E3779B1, 0x85EBCA77)])
 
 
-def _mix(x: Any) -> Any:
+def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A hash of 32 bits (the finalizer of MurmurHash3)."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)

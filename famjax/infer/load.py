@@ -11,20 +11,21 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from famjax.config import ModelConfig, mesh_sizes
+from famjax.nn.execution import Execution
 from famjax.nn.lora import merge
 from famjax.nn.model import Transformer
-from famjax.nn.weights import apart, create, parameter_axes, parameter_shapes
+from famjax.nn.weights import parameter_axes, parameter_shapes, structure, unstacked
 from famjax.runtime import sharding
 from famjax.runtime.checkpoint import FAM, load_model
 from famjax.runtime.mesh import make_mesh
-from famjax.runtime.on_mesh import OnMesh
+from famjax.runtime.on_mesh import placement
 
 
 def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory: int | None) -> Transformer:
     """The model of a directory, with other memory settings where some are given.
 
-    LoRA is merged, weights have the type that they are multiplied in, and every layer has its own (`apart`).
-    None of this changes a number that the model makes, but for LoRA's rounding.
+    LoRA is merged, weights have the type that they are multiplied in, and layers are unstacked.
+    None of this changes a number that the model computes, but for LoRA's rounding.
 
     Args:
       model_dir: what `famjax train` wrote.
@@ -45,16 +46,9 @@ def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory:
     # A kernel that was asked for where it was trained need not run here.
     config = dataclasses.replace(config, attention_kernel="auto")
     params = {name: part if name == FAM else _rounded(part, config.dtype, name) for name, part in params.items()}
-    model: Transformer = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: create(config))), params)
-    if devices is not None:
-        on_mesh(model, devices)
-    return apart(model)
-
-
-def on_mesh(model: Transformer, mesh: Mesh) -> None:
-    """Makes a model, whose weights are on a mesh, compute there."""
-    model.constrain = functools.partial(sharding.constrain, mesh=mesh)
-    model.devices = OnMesh(mesh)
+    execution = Execution.of(config, None if devices is None else placement(devices))
+    model: Transformer = nnx.merge(structure(config, execution), params)
+    return unstacked(model)
 
 
 def _placed_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:

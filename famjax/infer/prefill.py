@@ -7,7 +7,7 @@ is computed block by block too, so that hidden states and logits of a whole text
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from famjax.attention.memory import MemoryState
+from famjax.dims import Array, Float, Int, Tree
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer, room
@@ -23,18 +24,20 @@ from famjax.runtime.distributed import whole
 # One call to the device reads so many blocks of a text: enough that launching it costs nothing beside them.
 BLOCKS_PER_CALL = 8
 
-# (model, hidden [B, Q, D], index [B, Q] of these tokens among those given) to a tree of arrays [B, Q, ...].
-Emit = Callable[[Transformer, Any, Any], Any]
+# (model, hidden states, index of these tokens among those given) to a tree of arrays [B, Q, ...].
+Emit: TypeAlias = Callable[[Transformer, Float[Array, "B Q D"], Int[Array, "B Q"]], Tree]
 
 
-def emit_hidden(model: Transformer, hidden_BQD: Any, index_BQ: Any) -> Any:
+def emit_hidden(
+    model: Transformer, hidden: Float[Array, "B Q D"], index: Int[Array, "B Q"]
+) -> Float[Array, "B Q D"]:  # fmt: skip
     """The hidden states themselves."""
-    return hidden_BQD
+    return hidden
 
 
 def extend(
-    model: Transformer, tokens_BT: Any, count_B: Any, state: MemoryState, emit: Emit = emit_hidden
-) -> tuple[Any, MemoryState]:
+    model: Transformer, tokens: Int[Array, "B T"], count: Int[Array, "B"], state: MemoryState, emit: Emit = emit_hidden
+) -> tuple[Tree, MemoryState]:
     """Reads tokens that may begin and end anywhere in a block, and pass any number of edges.
 
     Turn by turn each row reads up to the end of its block, or of its tokens. Rows at the same offset
@@ -42,23 +45,23 @@ def extend(
 
     Args:
       model: the model.
-      tokens_BT: int32 [B, T].
-      count_B: int32 [B], how many of a row's tokens are real; a row with 0 stays as it is.
+      tokens: int32.
+      count: int32, how many of a row's tokens are real; a row with 0 stays as it is.
       state: the memory before these tokens.
       emit: what is wanted of each token.
 
     Returns:
       What `emit` gave, [B, T, ...], zero for padding, and the memory after each row's last real token.
     """
-    B, T = tokens_BT.shape
+    B, T = tokens.shape
     width = min(T, model.config.memory.block_size)
     rows = np.arange(B)[:, None]
 
-    def turn(carry: Any) -> Any:
+    def turn(carry: Tree) -> Tree:
         read_B, outputs, state = carry
-        take_B = jnp.minimum(jnp.minimum(count_B - read_B, room(state, model.config)), width)
+        take_B = jnp.minimum(jnp.minimum(count - read_B, room(state, model.config)), width)
         index_BQ = read_B[:, None] + np.arange(width)
-        tokens_BQ = jnp.take_along_axis(tokens_BT, jnp.minimum(index_BQ, T - 1), axis=1)
+        tokens_BQ = jnp.take_along_axis(tokens, jnp.minimum(index_BQ, T - 1), axis=1)
         hidden, state = model.read(tokens_BQ, state, take_B)
         # Padding gets an index outside, where a scatter drops it.
         target = jnp.where(np.arange(width) < take_B[:, None], index_BQ, T)
@@ -71,7 +74,7 @@ def extend(
     )
     outputs = jax.tree.map(lambda x: jnp.zeros((B, T, *x.shape[2:]), x.dtype), shapes)
     start = (jnp.zeros(B, jnp.int32), outputs, state)
-    _, outputs, state = jax.lax.while_loop(lambda carry: (carry[0] < count_B).any(), turn, start)
+    _, outputs, state = jax.lax.while_loop(lambda carry: (carry[0] < count).any(), turn, start)
     return outputs, state
 
 
@@ -105,7 +108,7 @@ def prefill(
     window, short = blocks_per_call * S, S // 8
     rows = [_Row(text, recent, model.config.vocab_size) for text, recent in zip(texts, session.recent, strict=True)]
     memory, offset = session.memory, whole(session.memory.position) % S
-    reading: list[tuple[Any, int]] = []
+    reading: list[tuple[Array, int]] = []
 
     def wait() -> None:
         done, tokens = reading.pop(0)
@@ -135,7 +138,7 @@ def prefill(
 class _Row:
     """A row's tokens that wait to be read. The last one known stays behind: it is the session's pending token."""
 
-    def __init__(self, text: Iterable[np.ndarray], recent: Any, vocab_size: int):
+    def __init__(self, text: Iterable[np.ndarray], recent: Int[Any, "_N"], vocab_size: int):
         self._chunks = iter(text)
         self._vocab_size = vocab_size
         self.recent = np.array(recent)
@@ -158,8 +161,11 @@ class _Row:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))
-def _read_window(graphdef: Any, params: Any, tokens_BT: Any, count_B: Any, state: MemoryState) -> Any:
+def _read_window(
+    graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], count: Int[Array, "B"],
+    state: MemoryState,
+) -> tuple[Int[Array, ""], MemoryState]:  # fmt: skip
     """The memory after these tokens, and before it something to wait for: the memory itself is given away."""
     nothing = lambda model, hidden, index: ()
-    _, state = extend(nnx.merge(graphdef, params), tokens_BT, count_B, state, nothing)
-    return count_B.sum(), state
+    _, state = extend(nnx.merge(graphdef, params), tokens, count, state, nothing)
+    return count.sum(), state

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from famjax.attention.memory import MemoryState, select_state_rows
+from famjax.dims import Array, Bool, Float, Int, Tree
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend
 from famjax.infer.session import set_row, start
 from famjax.nn.model import Transformer
@@ -17,6 +18,10 @@ from famjax.runtime.distributed import whole
 
 # Logits that exist at one moment.
 LOGITS_BYTES = 2**27
+
+# Natural-log probability (float32) of the token after each of a text, and whether the model's first choice is that one.
+Scores: TypeAlias = tuple[Float[np.ndarray, "_n"], Bool[np.ndarray, "_n"]]
+TokenScores: TypeAlias = tuple[Float[Array, "B Q"], Bool[Array, "B Q"]]
 
 
 def score_documents(
@@ -46,9 +51,9 @@ def score_documents(
     window = blocks_per_call * model.config.memory.block_size
     waiting = sorted(range(len(documents)), key=lambda i: len(documents[i]))  # the longest is taken first
     reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, len(documents))  # (document, tokens read) by row
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    found: dict[int, Scores] = {}
     state = start(model, len(reading)).memory
-    pending: list[tuple[Any, int, list[tuple[int, int]]]] = []
+    pending: list[tuple[TokenScores, int, list[tuple[int, int]]]] = []
 
     def collect() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         out, width, what = pending.pop(0)
@@ -85,8 +90,8 @@ def score_documents(
 def take_window(
     documents: Sequence[np.ndarray], waiting: list[int], reading: list[tuple[int, int]], window: int,
     shorter: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:  # fmt: skip
-    """What the rows read next: tokens [B, window + 1], count [B], and fresh [B], rows that start a document.
+) -> tuple[Int[np.ndarray, "B _T"], Int[np.ndarray, "B"], Bool[np.ndarray, "B"]] | None:  # fmt: skip
+    """What the rows read next: window + 1 tokens, how many of them are real, and which rows start a document.
 
     Rows that are through take the last of those that wait; both lists change in place, and a row for which none
     is left becomes (-1, ..). None where all rows are done. `shorter`: the window has only as many
@@ -115,19 +120,19 @@ def useful_rows(documents: Sequence[np.ndarray], most: int) -> int:
 
 
 def score_streaming(
-    model: Transformer, tokens: np.ndarray, lengths: np.ndarray, blocks_per_call: int = BLOCKS_PER_CALL,
-    on_tokens: Callable[[int], None] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    model: Transformer, tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, "B"],
+    blocks_per_call: int = BLOCKS_PER_CALL, on_tokens: Callable[[int], None] | None = None,
+) -> tuple[Float[np.ndarray, "B T-1"], Bool[np.ndarray, "B T-1"]]:  # fmt: skip
     """`score_documents` for a batch of texts, each in a row of its own.
 
     Args:
       model: the model.
-      tokens: int [B, T], texts of unequal lengths with anything behind them.
-      lengths: int [B], at most T.
+      tokens: texts of unequal lengths with anything behind them.
+      lengths: at most T.
       blocks_per_call, on_tokens: see `score_documents`.
 
     Returns:
-      logprobs float32 [B, T - 1] and correct bool [B, T - 1]; zero and False from a text's last token on.
+      logprobs (float32) and correct; zero and False from a text's last token on.
     """
     B, T = tokens.shape
     logprobs, correct = np.zeros((B, max(T - 1, 0)), np.float32), np.zeros((B, max(T - 1, 0)), bool)
@@ -138,7 +143,9 @@ def score_streaming(
     return logprobs, correct
 
 
-def score_whole(model: Transformer, tokens: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def score_whole(
+    model: Transformer, tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, "B"]
+) -> tuple[Float[np.ndarray, "B T-1"], Bool[np.ndarray, "B T-1"]]:  # fmt: skip
     """`score_streaming`'s numbers from one layer-major pass over whole texts; memory grows with them.
 
     Texts are padded to a few lengths, so that few programs are compiled.
@@ -164,53 +171,56 @@ def padded_length(length: int, block_size: int) -> int:
     return block_size * (half_way if power >= 4 and blocks <= half_way else power)
 
 
-def next_token_scores(model: Transformer, hidden_BQD: Any, next_BQ: Any) -> tuple[Any, Any]:
+def next_token_scores(
+    model: Transformer, hidden: Float[Array, "B Q D"], following: Int[Array, "B Q"]
+) -> TokenScores:  # fmt: skip
     """Natural-log probability of the next token, and whether the model's first choice is that token.
 
     Logits [B, Q, V] are made a few columns at a time where they would be large.
 
     Args:
       model: the model.
-      hidden_BQD: hidden states.
-      next_BQ: int32 [B, Q], the token after each.
-
-    Returns:
-      float32 [B, Q] and bool [B, Q].
+      hidden: hidden states.
+      following: the token after each.
     """
-    B, Q, _ = hidden_BQD.shape
+    B, Q, _ = hidden.shape
     fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))
     at_once = max(q for q in range(1, Q + 1) if Q % q == 0 and (q <= fit or q == 1))
 
-    def score(args: Any) -> tuple[Any, Any]:
+    def score(args: tuple[Float[Array, "B Q D"], Int[Array, "B Q"]]) -> TokenScores:
         hidden, following = args
         logits = model.logits(hidden)
         chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == following
 
     if at_once == Q:
-        return score((hidden_BQD, next_BQ))
+        return score((hidden, following))
     cut = lambda x: jnp.moveaxis(x.reshape(B, Q // at_once, at_once, *x.shape[2:]), 1, 0)
-    scores = jax.lax.map(score, (cut(hidden_BQD), cut(next_BQ)))
+    scores = jax.lax.map(score, (cut(hidden), cut(following)))
     logprobs, correct = (jnp.moveaxis(x, 0, 1).reshape(B, Q) for x in scores)
     return logprobs, correct
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))
 def _score_window(
-    graphdef: Any, params: Any, tokens_BT: Any, next_BT: Any, count_B: Any, fresh_B: Any, state: MemoryState
-) -> tuple[Any, MemoryState]:
-    """Scores [B, T] of a window, and the memory behind it; a fresh row starts a document."""
+    graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], following: Int[Array, "B T"],
+    count: Int[Array, "B"], fresh: Bool[Array, "B"], state: MemoryState,
+) -> tuple[TokenScores, MemoryState]:  # fmt: skip
+    """Scores of a window, and the memory behind it; a fresh row starts a document."""
 
-    def emit(model: Transformer, hidden: Any, index: Any) -> Any:
-        return next_token_scores(model, hidden, jnp.take_along_axis(next_BT, index, axis=1))
+    def emit(model: Transformer, hidden: Float[Array, "B Q D"], index: Int[Array, "B Q"]) -> TokenScores:
+        return next_token_scores(model, hidden, jnp.take_along_axis(following, index, axis=1))
 
     model = nnx.merge(graphdef, params)
-    state = select_state_rows(fresh_B, model.streaming_state(len(count_B)), state)
-    return extend(model, tokens_BT, count_B, state, emit)
+    state = select_state_rows(fresh, model.streaming_state(len(count)), state)
+    return extend(model, tokens, count, state, emit)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
-def _score_whole(graphdef: Any, params: Any, tokens_BT: Any, next_BT: Any, count_B: Any) -> tuple[Any, Any]:
+def _score_whole(
+    graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], following: Int[Array, "B T"],
+    count: Int[Array, "B"],
+) -> TokenScores:  # fmt: skip
     model = nnx.merge(graphdef, params)
-    hidden, _ = model(tokens_BT, count_B=count_B)
-    return next_token_scores(model, hidden, next_BT)
+    hidden, _ = model(tokens, count=count)
+    return next_token_scores(model, hidden, following)

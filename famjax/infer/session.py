@@ -29,6 +29,7 @@ from flax import nnx
 
 from famjax.attention.memory import LayerMemory, MemoryState, over_rows
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.dims import Int, Tree
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer
@@ -44,7 +45,7 @@ _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
 )  # fmt: skip
 # Settings of a model that change how it is computed, not what.
-_HOW = ("memory", "embedding_std", "scan_layers", "remat", "attention_budget_mib", "attention_kernel", "layer_chunk")
+_HOW = ("memory", "embedding_std", "scan_layers", "remat", "attention_kernel")
 
 
 @jax.tree_util.register_dataclass
@@ -54,13 +55,13 @@ class Session:
 
     Attributes:
       memory: the model's memory of all tokens but the pending one.
-      recent: int32 [B, RECENT], the last tokens, -1 where a text has fewer. recent[:, -1] is pending.
+      recent: int32, the last RECENT tokens, -1 where a text has fewer. recent[:, -1] is pending.
 
     Example: after the prompt "abc", `memory.position` is 2, for "a" and "b", and "c" is pending.
     """
 
     memory: MemoryState
-    recent: Any
+    recent: Int[Any, "B _N"]
 
 
 def start(model: Transformer, batch: int = 1) -> Session:
@@ -89,14 +90,14 @@ def join_rows(sessions: Sequence[Session]) -> Session:
 
 
 @functools.partial(jax.jit, donate_argnames=("memory",))
-def set_row(memory: MemoryState, row: Any, one: MemoryState) -> MemoryState:
+def set_row(memory: MemoryState, row: int | Int[Any, ""], one: MemoryState) -> MemoryState:
     """A memory whose row is that of `one`, a memory of one row. `memory` is given away (its arrays are used again)."""
     put = lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, axis)
     return over_rows(put, memory, one)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "batch"))
-def _initial_state(graphdef: Any, params: Any, batch: int) -> MemoryState:
+def _initial_state(graphdef: nnx.GraphDef[Transformer], params: Tree, batch: int) -> MemoryState:
     return nnx.merge(graphdef, params).streaming_state(batch)
 
 
@@ -116,7 +117,7 @@ def save(path: str | Path, session: Session, model: Transformer) -> None:
     memory = session.memory
     if len(session.recent) != 1:
         raise ValueError(f"a session file holds one row, not {len(session.recent)}")
-    tensors = {name: np.ascontiguousarray(np.asarray(x)[0]) for name, x in _tensors(memory.layers).items()}
+    tensors = {name: np.ascontiguousarray(np.asarray(x)[0]) for name, x in _tensors(memory).items()}
     tensors["recent"] = np.ascontiguousarray(np.asarray(session.recent)[0])
     metadata = {
         "format": FORMAT,
@@ -173,24 +174,24 @@ def restore(file: SessionFile, model: Transformer) -> Session:
         same = file.metadata.get("model") == fingerprints["model"]
         what = "with another FAM prompt than the model has" if same else "by another model"
         raise ConfigError(f"{file.path} was made {what}; only the model that read a text can go on with it")
-    expected = _tensors(jax.eval_shape(functools.partial(model.streaming_state, 1)).layers)
+    expected = _tensors(jax.eval_shape(functools.partial(model.streaming_state, 1)))
     shapes = {name: (x.shape[1:], x.dtype) for name, x in expected.items()}
     shapes["recent"] = ((RECENT,), np.dtype(np.int32))
     if {name: (x.shape, x.dtype) for name, x in file.tensors.items()} != shapes:
         raise ConfigError(f"{file.path} is damaged: its tensors have other names, shapes or types than the model's")
     try:
-        numbers = [jnp.asarray([int(file.metadata[name])], jnp.int32) for name in ("position", "fam_updates")]
+        position, updates = (jnp.asarray([int(file.metadata[n])], jnp.int32) for n in ("position", "fam_updates"))
     except (KeyError, ValueError, OverflowError):
         raise ConfigError(f"{file.path} is damaged: its position cannot be read") from None
     # Copies: a session is donated to the device, which must not write into the file's pages.
     array = lambda name: jnp.array(file.tensors[name])[None]
     layers = [LayerMemory(**{f: array(f"{i}.{f}") for f in _LAYERS}) for i in range(model.config.num_layers)]
-    return Session(MemoryState(*numbers, tuple(layers)), np.array(file.tensors["recent"])[None])
+    return Session(MemoryState(position, updates, tuple(layers)), np.array(file.tensors["recent"])[None])
 
 
-def _tensors(layers: tuple[LayerMemory, ...]) -> dict[str, Any]:
+def _tensors(memory: MemoryState) -> dict[str, Any]:
     """{"0.k": ..., "0.v": ..., ...}."""
-    return {f"{i}.{field}": getattr(layer, field) for i, layer in enumerate(layers) for field in _LAYERS}
+    return {f"{i}.{field}": getattr(layer, field) for i, layer in enumerate(memory.unstacked) for field in _LAYERS}
 
 
 def _settings(memory: MemoryConfig) -> dict[str, Any]:

@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from famjax.data.vocabulary import unfinished
+
 # A byte that UTF-8 never has: tokens beyond the bytes show as replacement characters.
 _NO_BYTE = 0xFF
+# (ids, no more will come) to (text that no further token changes, whether that is the text of all ids).
+Certain = Callable[[Sequence[int], bool], tuple[str, bool]]
 
 
 class TextStream:
@@ -24,7 +28,7 @@ class TextStream:
         self._stops = [list(stop) for stop in stops]
         self._held: list[int] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._decoder.decode(_unfinished(bytes(_byte(token) for token in before)))
+        self._decoder.decode(unfinished(bytes(_byte(token) for token in before)))
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
         """The text that is now certain. `stopped`: these tokens end with a stop sequence."""
@@ -46,37 +50,32 @@ class TextStream:
         return self._decoder.decode(bytes(map(_byte, released)))
 
 
-# A character has at most four bytes, each of which may be a token; what is still no character then never will be.
-_LONGEST_CHARACTER = 4
-_BROKEN = "\ufffd"
-
-
 class TokenTextStream:
     """`TextStream` for any vocabulary, where a token may be a part of a character or several words.
 
     Tokens that end a text are found by the device, as for bytes. Stop texts are found here, in the text: a
     token may hold the end of one and more behind it. `stopped` tells that one came.
 
+    However the tokens are split over calls, the text is that of decoding all of them at once, without an unfinished
+    character at the end.
+
     Args:
-      decode: ids to text, with a replacement character for what is no character (yet).
+      certain: ids to the text that no further token changes (`Vocabulary.certain`).
       stops: token sequences that the device looks for; never shown.
       texts: stop texts; never shown, nor what comes behind them.
       before: the last tokens of the text so far. How a token is shown may depend on them.
     """
 
     def __init__(
-        self, decode: Callable[[list[int]], str], stops: Sequence[Sequence[int]] = (), texts: Sequence[str] = (),
+        self, certain: Certain, stops: Sequence[Sequence[int]] = (), texts: Sequence[str] = (),
         before: Iterable[int] = (),
     ):  # fmt: skip
         self.stopped = False
-        self._decode, self._stops, self._texts = decode, [list(stop) for stop in stops], list(texts)
+        self._certain, self._stops, self._texts = certain, [list(stop) for stop in stops], list(texts)
+        # The window that is decoded: ids from one token boundary on, and how many of its characters were given out.
         self._ids = [int(token) for token in before if token >= 0]
-        self._shown = next(
-            (n for n in range(len(self._ids), 0, -1) if not decode(self._ids[:n]).endswith(_BROKEN)), len(self._ids)
-        )
-        if len(self._ids) - self._shown >= _LONGEST_CHARACTER:
-            self._shown = len(self._ids)
-        self._from = 0
+        self._given = len(certain(self._ids, True)[0])
+        self._edge = 0  # tokens of the window up to the last place where nothing was uncertain
         self._held = ""
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
@@ -87,6 +86,8 @@ class TokenTextStream:
         for token in without_stop(new, self._stops) if stopped else new:
             self._ids.append(int(token))
             self._held += self._next()
+        if stopped:
+            self._held += self._next(final=True)
         found = [at for at in (self._held.find(text) for text in self._texts) if at >= 0]
         if found or stopped:
             self.stopped = True
@@ -98,17 +99,27 @@ class TokenTextStream:
 
     def finish(self) -> str:
         """What was held back for a stop text that did not come. An unfinished character is dropped."""
-        text, self._held = self._held, ""
+        if self.stopped:
+            return ""
+        self._held += self._next(final=True)
+        found = [at for at in (self._held.find(text) for text in self._texts) if at >= 0]
+        self.stopped = bool(found)
+        text, self._held = (self._held[: min(found)] if found else self._held), ""
         return text
 
-    def _next(self) -> str:
-        """The text that the last token completed, if it did."""
-        old, new = self._decode(self._ids[self._from : self._shown]), self._decode(self._ids[self._from :])
-        broken = new.endswith(_BROKEN) and len(self._ids) - self._shown < _LONGEST_CHARACTER
-        if broken or not new.startswith(old):
-            return ""
-        self._from, self._shown = self._shown, len(self._ids)
-        return new[len(old) :]
+    def _next(self, final: bool = False) -> str:
+        """The text that the last token made certain."""
+        text, whole = self._certain(self._ids, final)
+        new = text[self._given :]
+        self._given = max(self._given, len(text))
+        if whole:
+            # The next window begins at the edge before, if there is text since: the first characters of a window may
+            # be shown differently (a leading space is dropped), those behind them are not.
+            last, _ = self._certain(self._ids[self._edge :], True)
+            if last and self._edge:
+                self._ids, self._given = self._ids[self._edge :], len(last)
+            self._edge = len(self._ids)
+        return new
 
 
 def _byte(token: int) -> int:
@@ -119,18 +130,6 @@ def _overlap(text: Any, stop: Any) -> int:
     """How many of the last tokens (or characters) are the beginning of a stop."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text[-n:] == stop[:n]), 0)
-
-
-def _unfinished(before: bytes) -> bytes:
-    """The first bytes of a character that `before` ends with, if it does."""
-    for n in range(1, min(3, len(before)) + 1):
-        byte = before[-n]
-        if byte >= 0xC0:
-            length = 2 + (byte >= 0xE0) + (byte >= 0xF0)
-            return before[-n:] if n < length else b""
-        if byte < 0x80:
-            break
-    return b""
 
 
 def without_stop(tokens: np.ndarray, stops: Sequence[Sequence[int]]) -> np.ndarray:

@@ -11,13 +11,17 @@ The pairs have the axes of their base: A of `output` is [*stack, heads, H, r], B
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from famjax.config import LORA_PROJECTIONS, LoraConfig, ModelConfig
+from famjax.dims import Array, Float, Key
+
+HostOrDevice = TypeVar("HostOrDevice", jax.Array, np.ndarray)
 
 # Where a layer has the weight of each projection.
 BASES = {
@@ -43,13 +47,13 @@ class Pair(nnx.Module):
         a = std * jax.random.normal(rngs.lora(), (*stack, *ins.values(), rank), jnp.float32)
         self.a = nnx.Param(a, axes=(*stacked, *ins, "lora"))
         self.b = nnx.Param(jnp.zeros((*stack, rank, *outs.values()), jnp.float32), axes=(*stacked, "lora", *outs))
-        self.scale, self.dtype = config.lora.scale, config.dtype
 
-    def __call__(self, x: Any) -> Any:
-        """x [..., in] to [..., out], in the compute dtype; the axes of heads are one here."""
-        rank = self.a.shape[-1]
-        a, b = (leaf[...].astype(self.dtype) for leaf in (self.a, self.b))
-        return (x @ a.reshape(-1, rank)) * jnp.asarray(self.scale, self.dtype) @ b.reshape(rank, -1)
+
+def low_rank(pair: dict[str, Any], x: Float[Array, "rows in"], scale: float) -> Float[Array, "rows out"]:
+    """scale (x A) B in the type of x; the axes of heads are one here."""
+    a, b = (pair[name].astype(x.dtype) for name in ("a", "b"))
+    rank = a.shape[-1]
+    return (x @ a.reshape(-1, rank)) * jnp.asarray(scale, x.dtype) @ b.reshape(rank, -1)
 
 
 class Lora(nnx.Module):
@@ -73,17 +77,15 @@ def _axes(config: ModelConfig) -> dict[str, tuple[dict[str, int], dict[str, int]
     return {name: table[name] for name in config.lora.projections if name != "gate" or config.gated_ff}
 
 
-def drop(x: Any, name: str, *, key: Any, rate: float) -> Any:
+def drop(x: Float[Array, "rows in"], name: str, *, key: Key[Array, ""], rate: float) -> Float[Array, "rows in"]:
     """Dropout on what goes into a projection's pair: each number is 0 with probability `rate`, else larger by
-    1 / (1 - rate). The mask is a function of the layer's key, the projection and the shape.
-
-    So in the scan that makes FAM, every block of a step has the same mask.
+    1 / (1 - rate). The mask is a function of the key (of a step, layer and block), the projection and the shape.
     """
     keep = jax.random.bernoulli(jax.random.fold_in(key, LORA_PROJECTIONS.index(name)), 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def merged(base: Any, a: Any, b: Any, scale: float) -> Any:
+def merged(base: HostOrDevice, a: HostOrDevice, b: HostOrDevice, scale: float) -> HostOrDevice:
     """W + scale A B, added in float32, in the base's type. Without the axis of layers; numpy or jax."""
     rank = a.shape[-1]
     update = (a.reshape(-1, rank) @ b.reshape(rank, -1)).reshape(base.shape)

@@ -1,32 +1,59 @@
 """The model: embedding, layers, and the memory that passes through them.
 
-Two orders of the same computation (paper section 3). `__call__` is layer-major: each layer takes
-all blocks at once; training and prefill use it. `read` is block-major: all layers take up to one
-block; streaming uses it. Both call the same layer (`attention/blocks.py`, `attention/streaming.py`)
-and pass a `MemoryState` in and out, so a text can be cut between calls.
+Two orders of the same computation (paper section 3). `__call__` is layer-major: each layer scans all blocks;
+training and prefill of whole texts use it. `read` is block-major: all layers take up to one block; streaming uses it.
+Both take a `MemoryState` and return one, so a text can be split between calls.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from famjax.attention import blocks, fused, memory, positions, streaming
+from famjax.attention import memory, positions, streaming
+from famjax.attention.block_step import over_blocks, prompt_step
 from famjax.attention.memory import LayerMemory, MemoryState
+from famjax.attention.positions import WHOLE_ROWS, Layout
 from famjax.config import ModelConfig
-from famjax.nn.block import Block
-from famjax.nn.layers import Norm, weight
-from famjax.nn.stack import Devices, Step, gather, remat, scanned, unrolled
+from famjax.dims import Array, Bool, Float, Int, Key, Tree
+from famjax.nn.execution import Execution, LayerStack, stacked
+from famjax.nn.layer import Layer, LayerParams, NormWeights, norm, weight
+
+# Activations of whole blocks, [N, B, S, D]: sharded along their rows alone.
+ACTIVATION_AXES = (None, "batch", None, None)
+# Between layers that each device runs on its own rows, activations are sharded over `tensor` along the tokens of a
+# block (sequence parallelism), so what a layer keeps for the backward pass is not replicated.
+TOKEN_AXES = (None, "batch", "tokens", None)
+
+# `over_blocks`, or what stands in for it to look at a layer from outside: returns (y, anything).
+LayerOverBlocks: TypeAlias = Callable[..., tuple[Any, Any]]
+
+
+class Start(NamedTuple):
+    """The initial memory of a document: the learned FAM, propagated through the layers beside the text, or one that
+    was handed over.
+
+    Attributes:
+      fam: used if `use` is set; None: the learned one.
+      updates: the updates that `fam` has had.
+      use: False: the learned one after all.
+    """
+
+    fam: Float[Array, "L P F D"] | None = None
+    updates: Int[Array, ""] | int = 0
+    use: Bool[Array, ""] | bool = True
+
+
+LEARNED = Start()
 
 
 class Fam(nnx.Module):
     """The only weight that FAM adds: the learned prompt [F, D] (or a prefix [L, F, D]), float32 in any case:
-    it is small, and trained also where the weights around it are frozen in bfloat16."""
+    it is small, and trained also if the weights around it are frozen in bfloat16."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         F, D, std, dtype = config.memory.fam_length, config.d_model, config.embedding_std, "float32"
@@ -36,84 +63,26 @@ class Fam(nnx.Module):
             self.prefix = weight(rngs, (F, D), std, ("fam", "embed"), dtype, stack=(config.num_layers,))
 
 
-# What looks at a layer from outside: see `Transformer.forward`.
-Look = Callable[[Block, Any, tuple[LayerMemory, LayerMemory], positions.Blocks, Any, LayerMemory], Any]
-
-
-# Activations of whole blocks, [B, N, S, D]: cut along their rows alone.
-ACTIVATION_AXES = ("batch", None, None, None)
-# Between layers that each device runs on its own rows, the tokens of a block are cut over `tensor`: what a layer keeps
-# for the backward pass is then held once.
-ALONE_AXES = ("batch", None, "tokens", None)
-
-
-def unconstrained(x: Any, axes: tuple[str | None, ...]) -> Any:
-    """What a model without a mesh does with its activations: nothing."""
-    return x
-
-
-class Start(NamedTuple):
-    """With what documents start: the learned FAM, carried up the layers beside the text, or one that was passed on.
-
-    Attributes:
-      passed_fam: [L, P, F, D], taken if `use` is set; None: the learned one in any case.
-      passed_updates: int32 [], updates that it has had.
-      use: bool [].
-    """
-
-    passed_fam: Any = None
-    passed_updates: Any = 0
-    use: Any = False
-
-
-LEARNED = Start()
-
-
-class Memories(NamedTuple):
-    """Of all layers, or of one: the rows' memory, a fresh document's (batch 1), or what it is made of.
-
-    Attributes:
-      rows: `LayerMemory`; None: rows begin with a fresh document.
-      fresh: `LayerMemory`; None: it is made on the way (`Transformer._fresh`).
-      prefix: [F, D], see `MemoryConfig.fam_init`.
-      passed_fam: [P, F, D], see `Start`.
-    """
-
-    rows: Any
-    fresh: Any
-    prefix: Any
-    passed_fam: Any
-
-
-# Of a layer of `forward`: which of what it takes, (x, prompt), memories, (where, use), and gives has rows first.
-LAYER_CUT = (((True, False), Memories(True, False, False, False), (True, False)), ((True, False), True))
-
-
 class Transformer(nnx.Module):
     """A decoder-only language model with block sliding window attention and FAM.
 
-    `constrain(x, axes)` is applied to arrays inside the forward pass whose place on a mesh must not be left
-    to the compiler; whoever runs a model on a mesh sets it (`runtime/sharding.py` `constrain`), and may set
-    `devices`, with which a layer's communication is written down instead of found by the compiler.
-
-    `layer_keys`, set by a training whose layers draw random numbers (`ModelConfig.is_noisy`), gives as many keys as
-    it is asked for.
-
-    `layers` is one `Block` whose weights have a leading axis L, which loops over layers want; or, with `stacked`
-    False, a list of L blocks (`apart`), which streaming wants: a product with a part of a larger array copies
-    that part first, and for a single token this costs as much as the product.
+    It owns the weights; how it runs is its `execution`. `layers` is one `LayerParams` whose arrays have a leading axis
+    L, which training wants; or, with `stacked` False, a list of L (`weights.unstacked`), which streaming wants: a
+    product with a part of a larger array copies that part first, and for a single token this costs as much as the
+    product.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stacked: bool = True):
-        V, D, dtype = config.vocab_size, config.d_model, config.param_dtype
+    def __init__(
+        self, config: ModelConfig, rngs: nnx.Rngs, stacked: bool = True, execution: Execution | None = None
+    ):  # fmt: skip
+        V, D, L, dtype = config.vocab_size, config.d_model, config.num_layers, config.param_dtype
         self.config = config
-        self.constrain: Callable[[Any, tuple[str | None, ...]], Any] = unconstrained
-        self.devices: Devices | None = None
-        self.layer_keys: Callable[[int], Any] | None = None
+        self.execution = Execution.of(config) if execution is None else execution
         self.embedding = weight(rngs, (V, D), config.embedding_std, ("vocab", "embed"), dtype)
-        L = config.num_layers
-        self.layers = Block(config, rngs, (L,)) if stacked else nnx.List([Block(config, rngs) for _ in range(L)])
-        self.final_norm = Norm(config, D)
+        self.layers = (
+            LayerParams(config, rngs, (L,)) if stacked else nnx.List([LayerParams(config, rngs) for _ in range(L)])
+        )
+        self.final_norm = NormWeights(config, D)
         if not config.tie_embeddings:
             self.unembedding = weight(rngs, (D, V), D**-0.5, ("embed", "vocab"), dtype)
         if config.memory.fam_length:
@@ -122,156 +91,129 @@ class Transformer(nnx.Module):
     # --- forward ----------------------------------------------------------------------------------
 
     def __call__(
-        self, tokens_BT: Any, state: MemoryState | None = None, count_B: Any = None, *, starts_BN: Any = None,
-        initial: MemoryState | Start = LEARNED, shift_B: Any = None, kept_B: Any = None,
-    ) -> tuple[Any, MemoryState]:  # fmt: skip
-        """Layer-major: whole sequences, all blocks of a layer at once.
+        self, tokens: Int[Array, "B T"], state: MemoryState | None = None, count: Int[Array, "B"] | None = None, *,
+        start: Start = LEARNED, layout: Layout = WHOLE_ROWS, key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B T D"], MemoryState]:  # fmt: skip
+        """Layer-major: whole sequences, padded to whole blocks inside.
 
         Args:
-          tokens_BT: int32 [B, T]; padded to whole blocks inside.
+          tokens: the text.
           state: memory to continue, all of whose rows stand at a block's edge; None starts afresh.
-          count_B: tokens of each row up to its last real one; None where all are real. Padding is
-            neither attended to nor remembered.
-          starts_BN: bool [B, N], blocks with which a new document starts within the row. Padding
-            may fill up the block before.
-          initial: with what documents start: a memory of batch 1, or `Start`, which is made on the way.
-          shift_B: random position offset of each row; only `fam_position="zero"` sees it.
-          kept_B: int32 [B], blocks of each row, the first ones, of which the memory afterwards knows; None: of all.
+          count: tokens of each row up to its last real one; None if all are real. Padding is neither attended to nor
+            remembered.
+          start: the initial memory of documents.
+          layout: documents within the rows.
+          key: for dropout and noise on FAM, in training alone.
 
         Returns:
-          Hidden states [B, T, D] after the final norm (`logits` makes scores of them), and the
-          memory after each row's last real token, or after its kept blocks.
+          Hidden states after the final norm (`logits` turns them into scores), and the memory after each row's last
+          real token, or after its kept blocks.
         """
-        B, T = tokens_BT.shape
-        if count_B is None:
-            count_B = jnp.full(B, T, jnp.int32)
-        padded = jnp.pad(tokens_BT, ((0, 0), (0, -T % self.config.memory.block_size)))
-        hidden, state, _ = self.forward(
-            self.embed(padded), state, count_B, starts_BN=starts_BN, initial=initial, shift_B=shift_B, kept_B=kept_B
-        )
-        return hidden[:, :T], state
+        B, T = tokens.shape
+        count = jnp.full(B, T, jnp.int32) if count is None else count
+        padded = jnp.pad(tokens, ((0, 0), (0, -T % self.config.memory.block_size)))
+        at = self.locate(state, count, padded.shape[1], start, layout)
+        hidden, layers = self.forward(self.embed(padded), state, at, start, key)
+        return hidden[:, :T], MemoryState(*positions.after(at, self.config.memory), layers)
+
+    def locate(
+        self, state: MemoryState | None, count: Int[Array, "B"], length: int, start: Start = LEARNED,
+        layout: Layout = WHOLE_ROWS,
+    ) -> positions.Blocks:  # fmt: skip
+        """Where `length` tokens, whole blocks of them, stand; arguments as for `__call__`."""
+        updates = jnp.where(start.use, start.updates, 0) if start.fam is not None else 0
+        zero = jnp.zeros(len(count), jnp.int32)
+        before = (zero, zero + updates) if state is None else (state.position, state.fam_updates)
+        config = self.config.memory
+        return positions.of_whole_blocks(before, count, length // config.block_size, config, layout, updates)
 
     def forward(
-        self, x_BTD: Any, state: MemoryState | None, count_B: Any, *, starts_BN: Any,
-        initial: MemoryState | Start, shift_B: Any = None, kept_B: Any = None, look: Look | None = None,
-    ) -> tuple[Any, MemoryState, Any]:  # fmt: skip
-        """`__call__` behind the embedding, for those who want to see what happens inside.
+        self, x: Float[Array, "B T D"], state: MemoryState | None, where: positions.Blocks, start: Start = LEARNED,
+        key: Key[Array, ""] | None = None, over: LayerOverBlocks = over_blocks,
+    ) -> tuple[Float[Array, "B T D"], Any]:  # fmt: skip
+        """Layers and final norm: from embedded tokens, whole blocks of them, to hidden states.
 
-        Args:
-          x_BTD: embedded tokens, whole blocks of them.
-          look: called in every layer with its weights, its input [B, N, S, D], its memories (that of the
-            rows, that of a fresh document), the blocks' positions, its output, and the memory after.
-          state, count_B, starts_BN, initial, shift_B, kept_B: see `__call__`.
-
-        Returns:
-          What `__call__` does, and what `look` gave, with a leading axis L.
+        Returns also what each layer's `over` returned beside its output, with a leading axis L: its memory.
         """
-        config, S, B = self.config.memory, self.config.memory.block_size, x_BTD.shape[0]
-        if isinstance(initial, Start):
-            fresh_updates = jnp.where(initial.use, initial.passed_updates, 0)
-        else:
-            fresh_updates = initial.fam_updates[0]
-        where = positions.of_whole_blocks(
-            jnp.zeros(B, jnp.int32) if state is None else state.position,
-            jnp.full(B, fresh_updates) if state is None else state.fam_updates,
-            count_B, x_BTD.shape[1] // S, config, starts_BN, fresh_updates, shift_B, kept_B,
-        )  # fmt: skip
-        shards = self.devices.row_shards if self.devices is not None else 1
-        looped = isinstance(self.layers, Block) and look is None and self.layer_keys is None
-        alone = looped and self.devices is not None and B % shards == 0
-        # The budget is one device's; if the layer is cut by the compiler, it sees the rows of all of them.
-        seen_rows = 1 if alone else shards
-        budget = self.config.attention_budget_mib * seen_rows
-        chunk = -(-self.config.layer_chunk * seen_rows // S)
-        if self.layer_keys is not None:
-            chunk = 0  # what is dropped out depends on the place in the array
+        run, memories = self.execution, None if state is None else state.layers
+        # What observes a layer reduces over rows; a mask drawn for dropout depends on the place in the whole array.
+        alone = run.alone(len(x)) and over is over_blocks and key is None and not self._layers.unstacked
+        how = run.of_blocks(alone)
 
-        def layer(weights: Block, carry: Any, memories: Memories, where: Any, use: Any) -> tuple[Any, Any]:
-            x, prompt = carry
-            x = self.devices.whole_tokens(x) if alone and self.devices else x
-            fresh = memories.fresh or self._fresh(weights, memories, prompt, use)
-            rows = memories.rows or memory.broadcast_layer(fresh, x.shape[0])
-            if prompt is not None:
-                with jax.named_scope("fam_recurrence"):
-                    prompt = memory.prompt_layer(weights, prompt, config)
-            y, after = blocks.whole_blocks(
-                weights, x, rows, fresh, where, weights.memory, budget, self._kernel(alone), chunk
-            )
-            y = self.devices.cut_tokens(y) if alone and self.devices else self.constrain(y, ACTIVATION_AXES)
-            looked = look(weights, x, (rows, fresh), where, y, after) if look else None
-            return (y, prompt), (after, looked)
+        def layer_fn(layer: Layer, shared: Tree, carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
+            (where, use), (x, prompt), (weights, key, (before, (prefix, passed))) = shared, carry, inputs
+            layer = layer.with_arrays(weights, key)
+            fresh = first_fam(layer, prompt, prefix, passed, use)
+            y, out = over(layer, x, before, fresh, where, how)
+            prompt = None if prompt is None else prompt_step(layer, prompt)
+            return (y if alone else run.constrain(y, ACTIVATION_AXES), prompt), out
 
-        x = self.constrain(blocks.split_blocks(x_BTD, S), ALONE_AXES if alone else ACTIVATION_AXES)
-        use = initial.use if isinstance(initial, Start) else None
-        carry, (layers, looked) = self._through_layers(
-            layer,
-            (x, self._prompt(initial)),
-            self._memories(state, initial),
-            (where, use),
-            LAYER_CUT if alone else None,
-        )
-        memory_after = MemoryState(*positions.after(where, config), layers)
-        return self.final_norm(blocks.join_blocks(carry[0])), memory_after, looked
-
-    def _kernel(self, alone: bool) -> fused.Kernel:
-        """By what layers attend; `alone`: each device with its rows."""
-        devices, per_device = self.devices, None
-        if devices is not None:
-            per_device = functools.partial(devices.per_device, inside=alone)
-        platform = devices.platform if devices is not None else jax.default_backend()
-        chosen = fused.choose(self.config.attention_kernel, platform, self.config.memory.block_size)
-        return fused.Kernel(chosen, per_device)
+        blocks = jnp.moveaxis(x.reshape(len(x), -1, self.config.memory.block_size, x.shape[-1]), 1, 0)
+        carry = run.constrain(blocks, TOKEN_AXES if alone else ACTIVATION_AXES), self._prompt(start)
+        xs, shared = (memories, (self._prefix(), start.fam)), (where, start.use)
+        rows = (((1, -1), (0, (-1, -1)), (0, -1)), ((1, -1), 0)) if alone else None
+        keys = None if key is None else jax.random.split(key, self.config.num_layers)
+        (x, _), out = run.over_layers(layer_fn, self._layers, carry, xs, shared, rows, keys)
+        hidden = run.constrain(self._final_norm(x), TOKEN_AXES if alone else ACTIVATION_AXES)
+        return jnp.moveaxis(hidden, 0, 1).reshape(x.shape[1], -1, x.shape[-1]), out
 
     def read(
-        self, tokens_BQ: Any, state: MemoryState, count_B: Any = None, shift_B: Any = None
-    ) -> tuple[Any, MemoryState]:
+        self, tokens: Int[Array, "B Q"], state: MemoryState, count: Int[Array, "B"] | None = None,
+        shift: Int[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, "B Q D"], MemoryState]:  # fmt: skip
         """Block-major: all layers take up to one block of tokens, starting anywhere in a block.
 
         Args:
-          tokens_BQ: int32 [B, Q], Q at most S.
+          tokens: Q of them, at most S.
           state: the memory before these tokens; rows may stand at different positions. One of the form of
-            `streaming_state` is written in place where it is given away, else it is copied.
-          count_B: real tokens of each row, which must fit what is left of the row's block
-            (`room` tells); None where all are real. A row with 0 stays as it is.
-          shift_B: see `__call__`.
+            `streaming_state` is written in place if it is donated, else it is copied.
+          count: real tokens of each row, which must fit what is left of the row's block (`room`); None if all are
+            real. A row with 0 stays as it is.
+          shift: random position offset of each row.
 
         Returns:
-          Hidden states [B, Q, D] after the final norm, and the memory after the real tokens.
+          Hidden states after the final norm, and the memory after the real tokens.
 
         Raises:
-          ValueError: more tokens than a block has; `infer/prefill.py` cuts longer texts.
+          ValueError: more tokens than a block has; `infer/prefill.py` splits longer texts.
         """
         config = self.config.memory
-        if tokens_BQ.shape[1] > config.block_size:
-            raise ValueError(f"read takes at most a block of {config.block_size} tokens, not {tokens_BQ.shape[1]}")
-        if count_B is None:
-            count_B = jnp.full(tokens_BQ.shape[0], tokens_BQ.shape[1], jnp.int32)
-        where = positions.of_part(state.position, state.fam_updates, count_B, config, shift_B)
+        if tokens.shape[1] > config.block_size:
+            raise ValueError(f"read takes at most a block of {config.block_size} tokens, not {tokens.shape[1]}")
+        if count is None:
+            count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
+        where = positions.of_part(state.position, state.fam_updates, count, config, shift)
 
-        x, memories = self.embed(tokens_BQ), []
-        for i, block in enumerate(self._blocks()):
-            x, after = streaming.part_of_block(block, x, _of_layer(state.layers, i), where, block.memory)
-            x = self.constrain(x, ACTIVATION_AXES[:1] + ACTIVATION_AXES[2:])
-            memories.append(self.constrain(after, memory.LAYER_AXES))
-        layers = _stack(memories) if isinstance(state.layers, LayerMemory) else tuple(memories)
-        return self.final_norm(x), MemoryState(*positions.after(where, config), layers)
+        x, memories = self.embed(tokens), []
+        for i, layer in enumerate(self._layers.each_layer(self.execution)):
+            x, after = streaming.part_of_block(layer, x, _of_layer(state.layers, i), where)
+            x = self.execution.constrain(x, ACTIVATION_AXES[1:])
+            memories.append(self.execution.constrain(after, memory.LAYER_AXES))
+        layers = stacked(memories) if isinstance(state.layers, LayerMemory) else tuple(memories)
+        return self._final_norm(x), MemoryState(*positions.after(where, config), layers)
+
+    # --- embedding and logits ---------------------------------------------------------------------
 
     @jax.named_scope("embedding")
-    def embed(self, tokens: Any) -> Any:
-        """int32 [...] to [..., D]."""
-        # Rows are looked up in whole rows: in a table cut along D, the result would be cut along D too,
-        # and the compiler would gather every activation of the batch to cut it anew.
-        return self._scaled(self.constrain(self.embedding[...].astype(self.config.dtype), ("vocab", None))[tokens])
+    def embed(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
+        """Embeddings of tokens, as they enter the first layer."""
+        # Rows are looked up in whole rows: in a table sharded along D, the result would be sharded along D too,
+        # and the compiler would gather every activation of the batch to shard it again.
+        table = self.execution.constrain(self.embedding[...].astype(self.config.dtype), ("vocab", None))
+        return self._scaled(table[tokens])
 
-    def _scaled(self, embedded: Any) -> Any:
-        """Embeddings as they enter the first layer. The factor is rounded as they are, which is what Gemma does."""
+    def _scaled(self, embedded: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        # The factor is rounded as they are, which is what Gemma does.
         if not self.config.scale_embeddings:
             return embedded
         return embedded * jnp.asarray(math.sqrt(self.config.d_model), self.config.dtype)
 
+    def _final_norm(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return norm(x, self.final_norm.scale[...], self.config.norm, self.config)
+
     @jax.named_scope("logits")
-    def logits(self, hidden: Any, table: Any = None) -> Any:
-        """Hidden states [..., D] to float32 scores [..., V]; with a `table` of one's own, see `vocabulary_weights`."""
+    def logits(self, hidden: Float[Array, "... D"], table: Array | None = None) -> Float[Array, "... V"]:
+        """Hidden states to float32 scores; with a `table` of one's own, see `vocabulary_weights`."""
         if table is None:
             table = self.vocabulary_weights[0]
         table = table.T if self.config.tie_embeddings else table
@@ -280,178 +222,95 @@ class Transformer(nnx.Module):
         return cap * jnp.tanh(scores / cap) if cap else scores
 
     @property
-    def vocabulary_weights(self) -> tuple[Any, tuple[str, ...]]:
-        """What logits are made with, and the names of its axes: the embedding [V, D], or [D, V] of its own."""
+    def vocabulary_weights(self) -> tuple[Array, tuple[str, ...]]:
+        """The weights behind logits, and the names of their axes: the embedding [V, D], or [D, V] of its own."""
         if self.config.tie_embeddings:
             return self.embedding[...], ("vocab", "embed")
         return self.unembedding[...], ("embed", "vocab")
 
-    # --- memory -----------------------------------------------------------------------------------
+    # --- the memory before any text ---------------------------------------------------------------
 
-    def initial_state(self, batch: int, passed: tuple[Any, Any] | None = None) -> MemoryState:
-        """The memory before any text.
+    def initial_state(self, batch: int, start: Start = LEARNED) -> MemoryState:
+        """The memory before any text: empty rings, and the initial FAM of every layer."""
 
-        Args:
-          batch: B.
-          passed: (fam [L, P, F, D], updates) to start from instead of the learned prompt, as random
-            state passing does; the residual of its first update is that FAM.
-        """
-        config, memory_config = self.config, self.config.memory
-        L, K, S, H = config.num_layers, config.num_kv_heads, memory_config.block_size, config.head_dim
-        P, F, R = memory_config.previous_fams, memory_config.fam_length, memory_config.memory_segments + 1
-        ring = jnp.zeros((L, 1, R, K, S, H), config.dtype)
-        keys = jnp.zeros((L, 1, P, K, F, H), config.dtype)
-        fam, updates = passed if passed is not None else (self._initial_fam(), 0)
-        layers = LayerMemory(ring, ring, fam[:, None].astype(jnp.float32), keys, keys)
-        if F:
-            refresh = lambda weights, x, m: (x, memory.refresh_keys(weights, m, memory_config))
-            with jax.named_scope("fam_recurrence"):
-                _, layers = self._through_layers(refresh, jnp.zeros(()), layers)
+        def layer_fn(layer: Layer, use: Tree, prompt: Tree, inputs: Tree) -> tuple[Tree, LayerMemory]:
+            weights, _, (prefix, passed) = inputs
+            layer = layer.with_arrays(weights)
+            fresh = first_fam(layer, prompt, prefix, passed, use)
+            after = None if prompt is None else prompt_step(layer, prompt)
+            return after, memory.with_keys(layer, memory.empty(layer, fresh, self.config.dtype))
+
+        xs = (self._prefix(), start.fam)
+        with jax.named_scope("fam_recurrence"):
+            _, layers = self.execution.over_layers(layer_fn, self._layers, self._prompt(start), xs, start.use)
+        updates = jnp.where(start.use, start.updates, 0) if start.fam is not None else 0
         state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, updates, jnp.int32), layers)
         return memory.broadcast_rows(state, batch)
 
-    def with_fam(self, state: MemoryState, fam_LBPFD: Any) -> MemoryState:
-        """A memory whose feedback activations are others; their keys and values are made anew, all else stays."""
-        if isinstance(state.layers, tuple):
-            changed = [
-                memory.refresh_keys(block, dataclasses.replace(one, fam=fam.astype(jnp.float32)), self.config.memory)
-                for block, one, fam in zip(self._blocks(), state.layers, fam_LBPFD, strict=True)
-            ]
-            return dataclasses.replace(state, layers=tuple(changed))
-        layers = dataclasses.replace(state.layers, fam=fam_LBPFD.astype(jnp.float32))
-        refresh = lambda weights, x, m: (x, memory.refresh_keys(weights, m, self.config.memory))
-        _, layers = self._through_layers(refresh, jnp.zeros(()), layers)
-        return MemoryState(state.position, state.fam_updates, layers)
-
     def streaming_state(self, batch: int) -> MemoryState:
-        """`initial_state` for `read` alone: every layer by itself, with a ring as long as its window wants."""
+        """`initial_state` for `read` alone: layers unstacked, each with a ring as long as its window wants."""
         state, layers = self.initial_state(batch), []
         for i in range(self.config.num_layers):
             one, R = _of_layer(state.layers, i), memory.ring_blocks(self.config.layer(i).memory)
             one = dataclasses.replace(one, k=one.k[:, :R], v=one.v[:, :R])
-            layers.append(self.constrain(one, memory.LAYER_AXES))
+            layers.append(self.execution.constrain(one, memory.LAYER_AXES))
         return dataclasses.replace(state, layers=tuple(layers))
 
-    @jax.named_scope("fam_recurrence")
-    def _initial_fam(self) -> Any:
-        """[L, P, F, D]: the prompt carried up the layers by a forward pass of its own, or the prefix."""
-        config = self.config.memory
-        if not config.fam_length:
-            return jnp.zeros((self.config.num_layers, config.previous_fams, 0, self.config.d_model))
-        if config.fam_init == "prefix":
-            fam = self.fam.prefix[...]
-        else:
-            layer = lambda weights, x, _: (memory.prompt_layer(weights, x, config), x[0])
-            prompt = self._scaled(self.fam.prompt[...][None].astype(self.config.dtype))
-            _, fam = self._through_layers(layer, prompt, None)
-        return jnp.repeat(fam[:, None].astype(jnp.float32), config.previous_fams, axis=1)
+    def with_fam(self, state: MemoryState, fam: Float[Array, "L B P F D"]) -> MemoryState:
+        """A memory with other feedback activations; their keys and values are recomputed, all else stays."""
+        changed = []
+        for i, layer in enumerate(self._layers.each_layer(self.execution)):
+            one = dataclasses.replace(_of_layer(state.layers, i), fam=fam[i].astype(jnp.float32))
+            changed.append(memory.with_keys(layer, one))
+        layers = tuple(changed) if isinstance(state.layers, tuple) else stacked(changed)
+        return dataclasses.replace(state, layers=layers)
 
-    def _prompt(self, initial: MemoryState | Start) -> Any:
-        """[1, F, D]: what goes up the layers beside the text, where FAM is made of it."""
-        if isinstance(initial, MemoryState) or not hasattr(self, "fam") or self.config.memory.fam_init == "prefix":
+    def _prompt(self, start: Start) -> Float[Array, "1 F D"] | None:
+        """What goes up the layers beside the text, if documents may start with it."""
+        handed_over = start.fam is not None and start.use is True
+        if not hasattr(self, "fam") or self.config.memory.fam_init == "prefix" or handed_over:
             return None
         prompt = self._scaled(self.fam.prompt[...][None].astype(self.config.dtype))
-        return self.constrain(prompt, (None, None, None))
+        return self.execution.constrain(prompt, (None, None, None))
 
-    def _memories(self, state: MemoryState | None, initial: MemoryState | Start) -> Memories:
-        rows = None if state is None else state.layers
-        if isinstance(initial, MemoryState):
-            return Memories(rows, initial.layers, None, None)
-        prefix = None
-        if hasattr(self, "fam") and self.config.memory.fam_init == "prefix":
-            prefix = self.constrain(self.fam.prefix[...], (None, None, None))
-        return Memories(rows, None, prefix, initial.passed_fam)
+    def _prefix(self) -> Float[Array, "L F D"] | None:
+        if not hasattr(self, "fam") or self.config.memory.fam_init != "prefix":
+            return None
+        return self.execution.constrain(self.fam.prefix[...], (None, None, None))
 
-    def _fresh(self, weights: Block, memories: Memories, prompt: Any, use: Any) -> LayerMemory:
-        """A layer's memory before any text, batch 1."""
-        config, memory_config = self.config, self.config.memory
-        K, S, H, R = config.num_kv_heads, memory_config.block_size, config.head_dim, memory_config.memory_segments + 1
-        P, F = memory_config.previous_fams, memory_config.fam_length
-        ring, keys = jnp.zeros((1, R, K, S, H), config.dtype), jnp.zeros((1, P, K, F, H), config.dtype)
-        fam = jnp.zeros((1, P, F, config.d_model), jnp.float32)
-        learned = memories.prefix[None] if memories.prefix is not None else prompt
-        if learned is not None:
-            fam = jnp.broadcast_to(learned[:, None].astype(jnp.float32), fam.shape)
-        if memories.passed_fam is not None:
-            fam = jnp.where(use, memories.passed_fam[None], fam)
-        fresh = LayerMemory(ring, ring, fam, keys, keys)
-        return memory.refresh_keys(weights, fresh, memory_config) if F else fresh
+    # --- layers -----------------------------------------------------------------------------------
 
-    def _through_layers(
-        self, layer: Callable[..., Any], x: Any, per_layer: Any, shared: Any = (), cut: Any = None
-    ) -> tuple[Any, Any]:
-        """x through all layers: `layer(weights, x, one layer's part of per_layer, *shared)`.
-
-        `per_layer` has a leading axis L; so has what the layers return. With `cut` each device runs the layer on
-        its own rows: which of (x, per_layer, shared), and of what the layer returns, has rows first.
-        """
-        config = self.config
-        if isinstance(self.layers, nnx.List):
-            outs = []
-            for i, block in enumerate(self._blocks()):
-                x, out = layer(block, x, jax.tree.map(lambda a, i=i: a[i], per_layer), *shared)
-                outs.append(out)
-            return x, _stack(outs)
-        graphdef, weights = nnx.split(self.layers)
-        axes, weights = axes_of(weights), nnx.to_pure_dict(weights)
-        keys = self.layer_keys(config.num_layers) if self.layer_keys else None
-
-        def of_layer(index: int, in_scan: bool) -> Step:
-            settings = config.layer(index)
-
-            def run(one: Any, key: Any, x: Any, extra: Any, shared: Any) -> Any:
-                block = nnx.merge(graphdef, one)
-                block.take(settings, key)
-                return layer(block, x, extra, *shared)
-
-            def step(x: Any, xs: Any) -> Any:
-                one, key, extra = xs
-                if cut is not None and self.devices is not None:
-                    names = jax.tree.map(lambda w, names: names[1:], one, axes)
-                    alone = lambda one, *args: run(one, None, *args)
-                    return self.devices.by_rows(alone, names, config.dtype, *cut)(one, x, extra, shared)
-                if self.constrain is not unconstrained:
-                    with jax.named_scope("weights"):
-                        one = jax.tree.map(
-                            lambda w, names: gather(w, names[1:], self.constrain, config.dtype), one, axes
-                        )
-                return run(one, key, x, extra, shared)
-
-            return remat(step, config.remat, in_scan)
-
-        L, period = config.num_layers, config.layer_period
-        if not config.scan_layers:
-            return unrolled([of_layer(i, in_scan=False) for i in range(L)], x, (weights, keys, per_layer))
-        rest = [of_layer(i, in_scan=False) for i in range(L - L % period, L)]
-        return scanned([of_layer(i, in_scan=True) for i in range(period)], rest, x, (weights, keys, per_layer), L)
-
-    def _blocks(self) -> Iterator[Block]:
-        """Every layer by itself, ready to be used."""
-        for i in range(self.config.num_layers):
-            stacked = isinstance(self.layers, Block)
-            graphdef, weights = nnx.split(self.layers if stacked else self.layers[i])
-            axes, weights = axes_of(weights), nnx.to_pure_dict(weights)
-            if stacked:
-                weights = _of_layer(weights, i)
-            if self.constrain is not unconstrained:
-                whole = lambda w, names: gather(w, names[-w.ndim :], self.constrain, self.config.dtype)
-                weights = jax.tree.map(whole, weights, axes)
-            block = nnx.merge(graphdef, weights)
-            block.take(self.config.layer(i))
-            yield block
+    @property
+    def _layers(self) -> LayerStack:
+        if isinstance(self.layers, LayerParams):
+            weights = nnx.state(self.layers, nnx.Param)
+            return LayerStack(self.config, nnx.to_pure_dict(weights), axes_of(weights))
+        each = [nnx.state(layer, nnx.Param) for layer in self.layers]
+        return LayerStack(self.config, [nnx.to_pure_dict(weights) for weights in each], axes_of(each[0]))
 
 
-def _of_layer(tree: Any, i: int) -> Any:
+def first_fam(
+    layer: Layer, prompt: Float[Array, "1 F D"] | None, prefix: Float[Array, "F D"] | None,
+    passed: Float[Array, "P F D"] | None, use: Any,
+) -> Float[Array, "1 P F D"]:  # fmt: skip
+    """THE memory with which a document starts, in one layer: the prompt as it has come up to this layer, or the layer's
+    prefix; or a FAM that was handed over. `fam_init` and `Start` decide which of them are there."""
+    config = layer.config.memory
+    shape = (1, config.previous_fams, config.fam_length, layer.config.d_model)
+    fam = jnp.zeros(shape, jnp.float32)
+    learned = prompt if prefix is None else prefix
+    if learned is not None:
+        fam = jnp.broadcast_to(learned.reshape(1, 1, *learned.shape[-2:]).astype(jnp.float32), shape)
+    return fam if passed is None else jnp.where(use, passed[None].astype(jnp.float32), fam)
+
+
+def _of_layer(tree: Tree, i: int) -> Tree:
     """Entry i of a tree of arrays with a leading axis L, or of a tuple of L trees."""
     return tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda x: x[i], tree)
 
 
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def room(state: MemoryState, config: ModelConfig) -> Any:
-    """int32 [B]: how many tokens each row takes until its block is full."""
+def room(state: MemoryState, config: ModelConfig) -> Int[Array, "B"]:
+    """How many tokens each row takes until its block is full."""
     return config.memory.block_size - state.position % config.memory.block_size
 
 

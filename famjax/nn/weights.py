@@ -7,39 +7,44 @@ import jax
 from flax import nnx
 
 from famjax.config import ModelConfig
-from famjax.nn.block import Block
+from famjax.dims import Array
+from famjax.nn.execution import Execution
+from famjax.nn.layer import LayerParams
 from famjax.nn.model import Transformer, axes_of
 
 
-def create(config: ModelConfig, seed: int = 0) -> Transformer:
+def create(config: ModelConfig, seed: int = 0, execution: Execution | None = None) -> Transformer:
     """A model with random weights. Raises `ConfigError` if the configuration cannot work."""
     config.validate()
     key = jax.random.key(seed)
     # LoRA draws from a stream of its own, so that a model with it starts with the weights of the one without.
-    return Transformer(config, nnx.Rngs(params=key, lora=jax.random.fold_in(key, 2106)))
+    return Transformer(config, nnx.Rngs(params=key, lora=jax.random.fold_in(key, 2106)), execution=execution)
 
 
-def apart(model: Transformer) -> Transformer:
-    """The same model with every layer's weights by themselves, as streaming wants them.
+def structure(config: ModelConfig, execution: Execution | None = None, stacked: bool = True) -> nnx.GraphDef[Any]:
+    """A model without its weights, for `nnx.merge`. Computes nothing, whatever the size."""
+    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), stacked, execution)))
 
-    The arrays of the given one are taken apart one after the other, and are gone afterwards.
+
+def unstacked(model: Transformer) -> Transformer:
+    """The same model with the weights of each layer in arrays of their own, as streaming wants them.
+
+    The arrays of the given one are split one after the other, and are deleted.
     """
-    if not isinstance(model.layers, Block):
+    if not isinstance(model.layers, LayerParams):
         return model
     params, L = parameters(model), model.config.num_layers
 
-    def cut(leaf: Any) -> list[Any]:
+    def cut(leaf: Array) -> list[Array]:
         parts = [leaf[i] for i in range(L)]
         jax.block_until_ready(parts)
         leaf.delete()
         return parts
 
-    leaves, structure = jax.tree.flatten(params.pop("layers"))
+    leaves, treedef = jax.tree.flatten(params.pop("layers"))
     by_leaf = [cut(leaf) for leaf in leaves]
-    params["layers"] = {i: jax.tree.unflatten(structure, [parts[i] for parts in by_leaf]) for i in range(L)}
-    abstract = nnx.eval_shape(lambda: Transformer(model.config, nnx.Rngs(0), stacked=False))
-    new: Transformer = nnx.merge(nnx.graphdef(abstract), params)
-    new.constrain, new.devices = model.constrain, model.devices
+    params["layers"] = {i: jax.tree.unflatten(treedef, [parts[i] for parts in by_leaf]) for i in range(L)}
+    new: Transformer = nnx.merge(structure(model.config, model.execution, stacked=False), params)
     return new
 
 
@@ -49,13 +54,13 @@ def parameters(model: nnx.Module) -> dict[str, Any]:
 
 
 def each_parameter(model: Transformer) -> Iterator[tuple[str, Any]]:
-    """Every weight with its path, those of layers one layer after the other, whether they are stacked or apart."""
+    """Every weight with its path, those of layers one layer after the other, whether they are stacked or not."""
     params = parameters(model)
     layers = params.pop("layers")
     named = lambda tree, where: ((where + jax.tree_util.keystr(p), x) for p, x in jax.tree.leaves_with_path(tree))
     yield from named(params, "")
     for i in range(model.config.num_layers):
-        if isinstance(model.layers, Block):
+        if isinstance(model.layers, LayerParams):
             yield from ((path, x[i]) for path, x in named(layers, f"['layers'][{i}]"))
         else:
             yield from named(layers[i], f"['layers'][{i}]")

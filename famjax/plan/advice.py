@@ -19,8 +19,6 @@ def advice(plan: dict[str, Any], config: TrainConfig) -> list[str]:
     if plan["program"] != "train":
         return [*lines, "a lower BATCH_SIZE: each row has a memory of its own, and activations"]
     parts = [tensor["part"] for tensor in plan["largest_tensors"]]
-    if parts and parts[0] == "block attention" and not config.model.attention_budget_mib:
-        lines.append("--gin.ModelConfig.attention_budget_mib=1024: the largest tensors are attention's scores")
     if config.model.remat != "full":
         lines.append("--gin.ModelConfig.remat=\"'full'\": less is kept for the backward pass")
     if more := more_microbatches(config):

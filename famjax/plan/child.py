@@ -15,6 +15,7 @@ from typing import Any
 
 from famjax.config import ConfigError
 from famjax.plan import dump
+from famjax.runtime import interrupts
 
 GIVEN_JSON, RESULT_JSON = "given.json", "result.json"
 LOG = "log.txt"
@@ -72,7 +73,7 @@ def run(
       ConfigError: the child found a mistake of the user's; its line.
       RuntimeError: the compiler failed; its last lines.
     """
-    with _folder(keep) as folder:
+    with interrupts.held(), _folder(keep) as folder:
         with (folder / LOG).open("w", encoding="utf-8") as log:
             child = subprocess.Popen(list(command(folder)), env=environment(folder), stdin=subprocess.DEVNULL,
                                      stdout=log, stderr=log)  # fmt: skip
@@ -105,6 +106,7 @@ def _wait(child: "subprocess.Popen[bytes]", tell: Callable[[float], None], enoug
             return True
         if enough():
             return False
+        interrupts.check()
         tell(time.monotonic() - began)
 
 

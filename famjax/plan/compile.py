@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
     compilation ends before code is made.
     """
     options = {"num_slices": topology.slices} if topology.slices > 1 else {}
-    devices = topologies.get_topology_desc(str(topology), platform="tpu", **options).devices
+    devices: Sequence[Any] = topologies.get_topology_desc(str(topology), platform="tpu", **options).devices
     began = time.monotonic()
     lowered = PROGRAMS[program](config, make_mesh(config.mesh_sizes, devices))
     result: dict[str, Any] = {

@@ -13,12 +13,13 @@ from famjax.attention.memory import LAYER_AXES, MEMORY_AXES
 from famjax.config import LoraConfig, ModelConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.infer import decode, prefill, scoring
-from famjax.infer.load import on_mesh
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
 from famjax.nn import model as model_lib
 from famjax.nn import weights
+from famjax.nn.execution import Execution
 from famjax.runtime import sharding
+from famjax.runtime.on_mesh import placement
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.start import make_task
@@ -126,8 +127,8 @@ def served_model(config: ModelConfig) -> ModelConfig:
 def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, dict[str, int]]:
     """(graphdef, abstract weights, abstract memory of the rows, bytes of both on a device)."""
     config = served_model(config)
-    model = nnx.eval_shape(lambda: model_lib.Transformer(config, nnx.Rngs(0), stacked=False))
-    on_mesh(model, mesh)
+    execution = Execution.of(config, placement(mesh))
+    model = nnx.eval_shape(lambda: model_lib.Transformer(config, nnx.Rngs(0), False, execution))
     graphdef, params = nnx.split(model)
     one = lambda leaf: leaf.replace(_placed(leaf.get_value(), leaf.axes, mesh))
     params = jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

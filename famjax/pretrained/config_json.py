@@ -22,11 +22,39 @@ NUMBERS = {
     "vocab_size": "vocab_size", "num_hidden_layers": "num_layers", "hidden_size": "d_model",
     "intermediate_size": "d_ff", "num_attention_heads": "num_heads",
 }  # fmt: skip
+# Keys that no number of a forward pass depends on, in any family: what training, generation, saving and other heads are
+# set to. `tests/pretrained/test_every_key.py` changes each and compares the logits of transformers.
+NO_EFFECT = frozenset({
+    # saving
+    "architectures", "model_type", "transformers_version", "_name_or_path", "name_or_path", "auto_map", "dtype",
+    "torch_dtype", "tokenizer_class", "unsloth_version", "unsloth_fixed", "library_name", "model_name",
+    # generation
+    "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "cache_implementation",
+    "use_cache", "max_position_embeddings", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p",
+    "num_beams", "repetition_penalty", "length_penalty", "early_stopping", "no_repeat_ngram_size", "bad_words_ids",
+    "num_return_sequences", "generation_config", "forced_bos_token_id", "forced_eos_token_id", "prefix",
+    "task_specific_params", "suppress_tokens", "begin_suppress_tokens", "typical_p", "diversity_penalty",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "num_beam_groups", "remove_invalid_values",
+    # training, and how it is computed
+    "initializer_range", "attention_dropout", "pretraining_tp", "gradient_checkpointing", "_attn_implementation",
+    "attn_implementation", "_attn_implementation_autoset", "_experts_implementation", "torchscript", "use_bfloat16",
+    "tf_legacy_loss", "pruned_heads",
+    # other outputs and heads
+    "output_hidden_states", "output_attentions", "return_dict", "return_dict_in_generate", "output_scores",
+    "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "is_encoder_decoder",
+    "chunk_size_feed_forward", "is_decoder", "add_cross_attention", "cross_attention_hidden_size",
+    "tie_encoder_decoder", "classifier_dropout",
+})  # fmt: skip
+# Keys that some families have. Where a family's code does not read one, it has no effect in that family.
+OF_FAMILIES = frozenset({
+    "attention_bias", "mlp_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+    "hidden_act", "hidden_activation", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+    "sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "rope_scaling", "rope_theta",
+})  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"
 # Fields of a ModelConfig that say how it is computed or trained, not what it is.
 NOT_THE_MODEL = (
-    "memory", "lora", "embedding_std", "dtype", "param_dtype", "scan_layers", "remat", "attention_budget_mib",
-    "attention_kernel", "layer_chunk",
+    "memory", "lora", "embedding_std", "dtype", "param_dtype", "scan_layers", "remat", "attention_kernel",
 )  # fmt: skip
 
 
@@ -40,9 +68,9 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
     if hf.get("quantization_config"):
         raise ConfigError("config.json: the weights are quantised; take the model's folder with unquantised weights")
     says = _Says({**family.silent, **hf})
-    fields: dict[str, Any] = {ours: says.number(theirs) for theirs, ours in NUMBERS.items()}
-    fields["num_kv_heads"] = says.number("num_key_value_heads", fields["num_heads"])
-    fields["head_dim"] = says.number("head_dim", fields["d_model"] // max(fields["num_heads"], 1))
+    fields: dict[str, Any] = {ours: says.whole(theirs) for theirs, ours in NUMBERS.items()}
+    fields["num_kv_heads"] = says.whole("num_key_value_heads", fields["num_heads"])
+    fields["head_dim"] = says.whole("head_dim", fields["d_model"] // max(fields["num_heads"], 1))
     fields["norm_eps"] = float(says.number("rms_norm_eps", 1e-6))
     fields["tie_embeddings"] = bool(says("tie_word_embeddings"))
     fields["activation"] = _activation(str(says(family.activation) or "silu"), family)
@@ -58,7 +86,17 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
         fields["attention_cap"] = float(says.number("attn_logit_softcapping", 0.0))
         fields["logit_cap"] = float(says.number("final_logit_softcapping", 0.0))
     fields |= _layers(says, family, fields["num_layers"])
-    fields |= _rope(says, "local" in fields["layer_pattern"])
+    try:
+        fields |= _rope(says, "local" in fields["layer_pattern"])
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.json: RoPE's settings have what is not a number ({error})") from None
+    unread = sorted(key for key in set(hf) - says.read - NO_EFFECT - OF_FAMILIES - {SECTION} if hf[key] is not None)
+    if unread:
+        raise ConfigError(
+            f"config.json: {', '.join(unread)} is not known here and may change the numbers; take it out if it does not"
+        )
     config = ModelConfig(**fields | dict(family.fixed))
     try:
         config.validate()
@@ -72,19 +110,29 @@ class _Says:
 
     def __init__(self, values: Mapping[str, Any]):
         self._values = values
+        self.read = {"quantization_config", "partial_rotary_factor"}
+        self.all = values
 
     def __call__(self, name: str) -> Any:
+        self.read.add(name)
         return self._values.get(name)
 
     def number(self, name: str, default: Any = None) -> Any:
         """A number; null and a missing one are the default, if there is one."""
-        value = self._values.get(name)
+        value = self(name)
         value = default if value is None else value
         if value is None:
             raise ConfigError(f"config.json has no {name}; is it the config.json of a causal language model?")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"config.json: {name} is {value!r}; it must be a number")
         return value
+
+    def whole(self, name: str, default: Any = None) -> int:
+        """A number without a fraction, likewise; layers, widths and windows are counted in such."""
+        value = self.number(name, default)
+        if value != int(value):
+            raise ConfigError(f"config.json: {name} is {value!r}; it must be a whole number")
+        return int(value)
 
 
 def _activation(name: str, family: Family) -> str:
@@ -96,9 +144,9 @@ def _activation(name: str, family: Family) -> str:
 
 def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
     """`layer_pattern` and `local_window`."""
-    window = says("sliding_window")
-    if family.windows is None or window is None:
+    if family.windows is None or says("sliding_window") is None:
         return {"layer_pattern": ("global",)}
+    window = says.whole("sliding_window")
     if family.windows == "from_layer" and not says("use_sliding_window"):
         return {"layer_pattern": ("global",)}
     types = says("layer_types") if family.windows != "all" else None
@@ -109,21 +157,26 @@ def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
     elif family.windows == "all":
         local = [True] * num_layers
     elif family.windows == "from_layer":
-        local = [layer >= says.number("max_window_layers") for layer in range(num_layers)]
+        local = [layer >= says.whole("max_window_layers") for layer in range(num_layers)]
     else:
-        period = says.number("sliding_window_pattern", family.windows)
+        period = max(says.whole("sliding_window_pattern", family.windows), 1)
         local = [(layer + 1) % period > 0 for layer in range(num_layers)]
     kinds = ["local" if one else "global" for one in local]
     period = next(p for p in range(1, num_layers + 1) if all(kinds[i] == kinds[i - p] for i in range(p, num_layers)))
     pattern = tuple(kinds[:period])
-    return {"layer_pattern": pattern, "local_window": int(window) if "local" in pattern else 0}
+    return {"layer_pattern": pattern, "local_window": window if "local" in pattern else 0}
 
 
 def _rope(says: _Says, has_local: bool) -> dict[str, Any]:
     """RoPE's base and scaling: `rope_parameters` as version 5 has it, else `rope_theta` and `rope_scaling`."""
-    parameters = says("rope_parameters")
+    parameters, scaling = says("rope_parameters"), says("rope_scaling")
+    nested = isinstance(parameters, dict) and (FULL in parameters or SLIDING in parameters)
+    if scaling and nested and has_local:
+        parameters = {**parameters, FULL: {**(parameters.get(FULL) or {}), **scaling}}
+    elif scaling:  # the older name wins, and what the newer one says is forgotten
+        parameters = None
     if parameters is None:
-        parameters = {"rope_theta": says.number("rope_theta", 10000.0), **(says("rope_scaling") or {})}
+        parameters = {"rope_theta": says.number("rope_theta", 10000.0), **(scaling or {})}
         local = {"rope_theta": says("rope_local_base_freq")} if says("rope_local_base_freq") else None
     elif FULL in parameters or SLIDING in parameters:
         parameters, local = parameters.get(FULL) or {}, parameters.get(SLIDING)
@@ -135,7 +188,7 @@ def _rope(says: _Says, has_local: bool) -> dict[str, Any]:
         local = None
     fields: dict[str, Any] = {"rope_base": float(parameters.get("rope_theta", says("rope_theta") or 10000.0))}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if float(parameters.get("partial_rotary_factor", 1.0)) != 1.0:
+    if any(float(one.get("partial_rotary_factor") or 1.0) != 1.0 for one in (parameters, local or {}, says.all)):
         raise ConfigError("config.json: partial_rotary_factor is not 1; only RoPE over whole heads is known")
     try:
         if kind in ("linear", "llama3"):

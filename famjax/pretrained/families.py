@@ -81,17 +81,19 @@ class Family:
 
 _GEMMA = {"norm_plus_one": True, "scale_embeddings": True}
 _UNTIED = {"tie_word_embeddings": False, "hidden_act": "silu"}
+# Where config.json does not say which token ends a text.
+_END = {"eos_token_id": 2}
 _GEMMA2 = {
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "head_dim": 256, "num_key_value_heads": 4,
+    "sliding_window": 4096, "head_dim": 256, "num_key_value_heads": 4, "eos_token_id": 1,
 }  # fmt: skip
 _CAPS = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", "LlamaForCausalLM", silent=_UNTIED, optional=("attention_bias", "mlp_bias")),
+    Family("llama", "LlamaForCausalLM", silent=_UNTIED | _END, optional=("attention_bias", "mlp_bias")),
     Family(
         "mistral", "MistralForCausalLM",
-        silent=_UNTIED | {"sliding_window": 4096, "num_key_value_heads": 8}, windows="all",
+        silent=_UNTIED | _END | {"sliding_window": 4096, "num_key_value_heads": 8}, windows="all",
     ),
     Family(
         "qwen2", "Qwen2ForCausalLM", fixed={"qkv_bias": True},
@@ -108,6 +110,7 @@ FAMILIES: tuple[Family, ...] = (
         "gemma", "GemmaForCausalLM", fixed=_GEMMA,
         silent={
             "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh", "head_dim": 256, "num_key_value_heads": 16,
+            "eos_token_id": 1,
         },
         optional=("attention_bias",),
     ),
@@ -122,6 +125,13 @@ FAMILIES: tuple[Family, ...] = (
         activation="hidden_activation", optional=("attention_bias", *_CAPS), windows=6,
     ),
 )  # fmt: skip
+
+
+def usual_end(hf: Mapping[str, Any]) -> int | None:
+    """The token that ends a text of this `model_type`, if `config.json` has no `eos_token_id`, not even null."""
+    if "eos_token_id" in hf:
+        return None
+    return next((f.silent.get("eos_token_id") for f in FAMILIES if f.model_type == hf.get("model_type")), None)
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:

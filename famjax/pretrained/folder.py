@@ -22,7 +22,7 @@ FAM_FILE, FAM_PROMPT, FAM_PREFIX = "fam.safetensors", "fam_prompt", "fam_prefix"
 # What goes along as it is.
 CARRIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt",
+    "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer_family.json",
 )  # fmt: skip
 # A model directory keeps the config.json of its import under this name.
 KEPT_CONFIG = "hf_config.json"

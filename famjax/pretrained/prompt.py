@@ -18,7 +18,7 @@ def like_embeddings(embedding_VD: np.ndarray, fam_length: int, seed: int) -> np.
     return (mean + spread * noise).astype(np.float32)
 
 
-def of_text(embedding_VD: np.ndarray, tokens: Sequence[int], fam_length: int) -> np.ndarray:
+def of_text(embedding_VD: np.ndarray, tokens: Sequence[int] | np.ndarray, fam_length: int) -> np.ndarray:
     """[F, D]: the embeddings of these tokens, from the first again where they are fewer than F."""
     return embedding_VD[np.resize(np.asarray(tokens), fam_length)]
 

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.runtime import arrays, lock, steps
 from famjax.runtime import base as bases
-from famjax.runtime import lock, steps
 from famjax.runtime.base import Base
 from famjax.runtime.model_dir import read_config, split_step
 from famjax.runtime.quiet import quiet
@@ -77,7 +76,7 @@ def save_model(
     there = None
     if newest is not None and not steps.damage(root, newest, [WEIGHTS]):
         there = _stored_shapes(steps.step_dir(root, newest) / WEIGHTS)
-    if there is not None and (difference := _difference(_flatten(params), there)):
+    if there is not None and (difference := arrays.difference(arrays.shapes(params), there)):
         raise ConfigError(f"{model_dir} holds another model ({difference}); choose an empty directory")
     if step is None:
         step = 0 if newest is None else newest + 1
@@ -192,7 +191,7 @@ def _newest_whole(
     Steps are listed anew each time: a training may save and delete while we read. In a job of several
     processes the first one decides, so that all read the same.
     """
-    parts, damaged = list(parts), {}
+    parts, damaged = list(parts), dict[int, str]()
     while True:
         step = None
         if jax.process_index() == 0:
@@ -260,7 +259,7 @@ def _load_weights(root: Path, step: int, target: Tree) -> dict[str, Any]:
         raise Damaged(f"the weights in {folder.parent} are damaged")
     base = bases.checked(root)
     own = target if base is None else bases.part(target, there.__contains__)
-    if difference := _difference(_flatten(own), there):
+    if difference := arrays.difference(arrays.shapes(own), there):
         raise ConfigError(f"the weights in {root} do not fit its model.json: {difference}")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -281,11 +280,11 @@ def _load_base(base: Base, target: Tree) -> dict[str, Any]:
     if there is None:
         raise ConfigError(f"the weights in {base.folder} are damaged; restore them from a copy")
     own = target if below is None else bases.part(target, there.__contains__)
-    stored = {path: leaf for path, leaf in there.items() if path in _flatten(own)}
-    if difference := _difference(_flatten(own), {path: tuple(leaf.shape) for path, leaf in stored.items()}):
+    stored = {path: leaf for path, leaf in there.items() if path in arrays.shapes(own)}
+    if difference := arrays.difference(arrays.shapes(own), {path: tuple(leaf.shape) for path, leaf in stored.items()}):
         raise ConfigError(f"the weights in {base.folder} do not fit what was trained on them: {difference}")
     as_stored = lambda path, leaf: jax.ShapeDtypeStruct(
-        leaf.shape, there[_name(path)].dtype, sharding=_with_place(leaf).sharding
+        leaf.shape, there[arrays.name(path)].dtype, sharding=_with_place(leaf).sharding
     )
     wanted = jax.tree_util.tree_map_with_path(as_stored, own)
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
@@ -309,7 +308,7 @@ def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any
     there = _stored_shapes(folder / TRAINING)
     if there is None:
         raise Damaged(f"the training in {folder} is damaged")
-    if difference := _difference(_flatten(like), there):
+    if difference := arrays.difference(arrays.shapes(like), there):
         raise ConfigError(
             f"the training in {folder} cannot be continued with these settings ({difference}); use those of its "
             f"config.gin, or train into another MODEL_DIR"
@@ -335,7 +334,7 @@ def _stored_leaves(folder: Path) -> dict[str, Any] | None:
     """The same with types: what Orbax tells of each array."""
     try:
         with quiet():
-            return _leaves(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
+            return arrays.stored(folder)
     except Exception:  # whatever Orbax raises, the files are not as they were written
         return None
 
@@ -346,29 +345,3 @@ def _with_place(leaf: Any) -> Any:
         return leaf
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-
-
-def _flatten(tree: Any) -> dict[str, tuple[int, ...]]:
-    """{"layers/attention/query": shape, ...}."""
-    return {path: tuple(leaf.shape) for path, leaf in _leaves(tree).items()}
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _difference(expected: dict[str, tuple[int, ...]], there: dict[str, tuple[int, ...]]) -> str:
-    """The first difference in words, or nothing."""
-    for name in sorted(expected | there):
-        if name not in there:
-            return f"{name} {list(expected[name])} is missing"
-        if name not in expected:
-            return f"{name} {list(there[name])} is not part of it"
-        if expected[name] != there[name]:
-            return f"{name} is {list(there[name])}, it should be {list(expected[name])}"
-    return ""

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from famjax.config import ConfigError
+from famjax.runtime.interrupts import leave
 from famjax.runtime.peers import Job, Loss, Peers
 
 # The flags of `famjax train` as environment variables, for launchers that start every process with one command.
@@ -164,7 +165,7 @@ def joined(
         print(f"{prog}: {loss.message}{advice}", file=sys.stderr)
         if job.process_id == 0:
             time.sleep(2 * SETTLE_SECONDS)
-        _leave(loss.code or 1)
+        leave(loss.code or 1)
 
     peers.watch(lost)
     _hear_aborts(peers)
@@ -187,7 +188,7 @@ def joined(
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         peers.fail(" ".join(f"{kind}{error}".split())[:300], exit_code(error))
         # jax would wait for all processes before it lets this one go.
-        atexit.register(_leave, exit_code(error))
+        atexit.register(leave, exit_code(error))
         if job.process_id == 0:
             time.sleep(2 * SETTLE_SECONDS)
         raise
@@ -197,20 +198,6 @@ def joined(
 def _wait_for_the_end() -> None:
     """There is a verdict, and the thread that has it ends this process."""
     threading.Event().wait(HEARTBEAT_SECONDS)
-
-
-def _leave(code: int) -> None:
-    """Ends this process at once, from any thread; what was printed is not lost."""
-
-    def flush() -> None:
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__):
-            with contextlib.suppress(Exception):
-                stream.flush()  # type: ignore[union-attr]
-
-    thread = threading.Thread(target=flush, daemon=True)
-    thread.start()
-    thread.join(2.0)  # whoever holds a stream may never let it go
-    os._exit(code)
 
 
 def _hear_aborts(peers: Peers) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from famjax.config import ConfigError, ModelConfig
 from famjax.config.text import read_text
+from famjax.runtime import interrupts
 
 MODEL_JSON = "model.json"
 CONFIG_GIN = "config.gin"
@@ -103,11 +104,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with interrupts.held():
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

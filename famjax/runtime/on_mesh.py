@@ -17,7 +17,7 @@ from famjax.runtime import sharding
 from famjax.runtime.sharding import RULES, is_axes, partition_spec
 
 ROWS = RULES["batch"]  # the mesh axes that cut rows; `tensor` is left to the compiler
-WHOLE, BY_ROWS = PartitionSpec(), PartitionSpec(ROWS)
+WHOLE = PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +36,18 @@ class OnMesh:
         """Into how many parts rows are cut."""
         return sharding.batch_shards(self.mesh)
 
-    def cut_tokens(self, x_BNSD: Any) -> Any:
-        """Within `by_rows`: activations cut over `tensor` along the tokens of a block, where these divide."""
-        spec = partition_spec((None, None, "tokens", None), x_BNSD.shape, self.mesh)
-        return jax.lax.with_sharding_constraint(x_BNSD, spec) if any(spec) else x_BNSD
+    def constrain(self, tree: Any, axes: Any) -> Any:
+        """Arrays sharded by the rules from here on."""
+        return sharding.constrain(tree, axes, self.mesh)
 
-    def whole_tokens(self, x_BNSD: Any) -> Any:
-        """Within `by_rows`: activations not cut over `tensor`, so that heads and inner width can be."""
-        return jax.lax.with_sharding_constraint(x_BNSD, WHOLE) if self.mesh.shape["tensor"] > 1 else x_BNSD
+    def split(self, x: jax.Array) -> jax.Array:
+        """Within `by_rows`: activations [..., rows, D] sharded over `tensor` along their rows, if they divide."""
+        spec = partition_spec((*(None,) * (x.ndim - 2), "tokens", None), x.shape, self.mesh)
+        return jax.lax.with_sharding_constraint(x, spec) if any(spec) else x
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """Within `by_rows`: activations replicated over `tensor`, so that heads and inner width can be sharded."""
+        return jax.lax.with_sharding_constraint(x, WHOLE) if self.mesh.shape["tensor"] > 1 else x
 
     def per_device(self, f: Callable[..., Any], in_axes: Any, out_axes: Any, inside: bool = False) -> Any:
         """`f` on each device's part of its arguments, for what the compiler cannot cut at all (kernels).
@@ -78,12 +82,12 @@ class OnMesh:
           f: on rows. What it gives of no row in particular must be the same for all, or a sum over rows.
           axes: the names of the weights' axes.
           dtype: the compute dtype.
-          in_rows, out_rows: trees of bools: True for arrays whose first axis is rows, which are cut; the
-            other arguments are whole, the other results are one device's.
+          in_rows, out_rows: trees of ints: which axis of an array is its rows, which are split; -1: arguments are
+            whole, results are one device's.
         """
         mesh = self.mesh
         names = set(mesh.axis_names) if mesh.shape["tensor"] == 1 else set(ROWS)
-        place = lambda tree: jax.tree.map(lambda rows: BY_ROWS if rows else WHOLE, tree)
+        place = lambda tree: jax.tree.map(lambda axis: _spec((axis, ROWS if axis >= 0 else ())), tree)
 
         def run(weights: Any, *args: Any) -> Any:
             cut = jax.tree.map(lambda name, w: _cut_by_rows(name, w.shape, mesh), axes, weights, is_leaf=is_axes)
@@ -100,6 +104,12 @@ class OnMesh:
             )(weights, *args)  # fmt: skip
 
         return run
+
+
+def placement(mesh: Mesh) -> OnMesh | None:
+    """How a model runs on a mesh; None: on the one device that it would run on anyway."""
+    one = OnMesh(mesh)
+    return None if mesh.size == 1 and one.platform == jax.default_backend() else one
 
 
 # Of a weight: the axis that is cut by rows' mesh axes, and by which of them. (-1, ()) if none is.

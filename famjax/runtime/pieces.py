@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.runtime import arrays, interrupts
 from famjax.runtime import base as bases
 from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, split_step, write_text
 from famjax.runtime.steps import WEIGHTS, damage, latest_step, record_files, step_dir
@@ -81,6 +82,7 @@ def write_model(
                 journal.add(writing[0])
 
     for piece in pieces:
+        interrupts.check()
         path, layer = piece.path, piece.layer
         wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
         if journal is None or [path, layer] not in journal:
@@ -188,7 +190,10 @@ def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
     with ocp.CheckpointManager((root / CHECKPOINTS).as_posix(), item_handlers={WEIGHTS: handler}, options=options) as m:
         save = ocp.args.PyTreeSave(jax.tree.map(zeros, shapes), save_args=as_tree([parts[path] for path in flat]))
         m.save(0, args=ocp.args.Composite(**{WEIGHTS: save}))
-    return step_dir(root, 0) / WEIGHTS
+    folder = step_dir(root, 0) / WEIGHTS
+    if difference := arrays.difference(arrays.types(shapes), arrays.types(arrays.stored(folder))):
+        raise RuntimeError(f"what was written in {folder} cannot be read back: {difference}")
+    return folder
 
 
 def _spec(folder: Path, path: str) -> dict[str, Any]:
@@ -196,7 +201,7 @@ def _spec(folder: Path, path: str) -> dict[str, Any]:
     about = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
     name = f"{path.replace('/', '.')}/"
     if about.get("use_ocdbt", True):
-        store: dict[str, Any] = {"driver": "ocdbt", "base": f"file://{folder}/", "path": name}
+        store: dict[str, Any] = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": name}
     else:
         store = {"driver": "file", "path": f"{folder}/{name}"}
     return {"driver": "zarr3" if about.get("use_zarr3") else "zarr", "kvstore": store}

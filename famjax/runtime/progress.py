@@ -28,6 +28,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._first: tuple[float, float] | None = None  # when the stage's first part was done, and how much it was
         self._begin_stage(what, total, unit)
 
     def __enter__(self) -> "Progress":
@@ -88,8 +89,7 @@ class Progress:
 
     def _begin_stage(self, what: str, total: float, unit: str) -> None:
         self._what, self._total, self._unit, self._done = what, total, unit, 0.0
-        self._began = time.monotonic()
-        self._first: tuple[float, float] | None = None
+        self._began, self._first = time.monotonic(), None
         self._shown = False
         self._next = self._began + (TERMINAL_SECONDS[0] if self._terminal else FIRST_SECONDS)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from famjax.config import ConfigError
 
@@ -36,7 +36,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
 Axes = tuple[str | None, ...]
 
 
-def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How an array is cut.
 
     Where an axis of the array does not divide over the mesh axes of its rule, the innermost of these
@@ -64,7 +64,7 @@ def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> PartitionS
     return PartitionSpec(*spec)
 
 
-def ways(mesh_axes: Any, mesh: Mesh) -> int:
+def ways(mesh_axes: Any, mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts these mesh axes cut."""
     parts = 1
     for axis in mesh_axes:
@@ -72,17 +72,17 @@ def ways(mesh_axes: Any, mesh: Mesh) -> int:
     return parts
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are cut."""
     return ways(RULES["batch"], mesh)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
+def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Cut along the first axis, the rows of a batch; their number must divide (`TrainConfig` sees to it)."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
@@ -98,13 +98,13 @@ def is_axes(x: Any) -> bool:
     return type(x) is tuple and all(name is None or isinstance(name, str) for name in x)
 
 
-def shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
+def shardings(axes: Any, shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A tree of `NamedSharding`, from a tree of axis names and one of arrays (or of their shapes)."""
     one = lambda names, leaf: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))
     return jax.tree.map(one, axes, shapes, is_leaf=is_axes)
 
 
-def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh) -> Any:
+def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Shardings of an optimizer's state: each leaf lies as the weight that it belongs to.
 
     A leaf belongs to the weight whose path ends its own (`mu/layers/attention/query`). Of the weight's

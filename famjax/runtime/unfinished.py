@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.config import ConfigError
+from famjax.runtime import interrupts
 
 JOURNAL = ".unfinished"
 
@@ -78,7 +79,8 @@ def made_whole(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     _check_room(target, needed_bytes)
     partial.mkdir()
     try:
-        yield partial
+        with interrupts.held():
+            yield partial
         os.replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -112,13 +114,15 @@ def made_in_steps(target: str | Path, what: str, needed_bytes: int = 0) -> Itera
             if not journal.goes_on:
                 shutil.rmtree(partial)
             raise
+        kept = f"the same command goes on with what is in {partial}"
         try:
-            yield partial, journal
+            with interrupts.held(lambda: kept):
+                yield partial, journal
         except ConfigError:
             shutil.rmtree(partial)
             raise
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"interrupted; the same command goes on with what is in {partial}") from error
+            raise KeyboardInterrupt(f"interrupted; {kept}") from error
         (partial / JOURNAL).unlink()
         os.replace(partial, target)
     finally:

@@ -25,8 +25,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.runtime import arrays, steps
 from famjax.runtime import base as bases
-from famjax.runtime import steps
 from famjax.runtime.base import Base
 from famjax.runtime.model_dir import BEST_JSON, CHECKPOINTS, MODEL_JSON, write_text
 from famjax.runtime.quiet import quiet
@@ -93,6 +93,7 @@ class Writer:
         self.base = base
         self._behind = [] if saved is None else [step for step in steps.all_steps(self.root) if step > saved]
         self._pending: int | None = None
+        self._expected: dict[str, Any] = {}  # shapes and types of the step that is being saved, by part
         self._dropped: int | None = None
         self._began = False
         self._stack = contextlib.ExitStack()
@@ -137,6 +138,8 @@ class Writer:
         try:
             self._begin()
             self._pending = step
+            self._expected = {WEIGHTS: arrays.types(params)}
+            self._expected |= {} if training is None else {TRAINING: arrays.types(training)}
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=numbers or None, force=True)
         except Exception as error:
             self._drop(step)
@@ -207,11 +210,19 @@ class Writer:
         self._began = True
 
     def _record(self) -> None:
-        """In Orbax's thread: the records of a step that is about to get its name."""
+        """In Orbax's thread: the records of a step that is about to get its name, once it is known to be readable.
+
+        Raises:
+          RuntimeError: what lies there is not what was saved; then it gets no name.
+        """
         assert self._pending is not None
         final = steps.step_dir(self.root, self._pending)
         written = [final, *final.parent.glob(f"{final.name}.orbax-checkpoint-tmp*")]
-        steps.record_step(next(folder for folder in reversed(written) if folder.is_dir()))
+        folder = next(folder for folder in reversed(written) if folder.is_dir())
+        for part, expected in self._expected.items():
+            if difference := arrays.difference(expected, arrays.types(arrays.stored(folder / part))):
+                raise RuntimeError(f"what was written cannot be read back: {part}/{difference}")
+        steps.record_step(folder)
 
     def _drop(self, step: int) -> None:
         """Gives back the room that a step took which could not be written; what is left the next start removes."""

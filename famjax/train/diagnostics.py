@@ -1,34 +1,39 @@
 """What the memory does, measured on a batch now and then: docs/training.md says how to read it.
 
-Attention's weights are never kept in training, so a function of its own makes them again, with the model's
-own layer code: `Transformer.forward` calls `look` in every layer, `attention.blocks.attention_of_blocks`
-tells it where attention goes.
+Attention's weights are never kept in training, so a function of its own recomputes them, with the model's own layer
+code: `Transformer.forward` runs `observed` in every layer, `attention.observe.attention_of_blocks` says where attention
+goes.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from famjax.attention.blocks import attention_of_blocks
-from famjax.attention.memory import KINDS, MemoryState, broadcast_rows, select_state_rows
+from famjax.attention.block_step import over_blocks
+from famjax.attention.memory import LayerMemory, MemoryState, select_state_rows
+from famjax.attention.observe import KINDS, attention_of_blocks
+from famjax.attention.positions import Blocks, Layout
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
+from famjax.dims import Array, Bool, Float, Weights
+from famjax.nn.layer import Layer
+from famjax.nn.model import LEARNED
 from famjax.runtime import sharding
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
 from famjax.train.state import TrainState
-from famjax.train.step import preparation, rows_first
+from famjax.train.step import build, rows_before, rows_first
 
-Diagnose = Callable[[Any, MemoryState | None, Batch], dict[str, Any]]
+Diagnose: TypeAlias = Callable[[Weights, MemoryState | None, Batch], dict[str, Float[Array, "..."]]]
 
 
-def far_weights(batch: Batch, layers: int, config: MemoryConfig) -> Any:
-    """Loss weights [B, W] of the targets that lie too far behind a row's first block to see it through windows.
+def far_weights(batch: Batch, layers: int, config: MemoryConfig) -> Float[Array, "B W"]:
+    """Loss weights of the targets that lie too far behind a row's first block to see it through windows.
 
     Windows of M segments reach back L * M blocks through L layers. Of the row's first document, as far as it
     goes on in the row, the targets behind those blocks keep their weights; if it is shorter, those of its
@@ -59,45 +64,53 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
       first_block_gradient        [] its norm by the embedded tokens of the first block
       far_weight                  [] sum of the far targets' weights; where it is 0 there is no gradient
     """
-    prepare = preparation(config, mesh)
     memory_config, S = config.model.memory, config.model.memory.block_size
-    budget = config.model.attention_budget_mib * sharding.batch_shards(mesh)
 
-    def diagnose(params: Any, memory: MemoryState | None, batch: Batch) -> dict[str, Any]:
+    def diagnose(
+        params: Weights, memory: MemoryState | None, batch: Batch
+    ) -> dict[str, Float[Array, "..."]]:  # fmt: skip
         first = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, 0]
         batch = jax.tree.map(first, batch)
         rows, length = batch.tokens.shape
         memory = None if memory is None else jax.tree.map(first, rows_first(memory))
-        model, memory, initial = prepare(params, None, None, rows, memory)
+        model = build(config, mesh, params)
+        memory = rows_before(model, LEARNED, rows, memory, mesh)
         # Where a document starts with the row, its first memory is taken into the row's, to be told from the
         # memories with which later documents start.
-        memory = select_state_rows(batch.starts[:, 0], broadcast_rows(initial, rows), memory)
+        before = select_state_rows(batch.starts[:, 0], model.initial_state(rows), memory)
         starts_BN = batch.starts & (np.arange(length // S) > 0)
         weights_BW = far_weights(batch, config.model.num_layers, memory_config)
         x_BTD = model.embed(batch.tokens)
 
-        def look(layer: Any, x_BNSD: Any, memories: Any, where: Any, y_BNSD: Any, after: Any) -> Any:
-            attention = attention_of_blocks(layer, x_BNSD, *memories, where, layer.memory, budget)
+        def observed(
+            layer: Layer, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"],
+            where: Blocks, *how: Any,
+        ) -> tuple[Float[Array, "N B S D"], tuple[Float[Array, ""], ...]]:  # fmt: skip
+            y, after = over_blocks(layer, x, before, fresh, where, *how)
+            attention = attention_of_blocks(layer, x, before, fresh, where)
             to_fam = [one[..., KINDS.index("fam")].mean(axis=(2, 3)) for one in attention]  # over heads
             token_BNS, fam_BN = to_fam[0], to_fam[1].mean(axis=-1)
             has_read = where.fam_updates > 0
             is_real = np.arange(length).reshape(-1, S) < where.count[:, None, None]
             shares = _mean(token_BNS, is_real & has_read[..., None]), _mean(fam_BN, where.full & has_read)
             rms = jnp.sqrt(jnp.square(after.fam[:, 0]).mean())
-            return jax.lax.stop_gradient((rms, *shares))
+            return y, jax.lax.stop_gradient((rms, *shares))
 
-        def far_loss(first_BSD: Any, fam: Any) -> Any:
-            changed = dataclasses.replace(memory, layers=dataclasses.replace(memory.layers, fam=fam))
+        def far_loss(
+            first_BSD: Float[Array, "B S D"], fam: Float[Array, "L B P F D"]
+        ) -> tuple[Float[Array, ""], tuple[Float[Array, "L"], ...]]:
+            changed = dataclasses.replace(before, layers=dataclasses.replace(before.stacked, fam=fam))
             x = jnp.concatenate([first_BSD, x_BTD[:, S:]], axis=1)
-            hidden, _, looked = model.forward(x, changed, batch.count, starts_BN=starts_BN, initial=initial, look=look)
+            where = model.locate(changed, batch.count, length, layout=Layout(starts_BN))
+            hidden, found = model.forward(x, changed, where, over=observed)
             loss = weighted_loss(
                 model, hidden, batch.positions, batch.targets, weights_BW,
                 tokens_at_once=config.loss_chunk * sharding.batch_shards(mesh),
             )  # fmt: skip
-            return loss.total, looked
+            return loss.total, found
 
         gradient = jax.grad(far_loss, argnums=(0, 1), has_aux=True)
-        (by_tokens, by_fam), (rms, token_share, fam_share) = gradient(x_BTD[:, :S], memory.layers.fam)
+        (by_tokens, by_fam), (rms, token_share, fam_share) = gradient(x_BTD[:, :S], before.stacked.fam)
         return {
             "fam_norm": rms,
             "input_attention_to_fam": token_share,
@@ -137,11 +150,11 @@ def readable(found: dict[str, Any]) -> dict[str, Any]:
     return {f"memory/{name}": value.tolist() for name, value in values.items() if np.isfinite(value).all()}
 
 
-def _mean(x: Any, where: Any) -> Any:
+def _mean(x: Float[Array, "..."], where: Bool[Any, "..."]) -> Float[Array, ""]:
     """NaN where nothing is selected."""
     x = x.astype(jnp.float32)
     return jnp.where(where, x, 0).sum() / where.sum()
 
 
-def _norm(x: Any, axes: Any) -> Any:
+def _norm(x: Float[Array, "..."], axes: tuple[int, ...] | None) -> Float[Array, "..."]:
     return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis=axes))

@@ -130,6 +130,7 @@ def compiled_memory(config: TrainConfig, tx: optax.GradientTransformation, mesh:
     began = time.perf_counter()
     program = jit_step(config, tx, mesh).lower(states.abstract(config, tx, mesh), shapes).compile()
     seconds, found = time.perf_counter() - began, program.memory_analysis()
+    assert found is not None, "XLA's own compilers all tell"
     state = found.argument_size_in_bytes
     new = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
     total = state + new + found.temp_size_in_bytes

@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -11,10 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from famjax.data.batch import Batch, Progress, Task
+from famjax.dims import Array, Bool
 from famjax.runtime import distributed, sharding
 
 # Batches made ahead, while the device works on the one before.
 AHEAD = 2
+# How long the end of a training waits for a batch that is being made; the thread that makes it is a daemon.
+CLOSE_SECONDS = 5.0
 
 
 class Feed:
@@ -44,7 +48,8 @@ class Feed:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stopped.set()
-        while self._thread is not None and self._thread.is_alive():
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 self._ahead.get(timeout=0.05)  # it may wait for room
 
@@ -61,14 +66,14 @@ class Feed:
         mine = jax.tree.map(lambda x: x[self._pick], self._last)
         return jax.tree.map(self._on_mesh, mine)
 
-    def observe(self, correct: Any) -> None:
-        """Tells the task which targets [B, W] of the last batch were predicted right, those of the task's rows."""
+    def observe(self, correct: Bool[Array, "B W"]) -> None:
+        """Tells the task which targets of the last batch were predicted right, those of the task's rows."""
         assert self._last is not None
         self.progress = self.task.observe(
             self.progress, self._last, distributed.whole(correct)[np.asarray(self.task.rows)]
         )
 
-    def _on_mesh(self, rows: np.ndarray) -> Any:
+    def _on_mesh(self, rows: np.ndarray) -> Array:
         shape = (self._batch_size, *rows.shape[1:])
         return jax.make_array_from_process_local_data(self._sharding, rows, shape)
 

@@ -6,7 +6,7 @@ softmax, the optimizer, nor the prompt's own pass up the layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ PEAK_FLOPS = (
 )  # fmt: skip
 
 
-def peak_flops(devices: Sequence[Any]) -> float | None:
+def peak_flops(devices: Iterable[Any]) -> float | None:
     """Peak bfloat16 FLOP/s of all these devices together; None where a device is not in the table (a CPU).
 
     On TPUs that show a chip's cores as devices of their own, cores of one chip have the same coordinates.
@@ -36,7 +36,8 @@ def peak_flops(devices: Sequence[Any]) -> float | None:
     chips = {(d.process_index, getattr(d, "slice_index", 0), *(getattr(d, "coords", None) or (d.id,))): d
              for d in devices}  # fmt: skip
     peaks = [peak_of_chip(device.device_kind) for device in chips.values()]
-    return None if None in peaks or not peaks else math.fsum(peaks)
+    known = [peak for peak in peaks if peak is not None]
+    return math.fsum(known) if peaks and len(known) == len(peaks) else None
 
 
 def peak_of_chip(kind: str) -> float | None:

@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from famjax.attention.block_step import over_blocks
+from famjax.attention.positions import Layout
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
+from famjax.dims import Array, Bool, Float, Int, Weights
 from famjax.runtime import sharding
 from famjax.train import state as states
 from famjax.train.norms import not_finite
 from famjax.train.optim import path_of
 from famjax.train.state import TrainState
-from famjax.train.step import draws, preparation, rows_first
+from famjax.train.step import build, draws, rows_before, rows_first, start_of_documents
 
 
 def explain(
@@ -65,23 +68,24 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
       `layer`: the first bad one, None if all are good; `what` of it is bad: "output", "FAM"; `hidden`:
       whether the hidden states behind the final norm are finite.
     """
-    prepare = preparation(config, mesh)
     state = dataclasses.replace(state, step=state.step - 1)
 
-    def look(layer: Any, x: Any, memories: Any, where: Any, y_BNSD: Any, after: Any) -> Any:
-        return jnp.isfinite(y_BNSD).all(), jnp.isfinite(after.fam).all()
+    def observed(*args: Any) -> tuple[Float[Array, "N B S D"], tuple[Bool[Array, ""], ...]]:
+        y, after = over_blocks(*args)
+        return y, (jnp.isfinite(y).all(), jnp.isfinite(after.fam).all())
 
-    def forward(state: TrainState, batch: Batch, number: Any) -> Any:
+    def forward(state: TrainState, batch: Batch, number: Int[Array, ""]) -> tuple[Bool[Array, "..."], ...]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
-        memory = rows_first(state.memory) if config.carries_memory else None
+        memory = None if state.memory is None else rows_first(state.memory)
         cut = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, number]
         batch, shift, memory = jax.tree.map(cut, (batch, shift, memory))
-        model, memory, initial = prepare(state.params, state, key, batch.tokens.shape[0], memory)
-        hidden, _, looked = model.forward(
-            model.embed(batch.tokens), memory, batch.count, starts_BN=batch.starts, initial=initial,
-            shift_B=shift, look=look,
-        )  # fmt: skip
-        return *looked, jnp.isfinite(hidden).all()
+        model = build(config, mesh, state.params)
+        start = start_of_documents(config.model.memory, state, key, mesh)
+        memory = rows_before(model, start, len(batch.tokens), memory, mesh)
+        layout = Layout(batch.starts, None, shift)
+        where = model.locate(memory, batch.count, batch.tokens.shape[1], start, layout)
+        hidden, found = model.forward(model.embed(batch.tokens), memory, where, start, over=observed)
+        return *found, jnp.isfinite(hidden).all()
 
     places = (states.shardings(state), sharding.by_rows(mesh))
     check = jax.jit(forward, in_shardings=(*places, None), out_shardings=sharding.replicated(mesh))
@@ -93,7 +97,7 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     return {"layer": layer, "what": what, "hidden": bool(hidden)}
 
 
-def _weights(params: Any) -> dict[str, dict[str, Any]]:
+def _weights(params: Weights) -> dict[str, dict[str, Array]]:
     """By path, of each layer: whether something is not finite, and the largest value without its sign."""
     bad, largest = {}, {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):

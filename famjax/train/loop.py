@@ -1,23 +1,22 @@
 """The training: batches in, model directory out. Read it from top to bottom."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from flax import nnx
 from jax.sharding import Mesh
 
 from famjax.config import TrainConfig
 from famjax.nn.model import Transformer
-from famjax.runtime import distributed, sharding
+from famjax.runtime import distributed, interrupts, sharding
 from famjax.runtime.liveness import Beat
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.model_dir import CONFIG_GIN, write_bytes, write_text
 from famjax.train import optim
-from famjax.train import state as states
 from famjax.train.feed import Feed
-from famjax.train.saving import Saver, StopSignal, only_training
+from famjax.train.saving import Saver, only_training
 from famjax.train.start import files_beside, make_task, start
-from famjax.train.step import compilations, jit_step
+from famjax.train.step import build, compilations, jit_step
 from famjax.train.summary import summarise
 from famjax.train.watch import Watch
 
@@ -39,15 +38,14 @@ def train(config: TrainConfig, config_text: str, evaluate: Evaluate | None = Non
     """
     config.validate()
     mesh = make_mesh(config.mesh_sizes)
-    with StopSignal() as stop, only_training(config.model_dir):
-        _train(config, config_text, mesh, stop, evaluate)
+    with interrupts.handled("famjax train", signal.SIGTERM), only_training(config.model_dir):
+        _train(config, config_text, mesh, evaluate)
 
 
-def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, evaluate: Evaluate | None) -> None:
+def _train(config: TrainConfig, config_text: str, mesh: Mesh, evaluate: Evaluate | None) -> None:
     task = make_task(config, sharding.local_rows(mesh, config.batch_size))
     kept = files_beside(config)
     tx = optim.optimizer(config.optimizer, config.steps)
-    graphdef = states.structure(config.model)
     state, progress, logged, base = start(config, tx, mesh, task)
     first_step = int(state.step)
     if first_step >= config.steps:
@@ -60,8 +58,9 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
             write_bytes(Path(config.model_dir) / name, content)
     summarise(config, tx, mesh)
     step_fn = jit_step(config, tx, mesh)
-    saver, watch = Saver(config, first_step, stop, base), Watch(config, mesh, first_step, logged)
-    with saver, watch, Feed(task, mesh, config.batch_size, first_step, progress) as feed:
+    saver, watch = Saver(config, first_step, base), Watch(config, mesh, first_step, logged)
+    feed = Feed(task, mesh, config.batch_size, first_step, progress)
+    with interrupts.held(saver.saved), saver, watch, feed:
         for step in range(first_step + 1, config.steps + 1):
             batch = feed.next()
             watch.before(step, state, batch)
@@ -70,7 +69,7 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
             if task.observes and good:
                 feed.observe(metrics["correct"])
             if evaluate is not None and config.evaluates(step):
-                watch.evaluate(evaluate, nnx.merge(graphdef, state.params), step)
+                watch.evaluate(evaluate, build(config, mesh, state.params), step)
             if config.logs(step):
                 watch.log(step, metrics, task.report(feed.progress), compilations(step_fn))
             if saver.due(step):
@@ -78,6 +77,7 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, stop: StopSignal, 
                 saver.save(state, {"task": progress, "logged": watch.to_save()}, watch.last)
             if saver.stopping:
                 break
+            interrupts.check()
     if saver.stopping and step < config.steps:
         print(f"stopped by SIGTERM after step {step} of {config.steps}; {saver.saved()}")
         return

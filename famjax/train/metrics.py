@@ -1,10 +1,14 @@
 """What is left of a training's numbers: `metrics.jsonl` and events for TensorBoard. The first process writes them."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 from famjax.runtime.model_dir import METRICS_JSONL, TENSORBOARD, write_text
+
+# How long the end of a training waits for a writer.
+CLOSE_SECONDS = 5.0
 
 
 class MetricsLog:
@@ -55,5 +59,7 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """The end of the file."""
-        self._writer.close()
+        """The end of the file; what `write` wrote is on disk already, so a writer that does not end is left behind."""
+        closing = threading.Thread(target=self._writer.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)

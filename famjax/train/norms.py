@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from famjax.dims import Array, Float, Tree
 from famjax.train.optim import path_of
 
 GROUPS = ("embedding", "attention", "feed_forward", "lora", "norms", "fam", "other")
@@ -23,13 +24,13 @@ def group_of(path: str) -> str:
     return next((group for group in GROUPS if group in parts), "other")
 
 
-def squares(tree: Any) -> dict[str, Any]:
-    """Sums of squares by path, float32: [L] of weights that are stacked by layer, [] of others.
+def squares(tree: Tree) -> dict[str, Float[Array, "*L"]]:
+    """Sums of squares by path, float32: of each layer for weights that are stacked, else of the whole.
 
     They cost one read of each array, and tell more than norms: which layer, and sums of any groups.
     """
 
-    def one(path: str, leaf: Any) -> Any:
+    def one(path: str, leaf: Float[Array, "..."]) -> Float[Array, "*L"]:
         axes = tuple(range(1 if path.startswith("layers/") else 0, leaf.ndim))
         return jnp.square(leaf.astype(jnp.float32)).sum(axis=axes)
 
@@ -37,7 +38,7 @@ def squares(tree: Any) -> dict[str, Any]:
     return {path_of(keys): one(path_of(keys), leaf) for keys, leaf in leaves}
 
 
-def group_norms(sums: Mapping[str, Any]) -> dict[str, float]:
+def group_norms(sums: Mapping[str, Float[Any, "*L"]]) -> dict[str, float]:
     """The Euclidean norm of each group that is there, from `squares`."""
     totals: dict[str, float] = {}
     for path, values in sums.items():
@@ -46,7 +47,7 @@ def group_norms(sums: Mapping[str, Any]) -> dict[str, float]:
     return {group: math.sqrt(totals[group]) for group in GROUPS if group in totals}
 
 
-def not_finite(sums: Mapping[str, Any]) -> list[tuple[str, int | None]]:
+def not_finite(sums: Mapping[str, Float[Any, "*L"]]) -> list[tuple[str, int | None]]:
     """(path, layer) of every weight whose sum of squares is no number or infinite; layer None outside of layers."""
     found: list[tuple[str, int | None]] = []
     for path, values in sums.items():

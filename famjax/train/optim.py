@@ -1,5 +1,6 @@
 """Optimizers, schedules, and which weights are treated apart."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from famjax.config import ConfigError, OptimizerConfig
+from famjax.dims import Array, Float, Int, Tree, Weights
 
 # Adafactor keeps rows and columns of a weight's second moment only where both are at least so long.
 FACTORED_FROM = 128
@@ -31,17 +33,17 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 # --- weights by path ------------------------------------------------------------------------------
 
 
-def path_of(keys: Any) -> str:
+def path_of(keys: tuple[Any, ...]) -> str:
     """`layers/attention/query`, from a path of jax's."""
     return "/".join(str(key.key) for key in keys)
 
 
-def _by_path(one: Any, params: Any, *rest: Any) -> Any:
+def _by_path(one: Callable[..., Any], params: Weights, *rest: Tree) -> Weights:
     """A tree of `one(path, leaf, ...)`."""
     return jax.tree_util.tree_map_with_path(lambda keys, *leaves: one(path_of(keys), *leaves), params, *rest)
 
 
-def check_patterns(config: OptimizerConfig, params: Any) -> None:
+def check_patterns(config: OptimizerConfig, params: Weights) -> None:
     """Raises `ConfigError` if a pattern of `config.parameters` fits no weight, or none is left to train."""
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in config.parameters:
@@ -52,7 +54,7 @@ def check_patterns(config: OptimizerConfig, params: Any) -> None:
         raise ConfigError("parameters: every weight is frozen; leave some to train")
 
 
-def split_frozen(config: OptimizerConfig, params: Any) -> tuple[Any, Any]:
+def split_frozen(config: OptimizerConfig, params: Weights) -> tuple[Weights, Weights]:
     """(trained, frozen): both the tree of weights, with None for those of the other.
 
     None is no leaf for jax, so whatever is made for the trained weights (gradients, moments) has no
@@ -65,7 +67,7 @@ def split_frozen(config: OptimizerConfig, params: Any) -> tuple[Any, Any]:
     )
 
 
-def join_frozen(trained: Any, frozen: Any) -> Any:
+def join_frozen(trained: Weights, frozen: Weights) -> Weights:
     """The whole tree again."""
     return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None)
 
@@ -117,7 +119,7 @@ def _adafactor(config: OptimizerConfig) -> list[optax.GradientTransformation]:
     return parts
 
 
-def _corrected_decay(step: Any, beta2: Any) -> Any:
+def _corrected_decay(step: Int[Array, ""], beta2: float) -> Float[Array, ""]:
     """The decay with which a plain moving average is the one corrected for its start, step by step."""
     done = jnp.asarray(step, jnp.float32)
     return beta2 * (1 - beta2**done) / (1 - beta2 ** (done + 1))
@@ -126,7 +128,7 @@ def _corrected_decay(step: Any, beta2: Any) -> Any:
 def _clip_update_rms(threshold: float) -> optax.GradientTransformation:
     """Updates with an RMS above the threshold are scaled down to it; a stack of layers one by one."""
 
-    def clip(path: str, update: Any) -> Any:
+    def clip(path: str, update: Float[Array, "..."]) -> Float[Array, "..."]:
         axes = tuple(range(1 if path.startswith("layers/") else 0, update.ndim))
         rms = jnp.sqrt(jnp.mean(jnp.square(update), axis=axes, keepdims=True))
         return update / jnp.maximum(1.0, rms / threshold)
@@ -137,7 +139,7 @@ def _clip_update_rms(threshold: float) -> optax.GradientTransformation:
 def _scale_by_table(config: OptimizerConfig) -> optax.GradientTransformation:
     """Each weight's multiple of the learning rate."""
 
-    def scale(path: str, update: Any) -> Any:
+    def scale(path: str, update: Float[Array, "..."]) -> Float[Array, "..."]:
         multiple = config.settings_of(path)["learning_rate"]
         return update if multiple == 1 else update * multiple
 

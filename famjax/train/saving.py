@@ -1,20 +1,18 @@
 """When a training saves, and how it ends: at its last step, by a signal, or on an error."""
 
 import contextlib
-import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import jax
 
 from famjax.config import ConfigError, TrainConfig
-from famjax.runtime import distributed, lock
+from famjax.runtime import distributed, interrupts, lock
 from famjax.runtime.base import Base
 from famjax.runtime.writer import Keep, Writer, is_disk_error
 from famjax.train import state as states
@@ -39,50 +37,6 @@ def only_training(model_dir: str | Path) -> Iterator[None]:
             raise ConfigError(f"{error.filename or model_dir} cannot be written: {error.strerror}") from error
 
 
-class StopSignal:
-    """SIGTERM as a wish: the step that is being computed is finished and saved. A second signal ends at once.
-
-    Schedulers send SIGTERM some seconds to minutes before they kill (preemption, `kubectl delete`, `scancel`).
-    Ctrl-C (SIGINT) stays what it is in Python until then. Signals reach Python's main thread between two of
-    its instructions, so while a step or the compiler runs they wait.
-    """
-
-    def __init__(self) -> None:
-        self.wished = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._first)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _first(self, number: int, frame: FrameType | None) -> None:
-        self.wished = True
-        _say("SIGTERM: this step is finished and saved, then the training ends; a second signal ends it at once")
-        self.at_once()
-
-    def at_once(self) -> None:
-        """From now on SIGTERM and SIGINT end the process, whatever it does, with 128 + their number."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                before = signal.signal(number, _leave)
-                self._before.setdefault(number, before)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    _say("ended at once; what was being saved is lost, the checkpoint before it is whole")
-    os._exit(128 + number)
-
-
-def _say(line: str) -> None:
-    """Not `print`, which a signal may have interrupted."""
-    os.write(2, f"{line}\n".encode())
-
-
 class Saver:
     """Decides when to save, saves in the background, and says at the end what is on disk.
 
@@ -92,11 +46,11 @@ class Saver:
       stopping: SIGTERM has come, here or in another process, and the step is saved: leave the loop.
     """
 
-    def __init__(self, config: TrainConfig, first_step: int, stop: StopSignal, base: Base | None = None):
+    def __init__(self, config: TrainConfig, first_step: int, base: Base | None = None):
         """`base` has the weights that are not trained; None saves all of them."""
-        self.config, self.stop, self.stopping = config, stop, False
-        best = {"metric": config.keep_best_metric, "best": config.keep_best, "mode": config.keep_best_mode}
-        keep = Keep(config.keep_checkpoints, config.keep_period, **best)
+        self.config, self.stopping = config, False
+        best = (config.keep_best_metric, config.keep_best, config.keep_best_mode)
+        keep = Keep(config.keep_checkpoints, config.keep_period, *best)
         self.writer = Writer(config.model_dir, config.model, keep, first_step or None, base)
         self._done, self._saved_at, self._metric_missed = first_step, now(), False
 
@@ -106,7 +60,7 @@ class Saver:
         self._done = done
         config = self.config
         minutes = config.checkpoint_minutes and now() - self._saved_at >= 60 * config.checkpoint_minutes
-        timed, self.stopping = distributed.in_any_process(bool(minutes), self.stop.wished)
+        timed, self.stopping = distributed.in_any_process(bool(minutes), interrupts.requested() == signal.SIGTERM)
         periodic = config.checkpoint_period and done % config.checkpoint_period == 0
         return bool(done == config.steps or periodic or timed or self.stopping)
 
@@ -136,14 +90,8 @@ class Saver:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
-            try:
-                self.writer.close()
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"interrupted while step {self._done} was being saved; {self.saved()}"
-                ) from None
+            self.writer.close()
             return
-        self.stop.at_once()  # the wait below may be long
         try:
             self.writer.close()
         except Exception as second:
@@ -151,7 +99,7 @@ class Saver:
         if is_disk_error(error):
             raise self.writer.explained(error) from error
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted in step {self._done + 1}; {self.saved()}") from error
+            raise KeyboardInterrupt(f"interrupted after step {self._done}; {self.saved()}") from error
 
     def saved(self) -> str:
         """What is on disk, in words."""

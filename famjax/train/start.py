@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -26,7 +27,7 @@ from famjax.train import state as states
 from famjax.train.state import TrainState
 
 
-def make_task(config: TrainConfig, rows: Sequence[int]) -> Task:
+def make_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Task:
     """The task that `config.task` names, for a process that brings these rows of the global batch."""
     if config.task != "passkey":
         return make_text_task(config, rows)

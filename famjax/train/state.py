@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from famjax.attention.memory import MEMORY_AXES
-from famjax.config import ModelConfig, TrainConfig
+from famjax.attention.memory import MEMORY_AXES, MemoryState
+from famjax.config import TrainConfig
+from famjax.dims import Float, Int, Tree, Weights
 from famjax.nn import weights as model_lib
 from famjax.runtime import base as bases
 from famjax.runtime import sharding
@@ -26,29 +26,24 @@ class TrainState:
     """Everything that decides the next step.
 
     Attributes:
-      step: int32 [], steps done.
+      step: int32, steps done.
       params: the weights, a nested dict.
       opt_state: the optimizer's, of the weights that are trained.
-      passed_fam: float32 [L, P, F, D], FAM of the first row at the end of the last step, which
-        random state passing hands on (paper section 2, length extrapolation).
-      passed_updates: int32 [], updates that FAM has had; 0 before the first step.
-      memory: `MemoryState` of the B rows, where rows go on with the documents of the step before; else None.
+      passed_fam: float32, FAM of the first row at the end of the last step, which random state passing hands on
+        (paper section 2, length extrapolation).
+      passed_updates: int32, updates that FAM has had; 0 before the first step.
+      memory: of the B rows, where rows go on with the documents of the step before; else None.
     """
 
-    step: Any
-    params: Any
-    opt_state: Any
-    passed_fam: Any
-    passed_updates: Any
-    memory: Any = None
+    step: Int[Any, ""]
+    params: Weights
+    opt_state: Tree
+    passed_fam: Float[Any, "L P F D"]
+    passed_updates: Int[Any, ""]
+    memory: MemoryState | None = None
 
 
-def structure(config: ModelConfig) -> nnx.GraphDef[Any]:
-    """The model without its weights, for `nnx.merge`."""
-    return nnx.graphdef(nnx.eval_shape(lambda: model_lib.create(config)))
-
-
-def abstract(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> TrainState:
     """Shapes, types and shardings of a state (`jax.ShapeDtypeStruct`). Computes nothing, whatever the size."""
     shapes = jax.eval_shape(lambda: _fresh(config, tx))
     params = sharding.shardings(model_lib.parameter_axes(config.model), shapes.params, mesh)
@@ -87,15 +82,16 @@ def _fresh(config: TrainConfig, tx: optax.GradientTransformation) -> TrainState:
     )
 
 
-def _no_memory(config: TrainConfig) -> Any:
+def _no_memory(config: TrainConfig) -> MemoryState | None:
     """Before the first step nothing was read: every row of the first batch starts a document."""
     if not config.carries_memory:
         return None
     shapes = jax.eval_shape(lambda: model_lib.create(config.model).initial_state(config.batch_size))
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    memory: MemoryState = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return memory
 
 
-def own_weights(config: TrainConfig, params: dict[str, Any]) -> dict[str, Any]:
+def own_weights(config: TrainConfig, params: Weights) -> Weights:
     """The weights that a training has not from its base: those it trains, and LoRA and FAM's prompt in any case."""
     trained = lambda path: not config.tuning.settings_of(path)["frozen"]
     return bases.part(params, lambda path: path.startswith(("layers/lora/", "fam/")) or trained(path))
@@ -107,7 +103,7 @@ def to_save(state: TrainState) -> dict[str, Any]:
     return {"opt_state": state.opt_state} | {path: leaf for path, leaf in _carried(state) if leaf.size}
 
 
-def from_saved(step: int, params: Any, saved: dict[str, Any], where: TrainState) -> TrainState:
+def from_saved(step: int, params: Weights, saved: dict[str, Any], where: TrainState) -> TrainState:
     """A state again, on the mesh of `where`, the abstract one."""
     empty = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
     leaves = [saved[path] if path in saved else empty(leaf) for path, leaf in _carried(where)]
@@ -117,7 +113,7 @@ def from_saved(step: int, params: Any, saved: dict[str, Any], where: TrainState)
 
 
 def _without_weights(state: TrainState) -> TrainState:
-    return dataclasses.replace(state, step=None, params=None, opt_state=None)
+    return dataclasses.replace(state, step=None, params={}, opt_state=None)
 
 
 def _carried(state: TrainState) -> list[tuple[str, Any]]:

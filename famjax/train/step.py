@@ -1,9 +1,8 @@
 """The training step: one pure function from state and batch to state and metrics."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,44 +10,48 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import MEMORY_AXES, MemoryState, at_most, broadcast_rows, fam_rms
+from famjax.attention.memory import MEMORY_AXES, MemoryState, at_most, fam_rms
+from famjax.attention.positions import Layout
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
+from famjax.dims import Array, Bool, Float, Int, Key, Tree, Weights
+from famjax.nn.execution import Execution
 from famjax.nn.model import Start, Transformer
+from famjax.nn.weights import structure
 from famjax.runtime import sharding
-from famjax.runtime.on_mesh import OnMesh
+from famjax.runtime.on_mesh import placement
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
 from famjax.train.norms import squares
 from famjax.train.state import TrainState
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
 # Rows of a batch, their random position offsets, their memories (rows first) and their numbers in the batch, the
 # latter three None where unused.
-Microbatch = tuple[Batch, Any, MemoryState | None, Any]
+Microbatch: TypeAlias = tuple[Batch, Int[Array, "B"] | None, MemoryState | None, Int[Array, "B"] | None]
 # Folded into a step's key, for a stream of random numbers of its own.
 DROPOUT = 0
 
 
 class Part(NamedTuple):
-    """What a microbatch gives beside its gradients.
+    """Auxiliary outputs of one microbatch.
 
     Attributes:
       costs: (cross entropy, z loss, loss of growth), its parts of the batch's.
-      passed: (fam [L, P, F, D], updates) of its first row, which random state passing hands on.
+      passed: (FAM, its updates) of its first row, which random state passing hands on.
       rows: by row, `correct` [B, W] and `memory` (rows first) after the last token, or None.
     """
 
-    costs: Any
-    passed: Any
+    costs: tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
+    passed: tuple[Float[Array, "L P F D"], Int[Array, ""]]
     rows: dict[str, Any]
 
 
-def start_of_documents(config: MemoryConfig, state: TrainState, key: Any, mesh: Mesh) -> Start:
-    """With what documents start this step: the learned prompt or, by random state passing, the FAM with which
-    the last step ended (one draw a step, for all rows). Without a key, the prompt."""
+def start_of_documents(config: MemoryConfig, state: TrainState, key: Key[Array, ""] | None, mesh: Mesh) -> Start:
+    """The initial memory of documents in this step: the learned prompt or, by random state passing, the FAM with
+    which the last step ended (one draw a step, for all rows). Without a key, the prompt."""
     if key is None or not config.fam_length or not config.random_state_passing:
         return Start()
     use = jax.random.bernoulli(key, config.random_state_passing) & (state.passed_updates > 0)
@@ -58,8 +61,10 @@ def start_of_documents(config: MemoryConfig, state: TrainState, key: Any, mesh: 
     return Start(jax.lax.stop_gradient(passed_fam), state.passed_updates, use)
 
 
-def position_shift(config: MemoryConfig, rope_base: float, key: Any, rows: int) -> Any:
-    """Random position offset [B] (paper section 2): uniform in [0, 2 pi base), or 0."""
+def position_shift(
+    config: MemoryConfig, rope_base: float, key: Key[Array, ""], rows: int
+) -> Int[Array, "B"] | None:  # fmt: skip
+    """Random position offset of each row (paper section 2): uniform in [0, 2 pi base), or 0. None: it has no effect."""
     if config.fam_position != "zero" or not config.random_position_offset:
         return None  # it would change nothing but rounding
     keep_key, draw_key = jax.random.split(key)
@@ -67,64 +72,32 @@ def position_shift(config: MemoryConfig, rope_base: float, key: Any, rows: int) 
     return jnp.where(jax.random.bernoulli(keep_key, config.random_position_offset, (rows,)), shift, 0)
 
 
-class Prepared(NamedTuple):
-    """A model on its mesh, and the memories with which some rows start.
-
-    Attributes:
-      model: the model.
-      memory: `MemoryState` of the rows.
-      initial: batch 1, with which documents start.
-    """
-
-    model: Transformer
-    memory: MemoryState
-    initial: MemoryState
+def build(config: TrainConfig, mesh: Mesh, params: Weights) -> Transformer:
+    """The model with these weights, on its mesh."""
+    execution = Execution.of(config.model, placement(mesh))
+    model: Transformer = nnx.merge(structure(config.model, execution), params)
+    return model
 
 
-def builder(config: TrainConfig, mesh: Mesh) -> Callable[..., Transformer]:
-    """From weights (and a key of dropout and noise, see `ModelConfig.is_noisy`) to a model on its mesh."""
-    graphdef = states.structure(config.model)
-
-    def build(params: Any, dropout: Any = None) -> Transformer:
-        model: Transformer = nnx.merge(graphdef, params)
-        if dropout is not None:
-            model.layer_keys = functools.partial(jax.random.split, dropout)
-        model.constrain = functools.partial(sharding.constrain, mesh=mesh)
-        model.devices = OnMesh(mesh)
-        return model
-
-    return build
+def rows_before(
+    model: Transformer, start: Start, rows: int, memory: MemoryState | None, mesh: Mesh
+) -> MemoryState:  # fmt: skip
+    """The memory of the rows before a step, for what looks at one: that which they carry (`rows_first`), or, if they
+    carry none, that of a document's start."""
+    memory = model.initial_state(rows, start) if memory is None else rows_first(memory, back=True)
+    constrained: MemoryState = sharding.constrain(memory, MEMORY_AXES, mesh)
+    return constrained
 
 
-def preparation(config: TrainConfig, mesh: Mesh) -> Callable[..., Prepared]:
-    """How whoever looks at a step begins: (weights, state, key, rows, their memory) to `Prepared`.
-
-    `key` decides on random state passing; None starts with the learned prompt. The rows' memory has its rows
-    first (`rows_first`), or is None where no row goes on.
-    """
-    build = builder(config, mesh)
-
-    def prepare(params: Any, state: TrainState, key: Any, rows: int, memory: MemoryState | None) -> Prepared:
-        model = build(params)
-        start = start_of_documents(config.model.memory, state, key, mesh)
-        initial = model.initial_state(1)
-        if start.passed_fam is not None:
-            passed = model.initial_state(1, (start.passed_fam, start.passed_updates))
-            initial = jax.tree.map(lambda a, b: jnp.where(start.use, a, b), passed, initial)
-        initial = sharding.constrain(initial, MEMORY_AXES, mesh)
-        memory = broadcast_rows(initial, rows) if memory is None else rows_first(memory, back=True)
-        return Prepared(model, sharding.constrain(memory, MEMORY_AXES, mesh), initial)
-
-    return prepare
-
-
-def draws(config: TrainConfig, step: Any, rows: int) -> tuple[Any, Any]:
-    """(key of random state passing, position offsets [B] or None) of a step: functions of (seed, step)."""
+def draws(
+    config: TrainConfig, step: Int[Array, ""], rows: int
+) -> tuple[Key[Array, ""], Int[Array, "B"] | None]:  # fmt: skip
+    """(key of random state passing, position offsets or None) of a step: functions of (seed, step)."""
     passing, shift = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
     return passing, position_shift(config.model.memory, config.model.rope_base, shift, rows)
 
 
-def dropout_key(config: TrainConfig, step: Any, microbatch: Any) -> Any:
+def dropout_key(config: TrainConfig, step: Int[Array, ""], microbatch: Int[Array, ""]) -> Key[Array, ""]:
     """From which a microbatch draws what LoRA leaves out, and the noise on FAM: a function of (seed, step, number of
     the microbatch)."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
@@ -138,42 +111,44 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     memory that these have left, a constant to this step's gradient: truncated backpropagation. Documents
     that start anew start with `start_of_documents`.
 
-    Where the loss or the gradient's norm is no number, the new state is the old one, but for its step.
+    If the loss or gradient norm is not finite, the update is skipped and only `step` advances.
 
     Its metrics: `loss` (cross entropy), `z_loss` and `fam_growth_loss` (what is added to it) if asked for,
     `accuracy` (share of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real
     ones, of the whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
     and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
     """
-    build = builder(config, mesh)
     where = states.abstract(config, tx, mesh)
     gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
 
-    def loss_fn(trained: Any, frozen: Any, state: TrainState, key: Any, part: Microbatch, weight: Any) -> Any:
+    def loss_fn(
+        trained: Weights, frozen: Weights, state: TrainState, key: Key[Array, ""], part: Microbatch,
+        weight: Float[Array, ""],
+    ) -> tuple[Float[Array, ""], Part]:  # fmt: skip
         """What a microbatch adds to the batch's loss, whose weights sum to `weight`."""
         batch, shift, memory, numbers = part
-        params = optim.join_frozen(trained, frozen)
-        dropout = None if numbers is None else dropout_key(config, state.step, numbers[0])
-        model = build(params, dropout)
-        if memory is not None:
-            memory = sharding.constrain(rows_first(memory, back=True), MEMORY_AXES, mesh)
-        start = start_of_documents(config.model.memory, state, key, mesh)
+        model = build(config, mesh, optim.join_frozen(trained, frozen))
+        # Forward: rows continue their documents or start new ones.
         before = memory
-        hidden, memory = model(
-            batch.tokens, before, batch.count,
-            starts_BN=batch.starts, initial=start, shift_B=shift, kept_B=batch.kept,
-        )  # fmt: skip
+        if before is not None:
+            before = sharding.constrain(rows_first(before, back=True), MEMORY_AXES, mesh)
+        start = start_of_documents(config.model.memory, state, key, mesh)
+        noise = None if numbers is None else dropout_key(config, state.step, numbers[0])
+        layout = Layout(batch.starts, batch.kept, shift)
+        hidden, after = model(batch.tokens, before, batch.count, start=start, layout=layout, key=noise)
+        # Loss.
         loss = weighted_loss(
             model, hidden, batch.positions, batch.targets, batch.weights, total_weight=weight,
             tokens_at_once=tokens_at_once, z_loss=config.z_loss,
         )  # fmt: skip
         grown = jnp.float32(0.0)
         if config.fam_growth_loss and before is not None:
-            grown = config.fam_growth_loss * growth(before, memory, batch) / config.batch_size
-        passed_fam = sharding.constrain(memory.layers.fam[:, 0], (None,) * 4, mesh)
-        rows = {"correct": loss.correct, "memory": rows_first(memory) if config.carries_memory else None}
-        out = Part((loss.cross_entropy, loss.z_loss, grown), (passed_fam, memory.fam_updates[0]), rows)
+            grown = config.fam_growth_loss * growth(before, after, batch) / config.batch_size
+        # What the next step may need.
+        passed_fam = sharding.constrain(after.stacked.fam[:, 0], (None,) * 4, mesh)
+        rows = {"correct": loss.correct, "memory": rows_first(after) if config.carries_memory else None}
+        out = Part((loss.cross_entropy, loss.z_loss, grown), (passed_fam, after.fam_updates[0]), rows)
         return loss.total + grown, jax.lax.stop_gradient(out)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
@@ -181,12 +156,12 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         trained, frozen = optim.split_frozen(config.tuning, state.params)
         weight = batch.weights.sum()
 
-        def one(part: Microbatch) -> tuple[Any, Part]:
+        def one(part: Microbatch) -> tuple[Weights, Part]:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
             (_, out), grads = gradient(trained, frozen, state, key, part, weight)
             return jax.lax.with_sharding_constraint(grads, gradients_lie), out
 
-        memory = rows_first(state.memory) if config.carries_memory else None
+        memory = None if state.memory is None else rows_first(state.memory)
         numbers = jnp.arange(batch.tokens.shape[0]) if config.model.is_noisy else None
         grads, out = accumulate(one, config.microbatches, (batch, shift, memory, numbers))
         with jax.named_scope("optimizer"):
@@ -194,9 +169,10 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
         correct, memory = out.rows["correct"], out.rows["memory"]
         if config.carries_memory:
-            memory = made_young(rows_first(memory, back=True), config.carried_fam_rms, config.carried_fam_share)
+            memory = rescaled(rows_first(memory, back=True), config.carried_fam_rms, config.carried_fam_share)
             memory = sharding.constrain(memory, MEMORY_AXES, mesh)
-        new = TrainState(state.step, params, opt_state, *out.passed, memory)
+        passed_fam, passed_updates = out.passed
+        new = TrainState(state.step, params, opt_state, passed_fam, passed_updates, memory)
         with jax.named_scope("optimizer"):
             norm = optax.tree.norm(grads)
             sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
@@ -218,31 +194,31 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     return step
 
 
-def made_young(memory: MemoryState, most: float, share: float = 1.0) -> MemoryState:
+def rescaled(memory: MemoryState, most: float, share: float = 1.0) -> MemoryState:
     """A memory whose feedback activations are scaled down to a root mean square over D of `most` (0: as they are) in a
     share of the rows, the first ones; see `TrainConfig.carried_fam_rms`. Layers normalise FAM where they read it, so
     its keys and values stay right."""
     if not most:
         return memory
-    fam = memory.layers.fam
-    young = (jnp.arange(fam.shape[1]) < round(share * fam.shape[1]))[:, None, None, None]
-    layers = dataclasses.replace(memory.layers, fam=jnp.where(young, at_most(fam, most), fam))
+    fam = memory.stacked.fam
+    scaled = (jnp.arange(fam.shape[1]) < round(share * fam.shape[1]))[:, None, None, None]
+    layers = dataclasses.replace(memory.stacked, fam=jnp.where(scaled, at_most(fam, most), fam))
     return dataclasses.replace(memory, layers=layers)
 
 
-def growth(before: MemoryState, after: MemoryState, batch: Batch) -> Any:
+def growth(before: MemoryState, after: MemoryState, batch: Batch) -> Float[Array, ""]:
     """How much longer FAM became a block, in rows that go on with a document from the memory before: the growth of
-    its root mean square over D, mean over layers and activations, summed over rows []."""
+    its root mean square over D, mean over layers and activations, summed over rows."""
     N = batch.starts.shape[1]
     kept_B = jnp.full(batch.starts.shape[0], N) if batch.kept is None else batch.kept
     full_B = jnp.minimum(kept_B, batch.count * N // batch.tokens.shape[1])
     goes_on = ~jnp.any(batch.starts & (jnp.arange(N) < kept_B[:, None]), axis=1) & (full_B > 0)
-    rms = lambda memory: fam_rms(memory.layers.fam[:, :, 0])[..., 0]  # [L, B, F]
+    rms = lambda memory: fam_rms(memory.stacked.fam[:, :, 0])[..., 0]  # [L, B, F]
     grown = jax.nn.relu(rms(after) - rms(before)).mean(axis=(0, 2)) / jnp.maximum(full_B, 1)
     return jnp.where(goes_on, grown, 0.0).sum()
 
 
-def select(keep: Any, new: TrainState, old: TrainState) -> TrainState:
+def select(keep: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
     """`new` where `keep` is set, else `old`. Elementwise, so it is made where the update is, in place."""
     return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
@@ -254,7 +230,7 @@ def rows_first(memory: MemoryState, back: bool = False) -> MemoryState:
     return dataclasses.replace(memory, layers=jax.tree.map(move, memory.layers))
 
 
-def accumulate(one: Callable[[Any], tuple[Any, Part]], microbatches: int, batch: Any) -> tuple[Any, Part]:
+def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, batch: Tree) -> tuple[Weights, Part]:
     """`one` on each microbatch, one after the other.
 
     Args:
@@ -275,7 +251,7 @@ def accumulate(one: Callable[[Any], tuple[Any, Part]], microbatches: int, batch:
     grads, out = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zeros = lambda tree, dtype=None: jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), tree)
 
-    def add(carry: Any, xs: Any) -> Any:
+    def add(carry: Tree, xs: Tree) -> tuple[Tree, Tree]:
         sums, costs, passed = carry
         first, part = xs
         grads, new = one(part)
@@ -289,7 +265,7 @@ def accumulate(one: Callable[[Any], tuple[Any, Part]], microbatches: int, batch:
     return sums, Part(costs, passed, jax.tree.map(join, rows))
 
 
-def jit_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
+def jit_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> jax.stages.Wrapped:
     """The step, compiled for a mesh at its first call. The state that it is given is donated: use the new one.
 
     It is compiled for one set of shapes and shardings, which every batch and every state of a run have;

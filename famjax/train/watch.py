@@ -125,7 +125,7 @@ class Watch:
             values["mfu"] = round(rate * self._flops / self._peak, 4)
         values |= memory.used()
         sums = jax.device_get(metrics["squares"])
-        more = {
+        more: dict[str, Any] = {
             name: float(metrics[name])
             for name in ("z_loss", "fam_growth_loss", "gradient_norm", "accuracy")
             if name in metrics

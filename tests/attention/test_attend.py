@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from famjax.attention import rope
-from famjax.attention.attend import Source, attend
+from famjax.attention.attend import Scoring, Source, attend
 from tests import reference, tiny
 
 BASE = 100.0
+PLAIN = Scoring(BASE)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -26,7 +27,7 @@ def turned(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 def attended(q: np.ndarray, sources: list[Source]) -> Any:
     """`attend`, compiled once instead of an operation at a time."""
-    return jax.jit(lambda q: attend(q, sources, BASE), compiler_options=tiny.COMPILE_FAST)(q)
+    return jax.jit(lambda q: attend(q, sources, PLAIN), compiler_options=tiny.COMPILE_FAST)(q)
 
 
 def softmax_attention(q_KGQH: np.ndarray, k_KCH: np.ndarray, v_KCH: np.ndarray, visible_QC: np.ndarray) -> np.ndarray:
@@ -77,7 +78,7 @@ def test_hidden_keys_weigh_exactly_nothing() -> None:
 def test_query_without_keys_is_finite() -> None:
     """A padding query that sees nothing gives numbers, not NaN, and passes no NaN back."""
     q, k = random(1, 1, 2, 4), random(1, 3, 4)
-    assert np.isfinite(attend(q, [Source(k, k, np.zeros((2, 3), bool))], BASE)).all()
+    assert np.isfinite(attend(q, [Source(k, k, np.zeros((2, 3), bool))], PLAIN)).all()
 
 
 def test_large_scores_do_not_overflow() -> None:
@@ -85,7 +86,7 @@ def test_large_scores_do_not_overflow() -> None:
     q = np.full((1, 1, 1, 4), 100.0, np.float32)
     k = np.stack([np.full(4, 50.0), np.full(4, 49.0)])[None].astype(np.float32)
     v = random(1, 2, 4)
-    tiny.assert_close(attend(q, [Source(k, v)], BASE)[0, 0, 0], v[0, 0])
+    tiny.assert_close(attend(q, [Source(k, v)], PLAIN)[0, 0, 0], v[0, 0])
 
 
 def test_bfloat16_sums_are_float32() -> None:
@@ -93,7 +94,7 @@ def test_bfloat16_sums_are_float32() -> None:
     q, k = jnp.zeros((1, 1, 1, 4), jnp.bfloat16), jnp.zeros((1, 4096, 4), jnp.bfloat16)
     v = jnp.asarray(random(1, 4096, 4) + 3, jnp.bfloat16)
     mean = np.asarray(v, np.float64).mean(axis=1)
-    tiny.assert_close(attend(q, [Source(k, v)], BASE)[0, 0], mean, 2.0**-8)
+    tiny.assert_close(attend(q, [Source(k, v)], PLAIN)[0, 0], mean, 2.0**-8)
 
 
 @pytest.mark.parametrize("position", [0, 1, 7, 2.25, 1000])
@@ -101,13 +102,13 @@ def test_turn(position: float) -> None:
     """Pairs (i, i + H/2) turn by position * base**(-2i/H); fractions are positions too."""
     x = random(3, 6)
     expected = reference.rope(x.astype(np.float64), position, BASE)
-    tiny.assert_close(rope.turn(x, position, BASE), expected, max(1e-6, abs(position) * 2.0**-23))
+    tiny.assert_close(rope.rotate(x, position, BASE), expected, max(1e-6, abs(position) * 2.0**-23))
 
 
 def test_turn_keeps_the_type() -> None:
     """bfloat16 in, bfloat16 out, with the angle in float32: one rounding at most."""
     x = jnp.asarray(random(3, 6), jnp.bfloat16)
-    out = rope.turn(x, 100, BASE)
+    out = rope.rotate(x, 100, BASE)
     assert out.dtype == jnp.bfloat16
     tiny.assert_close(out, reference.rope(np.asarray(x, np.float64), 100, BASE), 2.0**-8)
 
@@ -128,7 +129,7 @@ def test_scale_and_cap_with_their_gradients(scale: float, cap: float) -> None:
     def ours(q: Any, k: Any, v: Any) -> Any:
         first = Source(k[:, :2], v[:, :2], visible[:, :2])
         rest = Source(k[:, 2:], v[:, 2:], visible[:, 2:])
-        return (attend(q, [first, rest], BASE, scale, cap) * up).sum()
+        return (attend(q, [first, rest], Scoring(BASE, scale, cap)) * up).sum()
 
     gradients = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)), compiler_options=tiny.COMPILE_FAST)(q, k, v)
     jax.tree.map(tiny.assert_close, gradients(ours), gradients(plain))
@@ -142,4 +143,4 @@ def test_scaled_rope_of_known_and_computed_positions(scaling: str) -> None:
     expected = reference.rope(x.astype(np.float64), 9, BASE, config)
     assert np.abs(expected - reference.rope(x.astype(np.float64), 9, BASE)).max() > 0.1
     for position in (9, jnp.asarray(9)):
-        tiny.assert_close(rope.turn(x, position, config.rope), expected)
+        tiny.assert_close(rope.rotate(x, position, config.rope), expected)

@@ -1,7 +1,6 @@
 """The fused kernel is `attend`: values and gradients, in interpret mode on the CPU."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -9,58 +8,65 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from famjax.attention import blocks, fused
-from famjax.attention.attend import Scoring, Source, attend
+from famjax.attention import block_step, fused
+from famjax.attention.attend import Scoring, attend
 from famjax.attention.fused import Kernel, choose
-from famjax.attention.memory import fam_sources
+from famjax.attention.memory import segments_in_reach
 from famjax.config import ConfigError, MemoryConfig, Rope
 from tests import tiny
 
 INTERPRET = Kernel("interpret")
-# B, N, K, G, H, then settings of the memory and of scores.
+# B, K, G, H, then settings of the memory and of scores.
 CASES: dict[str, dict[str, Any]] = {
     "multi-head": {"K": 2},
     "multi-query-capped": {"K": 1, "G": 3, "cap": 2.0, "scale": 0.5, "stop_gradient": True, "memory_segments": 1},
     "window-across-tiles": {
-        "block_size": 256, "tile": 128, "N": 2, "memory_segments": 1, "token_window": 200, "previous_fams": 3,
+        "block_size": 256, "tile": 128, "memory_segments": 1, "token_window": 200, "previous_fams": 3,
         "fam_length": 50, "fam_position": "float",
     },
     "bswa-of-one-block": {"fam_length": 0, "memory_segments": 0},
-    "zero-positions-wide-heads": {"H": 136, "fam_position": "zero", "N": 2, "memory_segments": 1},
+    "zero-positions-wide-heads": {"H": 136, "fam_position": "zero", "memory_segments": 1},
 }  # fmt: skip
 
 
 def random_case(seed: int, **settings: Any) -> tuple[Any, Any, Any, Any]:
-    """(arrays, (blocks before, updates, origin), scoring, memory settings): documents begin in the middle, FAMs are
-    not there yet, scores are large enough for the softmax to be sharp."""
+    """(arrays, where the block stands, scoring, memory settings): rows stand at different places of their documents,
+    FAMs are not there yet, scores are large enough for the softmax to be sharp."""
     rng = np.random.default_rng(seed)
-    shape = {"B": 2, "N": 3, "K": 1, "G": 1, "H": 8, "scale": 0.0, "cap": 0.0, "dtype": "float32"}
+    shape = {"B": 4, "K": 1, "G": 1, "H": 8, "scale": 0.0, "cap": 0.0, "dtype": "float32"}
     shape |= {name: settings.pop(name) for name in list(settings) if name in shape}
-    B, N, K, G, H = (shape[name] for name in "BNKGH")
+    B, K, G, H = (shape[name] for name in "BKGH")
     config = MemoryConfig(**{"block_size": 128, "memory_segments": 2, "fam_length": 16, **settings})
     config.validate()
-    S, F, P, W = config.block_size, config.fam_length, config.previous_fams, blocks.segments_in_reach(config)
+    S, F, P, W = config.block_size, config.fam_length, config.previous_fams, segments_in_reach(config)
     draw = lambda *sizes: jnp.asarray(rng.normal(size=sizes), shape["dtype"])
     pair = lambda *sizes: (draw(*sizes), draw(*sizes))
-    arrays = (draw(B, N, K, G, S, H) * 2, pair(B, N, K, S, H), pair(B, W, K, S, H))
-    arrays += (pair(B, N, P, K, F, H) if F else None,)
-    before, updates = rng.integers(0, W + 2, (B, N)), rng.integers(0, P + 2, (B, N))
-    origin = rng.integers(0, 5000, (B, N)) if config.fam_position == "zero" else None
+    arrays = (draw(B, K, G, S + F, H) * 2, pair(B, K, S + P * F, H), tuple(pair(B, K, S, H) for _ in range(W)))
+    at = block_step.At(jnp.asarray(rng.integers(0, W + 2, B)), jnp.asarray(rng.integers(0, P + 2, B)))
     scoring = Scoring(Rope(100.0), shape["scale"], shape["cap"])
-    return arrays, (before, updates, origin), scoring, config
+    return arrays, at, scoring, config
 
 
 def both(case: Any, kernel: Kernel = INTERPRET) -> tuple[Any, Any]:
-    """From arrays to (output, gradients): by the kernel, and by `attend`."""
-    _, where, scoring, config = case
+    """From arrays to (outputs of tokens and of FAM, gradients): by the kernel, and by `attend`."""
+    _, at, scoring, config = case
+    S = config.block_size
     up = np.random.default_rng(9).normal(size=case[0][0].shape).astype(np.float32)
 
+    def joined(tokens: Any, fam: Any) -> Any:
+        return jnp.concatenate([tokens, fam], axis=-2) if config.fam_length else tokens
+
     def by_kernel(arrays: Any) -> Any:
-        return blocks._attend_fused(blocks._Seen(*arrays, where), scoring, config, kernel)
+        (q, kv, segments), how = arrays, (at, scoring, config, kernel)
+        tokens = fused.attend_block(q[..., :S, :], kv, segments, *how)
+        if config.fam_length % 16:
+            return joined(tokens, attend(q[..., S:, :], block_step.seen_by_fam(kv, at, config), scoring))
+        return joined(tokens, fused.attend_block(q[..., S:, :], kv, None, *how) if config.fam_length else None)
 
     def by_attend(arrays: Any) -> Any:
-        seen = blocks._block_by_block(blocks._Seen(*arrays, where), config)
-        return attend(seen.pop("q"), blocks._sources_of_blocks(**seen, config=config)[0], *scoring)
+        q, kv, segments = arrays
+        tokens = attend(q[..., :S, :], block_step.seen_by_tokens(kv, segments, at, config), scoring)
+        return joined(tokens, attend(q[..., S:, :], block_step.seen_by_fam(kv, at, config), scoring))
 
     def run(f: Any, arrays: Any) -> Any:
         out, backward = jax.vjp(f, arrays)
@@ -81,7 +87,7 @@ def assert_same(case: Any, tile: int = 0, monkeypatch: Any = None, relative: flo
 
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_equals_attend(name: str, monkeypatch: Any) -> None:
-    """The same outputs and the same gradients of queries, keys, values and FAM, whatever is visible."""
+    """The same outputs and gradients of tokens' queries and FAM's, of keys and values, whatever is visible."""
     settings = dict(CASES[name])
     tile = settings.pop("tile", 0)
     assert_same(random_case(len(name), **settings), tile, monkeypatch)
@@ -90,30 +96,6 @@ def test_kernel_equals_attend(name: str, monkeypatch: Any) -> None:
 def test_bfloat16_is_as_exact_as_its_type() -> None:
     """From bfloat16, the kernel's outputs and gradients are those of float32 up to a few of bfloat16's roundings."""
     assert_same(random_case(3, K=1, G=2, dtype="bfloat16"), relative=2.0**-6)
-
-
-@pytest.mark.parametrize(("kv_heads", "group", "previous_fams"), [(2, 1, 1), (1, 2, 3)])
-def test_queries_of_fam(kv_heads: int, group: int, previous_fams: int) -> None:
-    """FAM's own attention, to the previous FAMs that there are and to a whole block: outputs and gradients."""
-    rng = np.random.default_rng(group)
-    config = MemoryConfig(block_size=256, fam_length=32, previous_fams=previous_fams)
-    draw = lambda *sizes: jnp.asarray(rng.normal(size=sizes), jnp.float32)
-    B, K, P, F, H = 3, kv_heads, previous_fams, 32, 8
-    arrays = draw(B, K, group, F, H), draw(B, K, 256, H), draw(B, K, 256, H), draw(B, P, K, F, H), draw(B, P, K, F, H)
-    scoring, updates, up = Scoring(Rope(100.0)), np.arange(B), draw(B, K, group, F, H)
-
-    def of(by_kernel: bool, q: Any, k: Any, v: Any, fam_k: Any, fam_v: Any) -> Any:
-        sources = fam_sources(fam_k, fam_v, updates, 0, config)
-        if by_kernel:
-            return fused.attend_of_fam(q, (k, v), sources[::-1], updates, scoring, config, INTERPRET)
-        return attend(q, [*sources, Source(k, v)], *scoring)
-
-    def run(by_kernel: bool) -> Any:
-        out, backward = jax.vjp(functools.partial(of, by_kernel), *arrays)
-        return out, backward(up)
-
-    got, expected = (jax.jit(run, static_argnums=0, compiler_options=tiny.COMPILE_FAST)(by) for by in (True, False))
-    jax.tree.map(tiny.assert_close, got, expected)
 
 
 @pytest.mark.slow
@@ -125,7 +107,7 @@ def test_random_shapes(seed: int, dtype: str, monkeypatch: Any) -> None:
     block = int(rng.choice([128, 256, 384]))
     segments = int(rng.integers(0, 4))
     settings = {
-        "B": int(rng.integers(1, 3)), "N": int(rng.integers(1, 5)), "K": int(rng.integers(1, 4)),
+        "B": int(rng.integers(1, 5)), "K": int(rng.integers(1, 4)),
         "G": int(rng.integers(1, 4)), "H": int(rng.choice([8, 64, 128, 160])), "block_size": block,
         "memory_segments": segments, "fam_length": int(rng.choice([0, 1, 64, 128])),
         "previous_fams": int(rng.integers(1, 4)), "cap": float(rng.choice([0, 3])),

@@ -12,7 +12,7 @@ def test_blocks_of_two_documents() -> None:
     """Row 0 continues a memory of 12 tokens; row 1 starts a document in its second block, row 2 in both."""
     starts = np.array([[0, 0, 0], [0, 1, 0], [1, 1, 0]], bool)
     where = positions.of_whole_blocks(
-        np.array([12, 4, 8]), np.array([3, 1, 2]), np.array([12, 9, 6]), 3, CONFIG, starts, fresh_updates=7
+        (np.array([12, 4, 8]), np.array([3, 1, 2])), np.array([12, 9, 6]), 3, CONFIG, positions.Layout(starts), 7
     )
     np.testing.assert_array_equal(where.blocks_before, [[3, 4, 5], [1, 0, 1], [0, 0, 1]])
     np.testing.assert_array_equal(where.fam_updates, [[3, 4, 5], [1, 7, 8], [7, 7, 8]])

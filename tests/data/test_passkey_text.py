@@ -26,7 +26,7 @@ def byte_level() -> TokenizerVocabulary:
         vocab_size=500, special_tokens=["<s>"], initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(WORDS * 3, trainer)
-    return TokenizerVocabulary(tokenizer.to_str().encode(), b"", "here")
+    return TokenizerVocabulary({"tokenizer.json": tokenizer.to_str().encode()}, "here")
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_what_cannot_write_the_task():
     ids = {"<unk>": 0, "The": 1, "grass": 2}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
     with pytest.raises(ConfigError, match="does not give back the text of the pass key task"):
-        Writer(TokenizerVocabulary(tokenizer.to_str().encode(), b"", "here"))
+        Writer(TokenizerVocabulary({"tokenizer.json": tokenizer.to_str().encode()}, "here"))
     with pytest.raises(ConfigError, match="vocab_size 300 is below the [0-9]+ tokens of the vocabulary"):
         Writer(byte_level()).check(300)
     with pytest.raises(ConfigError, match="vocab_size 130 is below 131: the pass key task is written in ASCII"):

@@ -115,13 +115,17 @@ def test_the_models_own_end_is_a_stop(model_dir: Path) -> None:
     assert stream.feed([*ids, eos], stopped=True) == codec.vocabulary.decode(ids)
 
 
-def test_beginning_of_text_as_the_configuration_says(tmp_path: Path) -> None:
-    """`add_bos_token` of tokenizer_config.json wins over what the tokenizer does by itself."""
+def test_beginning_of_text_as_the_tokenizer_says(tmp_path: Path) -> None:
+    """What tokenizer.json puts in front counts, not `add_bos_token` beside it, as in transformers 5."""
     folder = tokenizers_of_ours.write(tmp_path, "byte-level")
     bos = Codec(folder, 1000).bos
     assert bos is not None
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": False}))
+    assert Codec(folder, 1000).bos == bos
+    whole = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": True}))
     assert Codec(folder, 1000).bos is None
     assert bos not in Codec(folder, 1000).encode("a")
 
@@ -130,3 +134,19 @@ def test_a_tokenizer_that_is_too_large_is_refused(model_dir: Path) -> None:
     """Tokens that the model lacks are told before anything is loaded."""
     with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
         Codec(model_dir, 50)
+
+
+def test_one_added_token_more_than_the_model_has(tmp_path: Path) -> None:
+    """Gemma 3's <image_soft_token> lies beyond the embedding: only a text that has it is refused, by name."""
+    folder = tokenizers_of_ours.write(tmp_path, "byte-level")
+    rows = Codec(folder, 1000).vocabulary.size
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"image_token": "<image>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Codec(folder, 1000).encode("a<image>")[-1] == rows
+    codec = Codec(folder, rows)
+    assert codec.vocabulary.size == rows
+    np.testing.assert_array_equal(codec.encode(TEXT), Codec(folder, 1000).encode(TEXT))
+    with pytest.raises(ConfigError, match=f"a text has the token '<image>', number {rows}; the model has {rows}"):
+        codec.encode("a<image>")
+    with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
+        Codec(folder, 50)

@@ -11,7 +11,7 @@ from flax import nnx
 from famjax.config import ConfigError, ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.settings import Sampling
-from famjax.nn.weights import apart
+from famjax.nn.weights import unstacked
 from tests import tiny
 
 # Name: configuration. Blocks of 4, so that 14 new tokens cross several edges.
@@ -158,7 +158,7 @@ def test_a_token_copies_no_ring(batch: int) -> None:
     """The compiled loop over tokens has less room of its own than one layer's keys take: the ring is written and
     read where it lies. (For each row, FAM is made from a copy of the block, an eighth of the ring.)"""
     config = tiny.config(block_size=256, memory_segments=7)
-    model = apart(model_of(config))
+    model = unstacked(model_of(config))
     rows = session.start(model, batch)
     numbers = np.ones(batch, np.int32)
     program = decode._decode.lower(
@@ -172,7 +172,9 @@ def test_layers_apart_are_the_same_model() -> None:
     """Weights by layer or stacked make the same tokens, and a layer with a short window has a short ring."""
     config = tiny.config(memory_segments=3, layer_pattern=("local", "global"), local_window=3)
     text = tiny.tokens(config, 1, 33)[0]
-    stacked, by_layer = (make(model, read(model, [[text]])) for model in (model_of(config), apart(model_of(config))))
+    stacked, by_layer = (
+        make(model, read(model, [[text]])) for model in (model_of(config), unstacked(model_of(config)))
+    )
     assert stacked[0] == by_layer[0] == naive(config, [text], NEW)
     assert [layer.k.shape[1] for layer in by_layer[1].memory.layers] == [2, 4]
 

@@ -19,7 +19,7 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.infer import session
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import Sampling
-from famjax.nn.weights import apart
+from famjax.nn.weights import unstacked
 from tests import tiny
 from tests.infer.test_decode import CONFIGS, NEW, make, model_of, read
 
@@ -119,11 +119,11 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
 
 
 def test_how_a_model_is_computed_does_not_matter(tmp_path: Path) -> None:
-    """Layers scanned, unrolled or apart, and settings of training, leave a session valid."""
+    """Layers scanned, unrolled or unstacked, and settings of training, leave a session valid."""
     path, _ = saved(tmp_path, tiny.config())
     other = tiny.config(scan_layers=False, remat="full", random_state_passing=0.1)
     session.restore(session.read_file(path), model_of(other))
-    session.restore(session.read_file(path), apart(model_of(tiny.config())))
+    session.restore(session.read_file(path), unstacked(model_of(tiny.config())))
 
 
 def test_metadata_tells_what_a_file_is(tmp_path: Path) -> None:

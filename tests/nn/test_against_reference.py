@@ -32,7 +32,7 @@ CASES = {
     "prefix-qk-norm": tiny.config(fam_init="prefix", qk_norm=True),
     "window5-segments2": tiny.config(token_window=5, memory_segments=2),
     "window2-layernorm": tiny.config(token_window=2, norm="layernorm", norm_eps=1e-2, qk_norm=True),
-    "one-block-at-a-time-stop-gradient": tiny.config(attention_budget_mib=1e-6, stop_gradient=True, remat="full"),
+    "one-block-at-a-time-stop-gradient": tiny.config(stop_gradient=True, remat="full"),
     "unrolled-ungated-relu": tiny.config(scan_layers=False, remat="dots", gated_ff=False, activation="relu"),
     "biases-plus-one-gelu-exact": tiny.config(
         qkv_bias=True, output_bias=True, ff_bias=True, norm_plus_one=True, activation="gelu_exact", gated_ff=False

@@ -28,7 +28,7 @@ def logits(model_dir: Path, tokens_BT: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
     def whole(params, tokens_BT):
         model = nnx.merge(graphdef, params)
-        return model.logits(model(tokens_BT, count_B=count_B)[0])
+        return model.logits(model(tokens_BT, count=count_B)[0])
 
     def streamed(params, tokens_BT):
         model = nnx.merge(graphdef, params)

@@ -43,6 +43,17 @@ def test_windows_that_are_switched_off() -> None:
     assert (used.layer_pattern, used.local_window) == (("global", "local"), 64)
 
 
+def test_rope_that_is_said_twice() -> None:
+    """`rope_scaling` wins over `rope_parameters`, as in transformers 5; of Gemma 3 it is that of global layers."""
+    both = {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "rope_theta": 7.0}
+    config = model_config(LLAMA | both | {"rope_scaling": {"type": "linear", "factor": 4.0}})
+    assert (config.rope_base, config.rope_scaling, config.rope_factor) == (7.0, "linear", 4.0)
+    assert model_config(LLAMA | both | {"rope_scaling": None}).rope_base == 50.0
+    nested = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    config = model_config(GEMMA3 | {"rope_parameters": nested, "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
+    assert (config.rope_base, config.local_rope_base, config.rope_factor) == (1e6, 1e4, 8.0)
+
+
 BAD = [
     ({"architectures": ["GPT2LMHeadModel"]}, "'GPT2LMHeadModel' is not known; known are LlamaForCausalLM, Mistral"),
     ({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}, "Gemma3ForConditionalGeneration"),
@@ -51,6 +62,13 @@ BAD = [
     ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "RoPE of type 'dynamic' is not known"),
     ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "RoPE of type llama3 lacks 'low_freq_factor'"),
     ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not 1"),
+    (
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        "'yarn' is not",
+    ),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
+    ({"is_causal": False}, "is_causal is not known here and may change the numbers"),
+    ({"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config is not known here"),
     ({"hidden_act": "mish"}, "the activation 'mish' is not known"),
     ({"hidden_size": None}, "has no hidden_size"),
     ({"vocab_size": "many"}, "vocab_size is 'many'; it must be a number"),

@@ -1,10 +1,13 @@
 """`famjax train` in processes of its own, so small that a start is most of its time."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,12 +45,24 @@ def environment(cache: Path) -> dict[str, str]:
     return os.environ | compiled | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
+@contextlib.contextmanager
+def hearing() -> Iterator[None]:
+    """Processes that are started inside have the default SIGINT, also where a shell has started these tests in the
+    background, and so with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def start(words: list[str], cache: Path, before: str = "") -> subprocess.Popen:
     """Starts `famjax`; `before` is Python that its process runs first."""
-    program = f"import sys\n{before}\nfrom famjax.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    program = f"import sys\n{before}\nfrom famjax.cli.main import main\nsys.exit(main())"
     how = ["-c", program] if before else ["-m", "famjax"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *how, *words], cwd=ROOT, env=environment(cache), **pipes)
+    with hearing():
+        return subprocess.Popen([sys.executable, *how, *words], cwd=ROOT, env=environment(cache), **pipes)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:

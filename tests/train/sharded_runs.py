@@ -7,7 +7,6 @@ in one process, one after the other, and leave what they computed in FOLDER/resu
 """
 
 import dataclasses
-import functools
 import math
 import pickle
 import sys
@@ -22,6 +21,7 @@ from famjax.attention.memory import MEMORY_AXES
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
+from famjax.nn.execution import Execution
 from famjax.nn.weights import parameter_shapes
 from famjax.plan.hlo import Program
 from famjax.runtime import checkpoint, sharding
@@ -169,9 +169,7 @@ def memory_on_a_mesh() -> Any:
     weights = jax.tree.map(lambda leaf: leaf.sharding, sharded_shapes(config, mesh))
 
     def forward(params: Any, tokens: Any, state: Any) -> Any:
-        model = tiny.build(config, params)
-        model.constrain = functools.partial(sharding.constrain, mesh=mesh)
-        return model(tokens, state)
+        return tiny.build(config, params, Execution.of(config, OnMesh(mesh)))(tokens, state)
 
     whole = jax.jit(
         forward, in_shardings=(weights, sharding.by_rows(mesh), places),
@@ -223,7 +221,7 @@ def fused_attention() -> Any:
     kernel = Kernel("interpret", OnMesh(mesh).per_device)
     found = []
     for kv_heads, group in ((2, 1), (1, 2)):
-        case = random_case(kv_heads, B=4, N=2, K=kv_heads, G=group, memory_segments=1)
+        case = random_case(kv_heads, B=4, K=kv_heads, G=group, memory_segments=1)
         by_kernel, by_attend = both(case, kernel)
         arrays = jax.device_put(case[0], sharding.replicated(mesh))
         found.append(jax.device_get((by_kernel(arrays), by_attend(case[0]))))

@@ -1,6 +1,5 @@
 """What is told of the memory, against the slow reference and against plain gradients of the plain model."""
 
-import dataclasses
 import functools
 
 import jax
@@ -100,13 +99,10 @@ def test_norms_and_shares_of_attention_are_the_references():
     assert 0.01 < found["input_attention_to_fam"].min() < found["input_attention_to_fam"].max() < 0.99
 
 
-def test_blocks_and_rows_at_a_time_give_the_same_shares():
-    """A budget that cuts attention in parts; and of two microbatches, the first one's rows are looked at."""
+def test_the_first_microbatch_is_looked_at():
+    """Of two microbatches, the first one's rows alone."""
     given = batch()
     whole = diagnose(PARAMS, given)
-    cut = diagnose(PARAMS, given, model=dataclasses.replace(MODEL, attention_budget_mib=1e-4))
-    for name in whole:
-        assert_close(cut[name], whole[name])
     twice = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), given)
     twice.tokens[1::2] = 3  # the second microbatch is something else
     for name, value in diagnose(PARAMS, twice, microbatches=2).items():

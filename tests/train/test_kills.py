@@ -2,6 +2,8 @@
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -152,9 +154,65 @@ def test_control_c_says_what_is_saved(tmp_path, cache):
     step = steps.latest_step(tmp_path / "m")
     assert code == 130 and step % 5 == 0
     last = err.splitlines()[-1]
-    assert last.startswith("famjax train: interrupted in step ")
+    assert last.startswith("famjax train: interrupted after step ")
     assert f"; step {step} is saved in {tmp_path / 'm'}; the same command goes on from there" in last
     assert "Traceback" not in err
+
+
+def test_control_c_waits_for_no_save_for_ever(tmp_path, cache):
+    """While step 15 takes a minute to save: ended `GRACE_SECONDS` later, and step 10 is whole."""
+    process = processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=100000), cache, SLOW_SAVE)
+    processes.wait_for_step(tmp_path / "m", 14, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    code, _, err = processes.finish(process)
+    assert code == 130 and time.monotonic() - began < 15
+    assert f"; step 10 is saved in {tmp_path / 'm'}" in err.splitlines()[-1]
+    assert steps.all_steps(tmp_path / "m") == [5, 10]
+
+
+def interrupt_often(folder: Path, cache: Path, times: int, draw: random.Random) -> list[float]:
+    """Ctrl-C at random moments, from the first second of a process on; returns the seconds until it had ended.
+
+    Every step is logged and saved, so that most moments are inside of somebody's writing."""
+    words, seconds = processes.command(folder, TRAIN_STEPS=100000, LOG_PERIOD=1, CHECKPOINT_PERIOD=1), []
+    for number in range(times):
+        process = processes.start(words, cache)
+        if number % 4:  # in the loop; else while it starts
+            newest = steps.latest_step(folder) or 0
+            processes.wait_for_step(folder, newest + draw.randrange(1, 8), process)
+            time.sleep(draw.uniform(0, 0.2))
+        else:
+            time.sleep(draw.uniform(1, 6))
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        code, _, err = processes.finish(process)
+        seconds.append(time.monotonic() - began)
+        assert code == 130, (number, code, err)
+        assert "famjax train: interrupted" in err.splitlines()[-1] and "Traceback" not in err, err
+        if steps.latest_step(folder) is not None:
+            load_model(folder, parameter_shapes)
+    return seconds
+
+
+def test_control_c_at_random_moments(tmp_path, cache):
+    """A handful: exit code 130, within the limit, a readable checkpoint."""
+    assert max(interrupt_often(tmp_path / "m", cache, 4, random.Random())) < 15
+
+
+@pytest.mark.slow
+def test_control_c_many_times_on_a_busy_machine(tmp_path, cache):
+    """The same often, beside two processes that never rest."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        seconds = interrupt_often(tmp_path / "m", cache, 40, random.Random())
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    print(f"{len(seconds)} interrupts, at most {max(seconds):.1f} s, median {sorted(seconds)[len(seconds) // 2]:.1f} s")
+    assert max(seconds) < 15
 
 
 def test_a_second_trainer_is_refused_and_a_dead_one_locks_nobody_out(tmp_path, cache):

@@ -1,7 +1,6 @@
 """The step: random state passing, random position offsets, and what the next step is handed."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -76,9 +75,8 @@ def test_noise_on_fam_is_as_strong_as_asked_and_another_one_everywhere(seed):
     params, tokens = tiny.parameters(config, seed), np.tile(tiny.tokens(config, 1, 4, seed), (64, 1))
 
     def fam_1(key):
-        model = tiny.build(config, params)
-        model.layer_keys = None if key is None else functools.partial(jax.random.split, key)
-        return np.asarray(model(tokens)[1].layers.fam[0, :, 0])  # of the first layer, [B, F, D]
+        memory = tiny.whole(config, params, tokens, key=key)[1]
+        return np.asarray(memory.layers.fam[0, :, 0])  # of the first layer, [B, F, D]
 
     clean, one, other = (fam_1(key) for key in (None, jax.random.key(1), jax.random.key(2)))
     added = [x - clean for x in (one, other)]

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from famjax.attention.positions import Layout
 from famjax.config import DataConfig, OptimizerConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.runtime.mesh import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import cross_entropy
-from famjax.train.step import made_young, make_step
+from famjax.train.step import make_step, rescaled
 from tests import tiny
 
 S, T = 4, 12
@@ -101,8 +102,7 @@ def test_the_gradient_stops_at_the_edge_of_a_step():
 
     def loss(params):
         model, batch = tiny.build(config, params), batches[1]
-        initial = model.initial_state(1)
-        hidden, _ = model(batch.tokens, memory, batch.count, starts_BN=batch.starts, initial=initial)
+        hidden, _ = model(batch.tokens, memory, batch.count, layout=Layout(batch.starts))
         return (cross_entropy(model.logits(hidden), batch.targets) * batch.weights).sum() / batch.weights.sum()
 
     wanted = jax.jit(jax.grad(loss), compiler_options=tiny.COMPILE_FAST)(state.params)
@@ -135,13 +135,13 @@ def test_a_carried_fam_that_is_made_young_says_the_same(seed):
     _, memory = tiny.whole(config, params, tokens[:, :8])
     rms = lambda fam: np.sqrt(np.square(np.asarray(fam)).mean(axis=-1))
     most = float(np.median(rms(memory.layers.fam)))
-    young = made_young(memory, most)
+    young = rescaled(memory, most)
     np.testing.assert_allclose(rms(young.layers.fam), np.minimum(rms(memory.layers.fam), most), rtol=1e-5)
     before, after = (tiny.whole(config, params, tokens[:, 8:], state) for state in (memory, young))
     tiny.assert_close(after[0][:, :4], before[0][:, :4])
     assert np.abs(np.asarray(after[0][:, 4:] - before[0][:, 4:])).max() > 1e-3
-    assert made_young(memory, 0.0) is memory
-    some = made_young(memory, most, 2 / 3).layers.fam
+    assert rescaled(memory, 0.0) is memory
+    some = rescaled(memory, most, 2 / 3).layers.fam
     np.testing.assert_array_equal(some[:, :2], young.layers.fam[:, :2])
     np.testing.assert_array_equal(some[:, 2], memory.layers.fam[:, 2])
 

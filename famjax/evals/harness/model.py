@@ -56,7 +56,7 @@ class FamjaxLM(TemplateLM):
     ):  # fmt: skip
         super().__init__()
         settings = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
-        self.model = load(path, **settings)
+        self.model = load(path, None, **settings)
         self.path, self.max_gen_toks, self.seed = str(path), int(max_gen_toks), int(seed)
         self.rows = int(batch_size) if str(batch_size).isdigit() else ROWS
         self.codec = Codec(path, self.model.config.vocab_size)

@@ -10,7 +10,7 @@ Memory segments, the window and all weights stay, so what moves is due to FAM al
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def knock_out(
 
 def fam_of(session: Session) -> jax.Array:
     """All layers' feedback activations, [L, 1, P, F, D]."""
-    return jnp.stack([layer.fam for layer in session.memory.layers])
+    return jnp.stack([layer.fam for layer in session.memory.unstacked])
 
 
 def with_fam(model: Transformer, session: Session, fam: jax.Array) -> Session:
@@ -73,5 +73,7 @@ def with_fam(model: Transformer, session: Session, fam: jax.Array) -> Session:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
-def _with_fam(graphdef: nnx.GraphDef, params: nnx.State, memory: MemoryState, fam: jax.Array) -> MemoryState:
+def _with_fam(
+    graphdef: nnx.GraphDef[Transformer], params: nnx.State[Any, Any], memory: MemoryState, fam: jax.Array
+) -> MemoryState:
     return nnx.merge(graphdef, params).with_fam(memory, fam)

@@ -107,7 +107,7 @@ def edges_of(tokens: int, block_size: int, places: int) -> list[int]:
     """Up to `places` block edges of a text, spread evenly, each with a block before and a whole one behind it."""
     blocks = range(1, tokens // block_size)
     count = min(places, len(blocks))
-    chosen = np.unique(np.linspace(0, len(blocks) - 1, count).round().astype(int)) if count else []
+    chosen = np.unique(np.linspace(0, len(blocks) - 1, count).round().astype(int)) if count else ()
     return [blocks[int(i)] * block_size for i in chosen]
 
 

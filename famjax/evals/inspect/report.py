@@ -71,7 +71,8 @@ def _overview(found: dict[str, Any]) -> Figure:
     panels.append(("FAM's queries to previous FAM", own[..., 0]))
     panels.append(("FAM's queries to the block", own[..., 1]))
     figure = plt.figure(figsize=(11, 6.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    top, bottom = halves
     for axes, (title, values) in zip(top.subplots(1, len(panels)), panels, strict=True):
         picture = axes.imshow(values, vmin=0, vmax=max(np.nanmax(values), 1e-6), cmap="viridis", aspect="auto")
         axes.set_title(f"{title}\nmean {np.nanmean(values):.1%}", fontsize=9)

@@ -1,7 +1,7 @@
 """A document read once, block by block, with attention and FAM looked at on the way.
 
-Attention's weights are never kept when a model runs, so each block goes through the layers with a `look` that
-makes them again (`Transformer.forward`). What is kept of a block is sums and curves: a document of any length is
+Attention's weights are never kept when a model runs, so each block goes through layers that are observed
+(`Transformer.forward`). What is kept of a block is sums and curves: a document of any length is
 read in the same memory on the device.
 """
 
@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from famjax.attention.blocks import attention_of_blocks
-from famjax.attention.memory import KINDS, MemoryState
+from famjax.attention.block_step import over_blocks
+from famjax.attention.memory import MemoryState
+from famjax.attention.observe import KINDS, attention_of_blocks
+from famjax.attention.positions import after
+from famjax.dims import Array, Float, Int, Tree
 from famjax.infer.scoring import next_token_scores
-from famjax.nn.model import Transformer
+from famjax.nn.model import LayerOverBlocks, Transformer
 
 # Heat maps have at most so many rows and columns for the block, and for FAM.
 BLOCK_BINS, FAM_BINS = 64, 32
@@ -130,7 +133,7 @@ class _Sums:
 
     def trace(self, tokens: int, maps: Any, map_block: int, fam_columns: int) -> Trace:
         """All of it."""
-        mean = lambda total: total[0] / total[1] if total[1] else None
+        mean: Callable[[list[Any]], Any] = lambda total: total[0] / total[1] if total[1] else None
         to_fam, rms, change, cosine = (np.stack(x) for x in zip(*self._by_block, strict=True))
         attention, fam_attention = mean(self._tokens), mean(self._fam)
         if fam_attention is None:  # no second update
@@ -148,34 +151,37 @@ def _heads(x_BNKGQn: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
-def _start(graphdef: Any, params: Any) -> MemoryState:
+def _start(graphdef: nnx.GraphDef[Transformer], params: Tree) -> MemoryState:
     """The memory before any text, as whole blocks want it."""
     return nnx.merge(graphdef, params).initial_state(1)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _read(
-    graphdef: Any, params: Any, tokens_1S: Any, next_1S: Any, count_1: Any, state: MemoryState
-) -> tuple[Any, MemoryState]:
+    graphdef: nnx.GraphDef[Transformer], params: Tree, tokens_1S: Int[Array, "1 S"], next_1S: Int[Array, "1 S"],
+    count_1: Int[Array, "1"], state: MemoryState,
+) -> tuple[Tree, MemoryState]:  # fmt: skip
     """What is seen of a block, with a leading axis L but for the last: see `_Sums.add`; and the memory behind it."""
     model = nnx.merge(graphdef, params)
 
-    def look(layer: Any, x: Any, memories: Any, where: Any, y: Any, after: Any) -> Any:
-        of_tokens, of_fam = attention_of_blocks(layer, x, *memories, where, layer.memory)
-        old, new = memories[0].fam[0, 0], after.fam[0, 0]  # [F, D], the newest
+    def observed(layer: Any, x: Any, before: Any, fresh: Any, where: Any, *how: Any) -> Any:
+        y, later = over_blocks(layer, x, before, fresh, where, *how)
+        of_tokens, of_fam = attention_of_blocks(layer, x, before, fresh, where)
+        old, new = before.fam[0, 0], later.fam[0, 0]  # [F, D], the newest
         norm = lambda x, axis=None: jnp.sqrt(jnp.square(x).sum(axis=axis))
         rms = jnp.sqrt(jnp.square(new).mean())
         cosine = ((old * new).sum(axis=-1) / (norm(old, -1) * norm(new, -1))).mean()
-        return _heads(of_tokens), _heads(of_fam), rms, norm(new - old) / norm(old), cosine
+        return y, (later, (_heads(of_tokens), _heads(of_fam), rms, norm(new - old) / norm(old), cosine))
 
-    hidden, state, seen = _forward(model, tokens_1S, count_1, state, look)
+    hidden, state, seen = _forward(model, tokens_1S, count_1, state, observed)
     return (*seen, next_token_scores(model, hidden, next_1S)[0][0]), state
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _maps(
-    graphdef: Any, params: Any, tokens_1S: Any, next_1S: Any, count_1: Any, state: MemoryState
-) -> tuple[Any, Any]:
+    graphdef: nnx.GraphDef[Transformer], params: Tree, tokens_1S: Int[Array, "1 S"], next_1S: Int[Array, "1 S"],
+    count_1: Int[Array, "1"], state: MemoryState,
+) -> tuple[Float[Array, "L _h _r _c"], Float[Array, "L _h _r _c"]]:  # fmt: skip
     """Heat maps of a block: tokens [L, heads, rows, columns] and FAM's queries, columns of FAM first."""
     model = nnx.merge(graphdef, params)
     fam_bins, S = min(model.config.memory.fam_length, FAM_BINS), tokens_1S.shape[1]
@@ -188,16 +194,22 @@ def _maps(
             columns[:, fam_bins:] = _bins(keys, columns.shape[1] - fam_bins)
         return columns
 
-    def look(layer: Any, x: Any, memories: Any, where: Any, y: Any, after: Any) -> Any:
-        found = attention_of_blocks(layer, x, *memories, where, layer.memory, marks=marks)
-        return tuple(jnp.einsum("hqn,qr->hrn", _heads(one), _means(one.shape[-2])) for one in found)
+    def observed(layer: Any, x: Any, before: Any, fresh: Any, where: Any, *how: Any) -> Any:
+        y, later = over_blocks(layer, x, before, fresh, where, *how)
+        found = attention_of_blocks(layer, x, before, fresh, where, marks)
+        return y, (later, tuple(jnp.einsum("hqn,qr->hrn", _heads(one), _means(one.shape[-2])) for one in found))
 
-    return _forward(model, tokens_1S, count_1, state, look)[2]
+    return _forward(model, tokens_1S, count_1, state, observed)[2]
 
 
-def _forward(model: Transformer, tokens_1S: Any, count_1: Any, state: MemoryState, look: Any) -> Any:
-    # No document starts inside, so `initial` is not looked at.
-    return model.forward(model.embed(tokens_1S), state, count_1, starts_BN=None, initial=state, look=look)
+def _forward(
+    model: Transformer, tokens_1S: Int[Array, "1 S"], count_1: Int[Array, "1"], state: MemoryState,
+    observed: LayerOverBlocks,
+) -> tuple[Float[Array, "1 S D"], MemoryState, Tree]:  # fmt: skip
+    """Hidden states, the memory after the block, and what `observed` found in each layer."""
+    where = model.locate(state, count_1, tokens_1S.shape[1])
+    hidden, (layers, found) = model.forward(model.embed(tokens_1S), state, where, over=observed)
+    return hidden, MemoryState(*after(where, model.config.memory), layers), found
 
 
 def _bins(count: int, bins: int) -> np.ndarray:

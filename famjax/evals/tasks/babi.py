@@ -67,7 +67,8 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 def read(path: str) -> list[Question]:
     """The questions of a bAbI file. Raises `ConfigError` naming a line that is none of its format."""
-    found, facts = [], []
+    found: list[Question] = []
+    facts: list[str] = []
     source = PurePath(path).name.split("_")[0]
     for number, line in enumerate(text_of(files.read_plain(path), path).splitlines(), start=1):
         if not line.strip():

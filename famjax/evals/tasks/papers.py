@@ -9,7 +9,7 @@ import collections
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from famjax.config import ConfigError, EvalConfig, SourceConfig
@@ -122,7 +122,7 @@ class _Encoder:
 
 def _task(
     name: str, kind: str, config: EvalConfig, codec: Codec, found: Callable[[], Iterable[Question | Unreadable]],
-    metrics: dict[str, TextMetric] | None = None, max_new_tokens: int = 0,
+    metrics: Mapping[str, TextMetric] | None = None, max_new_tokens: int = 0,
 ) -> Task:  # fmt: skip
     def examples() -> Iterator[Example | Unreadable]:
         encoder, seen = _Encoder(codec), collections.Counter[str]()

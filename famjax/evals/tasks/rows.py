@@ -62,8 +62,7 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
         return (row for one in state["_data_files"] for row in _counted(_arrow, f"{folder}/{one['filename']}"))
     for ending in (".jsonl", ".jsonl.gz", ".parquet", ".csv"):
         for name in (f"{folder}/{split}*{ending}", f"{folder}/*{ending}"):
-            system, inside = files.filesystem(name)
-            if system.glob(inside):
+            if files.found(name):
                 return rows(name, split)
     raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and is no folder that save_to_disk wrote")
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from famjax.attention.memory import KINDS
+from famjax.attention.observe import KINDS
 from famjax.config import ModelConfig
 from famjax.evals.inspect.trace import trace
 from tests import reference, tiny

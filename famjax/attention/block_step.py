@@ -1,0 +1,306 @@
+"""One layer over one block of tokens (paper, Algorithm 2), and over a sequence of blocks.
+
+    QKV   = norm([I_tau, F_{tau-1}]) W_qkv                                  tokens and memory as one
+    A     = attend(Q,  [K_{tau-M} .. K_{tau-1}, KF_{tau-1}, K_{tau, :t}]) + I_tau
+    AF    = attend(QF, [KF_{tau-1}, K_tau]) + F_{tau-1}                     (+ 0 in the first update)
+    O_tau = FF(norm(A)) + A
+    F_tau = FF(norm(AF)) + AF                                               again as one
+
+The same weights serve tokens and memory, so a block's S token rows and F memory rows pass every product together.
+Tokens see F_{tau-1}, never F_tau, which was computed from their own future. Without FAM (F = 0) this is block sliding
+window attention.
+
+`over_blocks` scans `block_step` over a sequence. `streaming.py` has a part of a block, from the same pieces.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from famjax.attention import fused, masks, memory
+from famjax.attention.attend import Source, attend
+from famjax.attention.fused import Kernel
+from famjax.attention.memory import LayerMemory, LayerWeights, select_rows
+from famjax.attention.positions import Blocks, block_in_progress
+from famjax.attention.scan_blocks import scan_recomputed
+from famjax.config import MemoryConfig
+from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, Queries, Tokens, Tree
+
+# Folded into a block's key, for the noise on FAM.
+NOISE = 409173
+
+
+class At(NamedTuple):
+    """Where one block of each row stands; for a scan every array has a leading axis N. See `positions.Blocks`."""
+
+    blocks_before: Int[Array, "*N B"]
+    fam_updates: Int[Array, "*N B"]
+    starts: Bool[Array, "*N B"] | None = None
+    full: Bool[Array, "*N B"] | None = None
+    kept: Bool[Array, "*N B"] | None = None
+    origin: Int[Array, "*N B"] | None = None
+    key: Key[Array, "*N"] | None = None
+
+
+def block_step(
+    layer: LayerWeights, x: Tokens, fam: Fam, segments: tuple[KeysValues, ...], at: At, kernel: Kernel = fused.XLA
+) -> tuple[Tokens, Fam, KeysValues]:
+    """One layer over a whole block: Algorithm 2.
+
+    Args:
+      layer: the layer's weights and settings.
+      x: the block's input activations.
+      fam: feedback activations of the P blocks before, the newest first; F = 0 without FAM.
+      segments: keys and values of the blocks in reach before this one, the nearest last.
+      at: the block's place in its document.
+      kernel: the attention implementation for tokens.
+
+    Returns:
+      Output activations, FAM with F_tau in front and the oldest dropped, the block's keys and values [B, K, S, H].
+    """
+    S = layer.memory.block_size
+    # Project tokens and memory together.
+    q, (k, v) = project(layer, x, fam, at)
+    # Attend: tokens to segments, memory and the block up to themselves; memory to itself and the whole block.
+    with jax.named_scope("block_attention"):
+        heads = _attend_tokens(layer, q, (k, v), segments, at, kernel)
+        if fam.shape[2]:
+            heads = jnp.concatenate([heads, _attend_fam(layer, q, (k, v), at, kernel)], axis=-2)
+    # Output projection and feed-forward, together again.
+    y, *new = layer.finish(heads, (x, *residual_of(fam, at.fam_updates, layer.memory)))
+    return y, push_fam(fam, new, at.key, layer.memory), (k[..., :S, :], v[..., :S, :])
+
+
+def project(layer: LayerWeights, x: Tokens, fam: Fam, at: At) -> tuple[Queries, KeysValues]:
+    """Queries of the S tokens and of the newest FAM; keys and values of the tokens and of all P FAMs."""
+    streams = (x, fam.reshape(len(fam), -1, fam.shape[-1])) if fam.shape[2] else (x,)
+    return layer.queries_keys_values(streams, *_offsets(at, layer.memory))
+
+
+def _offsets(at: At, config: MemoryConfig) -> tuple[Offsets, Offsets]:
+    """Positions of queries and keys relative to the block's first token.
+
+    FAM's queries stand where F_tau will, at the end of this block; its keys where F_{tau-1} does, S before.
+    """
+    tokens = np.arange(config.block_size)
+    if not config.fam_length:
+        return tokens, tokens
+    query = fam_query_offsets(at.origin, config)
+    if at.origin is not None:
+        lead = jnp.broadcast_to(tokens, (len(at.origin), len(tokens)))
+        q, k = (jnp.concatenate([lead, *[query] * n], axis=1) for n in (1, config.previous_fams))
+        return q, k
+    keys = [query - (p + 1) * config.block_size for p in range(config.previous_fams)]
+    return np.concatenate([tokens, query]), np.concatenate([tokens, *keys])
+
+
+def fam_query_offsets(origin: Int[Array, "B"] | None, config: MemoryConfig) -> Offsets:
+    """[F], or [B, F] for FAM at absolute position zero, whose offset depends on the block's own position."""
+    if origin is None:
+        return memory.fam_offsets(config)
+    return jnp.broadcast_to(-origin[:, None], (len(origin), config.fam_length))
+
+
+def seen_by_tokens(kv: KeysValues, segments: tuple[KeysValues, ...], at: At, config: MemoryConfig) -> list[Source]:
+    """Sources for a block's tokens: memory segments, the farthest first; then the block itself and FAM in one."""
+    offset = np.arange(config.block_size)
+    sources = []
+    for i, (k, v) in enumerate(segments):
+        back = len(segments) - i
+        visible = masks.in_same_document(back, at.blocks_before)[:, None, None, None, None]
+        if config.token_window:
+            visible &= masks.within_window(offset[:, None], offset, back * config.block_size, config.token_window)
+        if config.stop_gradient:
+            k, v = jax.lax.stop_gradient((k, v))
+        sources.append(Source(k, v, visible, back * config.block_size))
+    own = masks.causal(offset[:, None], offset)
+    if config.token_window:
+        own &= masks.within_window(offset[:, None], offset, 0, config.token_window)
+    return [*sources, Source(*kv, _beside_fam(own, at, config))]
+
+
+def seen_by_fam(kv: KeysValues, at: At, config: MemoryConfig) -> list[Source]:
+    """Sources for FAM's queries: the whole block and the previous FAMs."""
+    everything = np.ones((1, config.block_size), bool)
+    return [Source(*kv, None if config.previous_fams == 1 else _beside_fam(everything, at, config))]
+
+
+def _beside_fam(own: np.ndarray, at: At, config: MemoryConfig) -> Any:
+    """A mask [Q, S] of the block's keys, extended by FAM's: F_{tau-1} is visible; FAM p back after p updates."""
+    P, F = config.previous_fams, config.fam_length
+    if P == 1 or not F:
+        return np.concatenate([own, np.ones((len(own), F), bool)], axis=1)
+    exists = jnp.repeat(at.fam_updates[:, None] >= np.arange(P), F, axis=1)[:, None, None, None]
+    shape = (*exists.shape[:-2], len(own))
+    parts = jnp.broadcast_to(own, (*shape, own.shape[1])), jnp.broadcast_to(exists, (*shape, P * F))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _attend_tokens(
+    layer: LayerWeights, q: Queries, kv: KeysValues, segments: tuple[KeysValues, ...], at: At, kernel: Kernel
+) -> Queries:
+    config, S = layer.memory, layer.memory.block_size
+    if kernel.name == "xla":
+        return attend(q[..., :S, :], seen_by_tokens(kv, segments, at, config), layer.scoring)
+    return fused.attend_block(q[..., :S, :], kv, segments, at, layer.scoring, config, kernel)
+
+
+def _attend_fam(layer: LayerWeights, q: Queries, kv: KeysValues, at: At, kernel: Kernel) -> Queries:
+    config, S = layer.memory, layer.memory.block_size
+    if kernel.name == "xla" or not fused.takes_fam(config):
+        return attend(q[..., S:, :], seen_by_fam(kv, at, config), layer.scoring)
+    return fused.attend_block(q[..., S:, :], kv, None, at, layer.scoring, config, kernel)
+
+
+def residual_of(fam: Fam, updates: Int[Array, "B"], config: MemoryConfig) -> tuple[Float[Array, "B F D"], ...]:
+    """What FAM's update adds to: F_{tau-1}, or zero in the first update from the prompt; () without FAM."""
+    if not fam.shape[2]:
+        return ()
+    if not config.zero_first_residual:
+        return (fam[:, 0],)
+    return (jnp.where((updates > 0)[:, None, None], fam[:, 0], 0.0),)
+
+
+def push_fam(fam: Fam, new: list[Float[Array, "B F D"]], key: Key[Array, ""] | None, config: MemoryConfig) -> Fam:
+    """FAM with F_tau in front; bounded and noisy if the two departures from the paper are set (`MemoryConfig`)."""
+    if not new:
+        return fam
+    newest = new[0].astype(jnp.float32)
+    if config.fam_max_rms:
+        newest = memory.at_most(newest, config.fam_max_rms)
+    if config.fam_noise and key is not None:
+        newest = newest + config.fam_noise * jax.random.normal(jax.random.fold_in(key, NOISE), newest.shape)
+    return jnp.concatenate([newest[:, None], fam[:, :-1]], axis=1)
+
+
+# --- a sequence of blocks -------------------------------------------------------------------------
+
+
+def as_it_is(x: Array) -> Array:
+    """What one device does to place an array."""
+    return x
+
+
+class How(NamedTuple):
+    """How a layer runs over blocks; `nn/execution.py` chooses.
+
+    Attributes:
+      kernel: the attention implementation for tokens.
+      recompute: keep x and FAM of each block for the backward pass, which recomputes all else block by block.
+      whole, split: of activations [..., rows, D]: replicated over the devices that share a block, which a step needs;
+        and sharded along their rows, which is how they are kept.
+    """
+
+    kernel: Kernel = fused.XLA
+    recompute: bool = False
+    whole: Callable[[Array], Array] = as_it_is
+    split: Callable[[Array], Array] = as_it_is
+
+
+ON_ONE_DEVICE = How()
+
+
+def over_blocks(
+    layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory | None, fresh: Float[Array, "1 P F D"],
+    where: Blocks, how: How = ON_ONE_DEVICE,
+) -> tuple[Float[Array, "N B S D"], LayerMemory]:  # fmt: skip
+    """One layer over N blocks that start at a block's edge: `lax.scan(block_step)`.
+
+    Args:
+      layer: the layer's weights and settings.
+      x: input activations; padding may follow the last real token of a row.
+      before: the layer's memory before these blocks; None if all rows start a document.
+      fresh: the initial FAM of a document.
+      where: positions of the blocks.
+      how: see `How`.
+
+    Returns:
+      Output activations, and the layer's memory after the last real token.
+    """
+    config, (N, B) = layer.memory, x.shape[:2]
+    F = config.fam_length
+    if before is None:
+        before = memory.empty(layer, jnp.broadcast_to(fresh, (B, *fresh.shape[1:])), x.dtype)
+    past = past_blocks(before, where, config)
+    W = memory.segments_in_reach(config)
+    segments = tuple(jax.tree.map(lambda a, i=i: a[:, a.shape[1] - W + i], past) for i in range(W))
+    fam = before.fam if F else before.fam[:, :, :0]
+
+    settings = layer.without_arrays()
+
+    def step(weights: Tree, state: Tree, inputs: Tree) -> Tree:
+        (of_layer, fresh), (carry, segments), (x, at) = weights, state, inputs
+        (fam, kept), x = jax.tree.map(how.whole, (carry, x))
+        if at.starts is not None and F:
+            fam = select_rows(at.starts, fresh, fam)
+        y, new, kv = block_step(settings.with_arrays(of_layer, at.key), x, fam, segments, at, how.kernel)
+        assert at.full is not None
+        # A block that is not full (padding follows) leaves FAM as it was.
+        fam = select_rows(at.full, new, fam)
+        after = fam, None if at.kept is None else select_rows(at.kept, fam, kept)
+        # Whole first: else the step itself would be sharded along its rows, and weights gathered block by block.
+        after, y = jax.tree.map(how.whole, (after, y))
+        return (after, (*segments, kv)[1:]), (jax.tree.map(how.split, carry), kv, how.split(y))
+
+    def keys_values(weights: Tree, x: Tokens, at: At) -> KeysValues:
+        return settings.with_arrays(weights[0], at.key).keys_values(how.whole(x), np.arange(config.block_size))
+
+    weights, state = (layer.weights, fresh), ((fam, None if where.kept is None else fam), segments)
+    at = by_block(where, layer.key, N)
+    # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
+    if how.recompute and layer.key is None:
+        (fam, kept), (k, v), y = scan_recomputed(step, keys_values, weights, state, x, at)
+    else:
+        ((fam, kept), _), (_, (k, v), y) = jax.lax.scan(functools.partial(step, weights), state, (x, at))
+
+    k, v = (_ring_after(*pair, where, config) for pair in zip(past, (k, v), strict=True))
+    fam = before.fam if not F else fam if kept is None else kept
+    after = LayerMemory(k, v, fam, before.fam_k, before.fam_v)
+    return y, memory.with_keys(settings.with_arrays(layer.weights), after)
+
+
+def by_block(where: Blocks, key: Key[Array, ""] | None, N: int) -> At:
+    """Positions for a scan over N blocks, each with a key of its own."""
+    keys = None if key is None else jax.random.split(key, N)
+    at = At(where.blocks_before, where.fam_updates, where.starts, where.full, where.kept, where.origin)
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), at)._replace(key=keys)
+
+
+def past_blocks(before: LayerMemory, where: Blocks, config: MemoryConfig) -> tuple[Any, Any]:
+    """Keys and values of the M blocks before the first one, the nearest last: [B, M, K, S, H]."""
+    M = config.memory_segments
+    slots = ((where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1))[:, :, None, None, None]
+    k, v = (jnp.take_along_axis(ring, slots, axis=1) for ring in (before.k, before.v))
+    return k, v
+
+
+def _ring_after(past: Array, own: Array, where: Blocks, config: MemoryConfig) -> Array:
+    """The last R blocks up to the one after the kept tokens, each in its slot. own: [N, B, K, S, H]."""
+    M = config.memory_segments
+    blocks = jnp.concatenate([past, jnp.moveaxis(own, 0, 1)], axis=1)
+    current, _ = block_in_progress(where, config)
+    back = (current[:, None] - np.arange(M + 1)) % (M + 1)
+    read = (where.kept_count // config.block_size)[:, None]
+    source = jnp.clip(M + read - back, 0, blocks.shape[1] - 1)
+    ring = jnp.take_along_axis(blocks, source[:, :, None, None, None], axis=1)
+    # The block in progress ends where the real tokens do; padding after it is not kept.
+    waiting = jnp.where(back == 0, (where.kept_count % config.block_size)[:, None], config.block_size)
+    real = np.arange(config.block_size) < waiting[:, :, None]
+    return jnp.where(real[:, :, None, :, None], ring, 0)
+
+
+def prompt_step(layer: LayerWeights, x: Float[Array, "1 F D"]) -> Float[Array, "1 F D"]:
+    """The prompt's pass through one layer, P^l to P^(l+1) (paper section 2, first block).
+
+    Prompt tokens attend to each other without a causal mask, and see nothing else.
+    """
+    config = dataclasses.replace(layer.memory, fam_length=x.shape[1])
+    offsets = memory.fam_offsets(config)
+    q, kv = layer.queries_keys_values((x,), offsets, offsets)
+    (y,) = layer.finish(attend(q, [Source(*kv)], layer.scoring), (x,))
+    return y

@@ -1,0 +1,93 @@
+"""Where attention goes: `block_step`'s own queries and keys, with marks in place of values.
+
+Training and inference never keep attention's weights. What looks at them runs a layer through `attention_of_blocks`.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from famjax.attention import block_step as steps
+from famjax.attention.attend import Scoring, Source, attend
+from famjax.attention.memory import LayerMemory, LayerWeights, segments_in_reach, select_rows
+from famjax.attention.positions import Blocks
+from famjax.config import MemoryConfig
+from famjax.dims import Array, Float, Queries, Tree
+
+# Labels the keys of each source: (kind, number of keys) to marks [C, n], so that attention is summed per label.
+Marks: TypeAlias = Callable[[str, int], np.ndarray]
+KINDS = ("segment", "fam", "own")
+
+
+def by_kind(kind: str, keys: int) -> np.ndarray:
+    """Marks that separate the kinds, in the order of `KINDS`."""
+    return np.tile(np.array([kind == one for one in KINDS], np.float32), (keys, 1))
+
+
+def attention_to(
+    q: Queries, sources: list[Source], marks: list[np.ndarray], scoring: Scoring
+) -> Float[Array, "... K G Q n"]:
+    """How much of each query's attention goes to which keys.
+
+    It is `attend` itself: with marks for values, the softmax averages the attention that each mark's keys get. With a
+    mark of 1 for all keys of one source it is that source's share, from 0 to 1; with a mark for each key it is the
+    attention matrix.
+
+    Args:
+      q, sources, scoring: as for `attend`.
+      marks: for each source a float array [C, n], n marks of its C keys.
+    """
+    spread = lambda source, mark: jnp.broadcast_to(
+        jnp.asarray(mark, jnp.float32), (*source.k.shape[:-1], mark.shape[-1])
+    )
+    marked = [source._replace(v=spread(source, mark)) for source, mark in zip(sources, marks, strict=True)]
+    return attend(q.astype(jnp.float32), marked, scoring)
+
+
+def attention_of_blocks(
+    layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"],
+    where: Blocks, marks: Marks = by_kind,
+) -> tuple[Float[Array, "B N K G S n"], Float[Array, "B N K G F n"]]:  # fmt: skip
+    """Where attention goes in `over_blocks` of the same arguments.
+
+    Args:
+      layer, x, before, fresh, where: see `over_blocks`.
+      marks: labels of the keys; by default memory segments, FAM and the block itself, n = 3.
+
+    Returns:
+      Of each token, and of FAM's queries when they compute the next FAM of a block: how much of its attention goes to
+      which keys. The latter is 0 in a layer without FAM.
+    """
+    config, S = layer.memory, layer.memory.block_size
+    past, W = steps.past_blocks(before, where, config), segments_in_reach(config)
+    segments = tuple(jax.tree.map(lambda a, i=i: a[:, a.shape[1] - W + i], past) for i in range(W))
+
+    def body(state: Tree, inputs: Tree) -> Tree:
+        (fam, segments), (x, at) = state, inputs
+        if at.starts is not None and config.fam_length:
+            fam = select_rows(at.starts, fresh, fam)
+        q, kv = steps.project(layer, x, fam, at)
+        of_tokens = steps.seen_by_tokens(kv, segments, at, config)
+        tokens = attention_to(q[..., :S, :], of_tokens, _marks(marks, len(segments), config), layer.scoring)
+        fams = jnp.zeros((*tokens.shape[:-2], before.fam.shape[-2], tokens.shape[-1]))
+        if config.fam_length:
+            of_fam = steps.seen_by_fam(kv, at, config)
+            fams = attention_to(q[..., S:, :], of_fam, _marks(marks, 0, config), layer.scoring)
+        _, new, own = steps.block_step(layer, x, fam, segments, at)
+        return (select_rows(at.full, new, fam), (*segments, own)[1:]), (tokens, fams)
+
+    fam = before.fam if config.fam_length else before.fam[:, :, :0]
+    _, found = jax.lax.scan(body, (fam, segments), (x, steps.by_block(where, None, len(x))))
+    tokens, fams = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
+    return tokens, fams
+
+
+def _marks(marks: Marks, segments: int, config: MemoryConfig) -> list[np.ndarray]:
+    """For each source of a block: memory segments; the block and its FAMs in one."""
+    own = [marks("own", config.block_size)]
+    if config.fam_length:
+        own += [marks("fam", config.fam_length)] * config.previous_fams
+    return [*[marks("segment", config.block_size)] * segments, np.concatenate(own)]

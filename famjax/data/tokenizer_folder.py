@@ -1,0 +1,381 @@
+"""The tokenizer of a folder of Hugging Face: all that its files say, put together as transformers 5.23 does.
+
+Beside `tokenizer.json`, or in its place, several files have a say:
+
+    tokenizer.json            the model, the steps around it, and added tokens
+    vocab.json, merges.txt    the model alone, of Qwen's tokenizers
+    tokenizer.model           the model alone, of SentencePiece; it is made to one of `tokenizers`
+    tokenizer_config.json     the class, special tokens by name, tokens to add (`added_tokens_decoder`)
+    special_tokens_map.json   special tokens by name; heard where there is no `added_tokens_decoder`
+    added_tokens.json         tokens to add; heard where there is no `added_tokens_decoder`
+    tokenizer_family.json     ours: `model_type` and `tokenizer_class` of the config.json that was beside them
+
+Some classes of transformers take no more than vocabulary, merges and post-processor out of `tokenizer.json`; the other
+steps are those of the class. Which class it is depends on `tokenizer_class` and on the model's type. Versions before 5
+took all steps from the file, obeyed `add_bos_token` beside it, and gave `tokenizer_config.json` the last word on
+special tokens; version 5 is followed.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from famjax.config import ConfigError
+
+TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_CONFIG, FAMILY = "tokenizer_config.json", "tokenizer_family.json"
+SPECIAL_TOKENS, ADDED_TOKENS = "special_tokens_map.json", "added_tokens.json"
+VOCAB, MERGES = "vocab.json", "merges.txt"
+TOKENIZER_MODEL = "tokenizer.model"
+BESIDE = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, FAMILY)
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
+
+# Classes that take tokenizer.json as it is.
+_PLAIN = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")
+LLAMA, GEMMA, QWEN2 = "LlamaTokenizer", "GemmaTokenizer", "Qwen2Tokenizer"
+# The class that transformers has for a type of models, where it has one.
+_OF_TYPE = {
+    "gemma": GEMMA, "gemma2": GEMMA, "gemma3": GEMMA, "gemma3_text": GEMMA, "qwen2": QWEN2, "qwen3": QWEN2,
+    "mistral": _PLAIN[-1],
+}  # fmt: skip
+# Types of models whose folders are known to name a wrong class.
+_WRONG_CLASS = ("qwen2",)
+# Special tokens that a class has unless a file says otherwise.
+_OF_CLASS: Mapping[str, Mapping[str, str]] = {
+    LLAMA: {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    GEMMA: {
+        "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>",
+    },
+    QWEN2: {"unk_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+}  # fmt: skip
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Built(NamedTuple):
+    """A tokenizer.
+
+    Attributes:
+      tokenizer: of the library `tokenizers`.
+      names: special tokens by name, such as `eos_token`.
+      specials: all of them, those without a name too.
+    """
+
+    tokenizer: Any
+    names: dict[str, str]
+    specials: tuple[str, ...]
+
+
+def build(kept: Mapping[str, bytes], place: str) -> Built:
+    """The tokenizer of these files.
+
+    Args:
+      kept: contents by file name.
+      place: where they are, for messages.
+
+    Raises:
+      ConfigError: a file is broken, or says what is not known here.
+    """
+    config = _object(kept, TOKENIZER_CONFIG, place)
+    name = class_of(config, _object(kept, FAMILY, place), b'"ByteLevel"' in kept.get(TOKENIZER_JSON, b""), place)
+    pieces = None if TOKENIZER_JSON in kept or TOKENIZER_MODEL not in kept else _Pieces(kept[TOKENIZER_MODEL], place)
+    names, extra, added = _said(kept, config, pieces.marked if pieces else None, place)
+    if pieces is not None:
+        names = {**(pieces.names if name in _PLAIN else {}), **names}
+    names = {**_OF_CLASS.get(name, {}), **names}
+    padding = json.loads(kept.get(TOKENIZER_JSON) or b"{}").get("padding")
+    if padding and "pad_token" not in names:
+        names["pad_token"] = padding["pad_token"]
+    names = {**dict.fromkeys(NAMED), **names}
+    names = {key: token for key, token in names.items() if token is not None}
+    if pieces is not None and name in _PLAIN:
+        tokenizer = pieces.tokenizer(added)
+    else:
+        tokenizer = _bare(kept, config, name, _content(names.get("unk_token")), pieces, place)
+    tokenizer.no_truncation()  # of the program that saved it; transformers has its own for every call
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
+    _add(tokenizer, list(names.values()), extra, added)
+    if name == QWEN2:
+        tokenizer.add_tokens([_token(str(_content(token)), special=True) for token in [*names.values(), *extra]])
+    texts = {key: str(_content(token)) for key, token in names.items()}
+    _begin_and_end(tokenizer, config, texts, TOKENIZER_JSON in kept)
+    return Built(tokenizer, texts, (*texts.values(), *(str(_content(token)) for token in extra)))
+
+
+def class_of(config: Mapping[str, Any], family: Mapping[str, Any], is_byte_level: bool, place: str) -> str:
+    """The class that transformers makes of a folder, without the `Fast` at its end. Raises `ConfigError`."""
+    said, kind = config.get("tokenizer_class") or family.get("tokenizer_class"), family.get("model_type")
+    said = str(said).removesuffix("Fast") if said else None
+    of_type = _OF_TYPE.get(str(kind))
+    if said == LLAMA and is_byte_level and kind not in _WRONG_CLASS:
+        return _PLAIN[-1]
+    name = said or of_type or _PLAIN[-1]
+    if of_type is not None and said is not None and (of_type == _PLAIN[-1] or kind in _WRONG_CLASS):
+        name = of_type
+    if name in _PLAIN:
+        return _PLAIN[-1]
+    if name not in _OF_CLASS:
+        raise ConfigError(
+            f"{place}: the tokenizer class {name!r} is not known; known are {', '.join(_OF_CLASS)} and "
+            f"PreTrainedTokenizerFast, which takes {TOKENIZER_JSON} as it is"
+        )
+    return name
+
+
+def _bare(
+    kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unknown: str | None, pieces: "_Pieces | None",
+    place: str,
+) -> Any:  # fmt: skip
+    """The tokenizer without added tokens of other files than tokenizer.json."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    if TOKENIZER_JSON in kept:
+        try:
+            whole = Tokenizer.from_buffer(kept[TOKENIZER_JSON])
+        except Exception as error:  # the library raises bare Exceptions
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(f"{place} is no tokenizer.json ({reason})") from error
+        if name not in _OF_CLASS:
+            return whole
+        model = json.loads(kept[TOKENIZER_JSON])["model"]
+        if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
+            raise ConfigError(f"{place}: the tokenizer class {name!r} has a BPE model, {TOKENIZER_JSON} has another")
+        vocab, after = model["vocab"], whole.post_processor
+        merges: Any = [tuple(one.split(" ")) if isinstance(one, str) else tuple(one) for one in model.get("merges", ())]
+    elif pieces is not None and name != QWEN2:
+        vocab, merges, after = pieces.vocab, pieces.merges(), None
+    elif name == QWEN2 and VOCAB in kept:
+        vocab, after = _object(kept, VOCAB, place), None
+        lines = kept[MERGES].decode("utf-8").splitlines()
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    else:
+        raise ConfigError(
+            f"{place} has no {TOKENIZER_JSON}, and the tokenizer class is {name!r}, which needs one; write it with "
+            f"AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    settings: dict[str, Any] = {"fuse_unk": name != QWEN2, "byte_fallback": name != QWEN2}
+    if name == GEMMA:
+        settings["unk_token"] = str(unknown)
+        if unknown not in vocab:
+            raise ConfigError(f"{place}: the vocabulary has no {unknown!r}, which the class {name!r} needs")
+    made = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
+    _steps(made, name, config)
+    if after is not None:
+        made.post_processor = after
+    return made
+
+
+class _Pieces:
+    """A SentencePiece model, as transformers makes one of `tokenizers` of it.
+
+    Attributes:
+      vocab: ids by piece.
+      marked: control and user-defined pieces, which become added tokens.
+      names: the special tokens that the model itself names.
+    """
+
+    def __init__(self, content: bytes, place: str):
+        try:
+            from sentencepiece import sentencepiece_model_pb2
+        except ImportError as error:
+            raise ConfigError(f"{place} needs sentencepiece and protobuf: pip install -e '.[tokenizers]'") from error
+        format: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+        self._proto = format.ModelProto()
+        try:
+            self._proto.ParseFromString(content)
+        except Exception as error:  # protobuf has no class of its own for it
+            raise ConfigError(f"{place} is no SentencePiece model; is the file whole?") from error
+        if not self._proto.pieces:
+            raise ConfigError(f"{place} is no SentencePiece model; is the file whole?")
+        self.vocab = {piece.piece: n for n, piece in enumerate(self._proto.pieces)}
+        control, user_defined = 3, 4
+        self.marked = [
+            _token(piece.piece, special=piece.type == control, normalized=False)
+            for piece in self._proto.pieces
+            if piece.type in (control, user_defined)
+        ]
+        spec = self._proto.trainer_spec
+        has = {"bos_token": spec.bos_id >= 0, "eos_token": spec.eos_id >= 0, "unk_token": spec.unk_id >= 0}
+        said = {"bos_token": spec.bos_piece, "eos_token": spec.eos_piece, "unk_token": spec.unk_piece}
+        self.names = {key: said[key] for key in has if has[key]}
+
+    def merges(self) -> list[tuple[str, str]]:
+        """Every way to cut a piece in two others: by the whole's id, then the parts' lengths."""
+        found = []
+        for whole, n in self.vocab.items():
+            cuts = [(whole[:at], whole[at:]) for at in range(1, len(whole))]
+            cuts = [cut for cut in cuts if cut[0] in self.vocab and cut[1] in self.vocab]
+            found += [(n, *cut) for cut in sorted(cuts, key=lambda cut: (self.vocab[cut[0]], self.vocab[cut[1]]))]
+        found.sort(key=lambda merge: (merge[0], len(merge[1]), len(merge[2])))
+        return [(left, right) for _, left, right in found]
+
+    def tokenizer(self, added: Mapping[int, Any]) -> Any:
+        """With the steps that SentencePiece itself has."""
+        from tokenizers import Tokenizer, decoders, normalizers
+        from tokenizers.models import BPE, Unigram
+
+        spec, charsmap = self._proto.trainer_spec, self._proto.normalizer_spec.precompiled_charsmap
+        if spec.model_type == 1:
+            scores = [(piece.piece, piece.score) for piece in self._proto.pieces]
+            made = Tokenizer(Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
+        else:
+            merges, vocab = self.merges(), dict(self.vocab)
+            at = {n: piece for piece, n in vocab.items()}
+            for n, token in added.items():  # a placeholder gets the name of the token that has its id
+                if at.get(n) and at[n] != token.content and token.content not in vocab:
+                    vocab[token.content] = vocab.pop(at[n])
+            settings = {"unk_token": spec.unk_piece, "fuse_unk": True, "byte_fallback": spec.byte_fallback}
+            made = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
+        spaces = normalizers.Replace(" ", "▁")
+        steps = [normalizers.Precompiled(charsmap), spaces] if charsmap else [spaces]
+        made.normalizer = normalizers.Sequence(steps)
+        shown = [decoders.ByteFallback(), decoders.Fuse()] if spec.byte_fallback else []
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), *shown])
+        return made
+
+
+def _steps(tokenizer: Any, name: str, config: Mapping[str, Any]) -> None:
+    """What a class puts around its model."""
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    space = config.get("add_prefix_space")
+    if name == LLAMA:
+        leading = space is None or bool(space)
+        scheme = ("always" if config.get("legacy") else "first") if leading else "never"
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+        tokenizer.decoder = decoders.Sequence([
+            decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+            *([decoders.Strip(content=" ", left=1)] if leading else []),
+        ])  # fmt: skip
+    elif name == GEMMA:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern=" ", behavior="merged_with_previous", invert=False)
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=bool(space), use_regex=False),
+        ])  # fmt: skip
+        tokenizer.decoder = decoders.ByteLevel()
+
+
+def _said(
+    kept: Mapping[str, bytes], config: Mapping[str, Any], marked: list[Any] | None, place: str
+) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
+    """Special tokens by name (None: there is none), those without a name, and tokens to add by id."""
+    from tokenizers import AddedToken
+
+    said = dict(config)
+    if _OLD_EXTRA in said and not said.get(_EXTRA):
+        said[_EXTRA] = said.pop(_OLD_EXTRA)
+    own = {key: token for key, token in said.items() if _is_own(key) and isinstance(token, str)}
+    if isinstance(said.get(_EXTRA), dict):
+        own |= said.pop(_EXTRA)
+    added: dict[int, Any] = {}
+    if "added_tokens_decoder" in said:
+        for index, token in said["added_tokens_decoder"].items():
+            if not isinstance(token, dict):
+                raise ConfigError(f"{place}: added_tokens_decoder of {TOKENIZER_CONFIG} has {token!r}, not an object")
+            added[int(index)] = _token(**token)
+    else:
+        for key, value in _object(kept, SPECIAL_TOKENS, place).items():
+            if key == _EXTRA and isinstance(value, list):
+                here = list(said.get(_EXTRA) or [])
+                said[key] = here + [token for token in value if token not in here]
+            elif key == _EXTRA and isinstance(value, dict):
+                own |= value
+            else:
+                said[key] = {**value, "special": True} if isinstance(value, dict) else value
+        special = {str(_content(said[key])) for key in NAMED if said.get(key)}
+        special |= {str(_content(token)) for token in said.get(_EXTRA) or ()}
+        for text, index in _object(kept, ADDED_TOKENS, place).items():
+            added[index] = _token(text, special=text in special, normalized=text not in special)
+        for token in json.loads(kept.get(TOKENIZER_JSON, b"{}")).get("added_tokens", ()):
+            added[token["id"]] = _token(**token)
+    if marked is not None:
+        said[_OLD_EXTRA] = marked
+    if _OLD_EXTRA in said and _EXTRA not in said:
+        said[_EXTRA] = said.pop(_OLD_EXTRA)
+    own |= {key: token for key, token in said.items() if _is_own(key) and isinstance(token, str)}
+    by_text = {token.content: token for token in added.values()}
+    names = {key: said[key] for key in NAMED if key in said}
+    names = {key: by_text.get(str(_content(token)), token) for key, token in names.items() if token is not None} | {
+        key: None for key, token in names.items() if token is None
+    }
+    as_token = lambda token: _token(**token) if isinstance(token, dict) else token
+    named = {key: as_token(token) for key, token in (names | own).items()}
+    for key, token in named.items():
+        if token is not None and not isinstance(token, str | AddedToken):
+            raise ConfigError(f"{place}: {key} is {token!r}, not a token")
+    return named, [as_token(token) for token in said.get(_EXTRA) or ()], added
+
+
+def _is_own(key: str) -> bool:
+    """A special token under a name of the model's own."""
+    return key.endswith("_token") and key not in NAMED and not key.startswith("add_")
+
+
+def _add(tokenizer: Any, named: list[Any], extra: list[Any], added: Mapping[int, Any]) -> None:
+    """Adds the tokens that the tokenizer lacks, in the order of transformers: ids follow from it."""
+    has = tokenizer.get_added_tokens_decoder()
+    known = {repr(token) for token in has.values()}
+    wanted = [token for _, token in sorted(added.items()) if repr(token) not in known]
+    texts = {token.content for token in has.values()} | {token.content for token in wanted}
+    for token in (*named, *extra):
+        if _content(token) not in texts and token not in wanted:
+            wanted.append(token)
+    names = {_content(token) for token in named}
+    for n, token in enumerate(wanted):
+        if isinstance(token, str):
+            wanted[n] = _token(token, special=True)
+        elif not token.special and token.content in names:
+            token.special = True
+    if wanted:
+        tokenizer.add_tokens(wanted)
+
+
+def _begin_and_end(tokenizer: Any, config: Mapping[str, Any], names: Mapping[str, str], from_file: bool) -> None:
+    """What is put in front of a text, where the tokenizer itself does not say. tokenizer.json has the last word."""
+    from tokenizers.processors import TemplateProcessing
+
+    if from_file and tokenizer.post_processor is not None:
+        return
+    puts = lambda key: not from_file and bool(config.get(f"add_{key}_token")) and f"{key}_token" in names
+    first, last = ([names[f"{key}_token"]] if puts(key) else [] for key in ("bos", "eos"))
+    special = [(token, tokenizer.token_to_id(token)) for token in (*first, *last)]
+    tokenizer.post_processor = TemplateProcessing(single=[*first, "$A", *last], special_tokens=special)
+
+
+def _token(content: str, special: bool = False, **says: Any) -> Any:
+    from tokenizers import AddedToken
+
+    flags = {name: says[name] for name in ("lstrip", "rstrip", "single_word", "normalized") if name in says}
+    return AddedToken(content, special=special, **flags)
+
+
+def _content(token: Any) -> Any:
+    """The text of a token that a file has as text or as an object."""
+    return token.get("content") if isinstance(token, dict) else getattr(token, "content", token)
+
+
+def _object(kept: Mapping[str, bytes], name: str, place: str) -> dict[str, Any]:
+    try:
+        values = json.loads(kept.get(name) or b"{}")
+    except ValueError as error:
+        raise ConfigError(f"{place}: {name} beside it is not JSON ({error}); restore it from a copy") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{place}: {name} beside it does not hold an object; is it the right file?")
+    return values
+
+
+def family_file(config: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """The file that keeps what a config.json says of its tokenizer, if it says something."""
+    says = {key: config[key] for key in ("model_type", "tokenizer_class") if config.get(key)}
+    if says:
+        yield FAMILY, json.dumps(says).encode()

@@ -1,0 +1,276 @@
+"""How a model runs: where arrays lie, what attends, what is kept for the backward pass, a scan or a loop over layers.
+
+An `Execution` is built once, by training, inference or a plan, and belongs to a model from its construction on. On one
+device `over_layers` is a plain loop.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from famjax.attention import fused
+from famjax.attention.block_step import How
+from famjax.attention.fused import Kernel
+from famjax.attention.scan_blocks import KEPT
+from famjax.config import ModelConfig
+from famjax.dims import Array, Key, Tree, Weights
+from famjax.nn.layer import Layer
+
+# The names of an array's axes; a tree of them; which axis of each array counts rows.
+Axes: TypeAlias = tuple[str | None, ...]
+AxesTree: TypeAlias = Any
+RowAxes: TypeAlias = Any
+# (settings of a layer, shared, x, (its weights, its key, its part of xs)) to (x, out).
+LayerFn: TypeAlias = Callable[[Layer, Tree, Tree, tuple[Weights, Any, Tree]], tuple[Tree, Tree]]
+
+# The axes that `fsdp` shards, and what is left of them when a layer has gathered them: of `lora_mlp`, what `tensor`
+# shards.
+GATHERED: dict[str, str | None] = {"embed": None, "lora_head_dim": None, "lora_mlp": "mlp"}
+
+
+@runtime_checkable
+class Placement(Protocol):
+    """What a model needs of the mesh that it runs on; `runtime/on_mesh.py` has the one implementation."""
+
+    @property
+    def platform(self) -> str:
+        """Of the devices."""
+        ...
+
+    @property
+    def row_shards(self) -> int:
+        """Into how many parts rows are split."""
+        ...
+
+    def constrain(self, tree: Tree, axes: AxesTree) -> Tree:
+        """Arrays sharded by the rules for the names of their axes from here on."""
+        ...
+
+    def split(self, x: Array) -> Array:
+        """Within `by_rows`: activations [..., rows, D] sharded over `tensor` along their rows."""
+        ...
+
+    def whole(self, x: Array) -> Array:
+        """Within `by_rows`: activations replicated over `tensor`."""
+        ...
+
+    def per_device(self, f: Callable[..., Any], in_axes: AxesTree, out_axes: AxesTree, inside: bool = False) -> Any:
+        """A kernel on every device's part."""
+        ...
+
+    def by_rows(self, f: Callable[..., Any], axes: AxesTree, dtype: str, in_rows: RowAxes, out_rows: RowAxes) -> Any:
+        """`f(weights, *args)` on every device's rows, with its weights gathered before."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a model runs.
+
+    Attributes:
+      placement: the mesh; None is one device.
+      kernel: the attention implementation, `xla`, `fused` or `interpret`.
+      remat: see `ModelConfig.remat`.
+      scan: loop over layers in the program, which then has the code of one, instead of unrolling them.
+    """
+
+    placement: Placement | None = None
+    kernel: str = "xla"
+    remat: str = "none"
+    scan: bool = True
+
+    @classmethod
+    def of(cls, config: ModelConfig, placement: Placement | None = None) -> "Execution":
+        """The execution that a configuration describes."""
+        platform = placement.platform if placement is not None else jax.default_backend()
+        kernel = fused.choose(config.attention_kernel, platform, config.memory.block_size)
+        return cls(placement, kernel, config.remat, config.scan_layers)
+
+    def of_blocks(self, alone: bool) -> How:
+        """How a layer runs over blocks; `alone`: each device runs the layer on its own rows."""
+        recompute = self.remat == "full"
+        if self.placement is None:
+            return How(Kernel(self.kernel), recompute)
+        kernel = Kernel(self.kernel, functools.partial(self.placement.per_device, inside=alone))
+        return How(kernel, recompute, self.placement.whole, self.placement.split) if alone else How(kernel, recompute)
+
+    def constrain(self, tree: Tree, axes: AxesTree) -> Tree:
+        """Arrays inside the forward pass whose place on a mesh must not be left to the compiler."""
+        return tree if self.placement is None else self.placement.constrain(tree, axes)
+
+    def alone(self, rows: int) -> bool:
+        """Whether each device runs layers on its own rows, its communication written down."""
+        return self.placement is not None and rows % self.placement.row_shards == 0
+
+    def over_layers(
+        self, f: LayerFn, weights: "LayerStack", x: Tree, xs: Tree, shared: Tree = (), rows: RowAxes = None,
+        keys: Key[Array, "L"] | None = None,
+    ) -> tuple[Tree, Tree]:  # fmt: skip
+        """x through all layers.
+
+        Args:
+          f: one layer.
+          weights: of all layers.
+          x: what layers pass on.
+          xs: a tree whose arrays have a leading axis L.
+          shared: what is the same for all layers.
+          rows: `(x, xs, shared), (x, out)` of ints: which axis of each array counts rows, -1 for none. Each device
+            then runs the layers on its own rows. None leaves sharding to the compiler.
+          keys: one for each layer, in training alone.
+
+        Returns:
+          x after the last layer, and `out` of all layers with a leading axis L.
+        """
+        L, period, inputs = weights.config.num_layers, weights.config.layer_period, (weights.arrays, keys, xs)
+        one = lambda i, in_scan=False: self._keep_less(self._step(f, weights, i, shared, rows), in_scan)
+        if not self.scan or weights.unstacked:
+            return unrolled([one(i) for i in range(L)], x, inputs)
+        if period > 1:
+            rest = [one(i) for i in range(L - L % period, L)]
+            return scanned([one(i, in_scan=True) for i in range(period)], rest, x, inputs, L)
+        return jax.lax.scan(one(0, in_scan=True), x, inputs)
+
+    def _step(self, f: LayerFn, weights: "LayerStack", index: int, shared: Tree, rows: RowAxes) -> Any:
+        """Layer `index` as a function (x, (weights, key, xs)) -> (x, out)."""
+        of_layer = functools.partial(f, Layer(weights.config, weights.config.layer(index)))
+        placement = self.placement
+        if placement is None:
+            return functools.partial(of_layer, shared)
+
+        def on_rows(x: Tree, inputs: tuple[Weights, Any, Tree]) -> tuple[Tree, Tree]:
+            one, _, extra = inputs
+            run = lambda one, x, extra, shared: of_layer(shared, x, (one, None, extra))
+            names = weights.axes_of_layer(one)
+            return placement.by_rows(run, names, weights.config.dtype, *rows)(one, x, extra, shared)
+
+        def gathered(x: Tree, inputs: tuple[Weights, Any, Tree]) -> tuple[Tree, Tree]:
+            return of_layer(shared, x, (weights.gathered(inputs[0], self), *inputs[1:]))
+
+        return gathered if rows is None else on_rows
+
+    def _keep_less(self, step: Callable[..., Any], in_scan: bool) -> Callable[..., Any]:
+        """`step`, whose forward pass keeps less for its backward pass, which recomputes the rest.
+
+        none      keeps everything
+        dots      the results of all matrix products: those of `minimal`, and what attention multiplies, which
+                  may be a score for every query head and key in the window
+        minimal   the results of products with weights: for each token H (heads + 2 kv_heads) numbers of
+                  queries, keys and values, 2 E of a gated feed-forward layer, D of what attention returns
+        full      what enters the layer, D numbers for each token, and FAM before each block
+
+        Outside of a scan, the compiler would find the recomputation to be equal to the first and keep it after
+        all; a barrier prevents that (`in_scan` False).
+        """
+        policies = jax.checkpoint_policies
+        if self.remat == "none":
+            return step
+        policy = {
+            "dots": policies.checkpoint_dots, "minimal": policies.checkpoint_dots_with_no_batch_dims,
+            "full": policies.save_only_these_names(KEPT),
+        }[self.remat]  # fmt: skip
+        return jax.checkpoint(step, policy=policy, prevent_cse=not in_scan)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerStack:
+    """The weights of all layers.
+
+    Attributes:
+      config: of the model.
+      arrays: a tree whose arrays have a leading axis L; or a list of L trees.
+      axes: the names of the axes of one layer's arrays, or of all layers', `layers` first.
+    """
+
+    config: ModelConfig
+    arrays: Weights | list[Weights]
+    axes: Any
+
+    @property
+    def unstacked(self) -> bool:
+        """Whether each layer has arrays of its own."""
+        return isinstance(self.arrays, list)
+
+    def each_layer(self, execution: Execution) -> Iterator[Layer]:
+        """Every layer, with its weights gathered on a mesh."""
+        for i in range(self.config.num_layers):
+            one = entry(self.arrays, i)
+            if execution.placement is not None:
+                one = self.gathered(one, execution)
+            yield Layer(self.config, self.config.layer(i), one)
+
+    def axes_of_layer(self, one: Weights) -> Any:
+        """Names for the arrays of one layer."""
+        return jax.tree.map(lambda w, names: names[-w.ndim :], one, self.axes)
+
+    def gathered(self, one: Weights, execution: Execution) -> Weights:
+        """One layer's arrays made whole along the axes that `fsdp` shards."""
+        with jax.named_scope("weights"):
+            whole = lambda w, names: gather(w, names, execution, self.config.dtype)
+            return jax.tree.map(whole, one, self.axes_of_layer(one))
+
+
+Step: TypeAlias = Callable[[Tree, Tree], tuple[Tree, Tree]]
+
+
+def unrolled(steps: Sequence[Step], x: Tree, xs: tuple[Tree, ...]) -> tuple[Tree, Tree]:
+    """x through some steps; xs and the outputs have a leading axis, one entry a step."""
+    outs = []
+    for i, step in enumerate(steps):
+        x, out = step(x, tuple(entry(part, i) for part in xs))
+        outs.append(out)
+    return x, stacked(outs)
+
+
+def entry(tree: Tree, i: int) -> Tree:
+    """Entry i of a tree of arrays with a leading axis, or of a list of trees."""
+    return tree[i] if isinstance(tree, list) else jax.tree.map(lambda a: a[i], tree)
+
+
+def stacked(trees: Sequence[Tree]) -> Tree:
+    """Trees of arrays as one, with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def scanned(period: Sequence[Step], rest: Sequence[Step], x: Tree, xs: Tree, length: int) -> tuple[Tree, Tree]:
+    """x through `length` layers whose steps repeat: one period is compiled and looped over.
+
+    The layers that are left over after the last whole period, `rest`, are compiled separately:
+
+        26 layers of period 6:  4 turns of a loop over 6 layers, then 2 layers
+    """
+    P, whole = len(period), length - len(rest)
+    by_period = jax.tree.map(lambda a: a[:whole].reshape(whole // P, P, *a.shape[1:]), xs)
+    x, outs = jax.lax.scan(lambda x, one: unrolled(period, x, one), x, by_period)
+    outs = jax.tree.map(lambda a: a.reshape(whole, *a.shape[2:]), outs)
+    if not rest:
+        return x, outs
+    x, last = unrolled(rest, x, jax.tree.map(lambda a: a[whole:], xs))
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), outs, last)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def gather(weight: Array, axes: Axes, execution: Execution, dtype: str) -> Array:
+    """A weight made whole along the axes that `fsdp` shards, for all that a layer does with it.
+
+    Left to itself, the compiler gathers a weight where it is used: in the scan over blocks, once a block. It is
+    gathered in the compute dtype, half the bytes; that it then has its own type again costs nothing (every use rounds
+    it to the compute dtype, which changes no bit), but its gradient, a sum over blocks and devices, is accumulated in
+    that type.
+    """
+    rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms work in float32
+    return execution.constrain(rounded, tuple(name and GATHERED.get(name, name) for name in axes)).astype(weight.dtype)
+
+
+def _gather_forward(weight: Array, axes: Axes, execution: Execution, dtype: str) -> tuple[Array, None]:
+    return gather(weight, axes, execution, dtype), None
+
+
+def _gather_backward(axes: Axes, execution: Execution, dtype: str, _: None, gradient: Array) -> tuple[Array]:
+    return (execution.constrain(gradient, axes),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)

@@ -1,0 +1,70 @@
+"""Arrays of a checkpoint without their values: what Orbax says of a folder that it wrote, and how trees differ."""
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+_Path = type(epath.Path("/"))  # the class of local paths
+_epath_glob = _Path.glob
+
+
+def _glob(self: Any, pattern: str) -> Iterator[Any]:
+    """`epath.Path.glob` joins the folder's own path to the pattern unescaped (etils 1.15), so below `run [1]` Orbax
+    finds none of the files that it wrote, merges nothing, and reports no error."""
+    folder = os.fspath(self)
+    return _epath_glob(type(self)(glob.escape(folder)) if glob.has_magic(folder) else self, pattern)
+
+
+_Path.glob = _glob
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """Shape and type of each array in a folder that Orbax wrote, by path. Raises whatever Orbax raises where it
+    cannot be read."""
+    return leaves(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """{"layers/attention/query": leaf, ...}."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {name(path): leaf for path, leaf in found}
+
+
+def name(path: Any) -> str:
+    """'layers/attention/query' of a path in a tree."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{"layers/attention/query": shape, ...}."""
+    return {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
+
+
+def types(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """{"layers/attention/query": (shape, dtype), ...}; also of what `stored` gives."""
+    return {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves(tree).items()}
+
+
+def difference(expected: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """The first difference in words, or nothing."""
+    for name in sorted({**expected, **there}):
+        if name not in there:
+            return f"{name} {_words(expected[name])} is missing"
+        if name not in expected:
+            return f"{name} {_words(there[name])} is not part of it"
+        if expected[name] != there[name]:
+            return f"{name} is {_words(there[name])}, it should be {_words(expected[name])}"
+    return ""
+
+
+def _words(what: tuple[Any, ...]) -> str:
+    if what and isinstance(what[-1], np.dtype):
+        return f"{list(what[0])} {what[-1]}"
+    return str(list(what))

@@ -1,0 +1,226 @@
+"""SIGINT (Ctrl-C) and SIGTERM: the one place that handles them. Imports nothing heavy.
+
+Python would raise `KeyboardInterrupt` at any instruction of the main thread, also inside a library that holds a
+lock or has written half a message, and what waits for that library would then wait forever. So while signals are
+handled here (`handled`), nothing is raised asynchronously:
+
+  * outside of `held`, Ctrl-C ends the process at once: nothing is half written;
+  * inside of `held`, it is a request. `check` raises `KeyboardInterrupt` between two units of work, and so does the
+    end of `held`; a process that has not ended `GRACE_SECONDS` later is ended;
+  * a second signal ends the process at once.
+
+The exit code is 130. Signals are received by a thread (through `signal.set_wakeup_fd`), so a main thread that
+compiles, or waits in C for something that never comes, delays nothing.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+# From the first Ctrl-C to the end of the process, at most.
+GRACE_SECONDS = 10.0
+# A terminal and a parent process may both pass on the same Ctrl-C.
+SAME_SECONDS = 0.2
+
+INTERRUPTED = 128 + signal.SIGINT
+
+Saved = Callable[[], str]
+
+_held: list[None] = []  # one for each `held` that the main thread is in
+_saved: list[Saved] = []  # what is saved, in words, the innermost last
+_requested: list[tuple[int, float]] = []  # the signal that was received first, and when
+_noted: list[list[int]] = []  # where `noted` gathers them
+_prog = ["famjax"]
+_pipe: list[int] = []  # where signals are written to while they are handled
+_settled = threading.Event()
+
+
+def requested() -> int:
+    """The signal that asks this process to stop; 0 where there is none."""
+    return _requested[0][0] if _requested else 0
+
+
+def check() -> None:
+    """Raises `KeyboardInterrupt` after Ctrl-C. Call it between two units of work, where nothing is half done."""
+    if requested() == signal.SIGINT and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt(_sentence("interrupted"))
+
+
+@contextlib.contextmanager
+def saying(saved: Saved) -> Iterator[None]:
+    """Inside, the line that ends the process has these words of what is saved; they are asked for in any thread."""
+    _saved.append(saved)
+    try:
+        yield
+    finally:
+        _saved.remove(saved)
+
+
+@contextlib.contextmanager
+def held(saved: Saved | None = None) -> Iterator[None]:
+    """Inside, Ctrl-C waits for `check`, or for the end of the outermost `held`; `saved` as for `saying`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with saying(saved) if saved else contextlib.nullcontext():
+        _held.append(None)
+        try:
+            yield
+            if len(_held) == 1:
+                check()
+        finally:
+            _held.pop()
+
+
+@contextlib.contextmanager
+def handled(prog: str = "famjax", *numbers: int, lasting: bool = False) -> Iterator[None]:
+    """Inside, SIGINT and these signals are handled here. Does nothing outside of the main thread, and leaves a
+    SIGINT alone that is ignored (as the shell starts jobs in the background) or handled here already.
+
+    Args:
+      prog: begins the line that ends the process.
+      numbers: other signals, which are always a request: see `requested`.
+      lasting: until the process ends; else the handlers from before return.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *numbers)}
+    new = [n for n, handler in before.items() if handler not in (_received, signal.SIG_IGN)]
+    outermost = _received not in before.values()
+    if outermost:
+        _prog[0] = prog
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        _pipe.append(writer)
+        wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=_listen, args=(reader,), daemon=True).start()
+    for number in new:
+        signal.signal(number, _received)
+    try:
+        yield
+    finally:
+        if not lasting:
+            _settle()
+            for number in new:
+                signal.signal(number, before[number])
+        if outermost and not lasting:
+            signal.set_wakeup_fd(wakeup)
+            os.close(_pipe.pop())
+            _requested.clear()
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[int]]:
+    """Inside, each Ctrl-C is added to this list, and nothing else happens."""
+    seen: list[int] = []
+    _settle()
+    _noted.append(seen)
+    try:
+        yield seen
+    finally:
+        _settle()
+        _noted.pop()
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Inside, Ctrl-C raises `KeyboardInterrupt` at any instruction: for code that waits for a person or for another
+    program, and uses no library with locks."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _received:
+        yield
+        return
+    _settle()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        _settle()
+        signal.signal(signal.SIGINT, _received)
+
+
+def leave(code: int, line: str = "") -> None:
+    """Ends this process now, from any thread, with a line on standard error; what was printed is not lost."""
+    thread = threading.Thread(target=_flush, daemon=True)
+    thread.start()
+    thread.join(2.0)  # whoever holds a stream may never let it go
+    if line:
+        _say(line)
+    os._exit(code)
+
+
+def _received(number: int, frame: FrameType | None) -> None:
+    """The handler; `_listen` does its work."""
+
+
+def _listen(reader: int) -> None:
+    """Acts on every signal, until the other end of the pipe is closed."""
+    while data := os.read(reader, 64):
+        for number in data:
+            if number == 0:
+                _settled.set()
+            elif signal.getsignal(number) is _received:  # else someone else handles it for a while
+                _act(number)
+    os.close(reader)
+
+
+def _settle() -> None:
+    """Returns when `_listen` has acted on every signal that has come, so that what changes now is for later ones."""
+    if _pipe:
+        _settled.clear()
+        os.write(_pipe[0], b"\0")
+        _settled.wait(1.0)
+
+
+def _act(number: int) -> None:
+    if number == signal.SIGINT and _noted:
+        _noted[-1].append(number)
+        return
+    if number == signal.SIGINT and not _held and not _requested:
+        leave(INTERRUPTED, f"{_prog[0]}: {_sentence('interrupted')}")
+    if _requested:
+        first, when = _requested[0]
+        if number != first or time.monotonic() - when > SAME_SECONDS:
+            leave(128 + number, f"{_prog[0]}: {_sentence('ended at once')}")
+        return
+    _requested.append((number, time.monotonic()))
+    if number == signal.SIGINT:
+        _say("Ctrl-C: stops after this step; a second one ends the process at once")
+        timer = threading.Timer(GRACE_SECONDS, _late)
+        timer.daemon = True
+        timer.start()
+    else:
+        name = signal.Signals(number).name
+        _say(f"{name}: stops after this step and saves it; a second signal ends the process at once")
+
+
+def _late() -> None:
+    what = f"interrupted, and ended {GRACE_SECONDS:.0f} s later in the middle of a step"
+    leave(INTERRUPTED, f"{_prog[0]}: {_sentence(what)}")
+
+
+def _sentence(what: str) -> str:
+    """`what`, and what is saved."""
+    try:
+        words = _saved[-1]() if _saved else ""
+    except Exception as error:  # nothing may keep this process from ending
+        words = f"what is saved could not be determined ({type(error).__name__})"
+    return f"{what}; {words}" if words else what
+
+
+def _say(line: str) -> None:
+    """Not `print`: another thread may hold the stream."""
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar has hidden it
+    with contextlib.suppress(OSError):
+        os.write(2, f"{cursor}{line}\n".encode())
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__):
+        with contextlib.suppress(Exception):
+            stream.flush()  # type: ignore[union-attr]

@@ -1,0 +1,95 @@
+"""Constructs of published chat templates, rendered as transformers renders them, or refused where it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from famjax.config import ConfigError
+from famjax.infer.chat_template import chat_template
+from tests.pretrained import tokenizers_of_ours
+
+_TALK = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+TEMPLATES = {
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+    "{% endfor %}",
+    "generation, trimmed": "{% for m in messages -%}\n {%- generation -%} {{ m.content }} "
+    "{%- endgeneration -%}{% endfor %}",
+    "tools": "{% if tools is not none %}[TOOLS]{{ tools | tojson }}{% endif %}" + _TALK,
+    "tools defined": "{% if tools is defined %}defined{% endif %}{% if not tools %}none{% endif %}" + _TALK,
+    "documents": "{% if documents is none %}none{% else %}{{ documents | length }}{% endif %}" + _TALK,
+    "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2, separators=(',', ':'), sort_keys=true) }}",
+    "tojson, html": "{{ '<a> & \\'Grüße\\'' | tojson }}{{ 'ü' | tojson(ensure_ascii=true) }}",
+    "loop controls": "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% else %}{{ m.content }}"
+    "{% endif %}{% endfor %}",
+    "continue": "{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}{{ m.content }}{% endfor %}",
+    "specials": "{{ bos_token }}{{ pad_token }}{{ unk_token }}{{ sep_token }}" + _TALK,
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "hidden namespace": "{% set ns = namespace(_n=0) %}{{ ns._n }}",
+    "dict": "{{ dict(a=1, b=[2]) }}{{ dict.fromkeys('ab') }}",
+    "year": "{{ strftime_now('%Y') }}" + _TALK,
+    "thinking": "{% if enable_thinking is defined and enable_thinking is false %}x{% endif %}"
+    "{% for m in messages %}{{ m['content'].strip().split('</think>')[-1].lstrip('\\n') }}{% endfor %}",
+    "refusal": "{{ raise_exception('roles must alternate') }}",
+    "refusal by role": "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 1) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}",
+    "missing": "{{ messages[0]['tool_calls'][0]['function'] }}",
+    "type error": "{{ messages[0]['content'] + 1 }}",
+    "macro": "{% macro turn(m) %}<{{ m.role }}>{{ m.content | trim }}{% endmacro %}"
+    "{% for m in messages %}{{ turn(m) }}{% endfor %}",
+    "blocks": "  {% if true %}\n  x\n  {% endif %}\n{%- for m in messages %}\n{{ m.content }}\n{% endfor %}\n",
+    "unsafe": "{{ messages.__class__.__mro__ }}",
+    "mutation": "{{ messages.append(1) }}",
+    "slices": "{{ messages[1:] | map(attribute='content') | join('|') }}{{ messages[-1].content[::-1] }}",
+    "selectattr": "{{ (messages | selectattr('role', 'equalto', 'user') | list | last).content }}",
+    "string tests": "{% for m in messages %}"
+    "{% if m.content is string and m.tools is not defined %}{{ m.content|upper }}"
+    "{% endif %}{% endfor %}",
+    "prompt": _TALK + "{% if add_generation_prompt %}[assistant]{% endif %}",
+}  # fmt: skip
+TALK = [
+    {"role": "user", "content": 'Who is "Ahab"? <|x|> '},
+    {"role": "assistant", "content": "<think>\nwhales</think>\n\nA captain."},
+    {"role": "user", "content": "Grüße, 世! And Pip?"},
+]
+SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_constructs_of_published_templates(where: str, tmp_path: Path) -> None:
+    """The text is that of `apply_chat_template`; special tokens are known wherever they are said."""
+    import transformers
+
+    folder = tokenizers_of_ours.write(tmp_path / "t", "byte-level")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / where).write_text(json.dumps(SPECIALS))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    refused = 0
+    for name, source in TEMPLATES.items():
+        (folder / "chat_template.jinja").write_text(source)
+        for talk in (TALK, TALK[:1]):
+            try:
+                want = theirs.apply_chat_template(
+                    talk, chat_template=source, tokenize=False, add_generation_prompt=True
+                )
+            except Exception:
+                refused += 1
+                with pytest.raises(ConfigError, match="the chat template refuses this conversation"):
+                    chat_template(folder).render(talk)  # type: ignore[union-attr]
+                continue
+            assert chat_template(folder).render(talk) == want, name  # type: ignore[union-attr]
+    assert refused >= 6
+
+
+def test_templates_by_name(tmp_path: Path) -> None:
+    """Files have the last word over tokenizer_config.json; a folder has more of them by name."""
+    folder = tokenizers_of_ours.write(tmp_path / "t", "byte-level")
+    config = {"chat_template": [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert chat_template(folder).render(TALK) == "a"  # type: ignore[union-attr]
+    assert chat_template(folder, "tool_use").render(TALK) == "b"  # type: ignore[union-attr]
+    (folder / "chat_template.jinja").write_text("c")
+    assert chat_template(folder).render(TALK) == "c"  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="has no chat template 'tool_use'; it has default"):
+        chat_template(folder, "tool_use")
