@@ -9,17 +9,24 @@ TEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
 
-.PHONY: help quickstart test test-slow lint clean
+.PHONY: help quickstart say-quickstart test test-slow lint clean
 .DELETE_ON_ERROR:
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-quickstart: $(RUN_READY)  ## train FAM and its twin without memory on the pass key, compare them (minutes)
+quickstart: say-quickstart $(RUN_READY)  ## train FAM and its twin without memory on the pass key, compare them (minutes)
 	$(BIN)/python -m famjax quickstart --output $(OUTPUT)
+
+# Before anything is installed: what comes, and how long it takes.
+say-quickstart:
+	@test -e $(RUN_READY) || echo "make quickstart: first installs packages into $(VENV): a few minutes, the first time only"
+	@echo "make quickstart: trains two small models side by side, 5 to 8 minutes on two cores, and evaluates them, 1 to 2"
+	@echo "minutes; the comparison is printed and written to $(OUTPUT)"
 
 # A process that crashes ends the run: what xdist would go on with can wait for ever.
 test: lint  ## style, types and all but the slow tests
@@ -49,10 +56,13 @@ $(RUN_READY): requirements.txt setup.py
 	    exit 1; \
 	fi; \
 	test -x $(BIN)/python || "$$found" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo "installing the packages of requirements.txt into $(VENV) (jax, flax, orbax, ...)"
+	@$(PIP) -r requirements.txt
+	@echo "installing famjax itself, from this checkout"
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(TEST_READY): $(RUN_READY) requirements-test.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@echo "installing what the tests need, requirements-test.txt (tensorflow, seqio, lm-eval, ...; some minutes)"
+	@$(PIP) -r requirements-test.txt
 	@touch $@

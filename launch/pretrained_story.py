@@ -74,7 +74,7 @@ class Story:
             if not any((args.texts / split).glob("*.txt")):
                 fail(f"{args.texts / split} has no .txt file")
         if importlib.util.find_spec("tokenizers") is None:
-            fail("this needs tokenizers: pip install 'famjax[tokenizers]'")
+            fail("this needs tokenizers: pip install -e '.[tokenizers]'")
 
     def pretrained_folder(self) -> None:
         """What others download: `llama`, a folder of transformers with config.json, safetensors and tokenizer.json."""

@@ -20,7 +20,8 @@ DECODERS = {
     "cli/chat.py": "standard input, whose bytes need not be text",
     "data/sources.py": "a look whether a text is JSON",
     "infer/codec.py": "a tokenizer's files", "infer/chat_template.py": "a tokenizer's files",
-    "data/vocabulary.py": "a tokenizer's files", "evals/tasks/rows.py": "TFDS gives bytes",
+    "data/vocabulary.py": "a tokenizer's files",
+    "data/tokenizer_folder.py": "a tokenizer's files", "evals/tasks/rows.py": "TFDS gives bytes",
     "evals/tasks/seqio_task.py": "TFDS gives bytes", "pretrained/folder.py": "config.json of a model",
     "cli/export_hf.py": "config.json of a model",
 }  # fmt: skip

@@ -3,15 +3,14 @@
 import argparse
 import dataclasses
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides
 from famjax.config import ConfigError, ModelConfig
+from famjax.runtime.progress import Progress
 
 NAME = "bench"
 HELP = """Measure a configuration: time, tokens a second, memory.
@@ -88,14 +87,29 @@ def run(args: argparse.Namespace) -> int:
         check_installed(PACKAGES[:2] if args.what == "infer" else PACKAGES)
 
     os.environ["XLA_FLAGS"] = cpu.xla_flags(os.environ.get("XLA_FLAGS", ""))
-    from famjax.bench import report, suites
+    from famjax.bench import report
     from famjax.bench.machine import describe
     from famjax.bench.measure import peak_rss_mib
 
     cores = len(cpu.cores())
     settings = {"size": args.size, "model": dataclasses.asdict(model), "repeats": args.repeats}
     results: dict[str, Any] = {"machine": describe(cores), "settings": settings}
-    tell = _progress()
+    with Progress(f"measuring {args.size}") as progress:
+        _measure(args, model, rows, tokens, lengths, cores, results, _telling(progress))
+    results["peak_rss_mib"] = peak_rss_mib()
+    report.write(args.output, results)
+    report.print_tables(results)
+    print(f"{args.output}/{report.BENCH_JSON}, {args.output}/{report.PLOT_PNG}")
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace, model: ModelConfig, rows: Any, tokens: int, lengths: tuple[int, ...], cores: int,
+    results: dict[str, Any], tell: Callable[[str, int, int], None],
+) -> None:  # fmt: skip
+    """Adds what was asked for to the results."""
+    from famjax.bench import suites
+
     if args.what == "infer":
         results["inference"] = _inference(args, model, lengths, cores, tell)
     elif args.prefill:
@@ -103,17 +117,11 @@ def run(args: argparse.Namespace) -> int:
     elif args.questions:
         from famjax.bench.questions import questions
 
-        rows = args.rows or 8
-        results["questions"] = questions(model, max(args.blocks), args.questions, rows, args.repeats, tell)
+        results["questions"] = questions(model, max(args.blocks), args.questions, args.rows or 8, args.repeats, tell)
     elif args.peers:
         results["peers"] = suites.beside_peers(model, tokens // lengths[0], lengths[0], args.repeats, cores, tell)
     else:
         results["training"] = suites.training(model, tokens, lengths, args.repeats, args.variants, tell)
-    results["peak_rss_mib"] = peak_rss_mib()
-    report.write(args.output, results)
-    report.print_tables(results)
-    print(f"{args.output}/{report.BENCH_JSON}, {args.output}/{report.PLOT_PNG}")
-    return 0
 
 
 def _inference(
@@ -168,19 +176,15 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _progress() -> Callable[[str, int, int], None]:
-    """Says on standard error what is going on, and how long the turns that are left will take."""
-    began, current = time.perf_counter(), ""
+def _telling(progress: Progress) -> Callable[[str, int, int], None]:
+    """Says what is measured, and how long the turns that are left will take."""
+    current = ""
 
     def tell(what: str, done: int, total: int) -> None:
-        nonlocal began, current
+        nonlocal current
         if what != current:
-            began, current = time.perf_counter(), what
-        elapsed = time.perf_counter() - began
-        left = f", {elapsed * (total - done) / done:.0f} s left" if done else ""
-        count = f" {done}/{total}" if total > 1 else ""
-        end = "\r" if sys.stderr.isatty() else "\n"
-        if sys.stderr.isatty() or done in (0, total) or done == 1:
-            print(f"{what}{count}{left}".ljust(78), end=end, file=sys.stderr, flush=True)
+            progress.stage(what, total if total > 1 else 0, "turns")
+            current = what
+        progress.reach(done)
 
     return tell

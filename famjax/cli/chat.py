@@ -24,7 +24,7 @@ HELP = """A conversation. What the model remembers of it is one file of a fixed 
   famjax chat --model runs/llama --session me.session
   printf 'My name is Ada.\\nWhat is my name?\\n' | famjax chat --model runs/llama --session me.session
 
-The model's chat template writes turns down (pip install 'famjax[chat]'); without one they are `User: ...` and
+The model's chat template writes turns down (pip install -e '.[chat]'); without one they are `User: ...` and
 `Assistant: ...`. Only what is new is read. Ctrl-C ends an answer, Ctrl-D the conversation; the same command goes on
 with it. Lines that begin with /:
 
@@ -141,16 +141,15 @@ class _Conversation:
         import numpy as np
 
         from famjax.cli.generate import write
-        from famjax.cli.progress import ReadingProgress
         from famjax.infer.decode import TOKENS_PER_CALL, generate
         from famjax.infer.prefill import prefill
+        from famjax.runtime.progress import Progress
 
         recent = np.asarray(self._session.recent[0])
         new = recent[-1] < 0
         ids = self._turns.first(text, self._args.system) if new else self._turns.following(text, recent)
-        progress = ReadingProgress()
-        self._session = prefill(self._model, self._session, [[ids]], progress)
-        progress.finish()
+        with Progress("reading", unit="tokens") as progress:
+            self._session = prefill(self._model, self._session, [[ids]], progress)
         stops = self._turns.stops
         stream = self._codec.stream(stops, ())
         # Stop texts of a tokenizer are found here, so the memory must not run ahead of them.

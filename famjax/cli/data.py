@@ -133,6 +133,7 @@ def _check(console: Any, config: TrainConfig) -> None:
     from famjax.data.examples import Documents
     from famjax.data.sources import open_source
     from famjax.data.text_task import check_vocabulary, vocabulary_and_files
+    from famjax.runtime.progress import Progress
 
     if config.task != "text":
         raise ConfigError("--check reads the files of the task 'text'; a seqio task is seen with --show and --steps")
@@ -142,7 +143,11 @@ def _check(console: Any, config: TrainConfig) -> None:
         documents = Documents(open_source(source), vocabulary, 1, None, config.data.bos, config.data.eos)
         if not len(documents):
             raise ConfigError(f"{source.path} has no documents")
-        lengths = np.array([len(documents.example(0, [i])[0].tokens) for i in range(len(documents))])
+        lengths = np.zeros(len(documents), int)
+        with Progress(f"reading {source.path}", len(documents), "documents") as progress:
+            for i in range(len(documents)):
+                lengths[i] = len(documents.example(0, [i])[0].tokens)
+                progress.advance()
         blocks = -(-lengths // config.model.memory.block_size)
         console.print(
             f"{source.path}: {len(lengths):,} documents, {lengths.sum():,} tokens; shortest {lengths.min():,}, median "

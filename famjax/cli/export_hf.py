@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.progress import BytesProgress
 from famjax.config import ConfigError, LoraConfig, ModelConfig
 from famjax.runtime import interrupts
+from famjax.runtime.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
     written = [Written(p.name, p.their_shape, _dtype(p, weights, types)) for p in by_name.values()]
     total = sum(tensor.nbytes for tensor in written)
     read = lambda name: _theirs(by_name[name], weights, types, config.lora)
-    with made_whole(args.target, needed_bytes=total) as partial, BytesProgress(total, "exported") as progress:
+    with (
+        made_whole(args.target, needed_bytes=total) as partial,
+        Progress(f"writing {args.target}", total, "GB") as progress,
+    ):
         for done in write_tensors(partial, written, read):
             progress.advance(done)
             interrupts.check()

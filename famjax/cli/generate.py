@@ -25,10 +25,10 @@ HELP = """Reads a prompt of any length in constant memory and writes on. Only wh
   famjax generate --model runs/fam --state-in book.session --prompt "Who did it?" --temperature 0.8
   famjax generate --model runs/fam --input prompts.jsonl --output answers.jsonl
 
-A prompt is read as it is, with the newline at its end if it has one. Where the model directory has a
-tokenizer, it makes the tokens, begins a fresh text as the tokenizer's configuration says, and the model's own
-end of text ends it; else tokens are bytes. The same prompt, settings and seed
-give the same text, alone or among other prompts of a file. JSON lines: {"prompt": TEXT} gives
+A prompt is read as it is, with the newline at its end if it has one, but without a byte order mark. Where
+the model directory has a tokenizer, it makes the tokens, begins a fresh text as the tokenizer's configuration
+says, and the model's own end of text ends it; else tokens are bytes. The same prompt, settings and seed give
+the same text, alone or among other prompts of a file. JSON lines: {"prompt": TEXT} gives
 {"prompt", "text", "tokens" (ids of the text), "finish" ("stop" or "length")}, in the same order.
 """
 
@@ -68,13 +68,15 @@ def run(args: argparse.Namespace) -> int:
         from famjax.infer.load import load
         from famjax.runtime.checkpoint import override_memory
         from famjax.runtime.compilation_cache import enable
+        from famjax.runtime.progress import Progress
 
         file = None
         if args.state_in:
             file = sessions.read_file(args.state_in)
             sessions.check_memory(file, override_memory(config, **memory_overrides(args)))
         enable()
-        model = load(args.model, args.mesh, **memory_overrides(args))
+        with Progress(f"loading {args.model}"):
+            model = load(args.model, args.mesh, **memory_overrides(args))
         session = sessions.restore(file, model) if file else sessions.start(model)
         del file
         if args.input:
@@ -196,14 +198,13 @@ def _answer(
     """Reads one prompt and writes its texts to standard output. Returns the session after the (only) text."""
     import numpy as np
 
-    from famjax.cli.progress import ReadingProgress
     from famjax.infer.decode import TOKENS_PER_CALL, generate
     from famjax.infer.prefill import prefill
     from famjax.infer.session import repeat_rows
+    from famjax.runtime.progress import Progress
 
-    progress = ReadingProgress()
-    session = prefill(model, session, [chunks], progress)
-    progress.finish()
+    with Progress("reading", unit="tokens") as progress:
+        session = prefill(model, session, [chunks], progress)
     before = np.asarray(session.recent[0])
     streams = [codec.stream(args.stop, before) for _ in range(args.samples)]
     stops = codec.token_stops(args.stop)

@@ -61,27 +61,28 @@ def _answers(
     """For each prompt its samples as objects of the output. `rows` is the number of prompts that the program takes."""
     import numpy as np
 
-    from famjax.cli.progress import ReadingProgress
     from famjax.infer.decode import generate
     from famjax.infer.prefill import prefill
     from famjax.infer.session import repeat_rows
+    from famjax.runtime.progress import Progress
 
     samples, fresh, stops = args.samples, not args.state_in, codec.token_stops(args.stop)
     texts = [[codec.encode(prompt, fresh)] if prompt else [] for prompt in prompts] + [[]] * (rows - len(prompts))
-    progress = ReadingProgress()
-    session = prefill(model, repeat_rows(session, rows), texts, progress)
-    progress.finish()
+    with Progress(f"reading {len(prompts)} prompts", unit="tokens") as progress:
+        session = prefill(model, repeat_rows(session, rows), texts, progress)
     befores = np.asarray(session.recent)
     limits = np.repeat(np.arange(rows) < len(prompts), samples) * args.max_tokens
     tokens: list[list[int]] = [[] for _ in range(rows * samples)]
     stopped = np.zeros(rows * samples, bool)
     sample_B = np.tile(np.arange(samples), rows)
-    for made in generate(
-        model, repeat_rows(session, samples), limits, sampling, seed=args.seed, sample_B=sample_B, stops=stops
-    ):
-        stopped |= made.stopped
-        for all_of_row, new in zip(tokens, made.tokens, strict=True):
-            all_of_row += new.tolist()
+    with Progress(f"answering {len(prompts)} prompts", unit="tokens") as progress:
+        for made in generate(
+            model, repeat_rows(session, samples), limits, sampling, seed=args.seed, sample_B=sample_B, stops=stops
+        ):
+            stopped |= made.stopped
+            for all_of_row, new in zip(tokens, made.tokens, strict=True):
+                all_of_row += new.tolist()
+            progress.reach(sum(map(len, tokens)))
 
     def line(prompt: int, row: int) -> dict[str, Any]:
         text, ids, ended = codec.answer(tokens[row], bool(stopped[row]), args.stop, befores[prompt])

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from famjax.cli.flags import add_memory_arguments, memory_overrides
-from famjax.cli.progress import BytesProgress
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Holds every tensor against the model before the first is read, then reads one after the other."""
+    with Progress(f"looking at {args.source}") as progress:
+        return _import(args, progress)
+
+
+def _import(args: argparse.Namespace, progress: Progress) -> int:
     from famjax.pretrained.config_json import memory_of, model_config
     from famjax.pretrained.families import family_of
     from famjax.pretrained.folder import Folder
@@ -75,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     pairs = match(family_of(folder.config), flat, folder.tensors)
     first_fam, total = _fam_of(folder, config, tokens, args.seed), size_of(shapes)
     what = _work(folder, config, args)
-    with made_in_steps(args.target, what, total) as (partial, journal), BytesProgress(total, "imported") as progress:
+    with made_in_steps(args.target, what, total) as (partial, journal):
+        progress.stage(f"importing {args.source}", total, "GB")
         if journal.goes_on:
             print(f"going on with the import that was stopped: {partial}", file=sys.stderr)
         pieces = _pieces(folder, config, pairs, every, first_fam)

@@ -62,14 +62,13 @@ def run(args: argparse.Namespace) -> int:
     if not fam_length:
         raise ConfigError(f"{args.model} has no feedback memory (fam_length 0): there is nothing to inspect")
 
-    from famjax.cli.progress import ReadingProgress
     from famjax.evals.inspect.run import run as inspect
     from famjax.runtime.compilation_cache import enable
+    from famjax.runtime.progress import Progress
 
     enable()
-    progress = ReadingProgress()
-    found = inspect(config, overrides, lambda _, tokens: progress(tokens))
-    progress.finish()
+    with Progress(f"inspecting {args.model}", unit="tokens") as progress:
+        found = inspect(config, overrides, lambda _, tokens: progress(tokens))
     print("\n".join(found["summary"]))
     print(f"written: {Path(config.output_dir) / 'inspect.html'}, inspect.json, inspect.png")
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
+from famjax.runtime.progress import Progress
 
 NAME = "plan"
 HELP = """Compile a training step, or serving, for a TPU slice on a machine that has none.
@@ -76,14 +78,17 @@ def run(args: argparse.Namespace) -> int:
     child.library()
     job = search.Job(args.program, topology, lambda bindings: _config(args, [*args.gin_bindings, *bindings]),
                      lambda bindings, folder: _child(args, bindings, folder))  # fmt: skip
-    if args.lengths or args.search:
-        plans = (search.lengths(job, config, args.lengths, _progress, args.quick) if args.lengths
-                 else search.search(job, config, args.tries, _progress, args.quick))  # fmt: skip
-        print(report.comparison(plans))
-        written: Any = {"plans": plans}
-    else:
-        written = job.plan((), _progress(""), Path(args.dump) if args.dump else None, args.quick)
-        print(report.text(written))
+    with Progress("compiling") as progress:
+        tell = functools.partial(_telling, progress)
+        if args.lengths:
+            plans = search.lengths(job, config, args.lengths, tell, args.quick)
+        elif args.search:
+            plans = search.search(job, config, args.tries, tell, args.quick)
+        else:
+            plans = [job.plan((), tell(""), Path(args.dump) if args.dump else None, args.quick)]
+    several = args.lengths or args.search
+    print(report.comparison(plans) if several else report.text(plans[0]))
+    written: Any = {"plans": plans} if several else plans[0]
     if args.json:
         from famjax.runtime.model_dir import write_text
 
@@ -135,21 +140,10 @@ def _child(args: argparse.Namespace, bindings: Sequence[str], folder: Path) -> l
     return [sys.executable, *words, *(f"--gin.{binding}" for binding in (*args.gin_bindings, *bindings))]
 
 
-def _progress(what: str) -> Callable[[float], None]:
-    """Says on standard error for how long a program has been compiled."""
-    said = 0.0
-
-    def tell(elapsed: float) -> None:
-        nonlocal said
-        line = f"compiling {what}{' ' * bool(what)}{elapsed:.0f} s"
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{line} ")
-        elif elapsed - said >= 30:
-            said = elapsed
-            sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
-
-    return tell
+def _telling(progress: Progress, what: str) -> Callable[[float], None]:
+    """Says which program is compiled; for how long, `progress` says by itself."""
+    progress.stage(f"compiling {what}".rstrip())
+    return lambda elapsed: None
 
 
 def _lengths(text: str) -> tuple[int, ...]:

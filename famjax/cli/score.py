@@ -57,12 +57,15 @@ def run(args: argparse.Namespace) -> int:
 
     from famjax.infer.load import load
     from famjax.runtime.compilation_cache import enable
+    from famjax.runtime.progress import Progress
 
     enable()
-    model = load(args.model, args.mesh, **memory_overrides(args))
     lines = [""] * len(documents)
-    for index, logprobs in _scores(model, documents, args.batch_size, args.streaming):
-        lines[index] = _line(logprobs, len(documents[index]), index)
+    with Progress(f"loading {args.model}") as progress:
+        model = load(args.model, args.mesh, **memory_overrides(args))
+        progress.stage("scoring", sum(map(len, documents)), "tokens")
+        for index, logprobs in _scores(model, documents, args.batch_size, args.streaming, progress):
+            lines[index] = _line(logprobs, len(documents[index]), index)
     write_text(output, "".join(lines))
     return 0
 
@@ -109,40 +112,33 @@ def _document(fields: Any, place: str, vocab_size: int, codec: Callable[[], "Cod
 
 
 def _scores(
-    model: Any, documents: list["np.ndarray"], batch_size: int, streaming: bool
+    model: Any, documents: list["np.ndarray"], batch_size: int, streaming: bool, advance: Callable[[int], None]
 ) -> Iterator[tuple[int, "np.ndarray"]]:
     """(index of the document, its log probabilities), in the order in which they are done."""
     import numpy as np
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from famjax.infer.scoring import padded_length, score_documents, score_whole, useful_rows
 
-    columns = (TextColumn("scored"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("score", total=sum(map(len, documents)))
-        advance = lambda tokens: progress.advance(task, tokens)
-        if streaming:
-            rows = useful_rows(documents, batch_size)
-            for index, logprobs, _ in score_documents(model, documents, rows, on_tokens=advance):
-                yield index, logprobs
-            return
-        order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
-        while order:
-            longest = len(documents[order[0]])
-            fit = max(1, TOKENS_AT_ONCE // padded_length(longest, model.config.memory.block_size))
-            rows = min(batch_size, 1 << (fit.bit_length() - 1), 1 << (len(order) - 1).bit_length())
-            batch, order = order[:rows], order[rows:]
-            tokens = np.zeros((rows, longest), np.int32)  # rows without a document have length 0
-            lengths = np.zeros(rows, np.int32)
-            for row, index in enumerate(batch):
-                lengths[row] = len(documents[index])
-                tokens[row, : lengths[row]] = documents[index]
-            logprobs, _ = score_whole(model, tokens, lengths)
-            advance(int(lengths.sum()))
-            for row, index in enumerate(batch):
-                yield index, logprobs[row, : lengths[row] - 1]
+    if streaming:
+        rows = useful_rows(documents, batch_size)
+        for index, logprobs, _ in score_documents(model, documents, rows, on_tokens=advance):
+            yield index, logprobs
+        return
+    order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
+    while order:
+        longest = len(documents[order[0]])
+        fit = max(1, TOKENS_AT_ONCE // padded_length(longest, model.config.memory.block_size))
+        rows = min(batch_size, 1 << (fit.bit_length() - 1), 1 << (len(order) - 1).bit_length())
+        batch, order = order[:rows], order[rows:]
+        tokens = np.zeros((rows, longest), np.int32)  # rows without a document have length 0
+        lengths = np.zeros(rows, np.int32)
+        for row, index in enumerate(batch):
+            lengths[row] = len(documents[index])
+            tokens[row, : lengths[row]] = documents[index]
+        logprobs, _ = score_whole(model, tokens, lengths)
+        advance(int(lengths.sum()))
+        for row, index in enumerate(batch):
+            yield index, logprobs[row, : lengths[row] - 1]
 
 
 def _line(logprobs: "np.ndarray", tokens: int, index: int) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from famjax.config import TrainConfig
 from famjax.runtime import cpu, interrupts
+from famjax.runtime.progress import clock
 
 POLL_SECONDS = 0.5
 # How long trainings have to save when one of them has failed, or after Ctrl-C.
@@ -91,7 +92,7 @@ def _begin(job: Job, cores: list[int]) -> _Running:
 class _Display:
     """How far all trainings are: bars on a terminal, else a line each from time to time."""
 
-    SECONDS = 20.0
+    SECONDS = 10.0
 
     def __init__(self, jobs: list[Job]):
         from rich.console import Console
@@ -108,6 +109,7 @@ class _Display:
             job.name: self.progress.add_task(f"train {job.name}", total=job.config.steps, news="waiting")
             for job in jobs
         }
+        self._began = time.perf_counter()
         self._told = dict.fromkeys(self._bars, time.perf_counter())
 
     def show(self, job: Job, done: bool) -> None:
@@ -116,7 +118,9 @@ class _Display:
         self.progress.update(self._bars[job.name], completed=job.config.steps if done else step, news=news)
         if self.progress.disable and time.perf_counter() - self._told[job.name] > self.SECONDS:
             self._told[job.name] = time.perf_counter()
-            print(f"train {job.name}: step {step}/{job.config.steps}  {news}", file=sys.stderr, flush=True)
+            elapsed = time.perf_counter() - self._began
+            left = f"  {clock(elapsed / step * (job.config.steps - step))} left" if step else ""
+            print(f"train {job.name}: step {step}/{job.config.steps}  {news}{left}", file=sys.stderr, flush=True)
 
 
 def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> None:

@@ -32,7 +32,7 @@ def load_seqio(modules: tuple[str, ...] = ()) -> Any:
             tf.config.set_visible_devices([], kind)
         import seqio
     except ImportError as error:
-        raise ConfigError(f"tasks of seqio need more packages ({error}): pip install 'famjax[data]'") from error
+        raise ConfigError(f"tasks of seqio need more packages ({error}): pip install -e '.[data]'") from error
     except RuntimeError as error:  # a module that a gin file imports was faster, and has taken their memory
         raise ConfigError(
             "a module used tensorflow on its import, before it could be kept from accelerators; name the module in "

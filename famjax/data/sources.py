@@ -369,7 +369,7 @@ class ArrowTable:
             import pyarrow
         except ImportError as error:
             raise ConfigError(
-                f"{config.path} is a Hugging Face dataset, which needs pyarrow: pip install 'famjax[arrow]'"
+                f"{config.path} is a Hugging Face dataset, which needs pyarrow: pip install -e '.[arrow]'"
             ) from error
         self.config, tables = config, []
         for path in paths:

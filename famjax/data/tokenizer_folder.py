@@ -184,7 +184,7 @@ class _Pieces:
         try:
             from sentencepiece import sentencepiece_model_pb2
         except ImportError as error:
-            raise ConfigError(f"{place} needs sentencepiece and protobuf: pip install 'famjax[tokenizers]'") from error
+            raise ConfigError(f"{place} needs sentencepiece and protobuf: pip install -e '.[tokenizers]'") from error
         format: Any = sentencepiece_model_pb2  # its classes are made when it is imported
         self._proto = format.ModelProto()
         try:

@@ -135,7 +135,7 @@ class SentencePieceVocabulary:
         try:
             import sentencepiece
         except ImportError as error:
-            raise ConfigError(f"{place} needs sentencepiece: pip install 'famjax[tokenizers]'") from error
+            raise ConfigError(f"{place} needs sentencepiece: pip install -e '.[tokenizers]'") from error
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(content)
@@ -176,7 +176,7 @@ class TokenizerVocabulary:
         try:
             import tokenizers  # noqa: F401
         except ImportError as error:
-            raise ConfigError(f"{place} needs tokenizers: pip install 'famjax[tokenizers]'") from error
+            raise ConfigError(f"{place} needs tokenizers: pip install -e '.[tokenizers]'") from error
         self._tokenizer, self.names, specials = build(kept, place)
         self._decoders = _kinds(self._tokenizer.decoder)
         ids = self._tokenizer.get_vocab(with_added_tokens=True)

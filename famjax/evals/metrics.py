@@ -85,7 +85,7 @@ def _scorer() -> Any:
     try:
         from rouge_score import rouge_scorer
     except ImportError as error:
-        raise ConfigError(f"ROUGE needs rouge-score ({error}): pip install 'famjax[eval]'") from error
+        raise ConfigError(f"ROUGE needs rouge-score ({error}): pip install -e '.[eval]'") from error
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=_Words())
 
 

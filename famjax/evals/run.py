@@ -2,13 +2,9 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import famjax
 from famjax.config import ConfigError, EvalConfig, ModelConfig
@@ -26,6 +22,7 @@ from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import each_parameter
 from famjax.runtime import interrupts
 from famjax.runtime.model_dir import read_config, split_step
+from famjax.runtime.progress import Progress
 
 # Settings of a model that change how it is computed, not what.
 _HOW = ("scan_layers", "unroll_blocks", "remat", "attention_kernel", "embedding_std")
@@ -61,16 +58,21 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
       ConfigError: a setting, a data set or a model directory that cannot be used, before anything is evaluated.
     """
     config.validate()
-    subjects = [_subject(path, config) for path in config.model_dirs]
+    with Progress("looking at the data"):
+        subjects = [_subject(path, config) for path in config.model_dirs]
     names = names_of(config.model_dirs)
     output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
     edges = language.position_edges(subjects[0].config.memory.block_size)
     kept = lambda: f"the answers so far are in {output}; the same command goes on"
-    with interrupts.saying(kept), SampleFile(output / file_name(config.part_of)) as file, _progress_bar() as bar:
+    with (
+        interrupts.saying(kept),
+        SampleFile(output / file_name(config.part_of)) as file,
+        Progress("evaluating") as progress,
+    ):
         for name, subject in zip(names, subjects, strict=True):
-            entry, found = _evaluate(name, subject, config, edges, file, bar)
+            entry, found = _evaluate(name, subject, config, edges, file, progress)
             models.append(entry)
             answers.append(found)
     if config.part:
@@ -134,10 +136,16 @@ def entry_of(name: str, path: str, model: Transformer) -> dict[str, Any]:
 
 
 def _evaluate(
-    name: str, subject: Subject, config: EvalConfig, edges: tuple[int, ...], file: SampleFile, bar: Progress
+    name: str,
+    subject: Subject,
+    config: EvalConfig,
+    edges: tuple[int, ...],
+    file: SampleFile,
+    progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
     """One model's entry of the results, and its answers by task."""
     overrides = {field: getattr(config, field) for field in ("block_size", "memory_segments", "fam_length")}
+    progress.stage(f"loading {name}")
     model = load(subject.path, config.mesh, **overrides)
     entry = entry_of(name, subject.path, model)
     found: dict[str, list[Sample]] = {}
@@ -145,10 +153,9 @@ def _evaluate(
         settings = {"longest": config.longest, "new": task.max_new_tokens, "edges": edges[1], **task.settings}
         key = key_of(entry["fingerprint"], task.name, settings)
         unreadable: list[Unreadable] = []
-        bar_task = bar.add_task(f"{name}: {task.name}", total=task.count or None)
+        progress.stage(f"{name}: {task.name}", task.count, "examples")
         runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges)
-        advance = lambda n, bar_task=bar_task: bar.update(bar_task, advance=n)
-        samples = ask(runner, task, config, file, unreadable, advance)
+        samples = ask(runner, task, config, file, unreadable, progress.advance)
         found[task.name] = samples
         if not samples and not config.part:
             raise ConfigError(f"{task.name} has no example; is its data set empty?")
@@ -246,13 +253,3 @@ def _show(models: list[dict[str, Any]], config: EvalConfig, output: Path) -> lis
         else:
             report.print_task(models, name)
     return written
-
-
-def _progress_bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of {task.total} examples"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(file=sys.stderr), transient=True)

@@ -40,7 +40,7 @@ class ChatTemplate:
         try:
             from jinja2 import TemplateError
         except ImportError as error:
-            raise ConfigError("a chat template needs jinja2: pip install 'famjax[chat]'") from error
+            raise ConfigError("a chat template needs jinja2: pip install -e '.[chat]'") from error
         if not add_generation_prompt:
             last = messages[-1]
             messages = [*messages[:-1], {**last, "content": last["content"] + _END}]

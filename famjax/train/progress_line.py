@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
+from famjax.runtime.progress import clock
+
 # Without a terminal, a line so many seconds apart.
 PLAIN_SECONDS = 10.0
 # What is said, in this order, and how; names are those of metrics.jsonl.
@@ -91,10 +93,3 @@ def others(task: dict[str, Any]) -> list[str]:
     """What a task reports that has no words here."""
     more = [(name, value) for name, value in task.items() if name not in SAID and isinstance(value, (int, float))]
     return [f"{name.replace('_', ' ')} {value:.4g}" for name, value in more[:MOST_OTHERS]]
-
-
-def clock(seconds: float) -> str:
-    """1:05:09, or 5:09."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -20,11 +20,12 @@ from famjax.data.batch import Batch
 from famjax.runtime import checkpoint, memory
 from famjax.runtime.liveness import Beat
 from famjax.runtime.model_dir import PROFILE
+from famjax.runtime.progress import clock
 from famjax.train import guard, norms, optim
 from famjax.train.diagnostics import jit_diagnostics
 from famjax.train.flops import flops_per_token, peak_flops
 from famjax.train.metrics import MetricsLog, TensorBoard
-from famjax.train.progress_line import ProgressLine, clock
+from famjax.train.progress_line import ProgressLine
 from famjax.train.state import TrainState
 
 EMPTY: Mapping[str, Any] = {}

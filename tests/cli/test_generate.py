@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from famjax.cli import progress
 from famjax.cli.main import main
 from famjax.infer.text import TextStream
 from famjax.runtime import checkpoint
@@ -149,20 +148,6 @@ def test_peak_memory_is_that_of_a_short_prompt(tmp_path: Path) -> None:
         assert status == 0
         peaks.append(usage.ru_maxrss)
     assert peaks[2] <= 1.02 * peaks[1]
-
-
-def test_progress_of_long_readings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """Nothing for a quick reading; a slow one tells now and then how far it is, and its rate in the end."""
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    for seconds, said in ((0.1, ""), (6.0, "reading 300 tokens, 17 tokens/s\nread 400 tokens, 17 tokens/s\n")):
-        line = progress.ReadingProgress()
-        for _ in range(4):
-            line(100)
-            now[0] += seconds
-        now[0] -= seconds
-        line.finish()
-        assert capsys.readouterr().err == said
 
 
 def mistake(capfd: pytest.CaptureFixture, *words: object) -> str:

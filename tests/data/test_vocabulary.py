@@ -127,7 +127,7 @@ def test_what_is_no_vocabulary(tmp_path):
     for path, message in {
         "bad.model": "bad.model is no SentencePiece model",
         "bad.json": "bad.json is no tokenizer.json",
-        "no.json": "there is no file .*no.json",
+        "no.json": "no.json: No such file or directory",
         "empty": "empty has neither tokenizer.json nor tokenizer.model",
         "some.vocab": "neither bytes nor the path of a tokenizer.json",
     }.items():

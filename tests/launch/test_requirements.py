@@ -1,6 +1,8 @@
-"""`requirements-tpu.txt`: what TPU VMs and containers install beside requirements.txt."""
+"""What TPU VMs and containers install beside requirements.txt, and what messages say to install."""
 
 import importlib.metadata
+import re
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
@@ -22,3 +24,21 @@ def test_it_has_the_libtpu_that_jax_is_made_for():
     for one in wanted:
         assert one.specifier.contains((rest | tpu)[one.name]), one
     assert all(rest[name] == version for name, version in tpu.items() if name != "libtpu")
+
+
+def test_advice_names_extras_of_the_checkout():
+    """No index has our famjax: what to install is an extra of the checkout, one that setup.py has."""
+    root = Path(__file__).resolve().parents[2]
+    extras = set(re.findall(r'^ +"([a-z-]+)": ', (root / "setup.py").read_text(encoding="utf-8"), re.MULTILINE))
+    files = [
+        *(root / "famjax").rglob("*.py"),
+        *(root / "docs").glob("*.md"),
+        *(root / "launch").glob("*.py"),
+        root / "README.md",
+    ]
+    named = set()
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"pip install .?famjax", text), path
+        named |= set(re.findall(r"pip install -e '\.\[([a-z-]+)\]'", text))
+    assert {"arrow", "chat", "data", "eval", "lm-eval", "peers", "tokenizers"} <= named <= extras

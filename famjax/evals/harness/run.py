@@ -60,7 +60,7 @@ def run(config: HarnessConfig) -> dict[str, Any]:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ConfigError("--lm-eval needs lm-evaluation-harness: pip install 'famjax[lm-eval]'") from error
+        raise ConfigError("--lm-eval needs lm-evaluation-harness: pip install -e '.[lm-eval]'") from error
     from famjax.evals.run import names_of
 
     names = expand(config.tasks)

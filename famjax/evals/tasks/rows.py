@@ -154,7 +154,7 @@ def _pyarrow(path: str) -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise ConfigError(f"{path} needs pyarrow: pip install 'famjax[arrow]'") from error
+        raise ConfigError(f"{path} needs pyarrow: pip install -e '.[arrow]'") from error
     return pyarrow
 
 
@@ -162,7 +162,7 @@ def _tfds(name: str, split: str) -> Iterator[Row]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise ConfigError(f"{TFDS}{name} needs tensorflow-datasets ({error}): pip install 'famjax[data]'") from error
+        raise ConfigError(f"{TFDS}{name} needs tensorflow-datasets ({error}): pip install -e '.[data]'") from error
     try:
         data = tfds.load(name, split=split, shuffle_files=False)
     except Exception as error:  # TFDS raises many kinds
