@@ -41,6 +41,9 @@ Weights: TypeAlias = dict[str, Any]
 # An axis whose name begins with _ may differ between the arrays of one call.
 Keys: TypeAlias = Float[Array, "... K _C H"]
 KeysValues: TypeAlias = tuple[Keys, Keys]
+# What attention averages: values, or marks of keys in their place.
+Values: TypeAlias = Float[Array, "... K _C _V"]
+Averaged: TypeAlias = Float[Array, "... K G _Q _V"]
 Queries: TypeAlias = Float[Array, "... K G _Q H"]
 Activations: TypeAlias = Float[Array, "... D"]
 Tokens: TypeAlias = Float[Array, "B S D"]
@@ -63,5 +66,7 @@ __all__ = [
     "Queries",
     "Rows",
     "Tokens",
+    "Values",
+    "Averaged",
     "Weights",
 ]

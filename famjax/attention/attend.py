@@ -15,7 +15,7 @@ import numpy as np
 
 from famjax.attention import rope
 from famjax.config import Rope
-from famjax.dims import Array, Float, Keys, Queries, Rows, Tree
+from famjax.dims import Array, Averaged, Float, Keys, Queries, Rows, Tree, Values
 
 # Large enough to give exactly zero after exp, small enough never to become inf - inf.
 HIDDEN = -1e30
@@ -35,7 +35,7 @@ class Source(NamedTuple):
     """
 
     k: Keys
-    v: Keys
+    v: Values
     visible: Visible = None
     distance: Array | np.ndarray | int = 0
 
@@ -69,7 +69,7 @@ def _meet(q: Queries, source: Source, rope_settings: Rope | float) -> tuple[Quer
     return q, rope.rotate(source.k, -lead, rope_settings)
 
 
-def attend(q: Queries, sources: list[Source], scoring: Scoring) -> Queries:
+def attend(q: Queries, sources: list[Source], scoring: Scoring) -> Averaged:
     """softmax(q k / sqrt(H)) v over the keys of all sources together (paper section 2).
 
     Args:
@@ -160,10 +160,10 @@ def _scores(q: Queries, k: Keys, visible: Visible, cap: float) -> Float[Array, "
 def _weigh(
     queries: tuple[Queries, ...],
     keys: tuple[Keys, ...],
-    values: tuple[Keys, ...],
+    values: tuple[Values, ...],
     visible: tuple[Visible, ...],
     cap: float,
-) -> tuple[Float[Array, "... Q H"], Float[Array, "... Q 1"]]:
+) -> tuple[Float[Array, "... _Q _V"], Float[Array, "... _Q 1"]]:
     """Weighted values in float32, and the softmax's normaliser: log sum exp of the scores."""
     scores = [_scores(*source, cap) for source in zip(queries, keys, visible, strict=True)]
     top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
@@ -182,10 +182,10 @@ def _weigh(
 def _softmax_attention(
     queries: tuple[Queries, ...],
     keys: tuple[Keys, ...],
-    values: tuple[Keys, ...],
+    values: tuple[Values, ...],
     visible: tuple[Visible, ...],
     cap: float,
-) -> Queries:
+) -> Averaged:
     """Attention over several sources: the i-th queries (scaled) meet the i-th keys and values.
 
     Its backward pass recomputes the scores: they are the largest arrays of a layer, and keeping

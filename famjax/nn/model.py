@@ -145,7 +145,8 @@ class Transformer(nnx.Module):
             layer = layer.with_arrays(weights, key)
             fresh = first_fam(layer, prompt, prefix, passed, use)
             y, out = over(layer, x, before, fresh, where, how)
-            prompt = None if prompt is None else prompt_step(layer, prompt)
+            with jax.named_scope("fam_recurrence"):
+                prompt = None if prompt is None else prompt_step(layer, prompt)
             return (y if alone else run.constrain(y, ACTIVATION_AXES), prompt), out
 
         blocks = jnp.moveaxis(x.reshape(len(x), -1, self.config.memory.block_size, x.shape[-1]), 1, 0)
