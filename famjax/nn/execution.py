@@ -73,14 +73,14 @@ class Execution:
 
     Attributes:
       placement: the mesh; None is one device.
-      kernel: the attention implementation, `xla`, `fused` or `interpret`.
+      kernel: see `ModelConfig.attention_kernel`; the platform decides when a layer runs, as shapes need none.
       remat: see `ModelConfig.remat`.
       unroll: blocks of a layer in one turn of its loop.
       scan: loop over layers in the program, which then has the code of one, instead of unrolling them.
     """
 
     placement: Placement | None = None
-    kernel: str = "xla"
+    kernel: str = "auto"
     remat: str = "none"
     unroll: int = 1
     scan: bool = True
@@ -88,16 +88,16 @@ class Execution:
     @classmethod
     def of(cls, config: ModelConfig, placement: Placement | None = None) -> "Execution":
         """The execution that a configuration describes."""
-        platform = placement.platform if placement is not None else jax.default_backend()
-        kernel = fused.choose(config.attention_kernel, platform, config.memory.block_size)
-        return cls(placement, kernel, config.remat, config.unroll_blocks, config.scan_layers)
+        return cls(placement, config.attention_kernel, config.remat, config.unroll_blocks, config.scan_layers)
 
-    def of_blocks(self, alone: bool) -> How:
-        """How a layer runs over blocks; `alone`: each device runs the layer on its own rows."""
+    def of_blocks(self, alone: bool, block_size: int) -> How:
+        """How a layer runs over blocks of this size; `alone`: each device runs the layer on its own rows."""
         recompute = self.remat == "full"
+        platform = self.placement.platform if self.placement is not None else jax.default_backend()
+        name = fused.choose(self.kernel, platform, block_size)
         if self.placement is None:
-            return How(Kernel(self.kernel), recompute, self.unroll)
-        kernel = Kernel(self.kernel, functools.partial(self.placement.per_device, inside=alone))
+            return How(Kernel(name), recompute, self.unroll)
+        kernel = Kernel(name, functools.partial(self.placement.per_device, inside=alone))
         how = How(kernel, recompute, self.unroll)
         return how._replace(whole=self.placement.whole, split=self.placement.split) if alone else how
 

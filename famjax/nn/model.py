@@ -138,7 +138,7 @@ class Transformer(nnx.Module):
         run, memories = self.execution, None if state is None else state.layers
         # What observes a layer reduces over rows; a mask drawn for dropout depends on the place in the whole array.
         alone = run.alone(len(x)) and over is over_blocks and key is None and not self._layers.unstacked
-        how = run.of_blocks(alone)
+        how = run.of_blocks(alone, self.config.memory.block_size)
 
         def layer_fn(layer: Layer, shared: Tree, carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
             (where, use), (x, prompt), (weights, key, (before, (prefix, passed))) = shared, carry, inputs

@@ -13,6 +13,7 @@ from famjax.attention.attend import Scoring, attend
 from famjax.attention.fused import Kernel, choose
 from famjax.attention.memory import segments_in_reach
 from famjax.config import ConfigError, MemoryConfig, Rope
+from famjax.nn import weights
 from tests import tiny
 
 INTERPRET = Kernel("interpret")
@@ -138,6 +139,14 @@ def test_a_training_step_is_the_same_with_the_kernel() -> None:
     gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1, compiler_options=tiny.COMPILE_FAST)
     got, expected = (gradient(params, kernel) for kernel in ("interpret", "xla"))
     jax.tree.map(lambda a, b: tiny.assert_close(a, b, 5e-5), got, expected)
+
+
+def test_shapes_of_a_model_need_no_platform() -> None:
+    """A configuration for TPU is planned, and its model read, where `fused` cannot run; running it there is refused."""
+    config = tiny.config(attention_kernel="fused", block_size=128)
+    assert weights.parameter_shapes(config) == weights.parameter_shapes(tiny.config(block_size=128))
+    with pytest.raises(ConfigError, match="'fused' runs on TPU"):
+        tiny.whole(config, tiny.parameters(config), tiny.tokens(config, 1, 128))
 
 
 def test_the_platform_chooses() -> None:
