@@ -229,8 +229,7 @@ def over_blocks(
     if before is None:
         before = memory.empty(layer, jnp.broadcast_to(fresh, (B, *fresh.shape[1:])), x.dtype)
     past = past_blocks(before, where, config)
-    W = memory.segments_in_reach(config)
-    segments = tuple(jax.tree.map(lambda a, i=i: a[:, a.shape[1] - W + i], past) for i in range(W))
+    segments = segments_of(past, config)
     fam = before.fam if F else before.fam[:, :, :0]
 
     settings = layer.without_arrays()
@@ -275,12 +274,18 @@ def by_block(where: Blocks, key: Key[Array, ""] | None, N: int) -> At:
     return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), at)._replace(key=keys)
 
 
-def past_blocks(before: LayerMemory, where: Blocks, config: MemoryConfig) -> tuple[Any, Any]:
+def past_blocks(before: LayerMemory, where: Blocks, config: MemoryConfig) -> KeysValues:
     """Keys and values of the M blocks before the first one, the nearest last: [B, M, K, S, H]."""
     M = config.memory_segments
     slots = ((where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1))[:, :, None, None, None]
     k, v = (jnp.take_along_axis(ring, slots, axis=1) for ring in (before.k, before.v))
     return k, v
+
+
+def segments_of(past: KeysValues, config: MemoryConfig) -> tuple[KeysValues, ...]:
+    """Of `past_blocks`, each of those that are in reach of the first block, the nearest last."""
+    k, v = past
+    return tuple((k[:, i], v[:, i]) for i in range(k.shape[1] - memory.segments_in_reach(config), k.shape[1]))
 
 
 def _ring_after(past: Array, own: Array, where: Blocks, config: MemoryConfig) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 
 from famjax.attention import block_step as steps
 from famjax.attention.attend import Scoring, Source, attend
-from famjax.attention.memory import LayerMemory, LayerWeights, segments_in_reach, select_rows
+from famjax.attention.memory import LayerMemory, LayerWeights, select_rows
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
 from famjax.dims import Array, Float, Queries, Tree
@@ -62,8 +62,7 @@ def attention_of_blocks(
       which keys. The latter is 0 in a layer without FAM.
     """
     config, S = layer.memory, layer.memory.block_size
-    past, W = steps.past_blocks(before, where, config), segments_in_reach(config)
-    segments = tuple(jax.tree.map(lambda a, i=i: a[:, a.shape[1] - W + i], past) for i in range(W))
+    segments = steps.segments_of(steps.past_blocks(before, where, config), config)
 
     def body(state: Tree, inputs: Tree) -> Tree:
         (fam, segments), (x, at) = state, inputs

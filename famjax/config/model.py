@@ -230,8 +230,8 @@ class ModelConfig:
       param_dtype: of the stored weights, but for FAM's prompt and LoRA, which are float32.
       scan_layers: compile one layer and loop over it (compile time flat in depth), or unroll
         (faster steps for shallow models).
-      unroll_blocks: blocks of a layer's scan that are unrolled into one turn of its loop: faster on a CPU (17% at width
-        512 and 4 blocks), for a longer compilation.
+      unroll_blocks: blocks of a layer's scan that are unrolled into one turn of its loop: faster on a CPU, for a
+        longer compilation.
       remat: what the forward pass keeps of a layer for the backward pass, which computes the rest
         again: `none` keeps everything; `dots` the results of all matrix products; `minimal` those of
         products with weights (queries, keys, values, feed-forward), whatever the window; `full` only

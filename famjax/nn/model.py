@@ -47,6 +47,11 @@ class Start(NamedTuple):
     updates: Int[Array, ""] | int = 0
     use: Bool[Array, ""] | bool = True
 
+    @property
+    def updates_before(self) -> Int[Array, ""] | int:
+        """Updates that the FAM of a new document has had; 0 for the learned one."""
+        return 0 if self.fam is None else jnp.where(self.use, self.updates, 0)
+
 
 LEARNED = Start()
 
@@ -121,11 +126,12 @@ class Transformer(nnx.Module):
         layout: Layout = WHOLE_ROWS,
     ) -> positions.Blocks:  # fmt: skip
         """Where `length` tokens, whole blocks of them, stand; arguments as for `__call__`."""
-        updates = jnp.where(start.use, start.updates, 0) if start.fam is not None else 0
         zero = jnp.zeros(len(count), jnp.int32)
-        before = (zero, zero + updates) if state is None else (state.position, state.fam_updates)
+        before = (zero, zero + start.updates_before) if state is None else (state.position, state.fam_updates)
         config = self.config.memory
-        return positions.of_whole_blocks(before, count, length // config.block_size, config, layout, updates)
+        return positions.of_whole_blocks(
+            before, count, length // config.block_size, config, layout, start.updates_before
+        )
 
     def forward(
         self, x: Float[Array, "B T D"], state: MemoryState | None, where: positions.Blocks, start: Start = LEARNED,
@@ -244,8 +250,7 @@ class Transformer(nnx.Module):
         xs = (self._prefix(), start.fam)
         with jax.named_scope("fam_recurrence"):
             _, layers = self.execution.over_layers(layer_fn, self._layers, self._prompt(start), xs, start.use)
-        updates = jnp.where(start.use, start.updates, 0) if start.fam is not None else 0
-        state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, updates, jnp.int32), layers)
+        state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, start.updates_before, jnp.int32), layers)
         return memory.broadcast_rows(state, batch)
 
     def streaming_state(self, batch: int) -> MemoryState:
