@@ -100,6 +100,12 @@ class Saver:
             raise self.writer.explained(error) from error
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted after step {self._done}; {self.saved()}") from error
+        if isinstance(error, FloatingPointError):
+            raise FloatingPointError(f"{error}; {self._kept()}") from error
+
+    def _kept(self) -> str:
+        step = self.writer.saved
+        return "nothing is saved of this run yet" if step is None else f"the checkpoint of step {step} stays as it is"
 
     def saved(self) -> str:
         """What is on disk, in words."""

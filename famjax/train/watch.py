@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
-from famjax.runtime import checkpoint, memory
+from famjax.runtime import memory
 from famjax.runtime.liveness import Beat
 from famjax.runtime.model_dir import PROFILE
 from famjax.runtime.progress import clock
@@ -178,10 +178,8 @@ class Watch:
             where = guard.explain(self.config, self.mesh, state, batch, found["loss"], squares)
         except Exception as error:  # the reason to stop must be told in any case
             where = f"where it begins could not be found ({type(error).__name__})"
-        saved = checkpoint.latest_step(self.config.model_dir)
-        kept = "nothing is saved of this run yet" if saved is None else f"the checkpoint of step {saved} stays as it is"
         what = {"loss": "loss", "gradient_norm": "gradient's norm", "update_norm": "update's norm"}[name]
-        return f"the {what} is {found[name]} at step {step}: {where}; {kept}; lower LEARNING_RATE, or look at the data"
+        return f"the {what} is {found[name]} at step {step}: {where}; lower LEARNING_RATE, or look at the data"
 
     def _start_profile(self, step: int) -> None:
         first, last = self.config.profile_steps or (0, -1)
