@@ -45,7 +45,8 @@ def run(
         initial = np.stack(learned_fam(config, params, start))[:, None]
     fams = []
     for index in range(config.num_layers):
-        layer = Layer(config, take(params["layers"], index), index)
+        gate = params["fam"]["gate"][index] if config.memory.fam_gate and config.memory.fam_length else None
+        layer = Layer(config, take(params["layers"], index), index, gate)
         x, fam = read_document(layer, x, list(initial[index]), passed_LPFD is not None, start)
         fams.append(fam)
     hidden = [norm(config, token, params["final_norm"]["scale"]) for token in x]
@@ -86,12 +87,12 @@ def read_document(
                 fam_pairs.append(layer.key_value(fam[f], position))
         # a_t = attend(q_t, [K_{tau-M} .. K_{tau-1}, KF_{tau-1}, K_{tau,:t}]) + i_t
         for t in range(begin, end):
-            pairs = list(fam_pairs)
+            pairs = []
             for seen in range(max(0, begin - M * S), t + 1):
                 if any(window and t - seen >= window for window in windows):
                     continue
                 pairs.append(layer.key_value(x[seen], start + seen))
-            attended = layer.attend(layer.query(x[t], start + t), pairs)
+            attended = layer.attend_through_gate(layer.query(x[t], start + t), pairs, fam_pairs)
             out.append(layer.feed_forward(attended + x[t], x[t]))
         # F_tau = FF(norm(AF)) + AF,  AF = attend(QF, [KF_{tau-1}, K_tau]) + F_{tau-1}
         if F and end - begin == S:
@@ -146,6 +147,7 @@ class Layer:
     config: ModelConfig
     weights: dict
     index: int = 0
+    gate: np.ndarray | None = None
 
     def kind(self) -> str:
         """`global` or `local`."""
@@ -170,6 +172,18 @@ class Layer:
 
     def attend(self, query: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Softmax attention of one token to (key, value) pairs, through the output projection: [D]."""
+        return self.project(self.heads(query, pairs))
+
+    def attend_through_gate(self, query: np.ndarray, pairs: list[Any], fam_pairs: list[Any]) -> np.ndarray:
+        """`attend` to tokens and FAM; where there is a gate, by head so much of it, and the rest without FAM."""
+        heads = self.heads(query, fam_pairs + pairs)
+        if self.gate is not None:
+            without = self.heads(query, pairs)
+            heads = [g * a + (1 - g) * b for g, a, b in zip(self.gate, heads, without, strict=True)]
+        return self.project(heads)
+
+    def heads(self, query: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """Softmax attention of one token by head."""
         group = self.config.num_heads // self.config.num_kv_heads
         heads = []
         for n in range(self.config.num_heads):
@@ -179,6 +193,10 @@ class Layer:
             shares = np.exp(scores - scores.max())
             shares /= shares.sum()
             heads.append(sum(share * value[n // group] for share, (_, value) in zip(shares, pairs, strict=True)))
+        return heads
+
+    def project(self, heads: list[np.ndarray]) -> np.ndarray:
+        """The output projection: [D]."""
         out = np.einsum("nh,nhd->d", np.array(heads), self.weights["attention"]["output"])
         out = out + self.weights["attention"].get("output_bias", 0.0)
         return norm(self.config, out, self.weights["post_attention_norm"]["scale"]) if self.config.post_norms else out

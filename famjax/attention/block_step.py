@@ -144,10 +144,29 @@ def _beside_fam(own: np.ndarray, at: At, config: MemoryConfig) -> Any:
 def _attend_tokens(
     layer: LayerWeights, q: Queries, kv: KeysValues, segments: tuple[KeysValues, ...], at: At, kernel: Kernel
 ) -> Queries:
-    config, S = layer.memory, layer.memory.block_size
-    if kernel.name == "xla":
-        return attend(q[..., :S, :], seen_by_tokens(kv, segments, at, config), layer.scoring)
-    return fused.attend_block(q[..., :S, :], kv, segments, at, layer.scoring, config, kernel)
+    q = q[..., : layer.memory.block_size, :]
+
+    def heads(kv: KeysValues, config: MemoryConfig) -> Queries:
+        if kernel.name == "xla":
+            return attend(q, seen_by_tokens(kv, segments, at, config), layer.scoring)
+        return fused.attend_block(q, kv, segments, at, layer.scoring, config, kernel)
+
+    return gated(layer, lambda: heads(*without_fam(kv, layer.memory)), lambda: heads(kv, layer.memory))
+
+
+def gated(layer: LayerWeights, without: Callable[[], Array], with_fam: Callable[[], Array]) -> Array:
+    """What tokens get of their attention without FAM and with it: the latter, as in the paper, unless the layer has a
+    gate (`MemoryConfig.fam_gate`)."""
+    if layer.gate is None:
+        return with_fam()
+    heads = without()
+    return ((1 - layer.gate) * heads + layer.gate * with_fam()).astype(heads.dtype)
+
+
+def without_fam(kv: KeysValues, config: MemoryConfig) -> tuple[KeysValues, MemoryConfig]:
+    """A block's keys and values, and its settings, where FAM is hidden."""
+    k, v = (x[..., : config.block_size, :] for x in kv)
+    return (k, v), dataclasses.replace(config, fam_length=0)
 
 
 def _attend_fam(layer: LayerWeights, q: Queries, kv: KeysValues, at: At, kernel: Kernel) -> Queries:

@@ -46,6 +46,11 @@ class LayerWeights(Protocol):
         ...
 
     @property
+    def gate(self) -> Float[Array, "K G 1 1"] | None:
+        """How far FAM is open to tokens, by head; None: as in the paper (`MemoryConfig.fam_gate`)."""
+        ...
+
+    @property
     def key(self) -> Key[Array, ""] | None:
         """For dropout and noise on FAM, in training alone."""
         ...

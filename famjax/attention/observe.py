@@ -15,7 +15,7 @@ from famjax.attention.attend import Scoring, Source, attend
 from famjax.attention.memory import LayerMemory, LayerWeights, select_rows
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Float, Queries, Tree
+from famjax.dims import Array, Float, KeysValues, Queries, Tree
 
 # Labels the keys of each source: (kind, number of keys) to marks [C, n], so that attention is summed per label.
 Marks: TypeAlias = Callable[[str, int], np.ndarray]
@@ -69,8 +69,13 @@ def attention_of_blocks(
         if at.starts is not None and config.fam_length:
             fam = select_rows(at.starts, fresh, fam)
         q, kv = steps.project(layer, x, fam, at)
-        of_tokens = steps.seen_by_tokens(kv, segments, at, config)
-        tokens = attention_to(q[..., :S, :], of_tokens, _marks(marks, len(segments), config), layer.scoring)
+
+        def of_tokens(kv: KeysValues, config: MemoryConfig) -> Float[Array, "B K G S n"]:
+            sources = steps.seen_by_tokens(kv, segments, at, config)
+            return attention_to(q[..., :S, :], sources, _marks(marks, len(segments), config), layer.scoring)
+
+        without = lambda: of_tokens(*steps.without_fam(kv, config))
+        tokens = steps.gated(layer, without, lambda: of_tokens(kv, config))
         fams = jnp.zeros((*tokens.shape[:-2], before.fam.shape[-2], tokens.shape[-1]))
         if config.fam_length:
             of_fam = steps.seen_by_fam(kv, at, config)

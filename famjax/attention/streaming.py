@@ -10,7 +10,7 @@ import numpy as np
 
 from famjax.attention import masks
 from famjax.attention.attend import Source, attend, attend_ring
-from famjax.attention.block_step import fam_query_offsets, push_fam, residual_of
+from famjax.attention.block_step import fam_query_offsets, gated, push_fam, residual_of
 from famjax.attention.memory import LayerMemory, LayerWeights, fam_sources, select_rows, with_keys
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
@@ -48,7 +48,9 @@ def part_of_block(
     # Attend.
     with jax.named_scope("block_attention"):
         fams = fam_sources(memory, where.fam_updates[:, 0], _origin(where), config) if config.fam_length else []
-        heads = attend_ring(q[..., :Q, :], _ring(memory, offset, current, config), current, fams, layer.scoring)
+        ring = _ring(memory, offset, current, config)
+        of_tokens = lambda fams: attend_ring(q[..., :Q, :], ring, current, fams, layer.scoring)
+        heads = gated(layer, lambda: of_tokens([]), lambda: of_tokens(fams))
         if together:
             heads = jnp.concatenate([heads, _attend_fam(layer, q[..., Q:, :], memory, slot, fams)], axis=-2)
     # Output projection and feed-forward; FAM of the rows whose block is full.

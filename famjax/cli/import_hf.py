@@ -29,7 +29,8 @@ HELP = """Makes a model directory of a folder of Hugging Face transformers, and 
 
 Families: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text). Weights keep their type (bf16
 stays bf16), layers keep sliding windows of their own, and the tokenizer's files go along. FAM's prompt
-starts like the embeddings of tokens: normal with their mean and spread, or the embeddings of --fam-text.
+starts like the embeddings of tokens: normal with their mean and spread, or the embeddings of --fam-text. A gate
+before FAM is shut at first, so the model reads as it did; training opens it (docs/finetuning.md).
 A folder that `famjax export-hf` wrote brings its memory's settings and its prompt. DST appears when it is
 whole; the same command goes on with an import that was stopped or killed.
 """
@@ -42,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_memory_arguments(parser)
     parser.add_argument(
         "--fam-layers", metavar="WHICH", help="layers that get a FAM: all, global, local, or a pattern such as -----+"
+    )
+    parser.add_argument(
+        "--no-fam-gate",
+        action="store_true",
+        help="FAM is seen from the start, as in the paper, and harms until trained",
     )
     parser.add_argument("--fam-text", metavar="TEXT", help="FAM's prompt starts as this text's embeddings")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of FAM's prompt (default 0)")
@@ -63,6 +69,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     folder = Folder(args.source)
     bare = model_config(folder.config)
     settings = memory_overrides(args) | ({"fam_layers": args.fam_layers} if args.fam_layers else {})
+    settings |= {"fam_gate": False} if args.no_fam_gate else {}
     memory = imported_memory(bare, memory_of(folder.config), settings)
     dtype = _param_dtype(folder)
     config = dataclasses.replace(bare, memory=memory, param_dtype=dtype, dtype=dtype)
@@ -93,8 +100,8 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
 def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dict[str, Any]) -> MemoryConfig:
     """The memory that a model gets: what was asked for, else what an exported folder says, else the paper's.
 
-    The paper's three segments become more where the model's own sliding windows are longer, so that these
-    layers see all that they were trained to see.
+    A FAM that the folder does not bring has a gate, shut at first. The paper's three segments become more where the
+    model's own sliding windows are longer, so that these layers see all that they were trained to see.
     """
     memory = kept or MemoryConfig()
     if kept is None and "memory_segments" not in settings:
@@ -103,7 +110,11 @@ def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dic
             memory = dataclasses.replace(
                 memory, memory_segments=max(memory.memory_segments, -(-(model.local_window - 1) // block))
             )
+    if not (kept and kept.fam_length):
+        memory = dataclasses.replace(memory, fam_gate=settings.get("fam_length", memory.fam_length) > 0)
     memory = dataclasses.replace(memory, **settings)
+    if kept is not None and kept.fam_gate and memory.fam_length and not memory.fam_gate:
+        raise ConfigError("--no-fam-gate: the folder's FAM was trained with a gate; leave it out")
     if kept is not None and memory.fam_length > kept.fam_length > 0:
         raise ConfigError(
             f"fam_length {memory.fam_length} is not possible: the folder's FAM has {kept.fam_length} rows; "
@@ -193,7 +204,23 @@ def _pieces(
     for path, shape in shapes.items():
         if path.startswith("fam/"):
             read = lambda: first_fam(folder.read(embedding)).astype(np.float32)
+            if path == "fam/gate":
+                read = functools.partial(_gate, folder, shape)
             yield Piece(path, None, math.prod(shape) * 4, read)
+
+
+def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":
+    """The folder's own, or one that is shut."""
+    import numpy as np
+
+    from famjax.pretrained.folder import FAM_FILE, FAM_GATE
+
+    if FAM_GATE not in folder.fam:
+        return np.zeros(shape, np.float32)
+    gate = folder.read(FAM_GATE)
+    if gate.shape != shape:
+        raise ConfigError(f"{folder.path / FAM_FILE}: {FAM_GATE} is {list(gate.shape)}, not {list(shape)}")
+    return gate.astype(np.float32)
 
 
 def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:

@@ -58,6 +58,10 @@ class MemoryConfig:
         the first update adds the initial FAM, as every later one adds the FAM before it.
       fam_max_rms: a departure from the paper, 0 (off) by default: each new feedback activation whose root mean square
         over D is more than this is scaled down to it, so that FAM does not grow without end.
+      fam_gate: a departure from the paper, off by default: every layer has a weight g for each head, which starts at 0,
+        and a token's attention is (1 - g) of that without FAM and g of that with it. At 0 the model is the one without
+        FAM; at 1 it is the paper's. A pretrained model that is given a memory starts there, since a FAM
+        that was never trained destroys it.
       fam_noise: a departure from the paper, 0 by default: in training, the standard deviation of Gaussian noise that is
         added to each new feedback activation.
     """
@@ -77,6 +81,7 @@ class MemoryConfig:
     zero_first_residual: bool = True
     fam_max_rms: float = 0.0
     fam_noise: float = 0.0
+    fam_gate: bool = False
 
     @property
     def window(self) -> int:

@@ -53,6 +53,12 @@ class Layer:
         """(K, H)."""
         return self.config.num_kv_heads, self.config.head_dim
 
+    @property
+    def gate(self) -> Float[Array, "K G 1 1"] | None:
+        """How far FAM is open to tokens."""
+        gate = self.weights.get("fam_gate") if self.memory.fam_length else None
+        return None if gate is None else gate.reshape(-1, self.config.queries_per_kv, 1, 1)
+
     def without_arrays(self) -> "Layer":
         """The settings alone."""
         return Layer(self.config, self.settings)

@@ -57,8 +57,9 @@ LEARNED = Start()
 
 
 class Fam(nnx.Module):
-    """The only weight that FAM adds: the learned prompt [F, D] (or a prefix [L, F, D]), float32 in any case:
-    it is small, and trained also if the weights around it are frozen in bfloat16."""
+    """What FAM adds to the weights: the learned prompt [F, D] (or a prefix [L, F, D]) and, where it is asked for, the
+    gate [L, heads]. All float32 in any case: it is small, and trained also if the weights around it are frozen in
+    bfloat16."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         F, D, std, dtype = config.memory.fam_length, config.d_model, config.embedding_std, "float32"
@@ -66,6 +67,8 @@ class Fam(nnx.Module):
             self.prompt = weight(rngs, (F, D), std, ("fam", "embed"), dtype)
         else:
             self.prefix = weight(rngs, (F, D), std, ("fam", "embed"), dtype, stack=(config.num_layers,))
+        if config.memory.fam_gate:
+            self.gate = nnx.Param(jnp.zeros((config.num_layers, config.num_heads), dtype), axes=("layers", "heads"))
 
 
 class Transformer(nnx.Module):
@@ -288,11 +291,19 @@ class Transformer(nnx.Module):
 
     @property
     def _layers(self) -> LayerStack:
+        # A layer has its part of the gate among its weights.
+        gate = self.fam.gate if self.config.memory.fam_length and self.config.memory.fam_gate else None
         if isinstance(self.layers, LayerParams):
             weights = nnx.state(self.layers, nnx.Param)
-            return LayerStack(self.config, nnx.to_pure_dict(weights), axes_of(weights))
+            more = {} if gate is None else {"fam_gate": gate[...]}
+            names = {} if gate is None else {"fam_gate": gate.axes}
+            return LayerStack(self.config, nnx.to_pure_dict(weights) | more, axes_of(weights) | names)
         each = [nnx.state(layer, nnx.Param) for layer in self.layers]
-        return LayerStack(self.config, [nnx.to_pure_dict(weights) for weights in each], axes_of(each[0]))
+        layers = [nnx.to_pure_dict(weights) for weights in each]
+        if gate is None:
+            return LayerStack(self.config, layers, axes_of(each[0]))
+        layers = [one | {"fam_gate": gate[...][i]} for i, one in enumerate(layers)]
+        return LayerStack(self.config, layers, axes_of(each[0]) | {"fam_gate": gate.axes[1:]})
 
 
 def first_fam(

@@ -18,7 +18,7 @@ from famjax.config import ConfigError
 
 CONFIG_JSON = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FAM_FILE, FAM_PROMPT, FAM_PREFIX = "fam.safetensors", "fam_prompt", "fam_prefix"
+FAM_FILE, FAM_PROMPT, FAM_PREFIX, FAM_GATE = "fam.safetensors", "fam_prompt", "fam_prefix", "fam_gate"
 # What goes along as it is.
 CARRIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -55,7 +55,7 @@ class Folder:
       path: the folder.
       config: its config.json.
       tensors: by name.
-      fam: FAM's own tensors, `fam_prompt` or `fam_prefix`, by name; empty where it has none.
+      fam: FAM's own tensors, `fam_prompt` or `fam_prefix`, and `fam_gate`, by name; empty where it has none.
 
     Raises:
       ConfigError: something is missing, cut short, quantised or not known.

@@ -32,7 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Of the tree of weights, what belongs to FAM: {"prompt": [F, D]} or {"prefix": [L, F, D]}.
-FAM = "fam"
+FAM, GATE = "fam", "gate"
 
 Tree = Mapping[str, Any]
 # From a configuration to the shapes (`jax.ShapeDtypeStruct`) of its weights; the model knows them.
@@ -119,7 +119,7 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
     if FAM in params and stored.memory.fam_length > F:
         fam = params.pop(FAM)
         if F:
-            params[FAM] = jax.tree.map(lambda x: x[..., -F:, :], fam)
+            params[FAM] = {name: x if name == GATE else x[..., -F:, :] for name, x in fam.items()}
     return config, params
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from famjax.config import ConfigError, ModelConfig
 from famjax.nn.weights import parameter_shapes
 from famjax.runtime import checkpoint
-from famjax.runtime.checkpoint import FAM
+from famjax.runtime.checkpoint import FAM, GATE
 from famjax.runtime.model_dir import read_config
 
 Weights = dict[str, Any]
@@ -44,6 +44,7 @@ def adopt(
     _, found = checkpoint.load_model(source, shapes)
     have, want = _flatten(found), _flatten(fresh)
     _check(source, have, want)
+    _check_gate(source, have, model)
     taken, lines = dict(want), []
     for path, array in want.items():
         if path not in have and path.startswith(LORA):
@@ -70,6 +71,7 @@ def check(source: str | Path, model: ModelConfig) -> str:
     _check_lora(source, read_config(source), model)
     have, want = (_flatten(parameter_shapes(config)) for config in (read_config(source), model))
     _check(source, have, want)
+    _check_gate(source, have, model)
     new = [path for path in want if path not in have or have[path].shape != want[path].shape]
     new = [path for path in new if not path.startswith(LORA)] + _new_lora(have, want, model)
     return f"the weights in {source}" + (f"; new, or new in part: {', '.join(new)}" if new else "")
@@ -89,6 +91,12 @@ def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> 
             f"{source} has LoRA of rank {has.rank}: train on with the rank, alpha and projections in its model.json, "
             f"or merge it first, with export-hf and import-hf"
         )
+
+
+def _check_gate(source: str | Path, have: Weights, model: ModelConfig) -> None:
+    """Raises `ConfigError` where a FAM would be seen in full that was shut, or half open, in the source."""
+    if f"{FAM}/{GATE}" in have and model.memory.fam_length and not model.memory.fam_gate:
+        raise ConfigError(f"{source} has a gate before FAM: train on with fam_gate True, as its model.json has it")
 
 
 def _check(source: str | Path, have: Weights, want: Weights) -> None:

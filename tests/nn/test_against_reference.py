@@ -28,6 +28,8 @@ CASES = {
     "three-fams-float": tiny.config(previous_fams=3, fam_position="float"),
     "fam-bounded": tiny.config(fam_max_rms=1.2, memory_segments=0),
     "first-residual-two-fams": tiny.config(zero_first_residual=False, previous_fams=2),
+    "gate-grouped": tiny.config(fam_gate=True, num_heads=4, fam_layers="-+", num_layers=4),
+    "gate-unrolled": tiny.config(fam_gate=True, memory_segments=0, scan_layers=False, previous_fams=2),
     "two-fams-zero": tiny.config(previous_fams=2, fam_position="zero"),
     "prefix-qk-norm": tiny.config(fam_init="prefix", qk_norm=True),
     "window5-segments2": tiny.config(token_window=5, memory_segments=2),

@@ -20,6 +20,7 @@ CASES = {
     "fam-segments0-two-fams": tiny.config(previous_fams=2, memory_segments=0),
     "fam-segments3-grouped": tiny.config(memory_segments=3, num_heads=4),
     "bswa-segments3": tiny.config(fam_length=0, memory_segments=3, num_heads=4),
+    "gate-grouped": tiny.config(fam_gate=True, num_heads=4),
     "window5-segments2": tiny.config(token_window=5, memory_segments=2),
 }
 

@@ -1,0 +1,55 @@
+"""The gate before FAM: shut it changes nothing, open it is the paper's; it has a gradient from the first step."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from famjax.config import ModelConfig
+from tests import tiny
+
+GATED = tiny.config(fam_gate=True, num_heads=4)
+
+
+def without(config: ModelConfig, **changes: object) -> ModelConfig:
+    return dataclasses.replace(config, memory=dataclasses.replace(config.memory, **changes))
+
+
+def at(params: dict, gate: float) -> dict:
+    return params | {"fam": params["fam"] | {"gate": jnp.full_like(params["fam"]["gate"], gate)}}
+
+
+def plain(params: dict) -> dict:
+    return params | {"fam": {"prompt": params["fam"]["prompt"]}}
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_shut_and_open(gate: float) -> None:
+    """A gate of 0 gives the hidden states of the model without FAM, one of 1 those of the paper's, however large the
+    prompt: it is scaled by a thousand here."""
+    config = GATED
+    params = at(tiny.parameters(config), gate)
+    params["fam"]["prompt"] = 1000 * params["fam"]["prompt"]
+    tokens = tiny.tokens(config, 2, 22)
+    hidden, _ = tiny.whole(config, params, tokens)
+    streamed, _ = tiny.stream(config, params, tokens, width=4)
+    other = without(config, fam_gate=False, **({} if gate else {"fam_length": 0}))
+    theirs = plain(params) if gate else {name: tree for name, tree in params.items() if name != "fam"}
+    tiny.assert_close(hidden, tiny.whole(other, theirs, tokens)[0])
+    tiny.assert_close(streamed, tiny.stream(other, theirs, tokens, width=4)[0])
+
+
+def test_a_shut_gate_has_a_gradient() -> None:
+    """The gradient is that of the hidden states' difference; FAM's prompt gets one once the gate is ajar."""
+    params, tokens = tiny.parameters(GATED), tiny.tokens(GATED, 2, 22)
+    target = np.random.default_rng(0).normal(size=(2, 22, GATED.d_model))
+
+    def loss(params: dict) -> jax.Array:
+        return (tiny.whole_untraced(GATED, params, tokens)[0] * target).sum()
+
+    grads = jax.jit(jax.grad(loss), compiler_options=tiny.COMPILE_FAST)
+    shut, ajar = grads(at(params, 0.0))["fam"], grads(at(params, 0.1))["fam"]
+    assert (np.abs(shut["gate"]) > 1e-3).all()
+    assert not shut["prompt"].any() and np.abs(ajar["prompt"]).max() > 1e-3
