@@ -17,7 +17,7 @@ from famjax.config.checks import (
 from famjax.config.data import TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.mesh import check_mesh, mesh_sizes
-from famjax.config.model import ModelConfig
+from famjax.config.model import LoraConfig, ModelConfig
 from famjax.config.optimizer import OptimizerConfig
 
 
@@ -65,6 +65,11 @@ class TrainConfig:
         next updates move it as they move a young one. FAM grows with every update and so moves less and less: with
         this, a few steps of training stand for very many updates of reading (docs/memory.md).
       carried_fam_share: share of the rows, the first ones, in which that is done; the others carry FAM as it is.
+      fam_opening_steps: steps in which the gate before FAM (`MemoryConfig.fam_gate`) is opened, by the same part at
+        each; 0 learns it, as other weights. Only shut gates are opened: one that is further open stays.
+      distillation: weight of a second loss, 0 (off) by default: the divergence of every token's prediction from that
+        of the same model without FAM and LoRA, whose tokens see their whole row. It needs no labels, teaches what
+        lies beyond the window, and keeps the model what it was.
       fam_growth_loss: weight of FAM's growth, its root mean square's a block, in rows that go on from the step before.
         An addition to the paper, 0 (off) by default: what an update adds for ever dilutes what FAM holds.
     """
@@ -100,6 +105,8 @@ class TrainConfig:
     loss_chunk: int = 2048
     z_loss: float = 0.0
     fam_growth_loss: float = 0.0
+    fam_opening_steps: int = 0
+    distillation: float = 0.0
     carried_fam_rms: float = 0.0
     carried_fam_share: float = 1.0
 
@@ -136,7 +143,7 @@ class TrainConfig:
         self._check_trained()
         check_mesh(self.mesh)
         at_least("MICROBATCHES", self.microbatches, 1)
-        for name in ("loss_chunk", "z_loss", "fam_growth_loss", "carried_fam_rms"):
+        for name in ("loss_chunk", "z_loss", "fam_growth_loss", "carried_fam_rms", "fam_opening_steps", "distillation"):
             at_least(name, getattr(self, name), 0)
         probability("carried_fam_share", self.carried_fam_share)
         self._check_rows()
@@ -146,7 +153,19 @@ class TrainConfig:
     def tuning(self) -> OptimizerConfig:
         """The optimizer's settings with `trained` decided: which weights are frozen depends on the model."""
         auto = "lora" if self.model.lora.rank else "all"
-        return dataclasses.replace(self.optimizer, trained=auto) if self.optimizer.trained == "auto" else self.optimizer
+        trained = auto if self.optimizer.trained == "auto" else self.optimizer.trained
+        # A gate that a schedule opens is no weight to learn.
+        table = self.optimizer.parameters | ({"fam/gate": {"frozen": True}} if self.fam_opening_steps else {})
+        return dataclasses.replace(self.optimizer, trained=trained, parameters=table)
+
+    @property
+    def teacher(self) -> ModelConfig:
+        """What `distillation` compares the model with."""
+        segments = max(1, self.sequence_length // self.model.memory.block_size) - 1
+        memory = dataclasses.replace(
+            self.model.memory, fam_length=0, fam_gate=False, memory_segments=segments, token_window=0
+        )
+        return dataclasses.replace(self.model, memory=memory, lora=LoraConfig())
 
     @property
     def saves_a_part(self) -> bool:
@@ -155,6 +174,13 @@ class TrainConfig:
 
     def _check_trained(self) -> None:
         trained = self.optimizer.trained
+        if self.fam_opening_steps and not (self.model.memory.fam_gate and self.model.memory.fam_length):
+            raise ConfigError("fam_opening_steps is set, but the model has no gate before FAM to open; set it to 0")
+        if self.distillation and self.tuning.trained not in ("lora", "prompt"):
+            raise ConfigError(
+                f"distillation compares the model with its frozen base, but all of its weights are trained "
+                f"(OptimizerConfig.trained is {trained!r}); set LORA_RANK, or distillation to 0"
+            )
         if trained == "lora" and not self.model.lora.rank:
             raise ConfigError("OptimizerConfig.trained is 'lora', but LORA_RANK is 0; set it, for example to 64")
         if trained == "prompt" and not self.model.memory.fam_length:

@@ -1,5 +1,6 @@
-"""Cross entropy at the positions that carry a loss."""
+"""Cross entropy at the positions that carry a loss, and how far a model is from its teacher."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -11,6 +12,8 @@ from famjax.nn.model import Transformer
 
 # Of rows: sums of the cross entropies and of the z losses of their tokens, and which of them are right.
 Costs: TypeAlias = tuple[Float[Array, "B"], Float[Array, "B"], Bool[Array, "B W"]]
+# From hidden states to logits.
+Logits: TypeAlias = Callable[[Array], Array]
 
 
 class Loss(NamedTuple):
@@ -70,25 +73,61 @@ def weighted_loss(
         hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)  # [B, W, D]
     if total_weight is None:
         total_weight = weights.sum()
-    B, W = targets.shape
+
+    def part(logits_of: Logits, hidden: Array, targets: Array, weights: Array) -> Costs:
+        logits = logits_of(hidden)
+        nll, log_z = _cross_entropy(logits, targets)
+        return (nll * weights).sum(-1), (log_z**2 * weights).sum(-1), logits.argmax(-1) == targets
+
+    nll_B, z_B, correct = _by_rows(model, part, (hidden, targets, weights), tokens_at_once)
+    nll, z = (x.sum() / jnp.maximum(total_weight, 1e-9) for x in (nll_B, z_B))
+    return Loss(nll, z_loss * z, correct)
+
+
+@jax.named_scope("loss")
+def divergence(
+    model: Transformer, hidden: Float[Array, "B T D"], teacher: Float[Array, "B T D"], weights: Float[Array, "B T"],
+    total_weight: Float[Array, ""], tokens_at_once: int = 0,
+) -> tuple[Float[Array, ""], Bool[Array, "B T"]]:  # fmt: skip
+    """Distillation (Hinton et al. 2015): sum(w KL(teacher || model)) / total_weight, over the whole vocabulary.
+
+    Args:
+      model: makes logits of both; the table has no gradient by way of the teacher.
+      hidden, teacher: hidden states after the final norm, of the model and of its teacher.
+      weights: of tokens.
+      total_weight, tokens_at_once: see `weighted_loss`.
+
+    Returns:
+      The loss, and where both have the same first choice.
+    """
+
+    def part(logits_of: Logits, hidden: Array, weights: Array, teacher: Array) -> Costs:
+        ours = jax.nn.log_softmax(logits_of(hidden))
+        theirs = jax.lax.stop_gradient(jax.nn.log_softmax(logits_of(teacher)))
+        kl = (jnp.exp(theirs) * (theirs - ours)).sum(-1)
+        sums = (kl * weights).sum(-1)
+        return sums, jnp.zeros_like(sums), ours.argmax(-1) == theirs.argmax(-1)
+
+    teacher = jax.lax.stop_gradient(teacher)
+    kl_B, _, agrees = _by_rows(model, part, (hidden, weights, teacher), tokens_at_once)
+    return kl_B.sum() / jnp.maximum(total_weight, 1e-9), agrees
+
+
+def _by_rows(model: Transformer, part: Callable[..., Costs], args: tuple[Array, ...], tokens_at_once: int) -> Costs:
+    """part(logits_of, *args), so many tokens of the arguments [B, W] or [B, W, D] at a time, each device its rows."""
+    B, W = args[1].shape
     width = max(1, tokens_at_once // B) if tokens_at_once else W
 
     def of_rows(table: Float[Array, "..."], *args: Array) -> Costs:
-        def part(hidden: Float[Array, "B W D"], targets: Int[Array, "B W"], weights: Float[Array, "B W"]) -> Costs:
-            logits = model.logits(hidden, table)
-            nll, log_z = _cross_entropy(logits, targets)
-            return (nll * weights).sum(-1), (log_z**2 * weights).sum(-1), logits.argmax(-1) == targets
-
-        return _in_chunks(part, width, args)
+        return _in_chunks(functools.partial(part, lambda hidden: model.logits(hidden, table)), width, args)
 
     table, axes = model.vocabulary_weights
     placement, run = model.execution.placement, of_rows
     if placement is not None and B % placement.row_shards == 0:
         # Left to the compiler, the table would be gathered, and its gradient summed over devices, for every chunk.
         run = placement.by_rows(of_rows, axes, model.config.dtype, (0,) * 3, (0,) * 3)
-    nll_B, z_B, correct = run(table, hidden, targets, weights)
-    nll, z = (x.sum() / jnp.maximum(total_weight, 1e-9) for x in (nll_B, z_B))
-    return Loss(nll, z_loss * z, correct)
+    costs: Costs = run(table, *args)
+    return costs
 
 
 def _in_chunks(part: Callable[..., Costs], width: int, args: tuple[Array, ...]) -> Costs:

@@ -22,7 +22,7 @@ from famjax.runtime import sharding
 from famjax.runtime.on_mesh import placement
 from famjax.train import optim
 from famjax.train import state as states
-from famjax.train.loss import weighted_loss
+from famjax.train.loss import divergence, weighted_loss
 from famjax.train.norms import squares
 from famjax.train.state import TrainState
 
@@ -39,12 +39,12 @@ class Part(NamedTuple):
     """Auxiliary outputs of one microbatch.
 
     Attributes:
-      costs: (cross entropy, z loss, loss of growth), its parts of the batch's.
+      costs: by their names in the metrics (`loss`, the cross entropy; `z_loss` ...), its parts of the batch's.
       passed: (FAM, its updates) of its first row, which random state passing hands on.
       rows: by row, `correct` [B, W] and `memory` (rows first) after the last token, or None.
     """
 
-    costs: tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]
+    costs: dict[str, Float[Array, ""]]
     passed: tuple[Float[Array, "L P F D"], Int[Array, ""]]
     rows: dict[str, Any]
 
@@ -113,7 +113,8 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
     If the loss or gradient norm is not finite, the update is skipped and only `step` advances.
 
-    Its metrics: `loss` (cross entropy), `z_loss` and `fam_growth_loss` (what is added to it) if asked for,
+    Its metrics: `loss` (cross entropy); `z_loss`, `fam_growth_loss` and `distillation_loss` (what is added to it) if
+    asked for; `fam_gate` (the mean, after the step) if there is one;
     `accuracy` (share of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real
     ones, of the whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
     and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
@@ -124,11 +125,12 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
     def loss_fn(
         trained: Weights, frozen: Weights, state: TrainState, key: Key[Array, ""], part: Microbatch,
-        weight: Float[Array, ""],
+        totals: tuple[Float[Array, ""], Int[Array, ""]],
     ) -> tuple[Float[Array, ""], Part]:  # fmt: skip
-        """What a microbatch adds to the batch's loss, whose weights sum to `weight`."""
+        """What a microbatch adds to the batch's loss; `totals` are the batch's sum of weights and its tokens."""
         batch, shift, memory, numbers = part
-        model = build(config, mesh, optim.join_frozen(trained, frozen))
+        params = optim.join_frozen(trained, frozen)
+        model = build(config, mesh, params)
         # Forward: rows continue their documents or start new ones.
         before = memory
         if before is not None:
@@ -139,26 +141,35 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         hidden, after = model(batch.tokens, before, batch.count, start=start, layout=layout, key=noise)
         # Loss.
         loss = weighted_loss(
-            model, hidden, batch.positions, batch.targets, batch.weights, total_weight=weight,
+            model, hidden, batch.positions, batch.targets, batch.weights, total_weight=totals[0],
             tokens_at_once=tokens_at_once, z_loss=config.z_loss,
         )  # fmt: skip
-        grown = jnp.float32(0.0)
-        if config.fam_growth_loss and before is not None:
-            grown = config.fam_growth_loss * growth(before, after, batch) / config.batch_size
+        costs = {"loss": loss.cross_entropy}
+        if config.z_loss:
+            costs["z_loss"] = loss.z_loss
+        if config.fam_growth_loss:
+            grown = growth(before, after, batch) if before is not None else 0.0
+            costs["fam_growth_loss"] = jnp.asarray(config.fam_growth_loss * grown / config.batch_size, jnp.float32)
+        if config.distillation:
+            theirs = whole_rows(config, mesh, params, batch)
+            real = (jnp.arange(hidden.shape[1]) < batch.count[:, None]).astype(jnp.float32)
+            far, _ = divergence(model, hidden, theirs, real, totals[1], tokens_at_once)
+            costs["distillation_loss"] = config.distillation * far
         # What the next step may need.
         passed_fam = sharding.constrain(after.stacked.fam[:, 0], (None,) * 4, mesh)
         rows = {"correct": loss.correct, "memory": rows_first(after) if config.carries_memory else None}
-        out = Part((loss.cross_entropy, loss.z_loss, grown), (passed_fam, after.fam_updates[0]), rows)
-        return loss.total + grown, jax.lax.stop_gradient(out)
+        out = Part(costs, (passed_fam, after.fam_updates[0]), rows)
+        return sum(costs.values(), jnp.float32(0.0)), jax.lax.stop_gradient(out)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
         trained, frozen = optim.split_frozen(config.tuning, state.params)
         weight = batch.weights.sum()
+        totals = weight, batch.count.sum()
 
         def one(part: Microbatch) -> tuple[Weights, Part]:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
-            (_, out), grads = gradient(trained, frozen, state, key, part, weight)
+            (_, out), grads = gradient(trained, frozen, state, key, part, totals)
             return jax.lax.with_sharding_constraint(grads, gradients_lie), out
 
         memory = None if state.memory is None else rows_first(state.memory)
@@ -166,7 +177,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         grads, out = accumulate(one, config.microbatches, (batch, shift, memory, numbers))
         with jax.named_scope("optimizer"):
             updates, opt_state = tx.update(grads, state.opt_state, trained)
-            params = optim.join_frozen(optax.apply_updates(trained, updates), frozen)
+            params = opened(optim.join_frozen(optax.apply_updates(trained, updates), frozen), config, state.step + 1)
         correct, memory = out.rows["correct"], out.rows["memory"]
         if config.carries_memory:
             memory = rescaled(rows_first(memory, back=True), config.carried_fam_rms, config.carried_fam_share)
@@ -177,9 +188,9 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             norm = optax.tree.norm(grads)
             sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
             sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
-            new = select(jnp.isfinite(norm) & jnp.isfinite(sum(out.costs)), new, state)
+            new = select(jnp.isfinite(norm) & jnp.isfinite(sum(out.costs.values())), new, state)
         metrics = {
-            "loss": out.costs[0],
+            **out.costs,
             "accuracy": (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9),
             "gradient_norm": norm,
             "tokens": batch.count.sum(),
@@ -187,11 +198,29 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             "squares": sums,
             "update_norm": jnp.sqrt(sum(values.sum() for values in sums["update"].values())),
         }
-        metrics |= {"z_loss": out.costs[1]} if config.z_loss else {}
-        metrics |= {"fam_growth_loss": out.costs[2]} if config.fam_growth_loss else {}
+        if config.model.memory.fam_gate and config.model.memory.fam_length:
+            metrics["fam_gate"] = new.params["fam"]["gate"].mean()
         return dataclasses.replace(new, step=state.step + 1), metrics
 
     return step
+
+
+def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weights:
+    """Weights with a gate before FAM as far open as it is after a number of steps, if that is a matter of steps."""
+    if not config.fam_opening_steps:
+        return params
+    gate = params["fam"]["gate"]
+    gate = jnp.maximum(gate, jnp.minimum(step / config.fam_opening_steps, 1.0).astype(gate.dtype))
+    return params | {"fam": params["fam"] | {"gate": gate}}
+
+
+def whole_rows(config: TrainConfig, mesh: Mesh, params: Weights, batch: Batch) -> Float[Array, "B T D"]:
+    """Hidden states of `TrainConfig.teacher`, whose tokens see their document as far as the row has it."""
+    layers = {name: tree for name, tree in params["layers"].items() if name != "lora"}
+    base = {name: tree for name, tree in params.items() if name != "fam"} | {"layers": layers}
+    model = build(dataclasses.replace(config, model=config.teacher), mesh, jax.lax.stop_gradient(base))
+    hidden, _ = model(batch.tokens, None, batch.count, layout=Layout(batch.starts, None, None))
+    return jax.lax.stop_gradient(hidden)
 
 
 def rescaled(memory: MemoryState, most: float, share: float = 1.0) -> MemoryState:

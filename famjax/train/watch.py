@@ -127,7 +127,7 @@ class Watch:
         sums = jax.device_get(metrics["squares"])
         more: dict[str, Any] = {
             name: float(metrics[name])
-            for name in ("z_loss", "fam_growth_loss", "gradient_norm", "accuracy")
+            for name in ("z_loss", "fam_growth_loss", "distillation_loss", "fam_gate", "gradient_norm", "accuracy")
             if name in metrics
         }
         more["learning_rate"] = float(self._rates(step - 1))

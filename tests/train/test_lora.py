@@ -230,3 +230,19 @@ def test_a_pattern_that_trains_more_saves_more(source, tmp_path):
     moved = {"final_norm/scale", "layers/attention_norm/scale", "layers/ff_norm/scale"}
     assert moved <= stored(tmp_path / "m", 1) and moved <= changed(tmp_path / "m", source)
     assert steps.latest_step(tmp_path / "m") == 1
+
+
+def test_an_imported_gate_is_opened_and_saved(tmp_path, source):
+    """From a model without a gate, as an older import is: new, shut, half open in the checkpoint between, open at the
+    end, and read again. Training on without the gate is refused."""
+    gated = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_gate=True))
+    run(tmp_path / "opened", source, model=gated, fam_opening_steps=4, distillation=0.5)
+    at = lambda step: load_model(tmp_path / "opened" / "checkpoints" / str(step), parameter_shapes)[1]
+    gates = [at(step)["fam"]["gate"] for step in (2, 4)]
+    np.testing.assert_array_equal(gates[0], np.full((2, 2), 0.5))
+    np.testing.assert_array_equal(gates[1], np.ones((2, 2)))
+    lines = [json.loads(line) for line in (tmp_path / "opened" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["fam_gate"] for line in lines] == [0.25, 0.5, 0.75, 1.0]
+    assert all(line["distillation_loss"] > 0 for line in lines)
+    with pytest.raises(ConfigError, match="has a gate before FAM: train on with fam_gate True"):
+        initial.check(tmp_path / "opened", MODEL)

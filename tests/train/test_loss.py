@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from famjax.train.loss import cross_entropy, weighted_loss
+from famjax.train.loss import cross_entropy, divergence, weighted_loss
 from tests import tiny
 
 
@@ -123,3 +123,29 @@ def test_loss_is_the_weighted_mean_and_weight_zero_changes_nothing():
     for b in range(2):
         for t in range(8):
             assert gradient[b, t].any() == ((b, t) in touched)
+
+
+@pytest.mark.parametrize("tokens_at_once", [0, 3, 4])
+def test_divergence_from_a_teacher(tokens_at_once):
+    """sum w KL(teacher || model) over the vocabulary against float64; its gradient is the model's alone, w (p - q)
+    through the table; where both agree in their first choice."""
+    config = tiny.config()
+    params, rng = tiny.parameters(config), np.random.default_rng(0)
+    ours, theirs = (rng.normal(size=(2, 8, config.d_model)).astype(np.float32) for _ in range(2))
+    weights = rng.integers(0, 3, (2, 8)).astype(np.float32)
+    table = np.asarray(params["embedding"], np.float64)
+
+    def softmax(hidden):
+        z = hidden.astype(np.float64) @ table.T
+        z = np.exp(z - z.max(-1, keepdims=True))
+        return z / z.sum(-1, keepdims=True)
+
+    def loss(hidden, theirs):
+        return divergence(tiny.build(config, params), hidden, theirs, weights, np.float32(7.0), tokens_at_once)
+
+    (found, agrees), grads = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(ours, theirs)
+    p, q = softmax(ours), softmax(theirs)
+    assert float(found) == pytest.approx((weights * (q * np.log(q / p)).sum(-1)).sum() / 7, rel=1e-5)
+    tiny.assert_close(grads[0], weights[..., None] * ((p - q) @ table) / 7)
+    assert not grads[1].any()
+    np.testing.assert_array_equal(agrees, p.argmax(-1) == q.argmax(-1))

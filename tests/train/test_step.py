@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from famjax.config import OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.config import LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
 from famjax.runtime.mesh import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
-from famjax.train.step import make_step, position_shift
+from famjax.train.step import make_step, opened, position_shift
 from tests import tiny
 
 
@@ -170,3 +170,50 @@ def test_position_offsets_are_drawn_for_each_row_and_only_where_they_matter():
     assert drawn.mean() == pytest.approx(np.pi * 100, rel=0.05)
     relative = dataclasses.replace(memory, fam_position="last")
     assert position_shift(relative, 100.0, jax.random.key(0), 4) is None
+
+
+def distilled(microbatches=1):
+    """A step that distils, its state, whose gate is half open, and a batch."""
+    config = tiny.config(
+        vocab_size=128, block_size=32, memory_segments=1, fam_length=3, random_state_passing=0.0, fam_gate=True,
+        lora=LoraConfig(rank=2),
+    )  # fmt: skip
+    task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 320, 32, 2, 128, 0)
+    training = TrainConfig(
+        model_dir="none", model=config, batch_size=2, sequence_length=320, distillation=0.5, microbatches=microbatches,
+        optimizer=OptimizerConfig(learning_rate=0.0),
+    )  # fmt: skip
+    tx, mesh = optim.optimizer(training.tuning, 10), make_mesh()
+    state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
+    return training, jax.jit(make_step(training, tx, mesh)), state, task.batch(0, task.start())[0]
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_the_teacher_is_the_base_over_its_whole_row(microbatches):
+    """Every real token's divergence from the model without FAM and LoRA, with so many segments that a token sees its
+    document from the row's beginning: here by that model itself, and a softmax in NumPy."""
+    training, step, state, batch = distilled(microbatches)
+    params = state.params
+    base = {name: tree for name, tree in params.items() if name != "fam"}
+    base["layers"] = {name: tree for name, tree in params["layers"].items() if name != "lora"}
+    whole = tiny.config(vocab_size=128, block_size=32, memory_segments=9, fam_length=0)
+    theirs, _ = tiny.whole(whole, base, batch.tokens, count_B=batch.count, starts_BN=batch.starts)
+    ours, _ = tiny.whole(training.model, params, batch.tokens, count_B=batch.count, starts_BN=batch.starts)
+    p, q = (np.asarray(jax.nn.log_softmax(x @ params["embedding"].T), np.float64) for x in (ours, theirs))
+    real = np.arange(320) < batch.count[:, None]
+    wanted = ((np.exp(q) * (q - p)).sum(-1) * real).sum() / real.sum()
+    _, metrics = step(state, batch)
+    assert wanted > 0.01
+    assert float(metrics["distillation_loss"]) == pytest.approx(0.5 * wanted, rel=1e-4)
+
+
+def test_a_gate_opens_by_steps_and_never_shuts():
+    """step / fam_opening_steps, but what is further open stays; without a schedule it is left alone."""
+    training, _, state, _ = distilled()
+    half = jax.tree.map(lambda x: x, state.params)
+    half["fam"]["gate"] = np.array([[0.0, 0.5], [1.0, 0.2]], np.float32)
+    opens = dataclasses.replace(training, fam_opening_steps=10)
+    np.testing.assert_allclose(opened(half, opens, 3)["fam"]["gate"], [[0.3, 0.5], [1.0, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(opened(half, opens, 25)["fam"]["gate"], 1.0)
+    assert opened(half, training, 3) is half
+    assert opens.tuning.settings_of("fam/gate")["frozen"] and not training.tuning.settings_of("fam/gate")["frozen"]
