@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from famjax.nn.lora import merge
 from famjax.nn.model import Transformer
 from famjax.nn.weights import parameter_axes, parameter_shapes, structure, unstacked
 from famjax.runtime import sharding
-from famjax.runtime.checkpoint import FAM, load_model
+from famjax.runtime.checkpoint import FAM, GATE, load_model
+from famjax.runtime.distributed import is_primary
 from famjax.runtime.mesh import make_mesh
 from famjax.runtime.on_mesh import placement
 
@@ -47,8 +49,17 @@ def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory:
     config = dataclasses.replace(config, attention_kernel="auto")
     params = {name: part if name == FAM else _rounded(part, config.dtype, name) for name, part in params.items()}
     execution = Execution.of(config, None if devices is None else placement(devices))
+    _say_if_shut(model_dir, params)
     model: Transformer = nnx.merge(structure(config, execution), params)
     return unstacked(model)
+
+
+def _say_if_shut(model_dir: str | Path, params: dict[str, Any]) -> None:
+    """A model that was given a memory and not yet trained reads as if it had none: nobody shall take that for FAM."""
+    gate = params.get(FAM, {}).get(GATE)
+    if gate is not None and not gate.any() and is_primary():
+        print(f"{model_dir}: its memory is shut, FAM changes nothing yet; training opens it (docs/finetuning.md)",
+              file=sys.stderr)  # fmt: skip
 
 
 def _placed_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
