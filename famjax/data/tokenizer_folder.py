@@ -181,10 +181,8 @@ class _Pieces:
     """
 
     def __init__(self, content: bytes, place: str):
-        try:
-            from sentencepiece import sentencepiece_model_pb2
-        except ImportError as error:
-            raise ConfigError(f"{place} needs sentencepiece and protobuf: pip install -e '.[tokenizers]'") from error
+        from sentencepiece import sentencepiece_model_pb2
+
         format: Any = sentencepiece_model_pb2  # its classes are made when it is imported
         self._proto = format.ModelProto()
         try:

@@ -132,10 +132,8 @@ class SentencePieceVocabulary:
     """
 
     def __init__(self, content: bytes, place: str):
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise ConfigError(f"{place} needs sentencepiece: pip install -e '.[tokenizers]'") from error
+        import sentencepiece
+
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.LoadFromSerializedProto(content)
@@ -173,10 +171,6 @@ class TokenizerVocabulary:
     """
 
     def __init__(self, kept: Mapping[str, bytes], place: str):
-        try:
-            import tokenizers  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(f"{place} needs tokenizers: pip install -e '.[tokenizers]'") from error
         self._tokenizer, self.names, specials = build(kept, place)
         self._decoders = _kinds(self._tokenizer.decoder)
         ids = self._tokenizer.get_vocab(with_added_tokens=True)

@@ -37,10 +37,8 @@ class ChatTemplate:
         Raises:
           ConfigError: the template refuses the conversation.
         """
-        try:
-            from jinja2 import TemplateError
-        except ImportError as error:
-            raise ConfigError("a chat template needs jinja2: pip install -e '.[chat]'") from error
+        from jinja2 import TemplateError
+
         if not add_generation_prompt:
             last = messages[-1]
             messages = [*messages[:-1], {**last, "content": last["content"] + _END}]

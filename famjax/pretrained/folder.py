@@ -86,9 +86,15 @@ class Folder:
             array: np.ndarray = file.get_tensor(name)
         return array
 
-    def carried(self) -> list[Path]:
+    def carried(self) -> dict[str, bytes]:
         """Tokenizer files and their like, which go along as they are."""
-        return [self.path / name for name in CARRIED if (self.path / name).is_file()]
+        return {name: (self.path / name).read_bytes() for name in CARRIED if (self.path / name).is_file()}
+
+    def vocabulary(self) -> dict[str, bytes]:
+        """What makes a vocabulary (`data.vocabulary.vocabulary_from`)."""
+        from famjax.data.vocabulary import vocabulary_files
+
+        return vocabulary_files(str(self.path))
 
 
 def files_of_import(model_dir: Path) -> dict[str, bytes]:
