@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from famjax.runtime.pieces import Piece
 
 NAME = "import-hf"
-HELP = """Makes a model directory of a folder of Hugging Face transformers, and gives the model a working memory.
+HELP = """Makes a model directory of a Hugging Face folder or a GGUF file, and gives the model a working memory.
 
   famjax import-hf ~/models/Llama-3.2-1B runs/llama
   famjax import-hf ~/models/gemma-3-1b-pt runs/gemma --fam-layers global
+  famjax import-hf SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2 --block-size 256
 
 Families: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text). Weights keep their type (bf16
 stays bf16), layers keep sliding windows of their own, and the tokenizer's files go along. FAM's prompt
@@ -38,7 +39,7 @@ whole; the same command goes on with an import that was stopped or killed.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax import-hf`."""
-    parser.add_argument("source", metavar="SRC", help="folder with config.json and safetensors")
+    parser.add_argument("source", metavar="SRC", help="folder with config.json and safetensors, or a GGUF file")
     parser.add_argument("target", metavar="DST", help="the model directory to make; it must not exist yet")
     add_memory_arguments(parser)
     parser.add_argument(
