@@ -87,13 +87,13 @@ class Story:
             "base", "story_base.gin", TEXTS=f"{self.texts}/train/*.txt", QUIZZES=str(quizzes),
             VOCABULARY=f"{tokenizer}/tokenizer.json",
         )  # fmt: skip
-        self.once("llama", "export-hf", self.at / "base", self.at / "llama")
+        verbs.once(self.at / "llama", "export-hf", self.at / "base", self.at / "llama")
 
     def fine_tuned(self) -> None:
         """Imported with a memory (`imported`) and as it was (`before`); LoRA on the pass key and on long documents."""
         llama = self.at / "llama"
-        self.once("before", "import-hf", llama, self.at / "before", *MEMORY, "--fam-length", "0")
-        self.once("imported", "import-hf", llama, self.at / "imported", *MEMORY, "--fam-length", FAM_LENGTH)
+        verbs.once(self.at / "before", "import-hf", llama, self.at / "before", *MEMORY, "--fam-length", "0")
+        verbs.once(self.at / "imported", "import-hf", llama, self.at / "imported", *MEMORY, "--fam-length", FAM_LENGTH)
         self.train("passkey", "story_passkey.gin", INITIAL_CHECKPOINT_PATH=str(self.at / "imported"))
         for name, start in (("texts", "imported"), ("texts_twin", "before")):
             sources = (f"{self.texts}/train/*.txt",)
@@ -111,25 +111,18 @@ class Story:
         """Both fine-tuned models as folders that `transformers` loads; their numbers are ours without FAM."""
         for name in ("passkey", "texts"):
             folder = self.at / f"llama_{name}"
-            self.once(folder.name, "export-hf", self.at / name, folder)
-            difference = largest_difference(self, name, folder)
-            if difference is not None:
-                print(f"{folder}: log probabilities differ by at most {difference:.1e} from transformers', FAM off")
+            verbs.once(folder, "export-hf", self.at / name, folder)
+            text = next(iter(sorted((self.texts / "heldout").glob("*.txt")))).read_text(encoding="utf-8")[:250]
+            verbs.compare_with_transformers(self.at / name, folder, text)
 
     # --- commands ------------------------------------------------------------------------------------------
-
-    def once(self, name: str, *words: Any) -> None:
-        """A verb that makes a folder, unless it is there."""
-        if not (self.at / name).exists():
-            verbs.famjax(*words)
 
     def train(self, name: str, experiment: str, **macros: Any) -> None:
         """`famjax train`, which goes on by itself, and does nothing where it is done."""
         macros |= {"MODEL_DIR": str(self.at / name), "RANDOM_SEED": self.args.seed}
         steps = getattr(self.args, f"{name.removesuffix('_twin')}_steps")
         macros |= {} if steps is None else {"TRAIN_STEPS": steps}
-        flags = [f"--gin.{name}={value!r}" for name, value in macros.items()]
-        verbs.famjax("train", "--gin_file", f"gin/experiments/{experiment}", *flags)
+        verbs.train(f"gin/experiments/{experiment}", **macros)
 
 
 def fail(message: str) -> NoReturn:
@@ -192,30 +185,6 @@ def train_tokenizer(folder: Path, texts: list[Path], quizzes: Path) -> None:
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
     print(f"tokenizer: {tokenizer.get_vocab_size()} tokens")
-
-
-# --- what transformers makes of it -------------------------------------------------------------------------
-
-
-def largest_difference(story: Story, name: str, folder: Path) -> float | None:
-    """Between log probabilities of a text's tokens, ours without FAM and `transformers`'; None without it."""
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError:
-        print(f"{folder}: not loaded, for torch and transformers are not installed")
-        return None
-    text = next(iter(sorted((story.texts / "heldout").glob("*.txt")))).read_text(encoding="utf-8")[:250]
-    tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(tokens).logits[0, :-1]
-    theirs = torch.log_softmax(logits, -1).gather(1, tokens[0, 1:, None])[:, 0].numpy()
-    asked, scored = story.at / "asked.jsonl", story.at / f"scored_{name}.jsonl"
-    asked.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
-    whole = ["--fam-length", "0", "--block-size", "256", "--memory-segments", "0"]
-    verbs.famjax("score", "--model", story.at / name, "--input", asked, "--output", scored, *whole)
-    ours = json.loads(scored.read_text(encoding="utf-8"))["logprobs"]
-    return float(np.abs(np.array(ours) - theirs).max())
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class TrainConfig:
         this, a few steps of training stand for very many updates of reading (docs/memory.md).
       carried_fam_share: share of the rows, the first ones, in which that is done; the others carry FAM as it is.
       fam_opening_steps: steps in which the gate before FAM (`MemoryConfig.fam_gate`) is opened, by the same part at
-        each; 0 learns it, as other weights. Only shut gates are opened: one that is further open stays.
+        each; None is a tenth of all steps, 0 learns it, as other weights. One that is further open stays.
       distillation: weight of a second loss, 0 (off) by default: the divergence of every token's prediction from that
         of the same model without FAM and LoRA, whose tokens see their whole row. It needs no labels, teaches what
         lies beyond the window, and keeps the model what it was.
@@ -105,7 +105,7 @@ class TrainConfig:
     loss_chunk: int = 2048
     z_loss: float = 0.0
     fam_growth_loss: float = 0.0
-    fam_opening_steps: int = 0
+    fam_opening_steps: int | None = None
     distillation: float = 0.0
     carried_fam_rms: float = 0.0
     carried_fam_share: float = 1.0
@@ -144,7 +144,7 @@ class TrainConfig:
         check_mesh(self.mesh)
         at_least("MICROBATCHES", self.microbatches, 1)
         for name in ("loss_chunk", "z_loss", "fam_growth_loss", "carried_fam_rms", "fam_opening_steps", "distillation"):
-            at_least(name, getattr(self, name), 0)
+            at_least(name, getattr(self, name) or 0, 0)
         probability("carried_fam_share", self.carried_fam_share)
         self._check_rows()
         (self.passkey if self.task == "passkey" else self.data).check_rows(self.batch_size)
@@ -155,8 +155,15 @@ class TrainConfig:
         auto = "lora" if self.model.lora.rank else "all"
         trained = auto if self.optimizer.trained == "auto" else self.optimizer.trained
         # A gate that a schedule opens is no weight to learn.
-        table = self.optimizer.parameters | ({"fam/gate": {"frozen": True}} if self.fam_opening_steps else {})
+        table = self.optimizer.parameters | ({"fam/gate": {"frozen": True}} if self.opening_steps else {})
         return dataclasses.replace(self.optimizer, trained=trained, parameters=table)
+
+    @property
+    def opening_steps(self) -> int:
+        """`fam_opening_steps` decided; 0 where there is no gate, or it is learned."""
+        if not (self.model.memory.fam_gate and self.model.memory.fam_length):
+            return 0
+        return max(1, self.steps // 10) if self.fam_opening_steps is None else self.fam_opening_steps
 
     @property
     def teacher(self) -> ModelConfig:

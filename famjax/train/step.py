@@ -206,11 +206,11 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
 
 def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weights:
-    """Weights with a gate before FAM as far open as it is after a number of steps, if that is a matter of steps."""
-    if not config.fam_opening_steps:
+    """Weights with a gate before FAM as far open as it is after a number of steps, if steps decide it."""
+    if not config.opening_steps:
         return params
     gate = params["fam"]["gate"]
-    gate = jnp.maximum(gate, jnp.minimum(step / config.fam_opening_steps, 1.0).astype(gate.dtype))
+    gate = jnp.maximum(gate, jnp.minimum(step / config.opening_steps, 1.0).astype(gate.dtype))
     return params | {"fam": params["fam"] | {"gate": gate}}
 
 

@@ -215,5 +215,7 @@ def test_a_gate_opens_by_steps_and_never_shuts():
     opens = dataclasses.replace(training, fam_opening_steps=10)
     np.testing.assert_allclose(opened(half, opens, 3)["fam"]["gate"], [[0.3, 0.5], [1.0, 0.3]], rtol=1e-6)
     np.testing.assert_allclose(opened(half, opens, 25)["fam"]["gate"], 1.0)
-    assert opened(half, training, 3) is half
-    assert opens.tuning.settings_of("fam/gate")["frozen"] and not training.tuning.settings_of("fam/gate")["frozen"]
+    learned = dataclasses.replace(training, fam_opening_steps=0)
+    assert opened(half, learned, 3) is half
+    assert opens.tuning.settings_of("fam/gate")["frozen"] and not learned.tuning.settings_of("fam/gate")["frozen"]
+    assert dataclasses.replace(training, steps=70).opening_steps == 7
