@@ -128,7 +128,9 @@ def test_a_pipe_from_end_to_end(model_dir: Path) -> None:
         process.stdin.close()
         assert process.stdout.read(20)
         process.stdout.close()
-        assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
+        # On a slow machine lines of progress come.
+        said = [line for line in process.stderr.read().splitlines() if not line.endswith((b" so far", b" left"))]
+        assert (said, process.wait(timeout=60)) == ([], 0)
 
 
 @pytest.mark.slow
