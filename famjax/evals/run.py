@@ -12,6 +12,7 @@ from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import vocabulary_of
 from famjax.evals import catalog, language, language_report, page, passkey, report, results
 from famjax.evals.engine import ModelEngine
+from famjax.evals.reach import Reach
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample, SampleFile, file_name, key_of, read
 from famjax.evals.tasks.base import Example, Task, Unreadable
@@ -148,13 +149,14 @@ def _evaluate(
     progress.stage(f"loading {name}")
     model = load(subject.path, config.mesh, **overrides)
     entry = entry_of(name, subject.path, model)
+    reach = Reach.of(model.config)
     found: dict[str, list[Sample]] = {}
     for task in subject.tasks:
         settings = {"longest": config.longest, "new": task.max_new_tokens, "edges": edges[1], **task.settings}
         key = key_of(entry["fingerprint"], task.name, settings)
         unreadable: list[Unreadable] = []
         progress.stage(f"{name}: {task.name}", task.count, "examples")
-        runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges)
+        runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges, reach=reach)
         samples = ask(runner, task, config, file, unreadable, progress.advance)
         found[task.name] = samples
         if not samples and not config.part:
@@ -162,7 +164,8 @@ def _evaluate(
         if not samples:
             continue
         summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
-        entry["tasks"][task.name] = summary | {"key": key}
+        told_reach = {"reach": reach.told()} if "by_reach" in summary else {}
+        entry["tasks"][task.name] = summary | told_reach | {"key": key}
     return entry, found
 
 

@@ -59,7 +59,9 @@ def variable_tracking(name: str, config: EvalConfig, codec: Codec) -> Task:
         depths = sorted(rng.random(len(needles)))
         hay = haystack(pieces, filler.from_somewhere(rng), needles, depths, room)
         about = {"needle": len(head) + hay.ends[0]}
-        return Example("", tail, np.concatenate([head, hay.tokens]), targets=tuple(names), about=about)
+        starts = tuple(len(head) + start for start in hay.starts)
+        context = np.concatenate([head, hay.tokens])
+        return Example("", tail, context, targets=tuple(names), about=about, needles=starts)
 
     longest = len(pieces.raw(", ".join(["ABCDE"] * (HOPS + 1))))
     return generated.task(

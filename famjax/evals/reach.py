@@ -1,0 +1,88 @@
+"""How far a model's attention reaches back, and on which side of that each needle lies.
+
+A query at position q sees the key at position k of its own block and of the M memory segments before it:
+
+    q // S - k // S <= M        (`attention/masks.py` `block_window`; a layer with an exact window also q - k < window)
+
+What one layer reads, the next layer reads again, so L layers pass information on over at most L x M blocks without
+FAM. A needle beyond the reach of one layer takes several layers or FAM; one beyond all layers takes FAM.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from famjax.attention.masks import block_window, within_window
+from famjax.config import ModelConfig
+
+INSIDE, OUTSIDE, BEYOND = "inside", "outside", "beyond_all_layers"
+
+
+class Reach(NamedTuple):
+    """The reach of a model's window and memory segments.
+
+    Attributes:
+      block_size: S.
+      segments: M.
+      windows: of each layer its exact window in tokens, itself included; 0 is the block window.
+    """
+
+    block_size: int
+    segments: int
+    windows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Reach":
+        """A model's."""
+        windows = tuple(config.layer(index).memory.token_window for index in range(config.num_layers))
+        return cls(config.memory.block_size, config.memory.memory_segments, windows)
+
+    @property
+    def one_layer(self) -> int:
+        """Tokens before its own block (or, with an exact window, before itself) that a token sees in one layer."""
+        return max(self._tokens(window) for window in self.windows)
+
+    @property
+    def all_layers(self) -> int:
+        """The same over all layers: their sum, L x M x S if all have the block window."""
+        return sum(self._tokens(window) for window in self.windows)
+
+    def _tokens(self, window: int) -> int:
+        return window - 1 if window else self.segments * self.block_size
+
+    def side(self, query: int, key: int) -> str:
+        """`inside` the reach of one layer, `outside` it but within that of all layers, or `beyond_all_layers`."""
+        blocks = bool(block_window(query, key, self.block_size, self.segments))  # type: ignore[arg-type]
+        sees = lambda window: blocks and (not window or within_window(query, key, 0, window))
+        if any(map(sees, self.windows)):
+            return INSIDE
+        # In a layer with the block window, a token sees from the start of a block on.
+        start = query if all(self.windows) else query // self.block_size * self.block_size
+        return OUTSIDE if key >= start - self.all_layers else BEYOND
+
+    def about(self, needles: Sequence[int], tokens: int) -> dict[str, Any]:
+        """What a sample records of its needles.
+
+        Args:
+          needles: the position of each one's first token.
+          tokens: before the answer; the last of them predicts the answer's first token.
+
+        Returns:
+          `distances` from that last token in tokens, needle by needle, and `reach`: the side of the farthest.
+        """
+        query = tokens - 1
+        return {"distances": [query - needle for needle in needles], "reach": self.side(query, min(needles))}
+
+    def told(self) -> dict[str, int]:
+        """For the results."""
+        return {
+            "block_size": self.block_size, "memory_segments": self.segments, "layers": len(self.windows),
+            "one_layer_tokens": self.one_layer, "all_layers_tokens": self.all_layers,
+        }  # fmt: skip
+
+
+def note(told: Mapping[str, int]) -> str:
+    """The reach of a model in words, from its results."""
+    return (
+        f"one layer reaches {told['memory_segments']} blocks, {told['one_layer_tokens']:,} tokens, before its block of "
+        f"{told['block_size']:,}; {told['layers']} layers together {told['all_layers_tokens']:,}"
+    )
