@@ -143,5 +143,7 @@ def scored_values(logprobs: np.ndarray, correct: np.ndarray, size: float) -> dic
       size: bytes that they stand for.
     """
     bits = -float(np.sum(logprobs, dtype=np.float64)) / math.log(2)
-    values = {"exact_match": float(correct.all()), "next_token_accuracy": float(correct.mean())}
+    # A tokenizer may leave nothing to be predicted: what is nothing is right.
+    accuracy = float(correct.mean()) if len(correct) else 1.0
+    values = {"exact_match": float(correct.all()), "next_token_accuracy": accuracy}
     return values | ({"bits_per_byte": bits / size} if size else {})

@@ -11,7 +11,6 @@ FAM. A needle beyond the reach of one layer takes several layers or FAM; one bey
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from famjax.attention.masks import block_window, within_window
 from famjax.config import ModelConfig
 
 INSIDE, OUTSIDE, BEYOND = "inside", "outside", "beyond_all_layers"
@@ -38,26 +37,37 @@ class Reach(NamedTuple):
 
     @property
     def one_layer(self) -> int:
-        """Tokens before its own block (or, with an exact window, before itself) that a token sees in one layer."""
-        return max(self._tokens(window) for window in self.windows)
+        """Tokens that the first token of a block sees before itself in one layer; the others see more or the same."""
+        start = self._far
+        return start - min(self._farthest(start, window) for window in self.windows)
 
     @property
     def all_layers(self) -> int:
-        """The same over all layers: their sum, L x M x S if all have the block window."""
-        return sum(self._tokens(window) for window in self.windows)
+        """The same over all layers: L x M x S if all have the block window."""
+        return self._far - self._over_layers(self._far)
 
-    def _tokens(self, window: int) -> int:
-        return window - 1 if window else self.segments * self.block_size
+    @property
+    def _far(self) -> int:
+        """The start of a block that is farther from the beginning than all layers reach."""
+        return (len(self.windows) * (self.segments + 1) + 1) * self.block_size
+
+    def _farthest(self, query: int, window: int) -> int:
+        """The first position that one layer sees."""
+        block = (query // self.block_size - self.segments) * self.block_size
+        return max(block, query - window + 1) if window else block
+
+    def _over_layers(self, query: int) -> int:
+        """The first position that reaches the query from layer to layer. A layer sees all from its first on, and a
+        later query never sees farther back, so the farthest of each layer leads to the farthest of all."""
+        for window in reversed(self.windows):
+            query = self._farthest(query, window)
+        return query
 
     def side(self, query: int, key: int) -> str:
         """`inside` the reach of one layer, `outside` it but within that of all layers, or `beyond_all_layers`."""
-        blocks = bool(block_window(query, key, self.block_size, self.segments))  # type: ignore[arg-type]
-        sees = lambda window: blocks and (not window or within_window(query, key, 0, window))
-        if any(map(sees, self.windows)):
+        if any(self._farthest(query, window) <= key for window in self.windows):
             return INSIDE
-        # In a layer with the block window, a token sees from the start of a block on.
-        start = query if all(self.windows) else query // self.block_size * self.block_size
-        return OUTSIDE if key >= start - self.all_layers else BEYOND
+        return OUTSIDE if self._over_layers(query) <= key else BEYOND
 
     def about(self, needles: Sequence[int], tokens: int) -> dict[str, Any]:
         """What a sample records of its needles.

@@ -1,0 +1,118 @@
+"""The reach of window and segments against who sees whom, token by token; and the split by it in all results."""
+
+import json
+
+import numpy as np
+import pytest
+
+from famjax.attention.masks import block_window, within_window
+from famjax.cli.main import main
+from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, Reach
+from famjax.evals.statistics import wilson_interval
+from famjax.runtime.checkpoint import save_model
+from tests import tiny
+
+LENGTH = 40
+
+
+def sees(config, layer: int) -> np.ndarray:
+    """[query, key]: whether a layer's attention lets the query see the key."""
+    q, k = np.arange(LENGTH)[:, None], np.arange(LENGTH)[None]
+    memory = config.layer(layer).memory
+    mask = block_window(q, k, memory.block_size, memory.memory_segments)
+    return mask & within_window(q, k, 0, memory.token_window) if memory.token_window else mask
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory_segments": 0}, {"memory_segments": 1}, {"memory_segments": 2, "num_layers": 3},
+        {"memory_segments": 2, "token_window": 7}, {"memory_segments": 2, "token_window": 9, "num_layers": 3},
+        {"layer_pattern": ("local", "global"), "local_window": 3, "num_layers": 4},
+    ],
+)  # fmt: skip
+def test_sides_are_those_of_the_masks(changes):
+    """Inside: some layer sees the key itself. Beyond all layers: no chain of layers leads from the key to the query,
+    by powers of the masks. Both for every query and key."""
+    config = tiny.config(**changes)
+    reach = Reach.of(config)
+    masks = [sees(config, layer) for layer in range(config.num_layers)]
+    one, chain = np.logical_or.reduce(masks), np.eye(LENGTH, dtype=bool)
+    for mask in masks:  # the last layer's queries, on the left, see what the layers before it have read
+        chain = mask @ chain
+    for q in range(LENGTH):
+        for k in range(q + 1):
+            expected = INSIDE if one[q, k] else OUTSIDE if chain[q, k] else BEYOND
+            assert reach.side(q, k) == expected, (q, k)
+
+
+def test_distances_are_from_the_first_token_to_the_last_of_the_question():
+    """Blocks of 4, one segment, two layers: of two needles the farther one decides."""
+    reach = Reach(4, 1, (0, 0))
+    assert reach.about([15, 13], 18) == {"distances": [2, 4], "reach": INSIDE}
+    assert reach.about([15, 11], 18) == {"distances": [2, 6], "reach": OUTSIDE}
+    assert reach.about([7], 18) == {"distances": [10], "reach": BEYOND}
+    assert reach.told() == {
+        "block_size": 4, "memory_segments": 1, "layers": 2, "one_layer_tokens": 4, "all_layers_tokens": 8,
+    }  # fmt: skip
+
+
+def test_the_split_is_in_results_samples_page_and_tables(tmp_path, capsys):
+    """Of the pass key and of a needle at depths: each sample has its distance and side, each side the n and Wilson's
+    interval of its samples, and the terminal and the page show them; models differ in their reach."""
+    for name, segments in (("near", 0), ("far", 3)):
+        config = tiny.config(vocab_size=256, block_size=64, memory_segments=segments)
+        save_model(tmp_path / name, config, tiny.parameters(config))
+    out = tmp_path / "out"
+    words = [
+        "eval",
+        "--gin.BATCH_SIZE=4",
+        "--model",
+        str(tmp_path / "near"),
+        "--model",
+        str(tmp_path / "far"),
+        "--output",
+        str(out),
+    ]
+    words += ["--task", "passkey,passkey_depth", "--filler-blocks", "0,1", "--gin.EvalConfig.alignments=4"]
+    assert main([*words, "--lengths", "300,500", "--examples", "5"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    printed, page = " ".join(capsys.readouterr().out.split()), (out / "report.html").read_text()
+    for model, segments in zip(results["models"], (0, 3), strict=True):
+        for task in ("passkey", "passkey_depth"):
+            told = model["tasks"][task]
+            mine = [sample for sample in samples if sample["key"] == told["key"]]
+            assert told["reach"]["one_layer_tokens"] == segments * 64 and len(mine) == told["n"]
+            counted = dict.fromkeys((INSIDE, OUTSIDE, BEYOND), 0)
+            for sample in mine:
+                query = sample["tokens"] - 1
+                (distance,) = sample["about"]["distances"]
+                inside = query // 64 - (query - distance) // 64 <= segments
+                assert inside == (sample["about"]["reach"] == INSIDE)
+                for side in {sample["about"]["reach"], INSIDE if inside else OUTSIDE}:
+                    counted[side] += 1
+            rows = {row["side"]: row for row in told["by_reach"]}
+            assert {side: n for side, n in counted.items() if n} == {side: row["n"] for side, row in rows.items()}
+            for row in rows.values():
+                metric = row["metrics"]["exact_match"]
+                low, high = wilson_interval(round(metric["value"] * row["n"]), row["n"])
+                assert (metric["low"], metric["high"]) == (low, high)
+                assert f"{metric['value']:.3f} ({low:.2f}-{high:.2f}), n {row['n']}" in printed
+                assert f"{row['distance'][0]:,} to {row['distance'][1]:,}" in page
+    assert "inside the reach of one layer" in printed and "of these, beyond all layers" in printed
+    assert "one layer reaches 3 blocks, 192 tokens, before its block of 64; 2 layers together 384" in page
+
+
+def test_a_truncated_example_is_on_no_side():
+    """What was cut may be the needle."""
+    from famjax.evals.runner import Runner
+    from famjax.evals.tasks.base import Example, Task
+    from tests.evals.test_runner import CODEC, Parrot, tokens
+
+    example = Example("a", tokens(" q"), tokens("<yes>" + "x" * 30), targets=("yes",), needles=(1,))
+    task = Task("t", "generate", lambda: [example], {"match": lambda said, targets: 1.0}, max_new_tokens=3)
+    (cut,) = Runner(Parrot(), CODEC, longest=20, reach=Reach(4, 1, (0,))).run(task)
+    (whole,) = Runner(Parrot(), CODEC, reach=Reach(4, 1, (0,))).run(task)
+    assert cut.truncated and "reach" not in cut.about
+    assert whole.about["distances"] == [35] and whole.about["reach"] == BEYOND
