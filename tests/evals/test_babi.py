@@ -183,7 +183,7 @@ def test_books_are_read_in_their_encoding_without_header_and_licence(tmp_path):
 def test_famjax_eval_runs_it_from_files(tmp_path, capsys):
     """Several lengths, a Latin-1 book, a broken line: results by part, length and side of the reach; distances of all
     supporting facts in the samples; what was left out and how books were read in the results."""
-    config = tiny.config(vocab_size=256, block_size=128)
+    config = tiny.config(vocab_size=256, block_size=64)
     save_model(tmp_path / "m", config, tiny.parameters(config))
     (tmp_path / "qa1_test.txt").write_text(STORY + BROKEN[0][0])
     (tmp_path / "qa2_test.txt").write_text(STORY)

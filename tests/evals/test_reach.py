@@ -1,16 +1,24 @@
 """The reach of window and segments against who sees whom, token by token; and the split by it in all results."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from famjax.attention.masks import block_window, within_window
 from famjax.cli.main import main
+from famjax.evals import report
 from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, Reach
+from famjax.evals.results import summarize
+from famjax.evals.runner import Runner
+from famjax.evals.samples import Sample
 from famjax.evals.statistics import wilson_interval
+from famjax.evals.tasks.base import Example, Task
 from famjax.runtime.checkpoint import save_model
 from tests import tiny
+from tests.evals.test_runner import CODEC, Parrot, tokens
 
 LENGTH = 40
 
@@ -59,57 +67,62 @@ def test_distances_are_from_the_first_token_to_the_last_of_the_question():
 
 def test_the_split_is_in_results_samples_page_and_tables(tmp_path, capsys):
     """Of the pass key and of a needle at depths: each sample has its distance and side, each side the n and Wilson's
-    interval of its samples, and the terminal and the page show them; models differ in their reach."""
-    for name, segments in (("near", 0), ("far", 3)):
-        config = tiny.config(vocab_size=256, block_size=64, memory_segments=segments)
-        save_model(tmp_path / name, config, tiny.parameters(config))
+    interval of its samples, and the terminal and the page show them."""
+    config = tiny.config(vocab_size=256, block_size=64, memory_segments=1)
+    save_model(tmp_path / "m", config, tiny.parameters(config))
     out = tmp_path / "out"
-    words = [
-        "eval",
-        "--gin.BATCH_SIZE=4",
-        "--model",
-        str(tmp_path / "near"),
-        "--model",
-        str(tmp_path / "far"),
-        "--output",
-        str(out),
-    ]
+    words = ["eval", "--gin.BATCH_SIZE=4", "--model", str(tmp_path / "m"), "--output", str(out)]
     words += ["--task", "passkey,passkey_depth", "--filler-blocks", "0,1", "--gin.EvalConfig.alignments=4"]
     assert main([*words, "--lengths", "300,500", "--examples", "5"]) == 0
-    results = json.loads((out / "results.json").read_text())
+    (model,) = json.loads((out / "results.json").read_text())["models"]
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     printed, page = " ".join(capsys.readouterr().out.split()), (out / "report.html").read_text()
-    for model, segments in zip(results["models"], (0, 3), strict=True):
-        for task in ("passkey", "passkey_depth"):
-            told = model["tasks"][task]
-            mine = [sample for sample in samples if sample["key"] == told["key"]]
-            assert told["reach"]["one_layer_tokens"] == segments * 64 and len(mine) == told["n"]
-            counted = dict.fromkeys((INSIDE, OUTSIDE, BEYOND), 0)
-            for sample in mine:
-                query = sample["tokens"] - 1
-                (distance,) = sample["about"]["distances"]
-                inside = query // 64 - (query - distance) // 64 <= segments
-                assert inside == (sample["about"]["reach"] == INSIDE)
-                for side in {sample["about"]["reach"], INSIDE if inside else OUTSIDE}:
-                    counted[side] += 1
-            rows = {row["side"]: row for row in told["by_reach"]}
-            assert {side: n for side, n in counted.items() if n} == {side: row["n"] for side, row in rows.items()}
-            for row in rows.values():
-                metric = row["metrics"]["exact_match"]
-                low, high = wilson_interval(round(metric["value"] * row["n"]), row["n"])
-                assert (metric["low"], metric["high"]) == (low, high)
-                assert f"{metric['value']:.3f} ({low:.2f}-{high:.2f}), n {row['n']}" in printed
-                assert f"{row['distance'][0]:,} to {row['distance'][1]:,}" in page
+    for told in model["tasks"].values():
+        mine = [sample for sample in samples if sample["key"] == told["key"]]
+        assert told["reach"]["one_layer_tokens"] == 64 and len(mine) == told["n"]
+        counted = dict.fromkeys((INSIDE, OUTSIDE, BEYOND), 0)
+        for sample in mine:
+            query = sample["tokens"] - 1
+            (distance,) = sample["about"]["distances"]
+            inside = query // 64 - (query - distance) // 64 <= 1
+            assert inside == (sample["about"]["reach"] == INSIDE)
+            for side in {sample["about"]["reach"], INSIDE if inside else OUTSIDE}:
+                counted[side] += 1
+        rows = {row["side"]: row for row in told["by_reach"]}
+        assert {side: n for side, n in counted.items() if n} == {side: row["n"] for side, row in rows.items()}
+        for row in rows.values():
+            metric = row["metrics"]["exact_match"]
+            low, high = wilson_interval(round(metric["value"] * row["n"]), row["n"])
+            assert (metric["low"], metric["high"]) == (low, high)
+            assert f"{metric['value']:.3f} ({low:.2f}-{high:.2f}), n {row['n']}" in printed
+            assert f"{row['distance'][0]:,} to {row['distance'][1]:,}" in page
+    by_length = {row["side"]: row["by_length"] for row in model["tasks"]["passkey_depth"]["by_reach"]}
+    assert sum(row["n"] for side in (INSIDE, OUTSIDE) for row in by_length[side]) == 10
     assert "inside the reach of one layer" in printed and "of these, beyond all layers" in printed
-    assert "one layer reaches 3 blocks, 192 tokens, before its block of 64; 2 layers together 384" in page
+    assert "one layer reaches 1 blocks, 64 tokens, before its block of 64; 2 layers together 128" in page
+
+
+def test_models_that_reach_differently_have_their_own_n():
+    """A side that no needle of a model lies on is `n 0`; notes name the models of each reach."""
+    sample = lambda i, side: Sample("t", str(i), str(i), "", 9, 0, "", "", [], "", {"match": float(i < 2)},
+                                    {"length": 9, "distances": [i], "reach": side})  # fmt: skip
+    task, models = Task("t", "generate", list, {"match": lambda said, targets: 1.0}), []
+    for name, sides, segments in (("near", [OUTSIDE, BEYOND] * 2, 0), ("far", [INSIDE] * 4, 3)):
+        reach = Reach(4, segments, (0,))
+        told = summarize(task, [sample(i, side) for i, side in enumerate(sides)], [], 4) | {"reach": reach.told()}
+        models.append({"name": name, "tasks": {"t": told}})
+    report.print_task(models, "t", Console(file=(text := io.StringIO()), width=300))
+    lines = {line.strip("│┃ ").split("│")[0].strip(): line for line in text.getvalue().splitlines()}
+    cells = lambda label: [cell.strip() for cell in lines[label].strip("│").split("│")[3:]]
+    assert cells("inside the reach of one layer") == ["n 0", "0.500 (0.15-0.85), n 4"]
+    assert cells("outside it") == ["0.500 (0.15-0.85), n 4", "n 0"]
+    assert cells("of these, beyond all layers") == ["0.500 (0.09-0.91), n 2", "n 0"]
+    words = " ".join(text.getvalue().split())
+    assert "near: one layer reaches 0 blocks, 0 tokens" in words and "far: one layer reaches 3 blocks" in words
 
 
 def test_a_truncated_example_is_on_no_side():
     """What was cut may be the needle."""
-    from famjax.evals.runner import Runner
-    from famjax.evals.tasks.base import Example, Task
-    from tests.evals.test_runner import CODEC, Parrot, tokens
-
     example = Example("a", tokens(" q"), tokens("<yes>" + "x" * 30), targets=("yes",), needles=(1,))
     task = Task("t", "generate", lambda: [example], {"match": lambda said, targets: 1.0}, max_new_tokens=3)
     (cut,) = Runner(Parrot(), CODEC, longest=20, reach=Reach(4, 1, (0,))).run(task)
