@@ -132,14 +132,13 @@ def _by_reach(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> st
 
 
 def _by_source(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
-    """The first metric by part of the data set and length."""
+    """The first metric by part of the data set, and length or position."""
     metric = next(iter(tasks[0][2]["metrics"]))
     rows = [
-        (_key(i, model["name"]), row["source"], f"{row['length']:,}" if "length" in row else "",
-         _number(row["metrics"][metric]), row["n"])
+        (_key(i, model["name"]), report.part_text(row), _number(row["metrics"][metric]), row["n"])
         for i, model, told in tasks for row in told.get("by_source", [])
     ]  # fmt: skip
-    head = ("model", "part", "length", f"{metric.replace('_', ' ')} [95%]", "n")
+    head = ("model", "part", f"{metric.replace('_', ' ')} [95%]", "n")
     return html.details("by part of the data set", html.table(head, rows)) if rows else ""
 
 
@@ -232,17 +231,20 @@ def _by_depth(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> li
     drawn = []
     for _, model, told in tasks:
         rows = told.get("by_depth", [])
-        depths, lengths = (sorted({row[name] for row in rows}) for name in ("depth", "length"))
+        of = "length" if rows and "length" in rows[0] else "source"  # a part of the data set instead
+        depths, lengths = (sorted({row[name] for row in rows}) for name in ("depth", of))
         if len(depths) < 2:
             continue
-        found = {(row["depth"], row["length"]): row["metrics"][metric] for row in rows}
+        found = {(row["depth"], row[of]): row["metrics"][metric] for row in rows}
+        named = (lambda length: f"{length:,} tokens") if of == "length" else str
         values = [[found[depth, length]["value"] if (depth, length) in found else None for length in lengths]
                   for depth in depths]  # fmt: skip
-        notes = [[f"{length:,} tokens, depth {depth:.0%}: {_number(one)}, n {one['n']}" if one else ""
+        notes = [[f"{named(length)}, depth {depth:.0%}: {_number(one)}, n {one['n']}" if one else ""
                   for length in lengths for one in (found.get((depth, length)),)] for depth in depths]  # fmt: skip
         svg = charts.heat_map(
-            [f"{depth:.0%}" for depth in depths], [charts.in_units(length) for length in lengths], values, notes,
-            "length (tokens)", "depth of the needle",
+            [f"{depth:.0%}" for depth in depths],
+            [charts.in_units(length) if of == "length" else length for length in lengths], values, notes,
+            "length (tokens)" if of == "length" else "", "depth of the needle",
         )  # fmt: skip
         drawn.append((f"{model['name']}: {metric.replace('_', ' ')} by place of the needle", svg))
     return drawn

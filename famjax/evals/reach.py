@@ -92,7 +92,8 @@ class Reach(NamedTuple):
 
 def note(told: Mapping[str, int]) -> str:
     """The reach of a model in words, from its results."""
+    blocks = f"{told['memory_segments']} block{'' if told['memory_segments'] == 1 else 's'}"
     return (
-        f"one layer reaches {told['memory_segments']} blocks, {told['one_layer_tokens']:,} tokens, before its block of "
+        f"one layer reaches {blocks}, {told['one_layer_tokens']:,} tokens, before its block of "
         f"{told['block_size']:,}; {told['layers']} layers together {told['all_layers_tokens']:,}"
     )

@@ -70,16 +70,21 @@ def print_task(models: list[dict[str, Any]], task: str, console: Console | None 
 
 
 def _add_sources(table: Table, told: list[dict[str, Any]], metric: str) -> None:
-    """Rows of the first metric by part of the data set, such as `qa1`, and length."""
-    rows = [one.get("by_source", []) for one in told]
-    if not rows[0]:
-        return
-    table.add_section()
-    for same in zip(*rows, strict=True):
-        first = same[0]
-        label = f"{first['source']}, {first['length']:,}" if "length" in first else first["source"]
-        cells = [value_text(row["metrics"][metric]) for row in same]
-        table.add_row(label, f"{first['fam_updates']:.0f}", str(first["n"]), *cells)
+    """Rows of the first metric by part of the data set, such as `qa1`, and length or position."""
+    by_part = [{part_text(row): row for row in one.get("by_source", [])} for one in told]
+    if any(by_part):
+        table.add_section()
+    for part in dict.fromkeys(part for rows in by_part for part in rows):
+        first = next(rows[part] for rows in by_part if part in rows)
+        cells = [value_text(rows[part]["metrics"][metric]) if part in rows else "" for rows in by_part]
+        table.add_row(part, f"{first['fam_updates']:.0f}", str(first["n"]), *cells)
+
+
+def part_text(row: dict[str, Any]) -> str:
+    """ "qa1, 4,096"; "75 keys, position 18"."""
+    more = [f"{row['length']:,}"] if "length" in row else []
+    more += [f"position {row['position']}"] if "position" in row else []
+    return ", ".join([row["source"], *more])
 
 
 # Sides of a model's reach (`evals/reach.py`), as tables call them.
@@ -136,6 +141,8 @@ def _notes(models: list[dict[str, Any]], task: str) -> list[str]:
             "did not end by themselves": told.get("unfinished", 0),
             "empty answers": told.get("empty", 0),
         }
+        for part, count in told["settings"].get("without_room", {}).items():
+            counts[f"questions of {part} without room in the shortest length"] = count
         said = [f"{count} {what}" for what, count in counts.items() if count]
         notes += [f"{model['name']}: {', '.join(said)}"] if said else []
     return notes

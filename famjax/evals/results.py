@@ -62,10 +62,11 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
     if any("length" in sample.about for sample in samples):
         told["by_length"] = by(lambda sample: {"length": sample.about["length"]})
         told["by_updates"] = by(lambda sample: {"updates_from": _power(updates(sample, block_size))})
-        if any("depth" in sample.about for sample in samples):
-            told["by_depth"] = by(lambda sample: {name: sample.about[name] for name in ("length", "depth")})
     if any("source" in sample.about for sample in samples):
-        told["by_source"] = by(lambda sample: {"source": sample.about["source"]} | _length(sample))
+        told["by_source"] = by(lambda sample: _named(sample, "source", "length", "position"))
+    if any("depth" in sample.about for sample in samples):
+        text = "length" if "by_length" in told else "source"
+        told["by_depth"] = by(lambda sample: {name: sample.about[name] for name in (text, "depth")})
     if any("reach" in sample.about for sample in samples):
         told["by_reach"] = by_reach(samples, block_size, seed)
     if samples and not task.by_position:
@@ -123,8 +124,9 @@ def _ratios(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[
     return found
 
 
-def _length(sample: Sample) -> dict[str, Any]:
-    return {"length": sample.about["length"]} if "length" in sample.about else {}
+def _named(sample: Sample, *names: str) -> dict[str, Any]:
+    """What a sample has of these."""
+    return {name: sample.about[name] for name in names if name in sample.about}
 
 
 def by_reach(samples: Sequence[Sample], block_size: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -140,7 +142,7 @@ def by_reach(samples: Sequence[Sample], block_size: int, seed: int = 0) -> list[
         (row,) = _by(same, lambda sample, side=side: {"side": side}, block_size, seed)  # type: ignore[misc]
         row["distance"] = [min(far), max(far)]
         if len({sample.about.get("length") for sample in samples}) > 1:
-            row["by_length"] = _by(same, _length, block_size, seed)
+            row["by_length"] = _by(same, lambda sample: _named(sample, "length"), block_size, seed)
         rows.append(row)
     return rows
 

@@ -69,6 +69,7 @@ def test_facts_lie_in_filler_whole_and_in_order(tmp_path, codec):
             assert after.startswith(question.facts[support])
         end = codec.vocabulary.decode(example.context[: example.about["needle"] + 1])
         assert end.endswith(question.facts[question.supports[0]])
+        assert example.id.startswith(f"{example.about['length']}/{len(asked) % 12}/qa1:")
         asked.append(question.question)
     assert asked[:12] == asked[12:] and len(set(asked)) > 1
 
@@ -135,15 +136,16 @@ def test_what_is_not_as_published_is_counted_and_named(tmp_path, text, line, rea
 
 
 def test_bad_files_and_questions_without_room_are_named(tmp_path):
-    """A file that is no text beside good ones is counted; facts that the shortest length has no room for are left out,
-    each with its place; if none fits, the length that does is told."""
+    """A file that is no text beside good ones is counted; questions that the shortest length has no room for are left
+    out and counted by file; if none fits, the length that does is told."""
     (tmp_path / "qa1_test.txt").write_text(STORY)
     (tmp_path / "qa2_test.txt").write_bytes(b"1 Mary \xff\n")
     long = "".join(f"{i} Mary moved to the bathroom, again.\n" for i in range(1, 60))
     (tmp_path / "qa3_test.txt").write_text(f"{STORY}{long}60 Where is Mary? \tbathroom\t59\n")
-    bad = [one for one in make(BYTES, str(tmp_path / "*.txt")).examples() if isinstance(one, Unreadable)]
-    assert [one.place.rpartition("/")[2] for one in bad] == ["qa2_test.txt", "qa3_test.txt:68"]
-    assert "not UTF-8" in bad[0].reason and "the shortest length has 1500" in bad[1].reason
+    task = make(BYTES, str(tmp_path / "*.txt"))
+    (bad,) = [one for one in task.examples() if isinstance(one, Unreadable)]
+    assert bad.place == str(tmp_path / "qa2_test.txt") and "not UTF-8" in bad.reason
+    assert task.settings["without_room"] == {"qa3": 1} and task.settings["questions"] == {"qa1": 3, "qa3": 4}
     with pytest.raises(ConfigError, match=r"use --lengths of \d+ on"):
         make(BYTES, str(tmp_path / "qa1*"), lengths=(300,))
     with pytest.raises(ConfigError, match="--data 'babi="):

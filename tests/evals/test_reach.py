@@ -99,7 +99,7 @@ def test_the_split_is_in_results_samples_page_and_tables(tmp_path, capsys):
     by_length = {row["side"]: row["by_length"] for row in model["tasks"]["passkey_depth"]["by_reach"]}
     assert sum(row["n"] for side in (INSIDE, OUTSIDE) for row in by_length[side]) == 10
     assert "inside the reach of one layer" in printed and "of these, beyond all layers" in printed
-    assert "one layer reaches 1 blocks, 64 tokens, before its block of 64; 2 layers together 128" in page
+    assert "one layer reaches 1 block, 64 tokens, before its block of 64; 2 layers together 128" in page
 
 
 def test_models_that_reach_differently_have_their_own_n():

@@ -132,7 +132,9 @@ class Question(NamedTuple):
 def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Questions of the files of `--data`, of all files in turn; those of all lengths are the same ones.
 
-    What cannot be read of them, and questions whose facts the shortest length has no room for, come as `Unreadable`.
+    What cannot be read of them comes as `Unreadable`. Questions whose facts the shortest length has no room for are
+    left out, and their number by file is in the settings. Models draw in the same order, so that they differ only in
+    questions for which one of them has no room.
     """
     path = config.data_of(name)
     if not path:
@@ -142,25 +144,40 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
         )
     frame = Frame.of(codec, config.chat)
     asking = _Asking(Pieces(codec, frame), frame.chat)
-    good, bad = _sorted([one for file in files.expand(path) for one in read(file)], asking, min(config.lengths), name)
-    if not good:
+    read_all = [one for file in files.expand(path) for one in read(file)]
+    bad = [one for one in read_all if isinstance(one, Unreadable)]
+    questions: dict[str, list[Question]] = {}
+    for one in read_all:
+        if not isinstance(one, Unreadable):
+            questions.setdefault(one.source, []).append(one)
+    if not questions:
         why = f"; {bad[0].place}: {bad[0].reason}" if bad else ""
         raise ConfigError(f"{path} has no question{why}; name files of bAbI: qa1_single-supporting-fact_test.txt")
-    filler = Filler(config.filler)
-    sources = sorted(good)
-    labels = {source: babilong_labels(good[source]) for source in sources}
+    rooms = {source: [asking.room(one) for one in some] for source, some in questions.items()}
+    shortest, filler = min(config.lengths), Filler(config.filler)
+    sources = sorted(source for source, sizes in rooms.items() if min(sizes) <= shortest)
+    if not sources:
+        raise too_short(name, shortest, min(map(min, rooms.values())))
+    labels = {source: babilong_labels(some) for source, some in questions.items()}
 
     def make(length: int, i: int) -> Example:
-        rng = np.random.default_rng([config.seed, SEED, i])
-        some = good[sources[i % len(sources)]]
-        return asking.example(some[int(rng.integers(len(some)))], filler, rng, length)
+        rng, source = np.random.default_rng([config.seed, SEED, i]), sources[i % len(sources)]
+        order = rng.permutation(len(questions[source]))
+        chosen = next(k for k in order if rooms[source][k] <= shortest)
+        return asking.example(questions[source][chosen], filler, rng, length)
 
     examples, count = generated.of_each_length(name, config, make)
     judge = lambda said, example: babilong_match(
         said, example.targets[0], example.about["question"], labels[example.about["source"]]
     )
     settings = {"lengths": list(config.lengths), "seed": config.seed, "data": path, "filler": config.filler}
-    settings |= {"chat": frame.chat, "books": filler.books, "questions": {one: len(good[one]) for one in sources}}
+    settings |= {
+        "chat": frame.chat,
+        "books": filler.books,
+        "questions": {one: len(questions[one]) for one in questions},
+    }
+    left_out = {source: sum(size > shortest for size in sizes) for source, sizes in rooms.items()}
+    settings |= {"without_room": {source: count for source, count in left_out.items() if count}}
     longest = max(len(codec.encode(answer)) for prompt in PROMPTS.values() for _, answer in prompt.examples)
     return Task(
         name, "generate", lambda: itertools.chain(bad, examples()), {"string_match": string_match_all},
@@ -209,6 +226,11 @@ class _Asking:
         facts = [self.pieces.next(fact) for fact in question.facts]
         return self.head(question.source), facts, self.pieces.last(tail)
 
+    def room(self, question: Question) -> int:
+        """Tokens that a question takes without filler."""
+        head, facts, tail = self.parts(question)
+        return len(head) + sum(map(len, facts)) + len(tail)
+
     def example(self, question: Question, filler: Filler, rng: np.random.Generator, length: int) -> Example:
         """A question with its facts in filler, of `length` tokens in all."""
         head, facts, tail = self.parts(question)
@@ -217,38 +239,11 @@ class _Asking:
         starts, ends = ([len(head) + at[i] for i in question.supports] for at in (hay.starts, hay.ends))
         about = {"needle": min(ends), "source": question.source, "question": question.question,
                  "place": question.place}  # fmt: skip
+        id = f"{question.source}:{question.place.rpartition(':')[2]}"
         return Example(
-            "", tail, np.concatenate([head, hay.tokens]), targets=(question.answer,), about=about,
+            id, tail, np.concatenate([head, hay.tokens]), targets=(question.answer,), about=about,
             needles=tuple(starts),
         )  # fmt: skip
-
-
-def _sorted(
-    found: list[Question | Unreadable], asking: _Asking, shortest: int, name: str
-) -> tuple[dict[str, list[Question]], list[Unreadable]]:
-    """The questions of each file that fit the shortest length, and all else.
-
-    Raises:
-      ConfigError: no question fits.
-    """
-    good: dict[str, list[Question]] = {}
-    bad: list[Unreadable] = []
-    least = 0
-    for one in found:
-        if isinstance(one, Unreadable):
-            bad.append(one)
-            continue
-        head, facts, tail = asking.parts(one)
-        needed = len(head) + sum(map(len, facts)) + len(tail)
-        if needed <= shortest:
-            good.setdefault(one.source, []).append(one)
-            continue
-        least = min(least or needed, needed)
-        bad.append(Unreadable(one.place, f"its facts and question take {needed} tokens; the shortest length has "
-                                         f"{shortest}"))  # fmt: skip
-    if least and not good:
-        raise too_short(name, shortest, least)
-    return good, bad
 
 
 # --- bAbI's files ---------------------------------------------------------------------------------

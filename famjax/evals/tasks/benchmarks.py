@@ -242,7 +242,8 @@ def kv_retrieval(name: str, config: EvalConfig, codec: Codec) -> Task:
     every, encode = dataclasses.replace(config, examples=0), Encoder(codec, frame).example
     asking = task(name, "generate", every, encode, found, {"accuracy": string_match_any}, KV_NEW_TOKENS)
     settings = {**asking.settings, "depths": list(config.depths), "chat": frame.chat}
-    return dataclasses.replace(asking, stops=(), settings=settings)
+    count = config.examples * len(files.expand(path))
+    return dataclasses.replace(asking, stops=(), count=count, settings=settings)
 
 
 def _kv_questions(file: str, depths: Sequence[float]) -> Iterator[Question | Unreadable]:

@@ -44,7 +44,8 @@ def task(
 def of_each_length(
     name: str, config: EvalConfig, make: Callable[[int, int], Example]
 ) -> tuple[Callable[[], Iterable[Example]], int]:
-    """The examples of all lengths, and how many there are; `make` gets a length and a number.
+    """The examples of all lengths, and how many there are; `make` gets a length and a number, which become the id, with
+    what `make` gives as one behind them.
 
     Raises:
       ConfigError: the shortest length has no room.
@@ -54,7 +55,8 @@ def of_each_length(
     def one(length: int, i: int) -> Example:
         example = make(length, i)
         assert example.tokens == length, (name, example.tokens, length)
-        return dataclasses.replace(example, id=f"{length}/{i}", about={"length": length, **example.about})
+        id = "/".join([str(length), str(i), *([example.id] if example.id else [])])
+        return dataclasses.replace(example, id=id, about={"length": length, **example.about})
 
     one(min(config.lengths), 0)
     return lambda: (one(length, i) for length in config.lengths for i in range(count)), count * len(config.lengths)
