@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     config.validate()
     with Progress("looking at the data"):
         subjects = [_subject(path, config) for path in config.model_dirs]
+    _report_bad(subjects)
     names = names_of(config.model_dirs)
     output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
     models: list[dict[str, Any]] = []
@@ -111,6 +113,16 @@ def _subject(path: str, config: EvalConfig) -> Subject:
     codec = _codec(path, model, config)
     tasks = [catalog.make(name, config, codec, model.memory.block_size) for name in config.tasks]
     return Subject(path, model, codec, tasks)
+
+
+def _report_bad(subjects: Sequence[Subject]) -> None:
+    """Prints, before any work, what of each task's data is left out because it cannot be read."""
+    for task in {task.name: task for subject in subjects for task in subject.tasks}.values():
+        if task.bad:
+            first = task.bad[0]
+            what = "one place" if len(task.bad) == 1 else f"{len(task.bad)} places"
+            message = f"{task.name}: {what} of the data cannot be read, first {first.place}: {first.reason}"
+            print(message, file=sys.stderr)
 
 
 def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:

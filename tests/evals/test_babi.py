@@ -217,5 +217,6 @@ def test_famjax_eval_runs_it_from_files(tmp_path, capsys):
     for sample in samples:
         supports = 2 if "carrying" in sample["about"]["question"] else 1
         assert len(sample["about"]["distances"]) == supports and sample["tokens"] == sample["about"]["length"]
-    printed = capsys.readouterr().out
+    printed, warned = capsys.readouterr()
+    assert "babi: one place of the data cannot be read, first " in warned and "qa1_test.txt:10: " in warned
     assert "qa2, 1,900" in printed and "1 unreadable" in printed and "inside the reach" in printed

@@ -163,6 +163,8 @@ def test_rows_that_are_not_as_published_are_counted_and_named(tmp_path, name, ro
             make()
         return
     found = list(make().examples())
+    assert list(make().bad) == [one for one in found if isinstance(one, Unreadable)]
+    assert make().count == len(rows) - len(bad)
     told = [one for one in found if isinstance(one, Unreadable)]
     assert [(one.place, reason in one.reason) for one, reason in zip(told, bad.values(), strict=True)] == [
         (f"{path}:{line}", True) for line in bad

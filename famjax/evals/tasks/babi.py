@@ -182,7 +182,7 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
     return Task(
         name, "generate", lambda: itertools.chain(bad, examples()), {"string_match": string_match_all},
         {"word_match": judge}, count=count, max_new_tokens=config.max_new_tokens or max(NEW_TOKENS, longest + 16),
-        settings=settings,
+        settings=settings, bad=tuple(bad),
     )  # fmt: skip
 
 

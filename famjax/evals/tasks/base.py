@@ -120,6 +120,7 @@ class Task:
         them; None shows all by their own.
       ratios: of `score`: metrics of all examples together.
       count: how many examples there are; 0 where that is not known beforehand.
+      bad: what is known beforehand to be unreadable, to be reported before any work; `examples` gives it too.
       max_new_tokens: made for an answer at most.
       stops: texts that end an answer.
       corpus_metrics: of answers all together; they get what `pairs` makes of texts that were written, or of the
@@ -142,6 +143,7 @@ class Task:
     pairs: Pairs | None = None
     by_position: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bad: tuple[Unreadable, ...] = ()
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)

@@ -44,6 +44,16 @@ WHERE = {
     "kv_retrieval": "'kv-retrieval-*_keys.jsonl.gz'",
 }
 
+
+def _read_through(made: Task, found: Callable[[], Iterator[Question | Unreadable]], config: EvalConfig) -> Task:
+    """The task, after a look at all of its files: how many examples it has, and what cannot be read."""
+    if config.data_of(made.name).startswith((TFDS, HUB)):
+        return made
+    every = [isinstance(one, Question) or one for one in itertools.islice(found(), config.examples or None)]
+    bad = tuple(one for one in every if isinstance(one, Unreadable))
+    return dataclasses.replace(made, count=len(every) - len(bad), bad=bad)
+
+
 # --- the last word --------------------------------------------------------------------------------
 
 
@@ -55,7 +65,8 @@ def lambada(name: str, config: EvalConfig, codec: Codec) -> Task:
         before, scored = encoded_pair(codec, question.document, question.prompt)
         return Example(question.id, before, targets=question.targets, scored=scored)
 
-    scoring = task(name, "score", config, encode, lambda: converted(rows(path, split), _lambada))
+    found = lambda: converted(rows(path, split), _lambada)
+    scoring = _read_through(task(name, "score", config, encode, found), found, config)
     return dataclasses.replace(scoring, shown={"acc": "exact_match"}, ratios={"perplexity": Ratio("", perplexity)})
 
 
@@ -81,7 +92,8 @@ def piqa(name: str, config: EvalConfig, codec: Codec) -> Task:
             targets=(question.options[question.answer],), answer=question.answer,
         )  # fmt: skip
 
-    choosing = task(name, "choose", config, encode, lambda: converted(_with_labels(path, split), _piqa))
+    found = lambda: converted(_with_labels(path, split), _piqa)
+    choosing = _read_through(task(name, "choose", config, encode, found), found, config)
     return dataclasses.replace(choosing, shown={"acc": "accuracy", "acc_norm": "accuracy_by_byte"})
 
 
@@ -143,7 +155,8 @@ def wikitext(name: str, config: EvalConfig, codec: Codec) -> Task:
         prompt, scored = np.array([codec.prefix], np.int32), codec.encode(question.document)
         return Example(question.id, prompt, scored=scored, counts=question.counts, about=question.about)
 
-    scoring = task(name, "score", config, encode, lambda: _pages(path))
+    found = lambda: _pages(path)
+    scoring = _read_through(task(name, "score", config, encode, found), found, config)
     bits = Ratio("bytes", lambda nats: nats / math.log(2))
     ratios = {
         "word_perplexity": Ratio("words", perplexity), "byte_perplexity": Ratio("bytes", perplexity),
@@ -203,7 +216,8 @@ def qmsum(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Queries about meetings: what is to be summarised of the transcript; ROUGE-L. A meeting is read once."""
     path, split = where(name, config, WHERE[name]), config.split or "test"
     found = lambda: converted(rows(path, split), _qmsum)
-    return task(name, "generate", config, Encoder(codec).example, found, {"rouge_l": rouge_l}, 256)
+    asking = task(name, "generate", config, Encoder(codec).example, found, {"rouge_l": rouge_l}, 256)
+    return _read_through(asking, found, config)
 
 
 def _qmsum(fields: dict[str, Any]) -> Iterator[Question]:
@@ -241,9 +255,9 @@ def kv_retrieval(name: str, config: EvalConfig, codec: Codec) -> Task:
     )  # fmt: skip
     every, encode = dataclasses.replace(config, examples=0), Encoder(codec, frame).example
     asking = task(name, "generate", every, encode, found, {"accuracy": string_match_any}, KV_NEW_TOKENS)
+    asking = _read_through(asking, found, every)
     settings = {**asking.settings, "depths": list(config.depths), "chat": frame.chat}
-    count = config.examples * len(files.expand(path))
-    return dataclasses.replace(asking, stops=(), count=count, settings=settings)
+    return dataclasses.replace(asking, stops=(), settings=settings)
 
 
 def _kv_questions(file: str, depths: Sequence[float]) -> Iterator[Question | Unreadable]:
