@@ -109,7 +109,7 @@ def test_numbers_are_those_of_the_harness(kind, tmp_path):
         assert list(ours[name]["metrics"]) == list(metrics)
         for metric in metrics:
             value = ours[name]["metrics"][metric]
-            assert value["value"] == pytest.approx(found[own][f"{metric},none"], rel=1e-4), (name, metric)
+            assert value["value"] == pytest.approx(found[own][f"{metric},none"], rel=1e-5), (name, metric)
             assert value["low"] <= value["value"] <= value["high"]
     assert ours["wikitext"]["n"] == 2 and ours["lambada"]["n"] == 4
     asked = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
@@ -139,11 +139,13 @@ def test_a_page_that_is_cut_counts_the_words_that_are_left(tmp_path):
     assert cut.about["words"] == pytest.approx(whole.counts["words"] * share) and cut.truncated
 
 
+SPOKEN = {"meeting_transcripts": [{"speaker": "A", "content": ""}], "general_query_list": [], "specific_query_list": []}
 BAD = [
     ("lambada", ['{"text": "oneword"}\n', '{"txt": 1}\n', *LAMBADA[:1]], {1: "no last word", 2: "it has no text"}),
     ("lambada", ['{"text": "half\n', *LAMBADA[:1]], {1: "no JSON"}),
-    ("qmsum", [{"general_query_list": []}, {"meeting_transcripts": [], "general_query_list": []}],
-     {1: "it has no meeting_transcripts", 2: "no transcript"}),
+    ("qmsum", [{"general_query_list": []}, {"meeting_transcripts": [], "general_query_list": []},
+               SPOKEN | {"general_query_list": 3}, SPOKEN | {"general_query_list": ["a"]}, SPOKEN],
+     {1: "it has no meeting_transcripts", 2: "no transcript", 3: "no list", 4: "no list", 5: "no query"}),
     ("piqa", [*PIQA[:1]], {1: "no label"}),
     ("piqa", [PIQA[0] | {"label": -1}, PIQA[0] | {"label": 0}], {1: "neither 0 nor 1"}),
     ("kv_retrieval", [{"ordered_kv_records": [["a", "1"], ["b", "2"]], "key": "a", "value": "2"},
@@ -178,6 +180,9 @@ def test_labels_that_do_not_belong_and_pages_without_a_title_are_refused(tmp_pat
     (tmp_path / "valid-labels.lst").write_text("0\n1\n")
     with pytest.raises(ConfigError, match="has 2 labels, .*valid.jsonl 3 rows; they do not belong together"):
         catalog.make("piqa", EvalConfig(data=(str(tmp_path / "valid.jsonl"),)), BYTES, 64)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ConfigError, match="lambada has no example; .*empty.jsonl is empty"):
+        catalog.make("lambada", EvalConfig(data=(str(tmp_path / "empty.jsonl"),)), BYTES, 64)
     with pytest.raises(ConfigError, match="it has no page"):
         catalog.make("wikitext", EvalConfig(data=(str(tmp_path / "valid.jsonl"),)), BYTES, 64)
     with pytest.raises(ConfigError, match=r"add --data kv_retrieval=PATH, PATH being 'kv-retrieval-\*_keys"):

@@ -28,6 +28,7 @@ from famjax.evals.tasks.questions import (
     converted,
     encoded_pair,
     field,
+    list_field,
     name_of,
     task,
     text_field,
@@ -224,13 +225,16 @@ def _qmsum(fields: dict[str, Any]) -> Iterator[Question]:
     if "input" in fields:
         yield from qasper_row(fields)
         return
-    turns = field(fields, "meeting_transcripts")
+    turns = list_field(fields, "meeting_transcripts")
     transcript = "\n".join(f"{text_field(turn, 'speaker')}: {field(turn, 'content')}" for turn in turns)
     if not transcript:
         raise BadRow("its meeting has no transcript")
+    queries = {kind: list_field(fields, f"{kind}_query_list") for kind in ("general", "specific")}
+    if not any(queries.values()):
+        raise BadRow("it has no query")
     group = name_of(transcript)
-    for kind in ("general", "specific"):
-        for asked in field(fields, f"{kind}_query_list"):
+    for kind, every in queries.items():
+        for asked in every:
             query, answer = text_field(asked, "query").strip(), text_field(asked, "answer").strip()
             yield Question("", group, transcript, ASK.format(question=query), (answer,), about={"source": kind})
 

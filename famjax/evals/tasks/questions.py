@@ -78,6 +78,14 @@ def field(fields: dict[str, Any], *path: str) -> Any:
     return value
 
 
+def list_field(fields: dict[str, Any], *path: str) -> list[dict[str, Any]]:
+    """The same, of a list of objects."""
+    value = field(fields, *path)
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise BadRow(f"{'.'.join(path)} is no list of objects")
+    return value
+
+
 def text_field(fields: dict[str, Any], *path: str) -> str:
     """The same, of a text that is not empty."""
     value = field(fields, *path)
@@ -162,7 +170,7 @@ def task(
             except UnicodeEncodeError:
                 yield Unreadable(question.id, "a text has half a surrogate pair and no UTF-8 form")
 
-    _check(name, found())
+    _check(name, config.data_of(name), found())
     for metric in (metrics or {}).values():
         metric("a", ["a"])
     settings = {"data": config.data_of(name), "split": config.split}
@@ -173,12 +181,13 @@ def task(
     )  # fmt: skip
 
 
-def _check(name: str, found: Iterable[Question | Unreadable]) -> None:
-    """Raises `ConfigError` if there are rows but none can be read."""
+def _check(name: str, path: str, found: Iterable[Question | Unreadable]) -> None:
+    """Raises `ConfigError` if there is nothing that can be read."""
     first: Unreadable | None = None
     for question in found:
         if not isinstance(question, Unreadable):
             return
         first = first or question
-    if first is not None:
-        raise ConfigError(f"no example of {name} can be read; {first.place}: {first.reason}")
+    if first is None:
+        raise ConfigError(f"{name} has no example; {path} is empty")
+    raise ConfigError(f"no example of {name} can be read; {first.place}: {first.reason}")
