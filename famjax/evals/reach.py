@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from famjax.config import ModelConfig
 
-INSIDE, OUTSIDE, BEYOND = "inside", "outside", "beyond_all_layers"
+INSIDE, PARTLY, OUTSIDE, BEYOND = SIDES = ("inside", "partly", "outside", "beyond_all_layers")
 
 
 class Reach(NamedTuple):
@@ -63,24 +63,27 @@ class Reach(NamedTuple):
             query = self._farthest(query, window)
         return query
 
-    def side(self, query: int, key: int) -> str:
-        """`inside` the reach of one layer, `outside` it but within that of all layers, or `beyond_all_layers`."""
-        if any(self._farthest(query, window) <= key for window in self.windows):
-            return INSIDE
-        return OUTSIDE if self._over_layers(query) <= key else BEYOND
+    def side(self, query: int, start: int, end: int) -> str:
+        """Where the needle of the tokens `start` to `end` lies for a query: all of it `inside` the reach of one layer,
+        `partly`, all of it `outside` but not all beyond that of all layers, or `beyond_all_layers`."""
+        seen = min(self._farthest(query, window) for window in self.windows)
+        if seen <= end:
+            return INSIDE if seen <= start else PARTLY
+        return OUTSIDE if self._over_layers(query) <= end else BEYOND
 
-    def about(self, needles: Sequence[int], tokens: int) -> dict[str, Any]:
+    def about(self, needles: Sequence[tuple[int, int]], tokens: int) -> dict[str, Any]:
         """What a sample records of its needles.
 
         Args:
-          needles: the position of each one's first token.
+          needles: positions of the first and the last token of each.
           tokens: before the answer; the last of them predicts the answer's first token.
 
         Returns:
-          `distances` from that last token in tokens, needle by needle, and `reach`: the side of the farthest.
+          `distances` from each needle's first token to that last token, and `reach`: the farthest side of any needle.
         """
         query = tokens - 1
-        return {"distances": [query - needle for needle in needles], "reach": self.side(query, min(needles))}
+        sides = [self.side(query, *needle) for needle in needles]
+        return {"distances": [query - start for start, _ in needles], "reach": max(sides, key=SIDES.index)}
 
     def told(self) -> dict[str, int]:
         """For the results."""

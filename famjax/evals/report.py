@@ -89,7 +89,7 @@ def part_text(row: dict[str, Any]) -> str:
 
 # Sides of a model's reach (`evals/reach.py`), as tables call them.
 SIDES = {
-    reach.INSIDE: "inside the reach of one layer", reach.OUTSIDE: "outside it",
+    reach.INSIDE: "inside the reach of one layer", reach.PARTLY: "partly inside", reach.OUTSIDE: "outside it",
     reach.BEYOND: "of these, beyond all layers",
 }  # fmt: skip
 
@@ -102,6 +102,8 @@ def _add_reach(table: Table, told: list[dict[str, Any]], metric: str, columns: i
         return
     table.add_section()
     for side, label in SIDES.items():
+        if side == reach.PARTLY and not any(side in rows for rows in sides):
+            continue
         cells = [
             f"{value_text(rows[side]['metrics'][metric])}, n {rows[side]['n']}" if side in rows else "n 0"
             for rows in sides

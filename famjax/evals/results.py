@@ -14,7 +14,7 @@ import numpy as np
 from famjax.config import ConfigError
 from famjax.evals import language
 from famjax.evals.language import Sums
-from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE
+from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, PARTLY
 from famjax.evals.samples import Sample, updates
 from famjax.evals.statistics import gap_interval, mean_interval, ratio_interval
 from famjax.evals.tasks.base import Task, Unreadable
@@ -130,11 +130,15 @@ def _named(sample: Sample, *names: str) -> dict[str, Any]:
 
 
 def by_reach(samples: Sequence[Sample], block_size: int, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for the needles inside the reach of one layer, one for those outside it, and one for those of the latter
-    that are beyond all layers; each with `distance`, the least and the most tokens to the farthest needle, and, if
-    there are several lengths, with the same by length. Truncated examples are in none of them."""
+    """A row for the needles inside the reach of one layer, one for those partly inside, one for those outside it, and
+    one for those of the latter that are beyond all layers.
+
+    Each has `distance`, the least and the most tokens to the farthest needle, and, if there are several lengths, the
+    same by length. Truncated examples are in none of them.
+    """
     rows = []
-    for side, among in ((INSIDE, (INSIDE,)), (OUTSIDE, (OUTSIDE, BEYOND)), (BEYOND, (BEYOND,))):
+    among_of = {INSIDE: (INSIDE,), PARTLY: (PARTLY,), OUTSIDE: (OUTSIDE, BEYOND), BEYOND: (BEYOND,)}
+    for side, among in among_of.items():
         same = [sample for sample in samples if sample.about.get("reach") in among]
         if not same:
             continue

@@ -64,9 +64,10 @@ def test_facts_lie_in_filler_whole_and_in_order(tmp_path, codec):
         question = next(one for one in read if one.question == example.about["question"])
         assert places == sorted(places) and len(places) == len(question.facts)
         assert question.question in prompt and example.targets == (question.answer,)
-        for start, support in zip(example.needles, question.supports, strict=True):
+        for (start, last), support in zip(example.needles, question.supports, strict=True):
             after = codec.vocabulary.decode(example.context[start : start + 40]).strip()
             assert after.startswith(question.facts[support])
+            assert codec.vocabulary.decode(example.context[: last + 1]).endswith(question.facts[support])
         end = codec.vocabulary.decode(example.context[: example.about["needle"] + 1])
         assert end.endswith(question.facts[question.supports[0]])
         assert example.id.startswith(f"{example.about['length']}/{len(asked) % 12}/qa1:")

@@ -227,7 +227,7 @@ def test_the_gold_record_is_moved_and_its_place_known(tmp_path, kind):
         assert list(data).index(row["key"]) == example.about["position"] and example.targets == (row["value"],)
         assert f'"{row["key"]}"' in prompt
         record = f'"{row["key"]}": "{row["value"]}"'
-        inside = codec.vocabulary.decode(example.context[example.needles[0] :])
+        inside = codec.vocabulary.decode(example.context[example.needles[0][0] :])
         assert inside.lstrip(" {").startswith(record)
         assert record in codec.vocabulary.decode(example.context[: example.about["needle"] + 2])
 

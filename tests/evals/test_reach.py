@@ -10,7 +10,7 @@ from rich.console import Console
 from famjax.attention.masks import block_window, within_window
 from famjax.cli.main import main
 from famjax.evals import report
-from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, Reach
+from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, PARTLY, Reach
 from famjax.evals.results import summarize
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample
@@ -51,15 +51,18 @@ def test_sides_are_those_of_the_masks(changes):
     for q in range(LENGTH):
         for k in range(q + 1):
             expected = INSIDE if one[q, k] else OUTSIDE if chain[q, k] else BEYOND
-            assert reach.side(q, k) == expected, (q, k)
+            assert reach.side(q, k, k) == expected, (q, k)
 
 
-def test_distances_are_from_the_first_token_to_the_last_of_the_question():
-    """Blocks of 4, one segment, two layers: of two needles the farther one decides."""
+def test_a_needle_is_outside_only_if_none_of_it_is_seen():
+    """Blocks of 4, one segment, two layers, a query at 17: one layer sees from 12 on, both from 8 on. Of two needles
+    the farther side decides; distances are from the first tokens to the last token of the question."""
     reach = Reach(4, 1, (0, 0))
-    assert reach.about([15, 13], 18) == {"distances": [2, 4], "reach": INSIDE}
-    assert reach.about([15, 11], 18) == {"distances": [2, 6], "reach": OUTSIDE}
-    assert reach.about([7], 18) == {"distances": [10], "reach": BEYOND}
+    sides = {(13, 14): INSIDE, (12, 15): INSIDE, (11, 12): PARTLY, (9, 11): OUTSIDE, (7, 8): OUTSIDE, (5, 7): BEYOND}
+    for needle, side in sides.items():
+        assert reach.about([needle], 18) == {"distances": [17 - needle[0]], "reach": side}
+    assert reach.about([(15, 16), (11, 13)], 18) == {"distances": [2, 6], "reach": PARTLY}
+    assert reach.about([(4, 5), (13, 13)], 18) == {"distances": [13, 4], "reach": BEYOND}
     assert reach.told() == {
         "block_size": 4, "memory_segments": 1, "layers": 2, "one_layer_tokens": 4, "all_layers_tokens": 8,
     }  # fmt: skip
@@ -80,14 +83,17 @@ def test_the_split_is_in_results_samples_page_and_tables(tmp_path, capsys):
     for told in model["tasks"].values():
         mine = [sample for sample in samples if sample["key"] == told["key"]]
         assert told["reach"]["one_layer_tokens"] == 64 and len(mine) == told["n"]
-        counted = dict.fromkeys((INSIDE, OUTSIDE, BEYOND), 0)
+        counted = dict.fromkeys((INSIDE, PARTLY, OUTSIDE, BEYOND), 0)
         for sample in mine:
             query = sample["tokens"] - 1
             (distance,) = sample["about"]["distances"]
             inside = query // 64 - (query - distance) // 64 <= 1
             assert inside == (sample["about"]["reach"] == INSIDE)
-            for side in {sample["about"]["reach"], INSIDE if inside else OUTSIDE}:
-                counted[side] += 1
+            side = sample["about"]["reach"]
+            counted[side] += 1
+            counted[OUTSIDE] += side == BEYOND
+            end = sample["about"]["needle"] if told["settings"].get("lengths") else query - distance + 4
+            assert (side in (OUTSIDE, BEYOND)) == (query // 64 - end // 64 > 1)
         rows = {row["side"]: row for row in told["by_reach"]}
         assert {side: n for side, n in counted.items() if n} == {side: row["n"] for side, row in rows.items()}
         for row in rows.values():
@@ -97,7 +103,7 @@ def test_the_split_is_in_results_samples_page_and_tables(tmp_path, capsys):
             assert f"{metric['value']:.3f} ({low:.2f}-{high:.2f}), n {row['n']}" in printed
             assert f"{row['distance'][0]:,} to {row['distance'][1]:,}" in page
     by_length = {row["side"]: row["by_length"] for row in model["tasks"]["passkey_depth"]["by_reach"]}
-    assert sum(row["n"] for side in (INSIDE, OUTSIDE) for row in by_length[side]) == 10
+    assert sum(row["n"] for side in (INSIDE, PARTLY, OUTSIDE) for row in by_length.get(side, [])) == 10
     assert "inside the reach of one layer" in printed and "of these, beyond all layers" in printed
     assert "one layer reaches 1 block, 64 tokens, before its block of 64; 2 layers together 128" in page
 
@@ -123,7 +129,7 @@ def test_models_that_reach_differently_have_their_own_n():
 
 def test_a_truncated_example_is_on_no_side():
     """What was cut may be the needle."""
-    example = Example("a", tokens(" q"), tokens("<yes>" + "x" * 30), targets=("yes",), needles=(1,))
+    example = Example("a", tokens(" q"), tokens("<yes>" + "x" * 30), targets=("yes",), needles=((1, 3),))
     task = Task("t", "generate", lambda: [example], {"match": lambda said, targets: 1.0}, max_new_tokens=3)
     (cut,) = Runner(Parrot(), CODEC, longest=20, reach=Reach(4, 1, (0,))).run(task)
     (whole,) = Runner(Parrot(), CODEC, reach=Reach(4, 1, (0,))).run(task)

@@ -236,13 +236,13 @@ class _Asking:
         head, facts, tail = self.parts(question)
         room = length - len(head) - len(tail)
         hay = haystack(self.pieces, filler.from_somewhere(rng), facts, sorted(rng.random(len(facts))), room)
-        starts, ends = ([len(head) + at[i] for i in question.supports] for at in (hay.starts, hay.ends))
-        about = {"needle": min(ends), "source": question.source, "question": question.question,
+        needles = hay.needles(len(head), question.supports)
+        about = {"needle": min(end for _, end in needles), "source": question.source, "question": question.question,
                  "place": question.place}  # fmt: skip
         id = f"{question.source}:{question.place.rpartition(':')[2]}"
         return Example(
             id, tail, np.concatenate([head, hay.tokens]), targets=(question.answer,), about=about,
-            needles=tuple(starts),
+            needles=needles,
         )  # fmt: skip
 
 

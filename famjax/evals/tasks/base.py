@@ -48,8 +48,8 @@ class Example:
       counts: what else it stands for, by name, such as words: for `Task.ratios`.
       about: what results are grouped by: "length" and "depth", "source" (a part of the data set), "needle" (index of
         the token at which the needle ends); anything else a number or a short text.
-      needles: index of the first token of each needle that the answer takes, for the distance and the side of the
-        model's reach (`evals/reach.py`).
+      needles: indices of the first and the last token of each needle that the answer takes, for its distance and the
+        side of the model's reach on which it lies (`evals/reach.py`).
     """
 
     id: str
@@ -64,7 +64,7 @@ class Example:
     size: float = 0.0
     counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    needles: tuple[int, ...] = ()
+    needles: tuple[tuple[int, int], ...] = ()
 
     @property
     def unit(self) -> str:

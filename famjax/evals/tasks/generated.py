@@ -34,7 +34,7 @@ def task(
 
     examples, count = of_each_length(name, config, one)
     settings |= {"lengths": list(config.lengths), "depths": list(depths), "seed": config.seed}
-    settings |= {"needles": "first tokens"}
+    settings |= {"needles": "first and last tokens"}
     return Task(
         name, kind, examples, metrics or {}, count=count, max_new_tokens=config.max_new_tokens or max_new_tokens,
         settings=settings,

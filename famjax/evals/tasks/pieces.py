@@ -2,7 +2,7 @@
 between them is ever cut."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,10 @@ class Haystack(NamedTuple):
     tokens: np.ndarray
     ends: list[int]
     starts: list[int]
+
+    def needles(self, before: int, which: Iterable[int]) -> tuple[tuple[int, int], ...]:
+        """`Example.needles` of some, in a text that has so many tokens before the filler."""
+        return tuple((before + self.starts[i], before + self.ends[i]) for i in which)
 
 
 class Frame(NamedTuple):

@@ -117,11 +117,11 @@ class Encoder:
             self._last = question.document, self._pieces.first(question.document)
         context, options = self._last[1], tuple(f" {option}" for option in question.options)
         about = dict(question.about)
-        needles: tuple[int, ...] = ()
+        needles: tuple[tuple[int, int], ...] = ()
         if question.needle is not None:
             start, end = (self._tokens_before(question.document[:at], context) for at in question.needle)
-            about |= {"needle": max(start, end - 1)}
-            needles = (start,)
+            needles = ((start, max(start, end - 1)),)
+            about |= {"needle": needles[0][1]}
         return Example(
             question.id, self._pieces.last(question.prompt), context, question.group, question.targets,
             tuple(map(self._pieces.raw, options)), tuple(len(option.encode()) for option in options), question.answer,
