@@ -31,7 +31,7 @@ report.html and plots. docs/evaluation.md tells every task and where its data is
 """
 
 # Flags that are fields of `EvalConfig`.
-SAME = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "examples", "filler", "split",
+SAME = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "examples", "filler", "split", "chat",
         "max_new_tokens", "part", "mesh")  # fmt: skip
 
 
@@ -73,6 +73,10 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK=PATH",
         help="where a task's data set is; PATH for the only one",
     )
+    group.add_argument(
+        "--chat", action=argparse.BooleanOptionalAction,
+        help="use the model's chat template (yes, if it has one, in babi and kv_retrieval; no, in tasks of lm-eval)",
+    )  # fmt: skip
     group.add_argument("--split", metavar="NAME", help="part of a data set (validation or test, as the task has it)")
     group.add_argument("--filler", metavar="FILES", help="text that hides the needles (the pass key's five sentences)")
     group.add_argument("--longest", type=_length, metavar="N", help="tokens read of a document at most (all)")
@@ -92,7 +96,6 @@ def _add_harness_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--limit", type=int, metavar="N", help="examples of each task (all)")
     group.add_argument("--fewshot", type=int, metavar="N", help="examples before each question (the task's own)")
-    group.add_argument("--chat", action="store_true", help="ask with the model's chat template")
     group.add_argument("--include-path", metavar="DIR", help="tasks of yours, as YAML")
     group.add_argument("--cache", default="", metavar="FILE", help="answers to keep, from which it goes on")
 
@@ -161,7 +164,7 @@ def _harness(args: argparse.Namespace) -> int:
         raise ConfigError("no model to evaluate; add --model DIR")
     output = args.output or str(split_step(evaluation.model_dirs[0])[0])
     config = HarnessConfig(
-        evaluation.model_dirs, args.lm_eval, output, args.limit, args.fewshot, evaluation.batch_size, args.chat,
+        evaluation.model_dirs, args.lm_eval, output, args.limit, args.fewshot, evaluation.batch_size, bool(args.chat),
         args.include_path, args.cache, memory_overrides(args),
     )  # fmt: skip
     config.validate()

@@ -25,6 +25,7 @@ class EvalConfig:
       data: where data sets are: `PATH` for the only one, or `TASK=PATH` for each.
       split: part of a data set that has several; empty is the one that the task is usually told by.
       filler: text files (a path or glob) whose sentences hide the needles; empty is the pass key's filler.
+      chat: questions of the tasks with instructions are put in the model's chat template, if it has one.
       max_new_tokens: made for an answer at most; 0 is the task's own number.
       modules: Python modules that register seqio tasks.
       again: answers everything anew, even where an interrupted evaluation left answers.
@@ -51,6 +52,7 @@ class EvalConfig:
     data: tuple[str, ...] = ()
     split: str = ""
     filler: str = ""
+    chat: bool = True
     max_new_tokens: int = 0
     modules: tuple[str, ...] = ()
     again: bool = False

@@ -37,6 +37,13 @@ TASKS = {
     "common_words": Entry("tasks.tracking", "common_words", "the ten most common words of a list (RULER)"),
     "frequent_words": Entry("tasks.tracking", "frequent_words", "the three most frequent words of a text (RULER)"),
     "babi": Entry("tasks.babi", "babi", "bAbI's facts hidden in a text (BABILong)", "files of bAbI"),
+    "kv_retrieval": Entry(
+        "tasks.benchmarks", "kv_retrieval", "the value of a key in JSON (Lost in the Middle)", "its files"
+    ),
+    "lambada": Entry("tasks.benchmarks", "lambada", "the last word of a passage, accuracy and perplexity", "LAMBADA"),
+    "piqa": Entry("tasks.benchmarks", "piqa", "two ways to reach a goal, ranked", "PIQA"),
+    "wikitext": Entry("tasks.benchmarks", "wikitext", "pages of Wikipedia, perplexity by word and byte", "WikiText"),
+    "qmsum": Entry("tasks.benchmarks", "qmsum", "queries about meetings, ROUGE-L", "QMSum"),
     "narrative_qa": Entry("tasks.papers", "narrative_qa", "questions about books and scripts, ROUGE-L", "NarrativeQA"),
     "qasper": Entry("tasks.papers", "qasper", "questions about papers, ROUGE-L and F1", "SCROLLS' Qasper"),
     "quality": Entry("tasks.papers", "quality", "four answers to a question about a long text, ranked", "QuALITY"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from famjax.evals import charts, html, report
+from famjax.evals import charts, html, reach, report
 from famjax.evals.charts import Line, Point
 from famjax.runtime.model_dir import write_text
 
@@ -75,7 +75,8 @@ def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
     drawn = [*_by_length(name, tasks), *_by_position(tasks), *_by_depth(tasks)]
     legend = " &nbsp; ".join(_key(i, model["name"]) for i, model, _ in tasks)
     return html.section(
-        name.replace("_", " "), f"<small>{asked}</small>", _metrics(tasks), _warnings(tasks),
+        name.replace("_", " "), f"<small>{asked}</small>", _metrics(tasks), _warnings(tasks), _by_reach(tasks),
+        _by_source(tasks),
         f"<p>{legend}</p>" if drawn else "", html.charts(drawn), _misses(tasks),
         html.details(f"settings of {name}", _pre(json.dumps(first["settings"], indent=2))),
     )  # fmt: skip
@@ -83,8 +84,10 @@ def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
 
 def _number(metric: dict[str, Any], sign: str = "") -> str:
     value = metric.get("value", metric.get("mean"))
-    told = f"{value:{sign}.3f}"
-    return told if metric["low"] is None else f"{told} [{metric['low']:{sign}.3f}, {metric['high']:{sign}.3f}]"
+    told, *ends = (
+        report.number_text(one, sign=sign) for one in (value, metric["low"], metric["high"]) if one is not None
+    )
+    return f"{told} [{ends[0]}, {ends[1]}]" if ends else told
 
 
 def _gap(gap: dict[str, Any] | None) -> str:
@@ -108,6 +111,35 @@ def _metrics(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str
             rows.append([*cells, told["metrics"][metric]["n"]])
     head = ["model", "metric", "value [95%]", *(["more than the first, in pairs"] if compared else []), "n"]
     return html.table(head, rows) + _gaps_by_length(tasks)
+
+
+def _by_reach(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    """The first metric by the side of the model's reach on which the needle lies."""
+    metric = next(iter(tasks[0][2]["metrics"]))
+    rows, notes = [], []
+    for i, model, told in tasks:
+        for row in told.get("by_reach", []):
+            within = f"{row['distance'][0]:,} to {row['distance'][1]:,}"
+            side = report.SIDES[row["side"]]
+            rows.append((_key(i, model["name"]), side, within, _number(row["metrics"][metric]), row["n"]))
+        if "reach" in told:
+            notes.append(html.paragraph(f"{model['name']}: {reach.note(told['reach'])}."))
+    if not rows:
+        return ""
+    head = ("model", "the needle lies", "tokens from its start to the question's end",
+            f"{metric.replace('_', ' ')} [95%]", "n")  # fmt: skip
+    return html.table(head, rows) + "".join(notes)
+
+
+def _by_source(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    """The first metric by part of the data set, and length or position."""
+    metric = next(iter(tasks[0][2]["metrics"]))
+    rows = [
+        (_key(i, model["name"]), report.part_text(row), _number(row["metrics"][metric]), row["n"])
+        for i, model, told in tasks for row in told.get("by_source", [])
+    ]  # fmt: skip
+    head = ("model", "part", f"{metric.replace('_', ' ')} [95%]", "n")
+    return html.details("by part of the data set", html.table(head, rows)) if rows else ""
 
 
 def _gaps_by_length(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
@@ -199,17 +231,20 @@ def _by_depth(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> li
     drawn = []
     for _, model, told in tasks:
         rows = told.get("by_depth", [])
-        depths, lengths = (sorted({row[name] for row in rows}) for name in ("depth", "length"))
+        of = "length" if rows and "length" in rows[0] else "source"  # a part of the data set instead
+        depths, lengths = (sorted({row[name] for row in rows}) for name in ("depth", of))
         if len(depths) < 2:
             continue
-        found = {(row["depth"], row["length"]): row["metrics"][metric] for row in rows}
+        found = {(row["depth"], row[of]): row["metrics"][metric] for row in rows}
+        named = (lambda length: f"{length:,} tokens") if of == "length" else str
         values = [[found[depth, length]["value"] if (depth, length) in found else None for length in lengths]
                   for depth in depths]  # fmt: skip
-        notes = [[f"{length:,} tokens, depth {depth:.0%}: {_number(one)}, n {one['n']}" if one else ""
+        notes = [[f"{named(length)}, depth {depth:.0%}: {_number(one)}, n {one['n']}" if one else ""
                   for length in lengths for one in (found.get((depth, length)),)] for depth in depths]  # fmt: skip
         svg = charts.heat_map(
-            [f"{depth:.0%}" for depth in depths], [charts.in_units(length) for length in lengths], values, notes,
-            "length (tokens)", "depth of the needle",
+            [f"{depth:.0%}" for depth in depths],
+            [charts.in_units(length) if of == "length" else length for length in lengths], values, notes,
+            "length (tokens)" if of == "length" else "", "depth of the needle",
         )  # fmt: skip
         drawn.append((f"{model['name']}: {metric.replace('_', ' ')} by place of the needle", svg))
     return drawn

@@ -49,10 +49,11 @@ def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
                 about = {"filler_blocks": blocks, "alignment": where[i % len(where)], "needle": int(doc.mention[0])}
                 about["answer_tokens"] = len(doc.answer)
                 before, scored = np.split(doc.tokens, [answer])
-                yield Example(f"{blocks}/{i}", before[-1:], before[:-1], scored=scored, about=about)
+                needles = ((int(doc.mention[0]), int(doc.mention[-1])),)
+                yield Example(f"{blocks}/{i}", before[-1:], before[:-1], scored=scored, about=about, needles=needles)
 
     settings = {"filler_blocks": lengths, "alignments": where, "keys": config.keys, "key_digits": config.key_digits}
-    settings |= {"seed": config.seed}
+    settings |= {"seed": config.seed, "needles": "first and last tokens"}
     return Task(name, "score", examples, count=len(lengths) * len(where) * config.keys, settings=settings)
 
 

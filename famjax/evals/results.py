@@ -14,6 +14,7 @@ import numpy as np
 from famjax.config import ConfigError
 from famjax.evals import language
 from famjax.evals.language import Sums
+from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, PARTLY
 from famjax.evals.samples import Sample, updates
 from famjax.evals.statistics import gap_interval, mean_interval, ratio_interval
 from famjax.evals.tasks.base import Task, Unreadable
@@ -56,13 +57,18 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
             "max_new_tokens": task.max_new_tokens,
         }
     told["metrics"] = metrics_of(samples, seed)
-    told["metrics"] |= _of_all_together(task, samples, seed)
+    told["metrics"] |= _ratios(task, samples, seed) | _of_all_together(task, samples, seed)
     by = lambda key: _by(samples, key, block_size, seed)
     if any("length" in sample.about for sample in samples):
         told["by_length"] = by(lambda sample: {"length": sample.about["length"]})
         told["by_updates"] = by(lambda sample: {"updates_from": _power(updates(sample, block_size))})
-        if any("depth" in sample.about for sample in samples):
-            told["by_depth"] = by(lambda sample: {name: sample.about[name] for name in ("length", "depth")})
+    if any("source" in sample.about for sample in samples):
+        told["by_source"] = by(lambda sample: _named(sample, "source", "length", "position"))
+    if any("depth" in sample.about for sample in samples):
+        text = "length" if "by_length" in told else "source"
+        told["by_depth"] = by(lambda sample: {name: sample.about[name] for name in (text, "depth")})
+    if any("reach" in sample.about for sample in samples):
+        told["by_reach"] = by_reach(samples, block_size, seed)
     if samples and not task.by_position:
         told["misses"] = misses(samples)
     return told
@@ -100,6 +106,49 @@ def _of_all_together(task: Task, samples: Sequence[Sample], seed: int) -> dict[s
         name: dict(zip(("value", "low", "high", "n"), (value, *bounds(name), len(pairs)), strict=True))
         for name, value in whole.items()
     }
+
+
+def _ratios(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[str, Any]]:
+    """`task.ratios`: a long document weighs more than a short one. Intervals are bootstrapped by document."""
+    found: dict[str, dict[str, Any]] = {}
+    if not task.ratios or not samples:
+        return found
+    _, inverse = np.unique([sample.group for sample in samples], return_inverse=True)
+    by_unit = lambda values: np.bincount(inverse, np.asarray(values, np.float64))
+    nats = by_unit([-float(sample.answer) for sample in samples])
+    for name, ratio in task.ratios.items():
+        counts = by_unit([sample.about[ratio.per] if ratio.per else 1.0 for sample in samples])
+        ends = (float(nats.sum() / counts.sum()), *(ratio_interval(nats, counts, seed) if len(nats) > 1 else ()))
+        value, low, high = (*map(ratio.of, ends), None, None)[:3]
+        found[name] = {"value": value, "low": low, "high": high, "n": len(samples)}
+    return found
+
+
+def _named(sample: Sample, *names: str) -> dict[str, Any]:
+    """What a sample has of these."""
+    return {name: sample.about[name] for name in names if name in sample.about}
+
+
+def by_reach(samples: Sequence[Sample], block_size: int, seed: int = 0) -> list[dict[str, Any]]:
+    """A row for the needles inside the reach of one layer, one for those partly inside, one for those outside it, and
+    one for those of the latter that are beyond all layers.
+
+    Each has `distance`, the least and the most tokens to the farthest needle, and, if there are several lengths, the
+    same by length. Truncated examples are in none of them.
+    """
+    rows = []
+    among_of = {INSIDE: (INSIDE,), PARTLY: (PARTLY,), OUTSIDE: (OUTSIDE, BEYOND), BEYOND: (BEYOND,)}
+    for side, among in among_of.items():
+        same = [sample for sample in samples if sample.about.get("reach") in among]
+        if not same:
+            continue
+        far = [max(sample.about["distances"]) for sample in same]
+        (row,) = _by(same, lambda sample, side=side: {"side": side}, block_size, seed)  # type: ignore[misc]
+        row["distance"] = [min(far), max(far)]
+        if len({sample.about.get("length") for sample in samples}) > 1:
+            row["by_length"] = _by(same, lambda sample: _named(sample, "length"), block_size, seed)
+        rows.append(row)
+    return rows
 
 
 def _number(value: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import vocabulary_of
 from famjax.evals import catalog, language, language_report, page, passkey, report, results
 from famjax.evals.engine import ModelEngine
+from famjax.evals.reach import Reach
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample, SampleFile, file_name, key_of, read
 from famjax.evals.tasks.base import Example, Task, Unreadable
@@ -60,6 +62,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     config.validate()
     with Progress("looking at the data"):
         subjects = [_subject(path, config) for path in config.model_dirs]
+    _report_bad(subjects)
     names = names_of(config.model_dirs)
     output = Path(config.output_dir or split_step(config.model_dirs[0])[0])
     models: list[dict[str, Any]] = []
@@ -112,6 +115,16 @@ def _subject(path: str, config: EvalConfig) -> Subject:
     return Subject(path, model, codec, tasks)
 
 
+def _report_bad(subjects: Sequence[Subject]) -> None:
+    """Prints, before any work, what of each task's data is left out because it cannot be read."""
+    for task in {task.name: task for subject in subjects for task in subject.tasks}.values():
+        if task.bad:
+            first = task.bad[0]
+            what = "one place" if len(task.bad) == 1 else f"{len(task.bad)} places"
+            message = f"{task.name}: {what} of the data cannot be read, first {first.place}: {first.reason}"
+            print(message, file=sys.stderr)
+
+
 def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:
     """The model's vocabulary. The pass key alone is content with a model that knows no more than ASCII."""
     if config.tasks != ("passkey",):
@@ -148,13 +161,14 @@ def _evaluate(
     progress.stage(f"loading {name}")
     model = load(subject.path, config.mesh, **overrides)
     entry = entry_of(name, subject.path, model)
+    reach = Reach.of(model.config)
     found: dict[str, list[Sample]] = {}
     for task in subject.tasks:
         settings = {"longest": config.longest, "new": task.max_new_tokens, "edges": edges[1], **task.settings}
         key = key_of(entry["fingerprint"], task.name, settings)
         unreadable: list[Unreadable] = []
         progress.stage(f"{name}: {task.name}", task.count, "examples")
-        runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges)
+        runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges, reach=reach)
         samples = ask(runner, task, config, file, unreadable, progress.advance)
         found[task.name] = samples
         if not samples and not config.part:
@@ -162,7 +176,8 @@ def _evaluate(
         if not samples:
             continue
         summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
-        entry["tasks"][task.name] = summary | {"key": key}
+        told_reach = {"reach": reach.told()} if "by_reach" in summary else {}
+        entry["tasks"][task.name] = summary | told_reach | {"key": key}
     return entry, found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from famjax.config import ConfigError
 from famjax.evals.engine import Ask, Engine
 from famjax.evals.metrics import choice_values, scored_values
+from famjax.evals.reach import Reach
 from famjax.evals.samples import Sample
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
@@ -48,6 +49,7 @@ class Runner:
       longest: tokens of an example before its answer, at most; 0 sets no limit.
       edges: buckets [edge, next edge) of positions, for tasks that tell results by position.
       on_tokens: called with numbers of tokens as they are read or made.
+      reach: of the model's attention; samples record on which side of it their needles lie. None records nothing.
     """
 
     engine: Engine
@@ -56,6 +58,7 @@ class Runner:
     longest: int = 0
     edges: tuple[int, ...] = ()
     on_tokens: Callable[[int], None] = lambda n: None
+    reach: Reach | None = None
 
     def run(
         self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None
@@ -133,7 +136,8 @@ class Runner:
             example = batch[i][1].example
             before = np.concatenate([example.context[-8:], example.prompt])[-8:]
             text, _, ended = self.codec.answer(tokens.tolist(), stopped, task.stops, before)
-            values = {name: float(metric(text, example.targets)) for name, metric in task.metrics.items()}
+            values = {name: float(judge(text, example)) for name, judge in task.judges.items()}
+            values |= {name: float(metric(text, example.targets)) for name, metric in task.metrics.items()}
             yield self._sample(task, batch[i][1], text, "stop" if ended else "length", values)
 
     def _choose(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
@@ -146,7 +150,7 @@ class Runner:
             count = len(batch[i][1].example.choices[c])
             sums[i][c] = float(np.sum(logprobs[len(logprobs) - count :], dtype=np.float64))
         for (_, asked), totals in zip(batch, sums, strict=True):
-            values = choice_values(totals, asked.example.choice_sizes, asked.example.answer)
+            values = task.values(choice_values(totals, asked.example.choice_sizes, asked.example.answer))
             yield self._sample(task, asked, int(np.argmax(totals)), "", values)
 
     def _score(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
@@ -155,7 +159,7 @@ class Runner:
             asked = batch[i][1]
             example, count = asked.example, min(len(asked.example.scored), len(logprobs))
             logprobs, correct = logprobs[len(logprobs) - count :], correct[len(correct) - count :]
-            values = scored_values(logprobs, correct, example.size)
+            values = task.values(scored_values(logprobs, correct, example.size))
             sums = self._by_position(example, logprobs, correct) if task.by_position else {}
             total = float(np.sum(logprobs, dtype=np.float64))
             yield self._sample(task, asked, total, "", values, sums)
@@ -179,14 +183,17 @@ class Runner:
         sums: dict[str, list[float]] | None = None,
     ) -> Sample:  # fmt: skip
         example = asked.example
-        shared = {"context": len(example.context)} if example.group else {}
+        more: dict[str, Any] = {"context": len(example.context)} if example.group else {}
+        more |= example.counts
+        if self.reach is not None and example.needles and not asked.truncated:  # what was cut may be the needle
+            more |= self.reach.about(example.needles, example.tokens)
         last = np.concatenate([example.context[-PROMPT_SHOWN:], example.prompt])[-PROMPT_SHOWN:]
         shown = self.codec.vocabulary.decode(last)[-PROMPT_SHOWN:]
         if any(not math.isfinite(value) for value in values.values()):
             raise ConfigError("the model's scores are no numbers; are its weights sound?")
         return Sample(
             task.name, example.id, example.unit, self.key, example.tokens, asked.truncated, shown, answer,
-            list(example.targets), finish, values, dict(example.about) | shared, sums or {},
+            list(example.targets), finish, values, dict(example.about) | more, sums or {},
         )  # fmt: skip
 
 
@@ -231,7 +238,9 @@ def _cut(example: Example, room: int, longest: int) -> Asked:
     most = max(0, longest - before)
     if len(example.scored) > most > 0:
         changes["scored"] = example.scored[:most]
-        changes["size"] = example.size * most / len(example.scored)
+        share = most / len(example.scored)
+        changes["size"] = example.size * share
+        changes["counts"] = {name: count * share for name, count in example.counts.items()}
     if len(example.prompt) > longest:
         changes["prompt"] = example.prompt[len(example.prompt) - longest :]
     names = ("context", "scored", "prompt")

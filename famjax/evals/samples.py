@@ -51,8 +51,8 @@ class Sample:
 
 
 def updates(sample: Sample, block_size: int) -> int:
-    """Updates of FAM between the needle (or the beginning, where there is none) and the answer."""
-    return max(0, sample.tokens - 1) // block_size - int(sample.about.get("needle", 0)) // block_size
+    """Updates of FAM between the needle (or the beginning, where there is none) and the answer; 0 if it was cut off."""
+    return max(0, max(0, sample.tokens - 1) // block_size - int(sample.about.get("needle", 0)) // block_size)
 
 
 def key_of(model: str, task: str, settings: dict[str, Any]) -> str:

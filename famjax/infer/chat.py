@@ -51,6 +51,19 @@ class Turns:
         before = [{"role": "system", "content": system}] if system else []
         return self._codec.encode(self._template.render([*before, _said(text)]), fresh=False)
 
+    def frame(self) -> tuple[str, str]:
+        """What is written before and after a text that is all a user says, up to where the answer begins.
+
+        Raises:
+          ConfigError: the template does not write the text as it is.
+        """
+        if self._template is None:
+            return _USER.lstrip("\n") + " ", _ASSISTANT
+        before, mark, after = self._template.render([_said(_MARK)]).partition(_MARK)
+        if not mark or _MARK in after:
+            raise ConfigError("the chat template does not write what a user says once, as it is")
+        return before, after
+
     def following(self, text: str, recent: Any) -> np.ndarray:
         """The same behind an answer. `recent`: the last tokens, which tell whether the answer was ended."""
         known = [int(token) for token in recent if token >= 0]

@@ -4,6 +4,7 @@ Imports no jax, so that a text without tokens and a stop that cannot be are foun
 """
 
 import codecs
+import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from famjax.data.vocabulary import (
     Vocabulary,
     vocabulary_of,
 )
+from famjax.infer.chat_template import ChatTemplate, chat_template
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
 from famjax.pretrained.families import usual_end
@@ -60,6 +62,7 @@ class Codec:
 
     def __init__(self, model_dir: str | Path, vocab_size: int):
         root, _ = split_step(model_dir)
+        self._root: Path | None = root
         self.vocabulary: Vocabulary = vocabulary_of(root)
         self.is_bytes = _is_bytes(self.vocabulary)
         if isinstance(self.vocabulary, TokenizerVocabulary):
@@ -76,10 +79,22 @@ class Codec:
     def of(cls, vocabulary: Vocabulary) -> "Codec":
         """Of a vocabulary that is in no model directory (yet): texts begin and end as it says."""
         codec = cls.__new__(cls)
+        codec._root = None
         codec.vocabulary, codec.is_bytes = vocabulary, _is_bytes(vocabulary)
         codec.bos = _begin(vocabulary)
         codec.ends = [] if vocabulary.eos is None else [vocabulary.eos]
         return codec
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template of the model directory; None if it has none."""
+        return None if self._root is None else chat_template(self._root)
+
+    @property
+    def prefix(self) -> int:
+        """What stands before a text that nothing is before: its usual first token, else an end, else a line's end."""
+        known = [token for token in (self.vocabulary.bos, self.vocabulary.eos) if token is not None]
+        return known[0] if known else int(self.vocabulary.encode("\n")[-1])
 
     def encode(self, text: str, fresh: bool = True) -> np.ndarray:
         """int32 ids; a fresh text begins with `bos`, if there is one."""

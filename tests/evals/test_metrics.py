@@ -52,13 +52,20 @@ def test_string_match_is_rulers():
 
 
 def test_word_match_is_babilongs():
-    """The target as a word of the first sentence, and no other answer."""
-    metric = metrics.word_match_alone(["bathroom", "hallway", "milk", "apple", "milk,apple"])
-    assert metric("It is in the Bathroom. The hallway is empty", ["bathroom"]) == 1
-    assert metric("bathroom hallway", ["bathroom"]) == 0
-    assert metric("bathrooms", ["bathroom"]) == 0
-    assert metric("apple and milk", ["milk,apple"]) == 1
-    assert metric("", ["milk"]) == 0
+    """The target in the first sentence and no other answer of the task, but for those that the question names; of
+    several words, all and no more; a path such as `n,w` is one answer."""
+    places, items = ["bathroom", "hallway", "kitchen"], ["milk", "apple", "nothing"]
+    match = metrics.babilong_match
+    assert match("It is in the Bathroom. The hallway is empty", "bathroom", "Where is Mary?", places) == 1
+    assert match("bathroom hallway", "bathroom", "Where is Mary?", places) == 0
+    before = "Where was the apple before the kitchen?"
+    assert match("Before the kitchen it was in the hallway.", "hallway", before, places) == 1
+    assert match("Before the kitchen it was in the bathroom.", "hallway", before, places) == 0
+    assert match("apple and milk", "milk,apple", "What is Mary carrying?", items) == 1
+    assert match("milk", "milk,apple", "What is Mary carrying?", items) == 0
+    assert match("n,w", "n,w", "How do you go from the hallway to the kitchen?", ["n,w", "n,n"]) == 1
+    assert match("hallway <example> bathroom", "hallway", "Where is Mary?", places) == 1
+    assert match("", "milk", "What?", items) == 0
 
 
 def test_choices_are_ranked_by_sum_and_by_byte():

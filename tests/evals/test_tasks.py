@@ -12,7 +12,7 @@ from famjax.cli.main import parse
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals import catalog
-from famjax.evals.tasks import babi, needles
+from famjax.evals.tasks import needles
 from famjax.evals.tasks.pieces import Filler, Pieces, haystack
 from famjax.infer.codec import Codec
 from tests.pretrained import tokenizers_of_ours
@@ -129,41 +129,6 @@ def test_fillers_come_from_files(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ConfigError, match="has no text"):
         Filler(str(tmp_path / "empty.txt"))
-
-
-BABI = """1 Mary moved to the bathroom.
-2 John went to the hallway.
-3 Where is Mary? \tbathroom\t1
-4 Daniel went back to the hallway.
-5 Where is Daniel? \thallway\t4
-1 Sandra got the milk.
-2 What is Sandra carrying? \tmilk,apple\t1
-"""
-
-
-def test_babi_is_hidden_in_filler_fact_by_fact(tmp_path, codec):
-    """A story's facts, those told before the question alone, in order and whole; the next story begins anew."""
-    (tmp_path / "qa1_single_test.txt").write_text(BABI)
-    path = str(tmp_path / "qa1*")
-    assert [(len(q.facts), q.answer) for q in babi.read(str(tmp_path / "qa1_single_test.txt"))] == [
-        (2, "bathroom"), (3, "hallway"), (1, "milk,apple"),
-    ]  # fmt: skip
-    task = make("babi", codec, data=(f"babi={path}",), lengths=(900,), examples=12)
-    for example in task.examples():
-        assert example.tokens == 900 and example.about["source"] == "qa1"
-        context, question = told(codec, example)
-        facts = [line.partition(" ")[2] for line in BABI.splitlines() if "?" not in line]
-        places = [context.find(fact) for fact in facts]
-        shown = [place for place in places if place >= 0]
-        who = re.search(r"(Mary|Daniel|Sandra)", question)[1]
-        assert shown == sorted(shown) and len(shown) == {"Mary": 2, "Daniel": 3, "Sandra": 1}[who]
-    assert task.metrics["word_match"]("bathroom.", ["bathroom"]) == 1
-    assert task.metrics["word_match"]("bathroom or hallway.", ["bathroom"]) == 0
-    (tmp_path / "qa1_bad.txt").write_text("1 Mary moved.\nWhere is she?\tthere\t1\n")
-    with pytest.raises(ConfigError, match="qa1_bad.txt:2"):
-        babi.read(str(tmp_path / "qa1_bad.txt"))
-    with pytest.raises(ConfigError, match="--data 'babi="):
-        make("babi", codec)
 
 
 @pytest.mark.parametrize("name", GENERATED)

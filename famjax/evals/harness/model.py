@@ -83,10 +83,8 @@ class FamjaxLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that nothing is before: its usual first token, else an end, else a line's end."""
-        vocabulary = self.codec.vocabulary
-        known = [token for token in (vocabulary.bos, vocabulary.eos) if token is not None]
-        return known[0] if known else int(vocabulary.encode("\n")[-1])
+        """`Codec.prefix`."""
+        return self.codec.prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text. It begins with `bos` where the tokenizer's settings say so, but never twice."""

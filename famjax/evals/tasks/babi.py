@@ -1,86 +1,325 @@
 """bAbI (Weston et al. 2015) hidden in other text, in the manner of BABILong (Kuratov et al. 2024).
 
-The facts of a story lie, in order, at random places of a long text; the question comes at its end. bAbI is
-read from its own files (`qa1_single-supporting-fact_test.txt`), the text from any file.
+The facts of a story lie, in order, at random places of a long text; the question comes at its end. As in BABILong, an
+instruction and worked examples come first, and a model with a chat template gets all of it as one message. BABILong's
+layout, rules and answer forms; the wording and the examples are ours.
+
+bAbI is read from its own files (`qa1_single-supporting-fact_test.txt`), a line a fact or a question:
+
+    1 Mary moved to the bathroom.
+    2 Where is Mary? <tab> bathroom <tab> 1        the numbers of the facts that support the answer
 """
 
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
 
 from famjax.config import ConfigError, EvalConfig
-from famjax.config.text import text_of
+from famjax.config.text import BadText, text_of
 from famjax.data import files
-from famjax.evals.metrics import string_match_all, word_match_alone
+from famjax.evals.metrics import babilong_match, string_match_all
 from famjax.evals.tasks import generated
-from famjax.evals.tasks.base import Example, Task
-from famjax.evals.tasks.pieces import Filler, Pieces, haystack, too_short
+from famjax.evals.tasks.base import Example, Task, Unreadable
+from famjax.evals.tasks.pieces import Filler, Frame, Pieces, haystack, too_short
 from famjax.infer.codec import Codec
 
-INTRO = (
-    "I will give you context with the facts about positions of different persons hidden in some random text and a "
-    "question. You need to answer the question based only on the information from the facts."
+SEED = 0xBAB1
+NEW_TOKENS = 20  # BABILong's limit, of a tokenizer's tokens
+LINE = re.compile(r"(\d+) (.*\S)\s*")
+END = "\n</context>\n\nQuestion: {question}"
+ANSWER = "\nAnswer:"
+
+
+class Prompt(NamedTuple):
+    """How the questions of a file are asked.
+
+    Attributes:
+      about: what is hidden in the text, and the rules that facts follow.
+      form: of the answer.
+      examples: (facts and question, answer).
+    """
+
+    about: str
+    form: str
+    examples: tuple[tuple[str, str], ...] = ()
+
+
+_MOVED = (
+    "An item goes wherever the person who has taken it goes; once it has been put down, it stays in that place, "
+    "whoever leaves."
 )
-ASK = "\nQuestion: {question} Answer:"
+PROMPTS = {
+    "qa1": Prompt(
+        "facts about where different people are. Of a person who has been in several places, the latest counts.",
+        "Answer in this form and write nothing else: The most recent location of 'person' is 'location'.",
+        (
+            ("Nina walked to the attic. Otto ran to the cellar. Nina walked to the terrace. Where is Nina?",
+             "The most recent location of Nina is terrace."),
+            ("Otto went to the harbour. Paula went to the attic. Where is Otto?",
+             "The most recent location of Otto is harbour."),
+        ),
+    ),
+    "qa2": Prompt(
+        f"facts about where different people are and what they do. {_MOVED}",
+        "Answer in this form and write nothing else: The 'item' is in 'location'.",
+        (
+            ("Nina went to the attic. Nina took the lamp. Nina walked to the terrace. Where is the lamp?",
+             "The lamp is in terrace."),
+            ("Otto took the rope. Otto went to the cellar. Otto put down the rope. Otto ran to the harbour. Where is "
+             "the rope?", "The rope is in cellar."),
+        ),
+    ),
+    "qa3": Prompt(
+        f"facts about where different people are and what they do. {_MOVED}",
+        "Answer in this form and write nothing else: Before the 'location 1' the 'item' was in the 'location 2'.",
+        (
+            ("Nina took the lamp. Nina went to the attic. Otto ran to the cellar. Nina walked to the terrace. Where "
+             "was the lamp before the terrace?", "Before the terrace the lamp was in the attic."),
+            ("Otto ran to the cellar. Otto took the rope. Otto went to the harbour. Paula took the lamp. Where was the "
+             "rope before the harbour?", "Before the harbour the rope was in the cellar."),
+        ),
+    ),
+    "qa4": Prompt(
+        "facts about where places lie relative to each other.",
+        "Answer with one word, the place, and write nothing else.",
+        (
+            ("The attic is east of the cellar. The terrace is west of the cellar. What is the cellar east of?",
+             "terrace"),
+            ("The harbour is north of the attic. The attic is north of the terrace. What is north of the attic?",
+             "harbour"),
+        ),
+    ),
+    "qa5": Prompt(
+        "facts about people, the items that they have and whom they give them to.",
+        "Answer with one word, a person or an item, and write nothing else, no explanation either.",
+        (
+            ("Nina took the lamp there. Nina gave the lamp to Otto. Otto went to the attic. Who did Nina give the lamp "
+             "to?", "Otto"),
+            ("Paula took the rope there. Paula handed the rope to Nina. Otto took the lamp there. Who gave the rope?",
+             "Paula"),
+            ("Otto took the coat there. Nina ran to the cellar. Otto passed the coat to Paula. What did Otto give to "
+             "Paula?", "coat"),
+        ),
+    ),
+}  # fmt: skip
+OTHER = Prompt("facts.", "Answer with the word or the words asked for, and write nothing else.")
 
 
 class Question(NamedTuple):
-    """A question and the facts that were told before it."""
+    """A question and the facts that were told before it.
+
+    Attributes:
+      facts: in order.
+      question, answer: as in the file.
+      supports: indices of the facts that the answer takes.
+      source: the file's task, `qa1`.
+      place: file and line.
+    """
 
     facts: tuple[str, ...]
     question: str
     answer: str
+    supports: tuple[int, ...]
     source: str
+    place: str
 
 
 def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Questions of the files of `--data`, each length with the same ones."""
+    """Questions of the files of `--data`, of all files in turn; those of all lengths are the same ones.
+
+    What cannot be read of them comes as `Unreadable`. Questions whose facts the shortest length has no room for are
+    left out, and their number by file is in the settings. Models draw in the same order, so that they differ only in
+    questions for which one of them has no room.
+    """
     path = config.data_of(name)
     if not path:
         raise ConfigError(
             "babi needs a copy of bAbI; unpack tasks_1-20_v1-2.tar.gz (docs/evaluation.md says where it is) and add "
             "--data 'babi=FOLDER/en-10k/qa1_*_test.txt'"
         )
-    questions = [question for file in files.expand(path) for question in read(file)]
+    frame = Frame.of(codec, config.chat)
+    asking = _Asking(Pieces(codec, frame), frame.chat)
+    read_all = [one for file in files.expand(path) for one in read(file)]
+    bad = [one for one in read_all if isinstance(one, Unreadable)]
+    questions: dict[str, list[Question]] = {}
+    for one in read_all:
+        if not isinstance(one, Unreadable):
+            questions.setdefault(one.source, []).append(one)
     if not questions:
-        raise ConfigError(f"{path} has no question; name files of bAbI such as qa1_single-supporting-fact_test.txt")
-    pieces, filler = Pieces(codec), Filler(config.filler)
-    head = pieces.first(INTRO)
+        why = f"; {bad[0].place}: {bad[0].reason}" if bad else ""
+        raise ConfigError(f"{path} has no question{why}; name files of bAbI: qa1_single-supporting-fact_test.txt")
+    rooms = {source: [asking.room(one) for one in some] for source, some in questions.items()}
+    shortest, filler = min(config.lengths), Filler(config.filler)
+    sources = sorted(source for source, sizes in rooms.items() if min(sizes) <= shortest)
+    if not sources:
+        raise too_short(name, shortest, min(map(min, rooms.values())))
+    labels = {source: babilong_labels(some) for source, some in questions.items()}
 
-    def make(rng: np.random.Generator, length: int, depth: float) -> Example:
-        asked = questions[int(rng.integers(len(questions)))]
-        needles = [pieces.next(fact) for fact in asked.facts]
-        tail = pieces.raw(ASK.format(question=asked.question))
+    def make(length: int, i: int) -> Example:
+        rng, source = np.random.default_rng([config.seed, SEED, i]), sources[i % len(sources)]
+        order = rng.permutation(len(questions[source]))
+        chosen = next(k for k in order if rooms[source][k] <= shortest)
+        return asking.example(questions[source][chosen], filler, rng, length)
+
+    examples, count = generated.of_each_length(name, config, make)
+    judge = lambda said, example: babilong_match(
+        said, example.targets[0], example.about["question"], labels[example.about["source"]]
+    )
+    settings = {"lengths": list(config.lengths), "seed": config.seed, "data": path, "filler": config.filler}
+    settings |= {
+        "chat": frame.chat,
+        "books": filler.books,
+        "questions": {one: len(questions[one]) for one in questions},
+    }
+    left_out = {source: sum(size > shortest for size in sizes) for source, sizes in rooms.items()}
+    settings |= {"without_room": {source: count for source, count in left_out.items() if count}}
+    longest = max(len(codec.encode(answer)) for prompt in PROMPTS.values() for _, answer in prompt.examples)
+    return Task(
+        name, "generate", lambda: itertools.chain(bad, examples()), {"string_match": string_match_all},
+        {"word_match": judge}, count=count, max_new_tokens=config.max_new_tokens or max(NEW_TOKENS, longest + 16),
+        settings=settings, bad=tuple(bad),
+    )  # fmt: skip
+
+
+def babilong_labels(questions: list[Question]) -> frozenset[str]:
+    """All answers of a file, in lower case; a list of words is its words (`n,w`, a path, is one)."""
+    parts = lambda answer: answer.split(",") if len(answer) > 3 else [answer]
+    return frozenset(part.lower() for question in questions for part in parts(question.answer))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asking:
+    """Questions to examples.
+
+    Attributes:
+      pieces: makes tokens.
+      chat: the answer is a turn of its own, so that "Answer:" is left out.
+      heads: made so far, by source.
+    """
+
+    pieces: Pieces
+    chat: bool
+    heads: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def head(self, source: str) -> np.ndarray:
+        """Instruction and worked examples."""
+        if source not in self.heads:
+            self.heads[source] = self._head(source)
+        return self.heads[source]
+
+    def _head(self, source: str) -> np.ndarray:
+        prompt = PROMPTS.get(source, OTHER)
+        shown = "".join(f"<example>\n{asked}{ANSWER} {answer}\n</example>\n\n" for asked, answer in prompt.examples)
+        return self.pieces.first(
+            f"A long text follows, with a question after it. Hidden among its sentences, which are about other things, "
+            f"are {prompt.about} Answer the question from these facts alone.\n\n{shown}{prompt.form}\n\n<context>"
+        )
+
+    def parts(self, question: Question) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """What comes before the text, the facts, and what comes after it."""
+        tail = END.format(question=question.question) + ("" if self.chat else ANSWER)
+        facts = [self.pieces.next(fact) for fact in question.facts]
+        return self.head(question.source), facts, self.pieces.last(tail)
+
+    def room(self, question: Question) -> int:
+        """Tokens that a question takes without filler."""
+        head, facts, tail = self.parts(question)
+        return len(head) + sum(map(len, facts)) + len(tail)
+
+    def example(self, question: Question, filler: Filler, rng: np.random.Generator, length: int) -> Example:
+        """A question with its facts in filler, of `length` tokens in all."""
+        head, facts, tail = self.parts(question)
         room = length - len(head) - len(tail)
-        if sum(map(len, needles)) > room:
-            raise too_short(name, length, length - room + sum(map(len, needles)))
-        depths = sorted(rng.random(len(needles)))
-        hay = haystack(pieces, filler.from_somewhere(rng), needles, depths, room)
-        about = {"needle": len(head) + hay.ends[-1], "source": asked.source}
-        return Example("", tail, np.concatenate([head, hay.tokens]), targets=(asked.answer,), about=about)
+        hay = haystack(self.pieces, filler.from_somewhere(rng), facts, sorted(rng.random(len(facts))), room)
+        needles = hay.needles(len(head), question.supports)
+        about = {"needle": min(end for _, end in needles), "source": question.source, "question": question.question,
+                 "place": question.place}  # fmt: skip
+        id = f"{question.source}:{question.place.rpartition(':')[2]}"
+        return Example(
+            id, tail, np.concatenate([head, hay.tokens]), targets=(question.answer,), about=about,
+            needles=needles,
+        )  # fmt: skip
 
-    labels = sorted({part for question in questions for part in question.answer.split(",")})
-    metrics = {"word_match": word_match_alone(labels), "string_match": string_match_all}
-    return generated.task(name, "generate", config, make, 20, metrics, filler=config.filler, data=path)
+
+# --- bAbI's files ---------------------------------------------------------------------------------
 
 
-def read(path: str) -> list[Question]:
-    """The questions of a bAbI file. Raises `ConfigError` naming a line that is none of its format."""
-    found: list[Question] = []
-    facts: list[str] = []
+@dataclasses.dataclass
+class _Story:
+    """What was read of a story.
+
+    Attributes:
+      place: of its first line.
+      facts: by their numbers.
+      last: the number of its last line.
+      questions: how many it has had, unreadable ones too.
+      broken: a line of it could not be read, so later questions may lack a fact.
+    """
+
+    place: str
+    facts: dict[int, str] = dataclasses.field(default_factory=dict)
+    last: int = 0
+    questions: int = 0
+    broken: bool = False
+
+    def end(self) -> Iterator[Unreadable]:
+        """What is wrong with it as a whole."""
+        if self.last and not self.questions and not self.broken:
+            yield Unreadable(self.place, "this story has no question")
+
+
+def read(path: str) -> list[Question | Unreadable]:
+    """The questions of a bAbI file; in their places what cannot be read, with file, line and reason.
+
+    After a line that cannot be read, the rest of its story is left out with it.
+    """
     source = PurePath(path).name.split("_")[0]
-    for number, line in enumerate(text_of(files.read_plain(path), path).splitlines(), start=1):
+    try:
+        lines = text_of(files.read_plain(path), path).splitlines()
+    except BadText as error:
+        return [Unreadable(error.place, error.reason)]
+    found: list[Question | Unreadable] = []
+    story = _Story(f"{path}:1")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        count, _, text = line.partition(" ")
-        if not count.isdigit() or not text:
-            raise ConfigError(f"{path}:{number}: a line of bAbI begins with a number: 1 Mary moved to the bathroom.")
-        if count == "1":
-            facts = []
-        if "\t" in text:
-            question, answer = (part.strip() for part in text.split("\t")[:2])
-            found.append(Question(tuple(facts), question, answer, source))
+        place, parts = f"{path}:{number}", LINE.fullmatch(line)
+        if parts and int(parts[1]) == 1:
+            found += story.end()
+            story = _Story(place)
+        if story.broken:
+            continue
+        if parts is None or int(parts[1]) != story.last + 1:
+            want = f"number {story.last + 1} or 1, a space and a sentence"
+            found.append(Unreadable(place, f"a line of bAbI is {want}; the rest of its story is left out"))
+            story.broken = True
+            continue
+        story.last = int(parts[1])
+        if "\t" in line:
+            story.questions += 1
+            found.append(_question(parts[2], story, source, place))
+        elif parts[2].endswith("."):
+            story.facts[story.last] = parts[2]
         else:
-            facts.append(text.strip())
-    return found
+            found.append(Unreadable(place, "a fact of bAbI ends with a period, and a question has its answer after a "
+                                           "tab; the rest of its story is left out"))  # fmt: skip
+            story.broken = True
+    return [*found, *story.end()]
+
+
+def _question(text: str, story: _Story, source: str, place: str) -> Question | Unreadable:
+    """A question's line without its number."""
+    parts = [part.strip() for part in text.split("\t")]
+    if len(parts) != 3 or not all(parts):
+        return Unreadable(place, "a question of bAbI has an answer and the numbers of its facts, after a tab each")
+    supports = parts[2].split()
+    order = list(story.facts)
+    if not all(one.isdigit() and int(one) in story.facts for one in supports):
+        return Unreadable(place, f"its facts {parts[2]!r} are not among those before it")
+    indices = tuple(order.index(int(one)) for one in supports)
+    return Question(tuple(story.facts.values()), parts[0], parts[1], indices, source, place)

@@ -10,6 +10,7 @@ An example has one of three kinds, by its task:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from famjax.config.checks import one_of
 
 KINDS = ("generate", "choose", "score")
 NOTHING = np.zeros(0, np.int32)
+MOST_NATS = 709.0
 
 # (prediction, targets) to a number; of several targets the best one counts, unless the metric says otherwise.
 TextMetric = Callable[[str, Sequence[str]], float]
@@ -40,11 +42,14 @@ class Example:
       group: the document that it is about: the unit of chance for intervals. Empty: the example itself.
       targets: reference answers.
       choices: tokens of each answer to choose from; `answer` is the right one.
-      choice_sizes: bytes of each.
+      choice_sizes: bytes of each, or characters: what its log probability is divided by.
       scored: tokens that are predicted after the prompt.
       size: bytes that `scored` stands for.
-      about: what results are told by: "length" and "depth", "needle" (index of the token at which the needle
-        ends); anything else a number or a short text.
+      counts: what else it stands for, by name, such as words: for `Task.ratios`.
+      about: what results are grouped by: "length" and "depth", "source" (a part of the data set), "needle" (index of
+        the token at which the needle ends); anything else a number or a short text.
+      needles: indices of the first and the last token of each needle that the answer takes, for its distance and the
+        side of the model's reach on which it lies (`evals/reach.py`).
     """
 
     id: str
@@ -57,7 +62,9 @@ class Example:
     answer: int = 0
     scored: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
     size: float = 0.0
+    counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needles: tuple[tuple[int, int], ...] = ()
 
     @property
     def unit(self) -> str:
@@ -77,6 +84,27 @@ class Unreadable(NamedTuple):
     reason: str
 
 
+# (prediction, example) to a number: a metric that needs more of an example than its targets.
+Judge = Callable[[str, Example], float]
+
+
+class Ratio(NamedTuple):
+    """A metric of all that was scored: a function of its nats by example, by word or by byte.
+
+    Attributes:
+      per: a name of `Example.counts`; empty divides by the number of examples.
+      of: from nats to the metric, rising.
+    """
+
+    per: str
+    of: Callable[[float], float]
+
+
+def perplexity(nats: float) -> float:
+    """e to the nats, at most the largest float."""
+    return math.exp(min(nats, MOST_NATS))
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A task.
@@ -87,7 +115,12 @@ class Task:
       examples: gives all of them, from the start, the same each time.
       metrics: of `generate`: by name, the first one is what a summary tells. The other kinds have their own
         (`evals/metrics.py`).
+      judges: of `generate`: metrics that see the example; they come before `metrics`.
+      shown: of `choose` and `score`: the metrics of `evals/metrics.py` that count, by the names that results give
+        them; None shows all by their own.
+      ratios: of `score`: metrics of all examples together.
       count: how many examples there are; 0 where that is not known beforehand.
+      bad: what is known beforehand to be unreadable, to be reported before any work; `examples` gives it too.
       max_new_tokens: made for an answer at most.
       stops: texts that end an answer.
       corpus_metrics: of answers all together; they get what `pairs` makes of texts that were written, or of the
@@ -100,6 +133,9 @@ class Task:
     kind: str
     examples: Callable[[], Iterable[Example | Unreadable]]
     metrics: Mapping[str, TextMetric] = dataclasses.field(default_factory=dict)
+    judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
+    shown: Mapping[str, str] | None = None
+    ratios: Mapping[str, Ratio] = dataclasses.field(default_factory=dict)
     count: int = 0
     max_new_tokens: int = 32
     stops: tuple[str, ...] = ()
@@ -107,8 +143,13 @@ class Task:
     pairs: Pairs | None = None
     by_position: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bad: tuple[Unreadable, ...] = ()
 
     def __post_init__(self) -> None:
         one_of("kind", self.kind, KINDS)
-        if self.kind == "generate" and not self.metrics and not self.corpus_metrics:
+        if self.kind == "generate" and not (self.metrics or self.judges or self.corpus_metrics):
             raise ValueError(f"the task {self.name} has no metric")
+
+    def values(self, found: dict[str, float]) -> dict[str, float]:
+        """Those of the metrics of a choice or a score that are shown, by their names in results."""
+        return found if self.shown is None else {name: found[own] for name, own in self.shown.items()}

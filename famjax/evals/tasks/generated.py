@@ -27,24 +27,39 @@ def task(
     Raises:
       ConfigError: the shortest length has no room.
     """
-    count, depths = config.examples or EXAMPLES, config.depths
-    number = zlib.crc32(name.encode())
+    depths, number = config.depths, zlib.crc32(name.encode())
 
     def one(length: int, i: int) -> Example:
-        rng = np.random.default_rng([config.seed, number, length, i])
-        example = make(rng, length, depths[i % len(depths)])
-        assert example.tokens == length, (name, example.tokens, length)
-        return dataclasses.replace(example, id=f"{length}/{i}", about={"length": length, **example.about})
+        return make(np.random.default_rng([config.seed, number, length, i]), length, depths[i % len(depths)])
 
-    def examples() -> Iterable[Example]:
-        return (one(length, i) for length in config.lengths for i in range(count))
+    examples, count = of_each_length(name, config, one)
+    settings |= {"lengths": list(config.lengths), "depths": list(depths), "seed": config.seed}
+    settings |= {"needles": "first and last tokens"}
+    return Task(
+        name, kind, examples, metrics or {}, count=count, max_new_tokens=config.max_new_tokens or max_new_tokens,
+        settings=settings,
+    )  # fmt: skip
+
+
+def of_each_length(
+    name: str, config: EvalConfig, make: Callable[[int, int], Example]
+) -> tuple[Callable[[], Iterable[Example]], int]:
+    """The examples of all lengths, and how many there are; `make` gets a length and a number, which become the id, with
+    what `make` gives as one behind them.
+
+    Raises:
+      ConfigError: the shortest length has no room.
+    """
+    count = config.examples or EXAMPLES
+
+    def one(length: int, i: int) -> Example:
+        example = make(length, i)
+        assert example.tokens == length, (name, example.tokens, length)
+        id = "/".join([str(length), str(i), *([example.id] if example.id else [])])
+        return dataclasses.replace(example, id=id, about={"length": length, **example.about})
 
     one(min(config.lengths), 0)
-    settings |= {"lengths": list(config.lengths), "depths": list(depths), "seed": config.seed}
-    return Task(
-        name, kind, examples, metrics or {}, count * len(config.lengths),
-        config.max_new_tokens or max_new_tokens, settings=settings,
-    )  # fmt: skip
+    return lambda: (one(length, i) for length in config.lengths for i in range(count)), count * len(config.lengths)
 
 
 def word(rng: np.random.Generator, syllables: int = 3) -> str:

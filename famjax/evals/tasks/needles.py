@@ -56,8 +56,10 @@ def needles(name: str, config: EvalConfig, codec: Codec) -> Task:
             raise too_short(name, length, length - room + least)
         hay = haystack(pieces, filler.from_somewhere(rng), needle_tokens, depths, room)
         about = {"depth": depth, "needle": len(head) + hay.ends[0]}
+        asked = hay.needles(len(head), range(keys_asked * values_each))
         targets = tuple(value for key, value in told if key in keys[:keys_asked])
-        return Example("", tail, np.concatenate([head, hay.tokens]), targets=targets, about=about)
+        context = np.concatenate([head, hay.tokens])
+        return Example("", tail, context, targets=targets, about=about, needles=asked)
 
     return generated.task(
         name, "generate", config, make, RULER_NEW_TOKENS, {"string_match": string_match_all},
@@ -84,7 +86,7 @@ def pass_key(name: str, config: EvalConfig, codec: Codec) -> Task:
             raise too_short(name, length, length - room + len(needle))
         hay = haystack(pieces, filler.from_somewhere(rng), [needle], [depth], room)
         about = {"depth": depth, "needle": len(head) + hay.ends[0]}
-        context = np.concatenate([head, hay.tokens])
-        return Example("", tail, context, targets=(key,), scored=pieces.next(key), about=about)
+        context, needles = np.concatenate([head, hay.tokens]), hay.needles(len(head), [0])
+        return Example("", tail, context, targets=(key,), scored=pieces.next(key), about=about, needles=needles)
 
     return generated.task(name, "score", config, make, filler=config.filler, key_digits=config.key_digits)

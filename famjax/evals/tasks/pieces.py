@@ -2,16 +2,17 @@
 between them is ever cut."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.config.text import text_of
 from famjax.data import files, kinds
 from famjax.data.passkey_text import FILLER
+from famjax.evals.tasks import books
 from famjax.evals.tasks.base import NOTHING
+from famjax.infer.chat import Turns
 from famjax.infer.codec import Codec
 
 _END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -23,10 +24,37 @@ class Haystack(NamedTuple):
     Attributes:
       tokens: int32 [length].
       ends: for each needle the index of its last token.
+      starts: and of its first.
     """
 
     tokens: np.ndarray
     ends: list[int]
+    starts: list[int]
+
+    def needles(self, before: int, which: Iterable[int]) -> tuple[tuple[int, int], ...]:
+        """`Example.needles` of some, in a text that has so many tokens before the filler."""
+        return tuple((before + self.starts[i], before + self.ends[i]) for i in which)
+
+
+class Frame(NamedTuple):
+    """How a question is put to a model: plainly, or as what a user says in its chat template.
+
+    Attributes:
+      chat: with the template.
+      before, after: what the template writes around the question.
+    """
+
+    chat: bool = False
+    before: str = ""
+    after: str = ""
+
+    @classmethod
+    def of(cls, codec: Codec, wanted: bool) -> "Frame":
+        """With the template of the model directory, if it has one and it is wanted. The tokens that end an answer in
+        it are added to the codec's `ends`."""
+        if not wanted or codec.template is None:
+            return cls()
+        return cls(True, *Turns(codec.template, codec).frame())
 
 
 class Pieces:
@@ -34,10 +62,14 @@ class Pieces:
 
     A sentence that follows others begins with a space, unless the tokenizer puts one in front by itself (as
     SentencePiece models do).
+
+    Args:
+      codec: the tokenizer.
+      frame: around the text; a chat template writes `bos` itself.
     """
 
-    def __init__(self, codec: Codec):
-        self._codec = codec
+    def __init__(self, codec: Codec, frame: Frame = Frame()):  # noqa: B008 - immutable
+        self._codec, self._frame = codec, frame
         decode, encode = codec.vocabulary.decode, codec.vocabulary.encode
         spaced = decode(np.concatenate([encode("One."), encode(" two")]))
         self._space = " " if spaced == "One. two" else ""
@@ -45,7 +77,11 @@ class Pieces:
 
     def first(self, text: str) -> np.ndarray:
         """What a text begins with: `bos` too where the tokenizer wants it."""
-        return self._codec.encode(text)
+        return self._codec.encode(self._frame.before + text, fresh=not self._frame.chat)
+
+    def last(self, text: str) -> np.ndarray:
+        """What a question ends with, up to the answer."""
+        return self.raw(text + self._frame.after)
 
     def next(self, text: str) -> np.ndarray:
         """A sentence that follows another one on the same line."""
@@ -64,14 +100,20 @@ class Filler:
     """Sentences without end: the paper's, again and again, or those of a text file from some place on.
 
     Args:
-      path: of the text file or files (a glob); empty takes the paper's filler.
+      path: of the text file or files (a glob); empty takes the paper's filler. Books of Project Gutenberg lose their
+        header and licence (`books.py`).
+
+    Attributes:
+      books: what was read, file by file, for the results.
 
     Raises:
-      ConfigError: no such file, or one without a sentence.
+      ConfigError: no such file, one without a sentence, or one that cannot be read.
     """
 
     def __init__(self, path: str = ""):
-        text = "\n".join(map(_read, _texts(path))) if path else FILLER
+        read = [books.read(one) for one in _texts(path)] if path else []
+        self.books = [book.about() for book in read]
+        text = "\n".join(book.text for book in read) if path else FILLER
         self.sentences = [one for part in _END_OF_SENTENCE.split(text) if (one := " ".join(part.split()))]
         self._natural = bool(path)
         if not self.sentences:
@@ -89,10 +131,6 @@ def _texts(path: str) -> list[str]:
     paths = files.expand(path)
     kinds.one_kind(path, paths, ("text",))
     return paths
-
-
-def _read(path: str) -> str:
-    return text_of(files.read_plain(path), path)
 
 
 def haystack(
@@ -131,7 +169,7 @@ def haystack(
         size += place - at + len(needles[i])
         at, ends[i] = place, size - 1
     tokens = np.concatenate([*made, filler[at:]]).astype(np.int32)
-    return Haystack(tokens, ends)
+    return Haystack(tokens, ends, [end - len(needle) + 1 for end, needle in zip(ends, needles, strict=True)])
 
 
 def too_short(task: str, length: int, least: int) -> ConfigError:

@@ -47,7 +47,10 @@ def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
         context = np.concatenate([head, front, *(tokens for _, tokens in told)]).astype(np.int32)
         needle = len(head) + rest + sum(sizes[: asked + 1]) - 1
         about = {"depth": depth, "pairs": len(told), "needle": needle}
-        return Example("", tail, context, targets=(value.strip(),), scored=pieces.next(value.strip()), about=about)
+        start, scored = needle - sizes[asked] + 1, pieces.next(value.strip())
+        return Example(
+            "", tail, context, targets=(value.strip(),), scored=scored, about=about, needles=((start, needle),)
+        )
 
     return generated.task(name, "score", config, make)
 
@@ -68,6 +71,7 @@ def copy(name: str, config: EvalConfig, codec: Codec) -> Task:
         hay = haystack(pieces, filler.from_somewhere(rng), [told], [0.0], room)
         context = np.concatenate([head, hay.tokens])
         about = {"needle": len(head) + hay.ends[0]}
-        return Example("", tail, context, targets=(" ".join(chosen),), scored=told, about=about)
+        needles = hay.needles(len(head), [0])
+        return Example("", tail, context, targets=(" ".join(chosen),), scored=told, about=about, needles=needles)
 
     return generated.task(name, "score", config, make, filler=config.filler)

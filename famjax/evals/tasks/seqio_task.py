@@ -53,8 +53,9 @@ def task(name: str, config: EvalConfig, codec: Codec) -> Task:
 
     settings = {"split": split, "metrics": [metric.__name__ for metric in metrics]}
     return Task(
-        name, "generate" if writes else "score", examples, {}, config.examples, config.max_new_tokens or NEW_TOKENS,
-        (), tuple(metrics), pairs, settings=settings,
+        name, "generate" if writes else "score", examples, count=config.examples,
+        max_new_tokens=config.max_new_tokens or NEW_TOKENS, corpus_metrics=tuple(metrics), pairs=pairs,
+        settings=settings,
     )  # fmt: skip
 
 

@@ -51,15 +51,17 @@ def variable_tracking(name: str, config: EvalConfig, codec: Codec) -> Task:
         value = generated.number(rng, 5)
         told = [f"VAR {names[0]} = {value}."]
         told += [f"VAR {after} = VAR {before}." for before, after in zip(names, names[1:], strict=False)]
-        needles = [pieces.next(text) for text in told]
+        assigned = [pieces.next(text) for text in told]
         tail = pieces.raw(TRACK_ASK.format(value=value, count=len(names)))
         room = length - len(head) - len(tail)
-        if room < (least := sum(map(len, needles))):
+        if room < (least := sum(map(len, assigned))):
             raise too_short(name, length, length - room + least)
-        depths = sorted(rng.random(len(needles)))
-        hay = haystack(pieces, filler.from_somewhere(rng), needles, depths, room)
+        depths = sorted(rng.random(len(assigned)))
+        hay = haystack(pieces, filler.from_somewhere(rng), assigned, depths, room)
         about = {"needle": len(head) + hay.ends[0]}
-        return Example("", tail, np.concatenate([head, hay.tokens]), targets=tuple(names), about=about)
+        needles = hay.needles(len(head), range(len(told)))
+        context = np.concatenate([head, hay.tokens])
+        return Example("", tail, context, targets=tuple(names), about=about, needles=needles)
 
     longest = len(pieces.raw(", ".join(["ABCDE"] * (HOPS + 1))))
     return generated.task(

@@ -1,0 +1,292 @@
+"""Benchmarks that other models are compared by, read from the files in which they are published.
+
+LAMBADA (Paperno et al. 2016), PIQA (Bisk et al. 2020) and WikiText (Merity et al. 2016) by the definitions of
+lm-evaluation-harness (`lambada_openai`, `piqa`, `wikitext` of version 0.4.13), QMSum (Zhong et al. 2021), and the
+key-value retrieval of Lost in the Middle (Liu et al. 2023).
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ConfigError, EvalConfig
+from famjax.config.text import BadText, text_of
+from famjax.data import files
+from famjax.evals.metrics import rouge_l, string_match_any
+from famjax.evals.tasks.base import Example, Ratio, Task, Unreadable, perplexity
+from famjax.evals.tasks.papers import ASK, qasper_row
+from famjax.evals.tasks.pieces import Frame
+from famjax.evals.tasks.questions import (
+    BadRow,
+    Encoder,
+    Question,
+    converted,
+    encoded_pair,
+    field,
+    list_field,
+    name_of,
+    task,
+    text_field,
+    where,
+)
+from famjax.evals.tasks.rows import HUB, TFDS, Row, rows
+from famjax.infer.codec import Codec
+
+WHERE = {
+    "lambada": "lambada_test.jsonl, or hub:EleutherAI/lambada_openai:default",
+    "piqa": "valid.jsonl, with valid-labels.lst beside it",
+    "wikitext": "wiki.test.tokens or wiki.test.raw",
+    "qmsum": "test.jsonl of QMSum's data/ALL/jsonl",
+    "kv_retrieval": "'kv-retrieval-*_keys.jsonl.gz'",
+}
+
+
+def _read_through(made: Task, found: Callable[[], Iterator[Question | Unreadable]], config: EvalConfig) -> Task:
+    """The task, after a look at all of its files: how many examples it has, and what cannot be read."""
+    if config.data_of(made.name).startswith((TFDS, HUB)):
+        return made
+    every = [isinstance(one, Question) or one for one in itertools.islice(found(), config.examples or None)]
+    bad = tuple(one for one in every if isinstance(one, Unreadable))
+    return dataclasses.replace(made, count=len(every) - len(bad), bad=bad)
+
+
+# --- the last word --------------------------------------------------------------------------------
+
+
+def lambada(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """The last word of a passage: `acc`, whether greedy generation gives it, and `perplexity` by word."""
+    path, split = where(name, config, WHERE[name]), config.split or "test"
+
+    def encode(question: Question) -> Example:
+        before, scored = encoded_pair(codec, question.document, question.prompt)
+        return Example(question.id, before, targets=question.targets, scored=scored)
+
+    found = lambda: converted(rows(path, split), _lambada)
+    scoring = _read_through(task(name, "score", config, encode, found), found, config)
+    return dataclasses.replace(scoring, shown={"acc": "exact_match"}, ratios={"perplexity": Ratio("", perplexity)})
+
+
+def _lambada(fields: dict[str, Any]) -> Iterator[Question]:
+    before, _, word = text_field(fields, "text").rpartition(" ")
+    if not before.strip() or not word:
+        raise BadRow("its text has no last word that a space and other words are before")
+    yield Question("", "", before, f" {word}", (word,))
+
+
+# --- two choices ----------------------------------------------------------------------------------
+
+
+def piqa(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """Two ways to reach a goal, ranked by their probability (`acc`) and by that of a character (`acc_norm`)."""
+    path, split = where(name, config, WHERE[name]), config.split or "validation"
+
+    def encode(question: Question) -> Example:
+        pairs = [encoded_pair(codec, question.prompt, f" {option}") for option in question.options]
+        sizes = tuple(map(len, question.options))
+        return Example(
+            question.id, pairs[0][0], choices=tuple(choice for _, choice in pairs), choice_sizes=sizes,
+            targets=(question.options[question.answer],), answer=question.answer,
+        )  # fmt: skip
+
+    found = lambda: converted(_with_labels(path, split), _piqa)
+    choosing = _read_through(task(name, "choose", config, encode, found), found, config)
+    return dataclasses.replace(choosing, shown={"acc": "accuracy", "acc_norm": "accuracy_by_byte"})
+
+
+def _piqa(fields: dict[str, Any]) -> Iterator[Question]:
+    goal, options = text_field(fields, "goal"), (text_field(fields, "sol1"), text_field(fields, "sol2"))
+    if "label" not in fields:
+        raise BadRow("it has no label, and there is no file of labels beside it (valid-labels.lst of valid.jsonl)")
+    if str(fields["label"]) not in ("0", "1"):
+        raise BadRow(f"its label is {fields['label']!r}, neither 0 nor 1")
+    yield Question("", "", "", f"Question: {goal}\nAnswer:", options=options, answer=int(fields["label"]))
+
+
+def _with_labels(path: str, split: str) -> Iterator[Row | Unreadable]:
+    """Rows with the label of the same number in the file of labels, if there is one.
+
+    Raises:
+      ConfigError: that file has another number of labels than there are rows.
+    """
+    if path.startswith((TFDS, HUB)):
+        yield from rows(path, split)
+        return
+    for file in files.expand(path):
+        beside = f"{file.removesuffix('.gz').removesuffix('.jsonl')}-labels.lst"
+        if not files.exists(beside):
+            yield from rows(file, split)
+            continue
+        labels = text_of(files.read(beside), beside).split()
+        if (count := sum(1 for _ in rows(file, split))) != len(labels):
+            raise ConfigError(f"{beside} has {len(labels)} labels, {file} {count} rows; they do not belong together")
+        for row, label in zip(rows(file, split), labels, strict=True):
+            yield row if isinstance(row, Unreadable) else row._replace(fields={"label": label} | row.fields)
+
+
+# --- pages of Wikipedia ---------------------------------------------------------------------------
+
+# What lm-evaluation-harness undoes of WikiText's tokens, in its order: first texts, then patterns, then texts.
+_AS_TEXT = (("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
+            *((f" {mark} ", f"{mark} ") for mark in ":;.!?,"))  # fmt: skip
+_INSIDE = tuple(
+    (re.compile(rf"{left}\s*([^{no}]*?)\s*{right}"), rf"{shown[0]}\1{shown[1]}")
+    for left, no, right, shown in (
+        (r"\(", r"\)", r"\)", "()"), (r"\[", r"\]", r"\]", "[]"), ("{", "}", "}", "{}"), ('"', '"', '"', '""'),
+        ("'", "'", "'", "''"),
+    )
+)  # fmt: skip
+_AT_LAST = (("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"),
+            (" N ", " 1 "), (" 's", "'s"))  # fmt: skip
+
+
+def wikitext(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """Pages, each predicted whole: perplexity by word and by byte, bits per byte.
+
+    Words and bytes are those of the page as the file has it; what is predicted is the page without the marks of its
+    tokenizer (`detokenized`). A page is read after a token that begins a text.
+    """
+    path = where(name, config, WHERE[name])
+
+    def encode(question: Question) -> Example:
+        prompt, scored = np.array([codec.prefix], np.int32), codec.encode(question.document)
+        return Example(question.id, prompt, scored=scored, counts=question.counts, about=question.about)
+
+    found = lambda: _pages(path)
+    scoring = _read_through(task(name, "score", config, encode, found), found, config)
+    bits = Ratio("bytes", lambda nats: nats / math.log(2))
+    ratios = {
+        "word_perplexity": Ratio("words", perplexity), "byte_perplexity": Ratio("bytes", perplexity),
+        "bits_per_byte": bits,
+    }  # fmt: skip
+    return dataclasses.replace(scoring, shown={}, ratios=ratios)
+
+
+def _pages(path: str) -> Iterator[Question | Unreadable]:
+    for file in files.expand(path):
+        try:
+            found = pages(text_of(files.read_plain(file), file))
+        except BadText as error:
+            yield Unreadable(error.place, error.reason)
+            continue
+        if not found:
+            yield Unreadable(file, "it has no page: no line is a title, ' = Title = '")
+        for page in found:
+            counts = {"words": float(len(re.split(r"\s+", page))), "bytes": float(len(page.encode()))}
+            title = next(line.strip(" =") for line in page.splitlines() if line.strip())
+            yield Question("", "", detokenized(page), "", counts=counts, about={"name": title})
+
+
+def pages(text: str) -> list[str]:
+    """The pages of a file of WikiText: each begins with its title's line, ` = Title = `; ` = = Section = = ` is none.
+
+    It is the rule of the data set that lm-evaluation-harness reads (`wikitext_document_level`): a page ends with the
+    line before the next title, without that line's end.
+    """
+    lines = text.split("\n")
+    titles = [i for i, line in enumerate(lines) if _is_title(line)]
+    if titles and any(line.strip() for line in lines[: titles[0]]):  # the end of a page
+        titles.insert(0, 0)
+    return ["\n".join(lines[start:end]) for start, end in itertools.pairwise([*titles, len(lines)])]
+
+
+def _is_title(line: str) -> bool:
+    line = line.replace("= = =", "===").replace("= =", "==").strip()
+    return line.startswith("= ") and line.endswith(" =")
+
+
+def detokenized(page: str) -> str:
+    """A page as running text."""
+    for mark, text in _AS_TEXT:
+        page = page.replace(mark, text)
+    for pattern, shown in _INSIDE:
+        page = pattern.sub(shown, page)
+    for mark, text in _AT_LAST:
+        page = page.replace(mark, text)
+    return page
+
+
+# --- meetings -------------------------------------------------------------------------------------
+
+
+def qmsum(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """Queries about meetings: what is to be summarised of the transcript; ROUGE-L. A meeting is read once."""
+    path, split = where(name, config, WHERE[name]), config.split or "test"
+    found = lambda: converted(rows(path, split), _qmsum)
+    asking = task(name, "generate", config, Encoder(codec).example, found, {"rouge_l": rouge_l}, 256)
+    return _read_through(asking, found, config)
+
+
+def _qmsum(fields: dict[str, Any]) -> Iterator[Question]:
+    if "input" in fields:
+        yield from qasper_row(fields)
+        return
+    turns = list_field(fields, "meeting_transcripts")
+    transcript = "\n".join(f"{text_field(turn, 'speaker')}: {field(turn, 'content')}" for turn in turns)
+    if not transcript:
+        raise BadRow("its meeting has no transcript")
+    queries = {kind: list_field(fields, f"{kind}_query_list") for kind in ("general", "specific")}
+    if not any(queries.values()):
+        raise BadRow("it has no query")
+    group = name_of(transcript)
+    for kind, every in queries.items():
+        for asked in every:
+            query, answer = text_field(asked, "query").strip(), text_field(asked, "answer").strip()
+            yield Question("", group, transcript, ASK.format(question=query), (answer,), about={"source": kind})
+
+
+# --- keys and values ------------------------------------------------------------------------------
+
+KV_HEAD = "Find the value that belongs to the key asked for in this JSON object.\n\nJSON data:\n"
+KV_ASK = '\n\nKey: "{key}"\nCorresponding value:'
+KV_NEW_TOKENS = 100  # as published
+
+
+def kv_retrieval(name: str, config: EvalConfig, codec: Codec) -> Task:
+    """The value of one key of many: `accuracy`, whether the answer has it anywhere, in whatever case.
+
+    Rows take turns in `depths`: the record asked for is moved to that place among the others, which keep their order.
+    A single depth, `--depths 0`, asks all rows with the record there. `examples` limits the rows of each file.
+    """
+    path, frame = where(name, config, WHERE[name]), Frame.of(codec, config.chat)
+    found = lambda: (
+        question for file in files.expand(path)
+        for question in itertools.islice(_kv_questions(file, config.depths), config.examples or None)
+    )  # fmt: skip
+    every, encode = dataclasses.replace(config, examples=0), Encoder(codec, frame).example
+    asking = task(name, "generate", every, encode, found, {"accuracy": string_match_any}, KV_NEW_TOKENS)
+    asking = _read_through(asking, found, every)
+    settings = {**asking.settings, "depths": list(config.depths), "chat": frame.chat}
+    return dataclasses.replace(asking, stops=(), settings=settings)
+
+
+def _kv_questions(file: str, depths: Sequence[float]) -> Iterator[Question | Unreadable]:
+    turns = itertools.cycle(depths)
+    convert: Callable[[dict[str, Any]], Iterator[Question]] = lambda fields: _kv(fields, next(turns))
+    return converted(rows(file, "test"), convert)
+
+
+def _kv(fields: dict[str, Any], depth: float) -> Iterator[Question]:
+    records, key, value = field(fields, "ordered_kv_records"), text_field(fields, "key"), text_field(fields, "value")
+    if not isinstance(records, list) or not all(_is_record(record) for record in records):
+        raise BadRow("ordered_kv_records is no list of pairs of texts")
+    if len({record[0] for record in records}) < len(records):
+        raise BadRow("ordered_kv_records has a key twice")
+    if [key, value] not in records:
+        raise BadRow("its key and value are not a record of ordered_kv_records")
+    others = [record for record in records if record[0] != key]
+    place = round(depth * len(others))
+    lines = [f'"{one}": "{other}"' for one, other in [*others[:place], [key, value], *others[place:]]]
+    document = KV_HEAD + "{" + ",\n ".join(lines) + "}"
+    start = len(KV_HEAD) + 1 + sum(len(line) + len(",\n ") for line in lines[:place])
+    about = {"source": f"{len(records)} keys", "keys": len(records), "position": place, "depth": depth}
+    needle = start, start + len(lines[place])
+    yield Question("", "", document, KV_ASK.format(key=key), (value,), about=about, needle=needle)
+
+
+def _is_record(record: Any) -> bool:
+    return isinstance(record, list) and len(record) == 2 and all(isinstance(one, str) for one in record)
