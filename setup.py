@@ -66,6 +66,7 @@ setup(
         "ml_dtypes>=0.4",
         "tensorstore>=0.1.60",
         "fsspec>=2024.2",
+        "gguf>=0.17",
         "gin-config>=0.5",
         "numpy>=2.0",
         "jaxtyping>=0.3",

@@ -86,9 +86,13 @@ class Folder:
             array: np.ndarray = file.get_tensor(name)
         return array
 
-    def carried(self) -> list[Path]:
-        """Tokenizer files and their like, which go along as they are."""
-        return [self.path / name for name in CARRIED if (self.path / name).is_file()]
+    def carried(self) -> dict[str, bytes]:
+        """Tokenizer files and their like by name, which go along as they are."""
+        return {name: (self.path / name).read_bytes() for name in CARRIED if (self.path / name).is_file()}
+
+    def tokenizer_family(self) -> Mapping[str, Any]:
+        """Settings by which transformers chooses a class of tokenizers, see `data.tokenizer_folder.family_file`."""
+        return self.config
 
 
 def files_of_import(model_dir: Path) -> dict[str, bytes]:
