@@ -24,7 +24,7 @@ from famjax.pretrained.config_json import FULL, SLIDING, model_config
 from famjax.pretrained.folder import CONFIG_JSON, Folder, Tensor
 from famjax.pretrained.gguf_header import Stored, read_header
 from famjax.pretrained.gguf_metadata import Metadata
-from famjax.pretrained.gguf_tokens import GENERATION_CONFIG, TOKENS, tokenizer_files
+from famjax.pretrained.gguf_tokens import GENERATION_CONFIG, tokenizer_files
 
 SUFFIX = ".gguf"
 
@@ -39,7 +39,8 @@ class Architecture:
       is_gemma: norms are stored as the 1 + w that they multiply with, GeGLU.
       post_norms: attention and feed-forward are normalised before and after.
       window: sliding window of a file that names none; 0: it must name one; None: the architecture has none.
-      period: every so-manieth layer has no window, unless the file says otherwise.
+      period: every period-th layer has no window, unless the file says otherwise.
+      caps: of scores and of logits, where the architecture has them.
       wide: the number of layers of the one model whose scores are divided by sqrt(D / heads) instead of sqrt(H).
     """
 
@@ -49,16 +50,20 @@ class Architecture:
     post_norms: bool = False
     window: int | None = None
     period: int = 0
+    caps: tuple[str, ...] = ()
     wide: int = 0
 
 
+_CAP = "final_logit_softcapping"
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", interleaved=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
     "gemma": Architecture("gemma", is_gemma=True),
-    "gemma2": Architecture("gemma2", is_gemma=True, post_norms=True, window=4096, period=2, wide=46),
-    "gemma3": Architecture("gemma3_text", is_gemma=True, post_norms=True, window=0, period=6, wide=62),
+    "gemma2": Architecture(
+        "gemma2", is_gemma=True, post_norms=True, window=4096, period=2, caps=("attn_logit_softcapping", _CAP), wide=46
+    ),
+    "gemma3": Architecture("gemma3_text", is_gemma=True, post_norms=True, window=0, period=6, caps=(_CAP,), wide=62),
 }
 # Whole numbers: metadata after the architecture's name, keys of config.json.
 _SIZES = {
@@ -113,19 +118,20 @@ class GgufFile(Folder):
         header = read_header(path)
         self._stored = header.tensors
         metadata = Metadata(path, header.metadata)
-        name = metadata("general.architecture")
-        if name not in ARCHITECTURES:
+        name = metadata.text("general.architecture")
+        if name is None or name not in ARCHITECTURES:
             raise ConfigError(f"{path}: the architecture {name!r} is not known; known are {', '.join(ARCHITECTURES)}")
-        self._name, self._architecture = str(name), ARCHITECTURES[str(name)]
+        self._architecture = ARCHITECTURES[name]
         metadata.must_be("general.type", "model")
         if (metadata("split.count") or 1) != 1:
             raise ConfigError(f"{path} is one of {metadata('split.count')} parts; join them with gguf-split --merge")
         self._check_types()
-        self.config = self._config(metadata)
-        self._files = tokenizer_files(metadata, self._architecture.is_gemma)
+        says = metadata.under(f"{name}.")
+        self.config = self._config(says)
+        says.refuse_unread()
+        metadata.under("adapter.").refuse_unread()
+        self._files = tokenizer_files(metadata.under("tokenizer."), self._architecture.is_gemma)
         self.config |= self._tokens(metadata)
-        metadata.refuse_unread(f"{name}.")
-        metadata.refuse_unread("adapter.")
         try:
             model_config(self.config)
         except ConfigError as error:
@@ -202,153 +208,126 @@ class GgufFile(Folder):
 
     # --- settings ---------------------------------------------------------------------------------
 
-    def _config(self, metadata: Metadata) -> dict[str, Any]:
-        """The config.json that these metadata stand for; keys that are not read here are refused later."""
-        says = lambda key: _same_in_all_layers(self.path, f"{self._name}.{key}", metadata(f"{self._name}.{key}"))
-        must_be = lambda key, value: metadata.must_be(f"{self._name}.{key}", value)
-        must_be("tensor_data_layout", "Meta AI original pth")  # the interleaved one, written by older programs
-        must_be("attention.causal", True)
-        must_be("use_parallel_residual", False)
-        must_be("expert_count", 0)
-        must_be("expert_used_count", 0)
-        for key in ("rope.scaling.finetuned", "context_length"):  # no number depends on them
+    def _config(self, says: Metadata) -> dict[str, Any]:
+        """The config.json that these metadata stand for."""
+        says.must_be("tensor_data_layout", "Meta AI original pth")  # older programs' name of the interleaved rows
+        says.must_be("attention.causal", True)
+        says.must_be("use_parallel_residual", False)
+        says.must_be("expert_count", 0)
+        says.must_be("expert_used_count", 0)
+        for key in ("context_length", "rope.scaling.finetuned"):  # no number depends on them
             says(key)
 
         # sizes
         config: dict[str, Any] = {"model_type": self._architecture.family}
-        for key, theirs in _SIZES.items():
-            config[theirs] = self._whole(key, says(key))
+        config |= {theirs: says.whole(key) for key, theirs in _SIZES.items()}
         heads = config["num_attention_heads"]
-        config["num_key_value_heads"] = self._whole("attention.head_count_kv", says("attention.head_count_kv") or heads)
-        H = self._whole("attention.key_length", says("attention.key_length") or config["hidden_size"] // heads)
+        config["num_key_value_heads"] = says.whole("attention.head_count_kv", heads)
+        H = says.whole("attention.key_length", config["hidden_size"] // heads or None)
         config["head_dim"] = H
         for key in ("attention.value_length", "rope.dimension_count"):
-            must_be(key, H)
-            must_be(f"{key}_swa", H)
-        must_be("attention.key_length_swa", H)
-        if "token_embd.weight" not in self._stored:
-            raise ConfigError(f"{self.path} has no tensor token_embd.weight; is it the GGUF file of a language model?")
-        config["vocab_size"] = self._stored["token_embd.weight"].shape[0]
-        must_be("vocab_size", config["vocab_size"])
+            says.must_be(key, H)
+            says.must_be(f"{key}_swa", H)
+        says.must_be("attention.key_length_swa", H)
+        if len(self._shape("token_embd.weight")) != 2:
+            raise ConfigError(f"{self.path}: token_embd.weight has {len(self._shape('token_embd.weight'))} axes, not 2")
+        config["vocab_size"] = self._shape("token_embd.weight")[0]
+        says.must_be("vocab_size", config["vocab_size"])
         config["tie_word_embeddings"] = "output.weight" not in self._stored
 
         # norms, activation, biases
-        config["rms_norm_eps"] = self._number("attention.layer_norm_rms_epsilon", says)
+        config["rms_norm_eps"] = says.number("attention.layer_norm_rms_epsilon")
+        family, has = self._architecture.family, lambda part: any(n.endswith(f".{part}.bias") for n in self._stored)
         if self._architecture.is_gemma:
             config |= {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
         else:
             config["hidden_act"] = "silu"
-            has = lambda part: any(name.endswith(f".{part}.bias") for name in self._stored)
-            config |= {"attention_bias": has("attn_q"), "mlp_bias": has("ffn_gate")}
-            if self._architecture.family not in ("llama", "qwen3"):  # these two have the settings
-                del config["attention_bias"]
-            if self._architecture.family != "llama":
-                del config["mlp_bias"]
+        if family in ("llama", "qwen3"):
+            config["attention_bias"] = has("attn_q")
+        if family == "llama":
+            config["mlp_bias"] = has("ffn_gate")
         return config | self._attention(says, config) | self._rope(says, config)
 
-    def _attention(self, says: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _attention(self, says: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
         """Windows, the scale of scores, caps."""
-        architecture = self._architecture
-        if architecture.family == "llama" and (window := says("attention.sliding_window")):
-            return {"model_type": "mistral", "sliding_window": self._whole("attention.sliding_window", window)}
+        architecture, window = self._architecture, "attention.sliding_window"
         if architecture.family == "llama":
-            return {}
+            return {"model_type": "mistral", "sliding_window": says.whole(window)} if says(window) else {}
         if architecture.window is None:
-            return {"use_sliding_window": False} if not architecture.is_gemma else {}
-        window = says("attention.sliding_window") or architecture.window
+            return {} if architecture.is_gemma else {"use_sliding_window": False}
         D, heads, layers = config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"]
-        scalar = D // heads if layers == architecture.wide else config["head_dim"]
         attention: dict[str, Any] = {
-            "sliding_window": self._whole("attention.sliding_window", window or None), "query_pre_attn_scalar": scalar,
-        }  # fmt: skip
-        pattern = says("attention.sliding_window_pattern")
-        if isinstance(pattern, list):  # by layer, true: with a window
-            if len(pattern) != layers:
-                raise ConfigError(
-                    f"{self.path}: {self._name}.attention.sliding_window_pattern has {len(pattern)} layers"
-                )
-            local = [bool(one) for one in pattern]
-        else:
-            period = self._whole("attention.sliding_window_pattern", pattern or architecture.period)
-            local = [(layer + 1) % period > 0 for layer in range(layers)]
-        attention["layer_types"] = [SLIDING if one else FULL for one in local]
-        caps = ("attn_logit_softcapping", "final_logit_softcapping") if architecture.family == "gemma2" else (
-            "final_logit_softcapping",
-        )  # fmt: skip
-        for key in caps:
-            if (cap := says(key)) is not None:
-                attention[key] = cap
+            "sliding_window": says.whole(window, architecture.window or None),
+            "query_pre_attn_scalar": D // heads if layers == architecture.wide else config["head_dim"],
+            "layer_types": [SLIDING if local else FULL for local in self._pattern(says, layers)],
+        }
+        for key in architecture.caps:
+            if says(key) is not None:
+                attention[key] = says.number(key)
         return attention
 
-    def _rope(self, says: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _pattern(self, says: Metadata, layers: int) -> list[bool]:
+        """Which layers have a window: all but every period-th, or as the file says of each."""
+        key = "attention.sliding_window_pattern"
+        if not isinstance(says(key), list):
+            period = says.whole(key, self._architecture.period)
+            return [(layer + 1) % period > 0 for layer in range(layers)]
+        local = [bool(one) for one in says.numbers(key) or ()]
+        if len(local) != layers:
+            raise says.refused(key, f"is of {len(local)} layers, the model has {layers}")
+        return local
+
+    def _rope(self, says: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
         """RoPE's base and scaling."""
         gemma3 = self._architecture.family == "gemma3_text"
-        base = self._number("rope.freq_base", says) if gemma3 else float(says("rope.freq_base") or 10000.0)
-        rope: dict[str, Any] = {"rope_theta": base}
-        local = says("rope.freq_base_swa")
+        base = says.number("rope.freq_base", None if gemma3 else 10000.0)
+        rope: dict[str, Any] = {"rope_theta": float(base)}
         if gemma3:
-            rope["rope_local_base_freq"] = float(local or 10000.0)
-        elif local not in (None, base):
-            raise ConfigError(f"{self.path}: {self._name}.rope.freq_base_swa is {local}; only {base} is known here")
-        kind = says("rope.scaling.type") or "linear"  # what llama.cpp takes it for
-        factor = says("rope.scaling.factor") or says("rope.scale_linear") or 1.0
-        length = says("rope.scaling.original_context_length")
+            rope["rope_local_base_freq"] = float(says.number("rope.freq_base_swa", 10000.0))
+        else:
+            says.must_be("rope.freq_base_swa", base)
+        factor = says.number("rope.scaling.factor", says.number("rope.scale_linear", 1.0))
+        kind = says.text("rope.scaling.type") or "linear"  # so llama.cpp, if a file has a factor alone
+        length = says.whole("rope.scaling.original_context_length", _LLAMA3_LENGTH)
         if kind not in ("none", "linear"):
-            raise ConfigError(f"{self.path}: {self._name}.rope.scaling.type is {kind!r}; known are none and linear")
-        linear = kind == "linear" and float(factor) != 1.0
-        llama3 = self._llama3(rope["rope_theta"], config["head_dim"], (length, _LLAMA3_LENGTH))
+            raise says.refused("rope.scaling.type", f"is {kind!r}; known are none and linear")
+        llama3 = self._llama3(rope["rope_theta"], config["head_dim"], {length, _LLAMA3_LENGTH})
+        linear = kind == "linear" and factor not in (0, 1)
         if linear and llama3:
-            raise ConfigError(f"{self.path} has both {_ROPE_FACTORS} and a {self._name}.rope.scaling.factor")
+            raise says.refused("rope.scaling.factor", f"is {factor}, and there is a {_ROPE_FACTORS}")
         if linear or llama3:
             rope["rope_scaling"] = llama3 or {"rope_type": "linear", "factor": float(factor)}
         return rope
 
-    def _llama3(self, base: float, H: int, lengths: tuple[Any, ...]) -> dict[str, Any] | None:
+    def _llama3(self, base: float, H: int, lengths: set[int]) -> dict[str, Any] | None:
         """The settings of Llama 3's scaling that give the factors of the file; None if it has none.
 
         Raises:
           ConfigError: none of the settings does.
         """
-        if _ROPE_FACTORS not in self._stored or not self._is_read_already(_ROPE_FACTORS):
+        if not self._is_read_already(_ROPE_FACTORS) or _ROPE_FACTORS not in self._stored:
             return None
         factors = _dequantised(self.path, self._stored[_ROPE_FACTORS]).reshape(-1)
         if np.all(factors == 1):
             return None
         for length in lengths:
             scaling = _LLAMA3 | {"factor": float(factors.max()), "original_max_position_embeddings": length}
-            if length and len(factors) == H // 2 and np.allclose(factors, llama3_factors(base, H, scaling), rtol=1e-4):
+            if len(factors) == H // 2 and np.allclose(factors, llama3_factors(base, H, scaling), rtol=1e-4):
                 return scaling
         raise ConfigError(f"{self.path}: {_ROPE_FACTORS} is not the scaling of Llama 3, the only one known here")
 
     def _tokens(self, metadata: Metadata) -> dict[str, Any]:
-        """Tokens that begin and end a text; llama.cpp has as many tokens as rows of the embedding."""
-        has = len(metadata(f"{TOKENS}ggml.tokens"))
+        """Tokens that begin and end a text. llama.cpp has a token for each row of the embedding."""
+        has = len(metadata("tokenizer.ggml.tokens"))
         if has != self.config["vocab_size"]:
             raise ConfigError(f"{self.path}: the tokenizer has {has} tokens, the model {self.config['vocab_size']}")
         ids: dict[str, Any] = json.loads(self._files[GENERATION_CONFIG])
         return {"eos_token_id": None} | ids
 
-    def _whole(self, key: str, value: Any) -> int:
-        """A positive whole number."""
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            what = "has no" if value is None else f"has {value!r} for"
-            raise ConfigError(f"{self.path} {what} {self._name}.{key}; it must be a whole number above 0")
-        return value
-
-    def _number(self, key: str, says: Any) -> float:
-        value = says(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigError(f"{self.path} has {'no' if value is None else repr(value) + ' for'} {self._name}.{key}")
-        return float(value)
-
-
-def _same_in_all_layers(path: Path, key: str, value: Any) -> Any:
-    """A number that may be given for each layer; which layers have a window may differ."""
-    if not isinstance(value, list) or key.endswith("sliding_window_pattern"):
-        return value
-    if len(set(map(str, value))) != 1:
-        raise ConfigError(f"{path}: {key} differs between layers, which no model here has")
-    return value[0]
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._stored:
+            raise ConfigError(f"{self.path} has no tensor {name}; is it the file of a whole language model?")
+        return self._stored[name].shape
 
 
 def llama3_factors(base: float, H: int, scaling: Mapping[str, Any]) -> np.ndarray:

@@ -25,7 +25,7 @@ VERSIONS = (2, 3)
 _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
-_BOOL, _STRING, _ARRAY = 7, 8, 9
+_FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 _MOST_AXES = 4
 
 
@@ -97,6 +97,13 @@ class _Bytes:
         """A length, then so many bytes of UTF-8."""
         return self.take(self.number()).decode("utf-8")
 
+    def name(self) -> str:
+        """A text without line breaks and the like, so that a message can quote it."""
+        name = self.text()
+        if not name.isprintable():
+            raise _Broken(f"there is a name {name[:60]!r}")
+        return name
+
     def value(self, kind: int) -> Any:
         """A value of a type."""
         if kind == _STRING:
@@ -105,7 +112,9 @@ class _Bytes:
             return self.array()
         if kind not in _SCALARS:
             raise _Broken(f"there is no type {kind} of metadata")
-        return self.scalars(kind, 1)[0]
+        number = self.scalars(kind, 1)[0]
+        # 1e-5 as it was written, not 9.99999974737875e-06.
+        return float(str(np.float32(number))) if kind == _FLOAT32 else number
 
     def array(self) -> list[Any]:
         """An array's type, its length, its values."""
@@ -128,7 +137,7 @@ def _parsed(file: _Bytes) -> Header:
     tensor_count, metadata_count = file.number(), file.number()
     metadata: dict[str, Any] = {}
     for _ in range(metadata_count):
-        key = file.text()
+        key = file.name()
         if key in metadata:
             raise _Broken(f"{key} is there twice")
         metadata[key] = file.value(file.number("<I"))
@@ -150,7 +159,7 @@ def _parsed(file: _Bytes) -> Header:
 
 def _listed(file: _Bytes) -> tuple[str, int, tuple[int, ...], int]:
     """The next tensor: name, type, shape, offset from the beginning of the data."""
-    name, axes = file.text(), file.number("<I")
+    name, axes = file.name(), file.number("<I")
     if not 1 <= axes <= _MOST_AXES:
         raise _Broken(f"{name} has {axes} axes")
     shape = tuple(reversed([file.number() for _ in range(axes)]))

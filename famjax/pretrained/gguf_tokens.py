@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from famjax.pretrained.gguf_metadata import Metadata
 
-TOKENS = "tokenizer."
 TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 
@@ -66,7 +65,7 @@ def tokenizer_files(metadata: Metadata, is_gemma: bool) -> dict[str, bytes]:
     """Contents by file name, `generation_config.json` among them.
 
     Args:
-      metadata: of the file; every key of `tokenizer.` is read or refused.
+      metadata: of the file, those under `tokenizer.`; each is read or refused.
       is_gemma: merges follow the order of tokens, whatever their scores, and no space is put before a text.
 
     Raises:
@@ -81,8 +80,8 @@ def tokenizer_files(metadata: Metadata, is_gemma: bool) -> dict[str, bytes]:
         described["chat_template"] = template
     made = says.byte_level() if says.kind == "gpt2" else says.sentencepiece()
     for name in _INFILL:
-        metadata(f"{TOKENS}ggml.{name}_token_id")
-    metadata.refuse_unread(TOKENS)
+        metadata(f"ggml.{name}_token_id")
+    metadata.refuse_unread()
     write = lambda values: json.dumps(values, ensure_ascii=False).encode()
     return {
         TOKENIZER_JSON: write(made), TOKENIZER_CONFIG: write(described), GENERATION_CONFIG: write(says.generation())
@@ -91,11 +90,9 @@ def tokenizer_files(metadata: Metadata, is_gemma: bool) -> dict[str, bytes]:
 
 def _chat_template(metadata: Metadata) -> Any:
     """One template, or several by name, as `tokenizer_config.json` has them."""
-    metadata(f"{TOKENS}chat_templates")  # the names of those that follow
-    head = f"{TOKENS}chat_template."
-    named = {"default": metadata(f"{TOKENS}chat_template")} | {
-        key.removeprefix(head): metadata(key) for key in metadata.keys if key.startswith(head)
-    }
+    metadata.texts("chat_templates")  # the names of those that follow
+    others = metadata.under("chat_template.")
+    named = {"default": metadata.text("chat_template")} | {key: others.text(key) for key in others.keys}
     found = {name: template for name, template in named.items() if template}
     if list(found) == ["default"]:
         return found["default"]
@@ -113,22 +110,22 @@ class _Tokenizer:
     """
 
     def __init__(self, metadata: Metadata, is_gemma: bool):
-        self._metadata, self._is_gemma = metadata, is_gemma
-        self.kind = self._says("model")
+        self._says, self._is_gemma = metadata.under("ggml."), is_gemma
+        self.kind = self._says.text("model")
         if self.kind not in ("gpt2", "llama"):
-            raise metadata.refused("ggml.model", TOKENS, f"is {self.kind!r}; known are gpt2 and llama")
-        self.tokens: list[str] = self._says("tokens") or []
-        if not self.tokens or not all(isinstance(token, str) for token in self.tokens):
-            raise metadata.refused("ggml.tokens", TOKENS, "has no tokens")
-        self.types: list[int] = self._says("token_type") or [1] * len(self.tokens)
+            raise self._says.refused("model", f"is {self.kind!r}; known are gpt2 and llama")
+        self.tokens = self._says.texts("tokens") or []
+        if not self.tokens:
+            raise self._says.refused("tokens", "has no tokens")
+        self.types = self._says.numbers("token_type") or [1] * len(self.tokens)
         if len(self.types) != len(self.tokens):
-            raise metadata.refused("ggml.token_type", TOKENS, "has not a number for each token")
+            raise self._says.refused("token_type", "has not a number for each token")
         self.named = {name: n for name, ours in _NAMED.items() if (n := self._id(ours, name)) is not None}
         self._ends = [n for name in _ENDS if (n := self._id(name)) is not None]
         # Neither changes a token where it has this value, which is what all files of these kinds have.
-        metadata.must_be(f"{TOKENS}ggml.remove_extra_whitespaces", False)
-        metadata.must_be(f"{TOKENS}ggml.escape_whitespaces", True)
-        metadata.must_be(f"{TOKENS}ggml.add_sep_token", False)
+        self._says.must_be("remove_extra_whitespaces", False)
+        self._says.must_be("escape_whitespaces", True)
+        self._says.must_be("add_sep_token", False)
 
     def generation(self) -> dict[str, Any]:
         """`generation_config.json`: tokens by id; of several that end a text, all."""
@@ -138,11 +135,11 @@ class _Tokenizer:
 
     def byte_level(self) -> dict[str, Any]:
         """`tokenizer.json` of a byte-level BPE."""
-        pre = self._says("pre")
-        if pre not in CUTS:
+        pre = self._says.text("pre")
+        if pre is None or pre not in CUTS:
             what = "does not say how a text is cut" if pre in (None, "default") else f"is {pre!r}"
-            raise self._metadata.refused("ggml.pre", TOKENS, f"{what}; known are {', '.join(CUTS)}")
-        self._metadata.must_be(f"{TOKENS}ggml.add_space_prefix", False)
+            raise self._says.refused("pre", f"{what}; known are {', '.join(CUTS)}")
+        self._says.must_be("add_space_prefix", False)
         self._says("scores")  # of no use with merges
         cut = CUTS[pre]
         steps: list[dict[str, Any]] = []
@@ -163,8 +160,7 @@ class _Tokenizer:
     def sentencepiece(self) -> dict[str, Any]:
         """`tokenizer.json` of a BPE over characters, with bytes for what no token has."""
         self._says("pre")  # llama.cpp cuts nothing here, whatever it says
-        spaces = self._says("add_space_prefix")
-        leading = not self._is_gemma if spaces is None else bool(spaces)
+        leading = self._says.flag("add_space_prefix", not self._is_gemma)
         # Runs of spaces are written with spaces here, and with the mark of a space in a tokenizer.json.
         respelled = lambda token: "▁" * len(token) if self._is_gemma and not token.strip(" ") else token
         tokens = [respelled(token) for token in self.tokens]
@@ -186,41 +182,41 @@ class _Tokenizer:
 
     # --- parts ------------------------------------------------------------------------------------
 
-    def _says(self, name: str) -> Any:
-        return self._metadata(f"{TOKENS}ggml.{name}")
-
     def _id(self, name: str, usual: str = "") -> int | None:
         """The id of a special token."""
         n = self._says(f"{name}_token_id")
         if n is None and self.kind == "llama" and usual in _USUAL:
             n = _USUAL[usual]
         if n is not None and not (isinstance(n, int) and 0 <= n < len(self.tokens)):
-            raise self._metadata.refused(f"ggml.{name}_token_id", TOKENS, f"is {n}, of {len(self.tokens)} tokens")
+            raise self._says.refused(f"{name}_token_id", f"is {n}, of {len(self.tokens)} tokens")
         return n
 
     def _merges(self, tokens: Sequence[str]) -> list[list[str]]:
         """Pairs in their order: the file's, else those that scores imply."""
-        given = self._says("merges")
-        scores = self._says("scores")
+        given, scores = self._says.texts("merges"), self._says.numbers("scores")
         if given is not None:
             # The first character may be the space itself in an odd vocabulary; the next space parts the two.
             pairs = [[merge[: (at := merge.find(" ", 1))], merge[at + 1 :]] for merge in given if " " in merge[1:]]
             if len(pairs) != len(given):
-                raise self._metadata.refused("ggml.merges", TOKENS, "has a merge that is no pair")
+                raise self._says.refused("merges", "has a merge that is no pair")
+            known = set(tokens)
+            for left, right in pairs:
+                if left not in known or right not in known or left + right not in known:
+                    raise self._says.refused("merges", f"has {left + ' ' + right!r}, which is not of its tokens")
             return pairs
         if self.kind == "gpt2":
-            raise self._metadata.refused("ggml.merges", TOKENS, "is missing")
+            raise self._says.refused("merges", "is missing")
         if self._is_gemma:
             scores = [-n for n in range(len(tokens))]
         if not scores or len(scores) != len(tokens) or len(set(scores)) < 2:
-            raise self._metadata.refused("ggml.scores", TOKENS, "has no order of tokens")
+            raise self._says.refused("scores", "has no order of tokens")
         return merges_of(dict(zip(tokens, scores, strict=True)))
 
     def _model(self, tokens: Sequence[str], merges: list[list[str]], **settings: Any) -> dict[str, Any]:
         vocab = {token: n for n, token in enumerate(tokens)}
         if len(vocab) != len(tokens):
             twice = next(token for n, token in enumerate(tokens) if vocab[token] != n)
-            raise self._metadata.refused("ggml.tokens", TOKENS, f"has {twice!r} twice")
+            raise self._says.refused("tokens", f"has {twice!r} twice")
         return {"type": "BPE", "vocab": vocab, "merges": merges, **settings}
 
     def _whole(self, begins: bool, model: dict[str, Any], **steps: Any) -> dict[str, Any]:
@@ -235,7 +231,7 @@ class _Tokenizer:
         around = {
             name: self.tokens[self.named[name]]
             for name, usual in ends.items()
-            if (said if (said := self._says(f"add_{name}_token")) is not None else usual) and name in self.named
+            if self._says.flag(f"add_{name}_token", usual) and name in self.named
         }
         return {
             "version": "1.0", "added_tokens": added, **steps, "post_processor": self._around(around), "model": model,
