@@ -24,6 +24,7 @@ DECODERS = {
     "data/tokenizer_folder.py": "a tokenizer's files", "evals/tasks/rows.py": "TFDS gives bytes",
     "evals/tasks/seqio_task.py": "TFDS gives bytes", "pretrained/folder.py": "config.json of a model",
     "cli/export_hf.py": "config.json of a model",
+    "pretrained/gguf_header.py": "texts in a binary file, where a token may be a byte order mark",
 }  # fmt: skip
 
 

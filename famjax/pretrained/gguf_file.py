@@ -10,7 +10,6 @@ Numbers are dequantised by the library `gguf`, one tensor at a time.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +20,11 @@ import numpy as np
 
 from famjax.config import ConfigError
 from famjax.pretrained.config_json import FULL, SLIDING, model_config
+from famjax.pretrained.families import family_of
 from famjax.pretrained.folder import CONFIG_JSON, Folder, Tensor
 from famjax.pretrained.gguf_header import Stored, read_header
 from famjax.pretrained.gguf_metadata import Metadata
-from famjax.pretrained.gguf_tokens import GENERATION_CONFIG, tokenizer_files
+from famjax.pretrained.gguf_tokens import tokenizer_files
 
 SUFFIX = ".gguf"
 
@@ -130,13 +130,21 @@ class GgufFile(Folder):
         self.config = self._config(says)
         says.refuse_unread()
         metadata.under("adapter.").refuse_unread()
-        self._files = tokenizer_files(metadata.under("tokenizer."), self._architecture.is_gemma)
-        self.config |= self._tokens(metadata)
+        tokenizer = tokenizer_files(metadata.under("tokenizer."), self._architecture.is_gemma)
+        if tokenizer.size != self.config["vocab_size"]:  # llama.cpp has a token for each row of the embedding
+            raise ConfigError(
+                f"{path}: the tokenizer has {tokenizer.size} tokens, the model {self.config['vocab_size']}"
+            )
+        self._tokenizer = tokenizer.contents
+        self.config |= {"eos_token_id": None} | tokenizer.ids
+        self.config["architectures"] = [family_of(self.config).architecture]
         try:
             model_config(self.config)
         except ConfigError as error:
             raise ConfigError(f"{path}, its metadata as a config.json: {error}") from None
         self._names = {self._theirs(name): name for name in self._stored if not self._is_read_already(name)}
+        if len(self._names) < len([name for name in self._stored if not self._is_read_already(name)]):
+            raise ConfigError(f"{path} has a tensor twice, under the names of llama.cpp and of transformers")
         self.tensors = {
             theirs: Tensor(path, self._dtype(theirs, name), self._stored[name].shape)
             for theirs, name in self._names.items()
@@ -149,7 +157,7 @@ class GgufFile(Folder):
 
     def carried(self) -> dict[str, bytes]:
         """The tokenizer's files, made of metadata."""
-        return self._files
+        return self._tokenizer
 
     def tokenizer_family(self) -> Mapping[str, Any]:
         """Nothing: `tokenizer.json` has all steps, and no class may change them."""
@@ -215,12 +223,13 @@ class GgufFile(Folder):
         says.must_be("use_parallel_residual", False)
         says.must_be("expert_count", 0)
         says.must_be("expert_used_count", 0)
-        for key in ("context_length", "rope.scaling.finetuned"):  # no number depends on them
-            says(key)
+        says("rope.scaling.finetuned")  # no number depends on it
 
         # sizes
         config: dict[str, Any] = {"model_type": self._architecture.family}
         config |= {theirs: says.whole(key) for key, theirs in _SIZES.items()}
+        if says("context_length") is not None:
+            config["max_position_embeddings"] = says.whole("context_length")
         heads = config["num_attention_heads"]
         config["num_key_value_heads"] = says.whole("attention.head_count_kv", heads)
         H = says.whole("attention.key_length", config["hidden_size"] // heads or None)
@@ -315,14 +324,6 @@ class GgufFile(Folder):
             if len(factors) == H // 2 and np.allclose(factors, llama3_factors(base, H, scaling), rtol=1e-4):
                 return scaling
         raise ConfigError(f"{self.path}: {_ROPE_FACTORS} is not the scaling of Llama 3, the only one known here")
-
-    def _tokens(self, metadata: Metadata) -> dict[str, Any]:
-        """Tokens that begin and end a text. llama.cpp has a token for each row of the embedding."""
-        has = len(metadata("tokenizer.ggml.tokens"))
-        if has != self.config["vocab_size"]:
-            raise ConfigError(f"{self.path}: the tokenizer has {has} tokens, the model {self.config['vocab_size']}")
-        ids: dict[str, Any] = json.loads(self._files[GENERATION_CONFIG])
-        return {"eos_token_id": None} | ids
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self._stored:

@@ -61,8 +61,22 @@ _ENDS = ("eot", "eom")
 _INFILL = ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep", "prefix", "suffix", "middle")
 
 
-def tokenizer_files(metadata: Metadata, is_gemma: bool) -> dict[str, bytes]:
-    """Contents by file name, `generation_config.json` among them.
+class TokenizerFiles(NamedTuple):
+    """What a folder of transformers has of a tokenizer.
+
+    Attributes:
+      contents: by file name, `generation_config.json` among them.
+      ids: of tokens that begin, end and fill up texts, by the names that a config.json has for them.
+      size: number of tokens.
+    """
+
+    contents: dict[str, bytes]
+    ids: dict[str, Any]
+    size: int
+
+
+def tokenizer_files(metadata: Metadata, is_gemma: bool) -> TokenizerFiles:
+    """The tokenizer of a file.
 
     Args:
       metadata: of the file, those under `tokenizer.`; each is read or refused.
@@ -83,9 +97,11 @@ def tokenizer_files(metadata: Metadata, is_gemma: bool) -> dict[str, bytes]:
         metadata(f"ggml.{name}_token_id")
     metadata.refuse_unread()
     write = lambda values: json.dumps(values, ensure_ascii=False).encode()
-    return {
-        TOKENIZER_JSON: write(made), TOKENIZER_CONFIG: write(described), GENERATION_CONFIG: write(says.generation())
+    ids = says.generation()
+    contents = {
+        TOKENIZER_JSON: write(made), TOKENIZER_CONFIG: write(described), GENERATION_CONFIG: write(ids)
     }  # fmt: skip
+    return TokenizerFiles(contents, ids, len(says.tokens))
 
 
 def _chat_template(metadata: Metadata) -> Any:

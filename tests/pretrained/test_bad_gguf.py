@@ -161,6 +161,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: write(path, edit=renamed("blk.0.ffn_up.weight", "blk.0.ffn_up_exps.weight")),
         "not part of the model: blk.0.ffn_up_exps.weight",
     ),
+    "one tensor under two names": (
+        lambda path: write(path, edit=lambda t: t.update({"model.norm.weight": t["output_norm.weight"]})),
+        "has a tensor twice, under the names of llama.cpp and of transformers",
+    ),
     "another shape": (
         lambda path: write(path, edit=lambda t: t.update({"blk.0.attn_q.weight": np.zeros((6, D), np.float32)})),
         "of another shape: model.layers.0.self_attn.q_proj.weight is [6, 8], not [8, 8]",

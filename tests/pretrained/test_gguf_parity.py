@@ -154,4 +154,4 @@ def test_only_file_of_a_folder_and_export(tmp_path: Path) -> None:
     assert_equal_logits(theirs.logits(tmp_path / "back", text), desired(model, text))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     assert tokenizer("abc")["input_ids"] == [1, 3, 4, 5, 6]
-    assert json.loads((tmp_path / "back" / "config.json").read_text())["model_type"] == "llama"
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]

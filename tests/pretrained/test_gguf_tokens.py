@@ -75,7 +75,7 @@ def metaspace() -> Any:
 def files_of(says: dict[str, Any], is_gemma: bool = False) -> dict[str, bytes]:
     """The files that come of these metadata."""
     metadata = Metadata(Path("tiny.gguf"), {f"tokenizer.{key}": value for key, value in says.items()})
-    return tokenizer_files(metadata.under("tokenizer."), is_gemma)
+    return tokenizer_files(metadata.under("tokenizer."), is_gemma).contents
 
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1}
