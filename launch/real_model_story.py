@@ -70,7 +70,7 @@ def imported(at: Path, seed: int) -> None:
         raise subprocess.CalledProcessError(2, ["", "", "", "fetch_smollm2"])
     for name, memory in MEMORY.items():
         target = at / f"{name}_imported"
-        verbs.once(target, "import-hf", at / fetch_smollm2.NAME, target, *memory, "--seed", seed)
+        verbs.once(target, "import-hf", at / Path(fetch_smollm2.MEMBER).name, target, *memory, "--seed", seed)
 
 
 def harmless(at: Path, text: str) -> None:

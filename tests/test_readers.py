@@ -25,6 +25,7 @@ DECODERS = {
     "evals/tasks/seqio_task.py": "TFDS gives bytes", "pretrained/folder.py": "config.json of a model",
     "cli/export_hf.py": "config.json of a model",
     "evals/tasks/books.py": "a book in the encoding that its header names, if it is not UTF-8",
+    "pretrained/gguf_header.py": "texts in a binary file, where a token may be a byte order mark",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """`famjax generate`: reads a prompt of any length, writes on, and can put its memory away in a file."""
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -214,9 +215,12 @@ def _answer(
     if args.samples > 1:
         session = repeat_rows(session, args.samples)
     try:
-        for made in generate(
+        answers = generate(
             model, session, args.max_tokens, sampling, seed=args.seed, stops=stops, tokens_per_call=at_most
-        ):
+        )
+        with Progress("answering", unit="tokens"):  # which has its own program to compile
+            first = list(itertools.islice(answers, 1))
+        for made in itertools.chain(first, answers):
             session = made.session
             for row, (stream, tokens) in enumerate(zip(streams, made.tokens, strict=True)):
                 later[row] += stream.feed(tokens, bool(made.stopped[row]))

@@ -29,9 +29,10 @@ HELP = """Makes a model directory of a Hugging Face folder or a GGUF file, and g
   famjax import-hf SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2 --block-size 256
 
 Families: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text). Weights keep their type (bf16
-stays bf16), layers keep sliding windows of their own, and the tokenizer's files go along. FAM's prompt
-starts like the embeddings of tokens: normal with their mean and spread, or the embeddings of --fam-text. A gate
-before FAM is shut at first, so the model reads as it did; training opens it (docs/finetuning.md).
+stays bf16; quantised ones of a GGUF file become float32), layers keep sliding windows of their own, and the
+tokenizer's files go along; a GGUF file's metadata say all of that. FAM's prompt starts like the embeddings of
+tokens: normal with their mean and spread, or the embeddings of --fam-text. A gate before FAM is shut at first, so the
+model reads as it did; training opens it (docs/finetuning.md).
 A folder that `famjax export-hf` wrote brings its memory's settings and its prompt. DST appears when it is
 whole; the same command goes on with an import that was stopped or killed.
 """
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace, progress: Progress) -> int:
     from famjax.pretrained.config_json import memory_of, model_config
     from famjax.pretrained.families import family_of
-    from famjax.pretrained.gguf_folder import folder_of
+    from famjax.pretrained.gguf_file import folder_of
 
     if args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}; it must be at least 0")
@@ -132,11 +133,14 @@ def _param_dtype(folder: "Folder") -> str:
 
 
 def _tokens_of(text: str, folder: "Folder", config: ModelConfig) -> "np.ndarray":
-    from famjax.data.vocabulary import vocabulary_from
+    from famjax.data.vocabulary import vocabulary_files, vocabulary_from
+    from famjax.pretrained.gguf_file import GgufFile
 
     if not config.memory.fam_length:
         raise ConfigError("--fam-text is given, but --fam-length is 0; leave one of them out")
-    tokens = vocabulary_from(folder.vocabulary(), str(folder.path)).encode(text)
+    place = str(folder.path)
+    kept = folder.carried() if isinstance(folder, GgufFile) else vocabulary_files(place)
+    tokens = vocabulary_from(kept, place).encode(text)
     if not len(tokens) or tokens.max() >= config.vocab_size:
         raise ConfigError("--fam-text has no tokens that the model knows; give it some words")
     return tokens
@@ -230,7 +234,7 @@ def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:
     from famjax.pretrained.config_json import SECTION
     from famjax.pretrained.folder import KEPT_CONFIG, write_json
 
-    for name, content in (folder.carried() | dict(family_file(folder.config))).items():
+    for name, content in (folder.carried() | dict(family_file(folder.tokenizer_family()))).items():
         (to / name).write_bytes(content)
     kept = "BF16" if config.param_dtype == "bfloat16" else "F32"
     types = {name: tensor.dtype for name, tensor in folder.tensors.items() if tensor.dtype != kept}

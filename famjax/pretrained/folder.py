@@ -87,14 +87,12 @@ class Folder:
         return array
 
     def carried(self) -> dict[str, bytes]:
-        """Tokenizer files and their like, which go along as they are."""
+        """Tokenizer files and their like by name, which go along as they are."""
         return {name: (self.path / name).read_bytes() for name in CARRIED if (self.path / name).is_file()}
 
-    def vocabulary(self) -> dict[str, bytes]:
-        """What makes a vocabulary (`data.vocabulary.vocabulary_from`)."""
-        from famjax.data.vocabulary import vocabulary_files
-
-        return vocabulary_files(str(self.path))
+    def tokenizer_family(self) -> Mapping[str, Any]:
+        """Settings by which transformers chooses a class of tokenizers, see `data.tokenizer_folder.family_file`."""
+        return self.config
 
 
 def files_of_import(model_dir: Path) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ class Progress:
     importing m: 1.25 of 16.06 GB, 1:58 left
     reading: 81,920 tokens, 9,102 tokens/s
     loading runs/fam: 0:12 so far
+    reading: compiling, 0:12 so far
 
     Args:
       what: the first stage.
@@ -79,6 +80,8 @@ class Progress:
             parts.append(f"{self._amount(self._done)} of {self._amount(self._total)} {self._unit}".rstrip())
         elif self._done:
             parts.append(f"{self._amount(self._done)} {self._unit}".rstrip())
+        if self._unit == "tokens" and not self._done:  # the first ones wait for the compiler
+            parts.append("compiling")
         if self._unit == "tokens" and rate:
             parts.append(f"{rate:,.0f} tokens/s")
         if self._done < self._total and rate and not last:

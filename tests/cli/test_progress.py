@@ -50,6 +50,13 @@ def test_nothing_done_yet_and_quick_work(monkeypatch, capsys) -> None:
         "loading m: 0:06 so far",
         "loading m: 1:06 so far",
     ]
+    assert lines(monkeypatch, capsys, [(6, 0), (10, 0)], "reading", 0, "tokens") == [
+        "reading: compiling, 0:06 so far",
+        "reading: compiling, 0:16 so far",
+    ]
+    told = lines(monkeypatch, capsys, [(6, 0), (10, 5)], "scoring", 9, "tokens")
+    assert told[0] == "scoring: 0 of 9 tokens, compiling, 0:06 so far"
+    assert "compiling" not in told[1]
     assert lines(monkeypatch, capsys, [(4.9, 5)], "scoring", 9, "tokens") == []
 
 
