@@ -1,5 +1,7 @@
 """What is seen of attention and FAM is what the paper's softmax gives, in NumPy, query by query."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,14 +20,14 @@ class WatchedLayer(reference.Layer):
     """The reference's layer, which keeps each query's attention [heads, keys]; FAM's keys come first, then those of
     the segments and the block, or, of FAM's queries, those of the block."""
 
-    def attend(self, query, pairs):
+    def heads(self, query, pairs):
         rows = []
         for n in range(self.config.num_heads):
             scores = np.array([query[n] @ key[0] for key, _ in pairs]) / np.sqrt(self.config.head_dim)
             weights = np.exp(scores - scores.max())
             rows.append(weights / weights.sum())
         self.__dict__.setdefault("seen", []).append(np.array(rows))
-        return super().attend(query, pairs)
+        return super().heads(query, pairs)
 
 
 def watched(config: ModelConfig, params: dict, tokens: np.ndarray) -> list[dict]:
@@ -93,3 +95,17 @@ def test_shares_and_updates_are_the_papers(seed: int) -> None:
     assert_close(found.cosine[1:4], ((new * old).sum(3) / norm(new, 3) / norm(old, 3)).mean(2).T[1:])
     assert np.isnan(found.rms[4]).all() and np.isnan(found.change[0]).all()
     assert_close(found.logprobs, naive_scores(CONFIG, params, tokens)[0])
+
+
+def test_a_gate_has_its_part_in_the_shares() -> None:
+    """FAM's share of a token's attention is 0 behind a shut gate and grows in proportion to it; all add up to 1."""
+    config = dataclasses.replace(CONFIG, memory=dataclasses.replace(CONFIG.memory, fam_gate=True))
+    params, tokens = tiny.parameters(config), tiny.tokens(config, 1, 18)[0]
+    found = []
+    for gate in (0.0, 0.5, 1.0):
+        fam = params["fam"] | {"gate": np.full((config.num_layers, config.num_heads), gate, np.float32)}
+        seen = trace(tiny.build(config, params | {"fam": fam}), tokens, np.array([14]))
+        np.testing.assert_allclose(seen.attention.sum(-1), 1, rtol=1e-5)
+        found.append(seen.attention[0, :, 1])  # of the first layer, whose input is the same
+    assert not found[0].any() and found[2].max() > 0.01
+    assert_close(found[1], found[2] / 2)
