@@ -13,7 +13,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar of
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
 
-.PHONY: help quickstart say-quickstart test test-slow lint clean
+.PHONY: help quickstart say-quickstart test test-slow test-instructions lint clean
 .DELETE_ON_ERROR:
 
 help:  ## show this
@@ -34,6 +34,14 @@ test: lint  ## style, types and all but the slow tests
 
 test-slow: $(TEST_READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+# The compiler for CPUs rounds otherwise with other vector instructions: no tolerance may depend on the processor at hand.
+NUMERICAL := tests/attention tests/nn tests/train/test_loss.py tests/train/test_optim.py tests/infer/test_decode.py
+test-instructions: $(TEST_READY)  ## numerical tests with AVX2 alone, and with SSE4.2 alone (10 minutes or more each)
+	for isa in AVX2 SSE4_2; do \
+	    XLA_FLAGS="--xla_cpu_max_isa=$$isa" $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile \
+	        --max-worker-restart 0 $(PYTEST_FLAGS) $(NUMERICAL) || exit 1; \
+	done
 
 lint: $(TEST_READY)  ## ruff and mypy
 	$(BIN)/ruff check .

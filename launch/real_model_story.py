@@ -1,4 +1,4 @@
-"""A published model gets a working memory: SmolLM2-135M-Instruct, from a GGUF file to a folder (docs/story.md).
+"""A published model gets a working memory: SmolLM2-135M-Instruct, from a GGUF file to a folder (docs/smollm2.md).
 
     python launch/real_model_story.py DIR           every step goes on where the same command was stopped
     python launch/real_model_story.py DIR --quick   a few steps of training, for a first look
@@ -28,7 +28,7 @@ MEMORY = {
     "fam": ["--block-size", "64", "--memory-segments", "1", "--fam-length", "16"],
     "twin": ["--block-size", "64", "--memory-segments", "2", "--fam-length", "0"],
 }
-QUICK_STEPS = 20
+QUICK_STEPS = 8
 # Of the import's harmlessness: how far a log probability may be from the one without FAM (float32's rounding).
 ROUNDING = 1e-3
 
@@ -55,7 +55,7 @@ def main() -> int:
             verbs.train(EXPERIMENT, **places, **macros)
         blocks, alignments = ("0,4", 4) if args.quick else ("0,1,2,4,8,16", 16)
         models = [word for name in MEMORY for word in ("--model", at / name)]
-        asked = ["--filler-blocks", blocks, "--alignments", alignments]
+        asked = ["--filler-blocks", blocks, f"--gin.EvalConfig.alignments={alignments}"]
         verbs.famjax("eval", *models, "--model", at / "fam_imported", *asked, "--output", at / "shown")
         verbs.once(at / "exported", "export-hf", at / "fam", at / "exported")
         verbs.compare_with_transformers(at / "fam", at / "exported", text[:800])
