@@ -49,7 +49,7 @@ class WatchedLayer(reference.Layer):
     """The reference's layer, which notes what share of its attention each query puts on the first F keys,
     FAM's. In each block these are the queries of its tokens and then, if it is full, those of FAM."""
 
-    def attend(self, query, pairs):
+    def heads(self, query, pairs):
         shares = []
         for n in range(self.config.num_heads):
             group = self.config.num_heads // self.config.num_kv_heads
@@ -57,7 +57,7 @@ class WatchedLayer(reference.Layer):
             weights = np.exp(scores - scores.max())
             shares.append((weights / weights.sum())[: self.config.memory.fam_length].sum())
         self.__dict__.setdefault("noted", []).append(np.mean(shares))
-        return super().attend(query, pairs)
+        return super().heads(query, pairs)
 
 
 def reference_shares(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
