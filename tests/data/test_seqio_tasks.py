@@ -232,6 +232,7 @@ def test_a_vocabulary_that_cannot_be_kept_is_told(tmp_path, registry, capsys):
     assert find_task("texts", config().data).name == "texts"
 
 
+@pytest.mark.slow
 def test_tfds_datasets_by_name(tmp_path):
     """`tfds:NAME:VERSION` needs no task: its `text`, with the vocabulary of the settings; what it lacks is told."""
     import tensorflow_datasets as tfds

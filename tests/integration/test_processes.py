@@ -91,6 +91,7 @@ def test_two_processes_have_the_numbers_of_one(place, straight):
     assert {line["compilations"] for line in metrics(place, "straight")} == {1}
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_own_rows(place):
     """Streams, with the memory that they carry, and packed rows: two processes have the losses of two simulated
     devices, and one process goes on from where both have come to in their rows. What they evaluate together on the
@@ -107,6 +108,7 @@ def test_each_process_reads_its_own_rows(place):
     np.testing.assert_allclose(two, one, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_sigterm_for_one_process_stops_all_at_the_same_step(place):
     """As when one host of many is taken away: all finish the step, save it and leave with 0; and go on from there."""
     with job(place, 2, *words(place, "preempted", FOREVER, 2)) as running:
@@ -130,6 +132,7 @@ def test_only_the_first_process_prints(straight):
     assert not [line for line in straight[1] if line.startswith("[1] ")]
 
 
+@pytest.mark.slow
 def test_the_same_number_of_processes_goes_on_to_the_same_bits(place, cut, straight):
     """Killed, started again by `famjax launch`, one process killed again, started again by the supervisor, against
     left alone: every loss equal, bit for bit, each step logged once."""
@@ -151,6 +154,7 @@ def test_one_process_goes_on_from_two(place, cut, straight):
     assert_float32(losses(place, "cut"), straight[0][: cut[-1] + 2])
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_one(place, straight):
     """And the other way round."""
     trained(alone(place, 1, *words(place, "widened", 4, 1)))
@@ -158,6 +162,7 @@ def test_two_processes_go_on_from_one(place, straight):
     assert_float32(losses(place, "widened"), straight[0][:6])
 
 
+@pytest.mark.slow
 def test_the_death_of_the_coordinator_is_named(place):
     """jax aborts the others in C++ at that moment; they still say who it was, last of all."""
     with job(place, 2, *words(place, "headless", FOREVER, 2)) as running:

@@ -41,4 +41,4 @@ def test_advice_names_extras_of_the_checkout():
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"pip install .?famjax", text), path
         named |= set(re.findall(r"pip install -e '\.\[([a-z-]+)\]'", text))
-    assert {"arrow", "chat", "data", "eval", "lm-eval", "peers", "tokenizers"} <= named <= extras
+    assert {"arrow", "data", "eval", "lm-eval", "peers"} <= named <= extras

@@ -126,7 +126,9 @@ steps.record_step = slow
 """
 
 
-@pytest.mark.parametrize(("first", "second"), [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)])
+@pytest.mark.parametrize(("first", "second"), [
+    pytest.param(signal.SIGTERM, signal.SIGTERM, marks=pytest.mark.slow), (signal.SIGINT, signal.SIGINT),
+])  # fmt: skip
 def test_a_second_signal_ends_at_once(tmp_path, cache, first, second):
     """While step 15 takes a minute to save, the first signal waits for it; the second does not: exit code 128 + its
     number, and step 10 is whole."""
@@ -196,6 +198,7 @@ def interrupt_often(folder: Path, cache: Path, times: int, draw: random.Random) 
     return seconds
 
 
+@pytest.mark.slow
 def test_control_c_at_random_moments(tmp_path, cache):
     """A handful: exit code 130, within the limit, a readable checkpoint."""
     assert max(interrupt_often(tmp_path / "m", cache, 4, random.Random())) < 15

@@ -47,7 +47,7 @@ def dies_in_step(number: int, monkeypatch) -> list[int]:
     return writes
 
 
-@pytest.mark.parametrize("kind", ["bswa", "fam", "fam with streams and noise"])
+@pytest.mark.parametrize("kind", [pytest.param("bswa", marks=pytest.mark.slow), "fam", "fam with streams and noise"])
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, kind):
     """Six steps at once, and six steps killed in the fourth after a checkpoint at two: equal losses, bit for
     bit, each step logged once, equal weights. Random state passing, carried memories, noise and the optimizer are part
@@ -187,7 +187,7 @@ def test_minutes_and_the_best(tmp_path, monkeypatch, capsys):
     assert "step 2 has no metric 'exact_mach', so it cannot be the best; it has" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source_fam", [0, 3])
+@pytest.mark.parametrize("source_fam", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_training_starts_from_another_models_weights(tmp_path, capsys, source_fam):
     """INITIAL_CHECKPOINT_PATH: the first loss is that of the other model; a missing prompt stays new."""
     source = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=source_fam))

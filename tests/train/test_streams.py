@@ -65,10 +65,10 @@ def setup(microbatches: int = 1, learning_rate: float = 0.0, carried_fam_rms: fl
 @pytest.mark.parametrize(
     ("microbatches", "memory"),
     [
-        (1, {}),
+        pytest.param(1, {}, marks=pytest.mark.slow),
         (2, {"memory_segments": 2}),
-        (1, {"fam_length": 0}),
-        (2, {"memory_segments": 0, "previous_fams": 2}),
+        pytest.param(1, {"fam_length": 0}, marks=pytest.mark.slow),
+        pytest.param(2, {"memory_segments": 0, "previous_fams": 2}, marks=pytest.mark.slow),
         (1, {"fam_position": "zero", "random_position_offset": 0.0}),
     ],
 )
