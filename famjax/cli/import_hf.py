@@ -134,13 +134,11 @@ def _param_dtype(folder: "Folder") -> str:
 
 def _tokens_of(text: str, folder: "Folder", config: ModelConfig) -> "np.ndarray":
     from famjax.data.vocabulary import vocabulary_files, vocabulary_from
-    from famjax.pretrained.gguf_file import GgufFile
 
     if not config.memory.fam_length:
         raise ConfigError("--fam-text is given, but --fam-length is 0; leave one of them out")
     place = str(folder.path)
-    kept = folder.carried() if isinstance(folder, GgufFile) else vocabulary_files(place)
-    tokens = vocabulary_from(kept, place).encode(text)
+    tokens = vocabulary_from(folder.vocabulary() or vocabulary_files(place), place).encode(text)
     if not len(tokens) or tokens.max() >= config.vocab_size:
         raise ConfigError("--fam-text has no tokens that the model knows; give it some words")
     return tokens

@@ -84,6 +84,11 @@ class MemoryConfig:
     fam_gate: bool = False
 
     @property
+    def has_gate(self) -> bool:
+        """There is a FAM, and a gate before it."""
+        return self.fam_gate and self.fam_length > 0
+
+    @property
     def window(self) -> int:
         """Tokens that the last token of a block sees at most, itself included."""
         return self.token_window or (self.memory_segments + 1) * self.block_size

@@ -161,7 +161,7 @@ class TrainConfig:
     @property
     def opening_steps(self) -> int:
         """`fam_opening_steps` decided; 0 where there is no gate, or it is learned."""
-        if not (self.model.memory.fam_gate and self.model.memory.fam_length):
+        if not self.model.memory.has_gate:
             return 0
         return max(1, self.steps // 10) if self.fam_opening_steps is None else self.fam_opening_steps
 
@@ -169,9 +169,7 @@ class TrainConfig:
     def teacher(self) -> ModelConfig:
         """What `distillation` compares the model with."""
         segments = max(1, self.sequence_length // self.model.memory.block_size) - 1
-        memory = dataclasses.replace(
-            self.model.memory, fam_length=0, fam_gate=False, memory_segments=segments, token_window=0
-        )
+        memory = dataclasses.replace(self.model.memory, fam_length=0, memory_segments=segments, token_window=0)
         return dataclasses.replace(self.model, memory=memory, lora=LoraConfig())
 
     @property
@@ -181,7 +179,7 @@ class TrainConfig:
 
     def _check_trained(self) -> None:
         trained = self.optimizer.trained
-        if self.fam_opening_steps and not (self.model.memory.fam_gate and self.model.memory.fam_length):
+        if self.fam_opening_steps and not self.model.memory.has_gate:
             raise ConfigError("fam_opening_steps is set, but the model has no gate before FAM to open; set it to 0")
         if self.distillation and self.tuning.trained not in ("lora", "prompt"):
             raise ConfigError(

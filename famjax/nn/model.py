@@ -292,7 +292,7 @@ class Transformer(nnx.Module):
     @property
     def _layers(self) -> LayerStack:
         # A layer has its part of the gate among its weights.
-        gate = self.fam.gate if self.config.memory.fam_length and self.config.memory.fam_gate else None
+        gate = self.fam.gate if self.config.memory.has_gate else None
         if isinstance(self.layers, LayerParams):
             weights = nnx.state(self.layers, nnx.Param)
             more = {} if gate is None else {"fam_gate": gate[...]}

@@ -90,6 +90,10 @@ class Folder:
         """Tokenizer files and their like by name, which go along as they are."""
         return {name: (self.path / name).read_bytes() for name in CARRIED if (self.path / name).is_file()}
 
+    def vocabulary(self) -> dict[str, bytes] | None:
+        """What makes a vocabulary, by file name; None: what lies in the folder at `path` does."""
+        return None
+
     def tokenizer_family(self) -> Mapping[str, Any]:
         """Settings by which transformers chooses a class of tokenizers, see `data.tokenizer_folder.family_file`."""
         return self.config

@@ -10,7 +10,6 @@ Numbers are dequantised by the library `gguf`, one tensor at a time.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from famjax.config import ConfigError
+from famjax.config import ConfigError, Rope
 from famjax.pretrained.config_json import FULL, SLIDING, model_config
 from famjax.pretrained.families import family_of
 from famjax.pretrained.folder import CONFIG_JSON, Folder, Tensor
@@ -157,6 +156,10 @@ class GgufFile(Folder):
 
     def carried(self) -> dict[str, bytes]:
         """The tokenizer's files, made of metadata."""
+        return self._tokenizer
+
+    def vocabulary(self) -> dict[str, bytes] | None:
+        """The same files: at `path` there is no folder."""
         return self._tokenizer
 
     def tokenizer_family(self) -> Mapping[str, Any]:
@@ -332,13 +335,14 @@ class GgufFile(Folder):
 
 
 def llama3_factors(base: float, H: int, scaling: Mapping[str, Any]) -> np.ndarray:
-    """[H / 2]: what Llama 3 divides each frequency by. 1 if it turns often within the original length, `factor` if it
-    turns less than once, between them the inverse is interpolated."""
-    half = H // 2
-    turns = scaling["original_max_position_embeddings"] / (2 * math.pi * base ** (np.arange(half) / half))
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    share = np.clip((turns - low) / (high - low), 0, 1)
-    factors: np.ndarray = 1 / ((1 - share) / scaling["factor"] + share)
+    """[H / 2]: what Llama 3 divides each of RoPE's frequencies by."""
+    from famjax.attention.rope import frequencies
+
+    scaled = Rope(
+        base, "llama3", scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"],
+        scaling["original_max_position_embeddings"],
+    )  # fmt: skip
+    factors: np.ndarray = frequencies(H // 2, Rope(base)) / frequencies(H // 2, scaled)
     return factors
 
 

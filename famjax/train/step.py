@@ -198,7 +198,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             "squares": sums,
             "update_norm": jnp.sqrt(sum(values.sum() for values in sums["update"].values())),
         }
-        if config.model.memory.fam_gate and config.model.memory.fam_length:
+        if config.model.memory.has_gate:
             metrics["fam_gate"] = new.params["fam"]["gate"].mean()
         return dataclasses.replace(new, step=state.step + 1), metrics
 
