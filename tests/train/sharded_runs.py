@@ -52,6 +52,7 @@ CASES = [
     ("stream grouped", (2, 2, 2), 2),
     ("stream multi-query", (1, 8, 1), 1),
     ("lora grouped", (2, 2, 2), 2),
+    ("gate grouped", (2, 2, 2), 2),
 ]
 MODELS = sorted({model for model, _, _ in CASES})
 RESUMED = {
@@ -67,20 +68,25 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=0 if memory == "bswa" else 2, random_state_passing=0.5,
-        lora=LoraConfig(rank=3 if memory == "lora" else 0),
+        fam_length=0 if memory == "bswa" else 2, random_state_passing=0.5, fam_gate=memory == "gate",
+        lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
     )  # fmt: skip
 
 
 def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainConfig:
-    """A large epsilon of Adam's would hide differences; its usual one needs gradients far from zero."""
+    """A large epsilon of Adam's would hide differences; its usual one needs gradients far from zero. With a gate, which
+    is learned, the base is frozen and distils itself."""
+    gate = name.startswith("gate")
     config = TrainConfig(
         model_dir="none", model=model_config(name), sequence_length=LENGTH, batch_size=ROWS, steps=STEPS, seed=3,
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="constant", warmup_steps=3, trained="all"),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3, schedule="constant", warmup_steps=3, trained="lora" if gate else "all"
+        ),
         mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
         loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
         task="text" if name.startswith("stream") else "passkey",
         data=DataConfig(sources=("not read",), stream_share=1.0),
+        fam_opening_steps=0, distillation=0.5 if gate else 0.0,
     )  # fmt: skip
     config.validate()
     return config
