@@ -157,14 +157,12 @@ def joined(
     peers.call()
 
     def lost(loss: Loss) -> None:
+        time.sleep(SETTLE_SECONDS if job.process_id else 2 * SETTLE_SECONDS)
+        # Asked for at the last moment: a checkpoint of which all have written their parts may have become whole since.
         advice = ""
         with contextlib.suppress(Exception):  # nothing may keep this process from leaving
             advice = "" if loss.code else f"; {hint()}"
-        if job.process_id:
-            time.sleep(SETTLE_SECONDS)
-        print(f"{prog}: {loss.message}{advice}", file=sys.stderr)
-        if job.process_id == 0:
-            time.sleep(2 * SETTLE_SECONDS)
+        print(f"{prog}: {loss.message}{advice}", file=sys.stderr, flush=True)
         leave(loss.code or 1)
 
     peers.watch(lost)
