@@ -23,7 +23,7 @@ import memory_results
 import verbs
 
 from famjax.cli import side_by_side
-from famjax.runtime.cpu import cores
+from famjax.process.cpu import cores
 
 SHORT, LONG = "gin/experiments/tiny_fam.gin", "gin/experiments/passkey_long.gin"
 ANY_DEPTH = "gin/experiments/passkey_any_depth.gin"

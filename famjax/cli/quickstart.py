@@ -7,7 +7,7 @@ from typing import Any
 
 from famjax.cli import side_by_side
 from famjax.config import ConfigError, EvalConfig
-from famjax.runtime.cpu import cores
+from famjax.process.cpu import cores
 
 NAME = "quickstart"
 HELP = """Train a small TransformerFAM and its twin without memory, then compare them.
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     trained = time.perf_counter()
 
     from famjax.evals.run import run as evaluate
-    from famjax.runtime.compilation_cache import enable
+    from famjax.process.compilation_cache import enable
 
     enable()
     shared: dict[str, Any] = {"model_dirs": tuple(job.config.model_dir for job in jobs), "output_dir": str(output)}

@@ -10,7 +10,7 @@ from typing import Any
 
 from famjax.evals import charts, html, reach, report
 from famjax.evals.charts import Line, Point
-from famjax.runtime.model_dir import write_text
+from famjax.storage.model_dir import write_text
 
 REPORT_HTML = "report.html"
 # Metrics that are no share of 1: their charts find their own range.

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from famjax.evals import reach
-from famjax.runtime.model_dir import write_text
+from famjax.storage.model_dir import write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

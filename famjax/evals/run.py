@@ -22,9 +22,9 @@ from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import each_parameter
-from famjax.runtime import interrupts
-from famjax.runtime.model_dir import read_config, split_step
-from famjax.runtime.progress import Progress
+from famjax.process import interrupts
+from famjax.process.progress import Progress
+from famjax.storage.model_dir import read_config, split_step
 
 # Settings of a model that change how it is computed, not what.
 _HOW = ("scan_layers", "unroll_blocks", "remat", "attention_kernel", "embedding_std")

@@ -21,9 +21,9 @@ from famjax.attention.positions import Blocks, Layout
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.dims import Array, Bool, Float, Weights
+from famjax.mesh import sharding
 from famjax.nn.layer import Layer
 from famjax.nn.model import LEARNED
-from famjax.runtime import sharding
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
 from famjax.train.state import TrainState

@@ -18,9 +18,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from famjax.config import MESH_AXES, ConfigError, TrainConfig
 from famjax.data.batch import Batch
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import checkpoint, memory, sharding
-from famjax.runtime.mesh import make_mesh
+from famjax.process import memory
+from famjax.storage import checkpoint
 from famjax.train import initial, optim
 from famjax.train import state as states
 from famjax.train.flops import flops_per_token

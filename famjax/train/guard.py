@@ -17,7 +17,7 @@ from famjax.attention.positions import Layout
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
 from famjax.dims import Array, Bool, Float, Int, Weights
-from famjax.runtime import sharding
+from famjax.mesh import sharding
 from famjax.train import state as states
 from famjax.train.norms import not_finite
 from famjax.train.optim import path_of

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from famjax.runtime.model_dir import METRICS_JSONL, TENSORBOARD, write_text
+from famjax.storage.model_dir import METRICS_JSONL, TENSORBOARD, write_text
 
 # How long the end of a training waits for a writer.
 CLOSE_SECONDS = 5.0

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
-from famjax.runtime.progress import clock
+from famjax.process.progress import clock
 
 # Without a terminal, a line so many seconds apart.
 PLAIN_SECONDS = 10.0

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from famjax.config import ModelConfig, TrainConfig
 from famjax.nn.weights import create
-from famjax.runtime.model_dir import SUMMARY_TXT, write_text
+from famjax.storage.model_dir import SUMMARY_TXT, write_text
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.norms import GROUPS, group_of

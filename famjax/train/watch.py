@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
-from famjax.runtime import memory
-from famjax.runtime.liveness import Beat
-from famjax.runtime.model_dir import PROFILE
-from famjax.runtime.progress import clock
+from famjax.jobs.liveness import Beat
+from famjax.process import memory
+from famjax.process.progress import clock
+from famjax.storage.model_dir import PROFILE
 from famjax.train import guard, norms, optim
 from famjax.train.diagnostics import jit_diagnostics
 from famjax.train.flops import flops_per_token, peak_flops

@@ -13,7 +13,7 @@ from famjax.evals import catalog
 from famjax.evals.tasks import babi, books
 from famjax.evals.tasks.base import Example, Unreadable
 from famjax.infer.codec import Codec
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 from tests.infer.test_chat import CHATML
 from tests.pretrained import tokenizers_of_ours

@@ -22,7 +22,7 @@ from famjax.evals.runner import Runner
 from famjax.evals.tasks import benchmarks
 from famjax.evals.tasks.base import Example, Unreadable
 from famjax.infer.codec import Codec
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 from tests.evals.schemas import write_jsonl
 from tests.evals.test_runner import Parrot

@@ -17,7 +17,7 @@ from famjax.evals.language import Document, Sums
 from famjax.evals.runner import Runner
 from famjax.evals.tasks.base import Example, Task
 from famjax.infer.codec import Codec
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 
 CONFIG = tiny.config(vocab_size=256, memory_segments=1)

@@ -14,7 +14,7 @@ from famjax.evals.engine import ModelEngine
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample
 from famjax.infer.codec import Codec
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 from tests.pretrained import tokenizers_of_ours
 

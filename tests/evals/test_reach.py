@@ -16,7 +16,7 @@ from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample
 from famjax.evals.statistics import wilson_interval
 from famjax.evals.tasks.base import Example, Task
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 from tests.evals.test_runner import CODEC, Parrot, tokens
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from famjax.runtime import cpu
+from famjax.process import cpu
 
 MINUTES = 90  # on a machine that does much else; about ten on two free cores
 

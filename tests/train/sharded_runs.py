@@ -21,12 +21,13 @@ from famjax.attention.memory import MEMORY_AXES
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
+from famjax.mesh.on_mesh import OnMesh
 from famjax.nn.execution import Execution
 from famjax.nn.weights import parameter_shapes
 from famjax.plan.hlo import Program
-from famjax.runtime import checkpoint, sharding
-from famjax.runtime.mesh import make_mesh
-from famjax.runtime.on_mesh import OnMesh
+from famjax.storage import checkpoint
 from famjax.train import guard, loop, optim
 from famjax.train import state as states
 from famjax.train.diagnostics import jit_diagnostics

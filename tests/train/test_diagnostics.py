@@ -9,7 +9,7 @@ import pytest
 from famjax.attention.memory import select_state_rows
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
-from famjax.runtime.mesh import make_mesh
+from famjax.mesh.devices import make_mesh
 from famjax.train.diagnostics import far_weights, make_diagnostics, readable
 from famjax.train.loss import weighted_loss
 from tests import reference, tiny

@@ -9,8 +9,8 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import OptimizerConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
-from famjax.runtime.checkpoint import latest_step, save_model
-from famjax.runtime.mesh import make_mesh
+from famjax.mesh.devices import make_mesh
+from famjax.storage.checkpoint import latest_step, save_model
 from famjax.train import guard
 from famjax.train.loop import train
 from tests import tiny

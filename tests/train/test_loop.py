@@ -8,8 +8,8 @@ import pytest
 
 from famjax.config import ConfigError, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
-from famjax.runtime import steps
-from famjax.runtime.checkpoint import save_model
+from famjax.storage import steps
+from famjax.storage.checkpoint import save_model
 from famjax.train.loop import train
 from famjax.train.metrics import MetricsLog
 from tests import tiny

@@ -16,7 +16,7 @@ from famjax.evals.during_training import evaluation
 from famjax.infer import scoring
 from famjax.infer.load import load
 from famjax.nn.weights import parameters
-from famjax.runtime import memory
+from famjax.process import memory
 from famjax.train import optim
 from famjax.train.loop import train
 from famjax.train.norms import group_norms, group_of, squares

@@ -10,7 +10,7 @@ import famjax
 from famjax.config import ConfigError
 from famjax.evals.harness.tasks import LISTS, expand
 from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, read
-from famjax.runtime.model_dir import write_text
+from famjax.storage.model_dir import write_text
 
 RESULTS = "lm_eval.json"
 

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 
 from famjax.evals import html
-from famjax.runtime.model_dir import write_bytes, write_text
+from famjax.storage.model_dir import write_bytes, write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -17,9 +17,9 @@ import pytest
 
 from famjax.config import ConfigError
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import checkpoint, lock, steps
-from famjax.runtime.checkpoint import load_model
-from famjax.runtime.writer import Keep, Writer
+from famjax.storage import checkpoint, lock, steps
+from famjax.storage.checkpoint import load_model
+from famjax.storage.writer import Keep, Writer
 from tests import tiny
 
 CONFIG = tiny.config(vocab_size=20000)  # about a megabyte
@@ -182,7 +182,7 @@ FILE_LIMIT = """
     import jax, resource, signal, sys
     from pathlib import Path
     from famjax.config import ConfigError
-    from famjax.runtime.writer import Keep, Writer
+    from famjax.storage.writer import Keep, Writer
     from tests import tiny
     folder, limit = Path(sys.argv[1]), int(sys.argv[2])
     params = tiny.parameters(tiny.config(vocab_size=20000))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import steps
-from famjax.runtime.checkpoint import load_model
+from famjax.storage import steps
+from famjax.storage.checkpoint import load_model
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,10 +20,11 @@ PROGRAM = """
     import sys, jax, numpy as np
     folder, address, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
     jax.distributed.initialize(address, 2, number)
-    from famjax.runtime import checkpoint, lock, sharding, steps
-    from famjax.runtime.mesh import make_mesh
-    from famjax.runtime.writer import Keep, Writer
-    from famjax.runtime.distributed import in_any_process
+    from famjax.storage import checkpoint, lock, steps
+    from famjax.mesh import sharding
+    from famjax.mesh.devices import make_mesh
+    from famjax.storage.writer import Keep, Writer
+    from famjax.jobs.distributed import in_any_process
     from famjax.train.start import sharded_shapes
     from tests import tiny
 

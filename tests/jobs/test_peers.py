@@ -8,8 +8,8 @@ import time
 import pytest
 
 from famjax.config import ConfigError
-from famjax.runtime import peers as module
-from famjax.runtime.peers import Job, Loss, Peers
+from famjax.jobs import peers as module
+from famjax.jobs.peers import Job, Loss, Peers
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from famjax.config import ConfigError
-from famjax.runtime.unfinished import JOURNAL, made_in_steps, made_whole
+from famjax.storage.unfinished import JOURNAL, made_in_steps, made_whole
 
 
 def test_a_directory_is_made_whole_or_not_at_all(tmp_path: Path) -> None:

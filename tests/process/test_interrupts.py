@@ -8,12 +8,12 @@ import time
 import pytest
 
 from famjax.cli.main import VERBS
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 from tests.train.processes import hearing
 
 START = """
 import signal, sys, threading, time
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 def ready(): print("ready", flush=True)
 """
 FOREVER = "ready(); lock = threading.Lock(); lock.acquire(); lock.acquire()"  # in C; no handler of Python runs there

@@ -4,7 +4,7 @@ A training of LoRA or of the prompt saves these alone, megabytes beside gigabyte
 
     DIR/base.json    {"path": "/runs/llama", "step": 0, "record": SHA-256 of the record of that step's weights}
 
-The record (`FILES.json`, runtime/steps.py) has names, sizes and checksums of the files, and Orbax gives files random
+The record (`FILES.json`, storage/steps.py) has names, sizes and checksums of the files, and Orbax gives files random
 names, so it tells one save from every other. It is compared whenever a model is read. A base may itself have a base.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
-from famjax.runtime import steps
-from famjax.runtime.model_dir import BASE_JSON, split_step, write_text
-from famjax.runtime.steps import WEIGHTS, step_dir
+from famjax.storage import steps
+from famjax.storage.model_dir import BASE_JSON, split_step, write_text
+from famjax.storage.steps import WEIGHTS, step_dir
 
 
 class Base(NamedTuple):

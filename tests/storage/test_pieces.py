@@ -11,9 +11,9 @@ import pytest
 from famjax.config import ConfigError
 from famjax.infer.load import load
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import pieces
-from famjax.runtime.checkpoint import load_model, save_model
-from famjax.runtime.unfinished import made_in_steps
+from famjax.storage import pieces
+from famjax.storage.checkpoint import load_model, save_model
+from famjax.storage.unfinished import made_in_steps
 from tests import tiny
 
 CONFIG = tiny.config(tie_embeddings=False, qkv_bias=True)

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from famjax.runtime import sharding
-from famjax.runtime.sharding import RULES, is_axes, partition_spec
+from famjax.mesh import sharding
+from famjax.mesh.sharding import RULES, is_axes, partition_spec
 
 ROWS = RULES["batch"]  # the mesh axes that cut rows; `tensor` is left to the compiler
 WHOLE = PartitionSpec()

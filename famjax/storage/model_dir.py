@@ -3,7 +3,7 @@
 DIR/model.json          the full `ModelConfig`
 DIR/config.gin          after training: the settings as they were used
 DIR/metrics.jsonl       after training: one object a logged step
-DIR/base.json           after fine-tuning a part of the weights: where the others are (`runtime/base.py`)
+DIR/base.json           after fine-tuning a part of the weights: where the others are (`storage/base.py`)
 DIR/best.json           where the best checkpoints are, if a metric is watched
 DIR/summary.txt         after training: the weights, where they lie, what they cost
 DIR/tensorboard/        after training: the numbers of metrics.jsonl for TensorBoard
@@ -23,7 +23,7 @@ from typing import Any
 
 from famjax.config import ConfigError, ModelConfig
 from famjax.config.text import read_text
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 
 MODEL_JSON = "model.json"
 CONFIG_GIN = "config.gin"

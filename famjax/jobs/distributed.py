@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from famjax.config import ConfigError
-from famjax.runtime.interrupts import leave
-from famjax.runtime.peers import Job, Loss, Peers
+from famjax.jobs.peers import Job, Loss, Peers
+from famjax.process.interrupts import leave
 
 # The flags of `famjax train` as environment variables, for launchers that start every process with one command.
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"

@@ -1,5 +1,5 @@
-"""Models and trainings read from disk, below a model directory (`runtime/steps.py`, `runtime/model_dir.py` say what is
-there). `runtime/writer.py` writes while a training goes on; `save_model` here writes a model once.
+"""Models and trainings read from disk, below a model directory (`storage/steps.py`, `storage/model_dir.py` say what is
+there). `storage/writer.py` writes while a training goes on; `save_model` here writes a model once.
 
 A damaged step is named, and the one before it is read.
 """
@@ -18,13 +18,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
-from famjax.runtime import arrays, lock, steps
-from famjax.runtime import base as bases
-from famjax.runtime.base import Base
-from famjax.runtime.model_dir import read_config, split_step
-from famjax.runtime.quiet import quiet
-from famjax.runtime.steps import PROGRESS, TRAINING, WEIGHTS, latest_step
-from famjax.runtime.writer import Keep, Writer, first_line
+from famjax.storage import arrays, lock, steps
+from famjax.storage import base as bases
+from famjax.storage.base import Base
+from famjax.storage.model_dir import read_config, split_step
+from famjax.storage.quiet import quiet
+from famjax.storage.steps import PROGRESS, TRAINING, WEIGHTS, latest_step
+from famjax.storage.writer import Keep, Writer, first_line
 
 __all__ = [
     "FAM", "Restored", "latest_step", "load_model", "load_training", "newest_training", "override_memory",

@@ -3,9 +3,9 @@
 import pytest
 
 from famjax.config import ConfigError
-from famjax.runtime import distributed
-from famjax.runtime.distributed import find_job, scheduler
-from famjax.runtime.peers import Job
+from famjax.jobs import distributed
+from famjax.jobs.distributed import find_job, scheduler
+from famjax.jobs.peers import Job
 
 TOLD = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "2"}
 SLURM = {

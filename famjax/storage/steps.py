@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from famjax.runtime.model_dir import CHECKPOINTS, write_text
+from famjax.storage.model_dir import CHECKPOINTS, write_text
 
 WEIGHTS, TRAINING, PROGRESS, METRICS = "weights", "training", "progress", "metrics"
 

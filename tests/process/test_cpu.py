@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from famjax.runtime import cpu
+from famjax.process import cpu
 
 
 def test_the_users_settings_stay() -> None:
@@ -32,7 +32,7 @@ def test_freed_memory_is_kept() -> None:
     """Arrays that are made and dropped again and again cost page faults once, not each time."""
     code = """
 import resource
-from famjax.runtime import cpu
+from famjax.process import cpu
 kept = cpu.keep_freed_memory()
 faults = []
 for _ in range(3):

@@ -1,7 +1,7 @@
 """What processes of a job must share besides their settings."""
 
 import famjax
-from famjax.runtime import versions
+from famjax.jobs import versions
 
 
 def test_versions_name_what_decides_the_numbers():

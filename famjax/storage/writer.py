@@ -25,12 +25,12 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from famjax.config import ConfigError, ModelConfig
-from famjax.runtime import arrays, steps
-from famjax.runtime import base as bases
-from famjax.runtime.base import Base
-from famjax.runtime.model_dir import BEST_JSON, CHECKPOINTS, MODEL_JSON, write_text
-from famjax.runtime.quiet import quiet
-from famjax.runtime.steps import PROGRESS, TRAINING, WEIGHTS
+from famjax.storage import arrays, steps
+from famjax.storage import base as bases
+from famjax.storage.base import Base
+from famjax.storage.model_dir import BEST_JSON, CHECKPOINTS, MODEL_JSON, write_text
+from famjax.storage.quiet import quiet
+from famjax.storage.steps import PROGRESS, TRAINING, WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True)

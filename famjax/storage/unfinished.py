@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.config import ConfigError
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 
 JOURNAL = ".unfinished"
 

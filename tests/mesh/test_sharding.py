@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from famjax.cli.gin_config import load_model_config
 from famjax.config import MESH_AXES, ConfigError, LoraConfig
+from famjax.mesh import devices as meshes
+from famjax.mesh import sharding
 from famjax.nn.execution import GATHERED
 from famjax.nn.weights import parameter_axes, parameter_shapes
-from famjax.runtime import mesh as meshes
-from famjax.runtime import sharding
 from tests import tiny
 
 

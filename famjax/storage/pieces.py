@@ -1,6 +1,6 @@
 """Weights on disk, written and read a piece at a time, for models that are larger than the memory.
 
-The folder is one that `runtime/checkpoint.py` would write and reads: Orbax makes it, with all arrays in their
+The folder is one that `storage/checkpoint.py` would write and reads: Orbax makes it, with all arrays in their
 shapes and no numbers in them, and the numbers of each layer are put into place afterwards. Arrays are stored
 in parts of one layer each, of at most `PART_BYTES`, so that a device reads little beside what is its own.
 """
@@ -18,11 +18,12 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from famjax.config import ConfigError, ModelConfig
-from famjax.runtime import arrays, interrupts
-from famjax.runtime import base as bases
-from famjax.runtime.model_dir import CHECKPOINTS, MODEL_JSON, read_config, split_step, write_text
-from famjax.runtime.steps import WEIGHTS, damage, latest_step, record_files, step_dir
-from famjax.runtime.unfinished import Journal
+from famjax.process import interrupts
+from famjax.storage import arrays
+from famjax.storage import base as bases
+from famjax.storage.model_dir import CHECKPOINTS, MODEL_JSON, read_config, split_step, write_text
+from famjax.storage.steps import WEIGHTS, damage, latest_step, record_files, step_dir
+from famjax.storage.unfinished import Journal
 
 PART_BYTES = 2**26
 # Of a weight's path: its first axis is that of the layers.

@@ -15,8 +15,8 @@ import pytest
 
 from famjax.config import ConfigError, ModelConfig
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import checkpoint
-from famjax.runtime.model_dir import read_config
+from famjax.storage import checkpoint
+from famjax.storage.model_dir import read_config
 from tests import tiny
 
 
@@ -239,7 +239,7 @@ def test_a_killed_save_leaves_the_old_one_whole(tmp_path: Path) -> None:
     """SIGKILL at any moment of a run of saves: the directory loads, and all weights are of one save."""
     program = f"""
         import itertools, jax, numpy as np
-        from famjax.runtime.checkpoint import save_model
+        from famjax.storage.checkpoint import save_model
         from tests import tiny
         config = tiny.config(vocab_size=20000)
         shapes = tiny.parameters(config)
