@@ -11,8 +11,8 @@ OWN = {
     "storage/model_dir.py", "storage/base.py", "jobs/liveness.py", "storage/steps.py", "storage/checkpoint.py",
     "process/memory.py", "storage/pieces.py", "storage/unfinished.py", "jobs/peers.py", "jobs/distributed.py",
     "plan/dump.py", "plan/child.py", "plan/costs.py", "train/metrics.py", "cli/side_by_side.py", "evals/samples.py",
-    "evals/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py", "launch/gke.py", "launch/tpu_vm.py",
-    "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py", "storage/lock.py",
+    "evals/reports/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py", "launch/gke.py",
+    "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py", "storage/lock.py",
 }  # fmt: skip
 DECODERS = {
     "config/text.py": "the one place",

@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     if args.lm_eval is not None:
         return _harness(args)
-    from famjax.evals.catalog import check
+    from famjax.evals.tasks.catalog import check
     from famjax.storage.model_dir import read_config
 
     config = _config(args)
@@ -193,7 +193,7 @@ def _config(args: argparse.Namespace) -> "EvalConfig":
 
 
 def _list() -> str:
-    from famjax.evals.catalog import TASKS
+    from famjax.evals.tasks.catalog import TASKS
 
     width = max(map(len, TASKS))
     lines = [f"  {name:<{width}}  {entry.summary}{f'; needs {entry.needs}' if entry.needs else ''}\n"
@@ -203,7 +203,7 @@ def _list() -> str:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from famjax.evals.compare import compare
+    from famjax.evals.reports.compare import compare
 
     compare(args.compare, args.output)
     return 0

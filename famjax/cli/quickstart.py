@@ -115,7 +115,7 @@ def _verdict(results: dict[str, Any], longest: int) -> str:
 
 def _verdict_on_texts(results: dict[str, Any]) -> str:
     """By how much the first model predicts the documents better than the others, near and far."""
-    from famjax.evals.language_report import gap_text
+    from famjax.evals.reports.language_report import gap_text
 
     first, *others = results["models"]
     lines = []

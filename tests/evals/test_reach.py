@@ -9,8 +9,8 @@ from rich.console import Console
 
 from famjax.attention.masks import block_window, within_window
 from famjax.cli.main import main
-from famjax.evals import report
 from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, PARTLY, Reach
+from famjax.evals.reports import report
 from famjax.evals.results import summarize
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample

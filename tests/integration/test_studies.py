@@ -11,7 +11,7 @@ import pytest
 from famjax.cli import main as cli
 from famjax.config import EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
-from famjax.evals import catalog
+from famjax.evals.tasks import catalog
 from famjax.infer.codec import Codec
 
 LAUNCH = Path(__file__).parents[2] / "launch"

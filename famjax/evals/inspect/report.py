@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from famjax.evals import html
+from famjax.evals.reports import html
 from famjax.storage.model_dir import write_bytes, write_text
 
 matplotlib.use("Agg")

@@ -9,10 +9,10 @@ from famjax.cli.main import main
 from famjax.config import EvalConfig
 from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
-from famjax.evals import passkey
 from famjax.evals.engine import ModelEngine
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample
+from famjax.evals.tasks import passkey
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model
 from tests import tiny

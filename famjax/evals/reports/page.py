@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from famjax.evals import charts, html, reach, report
-from famjax.evals.charts import Line, Point
+from famjax.evals import reach
+from famjax.evals.reports import charts, html, report
+from famjax.evals.reports.charts import Line, Point
 from famjax.storage.model_dir import write_text
 
 REPORT_HTML = "report.html"

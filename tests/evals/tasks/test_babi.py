@@ -9,8 +9,7 @@ from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.config.text import BadText
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
-from famjax.evals import catalog
-from famjax.evals.tasks import babi, books
+from famjax.evals.tasks import babi, books, catalog
 from famjax.evals.tasks.base import Example, Unreadable
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model

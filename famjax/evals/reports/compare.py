@@ -7,9 +7,10 @@ from typing import Any
 
 import famjax
 from famjax.config import ConfigError
-from famjax.evals import language, language_report, page, report
+from famjax.evals.reports import language_report, page, report
 from famjax.evals.run import side_by_side
 from famjax.evals.samples import Sample, read
+from famjax.evals.tasks import language
 
 
 def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:

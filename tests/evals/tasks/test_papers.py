@@ -10,16 +10,15 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
-from famjax.evals import catalog
 from famjax.evals.runner import Runner
-from famjax.evals.tasks import rows
+from famjax.evals.tasks import catalog, rows
 from famjax.evals.tasks.base import Example, Unreadable
 from famjax.infer.codec import Codec
-from tests.evals import schemas
+from tests.evals.tasks import schemas
 from tests.evals.test_runner import Parrot
 
 CODEC = Codec.of(ByteVocabulary())
-NAMES = [name for name, entry in catalog.TASKS.items() if entry.module == "tasks.papers"]
+NAMES = [name for name, entry in catalog.TASKS.items() if entry.module == "papers"]
 
 
 def make(name: str, data: str, **settings):

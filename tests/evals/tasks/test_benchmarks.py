@@ -16,15 +16,14 @@ from rouge_score import rouge_scorer
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
-from famjax.evals import catalog
 from famjax.evals.harness.model import FamjaxLM
 from famjax.evals.runner import Runner
-from famjax.evals.tasks import benchmarks
+from famjax.evals.tasks import benchmarks, catalog
 from famjax.evals.tasks.base import Example, Unreadable
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model
 from tests import tiny
-from tests.evals.schemas import write_jsonl
+from tests.evals.tasks.schemas import write_jsonl
 from tests.evals.test_runner import Parrot
 from tests.infer.test_chat import CHATML
 from tests.pretrained import tokenizers_of_ours

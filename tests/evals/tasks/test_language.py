@@ -10,12 +10,13 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
-from famjax.evals import language, language_report
 from famjax.evals.during_training import evaluation
 from famjax.evals.engine import ModelEngine
-from famjax.evals.language import Document, Sums
+from famjax.evals.reports import language_report
 from famjax.evals.runner import Runner
+from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Example, Task
+from famjax.evals.tasks.language import Document, Sums
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model
 from tests import tiny

@@ -7,8 +7,9 @@ import seqio
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.seqio_vocabulary import FileVocabulary
 from famjax.data.vocabulary import ByteVocabulary
-from famjax.evals import catalog, results
+from famjax.evals import results
 from famjax.evals.runner import Runner
+from famjax.evals.tasks import catalog
 from famjax.infer.codec import Codec
 from tests.data.test_seqio_tasks import registry  # noqa: F401 - a fixture
 from tests.evals.test_runner import Parrot

@@ -9,10 +9,12 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.config import ConfigError
-from famjax.evals import charts, language, page, report, results, run
-from famjax.evals.charts import Line, Point
-from famjax.evals.compare import compare
+from famjax.evals import results, run
+from famjax.evals.reports import charts, page, report
+from famjax.evals.reports.charts import Line, Point
+from famjax.evals.reports.compare import compare
 from famjax.evals.samples import Sample, SampleFile
+from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Task, Unreadable
 
 VOID = {"meta", "line", "circle", "rect", "polyline", "polygon", "br"}

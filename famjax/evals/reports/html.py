@@ -82,7 +82,7 @@ def picture(svg: str, caption: str) -> str:
 
 
 def charts(drawn: Sequence[tuple[str, str]]) -> str:
-    """(title, SVG) of `evals/charts.py`, two beside each other where there is room."""
+    """(title, SVG) of `evals/reports/charts.py`, two beside each other where there is room."""
     figures = (
         f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>{svg}</figure>' for title, svg in drawn
     )

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from famjax.evals.report import colors, print_wide, value_text
+from famjax.evals.reports.report import colors, print_wide, value_text
 
 
 def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:

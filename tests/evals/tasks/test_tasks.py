@@ -11,8 +11,7 @@ from famjax.cli import eval as eval_verb
 from famjax.cli.main import parse
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
-from famjax.evals import catalog
-from famjax.evals.tasks import needles
+from famjax.evals.tasks import catalog, needles
 from famjax.evals.tasks.pieces import Filler, Pieces, haystack
 from famjax.infer.codec import Codec
 from tests.pretrained import tokenizers_of_ours
