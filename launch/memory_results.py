@@ -45,7 +45,7 @@ def told(run: "Run", folder: Path) -> dict[str, Any]:
     """One run's numbers: what it cost and what it recalls."""
     from famjax.cli.gin_config import load_train_config
     from famjax.plan.programs import targets_of_row
-    from famjax.train.flops import flops_per_token
+    from famjax.train.watching.flops import flops_per_token
 
     config, _ = load_train_config([run.experiment], (), ["MODEL_DIR='none'", *run.bindings])
     last = last_line(folder / run.name / "metrics.jsonl")

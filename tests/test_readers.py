@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "famjax"
 OWN = {
     "storage/model_dir.py", "storage/base.py", "jobs/liveness.py", "storage/steps.py", "storage/checkpoint.py",
     "process/memory.py", "storage/pieces.py", "storage/unfinished.py", "jobs/peers.py", "jobs/distributed.py",
-    "plan/dump.py", "plan/child.py", "plan/costs.py", "train/metrics.py", "cli/side_by_side.py", "evals/samples.py",
-    "evals/reports/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py", "launch/gke.py",
-    "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py", "storage/lock.py",
+    "plan/dump.py", "plan/child.py", "plan/costs.py", "train/watching/metrics.py", "cli/side_by_side.py",
+    "evals/samples.py", "evals/reports/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py",
+    "launch/gke.py", "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py",
+    "storage/lock.py",
 }  # fmt: skip
 DECODERS = {
     "config/text.py": "the one place",

@@ -25,10 +25,10 @@ from famjax.process import memory
 from famjax.storage import checkpoint
 from famjax.train import initial, optim
 from famjax.train import state as states
-from famjax.train.flops import flops_per_token
 from famjax.train.start import make_task
 from famjax.train.step import jit_step
-from famjax.train.summary import data_size, summary
+from famjax.train.watching.flops import flops_per_token
+from famjax.train.watching.summary import data_size, summary
 
 
 def dry_run(config: TrainConfig) -> None:

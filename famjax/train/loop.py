@@ -19,8 +19,8 @@ from famjax.train.feed import Feed
 from famjax.train.saving import Saver, only_training
 from famjax.train.start import files_beside, make_task, start
 from famjax.train.step import build, compilations, jit_step
-from famjax.train.summary import summarise
-from famjax.train.watch import Watch
+from famjax.train.watching.summary import summarise
+from famjax.train.watching.watch import Watch
 
 # From a model and the steps behind it to numbers, which are logged as `eval/NAME`.
 Evaluate = Callable[[Transformer, int], dict[str, float]]

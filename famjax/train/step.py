@@ -23,8 +23,8 @@ from famjax.nn.weights import structure
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import divergence, weighted_loss
-from famjax.train.norms import squares
 from famjax.train.state import TrainState
+from famjax.train.watching.norms import squares
 
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 

@@ -28,11 +28,12 @@ from famjax.nn.execution import Execution
 from famjax.nn.weights import parameter_shapes
 from famjax.plan.hlo import Program
 from famjax.storage import checkpoint
-from famjax.train import guard, loop, optim
+from famjax.train import loop, optim
 from famjax.train import state as states
-from famjax.train.diagnostics import jit_diagnostics
 from famjax.train.start import sharded_shapes
 from famjax.train.step import compilations, jit_step
+from famjax.train.watching import guard
+from famjax.train.watching.diagnostics import jit_diagnostics
 from tests import tiny
 from tests.attention.test_fused import both, random_case
 

@@ -11,7 +11,7 @@ from famjax.infer.load import load
 from famjax.storage import steps
 from famjax.storage.checkpoint import save_model
 from famjax.train.loop import train
-from famjax.train.metrics import MetricsLog
+from famjax.train.watching.metrics import MetricsLog
 from tests import tiny
 
 MODEL = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=0.5)

@@ -16,7 +16,7 @@ from famjax.storage.checkpoint import load_model, save_model
 from famjax.storage.pieces import Weights, flatten
 from famjax.train import initial, optim
 from famjax.train.loop import train
-from famjax.train.metrics import MetricsLog
+from famjax.train.watching.metrics import MetricsLog
 from tests import tiny
 
 PLAIN = tiny.config(

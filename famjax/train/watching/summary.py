@@ -17,7 +17,7 @@ from famjax.nn.weights import create
 from famjax.storage.model_dir import SUMMARY_TXT, write_text
 from famjax.train import optim
 from famjax.train import state as states
-from famjax.train.norms import GROUPS, group_of
+from famjax.train.watching.norms import GROUPS, group_of
 
 WIDTH = 120
 

@@ -11,8 +11,8 @@ from famjax.config import OptimizerConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
 from famjax.mesh.devices import make_mesh
 from famjax.storage.checkpoint import latest_step, save_model
-from famjax.train import guard
 from famjax.train.loop import train
+from famjax.train.watching import guard
 from tests import tiny
 from tests.train.test_loop import MODEL, metrics, settings
 

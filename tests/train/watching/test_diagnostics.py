@@ -10,8 +10,8 @@ from famjax.attention.memory import select_state_rows
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
 from famjax.mesh.devices import make_mesh
-from famjax.train.diagnostics import far_weights, make_diagnostics, readable
 from famjax.train.loss import weighted_loss
+from famjax.train.watching.diagnostics import far_weights, make_diagnostics, readable
 from tests import reference, tiny
 from tests.tiny import assert_close
 

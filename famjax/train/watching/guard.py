@@ -19,10 +19,10 @@ from famjax.data.batch import Batch
 from famjax.dims import Array, Bool, Float, Int, Weights
 from famjax.mesh import sharding
 from famjax.train import state as states
-from famjax.train.norms import not_finite
 from famjax.train.optim import path_of
 from famjax.train.state import TrainState
 from famjax.train.step import build, draws, rows_before, rows_first, start_of_documents
+from famjax.train.watching.norms import not_finite
 
 
 def explain(

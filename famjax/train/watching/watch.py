@@ -21,12 +21,13 @@ from famjax.jobs.liveness import Beat
 from famjax.process import memory
 from famjax.process.progress import clock
 from famjax.storage.model_dir import PROFILE
-from famjax.train import guard, norms, optim
-from famjax.train.diagnostics import jit_diagnostics
-from famjax.train.flops import flops_per_token, peak_flops
-from famjax.train.metrics import MetricsLog, TensorBoard
-from famjax.train.progress_line import ProgressLine
+from famjax.train import optim
 from famjax.train.state import TrainState
+from famjax.train.watching import guard, norms
+from famjax.train.watching.diagnostics import jit_diagnostics
+from famjax.train.watching.flops import flops_per_token, peak_flops
+from famjax.train.watching.metrics import MetricsLog, TensorBoard
+from famjax.train.watching.progress_line import ProgressLine
 
 EMPTY: Mapping[str, Any] = {}
 # What of a step's metrics the loop waits for.

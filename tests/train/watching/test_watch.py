@@ -19,9 +19,9 @@ from famjax.nn.weights import parameters
 from famjax.process import memory
 from famjax.train import optim
 from famjax.train.loop import train
-from famjax.train.norms import group_norms, group_of, squares
-from famjax.train.progress_line import ProgressLine, clock
-from famjax.train.watch import Watch
+from famjax.train.watching.norms import group_norms, group_of, squares
+from famjax.train.watching.progress_line import ProgressLine, clock
+from famjax.train.watching.watch import Watch
 from tests import tiny
 from tests.train.test_loop import MODEL, metrics, run, settings
 

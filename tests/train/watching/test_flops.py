@@ -7,7 +7,7 @@ import pytest
 
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, OptimizerConfig, TrainConfig
-from famjax.train.flops import attention_pairs, flops_per_token, peak_flops
+from famjax.train.watching.flops import attention_pairs, flops_per_token, peak_flops
 from tests import tiny
 
 # Two blocks of 4, one segment, FAM of 2; L 2, D 12, E 20, 2 heads of 4, V 17.
