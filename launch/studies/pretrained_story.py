@@ -1,6 +1,6 @@
 """A pretrained model gets a working memory: from a Hugging Face folder to a fine-tuned one (docs/story.md).
 
-    python launch/pretrained_story.py DIR
+    python launch/studies/pretrained_story.py DIR
 
 Everything is small and made here, so that it runs on two cores in minutes: the texts, a byte-level BPE tokenizer, and
 a tiny Llama that is trained from scratch with ordinary attention on short texts. From then on it is what one does
@@ -8,7 +8,7 @@ with any folder of transformers: import it with a memory, fine-tune LoRA and FAM
 Each command is printed before it runs. A second run goes on where the first one was stopped.
 
 Texts are the modules of Python's standard library, which are wherever Python is. --texts names others (DIR/train/*.txt
-and DIR/heldout/*.txt, as launch/debian_texts.py writes them).
+and DIR/heldout/*.txt, as launch/studies/debian_texts.py writes them).
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Compiles every shipped configuration for its TPU slices, and writes the table of docs/plans.md.
 
-    python launch/plan_all.py --quick            memory and collectives of all, half a minute each
-    python launch/plan_all.py --only 24b         to the end, those whose command has this text
+    python launch/studies/plan_all.py --quick            memory and collectives of all, half a minute each
+    python launch/studies/plan_all.py --only 24b         to the end, those whose command has this text
 
 What is compiled stands in the headers of gin files, behind the file's own name:
 
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS, TABLE = ROOT / "docs/plans.json", ROOT / "docs/plans.md"
 BEGIN, END = "<!-- plans -->", "<!-- end of plans -->"
 KEPT = (

@@ -1,6 +1,6 @@
 """Real long texts for experiments: documentation and proofs that Debian packages carry.
 
-    python launch/debian_texts.py DIR
+    python launch/studies/debian_texts.py DIR
 
 fetches packages with `apt-get download` (nothing is installed, no rights are needed), and writes each text
 as DIR/train/NAME.txt or DIR/heldout/NAME.txt. Which of the two depends on the name alone, so it stays the same.

@@ -1,7 +1,7 @@
 """A published model gets a working memory: SmolLM2-135M-Instruct, from a GGUF file to a folder (docs/smollm2.md).
 
-    python launch/real_model_story.py DIR           every step goes on where the same command was stopped
-    python launch/real_model_story.py DIR --quick   a few steps of training, for a first look
+    python launch/studies/real_model_story.py DIR           every step goes on where the same command was stopped
+    python launch/studies/real_model_story.py DIR --quick   a few steps of training, for a first look
 
 1. fetched    launch/fetch_smollm2.py: 98 MB, Apache-2.0
 2. imported   with blocks of 64 tokens, one memory segment and a FAM of 16 in every layer, its gate shut; and a twin
@@ -19,9 +19,12 @@ import sys
 import time
 from pathlib import Path
 
-import fetch_smollm2
 import numpy as np
 import verbs
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import fetch_smollm2
 
 EXPERIMENT = "gin/experiments/smollm2_passkey.gin"
 MEMORY = {

@@ -1,7 +1,7 @@
 """The evaluation that docs/evaluation.md shows: FAM beside BSWA with memory segments, on all that needs no download.
 
-    python launch/debian_texts.py runs/texts                   once; needs apt
-    python launch/show_evaluation.py runs/show runs/texts
+    python launch/studies/debian_texts.py runs/texts                   once; needs apt
+    python launch/studies/show_evaluation.py runs/show runs/texts
 
 trains eight small models (half an hour on two cores): FAM and BSWA with 0, 1 and 2 memory segments on the pass
 key, and the same four on the documents of TEXTS/train. Then one `famjax eval` asks all of them the synthetic tasks at

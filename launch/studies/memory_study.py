@@ -1,11 +1,11 @@
 """What makes a feedback memory last: trainings and evaluations behind docs/memory.md, and its tables and plot.
 
-    python launch/memory_study.py runs/memory                       everything, for some three hours on two cores
-    python launch/memory_study.py runs/memory --part recipe         passkey_long.gin, three seeds
-    python launch/memory_study.py runs/memory --part twins          with and without FAM, as many steps on the same data
-    python launch/memory_study.py runs/memory --part ablations      tiny_fam.gin, one thing changed in each
-    python launch/memory_study.py runs/memory --part late           keys told behind filler and to old memories
-    python launch/memory_study.py runs/memory --part block1024      blocks of 1,024: 256 updates are 260k tokens
+    python launch/studies/memory_study.py runs/memory                   everything, for some three hours on two cores
+    python launch/studies/memory_study.py runs/memory --part recipe     passkey_long.gin, three seeds
+    python launch/studies/memory_study.py runs/memory --part twins      with and without FAM, same steps and data
+    python launch/studies/memory_study.py runs/memory --part ablations  tiny_fam.gin, one thing changed in each
+    python launch/studies/memory_study.py runs/memory --part late       keys told behind filler and to old memories
+    python launch/studies/memory_study.py runs/memory --part block1024  blocks of 1,024: 256 updates are 260k tokens
 
 Each training runs on cores of its own, as many at once as there are cores (--at-once). The keys that are evaluated
 depend on a seed that no training and no choice has seen. What is done already is not done again, so the same command

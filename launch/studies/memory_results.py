@@ -1,4 +1,4 @@
-"""What came out of launch/memory_study.py: its tables and plot."""
+"""What came out of launch/studies/memory_study.py: its tables and plot."""
 
 import json
 from pathlib import Path
