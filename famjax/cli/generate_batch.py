@@ -39,7 +39,7 @@ def answer_all(
     model: Any, session: Any, prompts: list[str], sampling: Sampling, codec: "Codec", args: argparse.Namespace
 ) -> None:
     """Answers every prompt, each from the same session, and writes the output file."""
-    from famjax.runtime.model_dir import write_text
+    from famjax.storage.model_dir import write_text
 
     lines: list[list[dict[str, Any]]] = [[] for _ in prompts]
     # Prompts of like length are read side by side.
@@ -64,7 +64,7 @@ def _answers(
     from famjax.infer.decode import generate
     from famjax.infer.prefill import prefill
     from famjax.infer.session import repeat_rows
-    from famjax.runtime.progress import Progress
+    from famjax.process.progress import Progress
 
     samples, fresh, stops = args.samples, not args.state_in, codec.token_stops(args.stop)
     texts = [[codec.encode(prompt, fresh)] if prompt else [] for prompt in prompts] + [[]] * (rows - len(prompts))

@@ -12,7 +12,7 @@ from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.infer.load import load
 from famjax.infer.scoring import score_documents
-from famjax.runtime import checkpoint
+from famjax.storage import checkpoint
 from tests import tiny
 
 CONFIG = tiny.config(vocab_size=256, dtype="bfloat16", param_dtype="bfloat16")
