@@ -55,6 +55,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["famjax", "famjax.*"]),
+    package_data={"famjax": ["shipped/*.safetensors"]},
     data_files=shared_files(),
     install_requires=[
         "jax>=0.10",
