@@ -38,7 +38,8 @@ def shared_files() -> list[tuple[str, list[str]]]:
     """Gin files, and what launching copies or fills in, go to share/famjax, where famjax/cli/gin_config.py and
     famjax/launch/shipped.py look for them."""
     folders: dict[str, list[str]] = {}
-    found = [*(ROOT / "gin").rglob("*.gin"), *(ROOT / "launch").glob("*/*"), *ROOT.glob("requirements*.txt")]
+    jobs = [path for path in (ROOT / "launch").glob("*/*") if path.parent.name != "studies"]  # nobody launches those
+    found = [*(ROOT / "gin").rglob("*.gin"), *jobs, *ROOT.glob("requirements*.txt")]
     for path in sorted(path for path in found if path.is_file()):
         relative = path.relative_to(ROOT)
         folder = "/".join(["share/famjax", *relative.parent.parts])

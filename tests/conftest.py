@@ -17,7 +17,7 @@ CHECKED = (
 )  # fmt: skip
 install_import_hook([f"famjax.{name}" for name in CHECKED], "beartype.beartype")
 
-from famjax.runtime import libtpu, progress  # noqa: E402
+from famjax.process import libtpu, progress  # noqa: E402
 
 libtpu.hide_without_tpu()  # as the command line does
 

@@ -136,7 +136,7 @@ class MemoryState:
         return self.layers
 
 
-# The names of the axes of a `MemoryState`'s arrays, which `runtime/sharding.py` maps onto a mesh.
+# The names of the axes of a `MemoryState`'s arrays, which `mesh/sharding.py` maps onto a mesh.
 _RING_AXES = ("layers", "batch", None, "kv_heads", None, "head_dim")
 _FAM_KEY_AXES = ("layers", "batch", None, "kv_heads", "fam", "head_dim")
 _FAM_AXES = ("layers", "batch", None, "fam", None)  # an activation: never sharded along D

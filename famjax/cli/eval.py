@@ -136,8 +136,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     if args.lm_eval is not None:
         return _harness(args)
-    from famjax.evals.catalog import check
-    from famjax.runtime.model_dir import read_config
+    from famjax.evals.tasks.catalog import check
+    from famjax.storage.model_dir import read_config
 
     config = _config(args)
     config.validate()
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {config.output_dir} is a file; name a directory")
 
     from famjax.evals.run import run as evaluate
-    from famjax.runtime.compilation_cache import enable
+    from famjax.process.compilation_cache import enable
 
     enable()
     evaluate(config)
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _harness(args: argparse.Namespace) -> int:
     from famjax.evals.harness.run import HarnessConfig, run
-    from famjax.runtime.model_dir import read_config, split_step
+    from famjax.storage.model_dir import read_config, split_step
 
     evaluation = _config(args)
     if not evaluation.model_dirs:
@@ -170,7 +170,7 @@ def _harness(args: argparse.Namespace) -> int:
     config.validate()
     for path in config.model_dirs:
         read_config(path)
-    from famjax.runtime.compilation_cache import enable
+    from famjax.process.compilation_cache import enable
 
     enable()
     run(config)
@@ -193,7 +193,7 @@ def _config(args: argparse.Namespace) -> "EvalConfig":
 
 
 def _list() -> str:
-    from famjax.evals.catalog import TASKS
+    from famjax.evals.tasks.catalog import TASKS
 
     width = max(map(len, TASKS))
     lines = [f"  {name:<{width}}  {entry.summary}{f'; needs {entry.needs}' if entry.needs else ''}\n"
@@ -203,7 +203,7 @@ def _list() -> str:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from famjax.evals.compare import compare
+    from famjax.evals.reports.compare import compare
 
     compare(args.compare, args.output)
     return 0

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks all that can be checked before the model is loaded, then reads and writes."""
     from famjax.infer.codec import Codec
-    from famjax.runtime.model_dir import read_config
+    from famjax.storage.model_dir import read_config
 
     settle(args)
     sampling = check_arguments(args)
@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
     with PromptSource(args) as source:
         from famjax.infer import session as sessions
         from famjax.infer.load import load
-        from famjax.runtime.checkpoint import override_memory
-        from famjax.runtime.compilation_cache import enable
-        from famjax.runtime.progress import Progress
+        from famjax.process.compilation_cache import enable
+        from famjax.process.progress import Progress
+        from famjax.storage.checkpoint import override_memory
 
         file = None
         if args.state_in:
@@ -199,7 +199,7 @@ def _answer(
     """Reads one prompt and writes its texts to standard output. Returns the session after the (only) text."""
     from famjax.infer.answers import stream
     from famjax.infer.prefill import prefill
-    from famjax.runtime.progress import Progress
+    from famjax.process.progress import Progress
 
     with Progress("reading", unit="tokens") as progress:
         session = prefill(model, session, [chunks], progress)

@@ -39,7 +39,7 @@ def answer_all(
     model: Any, session: Any, prompts: list[str], sampling: Sampling, codec: "Codec", args: argparse.Namespace
 ) -> None:
     """Answers every prompt, each from the same session, and writes the output file."""
-    from famjax.runtime.model_dir import write_text
+    from famjax.storage.model_dir import write_text
 
     lines: list[list[dict[str, Any]]] = [[] for _ in prompts]
     # Prompts of like length are read side by side.
@@ -60,7 +60,7 @@ def _answers(
 ) -> list[list[dict[str, Any]]]:  # fmt: skip
     """For each prompt its samples as objects of the output. `rows` is the number of prompts that the program takes."""
     from famjax.infer.answers import answer_side_by_side, read_side_by_side
-    from famjax.runtime.progress import Progress
+    from famjax.process.progress import Progress
 
     count = len(prompts)
     with Progress(f"reading {count} prompts", unit="tokens") as progress:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import famjax
 from famjax.config import ConfigError
-from famjax.runtime import cpu, interrupts, libtpu
+from famjax.process import cpu, interrupts, libtpu
 
 
 class Verb(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 from famjax.cli import side_by_side
 from famjax.config import ConfigError, EvalConfig
-from famjax.runtime.cpu import cores
+from famjax.process.cpu import cores
 
 NAME = "quickstart"
 HELP = """Train a small TransformerFAM and its twin without memory, then compare them.
@@ -20,8 +20,8 @@ Both train at the same time, one processor core each, on the same documents for 
 steps. --twins 0,1,2 trains three twins: with no, one and two memory segments. Without --texts on the
 pass key: then all are asked for keys behind 1 to 1,024 blocks of filler; gradients reached over 6.
 With --texts on the files DIR/train/*.txt, read as document streams: then both predict
-DIR/heldout/*.txt, and bits per byte are told by the position in the document (launch/debian_texts.py
-fetches such texts). A second run continues where the first one stopped.
+DIR/heldout/*.txt, and bits per byte are told by the position in the document
+(launch/studies/debian_texts.py fetches such texts). A second run continues where the first one stopped.
 """
 
 PASSKEY = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     trained = time.perf_counter()
 
     from famjax.evals.run import run as evaluate
-    from famjax.runtime.compilation_cache import enable
+    from famjax.process.compilation_cache import enable
 
     enable()
     shared: dict[str, Any] = {"model_dirs": tuple(job.config.model_dir for job in jobs), "output_dir": str(output)}
@@ -75,8 +75,8 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
     if args.texts:
         for folder in ("train", "heldout"):
             if not any(Path(args.texts, folder).glob("*.txt")):
-                raise ConfigError(f"{args.texts}/{folder} has no .txt file; python launch/debian_texts.py {args.texts}"
-                                  f" fetches some where there is apt")  # fmt: skip
+                raise ConfigError(f"{args.texts}/{folder} has no .txt file; python launch/studies/debian_texts.py "
+                                  f"{args.texts} fetches some where there is apt")  # fmt: skip
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
     experiments = TEXTS if args.texts else PASSKEY
     jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]
@@ -115,7 +115,7 @@ def _verdict(results: dict[str, Any], longest: int) -> str:
 
 def _verdict_on_texts(results: dict[str, Any]) -> str:
     """By how much the first model predicts the documents better than the others, near and far."""
-    from famjax.evals.language_report import gap_text
+    from famjax.evals.reports.language_report import gap_text
 
     first, *others = results["models"]
     lines = []

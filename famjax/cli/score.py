@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks the model directory and every line of the input, then scores."""
-    from famjax.runtime.model_dir import read_config, write_text
+    from famjax.storage.model_dir import read_config, write_text
 
     settle(args)
     if args.batch_size < 1:
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     from famjax.infer.load import load
     from famjax.infer.scoring import score_in_batches
-    from famjax.runtime.compilation_cache import enable
-    from famjax.runtime.progress import Progress
+    from famjax.process.compilation_cache import enable
+    from famjax.process.progress import Progress
 
     enable()
     lines = [""] * len(documents)

@@ -12,15 +12,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from famjax.config import ModelConfig, mesh_sizes
+from famjax.jobs.distributed import is_primary
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
+from famjax.mesh.on_mesh import placement
 from famjax.nn.execution import Execution
 from famjax.nn.lora import merge
 from famjax.nn.model import Transformer
 from famjax.nn.weights import parameter_axes, parameter_shapes, structure, unstacked
-from famjax.runtime import sharding
-from famjax.runtime.checkpoint import FAM, GATE, load_model
-from famjax.runtime.distributed import is_primary
-from famjax.runtime.mesh import make_mesh
-from famjax.runtime.on_mesh import placement
+from famjax.storage.checkpoint import FAM, GATE, load_model
 
 
 def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory: int | None) -> Transformer:
@@ -32,11 +32,11 @@ def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory:
     Args:
       model_dir: what `famjax train` wrote.
       mesh: devices along `data`, `fsdp` and `tensor`. Weights are read straight to their places there, and what the
-        model is asked for is computed there, by the rules of training (`runtime/sharding.py`). None is one device.
+        model is asked for is computed there, by the rules of training (`mesh/sharding.py`). None is one device.
       memory: `block_size`, `memory_segments`, `fam_length`; None changes nothing.
 
     Raises:
-      ConfigError: see `runtime.checkpoint.load_model`; more devices are asked for than there are.
+      ConfigError: see `storage.checkpoint.load_model`; more devices are asked for than there are.
     """
     sizes = mesh_sizes(dict(mesh or {}))
     devices = make_mesh(sizes) if sizes != (1, 1, 1) else None

@@ -13,8 +13,8 @@ from famjax.attention.memory import MemoryState, select_state_rows
 from famjax.dims import Array, Bool, Float, Int, Tree
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend
 from famjax.infer.session import set_row, start
+from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
-from famjax.runtime.distributed import whole
 
 # Logits that exist at one moment.
 LOGITS_BYTES = 2**27

@@ -32,10 +32,10 @@ from famjax.config import ConfigError, MemoryConfig, ModelConfig
 from famjax.dims import Int, Tree
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import RECENT
+from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
 from famjax.nn.weights import each_parameter
-from famjax.runtime.distributed import whole
-from famjax.runtime.model_dir import write_bytes
+from famjax.storage.model_dir import write_bytes
 
 FORMAT, VERSION = "famjax session", "2"
 

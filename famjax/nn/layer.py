@@ -203,7 +203,7 @@ def _beside(streams: Sequence[Activations], joined: Activations) -> list[tuple[A
 # --- modules that hold weights --------------------------------------------------------------------
 #
 # Each takes `stack`, axes that come before a weight's own: () for one layer, (L,) for all layers stacked. Weights
-# carry the names of their axes (`axes`), which `runtime/sharding.py` maps onto a mesh.
+# carry the names of their axes (`axes`), which `mesh/sharding.py` maps onto a mesh.
 
 
 def weight(

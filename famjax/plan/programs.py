@@ -15,11 +15,11 @@ from famjax.data.batch import Batch
 from famjax.infer import decode, prefill, scoring
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
+from famjax.mesh import sharding
+from famjax.mesh.on_mesh import placement
 from famjax.nn import model as model_lib
 from famjax.nn import weights
 from famjax.nn.execution import Execution
-from famjax.runtime import sharding
-from famjax.runtime.on_mesh import placement
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.start import make_task

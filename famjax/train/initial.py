@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from famjax.config import ConfigError, ModelConfig
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import checkpoint
-from famjax.runtime.checkpoint import FAM, GATE
-from famjax.runtime.model_dir import read_config
+from famjax.storage import checkpoint
+from famjax.storage.checkpoint import FAM, GATE
+from famjax.storage.model_dir import read_config
 
 Weights = dict[str, Any]
 # Parts of the tree that a model may have and its source may lack: what it learns beside the source's weights.

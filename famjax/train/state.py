@@ -12,9 +12,9 @@ from jax.sharding import AbstractMesh, Mesh
 from famjax.attention.memory import MEMORY_AXES, MemoryState
 from famjax.config import TrainConfig
 from famjax.dims import Float, Int, Tree, Weights
+from famjax.mesh import sharding
 from famjax.nn import weights as model_lib
-from famjax.runtime import base as bases
-from famjax.runtime import sharding
+from famjax.storage import base as bases
 from famjax.train import optim
 
 PASSED_FAM_AXES = ("layers", None, "fam", "embed")

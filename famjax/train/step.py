@@ -15,16 +15,16 @@ from famjax.attention.positions import Layout
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.dims import Array, Bool, Float, Int, Key, Tree, Weights
+from famjax.mesh import sharding
+from famjax.mesh.on_mesh import placement
 from famjax.nn.execution import Execution
 from famjax.nn.model import Start, Transformer
 from famjax.nn.weights import structure
-from famjax.runtime import sharding
-from famjax.runtime.on_mesh import placement
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import divergence, weighted_loss
-from famjax.train.norms import squares
 from famjax.train.state import TrainState
+from famjax.train.watching.norms import squares
 
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 

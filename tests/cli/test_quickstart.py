@@ -88,7 +88,7 @@ def test_texts_that_are_not_there_are_told_before_any_training(tmp_path, capfd):
     """One line that says how to get some."""
     assert main(["quickstart", "--texts", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
     error = capfd.readouterr().err
-    assert "launch/debian_texts.py" in error and error.count("\n") == 1
+    assert "launch/studies/debian_texts.py" in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

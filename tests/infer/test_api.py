@@ -13,7 +13,7 @@ import pytest
 import famjax
 from famjax.cli.main import main
 from famjax.config import ConfigError
-from famjax.runtime import checkpoint
+from famjax.storage import checkpoint
 from tests import tiny
 
 CONFIG = tiny.config(vocab_size=256)

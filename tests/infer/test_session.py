@@ -147,7 +147,7 @@ def test_a_killed_save_leaves_the_old_file(moment: str, tmp_path: Path) -> None:
     path.write_bytes(b"old")
     program = f"""
 import io, os, signal
-from famjax.runtime import model_dir
+from famjax.storage import model_dir
 def die(*args): os.kill(os.getpid(), signal.SIGKILL)
 {moment}
 model_dir.write_bytes({str(path)!r}, b"new" * 100000)

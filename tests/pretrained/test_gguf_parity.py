@@ -12,8 +12,8 @@ from flax import nnx
 
 from famjax.infer.load import load
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime.checkpoint import load_model
-from famjax.runtime.model_dir import read_config
+from famjax.storage.checkpoint import load_model
+from famjax.storage.model_dir import read_config
 from tests import tiny
 from tests.pretrained import gguf_files, ours, theirs
 from tests.pretrained.theirs import Case

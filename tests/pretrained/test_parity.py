@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from famjax.config import ModelConfig
-from famjax.runtime.model_dir import read_config
+from famjax.storage.model_dir import read_config
 from tests.pretrained import ours, theirs
 
 TOLERANCE = 1e-4

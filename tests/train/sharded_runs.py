@@ -21,17 +21,19 @@ from famjax.attention.memory import MEMORY_AXES
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
+from famjax.mesh.on_mesh import OnMesh
 from famjax.nn.execution import Execution
 from famjax.nn.weights import parameter_shapes
 from famjax.plan.hlo import Program
-from famjax.runtime import checkpoint, sharding
-from famjax.runtime.mesh import make_mesh
-from famjax.runtime.on_mesh import OnMesh
-from famjax.train import guard, loop, optim
+from famjax.storage import checkpoint
+from famjax.train import loop, optim
 from famjax.train import state as states
-from famjax.train.diagnostics import jit_diagnostics
 from famjax.train.start import sharded_shapes
 from famjax.train.step import compilations, jit_step
+from famjax.train.watching import guard
+from famjax.train.watching.diagnostics import jit_diagnostics
 from tests import tiny
 from tests.attention.test_fused import both, random_case
 

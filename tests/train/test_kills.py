@@ -13,8 +13,8 @@ import pytest
 
 from famjax.infer.load import load
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import steps
-from famjax.runtime.checkpoint import load_model
+from famjax.storage import steps
+from famjax.storage.checkpoint import load_model
 from tests.train import processes
 
 STEPS = 90
@@ -117,7 +117,7 @@ def test_sigterm_saves_and_ends_well(tmp_path, cache, straight):
 
 SLOW_SAVE = """
 import time
-from famjax.runtime import steps
+from famjax.storage import steps
 original = steps.record_step
 def slow(folder):
     time.sleep(60 if "/15.orbax" in str(folder) else 0)

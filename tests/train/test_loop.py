@@ -8,10 +8,10 @@ import pytest
 
 from famjax.config import ConfigError, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
-from famjax.runtime import steps
-from famjax.runtime.checkpoint import save_model
+from famjax.storage import steps
+from famjax.storage.checkpoint import save_model
 from famjax.train.loop import train
-from famjax.train.metrics import MetricsLog
+from famjax.train.watching.metrics import MetricsLog
 from tests import tiny
 
 MODEL = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=0.5)

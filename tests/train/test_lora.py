@@ -11,12 +11,12 @@ import pytest
 from famjax.config import ConfigError, LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
-from famjax.runtime import base, steps
-from famjax.runtime.checkpoint import load_model, save_model
-from famjax.runtime.pieces import Weights, flatten
+from famjax.storage import base, steps
+from famjax.storage.checkpoint import load_model, save_model
+from famjax.storage.pieces import Weights, flatten
 from famjax.train import initial, optim
 from famjax.train.loop import train
-from famjax.train.metrics import MetricsLog
+from famjax.train.watching.metrics import MetricsLog
 from tests import tiny
 
 PLAIN = tiny.config(

@@ -8,7 +8,7 @@ import pytest
 
 from famjax.config import LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
-from famjax.runtime.mesh import make_mesh
+from famjax.mesh.devices import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss

@@ -24,7 +24,7 @@ from famjax.infer.prefixes import generate_continuations, score_continuations
 from famjax.infer.scoring import score_documents, useful_rows
 from famjax.infer.settings import Sampling
 from famjax.nn.weights import parameters
-from famjax.runtime.model_dir import split_step
+from famjax.storage.model_dir import split_step
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import famjax
 from famjax.config import ConfigError
 from famjax.evals.harness.tasks import LISTS, expand
 from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, read
-from famjax.runtime.model_dir import write_text
+from famjax.storage.model_dir import write_text
 
 RESULTS = "lm_eval.json"
 
@@ -87,7 +87,7 @@ def _write_as_ours(
     output: Path, entries: list[dict[str, Any]], answers: list[dict[str, list[Sample]]], config: HarnessConfig
 ) -> None:
     """`results.json`, `samples.jsonl` and `report.html` as of any evaluation; models in pairs are printed too."""
-    from famjax.evals import page, report
+    from famjax.evals.reports import page, report
     from famjax.evals.run import side_by_side
 
     side_by_side(entries, answers, (), 0)
