@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if file:
         sessions.check_memory(file, config)
     enable()
-    model = load(args.model, args.mesh, **memory_overrides(args))
+    model = load(args.model, args.mesh, args.dtype or (file and file.dtype), **memory_overrides(args))
     session = sessions.restore(file, model) if file else sessions.start(model)
     if file:
         print(f"{args.session}: going on behind {int(session.memory.position[0]) + 1:,} tokens", file=sys.stderr)

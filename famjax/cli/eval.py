@@ -5,7 +5,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, add_mesh_argument, memory_overrides
+from famjax.cli.flags import (
+    add_dtype_argument,
+    add_gin_arguments,
+    add_memory_arguments,
+    add_mesh_argument,
+    memory_overrides,
+)
 from famjax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +38,7 @@ report.html and plots. docs/evaluation.md tells every task and where its data is
 
 # Flags that are fields of `EvalConfig`.
 SAME = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "examples", "filler", "split", "chat",
-        "max_new_tokens", "part", "mesh")  # fmt: skip
+        "max_new_tokens", "part", "mesh", "dtype")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_task_arguments(parser)
     _add_harness_arguments(parser)
     add_mesh_argument(parser)
+    add_dtype_argument(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser, default_files=("gin/runs/eval.gin",))
 
@@ -165,7 +172,7 @@ def _harness(args: argparse.Namespace) -> int:
     output = args.output or str(split_step(evaluation.model_dirs[0])[0])
     config = HarnessConfig(
         evaluation.model_dirs, args.lm_eval, output, args.limit, args.fewshot, evaluation.batch_size, bool(args.chat),
-        args.include_path, args.cache, memory_overrides(args),
+        args.include_path, args.cache, memory_overrides(args), evaluation.dtype or "auto",
     )  # fmt: skip
     config.validate()
     for path in config.model_dirs:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             sessions.check_memory(file, override_memory(config, **memory_overrides(args)))
         enable()
         with Progress(f"loading {args.model}"):
-            model = load(args.model, args.mesh, **memory_overrides(args))
+            model = load(args.model, args.mesh, args.dtype or (file and file.dtype), **memory_overrides(args))
         session = sessions.restore(file, model) if file else sessions.start(model)
         del file
         if args.input:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     enable()
     lines = [""] * len(documents)
     with Progress(f"loading {args.model}") as progress:
-        model = load(args.model, args.mesh, **memory_overrides(args))
+        model = load(args.model, args.mesh, args.dtype, **memory_overrides(args))
         progress.stage("scoring", sum(map(len, documents)), "tokens")
         for index, logprobs in score_in_batches(model, documents, args.batch_size, args.streaming, progress):
             lines[index] = _line(logprobs, len(documents[index]), index)

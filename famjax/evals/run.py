@@ -161,7 +161,7 @@ def _evaluate(
     """One model's entry of the results, and its answers by task."""
     overrides = {field: getattr(config, field) for field in ("block_size", "memory_segments", "fam_length")}
     progress.stage(f"loading {name}")
-    model = load(subject.path, config.mesh, **overrides)
+    model = load(subject.path, config.mesh, config.dtype, **overrides)
     entry = entry_of(name, subject.path, model)
     reach = Reach.of(model.config)
     found: dict[str, list[Sample]] = {}

@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias, overload
+from typing import IO, NamedTuple, TypeAlias, overload
 
 import numpy as np
 
@@ -75,14 +75,17 @@ class Score(NamedTuple):
         return math.fsum(self.logprobs.tolist())
 
 
-def load(model_dir: str | Path, *, mesh: Mapping[str, int] | None = None, **settings: Any) -> LoadedModel:
+def load(
+    model_dir: str | Path, *, mesh: Mapping[str, int] | None = None, dtype: str | None = None, **memory: int | None
+) -> LoadedModel:
     """Loads a model directory that `famjax train` or `famjax import-hf` wrote.
 
     Args:
       model_dir: the directory, or one of its checkpoints: `runs/fam/checkpoints/400`.
       mesh: devices along `data`, `fsdp` and `tensor`; None is one device.
-      **settings: `block_size`, `memory_segments` or `fam_length` replace the model's own; `fam_length=0` switches
-        FAM off. The names are those of `famjax.infer.load.load`.
+      dtype: compute dtype, `float32` or `bfloat16`; None is the model's own, or float32 instead of bfloat16 on a CPU.
+      **memory: `block_size`, `memory_segments` or `fam_length` replace the model's own; `fam_length=0` switches
+        FAM off.
 
     Raises:
       ConfigError: there is no such model, or the settings do not fit it.
@@ -92,7 +95,7 @@ def load(model_dir: str | Path, *, mesh: Mapping[str, int] | None = None, **sett
       >>> model.config.memory.fam_length
       8
     """
-    return LoadedModel(loading.load(model_dir, mesh, **settings), model_dir)
+    return LoadedModel(loading.load(model_dir, mesh, dtype, **memory), model_dir)
 
 
 def score(

@@ -28,7 +28,7 @@ import safetensors.numpy
 from flax import nnx
 
 from famjax.attention.memory import LayerMemory, MemoryState, over_rows
-from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.config import DTYPES, ConfigError, MemoryConfig, ModelConfig
 from famjax.dims import Int, Tree
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import RECENT
@@ -111,6 +111,12 @@ class SessionFile(NamedTuple):
     metadata: dict[str, str]
     tensors: dict[str, np.ndarray]
 
+    @property
+    def dtype(self) -> str | None:
+        """The compute dtype of the model that made it, in which it continues; None if the file is damaged."""
+        found = str(self.tensors["0.k"].dtype) if "0.k" in self.tensors else None
+        return found if found in DTYPES else None
+
 
 def save(path: str | Path, session: Session, model: Transformer) -> None:
     """Writes a session of one row, whole or not at all: whoever is killed on the way leaves the old file."""
@@ -169,6 +175,11 @@ _OVERRIDES = ("block_size", "memory_segments", "fam_length")
 def restore(file: SessionFile, model: Transformer) -> Session:
     """The session of a file. Raises `ConfigError` where it belongs to another model or is damaged."""
     check_memory(file, model.config)
+    if file.dtype not in (None, model.config.dtype):
+        raise ConfigError(
+            f"{file.path} was made in {file.dtype}, the model computes in {model.config.dtype}; "
+            f"continue it with --dtype {file.dtype}"
+        )
     fingerprints = _fingerprints(model)
     if any(file.metadata.get(name) != value for name, value in fingerprints.items()):
         same = file.metadata.get("model") == fingerprints["model"]

@@ -30,6 +30,7 @@ class HarnessConfig:
       include_path: a folder with tasks of one's own (YAML).
       cache: a file name for the harness's cache of answers, with which a stopped evaluation goes on; empty is none.
       memory: other memory settings than the model's own.
+      dtype: compute dtype; see `FamjaxLM`.
     """
 
     model_dirs: tuple[str, ...]
@@ -42,6 +43,7 @@ class HarnessConfig:
     include_path: str | None = None
     cache: str = ""
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    dtype: str = "auto"
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -130,7 +132,7 @@ def _of_model(
     from famjax.evals.harness.model import FamjaxLM
     from famjax.evals.run import entry_of
 
-    model = FamjaxLM(path, config.batch_size, **config.memory)
+    model = FamjaxLM(path, config.batch_size, dtype=config.dtype, **config.memory)
     cache = f"{config.cache}-{Path(path).name}" if config.cache else None
     try:
         results = simple_evaluate(
