@@ -104,7 +104,7 @@ def answer_side_by_side(
     model: Transformer, codec: Codec, session: Session, prompts: int, max_tokens: int, sampling: Sampling, *,
     seed: int = 0, stops: Sequence[str] = (), samples: int = 1, on_made: OnTokens | None = None,
 ) -> list[list[Answer]]:  # fmt: skip
-    """Returns the answers [prompts][samples]; each is the one that its prompt gets alone.
+    """Returns for each prompt its samples; each answer is the one that its prompt gets alone.
 
     Args:
       model, codec: the model and its tokenizer.
