@@ -83,7 +83,7 @@ def recipe() -> list[Run]:
 
 def late() -> list[Run]:
     """Keys that are told late."""
-    about = "told late too"
+    about = "keys inserted late, too"
     return [Run("any_depth", "late", about, ("RANDOM_SEED=0",), ANY_DEPTH, depths=Depths())]
 
 
@@ -111,8 +111,8 @@ RSP = "MemoryConfig.random_state_passing=0.8"
 # What is changed, one thing in each: name, words, bindings. A departure is a change of the paper's equations.
 CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("as_carried", "carried FAM as it is", (AS_CARRIED,)),
-    ("all_young", "carried FAM young in all rows", ("TrainConfig.carried_fam_share=1.0",)),
-    ("young_4", "carried FAM of RMS 4 at most, not 1.5", ("TrainConfig.carried_fam_rms=4.0",)),
+    ("all_young", "carried FAM rescaled in all rows", ("TrainConfig.carried_fam_share=1.0",)),
+    ("young_4", "carried FAM rescaled to RMS 4, not 1.5", ("TrainConfig.carried_fam_rms=4.0",)),
     ("paper", "the paper: no streams, no RSP, gradients over 16 blocks", PAPER),
     ("rsp", "the paper: no streams, RSP 0.8, gradients over 16 blocks", (*PAPER, RSP)),
     ("rsp_late", "the paper: no streams, RSP 0.8 from step 1200, gradients over 16 blocks",
@@ -121,11 +121,12 @@ CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
      (AS_CARRIED, "MemoryConfig.fam_max_rms=4.0")),
     ("growth", "carried FAM as it is, loss 0.1 on FAM's growth", (AS_CARRIED, "TrainConfig.fam_growth_loss=0.1")),
     ("noise", "noise 0.2 on FAM in training (departure)", ("MemoryConfig.fam_noise=0.2",)),
-    ("ungated", "streams go on whatever the answer", ("PassKeyConfig.stream_gated=False",)),
+    ("ungated", "streams continue after wrong answers", ("PassKeyConfig.stream_gated=False",)),
     ("half", "half of the rows stream", ("PassKeyConfig.stream_share=0.5",)),
     ("streams_64", "streams of at most 64 blocks", ("PassKeyConfig.stream_blocks=64",)),
-    ("no_straddle", "no more answers at edges than by chance", ("PassKeyConfig.straddle_share=0.0",)),
-    ("straddle_within", "answers that straddle edges, none just behind", ("PassKeyConfig.straddle_behind=0",)),
+    ("no_straddle", "answers near block boundaries only by chance", ("PassKeyConfig.straddle_share=0.0",)),
+    ("straddle_within", "answers that straddle boundaries, none that start just after one",
+     ("PassKeyConfig.straddle_behind=0",)),
     ("rows_8", "rows of 8 blocks: gradients over 3 blocks of filler",
      ("TASK_FEATURE_LENGTHS={'targets': 512}", "PassKeyConfig.stages=(1, 2, 3)")),
     ("rows_22", "rows of 22 blocks: gradients over 16 blocks of filler", ROWS_22),
@@ -151,7 +152,7 @@ CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 def ablations() -> list[Run]:
     """One thing changed in each, one seed."""
     changed = [Run(name, "ablations", about, bindings) for name, about, bindings in CHANGES]
-    return [base()._replace(about="nothing: the recipe with half the steps"), *changed]
+    return [base()._replace(about="unchanged: the recipe with half the steps"), *changed]
 
 
 def block1024() -> list[Run]:

@@ -20,11 +20,11 @@ from famjax.infer import session
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import Sampling
 from famjax.nn.weights import unstacked
-from tests import tiny
+from tests import slow, tiny
 from tests.infer.test_decode import CONFIGS, NEW, make, model_of, read
 
 
-@pytest.mark.parametrize("name", ["fam", "bswa"])
+@pytest.mark.parametrize("name", slow.but(["fam", "bswa"], "bswa"))
 def test_saved_and_restored_at_any_point(name: str, tmp_path: Path) -> None:
     """Put away after each token of a prompt and of an answer, in the middle of blocks: the same tokens."""
     config, sampling = CONFIGS[name], Sampling(temperature=1.0, repetition_penalty=1.3)

@@ -48,6 +48,7 @@ def test_a_training_step(tmp_path, capfd):
     assert all(line.startswith("compiling ") for line in err.splitlines())
 
 
+@pytest.mark.slow
 def test_too_large_is_a_result(tmp_path, capsys):
     """Logits of 300,000 tokens and words at once: exit code 0, the same keys, what is largest, what would help."""
     found = plan(

@@ -161,6 +161,7 @@ def test_control_c_says_what_is_saved(tmp_path, cache):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_control_c_waits_for_no_save_for_ever(tmp_path, cache):
     """While step 15 takes a minute to save: ended `GRACE_SECONDS` later, and step 10 is whole."""
     process = processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=100000), cache, SLOW_SAVE)

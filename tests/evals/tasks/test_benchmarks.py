@@ -22,7 +22,7 @@ from famjax.evals.tasks import benchmarks, catalog
 from famjax.evals.tasks.base import Example, Unreadable
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model
-from tests import tiny
+from tests import slow, tiny
 from tests.evals.tasks.schemas import write_jsonl
 from tests.evals.test_runner import Parrot
 from tests.infer.test_chat import CHATML
@@ -75,7 +75,7 @@ def write(folder: Path) -> list[str]:
     return ["--task", ",".join(files), *(f"--data={name}={folder / file}" for name, file in files.items())]
 
 
-@pytest.mark.parametrize("kind", ["byte-level", "metaspace"])
+@pytest.mark.parametrize("kind", slow.but(["byte-level", "metaspace"], "metaspace"))
 def test_numbers_are_those_of_the_harness(kind, tmp_path):
     """LAMBADA's acc and perplexity, PIQA's acc and acc_norm, WikiText's three perplexities: by lm-eval's definitions,
     from its YAML files and functions, on the same model with a real tokenizer, and by `famjax eval`."""
