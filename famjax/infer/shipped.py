@@ -17,7 +17,7 @@ from famjax.storage.steps import latest_step
 
 FOLDER = Path(__file__).parents[1] / "shipped"
 # Of gin/experiments/tiny_fam.gin, seed 0; `launch/studies/ship_passkey.py` trains and packs it.
-SHA256 = {"passkey": "0"}
+SHA256 = {"passkey": "bedcb9ae8171d3c3d9125334c169fa7d005bf3f86bb8b6f0bb495eca214135ab"}
 
 
 def pack(model_dir: str | Path, path: str | Path) -> str:
