@@ -18,6 +18,7 @@ LM_EVAL = ["lm-eval>=0.4.13"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.30"]
 # With which the server is tested: the API's own client, and what lm-evaluation-harness asks a server with.
 SERVE_TEST = [*SERVE, "openai>=2", "tenacity>=9"]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TEST = [
     "pytest>=8",
     "beartype>=0.20",
@@ -42,7 +43,8 @@ def shared_files() -> list[tuple[str, list[str]]]:
     """Gin files, and what launching copies or fills in, go to share/famjax, where famjax/cli/gin_config.py and
     famjax/launch/shipped.py look for them."""
     folders: dict[str, list[str]] = {}
-    found = [*(ROOT / "gin").rglob("*.gin"), *(ROOT / "launch").glob("*/*"), *ROOT.glob("requirements*.txt")]
+    jobs = [path for path in (ROOT / "launch").glob("*/*") if path.parent.name != "studies"]  # nobody launches those
+    found = [*(ROOT / "gin").rglob("*.gin"), *jobs, *ROOT.glob("requirements*.txt")]
     for path in sorted(path for path in found if path.is_file()):
         relative = path.relative_to(ROOT)
         folder = "/".join(["share/famjax", *relative.parent.parts])
@@ -56,8 +58,18 @@ setup(
     description="Language models with a working memory (TransformerFAM), in JAX and Flax",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["famjax", "famjax.*"]),
+    package_data={"famjax": ["py.typed", "shipped/*.safetensors"]},
     data_files=shared_files(),
     install_requires=[
         "jax>=0.10",
@@ -84,6 +96,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
+        "docs": DOCS,  # make docs
         "tpu": ["jax[tpu]>=0.10"],
         "plan": PLAN,  # compiles for TPUs on machines that have none
         "lm-eval": LM_EVAL,  # lm-evaluation-harness: famjax eval --lm-eval

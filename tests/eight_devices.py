@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(module: str, folder: Path) -> str:
-    """Runs `python -m MODULE FOLDER` to its end; what it wrote on standard error."""
+def run(module: str, folder: Path, *words: str) -> str:
+    """Runs `python -m MODULE FOLDER WORDS` to its end; what it wrote on standard error."""
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module, str(folder)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, "-m", module, str(folder), *words]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr

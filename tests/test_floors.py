@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "famjax"
 FLOORS = {
     "config": 0, "dims": 0,
-    "attention": 1,
-    "nn": 2, "data": 2, "runtime": 2, "pretrained": 2,
+    "attention": 1, "process": 1,
+    "nn": 2, "data": 2, "storage": 2, "mesh": 2, "jobs": 2, "pretrained": 2,
     "train": 3, "infer": 3,
     "evals": 4, "plan": 4, "bench": 4, "launch": 4, "serve": 4,
     "cli": 5,
@@ -89,7 +89,7 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
         ("nn", "from famjax import data", False),
         ("train", "from famjax import infer", False),
         ("infer", "def f():\n    import famjax.train.loop", False),
-        ("train", "import famjax.runtime.checkpoint", True),
+        ("train", "import famjax.storage.checkpoint", True),
         ("attention", "from famjax.nn import layer", False),
         ("evals", "from famjax.cli import main", False),
         ("cli", "from famjax.evals import run", True),

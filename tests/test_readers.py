@@ -8,15 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "famjax"
 # Files that famjax itself writes, or the system, or that a library has to open; and who reads users' files by bytes.
 OWN = {
-    "runtime/model_dir.py", "runtime/base.py", "runtime/liveness.py", "runtime/steps.py", "runtime/checkpoint.py",
-    "runtime/memory.py", "runtime/pieces.py", "runtime/unfinished.py", "runtime/peers.py", "runtime/distributed.py",
-    "plan/dump.py", "plan/child.py", "plan/costs.py", "train/metrics.py", "cli/side_by_side.py", "evals/samples.py",
-    "evals/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py", "launch/gke.py", "launch/tpu_vm.py",
-    "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py", "runtime/lock.py",
+    "storage/model_dir.py", "storage/base.py", "jobs/liveness.py", "storage/steps.py", "storage/checkpoint.py",
+    "process/memory.py", "storage/pieces.py", "storage/unfinished.py", "jobs/peers.py", "jobs/distributed.py",
+    "plan/dump.py", "plan/child.py", "plan/costs.py", "train/watching/metrics.py", "cli/side_by_side.py",
+    "evals/samples.py", "evals/reports/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py",
+    "launch/gke.py", "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py",
+    "storage/lock.py",
 }  # fmt: skip
 DECODERS = {
     "config/text.py": "the one place",
-    "config/model.py": "the text of model.json, read by runtime/model_dir.py",
+    "config/model.py": "the text of model.json, read by storage/model_dir.py",
     "cli/chat.py": "standard input, whose bytes need not be text",
     "data/sources.py": "a look whether a text is JSON",
     "infer/codec.py": "a tokenizer's files", "infer/chat_template.py": "a tokenizer's files",

@@ -11,7 +11,7 @@ import famjax
 from famjax.attention import block_step
 from famjax.config import OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
-from famjax.runtime.mesh import make_mesh
+from famjax.mesh.devices import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.step import make_step

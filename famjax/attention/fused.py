@@ -26,7 +26,7 @@ TILES = (512, 256, 128)
 # f, the names of the axes of its arguments and of its result, to f on every device's part of them.
 PerDevice = Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
 
-# Names of axes (`runtime/sharding.py`): heads are sharded if key/value heads divide, else within their groups.
+# Names of axes (`mesh/sharding.py`): heads are sharded if key/value heads divide, else within their groups.
 QUERY_AXES = ("batch", None, "kv_heads", "query_group", None, None)
 KEY_AXES = ("batch", None, "kv_heads", None, None)
 BLOCK_AXES = ("batch", None)

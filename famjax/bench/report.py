@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from famjax.bench.suites import flatness
-from famjax.runtime.model_dir import write_text
+from famjax.storage.model_dir import write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -10,7 +10,7 @@ from typing import Any
 
 from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides
 from famjax.config import ConfigError, ModelConfig
-from famjax.runtime.progress import Progress
+from famjax.process.progress import Progress
 
 NAME = "bench"
 HELP = """Measure a configuration: time, tokens a second, memory.
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures; every setting is checked before jax is loaded."""
     from famjax.bench.sizes import SIZES, check_lengths
-    from famjax.runtime import cpu
+    from famjax.process import cpu
 
     args.size = args.size or ("tiny" if args.what == "infer" else "peers")
     size = SIZES[args.size]

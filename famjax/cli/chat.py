@@ -12,7 +12,7 @@ from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory
 from famjax.config import ConfigError
 from famjax.config.text import BOM
 from famjax.infer.settings import Sampling
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 
 if TYPE_CHECKING:
     from famjax.infer.chat import Turns
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     from famjax.infer.chat import Turns
     from famjax.infer.chat_template import chat_template
     from famjax.infer.codec import Codec
-    from famjax.runtime.checkpoint import override_memory
-    from famjax.runtime.model_dir import read_config, split_step
+    from famjax.storage.checkpoint import override_memory
+    from famjax.storage.model_dir import read_config, split_step
 
     settle(args)
     sampling = _check(args)
@@ -60,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
 
     from famjax.infer import session as sessions
     from famjax.infer.load import load
-    from famjax.runtime.compilation_cache import enable
+    from famjax.process.compilation_cache import enable
 
     file = sessions.read_file(args.session) if args.session and Path(args.session).exists() else None
     if file:
         sessions.check_memory(file, config)
     enable()
-    model = load(args.model, args.mesh, **memory_overrides(args))
+    model = load(args.model, args.mesh, args.dtype or (file and file.dtype), **memory_overrides(args))
     session = sessions.restore(file, model) if file else sessions.start(model)
     if file:
         print(f"{args.session}: going on behind {int(session.memory.position[0]) + 1:,} tokens", file=sys.stderr)
@@ -143,7 +143,7 @@ class _Conversation:
         from famjax.cli.generate import write
         from famjax.infer.decode import TOKENS_PER_CALL, generate
         from famjax.infer.prefill import prefill
-        from famjax.runtime.progress import Progress
+        from famjax.process.progress import Progress
 
         recent = np.asarray(self._session.recent[0])
         new = recent[-1] < 0

@@ -133,7 +133,7 @@ def _check(console: Any, config: TrainConfig) -> None:
     from famjax.data.examples import Documents
     from famjax.data.sources import open_source
     from famjax.data.text_task import check_vocabulary, vocabulary_and_files
-    from famjax.runtime.progress import Progress
+    from famjax.process.progress import Progress
 
     if config.task != "text":
         raise ConfigError("--check reads the files of the task 'text'; a seqio task is seen with --show and --steps")

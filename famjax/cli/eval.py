@@ -5,7 +5,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, add_mesh_argument, memory_overrides
+from famjax.cli.flags import (
+    add_dtype_argument,
+    add_gin_arguments,
+    add_memory_arguments,
+    add_mesh_argument,
+    memory_overrides,
+)
 from famjax.config import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +38,7 @@ report.html and plots. docs/evaluation.md tells every task and where its data is
 
 # Flags that are fields of `EvalConfig`.
 SAME = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "examples", "filler", "split", "chat",
-        "max_new_tokens", "part", "mesh")  # fmt: skip
+        "max_new_tokens", "part", "mesh", "dtype")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_task_arguments(parser)
     _add_harness_arguments(parser)
     add_mesh_argument(parser)
+    add_dtype_argument(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser, default_files=("gin/runs/eval.gin",))
 
@@ -136,8 +143,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare(args)
     if args.lm_eval is not None:
         return _harness(args)
-    from famjax.evals.catalog import check
-    from famjax.runtime.model_dir import read_config
+    from famjax.evals.tasks.catalog import check
+    from famjax.storage.model_dir import read_config
 
     config = _config(args)
     config.validate()
@@ -148,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {config.output_dir} is a file; name a directory")
 
     from famjax.evals.run import run as evaluate
-    from famjax.runtime.compilation_cache import enable
+    from famjax.process.compilation_cache import enable
 
     enable()
     evaluate(config)
@@ -157,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _harness(args: argparse.Namespace) -> int:
     from famjax.evals.harness.run import HarnessConfig, run
-    from famjax.runtime.model_dir import read_config, split_step
+    from famjax.storage.model_dir import read_config, split_step
 
     evaluation = _config(args)
     if not evaluation.model_dirs:
@@ -165,12 +172,12 @@ def _harness(args: argparse.Namespace) -> int:
     output = args.output or str(split_step(evaluation.model_dirs[0])[0])
     config = HarnessConfig(
         evaluation.model_dirs, args.lm_eval, output, args.limit, args.fewshot, evaluation.batch_size, bool(args.chat),
-        args.include_path, args.cache, memory_overrides(args),
+        args.include_path, args.cache, memory_overrides(args), evaluation.dtype or "auto",
     )  # fmt: skip
     config.validate()
     for path in config.model_dirs:
         read_config(path)
-    from famjax.runtime.compilation_cache import enable
+    from famjax.process.compilation_cache import enable
 
     enable()
     run(config)
@@ -193,7 +200,7 @@ def _config(args: argparse.Namespace) -> "EvalConfig":
 
 
 def _list() -> str:
-    from famjax.evals.catalog import TASKS
+    from famjax.evals.tasks.catalog import TASKS
 
     width = max(map(len, TASKS))
     lines = [f"  {name:<{width}}  {entry.summary}{f'; needs {entry.needs}' if entry.needs else ''}\n"
@@ -203,7 +210,7 @@ def _list() -> str:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from famjax.evals.compare import compare
+    from famjax.evals.reports.compare import compare
 
     compare(args.compare, args.output)
     return 0

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from famjax.config import ConfigError, LoraConfig, ModelConfig
-from famjax.runtime import interrupts
-from famjax.runtime.progress import Progress
+from famjax.process import interrupts
+from famjax.process.progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
 
     from famjax.pretrained.match import Pair
-    from famjax.runtime.pieces import Weights
+    from famjax.storage.pieces import Weights
 
 NAME = "export-hf"
 HELP = """Writes a model directory as a folder that transformers loads: weights, config.json, tokenizer.
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Finds a family that has this model, then writes one shard after the other."""
-    from famjax.runtime.model_dir import read_config, split_step
+    from famjax.storage.model_dir import read_config, split_step
 
     config = read_config(args.source)
     root, _ = split_step(args.source)
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     from famjax.pretrained.families import family_of
     from famjax.pretrained.folder import CARRIED, CONFIG_JSON, Written, carry, write_fam, write_json, write_tensors
     from famjax.pretrained.match import pairs
-    from famjax.runtime.pieces import Weights
-    from famjax.runtime.unfinished import made_whole
+    from famjax.storage.pieces import Weights
+    from famjax.storage.unfinished import made_whole
 
     weights = Weights(args.source)
     shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith(("fam/", "layers/lora/"))}
@@ -107,8 +107,8 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
     from famjax.pretrained import adapter
     from famjax.pretrained.families import family_of
     from famjax.pretrained.folder import write_fam
-    from famjax.runtime.pieces import Weights
-    from famjax.runtime.unfinished import made_whole
+    from famjax.storage.pieces import Weights
+    from famjax.storage.unfinished import made_whole
 
     weights = Weights(args.source)
     tensors = adapter.tensors(family_of(hf), weights.shapes, weights.read)

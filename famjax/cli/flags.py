@@ -4,7 +4,8 @@ import argparse
 import dataclasses
 from typing import Any
 
-from famjax.config import ConfigError, InferConfig, check_mesh
+from famjax.config import DTYPES, ConfigError, InferConfig, check_mesh
+from famjax.config.checks import one_of
 from famjax.infer.settings import RECENT
 
 
@@ -53,6 +54,7 @@ def add_infer_arguments(parser: argparse.ArgumentParser, batch_help: str = "") -
     if batch_help:
         parser.add_argument("--batch-size", type=int, metavar="B", help=f"{batch_help} ({InferConfig.batch_size})")
     add_mesh_argument(parser)
+    add_dtype_argument(parser)
     add_memory_arguments(parser)
     add_gin_arguments(parser)
 
@@ -77,6 +79,15 @@ def add_mesh_argument(parser: argparse.ArgumentParser) -> None:
         "--mesh", type=_mesh, metavar="AXIS=N,AXIS=N",
         help="devices along data, fsdp and tensor, for example tensor=4 (one device)",
     )  # fmt: skip
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """`--dtype`, as gin's `DTYPE`; see `infer/load.py`."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="compute dtype (default: the model's own; float32 on a CPU, where it is faster)",
+    )
 
 
 def _mesh(text: str) -> dict[str, int]:
@@ -107,3 +118,5 @@ def settle(args: argparse.Namespace) -> None:
         if getattr(args, name, "") is None:
             setattr(args, name, getattr(config, field.name))
     check_mesh(args.mesh)
+    if args.dtype is not None:
+        one_of("dtype", args.dtype, DTYPES)

@@ -39,7 +39,7 @@ from famjax.config import (
     TrainConfig,
 )
 from famjax.config.text import BadText, read_text
-from famjax.runtime.model_dir import read_config
+from famjax.storage.model_dir import read_config
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from famjax.cli.flags import add_memory_arguments, memory_overrides
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
-from famjax.runtime.progress import Progress
+from famjax.process.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from famjax.pretrained.folder import Folder
-    from famjax.runtime.pieces import Piece
+    from famjax.storage.pieces import Piece
 
 NAME = "import-hf"
 HELP = """Makes a model directory of a Hugging Face folder or a GGUF file, and gives the model a working memory.
@@ -80,8 +80,8 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
 
     from famjax.nn.weights import parameter_shapes
     from famjax.pretrained.match import match
-    from famjax.runtime.pieces import flatten, size_of, write_model
-    from famjax.runtime.unfinished import made_in_steps
+    from famjax.storage.pieces import flatten, size_of, write_model
+    from famjax.storage.unfinished import made_in_steps
 
     shapes = parameter_shapes(config)
     every = {path: leaf.shape for path, leaf in flatten(shapes).items()}
@@ -186,7 +186,7 @@ def _pieces(
 
     from famjax.pretrained.families import family_of
     from famjax.pretrained.match import copies
-    from famjax.runtime.pieces import Piece
+    from famjax.storage.pieces import Piece
 
     dtype = np.dtype(ml_dtypes.bfloat16) if config.param_dtype == "bfloat16" else np.dtype(np.float32)
     same = {source: copy for copy, source in copies(family_of(folder.config), shapes, folder.tensors).items()}

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Inspects; settings, files and the model directory are checked before jax is loaded."""
     from famjax.config.inspection import InspectConfig
-    from famjax.runtime.model_dir import read_config
+    from famjax.storage.model_dir import read_config
 
     config = InspectConfig(
         args.model, args.output, args.input, args.answer, args.other, tuple(args.passkey), args.documents,
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.model} has no feedback memory (fam_length 0): there is nothing to inspect")
 
     from famjax.evals.inspect.run import run as inspect
-    from famjax.runtime.compilation_cache import enable
-    from famjax.runtime.progress import Progress
+    from famjax.process.compilation_cache import enable
+    from famjax.process.progress import Progress
 
     enable()
     with Progress(f"inspecting {args.model}", unit="tokens") as progress:

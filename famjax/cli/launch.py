@@ -8,7 +8,7 @@ from typing import Any
 
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 
 NAME = "launch"
 HELP = """Start a training on many devices: on this machine, on Cloud TPU VMs, on GKE, under Slurm.

@@ -12,7 +12,7 @@ from typing import Any
 
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
-from famjax.runtime.progress import Progress
+from famjax.process.progress import Progress
 
 NAME = "plan"
 HELP = """Compile a training step, or serving, for a TPU slice on a machine that has none.
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     print(report.comparison(plans) if several else report.text(plans[0]))
     written: Any = {"plans": plans} if several else plans[0]
     if args.json:
-        from famjax.runtime.model_dir import write_text
+        from famjax.storage.model_dir import write_text
 
         write_text(Path(args.json), json.dumps(written, indent=1) + "\n")
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from famjax.cli.flags import add_infer_arguments, memory_overrides, settle
 from famjax.config import ConfigError
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 from famjax.serve.settings import ServeConfig, read_keys
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     settle(args)
     config = settings_of(args)
     check_installed()
-    from famjax.runtime.model_dir import read_config
     from famjax.serve.server import listen, locked
+    from famjax.storage.model_dir import read_config
 
     read_config(args.model)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with listen(config.host, config.port) as taken, locked(config):
         from famjax.infer.load import load
-        from famjax.runtime.compilation_cache import enable
-        from famjax.runtime.progress import Progress
+        from famjax.process.compilation_cache import enable
+        from famjax.process.progress import Progress
         from famjax.serve.engine import bytes_of_row
         from famjax.serve.server import Server
 

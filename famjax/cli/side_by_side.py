@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from famjax.config import TrainConfig
-from famjax.runtime import cpu, interrupts
-from famjax.runtime.progress import clock
+from famjax.process import cpu, interrupts
+from famjax.process.progress import clock
 
 POLL_SECONDS = 0.5
 # How long trainings have to save when one of them has failed, or after Ctrl-C.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
-from famjax.runtime import distributed, liveness
-from famjax.runtime.versions import versions
+from famjax.jobs import distributed, liveness
+from famjax.jobs.versions import versions
 
 if TYPE_CHECKING:
     from famjax.train.loop import Evaluate
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     job = None if args.dry_run else distributed.find_job(args.coordinator, args.num_processes, args.process_id)
 
     liveness.answer()
-    from famjax.runtime.compilation_cache import enable
+    from famjax.process.compilation_cache import enable
 
     enable()
     if args.dry_run:
@@ -92,7 +92,7 @@ def check(config: TrainConfig) -> None:
 
 def _start_again(model_dir: str) -> str:
     """What becomes of a training that breaks off."""
-    from famjax.runtime.steps import latest_step
+    from famjax.storage.steps import latest_step
 
     step = latest_step(model_dir)
     where = "it begins anew, for no checkpoint was written yet" if step is None else f"it resumes from step {step}"
@@ -124,7 +124,7 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
 
 def _check_directories(config: TrainConfig) -> None:
     """Raises `ConfigError` on a MODEL_DIR that is none or holds another model, or on nothing to start from."""
-    from famjax.runtime.model_dir import check_same_model, read_config
+    from famjax.storage.model_dir import check_same_model, read_config
 
     path = Path(config.model_dir)
     if path.exists() and not path.is_dir():

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any
 
-from famjax.config.checks import ConfigError, at_least, probability
+from famjax.config.checks import ConfigError, at_least, one_of, probability
 from famjax.config.mesh import check_mesh
+from famjax.config.model import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class EvalConfig:
       mesh: devices along `data`, `fsdp` and `tensor`, as in training.
       seed: of the keys; training draws its own.
       block_size, memory_segments, fam_length: other memory settings than the models'; None keeps them.
+      dtype: compute dtype, `float32` or `bfloat16`; None is the model's own, but float32 on a CPU (`infer/load.py`).
     """
 
     model_dirs: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ class EvalConfig:
     block_size: int | None = None
     memory_segments: int | None = None
     fam_length: int | None = None
+    dtype: str | None = None
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -77,6 +80,8 @@ class EvalConfig:
         if "text" in self.tasks and not self.sources:
             raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt'")
         check_mesh(self.mesh)
+        if self.dtype is not None:
+            one_of("dtype", self.dtype, DTYPES)
         for name in ("longest", "examples", "max_new_tokens", "alignments"):
             at_least(name, getattr(self, name), 0)
         if not self.lengths or not self.depths:

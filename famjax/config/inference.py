@@ -11,6 +11,7 @@ class InferConfig:
       model_dir: the model.
       batch_size: rows side by side.
       block_size, memory_segments, fam_length: other memory settings than the model's; None keeps them.
+      dtype: compute dtype, `float32` or `bfloat16`; None is the model's own, but float32 on a CPU (`infer/load.py`).
       mesh: devices along `data`, `fsdp` and `tensor`, as in training.
       seed: of the draws.
       max_tokens: made at most.
@@ -23,6 +24,7 @@ class InferConfig:
     block_size: int | None = None
     memory_segments: int | None = None
     fam_length: int | None = None
+    dtype: str | None = None
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
     max_tokens: int = 256

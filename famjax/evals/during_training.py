@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 from famjax.config import EvalConfig
 from famjax.data.vocabulary import Vocabulary
-from famjax.evals import catalog, language, passkey
 from famjax.evals.engine import ModelEngine
 from famjax.evals.results import summarize
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample
+from famjax.evals.tasks import catalog, language, passkey
 from famjax.evals.tasks.base import Example, Task
 from famjax.infer.codec import Codec
 from famjax.nn.model import Transformer

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.evals import language
-from famjax.evals.language import Sums
 from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, PARTLY
 from famjax.evals.samples import Sample, updates
 from famjax.evals.statistics import gap_interval, mean_interval, ratio_interval
+from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Task, Unreadable
+from famjax.evals.tasks.language import Sums
 
 # So many unreadable examples are told with place and reason.
 REASONS_TOLD = 20

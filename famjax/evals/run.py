@@ -11,20 +11,22 @@ import famjax
 from famjax.config import ConfigError, EvalConfig, ModelConfig
 from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import vocabulary_of
-from famjax.evals import catalog, language, language_report, page, passkey, report, results
+from famjax.evals import results
 from famjax.evals.engine import ModelEngine
 from famjax.evals.reach import Reach
+from famjax.evals.reports import language_report, page, report
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample, SampleFile, file_name, key_of, read
+from famjax.evals.tasks import catalog, language, passkey
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 from famjax.infer.fingerprint import fingerprint
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import each_parameter
-from famjax.runtime import interrupts
-from famjax.runtime.model_dir import read_config, split_step
-from famjax.runtime.progress import Progress
+from famjax.process import interrupts
+from famjax.process.progress import Progress
+from famjax.storage.model_dir import read_config, split_step
 
 # Settings of a model that change how it is computed, not what.
 _HOW = ("scan_layers", "unroll_blocks", "remat", "attention_kernel", "embedding_std")
@@ -159,7 +161,7 @@ def _evaluate(
     """One model's entry of the results, and its answers by task."""
     overrides = {field: getattr(config, field) for field in ("block_size", "memory_segments", "fam_length")}
     progress.stage(f"loading {name}")
-    model = load(subject.path, config.mesh, **overrides)
+    model = load(subject.path, config.mesh, config.dtype, **overrides)
     entry = entry_of(name, subject.path, model)
     reach = Reach.of(model.config)
     found: dict[str, list[Sample]] = {}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 
 SAMPLES_JSONL = "samples.jsonl"
 

@@ -23,7 +23,7 @@ from famjax.infer.chat_template import ChatTemplate, chat_template
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
 from famjax.pretrained.families import usual_end
-from famjax.runtime.model_dir import split_step
+from famjax.storage.model_dir import split_step
 
 GENERATION_CONFIG = "generation_config.json"
 # That of the folder a model was imported from is kept under the second name.

@@ -20,8 +20,8 @@ from famjax.dims import Array, Bool, Int, Tree
 from famjax.infer.sampling import row_keys, sample
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT, Sampling
+from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
-from famjax.runtime.distributed import whole
 
 # Room for the tokens of one call. Fewer are made while they come slowly, so that a reader sees them come.
 TOKENS_PER_CALL = 64

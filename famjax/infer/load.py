@@ -12,18 +12,20 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from famjax.config import ModelConfig, mesh_sizes
+from famjax.jobs.distributed import is_primary
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
+from famjax.mesh.on_mesh import placement
 from famjax.nn.execution import Execution
 from famjax.nn.lora import merge
 from famjax.nn.model import Transformer
 from famjax.nn.weights import parameter_axes, parameter_shapes, structure, unstacked
-from famjax.runtime import sharding
-from famjax.runtime.checkpoint import FAM, GATE, load_model
-from famjax.runtime.distributed import is_primary
-from famjax.runtime.mesh import make_mesh
-from famjax.runtime.on_mesh import placement
+from famjax.storage.checkpoint import FAM, GATE, load_model
 
 
-def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory: int | None) -> Transformer:
+def load(
+    model_dir: str | Path, mesh: Mapping[str, int] | None = None, dtype: str | None = None, **memory: int | None
+) -> Transformer:
     """The model of a directory, with other memory settings where some are given.
 
     LoRA is merged, weights have the type that they are multiplied in, and layers are unstacked.
@@ -32,11 +34,13 @@ def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory:
     Args:
       model_dir: what `famjax train` wrote.
       mesh: devices along `data`, `fsdp` and `tensor`. Weights are read straight to their places there, and what the
-        model is asked for is computed there, by the rules of training (`runtime/sharding.py`). None is one device.
+        model is asked for is computed there, by the rules of training (`mesh/sharding.py`). None is one device.
+      dtype: compute dtype, `float32` or `bfloat16`. None is the model's own, except that a model of bfloat16 computes
+        in float32 on a CPU, which has slow products or none of bfloat16; that is printed.
       memory: `block_size`, `memory_segments`, `fam_length`; None changes nothing.
 
     Raises:
-      ConfigError: see `runtime.checkpoint.load_model`; more devices are asked for than there are.
+      ConfigError: see `storage.checkpoint.load_model`; more devices are asked for than there are.
     """
     sizes = mesh_sizes(dict(mesh or {}))
     devices = make_mesh(sizes) if sizes != (1, 1, 1) else None
@@ -46,12 +50,22 @@ def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory:
     if devices is not None:  # what was merged lies where its parts did
         params = jax.device_put(params, sharding.shardings(parameter_axes(config), params, devices))
     # A kernel that was asked for where it was trained need not run here.
-    config = dataclasses.replace(config, attention_kernel="auto")
+    config = dataclasses.replace(config, attention_kernel="auto", dtype=dtype or _compute_dtype(model_dir, config))
     params = {name: part if name == FAM else _rounded(part, config.dtype, name) for name, part in params.items()}
     execution = Execution.of(config, None if devices is None else placement(devices))
     _say_if_shut(model_dir, params)
     model: Transformer = nnx.merge(structure(config, execution), params)
     return unstacked(model)
+
+
+def _compute_dtype(model_dir: str | Path, config: ModelConfig) -> str:
+    """The model's own, or float32 instead of bfloat16 on a CPU."""
+    if config.dtype != "bfloat16" or jax.default_backend() != "cpu":
+        return config.dtype
+    if is_primary():
+        print(f"{model_dir}: computes in float32 on a CPU; --dtype bfloat16 takes half of the memory and is slower",
+              file=sys.stderr)  # fmt: skip
+    return "float32"
 
 
 def _say_if_shut(model_dir: str | Path, params: dict[str, Any]) -> None:

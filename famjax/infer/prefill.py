@@ -18,8 +18,8 @@ from famjax.attention.memory import MemoryState
 from famjax.dims import Array, Float, Int, Tree
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
+from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer, room
-from famjax.runtime.distributed import whole
 
 # One call to the device reads so many blocks of a text: enough that launching it costs nothing beside them.
 BLOCKS_PER_CALL = 8

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from famjax.runtime import liveness
-from famjax.runtime.distributed import COORDINATOR, LOCAL_DEVICES, NUM_PROCESSES, PROCESS_ID
+from famjax.jobs import liveness
+from famjax.jobs.distributed import COORDINATOR, LOCAL_DEVICES, NUM_PROCESSES, PROCESS_ID
 
 FAMJAX = (sys.executable, "-m", "famjax")
 GRACE = 60.0  # seconds that processes have to leave after one has failed
@@ -34,7 +34,7 @@ class Attempt:
       words: behind `program`.
       count: how many processes.
       port: where the first one listens; 0 takes a free one.
-      notes: a folder for what they tell of themselves (`runtime/liveness.py`); None asks for nothing.
+      notes: a folder for what they tell of themselves (`jobs/liveness.py`); None asks for nothing.
       program: `famjax`, or what stands in for it.
 
     Attributes:

@@ -17,7 +17,7 @@ from famjax.launch.commands import Command, Failed, say, shown
 from famjax.launch.job import Training, check_mesh, check_name, check_plain
 from famjax.launch.shipped import PACKAGE, find
 from famjax.launch.supervisor import UNFINISHED, Supervision
-from famjax.runtime.model_dir import write_text
+from famjax.storage.model_dir import write_text
 
 ACTIONS = ("all", "status", "delete")
 # Before the time limit: so long there is to finish a step and save it.

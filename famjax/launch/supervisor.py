@@ -1,7 +1,7 @@
 """Keeps a training going on this machine: starts it again after a failure, a preemption or a hang.
 
 A training resumes by itself from its last checkpoint, so to start it again is to give the same command again. In a
-job of several hosts each host has its own supervisor: when one process dies the others leave too (runtime/peers.py),
+job of several hosts each host has its own supervisor: when one process dies the others leave too (jobs/peers.py),
 every supervisor starts its own again, and they meet as at the first time.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from famjax.config import ConfigError
 from famjax.config.checks import at_least
+from famjax.jobs import liveness
 from famjax.launch.commands import say
 from famjax.launch.processes import Attempt
-from famjax.runtime import liveness
-from famjax.runtime.model_dir import write_text
-from famjax.runtime.steps import latest_step
+from famjax.storage.model_dir import write_text
+from famjax.storage.steps import latest_step
 
 # The exit code of a job that was told to stop before its last step: the same command again would go on.
 UNFINISHED = 75

@@ -34,7 +34,7 @@ GATHERED: dict[str, str | None] = {"embed": None, "lora_head_dim": None, "lora_m
 
 @runtime_checkable
 class Placement(Protocol):
-    """What a model needs of the mesh that it runs on; `runtime/on_mesh.py` has the one implementation."""
+    """What a model needs of the mesh that it runs on; `mesh/on_mesh.py` has the one implementation."""
 
     @property
     def platform(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from famjax.config import ConfigError
 from famjax.plan import dump
-from famjax.runtime import interrupts
+from famjax.process import interrupts
 
 GIVEN_JSON, RESULT_JSON = "given.json", "result.json"
 LOG = "log.txt"

@@ -17,14 +17,14 @@ from jax.experimental import topologies
 
 from famjax.config import MESH_AXES, TrainConfig
 from famjax.config.tpu import Topology
+from famjax.mesh.devices import make_mesh
 from famjax.nn.weights import parameter_shapes
 from famjax.plan import dump
 from famjax.plan.child import GIVEN_JSON, RESULT_JSON, libtpu_version
 from famjax.plan.programs import PROGRAMS, targets_of_row
-from famjax.runtime.mesh import make_mesh
-from famjax.train.flops import flops_per_token, peak_of_chip
-from famjax.train.norms import group_of
 from famjax.train.optim import path_of
+from famjax.train.watching.flops import flops_per_token, peak_of_chip
+from famjax.train.watching.norms import group_of
 
 
 def compile_into(folder: Path, config: TrainConfig, program: str, topology: Topology) -> None:

@@ -11,10 +11,10 @@ import uvicorn
 
 from famjax.config import ConfigError
 from famjax.nn.model import Transformer
-from famjax.runtime import lock
 from famjax.serve.app import build
 from famjax.serve.service import Service
 from famjax.serve.settings import ServeConfig
+from famjax.storage import lock
 
 log = logging.getLogger("famjax.serve")
 

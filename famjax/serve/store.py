@@ -18,8 +18,8 @@ from famjax.config import ConfigError
 from famjax.infer import session as sessions
 from famjax.infer.session import Session
 from famjax.nn.model import Transformer
-from famjax.runtime.model_dir import write_bytes
 from famjax.serve.errors import ApiError
+from famjax.storage.model_dir import write_bytes
 
 ENDING = ".safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

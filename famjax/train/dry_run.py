@@ -18,15 +18,17 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from famjax.config import MESH_AXES, ConfigError, TrainConfig
 from famjax.data.batch import Batch
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import checkpoint, memory, sharding
-from famjax.runtime.mesh import make_mesh
+from famjax.process import memory
+from famjax.storage import checkpoint
 from famjax.train import initial, optim
 from famjax.train import state as states
-from famjax.train.flops import flops_per_token
 from famjax.train.start import make_task
 from famjax.train.step import jit_step
-from famjax.train.summary import data_size, summary
+from famjax.train.watching.flops import flops_per_token
+from famjax.train.watching.summary import data_size, summary
 
 
 def dry_run(config: TrainConfig) -> None:

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from famjax.data.batch import Batch, Progress, Task
 from famjax.dims import Array, Bool
-from famjax.runtime import distributed, sharding
+from famjax.jobs import distributed
+from famjax.mesh import sharding
 
 # Batches made ahead, while the device works on the one before.
 AHEAD = 2

@@ -7,18 +7,20 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from famjax.config import TrainConfig
+from famjax.jobs import distributed
+from famjax.jobs.liveness import Beat
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
 from famjax.nn.model import Transformer
-from famjax.runtime import distributed, interrupts, sharding
-from famjax.runtime.liveness import Beat
-from famjax.runtime.mesh import make_mesh
-from famjax.runtime.model_dir import CONFIG_GIN, write_bytes, write_text
+from famjax.process import interrupts
+from famjax.storage.model_dir import CONFIG_GIN, write_bytes, write_text
 from famjax.train import optim
 from famjax.train.feed import Feed
 from famjax.train.saving import Saver, only_training
 from famjax.train.start import files_beside, make_task, start
 from famjax.train.step import build, compilations, jit_step
-from famjax.train.summary import summarise
-from famjax.train.watch import Watch
+from famjax.train.watching.summary import summarise
+from famjax.train.watching.watch import Watch
 
 # From a model and the steps behind it to numbers, which are logged as `eval/NAME`.
 Evaluate = Callable[[Transformer, int], dict[str, float]]

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 
 from famjax.config import ConfigError, TrainConfig
-from famjax.runtime import distributed, interrupts, lock
-from famjax.runtime.base import Base
-from famjax.runtime.writer import Keep, Writer, is_disk_error
+from famjax.jobs import distributed
+from famjax.process import interrupts
+from famjax.storage import lock
+from famjax.storage.base import Base
+from famjax.storage.writer import Keep, Writer, is_disk_error
 from famjax.train import state as states
 from famjax.train.state import TrainState
 

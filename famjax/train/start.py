@@ -16,12 +16,14 @@ from famjax.data.batch import Progress, Task
 from famjax.data.passkey import PassKeyTask
 from famjax.data.text_task import files_to_keep, make_text_task, vocabulary_and_files
 from famjax.data.vocabulary import has_vocabulary
+from famjax.jobs import distributed
+from famjax.mesh import sharding
 from famjax.nn.weights import parameter_axes, parameter_shapes
 from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
-from famjax.runtime import base as bases
-from famjax.runtime import checkpoint, distributed, sharding
-from famjax.runtime.base import Base
-from famjax.runtime.model_dir import check_same_model, split_step
+from famjax.storage import base as bases
+from famjax.storage import checkpoint
+from famjax.storage.base import Base
+from famjax.storage.model_dir import check_same_model, split_step
 from famjax.train import initial, optim
 from famjax.train import state as states
 from famjax.train.state import TrainState

@@ -53,6 +53,7 @@ def test_training_is_measured(tmp_path) -> None:
     assert {"processor", "cores", "versions", "load_before"} <= set(results["machine"])
 
 
+@pytest.mark.slow
 def test_prefill_is_measured(tmp_path, capsys) -> None:
     """Every length has its row, in the file and in the table."""
     arguments = ["--prefill", "--blocks", "2,8", "--rows", "1", "--output", str(tmp_path)]
@@ -126,6 +127,7 @@ def test_rows_must_be_whole() -> None:
         check_lengths((1536,), 4096, 256)
 
 
+@pytest.mark.slow
 def test_questions_about_one_text_read_it_once() -> None:
     """Of 5 questions about a text of 6 blocks: how much each way reads, and their ratio turn by turn."""
     told = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from famjax.cli.main import main
-from famjax.runtime import checkpoint
+from famjax.storage import checkpoint
 from tests import tiny
 
 CONFIG = tiny.config(vocab_size=256, block_size=8)

@@ -14,7 +14,7 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.infer.text import TextStream
-from famjax.runtime import checkpoint
+from famjax.storage import checkpoint
 from tests import tiny
 from tests.infer.test_decode import naive
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from famjax.cli import flags, generate, main
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 
 

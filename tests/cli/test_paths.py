@@ -17,8 +17,8 @@ from famjax.cli import main as cli
 from famjax.config import ConfigError, DataConfig, SourceConfig, TrainConfig
 from famjax.data import files
 from famjax.infer.load import load
-from famjax.runtime import arrays, steps
-from famjax.runtime.checkpoint import save_model
+from famjax.storage import arrays, steps
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 from tests.pretrained.test_bad_folders import write_llama
 from tests.train.processes import GIN
@@ -154,11 +154,11 @@ def test_an_import_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 def test_every_use_of_orbax_escapes_globs() -> None:
-    """Each module that imports Orbax imports `runtime/arrays.py` too, which repairs its globs."""
+    """Each module that imports Orbax imports `storage/arrays.py` too, which repairs its globs."""
     for path in sorted(Path(arrays.__file__).parents[1].rglob("*.py")):
         text = path.read_text()
         if "import orbax" in text or "from orbax" in text:
-            assert path.stem == "arrays" or re.search("from famjax.runtime import .*arrays", text), path
+            assert path.stem == "arrays" or re.search("from famjax.storage import .*arrays", text), path
 
 
 def test_a_step_that_cannot_be_read_back_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

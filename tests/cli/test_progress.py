@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from famjax.runtime import progress as module
-from famjax.runtime.progress import Progress
+from famjax.process import progress as module
+from famjax.process.progress import Progress
 
 
 class Clock:
@@ -90,7 +90,7 @@ def test_a_terminal_loses_its_line(monkeypatch, capsys) -> None:
 def test_work_that_holds_the_main_thread_is_told() -> None:
     """Nothing calls `advance` while a program compiles; the line comes all the same, and ends with the work."""
     code = (
-        "import time\nfrom famjax.runtime import progress\nprogress.FIRST_SECONDS = 0.1\n"
+        "import time\nfrom famjax.process import progress\nprogress.FIRST_SECONDS = 0.1\n"
         "with progress.Progress('compiling'):\n    time.sleep(1.5)\nprogress.LINE_SECONDS = 0\ntime.sleep(0.7)\n"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stderr

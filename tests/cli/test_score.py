@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from famjax.cli.main import main
-from famjax.runtime import checkpoint
+from famjax.storage import checkpoint
 from tests import tiny
 
 DOCUMENTS = [{"tokens": list(range(60, 97))}, {"text": "Grüße, 世界"}, {"tokens": [3]}, {"text": "a" * 16}]

@@ -11,7 +11,7 @@ from famjax.config.text import BOM
 from famjax.data import kinds
 from famjax.data.sources import open_source
 from famjax.data.vocabulary import ByteVocabulary
-from famjax.evals import language
+from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Unreadable
 from famjax.evals.tasks.pieces import Filler
 from famjax.evals.tasks.rows import rows

@@ -9,14 +9,14 @@ from rich.console import Console
 
 from famjax.attention.masks import block_window, within_window
 from famjax.cli.main import main
-from famjax.evals import report
 from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, PARTLY, Reach
+from famjax.evals.reports import report
 from famjax.evals.results import summarize
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample
 from famjax.evals.statistics import wilson_interval
 from famjax.evals.tasks.base import Example, Task
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 from tests.evals.test_runner import CODEC, Parrot, tokens
 

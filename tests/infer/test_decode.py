@@ -12,7 +12,7 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.settings import Sampling
 from famjax.nn.weights import unstacked
-from tests import tiny
+from tests import slow, tiny
 
 # Name: configuration. Blocks of 4, so that 14 new tokens cross several edges.
 CONFIGS = {
@@ -20,6 +20,8 @@ CONFIGS = {
     "bswa": tiny.config(fam_length=0, memory_segments=2),
     "fam-no-segments": tiny.config(memory_segments=0, previous_fams=2),
     "grouped-heads": tiny.config(memory_segments=2, num_heads=4, num_kv_heads=2, scan_layers=False, qk_norm=True),
+    "sinks": tiny.config(kind="sinks", fam_length=0, sinks=2),
+    "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0),
 }
 PROMPTS = [1, 4, 7, 8, 13]
 NEW = 14
@@ -67,7 +69,7 @@ def naive(config: ModelConfig, texts: list[np.ndarray], count: int) -> list[list
     return [row[n - count : n].tolist() for row, n in zip(rows, lengths, strict=True)]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow.but(CONFIGS, "bswa", "fam-no-segments"))
 def test_greedy_equals_repeated_whole_sequences(name: str) -> None:
     """x_(t+1) = argmax logits(h(x_1..x_t)) token for token, across edges, rows of unequal lengths together."""
     config = CONFIGS[name]

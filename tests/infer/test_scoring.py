@@ -41,7 +41,7 @@ def test_whole_streaming_and_naive_scores_agree(config: ModelConfig) -> None:
             assert not scores[0][b, length - 1 :].any() and not scores[1][b, length - 1 :].any()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+@pytest.mark.parametrize("rows", [1, 3])
 def test_documents_that_take_turns_in_a_row_know_nothing_of_each_other(rows: int) -> None:
     """However few rows read them, each document of a mixed lot gets the scores that it gets alone: of lengths
     below, at and above a window of 8 tokens, one token and none."""

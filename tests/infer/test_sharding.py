@@ -11,7 +11,7 @@ import pytest
 
 from famjax.config import ConfigError
 from famjax.infer.load import load
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import eight_devices, tiny
 from tests.infer.sharded_runs import CASES, MODELS
 

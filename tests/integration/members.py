@@ -13,8 +13,9 @@ import numpy as np
 
 from famjax.config import ConfigError
 from famjax.data.batch import Batch, Progress
-from famjax.runtime import distributed, sharding
-from famjax.runtime.mesh import make_mesh
+from famjax.jobs import distributed
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
 from famjax.train.feed import Feed
 
 

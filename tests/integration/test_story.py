@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from famjax.runtime import cpu
+from famjax.process import cpu
 
 MINUTES = 90  # on a machine that does much else; about ten on two free cores
 
@@ -23,7 +23,7 @@ def told(tmp_path_factory) -> tuple[Path, str]:
     at = tmp_path_factory.mktemp("story") / "run"
     flags = ["--passkey-steps", "300", "--texts-steps", "150", "--filler-blocks", "0,2,4"]
     done = subprocess.run(
-        [sys.executable, "launch/pretrained_story.py", str(at), *flags], env=cpu.environment(os.environ),
+        [sys.executable, "launch/studies/pretrained_story.py", str(at), *flags], env=cpu.environment(os.environ),
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60 * MINUTES,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""The scripts of launch/ that make the figures of docs/: what they train and ask is possible, and how they count."""
+"""Scripts of launch/studies/, which make the figures of docs/: what they train and ask is possible, how they count."""
 
 import argparse
 import importlib
@@ -11,16 +11,16 @@ import pytest
 from famjax.cli import main as cli
 from famjax.config import EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
-from famjax.evals import catalog
+from famjax.evals.tasks import catalog
 from famjax.infer.codec import Codec
 
-LAUNCH = Path(__file__).parents[2] / "launch"
+STUDIES = Path(__file__).parents[2] / "launch" / "studies"
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch):
-    """Gives a script of launch/ as a module."""
-    monkeypatch.syspath_prepend(str(LAUNCH))
+    """Gives a script of launch/studies/ as a module."""
+    monkeypatch.syspath_prepend(str(STUDIES))
 
     def load(name: str) -> ModuleType:
         return importlib.import_module(name)

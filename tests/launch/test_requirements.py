@@ -33,7 +33,7 @@ def test_advice_names_extras_of_the_checkout():
     files = [
         *(root / "famjax").rglob("*.py"),
         *(root / "docs").glob("*.md"),
-        *(root / "launch").glob("*.py"),
+        *(root / "launch").rglob("*.py"),
         root / "README.md",
     ]
     named = set()

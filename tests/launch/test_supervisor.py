@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from famjax.config import ConfigError
+from famjax.jobs import liveness
 from famjax.launch import processes, supervisor
 from famjax.launch.processes import Attempt
 from famjax.launch.supervisor import UNFINISHED, Supervision, Supervisor
-from famjax.runtime import liveness
 
 # How often it was started before is `n`; `tell(step)` is what a training does after a step, of 10.
 HEAD = """
 import os, signal, sys, time
-from famjax.runtime.liveness import Beat, answer
+from famjax.jobs.liveness import Beat, answer
 answer()
 mark = os.path.join(sys.argv[1], "starts" + os.environ.get("JAX_PROCESS_ID", ""))
 open(mark, "a").write("x")

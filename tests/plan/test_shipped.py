@@ -12,7 +12,7 @@ from famjax.cli.main import parse
 from famjax.plan import topology
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("plan_all", ROOT / "launch/plan_all.py")
+SPEC = importlib.util.spec_from_file_location("plan_all", ROOT / "launch/studies/plan_all.py")
 plan_all = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(plan_all)
 

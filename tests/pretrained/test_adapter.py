@@ -12,10 +12,10 @@ from famjax.cli.main import main
 from famjax.config import LoraConfig
 from famjax.nn.lora import merge
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import base
-from famjax.runtime.checkpoint import load_model, save_model
-from famjax.runtime.model_dir import write_text
-from famjax.runtime.pieces import flatten
+from famjax.storage import base
+from famjax.storage.checkpoint import load_model, save_model
+from famjax.storage.model_dir import write_text
+from famjax.storage.pieces import flatten
 from tests import tiny
 
 LORA = LoraConfig(rank=3, alpha=6.0)

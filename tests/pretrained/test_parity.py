@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 
 from famjax.config import ModelConfig
-from famjax.runtime.model_dir import read_config
+from famjax.storage.model_dir import read_config
+from tests import slow
 from tests.pretrained import ours, theirs
 
 TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("name", theirs.CASES)
+# Of families that have another case.
+MORE = (
+    "llama2-untied", "mistral-grouped", "qwen2-grouped", "qwen3-tied-biases", "gemma-grouped", "gemma2-uncapped",
+    "gemma3-multi-query",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", slow.but(theirs.CASES, *MORE))
 def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     """float32 logits within 1e-4 relative at every position of rows of unequal lengths, whole and streamed."""
     source = theirs.save(theirs.CASES[name], tmp_path / "theirs")
@@ -29,8 +37,8 @@ def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("gemma3", {"local_window": 7}),
-        ("gemma2", {"attention_cap": 2.2}),
+        pytest.param("gemma3", {"local_window": 7}, marks=pytest.mark.slow),
+        pytest.param("gemma2", {"attention_cap": 2.2}, marks=pytest.mark.slow),
         ("llama3-grouped-tied", {"rope_low_frequency_factor": 1.5}),
     ],
 )

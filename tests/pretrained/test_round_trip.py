@@ -13,7 +13,7 @@ from famjax.cli.main import main
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
 from famjax.pretrained.folder import Folder
-from famjax.runtime.checkpoint import load_model, save_model
+from famjax.storage.checkpoint import load_model, save_model
 from tests import tiny
 from tests.pretrained import ours, theirs
 

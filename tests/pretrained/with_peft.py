@@ -17,8 +17,8 @@ from famjax.cli.main import main as famjax
 from famjax.config import LoraConfig
 from famjax.nn.weights import parameter_shapes
 from famjax.pretrained.folder import KEPT_CONFIG
-from famjax.runtime.checkpoint import load_model, save_model
-from famjax.runtime.model_dir import read_config
+from famjax.storage.checkpoint import load_model, save_model
+from famjax.storage.model_dir import read_config
 from tests.pretrained import ours, theirs
 
 CASES = (

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from famjax.infer.load import load
-from famjax.runtime import checkpoint
 from famjax.serve.server import Server, running
 from famjax.serve.settings import ServeConfig
+from famjax.storage import checkpoint
 from tests import tiny
 
 # Blocks of 8, so that prompts of a few words have edges.

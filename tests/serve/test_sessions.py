@@ -186,7 +186,7 @@ def test_mistakes(server, model_dir: Path, folder: Path, tmp_path: Path) -> None
 KILLED = """
 import sys
 from pathlib import Path
-from famjax.runtime.model_dir import write_bytes
+from famjax.storage.model_dir import write_bytes
 print("ready", flush=True)
 for n in range(10**9):
     write_bytes(sys.argv[1], bytes([n % 251]) * 3_000_000)

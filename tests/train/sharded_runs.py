@@ -1,9 +1,10 @@
 """Trainings on eight simulated devices, for `test_sharding.py`, which runs this file in a process of its own.
 
-    python -m tests.train.sharded_runs FOLDER
+    python -m tests.train.sharded_runs FOLDER [slow]
 
 jax fixes the number of devices when it starts, and each program takes seconds to compile: so all cases run
-in one process, one after the other, and leave what they computed in FOLDER/results.pickle.
+in one process, one after the other, and leave what they computed in FOLDER/results.pickle; the slow ones, if asked for,
+in FOLDER/slow.pickle.
 """
 
 import dataclasses
@@ -17,44 +18,48 @@ import jax
 import numpy as np
 
 from famjax.attention.fused import Kernel
-from famjax.attention.memory import MEMORY_AXES
+from famjax.attention.memory import state_axes
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
+from famjax.mesh import sharding
+from famjax.mesh.devices import make_mesh
+from famjax.mesh.on_mesh import OnMesh
 from famjax.nn.execution import Execution
 from famjax.nn.weights import parameter_shapes
 from famjax.plan.hlo import Program
-from famjax.runtime import checkpoint, sharding
-from famjax.runtime.mesh import make_mesh
-from famjax.runtime.on_mesh import OnMesh
-from famjax.train import guard, loop, optim
+from famjax.storage import checkpoint
+from famjax.train import loop, optim
 from famjax.train import state as states
-from famjax.train.diagnostics import jit_diagnostics
 from famjax.train.start import sharded_shapes
 from famjax.train.step import compilations, jit_step
+from famjax.train.watching import guard
+from famjax.train.watching.diagnostics import jit_diagnostics
 from tests import tiny
 from tests.attention.test_fused import both, random_case
 
 STEPS, ROWS, LENGTH = 10, 16, 12
 KV_HEADS = {"multi-head": 4, "grouped": 2, "multi-query": 1}
-# (model, mesh data x fsdp x tensor, microbatches). Every mesh meets FAM and BSWA and both ways to take a
-# batch; every kind of heads meets tensor = 4, over which only multi-head divides; grouped also meets 2.
+# (model, mesh data x fsdp x tensor, microbatches). With the slow ones every mesh meets FAM and BSWA and both ways to
+# take a batch; every kind of heads meets tensor = 4, over which only multi-head divides; grouped also meets 2.
 CASES = [
     ("fam multi-head", (8, 1, 1), 2),
-    ("bswa multi-query", (8, 1, 1), 1),
-    ("fam multi-query", (1, 8, 1), 1),
     ("bswa multi-head", (1, 8, 1), 2),
     ("fam grouped", (2, 2, 2), 2),
+    ("bswa multi-query", (1, 2, 4), 2),
+    ("stream grouped", (2, 2, 2), 2),
+    ("gate grouped", (2, 2, 2), 2),
+]
+SLOW_CASES = [
+    ("bswa multi-query", (8, 1, 1), 1),
+    ("fam multi-query", (1, 8, 1), 1),
     ("bswa multi-query", (2, 2, 2), 1),
     ("fam multi-head", (1, 2, 4), 1),
     ("fam grouped", (1, 2, 4), 1),
-    ("bswa multi-query", (1, 2, 4), 2),
-    ("stream grouped", (2, 2, 2), 2),
     ("stream multi-query", (1, 8, 1), 1),
+    ("stream-infini grouped", (2, 2, 2), 2),
     ("lora grouped", (2, 2, 2), 2),
-    ("gate grouped", (2, 2, 2), 2),
 ]
-MODELS = sorted({model for model, _, _ in CASES})
 RESUMED = {
     "model": tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=2, random_state_passing=0.5),
     "sequence_length": 320, "batch_size": 8, "steps": 4, "log_period": 1, "checkpoint_period": 2,
@@ -68,8 +73,9 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=0 if memory == "bswa" else 2, random_state_passing=0.5, fam_gate=memory == "gate",
+        fam_length=0 if memory in ("bswa", "stream-infini") else 2, random_state_passing=0.5, fam_gate=memory == "gate",
         lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
+        kind="infini" if memory == "stream-infini" else "fam",
     )  # fmt: skip
 
 
@@ -171,7 +177,7 @@ def memory_on_a_mesh() -> Any:
     hidden, state = tiny.whole(config, params, tokens[:, :8], state)
     one = tiny.whole(config, params, tokens[:, 8:], state)
     mesh = make_mesh((2, 2, 2))
-    places = sharding.shardings(MEMORY_AXES, state, mesh)
+    places = sharding.shardings(state_axes(config.memory), state, mesh)
     weights = jax.tree.map(lambda leaf: leaf.sharding, sharded_shapes(config, mesh))
 
     def forward(params: Any, tokens: Any, state: Any) -> Any:
@@ -247,26 +253,41 @@ def communication() -> list[tuple[str, str, float]]:
     return [(one.opcode, one.shape, runs) for one, runs, _ in found if one.opcode.removesuffix("-start") in kinds]
 
 
+def trainings(cases: list[tuple[str, tuple[int, int, int], int]], folder: Path) -> dict[Any, Any]:
+    """What `run` finds for each case, and for each model on one device."""
+    results: dict[Any, Any] = {}
+    for name in sorted({model for model, _, _ in cases}):
+        results[name] = run(name, (1, 1, 1), 1)
+        del results[name]["state"]
+    for case in cases:
+        results[case] = run(*case)
+        state = results[case].pop("state")
+        if case == ("fam grouped", (2, 2, 2), 2):
+            results["moved"] = moved(folder, state)
+    return results
+
+
 def main(folder: Path) -> None:
-    results: dict[str, Any] = {"devices": len(jax.devices())}
+    results: dict[Any, Any] = {"devices": len(jax.devices())}
     results["large"] = large()
     results["created"] = [created(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
     results["memory"] = memory_on_a_mesh()
     results["fused"] = fused_attention()
     results["communication"] = communication()
     results["looked at"] = [looked_at(sizes) for sizes in ((1, 1, 1), (2, 2, 2))]
-    for name in MODELS:
-        results[name] = run(name, (1, 1, 1), 1)
-        del results[name]["state"]
-    for case in CASES:
-        results[case] = run(*case)
-        state = results[case].pop("state")
-        if case[:2] == ("fam grouped", (2, 2, 2)):
-            results["moved"] = moved(folder, state)
+    results |= trainings(CASES, folder)
     loop.train(TrainConfig(model_dir=str(folder / "resumed"), **RESUMED | {"steps": 2}, mesh=RESUMED_MESH), "# run\n")
-    with open(folder / "results.pickle", "wb") as file:
+    write(folder / "results.pickle", results)
+
+
+def write(path: Path, results: dict[Any, Any]) -> None:
+    with open(path, "wb") as file:
         pickle.dump(results, file)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    place = Path(sys.argv[1])
+    if sys.argv[2:] == ["slow"]:
+        write(place / "slow.pickle", trainings(SLOW_CASES, place))
+    else:
+        main(place)

@@ -6,7 +6,7 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.config import ConfigError
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from famjax.train import dry_run
 from tests import tiny
 from tests.train.test_loop import MODEL, settings

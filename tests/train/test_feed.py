@@ -8,7 +8,7 @@ import pytest
 
 from famjax.config import ConfigError
 from famjax.data.batch import Batch
-from famjax.runtime.mesh import make_mesh
+from famjax.mesh.devices import make_mesh
 from famjax.train.feed import AHEAD, Feed
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from famjax.infer.load import load
 from famjax.nn.weights import parameter_shapes
-from famjax.runtime import steps
-from famjax.runtime.checkpoint import load_model
+from famjax.storage import steps
+from famjax.storage.checkpoint import load_model
 from tests.train import processes
 
 STEPS = 90
@@ -117,7 +117,7 @@ def test_sigterm_saves_and_ends_well(tmp_path, cache, straight):
 
 SLOW_SAVE = """
 import time
-from famjax.runtime import steps
+from famjax.storage import steps
 original = steps.record_step
 def slow(folder):
     time.sleep(60 if "/15.orbax" in str(folder) else 0)
@@ -161,6 +161,7 @@ def test_control_c_says_what_is_saved(tmp_path, cache):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_control_c_waits_for_no_save_for_ever(tmp_path, cache):
     """While step 15 takes a minute to save: ended `GRACE_SECONDS` later, and step 10 is whole."""
     process = processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=100000), cache, SLOW_SAVE)

@@ -8,11 +8,11 @@ import pytest
 
 from famjax.config import ConfigError, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
-from famjax.runtime import steps
-from famjax.runtime.checkpoint import save_model
+from famjax.storage import steps
+from famjax.storage.checkpoint import save_model
 from famjax.train.loop import train
-from famjax.train.metrics import MetricsLog
-from tests import tiny
+from famjax.train.watching.metrics import MetricsLog
+from tests import slow, tiny
 
 MODEL = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=0.5)
 
@@ -47,7 +47,7 @@ def dies_in_step(number: int, monkeypatch) -> list[int]:
     return writes
 
 
-@pytest.mark.parametrize("kind", [pytest.param("bswa", marks=pytest.mark.slow), "fam", "fam with streams and noise"])
+@pytest.mark.parametrize("kind", slow.but(["bswa", "fam", "fam with streams and noise"], "bswa", "fam"))
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, kind):
     """Six steps at once, and six steps killed in the fourth after a checkpoint at two: equal losses, bit for
     bit, each step logged once, equal weights. Random state passing, carried memories, noise and the optimizer are part
@@ -95,7 +95,7 @@ def damage(model_dir, step, part):
     return victim
 
 
-@pytest.mark.parametrize("part", ["weights", "training"])
+@pytest.mark.parametrize("part", slow.but(["weights", "training"], "weights"))
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, part):
     """Damage in any part of step 6: one line, going on from step 4, the lines behind it dropped; in the end all is as
     if nothing had happened, and the damaged step is written anew."""

@@ -11,12 +11,12 @@ import pytest
 from famjax.config import ConfigError, LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
-from famjax.runtime import base, steps
-from famjax.runtime.checkpoint import load_model, save_model
-from famjax.runtime.pieces import Weights, flatten
+from famjax.storage import base, steps
+from famjax.storage.checkpoint import load_model, save_model
+from famjax.storage.pieces import Weights, flatten
 from famjax.train import initial, optim
 from famjax.train.loop import train
-from famjax.train.metrics import MetricsLog
+from famjax.train.watching.metrics import MetricsLog
 from tests import tiny
 
 PLAIN = tiny.config(
@@ -75,6 +75,7 @@ def test_lora_and_the_prompt_are_trained_and_nothing_else(source, tuned):
     assert {str(after[path].dtype) for path in after if path not in found} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_prompt_tuning_trains_the_prompt_alone(source, tmp_path):
     """Without LoRA: one weight moves, one is saved, and the whole model is loaded."""
     optimizer = OptimizerConfig(trained="prompt", learning_rate=0.01, warmup_steps=0)
@@ -184,6 +185,7 @@ def test_a_damaged_base_is_told_apart_from_a_damaged_step(tuned, source, tmp_pat
         load(folder)
 
 
+@pytest.mark.slow
 def test_a_second_stage_follows_the_first(tuned, tmp_path):
     """A training that starts from a LoRA training's step keeps its pairs, saves its own and points at that step, which
     points at the base; another rank, or none, is refused with the remedy."""
@@ -223,6 +225,7 @@ def test_which_weights_are_trained():
     assert frozen(prompt, "layers/lora/query/a") and not frozen(prompt, "fam/prompt")
 
 
+@pytest.mark.slow
 def test_a_pattern_that_trains_more_saves_more(source, tmp_path):
     """Norms beside LoRA: they are trained, saved and read again."""
     optimizer = OptimizerConfig(learning_rate=0.1, warmup_steps=0, parameters={"*/scale": {"frozen": False}})

@@ -19,7 +19,7 @@ from famjax.train.loop import train
 from tests import eight_devices, tiny
 from tests.tiny import assert_close
 from tests.train import sharded_runs
-from tests.train.sharded_runs import CASES, LENGTH, STEPS
+from tests.train.sharded_runs import CASES, LENGTH, SLOW_CASES, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,20 @@ def results(folder):
         return pickle.load(file)
 
 
+@pytest.fixture(scope="module")
+def slow_results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sharded")
+    errors = eight_devices.run("tests.train.sharded_runs", path, "slow")
+    assert "Involuntary full rematerialization" not in errors
+    with open(path / "slow.pickle", "rb") as file:
+        return pickle.load(file)
+
+
 def assert_trees_close(actual, desired, relative):
     jax.tree.map(lambda a, b: assert_close(a, b, relative), actual, desired)
+
+
+ALL = [*CASES, *SLOW_CASES]
 
 
 def parts_by_name(tree):
@@ -51,12 +63,12 @@ def parts_by_name(tree):
 def test_the_cases_cover_what_they_should(results):
     """Every mesh with FAM and with BSWA, with and without microbatches, every kind of heads; eight devices."""
     assert results["devices"] == 8
-    assert all(math.prod(mesh) == 8 for _, mesh, _ in CASES)
+    assert all(math.prod(mesh) == 8 for _, mesh, _ in ALL)
     for mesh in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)):
-        on_mesh = [(model.split()[0], microbatches) for model, sizes, microbatches in CASES if sizes == mesh]
+        on_mesh = [(model.split()[0], microbatches) for model, sizes, microbatches in ALL if sizes == mesh]
         assert {memory for memory, _ in on_mesh} >= {"fam", "bswa"}
         assert {microbatches for _, microbatches in on_mesh} == {1, 2}
-    assert {model.split()[1] for model, _, _ in CASES} == {"multi-head", "grouped", "multi-query"}
+    assert {model.split()[1] for model, _, _ in ALL} == {"multi-head", "grouped", "multi-query"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -64,7 +76,19 @@ def test_training_equals_that_of_one_device(results, case):
     """Losses of ten steps, gradients of the first, weights after the last, the FAM that is passed on, and the
     memories that streams carry: equal to one device's, which takes its batch whole and its logits unchunked.
     Documents, lengths and loss weights differ from row to row."""
+    equals_one_device(results, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW_CASES, ids=str)
+def test_training_on_more_meshes_equals_that_of_one_device(slow_results, case):
+    equals_one_device(slow_results, case)
+
+
+def equals_one_device(results, case):
+    """All that a training gives, and a step that is compiled once: what it returns has the shardings that it takes."""
     got, one = results[case], results[case[0]]
+    assert got["compilations"] == 1
     start = tiny.parameters(sharded_runs.model_config(case[0]))
     # With a gate the base is frozen, and FAM's prompt and LoRA are trained.
     moved = (lambda params: params["fam"]["prompt"]) if case[0].startswith("gate") else (lambda p: p["embedding"])
@@ -79,12 +103,6 @@ def test_training_equals_that_of_one_device(results, case):
     assert got["passed_updates"] == one["passed_updates"]
     assert (got["memory"] is not None) == case[0].startswith("stream")
     assert_trees_close(got["memory"], one["memory"], 2e-5)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_step_is_compiled_once(results, case):
-    """Ten steps, one program: what a step returns has the shardings that it takes."""
-    assert results[case]["compilations"] == 1
 
 
 def test_weights_and_their_moments_are_cut_by_the_rules(results):
@@ -102,7 +120,7 @@ def test_weights_and_their_moments_are_cut_by_the_rules(results):
         frozen = {name for name, part in moments.items() if part is None}
         assert moments == parts | dict.fromkeys(frozen)
         assert bool(frozen) == case[0].startswith("gate")
-    pairs = results["lora grouped", (2, 2, 2), 2]["parts"]["layers"]["lora"]
+    pairs = results["gate grouped", (2, 2, 2), 2]["parts"]["layers"]["lora"]
     # Both axes of the mesh cut every A or B that has heads or the inner width; the others, fsdp.
     assert (pairs["query"]["a"], pairs["query"]["b"]) == ((2, 8, 3), (2, 3, 2, 2))  # [L, D 16, r], [L, r, 4, H 4]
     assert (pairs["output"]["a"], pairs["output"]["b"]) == ((2, 2, 2, 3), (2, 3, 8))

@@ -8,7 +8,7 @@ import pytest
 
 from famjax.config import LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
-from famjax.runtime.mesh import make_mesh
+from famjax.mesh.devices import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import weighted_loss
@@ -67,7 +67,7 @@ def test_random_state_passing_may_begin_late():
         assert float(metrics["loss"]) == pytest.approx(wanted, rel=1e-5)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_noise_on_fam_is_as_strong_as_asked_and_another_one_everywhere(seed):
     """F_1, whose own past has no noise in it, differs from the one without by Gaussian numbers of the given standard
     deviation: others for every row and step, and none without the keys that a training gives."""
@@ -188,7 +188,7 @@ def distilled(microbatches=1):
     return training, jax.jit(make_step(training, tx, mesh)), state, task.batch(0, task.start())[0]
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [2])
 def test_the_teacher_is_the_base_over_its_whole_row(microbatches):
     """Every real token's divergence from the model without FAM and LoRA, with so many segments that a token sees its
     document from the row's beginning: here by that model itself, and a softmax in NumPy."""

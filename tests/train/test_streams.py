@@ -10,7 +10,7 @@ import pytest
 from famjax.attention.positions import Layout
 from famjax.config import DataConfig, OptimizerConfig, TrainConfig
 from famjax.data.batch import Batch
-from famjax.runtime.mesh import make_mesh
+from famjax.mesh.devices import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import cross_entropy

@@ -17,6 +17,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from famjax.config import DTYPES, ConfigError
 from famjax.infer import chat_template as chat
 from famjax.infer.codec import Codec
 from famjax.infer.load import load
@@ -24,7 +25,7 @@ from famjax.infer.prefixes import generate_continuations, score_continuations
 from famjax.infer.scoring import score_documents, useful_rows
 from famjax.infer.settings import Sampling
 from famjax.nn.weights import parameters
-from famjax.runtime.model_dir import split_step
+from famjax.storage.model_dir import split_step
 
 log = logging.getLogger(__name__)
 
@@ -46,17 +47,20 @@ class FamjaxLM(TemplateLM):
       block_size, memory_segments, fam_length: other memory settings than the model's own.
       max_gen_toks: tokens of an answer, at most, where a task does not say.
       seed: of sampling, where a task asks for it.
-      device, max_batch_size, dtype: what the harness hands to every model; they change nothing here.
+      dtype: compute dtype, `float32` or `bfloat16`; None or `auto` as `infer.load` chooses.
+      device, max_batch_size: what the harness hands to every model; they change nothing here.
     """
 
     def __init__(
         self, path: str, batch_size: int | str = ROWS, block_size: int | None = None,
         memory_segments: int | None = None, fam_length: int | None = None, max_gen_toks: int = 256, seed: int = 0,
-        device: Any = None, max_batch_size: Any = None, dtype: Any = None,
+        device: Any = None, max_batch_size: Any = None, dtype: str | None = None,
     ):  # fmt: skip
         super().__init__()
         settings = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
-        self.model = load(path, None, **settings)
+        if dtype not in (None, "auto", *DTYPES):
+            raise ConfigError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        self.model = load(path, None, None if dtype == "auto" else dtype, **settings)
         self.path, self.max_gen_toks, self.seed = str(path), int(max_gen_toks), int(seed)
         self.rows = int(batch_size) if str(batch_size).isdigit() else ROWS
         self.codec = Codec(path, self.model.config.vocab_size)

@@ -10,7 +10,7 @@ import famjax
 from famjax.config import ConfigError
 from famjax.evals.harness.tasks import LISTS, expand
 from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, read
-from famjax.runtime.model_dir import write_text
+from famjax.storage.model_dir import write_text
 
 RESULTS = "lm_eval.json"
 
@@ -30,6 +30,7 @@ class HarnessConfig:
       include_path: a folder with tasks of one's own (YAML).
       cache: a file name for the harness's cache of answers, with which a stopped evaluation goes on; empty is none.
       memory: other memory settings than the model's own.
+      dtype: compute dtype; see `FamjaxLM`.
     """
 
     model_dirs: tuple[str, ...]
@@ -42,6 +43,7 @@ class HarnessConfig:
     include_path: str | None = None
     cache: str = ""
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    dtype: str = "auto"
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
@@ -87,7 +89,7 @@ def _write_as_ours(
     output: Path, entries: list[dict[str, Any]], answers: list[dict[str, list[Sample]]], config: HarnessConfig
 ) -> None:
     """`results.json`, `samples.jsonl` and `report.html` as of any evaluation; models in pairs are printed too."""
-    from famjax.evals import page, report
+    from famjax.evals.reports import page, report
     from famjax.evals.run import side_by_side
 
     side_by_side(entries, answers, (), 0)
@@ -130,7 +132,7 @@ def _of_model(
     from famjax.evals.harness.model import FamjaxLM
     from famjax.evals.run import entry_of
 
-    model = FamjaxLM(path, config.batch_size, **config.memory)
+    model = FamjaxLM(path, config.batch_size, dtype=config.dtype, **config.memory)
     cache = f"{config.cache}-{Path(path).name}" if config.cache else None
     try:
         results = simple_evaluate(

@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from famjax.evals import html
-from famjax.runtime.model_dir import write_bytes, write_text
+from famjax.evals.reports import html
+from famjax.storage.model_dir import write_bytes, write_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

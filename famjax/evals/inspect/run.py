@@ -42,7 +42,7 @@ def run(
       ConfigError: a setting, a model or a text that cannot be used.
     """
     config.validate()
-    model = load(config.model_dir, None, **(memory or {}))
+    model = load(config.model_dir, None, None, **(memory or {}))
     if not model.config.memory.fam_length:
         raise ConfigError(f"{config.model_dir} has no feedback memory (fam_length 0): there is nothing to inspect")
     codec = Codec(config.model_dir, model.config.vocab_size)

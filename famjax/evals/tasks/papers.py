@@ -13,10 +13,10 @@ from typing import Any
 from famjax.config import EvalConfig, SourceConfig
 from famjax.config.text import text_of
 from famjax.data import files, kinds, sources
-from famjax.evals import language
-from famjax.evals.language import Document
 from famjax.evals.metrics import rouge_l, squad_exact_match, squad_f1
+from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Task, Unreadable
+from famjax.evals.tasks.language import Document
 from famjax.evals.tasks.questions import BadRow, Encoder, Question, converted, field, name_of, task, text_field, where
 from famjax.evals.tasks.rows import HUB, ROW_KINDS, TFDS, rows
 from famjax.infer.codec import Codec

@@ -9,7 +9,7 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.evals.inspect.summary import sentences
-from famjax.runtime.checkpoint import save_model
+from famjax.storage.checkpoint import save_model
 from tests import tiny
 
 CONFIG = tiny.config(vocab_size=256, block_size=16, memory_segments=1, fam_length=2)

@@ -1,0 +1,75 @@
+"""Evaluations that were made apart, side by side: what several output directories say, in one table and one page."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import famjax
+from famjax.config import ConfigError
+from famjax.evals.reports import language_report, page, report
+from famjax.evals.run import side_by_side
+from famjax.evals.samples import Sample, read
+from famjax.evals.tasks import language
+
+
+def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
+    """Shows the models of all runs beside each other, in pairs on the examples that both answered.
+
+    Args:
+      runs: output directories of `famjax eval`.
+      output: where `results.json` and `report.html` go; None prints only.
+
+    Raises:
+      ConfigError: a directory without results, or whose answers are gone.
+    """
+    models: list[dict[str, Any]] = []
+    answers: list[dict[str, list[Sample]]] = []
+    for run in runs:
+        for model in _models(run):
+            models.append(model)
+            answers.append(_answers(run, model))
+    _name(models)
+    edges = language.position_edges(models[0]["model"]["memory"]["block_size"])
+    side_by_side(models, answers, edges, 0)
+    told = {"runs": list(runs), "models": models, "version": famjax.__version__, "settings": {"compared": list(runs)}}
+    for name in dict.fromkeys(name for found in answers for name in found):
+        asked = [model for model in models if name in model["tasks"]]
+        if "by_position" in asked[0]["tasks"][name]:
+            language_report.print_table(asked, name)
+        else:
+            report.print_task(asked, name)
+    if output is not None:
+        data, shown = page.write(output, told)
+        print(f"wrote {data} and {shown}")
+    return told
+
+
+def _models(run: str) -> list[dict[str, Any]]:
+    path = Path(run) / report.RESULTS_JSON
+    if not path.is_file():
+        raise ConfigError(f"{run} has no {report.RESULTS_JSON}; name output directories of famjax eval")
+    told = json.loads(path.read_text(encoding="utf-8"))
+    models = told.get("models", []) if isinstance(told, dict) else []
+    if not models or not all("tasks" in model and "fingerprint" in model for model in models):
+        raise ConfigError(f"{path} was not written by this version of famjax eval; evaluate again")
+    return [model | {"run": run} for model in models]
+
+
+def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
+    """Each task's answers of a model, as its results name them."""
+    found = {}
+    for name, told in model["tasks"].items():
+        samples = sorted(read(run, told["key"]), key=lambda sample: sample.id)
+        if not samples:
+            raise ConfigError(f"{run} has no answers of {model['name']} to {name}; they were moved or deleted")
+        found[name] = samples
+    return found
+
+
+def _name(models: list[dict[str, Any]]) -> None:
+    """Models of one name are told apart by their runs; two runs of one model too."""
+    names = [model["name"] for model in models]
+    for model, name in zip(models, names, strict=True):
+        if names.count(name) > 1:
+            model["name"] = f"{Path(model['run']).name}/{name}"

@@ -1,0 +1,62 @@
+"""What language modelling against the position shows: a table and a plot."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from famjax.evals.reports.report import colors, print_wide, value_text
+
+
+def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:
+    """Bits per byte and accuracy of every model, by position, with 95% intervals; the last line is all of it."""
+    what = "held-out texts" if task == "text" else task
+    table = Table(title=f"{what}: bits per byte | next-token accuracy, by position (95% interval)")
+    for column in ("positions", "documents", "tokens"):
+        table.add_column(column, justify="right")
+    for model in models:
+        table.add_column(model["name"], justify="right")
+    for model in models[1:]:
+        table.add_column(f"{models[0]['name']} - {model['name']}, bits per byte", justify="right")
+    rows = [model["tasks"][task]["by_position"] for model in models]
+    for i, first in enumerate(rows[0]):
+        span = "all" if first["to"] is None else f"{first['from']:,} to {first['to'] - 1:,}"
+        cells = [_cell(of_model[i]) for of_model in rows]
+        cells += [gap_text(of_model[i]["less_than_first"]) for of_model in rows[1:]]
+        last_bucket = i + 2 == len(rows[0])
+        table.add_row(span, str(first["documents"]), f"{first['tokens']:,}", *cells, end_section=last_bucket)
+    print_wide(table, 40 + 32 * (2 * len(models)), console)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    bits = {"value": row["bits_per_byte"], "low": row["bits_per_byte_low"], "high": row["bits_per_byte_high"]}
+    return f"{value_text(bits)} | {row['accuracy']:.3f}"
+
+
+def gap_text(gap: dict[str, Any], digits: int = 4) -> str:
+    """ "-0.0250 (-0.0330 to -0.0160)"; without an interval where one document alone was read."""
+    told = f"{gap['mean']:+.{digits}f}"
+    return told if gap["low"] is None else f"{told} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f})"
+
+
+def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> None:
+    """Bits per byte and accuracy against the position in the document, on a logarithmic axis."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.3), dpi=150)
+    for axes, name, label in zip(panels, ("bits_per_byte", "accuracy"), ("bits per byte", "next-token accuracy"),
+                                 strict=True):  # fmt: skip
+        for model, color, marker in zip(models, colors(len(models)), "osD^vPX*" * len(models), strict=False):
+            rows = [row for row in model["tasks"][task]["by_position"] if row["to"] is not None]
+            middle = [(max(row["from"], row["to"] / 4) * row["to"]) ** 0.5 for row in rows]
+            axes.plot(middle, [row[name] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
+            bounds = (np.array([row[f"{name}_{side}"] for row in rows], float) for side in ("low", "high"))  # None: nan
+            axes.fill_between(middle, *bounds, color=color, alpha=0.12, lw=0)
+        axes.set(xscale="log", xlabel="position in the document (tokens)", ylabel=label)
+        axes.set_xscale("log", base=2)
+        axes.grid(alpha=0.3)
+    panels[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,284 @@
+"""`report.html`: what an evaluation says, in one file that needs nothing else: no network, no script.
+
+Everything in it comes from `results.json`. Whatever came from data (paths, prompts, answers) is escaped.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from famjax.evals import reach
+from famjax.evals.reports import charts, html, report
+from famjax.evals.reports.charts import Line, Point
+from famjax.storage.model_dir import write_text
+
+REPORT_HTML = "report.html"
+# Metrics that are no share of 1: their charts find their own range.
+UNBOUNDED = ("bits_per_byte",)
+
+
+def write(folder: str | Path, results: dict[str, Any]) -> tuple[Path, Path]:
+    """`results.json` and the page of it; where they are."""
+    data, shown = Path(folder) / report.RESULTS_JSON, Path(folder) / REPORT_HTML
+    report.write_results(data, results)
+    write_text(shown, page(results))
+    return data, shown
+
+
+def page(results: dict[str, Any]) -> str:
+    """The whole document."""
+    models = results["models"]
+    # A task that a model was not asked is told for the others.
+    names = list(dict.fromkeys(name for model in models for name in model["tasks"]))
+    sections = [
+        _section(name, [(i, model) for i, model in enumerate(models) if name in model["tasks"]]) for name in names
+    ]
+    settings = html.details("of this evaluation", _pre(json.dumps(results.get("settings", {}), indent=2)))
+    about = (
+        f"famjax {results.get('version', '')}. Bands and brackets are 95% intervals: of counted successes Wilson's, of "
+        f"other means by drawing documents anew. Values under a pointer have their number of examples."
+    )
+    title = f"What {_count(len(models), 'model')} made of {_count(len(names), 'task')}"
+    return html.page(title, [_models(models), *sections, html.section("Settings", settings, html.paragraph(about))])
+
+
+def _pre(text: str) -> str:
+    return f"<pre>{html.escaped(text)}</pre>"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _key(number: int, name: str) -> html.Html:
+    return html.Html(f'<span class="key" style="background:{charts.color(number)}"></span>{html.escaped(name)}')
+
+
+def _models(models: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (_key(i, model["name"]), model["label"].split("(", 1)[-1].rstrip(")"), model["fingerprint"][:12],
+         model["model_dir"])
+        for i, model in enumerate(models)
+    ]  # fmt: skip
+    return html.table(("model", "memory", "fingerprint", "directory"), rows)
+
+
+# --- one task -------------------------------------------------------------------------------------
+
+
+def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
+    tasks = [(i, model, model["tasks"][name]) for i, model in models]
+    first = tasks[0][2]
+    asked = (
+        f"{_count(first['n'], 'example')} about {_count(first['documents'], 'document')}, {first['tokens']:,} tokens"
+    )
+    drawn = [*_by_length(name, tasks), *_by_position(tasks), *_by_depth(tasks)]
+    legend = " &nbsp; ".join(_key(i, model["name"]) for i, model, _ in tasks)
+    return html.section(
+        name.replace("_", " "), f"<small>{asked}</small>", _metrics(tasks), _warnings(tasks), _by_reach(tasks),
+        _by_source(tasks),
+        f"<p>{legend}</p>" if drawn else "", html.charts(drawn), _misses(tasks),
+        html.details(f"settings of {name}", _pre(json.dumps(first["settings"], indent=2))),
+    )  # fmt: skip
+
+
+def _number(metric: dict[str, Any], sign: str = "") -> str:
+    value = metric.get("value", metric.get("mean"))
+    told, *ends = (
+        report.number_text(one, sign=sign) for one in (value, metric["low"], metric["high"]) if one is not None
+    )
+    return f"{told} [{ends[0]}, {ends[1]}]" if ends else told
+
+
+def _gap(gap: dict[str, Any] | None) -> str:
+    """A difference in pairs. Where no example differs there is nothing to be drawn anew, and so no interval."""
+    if gap is None:
+        return ""
+    return "the same" if gap["low"] == gap["high"] == 0 else _number(gap, "+")
+
+
+def _metrics(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    """Each metric of each model, and how much more the others have than the first on the same examples."""
+    rows = []
+    compared = any("against_first" in told for _, _, told in tasks)
+    for metric in tasks[0][2]["metrics"]:
+        for i, model, told in tasks:
+            if metric not in told["metrics"]:
+                continue
+            gap = told.get("against_first", {}).get(metric)
+            cells = [_key(i, model["name"]), metric.replace("_", " "), _number(told["metrics"][metric])]
+            cells += [_gap(gap)] if compared else []
+            rows.append([*cells, told["metrics"][metric]["n"]])
+    head = ["model", "metric", "value [95%]", *(["more than the first, in pairs"] if compared else []), "n"]
+    return html.table(head, rows) + _gaps_by_length(tasks)
+
+
+def _by_reach(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    """The first metric by the side of the model's reach on which the needle lies."""
+    metric = next(iter(tasks[0][2]["metrics"]))
+    rows, notes = [], []
+    for i, model, told in tasks:
+        for row in told.get("by_reach", []):
+            within = f"{row['distance'][0]:,} to {row['distance'][1]:,}"
+            side = report.SIDES[row["side"]]
+            rows.append((_key(i, model["name"]), side, within, _number(row["metrics"][metric]), row["n"]))
+        if "reach" in told:
+            notes.append(html.paragraph(f"{model['name']}: {reach.note(told['reach'])}."))
+    if not rows:
+        return ""
+    head = ("model", "the needle lies", "tokens from its start to the question's end",
+            f"{metric.replace('_', ' ')} [95%]", "n")  # fmt: skip
+    return html.table(head, rows) + "".join(notes)
+
+
+def _by_source(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    """The first metric by part of the data set, and length or position."""
+    metric = next(iter(tasks[0][2]["metrics"]))
+    rows = [
+        (_key(i, model["name"]), report.part_text(row), _number(row["metrics"][metric]), row["n"])
+        for i, model, told in tasks for row in told.get("by_source", [])
+    ]  # fmt: skip
+    head = ("model", "part", f"{metric.replace('_', ' ')} [95%]", "n")
+    return html.details("by part of the data set", html.table(head, rows)) if rows else ""
+
+
+def _gaps_by_length(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    """How much more the others have of the first metric than the first model, length by length."""
+    metric = next(iter(tasks[0][2]["metrics"]))
+    rows = []
+    for i, model, told in tasks:
+        for row in told.get("against_first_by_length", []):
+            gap = row["metrics"].get(metric)
+            if gap is None:
+                continue
+            length = f"{row['length']:,} tokens" if "length" in row else f"{row['filler_blocks']:,} blocks of filler"
+            rows.append((_key(i, model["name"]), length, _gap(gap), gap["n"]))
+    if not rows:
+        return ""
+    head = ("model", "length", f"more {metric.replace('_', ' ')} than the first, in pairs", "n")
+    return html.details("in pairs, by length", html.table(head, rows))
+
+
+def _warnings(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    said = []
+    for _, model, told in tasks:
+        cut, bad = told["truncated"], told["unreadable"]
+        notes = [
+            f"{_count(cut['examples'], 'example')} truncated by {cut['tokens']:,} tokens" if cut["examples"] else "",
+            f"{_count(bad['examples'], 'example')} could not be read" if bad["examples"] else "",
+            f"{_count(told['unfinished'], 'answer')} did not end by themselves" if told.get("unfinished") else "",
+            f"{_count(told['empty'], 'answer')} empty" if told.get("empty") else "",
+        ]
+        notes = [note for note in notes if note]
+        reasons = "".join(html.paragraph(f"{one['place']}: {one['reason']}") for one in bad["first"])
+        if notes:
+            said.append(f'<p class="warn">{html.escaped(model["name"])}: {"; ".join(notes)}</p>')
+            said.append(
+                f"<details><summary>what could not be read</summary><ul>{reasons}</ul></details>" if reasons else ""
+            )
+    return "".join(said)
+
+
+def _rows_by_length(name: str, model: dict[str, Any], told: dict[str, Any]) -> list[dict[str, Any]]:
+    """`by_length`, also of the pass key, which tells filler instead."""
+    if name != "passkey" or "passkey" not in model:
+        return list(told.get("by_length", []))
+    return [
+        {"length": row["filler_tokens"], "fam_updates": row["fam_updates"], "n": row["documents"],
+         "metrics": {"exact_match": {"value": row["exact_match"], "low": row["low"], "high": row["high"],
+                                     "n": row["documents"]}}}
+        for row in model["passkey"]
+    ]  # fmt: skip
+
+
+def _by_length(name: str, tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
+    metric = next(iter(tasks[0][2]["metrics"]))
+    what = metric.replace("_", " ")
+    by_length = [(model["name"], _rows_by_length(name, model, told)) for _, model, told in tasks]
+    if not by_length[0][1]:
+        return []
+    drawn = []
+    unit = "filler (tokens)" if name == "passkey" else "length (tokens)"
+    updates = "updates of FAM between needle and question"
+    x_of_updates = [
+        (model, [row | {"x": row["fam_updates"]} for row in rows] if name == "passkey"
+         else [row | {"x": row["updates_from"]} for row in told.get("by_updates", [])])
+        for (model, rows), (_, _, told) in zip(by_length, tasks, strict=True)
+    ]  # fmt: skip
+    for title, label, curves in (
+        (
+            f"{what} by length",
+            unit,
+            [(model, [row | {"x": row["length"]} for row in rows]) for model, rows in by_length],
+        ),
+        (f"{what} by updates of FAM", updates, x_of_updates),
+    ):
+        lines = [
+            Line(model, [_point(row["x"], row["metrics"][metric], label) for row in rows]) for model, rows in curves
+        ]
+        drawn.append((title, charts.lines(lines, label, what, metric not in UNBOUNDED)))
+    return drawn
+
+
+def _point(x: float, metric: dict[str, Any], label: str) -> Point:
+    told = f"{x:,.0f} {label}: {_number(metric)}, n {metric['n']}"
+    return Point(x, metric["value"], metric["low"], metric["high"], told)
+
+
+def _by_depth(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
+    """A heat map for each model: where in the text the needle was, and how long the text."""
+    metric = next(iter(tasks[0][2]["metrics"]))
+    drawn = []
+    for _, model, told in tasks:
+        rows = told.get("by_depth", [])
+        of = "length" if rows and "length" in rows[0] else "source"  # a part of the data set instead
+        depths, lengths = (sorted({row[name] for row in rows}) for name in ("depth", of))
+        if len(depths) < 2:
+            continue
+        found = {(row["depth"], row[of]): row["metrics"][metric] for row in rows}
+        named = (lambda length: f"{length:,} tokens") if of == "length" else str
+        values = [[found[depth, length]["value"] if (depth, length) in found else None for length in lengths]
+                  for depth in depths]  # fmt: skip
+        notes = [[f"{named(length)}, depth {depth:.0%}: {_number(one)}, n {one['n']}" if one else ""
+                  for length in lengths for one in (found.get((depth, length)),)] for depth in depths]  # fmt: skip
+        svg = charts.heat_map(
+            [f"{depth:.0%}" for depth in depths],
+            [charts.in_units(length) if of == "length" else length for length in lengths], values, notes,
+            "length (tokens)" if of == "length" else "", "depth of the needle",
+        )  # fmt: skip
+        drawn.append((f"{model['name']}: {metric.replace('_', ' ')} by place of the needle", svg))
+    return drawn
+
+
+def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
+    drawn = []
+    for metric, what in (("accuracy", "next-token accuracy"), ("bits_per_byte", "bits per byte")):
+        lines = []
+        for _, model, told in tasks:
+            rows = [row for row in told.get("by_position", []) if row["to"] is not None]
+            points = []
+            for row in rows:
+                middle = (max(row["from"], row["to"] / 4) * row["to"]) ** 0.5
+                place = f"positions {row['from']:,} to {row['to'] - 1:,}"
+                low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+                between = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+                told_here = f"{place}: {row[metric]:.4f}{between}, {_count(row['documents'], 'document')}"
+                points.append(Point(middle, row[metric], low, high, told_here))
+            lines += [Line(model["name"], points)] if points else []
+        if lines:
+            label = "position in the document (tokens)"
+            drawn.append((f"{what} by position", charts.lines(lines, label, what, from_zero_to_one=False)))
+    return drawn
+
+
+def _misses(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
+    shown = []
+    for i, model, told in tasks:
+        for miss in told.get("misses", []):
+            what = "log probability" if told["kind"] == "score" else "answer"
+            answer = f"{what}: {miss['answer']}\n"
+            wanted = f"{answer}wanted: {', '.join(miss['targets'])}"
+            shown.append(f"<h3>{_key(i, model['name'])}, {html.escaped(miss['id'])}</h3>")
+            shown.append(_pre("... " + miss["prompt"]) + _pre(wanted))
+    return html.details("some that were missed", *shown) if shown else ""

@@ -1,0 +1,195 @@
+"""Results for people: a table, `results.json`, and the plot of the paper's Fig. 3a."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+from famjax.evals import reach
+from famjax.storage.model_dir import write_text
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
+LARGE = 1e5
+
+
+def write_results(path: str | Path, results: dict[str, Any]) -> None:
+    """`results.json`, whole or not at all."""
+    write_text(path, json.dumps(results, indent=2) + "\n")
+
+
+def print_table(models: list[dict[str, Any]], console: Console | None = None) -> None:
+    """Exact match of every model at every length, with 95% intervals."""
+    found = [model.get("tasks", {}).get("passkey", {}) for model in models]
+    caption = " | ".join(_reach_notes(models, found))
+    table = Table(title="pass key: exact match over all alignments (95% interval)", caption=caption or None)
+    for column in ("filler blocks", "filler tokens", "FAM updates", "documents"):
+        table.add_column(column, justify="right")
+    for model in models:
+        table.add_column(model["name"], justify="right")
+    for rows in zip(*(model["passkey"] for model in models), strict=True):
+        first = rows[0]
+        same = {row["filler_tokens"] for row in rows}
+        tokens = " / ".join(f"{t:,.0f}" for t in sorted(same))
+        cells = [f"{row['exact_match']:.3f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
+        updates = f"{first['fam_updates']:.0f}"
+        table.add_row(str(first["filler_blocks"]), tokens, updates, str(first["documents"]), *cells)
+    _add_reach(table, found, "exact_match", 4)
+    print_wide(table, 40 + 24 * (len(models) + 2), console)
+
+
+def print_task(models: list[dict[str, Any]], task: str, console: Console | None = None) -> None:
+    """A task's first metric of every model, by length where there are lengths, and what went wrong with examples."""
+    told = [model["tasks"][task] for model in models]
+    metric = next(iter(told[0]["metrics"]))
+    caption = " | ".join([*_notes(models, task), *_reach_notes(models, told)])
+    table = Table(title=f"{task}: {metric.replace('_', ' ')} (95% interval)", caption=caption)
+    for column in ("length", "FAM updates", "examples"):
+        table.add_column(column, justify="right")
+    for model in models:
+        table.add_column(model["name"], justify="right")
+    for rows in zip(*(one.get("by_length", []) for one in told), strict=True):
+        first = rows[0]
+        numbers = f"{first['length']:,}", f"{first['fam_updates']:.0f}", str(first["n"])
+        table.add_row(*numbers, *(value_text(row["metrics"][metric]) for row in rows))
+    _add_sources(table, told, metric)
+    _add_reach(table, told, metric, 3)
+    if told[0].get("by_length") or told[0].get("by_source"):
+        table.add_section()
+    for i, name in enumerate(told[0]["metrics"]):
+        if i or len(told[0].get("by_length", [])) != 1:
+            label = "all" if not i else name.replace("_", " ")
+            cells = [value_text(one["metrics"][name]) for one in told if name in one["metrics"]]
+            table.add_row(label, "", str(told[0]["n"]), *cells)
+    print_wide(table, 40 + 24 * (len(models) + 2), console)
+
+
+def _add_sources(table: Table, told: list[dict[str, Any]], metric: str) -> None:
+    """Rows of the first metric by part of the data set, such as `qa1`, and length or position."""
+    by_part = [{part_text(row): row for row in one.get("by_source", [])} for one in told]
+    if any(by_part):
+        table.add_section()
+    for part in dict.fromkeys(part for rows in by_part for part in rows):
+        first = next(rows[part] for rows in by_part if part in rows)
+        cells = [value_text(rows[part]["metrics"][metric]) if part in rows else "" for rows in by_part]
+        table.add_row(part, f"{first['fam_updates']:.0f}", str(first["n"]), *cells)
+
+
+def part_text(row: dict[str, Any]) -> str:
+    """ "qa1, 4,096"; "75 keys, position 18"."""
+    more = [f"{row['length']:,}"] if "length" in row else []
+    more += [f"position {row['position']}"] if "position" in row else []
+    return ", ".join([row["source"], *more])
+
+
+# Sides of a model's reach (`evals/reach.py`), as tables call them.
+SIDES = {
+    reach.INSIDE: "inside the reach of one layer", reach.PARTLY: "partly inside", reach.OUTSIDE: "outside it",
+    reach.BEYOND: "of these, beyond all layers",
+}  # fmt: skip
+
+
+def _add_reach(table: Table, told: list[dict[str, Any]], metric: str, columns: int) -> None:
+    """Rows of a metric by the side of the reach on which the needle lies; models may differ in their reach, so each
+    cell has its own n."""
+    sides = [{row["side"]: row for row in one.get("by_reach", [])} for one in told]
+    if not any(sides):
+        return
+    table.add_section()
+    for side, label in SIDES.items():
+        if side == reach.PARTLY and not any(side in rows for rows in sides):
+            continue
+        cells = [
+            f"{value_text(rows[side]['metrics'][metric])}, n {rows[side]['n']}" if side in rows else "n 0"
+            for rows in sides
+        ]
+        table.add_row(label, *[""] * (columns - 1), *cells)
+
+
+def _reach_notes(models: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[str]:
+    """How far each model reaches, once for models that reach as far."""
+    names: dict[str, list[str]] = {}
+    for model, one in zip(models, told, strict=True):
+        if "reach" in one:
+            names.setdefault(reach.note(one["reach"]), []).append(model["name"])
+    return [f"{', '.join(same)}: {text}" for text, same in names.items()]
+
+
+def value_text(metric: dict[str, Any]) -> str:
+    """ "0.812 (0.75-0.86)"; without an interval where one document alone was asked about."""
+    if metric["low"] is None:
+        return number_text(metric["value"])
+    return f"{number_text(metric['value'])} ({number_text(metric['low'], 2)}-{number_text(metric['high'], 2)})"
+
+
+def number_text(value: float, digits: int = 3, sign: str = "") -> str:
+    """ "0.812"; "1.23e+07" for what is too large to be read otherwise."""
+    return f"{value:{sign}.{digits}f}" if abs(value) < LARGE else f"{value:{sign}.{digits}e}"
+
+
+def _notes(models: list[dict[str, Any]], task: str) -> list[str]:
+    """What of the examples was not as it should be, for each model that it concerns."""
+    notes = []
+    for model in models:
+        told = model["tasks"][task]
+        counts = {
+            "truncated": told["truncated"]["examples"],
+            "unreadable": told["unreadable"]["examples"],
+            "did not end by themselves": told.get("unfinished", 0),
+            "empty answers": told.get("empty", 0),
+        }
+        for part, count in told["settings"].get("without_room", {}).items():
+            counts[f"questions of {part} without room in the shortest length"] = count
+        said = [f"{count} {what}" for what, count in counts.items() if count]
+        notes += [f"{model['name']}: {', '.join(said)}"] if said else []
+    return notes
+
+
+def print_wide(table: Table, width: int, console: Console | None = None) -> None:
+    """Prints a table; a file or a pipe, which has no width to keep to, gets all of it side by side."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = width
+    console.print(table)
+
+
+def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
+    """Exact match against filler tokens, on a logarithmic axis, one curve a model, with intervals."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), dpi=150)
+    for model, color, marker in zip(models, colors(len(models)), "osD^vPX*" * len(models), strict=False):
+        rows = model["passkey"]
+        tokens = [row["filler_tokens"] for row in rows]
+        axes.plot(tokens, [row["exact_match"] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
+        low, high = [row["low"] for row in rows], [row["high"] for row in rows]
+        axes.fill_between(tokens, low, high, color=color, alpha=0.15, lw=0)
+    trained = max((model.get("trained_filler_tokens") or 0 for model in models), default=0)
+    if trained:
+        axes.axvline(trained, color="0.5", ls="--", lw=1)
+        axes.annotate("gradients reach in training", (trained, 0.5), xytext=(4, 0), textcoords="offset points",
+                      fontsize=8, color="0.35", rotation=90, va="center")  # fmt: skip
+    axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="filler (tokens)", ylabel="exact match of the pass key")
+    _second_axis(axes, models[0]["passkey"])
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def colors(count: int) -> list[Any]:
+    """A color for each curve of a plot."""
+    return [plt.get_cmap("tab10")(i % 10) for i in range(count)]
+
+
+def _second_axis(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """How many updates of FAM each length means, along the top."""
+    top = axes.secondary_xaxis("top")
+    top.set_xscale("log")
+    top.set_xticks([row["filler_tokens"] for row in rows], [f"{row['fam_updates']:.0f}" for row in rows], fontsize=8)
+    top.minorticks_off()
+    top.set_xlabel("updates of FAM between key and question", fontsize=9)

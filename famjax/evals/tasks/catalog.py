@@ -1,0 +1,83 @@
+"""All tasks by name. Nothing is registered by imports: this table is all there is, and seqio's tasks by theirs."""
+
+import importlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from famjax.config import EvalConfig
+from famjax.config.checks import one_of
+from famjax.evals.tasks.base import Task
+from famjax.infer.codec import Codec
+
+
+class Entry(NamedTuple):
+    """A task.
+
+    Attributes:
+      module, function: what makes it, in this folder: a function of (name, config, codec).
+      summary: for the list.
+      needs: what `--data` must name; empty where nothing is needed.
+    """
+
+    module: str
+    function: str
+    summary: str
+    needs: str = ""
+
+
+TASKS = {
+    "passkey": Entry("passkey", "task", "the paper's pass key at the start, at every alignment of filler and block"),
+    "text": Entry("language", "task", "bits per byte and next-token accuracy of texts by position", "texts"),
+    "passkey_depth": Entry("needles", "pass_key", "the pass key (paper) at any depth, exact match of its digits"),
+    "niah_single": Entry("needles", "needles", "a needle in a haystack (RULER)"),
+    "niah_multikey": Entry("needles", "needles", "one needle asked for among four (RULER)"),
+    "niah_multivalue": Entry("needles", "needles", "four values of one key, all asked for (RULER)"),
+    "niah_multiquery": Entry("needles", "needles", "four keys, all asked for (RULER)"),
+    "variable_tracking": Entry("tracking", "variable_tracking", "a chain of five variables (RULER)"),
+    "common_words": Entry("tracking", "common_words", "the ten most common words of a list (RULER)"),
+    "frequent_words": Entry("tracking", "frequent_words", "the three most frequent words of a text (RULER)"),
+    "babi": Entry("babi", "babi", "bAbI's facts hidden in a text (BABILong)", "files of bAbI"),
+    "kv_retrieval": Entry("benchmarks", "kv_retrieval", "the value of a key in JSON (Lost in the Middle)", "its files"),
+    "lambada": Entry("benchmarks", "lambada", "the last word of a passage, accuracy and perplexity", "LAMBADA"),
+    "piqa": Entry("benchmarks", "piqa", "two ways to reach a goal, ranked", "PIQA"),
+    "wikitext": Entry("benchmarks", "wikitext", "pages of Wikipedia, perplexity by word and byte", "WikiText"),
+    "qmsum": Entry("benchmarks", "qmsum", "queries about meetings, ROUGE-L", "QMSum"),
+    "narrative_qa": Entry("papers", "narrative_qa", "questions about books and scripts, ROUGE-L", "NarrativeQA"),
+    "qasper": Entry("papers", "qasper", "questions about papers, ROUGE-L and F1", "SCROLLS' Qasper"),
+    "quality": Entry("papers", "quality", "four answers to a question about a long text, ranked", "QuALITY"),
+    "xlsum": Entry("papers", "xlsum", "a summary of a news text, ROUGE-L", "XL-Sum"),
+    "pg19": Entry("papers", "texts", "books, next-token accuracy and bits per byte by position", "PG-19"),
+    "isabelle": Entry("papers", "texts", "formal proofs, likewise", "theories of the AFP"),
+    "recall": Entry("recall", "associative_recall", "pairs of word and number, one word asked for"),
+    "copy": Entry("recall", "copy", "sixteen words, filler, and the words again"),
+}
+
+
+def check(names: Iterable[str], config: EvalConfig) -> None:
+    """Raises `ConfigError` on a name that is no task's. Names with `seqio:` in front, and all where modules are
+    named, are seqio's to judge."""
+    for name in names:
+        if not is_seqios(name, config):
+            one_of("MIXTURE_OR_TASK_NAME", name, tuple(TASKS))
+
+
+def is_seqios(name: str, config: EvalConfig) -> bool:
+    """A name that seqio is asked for; to ask costs seconds, and gigabytes of packages."""
+    return name.startswith("seqio:") or (name not in TASKS and bool(config.modules))
+
+
+def make(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
+    """The task of a name, for a model of this vocabulary and block size.
+
+    Raises:
+      ConfigError: its settings or data cannot be used.
+    """
+    check([name], config)
+    if is_seqios(name, config):
+        seqios: Task = importlib.import_module("famjax.evals.tasks.seqio_task").task(name, config, codec)
+        return seqios
+    entry = TASKS[name]
+    module = importlib.import_module(f"famjax.evals.tasks.{entry.module}")
+    more = {"block_size": block_size} if name == "passkey" else {}
+    task: Task = getattr(module, entry.function)(name, config, codec, **more)
+    return task

@@ -1,0 +1,1 @@
+"""The mesh of devices, and what lies where on it."""

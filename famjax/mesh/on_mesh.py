@@ -1,0 +1,154 @@
+"""Parts of a program that each device runs on its own rows, with communication where it is written down.
+
+The compiler cuts most of a program by itself (`sharding.py`). What a layer or the loss does in a loop (FAM block after
+block, logits chunk after chunk) it would gather weights for, and add gradients up over devices, turn by turn. Here
+weights are gathered once, in front, and their gradients are summed on each device first and over devices once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from famjax.mesh import sharding
+from famjax.mesh.sharding import RULES, is_axes, partition_spec
+
+ROWS = RULES["batch"]  # the mesh axes that cut rows; `tensor` is left to the compiler
+WHOLE = PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+    """What a model needs to know of the mesh that it runs on."""
+
+    mesh: Mesh
+
+    @property
+    def platform(self) -> str:
+        """Of its devices: `tpu`, `gpu`, `cpu`."""
+        return str(self.mesh.devices.flat[0].platform)
+
+    @property
+    def row_shards(self) -> int:
+        """Into how many parts rows are cut."""
+        return sharding.batch_shards(self.mesh)
+
+    def constrain(self, tree: Any, axes: Any) -> Any:
+        """Arrays sharded by the rules from here on."""
+        return sharding.constrain(tree, axes, self.mesh)
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """Within `by_rows`: activations [..., rows, D] sharded over `tensor` along their rows, if they divide."""
+        spec = partition_spec((*(None,) * (x.ndim - 2), "tokens", None), x.shape, self.mesh)
+        return jax.lax.with_sharding_constraint(x, spec) if any(spec) else x
+
+    def whole(self, x: jax.Array) -> jax.Array:
+        """Within `by_rows`: activations replicated over `tensor`, so that heads and inner width can be sharded."""
+        return jax.lax.with_sharding_constraint(x, WHOLE) if self.mesh.shape["tensor"] > 1 else x
+
+    def per_device(self, f: Callable[..., Any], in_axes: Any, out_axes: Any, inside: bool = False) -> Any:
+        """`f` on each device's part of its arguments, for what the compiler cannot cut at all (kernels).
+
+        Args:
+          f: its result depends, part by part, on the parts of its arguments alone.
+          in_axes: for each argument the names of its axes, or a tree of them; None for None.
+          out_axes: of the result, which has the shape of the first argument.
+          inside: it is called within `by_rows`, where rows are cut already.
+        """
+
+        def run(*args: Any) -> Any:
+            kept = lambda name: None if inside and name == "batch" else name
+            spec = lambda names, x: partition_spec(tuple(map(kept, names)), x.shape, self.mesh)
+            if inside and self.mesh.shape["tensor"] == 1:
+                return f(*args)
+            where: Any = {"axis_names": {"tensor"}} if inside else {"mesh": self.mesh}
+            in_specs = jax.tree.map(spec, in_axes, args, is_leaf=is_axes)
+            return jax.shard_map(
+                f, in_specs=in_specs, out_specs=spec(out_axes, args[0]), check_vma=False, **where
+            )(*args)  # fmt: skip
+
+        return run
+
+    def by_rows(self, f: Callable[..., Any], axes: Any, dtype: str, in_rows: Any, out_rows: Any) -> Any:
+        """`f(weights, *args)` on each device's rows, its weights made whole along the axes that `fsdp` cuts.
+
+        Gathered they are in the compute dtype, half the bytes, and have their own type again, which costs
+        nothing (every use rounds to the compute dtype). Gradients add up in the weights' own dtype.
+
+        Args:
+          f: on rows. What it gives of no row in particular must be the same for all, or a sum over rows.
+          axes: the names of the weights' axes.
+          dtype: the compute dtype.
+          in_rows, out_rows: trees of ints: which axis of an array is its rows, which are split; -1: arguments are
+            whole, results are one device's.
+        """
+        mesh = self.mesh
+        names = set(mesh.axis_names) if mesh.shape["tensor"] == 1 else set(ROWS)
+        place = lambda tree: jax.tree.map(lambda axis: _spec((axis, ROWS if axis >= 0 else ())), tree)
+
+        def run(weights: Any, *args: Any) -> Any:
+            cut = jax.tree.map(lambda name, w: _cut_by_rows(name, w.shape, mesh), axes, weights, is_leaf=is_axes)
+            specs = jax.tree.map(_spec, cut, is_leaf=_is_place)
+
+            def on_device(weights: Any, *args: Any) -> Any:
+                with jax.named_scope("weights"):
+                    whole = jax.tree.map(lambda at, w: gather(w, at, dtype), cut, weights, is_leaf=_is_place)
+                return f(whole, *args)
+
+            return jax.shard_map(
+                on_device, mesh=mesh, in_specs=(specs, *place(in_rows)), out_specs=place(out_rows), axis_names=names,
+                check_vma=False,
+            )(weights, *args)  # fmt: skip
+
+        return run
+
+
+def placement(mesh: Mesh) -> OnMesh | None:
+    """How a model runs on a mesh; None: on the one device that it would run on anyway."""
+    one = OnMesh(mesh)
+    return None if mesh.size == 1 and one.platform == jax.default_backend() else one
+
+
+# Of a weight: the axis that is cut by rows' mesh axes, and by which of them. (-1, ()) if none is.
+Place = tuple[int, tuple[str, ...]]
+
+
+def _is_place(x: Any) -> bool:
+    return type(x) is tuple and len(x) == 2 and isinstance(x[0], int)
+
+
+def _cut_by_rows(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> Place:
+    for i, entry in enumerate(partition_spec(names, shape, mesh)):
+        cut = tuple(name for name in (entry if isinstance(entry, tuple) else (entry,)) if name in ROWS)
+        if cut:
+            return i, cut
+    return -1, ()
+
+
+def _spec(place: Place) -> PartitionSpec:
+    axis, cut = place
+    return PartitionSpec(*(None,) * axis, cut) if cut else WHOLE
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(weight: Any, place: Place, dtype: str) -> Any:
+    """A weight whole again, within `OnMesh.by_rows`."""
+    axis, cut = place
+    rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms work in float32
+    whole = jax.lax.all_gather(rounded, cut, axis=axis, tiled=True) if cut else rounded
+    return whole.astype(weight.dtype)
+
+
+def _gather_forward(weight: Any, place: Place, dtype: str) -> tuple[Any, None]:
+    return gather(weight, place, dtype), None
+
+
+def _gather_backward(place: Place, dtype: str, _: None, gradient: Any) -> tuple[Any]:
+    axis, cut = place
+    return (jax.lax.psum_scatter(gradient, cut, scatter_dimension=axis, tiled=True) if cut else gradient,)
+
+
+gather.defvjp(_gather_forward, _gather_backward)

@@ -1,0 +1,347 @@
+"""Models and trainings read from disk, below a model directory (`storage/steps.py`, `storage/model_dir.py` say what is
+there). `storage/writer.py` writes while a training goes on; `save_model` here writes a model once.
+
+A damaged step is named, and the one before it is read.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.storage import arrays, lock, steps
+from famjax.storage import base as bases
+from famjax.storage.base import Base
+from famjax.storage.model_dir import read_config, split_step
+from famjax.storage.quiet import quiet
+from famjax.storage.steps import PROGRESS, TRAINING, WEIGHTS, latest_step
+from famjax.storage.writer import Keep, Writer, first_line
+
+__all__ = [
+    "FAM", "Restored", "latest_step", "load_model", "load_training", "newest_training", "override_memory",
+    "restore_training", "save_model",
+]  # fmt: skip
+
+# Of the tree of weights, what belongs to FAM: {"prompt": [F, D]} or {"prefix": [L, F, D]}.
+FAM, GATE = "fam", "gate"
+
+Tree = Mapping[str, Any]
+# From a configuration to the shapes (`jax.ShapeDtypeStruct`) of its weights; the model knows them.
+Shapes = Callable[[ModelConfig], Tree]
+
+
+class Damaged(Exception):
+    """A step cannot be read; the message names the file, or says what reading it told."""
+
+
+class Restored(NamedTuple):
+    """A training as it was after `step` steps: its weights, its other arrays, and its JSON."""
+
+    step: int
+    params: dict[str, Any]
+    training: Any
+    progress: dict[str, Any]
+
+
+def save_model(
+    model_dir: str | Path, config: ModelConfig, params: Tree, *, step: int | None = None,
+    training: Any = None, progress: dict[str, Any] | None = None, keep: int = 1,
+) -> int:  # fmt: skip
+    """Writes a model, and returns the step under which its weights now are, whole.
+
+    Args:
+      model_dir: made where there is none.
+      config: goes into `model.json`.
+      params: the weights, as `nn.weights.parameters` gives them.
+      step: steps trained, more than at the last save; None counts on from there.
+      training: any other tree of arrays (optimizer state).
+      progress: any small JSON object.
+      keep: how many steps stay.
+
+    Raises:
+      ConfigError: the directory holds another model, with weights of other shapes, or a training is at
+        work in it, or it cannot be written.
+    """
+    root = Path(model_dir).absolute()
+    newest = latest_step(root)
+    there = None
+    if newest is not None and not steps.damage(root, newest, [WEIGHTS]):
+        there = _stored_shapes(steps.step_dir(root, newest) / WEIGHTS)
+    if there is not None and (difference := arrays.difference(arrays.shapes(params), there)):
+        raise ConfigError(f"{model_dir} holds another model ({difference}); choose an empty directory")
+    if step is None:
+        step = 0 if newest is None else newest + 1
+    elif newest is not None and step <= newest:
+        raise ConfigError(f"{model_dir} already has step {newest}; step {step} would be lost behind it")
+    with lock.held(root), Writer(root, config, Keep(last=keep)) as writer:
+        writer.save(step, params, training, progress)
+    return step
+
+
+def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> tuple[ModelConfig, dict[str, Any]]:
+    """A model's configuration and weights, of its newest whole step.
+
+    Where the newest step is damaged, a line on standard error says so, and the one before it is read.
+
+    Args:
+      model_dir: a directory that `save_model` or a training wrote, or one of its steps: DIR/checkpoints/400,
+        DIR/checkpoints/best.
+      shapes: tells the weights that a configuration implies; those on disk are held against them. Where
+        these have shardings, the weights are read straight to their places on that mesh, whatever mesh
+        wrote them; else they go to one device.
+      memory: settings of `MemoryConfig` that shall differ from `model.json`; None changes nothing.
+        A shorter `fam_length` takes the last rows of the prompt, which keep their positions; 0 takes none.
+
+    Raises:
+      ConfigError: no model directory, no whole step (or not the one that is named), weights of other shapes
+        than `model.json` implies, or a memory that these weights cannot have.
+    """
+    stored = read_config(model_dir)
+    config = override_memory(stored, **memory)
+    root, named = split_step(model_dir)
+    root = root.absolute()
+    read = lambda step: _load_weights(root, step, shapes(stored))
+    step, params, damaged = _newest_whole(root, read, [WEIGHTS], named)
+    if step is None:
+        raise ConfigError(_no_weights(root, named, damaged))
+    if damaged:
+        _warn(_told(root, damaged) + f"; using step {step}, the one before")
+    F = config.memory.fam_length
+    if FAM in params and stored.memory.fam_length > F:
+        fam = params.pop(FAM)
+        if F:
+            params[FAM] = {name: x if name == GATE else x[..., -F:, :] for name, x in fam.items()}
+    return config, params
+
+
+def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
+    """`config` with other memory settings, where weights of `config` allow it. Raises `ConfigError` if not."""
+    changes = {name: value for name, value in memory.items() if value is not None}
+    has, asked = config.memory.fam_length, changes.get("fam_length", 0)
+    if asked > has:
+        reason = f"the model's FAM has {has} rows" if has else "the model was trained without FAM"
+        raise ConfigError(
+            f"fam_length {asked} is not possible: {reason}; use at most {has}, or train further with "
+            f"--gin.FAM_LENGTH={asked} and INITIAL_CHECKPOINT_PATH"
+        )
+    changed: MemoryConfig = dataclasses.replace(config.memory, **changes)  # type: ignore[arg-type]
+    new = dataclasses.replace(config, memory=changed)
+    new.validate()
+    return new
+
+
+def restore_training(model_dir: str | Path, weights: Tree, training: Any) -> tuple[Restored | None, str]:
+    """The newest whole step of a training, and what is damaged behind it, in words; (None, "") where none was saved.
+
+    Args:
+      model_dir: the training's.
+      weights, training: trees of arrays, or of their shapes with shardings (`jax.ShapeDtypeStruct`), as they
+        were saved; the mesh may be another than the one that wrote them, and so may the number of processes.
+
+    Raises:
+      ConfigError: no step is whole, or they were written by a training of other settings or by none.
+    """
+    root = Path(model_dir).absolute()
+    if not steps.all_steps(root):
+        return None, ""
+    read = lambda step: Restored(step, _load_weights(root, step, weights), *_load_training(root, step, training))
+    step, restored, damaged = _newest_whole(root, read, [WEIGHTS, TRAINING, PROGRESS])
+    if step is None and not any((steps.step_dir(root, step) / TRAINING).is_dir() for step in steps.all_steps(root)):
+        raise ConfigError(
+            f"{model_dir} holds a model that no training wrote; name it as INITIAL_CHECKPOINT_PATH, and train into "
+            f"another MODEL_DIR"
+        )
+    if step is None:
+        raise ConfigError(f"{_told(root, damaged)}; restore one from a copy, or train into another MODEL_DIR")
+    return restored, _told(root, damaged) if damaged else ""
+
+
+def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    """(step, training, progress) of the newest step, or None where there is none. See `restore_training`."""
+    root = Path(model_dir).absolute()
+    step = newest_training(root)
+    return None if step is None else (step, *_load_training(root, step, like))
+
+
+def newest_training(model_dir: str | Path) -> int | None:
+    """The newest step that a training wrote, damaged or not, or None."""
+    root = Path(model_dir).absolute()
+    return max(
+        (step for step in steps.all_steps(root) if (steps.step_dir(root, step) / TRAINING).is_dir()), default=None
+    )
+
+
+# --- the newest whole step ------------------------------------------------------------------------
+
+
+def _newest_whole(
+    root: Path, read: Callable[[int], Any], parts: Iterable[str], named: int | None = None
+) -> tuple[int | None, Any, dict[int, str]]:
+    """(step, what `read` made of it, {damaged step: what is wrong}); step None where none is whole.
+
+    Steps are listed anew each time: a training may save and delete while we read. In a job of several
+    processes the first one decides, so that all read the same.
+    """
+    parts, damaged = list(parts), dict[int, str]()
+    while True:
+        step = None
+        if jax.process_index() == 0:
+            step = next(
+                (n for n in _candidates(root, named) if n not in damaged and _whole(root, n, parts, damaged)), None
+            )
+        if jax.process_count() > 1:
+            agreed = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
+            step = None if agreed < 0 else agreed
+        if step is None:
+            return None, None, damaged
+        with quiet():
+            try:
+                return step, read(step), damaged
+            except Damaged as error:
+                if jax.process_count() > 1:  # the others may have read their parts
+                    raise ConfigError(f"{error}; restore it from a copy, or delete that step") from error
+                damaged[step] = str(error)
+                time.sleep(0.1)  # for the threads that still have something to complain of
+
+
+def _candidates(root: Path, named: int | None) -> list[int]:
+    return steps.all_steps(root)[::-1] if named is None else [named]
+
+
+def _whole(root: Path, step: int, parts: list[str], damaged: dict[int, str]) -> bool:
+    problem = steps.damage(root, step, parts)
+    if problem and steps.step_dir(root, step).is_dir():  # else deleted since it was listed
+        damaged[step] = problem
+    return not problem
+
+
+def _told(root: Path, damaged: dict[int, str]) -> str:
+    """Which steps are damaged and how."""
+    first, *more = (f"step {step} ({problem})" for step, problem in sorted(damaged.items(), reverse=True))
+    also = f", as {'are' if len(more) > 1 else 'is'} {', '.join(more)}" if more else ""
+    return f"{root}: {first} is damaged{also}"
+
+
+def _no_weights(root: Path, named: int | None, damaged: dict[int, str]) -> str:
+    if len(damaged) == 1:
+        (problem,) = damaged.values()
+        return f"{problem}; restore the weights from a copy"
+    if damaged:
+        return f"{_told(root, damaged)}; restore one of them from a copy"
+    if named is not None:
+        there = ", ".join(map(str, steps.all_steps(root))) or "none"
+        return f"{root} has no step {named}; there is {there}"
+    return f"{root} has a model.json but no weights; was its training stopped before the first save?"
+
+
+def _warn(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+# --- Orbax ----------------------------------------------------------------------------------------
+
+
+def _load_weights(root: Path, step: int, target: Tree) -> dict[str, Any]:
+    """Raises `Damaged`, or `ConfigError` where the weights, or those of the base, are others than `target`."""
+    folder = steps.step_dir(root, step) / WEIGHTS
+    there = _stored_shapes(folder)
+    if there is None:
+        raise Damaged(f"the weights in {folder.parent} are damaged")
+    base = bases.checked(root)
+    own = target if base is None else bases.part(target, there.__contains__)
+    if difference := arrays.difference(arrays.shapes(own), there):
+        raise ConfigError(f"the weights in {root} do not fit its model.json: {difference}")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = dict(checkpointer.restore(folder, jax.tree.map(_with_place, own)))
+    except Exception as error:
+        raise Damaged(f"the weights in {folder.parent} are damaged: {first_line(error)}") from error
+    if base is None:
+        return params
+    return bases.joined(params, _load_base(base, bases.part(target, lambda path: path not in there)))
+
+
+def _load_base(base: Base, target: Tree) -> dict[str, Any]:
+    """The weights of `target` that a fine-tuned model has from its base, in the types of `target`, rounded as
+    `train/initial.py` did when the training started. Raises `ConfigError`: another step of the fine-tuned model
+    would have the same base."""
+    folder = base.folder / WEIGHTS
+    there, below = _stored_leaves(folder), bases.checked(base.path)
+    if there is None:
+        raise ConfigError(f"the weights in {base.folder} are damaged; restore them from a copy")
+    own = target if below is None else bases.part(target, there.__contains__)
+    stored = {path: leaf for path, leaf in there.items() if path in arrays.shapes(own)}
+    if difference := arrays.difference(arrays.shapes(own), {path: tuple(leaf.shape) for path, leaf in stored.items()}):
+        raise ConfigError(f"the weights in {base.folder} do not fit what was trained on them: {difference}")
+    as_stored = lambda path, leaf: jax.ShapeDtypeStruct(
+        leaf.shape, there[arrays.name(path)].dtype, sharding=_with_place(leaf).sharding
+    )
+    wanted = jax.tree_util.tree_map_with_path(as_stored, own)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    params: dict[str, Any] = {}
+    try:
+        if own:  # a base that has a base of its own may have nothing to add
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                args = ocp.args.PyTreeRestore(wanted, restore_args, partial_restore=True)
+                params = dict(checkpointer.restore(folder, args=args))
+    except Exception as error:
+        raise ConfigError(f"the weights in {base.folder} are damaged: {first_line(error)}") from error
+    params = jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), params, own)
+    if below is None:
+        return params
+    return bases.joined(params, _load_base(below, bases.part(target, lambda path: path not in there)))
+
+
+def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Raises `Damaged`, or `ConfigError` where it was written with other settings."""
+    folder = steps.step_dir(root, step)
+    there = _stored_shapes(folder / TRAINING)
+    if there is None:
+        raise Damaged(f"the training in {folder} is damaged")
+    if difference := arrays.difference(arrays.shapes(like), there):
+        raise ConfigError(
+            f"the training in {folder} cannot be continued with these settings ({difference}); use those of its "
+            f"config.gin, or train into another MODEL_DIR"
+        )
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            training = checkpointer.restore(folder / TRAINING, args=ocp.args.PyTreeRestore(target, restore_args))
+        progress = folder / PROGRESS / "metadata"  # so Orbax's JsonSave calls it
+        return training, json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
+    except Exception as error:
+        raise Damaged(f"the training in {folder} is damaged: {first_line(error)}") from error
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
+    """Shapes of the arrays on disk by path, or None where they cannot be read."""
+    leaves = _stored_leaves(folder)
+    return None if leaves is None else {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def _stored_leaves(folder: Path) -> dict[str, Any] | None:
+    """The same with types: what Orbax tells of each array."""
+    try:
+        with quiet():
+            return arrays.stored(folder)
+    except Exception:  # whatever Orbax raises, the files are not as they were written
+        return None
+
+
+def _with_place(leaf: Any) -> Any:
+    """A shape without a sharding is given one device: the mesh that wrote it may not be here."""
+    if leaf.sharding is not None:
+        return leaf
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)

@@ -1,0 +1,115 @@
+"""A model directory without its weights: where things are, and `model.json`. Imports nothing heavy.
+
+DIR/model.json          the full `ModelConfig`
+DIR/config.gin          after training: the settings as they were used
+DIR/metrics.jsonl       after training: one object a logged step
+DIR/base.json           after fine-tuning a part of the weights: where the others are (`storage/base.py`)
+DIR/best.json           where the best checkpoints are, if a metric is watched
+DIR/summary.txt         after training: the weights, where they lie, what they cost
+DIR/tensorboard/        after training: the numbers of metrics.jsonl for TensorBoard
+DIR/profile/            where PROFILE_STEPS asked for it: what the devices did, step by step
+DIR/stacks/             where a supervisor found it hanging: the stacks of every host's threads
+DIR/launch/             under Slurm: the batch script, its settings, its logs
+DIR/checkpoints/N/      the weights, and what a training needs to go on, after N steps
+
+Whoever reads a model may name one of its checkpoints instead: DIR/checkpoints/N, or DIR/checkpoints/best.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from famjax.config import ConfigError, ModelConfig
+from famjax.config.text import read_text
+from famjax.process import interrupts
+
+MODEL_JSON = "model.json"
+CONFIG_GIN = "config.gin"
+METRICS_JSONL = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+BEST_JSON, BEST = "best.json", "best"
+BASE_JSON = "base.json"
+TENSORBOARD = "tensorboard"
+PROFILE = "profile"
+SUMMARY_TXT = "summary.txt"
+
+
+def read_config(model_dir: str | Path) -> ModelConfig:
+    """The model of a directory. Raises `ConfigError` where there is none, or a damaged one."""
+    if not str(model_dir):
+        raise ConfigError("the model directory's name is empty; name a directory that has a model.json")
+    path, _ = split_step(model_dir)
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; name a directory that `famjax train` wrote")
+    if not (path / MODEL_JSON).is_file():
+        kind = "has no model.json" if path.is_dir() else "is a file"
+        raise ConfigError(f"{path} is no model directory: it {kind}; name a directory that `famjax train` wrote")
+    text = read_text(path / MODEL_JSON)
+    try:
+        return ModelConfig.from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"{path / MODEL_JSON}: {error}") from error
+
+
+def check_same_model(model_dir: str | Path, config: ModelConfig) -> None:
+    """Raises `ConfigError` where a training's directory holds a model of other settings, and names the first."""
+    path = Path(model_dir)
+    if not (path / MODEL_JSON).exists():
+        return
+    there, asked = (_flat(dataclasses.asdict(model)) for model in (read_config(path), config))
+    for name in there:
+        if there[name] != asked[name]:
+            raise ConfigError(
+                f"MODEL_DIR {path} holds a model with {name} {there[name]}, not {asked[name]}; "
+                f"choose an empty directory, or the model's own settings"
+            )
+
+
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    plain = {name: value for name, value in fields.items() if name not in ("memory", "lora")}
+    return plain | fields["memory"] | {f"LoRA's {name}": value for name, value in fields["lora"].items()}
+
+
+def split_step(model_dir: str | Path) -> tuple[Path, int | None]:
+    """A model directory, and the step where one is named: "runs/a/checkpoints/400" is (runs/a, 400).
+
+    Raises:
+      ConfigError: "runs/a/checkpoints/best", where no best checkpoint is known.
+    """
+    path = Path(model_dir)
+    root = path.parent.parent
+    if path.parent.name != CHECKPOINTS or not (root / MODEL_JSON).is_file():
+        return path, None
+    if path.name.isdigit():
+        return root, int(path.name)
+    if path.name != BEST:
+        return path, None
+    try:
+        return root, int(json.loads((root / BEST_JSON).read_text(encoding="utf-8"))["checkpoints"][0]["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ConfigError(
+            f"{root / BEST_JSON} names no best checkpoint; train with TrainConfig.keep_best_metric, or name a step"
+        ) from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file whole or not at all, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a reader sees the old content or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with interrupts.held():
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,208 @@
+"""Weights on disk, written and read a piece at a time, for models that are larger than the memory.
+
+The folder is one that `storage/checkpoint.py` would write and reads: Orbax makes it, with all arrays in their
+shapes and no numbers in them, and the numbers of each layer are put into place afterwards. Arrays are stored
+in parts of one layer each, of at most `PART_BYTES`, so that a device reads little beside what is its own.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from famjax.config import ConfigError, ModelConfig
+from famjax.process import interrupts
+from famjax.storage import arrays
+from famjax.storage import base as bases
+from famjax.storage.model_dir import CHECKPOINTS, MODEL_JSON, read_config, split_step, write_text
+from famjax.storage.steps import WEIGHTS, damage, latest_step, record_files, step_dir
+from famjax.storage.unfinished import Journal
+
+PART_BYTES = 2**26
+# Of a weight's path: its first axis is that of the layers.
+STACKED = "layers/"
+# The entry of a journal: the arrays are there, without their numbers.
+_EMPTY = ["arrays"]
+
+
+class Piece(NamedTuple):
+    """A layer of a stacked weight `layers/...`, or, `layer` None, a whole weight.
+
+    Attributes:
+      path, layer: which one.
+      nbytes: of its numbers.
+      read: reads it; called once, when its turn comes.
+    """
+
+    path: str
+    layer: int | None
+    nbytes: int
+    read: Callable[[], np.ndarray]
+
+
+def write_model(
+    model_dir: Path, config: ModelConfig, shapes: Mapping[str, Any], pieces: Iterable[Piece],
+    journal: Journal | None = None, on_bytes: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
+    """Writes a model whose weights come a piece at a time. At any moment two pieces are in memory.
+
+    Args:
+      model_dir: an empty directory, or one that the journal belongs to.
+      config: goes into `model.json`.
+      shapes: the tree of weights as shapes (`jax.ShapeDtypeStruct`).
+      pieces: every piece once, in any order.
+      journal: gets an entry for each piece that is on the disk; those that it has are not read again.
+      on_bytes: called with the bytes of each piece once it is read, or found to be there.
+
+    Raises:
+      ValueError: a piece came twice, or one did not come.
+    """
+    folder = step_dir(model_dir.absolute(), 0) / WEIGHTS
+    if journal is None or _EMPTY not in journal:
+        shutil.rmtree(model_dir / CHECKPOINTS, ignore_errors=True)
+        folder = _make_empty(model_dir, shapes)
+        if journal is not None:
+            journal.add(_EMPTY)
+    leaves = flatten(shapes)
+    open_ones = {path: ts.open(_spec(folder, path), open=True) for path in leaves}
+    arrays = {path: opening.result() for path, opening in open_ones.items()}
+    wanted = {(path, layer) for path in leaves for layer in _layers(path, leaves[path])}
+    writing: tuple[list[Any], Any] | None = None
+
+    def finish() -> None:
+        if writing is not None:
+            writing[1].result()
+            if journal is not None:
+                journal.add(writing[0])
+
+    for piece in pieces:
+        interrupts.check()
+        path, layer = piece.path, piece.layer
+        wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
+        if journal is None or [path, layer] not in journal:
+            array = piece.read()
+            part = arrays[path] if layer is None else arrays[path][layer]
+            if array.dtype != part.dtype.numpy_dtype or array.shape != tuple(part.shape):
+                raise ValueError(f"{path} is {part.dtype.name} {part.shape}, not {array.dtype} {array.shape}")
+            finish()
+            writing = [path, layer], part.write(array).commit
+            del array
+        if on_bytes is not None:
+            on_bytes(piece.nbytes)
+    finish()
+    if wanted:
+        raise ValueError(f"{len(wanted)} pieces did not come, {min(wanted, key=str)} among them")
+    record_files(folder)
+    write_text(model_dir / MODEL_JSON, config.to_json())
+
+
+class Weights:
+    """The weights of a model directory, read a piece at a time; those that a fine-tuned model has from its base are
+    there too, in the model's type.
+
+    Attributes:
+      shapes: of all weights by path.
+      dtypes: likewise.
+
+    Raises:
+      ConfigError: there are none, or they are damaged.
+    """
+
+    def __init__(self, model_dir: str | Path):
+        root, named = split_step(Path(model_dir).absolute())
+        step = latest_step(root) if named is None else named
+        if step is None:
+            raise ConfigError(f"{model_dir} has no weights; was its training stopped before the first save?")
+        folder = step_dir(root, step) / WEIGHTS
+        if damaged := damage(root, step, [WEIGHTS]):
+            raise ConfigError(f"{damaged}; restore the weights from a copy, or name another checkpoint")
+        try:
+            entries = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))["tree_metadata"].values()
+            paths = ["/".join(key["key"] for key in entry["key_metadata"]) for entry in entries]
+            open_ones = {path: ts.open(_spec(folder, path), open=True) for path in paths}
+            self._arrays = {path: opening.result() for path, opening in open_ones.items()}
+        except (OSError, ValueError, LookupError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            raise ConfigError(f"the weights in {folder} cannot be read ({reason}); restore them from a copy") from error
+        self.shapes = {path: tuple(array.shape) for path, array in self._arrays.items()}
+        self.dtypes = {path: array.dtype.numpy_dtype for path, array in self._arrays.items()}
+        base = bases.checked(root)
+        self._base = Weights(base.folder) if base is not None else None
+        if self._base is not None:
+            dtype = np.dtype(jax.numpy.dtype(read_config(root).param_dtype))
+            # A model without FAM has no use for its base's prompt; one with FAM has its own.
+            rest = {p: shape for p, shape in self._base.shapes.items() if p not in self.shapes and p[:4] != "fam/"}
+            self.shapes |= rest
+            self.dtypes |= dict.fromkeys(rest, dtype)
+
+    def read(self, path: str, layer: int | None = None) -> np.ndarray:
+        """A weight, or one layer of a stacked one."""
+        if path not in self._arrays:
+            assert self._base is not None
+            return self._base.read(path, layer).astype(self.dtypes[path], copy=False)
+        array = self._arrays[path] if layer is None else self._arrays[path][layer]
+        read: np.ndarray = array.read().result()
+        return read
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """{"layers/attention/query": leaf, ...}."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def size_of(shapes: Any) -> int:
+    """Bytes of a tree of shapes, or of arrays."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _layers(path: str, leaf: Any) -> Iterable[int | None]:
+    return range(leaf.shape[0]) if path.startswith(STACKED) else (None,)
+
+
+def _refuse(path: str, layer: int | None) -> None:
+    raise ValueError(f"there is no piece {path} {layer}, or it came already")
+
+
+def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
+    """The folder of step 0, whose arrays have their shapes and are all zero, which takes no room."""
+    flat = flatten(shapes)
+    # One zero seen as a whole array: nothing of that size is ever in memory.
+    zeros = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+    parts = {
+        path: ocp.SaveArgs(chunk_byte_size=PART_BYTES, shard_axes=(0,) if path.startswith(STACKED) else ())
+        for path in flat
+    }
+    as_tree = lambda values: jax.tree.unflatten(jax.tree.structure(shapes), values)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, create=True)
+    root = model_dir.absolute()
+    with ocp.CheckpointManager((root / CHECKPOINTS).as_posix(), item_handlers={WEIGHTS: handler}, options=options) as m:
+        save = ocp.args.PyTreeSave(jax.tree.map(zeros, shapes), save_args=as_tree([parts[path] for path in flat]))
+        m.save(0, args=ocp.args.Composite(**{WEIGHTS: save}))
+    folder = step_dir(root, 0) / WEIGHTS
+    if difference := arrays.difference(arrays.types(shapes), arrays.types(arrays.stored(folder))):
+        raise RuntimeError(f"what was written in {folder} cannot be read back: {difference}")
+    return folder
+
+
+def _spec(folder: Path, path: str) -> dict[str, Any]:
+    """Where Orbax has an array: its name is the path with dots."""
+    about = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
+    name = f"{path.replace('/', '.')}/"
+    if about.get("use_ocdbt", True):
+        store: dict[str, Any] = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": name}
+    else:
+        store = {"driver": "file", "path": f"{folder}/{name}"}
+    return {"driver": "zarr3" if about.get("use_zarr3") else "zarr", "kvstore": store}

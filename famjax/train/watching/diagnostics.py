@@ -1,0 +1,160 @@
+"""What the memory does, measured on a batch now and then: docs/training.md says how to read it.
+
+Attention's weights are never kept in training, so a function of its own recomputes them, with the model's own layer
+code: `Transformer.forward` runs `observed` in every layer, `attention.observe.attention_of_blocks` says where attention
+goes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from famjax.attention.block_step import over_blocks
+from famjax.attention.memory import LayerMemory, MemoryState, select_state_rows
+from famjax.attention.observe import KINDS, attention_of_blocks
+from famjax.attention.positions import Blocks, Layout
+from famjax.config import MemoryConfig, TrainConfig
+from famjax.data.batch import Batch
+from famjax.dims import Array, Bool, Float, Weights
+from famjax.mesh import sharding
+from famjax.nn.layer import Layer
+from famjax.nn.model import LEARNED
+from famjax.train import state as states
+from famjax.train.loss import weighted_loss
+from famjax.train.state import TrainState
+from famjax.train.step import build, rows_before, rows_first
+
+Diagnose: TypeAlias = Callable[[Weights, MemoryState | None, Batch], dict[str, Float[Array, "..."]]]
+
+
+def far_weights(batch: Batch, layers: int, config: MemoryConfig) -> Float[Array, "B W"]:
+    """Loss weights of the targets that lie too far behind a row's first block to see it through windows.
+
+    Windows of M segments reach back L * M blocks through L layers. Of the row's first document, as far as it
+    goes on in the row, the targets behind those blocks keep their weights; if it is shorter, those of its
+    last block. All others are 0, so are those of the first block.
+    """
+    S, N = config.block_size, batch.starts.shape[1]
+    block = np.arange(N)
+    goes_on = jnp.cumsum(batch.starts & (block > 0), axis=1) == 0
+    alive_BN = goes_on & (block * S < batch.count[:, None])
+    last_B = alive_BN.sum(axis=1) - 1
+    reach_B = jnp.minimum(layers * config.memory_segments, last_B - 1)
+    far_BN = alive_BN & (block > jnp.maximum(reach_B, 0)[:, None])
+    if batch.positions is None:
+        return batch.weights * jnp.repeat(far_BN, S, axis=1)
+    return batch.weights * jnp.take_along_axis(far_BN, batch.positions // S, axis=1)
+
+
+def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
+    """A function (weights, memory of the rows or None, batch) for `jax.jit`. It looks at the rows of the
+    batch's first microbatch, whose documents start from the learned prompt.
+
+    It returns, float32 [L] but for the last two:
+
+      fam_norm                    root mean square of the newest FAM behind the rows' last tokens
+      input_attention_to_fam      share of the tokens' attention that FAMs get which have read something
+      fam_attention_to_fam        share of FAM's own attention that previous FAMs get, likewise
+      first_block_fam_gradient    norm of the gradient of far targets' loss by the FAM the first block sees
+      first_block_gradient        [] its norm by the embedded tokens of the first block
+      far_weight                  [] sum of the far targets' weights; where it is 0 there is no gradient
+    """
+    memory_config, S = config.model.memory, config.model.memory.block_size
+
+    def diagnose(
+        params: Weights, memory: MemoryState | None, batch: Batch
+    ) -> dict[str, Float[Array, "..."]]:  # fmt: skip
+        first = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, 0]
+        batch = jax.tree.map(first, batch)
+        rows, length = batch.tokens.shape
+        memory = None if memory is None else jax.tree.map(first, rows_first(memory))
+        model = build(config, mesh, params)
+        memory = rows_before(model, LEARNED, rows, memory, mesh)
+        # Where a document starts with the row, its first memory is taken into the row's, to be told from the
+        # memories with which later documents start.
+        before = select_state_rows(batch.starts[:, 0], model.initial_state(rows), memory)
+        starts_BN = batch.starts & (np.arange(length // S) > 0)
+        weights_BW = far_weights(batch, config.model.num_layers, memory_config)
+        x_BTD = model.embed(batch.tokens)
+
+        def observed(
+            layer: Layer, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"],
+            where: Blocks, *how: Any,
+        ) -> tuple[Float[Array, "N B S D"], tuple[Float[Array, ""], ...]]:  # fmt: skip
+            y, after = over_blocks(layer, x, before, fresh, where, *how)
+            attention = attention_of_blocks(layer, x, before, fresh, where)
+            to_fam = [one[..., KINDS.index("fam")].mean(axis=(2, 3)) for one in attention]  # over heads
+            token_BNS, fam_BN = to_fam[0], to_fam[1].mean(axis=-1)
+            has_read = where.fam_updates > 0
+            is_real = np.arange(length).reshape(-1, S) < where.count[:, None, None]
+            shares = _mean(token_BNS, is_real & has_read[..., None]), _mean(fam_BN, where.full & has_read)
+            rms = jnp.sqrt(jnp.square(after.fam[:, 0]).mean())
+            return y, jax.lax.stop_gradient((rms, *shares))
+
+        def far_loss(
+            first_BSD: Float[Array, "B S D"], fam: Float[Array, "L B P F D"]
+        ) -> tuple[Float[Array, ""], tuple[Float[Array, "L"], ...]]:
+            changed = dataclasses.replace(before, layers=dataclasses.replace(before.stacked, fam=fam))
+            x = jnp.concatenate([first_BSD, x_BTD[:, S:]], axis=1)
+            where = model.locate(changed, batch.count, length, layout=Layout(starts_BN))
+            hidden, found = model.forward(x, changed, where, over=observed)
+            loss = weighted_loss(
+                model, hidden, batch.positions, batch.targets, weights_BW,
+                tokens_at_once=config.loss_chunk * sharding.batch_shards(mesh),
+            )  # fmt: skip
+            return loss.total, found
+
+        gradient = jax.grad(far_loss, argnums=(0, 1), has_aux=True)
+        (by_tokens, by_fam), (rms, token_share, fam_share) = gradient(x_BTD[:, :S], before.stacked.fam)
+        return {
+            "fam_norm": rms,
+            "input_attention_to_fam": token_share,
+            "fam_attention_to_fam": fam_share,
+            "first_block_fam_gradient": _norm(by_fam, axes=tuple(range(1, by_fam.ndim))),
+            "first_block_gradient": _norm(by_tokens, axes=None),
+            "far_weight": weights_BW.sum(),
+        }
+
+    return diagnose
+
+
+def jit_diagnostics(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, Any]]:
+    """`make_diagnostics`, compiled for a mesh at its first call, of a state and the batch that it meets next.
+
+    Returns numbers as `metrics.jsonl` takes them, `memory/...`; what could not be measured is left out.
+    """
+    compiled: list[Any] = []
+
+    def of(state: TrainState, batch: Batch) -> dict[str, Any]:
+        if not compiled:
+            where = states.shardings(state)
+            places = (where.params, where.memory, sharding.by_rows(mesh))
+            replicated = sharding.replicated(mesh)
+            compiled.append(jax.jit(make_diagnostics(config, mesh), in_shardings=places, out_shardings=replicated))
+        return readable(jax.device_get(compiled[0](state.params, state.memory, batch)))
+
+    return of
+
+
+def readable(found: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and lists [L] for a line of `metrics.jsonl`. A share of nothing is NaN here and is left out."""
+    found = dict(found)
+    if not found.pop("far_weight"):
+        del found["first_block_gradient"], found["first_block_fam_gradient"]
+    values = {name: np.asarray(value, np.float64) for name, value in found.items()}
+    return {f"memory/{name}": value.tolist() for name, value in values.items() if np.isfinite(value).all()}
+
+
+def _mean(x: Float[Array, "..."], where: Bool[Any, "..."]) -> Float[Array, ""]:
+    """NaN where nothing is selected."""
+    x = x.astype(jnp.float32)
+    return jnp.where(where, x, 0).sum() / where.sum()
+
+
+def _norm(x: Float[Array, "..."], axes: tuple[int, ...] | None) -> Float[Array, "..."]:
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis=axes))

@@ -1,0 +1,128 @@
+"""When the loss or a gradient is no number: which layer it begins in, and whether weights or activations are at fault.
+
+The step has kept the weights from before (`step.make_step`), so what went wrong can be done again.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from famjax.attention.block_step import over_blocks
+from famjax.attention.positions import Layout
+from famjax.config import TrainConfig
+from famjax.data.batch import Batch
+from famjax.dims import Array, Bool, Float, Int, Weights
+from famjax.mesh import sharding
+from famjax.train import state as states
+from famjax.train.optim import path_of
+from famjax.train.state import TrainState
+from famjax.train.step import build, draws, rows_before, rows_first, start_of_documents
+from famjax.train.watching.norms import not_finite
+
+
+def explain(
+    config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, loss: float, squares: dict[str, Any]
+) -> str:  # fmt: skip
+    """Where a bad step begins, in words.
+
+    Args:
+      config, mesh: of the run.
+      state: as the bad step returned it: old weights, its step counted.
+      batch: of that step.
+      loss, squares: its metrics of that name.
+
+    Returns:
+      The first of: weights that are no numbers; the first layer whose output or FAM is none; a loss that is
+      none; the last layer (the backward pass goes downwards) whose gradient is none; updates that are none.
+    """
+    weights = jax.device_get(jax.jit(_weights, out_shardings=sharding.replicated(mesh))(state.params))
+    if bad := _places(weights["bad"]):
+        return f"the weights are at fault: {_first(bad)} {_is_not(len(bad))} finite; the batch is not to blame"
+    forward = check_forward(config, mesh, state, batch)
+    largest = f"its weights are finite, the largest is {_largest(weights['largest'], forward['layer']):.3g}"
+    if forward["layer"] is not None:
+        what = " and ".join(forward["what"])
+        return f"layer {forward['layer']} is the first whose {what} {_is_not(len(forward['what']))} finite; {largest}"
+    if not forward["hidden"]:
+        return "every layer's output is finite, the final norm's is not"
+    if not np.isfinite(loss):
+        return "the weights and every layer's output are finite; the logits, or the batch's loss weights, are at fault"
+    if gradients := not_finite(squares["gradient"]):
+        name, layer = max(gradients, key=lambda place: np.inf if place[1] is None else place[1])
+        of = f" of layer {layer}" if layer is not None else ""
+        return f"every layer's output is finite; going backward, the gradient of {name}{of} is the first that is not"
+    if updates := not_finite(squares["update"]):
+        return f"outputs and gradients are finite; the update of {_first(updates)} is not"
+    return "every layer's output and every gradient are finite; their norm is too large for float32"
+
+
+def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch) -> dict[str, Any]:
+    """The bad step's forward pass again, a microbatch at a time.
+
+    Returns:
+      `layer`: the first bad one, None if all are good; `what` of it is bad: "output", "FAM"; `hidden`:
+      whether the hidden states behind the final norm are finite.
+    """
+    state = dataclasses.replace(state, step=state.step - 1)
+
+    def observed(*args: Any) -> tuple[Float[Array, "N B S D"], tuple[Bool[Array, ""], ...]]:
+        y, after = over_blocks(*args)
+        return y, (jnp.isfinite(y).all(), jnp.isfinite(after.fam).all())
+
+    def forward(state: TrainState, batch: Batch, number: Int[Array, ""]) -> tuple[Bool[Array, "..."], ...]:
+        key, shift = draws(config, state.step, batch.tokens.shape[0])
+        memory = None if state.memory is None else rows_first(state.memory)
+        cut = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, number]
+        batch, shift, memory = jax.tree.map(cut, (batch, shift, memory))
+        model = build(config, mesh, state.params)
+        start = start_of_documents(config.model.memory, state, key, mesh)
+        memory = rows_before(model, start, len(batch.tokens), memory, mesh)
+        layout = Layout(batch.starts, None, shift)
+        where = model.locate(memory, batch.count, batch.tokens.shape[1], start, layout)
+        hidden, found = model.forward(model.embed(batch.tokens), memory, where, start, over=observed)
+        return *found, jnp.isfinite(hidden).all()
+
+    places = (states.shardings(state), sharding.by_rows(mesh))
+    check = jax.jit(forward, in_shardings=(*places, None), out_shardings=sharding.replicated(mesh))
+    parts = [jax.device_get(check(state, batch, number)) for number in range(config.microbatches)]
+    outputs, fams, hidden = (functools.reduce(np.logical_and, part) for part in zip(*parts, strict=True))
+    bad = np.flatnonzero(~(outputs & fams))
+    layer = int(bad[0]) if bad.size else None
+    what = [] if layer is None else ["output"] * (not outputs[layer]) + ["FAM"] * (not fams[layer])
+    return {"layer": layer, "what": what, "hidden": bool(hidden)}
+
+
+def _weights(params: Weights) -> dict[str, dict[str, Array]]:
+    """By path, of each layer: whether something is not finite, and the largest value without its sign."""
+    bad, largest = {}, {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = path_of(keys)
+        axes = tuple(range(1 if path.startswith("layers/") else 0, leaf.ndim))
+        bad[path] = ~jnp.isfinite(leaf).all(axis=axes)
+        largest[path] = jnp.abs(leaf).max(axis=axes)
+    return {"bad": bad, "largest": largest}
+
+
+def _places(bad: dict[str, Any]) -> list[tuple[str, int | None]]:
+    return not_finite({path: np.where(flags, np.nan, 0.0) for path, flags in bad.items()})
+
+
+def _first(places: list[tuple[str, int | None]]) -> str:
+    """The lowest, with how many more there are."""
+    name, layer = min(places, key=lambda place: -1 if place[1] is None else place[1])
+    more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+    return f"{name}{f' of layer {layer}' if layer is not None else ''}{more}"
+
+
+def _largest(largest: dict[str, Any], layer: int | None) -> float:
+    of_layer = [values[layer] for values in largest.values() if values.ndim and layer is not None]
+    return float(max(of_layer, default=0.0))
+
+
+def _is_not(count: int) -> str:
+    return "are not" if count > 1 else "is not"

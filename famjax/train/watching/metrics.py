@@ -1,0 +1,65 @@
+"""What is left of a training's numbers: `metrics.jsonl` and events for TensorBoard. The first process writes them."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from famjax.storage.model_dir import METRICS_JSONL, TENSORBOARD, write_text
+
+# How long the end of a training waits for a writer.
+CLOSE_SECONDS = 5.0
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object a logged step. Lines behind `first_step` are from a run that
+    was stopped before it could save that step; they are dropped, and that part is trained again."""
+
+    def __init__(self, model_dir: str | Path, first_step: int):
+        self.path = Path(model_dir) / METRICS_JSONL
+        old = self.path.read_text(encoding="utf-8").splitlines() if first_step and self.path.exists() else []
+        kept = [line for line in old if _step(line) <= first_step]
+        write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Appends a line."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # cut off while it was written
+
+
+class TensorBoard:
+    """The same numbers as scalars in `tensorboard/`; of a list, one a layer.
+
+    A run that goes on writes a file of its own, which tells TensorBoard to hide what the files before it
+    have behind `first_step`. Events cannot be taken back from a file, so other readers may see them twice.
+    """
+
+    def __init__(self, model_dir: str | Path, first_step: int):
+        from tensorboardX import SummaryWriter
+
+        folder = Path(model_dir) / TENSORBOARD
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Adds the numbers among these values, and puts them on disk."""
+        for name, value in values.items():
+            named = (
+                {f"{name}/layer_{i:02}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            )
+            for full, number in named.items():
+                if isinstance(number, (int, float)):
+                    self._writer.add_scalar(full, number, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """The end of the file; what `write` wrote is on disk already, so a writer that does not end is left behind."""
+        closing = threading.Thread(target=self._writer.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)

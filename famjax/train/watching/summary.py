@@ -1,0 +1,125 @@
+"""What a training is made of and what a device holds of it: from shapes alone, so nothing is computed."""
+
+import io
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import AbstractMesh, Mesh
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from famjax.config import ModelConfig, TrainConfig
+from famjax.nn.weights import create
+from famjax.storage.model_dir import SUMMARY_TXT, write_text
+from famjax.train import optim
+from famjax.train import state as states
+from famjax.train.watching.norms import GROUPS, group_of
+
+WIDTH = 120
+
+
+class Sizes(NamedTuple):
+    """Bytes.
+
+    Attributes:
+      weights, optimizer: what one device holds of them.
+      carried: what one device holds of the rest: the passed FAM, memories of rows that go on.
+      row: a row's `MemoryState`, as inference holds it, or a training whose rows go on.
+    """
+
+    weights: int
+    optimizer: int
+    carried: int
+    row: int
+
+
+def sizes(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Sizes:
+    """What a training holds on one device between its steps."""
+    state = states.abstract(config, tx, mesh)
+    carried = (state.passed_fam, state.memory)
+    held = lambda tree: sum(map(part_bytes, jax.tree.leaves(tree)))
+    return Sizes(held(state.params), held(state.opt_state), held(carried), row_bytes(config.model))
+
+
+def part_bytes(leaf: Any) -> int:
+    """Of an abstract array with a sharding: bytes on one device."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def row_bytes(config: ModelConfig) -> int:
+    """A row's `MemoryState`; it does not depend on the length of the text."""
+    shapes = jax.eval_shape(lambda: create(config).initial_state(1))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> str:
+    """The model and its training as a table of weights and a few lines, for `summary.txt`."""
+    state = states.abstract(config, tx, mesh)
+    leaves = [(optim.path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(state.params)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("weight", "shape", "type", "cut by"):
+        table.add_column(column)
+    for column in ("weights", "a device"):
+        table.add_column(column, justify="right")
+    for group in GROUPS:
+        members = [(path, leaf) for path, leaf in leaves if group_of(path) == group]
+        if not members:
+            continue
+        count, held = (sum(f(leaf) for _, leaf in members) for f in (lambda leaf: leaf.size, part_bytes))
+        table.add_row(f"[bold]{group}[/bold]", "", "", "", f"{count:,}", data_size(held))
+        for path, leaf in members:
+            frozen = ", frozen" if config.tuning.settings_of(path)["frozen"] else ""
+            shape, cut = " x ".join(map(str, leaf.shape)), _cut(leaf.sharding.spec)
+            row = (f"  {path}", shape, f"{leaf.dtype}{frozen}", cut, f"{leaf.size:,}", data_size(part_bytes(leaf)))
+            table.add_row(*row)
+    out = io.StringIO()
+    Console(file=out, width=WIDTH).print(table)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    return "\n".join([*lines, *_totals(config, leaves, sizes(config, tx, mesh), mesh)]) + "\n"
+
+
+def _totals(config: TrainConfig, leaves: list[Any], found: Sizes, mesh: Mesh | AbstractMesh) -> list[str]:
+    memory = config.model.memory
+    total = sum(leaf.size for _, leaf in leaves)
+    embedding = sum(leaf.size for path, leaf in leaves if group_of(path) == "embedding")
+    trained = sum(leaf.size for path, leaf in leaves if not config.tuning.settings_of(path)["frozen"])
+    shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
+    return [
+        f"weights       {total:,}, {total - embedding:,} without embedding; {trained:,} are trained",
+        f"memory        blocks of {memory.block_size}, {memory.memory_segments} segments, {fam} a layer; "
+        f"{data_size(found.row)} a row, whatever was read",
+        f"mesh          {shape}",
+        f"a device      weights {data_size(found.weights)}, optimizer ({config.optimizer.name}) "
+        f"{data_size(found.optimizer)}, passed FAM and rows' memories {data_size(found.carried)}",
+        f"a step        {config.batch_size} rows of {config.sequence_length} tokens in {config.microbatches} "
+        f"microbatch{'es' * (config.microbatches > 1)}",
+    ]
+
+
+def summarise(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> None:
+    """Prints the summary and keeps it in the model directory; the first process of a job does."""
+    if jax.process_index() == 0:
+        text = summary(config, tx, mesh)
+        write_text(Path(config.model_dir) / SUMMARY_TXT, text)
+        print(text, flush=True)
+
+
+def data_size(count: float) -> str:
+    """Bytes in words: 532 B, 1.2 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} TiB"
+
+
+def _cut(spec: Any) -> str:
+    """The mesh axes of each cut axis: `1: fsdp, 2: tensor`; whole on every device otherwise."""
+    name = lambda axes: axes if isinstance(axes, str) else " and ".join(axes)
+    cut = [f"{i}: {name(axes)}" for i, axes in enumerate(spec) if axes]
+    return ", ".join(cut) or "-"

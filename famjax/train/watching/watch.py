@@ -1,0 +1,201 @@
+"""All that a person sees of a training, and what guards it: the loop tells what happens, this tells people.
+
+In a job of many processes every one runs the same programs here; the first one prints and writes.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from famjax.config import TrainConfig
+from famjax.data.batch import Batch
+from famjax.jobs.liveness import Beat
+from famjax.process import memory
+from famjax.process.progress import clock
+from famjax.storage.model_dir import PROFILE
+from famjax.train import optim
+from famjax.train.state import TrainState
+from famjax.train.watching import guard, norms
+from famjax.train.watching.diagnostics import jit_diagnostics
+from famjax.train.watching.flops import flops_per_token, peak_flops
+from famjax.train.watching.metrics import MetricsLog, TensorBoard
+from famjax.train.watching.progress_line import ProgressLine
+
+EMPTY: Mapping[str, Any] = {}
+# What of a step's metrics the loop waits for.
+AWAITED = ("loss", "gradient_norm", "update_norm", "tokens")
+
+
+class Watch:
+    """Progress line, `metrics.jsonl`, TensorBoard, memory diagnostics, profile, and the guard against NaN.
+
+    Steps are counted from 1 here: step n is the one that makes a checkpoint `n` possible.
+
+    Args:
+      config, mesh: of the run.
+      first_step: steps done before.
+      logged: what `to_save` gave for the checkpoint from which the run goes on.
+
+    Attributes:
+      last: the numbers of the last logged step.
+    """
+
+    def __init__(self, config: TrainConfig, mesh: Mesh, first_step: int, logged: Mapping[str, Any] = EMPTY):
+        primary = jax.process_index() == 0
+        self.config, self.mesh, self.first_step, self.primary = config, mesh, first_step, primary
+        self._line = ProgressLine(Path(config.model_dir).name, first_step, config.steps, silent=not primary)
+        self._log = MetricsLog(config.model_dir, first_step) if primary else None
+        self._board = TensorBoard(config.model_dir, first_step) if primary else None
+        self._rates = optim.schedule(config.optimizer, config.steps)
+        self._diagnose = jit_diagnostics(config, mesh)
+        self._peak = peak_flops(mesh.devices.flat)
+        self._beat = Beat(config.steps)
+        self._losses: list[float] = list(logged.get("losses", ()))
+        self.last: dict[str, Any] = dict(logged.get("last", {}))
+        self._more: dict[str, Any] = {}
+        self._flops, self._bad, self._tokens, self._all_tokens = 0.0, 0, 0, 0
+        self._trace: Any = None
+        self._began = self._since = time.perf_counter()
+
+    def __enter__(self) -> "Watch":
+        self._line.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop_profile()
+        self._line.__exit__(kind, error, trace)
+        if self._board is not None:
+            self._board.close()
+
+    # --- a step -----------------------------------------------------------------------------------
+
+    def before(self, step: int, state: TrainState, batch: Batch) -> None:
+        """A step is about to take this state, and give it away."""
+        if not self._flops:
+            self._flops = flops_per_token(self.config, batch.targets.shape[1])
+        if self.config.diagnoses(step):
+            with self._aside():
+                self._more |= self._diagnose(state, batch)
+        self._start_profile(step)
+
+    def after(self, step: int, metrics: dict[str, Any], state: TrainState, batch: Batch) -> bool:
+        """A step is done; waits for its numbers. False where it is one of the bad steps that may be left out.
+
+        Raises:
+          FloatingPointError: the loss, the gradient or the update is no number; says where that begins.
+        """
+        found = {name: float(value) for name, value in jax.device_get({n: metrics[n] for n in AWAITED}).items()}
+        self._stop_profile(step)
+        bad = [name for name in AWAITED if not math.isfinite(found[name])]
+        if bad:
+            self._bad += 1
+            # A bad update is in the weights; of a bad loss or gradient the step has kept them free.
+            if bad == ["update_norm"] or self._bad > self.config.skip_bad_steps:
+                raise FloatingPointError(self._explain(step, bad[0], found, metrics, state, batch))
+            self._more["bad_steps"] = self._more.get("bad_steps", 0) + 1
+        else:
+            self._bad = 0
+            self._losses.append(found["loss"])
+        self._tokens += int(found["tokens"])
+        self._all_tokens += int(found["tokens"])
+        self._line.tick(step)
+        self._beat.step(step)
+        return not bad
+
+    def log(self, step: int, metrics: dict[str, Any], task: dict[str, Any], compilations: int) -> None:
+        """A logged step: a line for every reader.
+
+        Args:
+          step: its number.
+          metrics: the step's.
+          task: what the task reports of itself.
+          compilations: programs that the step has become so far.
+        """
+        rate = self._tokens / max(time.perf_counter() - self._since, 1e-9)
+        loss = float(np.mean(self._losses)) if self._losses else None
+        values: dict[str, Any] = {"loss": loss, "tokens_per_second": round(rate, 1)}
+        if self._peak:
+            values["mfu"] = round(rate * self._flops / self._peak, 4)
+        values |= memory.used()
+        sums = jax.device_get(metrics["squares"])
+        more: dict[str, Any] = {
+            name: float(metrics[name])
+            for name in ("z_loss", "fam_growth_loss", "distillation_loss", "fam_gate", "gradient_norm", "accuracy")
+            if name in metrics
+        }
+        more["learning_rate"] = float(self._rates(step - 1))
+        for name in ("gradient", "update", "weight"):
+            more |= {f"{name}_norm/{group}": norm for group, norm in norms.group_norms(sums[name]).items()}
+        more |= self._more | {"compilations": compilations, "seconds": round(time.perf_counter() - self._began, 3)}
+        self.last = values | task | more
+        self._line.show(step, values, task)
+        if self._log is not None and self._board is not None:
+            for writer in (self._log, self._board):
+                writer.write(step, self.last)
+        self._losses, self._more, self._tokens, self._since = [], {}, 0, time.perf_counter()
+
+    def evaluate(self, call: Callable[[Any, int], dict[str, float]], model: Any, step: int) -> None:
+        """What `call` gives goes into the next line, as `eval/...`; its time is not the training's."""
+        with self._aside():
+            self._more |= {f"eval/{name}": value for name, value in call(model, step).items()}
+
+    def to_save(self) -> dict[str, Any]:
+        """As JSON: the losses since the last line, so that a run that goes on averages over the same steps."""
+        return {"losses": self._losses, "last": self.last}
+
+    def finish(self) -> None:
+        """What was trained, how long it took, where it lies, and what to type next."""
+        if not self.primary:
+            return
+        config, seconds = self.config, time.perf_counter() - self._began
+        new = config.steps - self.first_step
+        print(f"trained {new} steps of {config.batch_size} rows in {seconds / 60:.1f} minutes ({clock(seconds)}), "
+              f"{self._all_tokens:,} tokens; the model is in {config.model_dir}")  # fmt: skip
+        print(f"its numbers: {config.model_dir}/metrics.jsonl, or tensorboard --logdir {config.model_dir}")
+        print(f"next: famjax eval --model {config.model_dir}")
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What happens inside does not count for tokens a second."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def _explain(
+        self, step: int, name: str, found: dict[str, float], metrics: dict[str, Any], state: TrainState, batch: Batch
+    ) -> str:
+        try:
+            squares = jax.device_get(metrics["squares"])
+            where = guard.explain(self.config, self.mesh, state, batch, found["loss"], squares)
+        except Exception as error:  # the reason to stop must be told in any case
+            where = f"where it begins could not be found ({type(error).__name__})"
+        what = {"loss": "loss", "gradient_norm": "gradient's norm", "update_norm": "update's norm"}[name]
+        return f"the {what} is {found[name]} at step {step}: {where}; lower LEARNING_RATE, or look at the data"
+
+    def _start_profile(self, step: int) -> None:
+        first, last = self.config.profile_steps or (0, -1)
+        if not first <= step <= last:
+            return
+        if self._trace is None:
+            jax.profiler.start_trace(str(Path(self.config.model_dir) / PROFILE))
+        self._trace = jax.profiler.StepTraceAnnotation("train", step_num=step)
+        self._trace.__enter__()
+
+    def _stop_profile(self, step: int | None = None) -> None:
+        """The step that is recorded is over, and after the last one (or at the end of the run) the recording."""
+        if self._trace is None:
+            return
+        self._trace.__exit__(None, None, None)
+        if step is None or step >= self.config.profile_steps[1]:
+            jax.profiler.stop_trace()
+            self._trace = None

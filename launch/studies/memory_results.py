@@ -1,0 +1,142 @@
+"""What came out of launch/studies/memory_study.py: its tables and plot."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memory_study import Run
+
+RESULTS_JSON, SAMPLES_JSONL = "results.json", "samples.jsonl"
+NEAR = 3  # tokens between a block's edge and the beginning of an answer
+# Runs that the plot shows beside the recipe.
+PLOTTED = ("bswa_m0", "bswa_m1", "as_carried", "bound", "paper", "rsp")
+
+
+def evaluations(run: "Run", folder: Path) -> list[Path]:
+    """Where the evaluations of a run write."""
+    return [folder / f"{run.name}-eval{number or ''}" for number in range(len(run.asked))]
+
+
+def depths(run: "Run", folder: Path) -> Path:
+    """Where its evaluation at other depths writes."""
+    return folder / f"{run.name}-depths"
+
+
+def write(folder: Path, study: dict[str, list["Run"]]) -> None:
+    """Tables and plot of all runs of all parts that have results."""
+    runs = {run.name: run for part in study.values() for run in part}
+    done = [run for run in runs.values() if all((one / RESULTS_JSON).exists() for one in evaluations(run, folder))]
+    found = {run.name: told(run, folder) for run in done}
+    (folder / "study.json").write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
+    parts = []
+    for title, part in study.items():
+        rows = [found[run.name] | {"about": run.about} for run in part if run.name in found]
+        parts += [f"## {title}", "", *table(rows), ""] if rows else []
+        parts += [*where_it_fails(rows), ""] if rows and title == "recipe" else []
+    asked = [run for run in runs.values() if (depths(run, folder) / RESULTS_JSON).exists()]
+    parts += ["## key at other depths", "", *depth_table(asked, folder), ""] if asked else []
+    (folder / "study.md").write_text("\n".join(parts), encoding="utf-8")
+    plot(folder / "study.png", [row for row in found.values() if row["part"] == "recipe" or row["name"] in PLOTTED])
+    print("\n".join(parts))
+
+
+def told(run: "Run", folder: Path) -> dict[str, Any]:
+    """One run's numbers: what it cost and what it recalls."""
+    from famjax.cli.gin_config import load_train_config
+    from famjax.plan.programs import targets_of_row
+    from famjax.train.watching.flops import flops_per_token
+
+    config, _ = load_train_config([run.experiment], (), ["MODEL_DIR='none'", *run.bindings])
+    last = last_line(folder / run.name / "metrics.jsonl")
+    tokens = last["step"] * config.batch_size * config.sequence_length
+    results = [json.loads((one / RESULTS_JSON).read_text(encoding="utf-8")) for one in evaluations(run, folder)]
+    recall = [row for one in results for row in one["models"][0]["passkey"]]
+    return {
+        "name": run.name, "part": run.part, "about": run.about, "steps": last["step"], "tokens": tokens,
+        "flops": tokens * flops_per_token(config, targets_of_row(config)), "minutes": last["seconds"] / 60,
+        "block_size": config.model.memory.block_size, "recall": recall,
+        "misses": misses(run, folder, config.model.memory.block_size),
+    }  # fmt: skip
+
+
+def misses(run: "Run", folder: Path, block_size: int) -> list[int]:
+    """Of each wrong answer how many tokens behind the nearest block's edge it begins; before it where negative."""
+    lines = [line for one in evaluations(run, folder) for line in (one / SAMPLES_JSONL).read_text().splitlines()]
+    wrong = [sample for sample in map(json.loads, lines) if sample["values"]["exact_match"] < 1]
+    half = block_size // 2
+    return sorted((sample["tokens"] + half) % block_size - half for sample in wrong)
+
+
+def where_it_fails(rows: list[dict[str, Any]]) -> list[str]:
+    """Where the answers that were wrong begin, a line."""
+    asked = sum(one["documents"] for row in rows for one in row["recall"])
+    found = [place for row in rows for place in row["misses"]]
+    near = sum(abs(place) <= NEAR for place in found)
+    return [f"Of {asked:,} answers {len(found)} are wrong; {near} of these begin at most {NEAR} tokens from an edge."]
+
+
+def last_line(metrics: Path) -> dict[str, Any]:
+    """The last line of a training's log."""
+    last: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
+    return last
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown, of the lengths that all rows were asked at."""
+    asked = [{one["filler_blocks"] for one in row["recall"]} for row in rows]
+    blocks = sorted(set.intersection(*asked))
+    head = ["", *(f"{n} blocks" for n in blocks), "steps", "tokens", "TFLOPs", "minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        recall = [
+            f"{one['exact_match']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
+            for one in row["recall"]
+            if one["filler_blocks"] in blocks
+        ]
+        cost = [
+            f"{row['steps']:,}",
+            f"{row['tokens'] / 1e6:.1f}M",
+            f"{row['flops'] / 1e12:.0f}",
+            f"{row['minutes']:.1f}",
+        ]
+        lines.append("| " + " | ".join([row["about"], *recall, *cost]) + " |")
+    return lines
+
+
+def depth_table(runs: list["Run"], folder: Path) -> list[str]:
+    """Markdown: a row for each run and length, a column for each depth."""
+    lines = []
+    for run in runs:
+        results = json.loads((depths(run, folder) / RESULTS_JSON).read_text(encoding="utf-8"))
+        grid = results["models"][0]["tasks"]["passkey_depth"]["by_depth"]
+        columns = sorted({one["depth"] for one in grid})
+        if not lines:
+            lines = ["| | tokens | " + " | ".join(f"depth {depth:g}" for depth in columns) + " |"]
+            lines += ["|" + "---|" * (len(columns) + 2)]
+        for length in sorted({one["length"] for one in grid}):
+            cells = [one["metrics"]["exact_match"]["value"] for one in grid if one["length"] == length]
+            lines.append(f"| {run.about} | {length:,} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+    return lines
+
+
+def plot(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Exact match against updates of FAM, or block edges."""
+    if not rows:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(rows):
+        x = [one["filler_tokens"] / row["block_size"] for one in row["recall"]]
+        y, low, high = ([one[name] for one in row["recall"]] for name in ("exact_match", "low", "high"))
+        style = {"marker": "os^Dv<>P*X"[number % 10], "markersize": 4.5, "linewidth": 1.3}
+        axes.plot(x, y, label=row["about"], **style, linestyle="-" if row["part"] == "recipe" else "--")
+        axes.fill_between(x, low, high, alpha=0.12, linewidth=0)
+    axes.set(xscale="log", xlabel="blocks of filler, each an update of FAM", ylabel="exact match of the pass key")
+    axes.set_ylim(-0.03, 1.03)
+    axes.axvline(7, color="gray", linewidth=0.8)
+    axes.text(7, 0.5, " the recipe's gradients reach", fontsize=8, color="gray")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,232 @@
+"""What makes a feedback memory last: trainings and evaluations behind docs/memory.md, and its tables and plot.
+
+    python launch/studies/memory_study.py runs/memory                   everything, for some three hours on two cores
+    python launch/studies/memory_study.py runs/memory --part recipe     passkey_long.gin, three seeds
+    python launch/studies/memory_study.py runs/memory --part twins      with and without FAM, same steps and data
+    python launch/studies/memory_study.py runs/memory --part ablations  tiny_fam.gin, one thing changed in each
+    python launch/studies/memory_study.py runs/memory --part late       keys told behind filler and to old memories
+    python launch/studies/memory_study.py runs/memory --part block1024  blocks of 1,024: 256 updates are 260k tokens
+
+Each training runs on cores of its own, as many at once as there are cores (--at-once). The keys that are evaluated
+depend on a seed that no training and no choice has seen. What is done already is not done again, so the same command
+goes on where it was stopped. DIR gets study.json, study.md (tables) and study.png (the recipe beside others).
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import memory_results
+import verbs
+
+from famjax.cli import side_by_side
+from famjax.process.cpu import cores
+
+SHORT, LONG = "gin/experiments/tiny_fam.gin", "gin/experiments/passkey_long.gin"
+ANY_DEPTH = "gin/experiments/passkey_any_depth.gin"
+BLOCK256, BLOCK1024 = "gin/experiments/passkey_block256.gin", "gin/experiments/passkey_block1024.gin"
+SEEDS = (0, 1, 2)
+REPORTED_KEYS = 271828  # the evaluation's seed
+
+
+class Asked(NamedTuple):
+    """An evaluation: lengths of the filler in blocks, keys for each alignment of filler and block, and how many
+    alignments; 0 is all."""
+
+    blocks: str
+    keys: int = 1
+    alignments: int = 0
+
+
+class Depths(NamedTuple):
+    """The key at other depths than at the beginning: lengths in tokens, and examples of each."""
+
+    lengths: str = "512,1k,4k,16k"
+    examples: int = 100
+
+
+class Run(NamedTuple):
+    """A training and what it is asked.
+
+    Attributes:
+      name: of its directory.
+      part: of the study.
+      about: what is special about it, as the table has it.
+      bindings: what is set otherwise than in the experiment.
+      experiment: its gin file.
+      asked: its evaluations.
+      depths: another one, or None.
+      start: run whose weights it starts from; empty for random ones.
+    """
+
+    name: str
+    part: str
+    about: str
+    bindings: tuple[str, ...] = ()
+    experiment: str = SHORT
+    asked: tuple[Asked, ...] = (Asked("16,64,256,1024"),)
+    depths: Depths | None = None
+    start: str = ""
+
+
+def recipe() -> list[Run]:
+    """The recipe on several seeds."""
+    asked = (Asked("16,64,256,1024", keys=4), Asked("4096", alignments=32), Asked("16384", alignments=16))
+    return [
+        Run(f"long_seed{n}", "recipe", f"the recipe, seed {n}", (f"RANDOM_SEED={n}",), LONG, asked, Depths())
+        for n in SEEDS
+    ]
+
+
+def late() -> list[Run]:
+    """Keys that are told late."""
+    about = "keys inserted late, too"
+    return [Run("any_depth", "late", about, ("RANDOM_SEED=0",), ANY_DEPTH, depths=Depths())]
+
+
+def base() -> Run:
+    """The recipe with fewer steps: the quickstart's FAM, beside which twins and ablations are seen."""
+    return Run("base", "twins", "FAM, M = 0", asked=(Asked("1,2,4,8,16,64,256,1024"),))
+
+
+def twins() -> list[Run]:
+    """Block sliding window attention without FAM: with more segments, and with as many bytes of memory as FAM's."""
+    none, asked = "FAM_LENGTH=0", (Asked("1,2,4,8,16,64,256"),)
+    found = [
+        Run(f"bswa_m{m}", "twins", f"BSWA, M = {m}", (none, f"MEMORY_SEGMENTS={m}"), asked=asked) for m in (0, 1, 2, 4)
+    ]
+    # 2 blocks of 38 tokens keep 76 keys and values a layer; FAM's 64, and 8 activations with their keys and values.
+    equal = (none, "MEMORY_SEGMENTS=1", "BLOCK_SIZE=38", "TASK_FEATURE_LENGTHS={'targets': 722}")
+    about = "BSWA of equal memory (block 38, M = 1)"
+    return [base(), *found, Run("bswa_equal", "twins", about, equal, asked=asked)]
+
+
+AS_CARRIED = "TrainConfig.carried_fam_rms=0.0"
+ROWS_22 = ("TASK_FEATURE_LENGTHS={'targets': 1408}", "PassKeyConfig.stages=(1, 2, 4, 8, 16)")
+PAPER = (*ROWS_22, "PassKeyConfig.stream_share=0.0")
+RSP = "MemoryConfig.random_state_passing=0.8"
+# What is changed, one thing in each: name, words, bindings. A departure is a change of the paper's equations.
+CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("as_carried", "carried FAM as it is", (AS_CARRIED,)),
+    ("all_young", "carried FAM rescaled in all rows", ("TrainConfig.carried_fam_share=1.0",)),
+    ("young_4", "carried FAM rescaled to RMS 4, not 1.5", ("TrainConfig.carried_fam_rms=4.0",)),
+    ("paper", "the paper: no streams, no RSP, gradients over 16 blocks", PAPER),
+    ("rsp", "the paper: no streams, RSP 0.8, gradients over 16 blocks", (*PAPER, RSP)),
+    ("rsp_late", "the paper: no streams, RSP 0.8 from step 1200, gradients over 16 blocks",
+     (*PAPER, RSP, "MemoryConfig.random_state_passing_from=1200")),
+    ("bound", "carried FAM as it is, bounded to RMS 4 at every update (departure)",
+     (AS_CARRIED, "MemoryConfig.fam_max_rms=4.0")),
+    ("growth", "carried FAM as it is, loss 0.1 on FAM's growth", (AS_CARRIED, "TrainConfig.fam_growth_loss=0.1")),
+    ("noise", "noise 0.2 on FAM in training (departure)", ("MemoryConfig.fam_noise=0.2",)),
+    ("ungated", "streams continue after wrong answers", ("PassKeyConfig.stream_gated=False",)),
+    ("half", "half of the rows stream", ("PassKeyConfig.stream_share=0.5",)),
+    ("streams_64", "streams of at most 64 blocks", ("PassKeyConfig.stream_blocks=64",)),
+    ("no_straddle", "answers near block boundaries only by chance", ("PassKeyConfig.straddle_share=0.0",)),
+    ("straddle_within", "answers that straddle boundaries, none that start just after one",
+     ("PassKeyConfig.straddle_behind=0",)),
+    ("rows_8", "rows of 8 blocks: gradients over 3 blocks of filler",
+     ("TASK_FEATURE_LENGTHS={'targets': 512}", "PassKeyConfig.stages=(1, 2, 3)")),
+    ("rows_22", "rows of 22 blocks: gradients over 16 blocks of filler", ROWS_22),
+    ("no_curriculum", "all lengths from the start", ("PassKeyConfig.stages=(6,)",)),
+    ("no_text", "no loss on other text", ("PassKeyConfig.text_weight=0.0",)),
+    ("text", "loss weight 0.5 on other text, not 0.05", ("PassKeyConfig.text_weight=0.5",)),
+    ("first_residual", "the first update adds the prompt (departure)", ("MemoryConfig.zero_first_residual=False",)),
+    ("prefix", "prefix instead of prompt", ("MemoryConfig.fam_init='prefix'",)),
+    ("prompt_lr", "the prompt's learning rate times 10, no decay",
+     ("OptimizerConfig.parameters={'fam/prompt': {'learning_rate': 10.0, 'weight_decay': False}}",)),
+    ("float", "FAM positions between blocks", ("MemoryConfig.fam_position='float'",)),
+    ("zero", "FAM positions zero", ("MemoryConfig.fam_position='zero'",)),
+    ("fam_2", "FAM length 2, not 8", ("FAM_LENGTH=2",)),
+    ("fam_4", "FAM length 4", ("FAM_LENGTH=4",)),
+    ("fam_16", "FAM length 16", ("FAM_LENGTH=16",)),
+    ("layers_2", "2 layers, not 3", ("ModelConfig.num_layers=2",)),
+    ("layers_4", "4 layers", ("ModelConfig.num_layers=4",)),
+    ("width_32", "width 32, not 64", ("ModelConfig.d_model=32", "ModelConfig.d_ff=64", "ModelConfig.head_dim=16")),
+    ("width_96", "width 96", ("ModelConfig.d_model=96", "ModelConfig.d_ff=192", "ModelConfig.head_dim=48")),
+)  # fmt: skip
+
+
+def ablations() -> list[Run]:
+    """One thing changed in each, one seed."""
+    changed = [Run(name, "ablations", about, bindings) for name, about, bindings in CHANGES]
+    return [base()._replace(about="unchanged: the recipe with half the steps"), *changed]
+
+
+def block1024() -> list[Run]:
+    """The paper's block size, and what leads to it."""
+    asked = (Asked("1,4,16,64,256", alignments=64),)
+    return [
+        Run("block256", "block1024", "block 256, from the recipe's seed 0", (), BLOCK256, asked, start="long_seed0"),
+        Run("block1024", "block1024", "block 1,024, from block 256", (), BLOCK1024, asked, start="block256"),
+    ]
+
+
+PARTS = {"recipe": recipe, "late": late, "twins": twins, "ablations": ablations, "block1024": block1024}
+
+
+def all_runs(parts: Iterable[str] = PARTS) -> dict[str, Run]:
+    """The runs of these parts by their names; one of them is in two parts, under a title of its own in each."""
+    return {run.name: run for part in parts for run in PARTS[part]()}
+
+
+def waves(chosen: list[Run]) -> list[list[Run]]:
+    """Those that can be trained side by side: a run comes after the one that it starts from."""
+    runs = all_runs()
+    behind = lambda run: 1 + behind(runs[run.start]) if run.start else 0
+    depths = {run.name: behind(run) for run in chosen}
+    return [[run for run in chosen if depths[run.name] == depth] for depth in sorted(set(depths.values()))]
+
+
+def main() -> int:
+    """Returns 0, or 1 where a training or an evaluation failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where everything goes")
+    parser.add_argument("--part", choices=PARTS, action="append", help="of the study (all); may be given several times")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="runs of these names; may be given several times"
+    )
+    parser.add_argument("--at-once", type=int, metavar="N", help="trainings side by side (one for each core)")
+    parser.add_argument("--gin", action="append", default=[], metavar="BINDING", help="set in all trainings, to try")
+    args = parser.parse_args()
+    chosen = [run for run in all_runs(args.part or PARTS).values() if not args.only or run.name in args.only]
+    if not chosen:
+        print(f"memory_study: no run is called {', '.join(args.only)}", file=sys.stderr)
+        return 2
+    try:
+        for wave in [jobs(wave, args) for wave in waves(chosen)]:  # all are checked before the first begins
+            side_by_side.train(wave, args.at_once or len(cores()))
+        for run in chosen:
+            evaluate(run, args.folder)
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"memory_study: {error}", file=sys.stderr)
+        return 1
+    memory_results.write(args.folder, {title: part() for title, part in PARTS.items()})
+    return 0
+
+
+def jobs(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
+    """Their trainings; one that is done already leaves at once."""
+    found = []
+    for run in runs:
+        start = [f"INITIAL_CHECKPOINT_PATH={str(args.folder / run.start)!r}"] if run.start else []
+        found.append(side_by_side.job(run.name, run.experiment, [*run.bindings, *args.gin, *start], args.folder))
+    return found
+
+
+def evaluate(run: Run, folder: Path) -> None:
+    """`famjax eval`, which asks nothing that was asked before."""
+    same = ("eval", "--model", folder / run.name, "--seed", REPORTED_KEYS)
+    for asked, output in zip(run.asked, memory_results.evaluations(run, folder), strict=True):
+        what = ("--filler-blocks", asked.blocks, "--keys", asked.keys)
+        alignments = f"--gin.EvalConfig.alignments={asked.alignments}"
+        verbs.famjax(*same, "--output", output, *what, alignments, quiet=True)
+    if run.depths:
+        what = ("--task", "passkey_depth", "--lengths", run.depths.lengths, "--examples", run.depths.examples)
+        verbs.famjax(*same, "--output", memory_results.depths(run, folder), *what, quiet=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

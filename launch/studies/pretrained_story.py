@@ -1,0 +1,191 @@
+"""A pretrained model gets a working memory: from a Hugging Face folder to a fine-tuned one (docs/story.md).
+
+    python launch/studies/pretrained_story.py DIR
+
+Everything is small and made here, so that it runs on two cores in minutes: the texts, a byte-level BPE tokenizer, and
+a tiny Llama that is trained from scratch with ordinary attention on short texts. From then on it is what one does
+with any folder of transformers: import it with a memory, fine-tune LoRA and FAM, evaluate before and after, export.
+Each command is printed before it runs. A second run goes on where the first one was stopped.
+
+Texts are the modules of Python's standard library, which are wherever Python is. --texts names others (DIR/train/*.txt
+and DIR/heldout/*.txt, as launch/studies/debian_texts.py writes them).
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import verbs
+
+from famjax.data.passkey_text import FILLER, INTRODUCTION, QUESTION, TELLING, random_key
+
+SHORTEST = 2000  # bytes; shorter texts say nothing about memory
+HELD_OUT = 10  # one text of so many
+VOCABULARY = 1024
+QUIZZES = 4000
+# Of the import: a token sees 65 to 128 tokens, about what the model was trained to see.
+MEMORY = ["--block-size", "64", "--memory-segments", "1"]
+FAM_LENGTH = "8"
+
+
+def main() -> int:
+    """Returns 0, or what a command returned that failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where everything goes")
+    parser.add_argument("--texts", type=Path, metavar="DIR", help="texts other than Python's standard library")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all trainings (0)")
+    parser.add_argument(
+        "--filler-blocks", default="0,1,2,4,8,16,32", metavar="N,N", help="of the pass key's evaluation"
+    )
+    parser.add_argument("--longest", type=int, default=8192, metavar="N", help="tokens read of a held-out text (8192)")
+    for name in ("base", "passkey", "texts"):
+        parser.add_argument(f"--{name}-steps", type=int, metavar="N", help="other than the experiment has it")
+    args = parser.parse_args()
+    began = time.monotonic()
+
+    def told() -> None:
+        story = Story(args)
+        story.pretrained_folder()
+        story.fine_tuned()
+        story.evaluated()
+        story.given_back()
+        print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all")
+
+    return verbs.run("pretrained_story", told)
+
+
+class Story:
+    """The four parts, each in a folder of its own under `args.folder`."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.at = args, args.folder
+        if self.at.exists() and not self.at.is_dir():
+            fail(f"{self.at} is a file; name a folder")
+        self.texts = args.texts or self.at / "corpus"
+        for split in ("train", "heldout") if args.texts else ():
+            if not any((args.texts / split).glob("*.txt")):
+                fail(f"{args.texts / split} has no .txt file")
+
+    def pretrained_folder(self) -> None:
+        """What others download: `llama`, a folder of transformers with config.json, safetensors and tokenizer.json."""
+        self.at.mkdir(parents=True, exist_ok=True)
+        if not self.args.texts and not self.texts.exists():
+            standard_library(self.texts)
+        tokenizer, quizzes = self.at / "tokenizer", self.at / "quizzes.jsonl"
+        if not quizzes.exists():
+            write_quizzes(quizzes, self.args.seed)
+        if not tokenizer.exists():
+            train_tokenizer(tokenizer, sorted((self.texts / "train").glob("*.txt")), quizzes)
+        self.train(
+            "base", "story_base.gin", TEXTS=f"{self.texts}/train/*.txt", QUIZZES=str(quizzes),
+            VOCABULARY=f"{tokenizer}/tokenizer.json",
+        )  # fmt: skip
+        verbs.once(self.at / "llama", "export-hf", self.at / "base", self.at / "llama")
+
+    def fine_tuned(self) -> None:
+        """Imported with a memory (`imported`) and as it was (`before`); LoRA on the pass key and on long documents."""
+        llama = self.at / "llama"
+        verbs.once(self.at / "before", "import-hf", llama, self.at / "before", *MEMORY, "--fam-length", "0")
+        verbs.once(self.at / "imported", "import-hf", llama, self.at / "imported", *MEMORY, "--fam-length", FAM_LENGTH)
+        self.train("passkey", "story_passkey.gin", INITIAL_CHECKPOINT_PATH=str(self.at / "imported"))
+        for name, start in (("texts", "imported"), ("texts_twin", "before")):
+            sources = (f"{self.texts}/train/*.txt",)
+            self.train(name, "story_texts.gin", INITIAL_CHECKPOINT_PATH=str(self.at / start), SOURCES=sources)
+
+    def evaluated(self) -> None:
+        """Before and after: the pass key by length of the filler, held-out documents by position."""
+        models = lambda *names: [word for name in names for word in ("--model", self.at / name)]
+        lengths = ["--filler-blocks", self.args.filler_blocks]
+        verbs.famjax("eval", *models("passkey", "before", "imported"), *lengths, "--output", self.at / "shown_passkey")
+        documents = ["--texts", f"{self.texts}/heldout/*.txt", "--longest", self.args.longest]
+        verbs.famjax("eval", *models("texts", "texts_twin", "before"), *documents, "--output", self.at / "shown_texts")
+
+    def given_back(self) -> None:
+        """Both fine-tuned models as folders that `transformers` loads; their numbers are ours without FAM."""
+        for name in ("passkey", "texts"):
+            folder = self.at / f"llama_{name}"
+            verbs.once(folder, "export-hf", self.at / name, folder)
+            text = next(iter(sorted((self.texts / "heldout").glob("*.txt")))).read_text(encoding="utf-8")[:250]
+            verbs.compare_with_transformers(self.at / name, folder, text)
+
+    # --- commands ------------------------------------------------------------------------------------------
+
+    def train(self, name: str, experiment: str, **macros: Any) -> None:
+        """`famjax train`, which goes on by itself, and does nothing where it is done."""
+        macros |= {"MODEL_DIR": str(self.at / name), "RANDOM_SEED": self.args.seed}
+        steps = getattr(self.args, f"{name.removesuffix('_twin')}_steps")
+        macros |= {} if steps is None else {"TRAIN_STEPS": steps}
+        verbs.train(f"gin/experiments/{experiment}", **macros)
+
+
+def fail(message: str) -> NoReturn:
+    """Says in one line what the user has to change, and ends."""
+    print(f"pretrained_story: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+# --- texts and tokenizer -----------------------------------------------------------------------------------
+
+
+def standard_library(folder: Path) -> None:
+    """Modules of Python's standard library, without its tests: one text of ten is held out, by its name."""
+    root = Path(sysconfig.get_path("stdlib"))
+    sizes = {"train": 0, "heldout": 0}
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root).with_suffix("")
+        if {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"} & set(inside.parts):
+            continue
+        text = path.read_bytes()
+        if len(text) < SHORTEST or not text.isascii():
+            continue
+        name = ".".join(inside.parts)
+        split = "heldout" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0 else "train"
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        (folder / split / f"{name}.txt").write_bytes(text)
+        sizes[split] += len(text)
+    print(f"texts: {sizes['train'] / 1e6:.1f} MB to train on, {sizes['heldout'] / 1e6:.1f} MB held out, from {root}")
+
+
+def write_quizzes(path: Path, seed: int) -> None:
+    """Short pass keys, asked for at once or behind a sentence or two, for the pretraining: JSON lines."""
+    rng = np.random.default_rng(7 + seed)
+    lines = []
+    for _ in range(QUIZZES):
+        key, filler = random_key(rng, 5), (2 * FILLER)[: int(rng.integers(0, 2 * len(FILLER)))]
+        lines.append(json.dumps({"text": INTRODUCTION + TELLING.format(key=key) + filler + QUESTION + key}) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def train_tokenizer(folder: Path, texts: list[Path], quizzes: Path) -> None:
+    """A byte-level BPE tokenizer, as Llama 3's, whose digits are tokens of their own, with the files that it needs."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    asked = (json.loads(line)["text"] for line in quizzes.read_text(encoding="utf-8").splitlines())
+    read = (line for path in texts for line in path.read_text(encoding="utf-8").splitlines(keepends=True))
+    tokenizer.train_from_iterator(itertools.chain(asked, read), trainer)
+    bos = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The report: one file that holds what results.json says, needs nothing from elsewhere and trusts no data."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from famjax.cli.main import main
+from famjax.config import ConfigError
+from famjax.evals import results, run
+from famjax.evals.reports import charts, page, report
+from famjax.evals.reports.charts import Line, Point
+from famjax.evals.reports.compare import compare
+from famjax.evals.samples import Sample, SampleFile
+from famjax.evals.tasks import language
+from famjax.evals.tasks.base import Task, Unreadable
+
+VOID = {"meta", "line", "circle", "rect", "polyline", "polygon", "br"}
+GENERATION = Task("needles", "generate", lambda: [], {"match": lambda said, targets: 0.0})
+TEXTS = Task("books", "score", lambda: [], by_position=True)
+
+
+class Page(HTMLParser):
+    """All that a reader sees, and whether every tag is closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.seen, self.tags = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.seen.append(data)
+
+
+def answers(seed: int, better: float) -> dict[str, list[Sample]]:
+    """Made-up answers to two tasks: needles at depths and lengths, and books by position."""
+    rng = np.random.default_rng(seed)
+    needles = [
+        Sample("needles", f"{length}/{i}", f"{length}/{i}", f"k{seed}", length, 0, "<script>alert(1)</script> & co",
+               "<b>7</b>" if i else "", ["8"], "length", {"match": float(rng.random() < better)},
+               {"length": length, "depth": (0.0, 0.5, 1.0)[i % 3], "needle": length // 2})
+        for length in (1024, 4096) for i in range(12)
+    ]  # fmt: skip
+    sums = {"bits": [30.0, 60.0 * better], "correct": [2.0, 4.0], "tokens": [15.0, 30.0], "sizes": [15.0, 30.0]}
+    books = [
+        Sample("books", f"{i}", f"{i}", f"k{seed}b", 1, 0, "", "", [], "", {"next_token_accuracy": 0.1}, {}, sums)
+        for i in range(3)
+    ]
+    return {"needles": needles, "books": books}
+
+
+def told(seeds=(1, 2)) -> tuple[list[dict], list[dict]]:
+    """Results of two models as `famjax eval` makes them."""
+    models, found = [], []
+    for seed, better in zip(seeds, (0.9, 0.4), strict=True):
+        mine = answers(seed, better)
+        bad = [Unreadable("data<1>.jsonl:7", "no JSON")] if seed == seeds[1] else []
+        tasks = {name: results.summarize(task, mine[name], bad, 16)
+                 for name, task in (("needles", GENERATION), ("books", TEXTS))}  # fmt: skip
+        for name, task in tasks.items():
+            task["key"] = mine[name][0].key
+        models.append({"name": f"model & {seed}", "label": f"model & {seed} (FAM 2)", "model_dir": "runs/<x>",
+                       "fingerprint": "0" * 32, "model": {"memory": {"block_size": 16}}, "tasks": tasks})  # fmt: skip
+        found.append(mine)
+    return models, found
+
+
+def test_the_page_is_whole_safe_and_says_what_the_results_say():
+    """Every tag is closed; nothing is fetched or run; text of data is shown as text; every number of the results'
+    tables is there."""
+    models, found = told()
+    run.side_by_side(models, found, language.position_edges(16), 0)
+    text = page.page({"models": models, "version": "1", "settings": {"task": "needles</pre><script>"}})
+    seen = Page(text)
+    assert not {"script", "link", "img", "iframe", "b"} & {tag for tag, _ in seen.tags}
+    assert not any(name in {"src", "href"} or name.startswith("on") for _, attrs in seen.tags for name in attrs)
+    assert "url(" not in text and "@import" not in text
+    assert any(attrs.get("name") == "viewport" for tag, attrs in seen.tags if tag == "meta")
+    words = " ".join(seen.seen)
+    assert "<script>alert(1)</script> & co" in words and "data<1>.jsonl:7" in words
+    for model in models:
+        for task in model["tasks"].values():
+            for metric in task["metrics"].values():
+                assert f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]" in words
+    books = [model["tasks"]["books"] for model in models]
+    gap = books[1]["against_first"]["bits_per_byte"]
+    assert gap["mean"] == pytest.approx(
+        books[1]["metrics"]["bits_per_byte"]["value"] - books[0]["metrics"]["bits_per_byte"]["value"]
+    )
+    assert gap["mean"] == pytest.approx(-books[1]["by_position"][-1]["less_than_first"]["mean"])
+    gap = models[1]["tasks"]["needles"]["against_first"]["match"]
+    assert gap["mean"] < 0 and f"{gap['mean']:+.3f}" in words
+    by_length = models[1]["tasks"]["needles"]["against_first_by_length"]
+    assert by_length and all(f"{row['metrics']['match']['mean']:+.3f}" in words for row in by_length)
+    assert "24 answers did not end" in words and "2 answers empty" in words and "1 example could not be read" in words
+    maps = [attrs for tag, attrs in seen.tags if tag == "svg" and "depth" in attrs["aria-label"]]
+    assert len(maps) == 2  # one a model
+    assert any("accuracy against position" in attrs.get("aria-label", "") for _, attrs in seen.tags)
+
+
+def test_curves_are_where_their_values_are():
+    """y of a point is linear in its value over the axis, x rises with log(1 + x), and a band is its interval."""
+    points = [Point(x, y, y - 0.1, y + 0.1, "") for x, y in ((0, 0.25), (15, 0.5), (255, 1.0))]
+    drawn = charts.lines([Line("a", points)], "x", "y")
+    at = [(float(x), float(y)) for x, y in re.findall(r'circle cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    height = charts.HEIGHT - charts.TOP - charts.BOTTOM
+    assert [y for _, y in at] == pytest.approx([charts.TOP + height * (1 - p.y) for p in points], abs=0.06)
+    xs = [x for x, _ in at]
+    assert (xs[1] - xs[0]) / (xs[2] - xs[0]) == pytest.approx(0.5, abs=0.01)  # log2(16) of log2(256)
+    band = [float(pair.split(",")[1]) for pair in re.search(r'polygon points="([^"]+)"', drawn)[1].split()]
+    assert band[0] == pytest.approx(charts.TOP + height * (1 - 0.35), abs=0.06) and len(band) == 6
+
+
+def test_heat_maps_have_a_cell_for_each_value():
+    """Its number, darker the higher; none where there is none."""
+    drawn = charts.heat_map(["0%", "1%"], ["1k", "2k"], [[0.0, 1.0], [None, 0.25]], [["a", "b"], ["", "c"]], "x", "y")
+    shades = [int(red) for red in re.findall(r"rgb\((\d+),", drawn)]
+    assert len(shades) == 3 and shades[1] < shades[2] < shades[0]
+    assert re.findall(r'fill:#\w+">([\d.]+)<', drawn) == ["0", "1", "0.25"]
+
+
+def test_numbers_are_short_and_steps_round():
+    """Lengths as they are given; steps of a range at round values."""
+    assert [charts.in_units(x) for x in (64, 1000, 1024, 1536, 4096, 20000, 2**20)] == [
+        "64", "1000", "1k", "1.5k", "4k", "20k", "1M",
+    ]  # fmt: skip
+    assert charts._steps(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert charts._steps(2.31, 2.36) == pytest.approx([2.31, 2.32, 2.33, 2.34, 2.35, 2.36])
+
+
+def test_runs_that_were_made_apart_are_compared(tmp_path, capsys):
+    """Differences in pairs are those of one evaluation of both; models of one name are told apart by their runs; the
+    page has both."""
+    models, found = told()
+    together = json.loads(json.dumps(models))
+    run.side_by_side(together, found, language.position_edges(16), 0)
+    for model, mine in zip(models, found, strict=True):
+        folder = tmp_path / f"run{model['name'][-1]}"
+        model["name"] = "same"
+        report.write_results(folder / report.RESULTS_JSON, {"models": [model]})
+        with SampleFile(folder / "samples.jsonl") as file:
+            for sample in (sample for samples in mine.values() for sample in samples):
+                file.add(sample)
+    runs = [str(tmp_path / "run1"), str(tmp_path / "run2")]
+    assert main(["eval", "--compare", *runs, "--output", str(tmp_path / "both")]) == 0
+    written = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert [model["name"] for model in written["models"]] == ["run1/same", "run2/same"]
+    for one, other in zip(written["models"], together, strict=True):
+        for name in ("needles", "books"):
+            assert one["tasks"][name].get("against_first") == other["tasks"][name].get("against_first")
+        assert one["tasks"]["books"]["by_position"] == other["tasks"]["books"]["by_position"]
+    assert "run2/same" in Page((tmp_path / "both" / "report.html").read_text()).seen
+    assert "0.9" in capsys.readouterr().out
+    other = (tmp_path / "run2" / "samples.jsonl").read_text()
+    moved = re.sub(r'"task": "books", "id": "', '"task": "books", "id": "9', other)
+    (tmp_path / "run2" / "samples.jsonl").write_text(moved)
+    with pytest.raises(ConfigError, match="none is common to all"):
+        compare(runs)
+    (tmp_path / "run2" / "samples.jsonl").unlink()
+    with pytest.raises(ConfigError, match="no answers of same to needles"):
+        compare(runs)
+    with pytest.raises(ConfigError, match="name output directories"):
+        compare([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("runs/fam", "runs/bswa"), ["fam", "bswa"]),
+        (("runs/passkey/fam", "runs/texts/fam", "runs/texts/bswa"), ["passkey/fam", "texts/fam", "texts/bswa"]),
+        (("a/runs/x/fam", "b/runs/x/fam"), ["a/runs/x/fam", "b/runs/x/fam"]),
+        (("runs/fam", "runs/fam/"), ["runs/fam", "runs/fam/"]),
+    ],
+)
+def test_models_are_called_by_as_much_of_their_paths_as_tells_them_apart(paths, names):
+    """So that a table says `texts/fam`, not a path of the machine."""
+    assert run.names_of(paths) == names

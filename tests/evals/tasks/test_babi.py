@@ -1,0 +1,222 @@
+"""bAbI hidden in books: the task from its published files, and what happens to files that are not as published."""
+
+import json
+import re
+
+import pytest
+
+from famjax.cli.main import main
+from famjax.config import ConfigError, EvalConfig
+from famjax.config.text import BadText
+from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
+from famjax.evals.tasks import babi, books, catalog
+from famjax.evals.tasks.base import Example, Unreadable
+from famjax.infer.codec import Codec
+from famjax.storage.checkpoint import save_model
+from tests import tiny
+from tests.infer.test_chat import CHATML
+from tests.pretrained import tokenizers_of_ours
+
+STORY = """1 Mary moved to the bathroom.
+2 John went to the hallway.
+3 Where is Mary? \tbathroom\t1
+4 Daniel went back to the hallway.
+5 Where is Daniel? \thallway\t4
+1 Sandra got the milk.
+2 Sandra got the apple.
+3 What is Sandra carrying? \tmilk,apple\t1 2
+"""
+BYTES = Codec.of(ByteVocabulary())
+
+
+@pytest.fixture(scope="module", params=["bytes", "byte-level", "metaspace"])
+def codec(request, tmp_path_factory) -> Codec:
+    if request.param == "bytes":
+        return BYTES
+    return Codec.of(load_vocabulary(str(tokenizers_of_ours.write(tmp_path_factory.mktemp("t"), request.param))))
+
+
+def make(codec: Codec, data: str, **settings):
+    config = EvalConfig(data=(f"babi={data}",), **{"lengths": (1500, 2300), "examples": 12} | settings)
+    return catalog.make("babi", config, codec, 64)
+
+
+def shown(codec: Codec, example: Example) -> tuple[str, str]:
+    return codec.vocabulary.decode(example.context), codec.vocabulary.decode(example.prompt)
+
+
+def test_facts_lie_in_filler_whole_and_in_order(tmp_path, codec):
+    """A story's facts told before the question, those alone; exact lengths; the same questions at every length; the
+    supporting facts begin where `needles` says and the earliest of them ends at `needle`."""
+    path = tmp_path / "qa1_single_test.txt"
+    path.write_text(STORY)
+    read = babi.read(str(path))
+    assert [(len(one.facts), one.answer, one.supports) for one in read] == [
+        (2, "bathroom", (0,)), (3, "hallway", (2,)), (2, "milk,apple", (0, 1)),
+    ]  # fmt: skip
+    facts = [line.partition(" ")[2] for line in STORY.splitlines() if "?" not in line]
+    asked = []
+    for example in make(codec, str(path)).examples():
+        context, prompt = shown(codec, example)
+        assert example.tokens == example.about["length"] and example.about["source"] == "qa1"
+        places = [context.find(fact) for fact in facts if fact in context]
+        question = next(one for one in read if one.question == example.about["question"])
+        assert places == sorted(places) and len(places) == len(question.facts)
+        assert question.question in prompt and example.targets == (question.answer,)
+        for (start, last), support in zip(example.needles, question.supports, strict=True):
+            after = codec.vocabulary.decode(example.context[start : start + 40]).strip()
+            assert after.startswith(question.facts[support])
+            assert codec.vocabulary.decode(example.context[: last + 1]).endswith(question.facts[support])
+        end = codec.vocabulary.decode(example.context[: example.about["needle"] + 1])
+        assert end.endswith(question.facts[question.supports[0]])
+        assert example.id.startswith(f"{example.about['length']}/{len(asked) % 12}/qa1:")
+        asked.append(question.question)
+    assert asked[:12] == asked[12:] and len(set(asked)) > 1
+
+
+def test_files_take_turns_and_each_has_its_instruction(tmp_path):
+    """qa1 to qa5: the answer's form in the instruction is that of the worked examples, which come from no story of
+    bAbI; another file has an instruction without examples."""
+    for number in (1, 2, 3, 4, 5, 20):
+        (tmp_path / f"qa{number}_test.txt").write_text(STORY)
+    task = make(BYTES, str(tmp_path / "qa*.txt"), lengths=(2000,), examples=12)
+    found = [(example.about["source"], shown(BYTES, example)) for example in task.examples()]
+    assert [source for source, _ in found[:6]] == ["qa1", "qa2", "qa20", "qa3", "qa4", "qa5"]
+    for source, (context, prompt) in found:
+        head = context[: context.index("<context>")]
+        assert head.count("<example>") == {"qa20": 0, "qa5": 3}.get(source, 2)
+        assert not any(name in head for name in ("Mary", "John", "Daniel", "Sandra", "bathroom", "kitchen"))
+        assert prompt.endswith("\nAnswer:") and "</context>" in prompt
+    for prompt in babi.PROMPTS.values():
+        frame = re.split(r"'[^']*'", prompt.form.partition(": ")[2])
+        assert all(part in answer for _, answer in prompt.examples for part in frame if "'" in prompt.form)
+
+
+def test_a_chat_template_frames_the_whole_question(tmp_path):
+    """What the template writes around a user's message stands around it, special tokens as tokens; the answer ends
+    with the template's end of turn; without `chat` the text is plain."""
+    tokenizers_of_ours.write(tmp_path, "byte-level")
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    (tmp_path / "qa1_test.txt").write_text(STORY)
+    codec = Codec(tmp_path, 400)
+    codec.ends.clear()
+    example = next(iter(make(codec, str(tmp_path / "qa1*")).examples()))
+    context, prompt = shown(codec, example)
+    assert context.startswith("<s>user\nA long text follows") and prompt.endswith("?</s>\n<s>assistant\n")
+    assert example.context[0] == codec.vocabulary.bos and codec.vocabulary.eos in example.prompt
+    assert codec.ends == [codec.vocabulary.eos]
+    plain = next(iter(make(codec, str(tmp_path / "qa1*"), chat=False).examples()))
+    assert shown(codec, plain)[1].endswith("?\nAnswer:") and plain.tokens == example.tokens == 1500
+
+
+BROKEN = [
+    ("1 Mary moved to the bathroom.\nWhere is she?\tthere\t1\n3 Mary left.\n", 2, "number 2 or 1"),
+    ("1 Mary moved to the bathroom.\n3 Where is Mary? \tbathroom\t1\n", 2, "the rest of its story is left out"),
+    ("1 Mary moved to the bathroom.\n2 Where is Mary?\n", 2, "has its answer after a tab"),
+    ("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\n", 2, "after a tab each"),
+    ("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\t7\n", 2, "not among those before it"),
+    ("1 Mary moved to the bathroom.\n2 Mary moved to the office.\n", 1, "no question"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "reason"), BROKEN)
+def test_what_is_not_as_published_is_counted_and_named(tmp_path, text, line, reason):
+    """A broken line costs its story, a bad question itself, a story without a question is told: each once, with file
+    and line; stories before and after are read. Alone it is refused in one line."""
+    path = tmp_path / "qa1_test.txt"
+    path.write_text(STORY + text + STORY)
+    found = babi.read(str(path))
+    (bad,) = [one for one in found if isinstance(one, Unreadable)]
+    assert len(found) == 7 and bad.place == f"{path}:{8 + line}" and reason in bad.reason
+    task = make(BYTES, str(path), examples=2)
+    assert [type(one) for one in task.examples()] == [Unreadable] + 4 * [Example]
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}:{line}: ")):
+        make(BYTES, str(path))
+
+
+def test_bad_files_and_questions_without_room_are_named(tmp_path):
+    """A file that is no text beside good ones is counted; questions that the shortest length has no room for are left
+    out and counted by file; if none fits, the length that does is told."""
+    (tmp_path / "qa1_test.txt").write_text(STORY)
+    (tmp_path / "qa2_test.txt").write_bytes(b"1 Mary \xff\n")
+    long = "".join(f"{i} Mary moved to the bathroom, again.\n" for i in range(1, 60))
+    (tmp_path / "qa3_test.txt").write_text(f"{STORY}{long}60 Where is Mary? \tbathroom\t59\n")
+    task = make(BYTES, str(tmp_path / "*.txt"))
+    (bad,) = [one for one in task.examples() if isinstance(one, Unreadable)]
+    assert bad.place == str(tmp_path / "qa2_test.txt") and "not UTF-8" in bad.reason
+    assert task.settings["without_room"] == {"qa3": 1} and task.settings["questions"] == {"qa1": 3, "qa3": 4}
+    with pytest.raises(ConfigError, match=r"use --lengths of \d+ on"):
+        make(BYTES, str(tmp_path / "qa1*"), lengths=(300,))
+    with pytest.raises(ConfigError, match="--data 'babi="):
+        catalog.make("babi", EvalConfig(), BYTES, 64)
+
+
+def gutenberg(text: str, encoding: str | None = None) -> str:
+    named = f"Character set encoding: {encoding}\n" if encoding else ""
+    return (
+        f"The Project Gutenberg EBook of Nothing\n\n{named}\n*** START OF THIS PROJECT GUTENBERG EBOOK NOTHING ***\n"
+        f"{text}\n*** END OF THIS PROJECT GUTENBERG EBOOK NOTHING ***\n*** START: FULL LICENSE ***\nRoyalties of 20%.\n"
+    )
+
+
+def test_books_are_read_in_their_encoding_without_header_and_licence(tmp_path):
+    """Latin-1 that the header names, UTF-8 that it calls Latin-1, ASCII by its old name, a plain text; what cannot be
+    read is refused in one line that names the file."""
+    write = lambda name, text, encoding: (tmp_path / name).write_bytes(text.encode(encoding))
+    write("a.txt", gutenberg("Thénardier said so.", "ISO-8859-1"), "latin-1")
+    write("b.txt", gutenberg("Thénardier said so.", "ISO-8859-1"), "utf-8")
+    write("c.txt", gutenberg("He said so.", "ISO-646-US"), "ascii")
+    write("d.txt", "Thénardier said so.", "utf-8")
+    found = {name: books.read(str(tmp_path / f"{name}.txt")) for name in "abcd"}
+    assert {name: book.text.strip() for name, book in found.items()} == {
+        "a": "Thénardier said so.", "b": "Thénardier said so.", "c": "He said so.", "d": "Thénardier said so.",
+    }  # fmt: skip
+    assert [book.encoding for book in found.values()] == ["iso8859-1", "utf-8", "utf-8", "utf-8"]
+    assert found["d"].cut == 0 and found["a"].cut == len(gutenberg("", "ISO-8859-1")) - 2
+    write("e.txt", gutenberg("Thénardier said so."), "latin-1")
+    write("f.txt", gutenberg("He said so.", "EBCDIC-XX"), "ascii")
+    write("g.txt", gutenberg("He said so.").partition("*** END")[0], "ascii")
+    for name, reason in (("e", "not UTF-8"), ("f", "EBCDIC-XX"), ("g", "this copy is not whole")):
+        with pytest.raises(BadText, match=f"{name}.txt: .*{reason}"):
+            books.read(str(tmp_path / f"{name}.txt"))
+
+
+def test_famjax_eval_runs_it_from_files(tmp_path, capsys):
+    """Several lengths, a Latin-1 book, a broken line: results by part, length and side of the reach; distances of all
+    supporting facts in the samples; what was left out and how books were read in the results."""
+    config = tiny.config(vocab_size=256, block_size=64)
+    save_model(tmp_path / "m", config, tiny.parameters(config))
+    (tmp_path / "qa1_test.txt").write_text(STORY + BROKEN[0][0])
+    (tmp_path / "qa2_test.txt").write_text(STORY)
+    book = gutenberg("Thénardier said so. He went away, and nobody saw him again! " * 3, "ISO-8859-1")
+    (tmp_path / "book.txt").write_bytes(book.encode("latin-1"))
+    out = tmp_path / "out"
+    words = [
+        "eval",
+        "--gin.BATCH_SIZE=4",
+        "--model",
+        str(tmp_path / "m"),
+        "--task",
+        "babi",
+        "--data",
+        f"{tmp_path}/qa*_test.txt",
+    ]
+    words += ["--filler", str(tmp_path / "book.txt"), "--lengths", "1600,1900", "--examples", "4", "--output", str(out)]
+    assert main([*words, "--max-new-tokens", "4"]) == 0
+    told = json.loads((out / "results.json").read_text())["models"][0]["tasks"]["babi"]
+    assert list(told["metrics"]) == ["word_match", "string_match"] and told["n"] == 8
+    assert [(row["source"], row["length"], row["n"]) for row in told["by_source"]] == [
+        ("qa1", 1600, 2), ("qa1", 1900, 2), ("qa2", 1600, 2), ("qa2", 1900, 2),
+    ]  # fmt: skip
+    assert told["unreadable"]["examples"] == 1 and "qa1_test.txt:10" in told["unreadable"]["first"][0]["place"]
+    (read,) = told["settings"]["books"]
+    assert read["encoding"] == "iso8859-1" and read["cut"] > 100
+    assert sum(row["n"] for row in told["by_reach"] if row["side"] != "beyond_all_layers") == 8
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        supports = 2 if "carrying" in sample["about"]["question"] else 1
+        assert len(sample["about"]["distances"]) == supports and sample["tokens"] == sample["about"]["length"]
+    printed, warned = capsys.readouterr()
+    assert "babi: one place of the data cannot be read, first " in warned and "qa1_test.txt:10: " in warned
+    assert "qa2, 1,900" in printed and "1 unreadable" in printed and "inside the reach" in printed

@@ -1,0 +1,185 @@
+"""The paper's tasks, from every form in which their data sets are published; a bad row costs itself only."""
+
+import json
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from famjax.cli.main import main
+from famjax.config import ConfigError, EvalConfig
+from famjax.data.vocabulary import ByteVocabulary
+from famjax.evals.runner import Runner
+from famjax.evals.tasks import catalog, rows
+from famjax.evals.tasks.base import Example, Unreadable
+from famjax.infer.codec import Codec
+from tests.evals.tasks import schemas
+from tests.evals.test_runner import Parrot
+
+CODEC = Codec.of(ByteVocabulary())
+NAMES = [name for name, entry in catalog.TASKS.items() if entry.module == "papers"]
+
+
+def make(name: str, data: str, **settings):
+    return catalog.make(name, EvalConfig(data=(f"{name}={data}",), **settings), CODEC, 64)
+
+
+def text(tokens) -> str:
+    return bytes(tokens.tolist()).decode()
+
+
+def shown(examples) -> list[tuple]:
+    """What a reader of the examples sees."""
+    return [
+        (one.id, one.group, text(one.context), text(one.prompt), one.targets, tuple(map(text, one.choices)), one.answer)
+        for one in examples
+    ]
+
+
+def write_folder(folder, table: list[dict], splits: bool) -> str:
+    """As `save_to_disk` of Hugging Face datasets writes it, with or without splits, in two shards."""
+    inside = folder / "test" if splits else folder
+    inside.mkdir(parents=True)
+    for i, part in enumerate((table[:1], table[1:])):
+        whole = pyarrow.Table.from_pylist(part)
+        with pyarrow.ipc.new_stream(str(inside / f"data-{i}.arrow"), whole.schema) as writer:
+            writer.write_table(whole)
+    (inside / "state.json").write_text(json.dumps({"_data_files": [{"filename": f"data-{i}.arrow"} for i in (0, 1)]}))
+    if splits:
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    return str(folder)
+
+
+def test_narrative_qa_reads_alike_from_every_form(tmp_path):
+    """JSON lines, Parquet, folders of `save_to_disk` with and without splits: the story first, its questions behind
+    it, two right answers; the original repository likewise."""
+    table = schemas.narrative_qa()
+    whole = pyarrow.Table.from_pylist(table)
+    (tmp_path / "parquet").mkdir()
+    pyarrow.parquet.write_table(whole, tmp_path / "parquet" / "test-00000.parquet")
+    forms = [
+        schemas.write_jsonl(tmp_path / "test.jsonl", table), str(tmp_path / "parquet"),
+        str(tmp_path / "parquet" / "*.parquet"), write_folder(tmp_path / "plain", table, False),
+        write_folder(tmp_path / "splits", table, True),
+    ]  # fmt: skip
+    expected = shown(make("narrative_qa", forms[0]).examples())
+    assert [one[1] for one in expected] == ["b1", "b1", "b2"]
+    assert expected[0][2:5] == (
+        schemas.BOOK, "\n\nQuestion: Where was the key?\nAnswer:", ("Under the oak", "Beneath an oak tree"),
+    )  # fmt: skip
+    for form in forms[1:]:
+        assert shown(make("narrative_qa", form).examples()) == expected
+    original = schemas.write_original_narrative_qa(tmp_path / "original")
+    one, missing = make("narrative_qa", original).examples()
+    assert shown([one])[0][2:4] == expected[0][2:4] and one.targets == ("Under the oak", "Beneath, an oak")
+    assert "b9.content" in missing.reason
+
+
+def test_a_story_is_read_once_for_its_questions(tmp_path):
+    """Three questions, two stories read."""
+    task = make("narrative_qa", schemas.write_jsonl(tmp_path / "test.jsonl", schemas.narrative_qa()))
+    parrot = Parrot()
+    parrot.generate = lambda asks, *rest: ((i, np.zeros(0, np.int32), True) for i in range(len(asks)))
+    samples = list(Runner(parrot, CODEC).run(task))
+    assert len(samples) == 3 and len(parrot.was_read) == 2
+    assert set(samples[0].values) == {"rouge_l", "f1", "exact_match"}
+
+
+def test_qasper_has_all_answers_of_a_question(tmp_path):
+    """Rows of one id are one question; the paper is the context, the question comes behind it."""
+    first, second = make("qasper", schemas.write_jsonl(tmp_path / "v.jsonl", schemas.qasper())).examples()
+    assert first.targets == ("400 hours", "Four hundred hours") and second.targets == ("Three",)
+    assert text(first.context) == schemas.PAPER.strip() == text(second.context) and first.group == second.group
+    assert text(second.prompt) == "\n\nQuestion: How many layers?\nAnswer:"
+
+
+def test_quality_reads_alike_from_scrolls_and_from_its_own_files(tmp_path):
+    """Four options, one of them with a "(B)" inside, and the right one's number."""
+    scrolls = list(make("quality", schemas.write_jsonl(tmp_path / "s.jsonl", schemas.quality())).examples())
+    own = list(make("quality", schemas.write_jsonl(tmp_path / "o.jsonl", schemas.original_quality())).examples())
+    for one, other in zip(scrolls, own, strict=True):
+        assert text(one.context).strip() == text(other.context).strip() == schemas.BOOK.strip()
+        assert shown([one])[0][3:] == shown([other])[0][3:]
+    assert [one.answer for one in scrolls] == [0, 2]
+    assert [text(choice) for choice in scrolls[0].choices] == [f" {option}" for option in schemas.OPTIONS]
+    assert scrolls[0].choice_sizes == tuple(1 + len(option) for option in schemas.OPTIONS)
+
+
+def test_xlsum_asks_for_a_summary(tmp_path):
+    """The text, then the request."""
+    (one,) = make("xlsum", schemas.write_jsonl(tmp_path / "x.jsonl", schemas.xlsum())).examples()
+    assert (text(one.context), text(one.prompt), one.targets) == (
+        schemas.BOOK, "\n\nSummary:", ("A key was found.",),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["pg19", "isabelle"])
+def test_texts_are_predicted_from_files_and_rows(tmp_path, name):
+    """Every token but the first, with its bytes; a file that is no text, and one with nothing to predict, are told."""
+    ending = "txt" if name == "pg19" else "thy"
+    for file, content in (("a", "théory A".encode()), ("b", b"\xff\xfe"), ("c", b"x")):
+        (tmp_path / f"{file}.{ending}").write_bytes(content)
+    good, bad, short = make(name, str(tmp_path / f"*.{ending}")).examples()
+    assert bytes([*good.prompt, *good.scored]).decode() == "théory A" and good.size == 8
+    assert "not UTF-8" in bad.reason and "no token" in short.reason
+    table = [{"short_book_title": "A", "publication_date": 1, "url": "", "text": "théory A"}]
+    (row,) = make(name, schemas.write_jsonl(tmp_path / "r.jsonl", table)).examples()
+    assert row.about["name"] == "A" and np.array_equal(row.scored, good.scored)
+
+
+def test_tfds_and_the_hub_say_what_is_missing(tmp_path, monkeypatch):
+    """No such data set, no network: one line with what to do; TFDS's bytes and arrays become text and lists."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=r"tfds:no_such_set"):
+        list(make("xlsum", "tfds:no_such_set").examples())
+    with pytest.raises(ConfigError, match=r"hub:no/such.* (pip install datasets|name its files with --data)"):
+        list(make("xlsum", "hub:no/such").examples())
+    fields = {"a": b"text", "b": {"c": np.array([b"x", b"y"], object)}, "n": np.int64(3)}
+    assert rows._decoded(fields) == {"a": "text", "b": {"c": ["x", "y"]}, "n": 3}
+
+
+BAD = {
+    "narrative_qa": ({"question": {"text": "a"}}, "it has no document.id"),
+    "qasper": ({"id": "1", "input": "no paper", "output": "x"}, "a question, an empty line and a paper"),
+    "quality": ({"id": "1", "input": "q\n\nno options", "output": "x"}, "options"),
+    "xlsum": ({"id": "1", "text": "", "summary": "x"}, "text is no text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_costs_itself_only(tmp_path, name):
+    """Half a line, no object, fields that are missing: each told with file, line and reason; the others are read."""
+    good = {"narrative_qa": schemas.narrative_qa, "qasper": schemas.qasper, "quality": schemas.quality,
+            "xlsum": schemas.xlsum}[name]()  # fmt: skip
+    row, reason = BAD[name]
+    path = schemas.write_jsonl(tmp_path / "d.jsonl", ['{"a": \n', "\n", "[1]\n", row, *good])
+    found = list(make(name, path).examples())
+    bad = [one for one in found if isinstance(one, Unreadable)]
+    assert [one.place for one in bad] == [f"{path}:1", f"{path}:3", f"{path}:4"]
+    assert "no JSON" in bad[0].reason and "this is none" in bad[1].reason and reason in bad[2].reason
+    clean = make(name, schemas.write_jsonl(tmp_path / "clean.jsonl", good)).examples()
+    assert shown(one for one in found if isinstance(one, Example)) == shown(clean)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_data_set_is_told_with_what_to_type(name, tmp_path, capsys):
+    """Before any work, one line; a path that is not there likewise."""
+    with pytest.raises(ConfigError, match=f"add --data {name}=PATH, PATH being"):
+        catalog.make(name, EvalConfig(), CODEC, 64)
+    with pytest.raises(ConfigError, match="there is no file"):
+        make(name, str(tmp_path / "nothing.jsonl"))
+
+
+def test_data_of_several_tasks_is_told_apart(tmp_path, capsys):
+    """`--data TASK=PATH` for each; a name alone goes to whoever has none. A wrong split names the others."""
+    config = EvalConfig(data=("xlsum=a", "b"))
+    assert [config.data_of(name) for name in ("xlsum", "qasper")] == ["a", "b"]
+    folder = write_folder(tmp_path / "splits", schemas.narrative_qa(), True)
+    with pytest.raises(ConfigError, match="has no split 'dev' but train, test; name one with --split"):
+        make("narrative_qa", folder, split="dev")
+    first = list(make("narrative_qa", folder, examples=2).examples())
+    assert len(first) == 2
+    assert main(["eval", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in catalog.TASKS)

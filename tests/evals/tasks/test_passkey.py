@@ -1,0 +1,119 @@
+"""The pass key evaluation: what it counts is what the model says, document by document."""
+
+import json
+
+import numpy as np
+import pytest
+
+from famjax.cli.main import main
+from famjax.config import EvalConfig
+from famjax.data.passkey_text import Writer
+from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
+from famjax.evals.engine import ModelEngine
+from famjax.evals.runner import Runner
+from famjax.evals.samples import Sample
+from famjax.evals.tasks import passkey
+from famjax.infer.codec import Codec
+from famjax.storage.checkpoint import save_model
+from tests import tiny
+from tests.pretrained import tokenizers_of_ours
+
+BYTES = Writer(ByteVocabulary())
+CONFIG = tiny.config(vocab_size=128, block_size=16, memory_segments=0, fam_length=2)
+
+
+def first_choices(config, params, doc) -> np.ndarray:
+    """The token that the whole-sequence model would put after each token of a document."""
+    tokens = np.zeros((1, 320), np.int32)
+    tokens[0, : len(doc.tokens)] = doc.tokens
+    hidden, _ = tiny.whole(config, params, tokens)
+    return (np.asarray(hidden[0], np.float64) @ np.asarray(params["embedding"], np.float64).T).argmax(-1)
+
+
+@pytest.mark.parametrize(("fam_length", "tokens"), [(0, "bytes"), (2, "bytes"), (2, "byte-level")])
+def test_exact_match_and_tokens_are_those_of_whole_documents(fam_length, tokens, tmp_path, monkeypatch):
+    """Streaming in batches counts the same hits as scoring each document whole, alone.
+
+    An untrained model hits nothing, so the answers are replaced by what the model would say: half of
+    the documents get its own greedy answer and must count as hits, the others must not.
+    """
+    folder = tokenizers_of_ours.write(tmp_path, "byte-level")
+    writer = BYTES if tokens == "bytes" else Writer(load_vocabulary(str(folder)))
+    sizes = {"vocab_size": 128 if tokens == "bytes" else writer.vocabulary.size}
+    config = tiny.config(**sizes, block_size=16, memory_segments=0, fam_length=fam_length)
+    params = tiny.parameters(config)
+    model = tiny.build(config, params)
+    settings = EvalConfig(model_dirs=("x",), filler_blocks=(2,), batch_size=6, key_digits=2)
+    docs = [doc for doc in passkey.documents(2, 16, settings, writer)]
+    for i, doc in enumerate(docs):
+        for t in doc.answer if i % 2 else ():
+            doc.tokens[t] = first_choices(config, params, doc)[t - 1]
+    expected = [first_choices(config, params, doc)[doc.answer - 1] == doc.tokens[doc.answer] for doc in docs]
+    hits = np.array([one.all() for one in expected])
+    assert hits[1::2].all()
+    assert not hits[::2].any()
+    monkeypatch.setattr(passkey, "documents", lambda *_: docs)
+    codec = Codec.of(writer.vocabulary)
+    task = passkey.task("passkey", settings, codec, 16)
+    (row,) = passkey.rows(list(Runner(ModelEngine(model, 6), codec).run(task)), 16)
+    assert row["documents"] == 16
+    assert row["exact_match"] == hits.mean()
+    assert row["token_accuracy"] == pytest.approx(np.concatenate(expected).mean())
+    assert row["misses_by_alignment"] == list(range(0, 16, 2))
+
+
+def test_every_alignment_once_a_key_and_keys_of_their_own_seed():
+    """A length has block_size * keys documents, with filler of n blocks + 0..S-1 tokens."""
+    settings = EvalConfig(model_dirs=("x",), keys=3)
+    docs = passkey.documents(4, 64, settings, BYTES)
+    fillers = sorted(len(doc.tokens) - len(BYTES.document("00000", 0).tokens) for doc in docs)
+    assert fillers == sorted(3 * list(range(256, 320)))
+    other = passkey.documents(4, 64, EvalConfig(model_dirs=("x",), keys=3, seed=2), BYTES)
+    assert any((a.tokens != b.tokens).any() for a, b in zip(docs, other, strict=True))
+
+
+def test_updates_are_the_block_edges_between_key_and_question():
+    """A key told in block 1 and asked for in block 4 is carried over three edges."""
+    doc = BYTES.document("12345", 100)
+    edges = sum(1 for t in range(doc.mention[0], doc.answer[0] - 1) if (t + 1) % 64 == 0)
+    about = {"filler_blocks": 1, "alignment": 36, "needle": int(doc.mention[0]), "answer_tokens": 5}
+    values = {"exact_match": 1.0, "next_token_accuracy": 1.0}
+    sample = Sample("passkey", "1/0", "1/0", "", int(doc.answer[0]), 0, "", "", [], "", values, about)
+    (row,) = passkey.rows([sample], 64)
+    assert row["fam_updates"] == edges
+    assert (row["low"], row["high"], row["exact_match"]) == (pytest.approx(0.2065, abs=1e-4), 1.0, 1.0)
+
+
+def test_eval_command_writes_table_results_and_plot(tmp_path, capsys):
+    """`famjax eval` on two models: the numbers printed are those of results.json."""
+    for name, fam_length in (("fam", 2), ("bswa", 0)):
+        config = tiny.config(vocab_size=128, block_size=16, memory_segments=0, fam_length=fam_length)
+        save_model(tmp_path / name, config, tiny.parameters(config))
+    models = [word for name in ("fam", "bswa") for word in ("--model", str(tmp_path / name))]
+    assert main(["eval", *models, "--output", str(tmp_path / "out"), "--filler-blocks", "1,3"]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["fam", "bswa"]
+    assert [row["filler_blocks"] for row in results["models"][0]["passkey"]] == [1, 3]
+    printed = capsys.readouterr().out
+    for model in results["models"]:
+        for row in model["passkey"]:
+            assert f"{row['exact_match']:.3f} ({row['low']:.2f}-{row['high']:.2f})" in printed
+    assert (tmp_path / "out" / "passkey.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "add --model DIR"),
+        (["--model", "no/such"], "no/such does not exist"),
+        (["--model", "x", "--filler-blocks", "1,b"], "write for example 1,4,16,64"),
+        (["--model", "x", "--filler-blocks=-1"], "at least 0"),
+        (["--model", "x", "--gin.MIXTURE_OR_TASK_NAME='paskey'"], "did you mean 'passkey'"),
+    ],
+)
+def test_mistakes_are_one_line(words, said, capsys):
+    """Exit code 2 and one line that says what to do."""
+    assert main(["eval", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,46 @@
+"""How processes on CPU cores are started: the user's own settings stay, ours are added."""
+
+import os
+import subprocess
+import sys
+
+from famjax.process import cpu
+
+
+def test_the_users_settings_stay() -> None:
+    """Flags that are already set keep their values; a scheduler chosen by the user is not replaced."""
+    mine = {
+        "XLA_FLAGS": "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT",
+        "GLIBC_TUNABLES": "glibc.malloc.check=0",
+    }
+    result = cpu.environment(mine | {"HOME": "/home/me"})
+    assert result["XLA_FLAGS"] == mine["XLA_FLAGS"]
+    assert result["GLIBC_TUNABLES"].startswith("glibc.malloc.check=0:glibc.malloc.hugetlb=1:")
+    assert result["HOME"] == "/home/me"
+    assert mine == {name: mine[name] for name in ("XLA_FLAGS", "GLIBC_TUNABLES")}
+
+
+def test_jax_starts_with_the_flags() -> None:
+    """The installed jaxlib knows every flag: it computes in a process started with them."""
+    code = "import jax.numpy as jnp; print(float(jnp.ones(3).sum()))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=cpu.environment(os.environ), capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == "3.0", result.stderr
+
+
+def test_freed_memory_is_kept() -> None:
+    """Arrays that are made and dropped again and again cost page faults once, not each time."""
+    code = """
+import resource
+from famjax.process import cpu
+kept = cpu.keep_freed_memory()
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = bytearray(64 << 20)
+    del block
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print("none" if not kept else "kept" if faults[-1] < faults[0] / 10 else faults)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() in ("kept", "none"), result.stderr

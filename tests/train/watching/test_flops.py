@@ -1,0 +1,78 @@
+"""Model FLOPs against counts by hand, and what chips can do."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from famjax.cli.gin_config import load_model_config
+from famjax.config import DataConfig, OptimizerConfig, TrainConfig
+from famjax.train.watching.flops import attention_pairs, flops_per_token, peak_flops
+from tests import tiny
+
+# Two blocks of 4, one segment, FAM of 2; L 2, D 12, E 20, 2 heads of 4, V 17.
+CONFIG = TrainConfig(model_dir="none", model=tiny.config(), sequence_length=8)
+
+
+def with_memory(**changes) -> TrainConfig:
+    return dataclasses.replace(CONFIG, model=tiny.config(**changes))
+
+
+def test_pairs_of_queries_and_keys_by_hand():
+    """Block 0: tokens see 1+2+3+4 tokens and 4x2 FAM; 2 FAM queries see 2 FAM and 4 tokens. Block 1 adds a
+    segment of 4 for each token."""
+    assert attention_pairs(CONFIG) == (10 + 8 + 12) + (26 + 8 + 12)
+    assert attention_pairs(with_memory(fam_length=0)) == 10 + 26
+    # A window of 3 tokens: 1+2+3+3, then 3 for each.
+    assert attention_pairs(with_memory(fam_length=0, token_window=3)) == 9 + 12
+    # Two previous FAMs are there from the second block on.
+    assert attention_pairs(with_memory(previous_fams=2)) == (10 + 8 + 12) + (26 + 16 + 16)
+    carried = dataclasses.replace(CONFIG, task="text", data=DataConfig(stream_share=1.0))
+    assert attention_pairs(carried) == 2 * (26 + 8 + 12)
+
+
+def test_flops_of_a_token_by_hand():
+    """6 N (1 + F/S) + 6 V D W/T + 12 L heads H pairs/T, with N = L (4 D heads H + 3 D E)."""
+    matrices = 2 * (4 * 12 * 8 + 3 * 12 * 20)
+    attention = 12 * 2 * 2 * 4 * 76 / 8
+    assert flops_per_token(CONFIG, targets=8) == 6 * matrices * 1.5 + 6 * 17 * 12 + attention
+    assert flops_per_token(CONFIG, targets=2) == 6 * matrices * 1.5 + 6 * 17 * 12 / 4 + attention
+
+
+def test_frozen_matrices_have_no_gradient_of_their_own():
+    """4 N instead of 6 N."""
+    frozen = OptimizerConfig(parameters={"layers/feed_forward/*": {"frozen": True}})
+    saved = flops_per_token(CONFIG, 8) - flops_per_token(dataclasses.replace(CONFIG, optimizer=frozen), 8)
+    assert saved == 2 * (2 * 3 * 12 * 20) * 1.5
+
+
+def test_the_paper_24b_model_costs_six_times_its_weights_and_its_window():
+    """6 x 24.49e9 weights, 1/16 more for FAM, and pairs: a token of 8 blocks sees 2.25 segments, half of its
+    block and 64 FAM; FAM's 64 queries see 64 + 1024 once a block."""
+    model = load_model_config(["gin/models/fam_24b.gin"])
+    config = TrainConfig(model_dir="none", model=model, sequence_length=8192)
+    pairs = 2.25 * 1024 + 512.5 + 64 + 64 * (64 + 1024) / 1024
+    matrices = 56 * (2 * 4096 * 4096 + 2 * 4096 * 128 + 3 * 4096 * 32768)
+    assert flops_per_token(config, targets=0) == pytest.approx(
+        6 * matrices * (1 + 64 / 1024) + 12 * 56 * 4096 * pairs, rel=1e-12
+    )
+
+
+def device(kind: str, number: int = 0, **more) -> SimpleNamespace:
+    return SimpleNamespace(device_kind=kind, process_index=0, id=number, **more)
+
+
+def test_peaks_add_up_over_chips_and_are_unknown_for_a_cpu():
+    """Two devices with the same coordinates are one chip."""
+    assert peak_flops([device("NVIDIA H200", i) for i in range(8)]) == 8 * 989e12
+    assert peak_flops([device("TPU v5 lite", i, coords=(i, 0, 0)) for i in range(4)]) == 4 * 197e12
+    assert peak_flops([device("TPU v5", coords=(0, 0, 0))]) == 459e12
+    assert peak_flops([device("TPU7x", i, coords=(i // 2, 0, 0)) for i in range(4)]) == 2 * 2307e12
+    assert peak_flops([device("cpu")]) is None
+    assert peak_flops([device("NVIDIA H100 80GB HBM3"), device("Voodoo 2", 1)]) is None
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA A100-SXM4-80GB", "TPU v4", "TPU v6 lite", "TPU v5p", "NVIDIA H100 PCIe"])
+def test_names_of_chips_as_jax_tells_them(kind):
+    peaks = {"a100": 312e12, "tpu v4": 275e12, "tpu v6": 918e12, "tpu v5p": 459e12, "h100 pcie": 756e12}
+    assert peak_flops([device(kind)]) == next(peak for name, peak in peaks.items() if name in kind.lower())

@@ -1,0 +1,198 @@
+"""What a training leaves for people: numbers, events, profiles, a summary; and that looking changes nothing."""
+
+import math
+import mmap
+import struct
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from famjax.config import EvalConfig, TrainConfig
+from famjax.data.vocabulary import ByteVocabulary
+from famjax.evals.during_training import evaluation
+from famjax.infer import scoring
+from famjax.infer.load import load
+from famjax.nn.weights import parameters
+from famjax.process import memory
+from famjax.train import optim
+from famjax.train.loop import train
+from famjax.train.watching.norms import group_norms, group_of, squares
+from famjax.train.watching.progress_line import ProgressLine, clock
+from famjax.train.watching.watch import Watch
+from tests import tiny
+from tests.train.test_loop import MODEL, metrics, run, settings
+
+EVALUATION = EvalConfig(filler_blocks=(1, 2), alignments=2, batch_size=2)
+EVALUATED = {f"eval/passkey/exact_match_at_{n}_blocks" for n in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """Six steps that nobody looks at."""
+    folder = tmp_path_factory.mktemp("watch") / "plain"
+    run(folder, diagnostics_period=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
+    """The same six steps, looked at in every way: the folder, where it was evaluated, and how many programs
+    the evaluation had become by then."""
+    folder, steps, programs = tmp_path_factory.mktemp("watch") / "watched", [], []
+    score = evaluation(EVALUATION, ByteVocabulary(), MODEL.memory.block_size)
+
+    def evaluate(model, step):
+        values = score(model, step)
+        steps.append(step)
+        programs.append(scoring._score_window._cache_size())
+        return values
+
+    config = settings(folder, diagnostics_period=3, eval_period=2, evaluation=EVALUATION, profile_steps=(2, 3))
+    train(config, "# settings\n", evaluate)
+    return folder, steps, programs
+
+
+def events(model_dir: Path) -> list[list[Event]]:
+    """Of each event file, oldest first: TFRecord's frames are length, its checksum, the event, its checksum."""
+    files = []
+    for path in sorted((model_dir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data, at, found = path.read_bytes(), 0, []
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+            at += 12 + length + 4
+        files.append(found)
+    return files
+
+
+def scalars(found: list[Event], tag: str) -> dict[int, float]:
+    return {event.step: v.simple_value for event in found for v in event.summary.value if v.tag == tag}
+
+
+def test_looking_changes_nothing(plain, watched):
+    """Diagnostics, evaluation and a profile: equal losses and gradient norms, bit for bit, and equal weights;
+    the step stays one program, and the evaluation makes no new one after its first time."""
+    folder, steps, programs = watched
+    alone, seen = metrics(plain), metrics(folder)
+    for name in ("step", "loss", "gradient_norm", "exact_match"):
+        assert [line[name] for line in seen] == [line[name] for line in alone]
+    jax.tree.map(np.testing.assert_array_equal, *(parameters(load(path)) for path in (plain, folder)))
+    assert {line["compilations"] for line in alone + seen} == {1}
+    assert steps == [2, 4, 6] and programs[0] == programs[1] == programs[2] > 0
+
+
+def test_what_a_line_of_metrics_has(watched):
+    """Every line its norms by group, which together are the global norm; the diagnostics one number a layer;
+    the evaluation its names; memory, tokens a second. Values are the file's own JSON: no NaN."""
+    folder, _, _ = watched
+    lines = metrics(folder)
+    for line in lines:
+        of_groups = [line[f"gradient_norm/{g}"] for g in ("embedding", "attention", "feed_forward", "norms", "fam")]
+        assert math.hypot(*of_groups) == pytest.approx(line["gradient_norm"], rel=1e-5)
+        assert line["host_memory_gib"] > 0.05 and line["tokens_per_second"] > 0 and "mfu" not in line
+    with_eval = [line.keys() >= EVALUATED for line in lines]
+    assert with_eval == [False, True, False, True, False, True]
+    looked = [len(line.get("memory/fam_norm", [])) for line in lines]
+    assert looked == [0, 0, 2, 0, 0, 2]
+    assert "NaN" not in (folder / "metrics.jsonl").read_text()
+
+
+def test_tensorboard_has_the_same_numbers(watched):
+    """Scalars by step; of a list, one a layer."""
+    folder, _, _ = watched
+    (found,) = events(folder)
+    for tag in ("loss", "update_norm/fam", "learning_rate"):
+        np.testing.assert_allclose(
+            list(scalars(found, tag).values()), [line[tag] for line in metrics(folder)], rtol=1e-6
+        )
+    last = metrics(folder)[-1]
+    assert scalars(found, "memory/fam_norm/layer_01")[6] == pytest.approx(last["memory/fam_norm"][1], rel=1e-6)
+    assert list(scalars(found, "eval/passkey/exact_match_at_2_blocks")) == [2, 4, 6]
+
+
+def test_a_profile_and_a_summary_are_there(watched):
+    """What the profiler wrote, once; and the table that was printed."""
+    folder, _, _ = watched
+    assert len(list((folder / "profile").rglob("*.xplane.pb"))) == 1
+    text = (folder / "summary.txt").read_text()
+    total = sum(leaf.size for leaf in jax.tree.leaves(tiny.parameters(MODEL)))
+    assert f"weights       {total:,}" in text
+    assert "layers/attention/query" in text and "2 x 12 x 2 x 4" in text
+    # Float32 weights, and two moments of Adam's with two counts of steps.
+    assert f"weights {4 * total / 1024:.1f} KiB, optimizer (adamw) {(8 * total + 8) / 1024:.1f} KiB" in text
+
+
+def test_a_run_that_goes_on_repeats_no_step(tmp_path, monkeypatch):
+    """Killed in step 6 after a checkpoint at 3, with a line every second step: losses equal those of a run
+    that was not killed, although the line of step 4 averages over both runs; and TensorBoard is told to hide
+    what lay behind step 3."""
+    run(tmp_path / "straight", log_period=2, checkpoint_period=3, diagnostics_period=0)
+    before = Watch.before
+
+    def killed(self, step, state, batch):
+        if step == 6:
+            raise KeyboardInterrupt
+        before(self, step, state, batch)
+
+    monkeypatch.setattr(Watch, "before", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", log_period=2, checkpoint_period=3, diagnostics_period=0)
+    monkeypatch.undo()
+    run(tmp_path / "cut", log_period=2, checkpoint_period=3, diagnostics_period=0)
+    straight, cut = metrics(tmp_path / "straight"), metrics(tmp_path / "cut")
+    assert [line["step"] for line in cut] == [2, 4, 6]
+    assert [line["loss"] for line in cut] == [line["loss"] for line in straight]
+    first, second = events(tmp_path / "cut")
+    assert list(scalars(first, "loss")) == [2, 4] and list(scalars(second, "loss")) == [4, 6]
+    (purge,) = [event for event in second if event.HasField("session_log")]
+    assert purge.step == 4 and purge.session_log.status == 1  # START: what older files have from here on is hidden
+
+
+def test_norms_by_group_are_those_of_their_weights():
+    """Each group's norm is that of all its weights in one vector; by layer, squares add up to it."""
+    params = tiny.parameters(tiny.config(qk_norm=True, tie_embeddings=False))
+    sums = jax.device_get(squares(params))
+    assert sums["layers/feed_forward/up"].shape == (2,) and sums["embedding"].shape == ()
+    leaves = [(optim.path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    found = group_norms(sums)
+    assert set(found) == {"embedding", "attention", "feed_forward", "norms", "fam"}
+    for group, norm in found.items():
+        members = np.concatenate([np.ravel(leaf) for path, leaf in leaves if group_of(path) == group])
+        assert norm == pytest.approx(np.linalg.norm(members), rel=1e-6)
+    assert group_of("layers/attention/query_norm/scale") == "norms" and group_of("unembedding") == "embedding"
+
+
+def test_the_progress_line_without_a_terminal(capsys, monkeypatch):
+    """Words for what is known, a line now and then, and the last one; time left is that of the steps behind
+    the first, which compiled."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    line = ProgressLine("m", 0, 100)
+    with line:
+        for step, seconds in ((1, 60), (2, 61), (3, 62), (20, 79), (100, 159)):
+            now[0] = seconds
+            line.tick(step)
+            line.show(step, {"loss": 1.2345, "tokens_per_second": 1234.5, "mfu": 0.412}, {"exact_match": 0.5, "odd": 3})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[1] == "m  step 20/100  loss 1.234  1,234 tokens/s  MFU 41.2%  exact match 0.50  odd 3  1:20 left"
+    assert lines[2].startswith("m  step 100/100") and "left" not in lines[2]
+    assert clock(3909) == "1:05:09"
+
+
+def test_memory_of_this_process_is_measured():
+    """100 MiB more are seen."""
+    before = memory.resident_bytes()
+    with mmap.mmap(-1, 100 * 2**20) as block:  # pages of its own, not what was freed before
+        block.write(b"x" * len(block))
+        assert 90 * 2**20 < memory.resident_bytes() - before < 400 * 2**20
+
+
+def test_an_evaluation_that_cannot_work_is_told_before_training():
+    """The pass key needs ASCII."""
+    small = TrainConfig(model_dir="m", model=tiny.config(), eval_period=2, sequence_length=8)
+    with pytest.raises(Exception, match="vocab_size is 17; set EVAL_PERIOD to 0"):
+        small.validate()
