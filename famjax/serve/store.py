@@ -125,7 +125,7 @@ class Store:
         rms = lambda x, axis=None: np.sqrt(np.mean(np.square(np.asarray(x, np.float32)), axis=axis))
         layers = []
         with safetensors.safe_open(path, "numpy") as file:
-            count = sum(key.endswith(".fam") for key in file.keys())  # noqa: SIM118
+            count = sum(key.endswith(".k") for key in file.keys())  # noqa: SIM118
             for i in range(count):
                 fam = file.get_tensor(f"{i}.fam")
                 norms = rms(fam[0], -1).tolist() if fam.size else []
