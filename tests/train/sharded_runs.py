@@ -52,6 +52,7 @@ CASES = [
     ("stream grouped", (2, 2, 2), 2),
     ("stream multi-query", (1, 8, 1), 1),
     ("stream-infini grouped", (2, 2, 2), 2),
+    ("deltanet multi-query", (1, 2, 4), 1),
     ("lora grouped", (2, 2, 2), 2),
     ("gate grouped", (2, 2, 2), 2),
 ]
@@ -69,9 +70,9 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=0 if memory in ("bswa", "stream-infini") else 2, random_state_passing=0.5, fam_gate=memory == "gate",
+        fam_length=0 if memory in ("bswa", "stream-infini", "deltanet") else 2, random_state_passing=0.5, fam_gate=memory == "gate",
         lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
-        kind="infini" if memory == "stream-infini" else "fam",
+        kind={"stream-infini": "infini", "deltanet": "deltanet"}.get(memory, "fam"),
     )  # fmt: skip
 
 
