@@ -56,6 +56,7 @@ CASES = [
     ("lora grouped", (2, 2, 2), 2),
     ("gate grouped", (2, 2, 2), 2),
 ]
+KINDS = {"stream-infini": "infini", "deltanet": "deltanet"}
 MODELS = sorted({model for model, _, _ in CASES})
 RESUMED = {
     "model": tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=2, random_state_passing=0.5),
@@ -70,9 +71,9 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=0 if memory in ("bswa", "stream-infini", "deltanet") else 2, random_state_passing=0.5, fam_gate=memory == "gate",
+        kind=KINDS.get(memory, "fam"), fam_length=0 if memory == "bswa" or memory in KINDS else 2,
+        random_state_passing=0.5, fam_gate=memory == "gate",
         lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
-        kind={"stream-infini": "infini", "deltanet": "deltanet"}.get(memory, "fam"),
     )  # fmt: skip
 
 
