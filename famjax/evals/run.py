@@ -44,7 +44,8 @@ class Subject(NamedTuple):
 def describe(config: ModelConfig) -> str:
     """A model's memory in a few words, for a legend."""
     memory = config.memory
-    fam = f"FAM {memory.fam_length}" if memory.fam_length else "BSWA"
+    other = "BSWA" if memory.kind == "fam" else f"BSWA and {memory.kind}"
+    fam = f"FAM {memory.fam_length}" if memory.fam_length else other
     return f"{fam}, {memory.memory_segments} memory segments, block {memory.block_size}"
 
 

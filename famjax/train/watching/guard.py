@@ -65,14 +65,15 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     """The bad step's forward pass again, a microbatch at a time.
 
     Returns:
-      `layer`: the first bad one, None if all are good; `what` of it is bad: "output", "FAM"; `hidden`:
-      whether the hidden states behind the final norm are finite.
+      `layer`: the first bad one, None if all are good; `what` of it is bad: "output", "FAM" (or "memory", if it is of
+      another kind); `hidden`: whether the hidden states behind the final norm are finite.
     """
     state = dataclasses.replace(state, step=state.step - 1)
 
     def observed(*args: Any) -> tuple[Float[Array, "N B S D"], tuple[Bool[Array, ""], ...]]:
         y, after = over_blocks(*args)
-        return y, (jnp.isfinite(y).all(), jnp.isfinite(after.fam).all())
+        remembered = jax.tree.leaves((after.fam, after.beside))
+        return y, (jnp.isfinite(y).all(), jnp.stack([jnp.isfinite(x).all() for x in remembered]).all())
 
     def forward(state: TrainState, batch: Batch, number: Int[Array, ""]) -> tuple[Bool[Array, "..."], ...]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
@@ -93,7 +94,8 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     outputs, fams, hidden = (functools.reduce(np.logical_and, part) for part in zip(*parts, strict=True))
     bad = np.flatnonzero(~(outputs & fams))
     layer = int(bad[0]) if bad.size else None
-    what = [] if layer is None else ["output"] * (not outputs[layer]) + ["FAM"] * (not fams[layer])
+    name = "FAM" if config.model.memory.fam_length else "memory"
+    what = [] if layer is None else ["output"] * (not outputs[layer]) + [name] * (not fams[layer])
     return {"layer": layer, "what": what, "hidden": bool(hidden)}
 
 
