@@ -202,7 +202,7 @@ def test_what_cannot_write_the_task():
     """A vocabulary without digits, and a model that lacks some of the tokens, are told in words."""
     ids = {"<unk>": 0, "The": 1, "grass": 2}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
-    with pytest.raises(ConfigError, match="does not give back the text of the pass key task"):
+    with pytest.raises(ConfigError, match="does not reproduce the text of the pass key task"):
         Writer(TokenizerVocabulary({"tokenizer.json": tokenizer.to_str().encode()}, "here"))
     with pytest.raises(ConfigError, match="vocab_size 300 is below the [0-9]+ tokens of the vocabulary"):
         Writer(byte_level()).check(300)

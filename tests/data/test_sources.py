@@ -170,15 +170,15 @@ def test_damaged_files(tmp_path):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc" * 999)[:-9])
     (tmp_path / "b.txt.gz").write_bytes(b"plain")
     (tmp_path / "c.txt").write_bytes(b"ok \xff")
-    for name, message in {"a.txt.gz": "no whole gzip", "b.txt.gz": "no whole gzip", "c.txt": r"byte at byte 3"}.items():
+    for name, message in {"a.txt.gz": "complete gzip", "b.txt.gz": "complete gzip", "c.txt": r"byte at byte 3"}.items():
         with pytest.raises(ConfigError, match=message):
             documents(tmp_path / name)
     for name in ("a.txt.gz", "b.txt.gz"):
-        with pytest.raises(ConfigError, match="no whole gzip"):
+        with pytest.raises(ConfigError, match="not a complete gzip"):
             documents(tmp_path / name, kind="lines")
     save_to_disk(tmp_path / "d", [{"text": "a"}], 1)
     next((tmp_path / "d").glob("*.arrow")).write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match=re.escape("data-00000-of-00001.arrow is no Arrow file")):
+    with pytest.raises(ConfigError, match=re.escape("data-00000-of-00001.arrow is not an Arrow file")):
         documents(tmp_path / "d")
 
 

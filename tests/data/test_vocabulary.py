@@ -125,8 +125,8 @@ def test_what_is_no_vocabulary(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     for path, message in {
-        "bad.model": "bad.model is no SentencePiece model",
-        "bad.json": "bad.json is no tokenizer.json",
+        "bad.model": "bad.model is not a SentencePiece model",
+        "bad.json": "bad.json is not a tokenizer.json",
         "no.json": "no.json: No such file or directory",
         "empty": "empty has neither tokenizer.json nor tokenizer.model",
         "some.vocab": "neither bytes nor the path of a tokenizer.json",

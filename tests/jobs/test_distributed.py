@@ -39,10 +39,10 @@ def test_a_process_of_its_own():
     [
         ((None, 4, 2), {}, "needs all three"),
         (("10.0.0.1:8476", None, None), {}, "needs all three"),
-        (("10.0.0.1", 4, 2), {}, "is no HOST:PORT"),
-        (("10.0.0.1:99999", 4, 2), {}, "is no HOST:PORT"),
+        (("10.0.0.1", 4, 2), {}, "is not HOST:PORT"),
+        (("10.0.0.1:99999", 4, 2), {}, "is not HOST:PORT"),
         (("10.0.0.1:8476", 4, 4), {}, "the processes of a job are 0 to 3"),
-        ((None, None, None), TOLD | {"JAX_PROCESS_ID": "two"}, "JAX_PROCESS_ID=two is no number"),
+        ((None, None, None), TOLD | {"JAX_PROCESS_ID": "two"}, "JAX_PROCESS_ID=two is not a process number"),
     ],
 )
 def test_a_job_that_cannot_be(flags, environment, message):
@@ -80,5 +80,5 @@ def test_slurm_tells_the_job(monkeypatch):
 def test_a_scheduler_that_jax_does_not_know_here(monkeypatch):
     """Better no training than one a process, each with the same MODEL_DIR."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="one of several of Open MPI, but jax"):
+    with pytest.raises(ConfigError, match="one of several started by Open MPI, but JAX"):
         find_job()

@@ -97,9 +97,9 @@ def test_a_missing_coordinator_is_named():
 @pytest.mark.parametrize(
     "same, what",
     [
-        ({"settings": "b"}, "has other settings than process 0: b, not a; start all processes alike"),
-        ({"settings": "b" * 64}, "has other settings than process 0; start all processes alike"),
-        ({}, "has other settings than process 0: None, not a"),
+        ({"settings": "b"}, "has different settings than process 0: b, not a; start all processes alike"),
+        ({"settings": "b" * 64}, "has different settings than process 0; start all processes alike"),
+        ({}, "has different settings than process 0: None, not a"),
     ],
 )
 def test_processes_that_are_not_alike_do_not_start(same, what):
@@ -153,12 +153,12 @@ def test_a_death_is_told_to_all_others_at_once(watched, victim):
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_process_that_falls_silent_is_lost(watched, monkeypatch, victim):
     """A host that goes down closes no connection: nothing comes any more, that is all."""
-    monkeypatch.setattr(watched[victim].peers, "_tell", lambda message: None)
+    monkeypatch.setattr(watched[victim].peers, "_send_to_all", lambda message: None)
     for member in watched:
         if member is not watched[victim]:
             assert member.told.wait(6.0)
             assert f"process {victim} of 3" in member.loss.message
-            assert "has not been heard of for 2 s" in member.loss.message
+            assert "has not been heard from for 2 s" in member.loss.message
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -141,7 +141,7 @@ def test_a_mesh_that_leaves_a_process_out():
 def test_data_runs_across_slices(in_a_line):
     """Of two slices, each is one half of `data`, whatever their network; a `data` of odd size is refused."""
     devices = [Device(i, i // 4, i // 4, in_a_line) for i in range(8)]
-    with pytest.raises(ConfigError, match="does not fit 2 slices: `data` runs across slices; use a multiple of 2"):
+    with pytest.raises(ConfigError, match="does not fit 2 slices: `data` spans the slices; use a multiple of 2"):
         meshes.make_mesh((1, 8, 1), devices)
     found = meshes._arrange((2, 2, 2), devices, "")
     assert [{device.slice_index for device in half.flat} for half in found] == [{0}, {1}]

@@ -95,8 +95,8 @@ BAD = {
     "no config": (lambda folder: without(folder, "config.json"), "has no config.json"),
     "missing shard": (lambda folder: without(folder, "model-00002*"), "model-00002-of-00002.safetensors is missing"),
     "no weights": (lambda folder: without(folder, "*.safetensors", "*.index.json"), "has neither model.safetensors"),
-    "pickle": (as_pickle, "has its weights as pickles, which can run any program"),
-    "cut short": (cut_short, "is no safetensors file, or it is cut short"),
+    "pickle": (as_pickle, "has its weights as pickles, which can execute any code"),
+    "cut short": (cut_short, "is not a safetensors file, or truncated"),
     "index outside": (index_outside, "which is not a file of its folder"),
     "missing tensor": (lambda folder: edited(folder, lambda t: t.pop(QUERY)), f"missing: {QUERY}"),
     "left over": (
@@ -109,7 +109,7 @@ BAD = {
     ),
     "quantised": (
         lambda folder: edited(folder, lambda t: t.update({QUERY: np.zeros((32, 32), np.int8)})),
-        "has numbers of type I8; known are F32, F16, BF16",
+        "has values of type I8; known are F32, F16, BF16",
     ),
     "tied, but different": (tied, "lm_head.weight differs from model.embed_tokens.weight"),
 }  # fmt: skip
@@ -160,7 +160,7 @@ def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     write_llama(tmp_path / "theirs")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     assert main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
-    assert "GB are needed; make room" in capsys.readouterr().err
+    assert "GB are needed; free some space" in capsys.readouterr().err
     assert not list(tmp_path.glob("*ours*"))
 
 

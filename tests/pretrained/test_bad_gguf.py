@@ -97,9 +97,9 @@ def renamed(old: str, new: str) -> Callable[[dict], object]:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "not GGUF": (
         lambda path: raw(path, b"PK\x03\x04" + bytes(100)),
-        "is no GGUF file; name one, or a folder of a model",
+        "is not a GGUF file; name one, or a folder of a model",
     ),
-    "empty": (lambda path: raw(path, b""), "is no GGUF file"),
+    "empty": (lambda path: raw(path, b""), "is not a GGUF file"),
     "magic alone": (lambda path: raw(path, b"GGUF"), "big-endian"),
     "version 1": (
         lambda path: raw(path, b"GGUF" + struct.pack("<IQQ", 1, 0, 0)),
@@ -108,17 +108,17 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "big-endian": (lambda path: raw(path, b"GGUF" + struct.pack(">IQQ", 3, 0, 0)), "for big-endian machines"),
     "header alone": (
         lambda path: raw(path, b"GGUF" + struct.pack("<IQQ", 3, 1, 2)),
-        "is a broken GGUF file, or one that",
+        "is a broken or truncated GGUF file",
     ),
     "a long array": (
         lambda path: raw(path, b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 4, 2**60)),
-        "is a broken GGUF file",
+        "is a broken or truncated GGUF file",
     ),
     "cut in the data": (
         lambda path: cut(path, lambda size: size - 1),
-        "is a broken GGUF file, or one that is cut short",
+        "is a broken or truncated GGUF file",
     ),
-    "cut in the header": (lambda path: cut(path, lambda size: 700), "is a broken GGUF file, or one that is cut short"),
+    "cut in the header": (lambda path: cut(path, lambda size: 700), "is a broken or truncated GGUF file"),
     "no architecture": (
         lambda path: raw(path, b"GGUF" + struct.pack("<IQQ", 3, 0, 0)),
         "the architecture None is not known",
@@ -134,9 +134,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a part": (lambda path: write(path, change={"split.count": 3}), "is one of 3 parts; join them"),
     "quantised otherwise": (
         iq1,
-        "token_embd.weight has numbers of type Q8_1, which the library gguf cannot dequantise",
+        "token_embd.weight has values of type Q8_1, which the library gguf cannot dequantise",
     ),
-    "unknown type": (unknown_type, "token_embd.weight has numbers of type 999"),
+    "unknown type": (unknown_type, "token_embd.weight has values of type 999"),
     "unknown tokenizer": (
         lambda path: write(path, change={"tokenizer.ggml.model": "rwkv"}),
         "ggml.model is 'rwkv'; known are",
@@ -177,7 +177,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: write(path, "qwen2", edit=lambda t: t.update({"rope_freqs.weight": np.ones(2, np.float32)})),
         "not part of the model: rope_freqs.weight",
     ),
-    "two files": (two_files, "has 2 GGUF files, a.gguf and b.gguf among them; name one"),
+    "two files": (two_files, "has 2 GGUF files, such as a.gguf and b.gguf; name one"),
 }
 
 
@@ -201,11 +201,16 @@ METADATA = [
     ("llama", "attention.value_length", 8, "llama.attention.value_length is 8; only 4 is known here"),
     ("llama", "attention.causal", False, "llama.attention.causal is False; only True is known here"),
     ("llama", "expert_count", 8, "llama.expert_count is 8; only 0 is known here"),
-    ("llama", "logit_scale", 2.0, "llama.logit_scale is not known here and may change the numbers"),
+    ("llama", "logit_scale", 2.0, "llama.logit_scale is not known here and may change results"),
     ("llama", "attention.scale", 2.0, "llama.attention.scale is not known here"),
     ("llama", "final_logit_softcapping", 30.0, "llama.final_logit_softcapping is not known here"),
     ("llama", "attention.layer_norm_epsilon", 1e-5, "llama.attention.layer_norm_epsilon is not known here"),
-    ("llama", "attention.layer_norm_rms_epsilon", None, "layer_norm_rms_epsilon is missing; is it the file of a whole"),
+    (
+        "llama",
+        "attention.layer_norm_rms_epsilon",
+        None,
+        "layer_norm_rms_epsilon is missing; is it the file of a complete",
+    ),
     ("llama", "tensor_data_layout", "other", "llama.tensor_data_layout is 'other'"),
     ("llama", "vocab_size", V + 1, "llama.vocab_size is 21; only 20 is known here"),
     ("llama", "block_count", 0, "llama.block_count is 0; it must be a whole number above 0"),

@@ -67,7 +67,7 @@ BAD = [
         "'yarn' is not",
     ),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
-    ({"is_causal": False}, "is_causal is not known here and may change the numbers"),
+    ({"is_causal": False}, "is_causal is not known here and may change results"),
     ({"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config is not known here"),
     ({"hidden_act": "mish"}, "the activation 'mish' is not known"),
     ({"hidden_size": None}, "has no hidden_size"),

@@ -140,7 +140,7 @@ def test_weights_of_another_shape(copied: Path) -> None:
     """The one parameter that does not fit is named, with both shapes."""
     config = read_config(copied)
     (copied / "model.json").write_text(dataclasses.replace(config, d_ff=21).to_json())
-    with pytest.raises(ConfigError, match=r"feed_forward/down is \[2, 20, 12\], it should be \[2, 21, 12\]"):
+    with pytest.raises(ConfigError, match=r"feed_forward/down is \[2, 20, 12\] instead of \[2, 21, 12\]"):
         load(copied)
 
 

@@ -13,7 +13,7 @@ from famjax.infer.load import load
 from famjax.nn.weights import parameter_shapes
 from famjax.storage import pieces
 from famjax.storage.checkpoint import load_model, save_model
-from famjax.storage.unfinished import made_in_steps
+from famjax.storage.unfinished import resumable_directory
 from tests import tiny
 
 CONFIG = tiny.config(tie_embeddings=False, qkv_bias=True)
@@ -78,8 +78,8 @@ def test_pieces_that_are_missing_twice_or_wrong(tmp_path: Path) -> None:
     shapes, whole = parameter_shapes(CONFIG), cut(params)
     path, layer, array = whole[0].path, whole[0].layer, whole[0].read()
     bad = {
-        "1 pieces did not come": whole[1:],
-        "or it came already": [*whole, whole[0]],
+        "1 pieces are missing": whole[1:],
+        "or it was given already": [*whole, whole[0]],
         "there is no piece layers/other": [piece("layers/other", 0, array)],
         f"not float32 {(1, *array.shape)}".replace("(", r"\(").replace(")", r"\)"): [piece(path, layer, array[None])],
         "not bfloat16": [piece(path, layer, array.astype(ml_dtypes.bfloat16))],
@@ -107,13 +107,16 @@ def test_writing_goes_on(written: int, tmp_path: Path) -> None:
         return one._replace(read=get)
 
     every = cut(params)
-    with pytest.raises(RuntimeError, match="stopped"), made_in_steps(tmp_path / "model", "w") as (folder, journal):
+    with (
+        pytest.raises(RuntimeError, match="stopped"),
+        resumable_directory(tmp_path / "model", "w") as (folder, journal),
+    ):
         some = [counted(one, number, True) for number, one in enumerate(every)]
         pieces.write_model(folder, CONFIG, parameter_shapes(CONFIG), some, journal)
     assert not (tmp_path / "model").exists()
     first, total = list(read), []
     read.clear()
-    with made_in_steps(tmp_path / "model", "w") as (folder, journal):
+    with resumable_directory(tmp_path / "model", "w") as (folder, journal):
         assert journal.goes_on
         some = [counted(one, number, False) for number, one in enumerate(every)]
         pieces.write_model(folder, CONFIG, parameter_shapes(CONFIG), some, journal, total.append)

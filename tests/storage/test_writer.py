@@ -171,7 +171,7 @@ def test_what_goes_wrong_in_the_background_is_never_lost(tmp_path, monkeypatch, 
         pass
     with pytest.raises(kind, match=message) as raised:
         {"check": writer.check, "save": lambda: writer.save(3, params), "close": writer.close}[where]()
-    assert "; step 1 is whole" in str(raised.value) and "\n" not in str(raised.value)
+    assert "; step 1 is intact" in str(raised.value) and "\n" not in str(raised.value)
     writer.close()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     assert capfd.readouterr().err == ""
@@ -212,7 +212,7 @@ def test_files_that_may_not_grow(tmp_path):
     out as one line, and nothing else is printed; step 1 is whole. The next start leaves nothing of the broken step."""
     done = in_process(tmp_path, 100_000)
     assert done.returncode == 2, done.stderr
-    assert "a file grew past what is allowed (ulimit -f): step 2" in done.stdout and "step 1 is whole" in done.stdout
+    assert "a file exceeds the size limit (ulimit -f): step 2" in done.stdout and "step 1 is intact" in done.stdout
     assert done.stderr == ""
     assert steps.all_steps(tmp_path) == [1]
     load_model(tmp_path, parameter_shapes)
@@ -240,7 +240,7 @@ def test_a_disk_that_is_full(small_disk):
     assert done.stdout.startswith("the disk is full: step ")
     assert "(a step takes " in done.stdout and "KB are free)" in done.stdout and done.stdout.count("\n") == 1
     assert done.stderr == ""
-    assert steps.all_steps(small_disk / "m") == [1] and "step 1 is whole" in done.stdout
+    assert steps.all_steps(small_disk / "m") == [1] and "step 1 is intact" in done.stdout
     load_model(small_disk / "m", parameter_shapes)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(ConfigError, match="cannot be written: Read-only file system"), lock.held(small_disk / "m"):
@@ -281,5 +281,5 @@ def test_a_lock_that_lost_its_name_locks_nobody_out(tmp_path):
 
 def test_nothing_is_saved_into_a_training(tmp_path):
     """`save_model`, as of an import, keeps away from a directory where a training is at work."""
-    with lock.held(tmp_path), pytest.raises(ConfigError, match="is at work"):
+    with lock.held(tmp_path), pytest.raises(ConfigError, match="is using MODEL_DIR"):
         checkpoint.save_model(tmp_path, SMALL, tiny.parameters(SMALL))

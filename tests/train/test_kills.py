@@ -157,7 +157,7 @@ def test_control_c_says_what_is_saved(tmp_path, cache):
     assert code == 130 and step % 5 == 0
     last = err.splitlines()[-1]
     assert last.startswith("famjax train: interrupted after step ")
-    assert f"; step {step} is saved in {tmp_path / 'm'}; the same command goes on from there" in last
+    assert f"; step {step} is saved in {tmp_path / 'm'}; run the same command to resume" in last
     assert "Traceback" not in err
 
 
@@ -227,7 +227,7 @@ def test_a_second_trainer_is_refused_and_a_dead_one_locks_nobody_out(tmp_path, c
     processes.wait_for_step(tmp_path / "m", 7, process)
     code, out, err = processes.finish(processes.start(words, cache))
     assert code == 2 and err.count("\n") == 1
-    assert f"another training (process {process.pid} on " in err and "is at work in MODEL_DIR" in err
+    assert f"another training (process {process.pid} on " in err and "is using MODEL_DIR" in err
     assert process.poll() is None
     process.kill()
     processes.finish(process)

@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
     capsys.readouterr()
     run(tmp_path / "m", steps=8, **settings)
     out, err = capsys.readouterr()
-    assert f"step 6 ({victim} is missing or damaged) is damaged; step 4, the one before, is whole\n" in err
+    assert f"step 6 ({victim} is missing or damaged) is damaged; step 4, the one before, is intact\n" in err
     assert f"continuing {tmp_path / 'm'} from step 4\n" in out
     straight, repaired = metrics(tmp_path / "straight"), metrics(tmp_path / "m")
     assert [line["step"] for line in repaired] == [3, 6, 8]
@@ -153,12 +153,10 @@ def test_a_training_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
 def test_a_training_is_not_continued_with_another_optimizer_or_model(tmp_path):
     """One line that names the first difference; nothing falls back to an earlier step, nothing is deleted."""
     run(tmp_path / "m", steps=4, checkpoint_period=2)
-    with pytest.raises(
-        ConfigError, match="cannot be continued with these settings .*opt_state.*use those of its config"
-    ):
+    with pytest.raises(ConfigError, match="cannot be resumed with these settings .*opt_state.*use those of its config"):
         run(tmp_path / "m", steps=6, optimizer=OptimizerConfig(name="lion", warmup_steps=2))
     longer = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=5))
-    with pytest.raises(ConfigError, match="holds a model with fam_length 3, not 5; choose an empty directory"):
+    with pytest.raises(ConfigError, match="holds a model with fam_length 3, not 5; use an empty directory"):
         run(tmp_path / "m", steps=6, model=longer)
     assert steps.all_steps(tmp_path / "m") == [2, 4]
 
@@ -166,7 +164,7 @@ def test_a_training_is_not_continued_with_another_optimizer_or_model(tmp_path):
 def test_a_model_that_no_training_wrote_is_not_trained_over(tmp_path):
     """An imported model is something to start from, not a training to continue."""
     save_model(tmp_path / "m", MODEL, tiny.parameters(MODEL))
-    with pytest.raises(ConfigError, match="name it as INITIAL_CHECKPOINT_PATH"):
+    with pytest.raises(ConfigError, match="set INITIAL_CHECKPOINT_PATH to it"):
         run(tmp_path / "m")
     assert steps.all_steps(tmp_path / "m") == [0]
 
@@ -205,8 +203,8 @@ def test_training_starts_from_another_models_weights(tmp_path, capsys, source_fa
 
 
 @pytest.mark.parametrize(("source_fam", "line"), [
-    (5, "taken in part: fam/prompt, the last 3 of 5 rows"),
-    (2, "taken in part: fam/prompt, 2 rows as the last ones; the 1 before them are new"),
+    (5, "partly taken: fam/prompt, the last 3 of 5 rows"),
+    (2, "partly taken: fam/prompt, 2 rows as the last ones; the 1 before them are new"),
 ])  # fmt: skip
 def test_a_prompt_of_another_length_is_taken_by_its_last_rows(tmp_path, capsys, source_fam, line):
     """Rows keep their positions, which are counted from the block's end; what is missing in front is new."""
@@ -226,7 +224,7 @@ def test_a_prompt_that_is_not_asked_for_is_left(tmp_path, capsys):
     save_model(tmp_path / "source", MODEL, tiny.parameters(MODEL))
     without = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=0))
     run(tmp_path / "m", steps=1, model=without, initial_checkpoint=str(tmp_path / "source"))
-    assert "left: fam/prompt [3, 12]" in capsys.readouterr().out
+    assert "left out: fam/prompt [3, 12]" in capsys.readouterr().out
 
 
 def test_weights_of_another_shape_are_refused_before_anything_is_written(tmp_path):

@@ -87,7 +87,7 @@ def test_prompt_tuning_trains_the_prompt_alone(source, tmp_path):
 def test_what_is_new_is_told_in_a_line(source):
     """LoRA's arrays are one entry, also of what a dry run says; they stay as they were made."""
     told = "new: LoRA of rank 2, 14 arrays"
-    assert initial.check(source, MODEL).endswith("new, or new in part: LoRA of rank 2, 14 arrays")
+    assert initial.check(source, MODEL).endswith("new, or partly new: LoRA of rank 2, 14 arrays")
     fresh = parameters(create(MODEL))
     params, lines = initial.adopt(source, MODEL, fresh, parameter_shapes)
     assert lines.splitlines()[1:] == ["  taken: 12 of 26 arrays, 3,840 weights", f"  {told}"]
@@ -159,7 +159,7 @@ def test_a_base_that_is_gone_or_another_one_is_refused(source, tuned, tmp_path):
     by its new place; with other weights in that place it is not the same base."""
     gone = copied(tuned, tmp_path, path=str(tmp_path / "moved"))
     for read in (load, Weights, lambda folder: run(folder, source, steps=6)):
-        with pytest.raises(ConfigError, match=r"moved.* is not there; .*base\.json"):
+        with pytest.raises(ConfigError, match=r"moved.* does not exist; .*base\.json"):
             read(gone)
     shutil.copytree(source, tmp_path / "moved")
     before, after = weights(tuned), weights(gone)
@@ -247,5 +247,5 @@ def test_an_imported_gate_is_opened_and_saved(tmp_path, source):
     lines = [json.loads(line) for line in (tmp_path / "opened" / "metrics.jsonl").read_text().splitlines()]
     assert [line["fam_gate"] for line in lines] == [0.25, 0.5, 0.75, 1.0]
     assert all(line["distillation_loss"] > 0 for line in lines)
-    with pytest.raises(ConfigError, match="has a gate before FAM: train on with fam_gate True"):
+    with pytest.raises(ConfigError, match="has a gate for FAM: set fam_gate to True"):
         initial.check(tmp_path / "opened", MODEL)

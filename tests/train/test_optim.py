@@ -170,7 +170,7 @@ def test_frozen_weights_cost_no_optimizer_memory(name):
 def test_patterns_that_fit_nothing():
     """A pattern's mistake is told, with the paths that there are; to freeze everything is one."""
     params = tiny.parameters(tiny.config())
-    with pytest.raises(ConfigError, match="no weight fits 'layer/.*'; there are embedding, fam/prompt"):
+    with pytest.raises(ConfigError, match="no weight matches 'layer/.*'; there are embedding, fam/prompt"):
         check_patterns(OptimizerConfig(parameters={"layer/*": {"frozen": True}}), params)
     with pytest.raises(ConfigError, match="every weight is frozen"):
         check_patterns(OptimizerConfig(parameters={"*": {"frozen": True}}), params)

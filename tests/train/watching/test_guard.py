@@ -51,7 +51,7 @@ def test_a_weight_that_is_no_number_is_named(tmp_path):
     )
     said = message(settings(tmp_path / "m", initial_checkpoint=source))
     assert "the loss is nan at step 1: the weights are at fault: layers/attention/key of layer 1 is not finite" in said
-    assert "nothing is saved of this run yet" in said
+    assert "no step of this run is saved yet" in said
     assert latest_step(tmp_path / "m") is None
 
 
@@ -71,7 +71,7 @@ def test_of_a_bad_batch_the_loss_is_at_fault_and_the_checkpoint_from_before_stay
     config = settings(tmp_path / "m", checkpoint_period=2)
     said = message(config)
     assert "at step 3: the weights and every layer's output are finite; the logits, or the batch's loss" in said
-    assert "the checkpoint of step 2 stays as it is" in said
+    assert "the checkpoint of step 2 is untouched" in said
     assert [line["step"] for line in metrics(tmp_path / "m")] == [1, 2]
     assert [path.name for path in (tmp_path / "m" / "checkpoints").iterdir()] == ["2"]
     before = {path: path.read_bytes() for path in (tmp_path / "m" / "checkpoints").rglob("*") if path.is_file()}
