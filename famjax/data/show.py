@@ -86,8 +86,8 @@ def token_weights(row: Row) -> np.ndarray:
     """
     weights = np.concatenate([[0.0], row.weights[:-1]]).astype(np.float32)
     for first in np.flatnonzero(row.begins | (np.arange(len(weights)) == 0)):
-        behind = first + 1 < len(weights) and row.real[first + 1] and not row.begins[first + 1]
-        weights[first] = weights[first + 1] if behind else 1.0
+        has_next = first + 1 < len(weights) and row.real[first + 1] and not row.begins[first + 1]
+        weights[first] = weights[first + 1] if has_next else 1.0
     return weights
 
 

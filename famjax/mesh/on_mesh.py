@@ -91,12 +91,12 @@ class OnMesh:
         place = lambda tree: jax.tree.map(lambda axis: _spec((axis, ROWS if axis >= 0 else ())), tree)
 
         def run(weights: Any, *args: Any) -> Any:
-            cut = jax.tree.map(lambda name, w: _cut_by_rows(name, w.shape, mesh), axes, weights, is_leaf=is_axes)
-            specs = jax.tree.map(_spec, cut, is_leaf=_is_place)
+            places = jax.tree.map(lambda name, w: _place_of(name, w.shape, mesh), axes, weights, is_leaf=is_axes)
+            specs = jax.tree.map(_spec, places, is_leaf=_is_place)
 
             def on_device(weights: Any, *args: Any) -> Any:
                 with jax.named_scope("weights"):
-                    whole = jax.tree.map(lambda at, w: gather(w, at, dtype), cut, weights, is_leaf=_is_place)
+                    whole = jax.tree.map(lambda at, w: gather(w, at, dtype), places, weights, is_leaf=_is_place)
                 return f(whole, *args)
 
             return jax.shard_map(
@@ -121,25 +121,25 @@ def _is_place(x: Any) -> bool:
     return type(x) is tuple and len(x) == 2 and isinstance(x[0], int)
 
 
-def _cut_by_rows(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> Place:
+def _place_of(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> Place:
     for i, entry in enumerate(partition_spec(names, shape, mesh)):
-        cut = tuple(name for name in (entry if isinstance(entry, tuple) else (entry,)) if name in ROWS)
-        if cut:
-            return i, cut
+        mesh_axes = tuple(name for name in (entry if isinstance(entry, tuple) else (entry,)) if name in ROWS)
+        if mesh_axes:
+            return i, mesh_axes
     return -1, ()
 
 
 def _spec(place: Place) -> PartitionSpec:
-    axis, cut = place
-    return PartitionSpec(*(None,) * axis, cut) if cut else WHOLE
+    axis, mesh_axes = place
+    return PartitionSpec(*(None,) * axis, mesh_axes) if mesh_axes else WHOLE
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(weight: Any, place: Place, dtype: str) -> Any:
     """All-gathers a weight within `OnMesh.by_rows`."""
-    axis, cut = place
+    axis, mesh_axes = place
     rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms use float32
-    whole = jax.lax.all_gather(rounded, cut, axis=axis, tiled=True) if cut else rounded
+    whole = jax.lax.all_gather(rounded, mesh_axes, axis=axis, tiled=True) if mesh_axes else rounded
     return whole.astype(weight.dtype)
 
 
@@ -148,8 +148,8 @@ def _gather_forward(weight: Any, place: Place, dtype: str) -> tuple[Any, None]:
 
 
 def _gather_backward(place: Place, dtype: str, _: None, gradient: Any) -> tuple[Any]:
-    axis, cut = place
-    return (jax.lax.psum_scatter(gradient, cut, scatter_dimension=axis, tiled=True) if cut else gradient,)
+    axis, mesh_axes = place
+    return (jax.lax.psum_scatter(gradient, mesh_axes, scatter_dimension=axis, tiled=True) if mesh_axes else gradient,)
 
 
 gather.defvjp(_gather_forward, _gather_backward)

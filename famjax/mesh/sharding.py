@@ -54,11 +54,11 @@ def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
     for name, size in zip(axes, shape, strict=True):
         if name is not None and name not in RULES:
             raise ConfigError(f"there is no sharding rule for the axis {name!r}; known are {', '.join(RULES)}")
-        cut = [axis for axis in RULES.get(name or "", ()) if mesh.shape[axis] > 1 and axis not in taken]
-        while cut and size % ways(cut, mesh):
-            cut.pop()
-        taken.update(cut)
-        spec.append(tuple(cut) if len(cut) > 1 else (cut[0] if cut else None))
+        mesh_axes = [axis for axis in RULES.get(name or "", ()) if mesh.shape[axis] > 1 and axis not in taken]
+        while mesh_axes and size % ways(mesh_axes, mesh):
+            mesh_axes.pop()
+        taken.update(mesh_axes)
+        spec.append(tuple(mesh_axes) if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)

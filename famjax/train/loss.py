@@ -137,7 +137,7 @@ def _in_chunks(part: Callable[..., Costs], width: int, args: tuple[Array, ...]) 
         return part(*args)
     chunks = -(-W // width)
 
-    def cut(x_BW: Array) -> Array:
+    def split(x_BW: Array) -> Array:
         padded = jnp.pad(x_BW, ((0, 0), (0, chunks * width - W)) + ((0, 0),) * (x_BW.ndim - 2))
         return jnp.moveaxis(padded.reshape(B, chunks, width, *x_BW.shape[2:]), 1, 0)
 
@@ -147,5 +147,5 @@ def _in_chunks(part: Callable[..., Costs], width: int, args: tuple[Array, ...]) 
 
     # Padding has weight 0. Without the checkpoint the scan would keep the logits of every chunk.
     zero = jnp.zeros(B, jnp.float32)
-    sums, correct = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), (zero, zero), jax.tree.map(cut, args))
+    sums, correct = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), (zero, zero), jax.tree.map(split, args))
     return *sums, jnp.moveaxis(correct, 0, 1).reshape(B, chunks * width)[:, :W]

@@ -102,10 +102,10 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     base = _base_of(config)
     state = states.create(config, tx, mesh)
     if config.initial_checkpoint:
-        params, told = initial.adopt(config.initial_checkpoint, config.model, state.params, shapes)
+        params, report = initial.adopt(config.initial_checkpoint, config.model, state.params, shapes)
         state = dataclasses.replace(state, params=params)
         if first:
-            print(told, flush=True)
+            print(report, flush=True)
     return Start(state, task.start(), {}, base)
 
 

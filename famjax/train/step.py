@@ -272,9 +272,9 @@ def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, b
     """
     if microbatches == 1:
         return one(batch)
-    cut = lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+    split = lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-    parts = jax.tree.map(cut, batch)
+    parts = jax.tree.map(split, batch)
     grads, out = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zeros = lambda tree, dtype=None: jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), tree)
 

@@ -1,4 +1,4 @@
-"""GGUF files that cannot be imported: one line, exit code 2, nothing left behind; and metadata without effect."""
+"""GGUF files that cannot be imported: one line, exit code 2, no files left; and metadata without effect."""
 
 import struct
 from collections.abc import Callable
@@ -25,7 +25,7 @@ SIZES = {
 def write(
     path: Path, arch: str = "llama", change: dict | None = None, edit: Callable[[dict], object] | None = None
 ) -> Path:
-    """A small file, without transformers; `change` replaces metadata (None: leaves one out), `edit` tensors."""
+    """Writes a small file, without transformers; `change` replaces metadata (None: removes), `edit` tensors."""
     matrices = {"attn_q": (D, D), "attn_k": (D, D), "attn_v": (D, D), "attn_output": (D, D)}
     matrices |= {"ffn_gate": (12, D), "ffn_up": (12, D), "ffn_down": (D, 12)}
     vectors = {"attn_norm": D, "ffn_norm": D}
@@ -52,18 +52,18 @@ def write(
 
 
 def raw(path: Path, content: bytes) -> None:
-    """A file of these bytes."""
+    """Writes a file of these bytes."""
     path.write_bytes(content)
 
 
 def cut(path: Path, keep: Callable[[int], int]) -> None:
-    """A file without its end."""
+    """Truncates a file."""
     content = write(path).read_bytes()
     path.write_bytes(content[: keep(len(content))])
 
 
 def iq1(path: Path) -> None:
-    """A tensor in a type that the library knows and cannot dequantise."""
+    """Stores a tensor in a type that the library knows and cannot dequantise."""
     writer = gguf.GGUFWriter(path, "llama")
     kind = gguf.GGMLQuantizationType.Q8_1
     block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -76,21 +76,21 @@ def iq1(path: Path) -> None:
 
 
 def unknown_type(path: Path) -> None:
-    """A tensor in a type that is not in the library's list: the last number before the tensor's offset."""
+    """Stores a tensor in a type that the library does not know: the last number before the tensor's offset."""
     content = write(path).read_bytes()
     at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 16
     path.write_bytes(content[:at] + struct.pack("<I", 999) + content[at + 4 :])
 
 
 def two_files(path: Path) -> None:
-    """A folder with two of them."""
+    """Writes a folder with two files."""
     path.mkdir()
     write(path / "a.gguf")
     write(path / "b.gguf")
 
 
 def renamed(old: str, new: str) -> Callable[[dict], object]:
-    """A tensor under another name."""
+    """Renames a tensor."""
     return lambda tensors: tensors.update({new: tensors.pop(old)})
 
 
@@ -183,7 +183,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line that names the file; the target does not exist, nor anything beside it."""
+    """One line names the file; the target does not exist, nor any file next to it."""
     make, message = BAD[name]
     make(tmp_path / "tiny.gguf")
     before = {path.name for path in tmp_path.iterdir()}
@@ -237,7 +237,7 @@ METADATA = [
 
 @pytest.mark.parametrize(("arch", "key", "value", "message"), METADATA)
 def test_metadata_that_may_change_the_numbers(arch: str, key: str, value: object, message: str, tmp_path: Path) -> None:
-    """Refused by name, never passed over."""
+    """Refused by name, never ignored."""
     path = write(tmp_path / "tiny.gguf", arch, {f"{arch}.{key}": value})
     with pytest.raises(ConfigError) as error:
         GgufFile(path)
@@ -247,7 +247,7 @@ def test_metadata_that_may_change_the_numbers(arch: str, key: str, value: object
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"])
 def test_an_unknown_key_of_any_architecture(arch: str, tmp_path: Path) -> None:
-    """Without it the file is read; with it, it is refused, of the tokenizer, too."""
+    """Without the key the file is read; with it, it is refused, including keys of the tokenizer."""
     model_config(GgufFile(write(tmp_path / "tiny.gguf", arch)).config)
     for key in (f"{arch}.some.key", "tokenizer.ggml.some_key", "tokenizer.some", "adapter.type"):
         with pytest.raises(ConfigError, match=f"the metadata {key} is not known here"):
@@ -266,7 +266,7 @@ def test_an_unknown_key_of_any_architecture(arch: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_metadata_without_effect(change: dict, tmp_path: Path) -> None:
-    """What says nothing, or what holds anyway, gives the same model."""
+    """Keys without effect, or with default values, give the same model."""
     plain = GgufFile(write(tmp_path / "plain.gguf"))
     changed = GgufFile(write(tmp_path / "changed.gguf", change=change))
     assert model_config(changed.config) == model_config(plain.config)
@@ -299,7 +299,7 @@ def test_what_llama_cpp_takes_for_granted(arch: str, change: dict, fields: dict,
 
 
 def test_the_largest_gemmas_divide_scores_otherwise(tmp_path: Path) -> None:
-    """Gemma 2 and 3 of 27B, told by their number of layers, divide by the root of D / heads; others by that of H."""
+    """Gemma 2 and 3 of 27B, recognised by their number of layers, divide by sqrt(D / heads); others by sqrt(H)."""
     for arch, layers in (("gemma2", 46), ("gemma3", 62)):
         change = {f"{arch}.attention.key_length": 8, f"{arch}.block_count": layers}
         assert GgufFile(write(tmp_path / "wide.gguf", arch, change)).config["query_pre_attn_scalar"] == D // 2
@@ -308,7 +308,7 @@ def test_the_largest_gemmas_divide_scores_otherwise(tmp_path: Path) -> None:
 
 
 def test_cut_anywhere(tmp_path: Path) -> None:
-    """A file that lacks its end is refused, wherever it ends."""
+    """A truncated file is refused, wherever it ends."""
     content = write(tmp_path / "tiny.gguf").read_bytes()
     for size in sorted({*range(0, 200), *range(0, len(content), 37), len(content) - 1}):
         (tmp_path / "cut.gguf").write_bytes(content[:size])
@@ -317,7 +317,7 @@ def test_cut_anywhere(tmp_path: Path) -> None:
 
 
 def test_damaged_bytes(tmp_path: Path) -> None:
-    """With bytes of the header changed, a file is refused in words or read; it does nothing else."""
+    """With changed bytes in the header, a file is refused in one line or read; nothing else happens."""
     content = write(tmp_path / "tiny.gguf").read_bytes()
     header = content.index(b"blk.0.ffn_norm.weight") + 60
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Weights written and read a piece at a time are those that a save at once writes and a load at once reads."""
+"""Weights written and read piece by piece equal those saved and loaded at once."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def piece(path: str, layer: int | None, array: np.ndarray) -> pieces.Piece:
 
 
 def cut(params: Any) -> list[pieces.Piece]:
-    """All pieces of some weights, in no special order."""
+    """Returns all pieces of some weights, in no special order."""
     found: list[pieces.Piece] = []
     for path, leaf in pieces.flatten(params).items():
         if path.startswith("layers/"):
@@ -36,7 +36,7 @@ def cut(params: Any) -> list[pieces.Piece]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_written_in_pieces_it_loads_as_a_whole(dtype: str, tmp_path: Path) -> None:
-    """Every bit of every weight, in its type; and what is then trained is saved behind it."""
+    """Every weight, bit for bit, in its type; and a training can save after it."""
     config = tiny.config(tie_embeddings=False, qkv_bias=True, param_dtype=dtype, dtype=dtype)
     params = tiny.parameters(config)
     (tmp_path / "model").mkdir()
@@ -50,7 +50,7 @@ def test_written_in_pieces_it_loads_as_a_whole(dtype: str, tmp_path: Path) -> No
 
 
 def test_large_layers_lie_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part belongs to one layer and has at most PART_BYTES, so devices and exports read little beside their own."""
+    """A chunk belongs to one layer and has at most PART_BYTES, so devices and exports read little else."""
     monkeypatch.setattr(pieces, "PART_BYTES", 300)
     params = tiny.parameters(CONFIG)
     pieces.write_model(tmp_path, CONFIG, parameter_shapes(CONFIG), cut(params))
@@ -63,7 +63,7 @@ def test_large_layers_lie_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_read_in_pieces(tmp_path: Path) -> None:
-    """The pieces of a model that was saved at once, by path and layer."""
+    """Returns the pieces of a model that was saved at once, by path and layer."""
     params = tiny.parameters(CONFIG)
     save_model(tmp_path, CONFIG, params)
     weights = pieces.Weights(tmp_path)
@@ -92,8 +92,8 @@ def test_pieces_that_are_missing_twice_or_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", [0, 1, 5])
 def test_writing_goes_on(written: int, tmp_path: Path) -> None:
-    """A writing that stopped behind any piece goes on: pieces that are there are not read again, and the weights are
-    those of one that was not stopped."""
+    """An import that stopped after any piece resumes: existing pieces are not read again, and the weights equal those
+    of an uninterrupted one."""
     params = tiny.parameters(CONFIG)
     read: list[tuple[str, int | None]] = []
 
@@ -121,7 +121,7 @@ def test_writing_goes_on(written: int, tmp_path: Path) -> None:
         some = [counted(one, number, False) for number, one in enumerate(every)]
         pieces.write_model(folder, CONFIG, parameter_shapes(CONFIG), some, journal, total.append)
     assert len(first) == written + 1
-    # The last piece before the stop was read, but nobody waited until it was on the disk.
+    # The last piece before the stop was read, but not yet known to be on disk.
     assert read == [(one.path, one.layer) for one in every[written:]]
     assert sum(total) == sum(one.nbytes for one in every)
     found = load_model(tmp_path / "model", parameter_shapes)[1]

@@ -1,4 +1,4 @@
-"""Directories that appear when they are whole, and work on them that goes on where it was killed."""
+"""Atomic creation of directories, and work on them that resumes after a kill."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from famjax.storage.unfinished import JOURNAL, atomic_directory, resumable_direc
 
 
 def test_a_directory_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
-    """An error inside leaves nothing; what a killed process left goes away."""
+    """An error inside leaves nothing; files of a killed process are removed."""
     (tmp_path / ".new.partial").mkdir()
     (tmp_path / ".new.partial" / "old").write_text("left behind")
     with pytest.raises(RuntimeError), atomic_directory(tmp_path / "new") as partial:
@@ -28,7 +28,7 @@ def test_a_directory_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def stop_after(target: Path, what: str, *names: str) -> None:
-    """Makes a directory, file after file, and is stopped."""
+    """Creates a directory, file by file, and is stopped."""
     with pytest.raises(RuntimeError), resumable_directory(target, what) as (partial, journal):
         for name in names:
             (partial / name).write_text(name)
@@ -37,7 +37,7 @@ def stop_after(target: Path, what: str, *names: str) -> None:
 
 
 def test_work_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Entries of the same work are known again; the directory then has its name, and no journal."""
+    """Entries of the same work are recognised; the finished directory has its name, and no journal."""
     stop_after(tmp_path / "new", "three files", "a", "b")
     assert not (tmp_path / "new").exists()
     with resumable_directory(tmp_path / "new", "three files") as (partial, journal):
@@ -48,7 +48,7 @@ def test_work_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_other_work_begins_anew(tmp_path: Path) -> None:
-    """What was left of something else is removed, and none of its entries counts."""
+    """Files of other work are removed, and its entries ignored."""
     stop_after(tmp_path / "new", "one thing", "a")
     with resumable_directory(tmp_path / "new", "another thing") as (partial, journal):
         assert not journal.goes_on
@@ -58,7 +58,7 @@ def test_other_work_begins_anew(tmp_path: Path) -> None:
 
 
 def test_a_line_without_its_end_does_not_count(tmp_path: Path) -> None:
-    """A process killed while it writes an entry has not written it; later entries stand on lines of their own."""
+    """An entry cut off by a kill is ignored; later entries are on lines of their own."""
     stop_after(tmp_path / "new", "w", "a", "b")
     journal_file = tmp_path / ".new.partial" / JOURNAL
     journal_file.write_bytes(journal_file.read_bytes()[:-3])
@@ -68,7 +68,7 @@ def test_a_line_without_its_end_does_not_count(tmp_path: Path) -> None:
 
 
 def test_a_mistake_leaves_nothing(tmp_path: Path) -> None:
-    """What would be met again is not kept to go on with."""
+    """After an error that would occur again, nothing is kept."""
     with pytest.raises(ConfigError), resumable_directory(tmp_path / "new", "w") as (partial, journal):
         (partial / "a").write_text("a")
         journal.add("a")
@@ -77,7 +77,7 @@ def test_a_mistake_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_interruption_says_that_it_goes_on(tmp_path: Path) -> None:
-    """Ctrl-C keeps what is there and says where."""
+    """Ctrl-C keeps the files and says where they are."""
     with (
         pytest.raises(KeyboardInterrupt, match="same command to resume"),
         resumable_directory(tmp_path / "new", "w"),
@@ -87,7 +87,7 @@ def test_an_interruption_says_that_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
-    """The second is told, and takes nothing away from the first."""
+    """The second one is refused, and the first is not affected."""
     with resumable_directory(tmp_path / "new", "w") as (partial, journal):
         (partial / "a").write_text("a")
         journal.add("a")
@@ -101,7 +101,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 
 
 def test_room_is_asked_for_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little room leaves nothing new; what a stopped process wrote is taken off, and kept where room lacks."""
+    """With too little space nothing new is left; files of a stopped process count as written, and are kept."""
     usage = lambda free: monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
     usage(1000)
     with (

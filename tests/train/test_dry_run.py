@@ -1,4 +1,4 @@
-"""`famjax train --dry-run`: tells what a training would be, finds what would stop it, leaves nothing behind."""
+"""`famjax train --dry-run` describes a training, finds what would stop it, and writes no files."""
 
 import os
 
@@ -26,11 +26,11 @@ def test_everything_is_told_and_nothing_written(tmp_path, capsys):
 
 
 def test_a_mesh_that_is_not_here_is_summed_up_by_its_shape(tmp_path, capsys):
-    """8 devices asked, 1 here: what each would hold, and how to simulate them."""
+    """The mesh needs 8 devices and 1 is available: bytes per device, and how to simulate the mesh."""
     assert main([*TINY, f"--gin.MODEL_DIR='{tmp_path}/m'", "--gin.MESH={'fsdp': 8}"]) == 0
     said = capsys.readouterr().out
     assert "mesh          data 1 x fsdp 8 x tensor 1" in said
-    # Of the embedding [256, 64] a device has an eighth: 2048 numbers.
+    # Of the embedding [256, 64] a device has an eighth: 2048 values.
     assert any(
         line.split()[0] == "embedding" and line.split()[-2:] == ["8.0", "KiB"] for line in said.splitlines() if line
     )
@@ -72,7 +72,7 @@ def test_data_that_does_not_fit_the_model_is_found(tmp_path, monkeypatch):
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
-    """Of the nearest folder that exists."""
+    """The nearest existing parent must be writable."""
     dry_run.writable(str(tmp_path / "a" / "b"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match="is not writable; name another directory"):

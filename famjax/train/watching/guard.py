@@ -78,8 +78,8 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     def forward(state: TrainState, batch: Batch, number: Int[Array, ""]) -> tuple[Bool[Array, "..."], ...]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
         memory = None if state.memory is None else rows_first(state.memory)
-        cut = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, number]
-        batch, shift, memory = jax.tree.map(cut, (batch, shift, memory))
+        part = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, number]
+        batch, shift, memory = jax.tree.map(part, (batch, shift, memory))
         model = build(config, mesh, state.params)
         start = start_of_documents(config.model.memory, state, key, mesh)
         memory = rows_before(model, start, len(batch.tokens), memory, mesh)

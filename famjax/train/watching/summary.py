@@ -73,8 +73,8 @@ def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | 
         table.add_row(f"[bold]{group}[/bold]", "", "", "", f"{count:,}", data_size(held))
         for path, leaf in members:
             frozen = ", frozen" if config.tuning.settings_of(path)["frozen"] else ""
-            shape, cut = " x ".join(map(str, leaf.shape)), _cut(leaf.sharding.spec)
-            row = (f"  {path}", shape, f"{leaf.dtype}{frozen}", cut, f"{leaf.size:,}", data_size(part_bytes(leaf)))
+            shape, axes = " x ".join(map(str, leaf.shape)), _axes(leaf.sharding.spec)
+            row = (f"  {path}", shape, f"{leaf.dtype}{frozen}", axes, f"{leaf.size:,}", data_size(part_bytes(leaf)))
             table.add_row(*row)
     out = io.StringIO()
     Console(file=out, width=WIDTH).print(table)
@@ -118,8 +118,8 @@ def data_size(count: float) -> str:
     return f"{count:.2f} TiB"
 
 
-def _cut(spec: Any) -> str:
+def _axes(spec: Any) -> str:
     """Formats the mesh axes of each sharded axis: `1: fsdp, 2: tensor`; `-` if it is replicated."""
     name = lambda axes: axes if isinstance(axes, str) else " and ".join(axes)
-    cut = [f"{i}: {name(axes)}" for i, axes in enumerate(spec) if axes]
-    return ", ".join(cut) or "-"
+    sharded = [f"{i}: {name(axes)}" for i, axes in enumerate(spec) if axes]
+    return ", ".join(sharded) or "-"
