@@ -12,8 +12,9 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
+DOCS_READY := $(VENV)/.ready-for-docs
 
-.PHONY: help quickstart say-quickstart test test-slow test-instructions lint clean
+.PHONY: help quickstart say-quickstart test test-slow test-instructions lint docs clean
 .DELETE_ON_ERROR:
 
 help:  ## show this
@@ -48,6 +49,9 @@ lint: $(TEST_READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(DOCS_READY)  ## the documentation as a site in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:  ## remove the environment and what tools left; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find famjax tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -73,4 +77,9 @@ $(RUN_READY): requirements.txt setup.py
 $(TEST_READY): $(RUN_READY) requirements-test.txt
 	@echo "installing what the tests need, requirements-test.txt (tensorflow, seqio, lm-eval, ...; some minutes)"
 	@$(PIP) -r requirements-test.txt
+	@touch $@
+
+$(DOCS_READY): $(RUN_READY) requirements-docs.txt
+	@echo "installing what the documentation needs, requirements-docs.txt (mkdocs)"
+	@$(PIP) -r requirements-docs.txt
 	@touch $@

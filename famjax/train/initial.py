@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.config.optimizer import MEMORY
 from famjax.nn.weights import parameter_shapes
 from famjax.storage import checkpoint
 from famjax.storage.checkpoint import FAM, GATE
@@ -18,7 +19,7 @@ from famjax.storage.model_dir import read_config
 Weights = dict[str, Any]
 # Parts of the tree that a source may lack: weights that a fine-tuning adds to the source's.
 LORA = "layers/lora/"
-ADDED = (f"{FAM}/", LORA)
+ADDED = (*MEMORY, LORA)
 _NAMED = 6
 
 
@@ -27,9 +28,9 @@ def adopt(
 ) -> tuple[Weights, str]:
     """Returns the weights of `source`, completed by `fresh` ones, and a report of where each came from.
 
-    LoRA that the source lacks is new. Apart from that only FAM may differ: if the source lacks the prompt or has
-    another form of it, the one in `fresh` is used; of a longer prompt the last rows are taken, which keep their
-    positions; a shorter one becomes the last rows.
+    LoRA that the source lacks is new. Apart from that only the memory may differ: what the source lacks, or has in
+    another form, is taken from `fresh`; of a longer prompt the last rows are taken, which keep their positions; a
+    shorter one becomes the last rows.
 
     Args:
       source: a model directory, or one of its steps.
