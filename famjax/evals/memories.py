@@ -15,7 +15,7 @@ import numpy as np
 import famjax
 from famjax.config import TrainConfig
 from famjax.config.optimizer import MEMORY
-from famjax.evals import charts, html
+from famjax.evals.reports import charts, html
 from famjax.evals.reports.charts import Line, Point
 from famjax.evals.statistics import mean_interval, wilson_interval
 from famjax.nn.weights import parameter_shapes
