@@ -26,6 +26,7 @@ quickstart: say-quickstart $(RUN_READY)  ## train FAM and its twin without memor
 # Before anything is installed: what comes, and how long it takes.
 say-quickstart:
 	@test -e $(RUN_READY) || echo "make quickstart: first installs packages into $(VENV): a few minutes, the first time only"
+	@echo "make quickstart: shows within half a minute what a trained model recalls; then"
 	@echo "make quickstart: trains two small models side by side, 5 to 8 minutes on two cores, and evaluates them, 1 to 2"
 	@echo "minutes; the comparison is printed and written to $(OUTPUT)"
 

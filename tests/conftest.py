@@ -13,7 +13,9 @@ from jaxtyping import install_import_hook
 
 # Shapes and types of arrays are checked where functions are called, in tests alone.
 CHECKED = (
-    "attention.attend", "attention.block_step", "attention.observe", "attention.streaming", "nn.layer", "nn.model",
+    "attention.attend", "attention.block_step", "attention.memories.base", "attention.memories.infini",
+    "attention.memories.sinks",
+    "attention.observe", "attention.streaming", "nn.layer", "nn.model",
 )  # fmt: skip
 install_import_hook([f"famjax.{name}" for name in CHECKED], "beartype.beartype")
 
