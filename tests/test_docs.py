@@ -298,7 +298,7 @@ SHOWN = (
     ("famjax generate --model runs/fam - --max-tokens 0", ()),
     ("famjax generate --model runs/fam --state-in book.session", ("--max-tokens=3",)),
     ("famjax eval --model runs/fam --model runs/bswa --texts", ()),
-    ("famjax eval --model runs/fam --model runs/bswa --task niah_single,recall", ("--lengths=300", "--examples=2")),
+    ("famjax eval --model runs/fam --model runs/bswa --task niah_single,recall", ("--lengths=350", "--examples=2")),
     ("famjax inspect --model runs/fam --input book.txt", ()),
     ("famjax export-hf runs/llama exported", ()),
 )  # fmt: skip
