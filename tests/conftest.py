@@ -13,11 +13,15 @@ from jaxtyping import install_import_hook
 
 # Shapes and types of arrays are checked where functions are called, in tests alone.
 CHECKED = (
-    "attention.attend", "attention.block_step", "attention.observe", "attention.streaming", "nn.layer", "nn.model",
+    "attention.attend", "attention.block_step", "attention.memories.base", "attention.memories.infini",
+    "attention.memories.sinks",
+    "attention.observe", "attention.streaming", "nn.layer", "nn.model",
 )  # fmt: skip
 install_import_hook([f"famjax.{name}" for name in CHECKED], "beartype.beartype")
 
-from famjax.process import progress  # noqa: E402
+from famjax.process import libtpu, progress  # noqa: E402
+
+libtpu.hide_without_tpu()  # as the command line does
 
 # On a loaded machine quick work is slow; tests that hold standard error against a text want no lines of progress in it.
 progress.FIRST_SECONDS = 1e9

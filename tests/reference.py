@@ -30,12 +30,13 @@ class Outcome:
 
 
 def run(
-    config: ModelConfig, params: dict, tokens_T: np.ndarray, passed_LPFD: np.ndarray | None = None, start: int = 0
-) -> Outcome:
+    config: ModelConfig, params: dict, tokens_T: np.ndarray, passed_LPFD: np.ndarray | None = None, start: int = 0,
+    read: Callable[..., Any] | None = None,
+) -> Outcome:  # fmt: skip
     """Reads one document whose first token has the absolute position `start`.
 
     `passed_LPFD` is a feedback memory from earlier; it takes the place of the learned prompt and
-    is the residual of the first update.
+    is the residual of the first update. `read` takes the place of `read_document`, for other memories.
     """
     params = as_float64(params)
     x = [params["embedding"][token] * entry_scale(config) for token in tokens_T]
@@ -47,7 +48,7 @@ def run(
     for index in range(config.num_layers):
         gate = params["fam"]["gate"][index] if config.memory.fam_gate and config.memory.fam_length else None
         layer = Layer(config, take(params["layers"], index), index, gate)
-        x, fam = read_document(layer, x, list(initial[index]), passed_LPFD is not None, start)
+        x, fam = (read or read_document)(layer, x, list(initial[index]), passed_LPFD is not None, start)
         fams.append(fam)
     hidden = [norm(config, token, params["final_norm"]["scale"]) for token in x]
     return Outcome(np.reshape(hidden, (len(tokens_T), config.d_model)), np.array(fams))

@@ -31,6 +31,16 @@ def config(**changes: Any) -> ModelConfig:
     return ModelConfig(**model, memory=MemoryConfig(**memory))
 
 
+def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:
+    """The configuration with other settings of its memory."""
+    return models.with_memory(config, **changes)
+
+
+def with_model(config: ModelConfig, **changes: Any) -> ModelConfig:
+    """The configuration with other settings of the model."""
+    return dataclasses.replace(config, **changes)
+
+
 def parameters(config: ModelConfig, seed: int = 0) -> dict:
     """Random weights, of a size that makes every part of the model matter; norm scales are not all ones."""
     shapes = weights.parameters(_abstract(config))
@@ -42,7 +52,7 @@ def parameters(config: ModelConfig, seed: int = 0) -> dict:
         noise = rng.normal(size=shape.shape)
         if "scale" in name:
             value = 1 + 0.3 * noise
-        elif "embedding" in name or "fam" in name:
+        elif "embedding" in name or "fam" in name or "memory" in name:
             value = noise
         else:
             value = 0.25 * noise
@@ -146,6 +156,7 @@ def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarra
         if config.memory.fam_length:
             row |= {name: np.asarray(getattr(layers, name)[:, b, :fams]) for name in ("fam", "fam_k", "fam_v")}
             row |= {"fam_updates": np.array(updates)}
+        row |= {name: np.asarray(array[:, b]) for name, array in layers.beside.items()}
         for name in ("k", "v"):
             ring = np.asarray(getattr(layers, name)[:, b])
             past = [ring[:, n % R] for n in range(max(0, current - R + 1), current)]

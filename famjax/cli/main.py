@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import famjax
 from famjax.config import ConfigError
-from famjax.process import cpu, interrupts
+from famjax.process import cpu, interrupts, libtpu
 
 
 class Verb(NamedTuple):
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     prog = f"famjax {words[0]}" if words and words[0] in VERBS else "famjax"
+    libtpu.hide_without_tpu()
     if argv is None:
         cpu.keep_freed_memory()
     with interrupts.handled(prog, lasting=argv is None):

@@ -10,23 +10,27 @@ from famjax.config import ConfigError, EvalConfig
 from famjax.process.cpu import cores
 
 NAME = "quickstart"
-HELP = """Train a small TransformerFAM and its twin without memory, then compare them.
+HELP = """Show what a trained TransformerFAM recalls, then train one beside its twin without memory.
 
   famjax quickstart --output runs/quickstart
+  famjax quickstart --no-training
   famjax quickstart --texts runs/texts --output runs/texts_shown
   famjax quickstart --twins 0,1,2 --output runs/twins
 
-Both train at the same time, one processor core each, on the same documents for the same number of
-steps. --twins 0,1,2 trains three twins: with no, one and two memory segments. Without --texts on the
-pass key: then all are asked for keys behind 1 to 1,024 blocks of filler; gradients reached over 6.
-With --texts on the files DIR/train/*.txt, read as document streams: then both predict
-DIR/heldout/*.txt, and bits per byte are told by the position in the document
-(launch/studies/debian_texts.py fetches such texts). A second run continues where the first one stopped.
+A small trained model comes with famjax. It is written to DIR/shipped and evaluated within half a
+minute; --no-training stops there. Then two models train at the same time, one processor core each,
+on the same documents for the same number of steps, and both are evaluated with 1 to 1,024 blocks of
+filler between key and question; training backpropagates through at most 6. --twins 0,1,2 trains
+three twins: with no, one and two memory segments. --texts DIR trains on the files DIR/train/*.txt,
+read as document streams, and evaluates bits per byte of DIR/heldout/*.txt by the position in the
+document (launch/studies/debian_texts.py fetches such texts). A second run continues where the first one stopped.
 """
 
 PASSKEY = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
 TEXTS = {"fam": "gin/experiments/texts_fam.gin", "bswa": "gin/experiments/texts_bswa.gin"}
 FILLER_BLOCKS = (1, 4, 16, 64, 256, 1024)
+# Of the model that comes with famjax: few documents, which take seconds.
+SHIPPED_BLOCKS, SHIPPED_ALIGNMENTS = (1, 16, 256), 16
 # Exact match that is as good as none.
 HARDLY = 0.05
 
@@ -38,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--twins", default="0", metavar="M,M", help="memory segments of the twins without FAM (0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and documents (0)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps, other than the experiments have it")
+    parser.add_argument(
+        "--no-training", action="store_true", help="stop after the evaluation of the model that comes with famjax"
+    )
     parser.add_argument("--keys", type=int, default=1, metavar="N", help="keys for each alignment in the evaluation")
 
 
@@ -46,7 +53,13 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; name a directory")
+    if args.no_training and args.texts:
+        raise ConfigError("--no-training shows the pass key model that comes with famjax; leave --texts away")
     jobs = _jobs(args, output)
+    if not args.texts:
+        _show_shipped(output / "shipped")
+    if args.no_training:
+        return 0
     began = time.perf_counter()
     side_by_side.train(jobs, at_once=max(2, len(cores())))
     trained = time.perf_counter()
@@ -69,6 +82,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _show_shipped(model_dir: Path) -> None:
+    """Evaluates the trained model that comes with famjax, and says what else can be done with it."""
+    from famjax.evals.run import run as evaluate
+    from famjax.infer.shipped import unpack
+    from famjax.process.compilation_cache import enable
+
+    enable()
+    unpack("passkey", model_dir)
+    print(f"A trained model comes with famjax, now in {model_dir}: gin/experiments/tiny_fam.gin, seed 0.\n"
+          f"Its tokens see their own block of 64 bytes, and FAM. Evaluated on the pass key:", flush=True)  # fmt: skip
+    evaluate(EvalConfig(
+        model_dirs=(str(model_dir),), output_dir=str(model_dir), filler_blocks=SHIPPED_BLOCKS,
+        alignments=SHIPPED_ALIGNMENTS,
+    ))  # fmt: skip
+    print(
+        f"To look inside: famjax inspect --model {model_dir} --passkey 1 16 256 --output {model_dir}/inspect",
+        flush=True,
+    )
+
+
 def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
     bindings = [f"RANDOM_SEED={args.seed}"]
     bindings += [f"TRAIN_STEPS={args.steps}"] if args.steps is not None else []
@@ -76,7 +109,7 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
         for folder in ("train", "heldout"):
             if not any(Path(args.texts, folder).glob("*.txt")):
                 raise ConfigError(f"{args.texts}/{folder} has no .txt file; python launch/studies/debian_texts.py "
-                                  f"{args.texts} fetches some where there is apt")  # fmt: skip
+                                  f"{args.texts} fetches some if there is apt")  # fmt: skip
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
     experiments = TEXTS if args.texts else PASSKEY
     jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]

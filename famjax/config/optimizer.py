@@ -9,6 +9,8 @@ from famjax.config.checks import ConfigError, at_least, check_types, one_of, pro
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 TRAINED = ("auto", "all", "lora", "prompt")
+# The weights of the memory: FAM's, and those of a memory beside the window.
+MEMORY = ("fam/", "layers/memory/")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
 
 
@@ -25,18 +27,18 @@ class OptimizerConfig:
       warmup_steps: steps of linear warm-up from zero.
       beta1: decay of the first moment (momentum).
       beta2: decay of the second moment; of `lion`, which has none, decay of its one momentum.
-      weight_decay: norms and FAM are not decayed.
+      weight_decay: norms and the memory's own weights are not decayed.
       clip_norm: gradients are scaled down to this global norm; 0 leaves them.
-      prompt_learning_rate: of FAM's own weights, as a multiple of `learning_rate`.
-      trained: `all` weights; `lora`, which is LoRA and FAM's prompt; `prompt`, that alone (prompt tuning).
+      prompt_learning_rate: of the memory's own weights (`fam/*`, `layers/memory/*`), as a multiple of `learning_rate`.
+      trained: `all` weights; `lora`, which is LoRA and the memory's own; `prompt`, the latter alone (prompt tuning).
         `auto` is `lora` where the model has LoRA, else `all`. The others are frozen, unless `parameters`
         has something else to say of them.
       parameters: settings of single weights by patterns of their paths (docs/architecture.md), where
         `*` stands for anything: {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}.
         `learning_rate` is a multiple of the run's, `weight_decay` on or off, `frozen` weights stay as
         they are and cost neither gradient nor optimizer memory. Later patterns win over earlier ones,
-        and all of them over the defaults: norms' scales, biases and `fam/*` are not decayed, `fam/*` has
-        `prompt_learning_rate`.
+        and all of them over the defaults: norms' scales, biases and the memory's own weights are not
+        decayed, the latter have `prompt_learning_rate`.
     """
 
     name: str = "adamw"
@@ -75,13 +77,13 @@ class OptimizerConfig:
 
     def settings_of(self, path: str) -> dict[str, Any]:
         """What the table says of a weight, for example of `layers/attention/query`."""
-        also = {"lora": ("layers/lora/", "fam/"), "prompt": ("fam/",)}.get(self.trained, ("",))
+        also = {"lora": ("layers/lora/", *MEMORY), "prompt": MEMORY}.get(self.trained, ("",))
         frozen = not path.startswith(also)
         settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": frozen}
         table: dict[str, dict[str, Any]] = {
             "*/scale": {"weight_decay": False},
             "*_bias": {"weight_decay": False},
-            "fam/*": {"weight_decay": False, "learning_rate": self.prompt_learning_rate},
+            **{f"{path}*": {"weight_decay": False, "learning_rate": self.prompt_learning_rate} for path in MEMORY},
         }
         for pattern, found in [*table.items(), *self.parameters.items()]:
             if fnmatch.fnmatchcase(path, pattern):

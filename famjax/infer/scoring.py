@@ -18,6 +18,8 @@ from famjax.nn.model import Transformer
 
 # Logits that exist at one moment.
 LOGITS_BYTES = 2**27
+# Upper bound on the tokens of a batch of whole documents.
+TOKENS_AT_ONCE = 2**15
 
 # Natural-log probability (float32) of the token after each of a text, and whether the model's first choice is that one.
 Scores: TypeAlias = tuple[Float[np.ndarray, "_n"], Bool[np.ndarray, "_n"]]
@@ -161,6 +163,43 @@ def score_whole(
     behind = np.arange(logprobs.shape[1]) >= lengths[:, None] - 1
     logprobs[behind], correct[behind] = 0.0, False
     return logprobs, correct
+
+
+def score_in_batches(
+    model: Transformer, documents: Sequence[np.ndarray], batch_size: int, streaming: bool = False,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """Yields (index of a document, its log probabilities float32 [n - 1]), in the order in which they are done.
+
+    Args:
+      model: the model.
+      documents: int32 arrays of any lengths, at least one token each.
+      batch_size: upper bound on the documents side by side.
+      streaming: read block by block, in memory that does not grow with the documents.
+      on_tokens: called with the number of tokens of each batch or window.
+    """
+    if streaming:
+        for index, logprobs, _ in score_documents(
+            model, documents, useful_rows(documents, batch_size), on_tokens=on_tokens
+        ):
+            yield index, logprobs
+        return
+    order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
+    while order:
+        longest = len(documents[order[0]])
+        fit = max(1, TOKENS_AT_ONCE // padded_length(longest, model.config.memory.block_size))
+        rows = min(batch_size, 1 << (fit.bit_length() - 1), 1 << (len(order) - 1).bit_length())
+        batch, order = order[:rows], order[rows:]
+        tokens = np.zeros((rows, longest), np.int32)  # rows without a document have length 0
+        lengths = np.zeros(rows, np.int32)
+        for row, index in enumerate(batch):
+            lengths[row] = len(documents[index])
+            tokens[row, : lengths[row]] = documents[index]
+        logprobs, _ = score_whole(model, tokens, lengths)
+        if on_tokens is not None:
+            on_tokens(int(lengths.sum()))
+        for row, index in enumerate(batch):
+            yield index, logprobs[row, : lengths[row] - 1]
 
 
 def padded_length(length: int, block_size: int) -> int:

@@ -9,6 +9,7 @@ The file is one safetensors file: the tensors of one row, and as metadata what t
     L.k, L.v          [R, K, S, H]  the ring of blocks of layer L
     L.fam             [P, F, D]     feedback activations, float32
     L.fam_k, L.fam_v  [P, K, F, H]  their keys and values
+    L.beside.NAME     the state of another memory than FAM, by the names that it gives its arrays
     recent            [RECENT] int32  the last tokens, the pending one last; -1 where there are none
     metadata      format, version; model, fam (fingerprints); memory (JSON); position, fam_updates
 """
@@ -27,6 +28,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from famjax.attention import memories
 from famjax.attention.memory import LayerMemory, MemoryState, over_rows
 from famjax.config import DTYPES, ConfigError, MemoryConfig, ModelConfig
 from famjax.dims import Int, Tree
@@ -39,7 +41,9 @@ from famjax.storage.model_dir import write_bytes
 
 FORMAT, VERSION = "famjax session", "2"
 
-_LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory))
+_LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory) if field.name != "beside")
+# Settings of the memory that older files of this version do not name; they were made with the defaults.
+_LATER = ("kind", "sinks", "infini_delta")
 # Settings of the memory that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
@@ -162,6 +166,7 @@ def check_memory(file: SessionFile, config: ModelConfig) -> None:
         there = dict(json.loads(file.metadata.get("memory", "")))
     except (ValueError, TypeError):
         raise ConfigError(f"{file.path} is damaged: its memory settings cannot be read") from None
+    there = {name: getattr(MemoryConfig(), name) for name in _LATER} | there
     for name, here in _settings(config.memory).items():
         if there.get(name) != here:
             flag = f"--{name.replace('_', '-')}"
@@ -196,13 +201,19 @@ def restore(file: SessionFile, model: Transformer) -> Session:
         raise ConfigError(f"{file.path} is damaged: its position cannot be read") from None
     # Copies: a session is donated to the device, which must not write into the file's pages.
     array = lambda name: jnp.array(file.tensors[name])[None]
-    layers = [LayerMemory(**{f: array(f"{i}.{f}") for f in _LAYERS}) for i in range(model.config.num_layers)]
+    one = lambda i, names, prefix="": {name: array(f"{i}.{prefix}{name}") for name in names}
+    beside = memories.of(model.config.memory).axes
+    layers = [LayerMemory(**one(i, _LAYERS), beside=one(i, beside, "beside.")) for i in range(model.config.num_layers)]
     return Session(MemoryState(position, updates, tuple(layers)), np.array(file.tensors["recent"])[None])
 
 
 def _tensors(memory: MemoryState) -> dict[str, Any]:
     """{"0.k": ..., "0.v": ..., ...}."""
-    return {f"{i}.{field}": getattr(layer, field) for i, layer in enumerate(memory.unstacked) for field in _LAYERS}
+    tensors: dict[str, Any] = {}
+    for i, layer in enumerate(memory.unstacked):
+        tensors |= {f"{i}.{field}": getattr(layer, field) for field in _LAYERS}
+        tensors |= {f"{i}.beside.{name}": array for name, array in layer.beside.items()}
+    return tensors
 
 
 def _settings(memory: MemoryConfig) -> dict[str, Any]:

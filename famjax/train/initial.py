@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from famjax.config import ConfigError, ModelConfig
+from famjax.config.optimizer import MEMORY
 from famjax.nn.weights import parameter_shapes
 from famjax.storage import checkpoint
 from famjax.storage.checkpoint import FAM, GATE
@@ -18,7 +19,7 @@ from famjax.storage.model_dir import read_config
 Weights = dict[str, Any]
 # Parts of the tree that a model may have and its source may lack: what it learns beside the source's weights.
 LORA = "layers/lora/"
-ADDED = (f"{FAM}/", LORA)
+ADDED = (*MEMORY, LORA)
 _NAMED = 6
 
 
@@ -27,9 +28,9 @@ def adopt(
 ) -> tuple[Weights, str]:
     """The weights of `source`, completed by `fresh` ones, and a few lines that say what came from where.
 
-    LoRA that the source has not is new. Otherwise FAM alone may differ: a prompt that the source lacks, or has in
-    another form, stays as in `fresh`; of a longer one the last rows are taken, which keep their positions; a shorter
-    one becomes the last rows.
+    LoRA that the source has not is new. Otherwise the memory alone may differ: what the source lacks, or has in
+    another form, stays as in `fresh`; of a longer prompt the last rows are taken, which keep their positions; a
+    shorter one becomes the last rows.
 
     Args:
       source: a model directory, or one of its steps.

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from famjax.attention.memory import MEMORY_AXES, MemoryState
+from famjax.attention.memory import MemoryState, state_axes
 from famjax.config import TrainConfig
+from famjax.config.optimizer import MEMORY
 from famjax.dims import Float, Int, Tree, Weights
 from famjax.mesh import sharding
 from famjax.nn import weights as model_lib
@@ -53,7 +54,9 @@ def abstract(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh |
         opt_state=sharding.like_parameters(shapes.opt_state, shapes.params, params, mesh),
         passed_fam=sharding.shardings(PASSED_FAM_AXES, shapes.passed_fam, mesh),
         passed_updates=sharding.replicated(mesh),
-        memory=None if shapes.memory is None else sharding.shardings(MEMORY_AXES, shapes.memory, mesh),
+        memory=None
+        if shapes.memory is None
+        else sharding.shardings(state_axes(config.model.memory), shapes.memory, mesh),
     )
     return sharding.with_shardings(shapes, where)
 
@@ -92,9 +95,9 @@ def _no_memory(config: TrainConfig) -> MemoryState | None:
 
 
 def own_weights(config: TrainConfig, params: Weights) -> Weights:
-    """The weights that a training has not from its base: those it trains, and LoRA and FAM's prompt in any case."""
+    """The weights that a training has not from its base: those it trains, and LoRA and the memory's in any case."""
     trained = lambda path: not config.tuning.settings_of(path)["frozen"]
-    return bases.part(params, lambda path: path.startswith(("layers/lora/", "fam/")) or trained(path))
+    return bases.part(params, lambda path: path.startswith(("layers/lora/", *MEMORY)) or trained(path))
 
 
 def to_save(state: TrainState) -> dict[str, Any]:

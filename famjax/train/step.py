@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import MEMORY_AXES, MemoryState, at_most, fam_rms
+from famjax.attention.memory import MemoryState, at_most, fam_rms, state_axes
 from famjax.attention.positions import Layout
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
@@ -85,7 +85,7 @@ def rows_before(
     """The memory of the rows before a step, for what looks at one: that which they carry (`rows_first`), or, if they
     carry none, that of a document's start."""
     memory = model.initial_state(rows, start) if memory is None else rows_first(memory, back=True)
-    constrained: MemoryState = sharding.constrain(memory, MEMORY_AXES, mesh)
+    constrained: MemoryState = sharding.constrain(memory, state_axes(model.config.memory), mesh)
     return constrained
 
 
@@ -119,7 +119,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     ones, of the whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
     and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
     """
-    where = states.abstract(config, tx, mesh)
+    where, axes = states.abstract(config, tx, mesh), state_axes(config.model.memory)
     gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
 
@@ -134,7 +134,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         # Forward: rows continue their documents or start new ones.
         before = memory
         if before is not None:
-            before = sharding.constrain(rows_first(before, back=True), MEMORY_AXES, mesh)
+            before = sharding.constrain(rows_first(before, back=True), axes, mesh)
         start = start_of_documents(config.model.memory, state, key, mesh)
         noise = None if numbers is None else dropout_key(config, state.step, numbers[0])
         layout = Layout(batch.starts, batch.kept, shift)
@@ -181,7 +181,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         correct, memory = out.rows["correct"], out.rows["memory"]
         if config.carries_memory:
             memory = rescaled(rows_first(memory, back=True), config.carried_fam_rms, config.carried_fam_share)
-            memory = sharding.constrain(memory, MEMORY_AXES, mesh)
+            memory = sharding.constrain(memory, axes, mesh)
         passed_fam, passed_updates = out.passed
         new = TrainState(state.step, params, opt_state, passed_fam, passed_updates, memory)
         with jax.named_scope("optimizer"):

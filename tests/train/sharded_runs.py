@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from famjax.attention.fused import Kernel
-from famjax.attention.memory import MEMORY_AXES
+from famjax.attention.memory import state_axes
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.batch import Batch
@@ -57,6 +57,7 @@ SLOW_CASES = [
     ("fam multi-head", (1, 2, 4), 1),
     ("fam grouped", (1, 2, 4), 1),
     ("stream multi-query", (1, 8, 1), 1),
+    ("stream-infini grouped", (2, 2, 2), 2),
     ("lora grouped", (2, 2, 2), 2),
 ]
 RESUMED = {
@@ -72,8 +73,9 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=0 if memory == "bswa" else 2, random_state_passing=0.5, fam_gate=memory == "gate",
+        fam_length=0 if memory in ("bswa", "stream-infini") else 2, random_state_passing=0.5, fam_gate=memory == "gate",
         lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
+        kind="infini" if memory == "stream-infini" else "fam",
     )  # fmt: skip
 
 
@@ -175,7 +177,7 @@ def memory_on_a_mesh() -> Any:
     hidden, state = tiny.whole(config, params, tokens[:, :8], state)
     one = tiny.whole(config, params, tokens[:, 8:], state)
     mesh = make_mesh((2, 2, 2))
-    places = sharding.shardings(MEMORY_AXES, state, mesh)
+    places = sharding.shardings(state_axes(config.memory), state, mesh)
     weights = jax.tree.map(lambda leaf: leaf.sharding, sharded_shapes(config, mesh))
 
     def forward(params: Any, tokens: Any, state: Any) -> Any:
