@@ -1,7 +1,7 @@
-"""A task's questions to a model, in constant memory, whatever the length of documents and of the data set.
+"""Runs a model on a task, in memory that depends neither on the documents' lengths nor on the number of examples.
 
-Examples come as they are needed, some at a time. What neighbours share is read once; documents of unequal
-lengths take turns in the rows; then questions are answered, so many side by side.
+Examples are loaded lazily, in chunks. Shared contexts are prefilled once, documents are batched continuously, and
+questions are answered in batches.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from famjax.evals.samples import Sample
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 
-# Examples that are known at one moment: so many times the rows, or so many tokens.
+# Size of a chunk of examples: a multiple of the rows, or a number of tokens, whichever is reached first.
 LOOKAHEAD, LOOKAHEAD_TOKENS = 8, 2**23
-# Characters of a prompt that a sample keeps.
+# Number of characters of the prompt that a sample keeps.
 PROMPT_SHOWN = 400
 Bad = Callable[[Unreadable], None]
 
 
 class Asked(NamedTuple):
-    """An example as it is asked.
+    """An example after truncation to `Runner.longest`.
 
     Attributes:
-      example: maybe with a shorter context.
-      truncated: tokens that were left out.
+      example: the example, possibly shortened.
+      truncated: number of tokens that were removed.
     """
 
     example: Example
@@ -40,16 +40,16 @@ class Asked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Asks one model.
+    """Runs one model on tasks.
 
     Attributes:
       engine: the model.
-      codec: its vocabulary.
+      codec: its tokenizer.
       key: of the samples.
-      longest: tokens of an example before its answer, at most; 0 sets no limit.
-      edges: buckets [edge, next edge) of positions, for tasks that tell results by position.
-      on_tokens: called with numbers of tokens as they are read or made.
-      reach: of the model's attention; samples record on which side of it their needles lie. None records nothing.
+      longest: maximum number of tokens of an example; 0: no limit.
+      edges: position buckets [edge, next edge), for tasks with results by position.
+      on_tokens: called with the number of tokens after each prefill, scoring or decoding call.
+      reach: of the model's attention, to record whether a sample's needles lie within it; None records nothing.
     """
 
     engine: Engine
@@ -63,15 +63,15 @@ class Runner:
     def run(
         self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None
     ) -> Iterator[Sample]:
-        """The answers to all examples of a task, as they come.
+        """Yields the answers to all examples of a task, in order of completion.
 
         Args:
           task: the task.
-          done: ids of examples that are left out, for they were answered before.
-          on_bad: called with what could not be read.
+          done: ids of examples to skip, because they were answered before.
+          on_bad: called with each unreadable example.
 
         Raises:
-          ConfigError: none of the examples could be read; the first reason is told.
+          ConfigError: no example could be read; the message has the first reason.
         """
         bad: list[Unreadable] = []
         read = 0
@@ -94,7 +94,7 @@ class Runner:
             raise ConfigError(f"no example of {task.name} could be read; {bad[0].place}: {bad[0].reason}")
 
     def _ask(self, task: Task, examples: list[Example]) -> Iterator[Sample]:
-        """Answers to some examples: those without a context at once, the others behind theirs."""
+        """Yields the answers to one chunk; examples with a context wait for its prefill."""
         groups = _groups(examples)
         asked = [self._fit(group, task) for group in groups]
         waiting = [(None, one) for group in asked if not len(group[0].example.context) for one in group]
@@ -112,15 +112,15 @@ class Runner:
             yield from self._answer(task, batch)
 
     def _fit(self, group: list[Example], task: Task) -> list[Asked]:
-        """A group whose context is cut at its end where it would be too long; the questions stay whole.
+        """Truncates the shared context of a group to `longest`, at its end; the questions stay whole.
 
-        A document that is itself predicted is cut at its own end.
+        A document that is itself scored is truncated at its end.
         """
         if not self.longest:
             return [Asked(example, 0) for example in group]
         new = task.max_new_tokens if task.kind == "generate" else 0
-        behind = max(len(example.prompt) + _longest_answer(example, new) for example in group)
-        room = max(0, self.longest - behind)
+        after = max(len(example.prompt) + _longest_answer(example, new) for example in group)
+        room = max(0, self.longest - after)
         return [_cut(example, room, self.longest) for example in group]
 
     def _answer(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
@@ -130,8 +130,8 @@ class Runner:
     def _generate(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
         asks = [Ask(state, asked.example.prompt) for state, asked in batch]
         stops = self.codec.token_stops(task.stops)
-        says_stop = lambda i, tokens: any(stop in self.codec.vocabulary.decode(tokens) for stop in task.stops)
-        finished = None if self.codec.is_bytes or not task.stops else says_stop
+        has_stop = lambda i, tokens: any(stop in self.codec.vocabulary.decode(tokens) for stop in task.stops)
+        finished = None if self.codec.is_bytes or not task.stops else has_stop
         for i, tokens, stopped in self.engine.generate(asks, task.max_new_tokens, stops, self.on_tokens, finished):
             example = batch[i][1].example
             before = np.concatenate([example.context[-8:], example.prompt])[-8:]
@@ -165,7 +165,7 @@ class Runner:
             yield self._sample(task, asked, total, "", values, sums)
 
     def _by_position(self, example: Example, logprobs: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
-        """Sums by bucket of each token's position in its document."""
+        """Returns the sums by bucket of the tokens' positions in their document."""
         end = example.tokens + len(example.scored)
         positions = np.arange(end - len(logprobs), end)
         bucket = np.searchsorted(self.edges, positions, side="right") - 1
@@ -185,12 +185,12 @@ class Runner:
         example = asked.example
         more: dict[str, Any] = {"context": len(example.context)} if example.group else {}
         more |= example.counts
-        if self.reach is not None and example.needles and not asked.truncated:  # what was cut may be the needle
+        if self.reach is not None and example.needles and not asked.truncated:  # the needle may have been truncated
             more |= self.reach.about(example.needles, example.tokens)
         last = np.concatenate([example.context[-PROMPT_SHOWN:], example.prompt])[-PROMPT_SHOWN:]
         shown = self.codec.vocabulary.decode(last)[-PROMPT_SHOWN:]
         if any(not math.isfinite(value) for value in values.values()):
-            raise ConfigError("the model's scores are no numbers; are its weights sound?")
+            raise ConfigError("the model's scores are not finite; check its weights for NaN or infinity")
         return Sample(
             task.name, example.id, example.unit, self.key, example.tokens, asked.truncated, shown, answer,
             list(example.targets), finish, values, dict(example.about) | more, sums or {},
@@ -198,7 +198,7 @@ class Runner:
 
 
 def _chunks(examples: Iterable[Example], most: int) -> Iterator[list[Example]]:
-    """Some examples at a time; those of a group are not parted."""
+    """Splits examples into chunks; the examples of a group stay together."""
     chunk: list[Example] = []
     tokens = 0
     for example in examples:
@@ -213,7 +213,7 @@ def _chunks(examples: Iterable[Example], most: int) -> Iterator[list[Example]]:
 
 
 def _groups(examples: list[Example]) -> list[list[Example]]:
-    """Neighbours of one group that have the same context."""
+    """Collects consecutive examples with the same group and context."""
     groups: list[list[Example]] = []
     for example in examples:
         before = groups[-1][0] if groups and example.group == groups[-1][0].group != "" else None
@@ -230,7 +230,8 @@ def _longest_answer(example: Example, new: int) -> int:
 
 
 def _cut(example: Example, room: int, longest: int) -> Asked:
-    """Cuts the context to `room` tokens, and what is predicted, or else the prompt's front, to `longest` of all."""
+    """Truncates the context to `room` tokens, then the scored tokens (at the end) and the prompt (at the front) so that
+    the example has at most `longest` tokens."""
     changes: dict[str, Any] = {}
     if len(example.context) > room:
         changes["context"] = example.context[:room]

@@ -63,7 +63,7 @@ def test_a_needle_is_outside_only_if_none_of_it_is_seen():
         assert reach.about([needle], 18) == {"distances": [17 - needle[0]], "reach": side}
     assert reach.about([(15, 16), (11, 13)], 18) == {"distances": [2, 6], "reach": PARTLY}
     assert reach.about([(4, 5), (13, 13)], 18) == {"distances": [13, 4], "reach": BEYOND}
-    assert reach.told() == {
+    assert reach.as_dict() == {
         "block_size": 4, "memory_segments": 1, "layers": 2, "one_layer_tokens": 4, "all_layers_tokens": 8,
     }  # fmt: skip
 
@@ -115,7 +115,7 @@ def test_models_that_reach_differently_have_their_own_n():
     task, models = Task("t", "generate", list, {"match": lambda said, targets: 1.0}), []
     for name, sides, segments in (("near", [OUTSIDE, BEYOND] * 2, 0), ("far", [INSIDE] * 4, 3)):
         reach = Reach(4, segments, (0,))
-        told = summarize(task, [sample(i, side) for i, side in enumerate(sides)], [], 4) | {"reach": reach.told()}
+        told = summarize(task, [sample(i, side) for i, side in enumerate(sides)], [], 4) | {"reach": reach.as_dict()}
         models.append({"name": name, "tasks": {"t": told}})
     report.print_task(models, "t", Console(file=(text := io.StringIO()), width=300))
     lines = {line.strip("│┃ ").split("│")[0].strip(): line for line in text.getvalue().splitlines()}

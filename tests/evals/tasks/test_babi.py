@@ -111,9 +111,9 @@ def test_a_chat_template_frames_the_whole_question(tmp_path):
 
 BROKEN = [
     ("1 Mary moved to the bathroom.\nWhere is she?\tthere\t1\n3 Mary left.\n", 2, "number 2 or 1"),
-    ("1 Mary moved to the bathroom.\n3 Where is Mary? \tbathroom\t1\n", 2, "the rest of its story is left out"),
+    ("1 Mary moved to the bathroom.\n3 Where is Mary? \tbathroom\t1\n", 2, "the rest of its story is skipped"),
     ("1 Mary moved to the bathroom.\n2 Where is Mary?\n", 2, "has its answer after a tab"),
-    ("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\n", 2, "after a tab each"),
+    ("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\n", 2, "separated by tabs"),
     ("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\t7\n", 2, "not among those before it"),
     ("1 Mary moved to the bathroom.\n2 Mary moved to the office.\n", 1, "no question"),
 ]
@@ -177,7 +177,7 @@ def test_books_are_read_in_their_encoding_without_header_and_licence(tmp_path):
     write("e.txt", gutenberg("Thénardier said so."), "latin-1")
     write("f.txt", gutenberg("He said so.", "EBCDIC-XX"), "ascii")
     write("g.txt", gutenberg("He said so.").partition("*** END")[0], "ascii")
-    for name, reason in (("e", "not UTF-8"), ("f", "EBCDIC-XX"), ("g", "this copy is not whole")):
+    for name, reason in (("e", "not UTF-8"), ("f", "EBCDIC-XX"), ("g", "this copy is incomplete")):
         with pytest.raises(BadText, match=f"{name}.txt: .*{reason}"):
             books.read(str(tmp_path / f"{name}.txt"))
 

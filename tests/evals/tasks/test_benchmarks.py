@@ -150,7 +150,7 @@ BAD = [
     ("kv_retrieval", [{"ordered_kv_records": [["a", "1"], ["b", "2"]], "key": "a", "value": "2"},
                       {"ordered_kv_records": [["a", "1"], ["a", "1"]], "key": "a", "value": "1"},
                       {"ordered_kv_records": [["a"]], "key": "a", "value": "1"}],
-     {1: "not a record", 2: "a key twice", 3: "no list of pairs"}),
+     {1: "not a record", 2: "a key twice", 3: "not a list of pairs"}),
 ]  # fmt: skip
 
 

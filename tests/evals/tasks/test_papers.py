@@ -143,7 +143,7 @@ BAD = {
     "narrative_qa": ({"question": {"text": "a"}}, "it has no document.id"),
     "qasper": ({"id": "1", "input": "no paper", "output": "x"}, "a question, an empty line and a paper"),
     "quality": ({"id": "1", "input": "q\n\nno options", "output": "x"}, "options"),
-    "xlsum": ({"id": "1", "text": "", "summary": "x"}, "text is no text"),
+    "xlsum": ({"id": "1", "text": "", "summary": "x"}, "text is not a text"),
 }
 
 
@@ -157,7 +157,7 @@ def test_a_bad_row_costs_itself_only(tmp_path, name):
     found = list(make(name, path).examples())
     bad = [one for one in found if isinstance(one, Unreadable)]
     assert [one.place for one in bad] == [f"{path}:1", f"{path}:3", f"{path}:4"]
-    assert "no JSON" in bad[0].reason and "this is none" in bad[1].reason and reason in bad[2].reason
+    assert "no JSON" in bad[0].reason and "not a JSON object" in bad[1].reason and reason in bad[2].reason
     clean = make(name, schemas.write_jsonl(tmp_path / "clean.jsonl", good)).examples()
     assert shown(one for one in found if isinstance(one, Example)) == shown(clean)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from famjax.evals.harness import told
+from famjax.evals.harness import converted
 from famjax.evals.results import paired
 from famjax.evals.statistics import wilson_interval
 
@@ -24,9 +24,9 @@ def results(output_type: str, row: dict, lines: list[dict]) -> dict:
 
 
 def of(found: dict) -> tuple[dict, list]:
-    settings = told.settings_of(found, "t", "0.4.13")
-    samples = told.samples_of(found, "t", settings, "model", len)
-    return told.summary(found, "t", settings, samples), samples
+    settings = converted.settings_of(found, "t", "0.4.13")
+    samples = converted.samples_of(found, "t", settings, "model", len)
+    return converted.summary(found, "t", settings, samples), samples
 
 
 def test_means_have_the_intervals_of_our_own_tasks_and_other_numbers_the_harness_error() -> None:
