@@ -89,7 +89,7 @@ def divergence(
     model: Transformer, hidden: Float[Array, "B T D"], teacher: Float[Array, "B T D"], weights: Float[Array, "B T"],
     total_weight: Float[Array, ""], tokens_at_once: int = 0,
 ) -> Float[Array, ""]:  # fmt: skip
-    """Returns the distillation loss (Hinton et al., 2015), sum(w KL(teacher || model)) / total_weight, by vocabulary.
+    """Distillation loss (Hinton et al., 2015): sum(w KL(teacher || model)) / total_weight, over the whole vocabulary.
 
     Args:
       model: maps hidden states of both to logits; the teacher's logits get no gradient.

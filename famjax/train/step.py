@@ -276,8 +276,9 @@ def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, b
     """
     if microbatches == 1:
         return one(batch)
-    split = lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+    # Sizes in full: the FAM of a memory without FAM is an empty array, for which -1 says nothing.
+    split = lambda x: jnp.moveaxis(x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]), 1, 0)
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     parts = jax.tree.map(split, batch)
     grads, out = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zeros = lambda tree, dtype=None: jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), tree)

@@ -80,7 +80,7 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     def forward(state: TrainState, batch: Batch, number: Int[Array, ""]) -> tuple[Bool[Array, "..."], ...]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
         memory = None if state.memory is None else rows_first(state.memory)
-        part = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, number]
+        part = lambda x: x.reshape(len(x) // config.microbatches, config.microbatches, *x.shape[1:])[:, number]
         batch, shift, memory = jax.tree.map(part, (batch, shift, memory))
         model = build(config, mesh, state.params)
         start = start_of_documents(config.model.memory, state, key, mesh)
