@@ -40,19 +40,19 @@ class Parrot:
             self.was_read.append(text)
             yield i, text
 
-    def _whole(self, ask):
-        self.asked.append((ask.state or "") + bytes(ask.tokens.tolist()).decode())
+    def _whole(self, request):
+        self.asked.append((request.state or "") + bytes(request.tokens.tolist()).decode())
         return self.asked[-1]
 
-    def score(self, asks, on_tokens):
-        for i, ask in enumerate(asks):
-            text = self._whole(ask)[-len(ask.tokens) :][int(ask.state is None) :]
+    def score(self, requests, on_tokens):
+        for i, request in enumerate(requests):
+            text = self._whole(request)[-len(request.tokens) :][int(request.state is None) :]
             capital = np.array([letter.isupper() for letter in text])
             yield i, np.where(capital, -1.0, -2.0).astype(np.float32), capital
 
-    def generate(self, asks, max_tokens, stops, on_tokens, finished=None):
-        for i, ask in enumerate(asks):
-            said = self._whole(ask).split("<")[1].split(">")[0] * (2 if max_tokens > 3 else 1)
+    def generate(self, requests, max_tokens, stops, on_tokens, finished=None):
+        for i, request in enumerate(requests):
+            said = self._whole(request).split("<")[1].split(">")[0] * (2 if max_tokens > 3 else 1)
             yield i, tokens(said[:max_tokens]), False
 
 
