@@ -14,14 +14,14 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 
 
 def cells() -> list[str]:
-    """The code of the notebook."""
+    """Returns the source of the code cells."""
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
 def test_it_has_ten_cells_that_compile() -> None:
-    """Ten cells, each of which says in its first line what it does, and names no machine."""
+    """Ten cells, each with a first line that says what it does, and without paths of a machine."""
     notebook = NOTEBOOK.read_text(encoding="utf-8")
     assert len(json.loads(notebook)["cells"]) == 10
     for code in cells():
@@ -32,7 +32,8 @@ def test_it_has_ten_cells_that_compile() -> None:
 
 @pytest.mark.slow
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell, in order, in one namespace; the session in the file continues as the text read at once."""
+    """Every cell runs, in order, in one namespace; the session loaded from a file continues as the text in one piece
+    does."""
     matplotlib.use("agg")
     config = tiny.config(vocab_size=256, block_size=64)
     checkpoint.save_model(tmp_path / "model", config, tiny.parameters(config))

@@ -15,7 +15,7 @@ OnTokens = Callable[[int], None]
 Finished = Callable[[int, np.ndarray], bool]
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """A text to continue from a state that `Engine.read` returned, or from an empty memory (None)."""
 
     state: Any
@@ -31,13 +31,13 @@ class Engine(Protocol):
         """Yields (i, the state after text i), in order of completion."""
         ...
 
-    def score(self, asks: Sequence[Ask], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def score(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yields (i, log probabilities, whether each token is the argmax); without a state, for all but the first
         token."""
         ...
 
     def generate(
-        self, asks: Sequence[Ask], max_tokens: int, stops: Sequence[Sequence[int]], on_tokens: OnTokens,
+        self, requests: Sequence[Request], max_tokens: int, stops: Sequence[Sequence[int]], on_tokens: OnTokens,
         finished: Finished | None = None,
     ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
         """Yields (i, generated tokens, whether they end with a stop or are `finished`)."""
@@ -54,18 +54,18 @@ class ModelEngine:
         """See `Engine`."""
         return branches.read_prefixes(self.model, texts, self._rows_for(texts), on_tokens=on_tokens)
 
-    def score(self, asks: Sequence[Ask], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def score(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """See `Engine`."""
-        rows = self._rows_for([ask.tokens for ask in asks])
-        return branches.score_branches(self.model, [Branch(*ask) for ask in asks], rows, on_tokens)
+        rows = self._rows_for([request.tokens for request in requests])
+        return branches.score_branches(self.model, [Branch(*request) for request in requests], rows, on_tokens)
 
     def generate(
-        self, asks: Sequence[Ask], max_tokens: int, stops: Sequence[Sequence[int]], on_tokens: OnTokens,
+        self, requests: Sequence[Request], max_tokens: int, stops: Sequence[Sequence[int]], on_tokens: OnTokens,
         finished: Finished | None = None,
     ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
         """See `Engine`. Decodes greedily."""
         return branches.generate_branches(
-            self.model, [Branch(*ask) for ask in asks], self.rows, max_tokens, stops, on_tokens=on_tokens,
+            self.model, [Branch(*request) for request in requests], self.rows, max_tokens, stops, on_tokens=on_tokens,
             finished=finished,
         )  # fmt: skip
 

@@ -172,7 +172,7 @@ def _evaluate(
         unreadable: list[Unreadable] = []
         progress.stage(f"{name}: {task.name}", task.count, "examples")
         runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges, reach=reach)
-        samples = ask(runner, task, config, file, unreadable, progress.advance)
+        samples = answer(runner, task, config, file, unreadable, progress.advance)
         found[task.name] = samples
         if not samples and not config.part:
             raise ConfigError(f"{task.name} has no example; is its data set empty?")
@@ -184,7 +184,7 @@ def _evaluate(
     return entry, found
 
 
-def ask(
+def answer(
     runner: Runner, task: Task, config: EvalConfig, file: SampleFile, unreadable: list[Unreadable],
     advance: Callable[[int], Any] = lambda n: None,
 ) -> list[Sample]:  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.evals.engine import Ask, Engine
+from famjax.evals.engine import Engine, Request
 from famjax.evals.metrics import choice_values, scored_values
 from famjax.evals.reach import Reach
 from famjax.evals.samples import Sample
@@ -26,7 +26,7 @@ PROMPT_SHOWN = 400
 Bad = Callable[[Unreadable], None]
 
 
-class Asked(NamedTuple):
+class Fitted(NamedTuple):
     """An example after truncation to `Runner.longest`.
 
     Attributes:
@@ -89,16 +89,16 @@ class Runner:
                     yield example
 
         for chunk in _chunks(readable(), LOOKAHEAD * self.engine.rows):
-            yield from self._ask(task, chunk)
+            yield from self._answer_chunk(task, chunk)
         if bad and not read:
             raise ConfigError(f"no example of {task.name} could be read; {bad[0].place}: {bad[0].reason}")
 
-    def _ask(self, task: Task, examples: list[Example]) -> Iterator[Sample]:
+    def _answer_chunk(self, task: Task, examples: list[Example]) -> Iterator[Sample]:
         """Yields the answers to one chunk; examples with a context wait for its prefill."""
         groups = _groups(examples)
-        asked = [self._fit(group, task) for group in groups]
-        waiting = [(None, one) for group in asked if not len(group[0].example.context) for one in group]
-        with_context = [group for group in asked if len(group[0].example.context)]
+        fitted = [self._fit(group, task) for group in groups]
+        waiting = [(None, one) for group in fitted if not len(group[0].example.context) for one in group]
+        with_context = [group for group in fitted if len(group[0].example.context)]
         contexts = [group[0].example.context for group in with_context]
         most = self.engine.rows if task.kind != "choose" else max(1, self.engine.rows // 2)
         states = self.engine.read(contexts, self.on_tokens) if contexts else iter(())
@@ -111,28 +111,28 @@ class Runner:
             batch, waiting = waiting[:most], waiting[most:]
             yield from self._answer(task, batch)
 
-    def _fit(self, group: list[Example], task: Task) -> list[Asked]:
+    def _fit(self, group: list[Example], task: Task) -> list[Fitted]:
         """Truncates the shared context of a group to `longest`, at its end; the questions stay whole.
 
         A document that is itself scored is truncated at its end.
         """
         if not self.longest:
-            return [Asked(example, 0) for example in group]
+            return [Fitted(example, 0) for example in group]
         new = task.max_new_tokens if task.kind == "generate" else 0
         after = max(len(example.prompt) + _longest_answer(example, new) for example in group)
         room = max(0, self.longest - after)
-        return [_cut(example, room, self.longest) for example in group]
+        return [_truncate(example, room, self.longest) for example in group]
 
-    def _answer(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
+    def _answer(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
         answer = {"generate": self._generate, "choose": self._choose, "score": self._score}[task.kind]
         yield from answer(task, batch)
 
-    def _generate(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
-        asks = [Ask(state, asked.example.prompt) for state, asked in batch]
+    def _generate(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
+        requests = [Request(state, fitted.example.prompt) for state, fitted in batch]
         stops = self.codec.token_stops(task.stops)
         has_stop = lambda i, tokens: any(stop in self.codec.vocabulary.decode(tokens) for stop in task.stops)
         finished = None if self.codec.is_bytes or not task.stops else has_stop
-        for i, tokens, stopped in self.engine.generate(asks, task.max_new_tokens, stops, self.on_tokens, finished):
+        for i, tokens, stopped in self.engine.generate(requests, task.max_new_tokens, stops, self.on_tokens, finished):
             example = batch[i][1].example
             before = np.concatenate([example.context[-8:], example.prompt])[-8:]
             text, _, ended = self.codec.answer(tokens.tolist(), stopped, task.stops, before)
@@ -140,29 +140,30 @@ class Runner:
             values |= {name: float(metric(text, example.targets)) for name, metric in task.metrics.items()}
             yield self._sample(task, batch[i][1], text, "stop" if ended else "length", values)
 
-    def _choose(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
-        places = [(i, c) for i, (_, asked) in enumerate(batch) for c in range(len(asked.example.choices))]
+    def _choose(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
+        places = [(i, c) for i, (_, fitted) in enumerate(batch) for c in range(len(fitted.example.choices))]
         tokens = [np.concatenate([batch[i][1].example.prompt, batch[i][1].example.choices[c]]) for i, c in places]
-        asks = [Ask(batch[i][0], text) for (i, _), text in zip(places, tokens, strict=True)]
-        sums = [[0.0] * len(asked.example.choices) for _, asked in batch]
-        for which, logprobs, _ in self.engine.score(asks, self.on_tokens):
+        requests = [Request(batch[i][0], text) for (i, _), text in zip(places, tokens, strict=True)]
+        sums = [[0.0] * len(fitted.example.choices) for _, fitted in batch]
+        for which, logprobs, _ in self.engine.score(requests, self.on_tokens):
             i, c = places[which]
             count = len(batch[i][1].example.choices[c])
             sums[i][c] = float(np.sum(logprobs[len(logprobs) - count :], dtype=np.float64))
-        for (_, asked), totals in zip(batch, sums, strict=True):
-            values = task.values(choice_values(totals, asked.example.choice_sizes, asked.example.answer))
-            yield self._sample(task, asked, int(np.argmax(totals)), "", values)
+        for (_, fitted), totals in zip(batch, sums, strict=True):
+            values = task.values(choice_values(totals, fitted.example.choice_sizes, fitted.example.answer))
+            yield self._sample(task, fitted, int(np.argmax(totals)), "", values)
 
-    def _score(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
-        asks = [Ask(state, np.concatenate([asked.example.prompt, asked.example.scored])) for state, asked in batch]
-        for i, logprobs, correct in self.engine.score(asks, self.on_tokens):
-            asked = batch[i][1]
-            example, count = asked.example, min(len(asked.example.scored), len(logprobs))
+    def _score(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
+        texts = [np.concatenate([fitted.example.prompt, fitted.example.scored]) for _, fitted in batch]
+        requests = [Request(state, text) for (state, _), text in zip(batch, texts, strict=True)]
+        for i, logprobs, correct in self.engine.score(requests, self.on_tokens):
+            fitted = batch[i][1]
+            example, count = fitted.example, min(len(fitted.example.scored), len(logprobs))
             logprobs, correct = logprobs[len(logprobs) - count :], correct[len(correct) - count :]
             values = task.values(scored_values(logprobs, correct, example.size))
             sums = self._by_position(example, logprobs, correct) if task.by_position else {}
             total = float(np.sum(logprobs, dtype=np.float64))
-            yield self._sample(task, asked, total, "", values, sums)
+            yield self._sample(task, fitted, total, "", values, sums)
 
     def _by_position(self, example: Example, logprobs: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
         """Returns the sums by bucket of the tokens' positions in their document."""
@@ -179,20 +180,20 @@ class Runner:
         }
 
     def _sample(
-        self, task: Task, asked: Asked, answer: Any, finish: str, values: dict[str, float],
+        self, task: Task, fitted: Fitted, answer: Any, finish: str, values: dict[str, float],
         sums: dict[str, list[float]] | None = None,
     ) -> Sample:  # fmt: skip
-        example = asked.example
+        example = fitted.example
         more: dict[str, Any] = {"context": len(example.context)} if example.group else {}
         more |= example.counts
-        if self.reach is not None and example.needles and not asked.truncated:  # the needle may have been truncated
+        if self.reach is not None and example.needles and not fitted.truncated:  # the needle may have been truncated
             more |= self.reach.about(example.needles, example.tokens)
         last = np.concatenate([example.context[-PROMPT_SHOWN:], example.prompt])[-PROMPT_SHOWN:]
         shown = self.codec.vocabulary.decode(last)[-PROMPT_SHOWN:]
         if any(not math.isfinite(value) for value in values.values()):
             raise ConfigError("the model's scores are not finite; check its weights for NaN or infinity")
         return Sample(
-            task.name, example.id, example.unit, self.key, example.tokens, asked.truncated, shown, answer,
+            task.name, example.id, example.unit, self.key, example.tokens, fitted.truncated, shown, answer,
             list(example.targets), finish, values, dict(example.about) | more, sums or {},
         )  # fmt: skip
 
@@ -229,7 +230,7 @@ def _longest_answer(example: Example, new: int) -> int:
     return max([new, *map(len, example.choices)])
 
 
-def _cut(example: Example, room: int, longest: int) -> Asked:
+def _truncate(example: Example, room: int, longest: int) -> Fitted:
     """Truncates the context to `room` tokens, then the scored tokens (at the end) and the prompt (at the front) so that
     the example has at most `longest` tokens."""
     changes: dict[str, Any] = {}
@@ -246,4 +247,4 @@ def _cut(example: Example, room: int, longest: int) -> Asked:
         changes["prompt"] = example.prompt[len(example.prompt) - longest :]
     names = ("context", "scored", "prompt")
     left_out = sum(len(getattr(example, name)) - len(changes[name]) for name in names if name in changes)
-    return Asked(dataclasses.replace(example, **changes) if changes else example, left_out)
+    return Fitted(dataclasses.replace(example, **changes) if changes else example, left_out)
