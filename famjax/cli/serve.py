@@ -99,7 +99,7 @@ def check_installed() -> None:
     """Raises `ConfigError` if the extra `serve` is not installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"famjax serve needs {' and '.join(missing)}: pip install 'famjax[serve]'")
+        raise ConfigError(f"famjax serve needs {' and '.join(missing)}: pip install -e '.[serve]'")
 
 
 def _until_signal(server: "Server") -> None:
