@@ -47,7 +47,9 @@ def load(model_dir: str | Path, mesh: Mapping[str, int] | None = None, **memory:
         params = jax.device_put(params, sharding.shardings(parameter_axes(config), params, devices))
     # A kernel that was asked for where it was trained need not run here.
     config = dataclasses.replace(config, attention_kernel="auto")
-    params = {name: part if name == FAM else _rounded(part, config.dtype, name) for name, part in params.items()}
+    params = {
+        name: part if name in (FAM, "memory") else _rounded(part, config.dtype, name) for name, part in params.items()
+    }
     execution = Execution.of(config, None if devices is None else placement(devices))
     _say_if_shut(model_dir, params)
     model: Transformer = nnx.merge(structure(config, execution), params)

@@ -11,13 +11,14 @@ import pytest
 from famjax.attention import memories
 from famjax.config import MEMORY_KINDS, ModelConfig
 from tests import reference, tiny
-from tests.attention.memories.references import READ
+from tests.attention.memories.references import READ, rmt
 
 LENGTH, ROWS = 22, 4
 CASES = {
     "sinks": tiny.config(kind="sinks", fam_length=0, sinks=3, num_heads=4),
     "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0, num_heads=4),
     "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, num_heads=4, head_dim=8),
+    "rmt": tiny.config(kind="rmt", fam_length=0, memory_segments=0, memory_tokens=2, num_heads=4),
 }
 # Cases that say the same once more.
 MORE = {
@@ -32,7 +33,7 @@ CASES |= MORE
 def test_every_kind_is_configured_and_tested() -> None:
     """A kind is in the registry, in the configuration, and among the cases of this file."""
     assert tuple(memories.KINDS) == MEMORY_KINDS
-    assert {config.memory.kind for config in CASES.values()} == set(READ) == set(MEMORY_KINDS) - {"fam"}
+    assert {config.memory.kind for config in CASES.values()} == {*READ, "rmt"} == set(MEMORY_KINDS) - {"fam"}
 
 
 def whole(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = None) -> Any:
@@ -45,6 +46,8 @@ def stream(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = 
 
 
 def slow(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
+    if config.memory.kind == "rmt":
+        return rmt(config, params, tokens)
     return reference.run(config, params, tokens, read=READ[config.memory.kind]).hidden_TD
 
 
@@ -58,7 +61,8 @@ def test_against_the_reference(name: str) -> None:
         for row, found in zip(tokens[:2], hidden, strict=False):
             tiny.assert_close(found, slow(config, params, row))
     bswa = {path: part for path, part in params["layers"].items() if path != "memory"}
-    without, _ = whole(tiny.with_memory(config, kind="fam"), params | {"layers": bswa}, tokens)
+    params = {name: part for name, part in params.items() if name != "memory"} | {"layers": bswa}
+    without, _ = whole(tiny.with_memory(config, kind="fam"), params, tokens)
     assert np.abs(np.asarray(without)[:, -4:] - np.asarray(hidden)[:, -4:]).max() > 1e-2
 
 
@@ -159,7 +163,7 @@ TEXT = tiny.tokens(tiny.config(), 2, 12, 4)  # three blocks
 def loss_of(hidden: Any, state: Any) -> Any:
     """A number in which every output and every number of the final memory has a say."""
     share = lambda x: (x * np.random.default_rng(x.size).normal(size=x.shape)).sum()
-    return share(hidden) + sum(map(share, jax.tree.leaves(state.layers.beside)))
+    return share(hidden) + sum(map(share, jax.tree.leaves((state.layers.beside, state.beside))))
 
 
 def layer_major(config: ModelConfig, params: dict) -> Any:
