@@ -34,7 +34,8 @@ def in_layers(config: ModelConfig) -> ModelConfig:
 
 def first_tokens(model: "Transformer") -> Float[Array, "1 n D"]:
     """The memory tokens with which a document starts, whole on every device."""
-    tokens = model.memory.tokens[...][None].astype(jnp.float32)
+    added: Any = model.memory
+    tokens = added.tokens[...][None].astype(jnp.float32)
     whole: Array = model.execution.constrain(tokens, (None, None, None))
     return whole
 

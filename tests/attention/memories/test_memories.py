@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from famjax.attention import memories
-from famjax.config import MEMORY_KINDS, ModelConfig
+from famjax.config import MEMORY_KINDS, ConfigError, ModelConfig
 from tests import reference, tiny
 from tests.attention.memories.references import READ, rmt
 
@@ -34,6 +34,30 @@ def test_every_kind_is_configured_and_tested() -> None:
     """A kind is in the registry, in the configuration, and among the cases of this file."""
     assert tuple(memories.KINDS) == MEMORY_KINDS
     assert {config.memory.kind for config in CASES.values()} == {*READ, "rmt"} == set(MEMORY_KINDS) - {"fam"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "infini", "fam_length": 2}, "fam_length 2 with kind 'infini'"),
+        ({"kind": "infni"}, "did you mean 'infini'"),
+        ({"kind": "deltanet", "fam_layers": "global"}, "fam_layers 'global' with kind 'deltanet'"),
+        ({"kind": "sinks", "sinks": 9}, "sinks 9 with block_size 4"),
+        ({"kind": "sinks", "token_window": 3}, "token_window 3 with kind 'sinks'"),
+        ({"kind": "sinks", "layer_pattern": ("local",), "local_window": 3}, "local_window 3 with kind 'sinks'"),
+        ({"kind": "rmt", "memory_segments": 1}, "memory_segments 1 with kind 'rmt'"),
+        ({"kind": "rmt", "memory_segments": 0, "memory_tokens": 5}, "memory_tokens 5 with block_size 4"),
+        (
+            {"kind": "rmt", "memory_segments": 0, "block_size": 128, "attention_kernel": "fused"},
+            "attention_kernel 'fused' with kind 'rmt'",
+        ),
+    ],
+)
+def test_combinations_without_meaning_are_refused(settings: dict, said: str) -> None:
+    """In one line that names both settings."""
+    with pytest.raises(ConfigError) as error:
+        tiny.config(**{"fam_length": 0, **settings}).validate()
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def whole(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = None) -> Any:
