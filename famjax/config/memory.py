@@ -5,7 +5,7 @@ from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
 
-MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet")
+MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 LAYER_KINDS = ("global", "local")
@@ -21,8 +21,10 @@ class MemoryConfig:
       fam_length: F, feedback activations of each layer; 0 is plain BSWA.
       kind: what a layer remembers beside its window: `fam` (the paper's, or nothing if `fam_length` is 0), or another
         memory of `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini`
-        (Infini-attention), `deltanet` (the gated delta rule).
+        (Infini-attention), `deltanet` (the gated delta rule), `rmt` (Recurrent
+        Memory Transformer).
       sinks: of kind `sinks`: how many of a document's first tokens stay.
+      memory_tokens: of kind `rmt`: n, how many tokens pass from block to block.
       infini_delta: of kind `infini`: its matrix takes up what it does not recall yet (the delta rule), or all.
       fam_position: where FAM stands for RoPE: `last` (the last F positions of the block that it
         compressed), `float` (fractional positions between two blocks), `zero` (always 0).
@@ -58,6 +60,7 @@ class MemoryConfig:
     fam_length: int = 64
     kind: str = "fam"
     sinks: int = 4
+    memory_tokens: int = 8
     infini_delta: bool = True
     fam_position: str = "last"
     fam_init: str = "prompt"
@@ -127,6 +130,19 @@ class MemoryConfig:
         if self.fam_layers != "all":
             raise ConfigError(f"fam_layers {self.fam_layers!r} with kind {self.kind!r}: every layer has it; use 'all'")
         at_least("sinks", self.sinks, 1)
+        at_least("memory_tokens", self.memory_tokens, 1)
+        if self.kind == "rmt":
+            for name in ("memory_segments", "token_window"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"{name} {getattr(self, name)} with kind 'rmt': a block sees its memory tokens and itself; set "
+                        f"{name} to 0"
+                    )
+            if self.memory_tokens > self.block_size:
+                raise ConfigError(
+                    f"memory_tokens {self.memory_tokens} with block_size {self.block_size}: memory is to be "
+                    f"smaller than what it stands for; use at most {self.block_size}"
+                )
         if self.kind == "sinks" and self.sinks > self.block_size:
             raise ConfigError(
                 f"sinks {self.sinks} with block_size {self.block_size}: sinks are tokens of the first block; use at "
@@ -135,17 +151,17 @@ class MemoryConfig:
 
     def check_model(self, attention_kernel: str, local_window: int) -> None:
         """Raises `ConfigError` if a model with this kernel and local layers of this window cannot have the memory."""
-        if self.kind != "sinks":
+        if self.kind not in ("sinks", "rmt"):
             return
         for name, window in (("token_window", self.token_window), ("local_window", local_window)):
             if window:
                 raise ConfigError(
-                    f"{name} {window} with kind 'sinks': sinks stand before whole blocks; set {name} to 0, and the "
+                    f"{name} {window} with kind {self.kind!r}, which counts in whole blocks; set {name} to 0, and the "
                     f"window by memory_segments"
                 )
         if attention_kernel in ("fused", "interpret"):
             raise ConfigError(
-                f"attention_kernel {attention_kernel!r} with kind 'sinks': the kernel has no place for sinks; use "
+                f"attention_kernel {attention_kernel!r} with kind {self.kind!r}: the kernel has no place for it; use "
                 f"'auto' or 'xla'"
             )
 

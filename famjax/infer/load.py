@@ -51,7 +51,8 @@ def load(
         params = jax.device_put(params, sharding.shardings(parameter_axes(config), params, devices))
     # A kernel that was asked for where it was trained need not run here.
     config = dataclasses.replace(config, attention_kernel="auto", dtype=dtype or _compute_dtype(model_dir, config))
-    params = {name: part if name == FAM else _rounded(part, config.dtype, name) for name, part in params.items()}
+    kept = (FAM, "memory")  # float32 in any case
+    params = {name: part if name in kept else _rounded(part, config.dtype, name) for name, part in params.items()}
     execution = Execution.of(config, None if devices is None else placement(devices))
     _say_if_shut(model_dir, params)
     model: Transformer = nnx.merge(structure(config, execution), params)

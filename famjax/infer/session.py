@@ -10,6 +10,7 @@ The file is one safetensors file: the tensors of one row, and as metadata what t
     L.fam             [P, F, D]     feedback activations, float32
     L.fam_k, L.fam_v  [P, K, F, H]  their keys and values
     L.beside.NAME     the state of another memory than FAM, by the names that it gives its arrays
+    beside.NAME       likewise, of a memory of the whole model
     recent            [RECENT] int32  the last tokens, the pending one last; -1 where there are none
     metadata      format, version; model, fam (fingerprints); memory (JSON); position, fam_updates
 """
@@ -43,7 +44,7 @@ FORMAT, VERSION = "famjax session", "2"
 
 _LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory) if field.name != "beside")
 # Settings of the memory that older files of this version do not name; they were made with the defaults.
-_LATER = ("kind", "sinks", "infini_delta")
+_LATER = ("kind", "sinks", "infini_delta", "memory_tokens")
 # Settings of the memory that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
@@ -225,14 +226,17 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
     # Copies: a session is donated to the device, which must not write into the file's pages.
     array = lambda name: jnp.array(file.tensors[name])[None]
     one = lambda i, names, prefix="": {name: array(f"{i}.{prefix}{name}") for name in names}
-    beside = memories.of(model.config.memory).axes
-    layers = [LayerMemory(**one(i, _LAYERS), beside=one(i, beside, "beside.")) for i in range(model.config.num_layers)]
-    return Session(MemoryState(position, updates, tuple(layers)), np.array(file.tensors["recent"])[None])
+    kind = memories.of(model.config.memory)
+    layers = [
+        LayerMemory(**one(i, _LAYERS), beside=one(i, kind.axes, "beside.")) for i in range(model.config.num_layers)
+    ]
+    of_model = {name: array(f"beside.{name}") for name in kind.model_axes}
+    return Session(MemoryState(position, updates, tuple(layers), of_model), np.array(file.tensors["recent"])[None])
 
 
 def _tensors(memory: MemoryState) -> dict[str, Any]:
     """{"0.k": ..., "0.v": ..., ...}."""
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Any] = {f"beside.{name}": array for name, array in memory.beside.items()}
     for i, layer in enumerate(memory.unstacked):
         tensors |= {f"{i}.{field}": getattr(layer, field) for field in _LAYERS}
         tensors |= {f"{i}.beside.{name}": array for name, array in layer.beside.items()}
