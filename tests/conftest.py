@@ -13,7 +13,8 @@ from jaxtyping import install_import_hook
 
 # Only tests check the shapes and types of arrays at each call.
 CHECKED = (
-    "attention.attend", "attention.block_step", "attention.memories.base", "attention.memories.infini",
+    "attention.attend", "attention.block_step", "attention.memories.base", "attention.memories.deltanet",
+    "attention.memories.infini",
     "attention.memories.sinks",
     "attention.observe", "attention.streaming", "nn.layer", "nn.model",
 )  # fmt: skip

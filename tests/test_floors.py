@@ -11,7 +11,7 @@ FLOORS = {
     "attention": 1, "process": 1,
     "nn": 2, "data": 2, "storage": 2, "mesh": 2, "jobs": 2, "pretrained": 2,
     "train": 3, "infer": 3,
-    "evals": 4, "plan": 4, "bench": 4, "launch": 4,
+    "evals": 4, "plan": 4, "bench": 4, "launch": 4, "serve": 4,
     "cli": 5,
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

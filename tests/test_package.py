@@ -62,6 +62,7 @@ def test_the_wheel_has_all_that_the_package_needs(wheel: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "famjax").rglob("*.py")}
     gin_files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gin").rglob("*.gin")}
     assert modules <= names and "famjax/py.typed" in names
+    assert "famjax/shipped/passkey.safetensors" in names
     assert gin_files | {"requirements.txt", "launch/tpu_vm/worker.sh", "launch/gke/jobset.yaml"} <= shipped
     assert any(name.endswith("LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "docs/")) for name in names)

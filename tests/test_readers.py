@@ -13,7 +13,7 @@ OWN = {
     "plan/dump.py", "plan/child.py", "plan/costs.py", "train/watching/metrics.py", "cli/side_by_side.py",
     "evals/samples.py", "evals/reports/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py",
     "launch/gke.py", "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py",
-    "storage/lock.py",
+    "storage/lock.py", "cli/compare.py", "evals/memories.py",
 }  # fmt: skip
 DECODERS = {
     "config/text.py": "the one place",

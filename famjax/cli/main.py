@@ -47,11 +47,13 @@ VERBS = {
     "score": Verb("famjax.cli.score", "log probability of every token of the documents of a file"),
     "generate": Verb("famjax.cli.generate", "read a prompt of any length, write on, keep the memory in a file"),
     "chat": Verb("famjax.cli.chat", "talk with a model; its memory is a file that does not grow"),
+    "serve": Verb("famjax.cli.serve", "an OpenAI-compatible server with named memories"),
     "import-hf": Verb("famjax.cli.import_hf", "make a model directory of a Hugging Face folder, with a memory"),
     "export-hf": Verb("famjax.cli.export_hf", "write a model directory as a folder that transformers loads"),
     "plan": Verb("famjax.cli.plan", "compile a job for a TPU slice without a TPU: memory, work, collectives, time"),
     "launch": Verb("famjax.cli.launch", "start a training on many devices: this machine, TPU VMs, GKE, Slurm"),
     "bench": Verb("famjax.cli.bench", "step time, tokens/s and memory over sequence lengths"),
+    "compare": Verb("famjax.cli.compare", "train and evaluate several memories at one budget, in one report"),
     "quickstart": Verb("famjax.cli.quickstart", "train FAM and its twin without memory on the pass key, compare them"),
 }
 

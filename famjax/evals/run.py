@@ -44,7 +44,8 @@ class Subject(NamedTuple):
 def describe(config: ModelConfig) -> str:
     """Returns a short description of a model's memory, for legends."""
     memory = config.memory
-    fam = f"FAM {memory.fam_length}" if memory.fam_length else "BSWA"
+    other = "BSWA" if memory.kind == "fam" else f"BSWA and {memory.kind}"
+    fam = f"FAM {memory.fam_length}" if memory.fam_length else other
     return f"{fam}, {memory.memory_segments} memory segments, block {memory.block_size}"
 
 

@@ -222,22 +222,27 @@ def next_token_scores(
       hidden: hidden states.
       following: the token after each.
     """
-    B, Q, _ = hidden.shape
-    fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))
-    at_once = max(q for q in range(1, Q + 1) if Q % q == 0 and (q <= fit or q == 1))
 
-    def score(args: tuple[Float[Array, "B Q D"], Int[Array, "B Q"]]) -> TokenScores:
-        hidden, following = args
-        logits = model.logits(hidden)
+    def score(logits: Float[Array, "B Q V"], following: Int[Array, "B Q"]) -> TokenScores:
         chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == following
 
+    return of_logits(model, hidden, following, score)
+
+
+def of_logits(
+    model: Transformer, hidden: Float[Array, "B Q D"], following: Int[Array, "B Q"],
+    score: Callable[[Float[Array, "B Q V"], Int[Array, "B Q"]], Tree],
+) -> Tree:  # fmt: skip
+    """`score` of logits and the tokens after each, arrays [B, Q, ...], without all logits at one time."""
+    B, Q, _ = hidden.shape
+    fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))
+    at_once = max(q for q in range(1, Q + 1) if Q % q == 0 and (q <= fit or q == 1))
     if at_once == Q:
-        return score((hidden, following))
+        return score(model.logits(hidden), following)
     cut = lambda x: jnp.moveaxis(x.reshape(B, Q // at_once, at_once, *x.shape[2:]), 1, 0)
-    scores = jax.lax.map(score, (cut(hidden), cut(following)))
-    logprobs, correct = (jnp.moveaxis(x, 0, 1).reshape(B, Q) for x in scores)
-    return logprobs, correct
+    scores = jax.lax.map(lambda args: score(model.logits(args[0]), args[1]), (cut(hidden), cut(following)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, Q, *x.shape[3:]), scores)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))

@@ -1,11 +1,11 @@
 """Trained models that come with famjax, each as one safetensors file whose metadata is its `model.json`."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from famjax.config import ConfigError, ModelConfig
@@ -39,7 +39,8 @@ def unpack(name: str, model_dir: str | Path) -> None:
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise ConfigError(f"{path} is missing or damaged; install famjax again")
-    config = ModelConfig.from_json(_metadata(content)[MODEL_JSON])
+    with safetensors.safe_open(path, "numpy") as file:
+        config = ModelConfig.from_json(file.metadata()[MODEL_JSON])
     if latest_step(model_dir) is not None:
         if read_config(model_dir) != config:
             raise ConfigError(f"{model_dir} holds another model; choose another directory")
@@ -52,10 +53,3 @@ def unpack(name: str, model_dir: str | Path) -> None:
             place = place.setdefault(parent, {})
         place[leaf] = value
     save_model(model_dir, config, params)
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: 8 bytes of length, then a JSON header."""
-    size = int.from_bytes(content[:8], "little")
-    found: dict[str, str] = json.loads(content[8 : 8 + size])["__metadata__"]
-    return found
