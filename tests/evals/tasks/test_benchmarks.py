@@ -144,7 +144,7 @@ BAD = [
     ("lambada", ['{"text": "half\n', *LAMBADA[:1]], {1: "no JSON"}),
     ("qmsum", [{"general_query_list": []}, {"meeting_transcripts": [], "general_query_list": []},
                SPOKEN | {"general_query_list": 3}, SPOKEN | {"general_query_list": ["a"]}, SPOKEN],
-     {1: "it has no meeting_transcripts", 2: "no transcript", 3: "no list", 4: "no list", 5: "no query"}),
+     {1: "it has no meeting_transcripts", 2: "no transcript", 3: "not a list", 4: "not a list", 5: "no query"}),
     ("piqa", [*PIQA[:1]], {1: "no label"}),
     ("piqa", [PIQA[0] | {"label": -1}, PIQA[0] | {"label": 0}], {1: "neither 0 nor 1"}),
     ("kv_retrieval", [{"ordered_kv_records": [["a", "1"], ["b", "2"]], "key": "a", "value": "2"},
