@@ -1,4 +1,4 @@
-"""`famjax bench`: how fast a configuration trains and reads, beside its twins and beside peers."""
+"""`famjax bench`: training and inference speed of a configuration, compared with its baselines and with peers."""
 
 import argparse
 import dataclasses
@@ -13,54 +13,65 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.process.progress import Progress
 
 NAME = "bench"
-HELP = """Measure a configuration: time, tokens a second, memory.
+HELP = """Measure a configuration: time, tokens per second, memory.
 
   famjax bench                      training steps: FAM, BSWA, full causal attention (2 minutes on 2 cores)
-  famjax bench infer                reading and writing behind texts of 1k to 1M tokens: FAM, BSWA, full attention
-                                    with a cache of keys and values
-  famjax bench infer --peers        beside transformers, a Llama of random weights that both load: --llama tiny, small
+  famjax bench infer                prefill, and decoding after texts of 1k to 1M tokens: FAM, BSWA, full attention
+                                    with a KV cache
+  famjax bench infer --peers        against transformers, both with the same random Llama: --llama tiny, small
   famjax bench --prefill            streamed prefill of 8 to 1024 blocks: FAM and BSWA
-  famjax bench --questions 30       answers about one text of the longest of --blocks, read once or for each
-  famjax bench --peers              training steps beside torch models with a memory, which
-                                    pip install -e '.[peers]' brings: block-recurrent-transformer-pytorch,
-                                    transformers Mistral (full, sliding window), infini-transformer-pytorch,
-                                    recurrent-memory-transformer-pytorch
+  famjax bench --questions 30       questions about one text of the longest of --blocks, prefilled once or per question
+  famjax bench --peers              training steps against torch models with a memory (pip install -e '.[peers]'):
+                                    block-recurrent-transformer-pytorch, transformers Mistral (full, sliding window),
+                                    infini-transformer-pytorch, recurrent-memory-transformer-pytorch
   famjax bench --size paper-ratio   block 1024, FAM 64
 
-What is compared takes turns in one process; ratios are medians over turns, with the range. Other work
-on the machine spoils the figures. Writes bench.json and bench.png to --output.
+Variants alternate in one process; ratios are medians over rounds, with their range. Other load on the
+machine distorts the figures. Writes bench.json and bench.png to --output.
 """
-# Imported by famjax.bench.sizes too, which this module must not load for its help page.
+# Also used by famjax.bench.sizes, which is too heavy to import for a help page.
 SIZE_NAMES = ("peers", "tiny", "paper-ratio")
 VARIANTS = ("FAM", "BSWA", "full")
-# Tokens of the texts that `infer` reads: by itself, and beside a model whose work grows with their square.
+# Text lengths (tokens) of `infer`: on its own, and against a model whose cost is quadratic in the length.
 LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax bench`."""
-    parser.add_argument("what", nargs="?", choices=("train", "infer"), default="train", help="(train)")
     parser.add_argument(
-        "--size", choices=SIZE_NAMES, help="which model, unless gin files name one (peers; of infer tiny)"
+        "what", nargs="?", choices=("train", "infer"), default="train", help="what to measure (default: train)"
     )
-    parser.add_argument("--lengths", type=_numbers, metavar="N,N", help="tokens of a row")
-    parser.add_argument("--tokens", type=int, metavar="N", help="tokens of a training step, in rows of each length")
-    parser.add_argument("--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"of {','.join(VARIANTS)}")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (5)")
+    parser.add_argument(
+        "--size", choices=SIZE_NAMES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
+    )
+    parser.add_argument("--lengths", type=_numbers, metavar="N,N", help="sequence lengths in tokens")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens per training step, at each sequence length")
+    parser.add_argument(
+        "--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"variants to compare ({','.join(VARIANTS)})"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument("--prefill", action="store_true", help="measure streamed prefill instead of training")
-    parser.add_argument("--blocks", type=_numbers, default=(8, 64, 256, 1024), metavar="N,N", help="of prefill's texts")
-    parser.add_argument("--rows", type=int, metavar="B", help="texts that are read side by side")
+    parser.add_argument(
+        "--blocks", type=_numbers, default=(8, 64, 256, 1024), metavar="N,N", help="prefill: text lengths in blocks"
+    )
+    parser.add_argument("--rows", type=int, metavar="B", help="batch size of prefill and questions")
     parser.add_argument("--questions", type=int, metavar="N", help="measure N questions about one text instead")
-    parser.add_argument("--peers", action="store_true", help="measure beside torch peers instead")
+    parser.add_argument("--peers", action="store_true", help="compare with torch peers instead")
     parser.add_argument("--llama", choices=("tiny", "small"), default="tiny", help="infer --peers: 4M or 97M weights")
-    parser.add_argument("--full-to", type=int, default=8192, metavar="N", help="infer: longest text of full attention")
-    parser.add_argument("--output", default="runs/bench", metavar="DIR", help="for bench.json and bench.png")
+    parser.add_argument(
+        "--full-to", type=int, default=8192, metavar="N",
+        help="infer: longest text for full attention (default: 8192)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", default="runs/bench", metavar="DIR",
+        help="directory for bench.json and bench.png (default: runs/bench)",
+    )  # fmt: skip
     add_memory_arguments(parser)
     add_gin_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures; every setting is checked before jax is loaded."""
+    """Runs the benchmark. Settings are checked before jax is imported."""
     from famjax.bench.sizes import SIZES, check_lengths
     from famjax.process import cpu
 
@@ -76,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "infer":
         lengths = args.lengths or (LENGTHS_BESIDE if args.peers else LENGTHS_READ)
         if min(lengths) < 1:
-            raise ConfigError(f"--lengths {min(lengths)} is no text; give it a token or more")
+            raise ConfigError(f"--lengths {min(lengths)} is too short; it must be at least 1")
     elif args.prefill or args.questions:
         _check_blocks(args.blocks)
     else:
@@ -95,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {"size": args.size, "model": dataclasses.asdict(model), "repeats": args.repeats}
     results: dict[str, Any] = {"machine": describe(cores), "settings": settings}
     with Progress(f"measuring {args.size}") as progress:
-        _measure(args, model, rows, tokens, lengths, cores, results, _telling(progress))
+        _measure(args, model, rows, tokens, lengths, cores, results, _on_run(progress))
     results["peak_rss_mib"] = peak_rss_mib()
     report.write(args.output, results)
     report.print_tables(results)
@@ -107,7 +118,7 @@ def _measure(
     args: argparse.Namespace, model: ModelConfig, rows: Any, tokens: int, lengths: tuple[int, ...], cores: int,
     results: dict[str, Any], tell: Callable[[str, int, int], None],
 ) -> None:  # fmt: skip
-    """Adds what was asked for to the results."""
+    """Runs the requested measurement and stores it in `results`."""
     from famjax.bench import suites
 
     if args.what == "infer":
@@ -157,7 +168,7 @@ def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
 
 
 def _check_blocks(blocks: tuple[int, ...]) -> None:
-    """Every text is read in the same calls, so its blocks are a multiple of the shortest text's, or of 8."""
+    """All texts are read in device calls of one size, so `blocks` are multiples of the shortest text, at most 8."""
     least = max(1, min(8, *blocks))
     for count in blocks:
         if count < 1 or count % least:
@@ -176,14 +187,14 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _telling(progress: Progress) -> Callable[[str, int, int], None]:
-    """Says what is measured, and how long the turns that are left will take."""
+def _on_run(progress: Progress) -> Callable[[str, int, int], None]:
+    """Returns a callback (what, done, total) that shows the current measurement and the remaining rounds."""
     current = ""
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal current
         if what != current:
-            progress.stage(what, total if total > 1 else 0, "turns")
+            progress.stage(what, total if total > 1 else 0, "rounds")
             current = what
         progress.reach(done)
 

@@ -1,4 +1,4 @@
-"""`famjax quickstart`: a memory learns, beside its twin that has none."""
+"""`famjax quickstart`: trains FAM and its BSWA baselines, and compares them."""
 
 import argparse
 import time
@@ -10,39 +10,43 @@ from famjax.config import ConfigError, EvalConfig
 from famjax.process.cpu import cores
 
 NAME = "quickstart"
-HELP = """Train a small TransformerFAM and its twin without memory, then compare them.
+HELP = """Train a small TransformerFAM and its twin, a BSWA baseline of the same size and data, then compare them.
 
   famjax quickstart --output runs/quickstart
   famjax quickstart --texts runs/texts --output runs/texts_shown
   famjax quickstart --twins 0,1,2 --output runs/twins
 
-Both train at the same time, one processor core each, on the same documents for the same number of
-steps. --twins 0,1,2 trains three twins: with no, one and two memory segments. Without --texts on the
-pass key: then all are asked for keys behind 1 to 1,024 blocks of filler; gradients reached over 6.
-With --texts on the files DIR/train/*.txt, read as document streams: then both predict
-DIR/heldout/*.txt, and bits per byte are told by the position in the document
-(launch/studies/debian_texts.py fetches such texts). A second run continues where the first one stopped.
+Both train at the same time, on one core each, with the same documents and number of steps. --twins 0,1,2
+trains three twins, with 0, 1 and 2 memory segments. By default the task is pass-key retrieval, evaluated
+at 1 to 1,024 blocks of filler; training backpropagates through at most 6. With --texts DIR the models
+train on document streams of DIR/train/*.txt and are evaluated on DIR/heldout/*.txt, in bits per byte by
+position in the document (launch/studies/debian_texts.py downloads such texts). The same command resumes
+an interrupted run.
 """
 
 PASSKEY = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
 TEXTS = {"fam": "gin/experiments/texts_fam.gin", "bswa": "gin/experiments/texts_bswa.gin"}
 FILLER_BLOCKS = (1, 4, 16, 64, 256, 1024)
-# Exact match that is as good as none.
+# An exact match below this counts as a failure.
 HARDLY = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax quickstart`."""
-    parser.add_argument("--output", default="runs/quickstart", metavar="DIR", help="where everything goes")
+    parser.add_argument(
+        "--output", default="runs/quickstart", metavar="DIR", help="output directory (default: runs/quickstart)"
+    )
     parser.add_argument("--texts", metavar="DIR", help="train on DIR/train/*.txt, evaluate on DIR/heldout/*.txt")
-    parser.add_argument("--twins", default="0", metavar="M,M", help="memory segments of the twins without FAM (0)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and documents (0)")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps, other than the experiments have it")
-    parser.add_argument("--keys", type=int, default=1, metavar="N", help="keys for each alignment in the evaluation")
+    parser.add_argument(
+        "--twins", default="0", metavar="M,M", help="memory segments of the twins without FAM (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and documents (default: 0)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the gin files)")
+    parser.add_argument("--keys", type=int, default=1, metavar="N", help="keys per alignment (default: 1)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains both models, evaluates them and says what came out."""
+    """Trains all models, evaluates them and prints the comparison."""
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; name a directory")
@@ -76,7 +80,7 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
         for folder in ("train", "heldout"):
             if not any(Path(args.texts, folder).glob("*.txt")):
                 raise ConfigError(f"{args.texts}/{folder} has no .txt file; python launch/studies/debian_texts.py "
-                                  f"{args.texts} fetches some where there is apt")  # fmt: skip
+                                  f"{args.texts} downloads some on systems with apt")  # fmt: skip
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
     experiments = TEXTS if args.texts else PASSKEY
     jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]
@@ -95,7 +99,7 @@ def _segments(twins: str) -> list[int]:
 
 
 def _verdict(results: dict[str, Any], longest: int) -> str:
-    """What came out, in words; nothing is said that the table does not show."""
+    """Returns the result in words, one line per model; all figures are also in the table."""
     lines = []
     for model in results["models"]:
         trained = [row for row in model["passkey"] if row["filler_tokens"] <= longest]
@@ -108,13 +112,13 @@ def _verdict(results: dict[str, Any], longest: int) -> str:
         far = ", ".join(f"{row['exact_match']:.2f} at {row['filler_blocks']}" for row in beyond)
         lines.append(
             f"{model['name']}: at least {worst:.2f} exact match up to {trained[-1]['filler_blocks']} blocks of filler, "
-            f"over which gradients reached in training; beyond, {far}"
+            f"the lengths that training backpropagated through; beyond, {far}"
         )
     return "\n".join(lines)
 
 
 def _verdict_on_texts(results: dict[str, Any]) -> str:
-    """By how much the first model predicts the documents better than the others, near and far."""
+    """Returns the differences in bits per byte between the first model and each other, by position, one per line."""
     from famjax.evals.reports.language_report import gap_text
 
     first, *others = results["models"]

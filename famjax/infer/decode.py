@@ -1,8 +1,8 @@
-"""Writing on: many tokens a call to the device, for rows that stand anywhere in their texts.
+"""Decoding: many tokens per device call, for rows at arbitrary positions.
 
-`decode` is one compiled program. Each of its turns reads every row's pending token, which updates
-FAM where a block fills, and draws the next one, until all rows are done. `generate` calls it again
-and again and hands out what was made.
+`_decode` is one compiled program. Each iteration reads every row's pending token, which updates FAM if a
+block is complete, and samples the next token, until all rows are done. `generate` calls it repeatedly and
+yields the tokens.
 """
 
 import functools
@@ -23,22 +23,22 @@ from famjax.infer.settings import RECENT, Sampling
 from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
 
-# Room for the tokens of one call. Fewer are made while they come slowly, so that a reader sees them come.
+# Maximum tokens of one call. Fewer are generated if they come slowly, so that output streams smoothly.
 TOKENS_PER_CALL = 64
-# Seconds between two calls that a reader takes for a flow.
+# Seconds between two calls above which calls are made shorter.
 PATIENCE = 0.1
 GREEDY = Sampling()
-# In place of a token: the scores were no numbers.
+# In place of a token: the logits were NaN.
 NO_NUMBERS = -2
 
 
 class Made(NamedTuple):
-    """What one call made.
+    """Result of one device call.
 
     Attributes:
-      tokens: for each row an int32 array.
-      stopped: rows whose tokens just ended with a stop sequence.
-      session: where all rows stand now. Sessions of earlier calls are gone.
+      tokens: the new tokens of each row, an int32 array.
+      stopped: rows that have just generated a stop sequence.
+      session: the session after these tokens. Sessions of earlier calls are donated.
     """
 
     tokens: list[np.ndarray]
@@ -51,24 +51,24 @@ def generate(
     sampling: Sampling = GREEDY, *, seed: int = 0, sample_B: Sequence[int] | Int[np.ndarray, "B"] | None = None,
     stops: Sequence[Sequence[int]] = (), tokens_per_call: int = TOKENS_PER_CALL,
 ) -> Generator[Made, Bool[np.ndarray, "B"] | None, None]:  # fmt: skip
-    """Makes tokens until every row has stopped or has its number; yields them as they are made.
+    """Generates tokens until every row has stopped or reached its limit; yields them after each device call.
 
-    Whoever finds that some rows have enough may `send` a mask of rows that get no more.
+    The caller may `send` a bool [B] mask of rows to stop.
 
     Args:
       model: the model.
-      session: where the texts stand. It is given away (its arrays are used again); take that of `Made`.
-      max_tokens: how many a row gets at most: a number, or one a row where 0 leaves a row as it is.
-      sampling: how to draw.
-      seed: 0..2^32-1, of the draws.
-      sample_B: which of several samples of a text each row is; None makes rows 0, 1, ...
-        different samples, as rows of the same number, text and seed draw the same.
-      stops: token sequences that end a row once they are made, the stop itself included.
-      tokens_per_call: at most so many are made before the caller sees them, up to `TOKENS_PER_CALL`.
+      session: the texts to continue, one per row. It is donated; continue with that of `Made`.
+      max_tokens: maximum tokens per row: one number, or one per row, of which 0 leaves a row unchanged.
+      sampling: sampling settings.
+      seed: sampling seed, 0..2^32-1.
+      sample_B: sample index of each row; rows with the same index, text and seed get the same tokens. None is
+        0, 1, ..., a different sample in each row.
+      stops: token sequences that end a row, whose tokens include the stop sequence.
+      tokens_per_call: maximum tokens per device call, up to `TOKENS_PER_CALL`.
 
     Raises:
-      ValueError: a row that shall be continued has no token yet, or a stop sequence is empty or too long.
-      ConfigError: the model's scores are no numbers.
+      ValueError: if a row to continue has no token yet, or a stop sequence is empty or too long.
+      ConfigError: if logits are NaN.
     """
     graphdef, params = nnx.split(model)
     B = len(session.recent)
@@ -86,10 +86,10 @@ def generate(
         )  # fmt: skip
         tokens, count, stopped = (whole(x) for x in (tokens, count, stopped))
         if (tokens == NO_NUMBERS).any():
-            raise ConfigError("the model's scores are no numbers; are its weights sound?")
+            raise ConfigError("the model's logits are NaN; check its weights")
         made = made + count
         left = np.where(stopped, 0, left - count)
-        # In a job of many processes all make the same calls, whatever their clocks say.
+        # In a multi-process job all processes must make the same calls, regardless of their clocks.
         slow = time.monotonic() - begin > PATIENCE and jax.process_count() == 1
         at_once = max(at_once // 2, 1) if slow else min(at_once * 2, tokens_per_call)
         enough = yield Made([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)

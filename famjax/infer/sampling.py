@@ -1,7 +1,7 @@
-"""From scores to a token: pure functions on logits [B, V].
+"""Sampling of tokens: pure functions on logits [B, V].
 
-A row draws with a key made of (seed, sample, position) alone. So its text depends neither on the
-rows beside it nor on how many tokens a call to the device makes.
+The PRNG key of a draw depends only on (seed, sample, position). So the text of a row depends neither on
+the other rows of the batch nor on the number of tokens per device call.
 """
 
 import jax
@@ -33,19 +33,19 @@ def row_keys(
 def sample(
     logits: Float[Array, "B V"], recent: Int[Array, "B _N"], keys: Key[Array, "B"], sampling: Sampling
 ) -> Int[Array, "B"]:
-    """Draws a token for each row.
+    """Samples a token for each row.
 
     Args:
-      logits: float32 scores.
-      recent: tokens that the repetition penalty concerns; negative where there is none.
-      keys: of `row_keys`.
-      sampling: how to draw.
+      logits: float32 logits.
+      recent: tokens to which the repetition penalty applies; negative for none.
+      keys: from `row_keys`.
+      sampling: sampling settings.
     """
     if sampling.repetition_penalty != 1.0:
         logits = penalise(logits, recent, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
         return logits.argmax(axis=-1).astype(jnp.int32)
-    # The best score becomes 0 first, so that a tiny temperature cannot overflow.
+    # The largest logit is shifted to 0 first, so that a tiny temperature cannot overflow.
     logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
@@ -64,15 +64,15 @@ def penalise(logits: Float[Array, "B V"], recent: Int[Array, "B _N"], penalty: f
 
 
 def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
-    """Excludes all but the k best tokens; those that tie with the last of them stay."""
+    """Excludes all but the k most likely tokens; ties with the last of them are kept."""
     best = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0]
     return jnp.where(logits >= best[:, -1:], logits, EXCLUDED)
 
 
 def keep_top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
-    """Excludes all but the smallest set of best tokens whose probabilities reach p (arXiv 1904.09751).
+    """Excludes all but the smallest set of most likely tokens with total probability p (arXiv 1904.09751).
 
-    The best token always stays; so do those that tie with the last that stays.
+    The most likely token is always kept, as are ties with the last one that is kept.
     """
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probability = jax.nn.softmax(ordered, axis=-1)

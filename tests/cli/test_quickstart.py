@@ -34,7 +34,7 @@ def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
     models = [{"name": "fam", "passkey": rows}, {"name": "bswa", "passkey": none}]
     said = quickstart._verdict({"models": models}, longest=17 * 64 - 1)
     assert said == (
-        "fam: at least 0.97 exact match up to 16 blocks of filler, over which gradients reached in training; "
+        "fam: at least 0.97 exact match up to 16 blocks of filler, the lengths that training backpropagated through; "
         "beyond, 0.50 at 32, 0.25 at 64\nbswa: at most 0.01 exact match, at any length"
     )
 

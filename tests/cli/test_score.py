@@ -67,7 +67,7 @@ def mistake(capsys: pytest.CaptureFixture, model: object, source: object, output
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"tokens": [1, 2', "this is no JSON"),
+        ('{"tokens": [1, 2', "this is not JSON"),
         ('{"tokens": []}', "the document is empty"),
         ('{"text": ""}', "the document is empty"),
         ('{"tokens": [1, 256]}', "token 256 is outside the vocabulary 0..255"),

@@ -75,7 +75,7 @@ def test_constructs_of_published_templates(where: str, tmp_path: Path) -> None:
                 )
             except Exception:
                 refused += 1
-                with pytest.raises(ConfigError, match="the chat template refuses this conversation"):
+                with pytest.raises(ConfigError, match="the chat template rejects this conversation"):
                     chat_template(folder).render(talk)  # type: ignore[union-attr]
                 continue
             assert chat_template(folder).render(talk) == want, name  # type: ignore[union-attr]

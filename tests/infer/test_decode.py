@@ -208,7 +208,7 @@ def test_damaged_weights_are_told() -> None:
     params = tiny.parameters(CONFIGS["fam"])
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(np.nan)
     model = tiny.build(CONFIGS["fam"], params)
-    with pytest.raises(ConfigError, match="scores are no numbers"):
+    with pytest.raises(ConfigError, match="logits are NaN"):
         make(model, read(model, [[[1, 2]]]))
 
 

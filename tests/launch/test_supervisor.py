@@ -63,8 +63,8 @@ def test_failures_without_progress_are_counted(tmp_path, capfd):
         "restart 1 in 0.01 s", "restart 2 in 0.02 s", "restart 3 in 0.04 s",
     ]  # fmt: skip
     assert lines[-1] == (
-        "famjax launch: the job ended with exit code 3 at step 4 of 10; 4 attempts came no further, so it is not "
-        "started again"
+        "famjax launch: the job ended with exit code 3 at step 4 of 10; 4 attempts made no progress, so it is not "
+        "restarted"
     )
 
 
@@ -85,7 +85,7 @@ def test_a_job_that_another_told_to_stop_goes_on(tmp_path, capfd):
     """Preemption of another host: this one saves and leaves with 0 before its last step. It is started again."""
     assert supervise(tmp_path, "tell(10 if n else 5)").run() == 0
     assert starts(tmp_path) == 2
-    assert "the job was told to stop at step 5 of 10; restart 1" in capfd.readouterr().err
+    assert "the job was stopped at step 5 of 10; restart 1" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("answer", ["signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); ", ""])
@@ -156,7 +156,7 @@ def test_limits_are_checked():
     """One line on a number that cannot work."""
     with pytest.raises(ConfigError, match="--restarts is -1; it must be at least 0"):
         Supervision(restarts=-1).validate()
-    with pytest.raises(ConfigError, match="--hang-seconds is less than a second"):
+    with pytest.raises(ConfigError, match="--hang-seconds is less than 1"):
         Supervision(hang_seconds=0.5).validate()
 
 
