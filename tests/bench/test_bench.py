@@ -87,7 +87,7 @@ def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
     assert 1.4 * held[2] < held[5]
     for row in rows:
         assert row["read_tokens_per_second"] == pytest.approx(row["length"] / row["read_seconds"]["median"])
-    assert "written tokens/s" in capsys.readouterr().out
+    assert "decode tokens/s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ def test_unknown_names_tell_the_known_ones(name):
     with pytest.raises(ConfigError) as error:
         planned(name)
     assert "\n" not in str(error.value)
-    for known in ("v5e:1x1 to 16x16", "v5p:2x2x1 to 8x8x8", "512 chips", "64 hosts", "31.24 GiB a chip"):
+    for known in ("v5e:1x1 to 16x16", "v5p:2x2x1 to 8x8x8", "512 chips", "64 hosts", "31.24 GiB per chip"):
         assert known in str(error.value)
 
 
