@@ -60,7 +60,7 @@ def test_the_memory_study_counts_wrong_answers_by_their_place(script, tmp_path) 
     found = results.misses(run, tmp_path, 64)
     assert found == [-32, -1, 0, 5]
     rows = [{"recall": [{"documents": 4}, {"documents": 2}], "misses": found}]
-    assert results.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these begin at most 3 tokens from an edge."]
+    assert results.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these start within 3 tokens of a boundary."]
 
 
 def test_the_tables_of_the_memory_study_have_the_lengths_that_all_rows_were_asked_at(script) -> None:
