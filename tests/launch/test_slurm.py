@@ -131,7 +131,7 @@ def test_a_refusal_and_later_parts(slurm, gin, place, capfd):
     assert launch(gin, place) == 1
     line = capfd.readouterr().err.splitlines()[-1]
     assert line == ("famjax launch: fam-1 was not submitted: sbatch: error: invalid partition specified: gpu; nothing "
-                    "runs")  # fmt: skip
+                    "is running")  # fmt: skip
     for action, program in (("status", "squeue"), ("delete", "scancel")):
         assert main.main(["launch", "--target", "slurm", "--name", "fam-1", "--do", action]) == 0
         assert slurm.calls[-1][1] == [program, "--name=fam-1", "--me"]
