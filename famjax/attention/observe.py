@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import block_step as steps
+from famjax.attention import memories
 from famjax.attention.attend import Scoring, Source, attend
-from famjax.attention.memory import LayerMemory, LayerWeights, select_rows
+from famjax.attention.layer_weights import LayerWeights
+from famjax.attention.memory import LayerMemory, select_rows
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
 from famjax.dims import Array, Float, KeysValues, Queries, Tree
@@ -55,7 +57,8 @@ def attention_of_blocks(
 
     Args:
       layer, x, before, fresh, where: see `over_blocks`.
-      marks: labels of the keys; by default memory segments, FAM and the block itself, n = 3.
+      marks: labels of the keys; by default memory segments, FAM and the block itself, n = 3. Keys of another memory
+        are of kind `memory`; what a memory adds to each head beside the softmax is not attention and is not here.
 
     Returns:
       Of each token, and of FAM's queries when they compute the next FAM of a block: how much of its attention goes to
@@ -65,14 +68,17 @@ def attention_of_blocks(
     segments = steps.segments_of(steps.past_blocks(before, where, config), config)
 
     def body(state: Tree, inputs: Tree) -> Tree:
-        (fam, segments), (x, at) = state, inputs
-        if at.starts is not None and config.fam_length:
-            fam = select_rows(at.starts, fresh, fam)
-        q, kv = steps.project(layer, x, fam, at)
+        (carried, segments), (x, at) = state, inputs
+        if at.starts is not None:
+            carried = select_rows(at.starts, first, carried)
+        q, kv = steps.project(layer, x, carried.fam, at)
+        others = memories.of(config).sources(layer, carried.beside, at.blocks_before)
 
         def of_tokens(kv: KeysValues, config: MemoryConfig) -> Float[Array, "B K G S n"]:
-            sources = steps.seen_by_tokens(kv, segments, at, config)
-            return attention_to(q[..., :S, :], sources, _marks(marks, len(segments), config), layer.scoring)
+            sources = [*others, *steps.seen_by_tokens(kv, segments, at, config)]
+            of_others = [marks("memory", one.k.shape[-2]) for one in others]
+            labels = [*of_others, *_marks(marks, len(segments), config)]
+            return attention_to(q[..., :S, :], sources, labels, layer.scoring)
 
         without = lambda: of_tokens(*steps.without_fam(kv, config))
         tokens = steps.gated(layer, without, lambda: of_tokens(kv, config))
@@ -80,11 +86,14 @@ def attention_of_blocks(
         if config.fam_length:
             of_fam = steps.seen_by_fam(kv, at, config)
             fams = attention_to(q[..., S:, :], of_fam, _marks(marks, 0, config), layer.scoring)
-        _, new, own = steps.block_step(layer, x, fam, segments, at)
-        return (select_rows(at.full, new, fam), (*segments, own)[1:]), (tokens, fams)
+        _, new, own = steps.block_step(layer, x, carried, segments, at)
+        new = new._replace(fam=select_rows(at.full, new.fam, carried.fam))
+        return (new, (*segments, own)[1:]), (tokens, fams)
 
-    fam = before.fam if config.fam_length else before.fam[:, :, :0]
-    _, found = jax.lax.scan(body, (fam, segments), (x, steps.by_block(where, None, len(x))))
+    F = config.fam_length
+    first = steps.Carried(fresh[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
+    carried = steps.Carried(before.fam[:, :, :F], before.beside)
+    _, found = jax.lax.scan(body, (carried, segments), (x, steps.by_block(where, None, len(x), config)))
     tokens, fams = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
     return tokens, fams
 

@@ -4,14 +4,18 @@ The keys are those of a ring of the last blocks, into which the new ones are wri
 `block_step.py`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import masks
+from famjax.attention import masks, memories
 from famjax.attention.attend import Source, attend, attend_ring
 from famjax.attention.block_step import fam_query_offsets, gated, push_fam, residual_of
-from famjax.attention.memory import LayerMemory, LayerWeights, fam_sources, select_rows, with_keys
+from famjax.attention.layer_weights import LayerWeights
+from famjax.attention.memories.base import State, Tokens
+from famjax.attention.memory import LayerMemory, fam_sources, select_rows, with_keys
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
 from famjax.dims import Array, Bool, Float, Int, KeysValues, Queries, Rows
@@ -49,10 +53,14 @@ def part_of_block(
     with jax.named_scope("block_attention"):
         fams = fam_sources(memory, where.fam_updates[:, 0], _origin(where), config) if config.fam_length else []
         ring = _ring(memory, offset, current, config)
-        of_tokens = lambda fams: attend_ring(q[..., :Q, :], ring, current, fams, layer.scoring)
+        more = memories.of(config).sources(layer, memory.beside, current)
+        of_tokens = lambda fams: attend_ring(q[..., :Q, :], ring, current, [*more, *fams], layer.scoring)
         heads = gated(layer, lambda: of_tokens([]), lambda: of_tokens(fams))
         if together:
             heads = jnp.concatenate([heads, _attend_fam(layer, q[..., Q:, :], memory, slot, fams)], axis=-2)
+    # What another memory than FAM adds, and what it takes from the tokens.
+    if memories.of(config) is not memories.NOTHING:
+        heads, memory = _remember(layer, Tokens(x, q, kv, offset, where.count), memory, heads, where)
     # Output projection and feed-forward; FAM of the rows whose block is full.
     full = where.full[:, 0]
     if together:
@@ -76,13 +84,34 @@ def _origin(where: Blocks) -> Rows | None:
 
 
 def _replace_ring(memory: LayerMemory, ring: KeysValues) -> LayerMemory:
-    return LayerMemory(*ring, memory.fam, memory.fam_k, memory.fam_v)
+    return dataclasses.replace(memory, k=ring[0], v=ring[1])
+
+
+def _block(memory: LayerMemory, slot: Rows) -> KeysValues:
+    """Keys and values of the block in a slot of the ring."""
+    k, v = (jnp.take_along_axis(a, slot[:, None, None, None, None], axis=1)[:, 0] for a in (memory.k, memory.v))
+    return k, v
 
 
 def _attend_fam(layer: LayerWeights, q: Queries, memory: LayerMemory, slot: Rows, fams: list[Source]) -> Queries:
     """FAM's queries see the previous FAMs and the whole block, which lies in the ring."""
-    k, v = (jnp.take_along_axis(a, slot[:, None, None, None, None], axis=1)[:, 0] for a in (memory.k, memory.v))
-    return attend(q, [*fams, Source(k, v)], layer.scoring)
+    return attend(q, [*fams, Source(*_block(memory, slot))], layer.scoring)
+
+
+def _remember(
+    layer: LayerWeights, tokens: Tokens, memory: LayerMemory, heads: Queries, where: Blocks
+) -> tuple[Queries, LayerMemory]:
+    """`block_step._remember` for a part of a block: the memory takes a block from the ring once it is full."""
+    other, current, full = memories.of(layer.memory), where.blocks_before[:, 0], where.full[:, 0]
+
+    def update(state: State) -> State:
+        kv = _block(memory, current % memory.k.shape[1])
+        return select_rows(full, other.full(layer, state, kv, current), state)
+
+    with jax.named_scope("memory"):
+        heads, state = other.attend(layer, memory.beside, tokens, heads)
+        state = jax.lax.cond(full.any(), update, lambda state: state, state)
+    return heads, dataclasses.replace(memory, beside=state)
 
 
 def _with_fam(
@@ -90,9 +119,9 @@ def _with_fam(
 ) -> LayerMemory:
     """The memory with a new FAM, and its keys and values, in the rows whose block is full."""
     fam = push_fam(memory.fam, [new], None, layer.memory)
-    updated = with_keys(layer, LayerMemory(memory.k, memory.v, fam, memory.fam_k, memory.fam_v))
-    parts = lambda m: (m.fam, m.fam_k, m.fam_v)
-    return LayerMemory(memory.k, memory.v, *select_rows(full, parts(updated), parts(memory)))
+    updated = with_keys(layer, dataclasses.replace(memory, fam=fam))
+    parts = lambda m: {"fam": m.fam, "fam_k": m.fam_k, "fam_v": m.fam_v}
+    return dataclasses.replace(memory, **select_rows(full, parts(updated), parts(memory)))
 
 
 def _write(rings: KeysValues, new: KeysValues, slot: Rows, offset: Rows, count: Rows) -> KeysValues:

@@ -121,6 +121,29 @@ def _inference(rows: list[dict[str, Any]]) -> list[Any]:
     return [table]
 
 
+def _serving(rows: list[dict[str, Any]]) -> list[Any]:
+    size = f"{rows[0]['prompt_tokens']} tokens read, {rows[0]['max_tokens']} made a request"
+    table = _table(f"serving: {size}", "server", "clients", "requests/s", "tokens/s", "first token s (range)")
+    for row in rows:
+        first = row["first_token_seconds"]
+        table.add_row(
+            row["name"], str(row["clients"]), f"{row['requests_per_second']:.2f}", f"{row['tokens_per_second']:,.0f}",
+            f"{first['median']:.3f} ({first['low']:.3f}-{first['high']:.3f})",
+        )  # fmt: skip
+    return [table]
+
+
+def _plot_serving(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Tokens/s against the number of clients."""
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        rates = [row["tokens_per_second"] for row in own]
+        figure_axes.plot([row["clients"] for row in own], rates, "o-", label=name)
+    figure_axes.set(xscale="log", xlabel="clients at once", ylabel="tokens/s", title="serving")
+    figure_axes.grid(alpha=0.3)
+    figure_axes.legend(frameon=False)
+
+
 def _plot_inference(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
     """Plots tokens/s of prefill (solid) and of decoding (dashed) against the text's length."""
     for name in dict.fromkeys(row["name"] for row in rows):
@@ -136,6 +159,7 @@ def _plot_inference(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
 
 _TABLES: dict[str, Callable[[Any], list[Any]]] = {
     "training": _training, "prefill": _prefill, "questions": _questions, "peers": _peers, "inference": _inference,
+    "serving": _serving,
 }  # fmt: skip
 
 
@@ -148,8 +172,8 @@ def _plot(path: Path, results: dict[str, Any]) -> None:
     suites = [name for name in _TABLES if name in results]
     figure, axes = plt.subplots(1, len(suites), figsize=(6 * len(suites), 4.2), dpi=150, squeeze=False)
     for name, one in zip(suites, axes[0], strict=True):
-        if name == "inference":
-            _plot_inference(one, results[name])
+        if name in ("inference", "serving"):
+            {"inference": _plot_inference, "serving": _plot_serving}[name](one, results[name])
             continue
         if name == "peers":
             entries = sorted(results["peers"]["entries"], key=lambda e: e["tokens_per_second"])

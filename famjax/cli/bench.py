@@ -19,6 +19,10 @@ HELP = """Measure a configuration: time, tokens per second, memory.
   famjax bench infer                prefill, and decoding after texts of 1k to 1M tokens: FAM, BSWA, full attention
                                     with a KV cache
   famjax bench infer --peers        against transformers, both with the same random Llama: --llama tiny, small
+  famjax bench serve                famjax serve under 1, 4 and 16 concurrent clients, with a random Llama (--llama):
+                                    requests/s, tokens/s, time to the first token
+  famjax bench serve --url http://127.0.0.1:9000 --served NAME     compare with another running server of the API
+                                    (transformers serve, vllm serve); prompts are then texts
   famjax bench --prefill            streamed prefill of 8 to 1024 blocks: FAM and BSWA
   famjax bench --questions 30       questions about one text of the longest of --blocks, prefilled once or per question
   famjax bench --peers              training steps against torch models with a memory (pip install -e '.[peers]'):
@@ -39,7 +43,7 @@ LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax bench`."""
     parser.add_argument(
-        "what", nargs="?", choices=("train", "infer"), default="train", help="what to measure (default: train)"
+        "what", nargs="?", choices=("train", "infer", "serve"), default="train", help="what to measure (default: train)"
     )
     parser.add_argument(
         "--size", choices=SIZE_NAMES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
@@ -57,11 +61,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, metavar="B", help="batch size of prefill and questions")
     parser.add_argument("--questions", type=int, metavar="N", help="measure N questions about one text instead")
     parser.add_argument("--peers", action="store_true", help="compare with torch peers instead")
-    parser.add_argument("--llama", choices=("tiny", "small"), default="tiny", help="infer --peers: 4M or 97M weights")
+    parser.add_argument(
+        "--llama", choices=("tiny", "small"), default="tiny", help="infer --peers, serve: 4M or 97M weights"
+    )
     parser.add_argument(
         "--full-to", type=int, default=8192, metavar="N",
         help="infer: longest text for full attention (default: 8192)",
     )  # fmt: skip
+    serve = parser.add_argument_group("serve")
+    serve.add_argument(
+        "--clients", type=_numbers, default=(1, 4, 16), metavar="N,N", help="concurrent clients (default: 1,4,16)"
+    )
+    serve.add_argument("--requests", type=int, default=4, metavar="N", help="requests per client (default: 4)")
+    serve.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="tokens per prompt (default: 128)")
+    serve.add_argument("--answer-tokens", type=int, default=64, metavar="N", help="tokens per answer (default: 64)")
+    serve.add_argument("--url", metavar="URL", help="address of another server to compare with")
+    serve.add_argument("--served", metavar="NAME", help="name of the other server's model")
     parser.add_argument(
         "--output", default="runs/bench", metavar="DIR",
         help="directory for bench.json and bench.png (default: runs/bench)",
@@ -88,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         lengths = args.lengths or (LENGTHS_BESIDE if args.peers else LENGTHS_READ)
         if min(lengths) < 1:
             raise ConfigError(f"--lengths {min(lengths)} is too short; it must be at least 1")
+    elif args.what == "serve":
+        _check_serving(args)
     elif args.prefill or args.questions:
         _check_blocks(args.blocks)
     else:
@@ -121,7 +138,9 @@ def _measure(
     """Runs the requested measurement and stores it in `results`."""
     from famjax.bench import suites
 
-    if args.what == "infer":
+    if args.what == "serve":
+        results["serving"] = _serving(args, tell)
+    elif args.what == "infer":
         results["inference"] = _inference(args, model, lengths, cores, tell)
     elif args.prefill:
         results["prefill"] = suites.prefill(model, rows, args.blocks, args.repeats, tell)
@@ -135,6 +154,58 @@ def _measure(
         results["training"] = suites.training(model, tokens, lengths, args.repeats, args.variants, tell)
 
 
+def _check_serving(args: argparse.Namespace) -> None:
+    from famjax.cli.serve import check_installed
+
+    for name in ("requests", "prompt_tokens", "answer_tokens"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    if args.peers or args.gin_files or args.prefill or args.questions:
+        raise ConfigError("famjax bench serve measures the Llama of --llama; other servers are named with --url")
+    if min(args.clients) < 1:
+        raise ConfigError(f"--clients {min(args.clients)} asks nothing; give 1 or more")
+    if bool(args.url) != bool(args.served):
+        raise ConfigError("--url and --served go together: another server, and the name of its model")
+    check_installed()
+
+
+def _serving(args: argparse.Namespace, tell: Callable[..., None]) -> list[dict[str, Any]]:
+    """Our server with and without a batch, then the other one, one after the other."""
+    from famjax.bench import inference
+    from famjax.infer.load import load
+    from famjax.serve.load_test import Target, over_clients
+    from famjax.serve.server import running
+    from famjax.serve.settings import ServeConfig
+
+    measured = (args.clients, args.requests, args.prompt_tokens, args.answer_tokens, tell)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        ours = _imported_llama(args, Path(folder))
+        vocab_size = inference.LLAMAS[args.llama]["vocab_size"]
+        most = max(args.clients)
+        for name, rows in (("famjax serve", most), ("famjax serve --max-rows 1", 1)):
+            config = ServeConfig("llama", port=0, max_rows=rows, max_waiting=most, grace=0, prefix_cache_mib=0)
+            with running(load(ours), str(ours), config) as server:
+                results += over_clients(Target(name, server.url, "llama", vocab_size), *measured)
+    if args.url:
+        results += over_clients(Target(args.served, args.url, args.served), *measured)
+    return results
+
+
+def _imported_llama(args: argparse.Namespace, folder: Path) -> Path:
+    """A model directory of the Llama of --llama, in a folder where `theirs` is what transformers loads."""
+    from famjax.bench import inference
+    from famjax.cli.main import main
+
+    theirs, ours = folder / "theirs", folder / "ours"
+    inference.write_llama(args.llama, theirs)
+    memory = {"block_size": 512, "memory_segments": 3, "fam_length": 64} | memory_overrides(args)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in memory.items()]
+    if main(["import-hf", str(theirs), str(ours), *flags]):
+        raise ConfigError("the model could not be imported")
+    return ours
+
+
 def _inference(
     args: argparse.Namespace, model: ModelConfig, lengths: tuple[int, ...], cores: int, tell: Callable[..., None]
 ) -> list[dict[str, Any]]:
@@ -142,15 +213,9 @@ def _inference(
 
     if not args.peers:
         return inference.over_lengths(model, lengths, args.full_to, args.repeats, tell)
-    from famjax.cli.main import main
-
     with tempfile.TemporaryDirectory() as folder:
-        theirs, ours = Path(folder, "theirs"), Path(folder, "ours")
-        inference.write_llama(args.llama, theirs)
-        memory = {"block_size": 512, "memory_segments": 3, "fam_length": 64} | memory_overrides(args)
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in memory.items()]
-        if main(["import-hf", str(theirs), str(ours), *flags]):
-            raise ConfigError("the model could not be imported")
+        ours = _imported_llama(args, Path(folder))
+        theirs = Path(folder, "theirs")
         return inference.beside_transformers(args.llama, theirs, ours, lengths, args.repeats, cores, tell)
 
 

@@ -201,39 +201,26 @@ def _answer(
     args: argparse.Namespace,
 ) -> Any:  # fmt: skip
     """Prefills one prompt and streams its samples to stdout. Returns the session after them, one row per sample."""
-    import numpy as np
-
-    from famjax.infer.decode import TOKENS_PER_CALL, generate
+    from famjax.infer.answers import stream
     from famjax.infer.prefill import prefill
-    from famjax.infer.session import repeat_rows
     from famjax.process.progress import Progress
 
     with Progress("reading", unit="tokens") as progress:
         session = prefill(model, session, [chunks], progress)
-    before = np.asarray(session.recent[0])
-    streams = [codec.stream(args.stop, before) for _ in range(args.samples)]
-    stops = codec.token_stops(args.stop)
-    # Stop texts of a tokenizer are found here, so a session that is kept must not run ahead of them.
-    at_most = 1 if args.stop and args.state_out and not codec.is_bytes else TOKENS_PER_CALL
+    pieces = stream(
+        model, codec, session, args.max_tokens, sampling, seed=args.seed, stops=args.stop, samples=args.samples,
+        exact=bool(args.state_out),
+    )  # fmt: skip
     later = [""] * args.samples  # texts behind the first wait until it is whole
-    if args.samples > 1:
-        session = repeat_rows(session, args.samples)
     try:
-        answers = generate(
-            model, session, args.max_tokens, sampling, seed=args.seed, stops=stops, tokens_per_call=at_most
-        )
         with Progress("answering", unit="tokens"):  # which has its own program to compile
-            first = list(itertools.islice(answers, 1))
-        for made in itertools.chain(first, answers):
-            session = made.session
-            for row, (stream, tokens) in enumerate(zip(streams, made.tokens, strict=True)):
-                later[row] += stream.feed(tokens, bool(made.stopped[row]))
+            first = list(itertools.islice(pieces, 1))
+        for piece in itertools.chain(first, pieces):
+            session = piece.session
+            later = [text + new for text, new in zip(later, piece.texts, strict=True)]
             write(later[0])
             later[0] = ""
-            if all(stream.stopped for stream in streams):
-                break
-        texts = [text + stream.finish() for text, stream in zip(later, streams, strict=True)]
-        write("\n".join(texts) + ("\n" if len(texts) > 1 or sys.stdout.isatty() else ""))
+        write("\n".join(later) + ("\n" if len(later) > 1 or sys.stdout.isatty() else ""))
     except BrokenPipeError:
         # The reader of our output closed the pipe. Without this, Python reports it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

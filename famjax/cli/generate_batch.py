@@ -59,34 +59,18 @@ def _answers(
     args: argparse.Namespace,
 ) -> list[list[dict[str, Any]]]:  # fmt: skip
     """Returns the output objects of each prompt's samples. `rows` is the batch size of the compiled program."""
-    import numpy as np
-
-    from famjax.infer.decode import generate
-    from famjax.infer.prefill import prefill
-    from famjax.infer.session import repeat_rows
+    from famjax.infer.answers import answer_side_by_side, read_side_by_side
     from famjax.process.progress import Progress
 
-    samples, fresh, stops = args.samples, not args.state_in, codec.token_stops(args.stop)
-    texts = [[codec.encode(prompt, fresh)] if prompt else [] for prompt in prompts] + [[]] * (rows - len(prompts))
-    with Progress(f"reading {len(prompts)} prompts", unit="tokens") as progress:
-        session = prefill(model, repeat_rows(session, rows), texts, progress)
-    befores = np.asarray(session.recent)
-    limits = np.repeat(np.arange(rows) < len(prompts), samples) * args.max_tokens
-    tokens: list[list[int]] = [[] for _ in range(rows * samples)]
-    stopped = np.zeros(rows * samples, bool)
-    sample_B = np.tile(np.arange(samples), rows)
-    with Progress(f"answering {len(prompts)} prompts", unit="tokens") as progress:
-        for made in generate(
-            model, repeat_rows(session, samples), limits, sampling, seed=args.seed, sample_B=sample_B, stops=stops
-        ):
-            stopped |= made.stopped
-            for all_of_row, new in zip(tokens, made.tokens, strict=True):
-                all_of_row += new.tolist()
-            progress.reach(sum(map(len, tokens)))
-
-    def line(prompt: int, row: int) -> dict[str, Any]:
-        text, ids, ended = codec.answer(tokens[row], bool(stopped[row]), args.stop, befores[prompt])
-        finish = "stop" if ended else "length"
-        return {"prompt": prompts[prompt], "text": text, "tokens": ids, "finish": finish}
-
-    return [[line(i, i * samples + s) for s in range(samples)] for i in range(len(prompts))]
+    count = len(prompts)
+    with Progress(f"reading {count} prompts", unit="tokens") as progress:
+        session = read_side_by_side(
+            model, codec, session, prompts, rows=rows, fresh=not args.state_in, on_tokens=progress
+        )
+    with Progress(f"answering {count} prompts", unit="tokens") as progress:
+        answers = answer_side_by_side(
+            model, codec, session, count, args.max_tokens, sampling, seed=args.seed, stops=args.stop,
+            samples=args.samples, on_made=progress.reach,
+        )  # fmt: skip
+    line = lambda prompt, one: {"prompt": prompt, "text": one.text, "tokens": one.tokens, "finish": one.finish}
+    return [[line(prompt, one) for one in several] for prompt, several in zip(prompts, answers, strict=True)]

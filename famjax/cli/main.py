@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import famjax
 from famjax.config import ConfigError
-from famjax.process import cpu, interrupts
+from famjax.process import cpu, interrupts, libtpu
 
 
 class Verb(NamedTuple):
@@ -46,11 +46,13 @@ VERBS = {
     "score": Verb("famjax.cli.score", "log probability of every token of the documents of a file"),
     "generate": Verb("famjax.cli.generate", "generate from a prompt of any length; save the memory as a session file"),
     "chat": Verb("famjax.cli.chat", "chat with a model whose memory is a session file of constant size"),
+    "serve": Verb("famjax.cli.serve", "an OpenAI-compatible server with named memories"),
     "import-hf": Verb("famjax.cli.import_hf", "make a model directory from a Hugging Face folder, with FAM added"),
     "export-hf": Verb("famjax.cli.export_hf", "write a model directory as a folder that transformers loads"),
     "plan": Verb("famjax.cli.plan", "compile for a TPU slice without a TPU: memory, FLOPs, collectives, time"),
     "launch": Verb("famjax.cli.launch", "start a training job on many devices: this machine, TPU VMs, GKE, Slurm"),
     "bench": Verb("famjax.cli.bench", "step time, tokens/s and memory over sequence lengths"),
+    "compare": Verb("famjax.cli.compare", "train and evaluate several memories at one budget, in one report"),
     "quickstart": Verb("famjax.cli.quickstart", "train FAM and a BSWA baseline on the pass key, compare them"),
 }
 
@@ -91,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     prog = f"famjax {words[0]}" if words and words[0] in VERBS else "famjax"
+    libtpu.hide_without_tpu()
     if argv is None:
         cpu.keep_freed_memory()
     with interrupts.handled(prog, lasting=argv is None):

@@ -4,7 +4,7 @@ import argparse
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,6 @@ tokenizer, with the special tokens of its configuration; without one, UTF-8 byte
 object per line, in the same order: "logprobs" of tokens 1..n-1 (n-1 numbers), their "sum", and "tokens", n.
 The output is written only if every document is scored.
 """
-
-# Rows of documents that are scored together hold about so many tokens, if not streamed.
-TOKENS_AT_ONCE = 2**15
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {output}: {'is a directory' if output.is_dir() else 'its directory is missing'}")
 
     from famjax.infer.load import load
+    from famjax.infer.scoring import score_in_batches
     from famjax.process.compilation_cache import enable
     from famjax.process.progress import Progress
 
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     with Progress(f"loading {args.model}") as progress:
         model = load(args.model, args.mesh, args.dtype, **memory_overrides(args))
         progress.stage("scoring", sum(map(len, documents)), "tokens")
-        for index, logprobs in _scores(model, documents, args.batch_size, args.streaming, progress):
+        for index, logprobs in score_in_batches(model, documents, args.batch_size, args.streaming, progress):
             lines[index] = _line(logprobs, len(documents[index]), index)
     write_text(output, "".join(lines))
     return 0
@@ -109,36 +107,6 @@ def _document(fields: Any, place: str, vocab_size: int, codec: Callable[[], "Cod
     if not len(tokens):
         raise ConfigError(f"{place}: the document is empty; leave it out or give it a token")
     return tokens
-
-
-def _scores(
-    model: Any, documents: list["np.ndarray"], batch_size: int, streaming: bool, advance: Callable[[int], None]
-) -> Iterator[tuple[int, "np.ndarray"]]:
-    """(index of the document, its log probabilities), in the order in which they are done."""
-    import numpy as np
-
-    from famjax.infer.scoring import padded_length, score_documents, score_whole, useful_rows
-
-    if streaming:
-        rows = useful_rows(documents, batch_size)
-        for index, logprobs, _ in score_documents(model, documents, rows, on_tokens=advance):
-            yield index, logprobs
-        return
-    order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
-    while order:
-        longest = len(documents[order[0]])
-        fit = max(1, TOKENS_AT_ONCE // padded_length(longest, model.config.memory.block_size))
-        rows = min(batch_size, 1 << (fit.bit_length() - 1), 1 << (len(order) - 1).bit_length())
-        batch, order = order[:rows], order[rows:]
-        tokens = np.zeros((rows, longest), np.int32)  # rows without a document have length 0
-        lengths = np.zeros(rows, np.int32)
-        for row, index in enumerate(batch):
-            lengths[row] = len(documents[index])
-            tokens[row, : lengths[row]] = documents[index]
-        logprobs, _ = score_whole(model, tokens, lengths)
-        advance(int(lengths.sum()))
-        for row, index in enumerate(batch):
-            yield index, logprobs[row, : lengths[row] - 1]
 
 
 def _line(logprobs: "np.ndarray", tokens: int, index: int) -> str:

@@ -8,22 +8,19 @@ from famjax.config.checks import ConfigError, check_sequence_length
 from famjax.config.data import PACKINGS, SOURCE_KINDS, SOURCE_ROWS, TASKS, DataConfig, PassKeyConfig, SourceConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.inference import InferConfig
+from famjax.config.memory import FAM_INITS, FAM_POSITIONS, LAYER_KINDS, MEMORY_KINDS, MemoryConfig
 from famjax.config.mesh import MESH_AXES, check_mesh, mesh_sizes
 from famjax.config.model import (
     ACTIVATIONS,
     ATTENTION_KERNELS,
     DTYPES,
-    FAM_INITS,
-    FAM_POSITIONS,
     KERNEL_LANES,
-    LAYER_KINDS,
     LORA_PROJECTIONS,
     NORMS,
     REMAT_POLICIES,
     ROPE_SCALINGS,
     LayerSettings,
     LoraConfig,
-    MemoryConfig,
     ModelConfig,
     Rope,
 )
@@ -45,6 +42,7 @@ __all__ = [
     "LORA_PROJECTIONS",
     "LayerSettings",
     "LoraConfig",
+    "MEMORY_KINDS",
     "MESH_AXES",
     "MemoryConfig",
     "ModelConfig",

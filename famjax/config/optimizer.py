@@ -9,6 +9,8 @@ from famjax.config.checks import ConfigError, at_least, check_types, one_of, pro
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 TRAINED = ("auto", "all", "lora", "prompt")
+# The weights of the memory: FAM's, and those of a memory beside the window.
+MEMORY = ("fam/", "layers/memory/")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
 
 
@@ -25,17 +27,18 @@ class OptimizerConfig:
       warmup_steps: steps of linear warm-up from zero.
       beta1: decay of the first moment (momentum).
       beta2: decay of the second moment; for `lion`, decay of its only momentum.
-      weight_decay: weight decay, except of norms, biases and FAM.
+      weight_decay: weight decay, except of norms, biases and the memory's own weights.
       clip_norm: gradients are clipped to this global norm; 0 disables clipping.
-      prompt_learning_rate: learning rate of FAM's own weights, as a multiple of `learning_rate`.
-      trained: `all` weights; `lora`: LoRA and FAM's prompt; `prompt`: FAM's prompt only (prompt tuning).
+      prompt_learning_rate: learning rate of the memory's own weights (`fam/*`, `layers/memory/*`), as a multiple of
+        `learning_rate`.
+      trained: `all` weights; `lora`: LoRA and the memory's own weights; `prompt`: the latter only (prompt tuning).
         `auto` is `lora` if the model has LoRA, else `all`. Other weights are frozen, unless `parameters`
         overrides it.
       parameters: settings by patterns of weight paths (docs/architecture.md), where `*` matches anything:
         {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}. `learning_rate` is a multiple
         of the run's, `weight_decay` is on or off, `frozen` weights are not updated and cost neither
         gradient nor optimizer memory. Later patterns override earlier ones, and all override the defaults:
-        no decay of norm scales, biases and `fam/*`, and `prompt_learning_rate` for `fam/*`.
+        no decay of norm scales, biases and the memory's own weights, and `prompt_learning_rate` for the latter.
     """
 
     name: str = "adamw"
@@ -74,13 +77,13 @@ class OptimizerConfig:
 
     def settings_of(self, path: str) -> dict[str, Any]:
         """Returns the settings of the weight with this path, for example `layers/attention/query`."""
-        also = {"lora": ("layers/lora/", "fam/"), "prompt": ("fam/",)}.get(self.trained, ("",))
+        also = {"lora": ("layers/lora/", *MEMORY), "prompt": MEMORY}.get(self.trained, ("",))
         frozen = not path.startswith(also)
         settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": frozen}
         table: dict[str, dict[str, Any]] = {
             "*/scale": {"weight_decay": False},
             "*_bias": {"weight_decay": False},
-            "fam/*": {"weight_decay": False, "learning_rate": self.prompt_learning_rate},
+            **{f"{path}*": {"weight_decay": False, "learning_rate": self.prompt_learning_rate} for path in MEMORY},
         }
         for pattern, found in [*table.items(), *self.parameters.items()]:
             if fnmatch.fnmatchcase(path, pattern):

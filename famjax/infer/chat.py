@@ -6,6 +6,7 @@ The text that a turn adds is found by rendering it after a made-up conversation 
                                ^ from here on: the end of an answer, and the new turn
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,11 +45,27 @@ class Turns:
 
     def first(self, text: str, system: str = "") -> np.ndarray:
         """int32 ids of a conversation that begins with what the user says, up to where the answer begins."""
-        if self._template is None:
-            begin = f"{system}\n" if system else ""
-            return self._codec.encode(begin + self._plain(text).lstrip("\n"))
         before = [{"role": "system", "content": system}] if system else []
-        return self._codec.encode(self._template.render([*before, _said(text)]), fresh=False)
+        return self.conversation([*before, _said(text)])
+
+    def conversation(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
+        """int32 ids of a whole conversation, up to where the next answer begins.
+
+        Args:
+          messages: `role` and `content` of each; roles are those of the template, without one `system`, `user` and
+            `assistant`.
+
+        Raises:
+          ConfigError: the template refuses the conversation, or there is none and a role is another one.
+        """
+        if self._template is not None:
+            return self._codec.encode(self._template.render(list(messages)), fresh=False)
+        begins = {"system": "", "user": f"{_USER} ", "assistant": f"{_ASSISTANT} "}
+        for message in messages:
+            if message["role"] not in begins:
+                raise ConfigError(f"role {message['role']!r} is not one of {', '.join(begins)}; there is no template")
+        written = "".join(begins[message["role"]] + message["content"] for message in messages)
+        return self._codec.encode(written.lstrip("\n") + _ASSISTANT)
 
     def frame(self) -> tuple[str, str]:
         """Returns the text before and after a user's only turn, up to where the answer begins.

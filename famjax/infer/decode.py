@@ -7,8 +7,8 @@ yields the tokens.
 
 import functools
 import time
-from collections.abc import Generator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -76,12 +76,12 @@ def generate(
     if (whole(session.recent)[left > 0, -1] < 0).any():
         raise ValueError("a row without any token cannot be continued; read a prompt first")
     sample_B = np.arange(B, dtype=np.int32) if sample_B is None else np.asarray(sample_B, np.int32)
-    stop_array, made = _stop_array(stops), np.zeros(B, np.int32)
+    stops_at_right, made = stop_array(stops), np.zeros(B, np.int32)
     at_once = min(8, tokens_per_call)
     while left.any():
         begin = time.monotonic()
         tokens, count, stopped, session = _decode(
-            graphdef, params, session, np.minimum(left, at_once), made, stop_array, np.uint32(seed), sample_B,
+            graphdef, params, session, np.minimum(left, at_once), made, stops_at_right, np.uint32(seed), sample_B,
             sampling=sampling, room=TOKENS_PER_CALL,
         )  # fmt: skip
         tokens, count, stopped = (whole(x) for x in (tokens, count, stopped))
@@ -96,7 +96,7 @@ def generate(
         left = left if enough is None else np.where(enough, 0, left)
 
 
-def _stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
+def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
     """int32 [number, longest], each sequence at the right, -1 before it."""
     longest = max(map(len, stops), default=1)
     if longest > RECENT or not all(map(len, stops)):
@@ -108,12 +108,13 @@ def _stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _ends_with(
-    recent: Int[Array, "B _N"], made: Int[Array, "B"], stop_array: Int[Array, "_n _longest"]
+    recent: Int[Array, "B _N"], made: Int[Array, "B"], stop_array: Int[Array, "*B _n _longest"]
 ) -> Bool[Array, "B"]:  # fmt: skip
-    """Rows whose last tokens, all of them made and not read, are a stop sequence."""
-    tail = recent[:, None, -stop_array.shape[1] :]
+    """Rows whose last tokens, all of them made and not read, are a stop sequence; one of -1 alone never is."""
+    tail = recent[:, None, -stop_array.shape[-1] :]
     same = ((stop_array == tail) | (stop_array < 0)).all(axis=-1)
-    return (same & (made[:, None] >= (stop_array >= 0).sum(axis=-1))).any(axis=-1)
+    length = (stop_array >= 0).sum(axis=-1)
+    return (same & (length > 0) & (made[:, None] >= length)).any(axis=-1)
 
 
 @functools.partial(
@@ -125,28 +126,63 @@ def _decode(
     sampling: Sampling, room: int,
 ) -> tuple[Int[Array, "B {room}"], Int[Array, "B"], Bool[Array, "B"], Session]:  # fmt: skip
     """Up to `limit_B` (at most `room`) tokens for each row: the tokens, how many, whether stopped, session."""
-    model = nnx.merge(graphdef, params)
+
+    def draw(logits_BV: Array, recent: Array, position_B: Array) -> tuple[Array, tuple[()]]:
+        return sample(logits_BV, recent, row_keys(seed, sample_B, position_B), sampling), ()
+
+    out, _, count_B, stopped_B, session = decode_loop(
+        nnx.merge(graphdef, params), session, limit_B, before_B, stop_array, draw, room
+    )
+    return out, count_B, stopped_B, session
+
+
+# (logits [B, V], recent tokens [B, N], positions [B] of the tokens to be drawn) to the tokens [B], and a tree of arrays
+# [B, ...] of what else is wanted of them.
+Draw: TypeAlias = Callable[[Array, Array, Array], tuple[Array, Tree]]
+
+
+def decode_loop(
+    model: Transformer, session: Session, limit_B: Int[Array, "B"], before_B: Int[Array, "B"],
+    stop_array: Int[Array, "*B _n _longest"], draw: Draw, room: int,
+) -> tuple[Int[Array, "B {room}"], Tree, Int[Array, "B"], Bool[Array, "B"], Session]:  # fmt: skip
+    """The loop of every decoding program, to be called inside `jax.jit`.
+
+    Args:
+      model: the model.
+      session: where the rows stand.
+      limit_B: tokens of each row, at most, and at most `room`.
+      before_B: tokens that earlier calls made, which a stop sequence may begin in.
+      stop_array: sequences that end a row, each at the right and -1 before it: of all rows, or [B, ...] of each.
+      draw: how tokens are drawn.
+      room: tokens that there is room for.
+
+    Returns:
+      Tokens, what else `draw` gave of them ([B, room, ...]), how many each row got, whether it stopped, the session.
+    """
     rows = np.arange(len(limit_B))
+    V, recent = model.config.vocab_size, session.recent
+    shapes = jax.eval_shape(draw, jax.ShapeDtypeStruct((len(rows), V), jnp.float32), recent, session.memory.position)[1]
 
     def turn(carry: Tree) -> Tree:
-        session, out, count_B, stopped_B = carry
+        session, out, extra, count_B, stopped_B = carry
         live = (count_B < limit_B) & ~stopped_B
         hidden, memory = model.read(session.recent[:, -1:], session.memory, live.astype(jnp.int32))
-        # The pending token has been read, so `position` is that of the token to be drawn.
-        keys = row_keys(seed, sample_B, memory.position)
         logits_BV = model.logits(hidden[:, 0])
-        token_B = sample(logits_BV, session.recent, keys, sampling)
+        # The pending token has been read, so `position` is that of the token to be drawn.
+        token_B, more = draw(logits_BV, session.recent, memory.position)
         token_B = jnp.where(jnp.isnan(logits_BV).any(axis=-1), NO_NUMBERS, token_B)
         shifted = jnp.concatenate([session.recent[:, 1:], token_B[:, None]], axis=1)
         recent = jnp.where(live[:, None], shifted, session.recent)
         # A row that is done gets an index outside, where a scatter drops it.
-        out = out.at[rows, jnp.where(live, count_B, room)].set(token_B, mode="drop")
+        at = jnp.where(live, count_B, room)
+        out, extra = jax.tree.map(lambda x, y: x.at[rows, at].set(y, mode="drop"), (out, extra), (token_B, more))
         count_B = count_B + live
         stopped_B |= live & _ends_with(recent, before_B + count_B, stop_array)
-        return Session(memory, recent), out, count_B, stopped_B
+        return Session(memory, recent), out, extra, count_B, stopped_B
 
     zeros = jnp.zeros_like(limit_B)
-    carry = (session, jnp.zeros((len(rows), room), jnp.int32), zeros, zeros.astype(bool))
-    unfinished = lambda carry: ((carry[2] < limit_B) & ~carry[3]).any()
-    session, out, count_B, stopped_B = jax.lax.while_loop(unfinished, turn, carry)
-    return out, count_B, stopped_B, session
+    extra = jax.tree.map(lambda x: jnp.zeros((len(rows), room, *x.shape[1:]), x.dtype), shapes)
+    carry = (session, jnp.zeros((len(rows), room), jnp.int32), extra, zeros, zeros.astype(bool))
+    unfinished = lambda carry: ((carry[3] < limit_B) & ~carry[4]).any()
+    session, out, extra, count_B, stopped_B = jax.lax.while_loop(unfinished, turn, carry)
+    return out, extra, count_B, stopped_B, session

@@ -4,6 +4,8 @@ The PRNG key of a draw depends only on (seed, sample, position). So the text of 
 the other rows of the batch nor on the number of tokens per device call.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,19 +17,38 @@ from famjax.infer.settings import Sampling
 EXCLUDED = -np.inf
 
 
+class RowSampling(NamedTuple):
+    """How each row of a batch draws: `Sampling` and its seed as arrays, for rows of different requests.
+
+    Attributes:
+      seed: uint32.
+      sample: int32, which of several samples of the same text a row is.
+      temperature: float32; 0 takes the best token.
+      top_k: int32; 0 allows all.
+      top_p: float32; 1 allows all.
+      repetition_penalty: float32; 1 does nothing.
+    """
+
+    seed: Int[Any, "B"]
+    sample: Int[Any, "B"]
+    temperature: Float[Any, "B"]
+    top_k: Int[Any, "B"]
+    top_p: Float[Any, "B"]
+    repetition_penalty: Float[Any, "B"]
+
+
 def row_keys(
-    seed: int | Int[Array, ""], sample: Int[Array, "B"], position: Int[Array, "B"]
+    seed: int | Int[Array, ""] | Int[Array, "B"], sample: Int[Array, "B"], position: Int[Array, "B"]
 ) -> Key[Array, "B"]:  # fmt: skip
     """PRNG keys, one for each row and step.
 
     Args:
-      seed: uint32.
+      seed: uint32, one for all rows or one a row.
       sample: which of several samples of the same text a row is.
       position: position in the text of the token to be drawn.
     """
-    base = jax.random.key(seed)
-    key = lambda sample, at: jax.random.fold_in(jax.random.fold_in(base, sample), at)
-    return jax.vmap(key)(sample, position)
+    key = lambda seed, sample, at: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), at)
+    return jax.vmap(key)(jnp.broadcast_to(seed, sample.shape), sample, position)
 
 
 def sample(
@@ -46,7 +67,7 @@ def sample(
     if sampling.temperature == 0.0:
         return logits.argmax(axis=-1).astype(jnp.int32)
     # The largest logit is shifted to 0 first, so that a tiny temperature cannot overflow.
-    logits = (logits - logits.max(axis=-1, keepdims=True)) / sampling.temperature
+    logits = (logits - logits.max(axis=-1, keepdims=True)) * _reciprocal(sampling.temperature)
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1.0:
@@ -54,13 +75,65 @@ def sample(
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def penalise(logits: Float[Array, "B V"], recent: Int[Array, "B _N"], penalty: float) -> Float[Array, "B V"]:
+def sample_rows(
+    logits: Float[Array, "B V"], recent: Int[Array, "B _N"], position: Int[Array, "B"], sampling: RowSampling
+) -> Int[Array, "B"]:
+    """`sample` for rows that draw differently: each row gets the token that `sample` gives it, bit by bit.
+
+    What no row asks for (a sort for top-k or top-p, a penalty, a draw) is not computed.
+
+    Args:
+      logits, recent: see `sample`.
+      position: position in the text of the token to be drawn.
+      sampling: how each row draws.
+    """
+    penalty, inverse = (
+        sampling.repetition_penalty,
+        _reciprocal(jnp.where(sampling.temperature > 0, sampling.temperature, 1)),
+    )
+    punished = lambda: penalise(logits, recent, penalty[:, None])
+    logits = jax.lax.cond((penalty != 1).any(), punished, lambda: logits)
+    best = logits.argmax(axis=-1).astype(jnp.int32)
+
+    def drawn() -> Int[Array, "B"]:
+        scaled = (logits - logits.max(axis=-1, keepdims=True)) * inverse[:, None]
+        choosy = (sampling.top_k > 0) | (sampling.top_p < 1)
+        least = lambda: _least_kept(scaled, sampling.top_k, sampling.top_p)
+        least_B = jax.lax.cond(choosy.any(), least, lambda: jnp.full(len(scaled), EXCLUDED, scaled.dtype))
+        kept = jnp.where(scaled >= least_B[:, None], scaled, EXCLUDED)
+        keys = row_keys(sampling.seed, sampling.sample, position)
+        return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+
+    hot = sampling.temperature > 0
+    return jnp.where(hot, jax.lax.cond(hot.any(), drawn, lambda: best), best)
+
+
+def _least_kept(
+    logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]
+) -> Float[Array, "B"]:  # fmt: skip
+    """The smallest score that `keep_top_p(keep_top_k(logits))` keeps in each row, from one sort."""
+    V = logits.shape[-1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    k = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
+    ordered = jnp.where(ordered >= jnp.take_along_axis(ordered, k[:, None] - 1, axis=-1), ordered, EXCLUDED)
+    probability = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    kept = ((before < top_p[:, None]) | (top_p >= 1)[:, None]).at[:, 0].set(True)
+    return jnp.where(kept & (ordered > EXCLUDED), ordered, np.inf).min(axis=-1)
+
+
+def _reciprocal(x: Any) -> Any:
+    """1 / x in float32. Dividing by a constant, a compiler multiplies with this; so rows of other programs do too."""
+    return np.float32(1) / (np.float32(x) if isinstance(x, float | int) else x)
+
+
+def penalise(logits: Float[Array, "B V"], recent: Int[Array, "B _N"], penalty: Any) -> Float[Array, "B V"]:
     """Scores of recent tokens divided by `penalty`, or multiplied where negative (CTRL, arXiv 1909.05858)."""
     B, V = logits.shape
     # What is no token gets an index outside, where a scatter drops it.
     index = jnp.where(recent < 0, V, recent)
     seen = jnp.zeros((B, V), bool).at[np.arange(B)[:, None], index].set(True, mode="drop")
-    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return jnp.where(seen, jnp.where(logits > 0, logits * _reciprocal(penalty), logits * penalty), logits)
 
 
 def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:

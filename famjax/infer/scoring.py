@@ -18,6 +18,8 @@ from famjax.nn.model import Transformer
 
 # Maximum bytes of logits that are materialised at once.
 LOGITS_BYTES = 2**27
+# Upper bound on the tokens of a batch of whole documents.
+TOKENS_AT_ONCE = 2**15
 
 # Natural-log probability (float32) of the token after each token of a text, and whether it has the highest logit.
 Scores: TypeAlias = tuple[Float[np.ndarray, "_n"], Bool[np.ndarray, "_n"]]
@@ -162,6 +164,43 @@ def score_whole(
     return logprobs, correct
 
 
+def score_in_batches(
+    model: Transformer, documents: Sequence[np.ndarray], batch_size: int, streaming: bool = False,
+    on_tokens: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """Yields (index of a document, its log probabilities float32 [n - 1]), in the order in which they are done.
+
+    Args:
+      model: the model.
+      documents: int32 arrays of any lengths, at least one token each.
+      batch_size: upper bound on the documents side by side.
+      streaming: read block by block, in memory that does not grow with the documents.
+      on_tokens: called with the number of tokens of each batch or window.
+    """
+    if streaming:
+        for index, logprobs, _ in score_documents(
+            model, documents, useful_rows(documents, batch_size), on_tokens=on_tokens
+        ):
+            yield index, logprobs
+        return
+    order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
+    while order:
+        longest = len(documents[order[0]])
+        fit = max(1, TOKENS_AT_ONCE // padded_length(longest, model.config.memory.block_size))
+        rows = min(batch_size, 1 << (fit.bit_length() - 1), 1 << (len(order) - 1).bit_length())
+        batch, order = order[:rows], order[rows:]
+        tokens = np.zeros((rows, longest), np.int32)  # rows without a document have length 0
+        lengths = np.zeros(rows, np.int32)
+        for row, index in enumerate(batch):
+            lengths[row] = len(documents[index])
+            tokens[row, : lengths[row]] = documents[index]
+        logprobs, _ = score_whole(model, tokens, lengths)
+        if on_tokens is not None:
+            on_tokens(int(lengths.sum()))
+        for row, index in enumerate(batch):
+            yield index, logprobs[row, : lengths[row] - 1]
+
+
 def padded_length(length: int, block_size: int) -> int:
     """Returns the smallest of S * (1, 2, 3, 4, 6, 8, 12, 16, ...) that is at least `length` tokens."""
     blocks = max(1, -(-length // block_size))
@@ -182,22 +221,27 @@ def next_token_scores(
       hidden: hidden states.
       following: the token after each.
     """
-    B, Q, _ = hidden.shape
-    fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))
-    at_once = max(q for q in range(1, Q + 1) if Q % q == 0 and (q <= fit or q == 1))
 
-    def score(args: tuple[Float[Array, "B Q D"], Int[Array, "B Q"]]) -> TokenScores:
-        hidden, following = args
-        logits = model.logits(hidden)
+    def score(logits: Float[Array, "B Q V"], following: Int[Array, "B Q"]) -> TokenScores:
         chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == following
 
+    return of_logits(model, hidden, following, score)
+
+
+def of_logits(
+    model: Transformer, hidden: Float[Array, "B Q D"], following: Int[Array, "B Q"],
+    score: Callable[[Float[Array, "B Q V"], Int[Array, "B Q"]], Tree],
+) -> Tree:  # fmt: skip
+    """`score` of logits and the tokens after each, arrays [B, Q, ...], without all logits at one time."""
+    B, Q, _ = hidden.shape
+    fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))
+    at_once = max(q for q in range(1, Q + 1) if Q % q == 0 and (q <= fit or q == 1))
     if at_once == Q:
-        return score((hidden, following))
+        return score(model.logits(hidden), following)
     cut = lambda x: jnp.moveaxis(x.reshape(B, Q // at_once, at_once, *x.shape[2:]), 1, 0)
-    scores = jax.lax.map(score, (cut(hidden), cut(following)))
-    logprobs, correct = (jnp.moveaxis(x, 0, 1).reshape(B, Q) for x in scores)
-    return logprobs, correct
+    scores = jax.lax.map(lambda args: score(model.logits(args[0]), args[1]), (cut(hidden), cut(following)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, Q, *x.shape[3:]), scores)
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",), donate_argnames=("state",))

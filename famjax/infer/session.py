@@ -9,6 +9,7 @@ A session file is a safetensors file with the tensors of one row; its metadata i
     L.k, L.v          [R, K, S, H]  the ring of blocks of layer L
     L.fam             [P, F, D]     feedback activations, float32
     L.fam_k, L.fam_v  [P, K, F, H]  their keys and values
+    L.beside.NAME     state arrays of another memory than FAM, by their names
     recent            [RECENT] int32  the last tokens, the pending one last; -1 if there are fewer
     metadata      format, version; model, fam (fingerprints); memory (JSON); position, fam_updates
 """
@@ -16,7 +17,7 @@ A session file is a safetensors file with the tensors of one row; its metadata i
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
+from famjax.attention import memories
 from famjax.attention.memory import LayerMemory, MemoryState, over_rows
 from famjax.config import DTYPES, ConfigError, MemoryConfig, ModelConfig
 from famjax.dims import Int, Tree
@@ -39,7 +41,9 @@ from famjax.storage.model_dir import write_bytes
 
 FORMAT, VERSION = "famjax session", "2"
 
-_LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory))
+_LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory) if field.name != "beside")
+# Settings of the memory that older files of this version do not name; they were made with the defaults.
+_LATER = ("kind", "sinks", "infini_delta")
 # Settings of the memory that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
@@ -77,8 +81,14 @@ def repeat_rows(session: Session, times: int) -> Session:
 
 def take_row(session: Session, row: int) -> Session:
     """One of several sessions by itself."""
-    cut = lambda axis, x: jax.lax.slice_in_dim(x, row, row + 1, axis=axis)
-    return Session(over_rows(cut, session.memory), session.recent[row : row + 1])
+    return _cut_row(session, row)
+
+
+@jax.jit
+def _cut_row(session: Session, row: int | Int[Any, ""]) -> Session:
+    """One program for all rows of a batch."""
+    cut = lambda axis, x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=axis)
+    return Session(over_rows(cut, session.memory), cut(0, jnp.asarray(session.recent)))
 
 
 def join_rows(sessions: Sequence[Session]) -> Session:
@@ -94,6 +104,13 @@ def set_row(memory: MemoryState, row: int | Int[Any, ""], one: MemoryState) -> M
     """Replaces one row of a memory by `one`, a memory of one row. `memory` is donated."""
     put = lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, axis)
     return over_rows(put, memory, one)
+
+
+@functools.partial(jax.jit, donate_argnames=("session",))
+def put_row(session: Session, row: int | Int[Any, ""], one: Session) -> Session:
+    """Sessions whose row is `one`, a session of one row. `session` is given away (its arrays are used again)."""
+    put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0)
+    return Session(set_row(session.memory, row, one.memory), put(jnp.asarray(session.recent), jnp.asarray(one.recent)))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "batch"))
@@ -118,8 +135,17 @@ class SessionFile(NamedTuple):
         return found if found in DTYPES else None
 
 
-def save(path: str | Path, session: Session, model: Transformer) -> None:
-    """Writes a session of one row, whole or not at all: whoever is killed on the way leaves the old file."""
+def save(
+    path: str | Path, session: Session, model: Transformer, known: Mapping[str, str] | None = None
+) -> None:  # fmt: skip
+    """Writes a session of one row, whole or not at all: whoever is killed on the way leaves the old file.
+
+    Args:
+      path: the file.
+      session: of one row.
+      model: the model that read it.
+      known: its `fingerprints`, which take a look at every weight, if they are at hand.
+    """
     memory = session.memory
     if len(session.recent) != 1:
         raise ValueError(f"a session file holds one row, not {len(session.recent)}")
@@ -128,7 +154,7 @@ def save(path: str | Path, session: Session, model: Transformer) -> None:
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        **_fingerprints(model),
+        **(known or fingerprints(model)),
         "memory": json.dumps(_settings(model.config.memory)),
         "position": str(int(memory.position[0])),
         "fam_updates": str(int(memory.fam_updates[0])),
@@ -162,6 +188,7 @@ def check_memory(file: SessionFile, config: ModelConfig) -> None:
         there = dict(json.loads(file.metadata.get("memory", "")))
     except (ValueError, TypeError):
         raise ConfigError(f"{file.path} is damaged: its memory settings cannot be read") from None
+    there = {name: getattr(MemoryConfig(), name) for name in _LATER} | there
     for name, here in _settings(config.memory).items():
         if there.get(name) != here:
             flag = f"--{name.replace('_', '-')}"
@@ -172,17 +199,18 @@ def check_memory(file: SessionFile, config: ModelConfig) -> None:
 _OVERRIDES = ("block_size", "memory_segments", "fam_length")
 
 
-def restore(file: SessionFile, model: Transformer) -> Session:
-    """The session of a file. Raises `ConfigError` where it belongs to another model or is damaged."""
+def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | None = None) -> Session:
+    """The session of a file; `known` as for `save`. Raises `ConfigError` where it belongs to another model or is
+    damaged."""
     check_memory(file, model.config)
     if file.dtype not in (None, model.config.dtype):
         raise ConfigError(
             f"{file.path} was made in {file.dtype}, the model computes in {model.config.dtype}; "
             f"continue it with --dtype {file.dtype}"
         )
-    fingerprints = _fingerprints(model)
-    if any(file.metadata.get(name) != value for name, value in fingerprints.items()):
-        same = file.metadata.get("model") == fingerprints["model"]
+    own = known or fingerprints(model)
+    if any(file.metadata.get(name) != value for name, value in own.items()):
+        same = file.metadata.get("model") == own["model"]
         what = "with another FAM prompt than the model has" if same else "by another model"
         raise ConfigError(f"{file.path} was made {what}; only the model that read a text can continue it")
     expected = _tensors(jax.eval_shape(functools.partial(model.streaming_state, 1)))
@@ -196,20 +224,26 @@ def restore(file: SessionFile, model: Transformer) -> Session:
         raise ConfigError(f"{file.path} is damaged: its position cannot be read") from None
     # Copies: a session is donated to the device, which must not write into the file's pages.
     array = lambda name: jnp.array(file.tensors[name])[None]
-    layers = [LayerMemory(**{f: array(f"{i}.{f}") for f in _LAYERS}) for i in range(model.config.num_layers)]
+    one = lambda i, names, prefix="": {name: array(f"{i}.{prefix}{name}") for name in names}
+    beside = memories.of(model.config.memory).axes
+    layers = [LayerMemory(**one(i, _LAYERS), beside=one(i, beside, "beside.")) for i in range(model.config.num_layers)]
     return Session(MemoryState(position, updates, tuple(layers)), np.array(file.tensors["recent"])[None])
 
 
 def _tensors(memory: MemoryState) -> dict[str, Any]:
     """{"0.k": ..., "0.v": ..., ...}."""
-    return {f"{i}.{field}": getattr(layer, field) for i, layer in enumerate(memory.unstacked) for field in _LAYERS}
+    tensors: dict[str, Any] = {}
+    for i, layer in enumerate(memory.unstacked):
+        tensors |= {f"{i}.{field}": getattr(layer, field) for field in _LAYERS}
+        tensors |= {f"{i}.beside.{name}": array for name, array in layer.beside.items()}
+    return tensors
 
 
 def _settings(memory: MemoryConfig) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(memory).items() if name not in _TRAINING_ONLY}
 
 
-def _fingerprints(model: Transformer) -> dict[str, str]:
+def fingerprints(model: Transformer) -> dict[str, str]:
     """Of the model without its memory, and of what FAM starts from: which of the two differs is worth telling."""
     config = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
     is_fam = lambda name: name.startswith("['fam']")

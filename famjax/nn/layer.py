@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from famjax.attention import rope
+from famjax.attention import memories, rope
 from famjax.attention.attend import Scoring
+from famjax.attention.memories.base import Weight
 from famjax.config import LayerSettings, MemoryConfig, ModelConfig
 from famjax.dims import Activations, Array, Float, Key, KeysValues, Offsets, Queries, Weights
 from famjax.nn.lora import Lora, drop, low_rank
@@ -68,6 +69,10 @@ class Layer:
         return Layer(self.config, self.settings, weights, key)
 
     # --- attention --------------------------------------------------------------------------------
+
+    def normed(self, x: Activations) -> Activations:
+        """norm(x), what the projections read."""
+        return self._norm("attention_norm", x)
 
     def queries_keys_values(
         self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets
@@ -267,6 +272,17 @@ class AttentionWeights(nnx.Module):
             self.key_norm = NormWeights(config, H, "head_dim", stack)
 
 
+class AddedWeights(nnx.Module):
+    """What a memory beside the window learns: float32 in any case, since it is trained beside frozen weights too."""
+
+    def __init__(self, added: dict[str, Weight], rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        for name, (shape, axes, std, mean) in added.items():
+            value = jnp.full(stack + shape, mean, jnp.float32)
+            if std:
+                value += std * jax.random.normal(rngs.memory(), stack + shape, jnp.float32)
+            setattr(self, name, nnx.Param(value, axes=("layers",) * len(stack) + axes))
+
+
 class LayerParams(nnx.Module):
     """The weights of one layer, or of all layers with `stack=(L,)`."""
 
@@ -279,5 +295,7 @@ class LayerParams(nnx.Module):
             self.post_attention_norm = NormWeights(config, config.d_model, stack=stack)
             self.post_ff_norm = NormWeights(config, config.d_model, stack=stack)
         self.feed_forward = FeedForwardWeights(config, rngs, stack)
+        if added := memories.of(config.memory).weights(config):
+            self.memory = AddedWeights(added, rngs, stack)
         if config.lora.rank:
             self.lora = Lora(config, rngs, stack)

@@ -198,7 +198,7 @@ class Transformer(nnx.Module):
         for i, layer in enumerate(self._layers.each_layer(self.execution)):
             x, after = streaming.part_of_block(layer, x, _of_layer(state.layers, i), where)
             x = self.execution.constrain(x, ACTIVATION_AXES[1:])
-            memories.append(self.execution.constrain(after, memory.LAYER_AXES))
+            memories.append(self.execution.constrain(after, memory.layer_axes(config)))
         layers = stacked(memories) if isinstance(state.layers, LayerMemory) else tuple(memories)
         return self._final_norm(x), MemoryState(*positions.after(where, config), layers)
 
@@ -262,7 +262,7 @@ class Transformer(nnx.Module):
         for i in range(self.config.num_layers):
             one, R = _of_layer(state.layers, i), memory.ring_blocks(self.config.layer(i).memory)
             one = dataclasses.replace(one, k=one.k[:, :R], v=one.v[:, :R])
-            layers.append(self.execution.constrain(one, memory.LAYER_AXES))
+            layers.append(self.execution.constrain(one, memory.layer_axes(self.config.memory)))
         return dataclasses.replace(state, layers=tuple(layers))
 
     def with_fam(self, state: MemoryState, fam: Float[Array, "L B P F D"]) -> MemoryState:

@@ -17,8 +17,10 @@ def create(config: ModelConfig, seed: int = 0, execution: Execution | None = Non
     """A model with random weights. Raises `ConfigError` if the configuration cannot work."""
     config.validate()
     key = jax.random.key(seed)
-    # LoRA draws from a stream of its own, so that a model with it starts with the weights of the one without.
-    return Transformer(config, nnx.Rngs(params=key, lora=jax.random.fold_in(key, 2106)), execution=execution)
+    # LoRA and memories draw from streams of their own, so that a model with them starts with the weights of the one
+    # without.
+    added = {"lora": jax.random.fold_in(key, 2106), "memory": jax.random.fold_in(key, 2404)}
+    return Transformer(config, nnx.Rngs(params=key, **added), execution=execution)
 
 
 def structure(config: ModelConfig, execution: Execution | None = None, stacked: bool = True) -> nnx.GraphDef[Any]:

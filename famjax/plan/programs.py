@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import LAYER_AXES, MEMORY_AXES
+from famjax.attention.memory import state_axes
 from famjax.config import LoraConfig, ModelConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.infer import decode, prefill, scoring
@@ -133,7 +133,7 @@ def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, 
     one = lambda leaf: leaf.replace(_placed(leaf.get_value(), leaf.axes, mesh))
     params = jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     shapes = jax.eval_shape(lambda: weights.create(config).streaming_state(rows))
-    axes = dataclasses.replace(MEMORY_AXES, layers=(LAYER_AXES,) * config.num_layers)
+    axes = state_axes(config.memory, config.num_layers)
     state = sharding.with_shardings(shapes, sharding.shardings(axes, shapes, mesh))
     return graphdef, params, state, {"weights": _held(params), "memories": _held(state)}
 

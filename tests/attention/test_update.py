@@ -1,10 +1,10 @@
-"""One update of FAM, beside the paper's three lines in NumPy."""
+"""One FAM update, next to the paper's three lines in NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from famjax.attention.block_step import At, block_step
+from famjax.attention.block_step import At, Carried, block_step
 from famjax.nn.layer import Layer
 from tests import reference, tiny
 
@@ -26,7 +26,7 @@ def test_one_update(updates: int) -> None:
 
     at = At(jnp.array([updates]), jnp.array([updates]))
     layer = Layer(config, config.layer(0), weights)
-    _, found, _ = block_step(layer, jnp.asarray(x[None]), jnp.asarray(fam[None, None]), (), at)
+    _, found, _ = block_step(layer, jnp.asarray(x[None]), Carried(jnp.asarray(fam[None, None]), {}), (), at)
 
     w = reference.as_float64(weights)
     norm = lambda x, name: x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * w[name]["scale"]
@@ -39,4 +39,4 @@ def test_one_update(updates: int) -> None:
     h, ff = norm(af, "ff_norm"), w["feed_forward"]
     expected = (h @ ff["gate"] / (1 + np.exp(-(h @ ff["gate"]))) * (h @ ff["up"])) @ ff["down"] + af
 
-    tiny.assert_close(found[0, 0], expected)
+    tiny.assert_close(found.fam[0, 0], expected)

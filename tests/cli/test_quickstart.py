@@ -9,6 +9,12 @@ from famjax.cli import quickstart, side_by_side
 from famjax.cli.main import main
 
 
+@pytest.fixture(autouse=True)
+def nothing_shipped(monkeypatch):
+    """`tests/infer/test_shipped.py` has the model that the quickstart shows first."""
+    monkeypatch.setattr(quickstart, "_show_shipped", lambda model_dir: None)
+
+
 def test_a_failed_training_is_told_with_its_last_words(tmp_path, monkeypatch, capfd):
     """The other training is ended, the exit code is 1, the line names the model, the reason and the log."""
     original = side_by_side.job
@@ -46,6 +52,7 @@ def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
         (["--twins", "0,x"], "such as 0,1,2"),
         (["--twins", "1,1"], "each once"),
         (["--output", __file__], "is a file"),
+        (["--no-training", "--texts", "x"], "leave --texts away"),
         (["--stpes", "3"], "--steps"),
     ],
 )

@@ -24,7 +24,7 @@ from tests import slow, tiny
 from tests.infer.test_decode import CONFIGS, NEW, make, model_of, read
 
 
-@pytest.mark.parametrize("name", slow.but(["fam", "bswa"], "bswa"))
+@pytest.mark.parametrize("name", slow.but(["fam", "bswa", "infini", "deltanet"], "bswa", "infini"))
 def test_saved_and_restored_at_any_point(name: str, tmp_path: Path) -> None:
     """Put away after each token of a prompt and of an answer, in the middle of blocks: the same tokens."""
     config, sampling = CONFIGS[name], Sampling(temperature=1.0, repetition_penalty=1.3)
@@ -62,7 +62,7 @@ def saved(folder: Path, config: ModelConfig, seed: int = 0) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["fam", "bswa", "fam-no-segments"])
+@pytest.mark.parametrize("name", ["fam", "bswa", "fam-no-segments", "sinks", "deltanet"])
 def test_every_bit_survives(name: str, dtype: str, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIGS[name], dtype=dtype)
     path, rows = saved(tmp_path, config)
@@ -124,6 +124,20 @@ def test_how_a_model_is_computed_does_not_matter(tmp_path: Path) -> None:
     other = tiny.config(scan_layers=False, remat="full", random_state_passing=0.1)
     session.restore(session.read_file(path), model_of(other))
     session.restore(session.read_file(path), unstacked(model_of(tiny.config())))
+
+
+def test_files_from_before_other_memories_were_known(tmp_path: Path) -> None:
+    """A session of FAM that names no kind of memory continues; with another kind it is refused."""
+    path, _ = saved(tmp_path, CONFIGS["fam"])
+    file = session.read_file(path)
+    memory = json.loads(file.metadata["memory"])
+    for name in ("kind", "sinks", "infini_delta"):
+        del memory[name]
+    path.write_bytes(safetensors.numpy.save(file.tensors, metadata=file.metadata | {"memory": json.dumps(memory)}))
+    session.restore(session.read_file(path), model_of(CONFIGS["fam"]))
+    bswa, _ = saved(tmp_path, tiny.config(fam_length=0))
+    with pytest.raises(ConfigError, match="made with kind fam, the model has sinks"):
+        session.check_memory(session.read_file(bswa), tiny.config(kind="sinks", fam_length=0))
 
 
 def test_metadata_tells_what_a_file_is(tmp_path: Path) -> None:

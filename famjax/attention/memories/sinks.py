@@ -1,0 +1,51 @@
+"""Attention sinks (StreamingLLM, arXiv 2309.17453): the keys and values of a document's first tokens stay.
+
+A model that was trained on whole texts puts much of its attention on the first tokens, whatever they say. A window
+that has lost them breaks it; with them it reads on. Nothing is learned, and nothing else of the past is kept.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from famjax.attention.attend import Source
+from famjax.attention.layer_weights import LayerWeights
+from famjax.attention.memories.base import Axes, Memory, State
+from famjax.dims import Array, Int, KeysValues
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinks(Memory):
+    """State: `sink_k`, `sink_v` [B, K, n, H], the first n = `sinks` tokens of block 0, rotated by their offsets.
+
+    While block 0 is in the window its tokens are seen there. Afterwards the sinks stand right before the window
+    (positions are those of the cache, section 3.2 of the paper):
+
+        S = 4, M = 1, n = 2:    sinks at -6, -5    segment at -4 .. -1    block at 0 .. 3
+    """
+
+    @property
+    def axes(self) -> dict[str, Axes]:
+        """See `Memory`."""
+        return dict.fromkeys(("sink_k", "sink_v"), ("batch", "kv_heads", None, "head_dim"))
+
+    def start(self, layer: LayerWeights, batch: int, dtype: Any) -> State:
+        """Zeros, which nobody sees before block 0 has left the window."""
+        K, H = layer.key_shape
+        empty = jnp.zeros((batch, K, layer.memory.sinks, H), dtype)
+        return {"sink_k": empty, "sink_v": empty}
+
+    def sources(self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"]) -> list[Source]:
+        """The sinks, once block 0 is out of reach."""
+        config = layer.memory
+        visible = (blocks_before > config.memory_segments)[:, None, None, None, None]
+        distance = config.memory_segments * config.block_size + config.sinks
+        return [Source(state["sink_k"], state["sink_v"], visible, distance)]
+
+    def full(self, layer: LayerWeights, state: State, kv: KeysValues, blocks_before: Int[Array, "B"]) -> State:
+        """Block 0 leaves its first tokens."""
+        is_first = (blocks_before == 0)[:, None, None, None]
+        first = (x[:, :, : layer.memory.sinks] for x in kv)
+        kept = zip(("sink_k", "sink_v"), first, strict=True)
+        return {name: jnp.where(is_first, x.astype(state[name].dtype), state[name]) for name, x in kept}

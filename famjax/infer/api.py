@@ -1,0 +1,264 @@
+"""`famjax.load`, `famjax.score` and `famjax.generate`: what the verbs of these names do, from Python.
+
+The package's top level hands these functions out and imports this module at their first use.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple, TypeAlias, overload
+
+import numpy as np
+
+from famjax.config import ConfigError, InferConfig, ModelConfig
+from famjax.infer import load as loading
+from famjax.infer import session as sessions
+from famjax.infer.answers import Answer, answer_side_by_side, read_side_by_side, stream
+from famjax.infer.codec import Codec
+from famjax.infer.prefill import prefill
+from famjax.infer.scoring import score_in_batches
+from famjax.infer.session import Session
+from famjax.infer.settings import Sampling
+from famjax.nn.model import Transformer
+
+CHUNK_BYTES = 2**16
+# A text; its bytes; or a file opened in binary mode, which is read in chunks.
+Prompt: TypeAlias = str | bytes | IO[bytes]
+Document: TypeAlias = str | Sequence[int] | np.ndarray
+
+
+class LoadedModel:
+    """A model directory in memory: the model, and the tokenizer for text.
+
+    Attributes:
+      model_dir: where it was loaded from.
+      model: the weights and the functions of the network (`famjax/nn/model.py`).
+    """
+
+    def __init__(self, model: Transformer, model_dir: str | Path):
+        self.model, self.model_dir = model, Path(model_dir)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The settings of the model, with the memory settings that `load` was given."""
+        return self.model.config
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """Text to tokens and back. Raises `ConfigError` if the directory has no tokenizer that fits the model."""
+        return Codec(self.model_dir, self.config.vocab_size)
+
+    def save_session(self, path: str | Path, session: Session) -> None:
+        """Writes the memory of a text to a file; `load_session` or `famjax generate --state-in` continues from it."""
+        sessions.save(path, session, self.model)
+
+    def load_session(self, path: str | Path) -> Session:
+        """Returns the session of a file. Raises `ConfigError` if another model or other memory settings wrote it."""
+        return sessions.restore(sessions.read_file(path), self.model)
+
+
+class Score(NamedTuple):
+    """The log probabilities of a document.
+
+    Attributes:
+      logprobs: float32 [n - 1], natural-log probability of tokens 1..n-1, each given all tokens before it.
+      tokens: n, the number of tokens.
+    """
+
+    logprobs: np.ndarray
+    tokens: int
+
+    @property
+    def sum(self) -> float:
+        """The log probability of the document given its first token."""
+        return math.fsum(self.logprobs.tolist())
+
+
+def load(
+    model_dir: str | Path, *, mesh: Mapping[str, int] | None = None, dtype: str | None = None, **memory: int | None
+) -> LoadedModel:
+    """Loads a model directory that `famjax train` or `famjax import-hf` wrote.
+
+    Args:
+      model_dir: the directory, or one of its checkpoints: `runs/fam/checkpoints/400`.
+      mesh: devices along `data`, `fsdp` and `tensor`; None is one device.
+      dtype: compute dtype, `float32` or `bfloat16`; None is the model's own, or float32 instead of bfloat16 on a CPU.
+      **memory: `block_size`, `memory_segments` or `fam_length` replace the model's own; `fam_length=0` switches
+        FAM off.
+
+    Raises:
+      ConfigError: there is no such model, or the settings do not fit it.
+
+    Example:
+      >>> model = famjax.load("runs/fam")
+      >>> model.config.memory.fam_length
+      8
+    """
+    return LoadedModel(loading.load(model_dir, mesh, dtype, **memory), model_dir)
+
+
+def score(
+    model: LoadedModel, documents: Sequence[Document], *, streaming: bool = False,
+    batch_size: int = InferConfig.batch_size, on_tokens: Callable[[int], None] | None = None,
+) -> list[Score]:  # fmt: skip
+    """Returns the log probability of every token of some documents, as `famjax score` does.
+
+    Args:
+      model: from `famjax.load`.
+      documents: texts or sequences of token ids, at least one token each.
+      streaming: read block by block, in memory that does not grow with the documents. The numbers are equal up to
+        float32 rounding.
+      batch_size: upper bound on the documents side by side.
+      on_tokens: called with the number of tokens of each batch, for a progress bar.
+
+    Raises:
+      ConfigError: a document is empty or has a token outside the vocabulary; the weights give NaN.
+
+    Example:
+      >>> [found] = famjax.score(model, ["Once upon a time"])
+      >>> found.tokens, found.logprobs.shape
+      (16, (15,))
+    """
+    if isinstance(documents, str):
+        raise ConfigError("documents is one text; give famjax.score a list of texts or of token ids")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    ids = [_ids(model, document, f"document {number}") for number, document in enumerate(documents, start=1)]
+    scores: list[Score | None] = [None] * len(ids)
+    for index, logprobs in score_in_batches(model.model, ids, batch_size, streaming, on_tokens):
+        if not np.isfinite(logprobs).all():
+            raise ConfigError(f"document {index + 1} has non-finite log probabilities; check the weights")
+        scores[index] = Score(np.array(logprobs), len(ids[index]))
+    return [one for one in scores if one is not None]
+
+
+@overload
+def generate(
+    model: LoadedModel, prompt: Prompt, max_tokens: int = ..., *, session: Session | None = ...,
+    temperature: float = ..., top_k: int = ..., top_p: float = ..., repetition_penalty: float = ..., seed: int = ...,
+    stop: Sequence[str] = ..., on_text: Callable[[str], None] | None = ...,
+) -> Answer: ...  # fmt: skip
+@overload
+def generate(
+    model: LoadedModel, prompt: list[str], max_tokens: int = ..., *, session: Session | None = ...,
+    temperature: float = ..., top_k: int = ..., top_p: float = ..., repetition_penalty: float = ..., seed: int = ...,
+    stop: Sequence[str] = ..., on_text: None = ...,
+) -> list[Answer]: ...  # fmt: skip
+def generate(
+    model: LoadedModel, prompt: Prompt | list[str], max_tokens: int = InferConfig.max_tokens, *,
+    session: Session | None = None, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
+    repetition_penalty: float = 1.0, seed: int = 0, stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
+) -> Answer | list[Answer]:  # fmt: skip
+    """Reads a prompt of any length in constant memory and generates text, as `famjax generate` does.
+
+    Args:
+      model: from `famjax.load`.
+      prompt: a text, its bytes, or a file opened in binary mode, which is read in chunks; or a list of texts, which
+        are answered side by side, each as if it were alone. With a session it may be empty.
+      max_tokens: upper bound on the generated tokens; 0 only reads.
+      session: the text so far, from `Answer.session` or `LoadedModel.load_session`; it stays valid. None starts afresh.
+      temperature: 0 takes the most probable token; sampling divides the logits by it.
+      top_k, top_p, repetition_penalty: see `famjax.infer.settings.Sampling`.
+      seed: 0..2^32-1; equal seeds give equal texts.
+      stop: texts that end an answer; they are not part of it.
+      on_text: called with each piece of text as it is generated. One prompt only.
+
+    Returns:
+      An `Answer`: text, token ids, `finish` (`stop` or `length`) and the session to continue from. For a list of
+      prompts a list of them, whose sessions are None.
+
+    Raises:
+      ConfigError: a setting that cannot work, an empty prompt without a session, or a tokenizer that does not fit.
+
+    Example:
+      >>> with open("book.txt", "rb") as book:
+      ...     read = famjax.generate(model, book, max_tokens=0)
+      >>> famjax.generate(model, "Who did it?", 20, session=read.session).text
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    _check(sampling, max_tokens, seed, stop)
+    stops = list(stop)
+    model.codec.token_stops(stops)
+    # A copy, since prefill and decoding donate what they are given.
+    start = sessions.start(model.model) if session is None else sessions.join_rows([session])
+    if not isinstance(prompt, list):
+        return _one(model, _pieces(prompt), start, session is None, max_tokens, sampling, seed, stops, on_text)
+    _check_prompts(prompt, session is None, on_text)
+    if not prompt:
+        return []
+    after = read_side_by_side(model.model, model.codec, start, prompt, fresh=session is None)
+    found = answer_side_by_side(model.model, model.codec, after, len(prompt), max_tokens, sampling, seed=seed,
+                                stops=stops)  # fmt: skip
+    return [answer for (answer,) in found]
+
+
+def _one(
+    model: LoadedModel, pieces: Iterator[bytes], session: Session, fresh: bool, max_tokens: int, sampling: Sampling,
+    seed: int, stops: list[str], on_text: Callable[[str], None] | None,
+) -> Answer:  # fmt: skip
+    first = next(pieces, b"")
+    if fresh and not first:
+        raise ConfigError("the prompt is empty: give it a character, or a session to continue from")
+    chunks = model.codec.chunks(_chain(first, pieces), fresh)
+    session = prefill(model.model, session, [chunks])
+    before, tokens, stopped = np.asarray(session.recent[0]), [], False
+    for piece in stream(model.model, model.codec, session, max_tokens, sampling, seed=seed, stops=stops, exact=True):
+        session, stopped = piece.session, stopped or bool(piece.stopped[0])
+        tokens += piece.tokens[0].tolist()
+        if on_text is not None and piece.texts[0]:
+            on_text(piece.texts[0])
+    text, ids, ended = model.codec.answer(tokens, stopped, stops, before)
+    return Answer(text, ids, "stop" if ended else "length", session)
+
+
+def _pieces(prompt: Prompt) -> Iterator[bytes]:
+    if isinstance(prompt, (str, bytes)):
+        yield prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else prompt
+        return
+    while piece := prompt.read(CHUNK_BYTES):
+        if not isinstance(piece, bytes):
+            raise ConfigError('the prompt is a file opened in text mode; open it with open(path, "rb")')
+        yield piece
+
+
+def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    if first:
+        yield first
+    yield from rest
+
+
+def _ids(model: LoadedModel, document: Document, what: str) -> np.ndarray:
+    if isinstance(document, str):
+        tokens = model.codec.encode(document)
+    else:
+        tokens = np.asarray(document)
+        if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
+            raise ConfigError(f"{what} is neither a text nor a sequence of token ids")
+        outside = tokens[(tokens < 0) | (tokens >= model.config.vocab_size)]
+        if outside.size:
+            raise ConfigError(f"{what}: token {outside[0]} is outside the vocabulary 0..{model.config.vocab_size - 1}")
+    if not len(tokens):
+        raise ConfigError(f"{what} is empty; leave it out or give it a token")
+    return tokens.astype(np.int32)
+
+
+def _check(sampling: Sampling, max_tokens: int, seed: int, stop: Sequence[str]) -> None:
+    sampling.validate()
+    if max_tokens < 0:
+        raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 0")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}; it must be at least 0 and below 2^32")
+    if isinstance(stop, str):
+        raise ConfigError(f'stop is the text {stop!r}; give a list of texts, ["{stop}"]')
+
+
+def _check_prompts(prompts: list[str], fresh: bool, on_text: Callable[[str], None] | None) -> None:
+    for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompt {number} is not a text; a list of prompts has texts only")
+        if fresh and not prompt:
+            raise ConfigError(f"prompt {number} is empty: give it a character, or a session to continue from")
+    if on_text is not None:
+        raise ConfigError("on_text is for one prompt; prompts that are answered side by side come all at once")

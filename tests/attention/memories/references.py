@@ -1,0 +1,90 @@
+"""Other memories than FAM in float64 NumPy, token by token: what `tests/reference.py` is to FAM.
+
+Each function reads one document through one layer, as `reference.read_document` does: absolute positions, keys gathered
+one by one, no state but Python lists.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tests.reference import Layer, norm
+
+Read = Callable[..., tuple[list[np.ndarray], list[np.ndarray]]]
+
+
+def window(layer: Layer, x: list[np.ndarray], t: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Keys and values that token t sees in its window."""
+    memory = layer.config.memory
+    begin = t // memory.block_size * memory.block_size
+    first = max(0, begin - memory.memory_segments * memory.block_size)
+    return [layer.key_value(x[seen], seen) for seen in range(first, t + 1)]
+
+
+def sinks(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """StreamingLLM: the first n tokens stay, right before the window, once block 0 has left it."""
+    memory, out = layer.config.memory, []
+    n, S, M = memory.sinks, memory.block_size, memory.memory_segments
+    for t, token in enumerate(x):
+        pairs = window(layer, x, t)
+        oldest = (t // S - M) * S  # the first token of the window
+        if oldest > 0:
+            pairs = [layer.key_value(x[j], oldest - n + j) for j in range(n)] + pairs
+        out.append(layer.feed_forward(layer.attend(layer.query(token, t), pairs) + token, token))
+    return out, []
+
+
+def infini(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Infini-attention, equations 3 to 10: retrieve from the segments before, then update."""
+    config, memory, out = layer.config, layer.config.memory, []
+    S, H, group = memory.block_size, config.head_dim, config.num_heads // config.num_kv_heads
+    phi = lambda a: np.where(a > 0, a + 1, np.exp(np.minimum(a, 0)))
+    open_by = 1 / (1 + np.exp(-layer.weights["memory"]["gate"]))
+    matrix, z = np.zeros((config.num_kv_heads, H, H)), np.zeros((config.num_kv_heads, H))
+    for begin in range(0, len(x), S):
+        block = range(begin, min(begin + S, len(x)))
+        for t in block:
+            heads = layer.heads(layer.query(x[t], t), window(layer, x, t))
+            # A query or key at position 0 is not rotated.
+            query = phi(layer.query(x[t], 0))
+            for n, a_dot in enumerate(heads):
+                k = n // group
+                a_mem = query[n] @ matrix[k] / (query[n] @ z[k]) if begin else np.zeros(H)
+                heads[n] = open_by[n] * a_mem + (1 - open_by[n]) * a_dot
+            out.append(layer.feed_forward(layer.project(heads) + x[t], x[t]))
+        if len(block) == S:
+            old, old_z = matrix.copy(), z.copy()
+            for t in block:
+                key, value = layer.key_value(x[t], 0)
+                for k in range(config.num_kv_heads):
+                    f = phi(key[k])
+                    there = f @ old[k] / (f @ old_z[k]) if begin and memory.infini_delta else np.zeros(H)
+                    matrix[k] += np.outer(f, value[k] - there)
+                    z[k] += f
+    return out, []
+
+
+def deltanet(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The gated delta rule, equation 10 of Gated DeltaNet, token by token: S is [values, keys] as in the paper."""
+    config, w, out = layer.config, layer.weights["memory"], []
+    H, group = config.head_dim, config.num_heads // config.num_kv_heads
+    unit = lambda a: a / np.sqrt((a * a).sum() + 1e-6)
+    states = [np.zeros((H, H)) for _ in range(config.num_kv_heads)]
+    for t, token in enumerate(x):
+        heads = layer.heads(layer.query(token, t), window(layer, x, t))
+        query, (key, value) = layer.query(token, 0), layer.key_value(token, 0)
+        normed = norm(config, token, layer.weights["attention_norm"]["scale"])
+        for n in range(config.num_kv_heads):
+            step = np.log1p(np.exp(normed @ w["alpha"][:, n] + w["bias"][n]))
+            alpha, beta = np.exp(-np.exp(w["rate"][n]) * step), 1 / (1 + np.exp(-normed @ w["beta"][:, n]))
+            k = unit(key[n])
+            erase = np.eye(H) - beta * np.outer(k, k)
+            states[n] = alpha * states[n] @ erase + beta * np.outer(value[n], k)
+        for n in range(config.num_heads):
+            o = states[n // group] @ unit(query[n])
+            heads[n] = heads[n] + w["gate"][n] * o / np.sqrt((o * o).mean() + 1e-5)
+        out.append(layer.feed_forward(layer.project(heads) + token, token))
+    return out, []
+
+
+READ: dict[str, Read] = {"sinks": sinks, "infini": infini, "deltanet": deltanet}

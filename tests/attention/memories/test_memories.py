@@ -1,0 +1,208 @@
+"""What every memory beside the window promises: its paper's equations, however a text is cut, and nothing else."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from famjax.attention import memories
+from famjax.config import MEMORY_KINDS, ModelConfig
+from tests import reference, tiny
+from tests.attention.memories.references import READ
+
+LENGTH, ROWS = 22, 4
+CASES = {
+    "sinks": tiny.config(kind="sinks", fam_length=0, sinks=3, num_heads=4),
+    "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0, num_heads=4),
+    "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, num_heads=4, head_dim=8),
+}
+# Cases that say the same once more.
+MORE = {
+    "sinks-segments0": tiny.config(kind="sinks", fam_length=0, memory_segments=0, sinks=2),
+    "infini-linear-qk_norm": tiny.config(kind="infini", fam_length=0, infini_delta=False, qk_norm=True),
+    "deltanet-segments1": tiny.config(kind="deltanet", fam_length=0, head_dim=8),
+}
+every_case = pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+CASES |= MORE
+
+
+def test_every_kind_is_configured_and_tested() -> None:
+    """A kind is in the registry, in the configuration, and among the cases of this file."""
+    assert tuple(memories.KINDS) == MEMORY_KINDS
+    assert {config.memory.kind for config in CASES.values()} == set(READ) == set(MEMORY_KINDS) - {"fam"}
+
+
+def whole(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = None) -> Any:
+    counts = [LENGTH] * ROWS if counts is None else counts
+    return tiny.whole(config, params, tokens, count_B=np.asarray(counts, np.int32))
+
+
+def stream(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = None) -> Any:
+    return tiny.stream(config, params, tokens, counts_B=counts)
+
+
+def slow(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
+    return reference.run(config, params, tokens, read=READ[config.memory.kind]).hidden_TD
+
+
+@every_case
+def test_against_the_reference(name: str) -> None:
+    """Outputs are the paper's; and the memory matters: without it they are others."""
+    config = CASES[name]
+    for seed in range(2):
+        params, tokens = tiny.parameters(config, seed), tiny.tokens(config, ROWS, LENGTH, seed)
+        hidden, _ = whole(config, params, tokens)
+        for row, found in zip(tokens[:2], hidden, strict=False):
+            tiny.assert_close(found, slow(config, params, row))
+    bswa = {path: part for path, part in params["layers"].items() if path != "memory"}
+    without, _ = whole(tiny.with_memory(config, kind="fam"), params | {"layers": bswa}, tokens)
+    assert np.abs(np.asarray(without)[:, -4:] - np.asarray(hidden)[:, -4:]).max() > 1e-2
+
+
+@every_case
+@pytest.mark.parametrize("width", [1, 4])
+def test_streaming_equals_whole(name: str, width: int) -> None:
+    """Block by block, token by token, and in random pieces: the same outputs and the same memory."""
+    config = CASES[name]
+    params, tokens = tiny.parameters(config), tiny.tokens(config, ROWS, LENGTH)
+    hidden, state = whole(config, params, tokens)
+    for sizes in (None, np.random.default_rng(0)):
+        streamed, after = tiny.stream(config, params, tokens, sizes=sizes, width=width)
+        tiny.assert_close(streamed, hidden)
+        tiny.assert_same_memory(config, after, state)
+
+
+@every_case
+def test_whole_and_streaming_continue_whole(name: str) -> None:
+    """A text that is cut at any place, at block edges or within blocks, continues from the memory alone."""
+    config = CASES[name]
+    params, tokens = tiny.parameters(config, 3), tiny.tokens(config, ROWS, LENGTH, 3)
+    hidden, state = whole(config, params, tokens)
+    for cuts, order in ((np.array([0, 4, 12, 16]), tiny.whole), (np.array([0, 1, 7, 20]), tiny.stream)):
+        _, before = whole(config, params, tokens, cuts)
+        rest = np.stack([np.roll(row, -cut) for row, cut in zip(tokens, cuts, strict=True)])
+        counts: dict[str, Any] = {"count_B" if order is tiny.whole else "counts_B": (LENGTH - cuts).astype(np.int32)}
+        later, after = order(config, params, rest, before, **counts)
+        for b, cut in enumerate(cuts):
+            tiny.assert_close(later[b, : LENGTH - cut], hidden[b, cut:])
+        tiny.assert_same_memory(config, after, state)
+
+
+@every_case
+@pytest.mark.parametrize("order", [whole, stream])
+def test_no_token_sees_the_future(name: str, order: Any) -> None:
+    """Changing token t changes no output before t, bit for bit, and changes the output at t."""
+    config = CASES[name]
+    params, tokens = tiny.parameters(config), np.repeat(tiny.tokens(config, 1, LENGTH), ROWS, axis=0)
+    before, _ = order(config, params, tokens)
+    for first in range(0, LENGTH - ROWS + 1, ROWS):
+        changed = tokens.copy()
+        for b in range(ROWS):
+            changed[b, first + b] = (changed[b, first + b] + 1) % config.vocab_size
+        after, _ = order(config, params, changed)
+        for b, t in enumerate(range(first, first + ROWS)):
+            np.testing.assert_array_equal(after[b, :t], before[b, :t])
+            assert np.abs(after[b, t] - before[b, t]).max() > 1e-3
+
+
+@every_case
+@pytest.mark.parametrize("order", [whole, stream])
+def test_padding_changes_nothing(name: str, order: Any) -> None:
+    """What stands after a row's last real token changes neither its outputs nor its memory; nor do other rows."""
+    config, counts = CASES[name], [0, 3, 8, 17]
+    params, tokens = tiny.parameters(config), tiny.tokens(config, ROWS, LENGTH)
+    other = tiny.tokens(config, ROWS, LENGTH, seed=1)
+    for b, count in enumerate(counts):
+        other[b, :count] = tokens[b, :count]
+    before, memory_before = order(config, params, tokens, counts)
+    after, memory_after = order(config, params, other, counts)
+    for b, count in enumerate(counts):
+        np.testing.assert_array_equal(after[b, :count], before[b, :count])
+    for one, two in zip(tiny.visible(config, memory_after), tiny.visible(config, memory_before), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@every_case
+def test_a_document_starts_with_an_empty_memory(name: str) -> None:
+    """Documents that start within a row, after padding, read as they do alone, whatever the row held before; the
+    memory afterwards is the last document's, or that of the kept blocks."""
+    config = CASES[name]
+    params, rng = tiny.parameters(config, 1), np.random.default_rng(1)
+    tokens, starts, documents = tiny.tokens(config, ROWS, LENGTH), np.zeros((ROWS, 6), bool), []
+    for b, (at, length) in enumerate(((0, 22), (4, 18), (8, 13), (16, 3))):
+        document = rng.integers(0, config.vocab_size, length).astype(np.int32)
+        tokens[b, at : at + length], starts[b, at // 4] = document, True
+        documents.append((at, document))
+    counts = np.array([at + len(document) for at, document in documents], np.int32)
+    _, held = whole(config, params, tiny.tokens(config, ROWS, LENGTH, 9), [12, 8, 20, 4])
+    hidden, state = tiny.whole(config, params, tokens, held, count_B=counts, starts_BN=starts)
+    alone = np.zeros_like(tokens)
+    for b, (at, document) in enumerate(documents):
+        tiny.assert_close(hidden[b, at : at + len(document)], slow(config, params, document))
+        alone[b, : len(document)] = document
+    _, wanted = whole(config, params, alone, [len(document) for _, document in documents])
+    tiny.assert_same_memory(config, state, wanted)
+    kept = np.array([3, 2, 4, 9], np.int32)
+    _, state = tiny.whole(config, params, tokens, held, count_B=counts, starts_BN=starts, kept_B=kept)
+    _, wanted = tiny.whole(config, params, tokens, held, count_B=np.minimum(counts, kept * 4), starts_BN=starts)
+    tiny.assert_same_memory(config, state, wanted)
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+TEXT = tiny.tokens(tiny.config(), 2, 12, 4)  # three blocks
+
+
+def loss_of(hidden: Any, state: Any) -> Any:
+    """A number in which every output and every number of the final memory has a say."""
+    share = lambda x: (x * np.random.default_rng(x.size).normal(size=x.shape)).sum()
+    return share(hidden) + sum(map(share, jax.tree.leaves(state.layers.beside)))
+
+
+def layer_major(config: ModelConfig, params: dict) -> Any:
+    return loss_of(*tiny.whole_untraced(config, params, TEXT))
+
+
+def block_major(config: ModelConfig, params: dict) -> Any:
+    model = tiny.build(config, params)
+    step = lambda state, block: model.read(block, state)[::-1]
+    state, hidden = jax.lax.scan(step, model.initial_state(2), jnp.asarray(TEXT.reshape(2, 3, 4).transpose(1, 0, 2)))
+    return loss_of(hidden.transpose(1, 0, 2, 3).reshape(2, 12, -1), state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=tiny.COMPILE_FAST)
+def gradient(order: Any, config: ModelConfig, params: dict) -> tuple[Any, Any]:
+    return jax.value_and_grad(lambda p: order(config, p))(params)
+
+
+@every_case
+def test_gradients(name: str) -> None:
+    """Layer-major, block by block recomputed, and block-major have one gradient, of every weight; along a random
+    direction it is the slope of the reference."""
+    config = CASES[name]
+    params = tiny.parameters(config)
+    _, grads = gradient(layer_major, config, params)
+    for order, other in ((layer_major, tiny.with_model(config, remat="full")), (block_major, config)):
+        _, others = gradient(order, other, params)
+        for (path, one), two in zip(jax.tree.leaves_with_path(others), jax.tree.leaves(grads), strict=True):
+            assert np.abs(two).max() > 0, path
+            tiny.assert_close(one, two)
+
+    def of_outputs(p: dict) -> Any:
+        return (tiny.whole_untraced(config, p, TEXT)[0] * np.cos(np.arange(2 * 12 * 12)).reshape(2, 12, 12)).sum()
+
+    def slow_loss(step: float) -> Any:
+        moved = jax.tree.map(lambda p, d: np.asarray(p, np.float64) + step * d, params, direction)
+        hidden = np.stack([slow(config, moved, row) for row in TEXT])
+        return (hidden * np.cos(np.arange(hidden.size)).reshape(hidden.shape)).sum()
+
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
+    grads = jax.jit(jax.grad(of_outputs), compiler_options=tiny.COMPILE_FAST)(params)
+    slope = (slow_loss(1e-5) - slow_loss(-1e-5)) / 2e-5
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+    parts = np.concatenate([(np.asarray(g, np.float64) * d).ravel() for g, d in pairs])
+    assert abs(parts.sum() - slope) <= 2 * tiny.RELATIVE * np.abs(parts).sum()
