@@ -163,14 +163,14 @@ def _check_serving(args: argparse.Namespace) -> None:
     if args.peers or args.gin_files or args.prefill or args.questions:
         raise ConfigError("famjax bench serve measures the Llama of --llama; other servers are named with --url")
     if min(args.clients) < 1:
-        raise ConfigError(f"--clients {min(args.clients)} asks nothing; give 1 or more")
+        raise ConfigError(f"--clients {min(args.clients)} is too few; it must be at least 1")
     if bool(args.url) != bool(args.served):
-        raise ConfigError("--url and --served go together: another server, and the name of its model")
+        raise ConfigError("--url and --served go together; add the missing one")
     check_installed()
 
 
 def _serving(args: argparse.Namespace, tell: Callable[..., None]) -> list[dict[str, Any]]:
-    """Our server with and without a batch, then the other one, one after the other."""
+    """Measures famjax serve with and without batching, then the server of --url."""
     from famjax.bench import inference
     from famjax.infer.load import load
     from famjax.serve.load_test import Target, over_clients
@@ -193,7 +193,7 @@ def _serving(args: argparse.Namespace, tell: Callable[..., None]) -> list[dict[s
 
 
 def _imported_llama(args: argparse.Namespace, folder: Path) -> Path:
-    """A model directory of the Llama of --llama, in a folder where `theirs` is what transformers loads."""
+    """Writes the Llama of --llama to `folder/theirs`, imports it, and returns the model directory."""
     from famjax.bench import inference
     from famjax.cli.main import main
 

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_shipped(model_dir: Path) -> None:
-    """Evaluates the trained model that comes with famjax, and says what else can be done with it."""
+    """Evaluates the shipped model, and prints how to inspect it."""
     from famjax.evals.run import run as evaluate
     from famjax.infer.shipped import unpack
     from famjax.process.compilation_cache import enable

@@ -97,7 +97,7 @@ def generate(
 
 
 def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
-    """int32 [number, longest], each sequence at the right, -1 before it."""
+    """Returns the stop sequences as int32 [number, longest], right-aligned and padded with -1."""
     longest = max(map(len, stops), default=1)
     if longest > RECENT or not all(map(len, stops)):
         raise ValueError(f"a stop sequence has 1 to {RECENT} tokens, not {[len(stop) for stop in stops]}")
@@ -110,7 +110,7 @@ def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
 def _ends_with(
     recent: Int[Array, "B _N"], made: Int[Array, "B"], stop_array: Int[Array, "*B _n _longest"]
 ) -> Bool[Array, "B"]:  # fmt: skip
-    """Rows whose last tokens, all of them made and not read, are a stop sequence; one of -1 alone never is."""
+    """Returns the rows whose last tokens, all of them generated, are a stop sequence. Pure padding never matches."""
     tail = recent[:, None, -stop_array.shape[-1] :]
     same = ((stop_array == tail) | (stop_array < 0)).all(axis=-1)
     length = (stop_array >= 0).sum(axis=-1)
@@ -125,7 +125,7 @@ def _decode(
     before_B: Int[Array, "B"], stop_array: Int[Array, "_n _longest"], seed: Int[Array, ""], sample_B: Int[Array, "B"],
     sampling: Sampling, room: int,
 ) -> tuple[Int[Array, "B {room}"], Int[Array, "B"], Bool[Array, "B"], Session]:  # fmt: skip
-    """Up to `limit_B` (at most `room`) tokens for each row: the tokens, how many, whether stopped, session."""
+    """Decodes up to `limit_B` (at most `room`) tokens for each row: tokens, their number, whether stopped, session."""
 
     def draw(logits_BV: Array, recent: Array, position_B: Array) -> tuple[Array, tuple[()]]:
         return sample(logits_BV, recent, row_keys(seed, sample_B, position_B), sampling), ()
@@ -136,8 +136,8 @@ def _decode(
     return out, count_B, stopped_B, session
 
 
-# (logits [B, V], recent tokens [B, N], positions [B] of the tokens to be drawn) to the tokens [B], and a tree of arrays
-# [B, ...] of what else is wanted of them.
+# Maps (logits [B, V], recent tokens [B, N], positions [B] of the tokens to sample) to the tokens [B], and a tree of
+# further outputs [B, ...].
 Draw: TypeAlias = Callable[[Array, Array, Array], tuple[Array, Tree]]
 
 
@@ -149,15 +149,15 @@ def decode_loop(
 
     Args:
       model: the model.
-      session: where the rows stand.
-      limit_B: tokens of each row, at most, and at most `room`.
-      before_B: tokens that earlier calls made, which a stop sequence may begin in.
-      stop_array: sequences that end a row, each at the right and -1 before it: of all rows, or [B, ...] of each.
-      draw: how tokens are drawn.
-      room: tokens that there is room for.
+      session: the session before.
+      limit_B: maximum tokens per row, at most `room`.
+      before_B: tokens that earlier calls generated, in which a stop sequence may begin.
+      stop_array: stop sequences, right-aligned and padded with -1: for all rows, or [B, ...] for each.
+      draw: samples the tokens.
+      room: size of the output.
 
     Returns:
-      Tokens, what else `draw` gave of them ([B, room, ...]), how many each row got, whether it stopped, the session.
+      Tokens, further outputs of `draw` ([B, room, ...]), number of tokens of each row, whether it stopped, the session.
     """
     rows = np.arange(len(limit_B))
     V, recent = model.config.vocab_size, session.recent
@@ -168,12 +168,12 @@ def decode_loop(
         live = (count_B < limit_B) & ~stopped_B
         hidden, memory = model.read(session.recent[:, -1:], session.memory, live.astype(jnp.int32))
         logits_BV = model.logits(hidden[:, 0])
-        # The pending token has been read, so `position` is that of the token to be drawn.
+        # The pending token has been read, so `position` is that of the token to sample.
         token_B, more = draw(logits_BV, session.recent, memory.position)
         token_B = jnp.where(jnp.isnan(logits_BV).any(axis=-1), NO_NUMBERS, token_B)
         shifted = jnp.concatenate([session.recent[:, 1:], token_B[:, None]], axis=1)
         recent = jnp.where(live[:, None], shifted, session.recent)
-        # A row that is done gets an index outside, where a scatter drops it.
+        # A finished row gets an out-of-range index, which the scatter drops.
         at = jnp.where(live, count_B, room)
         out, extra = jax.tree.map(lambda x, y: x.at[rows, at].set(y, mode="drop"), (out, extra), (token_B, more))
         count_B = count_B + live

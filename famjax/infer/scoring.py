@@ -168,13 +168,13 @@ def score_in_batches(
     model: Transformer, documents: Sequence[np.ndarray], batch_size: int, streaming: bool = False,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
-    """Yields (index of a document, its log probabilities float32 [n - 1]), in the order in which they are done.
+    """Yields (index of a document, its log probabilities float32 [n - 1]) as documents finish.
 
     Args:
       model: the model.
       documents: int32 arrays of any lengths, at least one token each.
-      batch_size: upper bound on the documents side by side.
-      streaming: read block by block, in memory that does not grow with the documents.
+      batch_size: maximum batch size.
+      streaming: stream block by block, in memory that does not grow with the documents.
       on_tokens: called with the number of tokens of each batch or window.
     """
     if streaming:

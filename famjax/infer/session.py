@@ -80,7 +80,7 @@ def repeat_rows(session: Session, times: int) -> Session:
 
 
 def take_row(session: Session, row: int) -> Session:
-    """One of several sessions by itself."""
+    """Returns one row of a session."""
     return _cut_row(session, row)
 
 
@@ -108,7 +108,7 @@ def set_row(memory: MemoryState, row: int | Int[Any, ""], one: MemoryState) -> M
 
 @functools.partial(jax.jit, donate_argnames=("session",))
 def put_row(session: Session, row: int | Int[Any, ""], one: Session) -> Session:
-    """Sessions whose row is `one`, a session of one row. `session` is given away (its arrays are used again)."""
+    """Replaces one row of a session by `one`, a session of one row. `session` is donated."""
     put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0)
     return Session(set_row(session.memory, row, one.memory), put(jnp.asarray(session.recent), jnp.asarray(one.recent)))
 
@@ -138,13 +138,13 @@ class SessionFile(NamedTuple):
 def save(
     path: str | Path, session: Session, model: Transformer, known: Mapping[str, str] | None = None
 ) -> None:  # fmt: skip
-    """Writes a session of one row, whole or not at all: whoever is killed on the way leaves the old file.
+    """Writes a session of one row atomically: a killed save leaves the previous file.
 
     Args:
       path: the file.
-      session: of one row.
-      model: the model that read it.
-      known: its `fingerprints`, which take a look at every weight, if they are at hand.
+      session: session of one row.
+      model: the model of the session.
+      known: the model's `fingerprints` if already computed, which takes a pass over all weights.
     """
     memory = session.memory
     if len(session.recent) != 1:
@@ -200,8 +200,7 @@ _OVERRIDES = ("block_size", "memory_segments", "fam_length")
 
 
 def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | None = None) -> Session:
-    """The session of a file; `known` as for `save`. Raises `ConfigError` where it belongs to another model or is
-    damaged."""
+    """Returns the session of a file; `known` as for `save`. Raises `ConfigError` if it is damaged or another model's."""
     check_memory(file, model.config)
     if file.dtype not in (None, model.config.dtype):
         raise ConfigError(
@@ -244,7 +243,7 @@ def _settings(memory: MemoryConfig) -> dict[str, Any]:
 
 
 def fingerprints(model: Transformer) -> dict[str, str]:
-    """Of the model without its memory, and of what FAM starts from: which of the two differs is worth telling."""
+    """Returns fingerprints of the model without its memory, and of FAM's weights, to report which of them differs."""
     config = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
     is_fam = lambda name: name.startswith("['fam']")
     return {
