@@ -200,7 +200,7 @@ _OVERRIDES = ("block_size", "memory_segments", "fam_length")
 
 
 def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | None = None) -> Session:
-    """Returns the session of a file; `known` as for `save`. Raises `ConfigError` if it is damaged or another model's."""
+    """Returns the session of a file; `known`: see `save`. Raises `ConfigError` if it is damaged or another model's."""
     check_memory(file, model.config)
     if file.dtype not in (None, model.config.dtype):
         raise ConfigError(
