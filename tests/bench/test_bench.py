@@ -111,7 +111,7 @@ def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
 
 
 def test_missing_peers_are_named(monkeypatch, capsys) -> None:
-    """Without torch, `--peers` says what brings it."""
+    """Without torch, `--peers` reports how to install it."""
     monkeypatch.setattr(peers, "PACKAGES", ("no_such_package",))
     assert main(["bench", "--peers"]) == 2
     error = capsys.readouterr().err.strip()

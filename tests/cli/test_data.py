@@ -31,7 +31,7 @@ def streams(path: Path) -> list[str]:
 
 
 def test_a_stream_as_a_person_sees_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Blocks, where documents begin and go on, and counts that are right: 40 bytes make 3 blocks, one of 8."""
+    """Blocks, where documents begin and continue, and correct counts: 40 bytes make 3 blocks, one of 8."""
     (tmp_path / "a.txt").write_text("0123456789abcdef" * 2 + "end\nend.")
     out = shown(capsys, *streams(tmp_path / "*.txt"), "--gin.BATCH_SIZE=1", "--steps", "2", "--width", "0")
     assert "text: rows of 32 tokens in blocks of 16; 1 stream\n" in out
@@ -68,7 +68,7 @@ def test_counting_all_documents(tmp_path: Path, capsys: pytest.CaptureFixture) -
 
 
 def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A mistake deep in the files, where a training would meet it after days."""
+    """An error deep in the files, which training would hit after days."""
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 40 + "oops\n")
     words = ["data", *BASE, *streams(tmp_path / "a.jsonl"), "--gin.BATCH_SIZE=1"]
     assert main([*words, "--check"]) == 2

@@ -102,7 +102,7 @@ def test_lines_equal_single_runs(generate, tmp_path: Path) -> None:
 
 
 def test_stop(generate, tmp_path: Path) -> None:
-    """The text ends before the stop; a line says so; tokens are those of the text."""
+    """The text ends before the stop, `finish` reports it, and tokens are those of the text."""
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"prompt": PROMPT}))
     files = ("--input", source, "--output", output, *SAMPLE)

@@ -1,4 +1,4 @@
-"""gin files and overrides become configurations; what is wrong in them is told in one line."""
+"""gin files and overrides become configurations; errors in them are reported in one line."""
 
 import dataclasses
 import math
@@ -200,7 +200,7 @@ def test_what_people_write_in_place_of_gin(line: str, message: str, end: str, ma
 def test_files_of_other_systems_and_includes_beside_them(
     mark: str, end: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Byte order marks, ends of lines, Windows' separators; an include is also sought beside the including file."""
+    """Byte order marks, line ends, Windows separators; an include is also searched next to the including file."""
     here = tmp_path / "w"
     folder = here if name == "main.gin" else here / "sub"
     (folder / "deep").mkdir(parents=True)
@@ -215,7 +215,7 @@ def test_files_of_other_systems_and_includes_beside_them(
 
 
 def test_two_files_for_one_include(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the including file and on the search path: refused where they differ. Beside another file is nowhere."""
+    """An include next to the including file and on the search path is refused if the two differ."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "base.gin").write_text(BODY)
     (tmp_path / "sub/base.gin").write_text(BODY)
@@ -276,7 +276,7 @@ def test_the_large_fine_tunings_are_valid(size: str, devices: int, rate: float) 
 
 
 def test_an_imported_model_is_its_own_configuration(tmp_path: Path) -> None:
-    """Without a file of gin/models: what model.json says, with LoRA, and the memory's macros where they are set."""
+    """Without a file of gin/models: the model of model.json, with LoRA, and the memory macros that are set."""
     model = ModelConfig(d_model=24, qkv_bias=True, param_dtype="bfloat16", memory=MemoryConfig(8, 2, 3))
     (tmp_path / "model.json").write_text(model.to_json())
     given = ["MODEL_DIR='m'", f"INITIAL_CHECKPOINT_PATH='{tmp_path}'", "MIXTURE_OR_TASK_NAME='passkey'"]
@@ -301,7 +301,7 @@ def test_an_imported_model_is_its_own_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "devices"), [("1b", 16), ("8b", 32), ("24b", 64)])
 def test_the_large_trainings_are_valid(size: str, devices: int) -> None:
-    """They want a directory and a task, and are then ready to run on so many devices."""
+    """They need a directory and a task, and then run on N devices."""
     file = f"gin/experiments/pretrain_{size}.gin"
     with pytest.raises(ConfigError, match="MODEL_DIR must be set"):
         load_train_config([file])

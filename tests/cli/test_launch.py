@@ -1,4 +1,4 @@
-"""What `famjax launch` says before anything starts; tests/launch has each target."""
+"""Errors that `famjax launch` reports before anything starts; tests/launch has each target."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_mistakes_are_one_line(capfd, monkeypatch, words, message):
 
 
 def test_dry_run_shows_each_process(capfd):
-    """With what each is told, quoted for a shell, and when it would be started again."""
+    """The printed commands have each process's variables, quoted for a shell, and the settings of restarts."""
     words = [*LOCAL[:-1], "--gin.MODEL_DIR='it is $HOME'", "--processes", "2", '--gin.MESH={"data": 2}']
     assert launch(*words, "--restarts", "3", "--port", "4711", "--dry-run") == 0
     out = capfd.readouterr().out.splitlines()

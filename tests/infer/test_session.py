@@ -26,7 +26,7 @@ from tests.infer.test_decode import CONFIGS, NEW, make, model_of, read
 
 @pytest.mark.parametrize("name", slow.but(["fam", "bswa", "infini", "deltanet"], "bswa", "infini"))
 def test_saved_and_restored_at_any_point(name: str, tmp_path: Path) -> None:
-    """Put away after each token of a prompt and of an answer, in the middle of blocks: the same tokens."""
+    """Saving after each token of a prompt and of an answer, also within blocks, gives the same tokens."""
     config, sampling = CONFIGS[name], Sampling(temperature=1.0, repetition_penalty=1.3)
     model, text = model_of(config), tiny.tokens(config, 1, 11)[0]
     (desired,), _ = make(model, read(model, [[text]]), NEW, sampling)

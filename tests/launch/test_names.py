@@ -16,7 +16,7 @@ PROJECT_PATH = "projects/my-project-1"
 
 @pytest.mark.parametrize(("place", "end"), list(itertools.product(PLACES, ("", "/", "//", " "))))
 def test_buckets(place: str, end: str) -> None:
-    """However a bucket is written, its name alone is mounted; a folder is part of MODEL_DIR, and is said so."""
+    """Any notation of a bucket gives its name; a folder belongs into MODEL_DIR, which the error says."""
     for name in ("b", "my-bucket", "a.b_c-1", "example.com"):
         assert names.bucket(f"{place}{name}{end}") == name
         with pytest.raises(ConfigError, match=f"--bucket {name} and --gin.MODEL_DIR=\"'/gcs/{name}/runs/a/RUN'\""):
@@ -44,7 +44,7 @@ ZONES = (
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_zones(zone: str) -> None:
-    """In capitals, as a path, with a slash behind; its region is refused, with a zone of it."""
+    """In capitals, as a path, with a trailing slash; a region is refused, with one of its zones suggested."""
     region = zone.rpartition("-")[0]
     for before, change, end in itertools.product(
         ("", "zones/", f"{PROJECT_PATH}/zones/", f"https://www.googleapis.com/compute/v1/{PROJECT_PATH}/zones/"),

@@ -1,4 +1,4 @@
-"""When a job is started again, and when not; programs of a few lines stand in for the training."""
+"""When a job is restarted, and when not; programs of a few lines replace the training."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def quick(monkeypatch):
 
 
 def test_a_finished_training_is_left_alone(tmp_path):
-    """Exit code 0 behind the last step; the same where a program tells no steps at all."""
+    """Exit code 0 after the last step; also for a program that reports no steps."""
     assert supervise(tmp_path, "tell(10)").run() == 0
     assert starts(tmp_path) == 1
     assert supervise(tmp_path, "pass").run() == 0
@@ -69,7 +69,7 @@ def test_failures_without_progress_are_counted(tmp_path, capfd):
 
 
 def test_progress_counts_anew(tmp_path):
-    """Attempts that each come a step further go on beyond the limit, up to the end."""
+    """Attempts that each get a step further continue beyond the limit, up to the end."""
     assert supervise(tmp_path, "tell(n + 1); sys.exit(0 if n == 9 else 1)").run() == 0
     assert starts(tmp_path) == 10
 

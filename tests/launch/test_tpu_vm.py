@@ -1,4 +1,4 @@
-"""`famjax launch --target tpu-vm` against a `gcloud` that notes what it is told and fails on demand."""
+"""`famjax launch --target tpu-vm` against a `gcloud` that records its calls and fails on demand."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ def state(name: str, error: str = "") -> list:
 
 @pytest.fixture
 def gcloud(tmp_path, monkeypatch):
-    """The stand-in; time passes only where somebody sleeps."""
+    """The stand-in; time passes only in sleeps."""
     found = install(tmp_path, monkeypatch, "gcloud")
     clock = [0.0]
     monkeypatch.setattr(tpu_vm.time, "monotonic", lambda: clock[0])
@@ -44,7 +44,7 @@ def said(capfd) -> str:
 
 
 def test_all_steps_in_their_order(gcloud, gin, capfd):
-    """Created, waited for, set up, started, followed; every command and flag; kept at the end, which is said."""
+    """Create, wait, set up, start, follow: every command and flag; the TPU is kept at the end, which is reported."""
     gcloud.answer(describe=[state("WAITING_FOR_RESOURCES"), state("PROVISIONING"), ACTIVE], setup=[[0, READY, ""]])
     assert launch(gin, "--spot", "--network", "net-1") == 0
     assert gcloud.asked == ["create", "describe", "describe", "describe", "scp", "setup", "start", "follow"]
@@ -127,7 +127,7 @@ def test_mistakes_are_told_before_anything_is_asked_for(gcloud, gin, capfd, flag
 
 
 def test_a_refusal_for_lack_of_quota(gcloud, gin, capfd):
-    """What gcloud says, what to do, and that nothing is left; nothing else is called."""
+    """The error has gcloud's message, a remedy, and that nothing is billed; nothing else is called."""
     gcloud.answer(create=[[1, "", "ERROR: (gcloud) Quota limit 'TPUS_V5P' exceeded\nmore\n"]])
     assert launch(gin) == 1
     assert said(capfd) == (
@@ -138,7 +138,7 @@ def test_a_refusal_for_lack_of_quota(gcloud, gin, capfd):
 
 
 def test_a_name_that_is_taken_deletes_nothing(gcloud, gin, capfd):
-    """Another job of that name is left alone, also where deletion was asked for."""
+    """Another job of that name is left alone, also if deletion was requested."""
     gcloud.answer(create=[[1, "", "ERROR: ALREADY_EXISTS: fam-1"]])
     assert launch(gin, "--delete-after", "always") == 1
     assert "use another --name, or continue with the existing one: --do setup" in said(capfd)
@@ -153,7 +153,7 @@ def test_a_request_that_fails(gcloud, gin, capfd):
 
 
 def test_no_capacity_within_the_limit(gcloud, gin, capfd):
-    """After --wait-minutes; the request is deleted where that was asked for, else it may still be granted and cost."""
+    """After --wait-minutes the request is deleted if so configured; otherwise it may still be granted and billed."""
     gcloud.answer(describe=[state("WAITING_FOR_RESOURCES")])
     assert launch(gin, "--wait-minutes", "5", "--delete-after", "always") == 1
     assert said(capfd) == (
@@ -165,7 +165,7 @@ def test_no_capacity_within_the_limit(gcloud, gin, capfd):
 
 @pytest.mark.parametrize("describe", [[state("SUSPENDED"), ACTIVE], [state("SUSPENDING"), ACTIVE]])
 def test_preempted_while_it_waits(gcloud, gin, capfd, describe):
-    """It is given back and asked for again; the training starts on the second one."""
+    """It is deleted and requested again; the training starts on the second one."""
     gcloud.answer(describe=describe)
     assert launch(gin) == 0
     assert gcloud.asked == ["create", "describe", "delete", *ALL]
@@ -173,7 +173,7 @@ def test_preempted_while_it_waits(gcloud, gin, capfd, describe):
 
 
 def test_preempted_while_it_trains(gcloud, gin, capfd):
-    """The connection is lost and the TPU is gone: asked for, set up and started again, as the training resumes."""
+    """The connection and the TPU are lost: it is requested, set up and started again, and the training resumes."""
     gcloud.answer(describe=[ACTIVE, state("SUSPENDED"), ACTIVE], follow=[LOST, [0, "", ""]])
     assert launch(gin, "--delete-after", "success") == 0
     assert gcloud.asked == [*ALL, "describe", "delete", *ALL, "delete"]
@@ -189,7 +189,7 @@ def test_preempted_too_often(gcloud, gin, capfd):
 
 
 def test_a_lost_connection_is_made_again(gcloud, gin, capfd):
-    """The TPU is there, so only the log is asked for again, its end alone; the job's exit code arrives."""
+    """The TPU is ready, so only the end of the log is requested again; the job's exit code arrives."""
     gcloud.answer(describe=[ACTIVE], follow=[LOST, [255, "", ""], [101, "", ""]])
     assert launch(gin) == 1
     assert gcloud.asked == [*ALL, "describe", "follow", "describe", "follow"]
@@ -217,7 +217,7 @@ def test_a_worker_that_stopped_is_started_again(gcloud, gin, code):
 
 
 def test_ssh_that_fails_in_the_first_minutes(gcloud, gin, capfd):
-    """Set up is tried again; after three tries it says so, with what it costs to leave things as they are."""
+    """Set-up is retried; after three attempts the error also says what stays billed."""
     gcloud.answer(describe=[ACTIVE], setup=[LOST, LOST, [0, READY, ""]])
     assert launch(gin) == 0
     assert gcloud.asked.count("setup") == 3
@@ -229,7 +229,7 @@ def test_ssh_that_fails_in_the_first_minutes(gcloud, gin, capfd):
 
 
 def test_workers_of_other_versions_are_not_started(gcloud, gin, capfd):
-    """Two workers with different libtpu are told before the job is started."""
+    """Workers with different libtpu are reported before the job is started."""
     gcloud.answer(describe=[ACTIVE], setup=[[0, READY + "w2: famjax 0.1, libtpu 2, Python 3.11\n", ""]])
     assert launch(gin) == 1
     assert "the workers have different versions: famjax 0.1, libtpu 1, Python 3.11 and famjax 0.1, libtpu 2" in said(
@@ -281,7 +281,7 @@ def test_dry_run_shows_all_and_runs_nothing(gcloud, gin, capfd):
 
 
 def test_without_gcloud(tmp_path, monkeypatch, gin, capfd):
-    """One line that says so."""
+    """One line reports it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert launch(gin) == 1
     assert said(capfd) == (

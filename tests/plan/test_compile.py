@@ -112,7 +112,7 @@ def test_without_libtpu(monkeypatch, capsys):
 
 @pytest.mark.parametrize("order", ["import jax; {}", "{}; import jax"])
 def test_libtpu_does_not_disturb_a_machine_without_tpu(order):
-    """After the command line has begun, jax finds its CPU and says nothing, though libtpu is installed."""
+    """jax uses the CPU and prints nothing, though libtpu is installed."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "TPU_LIBRARY_PATH")
     }
