@@ -44,19 +44,19 @@ class Turns:
             codec.ends += [end] if end is not None and end not in codec.ends else []
 
     def first(self, text: str, system: str = "") -> np.ndarray:
-        """int32 ids of a conversation that begins with what the user says, up to where the answer begins."""
+        """Returns int32 ids of a conversation that begins with the user's text, up to where the answer begins."""
         before = [{"role": "system", "content": system}] if system else []
         return self.conversation([*before, _said(text)])
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
-        """int32 ids of a whole conversation, up to where the next answer begins.
+        """Returns int32 ids of a whole conversation, up to where the next answer begins.
 
         Args:
-          messages: `role` and `content` of each; roles are those of the template, without one `system`, `user` and
-            `assistant`.
+          messages: `role` and `content` of each. Roles are those of the template; without a template `system`, `user`
+            and `assistant`.
 
         Raises:
-          ConfigError: the template refuses the conversation, or there is none and a role is another one.
+          ConfigError: if the template rejects the conversation, or without a template a role is unknown.
         """
         if self._template is not None:
             return self._codec.encode(self._template.render(list(messages)), fresh=False)
