@@ -129,13 +129,13 @@ def test_choices_are_ranked_behind_their_prompt():
 
 def test_what_cannot_be_read_is_counted_and_fatal_only_if_nothing_can():
     """A bad line is reported with its place; if all lines are bad, or there is none, that is an error."""
-    bad = Unreadable("data.jsonl:7", "this is no JSON")
+    bad = Unreadable("data.jsonl:7", "this is not JSON")
     found = []
     samples = list(Runner(Parrot(), CODEC).run(generation([bad, *questions("<yes>", "")]), on_bad=found.append))
     assert len(samples) == 1 and found == [bad]
     told = results.summarize(generation([]), samples, found, 4)
-    assert told["unreadable"] == {"examples": 1, "first": [{"place": "data.jsonl:7", "reason": "this is no JSON"}]}
-    with pytest.raises(ConfigError, match="no example of t could be read; data.jsonl:7: this is no JSON"):
+    assert told["unreadable"] == {"examples": 1, "first": [{"place": "data.jsonl:7", "reason": "this is not JSON"}]}
+    with pytest.raises(ConfigError, match="no example of t could be read; data.jsonl:7: this is not JSON"):
         list(Runner(Parrot(), CODEC).run(generation([bad, bad])))
 
 

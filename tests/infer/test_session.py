@@ -26,7 +26,7 @@ from tests.infer.test_decode import CONFIGS, NEW, make, model_of, read
 
 @pytest.mark.parametrize("name", slow.but(["fam", "bswa", "deltanet", "rmt"], "bswa"))
 def test_saved_and_restored_at_any_point(name: str, tmp_path: Path) -> None:
-    """Put away after each token of a prompt and of an answer, in the middle of blocks: the same tokens."""
+    """Saving after each token of a prompt and of an answer, also within blocks, gives the same tokens."""
     config, sampling = CONFIGS[name], Sampling(temperature=1.0, repetition_penalty=1.3)
     model, text = model_of(config), tiny.tokens(config, 1, 11)[0]
     (desired,), _ = make(model, read(model, [[text]]), NEW, sampling)
@@ -93,8 +93,8 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
         return safetensors.numpy.save(tensors, metadata=file.metadata | metadata)
 
     for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
-        assert "no session file, or it is cut short" in refusal(whole[:cut])
-    assert "no session file" in refusal(b"once upon a time " * 10)
+        assert "not a session file, or it is truncated" in refusal(whole[:cut])
+    assert "not a session file" in refusal(b"once upon a time " * 10)
     assert "but no session" in refusal(safetensors.numpy.save({"k": np.zeros(3)}))
     assert "has version 1 of the session format" in refusal(changed(version="1"))
     assert "memory settings cannot be read" in refusal(changed(memory="{"))
@@ -112,7 +112,7 @@ def test_foreign_and_damaged_files(tmp_path: Path) -> None:
     )
     assert "made with memory_segments 1, the model has 3" in refusal(config=tiny.config(memory_segments=3))
     assert "made with block_size 4, the model has 8" in refusal(config=tiny.config(block_size=8))
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="is missing"):
         session.read_file(tmp_path / "none")
     with pytest.raises(ConfigError, match="is a directory"):
         session.read_file(tmp_path)
