@@ -1,4 +1,4 @@
-"""Configurations explain themselves: what is wrong and what to do instead, before any work."""
+"""Configurations explain themselves: errors say what is wrong and what to do instead, before any work."""
 
 import dataclasses
 import json
@@ -115,7 +115,7 @@ BAD_TRAININGS = [
 
 
 def assert_refused(config: ModelConfig | MemoryConfig | TrainConfig, message: str) -> None:
-    """One line that begins as given."""
+    """The error is one line that begins as given."""
     with pytest.raises(ConfigError) as error:
         config.validate()
     assert re.match(message, str(error.value)), str(error.value)
@@ -128,7 +128,7 @@ def training(**changes: object) -> TrainConfig:
 
 
 def test_defaults_are_valid() -> None:
-    """What a newcomer starts from works."""
+    """The defaults are valid."""
     ModelConfig().validate()
     MemoryConfig().validate()
     training().validate()
@@ -136,26 +136,26 @@ def test_defaults_are_valid() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), BAD_MODELS)
 def test_bad_model(changes: dict, message: str) -> None:
-    """The setting, its value and a remedy."""
+    """The error has the setting, its value and a remedy."""
     assert_refused(ModelConfig(**changes), message)
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_MEMORIES)
 def test_bad_memory(changes: dict, message: str) -> None:
-    """The same, also when the memory is part of a model."""
+    """The same if the memory is part of a model."""
     assert_refused(MemoryConfig(**changes), message)
     assert_refused(ModelConfig(memory=MemoryConfig(**changes)), message)
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_TRAININGS)
 def test_bad_training(changes: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training settings are called by the macros that a person sets."""
-    monkeypatch.delitem(sys.modules, "seqio", raising=False)  # where it is imported, tasks may have other names
+    """Errors name training settings by the gin macros that users set."""
+    monkeypatch.delitem(sys.modules, "seqio", raising=False)  # if seqio is imported, tasks may have other names
     assert_refused(training(**changes), message)
 
 
 def test_training_checks_its_model() -> None:
-    """A training whose model cannot work is refused for the model's reason."""
+    """Training with an invalid model reports the model's error."""
     assert_refused(training(model=ModelConfig(head_dim=3)), "head_dim 3 is odd")
 
 
@@ -164,7 +164,7 @@ def test_training_checks_its_model() -> None:
     [(8500, 1024, "8192 or 9216"), (1000, 1024, "1024"), (0, 64, "64"), (-5, 64, "64"), (65, 64, "64 or 128")],
 )
 def test_sequence_length_that_does_not_fit(length: int, block_size: int, use: str) -> None:
-    """The message gives the nearest lengths that fit, shorter and longer."""
+    """The message has the nearest lengths that fit, shorter and longer."""
     with pytest.raises(ConfigError) as error:
         check_sequence_length(length, block_size)
     assert str(error.value) == f"sequence length {length} is not a multiple of block_size {block_size}; use {use}"
@@ -172,7 +172,7 @@ def test_sequence_length_that_does_not_fit(length: int, block_size: int, use: st
 
 @pytest.mark.parametrize("length", [64, 128, 6400])
 def test_sequence_length_that_fits(length: int) -> None:
-    """Whole blocks pass without a word."""
+    """Whole blocks are accepted."""
     check_sequence_length(length, 64)
 
 
@@ -193,7 +193,7 @@ def test_window(memory: MemoryConfig, window: int) -> None:
 
 
 def test_model_json_round_trip() -> None:
-    """Every setting survives, the memory's too."""
+    """Every setting is preserved, including the memory's."""
     config = tiny.config(
         num_layers=3, num_heads=4, num_kv_heads=1, activation="gelu", gated_ff=False, norm="layernorm",
         norm_eps=1e-5, qk_norm=True, rope_base=5e5, tie_embeddings=False, embedding_std=0.3, dtype="float32",
@@ -216,7 +216,7 @@ def test_model_json_round_trip() -> None:
 
 
 def test_model_json_may_leave_out_what_is_default() -> None:
-    """A file of an older version, or written by hand, takes the defaults."""
+    """A file of an older version, or a hand-written one, gets the defaults."""
     assert ModelConfig.from_json('{"num_layers": 5, "memory": {"fam_length": 3}}') == ModelConfig(
         num_layers=5, memory=MemoryConfig(fam_length=3)
     )
@@ -236,7 +236,7 @@ def test_model_json_may_leave_out_what_is_default() -> None:
     ],
 )
 def test_bad_model_json(text: str, message: str) -> None:
-    """A damaged or foreign file is named as such, with the nearest field."""
+    """A damaged or foreign file is reported as such, with the nearest field name."""
     with pytest.raises(ConfigError) as error:
         ModelConfig.from_json(text)
     assert str(error.value).startswith(message)
@@ -244,14 +244,14 @@ def test_bad_model_json(text: str, message: str) -> None:
 
 
 def test_model_json_is_readable() -> None:
-    """One setting a line, so that two models can be compared with diff."""
+    """One setting per line, so that models can be compared with diff."""
     text = ModelConfig().to_json()
     assert json.loads(text)["memory"]["fam_length"] == 64
     assert len(text.splitlines()) > len(dataclasses.fields(ModelConfig)) + len(dataclasses.fields(MemoryConfig))
 
 
 def test_layers_differ_as_the_patterns_say() -> None:
-    """Windows and RoPE go by the layer's kind, FAM by kind or by a pattern of its own; the whole repeats."""
+    """Windows and RoPE depend on the layer's kind, FAM on the kind or on its own pattern; patterns repeat."""
     model = ModelConfig(
         num_layers=7, layer_pattern=("local", "local", "global"), local_window=5, local_rope_base=100.0,
         rope_base=1000.0, rope_scaling="linear", rope_factor=4.0, memory=MemoryConfig(8, 2, 4, fam_layers="global"),

@@ -127,7 +127,7 @@ def test_paths_exist(name: str) -> None:
     page = ROOT / name
     words = [word for command in commands(text(page)) for word in command]
     for span in {*spans(text(page)), *words}:
-        for word in re.findall(r"[\w./*{},-]+", span):
+        for word in re.findall(r"(?:[\w./*-]|\{[^}]*\})+", span):
             if not re.search(r"\w\.(py|gin|md|sh|yaml|toml|cff|ipynb)$", word) or ELSEWHERE.search(word):
                 continue
             if "/" in word:

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from famjax.pretrained.folder import CARRIED, CONFIG_JSON, Written, carry, write_fam, write_json, write_tensors
     from famjax.pretrained.match import pairs
     from famjax.storage.pieces import Weights
-    from famjax.storage.unfinished import made_whole
+    from famjax.storage.unfinished import atomic_directory
 
     weights = Weights(args.source)
     shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith(("fam/", "layers/lora/"))}
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     total = sum(tensor.nbytes for tensor in written)
     read = lambda name: _theirs(by_name[name], weights, types, config.lora)
     with (
-        made_whole(args.target, needed_bytes=total) as partial,
+        atomic_directory(args.target, needed_bytes=total) as partial,
         Progress(f"writing {args.target}", total, "GB") as progress,
     ):
         for done in write_tensors(partial, written, read):
@@ -108,11 +108,11 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
     from famjax.pretrained.families import family_of
     from famjax.pretrained.folder import write_fam
     from famjax.storage.pieces import Weights
-    from famjax.storage.unfinished import made_whole
+    from famjax.storage.unfinished import atomic_directory
 
     weights = Weights(args.source)
     tensors = adapter.tensors(family_of(hf), weights.shapes, weights.read)
-    with made_whole(args.target, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as partial:
+    with atomic_directory(args.target, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as partial:
         adapter.write(partial, config, tensors, args.base_model)
         if fam := _fam(weights):
             write_fam(partial, fam)

@@ -81,7 +81,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     from famjax.nn.weights import parameter_shapes
     from famjax.pretrained.match import match
     from famjax.storage.pieces import flatten, size_of, write_model
-    from famjax.storage.unfinished import made_in_steps
+    from famjax.storage.unfinished import resumable_directory
 
     shapes = parameter_shapes(config)
     every = {path: leaf.shape for path, leaf in flatten(shapes).items()}
@@ -89,7 +89,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     pairs = match(family_of(folder.config), flat, folder.tensors)
     first_fam, total = _fam_of(folder, config, tokens, args.seed), size_of(shapes)
     what = _work(folder, config, args)
-    with made_in_steps(args.target, what, total) as (partial, journal):
+    with resumable_directory(args.target, what, total) as (partial, journal):
         progress.stage(f"importing {args.source}", total, "GB")
         if journal.goes_on:
             print(f"going on with the import that was stopped: {partial}", file=sys.stderr)

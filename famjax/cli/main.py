@@ -53,6 +53,7 @@ VERBS = {
     "plan": Verb("famjax.cli.plan", "compile a job for a TPU slice without a TPU: memory, work, collectives, time"),
     "launch": Verb("famjax.cli.launch", "start a training on many devices: this machine, TPU VMs, GKE, Slurm"),
     "bench": Verb("famjax.cli.bench", "step time, tokens/s and memory over sequence lengths"),
+    "compare": Verb("famjax.cli.compare", "train and evaluate several memories at one budget, in one report"),
     "quickstart": Verb("famjax.cli.quickstart", "train FAM and its twin without memory on the pass key, compare them"),
 }
 

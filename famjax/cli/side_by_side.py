@@ -26,15 +26,16 @@ class Job(NamedTuple):
     log: Path
 
 
-def job(name: str, gin_file: str, bindings: list[str], output: Path) -> Job:
-    """A training from a gin file, into `output/name`, checked here before anything starts."""
+def job(name: str, gin_files: str | list[str], bindings: list[str], output: Path) -> Job:
+    """A training from a gin file, or several, into `output/name`, checked here before anything starts."""
     from famjax.cli.gin_config import load_train_config
 
     bindings = [f"MODEL_DIR={str(output / name)!r}", *bindings]
-    config, _ = load_train_config([gin_file], (), bindings)
+    files = [gin_files] if isinstance(gin_files, str) else gin_files
+    config, _ = load_train_config(files, (), bindings)
     config.validate()
-    flags = [f"--gin.{binding}" for binding in bindings]
-    command = [sys.executable, "-m", "famjax", "train", "--gin_file", gin_file, *flags]
+    flags = [*(f"--gin_file={path}" for path in files), *(f"--gin.{binding}" for binding in bindings)]
+    command = [sys.executable, "-m", "famjax", "train", *flags]
     return Job(name, config, command, output / f"{name}.log")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
 
-MEMORY_KINDS = ("fam", "sinks", "infini")
+MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 LAYER_KINDS = ("global", "local")
@@ -21,7 +21,7 @@ class MemoryConfig:
       fam_length: F, feedback activations of each layer; 0 is plain BSWA.
       kind: what a layer remembers beside its window: `fam` (the paper's, or nothing if `fam_length` is 0), or another
         memory of `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini`
-        (Infini-attention).
+        (Infini-attention), `deltanet` (the gated delta rule).
       sinks: of kind `sinks`: how many of a document's first tokens stay.
       infini_delta: of kind `infini`: its matrix takes up what it does not recall yet (the delta rule), or all.
       fam_position: where FAM stands for RoPE: `last` (the last F positions of the block that it

@@ -169,7 +169,9 @@ class TrainConfig:
     def teacher(self) -> ModelConfig:
         """What `distillation` compares the model with."""
         segments = max(1, self.sequence_length // self.model.memory.block_size) - 1
-        memory = dataclasses.replace(self.model.memory, fam_length=0, memory_segments=segments, token_window=0)
+        memory = dataclasses.replace(
+            self.model.memory, fam_length=0, kind="fam", memory_segments=segments, token_window=0
+        )
         return dataclasses.replace(self.model, memory=memory, lora=LoraConfig())
 
     @property
@@ -188,7 +190,7 @@ class TrainConfig:
             )
         if trained == "lora" and not self.model.lora.rank:
             raise ConfigError("OptimizerConfig.trained is 'lora', but LORA_RANK is 0; set it, for example to 64")
-        if trained == "prompt" and not self.model.memory.fam_length:
+        if trained == "prompt" and not self.model.memory.fam_length and self.model.memory.kind == "fam":
             raise ConfigError("OptimizerConfig.trained is 'prompt', but FAM_LENGTH is 0: there is no prompt to train")
 
     def _check_task(self) -> None:

@@ -112,6 +112,8 @@ class EventStream(Response):
         task, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_until_gone(receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()  # raises what has failed
         finally:
             await _cancelled(task, gone)
 

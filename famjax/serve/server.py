@@ -84,7 +84,7 @@ class Server:
         self.service.engine.drain(self._config.grace)
         self.service.engine.stop()
         self._uvicorn.should_exit = True
-        self._thread.join(timeout=LAST_SECONDS + 5)
+        self._thread.join(timeout=self._config.grace + LAST_SECONDS + 5)  # sessions are being written
         self.service.uploads.shutdown(wait=False, cancel_futures=True)
 
     def _serve(self) -> None:

@@ -67,7 +67,7 @@ def test_model_dir_holds_another_model(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "model.json").write_text(load_model_config(["gin/models/fam_tiny.gin"]).to_json())
     before = sorted(tmp_path.iterdir())
     assert main([*FAM, f"--gin.MODEL_DIR='{tmp_path}'", "--gin.FAM_LENGTH=4"]) == 2
-    assert "holds a model with fam_length 8, not 4; choose an empty directory" in capsys.readouterr().err
+    assert "holds a model with fam_length 8, not 4; use an empty directory" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -22,6 +22,7 @@ CONFIGS = {
     "grouped-heads": tiny.config(memory_segments=2, num_heads=4, num_kv_heads=2, scan_layers=False, qk_norm=True),
     "sinks": tiny.config(kind="sinks", fam_length=0, sinks=2),
     "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0),
+    "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, head_dim=8),
 }
 PROMPTS = [1, 4, 7, 8, 13]
 NEW = 14

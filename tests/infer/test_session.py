@@ -24,7 +24,7 @@ from tests import slow, tiny
 from tests.infer.test_decode import CONFIGS, NEW, make, model_of, read
 
 
-@pytest.mark.parametrize("name", slow.but(["fam", "bswa", "sinks", "infini"], "bswa", "sinks"))
+@pytest.mark.parametrize("name", slow.but(["fam", "bswa", "infini", "deltanet"], "bswa", "infini"))
 def test_saved_and_restored_at_any_point(name: str, tmp_path: Path) -> None:
     """Put away after each token of a prompt and of an answer, in the middle of blocks: the same tokens."""
     config, sampling = CONFIGS[name], Sampling(temperature=1.0, repetition_penalty=1.3)
@@ -62,7 +62,7 @@ def saved(folder: Path, config: ModelConfig, seed: int = 0) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["fam", "bswa", "fam-no-segments", "sinks", "infini"])
+@pytest.mark.parametrize("name", ["fam", "bswa", "fam-no-segments", "sinks", "deltanet"])
 def test_every_bit_survives(name: str, dtype: str, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIGS[name], dtype=dtype)
     path, rows = saved(tmp_path, config)

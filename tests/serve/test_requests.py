@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_a_full_server_says_so(server) -> None:
     thread = threading.Thread(target=lambda: waiting.append(complete(server, "a", max_tokens=2)))
     thread.start()
     while server.service.engine.load() != (2, 1):
-        pass
+        time.sleep(0.05)
     refused = complete(server, "b", max_tokens=2)
     assert refused.status == 429 and refused.headers["Retry-After"] == "1" and "busy" in refused.error
     text = ask(server, "GET", "/metrics").content.decode()

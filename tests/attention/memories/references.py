@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.reference import Layer
+from tests.reference import Layer, norm
 
 Read = Callable[..., tuple[list[np.ndarray], list[np.ndarray]]]
 
@@ -64,4 +64,27 @@ def infini(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.ndarr
     return out, []
 
 
-READ: dict[str, Read] = {"sinks": sinks, "infini": infini}
+def deltanet(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The gated delta rule, equation 10 of Gated DeltaNet, token by token: S is [values, keys] as in the paper."""
+    config, w, out = layer.config, layer.weights["memory"], []
+    H, group = config.head_dim, config.num_heads // config.num_kv_heads
+    unit = lambda a: a / np.sqrt((a * a).sum() + 1e-6)
+    states = [np.zeros((H, H)) for _ in range(config.num_kv_heads)]
+    for t, token in enumerate(x):
+        heads = layer.heads(layer.query(token, t), window(layer, x, t))
+        query, (key, value) = layer.query(token, 0), layer.key_value(token, 0)
+        normed = norm(config, token, layer.weights["attention_norm"]["scale"])
+        for n in range(config.num_kv_heads):
+            step = np.log1p(np.exp(normed @ w["alpha"][:, n] + w["bias"][n]))
+            alpha, beta = np.exp(-np.exp(w["rate"][n]) * step), 1 / (1 + np.exp(-normed @ w["beta"][:, n]))
+            k = unit(key[n])
+            erase = np.eye(H) - beta * np.outer(k, k)
+            states[n] = alpha * states[n] @ erase + beta * np.outer(value[n], k)
+        for n in range(config.num_heads):
+            o = states[n // group] @ unit(query[n])
+            heads[n] = heads[n] + w["gate"][n] * o / np.sqrt((o * o).mean() + 1e-5)
+        out.append(layer.feed_forward(layer.project(heads) + token, token))
+    return out, []
+
+
+READ: dict[str, Read] = {"sinks": sinks, "infini": infini, "deltanet": deltanet}

@@ -17,11 +17,13 @@ LENGTH, ROWS = 22, 4
 CASES = {
     "sinks": tiny.config(kind="sinks", fam_length=0, sinks=3, num_heads=4),
     "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0, num_heads=4),
+    "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, num_heads=4, head_dim=8),
 }
 # Cases that say the same once more.
 MORE = {
     "sinks-segments0": tiny.config(kind="sinks", fam_length=0, memory_segments=0, sinks=2),
     "infini-linear-qk_norm": tiny.config(kind="infini", fam_length=0, infini_delta=False, qk_norm=True),
+    "deltanet-segments1": tiny.config(kind="deltanet", fam_length=0, head_dim=8),
 }
 every_case = pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 CASES |= MORE
