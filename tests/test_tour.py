@@ -11,14 +11,14 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "tour.ipynb"
 
 
 def cells() -> list[str]:
-    """The code of the notebook."""
+    """Returns the source of the code cells."""
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
 def test_it_has_ten_cells_that_compile() -> None:
-    """Ten cells, each of which says in its first line what it does; nothing in it names a machine."""
+    """Ten cells, each with a first line that says what it does, and without paths of a machine."""
     notebook = NOTEBOOK.read_text(encoding="utf-8")
     assert len(json.loads(notebook)["cells"]) == 10
     for code in cells():
@@ -29,7 +29,7 @@ def test_it_has_ten_cells_that_compile() -> None:
 
 @pytest.mark.slow
 def test_it_runs(tmp_path: Path) -> None:
-    """Every cell, in order, in one namespace: the shipped model recalls the key with FAM and not without it."""
+    """Every cell runs, in order, in one namespace; the shipped model recalls the key with FAM and not without it."""
     matplotlib.use("agg")
     names: dict = {}
     with contextlib.chdir(tmp_path):
