@@ -48,7 +48,7 @@ def forward(
 
     Returns:
       Hidden states; the layers' memory of the block in progress, or, if `over` looks at layers and returns flags, those
-      that hold for all blocks; the model's memory after the kept blocks.
+      of the first block in which one is not set; the model's memory after the kept blocks.
     """
     (B, T, D), S, n = x.shape, model.config.memory.block_size, model.config.memory.memory_tokens
     N, first = T // S, jnp.broadcast_to(first_tokens(model), (B, n, D))
@@ -79,7 +79,7 @@ def forward(
     waiting = (model.initial_state(B) if state is None else state).stacked
     by_block = tuple(jnp.moveaxis(a, 1, 0) for a in (starts, real, where.full, kept, jnp.broadcast_to(waits, (B, N))))
     (_, last, waiting), (hidden, seen) = jax.lax.scan(body, (tokens, tokens, waiting), (blocks, keys, by_block))
-    out = jax.tree.map(lambda flags: flags.all(axis=0), seen) if looks else waiting
+    out = _of_first_bad(seen) if looks else waiting
     return jnp.moveaxis(hidden, 0, 1).reshape(B, T, D), out, {"tokens": last}
 
 
@@ -107,6 +107,13 @@ def read(
     hidden, layers = part(x, n + offset, where.count, layers)
     written, layers = if_any(full, n + S, layers)
     return hidden, layers, {"tokens": select_rows(full, written.astype(jnp.float32), tokens)}
+
+
+def _of_first_bad(seen: Tree) -> Tree:
+    """Flags [N, L] of the first block in which one is not set, since a bad block spoils all layers of the next."""
+    bad = sum((~flags).reshape(len(flags), -1).any(axis=1).astype(jnp.int32) for flags in jax.tree.leaves(seen))
+    first = jnp.argmax(jnp.asarray(bad) > 0)
+    return jax.tree.map(lambda flags: flags[first], seen)
 
 
 def _alone(count: Int[Array, "B"], config: ModelConfig) -> Blocks:

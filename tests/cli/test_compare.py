@@ -35,6 +35,7 @@ def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches() 
     for config in configs.values():
         params = parameters(create(config.model, 5))
         params.pop("fam", None)
+        params.pop("memory", None)
         params["layers"].pop("memory", None)
         jax.tree.map(np.testing.assert_array_equal, params, first)
     batches = []
