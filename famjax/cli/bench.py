@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--requests", type=int, default=4, metavar="N", help="of each client, one after the other (4)")
     serve.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="of each request (128)")
     serve.add_argument("--answer-tokens", type=int, default=64, metavar="N", help="of each request (64)")
-    serve.add_argument("--url", metavar="URL", help="of another server, measured too")
+    serve.add_argument("--url", metavar="TEXT", help="of another server, measured too")
     serve.add_argument("--served", metavar="NAME", help="of the other server's model")
     parser.add_argument("--output", default="runs/bench", metavar="DIR", help="for bench.json and bench.png")
     add_memory_arguments(parser)

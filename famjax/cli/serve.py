@@ -34,7 +34,7 @@ PACKAGES = ("starlette", "uvicorn")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax serve`."""
     where = parser.add_argument_group("where")
-    where.add_argument("--host", default=ServeConfig.host, metavar="H", help=f"address ({ServeConfig.host})")
+    where.add_argument("--host", default=ServeConfig.host, metavar="NAME", help=f"address ({ServeConfig.host})")
     where.add_argument("--port", type=int, default=ServeConfig.port, metavar="N", help="(8000); 0 takes a free one")
     where.add_argument("--sessions", metavar="DIR", help="folder of the session files; without it there are none")
     where.add_argument("--name", metavar="TEXT", help="of the model, for clients (the directory's name)")
