@@ -1,1 +1,1 @@
-"""Training data: tasks that make batches."""
+"""Training data: tasks that produce batches."""

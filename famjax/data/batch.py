@@ -1,4 +1,4 @@
-"""What a training step reads, and what a task must offer."""
+"""The batch of a training step, and the interface of tasks."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -8,19 +8,19 @@ from jaxtyping import Bool, Float, Int
 
 
 class Batch(NamedTuple):
-    """Rows of documents for one training step: from the host, or, within the step, on devices.
+    """Rows of documents for one training step: on the host or, within the step, on devices.
 
     Attributes:
       tokens: int32.
       count: int32, tokens of each row up to its last real one.
-      starts: blocks with which a document starts. Where a row's first block does not, the row goes on with the
-        document of the same row in the batch before.
-      positions: int32, the W tokens of a row at which a loss is taken; only there are logits computed. None is at
-        every position, with W = T.
+      starts: whether a document starts with a block. If none starts with a row's first block, the row continues the
+        document of the same row in the previous batch.
+      positions: int32, the W positions of a row that carry a loss; logits are computed only there. None: all, with
+        W = T.
       targets: int32, the token that follows each position.
-      weights: float32, loss weight; 0 fills up.
-      kept: int32, blocks of each row, the first ones, that the memory with which it goes on in the next batch has
-        read; those behind them are read on a branch. None: all.
+      weights: float32, loss weight; 0 for padding.
+      kept: int32, number of first blocks of each row that the memory for the next batch has read; the others are read
+        on a branch that is discarded. None: all.
     """
 
     tokens: Int[Any, "B T"]
@@ -32,45 +32,45 @@ class Batch(NamedTuple):
     kept: Int[Any, "B"] | None = None
 
 
-# Where a task stands, as JSON: small, held by checkpoints. Names that start with a digit belong to one
-# row or lane; all other entries are the same in every process of a job.
+# The state of a task, as JSON: small, stored in checkpoints. Names that start with a digit belong to one row or lane;
+# all other entries are the same in every process of a job.
 Progress = dict[str, Any]
 
 
 class Task(Protocol):
-    """A source of batches. A batch depends on (step, progress) alone, so a resumed run sees the same.
+    """A source of batches. A batch depends on (step, progress) alone, so a resumed run gets the same ones.
 
-    A task may keep files open and positions cached to be fast, but never knows more than its progress.
+    A task may keep files open and cache positions for speed, but has no other state than its progress.
     """
 
     @property
     def rows(self) -> Sequence[int]:
-        """The rows of the global batch that this process's batches hold, in rising order."""
+        """The rows of the global batch in this process's batches, in rising order."""
         ...
 
     @property
     def continues(self) -> bool:
-        """Rows may go on with the document of the row in the batch before (`Batch.starts` is not set in their first
-        block), so the memory is carried from step to step."""
+        """Whether rows may continue the document of the row in the previous batch (`Batch.starts` is not set in their
+        first block), so that the memory is carried from step to step."""
         ...
 
     @property
     def observes(self) -> bool:
-        """`observe` wants to know what the model got right before it makes the next batch."""
+        """Whether `observe` must be called with a step's predictions before the next batch."""
         ...
 
     def start(self) -> Progress:
-        """Progress before the first step."""
+        """Returns the progress before the first step."""
         ...
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
-        """The batch of a step, and the progress once it is read."""
+        """Returns the batch of a step, and the progress after it."""
         ...
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
-        """Progress after a step in which the targets [B, W] were predicted right or wrong."""
+        """Returns the progress after a step; `correct` [B, W]: which targets were predicted correctly."""
         ...
 
     def report(self, progress: Progress) -> dict[str, float]:
-        """What of the progress a person wants to see."""
+        """Returns the values of the progress to show and log."""
         ...

@@ -1,7 +1,7 @@
-"""Which example a lane reads next: shuffled epochs, shared out over lanes, mixed by weights.
+"""The order of examples in each lane: shuffled epochs, split over lanes, mixed by weights.
 
-A lane is one row of the global batch. Where a lane stands is a few integers, and what it reads next
-depends on them, the seed and the number of lanes alone: not on the hosts, nor on the other lanes.
+A lane is one row of the global batch. Its position is a few integers, and what it reads next depends only on them, the
+seed and the number of lanes, not on the hosts or the other lanes.
 """
 
 import functools
@@ -14,46 +14,46 @@ from famjax.data.rows import Example
 from famjax.data.sources import Document, Source
 from famjax.data.vocabulary import Vocabulary
 
-# Documents without a token are left out; a lane that meets so many in a row (and a hundred epochs of
-# them, where the number of documents is known) gives up.
+# Empty documents are skipped. A lane gives up after this many in a row (plus a hundred epochs of them, if their number
+# is known).
 MOST_EMPTY = 1000
 
 
 class Examples(Protocol):
-    """Examples for lanes, without end: epoch after epoch."""
+    """An endless supply of examples for lanes, epoch after epoch."""
 
     def begin(self, lane: int) -> list[int]:
-        """Where a lane stands before its first example."""
+        """Returns the position of a lane before its first example."""
         ...
 
     def example(self, lane: int, where: list[int]) -> tuple[Example, list[int]]:
-        """The example there (it may be empty), and where the lane then stands."""
+        """Returns the example at a position (it may be empty), and the lane's position after it."""
         ...
 
     def epochs(self, lane: int, where: list[int]) -> float:
-        """How often all lanes together have read everything, if they have come as far as this one."""
+        """Returns how often all lanes together have read everything, if all were as far as this one."""
         ...
 
     def __len__(self) -> int:
-        """Examples of an epoch; 0 where that is not known beforehand."""
+        """Number of examples in an epoch; 0 if unknown."""
         ...
 
 
 class Documents:
     """Documents of a source as examples.
 
-    All lanes together read one shuffled epoch after another: lane r of n takes the documents r, r + n,
-    r + 2n, ... of that endless row. So each is read once in every epoch, by whichever lane, and where there
-    are fewer documents than lanes, lanes read the same one in different epochs.
+    All lanes together read one shuffled epoch after another: lane r of n reads the documents r, r + n, r + 2n, ... of
+    that endless sequence. So each document is read once per epoch, by one of the lanes; with fewer documents than
+    lanes, lanes read the same one in different epochs.
 
-    Where a lane stands: [documents that it has read].
+    The position of a lane: [number of documents that it has read].
 
     Args:
       source: its documents.
-      vocabulary: makes tokens of them.
+      vocabulary: converts them to tokens.
       lanes: n.
-      seed: of the order of every epoch; None keeps the source's order.
-      bos, eos: put the vocabulary's begin and end of text around every document, where it has them.
+      seed: of the order of every epoch; None: the source's order.
+      bos, eos: add the vocabulary's tokens for begin and end of text to every document, if it has them.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Documents:
         return where[0] * self._lanes / max(self._size, 1)
 
     def tokens(self, document: Document) -> Example:
-        """A document as tokens; an empty one stays empty."""
+        """Converts a document to tokens; an empty one stays empty."""
         try:
             inputs, targets = (self._vocabulary.encode(text) for text in (document.inputs, document.targets))
         except UnicodeEncodeError as error:
@@ -105,21 +105,21 @@ class Documents:
 
 
 def weights_of(given: int, tokens: int) -> np.ndarray:
-    """float32 [tokens], 0 for what is given and 1 for the rest; of plain text they take no memory."""
+    """Returns float32 [tokens]: 0 for the first `given` ones, 1 for the others; without `given`, a broadcast scalar."""
     if not given:
         return np.broadcast_to(np.float32(1), (tokens,))
     return (np.arange(tokens) >= given).astype(np.float32)
 
 
 class Mixture:
-    """Several kinds of examples, drawn by weights, for the lanes that this process has.
+    """Several kinds of examples, drawn by weights, for the lanes of this process.
 
-    Where a lane stands: [examples drawn, where it stands in the first kind, in the second, ...]. Which
-    kind comes next is drawn for each lane and each example from the seed.
+    The position of a lane: [examples drawn, position in the first kind, in the second, ...]. The kind of each example
+    of each lane is drawn from the seed.
 
     Args:
       kinds: what to draw from.
-      weights: how often, in proportion.
+      weights: relative frequencies.
       seed: of the draws.
     """
 
@@ -129,14 +129,14 @@ class Mixture:
         self._held: dict[int, tuple[list[Any], Example, list[Any]]] = {}
 
     def begin(self, lane: int) -> list[Any]:
-        """Where a lane stands before its first example."""
+        """Returns the position of a lane before its first example."""
         return [0, *(kind.begin(lane) for kind in self._kinds)]
 
     def example(self, lane: int, where: list[Any]) -> tuple[Example, list[Any]]:
-        """The next example that is not empty, and where the lane then stands.
+        """Returns the next example that is not empty, and the lane's position after it.
 
         Raises:
-          ConfigError: there is none far and wide, or one that cannot be read.
+          ConfigError: all documents are empty, or one cannot be read.
         """
         held = self._held.get(lane)
         if held is not None and held[0] == where:
@@ -153,11 +153,11 @@ class Mixture:
         raise ConfigError("no document has any text; name files that have some")
 
     def epochs(self, lane: int, where: list[Any]) -> list[float]:
-        """Of each kind, how often it was read, if all lanes have come as far as this one."""
+        """Returns how often each kind was read, if all lanes were as far as this one."""
         return [kind.epochs(lane, place) for kind, place in zip(self._kinds, where[1:], strict=True)]
 
     def sizes(self) -> list[int]:
-        """Examples of an epoch of each kind."""
+        """Returns the number of examples per epoch of each kind."""
         return [len(kind) for kind in self._kinds]
 
     def _draw(self, lane: int, drawn: int) -> int:

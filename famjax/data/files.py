@@ -1,4 +1,4 @@
-"""Files by path, local or remote (`gs://`, `s3://`, `memory://`): everything goes through fsspec."""
+"""Access to files by path, local or remote (`gs://`, `s3://`, `memory://`), through fsspec."""
 
 import glob
 import gzip
@@ -15,18 +15,18 @@ from famjax.data.kinds import is_gzip, is_hidden
 
 
 def filesystem(path: str) -> tuple[Any, str]:
-    """(fsspec file system, path in it). Raises `ConfigError` where the path's protocol has no driver."""
+    """Returns (fsspec file system, path in it). Raises `ConfigError` if there is no driver for the path's protocol."""
     try:
         return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:  # `gs://` without gcsfs; a protocol that nobody knows
+    except (ImportError, ValueError) as error:  # `gs://` without gcsfs; an unknown protocol
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths that a path or a glob stands for, sorted, the same on every host. A path that exists is no glob.
+    """Returns the files that match a path or a glob, sorted, the same on every host. An existing path is not a glob.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: none matches.
     """
     if paths := found(pattern):
         return paths
@@ -36,7 +36,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def found(pattern: str) -> list[str]:
-    """`expand`, but empty where there is none."""
+    """Like `expand`, but returns an empty list if none matches."""
     system, path = filesystem(pattern)
     whole = lambda name: system.unstrip_protocol(name) if "://" in pattern else name
     if system.exists(path):
@@ -44,13 +44,12 @@ def found(pattern: str) -> list[str]:
     if not glob.has_magic(path):
         return []
     files = [name for name in sorted(system.glob(_escaped(system, path))) if not system.isdir(name)]
-    # As a shell's globs, these match no hidden files.
+    # As in a shell, globs match no hidden files.
     return [whole(name) for name in files if is_hidden(path) or not is_hidden(name)]
 
 
 def _escaped(system: Any, path: str) -> str:
-    """A glob whose folders are taken by their names as far as they exist: in `Moby Dick [2701]/*.txt`, `[2701]` is
-    part of a name."""
+    """Escapes the folders of a glob as far as they exist: in `Moby Dick [2701]/*.txt`, `[2701]` is part of a name."""
     *folders, name = path.split("/")
     for i in range(len(folders), 0, -1):
         there = "/".join(folders[:i])
@@ -60,25 +59,25 @@ def _escaped(system: Any, path: str) -> str:
 
 
 def is_directory(path: str) -> bool:
-    """True for a directory that is there."""
+    """Whether a path is an existing directory."""
     system, inside = filesystem(path)
     return bool(system.isdir(inside))
 
 
 def exists(path: str) -> bool:
-    """True for a file or directory that is there."""
+    """Whether a file or directory exists."""
     system, inside = filesystem(path)
     return bool(system.exists(inside))
 
 
 def size(path: str) -> int:
-    """Bytes of a file."""
+    """Returns the size of a file in bytes."""
     system, inside = filesystem(path)
     return int(system.size(inside))
 
 
 def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes [start, end) of a file. Raises `BadText` if it cannot be read."""
+    """Returns the bytes [start, end) of a file. Raises `BadText` if it cannot be read."""
     system, inside = filesystem(path)
     try:
         return system.cat_file(inside, start=start, end=end)
@@ -87,18 +86,18 @@ def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
 
 
 def unreadable(path: str, error: Exception) -> BadText:
-    """What a file system, or gzip, says of a file that it cannot read."""
+    """Converts an error of a file system or of gzip to the error for a file that cannot be read."""
     if isinstance(error, FileNotFoundError):
         return BadText(path, "No such file or directory")
     if isinstance(error, IsADirectoryError):
         return BadText(path, f"this is a directory; name its files, for example {path.rstrip('/')}/*")
     if is_gzip(path) and (isinstance(error, (EOFError, zlib.error)) or getattr(error, "errno", None) is None):
-        return BadText(path, f"this is no whole gzip file ({error})")
+        return BadText(path, f"this is not a complete gzip file ({error})")
     return BadText(path, f"this cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def read_plain(path: str) -> bytes:
-    """All bytes of a file, unpacked if its name ends in `.gz`."""
+    """Returns all bytes of a file, decompressed if its name ends in `.gz`."""
     content = read(path)
     if not is_gzip(path):
         return content
@@ -109,7 +108,7 @@ def read_plain(path: str) -> bytes:
 
 
 def open_plain(path: str) -> IO[bytes]:
-    """A file to be read from its start on, unpacked on the way if its name ends in `.gz`."""
+    """Opens a file for reading from its start, decompressed if its name ends in `.gz`."""
     try:
         if "://" in path:
             system, inside = filesystem(path)
@@ -122,10 +121,10 @@ def open_plain(path: str) -> IO[bytes]:
 
 
 def json_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """(file:line, JSON value) of every line that is not blank; a line that cannot be read comes as `BadText`.
+    """Yields (file:line, JSON value) of every line that is not blank; for an invalid line, a `BadText` as the value.
 
     Raises:
-      BadText: the file cannot be opened, or ends in the middle of its gzip data.
+      BadText: the file cannot be opened, or its gzip data is truncated.
     """
     with open_plain(path) as file:
         try:

@@ -1,4 +1,4 @@
-"""What a file holds, by its name: which readers may take it, and which files do not belong together."""
+"""Kinds of files by their names: how to read each, and which files of a glob do not belong together."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from famjax.config import ConfigError
 
 GZIP = ".gz"
 JSON_LINES = (".jsonl", ".json", ".ndjson")
-# Formats that no reader of texts understands, and what to do with them. Every other name is text.
+# Formats that cannot be read as text, by what to do with them. Every other name is text.
 REFUSED = {
     "unpack it, or pack it with gzip": (".bz2", ".xz", ".zst", ".zstd", ".lz4", ".lzma", ".z", ".br", ".sz"),
     "it is an archive; unpack it": (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".7z", ".rar"),
@@ -27,7 +27,7 @@ REFUSED = {
     ),
 }  # fmt: skip
 _REFUSED = {ending: advice for advice, endings in REFUSED.items() for ending in endings}
-# What lies beside data and is not data, whatever its ending.
+# Names of files next to data that are not data, whatever their suffix.
 _BESIDE = re.compile(
     r"(readme|licen[cs]e|copying|copyright|notice|changelog|citation|contributing|code_of_conduct|checksums?"
     r"|(md5|sha\d+)sums?|_success|_metadata|_common_metadata|desktop\.ini|thumbs\.db)([._-].*)?"
@@ -36,32 +36,32 @@ _BESIDE = re.compile(
 
 
 def name_of(path: str) -> str:
-    """The last part of a path, in small letters."""
+    """Returns the last part of a path, in lower case."""
     return PurePosixPath(path.replace("\\", "/")).name.lower()
 
 
 def is_gzip(path: str) -> bool:
-    """The file is to be unpacked."""
+    """Whether a file is gzip-compressed."""
     return name_of(path).endswith(GZIP)
 
 
 def is_hidden(path: str) -> bool:
-    """A name that shells leave out of a glob."""
+    """Whether shells leave a name out of a glob."""
     return name_of(path).startswith(".")
 
 
 def lies_beside(path: str) -> bool:
-    """README, LICENSE and the like."""
+    """Whether a file is documentation or metadata, such as README or LICENSE."""
     return bool(_BESIDE.fullmatch(name_of(path).removesuffix(GZIP)))
 
 
 def ending_of(path: str) -> str:
-    """`.jsonl` of `A.JSONL.gz`; empty if there is none."""
+    """Returns the suffix, `.jsonl` for `A.JSONL.gz`; empty if there is none."""
     return PurePosixPath(name_of(path).removesuffix(GZIP)).suffix
 
 
 def kind_of(path: str) -> str:
-    """`jsonl`, `csv`, `parquet`, `refused` or `text`."""
+    """Returns `jsonl`, `csv`, `parquet`, `refused` or `text`."""
     ending = ending_of(path)
     if ending in JSON_LINES:
         return "jsonl"
@@ -73,17 +73,17 @@ def kind_of(path: str) -> str:
 def one_kind(
     pattern: str, paths: Sequence[str], kinds: Sequence[str] = ("jsonl", "text"), remedy: str = ""
 ) -> str:  # fmt: skip
-    """The kind that all files of a path or glob have.
+    """Returns the kind of all files of a path or glob.
 
     Args:
       pattern: as the user wrote it.
       paths: the files that it matches.
       kinds: those that the caller reads.
-      remedy: the setting that says a kind whatever the names are, if there is one.
+      remedy: the setting that overrides the kind, if there is one.
 
     Raises:
-      ConfigError: they differ; or a name says that the file is of another kind, lies beside the data, or is there
-        twice, packed and unpacked.
+      ConfigError: the kinds differ, the caller does not read the kind, a file is documentation or metadata next to the
+        data, or a file occurs twice, compressed and uncompressed.
     """
     data = [path for path in paths if not lies_beside(path)] or list(paths)
     for path in data:
@@ -95,7 +95,7 @@ def one_kind(
     found = {kind_of(path): path for path in reversed(data)}
     if len(found) > 1:
         examples = " and ".join(f"{kind} ({PurePosixPath(path).name})" for kind, path in sorted(found.items()))
-        raise ConfigError(f"{pattern} has files of several kinds, {examples}; name each kind by itself, "
+        raise ConfigError(f"{pattern} has files of several kinds, {examples}; name each kind separately, "
                           f"for example {_glob(pattern, data[0])}")  # fmt: skip
     if len(data) < len(paths):
         beside = next(path for path in paths if lies_beside(path))
@@ -115,6 +115,6 @@ def _only(paths: Sequence[str], kinds: Sequence[str]) -> str:
 
 
 def _glob(pattern: str, path: str) -> str:
-    """`folder/*.jsonl`, for a pattern that matches a file of that name."""
+    """Returns `folder/*.jsonl` for a pattern that matches a file of that name."""
     endings = PurePosixPath(path).suffixes[-1 - is_gzip(path) :]
     return f"{pattern.rpartition('/')[0] or '.'}/*{''.join(endings)}"

@@ -1,14 +1,14 @@
-"""Packing: examples side by side in a row, without masks between them, as the paper trains (section 5).
+"""Packing: examples next to each other in a row, without masks between them, as in the paper (section 5).
 
 With rows of 8 and examples "abcde", "vwxyz", "123" (. is padding):
 
-    cut      abcdevwx      rows are full; what does not fit goes on in the lane's next row, which does not
-             yz123...      remember the beginning
+    cut      abcdevwx      rows are full; the rest of an example continues in the lane's next row, without the
+             yz123...      memory of its beginning
     whole    abcde...      an example that does not fit starts the next row, and the rest of this one is
-             vwxyz123      padding; an example longer than a row loses its end
+             vwxyz123      padding; an example longer than a row is truncated
 
-Every row starts with a fresh memory (or the one that random state passing hands on); within a row the
-memory runs from example to example.
+Every row starts with the initial memory (or with the FAM of random state passing); within a row the memory is carried
+from example to example.
 """
 
 import numpy as np
@@ -16,22 +16,22 @@ import numpy as np
 from famjax.data.rows import Cursor, Row, empty, put
 from famjax.data.streams import Read
 
-# What announces the repeated segment (paper section 5).
+# The text before the repeated segment (paper section 5).
 REPEAT_TEXT = "[repeat random segment]:"
 
 
 def packed_row(
     read: Read, cursor: Cursor, length: int, block_size: int, *, whole: bool = False, room: int = 0
 ) -> tuple[Row, Cursor]:
-    """The next packed row, and where its lane then stands.
+    """Returns the next packed row, and its lane's position after it.
 
     Args:
-      read: gives examples, none of them empty.
-      cursor: where the lane stands.
+      read: returns examples, none of them empty.
+      cursor: the position of the lane.
       length: T, tokens of a row.
       block_size: S; divides T.
-      whole: never cut an example over rows, see above.
-      room: tokens that are left free at the row's end.
+      whole: never split an example over rows, see above.
+      room: number of tokens to leave free at the row's end.
     """
     row = empty(length, length // block_size)
     row.starts[0] = True
@@ -51,23 +51,23 @@ def packed_row(
 
 
 def repeat_segment(row: Row, announcement: np.ndarray, segment: int, weight: float, rng: np.random.Generator) -> None:
-    """Writes a random segment of the row once more behind its last token, in place (paper section 5).
+    """Repeats a random segment of the row after its last token, in place (paper section 5).
 
     Args:
-      row: has room for announcement and segment behind its last token.
-      announcement: int32 [a], `REPEAT_TEXT` in tokens; it carries no loss.
-      segment: consecutive tokens to repeat; all there are, where the row has fewer.
-      weight: of their predictions in the loss.
+      row: with room for announcement and segment after its last token.
+      announcement: int32 [a], `REPEAT_TEXT` in tokens; carries no loss.
+      segment: number of consecutive tokens to repeat; all if the row has fewer.
+      weight: loss weight of the repeated tokens.
       rng: chooses the segment.
     """
     count = int(row.count)
     segment = min(segment, count)
     first = int(rng.integers(0, count - segment + 1))
-    behind = count + len(announcement)
-    row.tokens[count:behind] = announcement
-    row.tokens[behind : behind + segment] = row.tokens[first : first + segment]
-    predicted = slice(count, behind + segment - 1)
-    row.targets[predicted] = row.tokens[count + 1 : behind + segment]
-    row.weights[behind - 1 : behind + segment - 1] = weight
-    row.real[count : behind + segment] = True
-    row.count[...] = behind + segment
+    after = count + len(announcement)
+    row.tokens[count:after] = announcement
+    row.tokens[after : after + segment] = row.tokens[first : first + segment]
+    predicted = slice(count, after + segment - 1)
+    row.targets[predicted] = row.tokens[count + 1 : after + segment]
+    row.weights[after - 1 : after + segment - 1] = weight
+    row.real[count : after + segment] = True
+    row.count[...] = after + segment

@@ -1,16 +1,16 @@
 """The pass key task in the paper's format (paper section 5): batches, and a curriculum.
 
-A document tells a key of five digits, goes on with filler, and asks for the key at its end. How
-long the filler is decides how many times the memory must carry the key over a block's edge.
+A document states a key of five digits, continues with filler, and asks for the key at its end. The length of the filler
+determines across how many block boundaries the memory must carry the key.
 
-A document may be a stream, which goes on across training steps. With blocks of 4, the key told in "tttt", filler
-"f", the question "q" and its answer "a":
+A document may be a stream, which continues across training steps. With blocks of 4, the statement of the key "tttt",
+filler "f", the question "q" and its answer "a":
 
     step 0    tttt|ffff|ffqq|qaa.     starts  1 0 0 0    kept  2 blocks: the memory before the question
-    step 1    ffff|ffff|ffff|fqqq|aa  starts  0 0 0 0 0  the same key; the filler goes on where the memory stands
+    step 1    ffff|ffff|ffff|fqqq|aa  starts  0 0 0 0 0  the same key; the filler continues from the kept memory
 
-So one key is asked for behind more and more updates of the memory, and what was asked and answered on the way is in
-none of them: it would tell the key again.
+So the model is asked for one key after more and more updates of the memory. Earlier questions and answers, which would
+state the key again, are in none of these memories.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ from famjax.data.batch import Batch, Progress
 from famjax.data.passkey_text import Document, Writer, random_key
 from famjax.data.vocabulary import ByteVocabulary, Vocabulary
 
-# Exact match is averaged over about this many recent documents before a stage opens.
+# Exact match is a running mean over about this many documents; the next stage opens by it.
 RECENT_DOCUMENTS = 64
-# A key that is told late is told behind less filler than so many blocks.
+# Upper bound, in blocks, on the filler before a late key.
 LATE_BLOCKS = 2
-# What a stream knows of itself, as JSON: its key, the filler before the telling, whether it was introduced, the tokens
-# that the carried memory has read, the blocks at which it ends, and the tokens of filler behind which it was last
-# asked. At its end it has a memory and nothing else, {}; one whose memory is not to be gone on with is None.
+# The state of a stream, as JSON: its key, the filler before the key is stated, whether it has an introduction, the
+# tokens that the carried memory has read, the number of blocks at which it ends, and the tokens of filler before its
+# last question. {}: it has ended, and its memory is reused for another key; None: its memory is discarded.
 Stream = dict[str, Any]
 
 
 class _Drawn(NamedTuple):
-    """What a document is made of: see `Writer.document`."""
+    """The parameters of a document, see `Writer.document`."""
 
     key: str
     filler: int
@@ -46,7 +46,7 @@ class _Drawn(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What a row has of a document, from a block's edge on: all of it, or the rest behind `read` tokens."""
+    """The part of a document in a row, from a block boundary on: all of it, or the rest after `read` tokens."""
 
     doc: Document
     drawn: _Drawn
@@ -54,7 +54,7 @@ class _Part(NamedTuple):
 
     @property
     def starts(self) -> bool:
-        """With a fresh memory."""
+        """Whether it starts with the initial memory."""
         return self.drawn.introduced and not self.read
 
     @property
@@ -64,14 +64,14 @@ class _Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PassKeyTask:
-    """Batches of pass key documents, several to a row, each starting at a block's edge.
+    """Batches of pass key documents, several per row, each starting at a block boundary.
 
-    A row takes a document of the stage first, then shorter ones while they fit: whatever the stage,
-    a batch has the same shape, so the step compiles once. In the first rows, as many as `PassKeyConfig.stream_share`
-    says, the first document is a stream.
+    A row gets a document of the stage first, then shorter ones while they fit. A batch has the same shape in every
+    stage, so the step compiles once. In the first rows, a share of `PassKeyConfig.stream_share`, the first document is
+    a stream.
 
-    Targets of a row: for each of its documents room for an answer and a mention of one token a digit, then other text.
-    A key that has fewer tokens leaves room, of weight 0, and so does the mention of a stream that goes on.
+    Targets of a row: for each of its documents an answer and a mention with one token per digit, then other text. A key
+    with fewer tokens, and the mention of a stream that continues, leave targets of weight 0.
     """
 
     config: PassKeyConfig
@@ -96,22 +96,22 @@ class PassKeyTask:
 
     @functools.cached_property
     def writer(self) -> Writer:
-        """What writes the documents."""
+        """The writer of the documents."""
         return Writer(self.vocabulary, self.bos)
 
     @functools.cached_property
     def _overhead(self) -> int:
-        """Tokens of a document without its filler, at most."""
+        """The maximum number of tokens of a document without its filler."""
         return self.writer.most_overhead(self.config.key_digits)
 
     @property
     def rows(self) -> range:
-        """Every process makes the whole batch: `observe` needs all of it, and it costs little."""
+        """All rows: every process produces the whole batch, which is cheap, since `observe` needs all of it."""
         return range(self.batch_size)
 
     @property
     def continues(self) -> bool:
-        """Streams go on in the next batch."""
+        """Whether there are streams, which continue in the next batch."""
         return self._streams > 0
 
     @property
@@ -125,12 +125,12 @@ class PassKeyTask:
         return tuple(stage for stage in self.config.stages if self._blocks_for(self._longest(stage)) <= rows)
 
     def start(self) -> Progress:
-        """Only the first stage is open, and no stream has begun."""
+        """Returns a progress with the first stage open and no streams."""
         progress: Progress = {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
         return progress | ({"streams": [None] * self._streams, "by_age": {}} if self._streams else {})
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
-        """The batch of a step: a pure function of the seed, the step, the open stages and the streams."""
+        """Returns the batch of a step, a pure function of the seed, the step, the open stages and the streams."""
         rng = np.random.default_rng([self.seed, step])
         progress = dict(progress)
         streams: list[Stream | None] = list(progress.get("streams", ()))
@@ -139,14 +139,14 @@ class PassKeyTask:
             parts = self._documents(rng, progress["open_stages"], streams[i] if i < len(streams) else None)
             kept = 0
             if i < len(streams):
-                streams[i], kept = self._go_on(rng, streams[i], parts[0])
+                streams[i], kept = self._advance(rng, streams[i], parts[0])
             rows.append((*self._row(rng, parts), np.int32(kept)))
         batch = Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
         return (batch, progress | {"streams": streams}) if streams else (batch._replace(kept=None), progress)
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
-        """Averages exact match, of all documents and of the newest stage's, and opens the next stage. Streams that
-        were answered wrong, or are at their end, end."""
+        """Updates the running exact match of all documents and of the newest stage, and opens the next stage. Ends
+        streams that have reached their length or, if gated, were answered wrong."""
         progress = dict(progress)
         streams: list[Stream | None] = list(progress.get("streams", ()))
         newest = self._stage_range(progress["open_stages"] - 1)[0]
@@ -158,15 +158,15 @@ class PassKeyTask:
                     progress[name] += (hit - progress[name]) / RECENT_DOCUMENTS
             if i < len(streams):
                 progress["by_age"] = self._by_age(progress["by_age"], row[0][1], hits[0])
-                streams[i] = self._behind(streams[i], hits[0])
+                streams[i] = self._after_answer(streams[i], hits[0])
         if progress["exact_match_newest"] >= self.config.open_at and progress["open_stages"] < len(self.stages):
             progress["open_stages"] += 1
             progress["exact_match_newest"] = 0.0
         return progress | ({"streams": streams} if streams else {})
 
     def report(self, progress: Progress) -> dict[str, float]:
-        """Exact match of recent training documents, and the filler blocks that the open stages reach; of streams
-        also by the blocks of filler before the question, from each power of two on to the next, the most first."""
+        """Returns the recent exact match of training documents, and the filler blocks of the newest open stage; for
+        streams also the recall by blocks of filler before the question, per power of two, in falling order."""
         recall = {f"recall/{age}_blocks": round(mean, 4) for age, (mean, _) in progress.get("by_age", {}).items()}
         return {
             "exact_match": round(progress["exact_match"], 4),
@@ -175,19 +175,19 @@ class PassKeyTask:
 
     # --- streams ----------------------------------------------------------------------------------
 
-    def _go_on(self, rng: np.random.Generator, stream: Stream | None, part: _Part) -> tuple[Stream, int]:
-        """The stream behind a part of it that is asked for, and how many blocks of the part its memory keeps."""
+    def _advance(self, rng: np.random.Generator, stream: Stream | None, part: _Part) -> tuple[Stream, int]:
+        """Returns the stream after a part of it with its question, and the number of the part's blocks to keep."""
         S, key = self.block_size, self.writer.key_of(part.doc.tokens[part.doc.answer])
         if not stream:
-            # Of all streams the share shortest / n has n blocks or more: as many questions for each doubling.
+            # A share of shortest / n of all streams has n blocks or more: equally many questions per doubling.
             shortest, longest = self.stages[-1], max(self.config.stream_blocks, self.stages[-1])
             stream = {"key": key, "until": round(shortest / rng.uniform(shortest / longest, 1.0))}
             stream |= {"lead": part.drawn.lead, "introduced": part.drawn.introduced}
         kept = (len(part.doc.tokens) - self.writer.question_tokens(key)) // S - part.read // S
         return stream | {"read": part.read + kept * S, "filler": part.drawn.filler}, kept
 
-    def _behind(self, stream: Stream | None, hit: float) -> Stream | None:
-        """What is left of a stream behind an answer. One that has read nothing yet has no memory to go on with."""
+    def _after_answer(self, stream: Stream | None, hit: float) -> Stream | None:
+        """Returns the stream after an answer. A stream that has read no block yet has no memory to continue with."""
         if stream is None or not stream["read"] or (self.config.stream_gated and not hit):
             return None
         if stream["read"] < stream["until"] * self.block_size:
@@ -195,7 +195,7 @@ class PassKeyTask:
         return {} if self.config.stream_told_again else None
 
     def _by_age(self, by_age: dict[str, list[Any]], filler: int, hit: float) -> dict[str, list[Any]]:
-        """(mean over recent documents, documents) by the blocks of filler, a power of two and up to the next."""
+        """Updates (mean over recent documents, documents) by blocks of filler, rounded down to a power of two."""
         age = str(2 ** int(math.log2(max(filler // self.block_size, 1))))
         mean, count = by_age.get(age, (0.0, 0))
         count = min(count + 1, RECENT_DOCUMENTS)
@@ -208,21 +208,21 @@ class PassKeyTask:
         return -(-(filler_tokens + self._overhead) // self.block_size)
 
     def _longest(self, stage_blocks: int) -> int:
-        """Filler tokens of a stage at most: its blocks, with every alignment."""
+        """Returns the maximum filler tokens of a stage: its blocks, with every alignment."""
         return (stage_blocks + 1) * self.block_size - 1
 
     def _stage_range(self, stage: int) -> tuple[int, int]:
-        """Filler tokens [least, most] of a stage; each block count with all its alignments."""
+        """Returns the filler tokens [least, most] of a stage; each block count with all its alignments."""
         first = self.stages[stage - 1] + 1 if stage else 0
         return first * self.block_size, self._longest(self.stages[stage])
 
     def _draw(
         self, rng: np.random.Generator, open_stages: int, free_blocks: int, stream: Stream | None = None
     ) -> _Drawn | None:
-        """The next document, or None if not even the shortest fits.
+        """Draws the next document; None if not even the shortest one fits.
 
-        Of a `stream` that goes on: its key, and its filler from the beginning; what is new of it is as long as
-        another document's. Behind a stream that has ended, another key without an introduction.
+        For a `stream` that continues: its key, and its filler from the beginning, of which the new part is as long as
+        another document's filler. After a stream that has ended: another key, without an introduction.
         """
         digits = self.config.key_digits
         most = free_blocks * self.block_size - self._overhead
@@ -238,22 +238,22 @@ class PassKeyTask:
         drawn, old = _Drawn(random_key(rng, digits), filler, lead, stream is None), 0
         if stream:
             drawn = _Drawn(stream["key"], filler, stream.get("lead", 0), stream.get("introduced", True))
-            told = drawn.lead + self.writer.telling_tokens(drawn.key, drawn.introduced)
-            old = max(stream["read"] - told, 0)
+            stated = drawn.lead + self.writer.telling_tokens(drawn.key, drawn.introduced)
+            old = max(stream["read"] - stated, 0)
         if before is not None:
             near = self._straddle(drawn._replace(filler=old + filler), before)
             filler = next((n - old for n in near if least <= n - old <= most), filler)
         return drawn._replace(filler=old + filler)
 
     def _lead(self, rng: np.random.Generator, stream: Stream | None, most: int) -> int:
-        """Filler before the telling; a document that has been told, or is told at once, has none."""
+        """Draws the filler before the key is stated: 0 if it was stated already, or is stated first."""
         late = self.config.late_share
         if stream or (stream is None and not (late and rng.random() < late)):
             return 0
         return int(rng.integers(0, max(min(LATE_BLOCKS * self.block_size, most - self._stage_range(0)[0]), 1)))
 
     def _lengths(self, rng: np.random.Generator, open_stages: int, most: int) -> tuple[int, int] | None:
-        """Least and most filler of a stage that is drawn, as there is room; None if not even the first stage fits."""
+        """Draws a stage; returns its least and most filler that fits, or None if not even the first stage fits."""
         stages = [s for s in range(open_stages) if self._stage_range(s)[0] <= most]
         if not stages:
             return None
@@ -265,10 +265,10 @@ class PassKeyTask:
         return least, min(longest, most)
 
     def _straddle(self, drawn: _Drawn, tokens_before: int) -> tuple[int, int]:
-        """The nearest longer and shorter filler with so many tokens of the answer before a block's edge, or, where that
-        is negative, so many of other text between the edge and the answer.
+        """Returns the nearest longer and shorter filler that places `tokens_before` tokens of the answer before a block
+        boundary or, if negative, that many tokens of other text between the boundary and the answer.
 
-        An answer of fewer tokens has all but its last one there; one of a single token cannot straddle, and ends there.
+        An answer with fewer tokens has all but its last one before the boundary; one with a single token ends there.
         """
         tokens = self.writer.answer_tokens(drawn.key)
         first = drawn.lead + self.writer.overhead(drawn.key, drawn.introduced) - tokens + drawn.filler
@@ -276,7 +276,7 @@ class PassKeyTask:
         return longer, longer - self.block_size
 
     def _documents(self, rng: np.random.Generator, open_stages: int, stream: Stream | None) -> list[_Part]:
-        """What a row holds, the stream first."""
+        """Draws the documents of a row, the stream first."""
         parts: list[_Part] = []
         free = self.sequence_length // self.block_size
         if stream == {} and rng.random() >= self.config.stream_told_again:
@@ -318,12 +318,12 @@ class PassKeyTask:
     def _most_targets(self) -> int:
         blocks = self.sequence_length // self.block_size
         documents = blocks // self._blocks_for(0)
-        if self._streams:  # a stream that goes on has no telling, so it may be shorter
+        if self._streams:  # a stream that continues does not state its key, so it may be shorter
             documents = 1 + (blocks - 1) // self._blocks_for(0)
         return documents * 2 * self.config.key_digits + self.config.text_tokens
 
     def _answers(self, batch: Batch, streams: Sequence[Stream | None] = ()) -> list[list[tuple[np.ndarray, int]]]:
-        """Of each row, of each document: the columns of its answer, and its tokens of filler."""
+        """Returns for each document of each row the columns of its answer, and its tokens of filler."""
         digits = self.config.key_digits
         assert batch.positions is not None  # see `_row`
         found = []

@@ -1,8 +1,8 @@
-"""The text of the pass key task in the paper's words (paper section 5), in the tokens of any vocabulary.
+"""The text of the pass key task, in the paper's words (paper section 5), in the tokens of any vocabulary.
 
-How a text falls into tokens depends on what is around it, so no part is encoded alone: the filler is the one that
-stands behind the telling, the question the one that stands behind a sentence. Bytes are cut exactly between them; a
-tokenizer whose tokens begin with their space gives that space to the part behind it.
+Tokenization depends on context, so no part is encoded alone: the filler is encoded after the statement of the key, the
+question after a sentence. Bytes are split exactly at the boundaries; with a tokenizer whose tokens begin with a space,
+a space at a boundary belongs to the part after it.
 """
 
 import bisect
@@ -21,17 +21,17 @@ INTRODUCTION = (
 TELLING = "The pass key is {key}. Remember it. {key} is the pass key. "
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 QUESTION = " What is the pass key? The pass key is "
-# The end of the filler, where the question is asked.
+# The end of the filler, before the question.
 _SENTENCE_BEFORE = "again."
 ASCII = 128
 
 
 class Document(NamedTuple):
-    """One document.
+    """A document in tokens.
 
     Attributes:
-      tokens: int32 [n], the answer included.
-      answer: indices of the answer's tokens, all that have a digit of it; the last ones of the document.
+      tokens: int32 [n], including the answer.
+      answer: indices of the tokens with digits of the answer, the last ones of the document.
       mention: indices of the tokens of the key's second mention, before the filler.
     """
 
@@ -41,7 +41,7 @@ class Document(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """A document without its filler: what is before it and behind it, and where the key is in telling and question."""
+    """A document without its filler: the parts before and after it, and the indices of the key in them."""
 
     introduction: np.ndarray
     telling: np.ndarray
@@ -55,10 +55,10 @@ class Writer:
 
     Args:
       vocabulary: of the model.
-      bos: begin a document with the vocabulary's token for it, where it has one.
+      bos: begin documents with the vocabulary's token for it, if it has one.
 
     Raises:
-      ConfigError: the vocabulary cannot write the text.
+      ConfigError: the vocabulary cannot encode the text.
     """
 
     def __init__(self, vocabulary: Vocabulary, bos: bool = True):
@@ -69,12 +69,12 @@ class Writer:
         text = INTRODUCTION + TELLING.format(key="0123456789") + FILLER + QUESTION.strip()
         if vocabulary.decode(vocabulary.encode(text)) != text:
             raise ConfigError(
-                "the vocabulary does not give back the text of the pass key task (letters, digits, signs); take "
+                "the vocabulary does not reproduce the text of the pass key task (letters, digits, punctuation); use "
                 "another task, or another vocabulary"
             )
 
     def check(self, vocab_size: int) -> None:
-        """Raises `ConfigError` unless a model of so many tokens knows all that documents have."""
+        """Raises `ConfigError` unless `vocab_size` covers all tokens of documents."""
         if isinstance(self.vocabulary, ByteVocabulary):
             if vocab_size < self.vocabulary.offset + ASCII:
                 raise ConfigError(
@@ -88,13 +88,13 @@ class Writer:
             )
 
     def document(self, key: str, filler_tokens: int, lead: int = 0, introduced: bool = True) -> Document:
-        """A document with exactly so many tokens of filler behind the telling, which breaks off where it must.
+        """Returns a document with exactly `filler_tokens` tokens of filler, which may end anywhere in a sentence.
 
         Args:
           key: digits.
-          filler_tokens: between telling and question.
-          lead: tokens of filler before the telling.
-          introduced: with the introduction; without it the document goes on behind another text.
+          filler_tokens: between the statement of the key and the question.
+          lead: tokens of filler before the statement of the key.
+          introduced: with the introduction; without it the document continues another text.
         """
         frame, head = self._frame(key), self._head(key, introduced)
         before = len(head) + lead + len(frame.telling)
@@ -106,50 +106,50 @@ class Writer:
         return np.concatenate(parts)
 
     def overhead(self, key: str, introduced: bool = True) -> int:
-        """Tokens of a document with this key, without its filler."""
+        """Returns the tokens of a document with this key, without its filler."""
         return self.telling_tokens(key, introduced) + len(self._frame(key).question)
 
     def telling_tokens(self, key: str, introduced: bool = True) -> int:
-        """Tokens of a document up to the end of the telling, without filler before it."""
+        """Returns the tokens of a document up to the end of the statement of the key, without filler before it."""
         return len(self._head(key, introduced)) + len(self._frame(key).telling)
 
     def between(self, key: str) -> int:
-        """From the last token of the mention to the first one of the answer, without filler."""
+        """Returns the distance from the last token of the mention to the first one of the answer, without filler."""
         frame = self._frame(key)
         return len(frame.telling) - int(frame.mention[-1]) + int(frame.answer[0])
 
     def question_tokens(self, key: str) -> int:
-        """Tokens of a document behind its filler, the answer included."""
+        """Returns the tokens of a document after its filler, including the answer."""
         return len(self._frame(key).question)
 
     def most_overhead(self, digits: int) -> int:
-        """The most tokens that any key of so many digits makes of a document without filler."""
+        """Returns the maximum `overhead` of keys with this many digits."""
         key = "0" * digits
         frame = self._frame(key)
-        # A token for each digit is the most. Where a token also has the space in front, that may become another one.
+        # At most one token per digit. A token that includes the leading space may become an additional one.
         with_space = len(self.vocabulary.decode(frame.question[frame.answer])) > digits
         return self.overhead(key) + 3 * (digits + with_space - len(frame.answer))
 
     def answer_tokens(self, key: str) -> int:
-        """Tokens of the answer."""
+        """Returns the number of tokens of the answer."""
         return len(self._frame(key).answer)
 
     def key_of(self, answer: np.ndarray) -> str:
-        """The key of an answer's tokens."""
+        """Decodes the key from an answer's tokens."""
         return self.vocabulary.decode(answer).strip()
 
     def filler(self, tokens: int) -> np.ndarray:
-        """So many tokens of filler, as it stands behind the telling."""
+        """Returns filler of this many tokens, as it is encoded after the statement of the key."""
         if len(self._filler) < tokens:
             encode = self.vocabulary.encode
             sentence = len(encode(2 * FILLER)) - len(encode(FILLER))
             head = INTRODUCTION + TELLING.format(key="0")
-            # Two times more than is needed: the end of a text may fall into other tokens than its middle.
+            # Two more repetitions than needed, since the end of a text may be tokenized differently from its middle.
             whole = encode(head + FILLER * (tokens // sentence + 2))
             self._filler = whole[self._inside(whole, len(head)) :]
         return self._filler[:tokens]
 
-    # --- places of characters among the tokens ---------------------------------------------------------
+    # --- indices of characters among the tokens --------------------------------------------------------
 
     def _frame_of(self, key: str) -> _Frame:
         head = INTRODUCTION + TELLING.format(key=key)
@@ -166,17 +166,17 @@ class Writer:
         )  # fmt: skip
 
     def _inside(self, tokens: np.ndarray, characters: int) -> int:
-        """How many of the first tokens lie wholly within so many characters of their text."""
+        """Returns how many of the first tokens are completely within the first `characters` characters."""
         length_of = lambda count: len(self.vocabulary.decode(tokens[:count]))
         return bisect.bisect_right(range(1, len(tokens) + 1), characters, key=length_of)
 
     def _with_characters(self, tokens: np.ndarray, first: int, count: int) -> np.ndarray:
-        """Indices of the tokens that have any of these characters of their text."""
+        """Returns the indices of the tokens that contain any of these characters."""
         begin, end = self._inside(tokens, first), self._inside(tokens, first + count)
         cut_through = len(self.vocabulary.decode(tokens[:end])) < first + count
         return np.arange(begin, end + cut_through)
 
 
 def random_key(rng: np.random.Generator, digits: int) -> str:
-    """A key of so many digits; leading zeros are allowed."""
+    """Draws a key of this many digits; leading zeros are allowed."""
     return "".join(str(d) for d in rng.integers(0, 10, digits))

@@ -1,4 +1,4 @@
-"""One row of a batch while it is filled, and what fills it."""
+"""One row of a batch, filled in place."""
 
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ class Example(NamedTuple):
 
     Attributes:
       tokens: int32 [n].
-      weights: float32 [n], what the prediction of each token weighs in the loss. The first token is
-        predicted from nothing, so its weight counts nowhere.
+      weights: float32 [n], loss weight of each token's prediction. The first token is not predicted, so its weight is
+        not used.
     """
 
     tokens: np.ndarray
@@ -19,11 +19,11 @@ class Example(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where a lane stands between two rows.
+    """The position of a lane between two rows.
 
     Attributes:
-      where: the example that comes next or is being read, a list that only its reader understands.
-      token: tokens of it that were read already.
+      where: the next example, or the one being read, as a list that its reader interprets.
+      token: number of its tokens read already.
     """
 
     where: list[Any]
@@ -31,10 +31,9 @@ class Cursor(NamedTuple):
 
 
 class Row(NamedTuple):
-    """See `Batch`; without its first axis. Every position may carry a loss.
+    """The fields of `Batch` without the batch axis, with a loss at every position. And, for display:
 
-    Beside those, for whoever looks at rows: `real`: bool [T], tokens that are no padding; `begins`: bool [T],
-    tokens with which a document begins.
+    `real`: bool [T], tokens that are not padding; `begins`: bool [T], first tokens of documents.
     """
 
     tokens: np.ndarray
@@ -47,7 +46,7 @@ class Row(NamedTuple):
 
 
 def empty(length: int, blocks: int) -> Row:
-    """A row of padding, to be filled in place."""
+    """Returns a row of padding, to be filled in place."""
     return Row(
         np.zeros(length, np.int32), np.zeros((), np.int32), np.zeros(blocks, bool), np.zeros(length, np.int32),
         np.zeros(length, np.float32), np.zeros(length, bool), np.zeros(length, bool),
@@ -55,10 +54,10 @@ def empty(length: int, blocks: int) -> Row:
 
 
 def put(row: Row, place: int, example: Example, token: int, most: int) -> int:
-    """Writes up to `most` tokens of an example, from `token` on, to a place of the row; returns how many.
+    """Writes up to `most` tokens of an example, from index `token` on, into a row at `place`; returns their number.
 
-    The target of each is the example's next token, also where that one is in another row. The example's
-    last token has no target (weight 0).
+    The target of each token is the example's next one, even if that is in another row. The example's last token has no
+    target (weight 0).
     """
     take = min(len(example.tokens) - token, most)
     targets = slice(token + 1, min(token + 1 + take, len(example.tokens)))

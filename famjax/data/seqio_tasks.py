@@ -1,7 +1,7 @@
-"""Examples of seqio tasks and mixtures. seqio and tensorflow are imported here, and only when one is asked for.
+"""Examples of seqio tasks and mixtures. seqio and tensorflow are imported here, only when a task needs them.
 
-A task's examples have the feature `targets`, and may have `inputs`, which are read without a loss. How long
-examples are packed or streamed is decided behind seqio, so no feature converter takes part.
+Examples have the feature `targets`, and optionally `inputs`, which carry no loss. Packing and streaming follow after
+seqio, so no feature converter is used.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from famjax.config import ConfigError, DataConfig
 from famjax.data.examples import Examples, weights_of
 from famjax.data.rows import Example
 
-# `tfds:NAME:VERSION` is that TFDS dataset's `text` (or `inputs` and `targets`), without any task registered.
+# `tfds:NAME:VERSION` is the TFDS dataset's `text` (or `inputs` and `targets`), without a registered task.
 TFDS = "tfds:"
 
 
 def load_seqio(modules: tuple[str, ...] = ()) -> Any:
-    """The module seqio, once the modules that register tasks are imported; tensorflow leaves accelerators alone."""
+    """Imports seqio and the modules that register tasks, and hides accelerators from tensorflow; returns seqio."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
@@ -33,10 +33,10 @@ def load_seqio(modules: tuple[str, ...] = ()) -> Any:
         import seqio
     except ImportError as error:
         raise ConfigError(f"tasks of seqio need more packages ({error}): pip install -e '.[data]'") from error
-    except RuntimeError as error:  # a module that a gin file imports was faster, and has taken their memory
+    except RuntimeError as error:  # a module that a gin file imports has initialised the accelerators already
         raise ConfigError(
-            "a module used tensorflow on its import, before it could be kept from accelerators; name the module in "
-            "DataConfig.modules, or let it only register tasks"
+            "a module used tensorflow when it was imported, before accelerators were hidden from it; name the module "
+            "in DataConfig.modules, or let it only register tasks"
         ) from error
     if modules and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -49,7 +49,7 @@ def load_seqio(modules: tuple[str, ...] = ()) -> Any:
 
 
 def find_task(name: str, data: DataConfig) -> Any:
-    """A registered task or mixture of seqio's. Raises `ConfigError` where there is none of that name."""
+    """Returns a registered task or mixture of seqio. Raises `ConfigError` if there is none of that name."""
     seqio = load_seqio(tuple(data.modules))
     if data.cache_dirs:
         seqio.add_global_cache_dirs(list(data.cache_dirs))
@@ -86,13 +86,13 @@ def _check(found: Any, name: str, data: DataConfig) -> None:
 
 
 def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
-    """A task made of a TFDS dataset, with the vocabulary of `data`."""
+    """Returns a task for a TFDS dataset, with the vocabulary of `data`."""
     from famjax.data.seqio_vocabulary import FileVocabulary
 
     try:
-        source = seqio.TfdsDataSource(name)  # wants a version: NAME:1.0.0
+        source = seqio.TfdsDataSource(name)  # requires a version: NAME:1.0.0
         features = source.tfds_dataset.info.features
-    except Exception as error:  # TFDS raises many kinds
+    except Exception as error:  # TFDS raises many types
         raise ConfigError(f"{TFDS}{name}: {str(error).splitlines()[0]}") from error
     keys = {"targets": "text"} if "text" in features else {"inputs": "inputs", "targets": "targets"}
     if missing := [key for key in keys.values() if key not in features]:
@@ -108,10 +108,10 @@ def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
 
 
 def kinds_of(found: Any, data: DataConfig, lanes: int, seed: list[int]) -> tuple[list[Examples], list[float]]:
-    """The examples of a task, or of each task of a mixture, for so many lanes, and how often they are drawn.
+    """Returns the examples of a task, or of each task of a mixture, for this many lanes, and their rates.
 
-    A mixture is mixed here, by its rates, so that each task has an epoch and a place of its own; a
-    `sample_fn` of the mixture's is not used.
+    Mixtures are mixed here, by their rates, so that each task has its own epochs and positions. A mixture's `sample_fn`
+    is not used.
     """
     tasks = getattr(found, "tasks", [found])
     kinds = [TaskExamples(task, data, lanes, [*seed, i]) for i, task in enumerate(tasks)]
@@ -122,12 +122,12 @@ def kinds_of(found: Any, data: DataConfig, lanes: int, seed: list[int]) -> tuple
 class TaskExamples:
     """Examples of one seqio task.
 
-    The task is cut into n shards (`DataConfig.data_shards`, or one for each lane), lane r reads shard r % n,
-    and the m lanes of a shard take every m-th of its examples. Order and epochs depend on the seed, n and the
-    number of lanes.
+    The task is split into n shards (`DataConfig.data_shards`, or one per lane). Lane r reads shard r % n, and each of
+    the m lanes of a shard takes every m-th of its examples. Order and epochs depend on the seed, n and the number of
+    lanes.
 
-    Where a lane stands: [epoch, number in its shard's epoch]. seqio cannot be entered in its middle: a
-    resumed run reads (and tokenizes) again what was read of the epoch so far, and throws it away.
+    The position of a lane: [epoch, index in its shard's epoch]. seqio cannot start in the middle of an epoch: a resumed
+    run reads (and tokenizes) again what was read of the epoch so far, and discards it.
 
     Args:
       task: a `seqio.Task`.
@@ -150,10 +150,10 @@ class TaskExamples:
         return [0, self._first(lane, 0)]
 
     def example(self, lane: int, where: list[int]) -> tuple[Example, list[int]]:
-        """See `Examples`. Raises `ConfigError` where a shard has no example at all."""
+        """See `Examples`. Raises `ConfigError` if a shard has no examples."""
         shard, step = lane % self._shards, self._lanes_of(lane % self._shards)
         epoch, number = where
-        for _ in range(step + 1):  # with fewer examples than lanes, an epoch has none for some of them
+        for _ in range(step + 1):  # with fewer examples than lanes, some lanes have none in an epoch
             self._enter(lane, epoch)
             found = self._epoch(shard, epoch).take(number, step)
             if found is not None:
@@ -166,18 +166,18 @@ class TaskExamples:
         )
 
     def epochs(self, lane: int, where: list[int]) -> float:
-        """Whole epochs that this lane has behind it."""
+        """Returns the number of epochs that this lane has finished."""
         return float(where[0])
 
     def _lanes_of(self, shard: int) -> int:
         return -(-(self._lanes - shard) // self._shards)
 
     def _first(self, lane: int, epoch: int) -> int:
-        """The lanes of a shard take turns in being the first of an epoch."""
+        """Returns a lane's first index in an epoch; the lanes of a shard take turns with index 0."""
         return (lane // self._shards + epoch) % self._lanes_of(lane % self._shards)
 
     def _enter(self, lane: int, epoch: int) -> None:
-        """Closes epochs that all lanes seen so far have left."""
+        """Closes epochs that no lane reads any more."""
         if self._at.get(lane) == epoch:
             return
         self._at[lane] = epoch
@@ -195,14 +195,14 @@ class TaskExamples:
         seqio = load_seqio()
         import tensorflow as tf
 
-        # The same seed in every shard: where a source is cut by examples, all cut the same order.
+        # The same seed in every shard: sources that are sharded by examples must use the same order in all of them.
         seed = int(np.random.SeedSequence([*self._seed, epoch]).generate_state(1)[0] >> 2)
         try:
             ds = self._task.get_dataset(
                 None, self._data.split, use_cached=self._data.use_cached, shuffle=self._data.shuffle, seed=seed,
                 shard_info=seqio.ShardInfo(shard, self._shards), num_epochs=1, trim_output_features=False,
             )  # fmt: skip
-        except ValueError as error:  # seqio's words for what a task lacks
+        except ValueError as error:  # seqio's message on what a task lacks
             raise ConfigError(f"the seqio task {self._task.name!r}: {str(error).splitlines()[0]}") from error
         options = tf.data.Options()
         options.deterministic = True
@@ -217,7 +217,7 @@ def _example(row: dict[str, np.ndarray]) -> Example:
 
 
 class _Epoch:
-    """One epoch of a shard, read on from where it stands; what other lanes will want is kept for them."""
+    """One epoch of a shard, read sequentially; examples for other lanes are kept."""
 
     def __init__(self, iterate: Callable[[], Iterator[Example]]):
         self._iterate = iterate
@@ -227,7 +227,7 @@ class _Epoch:
         self._residues: set[int] = set()
 
     def take(self, number: int, step: int) -> Example | None:
-        """Example `number` for the lane that takes every `step`-th; None behind the end."""
+        """Returns example `number` for the lane that takes every `step`-th one; None after the end."""
         if 0 <= self._end <= number:
             return None
         residue = number % step

@@ -1,4 +1,4 @@
-"""A vocabulary of ours for seqio tasks, and a vocabulary of seqio's for us. Imports seqio, so tensorflow."""
+"""Adapters between the vocabularies of famjax and of seqio, both ways. Imports seqio, and so tensorflow."""
 
 import json
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from famjax.data.vocabulary import BYTE_VOCABULARY, Vocabulary
 
 
 class FileVocabulary(seqio.Vocabulary):
-    """For `seqio.Feature`: bytes, a `tokenizer.json`, a SentencePiece `.model`, as `DataConfig.vocabulary` has it.
+    """A vocabulary for `seqio.Feature`: bytes, a `tokenizer.json` or a SentencePiece `.model`.
 
     Args:
-      spec: see `famjax.data.vocabulary.load_vocabulary`.
+      spec: as in `DataConfig.vocabulary`, see `famjax.data.vocabulary.load_vocabulary`.
     """
 
     def __init__(self, spec: str = "bytes"):
@@ -32,17 +32,17 @@ class FileVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int | None:
-        """Begin of text."""
+        """The id of begin of text."""
         return self.ours.bos
 
     @property
     def eos_id(self) -> int | None:
-        """End of text."""
+        """The id of end of text."""
         return self.ours.eos
 
     @property
     def unk_id(self) -> int | None:
-        """None: there is none."""
+        """None: there is no unknown token."""
         return None
 
     @property
@@ -67,7 +67,7 @@ class FileVocabulary(seqio.Vocabulary):
 
 
 class _Other:
-    """Any other vocabulary of seqio's."""
+    """Any other vocabulary of seqio."""
 
     def __init__(self, theirs: seqio.Vocabulary):
         self._theirs, self.size = theirs, theirs.vocab_size
@@ -75,20 +75,20 @@ class _Other:
         self.eos: int | None = theirs.eos_id
 
     def encode(self, text: str) -> np.ndarray:
-        """Text to ids."""
+        """Encodes text to ids."""
         return np.asarray(self._theirs.encode(text), np.int32)
 
     def decode(self, tokens: Any) -> str:
-        """Ids to text, up to the first end of text."""
+        """Decodes ids to text, up to the first end of text."""
         return str(self._theirs.decode([int(token) for token in tokens]))
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
-        """See `Vocabulary`. What further tokens change is not known, so all of it is open until the end."""
+        """See `Vocabulary`. Any text may change with further tokens, so none is certain until the end."""
         return (self.decode(tokens), True) if final else ("", False)
 
 
 def ours_of(theirs: seqio.Vocabulary) -> tuple[Vocabulary, dict[str, bytes] | None]:
-    """A vocabulary of seqio's as one of ours, and what a model directory keeps of it (None: it cannot)."""
+    """Returns a vocabulary of seqio as one of famjax, and its files for a model directory (None: not possible)."""
     if isinstance(theirs, FileVocabulary):
         return theirs.ours, vocabulary.vocabulary_files(theirs.spec)
     if isinstance(theirs, seqio.SentencePieceVocabulary):

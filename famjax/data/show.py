@@ -1,4 +1,4 @@
-"""Rows of a batch as a person wants to see them: blocks, documents, and where a loss is taken."""
+"""Display of a batch's rows: blocks, documents, and positions that carry a loss."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from famjax.data.vocabulary import Vocabulary
 
 
 class Piece(NamedTuple):
-    """Some text of one block.
+    """A piece of text within one block.
 
     Attributes:
-      text: what it says, with signs for line ends and tabs.
-      weight: of its tokens in the loss.
-      begins: a document begins with it.
+      text: with symbols for line ends and tabs.
+      weight: loss weight of its tokens.
+      begins: whether a document begins with it.
     """
 
     text: str
@@ -26,11 +26,11 @@ class Totals(NamedTuple):
     """Sums over rows.
 
     Attributes:
-      rows: how many.
-      documents: that begin in them.
-      tokens: that are real.
-      padding: tokens that are not.
-      loss: tokens that are predicted with a loss.
+      rows: number of rows.
+      documents: documents that begin in them.
+      tokens: real tokens.
+      padding: padding tokens.
+      loss: tokens whose prediction carries a loss.
     """
 
     rows: int = 0
@@ -40,7 +40,7 @@ class Totals(NamedTuple):
     loss: int = 0
 
     def add(self, row: Row) -> "Totals":
-        """These and one row more."""
+        """Adds a row."""
         real = int(row.real.sum())
         more = (1, int(row.begins.sum()), real, len(row.tokens) - real, int((row.weights > 0).sum()))
         return Totals(*(a + b for a, b in zip(self, more, strict=True)))
@@ -57,12 +57,12 @@ class Totals(NamedTuple):
 
 
 def blocks_of(row: Row, vocabulary: Vocabulary, most: int = 0) -> list[list[Piece]]:
-    """The text of each block, cut where the loss weight changes or a document begins.
+    """Returns the text of each block, split where the loss weight changes or a document begins.
 
     Args:
       row: a row of a batch.
-      vocabulary: makes text of it.
-      most: characters of a block that are shown, from its beginning and its end; 0 shows all.
+      vocabulary: decodes it.
+      most: maximum characters to show of a block, from its beginning and its end; 0: all.
     """
     size = len(row.tokens) // len(row.starts)
     weights = token_weights(row)
@@ -79,25 +79,25 @@ def blocks_of(row: Row, vocabulary: Vocabulary, most: int = 0) -> list[list[Piec
 
 
 def token_weights(row: Row) -> np.ndarray:
-    """float32 [T], what the prediction of each token of the row weighs in the loss.
+    """Returns float32 [T]: the loss weight of each token's prediction.
 
-    A document's first token is predicted from nothing, and a row's from the row before: these two are
-    shown like the token behind them.
+    A document's first token is not predicted, and a row's first one is predicted in the previous row; both are shown
+    like the token after them.
     """
     weights = np.concatenate([[0.0], row.weights[:-1]]).astype(np.float32)
     for first in np.flatnonzero(row.begins | (np.arange(len(weights)) == 0)):
-        behind = first + 1 < len(weights) and row.real[first + 1] and not row.begins[first + 1]
-        weights[first] = weights[first + 1] if behind else 1.0
+        has_next = first + 1 < len(weights) and row.real[first + 1] and not row.begins[first + 1]
+        weights[first] = weights[first + 1] if has_next else 1.0
     return weights
 
 
 def visible(text: str) -> str:
-    """A text on one line."""
+    """Formats a text on one line."""
     return "".join(letter if letter.isprintable() else {"\n": "↵", "\t": "→"}.get(letter, "·") for letter in text)
 
 
 def shorten(pieces: list[Piece], most: int) -> list[Piece]:
-    """Leaves so many characters at most, of them a third at the end."""
+    """Shortens pieces to at most `most` characters, a third of them from the end."""
     total = sum(len(piece.text) for piece in pieces)
     if total <= most:
         return pieces
@@ -116,11 +116,11 @@ def shorten(pieces: list[Piece], most: int) -> list[Piece]:
 
 
 def plain(pieces: list[Piece]) -> str:
-    """Pieces for a file or a pipe: ¶ begins a document, {braces} hold what has no loss, {0.1: a small one}."""
-    said = []
+    """Formats pieces without colours: ¶ begins a document, {braces} have no loss, {0.1: braces} a small one."""
+    parts = []
     for piece in pieces:
         text = piece.text if piece.weight == 1 else f"{{{piece.text}}}"
         if piece.weight not in (0, 1):
             text = f"{{{piece.weight:g}: {piece.text}}}"
-        said.append("¶" * piece.begins + text)
-    return "".join(said)
+        parts.append("¶" * piece.begins + text)
+    return "".join(parts)

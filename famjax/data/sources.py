@@ -1,8 +1,8 @@
-"""Documents of files, by number: text files, lines, JSON lines, Hugging Face datasets on disk.
+"""Documents of files, by index: text files, lines, JSON lines, Hugging Face datasets on disk.
 
-No source holds text. Lines are found by an index of byte offsets, which one pass over the file makes
-(16 bytes a line in memory). A gzip file cannot be entered in its middle, so `.gz` files of lines are
-unpacked in that pass, into a temporary file without a name, which goes when the process does.
+No source holds text in memory. Lines are found by an index of byte offsets, built in one pass over the file (16 bytes
+per line). gzip has no random access, so `.gz` files of lines are decompressed in that pass into an anonymous temporary
+file, which is deleted with the process.
 """
 
 import functools
@@ -20,9 +20,9 @@ from famjax.config import ConfigError, SourceConfig
 from famjax.config.text import BOM, BadText, checked, json_of, text_of
 from famjax.data import files, kinds
 
-# Bytes that are looked at at once for the ends of lines.
+# Bytes that are searched for line ends at a time.
 CHUNK = 2**24
-# How far the end of a line is sought where a file is cut in parts.
+# How far to search for the end of a line when a file is split into parts.
 LONGEST_LINE = 2**16
 
 
@@ -30,9 +30,9 @@ class Document(NamedTuple):
     """One document as text.
 
     Attributes:
-      inputs: what is given, read without a loss; empty where all of the text is learned.
-      targets: what is learned.
-      place: file and number, for messages.
+      inputs: the part without a loss; empty if the whole text carries a loss.
+      targets: the part with a loss.
+      place: file and index, for messages.
     """
 
     inputs: str
@@ -41,24 +41,24 @@ class Document(NamedTuple):
 
 
 class Source(Protocol):
-    """Documents by number."""
+    """Documents by index."""
 
     def __len__(self) -> int: ...
 
     def document(self, i: int) -> Document:
-        """Document i, 0 <= i < len. Raises `ConfigError`, naming file and line, where it cannot be read."""
+        """Returns document i, 0 <= i < len. Raises `ConfigError` with file and line if it cannot be read."""
         ...
 
     def first(self) -> Document:
-        """The first document, found without an index of all: a cheap look before a long run."""
+        """Returns the first document without indexing the others, as a quick check before a long run."""
         ...
 
 
 def open_source(config: SourceConfig) -> Source:
-    """The documents of a path. Finds missing files at once, bad ones when they are read.
+    """Returns the documents of a path. Missing files raise now, invalid ones when they are read.
 
     Raises:
-      ConfigError: no such file, nothing that matches, or a folder that is no dataset.
+      ConfigError: there is no such file, no match, or a folder that is not a dataset.
     """
     paths = files.expand(config.path)
     if config.kind == "dataset" or (config.kind == "auto" and files.is_directory(paths[0])):
@@ -67,7 +67,7 @@ def open_source(config: SourceConfig) -> Source:
 
 
 def open_each(config: SourceConfig) -> list[Source]:
-    """`open_source`, a source for each file: then one that cannot be read leaves the others readable."""
+    """Returns one source per file, so that a file that cannot be read does not affect the others."""
     paths = files.expand(config.path)
     if config.kind == "dataset" or (config.kind == "auto" and files.is_directory(paths[0])):
         return [_dataset(paths, config)]
@@ -91,10 +91,10 @@ def _of_files(paths: Sequence[str], kind: str, config: SourceConfig) -> Source:
 
 
 def _checked_text(content: bytes, path: str, place: str) -> str:
-    """A text whose file was taken for text by its name alone. Raises `BadText` if the content says otherwise."""
+    """Decodes a file that counts as text by its name alone. Raises `BadText` if its content is not text."""
     text = text_of(content, place)
     if "\0" in text:
-        raise BadText(path, "this is no text, it has zero bytes; leave it out, or set SourceConfig.kind = 'text'")
+        raise BadText(path, "this is not text, it has zero bytes; leave it out, or set SourceConfig.kind = 'text'")
     if text.lstrip()[:1] == "{" and _is_object(text.lstrip().partition("\n")[0]):
         raise BadText(path, "its first line is a JSON object; set SourceConfig.kind = 'jsonl' to read JSON lines, or "
                             "'text' to read it as it is")  # fmt: skip
@@ -110,11 +110,11 @@ def _is_object(line: str) -> bool:
 
 
 class TextFiles:
-    """A file is a document.
+    """Each file is a document.
 
     Args:
       paths: the files.
-      by_name: that they are text was told by their names alone, so their content is looked at too.
+      by_name: their kind was derived from their names alone, so their content is checked too.
     """
 
     def __init__(self, paths: Sequence[str], by_name: bool = False):
@@ -125,26 +125,26 @@ class TextFiles:
         return len(self.paths)
 
     def document(self, i: int) -> Document:
-        """The text of file i."""
+        """Returns the text of file i."""
         path = self.paths[i]
         return Document("", self._decode(files.read_plain(path), path, path), path)
 
     def first(self) -> Document:
-        """The first file's."""
+        """Returns the first file's text."""
         return self.document(0)
 
 
 class TextParts:
-    """Parts of about equal size of text files, each a document.
+    """Parts of text files of about equal size, each a document.
 
-    Part i of a file begins behind the first line that ends after i times `part_bytes`. Where no line does, it
-    begins with the next whole character.
+    Part i of a file begins after the first line that ends after i times `part_bytes`. If no line does, it begins with
+    the next whole character.
     """
 
     def __init__(self, paths: Sequence[str], part_bytes: int, by_name: bool = False):
         for path in paths:
             if kinds.is_gzip(path):
-                raise ConfigError(f"{path} cannot be cut in parts, since gzip has to be read from its start; unpack it")
+                raise ConfigError(f"{path} cannot be split into parts: gzip can only be read from the start; unpack it")
         self.paths, self.part_bytes = paths, part_bytes
         self._decode = _checked_text if by_name else lambda content, _, place: text_of(content, place)
 
@@ -156,7 +156,7 @@ class TextParts:
         return int(self._before[-1])
 
     def document(self, i: int) -> Document:
-        """Part i of all files together; empty where a line is longer than a part."""
+        """Returns part i of all files together; empty if a line is longer than a part."""
         which = int(np.searchsorted(self._before, i, side="right")) - 1
         path, part = self.paths[which], i - int(self._before[which])
         last = i + 1 == self._before[which + 1]
@@ -165,7 +165,7 @@ class TextParts:
         return Document("", self._decode(content, path, f"{path} from byte {start} on"), path)
 
     def first(self) -> Document:
-        """The first part."""
+        """Returns the first part."""
         if not len(self):
             raise ConfigError(f"{self.paths[0]} is empty")
         return self.document(0)
@@ -182,7 +182,7 @@ class TextParts:
 
 
 class _LineFile:
-    """The lines of one file that are not blank, by number."""
+    """The lines of one file that are not blank, by index."""
 
     def __init__(self, path: str):
         self.path = path
@@ -190,14 +190,14 @@ class _LineFile:
         self.starts, self.ends = self._index()
 
     def line(self, i: int) -> bytes:
-        """Line i without its end."""
+        """Returns line i without its line end."""
         start, end = int(self.starts[i]), int(self.ends[i])
         if self._plain is not None:
             return os.pread(self._plain.fileno(), end - start, start)
         return files.read(self.path, start, end)
 
     def number(self, i: int) -> int:
-        """The number of line i in an editor, where blank lines count too."""
+        """Returns the number of line i as in an editor, which counts blank lines too."""
         before = int(self.starts[i])
         read = lambda at: os.pread(self._plain.fileno(), CHUNK, at) if self._plain else b""
         if self._plain is None:
@@ -205,14 +205,14 @@ class _LineFile:
         return 1 + sum(read(at)[: before - at].count(b"\n") for at in range(0, before, CHUNK))
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where lines start and end, blank ones left out, found in one pass."""
+        """Finds start and end of all lines that are not blank, in one pass."""
         found = _LineEnds()
         if kinds.is_gzip(self.path):
             self._plain = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         try:
             with files.open_plain(self.path) as file:
                 chunk = file.read(max(CHUNK, len(BOM)))
-                blank = b" " * len(BOM)  # so that a byte order mark alone is a blank line
+                blank = b" " * len(BOM)  # so that a line with only a byte order mark counts as blank
                 found.add(blank + chunk[len(BOM) :] if chunk.startswith(BOM) else chunk)
                 while chunk:
                     if self._plain is not None:
@@ -227,15 +227,15 @@ class _LineFile:
 
 
 class _LineEnds:
-    """Ends of lines in a file that comes in chunks."""
+    """Finds line ends in a file given in chunks."""
 
     def __init__(self) -> None:
-        self._size, self._text = 0, False  # bytes so far; the line that has no end yet has some text
+        self._size, self._text = 0, False  # bytes so far; whether the unfinished line has text
         self._ends: list[np.ndarray] = []
         self._has_text: list[np.ndarray] = []
 
     def add(self, chunk: bytes) -> None:
-        """The next bytes."""
+        """Adds the next bytes."""
         if not chunk:
             return
         data = np.frombuffer(chunk, np.uint8)
@@ -251,7 +251,7 @@ class _LineEnds:
         self._size += len(data)
 
     def lines(self) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [n], starts and ends of the lines that have text; the last may be without an end."""
+        """Returns int64 [n], starts and ends of the lines with text; the last one may lack a line end."""
         ends = np.concatenate([*self._ends, [self._size]]).astype(np.int64)
         text = np.concatenate([*self._has_text, [self._text]]).astype(bool)
         starts = np.concatenate([[0], ends[:-1] + 1])
@@ -259,7 +259,7 @@ class _LineEnds:
 
 
 class _Lines:
-    """Lines of several files, numbered through."""
+    """Lines of several files, indexed consecutively."""
 
     def __init__(self, paths: Sequence[str]):
         self.paths = paths
@@ -276,7 +276,7 @@ class _Lines:
         return int(self._before[-1])
 
     def document(self, i: int) -> Document:
-        """Line i of all files together."""
+        """Returns line i of all files together."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         which = int(np.searchsorted(self._before, i, side="right")) - 1
@@ -284,7 +284,7 @@ class _Lines:
         return self._parse(file.line(line), lambda: f"{file.path}:{file.number(line)}")
 
     def first(self) -> Document:
-        """The first line of the first file that has one; the others are not looked at."""
+        """Returns the first line of the first file that has one, without opening the others."""
         for path in self.paths:
             try:
                 with files.open_plain(path) as file:
@@ -304,14 +304,14 @@ class _Lines:
 
 
 class TextLines(_Lines):
-    """A line is a document, without its end. Blank lines are none."""
+    """Each line is a document, without its line end. Blank lines are skipped."""
 
     def _parse(self, line: bytes, place: Any) -> Document:
         return Document("", text_of(line, place).rstrip("\r\n"), "")
 
 
 class JsonLines(_Lines):
-    """A line is a JSON object with a text, or with inputs and targets. Blank lines are left out."""
+    """Each line is a JSON object with a text, or with inputs and targets. Blank lines are skipped."""
 
     def __init__(self, paths: Sequence[str], config: SourceConfig):
         super().__init__(paths)
@@ -325,7 +325,7 @@ class JsonLines(_Lines):
 
 
 def _document(fields: dict[str, Any], config: SourceConfig, place: Any) -> Document:
-    """A document of named fields."""
+    """Converts named fields to a document."""
     text, inputs, targets = config.text_field, config.inputs_field, config.targets_field
     if targets in fields:
         given = fields.get(inputs, "")
@@ -342,7 +342,7 @@ def _document(fields: dict[str, Any], config: SourceConfig, place: Any) -> Docum
     return Document(given + config.separator if given else "", learned, "")
 
 
-# --- Hugging Face datasets, as `save_to_disk` writes them ---------------------------------------------
+# --- Hugging Face datasets, as written by `save_to_disk` ----------------------------------------------
 
 
 def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
@@ -354,7 +354,7 @@ def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
         raise ConfigError(f"{folder} has the splits {', '.join(splits)}; name one of them, for example {folder}/train")
     if not files.exists(f"{folder}/state.json"):
         raise ConfigError(
-            f"{folder} is a directory without a state.json, so no dataset that `save_to_disk` wrote; "
+            f"{folder} is a directory without a state.json, so not a dataset that `save_to_disk` wrote; "
             f"for the files in it, name them: {folder}/*.txt"
         )
     state = json_of(files.read(f"{folder}/state.json"), f"{folder}/state.json")
@@ -362,7 +362,7 @@ def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
 
 
 class ArrowTable:
-    """Rows of Arrow files. Local ones are mapped, not read; remote ones are held in memory."""
+    """Rows of Arrow files. Local ones are memory-mapped; remote ones are held in memory."""
 
     def __init__(self, paths: Sequence[str], config: SourceConfig):
         try:
@@ -380,7 +380,7 @@ class ArrowTable:
             try:
                 tables.append(pyarrow.ipc.open_stream(source).read_all())
             except pyarrow.ArrowInvalid as error:
-                raise ConfigError(f"{path} is no Arrow file ({str(error).splitlines()[0]})") from error
+                raise ConfigError(f"{path} is not an Arrow file ({str(error).splitlines()[0]})") from error
         names = [config.text_field, config.inputs_field, config.targets_field]
         table = pyarrow.concat_tables(tables)
         self._columns = {name: table.column(name) for name in names if name in table.column_names}
@@ -390,13 +390,13 @@ class ArrowTable:
         return self._rows
 
     def document(self, i: int) -> Document:
-        """Row i."""
+        """Returns row i."""
         place = lambda: f"{self.config.path} row {i}"
         fields = {name: column[i].as_py() for name, column in self._columns.items()}
         return _document(fields or dict.fromkeys(self._names), self.config, place)
 
     def first(self) -> Document:
-        """Row 0."""
+        """Returns row 0."""
         if not self._rows:
             raise ConfigError(f"{self.config.path} has no rows")
         return self.document(0)

@@ -1,13 +1,12 @@
-"""Document streams: a row reads one document after another, block after block, across training steps.
+"""Document streams: each row reads one document after another, across training steps.
 
-With blocks of 4 and rows of 8, documents "abcdefghij" and "xyz" (. is padding, | a block's edge):
+With blocks of 4 and rows of 8, documents "abcdefghij" and "xyz" (. is padding, | a block boundary):
 
-    step 0    abcd|efgh      starts  1 0      the document goes on in the next step,
-    step 1    ij..|xyz.      starts  0 1      with the memory that step 0 left
+    step 0    abcd|efgh      starts  1 0      the document continues in the next step,
+    step 1    ij..|xyz.      starts  0 1      with the memory after step 0
 
-A document starts at a block's edge, so no block has tokens of two. Padding is at the end of a
-document's last block; the next block starts another document, with a fresh memory. So padding is
-in no memory that a document sees.
+Documents start at block boundaries, so no block has tokens of two of them. Padding is at the end of a document's last
+block; the next block starts another document, with the initial memory. So no document's memory contains padding.
 """
 
 from collections.abc import Callable
@@ -15,16 +14,16 @@ from typing import Any
 
 from famjax.data.rows import Cursor, Example, Row, empty, put
 
-# From where a reader stands to the example there and to where it stands behind it.
+# Maps a reader's position to the example there and the position after it.
 Read = Callable[[list[Any]], tuple[Example, list[Any]]]
 
 
 def stream_row(read: Read, cursor: Cursor, length: int, block_size: int) -> tuple[Row, Cursor]:
-    """The next row of a stream, and where the stream then stands.
+    """Returns the next row of a stream, and the stream's position after it.
 
     Args:
-      read: gives examples, none of them empty.
-      cursor: where the stream stands; always at a block's edge.
+      read: returns examples, none of them empty.
+      cursor: the position of the stream, always at a block boundary.
       length: T, tokens of a row.
       block_size: S; divides T.
     """

@@ -1,4 +1,4 @@
-"""The task `text`, and every task of seqio: documents in rows, as streams or packed."""
+"""The task `text`, and all tasks of seqio: documents in rows, streamed or packed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +28,14 @@ STREAMS, PACKED = "streams", "packed"
 class TextTask:
     """Batches whose first rows are document streams and whose other rows are packed.
 
-    Progress has, for every row of this process, under its number, where its lane stands; and under `data` what
-    must be the same when the training goes on.
+    Progress has for every row of this process, under its number, the position of its lane, and under `data` what must
+    be unchanged when the training is resumed.
 
     Args:
       config: the run.
-      rows: of the global batch, that this process brings.
+      rows: the rows of the global batch that this process provides.
       vocabulary: of the text.
-      groups: what the streams read and what the packed rows read; lanes of a group are numbered from 0.
+      groups: the examples for streams and for packed rows; lanes of a group are numbered from 0.
     """
 
     observes = False
@@ -51,7 +51,7 @@ class TextTask:
         self._announcement, self._room = repeat_room(config, vocabulary)
 
     def start(self) -> Progress:
-        """Every lane before its first document."""
+        """Returns the progress with every lane before its first document."""
         lanes = {}
         for row in self.rows:
             group, lane = self._lane(row)
@@ -59,13 +59,13 @@ class TextTask:
         return {"data": self._fixed()} | lanes
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
-        """See `Task`. Raises `ConfigError` where the progress is that of other data."""
+        """See `Task`. Raises `ConfigError` if the progress belongs to other data."""
         rows, after = self.read(step, progress)
         tokens, count, starts, targets, weights, *_ = (np.stack(field) for field in zip(*rows, strict=True))
         return Batch(tokens, count, starts, None, targets, weights), after
 
     def read(self, step: int, progress: Progress) -> tuple[list[Row], Progress]:
-        """The rows of a batch, one by one."""
+        """Returns the rows of a batch one by one, and the progress after them."""
         self._check(progress)
         rows, after = [], {"data": progress["data"]}
         for number in self.rows:
@@ -76,11 +76,11 @@ class TextTask:
         return rows, after
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
-        """Nothing depends on what the model got right."""
+        """Returns the progress unchanged: it does not depend on predictions."""
         return progress
 
     def report(self, progress: Progress) -> dict[str, float]:
-        """How often the documents were read so far, by this process's rows; the mean where there are several kinds."""
+        """Returns how often this process's rows have read the documents; the mean over several kinds."""
         read = []
         for number in self.rows:
             group, lane = self._lane(number)
@@ -88,7 +88,7 @@ class TextTask:
         return {"epochs": round(float(np.mean(read)), 4)}
 
     def streams(self, row: int) -> bool:
-        """The row is a document stream."""
+        """Whether a row is a document stream."""
         return row < self._streams
 
     def _lane(self, row: int) -> tuple[str, int]:
@@ -117,10 +117,10 @@ class TextTask:
         there, now = progress["data"], self._fixed()
         if there != now:
             name = next(name for name in now if there.get(name) != now[name])
-            said = {"rows": "rows of a batch", "streams": "rows that stream", "examples": "documents"}[name]
+            what = {"rows": "rows of a batch", "streams": "rows that stream", "examples": "documents"}[name]
             raise ConfigError(
-                f"the training that goes on had {there.get(name)} {said}, not {now[name]}, so its place in the data is "
-                f"lost; use what it had, or start in an empty MODEL_DIR from its weights"
+                f"the training to resume had {there.get(name)} {what}, not {now[name]}, so its position in the data is "
+                f"lost; use the same data, or start in an empty MODEL_DIR from its weights"
             )
 
 
@@ -128,10 +128,10 @@ class TextTask:
 
 
 def make_text_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> TextTask:
-    """The task of a training on text, for a process that brings these rows: `text`, or one of seqio's.
+    """Returns the task `text`, or one of seqio, for a process that provides these rows.
 
     Raises:
-      ConfigError: files, vocabulary and model do not fit together.
+      ConfigError: files, vocabulary and model do not match.
     """
     found = None if config.task == "text" else _seqio_task(config)
     vocabulary, _ = vocabulary_and_files(config)
@@ -161,8 +161,8 @@ def _documents(
         if not len(kinds[-1]):
             raise ConfigError(f"{source.path} has no documents")
         if len(kinds[-1]) < lanes:
-            print(f"{source.path} has fewer documents ({len(kinds[-1])}) than rows that read it ({lanes}): rows read "
-                  f"the same ones; cut it in parts with SourceConfig.part_bytes, or use fewer rows")  # fmt: skip
+            print(f"{source.path} has fewer documents ({len(kinds[-1])}) than rows that read it ({lanes}): rows share "
+                  f"documents; split it into parts with SourceConfig.part_bytes, or use fewer rows")  # fmt: skip
     return kinds, [source.weight for source in sources]
 
 
@@ -173,7 +173,7 @@ def _seqio_task(config: TrainConfig) -> Any:
 
 
 def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, bytes] | None]:
-    """The vocabulary of the data, and what a model directory keeps of it (None: it cannot keep it)."""
+    """Returns the vocabulary of the data, and its files for a model directory (None: not possible)."""
     if config.task in TASKS:
         path = vocabulary_path(config)
         kept = vocabulary_files(path)
@@ -188,21 +188,21 @@ def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, byt
 
 
 def lanes_of(config: TrainConfig) -> dict[str, int]:
-    """How many rows stream, and how many are packed."""
+    """Returns the numbers of streamed and of packed rows."""
     streams = config.data.stream_rows(config.batch_size)
     return {STREAMS: streams, PACKED: config.batch_size - streams}
 
 
 def sources_of(data: DataConfig, group: str) -> list[SourceConfig]:
-    """The sources of the streams or of the packed rows."""
+    """Returns the sources of the streams or of the packed rows."""
     return [source for source in data.all_sources() if source.rows in ("all", group) and source.weight > 0]
 
 
 def check_text_task(config: TrainConfig) -> None:
-    """A cheap look before a long run: names, paths, the first document of each source, the vocabulary.
+    """Quickly checks names, paths, the first document of each source, and the vocabulary, before a long run.
 
     Raises:
-      ConfigError: what of it cannot work.
+      ConfigError: one of them is invalid.
     """
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
@@ -214,39 +214,39 @@ def check_text_task(config: TrainConfig) -> None:
 
 
 def vocabulary_path(config: TrainConfig) -> str:
-    """Where the vocabulary is: as set, else that of the weights to start from, else `bytes`."""
+    """Returns the path of the vocabulary: the setting, else that of the initial weights, else `bytes`."""
     if config.data.vocabulary:
         return config.data.vocabulary
     start = Path(config.initial_checkpoint)
-    # Weights may be those of a step, DIR/checkpoints/400; the vocabulary is the directory's.
+    # The initial weights may be a step, DIR/checkpoints/400; the vocabulary is in DIR.
     folders = [start, start.parent.parent] if start.parent.name == "checkpoints" else [start]
     found = (str(folder) for folder in folders if config.initial_checkpoint and has_vocabulary(folder))
     return next(found, "bytes")
 
 
 def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
-    """What the model directory keeps of the vocabulary, by file name.
+    """Returns the vocabulary's files for the model directory, by name.
 
     Raises:
-      ConfigError: it keeps another already.
+      ConfigError: it has other ones already.
     """
     _, kept = vocabulary_and_files(config)
     if kept is None:
-        print(f"{config.model_dir} cannot keep the vocabulary of {config.task}; to use this model on text, put its "
-              f"tokenizer.json there")  # fmt: skip
+        print(f"the vocabulary of {config.task} cannot be saved in {config.model_dir}; to use this model on text, put "
+              f"its tokenizer.json there")  # fmt: skip
         return {}
     for name, content in kept.items():
         path = f"{config.model_dir}/{name}"
         if files.exists(path) and files.read(path) != content:
-            raise ConfigError(f"{path} is another vocabulary than the data's; choose an empty MODEL_DIR")
+            raise ConfigError(f"{path} is another vocabulary than the data's; use an empty MODEL_DIR")
     return kept
 
 
 def repeat_room(config: TrainConfig, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
-    """What announces a repeated segment, in tokens, and the room that both take at the end of a packed row.
+    """Returns the announcement of a repeated segment in tokens, and the room for both at the end of a packed row.
 
     Raises:
-      ConfigError: they would take more than half of it.
+      ConfigError: they take more than half of the row.
     """
     data = config.data
     if not data.repeat_segment:

@@ -1,19 +1,18 @@
-"""The tokenizer of a folder of Hugging Face: all that its files say, put together as transformers 5.23 does.
+"""The tokenizer of a Hugging Face folder, built from all of its files as transformers 5.23 does.
 
-Beside `tokenizer.json`, or in its place, several files have a say:
+Several files determine the tokenizer, in addition to `tokenizer.json` or instead of it:
 
     tokenizer.json            the model, the steps around it, and added tokens
     vocab.json, merges.txt    the model alone, of Qwen's tokenizers
-    tokenizer.model           the model alone, of SentencePiece; it is made to one of `tokenizers`
+    tokenizer.model           the model alone, of SentencePiece; converted to one of `tokenizers`
     tokenizer_config.json     the class, special tokens by name, tokens to add (`added_tokens_decoder`)
-    special_tokens_map.json   special tokens by name; heard where there is no `added_tokens_decoder`
-    added_tokens.json         tokens to add; heard where there is no `added_tokens_decoder`
-    tokenizer_family.json     ours: `model_type` and `tokenizer_class` of the config.json that was beside them
+    special_tokens_map.json   special tokens by name; used if there is no `added_tokens_decoder`
+    added_tokens.json         tokens to add; used if there is no `added_tokens_decoder`
+    tokenizer_family.json     ours: `model_type` and `tokenizer_class` of the config.json that was in the folder
 
-Some classes of transformers take no more than vocabulary, merges and post-processor out of `tokenizer.json`; the other
-steps are those of the class. Which class it is depends on `tokenizer_class` and on the model's type. Versions before 5
-took all steps from the file, obeyed `add_bos_token` beside it, and gave `tokenizer_config.json` the last word on
-special tokens; version 5 is followed.
+Some classes of transformers use only vocabulary, merges and post-processor of `tokenizer.json`, with their own other
+steps. The class depends on `tokenizer_class` and on the model's type. Versions of transformers before 5 used all steps
+of the file and `add_bos_token`, and `tokenizer_config.json` took precedence on special tokens. This follows version 5.
 """
 
 import json
@@ -33,17 +32,17 @@ BESIDE = (TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS, FAMILY)
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA, _OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"
 
-# Classes that take tokenizer.json as it is.
+# Classes that use tokenizer.json unchanged.
 _PLAIN = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")
 LLAMA, GEMMA, QWEN2 = "LlamaTokenizer", "GemmaTokenizer", "Qwen2Tokenizer"
-# The class that transformers has for a type of models, where it has one.
+# The class that transformers uses for a model type.
 _OF_TYPE = {
     "gemma": GEMMA, "gemma2": GEMMA, "gemma3": GEMMA, "gemma3_text": GEMMA, "qwen2": QWEN2, "qwen3": QWEN2,
     "mistral": _PLAIN[-1],
 }  # fmt: skip
-# Types of models whose folders are known to name a wrong class.
+# Model types whose folders are known to name a wrong class.
 _WRONG_CLASS = ("qwen2",)
-# Special tokens that a class has unless a file says otherwise.
+# Default special tokens of a class.
 _OF_CLASS: Mapping[str, Mapping[str, str]] = {
     LLAMA: {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     GEMMA: {
@@ -62,7 +61,7 @@ class Built(NamedTuple):
     Attributes:
       tokenizer: of the library `tokenizers`.
       names: special tokens by name, such as `eos_token`.
-      specials: all of them, those without a name too.
+      specials: all special tokens, including those without a name.
     """
 
     tokenizer: Any
@@ -71,19 +70,19 @@ class Built(NamedTuple):
 
 
 def build(kept: Mapping[str, bytes], place: str) -> Built:
-    """The tokenizer of these files.
+    """Builds the tokenizer from these files.
 
     Args:
       kept: contents by file name.
-      place: where they are, for messages.
+      place: their path, for messages.
 
     Raises:
-      ConfigError: a file is broken, or says what is not known here.
+      ConfigError: a file is broken, or has an unknown setting.
     """
     config = _object(kept, TOKENIZER_CONFIG, place)
     name = class_of(config, _object(kept, FAMILY, place), b'"ByteLevel"' in kept.get(TOKENIZER_JSON, b""), place)
     pieces = None if TOKENIZER_JSON in kept or TOKENIZER_MODEL not in kept else _Pieces(kept[TOKENIZER_MODEL], place)
-    names, extra, added = _said(kept, config, pieces.marked if pieces else None, place)
+    names, extra, added = _declared(kept, config, pieces.marked if pieces else None, place)
     if pieces is not None:
         names = {**(pieces.names if name in _PLAIN else {}), **names}
     names = {**_OF_CLASS.get(name, {}), **names}
@@ -96,7 +95,7 @@ def build(kept: Mapping[str, bytes], place: str) -> Built:
         tokenizer = pieces.tokenizer(added)
     else:
         tokenizer = _bare(kept, config, name, _content(names.get("unk_token")), pieces, place)
-    tokenizer.no_truncation()  # of the program that saved it; transformers has its own for every call
+    tokenizer.no_truncation()  # a setting of the program that saved it; transformers sets its own for every call
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))
     _add(tokenizer, list(names.values()), extra, added)
@@ -108,7 +107,7 @@ def build(kept: Mapping[str, bytes], place: str) -> Built:
 
 
 def class_of(config: Mapping[str, Any], family: Mapping[str, Any], is_byte_level: bool, place: str) -> str:
-    """The class that transformers makes of a folder, without the `Fast` at its end. Raises `ConfigError`."""
+    """Returns the class that transformers uses for a folder, without the suffix `Fast`. Raises `ConfigError`."""
     said, kind = config.get("tokenizer_class") or family.get("tokenizer_class"), family.get("model_type")
     said = str(said).removesuffix("Fast") if said else None
     of_type = _OF_TYPE.get(str(kind))
@@ -122,7 +121,7 @@ def class_of(config: Mapping[str, Any], family: Mapping[str, Any], is_byte_level
     if name not in _OF_CLASS:
         raise ConfigError(
             f"{place}: the tokenizer class {name!r} is not known; known are {', '.join(_OF_CLASS)} and "
-            f"PreTrainedTokenizerFast, which takes {TOKENIZER_JSON} as it is"
+            f"PreTrainedTokenizerFast, which uses {TOKENIZER_JSON} unchanged"
         )
     return name
 
@@ -131,7 +130,7 @@ def _bare(
     kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unknown: str | None, pieces: "_Pieces | None",
     place: str,
 ) -> Any:  # fmt: skip
-    """The tokenizer without added tokens of other files than tokenizer.json."""
+    """Returns the tokenizer with the added tokens of tokenizer.json only."""
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
@@ -140,7 +139,7 @@ def _bare(
             whole = Tokenizer.from_buffer(kept[TOKENIZER_JSON])
         except Exception as error:  # the library raises bare Exceptions
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(f"{place} is no tokenizer.json ({reason})") from error
+            raise ConfigError(f"{place} is not a tokenizer.json ({reason})") from error
         if name not in _OF_CLASS:
             return whole
         model = json.loads(kept[TOKENIZER_JSON])["model"]
@@ -164,33 +163,33 @@ def _bare(
         settings["unk_token"] = str(unknown)
         if unknown not in vocab:
             raise ConfigError(f"{place}: the vocabulary has no {unknown!r}, which the class {name!r} needs")
-    made = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
-    _steps(made, name, config)
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
+    _steps(tokenizer, name, config)
     if after is not None:
-        made.post_processor = after
-    return made
+        tokenizer.post_processor = after
+    return tokenizer
 
 
 class _Pieces:
-    """A SentencePiece model, as transformers makes one of `tokenizers` of it.
+    """A SentencePiece model, and its conversion to `tokenizers` as in transformers.
 
     Attributes:
       vocab: ids by piece.
       marked: control and user-defined pieces, which become added tokens.
-      names: the special tokens that the model itself names.
+      names: special tokens named in the model.
     """
 
     def __init__(self, content: bytes, place: str):
         from sentencepiece import sentencepiece_model_pb2
 
-        format: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+        format: Any = sentencepiece_model_pb2  # its classes are created at import time
         self._proto = format.ModelProto()
         try:
             self._proto.ParseFromString(content)
-        except Exception as error:  # protobuf has no class of its own for it
-            raise ConfigError(f"{place} is no SentencePiece model; is the file whole?") from error
+        except Exception as error:  # protobuf has no exception class for it
+            raise ConfigError(f"{place} is not a SentencePiece model; is the file complete?") from error
         if not self._proto.pieces:
-            raise ConfigError(f"{place} is no SentencePiece model; is the file whole?")
+            raise ConfigError(f"{place} is not a SentencePiece model; is the file complete?")
         self.vocab = {piece.piece: n for n, piece in enumerate(self._proto.pieces)}
         control, user_defined = 3, 4
         self.marked = [
@@ -204,7 +203,7 @@ class _Pieces:
         self.names = {key: said[key] for key in has if has[key]}
 
     def merges(self) -> list[tuple[str, str]]:
-        """Every way to cut a piece in two others: by the whole's id, then the parts' lengths."""
+        """Returns every split of a piece into two pieces, by the whole's id, then by the parts' lengths."""
         found = []
         for whole, n in self.vocab.items():
             cuts = [(whole[:at], whole[at:]) for at in range(1, len(whole))]
@@ -214,32 +213,32 @@ class _Pieces:
         return [(left, right) for _, left, right in found]
 
     def tokenizer(self, added: Mapping[int, Any]) -> Any:
-        """With the steps that SentencePiece itself has."""
+        """Returns the tokenizer with SentencePiece's own steps."""
         from tokenizers import Tokenizer, decoders, normalizers
         from tokenizers.models import BPE, Unigram
 
         spec, charsmap = self._proto.trainer_spec, self._proto.normalizer_spec.precompiled_charsmap
         if spec.model_type == 1:
             scores = [(piece.piece, piece.score) for piece in self._proto.pieces]
-            made = Tokenizer(Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
+            tokenizer = Tokenizer(Unigram(scores, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback))
         else:
             merges, vocab = self.merges(), dict(self.vocab)
             at = {n: piece for piece, n in vocab.items()}
-            for n, token in added.items():  # a placeholder gets the name of the token that has its id
+            for n, token in added.items():  # a placeholder is renamed to the token with its id
                 if at.get(n) and at[n] != token.content and token.content not in vocab:
                     vocab[token.content] = vocab.pop(at[n])
             settings = {"unk_token": spec.unk_piece, "fuse_unk": True, "byte_fallback": spec.byte_fallback}
-            made = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
+            tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, **settings))
         spaces = normalizers.Replace(" ", "▁")
         steps = [normalizers.Precompiled(charsmap), spaces] if charsmap else [spaces]
-        made.normalizer = normalizers.Sequence(steps)
+        tokenizer.normalizer = normalizers.Sequence(steps)
         shown = [decoders.ByteFallback(), decoders.Fuse()] if spec.byte_fallback else []
-        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), *shown])
-        return made
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), *shown])
+        return tokenizer
 
 
 def _steps(tokenizer: Any, name: str, config: Mapping[str, Any]) -> None:
-    """What a class puts around its model."""
+    """Sets a class's steps before and after its model."""
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     space = config.get("add_prefix_space")
@@ -264,46 +263,46 @@ def _steps(tokenizer: Any, name: str, config: Mapping[str, Any]) -> None:
         tokenizer.decoder = decoders.ByteLevel()
 
 
-def _said(
+def _declared(
     kept: Mapping[str, bytes], config: Mapping[str, Any], marked: list[Any] | None, place: str
 ) -> tuple[dict[str, Any], list[Any], dict[int, Any]]:
-    """Special tokens by name (None: there is none), those without a name, and tokens to add by id."""
+    """Returns special tokens by name (None: there is none), those without a name, and tokens to add by id."""
     from tokenizers import AddedToken
 
-    said = dict(config)
-    if _OLD_EXTRA in said and not said.get(_EXTRA):
-        said[_EXTRA] = said.pop(_OLD_EXTRA)
-    own = {key: token for key, token in said.items() if _is_own(key) and isinstance(token, str)}
-    if isinstance(said.get(_EXTRA), dict):
-        own |= said.pop(_EXTRA)
+    found = dict(config)
+    if _OLD_EXTRA in found and not found.get(_EXTRA):
+        found[_EXTRA] = found.pop(_OLD_EXTRA)
+    own = {key: token for key, token in found.items() if _is_own(key) and isinstance(token, str)}
+    if isinstance(found.get(_EXTRA), dict):
+        own |= found.pop(_EXTRA)
     added: dict[int, Any] = {}
-    if "added_tokens_decoder" in said:
-        for index, token in said["added_tokens_decoder"].items():
+    if "added_tokens_decoder" in found:
+        for index, token in found["added_tokens_decoder"].items():
             if not isinstance(token, dict):
                 raise ConfigError(f"{place}: added_tokens_decoder of {TOKENIZER_CONFIG} has {token!r}, not an object")
             added[int(index)] = _token(**token)
     else:
         for key, value in _object(kept, SPECIAL_TOKENS, place).items():
             if key == _EXTRA and isinstance(value, list):
-                here = list(said.get(_EXTRA) or [])
-                said[key] = here + [token for token in value if token not in here]
+                here = list(found.get(_EXTRA) or [])
+                found[key] = here + [token for token in value if token not in here]
             elif key == _EXTRA and isinstance(value, dict):
                 own |= value
             else:
-                said[key] = {**value, "special": True} if isinstance(value, dict) else value
-        special = {str(_content(said[key])) for key in NAMED if said.get(key)}
-        special |= {str(_content(token)) for token in said.get(_EXTRA) or ()}
+                found[key] = {**value, "special": True} if isinstance(value, dict) else value
+        special = {str(_content(found[key])) for key in NAMED if found.get(key)}
+        special |= {str(_content(token)) for token in found.get(_EXTRA) or ()}
         for text, index in _object(kept, ADDED_TOKENS, place).items():
             added[index] = _token(text, special=text in special, normalized=text not in special)
         for token in json.loads(kept.get(TOKENIZER_JSON, b"{}")).get("added_tokens", ()):
             added[token["id"]] = _token(**token)
     if marked is not None:
-        said[_OLD_EXTRA] = marked
-    if _OLD_EXTRA in said and _EXTRA not in said:
-        said[_EXTRA] = said.pop(_OLD_EXTRA)
-    own |= {key: token for key, token in said.items() if _is_own(key) and isinstance(token, str)}
+        found[_OLD_EXTRA] = marked
+    if _OLD_EXTRA in found and _EXTRA not in found:
+        found[_EXTRA] = found.pop(_OLD_EXTRA)
+    own |= {key: token for key, token in found.items() if _is_own(key) and isinstance(token, str)}
     by_text = {token.content: token for token in added.values()}
-    names = {key: said[key] for key in NAMED if key in said}
+    names = {key: found[key] for key in NAMED if key in found}
     names = {key: by_text.get(str(_content(token)), token) for key, token in names.items() if token is not None} | {
         key: None for key, token in names.items() if token is None
     }
@@ -312,16 +311,16 @@ def _said(
     for key, token in named.items():
         if token is not None and not isinstance(token, str | AddedToken):
             raise ConfigError(f"{place}: {key} is {token!r}, not a token")
-    return named, [as_token(token) for token in said.get(_EXTRA) or ()], added
+    return named, [as_token(token) for token in found.get(_EXTRA) or ()], added
 
 
 def _is_own(key: str) -> bool:
-    """A special token under a name of the model's own."""
+    """Whether a key is a special token under a name that only this model uses."""
     return key.endswith("_token") and key not in NAMED and not key.startswith("add_")
 
 
 def _add(tokenizer: Any, named: list[Any], extra: list[Any], added: Mapping[int, Any]) -> None:
-    """Adds the tokens that the tokenizer lacks, in the order of transformers: ids follow from it."""
+    """Adds the tokens that the tokenizer lacks, in the order of transformers, which determines their ids."""
     has = tokenizer.get_added_tokens_decoder()
     known = {repr(token) for token in has.values()}
     wanted = [token for _, token in sorted(added.items()) if repr(token) not in known]
@@ -340,7 +339,7 @@ def _add(tokenizer: Any, named: list[Any], extra: list[Any], added: Mapping[int,
 
 
 def _begin_and_end(tokenizer: Any, config: Mapping[str, Any], names: Mapping[str, str], from_file: bool) -> None:
-    """What is put in front of a text, where the tokenizer itself does not say. tokenizer.json has the last word."""
+    """Adds the post-processor for begin and end of text, unless tokenizer.json determines it."""
     from tokenizers.processors import TemplateProcessing
 
     if from_file and tokenizer.post_processor is not None:
@@ -359,7 +358,7 @@ def _token(content: str, special: bool = False, **says: Any) -> Any:
 
 
 def _content(token: Any) -> Any:
-    """The text of a token that a file has as text or as an object."""
+    """Returns the text of a token that a file gives as a string or an object."""
     return token.get("content") if isinstance(token, dict) else getattr(token, "content", token)
 
 
@@ -367,14 +366,14 @@ def _object(kept: Mapping[str, bytes], name: str, place: str) -> dict[str, Any]:
     try:
         values = json.loads(kept.get(name) or b"{}")
     except ValueError as error:
-        raise ConfigError(f"{place}: {name} beside it is not JSON ({error}); restore it from a copy") from None
+        raise ConfigError(f"{place}: {name} next to it is not JSON ({error}); restore it from a copy") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{place}: {name} beside it does not hold an object; is it the right file?")
+        raise ConfigError(f"{place}: {name} next to it does not hold an object; is it the right file?")
     return values
 
 
 def family_file(config: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """The file that keeps what a config.json says of its tokenizer, if it says something."""
+    """Yields the file that keeps a config.json's settings of its tokenizer, if it has any."""
     says = {key: config[key] for key in ("model_type", "tokenizer_class") if config.get(key)}
     if says:
         yield FAMILY, json.dumps(says).encode()

@@ -1,4 +1,4 @@
-"""Vocabularies: text to token ids and back. Bytes, SentencePiece models, Hugging Face `tokenizer.json`."""
+"""Vocabularies, which convert text to token ids and back: bytes, SentencePiece, Hugging Face `tokenizer.json`."""
 
 import codecs
 import json
@@ -26,46 +26,46 @@ from famjax.data.tokenizer_folder import (
 
 BYTE_VOCABULARY_SIZE = 256
 
-# Names under which a model directory keeps its vocabulary; without any of them its tokens are bytes.
-# Bytes with other ids than their values, as JSON: {"offset": 3, "eos": 1, "size": 259}.
+# Names of a vocabulary's files in a model directory; without any of them tokens are bytes.
+# Bytes with shifted ids, as JSON: {"offset": 3, "eos": 1, "size": 259}.
 BYTE_VOCABULARY = "byte_vocabulary.json"
 VOCABULARIES = (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY, VOCAB)
 _CONFIG_JSON = "config.json"
-# Which token of a tokenizer begins and which ends a text, where no file says it.
+# Begin-of-text and end-of-text tokens of a tokenizer whose files do not name them.
 BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "[BOS]")
 ENDS = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
 
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
-# GPT-2's characters for bytes: themselves where they can be seen, else those from 256 on.
+# GPT-2's characters for bytes: printable bytes stand for themselves, the others are mapped to 256 and up.
 _SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _HIDDEN = [byte for byte in range(256) if byte not in _SEEN]
 _BYTE_LEVEL = {chr(byte): byte for byte in _SEEN} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
 
 
 def encode(text: str) -> np.ndarray:
-    """Text to int32 ids of the byte-level vocabulary: the bytes of UTF-8."""
+    """Encodes text to int32 ids of the byte vocabulary: its UTF-8 bytes."""
     return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
 
 
 def decode(tokens: np.ndarray) -> str:
-    """Ids of the byte-level vocabulary to text; bytes that are no UTF-8 become replacement characters."""
+    """Decodes ids of the byte vocabulary; invalid UTF-8 becomes replacement characters."""
     return np.asarray(tokens, np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
 def unfinished(data: bytes) -> bytes:
-    """The first bytes of a character that `data` ends with, if it does."""
+    """Returns the bytes of an incomplete character at the end of `data`, if there is one."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     decoder.decode(data)
     return decoder.getstate()[0]
 
 
 class Vocabulary(Protocol):
-    """Text to ids and back.
+    """Converts text to ids and back.
 
     Attributes:
       size: all ids are below it.
-      bos, eos: ids that begin and end a text, or None where the vocabulary has none.
+      bos, eos: ids that begin and end a text, or None if the vocabulary has none.
     """
 
     size: int
@@ -73,25 +73,25 @@ class Vocabulary(Protocol):
     eos: int | None
 
     def encode(self, text: str) -> np.ndarray:
-        """Text to int32 ids, without `bos` and `eos`."""
+        """Encodes text to int32 ids, without `bos` and `eos`."""
         ...
 
     def decode(self, tokens: Any) -> str:
-        """Ids to text."""
+        """Decodes ids to text."""
         ...
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
-        """The beginning of `decode` that no further tokens change, and whether that is the text of all tokens.
+        """Returns the beginning of `decode` that no further tokens change, and whether it covers all tokens.
 
         Args:
           tokens: ids.
-          final: no further tokens come. Then it is all of `decode` but an unfinished character at the end.
+          final: no further tokens follow. Then the text is all of `decode` except an incomplete character at the end.
         """
         ...
 
 
 class ByteVocabulary:
-    """Ids are the bytes of UTF-8, or lie behind a few special ones.
+    """Ids are UTF-8 bytes, optionally after a few special ids.
 
     Args:
       offset: id of byte 0; 3 in seqio's byte vocabulary.
@@ -105,11 +105,11 @@ class ByteVocabulary:
         self.offset, self.eos, self.size = offset, eos, size or offset + BYTE_VOCABULARY_SIZE
 
     def encode(self, text: str) -> np.ndarray:
-        """The module's `encode`, and the offset."""
+        """Encodes text to int32 ids."""
         return encode(text) + np.int32(self.offset)
 
     def decode(self, tokens: Any) -> str:
-        """The module's `decode`, without the offset; special ids are left out."""
+        """Decodes ids to text, without special ones."""
         return self._bytes(tokens).decode("utf-8", errors="replace")
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
@@ -124,7 +124,7 @@ class ByteVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A SentencePiece model alone; one in a folder of Hugging Face is a `TokenizerVocabulary`.
+    """A SentencePiece model without other files; one in a Hugging Face folder is a `TokenizerVocabulary`.
 
     Args:
       content: of the `.model` file.
@@ -138,27 +138,27 @@ class SentencePieceVocabulary:
         try:
             self._model.LoadFromSerializedProto(content)
         except RuntimeError as error:
-            raise ConfigError(f"{place} is no SentencePiece model; is the file whole?") from error
+            raise ConfigError(f"{place} is not a SentencePiece model; is the file complete?") from error
         known = lambda token: token if token >= 0 else None
         self.size, self.bos, self.eos = len(self._model), known(self._model.bos_id()), known(self._model.eos_id())
 
     def encode(self, text: str) -> np.ndarray:
-        """Text to int32 ids."""
+        """Encodes text to int32 ids."""
         return np.asarray(self._model.encode(text), np.int32)
 
     def decode(self, tokens: Any) -> str:
-        """Ids to text."""
+        """Decodes ids to text."""
         return str(self._model.decode([int(token) for token in tokens]))
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
-        """See `Vocabulary`. Each byte of a character that is not whole is shown by itself, so it is left off."""
+        """See `Vocabulary`. An incomplete character is left out, since each of its bytes would be shown separately."""
         data = _run_of_bytes(tokens, self._model.id_to_piece)
         left = len(unfinished(data))
         return self.decode(tokens[: len(tokens) - left]), not left
 
 
 class TokenizerVocabulary:
-    """A Hugging Face tokenizer: `tokenizer.json` and what is beside it.
+    """A Hugging Face tokenizer: `tokenizer.json` and the files next to it.
 
     Args:
       kept: contents by file name, see `vocabulary_files`.
@@ -166,8 +166,8 @@ class TokenizerVocabulary:
 
     Attributes:
       names: special tokens by name, such as `eos_token`.
-      specials: ids that are no part of a text, such as `</s>` and what marks the turns of a conversation.
-      begins: ids that the tokenizer itself puts in front of a text.
+      specials: ids that are not part of a text, such as `</s>` and the markers of turns in a conversation.
+      begins: ids that the tokenizer itself puts before a text.
     """
 
     def __init__(self, kept: Mapping[str, bytes], place: str):
@@ -187,29 +187,29 @@ class TokenizerVocabulary:
         self.begins = tuple(with_specials.ids[:first])
 
     def encode(self, text: str) -> np.ndarray:
-        """Text to int32 ids. Raises `ConfigError` on a token beyond those of the model (`limit`)."""
+        """Encodes text to int32 ids. Raises `ConfigError` on a token beyond the model's vocabulary (`limit`)."""
         ids = np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         if len(ids) and ids.max() >= self.size:
             name = self._tokenizer.id_to_token(int(ids.max()))
             raise ConfigError(
-                f"a text has the token {name!r}, number {ids.max()}; the model has {self.size}; leave it out"
+                f"a text has the token {name!r}, id {ids.max()}, but the model has {self.size} tokens; leave it out"
             )
         return ids
 
     def limit(self, tokens: int) -> None:
-        """The model has so many tokens. Added ones may lie beyond them, such as an image's: only texts that have one
-        are refused. Nothing changes if the tokenizer's own vocabulary is larger."""
+        """Limits ids to the number of tokens of the model. Added tokens, such as an image's, may be beyond it; only
+        texts with one are refused. Has no effect if the tokenizer's own vocabulary is larger."""
         if self._tokenizer.get_vocab_size(with_added_tokens=False) <= tokens:
             self.size = min(self.size, tokens)
 
     def decode(self, tokens: Any) -> str:
-        """Ids to text; tokens such as `</s>` are shown."""
+        """Decodes ids to text, including special tokens such as `</s>`."""
         return str(self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False))
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """See `Vocabulary`."""
         if "ByteFallback" in self._decoders:
-            # A run of bytes is text if all of it is UTF-8; else each of its bytes is a replacement character.
+            # A run of bytes is text if all of it is valid UTF-8; else each byte becomes a replacement character.
             run = _run_of_bytes(tokens, self._tokenizer.id_to_token)
             left = unfinished(run) if final else run
             if left and not _is_utf8(run[: len(run) - len(left)]):
@@ -223,13 +223,13 @@ class TokenizerVocabulary:
 
 
 def _kinds(part: Any) -> set[str]:
-    """The types in a part of a tokenizer, such as its decoder, which may be a sequence of them."""
+    """Returns the types in a part of a tokenizer, such as its decoder, which may be a sequence."""
     state = json.loads(part.__getstate__()) if part is not None else {}
     return {one["type"] for one in (state, *state.get("decoders", ())) if "type" in one}
 
 
 def _run_of_bytes(tokens: Sequence[int], name: Callable[[int], str | None]) -> bytes:
-    """The bytes of the tokens `<0x41>` that `tokens` end with."""
+    """Returns the bytes of the tokens like `<0x41>` at the end of `tokens`."""
     run = []
     for token in reversed(tokens):
         found = _BYTE_TOKEN.fullmatch(name(int(token)) or "")
@@ -240,7 +240,7 @@ def _run_of_bytes(tokens: Sequence[int], name: Callable[[int], str | None]) -> b
 
 
 def _bytes_of_byte_level(name: str) -> bytes:
-    """The bytes of a token of a byte-level tokenizer; its name has one character for each, but for added tokens."""
+    """Returns the bytes of a byte-level token. Its name has one character per byte, except for added tokens."""
     data = [_BYTE_LEVEL.get(character) for character in name]
     return name.encode("utf-8") if None in data else bytes(byte for byte in data if byte is not None)
 
@@ -254,20 +254,20 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def load_vocabulary(spec: str) -> Vocabulary:
-    """The vocabulary of a path.
+    """Loads the vocabulary of a path.
 
     Args:
-      spec: empty or `bytes`, a `.model` file of SentencePiece, a `tokenizer.json`, or a folder with one
-        of these; local or remote.
+      spec: empty or `bytes`, a `.model` file of SentencePiece, a `tokenizer.json`, or a folder with one of these;
+        local or remote.
 
     Raises:
-      ConfigError: nothing there, or not what its name says.
+      ConfigError: there is no such file, or it is invalid.
     """
     return vocabulary_from(vocabulary_files(spec), spec)
 
 
 def vocabulary_files(spec: str) -> dict[str, bytes]:
-    """What a model directory keeps of a vocabulary: contents by file name; none for bytes."""
+    """Returns a vocabulary's files for a model directory: contents by name; none for bytes."""
     if spec in ("", "bytes"):
         return {}
     if files.exists(spec) and files.is_directory(spec):
@@ -287,13 +287,13 @@ def vocabulary_files(spec: str) -> dict[str, bytes]:
         beside |= family_file(_json_or_nothing(files.read(folder + _CONFIG_JSON)))
     if name == VOCAB:
         if not files.exists(folder + MERGES):
-            raise ConfigError(f"{spec} has no {MERGES} beside it")
+            raise ConfigError(f"{spec} has no {MERGES} next to it")
         return {VOCAB: files.read(spec), MERGES: files.read(folder + MERGES)} | beside
     return {TOKENIZER_MODEL if name.endswith(".model") else TOKENIZER_JSON: files.read(spec)} | beside
 
 
 def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
-    """The vocabulary of what `vocabulary_files` gave; `place` is for messages."""
+    """Returns the vocabulary of the result of `vocabulary_files`; `place` is its path, for messages."""
     if TOKENIZER_MODEL in kept and not any(name in kept for name in BESIDE):
         return SentencePieceVocabulary(kept[TOKENIZER_MODEL], place)
     if TOKENIZER_MODEL in kept or TOKENIZER_JSON in kept or VOCAB in kept:
@@ -304,7 +304,7 @@ def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
 
 
 def _json_or_nothing(content: bytes) -> dict[str, Any]:
-    """A config.json beside a vocabulary; that of another program may be anything."""
+    """Parses a config.json next to a vocabulary, which may belong to any program."""
     try:
         values = json.loads(content)
     except ValueError:
@@ -313,10 +313,10 @@ def _json_or_nothing(content: bytes) -> dict[str, Any]:
 
 
 def vocabulary_of(model_dir: str | Path) -> Vocabulary:
-    """The vocabulary that a model directory was trained with; bytes where it keeps none."""
+    """Returns the vocabulary that a model directory was trained with; bytes if it has no files of one."""
     return load_vocabulary(str(model_dir)) if has_vocabulary(model_dir) else ByteVocabulary()
 
 
 def has_vocabulary(model_dir: str | Path) -> bool:
-    """A model directory keeps a vocabulary."""
+    """Whether a model directory has files of a vocabulary."""
     return any(files.exists(f"{model_dir}/{name}") for name in VOCABULARIES)

@@ -1,1 +1,1 @@
-"""Jobs of several processes: how they come together, watch each other and end."""
+"""Jobs of several processes: rendezvous, failure detection, end."""

@@ -1,12 +1,12 @@
-"""A job of several processes, usually one a host: how it comes together, what its processes tell each other, its end.
+"""A job of several processes, usually one per host: joining it, communication between processes, leaving it.
 
-    with joined(job, same, hint):     # None for a job of one process, where nothing here does anything
+    with joined(job, same, hint):     # with None, for a job of one process, this does nothing
         ...                           # jax.devices() are those of all processes
 
-Only the first process prints and writes files of its own (`is_primary`). Every function here that tells the
-processes something about each other must be called by all of them, at the same point of the program.
+Only the first process prints and writes files of its own (`is_primary`). Functions here that communicate must be called
+by all processes, at the same point of the program.
 
-jax is imported where it is used: which job this is, is known before it is loaded.
+JAX is imported inside functions, since the job must be determined before JAX is loaded.
 """
 
 import atexit
@@ -25,32 +25,32 @@ from famjax.config import ConfigError
 from famjax.jobs.peers import Job, Loss, Peers
 from famjax.process.interrupts import leave
 
-# The flags of `famjax train` as environment variables, for launchers that start every process with one command.
+# The flags of `famjax train` as environment variables, for launchers that start all processes with one command.
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 LOCAL_DEVICES = "JAX_LOCAL_DEVICE_IDS"
 START_SECONDS = 300.0
 TPU_VM = "a TPU VM"
-# jax's own watch over its processes stands behind `Peers`, and is slower.
+# JAX's own failure detection is slower than that of `Peers`, which it backs up.
 HEARTBEAT_SECONDS = 100
-# What went wrong may have done so because another process is gone; so long it is waited to hear of that.
+# An error may be caused by the loss of another process; wait this long for a report of one.
 VERDICT_SECONDS = 5.0
-# When process 0 is gone jax prints and aborts in the others. What famjax says comes behind that, to be the last
-# line; and where process 0 leaves by itself it does so when the others have said it.
+# When process 0 dies, JAX prints and aborts in the others. famjax prints its line after that, as the last one. If
+# process 0 stops on an error, it leaves after the others have printed theirs.
 SETTLE_SECONDS = 0.5
 
 
-# --- coming together ------------------------------------------------------------------------------
+# --- joining --------------------------------------------------------------------------------------
 
 
 def find_job(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Job | None:  # fmt: skip
-    """The job that this process is part of: as it is told, else as the environment says, else as jax finds it
-    out from a scheduler; None for a process of its own.
+    """Returns the job of this process, from the arguments, else the environment, else JAX's detection of schedulers;
+    None for a job of one process.
 
     Raises:
-      ConfigError: it is told in part, or as it cannot be.
+      ConfigError: the job is incomplete or invalid.
     """
 
     def number(name: str, given: int | None) -> int | None:
@@ -58,7 +58,7 @@ def find_job(
         if given is not None or not text:
             return given
         if not text.isdigit():
-            raise ConfigError(f"{name}={text} is no number of a process; give 0, 1, 2 ...")
+            raise ConfigError(f"{name}={text} is not a process number; give 0, 1, 2 ...")
         return int(text)
 
     address = coordinator or environment.get(COORDINATOR)
@@ -79,7 +79,7 @@ def find_job(
 
 
 def scheduler(environment: Mapping[str, str]) -> str:
-    """Which scheduler has started this process as one of several, or nothing. Looks at the environment alone."""
+    """Returns the scheduler that started this process as one of several, or "". Uses the environment alone."""
 
     def several(name: str) -> bool:
         return environment.get(name, "").isdigit() and int(environment[name]) > 1
@@ -93,33 +93,33 @@ def scheduler(environment: Mapping[str, str]) -> str:
         return "a TPU pod"
     if "JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment:
         return "Kubernetes"
-    # A TPU VM is told by its chips; how many hosts it has, jax asks the cloud.
+    # A TPU VM is recognised by its chips; JAX asks the cloud for the number of hosts.
     if "TPU_SKIP_MDS_QUERY" not in environment and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0"))):
         return TPU_VM
     return ""
 
 
 def detect(environment: Mapping[str, str] = os.environ) -> Job | None:
-    """The job that a scheduler has started, as `jax.distributed.initialize` finds it out by itself."""
+    """Returns the job of a scheduler, as `jax.distributed.initialize` would detect it."""
     if not (name := scheduler(environment)):
         return None
-    # What `initialize` does first when it is told nothing. The roll is called before, so it is done here.
+    # The first step of `initialize` without arguments. `Peers` needs its result before that.
     from jax._src.clusters import ClusterEnv
 
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(START_SECONDS))
     except Exception as error:
         raise ConfigError(
-            f"this process seems to be one of several of {name}, but jax does not find out which ({error}); "
-            f"give --coordinator, --num-processes and --process-id (--num-processes 1 for a process of its own)"
+            f"this process seems to be one of several started by {name}, but JAX cannot determine which ({error}); "
+            f"give --coordinator, --num-processes and --process-id (--num-processes 1 to run it alone)"
         ) from error
     coordinator, processes, process, local = found
     if coordinator is None or processes is None or process is None:
         if name == TPU_VM:
             return None
         raise ConfigError(
-            f"this process seems to be one of several of {name}, but jax does not know that scheduler here; "
-            f"give --coordinator, --num-processes and --process-id (--num-processes 1 for a process of its own)"
+            f"this process seems to be one of several started by {name}, but JAX does not support that scheduler here; "
+            f"give --coordinator, --num-processes and --process-id (--num-processes 1 to run it alone)"
         )
     if processes == 1:
         return None
@@ -131,22 +131,21 @@ def joined(
     job: Job | None, same: dict[str, str], hint: Callable[[], str], *, prog: str = "famjax",
     exit_code: Callable[[BaseException], int] = lambda error: 1, seconds: float = START_SECONDS,
 ) -> Iterator[None]:  # fmt: skip
-    """This process is part of the job inside of it; call it before jax computes anything.
+    """Makes this process part of a job while inside. Call it before JAX computes anything.
 
-    Standard output of all but the first process is silent. If another process dies, this one says so in one
-    line, and leaves with exit code 1, whatever it is doing. If this one fails, the others are told why, and
-    leave with its exit code.
+    Standard output of all but the first process is discarded. If another process dies, this one reports it in one line
+    and exits with code 1, whatever it is doing. If this one fails, the others report the reason and exit with its code.
 
     Args:
       job: from `find_job`.
-      same: what must be the same in every process, by its name.
-      hint: what a person does after a death, for the end of that line.
-      prog: begins that line.
-      exit_code: the code with which this process will leave on an error.
-      seconds: how long the processes are waited for.
+      same: values that must be equal in all processes, by name.
+      hint: advice to the user after a death, for the end of that line.
+      prog: the beginning of that line.
+      exit_code: maps an error to the exit code of this process.
+      seconds: time limit for all processes to arrive.
 
     Raises:
-      ConfigError: not all came, or they do not agree on what must be the same.
+      ConfigError: not all processes arrived, or they differ in a value of `same`.
     """
     if job is None:
         yield
@@ -158,16 +157,16 @@ def joined(
 
     def lost(loss: Loss) -> None:
         time.sleep(SETTLE_SECONDS if job.process_id else 2 * SETTLE_SECONDS)
-        # Asked for at the last moment: a checkpoint of which all have written their parts may have become whole since.
+        # Evaluated as late as possible: a checkpoint that all processes have written may have become complete.
         advice = ""
-        with contextlib.suppress(Exception):  # nothing may keep this process from leaving
+        with contextlib.suppress(Exception):  # the process must exit in any case
             advice = "" if loss.code else f"; {hint()}"
         print(f"{prog}: {loss.message}{advice}", file=sys.stderr, flush=True)
         leave(loss.code or 1)
 
     peers.watch(lost)
     _hear_aborts(peers)
-    # A SIGTERM is famjax's to handle: jax would take it and stop for nobody.
+    # famjax handles SIGTERM; JAX's preemption service would intercept it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -179,13 +178,13 @@ def joined(
             if job.process_id:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             yield
-            jax.distributed.shutdown()  # waits for the others, who may still write
+            jax.distributed.shutdown()  # waits for the others, which may still write
     except BaseException as error:
         if exit_code(error) == 1 and peers.verdict.wait(VERDICT_SECONDS):
-            _wait_for_the_end()  # it went wrong here because another process is gone
+            _wait_for_the_end()  # caused by the loss of another process
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         peers.fail(" ".join(f"{kind}{error}".split())[:300], exit_code(error))
-        # jax would wait for all processes before it lets this one go.
+        # JAX would wait for all processes before it lets this one exit.
         atexit.register(leave, exit_code(error))
         if job.process_id == 0:
             time.sleep(2 * SETTLE_SECONDS)
@@ -194,13 +193,13 @@ def joined(
 
 
 def _wait_for_the_end() -> None:
-    """There is a verdict, and the thread that has it ends this process."""
+    """Waits while the thread that reports a loss ends this process."""
     threading.Event().wait(HEARTBEAT_SECONDS)
 
 
 def _hear_aborts(peers: Peers) -> None:
-    """When the coordinator's process dies, jax aborts all others from a thread of its own, in C++. This gives
-    `Peers`, who has lost its connection at the same moment, the time to say who it was."""
+    """Delays the abort of JAX, in a C++ thread, when the coordinator dies, so that `Peers`, which has lost its
+    connection at the same moment, can report which process died."""
     handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
     def handler(_: int) -> None:
@@ -209,22 +208,22 @@ def _hear_aborts(peers: Peers) -> None:
 
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, handler_type), ctypes.c_void_p
-    peers.on_abort = handler_type(handler)  # kept alive as long as it may be called
+    peers.on_abort = handler_type(handler)  # keeps it alive as long as it may be called
     libc.signal(signal.SIGABRT, peers.on_abort)
 
 
-# --- what processes tell each other ---------------------------------------------------------------
+# --- communication --------------------------------------------------------------------------------
 
 
 def is_primary() -> bool:
-    """True in the one process of a job that prints, and that writes files which are not cut over processes."""
+    """Whether this process prints, and writes the files that are not sharded over processes."""
     import jax
 
     return jax.process_index() == 0
 
 
 def gather_json(value: Any) -> list[Any]:
-    """`value` of every process, by their numbers; anything that JSON holds, of any size."""
+    """Returns `value` of every process, in order of their numbers: any JSON value, of any size."""
     import jax
 
     if jax.process_count() == 1:
@@ -234,7 +233,7 @@ def gather_json(value: Any) -> list[Any]:
 
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
-    room = 1 << int(sizes.max() - 1).bit_length()  # few distinct programs
+    room = 1 << int(sizes.max() - 1).bit_length()  # a power of 2, for few distinct programs
     padded = np.zeros(room, np.uint8)
     padded[: len(data)] = data
     rows = np.asarray(multihost_utils.process_allgather(padded)).reshape(-1, room)
@@ -242,11 +241,11 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def merge_progress(progress: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the task stands as a whole (`data/batch.py` `Progress`): entries of lanes, whose names start with a
-    digit, from the processes that have them; all others are the same everywhere.
+    """Merges the progress of all processes (`data/batch.py` `Progress`): entries of lanes, whose names start with a
+    digit, from the processes that have them; all others must be equal everywhere.
 
     Raises:
-      RuntimeError: two processes say different things of the same.
+      RuntimeError: two processes differ in an entry.
     """
     merged: dict[str, Any] = {}
     for process, part in enumerate(gather_json(progress)):
@@ -259,7 +258,7 @@ def merge_progress(progress: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_same(what: str, value: Any, advice: str) -> None:
-    """Raises `ConfigError`, in every process alike, where a value is not the same in all of them."""
+    """Raises `ConfigError` in every process if a value is not the same in all of them."""
     values = gather_json(value)
     other = next((i for i, found in enumerate(values) if found != values[0]), None)
     if other is not None:
@@ -267,8 +266,8 @@ def require_same(what: str, value: Any, advice: str) -> None:
 
 
 def in_any_process(*flags: bool) -> list[bool]:
-    """Each flag, if it is set in any process of the job, so that all do the same at the same step. Costs a small
-    collective; nothing in a job of one process."""
+    """Returns for each flag whether any process has set it, so that all act alike at the same step. Costs a small
+    collective; none in a job of one process."""
     import jax
 
     if jax.process_count() == 1:
@@ -281,11 +280,11 @@ def in_any_process(*flags: bool) -> list[bool]:
 
 
 def barrier(name: str, seconds: float = 600.0) -> None:
-    """Waits until every process is here. `name` must be new each time. Raises `JaxRuntimeError` after so long."""
+    """Waits until all processes call it with the same new `name`. Raises `JaxRuntimeError` after `seconds`."""
     import jax
 
     if jax.process_count() > 1:
-        # The client is what Orbax takes too; jax offers no other barrier with a limit.
+        # The client that Orbax uses too; JAX has no other barrier with a timeout.
         from jax._src.distributed import global_state
 
         assert global_state.client is not None
@@ -293,7 +292,7 @@ def barrier(name: str, seconds: float = 600.0) -> None:
 
 
 def whole(array: Any) -> Any:
-    """A global array as a NumPy array, in every process; a collective where it is cut over processes."""
+    """Returns a global array as a NumPy array in every process; a collective if it is sharded over processes."""
     import numpy as np
 
     if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:

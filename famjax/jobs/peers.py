@@ -1,13 +1,12 @@
-"""The processes of a job know of each other: a roll call before the start, then a watch over who still lives.
+"""Rendezvous of a job's processes before the start, and failure detection afterwards.
 
-jax joins processes too, but says little of those that are missing: a process that never comes or that dies shows as
-an abort in C++ on the others, minutes later, with a number in a stack trace. So process 0, before jax takes its
-port, listens there and calls the roll; every other process keeps its connection to it. Who is killed loses the
-connection at once, whose host goes down falls silent; process 0 tells the others who it was.
+JAX connects processes too, but says little about missing ones: a process that never arrives, or dies, appears as an
+abort in C++ in the others, minutes later, with a number in a stack trace. So process 0, before JAX takes its port,
+listens on it and waits for all other processes, which keep their connections open. A killed process drops its
+connection at once; a dead host stops sending heartbeats; process 0 reports to the others which one was lost.
 
-Messages are lines of JSON. From process 0: `go`, `stop` (with what to say and the exit
-code), `beat`, `bye`. To it: a `hello`, then
-`beat`, `failed` (with the reason and the code) and `bye`. Nothing here computes or imports jax.
+Messages are lines of JSON. From process 0: `go`, `stop` (with a message and an exit code), `beat`, `bye`. To process 0:
+first `hello`, then `beat`, `failed` (with a reason and a code) and `bye`. Nothing here computes or imports JAX.
 """
 
 import dataclasses
@@ -24,24 +23,24 @@ from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
 
-# A process lets the others hear from it this often, and counts as lost after so long a silence.
+# Interval of heartbeats, and the silence after which a process counts as lost.
 BEAT_SECONDS, SILENT_SECONDS = 5.0, 40.0
-# While the roll is called: between tries to reach process 0, and between lines that say who is missing.
+# During the rendezvous: intervals between tries to reach process 0, and between lines on missing processes.
 RETRY_SECONDS, NEWS_SECONDS = 0.2, 30.0
-# A connection that says nothing for so long is none of ours.
+# A connection without a message for this long is not one of the job's.
 HELLO_SECONDS = 10.0
 LONGEST_LINE, AT_ONCE = 2**22, 2**16  # bytes; the names of thousands of hosts
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Where the processes of a job meet, and which of them this one is.
+    """The address of a job, and the number of this process in it.
 
     Attributes:
-      coordinator: host:port on which process 0 can be reached; the port is free there.
-      num_processes: how many there are.
-      process_id: this one, from 0.
-      local_devices: numbers of this host's GPUs that this process takes; None takes what it sees.
+      coordinator: host:port on which process 0 can be reached; the port must be free there.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
+      local_devices: numbers of this host's GPUs that this process uses; None: all that it sees.
     """
 
     coordinator: str
@@ -50,13 +49,13 @@ class Job:
     local_devices: tuple[int, ...] | None = None
 
     def validate(self) -> None:
-        """Raises `ConfigError` where this can be no job."""
+        """Raises `ConfigError` if the job is invalid."""
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-            raise ConfigError(f"the coordinator {self.coordinator!r} is no HOST:PORT; for example 10.0.0.1:8476")
+            raise ConfigError(f"the coordinator {self.coordinator!r} is not HOST:PORT; for example 10.0.0.1:8476")
         if self.num_processes < 1 or not 0 <= self.process_id < self.num_processes:
             raise ConfigError(
-                f"process {self.process_id} of {self.num_processes} cannot be; the processes of a job are "
+                f"process {self.process_id} of {self.num_processes} is invalid; the processes of a job are "
                 f"0 to {max(self.num_processes - 1, 0)}"
             )
 
@@ -68,11 +67,11 @@ class Job:
 
 
 class Loss(NamedTuple):
-    """Another process is gone.
+    """The loss of another process.
 
     Attributes:
       message: which one, and why.
-      code: its exit code if it said one, as a process that stops by itself does; 0 if it died or fell silent.
+      code: the exit code that it reported when it stopped on an error; 0 if it died or fell silent.
     """
 
     message: str
@@ -80,7 +79,7 @@ class Loss(NamedTuple):
 
 
 class Line:
-    """A connection on which messages go both ways."""
+    """A connection between two processes."""
 
     def __init__(self, connection: socket.socket):
         self.connection = connection
@@ -89,7 +88,7 @@ class Line:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends a message; a connection that is lost is noticed where it is read."""
+        """Sends a message. A lost connection is detected by `receive`."""
         with self._sending:
             try:
                 self.connection.sendall(json.dumps(message).encode() + b"\n")
@@ -97,7 +96,7 @@ class Line:
                 return
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that came, or None once the other side is gone. Waits as its timeout says."""
+        """Returns the messages received, or None if the connection is closed. Waits for the connection's timeout."""
         try:
             data = self.connection.recv(AT_ONCE)
         except (BlockingIOError, InterruptedError, TimeoutError):
@@ -114,7 +113,7 @@ class Line:
         return messages
 
     def first(self, seconds: float) -> dict[str, Any]:
-        """The message that comes first within so many seconds; empty if none does, or the other side is gone."""
+        """Returns the first message within `seconds`, or {} if there is none or the connection is closed."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.connection.settimeout(left)
@@ -126,30 +125,30 @@ class Line:
         return {}
 
     def gone(self) -> bool:
-        """True once the other side has closed it; of a side that has nothing to say now."""
+        """Whether the other side has closed the connection, if no message is expected from it now."""
         self.connection.setblocking(False)
         return self.receive() is None
 
     @property
     def address(self) -> str:
-        """Where the other side is."""
+        """The address of the other side."""
         try:
             return str(self.connection.getpeername()[0])
         except OSError:
             return "unknown"
 
     def close(self) -> None:
-        """Ends it; what was sent still arrives."""
+        """Closes the connection; messages already sent still arrive."""
         self.connection.close()
 
 
 class Peers:
-    """The other processes of a job, from the roll call to the end.
+    """The other processes of a job.
 
     Args:
       job: the job.
-      same: what must be the same in every process, by its name; small texts.
-      seconds: how long the roll is called.
+      same: short texts that must be equal in all processes, by name.
+      seconds: time limit of the rendezvous.
     """
 
     def __init__(self, job: Job, same: dict[str, str], seconds: float):
@@ -163,14 +162,14 @@ class Peers:
         self._left: set[int] = set()
         self._closing = False
 
-    # --- the roll call ----------------------------------------------------------------------------
+    # --- rendezvous -------------------------------------------------------------------------------
 
     def call(self) -> None:
-        """Returns once every process is there; afterwards the coordinator's port is free for jax.
+        """Waits for every process. Afterwards the coordinator's port is free for JAX.
 
         Raises:
-          ConfigError: some did not come in time, two have the same number, they do not agree on what must be
-            the same, or the port is taken.
+          ConfigError: a process did not arrive in time, two have the same number, they differ in a value of `same`, or
+            the port is in use.
         """
         if self.job.process_id == 0:
             self._call()
@@ -185,8 +184,8 @@ class Peers:
                 now = time.monotonic()
                 if now - began > self.seconds:
                     self._refuse(f"{_named(missing)} of {self.job.num_processes} did not arrive within "
-                                 f"{self.seconds:.0f} s at {self.job.coordinator}; see what they say, or whether they "
-                                 f"can reach that address")  # fmt: skip
+                                 f"{self.seconds:.0f} s at {self.job.coordinator}; check their output, and whether "
+                                 f"they can reach that address")  # fmt: skip
                 if now - news > NEWS_SECONDS:
                     news = now
                     print(f"waiting for {_named(missing)} of {self.job.num_processes} "
@@ -198,7 +197,7 @@ class Peers:
                 self._admit(Line(connection))
         for line in self.lines.values():
             line.connection.settimeout(HELLO_SECONDS)
-        self._tell({"go": self.hosts})
+        self._send_to_all({"go": self.hosts})
 
     def _listen(self) -> socket.socket:
         port = self.job.address[1]
@@ -209,10 +208,10 @@ class Peers:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise ConfigError(f"port {port} of this host is in use; give the coordinator another one") from error
+            raise ConfigError(f"port {port} of this host is in use; give the coordinator another port") from error
 
     def _missing(self) -> list[int]:
-        """Who has not come yet, or was there and has gone; the latter is looked for when all seem to be there."""
+        """Returns the processes that have not arrived, or that have left again (checked once all have arrived)."""
         missing = [i for i in range(1, self.job.num_processes) if i not in self.lines]
         if missing:
             return missing
@@ -222,7 +221,7 @@ class Peers:
         return gone
 
     def _admit(self, line: Line) -> None:
-        """Takes a process in, whose first message is a hello; whoever says something else is sent away."""
+        """Admits a process whose first message is a hello; closes other connections."""
         hello = line.first(HELLO_SECONDS)
         process, host = hello.get("process"), str(hello.get("host"))
         if not isinstance(process, int) or not isinstance(hello.get("same"), dict):
@@ -238,18 +237,18 @@ class Peers:
             self._refuse(difference)
 
     def _difference(self, hello: dict[str, Any]) -> str:
-        """What a process has otherwise than this one, in words, or nothing."""
+        """Describes how a process differs from this one, or returns an empty string."""
         who, n = f"process {hello['process']} (host {hello['host']})", self.job.num_processes
         if hello.get("of") != n or not 0 < hello["process"] < n:
             return f"{who} is one of {hello.get('of')} processes, process 0 one of {n}; give all the same number"
         for name, value in self.same.items():
             if (other := hello["same"].get(name)) != value:
                 shown = f": {other}, not {value}" if len(f"{other}{value}") < 60 else ""
-                return f"{who} has other {name} than process 0{shown}; start all processes alike"
+                return f"{who} has different {name} than process 0{shown}; start all processes alike"
         return ""
 
     def _refuse(self, message: str) -> None:
-        self._tell({"stop": message})
+        self._send_to_all({"stop": message})
         raise ConfigError(message)
 
     def _answer(self) -> None:
@@ -257,18 +256,18 @@ class Peers:
         while True:
             line = self._reach(deadline)
             line.send(self.me)
-            answer = line.first(self.seconds + HELLO_SECONDS)  # process 0 knows who is missing, so it speaks first
+            answer = line.first(self.seconds + HELLO_SECONDS)  # so that process 0, which knows who is missing, reports
             if "go" in answer:
                 self.lines[0] = line
                 self.hosts = {int(process): host for process, host in answer["go"].items()}
                 return
             if "stop" in answer:
                 raise ConfigError(str(answer["stop"]))
-            line.close()  # process 0 was stopped before all were there; it may be started again
+            line.close()  # process 0 stopped before all had arrived; it may be started again
             time.sleep(RETRY_SECONDS)
 
     def _reach(self, deadline: float) -> Line:
-        reason = "nobody answers"
+        reason = "no answer"
         while time.monotonic() < deadline:
             try:
                 return Line(socket.create_connection(self.job.address, timeout=HELLO_SECONDS))
@@ -280,10 +279,10 @@ class Peers:
             f"{self.job.coordinator} ({reason}); start it there, or give its address"
         )
 
-    # --- the watch --------------------------------------------------------------------------------
+    # --- failure detection ------------------------------------------------------------------------
 
     def watch(self, lost: Callable[[Loss], None]) -> None:
-        """From now on `lost` is called, in a thread, as soon as another process is gone."""
+        """From now on calls `lost`, in a thread, as soon as another process is lost."""
         selector = selectors.DefaultSelector()
         for process, line in self.lines.items():
             line.connection.settimeout(BEAT_SECONDS)
@@ -296,22 +295,22 @@ class Peers:
         while not self._closing:
             if time.monotonic() - beaten > BEAT_SECONDS:
                 beaten = time.monotonic()
-                self._tell({"beat": 1})
+                self._send_to_all({"beat": 1})
             loss: Loss | None = None
             for key, _ in selector.select(BEAT_SECONDS / 5):
                 heard[key.data] = time.monotonic()
-                loss = loss or self._hear(key.data)
+                loss = loss or self._receive(key.data)
                 if key.data in self._left:
                     selector.unregister(key.fileobj)
             silent = [i for i in heard if i not in self._left and time.monotonic() - heard[i] > SILENT_SECONDS]
             if silent and loss is None:
-                loss = Loss(f"{self._who(silent[0])} has not been heard of for {SILENT_SECONDS:.0f} s", 0)
+                loss = Loss(f"{self._who(silent[0])} has not been heard from for {SILENT_SECONDS:.0f} s", 0)
             if loss is not None and not self._closing:
                 self._judge(loss, lost)
                 return
 
-    def _hear(self, process: int) -> Loss | None:
-        """Takes in what a process sent."""
+    def _receive(self, process: int) -> Loss | None:
+        """Handles the messages of a process; returns a loss that they report."""
         messages = self.lines[process].receive()
         if messages is None:
             self._left.add(process)
@@ -328,7 +327,7 @@ class Peers:
     def _judge(self, loss: Loss, lost: Callable[[Loss], None]) -> None:
         self.verdict.set()
         if self.job.process_id == 0:
-            self._tell({"stop": loss.message, "code": loss.code})
+            self._send_to_all({"stop": loss.message, "code": loss.code})
         lost(loss)
 
     def _who(self, process: int) -> str:
@@ -338,20 +337,20 @@ class Peers:
     # --- leaving ----------------------------------------------------------------------------------
 
     def fail(self, reason: str, code: int) -> None:
-        """Tells the others why this process stops, and with which exit code."""
+        """Reports to the others that this process stops, why, and with which exit code."""
         self._closing = True
         me = self._who(self.job.process_id)
-        told = {"stop": f"{me} stopped: {reason}"} if self.job.process_id == 0 else {"failed": reason}
-        self._tell(told | {"code": code})
+        message = {"stop": f"{me} stopped: {reason}"} if self.job.process_id == 0 else {"failed": reason}
+        self._send_to_all(message | {"code": code})
 
     def leave(self) -> None:
-        """Says that this process ends as it should."""
+        """Reports to the others that this process ends normally."""
         self._closing = True
-        self._tell({"bye": os.getpid()})
+        self._send_to_all({"bye": os.getpid()})
         for line in self.lines.values():
             line.close()
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _send_to_all(self, message: dict[str, Any]) -> None:
         for process, line in list(self.lines.items()):
             if process not in self._left:
                 line.send(message)

@@ -1,4 +1,4 @@
-"""With what a process computes: versions of packages and the code itself, which all processes of a job must share."""
+"""Versions of packages, compiler flags and famjax's code, which must be equal in all processes of a job."""
 
 import functools
 import hashlib
@@ -11,12 +11,12 @@ from pathlib import Path
 import famjax
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy", "tensorstore")
-# Flags of the compilers: programs that differ may not even meet in the same collectives.
+# Compiler flags: programs compiled with different ones may not match in their collectives.
 VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
 
 
 def versions(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """By its name, each thing that decides what is computed; small texts."""
+    """Returns short texts by name for everything that determines what is computed."""
     found = {"version of Python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -29,7 +29,7 @@ def versions(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 @functools.cache
 def code() -> str:
-    """A digest of famjax's own files: two checkouts of one version may still differ."""
+    """Returns a digest of famjax's files, since two checkouts of one version may differ."""
     root = Path(famjax.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

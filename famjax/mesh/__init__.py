@@ -1,1 +1,1 @@
-"""The mesh of devices, and what lies where on it."""
+"""The device mesh, and the sharding of arrays over it."""

@@ -1,4 +1,4 @@
-"""The mesh of devices that a job runs on. Its axes are `data`, `fsdp` and `tensor` (docs/sharding.md)."""
+"""The device mesh of a job, with axes `data`, `fsdp` and `tensor` (docs/sharding.md)."""
 
 import math
 from collections.abc import Sequence
@@ -13,19 +13,18 @@ from famjax.config import MESH_AXES, ConfigError
 
 
 def make_mesh(sizes: tuple[int, int, int] = (1, 1, 1), devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `sizes` devices along `data`, `fsdp` and `tensor`.
+    """Returns a mesh of `sizes` devices along `data`, `fsdp` and `tensor`.
 
-    Neighbours along the last axes talk most, so they are neighbours in the machine too. Slices of a
-    multi-slice job are joined by a slower network (DCN): `data`, whose copies of the model only add up
-    their gradients, runs across them.
+    The last axes communicate most, so neighbours along them are also neighbours in the hardware. Slices of a
+    multi-slice job are connected by a slower network (DCN), so only `data`, which only sums gradients, spans slices.
 
     Args:
-      sizes: devices along each axis. With fewer than there are, one process uses the first ones.
-      devices: those to choose from; None takes all of the job.
+      sizes: devices along each axis. If the job has more, a single process uses the first ones.
+      devices: devices to choose from; None: all of the job.
 
     Raises:
-      ConfigError: more devices than there are, some left idle in a job of several processes, or
-        slices that `data` does not divide over.
+      ConfigError: more devices than the job has, idle devices in a job of several processes, or slices that do not
+        divide `data`.
     """
     devices = list(jax.devices() if devices is None else devices)
     asked, there = math.prod(sizes), len(devices)
@@ -42,7 +41,7 @@ def make_mesh(sizes: tuple[int, int, int] = (1, 1, 1), devices: Sequence[Any] | 
 
 
 def _arrange(sizes: tuple[int, int, int], devices: list[Any], shape: str) -> np.ndarray:
-    """Devices [data, fsdp, tensor]."""
+    """Returns an array of devices [data, fsdp, tensor]."""
     asked = math.prod(sizes)
     if asked < len(devices):
         return np.array(devices[:asked]).reshape(sizes)
@@ -50,11 +49,11 @@ def _arrange(sizes: tuple[int, int, int], devices: list[Any], shape: str) -> np.
     data, fsdp, tensor = sizes
     if data % slices:
         raise ConfigError(
-            f"MESH ({shape}) does not fit {slices} slices: `data` runs across slices; use a multiple of {slices}"
+            f"MESH ({shape}) does not fit {slices} slices: `data` spans the slices; use a multiple of {slices}"
         )
     try:
         return _along_the_network((data // slices, fsdp, tensor), slices, devices, split=False)
-    except NotImplementedError:  # a mesh axis ends in the middle of one of the network's
+    except NotImplementedError:  # a mesh axis would have to split an axis of the physical network
         return _along_the_network((data // slices, fsdp, tensor), slices, devices, split=True)
 
 

@@ -1,7 +1,7 @@
-"""Which part of an array lies on which device: one table from the names of axes to mesh axes.
+"""Shardings of all arrays: one table from logical axis names to mesh axes.
 
-Whoever owns an array names its axes where it is declared: weights in `nn` (metadata `axes`), the
-memory in `attention/memory.py`, batches have their rows first. Only this table knows the mesh.
+Each array's axes are named where it is declared: weights in `nn` (metadata `axes`), the memory in
+`attention/memory.py`; batches have their rows first. Only this table refers to the mesh.
 """
 
 from collections.abc import Mapping
@@ -13,39 +13,39 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from famjax.config import ConfigError
 
-# Logical axis -> the mesh axes that cut it, outermost first; () is never cut.
+# Logical axis -> the mesh axes that it is sharded over, outermost first; (): never sharded.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
-    "query_group": ("tensor",),  # query heads of one key/value head, where those do not divide
+    "query_group": ("tensor",),  # query heads per key/value head, if key/value heads do not divide
     "head_dim": (),
     "mlp": ("tensor",),
     "tokens": ("tensor",),  # of a block, between layers
     "layers": (),
     "fam": (),
-    # LoRA's pairs are small, but many, and so are their moments: each is cut by `fsdp` along some axis of its base.
+    # LoRA's pairs are small but many, as are their moments; each is sharded over `fsdp` along some axis of its base.
     "lora": (),
     "lora_head_dim": ("fsdp",),
     "lora_mlp": ("tensor", "fsdp"),
 }
 
-# The names of an array's axes; None for an axis that is never cut.
+# The names of an array's axes; None for an axis that is never sharded.
 Axes = tuple[str | None, ...]
 
 
 def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How an array is cut.
+    """Returns the sharding of an array.
 
-    Where an axis of the array does not divide over the mesh axes of its rule, the innermost of these
-    is left out, and then the next, until it does: in the end the axis is whole on every device. So one
-    key/value head is replicated over `tensor`, and 12 rows on data 4 x fsdp 2 are cut by `data` alone.
-    A mesh axis cuts each array once, at the first axis that takes it.
+    If an axis of the array does not divide by the mesh axes of its rule, the innermost of them is dropped, then the
+    next, until it divides; with none left the axis is replicated. So a single key/value head is replicated over
+    `tensor`, and 12 rows on data 4 x fsdp 2 are sharded over `data` alone. A mesh axis shards each array once, along
+    the first axis that uses it.
 
     Raises:
-      ConfigError: an axis has a name that the rules do not know.
+      ConfigError: an axis has a name without a rule.
     """
     if len(axes) != len(shape):
         raise ValueError(f"axes {axes} do not name the axes of an array of shape {shape}")
@@ -54,18 +54,18 @@ def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
     for name, size in zip(axes, shape, strict=True):
         if name is not None and name not in RULES:
             raise ConfigError(f"there is no sharding rule for the axis {name!r}; known are {', '.join(RULES)}")
-        cut = [axis for axis in RULES.get(name or "", ()) if mesh.shape[axis] > 1 and axis not in taken]
-        while cut and size % ways(cut, mesh):
-            cut.pop()
-        taken.update(cut)
-        spec.append(tuple(cut) if len(cut) > 1 else (cut[0] if cut else None))
+        mesh_axes = [axis for axis in RULES.get(name or "", ()) if mesh.shape[axis] > 1 and axis not in taken]
+        while mesh_axes and size % ways(mesh_axes, mesh):
+            mesh_axes.pop()
+        taken.update(mesh_axes)
+        spec.append(tuple(mesh_axes) if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
     while spec and spec[-1] is None:
         spec.pop()
     return PartitionSpec(*spec)
 
 
 def ways(mesh_axes: Any, mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts these mesh axes cut."""
+    """Returns the number of shards over these mesh axes."""
     parts = 1
     for axis in mesh_axes:
         parts *= mesh.shape[axis]
@@ -73,43 +73,43 @@ def ways(mesh_axes: Any, mesh: Mesh | AbstractMesh) -> int:
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts the rows of a batch are cut."""
+    """Returns the number of shards of a batch's rows."""
     return ways(RULES["batch"], mesh)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Whole on every device."""
+    """Returns the sharding of replicated arrays."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Cut along the first axis, the rows of a batch; their number must divide (`TrainConfig` sees to it)."""
+    """Returns the sharding along the first axis, the rows of a batch, whose number must divide (see `TrainConfig`)."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a batch that lie on this process's devices, in rising order."""
+    """Returns the rows of a batch that are on this process's devices, in rising order."""
     parts = by_rows(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts if part is not None]))
 
 
 def is_axes(x: Any) -> bool:
-    """True for the names of one array's axes, which are a leaf of a tree of names."""
+    """Whether `x` is the names of one array's axes, a leaf in a tree of names."""
     return type(x) is tuple and all(name is None or isinstance(name, str) for name in x)
 
 
 def shardings(axes: Any, shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """A tree of `NamedSharding`, from a tree of axis names and one of arrays (or of their shapes)."""
+    """Returns a tree of `NamedSharding` from a tree of axis names and one of arrays (or of their shapes)."""
     one = lambda names, leaf: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))
     return jax.tree.map(one, axes, shapes, is_leaf=is_axes)
 
 
 def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Shardings of an optimizer's state: each leaf lies as the weight that it belongs to.
+    """Returns shardings of an optimizer's state that follow those of the weights.
 
-    A leaf belongs to the weight whose path ends its own (`mu/layers/attention/query`). Of the weight's
-    shape, it has the weight's sharding. With one axis less (Adafactor's means over rows and columns), it
-    has that of the axes that are left. Everything else is small (counts) and replicated.
+    A leaf belongs to the weight whose path ends its own (`mu/layers/attention/query`). With the weight's shape it has
+    the weight's sharding; with one axis less (Adafactor's means over rows and columns) that of the remaining axes. All
+    others are small (counts) and replicated.
 
     Args:
       tree: arrays or shapes, for example `tx.init` of the weights.
@@ -143,16 +143,16 @@ def _spec_of_part(shape: tuple[int, ...], owner: tuple[int, ...], spec: Partitio
 
 
 def _names(path: Any) -> tuple[str, ...]:
-    """Keys of dicts along a path; places in tuples and fields of structs have no part in it."""
+    """Returns the dict keys along a path, without indices of tuples and fields of structs."""
     return tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def with_shardings(shapes: Any, tree: Any) -> Any:
-    """`jax.ShapeDtypeStruct`s that know where their arrays belong, as restoring a checkpoint wants them."""
+    """Returns `jax.ShapeDtypeStruct`s with shardings, as needed to restore a checkpoint."""
     one = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return jax.tree.map(one, shapes, tree)
 
 
 def constrain(tree: Any, axes: Any, mesh: Mesh) -> Any:
-    """Inside a jitted function: arrays are cut by the rules from here on. `axes` as for `shardings`."""
+    """Constrains arrays to the rules' shardings inside a jitted function. `axes` as for `shardings`."""
     return jax.lax.with_sharding_constraint(tree, shardings(axes, tree, mesh))

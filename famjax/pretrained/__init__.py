@@ -1,1 +1,1 @@
-"""Pretrained models in the folders of Hugging Face transformers: what their names mean here, and back."""
+"""Conversion of pretrained models from and to the folders of Hugging Face transformers."""

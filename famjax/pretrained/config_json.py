@@ -1,6 +1,6 @@
-"""A `config.json` of transformers to a `ModelConfig`, and back. Both ways use the table of families.
+"""Conversion between a `config.json` of transformers and a `ModelConfig`, both ways by the table of families.
 
-What would change the numbers and has no place in a `ModelConfig` is refused by name, never passed over.
+A setting that would change results and has no field in `ModelConfig` is refused by name, never ignored.
 """
 
 import dataclasses
@@ -10,20 +10,20 @@ from typing import Any
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
 from famjax.pretrained.families import FAMILIES, Family, family_of
 
-# Our section of a config.json that was exported: the memory's settings.
+# The section of an exported config.json with the memory's settings.
 SECTION = "famjax"
 
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "gelu": "gelu_exact",
     "relu": "relu",
 }  # fmt: skip
-# Plain numbers: theirs to ours.
+# Sizes: their name to ours.
 NUMBERS = {
     "vocab_size": "vocab_size", "num_hidden_layers": "num_layers", "hidden_size": "d_model",
     "intermediate_size": "d_ff", "num_attention_heads": "num_heads",
 }  # fmt: skip
-# Keys that no number of a forward pass depends on, in any family: what training, generation, saving and other heads are
-# set to. `tests/pretrained/test_every_key.py` changes each and compares the logits of transformers.
+# Keys without effect on a forward pass, in any family: settings of training, generation, saving and other heads.
+# `tests/pretrained/test_every_key.py` changes each and compares the logits of transformers.
 NO_EFFECT = frozenset({
     # saving
     "architectures", "model_type", "transformers_version", "_name_or_path", "name_or_path", "auto_map", "dtype",
@@ -35,7 +35,7 @@ NO_EFFECT = frozenset({
     "num_return_sequences", "generation_config", "forced_bos_token_id", "forced_eos_token_id", "prefix",
     "task_specific_params", "suppress_tokens", "begin_suppress_tokens", "typical_p", "diversity_penalty",
     "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "num_beam_groups", "remove_invalid_values",
-    # training, and how it is computed
+    # training and execution
     "initializer_range", "attention_dropout", "pretraining_tp", "gradient_checkpointing", "_attn_implementation",
     "attn_implementation", "_attn_implementation_autoset", "_experts_implementation", "torchscript", "use_bfloat16",
     "tf_legacy_loss", "pruned_heads",
@@ -45,14 +45,14 @@ NO_EFFECT = frozenset({
     "chunk_size_feed_forward", "is_decoder", "add_cross_attention", "cross_attention_hidden_size",
     "tie_encoder_decoder", "classifier_dropout",
 })  # fmt: skip
-# Keys that some families have. Where a family's code does not read one, it has no effect in that family.
+# Keys of some families. If a family's code does not read one, it has no effect in that family.
 OF_FAMILIES = frozenset({
     "attention_bias", "mlp_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
     "hidden_act", "hidden_activation", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
     "sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "rope_scaling", "rope_theta",
 })  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"
-# Fields of a ModelConfig that say how it is computed or trained, not what it is.
+# Fields of a ModelConfig on execution or training, which do not define the model.
 NOT_THE_MODEL = (
     "memory", "lora", "embedding_std", "dtype", "param_dtype", "scan_layers", "unroll_blocks", "remat",
     "attention_kernel",
@@ -60,10 +60,10 @@ NOT_THE_MODEL = (
 
 
 def model_config(hf: Mapping[str, Any]) -> ModelConfig:
-    """The model that a `config.json` describes; memory and types of numbers are the defaults.
+    """Returns the model that a `config.json` describes, with default memory and dtypes.
 
     Raises:
-      ConfigError: an architecture or a setting that is not known here, or one that is missing.
+      ConfigError: an unknown architecture or setting, or a missing one.
     """
     family = family_of(hf)
     if hf.get("quantization_config"):
@@ -92,11 +92,11 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.json: RoPE's settings have what is not a number ({error})") from None
+        raise ConfigError(f"config.json: RoPE's settings have a value that is not a number ({error})") from None
     unread = sorted(key for key in set(hf) - says.read - NO_EFFECT - OF_FAMILIES - {SECTION} if hf[key] is not None)
     if unread:
         raise ConfigError(
-            f"config.json: {', '.join(unread)} is not known here and may change the numbers; take it out if it does not"
+            f"config.json: {', '.join(unread)} is not known here and may change results; remove it if it does not"
         )
     config = ModelConfig(**fields | dict(family.fixed))
     try:
@@ -119,7 +119,7 @@ class _Says:
         return self._values.get(name)
 
     def number(self, name: str, default: Any = None) -> Any:
-        """A number; null and a missing one are the default, if there is one."""
+        """Returns a number; if it is null or missing, the default, or raises `ConfigError` without one."""
         value = self(name)
         value = default if value is None else value
         if value is None:
@@ -129,7 +129,7 @@ class _Says:
         return value
 
     def whole(self, name: str, default: Any = None) -> int:
-        """A number without a fraction, likewise; layers, widths and windows are counted in such."""
+        """Returns an integer, likewise."""
         value = self.number(name, default)
         if value != int(value):
             raise ConfigError(f"config.json: {name} is {value!r}; it must be a whole number")
@@ -139,12 +139,12 @@ class _Says:
 def _activation(name: str, family: Family) -> str:
     if name not in ACTIVATIONS:
         raise ConfigError(f"config.json: the activation {name!r} is not known; known are {', '.join(ACTIVATIONS)}")
-    # The first Gemma's files say gelu and mean its approximation.
+    # Files of the first Gemma have gelu, but its code uses the approximation.
     return "gelu" if family.model_type == "gemma" and name == "gelu" else ACTIVATIONS[name]
 
 
 def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
-    """`layer_pattern` and `local_window`."""
+    """Returns `layer_pattern` and `local_window`."""
     if family.windows is None or says("sliding_window") is None:
         return {"layer_pattern": ("global",)}
     window = says.whole("sliding_window")
@@ -169,12 +169,12 @@ def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
 
 
 def _rope(says: _Says, has_local: bool) -> dict[str, Any]:
-    """RoPE's base and scaling: `rope_parameters` as version 5 has it, else `rope_theta` and `rope_scaling`."""
+    """Returns RoPE's base and scaling, from `rope_parameters` (version 5) or `rope_theta` and `rope_scaling`."""
     parameters, scaling = says("rope_parameters"), says("rope_scaling")
     nested = isinstance(parameters, dict) and (FULL in parameters or SLIDING in parameters)
     if scaling and nested and has_local:
         parameters = {**parameters, FULL: {**(parameters.get(FULL) or {}), **scaling}}
-    elif scaling:  # the older name wins, and what the newer one says is forgotten
+    elif scaling:  # the older key takes precedence; the newer one is ignored
         parameters = None
     if parameters is None:
         parameters = {"rope_theta": says.number("rope_theta", 10000.0), **(scaling or {})}
@@ -209,11 +209,11 @@ def _rope(says: _Says, has_local: bool) -> dict[str, Any]:
     return fields
 
 
-# --- back -----------------------------------------------------------------------------------------
+# --- to config.json -------------------------------------------------------------------------------
 
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
-    """A `config.json` for a model that no `config.json` came with. Raises `ConfigError` where no family has it."""
+    """Returns a `config.json` for a model that was not imported. Raises `ConfigError` if no family fits it."""
     for family in FAMILIES:
         hf = _written(config, family)
         if describes(hf, config):
@@ -225,26 +225,26 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def describes(hf: Mapping[str, Any], config: ModelConfig) -> bool:
-    """Whether a `config.json` is that of this model, whatever its memory."""
+    """Whether a `config.json` describes this model, whatever its memory."""
     try:
-        told = model_config(hf)
+        described = model_config(hf)
     except ConfigError:
         return False
-    return architecture(told) == architecture(config)
+    return architecture(described) == architecture(config)
 
 
 def architecture(config: ModelConfig) -> ModelConfig:
-    """The model alone: fields that do not make it another one have their defaults."""
+    """Returns the architecture alone: fields that do not define the model have their defaults."""
     plain = ModelConfig()
     same = {name: getattr(plain, name) for name in NOT_THE_MODEL}
-    # A pattern may be written in several ways.
+    # Equivalent patterns, such as repeated ones, become equal.
     kinds = tuple(config.layer_pattern[i % len(config.layer_pattern)] for i in range(config.num_layers))
     scale = config.attention_scale or config.head_dim**-0.5
     return dataclasses.replace(config, **same, layer_pattern=kinds, attention_scale=scale)
 
 
 def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """What the family would write for this model; `describes` tells whether that says all."""
+    """Returns the family's `config.json` for this model, which may be incomplete; `describes` checks that."""
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
     local = [config.layer_pattern[i % len(config.layer_pattern)] == "local" for i in range(config.num_layers)]
     hf: dict[str, Any] = {
@@ -293,12 +293,12 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
 
 
 def with_memory(hf: Mapping[str, Any], memory: MemoryConfig) -> dict[str, Any]:
-    """A `config.json` with the memory's settings in a section of their own."""
+    """Adds the memory's settings to a `config.json`, in a section of their own."""
     return dict(hf) | {SECTION: {"memory": dataclasses.asdict(memory)}}
 
 
 def memory_of(hf: Mapping[str, Any]) -> MemoryConfig | None:
-    """The memory's settings in a `config.json` that was exported; None where it has none."""
+    """Returns the memory's settings in an exported `config.json`, or None if it has none."""
     section = hf.get(SECTION)
     if section is None:
         return None

@@ -1,9 +1,9 @@
-"""The families of pretrained models: their tensors' names, and what is fixed in each. One table a family.
+"""The families of pretrained models: the names of their tensors, and their fixed settings. One table per family.
 
     ours                     [axes]          theirs                     [axes]
     layers/attention/query   [L, D, K*G, H]  model.layers.N.self_attn.q_proj.weight [K*G*H, D], one for each N
 
-`config_json.py` turns their `config.json` into a `ModelConfig` and back, by the same table.
+`config_json.py` converts their `config.json` to a `ModelConfig` and back, by the same table.
 """
 
 import dataclasses
@@ -12,15 +12,15 @@ from typing import Any
 
 from famjax.config import ConfigError
 
-# How a tensor of theirs lies in memory, seen from ours.
+# Layout of their tensor relative to ours.
 SAME = "same"  # equal shapes
 INTO = "into"  # theirs [all other axes of ours, first axis of ours]: products with the input, [out, in]
-FROM = "from"  # theirs [last axis of ours, all other axes of ours]: products that return to the width D
-JOINED = "joined"  # theirs [all axes of ours in one]: biases of heads
+FROM = "from"  # theirs [last axis of ours, all other axes of ours]: products with output width D
+JOINED = "joined"  # theirs [all axes of ours, flattened]: biases of heads
 
 _LAYER = "model.layers.{}."
 
-# Path of ours: (name of theirs, how it lies). {} is the layer.
+# Path of ours: (name of theirs, layout). {} is the layer.
 LLAMA: Mapping[str, tuple[str, str]] = {
     "embedding": ("model.embed_tokens.weight", SAME),
     "unembedding": ("lm_head.weight", INTO),
@@ -45,7 +45,7 @@ LLAMA: Mapping[str, tuple[str, str]] = {
     "layers/feed_forward/down_bias": (_LAYER + "mlp.down_proj.bias", SAME),
 }
 
-# Gemma 2 and 3 normalise in front of and behind attention and feed-forward; one name means something else.
+# Gemma 2 and 3 have norms before and after attention and feed-forward; one name has another meaning.
 GEMMA2: Mapping[str, tuple[str, str]] = {
     **LLAMA,
     "layers/post_attention_norm/scale": (_LAYER + "post_attention_layernorm.weight", SAME),
@@ -56,17 +56,17 @@ GEMMA2: Mapping[str, tuple[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What models of one `model_type` have in common.
+    """The common properties of models of one `model_type`.
 
     Attributes:
       model_type, architecture: their names for it.
       names: the table of tensors.
-      fixed: fields of `ModelConfig` that `config.json` does not tell, because the family's code does.
-      silent: what a `config.json` means where it says nothing.
-      activation: the name under which `config.json` has the activation.
-      optional: settings that the family has, beside those that all have.
-      windows: how the family tells which layers are local: `all` (Mistral), `from_layer` (Qwen) or a
-        number n (every n-th layer is global); newer files have `layer_types` instead. None: no layer is.
+      fixed: fields of `ModelConfig` that are in the family's code, not in `config.json`.
+      silent: values of keys that `config.json` leaves out.
+      activation: the key of the activation in `config.json`.
+      optional: settings of the family in addition to those that all families have.
+      windows: how local layers are given: `all` (Mistral), `from_layer` (Qwen) or a number n (every n-th layer is
+        global); newer files have `layer_types` instead. None: there are none.
     """
 
     model_type: str
@@ -81,7 +81,7 @@ class Family:
 
 _GEMMA = {"norm_plus_one": True, "scale_embeddings": True}
 _UNTIED = {"tie_word_embeddings": False, "hidden_act": "silu"}
-# Where config.json does not say which token ends a text.
+# The end-of-text token if config.json does not give one.
 _END = {"eos_token_id": 2}
 _GEMMA2 = {
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
@@ -128,14 +128,14 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def usual_end(hf: Mapping[str, Any]) -> int | None:
-    """The token that ends a text of this `model_type`, if `config.json` has no `eos_token_id`, not even null."""
+    """Returns the end-of-text token of this `model_type`, if `config.json` has no `eos_token_id`, not even null."""
     if "eos_token_id" in hf:
         return None
     return next((f.silent.get("eos_token_id") for f in FAMILIES if f.model_type == hf.get("model_type")), None)
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:
-    """The family of a `config.json`. Raises `ConfigError` on one that is not known."""
+    """Returns the family of a `config.json`. Raises `ConfigError` if it is not known."""
     known = ", ".join(family.architecture for family in FAMILIES)
     architectures = hf.get("architectures") or []
     if architectures:

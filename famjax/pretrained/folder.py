@@ -1,6 +1,6 @@
-"""A folder of transformers on disk: `config.json`, safetensors in one file or in shards, tokenizer files.
+"""A model folder of transformers: `config.json`, safetensors in one file or in shards, tokenizer files.
 
-JSON and safetensors are all that is read; pickles (`pytorch_model.bin`) are refused.
+Only JSON and safetensors are read; pickles (`pytorch_model.bin`) are refused.
 """
 
 import json
@@ -19,12 +19,12 @@ from famjax.config import ConfigError
 CONFIG_JSON = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FAM_FILE, FAM_PROMPT, FAM_PREFIX, FAM_GATE = "fam.safetensors", "fam_prompt", "fam_prefix", "fam_gate"
-# What goes along as it is.
+# Files copied unchanged.
 CARRIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer_family.json",
 )  # fmt: skip
-# A model directory keeps the config.json of its import under this name.
+# The name of an import's config.json in a model directory.
 KEPT_CONFIG = "hf_config.json"
 
 DTYPES: Mapping[str, Any] = {
@@ -36,7 +36,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Tensor(NamedTuple):
-    """A tensor that a folder has."""
+    """A tensor in a folder."""
 
     file: Path
     dtype: str
@@ -44,21 +44,21 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its numbers."""
+        """Size in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class Folder:
-    """A folder whose files were looked at, but not read.
+    """A model folder; its headers are read at once, its tensors on request.
 
     Attributes:
       path: the folder.
       config: its config.json.
       tensors: by name.
-      fam: FAM's own tensors, `fam_prompt` or `fam_prefix`, and `fam_gate`, by name; empty where it has none.
+      fam: FAM's own tensors, `fam_prompt` or `fam_prefix`, and `fam_gate`, by name; empty if there are none.
 
     Raises:
-      ConfigError: something is missing, cut short, quantised or not known.
+      ConfigError: something is missing, truncated, quantised or unknown.
     """
 
     def __init__(self, path: str | Path):
@@ -72,7 +72,7 @@ class Folder:
             found = _header(file)
             for name in promised or ():
                 if name not in found:
-                    raise ConfigError(f"{file} has no tensor {name}, which {INDEX} promises; download it again")
+                    raise ConfigError(f"{file} has no tensor {name}, which {INDEX} lists; download it again")
             for name, tensor in found.items():
                 if name in self.tensors:
                     raise ConfigError(f"tensor {name} is in {self.tensors[name].file} and in {file}; keep one of them")
@@ -80,27 +80,27 @@ class Folder:
         self.fam = _header(self.path / FAM_FILE) if (self.path / FAM_FILE).exists() else {}
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, in its own type. The file is opened for it alone, so that no pages of it stay."""
+        """Reads a tensor, in its own type. Opens the file for it alone, so that no pages stay mapped."""
         tensor = self.tensors[name] if name in self.tensors else self.fam[name]
         with safetensors.safe_open(tensor.file, "numpy") as file:
             array: np.ndarray = file.get_tensor(name)
         return array
 
     def carried(self) -> dict[str, bytes]:
-        """Tokenizer files and their like by name, which go along as they are."""
+        """Returns the files to copy unchanged, such as tokenizer files, by name."""
         return {name: (self.path / name).read_bytes() for name in CARRIED if (self.path / name).is_file()}
 
     def vocabulary(self) -> dict[str, bytes] | None:
-        """What makes a vocabulary, by file name; None: what lies in the folder at `path` does."""
+        """Returns the files of the vocabulary by name; None: those in the folder at `path`."""
         return None
 
     def tokenizer_family(self) -> Mapping[str, Any]:
-        """Settings by which transformers chooses a class of tokenizers, see `data.tokenizer_folder.family_file`."""
+        """Returns the settings that select transformers' tokenizer class, see `data.tokenizer_folder.family_file`."""
         return self.config
 
 
 def files_of_import(model_dir: Path) -> dict[str, bytes]:
-    """What a model directory keeps of the folder it came from, by file name: tokenizer files, its config.json."""
+    """Returns the files of a model directory that come from its import, by name: tokenizer files, its config.json."""
     names = [name for name in (*CARRIED, KEPT_CONFIG) if (model_dir / name).is_file()]
     return {name: (model_dir / name).read_bytes() for name in names}
 
@@ -111,27 +111,27 @@ def _json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); is the file whole?") from None
+        raise ConfigError(f"{path} is not JSON ({error}); is the file complete?") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} does not hold an object; is it the right file?")
     return values
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
-    """The files that have the weights, with the names that an index promises of each."""
+    """Returns the files with the weights, each with the names that an index lists for it."""
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: None}
     if not (folder / INDEX).is_file():
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
             raise ConfigError(
-                f"{folder} has its weights as pickles, which can run any program when they are read; convert them "
+                f"{folder} has its weights as pickles, which can execute any code when they are read; convert them "
                 f'where you trust them: python -c "from transformers import AutoModelForCausalLM as M; '
                 f"M.from_pretrained('{folder}').save_pretrained('NEW')\""
             )
         raise ConfigError(f"{folder} has neither {SINGLE} nor {INDEX}; is it the folder of a model?")
     places = _json_object(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()) or not places:
-        raise ConfigError(f"{folder / INDEX} has no weight_map; is the file whole?")
+        raise ConfigError(f"{folder / INDEX} has no weight_map; is the file complete?")
     shards: dict[Path, list[str] | None] = {}
     for name, file in places.items():
         if Path(file).name != file:
@@ -145,17 +145,17 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
 
 
 def _header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file; opening it checks that it is whole."""
+    """Returns the tensors of a file. Opening it checks that it is complete."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             found = {name: Tensor(path, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except safetensors.SafetensorError as error:
-        raise ConfigError(f"{path} is no safetensors file, or it is cut short ({error}); download it again") from error
+        raise ConfigError(f"{path} is not a safetensors file, or truncated ({error}); download it again") from error
     for name, tensor in found.items():
         if tensor.dtype not in DTYPES:
             raise ConfigError(
-                f"{path}: {name} has numbers of type {tensor.dtype}; known are {', '.join(DTYPES)}: "
+                f"{path}: {name} has values of type {tensor.dtype}; known are {', '.join(DTYPES)}: "
                 f"take the model's folder with unquantised weights"
             )
     return found
@@ -165,7 +165,7 @@ def _header(path: Path) -> dict[str, Tensor]:
 
 
 class Written(NamedTuple):
-    """A tensor to be written, known before it is read."""
+    """The name, shape and dtype of a tensor to be written, known before it is read."""
 
     name: str
     shape: tuple[int, ...]
@@ -173,20 +173,20 @@ class Written(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its numbers."""
+        """Size in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def write_tensors(
     folder: Path, tensors: Iterable[Written], read: Callable[[str], np.ndarray], shard_bytes: int = SHARD_BYTES
 ) -> Iterator[int]:
-    """Writes tensors as transformers does, in one file or in shards with an index. Yields bytes as they are written.
+    """Writes tensors in transformers' format, as one file or as shards with an index. Yields the bytes of each tensor.
 
     Args:
-      folder: where.
-      tensors: what, in this order.
-      read: from a name to its array; one tensor is in memory at a time.
-      shard_bytes: of one file, at most, unless a single tensor is larger.
+      folder: the folder to write to.
+      tensors: the tensors, in this order.
+      read: maps a name to its array; one tensor is in memory at a time.
+      shard_bytes: maximum size of a file, unless a single tensor is larger.
     """
     shards: list[list[Written]] = [[]]
     for tensor in tensors:
@@ -204,9 +204,9 @@ def write_tensors(
 
 
 def _write_shard(path: Path, tensors: list[Written], read: Callable[[str], np.ndarray]) -> Iterator[int]:
-    """One safetensors file. The library writes a file at once; this writes it tensor by tensor.
+    """Writes one safetensors file, tensor by tensor; the library would need all of them in memory.
 
-    The format: the header's length (8 bytes), the header (JSON, filled up to a multiple of 8), the numbers.
+    The format: the header's length (8 bytes), the header (JSON, padded to a multiple of 8), the values.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -227,23 +227,23 @@ def _write_shard(path: Path, tensors: list[Written], read: Callable[[str], np.nd
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """JSON as transformers lays it out."""
+    """Writes JSON in transformers' layout."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_fam(folder: Path, fam: Mapping[str, np.ndarray]) -> None:
-    """FAM's prompt [F, D], or prefix [L, F, D]."""
+    """Writes FAM's prompt [F, D], or prefix [L, F, D]."""
     write_arrays(folder / FAM_FILE, fam)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """A safetensors file of arrays that are in memory."""
+    """Writes a safetensors file of arrays that are in memory."""
     tensors = [Written(name, array.shape, array.dtype) for name, array in arrays.items()]
     for _ in _write_shard(path, tensors, lambda name: arrays[name]):
         pass
 
 
 def carry(files: Iterable[Path], to: Path) -> None:
-    """Copies files as they are."""
+    """Copies files unchanged."""
     for file in files:
         shutil.copyfile(file, to / file.name)

@@ -1,12 +1,11 @@
-"""A GGUF file of llama.cpp, seen as the folder of transformers that it was made from.
+"""A GGUF file of llama.cpp, presented as the transformers folder that it was converted from.
 
-Metadata become a `config.json` and tokenizer files, tensors get the names that transformers has. All that follows is
-the import of a folder, every check of a setting and of a tensor among it. What a file's architecture computes without
-saying so stands in `ARCHITECTURES`.
+Metadata become a `config.json` and tokenizer files; tensors get their names in transformers. The rest is the import of
+a folder, with all its checks of settings and tensors. Settings that a file leaves implicit are in `ARCHITECTURES`.
 
-    blk.3.attn_q.weight, Q4_K, 2048 x 2048   ->   model.layers.3.self_attn.q_proj.weight, float32, rows in other order
+    blk.3.attn_q.weight, Q4_K, 2048 x 2048   ->   model.layers.3.self_attn.q_proj.weight, float32, rows permuted
 
-Numbers are dequantised by the library `gguf`, one tensor at a time.
+Values are dequantised by the library `gguf`, one tensor at a time.
 """
 
 import dataclasses
@@ -30,16 +29,16 @@ SUFFIX = ".gguf"
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What is fixed in an architecture of llama.cpp.
+    """The implicit settings of an architecture of llama.cpp.
 
     Attributes:
       family: `model_type` of transformers.
-      interleaved: RoPE turns neighbouring rows of a head; transformers turns its two halves.
-      is_gemma: norms are stored as the 1 + w that they multiply with, GeGLU.
-      post_norms: attention and feed-forward are normalised before and after.
-      window: sliding window of a file that names none; 0: it must name one; None: the architecture has none.
-      period: every period-th layer has no window, unless the file says otherwise.
-      caps: of scores and of logits, where the architecture has them.
+      interleaved: RoPE rotates pairs of neighbouring rows of a head; transformers pairs its two halves.
+      is_gemma: norms are stored as 1 + w; GeGLU.
+      post_norms: there are norms before and after attention and feed-forward.
+      window: sliding window if the file gives none; 0: it must give one; None: the architecture has none.
+      period: every period-th layer has no window, unless the file gives a pattern.
+      caps: soft caps of scores and of logits, if the architecture has them.
       wide: the number of layers of the one model whose scores are divided by sqrt(D / heads) instead of sqrt(H).
     """
 
@@ -64,16 +63,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     ),
     "gemma3": Architecture("gemma3_text", is_gemma=True, post_norms=True, window=0, period=6, caps=(_CAP,), wide=62),
 }
-# Whole numbers: metadata after the architecture's name, keys of config.json.
+# Integers: metadata keys without the architecture's name, and keys of config.json.
 _SIZES = {
     "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
 }  # fmt: skip
-# Llama 3's scaling of RoPE, of which a file has the result, a factor for each frequency, and not the settings.
+# Llama 3's RoPE scaling. A file has its result, a factor for each frequency, instead of its settings.
 _ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_LENGTH = 8192
-# Tensors: names without `.weight` or `.bias`, those of transformers without it and without the layer.
+# Tensor names without `.weight` or `.bias`: llama.cpp's without `blk.N`, transformers' without `model.layers.N`.
 _WHOLE = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
 _OF_LAYER = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
@@ -89,7 +88,7 @@ _POST_NORMS = {
 
 
 def folder_of(path: str | Path) -> Folder:
-    """A folder of transformers, or a GGUF file (or the only one of a folder without config.json) seen as one.
+    """Returns a transformers folder, or a GGUF file (or the only one in a folder without config.json) as one.
 
     Raises:
       ConfigError: see `Folder` and `GgufFile`.
@@ -99,17 +98,15 @@ def folder_of(path: str | Path) -> Folder:
         return GgufFile(path)
     found = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() and not (path / CONFIG_JSON).exists() else []
     if len(found) > 1:
-        raise ConfigError(
-            f"{path} has {len(found)} GGUF files, {found[0].name} and {found[1].name} among them; name one"
-        )
+        raise ConfigError(f"{path} has {len(found)} GGUF files, such as {found[0].name} and {found[1].name}; name one")
     return GgufFile(found[0]) if found else Folder(path)
 
 
 class GgufFile(Folder):
-    """A GGUF file whose header was read. Attributes as those of `Folder`; a quantised tensor is said to be float32.
+    """A GGUF file whose header is read, with the attributes of `Folder`; quantised tensors count as float32.
 
     Raises:
-      ConfigError: the file is broken, or says something that is not known here.
+      ConfigError: the file is broken, or has an unknown setting.
     """
 
     def __init__(self, path: Path):
@@ -130,7 +127,7 @@ class GgufFile(Folder):
         says.refuse_unread()
         metadata.under("adapter.").refuse_unread()
         tokenizer = tokenizer_files(metadata.under("tokenizer."), self._architecture.is_gemma)
-        if tokenizer.size != self.config["vocab_size"]:  # llama.cpp has a token for each row of the embedding
+        if tokenizer.size != self.config["vocab_size"]:  # llama.cpp requires a token for each row of the embedding
             raise ConfigError(
                 f"{path}: the tokenizer has {tokenizer.size} tokens, the model {self.config['vocab_size']}"
             )
@@ -150,26 +147,26 @@ class GgufFile(Folder):
         }
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as transformers has it: dequantised, rows of heads in its order, norms without the 1 of Gemma."""
+        """Reads a tensor in transformers' format: dequantised, rows of heads permuted, Gemma's norms without the 1."""
         array = self._as_theirs(name, self._names[name])
         return array.astype(ml_dtypes.bfloat16) if self.tensors[name].dtype == "BF16" else array
 
     def carried(self) -> dict[str, bytes]:
-        """The tokenizer's files, made of metadata."""
+        """Returns the tokenizer's files, derived from metadata."""
         return self._tokenizer
 
     def vocabulary(self) -> dict[str, bytes] | None:
-        """The same files: at `path` there is no folder."""
+        """Returns the same files, since there is no folder at `path`."""
         return self._tokenizer
 
     def tokenizer_family(self) -> Mapping[str, Any]:
-        """Nothing: `tokenizer.json` has all steps, and no class may change them."""
+        """Returns nothing: `tokenizer.json` is complete, and no class may change its steps."""
         return {}
 
     # --- tensors ----------------------------------------------------------------------------------
 
     def _theirs(self, name: str) -> str:
-        """Transformers' name of a tensor. One that is not known keeps its own, and is then left over."""
+        """Returns transformers' name of a tensor. Unknown names are kept and reported by `match`."""
         stem, _, end = name.rpartition(".")
         of_layer = _OF_LAYER | (_POST_NORMS if self._architecture.post_norms else _FF_NORM)
         parts = stem.split(".")
@@ -178,7 +175,7 @@ class GgufFile(Folder):
         return f"{_WHOLE[stem]}.{end}" if stem in _WHOLE else name
 
     def _as_theirs(self, theirs: str, name: str) -> np.ndarray:
-        """float32, in the order of transformers."""
+        """Returns a tensor in transformers' format, float32."""
         array = _dequantised(self.path, self._stored[name])
         if self._architecture.interleaved and (".q_proj." in theirs or ".k_proj." in theirs):
             heads = self.config["num_attention_heads" if ".q_proj." in theirs else "num_key_value_heads"]
@@ -190,10 +187,10 @@ class GgufFile(Folder):
         return self._architecture.is_gemma and theirs.endswith("norm.weight")
 
     def _dtype(self, theirs: str, name: str) -> str:
-        """The type of a tensor's numbers: that of the file, float32 of a quantised one.
+        """Returns the type of a tensor: that of the file, or float32 if it is quantised.
 
-        Files of bfloat16 have their vectors in float32, mostly with numbers that bfloat16 has, too. Then they are
-        bfloat16 here, so that the model is.
+        Files of bfloat16 models have float32 vectors, usually with values that are exact in bfloat16. These become
+        bfloat16 again, so that the whole model is.
         """
         kind = _type_name(self._stored[name])
         if kind == "F32" and len(self._stored[name].shape) == 1 and self._is_bfloat16():
@@ -205,28 +202,28 @@ class GgufFile(Folder):
         return all(_type_name(stored) == "BF16" for stored in self._stored.values() if len(stored.shape) > 1)
 
     def _check_types(self) -> None:
-        """A block of each type is dequantised, so that no import begins that cannot end."""
+        """Dequantises a block of each type, so that an unsupported type is found before the import begins."""
         for name, stored in {stored.kind: (name, stored) for name, stored in self._stored.items()}.values():
             if not _can_be_read(stored):
                 raise ConfigError(
-                    f"{self.path}: {name} has numbers of type {_type_name(stored)}, which the library gguf cannot "
+                    f"{self.path}: {name} has values of type {_type_name(stored)}, which the library gguf cannot "
                     f"dequantise; take a file with others, such as Q8_0 or F16"
                 )
 
     def _is_read_already(self, name: str) -> bool:
-        """RoPE's factors became a setting."""
+        """Whether a tensor is RoPE's factors, which become a setting."""
         return name == _ROPE_FACTORS and self._architecture.interleaved
 
     # --- settings ---------------------------------------------------------------------------------
 
     def _config(self, says: Metadata) -> dict[str, Any]:
-        """The config.json that these metadata stand for."""
-        says.must_be("tensor_data_layout", "Meta AI original pth")  # older programs' name of the interleaved rows
+        """Converts metadata to a config.json."""
+        says.must_be("tensor_data_layout", "Meta AI original pth")  # older programs' name of interleaved rows
         says.must_be("attention.causal", True)
         says.must_be("use_parallel_residual", False)
         says.must_be("expert_count", 0)
         says.must_be("expert_used_count", 0)
-        says("rope.scaling.finetuned")  # no number depends on it
+        says("rope.scaling.finetuned")  # has no effect
 
         # sizes
         config: dict[str, Any] = {"model_type": self._architecture.family}
@@ -261,7 +258,7 @@ class GgufFile(Folder):
         return config | self._attention(says, config) | self._rope(says, config)
 
     def _attention(self, says: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Windows, the scale of scores, caps."""
+        """Returns the settings of windows, the scale of scores, and caps."""
         architecture, window = self._architecture, "attention.sliding_window"
         if architecture.family == "llama":
             return {"model_type": "mistral", "sliding_window": says.whole(window)} if says(window) else {}
@@ -279,7 +276,7 @@ class GgufFile(Folder):
         return attention
 
     def _pattern(self, says: Metadata, layers: int) -> list[bool]:
-        """Which layers have a window: all but every period-th, or as the file says of each."""
+        """Returns which layers have a window: all but every period-th, or the file's pattern."""
         key = "attention.sliding_window_pattern"
         if not isinstance(says(key), list):
             period = says.whole(key, self._architecture.period)
@@ -290,7 +287,7 @@ class GgufFile(Folder):
         return local
 
     def _rope(self, says: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
-        """RoPE's base and scaling."""
+        """Returns RoPE's base and scaling."""
         gemma3 = self._architecture.family == "gemma3_text"
         base = says.number("rope.freq_base", None if gemma3 else 10000.0)
         rope: dict[str, Any] = {"rope_theta": float(base)}
@@ -299,7 +296,7 @@ class GgufFile(Folder):
         else:
             says.must_be("rope.freq_base_swa", base)
         factor = says.number("rope.scaling.factor", says.number("rope.scale_linear", 1.0))
-        kind = says.text("rope.scaling.type") or "linear"  # so llama.cpp, if a file has a factor alone
+        kind = says.text("rope.scaling.type") or "linear"  # llama.cpp's default if a file has only a factor
         length = says.whole("rope.scaling.original_context_length", _LLAMA3_LENGTH)
         if kind not in ("none", "linear"):
             raise says.refused("rope.scaling.type", f"is {kind!r}; known are none and linear")
@@ -312,10 +309,10 @@ class GgufFile(Folder):
         return rope
 
     def _llama3(self, base: float, H: int, lengths: set[int]) -> dict[str, Any] | None:
-        """The settings of Llama 3's scaling that give the factors of the file; None if it has none.
+        """Returns the settings of Llama 3's scaling that produce the file's factors, or None if it has none.
 
         Raises:
-          ConfigError: none of the settings does.
+          ConfigError: no settings produce them.
         """
         if not self._is_read_already(_ROPE_FACTORS) or _ROPE_FACTORS not in self._stored:
             return None
@@ -330,12 +327,12 @@ class GgufFile(Folder):
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self._stored:
-            raise ConfigError(f"{self.path} has no tensor {name}; is it the file of a whole language model?")
+            raise ConfigError(f"{self.path} has no tensor {name}; is it the file of a complete language model?")
         return self._stored[name].shape
 
 
 def llama3_factors(base: float, H: int, scaling: Mapping[str, Any]) -> np.ndarray:
-    """[H / 2]: what Llama 3 divides each of RoPE's frequencies by."""
+    """Returns [H / 2]: the divisors of RoPE's frequencies in Llama 3's scaling."""
     from famjax.attention.rope import frequencies
 
     scaled = Rope(
@@ -368,7 +365,7 @@ def _can_be_read(stored: Stored) -> bool:
 
 
 def _dequantised(path: Path, stored: Stored) -> np.ndarray:
-    """float32. The file is opened for this tensor alone, so that no pages of it stay."""
+    """Reads a tensor as float32. Opens the file for it alone, so that no pages stay mapped."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 

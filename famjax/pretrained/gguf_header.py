@@ -1,13 +1,13 @@
-"""The header of a GGUF file: metadata by key, and where each tensor lies. No number of a tensor is read.
+"""The header of a GGUF file: metadata by key, and the position of each tensor. No tensor values are read.
 
     magic "GGUF", version, number of tensors, number of metadata      4 + 4 + 8 + 8 bytes
     metadata    key, type, value; an array has a type and a length, a string a length
     tensors     name, number of axes, axes (the fastest first), type, offset from the beginning of the data
     padding to a multiple of `general.alignment`, then the data
 
-Every length is compared with what is left of the file, so a broken file ends in one line. (The library's own
-reader believes lengths: with a damaged one it loops for ever. It also makes arrays of every token of a vocabulary: 4 s
-for 49,000 tokens, where this takes 0.1 s.)
+Every length is compared with the rest of the file, so a broken file is reported in one line. (The library's own reader
+trusts lengths: a damaged one makes it loop forever. It also creates arrays for every token of a vocabulary: 4 s for
+49,000 tokens; this takes 0.1 s.)
 """
 
 import mmap
@@ -21,7 +21,7 @@ from famjax.config import ConfigError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-# Types of metadata, by number.
+# Scalar types of metadata, by number.
 _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "<u1", 10: "<u8", 11: "<i8", 12: "<f8",
 }  # fmt: skip
@@ -33,10 +33,10 @@ class Stored(NamedTuple):
     """A tensor in the file.
 
     Attributes:
-      kind: its type, by number (`gguf.GGMLQuantizationType`).
-      shape: axes, the slowest first, as NumPy and transformers have them.
+      kind: number of its type (`gguf.GGMLQuantizationType`).
+      shape: the slowest axis first, as in NumPy and transformers.
       offset: of its first byte in the file.
-      nbytes: as stored.
+      nbytes: size as stored.
     """
 
     kind: int
@@ -46,18 +46,18 @@ class Stored(NamedTuple):
 
 
 class Header(NamedTuple):
-    """Metadata by key, numbers as Python's; tensors by name."""
+    """Metadata by key, converted to Python types; tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Stored]
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file. Raises `ConfigError` if it is no GGUF file, or a broken one."""
+    """Reads the header of a file. Raises `ConfigError` if it is not a GGUF file, or a broken one."""
     with open(path, "rb") as file:
         begin = file.read(8)
         if begin[:4] != MAGIC:
-            raise ConfigError(f"{path} is no GGUF file; name one, or a folder of a model")
+            raise ConfigError(f"{path} is not a GGUF file; name one, or a folder of a model")
         version = int.from_bytes(begin[4:], "little")
         if version & 0xFFFF == 0:
             raise ConfigError(f"{path} is a GGUF file for big-endian machines; take one for little-endian ones")
@@ -67,45 +67,43 @@ def read_header(path: Path) -> Header:
             try:
                 return _parsed(_Bytes(content, 8))
             except (_Broken, UnicodeDecodeError) as error:
-                raise ConfigError(
-                    f"{path} is a broken GGUF file, or one that is cut short ({error}); download it again"
-                ) from None
+                raise ConfigError(f"{path} is a broken or truncated GGUF file ({error}); download it again") from None
 
 
 class _Broken(Exception):
-    """A file that promises what it does not have."""
+    """A file is inconsistent or shorter than it states."""
 
 
 class _Bytes:
-    """A file, and a place in it."""
+    """A file, and a position in it."""
 
     def __init__(self, content: mmap.mmap, at: int):
         self.content, self.at, self.size = content, at, len(content)
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Returns the next bytes."""
         if count > self.size - self.at:
             raise _Broken(f"{count:,} bytes are promised at {self.at:,}, the file has {self.size:,}")
         self.at += count
         return self.content[self.at - count : self.at]
 
     def number(self, form: str = "<Q") -> int:
-        """The next number, 8 bytes without a sign unless `form` says otherwise."""
+        """Returns the next number, an unsigned 64-bit integer unless `form` is given."""
         return int(struct.unpack(form, self.take(struct.calcsize(form)))[0])
 
     def text(self) -> str:
-        """A length, then so many bytes of UTF-8."""
+        """Returns the next string: a length, then UTF-8."""
         return self.take(self.number()).decode("utf-8")
 
     def name(self) -> str:
-        """A text without line breaks and the like, so that a message can quote it."""
+        """Returns the next string; it must be printable, so that a message can quote it."""
         name = self.text()
         if not name.isprintable():
             raise _Broken(f"there is a name {name[:60]!r}")
         return name
 
     def value(self, kind: int) -> Any:
-        """A value of a type."""
+        """Returns the next value of a type."""
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
@@ -113,11 +111,11 @@ class _Bytes:
         if kind not in _SCALARS:
             raise _Broken(f"there is no type {kind} of metadata")
         number = self.scalars(kind, 1)[0]
-        # 1e-5 as it was written, not 9.99999974737875e-06.
+        # The shortest decimal: 1e-5, not 9.99999974737875e-06.
         return float(str(np.float32(number))) if kind == _FLOAT32 else number
 
     def array(self) -> list[Any]:
-        """An array's type, its length, its values."""
+        """Returns the next array: a type, a length, values."""
         kind, count = self.number("<I"), self.number()
         if kind != _STRING and kind not in _SCALARS:
             raise _Broken(f"there is no array of type {kind}")
@@ -126,7 +124,7 @@ class _Bytes:
         return [self.text() for _ in range(count)] if kind == _STRING else self.scalars(kind, count)
 
     def scalars(self, kind: int, count: int) -> list[Any]:
-        """Numbers of one type, or truth values."""
+        """Returns numbers or booleans of one type."""
         dtype = np.dtype(_SCALARS[kind])
         numbers = np.frombuffer(self.take(count * dtype.itemsize), dtype)
         found: list[Any] = (numbers != 0).tolist() if kind == _BOOL else numbers.tolist()
@@ -139,7 +137,7 @@ def _parsed(file: _Bytes) -> Header:
     for _ in range(metadata_count):
         key = file.name()
         if key in metadata:
-            raise _Broken(f"{key} is there twice")
+            raise _Broken(f"{key} occurs twice")
         metadata[key] = file.value(file.number("<I"))
     listed = [_listed(file) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
@@ -152,13 +150,13 @@ def _parsed(file: _Bytes) -> Header:
         if stored.offset + stored.nbytes > file.size:
             raise _Broken(f"{name} ends at {stored.offset + stored.nbytes:,}, the file has {file.size:,} bytes")
         if name in tensors:
-            raise _Broken(f"{name} is there twice")
+            raise _Broken(f"{name} occurs twice")
         tensors[name] = stored
     return Header(metadata, tensors)
 
 
 def _listed(file: _Bytes) -> tuple[str, int, tuple[int, ...], int]:
-    """The next tensor: name, type, shape, offset from the beginning of the data."""
+    """Returns name, type, shape and offset from the beginning of the data of the next tensor."""
     name, axes = file.name(), file.number("<I")
     if not 1 <= axes <= _MOST_AXES:
         raise _Broken(f"{name} has {axes} axes")
@@ -167,13 +165,13 @@ def _listed(file: _Bytes) -> tuple[str, int, tuple[int, ...], int]:
 
 
 def _nbytes(name: str, kind: int, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor as stored. Quantised ones come in blocks along the last axis."""
+    """Returns the stored size of a tensor in bytes. Quantised ones have blocks along the last axis."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
-        raise _Broken(f"{name} has numbers of type {kind}, which the library gguf does not know") from None
+        raise _Broken(f"{name} has values of type {kind}, which the library gguf does not know") from None
     if min(shape) < 1 or shape[-1] % block:
         raise _Broken(f"{name} is {list(shape)}, in blocks of {block}")
     count = 1

@@ -1,4 +1,4 @@
-"""Metadata of a GGUF file of which every key is read as the type that it must have, or refused by name."""
+"""Metadata of a GGUF file. Every key must be read, with its type checked, or it is refused by name."""
 
 import math
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from famjax.config import ConfigError
 
 
 class Metadata:
-    """Values by key, and which of them were read.
+    """Values by key, and the keys that were read.
 
     Args:
       path: of the file, for messages.
       values: see `gguf_header.Header`.
-      head: what all keys that are asked for begin with, `llama.`.
+      head: a prefix of all keys, such as `llama.`.
       read: keys that were read.
     """
 
@@ -23,69 +23,69 @@ class Metadata:
         self._read: set[str] = set() if read is None else read
 
     def under(self, head: str) -> "Metadata":
-        """The same, for keys that begin so."""
+        """Returns a view of the keys with a longer prefix."""
         return Metadata(self._path, self._values, self._head + head, self._read)
 
     @property
     def keys(self) -> list[str]:
-        """Those that begin with `head`, without it, in the file's order."""
+        """The keys with the prefix `head`, without it, in the file's order."""
         return [key.removeprefix(self._head) for key in self._values if key.startswith(self._head)]
 
     def __call__(self, key: str) -> Any:
-        """The value of a key, None if there is none."""
+        """Returns the value of a key, or None."""
         self._read.add(self._head + key)
         return self._values.get(self._head + key)
 
     def text(self, key: str) -> str | None:
-        """A text, if there is one."""
+        """Returns a string, or None."""
         value = self(key)
         if value is not None and not isinstance(value, str):
-            raise self.refused(key, f"is {_short(value)}; it must be a text")
+            raise self.refused(key, f"is {_short(value)}; it must be a string")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """A truth value."""
+        """Returns a boolean."""
         value = self(key)
         if value is not None and not isinstance(value, bool):
             raise self.refused(key, f"is {_short(value)}; it must be true or false")
         return default if value is None else value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number; one for each layer must be the same in all. Without a default, it must be there."""
+        """Returns a number. A list per layer must be constant. Without a default, the key is required."""
         value = self(key)
         if isinstance(value, list) and value:
             if any(one != value[0] for one in value):
-                raise self.refused(key, "differs between layers, which no model here has")
+                raise self.refused(key, "differs between layers, which is not supported")
             value = value[0]
         value = default if value is None else value
         if value is None:
-            raise self.refused(key, "is missing; is it the file of a whole language model?")
+            raise self.refused(key, "is missing; is it the file of a complete language model?")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.refused(key, f"is {_short(value)}; it must be a number")
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0, likewise."""
+        """Returns an integer above 0, likewise."""
         value = self.number(key, default)
         if not isinstance(value, int) or value < 1:
             raise self.refused(key, f"is {value!r}; it must be a whole number above 0")
         return value
 
     def texts(self, key: str) -> list[str] | None:
-        """A list of texts, if there is one."""
-        return self._list(key, str, "texts")
+        """Returns a list of strings, or None."""
+        return self._list(key, str, "strings")
 
     def numbers(self, key: str) -> list[float] | None:
-        """A list of numbers, if there is one."""
+        """Returns a list of numbers, or None."""
         return self._list(key, int | float, "numbers")
 
     def must_be(self, key: str, value: Any) -> None:
-        """Refuses any other value of a key that has no effect with this one, or if it is not there."""
+        """Refuses a key with any other value; with this one, or if it is missing, it has no effect."""
         if (found := self(key)) is not None and found != value:
             raise self.refused(key, f"is {_short(found)}; only {value!r} is known here")
 
     def refused(self, key: str, why: str) -> ConfigError:
-        """The error that a key causes."""
+        """Returns the error for a key."""
         return ConfigError(f"{self._path}: {self._head}{key} {why}")
 
     def refuse_unread(self) -> None:
@@ -94,7 +94,7 @@ class Metadata:
         if unread:
             raise ConfigError(
                 f"{self._path}: the metadata {', '.join(unread)} {'is' if len(unread) == 1 else 'are'} not known here "
-                f"and may change the numbers"
+                f"and may change results"
             )
 
     def _list(self, key: str, kind: Any, what: str) -> list[Any] | None:

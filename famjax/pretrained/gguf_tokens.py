@@ -1,7 +1,7 @@
-"""The tokenizer in a GGUF file's metadata, as the files of a folder: `tokenizer.json` and `tokenizer_config.json`.
+"""The tokenizer in a GGUF file's metadata, as files of a folder: `tokenizer.json` and `tokenizer_config.json`.
 
-    tokenizer.ggml.model  gpt2: pairs of bytes are merged in a given order, after a text is cut as `tokenizer.ggml.pre`
-                          says; llama: as SentencePiece's BPE, whose order of merges follows from scores
+    tokenizer.ggml.model  gpt2: byte-level BPE with given merges, after pre-tokenization by `tokenizer.ggml.pre`;
+                          llama: SentencePiece's BPE, whose merges follow from scores
 
 `tokenizer.json` has all steps, so nothing depends on a class of transformers.
 """
@@ -17,11 +17,11 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 class Cut(NamedTuple):
-    """How a text is cut before pairs are merged.
+    """Pre-tokenization: how a text is split before pairs are merged.
 
     Attributes:
-      pattern: pieces; None is that of GPT-2.
-      digits: digits stand alone first.
+      pattern: regular expression of pieces; None: GPT-2's.
+      digits: digits are split off first.
       whole: a piece that is a token is not merged from its parts.
       begins: a text begins with `bos` unless the file says otherwise.
       composed: characters are composed first (NFC).
@@ -41,32 +41,32 @@ _TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = Cut(_WORDS % r"\p{N}{1,3}", whole=True, begins=True)
-# By `tokenizer.ggml.pre`. Its `default` is llama.cpp's guess for files that do not say, so it is not among them.
+# By `tokenizer.ggml.pre`. Its `default` is left out: it is llama.cpp's guess for files without it.
 CUTS: Mapping[str, Cut] = {
     "gpt-2": Cut(None), "smollm": Cut(None, digits=True), "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3,
     "qwen2": Cut(_WORDS % r"\p{N}", composed=True), "tekken": Cut(_TEKKEN, whole=True, begins=True),
 }  # fmt: skip
 
-# Kinds of tokens in `tokenizer.ggml.token_type`; those that are added tokens of transformers.
+# Token types in `tokenizer.ggml.token_type` that are added tokens in transformers.
 _CONTROL, _USER_DEFINED = 3, 4
-# Special tokens: names of transformers, names here (`seperator` is what the format says).
+# Special tokens: their names in transformers and in GGUF (`seperator` is the format's spelling).
 _NAMED = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "cls": "cls", "mask": "mask",
 }  # fmt: skip
-# What llama.cpp takes for SentencePiece models whose file does not say.
+# llama.cpp's defaults for SentencePiece models.
 _USUAL = {"bos": 1, "eos": 2, "unk": 0}
-# Tokens that end a turn or a text, beside `eos`.
+# Tokens that end a turn or a text, in addition to `eos`.
 _ENDS = ("eot", "eom")
-# Tokens that only a program uses that fills in the middle of a text.
+# Tokens for infilling, which are not used here.
 _INFILL = ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep", "prefix", "suffix", "middle")
 
 
 class TokenizerFiles(NamedTuple):
-    """What a folder of transformers has of a tokenizer.
+    """The tokenizer files of a transformers folder.
 
     Attributes:
-      contents: by file name, `generation_config.json` among them.
-      ids: of tokens that begin, end and fill up texts, by the names that a config.json has for them.
+      contents: by file name, including `generation_config.json`.
+      ids: of special tokens, by their keys in config.json.
       size: number of tokens.
     """
 
@@ -76,14 +76,14 @@ class TokenizerFiles(NamedTuple):
 
 
 def tokenizer_files(metadata: Metadata, is_gemma: bool) -> TokenizerFiles:
-    """The tokenizer of a file.
+    """Converts the tokenizer of a file.
 
     Args:
-      metadata: of the file, those under `tokenizer.`; each is read or refused.
-      is_gemma: merges follow the order of tokens, whatever their scores, and no space is put before a text.
+      metadata: those under `tokenizer.`; every key is read or refused.
+      is_gemma: merges follow the order of tokens, not their scores, and no space is put before a text.
 
     Raises:
-      ConfigError: a kind of tokenizer that is not known, or one that is incomplete.
+      ConfigError: an unknown kind of tokenizer, or an incomplete one.
     """
     says = _Tokenizer(metadata, is_gemma)
     described: dict[str, Any] = {
@@ -92,20 +92,20 @@ def tokenizer_files(metadata: Metadata, is_gemma: bool) -> TokenizerFiles:
     }  # fmt: skip
     if template := _chat_template(metadata):
         described["chat_template"] = template
-    made = says.byte_level() if says.kind == "gpt2" else says.sentencepiece()
+    tokenizer = says.byte_level() if says.kind == "gpt2" else says.sentencepiece()
     for name in _INFILL:
         metadata(f"ggml.{name}_token_id")
     metadata.refuse_unread()
     write = lambda values: json.dumps(values, ensure_ascii=False).encode()
     ids = says.generation()
     contents = {
-        TOKENIZER_JSON: write(made), TOKENIZER_CONFIG: write(described), GENERATION_CONFIG: write(ids)
+        TOKENIZER_JSON: write(tokenizer), TOKENIZER_CONFIG: write(described), GENERATION_CONFIG: write(ids)
     }  # fmt: skip
     return TokenizerFiles(contents, ids, len(says.tokens))
 
 
 def _chat_template(metadata: Metadata) -> Any:
-    """One template, or several by name, as `tokenizer_config.json` has them."""
+    """Returns one template, or several by name, in the format of `tokenizer_config.json`."""
     metadata.texts("chat_templates")  # the names of those that follow
     others = metadata.under("chat_template.")
     named = {"default": metadata.text("chat_template")} | {key: others.text(key) for key in others.keys}
@@ -116,13 +116,13 @@ def _chat_template(metadata: Metadata) -> Any:
 
 
 class _Tokenizer:
-    """What all kinds have.
+    """A tokenizer in metadata.
 
     Attributes:
       kind: gpt2 or llama.
-      tokens: texts by id.
-      types: kinds of tokens by id.
-      named: ids of special tokens by their names in transformers.
+      tokens: strings by id.
+      types: token types by id.
+      named: ids of special tokens, by their names in transformers.
     """
 
     def __init__(self, metadata: Metadata, is_gemma: bool):
@@ -135,28 +135,28 @@ class _Tokenizer:
             raise self._says.refused("tokens", "has no tokens")
         self.types = self._says.numbers("token_type") or [1] * len(self.tokens)
         if len(self.types) != len(self.tokens):
-            raise self._says.refused("token_type", "has not a number for each token")
+            raise self._says.refused("token_type", "does not have a number for each token")
         self.named = {name: n for name, ours in _NAMED.items() if (n := self._id(ours, name)) is not None}
         self._ends = [n for name in _ENDS if (n := self._id(name)) is not None]
-        # Neither changes a token where it has this value, which is what all files of these kinds have.
+        # With these values, which all files of these kinds have, they have no effect.
         self._says.must_be("remove_extra_whitespaces", False)
         self._says.must_be("escape_whitespaces", True)
         self._says.must_be("add_sep_token", False)
 
     def generation(self) -> dict[str, Any]:
-        """`generation_config.json`: tokens by id; of several that end a text, all."""
+        """Returns `generation_config.json`: special tokens by id, with all tokens that end a text."""
         ends = list(dict.fromkeys([*([self.named["eos"]] if "eos" in self.named else []), *self._ends]))
         ids: dict[str, Any] = {f"{name}_token_id": self.named[name] for name in ("bos", "pad") if name in self.named}
         return ids | ({"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {})
 
     def byte_level(self) -> dict[str, Any]:
-        """`tokenizer.json` of a byte-level BPE."""
+        """Returns `tokenizer.json` of a byte-level BPE."""
         pre = self._says.text("pre")
         if pre is None or pre not in CUTS:
-            what = "does not say how a text is cut" if pre in (None, "default") else f"is {pre!r}"
+            what = "does not name a pre-tokenization" if pre in (None, "default") else f"is {pre!r}"
             raise self._says.refused("pre", f"{what}; known are {', '.join(CUTS)}")
         self._says.must_be("add_space_prefix", False)
-        self._says("scores")  # of no use with merges
+        self._says("scores")  # not used if there are merges
         cut = CUTS[pre]
         steps: list[dict[str, Any]] = []
         if cut.digits:
@@ -174,10 +174,10 @@ class _Tokenizer:
         )
 
     def sentencepiece(self) -> dict[str, Any]:
-        """`tokenizer.json` of a BPE over characters, with bytes for what no token has."""
-        self._says("pre")  # llama.cpp cuts nothing here, whatever it says
+        """Returns `tokenizer.json` of a BPE over characters, with bytes for characters that are not in any token."""
+        self._says("pre")  # llama.cpp ignores it here
         leading = self._says.flag("add_space_prefix", not self._is_gemma)
-        # Runs of spaces are written with spaces here, and with the mark of a space in a tokenizer.json.
+        # Runs of spaces are spelled with spaces in GGUF, with the mark of a space in a tokenizer.json.
         respelled = lambda token: "▁" * len(token) if self._is_gemma and not token.strip(" ") else token
         tokens = [respelled(token) for token in self.tokens]
         scheme = "first" if leading else "never"
@@ -199,7 +199,7 @@ class _Tokenizer:
     # --- parts ------------------------------------------------------------------------------------
 
     def _id(self, name: str, usual: str = "") -> int | None:
-        """The id of a special token."""
+        """Returns the id of a special token, or None."""
         n = self._says(f"{name}_token_id")
         if n is None and self.kind == "llama" and usual in _USUAL:
             n = _USUAL[usual]
@@ -208,13 +208,13 @@ class _Tokenizer:
         return n
 
     def _merges(self, tokens: Sequence[str]) -> list[list[str]]:
-        """Pairs in their order: the file's, else those that scores imply."""
+        """Returns the merges in order: the file's, or those implied by scores."""
         given, scores = self._says.texts("merges"), self._says.numbers("scores")
         if given is not None:
-            # The first character may be the space itself in an odd vocabulary; the next space parts the two.
+            # The left part may itself be a space; the next space is the separator.
             pairs = [[merge[: (at := merge.find(" ", 1))], merge[at + 1 :]] for merge in given if " " in merge[1:]]
             if len(pairs) != len(given):
-                raise self._says.refused("merges", "has a merge that is no pair")
+                raise self._says.refused("merges", "has a merge that is not a pair")
             known = set(tokens)
             for left, right in pairs:
                 if left not in known or right not in known or left + right not in known:
@@ -236,7 +236,7 @@ class _Tokenizer:
         return {"type": "BPE", "vocab": vocab, "merges": merges, **settings}
 
     def _whole(self, begins: bool, model: dict[str, Any], **steps: Any) -> dict[str, Any]:
-        # A run of spaces that was respelled is merged from shorter ones.
+        # A respelled run of spaces is not added; it is merged from shorter runs.
         added = [
             {"id": n, "content": token, "special": kind == _CONTROL, "normalized": False, "single_word": False,
              "lstrip": False, "rstrip": False}
@@ -254,7 +254,7 @@ class _Tokenizer:
         }  # fmt: skip
 
     def _around(self, around: Mapping[str, str]) -> dict[str, Any]:
-        """What stands around a text."""
+        """Returns the post-processor, which adds special tokens around a text."""
         special = lambda name: [{"SpecialToken": {"id": around[name], "type_id": 0}}] if name in around else []
         text = lambda which, kind: {"Sequence": {"id": which, "type_id": kind}}
         single = [*special("bos"), text("A", 0), *special("eos")]
@@ -268,7 +268,7 @@ def _byte_level_step(use_regex: bool) -> dict[str, Any]:
 
 
 def merges_of(scores: Mapping[str, float]) -> list[list[str]]:
-    """Every way to cut a token in two others; better tokens first, of one token the longest left part first.
+    """Returns every split of a token into two tokens, by descending score, then by descending length of the left part.
 
     "ab" with score 5 and "abc" with score 7 give [["ab", "c"], ["a", "bc"]] for "abc" (if "bc" is a token), then
     [["a", "b"]].

@@ -1,6 +1,6 @@
-"""Which tensor of a folder is which weight of a model: each of both exactly once, or a list of what is not.
+"""Matches the tensors of a folder with the weights of a model one to one, or reports what does not match.
 
-Nothing here reads a number, so a whole model is matched before the first byte is written.
+Only names and shapes are needed, so a whole model is matched before the first byte is written.
 """
 
 import math
@@ -13,21 +13,21 @@ from famjax.config import ConfigError
 from famjax.pretrained.families import FROM, INTO, JOINED, SAME, Family
 from famjax.pretrained.folder import Tensor
 
-# Tensors that older folders carry along and nobody reads: RoPE's frequencies follow from config.json.
+# Tensors of older folders that are not used: RoPE's frequencies follow from config.json.
 IGNORED_ENDINGS = (".rotary_emb.inv_freq",)
-LISTED = 8  # so many names of a kind are told
+LISTED = 8  # number of names listed per kind of mismatch
 
 Shape = tuple[int, ...]
 
 
 class Pair(NamedTuple):
-    """One tensor of theirs and where it belongs.
+    """One tensor of theirs and its place in our weights.
 
     Attributes:
       path: of our weight, such as `layers/attention/query`.
-      layer: its place on our first axis; None where our weight is not stacked.
-      name: of theirs.
-      how: one of `families`' SAME, INTO, FROM, JOINED.
+      layer: its index on our first axis; None if our weight is not stacked.
+      name: of their tensor.
+      how: its layout: SAME, INTO, FROM or JOINED of `families`.
       shape: of ours, without the axis of layers.
     """
 
@@ -47,22 +47,22 @@ class Pair(NamedTuple):
         return (math.prod(self.shape),) if self.how == JOINED else self.shape
 
     def ours(self, theirs: np.ndarray) -> np.ndarray:
-        """Their tensor as a part of our weight."""
+        """Converts their tensor to a part of our weight."""
         return (theirs if self.how in (SAME, JOINED) else theirs.T).reshape(self.shape)
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
-        """A part of our weight as their tensor."""
+        """Converts a part of our weight to their tensor."""
         if self.how in (SAME, JOINED):
             return ours.reshape(self.their_shape)
         return ours.reshape(self.their_shape[::-1]).T
 
 
 def pairs(family: Family, shapes: Mapping[str, Shape]) -> list[Pair]:
-    """All tensors that a model of these weights has, layer by layer.
+    """Returns all tensors of a model with these weights, layer by layer.
 
     Args:
-      family: tells the names.
-      shapes: of our weights by path, stacked ones with their axis of layers.
+      family: has the names.
+      shapes: of our weights by path, including the axis of layers of stacked ones.
 
     Raises:
       ConfigError: the family has no name for a weight.
@@ -80,7 +80,7 @@ def pairs(family: Family, shapes: Mapping[str, Shape]) -> list[Pair]:
 
 
 def match(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> list[Pair]:
-    """`pairs`, held against what a folder has.
+    """Returns `pairs` after comparing them with the tensors of a folder.
 
     Raises:
       ConfigError: tensors are missing, left over or of other shapes; the message lists them.
@@ -107,6 +107,6 @@ def match(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Ten
 
 
 def copies(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Tensors that must equal another one: an output projection beside an embedding that it is tied to."""
+    """Returns tensors that must equal another one: an output projection stored in addition to its tied embedding."""
     output, embedding = family.names["unembedding"][0], family.names["embedding"][0]
     return {output: embedding} if "unembedding" not in shapes and output in tensors else {}

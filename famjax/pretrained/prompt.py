@@ -1,30 +1,30 @@
-"""A first FAM prompt for a model that was trained without one.
+"""Initial FAM prompts for a model that was trained without FAM.
 
-The prompt enters where tokens' embeddings do, so it starts as something that looks like them: normal with
-the mean and spread that the embeddings have in each dimension, or the embeddings of a chosen text.
+The prompt takes the place of token embeddings, so it is initialised to resemble them: normal with their mean and
+standard deviation in each dimension, or the embeddings of a given text.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-_ROWS = 4096  # rows of the embedding that are float64 at one moment
+_ROWS = 4096  # rows of the embedding converted to float64 at a time
 
 
 def like_embeddings(embedding_VD: np.ndarray, fam_length: int, seed: int) -> np.ndarray:
-    """float32 [F, D]: normal, with the embeddings' mean and standard deviation in each dimension."""
+    """Returns float32 [F, D]: normal, with the embeddings' mean and standard deviation in each dimension."""
     mean, spread = mean_and_spread(embedding_VD)
     noise = np.random.default_rng(seed).standard_normal((fam_length, embedding_VD.shape[1]))
     return (mean + spread * noise).astype(np.float32)
 
 
 def of_text(embedding_VD: np.ndarray, tokens: Sequence[int] | np.ndarray, fam_length: int) -> np.ndarray:
-    """[F, D]: the embeddings of these tokens, from the first again where they are fewer than F."""
+    """Returns [F, D]: the embeddings of these tokens, repeated from the first if there are fewer than F."""
     return embedding_VD[np.resize(np.asarray(tokens), fam_length)]
 
 
 def mean_and_spread(embedding_VD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [D], [D]: mean and standard deviation over the vocabulary, some rows at a time."""
+    """Returns float64 [D], [D]: mean and standard deviation over the vocabulary, computed in chunks of rows."""
     V, D = embedding_VD.shape
     total, squares = np.zeros(D), np.zeros(D)
     for begin in range(0, V, _ROWS):

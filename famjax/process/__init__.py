@@ -1,1 +1,1 @@
-"""Setting up one process: CPU cores, signals, compiled programs on disk, memory in use, progress."""
+"""Set-up of one process: CPU cores, signals, compilation cache, memory in use, progress."""

@@ -1,11 +1,11 @@
-"""Compiled programs are kept on disk, so that the second start of a job does not compile again."""
+"""JAX's persistent compilation cache, so that the second start of a job does not compile again."""
 
 import os
 from pathlib import Path
 
 
 def enable() -> None:
-    """Points jax at a folder in the user's cache, unless JAX_COMPILATION_CACHE_DIR names another."""
+    """Points JAX at a folder in the user's cache, unless JAX_COMPILATION_CACHE_DIR names another."""
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -1,8 +1,8 @@
-"""How a process that computes on CPU cores is best started and set up.
+"""Set-up of a process that computes on CPU cores.
 
-XLA takes a step's temporary arrays from malloc and gives them back after each step. glibc returns
-such large areas to the kernel at once, which then clears every page again at the next step: a third
-of the time of a small model's training step.
+XLA allocates a step's temporary arrays with malloc and frees them after each step. glibc returns such large areas to
+the kernel at once, which then clears every page again in the next step: a third of the time of a small model's training
+step.
 """
 
 import ctypes
@@ -19,12 +19,12 @@ _TUNABLES = (
     "glibc.malloc.trim_threshold=1099511627776",
     "glibc.malloc.arena_max=1",
 )
-# Arrays are used again soon after they were freed, while they are still in the cache.
+# Arrays are reused soon after they are freed, while they are still in the CPU's cache.
 _SCHEDULER = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
 
 def keep_freed_memory() -> bool:
-    """Tells malloc of this process to keep what is freed; True if it did. Call it before JAX starts threads."""
+    """Makes malloc keep freed memory in this process; True on success. Call it before JAX starts threads."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -32,22 +32,22 @@ def keep_freed_memory() -> bool:
 
 
 def xla_flags(given: str) -> str:
-    """`XLA_FLAGS` with the scheduler that saves memory, unless one is given or this jaxlib has none to choose."""
+    """Adds the memory-optimised scheduler to `XLA_FLAGS`, unless one is given or this jaxlib has no choice of them."""
     if "xla_cpu_scheduler_type" in given or not importlib.metadata.version("jaxlib").startswith("0.10."):
         return given
     return f"{given} {_SCHEDULER}".strip()
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process that trains on CPU cores: `base`, JAX on the CPU, and `xla_flags`;
-    freed memory is kept, in huge pages."""
+    """Returns the environment for a process that trains on CPU cores: `base`, JAX on the CPU, `xla_flags`, and malloc
+    settings that keep freed memory, in huge pages."""
     tunables = ":".join(filter(None, (base.get("GLIBC_TUNABLES"), *_TUNABLES)))
     flags = xla_flags(base.get("XLA_FLAGS", ""))
     return dict(base) | {"JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": tunables, "XLA_FLAGS": flags}
 
 
 def cores() -> list[int]:
-    """The cores that this process may run on."""
+    """Returns the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -1,16 +1,16 @@
-"""SIGINT (Ctrl-C) and SIGTERM: the one place that handles them. Imports nothing heavy.
+"""Handling of SIGINT (Ctrl-C) and SIGTERM, in this file alone. Imports nothing heavy.
 
-Python would raise `KeyboardInterrupt` at any instruction of the main thread, also inside a library that holds a
-lock or has written half a message, and what waits for that library would then wait forever. So while signals are
-handled here (`handled`), nothing is raised asynchronously:
+Python would raise `KeyboardInterrupt` at any instruction of the main thread, even inside a library that holds a lock
+or has written half a message; code that waits for that library would then wait forever. So while signals are handled
+here (`handled`), nothing is raised asynchronously:
 
-  * outside of `held`, Ctrl-C ends the process at once: nothing is half written;
-  * inside of `held`, it is a request. `check` raises `KeyboardInterrupt` between two units of work, and so does the
-    end of `held`; a process that has not ended `GRACE_SECONDS` later is ended;
+  * outside of `held`, Ctrl-C ends the process at once: no file is half written;
+  * inside of `held`, it is a request. `check` raises `KeyboardInterrupt` between two units of work, as does the end of
+    `held`; a process that is still running after `GRACE_SECONDS` is ended;
   * a second signal ends the process at once.
 
-The exit code is 130. Signals are received by a thread (through `signal.set_wakeup_fd`), so a main thread that
-compiles, or waits in C for something that never comes, delays nothing.
+The exit code is 130. A thread receives the signals (through `signal.set_wakeup_fd`), so they are handled even while the
+main thread compiles, or waits in C indefinitely.
 """
 
 import contextlib
@@ -22,38 +22,38 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# From the first Ctrl-C to the end of the process, at most.
+# Time limit from the first Ctrl-C to the end of the process.
 GRACE_SECONDS = 10.0
-# A terminal and a parent process may both pass on the same Ctrl-C.
+# A terminal and a parent process may both forward the same Ctrl-C.
 SAME_SECONDS = 0.2
 
 INTERRUPTED = 128 + signal.SIGINT
 
 Saved = Callable[[], str]
 
-_held: list[None] = []  # one for each `held` that the main thread is in
-_saved: list[Saved] = []  # what is saved, in words, the innermost last
-_requested: list[tuple[int, float]] = []  # the signal that was received first, and when
-_noted: list[list[int]] = []  # where `noted` gathers them
+_held: list[None] = []  # one entry for each `held` that the main thread is in
+_saved: list[Saved] = []  # descriptions of what is saved, the innermost last
+_requested: list[tuple[int, float]] = []  # the first signal, and its time
+_noted: list[list[int]] = []  # lists of `noted`, the innermost last
 _prog = ["famjax"]
-_pipe: list[int] = []  # where signals are written to while they are handled
+_pipe: list[int] = []  # signals are written to it while they are handled
 _settled = threading.Event()
 
 
 def requested() -> int:
-    """The signal that asks this process to stop; 0 where there is none."""
+    """Returns the signal that asks this process to stop, or 0."""
     return _requested[0][0] if _requested else 0
 
 
 def check() -> None:
-    """Raises `KeyboardInterrupt` after Ctrl-C. Call it between two units of work, where nothing is half done."""
+    """Raises `KeyboardInterrupt` after Ctrl-C. Call it between two units of work, when nothing is half done."""
     if requested() == signal.SIGINT and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt(_sentence("interrupted"))
 
 
 @contextlib.contextmanager
 def saying(saved: Saved) -> Iterator[None]:
-    """Inside, the line that ends the process has these words of what is saved; they are asked for in any thread."""
+    """Inside, the last line of an interrupted process describes what is saved with `saved`, called in any thread."""
     _saved.append(saved)
     try:
         yield
@@ -63,7 +63,7 @@ def saying(saved: Saved) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(saved: Saved | None = None) -> Iterator[None]:
-    """Inside, Ctrl-C waits for `check`, or for the end of the outermost `held`; `saved` as for `saying`."""
+    """Inside, Ctrl-C waits for `check`, or for the end of the outermost `held`. `saved`: see `saying`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,13 +79,13 @@ def held(saved: Saved | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def handled(prog: str = "famjax", *numbers: int, lasting: bool = False) -> Iterator[None]:
-    """Inside, SIGINT and these signals are handled here. Does nothing outside of the main thread, and leaves a
-    SIGINT alone that is ignored (as the shell starts jobs in the background) or handled here already.
+    """Inside, SIGINT and the given signals are handled here. Does nothing outside of the main thread, nor for a SIGINT
+    that is ignored (as the shell starts background jobs) or handled here already.
 
     Args:
-      prog: begins the line that ends the process.
-      numbers: other signals, which are always a request: see `requested`.
-      lasting: until the process ends; else the handlers from before return.
+      prog: the beginning of the line that ends the process.
+      numbers: other signals, which are always requests: see `requested`.
+      lasting: until the process ends; else the previous handlers are restored at the end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -117,7 +117,7 @@ def handled(prog: str = "famjax", *numbers: int, lasting: bool = False) -> Itera
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """Inside, each Ctrl-C is added to this list, and nothing else happens."""
+    """Inside, each Ctrl-C is added to this list and has no other effect."""
     seen: list[int] = []
     _settle()
     _noted.append(seen)
@@ -145,17 +145,17 @@ def raised() -> Iterator[None]:
 
 
 def leave(code: int, line: str = "") -> None:
-    """Ends this process now, from any thread, with a line on standard error; what was printed is not lost."""
+    """Ends this process now, from any thread, with a line on standard error; flushes what was printed."""
     thread = threading.Thread(target=_flush, daemon=True)
     thread.start()
-    thread.join(2.0)  # whoever holds a stream may never let it go
+    thread.join(2.0)  # another thread may hold a stream forever
     if line:
         _say(line)
     os._exit(code)
 
 
 def _received(number: int, frame: FrameType | None) -> None:
-    """The handler; `_listen` does its work."""
+    """The Python handler; `_listen` does the work."""
 
 
 def _listen(reader: int) -> None:
@@ -164,13 +164,13 @@ def _listen(reader: int) -> None:
         for number in data:
             if number == 0:
                 _settled.set()
-            elif signal.getsignal(number) is _received:  # else someone else handles it for a while
+            elif signal.getsignal(number) is _received:  # else another handler is installed for a while
                 _act(number)
     os.close(reader)
 
 
 def _settle() -> None:
-    """Returns when `_listen` has acted on every signal that has come, so that what changes now is for later ones."""
+    """Waits until `_listen` has acted on every signal so far, so that a change of state affects later ones only."""
     if _pipe:
         _settled.clear()
         os.write(_pipe[0], b"\0")
@@ -205,17 +205,17 @@ def _late() -> None:
 
 
 def _sentence(what: str) -> str:
-    """`what`, and what is saved."""
+    """Returns `what`, and a description of what is saved."""
     try:
         words = _saved[-1]() if _saved else ""
-    except Exception as error:  # nothing may keep this process from ending
+    except Exception as error:  # the process must end in any case
         words = f"what is saved could not be determined ({type(error).__name__})"
     return f"{what}; {words}" if words else what
 
 
 def _say(line: str) -> None:
-    """Not `print`: another thread may hold the stream."""
-    cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar has hidden it
+    """Writes a line without `print`, since another thread may hold the stream."""
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # shows it again after a progress bar
     with contextlib.suppress(OSError):
         os.write(2, f"{cursor}{line}\n".encode())
 

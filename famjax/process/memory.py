@@ -1,4 +1,4 @@
-"""How much memory is in use: the devices' where their runtime tells, else this process's."""
+"""Memory in use: of the devices if their runtime reports it, else of this process."""
 
 import resource
 import sys
@@ -10,9 +10,9 @@ GIB = 2**30
 
 
 def used() -> dict[str, float]:
-    """`device_memory_gib`, the peak of the fullest device of this process, or `host_memory_gib`, what is resident now.
+    """Returns `device_memory_gib`, the peak of the fullest local device, or `host_memory_gib`, what is resident now.
 
-    A CPU's runtime tells nothing of devices; there the arrays are part of the process.
+    The CPU runtime reports nothing; its arrays are part of the process.
     """
     stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     peaks = [value for stat in stats if (value := stat.get("peak_bytes_in_use", stat.get("bytes_in_use"))) is not None]
@@ -22,7 +22,7 @@ def used() -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Memory of this process: what is resident now on Linux, elsewhere the most that ever was."""
+    """Returns the memory of this process: on Linux what is resident now, elsewhere the peak."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
@@ -31,6 +31,6 @@ def resident_bytes() -> int:
 
 
 def capacity_bytes() -> int | None:
-    """Of one device of this process, where its runtime tells."""
+    """Returns the memory of one local device, if its runtime reports it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")

@@ -1,7 +1,7 @@
-"""How far long work is, for the person who waits for it: one line on standard error.
+"""Progress of long work: one line on standard error.
 
-A thread prints it, so that it comes while a program compiles or a large tensor is read, too. A terminal's line is
-written over and over; into a file or a pipe goes a new line from time to time. Quick work stays silent.
+A thread prints it, so that it also appears while a program compiles or a large tensor is read. On a terminal the line
+is overwritten; a file or a pipe gets a new line at intervals. Short work prints nothing.
 """
 
 import sys
@@ -13,7 +13,7 @@ TERMINAL_SECONDS, FIRST_SECONDS, LINE_SECONDS = (1.0, 0.25), 5.0, 10.0
 
 
 class Progress:
-    """A stage of work after the other: what is done, of how much, how long it has taken and will take.
+    """Stages of work, one after the other, each with what is done, the total, and the time taken and left.
 
     importing m: 1.25 of 16.06 GB, 1:58 left
     reading: 81,920 tokens, 9,102 tokens/s
@@ -29,7 +29,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._first: tuple[float, float] | None = None  # when the stage's first part was done, and how much it was
+        self._first: tuple[float, float] | None = None  # (time, amount) when the stage's first part was done
         self._begin_stage(what, total, unit)
 
     def __enter__(self) -> "Progress":
@@ -46,32 +46,32 @@ class Progress:
             self._end_stage(kind is None)
 
     def stage(self, what: str, total: float = 0, unit: str = "") -> None:
-        """What is done from here on.
+        """Starts a new stage.
 
         Args:
           what: a verb and its object, `reading a.txt`.
-          total: how much there is to do; 0 is not known.
-          unit: `tokens`, `examples`; of `GB`, counts are bytes.
+          total: the amount of work; 0: unknown.
+          unit: `tokens`, `examples`; with `GB`, counts are bytes.
         """
         with self._lock:
             self._end_stage(True)
             self._begin_stage(what, total, unit)
 
     def advance(self, count: float = 1) -> None:
-        """Counts what was just done."""
+        """Adds to what is done."""
         self.reach(self._done + count)
 
     __call__ = advance
 
     def reach(self, done: float) -> None:
-        """What is done of the stage, in all."""
+        """Sets what is done of the stage."""
         with self._lock:
-            if self._first is None:  # the clock starts after what came first, which waited for the compiler
+            if self._first is None:  # the clock starts after the first part, which includes compilation
                 self._first = (time.monotonic(), done)
             self._done = done
 
     def line(self, last: bool = False) -> str:
-        """What a person is told now; `last` at the end of the stage, which has no time left."""
+        """Returns the progress line; `last` at the end of the stage, when no time is left."""
         now = time.monotonic()
         since, before = self._first or (now, 0)
         rate = (self._done - before) / (now - since) if now > since else 0.0
@@ -80,7 +80,7 @@ class Progress:
             parts.append(f"{self._amount(self._done)} of {self._amount(self._total)} {self._unit}".rstrip())
         elif self._done:
             parts.append(f"{self._amount(self._done)} {self._unit}".rstrip())
-        if self._unit == "tokens" and not self._done:  # the first ones wait for the compiler
+        if self._unit == "tokens" and not self._done:  # the first ones wait for compilation
             parts.append("compiling")
         if self._unit == "tokens" and rate:
             parts.append(f"{rate:,.0f} tokens/s")
@@ -104,7 +104,7 @@ class Progress:
             self.tick()
 
     def tick(self) -> None:
-        """Prints the line, if it is time for it."""
+        """Prints the line if it is due."""
         with self._lock:
             now = time.monotonic()
             if now < self._next:
@@ -115,7 +115,7 @@ class Progress:
             sys.stderr.flush()
 
     def _end_stage(self, whole: bool) -> None:
-        """Of a stage that was shown, what was done in all; a terminal loses the line that it had."""
+        """Prints what was done of a stage that was shown; clears the terminal's line."""
         if not self._shown:
             return
         last = f"{self.line(last=True)}\n" if whole and self._done else ""
@@ -124,7 +124,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """1:05:09, or 5:09."""
+    """Formats seconds: 1:05:09, or 5:09."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""Arrays of a checkpoint without their values: what Orbax says of a folder that it wrote, and how trees differ."""
+"""Shapes and types of the arrays in a checkpoint, read from Orbax's metadata, and differences between trees."""
 
 import glob
 import os
@@ -26,41 +26,41 @@ _Path.glob = _glob
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """Shape and type of each array in a folder that Orbax wrote, by path. Raises whatever Orbax raises where it
+    """Returns shape and type of each array in a folder that Orbax wrote, by path. Raises Orbax's own exceptions if it
     cannot be read."""
     return leaves(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """{"layers/attention/query": leaf, ...}."""
+    """Returns {"layers/attention/query": leaf, ...}."""
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
     return {name(path): leaf for path, leaf in found}
 
 
 def name(path: Any) -> str:
-    """'layers/attention/query' of a path in a tree."""
+    """Converts a path in a tree to 'layers/attention/query'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """{"layers/attention/query": shape, ...}."""
+    """Returns {"layers/attention/query": shape, ...}."""
     return {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
 
 
 def types(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """{"layers/attention/query": (shape, dtype), ...}; also of what `stored` gives."""
+    """Returns {"layers/attention/query": (shape, dtype), ...}, also of the result of `stored`."""
     return {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in leaves(tree).items()}
 
 
 def difference(expected: Mapping[str, Any], there: Mapping[str, Any]) -> str:
-    """The first difference in words, or nothing."""
+    """Describes the first difference, or returns an empty string."""
     for name in sorted({**expected, **there}):
         if name not in there:
             return f"{name} {_words(expected[name])} is missing"
         if name not in expected:
             return f"{name} {_words(there[name])} is not part of it"
         if expected[name] != there[name]:
-            return f"{name} is {_words(there[name])}, it should be {_words(expected[name])}"
+            return f"{name} is {_words(there[name])} instead of {_words(expected[name])}"
     return ""
 
 

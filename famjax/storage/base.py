@@ -1,11 +1,11 @@
-"""Where a fine-tuned model has the weights that its training left as they were: in another directory, its base.
+"""The base of a fine-tuned model: the model directory with the weights that the fine-tuning did not train.
 
-A training of LoRA or of the prompt saves these alone, megabytes beside gigabytes, and one file more:
+A training of LoRA or of the prompt saves only what it trains, megabytes instead of gigabytes, and one more file:
 
     DIR/base.json    {"path": "/runs/llama", "step": 0, "record": SHA-256 of the record of that step's weights}
 
-The record (`FILES.json`, storage/steps.py) has names, sizes and checksums of the files, and Orbax gives files random
-names, so it tells one save from every other. It is compared whenever a model is read. A base may itself have a base.
+The record (`FILES.json`, storage/steps.py) has names, sizes and checksums of the files. Orbax gives files random names,
+so it differs between any two saves. It is compared whenever a model is read. A base may itself have a base.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ class Base(NamedTuple):
 
     Attributes:
       path: the directory.
-      step: which of its steps.
-      record: what `record_of` gave for it.
+      step: the step in it.
+      record: the result of `record_of` for it.
     """
 
     path: Path
@@ -35,32 +35,32 @@ class Base(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Of the step; a name of a model, as a model directory is."""
+        """The folder of the step, which can be read as a model like a model directory."""
         return step_dir(self.path, self.step)
 
 
 def of(source: str | Path) -> Base:
-    """The step that is read where `source` is named: a model directory, or one of its steps.
+    """Returns the step that is read if `source`, a model directory or one of its steps, is named.
 
     Raises:
-      ConfigError: it has no whole step.
+      ConfigError: it has no intact step.
     """
     root, named = split_step(source)
     root = root.absolute()
     for step in steps.all_steps(root)[::-1] if named is None else [named]:
         if not steps.damage(root, step, [WEIGHTS]):
             return Base(root, step, record_of(root, step))
-    raise ConfigError(f"{source} has no whole weights to start from; restore them from a copy")
+    raise ConfigError(f"{source} has no intact weights to start from; restore them from a copy")
 
 
 def write(model_dir: Path, base: Base) -> None:
-    """Makes `base` that of a model directory."""
+    """Writes `base` into `base.json` of a model directory."""
     values = {"path": str(base.path), "step": base.step, "record": base.record}
     write_text(model_dir / BASE_JSON, json.dumps(values, indent=2) + "\n")
 
 
 def read(model_dir: str | Path) -> Base | None:
-    """The base of a model directory, or None where it has all its weights itself. Does not look at the base."""
+    """Returns the base of a model directory, or None if it has none. Does not check the base itself."""
     path = Path(model_dir) / BASE_JSON
     if not path.is_file():
         return None
@@ -75,23 +75,23 @@ def read(model_dir: str | Path) -> Base | None:
 
 
 def checked(model_dir: Path) -> Base | None:
-    """The same, and it is there, whole, and the one that the training started from.
+    """Returns the base like `read`, after checking that it exists, is intact, and is the one trained from.
 
     Raises:
-      ConfigError: one line that says which of these it is not, and what to do.
+      ConfigError: it is not; one line says why, and what to do.
     """
     base = read(model_dir)
     if base is None:
         return None
     if not (base.folder / WEIGHTS).is_dir():
         raise ConfigError(
-            f"{model_dir} was trained on the weights in {base.folder}, which is not there; put it back, or write its "
-            f"new place into {model_dir / BASE_JSON}"
+            f"{model_dir} was trained on the weights in {base.folder}, which does not exist; put it back, or write its "
+            f"new path into {model_dir / BASE_JSON}"
         )
     if record_of(base.path, base.step) != base.record:
         raise ConfigError(
             f"{base.folder} has other weights than those that {model_dir} was trained on; put these back, or write "
-            f"their place into {model_dir / BASE_JSON}"
+            f"their path into {model_dir / BASE_JSON}"
         )
     if damaged := steps.damage(base.path, base.step, [WEIGHTS]):
         raise ConfigError(f"the base of {model_dir}: {damaged}; restore it from a copy")
@@ -99,7 +99,7 @@ def checked(model_dir: Path) -> Base | None:
 
 
 def record_of(root: Path, step: int) -> str:
-    """SHA-256, in hexadecimal, of what a step's record says of its weights, and of its base's record if it has one."""
+    """Returns the SHA-256, in hexadecimal, of the record of a step's weights and, if it has a base, of the base's."""
     below = read(root)
     files = steps.recorded_files(step_dir(root, step) / WEIGHTS)
     said = json.dumps([files, below.record if below else None], sort_keys=True)
@@ -110,7 +110,7 @@ def record_of(root: Path, step: int) -> str:
 
 
 def part(tree: Mapping[str, Any], wanted: Callable[[str], bool], above: str = "") -> dict[str, Any]:
-    """What of a nested dict has a wanted path (`layers/lora/query/a`); no empty dicts."""
+    """Returns the part of a nested dict with wanted paths (`layers/lora/query/a`), without empty dicts."""
     found = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -122,6 +122,6 @@ def part(tree: Mapping[str, Any], wanted: Callable[[str], bool], above: str = ""
 
 
 def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Two parts of a tree as one."""
+    """Merges two parts of a tree."""
     both = one.keys() & other.keys()
     return {**one, **other} | {name: joined(one[name], other[name]) for name in both}

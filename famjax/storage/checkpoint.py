@@ -1,7 +1,7 @@
-"""Models and trainings read from disk, below a model directory (`storage/steps.py`, `storage/model_dir.py` say what is
-there). `storage/writer.py` writes while a training goes on; `save_model` here writes a model once.
+"""Reads models and trainings from a model directory (its files: `storage/steps.py`, `storage/model_dir.py`) and writes
+a model once (`save_model`). `storage/writer.py` writes during a training.
 
-A damaged step is named, and the one before it is read.
+A damaged step is reported, and the step before it is read.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ __all__ = [
     "restore_training", "save_model",
 ]  # fmt: skip
 
-# Of the tree of weights, what belongs to FAM: {"prompt": [F, D]} or {"prefix": [L, F, D]}.
+# The part of the tree of weights that belongs to FAM: {"prompt": [F, D]} or {"prefix": [L, F, D]}.
 FAM, GATE = "fam", "gate"
 
 Tree = Mapping[str, Any]
-# From a configuration to the shapes (`jax.ShapeDtypeStruct`) of its weights; the model knows them.
+# Maps a configuration to the shapes (`jax.ShapeDtypeStruct`) of its weights; supplied by the caller.
 Shapes = Callable[[ModelConfig], Tree]
 
 
 class Damaged(Exception):
-    """A step cannot be read; the message names the file, or says what reading it told."""
+    """A step cannot be read; the message names the file, or quotes the error."""
 
 
 class Restored(NamedTuple):
-    """A training as it was after `step` steps: its weights, its other arrays, and its JSON."""
+    """A training after `step` steps: its weights, its other arrays, and its JSON."""
 
     step: int
     params: dict[str, Any]
@@ -56,20 +56,20 @@ def save_model(
     model_dir: str | Path, config: ModelConfig, params: Tree, *, step: int | None = None,
     training: Any = None, progress: dict[str, Any] | None = None, keep: int = 1,
 ) -> int:  # fmt: skip
-    """Writes a model, and returns the step under which its weights now are, whole.
+    """Writes a model, and returns the step that its weights are saved under.
 
     Args:
-      model_dir: made where there is none.
-      config: goes into `model.json`.
-      params: the weights, as `nn.weights.parameters` gives them.
-      step: steps trained, more than at the last save; None counts on from there.
+      model_dir: created if it does not exist.
+      config: written to `model.json`.
+      params: the weights, as returned by `nn.weights.parameters`.
+      step: steps trained, more than at the last save; None: the next number.
       training: any other tree of arrays (optimizer state).
       progress: any small JSON object.
-      keep: how many steps stay.
+      keep: number of steps to keep.
 
     Raises:
-      ConfigError: the directory holds another model, with weights of other shapes, or a training is at
-        work in it, or it cannot be written.
+      ConfigError: the directory holds another model, with weights of other shapes, is in use by a training, or cannot
+        be written.
     """
     root = Path(model_dir).absolute()
     newest = latest_step(root)
@@ -81,29 +81,28 @@ def save_model(
     if step is None:
         step = 0 if newest is None else newest + 1
     elif newest is not None and step <= newest:
-        raise ConfigError(f"{model_dir} already has step {newest}; step {step} would be lost behind it")
+        raise ConfigError(f"{model_dir} already has step {newest}; step {step} must be later")
     with lock.held(root), Writer(root, config, Keep(last=keep)) as writer:
         writer.save(step, params, training, progress)
     return step
 
 
 def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> tuple[ModelConfig, dict[str, Any]]:
-    """A model's configuration and weights, of its newest whole step.
+    """Returns a model's configuration and weights, from its newest intact step.
 
-    Where the newest step is damaged, a line on standard error says so, and the one before it is read.
+    If the newest step is damaged, that is reported on standard error, and the step before it is read.
 
     Args:
       model_dir: a directory that `save_model` or a training wrote, or one of its steps: DIR/checkpoints/400,
         DIR/checkpoints/best.
-      shapes: tells the weights that a configuration implies; those on disk are held against them. Where
-        these have shardings, the weights are read straight to their places on that mesh, whatever mesh
-        wrote them; else they go to one device.
-      memory: settings of `MemoryConfig` that shall differ from `model.json`; None changes nothing.
-        A shorter `fam_length` takes the last rows of the prompt, which keep their positions; 0 takes none.
+      shapes: maps a configuration to the shapes of its weights, which are compared with those on disk. If they have
+        shardings, the weights are read directly into them, whichever mesh wrote them; else to one device.
+      memory: settings of `MemoryConfig` that override `model.json`; None: no change. A shorter `fam_length` takes the
+        last rows of the prompt, which keep their positions; 0 drops the prompt.
 
     Raises:
-      ConfigError: no model directory, no whole step (or not the one that is named), weights of other shapes
-        than `model.json` implies, or a memory that these weights cannot have.
+      ConfigError: there is no model directory or no intact step (or not the named one), the weights have other shapes
+        than `model.json` implies, or these weights do not support the memory settings.
     """
     stored = read_config(model_dir)
     config = override_memory(stored, **memory)
@@ -114,7 +113,7 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
     if step is None:
         raise ConfigError(_no_weights(root, named, damaged))
     if damaged:
-        _warn(_told(root, damaged) + f"; using step {step}, the one before")
+        _warn(_describe(root, damaged) + f"; using step {step}, the one before")
     F = config.memory.fam_length
     if FAM in params and stored.memory.fam_length > F:
         fam = params.pop(FAM)
@@ -124,7 +123,7 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
 
 
 def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
-    """`config` with other memory settings, where weights of `config` allow it. Raises `ConfigError` if not."""
+    """Returns `config` with other memory settings. Raises `ConfigError` if its weights do not support them."""
     changes = {name: value for name, value in memory.items() if value is not None}
     has, asked = config.memory.fam_length, changes.get("fam_length", 0)
     if asked > has:
@@ -140,15 +139,15 @@ def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
 
 
 def restore_training(model_dir: str | Path, weights: Tree, training: Any) -> tuple[Restored | None, str]:
-    """The newest whole step of a training, and what is damaged behind it, in words; (None, "") where none was saved.
+    """Returns the newest intact step of a training and a description of damaged later ones, or (None, "").
 
     Args:
-      model_dir: the training's.
-      weights, training: trees of arrays, or of their shapes with shardings (`jax.ShapeDtypeStruct`), as they
-        were saved; the mesh may be another than the one that wrote them, and so may the number of processes.
+      model_dir: of the training.
+      weights, training: trees of arrays, or of their shapes with shardings (`jax.ShapeDtypeStruct`), as they were
+        saved; the mesh and the number of processes may differ from those that wrote them.
 
     Raises:
-      ConfigError: no step is whole, or they were written by a training of other settings or by none.
+      ConfigError: no step is intact, or no training, or one with other settings, wrote them.
     """
     root = Path(model_dir).absolute()
     if not steps.all_steps(root):
@@ -157,39 +156,39 @@ def restore_training(model_dir: str | Path, weights: Tree, training: Any) -> tup
     step, restored, damaged = _newest_whole(root, read, [WEIGHTS, TRAINING, PROGRESS])
     if step is None and not any((steps.step_dir(root, step) / TRAINING).is_dir() for step in steps.all_steps(root)):
         raise ConfigError(
-            f"{model_dir} holds a model that no training wrote; name it as INITIAL_CHECKPOINT_PATH, and train into "
-            f"another MODEL_DIR"
+            f"{model_dir} holds a model that no training wrote; set INITIAL_CHECKPOINT_PATH to it, and use another "
+            f"MODEL_DIR"
         )
     if step is None:
-        raise ConfigError(f"{_told(root, damaged)}; restore one from a copy, or train into another MODEL_DIR")
-    return restored, _told(root, damaged) if damaged else ""
+        raise ConfigError(f"{_describe(root, damaged)}; restore one from a copy, or use another MODEL_DIR")
+    return restored, _describe(root, damaged) if damaged else ""
 
 
 def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """(step, training, progress) of the newest step, or None where there is none. See `restore_training`."""
+    """Returns (step, training, progress) of the newest step, or None if there is none. See `restore_training`."""
     root = Path(model_dir).absolute()
     step = newest_training(root)
     return None if step is None else (step, *_load_training(root, step, like))
 
 
 def newest_training(model_dir: str | Path) -> int | None:
-    """The newest step that a training wrote, damaged or not, or None."""
+    """Returns the newest step that a training wrote, damaged or not, or None."""
     root = Path(model_dir).absolute()
     return max(
         (step for step in steps.all_steps(root) if (steps.step_dir(root, step) / TRAINING).is_dir()), default=None
     )
 
 
-# --- the newest whole step ------------------------------------------------------------------------
+# --- the newest intact step -----------------------------------------------------------------------
 
 
 def _newest_whole(
     root: Path, read: Callable[[int], Any], parts: Iterable[str], named: int | None = None
 ) -> tuple[int | None, Any, dict[int, str]]:
-    """(step, what `read` made of it, {damaged step: what is wrong}); step None where none is whole.
+    """Returns (step, result of `read`, {damaged step: what is wrong}); step None if none is intact.
 
-    Steps are listed anew each time: a training may save and delete while we read. In a job of several
-    processes the first one decides, so that all read the same.
+    Steps are listed again for every try, since a training may save and delete steps meanwhile. In a job of several
+    processes the first one decides, so that all read the same step.
     """
     parts, damaged = list(parts), dict[int, str]()
     while True:
@@ -207,10 +206,10 @@ def _newest_whole(
             try:
                 return step, read(step), damaged
             except Damaged as error:
-                if jax.process_count() > 1:  # the others may have read their parts
+                if jax.process_count() > 1:  # other processes may have read their parts already
                     raise ConfigError(f"{error}; restore it from a copy, or delete that step") from error
                 damaged[step] = str(error)
-                time.sleep(0.1)  # for the threads that still have something to complain of
+                time.sleep(0.1)  # for threads of Orbax that still report errors
 
 
 def _candidates(root: Path, named: int | None) -> list[int]:
@@ -224,8 +223,8 @@ def _whole(root: Path, step: int, parts: list[str], damaged: dict[int, str]) -> 
     return not problem
 
 
-def _told(root: Path, damaged: dict[int, str]) -> str:
-    """Which steps are damaged and how."""
+def _describe(root: Path, damaged: dict[int, str]) -> str:
+    """Describes which steps are damaged and how."""
     first, *more = (f"step {step} ({problem})" for step, problem in sorted(damaged.items(), reverse=True))
     also = f", as {'are' if len(more) > 1 else 'is'} {', '.join(more)}" if more else ""
     return f"{root}: {first} is damaged{also}"
@@ -236,10 +235,10 @@ def _no_weights(root: Path, named: int | None, damaged: dict[int, str]) -> str:
         (problem,) = damaged.values()
         return f"{problem}; restore the weights from a copy"
     if damaged:
-        return f"{_told(root, damaged)}; restore one of them from a copy"
+        return f"{_describe(root, damaged)}; restore one of them from a copy"
     if named is not None:
         there = ", ".join(map(str, steps.all_steps(root))) or "none"
-        return f"{root} has no step {named}; there is {there}"
+        return f"{root} has no step {named}; its steps: {there}"
     return f"{root} has a model.json but no weights; was its training stopped before the first save?"
 
 
@@ -252,7 +251,7 @@ def _warn(line: str) -> None:
 
 
 def _load_weights(root: Path, step: int, target: Tree) -> dict[str, Any]:
-    """Raises `Damaged`, or `ConfigError` where the weights, or those of the base, are others than `target`."""
+    """Reads weights. Raises `Damaged`, or `ConfigError` if they, or those of the base, do not match `target`."""
     folder = steps.step_dir(root, step) / WEIGHTS
     there = _stored_shapes(folder)
     if there is None:
@@ -263,7 +262,7 @@ def _load_weights(root: Path, step: int, target: Tree) -> dict[str, Any]:
         raise ConfigError(f"the weights in {root} do not fit its model.json: {difference}")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            params = dict(checkpointer.restore(folder, jax.tree.map(_with_place, own)))
+            params = dict(checkpointer.restore(folder, jax.tree.map(_with_sharding, own)))
     except Exception as error:
         raise Damaged(f"the weights in {folder.parent} are damaged: {first_line(error)}") from error
     if base is None:
@@ -272,9 +271,9 @@ def _load_weights(root: Path, step: int, target: Tree) -> dict[str, Any]:
 
 
 def _load_base(base: Base, target: Tree) -> dict[str, Any]:
-    """The weights of `target` that a fine-tuned model has from its base, in the types of `target`, rounded as
-    `train/initial.py` did when the training started. Raises `ConfigError`: another step of the fine-tuned model
-    would have the same base."""
+    """Reads the weights of `target` that a fine-tuned model shares with its base, in the types of `target`, rounded as
+    `train/initial.py` did when the training started. Raises `ConfigError`, not `Damaged`, since other steps of the
+    fine-tuned model have the same base."""
     folder = base.folder / WEIGHTS
     there, below = _stored_leaves(folder), bases.checked(base.path)
     if there is None:
@@ -284,13 +283,13 @@ def _load_base(base: Base, target: Tree) -> dict[str, Any]:
     if difference := arrays.difference(arrays.shapes(own), {path: tuple(leaf.shape) for path, leaf in stored.items()}):
         raise ConfigError(f"the weights in {base.folder} do not fit what was trained on them: {difference}")
     as_stored = lambda path, leaf: jax.ShapeDtypeStruct(
-        leaf.shape, there[arrays.name(path)].dtype, sharding=_with_place(leaf).sharding
+        leaf.shape, there[arrays.name(path)].dtype, sharding=_with_sharding(leaf).sharding
     )
     wanted = jax.tree_util.tree_map_with_path(as_stored, own)
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
     params: dict[str, Any] = {}
     try:
-        if own:  # a base that has a base of its own may have nothing to add
+        if own:  # empty if the base's own base has all of them
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 args = ocp.args.PyTreeRestore(wanted, restore_args, partial_restore=True)
                 params = dict(checkpointer.restore(folder, args=args))
@@ -303,44 +302,44 @@ def _load_base(base: Base, target: Tree) -> dict[str, Any]:
 
 
 def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-    """Raises `Damaged`, or `ConfigError` where it was written with other settings."""
+    """Reads the rest of a training. Raises `Damaged`, or `ConfigError` if it was written with other settings."""
     folder = steps.step_dir(root, step)
     there = _stored_shapes(folder / TRAINING)
     if there is None:
         raise Damaged(f"the training in {folder} is damaged")
     if difference := arrays.difference(arrays.shapes(like), there):
         raise ConfigError(
-            f"the training in {folder} cannot be continued with these settings ({difference}); use those of its "
-            f"config.gin, or train into another MODEL_DIR"
+            f"the training in {folder} cannot be resumed with these settings ({difference}); use those of its "
+            f"config.gin, or use another MODEL_DIR"
         )
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             training = checkpointer.restore(folder / TRAINING, args=ocp.args.PyTreeRestore(target, restore_args))
-        progress = folder / PROGRESS / "metadata"  # so Orbax's JsonSave calls it
+        progress = folder / PROGRESS / "metadata"  # the file name of Orbax's JsonSave
         return training, json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
     except Exception as error:
         raise Damaged(f"the training in {folder} is damaged: {first_line(error)}") from error
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
-    """Shapes of the arrays on disk by path, or None where they cannot be read."""
+    """Returns the shapes of the arrays on disk by path, or None if they cannot be read."""
     leaves = _stored_leaves(folder)
     return None if leaves is None else {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def _stored_leaves(folder: Path) -> dict[str, Any] | None:
-    """The same with types: what Orbax tells of each array."""
+    """Returns Orbax's metadata of each array on disk by path, or None if they cannot be read."""
     try:
         with quiet():
             return arrays.stored(folder)
-    except Exception:  # whatever Orbax raises, the files are not as they were written
+    except Exception:  # whatever Orbax raises, the files are damaged
         return None
 
 
-def _with_place(leaf: Any) -> Any:
-    """A shape without a sharding is given one device: the mesh that wrote it may not be here."""
+def _with_sharding(leaf: Any) -> Any:
+    """Gives a shape without a sharding one device, since the mesh that wrote it may not be available."""
     if leaf.sharding is not None:
         return leaf
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -1,4 +1,4 @@
-"""One training a model directory: a lock that dies with the process that holds it. Imports nothing heavy."""
+"""A lock on a model directory, so that one training at a time uses it. Imports nothing heavy."""
 
 import contextlib
 import errno
@@ -12,23 +12,23 @@ from famjax.config import ConfigError
 
 LOCK = ".lock"
 
-# A file system that knows no locks; what NFS without its lock service answers.
+# Errors of file systems without locks, such as NFS without its lock service.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def held(model_dir: str | Path) -> Iterator[None]:
-    """Holds `DIR/.lock`. A directory that is made for it is removed again if nothing else came into it.
+    """Holds `DIR/.lock`. A directory created for it is removed afterwards if it is empty.
 
-    The kernel releases the lock with the process, however that ends, so a file that is left behind locks
-    nobody out. Between machines it holds as far as the file system carries `flock` (Linux does over NFS 4;
-    where it is refused there is no lock). Object stores such as gs:// have none: there, this is no protection.
+    The kernel releases the lock when the process ends, however it ends, so a leftover file locks nothing. Between
+    machines it works if the file system supports `flock` (Linux does over NFS 4); if `flock` is refused there is no
+    lock. Object stores such as gs:// have none.
 
     Raises:
       ConfigError: another process holds it, or the directory cannot be written.
     """
     root = Path(model_dir)
-    made = [path for path in (root, *root.parents) if not path.exists()]
+    created = [path for path in (root, *root.parents) if not path.exists()]
     path = root / LOCK
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -38,12 +38,12 @@ def held(model_dir: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Whoever has opened this file meanwhile finds that it has lost its name, see `_locked`.
+        # A process that has just opened this file will notice that it was unlinked, see `_locked`.
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(file)
         with contextlib.suppress(OSError):  # not empty
-            for folder in made:
+            for folder in created:
                 folder.rmdir()
 
 
@@ -59,7 +59,7 @@ def _locked(path: Path) -> int:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 who = f" ({holder})" if holder else ""
                 raise ConfigError(
-                    f"another training{who} is at work in MODEL_DIR {path.parent}; wait for it, stop it, or name "
+                    f"another training{who} is using MODEL_DIR {path.parent}; wait for it, stop it, or name "
                     f"another directory"
                 ) from None
             if error.errno not in _NO_LOCKS:
@@ -68,4 +68,4 @@ def _locked(path: Path) -> int:
             os.ftruncate(file, 0)
             os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             return file
-        os.close(file)  # its holder removed it between our two calls
+        os.close(file)  # unlinked by its holder between the two calls

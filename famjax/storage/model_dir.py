@@ -1,18 +1,18 @@
-"""A model directory without its weights: where things are, and `model.json`. Imports nothing heavy.
+"""Names of the files in a model directory, and `model.json`. Imports nothing heavy.
 
 DIR/model.json          the full `ModelConfig`
-DIR/config.gin          after training: the settings as they were used
-DIR/metrics.jsonl       after training: one object a logged step
+DIR/config.gin          after training: the operative settings
+DIR/metrics.jsonl       after training: one object per logged step
 DIR/base.json           after fine-tuning a part of the weights: where the others are (`storage/base.py`)
-DIR/best.json           where the best checkpoints are, if a metric is watched
-DIR/summary.txt         after training: the weights, where they lie, what they cost
-DIR/tensorboard/        after training: the numbers of metrics.jsonl for TensorBoard
-DIR/profile/            where PROFILE_STEPS asked for it: what the devices did, step by step
-DIR/stacks/             where a supervisor found it hanging: the stacks of every host's threads
+DIR/best.json           the best checkpoints, if a metric is watched
+DIR/summary.txt         after training: weights, shardings, bytes per device
+DIR/tensorboard/        after training: the values of metrics.jsonl for TensorBoard
+DIR/profile/            with PROFILE_STEPS: a profile of the devices, step by step
+DIR/stacks/             after a hang: the stacks of all threads of every host
 DIR/launch/             under Slurm: the batch script, its settings, its logs
-DIR/checkpoints/N/      the weights, and what a training needs to go on, after N steps
+DIR/checkpoints/N/      the weights, and what a training needs to resume, after N steps
 
-Whoever reads a model may name one of its checkpoints instead: DIR/checkpoints/N, or DIR/checkpoints/best.
+To read a model, one of its checkpoints may be named instead: DIR/checkpoints/N, or DIR/checkpoints/best.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ SUMMARY_TXT = "summary.txt"
 
 
 def read_config(model_dir: str | Path) -> ModelConfig:
-    """The model of a directory. Raises `ConfigError` where there is none, or a damaged one."""
+    """Returns the configuration of a model directory. Raises `ConfigError` if there is none, or a damaged one."""
     if not str(model_dir):
         raise ConfigError("the model directory's name is empty; name a directory that has a model.json")
     path, _ = split_step(model_dir)
@@ -45,7 +45,7 @@ def read_config(model_dir: str | Path) -> ModelConfig:
         raise ConfigError(f"{path} does not exist; name a directory that `famjax train` wrote")
     if not (path / MODEL_JSON).is_file():
         kind = "has no model.json" if path.is_dir() else "is a file"
-        raise ConfigError(f"{path} is no model directory: it {kind}; name a directory that `famjax train` wrote")
+        raise ConfigError(f"{path} is not a model directory: it {kind}; name a directory that `famjax train` wrote")
     text = read_text(path / MODEL_JSON)
     try:
         return ModelConfig.from_json(text)
@@ -54,7 +54,7 @@ def read_config(model_dir: str | Path) -> ModelConfig:
 
 
 def check_same_model(model_dir: str | Path, config: ModelConfig) -> None:
-    """Raises `ConfigError` where a training's directory holds a model of other settings, and names the first."""
+    """Raises `ConfigError` if the directory holds a model with other settings; the message names the first one."""
     path = Path(model_dir)
     if not (path / MODEL_JSON).exists():
         return
@@ -63,7 +63,7 @@ def check_same_model(model_dir: str | Path, config: ModelConfig) -> None:
         if there[name] != asked[name]:
             raise ConfigError(
                 f"MODEL_DIR {path} holds a model with {name} {there[name]}, not {asked[name]}; "
-                f"choose an empty directory, or the model's own settings"
+                f"use an empty directory, or the model's own settings"
             )
 
 
@@ -73,10 +73,10 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_step(model_dir: str | Path) -> tuple[Path, int | None]:
-    """A model directory, and the step where one is named: "runs/a/checkpoints/400" is (runs/a, 400).
+    """Splits off the step, if one is named: "runs/a/checkpoints/400" becomes (runs/a, 400).
 
     Raises:
-      ConfigError: "runs/a/checkpoints/best", where no best checkpoint is known.
+      ConfigError: "runs/a/checkpoints/best", and no best checkpoint is known.
     """
     path = Path(model_dir)
     root = path.parent.parent
@@ -95,12 +95,12 @@ def split_step(model_dir: str | Path) -> tuple[Path, int | None]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file whole or not at all, see `write_bytes`."""
+    """Writes a text file atomically, see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a file whole or not at all: a reader sees the old content or the new one."""
+    """Writes a file atomically: a reader sees the old content or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

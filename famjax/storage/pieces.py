@@ -1,8 +1,8 @@
-"""Weights on disk, written and read a piece at a time, for models that are larger than the memory.
+"""Weights on disk, written and read one piece at a time, for models that are larger than the host's memory.
 
-The folder is one that `storage/checkpoint.py` would write and reads: Orbax makes it, with all arrays in their
-shapes and no numbers in them, and the numbers of each layer are put into place afterwards. Arrays are stored
-in parts of one layer each, of at most `PART_BYTES`, so that a device reads little beside what is its own.
+The format is that of `storage/checkpoint.py`: Orbax writes all arrays with their shapes and no values, and the values
+of each layer are written into them afterwards. Arrays are stored in chunks within one layer, of at most `PART_BYTES`,
+so that a device reads little more than its own shard.
 """
 
 import json
@@ -26,19 +26,19 @@ from famjax.storage.steps import WEIGHTS, damage, latest_step, record_files, ste
 from famjax.storage.unfinished import Journal
 
 PART_BYTES = 2**26
-# Of a weight's path: its first axis is that of the layers.
+# Prefix of the paths of stacked weights, whose first axis is that of the layers.
 STACKED = "layers/"
-# The entry of a journal: the arrays are there, without their numbers.
+# Journal entry: the arrays exist, without values.
 _EMPTY = ["arrays"]
 
 
 class Piece(NamedTuple):
-    """A layer of a stacked weight `layers/...`, or, `layer` None, a whole weight.
+    """One layer of a stacked weight `layers/...` or, with `layer` None, a whole weight.
 
     Attributes:
       path, layer: which one.
-      nbytes: of its numbers.
-      read: reads it; called once, when its turn comes.
+      nbytes: size of its values.
+      read: reads it; called once.
     """
 
     path: str
@@ -51,18 +51,18 @@ def write_model(
     model_dir: Path, config: ModelConfig, shapes: Mapping[str, Any], pieces: Iterable[Piece],
     journal: Journal | None = None, on_bytes: Callable[[int], None] | None = None,
 ) -> None:  # fmt: skip
-    """Writes a model whose weights come a piece at a time. At any moment two pieces are in memory.
+    """Writes a model whose weights are given one piece at a time. At most two pieces are in memory.
 
     Args:
-      model_dir: an empty directory, or one that the journal belongs to.
-      config: goes into `model.json`.
+      model_dir: an empty directory, or the one of the journal.
+      config: written to `model.json`.
       shapes: the tree of weights as shapes (`jax.ShapeDtypeStruct`).
       pieces: every piece once, in any order.
-      journal: gets an entry for each piece that is on the disk; those that it has are not read again.
-      on_bytes: called with the bytes of each piece once it is read, or found to be there.
+      journal: records each piece that is on disk; recorded pieces are not read again.
+      on_bytes: called with the size of each piece once it is read or found in the journal.
 
     Raises:
-      ValueError: a piece came twice, or one did not come.
+      ValueError: a piece is given twice, or is missing.
     """
     folder = step_dir(model_dir.absolute(), 0) / WEIGHTS
     if journal is None or _EMPTY not in journal:
@@ -98,17 +98,17 @@ def write_model(
             on_bytes(piece.nbytes)
     finish()
     if wanted:
-        raise ValueError(f"{len(wanted)} pieces did not come, {min(wanted, key=str)} among them")
+        raise ValueError(f"{len(wanted)} pieces are missing, such as {min(wanted, key=str)}")
     record_files(folder)
     write_text(model_dir / MODEL_JSON, config.to_json())
 
 
 class Weights:
-    """The weights of a model directory, read a piece at a time; those that a fine-tuned model has from its base are
-    there too, in the model's type.
+    """The weights of a model directory, read one piece at a time, including those of its base, if it has one, in the
+    model's type.
 
     Attributes:
-      shapes: of all weights by path.
+      shapes: of all weights, by path.
       dtypes: likewise.
 
     Raises:
@@ -137,13 +137,13 @@ class Weights:
         self._base = Weights(base.folder) if base is not None else None
         if self._base is not None:
             dtype = np.dtype(jax.numpy.dtype(read_config(root).param_dtype))
-            # A model without FAM has no use for its base's prompt; one with FAM has its own.
+            # The base's FAM is left out: a model with FAM has its own, and one without has none.
             rest = {p: shape for p, shape in self._base.shapes.items() if p not in self.shapes and p[:4] != "fam/"}
             self.shapes |= rest
             self.dtypes |= dict.fromkeys(rest, dtype)
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
-        """A weight, or one layer of a stacked one."""
+        """Reads a weight, or one layer of a stacked one."""
         if path not in self._arrays:
             assert self._base is not None
             return self._base.read(path, layer).astype(self.dtypes[path], copy=False)
@@ -153,13 +153,13 @@ class Weights:
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """{"layers/attention/query": leaf, ...}."""
+    """Returns {"layers/attention/query": leaf, ...}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
 
 
 def size_of(shapes: Any) -> int:
-    """Bytes of a tree of shapes, or of arrays."""
+    """Returns the bytes of a tree of shapes, or of arrays."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
@@ -168,13 +168,13 @@ def _layers(path: str, leaf: Any) -> Iterable[int | None]:
 
 
 def _refuse(path: str, layer: int | None) -> None:
-    raise ValueError(f"there is no piece {path} {layer}, or it came already")
+    raise ValueError(f"there is no piece {path} {layer}, or it was given already")
 
 
 def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
-    """The folder of step 0, whose arrays have their shapes and are all zero, which takes no room."""
+    """Writes step 0 with arrays of zeros, which take no disk space, and returns its folder."""
     flat = flatten(shapes)
-    # One zero seen as a whole array: nothing of that size is ever in memory.
+    # A broadcast scalar, so that no array of that size is ever in memory.
     zeros = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
     parts = {
         path: ocp.SaveArgs(chunk_byte_size=PART_BYTES, shard_axes=(0,) if path.startswith(STACKED) else ())
@@ -198,7 +198,7 @@ def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
 
 
 def _spec(folder: Path, path: str) -> dict[str, Any]:
-    """Where Orbax has an array: its name is the path with dots."""
+    """Returns tensorstore's spec of an array that Orbax wrote; its name is the path with dots."""
     about = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
     name = f"{path.replace('/', '.')}/"
     if about.get("use_ocdbt", True):

@@ -1,12 +1,12 @@
-"""The steps below a model directory as files: which there are, and which are as they were written.
+"""The steps in a model directory as files: which ones exist, and whether they are intact.
 
     checkpoints/N/weights/     the weights
     checkpoints/N/training/    optional: the rest of a training's state
-    checkpoints/N/progress/    optional: what of it is JSON
+    checkpoints/N/progress/    optional: its JSON
     checkpoints/N/metrics/     optional: the metrics of that step, JSON
 
-Each folder has a FILES.json with sizes and checksums of the files beside it. It is written before a step gets its
-name, so a step that was saved whole has it. Imports nothing heavy.
+Each folder has a FILES.json with sizes and checksums of its other files. It is written before the step is renamed to
+its final name, so every completely saved step has it. Imports nothing heavy.
 """
 
 import json
@@ -19,57 +19,57 @@ from famjax.storage.model_dir import CHECKPOINTS, write_text
 
 WEIGHTS, TRAINING, PROGRESS, METRICS = "weights", "training", "progress", "metrics"
 
-# What was written below a folder; of files up to so many bytes the content is checked too.
+# The record of a folder's files. Checksums are kept for files of up to this many bytes, sizes for all.
 FILES, CHECKED_BYTES = "FILES.json", 2**26
 _CHUNK = 2**20
 
 
 def step_dir(root: Path, step: int) -> Path:
-    """Where a step is."""
+    """Returns the folder of a step."""
     return root / CHECKPOINTS / str(step)
 
 
 def all_steps(model_dir: str | Path) -> list[int]:
-    """The steps below a model directory, rising. One that is still being written has another name."""
+    """Returns the steps in a model directory, in rising order, without one that is still being written."""
     folder = Path(model_dir) / CHECKPOINTS
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
 
 
 def latest_step(model_dir: str | Path) -> int | None:
-    """The newest step below a model directory, or None."""
+    """Returns the newest step in a model directory, or None."""
     return max(all_steps(model_dir), default=None)
 
 
 def record_files(folder: Path) -> None:
-    """Notes what was written, so that damage is found before Orbax is asked to read it.
+    """Writes the record of a folder, so that damage is found before Orbax reads it.
 
-    Orbax reads all arrays side by side; on damage each of them prints a traceback, from threads.
+    Orbax reads all arrays concurrently; on damage each of them prints a traceback, from threads.
     """
     write_text(folder / FILES, json.dumps(_fingerprints(folder)))
 
 
 def recorded_files(folder: Path) -> dict[str, list[int]]:
-    """What the record of a folder says, by file; where there is none, what it would say."""
+    """Returns the record of a folder, by file; if it has none, the record that it would get."""
     if not (folder / FILES).is_file():
         return _fingerprints(folder)
     try:
         recorded: dict[str, list[int]] = json.loads((folder / FILES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # `damage` has more to say of it
+        return {}  # `damage` reports it
     return recorded
 
 
 def record_step(folder: Path) -> None:
-    """`record_files` for each part of a step."""
+    """Writes the record of each part of a step."""
     for name in (WEIGHTS, TRAINING, PROGRESS, METRICS):
         if (folder / name).is_dir():
             record_files(folder / name)
 
 
 def damage(root: Path, step: int, parts: Iterable[str]) -> str:
-    """The first file of these parts of a step that is not as it was written, in words, or nothing.
+    """Describes the first missing or damaged file in these parts of a step, or returns an empty string.
 
-    A part without a record, such as one that another program wrote, is taken as whole.
+    A part without a record, such as one that another program wrote, counts as intact.
     """
     for part in parts:
         if file := _damaged(step_dir(root, step) / part):
@@ -78,7 +78,7 @@ def damage(root: Path, step: int, parts: Iterable[str]) -> str:
 
 
 def recorded_metrics(root: Path, step: int) -> dict[str, Any]:
-    """The metrics that were saved with a step; empty where there are none."""
+    """Returns the metrics saved with a step; empty if there are none."""
     try:
         found = json.loads((step_dir(root, step) / METRICS / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def recorded_metrics(root: Path, step: int) -> dict[str, Any]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files below a folder."""
+    """Returns the total size of the files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
@@ -97,7 +97,7 @@ def _fingerprints(folder: Path) -> dict[str, list[int]]:
 
 
 def _fingerprint(path: Path) -> list[int]:
-    """[bytes, CRC32], the second only of files that are read in a moment."""
+    """Returns [bytes, CRC32], the CRC only of files up to `CHECKED_BYTES`."""
     size = path.stat().st_size
     if size > CHECKED_BYTES:
         return [size]
@@ -109,7 +109,7 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def _damaged(folder: Path) -> str:
-    """The first file that is not as it was written, or nothing."""
+    """Returns the first missing or damaged file, or an empty string."""
     if not (folder / FILES).is_file():
         return "" if folder.is_dir() else str(folder)
     try:

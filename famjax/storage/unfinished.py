@@ -1,4 +1,4 @@
-"""Directories that get their name once everything is in them, and work on them that goes on where it was killed."""
+"""Atomic creation of directories, and work on them that resumes after a kill."""
 
 import contextlib
 import errno
@@ -17,13 +17,13 @@ JOURNAL = ".unfinished"
 
 
 class Journal:
-    """What of a directory is on the disk already, in a file within it.
+    """A file in a directory that records which of its parts are on disk.
 
-    Lines of JSON: first what is being made, then an entry for each part, written once the part is. A line that a
-    killed process left without its end does not count.
+    Lines of JSON: first a description of the work, then an entry for each part, written after the part. An incomplete
+    last line, left by a killed process, is ignored.
 
     Attributes:
-      goes_on: an earlier process left entries for the same work.
+      goes_on: an earlier process left entries of the same work, which is resumed.
     """
 
     def __init__(self, folder: Path, what: str):
@@ -51,12 +51,12 @@ class Journal:
         return json.dumps(entry) in self._done
 
     def add(self, entry: Any) -> None:
-        """The part is on the disk."""
+        """Records that a part is on disk."""
         self._append(json.dumps(entry))
         self._done.add(json.dumps(entry))
 
     def close(self) -> None:
-        """Lets another process go on."""
+        """Releases the lock, so that another process can resume."""
         os.close(self._file)
 
     def _append(self, line: str) -> None:
@@ -65,14 +65,14 @@ class Journal:
 
 
 @contextlib.contextmanager
-def made_whole(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """A new directory that gets its name once everything is in it.
+def atomic_directory(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
+    """Yields a temporary directory, which is renamed to `target` when it is complete.
 
-    Until then it lies beside its place, under another name; what fails, or is interrupted, leaves nothing
-    there. What a killed process left is removed by the next one.
+    It is next to the target. On errors and interrupts it is removed; the directory of a killed process is removed by
+    the next one.
 
     Raises:
-      ConfigError: the target exists and is not empty, or the disk has less room than `needed_bytes`.
+      ConfigError: the target exists and is not empty, or less than `needed_bytes` are free.
     """
     target, partial = _places(target)
     shutil.rmtree(partial, ignore_errors=True)
@@ -88,17 +88,17 @@ def made_whole(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def made_in_steps(target: str | Path, what: str, needed_bytes: int = 0) -> Iterator[tuple[Path, Journal]]:
-    """`made_whole` for long work: what a stopped or killed process left stays, and the next one goes on with it.
+def resumable_directory(target: str | Path, what: str, needed_bytes: int = 0) -> Iterator[tuple[Path, Journal]]:
+    """`atomic_directory` for long work: the directory of a stopped or killed process stays, and the next one resumes.
 
     Args:
-      target: the directory to make.
-      what: is being made, to the last detail. What was left of something else is removed.
-      needed_bytes: of all of it; what is there already is taken off.
+      target: the directory to create.
+      what: a complete description of the work. Files of other work are removed.
+      needed_bytes: of the whole directory; files that exist already are subtracted.
 
     Raises:
-      ConfigError: as `made_whole`; or another process is at work on it. A `ConfigError` from within removes
-        everything, since going on would meet it again.
+      ConfigError: as `atomic_directory`, or another process works on it. A `ConfigError` raised inside removes the
+        directory, since resuming would raise it again.
     """
     target, partial = _places(target)
     there = _size(partial) if partial.exists() else 0
@@ -114,7 +114,7 @@ def made_in_steps(target: str | Path, what: str, needed_bytes: int = 0) -> Itera
             if not journal.goes_on:
                 shutil.rmtree(partial)
             raise
-        kept = f"the same command goes on with what is in {partial}"
+        kept = f"run the same command to resume from {partial}"
         try:
             with interrupts.held(lambda: kept):
                 yield partial, journal
@@ -134,7 +134,7 @@ def _places(target: str | Path) -> tuple[Path, Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists already; name a new directory, or an empty one")
     if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent} is not there; make it first")
+        raise ConfigError(f"{target.parent} does not exist; create it first")
     return target, target.with_name(f".{target.name}.partial")
 
 
@@ -142,12 +142,12 @@ def _check_room(target: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed_bytes:
         raise ConfigError(
-            f"{target.parent} has {free / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB are needed; make room"
+            f"{target.parent} has {free / 1e9:.1f} GB free, and {needed_bytes / 1e9:.1f} GB are needed; free some space"
         )
 
 
 def _size(folder: Path) -> int:
-    """Bytes that files take on the disk; what is written as holes takes none."""
+    """Returns the bytes allocated on disk; holes of sparse files do not count."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
@@ -158,9 +158,9 @@ def _clear(folder: Path) -> None:
 
 
 def _lock(file: int, folder: Path) -> None:
-    """Dies with the process. Where the file system knows no locks, there is none."""
+    """Takes a lock, which ends with the process. Does nothing if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise ConfigError(f"another process is making {folder}; wait for it, or name another directory") from None
+            raise ConfigError(f"another process is writing {folder}; wait for it, or name another directory") from None

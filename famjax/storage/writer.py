@@ -1,11 +1,11 @@
-"""Steps to disk while a training goes on, in Orbax. `steps.py` says what a step is.
+"""Writes the steps of a training in the background, with Orbax. `steps.py` describes the files of a step.
 
-Orbax copies the arrays to the host before `save` returns and writes them from threads; so the next training step
-may take the arrays' memory (donation). A step is written beside the others (`N.orbax-checkpoint-tmp`) and renamed
-when it is whole, and only then are old ones deleted: whoever is killed on the way leaves the last whole step.
+Orbax copies the arrays to the host before `save` returns and writes them from threads, so the next training step may
+reuse their memory (donation). A step is written under a temporary name (`N.orbax-checkpoint-tmp`) and renamed when it
+is complete; only then are old steps deleted. So a kill at any time leaves the last complete step.
 
-In a job of several processes each calls everything here, and writes its own parts of the arrays; the first one
-alone makes folders, renames, deletes and writes the records.
+In a job of several processes all of them call every method, and each writes its own shards; the first one alone creates
+folders, renames, deletes and writes the records.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ from famjax.storage.steps import PROGRESS, TRAINING, WEIGHTS
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which steps stay; all that any of these keeps.
+    """Which steps to keep: the union of these rules.
 
     Attributes:
-      last: so many of the newest.
-      period: steps that are multiples of it stay for ever; 0 keeps none.
-      metric: name of the metric whose best steps stay; empty keeps none.
-      best: so many of them.
-      mode: `min` or `max`, which of them is best.
+      last: number of newest steps to keep.
+      period: multiples of it are kept forever; 0: none.
+      metric: name of the metric whose best steps are kept; empty: none.
+      best: number of best steps to keep.
+      mode: `min` or `max`: whether the lowest or highest value is best.
     """
 
     last: int = 1
@@ -52,24 +52,24 @@ class Keep:
     mode: str = "min"
 
     def value(self, metrics: Mapping[str, Any] | None) -> float:
-        """The watched metric, or NaN where it is not there."""
+        """Returns the watched metric, or NaN if it is missing."""
         value = (metrics or {}).get(self.metric)
         return float(value) if isinstance(value, (int, float)) else math.nan
 
     def ranked(self, values: Mapping[int, float]) -> list[int]:
-        """Steps, the best first; of equal ones the later. Steps without a value are left out."""
+        """Returns the steps from best to worst, of equal ones the later first, without those that have no value."""
         sign = 1 if self.mode == "min" else -1
         finite = [step for step, value in values.items() if math.isfinite(value)]
         return sorted(finite, key=lambda step: (sign * values[step], -step))
 
 
 class Writer:
-    """Writes the steps of one training, or of one import. Close it, also after errors: it is a context manager.
+    """Writes the steps of one training, or of one import. A context manager; close it also after errors.
 
-    What goes wrong in the background is raised by the next call, whichever that is, as what `explained` makes of it.
+    An error in the background is raised by the next call of any method, in the form that `explained` gives it.
 
     Attributes:
-      saved: the newest step that is known to be whole, or None.
+      saved: the newest step that is known to be complete, or None.
     """
 
     def __init__(
@@ -79,21 +79,21 @@ class Writer:
         """Opens a model directory.
 
         Args:
-          model_dir: made where there is none.
-          config: goes into `model.json`, with the first step.
-          keep: which steps stay.
-          saved: the step that the training goes on from. Later ones are damaged; they are deleted as soon as
-            a new one is saved. None leaves all that there are.
-          base: where the weights are that `save` is not given; None where it is given all.
+          model_dir: created if it does not exist.
+          config: written to `model.json` with the first step.
+          keep: which steps to keep.
+          saved: the step that the training resumes from. Later ones are damaged and are deleted before the next save.
+            None: existing steps are left alone.
+          base: the base that has the weights not given to `save`; None: `save` gets all weights.
 
         Raises:
           ConfigError: the directory cannot be written.
         """
         self.root, self.config, self.keep, self.saved = Path(model_dir).absolute(), config, keep, saved
         self.base = base
-        self._behind = [] if saved is None else [step for step in steps.all_steps(self.root) if step > saved]
+        self._damaged = [] if saved is None else [step for step in steps.all_steps(self.root) if step > saved]
         self._pending: int | None = None
-        self._expected: dict[str, Any] = {}  # shapes and types of the step that is being saved, by part
+        self._expected: dict[str, Any] = {}  # shapes and types of the step being saved, by part
         self._dropped: int | None = None
         self._began = False
         self._stack = contextlib.ExitStack()
@@ -103,7 +103,7 @@ class Writer:
             best_fn=keep.value,  # makes Orbax store metrics with each step
             best_mode=keep.mode,
             cleanup_tmp_directories=True,
-            # Called by the first process when all have written, before the step gets its name.
+            # Called in the first process when all have written, before the step is renamed.
             async_options=ocp.AsyncOptions(post_finalization_callback=self._record),
         )
         try:
@@ -116,23 +116,23 @@ class Writer:
         self, step: int, params: Any, training: Any = None, progress: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """Starts to save a step; waits for the one before, if that is not written yet.
+        """Starts to save a step, after waiting for the previous save.
 
         Args:
           step: steps trained, more than at the last save.
-          params: the weights, as `nn.weights.parameters` gives them, or those that the base has not.
+          params: the weights, as returned by `nn.weights.parameters`, or those that the base does not have.
           training: any other tree of arrays.
           progress: any small JSON object.
-          metrics: numbers by name; of what is not a number nothing is kept.
+          metrics: numbers by name; other values are dropped.
 
         Raises:
-          ConfigError, RuntimeError: this step, or the one before, could not be written.
+          ConfigError, RuntimeError: this step or the previous one could not be written.
         """
         items: dict[str, Any] = {WEIGHTS: ocp.args.StandardSave(params)}
         if training is not None:
             items[TRAINING] = ocp.args.PyTreeSave(training)
         if progress is not None:
-            items[PROGRESS] = ocp.args.JsonSave(copy.deepcopy(progress))  # a thread writes it, later
+            items[PROGRESS] = ocp.args.JsonSave(copy.deepcopy(progress))  # a thread writes it later
         numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
         self.wait()
         try:
@@ -146,12 +146,12 @@ class Writer:
             raise self.explained(error) from error
 
     def check(self) -> None:
-        """Raises what went wrong in the background, if anything did; never waits for it."""
+        """Raises the error of a save in the background, if it has failed; never waits."""
         if self._pending is not None and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the step that is being saved is whole; raises what went wrong."""
+        """Waits until the step being saved is complete; raises its error."""
         if self._pending is None:
             return
         try:
@@ -164,13 +164,13 @@ class Writer:
         self._write_best()
 
     def close(self) -> None:
-        """Waits for what is being saved and frees what is held. Raises what went wrong."""
+        """Waits for the save in progress and frees resources. Raises its error."""
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception):  # what it raises, `wait` has raised
+            with contextlib.suppress(Exception):  # `wait` has raised it already
                 self._manager.close()
-            if self._dropped is not None:  # threads may have written on
+            if self._dropped is not None:  # threads may have continued to write
                 self._drop(self._dropped)
             self._stack.close()
 
@@ -181,39 +181,39 @@ class Writer:
         self.close()
 
     def explained(self, error: BaseException, step: int | None = None) -> Exception:
-        """An error of one line: what could not be written, why, and what is still there."""
+        """Returns an error of one line: what could not be written, why, and which step is intact."""
         step = self._pending if step is None else step
         what = f"{self.root} cannot be written" if step is None else f"step {step} could not be saved in {self.root}"
-        whole = f"step {self.saved} is whole" if self.saved is not None else "no step was saved before"
+        whole = f"step {self.saved} is intact" if self.saved is not None else "no step was saved before"
         reason = _reason(error)
         if reason in (errno.ENOSPC, errno.EDQUOT):
-            return ConfigError(f"the disk is full: {what}{self._room()}; {whole}. Make room, then start again")
+            return ConfigError(f"the disk is full: {what}{self._room()}; {whole}. Free some space, then start again")
         if reason == errno.EFBIG:
-            return ConfigError(f"a file grew past what is allowed (ulimit -f): {what}; {whole}. Raise the limit")
+            return ConfigError(f"a file exceeds the size limit (ulimit -f): {what}; {whole}. Raise the limit")
         if reason is not None:
             why = "it is read-only" if reason == errno.EROFS else "permission denied"
             return ConfigError(f"{what}: {why}; {whole}. Make it writable, then start again")
         return RuntimeError(f"{what} ({first_line(error)}); {whole}")
 
-    # --- the rest is for this class -------------------------------------------------------------------
+    # --- private methods ------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Before the first step of this writer: the configuration, and away with what is damaged."""
+        """Before the first save: writes the configuration and deletes damaged steps."""
         if self._began:
             return
         if _first_process():
             if self.base is not None:
                 bases.write(self.root, self.base)
             write_text(self.root / MODEL_JSON, self.config.to_json())
-        for step in self._behind:
+        for step in self._damaged:
             self._manager.delete(step)
         self._began = True
 
     def _record(self) -> None:
-        """In Orbax's thread: the records of a step that is about to get its name, once it is known to be readable.
+        """Checks that a step is readable and writes its records, before it is renamed. Runs in Orbax's thread.
 
         Raises:
-          RuntimeError: what lies there is not what was saved; then it gets no name.
+          RuntimeError: the files differ from what was saved; then the step is not renamed.
         """
         assert self._pending is not None
         final = steps.step_dir(self.root, self._pending)
@@ -225,7 +225,7 @@ class Writer:
         steps.record_step(folder)
 
     def _drop(self, step: int) -> None:
-        """Gives back the room that a step took which could not be written; what is left the next start removes."""
+        """Deletes the files of a step that could not be written. The next start removes the rest."""
         self._dropped = step
         if _first_process():
             for folder in (self.root / CHECKPOINTS).glob(f"{step}.orbax-checkpoint-tmp*"):
@@ -243,7 +243,7 @@ class Writer:
             raise self.explained(error) from error
 
     def _room(self) -> str:
-        """How much a step takes and how much there is, where both can be told."""
+        """Describes the size of a step and the free disk space, if both are known."""
         try:
             there = shutil.disk_usage(self.root).free
             takes = 0 if self.saved is None else steps.size_of(steps.step_dir(self.root, self.saved))
@@ -253,7 +253,7 @@ class Writer:
 
 
 def _policies(keep: Keep) -> list[Any]:
-    """`Keep` in Orbax's words."""
+    """Converts `Keep` to Orbax's policies."""
     found: list[Any] = [policies.LatestN(keep.last)]
     if keep.period:
         found.append(policies.EveryNSteps(keep.period))
@@ -264,7 +264,7 @@ def _policies(keep: Keep) -> list[Any]:
 
 @dataclasses.dataclass
 class _Best:
-    """Orbax's `BestN`, but for NaN, which is never best, and for being the order that `best.json` has."""
+    """Like Orbax's `BestN`, except that NaN is never best, and with the order of `best.json`."""
 
     keep: Keep
 
@@ -278,7 +278,7 @@ def _first_process() -> bool:
     return jax.process_index() == 0
 
 
-# Errors that whoever runs the training can put right. tensorstore tells them in words alone.
+# Errors that the user can fix. tensorstore reports them as text only.
 _WORDS = {
     errno.ENOSPC: "No space left on device", errno.EDQUOT: "quota exceeded", errno.EROFS: "Read-only file system",
     errno.EACCES: "Permission denied", errno.EPERM: "Operation not permitted", errno.EFBIG: "File too large",
@@ -286,19 +286,19 @@ _WORDS = {
 
 
 def _reason(error: BaseException) -> int | None:
-    """The number of the operating system's error behind this one, where it is one of `_WORDS`."""
+    """Returns the errno behind an error, if it is one of `_WORDS`."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _WORDS else None
     return next((number for number, words in _WORDS.items() if re.search(words, str(error), re.IGNORECASE)), None)
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """The operating system refused to write, for want of room or of a disk that takes it."""
+    """Whether the operating system refused to write: no space, a quota, a read-only disk, or a file too large."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def first_line(error: BaseException) -> str:
-    """An error in 120 characters."""
+    """Formats an error in at most 120 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 

@@ -1,7 +1,7 @@
-"""`famjax train --dry-run`: everything that can go wrong before the first step, without the first step.
+"""`famjax train --dry-run`: checks everything that can fail before the first step, without running it.
 
-Nothing is written, no weights are made. The step is compiled for the mesh where its devices are here; the
-compiler then tells the memory that a device needs.
+Writes no files and initialises no weights. If the mesh's devices are available, the step is compiled for them, and the
+compiler reports the memory that it needs per device.
 """
 
 import math
@@ -32,10 +32,10 @@ from famjax.train.watching.summary import data_size, summary
 
 
 def dry_run(config: TrainConfig) -> None:
-    """Checks a training and prints what it would be.
+    """Checks a training run and prints a description of it.
 
     Raises:
-      ConfigError: the first thing that would stop it.
+      ConfigError: on the first problem that would stop the run.
     """
     config.validate()
     writable(config.model_dir)
@@ -43,7 +43,7 @@ def dry_run(config: TrainConfig) -> None:
     tx = optim.optimizer(config.optimizer, config.steps)
     optim.check_patterns(config.tuning, parameter_shapes(config.model))
     print(summary(config, tx, mesh))
-    print("start         " + beginning(config))
+    print("start         " + start_of(config))
     batch = first_batch(config)
     print("first batch   " + describe(batch, config))
     flops = flops_per_token(config, batch.targets.shape[1])
@@ -54,41 +54,41 @@ def dry_run(config: TrainConfig) -> None:
         print("memory        " + compiled_memory(config, tx, mesh, batch))
     else:
         need = math.prod(config.mesh_sizes)
-        print(f"memory        not compiled: the mesh has {need} devices, {len(jax.devices())} are here. On a CPU they "
-              f"can be simulated:\n              JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count="
-              f"{need} famjax train --dry-run ...\n"
+        print(f"memory        not compiled: the mesh has {need} devices, but {len(jax.devices())} are available. "
+              f"Simulate them on a CPU:\n              JAX_PLATFORMS=cpu "
+              f"XLA_FLAGS=--xla_force_host_platform_device_count={need} famjax train --dry-run ...\n"
               f"              famjax plan compiles it for a TPU slice, on any machine")  # fmt: skip
     print("dry run: nothing was trained, nothing was written")
 
 
 def mesh_or_its_shape(config: TrainConfig) -> Mesh | AbstractMesh:
-    """The mesh, or where its devices are not here all that shapes and shardings need of it."""
+    """Returns the mesh, or an abstract mesh if there are too few devices, which is enough for shapes and shardings."""
     if math.prod(config.mesh_sizes) <= len(jax.devices()):
         return make_mesh(config.mesh_sizes)
     return AbstractMesh(config.mesh_sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def writable(model_dir: str) -> None:
-    """Raises `ConfigError` unless MODEL_DIR can be written, or made."""
+    """Raises `ConfigError` unless MODEL_DIR can be written or created."""
     path = Path(model_dir).absolute()
     there = next(folder for folder in (path, *path.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"MODEL_DIR {model_dir} cannot be written: {there} is not writable; name another directory")
 
 
-def beginning(config: TrainConfig) -> str:
-    """With which weights the run would start."""
+def start_of(config: TrainConfig) -> str:
+    """Describes the weights that the run would start from."""
     step = checkpoint.latest_step(config.model_dir)
     if step is not None:
-        done = "which is the last: there is nothing left to train" if step >= config.steps else "and goes on"
-        return f"continues {config.model_dir} from step {step} of {config.steps}, {done}"
+        done = ", the last one: nothing is left to train" if step >= config.steps else ""
+        return f"resumes {config.model_dir} from step {step} of {config.steps}{done}"
     if not config.initial_checkpoint:
         return f"random weights, seed {config.seed}"
     return initial.check(config.initial_checkpoint, config.model)
 
 
 def first_batch(config: TrainConfig) -> Batch:
-    """The batch of the first step, all rows. Raises `ConfigError` if it does not fit the model."""
+    """Returns the global batch of the first step. Raises `ConfigError` if a token is not below `vocab_size`."""
     task = make_task(config, np.arange(config.batch_size))
     batch, _ = task.batch(0, task.start())
     largest = int(max(batch.tokens.max(), batch.targets.max()))
@@ -99,7 +99,7 @@ def first_batch(config: TrainConfig) -> Batch:
 
 
 def describe(batch: Batch, config: TrainConfig) -> str:
-    """A batch in a line."""
+    """Describes a batch in one line."""
     B, T = batch.tokens.shape
     real, weighed = int(batch.count.sum()), int((batch.weights > 0).sum())
     return (
@@ -109,7 +109,7 @@ def describe(batch: Batch, config: TrainConfig) -> str:
 
 
 def disk(config: TrainConfig, tx: optax.GradientTransformation, mesh: Any) -> str:
-    """What a checkpoint takes, and what is free."""
+    """Describes the size of a checkpoint and the free disk space. Raises `ConfigError` if there is too little."""
     state = states.abstract(config, tx, mesh)
     whole = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     params = states.own_weights(config, state.params) if config.saves_a_part else state.params
@@ -121,31 +121,31 @@ def disk(config: TrainConfig, tx: optax.GradientTransformation, mesh: Any) -> st
         return text
     if isinstance(mesh, Mesh):
         raise ConfigError(f"a checkpoint takes {data_size(size)}, and two exist while one is written, but only "
-                          f"{data_size(free)} are free for {config.model_dir}; make room")  # fmt: skip
-    return text + " here: too little for two of them, if this is the disk that the run will use"
+                          f"{data_size(free)} are free for {config.model_dir}; free some space")  # fmt: skip
+    return text + " here, too little for two of them if the run uses this disk"
 
 
 def compiled_memory(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, batch: Batch) -> str:
-    """What the compiler says that a device needs for a step, in words. Raises `ConfigError` if it has less."""
+    """Describes the memory of a step per device, by the compiler. Raises `ConfigError` if the device has less."""
     rows = sharding.by_rows(mesh)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
     began = time.perf_counter()
     program = jit_step(config, tx, mesh).lower(states.abstract(config, tx, mesh), shapes).compile()
     seconds, found = time.perf_counter() - began, program.memory_analysis()
-    assert found is not None, "XLA's own compilers all tell"
+    assert found is not None, "XLA's own compilers all report it"
     state = found.argument_size_in_bytes
     new = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
     total = state + new + found.temp_size_in_bytes
     device = mesh.devices.flat[0]
     has = memory.capacity_bytes()
     text = (
-        f"{data_size(total)} a device: state and batch {data_size(state)}, activations, gradients and the like "
-        f"{data_size(found.temp_size_in_bytes)}, new results {data_size(new)}\n              the compiler's count for "
-        f"{device.device_kind} ({mesh.size} of them), compiled in {seconds:.0f} s"
+        f"{data_size(total)} a device: state and batch {data_size(state)}, activations, gradients and other "
+        f"temporaries {data_size(found.temp_size_in_bytes)}, new results {data_size(new)}\n              reported by "
+        f"the compiler for {device.device_kind} ({mesh.size} of them), compiled in {seconds:.0f} s"
     )
     if device.platform == "cpu":
-        return text + "; an accelerator's compiler lays arrays out otherwise: take it as an order of magnitude"
+        return text + "; an accelerator's compiler uses other layouts: take it as an order of magnitude"
     if has is not None and total > has:
-        raise ConfigError(f"a step needs {data_size(total)} of a device that has {data_size(has)}; raise MICROBATCHES, "
+        raise ConfigError(f"a step needs {data_size(total)} a device, which has {data_size(has)}; raise MICROBATCHES, "
                           f"use ModelConfig.remat='full', or more devices along fsdp")  # fmt: skip
     return text + (f"; a device has {data_size(has)}" if has is not None else "")

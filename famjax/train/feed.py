@@ -1,4 +1,4 @@
-"""Batches on their way to the devices: each process brings its own rows, made one batch ahead."""
+"""Batches for the devices: each process provides its own rows and prepares batches ahead in a thread."""
 
 import contextlib
 import queue
@@ -16,19 +16,19 @@ from famjax.dims import Array, Bool
 from famjax.jobs import distributed
 from famjax.mesh import sharding
 
-# Batches made ahead, while the device works on the one before.
+# Number of batches prepared ahead while the device computes.
 AHEAD = 2
-# How long the end of a training waits for a batch that is being made; the thread that makes it is a daemon.
+# Seconds that the end of a training waits for a batch in preparation; the thread that prepares it is a daemon.
 CLOSE_SECONDS = 5.0
 
 
 class Feed:
-    """The batches of a run, from a step and a progress on.
+    """The batches of a run, starting at a step and a progress.
 
-    `progress` is that of the batches handed out so far (what a checkpoint holds), however many were made
-    ahead. A task that observes gets its say before its next batch is made, so nothing is made ahead of it.
+    `progress` is that of the batches returned so far (as a checkpoint stores it), not of those prepared ahead. A task
+    that observes predictions must see them before it prepares its next batch, so no batch is prepared ahead for it.
 
-    Raises, from `next`, whatever the task raised while it made the batch.
+    `next` raises whatever the task raised while it prepared the batch.
     """
 
     def __init__(self, task: Task, mesh: Mesh, batch_size: int, step: int, progress: Progress):
@@ -52,23 +52,23 @@ class Feed:
         deadline = time.monotonic() + CLOSE_SECONDS
         while self._thread is not None and self._thread.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
-                self._ahead.get(timeout=0.05)  # it may wait for room
+                self._ahead.get(timeout=0.05)  # the thread may be waiting for space in the queue
 
     def next(self) -> Batch:
-        """The batch of the next step: global arrays, cut by rows."""
+        """Returns the batch of the next step: global arrays, sharded by rows."""
         if self._thread is None:
-            made: Any = self.task.batch(self.step, self.progress)
+            prepared: Any = self.task.batch(self.step, self.progress)
         else:
-            made = self._ahead.get()
-            if isinstance(made, BaseException):
-                raise made
-        self._last, self.progress = made
+            prepared = self._ahead.get()
+            if isinstance(prepared, BaseException):
+                raise prepared
+        self._last, self.progress = prepared
         self.step += 1
         mine = jax.tree.map(lambda x: x[self._pick], self._last)
         return jax.tree.map(self._on_mesh, mine)
 
     def observe(self, correct: Bool[Array, "B W"]) -> None:
-        """Tells the task which targets of the last batch were predicted right, those of the task's rows."""
+        """Reports to the task which targets of the last batch were predicted correctly, for the task's rows."""
         assert self._last is not None
         self.progress = self.task.observe(
             self.progress, self._last, distributed.whole(correct)[np.asarray(self.task.rows)]
@@ -81,9 +81,9 @@ class Feed:
     def _run_ahead(self, step: int, progress: Progress) -> None:
         while not self._stopped.is_set():
             try:
-                made: Any = self.task.batch(step, progress)
-            except BaseException as error:  # told where the batch is asked for
+                prepared: Any = self.task.batch(step, progress)
+            except BaseException as error:  # raised by `next`
                 self._ahead.put(error)
                 return
-            self._ahead.put(made)
-            step, progress = step + 1, made[1]
+            self._ahead.put(prepared)
+            step, progress = step + 1, prepared[1]

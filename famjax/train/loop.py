@@ -1,4 +1,4 @@
-"""The training: batches in, model directory out. Read it from top to bottom."""
+"""The training loop: batches in, model directory out. Read it from top to bottom."""
 
 import signal
 from collections.abc import Callable
@@ -22,21 +22,21 @@ from famjax.train.step import build, compilations, jit_step
 from famjax.train.watching.summary import summarise
 from famjax.train.watching.watch import Watch
 
-# From a model and the steps behind it to numbers, which are logged as `eval/NAME`.
+# Maps (model, steps done) to numbers, which are logged as `eval/NAME`.
 Evaluate = Callable[[Transformer, int], dict[str, float]]
 
 
 def train(config: TrainConfig, config_text: str, evaluate: Evaluate | None = None) -> None:
-    """Trains, from the newest whole checkpoint in `config.model_dir` where there is one.
+    """Trains, resuming from the newest intact checkpoint in `config.model_dir` if there is one.
 
     Args:
       config: the run.
-      config_text: its gin settings, kept as `config.gin` in the model directory.
+      config_text: its gin settings, written to `config.gin` in the model directory.
       evaluate: called every `config.eval_period` steps.
 
     Raises:
-      ConfigError: a setting that cannot work, before anything is written.
-      FloatingPointError: the loss, a gradient or an update is no number; the last checkpoint stays as it is.
+      ConfigError: invalid settings, before anything is written.
+      FloatingPointError: a non-finite loss, gradient or update; the last checkpoint is untouched.
     """
     config.validate()
     mesh = make_mesh(config.mesh_sizes)

@@ -1,4 +1,4 @@
-"""Cross entropy at the positions that carry a loss, and how far a model is from its teacher."""
+"""Cross entropy at the positions that carry a loss, and the divergence of a model from its teacher."""
 
 import functools
 from collections.abc import Callable
@@ -10,19 +10,19 @@ import jax.numpy as jnp
 from famjax.dims import Array, Bool, Float, Int
 from famjax.nn.model import Transformer
 
-# Of rows: sums of the cross entropies and of the z losses of their tokens, and which of them are right.
+# Per row: sums of its tokens' cross entropies and z losses; per token: whether the prediction is correct.
 Costs: TypeAlias = tuple[Float[Array, "B"], Float[Array, "B"], Bool[Array, "B W"]]
-# From hidden states to logits.
+# Maps hidden states to logits.
 Logits: TypeAlias = Callable[[Array], Array]
 
 
 class Loss(NamedTuple):
-    """What a batch, or a part of one, costs.
+    """The loss of a batch or of a part of one.
 
     Attributes:
-      cross_entropy: float32, the loss of the predictions.
-      z_loss: float32, what is added to it; 0 where it is not asked for.
-      correct: the model's first choice is the target.
+      cross_entropy: float32, of the predictions.
+      z_loss: float32, added to it; 0 if it is off.
+      correct: whether the token with the highest logit is the target.
     """
 
     cross_entropy: Float[Array, ""]
@@ -31,19 +31,19 @@ class Loss(NamedTuple):
 
     @property
     def total(self) -> Float[Array, ""]:
-        """What training minimises."""
+        """The loss that training minimises."""
         return self.cross_entropy + self.z_loss
 
 
 def cross_entropy(logits: Float[Array, "... V"], targets: Int[Array, "..."]) -> Float[Array, "..."]:
-    """-log softmax(logits)[targets] in float32."""
+    """Returns -log softmax(logits)[targets] in float32."""
     return _cross_entropy(logits, targets)[0]
 
 
 def _cross_entropy(
     logits: Float[Array, "... V"], targets: Int[Array, "..."]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """(cross entropy, log of softmax's normaliser), both float32."""
+    """Returns (cross entropy, log of the softmax normaliser), both float32."""
     logits = logits.astype(jnp.float32)
     right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -56,17 +56,17 @@ def weighted_loss(
     targets: Int[Array, "B W"], weights: Float[Array, "B W"], *, total_weight: Float[Array, ""] | None = None,
     tokens_at_once: int = 0, z_loss: float = 0.0,
 ) -> Loss:  # fmt: skip
-    """Mean loss over weights: sum(w (nll + z_loss log(Z)^2)) / sum(w).
+    """Returns the weighted mean loss: sum(w (nll + z_loss log(Z)^2)) / sum(w).
 
     Args:
-      model: makes logits of hidden states.
+      model: maps hidden states to logits.
       hidden: hidden states after the final norm.
-      positions: where a loss is taken; None is at every position, with W = T.
-      targets, weights: the token that follows each position, and what its loss weighs.
-      total_weight: sum of the weights to divide by; None is that of `weights`. A microbatch divides
-        by that of its whole batch, so that losses and gradients of microbatches just add up.
-      tokens_at_once: at most about so many tokens' logits exist at once (at least one for each row), in
-        the backward pass too, which makes them again; 0 sets no bound.
+      positions: positions that carry a loss; None: all of them, with W = T.
+      targets, weights: the token that follows each position, and its loss weight.
+      total_weight: sum of weights to divide by; None: that of `weights`. A microbatch divides by the sum of its whole
+        batch, so that losses and gradients of microbatches add up to the batch's.
+      tokens_at_once: upper bound on the tokens whose logits exist at once (at least one per row), also in the backward
+        pass, which rematerialises them; 0: no bound.
       z_loss: weight of log(Z)^2.
     """
     if positions is not None:
@@ -88,17 +88,14 @@ def weighted_loss(
 def divergence(
     model: Transformer, hidden: Float[Array, "B T D"], teacher: Float[Array, "B T D"], weights: Float[Array, "B T"],
     total_weight: Float[Array, ""], tokens_at_once: int = 0,
-) -> tuple[Float[Array, ""], Bool[Array, "B T"]]:  # fmt: skip
-    """Distillation (Hinton et al. 2015): sum(w KL(teacher || model)) / total_weight, over the whole vocabulary.
+) -> Float[Array, ""]:  # fmt: skip
+    """Distillation loss (Hinton et al., 2015): sum(w KL(teacher || model)) / total_weight, over the whole vocabulary.
 
     Args:
-      model: makes logits of both; the table has no gradient by way of the teacher.
+      model: maps hidden states of both to logits; the teacher's logits get no gradient.
       hidden, teacher: hidden states after the final norm, of the model and of its teacher.
-      weights: of tokens.
+      weights: of the tokens.
       total_weight, tokens_at_once: see `weighted_loss`.
-
-    Returns:
-      The loss, and where both have the same first choice.
     """
 
     def part(logits_of: Logits, hidden: Array, weights: Array, teacher: Array) -> Costs:
@@ -106,15 +103,15 @@ def divergence(
         theirs = jax.lax.stop_gradient(jax.nn.log_softmax(logits_of(teacher)))
         kl = (jnp.exp(theirs) * (theirs - ours)).sum(-1)
         sums = (kl * weights).sum(-1)
-        return sums, jnp.zeros_like(sums), ours.argmax(-1) == theirs.argmax(-1)
+        return sums, jnp.zeros_like(sums), jnp.zeros(kl.shape, bool)
 
     teacher = jax.lax.stop_gradient(teacher)
-    kl_B, _, agrees = _by_rows(model, part, (hidden, weights, teacher), tokens_at_once)
-    return kl_B.sum() / jnp.maximum(total_weight, 1e-9), agrees
+    kl_B, _, _ = _by_rows(model, part, (hidden, weights, teacher), tokens_at_once)
+    return kl_B.sum() / jnp.maximum(total_weight, 1e-9)
 
 
 def _by_rows(model: Transformer, part: Callable[..., Costs], args: tuple[Array, ...], tokens_at_once: int) -> Costs:
-    """part(logits_of, *args), so many tokens of the arguments [B, W] or [B, W, D] at a time, each device its rows."""
+    """Runs part(logits_of, *args) on each device's rows, a limited number of tokens at a time; args: [B, W(, D)]."""
     B, W = args[1].shape
     width = max(1, tokens_at_once // B) if tokens_at_once else W
 
@@ -124,20 +121,20 @@ def _by_rows(model: Transformer, part: Callable[..., Costs], args: tuple[Array, 
     table, axes = model.vocabulary_weights
     placement, run = model.execution.placement, of_rows
     if placement is not None and B % placement.row_shards == 0:
-        # Left to the compiler, the table would be gathered, and its gradient summed over devices, for every chunk.
+        # The compiler alone would gather the table, and sum its gradient over devices, for every chunk.
         run = placement.by_rows(of_rows, axes, model.config.dtype, (0,) * 3, (0,) * 3)
     costs: Costs = run(table, *args)
     return costs
 
 
 def _in_chunks(part: Callable[..., Costs], width: int, args: tuple[Array, ...]) -> Costs:
-    """part(*args), so many columns [B, W] of the arguments at a time."""
+    """Runs part(*args) on `width` columns [B, width] of the arguments at a time."""
     B, W = args[1].shape
     if width >= W:
         return part(*args)
     chunks = -(-W // width)
 
-    def cut(x_BW: Array) -> Array:
+    def split(x_BW: Array) -> Array:
         padded = jnp.pad(x_BW, ((0, 0), (0, chunks * width - W)) + ((0, 0),) * (x_BW.ndim - 2))
         return jnp.moveaxis(padded.reshape(B, chunks, width, *x_BW.shape[2:]), 1, 0)
 
@@ -145,7 +142,7 @@ def _in_chunks(part: Callable[..., Costs], width: int, args: tuple[Array, ...]) 
         first, second, correct = part(*chunk)
         return (sums[0] + first, sums[1] + second), correct
 
-    # Padding has weight 0. Without the checkpoint the scan would keep every chunk's logits.
+    # Padding has weight 0. Without the checkpoint the scan would keep the logits of every chunk.
     zero = jnp.zeros(B, jnp.float32)
-    sums, correct = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), (zero, zero), jax.tree.map(cut, args))
+    sums, correct = jax.lax.scan(jax.checkpoint(add, prevent_cse=False), (zero, zero), jax.tree.map(split, args))
     return *sums, jnp.moveaxis(correct, 0, 1).reshape(B, chunks * width)[:, :W]

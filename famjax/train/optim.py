@@ -1,4 +1,4 @@
-"""Optimizers, schedules, and which weights are treated apart."""
+"""Optimizers, learning rate schedules, and settings by weight."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +10,12 @@ import optax
 from famjax.config import ConfigError, OptimizerConfig
 from famjax.dims import Array, Float, Int, Tree, Weights
 
-# Adafactor keeps rows and columns of a weight's second moment only where both are at least so long.
+# Adafactor factors a weight's second moment into rows and columns only if both axes have at least this size.
 FACTORED_FROM = 128
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate against step: linear warm-up, then as `config.schedule` says."""
+    """Returns the learning rate as a function of the step: linear warm-up, then `config.schedule`."""
     peak, warmup = config.learning_rate, min(config.warmup_steps, max(steps - 1, 1))
     rest = max(steps - warmup, 1)
     after = {
@@ -26,7 +26,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     }[config.schedule]()
     if not config.warmup_steps:
         return after
-    # The first step already learns: the warm-up counts from 1.
+    # The warm-up counts from 1, so that the first step has a learning rate above 0.
     return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup - 1), after], [warmup])
 
 
@@ -34,31 +34,31 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
-    """`layers/attention/query`, from a path of jax's."""
+    """Converts a path of a JAX tree to `layers/attention/query`."""
     return "/".join(str(key.key) for key in keys)
 
 
 def _by_path(one: Callable[..., Any], params: Weights, *rest: Tree) -> Weights:
-    """A tree of `one(path, leaf, ...)`."""
+    """Returns a tree of `one(path, leaf, ...)`."""
     return jax.tree_util.tree_map_with_path(lambda keys, *leaves: one(path_of(keys), *leaves), params, *rest)
 
 
 def check_patterns(config: OptimizerConfig, params: Weights) -> None:
-    """Raises `ConfigError` if a pattern of `config.parameters` fits no weight, or none is left to train."""
+    """Raises `ConfigError` if a pattern of `config.parameters` matches no weight, or if all weights are frozen."""
     paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in config.parameters:
         only = OptimizerConfig(parameters={pattern: {"frozen": True}})
         if not any(only.settings_of(path)["frozen"] for path in paths):
-            raise ConfigError(f"parameters: no weight fits {pattern!r}; there are {', '.join(paths)}")
+            raise ConfigError(f"parameters: no weight matches {pattern!r}; there are {', '.join(paths)}")
     if all(config.settings_of(path)["frozen"] for path in paths):
         raise ConfigError("parameters: every weight is frozen; leave some to train")
 
 
 def split_frozen(config: OptimizerConfig, params: Weights) -> tuple[Weights, Weights]:
-    """(trained, frozen): both the tree of weights, with None for those of the other.
+    """Splits a tree of weights into (trained, frozen), both with None in place of the other's leaves.
 
-    None is no leaf for jax, so whatever is made for the trained weights (gradients, moments) has no
-    place for frozen ones: they cost nothing.
+    None is not a leaf for JAX, so trees derived from the trained weights (gradients, moments) have no entries for
+    frozen ones, which then take no memory.
     """
     frozen = lambda path: config.settings_of(path)["frozen"]
     return (
@@ -68,7 +68,7 @@ def split_frozen(config: OptimizerConfig, params: Weights) -> tuple[Weights, Wei
 
 
 def join_frozen(trained: Weights, frozen: Weights) -> Weights:
-    """The whole tree again."""
+    """Inverse of `split_frozen`."""
     return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None)
 
 
@@ -76,21 +76,20 @@ def join_frozen(trained: Weights, frozen: Weights) -> Weights:
 
 
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer, behind gradient clipping, for a run of so many steps and the weights that are trained.
+    """Returns the optimizer of the trained weights, with gradient clipping first, for a run of `steps` steps.
 
-    All of them: update = -rate * multiple * (direction + weight_decay * weight), with the multiple and the
-    decay of each weight from `OptimizerConfig.parameters`.
+    For all of them: update = -rate * multiple * (direction + weight_decay * weight), with the multiple and the decay
+    of each weight from `OptimizerConfig.parameters`.
 
-    adamw: the direction is mean / (sqrt(mean of squares) + 1e-8), both means corrected for their start.
+    adamw: direction = mean / (sqrt(mean of squares) + 1e-8), both means bias-corrected.
 
-    adafactor: as the paper uses it. On: a second moment kept as means over rows and columns (over the two
-      longest axes, from 128 on; whole for smaller weights), its decay beta2 corrected for the start as
-      Adam's is (with 0.99; not Adafactor's own 1 - t^-0.8), updates clipped to an RMS of 1 (each layer of
-      a stack by itself), momentum beta1 behind that, in float32. Off: learning rates relative to the
-      weights' size; the rate is absolute.
+    adafactor: as in the paper. On: a factored second moment (over the two longest axes, if both are at least 128;
+      unfactored otherwise), its decay beta2 bias-corrected as Adam's (0.99, not Adafactor's 1 - t^-0.8), updates
+      clipped to an RMS of 1 (each layer of a stack separately), then momentum beta1, in float32. Off: learning rates
+      relative to the size of the weights; the rate is absolute.
 
-    lion: the direction is sign(beta1 * mean + (1 - beta1) * gradient); the mean decays with beta2. Its
-      rate is usually three to ten times lower than AdamW's, with as much more weight decay.
+    lion: direction = sign(beta1 * mean + (1 - beta1) * gradient); the mean decays with beta2. Its rate is usually 3 to
+      10 times lower than AdamW's, with a weight decay higher by the same factor.
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += {
@@ -120,13 +119,13 @@ def _adafactor(config: OptimizerConfig) -> list[optax.GradientTransformation]:
 
 
 def _corrected_decay(step: Int[Array, ""], beta2: float) -> Float[Array, ""]:
-    """The decay with which a plain moving average is the one corrected for its start, step by step."""
+    """Returns the decay at a step that makes a plain moving average equal to the bias-corrected one."""
     done = jnp.asarray(step, jnp.float32)
     return beta2 * (1 - beta2**done) / (1 - beta2 ** (done + 1))
 
 
 def _clip_update_rms(threshold: float) -> optax.GradientTransformation:
-    """Updates with an RMS above the threshold are scaled down to it; a stack of layers one by one."""
+    """Scales updates with an RMS above the threshold down to it; each layer of a stack separately."""
 
     def clip(path: str, update: Float[Array, "..."]) -> Float[Array, "..."]:
         axes = tuple(range(1 if path.startswith("layers/") else 0, update.ndim))
@@ -137,7 +136,7 @@ def _clip_update_rms(threshold: float) -> optax.GradientTransformation:
 
 
 def _scale_by_table(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Each weight's multiple of the learning rate."""
+    """Multiplies each weight's update by its multiple of the learning rate."""
 
     def scale(path: str, update: Float[Array, "..."]) -> Float[Array, "..."]:
         multiple = config.settings_of(path)["learning_rate"]

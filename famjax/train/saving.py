@@ -1,4 +1,4 @@
-"""When a training saves, and how it ends: at its last step, by a signal, or on an error."""
+"""When a training saves, and how it ends: at its last step, on a signal, or on an error."""
 
 import contextlib
 import signal
@@ -20,15 +20,15 @@ from famjax.storage.writer import Keep, Writer, is_disk_error
 from famjax.train import state as states
 from famjax.train.state import TrainState
 
-now = time.monotonic  # of its own name, so that tests can turn this clock alone
+now = time.monotonic  # a name of this module, so that tests can replace this clock alone
 
 
 @contextlib.contextmanager
 def only_training(model_dir: str | Path) -> Iterator[None]:
-    """While no other training writes into a directory; in a job of several processes the first one sees to it.
+    """Holds the lock of a model directory; in a job of several processes the first one holds it.
 
     Raises:
-      ConfigError: another one does, or the directory cannot be written, or the disk is full.
+      ConfigError: another training holds it, the directory cannot be written, or the disk is full.
     """
     with lock.held(model_dir) if jax.process_index() == 0 else contextlib.nullcontext():
         try:
@@ -40,16 +40,16 @@ def only_training(model_dir: str | Path) -> Iterator[None]:
 
 
 class Saver:
-    """Decides when to save, saves in the background, and says at the end what is on disk.
+    """Decides when to save, saves in the background, and reports at the end what is on disk.
 
     A context manager around the loop. All its methods are called by every process of a job, at the same steps.
 
     Attributes:
-      stopping: SIGTERM has come, here or in another process, and the step is saved: leave the loop.
+      stopping: SIGTERM was received, by this or another process, and the step is saved; the loop must end.
     """
 
     def __init__(self, config: TrainConfig, first_step: int, base: Base | None = None):
-        """`base` has the weights that are not trained; None saves all of them."""
+        """`base` has the weights that are not trained; None: save all weights."""
         self.config, self.stopping = config, False
         best = (config.keep_best_metric, config.keep_best, config.keep_best_mode)
         keep = Keep(config.keep_checkpoints, config.keep_period, *best)
@@ -57,7 +57,7 @@ class Saver:
         self._done, self._saved_at, self._metric_missed = first_step, now(), False
 
     def due(self, done: int) -> bool:
-        """Whether to save now, after `done` steps. Raises what went wrong with the save before."""
+        """Whether to save now, after `done` steps. Raises the error of the previous save if it failed."""
         self.writer.check()
         self._done = done
         config = self.config
@@ -67,12 +67,12 @@ class Saver:
         return bool(done == config.steps or periodic or timed or self.stopping)
 
     def save(self, state: TrainState, progress: dict[str, Any], metrics: dict[str, Any]) -> None:
-        """Starts to save a state; the arrays may be donated afterwards.
+        """Starts to save a state. Its arrays may be donated afterwards.
 
         Args:
-          state: after `due`'s steps.
-          progress: all of the training that is JSON, the same in every process.
-          metrics: the last ones that were logged.
+          state: after the number of steps last given to `due`.
+          progress: the JSON state of the training, the same in every process.
+          metrics: those of the last logged step.
         """
         self._saved_at = now()
         self._look_for_metric(metrics)
@@ -107,11 +107,11 @@ class Saver:
 
     def _kept(self) -> str:
         step = self.writer.saved
-        return "nothing is saved of this run yet" if step is None else f"the checkpoint of step {step} stays as it is"
+        return "no step of this run is saved yet" if step is None else f"the checkpoint of step {step} is untouched"
 
     def saved(self) -> str:
-        """What is on disk, in words."""
+        """Describes what is on disk."""
         step = self.writer.saved
         if step is None:
             return f"nothing is saved in {self.config.model_dir}"
-        return f"step {step} is saved in {self.config.model_dir}; the same command goes on from there"
+        return f"step {step} is saved in {self.config.model_dir}; run the same command to resume"

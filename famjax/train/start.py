@@ -1,4 +1,4 @@
-"""How a training comes into being: from its own newest checkpoint, from another model's weights, or at random."""
+"""The initial state of a training: its newest checkpoint, another model's weights, or random weights."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from famjax.train.state import TrainState
 
 
 def make_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Task:
-    """The task that `config.task` names, for a process that brings these rows of the global batch."""
+    """Returns the task that `config.task` names, for a process that provides these rows of the global batch."""
     if config.task != "passkey":
         return make_text_task(config, rows)
     task = PassKeyTask(
@@ -39,15 +39,15 @@ def make_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Task:
     )  # fmt: skip
     if task.stages != config.passkey.stages:
         print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
-              f"later stages are left out")  # fmt: skip
+              f"longer stages are left out")  # fmt: skip
     return task
 
 
 def files_beside(config: TrainConfig) -> dict[str, bytes]:
-    """What the model directory keeps of the task's vocabulary, by file name; nothing for bytes.
+    """Returns the files of the task's vocabulary for the model directory, by name; none for bytes.
 
-    A model that was imported hands on what an export gives back: its config.json, and, unless it is trained
-    on another vocabulary, all files of its tokenizer.
+    An imported model also passes on what an export restores: its config.json and, unless it is trained on another
+    vocabulary, all tokenizer files.
     """
     kept = files_to_keep(config)
     if not config.initial_checkpoint:
@@ -61,13 +61,13 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
 
 
 class Start(NamedTuple):
-    """With what a training begins.
+    """The beginning of a training.
 
     Attributes:
       state: on the mesh.
       progress: of the task.
-      logged: what the log has of the steps since its last line, see `loop.py`; empty at the first step.
-      base: which model's weights checkpoints leave out, because they stay as they are there; None: they have all.
+      logged: the log's values since its last line, see `loop.py`; empty at the first step.
+      base: the model whose weights checkpoints leave out, because they are not trained; None: they have all weights.
     """
 
     state: TrainState
@@ -77,10 +77,10 @@ class Start(NamedTuple):
 
 
 def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task) -> Start:
-    """The newest whole checkpoint of this run, else other weights to start from, else random ones.
+    """Returns the newest intact checkpoint of this run, else the weights of another model, else random ones.
 
-    What is read goes straight to where it belongs on the mesh, whatever mesh it was written from. Damaged
-    checkpoints are named on standard error; they are deleted when the training next saves.
+    Arrays are read directly into their sharding, whichever mesh they were written from. Damaged checkpoints are
+    reported on standard error and deleted at the next save.
     """
     shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.tuning, shapes(config.model))
@@ -94,7 +94,7 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     first = jax.process_index() == 0
     if found is not None:
         if damaged and first:
-            print(f"{damaged}; step {found.step}, the one before, is whole", file=sys.stderr, flush=True)
+            print(f"{damaged}; step {found.step}, the one before, is intact", file=sys.stderr, flush=True)
         if first:
             print(f"continuing {config.model_dir} from step {found.step}", flush=True)
         state = states.from_saved(found.step, found.params, found.training, where)
@@ -102,15 +102,15 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     base = _base_of(config)
     state = states.create(config, tx, mesh)
     if config.initial_checkpoint:
-        params, told = initial.adopt(config.initial_checkpoint, config.model, state.params, shapes)
+        params, report = initial.adopt(config.initial_checkpoint, config.model, state.params, shapes)
         state = dataclasses.replace(state, params=params)
         if first:
-            print(told, flush=True)
+            print(report, flush=True)
     return Start(state, task.start(), {}, base)
 
 
 def _base_of(config: TrainConfig) -> Base | None:
-    """Where the weights are that this training's checkpoints leave out, the same for all processes; or None."""
+    """Returns the base whose weights checkpoints leave out, the same in all processes, or None."""
     if not config.saves_a_part:
         return None
     base = bases.of(config.initial_checkpoint)
@@ -122,6 +122,6 @@ def _base_of(config: TrainConfig) -> Base | None:
 
 
 def sharded_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    """The weights' shapes, each with its place on the mesh."""
+    """Returns the shapes of the weights, each with its sharding."""
     shapes = parameter_shapes(config)
     return sharding.with_shardings(shapes, sharding.shardings(parameter_axes(config), shapes, mesh))

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and where it lies on the mesh."""
+"""The state that a training run carries from step to step, and its shardings."""
 
 import dataclasses
 from typing import Any
@@ -24,16 +24,16 @@ PASSED_FAM_AXES = ("layers", None, "fam", "embed")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that decides the next step.
+    """Everything that determines the next step.
 
     Attributes:
       step: int32, steps done.
       params: the weights, a nested dict.
       opt_state: the optimizer's, of the weights that are trained.
-      passed_fam: float32, FAM of the first row at the end of the last step, which random state passing hands on
-        (paper section 2, length extrapolation).
-      passed_updates: int32, updates that FAM has had; 0 before the first step.
-      memory: of the B rows, where rows go on with the documents of the step before; else None.
+      passed_fam: float32, FAM of the first row after the last step, for random state passing (paper section 2, length
+        extrapolation).
+      passed_updates: int32, number of updates of that FAM; 0 before the first step.
+      memory: of the B rows, if rows continue the documents of the previous step; else None.
     """
 
     step: Int[Any, ""]
@@ -45,7 +45,7 @@ class TrainState:
 
 
 def abstract(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> TrainState:
-    """Shapes, types and shardings of a state (`jax.ShapeDtypeStruct`). Computes nothing, whatever the size."""
+    """Returns shapes, types and shardings of a state (`jax.ShapeDtypeStruct`), without computing anything."""
     shapes = jax.eval_shape(lambda: _fresh(config, tx))
     params = sharding.shardings(model_lib.parameter_axes(config.model), shapes.params, mesh)
     where = TrainState(
@@ -62,15 +62,15 @@ def abstract(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh |
 
 
 def shardings(state: TrainState) -> TrainState:
-    """Where each array of a state, or of an abstract one, lies."""
+    """Returns the sharding of each array of a state, concrete or abstract."""
     return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def create(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A fresh state with random weights.
+    """Returns a new state with random weights.
 
-    Each device makes its own part, so no device ever holds the whole of a model that is cut. The weights
-    depend on the seed alone, not on the mesh.
+    Each device initialises its own shards, so no device ever holds a whole sharded model. The weights depend on the
+    seed alone, not on the mesh.
     """
     return jax.jit(lambda: _fresh(config, tx), out_shardings=shardings(abstract(config, tx, mesh)))()
 
@@ -86,7 +86,7 @@ def _fresh(config: TrainConfig, tx: optax.GradientTransformation) -> TrainState:
 
 
 def _no_memory(config: TrainConfig) -> MemoryState | None:
-    """Before the first step nothing was read: every row of the first batch starts a document."""
+    """The memory before the first step, which is not used: every row of the first batch starts a document."""
     if not config.carries_memory:
         return None
     shapes = jax.eval_shape(lambda: model_lib.create(config.model).initial_state(config.batch_size))
@@ -95,19 +95,19 @@ def _no_memory(config: TrainConfig) -> MemoryState | None:
 
 
 def own_weights(config: TrainConfig, params: Weights) -> Weights:
-    """The weights that a training has not from its base: those it trains, and LoRA and the memory's in any case."""
+    """Returns the weights that are not taken from the base: the trained ones, and LoRA and the memory's in any case."""
     trained = lambda path: not config.tuning.settings_of(path)["frozen"]
     return bases.part(params, lambda path: path.startswith(("layers/lora/", *MEMORY)) or trained(path))
 
 
 def to_save(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds beside the step and the weights: `opt_state`, and the other arrays by their
-    paths (`memory.layers.fam`). Orbax stores no empty array, so no FAM of length 0."""
+    """Returns what a checkpoint stores besides step and weights: `opt_state`, and the other arrays by path
+    (`memory.layers.fam`). Orbax stores no empty array, so a FAM of length 0 is left out."""
     return {"opt_state": state.opt_state} | {path: leaf for path, leaf in _carried(state) if leaf.size}
 
 
 def from_saved(step: int, params: Weights, saved: dict[str, Any], where: TrainState) -> TrainState:
-    """A state again, on the mesh of `where`, the abstract one."""
+    """Rebuilds a state from a checkpoint, on the mesh of the abstract state `where`."""
     empty = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
     leaves = [saved[path] if path in saved else empty(leaf) for path, leaf in _carried(where)]
     rest = jax.tree.unflatten(jax.tree.structure(_without_weights(where)), leaves)

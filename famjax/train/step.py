@@ -28,10 +28,10 @@ from famjax.train.watching.norms import squares
 
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
-# Rows of a batch, their random position offsets, their memories (rows first) and their numbers in the batch, the
-# latter three None where unused.
+# Rows of a batch, their random position offsets, their memories (rows first) and their numbers in the batch; the
+# latter three are None if unused.
 Microbatch: TypeAlias = tuple[Batch, Int[Array, "B"] | None, MemoryState | None, Int[Array, "B"] | None]
-# Folded into a step's key, for a stream of random numbers of its own.
+# Folded into a step's key to derive an independent key.
 DROPOUT = 0
 
 
@@ -39,9 +39,9 @@ class Part(NamedTuple):
     """Auxiliary outputs of one microbatch.
 
     Attributes:
-      costs: by their names in the metrics (`loss`, the cross entropy; `z_loss` ...), its parts of the batch's.
-      passed: (FAM, its updates) of its first row, which random state passing hands on.
-      rows: by row, `correct` [B, W] and `memory` (rows first) after the last token, or None.
+      costs: this microbatch's share of the batch's losses, by metric (`loss`, the cross entropy; `z_loss` ...).
+      passed: (FAM, number of its updates) of the first row, for random state passing.
+      rows: per row: `correct` [B, W], and `memory` (rows first) after the last token, or None.
     """
 
     costs: dict[str, Float[Array, ""]]
@@ -50,13 +50,13 @@ class Part(NamedTuple):
 
 
 def start_of_documents(config: MemoryConfig, state: TrainState, key: Key[Array, ""] | None, mesh: Mesh) -> Start:
-    """The initial memory of documents in this step: the learned prompt or, by random state passing, the FAM with
-    which the last step ended (one draw a step, for all rows). Without a key, the prompt."""
+    """Returns the initial memory of documents in this step: the learned prompt or, with random state passing, the FAM
+    after the last step (one draw per step, for all rows). Without a key, the prompt."""
     if key is None or not config.fam_length or not config.random_state_passing:
         return Start()
     use = jax.random.bernoulli(key, config.random_state_passing) & (state.passed_updates > 0)
     use &= state.step >= config.random_state_passing_from
-    # Between steps the passed FAM is cut along D; here it is an activation, and must not spread that cut.
+    # Between steps the passed FAM is sharded along D. Here it is an activation, and that sharding must not propagate.
     passed_fam = sharding.constrain(state.passed_fam, (None,) * 4, mesh)
     return Start(jax.lax.stop_gradient(passed_fam), state.passed_updates, use)
 
@@ -64,16 +64,16 @@ def start_of_documents(config: MemoryConfig, state: TrainState, key: Key[Array, 
 def position_shift(
     config: MemoryConfig, rope_base: float, key: Key[Array, ""], rows: int
 ) -> Int[Array, "B"] | None:  # fmt: skip
-    """Random position offset of each row (paper section 2): uniform in [0, 2 pi base), or 0. None: it has no effect."""
+    """Random position offset of each row (paper section 2): uniform in [0, 2 pi base), or 0. None: no effect."""
     if config.fam_position != "zero" or not config.random_position_offset:
-        return None  # it would change nothing but rounding
+        return None  # positions are relative: an offset would change rounding only
     keep_key, draw_key = jax.random.split(key)
     shift = jax.random.randint(draw_key, (rows,), 0, int(2 * jnp.pi * rope_base))
     return jnp.where(jax.random.bernoulli(keep_key, config.random_position_offset, (rows,)), shift, 0)
 
 
 def build(config: TrainConfig, mesh: Mesh, params: Weights) -> Transformer:
-    """The model with these weights, on its mesh."""
+    """Returns the model with these weights, on the mesh."""
     execution = Execution.of(config.model, placement(mesh))
     model: Transformer = nnx.merge(structure(config.model, execution), params)
     return model
@@ -82,8 +82,8 @@ def build(config: TrainConfig, mesh: Mesh, params: Weights) -> Transformer:
 def rows_before(
     model: Transformer, start: Start, rows: int, memory: MemoryState | None, mesh: Mesh
 ) -> MemoryState:  # fmt: skip
-    """The memory of the rows before a step, for what looks at one: that which they carry (`rows_first`), or, if they
-    carry none, that of a document's start."""
+    """Returns the memory of the rows before a step, for diagnostics: the carried one (`rows_first`) or, if rows carry
+    none, the initial one of a document."""
     memory = model.initial_state(rows, start) if memory is None else rows_first(memory, back=True)
     constrained: MemoryState = sharding.constrain(memory, state_axes(model.config.memory), mesh)
     return constrained
@@ -92,32 +92,30 @@ def rows_before(
 def draws(
     config: TrainConfig, step: Int[Array, ""], rows: int
 ) -> tuple[Key[Array, ""], Int[Array, "B"] | None]:  # fmt: skip
-    """(key of random state passing, position offsets or None) of a step: functions of (seed, step)."""
+    """Returns (key of random state passing, position offsets or None) of a step, as a function of (seed, step)."""
     passing, shift = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step))
     return passing, position_shift(config.model.memory, config.model.rope_base, shift, rows)
 
 
 def dropout_key(config: TrainConfig, step: Int[Array, ""], microbatch: Int[Array, ""]) -> Key[Array, ""]:
-    """From which a microbatch draws what LoRA leaves out, and the noise on FAM: a function of (seed, step, number of
+    """Returns the PRNG key for LoRA's dropout and FAM's noise in a microbatch, as a function of (seed, step, number of
     the microbatch)."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), microbatch)
 
 
 def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
-    """A step for `jax.jit`. Randomness is a function of (seed, step), so a resumed run draws the same.
+    """Returns the training step, for `jax.jit`. Randomness is a function of (seed, step), so a resumed run is equal.
 
-    Where rows go on with the documents of the step before (`TrainConfig.carries_memory`), they start with the
-    memory that these have left, a constant to this step's gradient: truncated backpropagation. Documents
-    that start anew start with `start_of_documents`.
+    Rows that continue documents of the previous step (`TrainConfig.carries_memory`) start with the memory that it left,
+    which gets no gradient (truncated backpropagation). New documents start with `start_of_documents`.
 
     If the loss or gradient norm is not finite, the update is skipped and only `step` advances.
 
-    Its metrics: `loss` (cross entropy); `z_loss`, `fam_growth_loss` and `distillation_loss` (what is added to it) if
-    asked for; `fam_gate` (the mean, after the step) if there is one;
-    `accuracy` (share of the loss weights at which the first choice is right), `gradient_norm`, `tokens` (real
-    ones, of the whole batch), `correct` (bool, of the shape of the batch's targets), `squares`: of `gradient`, `update`
-    and `weight` (that is trained, before the update) what `norms.squares` gives, and `update_norm`.
+    Metrics: `loss` (cross entropy); `z_loss`, `fam_growth_loss` and `distillation_loss` (added to it), if they are on;
+    `fam_gate` (mean after the step), if there is one; `accuracy` (correct predictions, by loss weight);
+    `gradient_norm`; `update_norm`; `tokens` (real tokens of the whole batch); `correct` (bool, shape of the batch's
+    targets); `squares` (`norms.squares` of `gradient`, `update` and `weight`: trained weights before the update).
     """
     where, axes = states.abstract(config, tx, mesh), state_axes(config.model.memory)
     gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
@@ -127,7 +125,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         trained: Weights, frozen: Weights, state: TrainState, key: Key[Array, ""], part: Microbatch,
         totals: tuple[Float[Array, ""], Int[Array, ""]],
     ) -> tuple[Float[Array, ""], Part]:  # fmt: skip
-        """What a microbatch adds to the batch's loss; `totals` are the batch's sum of weights and its tokens."""
+        """Returns a microbatch's share of the batch's loss; `totals`: the batch's sum of weights, and its tokens."""
         batch, shift, memory, numbers = part
         params = optim.join_frozen(trained, frozen)
         model = build(config, mesh, params)
@@ -153,9 +151,9 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         if config.distillation:
             theirs = whole_rows(config, mesh, params, batch)
             real = (jnp.arange(hidden.shape[1]) < batch.count[:, None]).astype(jnp.float32)
-            far, _ = divergence(model, hidden, theirs, real, totals[1], tokens_at_once)
+            far = divergence(model, hidden, theirs, real, totals[1], tokens_at_once)
             costs["distillation_loss"] = config.distillation * far
-        # What the next step may need.
+        # Outputs for the next step.
         passed_fam = sharding.constrain(after.stacked.fam[:, 0], (None,) * 4, mesh)
         rows = {"correct": loss.correct, "memory": rows_first(after) if config.carries_memory else None}
         out = Part(costs, (passed_fam, after.fam_updates[0]), rows)
@@ -184,20 +182,15 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             memory = sharding.constrain(memory, axes, mesh)
         passed_fam, passed_updates = out.passed
         new = TrainState(state.step, params, opt_state, passed_fam, passed_updates, memory)
-        with jax.named_scope("optimizer"):
-            norm = optax.tree.norm(grads)
-            sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
-            sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
-            new = select(jnp.isfinite(norm) & jnp.isfinite(sum(out.costs.values())), new, state)
         metrics = {
             **out.costs,
             "accuracy": (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9),
-            "gradient_norm": norm,
             "tokens": batch.count.sum(),
             "correct": correct,
-            "squares": sums,
-            "update_norm": jnp.sqrt(sum(values.sum() for values in sums["update"].values())),
+            **norms_of(grads, updates, trained, mesh),
         }
+        finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(sum(out.costs.values()))
+        new = select(finite, new, state)
         if config.model.memory.has_gate:
             metrics["fam_gate"] = new.params["fam"]["gate"].mean()
         return dataclasses.replace(new, step=state.step + 1), metrics
@@ -205,8 +198,17 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     return step
 
 
+@jax.named_scope("optimizer")
+def norms_of(grads: Weights, updates: Weights, trained: Weights, mesh: Mesh) -> dict[str, Any]:
+    """Returns the metrics `gradient_norm`, `update_norm` and `squares` of a step; see `make_step`."""
+    sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
+    sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
+    update_norm = jnp.sqrt(sum(values.sum() for values in sums["update"].values()))
+    return {"gradient_norm": optax.tree.norm(grads), "squares": sums, "update_norm": update_norm}
+
+
 def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weights:
-    """Weights with a gate before FAM as far open as it is after a number of steps, if steps decide it."""
+    """Opens FAM's gate linearly over `opening_steps`, if set; returns the weights after a number of steps."""
     if not config.opening_steps:
         return params
     gate = params["fam"]["gate"]
@@ -215,18 +217,18 @@ def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weight
 
 
 def whole_rows(config: TrainConfig, mesh: Mesh, params: Weights, batch: Batch) -> Float[Array, "B T D"]:
-    """Hidden states of `TrainConfig.teacher`, whose tokens see their document as far as the row has it."""
-    layers = {name: tree for name, tree in params["layers"].items() if name != "lora"}
-    base = {name: tree for name, tree in params.items() if name != "fam"} | {"layers": layers}
+    """Returns the hidden states of `TrainConfig.teacher`, whose tokens attend to their whole document in the row."""
+    layers = {name: tree for name, tree in params["layers"].items() if name not in ("lora", "memory")}
+    base = {name: tree for name, tree in params.items() if name not in ("fam", "memory")} | {"layers": layers}
     model = build(dataclasses.replace(config, model=config.teacher), mesh, jax.lax.stop_gradient(base))
     hidden, _ = model(batch.tokens, None, batch.count, layout=Layout(batch.starts, None, None))
     return jax.lax.stop_gradient(hidden)
 
 
 def rescaled(memory: MemoryState, most: float, share: float = 1.0) -> MemoryState:
-    """A memory whose feedback activations are scaled down to a root mean square over D of `most` (0: as they are) in a
-    share of the rows, the first ones; see `TrainConfig.carried_fam_rms`. Layers normalise FAM where they read it, so
-    its keys and values stay right."""
+    """Returns a memory whose FAM is scaled down to an RMS over D of at most `most` (0: unchanged) in a share of the
+    rows, the first ones; see `TrainConfig.carried_fam_rms`. Layers normalise FAM before they project it, so its keys
+    and values remain valid."""
     if not most:
         return memory
     fam = memory.stacked.fam
@@ -236,47 +238,48 @@ def rescaled(memory: MemoryState, most: float, share: float = 1.0) -> MemoryStat
 
 
 def growth(before: MemoryState, after: MemoryState, batch: Batch) -> Float[Array, ""]:
-    """How much longer FAM became a block, in rows that go on with a document from the memory before: the growth of
-    its root mean square over D, mean over layers and activations, summed over rows."""
+    """Per-block growth of FAM's RMS over D, for rows that continue a document: mean over layers and activations, sum
+    over rows."""
     N = batch.starts.shape[1]
     kept_B = jnp.full(batch.starts.shape[0], N) if batch.kept is None else batch.kept
     full_B = jnp.minimum(kept_B, batch.count * N // batch.tokens.shape[1])
-    goes_on = ~jnp.any(batch.starts & (jnp.arange(N) < kept_B[:, None]), axis=1) & (full_B > 0)
+    continues = ~jnp.any(batch.starts & (jnp.arange(N) < kept_B[:, None]), axis=1) & (full_B > 0)
     rms = lambda memory: fam_rms(memory.stacked.fam[:, :, 0])[..., 0]  # [L, B, F]
     grown = jax.nn.relu(rms(after) - rms(before)).mean(axis=(0, 2)) / jnp.maximum(full_B, 1)
-    return jnp.where(goes_on, grown, 0.0).sum()
+    return jnp.where(continues, grown, 0.0).sum()
 
 
 def select(keep: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """`new` where `keep` is set, else `old`. Elementwise, so it is made where the update is, in place."""
+    """Returns `new` if `keep`, else `old`. Elementwise, so that it fuses with the update and works in place."""
     return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
 
 
 def rows_first(memory: MemoryState, back: bool = False) -> MemoryState:
-    """A memory's arrays with the rows in front, where they can be cut into microbatches; or `back` again."""
+    """Moves the rows of a memory's arrays to the first axis, where they are split into microbatches, or `back`."""
     source, target = (0, 1) if back else (1, 0)
     move = lambda x: jnp.moveaxis(x, source, target)
     return dataclasses.replace(memory, layers=jax.tree.map(move, memory.layers))
 
 
 def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, batch: Tree) -> tuple[Weights, Part]:
-    """`one` on each microbatch, one after the other.
+    """Applies `one` to the microbatches one after the other and adds up their gradients.
 
     Args:
-      one: from rows to (gradients, `Part`); gradients and losses of all microbatches add up.
-      microbatches: their number. Microbatch i has the rows i, i + microbatches, ...: every device keeps
-        its own rows, where contiguous ones would have to move to others.
+      one: maps rows to (gradients, `Part`).
+      microbatches: their number. Microbatch i has the rows i, i + microbatches, ..., so that rows stay on their
+        device; contiguous microbatches would move them.
       batch: a tree of arrays [B, ...].
 
     Returns:
-      Sums of gradients (added in float32) and costs, `rows` in the order of the batch's rows, and the
-      passed FAM of the first microbatch, which has the batch's first row.
+      Sums of gradients (accumulated in float32) and costs, `rows` in the order of the batch's rows, and the passed FAM
+      of the first microbatch, which has the batch's first row.
     """
     if microbatches == 1:
         return one(batch)
-    cut = lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-    parts = jax.tree.map(cut, batch)
+    # Sizes in full: the FAM of a memory without FAM is an empty array, for which -1 says nothing.
+    split = lambda x: jnp.moveaxis(x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]), 1, 0)
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    parts = jax.tree.map(split, batch)
     grads, out = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zeros = lambda tree, dtype=None: jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), tree)
 
@@ -295,10 +298,10 @@ def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, b
 
 
 def jit_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> jax.stages.Wrapped:
-    """The step, compiled for a mesh at its first call. The state that it is given is donated: use the new one.
+    """Returns the step, compiled for a mesh at its first call. Its state argument is donated.
 
-    It is compiled for one set of shapes and shardings, which every batch and every state of a run have;
-    `compilations` tells if that holds.
+    It is compiled once, for the shapes and shardings that all batches and states of a run share; `compilations` counts
+    the programs.
     """
     state = states.shardings(states.abstract(config, tx, mesh))
     return jax.jit(
@@ -308,5 +311,5 @@ def jit_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) 
 
 
 def compilations(step_fn: Any) -> int:
-    """How many programs a jitted step has become. More than 1: shapes, types or shardings have changed."""
+    """Returns the number of programs compiled for a jitted step; more than 1: shapes, types or shardings changed."""
     return int(step_fn._cache_size())

@@ -39,7 +39,7 @@ FAM = ["train", "--gin_file", "gin/experiments/tiny_fam.gin"]
         ("EVAL_PERIOD=-1", "EVAL_PERIOD is -1; it must be at least 0"),
         ("DIAGNOSTICS_PERIOD=-1", "DIAGNOSTICS_PERIOD is -1; it must be at least 0"),
         ("DIAGNOSTICS_PERIOD='often'", "TrainConfig.diagnostics_period is 'often'; it must be of type int"),
-        ("PROFILE_STEPS=(5, 3)", "PROFILE_STEPS is (5, 3); write (n, m)"),
+        ("PROFILE_STEPS=(5, 3)", "PROFILE_STEPS is (5, 3); write (first, last)"),
         ("PROFILE_STEPS=7", "TrainConfig.profile_steps is 7; it must be of type tuple"),
         ("INITIAL_CHECKPOINT_PATH='/no/such/model'", "/no/such/model does not exist"),
     ],
@@ -67,7 +67,7 @@ def test_model_dir_holds_another_model(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "model.json").write_text(load_model_config(["gin/models/fam_tiny.gin"]).to_json())
     before = sorted(tmp_path.iterdir())
     assert main([*FAM, f"--gin.MODEL_DIR='{tmp_path}'", "--gin.FAM_LENGTH=4"]) == 2
-    assert "holds a model with fam_length 8, not 4; choose an empty directory" in capsys.readouterr().err
+    assert "holds a model with fam_length 8, not 4; use an empty directory" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
 
 

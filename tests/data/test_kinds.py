@@ -1,4 +1,4 @@
-"""Which reader takes which file: names times contents, alone and in mixtures; nothing is read as what it is not."""
+"""Which reader reads which file: names and contents, alone and in mixtures; no file is read as another kind."""
 
 import gzip
 import itertools
@@ -44,7 +44,7 @@ def texts(pattern, **settings):
 
 @pytest.mark.parametrize("ending", ENDS)
 def test_names_alone(tmp_path, ending):
-    """The last ending decides, whatever its case and whether it is packed; the same by name and by glob."""
+    """The last suffix decides, whatever its case and whether the file is compressed; the same by name and by glob."""
     wanted = {name: [TEXT] for name in TEXT_NAMES} | {name: [o["text"] for o in OBJECTS] for name in JSON_NAMES}
     for number, (name, documents) in enumerate(wanted.items()):
         folder = tmp_path / str(number)
@@ -73,7 +73,7 @@ def test_mixtures_are_refused_whatever_comes_first(tmp_path, one, other):
 @pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize("name", ["train.jsonl", "book.txt"])
 def test_what_lies_beside_data_is_not_read_with_it(tmp_path, name, beside):
-    """README and the like in a glob are refused by name; named by itself, or with a kind, each is read."""
+    """README and similar files in a glob are refused by name; named directly, or with a kind, each is read."""
     write(tmp_path / name, JSON if name.endswith("l") else TEXT)
     write(tmp_path / beside, TEXT)
     with pytest.raises(ConfigError, match=f"has {beside} beside the data; name the data alone, for example .*/\\*"):
@@ -85,7 +85,7 @@ def test_what_lies_beside_data_is_not_read_with_it(tmp_path, name, beside):
 
 @pytest.mark.parametrize("ending", REFUSED)
 def test_other_formats_are_refused_by_name(tmp_path, ending):
-    """Alone, in capitals, and among good files; the message says what to do and stays one line."""
+    """Alone, in upper case, and among valid files; the message says what to do and is one line."""
     for name in (f"a{ending}", f"a{ending.upper()}", f"a.tar{ending}"):
         path = write(tmp_path / name, TEXT)
         with pytest.raises(ConfigError, match=f"{name}: famjax does not read \\{ending} files here; ") as error:
@@ -101,7 +101,7 @@ def test_other_formats_are_refused_by_name(tmp_path, ending):
 @pytest.mark.parametrize("name", ["a.txt", "train_json", "data.jsonl.1"])
 @pytest.mark.parametrize("content", [JSON, "\n\n" + JSON, BOM + JSON.encode(), b"PK\3\4\0\0", b"abc\0"])
 def test_content_that_contradicts_its_name(tmp_path, name, content):
-    """JSON lines or binary data under a name of text: refused, unless the kind is set."""
+    """JSON lines or binary data under the name of a text file: refused, unless the kind is set."""
     path = write(tmp_path / name, content)
     with pytest.raises(ConfigError, match="SourceConfig.kind"):
         texts(path)
@@ -112,7 +112,7 @@ def test_content_that_contradicts_its_name(tmp_path, name, content):
 
 
 def test_twice_and_archives(tmp_path):
-    """A file and its packed copy are one document too many."""
+    """A file and its compressed copy would be the same document twice."""
     write(tmp_path / "a.txt", TEXT)
     write(tmp_path / "a.txt", TEXT, ".gz")
     with pytest.raises(ConfigError, match="a.txt.gz packed and unpacked"):
@@ -160,7 +160,7 @@ def test_other_encodings_are_named(tmp_path, encoding):
 
 @pytest.mark.parametrize("half", [r"\ud83d", r"a \udc00 b", r"\ude00\ud83d", r"\ud83d\ud83d\ude00"])
 def test_half_a_surrogate_pair_has_a_place(tmp_path, half):
-    """File and line, in training's reader and in evaluation's; a whole pair is a character."""
+    """File and line, in the reader of training and of evaluation; a whole pair is one character."""
     path = write(tmp_path / "a.jsonl", '{"text": "ok \\ud83d\\ude00"}\n\n{"text": "' + half + '"}\n')
     source = open_source(SourceConfig(str(path)))
     assert source.document(0).targets == "ok 😀"
@@ -169,7 +169,7 @@ def test_half_a_surrogate_pair_has_a_place(tmp_path, half):
     _, bad = rows(str(path), "test")
     assert isinstance(bad, Unreadable) and bad.place == f"{path}:3" and "half a surrogate" in bad.reason
     kept = write(tmp_path / "b.jsonl", '{"text": "ok", "user": "' + half + '"}\n')
-    assert texts(kept) == ["ok"]  # what is not read may be anything
+    assert texts(kept) == ["ok"]  # fields that are not read may be invalid
 
 
 # --- one bad file among good ones ------------------------------------------------------------------
@@ -186,7 +186,7 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_one_bad_file_costs_itself_alone(tmp_path, what):
-    """docs/evaluation.md: it is counted, with place and reason; fatal only if nothing can be read."""
+    """docs/evaluation.md: it is counted, with place and reason; fatal only if no file can be read."""
     name, content = BAD[what]
     lines = ".jsonl" in name
     for good in ("a", "c"):
@@ -204,12 +204,12 @@ def test_one_bad_file_costs_itself_alone(tmp_path, what):
         found = list(rows(str(tmp_path / "*"), "test"))
         readable = [row.fields["text"] for row in found if not isinstance(row, Unreadable)]
         assert readable.count("good") == 2
-        # a number is a row like any other; that its text is no text is for the task to say
+        # a number is a valid row; the task reports that its text is not a string
         assert (len(found) > len(readable)) == (what != "a number")
 
 
 def test_one_bad_table_costs_itself_alone(tmp_path):
-    """Parquet and CSV: rows up to the damage, and the files after it."""
+    """Parquet and CSV: rows before the damage, and the files after it."""
     import pyarrow
     import pyarrow.parquet
 

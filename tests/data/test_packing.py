@@ -1,4 +1,4 @@
-"""Packed rows: examples side by side, in order, with the weights that they have."""
+"""Packed rows: examples next to each other, in order, with their weights."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ def packed(tmp_path, **changes):
 
 
 def predictions(batches):
-    """(token, weight) of each token that a row's positions predict, in reading order, weights 0 left out."""
+    """Returns (token, weight) of each token that a row's positions predict, in reading order, without weight 0."""
     targets = np.concatenate([batch.targets[0] for batch in batches])
     weights = np.concatenate([batch.weights[0] for batch in batches])
     return [(int(t), float(w)) for t, w in zip(targets, weights, strict=True) if w]
 
 
 def expected(examples):
-    """All tokens of all targets but an example's first token, which nothing predicts."""
+    """Returns all tokens of all targets except an example's first token, which is not predicted."""
     return [
         (ord(letter), 1.0)
         for example in examples
@@ -37,8 +37,8 @@ def expected(examples):
 
 
 def test_cut_rows_hold_every_token_in_order(tmp_path):
-    """Rows joined are the examples joined, no padding; every token of an answer is predicted exactly once, also
-    the first one behind a row's edge; questions never are."""
+    """Concatenated rows are the concatenated examples, without padding; every token of an answer is predicted exactly
+    once, including the first one of the next row; questions are never predicted."""
     batches = text.batches_of(packed(tmp_path), 15)
     tokens = np.concatenate([batch.tokens[0] for batch in batches])
     joined = "".join(example["inputs"] + example["targets"] for example in EXAMPLES)
@@ -50,7 +50,7 @@ def test_cut_rows_hold_every_token_in_order(tmp_path):
 
 
 def test_whole_rows_cut_no_example_that_fits(tmp_path):
-    """An example that does not fit starts the next row; one that is longer than a row loses its end."""
+    """An example that does not fit starts the next row; one that is longer than a row is truncated."""
     batches = text.batches_of(packed(tmp_path, packing="whole"), 7)
     rows = [bytes(batch.tokens[0].astype(np.uint8)).rstrip(b"\0").decode() for batch in batches]
     one = [example["inputs"] + example["targets"] for example in EXAMPLES]
@@ -62,8 +62,8 @@ def test_whole_rows_cut_no_example_that_fits(tmp_path):
 
 
 def test_a_random_segment_is_repeated(tmp_path):
-    """Paper section 5: consecutive tokens of the row once more at its end, behind the announcement, predicted with
-    weight 0.1; the announcement has no loss; the rest is as without it."""
+    """Paper section 5: consecutive tokens of the row are repeated at its end, after the announcement, with weight 0.1;
+    the announcement has no loss; the rest is unchanged."""
     made = packed(tmp_path, repeat_segment=5, repeat_weight=0.25, sequence_length=64)
     content = 64 - len(REPEAT_TEXT) - 5
     firsts = set()
@@ -98,13 +98,13 @@ def test_a_short_row_repeats_behind_its_last_token(tmp_path):
 
 
 def test_a_segment_needs_room(tmp_path):
-    """Told before jax is loaded and before anything is trained."""
+    """Reported before JAX is loaded and before any training."""
     with pytest.raises(ConfigError, match="take 36 tokens of a row of 64; use at most half of it"):
         check_text_task(packed(tmp_path, repeat_segment=12, sequence_length=64))
 
 
 def test_begin_and_end_of_text(tmp_path):
-    """Where the vocabulary has them: begin is read and never predicted, end is predicted like the answer."""
+    """If the vocabulary has them: begin is read and never predicted, end is predicted like the answer."""
     vocabulary = ByteVocabulary(offset=3, eos=1)
     vocabulary.bos = 2
     source = text.write_jsonl(tmp_path / "a.jsonl", [{"inputs": "ab", "targets": "cd"}, {"inputs": "", "targets": ""}])

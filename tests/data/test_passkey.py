@@ -1,4 +1,4 @@
-"""The pass key task: the paper's words, the right targets, a curriculum that opens."""
+"""The pass key task: the paper's text, the right targets, a curriculum that opens."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_filler_has_exactly_so_many_tokens_and_the_answer_is_where_it_is_said(fi
 
 
 def test_byte_vocabulary_round_trip():
-    """Ids are the bytes of UTF-8, also beyond ASCII."""
+    """Ids are UTF-8 bytes, also beyond ASCII."""
     assert decode(encode("naïve €")) == "naïve €"
     assert encode("aé").tolist() == [97, 0xC3, 0xA9]
 
@@ -50,7 +50,7 @@ def test_byte_vocabulary_round_trip():
 @pytest.mark.parametrize("open_stages", [1, 3, 5])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rows_hold_whole_documents_at_block_edges(seed, open_stages):
-    """Cut at `starts`, a row is documents of the format, padding up to the block's end and nothing else."""
+    """Split at `starts`, a row is documents of the format, padding up to the block's end and nothing else."""
     config = PassKeyConfig()
     batch = task(seed).batch(7, {"open_stages": open_stages})[0]
     longest = 0
@@ -70,7 +70,7 @@ def test_rows_hold_whole_documents_at_block_edges(seed, open_stages):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_targets_follow_their_positions_and_weights_are_as_configured(seed):
-    """A target is the token after its position; answers weigh 1, mentions and other text as configured."""
+    """A target is the token after its position; answers have weight 1, mentions and other text as configured."""
     config = PassKeyConfig(mention_weight=0.5, text_weight=0.05, text_tokens=7)
     batch = task(seed, config=config).batch(seed, {"open_stages": 2})[0]
     for row, starts, positions, targets, weights in zip(
@@ -87,7 +87,7 @@ def test_targets_follow_their_positions_and_weights_are_as_configured(seed):
 
 
 def test_batches_depend_on_seed_step_and_progress_alone():
-    """The same three give the same batch; another step or seed gives another."""
+    """A batch is a function of the three; another step or seed gives another one."""
     progress = {"open_stages": 3}
     first, again, other = task(5).batch(9, progress)[0], task(5).batch(9, progress)[0], task(5).batch(10, progress)[0]
     assert all((a == b).all() for a, b in zip(first[:-1], again[:-1], strict=True))
@@ -97,7 +97,7 @@ def test_batches_depend_on_seed_step_and_progress_alone():
 
 
 def test_every_alignment_of_the_last_stage_is_drawn():
-    """Failures sit where answers straddle a block's edge, so training must see all alignments."""
+    """Models fail where answers straddle a block boundary, so training must see all alignments."""
     drawn = set()
     for step in range(120):
         batch = task(batch_size=8).batch(step, {"open_stages": 5})[0]
@@ -107,8 +107,8 @@ def test_every_alignment_of_the_last_stage_is_drawn():
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0.0, 0.13), (1.0, 0.75, 1.0)])
 def test_straddling_answers_are_as_frequent_as_asked(share, least, most):
-    """By chance 4 of 64 answers have digits on both sides of a block's edge. At straddle_share 1 all have, but
-    for documents that must end early because their row does."""
+    """By chance 4 of 64 answers straddle a block boundary. At straddle_share 1 all do, except in documents that must
+    end early because their row does."""
     pass_key = task(config=PassKeyConfig(straddle_share=share), batch_size=8)
     ends = []
     for step in range(30):
@@ -120,7 +120,7 @@ def test_straddling_answers_are_as_frequent_as_asked(share, least, most):
 
 @pytest.mark.parametrize("behind", [1, 8])
 def test_answers_that_begin_behind_an_edge(behind):
-    """All that begin from 4 tokens before a block's edge to `straddle_behind` tokens behind it, as often each."""
+    """Answers begin from 4 tokens before a block boundary to `straddle_behind` tokens after it, equally often."""
     pass_key = task(config=PassKeyConfig(straddle_share=1.0, straddle_behind=behind), batch_size=8)
     begin = []
     for step in range(60):
@@ -134,7 +134,7 @@ def test_answers_that_begin_behind_an_edge(behind):
 
 
 def test_a_stage_opens_on_the_newest_stages_exact_match():
-    """Right answers open all stages one by one; answers with one wrong digit open none."""
+    """Correct answers open all stages one by one; answers with one wrong digit open none."""
     pass_key = task(config=PassKeyConfig(open_at=0.8))
     right_progress = wrong_progress = pass_key.start()
     for step in range(400):
@@ -153,7 +153,7 @@ def test_a_stage_opens_on_the_newest_stages_exact_match():
 
 @pytest.mark.parametrize(("blocks", "stages"), [(22, (1, 2, 4, 8, 16)), (20, (1, 2, 4, 8)), (6, (1,))])
 def test_the_curriculum_ends_where_rows_do(blocks, stages):
-    """Short rows leave the last stages out; what is drawn then still fits, and nothing waits for them."""
+    """Short rows leave the last stages out; drawn documents still fit, and the curriculum ends without those stages."""
     pass_key = task(sequence_length=blocks * BLOCK)
     assert pass_key.stages == stages
     progress = pass_key.start()
@@ -178,12 +178,12 @@ def test_impossible_tasks_say_what_to_change():
 
 
 def streams(seed: int = 0, **changes) -> PassKeyTask:
-    """A task all of whose stages are open and most of whose rows go on."""
+    """A task with all stages open, in which most rows are streams."""
     return task(seed, config=PassKeyConfig(stages=(16,), stream_share=0.75, straddle_share=0.25, **changes))
 
 
 def played(pass_key: PassKeyTask, steps: int, right=lambda step, row: True):
-    """Batches, and the streams' entries before and behind each, where `right` says which rows answer right."""
+    """Yields batches, and the streams' states before and after each; `right` says which rows answer correctly."""
     progress = pass_key.start()
     for step in range(steps):
         before = progress["streams"]
@@ -196,7 +196,7 @@ def played(pass_key: PassKeyTask, steps: int, right=lambda step, row: True):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_kept_blocks_of_a_stream_and_its_last_part_are_one_document(seed):
-    """What the memory has read when a question is asked, and the question's part, are a document of the format."""
+    """The tokens that the memory has read before a question, with the question's part, are a document of the format."""
     pass_key = streams(seed)
     kept_text, longest = [""] * 3, 0
     for batch, before, _ in played(pass_key, 30):
@@ -220,7 +220,7 @@ def test_the_kept_blocks_of_a_stream_and_its_last_part_are_one_document(seed):
 
 
 def test_a_stream_ends_where_it_was_answered_wrong_or_is_long_enough():
-    """Gated, a wrong answer ends a stream; not gated, its length alone does, and so it does where all is right."""
+    """Gated, a wrong answer ends a stream; not gated, or if all answers are right, only its length does."""
     wrong = lambda step, row: row != 1 or step % 3 != 2
     lengths = []
     for n, (_, before, progress) in enumerate(played(streams(stream_blocks=64), 120, wrong)):
@@ -233,7 +233,7 @@ def test_a_stream_ends_where_it_was_answered_wrong_or_is_long_enough():
 
 
 def test_recall_is_told_by_the_filler_before_the_question():
-    """Rows that forget behind 32 blocks show it under the ages behind 32, and nowhere else."""
+    """Rows that forget after 32 blocks show it in the recall beyond 32 blocks, and nowhere else."""
     pass_key = streams(1)
     progress = pass_key.start()
     for step in range(200):
@@ -250,7 +250,7 @@ def test_recall_is_told_by_the_filler_before_the_question():
 
 @pytest.mark.parametrize("settings", [{}, {"stream_blocks": 16, "stream_told_again": 0.5, "late_share": 0.5}])
 def test_the_entries_of_a_stream_are_json_and_enough_to_go_on(settings):
-    """Progress is what a checkpoint holds: read back from JSON, the next batch is the same."""
+    """Progress is stored in checkpoints: read back from JSON, the next batch is the same."""
     pass_key, ended = streams(4, **settings), False
     for step, (_, _, progress) in enumerate(played(pass_key, 9)):
         back = json.loads(json.dumps(progress))
@@ -262,13 +262,13 @@ def test_the_entries_of_a_stream_are_json_and_enough_to_go_on(settings):
     assert ended == bool(settings)
 
 
-# --- keys that are told late ------------------------------------------------------------------------------------------
+# --- late keys --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_stream_at_its_end_is_told_another_key_and_what_it_was_told_before_is_in_its_memory(seed):
-    """At share 1 no memory begins afresh while answers are right; each stretch is a document without introduction:
-    filler, the telling of a key of its own, filler, its question. Only its own filler counts."""
+    """At share 1 no memory is reset while answers are right; each stretch is a document without introduction: filler,
+    the statement of its own key, filler, its question. Only its own filler counts."""
     pass_key = streams(seed, stream_blocks=24, stream_told_again=1.0)
     kept, told, keys, again, progress = [""] * 3, [""] * 3, [set() for _ in range(3)], 0, {}
     for step, (batch, before, progress) in enumerate(played(pass_key, 40)):
@@ -296,7 +296,7 @@ def test_a_stream_at_its_end_is_told_another_key_and_what_it_was_told_before_is_
 
 
 def test_a_stream_that_was_wrong_is_told_another_key_with_a_fresh_memory():
-    """Whatever the share: what has lost its key is no memory to go on with."""
+    """Whatever the share, a memory that has lost its key is discarded."""
     pass_key = streams(1, stream_told_again=1.0)
     for batch, before, _ in played(pass_key, 12, lambda step, row: False):
         assert before == [None] * 3
@@ -305,7 +305,7 @@ def test_a_stream_that_was_wrong_is_told_another_key_with_a_fresh_memory():
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_keys_are_told_behind_filler_as_often_as_asked(share):
-    """The filler before the telling is less than 2 blocks, and is not counted as the key's own."""
+    """The filler before the key is stated is less than 2 blocks, and does not count as filler of the key."""
     pass_key = task(config=PassKeyConfig(late_share=share), batch_size=8)
     late = []
     for step in range(40):

@@ -1,4 +1,4 @@
-"""The pass key task in the tokens of any vocabulary: the paper's words, exact lengths, the answer where it is said."""
+"""The pass key task in the tokens of any vocabulary: the paper's text, exact lengths, the position of the answer."""
 
 import io
 
@@ -14,7 +14,7 @@ from famjax.data.vocabulary import ByteVocabulary, TokenizerVocabulary, load_voc
 from tests.pretrained import tokenizers_of_ours
 
 BLOCK = 32
-# Some digits often stand together, so that keys of five digits have one to five tokens.
+# Some pairs of digits are one token, so that keys of five digits have one to five tokens.
 WORDS = [f"{INTRODUCTION}{FILLER}{QUESTION}{number}. {TELLING.format(key=12345)}" for number in (12345, 12, 90, 123)]
 
 
@@ -54,7 +54,7 @@ ALL = ["bytes", "bytes behind special ones", "byte-level", "metaspace", "Sentenc
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("key", ["12345", "00000", "90817", "12123", "7"])
 def test_lengths_are_exact_and_the_key_is_where_it_is_said(writers, name, key):
-    """Whatever the tokens: so many of filler, the answer at the end, the mention before; together the paper's words."""
+    """With any tokens: exact filler, the answer at the end, the mention before; together the paper's text."""
     writer = writers[name]
     vocabulary, bos = writer.vocabulary, writer.vocabulary.bos
     for filler in (0, 1, 2, 17, 64, 333):
@@ -76,7 +76,7 @@ def test_lengths_are_exact_and_the_key_is_where_it_is_said(writers, name, key):
 
 @pytest.mark.parametrize("name", ["byte-level", "metaspace", "SentencePiece"])
 def test_tokens_are_those_of_the_whole_text(writers, name):
-    """A document whose filler is whole sentences has the tokens of its text encoded at once: no seams between parts."""
+    """A document with whole sentences of filler has the tokens of its text encoded at once."""
     writer = writers[name]
     vocabulary, key = writer.vocabulary, "12390"
     text = INTRODUCTION + TELLING.format(key=key) + (3 * FILLER).rstrip() + QUESTION + key
@@ -89,8 +89,8 @@ def test_tokens_are_those_of_the_whole_text(writers, name):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("key", ["12390", "7"])
 def test_a_key_told_behind_filler(writers, name, key):
-    """With whole sentences of filler before the telling too, the tokens are those of the text; without an introduction
-    they are those behind it. Places and lengths hold."""
+    """With whole sentences of filler before the key too, the tokens are those of the text; without an introduction they
+    are those after it. Positions and lengths hold."""
     writer = writers[name]
     vocabulary, bos = writer.vocabulary, writer.vocabulary.bos is not None
     text = INTRODUCTION + 2 * FILLER + TELLING.format(key=key) + FILLER.rstrip() + QUESTION + key
@@ -112,13 +112,13 @@ def test_a_key_told_behind_filler(writers, name, key):
 
 
 def test_keys_fall_into_tokens_of_several_digits(writers):
-    """Otherwise the tests here would say nothing about them."""
+    """Otherwise the tests here would not test them."""
     lengths = {writers["byte-level"].answer_tokens(key) for key in ("12345", "12390", "67676")}
     assert len(lengths) == 3 and min(lengths) == 1
 
 
 def test_without_a_token_for_the_beginning(writers):
-    """`bos` False leaves it away."""
+    """`bos` False leaves it out."""
     vocabulary = writers["byte-level"].vocabulary
     with_it, without = Writer(vocabulary).document("12345", 5), Writer(vocabulary, bos=False).document("12345", 5)
     assert with_it.tokens[1:].tolist() == without.tokens.tolist()
@@ -136,7 +136,7 @@ def task(writer: Writer, **config) -> PassKeyTask:
 @pytest.mark.parametrize("open_stages", [1, 3])
 @pytest.mark.parametrize("name", ["byte-level", "SentencePiece"])
 def test_answers_and_mentions_have_the_loss(writers, name, open_stages):
-    """The tokens of each answer weigh 1, of each mention as configured; no other, but for so many at random."""
+    """The tokens of each answer have weight 1, of each mention as configured; others only `text_tokens` at random."""
     pass_key = task(writers[name])
     for step in range(5):
         batch = pass_key.batch(step, {"open_stages": open_stages})[0]
@@ -156,13 +156,13 @@ def test_answers_and_mentions_have_the_loss(writers, name, open_stages):
 
 
 def test_exact_match_counts_answers_of_unequal_lengths(writers):
-    """All right is 1; a wrong last token of an answer is a miss; what fills up is neither."""
+    """All correct is 1; a wrong last token of an answer is a miss; padding targets do not count."""
     pass_key = task(writers["byte-level"])
     batch = pass_key.batch(3, {"open_stages": 2})[0]
     answers = [columns for row in pass_key._answers(batch) for columns, _ in row]
     assert len({len(columns) for columns in answers}) > 1
     progress = {"open_stages": 1, "exact_match": 1.0, "exact_match_newest": 0.5}
-    wrong = batch.weights > 0  # what fills up is wrong
+    wrong = batch.weights > 0  # padding targets count as wrong
     after = pass_key.observe(progress, batch, wrong)
     assert after["exact_match"] == 1.0 and after["exact_match_newest"] > 0.5
     for row, right in zip(pass_key._answers(batch), wrong, strict=True):
@@ -173,7 +173,7 @@ def test_exact_match_counts_answers_of_unequal_lengths(writers):
 
 
 def test_filler_is_told_exactly(writers):
-    """Which stage an answer counts for depends on its filler, counted in the tokens of its own key."""
+    """The stage of an answer depends on its filler, counted in the tokens of its own key."""
     pass_key = task(writers["byte-level"])
     drawn = []
     ordinary, document = pass_key.writer.document, pass_key.writer.document
@@ -184,7 +184,7 @@ def test_filler_is_told_exactly(writers):
 
 
 def test_answers_that_straddle(writers):
-    """At straddle_share 1 answers of two tokens or more lie on both sides of a block's edge."""
+    """At straddle_share 1 answers of two tokens or more straddle a block boundary."""
     pass_key = task(writers["byte-level"], straddle_share=1.0)
     straddling, several = 0, 0
     for step in range(20):
@@ -199,10 +199,10 @@ def test_answers_that_straddle(writers):
 
 
 def test_what_cannot_write_the_task():
-    """A vocabulary without digits, and a model that lacks some of the tokens, are told in words."""
+    """A vocabulary without digits, and a model that lacks some of the tokens, are reported."""
     ids = {"<unk>": 0, "The": 1, "grass": 2}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
-    with pytest.raises(ConfigError, match="does not give back the text of the pass key task"):
+    with pytest.raises(ConfigError, match="does not reproduce the text of the pass key task"):
         Writer(TokenizerVocabulary({"tokenizer.json": tokenizer.to_str().encode()}, "here"))
     with pytest.raises(ConfigError, match="vocab_size 300 is below the [0-9]+ tokens of the vocabulary"):
         Writer(byte_level()).check(300)

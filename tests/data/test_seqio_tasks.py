@@ -1,4 +1,4 @@
-"""Tasks and mixtures of seqio as examples for rows: each once an epoch, resumed anywhere, on any number of hosts."""
+"""Tasks and mixtures of seqio as examples: each once per epoch, resumable anywhere, on any number of hosts."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ PAIRS = {"inputs": seqio.Feature(FileVocabulary("bytes"), add_eos=False)} | BYTE
 
 @pytest.fixture
 def registry():
-    """Whatever a test registers is gone behind it."""
+    """Removes what a test registers."""
     before = [dict(registry._REGISTRY) for registry in (seqio.TaskRegistry, seqio.MixtureRegistry)]
     yield
     for registry, content in zip((seqio.TaskRegistry, seqio.MixtureRegistry), before, strict=True):
@@ -32,7 +32,7 @@ def registry():
 
 
 def add_task(folder, name="texts", sizes=SIZES, files=1, **settings):
-    """A task of text files with a document on each line; `inputs | targets` where there is a bar."""
+    """Registers a task of text files with a document on each line; `inputs | targets` if there is a bar."""
     folder.mkdir(exist_ok=True)
     lines = [text.text(i, size) for i, size in enumerate(sizes)]
     for i in range(files):
@@ -50,8 +50,8 @@ def config(name="texts", **changes):
 
 @pytest.mark.parametrize(("files", "rows", "shards"), [(1, 1, 0), (4, 3, 0), (1, 3, 1), (4, 4, 2)])
 def test_each_example_once_an_epoch(tmp_path, registry, files, rows, shards):
-    """However the task is cut over shards and lanes, every document is streamed whole, with its targets, and once in
-    each epoch that the lanes of its shard have passed."""
+    """For any split over shards and lanes, every document is streamed whole, with its targets, and once in each epoch
+    that the lanes of its shard have finished."""
     lines = add_task(tmp_path, files=files)
     task = make_text_task(config(rows=rows, stream_share=1.0, data_shards=shards), range(rows))
     batches, progress = text.read(task, 22 // rows)
@@ -68,7 +68,7 @@ def test_each_example_once_an_epoch(tmp_path, registry, files, rows, shards):
 
 @pytest.mark.parametrize("shards", [0, 1])
 def test_a_resumed_run_reads_the_same_on_any_number_of_processes(tmp_path, registry, shards):
-    """From JSON at some step on, in new tasks, with the rows shared out otherwise: the uninterrupted batches."""
+    """From JSON at some step on, in new tasks, with another split of the rows: the uninterrupted batches."""
     add_task(tmp_path, files=2)
     made = config(rows=4, stream_share=0.5, data_shards=shards)
     whole, progress = text.read(make_text_task(made, range(4)), 5)
@@ -79,7 +79,7 @@ def test_a_resumed_run_reads_the_same_on_any_number_of_processes(tmp_path, regis
 
 
 def test_lanes_ask_in_any_order(tmp_path, registry):
-    """A task that is ahead, asked for an older step, reads it again."""
+    """A task that is ahead reads again for an older step."""
     add_task(tmp_path)
     task = make_text_task(config(rows=3, packing="whole", data_shards=1), range(3))
     batches, progress = text.read(task, 3)
@@ -88,7 +88,7 @@ def test_lanes_ask_in_any_order(tmp_path, registry):
 
 
 def test_no_lane_starves_and_none_makes_others_wait(tmp_path, registry, monkeypatch):
-    """With fewer examples than lanes, lanes take turns in having one. Lanes of a shard share what is read of it."""
+    """With fewer examples than lanes, lanes take turns. Lanes of a shard share what is read of it."""
     opened = []
     iterate = seqio_tasks.TaskExamples._iterate
     monkeypatch.setattr(
@@ -101,11 +101,11 @@ def test_no_lane_starves_and_none_makes_others_wait(tmp_path, registry, monkeypa
     opened.clear()
     add_task(tmp_path, "long", sizes=[2, 9] * 13)
     text.batches_of(config("long", rows=3, data_shards=1, packing="whole"), 5)
-    assert opened.count((0, 0)) <= 3  # once, and again for each lane that comes late
+    assert opened.count((0, 0)) <= 3  # once, and again for each late lane
 
 
 def test_inputs_carry_no_loss(tmp_path, registry):
-    """`inputs` in front of `targets` with weight 0; other features are left out; end of text as the task has it."""
+    """`inputs` before `targets` with weight 0; other features are left out; end of text as in the task."""
     vocabulary = seqio.ByteVocabulary()
     features = {name: seqio.Feature(vocabulary, add_eos=name == "targets") for name in ("inputs", "targets")}
     rename = lambda ds: ds.map(lambda line: {"inputs": "q?", "targets": line, "other": 5})
@@ -120,7 +120,7 @@ def test_inputs_carry_no_loss(tmp_path, registry):
 
 
 def test_mixtures_draw_by_their_rates(tmp_path, registry):
-    """Nested too; each task has a place of its own, and runs through its epochs."""
+    """Also nested; each task has its own position, and its own epochs."""
     for name, letter in (("a", "A"), ("b", "B"), ("c", "C")):
         (tmp_path / name).write_text(f"{letter}xyz\n" * 60)
         source = seqio.TextLineDataSource({"train": str(tmp_path / name)})
@@ -134,7 +134,7 @@ def test_mixtures_draw_by_their_rates(tmp_path, registry):
 
 
 def cache(folder, name, documents):
-    """What `seqio_cache_tasks` writes of a task with int32 targets."""
+    """Writes what `seqio_cache_tasks` writes for a task with int32 targets."""
     where = folder / name
     where.mkdir(parents=True)
     with tf.io.TFRecordWriter(str(where / "train.tfrecord-00000-of-00001")) as writer:
@@ -152,7 +152,7 @@ def cache(folder, name, documents):
 
 
 def test_cached_tasks(tmp_path, registry):
-    """`use_cached` reads the cache and not the source; without one it is an error that says what to do."""
+    """`use_cached` reads the cache and not the source; without one, an error says what to do."""
     steps = [
         lambda ds: ds.map(lambda line: {"targets": line}), seqio.preprocessors.tokenize, seqio.CacheDatasetPlaceholder()
     ]  # fmt: skip
@@ -208,7 +208,7 @@ def test_what_cannot_be_read_is_told(tmp_path, registry):
 
 
 def test_vocabularies_go_both_ways(tmp_path):
-    """seqio's bytes as ours, with their offset; ours in tensorflow and in Python; what a model directory keeps."""
+    """seqio's bytes as ours, with their offset; ours in tensorflow and in Python; the files for a model directory."""
     ours, kept = ours_of(seqio.ByteVocabulary(extra_ids=10))
     assert ours.encode("aß").tolist() == seqio.ByteVocabulary().encode("aß")
     assert (ours.size, ours.eos, ours.decode([100, 198, 162, 1])) == (269, 1, "aß")
@@ -223,18 +223,18 @@ def test_vocabularies_go_both_ways(tmp_path):
 
 
 def test_a_vocabulary_that_cannot_be_kept_is_told(tmp_path, registry, capsys):
-    """The training goes on; a line says what to add before the model can be used on text."""
+    """The training runs; a line says what to add before the model can be used on text."""
     through = [lambda ds: ds.map(lambda line: {"targets": tf.cast(tf.io.decode_raw(line, tf.uint8), tf.int32)})]
     features = {"targets": seqio.Feature(seqio.PassThroughVocabulary(256), add_eos=False)}
     add_task(tmp_path, output_features=features, preprocessors=through)
     assert files_to_keep(config()) == {}
-    assert "cannot keep the vocabulary of texts" in capsys.readouterr().out
+    assert "the vocabulary of texts cannot be saved in" in capsys.readouterr().out
     assert find_task("texts", config().data).name == "texts"
 
 
 @pytest.mark.slow
 def test_tfds_datasets_by_name(tmp_path):
-    """`tfds:NAME:VERSION` needs no task: its `text`, with the vocabulary of the settings; what it lacks is told."""
+    """`tfds:NAME:VERSION` needs no task: its `text`, with the settings' vocabulary; a missing field is reported."""
     import tensorflow_datasets as tfds
 
     for name, key in (("famjax_texts", "text"), ("famjax_other", "body")):

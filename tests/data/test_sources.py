@@ -1,4 +1,4 @@
-"""Documents by number: files, lines, JSON lines, Arrow tables; and what a user gets wrong in them."""
+"""Documents by index: files, lines, JSON lines, Arrow tables; and users' mistakes in them."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def documents(path, **settings):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_file_is_a_document(tmp_path, packed):
-    """In the order of their paths, byte for byte, unpacked where the name ends in .gz."""
+    """In the order of their paths, byte for byte, decompressed if the name ends in .gz."""
     for i, content in enumerate(DOCUMENTS):
         raw = content.encode()
         (tmp_path / f"{i}.txt{'.gz' * packed}").write_bytes(gzip.compress(raw) if packed else raw)
@@ -37,7 +37,7 @@ def test_a_file_is_a_document(tmp_path, packed):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 2**24])
 @pytest.mark.parametrize("name", ["some.txt", "some.txt.gz"])
 def test_a_line_is_a_document(tmp_path, monkeypatch, name, chunk, end):
-    """Without its end; blank lines are none; the last line needs no end. However the file is read in parts."""
+    """Without line ends; blank lines are skipped; the last line needs no end. For any chunk size."""
     monkeypatch.setattr(sources, "CHUNK", chunk)
     raw = end.join(["", "one", "", "  ", "zwei", "x", "y z", ""]).encode() + b"last"
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
@@ -48,7 +48,7 @@ def test_a_line_is_a_document(tmp_path, monkeypatch, name, chunk, end):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_json_lines(tmp_path, packed):
-    """Texts, and questions with answers; several files are numbered through, empty ones among them."""
+    """Texts, and questions with answers; several files are indexed consecutively, including empty ones."""
     content = "\n".join(map(json.dumps, OBJECTS)).encode()
     pack = gzip.compress if packed else bytes
     for name, raw in (("a", content), ("b", b""), ("c", b"\n" + content + b"\n\n")):
@@ -57,7 +57,7 @@ def test_json_lines(tmp_path, packed):
 
 
 def test_fields_of_other_names_and_a_separator(tmp_path):
-    """The names of one's own data; the separator belongs to what is given, and stands only where something is."""
+    """Field names are configurable; the separator belongs to the inputs, and is added only if there are some."""
     path = text.write_jsonl(tmp_path / "a.jsonl", [{"q": "Wie?", "a": "So."}, {"q": "", "a": "Ja."}, {"body": "text"}])
     found = documents(path, inputs_field="q", targets_field="a", text_field="body", separator="\n")
     assert found == [("Wie?\n", "So."), ("", "Ja."), ("", "text")]
@@ -65,7 +65,7 @@ def test_fields_of_other_names_and_a_separator(tmp_path):
 
 @pytest.mark.parametrize("part", [1, 5, 8, 90, 10_000])
 def test_parts_of_a_file_are_the_file(tmp_path, part):
-    """Cut at ends of lines where there are some, never within a character; joined, they are the text."""
+    """Split at line ends if there are some, never within a character; concatenated, they are the text."""
     content = "Zeile eins\nzwei\n\n" + "ö" * 40 + "\nEnde " + "x" * 30
     (tmp_path / "a.txt").write_text(content)
     (tmp_path / "b.txt").write_text("kurz\n")
@@ -76,7 +76,7 @@ def test_parts_of_a_file_are_the_file(tmp_path, part):
 
 
 def test_parts_without_lines_are_cut_between_characters(tmp_path, monkeypatch):
-    """No line ends near: at the next whole character."""
+    """No line ends nearby: at the next whole character."""
     monkeypatch.setattr(sources, "LONGEST_LINE", 3)
     (tmp_path / "a.txt").write_text("öäü" * 9)
     found = [targets for _, targets in documents(tmp_path / "a.txt", part_bytes=7)]
@@ -96,7 +96,7 @@ def test_remote_paths(tmp_path):
 
 
 def save_to_disk(folder, rows, shards, table=pyarrow.Table.from_pylist):
-    """What `datasets.Dataset.save_to_disk` writes of these rows."""
+    """Writes what `datasets.Dataset.save_to_disk` writes for these rows."""
     folder.mkdir(parents=True)
     names = [f"data-{i:05}-of-{shards:05}.arrow" for i in range(shards)]
     for i, name in enumerate(names):
@@ -123,7 +123,7 @@ def test_hugging_face_datasets_on_disk(tmp_path, shards):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n\n{"text": }\n', r"a.jsonl:3: this is no JSON \(Expecting value at column 10\)"),
+        (b'{"text": "a"}\n\n{"text": }\n', r"a.jsonl:3: this is not JSON \(Expecting value at column 10\)"),
         (b'{"text": "a"}\n[1]\n', r"a.jsonl:2: a document is a JSON object, not list"),
         (b'{"txt": "a"}\n', r'a.jsonl:1: a document has "text", or "inputs" and "targets"; this one has txt'),
         (b'{"text": 5}\n', r'a.jsonl:1: "text" must be a string, not int'),
@@ -146,7 +146,7 @@ def test_bad_lines_are_named(tmp_path, content, message, packed):
 
 
 def test_missing_files(tmp_path):
-    """A path that is not there, a glob that matches nothing, a folder that should have been its files."""
+    """A missing path, a glob without a match, a folder instead of its files."""
     for path, message in {
         f"{tmp_path}/no.txt": "there is no file .*no.txt",
         f"{tmp_path}/*.txt": r"no file matches .*\*.txt",
@@ -166,24 +166,24 @@ def test_a_missing_driver_is_named(monkeypatch):
 
 
 def test_damaged_files(tmp_path):
-    """gzip that is cut off or is none, text that is not UTF-8, Arrow that is none."""
+    """Truncated or invalid gzip, text that is not UTF-8, invalid Arrow."""
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"abc" * 999)[:-9])
     (tmp_path / "b.txt.gz").write_bytes(b"plain")
     (tmp_path / "c.txt").write_bytes(b"ok \xff")
-    for name, message in {"a.txt.gz": "no whole gzip", "b.txt.gz": "no whole gzip", "c.txt": r"byte at byte 3"}.items():
+    for name, message in {"a.txt.gz": "complete gzip", "b.txt.gz": "complete gzip", "c.txt": r"byte at byte 3"}.items():
         with pytest.raises(ConfigError, match=message):
             documents(tmp_path / name)
     for name in ("a.txt.gz", "b.txt.gz"):
-        with pytest.raises(ConfigError, match="no whole gzip"):
+        with pytest.raises(ConfigError, match="not a complete gzip"):
             documents(tmp_path / name, kind="lines")
     save_to_disk(tmp_path / "d", [{"text": "a"}], 1)
     next((tmp_path / "d").glob("*.arrow")).write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match=re.escape("data-00000-of-00001.arrow is no Arrow file")):
+    with pytest.raises(ConfigError, match=re.escape("data-00000-of-00001.arrow is not an Arrow file")):
         documents(tmp_path / "d")
 
 
 def test_nothing_to_read(tmp_path):
-    """No line in the files, or no text in the documents: told, not waited for."""
+    """No line in the files, or no text in the documents: reported, not waited for."""
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(ConfigError, match="a.jsonl has no documents"):
         open_source(SourceConfig(str(tmp_path / "a.jsonl"))).first()
@@ -203,7 +203,7 @@ def test_splits_of_a_dataset_are_named(tmp_path):
 
 
 def test_text_without_a_utf8_form(tmp_path):
-    """JSON can say half of a surrogate pair; it has no bytes."""
+    """JSON can encode half of a surrogate pair, which has no UTF-8 form."""
     path = text.write_jsonl(tmp_path / "a.jsonl", [{"text": "a\ud800"}])
     with pytest.raises(ConfigError, match="half a surrogate pair"):
         text.batches_of(text.config(path), 1)

@@ -1,4 +1,4 @@
-"""Document streams: every document whole, once an epoch, wherever blocks, rows and steps end."""
+"""Document streams: every document whole, once per epoch, wherever blocks, rows and steps end."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from tests.data import text
 
 @pytest.mark.parametrize("size", text.EDGES)
 def test_documents_of_one_size(tmp_path, size):
-    """At every size a document comes out as it went in; it starts at a block's edge, and `starts` marks exactly
-    those blocks."""
+    """A document of any size is unchanged by streaming; it starts at a block boundary, and `starts` marks exactly those
+    blocks."""
     texts = text.write_texts(tmp_path, [size] * 3)
     batches = text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0), 30)
     documents = text.stream(batches, 0)
@@ -24,8 +24,8 @@ def test_documents_of_one_size(tmp_path, size):
 
 
 def test_each_document_once_an_epoch_and_empty_ones_never(tmp_path):
-    """All edge sizes and two empty files in one stream: each epoch is a permutation of those that have text, and
-    another one than the epoch before."""
+    """All edge sizes and two empty files in one stream: each epoch is a permutation of those with text, and differs
+    from the epoch before."""
     texts = text.write_texts(tmp_path, [*text.EDGES, 0, 0])
     documents = text.stream(text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0), 60), 0)
     epochs = [documents[i : i + 10] for i in range(0, len(documents) - 9, 10)]
@@ -36,8 +36,8 @@ def test_each_document_once_an_epoch_and_empty_ones_never(tmp_path):
 
 @pytest.mark.parametrize(("documents", "rows"), [(10, 3), (2, 4), (1, 3)])
 def test_lanes_share_an_epoch_out(tmp_path, documents, rows):
-    """Lane r of n has the places r, r + n, ... of the endless row of epochs: each document once in each of them,
-    also with fewer documents than lanes."""
+    """Lane r of n has the positions r, r + n, ... of the endless sequence of epochs: each document once in each of
+    them, also with fewer documents than lanes."""
     texts = text.write_texts(tmp_path, list(text.EDGES[:documents]))
     batches = text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0, rows=rows), 40)
     lanes = [text.stream(batches, row) for row in range(rows)]
@@ -54,7 +54,7 @@ def test_without_shuffling_documents_come_in_their_order(tmp_path):
 
 
 def test_other_seeds_have_other_orders(tmp_path):
-    """The order is the seed's."""
+    """The order depends on the seed."""
     text.write_texts(tmp_path, list(text.EDGES))
     orders = [
         tuple(text.stream(text.batches_of(text.config(tmp_path / "*.txt", stream_share=1.0, seed=seed), 20), 0))
@@ -64,7 +64,7 @@ def test_other_seeds_have_other_orders(tmp_path):
 
 
 def mixed(folder, **changes):
-    """Two rows of streams and two packed rows, on two sources, one of them for all rows."""
+    """Two streamed rows and two packed rows, on two sources, one of them for all rows."""
     text.write_texts(folder / "long", [50, 33, 17, 90])
     some = text.write_jsonl(folder / "some.jsonl", [{"inputs": "q" * i, "targets": "a" * (9 - i)} for i in range(7)])
     sources = (SourceConfig(f"{folder}/long/*.txt", weight=2.0), SourceConfig(some, rows="packed"))
@@ -74,8 +74,7 @@ def mixed(folder, **changes):
 
 @pytest.mark.parametrize("packing", ["cut", "whole"])
 def test_a_resumed_run_reads_the_same(tmp_path, packing):
-    """From the progress at any step, through JSON and in a new process, the batches are those of a run that was
-    never stopped."""
+    """From the progress at any step, through JSON and in a new task, the batches are those of an uninterrupted run."""
     made = mixed(tmp_path, packing=packing)
     batches, progress = text.read(make_text_task(made, range(4)), 12)
     for step in range(12):
@@ -85,7 +84,7 @@ def test_a_resumed_run_reads_the_same(tmp_path, packing):
 
 
 def test_an_old_progress_reads_the_same_in_a_task_that_is_ahead(tmp_path):
-    """What a task keeps to be fast decides nothing."""
+    """Cached state of a task does not affect batches."""
     task = make_text_task(mixed(tmp_path), range(4))
     batches, progress = text.read(task, 6)
     for step in (4, 0, 5, 2):
@@ -94,8 +93,8 @@ def test_an_old_progress_reads_the_same_in_a_task_that_is_ahead(tmp_path):
 
 @pytest.mark.parametrize("parts", [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0], [1], [2], [3]], [[3], [0, 1, 2]]])
 def test_any_number_of_processes_reads_the_same(tmp_path, parts):
-    """Rows shared out over processes: together the batches of one process, and progress that comes together by
-    union, from which another number of processes goes on."""
+    """Rows split over processes: together the batches of one process, and progress whose union can be resumed by
+    another number of processes."""
     made = mixed(tmp_path)
     whole, progress = text.read(make_text_task(made, range(4)), 8)
     after = {}
@@ -113,7 +112,7 @@ def test_any_number_of_processes_reads_the_same(tmp_path, parts):
 
 
 def test_the_first_rows_stream_and_the_others_start_afresh(tmp_path):
-    """`stream_share` of the rows go on with their documents; packed rows start each step with one fresh memory."""
+    """`stream_share` of the rows continue their documents; packed rows start each step with the initial memory."""
     made = mixed(tmp_path)
     batches, _ = text.read(make_text_task(made, range(4)), 8)
     for batch in batches:
@@ -135,7 +134,7 @@ def test_sources_are_mixed_by_their_weights(tmp_path):
 
 
 def test_a_changed_data_set_is_told(tmp_path):
-    """A place among ten documents means nothing among eleven; nor do rows that became others."""
+    """A position among ten documents is invalid among eleven, as is one of rows that changed their kind."""
     text.write_texts(tmp_path, [5] * 10)
     made = text.config(tmp_path / "*.txt", stream_share=1.0)
     _, progress = text.read(make_text_task(made, [0]), 2)
@@ -148,7 +147,7 @@ def test_a_changed_data_set_is_told(tmp_path):
 
 
 def test_epochs_are_reported(tmp_path):
-    """Documents read over documents there are, by the rows of this process."""
+    """Documents read divided by documents in total, by the rows of this process."""
     text.write_texts(tmp_path, [4] * 8)
     task = make_text_task(text.config(tmp_path / "*.txt", stream_share=1.0, rows=2), range(2))
     _, progress = text.read(task, 3)  # 3 rows of 4 documents by each of 2 lanes

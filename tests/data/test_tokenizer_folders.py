@@ -1,4 +1,4 @@
-"""Ids and stop tokens of several hundred generated folders: which files there are, times what they say."""
+"""Ids and stop tokens of several hundred generated folders: combinations of files and of their settings."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def without_special(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 class Draw:
-    """Draws what a folder says."""
+    """Draws the settings of a folder."""
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ class Draw:
         return bool(self.rng.random() < share)
 
     def named(self) -> dict[str, Any]:
-        """Special tokens by name."""
+        """Draws special tokens by name."""
         said = {
             "bos_token": self("<s>", "<s>", "<|im_start|>", None),
             "eos_token": self("</s>", "</s>", "<|im_end|>", "[EXTRA]", None),
@@ -57,7 +57,7 @@ class Draw:
 
 
 def write_folder(folder: Path, draw: Draw, first_id: dict[str, int]) -> dict[str, str]:
-    """A folder; gives back what it says, for messages."""
+    """Writes a folder; returns its settings, for messages."""
     kind = draw(*draw.states)  # type: ignore[attr-defined]
     if isinstance(draw.states[kind], bytes):  # type: ignore[attr-defined]
         return _write(folder, draw, kind, first_id[kind], {"tokenizer.model": draw.states[kind]})  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def _write(folder: Path, draw: Draw, kind: str, first: int, files: dict[str, Any
 
 
 def sentence_piece(kind: str) -> bytes:
-    """A SentencePiece model with tokens of Llama's names, and one that a user defined."""
+    """Returns a SentencePiece model with Llama's special tokens, and a user-defined one."""
     import sentencepiece
 
     model = io.BytesIO()
@@ -138,7 +138,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def size_of(state: Any) -> int:
-    """Tokens of a tokenizer.json or a SentencePiece model."""
+    """Returns the tokens of a tokenizer.json or a SentencePiece model."""
     import sentencepiece
 
     if isinstance(state, bytes):
@@ -148,7 +148,7 @@ def size_of(state: Any) -> int:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any], tmp_path: Path) -> None:
-    """Ids and text of every text, special tokens, and what ends a text; what transformers reads is not refused."""
+    """Ids and decoded text, special tokens, and end-of-text tokens; no folder that transformers reads is refused."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -167,7 +167,7 @@ def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any],
         try:
             ours = Codec(folder, VOCAB)
         except ConfigError as error:
-            # A byte-level class over the pieces of SentencePiece: transformers builds it, and nothing has that.
+            # A byte-level class over SentencePiece pieces: transformers builds it, but no model has it.
             assert isinstance(theirs, Exception) or "'Qwen2Tokenizer', which needs one" in str(error), says
             continue
         if isinstance(theirs, Exception):
@@ -191,7 +191,7 @@ def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any],
 
 
 def stops(folder: Path, ours: Codec, theirs: Any, says: dict[str, str]) -> None:
-    """What ends a text is what `generate` of transformers ends at."""
+    """End-of-text tokens are those at which `generate` of transformers stops."""
     import transformers
 
     if (folder / "generation_config.json").exists():
@@ -200,7 +200,7 @@ def stops(folder: Path, ours: Codec, theirs: Any, says: dict[str, str]) -> None:
         generation = transformers.GenerationConfig.from_model_config(transformers.AutoConfig.from_pretrained(folder))
     ends = generation.eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not any('"eos_token_id": ' in content for content in says.values()):  # nothing is said: the tokenizer's end too
+    if not any('"eos_token_id": ' in content for content in says.values()):  # none given: the tokenizer's end too
         ends = list(dict.fromkeys([*ends, *([] if ours.vocabulary.eos is None else [ours.vocabulary.eos])]))
     if ends:
         assert ours.ends == ends, says

@@ -1,4 +1,4 @@
-"""Vocabularies: bytes, SentencePiece, tokenizer.json; and the one that a model directory keeps."""
+"""Vocabularies: bytes, SentencePiece, tokenizer.json; and the one in a model directory."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def hugging_face(tmp_path_factory):
 
 
 def test_bytes():
-    """Ids are UTF-8's bytes, and back; what is no UTF-8 shows as replacement characters."""
+    """Ids are UTF-8 bytes, both ways; invalid UTF-8 becomes replacement characters."""
     vocabulary = load_vocabulary("bytes")
     assert vocabulary.encode("aß").tolist() == encode("aß").tolist() == [97, 0xC3, 0x9F]
     assert vocabulary.decode([97, 0xC3, 0x9F]) == decode(np.array([97, 0xC3, 0x9F])) == "aß"
@@ -60,7 +60,7 @@ def test_sentence_piece(sentence_piece):
 
 
 def test_tokenizer_json(hugging_face):
-    """Ids without what a template adds; begin and end by their usual names, or as tokenizer_config.json says."""
+    """Ids without those that a template adds; begin and end by their usual names, or by tokenizer_config.json."""
     vocabulary = load_vocabulary(str(hugging_face))
     assert vocabulary.encode("the quick cat").tolist() == [3, 4, 3 + list(dict.fromkeys(WORDS)).index("cat")]
     assert vocabulary.decode([3, 4, 1]) == "the quick </s>"
@@ -85,7 +85,7 @@ def test_rows_have_the_vocabularys_tokens(tmp_path, hugging_face):
 
 @pytest.mark.parametrize("which", ["sentence_piece", "hugging_face", "bytes"])
 def test_a_model_directory_keeps_its_vocabulary(tmp_path, request, which):
-    """What a training writes there gives the same ids and, for a training that starts from there, is the default."""
+    """The files that a training writes give the same ids and are the default of a training that starts from there."""
     path = "bytes" if which == "bytes" else str(request.getfixturevalue(which))
     (tmp_path / "a.txt").write_text("the quick")
     model_dir = tmp_path / "model"
@@ -104,7 +104,7 @@ def test_a_model_directory_keeps_its_vocabulary(tmp_path, request, which):
 
 
 def test_another_vocabulary_in_the_model_directory_is_refused(tmp_path, hugging_face):
-    """It would be lost, or the model would."""
+    """An existing vocabulary is not overwritten."""
     (tmp_path / "a.txt").write_text("the quick")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="tokenizer.json is another vocabulary than the data's"):
@@ -125,8 +125,8 @@ def test_what_is_no_vocabulary(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     for path, message in {
-        "bad.model": "bad.model is no SentencePiece model",
-        "bad.json": "bad.json is no tokenizer.json",
+        "bad.model": "bad.model is not a SentencePiece model",
+        "bad.json": "bad.json is not a tokenizer.json",
         "no.json": "no.json: No such file or directory",
         "empty": "empty has neither tokenizer.json nor tokenizer.model",
         "some.vocab": "neither bytes nor the path of a tokenizer.json",

@@ -183,7 +183,7 @@ def test_a_mistake_in_one_process_ends_all_with_its_code(place):
     with members[0], members[1]:
         ends = [member.end(60.0) for member in members]
     assert [code for code, _, _ in ends] == [2, 2]
-    assert all("has other settings than process 0; start all processes alike" in err for _, _, err in ends)
+    assert all("has different settings than process 0; start all processes alike" in err for _, _, err in ends)
     assert not (place / "unlike").exists()
 
 
@@ -252,4 +252,4 @@ def test_a_frozen_process_is_named(place):
         os.kill(pids[1], signal.SIGKILL)
         _, out, _ = running.end()
     assert "[0] famjax train: process 1 of 2 (host " in out
-    assert "has not been heard of for 40 s" in out
+    assert "has not been heard from for 40 s" in out

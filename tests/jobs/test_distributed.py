@@ -1,4 +1,4 @@
-"""Which job a process is part of, from its flags and its environment."""
+"""The job of a process, from its flags and its environment."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def no_chips(monkeypatch):
 
 
 def test_flags_and_environment_say_the_same():
-    """Launchers set variables, people give flags; a flag wins."""
+    """Launchers set variables, people give flags; a flag takes precedence."""
     assert find_job(environment=TOLD) == find_job("10.0.0.1:8476", 4, 2, {}) == Job("10.0.0.1:8476", 4, 2)
     assert find_job(process_id=0, environment=TOLD).process_id == 0
     assert find_job(environment=TOLD | {"JAX_LOCAL_DEVICE_IDS": "0,3"}).local_devices == (0, 3)
@@ -28,7 +28,7 @@ def test_flags_and_environment_say_the_same():
 
 
 def test_a_process_of_its_own():
-    """Nothing told, or one process told, is no job; nor is a Slurm task that is alone."""
+    """Without settings, or with one process, there is no job; nor for a single Slurm task."""
     assert find_job(environment={}) is None
     assert find_job(num_processes=1, environment=SLURM) is None
     assert find_job(environment=SLURM | {"SLURM_NTASKS": "1"}) is None
@@ -39,14 +39,14 @@ def test_a_process_of_its_own():
     [
         ((None, 4, 2), {}, "needs all three"),
         (("10.0.0.1:8476", None, None), {}, "needs all three"),
-        (("10.0.0.1", 4, 2), {}, "is no HOST:PORT"),
-        (("10.0.0.1:99999", 4, 2), {}, "is no HOST:PORT"),
+        (("10.0.0.1", 4, 2), {}, "is not HOST:PORT"),
+        (("10.0.0.1:99999", 4, 2), {}, "is not HOST:PORT"),
         (("10.0.0.1:8476", 4, 4), {}, "the processes of a job are 0 to 3"),
-        ((None, None, None), TOLD | {"JAX_PROCESS_ID": "two"}, "JAX_PROCESS_ID=two is no number"),
+        ((None, None, None), TOLD | {"JAX_PROCESS_ID": "two"}, "JAX_PROCESS_ID=two is not a process number"),
     ],
 )
 def test_a_job_that_cannot_be(flags, environment, message):
-    """One line that says what to give, before anything waits for anybody."""
+    """One line says what to give, before any process waits."""
     with pytest.raises(ConfigError, match=message):
         find_job(*flags, environment)
 
@@ -65,12 +65,12 @@ def test_a_job_that_cannot_be(flags, environment, message):
     ],
 )
 def test_schedulers_are_told_by_their_variables(environment, name):
-    """Only by those that say that there are several processes."""
+    """Schedulers are detected only if they started several processes."""
     assert scheduler(environment) == name
 
 
 def test_slurm_tells_the_job(monkeypatch):
-    """The first node is where process 0 is; of its GPUs a task takes the one of its number on the node."""
+    """Process 0 is on the first node; a task uses the node's GPU of its local number."""
     for key, value in SLURM.items():
         monkeypatch.setenv(key, value)
     job = find_job()
@@ -78,7 +78,7 @@ def test_slurm_tells_the_job(monkeypatch):
 
 
 def test_a_scheduler_that_jax_does_not_know_here(monkeypatch):
-    """Better no training than one a process, each with the same MODEL_DIR."""
+    """It is refused rather than run as one training per process, each with the same MODEL_DIR."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
-    with pytest.raises(ConfigError, match="one of several of Open MPI, but jax"):
+    with pytest.raises(ConfigError, match="one of several started by Open MPI, but JAX"):
         find_job()

@@ -1,4 +1,4 @@
-"""The roll call and the watch, with the processes of a job as threads of one."""
+"""Rendezvous and failure detection, with the processes of a job as threads."""
 
 import contextlib
 import socket
@@ -18,7 +18,7 @@ def free_port() -> int:
 
 
 class Member:
-    """One process: its `Peers`, and what it was told."""
+    """One process: its `Peers`, and the reports that it received."""
 
     def __init__(self, port: int, processes: int, process: int, same: dict[str, str], seconds: float):
         self.peers = Peers(Job(f"127.0.0.1:{port}", processes, process), same, seconds)
@@ -38,7 +38,7 @@ class Member:
 
 
 def called(processes: int, arriving=None, same=None, seconds: float = 20.0, port: int = 0) -> list[Member]:
-    """Those that arrive, once the roll was called. `same` gives what each of them has."""
+    """Returns the processes that arrive, after the rendezvous. `same` has the values of each."""
     port = port or free_port()
     same = same or {}
     numbers = range(processes) if arriving is None else arriving
@@ -51,7 +51,7 @@ def called(processes: int, arriving=None, same=None, seconds: float = 20.0, port
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Three processes that watch each other, with short times."""
+    """Three processes that watch each other, with short intervals."""
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.2)
     monkeypatch.setattr(module, "SILENT_SECONDS", 2.0)
     members = called(3)
@@ -64,14 +64,14 @@ def watched(monkeypatch):
 
 
 def dies(member: Member) -> None:
-    """As the kernel ends the connections of a process that is killed."""
+    """Closes the connections as the kernel does for a killed process."""
     member.peers._closing = True
     for line in member.peers.lines.values():
         line.connection.shutdown(socket.SHUT_RDWR)
 
 
 def test_everyone_knows_every_host_and_the_port_is_free_afterwards():
-    """The roll call ends for all when the last has come, and jax can listen where it was called."""
+    """The rendezvous ends for all when the last process arrives, and its port is free for JAX."""
     port = free_port()
     members = called(3, port=port)
     assert [member.error for member in members] == ["", "", ""]
@@ -82,14 +82,14 @@ def test_everyone_knows_every_host_and_the_port_is_free_afterwards():
 
 
 def test_who_does_not_come_is_named():
-    """Both sides say who is missing: process 0, and those that wait with it."""
+    """Both sides name the missing processes: process 0, and those that wait with it."""
     first, other = called(4, arriving=(0, 2), seconds=1.0)
     assert first.error.startswith("processes 1 and 3 of 4 did not arrive within 1 s at 127.0.0.1:")
     assert other.error == first.error
 
 
 def test_a_missing_coordinator_is_named():
-    """Without process 0 nobody can call the roll, so each of the others says where it was sought."""
+    """Without process 0 there is no rendezvous, so each of the others reports its address."""
     (only,) = called(2, arriving=(1,), seconds=1.0)
     assert only.error.startswith("process 0 of 2 did not arrive within 1 s at 127.0.0.1:")
 
@@ -97,13 +97,13 @@ def test_a_missing_coordinator_is_named():
 @pytest.mark.parametrize(
     "same, what",
     [
-        ({"settings": "b"}, "has other settings than process 0: b, not a; start all processes alike"),
-        ({"settings": "b" * 64}, "has other settings than process 0; start all processes alike"),
-        ({}, "has other settings than process 0: None, not a"),
+        ({"settings": "b"}, "has different settings than process 0: b, not a; start all processes alike"),
+        ({"settings": "b" * 64}, "has different settings than process 0; start all processes alike"),
+        ({}, "has different settings than process 0: None, not a"),
     ],
 )
 def test_processes_that_are_not_alike_do_not_start(same, what):
-    """All of them say who differs in what; long values are not shown."""
+    """All of them report which process differs in what; long values are not shown."""
     members = called(2, same={1: same})
     assert members[0].error.startswith(f"process 1 (host {socket.gethostname()}) {what}")
     assert members[1].error == members[0].error
@@ -116,7 +116,7 @@ def test_two_processes_of_one_number():
 
 
 def test_a_process_that_was_started_again_before_all_were_there():
-    """The connection of one that has gone does not stand in the way of its successor; nor does a stranger."""
+    """The connection of a process that has gone does not block its successor; nor does an unrelated one."""
     port = free_port()
     first = Member(port, 3, 0, {"settings": "a"}, 20.0)
     gone = Peers(Job(f"127.0.0.1:{port}", 3, 1), {"settings": "a"}, 20.0)
@@ -132,7 +132,7 @@ def test_a_process_that_was_started_again_before_all_were_there():
 
 
 def test_a_port_that_is_taken():
-    """One line, instead of an address in use in C++."""
+    """One line, instead of an error in C++."""
     with socket.create_server(("", 0)) as server:
         (only,) = called(2, arriving=(0,), port=server.getsockname()[1])
     assert "is in use" in only.error
@@ -140,7 +140,7 @@ def test_a_port_that_is_taken():
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_death_is_told_to_all_others_at_once(watched, victim):
-    """Whoever it is, the coordinator too; the message names process and host."""
+    """Any process, including the coordinator; the message names process and host."""
     dies(watched[victim])
     role = ", the coordinator," if victim == 0 else ""
     for member in watched:
@@ -152,18 +152,18 @@ def test_a_death_is_told_to_all_others_at_once(watched, victim):
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_process_that_falls_silent_is_lost(watched, monkeypatch, victim):
-    """A host that goes down closes no connection: nothing comes any more, that is all."""
-    monkeypatch.setattr(watched[victim].peers, "_tell", lambda message: None)
+    """A host that goes down does not close its connections; it only stops sending."""
+    monkeypatch.setattr(watched[victim].peers, "_send_to_all", lambda message: None)
     for member in watched:
         if member is not watched[victim]:
             assert member.told.wait(6.0)
             assert f"process {victim} of 3" in member.loss.message
-            assert "has not been heard of for 2 s" in member.loss.message
+            assert "has not been heard from for 2 s" in member.loss.message
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_fails_says_why_and_with_which_code(watched, victim):
-    """The others end with its reason and its code, though it is gone by then."""
+    """The others end with its reason and its code, though it has ended by then."""
     watched[victim].peers.fail("disk full", 2)
     dies(watched[victim])
     for member in watched:
@@ -175,7 +175,7 @@ def test_a_process_that_fails_says_why_and_with_which_code(watched, victim):
 
 
 def test_who_leaves_as_it_should_is_not_mourned(watched):
-    """At the end processes go one after the other; living ones hear each other however long that takes."""
+    """At the end processes leave one after the other; the remaining ones exchange heartbeats meanwhile."""
     watched[2].peers.leave()
     time.sleep(3.0)
     watched[0].peers.leave()

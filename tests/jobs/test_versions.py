@@ -1,11 +1,11 @@
-"""What processes of a job must share besides their settings."""
+"""Values that processes of a job must share in addition to their settings."""
 
 import famjax
 from famjax.jobs import versions
 
 
 def test_versions_name_what_decides_the_numbers():
-    """Packages by their versions, flags of the compilers, the code; short, so that a difference can be shown."""
+    """Versions of packages, compiler flags, the code; short, so that a difference can be shown."""
     found = versions.versions({"XLA_FLAGS": "--xla_x=1"})
     assert found["version of famjax"] == famjax.__version__
     assert {"version of Python", "version of jax", "version of jaxlib", "version of libtpu"} <= found.keys()
@@ -14,7 +14,7 @@ def test_versions_name_what_decides_the_numbers():
 
 
 def test_a_changed_or_renamed_file_is_other_code(tmp_path, monkeypatch):
-    """The digest is of the files' names and contents, and of nothing else."""
+    """The digest depends on the files' names and contents only."""
     package = tmp_path / "famjax"
     package.mkdir()
     monkeypatch.setattr(famjax, "__file__", str(package / "__init__.py"))

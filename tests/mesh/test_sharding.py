@@ -1,4 +1,4 @@
-"""The table from names of axes to mesh axes, and meshes: what needs no more than one device."""
+"""The table from axis names to mesh axes, and meshes, as far as one device suffices."""
 
 import dataclasses
 import math
@@ -35,17 +35,17 @@ def abstract(*sizes):
         (("batch", None), (12, 16), (4, 2, 1), P("data")),  # 12 divide over 4, not over 8
         (("batch", None), (3, 16), (4, 2, 1), P()),
         (("batch", None), (16, 16), (1, 1, 8), P()),
-        (("batch", "embed"), (16, 16), (1, 8, 1), P("fsdp")),  # fsdp cuts an array once
+        (("batch", "embed"), (16, 16), (1, 8, 1), P("fsdp")),  # fsdp shards an array once
         ((), (), (2, 2, 2), P()),
     ],
 )
 def test_how_an_array_is_cut(axes, shape, sizes, spec):
-    """By the rule of each axis' name; an axis that does not divide leaves out mesh axes, innermost first."""
+    """By the rule for each axis name; for an axis that does not divide, mesh axes are dropped, innermost first."""
     assert sharding.partition_spec(axes, shape, abstract(*sizes)) == spec
 
 
 def test_a_name_without_a_rule_is_an_error():
-    """A new weight's axes are put into the table, not replicated in silence."""
+    """A new weight's axes must be added to the table; they are not silently replicated."""
     with pytest.raises(ConfigError, match="no sharding rule for the axis 'experts'; known are batch, vocab"):
         sharding.partition_spec(("experts",), (8,), abstract(1, 8, 1))
 
@@ -63,8 +63,8 @@ def test_every_weight_names_its_axes(changes):
 
 @pytest.mark.parametrize("sizes", [(4, 16, 1), (1, 8, 4)])
 def test_no_pair_of_lora_is_whole_on_any_device(sizes):
-    """The 24B model's A and B, also those of its one key/value head: cut at least as many ways as fsdp has devices,
-    and no further than a layer gathers, where only what `tensor` cuts of the base is left."""
+    """The 24B model's A and B, including those of its one key/value head: sharded at least as many ways as fsdp has
+    devices, and along axes that a layer gathers, which leaves only the base's sharding over `tensor`."""
     config = load_model_config(["gin/models/fam_24b.gin"])
     config = dataclasses.replace(config, lora=LoraConfig(rank=64))
     axes, shapes = (tree(config)["layers"]["lora"] for tree in (parameter_axes, parameter_shapes))
@@ -80,7 +80,7 @@ def test_no_pair_of_lora_is_whole_on_any_device(sizes):
 
 
 def test_optimizer_state_lies_as_its_weight():
-    """By path and shape: moments as the weight; means over one axis as the axes that are left; counts whole."""
+    """By path and shape: moments like the weight; means over one axis like the remaining axes; counts replicated."""
     mesh = abstract(1, 2, 4)
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
     params = {"a": {"w": shape(2, 16, 8)}, "w": shape(16, 8)}
@@ -99,7 +99,7 @@ def test_optimizer_state_lies_as_its_weight():
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What `make_mesh` asks of a TPU. Slices have four chips, in a network of 2 x 2 or in a line."""
+    """A TPU as `make_mesh` sees it. Slices have four chips, in a network of 2 x 2 or in a line."""
 
     id: int
     process_index: int
@@ -116,7 +116,7 @@ class Device:
 
 
 def test_a_mesh_of_one_device():
-    """The default: all axes of size 1, and nothing is special about it."""
+    """The default: all axes of size 1, without special cases."""
     mesh = meshes.make_mesh()
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
 
@@ -131,7 +131,7 @@ def test_a_mesh_that_asks_for_too_much():
 
 
 def test_a_mesh_that_leaves_a_process_out():
-    """On several hosts every one takes part: a host without work would wait for ever."""
+    """On several hosts every one must take part: a host without work would wait forever."""
     devices = [Device(i, process_index=i // 4, slice_index=0) for i in range(8)]
     with pytest.raises(ConfigError, match="uses 4 of 8 devices, but every process of a job must take part"):
         meshes.make_mesh((4, 1, 1), devices)
@@ -139,9 +139,9 @@ def test_a_mesh_that_leaves_a_process_out():
 
 @pytest.mark.parametrize("in_a_line", [False, True])
 def test_data_runs_across_slices(in_a_line):
-    """Of two slices, each is one half of `data`, whatever their network; a `data` of odd size is refused."""
+    """With two slices, each is one half of `data`, whatever their network; an odd `data` is refused."""
     devices = [Device(i, i // 4, i // 4, in_a_line) for i in range(8)]
-    with pytest.raises(ConfigError, match="does not fit 2 slices: `data` runs across slices; use a multiple of 2"):
+    with pytest.raises(ConfigError, match="does not fit 2 slices: `data` spans the slices; use a multiple of 2"):
         meshes.make_mesh((1, 8, 1), devices)
     found = meshes._arrange((2, 2, 2), devices, "")
     assert [{device.slice_index for device in half.flat} for half in found] == [{0}, {1}]

@@ -1,7 +1,7 @@
 """Tiny GGUF files, written with the library's writer as llama.cpp's converter writes them.
 
-The rules are those of the converter and are written down here a second time, in its direction: heads' rows are
-interleaved for `llama`, Gemma's norms get their 1, Llama 3's scaling becomes a tensor.
+The converter's rules are implemented here independently, in its direction: rows of heads are interleaved for `llama`,
+Gemma's norms get their 1, Llama 3's scaling becomes a tensor.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.pretrained.theirs import Case, build
 
-# By the name of a tensor and its array: the type that it is stored in.
+# Maps the name of a tensor and its array to the type in which it is stored.
 Kind = Callable[[str, np.ndarray], gguf.GGMLQuantizationType]
 F32, F16, BF16 = (getattr(gguf.GGMLQuantizationType, name) for name in ("F32", "F16", "BF16"))
 ARCHITECTURES = {
@@ -36,15 +36,15 @@ def write(
     tokenizer: Mapping[str, Any] | None = None, tensors: Callable[[dict[str, np.ndarray]], object] | None = None,
     model: Any = None,
 ) -> Any:  # fmt: skip
-    """A file of the case's model, which is returned; as stored, so with the numbers of quantised tensors.
+    """Writes a file of the case's model; returns the model with the file's values, so after quantisation.
 
     Args:
       path: of the file.
       case: of `theirs.CASES`.
       kind: see `Kind`.
-      change: metadata to add or to replace; None leaves a key out.
-      tokenizer: its metadata, after `tokenizer.`; characters if there is none.
-      tensors: changes those of the file, by their names there.
+      change: metadata to add or replace; None removes a key.
+      tokenizer: its metadata, after `tokenizer.`; by default characters.
+      tensors: changes the file's tensors, by their names in the file.
       model: of transformers, if not that of the case.
     """
     model = model or build(case)
@@ -67,7 +67,7 @@ def write(
 
 
 def write_file(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], kind: Kind) -> None:
-    """A file of these, through the library's writer."""
+    """Writes a file with these, through the library's writer."""
     writer = gguf.GGUFWriter(path, str(metadata["general.architecture"]))
     for key, value in metadata.items():
         if value is not None and key != "general.architecture":
@@ -95,7 +95,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _name(theirs: str, arch: str, layers: int) -> str:
-    """The name that the library gives a tensor of transformers."""
+    """Returns the library's name of a tensor of transformers."""
     number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     found = gguf.get_tensor_name_map(number, layers).get_name(theirs, try_suffixes=(".weight", ".bias"))
     assert found is not None, theirs
@@ -113,7 +113,7 @@ def _as_stored(name: str, array: np.ndarray, arch: str, settings: Any) -> np.nda
 
 
 def _factors(rope: Mapping[str, Any], H: int) -> np.ndarray:
-    """What Llama 3 divides each frequency by, one after the other."""
+    """Returns Llama 3's divisors of the frequencies, one after the other."""
     found = []
     for n in range(H // 2):
         length = 2 * math.pi * rope["rope_theta"] ** (2 * n / H)
@@ -130,7 +130,7 @@ def _factors(rope: Mapping[str, Any], H: int) -> np.ndarray:
 
 
 def _metadata(case: Case, settings: Any, arch: str) -> dict[str, Any]:
-    """What the converter writes for a config.json."""
+    """Returns the converter's metadata for a config.json."""
     rope = dict(settings.rope_parameters)
     full = rope.get("full_attention", rope)
     says: dict[str, Any] = {
@@ -162,7 +162,7 @@ def _metadata(case: Case, settings: Any, arch: str) -> dict[str, Any]:
 
 
 def _round(model: Any, stored: Mapping[str, np.ndarray], kind: Kind, arch: str) -> None:
-    """Gives the model the numbers that its file has."""
+    """Sets the model's weights to the values in its file."""
     import torch
 
     with torch.no_grad():
@@ -188,7 +188,7 @@ def _heads(name: str, settings: Any) -> int:
 
 
 def characters(vocab_size: int, arch: str = "llama") -> dict[str, Any]:
-    """Metadata of a SentencePiece-like tokenizer: special tokens, then characters."""
+    """Returns metadata of a SentencePiece-like tokenizer: special tokens, then characters."""
     tokens = ["<unk>", "<s>", "</s>", "▁", *(chr(97 + n) for n in range(vocab_size - 4))]
     return {
         "ggml.model": "llama", "ggml.pre": "default", "ggml.tokens": tokens,
@@ -199,7 +199,7 @@ def characters(vocab_size: int, arch: str = "llama") -> dict[str, Any]:
 
 
 def of_tokenizer(tokenizer: Any, kind: str, special: Sequence[str], **more: Any) -> dict[str, Any]:
-    """Metadata of a tokenizer of the library `tokenizers`: its tokens in order; merges of gpt2, scores of llama."""
+    """Returns metadata of a tokenizer of the library `tokenizers`: tokens in order; merges of gpt2, scores of llama."""
     import json
 
     model = json.loads(tokenizer.to_str())["model"]

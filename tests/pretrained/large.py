@@ -1,4 +1,4 @@
-"""What an import and an export of a large folder need of memory: the table of docs/pretrained.md.
+"""Memory that an import and an export of a large folder need: the table of docs/pretrained.md.
 
 python -m tests.pretrained.large DIR --layers 48      writes a folder of 5.5 GB into DIR, imports and exports it
 """
@@ -22,7 +22,7 @@ D, E, V, HEADS = 2048, 5632, 64000, 16
 
 
 def write_folder(folder: Path, layers: int) -> int:
-    """A Llama in bf16 whose numbers are all alike; its bytes."""
+    """Writes a Llama in bf16 with constant values; returns its size in bytes."""
     H = D // HEADS
     weights = {
         "embedding": (V, D), "unembedding": (D, V), "final_norm/scale": (D,),
@@ -35,7 +35,7 @@ def write_folder(folder: Path, layers: int) -> int:
     bf16 = np.dtype(ml_dtypes.bfloat16)
     tensors = {pair.name: Written(pair.name, pair.their_shape, bf16) for pair in pairs(FAMILIES[0], shapes)}
     folder.mkdir(parents=True)
-    # Numbers that differ, so that nothing on the way can make less of them.
+    # Different values, so that they cannot be compressed or shared.
     numbers = np.random.default_rng(0).integers(0, 2**15, 2**20, np.uint16).view(bf16)
     read = lambda name: np.resize(numbers, tensors[name].shape)
     written = sum(write_tensors(folder, tensors.values(), read))
@@ -49,7 +49,7 @@ def write_folder(folder: Path, layers: int) -> int:
 
 
 def main() -> int:
-    """Prints seconds and peak memory of both verbs, each in a process of its own."""
+    """Prints seconds and peak memory of both verbs, each in a child process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=16)

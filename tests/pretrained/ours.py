@@ -1,4 +1,4 @@
-"""What famjax makes of a folder of transformers."""
+"""Imports of transformers folders, and their logits in famjax."""
 
 from pathlib import Path
 
@@ -14,14 +14,14 @@ from tests.pretrained.theirs import BLOCK, LENGTHS, SEGMENTS
 
 
 def imported(source: Path, target: Path, *flags: str) -> Path:
-    """`famjax import-hf`, with blocks of 8 and a FAM of 2 unless flags say otherwise."""
+    """Runs `famjax import-hf`, with blocks of 8 and a FAM of 2 unless flags override them."""
     sizes = ["--block-size", str(BLOCK), "--memory-segments", str(SEGMENTS), "--fam-length", "2"]
     assert main(["import-hf", str(source), str(target), *sizes, *flags]) == 0
     return target
 
 
 def logits(model_dir: Path, tokens_BT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[B, T, V] without FAM, whole (layer-major) and streamed (block-major); rows are as long as `LENGTHS`."""
+    """Returns [B, T, V] without FAM, at once and streamed; rows are as long as `LENGTHS`."""
     model = load(model_dir, fam_length=0)
     graphdef, params = nnx.split(model)
     count_B = np.array(LENGTHS, np.int32)

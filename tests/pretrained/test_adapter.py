@@ -1,4 +1,4 @@
-"""LoRA on its way out: merged into the folder, or alone as peft has it."""
+"""Export of LoRA: merged into the folder, or separately in peft's format."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ CONFIG = tiny.config(vocab_size=61, qkv_bias=True, num_heads=4, num_kv_heads=2, 
 
 
 def exported(source: Path, target: Path, *flags: str) -> dict[str, np.ndarray]:
-    """The tensors of `famjax export-hf`, but FAM's."""
+    """Returns the tensors of `famjax export-hf`, without FAM's."""
     assert main(["export-hf", str(source), str(target), *flags]) == 0
     files = [file for file in target.glob("*.safetensors") if file.name != "fam.safetensors"]
     assert len(files) == 1
@@ -33,8 +33,8 @@ def exported(source: Path, target: Path, *flags: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_export_is_merged_and_the_adapter_alone_is_what_was_merged(dtype: str, tmp_path: Path) -> None:
-    """Merged tensors are those of `merge`, bit for bit; peft's formula, W + alpha/r B A in NumPy on the export of the
-    base without LoRA, gives them too; every projection has an A and a B, and nothing else is in the adapter."""
+    """Merged tensors are those of `merge`, bit for bit, and of peft's formula, W + alpha/r B A, in NumPy on the export
+    of the base without LoRA; every projection has an A and a B, and nothing else is in the adapter."""
     config = dataclasses.replace(CONFIG, param_dtype=dtype)
     params = tiny.parameters(config)
     save_model(tmp_path / "model", config, params)
@@ -42,7 +42,7 @@ def test_the_export_is_merged_and_the_adapter_alone_is_what_was_merged(dtype: st
     plain_params, plain = merge(params, config)
     save_model(tmp_path / "ours", plain, plain_params)
     for name, tensor in exported(tmp_path / "ours", tmp_path / "again").items():
-        # numpy and jax may add up a product of rank 3 in other orders.
+        # numpy and jax may sum a product of rank 3 in different orders.
         tiny.assert_close(tensor, whole[name], 1e-6 if dtype == "float32" else 2**-8)
     without = {k: v for k, v in params["layers"].items() if k != "lora"}
     save_model(tmp_path / "base", plain, params | {"layers": without})
@@ -72,8 +72,8 @@ def test_the_export_is_merged_and_the_adapter_alone_is_what_was_merged(dtype: st
 
 
 def test_the_export_of_a_small_checkpoint_is_that_of_the_whole_model(tmp_path: Path) -> None:
-    """LoRA and FAM on a base elsewhere: the folder is the one of the same weights in one place, bit for bit; imported
-    again, it is the merged model."""
+    """LoRA and FAM on a base in another directory: the folder equals that of the same weights in one directory, bit for
+    bit; imported again, it is the merged model."""
     params = tiny.parameters(CONFIG)
     save_model(tmp_path / "whole", CONFIG, params)
     own = base.part(params, lambda path: path.startswith(("fam/", "layers/lora/")))

@@ -1,4 +1,4 @@
-"""Folders that cannot be imported: one line, exit code 2, and nothing left behind."""
+"""Folders that cannot be imported: one line, exit code 2, and no files left."""
 
 import json
 import os
@@ -31,7 +31,7 @@ QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
 def write_llama(folder: Path, dtype: type = np.float32) -> dict[str, np.ndarray]:
-    """A Llama in two shards, without transformers."""
+    """Writes a Llama in two shards, without transformers."""
     rng = np.random.default_rng(0)
     tensors = {p.name: rng.standard_normal(p.their_shape).astype(dtype) for p in pairs(FAMILIES[0], SHAPES)}
     folder.mkdir(exist_ok=True)
@@ -41,7 +41,7 @@ def write_llama(folder: Path, dtype: type = np.float32) -> dict[str, np.ndarray]
 
 
 def write_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Tensors in two files and an index."""
+    """Writes tensors in two files and an index."""
     names, places = list(tensors), {}
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = f"model-{number:05d}-of-00002.safetensors"
@@ -51,14 +51,14 @@ def write_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def edited(folder: Path, change: Callable[[dict], object]) -> None:
-    """The folder with some tensors changed."""
+    """Changes some tensors of the folder."""
     tensors = write_llama(folder)
     change(tensors)
     write_shards(folder, tensors)
 
 
 def without(folder: Path, *patterns: str) -> None:
-    """The folder without some files."""
+    """Removes some files of the folder."""
     write_llama(folder)
     for pattern in patterns:
         for file in folder.glob(pattern):
@@ -66,26 +66,26 @@ def without(folder: Path, *patterns: str) -> None:
 
 
 def cut_short(folder: Path) -> None:
-    """The second shard lacks its end."""
+    """Truncates the second shard."""
     write_llama(folder)
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-8])
 
 
 def as_pickle(folder: Path) -> None:
-    """Weights in the old format, which is code."""
+    """Replaces the weights by the old format, which is code."""
     without(folder, "*.safetensors", "*.index.json")
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
 
 
 def tied(folder: Path) -> None:
-    """config.json says tied, the file has an output projection of its own."""
+    """config.json ties the embeddings, but the file has a different output projection."""
     write_llama(folder)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": True}))
 
 
 def index_outside(folder: Path) -> None:
-    """An index that points out of its folder."""
+    """Lets the index point out of its folder."""
     write_llama(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
 
@@ -95,8 +95,8 @@ BAD = {
     "no config": (lambda folder: without(folder, "config.json"), "has no config.json"),
     "missing shard": (lambda folder: without(folder, "model-00002*"), "model-00002-of-00002.safetensors is missing"),
     "no weights": (lambda folder: without(folder, "*.safetensors", "*.index.json"), "has neither model.safetensors"),
-    "pickle": (as_pickle, "has its weights as pickles, which can run any program"),
-    "cut short": (cut_short, "is no safetensors file, or it is cut short"),
+    "pickle": (as_pickle, "has its weights as pickles, which can execute any code"),
+    "cut short": (cut_short, "is not a safetensors file, or truncated"),
     "index outside": (index_outside, "which is not a file of its folder"),
     "missing tensor": (lambda folder: edited(folder, lambda t: t.pop(QUERY)), f"missing: {QUERY}"),
     "left over": (
@@ -109,7 +109,7 @@ BAD = {
     ),
     "quantised": (
         lambda folder: edited(folder, lambda t: t.update({QUERY: np.zeros((32, 32), np.int8)})),
-        "has numbers of type I8; known are F32, F16, BF16",
+        "has values of type I8; known are F32, F16, BF16",
     ),
     "tied, but different": (tied, "lm_head.weight differs from model.embed_tokens.weight"),
 }  # fmt: skip
@@ -117,7 +117,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line that names the file or tensor; the target does not exist, nor anything beside it."""
+    """One line names the file or tensor; the target does not exist, nor any file next to it."""
     make, message = BAD[name]
     make(tmp_path / "theirs")
     before = {path.name for path in tmp_path.iterdir()}
@@ -133,7 +133,7 @@ def test_bad_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["--fam-length", "2000"], "fam_length 2000 is longer than block_size 1024"),
         (["--fam-layers", "gobal"], "did you mean 'global'?"),
-        (["--fam-layers", "local"], "fam_layers 'local' names none of the 2 layers"),
+        (["--fam-layers", "local"], "fam_layers 'local' selects none of the 2 layers"),
         (["--seed", "-1"], "--seed is -1; it must be at least 0"),
     ],
 )
@@ -146,7 +146,7 @@ def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytes
 
 
 def test_a_target_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither verb writes over what is there."""
+    """Neither verb overwrites existing files."""
     write_llama(tmp_path / "theirs")
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "precious").write_text("kept")
@@ -156,15 +156,15 @@ def test_a_target_that_exists_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The room that the weights need is asked for before they are written."""
+    """Free space is checked before weights are written."""
     write_llama(tmp_path / "theirs")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     assert main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 2
-    assert "GB are needed; make room" in capsys.readouterr().err
+    assert "GB are needed; free some space" in capsys.readouterr().err
     assert not list(tmp_path.glob("*ours*"))
 
 
-# An import whose every tensor takes its time, and which counts what it reads.
+# An import that reads slowly and prints the tensors that it reads.
 SLOW = """
 import sys, time
 import famjax.pretrained.folder as folder
@@ -181,8 +181,8 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.parametrize(("kill", "changed"), [(signal.SIGKILL, False), (signal.SIGTERM, True)])
 def test_an_import_that_is_killed_goes_on(kill: int, changed: bool, tmp_path: Path) -> None:
-    """There is no model directory before the import is whole. The same command reads what is missing alone, all of it
-    where the folder has changed; the weights are those of an import that was not killed."""
+    """There is no model directory before the import is complete. The same command reads only missing tensors, or all of
+    them if the folder has changed; the weights equal those of an uninterrupted import."""
     from famjax.infer.load import load
 
     tensors = write_llama(tmp_path / "theirs", ml_dtypes.bfloat16)
@@ -203,8 +203,8 @@ def test_an_import_that_is_killed_goes_on(kill: int, changed: bool, tmp_path: Pa
     if changed:
         assert set(tensors) <= set(again)
     else:
-        assert "going on with the import that was stopped" in done.stderr
-        assert not set(again) & set(first[:-2]) - {EMBEDDING}  # FAM's prompt is made of the embeddings
+        assert "resuming the interrupted import" in done.stderr
+        assert not set(again) & set(first[:-2]) - {EMBEDDING}  # FAM's prompt is derived from the embeddings
         assert set(first) | set(again) == set(tensors)
     assert not list(tmp_path.glob(".ours*"))
     model = load(tmp_path / "ours")

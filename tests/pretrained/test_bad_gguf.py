@@ -1,4 +1,4 @@
-"""GGUF files that cannot be imported: one line, exit code 2, nothing left behind; and metadata without effect."""
+"""GGUF files that cannot be imported: one line, exit code 2, no files left; and metadata without effect."""
 
 import struct
 from collections.abc import Callable
@@ -25,7 +25,7 @@ SIZES = {
 def write(
     path: Path, arch: str = "llama", change: dict | None = None, edit: Callable[[dict], object] | None = None
 ) -> Path:
-    """A small file, without transformers; `change` replaces metadata (None: leaves one out), `edit` tensors."""
+    """Writes a small file, without transformers; `change` replaces metadata (None: removes), `edit` tensors."""
     matrices = {"attn_q": (D, D), "attn_k": (D, D), "attn_v": (D, D), "attn_output": (D, D)}
     matrices |= {"ffn_gate": (12, D), "ffn_up": (12, D), "ffn_down": (D, 12)}
     vectors = {"attn_norm": D, "ffn_norm": D}
@@ -52,18 +52,18 @@ def write(
 
 
 def raw(path: Path, content: bytes) -> None:
-    """A file of these bytes."""
+    """Writes a file of these bytes."""
     path.write_bytes(content)
 
 
 def cut(path: Path, keep: Callable[[int], int]) -> None:
-    """A file without its end."""
+    """Truncates a file."""
     content = write(path).read_bytes()
     path.write_bytes(content[: keep(len(content))])
 
 
 def iq1(path: Path) -> None:
-    """A tensor in a type that the library knows and cannot dequantise."""
+    """Stores a tensor in a type that the library knows and cannot dequantise."""
     writer = gguf.GGUFWriter(path, "llama")
     kind = gguf.GGMLQuantizationType.Q8_1
     block, size = gguf.GGML_QUANT_SIZES[kind]
@@ -76,30 +76,30 @@ def iq1(path: Path) -> None:
 
 
 def unknown_type(path: Path) -> None:
-    """A tensor in a type that is not in the library's list: the last number before the tensor's offset."""
+    """Stores a tensor in a type that the library does not know: the last number before the tensor's offset."""
     content = write(path).read_bytes()
     at = content.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 16
     path.write_bytes(content[:at] + struct.pack("<I", 999) + content[at + 4 :])
 
 
 def two_files(path: Path) -> None:
-    """A folder with two of them."""
+    """Writes a folder with two files."""
     path.mkdir()
     write(path / "a.gguf")
     write(path / "b.gguf")
 
 
 def renamed(old: str, new: str) -> Callable[[dict], object]:
-    """A tensor under another name."""
+    """Renames a tensor."""
     return lambda tensors: tensors.update({new: tensors.pop(old)})
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "not GGUF": (
         lambda path: raw(path, b"PK\x03\x04" + bytes(100)),
-        "is no GGUF file; name one, or a folder of a model",
+        "is not a GGUF file; name one, or a folder of a model",
     ),
-    "empty": (lambda path: raw(path, b""), "is no GGUF file"),
+    "empty": (lambda path: raw(path, b""), "is not a GGUF file"),
     "magic alone": (lambda path: raw(path, b"GGUF"), "big-endian"),
     "version 1": (
         lambda path: raw(path, b"GGUF" + struct.pack("<IQQ", 1, 0, 0)),
@@ -108,17 +108,17 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "big-endian": (lambda path: raw(path, b"GGUF" + struct.pack(">IQQ", 3, 0, 0)), "for big-endian machines"),
     "header alone": (
         lambda path: raw(path, b"GGUF" + struct.pack("<IQQ", 3, 1, 2)),
-        "is a broken GGUF file, or one that",
+        "is a broken or truncated GGUF file",
     ),
     "a long array": (
         lambda path: raw(path, b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 4, 2**60)),
-        "is a broken GGUF file",
+        "is a broken or truncated GGUF file",
     ),
     "cut in the data": (
         lambda path: cut(path, lambda size: size - 1),
-        "is a broken GGUF file, or one that is cut short",
+        "is a broken or truncated GGUF file",
     ),
-    "cut in the header": (lambda path: cut(path, lambda size: 700), "is a broken GGUF file, or one that is cut short"),
+    "cut in the header": (lambda path: cut(path, lambda size: 700), "is a broken or truncated GGUF file"),
     "no architecture": (
         lambda path: raw(path, b"GGUF" + struct.pack("<IQQ", 3, 0, 0)),
         "the architecture None is not known",
@@ -134,9 +134,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a part": (lambda path: write(path, change={"split.count": 3}), "is one of 3 parts; join them"),
     "quantised otherwise": (
         iq1,
-        "token_embd.weight has numbers of type Q8_1, which the library gguf cannot dequantise",
+        "token_embd.weight has values of type Q8_1, which the library gguf cannot dequantise",
     ),
-    "unknown type": (unknown_type, "token_embd.weight has numbers of type 999"),
+    "unknown type": (unknown_type, "token_embd.weight has values of type 999"),
     "unknown tokenizer": (
         lambda path: write(path, change={"tokenizer.ggml.model": "rwkv"}),
         "ggml.model is 'rwkv'; known are",
@@ -177,13 +177,13 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: write(path, "qwen2", edit=lambda t: t.update({"rope_freqs.weight": np.ones(2, np.float32)})),
         "not part of the model: rope_freqs.weight",
     ),
-    "two files": (two_files, "has 2 GGUF files, a.gguf and b.gguf among them; name one"),
+    "two files": (two_files, "has 2 GGUF files, such as a.gguf and b.gguf; name one"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One line that names the file; the target does not exist, nor anything beside it."""
+    """One line names the file; the target does not exist, nor any file next to it."""
     make, message = BAD[name]
     make(tmp_path / "tiny.gguf")
     before = {path.name for path in tmp_path.iterdir()}
@@ -201,11 +201,16 @@ METADATA = [
     ("llama", "attention.value_length", 8, "llama.attention.value_length is 8; only 4 is known here"),
     ("llama", "attention.causal", False, "llama.attention.causal is False; only True is known here"),
     ("llama", "expert_count", 8, "llama.expert_count is 8; only 0 is known here"),
-    ("llama", "logit_scale", 2.0, "llama.logit_scale is not known here and may change the numbers"),
+    ("llama", "logit_scale", 2.0, "llama.logit_scale is not known here and may change results"),
     ("llama", "attention.scale", 2.0, "llama.attention.scale is not known here"),
     ("llama", "final_logit_softcapping", 30.0, "llama.final_logit_softcapping is not known here"),
     ("llama", "attention.layer_norm_epsilon", 1e-5, "llama.attention.layer_norm_epsilon is not known here"),
-    ("llama", "attention.layer_norm_rms_epsilon", None, "layer_norm_rms_epsilon is missing; is it the file of a whole"),
+    (
+        "llama",
+        "attention.layer_norm_rms_epsilon",
+        None,
+        "layer_norm_rms_epsilon is missing; is it the file of a complete",
+    ),
     ("llama", "tensor_data_layout", "other", "llama.tensor_data_layout is 'other'"),
     ("llama", "vocab_size", V + 1, "llama.vocab_size is 21; only 20 is known here"),
     ("llama", "block_count", 0, "llama.block_count is 0; it must be a whole number above 0"),
@@ -232,7 +237,7 @@ METADATA = [
 
 @pytest.mark.parametrize(("arch", "key", "value", "message"), METADATA)
 def test_metadata_that_may_change_the_numbers(arch: str, key: str, value: object, message: str, tmp_path: Path) -> None:
-    """Refused by name, never passed over."""
+    """Refused by name, never ignored."""
     path = write(tmp_path / "tiny.gguf", arch, {f"{arch}.{key}": value})
     with pytest.raises(ConfigError) as error:
         GgufFile(path)
@@ -242,7 +247,7 @@ def test_metadata_that_may_change_the_numbers(arch: str, key: str, value: object
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"])
 def test_an_unknown_key_of_any_architecture(arch: str, tmp_path: Path) -> None:
-    """Without it the file is read; with it, it is refused, of the tokenizer, too."""
+    """Without the key the file is read; with it, it is refused, including keys of the tokenizer."""
     model_config(GgufFile(write(tmp_path / "tiny.gguf", arch)).config)
     for key in (f"{arch}.some.key", "tokenizer.ggml.some_key", "tokenizer.some", "adapter.type"):
         with pytest.raises(ConfigError, match=f"the metadata {key} is not known here"):
@@ -261,7 +266,7 @@ def test_an_unknown_key_of_any_architecture(arch: str, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_metadata_without_effect(change: dict, tmp_path: Path) -> None:
-    """What says nothing, or what holds anyway, gives the same model."""
+    """Keys without effect, or with default values, give the same model."""
     plain = GgufFile(write(tmp_path / "plain.gguf"))
     changed = GgufFile(write(tmp_path / "changed.gguf", change=change))
     assert model_config(changed.config) == model_config(plain.config)
@@ -294,7 +299,7 @@ def test_what_llama_cpp_takes_for_granted(arch: str, change: dict, fields: dict,
 
 
 def test_the_largest_gemmas_divide_scores_otherwise(tmp_path: Path) -> None:
-    """Gemma 2 and 3 of 27B, told by their number of layers, divide by the root of D / heads; others by that of H."""
+    """Gemma 2 and 3 of 27B, recognised by their number of layers, divide by sqrt(D / heads); others by sqrt(H)."""
     for arch, layers in (("gemma2", 46), ("gemma3", 62)):
         change = {f"{arch}.attention.key_length": 8, f"{arch}.block_count": layers}
         assert GgufFile(write(tmp_path / "wide.gguf", arch, change)).config["query_pre_attn_scalar"] == D // 2
@@ -303,7 +308,7 @@ def test_the_largest_gemmas_divide_scores_otherwise(tmp_path: Path) -> None:
 
 
 def test_cut_anywhere(tmp_path: Path) -> None:
-    """A file that lacks its end is refused, wherever it ends."""
+    """A truncated file is refused, wherever it ends."""
     content = write(tmp_path / "tiny.gguf").read_bytes()
     for size in sorted({*range(0, 200), *range(0, len(content), 37), len(content) - 1}):
         (tmp_path / "cut.gguf").write_bytes(content[:size])
@@ -312,7 +317,7 @@ def test_cut_anywhere(tmp_path: Path) -> None:
 
 
 def test_damaged_bytes(tmp_path: Path) -> None:
-    """With bytes of the header changed, a file is refused in words or read; it does nothing else."""
+    """With changed bytes in the header, a file is refused in one line or read; nothing else happens."""
     content = write(tmp_path / "tiny.gguf").read_bytes()
     header = content.index(b"blk.0.ffn_norm.weight") + 60
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What a config.json means, and what is refused instead of passed over."""
+"""The meaning of a config.json, and settings that are refused rather than ignored."""
 
 import dataclasses
 
@@ -20,14 +20,14 @@ MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistr
 
 
 def test_a_sparse_config_json_means_what_transformers_means() -> None:
-    """Llama 2's files say neither rope_theta nor head_dim nor the number of key/value heads."""
+    """Llama 2's files have neither rope_theta nor head_dim nor the number of key/value heads."""
     config = model_config(LLAMA)
     assert (config.rope_base, config.head_dim, config.num_kv_heads) == (10000.0, 8, 4)
     assert not config.tie_embeddings
 
 
 def test_gemma3_files_without_layer_types() -> None:
-    """Every sixth layer is global with its own RoPE base; 26 layers end behind a part of a period."""
+    """Every sixth layer is global with its own RoPE base; 26 layers end within a period."""
     config = model_config(GEMMA3)
     assert config.layer_pattern == ("local",) * 5 + ("global",)
     assert (config.rope_base, config.local_rope_base, config.local_window) == (1e6, 1e4, 512)
@@ -37,14 +37,14 @@ def test_gemma3_files_without_layer_types() -> None:
 
 
 def test_windows_that_are_switched_off() -> None:
-    """Qwen's files name a window and then do not use it."""
+    """Qwen's files give a window and then do not use it."""
     assert model_config(QWEN2 | {"use_sliding_window": False, "sliding_window": 4096}).layer_pattern == ("global",)
     used = model_config(QWEN2 | {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1})
     assert (used.layer_pattern, used.local_window) == (("global", "local"), 64)
 
 
 def test_rope_that_is_said_twice() -> None:
-    """`rope_scaling` wins over `rope_parameters`, as in transformers 5; of Gemma 3 it is that of global layers."""
+    """`rope_scaling` takes precedence over `rope_parameters`, as in transformers 5; for Gemma 3 in global layers."""
     both = {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "rope_theta": 7.0}
     config = model_config(LLAMA | both | {"rope_scaling": {"type": "linear", "factor": 4.0}})
     assert (config.rope_base, config.rope_scaling, config.rope_factor) == (7.0, "linear", 4.0)
@@ -67,7 +67,7 @@ BAD = [
         "'yarn' is not",
     ),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
-    ({"is_causal": False}, "is_causal is not known here and may change the numbers"),
+    ({"is_causal": False}, "is_causal is not known here and may change results"),
     ({"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config is not known here"),
     ({"hidden_act": "mish"}, "the activation 'mish' is not known"),
     ({"hidden_size": None}, "has no hidden_size"),
@@ -79,7 +79,7 @@ BAD = [
 
 @pytest.mark.parametrize(("change", "message"), BAD)
 def test_what_cannot_be_imported_is_named(change: dict, message: str) -> None:
-    """One line that says what it is; a setting that would change the numbers is never passed over."""
+    """One line names it; a setting that would change results is never ignored."""
     with pytest.raises(ConfigError) as error:
         model_config(LLAMA | change)
     assert message in str(error.value)
@@ -96,7 +96,7 @@ def test_written_again_it_says_the_same(hf: dict) -> None:
 
 
 def test_memory_section() -> None:
-    """The memory's settings in config.json, there and back; a damaged section is told."""
+    """The memory's settings in config.json, both ways; a damaged section is reported."""
     memory = MemoryConfig(block_size=64, memory_segments=1, fam_length=8, fam_layers="-----+")
     assert memory_of(with_memory(LLAMA, memory)) == memory
     assert memory_of(LLAMA) is None
@@ -107,7 +107,7 @@ def test_memory_section() -> None:
 
 
 def test_memory_covers_the_models_own_windows() -> None:
-    """Three segments as in the paper, more where a local layer was trained to see more; flags win."""
+    """Three segments as in the paper, more if a local layer was trained with a larger window; flags take precedence."""
     mistral = model_config(MISTRAL)
     assert mistral.local_window == 4096
     assert imported_memory(mistral, None, {}).memory_segments == 4
@@ -120,7 +120,7 @@ def test_memory_covers_the_models_own_windows() -> None:
 
 
 def test_fam_in_some_layers() -> None:
-    """--fam-layers global: of Gemma 3's layers every sixth has a FAM."""
+    """--fam-layers global: every sixth of Gemma 3's layers has a FAM."""
     config = model_config(GEMMA3)
     memory = imported_memory(config, None, {"fam_layers": "global"})
     attached = dataclasses.replace(config, memory=memory)

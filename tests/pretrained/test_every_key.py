@@ -1,4 +1,4 @@
-"""Every key that a config.json can have: what it changes in transformers it changes here, or it is refused."""
+"""Every key of a config.json: if it changes results in transformers, it changes them here, or it is refused."""
 
 import dataclasses
 from typing import Any
@@ -47,7 +47,7 @@ def config_of(family: Family, hf: dict[str, Any]) -> Any:
 
 
 def logits(config: Any, weights: Any) -> Any:
-    """Of 17 tokens, with these weights; None where they do not fit."""
+    """Returns the logits of 17 tokens with these weights, or None if the weights do not fit."""
     import torch
     import transformers
 
@@ -61,7 +61,7 @@ def logits(config: Any, weights: Any) -> Any:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
 def test_what_a_key_changes(family: Family) -> None:
-    """Where transformers has other logits, or another shape, the model here is another one too, or is refused."""
+    """If transformers has other logits, or another shape, the model here differs too, or is refused."""
     import torch
     import transformers
 
@@ -95,7 +95,7 @@ def test_what_a_key_changes(family: Family) -> None:
 
 
 def differs(family: Family, hf: dict[str, Any], weights: Any, want: Any) -> bool | None:
-    """Whether transformers has other logits; None where it refuses."""
+    """Whether transformers has other logits; None if it refuses the key."""
     try:
         got = logits(config_of(family, hf), weights)
     except Exception:

@@ -37,12 +37,12 @@ CASES = {
 }  # fmt: skip
 
 
-# Its loader knows neither caps nor windows nor biases, nor how wide heads are.
+# Its loader supports neither caps nor windows nor biases, nor the width of heads.
 READ_BY_TRANSFORMERS = ("llama2-untied", "qwen2-grouped")
 
 
 def logits(model_dir: Path, tokens_BT: np.ndarray) -> np.ndarray:
-    """[B, T, V] without FAM, whole; `test_parity` holds whole and streamed together."""
+    """Returns [B, T, V] without FAM, at once; `test_parity` compares that with streaming."""
     model = load(model_dir, fam_length=0)
     graphdef, params = nnx.split(model)
 
@@ -54,7 +54,7 @@ def logits(model_dir: Path, tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def desired(model: Any, tokens_BT: np.ndarray) -> np.ndarray:
-    """What a model of transformers makes of the tokens."""
+    """Returns the logits of a model of transformers."""
     import torch
 
     mask = torch.arange(tokens_BT.shape[1])[None] < torch.tensor(theirs.LENGTHS)[:, None]
@@ -64,7 +64,7 @@ def desired(model: Any, tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def loaded_by_transformers(folder: Path) -> Any:
-    """Its model of the folder's file."""
+    """Returns transformers' model of the folder's file."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file="tiny.gguf", dtype="float32")
@@ -79,8 +79,8 @@ def assert_equal_logits(found: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("name", slow.but(CASES, "mistral-window", "qwen3-tied-biases", "llama-biases-linear"))
 def test_logits_and_configuration(name: str, tmp_path: Path) -> None:
-    """The model of a float32 file has the configuration and the weights that its folder's import has, and the logits of
-    transformers; those of its own loader of GGUF files, too, where that reads all that the file says."""
+    """The model of a float32 file has the configuration and the weights of its folder's import, and the logits of
+    transformers; also those of transformers' loader of GGUF files, if it supports all settings."""
     model = gguf_files.write(tmp_path / "tiny.gguf", CASES[name])
     model_dir = ours.imported(tmp_path / "tiny.gguf", tmp_path / "ours")
     text = theirs.tokens(61)
@@ -111,7 +111,7 @@ QUANTISED = {
 
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_quantised_tensors(kind: str, tmp_path: Path) -> None:
-    """The logits are those of transformers with the numbers that the file has, and those of its own loader."""
+    """The logits are those of transformers with the file's values, and those of its own loader."""
     model = gguf_files.write(tmp_path / "tiny.gguf", Case("Llama", WIDE), QUANTISED[kind])
     model_dir = ours.imported(tmp_path / "tiny.gguf", tmp_path / "ours")
     assert read_config(model_dir).param_dtype == "float32"
@@ -123,8 +123,8 @@ def test_quantised_tensors(kind: str, tmp_path: Path) -> None:
 
 
 def test_bfloat16_stays(tmp_path: Path) -> None:
-    """Matrices in bfloat16, vectors in float32 with numbers that bfloat16 has: a model in bfloat16, exported with the
-    same bits; with one other number, a model in float32."""
+    """Matrices in bfloat16, vectors in float32 with values exact in bfloat16: a bfloat16 model, exported bit for bit;
+    with one other value, a float32 model."""
     import torch
 
     case = Case("Llama", WIDE)

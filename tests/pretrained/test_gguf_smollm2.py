@@ -38,7 +38,7 @@ HARD = [
     "\n\n  \n\t\n", "I'll we've DON'T it's", "<|im_start|>user\nHi<|im_end|>\n<|endoftext|>", "<|im_start|",
     "<repo_name>x<filename>y", "http://a.b/c?d=e&f#g %x", "a\u00a0b\u200bc\ufeffd", "",
 ]  # fmt: skip
-# With digits, which transformers' loader does not cut: ids as SmolLM2's own tokenizer has them.
+# With digits, which transformers' loader does not split: ids as in SmolLM2's own tokenizer.
 KNOWN = {
     "Hello, we can use": [19556, 28, 392, 416, 722],
     "Hello world! 123": [19556, 905, 17, 216, 33, 34, 35],
@@ -79,7 +79,7 @@ def test_logits(model_dir: Path) -> None:
 
 
 def test_ids(model_dir: Path) -> None:
-    """Ids of hard texts are those of transformers; with digits, those that are known. Texts come back."""
+    """Ids of difficult texts are those of transformers; with digits, the known ones. Decoding returns the texts."""
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(FILE.parent, gguf_file=FILE.name)
@@ -94,7 +94,7 @@ def test_ids(model_dir: Path) -> None:
 
 
 def test_chat_template(model_dir: Path) -> None:
-    """The template of the metadata."""
+    """The template in the metadata."""
     template = chat_template(model_dir)
     assert template is not None
     text = template.render([{"role": "user", "content": "Hi"}])

@@ -28,7 +28,7 @@ SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
 
 def _pre_tokenizer(pre: str) -> Any:
-    """As the models' own tokenizer.json have it."""
+    """The steps in the models' own tokenizer.json."""
     from tokenizers import Regex, pre_tokenizers
 
     plain = lambda use_regex: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
@@ -61,7 +61,7 @@ def byte_level(pre: str) -> Any:
 
 
 def metaspace() -> Any:
-    """A tiny SentencePiece-like tokenizer with bytes to fall back on, without the steps around it."""
+    """A tiny SentencePiece-like tokenizer with byte fallback, without the steps around it."""
     from tokenizers import Tokenizer, models, normalizers, trainers
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -73,7 +73,7 @@ def metaspace() -> Any:
 
 
 def files_of(says: dict[str, Any], is_gemma: bool = False) -> dict[str, bytes]:
-    """The files that come of these metadata."""
+    """Returns the files for these metadata."""
     metadata = Metadata(Path("tiny.gguf"), {f"tokenizer.{key}": value for key, value in says.items()})
     return tokenizer_files(metadata.under("tokenizer."), is_gemma).contents
 
@@ -83,7 +83,7 @@ SPECIAL = {"bos_token_id": 0, "eos_token_id": 1}
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
 def test_byte_level(pre: str) -> None:
-    """Ids and texts of a tokenizer with the steps of the models that `pre` stands for."""
+    """Ids and texts of a tokenizer with the steps of the models that `pre` names."""
     tokenizer = byte_level(pre)
     says = gguf_files.of_tokenizer(tokenizer, "gpt2", ["<s>", "</s>"], pre=pre, **SPECIAL)
     vocabulary = vocabulary_from(files_of(says), "tiny.gguf")
@@ -92,14 +92,14 @@ def test_byte_level(pre: str) -> None:
         assert vocabulary.encode(text).tolist() == ids, text
         assert vocabulary.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False)
     assert (vocabulary.bos, vocabulary.eos) == (0, 1)
-    # llama.cpp lets some begin with bos unless the file says otherwise
+    # llama.cpp makes some begin with bos unless the file says otherwise
     assert vocabulary.begins == ((0,) if pre in ("llama-bpe", "tekken") else ())
     assert vocabulary_from(files_of(says | {"ggml.add_bos_token": True}), "").begins == (0,)
     assert vocabulary_from(files_of(says | {"ggml.add_bos_token": False}), "").begins == ()
 
 
 def test_every_cut_is_compared() -> None:
-    """The names of pre-tokenizers are those above, or others of the same ones."""
+    """The names of pre-tokenizers are those above, or aliases of them."""
     assert {id(cut) for cut in CUTS.values()} == {
         id(CUTS[pre]) for pre in ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken")
     }
@@ -107,14 +107,14 @@ def test_every_cut_is_compared() -> None:
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
 def test_sentencepiece_and_loader_of_transformers(arch: str, tmp_path: Path) -> None:
-    """Merges follow from scores, of Gemma from the order of tokens; ids are those of transformers' own loader."""
+    """Merges follow from scores, for Gemma from the order of tokens; ids are those of transformers' own loader."""
     import transformers
 
     says = gguf_files.of_tokenizer(
         metaspace(), "llama", ["<s>", "</s>"], pre="default", bos_token_id=1, eos_token_id=2, unknown_token_id=0,
         add_bos_token=True, add_space_prefix=arch == "llama",
     )  # fmt: skip
-    if arch == "gemma2":  # scores that say nothing, and a run of spaces as Gemma's files have it
+    if arch == "gemma2":  # constant scores, and a run of spaces as in Gemma's files
         says["ggml.scores"] = [-1000.0] * len(says["ggml.tokens"])
         says["ggml.tokens"], says["ggml.token_type"] = (
             [*says["ggml.tokens"], "  ", "\n\n"],
@@ -136,7 +136,7 @@ def test_sentencepiece_and_loader_of_transformers(arch: str, tmp_path: Path) -> 
 
 
 def test_merges_of_scores() -> None:
-    """Higher scores first; of one token, the longest left part first."""
+    """Higher scores first; for one token, the longest left part first."""
     scores = {"a": 0.0, "b": 0.0, "c": 0.0, "ab": 5.0, "bc": 1.0, "abc": 7.0}
     assert merges_of(scores) == [["ab", "c"], ["a", "bc"], ["a", "b"], ["b", "c"]]
 
@@ -164,16 +164,16 @@ BAD = [
     (GPT2, {"ggml.model": "t5"}, "tokenizer.ggml.model is 't5'; known are gpt2 and llama"),
     (GPT2, {"ggml.model": None}, "tokenizer.ggml.model is None"),
     (GPT2, {"ggml.pre": "falcon"}, "tokenizer.ggml.pre is 'falcon'; known are gpt-2, smollm"),
-    (GPT2, {"ggml.pre": "default"}, "tokenizer.ggml.pre does not say how a text is cut"),
-    (GPT2, {"ggml.pre": None}, "tokenizer.ggml.pre does not say how a text is cut"),
-    (GPT2, {"ggml.pre": ["gpt-2"]}, "tokenizer.ggml.pre is ['gpt-2']; it must be a text"),
+    (GPT2, {"ggml.pre": "default"}, "tokenizer.ggml.pre does not name a pre-tokenization"),
+    (GPT2, {"ggml.pre": None}, "tokenizer.ggml.pre does not name a pre-tokenization"),
+    (GPT2, {"ggml.pre": ["gpt-2"]}, "tokenizer.ggml.pre is ['gpt-2']; it must be a string"),
     (GPT2, {"ggml.merges": None}, "tokenizer.ggml.merges is missing"),
-    (GPT2, {"ggml.merges": ["ab"]}, "tokenizer.ggml.merges has a merge that is no pair"),
+    (GPT2, {"ggml.merges": ["ab"]}, "tokenizer.ggml.merges has a merge that is not a pair"),
     (GPT2, {"ggml.merges": ["a c"]}, "tokenizer.ggml.merges has 'a c', which is not of its tokens"),
     (GPT2, {"ggml.tokens": ["a", "b", "ab", "a"], "ggml.token_type": [1] * 4}, "tokenizer.ggml.tokens has 'a' twice"),
     (GPT2, {"ggml.tokens": []}, "tokenizer.ggml.tokens has no tokens"),
-    (GPT2, {"ggml.tokens": 7}, "tokenizer.ggml.tokens is 7; it must be a list of texts"),
-    (GPT2, {"ggml.token_type": [1]}, "tokenizer.ggml.token_type has not a number for each token"),
+    (GPT2, {"ggml.tokens": 7}, "tokenizer.ggml.tokens is 7; it must be a list of strings"),
+    (GPT2, {"ggml.token_type": [1]}, "tokenizer.ggml.token_type does not have a number for each token"),
     (GPT2, {"ggml.eos_token_id": 3}, "tokenizer.ggml.eos_token_id is 3, of 3 tokens"),
     (GPT2, {"ggml.add_space_prefix": True}, "tokenizer.ggml.add_space_prefix is True; only False is known here"),
     (GPT2, {"ggml.precompiled_charsmap": [1]}, "tokenizer.ggml.precompiled_charsmap is not known here and may change"),
@@ -194,6 +194,6 @@ def test_what_cannot_be_read_is_named(says: dict, change: dict, message: str) ->
 
 
 def test_ids_are_int32() -> None:
-    """What the other vocabularies give, too."""
+    """The interface of the other vocabularies."""
     assert vocabulary_from(files_of(GPT2), "").encode("abab").dtype == np.int32
     assert vocabulary_from(files_of(GPT2), "").encode("abab").tolist() == [2, 2]

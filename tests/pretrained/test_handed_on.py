@@ -1,4 +1,4 @@
-"""A training that starts from an imported model hands on what an export gives back."""
+"""A training that starts from an imported model keeps the files that an export restores."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_files_of_the_import(tmp_path: Path) -> None:
 
 
 def test_the_pass_key_is_written_in_the_tokens_of_the_import(tmp_path: Path) -> None:
-    """Without a word about a vocabulary, the task's documents are the tokenizer's, and so is what is kept."""
+    """Without a setting of the vocabulary, the task uses and keeps the tokenizer's."""
     base = tokenizers_of_ours.write(tmp_path / "base", "byte-level")
     vocabulary = load_vocabulary(str(base))
     config = TrainConfig(

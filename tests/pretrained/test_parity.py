@@ -1,4 +1,4 @@
-"""Every family against transformers: the same logits without FAM, where the window covers the text."""
+"""Every family against transformers: the same logits without FAM, if the window covers the text."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from tests.pretrained import ours, theirs
 TOLERANCE = 1e-4
 
 
-# Of families that have another case.
+# Variants of a family.
 MORE = (
     "llama2-untied", "mistral-grouped", "qwen2-grouped", "qwen3-tied-biases", "gemma-grouped", "gemma2-uncapped",
     "gemma3-multi-query",
@@ -24,7 +24,7 @@ MORE = (
 
 @pytest.mark.parametrize("name", slow.but(theirs.CASES, *MORE))
 def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
-    """float32 logits within 1e-4 relative at every position of rows of unequal lengths, whole and streamed."""
+    """float32 logits within 1e-4 relative at every position of rows of unequal lengths, at once and streamed."""
     source = theirs.save(theirs.CASES[name], tmp_path / "theirs")
     model_dir = ours.imported(source, tmp_path / "ours")
     text = theirs.tokens(61)
@@ -43,7 +43,7 @@ def test_logits_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_the_comparison_notices_a_small_difference(name: str, change: dict, tmp_path: Path) -> None:
-    """One setting a little off, and the logits differ a hundred times more than the tolerance allows."""
+    """With one setting slightly off, the logits differ by a hundred times the tolerance."""
     source = theirs.save(theirs.CASES[name], tmp_path / "theirs")
     model_dir = ours.imported(source, tmp_path / "ours")
     config = dataclasses.replace(read_config(model_dir), **change)
@@ -54,7 +54,7 @@ def test_the_comparison_notices_a_small_difference(name: str, change: dict, tmp_
 
 
 def test_every_family_has_a_case() -> None:
-    """The families that import-hf names are those that are compared."""
+    """All families that import-hf supports are compared."""
     from famjax.pretrained.families import FAMILIES
 
     compared = {f"{case.family.removesuffix('Text')}ForCausalLM" for case in theirs.CASES.values()}

@@ -1,4 +1,4 @@
-"""FAM's first prompt."""
+"""FAM's initial prompt."""
 
 from pathlib import Path
 
@@ -26,14 +26,14 @@ def test_prompt_has_mean_and_spread_of_the_embeddings() -> None:
 
 
 def test_prompt_of_a_text() -> None:
-    """The embeddings of the text's tokens, from the first again where they are fewer than F."""
+    """The embeddings of the text's tokens, repeated from the first if there are fewer than F."""
     embedding = np.arange(20).reshape(10, 2)
     np.testing.assert_array_equal(prompt.of_text(embedding, [3, 9], 3), embedding[[3, 9, 3]])
     np.testing.assert_array_equal(prompt.of_text(embedding, [3, 9, 5], 2), embedding[[3, 9]])
 
 
 def test_import_takes_the_prompt_from_the_folders_embeddings(tmp_path: Path) -> None:
-    """`famjax import-hf --seed`: the prompt of the model directory is the one that the seed gives."""
+    """`famjax import-hf --seed`: the prompt in the model directory is a function of the seed."""
     tensors = write_llama(tmp_path / "theirs")
     assert (
         main(["import-hf", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--fam-length", "3", "--seed", "5"]) == 0

@@ -1,4 +1,4 @@
-"""In, out and in again: tensors bit for bit, config.json, tokenizer, FAM."""
+"""Import, export and import again: tensors bit for bit, config.json, tokenizer, FAM."""
 
 import dataclasses
 import json
@@ -19,19 +19,19 @@ from tests.pretrained import ours, theirs
 
 
 def exported(model_dir: Path, target: Path) -> Path:
-    """`famjax export-hf`."""
+    """Runs `famjax export-hf`."""
     assert main(["export-hf", str(model_dir), str(target)]) == 0
     return target
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder, of one file or of shards."""
+    """Returns all tensors of a folder, from one file or shards."""
     files = sorted(folder.glob("model*.safetensors"))
     return {name: array for file in files for name, array in safetensors.numpy.load_file(file).items()}
 
 
 def assert_same_tensors(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """The same names, types, shapes and bits."""
+    """Asserts the same names, types, shapes and bits."""
     assert one.keys() == other.keys()
     for name in one:
         assert (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape)
@@ -43,7 +43,7 @@ ROUND_TRIPS = [(name, "float32") for name in theirs.CASES] + [("gemma3", "bfloat
 
 @pytest.mark.parametrize(("name", "dtype"), ROUND_TRIPS)
 def test_tensors_and_config_come_back(name: str, dtype: str, tmp_path: Path) -> None:
-    """What was imported and not trained is given back bit for bit, with its own config.json and a section more."""
+    """An imported model without training is exported bit for bit, with its own config.json and one section more."""
     source = theirs.save(theirs.CASES[name], tmp_path / "theirs", dtype)
     (source / "tokenizer.json").write_text('{"any": "thing"}')
     back = exported(ours.imported(source, tmp_path / "ours"), tmp_path / "back")
@@ -56,7 +56,7 @@ def test_tensors_and_config_come_back(name: str, dtype: str, tmp_path: Path) -> 
 
 
 def test_transformers_loads_what_was_exported(tmp_path: Path) -> None:
-    """A folder in several shards, with FAM beside it, is the same model to transformers."""
+    """A folder in several shards, with FAM next to it, is the same model to transformers."""
     source = theirs.save(theirs.CASES["qwen3-grouped"], tmp_path / "theirs")
     model_dir = ours.imported(source, tmp_path / "ours")
     from famjax.pretrained import folder
@@ -83,7 +83,7 @@ def test_fam_comes_back(tmp_path: Path) -> None:
     again, weights = load_model(tmp_path / "again", parameter_shapes)
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
-    # Fewer rows are the prompt's last ones, which keep their positions.
+    # Fewer rows are the prompt's last ones, with their positions.
     assert main(["import-hf", str(folder), str(tmp_path / "short"), "--fam-length", "2"]) == 0
     short = load(tmp_path / "short")
     np.testing.assert_array_equal(short.fam.prompt[...], params["fam"]["prompt"][-2:])
@@ -112,7 +112,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_of_our_own_becomes_one_of_a_family(name: str, tmp_path: Path) -> None:
-    """A model that never was a folder is exported as the family that has its settings, and transformers agrees."""
+    """A model that was not imported is exported as the family that has its settings, and transformers agrees."""
     config = dataclasses.replace(MODELS[name], vocab_size=61)
     params = tiny.parameters(config)
     save_model(tmp_path / "model", config, params)
@@ -132,7 +132,7 @@ def test_a_model_of_our_own_becomes_one_of_a_family(name: str, tmp_path: Path) -
 
 
 def test_a_model_without_a_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """PaLM's parallel layers are a configuration here, and no family of transformers; nothing is written."""
+    """PaLM's parallel layers are a configuration here, but not a family of transformers; nothing is written."""
     config = tiny.config(parallel_layers=True)
     save_model(tmp_path / "model", config, parameters(create(config)))
     assert main(["export-hf", str(tmp_path / "model"), str(tmp_path / "folder")]) == 2

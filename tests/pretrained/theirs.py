@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, as folders: what pretrained models are held against.
+"""Tiny random models of transformers, as folders, to compare pretrained models with.
 
 python -m tests.pretrained.theirs      prints the parity table of docs/pretrained.md
 """
@@ -17,7 +17,7 @@ _SHAPE = {"vocab_size": 61, "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "max_p
 
 
 class Case(NamedTuple):
-    """A model of transformers: the name of its config class, its settings, and whether it shall be in shards."""
+    """A model of transformers: the name of its config class, its settings, and whether it is sharded."""
 
     family: str
     settings: dict[str, Any]
@@ -79,7 +79,7 @@ CASES = {
 
 
 def build(case: Case, seed: int = 0) -> Any:
-    """The model, float32, with random weights of a size that makes all of them matter."""
+    """Returns the model, float32, with random weights large enough that all of them matter."""
     import torch
     import transformers
 
@@ -102,7 +102,7 @@ def build(case: Case, seed: int = 0) -> Any:
 
 
 def save(case: Case, folder: Path, dtype: str = "float32", seed: int = 0) -> Path:
-    """The model as a folder, written by transformers."""
+    """Writes the model as a folder, with transformers."""
     import torch
 
     model = build(case, seed).to(getattr(torch, dtype))
@@ -111,12 +111,12 @@ def save(case: Case, folder: Path, dtype: str = "float32", seed: int = 0) -> Pat
 
 
 def tokens(vocab_size: int) -> np.ndarray:
-    """int32 [B, T]; rows are as long as `LENGTHS` says, and then padded."""
+    """Returns int32 [B, T]; rows are as long as `LENGTHS`, then padded."""
     return np.random.default_rng(7).integers(0, vocab_size, (len(LENGTHS), max(LENGTHS))).astype(np.int32)
 
 
 def logits(folder: Path, tokens_BT: np.ndarray) -> np.ndarray:
-    """What transformers makes of the folder: float32 [B, T, V]."""
+    """Returns transformers' logits for the folder: float32 [B, T, V]."""
     import torch
     import transformers
 
@@ -128,7 +128,7 @@ def logits(folder: Path, tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def relative_errors(actual: np.ndarray, desired: np.ndarray) -> list[np.ndarray]:
-    """For each row, at each of its positions: the largest difference, relative to the largest logit there."""
+    """Returns, for each row and position, the largest difference relative to the largest logit there."""
     errors = np.abs(actual - desired).max(axis=-1) / np.abs(desired).max(axis=-1)
     return [row[:length] for row, length in zip(errors, LENGTHS, strict=True)]
 

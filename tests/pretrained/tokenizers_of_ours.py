@@ -1,4 +1,4 @@
-"""Tiny tokenizers, trained here, as the files that a model directory keeps."""
+"""Tiny tokenizers, trained here, as files of a model directory."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ TEXTS = ["The quick brown fox jumps over the lazy dog. why? User: the end, the l
 
 
 def write(folder: Path, kind: str) -> Path:
-    """`byte-level` as Llama 3, Qwen and GPT have it, or `metaspace` with bytes for the rest, as Llama 2 and Gemma."""
+    """`byte-level` as in Llama 3, Qwen and GPT, or `metaspace` with byte fallback, as in Llama 2 and Gemma."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     special = ["<s>", "</s>"]

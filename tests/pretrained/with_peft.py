@@ -1,4 +1,4 @@
-"""Adapters as `peft` itself reads them, against what `famjax export-hf` merges. peft is not among the tests' packages:
+"""Adapters as `peft` reads them, against the merge of `famjax export-hf`. peft is not a test dependency:
 
 pip install peft
 python -m tests.pretrained.with_peft      prints the table of docs/finetuning.md
@@ -28,7 +28,7 @@ LORA = LoraConfig(rank=3, alpha=6.0)
 
 
 def with_lora(imported: Path, target: Path) -> Path:
-    """The model with pairs that are not zero."""
+    """Returns the model with pairs that are not zero."""
     config = dataclasses.replace(read_config(imported), lora=LORA)
     rng = np.random.default_rng(1)
     pairs = parameter_shapes(config)["layers"]["lora"]
@@ -40,7 +40,7 @@ def with_lora(imported: Path, target: Path) -> Path:
 
 
 def of_peft(folder: Path, adapter: Path, tokens_BT: np.ndarray) -> np.ndarray:
-    """Logits of transformers' model with the adapter put on by peft."""
+    """Returns the logits of transformers' model with the adapter, by peft."""
     import peft
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""How processes on CPU cores are started: the user's own settings stay, ours are added."""
+"""Set-up of processes on CPU cores: the user's own settings are kept, ours are added."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def test_the_users_settings_stay() -> None:
 
 
 def test_jax_starts_with_the_flags() -> None:
-    """The installed jaxlib knows every flag: it computes in a process started with them."""
+    """The installed jaxlib accepts every flag: it computes in a process started with them."""
     code = "import jax.numpy as jnp; print(float(jnp.ones(3).sum()))"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=cpu.environment(os.environ), capture_output=True, text=True, timeout=120)
@@ -29,7 +29,7 @@ def test_jax_starts_with_the_flags() -> None:
 
 
 def test_freed_memory_is_kept() -> None:
-    """Arrays that are made and dropped again and again cost page faults once, not each time."""
+    """Arrays that are repeatedly allocated and freed cause page faults once, not each time."""
     code = """
 import resource
 from famjax.process import cpu

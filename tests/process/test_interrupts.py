@@ -1,4 +1,4 @@
-"""Ctrl-C: exit code 130, wherever it strikes, within a limit, and with words of what is saved."""
+"""Ctrl-C: exit code 130, at any moment, within a limit, with a description of what is saved."""
 
 import signal
 import subprocess
@@ -20,7 +20,7 @@ FOREVER = "ready(); lock = threading.Lock(); lock.acquire(); lock.acquire()"  # 
 
 
 def interrupted(program: str, signals: int = 1, apart: float = 0.5) -> tuple[int, str, str, float]:
-    """(exit code, standard output, standard error, seconds) of a program that gets Ctrl-C once it says `ready`."""
+    """Runs a program that gets Ctrl-C once it prints `ready`: (exit code, standard output, standard error, seconds)."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with hearing():
         process = subprocess.Popen([sys.executable, "-c", START + program], **pipes)
@@ -36,7 +36,7 @@ def interrupted(program: str, signals: int = 1, apart: float = 0.5) -> tuple[int
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_ends_with_130(verb: str) -> None:
-    """Before a verb writes anything, Ctrl-C ends it at once with one line, even where the main thread waits in C."""
+    """Before a verb writes anything, Ctrl-C ends it at once with one line, even if the main thread waits in C."""
     program = f"""
 import importlib
 from famjax.cli import main as cli
@@ -51,7 +51,7 @@ sys.exit(cli.main())
 
 
 def test_between_units_of_work() -> None:
-    """Inside of `held`, the unit is finished and `check` raises; the words of what is saved come with it."""
+    """Inside of `held`, the unit is finished and `check` raises, with a description of what is saved."""
     program = """
 done = []
 try:
@@ -70,7 +70,7 @@ except KeyboardInterrupt as error:
 
 
 def test_the_end_of_held_is_a_check_too() -> None:
-    """What is written last is whole before the process ends, and nested ones do not interrupt the outer one."""
+    """The last write is complete before the process ends, and nested ones do not interrupt the outer one."""
     program = """
 with interrupts.handled("famjax x"):
     try:
@@ -86,7 +86,7 @@ with interrupts.handled("famjax x"):
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_what_never_ends_is_ended(signals: int) -> None:
-    """A unit that never ends is ended after `GRACE_SECONDS`, or by the second Ctrl-C; both say what is saved."""
+    """A unit that never ends is ended after `GRACE_SECONDS`, or by the second Ctrl-C; both report what is saved."""
     grace = 60 if signals == 2 else 0.5
     program = f"""
 interrupts.GRACE_SECONDS = {grace}
@@ -101,7 +101,7 @@ with interrupts.handled("famjax x"), interrupts.held(lambda: "step 5 is saved"):
 
 
 def test_one_ctrl_c_that_comes_twice_is_one() -> None:
-    """The terminal and a parent process both pass it on."""
+    """The terminal and a parent process both forward it."""
     program = """
 try:
     with interrupts.handled("famjax x"), interrupts.held():
@@ -113,7 +113,7 @@ except KeyboardInterrupt:
 
 
 def test_a_conversation_notes_it_and_a_prompt_raises() -> None:
-    """`noted` gathers, `raised` is Python's own behaviour; after both, Ctrl-C ends the process again."""
+    """`noted` collects, `raised` restores Python's own behaviour; after both, Ctrl-C ends the process again."""
     program = """
 def strike(): signal.raise_signal(signal.SIGINT)
 with interrupts.handled("famjax x"):
@@ -134,8 +134,8 @@ with interrupts.handled("famjax x"):
 
 
 def test_the_handlers_from_before_return() -> None:
-    """A program that calls `train` has its own Ctrl-C afterwards; one that ignores it, as shells start jobs in the
-    background, goes on ignoring it."""
+    """A program that calls `train` has its own handler afterwards; one that ignores Ctrl-C, as background jobs of a
+    shell do, still ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with interrupts.handled("famjax x", signal.SIGTERM):
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler

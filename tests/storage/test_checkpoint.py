@@ -1,4 +1,4 @@
-"""Model directories: what is saved comes back, and what cannot be loaded is said in one line."""
+"""Model directories: saving and loading is exact, and what cannot be loaded is reported in one line."""
 
 import dataclasses
 import os
@@ -65,7 +65,7 @@ def test_round_trip(tmp_path: Path, changes: dict) -> None:
 
 
 def test_training_state_round_trip_and_only_the_newest_stays(tmp_path: Path) -> None:
-    """A later save replaces an earlier one, with optimizer state and progress beside the weights."""
+    """A later save replaces an earlier one, with optimizer state and progress in addition to the weights."""
     config = tiny.config()
     training = {"moments": (np.arange(3.0), np.array(2.0)), "step": np.array(7)}
     for step, seed in ((3, 0), (7, 1)):
@@ -86,7 +86,7 @@ def test_no_training_to_continue(saved: tuple) -> None:
 
 
 def test_memory_overrides(saved: tuple) -> None:
-    """fam_length 0 leaves the prompt away; a shorter one keeps its last rows, whose positions it keeps."""
+    """fam_length 0 drops the prompt; a shorter one keeps its last rows, with their positions."""
     folder, config, params = saved
     without, params_without = load(folder, fam_length=0, block_size=8, memory_segments=3)
     assert (without.memory.fam_length, without.memory.block_size, without.memory.memory_segments) == (0, 8, 3)
@@ -137,10 +137,10 @@ def test_damaged_model_json(copied: Path, text: str) -> None:
 
 
 def test_weights_of_another_shape(copied: Path) -> None:
-    """The one parameter that does not fit is named, with both shapes."""
+    """The one parameter that does not match is named, with both shapes."""
     config = read_config(copied)
     (copied / "model.json").write_text(dataclasses.replace(config, d_ff=21).to_json())
-    with pytest.raises(ConfigError, match=r"feed_forward/down is \[2, 20, 12\], it should be \[2, 21, 12\]"):
+    with pytest.raises(ConfigError, match=r"feed_forward/down is \[2, 20, 12\] instead of \[2, 21, 12\]"):
         load(copied)
 
 
@@ -167,7 +167,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 def test_damaged_weights(copied: Path, damage: object, capfd: pytest.CaptureFixture) -> None:
-    """A file that is cut, changed or gone is named, without a word from Orbax on standard error."""
+    """A truncated, changed or missing file is named, with no output of Orbax on standard error."""
     victim = data_files(copied)[0]
     damage(victim)
     with pytest.raises(ConfigError, match=f"{victim.name} is missing or damaged"):
@@ -177,7 +177,7 @@ def test_damaged_weights(copied: Path, damage: object, capfd: pytest.CaptureFixt
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """A model directory with the steps 1, 2 and 3, whose weights tell them apart."""
+    """A model directory with the steps 1, 2 and 3, which differ in their weights."""
     for step in (1, 2, 3):
         checkpoint.save_model(tmp_path / "m", tiny.config(), tiny.parameters(tiny.config(), step), step=step, keep=3)
     return tmp_path / "m"
@@ -191,7 +191,7 @@ def damage(folder: Path, step: int, how: object) -> Path:
 
 @pytest.mark.parametrize("how", [truncate, flip, Path.unlink])
 def test_the_step_before_a_damaged_one_is_read(three: Path, how: object, capfd: pytest.CaptureFixture) -> None:
-    """One line on standard error names the damaged steps, with a file of each, and the one that is used instead."""
+    """One line on standard error names the damaged steps, with a file of each, and the one used instead."""
     third = damage(three, 3, how)
     assert_same(load(three)[1], tiny.parameters(tiny.config(), 2))
     told = f"{three}: step 3 ({third} is missing or damaged) is damaged"
@@ -207,7 +207,7 @@ def test_the_step_before_a_damaged_one_is_read(three: Path, how: object, capfd: 
 
 
 def test_a_damaged_step_that_is_named_is_not_replaced(three: Path, capfd: pytest.CaptureFixture) -> None:
-    """Whoever names a step gets this one or an error."""
+    """A named step is read, or an error is raised."""
     victim = damage(three, 2, flip)
     with pytest.raises(ConfigError, match=f"{victim.name} is missing or damaged"):
         load(three / "checkpoints" / "2")
@@ -216,8 +216,8 @@ def test_a_damaged_step_that_is_named_is_not_replaced(three: Path, capfd: pytest
 
 
 def test_a_damaged_step_without_a_record(three: Path, capfd: pytest.CaptureFixture) -> None:
-    """A step that has lost its FILES.json, as one that was killed while it was deleted, is found damaged when it is
-    read, without a word from Orbax; a whole one without it is taken as whole."""
+    """A step without its FILES.json, such as one whose deletion was killed, is found damaged when it is read, with no
+    output of Orbax; an intact one without it counts as intact."""
     for step in (2, 3):
         (three / "checkpoints" / str(step) / "weights" / "FILES.json").unlink()
     damage(three, 3, Path.unlink)

@@ -1,4 +1,4 @@
-"""Weights written and read a piece at a time are those that a save at once writes and a load at once reads."""
+"""Weights written and read piece by piece equal those saved and loaded at once."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from famjax.infer.load import load
 from famjax.nn.weights import parameter_shapes
 from famjax.storage import pieces
 from famjax.storage.checkpoint import load_model, save_model
-from famjax.storage.unfinished import made_in_steps
+from famjax.storage.unfinished import resumable_directory
 from tests import tiny
 
 CONFIG = tiny.config(tie_embeddings=False, qkv_bias=True)
@@ -24,7 +24,7 @@ def piece(path: str, layer: int | None, array: np.ndarray) -> pieces.Piece:
 
 
 def cut(params: Any) -> list[pieces.Piece]:
-    """All pieces of some weights, in no special order."""
+    """Returns all pieces of some weights, in no special order."""
     found: list[pieces.Piece] = []
     for path, leaf in pieces.flatten(params).items():
         if path.startswith("layers/"):
@@ -36,7 +36,7 @@ def cut(params: Any) -> list[pieces.Piece]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_written_in_pieces_it_loads_as_a_whole(dtype: str, tmp_path: Path) -> None:
-    """Every bit of every weight, in its type; and what is then trained is saved behind it."""
+    """Every weight, bit for bit, in its type; and a training can save after it."""
     config = tiny.config(tie_embeddings=False, qkv_bias=True, param_dtype=dtype, dtype=dtype)
     params = tiny.parameters(config)
     (tmp_path / "model").mkdir()
@@ -50,7 +50,7 @@ def test_written_in_pieces_it_loads_as_a_whole(dtype: str, tmp_path: Path) -> No
 
 
 def test_large_layers_lie_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part belongs to one layer and has at most PART_BYTES, so devices and exports read little beside their own."""
+    """A chunk belongs to one layer and has at most PART_BYTES, so devices and exports read little else."""
     monkeypatch.setattr(pieces, "PART_BYTES", 300)
     params = tiny.parameters(CONFIG)
     pieces.write_model(tmp_path, CONFIG, parameter_shapes(CONFIG), cut(params))
@@ -63,7 +63,7 @@ def test_large_layers_lie_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_read_in_pieces(tmp_path: Path) -> None:
-    """The pieces of a model that was saved at once, by path and layer."""
+    """Returns the pieces of a model that was saved at once, by path and layer."""
     params = tiny.parameters(CONFIG)
     save_model(tmp_path, CONFIG, params)
     weights = pieces.Weights(tmp_path)
@@ -78,8 +78,8 @@ def test_pieces_that_are_missing_twice_or_wrong(tmp_path: Path) -> None:
     shapes, whole = parameter_shapes(CONFIG), cut(params)
     path, layer, array = whole[0].path, whole[0].layer, whole[0].read()
     bad = {
-        "1 pieces did not come": whole[1:],
-        "or it came already": [*whole, whole[0]],
+        "1 pieces are missing": whole[1:],
+        "or it was given already": [*whole, whole[0]],
         "there is no piece layers/other": [piece("layers/other", 0, array)],
         f"not float32 {(1, *array.shape)}".replace("(", r"\(").replace(")", r"\)"): [piece(path, layer, array[None])],
         "not bfloat16": [piece(path, layer, array.astype(ml_dtypes.bfloat16))],
@@ -92,8 +92,8 @@ def test_pieces_that_are_missing_twice_or_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", [0, 1, 5])
 def test_writing_goes_on(written: int, tmp_path: Path) -> None:
-    """A writing that stopped behind any piece goes on: pieces that are there are not read again, and the weights are
-    those of one that was not stopped."""
+    """An import that stopped after any piece resumes: existing pieces are not read again, and the weights equal those
+    of an uninterrupted one."""
     params = tiny.parameters(CONFIG)
     read: list[tuple[str, int | None]] = []
 
@@ -107,18 +107,21 @@ def test_writing_goes_on(written: int, tmp_path: Path) -> None:
         return one._replace(read=get)
 
     every = cut(params)
-    with pytest.raises(RuntimeError, match="stopped"), made_in_steps(tmp_path / "model", "w") as (folder, journal):
+    with (
+        pytest.raises(RuntimeError, match="stopped"),
+        resumable_directory(tmp_path / "model", "w") as (folder, journal),
+    ):
         some = [counted(one, number, True) for number, one in enumerate(every)]
         pieces.write_model(folder, CONFIG, parameter_shapes(CONFIG), some, journal)
     assert not (tmp_path / "model").exists()
     first, total = list(read), []
     read.clear()
-    with made_in_steps(tmp_path / "model", "w") as (folder, journal):
+    with resumable_directory(tmp_path / "model", "w") as (folder, journal):
         assert journal.goes_on
         some = [counted(one, number, False) for number, one in enumerate(every)]
         pieces.write_model(folder, CONFIG, parameter_shapes(CONFIG), some, journal, total.append)
     assert len(first) == written + 1
-    # The last piece before the stop was read, but nobody waited until it was on the disk.
+    # The last piece before the stop was read, but not yet known to be on disk.
     assert read == [(one.path, one.layer) for one in every[written:]]
     assert sum(total) == sum(one.nbytes for one in every)
     found = load_model(tmp_path / "model", parameter_shapes)[1]

@@ -1,4 +1,4 @@
-"""Directories that appear when they are whole, and work on them that goes on where it was killed."""
+"""Atomic creation of directories, and work on them that resumes after a kill."""
 
 import shutil
 from pathlib import Path
@@ -6,30 +6,30 @@ from pathlib import Path
 import pytest
 
 from famjax.config import ConfigError
-from famjax.storage.unfinished import JOURNAL, made_in_steps, made_whole
+from famjax.storage.unfinished import JOURNAL, atomic_directory, resumable_directory
 
 
 def test_a_directory_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
-    """An error inside leaves nothing; what a killed process left goes away."""
+    """An error inside leaves nothing; files of a killed process are removed."""
     (tmp_path / ".new.partial").mkdir()
     (tmp_path / ".new.partial" / "old").write_text("left behind")
-    with pytest.raises(RuntimeError), made_whole(tmp_path / "new") as partial:
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "new") as partial:
         (partial / "file").write_text("x")
         raise RuntimeError
     assert not list(tmp_path.iterdir())
-    with made_whole(tmp_path / "new") as partial:
+    with atomic_directory(tmp_path / "new") as partial:
         (partial / "file").write_text("x")
         assert not (tmp_path / "new").exists()
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
-    with pytest.raises(ConfigError, match="exists already"), made_whole(tmp_path / "new"):
+    with pytest.raises(ConfigError, match="exists already"), atomic_directory(tmp_path / "new"):
         pass
-    with pytest.raises(ConfigError, match="is not there; make it first"), made_whole(tmp_path / "a" / "b"):
+    with pytest.raises(ConfigError, match="does not exist; create it first"), atomic_directory(tmp_path / "a" / "b"):
         pass
 
 
 def stop_after(target: Path, what: str, *names: str) -> None:
-    """Makes a directory, file after file, and is stopped."""
-    with pytest.raises(RuntimeError), made_in_steps(target, what) as (partial, journal):
+    """Creates a directory, file by file, and is stopped."""
+    with pytest.raises(RuntimeError), resumable_directory(target, what) as (partial, journal):
         for name in names:
             (partial / name).write_text(name)
             journal.add(["file", name])
@@ -37,10 +37,10 @@ def stop_after(target: Path, what: str, *names: str) -> None:
 
 
 def test_work_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """Entries of the same work are known again; the directory then has its name, and no journal."""
+    """Entries of the same work are recognised; the finished directory has its name, and no journal."""
     stop_after(tmp_path / "new", "three files", "a", "b")
     assert not (tmp_path / "new").exists()
-    with made_in_steps(tmp_path / "new", "three files") as (partial, journal):
+    with resumable_directory(tmp_path / "new", "three files") as (partial, journal):
         assert journal.goes_on
         assert [["file", name] in journal for name in "abc"] == [True, True, False]
         (partial / "c").write_text("c")
@@ -48,9 +48,9 @@ def test_work_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_other_work_begins_anew(tmp_path: Path) -> None:
-    """What was left of something else is removed, and none of its entries counts."""
+    """Files of other work are removed, and its entries ignored."""
     stop_after(tmp_path / "new", "one thing", "a")
-    with made_in_steps(tmp_path / "new", "another thing") as (partial, journal):
+    with resumable_directory(tmp_path / "new", "another thing") as (partial, journal):
         assert not journal.goes_on
         assert ["file", "a"] not in journal
         assert [path.name for path in partial.iterdir()] == [JOURNAL]
@@ -58,18 +58,18 @@ def test_other_work_begins_anew(tmp_path: Path) -> None:
 
 
 def test_a_line_without_its_end_does_not_count(tmp_path: Path) -> None:
-    """A process killed while it writes an entry has not written it; later entries stand on lines of their own."""
+    """An entry cut off by a kill is ignored; later entries are on lines of their own."""
     stop_after(tmp_path / "new", "w", "a", "b")
     journal_file = tmp_path / ".new.partial" / JOURNAL
     journal_file.write_bytes(journal_file.read_bytes()[:-3])
     stop_after(tmp_path / "new", "w", "c")
-    with made_in_steps(tmp_path / "new", "w") as (_, journal):
+    with resumable_directory(tmp_path / "new", "w") as (_, journal):
         assert [["file", name] in journal for name in "abc"] == [True, False, True]
 
 
 def test_a_mistake_leaves_nothing(tmp_path: Path) -> None:
-    """What would be met again is not kept to go on with."""
-    with pytest.raises(ConfigError), made_in_steps(tmp_path / "new", "w") as (partial, journal):
+    """After an error that would occur again, nothing is kept."""
+    with pytest.raises(ConfigError), resumable_directory(tmp_path / "new", "w") as (partial, journal):
         (partial / "a").write_text("a")
         journal.add("a")
         raise ConfigError("no")
@@ -77,35 +77,47 @@ def test_a_mistake_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_interruption_says_that_it_goes_on(tmp_path: Path) -> None:
-    """Ctrl-C keeps what is there and says where."""
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"), made_in_steps(tmp_path / "new", "w"):
+    """Ctrl-C keeps the files and says where they are."""
+    with (
+        pytest.raises(KeyboardInterrupt, match="same command to resume"),
+        resumable_directory(tmp_path / "new", "w"),
+    ):
         raise KeyboardInterrupt
     assert (tmp_path / ".new.partial").is_dir()
 
 
 def test_two_processes_at_once(tmp_path: Path) -> None:
-    """The second is told, and takes nothing away from the first."""
-    with made_in_steps(tmp_path / "new", "w") as (partial, journal):
+    """The second one is refused, and the first is not affected."""
+    with resumable_directory(tmp_path / "new", "w") as (partial, journal):
         (partial / "a").write_text("a")
         journal.add("a")
         for what in ("w", "other"):
-            with pytest.raises(ConfigError, match="another process is making"), made_in_steps(tmp_path / "new", what):
+            with (
+                pytest.raises(ConfigError, match="another process is writing"),
+                resumable_directory(tmp_path / "new", what),
+            ):
                 pass
     assert (tmp_path / "new" / "a").read_text() == "a"
 
 
 def test_room_is_asked_for_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little room leaves nothing new; what a stopped process wrote is taken off, and kept where room lacks."""
+    """With too little space nothing new is left; files of a stopped process count as written, and are kept."""
     usage = lambda free: monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
     usage(1000)
-    with pytest.raises(ConfigError, match="are needed; make room"), made_in_steps(tmp_path / "new", "w", 1001):
+    with (
+        pytest.raises(ConfigError, match="are needed; free some space"),
+        resumable_directory(tmp_path / "new", "w", 1001),
+    ):
         pass
     assert not list(tmp_path.iterdir())
-    with pytest.raises(RuntimeError), made_in_steps(tmp_path / "new", "w", 1000) as (partial, journal):
+    with pytest.raises(RuntimeError), resumable_directory(tmp_path / "new", "w", 1000) as (partial, journal):
         (partial / "a").write_bytes(b"x" * 100_000)
         journal.add("a")
         raise RuntimeError
-    with pytest.raises(ConfigError, match="are needed; make room"), made_in_steps(tmp_path / "new", "w", 2_000_000):
+    with (
+        pytest.raises(ConfigError, match="are needed; free some space"),
+        resumable_directory(tmp_path / "new", "w", 2_000_000),
+    ):
         pass
-    with made_in_steps(tmp_path / "new", "w", 100_000) as (_, journal):
+    with resumable_directory(tmp_path / "new", "w", 100_000) as (_, journal):
         assert journal.goes_on

@@ -1,4 +1,4 @@
-"""Saving while a training goes on: what is written, what stays, and what is said when it cannot be written."""
+"""Saving during a training: what is written, what is kept, and the errors if it cannot be written."""
 
 import errno
 import json
@@ -34,8 +34,8 @@ def save_all(folder: Path, values: dict[int, dict], keep: Keep) -> None:
 
 
 def test_donated_arrays_are_saved_as_they_were(tmp_path):
-    """The steps after a save may take over the arrays' memory, and write it while the save is still at work: on disk
-    is what was there at the save, every element of it."""
+    """Steps after a save may reuse the arrays' memory while it is still running; the disk gets the values at the save,
+    every element of them."""
     params = {"a": jnp.zeros(3_000_000), "b": {"c": jnp.zeros((1000, 7))}}
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     given, params = params, step(params)
@@ -53,8 +53,8 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path):
 
 
 def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
-    """`save` returns while the files are being written; the step has its name only when its record is written, too;
-    `check` does not wait, `wait` does. What its caller changes meanwhile is not part of it."""
+    """`save` returns while the files are being written; the step is renamed only after its record is written; `check`
+    does not wait, `wait` does. Changes by the caller meanwhile have no effect."""
     go_on, record, progress = threading.Event(), steps.record_step, {"losses": [1.0]}
     args, handed = ocp.args.JsonSave, []
     monkeypatch.setattr(ocp.args, "JsonSave", lambda item: (handed.append(item), args(item))[1])
@@ -72,7 +72,7 @@ def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
 
 
 def test_every_part_of_every_step_has_its_record(tmp_path):
-    """FILES.json names every file beside it, with size and checksum; a change to any of them is found."""
+    """FILES.json names every file next to it, with size and checksum; a change to any of them is found."""
     save_all(tmp_path, {1: {"loss": 1.0}, 2: {"loss": 2.0}}, Keep(last=2))
     for step in (1, 2):
         for part in (steps.WEIGHTS, steps.TRAINING, steps.PROGRESS, steps.METRICS):
@@ -105,8 +105,8 @@ LOSSES = {1: 5.0, 2: 3.0, 3: float("nan"), 4: 4.0, 5: 3.0, 6: 9.0, 7: 8.0, 8: 7.
     ],
 )
 def test_which_steps_stay(tmp_path, keep, left, best):
-    """After eight saves: the newest, the multiples and the best, and `best.json` names these, the best first (of equal
-    ones the later). A loss that is no number is never best."""
+    """After eight saves: the newest, the multiples and the best are kept, and `best.json` names these, the best first
+    (of equal ones the later). A non-finite loss is never best."""
     save_all(tmp_path, {step: {"loss": loss} for step, loss in LOSSES.items()}, keep)
     assert steps.all_steps(tmp_path) == left
     if best is None:
@@ -120,7 +120,7 @@ def test_which_steps_stay(tmp_path, keep, left, best):
 
 
 def test_the_best_of_an_earlier_start_stays(tmp_path):
-    """A training that goes on knows the metrics of the steps that it finds."""
+    """A resumed training knows the metrics of the existing steps."""
     save_all(tmp_path, {1: {"loss": 1.0}, 2: {"loss": 5.0}}, Keep(metric="loss"))
     save_all(tmp_path, {3: {"loss": 4.0}, 4: {"loss": 6.0}}, Keep(metric="loss"))
     assert steps.all_steps(tmp_path) == [1, 4]
@@ -155,8 +155,8 @@ def test_a_step_and_the_best_can_be_named(tmp_path):
 )
 @pytest.mark.parametrize("where", ["check", "save", "close"])
 def test_what_goes_wrong_in_the_background_is_never_lost(tmp_path, monkeypatch, capfd, error, kind, message, where):
-    """An error in Orbax's thread, raised where the record is written, comes out of the next call, whichever it is, as
-    one line that says what is whole; the step before is untouched, the broken one leaves nothing."""
+    """An error in Orbax's thread, raised while the record is written, is raised by the next call of any method, as one
+    line that names the intact step; the step before is untouched, the broken one leaves nothing."""
 
     def broken(folder: Path) -> None:
         raise error
@@ -171,7 +171,7 @@ def test_what_goes_wrong_in_the_background_is_never_lost(tmp_path, monkeypatch, 
         pass
     with pytest.raises(kind, match=message) as raised:
         {"check": writer.check, "save": lambda: writer.save(3, params), "close": writer.close}[where]()
-    assert "; step 1 is whole" in str(raised.value) and "\n" not in str(raised.value)
+    assert "; step 1 is intact" in str(raised.value) and "\n" not in str(raised.value)
     writer.close()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     assert capfd.readouterr().err == ""
@@ -204,15 +204,16 @@ FILE_LIMIT = """
 
 def in_process(folder: Path, limit: int) -> subprocess.CompletedProcess:
     program = [sys.executable, "-c", textwrap.dedent(FILE_LIMIT), str(folder), str(limit)]
-    return subprocess.run(program, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_files_that_may_not_grow(tmp_path):
-    """A process that may write no file above 100 kB (ulimit -f): the disk's own refusal, in the arrays' files, comes
-    out as one line, and nothing else is printed; step 1 is whole. The next start leaves nothing of the broken step."""
+    """A process with a file size limit of 100 kB (ulimit -f): the error on the arrays' files is reported in one line,
+    with no other output; step 1 is intact. The next start removes the rest of the broken step."""
     done = in_process(tmp_path, 100_000)
     assert done.returncode == 2, done.stderr
-    assert "a file grew past what is allowed (ulimit -f): step 2" in done.stdout and "step 1 is whole" in done.stdout
+    assert "a file exceeds the size limit (ulimit -f): step 2" in done.stdout and "step 1 is intact" in done.stdout
     assert done.stderr == ""
     assert steps.all_steps(tmp_path) == [1]
     load_model(tmp_path, parameter_shapes)
@@ -222,7 +223,7 @@ def test_files_that_may_not_grow(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 1.6 MB, unless this machine lets nobody mount one."""
+    """A disk of 1.6 MB, if this machine allows mounting one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(folder)], capture_output=True)
@@ -233,14 +234,14 @@ def small_disk(tmp_path):
 
 
 def test_a_disk_that_is_full(small_disk):
-    """A real file system without room for the second step beside the first: one line with the room that there is and
-    the room that a step takes, and step 1 whole. Read-only, the disk refuses a training before any work."""
+    """A real file system without space for the second step: one line with the free space and the size of a step, and
+    step 1 is intact. A read-only disk refuses a training before any work."""
     done = in_process(small_disk / "m", 0)
     assert done.returncode == 2, done.stderr
     assert done.stdout.startswith("the disk is full: step ")
     assert "(a step takes " in done.stdout and "KB are free)" in done.stdout and done.stdout.count("\n") == 1
     assert done.stderr == ""
-    assert steps.all_steps(small_disk / "m") == [1] and "step 1 is whole" in done.stdout
+    assert steps.all_steps(small_disk / "m") == [1] and "step 1 is intact" in done.stdout
     load_model(small_disk / "m", parameter_shapes)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(ConfigError, match="cannot be written: Read-only file system"), lock.held(small_disk / "m"):
@@ -249,7 +250,7 @@ def test_a_disk_that_is_full(small_disk):
 
 
 def test_directories_that_cannot_be(tmp_path):
-    """Below a file, and where the kernel lets nobody write: one line, before any work."""
+    """Below a file, and without write permission: one line, before any work."""
     (tmp_path / "file").write_text("")
     for folder, reason in ((tmp_path / "file" / "m", "Not a directory"), (Path("/sys/famjax"), "ermi")):
         with pytest.raises(ConfigError, match=f"MODEL_DIR {folder} cannot be written: .*{reason}"), lock.held(folder):
@@ -257,7 +258,7 @@ def test_directories_that_cannot_be(tmp_path):
 
 
 def test_a_lock_leaves_nothing_behind(tmp_path):
-    """A directory that was made for the lock alone goes with it; one that has got content stays, without the lock."""
+    """A directory created for the lock alone is removed with it; one that has content is kept, without the lock."""
     with lock.held(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
         with (
@@ -272,7 +273,7 @@ def test_a_lock_leaves_nothing_behind(tmp_path):
 
 
 def test_a_lock_that_lost_its_name_locks_nobody_out(tmp_path):
-    """Whoever opened the file before its holder removed it takes the next one: two never hold it."""
+    """A process that opened the file before its holder removed it opens a new one: two never hold the lock."""
     with lock.held(tmp_path):
         (tmp_path / ".lock").unlink()
         with lock.held(tmp_path):
@@ -280,6 +281,6 @@ def test_a_lock_that_lost_its_name_locks_nobody_out(tmp_path):
 
 
 def test_nothing_is_saved_into_a_training(tmp_path):
-    """`save_model`, as of an import, keeps away from a directory where a training is at work."""
-    with lock.held(tmp_path), pytest.raises(ConfigError, match="is at work"):
+    """`save_model`, as used by an import, refuses a directory that a training is using."""
+    with lock.held(tmp_path), pytest.raises(ConfigError, match="is using MODEL_DIR"):
         checkpoint.save_model(tmp_path, SMALL, tiny.parameters(SMALL))

@@ -1,4 +1,4 @@
-"""Two real processes of one job save into one directory, and read it again; so does one alone."""
+"""Two processes of one job save into one directory, and read it again; so does a single one."""
 
 import os
 import socket
@@ -60,7 +60,7 @@ PROGRAM = """
 
 def test_two_processes_save_and_restore(tmp_path):
     """Each writes its half of every weight; the first one alone writes the records. With the newest step damaged both
-    go on from the one before, each with its half; and one process alone reads the whole."""
+    resume from the one before, each with its half; and a single process reads all of it."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""`famjax train` in processes of its own, so small that a start is most of its time."""
+"""`famjax train` in child processes, with models so small that start-up takes most of the time."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Losses are averages over 7 steps, checkpoints lie between; random state passing carries FAM from step to step.
+# Losses are averages over 7 steps, with checkpoints in between; random state passing carries FAM from step to step.
 GIN = """
 include 'gin/experiments/tiny_fam.gin'
 BLOCK_SIZE = 32
@@ -32,7 +32,7 @@ OptimizerConfig.warmup_steps = 2
 
 
 def command(model_dir: Path, **macros: object) -> list[str]:
-    """The words that train into a directory; the settings lie beside it."""
+    """Returns the command that trains into a directory, after writing its settings next to it."""
     gin = model_dir.parent / "tiny.gin"
     gin.write_text(GIN)
     bindings = {"MODEL_DIR": str(model_dir)} | macros
@@ -40,15 +40,15 @@ def command(model_dir: Path, **macros: object) -> list[str]:
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """Programs are compiled once and then read from `cache`."""
+    """Returns an environment in which programs are compiled once and then read from `cache`."""
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return os.environ | compiled | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 @contextlib.contextmanager
 def hearing() -> Iterator[None]:
-    """Processes that are started inside have the default SIGINT, also where a shell has started these tests in the
-    background, and so with SIGINT ignored."""
+    """Inside, child processes get the default SIGINT, even if a shell has started these tests in the background, and so
+    with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
@@ -57,7 +57,7 @@ def hearing() -> Iterator[None]:
 
 
 def start(words: list[str], cache: Path, before: str = "") -> subprocess.Popen:
-    """Starts `famjax`; `before` is Python that its process runs first."""
+    """Starts `famjax`; `before` is Python code that its process runs first."""
     program = f"import sys\n{before}\nfrom famjax.cli.main import main\nsys.exit(main())"
     how = ["-c", program] if before else ["-m", "famjax"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -66,20 +66,20 @@ def start(words: list[str], cache: Path, before: str = "") -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error)."""
+    """Waits for a process; returns (exit code, standard output, standard error)."""
     out, err = process.communicate(timeout=180)
     return process.returncode, out, err
 
 
 def lines(model_dir: Path) -> list[dict]:
-    """What is logged; a line that is being written is left out."""
+    """Returns the logged lines, without an incomplete one."""
     path = model_dir / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def wait_for_step(model_dir: Path, step: int, process: subprocess.Popen) -> None:
-    """Returns once a step from `step` on is logged, or the process has ended."""
+    """Waits until step `step` or a later one is logged, or the process has ended."""
     deadline = time.monotonic() + 120
     while process.poll() is None and not any(line["step"] >= step for line in lines(model_dir)):
         assert time.monotonic() < deadline

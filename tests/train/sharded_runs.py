@@ -1,10 +1,10 @@
-"""Trainings on eight simulated devices, for `test_sharding.py`, which runs this file in a process of its own.
+"""Trainings on eight simulated devices, for `test_sharding.py`, which runs this file in a child process.
 
     python -m tests.train.sharded_runs FOLDER [slow]
 
-jax fixes the number of devices when it starts, and each program takes seconds to compile: so all cases run
-in one process, one after the other, and leave what they computed in FOLDER/results.pickle; the slow ones, if asked for,
-in FOLDER/slow.pickle.
+JAX fixes the number of devices at start-up, and each program takes seconds to compile. So all cases run in one process,
+one after the other, and write their results to FOLDER/results.pickle; the slow ones, if requested, to
+FOLDER/slow.pickle.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ from tests.attention.test_fused import both, random_case
 
 STEPS, ROWS, LENGTH = 10, 16, 12
 KV_HEADS = {"multi-head": 4, "grouped": 2, "multi-query": 1}
-# (model, mesh data x fsdp x tensor, microbatches). With the slow ones every mesh meets FAM and BSWA and both ways to
-# take a batch; every kind of heads meets tensor = 4, over which only multi-head divides; grouped also meets 2.
+# (model, mesh data x fsdp x tensor, microbatches). With the slow ones every mesh is combined with FAM and BSWA and with
+# both kinds of batches; every kind of heads with tensor = 4, which divides only multi-head; grouped also with 2.
 CASES = [
     ("fam multi-head", (8, 1, 1), 2),
     ("bswa multi-head", (1, 8, 1), 2),
@@ -58,8 +58,10 @@ SLOW_CASES = [
     ("fam grouped", (1, 2, 4), 1),
     ("stream multi-query", (1, 8, 1), 1),
     ("stream-infini grouped", (2, 2, 2), 2),
+    ("deltanet multi-query", (1, 2, 4), 1),
     ("lora grouped", (2, 2, 2), 2),
 ]
+KINDS = {"stream-infini": "infini", "deltanet": "deltanet"}
 RESUMED = {
     "model": tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=2, random_state_passing=0.5),
     "sequence_length": 320, "batch_size": 8, "steps": 4, "log_period": 1, "checkpoint_period": 2,
@@ -73,15 +75,15 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=0 if memory in ("bswa", "stream-infini") else 2, random_state_passing=0.5, fam_gate=memory == "gate",
+        kind=KINDS.get(memory, "fam"), fam_length=0 if memory == "bswa" or memory in KINDS else 2,
+        random_state_passing=0.5, fam_gate=memory == "gate",
         lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
-        kind="infini" if memory == "stream-infini" else "fam",
     )  # fmt: skip
 
 
 def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainConfig:
-    """A large epsilon of Adam's would hide differences; its usual one needs gradients far from zero. With a gate, which
-    is learned, the base is frozen and distils itself."""
+    """A large epsilon of Adam would hide differences; its usual one needs gradients far from zero. With a gate, which
+    is trained, the base is frozen and is its own teacher."""
     gate = name.startswith("gate")
     config = TrainConfig(
         model_dir="none", model=model_config(name), sequence_length=LENGTH, batch_size=ROWS, steps=STEPS, seed=3,
@@ -99,9 +101,9 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
 
 
 def batch(name: str, step: int) -> Batch:
-    """Rows of random tokens, of different lengths and weights, in which documents start. BSWA's have losses
-    at some positions, FAM's at every one. Streams are full, and some rows go on with the step before, of which they
-    have kept a part."""
+    """Returns rows of random tokens, of different lengths and weights, in which documents start. BSWA's have losses at
+    some positions, FAM's at all. Streams are full, and some rows continue the previous step, of which they have kept a
+    part."""
     rng = np.random.default_rng(step)
     tokens = rng.integers(0, 32, (ROWS, LENGTH)).astype(np.int32)
     count = rng.integers(1, LENGTH + 1, ROWS).astype(np.int32)
@@ -117,7 +119,7 @@ def batch(name: str, step: int) -> Batch:
 
 
 def run(name: str, sizes: tuple[int, int, int], microbatches: int) -> dict[str, Any]:
-    """Ten steps. Adam's first moment after the first step is a tenth of the (clipped) gradient."""
+    """Runs ten steps. Adam's first moment after the first step is a tenth of the (clipped) gradient."""
     config = training(name, sizes, microbatches)
     mesh = make_mesh(sizes)
     tx = optim.optimizer(config.optimizer, STEPS)
@@ -141,7 +143,7 @@ def run(name: str, sizes: tuple[int, int, int], microbatches: int) -> dict[str, 
 
 
 def created(sizes: tuple[int, int, int]) -> Any:
-    """The random weights of a mesh, and the shapes of one device's parts, as they come into being."""
+    """Returns the random weights on a mesh, and the shapes of one device's shards during initialisation."""
     config = training("fam grouped", sizes, 1)
     state = states.create(config, optim.optimizer(config.optimizer, STEPS), make_mesh(sizes))
     parts = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.shape, state.params)
@@ -149,7 +151,7 @@ def created(sizes: tuple[int, int, int]) -> Any:
 
 
 def moved(folder: Path, state: states.TrainState) -> Any:
-    """A checkpoint of `fam grouped` on 2x2x2, read back on 1x2x4 and 8x1x1: values and where they lie."""
+    """Reads a checkpoint of `fam grouped`, written on 2x2x2, on 1x2x4 and 8x1x1: values and shardings."""
     config = training("fam grouped", (2, 2, 2), 1)
     tx = optim.optimizer(config.optimizer, STEPS)
     rest = {"opt_state": state.opt_state, "passed_fam": state.passed_fam}
@@ -170,7 +172,7 @@ def moved(folder: Path, state: states.TrainState) -> Any:
 
 
 def memory_on_a_mesh() -> Any:
-    """A text in two calls on 2x2x2, `MemoryState` cut by the rules between them, and on one device."""
+    """Reads a text in two calls on 2x2x2, with `MemoryState` sharded by the rules between them, and on one device."""
     config = model_config("fam grouped")
     params, tokens = tiny.parameters(config), tiny.tokens(config, 8, 16)
     state = tiny.initial_state(config, params, 8)
@@ -198,8 +200,8 @@ def memory_on_a_mesh() -> Any:
 
 
 def looked_at(sizes: tuple[int, int, int]) -> Any:
-    """What is told of the memory before the first step, by one microbatch of two; and of a step in which
-    layer 1's weights are too large."""
+    """Returns the diagnostics of the memory before the first step, with one microbatch of two, and the explanation of a
+    step in which layer 1's weights are too large."""
     config, mesh = training("fam grouped", sizes, 2), make_mesh(sizes)
     where = states.abstract(config, optim.optimizer(config.optimizer, STEPS), mesh)
     fresh = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), where)
@@ -212,7 +214,7 @@ def looked_at(sizes: tuple[int, int, int]) -> Any:
 
 
 def large() -> Any:
-    """Of the 24B model on fsdp 8, by optimizer: {path: (bytes, ways)} of weights and optimizer state."""
+    """Returns, for the 24B model on fsdp 8, by optimizer: {path: (bytes, shards)} of weights and optimizer state."""
     model = load_model_config(["gin/models/fam_24b.gin"])
     mesh, found = make_mesh((1, 8, 1)), {}
     for name in ("adamw", "adafactor"):
@@ -227,8 +229,8 @@ def large() -> Any:
 
 
 def fused_attention() -> Any:
-    """Outputs and gradients of the fused kernel (interpreted) on 2x2x2, and of `attend` on one device: two
-    key/value heads, which `tensor` cuts, and one, whose group of query heads it cuts."""
+    """Returns outputs and gradients of the fused kernel (interpreted) on 2x2x2, and of `attend` on one device: with two
+    key/value heads, sharded over `tensor`, and with one, whose group of query heads is sharded."""
     mesh = make_mesh((2, 2, 2))
     kernel = Kernel("interpret", OnMesh(mesh).per_device)
     found = []
@@ -241,7 +243,7 @@ def fused_attention() -> Any:
 
 
 def communication() -> list[tuple[str, str, float]]:
-    """Of a step of `fam multi-head`, whole on fsdp 8 but for its logits, which are chunked: (kind, shape, runs) of
+    """Returns, for a step of `fam multi-head` on fsdp 8, with all heads, its logits in chunks: (kind, shape, runs) of
     every collective."""
     config = dataclasses.replace(training("fam multi-head", (1, 8, 1), 1), loss_chunk=5)
     mesh = make_mesh((1, 8, 1))
@@ -254,7 +256,7 @@ def communication() -> list[tuple[str, str, float]]:
 
 
 def trainings(cases: list[tuple[str, tuple[int, int, int], int]], folder: Path) -> dict[Any, Any]:
-    """What `run` finds for each case, and for each model on one device."""
+    """Returns the result of `run` for each case, and for each model on one device."""
     results: dict[Any, Any] = {}
     for name in sorted({model for model, _, _ in cases}):
         results[name] = run(name, (1, 1, 1), 1)

@@ -1,4 +1,4 @@
-"""`famjax train --dry-run`: tells what a training would be, finds what would stop it, leaves nothing behind."""
+"""`famjax train --dry-run` describes a training, finds what would stop it, and writes no files."""
 
 import os
 
@@ -20,17 +20,17 @@ def test_everything_is_told_and_nothing_written(tmp_path, capsys):
     assert main([*TINY, *SMALL, f"--gin.MODEL_DIR='{tmp_path}/runs/m'"]) == 0
     said = capsys.readouterr().out
     for words in ("layers/attention/query", "random weights, seed 0", "2 rows of 384 tokens", "FLOPs a token",
-                  "the compiler's count for cpu (1 of them)", "nothing was written"):  # fmt: skip
+                  "the compiler for cpu (1 of them)", "nothing was written"):  # fmt: skip
         assert words in said
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mesh_that_is_not_here_is_summed_up_by_its_shape(tmp_path, capsys):
-    """8 devices asked, 1 here: what each would hold, and how to simulate them."""
+    """The mesh needs 8 devices and 1 is available: bytes per device, and how to simulate the mesh."""
     assert main([*TINY, f"--gin.MODEL_DIR='{tmp_path}/m'", "--gin.MESH={'fsdp': 8}"]) == 0
     said = capsys.readouterr().out
     assert "mesh          data 1 x fsdp 8 x tensor 1" in said
-    # Of the embedding [256, 64] a device has an eighth: 2048 numbers.
+    # Of the embedding [256, 64] a device has an eighth: 2048 values.
     assert any(
         line.split()[0] == "embedding" and line.split()[-2:] == ["8.0", "KiB"] for line in said.splitlines() if line
     )
@@ -40,17 +40,17 @@ def test_a_mesh_that_is_not_here_is_summed_up_by_its_shape(tmp_path, capsys):
 
 def test_where_it_would_start(tmp_path):
     """Random weights, another model's, a checkpoint; weights of other shapes are refused."""
-    assert dry_run.beginning(settings(tmp_path / "m")) == "random weights, seed 0"
+    assert dry_run.start_of(settings(tmp_path / "m")) == "random weights, seed 0"
     without = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=0)
     save_model(tmp_path / "source", without, tiny.parameters(without))
     config = settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "source"))
-    assert dry_run.beginning(config).endswith("source; new, or new in part: fam/prompt")
+    assert dry_run.start_of(config).endswith("source; new, or partly new: fam/prompt")
     wide = tiny.config(vocab_size=128, d_model=16)
     save_model(tmp_path / "wide", wide, tiny.parameters(wide))
     with pytest.raises(ConfigError, match="other shapes"):
-        dry_run.beginning(settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "wide")))
+        dry_run.start_of(settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "wide")))
     save_model(tmp_path / "m", MODEL, tiny.parameters(MODEL), step=4)
-    assert "from step 4 of 6" in dry_run.beginning(settings(tmp_path / "m"))
+    assert "from step 4 of 6" in dry_run.start_of(settings(tmp_path / "m"))
 
 
 def test_data_that_does_not_fit_the_model_is_found(tmp_path, monkeypatch):
@@ -72,7 +72,7 @@ def test_data_that_does_not_fit_the_model_is_found(tmp_path, monkeypatch):
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
-    """Of the nearest folder that exists."""
+    """The nearest existing parent must be writable."""
     dry_run.writable(str(tmp_path / "a" / "b"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(ConfigError, match="is not writable; name another directory"):

@@ -1,4 +1,4 @@
-"""Batches made ahead are those of a plain loop, and their progress is that of what was handed out."""
+"""Batches prepared ahead equal those of a plain loop, and their progress is that of the batches returned."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from famjax.train.feed import AHEAD, Feed
 
 
 class Counting:
-    """A task whose progress counts, and whose tokens tell (step, progress)."""
+    """A task whose progress counts, and whose tokens encode (step, progress)."""
 
     rows = range(4)
     continues = False
@@ -34,7 +34,7 @@ class Counting:
 
 
 def test_batches_made_ahead_are_those_of_a_plain_loop():
-    """From step 7 and progress 3 on; `progress` is that of the batches handed out, not of those made ahead."""
+    """From step 7 and progress 3 on; `progress` is that of the batches returned, not of those prepared ahead."""
     task = Counting()
     with Feed(task, make_mesh(), 4, 7, {"n": 3}) as feed:
         for i in range(5):
@@ -48,7 +48,7 @@ def test_batches_made_ahead_are_those_of_a_plain_loop():
 
 
 def test_a_task_that_observes_is_never_ahead():
-    """What the model got right decides the next batch, so that one is made afterwards."""
+    """The next batch depends on predictions, so it is prepared after them."""
     task = Counting(observes=True)
     with Feed(task, make_mesh(), 4, 0, {"n": 0}) as feed:
         feed.next()
@@ -59,7 +59,7 @@ def test_a_task_that_observes_is_never_ahead():
 
 
 def test_what_goes_wrong_ahead_is_told_where_the_batch_is_asked_for():
-    """The batches before it are handed out first."""
+    """The batches before it are returned first."""
     with Feed(Counting(fails_at=2), make_mesh(), 4, 0, {"n": 0}) as feed:
         feed.next(), feed.next()
         with pytest.raises(ConfigError, match="step 2 has a bad line"):
@@ -68,7 +68,7 @@ def test_what_goes_wrong_ahead_is_told_where_the_batch_is_asked_for():
 
 @pytest.mark.parametrize("fails_at", [-1, 0])
 def test_leaving_ends_the_thread(fails_at):
-    """Also while it waits for room, and when nobody asked for a batch."""
+    """Also while it waits for space in the queue, and if no batch was requested."""
     before = threading.active_count()
     with Feed(Counting(fails_at=fails_at), make_mesh(), 4, 0, {"n": 0}):
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Real trainings that are killed, stopped and started again."""
+"""Trainings in child processes that are killed, stopped and resumed."""
 
 import random
 import signal
@@ -27,7 +27,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, cache) -> Path:
-    """The training that nobody disturbs."""
+    """The uninterrupted training."""
     folder = tmp_path_factory.mktemp("straight") / "m"
     code, _, err = processes.finish(processes.start(processes.command(folder, TRAIN_STEPS=STEPS), cache))
     assert code == 0, err
@@ -41,7 +41,7 @@ def losses(folder: Path) -> list[tuple]:
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Every array that the last step holds: weights, optimizer, what is passed on."""
+    """Returns every array of the last step: weights, optimizer, passed FAM."""
     import orbax.checkpoint as ocp
 
     found = {}
@@ -80,8 +80,8 @@ def kill_often(folder: Path, cache: Path, kills: int, draw: random.Random, **mac
 
 
 def test_kill_minus_nine_changes_no_bit(tmp_path, cache, straight, capfd):
-    """SIGKILL three times at random moments, saves and deletions among them: after each the newest checkpoint is whole,
-    and in the end losses, weights, optimizer state and passed FAM are those of the training that was left alone."""
+    """SIGKILL three times at random moments, also during saves and deletions: after each the newest checkpoint is
+    intact, and in the end losses, weights, optimizer state and passed FAM equal those of the uninterrupted training."""
     assert kill_often(tmp_path / "m", cache, 3, random.Random()) >= 2
     assert "damaged" not in capfd.readouterr().err
     assert_same_training(tmp_path / "m", straight)
@@ -90,7 +90,7 @@ def test_kill_minus_nine_changes_no_bit(tmp_path, cache, straight, capfd):
 
 @pytest.mark.slow
 def test_kill_minus_nine_twelve_times(tmp_path, cache, straight):
-    """The same with twelve kills, every step saved, one checkpoint kept and the best beside it."""
+    """The same with twelve kills, every step saved, one checkpoint kept besides the best."""
     (tmp_path / "m").mkdir()
     macros = {"CHECKPOINT_PERIOD": 1, "KEEP_CHECKPOINTS": 1, "TrainConfig.keep_best_metric": "loss"}
     assert kill_often(tmp_path / "m", cache, 12, random.Random(), **macros) >= 10
@@ -98,8 +98,8 @@ def test_kill_minus_nine_twelve_times(tmp_path, cache, straight):
 
 
 def test_sigterm_saves_and_ends_well(tmp_path, cache, straight):
-    """SIGTERM: the step is finished and saved, exit code 0, one line says so; the same command then completes the
-    training to the same bits, though it was saved between two log lines."""
+    """SIGTERM: the step is finished and saved, the exit code is 0, one line reports it; the same command then completes
+    the training, equal bit for bit, though it was saved between two log lines."""
     words = processes.command(tmp_path / "m", TRAIN_STEPS=STEPS, CHECKPOINT_PERIOD=0)
     process = processes.start(words, cache)
     processes.wait_for_step(tmp_path / "m", 21, process)
@@ -130,8 +130,8 @@ steps.record_step = slow
     pytest.param(signal.SIGTERM, signal.SIGTERM, marks=pytest.mark.slow), (signal.SIGINT, signal.SIGINT),
 ])  # fmt: skip
 def test_a_second_signal_ends_at_once(tmp_path, cache, first, second):
-    """While step 15 takes a minute to save, the first signal waits for it; the second does not: exit code 128 + its
-    number, and step 10 is whole."""
+    """While step 15 takes a minute to save, the first signal waits for it. The second does not: the exit code is 128
+    plus its number, and step 10 is intact."""
     process = processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=100000), cache, SLOW_SAVE)
     processes.wait_for_step(tmp_path / "m", 14, process)
     time.sleep(0.5)
@@ -148,7 +148,7 @@ def test_a_second_signal_ends_at_once(tmp_path, cache, first, second):
 
 
 def test_control_c_says_what_is_saved(tmp_path, cache):
-    """SIGINT: exit code 130 and one line with the step that the next start goes on from."""
+    """SIGINT: exit code 130, and one line with the step from which the next start resumes."""
     process = processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=100000), cache)
     processes.wait_for_step(tmp_path / "m", 21, process)
     process.send_signal(signal.SIGINT)
@@ -157,13 +157,13 @@ def test_control_c_says_what_is_saved(tmp_path, cache):
     assert code == 130 and step % 5 == 0
     last = err.splitlines()[-1]
     assert last.startswith("famjax train: interrupted after step ")
-    assert f"; step {step} is saved in {tmp_path / 'm'}; the same command goes on from there" in last
+    assert f"; step {step} is saved in {tmp_path / 'm'}; run the same command to resume" in last
     assert "Traceback" not in err
 
 
 @pytest.mark.slow
 def test_control_c_waits_for_no_save_for_ever(tmp_path, cache):
-    """While step 15 takes a minute to save: ended `GRACE_SECONDS` later, and step 10 is whole."""
+    """While step 15 takes a minute to save: the process is ended `GRACE_SECONDS` later, and step 10 is intact."""
     process = processes.start(processes.command(tmp_path / "m", TRAIN_STEPS=100000), cache, SLOW_SAVE)
     processes.wait_for_step(tmp_path / "m", 14, process)
     time.sleep(0.5)
@@ -176,13 +176,13 @@ def test_control_c_waits_for_no_save_for_ever(tmp_path, cache):
 
 
 def interrupt_often(folder: Path, cache: Path, times: int, draw: random.Random) -> list[float]:
-    """Ctrl-C at random moments, from the first second of a process on; returns the seconds until it had ended.
+    """Sends Ctrl-C at random moments, from the first second of a process on; returns the seconds until it ended.
 
-    Every step is logged and saved, so that most moments are inside of somebody's writing."""
+    Every step is logged and saved, so that most moments are during some write."""
     words, seconds = processes.command(folder, TRAIN_STEPS=100000, LOG_PERIOD=1, CHECKPOINT_PERIOD=1), []
     for number in range(times):
         process = processes.start(words, cache)
-        if number % 4:  # in the loop; else while it starts
+        if number % 4:  # in the loop; else during start-up
             newest = steps.latest_step(folder) or 0
             processes.wait_for_step(folder, newest + draw.randrange(1, 8), process)
             time.sleep(draw.uniform(0, 0.2))
@@ -201,13 +201,13 @@ def interrupt_often(folder: Path, cache: Path, times: int, draw: random.Random) 
 
 @pytest.mark.slow
 def test_control_c_at_random_moments(tmp_path, cache):
-    """A handful: exit code 130, within the limit, a readable checkpoint."""
+    """A few times: exit code 130, within the limit, a readable checkpoint."""
     assert max(interrupt_often(tmp_path / "m", cache, 4, random.Random())) < 15
 
 
 @pytest.mark.slow
 def test_control_c_many_times_on_a_busy_machine(tmp_path, cache):
-    """The same often, beside two processes that never rest."""
+    """The same often, next to two processes that use the CPU all the time."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
         seconds = interrupt_often(tmp_path / "m", cache, 40, random.Random())
@@ -220,14 +220,14 @@ def test_control_c_many_times_on_a_busy_machine(tmp_path, cache):
 
 
 def test_a_second_trainer_is_refused_and_a_dead_one_locks_nobody_out(tmp_path, cache):
-    """While one trains, another into the same directory ends with code 2 and one line that names the first, and
-    changes nothing. Once the first is killed, its lock is gone, though the file is still there."""
+    """While one training runs, another into the same directory ends with code 2 and one line that names the first, and
+    changes nothing. Once the first is killed, its lock is released, though the file still exists."""
     words = processes.command(tmp_path / "m", TRAIN_STEPS=100000)
     process = processes.start(words, cache)
     processes.wait_for_step(tmp_path / "m", 7, process)
     code, out, err = processes.finish(processes.start(words, cache))
     assert code == 2 and err.count("\n") == 1
-    assert f"another training (process {process.pid} on " in err and "is at work in MODEL_DIR" in err
+    assert f"another training (process {process.pid} on " in err and "is using MODEL_DIR" in err
     assert process.poll() is None
     process.kill()
     processes.finish(process)

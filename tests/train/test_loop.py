@@ -1,4 +1,4 @@
-"""The training as a user sees it: files, progress, and going on where it stopped."""
+"""The training as a user sees it: files, progress, and resuming."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def metrics(model_dir) -> list[dict]:
 
 
 def dies_in_step(number: int, monkeypatch) -> list[int]:
-    """A training that now runs is interrupted as it logs this step; returns a list that fills with its steps."""
+    """Interrupts the running training when it logs this step; returns a list that receives its steps."""
     writes, original = [], MetricsLog.write
 
     def killed(self, step, values):
@@ -49,9 +49,9 @@ def dies_in_step(number: int, monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("kind", slow.but(["bswa", "fam", "fam with streams and noise"], "bswa", "fam"))
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, kind):
-    """Six steps at once, and six steps killed in the fourth after a checkpoint at two: equal losses, bit for
-    bit, each step logged once, equal weights. Random state passing, carried memories, noise and the optimizer are part
-    of it."""
+    """Six steps at once, and six steps killed in the fourth and resumed from a checkpoint at two: equal losses, bit for
+    bit, each step logged once, equal weights. With random state passing, carried memories, noise and the optimizer's
+    state."""
     changes = {"bswa": {"fam_length": 0}, "fam": {}}.get(kind, {"fam_noise": 0.1, "random_state_passing": 0.0})
     given = {"model": dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, **changes))}
     if "streams" in kind:
@@ -72,7 +72,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, kind
 
 
 def test_a_finished_training_is_left_alone(tmp_path, capsys):
-    """A second run says so and changes no file."""
+    """A second run reports it and changes no file."""
     config = run(tmp_path / "m", steps=2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "m").rglob("*")}
     train(config, "# other\n")
@@ -81,7 +81,7 @@ def test_a_finished_training_is_left_alone(tmp_path, capsys):
 
 
 def test_training_lowers_the_loss(tmp_path):
-    """Forty steps on bytes of one format: far below the first loss, and below uniform guessing."""
+    """Forty steps on bytes of one format: far below the first loss, and below a uniform distribution."""
     run(tmp_path / "m", steps=40, optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=5))
     losses = [line["loss"] for line in metrics(tmp_path / "m")]
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
@@ -97,8 +97,8 @@ def damage(model_dir, step, part):
 
 @pytest.mark.parametrize("part", slow.but(["weights", "training"], "weights"))
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys, part):
-    """Damage in any part of step 6: one line, going on from step 4, the lines behind it dropped; in the end all is as
-    if nothing had happened, and the damaged step is written anew."""
+    """Damage in any part of step 6: it is reported in one line, step 4 is resumed, and log lines after it are dropped;
+    the final result is unchanged, and the damaged step is written again."""
     run(tmp_path / "straight", steps=8, log_period=3)
     settings = {"checkpoint_period": 2, "log_period": 3}
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
     capsys.readouterr()
     run(tmp_path / "m", steps=8, **settings)
     out, err = capsys.readouterr()
-    assert f"step 6 ({victim} is missing or damaged) is damaged; step 4, the one before, is whole\n" in err
+    assert f"step 6 ({victim} is missing or damaged) is damaged; step 4, the one before, is intact\n" in err
     assert f"continuing {tmp_path / 'm'} from step 4\n" in out
     straight, repaired = metrics(tmp_path / "straight"), metrics(tmp_path / "m")
     assert [line["step"] for line in repaired] == [3, 6, 8]
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
 
 
 def fail_in_step(number):
-    """A step that raises, once so many were done."""
+    """Returns a step function that raises after this many steps."""
     from famjax.train.step import jit_step
 
     def failing(*args):
@@ -139,7 +139,7 @@ def fail_in_step(number):
 
 
 def test_a_training_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
-    """All damaged: an error that names them, and everything stays as it is."""
+    """If all are damaged, the error names them, and no file changes."""
     run(tmp_path / "m", steps=4, checkpoint_period=2)
     damage(tmp_path / "m", 2, "training")
     damage(tmp_path / "m", 4, "weights")
@@ -151,28 +151,26 @@ def test_a_training_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
 
 
 def test_a_training_is_not_continued_with_another_optimizer_or_model(tmp_path):
-    """One line that names the first difference; nothing falls back to an earlier step, nothing is deleted."""
+    """One line names the first difference; no earlier step is tried, nothing is deleted."""
     run(tmp_path / "m", steps=4, checkpoint_period=2)
-    with pytest.raises(
-        ConfigError, match="cannot be continued with these settings .*opt_state.*use those of its config"
-    ):
+    with pytest.raises(ConfigError, match="cannot be resumed with these settings .*opt_state.*use those of its config"):
         run(tmp_path / "m", steps=6, optimizer=OptimizerConfig(name="lion", warmup_steps=2))
     longer = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=5))
-    with pytest.raises(ConfigError, match="holds a model with fam_length 3, not 5; choose an empty directory"):
+    with pytest.raises(ConfigError, match="holds a model with fam_length 3, not 5; use an empty directory"):
         run(tmp_path / "m", steps=6, model=longer)
     assert steps.all_steps(tmp_path / "m") == [2, 4]
 
 
 def test_a_model_that_no_training_wrote_is_not_trained_over(tmp_path):
-    """An imported model is something to start from, not a training to continue."""
+    """An imported model can be started from, not resumed."""
     save_model(tmp_path / "m", MODEL, tiny.parameters(MODEL))
-    with pytest.raises(ConfigError, match="name it as INITIAL_CHECKPOINT_PATH"):
+    with pytest.raises(ConfigError, match="set INITIAL_CHECKPOINT_PATH to it"):
         run(tmp_path / "m")
     assert steps.all_steps(tmp_path / "m") == [0]
 
 
 def test_minutes_and_the_best(tmp_path, monkeypatch, capsys):
-    """A checkpoint is due when its minutes are over, whatever the step; the one with the best logged metric stays."""
+    """A checkpoint is due after its minutes, whatever the step; the one with the best logged metric is kept."""
     clock = iter(range(0, 10_000, 30))  # half a minute a step
     monkeypatch.setattr("famjax.train.saving.now", lambda: next(clock))
     settings = {"checkpoint_minutes": 1.4, "keep_checkpoints": 9, "keep_best_metric": "exact_match"}
@@ -189,7 +187,7 @@ def test_minutes_and_the_best(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("source_fam", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_training_starts_from_another_models_weights(tmp_path, capsys, source_fam):
-    """INITIAL_CHECKPOINT_PATH: the first loss is that of the other model; a missing prompt stays new."""
+    """INITIAL_CHECKPOINT_PATH: the first loss is that of the other model; a missing prompt is new."""
     source = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=source_fam))
     params = tiny.parameters(source, seed=5)
     save_model(tmp_path / "source", source, params)
@@ -205,11 +203,11 @@ def test_training_starts_from_another_models_weights(tmp_path, capsys, source_fa
 
 
 @pytest.mark.parametrize(("source_fam", "line"), [
-    (5, "taken in part: fam/prompt, the last 3 of 5 rows"),
-    (2, "taken in part: fam/prompt, 2 rows as the last ones; the 1 before them are new"),
+    (5, "partly taken: fam/prompt, the last 3 of 5 rows"),
+    (2, "partly taken: fam/prompt, 2 rows as the last ones; the 1 before them are new"),
 ])  # fmt: skip
 def test_a_prompt_of_another_length_is_taken_by_its_last_rows(tmp_path, capsys, source_fam, line):
-    """Rows keep their positions, which are counted from the block's end; what is missing in front is new."""
+    """Rows keep their positions, which are counted from the block's end; missing rows before them are new."""
     source = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=source_fam))
     params = tiny.parameters(source, seed=5)
     save_model(tmp_path / "source", source, params)
@@ -222,15 +220,15 @@ def test_a_prompt_of_another_length_is_taken_by_its_last_rows(tmp_path, capsys, 
 
 
 def test_a_prompt_that_is_not_asked_for_is_left(tmp_path, capsys):
-    """FAM off: the source's other weights alone."""
+    """Without FAM: only the source's other weights."""
     save_model(tmp_path / "source", MODEL, tiny.parameters(MODEL))
     without = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_length=0))
     run(tmp_path / "m", steps=1, model=without, initial_checkpoint=str(tmp_path / "source"))
-    assert "left: fam/prompt [3, 12]" in capsys.readouterr().out
+    assert "left out: fam/prompt [3, 12]" in capsys.readouterr().out
 
 
 def test_weights_of_another_shape_are_refused_before_anything_is_written(tmp_path):
-    """One line that says why; no model directory is left behind."""
+    """One line gives the reason; no model directory is created."""
     other = tiny.config(vocab_size=128, d_model=8, block_size=32, memory_segments=0, fam_length=3)
     save_model(tmp_path / "source", other, tiny.parameters(other))
     with pytest.raises(ConfigError, match="other shapes"):
@@ -239,13 +237,13 @@ def test_weights_of_another_shape_are_refused_before_anything_is_written(tmp_pat
 
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused_before_anything_is_written(tmp_path):
-    """One line that says how many there are."""
+    """One line gives their number."""
     with pytest.raises(ConfigError, match="asks for 2 devices, but this job has 1; use at most 1"):
         run(tmp_path / "m", mesh={"fsdp": 2})
     assert not (tmp_path / "m").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
-    """The last checkpoint stays; the message says what to change."""
+    """The last checkpoint is kept; the message says what to change."""
     with pytest.raises(FloatingPointError, match="lower LEARNING_RATE"):
         run(tmp_path / "m", steps=20, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=0, clip_norm=0.0))

@@ -1,4 +1,4 @@
-"""Training with LoRA and prompt tuning: what changes, what is saved, what it starts and goes on from."""
+"""Training with LoRA and prompt tuning: what changes, what is saved, and what it starts and resumes from."""
 
 import dataclasses
 import json
@@ -58,14 +58,14 @@ def losses(model_dir) -> list[float]:
 
 
 def changed(model_dir, source) -> set[str]:
-    """Weights that differ from the source's, or that it has not."""
+    """Returns the weights that differ from the source's, or that it lacks."""
     before, after = weights(source), weights(model_dir)
     return {path for path in after if path not in before or (before[path] != after[path]).any()}
 
 
 def test_lora_and_the_prompt_are_trained_and_nothing_else(source, tuned):
-    """After four steps on a base in bfloat16: the prompt and every A and B have moved, all other weights have their
-    bits; LoRA and the prompt are float32."""
+    """After four steps on a bfloat16 base, the prompt and every A and B have changed, and all other weights are
+    unchanged bit for bit; LoRA and the prompt are float32."""
     found = changed(tuned, source)
     pairs = {path for path in flatten(parameter_shapes(MODEL)) if path.startswith("layers/lora/")}
     assert len(pairs) == 14 and found == pairs | {"fam/prompt"}
@@ -77,7 +77,7 @@ def test_lora_and_the_prompt_are_trained_and_nothing_else(source, tuned):
 
 @pytest.mark.slow
 def test_prompt_tuning_trains_the_prompt_alone(source, tmp_path):
-    """Without LoRA: one weight moves, one is saved, and the whole model is loaded."""
+    """Without LoRA: one weight changes, one is saved, and the whole model is loaded."""
     optimizer = OptimizerConfig(trained="prompt", learning_rate=0.01, warmup_steps=0)
     run(tmp_path / "m", source, model=PLAIN, optimizer=optimizer, steps=2)
     assert changed(tmp_path / "m", source) == {"fam/prompt"}
@@ -85,9 +85,9 @@ def test_prompt_tuning_trains_the_prompt_alone(source, tmp_path):
 
 
 def test_what_is_new_is_told_in_a_line(source):
-    """LoRA's arrays are one entry, also of what a dry run says; they stay as they were made."""
+    """LoRA's arrays are one entry, also in a dry run; they keep their initial values."""
     told = "new: LoRA of rank 2, 14 arrays"
-    assert initial.check(source, MODEL).endswith("new, or new in part: LoRA of rank 2, 14 arrays")
+    assert initial.check(source, MODEL).endswith("new, or partly new: LoRA of rank 2, 14 arrays")
     fresh = parameters(create(MODEL))
     params, lines = initial.adopt(source, MODEL, fresh, parameter_shapes)
     assert lines.splitlines()[1:] == ["  taken: 12 of 26 arrays, 3,840 weights", f"  {told}"]
@@ -95,13 +95,13 @@ def test_what_is_new_is_told_in_a_line(source):
 
 
 def stored(model_dir, step) -> set[str]:
-    """Weights that lie in a step itself."""
+    """Returns the paths of the weights stored in a step itself."""
     about = json.loads((model_dir / "checkpoints" / str(step) / "weights" / "_METADATA").read_text())
     return {"/".join(key["key"] for key in entry["key_metadata"]) for entry in about["tree_metadata"].values()}
 
 
 def test_a_checkpoint_holds_what_is_trained_and_where_the_rest_is(source, tuned):
-    """Steps have LoRA and the prompt; base.json names the source's step. Read whole, and a piece at a time."""
+    """Steps have LoRA and the prompt; base.json names the source's step. Loaded at once, and piece by piece."""
     pairs = {path for path in flatten(parameter_shapes(MODEL)) if path.startswith("layers/lora/")}
     for step in (2, 4):
         assert stored(tuned, step) == pairs | {"fam/prompt"}
@@ -118,7 +118,7 @@ def test_a_checkpoint_holds_what_is_trained_and_where_the_rest_is(source, tuned)
 
 
 def test_killed_and_resumed_is_the_same_training(source, tuned, tmp_path, monkeypatch):
-    """Killed in the third step, behind a checkpoint at two: the same losses and the same weights, bit for bit, with
+    """Killed in the third step and resumed from a checkpoint at two: the same losses and weights, bit for bit, with
     dropout, whose draws are functions of (seed, step)."""
     original = MetricsLog.write
 
@@ -139,11 +139,10 @@ def test_killed_and_resumed_is_the_same_training(source, tuned, tmp_path, monkey
 
 
 def test_the_first_loss_is_the_bases(source, tuned, tmp_path):
-    """Without dropout, before anything was learned, LoRA's loss is that of the plain model; with it, B = 0 hides what
-    is dropped, so it is the same there too."""
+    """Without dropout, before any step, LoRA's loss is that of the plain model; with dropout too, since B = 0."""
     run(tmp_path / "plain", source, model=PLAIN, steps=1)
     assert losses(tmp_path / "plain")[0] == losses(tuned)[0]
-    assert stored(tmp_path / "plain", 1) == set(flatten(parameter_shapes(PLAIN)))  # all weights: saved whole
+    assert stored(tmp_path / "plain", 1) == set(flatten(parameter_shapes(PLAIN)))  # all weights are saved
     assert not (tmp_path / "plain" / "base.json").exists()
 
 
@@ -155,11 +154,11 @@ def copied(tuned, tmp_path, **pointer):
 
 
 def test_a_base_that_is_gone_or_another_one_is_refused(source, tuned, tmp_path):
-    """One line that names the base and what to do, wherever the model is read; put back elsewhere, it is found again
-    by its new place; with other weights in that place it is not the same base."""
+    """One line names the base and what to do, wherever the model is read. A moved base is found by its new path; other
+    weights at that path are not the same base."""
     gone = copied(tuned, tmp_path, path=str(tmp_path / "moved"))
     for read in (load, Weights, lambda folder: run(folder, source, steps=6)):
-        with pytest.raises(ConfigError, match=r"moved.* is not there; .*base\.json"):
+        with pytest.raises(ConfigError, match=r"moved.* does not exist; .*base\.json"):
             read(gone)
     shutil.copytree(source, tmp_path / "moved")
     before, after = weights(tuned), weights(gone)
@@ -176,7 +175,7 @@ def test_a_base_that_is_gone_or_another_one_is_refused(source, tuned, tmp_path):
 
 
 def test_a_damaged_base_is_told_apart_from_a_damaged_step(tuned, source, tmp_path):
-    """A file of the base that is cut short is named; no older step is tried for it."""
+    """A truncated file of the base is named; no older step is tried."""
     broken = shutil.copytree(source, tmp_path / "broken")
     folder = copied(tuned, tmp_path, path=str(broken))
     largest = max((broken / "checkpoints" / "0" / "weights").rglob("*"), key=lambda path: path.stat().st_size)
@@ -187,8 +186,8 @@ def test_a_damaged_base_is_told_apart_from_a_damaged_step(tuned, source, tmp_pat
 
 @pytest.mark.slow
 def test_a_second_stage_follows_the_first(tuned, tmp_path):
-    """A training that starts from a LoRA training's step keeps its pairs, saves its own and points at that step, which
-    points at the base; another rank, or none, is refused with the remedy."""
+    """A training that starts from a step of a LoRA training keeps its pairs, saves its own and refers to that step,
+    which refers to the base; another rank, or none, is refused with the remedy."""
     before = weights(tuned / "checkpoints" / "2")
     run(tmp_path / "second", tuned / "checkpoints" / "2", steps=1, optimizer=OptimizerConfig(learning_rate=0.0))
     found = base.read(tmp_path / "second")
@@ -214,7 +213,7 @@ def test_the_optimizer_knows_no_frozen_weight(name):
 
 
 def test_which_weights_are_trained():
-    """auto follows LORA_RANK; patterns have the last word."""
+    """auto follows LORA_RANK; patterns take precedence."""
     of = lambda model, **settings: TrainConfig(model=model, optimizer=OptimizerConfig(**settings)).tuning
     assert (of(PLAIN).trained, of(MODEL).trained, of(MODEL, trained="all").trained) == ("all", "lora", "all")
     frozen = lambda config, path: config.settings_of(path)["frozen"]
@@ -227,7 +226,7 @@ def test_which_weights_are_trained():
 
 @pytest.mark.slow
 def test_a_pattern_that_trains_more_saves_more(source, tmp_path):
-    """Norms beside LoRA: they are trained, saved and read again."""
+    """Norms in addition to LoRA: they are trained, saved and loaded."""
     optimizer = OptimizerConfig(learning_rate=0.1, warmup_steps=0, parameters={"*/scale": {"frozen": False}})
     run(tmp_path / "m", source, steps=1, optimizer=optimizer)
     moved = {"final_norm/scale", "layers/attention_norm/scale", "layers/ff_norm/scale"}
@@ -236,8 +235,8 @@ def test_a_pattern_that_trains_more_saves_more(source, tmp_path):
 
 
 def test_an_imported_gate_is_opened_and_saved(tmp_path, source):
-    """From a model without a gate, as an older import is: new, shut, half open in the checkpoint between, open at the
-    end, and read again. Training on without the gate is refused."""
+    """From a model without a gate, such as an older import: new, closed, half open in the checkpoint between, open at
+    the end, and loaded. Training further without the gate is refused."""
     gated = dataclasses.replace(MODEL, memory=dataclasses.replace(MODEL.memory, fam_gate=True))
     run(tmp_path / "opened", source, model=gated, fam_opening_steps=4, distillation=0.5)
     at = lambda step: load_model(tmp_path / "opened" / "checkpoints" / str(step), parameter_shapes)[1]
@@ -247,5 +246,5 @@ def test_an_imported_gate_is_opened_and_saved(tmp_path, source):
     lines = [json.loads(line) for line in (tmp_path / "opened" / "metrics.jsonl").read_text().splitlines()]
     assert [line["fam_gate"] for line in lines] == [0.25, 0.5, 0.75, 1.0]
     assert all(line["distillation_loss"] > 0 for line in lines)
-    with pytest.raises(ConfigError, match="has a gate before FAM: train on with fam_gate True"):
+    with pytest.raises(ConfigError, match="has a gate for FAM: set fam_gate to True"):
         initial.check(tmp_path / "opened", MODEL)

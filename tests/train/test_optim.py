@@ -27,8 +27,8 @@ def test_a_run_shorter_than_its_warm_up_still_has_a_schedule():
 
 
 def test_decay_pulls_at_matrices_alone_and_the_prompt_has_its_own_rate():
-    """With zero gradients only weight decay moves weights: by -rate * decay * w, but norms and prompt stay.
-    With equal gradients the prompt moves `prompt_learning_rate` times as far as the embedding."""
+    """With zero gradients only weight decay changes weights: by -rate * decay * w, but not norms and prompt. With equal
+    gradients the prompt changes `prompt_learning_rate` times as much as the embedding."""
     params = tiny.parameters(tiny.config())
     config = OptimizerConfig(
         learning_rate=0.1, schedule="constant", warmup_steps=0, weight_decay=0.5, clip_norm=0.0,
@@ -51,7 +51,7 @@ def test_decay_pulls_at_matrices_alone_and_the_prompt_has_its_own_rate():
 
 
 def test_gradients_are_clipped_to_a_global_norm():
-    """Adam's first step does not see the scale of the gradient; its second moment does."""
+    """Adam's first step does not depend on the scale of the gradient; its second moment does."""
     params = tiny.parameters(tiny.config())
     huge = jax.tree.map(lambda w: np.full_like(w, 1e6), params)
     tx = optimizer(OptimizerConfig(clip_norm=2.0, beta1=0.0, beta2=0.5), 10)
@@ -69,7 +69,7 @@ def test_rsqrt_goes_on_from_the_peak():
 
 
 def steps_of(config, params, gradients):
-    """Weights after each of some steps with given gradients."""
+    """Returns the weights after each of some steps with given gradients."""
     tx = optimizer(config, 100)
     state = tx.init(params)
     for gradient in gradients:
@@ -82,8 +82,8 @@ PLAIN = OptimizerConfig(learning_rate=0.1, schedule="constant", warmup_steps=0, 
 
 
 def test_adafactor_is_what_its_docstring_says():
-    """Three steps in float64: V = outer(row means, column means) / mean of the rows, corrected for the start;
-    updates clipped to RMS 1; momentum; decay. A weight with an axis below 128 keeps its whole V."""
+    """Three steps in float64: V = outer(row means, column means) / mean of the rows, bias-corrected; updates clipped to
+    RMS 1; momentum; decay. A weight with an axis below 128 keeps an unfactored V."""
     rng = np.random.default_rng(0)
     shapes = {"large": (128, 130), "small": (5, 200)}
     params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
@@ -107,14 +107,14 @@ def test_adafactor_is_what_its_docstring_says():
 
 
 def test_adafactors_memory_is_that_of_rows_and_columns():
-    """Beside its momentum, a large weight costs a row and a column; without momentum, nothing else."""
+    """In addition to its momentum, a large weight stores a row and a column; without momentum, nothing else."""
     params = {"w": np.zeros((256, 512), np.float32)}
     state = optimizer(dataclasses.replace(PLAIN, name="adafactor", beta1=0.0), 10).init(params)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 256 + 512 + 10
 
 
 def test_adafactor_clips_layer_by_layer():
-    """A stack of layers: a wild gradient in one does not scale down the others' updates."""
+    """A stack of layers: a large gradient in one does not scale down the others' updates."""
     grads = [np.ones((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32)]
     grads[1][0] *= 1000
     config = dataclasses.replace(PLAIN, name="adafactor", beta1=0.0, weight_decay=0.0)
@@ -136,7 +136,7 @@ def test_lion_takes_signs():
 
 
 def test_the_table_of_patterns():
-    """Later patterns win, and all of them over the defaults; what a pattern does not name stays."""
+    """Later patterns take precedence, and all of them over the defaults; other settings are kept."""
     config = dataclasses.replace(
         PLAIN, name="lion", weight_decay=0.5, prompt_learning_rate=3.0,
         parameters={"layers/*": {"learning_rate": 0.5}, "layers/attention/query": {"learning_rate": 2.0,
@@ -168,16 +168,16 @@ def test_frozen_weights_cost_no_optimizer_memory(name):
 
 
 def test_patterns_that_fit_nothing():
-    """A pattern's mistake is told, with the paths that there are; to freeze everything is one."""
+    """An error lists the paths if a pattern matches none; freezing everything is an error too."""
     params = tiny.parameters(tiny.config())
-    with pytest.raises(ConfigError, match="no weight fits 'layer/.*'; there are embedding, fam/prompt"):
+    with pytest.raises(ConfigError, match="no weight matches 'layer/.*'; there are embedding, fam/prompt"):
         check_patterns(OptimizerConfig(parameters={"layer/*": {"frozen": True}}), params)
     with pytest.raises(ConfigError, match="every weight is frozen"):
         check_patterns(OptimizerConfig(parameters={"*": {"frozen": True}}), params)
 
 
 def test_settings_that_cannot_work():
-    """Nearest schedule, and probabilities that are none."""
+    """Nearest schedule, and invalid probabilities."""
     with pytest.raises(ConfigError, match="did you mean 'cosine'"):
         OptimizerConfig(schedule="cosin").validate()
     with pytest.raises(ConfigError, match="beta2"):

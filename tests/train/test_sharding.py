@@ -1,6 +1,6 @@
-"""A training on a mesh of eight devices is the training of one device, cut into parts.
+"""A training sharded over a mesh of eight devices equals that of one device.
 
-`sharded_runs.py` computes on eight simulated devices in a process of its own; here its numbers are compared.
+`sharded_runs.py` computes on eight simulated devices in a child process; its results are compared here.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from tests.train.sharded_runs import CASES, LENGTH, SLOW_CASES, STEPS
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the runs on eight devices leave their results."""
+    """The folder with the results of the runs on eight devices."""
     path = tmp_path_factory.mktemp("sharded")
     errors = eight_devices.run("tests.train.sharded_runs", path)
-    # The compiler says so where it can cut an array anew only by first gathering all of it on every device.
+    # The compiler's warning if it can only reshard an array by gathering all of it on every device.
     assert "Involuntary full rematerialization" not in errors
     return path
 
@@ -55,7 +55,7 @@ ALL = [*CASES, *SLOW_CASES]
 
 
 def parts_by_name(tree):
-    """{path: the shape of one device's part, or None}."""
+    """Returns {path: the shape of one device's shard, or None}."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None or isinstance(x, tuple))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
@@ -73,9 +73,9 @@ def test_the_cases_cover_what_they_should(results):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_training_equals_that_of_one_device(results, case):
-    """Losses of ten steps, gradients of the first, weights after the last, the FAM that is passed on, and the
-    memories that streams carry: equal to one device's, which takes its batch whole and its logits unchunked.
-    Documents, lengths and loss weights differ from row to row."""
+    """Losses of ten steps, gradients of the first, weights after the last, the passed FAM, and the memories of streams
+    equal those of one device, which takes its batch whole and its logits unchunked. Documents, lengths and loss weights
+    differ from row to row."""
     equals_one_device(results, case)
 
 
@@ -86,7 +86,7 @@ def test_training_on_more_meshes_equals_that_of_one_device(slow_results, case):
 
 
 def equals_one_device(results, case):
-    """All that a training gives, and a step that is compiled once: what it returns has the shardings that it takes."""
+    """All results of a training, with a step that is compiled once: its results have the shardings of its arguments."""
     got, one = results[case], results[case[0]]
     assert got["compilations"] == 1
     start = tiny.parameters(sharded_runs.model_config(case[0]))
@@ -106,7 +106,7 @@ def equals_one_device(results, case):
 
 
 def test_weights_and_their_moments_are_cut_by_the_rules(results):
-    """One device's part of some weights; what does not divide over `tensor` is whole there."""
+    """Shapes of one device's shards; axes that do not divide over `tensor` are replicated."""
     parts = results["fam grouped", (2, 2, 2), 2]["parts"]
     assert parts["embedding"] == (16, 8)  # [V 32, D 16]: tensor 2, fsdp 2
     assert parts["layers"]["attention"]["key"] == (2, 8, 1, 4)  # [L, D 16, K 2, H]
@@ -114,14 +114,14 @@ def test_weights_and_their_moments_are_cut_by_the_rules(results):
     assert parts["fam"]["prompt"] == (2, 8)
     parts = results["bswa multi-query", (1, 2, 4), 2]["parts"]
     assert parts["layers"]["attention"]["query"] == (2, 8, 1, 4)
-    assert parts["layers"]["attention"]["key"] == (2, 8, 1, 4)  # one key/value head: whole on every device
+    assert parts["layers"]["attention"]["key"] == (2, 8, 1, 4)  # one key/value head: replicated
     for case in CASES:
         parts, moments = (parts_by_name(results[case][kind]) for kind in ("parts", "moment_parts"))
         frozen = {name for name, part in moments.items() if part is None}
         assert moments == parts | dict.fromkeys(frozen)
         assert bool(frozen) == case[0].startswith("gate")
     pairs = results["gate grouped", (2, 2, 2), 2]["parts"]["layers"]["lora"]
-    # Both axes of the mesh cut every A or B that has heads or the inner width; the others, fsdp.
+    # Both mesh axes shard every A or B that has heads or the inner width; fsdp shards the others.
     assert (pairs["query"]["a"], pairs["query"]["b"]) == ((2, 8, 3), (2, 3, 2, 2))  # [L, D 16, r], [L, r, 4, H 4]
     assert (pairs["output"]["a"], pairs["output"]["b"]) == ((2, 2, 2, 3), (2, 3, 8))
     assert (pairs["up"]["a"], pairs["up"]["b"]) == ((2, 8, 3), (2, 3, 8))  # [L, r, E 32]: tensor 2 and fsdp 2
@@ -129,14 +129,14 @@ def test_weights_and_their_moments_are_cut_by_the_rules(results):
 
 
 def test_weights_are_created_in_parts_and_do_not_depend_on_the_mesh(results):
-    """The same random weights on 1 and on 2x2x2 devices, bit for bit, each device with its part alone."""
+    """The same random weights on 1 and on 2x2x2 devices, bit for bit; each device initialises its shards only."""
     (one, whole), (cut, parts) = results["created"]
     jax.tree.map(np.testing.assert_array_equal, cut, one)
     assert whole["embedding"] == (32, 16) and parts["embedding"] == (16, 8)
 
 
 def test_memory_is_cut_by_rows_and_heads(results):
-    """A text in two calls, the memory cut between them: outputs and memory equal those of one device."""
+    """A text in two calls, with the memory sharded between them: outputs and memory equal those of one device."""
     pairs, shapes, parts = results["memory"]
     for got, one in pairs:
         assert_close(got, one, 1e-5)
@@ -146,14 +146,14 @@ def test_memory_is_cut_by_rows_and_heads(results):
 
 
 def test_the_fused_kernel_runs_on_every_device_s_part(results):
-    """Rows and heads cut over 2x2x2: outputs and gradients of queries, keys, values and FAM are `attend`'s."""
+    """Rows and heads sharded over 2x2x2: outputs and gradients of queries, keys, values and FAM equal `attend`'s."""
     for got, one in results["fused"]:
         assert_trees_close(got, one, 1e-5)
 
 
 def test_weights_are_gathered_and_gradients_summed_once_a_layer(results):
-    """Whatever a layer does with its weights in FAM's scan over three blocks, and the loss over chunks: nothing is
-    sent more often than once for each of the two layers."""
+    """With FAM's scan over three blocks in a layer, and the loss over chunks, every collective runs at most once for
+    each of the two layers."""
     found = results["communication"]
     layers = sharded_runs.model_config("fam multi-head").num_layers
     assert LENGTH // 4 > layers == 2 and {runs for _, _, runs in found} == {1, layers}
@@ -162,7 +162,7 @@ def test_weights_are_gathered_and_gradients_summed_once_a_layer(results):
 
 
 def test_what_is_told_of_a_training_does_not_depend_on_the_mesh(results):
-    """The memory's diagnostics of 2x2x2 devices are one device's, and so is the layer that a bad step names."""
+    """The memory's diagnostics on 2x2x2 devices equal one device's, and so does the layer that a bad step names."""
     (one, said), (cut, said_cut) = results["looked at"]
     assert one.keys() == cut.keys() and len(one) == 5
     for name in one:
@@ -171,8 +171,8 @@ def test_what_is_told_of_a_training_does_not_depend_on_the_mesh(results):
 
 
 def test_checkpoints_move_between_meshes(results):
-    """Weights, optimizer state and passed FAM, written on 2x2x2: bit for bit the same on 1x2x4 and on 8x1x1,
-    and each in its place there."""
+    """Weights, optimizer state and passed FAM, written on 2x2x2, are the same bit for bit on 1x2x4 and on 8x1x1, with
+    the shardings of those meshes."""
     written, found = results["moved"]
     for read, placed in found:
         assert placed
@@ -180,7 +180,7 @@ def test_checkpoints_move_between_meshes(results):
 
 
 def test_a_checkpoint_of_eight_devices_is_read_where_there_is_one(folder, results):
-    """`famjax eval` and its like name no mesh."""
+    """`famjax eval` and other verbs name no mesh."""
     assert len(jax.devices()) == 1
     written, _ = results["moved"]
     model = load(folder / "moved")
@@ -200,13 +200,13 @@ def test_a_training_continues_on_another_mesh(folder, tmp_path):
 
 
 def test_of_the_24b_model_no_large_array_is_whole_anywhere(results):
-    """On fsdp 8 every weight and every moment of Adam's above 1 MiB is cut at least eight ways. Nothing is
-    computed; 24.5e9 weights and 1.05e9 of embedding (paper, Table 3)."""
+    """On fsdp 8 every weight and every moment of Adam above 1 MiB is sharded at least eight ways. Nothing is computed;
+    24.5e9 weights and 1.05e9 of embedding (paper, Table 3)."""
     found, total = results["large"]
     assert total == pytest.approx(24.5e9 + 1.05e9, rel=2e-3)
     adamw = {path: ways for path, (size, ways) in found.items() if path.startswith("adamw") and size > 2**20}
     assert len(adamw) >= 3 * 8
     assert min(adamw.values()) >= 8
-    # Adafactor's means over the axis that fsdp cuts are whole, and small: 7 MiB for 7.5e9 weights.
+    # Adafactor's means over the axis sharded by fsdp are replicated, and small: 7 MiB for 7.5e9 weights.
     whole = [size for path, (size, ways) in found.items() if size > 2**20 and ways < 8]
     assert max(whole, default=0) <= 7 * 2**20

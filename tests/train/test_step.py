@@ -1,4 +1,4 @@
-"""The step: random state passing, random position offsets, and what the next step is handed."""
+"""The step: random state passing, random position offsets, and the state for the next step."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def setup(probability: float, **memory):
         vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=probability, **memory
     )
     task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 320, 32, 2, 128, 0)
-    # With no learning rate all steps have the same weights, so their losses can be compared.
+    # With learning rate 0 all steps have the same weights, so their losses can be compared.
     training = TrainConfig(model_dir="none", model=config, optimizer=OptimizerConfig(learning_rate=0.0))
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
     state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
@@ -29,7 +29,7 @@ def setup(probability: float, **memory):
 
 
 def loss_from(config, params, batch, passed):
-    """The loss of a batch whose documents start from this FAM, by the model alone."""
+    """Returns the loss of a batch whose documents start from this FAM, by the model alone."""
     hidden, memory = tiny.whole(
         config, params, batch.tokens, count_B=batch.count, starts_BN=batch.starts, passed=passed
     )
@@ -39,8 +39,8 @@ def loss_from(config, params, batch, passed):
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_random_state_passing_starts_from_the_first_rows_final_fam(probability):
-    """Paper section 2: [L, F, D] of the first row at the end of a step; the next step's documents start
-    from it with the given probability, and its residual is that FAM. The first step has none to take."""
+    """Paper section 2: [L, F, D] of the first row at the end of a step. The next step's documents start from it with
+    the given probability, as the residual FAM. The first step has none."""
     config, task, step, state = setup(probability)
     progress = task.start()
     first, second = task.batch(0, progress)[0], task.batch(1, progress)[0]
@@ -58,7 +58,7 @@ def test_random_state_passing_starts_from_the_first_rows_final_fam(probability):
 
 
 def test_random_state_passing_may_begin_late():
-    """Before the step from which it is on, every step starts from the prompt."""
+    """Before `random_state_passing_from`, every step starts from the prompt."""
     config, task, step, state = setup(1.0, random_state_passing_from=2)
     for number in range(4):
         batch, passed = task.batch(number, task.start())[0], (state.passed_fam, state.passed_updates)
@@ -69,8 +69,8 @@ def test_random_state_passing_may_begin_late():
 
 @pytest.mark.parametrize("seed", [0])
 def test_noise_on_fam_is_as_strong_as_asked_and_another_one_everywhere(seed):
-    """F_1, whose own past has no noise in it, differs from the one without by Gaussian numbers of the given standard
-    deviation: others for every row and step, and none without the keys that a training gives."""
+    """F_1, computed from a noise-free past, differs from the one without noise by Gaussian numbers with the given
+    standard deviation, different for every row and step. Without keys, as outside of training, there is no noise."""
     config = tiny.config(fam_noise=0.1, memory_segments=0, fam_length=4, d_model=48, d_ff=20)
     params, tokens = tiny.parameters(config, seed), np.tile(tiny.tokens(config, 1, 4, seed), (64, 1))
 
@@ -88,7 +88,7 @@ def test_noise_on_fam_is_as_strong_as_asked_and_another_one_everywhere(seed):
 
 
 def test_a_step_with_noise_is_a_function_of_seed_and_step():
-    """The same state and batch give the same loss; without noise the loss is another one."""
+    """The same state and batch give the same loss; without noise the loss differs."""
     losses = []
     for noise in (0.2, 0.2, 0.0):
         _, task, step, state = setup(0.0, fam_noise=noise)
@@ -99,8 +99,8 @@ def test_a_step_with_noise_is_a_function_of_seed_and_step():
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_growth_is_counted_in_rows_that_go_on(microbatches):
-    """The logged loss is the weight times the mean over rows of how much longer FAM became a block, where a row's kept
-    blocks go on with the memory before: recomputed in NumPy from the memories before and behind a step."""
+    """The logged loss is the weight times the mean over rows of FAM's growth per block, in rows whose kept blocks
+    continue the previous memory: recomputed in NumPy from the memories before and after a step."""
     config, _, _, _ = setup(0.0)
     passkey = PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5, stream_share=1.0, stream_gated=False)
     training = TrainConfig(
@@ -125,7 +125,7 @@ def test_growth_is_counted_in_rows_that_go_on(microbatches):
 
 
 def test_half_the_steps_pass_the_state_at_probability_one_half():
-    """One draw a step, the same for all rows, another at another step."""
+    """One draw per step, the same for all rows, a different one in another step."""
     config, task, step, state = setup(0.5)
     drawn = []
     for number in range(1, 17):
@@ -141,8 +141,8 @@ def test_half_the_steps_pass_the_state_at_probability_one_half():
 
 
 def test_frozen_weights_stay_and_the_rest_learns():
-    """All but the prompt frozen: a step moves the prompt, leaves every other bit, and its gradient norm is
-    the prompt's alone."""
+    """With all but the prompt frozen, a step changes the prompt only, bit for bit, and its gradient norm is the
+    prompt's alone."""
     config, task, _, state = setup(0.0)
     table = {"*": {"frozen": True}, "fam/*": {"frozen": False}}
     optimizer = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.0, parameters=table)
@@ -173,7 +173,7 @@ def test_position_offsets_are_drawn_for_each_row_and_only_where_they_matter():
 
 
 def distilled(microbatches=1):
-    """A step that distils, its state, whose gate is half open, and a batch."""
+    """Returns a step with distillation, its state, with a half open gate, and a batch."""
     config = tiny.config(
         vocab_size=128, block_size=32, memory_segments=1, fam_length=3, random_state_passing=0.0, fam_gate=True,
         lora=LoraConfig(rank=2),
@@ -190,7 +190,7 @@ def distilled(microbatches=1):
 
 @pytest.mark.parametrize("microbatches", [2])
 def test_the_teacher_is_the_base_over_its_whole_row(microbatches):
-    """Every real token's divergence from the model without FAM and LoRA, with so many segments that a token sees its
+    """Every real token's divergence from the model without FAM and LoRA, with enough segments that a token sees its
     document from the row's beginning: here by that model itself, and a softmax in NumPy."""
     training, step, state, batch = distilled(microbatches)
     params = state.params
@@ -208,7 +208,7 @@ def test_the_teacher_is_the_base_over_its_whole_row(microbatches):
 
 
 def test_a_gate_opens_by_steps_and_never_shuts():
-    """step / fam_opening_steps, but what is further open stays; without a schedule it is left alone."""
+    """step / fam_opening_steps, unless the gate is open further; without a schedule it is unchanged."""
     training, _, state, _ = distilled()
     half = jax.tree.map(lambda x: x, state.params)
     half["fam"]["gate"] = np.array([[0.0, 0.5], [1.0, 0.2]], np.float32)

@@ -1,4 +1,4 @@
-"""Document streams: rows that go on with the document of the step before, with its memory."""
+"""Document streams: rows that continue the document of the previous step, with its memory."""
 
 import dataclasses
 
@@ -18,13 +18,13 @@ from famjax.train.step import make_step, rescaled
 from tests import tiny
 
 S, T = 4, 12
-# Tokens of the documents of each row, in order: within a block, over several steps, to the edge of a row exactly.
+# Tokens of the documents of each row, in order: within a block, over several steps, up to the end of a row exactly.
 ROWS = [[30, 3, 11], [12, 12, 24], [5, 40], [48]]
 STEPS = 4
 
 
 def layout(rows: list[list[int]], seed: int) -> tuple[list[Batch], list[list[np.ndarray]]]:
-    """The batches of `STEPS` steps, made in the plainest way, and the documents of each row."""
+    """Returns the batches of `STEPS` steps, built in the simplest way, and the documents of each row."""
     rng = np.random.default_rng(seed)
     documents = [[rng.integers(0, 17, length).astype(np.int32) for length in lengths] for lengths in rows]
     length = STEPS * T
@@ -73,7 +73,7 @@ def setup(microbatches: int = 1, learning_rate: float = 0.0, carried_fam_rms: fl
     ],
 )
 def test_a_stream_costs_what_its_documents_cost_read_at_once(microbatches, memory):
-    """Weights that stand still: the summed losses of four steps are those of each document alone, whole."""
+    """With constant weights, the summed losses of four steps are those of each document alone, read at once."""
     config, step, state = setup(microbatches, **memory)
     batches, documents = layout(ROWS, seed=1)
     streamed = 0.0
@@ -111,7 +111,7 @@ def test_the_gradient_stops_at_the_edge_of_a_step():
 
 
 def test_rows_that_start_anew_know_nothing_of_the_row_before():
-    """Other memories in the state: only the rows that go on with a document notice."""
+    """Other memories in the state affect only the rows that continue a document."""
     config, step, state = setup()
     batches, _ = layout(ROWS, seed=3)
     state, _ = step(state, batches[0])
@@ -121,15 +121,15 @@ def test_rows_that_start_anew_know_nothing_of_the_row_before():
     anew = np.asarray(batches[1].starts[:, 0])
     assert anew.any() and not anew.all()
     changed = np.abs(np.asarray(after.memory.layers.fam) - np.asarray(other.memory.layers.fam)).max(axis=(0, 2, 3, 4))
-    # Also a row whose document ended and made room for another one has forgotten what came before.
+    # A row whose document ended and was followed by another one has no memory of the former either.
     first_of_row = np.asarray(batches[1].starts).any(axis=1)
     np.testing.assert_array_equal(changed > 0, ~first_of_row)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_carried_fam_that_is_made_young_says_the_same(seed):
-    """Scaled down where its root mean square is more than asked, in its own direction: tokens of the next block see
-    the same, for norms leave no trace of its length; the update behind it is another one."""
+    """Scaled down if its RMS is above the limit, without changing its direction: tokens of the next block see the same,
+    since norms remove the scale; the update after it differs."""
     config = tiny.config(random_state_passing=0.0, norm_eps=0.0, memory_segments=0)
     params, tokens = tiny.parameters(config, seed), tiny.tokens(config, 3, 16, seed)
     _, memory = tiny.whole(config, params, tokens[:, :8])
@@ -147,7 +147,7 @@ def test_a_carried_fam_that_is_made_young_says_the_same(seed):
 
 
 def test_a_step_hands_on_what_it_has_made_young():
-    """No activation of the carried FAM is larger than asked."""
+    """No activation of the carried FAM has an RMS above the limit."""
     config, step, state = setup(carried_fam_rms=0.5)
     state, _ = step(state, layout(ROWS, seed=5)[0][0])
     rms = np.sqrt(np.square(np.asarray(state.memory.layers.fam)).mean(axis=-1))
@@ -155,7 +155,7 @@ def test_a_step_hands_on_what_it_has_made_young():
 
 
 def test_without_streams_no_memory_is_carried():
-    """Packed rows cost no memory in the state."""
+    """Packed rows keep no memory in the state."""
     config = TrainConfig(model_dir="none", model=tiny.config(), task="text")
     assert states.create(config, optim.optimizer(config.optimizer, 1), make_mesh()).memory is None
     assert not config.carries_memory
@@ -163,7 +163,7 @@ def test_without_streams_no_memory_is_carried():
 
 @pytest.mark.parametrize("fam_length", [0, 2])
 def test_the_carried_memory_survives_a_checkpoint(fam_length):
-    """What is saved makes the same state again, empty arrays (no FAM) included."""
+    """Restoring what is saved gives the same state, including empty arrays (no FAM)."""
     config, step, state = setup(fam_length=fam_length)
     batches, _ = layout(ROWS, seed=4)
     state, _ = step(state, batches[0])

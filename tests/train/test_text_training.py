@@ -1,4 +1,4 @@
-"""Training on text: the same numbers whether it is stopped or not, and whether a document is read whole or in parts."""
+"""Training on text: the same results if it is interrupted, and if a document is read at once or in parts."""
 
 import json
 
@@ -30,8 +30,8 @@ def texts(tmp_path):
 
 
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, texts, monkeypatch):
-    """One row streams, one is packed; killed in the fourth step, gone on from the checkpoint at two: equal losses,
-    bit for bit, and equal weights. The carried memory, the places in the data and the passed FAM are part of it."""
+    """One row is streamed, one is packed; killed in the fourth step, resumed from a checkpoint at two: equal losses,
+    bit for bit, and equal weights. With the carried memory, the positions in the data and the passed FAM."""
     sources = (SourceConfig(texts[0], rows="streams"), SourceConfig(texts[1], rows="packed"))
     data = DataConfig(sources=sources, stream_share=0.5)
     train(config(tmp_path / "straight", data), "# settings\n")
@@ -50,8 +50,9 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, texts, monkeypatc
 
 
 def test_a_document_costs_the_same_in_parts_and_whole(tmp_path):
-    """With weights that stay, a stream over three steps of two blocks loses as much in all as one row of six blocks:
-    FAM and memory segments are carried over the steps' edges, targets too, and the next document starts afresh."""
+    """With constant weights, a stream over three steps of two blocks has the same total loss as one row of six blocks:
+    FAM and memory segments are carried between steps, as are targets, and the next document starts with the initial
+    memory."""
     rng = np.random.default_rng(1)
     for name, size in (("a", 29), ("b", 13)):  # four blocks, the last one padded, and two
         (tmp_path / f"{name}.txt").write_text("".join(map(chr, rng.integers(97, 123, size))))
@@ -62,7 +63,7 @@ def test_a_document_costs_the_same_in_parts_and_whole(tmp_path):
     train(config(tmp_path / "parts", data, steps=3, sequence_length=16, **still), "")
     train(config(tmp_path / "whole", data, steps=1, sequence_length=48, **still), "")
     (whole,) = metrics(tmp_path / "whole")
-    weights = [16, 12, 12]  # of 29 and 13 bytes all but the first are predicted
+    weights = [16, 12, 12]  # of 29 and 13 bytes, all but the first of each are predicted
     parts = sum(line["loss"] * weight for line, weight in zip(metrics(tmp_path / "parts"), weights, strict=True))
     assert parts == pytest.approx(whole["loss"] * sum(weights), rel=1e-6)
 

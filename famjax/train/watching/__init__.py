@@ -1,1 +1,1 @@
-"""What watches a training: the live line, metrics, norms, diagnostics, the guard against NaN."""
+"""Monitoring of a training: progress line, metrics, norms, diagnostics, the guard against NaN."""

@@ -1,8 +1,7 @@
-"""What the memory does, measured on a batch now and then: docs/training.md says how to read it.
+"""Diagnostics of the memory, measured on a batch at intervals; docs/training.md explains how to read them.
 
-Attention's weights are never kept in training, so a function of its own recomputes them, with the model's own layer
-code: `Transformer.forward` runs `observed` in every layer, `attention.observe.attention_of_blocks` says where attention
-goes.
+Training does not keep attention weights, so they are recomputed with the model's own layer code: `Transformer.forward`
+runs `observed` in every layer, and `attention.observe.attention_of_blocks` sums attention by kind of key.
 """
 
 import dataclasses
@@ -33,16 +32,16 @@ Diagnose: TypeAlias = Callable[[Weights, MemoryState | None, Batch], dict[str, F
 
 
 def far_weights(batch: Batch, layers: int, config: MemoryConfig) -> Float[Array, "B W"]:
-    """Loss weights of the targets that lie too far behind a row's first block to see it through windows.
+    """Returns loss weights of the targets that are too far from a row's first block to see it through windows.
 
-    Windows of M segments reach back L * M blocks through L layers. Of the row's first document, as far as it
-    goes on in the row, the targets behind those blocks keep their weights; if it is shorter, those of its
-    last block. All others are 0, so are those of the first block.
+    Windows of M segments reach back L * M blocks through L layers. In the part of the row's first document that is in
+    the row, targets beyond those blocks keep their weights; if it is shorter, the targets of its last block do. All
+    others are 0, as are those of the first block.
     """
     S, N = config.block_size, batch.starts.shape[1]
     block = np.arange(N)
-    goes_on = jnp.cumsum(batch.starts & (block > 0), axis=1) == 0
-    alive_BN = goes_on & (block * S < batch.count[:, None])
+    in_first = jnp.cumsum(batch.starts & (block > 0), axis=1) == 0
+    alive_BN = in_first & (block * S < batch.count[:, None])
     last_B = alive_BN.sum(axis=1) - 1
     reach_B = jnp.minimum(layers * config.memory_segments, last_B - 1)
     far_BN = alive_BN & (block > jnp.maximum(reach_B, 0)[:, None])
@@ -52,17 +51,17 @@ def far_weights(batch: Batch, layers: int, config: MemoryConfig) -> Float[Array,
 
 
 def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
-    """A function (weights, memory of the rows or None, batch) for `jax.jit`. It looks at the rows of the
-    batch's first microbatch, whose documents start from the learned prompt.
+    """Returns a function (weights, memory of the rows or None, batch) for `jax.jit`. It uses the rows of the batch's
+    first microbatch, with documents that start from the learned prompt.
 
-    It returns, float32 [L] but for the last two:
+    It returns, float32 [L] except for the last two:
 
-      fam_norm                    root mean square of the newest FAM behind the rows' last tokens
-      input_attention_to_fam      share of the tokens' attention that FAMs get which have read something
-      fam_attention_to_fam        share of FAM's own attention that previous FAMs get, likewise
-      first_block_fam_gradient    norm of the gradient of far targets' loss by the FAM the first block sees
-      first_block_gradient        [] its norm by the embedded tokens of the first block
-      far_weight                  [] sum of the far targets' weights; where it is 0 there is no gradient
+      fam_norm                    RMS of the newest FAM after the rows' last tokens
+      input_attention_to_fam      share of the tokens' attention on FAMs that have been updated
+      fam_attention_to_fam        share of FAM's own attention on previous FAMs, likewise
+      first_block_fam_gradient    norm of the gradient of the far targets' loss w.r.t. the FAM that the first block sees
+      first_block_gradient        [] the same w.r.t. the embedded tokens of the first block
+      far_weight                  [] sum of the far targets' weights; if it is 0 there is no gradient
     """
     memory_config, S = config.model.memory, config.model.memory.block_size
 
@@ -75,8 +74,8 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
         memory = None if memory is None else jax.tree.map(first, rows_first(memory))
         model = build(config, mesh, params)
         memory = rows_before(model, LEARNED, rows, memory, mesh)
-        # Where a document starts with the row, its first memory is taken into the row's, to be told from the
-        # memories with which later documents start.
+        # If a document starts at the row's first block, its initial memory becomes the row's, so that its gradient is
+        # separate from that of documents that start later.
         before = select_state_rows(batch.starts[:, 0], model.initial_state(rows), memory)
         starts_BN = batch.starts & (np.arange(length // S) > 0)
         weights_BW = far_weights(batch, config.model.num_layers, memory_config)
@@ -124,9 +123,9 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
 
 
 def jit_diagnostics(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, Any]]:
-    """`make_diagnostics`, compiled for a mesh at its first call, of a state and the batch that it meets next.
+    """Returns `make_diagnostics` for a state and its next batch, compiled for a mesh at its first call.
 
-    Returns numbers as `metrics.jsonl` takes them, `memory/...`; what could not be measured is left out.
+    It returns values for `metrics.jsonl`, `memory/...`, without those that could not be measured.
     """
     compiled: list[Any] = []
 
@@ -142,7 +141,7 @@ def jit_diagnostics(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Ba
 
 
 def readable(found: dict[str, Any]) -> dict[str, Any]:
-    """Numbers and lists [L] for a line of `metrics.jsonl`. A share of nothing is NaN here and is left out."""
+    """Converts results to numbers and lists [L] for `metrics.jsonl`, without NaN (a share of nothing)."""
     found = dict(found)
     if not found.pop("far_weight"):
         del found["first_block_gradient"], found["first_block_fam_gradient"]
@@ -151,7 +150,7 @@ def readable(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mean(x: Float[Array, "..."], where: Bool[Any, "..."]) -> Float[Array, ""]:
-    """NaN where nothing is selected."""
+    """Mean of the selected values; NaN if there are none."""
     x = x.astype(jnp.float32)
     return jnp.where(where, x, 0).sum() / where.sum()
 

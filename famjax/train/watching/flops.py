@@ -1,8 +1,8 @@
-"""What a token costs in floating point operations, and what a chip could do: model FLOP/s utilisation.
+"""Model FLOPs of a token, and peak FLOP/s of devices, for model FLOP/s utilisation (MFU).
 
-Model FLOPs count what the mathematics needs: a multiplication and an addition are two. What is computed
-twice to save memory (remat, attention's backward pass) does not count, nor do norms, activations, the
-softmax, the optimizer, nor the prompt's own pass up the layers.
+Model FLOPs count what the mathematics needs, a multiplication and an addition as two. They exclude rematerialisation
+(remat, the backward pass of attention), norms, activations, the softmax, the optimizer, and the pass of the prompt
+through the layers.
 """
 
 import math
@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
+from famjax.attention import memories
 from famjax.config import TrainConfig
 from famjax.nn.weights import parameter_shapes
 from famjax.train.optim import path_of
 
-# Dense bfloat16 FLOP/s of a chip, as its maker states it, by a part of jax's name for it; first match wins.
+# Dense bfloat16 FLOP/s of a chip as its manufacturer states them, by a part of its name in JAX; the first match wins.
 PEAK_FLOPS = (
     ("tpu7x", 2307e12), ("tpu v7", 2307e12),
     ("tpu v6", 918e12),
@@ -29,9 +30,9 @@ PEAK_FLOPS = (
 
 
 def peak_flops(devices: Iterable[Any]) -> float | None:
-    """Peak bfloat16 FLOP/s of all these devices together; None where a device is not in the table (a CPU).
+    """Returns the peak bfloat16 FLOP/s of all these devices together; None if one is not in the table (a CPU).
 
-    On TPUs that show a chip's cores as devices of their own, cores of one chip have the same coordinates.
+    On TPUs that expose a chip's cores as separate devices, cores of one chip have the same coordinates.
     """
     chips = {(d.process_index, getattr(d, "slice_index", 0), *(getattr(d, "coords", None) or (d.id,))): d
              for d in devices}  # fmt: skip
@@ -41,31 +42,32 @@ def peak_flops(devices: Iterable[Any]) -> float | None:
 
 
 def peak_of_chip(kind: str) -> float | None:
-    """Peak bfloat16 FLOP/s of a chip by jax's name for it; None where it is not in the table."""
+    """Returns the peak bfloat16 FLOP/s of a chip by its name in JAX; None if it is not in the table."""
     return next((peak for name, peak in PEAK_FLOPS if name in kind.lower()), None)
 
 
 def flops_per_token(config: TrainConfig, targets: int) -> float:
-    """Model FLOPs of training on one token: forward, and backward.
+    """Returns the model FLOPs of training on one token, forward and backward.
 
-    Forward, where N are the weights of the layers' matrices, for a row of T tokens in blocks of S:
+    Forward, with N weights in the layers' matrices, for a row of T tokens in blocks of S:
 
         2 N                              for each token, and for each of the F feedback activations of a block
         4 heads H pairs                  scores and weighted values, for each pair of query and key it may see
-        2 V D targets / T                logits, only where a loss is taken
+        2 V D targets / T                logits, only at positions that carry a loss
 
-    Backward costs twice the forward: gradients of activations and of weights. So with all weights trained
-    and without attention it is the usual 6 N. A frozen matrix has no gradient of its own, 4 instead of 6.
+    Backward costs twice the forward: gradients of activations and of weights. So with all weights trained and without
+    attention it is the usual 6 N. A frozen matrix needs no gradient of its own: 4 N.
 
-    Pairs are counted as if one document filled the row, within its window; where memory is carried from step
-    to step, with the blocks before the row.
+    Pairs are counted as if one document filled the row, within its window, and including the blocks before the row if
+    memory is carried from step to step. A memory beside the window adds its own
+    (`Memory.flops`).
 
     Args:
       config: the run.
-      targets: W, positions of a row at which a loss is taken.
+      targets: W, positions of a row that carry a loss.
     """
     model, memory, T = config.model, config.model.memory, config.sequence_length
-    # Of each token, the share that the feedback activations add.
+    # FAM adds F rows to the S tokens of a block.
     rows = 1 + memory.fam_length / memory.block_size
     flops = 0.0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model)):
@@ -79,11 +81,12 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
         frozen = config.tuning.settings_of(path)["frozen"]
         flops += (4 if frozen else 6) * leaf.size * uses
     pairs = attention_pairs(config) / T
-    return flops + 3 * 4 * model.num_layers * model.num_heads * model.head_dim * pairs
+    flops += 3 * 4 * model.num_layers * model.num_heads * model.head_dim * pairs
+    return flops + 3 * model.num_layers * memories.of(memory).flops(model)
 
 
 def attention_pairs(config: TrainConfig) -> int:
-    """Pairs of query and key in one layer of one row: tokens with tokens and FAM, and FAM with both."""
+    """Returns the pairs of query and key in one layer of one row: tokens with tokens and FAM, FAM with both."""
     memory, S = config.model.memory, config.model.memory.block_size
     F, P, pairs = memory.fam_length, memory.previous_fams, 0
     for block in range(config.sequence_length // S):

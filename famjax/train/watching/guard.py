@@ -1,6 +1,6 @@
-"""When the loss or a gradient is no number: which layer it begins in, and whether weights or activations are at fault.
+"""Locates a non-finite loss or gradient: the first bad layer, and whether weights or activations are at fault.
 
-The step has kept the weights from before (`step.make_step`), so what went wrong can be done again.
+The step has kept the weights from before the update (`step.make_step`), so the bad step can be recomputed.
 """
 
 import dataclasses
@@ -28,17 +28,18 @@ from famjax.train.watching.norms import not_finite
 def explain(
     config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch, loss: float, squares: dict[str, Any]
 ) -> str:  # fmt: skip
-    """Where a bad step begins, in words.
+    """Describes where a bad step first becomes non-finite.
 
     Args:
       config, mesh: of the run.
-      state: as the bad step returned it: old weights, its step counted.
+      state: as the bad step returned it: the old weights, with `step` advanced.
       batch: of that step.
-      loss, squares: its metrics of that name.
+      loss, squares: its metrics of these names.
 
     Returns:
-      The first of: weights that are no numbers; the first layer whose output or FAM is none; a loss that is
-      none; the last layer (the backward pass goes downwards) whose gradient is none; updates that are none.
+      The first of these that applies: non-finite weights; the first layer with a non-finite output or FAM; a non-finite
+      loss; the last layer with a non-finite gradient (the backward pass visits layers from last to first); non-finite
+      updates.
     """
     weights = jax.device_get(jax.jit(_weights, out_shardings=sharding.replicated(mesh))(state.params))
     if bad := _places(weights["bad"]):
@@ -62,29 +63,31 @@ def explain(
 
 
 def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch) -> dict[str, Any]:
-    """The bad step's forward pass again, a microbatch at a time.
+    """Runs the bad step's forward pass again, one microbatch at a time.
 
     Returns:
-      `layer`: the first bad one, None if all are good; `what` of it is bad: "output", "FAM"; `hidden`:
-      whether the hidden states behind the final norm are finite.
+      `layer`: the first bad one, or None; `what` of it is bad: "output", "FAM" (or
+      "memory", of another kind); `hidden`: whether the hidden states
+      after the final norm are finite.
     """
     state = dataclasses.replace(state, step=state.step - 1)
 
     def observed(*args: Any) -> tuple[Float[Array, "N B S D"], tuple[Bool[Array, ""], ...]]:
         y, after = over_blocks(*args)
-        return y, (jnp.isfinite(y).all(), jnp.isfinite(after.fam).all())
+        remembered = jax.tree.leaves((after.fam, after.beside))
+        return y, (jnp.isfinite(y).all(), jnp.stack([jnp.isfinite(x).all() for x in remembered]).all())
 
     def forward(state: TrainState, batch: Batch, number: Int[Array, ""]) -> tuple[Bool[Array, "..."], ...]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
         memory = None if state.memory is None else rows_first(state.memory)
-        cut = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, number]
-        batch, shift, memory = jax.tree.map(cut, (batch, shift, memory))
+        part = lambda x: x.reshape(len(x) // config.microbatches, config.microbatches, *x.shape[1:])[:, number]
+        batch, shift, memory = jax.tree.map(part, (batch, shift, memory))
         model = build(config, mesh, state.params)
         start = start_of_documents(config.model.memory, state, key, mesh)
         memory = rows_before(model, start, len(batch.tokens), memory, mesh)
         layout = Layout(batch.starts, None, shift)
         where = model.locate(memory, batch.count, batch.tokens.shape[1], start, layout)
-        hidden, found = model.forward(model.embed(batch.tokens), memory, where, start, over=observed)
+        hidden, found = model.observe(model.embed(batch.tokens), memory, where, start, observed)
         return *found, jnp.isfinite(hidden).all()
 
     places = (states.shardings(state), sharding.by_rows(mesh))
@@ -93,12 +96,13 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     outputs, fams, hidden = (functools.reduce(np.logical_and, part) for part in zip(*parts, strict=True))
     bad = np.flatnonzero(~(outputs & fams))
     layer = int(bad[0]) if bad.size else None
-    what = [] if layer is None else ["output"] * (not outputs[layer]) + ["FAM"] * (not fams[layer])
+    name = "FAM" if config.model.memory.fam_length else "memory"
+    what = [] if layer is None else ["output"] * (not outputs[layer]) + [name] * (not fams[layer])
     return {"layer": layer, "what": what, "hidden": bool(hidden)}
 
 
 def _weights(params: Weights) -> dict[str, dict[str, Array]]:
-    """By path, of each layer: whether something is not finite, and the largest value without its sign."""
+    """Returns, by path and per layer, whether values are not finite, and the largest absolute value."""
     bad, largest = {}, {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = path_of(keys)
@@ -113,7 +117,7 @@ def _places(bad: dict[str, Any]) -> list[tuple[str, int | None]]:
 
 
 def _first(places: list[tuple[str, int | None]]) -> str:
-    """The lowest, with how many more there are."""
+    """Names the lowest one, and the number of others."""
     name, layer = min(places, key=lambda place: -1 if place[1] is None else place[1])
     more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
     return f"{name}{f' of layer {layer}' if layer is not None else ''}{more}"

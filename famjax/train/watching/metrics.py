@@ -1,4 +1,4 @@
-"""What is left of a training's numbers: `metrics.jsonl` and events for TensorBoard. The first process writes them."""
+"""Records of a training's metrics: `metrics.jsonl`, and events for TensorBoard. The first process writes them."""
 
 import json
 import threading
@@ -7,13 +7,13 @@ from typing import Any
 
 from famjax.storage.model_dir import METRICS_JSONL, TENSORBOARD, write_text
 
-# How long the end of a training waits for a writer.
+# Seconds that the end of a training waits for a writer.
 CLOSE_SECONDS = 5.0
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a logged step. Lines behind `first_step` are from a run that
-    was stopped before it could save that step; they are dropped, and that part is trained again."""
+    """`metrics.jsonl`: one JSON object per logged step. Lines after `first_step` come from a run that was stopped
+    before it saved that step; they are dropped, since those steps are trained again."""
 
     def __init__(self, model_dir: str | Path, first_step: int):
         self.path = Path(model_dir) / METRICS_JSONL
@@ -31,14 +31,14 @@ def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # cut off while it was written
+        return float("inf")  # truncated while it was written
 
 
 class TensorBoard:
-    """The same numbers as scalars in `tensorboard/`; of a list, one a layer.
+    """The same metrics as scalars in `tensorboard/`; a list becomes one scalar per layer.
 
-    A run that goes on writes a file of its own, which tells TensorBoard to hide what the files before it
-    have behind `first_step`. Events cannot be taken back from a file, so other readers may see them twice.
+    A resumed run writes a new file, which tells TensorBoard to hide the steps after `first_step` in older files. Events
+    cannot be removed from a file, so other readers may see those steps twice.
     """
 
     def __init__(self, model_dir: str | Path, first_step: int):
@@ -48,7 +48,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds the numbers among these values, and puts them on disk."""
+        """Writes the numbers among these values to disk."""
         for name, value in values.items():
             named = (
                 {f"{name}/layer_{i:02}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
@@ -59,7 +59,7 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """The end of the file; what `write` wrote is on disk already, so a writer that does not end is left behind."""
+        """Closes the file. `write` has flushed everything, so a writer that does not end in time is abandoned."""
         closing = threading.Thread(target=self._writer.close, daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Sizes of gradients, updates and weights: by weight inside the step, by group for a person."""
+"""Norms of gradients, updates and weights: squares by weight inside the step, norms by group in the logs."""
 
 import math
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ import numpy as np
 from famjax.dims import Array, Float, Tree
 from famjax.train.optim import path_of
 
-GROUPS = ("embedding", "attention", "feed_forward", "lora", "norms", "fam", "other")
+GROUPS = ("embedding", "attention", "feed_forward", "lora", "norms", "fam", "memory", "other")
 
 
 def group_of(path: str) -> str:
-    """The group of a weight: `layers/attention/query` is of `attention`, every `.../scale` of `norms`."""
+    """Returns the group of a weight: `attention` for `layers/attention/query`, `norms` for every `.../scale`."""
     parts = path.split("/")
     if parts[-1] == "scale":
         return "norms"
@@ -25,9 +25,9 @@ def group_of(path: str) -> str:
 
 
 def squares(tree: Tree) -> dict[str, Float[Array, "*L"]]:
-    """Sums of squares by path, float32: of each layer for weights that are stacked, else of the whole.
+    """Returns sums of squares by path, float32: per layer for stacked weights, else of the whole array.
 
-    They cost one read of each array, and tell more than norms: which layer, and sums of any groups.
+    They cost one read of each array, and give the norm of any layer or group.
     """
 
     def one(path: str, leaf: Float[Array, "..."]) -> Float[Array, "*L"]:
@@ -39,7 +39,7 @@ def squares(tree: Tree) -> dict[str, Float[Array, "*L"]]:
 
 
 def group_norms(sums: Mapping[str, Float[Any, "*L"]]) -> dict[str, float]:
-    """The Euclidean norm of each group that is there, from `squares`."""
+    """Returns the Euclidean norm of each group present in the result of `squares`."""
     totals: dict[str, float] = {}
     for path, values in sums.items():
         group = group_of(path)
@@ -48,7 +48,7 @@ def group_norms(sums: Mapping[str, Float[Any, "*L"]]) -> dict[str, float]:
 
 
 def not_finite(sums: Mapping[str, Float[Any, "*L"]]) -> list[tuple[str, int | None]]:
-    """(path, layer) of every weight whose sum of squares is no number or infinite; layer None outside of layers."""
+    """Returns (path, layer) of every weight with a non-finite sum of squares; layer None outside of layers."""
     found: list[tuple[str, int | None]] = []
     for path, values in sums.items():
         values = np.asarray(values)

@@ -1,4 +1,4 @@
-"""How far a training is, for whoever waits for it: on standard error, live on a terminal."""
+"""Progress of a training on standard error, live on a terminal."""
 
 import math
 import sys
@@ -12,9 +12,9 @@ from rich.table import Column
 
 from famjax.process.progress import clock
 
-# Without a terminal, a line so many seconds apart.
+# Seconds between lines without a terminal.
 PLAIN_SECONDS = 10.0
-# What is said, in this order, and how; names are those of metrics.jsonl.
+# Formats of the values shown, in this order, by their names in metrics.jsonl.
 SAID = {
     "loss": "loss {:.4g}",
     "tokens_per_second": "{:,.0f} tokens/s",
@@ -24,12 +24,12 @@ SAID = {
     "exact_match": "exact match {:.2f}",
     "filler_blocks": "up to {:.0f} blocks",
 }
-# The other values a task reports are said as they are, as long as they are so few.
+# Number of other values of a task that are shown, with a default format.
 MOST_OTHERS = 3
 
 
 class ProgressLine:
-    """Step, loss, tokens/s, time left, and more of what is known."""
+    """Shows step, loss, tokens/s, time left, and further values that are known."""
 
     def __init__(self, name: str, first_step: int, steps: int, silent: bool = False):
         self.name, self.first_step, self.steps, self.silent = name, first_step, steps, silent
@@ -56,14 +56,14 @@ class ProgressLine:
             self._bar.stop()
 
     def tick(self, step: int) -> None:
-        """A step is done. The first one, which compiles, does not count for the time left."""
+        """Counts a step. The first one, which compiles, is left out of the estimate of the time left."""
         if self._learned_at == self.first_step:
             self._learned, self._learned_at = time.perf_counter(), step
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
     def show(self, step: int, values: dict[str, Any], task: dict[str, Any]) -> None:
-        """Shows the values of a logged step, and what the task reports of itself."""
+        """Shows the values of a logged step, and those that the task reports."""
         if self.silent:
             return
         now = time.perf_counter()
@@ -77,7 +77,7 @@ class ProgressLine:
             print("  ".join([self.name, f"step {step}/{self.steps}", *said]), file=sys.stderr, flush=True)
 
     def seconds_left(self, step: int) -> float:
-        """As the steps behind the first one went, all that lay between them included."""
+        """Estimates the time left from the steps after the first one, including everything between them."""
         since, done = (self._learned, step - self._learned_at)
         if done <= 0:
             since, done = self._began, max(step - self.first_step, 1)
@@ -85,11 +85,11 @@ class ProgressLine:
 
 
 def say(values: dict[str, Any]) -> list[str]:
-    """The values that have words."""
+    """Formats the values that have a format."""
     return [words.format(values[name]) for name, words in SAID.items() if values.get(name) is not None]
 
 
 def others(task: dict[str, Any]) -> list[str]:
-    """What a task reports that has no words here."""
+    """Formats values of a task that have none."""
     more = [(name, value) for name, value in task.items() if name not in SAID and isinstance(value, (int, float))]
     return [f"{name.replace('_', ' ')} {value:.4g}" for name, value in more[:MOST_OTHERS]]

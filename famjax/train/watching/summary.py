@@ -1,4 +1,4 @@
-"""What a training is made of and what a device holds of it: from shapes alone, so nothing is computed."""
+"""Summary of a training and its memory per device, from shapes alone, so nothing is computed."""
 
 import io
 import math
@@ -23,12 +23,12 @@ WIDTH = 120
 
 
 class Sizes(NamedTuple):
-    """Bytes.
+    """Sizes in bytes.
 
     Attributes:
-      weights, optimizer: what one device holds of them.
-      carried: what one device holds of the rest: the passed FAM, memories of rows that go on.
-      row: a row's `MemoryState`, as inference holds it, or a training whose rows go on.
+      weights, optimizer: on one device.
+      carried: the rest of the state on one device: the passed FAM, memories of rows that continue documents.
+      row: the `MemoryState` of a row, in inference or in a training whose rows continue documents.
     """
 
     weights: int
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Sizes:
-    """What a training holds on one device between its steps."""
+    """Returns the sizes of what one device holds between steps."""
     state = states.abstract(config, tx, mesh)
     carried = (state.passed_fam, state.memory)
     held = lambda tree: sum(map(part_bytes, jax.tree.leaves(tree)))
@@ -46,22 +46,22 @@ def sizes(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | Ab
 
 
 def part_bytes(leaf: Any) -> int:
-    """Of an abstract array with a sharding: bytes on one device."""
+    """Returns the bytes on one device of an abstract array with a sharding."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def row_bytes(config: ModelConfig) -> int:
-    """A row's `MemoryState`; it does not depend on the length of the text."""
+    """Returns the bytes of a row's `MemoryState`, which do not depend on the length of the text."""
     shapes = jax.eval_shape(lambda: create(config).initial_state(1))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> str:
-    """The model and its training as a table of weights and a few lines, for `summary.txt`."""
+    """Returns a table of weights and a few lines on the training, for `summary.txt`."""
     state = states.abstract(config, tx, mesh)
     leaves = [(optim.path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(state.params)]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("weight", "shape", "type", "cut by"):
+    for column in ("weight", "shape", "type", "sharding"):
         table.add_column(column)
     for column in ("weights", "a device"):
         table.add_column(column, justify="right")
@@ -73,8 +73,8 @@ def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | 
         table.add_row(f"[bold]{group}[/bold]", "", "", "", f"{count:,}", data_size(held))
         for path, leaf in members:
             frozen = ", frozen" if config.tuning.settings_of(path)["frozen"] else ""
-            shape, cut = " x ".join(map(str, leaf.shape)), _cut(leaf.sharding.spec)
-            row = (f"  {path}", shape, f"{leaf.dtype}{frozen}", cut, f"{leaf.size:,}", data_size(part_bytes(leaf)))
+            shape, axes = " x ".join(map(str, leaf.shape)), _axes(leaf.sharding.spec)
+            row = (f"  {path}", shape, f"{leaf.dtype}{frozen}", axes, f"{leaf.size:,}", data_size(part_bytes(leaf)))
             table.add_row(*row)
     out = io.StringIO()
     Console(file=out, width=WIDTH).print(table)
@@ -89,10 +89,11 @@ def _totals(config: TrainConfig, leaves: list[Any], found: Sizes, mesh: Mesh | A
     trained = sum(leaf.size for path, leaf in leaves if not config.tuning.settings_of(path)["frozen"])
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
+    fam = fam if memory.kind == "fam" else f"a memory of kind {memory.kind}"
     return [
         f"weights       {total:,}, {total - embedding:,} without embedding; {trained:,} are trained",
         f"memory        blocks of {memory.block_size}, {memory.memory_segments} segments, {fam} a layer; "
-        f"{data_size(found.row)} a row, whatever was read",
+        f"{data_size(found.row)} a row, for text of any length",
         f"mesh          {shape}",
         f"a device      weights {data_size(found.weights)}, optimizer ({config.optimizer.name}) "
         f"{data_size(found.optimizer)}, passed FAM and rows' memories {data_size(found.carried)}",
@@ -102,7 +103,7 @@ def _totals(config: TrainConfig, leaves: list[Any], found: Sizes, mesh: Mesh | A
 
 
 def summarise(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> None:
-    """Prints the summary and keeps it in the model directory; the first process of a job does."""
+    """Prints the summary and writes it into the model directory, in the first process of a job."""
     if jax.process_index() == 0:
         text = summary(config, tx, mesh)
         write_text(Path(config.model_dir) / SUMMARY_TXT, text)
@@ -110,7 +111,7 @@ def summarise(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
 
 def data_size(count: float) -> str:
-    """Bytes in words: 532 B, 1.2 MiB."""
+    """Formats bytes: 532 B, 1.2 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -118,8 +119,8 @@ def data_size(count: float) -> str:
     return f"{count:.2f} TiB"
 
 
-def _cut(spec: Any) -> str:
-    """The mesh axes of each cut axis: `1: fsdp, 2: tensor`; whole on every device otherwise."""
+def _axes(spec: Any) -> str:
+    """Formats the mesh axes of each sharded axis: `1: fsdp, 2: tensor`; `-` if it is replicated."""
     name = lambda axes: axes if isinstance(axes, str) else " and ".join(axes)
-    cut = [f"{i}: {name(axes)}" for i, axes in enumerate(spec) if axes]
-    return ", ".join(cut) or "-"
+    sharded = [f"{i}: {name(axes)}" for i, axes in enumerate(spec) if axes]
+    return ", ".join(sharded) or "-"

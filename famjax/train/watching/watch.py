@@ -1,6 +1,6 @@
-"""All that a person sees of a training, and what guards it: the loop tells what happens, this tells people.
+"""Everything that a training reports, and its guard against NaN. The loop calls it at every step.
 
-In a job of many processes every one runs the same programs here; the first one prints and writes.
+All processes of a job run the same programs here; the first one prints and writes.
 """
 
 import contextlib
@@ -30,22 +30,22 @@ from famjax.train.watching.metrics import MetricsLog, TensorBoard
 from famjax.train.watching.progress_line import ProgressLine
 
 EMPTY: Mapping[str, Any] = {}
-# What of a step's metrics the loop waits for.
+# The metrics that the loop waits for after each step.
 AWAITED = ("loss", "gradient_norm", "update_norm", "tokens")
 
 
 class Watch:
     """Progress line, `metrics.jsonl`, TensorBoard, memory diagnostics, profile, and the guard against NaN.
 
-    Steps are counted from 1 here: step n is the one that makes a checkpoint `n` possible.
+    Steps are counted from 1: step n is followed by checkpoint n.
 
     Args:
       config, mesh: of the run.
-      first_step: steps done before.
-      logged: what `to_save` gave for the checkpoint from which the run goes on.
+      first_step: steps already done.
+      logged: the result of `to_save` in the checkpoint that the run resumes from.
 
     Attributes:
-      last: the numbers of the last logged step.
+      last: the values of the last logged step.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, first_step: int, logged: Mapping[str, Any] = EMPTY):
@@ -78,7 +78,7 @@ class Watch:
     # --- a step -----------------------------------------------------------------------------------
 
     def before(self, step: int, state: TrainState, batch: Batch) -> None:
-        """A step is about to take this state, and give it away."""
+        """Called before a step, which donates this state."""
         if not self._flops:
             self._flops = flops_per_token(self.config, batch.targets.shape[1])
         if self.config.diagnoses(step):
@@ -87,17 +87,17 @@ class Watch:
         self._start_profile(step)
 
     def after(self, step: int, metrics: dict[str, Any], state: TrainState, batch: Batch) -> bool:
-        """A step is done; waits for its numbers. False where it is one of the bad steps that may be left out.
+        """Called after a step; waits for its metrics. Returns False if it is a bad step that may be skipped.
 
         Raises:
-          FloatingPointError: the loss, the gradient or the update is no number; says where that begins.
+          FloatingPointError: the loss, gradient or update is not finite; the message locates the cause.
         """
         found = {name: float(value) for name, value in jax.device_get({n: metrics[n] for n in AWAITED}).items()}
         self._stop_profile(step)
         bad = [name for name in AWAITED if not math.isfinite(found[name])]
         if bad:
             self._bad += 1
-            # A bad update is in the weights; of a bad loss or gradient the step has kept them free.
+            # A bad update is in the weights already. After a bad loss or gradient the step has kept the old weights.
             if bad == ["update_norm"] or self._bad > self.config.skip_bad_steps:
                 raise FloatingPointError(self._explain(step, bad[0], found, metrics, state, batch))
             self._more["bad_steps"] = self._more.get("bad_steps", 0) + 1
@@ -111,13 +111,13 @@ class Watch:
         return not bad
 
     def log(self, step: int, metrics: dict[str, Any], task: dict[str, Any], compilations: int) -> None:
-        """A logged step: a line for every reader.
+        """Logs a step to the progress line, `metrics.jsonl` and TensorBoard.
 
         Args:
           step: its number.
-          metrics: the step's.
-          task: what the task reports of itself.
-          compilations: programs that the step has become so far.
+          metrics: of the step.
+          task: values that the task reports.
+          compilations: number of programs compiled for the step so far.
         """
         rate = self._tokens / max(time.perf_counter() - self._since, 1e-9)
         loss = float(np.mean(self._losses)) if self._losses else None
@@ -143,30 +143,30 @@ class Watch:
         self._losses, self._more, self._tokens, self._since = [], {}, 0, time.perf_counter()
 
     def evaluate(self, call: Callable[[Any, int], dict[str, float]], model: Any, step: int) -> None:
-        """What `call` gives goes into the next line, as `eval/...`; its time is not the training's."""
+        """Adds the results of `call` to the next log line as `eval/...`; its time does not count as training."""
         with self._aside():
             self._more |= {f"eval/{name}": value for name, value in call(model, step).items()}
 
     def to_save(self) -> dict[str, Any]:
-        """As JSON: the losses since the last line, so that a run that goes on averages over the same steps."""
+        """Returns, as JSON, the losses since the last log line, so that a resumed run averages over the same steps."""
         return {"losses": self._losses, "last": self.last}
 
     def finish(self) -> None:
-        """What was trained, how long it took, where it lies, and what to type next."""
+        """Prints what was trained, how long it took, where the model is, and a next command."""
         if not self.primary:
             return
         config, seconds = self.config, time.perf_counter() - self._began
         new = config.steps - self.first_step
         print(f"trained {new} steps of {config.batch_size} rows in {seconds / 60:.1f} minutes ({clock(seconds)}), "
               f"{self._all_tokens:,} tokens; the model is in {config.model_dir}")  # fmt: skip
-        print(f"its numbers: {config.model_dir}/metrics.jsonl, or tensorboard --logdir {config.model_dir}")
+        print(f"metrics: {config.model_dir}/metrics.jsonl, or tensorboard --logdir {config.model_dir}")
         print(f"next: famjax eval --model {config.model_dir}")
 
     # --- parts ------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """What happens inside does not count for tokens a second."""
+        """Excludes the time inside from tokens per second."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
@@ -177,8 +177,8 @@ class Watch:
         try:
             squares = jax.device_get(metrics["squares"])
             where = guard.explain(self.config, self.mesh, state, batch, found["loss"], squares)
-        except Exception as error:  # the reason to stop must be told in any case
-            where = f"where it begins could not be found ({type(error).__name__})"
+        except Exception as error:  # the run must still stop with its reason
+            where = f"the cause could not be located ({type(error).__name__})"
         what = {"loss": "loss", "gradient_norm": "gradient's norm", "update_norm": "update's norm"}[name]
         return f"the {what} is {found[name]} at step {step}: {where}; lower LEARNING_RATE, or look at the data"
 
@@ -192,7 +192,7 @@ class Watch:
         self._trace.__enter__()
 
     def _stop_profile(self, step: int | None = None) -> None:
-        """The step that is recorded is over, and after the last one (or at the end of the run) the recording."""
+        """Ends the profile of a step; after the last profiled step, or at the end of the run, writes the profile."""
         if self._trace is None:
             return
         self._trace.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""What is told of the memory, against the slow reference and against plain gradients of the plain model."""
+"""Diagnostics of the memory, against the slow reference and against gradients of the plain model."""
 
 import functools
 
@@ -17,7 +17,7 @@ from tests.tiny import assert_close
 
 S, T = 4, 16
 COUNTS = np.array([16, 14, 4], np.int32)
-# Untied, so that a token's embedding acts on the loss only where the token is read.
+# Untied, so that a token's embedding affects the loss only where the token is an input.
 MODEL = tiny.config(tie_embeddings=False, num_kv_heads=1)
 PARAMS = tiny.parameters(MODEL)
 
@@ -46,8 +46,8 @@ def program(model, microbatches):
 
 
 class WatchedLayer(reference.Layer):
-    """The reference's layer, which notes what share of its attention each query puts on the first F keys,
-    FAM's. In each block these are the queries of its tokens and then, if it is full, those of FAM."""
+    """The reference's layer, which records each query's share of attention on the first F keys, FAM's. In each block
+    these are the queries of its tokens and then, if it is full, those of FAM."""
 
     def heads(self, query, pairs):
         shares = []
@@ -61,7 +61,7 @@ class WatchedLayer(reference.Layer):
 
 
 def reference_shares(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of one document, by layer: shares of tokens and of FAM's queries in blocks whose FAM has read something,
+    """Returns, for one document, by layer: shares of tokens and of FAM's queries in blocks whose FAM has been updated,
     and the last FAM."""
     params, F = reference.as_float64(PARAMS), MODEL.memory.fam_length
     x = [params["embedding"][token] for token in tokens]
@@ -84,8 +84,8 @@ def reference_shares(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def test_norms_and_shares_of_attention_are_the_references():
-    """FAM's RMS, the share of attention that tokens put on FAM, and that FAM's queries put on the previous
-    FAM, in every layer: of rows of unequal lengths, of two documents in one row; padding does not count."""
+    """FAM's RMS, the share of tokens' attention on FAM, and that of FAM's queries on the previous FAM, in every layer:
+    with rows of unequal lengths, and with two documents in one row; padding does not count."""
     given = batch(starts=[(0, 2)])
     found = diagnose(PARAMS, given)
     documents = [given.tokens[0, :8], given.tokens[0, 8:], given.tokens[1, :14], given.tokens[2, :4]]
@@ -100,7 +100,7 @@ def test_norms_and_shares_of_attention_are_the_references():
 
 
 def test_the_first_microbatch_is_looked_at():
-    """Of two microbatches, the first one's rows alone."""
+    """With two microbatches, only the rows of the first one count."""
     given = batch()
     whole = diagnose(PARAMS, given)
     twice = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), given)
@@ -110,8 +110,8 @@ def test_the_first_microbatch_is_looked_at():
 
 
 def test_which_targets_are_far():
-    """One segment, one layer: windows reach back one block. Targets from block 2 on are far, of the row's
-    first document; of a document of two blocks those in its last; of one block none."""
+    """One segment, one layer: windows reach back one block. Targets from block 2 on are far, in the row's first
+    document; in a document of two blocks those of the last one; in one of one block none."""
     memory = tiny.config(memory_segments=1).memory
     ones = batch()._replace(weights=np.ones((3, T), np.float32))
     far = np.asarray(far_weights(ones, 1, memory)).reshape(3, 4, S)[..., 0]
@@ -132,8 +132,8 @@ def far_loss(params, given, memory=None):
 
 
 def test_the_gradient_that_reaches_the_first_block():
-    """By embedded tokens it is the gradient by the embedding, where the first block's tokens are all different
-    and nowhere else; its norm, and that by the FAM with which a row goes on, are those of plain `jax.grad`."""
+    """The gradient w.r.t. embedded tokens equals that w.r.t. the embedding if the first block's tokens are distinct and
+    occur nowhere else. Its norm, and that w.r.t. the FAM that a row continues from, equal those of `jax.grad`."""
     tokens = np.concatenate([np.arange(8).reshape(2, 4), 8 + tiny.tokens(MODEL, 2, 12) % 9], axis=1)
     given = batch(tokens=tokens.astype(np.int32), rows=2)
     found = diagnose(PARAMS, given)
@@ -150,8 +150,8 @@ def test_the_gradient_that_reaches_the_first_block():
 
 
 def test_a_memory_that_carries_nothing_has_no_gradient():
-    """Attention's values at zero: FAM still gets attention, but nothing comes from the first block, bit for
-    bit nothing. And what cannot be measured is left out of the log."""
+    """With attention's values at zero, FAM still gets attention, but the gradient from the first block is exactly zero.
+    Values that cannot be measured are left out of the log."""
     params = jax.tree.map(np.array, PARAMS)
     params["layers"]["attention"]["value"][:] = 0
     found = readable(diagnose(params, batch()))
@@ -159,12 +159,12 @@ def test_a_memory_that_carries_nothing_has_no_gradient():
         found["memory/first_block_gradient"] == 0.0 < readable(diagnose(PARAMS, batch()))["memory/first_block_gradient"]
     )
     assert min(found["memory/input_attention_to_fam"]) > 0
-    short = jax.tree.map(lambda x: x[2:], batch())  # one block: no FAM has read anything before it
+    short = jax.tree.map(lambda x: x[2:], batch())  # one block: no FAM has been updated before it
     assert set(readable(diagnose(PARAMS, short))) == {"memory/fam_norm"}
 
 
 def test_a_row_that_starts_a_document_forgets_its_memory():
-    """What a carried memory holds of a row does not matter where the row starts anew."""
+    """The carried memory of a row has no effect if a document starts with the row."""
     given = batch()
     fresh = tiny.initial_state(MODEL, PARAMS, 3)
     _, used = tiny.whole(MODEL, PARAMS, tiny.tokens(MODEL, 3, 8, seed=3))

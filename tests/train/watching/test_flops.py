@@ -1,4 +1,4 @@
-"""Model FLOPs against counts by hand, and what chips can do."""
+"""Model FLOPs against counts by hand, and peak FLOP/s of chips."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ def test_pairs_of_queries_and_keys_by_hand():
     assert attention_pairs(with_memory(fam_length=0)) == 10 + 26
     # A window of 3 tokens: 1+2+3+3, then 3 for each.
     assert attention_pairs(with_memory(fam_length=0, token_window=3)) == 9 + 12
-    # Two previous FAMs are there from the second block on.
+    # Two previous FAMs exist from the second block on.
     assert attention_pairs(with_memory(previous_fams=2)) == (10 + 8 + 12) + (26 + 16 + 16)
     carried = dataclasses.replace(CONFIG, task="text", data=DataConfig(stream_share=1.0))
     assert attention_pairs(carried) == 2 * (26 + 8 + 12)

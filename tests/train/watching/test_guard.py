@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number: the step keeps what it had, the run stops and says where it began."""
+"""A non-finite loss or gradient: the step keeps its weights, the run stops and locates the cause."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ ORDINARY = PassKeyTask.batch
 
 
 def start_from(path, change) -> str:
-    """A model directory whose weights `change` has damaged."""
+    """Returns a model directory whose weights `change` has damaged."""
     params = jax.tree.map(np.array, tiny.parameters(MODEL))
     change(params["layers"])
     save_model(path, MODEL, params)
@@ -28,7 +28,7 @@ def start_from(path, change) -> str:
 
 
 def bad_at(*steps):
-    """Batches whose loss weights are no numbers at these steps, counted from 1."""
+    """Makes loss weights non-finite in these steps, counted from 1."""
 
     def batch(self, step, progress):
         made, progress = ORDINARY(self, step, progress)
@@ -45,19 +45,19 @@ def message(config: TrainConfig) -> str:
 
 
 def test_a_weight_that_is_no_number_is_named(tmp_path):
-    """Weight and layer; and it is the weights that are at fault, not the data."""
+    """Names weight and layer, and says that the weights are at fault, not the data."""
     source = start_from(
         tmp_path / "source", lambda layers: layers["attention"]["key"].__setitem__((1, 0, 0, 0), np.nan)
     )
     said = message(settings(tmp_path / "m", initial_checkpoint=source))
     assert "the loss is nan at step 1: the weights are at fault: layers/attention/key of layer 1 is not finite" in said
-    assert "nothing is saved of this run yet" in said
+    assert "no step of this run is saved yet" in said
     assert latest_step(tmp_path / "m") is None
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_the_first_layer_whose_activations_overflow_is_named(tmp_path, microbatches):
-    """Finite weights of layer 1, so large that its outputs are not: layer 0 is not accused, nor the weights."""
+    """Finite weights of layer 1, so large that its outputs are not: neither layer 0 nor the weights are named."""
     source = start_from(tmp_path / "source", lambda layers: layers["feed_forward"]["down"].__setitem__(1, 3e38))
     said = message(settings(tmp_path / "m", initial_checkpoint=source, microbatches=microbatches))
     assert "layer 1 is the first whose output and FAM are not finite; its weights are finite" in said
@@ -65,13 +65,13 @@ def test_the_first_layer_whose_activations_overflow_is_named(tmp_path, microbatc
 
 
 def test_of_a_bad_batch_the_loss_is_at_fault_and_the_checkpoint_from_before_stays(tmp_path, monkeypatch, capsys):
-    """Step 3's loss weights are no numbers: no file of step 2's checkpoint changes, exit code 1, one line, and
-    the log ends before."""
+    """With non-finite loss weights in step 3, no file of step 2's checkpoint changes, the exit code is 1, there is one
+    line, and the log ends before."""
     monkeypatch.setattr(PassKeyTask, "batch", bad_at(3))
     config = settings(tmp_path / "m", checkpoint_period=2)
     said = message(config)
     assert "at step 3: the weights and every layer's output are finite; the logits, or the batch's loss" in said
-    assert "the checkpoint of step 2 stays as it is" in said
+    assert "the checkpoint of step 2 is untouched" in said
     assert [line["step"] for line in metrics(tmp_path / "m")] == [1, 2]
     assert [path.name for path in (tmp_path / "m" / "checkpoints").iterdir()] == ["2"]
     before = {path: path.read_bytes() for path in (tmp_path / "m" / "checkpoints").rglob("*") if path.is_file()}
@@ -83,8 +83,8 @@ def test_of_a_bad_batch_the_loss_is_at_fault_and_the_checkpoint_from_before_stay
 
 
 def test_bad_steps_may_be_left_out_up_to_a_bound(tmp_path, monkeypatch):
-    """Two bad steps in a row of which two are allowed: the run goes on with the weights from before them, and
-    says how many it left out. The next bad one stands alone; a third in a row stops."""
+    """Two bad steps in a row, with two allowed: the run continues with the weights from before them, and reports their
+    number. The next bad one counts from one; a third in a row stops."""
     monkeypatch.setattr(PassKeyTask, "batch", bad_at(3, 4, 6))
     train(settings(tmp_path / "m", steps=7, skip_bad_steps=2), "# run\n")
     lines = metrics(tmp_path / "m")
@@ -96,7 +96,7 @@ def test_bad_steps_may_be_left_out_up_to_a_bound(tmp_path, monkeypatch):
 
 
 def test_an_update_that_is_no_number_is_not_saved(tmp_path):
-    """Loss and gradient are fine, the rate is not: the weights would be lost, so nothing is saved."""
+    """Loss and gradient are finite, the rate is not: the weights would be lost, so nothing is saved."""
     rate = OptimizerConfig(learning_rate=float("inf"), warmup_steps=0, schedule="constant")
     said = message(settings(tmp_path / "m", optimizer=rate, checkpoint_period=1))
     assert "the update's norm is" in said and "at step 1" in said
@@ -104,8 +104,8 @@ def test_an_update_that_is_no_number_is_not_saved(tmp_path):
 
 
 def test_where_a_gradient_begins_to_be_none(monkeypatch):
-    """The backward pass goes downwards, so the highest layer is the first; with a weight outside of the
-    layers, that one is."""
+    """The backward pass visits layers from last to first, so the highest layer is named; or a weight outside of the
+    layers."""
     good = {"layer": None, "what": [], "hidden": True}
     monkeypatch.setattr(guard, "check_forward", lambda *_: good)
     state = dataclasses.make_dataclass("State", ["params"])({"layers": {"a": np.ones((3, 2))}})

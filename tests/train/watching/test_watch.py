@@ -1,4 +1,4 @@
-"""What a training leaves for people: numbers, events, profiles, a summary; and that looking changes nothing."""
+"""Outputs of a training: metrics, events, profiles, a summary; and they do not change the training."""
 
 import math
 import mmap
@@ -31,7 +31,7 @@ EVALUATED = {f"eval/passkey/exact_match_at_{n}_blocks" for n in (1, 2)}
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
-    """Six steps that nobody looks at."""
+    """Six steps without any monitoring."""
     folder = tmp_path_factory.mktemp("watch") / "plain"
     run(folder, diagnostics_period=0)
     return folder
@@ -39,8 +39,8 @@ def plain(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
-    """The same six steps, looked at in every way: the folder, where it was evaluated, and how many programs
-    the evaluation had become by then."""
+    """The same six steps with all monitoring: the folder, the steps of evaluations, and the number of programs compiled
+    for the evaluation by then."""
     folder, steps, programs = tmp_path_factory.mktemp("watch") / "watched", [], []
     score = evaluation(EVALUATION, ByteVocabulary(), MODEL.memory.block_size)
 
@@ -56,7 +56,7 @@ def watched(tmp_path_factory) -> tuple[Path, list[int], list[int]]:
 
 
 def events(model_dir: Path) -> list[list[Event]]:
-    """Of each event file, oldest first: TFRecord's frames are length, its checksum, the event, its checksum."""
+    """Returns the events of each file, oldest first: TFRecord's frames are length, checksum, event, checksum."""
     files = []
     for path in sorted((model_dir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
         data, at, found = path.read_bytes(), 0, []
@@ -73,8 +73,8 @@ def scalars(found: list[Event], tag: str) -> dict[int, float]:
 
 
 def test_looking_changes_nothing(plain, watched):
-    """Diagnostics, evaluation and a profile: equal losses and gradient norms, bit for bit, and equal weights;
-    the step stays one program, and the evaluation makes no new one after its first time."""
+    """Diagnostics, evaluation and a profile: equal losses and gradient norms, bit for bit, and equal weights; the step
+    is compiled once, and so is the evaluation."""
     folder, steps, programs = watched
     alone, seen = metrics(plain), metrics(folder)
     for name in ("step", "loss", "gradient_norm", "exact_match"):
@@ -85,8 +85,8 @@ def test_looking_changes_nothing(plain, watched):
 
 
 def test_what_a_line_of_metrics_has(watched):
-    """Every line its norms by group, which together are the global norm; the diagnostics one number a layer;
-    the evaluation its names; memory, tokens a second. Values are the file's own JSON: no NaN."""
+    """Every line has norms by group, which add up to the global norm; diagnostics have one number per layer, and the
+    evaluation its names; memory, tokens per second. Values are valid JSON: no NaN."""
     folder, _, _ = watched
     lines = metrics(folder)
     for line in lines:
@@ -101,7 +101,7 @@ def test_what_a_line_of_metrics_has(watched):
 
 
 def test_tensorboard_has_the_same_numbers(watched):
-    """Scalars by step; of a list, one a layer."""
+    """Scalars by step; a list becomes one per layer."""
     folder, _, _ = watched
     (found,) = events(folder)
     for tag in ("loss", "update_norm/fam", "learning_rate"):
@@ -114,7 +114,7 @@ def test_tensorboard_has_the_same_numbers(watched):
 
 
 def test_a_profile_and_a_summary_are_there(watched):
-    """What the profiler wrote, once; and the table that was printed."""
+    """The profiler's files, written once; and the table that was printed."""
     folder, _, _ = watched
     assert len(list((folder / "profile").rglob("*.xplane.pb"))) == 1
     text = (folder / "summary.txt").read_text()
@@ -126,9 +126,9 @@ def test_a_profile_and_a_summary_are_there(watched):
 
 
 def test_a_run_that_goes_on_repeats_no_step(tmp_path, monkeypatch):
-    """Killed in step 6 after a checkpoint at 3, with a line every second step: losses equal those of a run
-    that was not killed, although the line of step 4 averages over both runs; and TensorBoard is told to hide
-    what lay behind step 3."""
+    """Killed in step 6 after a checkpoint at 3, with a line every second step: losses equal those of an uninterrupted
+    run, although the line of step 4 averages over both runs; and TensorBoard hides what came after step 3 in the first
+    run."""
     run(tmp_path / "straight", log_period=2, checkpoint_period=3, diagnostics_period=0)
     before = Watch.before
 
@@ -148,11 +148,11 @@ def test_a_run_that_goes_on_repeats_no_step(tmp_path, monkeypatch):
     first, second = events(tmp_path / "cut")
     assert list(scalars(first, "loss")) == [2, 4] and list(scalars(second, "loss")) == [4, 6]
     (purge,) = [event for event in second if event.HasField("session_log")]
-    assert purge.step == 4 and purge.session_log.status == 1  # START: what older files have from here on is hidden
+    assert purge.step == 4 and purge.session_log.status == 1  # START: hides older files from this step on
 
 
 def test_norms_by_group_are_those_of_their_weights():
-    """Each group's norm is that of all its weights in one vector; by layer, squares add up to it."""
+    """Each group's norm is that of all its weights in one vector; squares of layers add up to it."""
     params = tiny.parameters(tiny.config(qk_norm=True, tie_embeddings=False))
     sums = jax.device_get(squares(params))
     assert sums["layers/feed_forward/up"].shape == (2,) and sums["embedding"].shape == ()
@@ -166,8 +166,8 @@ def test_norms_by_group_are_those_of_their_weights():
 
 
 def test_the_progress_line_without_a_terminal(capsys, monkeypatch):
-    """Words for what is known, a line now and then, and the last one; time left is that of the steps behind
-    the first, which compiled."""
+    """Known values are formatted, a line is printed at intervals, and a last one; time left is estimated from the steps
+    after the first, which compiled."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     line = ProgressLine("m", 0, 100)
@@ -184,9 +184,9 @@ def test_the_progress_line_without_a_terminal(capsys, monkeypatch):
 
 
 def test_memory_of_this_process_is_measured():
-    """100 MiB more are seen."""
+    """100 MiB more are measured."""
     before = memory.resident_bytes()
-    with mmap.mmap(-1, 100 * 2**20) as block:  # pages of its own, not what was freed before
+    with mmap.mmap(-1, 100 * 2**20) as block:  # new pages, not ones that were freed before
         block.write(b"x" * len(block))
         assert 90 * 2**20 < memory.resident_bytes() - before < 400 * 2**20
 
