@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_argument("--requests", type=int, default=4, metavar="N", help="requests per client (default: 4)")
     serve.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="tokens per prompt (default: 128)")
     serve.add_argument("--answer-tokens", type=int, default=64, metavar="N", help="tokens per answer (default: 64)")
-    serve.add_argument("--url", metavar="URL", help="address of another server to compare with")
+    serve.add_argument("--url", metavar="TEXT", help="address of another server to compare with")
     serve.add_argument("--served", metavar="NAME", help="name of the other server's model")
     parser.add_argument(
         "--output", default="runs/bench", metavar="DIR",

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax serve`."""
     where = parser.add_argument_group("server")
     where.add_argument(
-        "--host", default=ServeConfig.host, metavar="H", help=f"address to listen on (default: {ServeConfig.host})"
+        "--host", default=ServeConfig.host, metavar="NAME", help=f"address to listen on (default: {ServeConfig.host})"
     )
     where.add_argument(
         "--port", type=int, default=ServeConfig.port, metavar="N", help="port (default: 8000; 0: a free one)"

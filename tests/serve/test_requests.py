@@ -76,8 +76,8 @@ def test_bodies(server) -> None:
     """Not JSON, not UTF-8, half a character, nested too deeply, too large, declared or not."""
     post = lambda content: ask(server, "POST", "/v1/completions", content)
     for content, said in (
-        (b"{", "no JSON"), (b"\xff{}", "not UTF-8"), (b'{"prompt": "\\ud800"}', "half a surrogate pair"),
-        (b"[" * 5000, "nested"), (b'{"prompt": "a", "temperature": NaN}', "temperature is nan"), (b"", "no JSON"),
+        (b"{", "not JSON"), (b"\xff{}", "not UTF-8"), (b'{"prompt": "\\ud800"}', "half a surrogate pair"),
+        (b"[" * 5000, "nested"), (b'{"prompt": "a", "temperature": NaN}', "temperature is nan"), (b"", "not JSON"),
     ):  # fmt: skip
         answer = post(content)
         assert answer.status == 400 and said in answer.error, answer.content
