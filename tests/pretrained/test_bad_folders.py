@@ -214,4 +214,4 @@ def test_an_import_that_is_killed_goes_on(kill: int, changed: bool, tmp_path: Pa
         name = f"model.layers.{layer}.self_attn.q_proj.weight"
         theirs = tensors[name].T.reshape(model.layers[layer].attention.query.shape)
         np.testing.assert_array_equal(model.layers[layer].attention.query[...], theirs)
-    assert model.layers[0].attention.query.dtype == ("float32" if changed else "bfloat16")
+    assert model.config.param_dtype == ("float32" if changed else "bfloat16")
