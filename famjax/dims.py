@@ -1,6 +1,6 @@
 """The one legend of axis letters, and the types of the arrays that layers pass to each other.
 
-Signatures carry axes as types (`Float[Array, "B S D"]`), which tests check at run time; `...` are any leading axes.
+Signatures carry axes as types (`Float[Array, "B S D"]`), which tests check at run time; `...` is any leading axes.
 
 | letter | axis | paper |
 |---|---|---|
@@ -8,12 +8,12 @@ Signatures carry axes as types (`Float[Array, "B S D"]`), which tests check at r
 | T | tokens of a sequence | |
 | N | blocks of a sequence, N = T / S | tau = 1..N |
 | S | tokens of a block (`block_size`) | block size |
-| Q | queries: the tokens of a block that are computed now (S of them, or fewer in streaming) | t |
-| C | columns: the keys that a source offers | |
+| Q | queries: the tokens of a block that are computed now (S, or fewer in streaming) | t |
+| C | columns: the keys of a source of attention | |
 | M | memory segments (`memory_segments`) | memory segments |
 | R | slots of the ring of blocks, R = M + 1 | |
 | F | feedback activations of a layer (`fam_length`) | FAM length |
-| P | FAMs of previous blocks that are attended (`previous_fams`) | |
+| P | FAMs of previous blocks that queries attend to (`previous_fams`) | |
 | L | layers | l |
 | D | width of the model (`d_model`) | |
 | E | width of the feed-forward layer (`d_ff`) | |
@@ -31,17 +31,17 @@ from jaxtyping import Bool, Float, Int, Key
 
 if TYPE_CHECKING:
     Array: TypeAlias = jax.Array
-else:  # tokens, counts and positions may come from the host
+else:  # tokens, counts and positions may be NumPy arrays
     Array = Union[jax.Array, np.ndarray]  # noqa: UP007
 
 # A nested structure of arrays.
 Tree: TypeAlias = Any
-# Weights of a layer: a nested dict of arrays (`docs/architecture.md` has the paths).
+# Weights of a layer: a nested dict of arrays (paths: `docs/architecture.md`).
 Weights: TypeAlias = dict[str, Any]
 # An axis whose name begins with _ may differ between the arrays of one call.
 Keys: TypeAlias = Float[Array, "... K _C H"]
 KeysValues: TypeAlias = tuple[Keys, Keys]
-# What attention averages: values, or marks of keys in their place.
+# What attention averages: values, or labels of the keys instead.
 Values: TypeAlias = Float[Array, "... K _C _V"]
 Averaged: TypeAlias = Float[Array, "... K G _Q _V"]
 Queries: TypeAlias = Float[Array, "... K G _Q H"]
@@ -49,7 +49,7 @@ Activations: TypeAlias = Float[Array, "... D"]
 Tokens: TypeAlias = Float[Array, "B S D"]
 Fam: TypeAlias = Float[Array, "B P F D"]
 Rows: TypeAlias = Int[Array, "B"]
-# Positions that are known when the program is made, or not.
+# Positions: NumPy if known at trace time, else traced.
 Offsets: TypeAlias = np.ndarray | Float[Array, "..."] | Int[Array, "..."]
 
 __all__ = [

@@ -1,9 +1,9 @@
-"""How the tests compile: much and quickly. They check values, so the compiler need not work hard."""
+"""Settings for many fast compilations. Tests check values, so the compiler need not optimise much."""
 
 import gc
 import os
 
-# Before jax is imported anywhere; on a CPU these make compilation about three times faster.
+# Must be set before jax is imported; on a CPU these make compilation about three times faster.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 ).strip()
@@ -11,11 +11,12 @@ os.environ["XLA_FLAGS"] = (
 import pytest
 from jaxtyping import install_import_hook
 
-# Shapes and types of arrays are checked where functions are called, in tests alone.
+# Only tests check the shapes and types of arrays at each call.
 CHECKED = (
-    "attention.attend", "attention.block_step", "attention.memories.base", "attention.memories.infini",
+    "attention.attend", "attention.block_step", "attention.memories.base", "attention.memories.deltanet",
+    "attention.memories.infini",
     "attention.memories.sinks",
-    "attention.observe", "attention.streaming", "nn.layer", "nn.model",
+    "attention.observe", "attention.streaming", "nn.layer", "nn.model", "nn.segments",
 )  # fmt: skip
 install_import_hook([f"famjax.{name}" for name in CHECKED], "beartype.beartype")
 
@@ -29,7 +30,7 @@ progress.FIRST_SECONDS = 1e9
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
-    """A program that one test session compiles twice is compiled once."""
+    """Caches compiled programs for the test session."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
@@ -38,8 +39,8 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def let_programs_go():
-    """Compiled programs leave with the file that made them. Each takes mappings of memory, of which Linux gives a
-    process 65,530, and where these are gone the compiler crashes."""
+    """Frees compiled programs after each file. Each takes memory mappings, of which Linux allows a process 65,530;
+    beyond that the compiler crashes."""
     yield
     import jax
 

@@ -1,5 +1,5 @@
-"""A module of the tests on eight simulated devices: how many there are is fixed when jax starts, so in a process of its
-own."""
+"""Runs a module of the tests on eight simulated devices, in its own process because jax fixes their number at its
+start."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(module: str, folder: Path, *words: str) -> str:
-    """Runs `python -m MODULE FOLDER WORDS` to its end; what it wrote on standard error."""
+    """Runs `python -m MODULE FOLDER WORDS` to its end. Returns its standard error."""
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, str(folder), *words]

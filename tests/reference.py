@@ -1,8 +1,7 @@
-"""TransformerFAM in float64 NumPy, token by token: a slow second opinion on `famjax`.
+"""TransformerFAM in float64 NumPy, token by token: a slow, independent implementation.
 
-It was written from the paper's equations, not from `famjax`: one row, absolute positions, keys
-gathered one by one, no masks, no scans, no state. The parameters are the plain tree that
-`famjax.nn.weights.parameters` returns.
+It was written from the paper's equations, not from `famjax`: one row, absolute positions, keys gathered one by one, no
+masks, no scans, no state. The parameters are the tree that `famjax.nn.weights.parameters` returns.
 """
 
 import dataclasses
@@ -17,12 +16,11 @@ from famjax.config import ModelConfig
 
 @dataclasses.dataclass
 class Outcome:
-    """What a text leaves behind.
+    """Outputs and final memory of a text.
 
     Attributes:
       hidden_TD: the output of each token, after the final norm.
-      fam_LPFD: the feedback memories after the last whole block, the newest first: at most P of
-        them, the initial one included.
+      fam_LPFD: the FAMs after the last whole block, newest first: at most P, including the initial one.
     """
 
     hidden_TD: np.ndarray
@@ -33,10 +31,10 @@ def run(
     config: ModelConfig, params: dict, tokens_T: np.ndarray, passed_LPFD: np.ndarray | None = None, start: int = 0,
     read: Callable[..., Any] | None = None,
 ) -> Outcome:  # fmt: skip
-    """Reads one document whose first token has the absolute position `start`.
+    """Runs one document whose first token has the absolute position `start`.
 
-    `passed_LPFD` is a feedback memory from earlier; it takes the place of the learned prompt and
-    is the residual of the first update. `read` takes the place of `read_document`, for other memories.
+    `passed_LPFD` is a FAM from an earlier text; it replaces the learned prompt and is the residual of the first update.
+    `read` replaces `read_document`, for other memories.
     """
     params = as_float64(params)
     x = [params["embedding"][token] * entry_scale(config) for token in tokens_T]
@@ -55,7 +53,7 @@ def run(
 
 
 def logits(config: ModelConfig, params: dict, hidden_TD: np.ndarray) -> np.ndarray:
-    """Scores [T, V] of the vocabulary."""
+    """Returns logits [T, V]."""
     params = as_float64(params)
     return capped(
         hidden_TD @ (params["embedding"].T if config.tie_embeddings else params["unembedding"]), config.logit_cap
@@ -65,13 +63,13 @@ def logits(config: ModelConfig, params: dict, hidden_TD: np.ndarray) -> np.ndarr
 def read_document(
     layer: "Layer", x: list[np.ndarray], fams: list[np.ndarray], carries_context: bool, start: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """One layer over a whole document (paper section 2).
+    """Runs one layer over a whole document (paper section 2).
 
     Args:
       layer: its weights.
-      x: the input activation of every token.
-      fams: the feedback memories so far, at most P, newest first, each F activations.
-      carries_context: whether the newest of them has read something, so that it is a residual.
+      x: the input activations of all tokens.
+      fams: the FAMs so far, at most P, newest first, each F activations.
+      carries_context: whether the newest FAM comes from an update, so that it is the residual of the next one.
       start: absolute position of the first token.
     """
     memory = layer.config.memory
@@ -80,7 +78,7 @@ def read_document(
     out = []
     for begin in range(0, len(x), S):
         end = min(begin + S, len(x))
-        # [KF_{tau-1}], or the feedback memories of the last P blocks.
+        # [KF_{tau-1}], or the FAMs of the last P blocks.
         fam_pairs = []
         for age, fam in enumerate(fams):
             for f in range(F):
@@ -113,7 +111,7 @@ def read_document(
 
 
 def learned_fam(config: ModelConfig, params: dict, start: int) -> list[np.ndarray]:
-    """The memory [F, D] of each layer before any text: the prompt on its way up, or the prefix."""
+    """Returns each layer's initial memory [F, D]: the prompt propagated through the layers, or the prefix."""
     F = config.memory.fam_length
     if not F:
         return [np.zeros((0, config.d_model))] * config.num_layers
@@ -132,7 +130,7 @@ def learned_fam(config: ModelConfig, params: dict, start: int) -> list[np.ndarra
 
 
 def fam_position(config: ModelConfig, edge: int, f: int) -> float:
-    """Absolute position of activation f of the memory made by the block that ends just before `edge`."""
+    """Returns the absolute position of activation f of the memory from the block that ends just before `edge`."""
     F = config.memory.fam_length
     if config.memory.fam_position == "last":
         return edge - F + f
@@ -143,7 +141,7 @@ def fam_position(config: ModelConfig, edge: int, f: int) -> float:
 
 @dataclasses.dataclass
 class Layer:
-    """The weights of one layer and what they do to one token."""
+    """The weights of one layer and its operations on one token."""
 
     config: ModelConfig
     weights: dict
@@ -176,7 +174,7 @@ class Layer:
         return self.project(self.heads(query, pairs))
 
     def attend_through_gate(self, query: np.ndarray, pairs: list[Any], fam_pairs: list[Any]) -> np.ndarray:
-        """`attend` to tokens and FAM; where there is a gate, by head so much of it, and the rest without FAM."""
+        """`attend` to tokens and FAM; with a gate, a mix by head of that and attention without FAM."""
         heads = self.heads(query, fam_pairs + pairs)
         if self.gate is not None:
             without = self.heads(query, pairs)
@@ -184,7 +182,7 @@ class Layer:
         return self.project(heads)
 
     def heads(self, query: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """Softmax attention of one token by head."""
+        """Returns softmax attention of one token by head."""
         group = self.config.num_heads // self.config.num_kv_heads
         heads = []
         for n in range(self.config.num_heads):
@@ -197,7 +195,7 @@ class Layer:
         return heads
 
     def project(self, heads: list[np.ndarray]) -> np.ndarray:
-        """The output projection: [D]."""
+        """Applies the output projection: [D]."""
         out = np.einsum("nh,nhd->d", np.array(heads), self.weights["attention"]["output"])
         out = out + self.weights["attention"].get("output_bias", 0.0)
         return norm(self.config, out, self.weights["post_attention_norm"]["scale"]) if self.config.post_norms else out
@@ -244,17 +242,17 @@ def norm(config: ModelConfig, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def capped(x: np.ndarray, cap: float) -> np.ndarray:
-    """cap * tanh(x / cap), or x where there is no cap."""
+    """Returns cap * tanh(x / cap), or x without a cap."""
     return cap * np.tanh(x / cap) if cap else x
 
 
 def entry_scale(config: ModelConfig) -> float:
-    """By what embeddings are multiplied where they enter."""
+    """Returns the factor of the input embeddings."""
     return np.sqrt(config.d_model) if config.scale_embeddings else 1.0
 
 
 def rope(heads: np.ndarray, position: float, base: float, scaling: ModelConfig | None = None) -> np.ndarray:
-    """Turns the pairs (i, i + H/2) of each head [.., H] by position * base**(-2i/H), or by less where it is scaled."""
+    """Rotates the pairs (i, i + H/2) of each head [.., H] by position * base**(-2i/H), or by less with scaled RoPE."""
     half = heads.shape[-1] // 2
     out = heads.copy()
     for i in range(half):
@@ -267,7 +265,7 @@ def rope(heads: np.ndarray, position: float, base: float, scaling: ModelConfig |
 
 
 def slowed(frequency: float, config: ModelConfig) -> float:
-    """Scaled RoPE: every frequency, or (Llama 3.1) only those whose waves are long, divided by a factor."""
+    """Scaled RoPE: divides every frequency by a factor, or (Llama 3.1) only those with long wavelengths."""
     if config.rope_scaling == "linear":
         return frequency / config.rope_factor
     if config.rope_scaling == "llama3":
@@ -284,12 +282,12 @@ def slowed(frequency: float, config: ModelConfig) -> float:
 
 
 def as_float64(tree: Any) -> Any:
-    """A nested dict of arrays in float64."""
+    """Converts a nested dict of arrays to float64."""
     if isinstance(tree, dict):
         return {name: as_float64(value) for name, value in tree.items()}
     return np.asarray(tree, np.float64)
 
 
 def take(tree: Any, index: int) -> Any:
-    """Entry `index` of the leading axis of every array of a nested dict."""
+    """Returns entry `index` of the leading axis of every array of a nested dict."""
     return {name: take(value, index) for name, value in tree.items()} if isinstance(tree, dict) else tree[index]

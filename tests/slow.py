@@ -1,4 +1,5 @@
-"""Cases of a table that `make test` leaves to `make test-slow`, because its other cases show the same promise."""
+"""Slow cases of parametrized tests: `make test` leaves them to `make test-slow`, because the other cases show the same
+promise."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +8,8 @@ import pytest
 
 
 def but(cases: Iterable[str], *slow: str) -> list[Any]:
-    """The cases for `pytest.mark.parametrize`, those named `slow` marked so. Raises `KeyError` for one that is none."""
+    """Returns the cases for `pytest.mark.parametrize`, with those named in `slow` marked. Raises `KeyError` for an
+    unknown one."""
     cases = list(cases)
     if unknown := set(slow) - set(cases):
         raise KeyError(f"no such cases: {sorted(unknown)}")

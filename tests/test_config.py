@@ -1,4 +1,4 @@
-"""Configurations explain themselves: what is wrong and what to do instead, before any work."""
+"""Configurations explain themselves: errors say what is wrong and what to do instead, before any work."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ BAD_MODELS = [
     ({"num_kv_heads": 0}, "num_kv_heads is 0; it must be at least 1"),
     ({"num_heads": 7, "num_kv_heads": 2}, "num_heads 7 is not a multiple of num_kv_heads 2; use 6 or 8"),
     ({"num_heads": 2, "num_kv_heads": 4}, "num_heads 2 is not a multiple of num_kv_heads 4; use 4"),
-    ({"head_dim": 5}, "head_dim 5 is odd: RoPE turns pairs; use 6"),
+    ({"head_dim": 5}, "head_dim 5 is odd: RoPE rotates pairs; use 6"),
     ({"activation": "sillu"}, "activation 'sillu' is not one of silu, gelu, gelu_exact, relu; did you mean 'silu'?"),
     ({"norm": "batch"}, "norm 'batch' is not one of rmsnorm, layernorm"),
     ({"dtype": "bfloat"}, "dtype 'bfloat' is not one of float32, bfloat16; did you mean 'bfloat16'?"),
@@ -44,7 +44,7 @@ BAD_MODELS = [
     ({"layer_pattern": ()}, "layer_pattern is empty"),
     ({"layer_pattern": ("global", "lokal")}, "layer_pattern: 'lokal' is not one of global, local; did you mean"),
     ({"layer_pattern": ("local",)}, "local_window is 0; it must be at least 1"),
-    ({"memory": MemoryConfig(fam_layers="local")}, "fam_layers 'local' names none of the 2 layers; use `all`"),
+    ({"memory": MemoryConfig(fam_layers="local")}, "fam_layers 'local' selects none of the 2 layers; use `all`"),
     ({"d_model": 64.0}, "ModelConfig.d_model is 64.0; it must be of type int"),
     ({"scan_layers": 1}, "ModelConfig.scan_layers is 1; it must be of type bool"),
     ({"num_layers": True}, "ModelConfig.num_layers is True; it must be of type int"),
@@ -64,14 +64,14 @@ BAD_MEMORIES = [
         {"block_size": 8, "fam_length": 2, "memory_segments": 2, "token_window": 18},
         "token_window 18 is more than .* with 2 memory segments of 8 use at most 17, or memory_segments 3",
     ),
-    ({"random_position_offset": 1.5}, "random_position_offset is 1.5; a probability lies between 0 and 1"),
-    ({"random_state_passing": -0.1}, "random_state_passing is -0.1; a probability lies between 0 and 1"),
+    ({"random_position_offset": 1.5}, "random_position_offset is 1.5; it must be between 0 and 1"),
+    ({"random_state_passing": -0.1}, "random_state_passing is -0.1; it must be between 0 and 1"),
     ({"block_size": "64"}, "MemoryConfig.block_size is '64'; it must be of type int"),
 ]
 BAD_TRAININGS = [
     ({"model_dir": ""}, "MODEL_DIR is not set; add --gin.MODEL_DIR"),
-    ({"model_dir": "gs://b/run"}, "MODEL_DIR gs://b/run is no path of a file system; mount the bucket"),
-    ({"initial_checkpoint": "gs://b/run"}, "INITIAL_CHECKPOINT_PATH gs://b/run is no path of a file system"),
+    ({"model_dir": "gs://b/run"}, "MODEL_DIR gs://b/run is not a file system path; mount the bucket"),
+    ({"initial_checkpoint": "gs://b/run"}, "INITIAL_CHECKPOINT_PATH gs://b/run is not a file system path"),
     ({"sequence_length": 1000}, "sequence length 1000 is not a multiple of block_size 64; use 960 or 1024"),
     ({"batch_size": 0}, "BATCH_SIZE is 0; it must be at least 1"),
     ({"steps": 0}, "TRAIN_STEPS is 0; it must be at least 1"),
@@ -107,15 +107,15 @@ BAD_TRAININGS = [
     ({"optimizer": OptimizerConfig(parameters={"fam/*": 3})}, "parameters 'fam/.*': 3 must be settings"),
     ({"optimizer": OptimizerConfig(learning_rate=-1.0)}, "learning_rate is -1.0; it must be at least 0"),
     ({"optimizer": OptimizerConfig(schedule="linea")}, "schedule 'linea' is not one of .*; did you mean 'linear'?"),
-    ({"optimizer": OptimizerConfig(beta2=1.1)}, "beta2 is 1.1; a probability lies between 0 and 1"),
-    ({"passkey": PassKeyConfig(stages=(4, 1))}, re.escape("stages (4, 1) must be blocks of filler in rising order")),
+    ({"optimizer": OptimizerConfig(beta2=1.1)}, "beta2 is 1.1; it must be between 0 and 1"),
+    ({"passkey": PassKeyConfig(stages=(4, 1))}, re.escape("stages (4, 1) must be blocks of filler in ascending order")),
     ({"passkey": PassKeyConfig(key_digits=0)}, "key_digits is 0; it must be at least 1"),
-    ({"passkey": PassKeyConfig(open_at=2.0)}, "open_at is 2.0; a probability lies between 0 and 1"),
+    ({"passkey": PassKeyConfig(open_at=2.0)}, "open_at is 2.0; it must be between 0 and 1"),
 ]
 
 
 def assert_refused(config: ModelConfig | MemoryConfig | TrainConfig, message: str) -> None:
-    """One line that begins as given."""
+    """The error is one line that begins as given."""
     with pytest.raises(ConfigError) as error:
         config.validate()
     assert re.match(message, str(error.value)), str(error.value)
@@ -128,7 +128,7 @@ def training(**changes: object) -> TrainConfig:
 
 
 def test_defaults_are_valid() -> None:
-    """What a newcomer starts from works."""
+    """The defaults are valid."""
     ModelConfig().validate()
     MemoryConfig().validate()
     training().validate()
@@ -136,26 +136,26 @@ def test_defaults_are_valid() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), BAD_MODELS)
 def test_bad_model(changes: dict, message: str) -> None:
-    """The setting, its value and a remedy."""
+    """The error has the setting, its value and a remedy."""
     assert_refused(ModelConfig(**changes), message)
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_MEMORIES)
 def test_bad_memory(changes: dict, message: str) -> None:
-    """The same, also when the memory is part of a model."""
+    """The same if the memory is part of a model."""
     assert_refused(MemoryConfig(**changes), message)
     assert_refused(ModelConfig(memory=MemoryConfig(**changes)), message)
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_TRAININGS)
 def test_bad_training(changes: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training settings are called by the macros that a person sets."""
-    monkeypatch.delitem(sys.modules, "seqio", raising=False)  # where it is imported, tasks may have other names
+    """Errors name training settings by the gin macros that users set."""
+    monkeypatch.delitem(sys.modules, "seqio", raising=False)  # if seqio is imported, tasks may have other names
     assert_refused(training(**changes), message)
 
 
 def test_training_checks_its_model() -> None:
-    """A training whose model cannot work is refused for the model's reason."""
+    """Training with an invalid model reports the model's error."""
     assert_refused(training(model=ModelConfig(head_dim=3)), "head_dim 3 is odd")
 
 
@@ -164,7 +164,7 @@ def test_training_checks_its_model() -> None:
     [(8500, 1024, "8192 or 9216"), (1000, 1024, "1024"), (0, 64, "64"), (-5, 64, "64"), (65, 64, "64 or 128")],
 )
 def test_sequence_length_that_does_not_fit(length: int, block_size: int, use: str) -> None:
-    """The message gives the nearest lengths that fit, shorter and longer."""
+    """The message has the nearest lengths that fit, shorter and longer."""
     with pytest.raises(ConfigError) as error:
         check_sequence_length(length, block_size)
     assert str(error.value) == f"sequence length {length} is not a multiple of block_size {block_size}; use {use}"
@@ -172,7 +172,7 @@ def test_sequence_length_that_does_not_fit(length: int, block_size: int, use: st
 
 @pytest.mark.parametrize("length", [64, 128, 6400])
 def test_sequence_length_that_fits(length: int) -> None:
-    """Whole blocks pass without a word."""
+    """Whole blocks are accepted."""
     check_sequence_length(length, 64)
 
 
@@ -193,7 +193,7 @@ def test_window(memory: MemoryConfig, window: int) -> None:
 
 
 def test_model_json_round_trip() -> None:
-    """Every setting survives, the memory's too."""
+    """Every setting is preserved, including the memory's."""
     config = tiny.config(
         num_layers=3, num_heads=4, num_kv_heads=1, activation="gelu", gated_ff=False, norm="layernorm",
         norm_eps=1e-5, qk_norm=True, rope_base=5e5, tie_embeddings=False, embedding_std=0.3, dtype="float32",
@@ -205,7 +205,7 @@ def test_model_json_round_trip() -> None:
         layer_pattern=("local", "global"), local_window=3, local_rope_base=9.0, fam_layers="-+",
         previous_fams=2, token_window=5, stop_gradient=True, random_position_offset=0.1, random_state_passing=0.2,
         random_state_passing_from=3, zero_first_residual=False, fam_max_rms=2.0, fam_noise=0.1,
-        fam_gate=True, sinks=3, infini_delta=False,
+        fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3,
         lora=LoraConfig(rank=2, alpha=3.0, dropout=0.1, projections=("up", "query")),
     )  # fmt: skip
     for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig()), (config.lora, LoraConfig())):
@@ -216,7 +216,7 @@ def test_model_json_round_trip() -> None:
 
 
 def test_model_json_may_leave_out_what_is_default() -> None:
-    """A file of an older version, or written by hand, takes the defaults."""
+    """A file of an older version, or a hand-written one, gets the defaults."""
     assert ModelConfig.from_json('{"num_layers": 5, "memory": {"fam_length": 3}}') == ModelConfig(
         num_layers=5, memory=MemoryConfig(fam_length=3)
     )
@@ -229,14 +229,14 @@ def test_model_json_may_leave_out_what_is_default() -> None:
         ('{"memory": {"segments": 1}}', "MemoryConfig has no field 'segments'; did you mean 'memory_segments'?"),
         ('{"xyzzy": 5}', "ModelConfig has no field 'xyzzy'"),
         ('{"num_layers": 5', "model.json is not JSON"),
-        ("[1, 2]", "model.json does not hold an object"),
-        ('{"memory": 3}', "model.json: `memory` does not hold an object"),
+        ("[1, 2]", "model.json is not a JSON object"),
+        ('{"memory": 3}', "model.json: `memory` is not a JSON object"),
         ('{"num_layers": "5"}', "ModelConfig.num_layers is '5'; it must be of type int"),
         ('{"head_dim": 7}', "head_dim 7 is odd"),
     ],
 )
 def test_bad_model_json(text: str, message: str) -> None:
-    """A damaged or foreign file is named as such, with the nearest field."""
+    """A damaged or foreign file is reported as such, with the nearest field name."""
     with pytest.raises(ConfigError) as error:
         ModelConfig.from_json(text)
     assert str(error.value).startswith(message)
@@ -244,14 +244,14 @@ def test_bad_model_json(text: str, message: str) -> None:
 
 
 def test_model_json_is_readable() -> None:
-    """One setting a line, so that two models can be compared with diff."""
+    """One setting per line, so that models can be compared with diff."""
     text = ModelConfig().to_json()
     assert json.loads(text)["memory"]["fam_length"] == 64
     assert len(text.splitlines()) > len(dataclasses.fields(ModelConfig)) + len(dataclasses.fields(MemoryConfig))
 
 
 def test_layers_differ_as_the_patterns_say() -> None:
-    """Windows and RoPE go by the layer's kind, FAM by kind or by a pattern of its own; the whole repeats."""
+    """Windows and RoPE depend on the layer's kind, FAM on the kind or on its own pattern; patterns repeat."""
     model = ModelConfig(
         num_layers=7, layer_pattern=("local", "local", "global"), local_window=5, local_rope_base=100.0,
         rope_base=1000.0, rope_scaling="linear", rope_factor=4.0, memory=MemoryConfig(8, 2, 4, fam_layers="global"),

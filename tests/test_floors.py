@@ -1,4 +1,4 @@
-"""Who may import whom: lower floors, or one's own folder (docs/architecture.md)."""
+"""Import rules: a file imports from lower floors or from its own folder (docs/architecture.md)."""
 
 import ast
 from pathlib import Path
@@ -11,16 +11,16 @@ FLOORS = {
     "attention": 1, "process": 1,
     "nn": 2, "data": 2, "storage": 2, "mesh": 2, "jobs": 2, "pretrained": 2,
     "train": 3, "infer": 3,
-    "evals": 4, "plan": 4, "bench": 4, "launch": 4,
+    "evals": 4, "plan": 4, "bench": 4, "launch": 4, "serve": 4,
     "cli": 5,
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
-# The package itself and `python -m famjax` stand outside the floors; they are held to rules of their own below.
+# The package itself and `python -m famjax` are outside the floors; they have rules of their own below.
 ROOMS = [path for path in FILES if path.parent != PACKAGE or path.stem in FLOORS]
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of all modules that a file imports, wherever in the file, relative ones resolved.
+    """Returns the full names of all modules that a file imports, anywhere in the file, with relative ones resolved.
 
     `from famjax.nn import model` counts as `famjax.nn.model`, so that no folder hides behind its parent.
     """
@@ -37,13 +37,13 @@ def imported(path: Path) -> set[str]:
 
 
 def room(path: Path) -> str:
-    """The folder, or the single module, of famjax that a file belongs to."""
+    """Returns the folder, or the single module, of famjax that a file belongs to."""
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
 
 
 def forbidden(own: str, names: set[str]) -> list[str]:
-    """The imports that a file of room `own` may not have."""
+    """Returns the imports that a file of room `own` may not have."""
     bad = []
     for name in sorted(names):
         parts = name.split(".")
@@ -57,19 +57,20 @@ def forbidden(own: str, names: set[str]) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_file_has_a_floor(path: Path) -> None:
-    """A new folder of famjax is given its floor here and in docs/architecture.md."""
+    """A new folder of famjax needs a floor here and in docs/architecture.md."""
     assert room(path) in {*FLOORS, "__init__", "__main__"}
 
 
 @pytest.mark.parametrize("path", ROOMS, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_down(path: Path) -> None:
-    """A file imports lower floors, or its own folder."""
+    """A file imports from lower floors, or from its own folder."""
     assert forbidden(room(path), imported(path)) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_libraries_stay_where_they_belong(path: Path) -> None:
-    """Only cli knows gin; configuration and the package itself load no jax; the pure core knows no flax."""
+    """Only cli imports gin; configuration and the package itself do not import jax; the pure core does not import
+    flax."""
     libraries = {name.split(".")[0] for name in imported(path)}
     if room(path) != "cli":
         assert "gin" not in libraries
@@ -96,7 +97,7 @@ def test_libraries_stay_where_they_belong(path: Path) -> None:
     ],
 )
 def test_the_rule_itself(own: str, line: str, allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader of imports sees every way to write one, also inside a function."""
+    """The import parser handles every form of import, also inside a function."""
     monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
     (tmp_path / own).mkdir()
     path = tmp_path / own / "some.py"

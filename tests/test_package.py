@@ -1,4 +1,4 @@
-"""What a stranger gets: one version everywhere, and an sdist and a wheel that work in a clean environment."""
+"""The distribution: one version everywhere, and an sdist and a wheel that work in a clean environment."""
 
 import os
 import re
@@ -16,12 +16,12 @@ import yaml
 import famjax
 
 ROOT = Path(__file__).parents[1]
-# Parts of a checkout that are no source; `runs` at its top is what trainings write, `gin/runs` is source.
+# Parts of a checkout that are not source; `runs` at its top has trainings' output, `gin/runs` is source.
 LEFT_OUT = (".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 
 
 def test_one_version() -> None:
-    """setup.py reads it from the package; the citation and the changelog name the same one."""
+    """setup.py reads it from the package; the citation and the changelog have the same one."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     changes = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert citation["version"] == changes[0] == famjax.__version__
@@ -30,7 +30,8 @@ def test_one_version() -> None:
 
 
 def run(*words: object, at: Path) -> str:
-    """Standard output of a command that succeeds, in an environment that names no checkout."""
+    """Runs a command in an environment without the checkout, and returns its standard output. Fails if the command
+    fails."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(
         [str(word) for word in words], cwd=at, env=environment, capture_output=True, text=True, timeout=300
@@ -41,7 +42,7 @@ def run(*words: object, at: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist, which was built from a copy of this tree; no network."""
+    """Returns the wheel, built from the sdist, which is built from a copy of this tree; without a network."""
     folder = tmp_path_factory.mktemp("package")
     patterns = shutil.ignore_patterns(*LEFT_OUT)
     ignored = lambda at, names: patterns(at, names) | ({"runs"} if Path(at) == ROOT else set())
@@ -55,19 +56,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_has_all_that_the_package_needs(wheel: Path) -> None:
-    """Every module, the mark of types, the license, every gin file and what launching fills in."""
+    """It contains every module, py.typed, the license, every gin file and the launch templates."""
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {name.split("share/famjax/")[1] for name in names if "share/famjax/" in name}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "famjax").rglob("*.py")}
     gin_files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "gin").rglob("*.gin")}
     assert modules <= names and "famjax/py.typed" in names
+    assert "famjax/shipped/passkey.safetensors" in names
     assert gin_files | {"requirements.txt", "launch/tpu_vm/worker.sh", "launch/gke/jobset.yaml"} <= shipped
     assert any(name.endswith("LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "docs/")) for name in names)
 
 
 def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
-    """Installed without its dependencies, which are this environment's: help, version, and a gin file from anywhere."""
+    """Installed with this environment's dependencies: help, version, and a gin file work from any directory."""
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", at=tmp_path)
     python = tmp_path / "venv/bin/python"
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)

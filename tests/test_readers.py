@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "famjax"
-# Files that famjax itself writes, or the system, or that a library has to open; and who reads users' files by bytes.
+# Readers of files that famjax or the system writes, or that a library must open; and readers of users' files as bytes.
 OWN = {
     "storage/model_dir.py", "storage/base.py", "jobs/liveness.py", "storage/steps.py", "storage/checkpoint.py",
     "process/memory.py", "storage/pieces.py", "storage/unfinished.py", "jobs/peers.py", "jobs/distributed.py",
     "plan/dump.py", "plan/child.py", "plan/costs.py", "train/watching/metrics.py", "cli/side_by_side.py",
     "evals/samples.py", "evals/reports/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py",
     "launch/gke.py", "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py",
-    "storage/lock.py",
+    "storage/lock.py", "cli/compare.py", "evals/memories.py",
 }  # fmt: skip
 DECODERS = {
     "config/text.py": "the one place",
@@ -31,7 +31,8 @@ DECODERS = {
 
 
 def readers(path: Path) -> set[str]:
-    """Lines that decode text: `x.read_text`, `json.loads`, `open` in text mode to read, `bytes.decode(encoding)`."""
+    """Returns the lines that decode text: `x.read_text`, `json.loads`, `open` for reading text,
+    `bytes.decode(encoding)`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call):
@@ -53,13 +54,13 @@ def readers(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_users_text_is_decoded_in_one_place(path: Path) -> None:
-    """A new reader goes through `config/text.py`, which knows byte order marks, encodings and half surrogate pairs."""
+    """New readers must use `config/text.py`, which handles byte order marks, encodings and lone surrogates."""
     name = path.relative_to(PACKAGE).as_posix()
     if name not in OWN and name not in DECODERS:
         assert not readers(path), "read users' files with famjax.config.text or famjax.data.files"
 
 
 def test_the_lists_name_files() -> None:
-    """No file in the lists that is gone, or that reads no text any more."""
+    """Every listed file exists and still reads text."""
     for name in OWN | set(DECODERS):
         assert readers(PACKAGE / name), name

@@ -1,4 +1,4 @@
-"""From the loss to the paper's equation in a few frames."""
+"""The number of frames from the loss to the paper's equation."""
 
 import sys
 import traceback
@@ -21,12 +21,12 @@ PACKAGE = str(Path(famjax.__file__).parent)
 
 
 class Arrived(Exception):
-    """Ends the journey."""
+    """Raised by the update to capture the stack."""
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_at_most_eight_frames_from_the_loss_to_the_update_of_fam(remat: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a reader passes who follows a gradient: frames of this package between `loss_fn` and `push_fam`."""
+    """At most eight frames of this package lie between `loss_fn` and `push_fam`."""
     config = tiny.config(vocab_size=128, block_size=32, memory_segments=0, remat=remat)
     task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 320, 32, 2, 128, 0)
     training = TrainConfig(model_dir="none", model=config, optimizer=OptimizerConfig())

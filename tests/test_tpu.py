@@ -1,4 +1,4 @@
-"""The table of TPU slices against what Google Cloud documents of them."""
+"""The table of TPU slices, compared with Google Cloud's documentation."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_slices_as_documented(topology, chips, devices, hosts, accelerator_type,
 
 
 def test_several_slices_have_as_many_hosts_and_devices():
-    """A job of n slices has n times the devices of one; names stay those of a slice."""
+    """A job of n slices has n times the hosts and devices of one; names stay those of a slice."""
     one, four = parse("v5e:4x4"), parse("v5e:4x4", slices=4)
     assert (four.chips, four.devices, four.hosts) == (64, 64, 16)
     assert four.hosts_per_slice == one.hosts and four.accelerator_type == one.accelerator_type
@@ -43,7 +43,7 @@ def test_several_slices_have_as_many_hosts_and_devices():
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=str)
 def test_the_shape_taken_for_a_type_is_the_most_compact(chip):
-    """Of all shapes with as many chips, an accelerator type is taken for the one whose sides sum to the least."""
+    """An accelerator type stands for the shape whose sides have the smallest sum, of all with this number of chips."""
     for shape in shapes(chip):
         if math.prod(shape) <= 512:
             named = of_accelerator_type(parse(f"{chip.name}:{'x'.join(map(str, shape))}").accelerator_type)
@@ -54,24 +54,24 @@ def test_the_shape_taken_for_a_type_is_the_most_compact(chip):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("v5p:3x4x4", "there is no v5p slice of 3x4x4 chips; near are 2x4x4 and 4x4x4"),
-        ("v5p:4x4", "the topology 'v5p:4x4' has not the 3 axes of v5p; for example v5p:4x4x4"),
-        ("v5e:0x4", "the topology 'v5e:0x4' has not the 2 axes of v5e; for example v5e:4x4"),
+        ("v5p:3x4x4", "there is no v5p slice of 3x4x4 chips; nearest are 2x4x4 and 4x4x4"),
+        ("v5p:4x4", "the topology 'v5p:4x4' does not have the 3 axes of v5p; for example v5p:4x4x4"),
+        ("v5e:0x4", "the topology 'v5e:0x4' does not have the 2 axes of v5e; for example v5e:4x4"),
         ("v5p", "the topology 'v5p' is not written VERSION:SHAPE; for example v5p:4x4x4 or v5e:4x4"),
         ("v5x:4x4", "TPU version 'v5x' is not one of v4, v5e, v5p, v6e, tpu7x; did you mean 'v5p'?"),
         ("v5e:4x4;rm", "the topology 'v5e:4x4;rm' is not written VERSION:SHAPE; for example v5p:4x4x4 or v5e:4x4"),
     ],
 )
 def test_mistakes_in_a_topology_are_told(text, said):
-    """One line says what is wrong and what there is instead."""
+    """One line says what is wrong and which values are valid."""
     with pytest.raises(ConfigError) as caught:
         parse(text)
     assert str(caught.value) == said
 
 
 def test_mistakes_in_an_accelerator_type_are_told():
-    """The nearest sizes, or the known names."""
-    with pytest.raises(ConfigError, match="there is no accelerator type v5p-100; near are v5p-128 and v5p-64"):
+    """The error lists the nearest sizes, or the known names."""
+    with pytest.raises(ConfigError, match="there is no accelerator type v5p-100; nearest are v5p-128 and v5p-64"):
         of_accelerator_type("v5p-100")
     with pytest.raises(ConfigError, match="the accelerator type 'a100-8' is not one of v4-N, v5litepod-N"):
         of_accelerator_type("a100-8")

@@ -1,4 +1,4 @@
-"""Tiny models for tests: random weights everywhere, forwards compiled once a configuration."""
+"""Tiny models for tests: random weights everywhere, forward passes compiled once per configuration."""
 
 import dataclasses
 import functools
@@ -17,12 +17,13 @@ from famjax.nn import weights
 from famjax.nn.execution import Execution
 
 RELATIVE = 1e-5  # float32 against float64, relative to the largest value
-# Tests compile much and compute little. On a CPU these two options make compilation four times faster.
+# Tests compile a lot and compute little. On a CPU these two options make compilation four times faster.
 COMPILE_FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def config(**changes: Any) -> ModelConfig:
-    """Two layers, width 12, blocks of 4, one segment, FAM of 2. Memory settings may be given by name too."""
+    """Returns a model with two layers, width 12, blocks of 4, one segment, FAM of 2. Memory settings may be given by
+    name too."""
     memory_names = {field.name for field in dataclasses.fields(MemoryConfig)}
     memory = {"block_size": 4, "memory_segments": 1, "fam_length": 2}
     memory |= {name: changes.pop(name) for name in list(changes) if name in memory_names}
@@ -32,17 +33,17 @@ def config(**changes: Any) -> ModelConfig:
 
 
 def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:
-    """The configuration with other settings of its memory."""
+    """Returns the configuration with changed memory settings."""
     return models.with_memory(config, **changes)
 
 
 def with_model(config: ModelConfig, **changes: Any) -> ModelConfig:
-    """The configuration with other settings of the model."""
+    """Returns the configuration with changed model settings."""
     return dataclasses.replace(config, **changes)
 
 
 def parameters(config: ModelConfig, seed: int = 0) -> dict:
-    """Random weights, of a size that makes every part of the model matter; norm scales are not all ones."""
+    """Returns random weights, large enough that every part of the model matters; norm scales are not all ones."""
     shapes = weights.parameters(_abstract(config))
     paths, treedef = jax.tree.flatten_with_path(shapes)
     rng = np.random.default_rng(seed)
@@ -67,7 +68,7 @@ def _abstract(config: ModelConfig, execution: Execution | None = None) -> Any:
 
 
 def build(config: ModelConfig, params: dict, execution: Execution | None = None) -> models.Transformer:
-    """The model with these weights; works inside traced functions."""
+    """Returns the model with these weights; works inside traced functions."""
     graphdef, state = nnx.split(_abstract(config, execution))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
@@ -75,12 +76,12 @@ def build(config: ModelConfig, params: dict, execution: Execution | None = None)
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILE_FAST)
 def whole(config: ModelConfig, params: dict, tokens_BT: Any, state: MemoryState | None = None, **kwargs: Any) -> Any:
-    """Layer-major: (hidden states, memory). `passed` is a FAM, and its updates, that documents start with."""
+    """Runs layer-major. Returns (hidden states, memory). `passed` is the initial FAM of documents, with its updates."""
     return whole_untraced(config, params, tokens_BT, state, **kwargs)
 
 
 def whole_untraced(config: ModelConfig, params: dict, tokens_BT: Any, state: Any = None, **kwargs: Any) -> Any:
-    """`whole` for use inside a function that is traced by itself."""
+    """`whole`, for use inside a traced function."""
     passed = kwargs.pop("passed", None)
     start = models.LEARNED if passed is None else models.Start(*passed)
     layout = Layout(*(kwargs.pop(name, None) for name in ("starts_BN", "kept_B", "shift_B")))
@@ -89,19 +90,19 @@ def whole_untraced(config: ModelConfig, params: dict, tokens_BT: Any, state: Any
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=COMPILE_FAST)
 def read(config: ModelConfig, params: dict, tokens_BQ: Any, state: MemoryState, **kwargs: Any) -> Any:
-    """Block-major: one part of a block."""
+    """Runs block-major: part of a block."""
     named = {name.removesuffix("_B"): value for name, value in kwargs.items()}
     return build(config, params).read(tokens_BQ, state, **named)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2), compiler_options=COMPILE_FAST)
 def initial_state(config: ModelConfig, params: dict, batch: int = 1, passed: Any = None) -> MemoryState:
-    """The memory before any text."""
+    """Returns the initial memory."""
     return build(config, params).initial_state(batch, models.LEARNED if passed is None else models.Start(*passed))
 
 
 def tokens(config: ModelConfig, batch: int, length: int, seed: int = 0) -> np.ndarray:
-    """Random tokens [B, T]."""
+    """Returns random tokens [B, T]."""
     return np.random.default_rng((seed, 1)).integers(0, config.vocab_size, (batch, length)).astype(np.int32)
 
 
@@ -109,17 +110,17 @@ def stream(
     config: ModelConfig, params: dict, tokens_BT: np.ndarray, state: MemoryState | None = None,
     sizes: Any = None, counts_B: Any = None, width: int = 0, **kwargs: Any,
 ) -> tuple[np.ndarray, MemoryState]:  # fmt: skip
-    """Block-major over a text of any length: rows advance each at its own pace, never past their block.
+    """Runs block-major over a text of any length: each row advances at its own pace, never past its block.
 
     Args:
       config, params: the model.
       tokens_BT: the text.
-      state: the memory before it; None starts afresh.
-      sizes: a `numpy` generator that draws how many tokens each row takes at each call; None takes all
-        that its block has room for.
-      counts_B: real tokens of each row; None where all are.
-      width: Q, tokens of a call, of which some may be padding; 0 is a block.
-      **kwargs: given on to `read`.
+      state: the memory before it; None: the initial memory.
+      sizes: a NumPy generator that draws the number of tokens of each row and call; None: all that fit into the row's
+        block.
+      counts_B: number of real tokens of each row; None: all.
+      width: Q, number of tokens of a call, including padding; 0: a block.
+      **kwargs: passed to `read`.
     """
     B, T = tokens_BT.shape
     S = config.memory.block_size
@@ -144,7 +145,7 @@ def stream(
 
 
 def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarray]]:
-    """What a memory holds, row by row: blocks oldest first, and FAMs newest first, without unused room."""
+    """Returns a memory's contents, row by row: blocks oldest first, and FAMs newest first, without unused slots."""
     S, R, P = config.memory.block_size, config.memory.memory_segments + 1, config.memory.previous_fams
     layers, rows = state.layers, []
     if isinstance(layers, tuple):  # as streaming has them
@@ -157,6 +158,9 @@ def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarra
             row |= {name: np.asarray(getattr(layers, name)[:, b, :fams]) for name in ("fam", "fam_k", "fam_v")}
             row |= {"fam_updates": np.array(updates)}
         row |= {name: np.asarray(array[:, b]) for name, array in layers.beside.items()}
+        row |= {name: np.asarray(array[b]) for name, array in state.beside.items()}
+        if config.memory.kind == "rmt" and waiting:  # the block begins with memory tokens
+            waiting += config.memory.memory_tokens
         for name in ("k", "v"):
             ring = np.asarray(getattr(layers, name)[:, b])
             past = [ring[:, n % R] for n in range(max(0, current - R + 1), current)]
@@ -167,7 +171,7 @@ def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarra
 
 
 def assert_close(actual: Any, desired: Any, relative: float = RELATIVE) -> None:
-    """Equal shapes, and no difference above `relative` times the largest desired value."""
+    """Shapes are equal, and no difference exceeds `relative` times the largest desired value."""
     actual, desired = np.asarray(actual, np.float64), np.asarray(desired, np.float64)
     assert actual.shape == desired.shape
     assert np.isfinite(actual).all()
@@ -176,20 +180,20 @@ def assert_close(actual: Any, desired: Any, relative: float = RELATIVE) -> None:
 
 
 def perturbed(tree: Any, seed: int) -> Any:
-    """Every number larger or smaller by half a unit in the last place of float32."""
+    """Changes every number by half a unit in the last place of float32, up or down."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: (np.asarray(x) * (1 + rng.choice([-1, 1], x.shape) * 2.0**-24)).astype(x.dtype), tree)
 
 
 def assert_equal_up_to_rounding(actual: Any, desired: Any, others: list[Any]) -> None:
-    """No difference above 8 times what rounding the inputs once changes.
+    """No difference exceeds 8 times the effect of rounding the inputs once.
 
     Args:
-      actual: what is checked.
-      desired: the same by another computation, in float32 too.
-      others: that computation on `perturbed` inputs. Where a sum is ill-conditioned, these differ from `desired` by
-        more: so the tolerance follows from the computation, not from a processor. Each of the some 50 operations that
-        an input passes rounds once more, in a random direction: sqrt(50) < 8.
+      actual: the values under test.
+      desired: the same values by another computation, also in float32.
+      others: that computation on `perturbed` inputs. They differ more from `desired` if a sum is ill-conditioned, so
+        the tolerance follows from the computation, not from the processor. Each of about 50 operations on an input
+        rounds once more, in a random direction: sqrt(50) < 8.
     """
     actual, desired, *others = (np.asarray(x, np.float64) for x in (actual, desired, *others))
     assert actual.shape == desired.shape
@@ -199,7 +203,7 @@ def assert_equal_up_to_rounding(actual: Any, desired: Any, others: list[Any]) ->
 
 
 def assert_same_memory(config: ModelConfig, actual: MemoryState, desired: MemoryState) -> None:
-    """Two memories hold the same, up to rounding."""
+    """Two memories have the same contents, up to rounding."""
     for one, other in zip(visible(config, actual), visible(config, desired), strict=True):
         assert one.keys() == other.keys()
         for name in one:

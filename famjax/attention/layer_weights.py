@@ -52,6 +52,10 @@ class LayerWeights(Protocol):
         """These settings and other arrays."""
         ...
 
+    def normed(self, x: Activations) -> Activations:
+        """norm(x), what the projections read."""
+        ...
+
     def queries_keys_values(
         self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets
     ) -> tuple[Queries, KeysValues]:

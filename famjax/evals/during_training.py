@@ -1,7 +1,6 @@
-"""Evaluations while a model trains: small ones, whose numbers go to the training's log.
+"""Evaluation during training: small tasks whose metrics go to the training log.
 
-Each is a function from a model and the steps behind it to numbers. A training calls it with its own weights
-and goes on as if it had not.
+An evaluation is a function from a model and its step to metrics; it does not change the training state.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +20,10 @@ Evaluate = Callable[[Transformer, int], dict[str, float]]
 
 
 def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int) -> Evaluate:
-    """The tasks that `config.task` names; `vocabulary` is the training's. Examples are the same each time, so are the
-    shapes: it compiles once."""
+    """Returns the evaluation on the tasks of `config.task`; `vocabulary` is that of the training.
+
+    Examples and therefore shapes are the same at each call, so it compiles once.
+    """
     codec = Codec.of(vocabulary)
     tasks = [catalog.make(name, config, codec, block_size) for name in config.tasks]
     edges_of = {task.name: _halves(task, config.longest) if task.by_position else () for task in tasks}
@@ -42,10 +43,10 @@ def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int) -> E
 def _numbers(
     task: Task, samples: Sequence[Sample], edges: Sequence[int], block_size: int
 ) -> Iterator[tuple[str, float]]:
-    """What a training logs of a task's answers: metrics over all, and the first of them by length.
+    """Yields the logged metrics of a task: all metrics over all examples, and the first one by length.
 
-    Of the pass key exact match at each length of the filler, as `exact_match_at_4_blocks`; of texts also bits per
-    byte over the far half of what is read of them, where a memory has to show.
+    The pass key has exact match for each filler length, such as `exact_match_at_4_blocks`. Texts also have bits per
+    byte over the second half of the longest document's positions, where a memory should help.
     """
     if task.name == "passkey":
         for row in passkey.rows(samples, block_size):
@@ -58,16 +59,16 @@ def _numbers(
         yield f"bits_per_byte_from_{edges[1]}", float(bits[1] / sizes[1])
         yield "accuracy", float(sums.correct.sum() / sums.tokens.sum())
         return
-    told = summarize(task, samples, [], block_size)
-    for name, metric in told["metrics"].items():
+    summary = summarize(task, samples, [], block_size)
+    for name, metric in summary["metrics"].items():
         yield name, metric["value"]
-    for row in told.get("by_length", []):
+    for row in summary.get("by_length", []):
         name = next(iter(row["metrics"]))
         yield f"{name}_at_{row['length']}", row["metrics"][name]["value"]
 
 
 def _halves(task: Task, most: int) -> tuple[int, int, int]:
-    """Both halves of what is read of the longest document."""
+    """Returns the bucket edges of the two halves of the longest document, after truncation to `most` tokens."""
     readable = (example for example in task.examples() if isinstance(example, Example))
     longest = max(example.tokens + len(example.scored) for example in readable)
     longest = min(longest, most or longest)

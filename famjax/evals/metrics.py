@@ -1,7 +1,7 @@
-"""What an answer is worth. Each metric of texts is a function of (prediction, targets); of several targets the
-best one counts unless said otherwise.
+"""Metrics of answers. A text metric is a function of (prediction, targets); the best of several targets counts, unless
+stated otherwise.
 
-They are those of the tasks' own papers: SQuAD's exact match and F1 (Rajpurkar et al. 2016, its official script),
+Definitions are those of the tasks' papers: SQuAD's exact match and F1 (Rajpurkar et al. 2016, its official script),
 RULER's string match (Hsieh et al. 2024), ROUGE-L by the rouge-score library.
 """
 
@@ -19,29 +19,29 @@ from famjax.config import ConfigError
 
 
 def exact_match(prediction: str, targets: Sequence[str]) -> float:
-    """1 where the prediction is a target, but for white space around it."""
+    """Returns 1 if the prediction equals a target, ignoring surrounding white space."""
     return float(any(prediction.strip() == target.strip() for target in targets))
 
 
 def string_match_all(prediction: str, targets: Sequence[str]) -> float:
-    """RULER: the share of the targets that are found in the prediction, in whatever case."""
+    """RULER: returns the fraction of the targets that occur in the prediction, ignoring case."""
     found = [target.lower() in prediction.lower() for target in targets]
     return sum(found) / len(found)
 
 
 def string_match_any(prediction: str, targets: Sequence[str]) -> float:
-    """RULER, for questions with several right answers: 1 where one of them is found in the prediction."""
+    """RULER, for questions with several correct answers: returns 1 if one of them occurs in the prediction."""
     return float(any(target.lower() in prediction.lower() for target in targets))
 
 
 def babilong_match(prediction: str, target: str, question: str, labels: Collection[str]) -> float:
-    """BABILong's rule: of the words that answer some question of the task, the first sentence of the prediction has
-    the target and no other, apart from those that the question itself names.
+    """BABILong's rule: returns 1 if the first sentence of the prediction contains the target and no other answer of the
+    task, not counting answers that the question itself contains.
 
     Args:
-      prediction: what the model wrote.
-      target: the right answer; one of several words has commas between them.
-      question: that was asked.
+      prediction: the model's answer.
+      target: the correct answer; several words are separated by commas.
+      question: the question.
       labels: all answers of the task, in lower case.
     """
     said = re.split(r"\.|<context>|<example>", prediction.strip().lower(), maxsplit=1)[0]
@@ -55,18 +55,18 @@ def babilong_match(prediction: str, target: str, question: str, labels: Collecti
 
 
 def squad_normal_form(text: str) -> str:
-    """Lower case, without punctuation and articles, words with one space between them."""
+    """Returns the text in lower case, without punctuation and articles, with single spaces."""
     text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def squad_exact_match(prediction: str, targets: Sequence[str]) -> float:
-    """1 where prediction and a target have the same normal form."""
+    """Returns 1 if prediction and a target have the same normal form."""
     return float(any(squad_normal_form(prediction) == squad_normal_form(target) for target in targets))
 
 
 def squad_f1(prediction: str, targets: Sequence[str]) -> float:
-    """F1 of the words that prediction and target share, as bags, in normal form."""
+    """Returns the bag-of-words F1 of prediction and target, in normal form."""
     return max(_f1(squad_normal_form(prediction).split(), squad_normal_form(target).split()) for target in targets)
 
 
@@ -93,7 +93,7 @@ def _scorer() -> Any:
 
 
 class _Words:
-    """The library's words for text in ASCII; for other scripts every word, where the library would drop them all."""
+    """The library's tokenizer for ASCII texts. It would drop words of other scripts, so those are kept as they are."""
 
     def __init__(self) -> None:
         from rouge_score import tokenizers
@@ -101,7 +101,7 @@ class _Words:
         self._library = tokenizers.DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
-        """A text's words."""
+        """Returns the words of a text."""
         if text.isascii():
             return list(self._library.tokenize(text))
         return [stem for word in re.findall(r"\w+", text.lower()) for stem in self._stems(word)]
@@ -111,8 +111,8 @@ class _Words:
 
 
 def rouge_l(prediction: str, targets: Sequence[str]) -> float:
-    """ROUGE-L F-measure (Lin 2004) by the rouge-score library with its stemmer. Words of other scripts than Latin,
-    which the library leaves out, are kept."""
+    """Returns the ROUGE-L F-measure (Lin 2004) by the rouge-score library with its stemmer. Words in scripts other than
+    Latin, which the library drops, are kept."""
     return max(float(_scorer().score(target, prediction)["rougeL"].fmeasure) for target in targets)
 
 
@@ -120,12 +120,12 @@ def rouge_l(prediction: str, targets: Sequence[str]) -> float:
 
 
 def choice_values(sums: Sequence[float], sizes: Sequence[int], answer: int) -> dict[str, float]:
-    """Rank classification: the choice of the highest log probability, and of the highest by byte.
+    """Returns the accuracies of rank classification, by log probability and by log probability per byte.
 
     Args:
       sums: natural-log probability of each choice.
       sizes: bytes of each choice.
-      answer: the right one.
+      answer: index of the correct choice.
     """
     by_byte = [total / max(size, 1) for total, size in zip(sums, sizes, strict=True)]
     return {
@@ -135,15 +135,15 @@ def choice_values(sums: Sequence[float], sizes: Sequence[int], answer: int) -> d
 
 
 def scored_values(logprobs: np.ndarray, correct: np.ndarray, size: float) -> dict[str, float]:
-    """Of predicted tokens. Exact match is what greedy generation would give: every first choice is right.
+    """Returns the metrics of scored tokens. Exact match equals that of greedy generation: every argmax is correct.
 
     Args:
       logprobs: natural-log probability of each token.
-      correct: whether it was the first choice.
-      size: bytes that they stand for.
+      correct: whether the token was the argmax.
+      size: bytes of the tokens' text; 0 omits bits per byte.
     """
     bits = -float(np.sum(logprobs, dtype=np.float64)) / math.log(2)
-    # A tokenizer may leave nothing to be predicted: what is nothing is right.
+    # A tokenizer may leave no token to predict: accuracy is then 1.
     accuracy = float(correct.mean()) if len(correct) else 1.0
     values = {"exact_match": float(correct.all()), "next_token_accuracy": accuracy}
     return values | ({"bits_per_byte": bits / size} if size else {})

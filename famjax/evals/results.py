@@ -1,7 +1,7 @@
-"""Answers to numbers: metrics with 95% intervals, by length, by updates of FAM, by depth, by position; models in pairs.
+"""Results from answers: metrics with 95% intervals, by length, FAM updates, depth and position; paired comparisons.
 
-The unit of chance is the document: questions about one book are drawn together. Models are compared on the
-examples that both answered.
+Intervals resample documents: questions about one book are drawn together. Models are compared on the examples that
+both answered.
 """
 
 import collections
@@ -19,25 +19,25 @@ from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Task, Unreadable
 from famjax.evals.tasks.language import Sums
 
-# So many unreadable examples are told with place and reason.
-REASONS_TOLD = 20
-MISSES_TOLD = 3
-# Metrics of whole collections are computed so often anew, for collections up to a size.
+# Number of unreadable examples, and of misses, that results list.
+REASONS_SHOWN = 20
+MISSES_SHOWN = 3
+# Bootstrap samples for corpus metrics, and the largest corpus for which they are computed.
 REDRAWN, MOST_REDRAWN = 200, 1000
 
 
 def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unreadable], block_size: int,
               seed: int = 0) -> dict[str, Any]:  # fmt: skip
-    """What a model's answers to a task amount to.
+    """Summarizes a model's answers to a task, for `results.json`.
 
     Args:
       task: the task.
       samples: its answers, one or more.
       unreadable: examples that could not be read.
-      block_size: of the model, for the number of FAM's updates.
+      block_size: of the model, to compute the number of FAM updates.
       seed: of the bootstrap.
     """
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "kind": task.kind,
         "n": len(samples),
         "documents": len({sample.group for sample in samples}),
@@ -46,42 +46,42 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
             "examples": sum(sample.truncated > 0 for sample in samples),
             "tokens": sum(sample.truncated for sample in samples),
         },
-        "unreadable": {"examples": len(unreadable), "first": [one._asdict() for one in unreadable[:REASONS_TOLD]]},
+        "unreadable": {"examples": len(unreadable), "first": [one._asdict() for one in unreadable[:REASONS_SHOWN]]},
         "tokens_not_read_again": _not_read_again(samples),
         "settings": dict(task.settings),
     }
     if task.kind == "generate":
-        told |= {
+        summary |= {
             "unfinished": sum(sample.finish == "length" for sample in samples),
             "empty": sum(not str(sample.answer).strip() for sample in samples),
             "max_new_tokens": task.max_new_tokens,
         }
-    told["metrics"] = metrics_of(samples, seed)
-    told["metrics"] |= _ratios(task, samples, seed) | _of_all_together(task, samples, seed)
+    summary["metrics"] = metrics_of(samples, seed)
+    summary["metrics"] |= _ratios(task, samples, seed) | _of_all_together(task, samples, seed)
     by = lambda key: _by(samples, key, block_size, seed)
     if any("length" in sample.about for sample in samples):
-        told["by_length"] = by(lambda sample: {"length": sample.about["length"]})
-        told["by_updates"] = by(lambda sample: {"updates_from": _power(updates(sample, block_size))})
+        summary["by_length"] = by(lambda sample: {"length": sample.about["length"]})
+        summary["by_updates"] = by(lambda sample: {"updates_from": _power(updates(sample, block_size))})
     if any("source" in sample.about for sample in samples):
-        told["by_source"] = by(lambda sample: _named(sample, "source", "length", "position"))
+        summary["by_source"] = by(lambda sample: _named(sample, "source", "length", "position"))
     if any("depth" in sample.about for sample in samples):
-        text = "length" if "by_length" in told else "source"
-        told["by_depth"] = by(lambda sample: {name: sample.about[name] for name in (text, "depth")})
+        text = "length" if "by_length" in summary else "source"
+        summary["by_depth"] = by(lambda sample: {name: sample.about[name] for name in (text, "depth")})
     if any("reach" in sample.about for sample in samples):
-        told["by_reach"] = by_reach(samples, block_size, seed)
+        summary["by_reach"] = by_reach(samples, block_size, seed)
     if samples and not task.by_position:
-        told["misses"] = misses(samples)
-    return told
+        summary["misses"] = misses(samples)
+    return summary
 
 
 def _not_read_again(samples: Sequence[Sample]) -> int:
-    """Tokens of contexts that questions share, beyond the one time that each context is read."""
+    """Returns the number of context tokens saved by prefilling shared contexts once."""
     shared = collections.Counter((s.group, s.about["context"]) for s in samples if s.about.get("context"))
     return sum((count - 1) * context for (_, context), count in shared.items())
 
 
 def _of_all_together(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[str, Any]]:
-    """Metrics of all answers, and their intervals by drawing documents anew, where that does not take too long."""
+    """Returns the corpus metrics, with bootstrapped intervals if there are at most `MOST_REDRAWN` examples."""
     if not task.corpus_metrics or task.pairs is None:
         return {}
     found = {sample.id: sample for sample in samples}
@@ -89,8 +89,8 @@ def _of_all_together(task: Task, samples: Sequence[Sample], seed: int) -> dict[s
 
     def values(chosen: Iterable[int]) -> dict[str, float]:
         targets, answers = zip(*((pairs[i][1], pairs[i][2]) for i in chosen), strict=True)
-        told = [metric(list(targets), list(answers)) for metric in task.corpus_metrics]
-        return {name: number for one in told for name, value in one.items() if (number := _number(value)) is not None}
+        found = [metric(list(targets), list(answers)) for metric in task.corpus_metrics]
+        return {name: number for one in found for name, value in one.items() if (number := _number(value)) is not None}
 
     whole = values(range(len(pairs)))
     units: dict[str, list[int]] = {}
@@ -109,7 +109,7 @@ def _of_all_together(task: Task, samples: Sequence[Sample], seed: int) -> dict[s
 
 
 def _ratios(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[str, Any]]:
-    """`task.ratios`: a long document weighs more than a short one. Intervals are bootstrapped by document."""
+    """Returns the `task.ratios`, weighted by length, with intervals bootstrapped by document."""
     found: dict[str, dict[str, Any]] = {}
     if not task.ratios or not samples:
         return found
@@ -125,16 +125,16 @@ def _ratios(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[
 
 
 def _named(sample: Sample, *names: str) -> dict[str, Any]:
-    """What a sample has of these."""
+    """Returns the entries of `sample.about` with these names."""
     return {name: sample.about[name] for name in names if name in sample.about}
 
 
 def by_reach(samples: Sequence[Sample], block_size: int, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for the needles inside the reach of one layer, one for those partly inside, one for those outside it, and
-    one for those of the latter that are beyond all layers.
+    """Returns a row each for needles inside, partly inside and outside the reach of one layer, and a row for those of
+    the last that are beyond the reach of all layers together.
 
-    Each has `distance`, the least and the most tokens to the farthest needle, and, if there are several lengths, the
-    same by length. Truncated examples are in none of them.
+    A row has `distance`, the minimum and maximum distance in tokens to the farthest needle, and, if there are several
+    lengths, its own rows by length. Truncated examples are not counted.
     """
     rows = []
     among_of = {INSIDE: (INSIDE,), PARTLY: (PARTLY,), OUTSIDE: (OUTSIDE, BEYOND), BEYOND: (BEYOND,)}
@@ -152,22 +152,22 @@ def by_reach(samples: Sequence[Sample], block_size: int, seed: int = 0) -> list[
 
 
 def _number(value: Any) -> float | None:
-    """A number, or what seqio wraps one in; anything else (text, histograms) has no place in a table."""
+    """Unwraps a number, possibly from a seqio metric value; returns None for anything else (text, histograms)."""
     value = getattr(value, "value", value)
     is_number = bool(np.isscalar(value) and np.isreal(value))
     return float(value) if is_number else None
 
 
 def misses(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Some that are worth the least by the first metric, if that is not all: to look at."""
+    """Returns the worst answers by the first metric, among those below 1, for inspection."""
     first = next(iter(samples[0].values), "")
     worst = sorted((sample for sample in samples if sample.values.get(first, 1.0) < 1), key=lambda s: s.values[first])
     names = ("id", "prompt", "answer", "targets")
-    return [{name: getattr(sample, name) for name in names} for sample in worst[:MISSES_TOLD]]
+    return [{name: getattr(sample, name) for name in names} for sample in worst[:MISSES_SHOWN]]
 
 
 def metrics_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Mean, interval and n of every metric."""
+    """Returns mean, 95% interval and n of every metric."""
     found = {}
     units = [sample.group for sample in samples]
     for name in samples[0].values if samples else ():
@@ -178,7 +178,7 @@ def metrics_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, 
 
 
 def paired(one: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Of each metric, how much more `one` has than `other` on the examples that both answered, and how sure that is."""
+    """Returns each metric's mean difference `one` - `other` on the examples that both answered, with 95% intervals."""
     theirs = {sample.id: sample for sample in other}
     both = [(sample, theirs[sample.id]) for sample in one if sample.id in theirs]
     found: dict[str, dict[str, Any]] = {}
@@ -197,7 +197,7 @@ def paired(one: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> dic
 
 
 def paired_by_length(one: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> list[dict[str, Any]]:
-    """`paired` of each length, or of each number of filler blocks, in rising order; nothing of samples without."""
+    """Returns `paired` for each length or number of filler blocks, ascending; samples with neither are ignored."""
     rows = []
     for name in ("length", "filler_blocks"):
         lengths = sorted({sample.about[name] for sample in one if name in sample.about})
@@ -210,7 +210,7 @@ def paired_by_length(one: Sequence[Sample], other: Sequence[Sample], seed: int =
 def _by(
     samples: Sequence[Sample], key: Callable[[Sample], dict[str, Any]], block_size: int, seed: int
 ) -> list[dict[str, Any]]:
-    """A row for each value of a key, in rising order."""
+    """Returns a row for each value of `key`, in ascending order."""
     rows = []
     order = lambda sample: tuple(key(sample).values())
     for _, group in itertools.groupby(sorted(samples, key=order), order):
@@ -223,17 +223,17 @@ def _by(
 
 
 def _power(number: int) -> int:
-    """The largest power of two that is not above a number; 0 of 0."""
+    """Returns the largest power of two that is at most `number`; 0 for 0."""
     return 1 << (number.bit_length() - 1) if number else 0
 
 
-class Read(NamedTuple):
-    """What a model's predictions amount to.
+class ByPosition(NamedTuple):
+    """A model's results of language modelling.
 
     Attributes:
-      rows: those of `language.summary`, against the first model.
+      rows: from `language.summary`, compared with the first model.
       metrics: over all tokens.
-      against_first: differences of the metrics from the first model's.
+      against_first: the metrics minus those of the first model.
     """
 
     rows: list[dict[str, Any]]
@@ -241,8 +241,8 @@ class Read(NamedTuple):
     against_first: dict[str, dict[str, Any]]
 
 
-def by_position(models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: int = 0) -> list[Read]:
-    """Models' predictions of the documents that all of them have read.
+def by_position(models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: int = 0) -> list[ByPosition]:
+    """Returns each model's results on the documents that all of them scored.
 
     Args:
       models: answers of each model.
@@ -259,11 +259,12 @@ def by_position(models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: 
             for samples in models]  # fmt: skip
     edges = language.up_to(edges, itertools.chain(*same))
     sums = [language.sums_of(samples, edges) for samples in same]
-    return [Read(language.summary(one, edges, sums[0], seed), *_of_all_tokens(one, sums[0], seed)) for one in sums]
+    rows = [language.summary(one, edges, sums[0], seed) for one in sums]
+    return [ByPosition(row, *_of_all_tokens(one, sums[0], seed)) for row, one in zip(rows, sums, strict=True)]
 
 
 def _of_all_tokens(sums: Sums, first: Sums, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Metrics and their differences. Every token counts as much: a long document more than a short one."""
+    """Returns the metrics over all tokens, and their differences from the first model's."""
     found: dict[str, dict[str, Any]] = {}
     gaps: dict[str, dict[str, Any]] = {}
     for name, above, below in (("next_token_accuracy", "correct", "tokens"), ("bits_per_byte", "bits", "sizes")):

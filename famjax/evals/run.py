@@ -1,4 +1,4 @@
-"""An evaluation from model directories to files: load, ask, print, write."""
+"""Evaluates model directories: loads models, runs the tasks, prints tables, writes results."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from famjax.process import interrupts
 from famjax.process.progress import Progress
 from famjax.storage.model_dir import read_config, split_step
 
-# Settings of a model that change how it is computed, not what.
+# Model settings that change how the model is computed, but not its function.
 _HOW = ("scan_layers", "unroll_blocks", "remat", "attention_kernel", "embedding_std")
 
 
@@ -42,27 +42,28 @@ class Subject(NamedTuple):
 
 
 def describe(config: ModelConfig) -> str:
-    """A model's memory in a few words, for a legend."""
+    """Returns a short description of a model's memory, for legends."""
     memory = config.memory
-    fam = f"FAM {memory.fam_length}" if memory.fam_length else "BSWA"
+    other = "BSWA" if memory.kind == "fam" else f"BSWA and {memory.kind}"
+    fam = f"FAM {memory.fam_length}" if memory.fam_length else other
     return f"{fam}, {memory.memory_segments} memory segments, block {memory.block_size}"
 
 
 def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     """Evaluates every model on every task, prints tables, writes `results.json`, `samples.jsonl` and plots.
 
-    Answers are written as they come. What an earlier, interrupted evaluation into the same directory has answered
-    with the same model and settings is not asked again.
+    Answers are written as they arrive. Examples that an earlier evaluation into the same directory answered with the
+    same model and settings are not run again.
 
     Args:
       config: the evaluation.
-      trained_filler_tokens: longest filler in training, marked in the plot of the pass key; 0 where unknown.
+      trained_filler_tokens: longest filler in training, marked in the pass-key plot; 0 if unknown.
 
     Raises:
-      ConfigError: a setting, a data set or a model directory that cannot be used, before anything is evaluated.
+      ConfigError: a setting, data set or model directory is unusable; raised before anything is evaluated.
     """
     config.validate()
-    with Progress("looking at the data"):
+    with Progress("reading the data"):
         subjects = [_subject(path, config) for path in config.model_dirs]
     _report_bad(subjects)
     names = names_of(config.model_dirs)
@@ -70,7 +71,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
     edges = language.position_edges(subjects[0].config.memory.block_size)
-    kept = lambda: f"the answers so far are in {output}; the same command goes on"
+    kept = lambda: f"the answers so far are in {output}; run the same command to resume"
     with (
         interrupts.saying(kept),
         SampleFile(output / file_name(config.part_of)) as file,
@@ -82,23 +83,23 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
             answers.append(found)
     if config.part:
         count = sum(len(samples) for found in answers for samples in found.values())
-        print(f"{file.path} has {count} answers of part {config.part}; the same command without --part, once all parts "
-              f"are done, makes the results")  # fmt: skip
+        print(f"{file.path} has {count} answers of part {config.part}; when all parts are done, run the same command "
+              f"without --part to write the results")  # fmt: skip
         return {"models": models}
     side_by_side(models, answers, edges, config.seed)
-    _as_before(models, answers, subjects, trained_filler_tokens)
-    told = {
+    _add_rows(models, answers, subjects, trained_filler_tokens)
+    content = {
         "task": config.task, "seed": config.seed, "keys": config.keys, "version": famjax.__version__,
         "settings": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "models": models,
     }  # fmt: skip
-    data, shown = page.write(output, told)
+    data, shown = page.write(output, content)
     written = [data, *_show(models, config, output), shown]
     print(f"wrote {', '.join(map(str, written[:-1]))} and {written[-1]}")
-    return told
+    return content
 
 
 def names_of(model_dirs: Sequence[str]) -> list[str]:
-    """The ends of the paths, as much of each as tells all apart."""
+    """Returns the shortest ends of the paths that are distinct."""
     paths = [Path(path).resolve().parts for path in model_dirs]
     for length in range(1, max(map(len, paths)) + 1):
         names = ["/".join(path[-length:]) for path in paths]
@@ -108,7 +109,7 @@ def names_of(model_dirs: Sequence[str]) -> list[str]:
 
 
 def _subject(path: str, config: EvalConfig) -> Subject:
-    """A model's settings and tasks. Its tasks are made here, so that what they lack is told before any work."""
+    """Returns a model's settings and tasks. Making the tasks here reports missing data before any work."""
     overrides = {name: value for name in ("block_size", "memory_segments", "fam_length")
                  if (value := getattr(config, name)) is not None}  # fmt: skip
     model = with_memory(read_config(path), **overrides)
@@ -118,17 +119,17 @@ def _subject(path: str, config: EvalConfig) -> Subject:
 
 
 def _report_bad(subjects: Sequence[Subject]) -> None:
-    """Prints, before any work, what of each task's data is left out because it cannot be read."""
+    """Prints the number of unreadable examples of each task, and the first of them, before any work."""
     for task in {task.name: task for subject in subjects for task in subject.tasks}.values():
         if task.bad:
             first = task.bad[0]
             what = "one place" if len(task.bad) == 1 else f"{len(task.bad)} places"
-            message = f"{task.name}: {what} of the data cannot be read, first {first.place}: {first.reason}"
+            message = f"{task.name}: {what} of the data cannot be read; the first is {first.place}: {first.reason}"
             print(message, file=sys.stderr)
 
 
 def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:
-    """The model's vocabulary. The pass key alone is content with a model that knows no more than ASCII."""
+    """Returns the model's tokenizer. The pass-key task alone also works with an ASCII vocabulary."""
     if config.tasks != ("passkey",):
         return Codec(path, model.vocab_size)
     codec = Codec.of(vocabulary_of(split_step(path)[0]))
@@ -137,13 +138,13 @@ def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:
 
 
 def model_fingerprint(model: Transformer) -> str:
-    """Of weights and all settings that matter to what it says, its memory's too."""
+    """Returns a fingerprint of the weights and of all settings that affect the outputs, including the memory's."""
     settings = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
     return fingerprint(json.dumps(settings, sort_keys=True, default=str), each_parameter(model))
 
 
 def entry_of(name: str, path: str, model: Transformer) -> dict[str, Any]:
-    """A model in the results, before any task."""
+    """Returns a model's entry in the results, with no tasks yet."""
     return {
         "name": name, "model_dir": str(path), "label": f"{name} ({describe(model.config)})",
         "fingerprint": model_fingerprint(model), "model": dataclasses.asdict(model.config), "tasks": {},
@@ -158,7 +159,7 @@ def _evaluate(
     file: SampleFile,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
-    """One model's entry of the results, and its answers by task."""
+    """Returns a model's entry in the results, and its answers by task."""
     overrides = {field: getattr(config, field) for field in ("block_size", "memory_segments", "fam_length")}
     progress.stage(f"loading {name}")
     model = load(subject.path, config.mesh, config.dtype, **overrides)
@@ -171,28 +172,28 @@ def _evaluate(
         unreadable: list[Unreadable] = []
         progress.stage(f"{name}: {task.name}", task.count, "examples")
         runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges, reach=reach)
-        samples = ask(runner, task, config, file, unreadable, progress.advance)
+        samples = answer(runner, task, config, file, unreadable, progress.advance)
         found[task.name] = samples
         if not samples and not config.part:
             raise ConfigError(f"{task.name} has no example; is its data set empty?")
         if not samples:
             continue
         summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
-        told_reach = {"reach": reach.told()} if "by_reach" in summary else {}
-        entry["tasks"][task.name] = summary | told_reach | {"key": key}
+        reach_entry = {"reach": reach.as_dict()} if "by_reach" in summary else {}
+        entry["tasks"][task.name] = summary | reach_entry | {"key": key}
     return entry, found
 
 
-def ask(
+def answer(
     runner: Runner, task: Task, config: EvalConfig, file: SampleFile, unreadable: list[Unreadable],
     advance: Callable[[int], Any] = lambda n: None,
 ) -> list[Sample]:  # fmt: skip
-    """A model's answers to a task, or to its part: those that the directory has already, and new ones, which are
+    """Returns a model's answers to a task, or to its part: those already in the directory, and new ones, which are
     appended to the file."""
     samples: dict[str, Sample] = {}
     if not config.again:
         samples = {sample.id: sample for sample in read(file.path.parent, runner.key)}
-    asked: set[str] = set()  # an earlier evaluation may have asked more
+    asked: set[str] = set()  # an earlier evaluation may have run more examples
 
     def examples() -> Iterator[Example | Unreadable]:
         for example in _part(task.examples(), *config.part_of):
@@ -210,7 +211,7 @@ def ask(
 
 
 def _part(examples: Iterable[Example | Unreadable], part: int, parts: int) -> Iterator[Example | Unreadable]:
-    """Every so many-th document with all that is asked about it; what cannot be read belongs to the first part."""
+    """Yields every `parts`-th document with all of its questions; unreadable examples belong to the first part."""
     number, unit = -1, None
     for example in examples:
         if isinstance(example, Unreadable):
@@ -225,10 +226,10 @@ def _part(examples: Iterable[Example | Unreadable], part: int, parts: int) -> It
 def side_by_side(
     models: Sequence[dict[str, Any]], answers: Sequence[dict[str, list[Sample]]], edges: tuple[int, ...], seed: int
 ) -> None:
-    """Adds what compares: `less_than_first` by position, and `against_first`, the metrics' differences, also
-    `_by_length`.
+    """Adds paired comparisons to the models' entries: `against_first` (and `_by_length`), or `by_position` with
+    `less_than_first`.
 
-    The first is the first model that has answered a task.
+    The reference is the first model that has answers to the task.
     """
     for name in dict.fromkeys(name for found in answers for name in found):
         asked = [(model, found[name]) for model, found in zip(models, answers, strict=True) if name in found]
@@ -243,10 +244,10 @@ def side_by_side(
             model["tasks"][name]["against_first_by_length"] = results.paired_by_length(samples, asked[0][1], seed)
 
 
-def _as_before(
+def _add_rows(
     models: list[dict[str, Any]], answers: list[dict[str, list[Sample]]], subjects: Sequence[Subject], trained: int
 ) -> None:
-    """Adds `passkey` and `text`, the rows of these two tasks by themselves."""
+    """Adds the rows of the tasks `passkey` and `text` as entries of these names."""
     for entry, found, subject in zip(models, answers, subjects, strict=True):
         if "passkey" in found:
             rows = passkey.rows(found["passkey"], subject.config.memory.block_size)
@@ -256,7 +257,7 @@ def _as_before(
 
 
 def _show(models: list[dict[str, Any]], config: EvalConfig, output: Path) -> list[Path]:
-    """Prints tables and draws plots; where the plots are."""
+    """Prints tables and draws plots. Returns the plots' paths."""
     written = []
     for name in config.tasks:
         if name == "passkey":

@@ -1,7 +1,7 @@
-"""A task's questions to a model, in constant memory, whatever the length of documents and of the data set.
+"""Runs a model on a task, in memory that depends neither on the documents' lengths nor on the number of examples.
 
-Examples come as they are needed, some at a time. What neighbours share is read once; documents of unequal
-lengths take turns in the rows; then questions are answered, so many side by side.
+Examples are loaded lazily, in chunks. Shared contexts are prefilled once, documents are batched continuously, and
+questions are answered in batches.
 """
 
 import dataclasses
@@ -12,26 +12,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.evals.engine import Ask, Engine
+from famjax.evals.engine import Engine, Request
 from famjax.evals.metrics import choice_values, scored_values
 from famjax.evals.reach import Reach
 from famjax.evals.samples import Sample
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 
-# Examples that are known at one moment: so many times the rows, or so many tokens.
+# Size of a chunk of examples: a multiple of the rows, or a number of tokens, whichever is reached first.
 LOOKAHEAD, LOOKAHEAD_TOKENS = 8, 2**23
-# Characters of a prompt that a sample keeps.
+# Number of characters of the prompt that a sample keeps.
 PROMPT_SHOWN = 400
 Bad = Callable[[Unreadable], None]
 
 
-class Asked(NamedTuple):
-    """An example as it is asked.
+class Fitted(NamedTuple):
+    """An example after truncation to `Runner.longest`.
 
     Attributes:
-      example: maybe with a shorter context.
-      truncated: tokens that were left out.
+      example: the example, possibly shortened.
+      truncated: number of tokens that were removed.
     """
 
     example: Example
@@ -40,16 +40,16 @@ class Asked(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Asks one model.
+    """Runs one model on tasks.
 
     Attributes:
       engine: the model.
-      codec: its vocabulary.
+      codec: its tokenizer.
       key: of the samples.
-      longest: tokens of an example before its answer, at most; 0 sets no limit.
-      edges: buckets [edge, next edge) of positions, for tasks that tell results by position.
-      on_tokens: called with numbers of tokens as they are read or made.
-      reach: of the model's attention; samples record on which side of it their needles lie. None records nothing.
+      longest: maximum number of tokens of an example; 0: no limit.
+      edges: position buckets [edge, next edge), for tasks with results by position.
+      on_tokens: called with the number of tokens after each prefill, scoring or decoding call.
+      reach: of the model's attention, to record whether a sample's needles lie within it; None records nothing.
     """
 
     engine: Engine
@@ -63,15 +63,15 @@ class Runner:
     def run(
         self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None
     ) -> Iterator[Sample]:
-        """The answers to all examples of a task, as they come.
+        """Yields the answers to all examples of a task, in order of completion.
 
         Args:
           task: the task.
-          done: ids of examples that are left out, for they were answered before.
-          on_bad: called with what could not be read.
+          done: ids of examples to skip, because they were answered before.
+          on_bad: called with each unreadable example.
 
         Raises:
-          ConfigError: none of the examples could be read; the first reason is told.
+          ConfigError: no example could be read; the message has the first reason.
         """
         bad: list[Unreadable] = []
         read = 0
@@ -89,16 +89,16 @@ class Runner:
                     yield example
 
         for chunk in _chunks(readable(), LOOKAHEAD * self.engine.rows):
-            yield from self._ask(task, chunk)
+            yield from self._answer_chunk(task, chunk)
         if bad and not read:
             raise ConfigError(f"no example of {task.name} could be read; {bad[0].place}: {bad[0].reason}")
 
-    def _ask(self, task: Task, examples: list[Example]) -> Iterator[Sample]:
-        """Answers to some examples: those without a context at once, the others behind theirs."""
+    def _answer_chunk(self, task: Task, examples: list[Example]) -> Iterator[Sample]:
+        """Yields the answers to one chunk; examples with a context wait for its prefill."""
         groups = _groups(examples)
-        asked = [self._fit(group, task) for group in groups]
-        waiting = [(None, one) for group in asked if not len(group[0].example.context) for one in group]
-        with_context = [group for group in asked if len(group[0].example.context)]
+        fitted = [self._fit(group, task) for group in groups]
+        waiting = [(None, one) for group in fitted if not len(group[0].example.context) for one in group]
+        with_context = [group for group in fitted if len(group[0].example.context)]
         contexts = [group[0].example.context for group in with_context]
         most = self.engine.rows if task.kind != "choose" else max(1, self.engine.rows // 2)
         states = self.engine.read(contexts, self.on_tokens) if contexts else iter(())
@@ -111,28 +111,28 @@ class Runner:
             batch, waiting = waiting[:most], waiting[most:]
             yield from self._answer(task, batch)
 
-    def _fit(self, group: list[Example], task: Task) -> list[Asked]:
-        """A group whose context is cut at its end where it would be too long; the questions stay whole.
+    def _fit(self, group: list[Example], task: Task) -> list[Fitted]:
+        """Truncates the shared context of a group to `longest`, at its end; the questions stay whole.
 
-        A document that is itself predicted is cut at its own end.
+        A document that is itself scored is truncated at its end.
         """
         if not self.longest:
-            return [Asked(example, 0) for example in group]
+            return [Fitted(example, 0) for example in group]
         new = task.max_new_tokens if task.kind == "generate" else 0
-        behind = max(len(example.prompt) + _longest_answer(example, new) for example in group)
-        room = max(0, self.longest - behind)
-        return [_cut(example, room, self.longest) for example in group]
+        after = max(len(example.prompt) + _longest_answer(example, new) for example in group)
+        room = max(0, self.longest - after)
+        return [_truncate(example, room, self.longest) for example in group]
 
-    def _answer(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
+    def _answer(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
         answer = {"generate": self._generate, "choose": self._choose, "score": self._score}[task.kind]
         yield from answer(task, batch)
 
-    def _generate(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
-        asks = [Ask(state, asked.example.prompt) for state, asked in batch]
+    def _generate(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
+        requests = [Request(state, fitted.example.prompt) for state, fitted in batch]
         stops = self.codec.token_stops(task.stops)
-        says_stop = lambda i, tokens: any(stop in self.codec.vocabulary.decode(tokens) for stop in task.stops)
-        finished = None if self.codec.is_bytes or not task.stops else says_stop
-        for i, tokens, stopped in self.engine.generate(asks, task.max_new_tokens, stops, self.on_tokens, finished):
+        has_stop = lambda i, tokens: any(stop in self.codec.vocabulary.decode(tokens) for stop in task.stops)
+        finished = None if self.codec.is_bytes or not task.stops else has_stop
+        for i, tokens, stopped in self.engine.generate(requests, task.max_new_tokens, stops, self.on_tokens, finished):
             example = batch[i][1].example
             before = np.concatenate([example.context[-8:], example.prompt])[-8:]
             text, _, ended = self.codec.answer(tokens.tolist(), stopped, task.stops, before)
@@ -140,32 +140,33 @@ class Runner:
             values |= {name: float(metric(text, example.targets)) for name, metric in task.metrics.items()}
             yield self._sample(task, batch[i][1], text, "stop" if ended else "length", values)
 
-    def _choose(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
-        places = [(i, c) for i, (_, asked) in enumerate(batch) for c in range(len(asked.example.choices))]
+    def _choose(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
+        places = [(i, c) for i, (_, fitted) in enumerate(batch) for c in range(len(fitted.example.choices))]
         tokens = [np.concatenate([batch[i][1].example.prompt, batch[i][1].example.choices[c]]) for i, c in places]
-        asks = [Ask(batch[i][0], text) for (i, _), text in zip(places, tokens, strict=True)]
-        sums = [[0.0] * len(asked.example.choices) for _, asked in batch]
-        for which, logprobs, _ in self.engine.score(asks, self.on_tokens):
+        requests = [Request(batch[i][0], text) for (i, _), text in zip(places, tokens, strict=True)]
+        sums = [[0.0] * len(fitted.example.choices) for _, fitted in batch]
+        for which, logprobs, _ in self.engine.score(requests, self.on_tokens):
             i, c = places[which]
             count = len(batch[i][1].example.choices[c])
             sums[i][c] = float(np.sum(logprobs[len(logprobs) - count :], dtype=np.float64))
-        for (_, asked), totals in zip(batch, sums, strict=True):
-            values = task.values(choice_values(totals, asked.example.choice_sizes, asked.example.answer))
-            yield self._sample(task, asked, int(np.argmax(totals)), "", values)
+        for (_, fitted), totals in zip(batch, sums, strict=True):
+            values = task.values(choice_values(totals, fitted.example.choice_sizes, fitted.example.answer))
+            yield self._sample(task, fitted, int(np.argmax(totals)), "", values)
 
-    def _score(self, task: Task, batch: list[tuple[Any, Asked]]) -> Iterator[Sample]:
-        asks = [Ask(state, np.concatenate([asked.example.prompt, asked.example.scored])) for state, asked in batch]
-        for i, logprobs, correct in self.engine.score(asks, self.on_tokens):
-            asked = batch[i][1]
-            example, count = asked.example, min(len(asked.example.scored), len(logprobs))
+    def _score(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
+        texts = [np.concatenate([fitted.example.prompt, fitted.example.scored]) for _, fitted in batch]
+        requests = [Request(state, text) for (state, _), text in zip(batch, texts, strict=True)]
+        for i, logprobs, correct in self.engine.score(requests, self.on_tokens):
+            fitted = batch[i][1]
+            example, count = fitted.example, min(len(fitted.example.scored), len(logprobs))
             logprobs, correct = logprobs[len(logprobs) - count :], correct[len(correct) - count :]
             values = task.values(scored_values(logprobs, correct, example.size))
             sums = self._by_position(example, logprobs, correct) if task.by_position else {}
             total = float(np.sum(logprobs, dtype=np.float64))
-            yield self._sample(task, asked, total, "", values, sums)
+            yield self._sample(task, fitted, total, "", values, sums)
 
     def _by_position(self, example: Example, logprobs: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
-        """Sums by bucket of each token's position in its document."""
+        """Returns the sums by bucket of the tokens' positions in their document."""
         end = example.tokens + len(example.scored)
         positions = np.arange(end - len(logprobs), end)
         bucket = np.searchsorted(self.edges, positions, side="right") - 1
@@ -179,26 +180,26 @@ class Runner:
         }
 
     def _sample(
-        self, task: Task, asked: Asked, answer: Any, finish: str, values: dict[str, float],
+        self, task: Task, fitted: Fitted, answer: Any, finish: str, values: dict[str, float],
         sums: dict[str, list[float]] | None = None,
     ) -> Sample:  # fmt: skip
-        example = asked.example
+        example = fitted.example
         more: dict[str, Any] = {"context": len(example.context)} if example.group else {}
         more |= example.counts
-        if self.reach is not None and example.needles and not asked.truncated:  # what was cut may be the needle
+        if self.reach is not None and example.needles and not fitted.truncated:  # the needle may have been truncated
             more |= self.reach.about(example.needles, example.tokens)
         last = np.concatenate([example.context[-PROMPT_SHOWN:], example.prompt])[-PROMPT_SHOWN:]
         shown = self.codec.vocabulary.decode(last)[-PROMPT_SHOWN:]
         if any(not math.isfinite(value) for value in values.values()):
-            raise ConfigError("the model's scores are no numbers; are its weights sound?")
+            raise ConfigError("the model's scores are not finite; check its weights for NaN or infinity")
         return Sample(
-            task.name, example.id, example.unit, self.key, example.tokens, asked.truncated, shown, answer,
+            task.name, example.id, example.unit, self.key, example.tokens, fitted.truncated, shown, answer,
             list(example.targets), finish, values, dict(example.about) | more, sums or {},
         )  # fmt: skip
 
 
 def _chunks(examples: Iterable[Example], most: int) -> Iterator[list[Example]]:
-    """Some examples at a time; those of a group are not parted."""
+    """Splits examples into chunks; the examples of a group stay together."""
     chunk: list[Example] = []
     tokens = 0
     for example in examples:
@@ -213,7 +214,7 @@ def _chunks(examples: Iterable[Example], most: int) -> Iterator[list[Example]]:
 
 
 def _groups(examples: list[Example]) -> list[list[Example]]:
-    """Neighbours of one group that have the same context."""
+    """Collects consecutive examples with the same group and context."""
     groups: list[list[Example]] = []
     for example in examples:
         before = groups[-1][0] if groups and example.group == groups[-1][0].group != "" else None
@@ -229,8 +230,9 @@ def _longest_answer(example: Example, new: int) -> int:
     return max([new, *map(len, example.choices)])
 
 
-def _cut(example: Example, room: int, longest: int) -> Asked:
-    """Cuts the context to `room` tokens, and what is predicted, or else the prompt's front, to `longest` of all."""
+def _truncate(example: Example, room: int, longest: int) -> Fitted:
+    """Truncates the context to `room` tokens, then the scored tokens (at the end) and the prompt (at the front) so that
+    the example has at most `longest` tokens."""
     changes: dict[str, Any] = {}
     if len(example.context) > room:
         changes["context"] = example.context[:room]
@@ -245,4 +247,4 @@ def _cut(example: Example, room: int, longest: int) -> Asked:
         changes["prompt"] = example.prompt[len(example.prompt) - longest :]
     names = ("context", "scored", "prompt")
     left_out = sum(len(getattr(example, name)) - len(changes[name]) for name in names if name in changes)
-    return Asked(dataclasses.replace(example, **changes) if changes else example, left_out)
+    return Fitted(dataclasses.replace(example, **changes) if changes else example, left_out)

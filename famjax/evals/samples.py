@@ -1,7 +1,7 @@
-"""Answers as they come: one JSON object a line, appended, so that an evaluation that was stopped goes on.
+"""The answers file: one JSON object per line, appended as answers arrive, so that a stopped evaluation can resume.
 
-An answer belongs to (model and memory settings, task and its settings, example). `key` stands for the first two;
-an answer with another key is left alone and not counted.
+An answer belongs to (model and memory settings, task and its settings, example). `key` hashes the first two;
+answers with another key are ignored.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ SAMPLES_JSONL = "samples.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What a model made of an example.
+    """A model's answer to one example.
 
     Attributes:
       task, id, group: of the example.
-      key: of the model, the task and their settings, see `key_of`.
-      tokens: before the answer.
-      truncated: tokens of the context that were left out; 0 where it was read whole.
-      prompt: the last part of what was asked, as text.
-      answer: what was generated, or the number of the choice; of predicted tokens their natural-log probability.
-      targets: the right answers.
-      finish: of a generation, `stop`, or `length` where it did not end by itself.
-      values: metrics.
-      about: length, depth and so on.
-      sums: of predictions by position: {"bits": [...], "correct": [...], "tokens": [...], "sizes": [...]} by bucket.
+      key: hash of the model, the task and their settings, see `key_of`.
+      tokens: number of tokens before the answer.
+      truncated: number of context tokens left out; 0 if the context was read whole.
+      prompt: the end of the prompt, as text.
+      answer: the generated text, the index of the choice, or the natural-log probability of the scored tokens.
+      targets: the correct answers.
+      finish: for generation, `stop`, or `length` if the token limit was reached.
+      values: metrics by name.
+      about: length, depth and so on, see `Example.about`.
+      sums: for results by position: {"bits": [...], "correct": [...], "tokens": [...], "sizes": [...]} by bucket.
     """
 
     task: str
@@ -51,23 +51,23 @@ class Sample:
 
 
 def updates(sample: Sample, block_size: int) -> int:
-    """Updates of FAM between the needle (or the beginning, where there is none) and the answer; 0 if it was cut off."""
+    """Returns the number of FAM updates between needle (or start of the text, if none) and answer; 0 if truncated."""
     return max(0, max(0, sample.tokens - 1) // block_size - int(sample.about.get("needle", 0)) // block_size)
 
 
 def key_of(model: str, task: str, settings: dict[str, Any]) -> str:
-    """16 hexadecimal digits. `model` is its fingerprint, its memory settings included."""
+    """Returns 16 hexadecimal digits. `model` is the model's fingerprint, which includes its memory settings."""
     text = json.dumps([model, task, settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class SampleFile:
-    """`samples.jsonl`, open for more.
+    """`samples.jsonl`, open for appending. Only one process may write at a time.
 
-    A line that a killed process left half written is dropped. One process writes at a time.
+    A partial last line, left by a killed process, is removed.
 
     Args:
-      path: of the file; it and its directory are made.
+      path: the file; it and its directory are created if missing.
     """
 
     def __init__(self, path: str | Path):
@@ -85,27 +85,27 @@ class SampleFile:
         self._file.close()
 
     def add(self, sample: Sample) -> None:
-        """Appends; it is on disk when this returns."""
+        """Appends one answer and flushes it to the operating system."""
         line = json.dumps(dataclasses.asdict(sample), ensure_ascii=False)
         with interrupts.held():
-            # half a surrogate pair has no UTF-8 form
+            # a lone surrogate has no UTF-8 encoding
             self._file.write(line.encode("utf-8", "replace") + b"\n")
             self._file.flush()
 
     def sync(self) -> None:
-        """Survives a crash of the machine too."""
+        """Flushes to disk (`fsync`), so that the answers survive a crash of the machine."""
         os.fsync(self._file.fileno())
 
 
 def file_name(part: tuple[int, int] = (1, 1)) -> str:
-    """Where the answers of part i of n go: `samples.jsonl`, or `samples-2-of-4.jsonl`."""
+    """Returns the file name for part i of n: `samples.jsonl`, or `samples-2-of-4.jsonl`."""
     return SAMPLES_JSONL if part[1] == 1 else f"samples-{part[0]}-of-{part[1]}.jsonl"
 
 
 def read(folder: str | Path, key: str = "") -> Iterator[Sample]:
-    """The answers in a directory, of all its parts, those of one key alone where it is given; each answer once.
+    """Yields the answers in a directory from the files of all parts, without duplicates; only those of `key` if given.
 
-    Lines that are no answers are left out: they were written by something else.
+    Lines that are not answers of this format are skipped.
     """
     seen: set[tuple[str, str, str]] = set()
     names = {field.name for field in dataclasses.fields(Sample)}
@@ -120,7 +120,7 @@ def read(folder: str | Path, key: str = "") -> Iterator[Sample]:
 
 
 def _fields(line: str, key: str, names: set[str]) -> dict[str, Any]:
-    """A line's answer; empty where it is none, or another key's."""
+    """Returns the fields of a line's answer; empty if the line is not an answer or has another key."""
     if key and key not in line:
         return {}
     try:
@@ -132,7 +132,7 @@ def _fields(line: str, key: str, names: set[str]) -> dict[str, Any]:
 
 
 def _end_of_last_line(path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
+    """Returns the number of bytes up to the end of the last complete line."""
     with open(path, "rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:

@@ -1,4 +1,4 @@
-"""Intervals: for counted successes, and for means over documents, by drawing the documents anew (bootstrap)."""
+"""Confidence intervals: Wilson's for proportions, and the bootstrap over documents for means and ratios."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,12 @@ import numpy as np
 
 # The normal quantile of a two-sided interval of 95%.
 Z95 = 1.959963984540054
-# Collections that are drawn, and how many numbers they may take at one moment.
+# Bootstrap samples, and the maximum number of counts in memory at a time.
 DRAWS, AT_ONCE = 2000, 2**22
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval for a proportion; sensible at 0 and at all of n. Source: Wilson (1927).
+    """Returns Wilson's score interval for a proportion; also valid at 0 and n successes. Source: Wilson (1927).
 
     Example: 0 of 64 gives (0, 0.057), 64 of 64 gives (0.943, 1).
     """
@@ -27,25 +27,25 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
 
 
 def draws(documents: int, seed: int, count: int = DRAWS) -> np.ndarray:
-    """[count, documents]: how often each document is in each of the drawn collections."""
+    """Returns float64 [count, documents]: how often each document occurs in each bootstrap sample."""
     return np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), count).astype(float)
 
 
 def interval(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of above / below over the draws; draws without a token are left out."""
+    """Returns the central 95% of above / below over the bootstrap samples; samples with below = 0 are ignored."""
     ratios = above[below > 0] / below[below > 0]
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(high)
 
 
 def mean_interval(values: Sequence[float], units: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
-    """95% interval of a mean. Values of one unit (questions about one document) stand or fall together.
+    """Returns the 95% interval of a mean. Values of one unit (questions about one document) are resampled together.
 
-    Successes and failures of a unit each have Wilson's interval; where all values of several units are the same 0 or
-    1, Wilson's with as many trials as units. Everything else is bootstrapped by unit.
+    If all values are 0 or 1 with one value per unit, it is Wilson's interval; if all values of several units are the
+    same 0 or 1, Wilson's with one trial per unit. Everything else is bootstrapped by unit.
 
     Returns:
-      None where a single unit says nothing about the spread.
+      (low, high); None for a single unit, which gives no estimate of the variance.
     """
     array = np.asarray(values, np.float64)
     number, inverse = np.unique(np.asarray(units), return_inverse=True)
@@ -61,7 +61,8 @@ def mean_interval(values: Sequence[float], units: Sequence[str], seed: int = 0) 
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95% interval of sum(above) / sum(below) over units, by bootstrap; in memory that does not grow with them."""
+    """Returns the bootstrap 95% interval of sum(above) / sum(below) over units, in memory independent of their
+    number."""
     found = [(drawn @ above, drawn @ below) for drawn in _drawn(len(above), seed)]
     return interval(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
@@ -69,7 +70,8 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> tuple
 def gap_interval(
     one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of the difference of two ratios of sums, (above, below) each, with the same units drawn for both."""
+    """Returns the paired 95% interval of the difference of two ratios of sums, (above, below) each: both are
+    resampled with the same units."""
     gaps = []
     for drawn in _drawn(len(one[0]), seed):
         ours, theirs = ((drawn @ above, drawn @ below) for above, below in (one, other))

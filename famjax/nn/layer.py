@@ -70,6 +70,10 @@ class Layer:
 
     # --- attention --------------------------------------------------------------------------------
 
+    def normed(self, x: Activations) -> Activations:
+        """norm(x), what the projections read."""
+        return self._norm("attention_norm", x)
+
     def queries_keys_values(
         self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets
     ) -> tuple[Queries, KeysValues]:

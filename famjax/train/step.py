@@ -151,7 +151,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         if config.distillation:
             theirs = whole_rows(config, mesh, params, batch)
             real = (jnp.arange(hidden.shape[1]) < batch.count[:, None]).astype(jnp.float32)
-            far, _ = divergence(model, hidden, theirs, real, totals[1], tokens_at_once)
+            far = divergence(model, hidden, theirs, real, totals[1], tokens_at_once)
             costs["distillation_loss"] = config.distillation * far
         # Outputs for the next step.
         passed_fam = sharding.constrain(after.stacked.fam[:, 0], (None,) * 4, mesh)
@@ -182,25 +182,29 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             memory = sharding.constrain(memory, axes, mesh)
         passed_fam, passed_updates = out.passed
         new = TrainState(state.step, params, opt_state, passed_fam, passed_updates, memory)
-        with jax.named_scope("optimizer"):
-            norm = optax.tree.norm(grads)
-            sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
-            sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
-            new = select(jnp.isfinite(norm) & jnp.isfinite(sum(out.costs.values())), new, state)
         metrics = {
             **out.costs,
             "accuracy": (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9),
-            "gradient_norm": norm,
             "tokens": batch.count.sum(),
             "correct": correct,
-            "squares": sums,
-            "update_norm": jnp.sqrt(sum(values.sum() for values in sums["update"].values())),
+            **norms_of(grads, updates, trained, mesh),
         }
+        finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(sum(out.costs.values()))
+        new = select(finite, new, state)
         if config.model.memory.has_gate:
             metrics["fam_gate"] = new.params["fam"]["gate"].mean()
         return dataclasses.replace(new, step=state.step + 1), metrics
 
     return step
+
+
+@jax.named_scope("optimizer")
+def norms_of(grads: Weights, updates: Weights, trained: Weights, mesh: Mesh) -> dict[str, Any]:
+    """Returns the metrics `gradient_norm`, `update_norm` and `squares` of a step; see `make_step`."""
+    sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
+    sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
+    update_norm = jnp.sqrt(sum(values.sum() for values in sums["update"].values()))
+    return {"gradient_norm": optax.tree.norm(grads), "squares": sums, "update_norm": update_norm}
 
 
 def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weights:
@@ -214,8 +218,8 @@ def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weight
 
 def whole_rows(config: TrainConfig, mesh: Mesh, params: Weights, batch: Batch) -> Float[Array, "B T D"]:
     """Returns the hidden states of `TrainConfig.teacher`, whose tokens attend to their whole document in the row."""
-    layers = {name: tree for name, tree in params["layers"].items() if name != "lora"}
-    base = {name: tree for name, tree in params.items() if name != "fam"} | {"layers": layers}
+    layers = {name: tree for name, tree in params["layers"].items() if name not in ("lora", "memory")}
+    base = {name: tree for name, tree in params.items() if name not in ("fam", "memory")} | {"layers": layers}
     model = build(dataclasses.replace(config, model=config.teacher), mesh, jax.lax.stop_gradient(base))
     hidden, _ = model(batch.tokens, None, batch.count, layout=Layout(batch.starts, None, None))
     return jax.lax.stop_gradient(hidden)
@@ -272,8 +276,9 @@ def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, b
     """
     if microbatches == 1:
         return one(batch)
-    split = lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
-    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+    # Sizes in full: the FAM of a memory without FAM is an empty array, for which -1 says nothing.
+    split = lambda x: jnp.moveaxis(x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]), 1, 0)
+    join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     parts = jax.tree.map(split, batch)
     grads, out = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zeros = lambda tree, dtype=None: jax.tree.map(lambda x: jnp.zeros(x.shape, dtype or x.dtype), tree)

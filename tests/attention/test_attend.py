@@ -20,13 +20,13 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def turned(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The last axis turned by the position of the last axis but one, in float64."""
+    """Rotates the last axis by the position of the second-to-last axis, in float64."""
     rows = [reference.rope(x[..., i, :].astype(np.float64), p, BASE) for i, p in enumerate(positions)]
     return np.stack(rows, axis=-2)
 
 
 def attended(q: np.ndarray, sources: list[Source]) -> Any:
-    """`attend`, compiled once instead of an operation at a time."""
+    """`attend`, compiled as a whole."""
     return jax.jit(lambda q: attend(q, sources, PLAIN), compiler_options=tiny.COMPILE_FAST)(q)
 
 
@@ -39,10 +39,10 @@ def softmax_attention(q_KGQH: np.ndarray, k_KCH: np.ndarray, v_KCH: np.ndarray, 
 @pytest.mark.parametrize(("kv_heads", "group"), [(2, 1), (2, 3), (1, 4)])
 @pytest.mark.parametrize("queries", [1, 5])
 def test_sources_share_one_softmax(kv_heads: int, group: int, queries: int) -> None:
-    """softmax(q k / sqrt(H)) v over all sources equals that over their keys laid end to end.
+    """softmax(q k / sqrt(H)) v over all sources equals attention to their concatenated keys.
 
-    Keys are turned by offsets within their own block; `distance` puts the blocks where they belong.
-    Few queries or many: whichever side is turned by the distance, the scores are the same.
+    Keys are rotated by offsets within their own block; `distance` places the blocks. With few or many queries,
+    whichever side is rotated by the distance, the scores are the same.
     """
     H, sizes, distances = 4, (5, 3, 5), (10, 5, 0)
     q = random(kv_heads, group, queries, H)
@@ -66,7 +66,7 @@ def test_sources_share_one_softmax(kv_heads: int, group: int, queries: int) -> N
 
 
 def test_hidden_keys_weigh_exactly_nothing() -> None:
-    """Whatever hidden keys and values hold, even huge numbers, the result does not change by one bit."""
+    """The values of masked keys, even huge ones, do not change a bit of the result."""
     q, k, v = random(1, 1, 3, 4), random(1, 6, 4, seed=1), random(1, 6, 4, seed=2)
     visible = np.arange(6) < 4
     changed_k, changed_v = k.copy(), v.copy()
@@ -76,13 +76,13 @@ def test_hidden_keys_weigh_exactly_nothing() -> None:
 
 
 def test_query_without_keys_is_finite() -> None:
-    """A padding query that sees nothing gives numbers, not NaN, and passes no NaN back."""
+    """A padding query that sees no key has finite output and gradients, no NaN."""
     q, k = random(1, 1, 2, 4), random(1, 3, 4)
     assert np.isfinite(attend(q, [Source(k, k, np.zeros((2, 3), bool))], PLAIN)).all()
 
 
 def test_large_scores_do_not_overflow() -> None:
-    """Scores of 1e4 still give the value of the best key."""
+    """Scores of 1e4 still return the value of the best key."""
     q = np.full((1, 1, 1, 4), 100.0, np.float32)
     k = np.stack([np.full(4, 50.0), np.full(4, 49.0)])[None].astype(np.float32)
     v = random(1, 2, 4)
@@ -90,7 +90,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 def test_bfloat16_sums_are_float32() -> None:
-    """4096 equal keys: their weights add to 4096, where a sum in bfloat16 would stop at 256."""
+    """4096 equal keys: their weights sum to 4096, while a sum in bfloat16 would stop at 256."""
     q, k = jnp.zeros((1, 1, 1, 4), jnp.bfloat16), jnp.zeros((1, 4096, 4), jnp.bfloat16)
     v = jnp.asarray(random(1, 4096, 4) + 3, jnp.bfloat16)
     mean = np.asarray(v, np.float64).mean(axis=1)
@@ -99,14 +99,14 @@ def test_bfloat16_sums_are_float32() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 7, 2.25, 1000])
 def test_turn(position: float) -> None:
-    """Pairs (i, i + H/2) turn by position * base**(-2i/H); fractions are positions too."""
+    """Pairs (i, i + H/2) rotate by position * base**(-2i/H), also at fractional positions."""
     x = random(3, 6)
     expected = reference.rope(x.astype(np.float64), position, BASE)
     tiny.assert_close(rope.rotate(x, position, BASE), expected, max(1e-6, abs(position) * 2.0**-23))
 
 
 def test_turn_keeps_the_type() -> None:
-    """bfloat16 in, bfloat16 out, with the angle in float32: one rounding at most."""
+    """bfloat16 in, bfloat16 out, with the angle in float32: at most one rounding."""
     x = jnp.asarray(random(3, 6), jnp.bfloat16)
     out = rope.rotate(x, 100, BASE)
     assert out.dtype == jnp.bfloat16
@@ -115,7 +115,7 @@ def test_turn_keeps_the_type() -> None:
 
 @pytest.mark.parametrize(("scale", "cap"), [(0.0, 0.0), (0.7, 0.0), (0.0, 0.8), (0.3, 2.0)])
 def test_scale_and_cap_with_their_gradients(scale: float, cap: float) -> None:
-    """softmax(cap tanh(scale q k / cap)) v and its derivatives equal those that JAX finds for the plain formula."""
+    """softmax(cap tanh(scale q k / cap)) v and its gradients equal those of JAX for the plain formula."""
     q, k = random(2, 2, 3, 4), random(2, 6, 4, seed=1)
     v, up = random(2, 6, 4, seed=2), random(2, 2, 3, 4, seed=3)
     visible = random(3, 6, seed=4) > -1
@@ -137,7 +137,7 @@ def test_scale_and_cap_with_their_gradients(scale: float, cap: float) -> None:
 
 @pytest.mark.parametrize("scaling", ["linear", "llama3"])
 def test_scaled_rope_of_known_and_computed_positions(scaling: str) -> None:
-    """Frequencies are those of the reference, whether positions are constants of the program or arrays."""
+    """Frequencies equal the reference's, whether positions are known at trace time or traced."""
     config = tiny.config(rope_base=BASE, rope_scaling=scaling, rope_factor=8.0, rope_original_length=40)
     x = random(3, 12)
     expected = reference.rope(x.astype(np.float64), 9, BASE, config)

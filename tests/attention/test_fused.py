@@ -1,4 +1,4 @@
-"""The fused kernel is `attend`: values and gradients, in interpret mode on the CPU."""
+"""The fused kernel equals `attend` in values and gradients, in interpret mode on the CPU."""
 
 import dataclasses
 from typing import Any
@@ -31,8 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def random_case(seed: int, **settings: Any) -> tuple[Any, Any, Any, Any]:
-    """(arrays, where the block stands, scoring, memory settings): rows stand at different places of their documents,
-    FAMs are not there yet, scores are large enough for the softmax to be sharp."""
+    """Returns (arrays, block positions, scoring, memory settings): rows are at different places of their documents,
+    some FAMs are absent, and scores are large enough for a sharp softmax."""
     rng = np.random.default_rng(seed)
     shape = {"B": 4, "K": 1, "G": 1, "H": 8, "scale": 0.0, "cap": 0.0, "dtype": "float32"}
     shape |= {name: settings.pop(name) for name in list(settings) if name in shape}
@@ -49,7 +49,7 @@ def random_case(seed: int, **settings: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def both(case: Any, kernel: Kernel = INTERPRET) -> tuple[Any, Any]:
-    """From arrays to (outputs of tokens and of FAM, gradients): by the kernel, and by `attend`."""
+    """Returns functions from arrays to (outputs of tokens and of FAM, gradients): of the kernel, and of `attend`."""
     _, at, scoring, config = case
     S = config.block_size
     up = np.random.default_rng(9).normal(size=case[0][0].shape).astype(np.float32)
@@ -88,14 +88,14 @@ def assert_same(case: Any, tile: int = 0, monkeypatch: Any = None, relative: flo
 
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_equals_attend(name: str, monkeypatch: Any) -> None:
-    """The same outputs and gradients of tokens' queries and FAM's, of keys and values, whatever is visible."""
+    """Equal outputs and gradients for queries of tokens and of FAM, and for keys and values, under every mask."""
     settings = dict(CASES[name])
     tile = settings.pop("tile", 0)
     assert_same(random_case(len(name), **settings), tile, monkeypatch)
 
 
 def test_bfloat16_is_as_exact_as_its_type() -> None:
-    """From bfloat16, the kernel's outputs and gradients are those of float32 up to a few of bfloat16's roundings."""
+    """In bfloat16, outputs and gradients equal those of float32 up to a few bfloat16 roundings."""
     assert_same(random_case(3, K=1, G=2, dtype="bfloat16"), relative=2.0**-6)
 
 
@@ -113,7 +113,7 @@ def test_random_shapes(seed: int, dtype: str, monkeypatch: Any) -> None:
         "memory_segments": segments, "fam_length": int(rng.choice([0, 1, 64, 128])),
         "previous_fams": int(rng.integers(1, 4)), "cap": float(rng.choice([0, 3])),
         "fam_position": str(rng.choice(["last", "float", "zero"])), "stop_gradient": bool(rng.integers(2)),
-        # A window of one token without FAM is a softmax over one key, of which queries have no gradient to compare.
+        # A window of one token without FAM is a softmax over one key, so the queries have no gradient to compare.
         "token_window": int(rng.integers(2, segments * block + 2)) if segments and rng.integers(2) else 0,
     }  # fmt: skip
     tile = int(rng.choice([128, block]))
@@ -123,8 +123,8 @@ def test_random_shapes(seed: int, dtype: str, monkeypatch: Any) -> None:
 
 
 def test_a_training_step_is_the_same_with_the_kernel() -> None:
-    """The loss's gradients by all weights, through the scan over layers with remat, FAM's recurrence, documents that
-    start in the middle and padding: equal with and without the kernel."""
+    """Gradients of the loss with and without the kernel are equal for all weights: scan over layers with remat, FAM's
+    recurrence, documents that start within the row, padding."""
     settings = {"block_size": 128, "fam_length": 16, "num_layers": 2, "num_kv_heads": 1, "remat": "full"}
     model = tiny.config(**settings)
     params, tokens = tiny.parameters(model), tiny.tokens(model, 2, 3 * 128)
@@ -142,7 +142,8 @@ def test_a_training_step_is_the_same_with_the_kernel() -> None:
 
 
 def test_shapes_of_a_model_need_no_platform() -> None:
-    """A configuration for TPU is planned, and its model read, where `fused` cannot run; running it there is refused."""
+    """A configuration for TPU can be planned and its model loaded on a machine where `fused` cannot run; running it
+    there is an error."""
     config = tiny.config(attention_kernel="fused", block_size=128)
     assert weights.parameter_shapes(config) == weights.parameter_shapes(tiny.config(block_size=128))
     with pytest.raises(ConfigError, match="'fused' runs on TPU"):
@@ -150,11 +151,11 @@ def test_shapes_of_a_model_need_no_platform() -> None:
 
 
 def test_the_platform_chooses() -> None:
-    """`auto` is the kernel on TPU, where its tiles fit; what cannot work is refused."""
+    """`auto` selects the kernel on TPU if its tiles fit; invalid combinations are errors."""
     assert choose("auto", "tpu", 1024) == choose("fused", "tpu", 1024) == "fused"
     assert choose("auto", "tpu", 64) == choose("auto", "cpu", 1024) == choose("auto", "gpu", 1024) == "xla"
     assert choose("xla", "tpu", 1024) == "xla"
     with pytest.raises(ConfigError, match="'fused' runs on TPU, and this is cpu; use 'auto' or 'xla'"):
         choose("fused", "cpu", 1024)
-    with pytest.raises(ConfigError, match="multiple of 128 tokens, not block_size 200; use 128 or 256"):
+    with pytest.raises(ConfigError, match="multiple of 128, not 200; use 128 or 256"):
         tiny.config(attention_kernel="fused", block_size=200).validate()

@@ -1,4 +1,4 @@
-"""The predicates on offsets agree with the same questions asked of absolute positions."""
+"""The predicates on offsets agree with those on absolute positions."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ S = 4
 
 @pytest.mark.parametrize("blocks_back", [0, 1, 3])
 def test_offsets_and_distance_are_positions(blocks_back: int) -> None:
-    """A query at offset i sees key j of a block n blocks back as position 4n + i sees position j."""
+    """A query at offset i sees key j of the block n blocks back exactly if position 4n + i sees position j."""
     for i in range(S):
         for j in range(S):
             q, k = blocks_back * S + i, j

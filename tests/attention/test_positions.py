@@ -1,4 +1,4 @@
-"""Where the blocks of a forward pass stand, in numbers worked out by hand (blocks of 4 tokens)."""
+"""Block positions in a forward pass, against values worked out by hand (blocks of 4 tokens)."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def test_blocks_of_two_documents() -> None:
 
 
 def test_part_of_a_block() -> None:
-    """Rows that have read 0, 6, 7 and 8 tokens read 3, 2, 0 and 4: the second and the last fill a block."""
+    """Rows with 0, 6, 7 and 8 tokens so far get 3, 2, 0 and 4 more: the second and the last complete a block."""
     where = positions.of_part(np.array([0, 6, 7, 8]), np.array([0, 1, 1, 2]), np.array([3, 2, 0, 4]), CONFIG)
     np.testing.assert_array_equal(where.offset, [0, 2, 3, 0])
     np.testing.assert_array_equal(where.blocks_before[:, 0], [0, 1, 1, 2])

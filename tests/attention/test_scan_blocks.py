@@ -1,4 +1,4 @@
-"""The loop over blocks: recomputing each step in the backward pass is differentiating the scan."""
+"""The loop over blocks: recomputing each step in the backward pass equals differentiating the scan."""
 
 import functools
 from typing import Any
@@ -14,8 +14,8 @@ from tests import tiny
 
 @pytest.mark.parametrize("window", [0, 1, 3, 7])
 def test_recomputed_gradients_are_those_of_the_scan(window: int) -> None:
-    """By weights, the first carry, what the window held before the first block, and the inputs: with windows of no
-    block, of some, and of more blocks than there are."""
+    """With respect to weights, the initial carry, the window before the first block, and the inputs; for windows of
+    zero, several, and more blocks than there are."""
     N, D = 5, 3
     draw = lambda *shape: jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
     weights = {"mix": draw(D, D), "out": draw(D)}
@@ -47,7 +47,7 @@ def test_recomputed_gradients_are_those_of_the_scan(window: int) -> None:
 
 
 def test_the_backward_pass_keeps_what_enters_a_step() -> None:
-    """Neither what a step puts out for the next ones nor anything inside it, however many blocks see it."""
+    """Neither a step's outputs for later steps nor its intermediates are kept, however many blocks see them."""
     x, window = jnp.zeros((5, 3)), (jnp.zeros(3),) * 2
 
     def project(weights: Any, x: Any, n: Any) -> Any:

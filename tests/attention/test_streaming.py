@@ -1,4 +1,4 @@
-"""Attention to a ring, slot by slot."""
+"""Attention to the ring of blocks, slot by slot."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ SCORING = Scoring(100.0)
 @pytest.mark.parametrize("queries", [1, 9])
 @pytest.mark.parametrize("current", [(0, 0), (1, 0), (2, 7)])
 def test_a_ring_is_one_softmax(queries: int, current: tuple[int, int]) -> None:
-    """Slot by slot, with FAM beside them, the result is that of `attend` to all slots; empty ones are skipped, even
-    if they hold NaN."""
+    """Slot by slot, together with FAM, the result equals `attend` over all slots; empty slots are skipped, even if they
+    contain NaN."""
     B, R, K, C, H = 2, 3, 2, 8, 16
     rng = np.random.default_rng(queries)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)

@@ -1,4 +1,4 @@
-"""One update of FAM, beside the paper's three lines in NumPy."""
+"""One FAM update, next to the paper's three lines in NumPy."""
 
 import jax.numpy as jnp
 import numpy as np

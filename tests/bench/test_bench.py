@@ -87,7 +87,7 @@ def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
     assert 1.4 * held[2] < held[5]
     for row in rows:
         assert row["read_tokens_per_second"] == pytest.approx(row["length"] / row["read_seconds"]["median"])
-    assert "written tokens/s" in capsys.readouterr().out
+    assert "decode tokens/s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
 
 
 def test_missing_peers_are_named(monkeypatch, capsys) -> None:
-    """Without torch, `--peers` says what brings it."""
+    """Without torch, `--peers` reports how to install it."""
     monkeypatch.setattr(peers, "PACKAGES", ("no_such_package",))
     assert main(["bench", "--peers"]) == 2
     error = capsys.readouterr().err.strip()
@@ -137,3 +137,23 @@ def test_questions_about_one_text_read_it_once() -> None:
     seconds = found["seconds"]
     assert seconds["alone"]["low"] / seconds["shared"]["high"] <= found["speed_up"]["median"]
     assert told[-1] == ("questions", 4, 4)
+
+
+@pytest.mark.slow
+def test_serving_is_measured(tmp_path, capsys, monkeypatch) -> None:
+    """Each number of clients has a row with the batch and one without; rates are requests and tokens over seconds."""
+    from famjax.bench import inference
+
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    monkeypatch.setitem(inference.LLAMAS, "tiny", small | {"num_hidden_layers": 2, "vocab_size": 300})
+    flags = ["--clients", "1,3", "--requests", "2", "--prompt-tokens", "20", "--answer-tokens", "5"]
+    memory = ["--block-size", "16", "--memory-segments", "1", "--fam-length", "2"]
+    assert main(["bench", "serve", *flags, *memory, "--output", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "bench.json").read_text())["serving"]
+    names = ("famjax serve", "famjax serve --max-rows 1")
+    assert [(row["name"], row["clients"]) for row in rows] == [(name, count) for name in names for count in (1, 3)]
+    for row in rows:
+        assert row["requests"] == 2 * row["clients"]
+        assert 0 < row["tokens_per_second"] <= 5.001 * row["requests_per_second"]
+        assert 0 < row["first_token_seconds"]["low"] <= row["seconds"]
+    assert "famjax serve --max-rows 1" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Every metric against the reference implementation, or values worked out by hand."""
+"""Every metric against the reference implementation, or against values computed by hand."""
 
 import math
 
@@ -23,7 +23,7 @@ PAIRS = [(prediction, target) for prediction, target, *_ in SQUAD]
 
 @pytest.mark.parametrize(("prediction", "target", "exact", "f1"), SQUAD)
 def test_squad_metrics_by_hand(prediction, target, exact, f1):
-    """Exact match and F1 of words; the best of several targets."""
+    """Exact match and word F1; the best of several targets counts."""
     assert metrics.squad_exact_match(prediction, [target]) == exact
     assert metrics.squad_f1(prediction, [target]) == pytest.approx(f1)
     assert metrics.squad_f1(prediction, ["zebra", target]) == pytest.approx(f1)
@@ -31,20 +31,21 @@ def test_squad_metrics_by_hand(prediction, target, exact, f1):
 
 @pytest.mark.parametrize(("prediction", "target"), PAIRS)
 def test_rouge_l_is_the_librarys(prediction, target):
-    """F-measure of rouge-score with its stemmer; the best of several targets."""
+    """F-measure of rouge-score with its stemmer; the best of several targets counts."""
     expected = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(target, prediction)["rougeL"].fmeasure
     assert metrics.rouge_l(prediction, [target]) == expected
     assert metrics.rouge_l(prediction, ["qqq", target]) == expected
 
 
 def test_rouge_l_keeps_words_of_other_scripts():
-    """Longest common subsequence by hand: 3 of 4 and 3 words, F = 6/7; the library alone finds no word at all."""
+    """Longest common subsequence by hand: 3 of 4 and 3 words, F = 6/7; the library alone finds no words."""
     assert metrics.rouge_l("мама мыла старую раму", ["мама мыла раму"]) == pytest.approx(6 / 7)
     assert rouge_scorer.RougeScorer(["rougeL"]).score("мама мыла раму", "мама мыла")["rougeL"].fmeasure == 0
 
 
 def test_string_match_is_rulers():
-    """RULER's string_match_all: the share of references found, whatever the case; part: the best one."""
+    """RULER's string_match_all: the fraction of references found, ignoring case; string_match_any: whether one is
+    found."""
     said = "The numbers are 123 and ABC."
     assert metrics.string_match_all(said, ["123", "abc", "999"]) == pytest.approx(2 / 3)
     assert (metrics.string_match_any(said, ["999", "abc"]), metrics.string_match_any(said, ["999"])) == (1, 0)
@@ -52,8 +53,8 @@ def test_string_match_is_rulers():
 
 
 def test_word_match_is_babilongs():
-    """The target in the first sentence and no other answer of the task, but for those that the question names; of
-    several words, all and no more; a path such as `n,w` is one answer."""
+    """The first sentence has the target and no other answer of the task, not counting those in the question; all words
+    of a list and no more; a path such as `n,w` is one answer."""
     places, items = ["bathroom", "hallway", "kitchen"], ["milk", "apple", "nothing"]
     match = metrics.babilong_match
     assert match("It is in the Bathroom. The hallway is empty", "bathroom", "Where is Mary?", places) == 1
@@ -69,13 +70,13 @@ def test_word_match_is_babilongs():
 
 
 def test_choices_are_ranked_by_sum_and_by_byte():
-    """-4 over 2 bytes beats -6 over 6 by sum, and loses by byte."""
+    """-4 over 2 bytes is better than -6 over 6 by sum, and worse per byte."""
     assert metrics.choice_values([-4.0, -6.0], [2, 6], 0) == {"accuracy": 1, "accuracy_by_byte": 0}
     assert metrics.choice_values([-4.0, -6.0], [2, 6], 1) == {"accuracy": 0, "accuracy_by_byte": 1}
 
 
 def test_predicted_tokens_by_hand():
-    """Probabilities 1/2, 1/4, 1/8 over 3 bytes are 2 bits a byte; one miss of three is no exact match."""
+    """Probabilities 1/2, 1/4, 1/8 over 3 bytes are 2 bits per byte; with one miss of three there is no exact match."""
     logprobs = np.log(np.array([0.5, 0.25, 0.125], np.float32))
     values = metrics.scored_values(logprobs, np.array([True, False, True]), 3.0)
     assert values["bits_per_byte"] == pytest.approx(2.0)
@@ -87,7 +88,7 @@ def test_predicted_tokens_by_hand():
 
 
 def test_successes_of_a_unit_each_have_wilsons_interval():
-    """And so have values that are all the same, with as many trials as there are units; one unit has none."""
+    """If all values are the same, the number of trials is that of the units; a single unit has no interval."""
     assert statistics.mean_interval([1, 0, 1], ["a", "b", "c"]) == statistics.wilson_interval(2, 3)
     assert statistics.mean_interval([0] * 6, ["a", "a", "b", "b", "c", "c"]) == statistics.wilson_interval(0, 3)
     assert statistics.mean_interval([0, 1], ["a", "a"]) is None
@@ -95,8 +96,8 @@ def test_successes_of_a_unit_each_have_wilsons_interval():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_values_of_one_document_stand_or_fall_together(seed):
-    """100 documents with 20 equal answers each: the interval is that of 100 values, +-1.96 standard errors, not of
-    2000; in pieces of memory it is the same up to its own noise."""
+    """100 documents with 20 equal answers each: the interval is that of 100 values (+-1.96 standard errors), not of
+    2000; computing it in slices changes it only by its own noise."""
     rng = np.random.default_rng(seed)
     by_document = rng.normal(0.5, 0.2, 100)
     values, units = np.repeat(by_document, 20), np.repeat([str(i) for i in range(100)], 20)
@@ -112,7 +113,8 @@ def test_values_of_one_document_stand_or_fall_together(seed):
 
 
 def test_a_gap_is_drawn_in_pairs():
-    """Documents of very different difficulty, .1 apart in every one: the ratios are spread, their gap is not."""
+    """Documents of very different difficulty that differ by .1 each: the ratios vary between documents, their
+    difference does not."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(50, 400, 40).astype(float)
     hard = rng.uniform(0.5, 6, 40) * tokens

@@ -1,4 +1,4 @@
-"""The reach of window and segments against who sees whom, token by token; and the split by it in all results."""
+"""The reach of window and segments, compared with the attention masks token by token; results by reach."""
 
 import io
 import json
@@ -24,7 +24,7 @@ LENGTH = 40
 
 
 def sees(config, layer: int) -> np.ndarray:
-    """[query, key]: whether a layer's attention lets the query see the key."""
+    """Returns bool [query, key]: whether a layer's attention lets the query see the key."""
     q, k = np.arange(LENGTH)[:, None], np.arange(LENGTH)[None]
     memory = config.layer(layer).memory
     mask = block_window(q, k, memory.block_size, memory.memory_segments)
@@ -40,8 +40,8 @@ def sees(config, layer: int) -> np.ndarray:
     ],
 )  # fmt: skip
 def test_sides_are_those_of_the_masks(changes):
-    """Inside: some layer sees the key itself. Beyond all layers: no chain of layers leads from the key to the query,
-    by powers of the masks. Both for every query and key."""
+    """Inside: some layer sees the key directly. Beyond all layers: no path through the layers leads from the key to the
+    query, by powers of the masks. Checked for every query and key."""
     config = tiny.config(**changes)
     reach = Reach.of(config)
     masks = [sees(config, layer) for layer in range(config.num_layers)]
@@ -55,22 +55,22 @@ def test_sides_are_those_of_the_masks(changes):
 
 
 def test_a_needle_is_outside_only_if_none_of_it_is_seen():
-    """Blocks of 4, one segment, two layers, a query at 17: one layer sees from 12 on, both from 8 on. Of two needles
-    the farther side decides; distances are from the first tokens to the last token of the question."""
+    """Blocks of 4, one segment, two layers, a query at 17: one layer sees from 12 on, both from 8 on. The farther of
+    two needles decides; distances are from a needle's first token to the question's last."""
     reach = Reach(4, 1, (0, 0))
     sides = {(13, 14): INSIDE, (12, 15): INSIDE, (11, 12): PARTLY, (9, 11): OUTSIDE, (7, 8): OUTSIDE, (5, 7): BEYOND}
     for needle, side in sides.items():
         assert reach.about([needle], 18) == {"distances": [17 - needle[0]], "reach": side}
     assert reach.about([(15, 16), (11, 13)], 18) == {"distances": [2, 6], "reach": PARTLY}
     assert reach.about([(4, 5), (13, 13)], 18) == {"distances": [13, 4], "reach": BEYOND}
-    assert reach.told() == {
+    assert reach.as_dict() == {
         "block_size": 4, "memory_segments": 1, "layers": 2, "one_layer_tokens": 4, "all_layers_tokens": 8,
     }  # fmt: skip
 
 
 def test_the_split_is_in_results_samples_page_and_tables(tmp_path, capsys):
-    """Of the pass key and of a needle at depths: each sample has its distance and side, each side the n and Wilson's
-    interval of its samples, and the terminal and the page show them."""
+    """For the pass key and for a needle at several depths: each sample has its distance and side, each side n and
+    Wilson's interval of its samples, in the terminal and on the page."""
     config = tiny.config(vocab_size=256, block_size=64, memory_segments=1)
     save_model(tmp_path / "m", config, tiny.parameters(config))
     out = tmp_path / "out"
@@ -109,13 +109,13 @@ def test_the_split_is_in_results_samples_page_and_tables(tmp_path, capsys):
 
 
 def test_models_that_reach_differently_have_their_own_n():
-    """A side that no needle of a model lies on is `n 0`; notes name the models of each reach."""
+    """A side without needles shows `n 0`; notes name the models with each reach."""
     sample = lambda i, side: Sample("t", str(i), str(i), "", 9, 0, "", "", [], "", {"match": float(i < 2)},
                                     {"length": 9, "distances": [i], "reach": side})  # fmt: skip
     task, models = Task("t", "generate", list, {"match": lambda said, targets: 1.0}), []
     for name, sides, segments in (("near", [OUTSIDE, BEYOND] * 2, 0), ("far", [INSIDE] * 4, 3)):
         reach = Reach(4, segments, (0,))
-        told = summarize(task, [sample(i, side) for i, side in enumerate(sides)], [], 4) | {"reach": reach.told()}
+        told = summarize(task, [sample(i, side) for i, side in enumerate(sides)], [], 4) | {"reach": reach.as_dict()}
         models.append({"name": name, "tasks": {"t": told}})
     report.print_task(models, "t", Console(file=(text := io.StringIO()), width=300))
     lines = {line.strip("│┃ ").split("│")[0].strip(): line for line in text.getvalue().splitlines()}
@@ -128,7 +128,7 @@ def test_models_that_reach_differently_have_their_own_n():
 
 
 def test_a_truncated_example_is_on_no_side():
-    """What was cut may be the needle."""
+    """The truncated part may contain the needle."""
     example = Example("a", tokens(" q"), tokens("<yes>" + "x" * 30), targets=("yes",), needles=((1, 3),))
     task = Task("t", "generate", lambda: [example], {"match": lambda said, targets: 1.0}, max_new_tokens=3)
     (cut,) = Runner(Parrot(), CODEC, longest=20, reach=Reach(4, 1, (0,))).run(task)

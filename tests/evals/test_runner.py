@@ -1,7 +1,8 @@
-"""The runner: every example asked once with what it shall see; answers kept as they come; what cannot be read counted.
+"""The runner: every example is run once with its context; answers are written as they arrive; unreadable examples are
+counted.
 
-A stand-in for the model knows each text by its tokens, so what it is asked can be looked at; one test at the
-end asks a real one.
+A stand-in for the model recognises each text by its tokens, so its inputs can be inspected; one test at the end uses a
+real model.
 """
 
 import json
@@ -28,7 +29,7 @@ def tokens(text: str) -> np.ndarray:
 
 
 class Parrot:
-    """Says what stands between < and > in the text; finds tokens likely that are in capitals."""
+    """Answers with the text between < and >; gives capitals a high probability."""
 
     def __init__(self, rows: int = 2):
         self.rows, self.was_read, self.most_states, self.asked = rows, [], 0, []
@@ -39,19 +40,19 @@ class Parrot:
             self.was_read.append(text)
             yield i, text
 
-    def _whole(self, ask):
-        self.asked.append((ask.state or "") + bytes(ask.tokens.tolist()).decode())
+    def _whole(self, request):
+        self.asked.append((request.state or "") + bytes(request.tokens.tolist()).decode())
         return self.asked[-1]
 
-    def score(self, asks, on_tokens):
-        for i, ask in enumerate(asks):
-            text = self._whole(ask)[-len(ask.tokens) :][int(ask.state is None) :]
+    def score(self, requests, on_tokens):
+        for i, request in enumerate(requests):
+            text = self._whole(request)[-len(request.tokens) :][int(request.state is None) :]
             capital = np.array([letter.isupper() for letter in text])
             yield i, np.where(capital, -1.0, -2.0).astype(np.float32), capital
 
-    def generate(self, asks, max_tokens, stops, on_tokens, finished=None):
-        for i, ask in enumerate(asks):
-            said = self._whole(ask).split("<")[1].split(">")[0] * (2 if max_tokens > 3 else 1)
+    def generate(self, requests, max_tokens, stops, on_tokens, finished=None):
+        for i, request in enumerate(requests):
+            said = self._whole(request).split("<")[1].split(">")[0] * (2 if max_tokens > 3 else 1)
             yield i, tokens(said[:max_tokens]), False
 
 
@@ -68,8 +69,8 @@ def generation(examples, **settings) -> Task:
 
 
 def test_a_shared_context_is_read_once_and_every_question_asked_once():
-    """Thirty questions about a book and one about another, in few rows; neighbours of one group with another
-    context are read by themselves."""
+    """Thirty questions about one book and one about another, with few rows; consecutive examples of one group with
+    different contexts are prefilled separately."""
     examples = questions("Once <yes>", *(f" q{i}" for i in range(30)))
     examples += questions("Then <no>", " q", group="h") + questions("Or <yes>", " q", group="h2") * 1
     examples += questions("Or <yes>!", " r", group="h2")[:1]
@@ -85,7 +86,7 @@ def test_a_shared_context_is_read_once_and_every_question_asked_once():
 
 
 def test_contexts_are_cut_to_the_limit_and_counted_and_questions_stay_whole():
-    """20 tokens with 3 for the answer: the context keeps its beginning, alike for all questions of a group."""
+    """20 tokens with 3 for the answer: the context keeps its beginning, the same for all questions of a group."""
     examples = questions("<yes>" + "x" * 30, " ab", " abcd") + questions("<yes>", "", group="short")
     parrot = Parrot()
     samples = {sample.id: sample for sample in Runner(parrot, CODEC, longest=20).run(generation(examples))}
@@ -97,7 +98,7 @@ def test_contexts_are_cut_to_the_limit_and_counted_and_questions_stay_whole():
 
 
 def test_a_document_that_is_predicted_is_cut_at_its_end():
-    """And the bytes it stands for in proportion."""
+    """Its bytes are reduced in proportion."""
     example = Example("d", tokens("a"), scored=tokens("BcDeFgHi"), size=16.0)
     task = Task("t", "score", lambda: [example], by_position=True)
     (sample,) = Runner(Parrot(), CODEC, longest=5, edges=(0, 2, 4, 8)).run(task)
@@ -111,7 +112,7 @@ def test_a_document_that_is_predicted_is_cut_at_its_end():
 
 
 def test_choices_are_ranked_behind_their_prompt():
-    """The most probable choice by sum; four choices of two questions of one article are all asked."""
+    """The most probable choice by sum; all four choices of two questions about one article are scored."""
     choices = tuple(map(tokens, ("ABC", "AbC", "abc", "A")))
     examples = [
         Example(f"{i}", tokens(" q"), tokens("book"), "g", choices=choices, choice_sizes=(3, 3, 3, 1), answer=answer)
@@ -127,19 +128,19 @@ def test_choices_are_ranked_behind_their_prompt():
 
 
 def test_what_cannot_be_read_is_counted_and_fatal_only_if_nothing_can():
-    """A bad line is told with its place; all bad, or none at all, is an error."""
-    bad = Unreadable("data.jsonl:7", "this is no JSON")
+    """A bad line is reported with its place; if all lines are bad, or there is none, that is an error."""
+    bad = Unreadable("data.jsonl:7", "this is not JSON")
     found = []
     samples = list(Runner(Parrot(), CODEC).run(generation([bad, *questions("<yes>", "")]), on_bad=found.append))
     assert len(samples) == 1 and found == [bad]
     told = results.summarize(generation([]), samples, found, 4)
-    assert told["unreadable"] == {"examples": 1, "first": [{"place": "data.jsonl:7", "reason": "this is no JSON"}]}
-    with pytest.raises(ConfigError, match="no example of t could be read; data.jsonl:7: this is no JSON"):
+    assert told["unreadable"] == {"examples": 1, "first": [{"place": "data.jsonl:7", "reason": "this is not JSON"}]}
+    with pytest.raises(ConfigError, match="no example of t could be read; data.jsonl:7: this is not JSON"):
         list(Runner(Parrot(), CODEC).run(generation([bad, bad])))
 
 
 def test_answers_that_do_not_end_and_empty_ones_are_counted():
-    """An endless generation stops at its limit and says so; an empty answer is worth what the metric says."""
+    """Endless generation stops at its limit with finish `length`; an empty answer is scored by the metric."""
     samples = list(Runner(Parrot(), CODEC).run(generation(questions("<yes>", "") + questions("<>", "", group="h"))))
     told = results.summarize(generation([]), samples, [], 4)
     assert (told["n"], told["unfinished"], told["empty"]) == (2, 2, 1)
@@ -147,33 +148,33 @@ def test_answers_that_do_not_end_and_empty_ones_are_counted():
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
-    """Killed in the middle of a line: whole lines count, the half one is dropped, only what is left is asked; the
-    results are those of one that was not interrupted. Another key asks everything."""
+    """Killed in the middle of a line: complete lines count, the partial one is removed, and only the remaining examples
+    are run; the results equal those of an uninterrupted run. Another key runs everything again."""
     examples = questions("<yes>", *(f" {i}" for i in range(9)))
     config, path = EvalConfig(), tmp_path / "out" / "samples.jsonl"
     with SampleFile(path) as file:
-        whole = run.ask(Runner(Parrot(), CODEC, "key1"), generation(examples), config, file, [])
+        whole = run.answer(Runner(Parrot(), CODEC, "key1"), generation(examples), config, file, [])
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 9
     path.write_bytes(b"".join(lines[:4]) + lines[4][:30])
     parrot = Parrot()
     with SampleFile(path) as file:
-        again = run.ask(Runner(parrot, CODEC, "key1"), generation(examples), config, file, [])
+        again = run.answer(Runner(parrot, CODEC, "key1"), generation(examples), config, file, [])
     assert len(parrot.asked) == 5 and again == whole
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()][:4] == [
         json.loads(line)["id"] for line in lines[:4]
     ]
     parrot = Parrot()
     with SampleFile(path) as file:
-        other = run.ask(Runner(parrot, CODEC, "key2"), generation(examples), config, file, [])
-        anew = run.ask(Runner(Parrot(), CODEC, "key1"), generation(examples), EvalConfig(again=True), file, [])
-    assert len(parrot.asked) == 9 and len(other) == len(anew) == 9
+        other = run.answer(Runner(parrot, CODEC, "key2"), generation(examples), config, file, [])
+        repeated = run.answer(Runner(Parrot(), CODEC, "key1"), generation(examples), EvalConfig(again=True), file, [])
+    assert len(parrot.asked) == 9 and len(other) == len(repeated) == 9
     assert len(list(read(path.parent, "key1"))) == len(list(read(path.parent, "key2"))) == 9
 
 
 def test_parts_ask_each_example_once_and_make_one_evaluation(tmp_path):
-    """Three processes of their own, then one that makes results: it asks nothing more. A document's questions stay in
-    one part; what cannot be read is counted once; fewer examples than were asked are no more than that."""
+    """Three processes with one part each, then one without a part, which runs nothing more. A document's questions stay
+    in one part; unreadable examples are counted once; with fewer examples, only those are in the results."""
     examples = [Unreadable("x:1", "bad")]
     for number in range(7):
         examples += questions(f"<yes>{number}", *(f" {i}" for i in range(number % 3 + 1)), group=f"g{number}")
@@ -181,15 +182,15 @@ def test_parts_ask_each_example_once_and_make_one_evaluation(tmp_path):
     for part in ("1/3", "2/3", "3/3"):
         config = EvalConfig(part=part)
         with SampleFile(tmp_path / file_name(config.part_of)) as file:
-            mine = run.ask(Runner(Parrot(), CODEC, "k"), generation(examples), config, file, bad)
+            mine = run.answer(Runner(Parrot(), CODEC, "k"), generation(examples), config, file, bad)
         ids += [sample.id for sample in mine]
         groups.append({sample.group for sample in mine})
     assert sorted(ids) == sorted(example.id for example in examples[1:]) and len(bad) == 1
     assert not groups[0] & groups[1] | groups[1] & groups[2] | groups[0] & groups[2] and all(groups)
     parrot = Parrot()
     with SampleFile(tmp_path / file_name()) as file:
-        whole = run.ask(Runner(parrot, CODEC, "k"), generation(examples), EvalConfig(), file, [])
-        few = run.ask(Runner(parrot, CODEC, "k"), generation(examples[:3]), EvalConfig(), file, [])
+        whole = run.answer(Runner(parrot, CODEC, "k"), generation(examples), EvalConfig(), file, [])
+        few = run.answer(Runner(parrot, CODEC, "k"), generation(examples[:3]), EvalConfig(), file, [])
     assert sorted(sample.id for sample in whole) == sorted(ids) and not parrot.asked
     assert [sample.id for sample in few] == [example.id for example in examples[1:3]]
     for wrong in ("3", "0/3", "4/3", "a/b"):
@@ -202,7 +203,7 @@ def sample(name: str, value: float, group: str = "", **about) -> Sample:
 
 
 def test_models_are_compared_on_the_examples_that_both_answered():
-    """Differences on the same example: alike but for .25 more, sure although values are spread."""
+    """Differences on the same examples: a constant .25 has a narrow interval although the values vary."""
     rng = np.random.default_rng(0)
     values = rng.uniform(0, 0.7, 40)
     one = [sample(str(i), value + 0.25) for i, value in enumerate(values)]
@@ -212,7 +213,7 @@ def test_models_are_compared_on_the_examples_that_both_answered():
 
 
 def test_models_are_compared_length_by_length_too():
-    """Better at 100 tokens by .5, alike at 2000; a length that only one was asked is left out."""
+    """Better at 100 tokens by .5, equal at 2000; a length that only one model has is omitted."""
     make = lambda length, value, n: [sample(f"{length}-{i}", value, length=length) for i in range(n)]
     one, other = make(100, 1.0, 9) + make(2000, 0.5, 9) + make(7, 1.0, 3), make(100, 0.5, 9) + make(2000, 0.5, 8)
     rows = results.paired_by_length(one, other)
@@ -222,7 +223,7 @@ def test_models_are_compared_length_by_length_too():
 
 
 def test_results_are_told_by_length_depth_and_updates():
-    """A row each, in order; updates are block edges between the needle and the answer, in powers of two."""
+    """One row each, in order; updates are block boundaries between needle and answer, in powers of two."""
     samples = [
         sample(f"{length}-{depth}", float(depth > 0), length=length, depth=depth, needle=needle)
         for length in (2000, 100)
@@ -240,8 +241,8 @@ CONFIG = tiny.config(vocab_size=256, block_size=16, memory_segments=1)
 
 
 def test_a_model_is_asked_as_if_each_example_stood_alone():
-    """Scores of choices and of predicted tokens, and greedy answers, behind shared contexts, are those of whole texts
-    read at once."""
+    """Scores of choices and of tokens, and greedy answers, after shared contexts equal those of a forward pass over
+    each whole text."""
     params = tiny.parameters(CONFIG)
     engine = ModelEngine(tiny.build(CONFIG, params), 2)
     rng = np.random.default_rng(0)

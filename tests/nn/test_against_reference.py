@@ -1,4 +1,4 @@
-"""Both orders of the model against the float64 NumPy reference of the paper's equations."""
+"""Layer-major and block-major evaluation against the float64 NumPy reference of the paper's equations."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from famjax.config import ModelConfig
 from famjax.nn.weights import create, parameters
 from tests import reference, tiny
 
-# Blocks of 4 tokens: less than one block, exactly one, and several with a last one that is not full.
+# Blocks of 4 tokens: less than one block, exactly one, and several with a partial last one.
 COUNTS = (1, 3, 4, 22)
 
 CASES = {
@@ -78,7 +78,7 @@ CASES = {
 
 
 def assert_matches(config: ModelConfig, hidden: Any, state: Any, outcomes: list[reference.Outcome]) -> None:
-    """Outputs, position and FAM of every row within 1e-5 of the largest value."""
+    """Outputs, position and FAM of every row are within 1e-5 of the largest value."""
     for hidden_TD, row, outcome in zip(hidden, tiny.visible(config, state), outcomes, strict=True):
         count = len(outcome.hidden_TD)
         tiny.assert_close(hidden_TD[:count], outcome.hidden_TD)
@@ -92,7 +92,7 @@ def assert_matches(config: ModelConfig, hidden: Any, state: Any, outcomes: list[
 def test_both_orders(name: str) -> None:
     """Paper section 2: outputs and final FAM of whole sequences, and of the same texts in random pieces.
 
-    The learned memory comes first, so the first update has the zero residual.
+    Documents start with the learned prompt, so the first update has no residual.
     """
     config = CASES[name]
     for seed in range(3):
@@ -107,7 +107,7 @@ def test_both_orders(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fam2-segments0-multi-query", "fam2-segments1", "three-fams-float"])
 def test_passed_in_fam(name: str) -> None:
-    """A FAM passed in from earlier replaces the prompt and is the residual of its first update (paper section 2)."""
+    """A FAM from an earlier text replaces the prompt and is the residual of the first update (paper section 2)."""
     config = CASES[name]
     for seed in range(2):
         params, tokens = tiny.parameters(config, seed), tiny.tokens(config, len(COUNTS), max(COUNTS), seed)
@@ -124,7 +124,7 @@ def test_passed_in_fam(name: str) -> None:
 
 
 def test_the_model_of_the_quickstart() -> None:
-    """`gin/models/fam_tiny.gin` as it is created and compiled for a user: two blocks and a part of a third."""
+    """`gin/models/fam_tiny.gin` as created and compiled for users: two blocks and part of a third."""
     gin_file = Path(__file__).parents[2] / "gin" / "models" / "fam_tiny.gin"
     config = load_model_config([str(gin_file)])
     model = create(config, seed=1)
@@ -142,7 +142,7 @@ def test_the_model_of_the_quickstart() -> None:
 
 @pytest.mark.parametrize(("tied", "cap"), [(True, 0.0), (False, 0.0), (True, 0.7)])
 def test_logits(tied: bool, cap: float) -> None:
-    """Scores are the hidden states times the embedding, or times an output projection of their own; then capped."""
+    """Logits are hidden states times the embedding, or times a separate output projection; then capped."""
     config = tiny.config(tie_embeddings=tied, logit_cap=cap)
     params = tiny.parameters(config)
     hidden = np.random.default_rng(0).normal(size=(3, config.d_model)).astype(np.float32)

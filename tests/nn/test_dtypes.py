@@ -1,4 +1,4 @@
-"""bfloat16 activations: near float32, with float32 where it matters."""
+"""bfloat16 activations: close to float32, with float32 where it matters."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from tests import tiny
 
 
 def distance(a: Any, b: Any) -> float:
-    """Root mean square of the difference, relative to b's."""
+    """Returns the RMS of the difference, relative to the RMS of b."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return np.sqrt(((a - b) ** 2).mean() / (b**2).mean())
 
 
 @pytest.mark.parametrize("order", ["whole", "streaming"])
 def test_bfloat16_stays_near_float32(order: str) -> None:
-    """The error of outputs and FAM is at most three times what rounding the weights alone does to float32.
+    """The error of outputs and FAM is at most three times that of rounding only the weights of a float32 model.
 
-    A matrix product in bfloat16 rounds three things, its weight, its input and its output, and all that
-    is not a matrix product stays float32. Three times one of them is the most that they make together.
+    A matrix product in bfloat16 rounds its weight, its input and its output; everything else stays float32. Three times
+    one of these errors bounds their sum.
     """
     wide, narrow = tiny.config(), tiny.config(dtype="bfloat16")
     run = tiny.whole if order == "whole" else tiny.stream
@@ -37,7 +37,7 @@ def test_bfloat16_stays_near_float32(order: str) -> None:
 
 
 def test_what_is_float32() -> None:
-    """Under bfloat16 compute: parameters, FAM and logits stay float32; the ring and the hidden states do not."""
+    """With bfloat16 compute, parameters, FAM and logits stay float32; the ring and the hidden states do not."""
     config = tiny.config(dtype="bfloat16")
     params = tiny.parameters(config)
     assert {x.dtype for x in jax.tree.leaves(models.parameter_shapes(config))} == {jnp.dtype("float32")}
@@ -50,7 +50,7 @@ def test_what_is_float32() -> None:
 
 
 def test_parameters_in_bfloat16() -> None:
-    """`param_dtype` stores every weight in that type, but for FAM's prompt; FAM's activations stay float32 too."""
+    """`param_dtype` applies to every weight but FAM's prompt; FAM's activations stay float32 too."""
     config = tiny.config(param_dtype="bfloat16", dtype="bfloat16")
     params = tiny.parameters(config)
     shapes = models.parameter_shapes(config)

@@ -1,4 +1,5 @@
-"""The gate before FAM: shut it changes nothing, open it is the paper's; it has a gradient from the first step."""
+"""The gate before FAM: closed, it disables FAM; open, it gives the paper's model; its gradient is nonzero at the first
+step."""
 
 import dataclasses
 
@@ -27,8 +28,8 @@ def plain(params: dict) -> dict:
 
 @pytest.mark.parametrize("gate", [0.0, 1.0])
 def test_shut_and_open(gate: float) -> None:
-    """A gate of 0 gives the hidden states of the model without FAM, one of 1 those of the paper's, however large the
-    prompt: it is scaled by a thousand here."""
+    """A gate of 0 gives the hidden states of the model without FAM, a gate of 1 those of the paper's model, even with a
+    large prompt (scaled by 1000 here)."""
     config = GATED
     params = at(tiny.parameters(config), gate)
     params["fam"]["prompt"] = 1000 * params["fam"]["prompt"]
@@ -42,7 +43,8 @@ def test_shut_and_open(gate: float) -> None:
 
 
 def test_a_shut_gate_has_a_gradient() -> None:
-    """The gradient is that of the hidden states' difference; FAM's prompt gets one once the gate is ajar."""
+    """The gate's gradient equals that of the difference in hidden states; FAM's prompt has a gradient once the gate is
+    not 0."""
     params, tokens = tiny.parameters(GATED), tiny.tokens(GATED, 2, 22)
     target = np.random.default_rng(0).normal(size=(2, 22, GATED.d_model))
 

@@ -1,4 +1,4 @@
-"""Layers of several kinds in one stack: looped over by periods or one by one, with and without memory saved."""
+"""Layers of several kinds in one stack: scanned by periods or unrolled, with and without rematerialisation."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from tests import tiny
 
-# Five layers of period 2: two turns of a loop over two layers, and one that is left over.
+# Five layers of period 2: two iterations of a loop over two layers, and a remainder of one.
 MIXED = tiny.config(
     num_layers=5, layer_pattern=("local", "global"), local_window=3, local_rope_base=10.0, fam_layers="global",
     memory_segments=2, attention_cap=3.0, qkv_bias=True,
@@ -16,7 +16,7 @@ MIXED = tiny.config(
 
 
 def test_loop_over_periods_equals_layer_by_layer() -> None:
-    """Outputs, memory and gradients: scanned with everything computed again, and unrolled with everything kept."""
+    """Equal outputs, memory and gradients: scanned with full remat, and unrolled without remat."""
     tokens, params = tiny.tokens(MIXED, 2, 14), tiny.parameters(MIXED)
 
     def loss(config, params):
@@ -35,7 +35,7 @@ def test_loop_over_periods_equals_layer_by_layer() -> None:
 
 
 def test_layers_without_fam_do_not_see_it() -> None:
-    """With FAM in global layers alone, what the local layers keep of it changes nothing."""
+    """With FAM only in global layers, the FAM state of the local layers has no effect."""
     tokens, params = tiny.tokens(MIXED, 2, 12), tiny.parameters(MIXED)
     _, state = tiny.whole(MIXED, params, tokens)
     local = np.arange(5) % 2 == 0
@@ -49,7 +49,7 @@ def test_layers_without_fam_do_not_see_it() -> None:
 
 
 def test_local_layers_forget_exactly_at_their_window() -> None:
-    """With local layers alone, token t sees t-2 .. t in every layer: 5 layers reach 10 tokens back, not 11."""
+    """With local layers only, token t sees t-2 .. t in every layer: 5 layers reach 10 tokens back, not 11."""
     config = dataclasses.replace(tiny.config(fam_length=0, memory_segments=1, num_layers=5), layer_pattern=("local",))
     config = dataclasses.replace(config, local_window=3)
     params, tokens = tiny.parameters(config), tiny.tokens(config, 1, 16)

@@ -1,6 +1,6 @@
-"""Nothing flows from the future into the past, from padding into the text, or from a block's own FAM into it.
+"""No information flows from the future into the past, from padding into the text, or from a block's own FAM into it.
 
-"Changes nothing" is bit for bit: the same program, the same row, one token changed.
+"Changes nothing" means bit for bit: the same program, the same row, one changed token.
 """
 
 from typing import Any
@@ -56,9 +56,9 @@ def test_no_token_sees_the_future(name: str, order: Any) -> None:
 
 @pytest.mark.parametrize("order", [read_whole, read_stream])
 def test_a_block_never_sees_its_own_fam(order: Any) -> None:
-    """The last token of block tau reaches F_tau, so block tau + 1, but nothing earlier in block tau.
+    """The last token of block tau reaches F_tau, hence block tau + 1, but no earlier token of block tau.
 
-    With no memory segments FAM is the only way from one block to the next.
+    Without memory segments FAM is the only path from one block to the next.
     """
     config, bswa = CASES["fam-segments0"], tiny.config(memory_segments=0, fam_length=0)
     for seed in range(2):
@@ -78,7 +78,7 @@ def test_a_block_never_sees_its_own_fam(order: Any) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("order", [read_whole, read_stream])
 def test_padding_changes_nothing(name: str, order: Any) -> None:
-    """What stands behind a row's last real token changes neither its outputs nor its memory."""
+    """Tokens after a row's last real one change neither its outputs nor its memory."""
     config = CASES[name]
     params, counts = tiny.parameters(config), [0, 3, 8, 17]
     tokens = tiny.tokens(config, ROWS, LENGTH)
@@ -95,7 +95,8 @@ def test_padding_changes_nothing(name: str, order: Any) -> None:
 
 
 def test_padding_has_no_gradient() -> None:
-    """A loss on real tokens has one gradient whatever stands behind them, finite, and zero by the padding's words.
+    """The gradient of a loss on real tokens does not depend on the padding, is finite, and is zero for embeddings that
+    only padding uses.
 
     One row is all padding, one ends within a block, one has a document that starts after padding.
     """
@@ -119,7 +120,7 @@ def test_padding_has_no_gradient() -> None:
 
 
 def test_padding_is_not_written_in_streaming() -> None:
-    """Calls whose tail is padding leave the memory that calls without padding leave, in every slot."""
+    """Calls with padding at the end leave the same memory, in every slot, as calls without padding."""
     config = CASES["fam-segments1"]
     params, tokens = tiny.parameters(config), tiny.tokens(config, ROWS, 7)
     state = tiny.initial_state(config, params, ROWS)
@@ -134,7 +135,7 @@ def test_padding_is_not_written_in_streaming() -> None:
 
 
 def test_rows_do_not_see_each_other() -> None:
-    """Another text in one row changes nothing in the others."""
+    """Changing the text of one row changes nothing in the others."""
     config = CASES["fam-segments1"]
     params, tokens = tiny.parameters(config), tiny.tokens(config, ROWS, LENGTH)
     other = tokens.copy()

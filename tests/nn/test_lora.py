@@ -1,4 +1,5 @@
-"""LoRA in the forward pass: nothing at the start, the merged weights later, and the gradient of a product."""
+"""LoRA in the forward pass: the base model at initialisation, the merged weights later, and the product rule for
+gradients."""
 
 import dataclasses
 from typing import Any
@@ -17,14 +18,14 @@ LORA = LoraConfig(rank=3, alpha=6.0)
 
 
 def without_lora(config: ModelConfig, params: dict) -> tuple[ModelConfig, dict]:
-    """The base alone."""
+    """Returns the base parameters."""
     layers = {name: value for name, value in params["layers"].items() if name != "lora"}
     return dataclasses.replace(config, lora=LoraConfig()), params | {"layers": layers}
 
 
 def test_the_first_step_is_the_base_to_the_bit() -> None:
-    """B starts at zero and A does not, from a stream of random numbers of its own: every weight that a model with LoRA
-    shares with one without is the same, and so are outputs and memory, whole and streaming."""
+    """B is initialised to zero, and A from a random stream of its own: all base weights are those of the model without
+    LoRA, and so are outputs and memory, whole and streamed."""
     config = tiny.config(lora=LORA)
     params = models.parameters(models.create(config, seed=3))
     plain, base = without_lora(config, params)
@@ -45,8 +46,8 @@ def test_the_first_step_is_the_base_to_the_bit() -> None:
     ],
 )
 def test_merged_is_unmerged(changes: dict[str, Any]) -> None:
-    """W + scale A B in place of W gives the same outputs and memory, whole and streaming, FAM's recurrence included;
-    without the pairs they are others."""
+    """W + scale A B in place of W gives the same outputs and memory, whole and streamed, including FAM's recurrence;
+    without the LoRA pairs they differ."""
     config = tiny.config(lora=LORA, **changes)
     params = tiny.parameters(config)
     tokens = tiny.tokens(config, 2, 13)
@@ -62,7 +63,7 @@ def test_merged_is_unmerged(changes: dict[str, Any]) -> None:
 
 
 def test_merging_adds_in_float32_and_keeps_the_bases_type() -> None:
-    """A base in bfloat16: LoRA is float32, the sum is made in float32 and rounded once."""
+    """With a bfloat16 base, LoRA is float32, and the sum is computed in float32 and rounded once."""
     config = tiny.config(lora=LORA, param_dtype="bfloat16")
     params = tiny.parameters(config)
     pairs = params["layers"]["lora"]
@@ -75,12 +76,12 @@ def test_merging_adds_in_float32_and_keeps_the_bases_type() -> None:
             update = a[layer].reshape(-1, 3) @ b[layer].reshape(3, -1)
             exact = base[layer].astype(np.float64) + 2 * update.reshape(base[layer].shape)
             assert found.dtype == base.dtype
-            # Half a unit in the last place of bfloat16, and what float32 rounds before.
+            # Half a unit in the last place of bfloat16, and the float32 rounding before it.
             assert (np.abs(found[layer] - exact) <= np.abs(exact) * (2**-8 + 1e-5) + 1e-6).all()
 
 
 def test_gradients_are_those_of_a_product() -> None:
-    """With W + s A B trained as one weight of derivative dW: dA = s dW B^T and dB = s A^T dW, in every projection and
+    """If dW is the gradient of W + s A B as one weight, then dA = s dW B^T and dB = s A^T dW, in every projection and
     through FAM's recurrence."""
     config = tiny.config(lora=LORA, num_heads=4, num_kv_heads=2)
     params = tiny.parameters(config)
@@ -111,18 +112,18 @@ def test_gradients_are_those_of_a_product() -> None:
 
 
 def test_chosen_projections() -> None:
-    """Only the named ones have pairs, in the order of the layer; a gate only where there is one."""
+    """Only the named projections have pairs, in the layer's order; a gate projection only if the layer has one."""
     config = tiny.config(lora=LoraConfig(rank=1, projections=["up", "query", "gate"]), gated_ff=False)
     assert list(models.parameter_shapes(config)["layers"]["lora"]) == ["query", "up"]
     again = ModelConfig.from_json(config.to_json())
     assert again == config and again.lora.scale == 1.0
-    with pytest.raises(ConfigError, match="`gate` alone, but the model has no gate"):
+    with pytest.raises(ConfigError, match="`gate` alone, but the model is not gated"):
         tiny.config(lora=LoraConfig(rank=1, projections=("gate",)), gated_ff=False).validate()
 
 
 def test_dropout_has_the_same_mean_and_its_own_draws() -> None:
-    """With a key: other outputs for another key, the same for the same one, and on average over keys those without
-    dropout (within 5 standard errors); a model without keys drops nothing."""
+    """Outputs depend on the key, are reproducible, and average over keys to those without dropout (within 5 standard
+    errors); without a key there is no dropout."""
     config = tiny.config(lora=LoraConfig(rank=3, dropout=0.5, projections=("down",)), num_layers=1, fam_length=0)
     params = tiny.parameters(config)
     tokens = tiny.tokens(config, 1, 4)
@@ -130,7 +131,7 @@ def test_dropout_has_the_same_mean_and_its_own_draws() -> None:
     @jax.jit
     def hidden(key: Any) -> Any:
         model = tiny.build(config, params)
-        # Before the norm, so that the output is linear in what is dropped.
+        # Before the norm, so that the output is linear in the dropped values.
         model._final_norm = lambda x: x
         return model(tokens, key=key)[0]
 

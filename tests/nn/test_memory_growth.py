@@ -1,4 +1,4 @@
-"""Streaming keeps a memory of constant size."""
+"""Streaming uses a memory of constant size."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ def live_bytes() -> int:
 
 
 def test_live_bytes_do_not_grow() -> None:
-    """As many bytes are alive after 10,000 blocks as after 10, and the memory still counts every token."""
+    """The number of live bytes is the same after 10,000 blocks as after 10, and the position still counts every
+    token."""
     config = tiny.config(block_size=2, fam_length=1, num_layers=1)
     params = tiny.parameters(config)
     text = tiny.tokens(config, 1, 2 * 16).reshape(16, 1, 2)
@@ -33,7 +34,8 @@ def test_live_bytes_do_not_grow() -> None:
 
 
 def test_size_of_the_memory() -> None:
-    """(M + 1) S keys and values a layer, F D of FAM and its F keys and values (paper section 3), at any position."""
+    """A layer has (M + 1) S keys and values, F D numbers of FAM, and FAM's F keys and values (paper section 3), at any
+    position."""
     config = tiny.config(memory_segments=3, num_heads=4)
     state = tiny.initial_state(config, tiny.parameters(config), 2)
     _, later = tiny.read(config, tiny.parameters(config), tiny.tokens(config, 2, 4), state)

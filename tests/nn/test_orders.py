@@ -1,4 +1,4 @@
-"""Layer-major = block-major = streaming, wherever a text is cut: outputs, memory and gradients."""
+"""Layer-major = block-major = streaming, however a text is split: outputs, memory and gradients."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ CASES = {
 
 
 def whole(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any) -> Any:
-    """Layer-major over the first `counts` tokens of each row."""
+    """Runs layer-major over the first `counts` tokens of each row."""
     return tiny.whole(config, params, tokens, count_B=np.asarray(counts, np.int32))
 
 
@@ -46,10 +46,9 @@ def test_streaming_equals_whole(name: str, width: int) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_whole_cut_at_block_edges(name: str) -> None:
-    """Layer-major in two calls, each row cut at a block edge of its own, equals one call.
+    """Layer-major in two calls, with each row split at a block boundary of its own, equals one call.
 
-    The rows of the second call stand at different positions; one of them has read nothing yet, and
-    one has nothing left to read.
+    The rows of the second call are at different positions; one row is empty in the first call, and one in the second.
     """
     config = CASES[name]
     for seed in range(2):
@@ -67,7 +66,7 @@ def test_whole_cut_at_block_edges(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_streaming_continues_whole(name: str) -> None:
-    """Prefill layer-major, continue block-major, from anywhere in a block."""
+    """Prefill layer-major and continue block-major, from any offset within a block."""
     config = CASES[name]
     params, tokens = tiny.parameters(config, 3), tiny.tokens(config, 4, LENGTH, 3)
     hidden, state = whole(config, params, tokens, [LENGTH] * 4)
@@ -83,8 +82,8 @@ def test_streaming_continues_whole(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_is_behind_the_kept_blocks_is_read_but_not_remembered(name: str, seed: int) -> None:
-    """All outputs are those of the whole rows; the memory is that of their kept blocks alone: none, some, all full
-    ones, and more than a row has. Rows go on with a memory, and one starts another document on the way."""
+    """Outputs are those of the whole rows; the memory is that after their kept blocks: none, some, all full ones, and
+    more than a row has. Some rows continue a memory, and one starts another document midway."""
     config = CASES[name]
     params, tokens = tiny.parameters(config, seed), tiny.tokens(config, 4, LENGTH, seed)
     _, before = whole(config, params, tiny.tokens(config, 4, 12, seed + 7), [12, 12, 4, 8])
@@ -101,7 +100,7 @@ def test_what_is_behind_the_kept_blocks_is_read_but_not_remembered(name: str, se
 
 
 def test_rows_with_nothing_to_read_stay() -> None:
-    """count 0: not one number of a row's memory changes in streaming."""
+    """With count 0, streaming leaves a row's memory unchanged."""
     config = tiny.config()
     params, tokens = tiny.parameters(config), tiny.tokens(config, 4, LENGTH)
     _, before = whole(config, params, tokens, [0, 3, 8, 21])
@@ -113,7 +112,7 @@ def test_rows_with_nothing_to_read_stay() -> None:
 
 
 def test_more_than_a_block_is_refused() -> None:
-    """Tokens beyond a block would find no place in the ring: an error, not a silent loss."""
+    """Tokens beyond a block do not fit into the ring: an error, not silent loss."""
     config = tiny.config()
     state = tiny.initial_state(config, tiny.parameters(config), 4)
     with pytest.raises(ValueError, match="at most a block of 4 tokens, not 5"):
@@ -121,14 +120,14 @@ def test_more_than_a_block_is_refused() -> None:
 
 
 def test_room() -> None:
-    """What is left of each row's block of 4, for rows that have read 0, 3, 8 and 21 tokens."""
+    """Free tokens of each row's block of 4, after 0, 3, 8 and 21 tokens."""
     config = tiny.config()
     _, state = whole(config, tiny.parameters(config), tiny.tokens(config, 4, LENGTH), [0, 3, 8, 21])
     assert room(state, config).tolist() == [4, 1, 4, 3]
 
 
 def test_select_rows_resets_single_rows() -> None:
-    """A row taken from a fresh memory starts a new document; its neighbours continue theirs."""
+    """A row taken from an initial memory starts a new document; the other rows continue theirs."""
     config = tiny.config()
     params, tokens = tiny.parameters(config), tiny.tokens(config, 4, LENGTH)
     _, state = whole(config, params, tokens, [9, 9, 9, 9])
@@ -144,12 +143,12 @@ def test_select_rows_resets_single_rows() -> None:
 
 # --- documents within a row ---------------------------------------------------------------------
 
-# Each row: the lengths of its documents. Each starts at a block's edge, padding before it.
+# For each row the lengths of its documents. Each starts at a block boundary, with padding before it.
 DOCUMENTS = ([22], [4, 18], [7, 9, 2], [1, 5, 4])
 
 
 def pack(config: ModelConfig, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list]:
-    """tokens [B, T], starts [B, N], counts [B] and, a row, the (place, tokens) of its documents."""
+    """Returns tokens [B, T], starts [B, N], counts [B] and, for each row, the (place, tokens) of its documents."""
     S = config.memory.block_size
     rng = np.random.default_rng(seed)
     tokens = tiny.tokens(config, len(DOCUMENTS), LENGTH, seed)
@@ -172,9 +171,10 @@ def pack(config: ModelConfig, seed: int) -> tuple[np.ndarray, np.ndarray, np.nda
 @pytest.mark.parametrize("origin", ["prompt", "passed"])
 @pytest.mark.parametrize("name", ["fam-segments1", "fam-segments0-two-fams", "bswa-segments3"])
 def test_documents_within_a_row(name: str, origin: str) -> None:
-    """A document that starts at a block's edge reads as it does alone, from the prompt or a passed-in FAM.
+    """A document that starts at a block boundary has the outputs that it has on its own, from the prompt or a passed-in
+    FAM.
 
-    What the row's memory held before is not seen, and the memory afterwards is the last document's.
+    The row's earlier memory is not visible to it, and the memory afterwards is the last document's.
     """
     config = CASES[name]
     params = tiny.parameters(config, 1)
@@ -195,7 +195,7 @@ def test_documents_within_a_row(name: str, origin: str) -> None:
         if config.memory.fam_length:
             tiny.assert_close(row["fam"], alone.fam_LPFD)
             assert row["fam_updates"] == len(documents[-1][1]) // 4 + kwargs.get("passed", (None, 0))[1]
-    # And the memory goes on as that document's.
+    # The memory continues as that document's.
     more = tiny.tokens(config, 4, 6, seed=8)
     out, _ = tiny.stream(config, params, more, state)
     for b, documents in enumerate(rows):
@@ -229,7 +229,7 @@ TEXT = tiny.tokens(tiny.config(), 2, 12, 4)  # three blocks
 
 
 def loss_of(hidden: Any, fam: Any) -> Any:
-    """A number in which every output and every activation of the final FAM has a say."""
+    """Returns a scalar that depends on every output and every activation of the final FAM."""
     share = lambda x: (x * np.random.default_rng(x.size).normal(size=x.shape)).sum()
     return share(hidden) + share(fam)
 
@@ -240,7 +240,7 @@ def layer_major(config: ModelConfig, params: dict) -> Any:
 
 
 def layer_major_cut(config: ModelConfig, params: dict) -> Any:
-    """The second call starts from the memory of the first, and gradients flow through it."""
+    """Runs the second call from the memory of the first, with gradients through it."""
     first, state = tiny.whole_untraced(config, params, TEXT[:, :8])
     second, state = tiny.whole_untraced(config, params, TEXT[:, 8:], state)
     return loss_of(jnp.concatenate([first, second], axis=1), state.layers.fam)
@@ -260,12 +260,12 @@ def block_major(config: ModelConfig, params: dict) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=tiny.COMPILE_FAST)
 def gradient(order: Any, config: ModelConfig, params: dict) -> tuple[Any, Any]:
-    """The loss and its gradient by every parameter."""
+    """Returns the loss and its gradient with respect to every parameter."""
     return jax.value_and_grad(lambda p: order(config, p))(params)
 
 
 def assert_same_gradient(actual: dict, desired: dict) -> None:
-    """Every parameter's gradient is the same, relative to its own largest entry, and is not zero."""
+    """Every parameter's gradient is the same, relative to its largest entry, and nonzero."""
     pairs = zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(desired), strict=True)
     for (path, one), other in pairs:
         assert np.abs(other).max() > 0, path
@@ -281,7 +281,7 @@ def assert_same_gradient(actual: dict, desired: dict) -> None:
     ],
 )
 def test_gradients_of_both_orders(name: str, orders: tuple) -> None:
-    """Layer-major, layer-major in two calls and block-major have one gradient, prompt included."""
+    """Layer-major, layer-major in two calls, and block-major have the same gradient, including the prompt's."""
     config = GRADIENTS[name]
     for seed in range(2):
         params = tiny.parameters(config, seed)
@@ -302,7 +302,7 @@ def test_gradients_of_both_orders(name: str, orders: tuple) -> None:
     ],
 )
 def test_gradients_do_not_depend_on_how_they_are_computed(changes: dict) -> None:
-    """Unrolled layers, remat and blocks that are recomputed one by one change memory and time, not the gradient."""
+    """Unrolled layers, remat and recomputed block steps change memory and time, not the gradient."""
     config = GRADIENTS["fam-segments1"]
     params = tiny.parameters(config)
     _, grads = gradient(layer_major, config, params)
@@ -312,7 +312,7 @@ def test_gradients_do_not_depend_on_how_they_are_computed(changes: dict) -> None
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradient_against_the_reference(name: str) -> None:
-    """Along random directions, the gradient is the slope of the float64 reference (central difference)."""
+    """Along random directions, the gradient equals the central difference of the float64 reference."""
     config = GRADIENTS[name]
     params = tiny.parameters(config)
     _, grads = gradient(layer_major, config, params)

@@ -1,4 +1,4 @@
-"""What the model's weights are: their number, what FAM adds, and how they start."""
+"""The model's weights: their number, FAM's additional ones, and their initialisation."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +20,7 @@ def shapes(tree: dict) -> dict[str, tuple[int, ...]]:
 
 
 def significant(number: int, digits: int) -> float:
-    """A number rounded to some significant digits: 1189150000, 3 to 1.19e9."""
+    """Rounds to some significant digits: 1189150000 with 3 is 1.19e9."""
     return float(f"{number:.{digits}g}")
 
 
@@ -28,7 +28,7 @@ def significant(number: int, digits: int) -> float:
     ("name", "weights", "embedding"), [("1b", 1.19e9, 0.4e9), ("8b", 8.59e9, 1.05e9), ("24b", 24.5e9, 1.05e9)]
 )
 def test_sizes_of_the_papers_models(name: str, weights: float, embedding: float) -> None:
-    """Paper, Table 3: weights without the embedding, and the embedding, to the digits that it prints."""
+    """Paper, Table 3: the numbers of weights without the embedding, and of the embedding, to the printed digits."""
     config = load_model_config([str(GIN / "models" / f"fam_{name}.gin")])
     tree = models.parameter_shapes(config)
     count = {path: int(np.prod(shape, dtype=np.int64)) for path, shape in shapes(tree).items()}
@@ -39,7 +39,7 @@ def test_sizes_of_the_papers_models(name: str, weights: float, embedding: float)
 
 @pytest.mark.parametrize("name", ["tiny", "1b", "8b", "24b"])
 def test_fam_adds_the_prompt_alone(name: str) -> None:
-    """The only new weight of FAM is the prompt [F, D]: the BSWA twin has every other one, in the same shape."""
+    """FAM's only additional weight is the prompt [F, D]; all others have the shapes of the BSWA baseline."""
     fam, bswa = (load_model_config([str(GIN / "models" / f"{kind}_{name}.gin")]) for kind in ("fam", "bswa"))
     with_fam, without = (shapes(models.parameter_shapes(config)) for config in (fam, bswa))
     added = {"['fam']['prompt']": (fam.memory.fam_length, fam.d_model)}
@@ -54,7 +54,7 @@ def test_prefix_is_a_prompt_for_each_layer() -> None:
 
 
 def test_twins_start_with_the_same_weights() -> None:
-    """From one seed, FAM and its twin without share every weight; another seed gives other weights."""
+    """With the same seed, FAM and its BSWA baseline share all other weights; another seed gives other weights."""
     fam, bswa = (models.parameters(models.create(tiny.config(fam_length=F), seed=3)) for F in (2, 0))
     prompt = fam.pop("fam")["prompt"]
     assert np.asarray(prompt).std() > 0
@@ -64,7 +64,8 @@ def test_twins_start_with_the_same_weights() -> None:
 
 
 def test_initial_spread() -> None:
-    """Weights start with the spread that keeps activations in scale: 1/sqrt(inputs), less on the residual path."""
+    """Weights are initialised with the standard deviation that keeps activations in scale: 1/sqrt(inputs), less on the
+    residual path."""
     config = tiny.config(d_model=64, d_ff=128, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=512, fam_length=4)
     tree = models.parameters(models.create(config))
     layers, depth = tree["layers"], (2 * config.num_layers) ** -0.5
@@ -86,6 +87,6 @@ def test_initial_spread() -> None:
 
 
 def test_create_validates() -> None:
-    """A configuration that cannot work is refused before any weight is made."""
+    """An invalid configuration is refused before any weight is created."""
     with pytest.raises(ConfigError, match="num_kv_heads"):
         models.create(dataclasses.replace(tiny.config(), num_heads=3))

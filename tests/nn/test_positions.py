@@ -1,4 +1,4 @@
-"""RoPE sees differences alone: where a text stands, or a random offset, changes nothing but rounding."""
+"""RoPE depends on position differences only: a text's position, or a random offset, changes nothing but rounding."""
 
 import dataclasses
 
@@ -20,9 +20,9 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_ten_millionth_token(name: str) -> None:
-    """A memory that says 10,000,000 tokens more were read, with the same contents, gives the same outputs.
+    """A memory with the same contents and a position 10,000,000 tokens higher gives the same outputs.
 
-    10,000,000 is a multiple of the ring's length here, so every block keeps its slot of the ring.
+    10,000,000 is a multiple of the ring's length here, so every block keeps its slot.
     """
     config = CASES[name]
     ring = config.memory.block_size * (config.memory.memory_segments + 1)
@@ -40,9 +40,9 @@ def test_ten_millionth_token(name: str) -> None:
 
 
 def test_ten_millionth_token_is_like_the_first() -> None:
-    """Without memory segments the first tokens of a text read alike at position 0 and at 10,000,000.
+    """Without memory segments, the first tokens of a text have the same outputs at position 0 and at 10,000,000.
 
-    Only the number of FAM updates tells the two apart (a first update has no residual): it is kept at 0.
+    Only the number of FAM updates would distinguish them (the first update has no residual): it is kept at 0.
     """
     config = CASES["last-segments0-real-base"]
     params, text = tiny.parameters(config), tiny.tokens(config, 4, LENGTH)
@@ -55,7 +55,7 @@ def test_ten_millionth_token_is_like_the_first() -> None:
 
 @pytest.mark.parametrize("name", ["last", "float-three-fams-segments3"])
 def test_reference_is_shift_invariant(name: str) -> None:
-    """The paper's equations themselves, with absolute positions in float64, do not see a common shift."""
+    """The paper's equations with absolute positions in float64 are invariant to a common shift."""
     config = CASES[name]
     params, text = tiny.parameters(config), tiny.tokens(config, 1, LENGTH)[0]
     near, far = (reference.run(config, params, text, start=start) for start in (0, FAR))
@@ -64,13 +64,13 @@ def test_reference_is_shift_invariant(name: str) -> None:
 
 
 def offsets(config: ModelConfig) -> np.ndarray:
-    """One random position offset a row, as training draws them: 0 to 2 pi base; the first row has none."""
+    """Returns one random position offset per row, as in training: 0 to 2 pi base; the first row's is 0."""
     return np.array([0, 1, 50, int(2 * np.pi * config.rope_base)], np.int32)
 
 
 @pytest.mark.parametrize("position", ["last", "float"])
 def test_random_offset_changes_nothing(position: str) -> None:
-    """Paper section 2, decision: under these schemes an offset of all positions changes no score."""
+    """Paper section 2: under these schemes, an offset of all positions changes no score."""
     config = tiny.config(fam_position=position)
     params, text = tiny.parameters(config), tiny.tokens(config, 4, LENGTH)
     plain, _ = tiny.whole(config, params, text)
@@ -81,7 +81,7 @@ def test_random_offset_changes_nothing(position: str) -> None:
 
 
 def test_random_offset_under_zero_positions() -> None:
-    """FAM always at position 0, tokens at t + offset: the offset is seen, as in the reference."""
+    """With FAM always at position 0 and tokens at t + offset, the offset has an effect, as in the reference."""
     config = tiny.config(fam_position="zero")
     params, text = tiny.parameters(config), tiny.tokens(config, 4, LENGTH)
     rows = zip(text, offsets(config).tolist(), strict=True)

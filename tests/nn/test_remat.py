@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass, by the policy's name."""
+"""The residuals that the forward pass keeps, by remat policy."""
 
 import jax
 import pytest
@@ -8,8 +8,8 @@ from tests import tiny
 
 
 def kept(policy: str, block_size: int, scan_layers: bool = True, by_layer: bool = False) -> int:
-    """Numbers that five layers keep for the backward pass of 2 x 48 tokens; `by_layer`: without what is the same for
-    all of them, positions and constants. Nothing is computed."""
+    """Returns how many numbers five layers keep for the backward pass of 2 x 48 tokens; `by_layer`: without those that
+    all layers share (positions and constants). Nothing is computed."""
     config = tiny.config(num_layers=5, remat=policy, block_size=block_size, scan_layers=scan_layers, fam_length=0)
     tokens = tiny.tokens(config, 2, 48)
 
@@ -29,7 +29,7 @@ def test_each_policy_keeps_less_than_the_one_before(scan_layers):
 
 @pytest.mark.parametrize("block_size", [4, 24])
 def test_minimal_keeps_products_with_weights_alone(block_size):
-    """Beside what `full` keeps, for each layer and token: queries, keys and values [3 x 2 heads of 4], the two
-    products of a gated feed-forward layer [2 x 20], what attention returns [12]. The window has no part in it."""
+    """In addition to `full`, for each layer and token: queries, keys and values [3 x 2 heads of 4], the two products of
+    a gated feed-forward layer [2 x 20], the attention output [12]. Nothing of the window."""
     more = kept("minimal", block_size, by_layer=True) - kept("full", block_size, by_layer=True)
     assert more == 5 * (2 * 48) * (3 * 2 * 4 + 2 * 20 + 12)

@@ -1,4 +1,4 @@
-"""Who sees whom, held against an ordinary Transformer with an explicit mask."""
+"""Visibility, compared with an ordinary Transformer with an explicit mask."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def causal(t: int, s: int, config: ModelConfig) -> bool:
 
 
 def segments(t: int, s: int, config: ModelConfig) -> bool:
-    """Token t sees its own block up to itself and the M blocks before it."""
+    """Returns the mask in which token t sees its own block up to itself and the M blocks before it."""
     S, M = config.memory.block_size, config.memory.memory_segments
     own = [u for u in range(t // S * S, t + 1)]
     past = [u for block in range(t // S - M, t // S) for u in range(block * S, block * S + S)]
@@ -69,7 +69,7 @@ def double_loop(sees: Any, config: ModelConfig, length: int) -> np.ndarray:
     ids=["causal", "causal-one-block", "own-block", "segments2", "window9", "window6", "window1"],
 )
 def test_against_a_masked_transformer(config: ModelConfig, sees: Any) -> None:
-    """fam_length 0 is an ordinary causal Transformer under a window: all of the text, M segments, or tokens."""
+    """With fam_length 0 the model is a causal Transformer with a window: the whole text, M segments, or tokens."""
     params, tokens = tiny.parameters(config), tiny.tokens(config, 2, LENGTH)
     mask = double_loop(sees, config, LENGTH)
     expected = np.stack([masked_transformer(config, params, row, mask) for row in tokens])
@@ -80,7 +80,7 @@ def test_against_a_masked_transformer(config: ModelConfig, sees: Any) -> None:
 @pytest.mark.parametrize("block_size", [1, 3, 4])
 @pytest.mark.parametrize("memory_segments", [0, 1, 3])
 def test_block_window(block_size: int, memory_segments: int) -> None:
-    """`masks.block_window` is the literal definition: own block up to the token, and M whole blocks before."""
+    """`masks.block_window` equals the literal definition: the own block up to the token, and M whole blocks before."""
     config = tiny.config(fam_length=0, block_size=block_size, memory_segments=memory_segments)
     at = np.arange(LENGTH)
     mask = masks.block_window(at[:, None], at, block_size, memory_segments)
@@ -92,9 +92,9 @@ def test_block_window(block_size: int, memory_segments: int) -> None:
 
 @pytest.mark.parametrize("order", ["whole", "streaming"])
 def test_stop_gradient(order: str) -> None:
-    """With the switch, a loss on block 3 has no gradient at all by the inputs of blocks 1 and 2; without, it has.
+    """With the switch, a loss on block 3 has no gradient with respect to the inputs of blocks 1 and 2; without, it has.
 
-    Every token of the text is another word, so that the embedding's rows are the inputs.
+    All tokens of the text are different, so the embedding's rows are the inputs.
     """
     tokens = np.arange(12, dtype=np.int32)[None]
     config = tiny.config(fam_length=0, memory_segments=2)
@@ -120,7 +120,7 @@ def test_stop_gradient(order: str) -> None:
 
 
 def test_stop_gradient_changes_no_output() -> None:
-    """The switch concerns the backward pass alone."""
+    """The switch affects the backward pass only."""
     free, stopped = (tiny.config(stop_gradient=stop, memory_segments=2) for stop in (False, True))
     params, tokens = tiny.parameters(free), tiny.tokens(free, 2, LENGTH)
     np.testing.assert_array_equal(tiny.whole(free, params, tokens)[0], tiny.whole(stopped, params, tokens)[0])
@@ -128,7 +128,7 @@ def test_stop_gradient_changes_no_output() -> None:
 
 
 def test_stop_gradient_leaves_fam_alone() -> None:
-    """Stop-gradient is about memory segments: through FAM, blocks still learn from later blocks."""
+    """Stop-gradient applies to memory segments: through FAM, blocks still receive gradients from later blocks."""
     config = tiny.config(memory_segments=1, stop_gradient=True)
     params = tiny.parameters(config)
     tokens = np.arange(12, dtype=np.int32)[None]

@@ -204,7 +204,8 @@ FILE_LIMIT = """
 
 def in_process(folder: Path, limit: int) -> subprocess.CompletedProcess:
     program = [sys.executable, "-c", textwrap.dedent(FILE_LIMIT), str(folder), str(limit)]
-    return subprocess.run(program, capture_output=True, text=True, timeout=120)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_files_that_may_not_grow(tmp_path):

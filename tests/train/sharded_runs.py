@@ -58,8 +58,10 @@ SLOW_CASES = [
     ("fam grouped", (1, 2, 4), 1),
     ("stream multi-query", (1, 8, 1), 1),
     ("stream-infini grouped", (2, 2, 2), 2),
+    ("deltanet multi-query", (1, 2, 4), 1),
     ("lora grouped", (2, 2, 2), 2),
 ]
+KINDS = {"stream-infini": "infini", "deltanet": "deltanet"}
 RESUMED = {
     "model": tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=2, random_state_passing=0.5),
     "sequence_length": 320, "batch_size": 8, "steps": 4, "log_period": 1, "checkpoint_period": 2,
@@ -73,9 +75,9 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        fam_length=0 if memory in ("bswa", "stream-infini") else 2, random_state_passing=0.5, fam_gate=memory == "gate",
+        kind=KINDS.get(memory, "fam"), fam_length=0 if memory == "bswa" or memory in KINDS else 2,
+        random_state_passing=0.5, fam_gate=memory == "gate",
         lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
-        kind="infini" if memory == "stream-infini" else "fam",
     )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""lm-evaluation-harness: any of its tasks on a model directory, and its results where ours are (extra `lm-eval`)."""
+"""lm-evaluation-harness: its tasks on model directories, and its results in our format (extra `lm-eval`)."""

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own command line, which then knows `--model famjax`; all its flags are there:
+"""lm-evaluation-harness's own command line, with `--model famjax` registered; all its flags work:
 
 python -m famjax.evals.harness --model famjax --model_args path=runs/fam --batch_size 16 --tasks hellaswag --limit 100
 """

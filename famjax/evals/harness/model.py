@@ -1,8 +1,7 @@
 """A famjax model as a model of lm-evaluation-harness, under the name `famjax`.
 
-Nothing is cut: texts of any length are read by streaming, in constant memory. Requests that begin alike, the
-answers to a question or the questions about a book, share the reading of what they have in common
-(`infer/prefixes.py`).
+Nothing is truncated: texts of any length are streamed in constant memory. Shared prefixes of requests, such as the
+question before its options or the book before its questions, are prefilled once (`infer/prefixes.py`).
 """
 
 import logging
@@ -29,26 +28,26 @@ from famjax.storage.model_dir import split_step
 
 log = logging.getLogger(__name__)
 
-# The harness draws for its standard errors in forked processes, and a fork of a process that runs jax may hang.
+# The harness bootstraps its standard errors in forked processes, and a fork of a process that runs jax may hang.
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
 
-# Text of so many characters is held as tokens at a time.
+# Upper bound on the characters of text that are held as tokens at a time.
 CHARACTERS_AT_ONCE = 2**24
 ROWS = 8
 
 
 @register_model("famjax")
 class FamjaxLM(TemplateLM):
-    """What the harness asks of a model.
+    """The harness's model interface.
 
     Args:
       path: a model directory.
-      batch_size: texts read side by side, at most; `auto` is 8.
-      block_size, memory_segments, fam_length: other memory settings than the model's own.
-      max_gen_toks: tokens of an answer, at most, where a task does not say.
-      seed: of sampling, where a task asks for it.
-      dtype: compute dtype, `float32` or `bfloat16`; None or `auto` as `infer.load` chooses.
-      device, max_batch_size: what the harness hands to every model; they change nothing here.
+      batch_size: maximum number of rows in a batch; `auto` is 8.
+      block_size, memory_segments, fam_length: override the model's memory settings.
+      max_gen_toks: maximum number of tokens of an answer, if the task sets none.
+      seed: of sampling, if the task samples.
+      dtype: compute dtype, `float32` or `bfloat16`; None or `auto`: the default of `infer.load`.
+      device, max_batch_size: ignored; the harness passes them to every model.
     """
 
     def __init__(
@@ -77,12 +76,12 @@ class FamjaxLM(TemplateLM):
 
     @property
     def batch_size(self) -> int:
-        """Texts that are read side by side, at most."""
+        """Maximum number of rows in a batch."""
         return self.rows
 
     @property
     def eot_token_id(self) -> int | None:
-        """The token that ends a text, where there is one."""
+        """The token that ends a text; None if the vocabulary has none."""
         return self.codec.vocabulary.eos
 
     @property
@@ -91,7 +90,7 @@ class FamjaxLM(TemplateLM):
         return self.codec.prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Tokens of a text. It begins with `bos` where the tokenizer's settings say so, but never twice."""
+        """Returns the tokens of a text, with `bos` if the tokenizer's settings say so, but never twice."""
         vocabulary = self.codec.vocabulary
         fresh = add_special_tokens is not False
         if fresh and add_special_tokens is None and vocabulary.bos is not None:
@@ -99,20 +98,20 @@ class FamjaxLM(TemplateLM):
         return self.codec.encode(string, fresh).tolist()
 
     def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of some tokens by themselves."""
+        """Returns the text of the tokens."""
         shown = [token for token in tokens if not (skip_special_tokens and token in self._hidden)]
         return self.codec.vocabulary.decode(shown)
 
-    # --- what tasks ask for -----------------------------------------------------------------------
+    # --- requests of tasks ------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log probability of each continuation, and whether it is what the model would say."""
+        """Returns each continuation's log probability, and whether greedy decoding would produce it."""
         answers: list[Any] = [None] * len(requests)
         for some in _slices(requests, lambda request: "".join(request.args)):
             found = super().loglikelihood([requests[i] for i in some], disable_tqdm)
             for i, answer in zip(some, found, strict=True):
                 answers[i] = answer
-        self._tell()
+        self._log_lengths()
         return answers
 
     def _loglikelihood_tokens(
@@ -129,7 +128,7 @@ class FamjaxLM(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log probability of each text, read from its beginning to its end with all that was before in memory."""
+        """Returns each text's log probability; the memory is carried from its beginning to its end."""
         answers: list[float] = [0.0] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="famjax: texts") as bar:
             for some in _slices(requests, lambda request: request.args[0]):
@@ -140,11 +139,11 @@ class FamjaxLM(TemplateLM):
                     answers[some[n]] = float(logprobs.sum(dtype=np.float64))
                     self.cache_hook.add_partial("loglikelihood_rolling", requests[some[n]].args, answers[some[n]])
                     bar.update()
-        self._tell()
+        self._log_lengths()
         return answers
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Each context's answer, up to a stop text of its task or an end of text."""
+        """Returns each context's answer, up to the task's stop text or an end-of-text token."""
         answers: list[str] = [""] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="famjax: answers") as bar:
             for same in _alike(requests):
@@ -153,11 +152,11 @@ class FamjaxLM(TemplateLM):
                         answers[i] = text
                         self.cache_hook.add_partial("generate_until", requests[i].args, text)
                         bar.update()
-        self._tell()
+        self._log_lengths()
         return answers
 
     def _answers(self, requests: list[Any], indices: list[int]) -> Iterator[tuple[int, str]]:
-        """(request, answer) for requests of the same settings."""
+        """Yields (index of the request, answer) for requests with the same settings."""
         settings = normalize_gen_kwargs(requests[indices[0]].args[1], self.max_gen_toks)
         ends = [self.tok_decode([token], skip_special_tokens=False) for token in self.codec.ends]
         until = handle_stop_sequences(settings.pop("until", None), eos=None) + ends
@@ -170,11 +169,11 @@ class FamjaxLM(TemplateLM):
             return any(stop in self.tok_decode(tokens.tolist()) for stop in texts)
 
         samples = _samples(indices, requests)
-        made = generate_continuations(
+        generated = generate_continuations(
             self.model, contexts, most, self.rows, sampling=sampling, seed=self.seed, samples=samples,
             stops=[[token] for token in self.codec.ends], finished=finished,
         )  # fmt: skip
-        for n, tokens, _ in made:
+        for n, tokens, _ in generated:
             self._count(len(contexts[n]) + len(tokens))
             text = postprocess_generated_text(self.tok_decode(tokens.tolist()), stop=until, think_end_token=None)
             yield indices[n], text
@@ -183,11 +182,11 @@ class FamjaxLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's cache of requests."""
+        """A name for the harness's cache of requests."""
         return self.path.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template's source, for the harness's log; also chooses one of several."""
+        """Selects the chat template (by name if there are several) and returns its source, for the harness's log."""
         if chat_template is False:
             return None
         root, _ = split_step(self.path)
@@ -195,17 +194,17 @@ class FamjaxLM(TemplateLM):
         return self._template.source if self._template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the model directory's template writes it."""
+        """Renders a conversation with the model directory's template."""
         if self._template is None:
             self.chat_template(True)
         if self._template is None:
-            raise ValueError(f"{self.path} has no chat template; leave --apply_chat_template away")
+            raise ValueError(f"{self.path} has no chat template; omit --apply_chat_template")
         return self._template.render(chat_history, add_generation_prompt)
 
-    # --- what it tells ----------------------------------------------------------------------------
+    # --- reports ----------------------------------------------------------------------------------
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into its results: nothing was cut, and how much was longer than the window."""
+        """Returns entries for the harness's results: no truncation, and the number of inputs beyond the window."""
         count = sum(leaf.size for leaf in jax.tree.leaves(parameters(self.model)))
         info = {"model_num_parameters": count, "model_dtype": self.model.config.dtype, "famjax_window": self.window}
         return info | {"famjax_truncated": 0, "famjax_longer_than_window": self.longer, "famjax_longest": self.longest}
@@ -214,29 +213,29 @@ class FamjaxLM(TemplateLM):
         self.longer += tokens > self.window
         self.longest = max(self.longest, tokens)
 
-    def _tell(self) -> None:
+    def _log_lengths(self) -> None:
         if self.longer:
             log.info(
-                "%d inputs so far were longer than the window of %d tokens, the longest %d; none was cut",
+                "%d inputs so far were longer than the window of %d tokens, the longest %d; none was truncated",
                 self.longer, self.window, self.longest,
             )  # fmt: skip
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling:
-    """The harness's settings as ours. Raises `ValueError` on one that we do not have."""
+    """Converts the harness's generation settings. Raises `ValueError` for an unsupported one."""
     settings = {name: value for name, value in settings.items() if name not in ("do_sample", "use_cache", "max_length")}
     if settings.pop("num_beams", 1) not in (1, None):
-        raise ValueError("famjax writes without beams; leave num_beams out of the task's generation_kwargs")
+        raise ValueError("famjax has no beam search; remove num_beams from the task's generation_kwargs")
     fields = {name: settings.pop(name) for name in Sampling.__dataclass_fields__ if name in settings}
     if settings:
-        raise ValueError(f"famjax does not know the generation settings {', '.join(sorted(settings))}")
+        raise ValueError(f"famjax does not support the generation settings {', '.join(sorted(settings))}")
     sampling = Sampling(**{name: value for name, value in fields.items() if value is not None})
     sampling.validate()
     return sampling
 
 
 def _samples(indices: list[int], requests: list[Any]) -> list[int]:
-    """Equal contexts are different samples, in the order of the requests."""
+    """Numbers requests with equal contexts, in their order, so that each draws a different sample."""
     seen: dict[str, int] = {}
     numbers = []
     for i in indices:
@@ -247,7 +246,7 @@ def _samples(indices: list[int], requests: list[Any]) -> list[int]:
 
 
 def _alike(requests: list[Any]) -> list[list[int]]:
-    """Requests with the same settings, together."""
+    """Groups the indices of requests with the same settings."""
     groups: dict[str, list[int]] = {}
     for i, request in enumerate(requests):
         groups.setdefault(repr(sorted(request.args[1].items(), key=lambda item: item[0])), []).append(i)
@@ -255,7 +254,7 @@ def _alike(requests: list[Any]) -> list[list[int]]:
 
 
 def _slices(requests: list[Any], text: Callable[[Any], str]) -> Iterator[list[int]]:
-    """Indices of the requests, those of like beginnings together, so many at a time as their texts allow."""
+    """Yields the requests' indices sorted by text (shared prefixes together), in slices of bounded total length."""
     some: list[int] = []
     size = 0
     for i in sorted(range(len(requests)), key=lambda i: text(requests[i])):

@@ -1,4 +1,4 @@
-"""The harness's tasks on model directories, side by side, and where their results go."""
+"""Runs the harness's tasks on model directories and writes the results."""
 
 import dataclasses
 import difflib
@@ -17,19 +17,19 @@ RESULTS = "lm_eval.json"
 
 @dataclasses.dataclass(frozen=True)
 class HarnessConfig:
-    """What is asked of the harness.
+    """Settings of an evaluation with the harness.
 
     Attributes:
       model_dirs: model directories.
-      tasks: its names of tasks and groups, and ours of `tasks.LISTS`, with commas.
-      output_dir: gets `lm_eval.json` and, for each model and task, the samples.
-      limit: examples of each task; None is all.
-      num_fewshot: examples in front of each question; None is what the task says.
-      batch_size: texts read side by side.
-      chat: conversations are written with the model directory's template.
-      include_path: a folder with tasks of one's own (YAML).
-      cache: a file name for the harness's cache of answers, with which a stopped evaluation goes on; empty is none.
-      memory: other memory settings than the model's own.
+      tasks: comma-separated names of the harness's tasks and groups, or of `tasks.LISTS`.
+      output_dir: directory of `lm_eval.json` and the samples of each model and task.
+      limit: examples of each task; None: all.
+      num_fewshot: few-shot examples before each question; None: the task's default.
+      batch_size: maximum number of rows in a batch.
+      chat: apply the model directory's chat template.
+      include_path: a folder with additional tasks (YAML).
+      cache: file name of the harness's cache of answers, to resume a stopped evaluation; empty: no cache.
+      memory: overrides of the model's memory settings.
       dtype: compute dtype; see `FamjaxLM`.
     """
 
@@ -46,19 +46,19 @@ class HarnessConfig:
     dtype: str = "auto"
 
     def validate(self) -> None:
-        """Raises `ConfigError` on the first setting that cannot work."""
+        """Raises `ConfigError` for the first invalid setting."""
         if not expand(self.tasks):
-            raise ConfigError(f"--lm-eval names no task; give names with commas, or one of {', '.join(LISTS)}")
+            raise ConfigError(f"--lm-eval names no task; give comma-separated names, or one of {', '.join(LISTS)}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit is {self.limit}; it must be at least 1")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise ConfigError(f"--fewshot is {self.num_fewshot}; it must be 0 or more")
         if self.include_path is not None and not Path(self.include_path).is_dir():
-            raise ConfigError(f"--include-path {self.include_path} is no folder; name one with the tasks' YAML files")
+            raise ConfigError(f"--include-path {self.include_path} is not a folder; name one with YAML files of tasks")
 
 
 def run(config: HarnessConfig) -> dict[str, Any]:
-    """Evaluates all models on all tasks; prints the harness's tables, writes the results, and returns them."""
+    """Evaluates all models on all tasks, prints the harness's tables, writes the results and returns them."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -81,14 +81,15 @@ def run(config: HarnessConfig) -> dict[str, Any]:
         _write_samples(output, number if len(found) > 1 else None, results.pop("samples", {}))
         results["config"]["model"] = path
     write_text(output / RESULTS, _json(found, indent=1) + "\n")
-    _write_as_ours(output, entries, answers, config)
+    _write_results(output, entries, answers, config)
     return found
 
 
-def _write_as_ours(
+def _write_results(
     output: Path, entries: list[dict[str, Any]], answers: list[dict[str, list[Sample]]], config: HarnessConfig
 ) -> None:
-    """`results.json`, `samples.jsonl` and `report.html` as of any evaluation; models in pairs are printed too."""
+    """Writes `results.json`, `samples.jsonl` and `report.html` in our format; prints tables if there are several
+    models."""
     from famjax.evals.reports import page, report
     from famjax.evals.run import side_by_side
 
@@ -100,11 +101,11 @@ def _write_as_ours(
                 if sample.id not in known:
                     file.add(sample)
         file.sync()
-    told = {
+    content = {
         "task": f"lm-eval:{config.tasks}", "version": famjax.__version__, "settings": dataclasses.asdict(config),
         "models": entries,
     }  # fmt: skip
-    data, shown = page.write(output, told)
+    data, shown = page.write(output, content)
     for task in entries[0]["tasks"] if len(entries) > 1 else ():
         report.print_task(entries, task)
     print(f"wrote {output / RESULTS}, {data} and {shown}")
@@ -122,13 +123,13 @@ def _check_names(names: list[str], manager: Any) -> None:
 def _of_model(
     name: str, path: str, names: list[str], manager: Any, config: HarnessConfig
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[Sample]]]:
-    """A model's results as the harness has them, its entry in ours, and its answers by task."""
+    """Returns a model's results in the harness's format, its entry in ours, and its answers by task."""
     import datasets
     import lm_eval
     from lm_eval import simple_evaluate
     from lm_eval.utils import make_table
 
-    from famjax.evals.harness import told
+    from famjax.evals.harness import converted
     from famjax.evals.harness.model import FamjaxLM
     from famjax.evals.run import entry_of
 
@@ -146,8 +147,8 @@ def _of_model(
     ) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"a task's data is not here and cannot be fetched ({reason}); fetch it once where there is a network "
-            "(the cache of `datasets` may be copied), or name local files in a task of your own (docs/lm_eval.md)"
+            f"a task's data is not cached and cannot be downloaded ({reason}); download it on a machine with a network "
+            "and copy the cache of `datasets`, or write a task that names local files (docs/lm_eval.md)"
         ) from error
     print(f"{path}\n{make_table(results)}")
     if results.get("groups"):
@@ -155,18 +156,18 @@ def _of_model(
     entry = entry_of(name, path, model.model)
     answers: dict[str, list[Sample]] = {}
     for task in results["samples"]:
-        settings = told.settings_of(results, task, lm_eval.__version__)
+        settings = converted.settings_of(results, task, lm_eval.__version__)
         count = lambda text: len(model.tok_encode(text))
-        samples = told.samples_of(results, task, settings, entry["fingerprint"], count)
-        summary = told.summary(results, task, settings, samples) if samples else {}
-        if summary.get("metrics"):  # a task may have none that is a number
-            answers[told.task_name(task)] = samples
-            entry["tasks"][told.task_name(task)] = summary
+        samples = converted.samples_of(results, task, settings, entry["fingerprint"], count)
+        summary = converted.summary(results, task, settings, samples) if samples else {}
+        if summary.get("metrics"):  # a task may have no numeric metric
+            answers[converted.task_name(task)] = samples
+            entry["tasks"][converted.task_name(task)] = summary
     return dict(results), entry, answers
 
 
 def _write_samples(output: Path, number: int | None, samples: dict[str, list[Any]]) -> None:
-    """One JSON lines file a task; `number` tells models apart."""
+    """Writes one JSON lines file per task; `number` distinguishes models."""
     for task, rows in samples.items():
         name = "_".join(["lm_eval_samples", *([str(number)] if number is not None else []), task.replace("/", "_")])
         write_text(output / f"{name}.jsonl", "".join(_json(row) + "\n" for row in rows))

@@ -1,1 +1,1 @@
-"""Why a memory works or fails on a document: where attention goes, what FAM does, what happens without it."""
+"""Inspection of a memory on a document: where attention goes, how FAM changes, and the effect of replacing FAM."""

@@ -1,11 +1,11 @@
-"""What happens without the memory: a text goes on with FAM as it is, and with something else in its place.
+"""Ablation of the memory: a text is continued with its own FAM, and with a replacement.
 
-    kept      FAM as the document left it
-    fresh     what it is before any text: the learned prompt, carried up the layers
-    zero      activations of zero (their keys score 0 against every query, so they still take attention)
-    swapped   another document's
+    kept      the document's own FAM
+    fresh     the initial FAM: the learned prompt, propagated through the layers
+    zero      zero activations (their keys score 0 against every query, so they still receive attention)
+    swapped   another document's FAM
 
-Memory segments, the window and all weights stay, so what moves is due to FAM alone.
+Memory segments, the window and all weights are unchanged, so differences are due to FAM alone.
 """
 
 import functools
@@ -26,12 +26,12 @@ INSTEAD = ("kept", "fresh", "zero", "swapped")
 
 
 class Case(NamedTuple):
-    """A place in a document from which it is read on with another FAM.
+    """A place in a document from which it is continued with each FAM.
 
     Attributes:
-      session: of one row, at a block's edge: a token of the new block is pending, nothing of it is read.
-      rest: int32 [n], the tokens behind the pending one.
-      other: a session whose FAM is put in its place; None where there is none.
+      session: of one row, at a block boundary: the first token of the new block is pending, none of it is prefilled.
+      rest: int32 [n], the tokens after the pending one.
+      other: a session with the FAM for `swapped`; None omits `swapped`.
     """
 
     session: Session
@@ -42,8 +42,12 @@ class Case(NamedTuple):
 def knock_out(
     model: Transformer, cases: Sequence[Case], rows: int = 8
 ) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """For each case, by the names in `INSTEAD` (without `swapped` where there is nothing to swap with): of the rest's
-    tokens, natural-log probabilities float32 [n] and whether they are the model's first choice."""
+    """Scores each case's rest with each FAM.
+
+    Returns:
+      for each case, by the names in `INSTEAD` (`swapped` only if the case has `other`): natural-log probabilities
+      float32 [n] of the rest's tokens, and bool [n], whether each is the argmax.
+    """
     fresh = fam_of(start(model))
     named, branches = [], []
     for i, case in enumerate(cases):
@@ -63,12 +67,12 @@ def knock_out(
 
 
 def fam_of(session: Session) -> jax.Array:
-    """All layers' feedback activations, [L, 1, P, F, D]."""
+    """Returns the feedback activations of all layers, [L, 1, P, F, D]."""
     return jnp.stack([layer.fam for layer in session.memory.unstacked])
 
 
 def with_fam(model: Transformer, session: Session, fam: jax.Array) -> Session:
-    """A session with another FAM, [L, 1, P, F, D]."""
+    """Returns the session with another FAM, [L, 1, P, F, D]."""
     return Session(_with_fam(*nnx.split(model), session.memory, fam), session.recent)
 
 

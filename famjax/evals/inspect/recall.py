@@ -1,4 +1,4 @@
-"""What is left of what was read, against the number of compressions since; with FAM and with something in its place."""
+"""Recall against the number of FAM updates since the information was read, with FAM and with its replacements."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ OnTokens = Callable[[int], None] | None
 
 
 def interval(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """The mean of some documents' numbers, how many there are, and its 95% interval from drawing them anew."""
+    """Returns the mean of per-document values, their number n, and the bootstrapped 95% interval."""
     x = np.asarray(values, np.float64)
     means = np.random.default_rng(seed).choice(x, (DRAWS, len(x))).mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
@@ -29,7 +29,7 @@ def interval(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
 
 
 def pass_keys(writer: Writer, blocks: int, block_size: int, documents: int, digits: int, seed: int) -> list[Document]:
-    """Documents with `blocks` blocks of filler and a bit more, so that the filler ends everywhere in a block."""
+    """Returns documents with `blocks` blocks of filler plus evenly spread offsets within a block."""
     rng = np.random.default_rng([seed, blocks])
     extra = [i * block_size // documents for i in range(documents)]
     return [writer.document(random_key(rng, digits), blocks * block_size + more) for more in extra]
@@ -38,14 +38,16 @@ def pass_keys(writer: Writer, blocks: int, block_size: int, documents: int, digi
 def pass_key_recall(
     model: Transformer, documents: Sequence[Document], rows: int, on_tokens: OnTokens = None
 ) -> dict[str, Any]:
-    """Pass key documents of one length, read up to the block that holds the answer's first prediction; from there
-    on with FAM and with something in its place. FAM is swapped with that of the next document, which has another key.
+    """Ablates FAM on pass-key documents of one length.
+
+    Documents are prefilled up to the block that predicts the answer's first token, and continued from there with FAM
+    and with its replacements. `swapped` is the FAM of the next document, which has another key.
 
     Returns:
-      updates: FAM updates between the key's last mention and the answer, mean.
-      instead: for each of `INSTEAD`: `exact_match` with its 95% interval, natural-log probability of the `answer` and
-        of the `rest` behind the edge (nats a token, mean), and how much both move against `kept`, with intervals.
-      follows_other: share of documents that, with the other document's FAM, answer with its key.
+      updates: mean number of FAM updates between the key's last mention and the answer.
+      instead: for each of `INSTEAD`: `exact_match` with its 95% interval, mean natural-log probability of the `answer`
+        and of the `rest` of the block (nats per token), and their differences from `kept`, with intervals.
+      follows_other: fraction of documents that, with the other document's FAM, answer with its key.
     """
     S = model.config.memory.block_size
     edges = [(int(doc.answer[0]) - 1) // S * S for doc in documents]
@@ -82,8 +84,8 @@ def _follows(
     model: Transformer, documents: Sequence[Document], cases: list[Case], where: list[np.ndarray], others: list[int],
     rows: int,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """How often a document that was given another one's FAM answers with that one's key; None where no two keys
-    have as many tokens."""
+    """Returns how often a document with another one's FAM answers with that one's key; None if no two neighbours' keys
+    have the same number of tokens."""
     changed, at = [], []
     for i, case in enumerate(cases):
         theirs = documents[others[i]].tokens[documents[others[i]].answer]
@@ -104,7 +106,8 @@ def _follows(
 
 
 def edges_of(tokens: int, block_size: int, places: int) -> list[int]:
-    """Up to `places` block edges of a text, spread evenly, each with a block before and a whole one behind it."""
+    """Returns up to `places` evenly spaced block boundaries of a text, each with a block before and a full one after
+    it."""
     blocks = range(1, tokens // block_size)
     count = min(places, len(blocks))
     chosen = np.unique(np.linspace(0, len(blocks) - 1, count).round().astype(int)) if count else ()
@@ -114,12 +117,12 @@ def edges_of(tokens: int, block_size: int, places: int) -> list[int]:
 def sessions_at(
     model: Transformer, tokens: np.ndarray, edges: Sequence[int], on_tokens: OnTokens = None
 ) -> list[Session]:
-    """The text read once; a session at each edge, where the token behind the edge is pending."""
+    """Prefills the text once and returns a session at each edge, with the token after the edge pending."""
     session, before, found = start(model), 0, []
     for edge in edges:
         session = prefill(model, session, [[tokens[before : edge + 1]]], on_tokens)
         before = edge + 1
-        found.append(join_rows([session]))  # `prefill` gives its session away
+        found.append(join_rows([session]))  # a copy, because `prefill` donates its session
     return found
 
 
@@ -127,11 +130,11 @@ def text_knock_out(
     model: Transformer, tokens: np.ndarray, edges: Sequence[int], sessions: Sequence[Session], rows: int,
     other: Session | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The block behind each edge read with FAM and with something in its place.
+    """Scores the block after each edge with FAM and with its replacements.
 
     Returns:
-      for each of `INSTEAD`: natural-log probability of that block's tokens (`rest`, nats a token, mean over edges), and
-      how much it moves against `kept`, with a 95% interval over edges.
+      for each of `INSTEAD`: mean natural-log probability of the block's tokens (`rest`, nats per token), and its
+      difference from `kept`, with a 95% interval over edges.
     """
     S = model.config.memory.block_size
     cases = [Case(one, tokens[edge + 1 : edge + S], other) for edge, one in zip(edges, sessions, strict=True)]
@@ -149,16 +152,15 @@ def text_recall(
     model: Transformer, tokens: np.ndarray, edges: Sequence[int], sessions: Sequence[Session], rows: int,
     other: Session | None = None, passage: int = 48,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """How much FAM helps when a passage of earlier comes again.
+    """Measures how much FAM helps to predict a repeated passage.
 
-    At each edge, passages of 1, 2, 4, ... blocks before are read once more, with FAM and with that of another text, or
-    a fresh one where there is none. How many nats a token FAM gains is what it still knows of a passage that went
-    through so many compressions (and of the text's kind, which the other does not know either: the gain at great
-    distances).
+    At each edge, passages from 1, 2, 4, ... blocks before are scored again, with the text's own FAM and with that of
+    another text (or a fresh FAM if there is none). The gain in nats per token measures what FAM retains of a passage
+    after that many updates, plus what it retains of the text in general: the gain at large distances.
 
     Returns:
-      rows of `updates` (compressions since the passage), `in_window` (memory segments still hold it), `against` (which
-      FAM), and `gain` with a 95% interval over edges.
+      rows of `updates` (FAM updates since the passage), `in_window` (memory segments still contain the passage),
+      `against` (the other FAM), and `gain` with a 95% interval over edges.
     """
     against = "fresh" if other is None else "swapped"
     S, M = model.config.memory.block_size, model.config.memory.memory_segments

@@ -1,4 +1,4 @@
-"""An inspection for people: `inspect.json`, one self-contained `inspect.html`, and its first picture as a PNG."""
+"""Report of an inspection: `inspect.json`, a self-contained `inspect.html`, and its first figure as a PNG."""
 
 import io
 import json
@@ -21,7 +21,7 @@ _COLORS = {"kept": "C0", "fresh": "C1", "zero": "C2", "swapped": "C3"}
 
 
 def write(output: Path, found: dict[str, Any]) -> None:
-    """All three files, each whole or not at all."""
+    """Writes all three files, each atomically."""
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / JSON, json.dumps(found) + "\n")
     overview = _overview(found)
@@ -40,19 +40,18 @@ def _page(found: dict[str, Any], overview: str) -> str:
         f"{memory['memory_segments']} memory segments, FAM of {memory['fam_length']}."
     )
     caption = (
-        f"Attention in block {maps['block']}. Left of the line FAM's keys, right of it the block's; rows are queries, "
-        "from top to bottom. Dark is much, each picture by itself. What a row lacks to 1 goes to memory segments."
+        f"Attention in block {maps['block']}. Left of the line are FAM's keys, right of it the block's; rows are "
+        "queries, from top to bottom. Darker is more, on a scale of each picture's own. The rest of a row, up to 1, "
+        "goes to memory segments."
     )
     parts = [
         html.paragraph(f"{found['model']}. {about}"),
         html.said(found["summary"]),
-        html.picture(
-            overview, "Shares of attention by layer and head; FAM from update to update; what it is good for."
-        ),
+        html.picture(overview, "Shares of attention by layer and head; FAM from update to update; recall."),
         html.section("Attention of input queries", html.picture(html.svg_of(_maps(maps, "tokens")), caption)),
         html.section("Attention of FAM's queries", html.picture(html.svg_of(_maps(maps, "fam")), caption)),
-        html.section("Without the memory", _knock_out_table(found["knock_out"])),
-        html.section("Recall against compressions", _recall_table(found["recall"])),
+        html.section("Replacing the memory", _knock_out_table(found["knock_out"])),
+        html.section("Recall by number of FAM updates", _recall_table(found["recall"])),
         html.details("Settings", f"<pre>{html.escaped(json.dumps(found['settings'], indent=1))}</pre>"),
     ]
     return html.page("What the memory does", parts)
@@ -62,11 +61,11 @@ def _page(found: dict[str, Any], overview: str) -> str:
 
 
 def _overview(found: dict[str, Any]) -> Figure:
-    """Shares by layer and head above, curves over updates and recall below."""
+    """Draws attention shares by layer and head (top), curves over blocks and recall (bottom)."""
     shares = found["attention"]
     panels = [("input queries to FAM", np.array(shares["input"])[..., 1])]
     if shares["answer"] is not None:
-        panels.append(("... where the answer is predicted", np.array(shares["answer"])[..., 1]))
+        panels.append(("... at the answer's tokens", np.array(shares["answer"])[..., 1]))
     own = np.array(shares["fam_queries"], float)
     panels.append(("FAM's queries to previous FAM", own[..., 0]))
     panels.append(("FAM's queries to the block", own[..., 1]))
@@ -101,7 +100,7 @@ def _curves(left: Any, middle: Any, by_block: dict[str, Any]) -> None:
         left.plot(block, rms[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
         left.plot(block, change[:, layer], color=color, lw=1, ls=":")
         middle.plot(block, 100 * shares[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
-    left.set(xlabel="block", title="FAM: RMS (lines), change an update (dots)", yscale="log")
+    left.set(xlabel="block", title="FAM: RMS (lines), change per update (dots)", yscale="log")
     middle.set(xlabel="block", title="input queries to FAM by block (%)")
     for axes in (left, middle):
         axes.title.set_fontsize(9)
@@ -132,7 +131,7 @@ def _text_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.plot(updates, mean, marker="o", ms=4)
     axes.axhline(0, color="0.5", lw=1)
     axes.set(
-        xscale="log", xlabel="compressions since the passage", title="FAM's gain when it comes again (nats a token)"
+        xscale="log", xlabel="FAM updates since the passage", title="FAM's gain on its repetition (nats per token)"
     )
     axes.set_xticks(updates, [str(n) for n in updates])
     axes.minorticks_off()
@@ -159,7 +158,7 @@ def _maps(maps: dict[str, Any], name: str) -> Figure:
 
 
 def _knock_out_table(knock: dict[str, Any]) -> str:
-    head = ["FAM", "exact match", "answer (nats)", "moves by", "rest (nats)", "moves by"]
+    head = ["FAM", "exact match", "answer (nats)", "difference", "rest (nats)", "difference"]
     rows = []
     for name, one in knock.items():
         cells: list[Any] = [name, one.get("exact_match")]
@@ -178,7 +177,7 @@ def _recall_table(rows: list[dict[str, Any]]) -> str:
             "FAM updates",
             "documents",
             *(f"exact, FAM {name}" for name in names),
-            "follows the other",
+            "answers the other's key",
         ]
         return html.table(head, [
             [row["filler_blocks"], round(row["updates"], 2), row["documents"],
@@ -187,7 +186,7 @@ def _recall_table(rows: list[dict[str, Any]]) -> str:
             for row in rows
         ])  # fmt: skip
     against = rows[0]["against"] if rows else ""
-    head = ["compressions since", "still in the window", f"FAM's gain over a {against} one (nats a token)", "passages"]
+    head = ["FAM updates since", "still in the window", f"gain over a {against} FAM (nats per token)", "passages"]
     return html.table(
         head,
         [[r["updates"], "yes" if r["in_window"] else "no", _with_interval(r["gain"]), r["gain"]["n"]] for r in rows],

@@ -1,4 +1,4 @@
-"""An inspection from a model directory to files: read, take away, tell."""
+"""Inspects a model directory: traces a document, ablates FAM, writes the report."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from famjax.infer.session import start
 from famjax.nn.model import Transformer
 
 FORMAT = "famjax inspect 1"
-# Curves have at most so many points, heat maps so many layers and heads.
+# Upper bounds on the points of a curve, and on the layers and heads that have heat maps.
 POINTS, LAYERS, HEADS = 256, 6, 8
 
 OnTokens = Callable[[str, int], None]
@@ -34,20 +34,20 @@ def run(
     """Inspects, writes `inspect.json`, `inspect.html` and `inspect.png`, and returns what the JSON holds.
 
     Args:
-      config: what to look at.
-      memory: other memory settings than the model's own.
-      on_tokens: called with what is being done and the number of tokens that were read.
+      config: the inspection.
+      memory: overrides of the model's memory settings.
+      on_tokens: called with the current stage and the number of tokens that were read.
 
     Raises:
-      ConfigError: a setting, a model or a text that cannot be used.
+      ConfigError: a setting, the model or a text cannot be used.
     """
     config.validate()
     model = load(config.model_dir, None, None, **(memory or {}))
     if not model.config.memory.fam_length:
         raise ConfigError(f"{config.model_dir} has no feedback memory (fam_length 0): there is nothing to inspect")
     codec = Codec(config.model_dir, model.config.vocab_size)
-    told = lambda what: functools.partial(on_tokens, what) if on_tokens else None
-    found = _pass_key(model, codec, config, told) if config.filler_blocks else _text(model, codec, config, told)
+    stage = lambda what: functools.partial(on_tokens, what) if on_tokens else None
+    found = _pass_key(model, codec, config, stage) if config.filler_blocks else _text(model, codec, config, stage)
     found = {
         "format": FORMAT, "model": config.model_dir, "memory": dataclasses.asdict(model.config.memory),
         "settings": dataclasses.asdict(config), **found,
@@ -57,57 +57,57 @@ def run(
     return found
 
 
-def _pass_key(model: Transformer, codec: Codec, config: InspectConfig, told: Any) -> dict[str, Any]:
+def _pass_key(model: Transformer, codec: Codec, config: InspectConfig, stage: Any) -> dict[str, Any]:
     S = model.config.memory.block_size
     writer = Writer(codec.vocabulary, codec.bos is not None)
     writer.check(model.config.vocab_size)
     rows, documents = [], []
     for blocks in sorted(set(config.filler_blocks)):
         documents = recall.pass_keys(writer, blocks, S, config.documents, config.key_digits, config.seed)
-        row = recall.pass_key_recall(model, documents, config.batch_size, told(f"{blocks} blocks of filler"))
+        row = recall.pass_key_recall(model, documents, config.batch_size, stage(f"{blocks} blocks of filler"))
         kept = row["instead"]["kept"]
         rows.append({"filler_blocks": blocks, **row, **{name: kept[name] for name in ("exact_match", "low", "high")}})
     one = documents[0]
-    seen = trace(model, one.tokens, one.answer, on_tokens=told("looking closely"))
+    seen = trace(model, one.tokens, one.answer, on_tokens=stage("tracing attention"))
     about = {
-        "what": f"pass key behind {rows[-1]['filler_blocks']} blocks of filler", "tokens": len(one.tokens),
+        "what": f"pass key before {rows[-1]['filler_blocks']} blocks of filler", "tokens": len(one.tokens),
         "answer": codec.vocabulary.decode(one.tokens[one.answer]),
     }  # fmt: skip
     more = {"knock_out": rows[-1]["instead"], "follows_other": rows[-1]["follows_other"], "recall": rows}
     return {"document": about, **_seen(model, seen), **more}
 
 
-def _text(model: Transformer, codec: Codec, config: InspectConfig, told: Any) -> dict[str, Any]:
+def _text(model: Transformer, codec: Codec, config: InspectConfig, stage: Any) -> dict[str, Any]:
     S = model.config.memory.block_size
     tokens, answer = _tokens(codec, config, S)
-    seen = trace(model, tokens, answer, on_tokens=told("looking closely"))
+    seen = trace(model, tokens, answer, on_tokens=stage("tracing attention"))
     edges = recall.edges_of(len(tokens), S, config.places)
     if not edges:
         raise ConfigError(f"{config.input} has {len(tokens)} tokens; it must have three blocks of {S} or more")
-    sessions = recall.sessions_at(model, tokens, edges, told("reading once more"))
+    sessions = recall.sessions_at(model, tokens, edges, stage("prefilling to the block boundaries"))
     other = None
     if config.other:
         text = codec.encode(read_text(config.other, "replace"))
         if len(text) <= S:
             raise ConfigError(f"--other {config.other} has {len(text)} tokens; it must have more than a block of {S}")
-        other = prefill(model, start(model), [[text]], told("reading the other text"))
+        other = prefill(model, start(model), [[text]], stage("prefilling the other text"))
     knock = recall.text_knock_out(model, tokens, edges, sessions, config.batch_size, other)
     if answer is not None:
         edge = (int(answer[0]) - 1) // S * S
-        (session,) = recall.sessions_at(model, tokens, [edge], told("reading up to the answer"))
+        (session,) = recall.sessions_at(model, tokens, [edge], stage("prefilling up to the answer"))
         (variants,) = knock_out(model, [Case(session, tokens[edge + 1 :], other)], config.batch_size)
         at = answer - (edge + 1)
         for name, (logprobs, correct) in variants.items():
             moved = float((logprobs[at] - variants["kept"][0][at]).mean())
-            told_of = {"answer": float(logprobs[at].mean()), "exact_match": float(correct[at].all())}
-            knock[name] |= told_of | {"answer_moves": {"mean": moved, "low": moved, "high": moved, "n": 1}}
+            scores = {"answer": float(logprobs[at].mean()), "exact_match": float(correct[at].all())}
+            knock[name] |= scores | {"answer_moves": {"mean": moved, "low": moved, "high": moved, "n": 1}}
     about = {"what": config.input, "tokens": len(tokens), "answer": config.answer, "other": config.other}
     rows = recall.text_recall(model, tokens, edges, sessions, config.batch_size, other)
     return {"document": about, **_seen(model, seen), "knock_out": knock, "follows_other": None, "recall": rows}
 
 
 def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """The input's tokens, the answer's behind them, and where those are."""
+    """Returns the tokens of input and answer, and the positions of the answer (None without one)."""
     text = read_text(config.input, "replace")
     whole = codec.encode(text)
     if config.longest:
@@ -152,12 +152,13 @@ def _seen(model: Transformer, seen: Trace) -> dict[str, Any]:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Up to `most` of 0 .. count - 1, evenly, the first and the last among them."""
+    """Returns up to `most` evenly spaced numbers of 0 .. count - 1, including the first and the last."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
 def _thinned(curves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Curves [N, L] as lists of at most `POINTS` points, means of neighbours, beside the `block` each begins with."""
+    """Returns curves [N, L] as lists of at most `POINTS` points, each the mean of neighbouring blocks, and `block`, the
+    first block of each point."""
     blocks = len(next(iter(curves.values())))
     parts = np.array_split(np.arange(blocks), min(blocks, POINTS))
     out: dict[str, Any] = {"block": [int(part[0]) for part in parts]}
@@ -168,7 +169,7 @@ def _thinned(curves: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _rounded(x: np.ndarray) -> list[Any]:
-    """Nested lists of five digits; None for what is no number, which JSON lacks."""
+    """Returns nested lists rounded to five digits, with None for non-finite values, which JSON lacks."""
     if x.ndim > 1:
         return [_rounded(row) for row in x]
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in x]

@@ -1,18 +1,18 @@
-"""What an inspection found, in plain words. Thresholds are stated in the sentences, so nobody has to guess them."""
+"""Sentences that summarise an inspection. They state the thresholds that they use."""
 
 from typing import Any
 
 import numpy as np
 
-# Below these, something is called little or nothing. Shares are of attention; nats are of a token.
+# Below these, an effect counts as negligible: share of attention, relative change of FAM, nats per token.
 LITTLE_ATTENTION, LITTLE_CHANGE, LITTLE_MOVE = 0.01, 0.01, 0.01
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """The verdict first, then what stands behind it.
+    """Returns the verdict, then the evidence.
 
     Args:
-      found: what `run.py` puts into `inspect.json`, without the summary.
+      found: the content of `inspect.json` without the summary, see `run.py`.
     """
     shares = found["attention"]
     tokens, answer = np.array(shares["input"])[..., 1], shares["answer"]
@@ -30,33 +30,33 @@ def sentences(found: dict[str, Any]) -> list[str]:
 
 def _verdict(to_fam: float, at_answer: float | None, change: float, move: float, what: str) -> str:
     written = np.isfinite(change) and change >= LITTLE_CHANGE
-    looked_at = max(to_fam, at_answer or 0.0) >= LITTLE_ATTENTION
+    attended = max(to_fam, at_answer or 0.0) >= LITTLE_ATTENTION
     if move >= LITTLE_MOVE and written:
-        return f"The memory is written and read: {what} loses {move:.3f} nats a token."
+        return f"The memory is written and read: {what} loses {move:.3f} nats per token."
     if move >= LITTLE_MOVE:
         return (
-            f"The memory is read but hardly written: what an update changes is {change:.1%} of FAM, yet {what} loses "
-            f"{move:.3f} nats a token. It works as a prompt more than as a memory."
+            f"The memory is read but hardly written: an update changes {change:.1%} of FAM, yet {what} loses "
+            f"{move:.3f} nats per token. It works as a prompt more than as a memory."
         )
-    nothing = f"{what} loses {max(move, 0):.4f} nats a token, less than {LITTLE_MOVE}"
+    nothing = f"{what} loses {max(move, 0):.4f} nats per token, less than {LITTLE_MOVE}"
     if not written:
         return (
             f"The memory is not written: an update changes {change:.2%} of FAM, below {LITTLE_CHANGE:.0%}; {nothing}."
         )
     gives = f"input queries give FAM {to_fam:.2%} of their attention"
-    if not looked_at:
+    if not attended:
         return f"The memory is written but not read: {gives}; {nothing}."
-    return f"The memory is written and looked at, but what it holds does not matter here: {gives}; {nothing}."
+    return f"The memory is written and attended to, but its content does not matter here: {gives}; {nothing}."
 
 
 def _loss(found: dict[str, Any]) -> tuple[float, str]:
-    """How much is lost with another FAM, of the answer where there is one; and what that is.
+    """Returns the loss in nats per token with another FAM, on the answer if there is one, and a description of it.
 
-    Another document's FAM is of the kind that the model knows, so it decides where there is one. Otherwise it is the
-    less harmful of a fresh one and zeros: a model may be hurt by those because it never saw them so late in a text.
+    Another document's FAM is preferred, because it is in distribution. Without one, the less harmful of a fresh FAM and
+    zeros counts: they may hurt only because the model never saw them late in a text.
     """
     knock = found["knock_out"]
-    key, what = ("answer_moves", "the answer") if "answer_moves" in knock["kept"] else ("rest_moves", "the text behind")
+    key, what = ("answer_moves", "the answer") if "answer_moves" in knock["kept"] else ("rest_moves", "the text after")
     lost = {name: -one[key]["mean"] for name, one in knock.items() if name != "kept"}
     if "swapped" in lost:
         return lost["swapped"], f"with another document's FAM {what}"
@@ -67,14 +67,14 @@ def _loss(found: dict[str, Any]) -> tuple[float, str]:
 def _attention(tokens: np.ndarray, answer: Any, uniform: float) -> str:
     layer, head = np.unravel_index(tokens.argmax(), tokens.shape)
     text = (
-        f"Input queries give FAM {tokens.mean():.1%} of their attention (an even look at all keys in reach would give "
+        f"Input queries give FAM {tokens.mean():.1%} of their attention (uniform attention over all keys in reach: "
         f"{uniform:.1%}); layer {layer}, head {head} gives most, {tokens.max():.1%}."
     )
     if answer is not None:
         at = np.array(answer)[..., 1]
         layer, head = np.unravel_index(at.argmax(), at.shape)
         where = f"at most {at.max():.1%} (layer {layer}, head {head})"
-        text += f" Where the answer is predicted it is {at.mean():.1%}, {where}."
+        text += f" At the tokens that predict the answer it is {at.mean():.1%}, {where}."
     return text
 
 
@@ -84,7 +84,8 @@ def _writing(fam_queries: np.ndarray, by_block: dict[str, Any], change: float) -
     full = rms[np.isfinite(rms).all(axis=1)]
     text = f"FAM's queries give {own:.1%} of their attention to the previous FAM, the rest to the block. "
     text += (
-        f"An update moves FAM by {change:.1%} of its norm (cosine to what it was {_mean(by_block['fam_cosine']):.3f})."
+        f"An update changes FAM by {change:.1%} of its norm (cosine to the old FAM: "
+        f"{_mean(by_block['fam_cosine']):.3f})."
     )
     if len(full) > 1:
         ratio = float((full[-1] / full[0]).mean())
@@ -106,8 +107,8 @@ def _knock_out(found: dict[str, Any]) -> list[str]:
             for key, what in (("answer_moves", "answer"), ("rest_moves", "rest"))
             if key in one
         ]
-        parts.append(f"a FAM {words[name]} moves " + " and ".join(moves))
-    text = "In nats a token, with 95% intervals: " + "; ".join(parts) + "."
+        parts.append(f"a FAM {words[name]} changes " + " and ".join(moves))
+    text = "In nats per token, with 95% intervals: " + "; ".join(parts) + "."
     follows = found.get("follows_other")
     if follows:
         text += (
@@ -125,23 +126,23 @@ def _recall(found: dict[str, Any]) -> list[str]:
         best = max(rows, key=lambda row: row["exact_match"])
         text = f"Recall is {best['exact_match']:.0%} at {best['updates']:.0f} FAM updates"
         if best["exact_match"] < 0.5:
-            return [f"{text}, and nowhere more: there is little that could be forgotten."]
+            return [f"{text}, the highest measured: there is little to forget."]
         if lost is None:
-            return [f"{text}, and stays above one half to {rows[-1]['updates']:.0f}, the most that was tried."]
+            return [f"{text}, and stays at or above one half up to {rows[-1]['updates']:.0f}, the most that was tried."]
         return [f"{text}, and falls below one half at {lost['updates']:.0f}."]
-    behind = [row for row in rows if not row["in_window"]]
-    if not behind:
+    beyond = [row for row in rows if not row["in_window"]]
+    if not beyond:
         return []
-    known = [row for row in behind if row["gain"]["low"] > 0]
+    known = [row for row in beyond if row["gain"]["low"] > 0]
     if not known:
-        return ["Of passages that have left the window, FAM gains nothing that is sure (every 95% interval has 0)."]
-    near, far = behind[0], known[-1]
+        return ["On passages that have left the window, FAM has no significant gain (all 95% intervals include 0)."]
+    near, far = beyond[0], known[-1]
     other = "a fresh one" if far["against"] == "fresh" else "another document's"
-    later = "compression" if near["updates"] == 1 else "compressions"
+    later = "update" if near["updates"] == 1 else "updates"
     return [
-        f"When a passage comes again {near['updates']} {later} later, FAM gains {near['gain']['mean']:.3f} nats a "
-        f"token over {other}. The gain is sure (95%) at {len(known)} of {len(behind)} distances, the farthest "
-        f"{far['updates']} compressions ({far['gain']['mean']:.3f})."
+        f"When a passage is repeated {near['updates']} {later} later, FAM gains {near['gain']['mean']:.3f} nats per "
+        f"token over {other}. The gain is significant (95%) at {len(known)} of {len(beyond)} distances, the farthest "
+        f"{far['updates']} updates ({far['gain']['mean']:.3f})."
     ]
 
 

@@ -1,8 +1,7 @@
-"""A document read once, block by block, with attention and FAM looked at on the way.
+"""Traces a document: reads it once, block by block, and records attention and FAM.
 
-Attention's weights are never kept when a model runs, so each block goes through layers that are observed
-(`Transformer.forward`). What is kept of a block is sums and curves: a document of any length is
-read in the same memory on the device.
+A normal forward pass does not keep attention weights, so blocks go through observed layers (`over` of
+`Transformer.forward`). Only sums and curves are kept of a block, so device memory does not grow with the document.
 """
 
 import dataclasses
@@ -23,28 +22,28 @@ from famjax.dims import Array, Float, Int, Tree
 from famjax.infer.scoring import next_token_scores
 from famjax.nn.model import LayerOverBlocks, Transformer
 
-# Heat maps have at most so many rows and columns for the block, and for FAM.
+# Upper bounds on the rows and columns of heat maps, for the block and for FAM.
 BLOCK_BINS, FAM_BINS = 64, 32
 FAM = KINDS.index("fam")
 
 
 @dataclasses.dataclass
 class Trace:
-    """What a model did with a document. Shares go from 0 to 1; heads are K * G of each layer.
+    """Recordings of a document. Shares of attention are from 0 to 1; a layer has K * G heads.
 
     Attributes:
-      tokens: read.
-      attention: [L, heads, 3], mean over tokens behind the first FAM update: shares of memory segments, FAM, own block.
-      answer_attention: the same over the tokens that predict the answer; None where there is none.
-      fam_attention: [L, heads, 3], of FAM's queries at each update but the first: nothing, previous FAM, the block.
+      tokens: number of tokens.
+      attention: [L, heads, 3], shares of memory segments, FAM and own block, mean over tokens after the first update.
+      answer_attention: the same over the tokens that predict the answer; None if there is none.
+      fam_attention: [L, heads, 3], of FAM's queries at each update but the first: 0, previous FAM, the block.
       to_fam: [N, L], share of FAM by block, mean over tokens and heads; NaN before the first update.
-      rms: [N, L], root mean square of FAM after the update at each full block's end.
-      change: [N, L], how far an update moved FAM, relative to what it was: |F' - F| / |F|.
-      cosine: [N, L], between F' and F, mean over FAM's activations.
+      rms: [N, L], root mean square of FAM after the update at the end of each full block.
+      change: [N, L], relative change of FAM by an update: |F' - F| / |F|.
+      cosine: [N, L], cosine similarity of F' and F, mean over FAM's activations.
       token_map, fam_map: [L, heads, rows, columns] of one block: attention of its tokens, and of FAM's queries at its
-        end, to FAM (the first columns, `fam_columns` of them) and to the block. What is left goes to memory segments.
-      map_block: which block that is.
-      logprobs: float32 [T - 1], natural-log probability of tokens 1...
+        end, to FAM (the first `fam_columns` columns) and to the block. The remainder goes to memory segments.
+      map_block: index of that block.
+      logprobs: float32 [T - 1], natural-log probabilities of the tokens from the second on.
     """
 
     tokens: int
@@ -66,22 +65,22 @@ def trace(
     model: Transformer, tokens: np.ndarray, answer: np.ndarray | None = None, map_block: int | None = None,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Trace:  # fmt: skip
-    """Reads a document.
+    """Traces a document.
 
     Args:
-      model: with FAM.
-      tokens: int32 [T], more than a block of them.
-      answer: positions of the tokens that are the answer.
-      map_block: whose attention is kept as a heat map; None is the block that predicts the answer's first token, or
-        the last full one.
+      model: a model with FAM.
+      tokens: int32 [T], more than one block.
+      answer: positions of the answer's tokens.
+      map_block: block whose attention is returned as heat maps; None: the block that predicts the answer's first token,
+        or the last full block.
       on_tokens: called with the number of tokens of each block.
 
     Raises:
-      ValueError: the document has no block behind the first one.
+      ValueError: the document has no second block.
     """
     S = model.config.memory.block_size
     if len(tokens) <= S:
-        raise ValueError(f"a document of {len(tokens)} tokens has no block behind its first of {S}")
+        raise ValueError(f"a document of {len(tokens)} tokens has only one block of {S}")
     N = -(-len(tokens) // S)
     if map_block is None:
         map_block = (int(answer[0]) - 1) // S if answer is not None else len(tokens) // S - 1
@@ -104,7 +103,7 @@ def trace(
 
 
 class _Sums:
-    """What is added up from block to block."""
+    """Accumulates what is recorded of each block."""
 
     def __init__(self) -> None:
         self._tokens, self._answer, self._fam = [0.0, 0], [0.0, 0], [0.0, 0]
@@ -112,7 +111,7 @@ class _Sums:
         self._logprobs: list[np.ndarray] = []
 
     def add(self, seen: Any, n: int, count: int, S: int, answer: np.ndarray | None) -> None:
-        """What `_read` saw of block n."""
+        """Adds what `_read` returned for block n."""
         of_tokens, of_fam, rms, change, cosine, logprobs = (np.asarray(x, np.float64) for x in seen)
         if n:
             self._add(self._tokens, of_tokens[:, :, :count])
@@ -132,7 +131,7 @@ class _Sums:
         total[0], total[1] = total[0] + x_LHQn.sum(axis=2), total[1] + x_LHQn.shape[2]
 
     def trace(self, tokens: int, maps: Any, map_block: int, fam_columns: int) -> Trace:
-        """All of it."""
+        """Returns the trace of all blocks."""
         mean: Callable[[list[Any]], Any] = lambda total: total[0] / total[1] if total[1] else None
         to_fam, rms, change, cosine = (np.stack(x) for x in zip(*self._by_block, strict=True))
         attention, fam_attention = mean(self._tokens), mean(self._fam)
@@ -146,13 +145,13 @@ class _Sums:
 
 
 def _heads(x_BNKGQn: Any) -> Any:
-    """[B, N, K, G, Q, n] of one row and one block to [heads, Q, n]."""
+    """Reshapes [B, N, K, G, Q, n] of one row and one block to [heads, Q, n]."""
     return x_BNKGQn[0, 0].reshape(-1, *x_BNKGQn.shape[4:])
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef",))
 def _start(graphdef: nnx.GraphDef[Transformer], params: Tree) -> MemoryState:
-    """The memory before any text, as whole blocks want it."""
+    """Returns the initial memory of one document."""
     return nnx.merge(graphdef, params).initial_state(1)
 
 
@@ -161,7 +160,8 @@ def _read(
     graphdef: nnx.GraphDef[Transformer], params: Tree, tokens_1S: Int[Array, "1 S"], next_1S: Int[Array, "1 S"],
     count_1: Int[Array, "1"], state: MemoryState,
 ) -> tuple[Tree, MemoryState]:  # fmt: skip
-    """What is seen of a block, with a leading axis L but for the last: see `_Sums.add`; and the memory behind it."""
+    """Runs a block. Returns the recordings for `_Sums.add` (leading axis L, except the last one) and the memory after
+    the block."""
     model = nnx.merge(graphdef, params)
 
     def observed(layer: Any, x: Any, before: Any, fresh: Any, where: Any, *how: Any) -> Any:
@@ -182,7 +182,7 @@ def _maps(
     graphdef: nnx.GraphDef[Transformer], params: Tree, tokens_1S: Int[Array, "1 S"], next_1S: Int[Array, "1 S"],
     count_1: Int[Array, "1"], state: MemoryState,
 ) -> tuple[Float[Array, "L _h _r _c"], Float[Array, "L _h _r _c"]]:  # fmt: skip
-    """Heat maps of a block: tokens [L, heads, rows, columns] and FAM's queries, columns of FAM first."""
+    """Returns a block's heat maps of tokens and of FAM's queries, [L, heads, rows, columns], FAM's columns first."""
     model = nnx.merge(graphdef, params)
     fam_bins, S = min(model.config.memory.fam_length, FAM_BINS), tokens_1S.shape[1]
 
@@ -206,18 +206,18 @@ def _forward(
     model: Transformer, tokens_1S: Int[Array, "1 S"], count_1: Int[Array, "1"], state: MemoryState,
     observed: LayerOverBlocks,
 ) -> tuple[Float[Array, "1 S D"], MemoryState, Tree]:  # fmt: skip
-    """Hidden states, the memory after the block, and what `observed` found in each layer."""
+    """Returns hidden states, the memory after the block, and what `observed` returned for each layer."""
     where = model.locate(state, count_1, tokens_1S.shape[1])
     hidden, (layers, found) = model.forward(model.embed(tokens_1S), state, where, over=observed)
     return hidden, MemoryState(*after(where, model.config.memory), layers), found
 
 
 def _bins(count: int, bins: int) -> np.ndarray:
-    """float32 [count, bins]: which bin each of `count` things falls into, evenly."""
+    """Returns float32 [count, bins]: one-hot assignment of `count` items to bins of equal size."""
     return np.eye(bins, dtype=np.float32)[np.arange(count) * bins // count]
 
 
 def _means(count: int) -> np.ndarray:
-    """float32 [count, rows]: queries to means over as many rows as a map has."""
+    """Returns float32 [count, rows]: averages `count` queries into the rows of a heat map."""
     bins = _bins(count, min(count, BLOCK_BINS))
     return bins / bins.sum(axis=0)

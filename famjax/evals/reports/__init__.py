@@ -1,1 +1,1 @@
-"""Results for people: tables, plots and pages."""
+"""Reports of results: tables, plots and HTML pages."""

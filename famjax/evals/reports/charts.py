@@ -1,6 +1,6 @@
-"""Charts as SVG text: lines with intervals, heat maps. They stand in a page by themselves, without any script.
+"""Charts as SVG text: lines with intervals, heat maps. They need no script.
 
-Sizes are in units of a drawing 480 wide, which a phone shows at three quarters: text of 14 stays readable there.
+Sizes are in units of a drawing 480 wide, which a phone shows at three quarters: text of size 14 stays readable.
 """
 
 import html
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 52
-# Okabe and Ito's colors, which people with color blindness tell apart; marks differ too.
+# Okabe and Ito's palette, which is safe for color blindness; dashes differ too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#555555")
 MOST_TICKS = 6
 
@@ -19,16 +19,16 @@ class Point(NamedTuple):
     """A value with its interval.
 
     Attributes:
-      x, y: where it is.
-      low, high: its interval; None where it has none.
-      told: what a reader is told who points at it.
+      x, y: coordinates.
+      low, high: its interval; None if it has none.
+      tooltip: text under the pointer.
     """
 
     x: float
     y: float
     low: float | None
     high: float | None
-    told: str
+    tooltip: str
 
 
 class Line(NamedTuple):
@@ -39,12 +39,12 @@ class Line(NamedTuple):
 
 
 def color(number: int) -> str:
-    """Of curve number so and so."""
+    """Returns the color of curve `number`."""
     return COLORS[number % len(COLORS)]
 
 
 def lines(curves: Sequence[Line], x_label: str, y_label: str, from_zero_to_one: bool = True) -> str:
-    """Curves over a logarithmic axis (of 1 + x, so that 0 has a place), bands for intervals."""
+    """Draws curves over a logarithmic axis (of 1 + x, so that 0 has a place), with bands for intervals."""
     points = [point for curve in curves for point in curve.points]
     xs = sorted({point.x for point in points})
     place = _x_scale(xs)
@@ -63,9 +63,9 @@ def lines(curves: Sequence[Line], x_label: str, y_label: str, from_zero_to_one: 
 
 def heat_map(
     rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]],
-    told: Sequence[Sequence[str]], x_label: str, y_label: str,
+    tooltips: Sequence[Sequence[str]], x_label: str, y_label: str,
 ) -> str:  # fmt: skip
-    """Values 0..1 as cells: dark is high. Each has its number in it; None leaves a cell empty."""
+    """Draws values 0..1 as cells with numbers, darker for higher; None leaves a cell empty."""
     cell_width = (WIDTH - LEFT - RIGHT) / len(columns)
     cell_height = min(44.0, (HEIGHT - TOP - BOTTOM) / len(rows))
     bottom = TOP + cell_height * len(rows)
@@ -77,20 +77,20 @@ def heat_map(
         )
         for j, value in enumerate(values[i]):
             if value is not None:
-                parts.append(_cell(LEFT + j * cell_width, y, cell_width, cell_height, value, told[i][j]))
+                parts.append(_cell(LEFT + j * cell_width, y, cell_width, cell_height, value, tooltips[i][j]))
     for j, column in enumerate(columns):
         x = LEFT + (j + 0.5) * cell_width
         parts.append(f'<text x="{x:.1f}" y="{bottom + 20:.0f}" text-anchor="middle">{html.escape(column)}</text>')
     return _svg(f"{y_label} against {x_label}", parts, round(bottom + 52))
 
 
-def _cell(x: float, y: float, width: float, height: float, value: float, told: str) -> str:
-    # From pale to dark blue; the number turns white where it would not be seen.
+def _cell(x: float, y: float, width: float, height: float, value: float, tooltip: str) -> str:
+    # From pale to dark blue; numbers on dark cells are white.
     shade = [round(pale + (dark - pale) * value) for pale, dark in ((235, 0), (242, 66), (250, 128))]
     ink = "#fff" if value > 0.45 else "#222"
     number = f'<text x="{x + width / 2:.1f}" y="{y + height / 2 + 5:.1f}" text-anchor="middle" style="fill:{ink}">'
     box = f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" height="{height - 2:.1f}" rx="3"'
-    return f'<g><title>{html.escape(told)}</title>{box} fill="rgb{tuple(shade)}"/>{number}{_short(value)}</text></g>'
+    return f'<g><title>{html.escape(tooltip)}</title>{box} fill="rgb{tuple(shade)}"/>{number}{_short(value)}</text></g>'
 
 
 def _curve(curve: Line, number: int, place: Callable[[float], float], up: Callable[[float], float]) -> str:
@@ -113,8 +113,8 @@ def _curve(curve: Line, number: int, place: Callable[[float], float], up: Callab
         f'<polyline points="{track}" fill="none" stroke="{paint}" stroke-width="2.2" stroke-dasharray="{dashes}"/>'
     )
     for (x, y), point in zip(at, curve.points, strict=True):
-        told = html.escape(f"{curve.label}: {point.told}")
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{paint}"><title>{told}</title></circle>')
+        tooltip = html.escape(f"{curve.label}: {point.tooltip}")
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{paint}"><title>{tooltip}</title></circle>')
     return "".join(parts)
 
 
@@ -130,7 +130,7 @@ def _axes(x_label: str, y_label: str) -> str:
 
 
 def _names(x_label: str, y_label: str, bottom: float, below: int) -> str:
-    """What both axes are."""
+    """Returns the labels of both axes."""
     middle, side = (LEFT + WIDTH - RIGHT) / 2, f"translate(15 {(TOP + bottom) / 2:.0f}) rotate(-90)"
     return (
         f'<text x="{middle}" y="{below}" text-anchor="middle">{html.escape(x_label)}</text>'
@@ -152,7 +152,7 @@ def _x_scale(xs: Sequence[float]) -> Callable[[float], float]:
 
 
 def _some(xs: Sequence[float]) -> list[float]:
-    """At most `MOST_TICKS` of the values, evenly, the last among them."""
+    """Returns at most `MOST_TICKS` evenly spaced values, including the last."""
     step = -(-len(xs) // MOST_TICKS)
     return [x for i, x in enumerate(xs) if (len(xs) - 1 - i) % step == 0]
 
@@ -165,7 +165,7 @@ def _range(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def _steps(low: float, high: float) -> list[float]:
-    """Round values between low and high, about five."""
+    """Returns about five round values between low and high."""
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
@@ -178,7 +178,7 @@ def _short(value: float) -> str:
 
 
 def in_units(value: float) -> str:
-    """1k is 1024, as lengths are given; what is no multiple stays."""
+    """Formats a length with binary units (1k is 1024), rounded to one decimal below 10 units."""
     number = round(value)
     for unit, name in ((2**20, "M"), (2**10, "k")):
         if number >= unit:

@@ -1,4 +1,4 @@
-"""Evaluations that were made apart, side by side: what several output directories say, in one table and one page."""
+"""Compares separate evaluations: the results of several output directories in one table and one page."""
 
 import json
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from famjax.evals.tasks import language
 
 
 def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
-    """Shows the models of all runs beside each other, in pairs on the examples that both answered.
+    """Shows the models of all runs side by side, with paired differences on the examples that both models answered.
 
     Args:
       runs: output directories of `famjax eval`.
-      output: where `results.json` and `report.html` go; None prints only.
+      output: directory for `results.json` and `report.html`; None only prints.
 
     Raises:
-      ConfigError: a directory without results, or whose answers are gone.
+      ConfigError: a directory has no results, or its answers are missing.
     """
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
@@ -32,7 +32,8 @@ def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
     _name(models)
     edges = language.position_edges(models[0]["model"]["memory"]["block_size"])
     side_by_side(models, answers, edges, 0)
-    told = {"runs": list(runs), "models": models, "version": famjax.__version__, "settings": {"compared": list(runs)}}
+    settings = {"compared": list(runs)}
+    content = {"runs": list(runs), "models": models, "version": famjax.__version__, "settings": settings}
     for name in dict.fromkeys(name for found in answers for name in found):
         asked = [model for model in models if name in model["tasks"]]
         if "by_position" in asked[0]["tasks"][name]:
@@ -40,27 +41,27 @@ def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
         else:
             report.print_task(asked, name)
     if output is not None:
-        data, shown = page.write(output, told)
+        data, shown = page.write(output, content)
         print(f"wrote {data} and {shown}")
-    return told
+    return content
 
 
 def _models(run: str) -> list[dict[str, Any]]:
     path = Path(run) / report.RESULTS_JSON
     if not path.is_file():
         raise ConfigError(f"{run} has no {report.RESULTS_JSON}; name output directories of famjax eval")
-    told = json.loads(path.read_text(encoding="utf-8"))
-    models = told.get("models", []) if isinstance(told, dict) else []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    models = content.get("models", []) if isinstance(content, dict) else []
     if not models or not all("tasks" in model and "fingerprint" in model for model in models):
-        raise ConfigError(f"{path} was not written by this version of famjax eval; evaluate again")
+        raise ConfigError(f"{path} was not written by this version of famjax eval; run the evaluation again")
     return [model | {"run": run} for model in models]
 
 
 def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
-    """Each task's answers of a model, as its results name them."""
+    """Returns a model's answers by task, for the keys in its results."""
     found = {}
-    for name, told in model["tasks"].items():
-        samples = sorted(read(run, told["key"]), key=lambda sample: sample.id)
+    for name, summary in model["tasks"].items():
+        samples = sorted(read(run, summary["key"]), key=lambda sample: sample.id)
         if not samples:
             raise ConfigError(f"{run} has no answers of {model['name']} to {name}; they were moved or deleted")
         found[name] = samples
@@ -68,7 +69,7 @@ def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
 
 
 def _name(models: list[dict[str, Any]]) -> None:
-    """Models of one name are told apart by their runs; two runs of one model too."""
+    """Prefixes names that occur more than once with their run."""
     names = [model["name"] for model in models]
     for model, name in zip(models, names, strict=True):
         if names.count(name) > 1:

@@ -1,4 +1,4 @@
-"""The frame of reports: one HTML file with everything inside, readable on a phone, that needs no network."""
+"""The frame of reports: one self-contained HTML file that needs no network and is readable on a phone."""
 
 import html
 import io
@@ -35,11 +35,11 @@ pre { overflow-x: auto; white-space: pre-wrap; background: var(--soft); padding:
 
 
 class Html(str):
-    """Text that is HTML already, for the cells of a table."""
+    """Text that is already HTML, for table cells."""
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A whole document. `title` is text, `parts` are what the functions below give."""
+    """Returns the whole document. `title` is text, `parts` are HTML from the functions below."""
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
@@ -49,27 +49,27 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def section(heading: str, *parts: str) -> str:
-    """Parts under a heading."""
+    """Returns the parts under a heading."""
     return f"<section><h2>{html.escape(heading)}</h2>{''.join(parts)}</section>"
 
 
 def paragraph(text: str) -> str:
-    """Plain text."""
+    """Returns a paragraph of plain text."""
     return f"<p>{html.escape(text)}</p>"
 
 
 def escaped(text: str) -> str:
-    """Text to stand inside HTML."""
+    """Escapes text for HTML."""
     return html.escape(text)
 
 
 def said(sentences: Sequence[str]) -> str:
-    """What a report says in words, set apart."""
+    """Returns a highlighted box of sentences."""
     return '<div class="said">' + "".join(map(paragraph, sentences)) + "</div>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Cells are text or numbers; None is an empty cell. Wide tables scroll by themselves."""
+    """Returns a table. Cells are text, `Html` or numbers; None is an empty cell. Wide tables scroll horizontally."""
     cell = lambda x: f'<td class="n">{_number(x)}</td>' if isinstance(x, (int, float)) else f"<td>{_text(x)}</td>"
     top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
@@ -77,12 +77,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def picture(svg: str, caption: str) -> str:
-    """An SVG, as wide as the page."""
+    """Returns an SVG with a caption, as wide as the page."""
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def charts(drawn: Sequence[tuple[str, str]]) -> str:
-    """(title, SVG) of `evals/reports/charts.py`, two beside each other where there is room."""
+    """Arranges (title, SVG) charts of `evals/reports/charts.py`, two per row if the page is wide enough."""
     figures = (
         f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>{svg}</figure>' for title, svg in drawn
     )
@@ -90,12 +90,12 @@ def charts(drawn: Sequence[tuple[str, str]]) -> str:
 
 
 def details(summary: str, *parts: str) -> str:
-    """Parts that are folded away until somebody asks for them."""
+    """Returns the parts as a collapsed section."""
     return f"<details><summary>{html.escape(summary)}</summary>{''.join(parts)}</details>"
 
 
 def svg_of(figure: Any) -> str:
-    """A matplotlib figure as SVG to stand inside a page: the same bytes for the same figure."""
+    """Returns a matplotlib figure as SVG for a page; deterministic."""
     import matplotlib
 
     out = io.StringIO()
@@ -106,7 +106,7 @@ def svg_of(figure: Any) -> str:
 
 
 def _with_own_ids(svg: str) -> str:
-    """Names inside an SVG hold for the whole page: two pictures must not share one."""
+    """Makes an SVG's ids unique, because ids are shared by the whole page."""
     mark = f"p{zlib.crc32(svg.encode()):08x}-"
     svg = re.sub(r'\bid="', f'id="{mark}', svg)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{mark}", svg)

@@ -1,4 +1,4 @@
-"""What language modelling against the position shows: a table and a plot."""
+"""Table and plot of language modelling by position."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from famjax.evals.reports.report import colors, print_wide, value_text
 
 
 def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:
-    """Bits per byte and accuracy of every model, by position, with 95% intervals; the last line is all of it."""
+    """Prints bits per byte and accuracy of every model by position, with 95% intervals; the last line is over all
+    positions."""
     what = "held-out texts" if task == "text" else task
     table = Table(title=f"{what}: bits per byte | next-token accuracy, by position (95% interval)")
     for column in ("positions", "documents", "tokens"):
@@ -37,13 +38,13 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def gap_text(gap: dict[str, Any], digits: int = 4) -> str:
-    """ "-0.0250 (-0.0330 to -0.0160)"; without an interval where one document alone was read."""
-    told = f"{gap['mean']:+.{digits}f}"
-    return told if gap["low"] is None else f"{told} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f})"
+    """Formats a difference: "-0.0250 (-0.0330 to -0.0160)", without an interval if it has none."""
+    mean = f"{gap['mean']:+.{digits}f}"
+    return mean if gap["low"] is None else f"{mean} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f})"
 
 
 def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> None:
-    """Bits per byte and accuracy against the position in the document, on a logarithmic axis."""
+    """Plots bits per byte and accuracy against the position in the document, on a logarithmic axis."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.3), dpi=150)
     for axes, name, label in zip(panels, ("bits_per_byte", "accuracy"), ("bits per byte", "next-token accuracy"),
                                  strict=True):  # fmt: skip

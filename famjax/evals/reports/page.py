@@ -1,6 +1,6 @@
-"""`report.html`: what an evaluation says, in one file that needs nothing else: no network, no script.
+"""`report.html`: the report of an evaluation, one self-contained file without scripts.
 
-Everything in it comes from `results.json`. Whatever came from data (paths, prompts, answers) is escaped.
+Its content comes from `results.json`. Text from data (paths, prompts, answers) is escaped.
 """
 
 import json
@@ -14,12 +14,12 @@ from famjax.evals.reports.charts import Line, Point
 from famjax.storage.model_dir import write_text
 
 REPORT_HTML = "report.html"
-# Metrics that are no share of 1: their charts find their own range.
+# Metrics that are not in [0, 1]: their charts choose their own range.
 UNBOUNDED = ("bits_per_byte",)
 
 
 def write(folder: str | Path, results: dict[str, Any]) -> tuple[Path, Path]:
-    """`results.json` and the page of it; where they are."""
+    """Writes `results.json` and its page. Returns their paths."""
     data, shown = Path(folder) / report.RESULTS_JSON, Path(folder) / REPORT_HTML
     report.write_results(data, results)
     write_text(shown, page(results))
@@ -27,19 +27,19 @@ def write(folder: str | Path, results: dict[str, Any]) -> tuple[Path, Path]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The whole document."""
+    """Returns the whole document."""
     models = results["models"]
-    # A task that a model was not asked is told for the others.
+    # Models may have been evaluated on different tasks.
     names = list(dict.fromkeys(name for model in models for name in model["tasks"]))
     sections = [
         _section(name, [(i, model) for i, model in enumerate(models) if name in model["tasks"]]) for name in names
     ]
     settings = html.details("of this evaluation", _pre(json.dumps(results.get("settings", {}), indent=2)))
     about = (
-        f"famjax {results.get('version', '')}. Bands and brackets are 95% intervals: of counted successes Wilson's, of "
-        f"other means by drawing documents anew. Values under a pointer have their number of examples."
+        f"famjax {results.get('version', '')}. Bands and brackets are 95% intervals: Wilson's for proportions, "
+        f"bootstrapped over documents otherwise. Tooltips of points and cells have the number of examples n."
     )
-    title = f"What {_count(len(models), 'model')} made of {_count(len(names), 'task')}"
+    title = f"Evaluation of {_count(len(models), 'model')} on {_count(len(names), 'task')}"
     return html.page(title, [_models(models), *sections, html.section("Settings", settings, html.paragraph(about))])
 
 
@@ -70,13 +70,11 @@ def _models(models: Sequence[dict[str, Any]]) -> str:
 def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
     tasks = [(i, model, model["tasks"][name]) for i, model in models]
     first = tasks[0][2]
-    asked = (
-        f"{_count(first['n'], 'example')} about {_count(first['documents'], 'document')}, {first['tokens']:,} tokens"
-    )
+    size = f"{_count(first['n'], 'example')} from {_count(first['documents'], 'document')}, {first['tokens']:,} tokens"
     drawn = [*_by_length(name, tasks), *_by_position(tasks), *_by_depth(tasks)]
     legend = " &nbsp; ".join(_key(i, model["name"]) for i, model, _ in tasks)
     return html.section(
-        name.replace("_", " "), f"<small>{asked}</small>", _metrics(tasks), _warnings(tasks), _by_reach(tasks),
+        name.replace("_", " "), f"<small>{size}</small>", _metrics(tasks), _warnings(tasks), _by_reach(tasks),
         _by_source(tasks),
         f"<p>{legend}</p>" if drawn else "", html.charts(drawn), _misses(tasks),
         html.details(f"settings of {name}", _pre(json.dumps(first["settings"], indent=2))),
@@ -85,46 +83,46 @@ def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
 
 def _number(metric: dict[str, Any], sign: str = "") -> str:
     value = metric.get("value", metric.get("mean"))
-    told, *ends = (
+    text, *ends = (
         report.number_text(one, sign=sign) for one in (value, metric["low"], metric["high"]) if one is not None
     )
-    return f"{told} [{ends[0]}, {ends[1]}]" if ends else told
+    return f"{text} [{ends[0]}, {ends[1]}]" if ends else text
 
 
 def _gap(gap: dict[str, Any] | None) -> str:
-    """A difference in pairs. Where no example differs there is nothing to be drawn anew, and so no interval."""
+    """Formats a paired difference; if no example differs, the interval is [0, 0] and only "the same" is shown."""
     if gap is None:
         return ""
     return "the same" if gap["low"] == gap["high"] == 0 else _number(gap, "+")
 
 
 def _metrics(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
-    """Each metric of each model, and how much more the others have than the first on the same examples."""
+    """Returns the table of each metric of each model, with paired differences from the first model."""
     rows = []
-    compared = any("against_first" in told for _, _, told in tasks)
+    compared = any("against_first" in summary for _, _, summary in tasks)
     for metric in tasks[0][2]["metrics"]:
-        for i, model, told in tasks:
-            if metric not in told["metrics"]:
+        for i, model, summary in tasks:
+            if metric not in summary["metrics"]:
                 continue
-            gap = told.get("against_first", {}).get(metric)
-            cells = [_key(i, model["name"]), metric.replace("_", " "), _number(told["metrics"][metric])]
+            gap = summary.get("against_first", {}).get(metric)
+            cells = [_key(i, model["name"]), metric.replace("_", " "), _number(summary["metrics"][metric])]
             cells += [_gap(gap)] if compared else []
-            rows.append([*cells, told["metrics"][metric]["n"]])
-    head = ["model", "metric", "value [95%]", *(["more than the first, in pairs"] if compared else []), "n"]
+            rows.append([*cells, summary["metrics"][metric]["n"]])
+    head = ["model", "metric", "value [95%]", *(["paired difference from the first"] if compared else []), "n"]
     return html.table(head, rows) + _gaps_by_length(tasks)
 
 
 def _by_reach(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
-    """The first metric by the side of the model's reach on which the needle lies."""
+    """Returns the table of the first metric by the needle's place relative to the model's reach."""
     metric = next(iter(tasks[0][2]["metrics"]))
     rows, notes = [], []
-    for i, model, told in tasks:
-        for row in told.get("by_reach", []):
+    for i, model, summary in tasks:
+        for row in summary.get("by_reach", []):
             within = f"{row['distance'][0]:,} to {row['distance'][1]:,}"
             side = report.SIDES[row["side"]]
             rows.append((_key(i, model["name"]), side, within, _number(row["metrics"][metric]), row["n"]))
-        if "reach" in told:
-            notes.append(html.paragraph(f"{model['name']}: {reach.note(told['reach'])}."))
+        if "reach" in summary:
+            notes.append(html.paragraph(f"{model['name']}: {reach.note(summary['reach'])}."))
     if not rows:
         return ""
     head = ("model", "the needle lies", "tokens from its start to the question's end",
@@ -133,22 +131,22 @@ def _by_reach(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> st
 
 
 def _by_source(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
-    """The first metric by part of the data set, and length or position."""
+    """Returns the table of the first metric by part of the data set, and length or position."""
     metric = next(iter(tasks[0][2]["metrics"]))
     rows = [
         (_key(i, model["name"]), report.part_text(row), _number(row["metrics"][metric]), row["n"])
-        for i, model, told in tasks for row in told.get("by_source", [])
+        for i, model, summary in tasks for row in summary.get("by_source", [])
     ]  # fmt: skip
     head = ("model", "part", f"{metric.replace('_', ' ')} [95%]", "n")
     return html.details("by part of the data set", html.table(head, rows)) if rows else ""
 
 
 def _gaps_by_length(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
-    """How much more the others have of the first metric than the first model, length by length."""
+    """Returns the table of paired differences from the first model in the first metric, by length."""
     metric = next(iter(tasks[0][2]["metrics"]))
     rows = []
-    for i, model, told in tasks:
-        for row in told.get("against_first_by_length", []):
+    for i, model, summary in tasks:
+        for row in summary.get("against_first_by_length", []):
             gap = row["metrics"].get(metric)
             if gap is None:
                 continue
@@ -156,34 +154,34 @@ def _gaps_by_length(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]])
             rows.append((_key(i, model["name"]), length, _gap(gap), gap["n"]))
     if not rows:
         return ""
-    head = ("model", "length", f"more {metric.replace('_', ' ')} than the first, in pairs", "n")
-    return html.details("in pairs, by length", html.table(head, rows))
+    head = ("model", "length", f"{metric.replace('_', ' ')}: paired difference from the first", "n")
+    return html.details("paired differences by length", html.table(head, rows))
 
 
 def _warnings(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
-    said = []
-    for _, model, told in tasks:
-        cut, bad = told["truncated"], told["unreadable"]
+    parts = []
+    for _, model, summary in tasks:
+        cut, bad = summary["truncated"], summary["unreadable"]
         notes = [
             f"{_count(cut['examples'], 'example')} truncated by {cut['tokens']:,} tokens" if cut["examples"] else "",
             f"{_count(bad['examples'], 'example')} could not be read" if bad["examples"] else "",
-            f"{_count(told['unfinished'], 'answer')} did not end by themselves" if told.get("unfinished") else "",
-            f"{_count(told['empty'], 'answer')} empty" if told.get("empty") else "",
+            f"{_count(summary['unfinished'], 'answer')} at the token limit" if summary.get("unfinished") else "",
+            f"{_count(summary['empty'], 'answer')} empty" if summary.get("empty") else "",
         ]
         notes = [note for note in notes if note]
         reasons = "".join(html.paragraph(f"{one['place']}: {one['reason']}") for one in bad["first"])
         if notes:
-            said.append(f'<p class="warn">{html.escaped(model["name"])}: {"; ".join(notes)}</p>')
-            said.append(
-                f"<details><summary>what could not be read</summary><ul>{reasons}</ul></details>" if reasons else ""
+            parts.append(f'<p class="warn">{html.escaped(model["name"])}: {"; ".join(notes)}</p>')
+            parts.append(
+                f"<details><summary>unreadable examples</summary><ul>{reasons}</ul></details>" if reasons else ""
             )
-    return "".join(said)
+    return "".join(parts)
 
 
-def _rows_by_length(name: str, model: dict[str, Any], told: dict[str, Any]) -> list[dict[str, Any]]:
-    """`by_length`, also of the pass key, which tells filler instead."""
+def _rows_by_length(name: str, model: dict[str, Any], summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns `by_length`; for the pass key, rows by tokens of filler."""
     if name != "passkey" or "passkey" not in model:
-        return list(told.get("by_length", []))
+        return list(summary.get("by_length", []))
     return [
         {"length": row["filler_tokens"], "fam_updates": row["fam_updates"], "n": row["documents"],
          "metrics": {"exact_match": {"value": row["exact_match"], "low": row["low"], "high": row["high"],
@@ -195,7 +193,7 @@ def _rows_by_length(name: str, model: dict[str, Any], told: dict[str, Any]) -> l
 def _by_length(name: str, tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
     metric = next(iter(tasks[0][2]["metrics"]))
     what = metric.replace("_", " ")
-    by_length = [(model["name"], _rows_by_length(name, model, told)) for _, model, told in tasks]
+    by_length = [(model["name"], _rows_by_length(name, model, summary)) for _, model, summary in tasks]
     if not by_length[0][1]:
         return []
     drawn = []
@@ -203,8 +201,8 @@ def _by_length(name: str, tasks: Sequence[tuple[int, dict[str, Any], dict[str, A
     updates = "updates of FAM between needle and question"
     x_of_updates = [
         (model, [row | {"x": row["fam_updates"]} for row in rows] if name == "passkey"
-         else [row | {"x": row["updates_from"]} for row in told.get("by_updates", [])])
-        for (model, rows), (_, _, told) in zip(by_length, tasks, strict=True)
+         else [row | {"x": row["updates_from"]} for row in summary.get("by_updates", [])])
+        for (model, rows), (_, _, summary) in zip(by_length, tasks, strict=True)
     ]  # fmt: skip
     for title, label, curves in (
         (
@@ -222,16 +220,16 @@ def _by_length(name: str, tasks: Sequence[tuple[int, dict[str, Any], dict[str, A
 
 
 def _point(x: float, metric: dict[str, Any], label: str) -> Point:
-    told = f"{x:,.0f} {label}: {_number(metric)}, n {metric['n']}"
-    return Point(x, metric["value"], metric["low"], metric["high"], told)
+    tooltip = f"{x:,.0f} {label}: {_number(metric)}, n {metric['n']}"
+    return Point(x, metric["value"], metric["low"], metric["high"], tooltip)
 
 
 def _by_depth(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
-    """A heat map for each model: where in the text the needle was, and how long the text."""
+    """Returns a heat map for each model: depth of the needle against length of the text."""
     metric = next(iter(tasks[0][2]["metrics"]))
     drawn = []
-    for _, model, told in tasks:
-        rows = told.get("by_depth", [])
+    for _, model, summary in tasks:
+        rows = summary.get("by_depth", [])
         of = "length" if rows and "length" in rows[0] else "source"  # a part of the data set instead
         depths, lengths = (sorted({row[name] for row in rows}) for name in ("depth", of))
         if len(depths) < 2:
@@ -247,7 +245,7 @@ def _by_depth(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> li
             [charts.in_units(length) if of == "length" else length for length in lengths], values, notes,
             "length (tokens)" if of == "length" else "", "depth of the needle",
         )  # fmt: skip
-        drawn.append((f"{model['name']}: {metric.replace('_', ' ')} by place of the needle", svg))
+        drawn.append((f"{model['name']}: {metric.replace('_', ' ')} by depth of the needle", svg))
     return drawn
 
 
@@ -255,16 +253,16 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
     drawn = []
     for metric, what in (("accuracy", "next-token accuracy"), ("bits_per_byte", "bits per byte")):
         lines = []
-        for _, model, told in tasks:
-            rows = [row for row in told.get("by_position", []) if row["to"] is not None]
+        for _, model, summary in tasks:
+            rows = [row for row in summary.get("by_position", []) if row["to"] is not None]
             points = []
             for row in rows:
                 middle = (max(row["from"], row["to"] / 4) * row["to"]) ** 0.5
                 place = f"positions {row['from']:,} to {row['to'] - 1:,}"
                 low, high = row[f"{metric}_low"], row[f"{metric}_high"]
                 between = "" if low is None else f" [{low:.4f}, {high:.4f}]"
-                told_here = f"{place}: {row[metric]:.4f}{between}, {_count(row['documents'], 'document')}"
-                points.append(Point(middle, row[metric], low, high, told_here))
+                tooltip = f"{place}: {row[metric]:.4f}{between}, {_count(row['documents'], 'document')}"
+                points.append(Point(middle, row[metric], low, high, tooltip))
             lines += [Line(model["name"], points)] if points else []
         if lines:
             label = "position in the document (tokens)"
@@ -274,11 +272,11 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
 
 def _misses(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
     shown = []
-    for i, model, told in tasks:
-        for miss in told.get("misses", []):
-            what = "log probability" if told["kind"] == "score" else "answer"
+    for i, model, summary in tasks:
+        for miss in summary.get("misses", []):
+            what = "log probability" if summary["kind"] == "score" else "answer"
             answer = f"{what}: {miss['answer']}\n"
-            wanted = f"{answer}wanted: {', '.join(miss['targets'])}"
+            expected = f"{answer}expected: {', '.join(miss['targets'])}"
             shown.append(f"<h3>{_key(i, model['name'])}, {html.escaped(miss['id'])}</h3>")
-            shown.append(_pre("... " + miss["prompt"]) + _pre(wanted))
-    return html.details("some that were missed", *shown) if shown else ""
+            shown.append(_pre("... " + miss["prompt"]) + _pre(expected))
+    return html.details("examples of misses", *shown) if shown else ""

@@ -1,4 +1,4 @@
-"""Results for people: a table, `results.json`, and the plot of the paper's Fig. 3a."""
+"""Tables in the terminal, `results.json`, and the plot of the paper's Fig. 3a."""
 
 import json
 from pathlib import Path
@@ -19,15 +19,15 @@ LARGE = 1e5
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """`results.json`, whole or not at all."""
+    """Writes `results.json` atomically."""
     write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def print_table(models: list[dict[str, Any]], console: Console | None = None) -> None:
-    """Exact match of every model at every length, with 95% intervals."""
+    """Prints the exact match of every model at every length, with 95% intervals."""
     found = [model.get("tasks", {}).get("passkey", {}) for model in models]
     caption = " | ".join(_reach_notes(models, found))
-    table = Table(title="pass key: exact match over all alignments (95% interval)", caption=caption or None)
+    table = Table(title="pass key: exact match over all block offsets (95% interval)", caption=caption or None)
     for column in ("filler blocks", "filler tokens", "FAM updates", "documents"):
         table.add_column(column, justify="right")
     for model in models:
@@ -44,34 +44,34 @@ def print_table(models: list[dict[str, Any]], console: Console | None = None) ->
 
 
 def print_task(models: list[dict[str, Any]], task: str, console: Console | None = None) -> None:
-    """A task's first metric of every model, by length where there are lengths, and what went wrong with examples."""
-    told = [model["tasks"][task] for model in models]
-    metric = next(iter(told[0]["metrics"]))
-    caption = " | ".join([*_notes(models, task), *_reach_notes(models, told)])
+    """Prints a task's metrics of every model, the first one also by length, and notes on problems with examples."""
+    summaries = [model["tasks"][task] for model in models]
+    metric = next(iter(summaries[0]["metrics"]))
+    caption = " | ".join([*_notes(models, task), *_reach_notes(models, summaries)])
     table = Table(title=f"{task}: {metric.replace('_', ' ')} (95% interval)", caption=caption)
     for column in ("length", "FAM updates", "examples"):
         table.add_column(column, justify="right")
     for model in models:
         table.add_column(model["name"], justify="right")
-    for rows in zip(*(one.get("by_length", []) for one in told), strict=True):
+    for rows in zip(*(one.get("by_length", []) for one in summaries), strict=True):
         first = rows[0]
         numbers = f"{first['length']:,}", f"{first['fam_updates']:.0f}", str(first["n"])
         table.add_row(*numbers, *(value_text(row["metrics"][metric]) for row in rows))
-    _add_sources(table, told, metric)
-    _add_reach(table, told, metric, 3)
-    if told[0].get("by_length") or told[0].get("by_source"):
+    _add_sources(table, summaries, metric)
+    _add_reach(table, summaries, metric, 3)
+    if summaries[0].get("by_length") or summaries[0].get("by_source"):
         table.add_section()
-    for i, name in enumerate(told[0]["metrics"]):
-        if i or len(told[0].get("by_length", [])) != 1:
+    for i, name in enumerate(summaries[0]["metrics"]):
+        if i or len(summaries[0].get("by_length", [])) != 1:
             label = "all" if not i else name.replace("_", " ")
-            cells = [value_text(one["metrics"][name]) for one in told if name in one["metrics"]]
-            table.add_row(label, "", str(told[0]["n"]), *cells)
+            cells = [value_text(one["metrics"][name]) for one in summaries if name in one["metrics"]]
+            table.add_row(label, "", str(summaries[0]["n"]), *cells)
     print_wide(table, 40 + 24 * (len(models) + 2), console)
 
 
-def _add_sources(table: Table, told: list[dict[str, Any]], metric: str) -> None:
-    """Rows of the first metric by part of the data set, such as `qa1`, and length or position."""
-    by_part = [{part_text(row): row for row in one.get("by_source", [])} for one in told]
+def _add_sources(table: Table, summaries: list[dict[str, Any]], metric: str) -> None:
+    """Adds rows of the first metric by part of the data set, such as `qa1`, and length or position."""
+    by_part = [{part_text(row): row for row in one.get("by_source", [])} for one in summaries]
     if any(by_part):
         table.add_section()
     for part in dict.fromkeys(part for rows in by_part for part in rows):
@@ -81,23 +81,23 @@ def _add_sources(table: Table, told: list[dict[str, Any]], metric: str) -> None:
 
 
 def part_text(row: dict[str, Any]) -> str:
-    """ "qa1, 4,096"; "75 keys, position 18"."""
+    """Formats the name of a row: "qa1, 4,096" or "75 keys, position 18"."""
     more = [f"{row['length']:,}"] if "length" in row else []
     more += [f"position {row['position']}"] if "position" in row else []
     return ", ".join([row["source"], *more])
 
 
-# Sides of a model's reach (`evals/reach.py`), as tables call them.
+# Labels in tables of the sides of a model's reach (`evals/reach.py`).
 SIDES = {
     reach.INSIDE: "inside the reach of one layer", reach.PARTLY: "partly inside", reach.OUTSIDE: "outside it",
     reach.BEYOND: "of these, beyond all layers",
 }  # fmt: skip
 
 
-def _add_reach(table: Table, told: list[dict[str, Any]], metric: str, columns: int) -> None:
-    """Rows of a metric by the side of the reach on which the needle lies; models may differ in their reach, so each
-    cell has its own n."""
-    sides = [{row["side"]: row for row in one.get("by_reach", [])} for one in told]
+def _add_reach(table: Table, summaries: list[dict[str, Any]], metric: str, columns: int) -> None:
+    """Adds rows of a metric by the needle's place relative to the reach; models may differ in their reach, so each cell
+    has its own n."""
+    sides = [{row["side"]: row for row in one.get("by_reach", [])} for one in summaries]
     if not any(sides):
         return
     table.add_section()
@@ -111,47 +111,47 @@ def _add_reach(table: Table, told: list[dict[str, Any]], metric: str, columns: i
         table.add_row(label, *[""] * (columns - 1), *cells)
 
 
-def _reach_notes(models: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[str]:
-    """How far each model reaches, once for models that reach as far."""
+def _reach_notes(models: list[dict[str, Any]], summaries: list[dict[str, Any]]) -> list[str]:
+    """Returns notes on the models' reach, one for all models with the same reach."""
     names: dict[str, list[str]] = {}
-    for model, one in zip(models, told, strict=True):
+    for model, one in zip(models, summaries, strict=True):
         if "reach" in one:
             names.setdefault(reach.note(one["reach"]), []).append(model["name"])
     return [f"{', '.join(same)}: {text}" for text, same in names.items()]
 
 
 def value_text(metric: dict[str, Any]) -> str:
-    """ "0.812 (0.75-0.86)"; without an interval where one document alone was asked about."""
+    """Formats a metric: "0.812 (0.75-0.86)", without an interval if it has none."""
     if metric["low"] is None:
         return number_text(metric["value"])
     return f"{number_text(metric['value'])} ({number_text(metric['low'], 2)}-{number_text(metric['high'], 2)})"
 
 
 def number_text(value: float, digits: int = 3, sign: str = "") -> str:
-    """ "0.812"; "1.23e+07" for what is too large to be read otherwise."""
+    """Formats a number: "0.812", or "1.23e+07" from `LARGE` on."""
     return f"{value:{sign}.{digits}f}" if abs(value) < LARGE else f"{value:{sign}.{digits}e}"
 
 
 def _notes(models: list[dict[str, Any]], task: str) -> list[str]:
-    """What of the examples was not as it should be, for each model that it concerns."""
+    """Returns one note on problems with examples for each model that has any."""
     notes = []
     for model in models:
-        told = model["tasks"][task]
+        summary = model["tasks"][task]
         counts = {
-            "truncated": told["truncated"]["examples"],
-            "unreadable": told["unreadable"]["examples"],
-            "did not end by themselves": told.get("unfinished", 0),
-            "empty answers": told.get("empty", 0),
+            "truncated": summary["truncated"]["examples"],
+            "unreadable": summary["unreadable"]["examples"],
+            "answers at the token limit": summary.get("unfinished", 0),
+            "empty answers": summary.get("empty", 0),
         }
-        for part, count in told["settings"].get("without_room", {}).items():
-            counts[f"questions of {part} without room in the shortest length"] = count
-        said = [f"{count} {what}" for what, count in counts.items() if count]
-        notes += [f"{model['name']}: {', '.join(said)}"] if said else []
+        for part, count in summary["settings"].get("without_room", {}).items():
+            counts[f"questions of {part} too long for the shortest length"] = count
+        texts = [f"{count} {what}" for what, count in counts.items() if count]
+        notes += [f"{model['name']}: {', '.join(texts)}"] if texts else []
     return notes
 
 
 def print_wide(table: Table, width: int, console: Console | None = None) -> None:
-    """Prints a table; a file or a pipe, which has no width to keep to, gets all of it side by side."""
+    """Prints a table; with `width` columns if the output is a file or a pipe, so that nothing wraps."""
     console = console or Console()
     if not console.is_terminal:
         console.width = width
@@ -159,7 +159,7 @@ def print_wide(table: Table, width: int, console: Console | None = None) -> None
 
 
 def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
-    """Exact match against filler tokens, on a logarithmic axis, one curve a model, with intervals."""
+    """Plots exact match against filler tokens, on a logarithmic axis, one curve per model, with intervals."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5), dpi=150)
     for model, color, marker in zip(models, colors(len(models)), "osD^vPX*" * len(models), strict=False):
         rows = model["passkey"]
@@ -182,12 +182,12 @@ def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
 
 
 def colors(count: int) -> list[Any]:
-    """A color for each curve of a plot."""
+    """Returns a color for each curve of a plot."""
     return [plt.get_cmap("tab10")(i % 10) for i in range(count)]
 
 
 def _second_axis(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """How many updates of FAM each length means, along the top."""
+    """Adds the number of FAM updates of each length along the top."""
     top = axes.secondary_xaxis("top")
     top.set_xscale("log")
     top.set_xticks([row["filler_tokens"] for row in rows], [f"{row['fam_updates']:.0f}" for row in rows], fontsize=8)

@@ -1,1 +1,1 @@
-"""Tasks: where their examples come from and what an answer to one is worth. No model takes part."""
+"""Tasks: their examples and how answers are scored. Nothing here runs a model."""

@@ -1,10 +1,10 @@
-"""bAbI (Weston et al. 2015) hidden in other text, in the manner of BABILong (Kuratov et al. 2024).
+"""bAbI (Weston et al. 2015) hidden in other text, as in BABILong (Kuratov et al. 2024).
 
-The facts of a story lie, in order, at random places of a long text; the question comes at its end. As in BABILong, an
-instruction and worked examples come first, and a model with a chat template gets all of it as one message. BABILong's
-layout, rules and answer forms; the wording and the examples are ours.
+The facts of a story are inserted, in order, at random places of a long text; the question follows at the end. As in
+BABILong, an instruction and worked examples come first, and a model with a chat template gets everything as one
+message. Layout, rules and answer forms are BABILong's; the wording and the examples are ours.
 
-bAbI is read from its own files (`qa1_single-supporting-fact_test.txt`), a line a fact or a question:
+bAbI is read from its own files (`qa1_single-supporting-fact_test.txt`), one fact or question per line:
 
     1 Mary moved to the bathroom.
     2 Where is Mary? <tab> bathroom <tab> 1        the numbers of the facts that support the answer
@@ -29,19 +29,19 @@ from famjax.evals.tasks.pieces import Filler, Frame, Pieces, haystack, too_short
 from famjax.infer.codec import Codec
 
 SEED = 0xBAB1
-NEW_TOKENS = 20  # BABILong's limit, of a tokenizer's tokens
+NEW_TOKENS = 20  # BABILong's limit
 LINE = re.compile(r"(\d+) (.*\S)\s*")
 END = "\n</context>\n\nQuestion: {question}"
 ANSWER = "\nAnswer:"
 
 
 class Prompt(NamedTuple):
-    """How the questions of a file are asked.
+    """The prompt for the questions of a file.
 
     Attributes:
-      about: what is hidden in the text, and the rules that facts follow.
-      form: of the answer.
-      examples: (facts and question, answer).
+      about: what is hidden in the text, and the rules that the facts follow.
+      form: the form of the answer.
+      examples: worked examples, (facts and question, answer).
     """
 
     about: str
@@ -111,12 +111,12 @@ OTHER = Prompt("facts.", "Answer with the word or the words asked for, and write
 
 
 class Question(NamedTuple):
-    """A question and the facts that were told before it.
+    """A question and the facts before it.
 
     Attributes:
       facts: in order.
       question, answer: as in the file.
-      supports: indices of the facts that the answer takes.
+      supports: indices of the supporting facts.
       source: the file's task, `qa1`.
       place: file and line.
     """
@@ -130,16 +130,17 @@ class Question(NamedTuple):
 
 
 def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Questions of the files of `--data`, of all files in turn; those of all lengths are the same ones.
+    """Returns the task of questions from the files of `--data`, cycling through the files; the same questions are
+    used at all lengths.
 
-    What cannot be read of them comes as `Unreadable`. Questions whose facts the shortest length has no room for are
-    left out, and their number by file is in the settings. Models draw in the same order, so that they differ only in
-    questions for which one of them has no room.
+    Lines that cannot be read are yielded as `Unreadable`. Questions whose facts do not fit into the shortest length
+    are left out; the settings have their number by file. All models draw questions in the same order, so their
+    questions differ only if one does not fit with some model's tokenizer.
     """
     path = config.data_of(name)
     if not path:
         raise ConfigError(
-            "babi needs a copy of bAbI; unpack tasks_1-20_v1-2.tar.gz (docs/evaluation.md says where it is) and add "
+            "babi needs a copy of bAbI; unpack tasks_1-20_v1-2.tar.gz (docs/evaluation.md: where to get it) and add "
             "--data 'babi=FOLDER/en-10k/qa1_*_test.txt'"
         )
     frame = Frame.of(codec, config.chat)
@@ -152,7 +153,7 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
             questions.setdefault(one.source, []).append(one)
     if not questions:
         why = f"; {bad[0].place}: {bad[0].reason}" if bad else ""
-        raise ConfigError(f"{path} has no question{why}; name files of bAbI: qa1_single-supporting-fact_test.txt")
+        raise ConfigError(f"{path} has no question{why}; name bAbI files such as qa1_single-supporting-fact_test.txt")
     rooms = {source: [asking.room(one) for one in some] for source, some in questions.items()}
     shortest, filler = min(config.lengths), Filler(config.filler)
     sources = sorted(source for source, sizes in rooms.items() if min(sizes) <= shortest)
@@ -187,19 +188,19 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 
 def babilong_labels(questions: list[Question]) -> frozenset[str]:
-    """All answers of a file, in lower case; a list of words is its words (`n,w`, a path, is one)."""
+    """Returns all answers of a file, in lower case; a list of words is split (except `n,w`, a path)."""
     parts = lambda answer: answer.split(",") if len(answer) > 3 else [answer]
     return frozenset(part.lower() for question in questions for part in parts(question.answer))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Asking:
-    """Questions to examples.
+    """Converts questions to examples.
 
     Attributes:
-      pieces: makes tokens.
-      chat: the answer is a turn of its own, so that "Answer:" is left out.
-      heads: made so far, by source.
+      pieces: the tokenizer.
+      chat: whether the answer is a chat turn of its own, without "Answer:".
+      heads: cache of tokenized heads by source.
     """
 
     pieces: Pieces
@@ -207,7 +208,7 @@ class _Asking:
     heads: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def head(self, source: str) -> np.ndarray:
-        """Instruction and worked examples."""
+        """Returns the tokens of instruction and worked examples."""
         if source not in self.heads:
             self.heads[source] = self._head(source)
         return self.heads[source]
@@ -221,18 +222,18 @@ class _Asking:
         )
 
     def parts(self, question: Question) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-        """What comes before the text, the facts, and what comes after it."""
+        """Returns the tokens of head, facts and tail."""
         tail = END.format(question=question.question) + ("" if self.chat else ANSWER)
         facts = [self.pieces.next(fact) for fact in question.facts]
         return self.head(question.source), facts, self.pieces.last(tail)
 
     def room(self, question: Question) -> int:
-        """Tokens that a question takes without filler."""
+        """Returns the number of tokens of a question without filler."""
         head, facts, tail = self.parts(question)
         return len(head) + sum(map(len, facts)) + len(tail)
 
     def example(self, question: Question, filler: Filler, rng: np.random.Generator, length: int) -> Example:
-        """A question with its facts in filler, of `length` tokens in all."""
+        """Returns an example of `length` tokens: a question with its facts hidden in filler."""
         head, facts, tail = self.parts(question)
         room = length - len(head) - len(tail)
         hay = haystack(self.pieces, filler.from_somewhere(rng), facts, sorted(rng.random(len(facts))), room)
@@ -251,14 +252,14 @@ class _Asking:
 
 @dataclasses.dataclass
 class _Story:
-    """What was read of a story.
+    """A story while it is read.
 
     Attributes:
       place: of its first line.
-      facts: by their numbers.
-      last: the number of its last line.
-      questions: how many it has had, unreadable ones too.
-      broken: a line of it could not be read, so later questions may lack a fact.
+      facts: facts by line number.
+      last: number of the last line.
+      questions: number of questions, unreadable ones included.
+      broken: a line could not be read, so later questions may lack a fact.
     """
 
     place: str
@@ -268,15 +269,15 @@ class _Story:
     broken: bool = False
 
     def end(self) -> Iterator[Unreadable]:
-        """What is wrong with it as a whole."""
+        """Yields the errors of the story as a whole."""
         if self.last and not self.questions and not self.broken:
             yield Unreadable(self.place, "this story has no question")
 
 
 def read(path: str) -> list[Question | Unreadable]:
-    """The questions of a bAbI file; in their places what cannot be read, with file, line and reason.
+    """Returns the questions of a bAbI file, and `Unreadable` for lines that cannot be read.
 
-    After a line that cannot be read, the rest of its story is left out with it.
+    The rest of a story after an unreadable line is skipped.
     """
     source = PurePath(path).name.split("_")[0]
     try:
@@ -296,7 +297,7 @@ def read(path: str) -> list[Question | Unreadable]:
             continue
         if parts is None or int(parts[1]) != story.last + 1:
             want = f"number {story.last + 1} or 1, a space and a sentence"
-            found.append(Unreadable(place, f"a line of bAbI is {want}; the rest of its story is left out"))
+            found.append(Unreadable(place, f"a line of bAbI is {want}; the rest of its story is skipped"))
             story.broken = True
             continue
         story.last = int(parts[1])
@@ -307,16 +308,16 @@ def read(path: str) -> list[Question | Unreadable]:
             story.facts[story.last] = parts[2]
         else:
             found.append(Unreadable(place, "a fact of bAbI ends with a period, and a question has its answer after a "
-                                           "tab; the rest of its story is left out"))  # fmt: skip
+                                           "tab; the rest of its story is skipped"))  # fmt: skip
             story.broken = True
     return [*found, *story.end()]
 
 
 def _question(text: str, story: _Story, source: str, place: str) -> Question | Unreadable:
-    """A question's line without its number."""
+    """Parses a question's line, without its number."""
     parts = [part.strip() for part in text.split("\t")]
     if len(parts) != 3 or not all(parts):
-        return Unreadable(place, "a question of bAbI has an answer and the numbers of its facts, after a tab each")
+        return Unreadable(place, "a question of bAbI has an answer and the numbers of its facts, separated by tabs")
     supports = parts[2].split()
     order = list(story.facts)
     if not all(one.isdigit() and int(one) in story.facts for one in supports):

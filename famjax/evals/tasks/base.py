@@ -1,12 +1,12 @@
-"""What a task is: examples in tokens, what is asked of the model, and how its answers are scored.
+"""What a task is: tokenized examples, what the model does with them, and how its answers are scored.
 
     document -> Example(context, prompt, ...) -> the model's Answer -> {metric: value}
 
-An example has one of three kinds, by its task:
+A task has one of three kinds:
 
-    generate   the model writes on after the prompt; the text is held against `targets`
-    choose     the model ranks `choices` by their probability; `answer` is the right one's number
-    score      the model predicts `scored`, token by token
+    generate   the model continues the prompt; the generated text is compared with `targets`
+    choose     the model ranks `choices` by their probability; `answer` is the index of the correct one
+    score      the log probabilities of the tokens `scored` are computed (teacher forcing)
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ KINDS = ("generate", "choose", "score")
 NOTHING = np.zeros(0, np.int32)
 MOST_NATS = 709.0
 
-# (prediction, targets) to a number; of several targets the best one counts, unless the metric says otherwise.
+# (prediction, targets) to a number; the best of several targets counts, unless the metric says otherwise.
 TextMetric = Callable[[str, Sequence[str]], float]
-# (targets of all examples, answers) to numbers by name: what seqio calls a metric_fn.
+# (targets of all examples, answers) to numbers by name: seqio's metric_fn.
 CorpusMetric = Callable[[list[Any], list[Any]], Mapping[str, Any]]
-# Answers by id to (id, target, answer), as corpus metrics want them.
+# Answers by id to (id, target, answer), the input of corpus metrics.
 Pairs = Callable[[Mapping[str, Any]], Iterable[tuple[str, Any, Any]]]
 
 
@@ -35,21 +35,20 @@ class Example:
     """One question to a model.
 
     Attributes:
-      id: unlike all others of the task, and the same in every run.
-      prompt: int32, read last.
-      context: int32, read before; examples that follow each other with the same `group` and equal contexts
-        share it, and it is read once.
-      group: the document that it is about: the unit of chance for intervals. Empty: the example itself.
+      id: unique within the task, and the same in every run.
+      prompt: int32, read after the context.
+      context: int32; consecutive examples with the same `group` and equal contexts share its prefill.
+      group: the document of the example, the unit resampled for intervals. Empty: the example itself.
       targets: reference answers.
-      choices: tokens of each answer to choose from; `answer` is the right one.
-      choice_sizes: bytes of each, or characters: what its log probability is divided by.
-      scored: tokens that are predicted after the prompt.
-      size: bytes that `scored` stands for.
-      counts: what else it stands for, by name, such as words: for `Task.ratios`.
+      choices: tokens of each option; `answer` is the index of the correct one.
+      choice_sizes: bytes (or characters) of each option, to normalise its log probability.
+      scored: tokens that are scored after the prompt.
+      size: bytes of the text of `scored`.
+      counts: other units of that text by name, such as words, for `Task.ratios`.
       about: what results are grouped by: "length" and "depth", "source" (a part of the data set), "needle" (index of
-        the token at which the needle ends); anything else a number or a short text.
-      needles: indices of the first and the last token of each needle that the answer takes, for its distance and the
-        side of the model's reach on which it lies (`evals/reach.py`).
+        the needle's last token); other values are numbers or short texts.
+      needles: indices of the first and the last token of each needle that the answer depends on, to compute its
+        distance and whether it lies within the model's reach (`evals/reach.py`).
     """
 
     id: str
@@ -68,32 +67,32 @@ class Example:
 
     @property
     def unit(self) -> str:
-        """The unit of chance."""
+        """The unit resampled for intervals."""
         return self.group or self.id
 
     @property
     def tokens(self) -> int:
-        """Tokens before the answer."""
+        """Number of tokens before the answer."""
         return len(self.context) + len(self.prompt)
 
 
 class Unreadable(NamedTuple):
-    """In an example's place: one that could not be read, where it is and why. It is counted and told."""
+    """Yielded in place of an example that cannot be read: where it is, and why. It is counted and reported."""
 
     place: str
     reason: str
 
 
-# (prediction, example) to a number: a metric that needs more of an example than its targets.
+# (prediction, example) to a number: a metric that depends on more of the example than its targets.
 Judge = Callable[[str, Example], float]
 
 
 class Ratio(NamedTuple):
-    """A metric of all that was scored: a function of its nats by example, by word or by byte.
+    """A metric over all scored tokens: a function of nats per example, per word or per byte.
 
     Attributes:
       per: a name of `Example.counts`; empty divides by the number of examples.
-      of: from nats to the metric, rising.
+      of: nats to the metric; must be increasing.
     """
 
     per: str
@@ -101,7 +100,7 @@ class Ratio(NamedTuple):
 
 
 def perplexity(nats: float) -> float:
-    """e to the nats, at most the largest float."""
+    """Returns exp(nats), clipped to avoid overflow."""
     return math.exp(min(nats, MOST_NATS))
 
 
@@ -112,21 +111,21 @@ class Task:
     Attributes:
       name: as on the command line.
       kind: one of `KINDS`.
-      examples: gives all of them, from the start, the same each time.
-      metrics: of `generate`: by name, the first one is what a summary tells. The other kinds have their own
+      examples: yields all examples from the start, the same at each call.
+      metrics: for `generate`: metrics by name; summaries show the first. The other kinds have fixed metrics
         (`evals/metrics.py`).
-      judges: of `generate`: metrics that see the example; they come before `metrics`.
-      shown: of `choose` and `score`: the metrics of `evals/metrics.py` that count, by the names that results give
-        them; None shows all by their own.
-      ratios: of `score`: metrics of all examples together.
-      count: how many examples there are; 0 where that is not known beforehand.
-      bad: what is known beforehand to be unreadable, to be reported before any work; `examples` gives it too.
-      max_new_tokens: made for an answer at most.
+      judges: for `generate`: metrics that take the example; listed before `metrics`.
+      shown: for `choose` and `score`: {name in results: name in `evals/metrics.py`} of the metrics to report; None
+        reports all.
+      ratios: for `score`: metrics over all examples together.
+      count: number of examples; 0 if unknown in advance.
+      bad: unreadable examples known in advance, reported before any work; `examples` yields them too.
+      max_new_tokens: upper bound on the generated tokens of an answer.
       stops: texts that end an answer.
-      corpus_metrics: of answers all together; they get what `pairs` makes of texts that were written, or of the
-        natural-log probabilities of what was scored.
-      by_position: of `score`: results are told by the position in the document.
-      settings: what else made it what it is; goes into results and the key of its answers.
+      corpus_metrics: metrics over all answers together; their input is what `pairs` returns for the generated texts
+        or for the natural-log probabilities of the scored tokens.
+      by_position: for `score`: results are reported by position in the document.
+      settings: everything else that defines the task; part of the results and of the answers' key.
     """
 
     name: str
@@ -151,5 +150,5 @@ class Task:
             raise ValueError(f"the task {self.name} has no metric")
 
     def values(self, found: dict[str, float]) -> dict[str, float]:
-        """Those of the metrics of a choice or a score that are shown, by their names in results."""
+        """Selects the reported metrics of a `choose` or `score` example, by their names in results."""
         return found if self.shown is None else {name: found[own] for name, own in self.shown.items()}

@@ -1,4 +1,4 @@
-"""Benchmarks that other models are compared by, read from the files in which they are published.
+"""Standard benchmarks, read from their published files.
 
 LAMBADA (Paperno et al. 2016), PIQA (Bisk et al. 2020) and WikiText (Merity et al. 2016) by the definitions of
 lm-evaluation-harness (`lambada_openai`, `piqa`, `wikitext` of version 0.4.13), QMSum (Zhong et al. 2021), and the
@@ -47,7 +47,7 @@ WHERE = {
 
 
 def _read_through(made: Task, found: Callable[[], Iterator[Question | Unreadable]], config: EvalConfig) -> Task:
-    """The task, after a look at all of its files: how many examples it has, and what cannot be read."""
+    """Returns the task with `count` and `bad` set, after reading all of its local files."""
     if config.data_of(made.name).startswith((TFDS, HUB)):
         return made
     every = [isinstance(one, Question) or one for one in itertools.islice(found(), config.examples or None)]
@@ -59,7 +59,7 @@ def _read_through(made: Task, found: Callable[[], Iterator[Question | Unreadable
 
 
 def lambada(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """The last word of a passage: `acc`, whether greedy generation gives it, and `perplexity` by word."""
+    """Returns LAMBADA, the last word of a passage: `acc` (of greedy decoding) and `perplexity` per word."""
     path, split = where(name, config, WHERE[name]), config.split or "test"
 
     def encode(question: Question) -> Example:
@@ -74,7 +74,7 @@ def lambada(name: str, config: EvalConfig, codec: Codec) -> Task:
 def _lambada(fields: dict[str, Any]) -> Iterator[Question]:
     before, _, word = text_field(fields, "text").rpartition(" ")
     if not before.strip() or not word:
-        raise BadRow("its text has no last word that a space and other words are before")
+        raise BadRow("its text has no last word after a space")
     yield Question("", "", before, f" {word}", (word,))
 
 
@@ -82,7 +82,7 @@ def _lambada(fields: dict[str, Any]) -> Iterator[Question]:
 
 
 def piqa(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Two ways to reach a goal, ranked by their probability (`acc`) and by that of a character (`acc_norm`)."""
+    """Returns PIQA, two ways to reach a goal, ranked by log probability (`acc`), also per character (`acc_norm`)."""
     path, split = where(name, config, WHERE[name]), config.split or "validation"
 
     def encode(question: Question) -> Example:
@@ -101,17 +101,17 @@ def piqa(name: str, config: EvalConfig, codec: Codec) -> Task:
 def _piqa(fields: dict[str, Any]) -> Iterator[Question]:
     goal, options = text_field(fields, "goal"), (text_field(fields, "sol1"), text_field(fields, "sol2"))
     if "label" not in fields:
-        raise BadRow("it has no label, and there is no file of labels beside it (valid-labels.lst of valid.jsonl)")
+        raise BadRow("it has no label, and there is no file of labels next to it (valid-labels.lst of valid.jsonl)")
     if str(fields["label"]) not in ("0", "1"):
         raise BadRow(f"its label is {fields['label']!r}, neither 0 nor 1")
     yield Question("", "", "", f"Question: {goal}\nAnswer:", options=options, answer=int(fields["label"]))
 
 
 def _with_labels(path: str, split: str) -> Iterator[Row | Unreadable]:
-    """Rows with the label of the same number in the file of labels, if there is one.
+    """Yields the rows, each with its label from the file of labels, if there is one.
 
     Raises:
-      ConfigError: that file has another number of labels than there are rows.
+      ConfigError: the numbers of labels and rows differ.
     """
     if path.startswith((TFDS, HUB)):
         yield from rows(path, split)
@@ -130,7 +130,7 @@ def _with_labels(path: str, split: str) -> Iterator[Row | Unreadable]:
 
 # --- pages of Wikipedia ---------------------------------------------------------------------------
 
-# What lm-evaluation-harness undoes of WikiText's tokens, in its order: first texts, then patterns, then texts.
+# The detokenization of lm-evaluation-harness, in its order: first texts, then patterns, then texts.
 _AS_TEXT = (("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
             *((f" {mark} ", f"{mark} ") for mark in ":;.!?,"))  # fmt: skip
 _INSIDE = tuple(
@@ -145,10 +145,10 @@ _AT_LAST = (("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°")
 
 
 def wikitext(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Pages, each predicted whole: perplexity by word and by byte, bits per byte.
+    """Returns WikiText, language modelling of whole pages: perplexity per word and per byte, bits per byte.
 
-    Words and bytes are those of the page as the file has it; what is predicted is the page without the marks of its
-    tokenizer (`detokenized`). A page is read after a token that begins a text.
+    Words and bytes are counted on the page as published, while the scored text is `detokenized`. A page is preceded
+    by the token that begins a text (`Codec.prefix`).
     """
     path = where(name, config, WHERE[name])
 
@@ -182,14 +182,15 @@ def _pages(path: str) -> Iterator[Question | Unreadable]:
 
 
 def pages(text: str) -> list[str]:
-    """The pages of a file of WikiText: each begins with its title's line, ` = Title = `; ` = = Section = = ` is none.
+    """Returns the pages of a WikiText file. A page begins with its title, ` = Title = ` (` = = Section = = ` is not
+    one).
 
-    It is the rule of the data set that lm-evaluation-harness reads (`wikitext_document_level`): a page ends with the
-    line before the next title, without that line's end.
+    This is the rule of `wikitext_document_level`, which lm-evaluation-harness reads: a page ends before the line
+    break in front of the next title.
     """
     lines = text.split("\n")
     titles = [i for i, line in enumerate(lines) if _is_title(line)]
-    if titles and any(line.strip() for line in lines[: titles[0]]):  # the end of a page
+    if titles and any(line.strip() for line in lines[: titles[0]]):  # the rest of a page whose title is missing
         titles.insert(0, 0)
     return ["\n".join(lines[start:end]) for start, end in itertools.pairwise([*titles, len(lines)])]
 
@@ -200,7 +201,7 @@ def _is_title(line: str) -> bool:
 
 
 def detokenized(page: str) -> str:
-    """A page as running text."""
+    """Returns a page as running text, without the spaces that WikiText's tokenizer inserted."""
     for mark, text in _AS_TEXT:
         page = page.replace(mark, text)
     for pattern, shown in _INSIDE:
@@ -214,7 +215,7 @@ def detokenized(page: str) -> str:
 
 
 def qmsum(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Queries about meetings: what is to be summarised of the transcript; ROUGE-L. A meeting is read once."""
+    """Returns QMSum, query-based summaries of meeting transcripts; ROUGE-L. A transcript is prefilled once."""
     path, split = where(name, config, WHERE[name]), config.split or "test"
     found = lambda: converted(rows(path, split), _qmsum)
     asking = task(name, "generate", config, Encoder(codec).example, found, {"rouge_l": rouge_l}, 256)
@@ -247,10 +248,10 @@ KV_NEW_TOKENS = 100  # as published
 
 
 def kv_retrieval(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """The value of one key of many: `accuracy`, whether the answer has it anywhere, in whatever case.
+    """Returns the task to retrieve the value of one key of many: `accuracy`, a case-insensitive substring match.
 
-    Rows take turns in `depths`: the record asked for is moved to that place among the others, which keep their order.
-    A single depth, `--depths 0`, asks all rows with the record there. `examples` limits the rows of each file.
+    Rows cycle through `depths`: the queried record is moved to that relative position, the others keep their order.
+    `--depths 0` places it first in every row. `examples` limits the rows of each file.
     """
     path, frame = where(name, config, WHERE[name]), Frame.of(codec, config.chat)
     found = lambda: (
@@ -273,7 +274,7 @@ def _kv_questions(file: str, depths: Sequence[float]) -> Iterator[Question | Unr
 def _kv(fields: dict[str, Any], depth: float) -> Iterator[Question]:
     records, key, value = field(fields, "ordered_kv_records"), text_field(fields, "key"), text_field(fields, "value")
     if not isinstance(records, list) or not all(_is_record(record) for record in records):
-        raise BadRow("ordered_kv_records is no list of pairs of texts")
+        raise BadRow("ordered_kv_records is not a list of pairs of texts")
     if len({record[0] for record in records}) < len(records):
         raise BadRow("ordered_kv_records has a key twice")
     if [key, value] not in records:

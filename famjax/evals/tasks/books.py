@@ -1,7 +1,7 @@
-"""Books as Project Gutenberg publishes them: some are Latin-1, all have a header and a licence around the text.
+"""Books of Project Gutenberg: some are Latin-1, and all have a header and a licence around the text.
 
 The header names the encoding (`Character set encoding: ISO-8859-1`); the text lies between the lines
-`*** START OF ... PROJECT GUTENBERG EBOOK ...` and `*** END OF ...`. Any other text file is read as UTF-8, whole.
+`*** START OF ... PROJECT GUTENBERG EBOOK ...` and `*** END OF ...`. Any other text file is read whole, as UTF-8.
 """
 
 import codecs
@@ -16,9 +16,9 @@ START, END = (
     re.compile(rf"^\*\*\* ?{end} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]*\*\*\*", re.MULTILINE)
     for end in ("START", "END")
 )
-# Names of ASCII in headers, which Python does not know.
+# Names of ASCII in headers that Python's codecs lack.
 ASCII = ("ISO-646-US", "ISO-646")
-# The header is looked for in so many bytes.
+# The header is searched for in the first bytes of the file.
 HEADER = 2**13
 
 
@@ -28,8 +28,8 @@ class Book(NamedTuple):
     Attributes:
       path: of the file.
       text: without header and licence.
-      encoding: that it was read in.
-      cut: characters of header and licence.
+      encoding: of the file.
+      cut: number of characters of header and licence that were removed.
     """
 
     path: str
@@ -38,15 +38,15 @@ class Book(NamedTuple):
     cut: int
 
     def about(self) -> dict[str, Any]:
-        """For the results."""
+        """Returns the entry for `results.json`."""
         return {"file": self.path, "characters": len(self.text), "encoding": self.encoding, "cut": self.cut}
 
 
 def read(path: str) -> Book:
-    """A text file, packed with gzip or not.
+    """Reads a text file, gzipped or not.
 
     Raises:
-      BadText: it is not in the encoding that it names (UTF-8 if it names none), or its licence cannot be found.
+      BadText: the file is not in the encoding that it names (UTF-8 if none), or the start of its licence is missing.
     """
     content = files.read_plain(path)
     encoding, text = _text(content, path)
@@ -55,21 +55,19 @@ def read(path: str) -> Book:
         return Book(path, text, encoding, 0)
     end = END.search(text, start.end())
     if end is None:
-        raise BadText(path, "it has Project Gutenberg's *** START line but no *** END; this copy is not whole")
+        raise BadText(path, "it has Project Gutenberg's *** START line but no *** END; this copy is incomplete")
     body = text[start.end() : end.start()]
     return Book(path, body, encoding, len(text) - len(body))
 
 
 def _text(content: bytes, path: str) -> tuple[str, str]:
-    """(encoding, text). A header may name Latin-1 in a file that was converted to UTF-8 since."""
+    """Returns (encoding, text). UTF-8 is tried first: the file may have been converted without updating the header."""
     named = ENCODING.search(content[:HEADER])
     name = named[1].decode("ascii", "replace") if named else "utf-8"
     try:
         encoding = codecs.lookup("ascii" if name.upper() in ASCII else name).name
     except LookupError:
-        raise BadText(
-            path, f"its header names the encoding {name}, which is not known here; save it as UTF-8"
-        ) from None
+        raise BadText(path, f"its header names the unknown encoding {name}; save it as UTF-8") from None
     try:
         return "utf-8", text_of(content, path)
     except BadText:

@@ -1,4 +1,4 @@
-"""All tasks by name. Nothing is registered by imports: this table is all there is, and seqio's tasks by theirs."""
+"""All tasks by name. This table is complete (imports register nothing), except for seqio's own registry of tasks."""
 
 import importlib
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ class Entry(NamedTuple):
     """A task.
 
     Attributes:
-      module, function: what makes it, in this folder: a function of (name, config, codec).
-      summary: for the list.
-      needs: what `--data` must name; empty where nothing is needed.
+      module, function: its factory in this folder: a function of (name, config, codec).
+      summary: one line for the list of tasks.
+      needs: what `--data` must name; empty if nothing.
     """
 
     module: str
@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 
 
 TASKS = {
-    "passkey": Entry("passkey", "task", "the paper's pass key at the start, at every alignment of filler and block"),
+    "passkey": Entry("passkey", "task", "the paper's pass key at the start, at every offset of filler and block"),
     "text": Entry("language", "task", "bits per byte and next-token accuracy of texts by position", "texts"),
     "passkey_depth": Entry("needles", "pass_key", "the pass key (paper) at any depth, exact match of its digits"),
     "niah_single": Entry("needles", "needles", "a needle in a haystack (RULER)"),
@@ -54,23 +54,23 @@ TASKS = {
 
 
 def check(names: Iterable[str], config: EvalConfig) -> None:
-    """Raises `ConfigError` on a name that is no task's. Names with `seqio:` in front, and all where modules are
-    named, are seqio's to judge."""
+    """Raises `ConfigError` for an unknown task. seqio's tasks (see `is_seqios`) are checked when they are made."""
     for name in names:
         if not is_seqios(name, config):
             one_of("MIXTURE_OR_TASK_NAME", name, tuple(TASKS))
 
 
 def is_seqios(name: str, config: EvalConfig) -> bool:
-    """A name that seqio is asked for; to ask costs seconds, and gigabytes of packages."""
+    """Returns whether a task is looked up in seqio: its name begins with `seqio:`, or it is not in `TASKS` and
+    `config.modules` are given. Importing seqio takes seconds and gigabytes of packages."""
     return name.startswith("seqio:") or (name not in TASKS and bool(config.modules))
 
 
 def make(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
-    """The task of a name, for a model of this vocabulary and block size.
+    """Returns the task of a name for a model with this vocabulary and block size.
 
     Raises:
-      ConfigError: its settings or data cannot be used.
+      ConfigError: the name is unknown, or the task's settings or data cannot be used.
     """
     check([name], config)
     if is_seqios(name, config):

@@ -1,4 +1,4 @@
-"""What all generated tasks share: so many examples of each length, a function of (seed, length, number) alone."""
+"""Shared code for generated tasks: N examples of each length, each determined by (seed, length, number)."""
 
 import dataclasses
 import zlib
@@ -10,11 +10,11 @@ import numpy as np
 from famjax.config import EvalConfig
 from famjax.evals.tasks.base import Example, Task, TextMetric
 
-# Examples of each length, where nothing else is asked for.
+# Default number of examples of each length.
 EXAMPLES = 50
 CONSONANTS, VOWELS = "bdfghjklmnprstvz", "aeiou"
 
-# (rng, length, depth) to a question with so many tokens; its id is set here.
+# (rng, length, depth) to an example of `length` tokens; its id is set here.
 MakeOne = Callable[[np.random.Generator, int, float], Example]
 
 
@@ -22,10 +22,10 @@ def task(
     name: str, kind: str, config: EvalConfig, make: MakeOne, max_new_tokens: int = 32,
     metrics: dict[str, TextMetric] | None = None, **settings: Any,
 ) -> Task:  # fmt: skip
-    """A task of `config.lengths`: example i of a length has depth number i, around the grid.
+    """Returns a task over `config.lengths`; the examples of a length cycle through `config.depths`.
 
     Raises:
-      ConfigError: the shortest length has no room.
+      ConfigError: the shortest length is too short for an example.
     """
     depths, number = config.depths, zlib.crc32(name.encode())
 
@@ -44,11 +44,12 @@ def task(
 def of_each_length(
     name: str, config: EvalConfig, make: Callable[[int, int], Example]
 ) -> tuple[Callable[[], Iterable[Example]], int]:
-    """The examples of all lengths, and how many there are; `make` gets a length and a number, which become the id, with
-    what `make` gives as one behind them.
+    """Returns the examples of all lengths and their number.
+
+    `make` gets a length and a number; the id is `length/number`, with the id that `make` sets appended.
 
     Raises:
-      ConfigError: the shortest length has no room.
+      ConfigError: the shortest length is too short for an example.
     """
     count = config.examples or EXAMPLES
 
@@ -63,13 +64,13 @@ def of_each_length(
 
 
 def word(rng: np.random.Generator, syllables: int = 3) -> str:
-    """A word that is none, such as "tomuka"."""
+    """Returns a random made-up word, such as "tomuka"."""
     letters = (CONSONANTS, VOWELS) * syllables
     return "".join(kind[int(rng.integers(len(kind)))] for kind in letters)
 
 
 def words(rng: np.random.Generator, count: int, syllables: int = 3) -> list[str]:
-    """So many different words, none of which is inside another, for they are all of one length."""
+    """Returns `count` distinct words of equal length, so that none contains another."""
     found: dict[str, None] = {}
     while len(found) < count:
         found[word(rng, syllables)] = None
@@ -77,12 +78,12 @@ def words(rng: np.random.Generator, count: int, syllables: int = 3) -> list[str]
 
 
 def number(rng: np.random.Generator, digits: int = 7) -> str:
-    """A number of so many digits; the first is not 0."""
+    """Returns a random number of `digits` digits; the first is not 0."""
     return str(int(rng.integers(10 ** (digits - 1), 10**digits)))
 
 
 def numbers(rng: np.random.Generator, count: int, digits: int = 7) -> list[str]:
-    """So many different numbers."""
+    """Returns `count` distinct numbers."""
     found: dict[str, None] = {}
     while len(found) < count:
         found[number(rng, digits)] = None

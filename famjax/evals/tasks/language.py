@@ -1,8 +1,8 @@
-"""Language modelling against the position in a document: bits per byte and next-token accuracy.
+"""Language modelling by position in the document: bits per byte and next-token accuracy.
 
-A memory shows in how well the far end of a long document is predicted, compared with a model that sees
-as much at the start. Documents are read by streaming, so they may be of any length; the unit of chance
-is the document, and intervals come from drawing documents anew (bootstrap).
+A memory should improve predictions late in a long document, relative to a model that predicts its beginning
+equally well. Documents are evaluated by streaming, so they may have any length. Intervals are bootstrapped
+over documents.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from famjax.evals.statistics import draws, interval
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 
-# Where buckets of positions end.
+# End of the last bucket of positions.
 FARTHEST = 2**30
 
 
@@ -32,9 +32,9 @@ class Document:
     """A text to predict.
 
     Attributes:
-      name: where it comes from.
+      name: its place in the source.
       tokens: int32 [n].
-      size: bytes of the text that these tokens stand for.
+      size: bytes of the text.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Document:
 
 
 def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document | Unreadable]:
-    """All documents of the sources that have something to predict, as they are needed.
+    """Yields all documents of the sources with at least two tokens, lazily.
 
     Raises:
       ConfigError: there is none.
@@ -60,7 +60,7 @@ def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document |
 
 
 def each(config: SourceConfig) -> Iterator[sources.Document | Unreadable]:
-    """The documents of a source; a file or a line that cannot be read comes as `Unreadable`."""
+    """Yields the documents of a source; a file or line that cannot be read as `Unreadable`."""
     for source in open_each(config):
         try:
             count = len(source)
@@ -75,7 +75,7 @@ def each(config: SourceConfig) -> Iterator[sources.Document | Unreadable]:
 
 
 def check(name: str, found: Callable[[], Iterable[Document | Unreadable]]) -> None:
-    """A look before any work. Raises `ConfigError` if no document can be read, with the first reason."""
+    """Raises `ConfigError` if no document can be read, with the first reason."""
     first: Unreadable | None = None
     for document in found():
         if not isinstance(document, Unreadable):
@@ -86,14 +86,14 @@ def check(name: str, found: Callable[[], Iterable[Document | Unreadable]]) -> No
 
 
 def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document:
-    """A text with its begin and end, where the vocabulary has tokens for them, as training reads it."""
+    """Tokenizes a text as training does, with `bos` and `eos` if the vocabulary has them."""
     reader = Documents((), vocabulary, 1, None, bos=True, eos=True)  # type: ignore[arg-type]
     size = len((document.inputs + document.targets).encode("utf-8", "replace"))
     return Document(document.place, reader.tokens(document).tokens, size)
 
 
 def _count(config: EvalConfig) -> int:
-    """Documents that are asked about at most; 0 if a file that cannot be read hides how many there are."""
+    """Returns an upper bound on the number of documents; if a file cannot be read, `config.examples` (0: unknown)."""
     given = (SourceConfig(source) if isinstance(source, str) else source for source in config.sources)
     try:
         count = sum(len(source) for one in given for source in open_each(one))
@@ -104,13 +104,13 @@ def _count(config: EvalConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-    """What a model scored, added up by document and by bucket of positions; all float64 [documents, buckets].
+    """Scores summed by document and bucket of positions; all float64 [documents, buckets].
 
     Attributes:
-      bits: -log2 of the probabilities of the tokens.
-      correct: tokens that were the model's first choice.
-      tokens: tokens that were predicted (all of a document but its first).
-      sizes: bytes that they stand for.
+      bits: -log2 of the tokens' probabilities.
+      correct: number of tokens that were the argmax.
+      tokens: number of predicted tokens (all of a document but its first).
+      sizes: bytes of their text.
     """
 
     bits: np.ndarray
@@ -120,7 +120,7 @@ class Sums:
 
 
 def position_edges(block_size: int, longest: int = FARTHEST) -> tuple[int, ...]:
-    """Buckets [edge, next edge) of positions: the first block, then ever twice as far, up to the longest."""
+    """Returns the edges of the position buckets [edge, next edge): the first block, then doubling, up to `longest`."""
     edges = [0, block_size]
     while edges[-1] < longest:
         edges.append(2 * edges[-1])
@@ -128,13 +128,13 @@ def position_edges(block_size: int, longest: int = FARTHEST) -> tuple[int, ...]:
 
 
 def up_to(edges: Sequence[int], samples: Iterable[Sample]) -> tuple[int, ...]:
-    """The edges that some documents reach, the last one being the length of the longest."""
+    """Returns the edges that lie within the longest document; its length is the last one."""
     longest = max(sample.tokens + round(sum(sample.sums["tokens"])) for sample in samples)
     return (*(edge for edge in edges if edge < max(longest, edges[1])), max(longest, edges[1]))
 
 
 def task(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """The sources' documents, every token of which but the first is predicted."""
+    """Returns the task to predict every token but the first of the documents in `config.sources`."""
     found = lambda: itertools.islice(documents(config, codec.vocabulary), config.examples or None)
     check(name, found)
     settings = {"sources": [str(source) for source in config.sources]}
@@ -144,7 +144,7 @@ def task(name: str, config: EvalConfig, codec: Codec) -> Task:
 def predicted(
     name: str, found: Callable[[], Iterable[Document | Unreadable]], settings: dict[str, Any], count: int = 0
 ) -> Task:
-    """The task to predict all tokens of some documents but their first."""
+    """Returns the task to predict every token but the first of the documents that `found` yields."""
 
     def example(number: int, document: Document | Unreadable) -> Example | Unreadable:
         if isinstance(document, Unreadable):
@@ -158,7 +158,7 @@ def predicted(
 
 
 def sums_of(samples: Iterable[Sample], edges: Sequence[int]) -> Sums:
-    """What was scored of each document, by bucket of `edges`."""
+    """Returns each document's sums by bucket of `edges`."""
     rows = [sample.sums for sample in samples]
     found = [np.zeros((len(rows), len(edges) - 1)) for _ in dataclasses.fields(Sums)]
     for array, field in zip(found, dataclasses.fields(Sums), strict=True):
@@ -168,11 +168,11 @@ def sums_of(samples: Iterable[Sample], edges: Sequence[int]) -> Sums:
 
 
 def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> list[dict[str, Any]]:
-    """A row for each bucket that has tokens, and one (`to` None) for all of them, with 95% intervals (None of one
-    document).
+    """Returns a row for each bucket that has tokens, and one (`to` None) for all buckets, with 95% intervals (None if
+    there is only one document).
 
-    `less_than_first` in a row is bits per byte of `against` less those of `sums`, on the same documents:
-    both are drawn with the same documents, so what makes a document easy or hard cancels out.
+    `less_than_first` is the bits per byte of `against` minus those of `sums`. Its interval is paired: both are
+    resampled with the same documents, so the documents' difficulty cancels out.
     """
     spans: list[tuple[int, int | None]] = [*itertools.pairwise(edges), (0, None)]
     rows = []
@@ -183,7 +183,7 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
         if not tokens.sum():
             continue
         documents = int((tokens > 0).sum())
-        draw = draws(len(bits), seed) if documents > 1 else None  # one says nothing about the spread
+        draw = draws(len(bits), seed) if documents > 1 else None  # one document gives no estimate of the variance
         row: dict[str, Any] = {"from": int(start), "to": end, "documents": documents, "tokens": int(tokens.sum())}
         for name, above, below in (("bits_per_byte", bits, sizes), ("accuracy", correct, tokens)):
             low, high = _bounds(draw, above, below)
@@ -195,10 +195,10 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
 
 
 def _bounds(draw: np.ndarray | None, above: np.ndarray, below: np.ndarray) -> tuple[float | None, float | None]:
-    """The interval of above / below over the draws, where there are any."""
+    """Returns the interval of above / below over the bootstrap draws, (None, None) without draws."""
     return (None, None) if draw is None else interval(draw @ above, draw @ below)
 
 
 def _column(values: np.ndarray, bucket: int) -> np.ndarray:
-    """One bucket by document; behind the last one, all buckets together."""
+    """Returns one bucket's values by document; the sum over buckets for the index after the last."""
     return values[:, bucket] if bucket < values.shape[1] else values.sum(axis=1)

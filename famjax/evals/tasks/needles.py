@@ -1,7 +1,7 @@
 """Needles in a haystack: the pass key at any depth, and RULER's (Hsieh et al. 2024) four kinds of needles.
 
-The wording is that of the sources, so that numbers can be compared; the code is ours. RULER scores by
-string match: the share of the asked values that the answer has in it.
+The prompts are worded as in the sources, so that results are comparable; the code is ours. RULER scores by
+string match: the fraction of the requested values that occur in the answer.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from famjax.evals.tasks.base import Example, Task
 from famjax.evals.tasks.pieces import Filler, Pieces, haystack, too_short
 from famjax.infer.codec import Codec
 
-# Tokens that RULER lets a model make for an answer.
+# RULER's limit on the tokens of an answer.
 RULER_NEW_TOKENS = 128
 INTRO = (
     "Some special magic numbers are hidden within the following text. Make sure to memorize it. I will quiz you about "
@@ -29,7 +29,7 @@ ASK_MANY = (
     "\nWhat are all the special magic numbers for {keys} mentioned in the provided text? The special magic numbers "
     "for {keys} mentioned in the provided text are"
 )
-# name: (keys told, values told of each, keys asked for)
+# name: (keys inserted, values inserted for each, keys asked for)
 KINDS = {
     "niah_single": (1, 1, 1),
     "niah_multikey": (4, 1, 1),
@@ -39,25 +39,25 @@ KINDS = {
 
 
 def needles(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """One of `KINDS`. The first asked needle lies at the depth of the grid, all others anywhere."""
-    keys_told, values_each, keys_asked = KINDS[name]
+    """Returns one of the `KINDS`. The first requested needle lies at the grid's depth, the others at random depths."""
+    keys_inserted, values_each, keys_asked = KINDS[name]
     pieces, filler = Pieces(codec), Filler(config.filler)
     head, ask = pieces.first(INTRO), ASK_ONE if keys_asked * values_each == 1 else ASK_MANY
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
-        keys = generated.words(rng, keys_told)
-        values = generated.numbers(rng, keys_told * values_each)
-        told = [(keys[i // values_each], value) for i, value in enumerate(values)]
-        depths = [depth, *rng.random(len(told) - 1)]
+        keys = generated.words(rng, keys_inserted)
+        values = generated.numbers(rng, keys_inserted * values_each)
+        inserted = [(keys[i // values_each], value) for i, value in enumerate(values)]
+        depths = [depth, *rng.random(len(inserted) - 1)]
         tail = pieces.raw(ask.format(keys=_list(keys[:keys_asked])))
-        needle_tokens = [pieces.next(NEEDLE.format(key=key, value=value)) for key, value in told]
+        needle_tokens = [pieces.next(NEEDLE.format(key=key, value=value)) for key, value in inserted]
         room = length - len(head) - len(tail)
         if room < (least := sum(map(len, needle_tokens))):
             raise too_short(name, length, length - room + least)
         hay = haystack(pieces, filler.from_somewhere(rng), needle_tokens, depths, room)
         about = {"depth": depth, "needle": len(head) + hay.ends[0]}
         asked = hay.needles(len(head), range(keys_asked * values_each))
-        targets = tuple(value for key, value in told if key in keys[:keys_asked])
+        targets = tuple(value for key, value in inserted if key in keys[:keys_asked])
         context = np.concatenate([head, hay.tokens])
         return Example("", tail, context, targets=targets, about=about, needles=asked)
 
@@ -68,13 +68,13 @@ def needles(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 
 def _list(keys: list[str]) -> str:
-    """ "a, b, and c": as RULER asks."""
+    """Joins keys as RULER's prompts do: "a, b, and c"."""
     return keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])}, and {keys[-1]}"
 
 
 def pass_key(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """The paper's pass key at any depth (Mohtashami & Jaggi 2023 vary it too), its digits predicted one by one, which
-    is what greedy generation gives."""
+    """Returns the paper's pass-key task at any depth (as varied by Mohtashami & Jaggi 2023). The key's tokens are
+    scored with teacher forcing; exact match equals that of greedy generation."""
     pieces, filler = Pieces(codec), Filler(config.filler)
     head, tail = pieces.first(INTRODUCTION.strip()), pieces.raw(QUESTION.rstrip())
 

@@ -1,8 +1,8 @@
-"""The paper's long-context tasks (its Table 10), read from the data sets as they are published.
+"""The paper's long-context tasks (its Table 10), read from the published data sets.
 
-NarrativeQA (Kočiský et al. 2018), Qasper and QuALITY as SCROLLS has them (Shaham et al. 2022), XL-Sum (Hasan et
-al. 2021), PG-19 (Rae et al. 2020), Isabelle. The paper does not print its prompts; ours are below, plain ones.
-A document comes first and its questions behind it, so that it is read once.
+NarrativeQA (Kočiský et al. 2018), Qasper and QuALITY in their SCROLLS versions (Shaham et al. 2022), XL-Sum (Hasan et
+al. 2021), PG-19 (Rae et al. 2020), Isabelle. The paper does not print its prompts; the simple ones below are ours.
+The document precedes its questions, so that it is prefilled once.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from famjax.infer.codec import Codec
 ASK = "\n\nQuestion: {question}\nAnswer:"
 SUMMARIZE = "\n\nSummary:"
 OPTIONS = re.compile(r"\s*\(A\) (.*?)\n \(B\) (.*?)\n \(C\) (.*?)\n \(D\) (.*?)\n\n\n?(.*)", re.DOTALL)
-# What to type, for who has no data yet; docs/evaluation.md says where each is.
+# Example values of --data, for error messages; docs/evaluation.md says where to get each data set.
 WHERE = {
     "narrative_qa": "hub:deepmind/narrativeqa, its Parquet files, or the folder of the original repository",
     "qasper": "SCROLLS' qasper/validation.jsonl, or hub:tau/scrolls:qasper",
@@ -39,7 +39,7 @@ WHERE = {
 
 
 def narrative_qa(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Questions about books and film scripts, some thirty each; ROUGE-L against two answers."""
+    """Returns the task of questions about books and film scripts, about 30 each; ROUGE-L against two answers."""
     path, split = where(name, config, WHERE[name]), config.split or "test"
     original = files.exists(f"{path}/qaps.csv") if ":" not in path else False
     found = lambda: _original_narrative_qa(path, split) if original else converted(rows(path, split), _narrative_qa)
@@ -59,7 +59,8 @@ def _narrative_qa(fields: dict[str, Any]) -> Iterator[Question]:
 
 
 def _original_narrative_qa(folder: str, split: str) -> Iterator[Question | Unreadable]:
-    """`qaps.csv` and `tmp/ID.content` of the original repository, whose script fetches the documents."""
+    """Yields questions from `qaps.csv` and `tmp/ID.content` of the original repository; its script downloads the
+    documents."""
     text = ("", "")
     for row in rows(f"{folder}/qaps.csv", split):
         if isinstance(row, Unreadable):
@@ -71,7 +72,7 @@ def _original_narrative_qa(folder: str, split: str) -> Iterator[Question | Unrea
         path = f"{folder}/tmp/{fields['document_id']}.content"
         if text[0] != path:
             if not files.exists(path):
-                yield Unreadable(row.place, f"there is no {path}; the repository's script fetches it")
+                yield Unreadable(row.place, f"there is no {path}; the repository's script downloads it")
                 continue
             text = path, text_of(files.read(path), path, "replace")
         prompt = ASK.format(question=fields["question"])
@@ -80,14 +81,14 @@ def _original_narrative_qa(folder: str, split: str) -> Iterator[Question | Unrea
 
 
 def qasper(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Questions about papers, as SCROLLS has them; ROUGE-L as in the paper, and F1, SCROLLS' own metric."""
+    """Returns the task of questions about papers; ROUGE-L as in TransformerFAM's paper, and F1, SCROLLS' metric."""
     path, split = where(name, config, WHERE[name]), config.split or "validation"
     found = lambda: _together(converted(rows(path, split), qasper_row))
     return task(name, "generate", config, Encoder(codec).example, found, {"rouge_l": rouge_l, "f1": squad_f1}, 64)
 
 
 def qasper_row(fields: dict[str, Any]) -> Iterator[Question]:
-    """A row of a SCROLLS task of questions: an input of question and document, and one of its answers."""
+    """Yields the question of a SCROLLS row: its input is question and document, its output one of the answers."""
     question, cut, article = text_field(fields, "input").partition("\n\n")
     if not cut:
         raise BadRow("its input is not a question, an empty line and a paper")
@@ -96,7 +97,7 @@ def qasper_row(fields: dict[str, Any]) -> Iterator[Question]:
 
 
 def _together(questions: Iterable[Question | Unreadable]) -> Iterator[Question | Unreadable]:
-    """Rows that follow each other with the same id are one question with several answers."""
+    """Merges consecutive rows with the same id into one question with several answers."""
     before: Question | None = None
     for question in questions:
         if isinstance(question, Unreadable):
@@ -112,7 +113,7 @@ def _together(questions: Iterable[Question | Unreadable]) -> Iterator[Question |
 
 
 def quality(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Four answers to a question about a long text, ranked by their probability."""
+    """Returns the task of questions about a long text with four options, ranked by probability."""
     path, split = where(name, config, WHERE[name]), config.split or "validation"
     return task(name, "choose", config, Encoder(codec).example, lambda: converted(rows(path, split), _quality))
 
@@ -123,7 +124,7 @@ def _quality(fields: dict[str, Any]) -> Iterator[Question]:
         for i, asked in enumerate(field(fields, "questions")):
             options, gold = field(asked, "options"), field(asked, "gold_label")
             if gold not in range(1, len(options) + 1):
-                raise BadRow(f"gold_label {gold} is none of {len(options)} options")
+                raise BadRow(f"gold_label {gold} is not one of {len(options)} options")
             id = str(asked.get("question_unique_id", f"{name_of(article)}/{i}"))
             prompt = ASK.format(question=text_field(asked, "question").strip())
             yield Question(id, name_of(article), article, prompt, (), tuple(options), gold - 1)
@@ -135,14 +136,14 @@ def _quality(fields: dict[str, Any]) -> Iterator[Question]:
     *options, article = (part.strip() for part in parts.groups())
     output = text_field(fields, "output").strip()
     if output not in options:
-        raise BadRow("its output is none of its options")
+        raise BadRow("its output is not one of its options")
     prompt = ASK.format(question=question.strip())
     id = text_field(fields, "id")
     yield Question(id, name_of(article), article, prompt, (), tuple(options), options.index(output))
 
 
 def xlsum(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """A sentence that says what a news text says; ROUGE-L."""
+    """Returns the task of one-sentence summaries of news texts; ROUGE-L."""
     path, split = where(name, config, WHERE[name]), config.split or "test"
     convert = lambda fields: [
         Question(text_field(fields, "id"), "", text_field(fields, "text"), SUMMARIZE, (text_field(fields, "summary"),))
@@ -155,7 +156,7 @@ def xlsum(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 
 def texts(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """PG-19's books or Isabelle's proofs: every token is predicted; accuracy and bits per byte by position."""
+    """Returns language modelling on PG-19's books or Isabelle's proofs: accuracy and bits per byte by position."""
     path, split = where(name, config, WHERE[name]), config.split or "test"
     plain = not path.startswith((TFDS, HUB)) and _are_texts(path)
     found = lambda: itertools.islice(_texts(path, split, plain, codec), config.examples or None)
@@ -164,7 +165,7 @@ def texts(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 
 def _texts(path: str, split: str, plain: bool, codec: Codec) -> Iterator[Document | Unreadable]:
-    """Files that are texts, or rows that have one, in tokens."""
+    """Yields tokenized documents from text files, or from rows with a text field."""
     texts = language.each(SourceConfig(path)) if plain else converted(rows(path, split), _book)
     for text in texts:
         if isinstance(text, Unreadable):
@@ -176,7 +177,7 @@ def _texts(path: str, split: str, plain: bool, codec: Codec) -> Iterator[Documen
 
 
 def _are_texts(path: str) -> bool:
-    """Whether these files are texts; else they, or the folder, have rows."""
+    """Returns whether the files are plain texts; if not, they (or the folder) contain rows."""
     paths = files.expand(path)
     if len(paths) == 1 and files.is_directory(paths[0]):
         return False

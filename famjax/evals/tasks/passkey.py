@@ -1,9 +1,8 @@
-"""The pass key against the length of the filler (paper section 6, Fig. 3a), read by streaming.
+"""Pass-key retrieval against the length of the filler (paper section 6, Fig. 3a), evaluated by streaming.
 
-Exact match is what greedy generation would give: the model's first choice is right at every token
-of the answer. (With a tokenizer, the same digits in other tokens than it would make of them count as a miss.)
-It is averaged over all alignments of the filler against the block, since failures sit where the answer
-straddles a block's edge.
+Exact match equals that of greedy generation: the argmax is correct at every token of the answer. (With a
+tokenizer, the same digits split into other tokens count as a miss.) It is averaged over all offsets of the
+filler relative to the block boundaries, because failures occur where the answer straddles a boundary.
 """
 
 import itertools
@@ -21,7 +20,7 @@ from famjax.infer.codec import Codec
 
 
 def documents(blocks: int, block_size: int, config: EvalConfig, writer: Writer) -> list[Document]:
-    """`keys` documents for each alignment: filler of blocks * S + 0 .. S - 1 tokens."""
+    """Returns `keys` documents for each alignment: filler of blocks * S + 0 .. S - 1 tokens."""
     rng = np.random.default_rng([config.seed, blocks])
     return [
         writer.document(random_key(rng, config.key_digits), blocks * block_size + alignment)
@@ -31,13 +30,13 @@ def documents(blocks: int, block_size: int, config: EvalConfig, writer: Writer) 
 
 
 def alignments(block_size: int, config: EvalConfig) -> list[int]:
-    """Tokens by which the filler is longer than whole blocks: all of 0 .. S - 1, or `alignments` of them."""
+    """Returns the filler tokens beyond whole blocks: all of 0 .. S - 1, or `config.alignments` of them."""
     count = min(config.alignments or block_size, block_size)
     return [i * block_size // count for i in range(count)]
 
 
 def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
-    """All documents of all lengths; the tokens of the answer are predicted."""
+    """Returns the task of all documents of all lengths; the tokens of the answer are scored."""
     writer = Writer(codec.vocabulary)
     where = alignments(block_size, config)
     lengths = sorted(set(config.filler_blocks))
@@ -58,21 +57,21 @@ def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
 
 
 def rows(samples: Sequence[Sample], block_size: int) -> list[dict[str, Any]]:
-    """One row of results for each length of the filler."""
+    """Returns one row of results for each length of the filler."""
     order = lambda sample: (sample.about["filler_blocks"], int(sample.id.split("/")[1]))
     by_length = itertools.groupby(sorted(samples, key=order), lambda sample: sample.about["filler_blocks"])
     return [_summary(blocks, block_size, list(group)) for blocks, group in by_length]
 
 
 def _summary(blocks: int, block_size: int, samples: list[Sample]) -> dict[str, Any]:
-    """The answers to one length."""
+    """Returns the row of results for one length of the filler."""
     hits = [sample.values["exact_match"] == 1 for sample in samples]
     low, high = wilson_interval(sum(hits), len(hits))
     where = [sample.about["alignment"] for sample in samples]
     return {
         "filler_blocks": blocks,
         "filler_tokens": blocks * block_size + float(np.mean(sorted(set(where)))),
-        # Between the key's last mention and the answer: block edges that the key is carried over.
+        # Block boundaries between the key's last mention and the answer.
         "fam_updates": round(float(np.mean([updates(sample, block_size) for sample in samples])), 2),
         "documents": len(hits),
         "exact_match": float(np.mean(hits)),
@@ -84,6 +83,6 @@ def _summary(blocks: int, block_size: int, samples: list[Sample]) -> dict[str, A
 
 
 def _token_accuracy(samples: Sequence[Sample]) -> float:
-    """Over all tokens of all answers: keys may have unequal numbers of tokens."""
+    """Returns the accuracy over all tokens of all answers; keys may differ in their number of tokens."""
     right = sum(sample.values["next_token_accuracy"] * sample.about["answer_tokens"] for sample in samples)
     return float(right / sum(sample.about["answer_tokens"] for sample in samples))

@@ -1,5 +1,4 @@
-"""Texts put together in tokens, to an exact length: pieces are made to tokens one by one, and only the filler
-between them is ever cut."""
+"""Texts assembled from tokens to an exact length: pieces are tokenized one by one, and only filler is truncated."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,8 +22,8 @@ class Haystack(NamedTuple):
 
     Attributes:
       tokens: int32 [length].
-      ends: for each needle the index of its last token.
-      starts: and of its first.
+      ends: index of each needle's last token.
+      starts: index of each needle's first token.
     """
 
     tokens: np.ndarray
@@ -32,16 +31,16 @@ class Haystack(NamedTuple):
     starts: list[int]
 
     def needles(self, before: int, which: Iterable[int]) -> tuple[tuple[int, int], ...]:
-        """`Example.needles` of some, in a text that has so many tokens before the filler."""
+        """Returns `Example.needles` for the needles `which`, with `before` tokens in front of the filler."""
         return tuple((before + self.starts[i], before + self.ends[i]) for i in which)
 
 
 class Frame(NamedTuple):
-    """How a question is put to a model: plainly, or as what a user says in its chat template.
+    """The text around a question: none, or a user message of the model's chat template.
 
     Attributes:
-      chat: with the template.
-      before, after: what the template writes around the question.
+      chat: whether the chat template is used.
+      before, after: the template's text around the question.
     """
 
     chat: bool = False
@@ -50,22 +49,24 @@ class Frame(NamedTuple):
 
     @classmethod
     def of(cls, codec: Codec, wanted: bool) -> "Frame":
-        """With the template of the model directory, if it has one and it is wanted. The tokens that end an answer in
-        it are added to the codec's `ends`."""
+        """Returns the frame of the model directory's chat template, if it has one and `wanted`; else an empty one.
+
+        The template's end-of-answer tokens are added to the codec's `ends`.
+        """
         if not wanted or codec.template is None:
             return cls()
         return cls(True, *Turns(codec.template, codec).frame())
 
 
 class Pieces:
-    """Sentences to tokens, so that put together they read as one text.
+    """Tokenizes sentences so that their concatenation reads as one text.
 
-    A sentence that follows others begins with a space, unless the tokenizer puts one in front by itself (as
-    SentencePiece models do).
+    A sentence that follows others begins with a space, unless the tokenizer adds one itself (as SentencePiece
+    models do).
 
     Args:
       codec: the tokenizer.
-      frame: around the text; a chat template writes `bos` itself.
+      frame: text around the question; with a chat template, `bos` comes from the template.
     """
 
     def __init__(self, codec: Codec, frame: Frame = Frame()):  # noqa: B008 - immutable
@@ -76,15 +77,15 @@ class Pieces:
         self._known: dict[str, np.ndarray] = {}
 
     def first(self, text: str) -> np.ndarray:
-        """What a text begins with: `bos` too where the tokenizer wants it."""
+        """Tokenizes the beginning of a text, with `bos` if the tokenizer's settings say so."""
         return self._codec.encode(self._frame.before + text, fresh=not self._frame.chat)
 
     def last(self, text: str) -> np.ndarray:
-        """What a question ends with, up to the answer."""
+        """Tokenizes the end of a question, up to the answer."""
         return self.raw(text + self._frame.after)
 
     def next(self, text: str) -> np.ndarray:
-        """A sentence that follows another one on the same line."""
+        """Tokenizes a sentence that follows another one on the same line."""
         if text not in self._known:
             if len(self._known) > 2**14:
                 self._known.clear()
@@ -92,22 +93,22 @@ class Pieces:
         return self._known[text]
 
     def raw(self, text: str) -> np.ndarray:
-        """A text as it is, that follows others."""
+        """Tokenizes a continuation verbatim."""
         return self._codec.encode(text, fresh=False)
 
 
 class Filler:
-    """Sentences without end: the paper's, again and again, or those of a text file from some place on.
+    """An endless stream of sentences: the paper's, repeated, or those of text files from a random place.
 
     Args:
-      path: of the text file or files (a glob); empty takes the paper's filler. Books of Project Gutenberg lose their
-        header and licence (`books.py`).
+      path: text file or files (a glob); empty uses the paper's filler. Header and licence of Project Gutenberg's books
+        are removed (`books.py`).
 
     Attributes:
-      books: what was read, file by file, for the results.
+      books: the files that were read, for the results.
 
     Raises:
-      ConfigError: no such file, one without a sentence, or one that cannot be read.
+      ConfigError: a file does not exist, cannot be read or has no sentence.
     """
 
     def __init__(self, path: str = ""):
@@ -120,7 +121,7 @@ class Filler:
             raise ConfigError(f"the filler {path} has no text")
 
     def from_somewhere(self, rng: np.random.Generator) -> Iterator[str]:
-        """The sentences from a random one on, the first again behind the last."""
+        """Yields the sentences cyclically, from a random one (the paper's filler: from the first)."""
         at = int(rng.integers(len(self.sentences))) if self._natural else 0
         while True:
             yield self.sentences[at % len(self.sentences)]
@@ -136,31 +137,31 @@ def _texts(path: str) -> list[str]:
 def haystack(
     pieces: Pieces, sentences: Iterator[str], needles: Sequence[np.ndarray], depths: Sequence[float], length: int
 ) -> Haystack:
-    """So many tokens of filler and needles.
+    """Returns `length` tokens of filler with needles.
 
-    A needle goes to the beginning of the sentence nearest to its depth (0 the start, 1 the end, of the filler). The
-    last sentence breaks off where the length wants it; needles never do.
+    A needle is inserted at the sentence boundary nearest to its depth (0: start, 1: end of the filler). The last
+    sentence is truncated to the length; needles never are.
 
     Args:
-      pieces: makes tokens.
+      pieces: the tokenizer.
       sentences: the filler.
-      needles: tokens of each.
-      depths: 0..1, of each.
-      length: of all together; at least that of the needles.
+      needles: tokens of each needle.
+      depths: depth of each needle, 0..1.
+      length: total number of tokens; at least that of the needles.
     """
     room = length - sum(map(len, needles))
     if room < 0:
-        raise ConfigError(f"needles of {length - room} tokens do not fit {length}")
+        raise ConfigError(f"needles of {length - room} tokens do not fit into {length} tokens")
     parts: list[np.ndarray] = []
     starts = [0]
     while starts[-1] < room:
         parts.append(pieces.next(next(sentences)))
         starts.append(starts[-1] + len(parts[-1]))
     filler = np.concatenate([NOTHING, *parts])[:room].astype(np.int32)
-    starts[-1] = room  # behind the last, which may be cut
+    starts[-1] = room  # the end of the last sentence, which may be truncated
     edges = np.array(starts)
     near = lambda depth: int(edges[np.abs(edges - depth * room).argmin()])
-    # Of several at one depth, the first stays first.
+    # Needles at the same place keep their order.
     order = sorted(range(len(needles)), key=lambda i: (near(depths[i]), depths[i], i))
     made, at, size, ends = [NOTHING], 0, 0, [0] * len(needles)
     for i in order:
@@ -173,5 +174,7 @@ def haystack(
 
 
 def too_short(task: str, length: int, least: int) -> ConfigError:
-    """A length that has no room for what must be said."""
-    return ConfigError(f"{task} at {length} tokens: what is told and asked takes {least}; use --lengths of {least} on")
+    """Returns the error for a length that is too short for needles and question."""
+    return ConfigError(
+        f"{task} at {length} tokens: needles and question need {least}; use --lengths of at least {least}"
+    )

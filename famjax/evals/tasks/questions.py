@@ -1,4 +1,4 @@
-"""What data sets of questions share: rows to questions, questions to examples; a bad row costs itself only."""
+"""Shared code for question data sets: rows to questions to examples. An unreadable row is skipped and reported."""
 
 import collections
 import hashlib
@@ -16,15 +16,15 @@ from famjax.infer.codec import Codec
 
 
 class Question(NamedTuple):
-    """A row as a task reads it.
+    """A question of a data set.
 
     Attributes:
       id, group: of the question and of its document.
-      document, prompt: read in this order.
-      targets: right answers, of a task that writes.
-      options, answer: of a task that chooses.
+      document, prompt: texts, read in this order.
+      targets: correct answers, for `generate` tasks.
+      options, answer: the choices and the index of the correct one, for `choose` tasks.
       about, counts: as in `Example`.
-      needle: [start, end) of the document's characters that hold the answer.
+      needle: [start, end) of the document's characters that contain the answer.
     """
 
     id: str
@@ -40,14 +40,14 @@ class Question(NamedTuple):
 
 
 class BadRow(ValueError):
-    """A row that is not as its data set has it, and why."""
+    """A row does not have the data set's format; the message says why."""
 
 
 T = TypeVar("T")
 
 
 def where(name: str, config: EvalConfig, example: str) -> str:
-    """The data set of a task. Raises `ConfigError` if none is named; `example` says what to type."""
+    """Returns the path of a task's data set. Raises `ConfigError` if --data names none; `example` is shown as PATH."""
     if not (path := config.data_of(name)):
         raise ConfigError(f"{name} needs its data set: add --data {name}=PATH, PATH being {example}")
     return path
@@ -56,7 +56,7 @@ def where(name: str, config: EvalConfig, example: str) -> str:
 def converted(
     found: Iterable[Row | Unreadable], convert: Callable[[dict[str, Any]], Iterable[T]]
 ) -> Iterator[T | Unreadable]:
-    """What a task makes of each row."""
+    """Yields what `convert` yields for each row; a `BadRow` becomes `Unreadable`."""
     for row in found:
         if isinstance(row, Unreadable):
             yield row
@@ -68,7 +68,7 @@ def converted(
 
 
 def field(fields: dict[str, Any], *path: str) -> Any:
-    """`fields["a"]["b"]`. Raises `BadRow` where it is not there."""
+    """Returns `fields["a"]["b"]`. Raises `BadRow` if it is missing."""
     value: Any = fields
     for name in path:
         if not isinstance(value, dict) or name not in value:
@@ -79,32 +79,32 @@ def field(fields: dict[str, Any], *path: str) -> Any:
 
 
 def list_field(fields: dict[str, Any], *path: str) -> list[dict[str, Any]]:
-    """The same, of a list of objects."""
+    """Returns a field that is a list of objects. Raises `BadRow` otherwise."""
     value = field(fields, *path)
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
-        raise BadRow(f"{'.'.join(path)} is no list of objects")
+        raise BadRow(f"{'.'.join(path)} is not a list of objects")
     return value
 
 
 def text_field(fields: dict[str, Any], *path: str) -> str:
-    """The same, of a text that is not empty."""
+    """Returns a field that is a non-empty text. Raises `BadRow` otherwise."""
     value = field(fields, *path)
     if not isinstance(value, str) or not value.strip():
-        raise BadRow(f"{'.'.join(path)} is no text, or an empty one")
+        raise BadRow(f"{'.'.join(path)} is not a text, or is empty")
     return value
 
 
 def name_of(article: str) -> str:
-    """A document's name, if it has none of its own."""
+    """Returns a name for a document without an id: 12 hexadecimal digits of its hash."""
     return hashlib.sha256(article.encode("utf-8", "replace")).hexdigest()[:12]
 
 
 class Encoder:
-    """Questions to examples; a document that several share is made to tokens once.
+    """Converts questions to examples; a document shared by consecutive questions is tokenized once.
 
     Args:
       codec: the tokenizer.
-      frame: what a chat template writes around a document and its question.
+      frame: the chat template's text around a document and its question.
     """
 
     def __init__(self, codec: Codec, frame: Frame = Frame()):  # noqa: B008 - immutable
@@ -112,7 +112,7 @@ class Encoder:
         self._last: tuple[str, Any] = ("", NOTHING)
 
     def example(self, question: Question) -> Example:
-        """Its tokens."""
+        """Returns the tokenized question."""
         if self._last[0] != question.document:
             self._last = question.document, self._pieces.first(question.document)
         context, options = self._last[1], tuple(f" {option}" for option in question.options)
@@ -129,15 +129,15 @@ class Encoder:
         )  # fmt: skip
 
     def _tokens_before(self, text: str, context: np.ndarray) -> int:
-        """How many tokens of a document stand for this beginning of it alone."""
+        """Returns the number of leading tokens of `context` that encode only `text`, the start of the document."""
         tokens = self._pieces.first(text)
         same = min(len(tokens), len(context))
         return int((tokens[:same] == context[:same]).argmin()) if (tokens[:same] != context[:same]).any() else same
 
 
 def encoded_pair(codec: Codec, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a text, split where the continuation begins; spaces at the context's end belong to it, as in
-    lm-evaluation-harness."""
+    """Returns the tokens of context and continuation, as in lm-evaluation-harness: encoded together, then split;
+    trailing spaces of the context belong to the continuation."""
     kept = context.rstrip()
     whole, before = codec.encode(context + continuation), codec.encode(kept)
     return before, whole[len(before) :]
@@ -148,10 +148,10 @@ def task(
     found: Callable[[], Iterable[Question | Unreadable]], metrics: Mapping[str, TextMetric] | None = None,
     max_new_tokens: int = 0,
 ) -> Task:  # fmt: skip
-    """A task of the questions that `found` gives; those without an id are numbered.
+    """Returns a task of the questions that `found` yields; questions without an id are numbered.
 
     Raises:
-      ConfigError: no question can be read, or a metric's package is missing; before any work.
+      ConfigError: no question can be read, or a metric's package is missing.
     """
 
     def examples() -> Iterator[Example | Unreadable]:
@@ -163,12 +163,12 @@ def task(
             if not question.id:
                 question = question._replace(id=f"{number:06d}")
             seen[question.id] += 1
-            if (times := seen[question.id]) > 1:  # a data set may have a question twice
+            if (times := seen[question.id]) > 1:  # some data sets contain a question twice
                 question = question._replace(id=f"{question.id}#{times}")
             try:
                 yield encode(question)
             except UnicodeEncodeError:
-                yield Unreadable(question.id, "a text has half a surrogate pair and no UTF-8 form")
+                yield Unreadable(question.id, "a text has a lone surrogate, which UTF-8 cannot encode")
 
     _check(name, config.data_of(name), found())
     for metric in (metrics or {}).values():
@@ -182,7 +182,7 @@ def task(
 
 
 def _check(name: str, path: str, found: Iterable[Question | Unreadable]) -> None:
-    """Raises `ConfigError` if there is nothing that can be read."""
+    """Raises `ConfigError` if no question can be read."""
     first: Unreadable | None = None
     for question in found:
         if not isinstance(question, Unreadable):

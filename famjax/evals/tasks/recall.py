@@ -1,4 +1,4 @@
-"""For quick diagnosis: associative recall (Arora et al. 2023) and copying, predicted token by token."""
+"""Diagnostic tasks: associative recall (Arora et al. 2023) and copying, scored token by token."""
 
 import numpy as np
 
@@ -8,21 +8,21 @@ from famjax.evals.tasks.base import Example, Task
 from famjax.evals.tasks.pieces import Filler, Pieces, haystack, too_short
 from famjax.infer.codec import Codec
 
-# Words that are copied, at most.
+# Upper bound on the words to copy.
 COPIED = 16
 
 
 def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Pairs of a word and a number that fill the length; one word is asked for, the pair at the depth of the grid.
+    """Returns the task to recall one of many pairs of word and number, which fill the whole length.
 
-    Unlike needles it asks how much a memory holds: there is nothing but pairs.
+    The pair at the grid's depth is queried. Unlike needles in filler, this measures the capacity of a memory.
     """
     pieces = Pieces(codec)
     head, colon = pieces.first("Pairs:"), ":"
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
         pair = lambda word: f"{word}: {generated.number(rng, 4)}."
-        told, sizes, total = [], [], len(head)
+        pairs, sizes, total = [], [], len(head)
         seen: set[str] = set()
         tail_room = len(pieces.raw("\nWhich number has mimimi? mimimi:")) + 8
         while True:
@@ -34,19 +34,19 @@ def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
             if total + len(tokens) + tail_room > length:
                 break
             seen.add(word)
-            told.append((text, tokens))
+            pairs.append((text, tokens))
             sizes.append(len(tokens))
             total += len(tokens)
-        if not told:
+        if not pairs:
             raise too_short(name, length, len(head) + tail_room + 16)
-        asked = round(depth * (len(told) - 1))
-        word, value = told[asked][0].rstrip(".").split(colon)
+        asked = round(depth * (len(pairs) - 1))
+        word, value = pairs[asked][0].rstrip(".").split(colon)
         tail = pieces.raw(f"\nWhich number has {word}? {word}:")
-        rest = length - total - len(tail)  # what no pair has room for
+        rest = length - total - len(tail)  # too short for another pair
         front = np.concatenate([pieces.raw("\n")] * max(rest, 0))[:rest] if rest else tail[:0]
-        context = np.concatenate([head, front, *(tokens for _, tokens in told)]).astype(np.int32)
+        context = np.concatenate([head, front, *(tokens for _, tokens in pairs)]).astype(np.int32)
         needle = len(head) + rest + sum(sizes[: asked + 1]) - 1
-        about = {"depth": depth, "pairs": len(told), "needle": needle}
+        about = {"depth": depth, "pairs": len(pairs), "needle": needle}
         start, scored = needle - sizes[asked] + 1, pieces.next(value.strip())
         return Example(
             "", tail, context, targets=(value.strip(),), scored=scored, about=about, needles=((start, needle),)
@@ -56,7 +56,7 @@ def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 
 def copy(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Some words, filler, and the words again: how many of their tokens are predicted the second time?"""
+    """Returns the copy task: words, filler, and the same words again, whose second occurrence is scored."""
     pieces, filler = Pieces(codec), Filler(config.filler)
     head, tail = pieces.first("Remember these words:"), pieces.raw("\nThe words were:")
 
@@ -67,11 +67,11 @@ def copy(name: str, config: EvalConfig, codec: Codec) -> Task:
             chosen.pop()
         if not chosen:
             raise too_short(name, length, length - room + 8)
-        told = np.concatenate([pieces.next(word) for word in chosen])
-        hay = haystack(pieces, filler.from_somewhere(rng), [told], [0.0], room)
+        words = np.concatenate([pieces.next(word) for word in chosen])
+        hay = haystack(pieces, filler.from_somewhere(rng), [words], [0.0], room)
         context = np.concatenate([head, hay.tokens])
         about = {"needle": len(head) + hay.ends[0]}
         needles = hay.needles(len(head), [0])
-        return Example("", tail, context, targets=(" ".join(chosen),), scored=told, about=about, needles=needles)
+        return Example("", tail, context, targets=(" ".join(chosen),), scored=words, about=about, needles=needles)
 
     return generated.task(name, "score", config, make, filler=config.filler)

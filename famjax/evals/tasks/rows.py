@@ -1,7 +1,7 @@
-"""Rows of data sets as they are published: JSON lines, CSV, Parquet, folders of Hugging Face datasets, TFDS, the hub.
+"""Rows of published data sets: JSON lines, CSV, Parquet, folders of Hugging Face datasets, TFDS, the Hugging Face hub.
 
-A row is a dictionary and its place. One that cannot be read comes as `Unreadable`, so that a bad line costs
-itself only. Files are read a part at a time, whatever their size.
+A row is a dictionary and its place. A row that cannot be read is yielded as `Unreadable`, and reading continues.
+Files are read in parts, so memory does not grow with their size (except Arrow files on remote storage).
 """
 
 import csv
@@ -18,27 +18,27 @@ from famjax.data import files, kinds
 from famjax.evals.tasks.base import Unreadable
 
 TFDS, HUB = "tfds:", "hub:"
-# What files of rows are; one without a known ending holds JSON lines, as QuALITY's own do.
+# Kinds of row files; a file without a known ending contains JSON lines, as QuALITY's own files do.
 ROW_KINDS = ("jsonl", "csv", "parquet", "text")
 
 
 class Row(NamedTuple):
-    """A row of a data set, and where it is, for messages."""
+    """A row of a data set, and its place for messages."""
 
     place: str
     fields: dict[str, Any]
 
 
 def rows(spec: str, split: str) -> Iterator[Row | Unreadable]:
-    """The rows of a data set, in its order.
+    """Returns the rows of a data set, in its order.
 
     Args:
-      spec: files (a path or glob) of JSON lines, CSV or Parquet; a folder that `save_to_disk` of Hugging Face
-        datasets wrote, or one with such files; `tfds:NAME:VERSION`; `hub:NAME` or `hub:NAME:CONFIG`.
-      split: which part of a data set that has several.
+      spec: files (a path or glob) of JSON lines, CSV or Parquet; a folder written by `save_to_disk` of Hugging Face
+        datasets, or one with such files; `tfds:NAME:VERSION`; `hub:NAME` or `hub:NAME:CONFIG`.
+      split: the split to read, if the data set has several.
 
     Raises:
-      ConfigError: there is nothing there, or a package or a network is missing.
+      ConfigError: nothing is found, or a package or the network is missing.
     """
     if spec.startswith(TFDS):
         return _tfds(spec.removeprefix(TFDS), split)
@@ -64,7 +64,7 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
         for name in (f"{folder}/{split}*{ending}", f"{folder}/*{ending}"):
             if files.found(name):
                 return rows(name, split)
-    raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and is no folder that save_to_disk wrote")
+    raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk")
 
 
 def _file(path: str, kind: str) -> Iterator[Row | Unreadable]:
@@ -74,7 +74,7 @@ def _file(path: str, kind: str) -> Iterator[Row | Unreadable]:
 
 
 def _counted(read: Callable[[str], Iterator[Row | Unreadable]], path: str) -> Iterator[Row | Unreadable]:
-    """The rows of a file, up to the place where it cannot be read any further."""
+    """Yields the rows of a file; a read error ends them with an `Unreadable`."""
     try:
         yield from read(path)
     except BadText as error:
@@ -91,7 +91,7 @@ def _json_lines(path: str) -> Iterator[Row | Unreadable]:
         elif isinstance(fields, dict):
             yield Row(place, fields)
         else:
-            yield Unreadable(place, "a row is a JSON object, this is none")
+            yield Unreadable(place, "this is not a JSON object")
 
 
 def _csv(path: str) -> Iterator[Row | Unreadable]:
@@ -103,10 +103,10 @@ def _csv(path: str) -> Iterator[Row | Unreadable]:
             for number, fields in enumerate(reader, start=1):
                 place = f"{path} row {number}"
                 good = None not in fields and None not in fields.values()
-                reason = "it has not as many fields as the first line"
+                reason = "its number of fields differs from the first line"
                 yield Row(place, dict(fields)) if good else Unreadable(place, reason)
-        except (UnicodeDecodeError, csv.Error) as error:  # decoded in chunks: where in the file is not known
-            raise BadText(path, f"this is no CSV in UTF-8 ({error}), some way after row {number}") from error
+        except (UnicodeDecodeError, csv.Error) as error:  # decoded in chunks: the exact place is unknown
+            raise BadText(path, f"this is not CSV in UTF-8 ({error}), somewhere after row {number}") from error
 
 
 def _parquet(path: str) -> Iterator[Row]:
@@ -116,7 +116,7 @@ def _parquet(path: str) -> Iterator[Row]:
         try:
             table = parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
-            raise BadText(path, f"this is no Parquet file ({str(error).splitlines()[0]})") from error
+            raise BadText(path, f"this is not a Parquet file ({str(error).splitlines()[0]})") from error
         number = 0
         batches = table.iter_batches(batch_size=64)
         while (batch := _next(batches, path, number)) is not None:
@@ -128,12 +128,12 @@ def _parquet(path: str) -> Iterator[Row]:
 def _arrow(path: str) -> Iterator[Row]:
     pyarrow = _pyarrow(path)
     if not files.exists(path):
-        raise BadText(path, "there is no such file, which the data set's state.json names")
+        raise BadText(path, "the data set's state.json names this file, but it does not exist")
     source = pyarrow.memory_map(path) if "://" not in path else pyarrow.BufferReader(files.read(path))
     try:
         reader = pyarrow.ipc.open_stream(source)
     except pyarrow.ArrowInvalid as error:
-        raise BadText(path, f"this is no Arrow file ({str(error).splitlines()[0]})") from error
+        raise BadText(path, f"this is not an Arrow file ({str(error).splitlines()[0]})") from error
     number = 0
     batches = iter(reader)
     while (batch := _next(batches, path, number)) is not None:
@@ -143,7 +143,7 @@ def _arrow(path: str) -> Iterator[Row]:
 
 
 def _next(batches: Iterator[Any], path: str, number: int) -> Any:
-    """The next batch of a table, None after the last. Raises `BadText` if the file is damaged."""
+    """Returns the next batch of a table, None after the last. Raises `BadText` if the file is damaged."""
     try:
         return next(batches, None)
     except (OSError, ValueError) as error:  # Arrow's own errors derive from these
@@ -172,7 +172,7 @@ def _tfds(name: str, split: str) -> Iterator[Row]:
 
 
 def _decoded(value: Any) -> Any:
-    """TFDS gives bytes and arrays where JSON has text and lists."""
+    """Converts TFDS' bytes and arrays to the text and lists of JSON."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, dict):
@@ -193,6 +193,6 @@ def _hub(name: str, split: str) -> Iterator[Row]:
     except Exception as error:  # no network, no such data set, no such split
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"{HUB}{name}, split {split}, cannot be read ({reason}); without a network, name its files with --data"
+            f"{HUB}{name}, split {split}, cannot be read ({reason}); without a network, pass local files with --data"
         ) from error
     return (Row(f"{HUB}{name} row {i}", dict(fields)) for i, fields in enumerate(data, start=1))

@@ -1,7 +1,7 @@
-"""Tasks of seqio's: their `inputs` are read, and their own metric functions judge what comes back.
+"""seqio tasks: `inputs` are the prompt, and the task's own metric functions score the answers.
 
-A metric function of (targets, predictions) gets what the model writes, one of (targets, scores) the natural-log
-probability that it gives to the targets; both after the task's `postprocess_fn`, as `seqio.Evaluator` does it.
+A metric function of (targets, predictions) gets the generated text; one of (targets, scores) gets the natural-log
+probability of the targets. Both are applied after the task's `postprocess_fn`, as in `seqio.Evaluator`.
 """
 
 import itertools
@@ -16,18 +16,18 @@ from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 
 SEQIO = "seqio:"
-# Splits that are evaluated, the first that a task has.
+# The first of these splits that a task has is evaluated.
 SPLITS = ("validation", "test", "train")
 NEW_TOKENS = 128
 
 
 def task(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """The registered task `name` (with or without `seqio:` in front).
+    """Returns the registered task `name` (with or without the prefix `seqio:`).
 
-    It is asked to write where it has metric functions of predictions, else to score its targets.
+    The model generates if the task has metric functions of predictions; otherwise it scores the targets.
 
     Raises:
-      ConfigError: it is not registered, or is a mixture, or has tokens that the model's vocabulary lacks.
+      ConfigError: the task is not registered, is a mixture, or has tokens outside the model's vocabulary.
     """
     registered = name.removeprefix(SEQIO)
     theirs, split = _find(registered, config)
@@ -86,7 +86,7 @@ def _id(number: int) -> str:
 
 
 def _target(row: dict[str, Any], codec: Codec) -> str:
-    """The right answer as text, as seqio keeps it beside the tokens, else made of the tokens."""
+    """Returns the correct answer as text: seqio's `targets_pretokenized`, else the decoded target tokens."""
     text = row.get("targets_pretokenized")
     return text.decode("utf-8", "replace") if isinstance(text, bytes) else _decoded(row["targets"], codec)
 
@@ -103,7 +103,7 @@ def _example(number: int, row: dict[str, Any], writes: bool, codec: Codec) -> Ex
     if not len(inputs) and not writes:
         inputs, targets = targets[:1], targets[1:]  # the first token has nothing to be predicted from
     if not len(inputs) or not len(targets):
-        return Unreadable(f"example {number}", "it has nothing to ask, or no target")
+        return Unreadable(f"example {number}", "it has no inputs or no targets")
     size = len(_decoded(targets, codec).encode("utf-8", "replace"))
     asked = {"targets": (_target(row, codec),)} if writes else {"scored": targets, "size": float(size)}
     return Example(_id(number), inputs[-1:], inputs[:-1], **asked)

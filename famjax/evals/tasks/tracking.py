@@ -1,5 +1,5 @@
-"""RULER's tasks (Hsieh et al. 2024) that a memory cannot solve by finding one place: variables that are assigned
-from each other, and words counted over all of a text. Its wording and scoring rule, our code."""
+"""RULER's tasks (Hsieh et al. 2024) that need more than one place of the text: chains of variable assignments, and
+word counts over the whole text. Prompts and scoring rule are RULER's, the code is ours."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ COMMON_ASK = (
     "in the list are:"
 )
 COMMON = 10
-# (how often a common word comes, how often another): the first that leaves most of the length to the others.
+# (repeats of a common word, repeats of the others): the first pair that leaves most of the length to the others.
 REPEATS = ((30, 3), (10, 2), (5, 1), (3, 1), (2, 1))
 FREQUENT_INTRO = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
@@ -37,21 +37,21 @@ FREQUENT_ASK = (
     "appeared words in the above coded text? Answer: According to the coded text above, the three most frequently "
     "appeared words are:"
 )
-# Of the words' frequencies: the k-th comes as often as k ** -EXPONENT. The first is the dots.
+# The frequency of the k-th word is proportional to k ** -EXPONENT. The first word is the dots.
 EXPONENT, DOTS = 2.0, "...."
 
 
 def variable_tracking(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """A chain of `HOPS` assignments at random depths, in order: VAR B = VAR A. All its variables are asked for."""
+    """Returns the task to name all variables of a chain of `HOPS` assignments (VAR B = VAR A) at random depths."""
     pieces, filler = Pieces(codec), Filler(config.filler)
     head = pieces.first(TRACK_INTRO)
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
         names = _variables(rng, HOPS + 1)
         value = generated.number(rng, 5)
-        told = [f"VAR {names[0]} = {value}."]
-        told += [f"VAR {after} = VAR {before}." for before, after in zip(names, names[1:], strict=False)]
-        assigned = [pieces.next(text) for text in told]
+        chain = [f"VAR {names[0]} = {value}."]
+        chain += [f"VAR {after} = VAR {before}." for before, after in zip(names, names[1:], strict=False)]
+        assigned = [pieces.next(text) for text in chain]
         tail = pieces.raw(TRACK_ASK.format(value=value, count=len(names)))
         room = length - len(head) - len(tail)
         if room < (least := sum(map(len, assigned))):
@@ -59,7 +59,7 @@ def variable_tracking(name: str, config: EvalConfig, codec: Codec) -> Task:
         depths = sorted(rng.random(len(assigned)))
         hay = haystack(pieces, filler.from_somewhere(rng), assigned, depths, room)
         about = {"needle": len(head) + hay.ends[0]}
-        needles = hay.needles(len(head), range(len(told)))
+        needles = hay.needles(len(head), range(len(chain)))
         context = np.concatenate([head, hay.tokens])
         return Example("", tail, context, targets=tuple(names), about=about, needles=needles)
 
@@ -77,7 +77,7 @@ def _variables(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def common_words(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """A numbered list of words in random order; ten come more often than the others, and are asked for."""
+    """Returns the task to name the ten words that occur most often in a numbered list in random order."""
     pieces = Pieces(codec)
     tail = pieces.raw(COMMON_ASK)
 
@@ -88,7 +88,7 @@ def common_words(name: str, config: EvalConfig, codec: Codec) -> Task:
         room = length - len(head) - len(tail)
         numbers = np.cumsum([len(pieces.next(f"{i + 1}.")) for i in range(max(room, 0) // 2)])
         for often, seldom in REPEATS:
-            # Tokens of a list with so many words beside the common ones.
+            # Tokens of the list, by the number of words beside the common ones.
             others = np.arange(len(vocabulary) - COMMON + 1)
             entries = COMMON * often + seldom * others
             others, entries = (x[entries <= len(numbers)] for x in (others, entries))
@@ -110,7 +110,7 @@ def common_words(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 
 def frequent_words(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Words drawn as k ** -2, dots the most frequent; the three that come next are asked for."""
+    """Returns the task to name the three most frequent words after the dots, with frequencies k ** -2."""
     pieces = Pieces(codec)
     tail = pieces.raw(FREQUENT_ASK)
 
@@ -137,7 +137,7 @@ def frequent_words(name: str, config: EvalConfig, codec: Codec) -> Task:
 def _padded(
     pieces: Pieces, codec: Codec, intro: str, body: np.ndarray, tail: np.ndarray, length: int, targets: tuple[str, ...]
 ) -> Example:
-    """What is left of the length is filled with the beginning of the paper's filler, in front of all."""
+    """Returns an example that is padded to `length` in front, with the beginning of the paper's filler."""
     head = pieces.first(intro)
     rest = length - len(head) - len(body) - len(tail)
     front = pieces.raw(" ".join(Filler().sentences * (1 + rest // 16)))[:rest] if rest else NOTHING

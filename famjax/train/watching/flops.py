@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from famjax.attention import memories
 from famjax.config import TrainConfig
 from famjax.nn.weights import parameter_shapes
 from famjax.train.optim import path_of
@@ -58,7 +59,8 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
     attention it is the usual 6 N. A frozen matrix needs no gradient of its own: 4 N.
 
     Pairs are counted as if one document filled the row, within its window, and including the blocks before the row if
-    memory is carried from step to step.
+    memory is carried from step to step. A memory beside the window adds its own
+    (`Memory.flops`).
 
     Args:
       config: the run.
@@ -79,7 +81,8 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
         frozen = config.tuning.settings_of(path)["frozen"]
         flops += (4 if frozen else 6) * leaf.size * uses
     pairs = attention_pairs(config) / T
-    return flops + 3 * 4 * model.num_layers * model.num_heads * model.head_dim * pairs
+    flops += 3 * 4 * model.num_layers * model.num_heads * model.head_dim * pairs
+    return flops + 3 * model.num_layers * memories.of(memory).flops(model)
 
 
 def attention_pairs(config: TrainConfig) -> int:

@@ -66,26 +66,28 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     """Runs the bad step's forward pass again, one microbatch at a time.
 
     Returns:
-      `layer`: the first bad one, or None; `what` of it is bad: "output", "FAM"; `hidden`: whether the hidden states
+      `layer`: the first bad one, or None; `what` of it is bad: "output", "FAM" (or
+      "memory", of another kind); `hidden`: whether the hidden states
       after the final norm are finite.
     """
     state = dataclasses.replace(state, step=state.step - 1)
 
     def observed(*args: Any) -> tuple[Float[Array, "N B S D"], tuple[Bool[Array, ""], ...]]:
         y, after = over_blocks(*args)
-        return y, (jnp.isfinite(y).all(), jnp.isfinite(after.fam).all())
+        remembered = jax.tree.leaves((after.fam, after.beside))
+        return y, (jnp.isfinite(y).all(), jnp.stack([jnp.isfinite(x).all() for x in remembered]).all())
 
     def forward(state: TrainState, batch: Batch, number: Int[Array, ""]) -> tuple[Bool[Array, "..."], ...]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])
         memory = None if state.memory is None else rows_first(state.memory)
-        part = lambda x: x.reshape(-1, config.microbatches, *x.shape[1:])[:, number]
+        part = lambda x: x.reshape(len(x) // config.microbatches, config.microbatches, *x.shape[1:])[:, number]
         batch, shift, memory = jax.tree.map(part, (batch, shift, memory))
         model = build(config, mesh, state.params)
         start = start_of_documents(config.model.memory, state, key, mesh)
         memory = rows_before(model, start, len(batch.tokens), memory, mesh)
         layout = Layout(batch.starts, None, shift)
         where = model.locate(memory, batch.count, batch.tokens.shape[1], start, layout)
-        hidden, found = model.forward(model.embed(batch.tokens), memory, where, start, over=observed)
+        hidden, found = model.observe(model.embed(batch.tokens), memory, where, start, observed)
         return *found, jnp.isfinite(hidden).all()
 
     places = (states.shardings(state), sharding.by_rows(mesh))
@@ -94,7 +96,8 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
     outputs, fams, hidden = (functools.reduce(np.logical_and, part) for part in zip(*parts, strict=True))
     bad = np.flatnonzero(~(outputs & fams))
     layer = int(bad[0]) if bad.size else None
-    what = [] if layer is None else ["output"] * (not outputs[layer]) + ["FAM"] * (not fams[layer])
+    name = "FAM" if config.model.memory.fam_length else "memory"
+    what = [] if layer is None else ["output"] * (not outputs[layer]) + [name] * (not fams[layer])
     return {"layer": layer, "what": what, "hidden": bool(hidden)}
 
 

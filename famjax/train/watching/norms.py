@@ -11,7 +11,7 @@ import numpy as np
 from famjax.dims import Array, Float, Tree
 from famjax.train.optim import path_of
 
-GROUPS = ("embedding", "attention", "feed_forward", "lora", "norms", "fam", "other")
+GROUPS = ("embedding", "attention", "feed_forward", "lora", "norms", "fam", "memory", "other")
 
 
 def group_of(path: str) -> str:

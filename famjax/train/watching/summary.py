@@ -89,6 +89,7 @@ def _totals(config: TrainConfig, leaves: list[Any], found: Sizes, mesh: Mesh | A
     trained = sum(leaf.size for path, leaf in leaves if not config.tuning.settings_of(path)["frozen"])
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
+    fam = fam if memory.kind == "fam" else f"a memory of kind {memory.kind}"
     return [
         f"weights       {total:,}, {total - embedding:,} without embedding; {trained:,} are trained",
         f"memory        blocks of {memory.block_size}, {memory.memory_segments} segments, {fam} a layer; "

@@ -9,19 +9,22 @@ import numpy as np
 import pytest
 
 from famjax.attention import memories
-from famjax.config import MEMORY_KINDS, ModelConfig
+from famjax.config import MEMORY_KINDS, ConfigError, ModelConfig
 from tests import reference, tiny
-from tests.attention.memories.references import READ
+from tests.attention.memories.references import READ, rmt
 
 LENGTH, ROWS = 22, 4
 CASES = {
     "sinks": tiny.config(kind="sinks", fam_length=0, sinks=3, num_heads=4),
     "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0, num_heads=4),
+    "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, num_heads=4, head_dim=8),
+    "rmt": tiny.config(kind="rmt", fam_length=0, memory_segments=0, memory_tokens=2, num_heads=4),
 }
 # Cases that say the same once more.
 MORE = {
     "sinks-segments0": tiny.config(kind="sinks", fam_length=0, memory_segments=0, sinks=2),
     "infini-linear-qk_norm": tiny.config(kind="infini", fam_length=0, infini_delta=False, qk_norm=True),
+    "deltanet-segments1": tiny.config(kind="deltanet", fam_length=0, head_dim=8),
 }
 every_case = pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 CASES |= MORE
@@ -30,7 +33,31 @@ CASES |= MORE
 def test_every_kind_is_configured_and_tested() -> None:
     """A kind is in the registry, in the configuration, and among the cases of this file."""
     assert tuple(memories.KINDS) == MEMORY_KINDS
-    assert {config.memory.kind for config in CASES.values()} == set(READ) == set(MEMORY_KINDS) - {"fam"}
+    assert {config.memory.kind for config in CASES.values()} == {*READ, "rmt"} == set(MEMORY_KINDS) - {"fam"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "infini", "fam_length": 2}, "fam_length 2 with kind 'infini'"),
+        ({"kind": "infni"}, "did you mean 'infini'"),
+        ({"kind": "deltanet", "fam_layers": "global"}, "fam_layers 'global' with kind 'deltanet'"),
+        ({"kind": "sinks", "sinks": 9}, "sinks 9 with block_size 4"),
+        ({"kind": "sinks", "token_window": 3}, "token_window 3 with kind 'sinks'"),
+        ({"kind": "sinks", "layer_pattern": ("local",), "local_window": 3}, "local_window 3 with kind 'sinks'"),
+        ({"kind": "rmt", "memory_segments": 1}, "memory_segments 1 with kind 'rmt'"),
+        ({"kind": "rmt", "memory_segments": 0, "memory_tokens": 5}, "memory_tokens 5 with block_size 4"),
+        (
+            {"kind": "rmt", "memory_segments": 0, "block_size": 128, "attention_kernel": "fused"},
+            "attention_kernel 'fused' with kind 'rmt'",
+        ),
+    ],
+)
+def test_combinations_without_meaning_are_refused(settings: dict, said: str) -> None:
+    """In one line that names both settings."""
+    with pytest.raises(ConfigError) as error:
+        tiny.config(**{"fam_length": 0, **settings}).validate()
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def whole(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = None) -> Any:
@@ -43,6 +70,8 @@ def stream(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = 
 
 
 def slow(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
+    if config.memory.kind == "rmt":
+        return rmt(config, params, tokens)
     return reference.run(config, params, tokens, read=READ[config.memory.kind]).hidden_TD
 
 
@@ -56,7 +85,8 @@ def test_against_the_reference(name: str) -> None:
         for row, found in zip(tokens[:2], hidden, strict=False):
             tiny.assert_close(found, slow(config, params, row))
     bswa = {path: part for path, part in params["layers"].items() if path != "memory"}
-    without, _ = whole(tiny.with_memory(config, kind="fam"), params | {"layers": bswa}, tokens)
+    params = {name: part for name, part in params.items() if name != "memory"} | {"layers": bswa}
+    without, _ = whole(tiny.with_memory(config, kind="fam"), params, tokens)
     assert np.abs(np.asarray(without)[:, -4:] - np.asarray(hidden)[:, -4:]).max() > 1e-2
 
 
@@ -157,7 +187,7 @@ TEXT = tiny.tokens(tiny.config(), 2, 12, 4)  # three blocks
 def loss_of(hidden: Any, state: Any) -> Any:
     """A number in which every output and every number of the final memory has a say."""
     share = lambda x: (x * np.random.default_rng(x.size).normal(size=x.shape)).sum()
-    return share(hidden) + sum(map(share, jax.tree.leaves(state.layers.beside)))
+    return share(hidden) + sum(map(share, jax.tree.leaves((state.layers.beside, state.beside))))
 
 
 def layer_major(config: ModelConfig, params: dict) -> Any:

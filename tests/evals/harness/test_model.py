@@ -1,4 +1,4 @@
-"""famjax under lm-evaluation-harness: its numbers are those of the harness's own class for transformers."""
+"""famjax under lm-evaluation-harness: results equal those of the harness's class for transformers."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def sentence(rng: np.random.Generator, words: int) -> str:
 
 
 def task(folder: Path, name: str, rows: list[dict], **settings) -> dict:
-    """A task of the harness on rows in a file."""
+    """Returns a harness task on the rows of a file."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
@@ -28,8 +28,8 @@ def task(folder: Path, name: str, rows: list[dict], **settings) -> dict:
 
 
 def tasks(folder: Path) -> list[dict]:
-    """One of each kind: questions with answers of unequal lengths, some behind the same story; texts; questions
-    with stop texts that come, that do not come, and that lie across tokens."""
+    """Returns one task of each kind: questions with answers of different lengths, some after the same story; texts;
+    prompts with stop texts that occur, do not occur, and span several tokens."""
     rng = np.random.default_rng(0)
     stories = [sentence(rng, n) + ".\n\n" for n in (40, 3)] + [""]
     questions = [
@@ -54,7 +54,7 @@ def tasks(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A tiny Llama of transformers with a tokenizer, and what import-hf makes of it."""
+    """Returns a tiny Llama of transformers with a tokenizer, and its import by import-hf."""
     import torch
     import transformers
 
@@ -79,8 +79,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_results_are_those_of_the_harness_own_class(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """Multiple choice, rolling perplexity and generation on local files: same accuracies, same answers word by word,
-    perplexities and log probabilities up to float32 rounding; and nothing counts as truncated."""
+    """Multiple choice, rolling perplexity and generation on local files: equal accuracies, identical answers,
+    perplexities and log probabilities equal up to float32 rounding, and nothing counts as truncated."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -122,8 +122,8 @@ CHAT = (
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_conversations_are_written_as_transformers_writes_them(add_generation_prompt: bool, tmp_path: Path) -> None:
-    """The template of a model directory, with its special tokens and trimmed blocks; an answer that is gone on with
-    ends where it ends. One in a file of its own, or among several, is found; one that refuses is told."""
+    """The template of a model directory, with its special tokens and trimmed blocks; a prefilled answer ends where it
+    ends. Templates in a file of their own or among several are found; a template's own error is reported."""
     import transformers
 
     from famjax.config import ConfigError
@@ -169,8 +169,8 @@ def test_the_lists_name_tasks_that_the_harness_has() -> None:
 
 @pytest.mark.slow
 def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """`famjax eval --lm-eval` on a task in a folder of one's own: its table, results and samples; a kept cache answers
-    the second time; and the harness's own command line knows famjax. An unknown task is one line."""
+    """`famjax eval --lm-eval` on a user-defined task: table, results and samples; a cache answers the second run; the
+    harness's own command line knows famjax. An unknown task is a one-line error."""
     import subprocess
     import sys
 
@@ -217,7 +217,7 @@ def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
 
 
 def test_lists_expand_without_the_harness() -> None:
-    """`paper-gpt3` is the paper's 24 tasks, ranked and generated."""
+    """`paper-gpt3` has the paper's 24 tasks, ranked and generated."""
     from famjax.evals.harness.tasks import GENERATED, RANKED, expand
 
     assert expand("paper-gpt3") == [*RANKED, *GENERATED] and len(set(RANKED + GENERATED)) == 24

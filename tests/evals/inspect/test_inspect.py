@@ -1,4 +1,4 @@
-"""`famjax inspect` from a model directory to files, and what it says in words."""
+"""`famjax inspect` from a model directory to files, and the sentences of its summary."""
 
 import json
 from html.parser import HTMLParser
@@ -23,12 +23,12 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def strictly(path: Path) -> dict:
-    """JSON without NaN, which others cannot read."""
+    """Reads JSON, failing on NaN, which many readers reject."""
     return json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
 class Links(HTMLParser):
-    """Everything a page would fetch, and every id."""
+    """Collects everything that a page would fetch, and every id."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -43,8 +43,8 @@ class Links(HTMLParser):
 
 
 def test_pass_keys(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """All files; a row for each length with every replacement; the page needs nothing from outside and its pictures
-    share no names; what is printed is the summary in the file."""
+    """All files are written; each length has a row with every replacement; the page fetches nothing and its pictures
+    share no ids; the summary of the file is printed."""
     words = ["inspect", "--model", str(model_dir), "--passkey", "2", "1", "--documents", "3", "--output", str(tmp_path)]
     assert main(words) == 0
     found = strictly(tmp_path / "inspect.json")
@@ -65,7 +65,7 @@ def test_pass_keys(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_text_with_an_answer(model_dir: Path, tmp_path: Path) -> None:
-    """The answer's tokens are looked at by themselves; passages come again after 1, 2 and 4 compressions."""
+    """The answer's tokens are reported separately; passages are repeated after 1, 2 and 4 updates."""
     for name, seed in (("one", 0), ("other", 1)):
         letters = np.random.default_rng(seed).choice(list("abcdef \n"), 16 * 6 + 3)
         (tmp_path / name).write_text("".join(letters))
@@ -86,8 +86,8 @@ def test_a_text_with_an_answer(model_dir: Path, tmp_path: Path) -> None:
     [
         ([], "--input FILE"),
         (["--passkey", "0"], "at least 1"),
-        (["--input", "no/such.txt"], "no/such.txt is no file"),
-        (["--passkey", "1", "--answer", "x"], "belong to --input"),
+        (["--input", "no/such.txt"], "no/such.txt is not a file"),
+        (["--passkey", "1", "--answer", "x"], "need --input"),
         (["--passkey", "1", "--fam-length", "0"], "nothing to inspect"),
     ],
 )
@@ -99,7 +99,7 @@ def test_mistakes_are_one_line(words, said, model_dir, tmp_path, capsys) -> None
 
 
 def found_with(to_fam: float, change: float, lost: float) -> dict:
-    """What an inspection finds of a model of one layer and head."""
+    """Returns the findings of a model with one layer and one head."""
     moves = {"mean": -lost, "low": -lost, "high": -lost, "n": 4}
     curve = lambda value: [[None], [value], [value]]
     return {
@@ -114,13 +114,13 @@ def found_with(to_fam: float, change: float, lost: float) -> dict:
 @pytest.mark.parametrize(
     ("to_fam", "change", "lost", "said"),
     [
-        (0.2, 0.3, 1.5, "written and read: with another document's FAM the text behind loses 1.500 nats"),
+        (0.2, 0.3, 1.5, "written and read: with another document's FAM the text after loses 1.500 nats"),
         (0.003, 0.3, 0.0, "written but not read: input queries give FAM 0.30% of their attention"),
-        (0.2, 0.3, 0.0, "written and looked at, but what it holds does not matter"),
+        (0.2, 0.3, 0.0, "written and attended to, but its content does not matter"),
         (0.2, 0.001, 0.0, "not written: an update changes 0.10% of FAM"),
         (0.2, 0.001, 1.5, "read but hardly written"),
     ],
 )
 def test_the_verdict(to_fam: float, change: float, lost: float, said: str) -> None:
-    """Each of the five ways in which a memory can stand."""
+    """Each of the five possible verdicts."""
     assert said in sentences(found_with(to_fam, change, lost))[0]

@@ -1,4 +1,4 @@
-"""FAM taken away or swapped: what goes on is what the paper's equations give for that FAM."""
+"""FAM replaced: the continuation equals that of the paper's equations with the same FAM."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ S = CONFIG.memory.block_size
 
 
 def logprobs(params: dict, rest: np.ndarray, fam: np.ndarray) -> np.ndarray:
-    """Of rest[1:], by the reference, where nothing but this FAM [L, F, D] is known of what was before."""
+    """Returns the reference's log probabilities of rest[1:], if only this FAM [L, F, D] is known of the text before."""
     hidden = reference.run(CONFIG, params, rest, fam[:, None]).hidden_TD
     scores = reference.logits(CONFIG, params, hidden)
     scores -= np.log(np.exp(scores).sum(1, keepdims=True))
@@ -24,8 +24,8 @@ def logprobs(params: dict, rest: np.ndarray, fam: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_text_goes_on_as_with_the_fam_that_it_is_given(seed: int) -> None:
-    """Without memory segments, what is behind an edge depends on FAM alone: kept, it is the whole document's; swapped,
-    that of a document which begins with the other's FAM; fresh and zero likewise. All of them differ."""
+    """Without memory segments, the text after a boundary depends on FAM alone: kept, it is the whole document's;
+    swapped, that of a document which begins with the other's FAM; fresh and zero likewise. All differ."""
     params = tiny.parameters(CONFIG, seed)
     model = tiny.build(CONFIG, params)
     one, other = tiny.tokens(CONFIG, 2, 3 * S + 7, seed)
@@ -42,8 +42,8 @@ def test_a_text_goes_on_as_with_the_fam_that_it_is_given(seed: int) -> None:
 
 
 def test_a_memory_that_is_not_used_can_be_taken_away() -> None:
-    """Where attention's output is multiplied by 0, FAM changes from block to block and reaches no token: every
-    replacement gives the very same numbers."""
+    """If the attention output is multiplied by 0, FAM changes from block to block but reaches no token: every
+    replacement gives identical values."""
     params = tiny.parameters(CONFIG)
     params["layers"]["attention"]["output"] = 0 * params["layers"]["attention"]["output"]
     model = tiny.build(CONFIG, params)
@@ -65,7 +65,7 @@ def test_edges_have_a_block_on_both_sides() -> None:
 
 
 def test_intervals_hold_the_mean_and_shrink_to_it() -> None:
-    """The mean of equal numbers is sure; that of others lies within its interval."""
+    """Equal values have an interval of width 0; the mean of others lies within its interval."""
     assert recall.interval([0.5] * 9) == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 9}
     wide = recall.interval([0.0, 1.0, 2.0, 3.0])
     assert wide["low"] < wide["mean"] == 1.5 < wide["high"]

@@ -1,4 +1,4 @@
-"""What is seen of attention and FAM is what the paper's softmax gives, in NumPy, query by query."""
+"""The recorded attention and FAM equal those of the paper's softmax in NumPy, query by query."""
 
 import dataclasses
 
@@ -17,8 +17,8 @@ S, F = CONFIG.memory.block_size, CONFIG.memory.fam_length
 
 
 class WatchedLayer(reference.Layer):
-    """The reference's layer, which keeps each query's attention [heads, keys]; FAM's keys come first, then those of
-    the segments and the block, or, of FAM's queries, those of the block."""
+    """The reference's layer, recording each query's attention [heads, keys]: FAM's keys first, then those of the
+    segments and the block (for FAM's queries, those of the block)."""
 
     def heads(self, query, pairs):
         rows = []
@@ -31,8 +31,8 @@ class WatchedLayer(reference.Layer):
 
 
 def watched(config: ModelConfig, params: dict, tokens: np.ndarray) -> list[dict]:
-    """By layer: attention of each token, and of FAM's queries by block, as [heads, fam | segment | own keys]; and F_n
-    after each block."""
+    """Returns for each layer the attention of each token and, by block, of FAM's queries, as [heads, fam | segment |
+    own keys], and FAM after each block."""
     params = reference.as_float64(params)
     x = [params["embedding"][token] for token in tokens]
     initial = reference.learned_fam(config, params, 0)
@@ -56,15 +56,15 @@ def watched(config: ModelConfig, params: dict, tokens: np.ndarray) -> list[dict]
 
 
 def shares(rows_HC: np.ndarray, t: int) -> np.ndarray:
-    """[heads, 3] of token t: segments, FAM, own block."""
+    """Returns [heads, 3] of token t: segments, FAM, own block."""
     own = t % S + 1
     return np.stack([rows_HC[:, F : rows_HC.shape[1] - own].sum(1), rows_HC[:, :F].sum(1), rows_HC[:, -own:].sum(1)], 1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_shares_and_updates_are_the_papers(seed: int) -> None:
-    """Shares by layer and head of tokens, of the answer's tokens and of FAM's queries; the whole heat map of a
-    block; RMS, relative change and cosine of every update; log probabilities. All shares add up to 1."""
+    """Shares by layer and head of tokens, of the answer's tokens and of FAM's queries; the heat map of a block; RMS,
+    relative change and cosine of every update; log probabilities. All shares sum to 1."""
     params = tiny.parameters(CONFIG, seed)
     tokens = tiny.tokens(CONFIG, 1, 18, seed)[0]  # four blocks and a half
     answer = np.array([14, 16, 17])
@@ -98,7 +98,7 @@ def test_shares_and_updates_are_the_papers(seed: int) -> None:
 
 
 def test_a_gate_has_its_part_in_the_shares() -> None:
-    """FAM's share of a token's attention is 0 behind a shut gate and grows in proportion to it; all add up to 1."""
+    """FAM's share of a token's attention is 0 with a closed gate and proportional to the gate; all shares sum to 1."""
     config = dataclasses.replace(CONFIG, memory=dataclasses.replace(CONFIG.memory, fam_gate=True))
     params, tokens = tiny.parameters(config), tiny.tokens(config, 1, 18)[0]
     found = []

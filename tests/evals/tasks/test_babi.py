@@ -1,4 +1,4 @@
-"""bAbI hidden in books: the task from its published files, and what happens to files that are not as published."""
+"""bAbI hidden in books: the task from its published files, and the handling of malformed files."""
 
 import json
 import re
@@ -46,8 +46,8 @@ def shown(codec: Codec, example: Example) -> tuple[str, str]:
 
 
 def test_facts_lie_in_filler_whole_and_in_order(tmp_path, codec):
-    """A story's facts told before the question, those alone; exact lengths; the same questions at every length; the
-    supporting facts begin where `needles` says and the earliest of them ends at `needle`."""
+    """Exactly the story's facts before the question are hidden; lengths are exact; questions are the same at every
+    length; `needles` begin at the supporting facts, and `needle` is where the earliest of them ends."""
     path = tmp_path / "qa1_single_test.txt"
     path.write_text(STORY)
     read = babi.read(str(path))
@@ -75,8 +75,8 @@ def test_facts_lie_in_filler_whole_and_in_order(tmp_path, codec):
 
 
 def test_files_take_turns_and_each_has_its_instruction(tmp_path):
-    """qa1 to qa5: the answer's form in the instruction is that of the worked examples, which come from no story of
-    bAbI; another file has an instruction without examples."""
+    """qa1 to qa5: the worked examples have the answer form of the instruction and are from no story of bAbI; any other
+    file has an instruction without examples."""
     for number in (1, 2, 3, 4, 5, 20):
         (tmp_path / f"qa{number}_test.txt").write_text(STORY)
     task = make(BYTES, str(tmp_path / "qa*.txt"), lengths=(2000,), examples=12)
@@ -93,8 +93,8 @@ def test_files_take_turns_and_each_has_its_instruction(tmp_path):
 
 
 def test_a_chat_template_frames_the_whole_question(tmp_path):
-    """What the template writes around a user's message stands around it, special tokens as tokens; the answer ends
-    with the template's end of turn; without `chat` the text is plain."""
+    """The template's text for a user message surrounds the question, with special tokens as tokens; the answer ends at
+    the template's end of turn; without `chat` the text is plain."""
     tokenizers_of_ours.write(tmp_path, "byte-level")
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     (tmp_path / "qa1_test.txt").write_text(STORY)
@@ -111,9 +111,9 @@ def test_a_chat_template_frames_the_whole_question(tmp_path):
 
 BROKEN = [
     ("1 Mary moved to the bathroom.\nWhere is she?\tthere\t1\n3 Mary left.\n", 2, "number 2 or 1"),
-    ("1 Mary moved to the bathroom.\n3 Where is Mary? \tbathroom\t1\n", 2, "the rest of its story is left out"),
+    ("1 Mary moved to the bathroom.\n3 Where is Mary? \tbathroom\t1\n", 2, "the rest of its story is skipped"),
     ("1 Mary moved to the bathroom.\n2 Where is Mary?\n", 2, "has its answer after a tab"),
-    ("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\n", 2, "after a tab each"),
+    ("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\n", 2, "separated by tabs"),
     ("1 Mary moved to the bathroom.\n2 Where is Mary? \tbathroom\t7\n", 2, "not among those before it"),
     ("1 Mary moved to the bathroom.\n2 Mary moved to the office.\n", 1, "no question"),
 ]
@@ -121,8 +121,8 @@ BROKEN = [
 
 @pytest.mark.parametrize(("text", "line", "reason"), BROKEN)
 def test_what_is_not_as_published_is_counted_and_named(tmp_path, text, line, reason):
-    """A broken line costs its story, a bad question itself, a story without a question is told: each once, with file
-    and line; stories before and after are read. Alone it is refused in one line."""
+    """A broken line skips the rest of its story, a bad question only itself, and a story without questions is reported:
+    each once, with file and line; stories before and after are read. On its own, each is a one-line error."""
     path = tmp_path / "qa1_test.txt"
     path.write_text(STORY + text + STORY)
     found = babi.read(str(path))
@@ -136,8 +136,8 @@ def test_what_is_not_as_published_is_counted_and_named(tmp_path, text, line, rea
 
 
 def test_bad_files_and_questions_without_room_are_named(tmp_path):
-    """A file that is no text beside good ones is counted; questions that the shortest length has no room for are left
-    out and counted by file; if none fits, the length that does is told."""
+    """An unreadable file among good ones is counted; questions that are too long for the shortest length are skipped
+    and counted by file; if none fits, the error states a sufficient length."""
     (tmp_path / "qa1_test.txt").write_text(STORY)
     (tmp_path / "qa2_test.txt").write_bytes(b"1 Mary \xff\n")
     long = "".join(f"{i} Mary moved to the bathroom, again.\n" for i in range(1, 60))
@@ -146,7 +146,7 @@ def test_bad_files_and_questions_without_room_are_named(tmp_path):
     (bad,) = [one for one in task.examples() if isinstance(one, Unreadable)]
     assert bad.place == str(tmp_path / "qa2_test.txt") and "not UTF-8" in bad.reason
     assert task.settings["without_room"] == {"qa3": 1} and task.settings["questions"] == {"qa1": 3, "qa3": 4}
-    with pytest.raises(ConfigError, match=r"use --lengths of \d+ on"):
+    with pytest.raises(ConfigError, match=r"use --lengths of at least \d+"):
         make(BYTES, str(tmp_path / "qa1*"), lengths=(300,))
     with pytest.raises(ConfigError, match="--data 'babi="):
         catalog.make("babi", EvalConfig(), BYTES, 64)
@@ -161,8 +161,8 @@ def gutenberg(text: str, encoding: str | None = None) -> str:
 
 
 def test_books_are_read_in_their_encoding_without_header_and_licence(tmp_path):
-    """Latin-1 that the header names, UTF-8 that it calls Latin-1, ASCII by its old name, a plain text; what cannot be
-    read is refused in one line that names the file."""
+    """Latin-1 as the header says, UTF-8 although the header says Latin-1, ASCII under its old name, plain text; an
+    unreadable file is a one-line error that names it."""
     write = lambda name, text, encoding: (tmp_path / name).write_bytes(text.encode(encoding))
     write("a.txt", gutenberg("Thénardier said so.", "ISO-8859-1"), "latin-1")
     write("b.txt", gutenberg("Thénardier said so.", "ISO-8859-1"), "utf-8")
@@ -177,14 +177,14 @@ def test_books_are_read_in_their_encoding_without_header_and_licence(tmp_path):
     write("e.txt", gutenberg("Thénardier said so."), "latin-1")
     write("f.txt", gutenberg("He said so.", "EBCDIC-XX"), "ascii")
     write("g.txt", gutenberg("He said so.").partition("*** END")[0], "ascii")
-    for name, reason in (("e", "not UTF-8"), ("f", "EBCDIC-XX"), ("g", "this copy is not whole")):
+    for name, reason in (("e", "not UTF-8"), ("f", "EBCDIC-XX"), ("g", "this copy is incomplete")):
         with pytest.raises(BadText, match=f"{name}.txt: .*{reason}"):
             books.read(str(tmp_path / f"{name}.txt"))
 
 
 def test_famjax_eval_runs_it_from_files(tmp_path, capsys):
-    """Several lengths, a Latin-1 book, a broken line: results by part, length and side of the reach; distances of all
-    supporting facts in the samples; what was left out and how books were read in the results."""
+    """Several lengths, a Latin-1 book and a broken line: results by part, length and reach; samples have the distances
+    of all supporting facts; results record skipped questions and the books' encodings."""
     config = tiny.config(vocab_size=256, block_size=64)
     save_model(tmp_path / "m", config, tiny.parameters(config))
     (tmp_path / "qa1_test.txt").write_text(STORY + BROKEN[0][0])
@@ -218,5 +218,5 @@ def test_famjax_eval_runs_it_from_files(tmp_path, capsys):
         supports = 2 if "carrying" in sample["about"]["question"] else 1
         assert len(sample["about"]["distances"]) == supports and sample["tokens"] == sample["about"]["length"]
     printed, warned = capsys.readouterr()
-    assert "babi: one place of the data cannot be read, first " in warned and "qa1_test.txt:10: " in warned
+    assert "babi: one place of the data cannot be read; the first is " in warned and "qa1_test.txt:10: " in warned
     assert "qa2, 1,900" in printed and "1 unreadable" in printed and "inside the reach" in printed

@@ -1,5 +1,5 @@
-"""Public benchmarks from made files in the published formats: numbers are those of lm-evaluation-harness's own
-definitions on the same model, or counted by hand; what is not as published is counted and named."""
+"""Public benchmarks from generated files in the published formats: values equal those of lm-evaluation-harness's
+definitions on the same model, or are counted by hand; malformed rows are counted and named."""
 
 import gzip
 import importlib
@@ -53,7 +53,7 @@ BYTES = Codec.of(ByteVocabulary())
 
 
 def theirs(folder: Path, name: str, rows: list[dict], **changes) -> dict:
-    """The harness's own definition of a task, on rows of a file."""
+    """Returns the harness's definition of a task, on the rows of a file."""
     path = write_jsonl(folder / f"{name}.theirs.jsonl", rows)
     data = {"dataset_path": "json", "dataset_name": None, "test_split": "test", "training_split": None,
             "validation_split": None}  # fmt: skip
@@ -66,7 +66,7 @@ def definition(path: str) -> dict:
 
 
 def write(folder: Path) -> list[str]:
-    """The published files, and the flags that name them."""
+    """Writes the files in the published formats. Returns the flags that name them."""
     write_jsonl(folder / "lambada_test.jsonl", LAMBADA)
     write_jsonl(folder / "valid.jsonl", PIQA)
     (folder / "valid-labels.lst").write_text("".join(f"{label}\n" for label in LABELS))
@@ -77,8 +77,8 @@ def write(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", slow.but(["byte-level", "metaspace"], "metaspace"))
 def test_numbers_are_those_of_the_harness(kind, tmp_path):
-    """LAMBADA's acc and perplexity, PIQA's acc and acc_norm, WikiText's three perplexities: by lm-eval's definitions,
-    from its YAML files and functions, on the same model with a real tokenizer, and by `famjax eval`."""
+    """LAMBADA's acc and perplexity, PIQA's acc and acc_norm and WikiText's three metrics equal those of lm-eval's YAML
+    files and functions, on the same model with a real tokenizer, also through `famjax eval`."""
     config = tiny.config(vocab_size=400, block_size=32)
     save_model(tmp_path / "m", config, tiny.parameters(config))
     tokenizers_of_ours.write(tmp_path / "m", kind)
@@ -116,8 +116,8 @@ def test_numbers_are_those_of_the_harness(kind, tmp_path):
 
 
 def test_wikitext_is_split_and_detokenized_as_the_harness_reads_it():
-    """Titles begin pages, sections do not; text before the first title is a page's end; running text is the
-    harness's; words and bytes are the page's own."""
+    """Titles begin pages, sections do not; text before the first title is a page of its own; the detokenized text
+    equals the harness's; words and bytes are counted on the original page."""
     theirs_of = importlib.import_module("lm_eval.tasks.wikitext.preprocess_wikitext")
     found = benchmarks.pages(WIKITEXT)
     assert [page.splitlines()[0] for page in found] == [" = The Fox = ", " = The Dog = "]
@@ -129,7 +129,7 @@ def test_wikitext_is_split_and_detokenized_as_the_harness_reads_it():
 
 
 def test_a_page_that_is_cut_counts_the_words_that_are_left(tmp_path):
-    """By share of tokens, so that perplexities stay by word."""
+    """Words are scaled by the share of tokens that are left, so perplexities remain per word."""
     (tmp_path / "w").write_text(" = A = \n " + "one two three four " * 20)
     task = catalog.make("wikitext", EvalConfig(data=(f"wikitext={tmp_path / 'w'}",)), BYTES, 64)
     (whole,) = task.examples()
@@ -144,19 +144,19 @@ BAD = [
     ("lambada", ['{"text": "half\n', *LAMBADA[:1]], {1: "no JSON"}),
     ("qmsum", [{"general_query_list": []}, {"meeting_transcripts": [], "general_query_list": []},
                SPOKEN | {"general_query_list": 3}, SPOKEN | {"general_query_list": ["a"]}, SPOKEN],
-     {1: "it has no meeting_transcripts", 2: "no transcript", 3: "no list", 4: "no list", 5: "no query"}),
+     {1: "it has no meeting_transcripts", 2: "no transcript", 3: "not a list", 4: "not a list", 5: "no query"}),
     ("piqa", [*PIQA[:1]], {1: "no label"}),
     ("piqa", [PIQA[0] | {"label": -1}, PIQA[0] | {"label": 0}], {1: "neither 0 nor 1"}),
     ("kv_retrieval", [{"ordered_kv_records": [["a", "1"], ["b", "2"]], "key": "a", "value": "2"},
                       {"ordered_kv_records": [["a", "1"], ["a", "1"]], "key": "a", "value": "1"},
                       {"ordered_kv_records": [["a"]], "key": "a", "value": "1"}],
-     {1: "not a record", 2: "a key twice", 3: "no list of pairs"}),
+     {1: "not a record", 2: "a key twice", 3: "not a list of pairs"}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "rows", "bad"), BAD)
 def test_rows_that_are_not_as_published_are_counted_and_named(tmp_path, name, rows, bad):
-    """Each with file, line and reason; if none is left, in one line before any work."""
+    """Each has file, line and reason; if no row is left, the error is one line before any work."""
     path = write_jsonl(tmp_path / "d.jsonl", rows)
     make = lambda: catalog.make(name, EvalConfig(data=(path,)), BYTES, 64)
     if len(bad) == len(rows):
@@ -192,7 +192,7 @@ def test_labels_that_do_not_belong_and_pages_without_a_title_are_refused(tmp_pat
 
 
 def write_kv(folder: Path, keys: int, rows: int) -> str:
-    """As Lost in the Middle has it: records in order, the key asked for somewhere among them."""
+    """Writes a file in the format of Lost in the Middle: records in order, with the queried key among them."""
     draw = np.random.default_rng(keys)
     one = lambda: f"{draw.integers(16**8):08x}-{draw.integers(16**4):04x}"
     path = folder / f"kv-retrieval-{keys}_keys.jsonl.gz"
@@ -206,8 +206,8 @@ def write_kv(folder: Path, keys: int, rows: int) -> str:
 
 @pytest.mark.parametrize("kind", ["bytes", "byte-level", "metaspace"])
 def test_the_gold_record_is_moved_and_its_place_known(tmp_path, kind):
-    """Rows take turns in the depths, files one after the other, the first N rows of each; the context is the published
-    JSON of all records, the asked one at its position; `needles` is where its tokens begin."""
+    """Rows cycle through the depths, over the first N rows of each file; the context is the published JSON of all
+    records, with the queried one at its position; `needles` begin at its tokens."""
     path = write_kv(tmp_path, 5, 8)
     write_kv(tmp_path, 9, 3)
     codec = BYTES if kind == "bytes" else Codec.of(load_vocabulary(str(tokenizers_of_ours.write(tmp_path / "t", kind))))
@@ -232,7 +232,7 @@ def test_the_gold_record_is_moved_and_its_place_known(tmp_path, kind):
 
 
 def test_an_answer_that_has_the_value_anywhere_is_right(tmp_path):
-    """Substring accuracy, in whatever case; by part, position and side of the reach."""
+    """Case-insensitive substring accuracy, by part, position and reach."""
     metric = catalog.make("kv_retrieval", EvalConfig(data=(write_kv(tmp_path, 5, 2),)), BYTES, 64).metrics["accuracy"]
     assert metric('\nIt is "ABC-1".', ["abc-1"]) == 1 and metric("abc-", ["abc-1"]) == 0
 
@@ -248,7 +248,7 @@ MEETING = {
 
 
 def test_qmsum_reads_a_meeting_once_and_scores_by_rouge(tmp_path):
-    """Both kinds of queries of a meeting behind its transcript; ROUGE-L is the library's with its stemmer."""
+    """Both kinds of queries follow the meeting's transcript; ROUGE-L equals the library's with its stemmer."""
     path = write_jsonl(tmp_path / "test.jsonl", [MEETING, MEETING | {"general_query_list": []}])
     task = catalog.make("qmsum", EvalConfig(data=(path,), max_new_tokens=3), BYTES, 64)
     parrot = Parrot()
@@ -266,7 +266,7 @@ def test_qmsum_reads_a_meeting_once_and_scores_by_rouge(tmp_path):
 
 
 def test_instructions_take_the_chat_template(tmp_path):
-    """Key-value questions of a model with a template are one message."""
+    """With a chat template, a key-value question is one message."""
     tokenizers_of_ours.write(tmp_path, "byte-level")
     (tmp_path / "chat_template.jinja").write_text(CHATML)
     example = next(iter(catalog.make("kv_retrieval", EvalConfig(data=(write_kv(tmp_path, 5, 1),)), Codec(tmp_path, 400),

@@ -1,4 +1,4 @@
-"""Bits per byte and accuracy by position, against plain sums; intervals; the command from end to end."""
+"""Bits per byte and accuracy by position, compared with plain sums; intervals; the command end to end."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def random_documents(lengths: list[int], seed: int) -> list[Document]:
 
 
 def read(model, documents: list[Document], edges, rows: int) -> Sums:
-    """What the runner makes of documents."""
+    """Returns the runner's answers on documents."""
     examples = [
         Example(
             str(i), document.tokens[:1], scored=document.tokens[1:], size=document.size * (1 - 1 / len(document.tokens))
@@ -43,7 +43,7 @@ def read(model, documents: list[Document], edges, rows: int) -> Sums:
 
 
 def test_buckets_double_from_the_first_block_on():
-    """[0, S), [S, 2S), [2S, 4S), ... up to the longest document, and one bucket where all are short."""
+    """[0, S), [S, 2S), [2S, 4S), ... up to the longest document; a single bucket if all documents are short."""
     assert language.position_edges(4, 23) == (0, 4, 8, 16, 23)
     assert language.position_edges(4, 16) == (0, 4, 8, 16)
     assert language.position_edges(4, 3) == (0, 4)
@@ -51,8 +51,8 @@ def test_buckets_double_from_the_first_block_on():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_sums_are_those_of_every_token_by_its_position(seed):
-    """Each token but the first of a document counts once, in the bucket of its own position, with -log2 of
-    its probability as the whole document read at once gives it."""
+    """Each token but a document's first counts once, in the bucket of its position, with -log2 of its probability from
+    a forward pass over the whole document."""
     params = tiny.parameters(CONFIG, seed)
     model = tiny.build(CONFIG, params)
     documents = random_documents([2, 9, 4, 21, 5, 8], seed)
@@ -76,7 +76,7 @@ def test_sums_are_those_of_every_token_by_its_position(seed):
 
 
 def made_up(documents: int, extra: float, seed: int) -> Sums:
-    """Documents of very different difficulty, all harder by `extra` bits a byte."""
+    """Returns documents of very different difficulty, all harder by `extra` bits per byte."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(50, 400, (documents, 2)).astype(float)
     hard = rng.uniform(0.5, 6, (documents, 1))
@@ -85,7 +85,8 @@ def made_up(documents: int, extra: float, seed: int) -> Sums:
 
 
 def test_a_difference_on_the_same_documents_is_seen_through_their_spread():
-    """Documents between .5 and 6 bits: the mean is uncertain by far more than .05, the paired gap is not."""
+    """With documents between .5 and 6 bits, the mean's interval is far wider than .05, the paired difference's is
+    not."""
     one, other = made_up(40, 0.0, 3), made_up(40, 0.05, 3)
     rows = language.summary(one, (0, 4, 8), other)
     assert [row["to"] for row in rows] == [4, 8, None]
@@ -102,14 +103,14 @@ def test_a_difference_on_the_same_documents_is_seen_through_their_spread():
 
 
 def test_a_bucket_that_no_document_reaches_is_left_out():
-    """Rows are where there is something to say."""
+    """Only buckets with tokens have rows."""
     sums = made_up(5, 0.0, 1)
     sums.tokens[:, 1] = sums.sizes[:, 1] = sums.bits[:, 1] = sums.correct[:, 1] = 0
     assert [row["to"] for row in language.summary(sums, (0, 4, 8), sums)] == [4, None]
 
 
 def test_one_document_has_no_interval():
-    """Where a single document is left, its numbers are told without a spread, in the table and the page too."""
+    """With a single document, values have no interval in the results, the table and the page."""
     sums = made_up(5, 0.0, 1)
     sums.tokens[1:, 1] = sums.sizes[1:, 1] = sums.bits[1:, 1] = sums.correct[1:, 1] = 0
     first, last, whole = language.summary(sums, (0, 4, 8), sums)
@@ -121,7 +122,7 @@ def test_one_document_has_no_interval():
 
 
 def test_documents_stand_for_their_bytes(tmp_path):
-    """A text with nothing to predict is left out, and none at all is told."""
+    """A document with nothing to predict is skipped; if all are, that is an error."""
     (tmp_path / "a.txt").write_text("héllo world")  # 12 bytes
     (tmp_path / "b.txt").write_text("x")
     config = EvalConfig(model_dirs=("m",), task="text", sources=(str(tmp_path / "*.txt"),))
@@ -134,7 +135,8 @@ def test_documents_stand_for_their_bytes(tmp_path):
 
 
 def test_the_command_compares_models_on_texts(tmp_path, capsys):
-    """FAM beside its twin: results.json has a row a bucket, the same documents, a gap of 0 to itself; a plot."""
+    """FAM and its BSWA baseline: results.json has a row per bucket on the same documents, a difference of 0 from
+    itself, and there is a plot."""
     (tmp_path / "a.txt").write_text("The quick brown fox.")
     (tmp_path / "b.txt").write_text("jumps over the lazy dog")
     for name, fam in (("fam", 2), ("bswa", 0)):
@@ -158,7 +160,7 @@ def test_the_command_compares_models_on_texts(tmp_path, capsys):
     values = [json.loads(line)["values"] for line in samples.splitlines() if '"task": "copy"' in line]
     mean = sum(one["next_token_accuracy"] for one in values[:2]) / 2
     assert copied[0]["metrics"]["next_token_accuracy"]["value"] == pytest.approx(mean)
-    # The same command finds all answers and asks nothing.
+    # The same command finds all answers and runs nothing.
     before = (tmp_path / "out" / "results.json").read_text()
     assert main([*command, str(tmp_path / "*.txt"), *both, "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "samples.jsonl").read_text() == samples
@@ -168,8 +170,8 @@ def test_the_command_compares_models_on_texts(tmp_path, capsys):
 
 
 def test_texts_are_evaluated_while_a_model_trains(tmp_path):
-    """The numbers that a training logs are those of the summary: all of the texts, and their far half; any other task
-    may be among them."""
+    """The logged metrics during training equal those of the summary: over all positions and over the second half; other
+    tasks may be evaluated with them."""
     (tmp_path / "a.txt").write_text("The quick brown fox jumps over the lazy dog")
     (tmp_path / "b.txt").write_text("and the cat sat on the mat")
     config = EvalConfig(

@@ -1,4 +1,4 @@
-"""The paper's tasks, from every form in which their data sets are published; a bad row costs itself only."""
+"""The paper's tasks, from every published form of their data sets; a bad row only skips itself."""
 
 import json
 
@@ -30,7 +30,7 @@ def text(tokens) -> str:
 
 
 def shown(examples) -> list[tuple]:
-    """What a reader of the examples sees."""
+    """Returns the examples as text."""
     return [
         (one.id, one.group, text(one.context), text(one.prompt), one.targets, tuple(map(text, one.choices)), one.answer)
         for one in examples
@@ -38,7 +38,7 @@ def shown(examples) -> list[tuple]:
 
 
 def write_folder(folder, table: list[dict], splits: bool) -> str:
-    """As `save_to_disk` of Hugging Face datasets writes it, with or without splits, in two shards."""
+    """Writes a folder as `save_to_disk` of Hugging Face datasets does, with or without splits, in two shards."""
     inside = folder / "test" if splits else folder
     inside.mkdir(parents=True)
     for i, part in enumerate((table[:1], table[1:])):
@@ -52,8 +52,8 @@ def write_folder(folder, table: list[dict], splits: bool) -> str:
 
 
 def test_narrative_qa_reads_alike_from_every_form(tmp_path):
-    """JSON lines, Parquet, folders of `save_to_disk` with and without splits: the story first, its questions behind
-    it, two right answers; the original repository likewise."""
+    """JSON lines, Parquet, folders of `save_to_disk` with and without splits, and the original repository: the story
+    precedes its questions, and each has two correct answers."""
     table = schemas.narrative_qa()
     whole = pyarrow.Table.from_pylist(table)
     (tmp_path / "parquet").mkdir()
@@ -77,7 +77,7 @@ def test_narrative_qa_reads_alike_from_every_form(tmp_path):
 
 
 def test_a_story_is_read_once_for_its_questions(tmp_path):
-    """Three questions, two stories read."""
+    """Three questions prefill two stories."""
     task = make("narrative_qa", schemas.write_jsonl(tmp_path / "test.jsonl", schemas.narrative_qa()))
     parrot = Parrot()
     parrot.generate = lambda asks, *rest: ((i, np.zeros(0, np.int32), True) for i in range(len(asks)))
@@ -87,7 +87,7 @@ def test_a_story_is_read_once_for_its_questions(tmp_path):
 
 
 def test_qasper_has_all_answers_of_a_question(tmp_path):
-    """Rows of one id are one question; the paper is the context, the question comes behind it."""
+    """Rows with one id become one question; the paper is the context, the question follows it."""
     first, second = make("qasper", schemas.write_jsonl(tmp_path / "v.jsonl", schemas.qasper())).examples()
     assert first.targets == ("400 hours", "Four hundred hours") and second.targets == ("Three",)
     assert text(first.context) == schemas.PAPER.strip() == text(second.context) and first.group == second.group
@@ -95,7 +95,7 @@ def test_qasper_has_all_answers_of_a_question(tmp_path):
 
 
 def test_quality_reads_alike_from_scrolls_and_from_its_own_files(tmp_path):
-    """Four options, one of them with a "(B)" inside, and the right one's number."""
+    """Four options, one of which contains "(B)", and the index of the correct one."""
     scrolls = list(make("quality", schemas.write_jsonl(tmp_path / "s.jsonl", schemas.quality())).examples())
     own = list(make("quality", schemas.write_jsonl(tmp_path / "o.jsonl", schemas.original_quality())).examples())
     for one, other in zip(scrolls, own, strict=True):
@@ -107,7 +107,7 @@ def test_quality_reads_alike_from_scrolls_and_from_its_own_files(tmp_path):
 
 
 def test_xlsum_asks_for_a_summary(tmp_path):
-    """The text, then the request."""
+    """The text comes first, then the request."""
     (one,) = make("xlsum", schemas.write_jsonl(tmp_path / "x.jsonl", schemas.xlsum())).examples()
     assert (text(one.context), text(one.prompt), one.targets) == (
         schemas.BOOK, "\n\nSummary:", ("A key was found.",),
@@ -116,7 +116,7 @@ def test_xlsum_asks_for_a_summary(tmp_path):
 
 @pytest.mark.parametrize("name", ["pg19", "isabelle"])
 def test_texts_are_predicted_from_files_and_rows(tmp_path, name):
-    """Every token but the first, with its bytes; a file that is no text, and one with nothing to predict, are told."""
+    """Every token but the first is scored, with its bytes; an unreadable file and an empty one are reported."""
     ending = "txt" if name == "pg19" else "thy"
     for file, content in (("a", "théory A".encode()), ("b", b"\xff\xfe"), ("c", b"x")):
         (tmp_path / f"{file}.{ending}").write_bytes(content)
@@ -129,11 +129,12 @@ def test_texts_are_predicted_from_files_and_rows(tmp_path, name):
 
 
 def test_tfds_and_the_hub_say_what_is_missing(tmp_path, monkeypatch):
-    """No such data set, no network: one line with what to do; TFDS's bytes and arrays become text and lists."""
+    """An unknown data set or a missing network is one line that says what to do; TFDS's bytes and arrays become text
+    and lists."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match=r"tfds:no_such_set"):
         list(make("xlsum", "tfds:no_such_set").examples())
-    with pytest.raises(ConfigError, match=r"hub:no/such.* (pip install datasets|name its files with --data)"):
+    with pytest.raises(ConfigError, match=r"hub:no/such.* (pip install datasets|pass local files with --data)"):
         list(make("xlsum", "hub:no/such").examples())
     fields = {"a": b"text", "b": {"c": np.array([b"x", b"y"], object)}, "n": np.int64(3)}
     assert rows._decoded(fields) == {"a": "text", "b": {"c": ["x", "y"]}, "n": 3}
@@ -143,13 +144,14 @@ BAD = {
     "narrative_qa": ({"question": {"text": "a"}}, "it has no document.id"),
     "qasper": ({"id": "1", "input": "no paper", "output": "x"}, "a question, an empty line and a paper"),
     "quality": ({"id": "1", "input": "q\n\nno options", "output": "x"}, "options"),
-    "xlsum": ({"id": "1", "text": "", "summary": "x"}, "text is no text"),
+    "xlsum": ({"id": "1", "text": "", "summary": "x"}, "text is not a text"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_row_costs_itself_only(tmp_path, name):
-    """Half a line, no object, fields that are missing: each told with file, line and reason; the others are read."""
+    """A partial line, JSON that is not an object, missing fields: each is reported with file, line and reason; the
+    other rows are read."""
     good = {"narrative_qa": schemas.narrative_qa, "qasper": schemas.qasper, "quality": schemas.quality,
             "xlsum": schemas.xlsum}[name]()  # fmt: skip
     row, reason = BAD[name]
@@ -157,14 +159,14 @@ def test_a_bad_row_costs_itself_only(tmp_path, name):
     found = list(make(name, path).examples())
     bad = [one for one in found if isinstance(one, Unreadable)]
     assert [one.place for one in bad] == [f"{path}:1", f"{path}:3", f"{path}:4"]
-    assert "no JSON" in bad[0].reason and "this is none" in bad[1].reason and reason in bad[2].reason
+    assert "no JSON" in bad[0].reason and "not a JSON object" in bad[1].reason and reason in bad[2].reason
     clean = make(name, schemas.write_jsonl(tmp_path / "clean.jsonl", good)).examples()
     assert shown(one for one in found if isinstance(one, Example)) == shown(clean)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_data_set_is_told_with_what_to_type(name, tmp_path, capsys):
-    """Before any work, one line; a path that is not there likewise."""
+    """One line before any work; the same for a path that does not exist."""
     with pytest.raises(ConfigError, match=f"add --data {name}=PATH, PATH being"):
         catalog.make(name, EvalConfig(), CODEC, 64)
     with pytest.raises(ConfigError, match="there is no file"):
@@ -172,7 +174,8 @@ def test_a_missing_data_set_is_told_with_what_to_type(name, tmp_path, capsys):
 
 
 def test_data_of_several_tasks_is_told_apart(tmp_path, capsys):
-    """`--data TASK=PATH` for each; a name alone goes to whoever has none. A wrong split names the others."""
+    """`--data TASK=PATH` for each task; a path without a task is for the tasks that have none. A wrong split's error
+    lists the others."""
     config = EvalConfig(data=("xlsum=a", "b"))
     assert [config.data_of(name) for name in ("xlsum", "qasper")] == ["a", "b"]
     folder = write_folder(tmp_path / "splits", schemas.narrative_qa(), True)

@@ -1,4 +1,4 @@
-"""The pass key evaluation: what it counts is what the model says, document by document."""
+"""The pass-key evaluation: it counts what the model answers, document by document."""
 
 import json
 
@@ -23,7 +23,7 @@ CONFIG = tiny.config(vocab_size=128, block_size=16, memory_segments=0, fam_lengt
 
 
 def first_choices(config, params, doc) -> np.ndarray:
-    """The token that the whole-sequence model would put after each token of a document."""
+    """Returns the argmax of the whole-sequence model after each token of a document."""
     tokens = np.zeros((1, 320), np.int32)
     tokens[0, : len(doc.tokens)] = doc.tokens
     hidden, _ = tiny.whole(config, params, tokens)
@@ -32,10 +32,10 @@ def first_choices(config, params, doc) -> np.ndarray:
 
 @pytest.mark.parametrize(("fam_length", "tokens"), [(0, "bytes"), (2, "bytes"), (2, "byte-level")])
 def test_exact_match_and_tokens_are_those_of_whole_documents(fam_length, tokens, tmp_path, monkeypatch):
-    """Streaming in batches counts the same hits as scoring each document whole, alone.
+    """Streaming in batches counts the same hits as scoring each document whole, on its own.
 
-    An untrained model hits nothing, so the answers are replaced by what the model would say: half of
-    the documents get its own greedy answer and must count as hits, the others must not.
+    An untrained model has no hits, so half of the documents get the model's own greedy answer and must count as hits;
+    the others must not.
     """
     folder = tokenizers_of_ours.write(tmp_path, "byte-level")
     writer = BYTES if tokens == "bytes" else Writer(load_vocabulary(str(folder)))
@@ -63,7 +63,7 @@ def test_exact_match_and_tokens_are_those_of_whole_documents(fam_length, tokens,
 
 
 def test_every_alignment_once_a_key_and_keys_of_their_own_seed():
-    """A length has block_size * keys documents, with filler of n blocks + 0..S-1 tokens."""
+    """Each length has block_size * keys documents, with filler of n blocks + 0..S-1 tokens."""
     settings = EvalConfig(model_dirs=("x",), keys=3)
     docs = passkey.documents(4, 64, settings, BYTES)
     fillers = sorted(len(doc.tokens) - len(BYTES.document("00000", 0).tokens) for doc in docs)
@@ -73,7 +73,7 @@ def test_every_alignment_once_a_key_and_keys_of_their_own_seed():
 
 
 def test_updates_are_the_block_edges_between_key_and_question():
-    """A key told in block 1 and asked for in block 4 is carried over three edges."""
+    """A key in block 1 with its question in block 4 is carried over three block boundaries."""
     doc = BYTES.document("12345", 100)
     edges = sum(1 for t in range(doc.mention[0], doc.answer[0] - 1) if (t + 1) % 64 == 0)
     about = {"filler_blocks": 1, "alignment": 36, "needle": int(doc.mention[0]), "answer_tokens": 5}
@@ -85,7 +85,7 @@ def test_updates_are_the_block_edges_between_key_and_question():
 
 
 def test_eval_command_writes_table_results_and_plot(tmp_path, capsys):
-    """`famjax eval` on two models: the numbers printed are those of results.json."""
+    """`famjax eval` on two models prints the values of results.json."""
     for name, fam_length in (("fam", 2), ("bswa", 0)):
         config = tiny.config(vocab_size=128, block_size=16, memory_segments=0, fam_length=fam_length)
         save_model(tmp_path / name, config, tiny.parameters(config))

@@ -1,4 +1,4 @@
-"""Tasks of seqio's: their own metric functions get targets and answers as `seqio.Evaluator` would hand them over."""
+"""seqio tasks: their metric functions get the targets and answers that `seqio.Evaluator` would pass."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ LINES = ["say <yes>|YES", "say <no>|no", "say <yes>|maybe"]
 
 
 def matched(targets, predictions):
-    """What the postprocessor made of both, and seqio's own wrapper around a number."""
+    """Returns the postprocessed targets and predictions, and a number in seqio's wrapper."""
     assert all(target.startswith("T:") for target in targets) and all(said.startswith("P:") for said in predictions)
     hits = [target[2:] == said[2:] for target, said in zip(targets, predictions, strict=True)]
     return {"matched": seqio.metrics.Scalar(float(np.mean(hits))), "note": seqio.metrics.Text("text")}
 
 
 def likely(targets, scores):
-    """Mean score."""
+    """Returns the mean score."""
     return {"likely": float(np.mean(scores)), "count": len(targets)}
 
 
@@ -59,8 +59,8 @@ def ask(name, **settings):
 
 
 def test_metric_functions_of_predictions_and_of_scores(tmp_path, registry):  # noqa: F811
-    """Predictions: postprocessed like targets, 2 of 3 are right ("yes", "no" and "maybe" are wanted; yes, no and yes
-    are said), with an interval by drawing anew. Scores: -1 for a capital, -2 for another letter."""
+    """Predictions are postprocessed like targets; 2 of 3 are correct ("yes", "no", "maybe" against yes, no, yes), with
+    a bootstrapped interval. Scores are -1 for a capital, -2 for any other letter."""
     add(tmp_path, "writes", [matched])
     parrot, samples, told = ask("seqio:writes")
     assert parrot.asked[0] in {line.split("|")[0] for line in LINES} and len(samples) == 3
@@ -77,7 +77,7 @@ def test_metric_functions_of_predictions_and_of_scores(tmp_path, registry):  # n
 
 
 def test_what_is_missing_is_told(tmp_path, registry):  # noqa: F811
-    """An unknown name, a split that is not there, a mixture, a vocabulary that the model lacks."""
+    """An unknown name, a missing split, a mixture, and a vocabulary larger than the model's are errors."""
     add(tmp_path, "one", [matched], splits=("train", "validation"))
     for name, settings, said in (
         ("seqio:on", {}, "did you mean one"),

@@ -1,4 +1,4 @@
-"""Generated tasks: exact lengths, needles whole and where they shall be, answers that follow from the text alone."""
+"""Generated tasks: exact lengths, complete needles at their depths, answers that follow from the text."""
 
 import collections
 import itertools
@@ -32,13 +32,13 @@ def make(name: str, codec: Codec, **settings):
 
 
 def told(codec: Codec, example) -> tuple[str, str]:
-    """The text before the answer: context and question."""
+    """Returns the text before the answer: context and question."""
     context, prompt = (codec.vocabulary.decode(part) for part in (example.context, example.prompt))
     return context.removeprefix("<s>").strip(), prompt.strip()
 
 
 def derive(name: str, context: str, question: str) -> set[str]:
-    """The answers, read off the text by rules of its wording, without knowing how it was made."""
+    """Derives the answers from the text by the rules of its wording."""
     if name == "passkey_depth":
         (key,) = set(re.findall(r"pass key is (\d+)\.|Remember it\. (\d+) is", context)[0]) - {""}
         return {key}
@@ -66,8 +66,8 @@ def derive(name: str, context: str, question: str) -> set[str]:
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_lengths_are_exact_and_answers_follow_from_the_text(name, codec):
-    """In tokens of bytes, of byte-level BPE and of a metaspace tokenizer with `<s>` in front: every example has
-    exactly its length, and what its own text says is the target."""
+    """With bytes, byte-level BPE and a metaspace tokenizer that prepends `<s>`: every example has exactly its length,
+    and its target follows from its text."""
     examples = list(make(name, codec).examples())
     assert len(examples) == 10
     for example in examples:
@@ -79,7 +79,7 @@ def test_lengths_are_exact_and_answers_follow_from_the_text(name, codec):
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_examples_depend_on_seed_and_number_alone(name):
-    """The same again; others with another seed; more of them begin with the same ones."""
+    """Examples are reproducible, differ with the seed, and more examples begin with the same ones."""
     codec = Codec.of(ByteVocabulary())
     one, again, more, other = (
         [example.context.tobytes() for example in make(name, codec, lengths=(2000,), **settings).examples()]
@@ -91,7 +91,7 @@ def test_examples_depend_on_seed_and_number_alone(name):
 
 @pytest.mark.parametrize("name", ["niah_single", "passkey_depth", "recall"])
 def test_needles_lie_at_their_depth(name, codec):
-    """Depths take turns in the grid; the needle ends where `needle` says, within a sentence of its depth."""
+    """Examples cycle through the depths; the needle ends at `needle`, within a sentence of its depth."""
     for example, depth in zip(make(name, codec).examples(), itertools.cycle((0, 0.25, 0.5, 0.75, 1)), strict=False):
         assert example.about["depth"] == depth
         end = example.about["needle"]
@@ -102,8 +102,8 @@ def test_needles_lie_at_their_depth(name, codec):
 
 
 def test_a_haystack_cuts_its_filler_and_nothing_else():
-    """Filler and needles are all there is: without the needles the filler's own tokens are left, in order. Needles
-    stand at beginnings of sentences; two at one place keep their order."""
+    """Without the needles, the filler's own tokens remain, in order. Needles are inserted at sentence boundaries; two
+    at one place keep their order."""
     pieces, sentences = Pieces(Codec.of(ByteVocabulary())), Filler().sentences
     told = [pieces.next(text) for text in ("NEEDLE-A.", "NEEDLE-B.", "NEEDLE-C.")]
     for length in (*range(30, 60), 400):
@@ -119,7 +119,7 @@ def test_a_haystack_cuts_its_filler_and_nothing_else():
 
 
 def test_fillers_come_from_files(tmp_path):
-    """Sentences of a text, from a random one on; a text without any is told."""
+    """Sentences of a text, from a random one on; a text without sentences is an error."""
     (tmp_path / "book.txt").write_text("Call me Ishmael.  Some years ago,\nnever mind. Whenever I find myself!")
     filler = Filler(str(tmp_path / "*.txt"))
     assert filler.sentences == ["Call me Ishmael.", "Some years ago, never mind.", "Whenever I find myself!"]
@@ -132,16 +132,16 @@ def test_fillers_come_from_files(tmp_path):
 
 @pytest.mark.parametrize("name", GENERATED)
 def test_a_length_without_room_is_told_before_any_work(name):
-    """One line with a length that does, which then does."""
+    """One line that states a sufficient length, which is then accepted."""
     codec = Codec.of(ByteVocabulary())
-    with pytest.raises(ConfigError, match=r"use --lengths of \d+ on") as raised:
+    with pytest.raises(ConfigError, match=r"use --lengths of at least \d+") as raised:
         make(name, codec, lengths=(40,))
     least = int(re.search(r"of (\d+) on", str(raised.value))[1])
     assert next(iter(make(name, codec, lengths=(least + 16,)).examples())).tokens == least + 16
 
 
 def test_needles_ask_for_what_ruler_asks():
-    """Numbers of keys, of values and of targets, by kind."""
+    """Numbers of keys, values and targets by kind."""
     codec = Codec.of(ByteVocabulary())
     for name, (keys, values, asked) in needles.KINDS.items():
         example = next(iter(make(name, codec).examples()))
@@ -154,7 +154,7 @@ def test_needles_ask_for_what_ruler_asks():
 
 
 def test_every_flag_reaches_the_evaluation():
-    """What the command line says is what is evaluated; 1k is 1024."""
+    """The flags' values reach the configuration; 1k is 1024."""
     words = (
         "--model a --model b --task recall,copy --task babi --lengths 1k,4096,1m --depths 0,.5 --examples 3 --data x=y "
         "--data z --filler f.txt --longest 2k --max-new-tokens 7 --split dev --part 2/4 --again --seed 9 --output o"

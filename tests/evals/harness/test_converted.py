@@ -1,14 +1,14 @@
-"""The harness's results in the form of ours: against numbers by hand."""
+"""The harness's results in our format, against values computed by hand."""
 
 import pytest
 
-from famjax.evals.harness import told
+from famjax.evals.harness import converted
 from famjax.evals.results import paired
 from famjax.evals.statistics import wilson_interval
 
 
 def line(number: int, chosen: str = "none", context: str = "q", responses=((-1.0, True),), **metrics) -> dict:
-    """A document's answer as the harness logs it."""
+    """Returns a document's answer as the harness logs it."""
     return {
         "doc_id": number, "target": 1, "arguments": [(context, " a")], "filtered_resps": list(responses),
         "filter": chosen, "metrics": list(metrics), **metrics,
@@ -24,14 +24,14 @@ def results(output_type: str, row: dict, lines: list[dict]) -> dict:
 
 
 def of(found: dict) -> tuple[dict, list]:
-    settings = told.settings_of(found, "t", "0.4.13")
-    samples = told.samples_of(found, "t", settings, "model", len)
-    return told.summary(found, "t", settings, samples), samples
+    settings = converted.settings_of(found, "t", "0.4.13")
+    samples = converted.samples_of(found, "t", settings, "model", len)
+    return converted.summary(found, "t", settings, samples), samples
 
 
 def test_means_have_the_intervals_of_our_own_tasks_and_other_numbers_the_harness_error() -> None:
-    """Three right of four: Wilson's interval. A perplexity, which is no mean of its examples: 1.96 errors to each
-    side, and it is in no sample, so that it is in no pair either."""
+    """Three of four correct: Wilson's interval. A perplexity, which is not a mean over examples: +-1.96 standard
+    errors, no value in the samples, and therefore no paired difference."""
     lines = [line(n, context="abcd" * (n + 1), acc=float(n != 2), perplexity=-1.0 - n,
                   responses=((-3.0, False), (-1.0, True), (-2.0, False))) for n in (3, 0, 2, 1)]  # fmt: skip
     row = {"acc,none": 0.75, "acc_stderr,none": 0.25, "perplexity,none": 12.18, "perplexity_stderr,none": 2.0}
@@ -46,7 +46,7 @@ def test_means_have_the_intervals_of_our_own_tasks_and_other_numbers_the_harness
 
 
 def test_filters_are_metrics_of_their_own() -> None:
-    """The same answers by two filters are one document with two numbers."""
+    """The same answers under two filters are one document with two metrics."""
     values = {(0, "strict"): 1, (0, "lax"): 0, (1, "strict"): 1, (1, "lax"): 1}
     lines = [line(n, chosen, responses=("7",), exact_match=value) for (n, chosen), value in values.items()]
     row = {"exact_match,strict": 1.0, "exact_match,lax": 0.5, "exact_match_stderr,strict": "N/A"}
@@ -69,13 +69,13 @@ def test_models_are_compared_on_the_examples_that_both_answered() -> None:
 
 
 def test_a_number_that_is_none_is_left_out() -> None:
-    """An empty collection's mean: no number to tell, and nothing breaks."""
+    """The mean of an empty collection is NaN: it is omitted, without an error."""
     summary, _ = of(results("multiple_choice", {"acc,none": float("nan")}, [line(0, acc=float("nan"))]))
     assert summary["metrics"] == {}
 
 
 def test_answers_to_changed_files_are_other_answers() -> None:
-    """The same task of the same version, one question edited: no old answer passes for a new one."""
+    """The same task and version with one edited question: old answers are not reused."""
     row = {"acc,none": 1.0}
     before, same, after = (
         of(results("multiple_choice", row, [line(0, context=context, acc=1.0)]))[1][0].key

@@ -1,8 +1,8 @@
-"""What the harness found, in the form of our own results: one `results.json`, one page, models in pairs.
+"""Converts the harness's results to our format (`results.json`, the page, paired comparison of models).
 
-A metric that is the mean over examples (accuracies, exact match) gets the interval that our own tasks have, and is
-compared on the examples that both models answered. Any other (a perplexity, an F1 of all answers) is the harness's
-number with the interval of its standard error.
+A metric that is a mean over examples (accuracy, exact match) gets the interval of our own tasks, and models are
+compared on the examples that both answered. For any other (perplexity, corpus F1) the harness's value is kept, with
+an interval from its standard error.
 """
 
 import math
@@ -16,16 +16,16 @@ from famjax.evals.runner import PROMPT_SHOWN
 from famjax.evals.samples import Sample, key_of
 from famjax.evals.statistics import Z95
 
-KINDS = {"multiple_choice": "choose", "generate_until": "generate"}  # of the harness's output types; else "score"
+KINDS = {"multiple_choice": "choose", "generate_until": "generate"}  # by the harness's output type; else "score"
 
 
 def task_name(name: str) -> str:
-    """The harness's task among ours."""
+    """Returns the name of a harness task in our results."""
     return f"lm-eval:{name}"
 
 
 def settings_of(found: dict[str, Any], name: str, version: str) -> dict[str, Any]:
-    """What made a task what it is."""
+    """Returns the settings that define a task."""
     config = found["configs"][name]
     return {
         "lm_eval": version, "version": found["versions"].get(name), "fewshot": found["n-shot"].get(name),
@@ -37,16 +37,16 @@ def settings_of(found: dict[str, Any], name: str, version: str) -> dict[str, Any
 def samples_of(
     found: dict[str, Any], name: str, settings: dict[str, Any], identity: str, count: Callable[[str], int]
 ) -> list[Sample]:
-    """A task's answers, one a document.
+    """Returns a task's answers, one per document.
 
     Args:
       found: the harness's results, samples included.
-      name: its name for the task.
-      settings: `settings_of` it.
+      name: the harness's name of the task.
+      settings: from `settings_of`.
       identity: the model's fingerprint.
-      count: tokens of a text.
+      count: returns the number of tokens of a text.
     """
-    # A task's files may change while its name and version stay, so what was asked is a part of the key.
+    # A task's files may change without its name or version, so the requests are part of the key.
     asked = [[line["doc_id"], line["arguments"], line["target"]] for line in found["samples"][name]]
     key = key_of(identity, task_name(name), settings | {"asked": sorted(asked, key=lambda one: one[0])})
     kind = KINDS.get(settings["output_type"], "score")
@@ -72,11 +72,11 @@ def samples_of(
 
 
 def summary(found: dict[str, Any], name: str, settings: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
-    """What a model's answers to a task amount to, as `results.summarize` tells it of our own tasks."""
-    told: dict[str, Any] = {
+    """Summarizes a model's answers to a task, in the format of `results.summarize`."""
+    summarized: dict[str, Any] = {
         "kind": KINDS.get(settings["output_type"], "score"),
         "n": len(samples), "documents": len(samples), "tokens": sum(sample.tokens for sample in samples),
-        "truncated": {"examples": 0, "tokens": 0},  # nothing is ever cut
+        "truncated": {"examples": 0, "tokens": 0},  # `FamjaxLM` never truncates
         "unreadable": {"examples": 0, "first": []}, "tokens_not_read_again": 0,
         "settings": settings, "metrics": {}, "misses": results.misses(samples), "key": samples[0].key,
     }  # fmt: skip
@@ -84,12 +84,13 @@ def summary(found: dict[str, Any], name: str, settings: dict[str, Any], samples:
     for metric, chosen, value, error in _metrics(found, name):
         label = _label(metric, chosen)
         low, high = (value - Z95 * error, value + Z95 * error) if error is not None else (None, None)
-        told["metrics"][label] = means.get(label) or {"value": value, "low": low, "high": high, "n": len(samples)}
-    return told
+        metric_row = {"value": value, "low": low, "high": high, "n": len(samples)}
+        summarized["metrics"][label] = means.get(label) or metric_row
+    return summarized
 
 
 def _metrics(found: dict[str, Any], name: str) -> Iterator[tuple[str, str, float, float | None]]:
-    """(metric, filter, value, standard error where the harness has one) of a task."""
+    """Yields (metric, filter, value, standard error or None) of a task."""
     row = found["results"][name]
     for key, value in row.items():
         metric, _, chosen = key.partition(",")
@@ -100,7 +101,7 @@ def _metrics(found: dict[str, Any], name: str) -> Iterator[tuple[str, str, float
 
 
 def _is_mean(found: dict[str, Any], name: str, metric: str, chosen: str) -> bool:
-    """Whether the harness's number is the mean of a number of each example."""
+    """Returns whether the harness's value is the mean of the examples' values."""
     values = [line.get(metric) for line in found["samples"][name] if line["filter"] == chosen]
     if not values or not all(map(_is_number, values)):
         return False
@@ -116,7 +117,7 @@ def _label(metric: str, chosen: str) -> str:
 
 
 def _answer(line: dict[str, Any], kind: str) -> Any:
-    """The text that was written, the number of the choice that is most probable, or the log probability."""
+    """Returns the generated text, the index of the most probable choice, or the log probability."""
     answers = line["filtered_resps"]
     if kind == "generate":
         return str(answers[0])

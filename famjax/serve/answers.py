@@ -1,0 +1,218 @@
+"""What the engine reports, in the API's shapes: whole answers, and the chunks of a stream."""
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from famjax.infer.rows import Scored
+from famjax.serve.fields import Asked
+from famjax.serve.jobs import Event, Made, Read
+from famjax.serve.service import Service
+
+
+@dataclasses.dataclass
+class Choice:
+    """A sample of a prompt, as far as it is made."""
+
+    text: str = ""
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    scores: list[Scored] = dataclasses.field(default_factory=list)
+    ended: str = ""
+    told: int = 0  # tokens whose scores a stream has given out
+
+
+class Answer:
+    """Gathers the events of a request.
+
+    Args:
+      service: the service.
+      asked: the request.
+      prompts: token ids of each prompt.
+    """
+
+    def __init__(self, service: Service, asked: Asked, prompts: list[np.ndarray]):
+        self._service, self._asked, self._prompts = service, asked, prompts
+        self._codec = service.codec_for(asked)
+        self._stops = service.stops(asked)
+        self._is_chat = bool(asked.messages)
+        self._choices = [Choice() for _ in range(len(prompts) * asked.n)]
+        self._read: list[Read | None] = [None] * len(prompts)
+        self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    def take(self, prompt: int, event: Event) -> Iterator[dict[str, Any]]:
+        """An event of a prompt; the chunks that a stream gives out for it."""
+        n = self._asked.n
+        if isinstance(event, Read):
+            self._read[prompt] = event
+            reads_only = self._service.max_tokens(self._asked) == 0
+            for index in range(prompt * n, prompt * n + n):
+                self._choices[index].ended = "length" if reads_only else ""
+                yield from self._first_chunk(index, prompt)
+        elif isinstance(event, Made):
+            index = prompt * n + event.sample
+            choice = self._choices[index]
+            choice.text += event.text
+            choice.tokens += event.tokens.tolist()
+            if event.scores is not None:
+                choice.scores.append(event.scores)
+            choice.ended = event.ended
+            if event.text or event.ended or self._asked.top is not None:
+                yield self._chunk(index, event.text, self._new_scores(choice), event.ended or None)
+
+    # --- a whole answer ---------------------------------------------------------------------------
+
+    def whole(self) -> dict[str, Any]:
+        """The answer, once all events have been taken."""
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        choices = [self._choice(index) for index in range(len(self._choices))]
+        return {**self._head(kind), "choices": choices, "usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens read and made."""
+        given, made = sum(map(len, self._prompts)), sum(len(choice.tokens) for choice in self._choices)
+        cached = sum(read.cached for read in self._read if read is not None)
+        return {
+            "prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }  # fmt: skip
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        choice, prompt = self._choices[index], index // self._asked.n
+        scores = self._shown_scores(choice, self._kept(choice), prompt if self._asked.echo else None)
+        ended = {"index": index, "finish_reason": choice.ended, "logprobs": scores}
+        if self._is_chat:
+            return {**ended, "message": {"role": "assistant", "content": choice.text, "refusal": None}}
+        return {**ended, "text": self._echo(prompt) + choice.text}
+
+    def _kept(self, choice: Choice) -> int:
+        """Tokens of the text: without those of a stop."""
+        if self._asked.top is None or choice.ended != "stop":
+            return len(choice.tokens)
+        stopped = choice.tokens[-1:] != [] and any(
+            choice.tokens[-len(stop) :] == list(stop) for stop in self._codec.token_stops(self._stops)
+        )
+        return len(self._codec.answer(choice.tokens, stopped, self._stops)[1])
+
+    def _echo(self, prompt: int) -> str:
+        if not self._asked.echo:
+            return ""
+        given = self._asked.prompts[prompt]
+        return given if isinstance(given, str) else self._codec.vocabulary.decode(given)
+
+    # --- a stream ---------------------------------------------------------------------------------
+
+    def last_chunk(self) -> dict[str, Any]:
+        """The usage, after all choices have ended."""
+        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
+        return {**self._head(kind), "choices": [], "usage": self.usage()}
+
+    def _first_chunk(self, index: int, prompt: int) -> Iterator[dict[str, Any]]:
+        ended = self._choices[index].ended or None
+        if self._is_chat:
+            yield self._chunk(index, "", None, None, role=True)
+        elif self._asked.echo or ended:
+            scores = self._shown_scores(self._choices[index], 0, prompt) if self._asked.echo else None
+            yield self._chunk(index, self._echo(prompt), scores, ended)
+
+    def _new_scores(self, choice: Choice) -> dict[str, Any] | None:
+        """Of the tokens since the last chunk; where a stop text may take tokens back, of all with the last chunk."""
+        if self._asked.top is None or (self._stops and not choice.ended):
+            return None
+        begin, choice.told = choice.told, self._kept(choice)
+        return self._shown_scores(choice, choice.told, None, begin)
+
+    def _chunk(
+        self, index: int, text: str, scores: dict[str, Any] | None, ended: str | None, role: bool = False
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": ended, "logprobs": scores}
+        if self._is_chat:
+            delta = {"role": "assistant", "content": ""} if role else {"content": text} if text else {}
+            return {**self._head("chat.completion.chunk"), "choices": [{**choice, "delta": delta}]}
+        return {**self._head("text_completion"), "choices": [{**choice, "text": text}]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._service.config.name}
+
+    # --- scores -----------------------------------------------------------------------------------
+
+    def _shown_scores(self, choice: Choice, end: int, echo: int | None, begin: int = 0) -> dict[str, Any] | None:
+        """Scores of made tokens `begin` to `end`, after those of prompt `echo` where one is given."""
+        if self._asked.top is None:
+            return None
+        places: list[_Place] = []
+        before = 0
+        if echo is not None and (read := self._read[echo]) is not None and read.scores is not None:
+            given = self._prompts[echo].tolist()
+            unknown = len(given) - len(read.scores.logprob)  # the first token of a text has no score
+            places += [_Place(token, None) for token in given[: max(unknown, 0)]]
+            places += _places(given[max(unknown, 0) :], read.scores, max(-unknown, 0))
+        elif begin:
+            before = len(self._codec.vocabulary.decode(choice.tokens[:begin]))
+        if choice.scores:
+            together = Scored(*(np.concatenate(parts) for parts in zip(*choice.scores, strict=True)))
+            places += _places(choice.tokens[:end], together)[begin:]
+        return self._chat_scores(places) if self._is_chat else self._text_scores(places, before)
+
+    def _token(self, token: int) -> str:
+        return self._codec.vocabulary.decode([token])
+
+    def _text_scores(self, places: list["_Place"], before: int) -> dict[str, Any]:
+        tokens = [self._token(place.token) for place in places]
+        offsets = before + np.cumsum([0, *map(len, tokens)])[:-1] if tokens else np.zeros(0, int)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [place.logprob for place in places],
+            "top_logprobs": [self._best(place) for place in places],
+            "text_offset": offsets.tolist(),
+        }
+
+    def _best(self, place: "_Place") -> dict[str, float] | None:
+        """Alternatives by their text, and the token itself."""
+        if place.logprob is None:
+            return None
+        best: dict[str, float] = {}
+        for token, logprob in place.best[: self._asked.top]:
+            best.setdefault(self._named(token, best), logprob)
+        if place.token not in [token for token, _ in place.best[: self._asked.top]]:
+            best.setdefault(self._named(place.token, best), place.logprob)
+        return best
+
+    def _named(self, token: int, taken: dict[str, float]) -> str:
+        """A token's text, or its number where another has that text (parts of characters all look alike)."""
+        text = self._token(token)
+        return text if text not in taken else f"token_id:{token}"
+
+    def _chat_scores(self, places: list["_Place"]) -> dict[str, Any]:
+        one = lambda token, logprob: {
+            "token": self._token(token), "logprob": logprob, "bytes": list(self._token(token).encode("utf-8"))
+        }  # fmt: skip
+        return {
+            "content": [
+                {**one(place.token, place.logprob), "top_logprobs": [one(*b) for b in place.best[: self._asked.top]]}
+                for place in places
+            ],
+            "refusal": None,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A token and its score; the best (token, score) at its place."""
+
+    token: int
+    logprob: float | None
+    best: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+
+
+def _places(tokens: list[int], scores: Scored, skip: int = 0) -> list[_Place]:
+    """Tokens with their scores, the first `skip` of which belong to tokens before."""
+    parts = (np.asarray(x)[skip:] for x in scores)
+    return [
+        _Place(token, float(logprob), list(zip(best.tolist(), map(float, best_logprob), strict=True)))
+        for token, logprob, best, best_logprob in zip(tokens, *parts, strict=False)
+    ]

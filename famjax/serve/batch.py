@@ -1,0 +1,151 @@
+"""The running batch: rows of a fixed size that requests join and leave between two decode calls."""
+
+import numpy as np
+from flax import nnx
+
+from famjax.infer.codec import Stream
+from famjax.infer.decode import NO_NUMBERS, TOKENS_PER_CALL, stop_array
+from famjax.infer.rows import Scored, decode_rows
+from famjax.infer.sampling import RowSampling
+from famjax.infer.session import Session, join_rows, put_row, start, take_row
+from famjax.infer.settings import RECENT
+from famjax.nn.model import Transformer
+from famjax.serve.jobs import Job, Made
+
+# A batch has 1, 4, 16, ... rows: few sizes, so that few programs are compiled.
+GROWTH = 4
+# Alternatives of a token's scores are computed in these numbers.
+TOPS = (5, 20)
+_STOPS_AT_ONCE = 8
+
+
+class Row:
+    """A sample of a job in the batch."""
+
+    def __init__(self, job: Job, sample: int, stream: Stream):
+        self.job, self.sample, self.stream = job, sample, stream
+        self.made = 0
+        self.stops = stop_array(job.ask.stops)
+
+    @property
+    def limit(self) -> int:
+        """Tokens of the next call, at most."""
+        left = self.job.ask.max_tokens - self.made
+        return min(left, 1) if self.job.ask.by_token else left
+
+
+class Batch:
+    """Rows side by side, each at its own place in its own text.
+
+    Args:
+      model: the model.
+      most: rows, at most.
+    """
+
+    def __init__(self, model: Transformer, most: int):
+        self._model, self.most = model, most
+        self._graphdef, self._params = nnx.split(model)
+        self._session: Session | None = None
+        self._rows: list[Row | None] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that make tokens."""
+        return [row for row in self._rows if row is not None]
+
+    def join(self, row: Row, session: Session) -> None:
+        """Takes in a row that goes on from a session of one row, which stays as it is."""
+        if None not in self._rows:
+            self._resize(min(max(len(self._rows) * GROWTH, 1), self.most))
+        slot = self._rows.index(None)
+        assert self._session is not None
+        self._session = put_row(self._session, slot, session)
+        self._rows[slot] = row
+
+    def leave(self, row: Row) -> None:
+        """Frees a row's place."""
+        self._rows[self._rows.index(row)] = None
+        count = len(self.rows)
+        smaller = len(self._rows) // GROWTH
+        if count == 0:
+            self.clear()
+        elif count * 2 <= smaller:  # far below, so that a batch does not change its size all the time
+            self._resize(smaller)
+
+    def clear(self) -> None:
+        """Lets go of all rows and their memory."""
+        self._session, self._rows = None, []
+
+    def session_of(self, row: Row) -> Session:
+        """Where a row stands."""
+        assert self._session is not None
+        return take_row(self._session, self._rows.index(row))
+
+    def _resize(self, size: int) -> None:
+        kept = self.rows
+        sessions = [self.session_of(row) for row in kept]
+        if size > len(kept):
+            sessions.append(start(self._model, size - len(kept)))
+        self._session = join_rows(sessions)
+        self._rows = [*kept, *[None] * (size - len(kept))]
+
+    def decode(self, at_once: int) -> list[tuple[Row, Made | None]]:
+        """One call: up to `at_once` tokens for each row. None in place of what was made: the scores were NaN."""
+        assert self._session is not None
+        limit = np.array([min(row.limit, at_once) if row else 0 for row in self._rows], np.int32)
+        before = np.array([row.made if row else 0 for row in self._rows], np.int32)
+        tokens, scores, count, stopped, self._session = decode_rows(
+            self._graphdef, self._params, self._session, limit, before, self._stops(), self._sampling(),
+            room=TOKENS_PER_CALL, top=self._top(),
+        )  # fmt: skip
+        tokens, count, stopped = (np.asarray(x) for x in (tokens, count, stopped))
+        scores = None if scores is None else Scored(*map(np.asarray, scores))
+        made = []
+        for slot, row in enumerate(self._rows):
+            if row is not None:
+                n = int(count[slot])
+                some = None if scores is None or row.job.ask.top is None else Scored(*(x[slot, :n] for x in scores))
+                made.append((row, self._made(row, tokens[slot, :n], some, bool(stopped[slot]))))
+        return made
+
+    @staticmethod
+    def _made(row: Row, tokens: np.ndarray, scores: Scored | None, stopped: bool) -> Made | None:
+        if (tokens == NO_NUMBERS).any():
+            return None
+        row.made += len(tokens)
+        text = row.stream.feed(tokens, stopped)
+        if row.stream.stopped:
+            return Made(row.sample, text, tokens, scores, "stop")
+        if row.made < row.job.ask.max_tokens:
+            return Made(row.sample, text, tokens, scores)
+        text += row.stream.finish()  # may find a stop text in what was held back
+        return Made(row.sample, text, tokens, scores, "stop" if row.stream.stopped else "length")
+
+    def _top(self) -> int | None:
+        wanted = [row.job.ask.top for row in self.rows if row.job.ask.top is not None]
+        return next(top for top in TOPS if top >= max(wanted)) if wanted else None
+
+    def _stops(self) -> np.ndarray:
+        """int32 [B, n, longest]: n and longest of few sizes, as each is a program."""
+        arrays = [row.stops for row in self.rows]
+        number = -(-max(len(array) for array in arrays) // _STOPS_AT_ONCE) * _STOPS_AT_ONCE
+        longest = 1 if all(array.shape[1] == 1 for array in arrays) else RECENT
+        stops = np.full((len(self._rows), max(number, _STOPS_AT_ONCE), longest), -1, np.int32)
+        for row, of_row in zip(self._rows, stops, strict=True):
+            if row is not None and len(row.stops):
+                of_row[: len(row.stops), longest - row.stops.shape[1] :] = row.stops
+        return stops
+
+    def _sampling(self) -> RowSampling:
+        asks = [row.job.ask if row else None for row in self._rows]
+        of = lambda name, default, dtype: np.array(
+            [getattr(ask.sampling, name) if ask else default for ask in asks], dtype
+        )
+        return RowSampling(
+            seed=np.array([ask.seed if ask else 0 for ask in asks], np.uint32),
+            sample=np.array([row.sample if row else 0 for row in self._rows], np.int32),
+            temperature=of("temperature", 0, np.float32),
+            top_k=of("top_k", 0, np.int32),
+            top_p=of("top_p", 1, np.float32),
+            repetition_penalty=of("repetition_penalty", 1, np.float32),
+        )

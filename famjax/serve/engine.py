@@ -1,0 +1,242 @@
+"""The thread that owns the model: it reads prompts in windows, and between two windows makes tokens for all rows.
+
+A turn of its loop lets go of cancelled jobs, admits waiting ones while rows are free, reads up to a window of one
+prompt, and makes one decode call for the batch. So a long prompt delays the tokens of others by one window, and
+nothing waits for a whole answer. A row's memory has one size, so the number of rows is the bound on memory.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+
+from famjax.infer.decode import PATIENCE, TOKENS_PER_CALL
+from famjax.infer.session import start
+from famjax.nn.model import Transformer
+from famjax.serve.batch import Batch, Row
+from famjax.serve.jobs import Ask, Done, Event, Failed, Full, Job, Read, Refused
+from famjax.serve.prefix_cache import NOTHING, PrefixCache
+from famjax.serve.reading import Reading
+
+log = logging.getLogger("famjax.serve")
+
+# Tokens of a call while prompts wait to be read.
+TOKENS_WHILE_READING = 16
+
+
+class Engine:
+    """Takes jobs from any thread and works on them in its own.
+
+    Args:
+      model: the model.
+      max_rows: rows of all jobs at work, at most.
+      max_waiting: jobs that wait for rows, at most.
+      cache_bytes: of kept memories of common beginnings; 0 keeps none.
+
+    Attributes:
+      cache: the memories of common beginnings.
+      read_tokens, made_tokens: counts since the start.
+    """
+
+    def __init__(self, model: Transformer, max_rows: int, max_waiting: int, cache_bytes: int):
+        self.model, self.max_rows, self.max_waiting = model, max_rows, max_waiting
+        self._split = nnx.split(model)
+        self.cache = PrefixCache(cache_bytes, model.config.memory.block_size)
+        self.read_tokens = self.made_tokens = 0
+        self._wake = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._reading: deque[Reading] = deque()
+        self._batch = Batch(model, max_rows)
+        self._used = 0  # rows of all admitted jobs
+        self._at_once = 8
+        self._draining = self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    # --- from any thread --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._thread.start()
+
+    def submit(self, ask: Ask, tell: Callable[[Event], None], more: bool = False) -> Job:
+        """Takes a job.
+
+        Args:
+          ask: what is wanted; at most `max_rows` samples.
+          tell: see `Job`.
+          more: it continues a job that was taken, so it is refused only if the engine stops.
+
+        Raises:
+          Refused: the engine stops.
+          Full: the queue is full.
+        """
+        job = Job(ask, tell)
+        with self._wake:
+            if self._stopping or (self._draining and not more):
+                raise Refused("the server is stopping")
+            if len(self._waiting) >= self.max_waiting and not more:
+                raise Full(f"{self._used} rows are at work and {len(self._waiting)} requests wait")
+            self._waiting.append(job)
+            self._wake.notify_all()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Frees a job's rows before the next call; nothing more is told of it."""
+        with self._wake:
+            job.cancelled = True
+            self._wake.notify_all()
+
+    def load(self) -> tuple[int, int]:
+        """Rows at work, and jobs that wait."""
+        with self._wake:
+            return self._used, len(self._waiting)
+
+    def drain(self, seconds: float) -> None:
+        """Takes no more jobs, and returns when all are done or the time is over."""
+        until = time.monotonic() + seconds
+        with self._wake:
+            self._draining = True
+            while (self._used or self._waiting) and (left := until - time.monotonic()) > 0:
+                self._wake.wait(min(left, 0.1))
+
+    def stop(self) -> None:
+        """Ends what is at work, and the thread."""
+        with self._wake:
+            self._draining = self._stopping = True
+            self._wake.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=60.0)
+
+    # --- in the engine's thread -------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._stopping or self._waiting or self._used):
+                    self._wake.wait()
+                if self._stopping:
+                    break
+            try:
+                self._turn()
+            except Exception as error:  # the server lives on, without what was at work
+                log.exception("a call to the device failed")
+                self._fail_all(f"the model could not compute this: {type(error).__name__}", stopping=False)
+        self._fail_all("the server stopped before the answer was complete", stopping=True)
+
+    def _turn(self) -> None:
+        self._drop_cancelled()
+        self._admit()
+        if self._reading:
+            self._read(self._reading[0])
+            self._reading.rotate(-1)
+            self._reading = deque(reading for reading in self._reading if not reading.handed_on)
+        if self._batch.rows:
+            self._decode()
+
+    def _drop_cancelled(self) -> None:
+        with self._wake:
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
+        for reading in [reading for reading in self._reading if reading.job.cancelled]:
+            self._reading.remove(reading)
+            self._free(reading.job, reading.job.left)
+        for row in [row for row in self._batch.rows if row.job.cancelled]:
+            self._end(row)
+
+    def _admit(self) -> None:
+        """First come, first served: a job of many rows is not overtaken forever by jobs of one."""
+        while True:
+            with self._wake:
+                if not self._waiting or self._used + self._waiting[0].ask.samples > self.max_rows:
+                    return
+                job = self._waiting.popleft()
+                self._used += job.ask.samples
+            try:
+                fresh = job.ask.start is None and not job.ask.score_prompt
+                plan = self.cache.plan(job.ask.tokens) if fresh else NOTHING
+                begin = job.ask.start or start(self.model)
+                self._reading.append(Reading(job, begin, plan, self._split, self.model.config.memory.block_size))
+            except Exception:  # no memory for a row, say
+                self._free(job, job.ask.samples)
+                self._cancel_with(job, "there is no room for another row; start with fewer --max-rows")
+                raise
+
+    def _read(self, reading: Reading) -> None:
+        """Up to a window of one prompt; others take turns with it."""
+        self.read_tokens += reading.window(self.cache)
+        job = reading.job
+        if not reading.finished:
+            return
+        session = reading.session()
+        job.tell(Read(reading.plan.begin, reading.scores()))
+        if job.ask.max_tokens == 0:
+            job.tell(Done(session if job.ask.keep else None))
+            self._free(job, job.ask.samples)
+            reading.handed_on = True
+            return
+        assert job.ask.stream is not None
+        for sample in range(job.ask.samples):
+            self._batch.join(Row(job, sample, job.ask.stream(session.recent[0])), session)
+        reading.handed_on = True
+
+    def _decode(self) -> None:
+        begin = time.monotonic()
+        at_once = min(self._at_once, TOKENS_WHILE_READING) if self._reading else self._at_once
+        for row, made in self._batch.decode(at_once):
+            if row.job.cancelled:
+                continue
+            if made is None:
+                self._cancel_with(row.job, "the model's scores are not finite; are its weights sound?")
+                continue
+            self.made_tokens += len(made.tokens)
+            row.job.tell(made)
+            if made.ended:
+                self._finish(row)
+        slow = time.monotonic() - begin > PATIENCE
+        self._at_once = max(self._at_once // 2, 1) if slow else min(self._at_once * 2, TOKENS_PER_CALL)
+
+    def _finish(self, row: Row) -> None:
+        job = row.job
+        session = self._batch.session_of(row) if job.ask.keep else None
+        if job.left == 1:
+            job.tell(Done(session))
+        self._end(row)
+
+    def _cancel_with(self, job: Job, message: str) -> None:
+        job.cancelled = True  # its rows go before the next call
+        job.tell(Failed(message))
+
+    def _end(self, row: Row) -> None:
+        self._batch.leave(row)
+        self._free(row.job, 1)
+
+    def _free(self, job: Job, rows: int) -> None:
+        job.left -= rows
+        with self._wake:
+            self._used -= rows
+            self._wake.notify_all()
+
+    def _fail_all(self, message: str, stopping: bool) -> None:
+        at_work = {id(row.job): row.job for row in self._batch.rows}
+        at_work |= {id(reading.job): reading.job for reading in self._reading}
+        with self._wake:
+            jobs = [*at_work.values(), *(self._waiting if stopping else ())]
+            if stopping:
+                self._waiting.clear()
+            self._used = 0
+            self._wake.notify_all()
+        self._batch.clear()
+        self._reading.clear()
+        for job in jobs:
+            if not job.cancelled:
+                job.tell(Failed(message, stopping))
+
+
+def bytes_of_row(model: Transformer) -> int:
+    """What the memory of one row takes."""
+    shapes = jax.eval_shape(lambda: model.streaming_state(1))
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes))

@@ -1,0 +1,272 @@
+"""A model that is served: its engine, its tokens, its sessions; and one request's work on them."""
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ConfigError
+from famjax.infer.chat import Turns
+from famjax.infer.codec import Codec
+from famjax.infer.session import Session
+from famjax.nn.model import Transformer
+from famjax.serve.engine import Engine
+from famjax.serve.errors import ApiError
+from famjax.serve.fields import Asked
+from famjax.serve.jobs import Ask, Done, Event, Failed, Full, Job, Refused
+from famjax.serve.metrics import Metrics
+from famjax.serve.settings import MIB, ServeConfig
+from famjax.serve.store import Store
+
+# Tokens of a text that is uploaded go to the engine so many at a time.
+UPLOAD_TOKENS = 2**14
+# Texts that are uploaded side by side, at most; others wait.
+UPLOADS = 4
+
+
+class Service:
+    """What the routes of the app work with.
+
+    Args:
+      model: the model.
+      model_dir: for its tokenizer and chat template.
+      config: the server's settings.
+    """
+
+    def __init__(self, model: Transformer, model_dir: str, config: ServeConfig):
+        self.config, self.metrics = config, Metrics()
+        self.vocab_size = model.config.vocab_size
+        self.codec = Codec(model_dir, self.vocab_size)
+        # What ends a turn of a chat does not end other texts, so a chat has tokens' ends of its own.
+        self.chat_codec = Codec(model_dir, self.vocab_size)
+        self._turns: Turns | ConfigError
+        try:
+            self._turns = Turns(self.chat_codec.template, self.chat_codec)
+        except ConfigError as error:
+            self._turns = error
+        cache_bytes = int(config.prefix_cache_mib * MIB)
+        self.engine = Engine(model, config.max_rows, config.max_waiting, cache_bytes)
+        self.store = Store(config.sessions, model) if config.sessions else None
+        # Threads that wait for the engine while a text is uploaded; others must not wait for them.
+        self.uploads = ThreadPoolExecutor(max_workers=UPLOADS, thread_name_prefix="upload")
+
+    # --- what a request means ---------------------------------------------------------------------
+
+    def sessions(self) -> Store:
+        """The store. Raises `ApiError` 400 if the server keeps none."""
+        if self.store is None:
+            raise ApiError(400, "this server keeps no sessions; start it with --sessions DIR", param="session")
+        return self.store
+
+    def check(self, asked: Asked) -> None:
+        """Raises `ApiError` on what no session and no queue has to be asked for."""
+        if asked.model not in (None, self.config.name):
+            raise ApiError(
+                404, f"there is no model {ascii(asked.model)[:80]}; this server has {self.config.name!r}",
+                param="model", code="model_not_found",
+            )  # fmt: skip
+        if asked.n > self.config.max_rows:
+            raise ApiError(400, f"n is {asked.n}; this server has {self.config.max_rows} rows", param="n")
+        if asked.session is not None:
+            self.sessions().path(asked.session)
+            if asked.n > 1 or len(asked.prompts) > 1:
+                raise ApiError(400, "a session has one text: give one prompt, and n 1", param="session")
+
+    def prompts(self, asked: Asked, start: Session | None) -> list[np.ndarray]:
+        """Token ids of each prompt. Raises `ApiError` 400 on one that cannot be read."""
+        if asked.messages:
+            return [self._conversation(asked.messages, start)]
+        encode = lambda text: self.codec.encode(text, fresh=start is None)
+        ids = [encode(p) if isinstance(p, str) else np.asarray(p, np.int32) for p in asked.prompts]
+        if start is None and not all(map(len, ids)):
+            raise ApiError(400, "the prompt is empty: give it a character", param="prompt")
+        return ids
+
+    def _conversation(self, messages: list[dict[str, str]], start: Session | None) -> np.ndarray:
+        if isinstance(self._turns, ConfigError):
+            raise ApiError(400, str(self._turns), param="messages") from self._turns
+        try:
+            if start is None:
+                return self._turns.conversation(messages)
+            if len(messages) > 1 or messages[0]["role"] != "user":
+                raise ApiError(
+                    400, "the session remembers what was said: send the new user message alone", param="messages"
+                )
+            return self._turns.following(messages[0]["content"], np.asarray(start.recent[0]))
+        except ConfigError as error:
+            raise ApiError(400, str(error), param="messages") from error
+
+    def stops(self, asked: Asked) -> list[str]:
+        """Stop texts: those of the request, and of a chat without a template the beginning of the next turn."""
+        own = self._turns.stops if asked.messages and isinstance(self._turns, Turns) else []
+        return [*asked.stops, *own]
+
+    def codec_for(self, asked: Asked) -> Codec:
+        """That of chats or of plain texts."""
+        return self.chat_codec if asked.messages else self.codec
+
+    def max_tokens(self, asked: Asked) -> int:
+        """Of an answer, at most."""
+        return self.config.max_tokens if asked.max_tokens is None else asked.max_tokens
+
+    def ask(self, asked: Asked, tokens: np.ndarray, start: Session | None) -> Ask:
+        """What the engine is asked for a prompt."""
+        codec, stops = self.codec_for(asked), self.stops(asked)
+        return Ask(
+            tokens=tokens, start=start, max_tokens=self.max_tokens(asked), samples=asked.n, sampling=asked.sampling,
+            seed=asked.seed, stops=codec.token_stops(stops), stream=lambda before: codec.stream(stops, before),
+            by_token=bool(stops) and asked.session is not None and not codec.is_bytes, top=asked.top,
+            score_prompt=asked.echo and asked.top is not None, keep=asked.session is not None,
+        )  # fmt: skip
+
+    # --- texts that are only read -----------------------------------------------------------------
+
+    def read(self, pieces: Iterable[bytes], start: Session | None) -> Session:
+        """The session after a text that comes in pieces. Blocks, so call it in a thread of its own.
+
+        Raises:
+          ApiError: the engine stops, or the text is empty.
+        """
+        for number, ids in enumerate(_gathered(self.codec.chunks(pieces, fresh=start is None))):
+            ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            try:
+                self.engine.submit(Ask(ids, start, keep=True), ended.put, more=number > 0)
+            except Refused as error:
+                raise refusal(error) from error
+            while not isinstance(event := ended.get(), Done | Failed):
+                pass
+            if isinstance(event, Failed):
+                raise ApiError(503 if event.stopping else 500, event.message)
+            start = event.session
+        if start is None:
+            raise ApiError(400, "the text is empty; send a character")
+        return start
+
+
+def _gathered(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Chunks of tokens, joined to at least `UPLOAD_TOKENS`, but for the last."""
+    waiting: list[np.ndarray] = []
+    for chunk in chunks:
+        if len(chunk):
+            waiting.append(chunk)
+        if sum(map(len, waiting)) >= UPLOAD_TOKENS:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def refusal(error: Refused) -> ApiError:
+    """What a client is told of a request that the engine does not take."""
+    if isinstance(error, Full):
+        return ApiError(429, f"the server is busy: {error}; try again", code="busy", retry_after=1)
+    return ApiError(503, str(error), code="stopping", retry_after=10)
+
+
+class Work:
+    """One request: its jobs, and the session that it holds while it works.
+
+    Args:
+      service: the service.
+      asked: the request.
+
+    Attributes:
+      prompts: token ids of each prompt, after `begin`.
+    """
+
+    def __init__(self, service: Service, asked: Asked):
+        self.service, self.asked = service, asked
+        self.prompts: list[np.ndarray] = []
+        self._held = contextlib.ExitStack()
+        self._jobs: list[Job] = []
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+    async def begin(self) -> None:
+        """Takes the session, if one is named, and hands the prompts to the engine. Raises `ApiError`."""
+        service, asked = self.service, self.asked
+        service.check(asked)
+        start = None
+        if asked.session is not None:
+            store = service.sessions()
+            self._held.enter_context(store.writing(asked.session))
+            start = await asyncio.to_thread(store.load, asked.session)
+        self.prompts = await asyncio.to_thread(service.prompts, asked, start)
+        loop = asyncio.get_running_loop()
+        for number, tokens in enumerate(self.prompts):
+            try:
+                ask = service.ask(asked, tokens, start)
+                self._jobs.append(service.engine.submit(ask, self._teller(loop, number), more=number > 0))
+            except Refused as error:
+                raise refusal(error) from error
+
+    def _teller(self, loop: asyncio.AbstractEventLoop, number: int) -> Callable[[Event], None]:
+        def tell(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+
+        return tell
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """(number of the prompt, event) until all is made and the session is written. Raises `ApiError`."""
+        left = len(self._jobs)
+        while left:
+            number, event = await self._events.get()
+            if isinstance(event, Failed):
+                raise ApiError(503 if event.stopping else 500, event.message)
+            if isinstance(event, Done):
+                left -= 1
+                if event.session is not None and self.asked.session is not None:
+                    await finished(self.service.sessions().save, self.asked.session, event.session)
+            yield number, event
+
+    def end(self) -> None:
+        """Frees rows and the session, whatever has happened."""
+        for job in self._jobs:
+            self.service.engine.cancel(job)
+        self._held.close()
+
+
+async def finished(function: Callable[..., None], *args: Any) -> None:
+    """Runs a function in a thread and waits for its end, even if the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(asyncio.to_thread(function, *args))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+class Pipe:
+    """Pieces of a body that comes in the event loop, for a thread that reads them."""
+
+    def __init__(self) -> None:
+        self._pieces: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=4)
+        self._closed = threading.Event()
+
+    async def put(self, piece: bytes | BaseException | None) -> None:
+        """Waits while the reader is behind. None ends the text; an exception is raised in the reader."""
+        while not self._closed.is_set():
+            try:
+                return self._pieces.put_nowait(piece)
+            except queue.Full:
+                await asyncio.sleep(0.005)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (piece := self._pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    def close(self) -> None:
+        """The reader has ended."""
+        self._closed.set()
+
+
+def shown(value: Any) -> str:
+    """Text of a client for a log line: printable ASCII, short, on one line."""
+    return ascii(str(value))[1:-1][:120]

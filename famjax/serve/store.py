@@ -1,0 +1,154 @@
+"""Named memories: one session file each in a folder, one writer at a time.
+
+The file is the memory: what a request changed is written, whole or not at all, before its answer ends, so a server that
+is killed leaves the old file or the new one, and the next server takes it up.
+"""
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from famjax.config import ConfigError
+from famjax.infer import session as sessions
+from famjax.infer.session import Session
+from famjax.nn.model import Transformer
+from famjax.serve.errors import ApiError
+from famjax.storage.model_dir import write_bytes
+
+ENDING = ".safetensors"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_RULE = "a session's name has 1 to 64 letters, digits, '.', '_' or '-', and begins with a letter or a digit"
+
+
+class Store:
+    """The sessions of a folder.
+
+    Args:
+      folder: where the files are; made if it is missing. The caller holds its lock.
+      model: the model that reads and continues them.
+    """
+
+    def __init__(self, folder: Path, model: Transformer):
+        self._folder, self._model = folder, model
+        self._known = sessions.fingerprints(model)
+        self._lock = threading.Lock()
+        self._writers: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Inside, nobody else changes this session. Raises `ApiError` 409 if another request does."""
+        self.path(name)
+        with self._lock:
+            if name in self._writers:
+                raise ApiError(
+                    409, f"session {name!r} is in use by another request; one at a time changes it", code="in_use"
+                )
+            self._writers.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._writers.discard(name)
+
+    def path(self, name: str) -> Path:
+        """The file of a session, whether it exists or not. Raises `ApiError` 400 on a bad name."""
+        if not NAME.fullmatch(name):
+            raise ApiError(400, NAME_RULE, param="session", code="bad_name")
+        return self._folder / (name + ENDING)
+
+    def existing(self, name: str) -> Path:
+        """The file of a session. Raises `ApiError` 404 if there is none."""
+        path = self.path(name)
+        if not path.is_file():
+            raise ApiError(404, f"there is no session {name!r}; GET /v1/sessions lists them", code="session_not_found")
+        return path
+
+    def list(self) -> list[dict[str, Any]]:
+        """Name, tokens, bytes of each session, by name."""
+        names = sorted(path.name.removesuffix(ENDING) for path in self._folder.glob(f"*{ENDING}"))
+        return [self.describe(name) for name in names if NAME.fullmatch(name) and self.path(name).is_file()]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What a session is, from the header of its file alone."""
+        path = self.existing(name)
+        metadata = _metadata(path)
+        status = path.stat()
+        with self._lock:
+            busy = name in self._writers
+        return {
+            "id": name, "object": "session", "tokens": _number(metadata, "position") + 1,
+            "updates": _number(metadata, "fam_updates"), "bytes": status.st_size, "modified": int(status.st_mtime),
+            "same_model": all(metadata.get(key) == value for key, value in self._known.items()), "in_use": busy,
+        }  # fmt: skip
+
+    def load(self, name: str) -> Session | None:
+        """The memory of a session; None if it is new. Raises `ApiError` 409 if it cannot be continued here."""
+        path = self.path(name)
+        return self._restored(path, name, 409) if path.is_file() else None
+
+    def save(self, name: str, session: Session) -> None:
+        """Writes a session, inside `writing`."""
+        sessions.save(self.path(name), session, self._model, self._known)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Takes a session file from elsewhere, inside `writing`. Raises `ApiError` 400 if it is none of this model."""
+        path = self.path(name)
+        fresh = path.with_name(f".{path.name}.upload")
+        try:
+            write_bytes(fresh, content)
+            self._restored(fresh, name, 400)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def fork(self, source: str, name: str) -> None:
+        """A copy of a session under another name, inside `writing`."""
+        if self.path(name).exists():
+            raise ApiError(409, f"there is a session {name!r} already; delete it first", code="session_exists")
+        write_bytes(self.path(name), self.existing(source).read_bytes())
+
+    def delete(self, name: str) -> None:
+        """Forgets a session, inside `writing`."""
+        self.existing(name).unlink()
+
+    def picture(self, name: str) -> dict[str, Any]:
+        """What the memory looks like: for each layer the root mean square of each of its newest feedback activations
+        (F numbers; none without FAM), and of the keys and values in its ring."""
+        path = self.existing(name)
+        rms = lambda x, axis=None: np.sqrt(np.mean(np.square(np.asarray(x, np.float32)), axis=axis))
+        layers = []
+        with safetensors.safe_open(path, "numpy") as file:
+            count = sum(key.endswith(".k") for key in file.keys())  # noqa: SIM118
+            for i in range(count):
+                fam = file.get_tensor(f"{i}.fam")
+                norms = rms(fam[0], -1).tolist() if fam.size else []
+                keys, values = (file.get_tensor(f"{i}.{part}") for part in ("k", "v"))
+                layers.append({"fam": norms, "keys": float(rms(keys)), "values": float(rms(values))})
+        return {**self.describe(name), "layers": layers}
+
+    def _restored(self, path: Path, name: str, status: int) -> Session:
+        try:
+            return sessions.restore(sessions.read_file(path), self._model, self._known)
+        except ConfigError as error:  # whose message begins with a path of this machine
+            reason = str(error).removeprefix(str(path)).strip()
+            raise ApiError(status, f"session {name!r} {reason}", param="session", code="unusable_session") from error
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return file.metadata() or {}
+    except (safetensors.SafetensorError, OSError):
+        return {}
+
+
+def _number(metadata: Mapping[str, str], name: str) -> int:
+    found = metadata.get(name, "")
+    return int(found) if found.isascii() and found.isdigit() and len(found) < 12 else -1
