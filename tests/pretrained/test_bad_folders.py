@@ -16,6 +16,7 @@ import safetensors.numpy
 from famjax.cli.main import main
 from famjax.pretrained.families import FAMILIES, LLAMA
 from famjax.pretrained.match import pairs
+from famjax.storage.pieces import Weights
 from tests.pretrained.test_config_json import LLAMA as CONFIG
 
 SHAPES = {
@@ -214,4 +215,4 @@ def test_an_import_that_is_killed_goes_on(kill: int, changed: bool, tmp_path: Pa
         name = f"model.layers.{layer}.self_attn.q_proj.weight"
         theirs = tensors[name].T.reshape(model.layers[layer].attention.query.shape)
         np.testing.assert_array_equal(model.layers[layer].attention.query[...], theirs)
-    assert model.layers[0].attention.query.dtype == ("float32" if changed else "bfloat16")
+    assert Weights(tmp_path / "ours").dtypes["layers/attention/query"] == ("float32" if changed else "bfloat16")

@@ -179,6 +179,8 @@ def test_what_goes_wrong_in_the_background_is_never_lost(tmp_path, monkeypatch, 
 
 
 FILE_LIMIT = """
+    from famjax.process import libtpu
+    libtpu.hide_without_tpu()
     import jax, resource, signal, sys
     from pathlib import Path
     from famjax.config import ConfigError
