@@ -16,7 +16,6 @@ import safetensors.numpy
 from famjax.cli.main import main
 from famjax.pretrained.families import FAMILIES, LLAMA
 from famjax.pretrained.match import pairs
-from famjax.storage.pieces import Weights
 from tests.pretrained.test_config_json import LLAMA as CONFIG
 
 SHAPES = {
