@@ -34,7 +34,7 @@ say-quickstart:
 test: lint  ## check style and types, run all but the slow tests
 	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_FLAGS)
 
-test-slow: $(TEST_READY)  ## run the slow tests
+test-slow: $(TEST_READY) $(DOCS_READY)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
 # XLA's CPU compiler rounds differently with other vector instructions; no tolerance may depend on the processor.
