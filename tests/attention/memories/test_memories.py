@@ -206,18 +206,23 @@ def gradient(order: Any, config: ModelConfig, params: dict) -> tuple[Any, Any]:
     return jax.value_and_grad(lambda p: order(config, p))(params)
 
 
-@every_case
-def test_gradients(name: str) -> None:
-    """Layer-major, block by block recomputed, and block-major have one gradient, of every weight; along a random
-    direction it is the slope of the reference."""
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_all_orders(name: str) -> None:
+    """Layer-major, block by block recomputed, and block-major have one gradient, of the memory afterwards, too."""
     config = CASES[name]
     params = tiny.parameters(config)
     _, grads = gradient(layer_major, config, params)
     for order, other in ((layer_major, tiny.with_model(config, remat="full")), (block_major, config)):
         _, others = gradient(order, other, params)
-        for (path, one), two in zip(jax.tree.leaves_with_path(others), jax.tree.leaves(grads), strict=True):
-            assert np.abs(two).max() > 0, path
-            tiny.assert_close(one, two)
+        jax.tree.map(tiny.assert_close, others, grads)
+
+
+@every_case
+def test_gradient_against_the_reference(name: str) -> None:
+    """Every weight has a gradient; along a random direction it is the slope of the float64 reference."""
+    config = tiny.with_model(CASES[name], remat="full")
+    params = tiny.parameters(config)
 
     def of_outputs(p: dict) -> Any:
         return (tiny.whole_untraced(config, p, TEXT)[0] * np.cos(np.arange(2 * 12 * 12)).reshape(2, 12, 12)).sum()
@@ -230,7 +235,9 @@ def test_gradients(name: str) -> None:
     rng = np.random.default_rng(0)
     direction = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
     grads = jax.jit(jax.grad(of_outputs), compiler_options=tiny.COMPILE_FAST)(params)
+    for path, one in jax.tree.leaves_with_path(grads):
+        assert np.abs(one).max() > 0, path
     slope = (slow_loss(1e-5) - slow_loss(-1e-5)) / 2e-5
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
     parts = np.concatenate([(np.asarray(g, np.float64) * d).ravel() for g, d in pairs])
-    assert abs(parts.sum() - slope) <= 2 * tiny.RELATIVE * np.abs(parts).sum()
+    assert abs(parts.sum() - slope) <= tiny.RELATIVE * np.abs(parts).sum()
