@@ -159,7 +159,7 @@ def test_a_bad_row_costs_itself_only(tmp_path, name):
     found = list(make(name, path).examples())
     bad = [one for one in found if isinstance(one, Unreadable)]
     assert [one.place for one in bad] == [f"{path}:1", f"{path}:3", f"{path}:4"]
-    assert "no JSON" in bad[0].reason and "not a JSON object" in bad[1].reason and reason in bad[2].reason
+    assert "not JSON" in bad[0].reason and "not a JSON object" in bad[1].reason and reason in bad[2].reason
     clean = make(name, schemas.write_jsonl(tmp_path / "clean.jsonl", good)).examples()
     assert shown(one for one in found if isinstance(one, Example)) == shown(clean)
 
