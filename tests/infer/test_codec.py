@@ -146,7 +146,7 @@ def test_one_added_token_more_than_the_model_has(tmp_path: Path) -> None:
     codec = Codec(folder, rows)
     assert codec.vocabulary.size == rows
     np.testing.assert_array_equal(codec.encode(TEXT), Codec(folder, 1000).encode(TEXT))
-    with pytest.raises(ConfigError, match=f"a text has the token '<image>', id {rows}, but the model has {rows} tokens"):
+    with pytest.raises(ConfigError, match=f"a text has the token '<image>', id {rows}, but the model has {rows}"):
         codec.encode("a<image>")
     with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
         Codec(folder, 50)
