@@ -128,6 +128,7 @@ def test_texts_are_predicted_from_files_and_rows(tmp_path, name):
     assert row.about["name"] == "A" and np.array_equal(row.scored, good.scored)
 
 
+@pytest.mark.slow
 def test_tfds_and_the_hub_say_what_is_missing(tmp_path, monkeypatch):
     """An unknown data set or a missing network is one line that says what to do; TFDS's bytes and arrays become text
     and lists."""
