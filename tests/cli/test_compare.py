@@ -134,7 +134,7 @@ def test_summary_and_page(tmp_path: Path) -> None:
         memories.Run("<b>", "b.gin", 0, infini, [], "it broke"),
     ]
     found = memories.summarize(runs)
-    assert found["budget"] == {"steps": 1000, "tokens": 1000 * 8 * 448} and found["seeds"] == [0, 1]
+    assert found["budget"] == {"steps": 1500, "tokens": 1500 * 8 * 448} and found["seeds"] == [0, 1]
     one, two, three = found["memories"]
     assert [length["exact_match"] for length in one["lengths"]] == [0.9, 0.45]
     assert one["lengths"][0]["by_seed"] == {"0": 1.0, "1": 0.8}
