@@ -1,10 +1,10 @@
-# make quickstart    sets everything up in .venv, trains two small models and compares them
-# make test          sets everything up in .venv and passes the tests
-# A second run finds the environment ready and starts at once.
+# make quickstart    creates .venv, trains two small models and compares them
+# make test          creates .venv and runs the tests
+# Both reuse .venv afterwards.
 
 VENV ?= .venv
 OUTPUT ?= runs/quickstart
-# Tests run in so many processes, each with files of its own; 0 is this one.
+# Number of test processes, each with its own test files; 0 runs the tests in this process.
 TEST_WORKERS ?= 2
 PYTEST_FLAGS ?=
 
@@ -17,47 +17,47 @@ DOCS_READY := $(VENV)/.ready-for-docs
 .PHONY: help quickstart say-quickstart test test-slow test-instructions lint docs clean
 .DELETE_ON_ERROR:
 
-help:  ## show this
+help:  ## show this help
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
-quickstart: say-quickstart $(RUN_READY)  ## train FAM and its twin without memory on the pass key, compare them (minutes)
+quickstart: say-quickstart $(RUN_READY)  ## train FAM and a BSWA baseline on the pass key and compare them (minutes)
 	$(BIN)/python -m famjax quickstart --output $(OUTPUT)
 
-# Before anything is installed: what comes, and how long it takes.
+# Printed before anything is installed: the steps and their duration.
 say-quickstart:
-	@test -e $(RUN_READY) || echo "make quickstart: first installs packages into $(VENV): a few minutes, the first time only"
+	@test -e $(RUN_READY) || echo "make quickstart: first installs packages into $(VENV): a few minutes, once"
 	@echo "make quickstart: shows within half a minute what a trained model recalls; then"
-	@echo "make quickstart: trains two small models side by side, 5 to 8 minutes on two cores, and evaluates them, 1 to 2"
+	@echo "make quickstart: trains two small models in parallel, 5 to 8 minutes on two cores, and evaluates them, 1 to 2"
 	@echo "minutes; the comparison is printed and written to $(OUTPUT)"
 
-# A process that crashes ends the run: what xdist would go on with can wait for ever.
-test: lint  ## style, types and all but the slow tests
+# A crashed worker ends the run, since xdist can hang after replacing one.
+test: lint  ## check style and types, run all but the slow tests
 	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_FLAGS)
 
-test-slow: $(TEST_READY)  ## the slow tests
+test-slow: $(TEST_READY) $(DOCS_READY)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 
-# The compiler for CPUs rounds otherwise with other vector instructions: no tolerance may depend on the processor at hand.
+# XLA's CPU compiler rounds differently with other vector instructions; no tolerance may depend on the processor.
 NUMERICAL := tests/attention tests/nn tests/train/test_loss.py tests/train/test_optim.py tests/infer/test_decode.py
-test-instructions: $(TEST_READY)  ## numerical tests with AVX2 alone, and with SSE4.2 alone (10 minutes or more each)
+test-instructions: $(TEST_READY)  ## run numerical tests with only AVX2, then only SSE4.2 (10 minutes or more each)
 	for isa in AVX2 SSE4_2; do \
 	    XLA_FLAGS="--xla_cpu_max_isa=$$isa" $(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile \
 	        --max-worker-restart 0 $(PYTEST_FLAGS) $(NUMERICAL) || exit 1; \
 	done
 
-lint: $(TEST_READY)  ## ruff and mypy
+lint: $(TEST_READY)  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(DOCS_READY)  ## the documentation as a site in build/site; a broken link fails
+docs: $(DOCS_READY)  ## build the documentation site in build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-clean:  ## remove the environment and what tools left; runs/ stays
+clean:  ## remove the environment and caches; keep runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find famjax tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The first Python of these names that is new enough and can make environments.
+# Uses the first of these Pythons that is new enough and has venv.
 $(RUN_READY): requirements.txt setup.py
 	@found=; for name in python3.11 python3.12 python3.13 python3; do \
 	    if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -76,7 +76,7 @@ $(RUN_READY): requirements.txt setup.py
 	@touch $@
 
 $(TEST_READY): $(RUN_READY) requirements-test.txt
-	@echo "installing what the tests need, requirements-test.txt (tensorflow, seqio, lm-eval, ...; some minutes)"
+	@echo "installing the packages of requirements-test.txt (tensorflow, seqio, lm-eval, ...; a few minutes)"
 	@$(PIP) -r requirements-test.txt
 	@touch $@
 

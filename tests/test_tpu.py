@@ -54,9 +54,9 @@ def test_the_shape_taken_for_a_type_is_the_most_compact(chip):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("v5p:3x4x4", "there is no v5p slice of 3x4x4 chips; near are 2x4x4 and 4x4x4"),
-        ("v5p:4x4", "the topology 'v5p:4x4' has not the 3 axes of v5p; for example v5p:4x4x4"),
-        ("v5e:0x4", "the topology 'v5e:0x4' has not the 2 axes of v5e; for example v5e:4x4"),
+        ("v5p:3x4x4", "there is no v5p slice of 3x4x4 chips; nearest are 2x4x4 and 4x4x4"),
+        ("v5p:4x4", "the topology 'v5p:4x4' does not have the 3 axes of v5p; for example v5p:4x4x4"),
+        ("v5e:0x4", "the topology 'v5e:0x4' does not have the 2 axes of v5e; for example v5e:4x4"),
         ("v5p", "the topology 'v5p' is not written VERSION:SHAPE; for example v5p:4x4x4 or v5e:4x4"),
         ("v5x:4x4", "TPU version 'v5x' is not one of v4, v5e, v5p, v6e, tpu7x; did you mean 'v5p'?"),
         ("v5e:4x4;rm", "the topology 'v5e:4x4;rm' is not written VERSION:SHAPE; for example v5p:4x4x4 or v5e:4x4"),
@@ -71,7 +71,7 @@ def test_mistakes_in_a_topology_are_told(text, said):
 
 def test_mistakes_in_an_accelerator_type_are_told():
     """The error lists the nearest sizes, or the known names."""
-    with pytest.raises(ConfigError, match="there is no accelerator type v5p-100; near are v5p-128 and v5p-64"):
+    with pytest.raises(ConfigError, match="there is no accelerator type v5p-100; nearest are v5p-128 and v5p-64"):
         of_accelerator_type("v5p-100")
     with pytest.raises(ConfigError, match="the accelerator type 'a100-8' is not one of v4-N, v5litepod-N"):
         of_accelerator_type("a100-8")

@@ -158,6 +158,9 @@ def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarra
             row |= {name: np.asarray(getattr(layers, name)[:, b, :fams]) for name in ("fam", "fam_k", "fam_v")}
             row |= {"fam_updates": np.array(updates)}
         row |= {name: np.asarray(array[:, b]) for name, array in layers.beside.items()}
+        row |= {name: np.asarray(array[b]) for name, array in state.beside.items()}
+        if config.memory.kind == "rmt" and waiting:  # the block begins with memory tokens
+            waiting += config.memory.memory_tokens
         for name in ("k", "v"):
             ring = np.asarray(getattr(layers, name)[:, b])
             past = [ring[:, n % R] for n in range(max(0, current - R + 1), current)]

@@ -58,11 +58,13 @@ class MemoryState:
       layers: `LayerMemory` with a leading axis L, as training and whole sequences have it; or, for streaming,
         a tuple of L of them. Unstacked, a layer's ring is written in place, and that of a layer with a short window
         may have fewer blocks (`ring_blocks`).
+      beside: of a memory of the whole model, arrays [B, ...] by name; else {}.
     """
 
     position: Int[Array, "B"]
     fam_updates: Int[Array, "B"]
     layers: LayerMemory | tuple[LayerMemory, ...]
+    beside: State = dataclasses.field(default_factory=dict)
 
     @property
     def stacked(self) -> LayerMemory:
@@ -91,10 +93,9 @@ def layer_axes(config: MemoryConfig) -> Any:
 def state_axes(config: MemoryConfig, layers: int = 0) -> Any:
     """The names of the axes of a `MemoryState`: stacked, or with so many layers unstacked."""
     one: Any = layer_axes(config)
-    if layers:
-        return MemoryState(("batch",), ("batch",), (one,) * layers)  # type: ignore[arg-type]
     stack = lambda names: ("layers", *names)
-    return MemoryState(("batch",), ("batch",), jax.tree.map(stack, one, is_leaf=lambda x: type(x) is tuple))  # type: ignore[arg-type]
+    every = (one,) * layers if layers else jax.tree.map(stack, one, is_leaf=lambda x: type(x) is tuple)
+    return MemoryState(("batch",), ("batch",), every, memories.of(config).model_axes)  # type: ignore[arg-type]
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -105,7 +106,8 @@ def over_rows(f: Callable[..., Any], *states: MemoryState) -> MemoryState:
     axis = 1 if isinstance(states[0].layers, LayerMemory) else 0
     layers = jax.tree.map(lambda *arrays: f(axis, *arrays), *(state.layers for state in states))
     position, updates = (f(0, *numbers) for numbers in zip(*((s.position, s.fam_updates) for s in states), strict=True))
-    return MemoryState(position, updates, layers)
+    beside = jax.tree.map(lambda *arrays: f(0, *arrays), *(state.beside for state in states))
+    return MemoryState(position, updates, layers, beside)
 
 
 def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:

@@ -1,1 +1,1 @@
-"""How fast and how large: FAM beside models without memory, and beside other people's."""
+"""Benchmarks: speed and memory of FAM, compared with baselines without memory and with other packages."""

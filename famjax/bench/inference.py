@@ -1,4 +1,4 @@
-"""Reading and writing at the ends of texts of several lengths: ours, and transformers beside it on the same weights."""
+"""Prefill and decoding at several text lengths: famjax, and transformers with the same weights."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +14,9 @@ from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import create, unstacked
 
-# What is going on, runs done, runs in all.
+# (current measurement, runs done, total runs).
 Tell = Callable[[str, int, int], None]
-# Tokens that are made behind a text, and the sizes of models that are made for peers.
+# Tokens that are decoded after a text, and the sizes of the models for the comparison with transformers.
 NEW = 32
 CHUNK = 2**14
 LLAMAS = {
@@ -28,23 +28,23 @@ LLAMAS = {
 
 
 class Runner(Protocol):
-    """Someone who reads a text of so many tokens and writes on."""
+    """A model that prefills a text and decodes after it."""
 
     def read(self, tokens: int) -> None:
-        """Reads a new text; waits until it is read."""
+        """Prefills a new text of `tokens` tokens and waits until it is done."""
         ...
 
     def write(self) -> None:
-        """Makes `NEW` tokens behind it, one after the other; what was read stays."""
+        """Decodes `NEW` tokens after the text, one by one; the state after the text is kept."""
         ...
 
     def held_mib(self) -> float:
-        """What is kept of the text, MiB."""
+        """Returns the size of the text's state (memory or KV cache) in MiB."""
         ...
 
 
 class Ours:
-    """A model of ours, used as `famjax generate` uses it."""
+    """A famjax model, run as by `famjax generate`."""
 
     def __init__(self, model: Transformer):
         self._model = model
@@ -69,7 +69,7 @@ class Ours:
 
 
 class Theirs:
-    """A causal model of transformers with its cache of keys and values."""
+    """A causal language model of transformers with its KV cache."""
 
     def __init__(self, folder: Path):
         import torch
@@ -103,7 +103,7 @@ class Theirs:
 
 
 def write_llama(size: str, folder: Path) -> None:
-    """A Llama of transformers with random weights, at a size of `LLAMAS`."""
+    """Writes a transformers Llama with random weights, of a size in `LLAMAS`, to a folder."""
     import torch
     import transformers
 
@@ -115,7 +115,7 @@ def write_llama(size: str, folder: Path) -> None:
 def over_lengths(
     model: ModelConfig, lengths: tuple[int, ...], full_to: int, repeats: int, tell: Tell
 ) -> list[dict[str, Any]]:
-    """FAM, BSWA and full attention with a cache, of random weights, in turns at each length.
+    """Measures FAM, BSWA and full attention with a KV cache, with random weights, alternating at each length.
 
     Full attention is the same model with a ring that holds the whole text, at lengths up to `full_to`.
     """
@@ -134,7 +134,7 @@ def over_lengths(
 def beside_transformers(
     size: str, theirs: Path, ours: Path, lengths: tuple[int, ...], repeats: int, threads: int, tell: Tell
 ) -> list[dict[str, Any]]:
-    """One Llama, read and written on by transformers and, imported, by us with FAM and without, in turns."""
+    """Measures one Llama in transformers and, imported, in famjax with FAM and without, alternating."""
     import torch
 
     torch.set_num_threads(threads)
@@ -145,7 +145,7 @@ def beside_transformers(
 
 
 def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell) -> Iterator[dict[str, Any]]:
-    """One entry for each runner, after a first run of each that compiles."""
+    """Yields one entry per runner, after a warm-up run of each, which compiles."""
     for name, runner in runners.items():
         tell(f"{length} tokens: warming up {name}", 0, 1)
         runner.read(length)
@@ -154,7 +154,7 @@ def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell
     for name, runner in runners.items():
         runs[f"read {name}"] = lambda runner=runner: runner.read(length)  # type: ignore[misc]
         runs[f"write {name}"] = runner.write
-    # Reading comes before writing in every turn.
+    # Each runner prefills before it decodes, in every round.
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats):
         order = list(runners) if turn % 2 == 0 else list(runners)[::-1]

@@ -1,4 +1,4 @@
-"""Where figures were measured: processor, cores, versions."""
+"""Describes the machine of a benchmark: processor, cores, versions."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ PACKAGES = ("famjax", "jax", "jaxlib", "flax", "optax", "torch", "transformers",
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells."""
+    """Returns the processor's name, as far as the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -21,7 +21,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Returns the versions of Python and of the installed packages in `PACKAGES`."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def describe(cores: int) -> dict[str, object]:
-    """What `bench.json` says of the machine. `load_before`: processes that wanted a core in the last minute."""
+    """Returns the machine's entry in `bench.json`. `load_before` is the one-minute load average."""
     import jax
 
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

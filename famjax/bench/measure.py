@@ -1,5 +1,5 @@
-"""Times of things that take turns. A machine's speed drifts while it is measured, so that two things
-measured one after the other differ for reasons of their own; in turns, the drift meets both."""
+"""Timing of alternating runs. A machine's speed drifts during a benchmark; alternation exposes all runs
+to the same drift, which consecutive measurements would mistake for a difference."""
 
 import resource
 import statistics
@@ -12,7 +12,7 @@ Clock = Callable[[], float]
 
 
 class Spread(NamedTuple):
-    """Median and range of some measurements."""
+    """Median and range of measurements."""
 
     median: float
     low: float
@@ -20,7 +20,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, least and largest."""
+    """Returns median, minimum and maximum."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
@@ -28,16 +28,16 @@ def alternate(
     runs: Mapping[str, Callable[[], None]], repeats: int, clock: Clock = time.perf_counter,
     on_turn: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """Seconds of each run, in turns: A B C, then C B A, and so on, so that none is always first.
+    """Times the runs in alternating order: A B C, then C B A, and so on, so that none is always first.
 
     Args:
-      runs: by name; each returns when its work is done.
-      repeats: turns.
-      clock: seconds.
-      on_turn: called with runs done and runs in all.
+      runs: runs by name; each returns when its work is done.
+      repeats: number of rounds.
+      clock: returns seconds.
+      on_turn: called with (runs done, total runs).
 
     Returns:
-      For each name its times, the i-th of all names from the same turn.
+      For each name its times in seconds; the i-th entries of all names are from the same round.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     names, done = list(runs), 0
@@ -53,11 +53,11 @@ def alternate(
 
 
 def paired_ratio(times: Mapping[str, Sequence[float]], above: str, below: str) -> Spread:
-    """Of the ratio of two runs, turn by turn."""
+    """Returns the spread of the ratio of two runs, paired by round."""
     return spread([a / b for a, b in zip(times[above], times[below], strict=True)])
 
 
 def peak_rss_mib() -> float:
-    """The most memory that this process has held, everything included, in MiB."""
+    """Returns the peak resident memory of this process in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

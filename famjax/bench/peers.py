@@ -1,7 +1,7 @@
-"""Other people's models with a memory, in torch, at the size `peers` of `sizes.py`.
+"""Memory models of other packages, in torch, at the size `peers` of `sizes.py`.
 
-Each is built the way its own documentation shows, with as many weights as ours, and trained by its own
-loss. Torch is imported only when a peer is built: famjax does not need it.
+Each is built as its documentation shows, with about the same number of weights as ours, and trained with its
+own loss. torch is imported only when a peer is built; famjax does not depend on it.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def check_installed(packages: tuple[str, ...] | None = None) -> None:
-    """Raises `ConfigError` that says what to install of some packages, or of all."""
+    """Raises `ConfigError` with the install command if any of the packages (default: all) is missing."""
     missing = [name for name in packages or PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"--peers needs {', '.join(name.replace('_', '-') for name in missing)}: {INSTALL}")
@@ -32,19 +32,19 @@ class Peer(NamedTuple):
 
 
 def set_threads(count: int) -> None:
-    """Threads that torch computes with."""
+    """Sets the number of torch's compute threads."""
     import torch
 
     torch.set_num_threads(count)
 
 
 def peers(config: ModelConfig, rows: int, length: int, seed: int = 0) -> dict[str, Callable[[], Peer]]:
-    """The peers by name; each value builds one.
+    """Returns a builder for each peer by name.
 
     Args:
-      config: our model; its vocabulary, width, depth, heads, block and FAM length are theirs.
-      rows, length: tokens of a step.
-      seed: of weights and tokens.
+      config: our model; peers get the same vocabulary, width, depth, heads, block size and FAM length.
+      rows, length: batch size and sequence length.
+      seed: seed of weights and tokens.
     """
     import torch
 

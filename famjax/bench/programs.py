@@ -1,4 +1,4 @@
-"""What is measured: a training step, and a streamed prefill, as compiled programs."""
+"""The compiled programs that are measured: a training step, and a streamed prefill."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from famjax.nn import weights as model_lib
 from famjax.train.loss import cross_entropy
 from famjax.train.optim import optimizer
 
-# The schedule needs a length; no run here comes near it.
+# Length of the learning rate schedule, far beyond any run here.
 SCHEDULED_STEPS = 1_000_000
 
 
@@ -22,11 +22,11 @@ class Program(NamedTuple):
     """A compiled program, ready to run.
 
     Attributes:
-      run: does the work once and waits for it.
-      weights: parameters of the model.
-      compile_seconds: tracing and compiling, without a cache.
-      first_seconds: the first run.
-      memory_mib: the compiler's count of arguments, results and temporaries.
+      run: runs the program once and waits for the result.
+      weights: number of parameters of the model.
+      compile_seconds: time of tracing and compilation, without a cache.
+      first_seconds: time of the first run.
+      memory_mib: arguments, results and temporaries in the compiler's memory analysis, MiB.
     """
 
     run: Callable[[], None]
@@ -49,7 +49,7 @@ def _memory_mib(program: Any) -> float:
 
 
 def training_step(config: ModelConfig, rows: int, length: int) -> Program:
-    """Forward, loss at every token, backward and AdamW, on random tokens."""
+    """Compiles a training step on random tokens: forward, loss on every token, backward and AdamW."""
     model = model_lib.create(config)
     graphdef, params = nnx.graphdef(model), model_lib.parameters(model)
     tx = optimizer(OptimizerConfig(), SCHEDULED_STEPS)
@@ -80,15 +80,15 @@ def training_step(config: ModelConfig, rows: int, length: int) -> Program:
 
 
 def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tuple[Callable[[int], None], Program]:
-    """Reading random text block by block, through the memory alone.
+    """Compiles streamed prefill of random text, block by block, without logits.
 
     Args:
       config: the model.
-      rows: B.
-      blocks_per_call: blocks that one call to the device reads.
+      rows: batch size B.
+      blocks_per_call: blocks per device call.
 
     Returns:
-      A function that reads a new text of so many blocks, a multiple of `blocks_per_call`; and the program.
+      A function that prefills a new text of N blocks, a multiple of `blocks_per_call`; and the program.
     """
     model = model_lib.unstacked(model_lib.create(config))
     graphdef, params = nnx.graphdef(model), model_lib.parameters(model)

@@ -1,4 +1,4 @@
-"""Many questions about one long text: what it saves to read the text once."""
+"""Many questions about one long text: the gain from prefilling the text once."""
 
 import time
 from collections.abc import Callable
@@ -13,26 +13,26 @@ from famjax.infer.prefixes import generate_continuations, reading_plan
 from famjax.nn.model import Transformer
 from famjax.nn.weights import create, unstacked
 
-# A question, and an answer, of NarrativeQA's lengths.
+# Lengths of questions and answers, as in NarrativeQA.
 QUESTION_TOKENS, ANSWER_TOKENS = (10, 40), 8
 
 
 def questions(
     config: ModelConfig, blocks: int, count: int, rows: int, repeats: int, tell: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
-    """Answers to `count` questions about a text of `blocks` blocks, all random tokens.
+    """Measures answering `count` questions about a text of `blocks` blocks, all random tokens.
 
     Args:
       config: the model.
-      blocks: of the text.
-      count: questions.
-      rows: contexts that are read side by side.
-      repeats: turns.
-      tell: called with what is going on.
+      blocks: length of the text in blocks.
+      count: number of questions.
+      rows: batch size.
+      repeats: number of rounds.
+      tell: called with (current measurement, runs done, total runs).
 
     Returns:
-      seconds of `shared`, where the text is read once and its memory forked, and of `alone`, where every question reads
-      it again, `rows` of them side by side; their ratio turn by turn; and how many tokens each reads.
+      Seconds of `shared`, which prefills the text once and forks its memory, and of `alone`, which prefills it for
+      every question, in batches of `rows`; their ratio by round; and the tokens that each reads.
     """
     model, rng = unstacked(create(config)), np.random.default_rng(0)
     draw: Callable[[Any], np.ndarray] = lambda n: rng.integers(0, config.vocab_size, n).astype(np.int32)
@@ -41,7 +41,7 @@ def questions(
     runs = {"shared": lambda some: _shared(model, some, rows), "alone": lambda some: _alone(model, some, rows)}
     short = [one[-min(len(one), 9 * config.memory.block_size) :] for one in asked]
     compiling = {}
-    for name, run in runs.items():  # the same programs as for the whole text
+    for name, run in runs.items():  # compiles the same programs that the whole text uses
         tell(f"questions: compiling {name}", 0, 1)
         began = time.perf_counter()
         run(short)

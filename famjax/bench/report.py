@@ -1,4 +1,4 @@
-"""Results for people: tables, `bench.json` and a plot. Every number in a table comes from the JSON."""
+"""Reports benchmark results as tables, `bench.json` and a plot. All numbers in the tables are in the JSON."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ BENCH_JSON, PLOT_PNG = "bench.json", "bench.png"
 
 
 def write(directory: str | Path, results: dict[str, Any]) -> None:
-    """`bench.json` and `bench.png` into a directory."""
+    """Writes `bench.json` and `bench.png` to a directory."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     write_text(path / BENCH_JSON, json.dumps(results, indent=2) + "\n")
@@ -28,15 +28,15 @@ def write(directory: str | Path, results: dict[str, Any]) -> None:
 
 
 def print_tables(results: dict[str, Any], console: Console | None = None) -> None:
-    """What was measured, a table for each suite."""
+    """Prints a table for each suite."""
     console = console or Console()
     if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width to keep to
+        console.width = 140  # files and pipes have no width
     for name, show in _TABLES.items():
         if name in results:
             for line in show(results[name]):
                 console.print(line)
-    console.print(f"peak memory of this process, all of the above together: {results['peak_rss_mib']:,.0f} MiB")
+    console.print(f"peak memory of this process, over all measurements: {results['peak_rss_mib']:,.0f} MiB")
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -48,8 +48,8 @@ def _table(title: str, *columns: str) -> Table:
 
 def _training(rows: list[dict[str, Any]]) -> list[Any]:
     table = _table(
-        "training step: forward, loss, backward, AdamW", "model", "row", "rows", "step s (range)", "tokens/s",
-        "compile s", "first step s", "MiB by the compiler",
+        "training step: forward, loss, backward, AdamW", "model", "length", "rows", "step s (range)", "tokens/s",
+        "compile s", "first step s", "MiB (compiler)",
     )  # fmt: skip
     lines: list[Any] = [table]
     for row in rows:
@@ -63,7 +63,7 @@ def _training(rows: list[dict[str, Any]]) -> list[Any]:
             )  # fmt: skip
         table.add_section()
         if row["fam_to_bswa"]:
-            lines.append(f"time of FAM / BSWA in rows of {row['length']:,}: {_ratio(row['fam_to_bswa'])}")
+            lines.append(f"time of FAM / BSWA at length {row['length']:,}: {_ratio(row['fam_to_bswa'])}")
     return lines
 
 
@@ -74,13 +74,13 @@ def _prefill(rows: list[dict[str, Any]]) -> list[Any]:
         ratio = _ratio(row["fam_to_bswa"]) if row["fam_to_bswa"] else "-"
         table.add_row(f"{row['blocks']:,}", rates.get("FAM", "-"), rates.get("BSWA", "-"), ratio)
     names = [entry["name"] for entry in rows[0]["variants"]]
-    apart = ", ".join(f"{name} {100 * flatness(rows, name):.1f}%" for name in names)
-    return [table, f"tokens/s over these lengths lie apart by: {apart}"]
+    ranges = ", ".join(f"{name} {100 * flatness(rows, name):.1f}%" for name in names)
+    return [table, f"range of tokens/s over these lengths: {ranges}"]
 
 
 def _peers(result: dict[str, Any]) -> list[Any]:
     size = f"{result['rows']} x {result['length']:,} tokens, {result['threads']} threads"
-    table = _table(f"training step beside torch peers: {size}", "who", "weights", "step s (range)", "tokens/s")
+    table = _table(f"training step, with torch peers: {size}", "model", "weights", "step s (range)", "tokens/s")
     for entry in sorted(result["entries"], key=lambda e: -e["tokens_per_second"]):
         step = entry["step_seconds"]
         table.add_row(
@@ -96,8 +96,8 @@ def _peers(result: dict[str, Any]) -> list[Any]:
 
 def _questions(result: dict[str, Any]) -> list[Any]:
     size = f"{result['questions']} questions about {result['tokens']:,} tokens, {result['rows']} rows"
-    table = _table(f"answers: {size}", "the text is read", "tokens read", "seconds (range)")
-    for name, what in (("shared", "once"), ("alone", "for each question")):
+    table = _table(f"answers: {size}", "prefill of the text", "tokens read", "seconds (range)")
+    for name, what in (("shared", "once"), ("alone", "per question")):
         took = result["seconds"][name]
         seconds = f"{took['median']:.2f} ({took['low']:.2f}-{took['high']:.2f})"
         table.add_row(what, f"{result['read'][name]:,}", seconds)
@@ -106,9 +106,9 @@ def _questions(result: dict[str, Any]) -> list[Any]:
 
 def _inference(rows: list[dict[str, Any]]) -> list[Any]:
     beside = any("read_speed_over_transformers" in row for row in rows)
-    more = ("read / transformers", "write / transformers") if beside else ()
-    columns = ("tokens", "read tokens/s", "written tokens/s", "memory MiB", *more)
-    table = _table("reading a text, and writing behind it", "model", *columns)
+    more = ("prefill / transformers", "decode / transformers") if beside else ()
+    columns = ("tokens", "prefill tokens/s", "decode tokens/s", "memory MiB", *more)
+    table = _table("prefill of a text, and decoding after it", "model", *columns)
     for i, row in enumerate(rows):
         cells = [
             row["name"], f"{row['length']:,}", f"{row['read_tokens_per_second']:,.0f}",
@@ -145,14 +145,14 @@ def _plot_serving(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _plot_inference(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Tokens/s of reading (lines) and of writing (dashed) against the text's length."""
+    """Plots tokens/s of prefill (solid) and of decoding (dashed) against the text's length."""
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
         lengths = [row["length"] for row in own]
         (line,) = figure_axes.plot(lengths, [row["read_tokens_per_second"] for row in own], "o-", label=name)
         figure_axes.plot(lengths, [row["write_tokens_per_second"] for row in own], "o--", color=line.get_color())
     figure_axes.set(xscale="log", yscale="log", xlabel="tokens of the text", ylabel="tokens/s",
-                    title="reading, and writing behind it (dashed)")  # fmt: skip
+                    title="prefill, and decoding after it (dashed)")  # fmt: skip
     figure_axes.grid(alpha=0.3)
     figure_axes.legend(frameon=False)
 
@@ -168,7 +168,7 @@ def _ratio(values: dict[str, float]) -> str:
 
 
 def _plot(path: Path, results: dict[str, Any]) -> None:
-    """Tokens/s against the row's length in training, against blocks in prefill, beside peers; seconds of questions."""
+    """Plots tokens/s by sequence length (training), by blocks (prefill) and by model (peers); seconds of questions."""
     suites = [name for name in _TABLES if name in results]
     figure, axes = plt.subplots(1, len(suites), figsize=(6 * len(suites), 4.2), dpi=150, squeeze=False)
     for name, one in zip(suites, axes[0], strict=True):
@@ -179,12 +179,12 @@ def _plot(path: Path, results: dict[str, Any]) -> None:
             entries = sorted(results["peers"]["entries"], key=lambda e: e["tokens_per_second"])
             ours = ["tab:blue" if entry["name"] in ("FAM", "BSWA") else "0.7" for entry in entries]
             one.barh([e["name"] for e in entries], [e["tokens_per_second"] for e in entries], color=ours)
-            one.set(xlabel="tokens/s in training", title="beside torch peers")
+            one.set(xlabel="tokens/s in training", title="with torch peers")
             continue
         if name == "questions":
             seconds = results["questions"]["seconds"]
-            one.barh(["for each question", "once"], [seconds[n]["median"] for n in ("alone", "shared")])
-            one.set(xlabel="seconds", title="the text is read")
+            one.barh(["per question", "once"], [seconds[n]["median"] for n in ("alone", "shared")])
+            one.set(xlabel="seconds", title="prefill of the text")
             continue
         axis = {"training": "length", "prefill": "blocks"}[name]
         rates: dict[str, list[tuple[int, float]]] = {}
@@ -193,7 +193,7 @@ def _plot(path: Path, results: dict[str, Any]) -> None:
                 rates.setdefault(entry["name"], []).append((row[axis], entry["tokens_per_second"]))
         for label, points in rates.items():
             one.plot(*zip(*points, strict=True), marker="o", label=label)
-        labels = {"training": "tokens of a row", "prefill": "blocks of the text"}
+        labels = {"training": "sequence length in tokens", "prefill": "blocks of the text"}
         one.set(xscale="log", ylim=(0, None), xlabel=labels[name], ylabel="tokens/s", title=name)
         one.set_xticks(sorted({row[axis] for row in results[name]}))
         one.get_xaxis().set_major_formatter(ScalarFormatter())

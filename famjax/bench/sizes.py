@@ -1,4 +1,4 @@
-"""The sizes that are measured, by name. No jax here: flags are checked against them first."""
+"""Benchmark sizes by name. Does not import jax, since flags are checked against them first."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,13 +7,13 @@ from famjax.config import ConfigError, MemoryConfig, ModelConfig
 
 
 class Size(NamedTuple):
-    """A model and how it is fed.
+    """A model and its batch sizes.
 
     Attributes:
-      model: with FAM; its twins are made from it by `variants`.
-      tokens: tokens of a training step, whatever the length of a row.
-      lengths: tokens of a row.
-      prefill_rows: rows of a streamed prefill.
+      model: the model with FAM; `variants` derives its baselines.
+      tokens: tokens per training step, for any sequence length.
+      lengths: sequence lengths in tokens.
+      prefill_rows: batch size of streamed prefill.
     """
 
     model: ModelConfig
@@ -23,7 +23,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    # 3.2 million weights, the size at which other people's packages are measured beside ours.
+    # 3.2 million weights, for the comparison with other packages.
     "peers": Size(
         ModelConfig(
             num_layers=4, d_model=256, d_ff=680, num_heads=4, num_kv_heads=4, head_dim=64, dtype="float32",
@@ -41,7 +41,7 @@ SIZES = {
         ),
         tokens=8 * 1408, lengths=(1408,), prefill_rows=8,
     ),
-    # The paper's block and FAM (their ratio decides what FAM costs) at a width for a CPU.
+    # The paper's block size and FAM length, whose ratio determines FAM's cost, at a width for a CPU.
     "paper-ratio": Size(
         ModelConfig(
             num_layers=2, d_model=512, d_ff=2048, num_heads=8, num_kv_heads=8, head_dim=64, dtype="float32",
@@ -54,7 +54,7 @@ SIZES = {
 
 
 def variants(model: ModelConfig, length: int) -> dict[str, ModelConfig]:
-    """The model itself, with FAM; the same without (BSWA); and full causal attention over `length` tokens."""
+    """Returns the model with FAM, without FAM (BSWA), and with full causal attention over `length` tokens."""
     memory = model.memory
     without = dataclasses.replace(memory, fam_length=0)
     whole = dataclasses.replace(without, block_size=length, memory_segments=0, token_window=0)
@@ -64,11 +64,11 @@ def variants(model: ModelConfig, length: int) -> dict[str, ModelConfig]:
 
 
 def check_lengths(lengths: tuple[int, ...], tokens: int, block_size: int) -> None:
-    """Raises `ConfigError` unless every length is whole blocks and a step's tokens are whole rows of it."""
+    """Raises `ConfigError` unless every length is a multiple of the block size and divides the tokens per step."""
     for length in lengths:
         if length < 1 or length % block_size:
             near = max(block_size, round(length / block_size) * block_size)
             raise ConfigError(f"length {length} is not a multiple of block_size {block_size}; use {near}")
         if tokens % length:
             near = max(length, tokens // length * length)
-            raise ConfigError(f"{tokens} tokens a step are not whole rows of {length}; use --tokens {near}")
+            raise ConfigError(f"{tokens} tokens per step is not a multiple of length {length}; use --tokens {near}")

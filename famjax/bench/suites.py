@@ -1,6 +1,6 @@
-"""The three measurements: training, streamed prefill, and training beside other people's models.
+"""Three measurements: training, streamed prefill, and training compared with torch peers.
 
-Each returns rows for `report.py`, plain numbers that go into `bench.json` as they are.
+Each returns entries of plain numbers for `report.py` and `bench.json`.
 """
 
 import functools
@@ -12,9 +12,9 @@ from famjax.bench.programs import streamed_prefill, training_step
 from famjax.bench.sizes import variants
 from famjax.config import ModelConfig
 
-# What is going on, runs done, runs in all.
+# (current measurement, runs done, total runs).
 Tell = Callable[[str, int, int], None]
-# One call of a streamed prefill reads so many blocks.
+# Blocks per device call of streamed prefill.
 BLOCKS_PER_CALL = 8
 
 
@@ -29,11 +29,11 @@ def _ratio(times: dict[str, list[float]], above: str = "FAM", below: str = "BSWA
 def training(
     model: ModelConfig, tokens: int, lengths: tuple[int, ...], repeats: int, names: tuple[str, ...], tell: Tell
 ) -> list[dict[str, Any]]:
-    """Training steps of `tokens` tokens in rows of each length: FAM, BSWA and full attention in turns.
+    """Measures training steps of `tokens` tokens at each sequence length: FAM, BSWA and full attention, alternating.
 
     Returns:
-      One entry a length: `variants`, with seconds a step, tokens a second, compile and first-step seconds,
-      MiB by the compiler's count; and `fam_to_bswa`, the ratio of their times turn by turn.
+      One entry per length: `variants`, with seconds per step, tokens per second, compile and first-step seconds,
+      and MiB by the compiler; and `fam_to_bswa`, the ratio of their times by round.
     """
     results = []
     for length in lengths:
@@ -57,9 +57,9 @@ def training(
 
 
 def prefill(model: ModelConfig, rows: int, blocks: tuple[int, ...], repeats: int, tell: Tell) -> list[dict[str, Any]]:
-    """Streamed prefill of texts of so many blocks, FAM and BSWA in turns, all lengths in every turn.
+    """Measures streamed prefill of texts of `blocks` blocks, FAM and BSWA alternating, all lengths in every round.
 
-    Short texts are read several times in a row, so that a turn takes about as long at every length.
+    Short texts are read several times in a row, so that runs take about the same time at every length.
     """
     readers = {}
     per_call = min(BLOCKS_PER_CALL, *blocks)
@@ -96,13 +96,13 @@ def prefill(model: ModelConfig, rows: int, blocks: tuple[int, ...], repeats: int
 
 
 def flatness(results: list[dict[str, Any]], name: str) -> float:
-    """How far tokens/s of a streamed prefill lie apart over the lengths: largest over smallest, less 1."""
+    """Returns the relative range of prefill tokens/s over the lengths: largest over smallest, minus 1."""
     rates = [entry["tokens_per_second"] for row in results for entry in row["variants"] if entry["name"] == name]
     return max(rates) / min(rates) - 1
 
 
 def beside_peers(model: ModelConfig, rows: int, length: int, repeats: int, threads: int, tell: Tell) -> dict[str, Any]:
-    """Training steps of FAM, BSWA and the torch peers in turns, with as many threads."""
+    """Measures training steps of FAM, BSWA and the torch peers, alternating, with the same number of threads."""
     from famjax.bench import peers
 
     peers.set_threads(threads)

@@ -1,1 +1,1 @@
-"""The command line: one file a verb. Only here, and in `gin/`, is gin known."""
+"""The command line, one file per verb. Only this folder imports gin."""

@@ -1,4 +1,4 @@
-"""`famjax bench`: how fast a configuration trains and reads, beside its twins and beside peers."""
+"""`famjax bench`: training and inference speed of a configuration, compared with its baselines and with peers."""
 
 import argparse
 import dataclasses
@@ -13,67 +13,80 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.process.progress import Progress
 
 NAME = "bench"
-HELP = """Measure a configuration: time, tokens a second, memory.
+HELP = """Measure a configuration: time, tokens per second, memory.
 
   famjax bench                      training steps: FAM, BSWA, full causal attention (2 minutes on 2 cores)
-  famjax bench infer                reading and writing behind texts of 1k to 1M tokens: FAM, BSWA, full attention
-                                    with a cache of keys and values
-  famjax bench infer --peers        beside transformers, a Llama of random weights that both load: --llama tiny, small
-  famjax bench serve                famjax serve under 1, 4 and 16 clients at once, the Llama of --llama with random
-                                    weights: requests/s, tokens/s, time to the first token
-  famjax bench serve --url http://127.0.0.1:9000 --served NAME     beside another server of the API, which runs already
-                                    (transformers serve, vllm serve); prompts are texts then
+  famjax bench infer                prefill, and decoding after texts of 1k to 1M tokens: FAM, BSWA, full attention
+                                    with a KV cache
+  famjax bench infer --peers        against transformers, both with the same random Llama: --llama tiny, small
+  famjax bench serve                famjax serve under 1, 4 and 16 concurrent clients, with a random Llama (--llama):
+                                    requests/s, tokens/s, time to the first token
+  famjax bench serve --url http://127.0.0.1:9000 --served NAME     compare with another running server of the API
+                                    (transformers serve, vllm serve); prompts are then texts
   famjax bench --prefill            streamed prefill of 8 to 1024 blocks: FAM and BSWA
-  famjax bench --questions 30       answers about one text of the longest of --blocks, read once or for each
-  famjax bench --peers              training steps beside torch models with a memory, which
-                                    pip install -e '.[peers]' brings: block-recurrent-transformer-pytorch,
-                                    transformers Mistral (full, sliding window), infini-transformer-pytorch,
-                                    recurrent-memory-transformer-pytorch
+  famjax bench --questions 30       questions about one text of the longest of --blocks, prefilled once or per question
+  famjax bench --peers              training steps against torch models with a memory (pip install -e '.[peers]'):
+                                    block-recurrent-transformer-pytorch, transformers Mistral (full, sliding window),
+                                    infini-transformer-pytorch, recurrent-memory-transformer-pytorch
   famjax bench --size paper-ratio   block 1024, FAM 64
 
-What is compared takes turns in one process; ratios are medians over turns, with the range. Other work
-on the machine spoils the figures. Writes bench.json and bench.png to --output.
+Variants alternate in one process; ratios are medians over rounds, with their range. Other load on the
+machine distorts the figures. Writes bench.json and bench.png to --output.
 """
-# Imported by famjax.bench.sizes too, which this module must not load for its help page.
+# Also used by famjax.bench.sizes, which is too heavy to import for a help page.
 SIZE_NAMES = ("peers", "tiny", "paper-ratio")
 VARIANTS = ("FAM", "BSWA", "full")
-# Tokens of the texts that `infer` reads: by itself, and beside a model whose work grows with their square.
+# Text lengths (tokens) of `infer`: on its own, and against a model whose cost is quadratic in the length.
 LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax bench`."""
-    parser.add_argument("what", nargs="?", choices=("train", "infer", "serve"), default="train", help="(train)")
     parser.add_argument(
-        "--size", choices=SIZE_NAMES, help="which model, unless gin files name one (peers; of infer tiny)"
+        "what", nargs="?", choices=("train", "infer", "serve"), default="train", help="what to measure (default: train)"
     )
-    parser.add_argument("--lengths", type=_numbers, metavar="N,N", help="tokens of a row")
-    parser.add_argument("--tokens", type=int, metavar="N", help="tokens of a training step, in rows of each length")
-    parser.add_argument("--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"of {','.join(VARIANTS)}")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns (5)")
+    parser.add_argument(
+        "--size", choices=SIZE_NAMES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
+    )
+    parser.add_argument("--lengths", type=_numbers, metavar="N,N", help="sequence lengths in tokens")
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens per training step, at each sequence length")
+    parser.add_argument(
+        "--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"variants to compare ({','.join(VARIANTS)})"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument("--prefill", action="store_true", help="measure streamed prefill instead of training")
-    parser.add_argument("--blocks", type=_numbers, default=(8, 64, 256, 1024), metavar="N,N", help="of prefill's texts")
-    parser.add_argument("--rows", type=int, metavar="B", help="texts that are read side by side")
+    parser.add_argument(
+        "--blocks", type=_numbers, default=(8, 64, 256, 1024), metavar="N,N", help="prefill: text lengths in blocks"
+    )
+    parser.add_argument("--rows", type=int, metavar="B", help="batch size of prefill and questions")
     parser.add_argument("--questions", type=int, metavar="N", help="measure N questions about one text instead")
-    parser.add_argument("--peers", action="store_true", help="measure beside torch peers instead")
+    parser.add_argument("--peers", action="store_true", help="compare with torch peers instead")
     parser.add_argument(
         "--llama", choices=("tiny", "small"), default="tiny", help="infer --peers, serve: 4M or 97M weights"
     )
-    parser.add_argument("--full-to", type=int, default=8192, metavar="N", help="infer: longest text of full attention")
+    parser.add_argument(
+        "--full-to", type=int, default=8192, metavar="N",
+        help="infer: longest text for full attention (default: 8192)",
+    )  # fmt: skip
     serve = parser.add_argument_group("serve")
-    serve.add_argument("--clients", type=_numbers, default=(1, 4, 16), metavar="N,N", help="at once (1,4,16)")
-    serve.add_argument("--requests", type=int, default=4, metavar="N", help="of each client, one after the other (4)")
-    serve.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="of each request (128)")
-    serve.add_argument("--answer-tokens", type=int, default=64, metavar="N", help="of each request (64)")
-    serve.add_argument("--url", metavar="URL", help="of another server, measured too")
-    serve.add_argument("--served", metavar="NAME", help="of the other server's model")
-    parser.add_argument("--output", default="runs/bench", metavar="DIR", help="for bench.json and bench.png")
+    serve.add_argument(
+        "--clients", type=_numbers, default=(1, 4, 16), metavar="N,N", help="concurrent clients (default: 1,4,16)"
+    )
+    serve.add_argument("--requests", type=int, default=4, metavar="N", help="requests per client (default: 4)")
+    serve.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="tokens per prompt (default: 128)")
+    serve.add_argument("--answer-tokens", type=int, default=64, metavar="N", help="tokens per answer (default: 64)")
+    serve.add_argument("--url", metavar="TEXT", help="address of another server to compare with")
+    serve.add_argument("--served", metavar="NAME", help="name of the other server's model")
+    parser.add_argument(
+        "--output", default="runs/bench", metavar="DIR",
+        help="directory for bench.json and bench.png (default: runs/bench)",
+    )  # fmt: skip
     add_memory_arguments(parser)
     add_gin_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures; every setting is checked before jax is loaded."""
+    """Runs the benchmark. Settings are checked before jax is imported."""
     from famjax.bench.sizes import SIZES, check_lengths
     from famjax.process import cpu
 
@@ -89,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "infer":
         lengths = args.lengths or (LENGTHS_BESIDE if args.peers else LENGTHS_READ)
         if min(lengths) < 1:
-            raise ConfigError(f"--lengths {min(lengths)} is no text; give it a token or more")
+            raise ConfigError(f"--lengths {min(lengths)} is too short; it must be at least 1")
     elif args.what == "serve":
         _check_serving(args)
     elif args.prefill or args.questions:
@@ -110,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {"size": args.size, "model": dataclasses.asdict(model), "repeats": args.repeats}
     results: dict[str, Any] = {"machine": describe(cores), "settings": settings}
     with Progress(f"measuring {args.size}") as progress:
-        _measure(args, model, rows, tokens, lengths, cores, results, _telling(progress))
+        _measure(args, model, rows, tokens, lengths, cores, results, _on_run(progress))
     results["peak_rss_mib"] = peak_rss_mib()
     report.write(args.output, results)
     report.print_tables(results)
@@ -122,7 +135,7 @@ def _measure(
     args: argparse.Namespace, model: ModelConfig, rows: Any, tokens: int, lengths: tuple[int, ...], cores: int,
     results: dict[str, Any], tell: Callable[[str, int, int], None],
 ) -> None:  # fmt: skip
-    """Adds what was asked for to the results."""
+    """Runs the requested measurement and stores it in `results`."""
     from famjax.bench import suites
 
     if args.what == "serve":
@@ -150,14 +163,14 @@ def _check_serving(args: argparse.Namespace) -> None:
     if args.peers or args.gin_files or args.prefill or args.questions:
         raise ConfigError("famjax bench serve measures the Llama of --llama; other servers are named with --url")
     if min(args.clients) < 1:
-        raise ConfigError(f"--clients {min(args.clients)} asks nothing; give 1 or more")
+        raise ConfigError(f"--clients {min(args.clients)} is too few; it must be at least 1")
     if bool(args.url) != bool(args.served):
-        raise ConfigError("--url and --served go together: another server, and the name of its model")
+        raise ConfigError("--url and --served go together; add the missing one")
     check_installed()
 
 
 def _serving(args: argparse.Namespace, tell: Callable[..., None]) -> list[dict[str, Any]]:
-    """Our server with and without a batch, then the other one, one after the other."""
+    """Measures famjax serve with and without batching, then the server of --url."""
     from famjax.bench import inference
     from famjax.infer.load import load
     from famjax.serve.load_test import Target, over_clients
@@ -180,7 +193,7 @@ def _serving(args: argparse.Namespace, tell: Callable[..., None]) -> list[dict[s
 
 
 def _imported_llama(args: argparse.Namespace, folder: Path) -> Path:
-    """A model directory of the Llama of --llama, in a folder where `theirs` is what transformers loads."""
+    """Writes the Llama of --llama to `folder/theirs`, imports it, and returns the model directory."""
     from famjax.bench import inference
     from famjax.cli.main import main
 
@@ -220,7 +233,7 @@ def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
 
 
 def _check_blocks(blocks: tuple[int, ...]) -> None:
-    """Every text is read in the same calls, so its blocks are a multiple of the shortest text's, or of 8."""
+    """All texts are read in device calls of one size, so `blocks` are multiples of the shortest text, at most 8."""
     least = max(1, min(8, *blocks))
     for count in blocks:
         if count < 1 or count % least:
@@ -239,14 +252,14 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _telling(progress: Progress) -> Callable[[str, int, int], None]:
-    """Says what is measured, and how long the turns that are left will take."""
+def _on_run(progress: Progress) -> Callable[[str, int, int], None]:
+    """Returns a callback (what, done, total) that shows the current measurement and the remaining rounds."""
     current = ""
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal current
         if what != current:
-            progress.stage(what, total if total > 1 else 0, "turns")
+            progress.stage(what, total if total > 1 else 0, "rounds")
             current = what
         progress.reach(done)
 

@@ -1,4 +1,4 @@
-"""`famjax chat`: a conversation in a terminal, with a memory that stays and does not grow."""
+"""`famjax chat`: a conversation in a terminal, with a persistent memory of constant size."""
 
 import argparse
 import contextlib
@@ -19,33 +19,35 @@ if TYPE_CHECKING:
     from famjax.infer.codec import Codec
 
 NAME = "chat"
-HELP = """A conversation. What the model remembers of it is one file of a fixed size, written after every answer.
+HELP = """Chat with a model. Its memory is one session file of constant size, saved after every answer.
 
   famjax chat --model runs/llama --session me.session
   printf 'My name is Ada.\\nWhat is my name?\\n' | famjax chat --model runs/llama --session me.session
 
-The model's chat template writes turns down; without one they are `User: ...` and
-`Assistant: ...`. Only what is new is read. Ctrl-C ends an answer, Ctrl-D the conversation; the same command goes on
-with it. Lines that begin with /:
+Turns are formatted with the model's chat template, or as `User: ...` and `Assistant: ...` if it has none.
+Only new turns are prefilled. Ctrl-C ends an answer, Ctrl-D the conversation; the same command resumes it.
+Lines that begin with / are commands:
 
-  /help     this list
-  /reset    forget everything
-  /save F   put the memory away in another file too
+  /help     show this list
+  /reset    reset the memory and delete the session file
+  /save F   save the session to file F too
 """
 COMMANDS = "\n".join(line for line in HELP.splitlines() if line.startswith("  /"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax chat`."""
-    parser.add_argument("--session", metavar="FILE", help="the memory: gone on with if it is there, and kept here")
-    parser.add_argument("--system", default="", metavar="TEXT", help="what a new conversation begins with")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="of an answer, at most (256)")
+    parser.add_argument(
+        "--session", metavar="FILE", help="session file: resumed if it exists, updated after every answer"
+    )
+    parser.add_argument("--system", default="", metavar="TEXT", help="system prompt of a new conversation")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="maximum tokens per answer (default: 256)")
     add_sampling_arguments(parser)
     add_infer_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks all that can be checked before the model is loaded, then talks."""
+    """Runs the conversation. Everything that can be checked is checked before the model is loaded."""
     from famjax.infer.chat import Turns
     from famjax.infer.chat_template import chat_template
     from famjax.infer.codec import Codec
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, args.mesh, args.dtype or (file and file.dtype), **memory_overrides(args))
     session = sessions.restore(file, model) if file else sessions.start(model)
     if file:
-        print(f"{args.session}: going on behind {int(session.memory.position[0]) + 1:,} tokens", file=sys.stderr)
+        print(f"{args.session}: resuming after {int(session.memory.position[0]) + 1:,} tokens", file=sys.stderr)
     del file
     _Conversation(model, session, turns, codec, sampling, args).run()
     return 0
@@ -93,7 +95,7 @@ def _check_place(name: str, value: str | None) -> None:
 
 
 class _Conversation:
-    """The loop: a line in, an answer out."""
+    """The chat loop: reads a line, prints an answer."""
 
     def __init__(
         self, model: Any, session: Any, turns: "Turns", codec: "Codec", sampling: Sampling, args: argparse.Namespace
@@ -102,7 +104,7 @@ class _Conversation:
         self._sampling, self._args = sampling, args
 
     def run(self) -> None:
-        """Until the input ends."""
+        """Answers lines until the input ends."""
         for line in _lines():
             if line.startswith("/"):
                 self._command(*line.split(maxsplit=1))
@@ -118,7 +120,7 @@ class _Conversation:
             self._session = start(self._model)
             if self._args.session:
                 Path(self._args.session).unlink(missing_ok=True)
-            print("everything is forgotten", file=sys.stderr)
+            print("memory reset", file=sys.stderr)
         elif name == "/save" and argument:
             argument = os.path.expanduser(argument)
             try:
@@ -137,7 +139,7 @@ class _Conversation:
             save(path, self._session, self._model)
 
     def _answer(self, text: str) -> None:
-        """Reads what was said, and writes the answer as it comes."""
+        """Prefills the user's turn and streams the answer to stdout."""
         import numpy as np
 
         from famjax.cli.generate import write
@@ -152,7 +154,7 @@ class _Conversation:
             self._session = prefill(self._model, self._session, [[ids]], progress)
         stops = self._turns.stops
         stream = self._codec.stream(stops, ())
-        # Stop texts of a tokenizer are found here, so the memory must not run ahead of them.
+        # With a tokenizer, stop texts are matched on the host, so the memory must not run ahead of them.
         at_most = 1 if stops and not self._codec.is_bytes else TOKENS_PER_CALL
         begun = False
 
@@ -162,7 +164,7 @@ class _Conversation:
             begun = begun or bool(text)
             write(text)
 
-        with interrupts.noted() as interrupted:  # in the middle of a step it would lose the memory
+        with interrupts.noted() as interrupted:  # an exception within a device call would lose the donated memory
             for made in generate(
                 self._model, self._session, self._args.max_tokens, self._sampling, seed=self._args.seed,
                 stops=self._codec.token_stops(stops), tokens_per_call=at_most,
@@ -176,7 +178,7 @@ class _Conversation:
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, or what comes through a pipe, a line at a time."""
+    """Yields the lines that the user types, or those of a pipe."""
     if not sys.stdin.isatty():
         for number, line in enumerate(sys.stdin.buffer):
             yield (line if number else line.removeprefix(BOM)).decode("utf-8", "replace").rstrip("\r\n")

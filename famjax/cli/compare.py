@@ -1,4 +1,4 @@
-"""`famjax compare`: several memories, one model, one task, one budget, one report."""
+"""`famjax compare`: trains and evaluates several memories with the same model, task and budget."""
 
 import argparse
 import dataclasses
@@ -17,14 +17,14 @@ HELP = """Train several memories on one task with one budget, evaluate them, wri
   famjax compare --memories fam,bswa,sinks,infini --output runs/compare
   famjax compare --memories fam,my_memory.gin --seeds 0,1,2 --tokens 6m --output runs/mine
 
-A memory is a file of gin/memories by its name, or a gin file of your own. It is read after the task's
-gin file (--gin_file, by default gin/experiments/compare.gin) and sets what the layers remember, nothing
-else. All models of a seed begin with the same weights, but for those that a memory adds, and read the
-same batches in the same order. They train one after the other and are then asked for the pass key.
+A memory is the name of a file in gin/memories, or a gin file of your own. It is loaded after the task's
+gin file (--gin_file, default: gin/experiments/compare.gin) and may change only the memory settings. All
+models of a seed start from the same weights, except those that a memory adds, and read the same batches
+in the same order. They train one after the other and are then evaluated on the pass key.
 
 The report, comparison.html and comparison.json, has accuracy against length and against bytes of state,
-with 95% intervals, what each memory adds and costs, every training's curve, and what diverged. A second
-run continues where the first one stopped.
+with 95% intervals, added weights and costs of each memory, training curves, and runs that diverged. The
+same command resumes an interrupted comparison.
 """
 
 TASK = "gin/experiments/compare.gin"
@@ -43,22 +43,30 @@ class Subject(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax compare`."""
     parser.add_argument("--memories", default="fam,bswa,sinks,infini", metavar="NAME,NAME", help="names or gin files")
-    parser.add_argument("--output", default="runs/compare", metavar="DIR", help="where everything goes")
-    parser.add_argument("--tokens", type=_tokens, metavar="N", help="budget of each training: 500k, 2m (TRAIN_STEPS)")
-    parser.add_argument("--seeds", type=_numbers, default=(0,), metavar="N,N", help="of weights and documents (0)")
-    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="trainings side by side (1)")
-    group = parser.add_argument_group("the evaluation")
+    parser.add_argument(
+        "--output", default="runs/compare", metavar="DIR", help="output directory (default: runs/compare)"
+    )
+    parser.add_argument(
+        "--tokens", type=_tokens, metavar="N", help="tokens per training: 500k, 2m (default: the task's)"
+    )
+    parser.add_argument(
+        "--seeds", type=_numbers, default=(0,), metavar="N,N", help="seeds of weights and documents (default: 0)"
+    )
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="parallel trainings (default: 1)")
+    group = parser.add_argument_group("evaluation")
     group.add_argument(
         "--filler-blocks", type=_numbers, default=(1, 2, 4, 8, 16, 64), metavar="N,N",
-        help="blocks of filler between key and question (1,2,4,8,16,64)",
+        help="blocks of filler between key and question (default: 1,2,4,8,16,64)",
     )  # fmt: skip
-    group.add_argument("--keys", type=int, default=1, metavar="N", help="keys for each alignment (1)")
-    group.add_argument("--alignments", type=int, default=0, metavar="N", help="of filler against blocks; 0 is all")
+    group.add_argument("--keys", type=int, default=1, metavar="N", help="keys per alignment (default: 1)")
+    group.add_argument(
+        "--alignments", type=int, default=0, metavar="N", help="offsets of the filler in a block (default: 0, all)"
+    )
     add_gin_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks everything, trains, evaluates, reports."""
+    """Trains, evaluates and reports. All settings are checked first."""
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; name a directory")
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _subjects(args: argparse.Namespace, output: Path) -> list[Subject]:
-    """All trainings, seed by seed, each checked."""
+    """Returns all trainings by seed and memory, validated."""
     task, memories = args.gin_files or [TASK], _memories(args.memories)
     found = []
     for seed in args.seeds:
@@ -117,7 +125,7 @@ def _subjects(args: argparse.Namespace, output: Path) -> list[Subject]:
 
 
 def _memories(text: str) -> dict[str, str]:
-    """Gin files by the names of memories."""
+    """Returns the gin file of each memory by name."""
     found: dict[str, str] = {}
     for word in (word.strip() for word in text.split(",") if word.strip()):
         name = Path(word).stem
@@ -138,7 +146,7 @@ def check_alike(subjects: list[Subject]) -> None:
     config = first.job.config
     if config.task != "passkey" or config.carries_memory or len(config.passkey.stages) > 1:
         raise ConfigError(
-            "famjax compare wants the task 'passkey' with one stage and a stream_share of 0, so that all memories "
+            "famjax compare needs the task 'passkey' with one stage and a stream_share of 0, so that all memories "
             f"read the same batches; see {TASK}"
         )
     for other in subjects[1:]:
@@ -158,7 +166,7 @@ def check_alike(subjects: list[Subject]) -> None:
 
 
 def train(subjects: list[Subject], output: Path, at_once: int) -> dict[str, str]:
-    """Trains what is not trained yet; the last words of what diverged, by name. Other failures end the comparison."""
+    """Trains what is not finished yet. Returns the errors of diverged runs by name; other failures are raised."""
     path = output / DIVERGED
     diverged: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     waiting = [one.job for one in subjects if one.job.name not in diverged]
@@ -182,7 +190,7 @@ def _has_diverged(job: side_by_side.Job, said: str) -> bool:
 
 
 def _longest(config: TrainConfig) -> int:
-    """Tokens of filler in training at most."""
+    """Returns the maximum tokens of filler in training."""
     return (config.passkey.stages[-1] + 1) * config.model.memory.block_size - 1
 
 
@@ -198,5 +206,5 @@ def _tokens(text: str) -> int:
     unit = units.get(text[-1:].lower(), 1)
     number = text[:-1] if unit > 1 else text
     if not number.replace(".", "", 1).isdecimal() or not float(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; write for example 500k or 2m")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; write for example 500k or 2m")
     return round(float(number) * unit)

@@ -1,4 +1,4 @@
-"""`famjax data`: shows what a training would read."""
+"""`famjax data`: shows the batches of a training run."""
 
 import argparse
 import dataclasses
@@ -8,38 +8,38 @@ from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
 
 NAME = "data"
-HELP = """Show what a training reads: rows, blocks, documents, and where a loss is taken.
+HELP = """Show the batches of a training run: rows, blocks, documents and loss weights.
 
   famjax data --gin_file gin/models/fam_tiny.gin --gin_file gin/runs/pretrain.gin \\
               --gin_file gin/data/streams.gin --gin.SOURCES="('books/*.txt',)" --show 3
-  famjax data --gin_file my.gin --steps 4        # how a row goes on from step to step
+  famjax data --gin_file my.gin --steps 4        # how a row continues from step to step
   famjax data --gin_file my.gin --check          # read every document once, before a long run
 
-Takes the settings of `famjax train`; MODEL_DIR may be left out, and no model is made. Each line is a block:
+Takes the settings of `famjax train`; MODEL_DIR may be left out, and no model is built. Each line is a block:
 
-  block 0 > ¶text            > a document starts here, with a fresh memory; ¶ it begins
-  block 1   text {question}  what stands in braces is read, but has no loss (dim on a terminal)
-  block 2   {0.1: text}      its loss is weighed so
+  block 0 > ¶text            > the memory is reset before this block; ¶ a document begins
+  block 1   text {question}  tokens in braces have loss weight 0 (dim on a terminal)
+  block 2   {0.1: text}      tokens with loss weight 0.1
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax data`."""
+    parser.add_argument("--show", type=int, default=2, metavar="N", help="rows to show of each batch (default: 2)")
+    parser.add_argument("--steps", type=int, default=1, metavar="N", help="number of batches (default: 1)")
     parser.add_argument(
-        "--show", type=int, default=2, metavar="N", help="rows of each batch that are shown (default 2)"
+        "--width", type=int, default=96, metavar="N", help="characters to show of a block (default: 96; 0: all)"
     )
-    parser.add_argument("--steps", type=int, default=1, metavar="N", help="batches, one after the other (default 1)")
-    parser.add_argument("--width", type=int, default=96, metavar="N", help="characters of a block; 0 shows all")
     parser.add_argument("--check", action="store_true", help="read every document of the files once and count them")
     add_gin_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes the task as a training does, and prints."""
+    """Builds the task as training does and prints its batches."""
     from famjax.cli.gin_config import load_train_config
 
     if not args.gin_files:
-        raise ConfigError("no settings: add --gin_file FILE, the one that you would train with")
+        raise ConfigError("no settings: add --gin_file FILE, as for famjax train")
     for flag, value, least in (("--show", args.show, 0), ("--steps", args.steps, 1), ("--width", args.width, 0)):
         if value < least:
             raise ConfigError(f"{flag} is {value}; it must be at least {least}")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     config = dataclasses.replace(config, model_dir=config.model_dir or "none")
     config.validate()
     if config.task == "passkey":
-        raise ConfigError("the task 'passkey' makes its documents itself; set MIXTURE_OR_TASK_NAME to 'text'")
+        raise ConfigError("the task 'passkey' generates its documents; set MIXTURE_OR_TASK_NAME to 'text'")
 
     from rich.console import Console
 
@@ -74,9 +74,9 @@ def _show(console: Any, config: TrainConfig, args: argparse.Namespace) -> None:
             totals[task.streams(number)] = totals[task.streams(number)].add(row)
         for number in sorted(shown[: args.show]):
             row, stream = rows[number], task.streams(number)
-            goes_on = "" if row.starts[0] else ", goes on from the step before"
+            continued = "" if row.starts[0] else ", continued from the previous step"
             console.print(
-                f"\nstep {step}, row {number}, {'stream' if stream else 'packed'}{goes_on}: {Totals().add(row)}"
+                f"\nstep {step}, row {number}, {'stream' if stream else 'packed'}{continued}: {Totals().add(row)}"
             )
             for block, pieces in enumerate(blocks_of(row, task.vocabulary, args.width)):
                 console.print(f"  block {block:<3} {'>' if row.starts[block] else ' '} ", end="")
@@ -86,11 +86,11 @@ def _show(console: Any, config: TrainConfig, args: argparse.Namespace) -> None:
         if totals[stream].rows:
             console.print(f"{args.steps} batch{'es' * (args.steps > 1)}, {name}: {totals[stream]}")
     if args.steps:
-        console.print(f"epochs behind it: {task.report(progress)['epochs']}")
+        console.print(f"epochs completed: {task.report(progress)['epochs']}")
 
 
 def _chosen(streams: list[int], packed: list[int]) -> list[int]:
-    """Rows in the order in which they are worth a look: of both kinds, in turns."""
+    """Returns the rows in the order to show them: streamed and packed ones alternate."""
     pairs = [row for pair in zip(streams, packed, strict=False) for row in pair]
     return pairs + [row for row in streams + packed if row not in pairs]
 
@@ -104,10 +104,10 @@ def _overview(console: Any, config: TrainConfig, task: Any) -> None:
     if config.task == "text":
         from famjax.data.sources import open_source
 
-        who = {"all": "all rows", "streams": "streams", "packed": "packed rows"}
+        readers = {"all": "all rows", "streams": "streams", "packed": "packed rows"}
         for source in config.data.all_sources():
-            many = f"{len(open_source(source)):,}"
-            console.print(f"{source.path}: {many} documents for {who[source.rows]}, weight {source.weight:g}")
+            count = f"{len(open_source(source)):,}"
+            console.print(f"{source.path}: {count} documents for {readers[source.rows]}, weight {source.weight:g}")
 
 
 def _print_pieces(console: Any, pieces: list[Any]) -> None:
@@ -127,7 +127,7 @@ def _print_pieces(console: Any, pieces: list[Any]) -> None:
 
 
 def _check(console: Any, config: TrainConfig) -> None:
-    """Reads every document of every source once."""
+    """Reads every document of every source once and prints counts and lengths."""
     import numpy as np
 
     from famjax.data.examples import Documents
@@ -136,7 +136,7 @@ def _check(console: Any, config: TrainConfig) -> None:
     from famjax.process.progress import Progress
 
     if config.task != "text":
-        raise ConfigError("--check reads the files of the task 'text'; a seqio task is seen with --show and --steps")
+        raise ConfigError("--check reads the files of the task 'text'; for a seqio task use --show and --steps")
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
     for source in config.data.all_sources():
@@ -152,5 +152,5 @@ def _check(console: Any, config: TrainConfig) -> None:
         console.print(
             f"{source.path}: {len(lengths):,} documents, {lengths.sum():,} tokens; shortest {lengths.min():,}, median "
             f"{int(np.median(lengths)):,}, longest {lengths.max():,}; {blocks.sum():,} blocks; "
-            f"{int((lengths == 0).sum()):,} are empty and left out"
+            f"{int((lengths == 0).sum()):,} empty ones are skipped"
         )

@@ -1,4 +1,4 @@
-"""`famjax eval`: what models remember, side by side."""
+"""`famjax eval`: evaluates models and compares them."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from famjax.config import EvalConfig
 
 NAME = "eval"
-HELP = """Evaluate model directories side by side: the pass key, texts of yours, long-context tasks.
+HELP = """Evaluate and compare model directories: pass-key retrieval, your texts, long-context tasks.
 
   famjax eval --model runs/tiny_fam --model runs/tiny_bswa --output runs/compare
   famjax eval --model runs/fam --model runs/bswa --texts 'heldout/*.txt' --output runs/texts
@@ -27,13 +27,13 @@ HELP = """Evaluate model directories side by side: the pass key, texts of yours,
   famjax eval --list
   famjax eval --compare runs/needles runs/needles_of_another
 
-Without --task, the pass key at every alignment of filler and block. Generated tasks have so many tokens as
---lengths says, of each model's own tokenizer, exactly. Documents are read by streaming, so memory does not
-grow with their length; what several questions share is read once.
+The default task is the pass key, at every offset of the filler relative to the block boundaries. Generated
+tasks have exactly the number of tokens that --lengths gives, in each model's own tokenizer. Documents are
+streamed, so memory does not grow with their length; a context that questions share is prefilled once.
 
-The output directory gets results.json (each number with n, a 95% interval, what was truncated), samples.jsonl
-(each question and answer, as they come: an evaluation that was stopped goes on with the same command),
-report.html and plots. docs/evaluation.md tells every task and where its data is.
+The output directory gets results.json (each number with n, a 95% interval, and counts of truncation),
+samples.jsonl (questions and answers, appended as they finish: the same command resumes an interrupted
+evaluation), report.html and plots. docs/evaluation.md describes every task and where its data comes from.
 """
 
 # Flags that are fields of `EvalConfig`.
@@ -43,20 +43,20 @@ SAME = ("filler_blocks", "keys", "seed", "longest", "lengths", "depths", "exampl
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax eval`."""
-    parser.add_argument("--model", action="append", default=[], metavar="DIR", help="may be given several times")
+    parser.add_argument("--model", action="append", default=[], metavar="DIR", help="model directory; repeatable")
     parser.add_argument(
         "--task", action="append", default=[], metavar="NAME,NAME",
-        help="what to evaluate (passkey); may be given several times",
+        help="tasks to evaluate; repeatable (default: passkey)",
     )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="show the tasks, and leave")
-    parser.add_argument("--output", metavar="DIR", help="where results go (the first model's directory)")
+    parser.add_argument("--list", action="store_true", help="list the tasks and exit")
+    parser.add_argument("--output", metavar="DIR", help="output directory (default: the first model's directory)")
     parser.add_argument(
-        "--compare", nargs="+", metavar="RUN", help="output directories of evaluations, to be shown side by side"
+        "--compare", nargs="+", metavar="RUN", help="compare finished evaluations, given by their output directories"
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="of keys, needles and words (1)")
-    parser.add_argument("--again", action="store_true", help="answer anew what was answered before")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of keys, needles and words (default: 1)")
+    parser.add_argument("--again", action="store_true", help="re-run examples that already have answers")
     parser.add_argument(
-        "--part", metavar="I/N", help="ask part I of N only, as one of N processes (docs/evaluation.md)"
+        "--part", metavar="I/N", help="evaluate part I of N only, as one of N processes (docs/evaluation.md)"
     )
     _add_task_arguments(parser)
     _add_harness_arguments(parser)
@@ -67,51 +67,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what the tasks read and ask")
-    group.add_argument("--lengths", type=_lengths, metavar="N,N", help="of generated tasks, tokens: 1k,4k,128k")
+    group = parser.add_argument_group("settings of tasks")
+    group.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of generated tasks: 1k,4k,128k")
     group.add_argument(
-        "--depths", type=_fractions, metavar="X,X", help="where the needle is, 0 to 1 (0,0.25,0.5,0.75,1)"
-    )
-    group.add_argument("--examples", type=int, metavar="N", help="of each length (50), or the first N of a data set")
+        "--depths", type=_fractions, metavar="X,X",
+        help="position of the needle, from 0 to 1 (default: 0,0.25,0.5,0.75,1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--examples", type=int, metavar="N",
+        help="examples per length (default: 50), or the first N of a data set (default: all)",
+    )  # fmt: skip
     group.add_argument(
         "--data",
         action="append",
         default=[],
         metavar="TASK=PATH",
-        help="where a task's data set is; PATH for the only one",
+        help="path of a task's data set; PATH alone if there is one task",
     )
     group.add_argument(
         "--chat", action=argparse.BooleanOptionalAction,
-        help="use the model's chat template (yes, if it has one, in babi and kv_retrieval; no, in tasks of lm-eval)",
+        help="use the model's chat template (default: in babi and kv_retrieval if it has one; not in lm-eval tasks)",
     )  # fmt: skip
-    group.add_argument("--split", metavar="NAME", help="part of a data set (validation or test, as the task has it)")
-    group.add_argument("--filler", metavar="FILES", help="text that hides the needles (the pass key's five sentences)")
-    group.add_argument("--longest", type=_length, metavar="N", help="tokens read of a document at most (all)")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="made for an answer at most (the task's own)")
+    group.add_argument("--split", metavar="NAME", help="split of a data set (default: the task's, validation or test)")
+    group.add_argument(
+        "--filler", metavar="FILES", help="haystack text around the needles (default: the pass key's five sentences)"
+    )
+    group.add_argument(
+        "--longest", type=_length, metavar="N", help="truncate each document to N tokens (default: no limit)"
+    )
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="maximum tokens per answer (default: the task's)"
+    )
     group.add_argument(
         "--texts", action="append", default=[], metavar="FILES",
-        help="the task text: text or JSON lines files, for example 'heldout/*.txt'; may be given several times",
+        help="files of the task text, plain or JSON lines, for example 'heldout/*.txt'; repeatable",
     )  # fmt: skip
-    group.add_argument("--filler-blocks", type=_numbers, metavar="N,N", help="of passkey: lengths of filler, in blocks")
-    group.add_argument("--keys", type=int, metavar="N", help="of passkey: keys for each alignment (1)")
+    group.add_argument("--filler-blocks", type=_numbers, metavar="N,N", help="passkey: filler lengths in blocks")
+    group.add_argument("--keys", type=int, metavar="N", help="passkey: keys per alignment (default: 1)")
 
 
 def _add_harness_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tasks of lm-evaluation-harness (docs/lm_eval.md)")
     group.add_argument(
-        "--lm-eval", metavar="TASK,TASK", help="its names, or paper-gpt3, long, ...; writes lm_eval.json"
+        "--lm-eval", metavar="TASK,TASK", help="task names, or a list: paper-gpt3, long, ...; writes lm_eval.json"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="examples of each task (all)")
-    group.add_argument("--fewshot", type=int, metavar="N", help="examples before each question (the task's own)")
-    group.add_argument("--include-path", metavar="DIR", help="tasks of yours, as YAML")
-    group.add_argument("--cache", default="", metavar="FILE", help="answers to keep, from which it goes on")
+    group.add_argument("--limit", type=int, metavar="N", help="examples per task (default: all)")
+    group.add_argument("--fewshot", type=int, metavar="N", help="few-shot examples (default: the task's)")
+    group.add_argument("--include-path", metavar="DIR", help="directory of your own tasks, as YAML")
+    group.add_argument("--cache", default="", metavar="FILE", help="cache of answers, from which a stopped run resumes")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write for example 1,4,16,64") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers; write for example 1,4,16,64") from None
 
 
 def _length(text: str) -> int:
@@ -120,7 +130,7 @@ def _length(text: str) -> int:
     try:
         return int(float(text[:-1]) * unit) if unit > 1 else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no length; write for example 4096, 4k or 1m") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a length; write for example 4096, 4k or 1m") from None
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -131,11 +141,11 @@ def _fractions(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of depths; write for example 0,0.5,1") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of depths; write for example 0,0.5,1") from None
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluates; settings, model directories and data sets are checked before jax is loaded where that can be."""
+    """Runs the evaluation. Checks settings and model directories, and data sets if possible, before jax is imported."""
     if args.list:
         print(_list(), end="")
         return 0
@@ -205,8 +215,8 @@ def _list() -> str:
     width = max(map(len, TASKS))
     lines = [f"  {name:<{width}}  {entry.summary}{f'; needs {entry.needs}' if entry.needs else ''}\n"
              for name, entry in TASKS.items()]  # fmt: skip
-    seqios = "Tasks of seqio: --task seqio:NAME --gin.EvalConfig.modules=\"('the.module',)\", which registers it.\n"
-    return f"famjax eval --task NAME, one or several of\n\n{''.join(lines)}\n{seqios}"
+    seqios = "seqio tasks: --task seqio:NAME --gin.EvalConfig.modules=\"('the.module',)\", which registers it.\n"
+    return f"famjax eval --task NAME,NAME, from\n\n{''.join(lines)}\n{seqios}"
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`famjax export-hf`: a model directory becomes a folder that Hugging Face transformers loads."""
+"""`famjax export-hf`: writes a model directory as a folder that Hugging Face transformers loads."""
 
 import argparse
 import json
@@ -16,31 +16,33 @@ if TYPE_CHECKING:
     from famjax.storage.pieces import Weights
 
 NAME = "export-hf"
-HELP = """Writes a model directory as a folder that transformers loads: weights, config.json, tokenizer.
+HELP = """Write a model directory as a folder that transformers loads: weights, config.json, tokenizer.
 
   famjax export-hf runs/llama exported
   famjax export-hf runs/llama adapter --adapter-only
 
-The base model alone runs in transformers, which knows no FAM. FAM's prompt lies beside it in
-fam.safetensors (fam_prompt [F, D]), the memory's settings in config.json under "famjax"; `famjax import-hf`
-reads both. A model that was imported gets its own config.json and tokenizer back, and its tensors bit for
-bit if it was not trained. LoRA is merged into the weights; --adapter-only writes it alone, as peft has it
-(adapter_model.safetensors, adapter_config.json), with FAM beside it. DST appears when it is whole.
+transformers runs the base model alone, without FAM. FAM's prompt is written to fam.safetensors
+(fam_prompt [F, D]) and the memory settings to config.json under "famjax"; `famjax import-hf` reads both.
+An imported model gets its original config.json and tokenizer back, and bit-identical tensors if it was not
+trained. LoRA is merged into the weights; --adapter-only writes LoRA alone in peft's layout
+(adapter_model.safetensors, adapter_config.json), and FAM. DST is renamed into place when it is complete.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax export-hf`."""
     parser.add_argument("source", metavar="SRC", help="a model directory")
-    parser.add_argument("target", metavar="DST", help="the folder to make; it must not exist yet")
-    parser.add_argument("--adapter-only", action="store_true", help="LoRA in peft's layout, and FAM, without the base")
+    parser.add_argument("target", metavar="DST", help="the folder to create; it must not exist yet")
     parser.add_argument(
-        "--base-model", metavar="NAME", help="with --adapter-only: what adapter_config.json calls the base"
+        "--adapter-only", action="store_true", help="write LoRA in peft's layout, and FAM, without the base"
+    )
+    parser.add_argument(
+        "--base-model", metavar="NAME", help="with --adapter-only: name of the base model in adapter_config.json"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Finds a family that has this model, then writes one shard after the other."""
+    """Finds a family that can express this model, then writes the shards one by one."""
     from famjax.storage.model_dir import read_config, split_step
 
     config = read_config(args.source)
@@ -81,8 +83,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """The config.json that came with the model, where it is still right, else one that says the same; and the
-    types of tensors that the import did not keep."""
+    """Returns the config.json of the transformers folder, and the dtypes of tensors that the import converted.
+
+    The imported model's own config.json is used if it still describes the model; otherwise an equivalent one is made.
+    """
     from famjax.pretrained.config_json import SECTION, config_json, describes
     from famjax.pretrained.folder import KEPT_CONFIG
 
@@ -100,7 +104,7 @@ def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], 
 
 
 def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, Any]) -> None:
-    """LoRA and FAM, without the base. Raises `ConfigError` on a model that has no LoRA."""
+    """Writes LoRA and FAM, without the base. Raises `ConfigError` if the model has no LoRA."""
     if not config.lora.rank:
         raise ConfigError(f"{args.source} has no LoRA (its rank is 0); leave --adapter-only out")
 
@@ -119,18 +123,18 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
 
 
 def _fam(weights: "Weights") -> dict[str, "np.ndarray"]:
-    """FAM's prompt or prefix, as `fam.safetensors` has it."""
+    """Returns FAM's weights under their names in `fam.safetensors`."""
     return {f"fam_{path[4:]}": weights.read(path) for path in weights.shapes if path.startswith("fam/")}
 
 
 def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str], lora: LoraConfig) -> "np.ndarray":
-    """A tensor as it is written, LoRA in it, in the type that it was imported in."""
+    """Returns a tensor of the folder, LoRA merged in, in the dtype that it was imported in."""
     from famjax.nn.lora import merged, of_base
 
     ours = weights.read(pair.path, pair.layer)
     a = of_base(pair.path, "a")
     if a in weights.shapes:
-        # The sum is rounded once, to the type that is written.
+        # The sum is rounded once, to the dtype of the file.
         ours = ours.astype("float32")
         ours = merged(ours, weights.read(a, pair.layer), weights.read(of_base(pair.path, "b"), pair.layer), lora.scale)
     return pair.theirs(ours).astype(_dtype(pair, weights, types), copy=False)

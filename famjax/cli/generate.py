@@ -1,4 +1,4 @@
-"""`famjax generate`: reads a prompt of any length, writes on, and can put its memory away in a file."""
+"""`famjax generate`: continues a prompt of any length; the memory can be saved to a session file."""
 
 import argparse
 import itertools
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from famjax.infer.codec import Codec
 
 NAME = "generate"
-HELP = """Reads a prompt of any length in constant memory and writes on. Only what is made goes to standard output.
+HELP = """Generate from a prompt of any length, in constant memory; only the generated text is streamed to stdout.
 
   famjax generate --model runs/fam --prompt "The pass key is"
   cat book.txt | famjax generate --model runs/fam - --state-out book.session --max-tokens 0
   famjax generate --model runs/fam --state-in book.session --prompt "Who did it?" --temperature 0.8
   famjax generate --model runs/fam --input prompts.jsonl --output answers.jsonl
 
-A prompt is read as it is, with the newline at its end if it has one, but without a byte order mark. Where
-the model directory has a tokenizer, it makes the tokens, begins a fresh text as the tokenizer's configuration
-says, and the model's own end of text ends it; else tokens are bytes. The same prompt, settings and seed give
-the same text, alone or among other prompts of a file. JSON lines: {"prompt": TEXT} gives
-{"prompt", "text", "tokens" (ids of the text), "finish" ("stop" or "length")}, in the same order.
+Prompts are used verbatim, including a trailing newline; only a byte order mark is removed. If the model
+directory has a tokenizer, a new text gets the special tokens of its configuration, and the model's
+end-of-text tokens end generation; otherwise tokens are bytes. The same prompt, settings and seed give the
+same text, alone or in a batch. JSON lines: {"prompt": TEXT} gives {"prompt", "text", "tokens" (ids of the
+text), "finish" ("stop" or "length")}, in the same order.
 """
 
 CHUNK_BYTES = 2**16
@@ -38,24 +38,28 @@ CHUNK_BYTES = 2**16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax generate`."""
-    prompt = parser.add_argument_group("what to read")
-    prompt.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from standard input, as it comes")
-    prompt.add_argument("--prompt", metavar="TEXT")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="- is standard input")
+    prompt = parser.add_argument_group("prompt and session")
+    prompt.add_argument("stdin", nargs="?", metavar="-", help="read the prompt from stdin, incrementally")
+    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="read the prompt from a file; - is stdin")
     prompt.add_argument("--input", metavar="FILE", help="many prompts, JSON lines; needs --output")
-    prompt.add_argument("--output", metavar="FILE", help="their texts, JSON lines; written when all are made")
-    prompt.add_argument("--state-in", metavar="FILE", help="go on from what --state-out wrote")
-    prompt.add_argument("--state-out", metavar="FILE", help="afterwards, put the memory away here")
-    make = parser.add_argument_group("what to make")
-    make.add_argument("--max-tokens", type=int, metavar="N", help="at most (256); 0 only reads")
-    make.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; several times")
-    make.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt, a line between them")
+    prompt.add_argument("--output", metavar="FILE", help="generated texts, JSON lines; written when all are done")
+    prompt.add_argument("--state-in", metavar="FILE", help="resume from a session file written by --state-out")
+    prompt.add_argument("--state-out", metavar="FILE", help="save the session to this file at the end")
+    make = parser.add_argument_group("generation")
+    make.add_argument(
+        "--max-tokens", type=int, metavar="N", help="maximum tokens to generate (default: 256; 0: prefill only)"
+    )
+    make.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; repeatable")
+    make.add_argument(
+        "--samples", type=int, default=1, metavar="N", help="samples per prompt, separated by newlines (default: 1)"
+    )
     add_sampling_arguments(make)
-    add_infer_arguments(parser, "rows side by side")
+    add_infer_arguments(parser, "maximum batch size")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks all that can be checked before the model is loaded, then reads and writes."""
+    """Generates. Everything that can be checked is checked before the model is loaded."""
     from famjax.infer.codec import Codec
     from famjax.storage.model_dir import read_config
 
@@ -92,13 +96,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- before any work ------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check_arguments(args: argparse.Namespace) -> Sampling:
-    """How to draw. Raises `ConfigError` on flags that cannot work, or not together."""
+    """Returns the sampling settings. Raises `ConfigError` for invalid or conflicting flags."""
     if args.stdin not in (None, "-"):
-        raise ConfigError(f"{args.stdin!r} is no flag; write --prompt TEXT, --prompt-file FILE, or - to read a pipe")
+        raise ConfigError(f"{args.stdin!r} is not a flag; write --prompt TEXT, --prompt-file FILE, or - to read a pipe")
     if args.stdin:
         if args.prompt_file is not None:
             raise ConfigError("both --prompt-file and - are given; choose one")
@@ -110,14 +114,14 @@ def check_arguments(args: argparse.Namespace) -> Sampling:
     if not given and not args.state_in:
         raise ConfigError("no prompt: add --prompt TEXT, --prompt-file FILE, - to read a pipe, or --state-in FILE")
     if bool(args.input) != bool(args.output):
-        raise ConfigError("--input and --output go together: prompts in, their texts out")
+        raise ConfigError("--input and --output go together; add the missing one")
     for flag, least in (("max_tokens", 0), ("samples", 1), ("batch_size", 1)):
         if getattr(args, flag) < least:
             raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; it must be at least {least}")
     if not 0 <= args.seed < 2**32:
         raise ConfigError(f"--seed is {args.seed}; it must be at least 0 and below 2^32")
     if args.max_tokens == 0 and not args.state_out:
-        raise ConfigError("--max-tokens 0 makes no text: raise it, or add --state-out FILE to keep what was read")
+        raise ConfigError("--max-tokens 0 generates nothing: raise it, or add --state-out FILE to save the session")
     _check_outputs(args)
     if args.temperature is None:
         args.temperature = 1.0 if args.top_k or args.top_p != 1.0 or args.samples > 1 else 0.0
@@ -136,7 +140,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
                 problem = "is a directory" if path.is_dir() else "its directory is missing"
                 raise ConfigError(f"--{flag.replace('_', '-')} {path}: {problem}")
     if args.state_out and (args.input or args.samples > 1):
-        raise ConfigError("--state-out keeps one text's memory; it goes neither with --input nor with --samples")
+        raise ConfigError("--state-out saves the session of one text; leave out --input and --samples")
 
 
 def _open(path: str) -> BinaryIO:
@@ -146,10 +150,10 @@ def _open(path: str) -> BinaryIO:
 
 
 class PromptSource:
-    """The prompt, opened and looked at, so that an empty or missing one is found before the model is loaded.
+    """The prompt, opened and read up to its first chunk, so that errors are found before the model is loaded.
 
     Attributes:
-      prompts: the texts of --input; empty otherwise.
+      prompts: the prompts of --input; empty otherwise.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -162,13 +166,13 @@ class PromptSource:
 
             self.prompts = read_prompts(args.input, may_be_empty)
         elif args.prompt is not None:
-            # What a shell hands over that is no UTF-8 comes back to the bytes that it was.
+            # Restores the bytes of an argument that is not valid UTF-8.
             self._first = args.prompt.encode("utf-8", "surrogateescape")
         elif args.prompt_file is not None:
             self._file = sys.stdin.buffer if args.prompt_file == "-" else _open(args.prompt_file)
             self._first = self._read().removeprefix(BOM)
         if not (self._first or self.prompts or may_be_empty):
-            raise ConfigError("the prompt is empty: give it a byte, or --state-in FILE to go on from")
+            raise ConfigError("the prompt is empty: give it a byte, or --state-in FILE to resume from")
 
     def __enter__(self) -> "PromptSource":
         return self
@@ -178,25 +182,25 @@ class PromptSource:
             self._file.close()
 
     def _read(self) -> bytes:
-        """What is there now, without waiting for a pipe to fill a whole chunk."""
+        """Returns the bytes that are available now, without waiting for a pipe to fill a whole chunk."""
         return self._file.read1(CHUNK_BYTES) if self._file is not None else b""  # type: ignore[attr-defined]
 
     def pieces(self) -> Iterator[bytes]:
-        """The prompt, as it comes."""
+        """Yields the prompt in chunks, as they arrive."""
         piece = self._first
         while piece:
             yield piece
             piece = self._read()
 
 
-# --- the work -------------------------------------------------------------------------------------
+# --- generation -----------------------------------------------------------------------------------
 
 
 def _answer(
     model: Any, session: Any, chunks: Iterable["np.ndarray"], sampling: Sampling, codec: "Codec",
     args: argparse.Namespace,
 ) -> Any:  # fmt: skip
-    """Reads one prompt and writes its texts to standard output. Returns the session after the (only) text."""
+    """Prefills one prompt and streams its samples to stdout. Returns the session after them, one row per sample."""
     from famjax.infer.answers import stream
     from famjax.infer.prefill import prefill
     from famjax.process.progress import Progress
@@ -218,13 +222,13 @@ def _answer(
             later[0] = ""
         write("\n".join(later) + ("\n" if len(later) > 1 or sys.stdout.isatty() else ""))
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it closes the pipe.
+        # The reader of our output closed the pipe. Without this, Python reports it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return session
 
 
 def write(text: str) -> None:
-    """Text to standard output at once, in UTF-8 whatever the locale says."""
+    """Writes text to stdout and flushes it, in UTF-8 regardless of the locale."""
     if text:
         sys.stdout.buffer.write(text.encode("utf-8"))
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`famjax generate --input`: many prompts, rows of unequal lengths side by side."""
+"""`famjax generate --input`: many prompts, batched with unequal lengths."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_prompts(path: str, may_be_empty: bool) -> list[str]:
-    """The prompts of a JSON lines file. Raises `ConfigError` naming a bad line."""
+    """Returns the prompts of a JSON lines file. Raises `ConfigError` with file and line of a bad one."""
     from famjax.data.files import json_lines
 
     prompts = []
@@ -22,27 +22,27 @@ def read_prompts(path: str, may_be_empty: bool) -> list[str]:
             raise fields
         prompts.append(_prompt(fields, place, may_be_empty))
     if not prompts:
-        raise ConfigError(f"{path} has no prompts; give it one JSON object a line")
+        raise ConfigError(f"{path} has no prompts; give it one JSON object per line")
     return prompts
 
 
 def _prompt(fields: Any, place: str, may_be_empty: bool) -> str:
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, str):
-        raise ConfigError(f'{place}: a line is an object with "prompt", a string')
+        raise ConfigError(f'{place}: a line must be an object with "prompt", a string')
     if not prompt and not may_be_empty:
-        raise ConfigError(f"{place}: the prompt is empty; give it a byte, or --state-in FILE to go on from")
+        raise ConfigError(f"{place}: the prompt is empty; give it a byte, or --state-in FILE to resume from")
     return prompt
 
 
 def answer_all(
     model: Any, session: Any, prompts: list[str], sampling: Sampling, codec: "Codec", args: argparse.Namespace
 ) -> None:
-    """Answers every prompt, each from the same session, and writes the output file."""
+    """Continues every prompt, each from the same session, and writes the output file."""
     from famjax.storage.model_dir import write_text
 
     lines: list[list[dict[str, Any]]] = [[] for _ in prompts]
-    # Prompts of like length are read side by side.
+    # Prompts of similar length share a batch.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].encode()))
     rows = min(max(1, args.batch_size // args.samples), len(prompts))
     while order:
@@ -58,7 +58,7 @@ def _answers(
     model: Any, session: Any, prompts: list[str], rows: int, sampling: Sampling, codec: "Codec",
     args: argparse.Namespace,
 ) -> list[list[dict[str, Any]]]:  # fmt: skip
-    """For each prompt its samples as objects of the output. `rows` is the number of prompts that the program takes."""
+    """Returns the output objects of each prompt's samples. `rows` is the batch size of the compiled program."""
     from famjax.infer.answers import answer_side_by_side, read_side_by_side
     from famjax.process.progress import Progress
 

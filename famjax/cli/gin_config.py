@@ -1,12 +1,12 @@
-"""gin in, frozen dataclasses out: the only module that knows gin.
+"""Builds frozen configuration dataclasses from gin; the only module that imports gin.
 
 Configurations are registered with gin under their class names, so that a gin file reads
 
     TrainConfig.steps = %TRAIN_STEPS
     ModelConfig.memory = @MemoryConfig()
 
-gin keeps its settings in module globals. Each load clears them first and leaves nothing that a
-later one could see. Every mistake of a user's becomes a `ConfigError` of one line.
+gin keeps its settings in module globals. Each load clears them before and after, so loads are
+independent. Every user error becomes a `ConfigError` of one line.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ from famjax.storage.model_dir import read_config
 
 T = TypeVar("T")
 
-# The macros that every training takes on the command line (the last three come from model files).
+# Macros that every training run accepts on the command line (the last three are defined in model files).
 CONTRACT_MACROS = (
     "MODEL_DIR", "INITIAL_CHECKPOINT_PATH", "MIXTURE_OR_TASK_NAME", "TASK_FEATURE_LENGTHS", "TRAIN_STEPS",
     "BATCH_SIZE", "RANDOM_SEED", "LEARNING_RATE", "MESH", "MICROBATCHES", "CHECKPOINT_PERIOD",
@@ -53,16 +53,16 @@ CONTRACT_MACROS = (
 
 
 def target_length(task_feature_lengths: dict[str, int]) -> int:
-    """T5X's `TASK_FEATURE_LENGTHS` of a decoder to the number of tokens of a row.
+    """Returns the sequence length in tokens for T5X's `TASK_FEATURE_LENGTHS` of a decoder.
 
-    {"targets": N} is N; with "inputs" too it is the sum, as in seqio's prefix-LM converter, since a row
+    {"targets": N} gives N. With "inputs" it is the sum, as in seqio's prefix-LM converter, since a row
     holds both.
     """
     lengths = task_feature_lengths
     known = isinstance(lengths, dict) and {"targets"} <= set(lengths) <= {"inputs", "targets"}
     if not known or not all(type(length) is int for length in lengths.values()):
         raise ConfigError(
-            f'TASK_FEATURE_LENGTHS is {lengths!r}; a decoder wants {{"targets": N}}, N the tokens of a row'
+            f'TASK_FEATURE_LENGTHS is {lengths!r}; a decoder needs {{"targets": N}}, N the tokens of a row'
         )
     return sum(lengths.values())
 
@@ -71,20 +71,20 @@ def model_of_checkpoint(
     path: str, lora: LoraConfig, changes: dict[str, Any] | None = None, block_size: int | None = None,
     memory_segments: int | None = None, fam_length: int | None = None,
 ) -> ModelConfig:  # fmt: skip
-    """The model that a model directory has, to be trained further.
+    """Returns the configuration of an existing model, with changes, for fine-tuning.
 
     Args:
-      path: the directory, or one of its steps.
-      lora: of the model to train.
-      changes: other fields of `ModelConfig` or of its memory (`MemoryConfig`) that shall differ, by name.
-      block_size, memory_segments, fam_length: of its memory; None leaves them.
+      path: model directory, or one of its checkpoints.
+      lora: LoRA settings of the model to train.
+      changes: new values of fields of `ModelConfig` or `MemoryConfig`, by name.
+      block_size, memory_segments, fam_length: new memory settings; None keeps the model's.
     """
     of_memory, changes = _REGISTERED["MemoryConfig"], changes or {}
     for name in changes:
         if name not in (names := (*_REGISTERED["ModelConfig"], *of_memory)):
             raise ConfigError(f"model_of_checkpoint.changes: ModelConfig has no {name}{nearest(name, names)}")
     if not path:
-        raise ConfigError("the model is that of INITIAL_CHECKPOINT_PATH, which is empty; add "
+        raise ConfigError("the model is taken from INITIAL_CHECKPOINT_PATH, which is empty; add "
                           "--gin.INITIAL_CHECKPOINT_PATH=\"'DIR'\"")  # fmt: skip
     model = read_config(at_home(path))
     sizes = {"block_size": block_size, "memory_segments": memory_segments, "fam_length": fam_length}
@@ -99,7 +99,7 @@ _REGISTERED: dict[str, tuple[str, ...]] = {}
 
 
 def register(*configurables: Any) -> None:
-    """Makes dataclasses and functions known to gin under their own names. Again does no harm."""
+    """Registers dataclasses and functions with gin under their own names. Idempotent."""
     for item in configurables:
         if item.__name__ in _REGISTERED:
             continue
@@ -121,16 +121,16 @@ def load_train_config(
     gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = (),
     stand_ins: Mapping[str, str] | None = None,
 ) -> tuple[TrainConfig, str]:  # fmt: skip
-    """A training from gin, not yet validated, and the operative configuration as gin text.
+    """Returns a training configuration from gin, not yet validated, and the operative configuration as gin text.
 
     Args:
-      gin_files: read in this order; what is set later wins.
+      gin_files: read in this order; later settings win.
       search_paths: see `search_path`.
-      bindings: `NAME=VALUE`, as in `--gin.NAME=VALUE`; they win over the files.
-      stand_ins: gin values of macros that must be set and are not.
+      bindings: `NAME=VALUE`, as in `--gin.NAME=VALUE`; they override the files.
+      stand_ins: gin values for required macros that are not set.
 
     Raises:
-      ConfigError: names what is wrong and where, in one line.
+      ConfigError: for any mistake, with its place, in one line.
     """
     return load(TrainConfig, gin_files, search_paths, bindings, stand_ins)
 
@@ -138,7 +138,7 @@ def load_train_config(
 def load_model_config(
     gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = ()
 ) -> ModelConfig:
-    """A validated model from gin, for example from `gin/models/fam_1b.gin`. See `load_train_config`."""
+    """Returns a validated model configuration, for example of `gin/models/fam_1b.gin`. See `load_train_config`."""
     config, _ = load(ModelConfig, gin_files, search_paths, bindings)
     config.validate()
     return config
@@ -148,7 +148,7 @@ def load(
     root: type[T], gin_files: Sequence[str], search_paths: Sequence[str] = (), bindings: Sequence[str] = (),
     stand_ins: Mapping[str, str] | None = None,
 ) -> tuple[T, str]:  # fmt: skip
-    """A configuration of any registered class, and its operative configuration as gin text."""
+    """Returns a configuration of class `root`, and the operative configuration as gin text."""
     register(root)
     gin.clear_config()
     try:
@@ -171,7 +171,7 @@ def load(
 
 
 def search_path(given: Sequence[str] = ()) -> list[Path]:
-    """Where gin files are sought: the current directory, the given ones, those that come with famjax."""
+    """Returns the folders searched for gin files: the current one, the given ones, those shipped with famjax."""
     checkout = Path(__file__).resolve().parents[2]
     installed = Path(sys.prefix) / "share" / "famjax"
     roots = [Path.cwd(), *map(Path, given), *(root for root in (checkout, installed) if (root / "gin").is_dir())]
@@ -180,7 +180,7 @@ def search_path(given: Sequence[str] = ()) -> list[Path]:
 
 _SEARCHED: list[Path] = []
 QUOTES = "'\""
-# Folders of the files that are being read, each included by the one before it.
+# Folders of the gin files being parsed, innermost include last.
 _READING: list[Path] = []
 
 
@@ -197,7 +197,7 @@ def _searching(roots: list[Path]) -> Iterator[None]:
 
 
 def _find(name: str) -> Path | None:
-    """A gin file on the search path, else beside the file that includes it; Windows' separators are taken for `/`."""
+    """Finds a gin file on the search path, else next to the including file. Windows separators count as `/`."""
     name = name.replace("\\", "/")
     found = next((root / name for root in _SEARCHED if (root / name).is_file()), None)
     beside = _READING[-1] / name if _READING else None
@@ -209,12 +209,12 @@ def _find(name: str) -> Path | None:
 
 
 class _File(io.StringIO):
-    """A gin file's text while gin reads it, with `\\n` at the ends of lines."""
+    """A gin file as gin's parser reads it, with `\\n` line ends."""
 
     def __init__(self, path: Path):
         try:
             text = read_text(path)
-        except BadText as error:  # gin makes a subclass of what it passes on, and knows no other constructor
+        except BadText as error:  # gin re-raises exceptions as a subclass that it constructs from one string
             raise ConfigError(str(error)) from error
         super().__init__(text.replace("\r\n", "\n").replace("\r", "\n"))
         self.name = str(path)
@@ -229,19 +229,20 @@ def _open(name: str) -> IO[str]:
     return _File(_find(name) or Path(name))
 
 
-# gin asks its readers in turn; its own would open files of the current directory as they are. Includes come here too.
+# gin tries its readers in order. Its own opens files of the current directory undecoded, so ours, which also serves
+# includes, comes first.
 gin.config._FILE_READERS.insert(0, (_open, lambda name: _find(name) is not None))
 
 
 def _missing_file(name: str, where: str) -> NoReturn:
     present: dict[str, Path] = {}
     for root in _SEARCHED:
-        for pattern in ("*.gin", "gin/**/*.gin"):  # never all below: the current directory may be a home
+        for pattern in ("*.gin", "gin/**/*.gin"):  # not recursively: the current directory may be a home directory
             present |= {str(path.relative_to(root)): path for path in root.glob(pattern)}
     near = difflib.get_close_matches(name, sorted(present), n=3, cutoff=0.5)
     stem = difflib.get_close_matches(Path(name).name, sorted({path.name for path in present.values()}), n=2)
     near += [key for key, path in sorted(present.items()) if path.name in stem and key not in near]
-    hint = f"; nearest are {', '.join(near[:3])}" if near else f"; sought in {', '.join(map(str, _SEARCHED))}"
+    hint = f"; nearest are {', '.join(near[:3])}" if near else f"; searched {', '.join(map(str, _SEARCHED))}"
     raise ConfigError(f"{where}there is no gin file {name}{hint}")
 
 
@@ -249,10 +250,10 @@ def _missing_file(name: str, where: str) -> NoReturn:
 
 
 def _parse(parse: Any, where: str) -> None:
-    """Runs gin's parser and turns what it raises into one line with a place."""
+    """Runs gin's parser and turns its exceptions into a `ConfigError` of one line with a place."""
     try:
         parse()
-    except ConfigError as error:  # of an include, to which gin adds lines that say where
+    except ConfigError as error:  # from an include; gin appended lines with the place
         place = re.search(r'In file "([^"]+)", line (\d+)', str(error))
         raise ConfigError((f"{place[1]}:{place[2]}: " if place else "") + str(error).splitlines()[0]) from error
     except SyntaxError as error:
@@ -269,25 +270,25 @@ def _reason(error: SyntaxError) -> str:
 
 
 def _advice(error: SyntaxError) -> str:
-    """What to write in place of a line that gin cannot read; empty where that is not clear."""
+    """Suggests what to write instead of a line that gin cannot parse; empty if that is not clear."""
     line = _line(error).partition("#")[0].strip()
     if re.search("[\u2018\u2019\u201a\u201c\u201d\u201e]", line):
         return f"{line} has typographic quotes; write ' or \""
     if include := re.fullmatch(r"(include|import)\s+(\S+)", line):
         plain = include[2].strip("'\"")
-        return f"{line} is not read; write include '{plain}'" if include[1] == "include" else ""
+        return f"{line} has no effect; write include '{plain}'" if include[1] == "include" else ""
     name, equals, value = (part.strip() for part in line.partition("="))
     if equals and value[:1] in ("'", '"') and value.count(value[0]) % 2:
         return f"{value}: a quote is not closed"
     if equals and re.fullmatch(r"[\w./]+", name) and value and value[0] not in "'\"%@=":
-        return f"{value} is no gin value; {_quoted(name, value)}"
+        return f"{value} is not a gin value; {_quoted(name, value)}"
     if not equals and (pair := re.fullmatch(r"([\w./]+)\s*:?\s+(\S.*)|([\w./]+):(\S.*)", line)):
-        return f"{line} is no setting; write {pair[1] or pair[3]} = {pair[2] or pair[4]}"
+        return f"{line} is not a setting; write {pair[1] or pair[3]} = {pair[2] or pair[4]}"
     return ""
 
 
 def _quoted(name: str, value: str) -> str:
-    """How to write a value that gin does not take."""
+    """Suggests how to write a value that gin rejected."""
     if value[0] in "[({":
         return "texts in brackets need quotes, and brackets must be closed: ('a', 'b'), {'data': 8}"
     python = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower())
@@ -298,7 +299,7 @@ def _quoted(name: str, value: str) -> str:
 
 
 def _line(error: SyntaxError) -> str:
-    """The line of a file that an error is about; empty if it has none."""
+    """Returns the source line of a syntax error; empty if there is none."""
     if not error.filename or not error.lineno or not Path(error.filename).is_file():
         return ""
     lines = read_text(error.filename).splitlines()
@@ -306,7 +307,7 @@ def _line(error: SyntaxError) -> str:
 
 
 def _explain(message: str, where: str, error: Exception) -> NoReturn:
-    """Raises `ConfigError` for an exception that gin raised; `message` may name places, innermost first."""
+    """Raises `ConfigError` for an exception of gin's, whose `message` may contain places, innermost first."""
     place = re.search(r'In file "([^"]+)", line (\d+)', message)
     prefix = f"{place[1]}:{place[2]}: " if place else f"{where}: "
     if missing := re.search(r"Unable to open file: (.+)\. Searched config paths", message, re.DOTALL):
@@ -317,7 +318,7 @@ def _explain(message: str, where: str, error: Exception) -> NoReturn:
     if unknown := re.search(r"No configurable matching (?:reference )?'@?([^'()]+)", message):
         name = unknown[1].rsplit("/", 1)[-1]
         near = nearest(name, _REGISTERED) or f"; known are {', '.join(sorted(_REGISTERED))}"
-        raise ConfigError(f"{prefix}there is nothing called {name} to configure{near}") from error
+        raise ConfigError(f"{prefix}there is no configurable {name}{near}") from error
     if unknown := re.search(r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'", message):
         owner, name = unknown[1].rsplit(".", 1)[-1], unknown[2]
         names = _REGISTERED.get(owner, ())
@@ -327,7 +328,7 @@ def _explain(message: str, where: str, error: Exception) -> NoReturn:
 
 
 def _bind(binding: str) -> None:
-    """One `NAME=VALUE` of the command line."""
+    """Applies one `NAME=VALUE` of the command line."""
     name, equals, value = binding.partition("=")
     flag = f"--gin.{binding}"
     if not equals or not name.strip():
@@ -338,8 +339,8 @@ def _bind(binding: str) -> None:
     except (SyntaxError, tokenize.TokenError) as error:
         hint = f"text needs quotes: --gin.{name}=\"'{one_line}'\"" if one_line else "write --gin.NAME=VALUE"
         if re.match(r"[\[({'\"]", one_line):
-            hint = "a bracket or a quote is not closed, or the shell took the quotes away"
-        raise ConfigError(f"{flag}: {one_line or 'nothing'} is no gin value; {hint}") from error
+            hint = "a bracket or a quote is not closed, or the shell removed the quotes"
+        raise ConfigError(f"{flag}: {one_line or 'nothing'} is not a gin value; {hint}") from error
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         _explain(str(error), flag, error)
 
@@ -358,7 +359,7 @@ def _macros_used() -> set[str]:
 
 
 def _check_macros(from_files: set[str], root: type) -> None:
-    """Every macro that is used has a value; every one that the command line gives is used or defined in a file."""
+    """Raises `ConfigError` for a macro without a value, or one of the command line that no file uses or defines."""
     defined, used = set(_macros_defined()), _macros_used()
     for name in sorted(used - defined):
         hint = nearest(name, defined) or f"; set it with --gin.{name}=VALUE"
@@ -374,13 +375,13 @@ def _check_macros(from_files: set[str], root: type) -> None:
 
 
 def _check_required() -> None:
-    """What a file leaves open with `%gin.REQUIRED` was given later, by a file or on the command line."""
+    """Raises `ConfigError` if a setting is still `%gin.REQUIRED`."""
     for name in _required():
         raise ConfigError(f"{name} must be set; add --gin.{name}=VALUE (text in quotes: --gin.{name}=\"'TEXT'\")")
 
 
 def _required() -> dict[str, None]:
-    """Names of what is still left open, in the order of the files."""
+    """Returns the names of settings that are still `%gin.REQUIRED`, in the order of the files."""
     names: dict[str, None] = {}
     for (scope, selector), parameters in gin.config._CONFIG.items():
         for parameter, value in parameters.items():
@@ -389,7 +390,7 @@ def _required() -> dict[str, None]:
     return names
 
 
-# The fields of all configurations that are paths.
+# Fields that hold paths, of all configurations.
 PATHS = (
     "model_dir", "model_dirs", "output_dir", "initial_checkpoint", "path", "sources", "vocabulary", "cache_dirs",
     "data", "filler",
@@ -397,7 +398,7 @@ PATHS = (
 
 
 def _at_home(config: Any) -> Any:
-    """A configuration with `~` as the home directory in its paths."""
+    """Expands `~` in the paths of a configuration."""
     changed = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -420,4 +421,4 @@ def _build(root: type[T]) -> T:
         raise ConfigError(str(error).splitlines()[0]) from error
     except (TypeError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
-        raise ConfigError(f"these settings make no {root.__name__}: {first}") from error
+        raise ConfigError(f"these settings do not make a {root.__name__}: {first}") from error

@@ -1,4 +1,4 @@
-"""`famjax import-hf`: a folder of Hugging Face transformers becomes a model directory."""
+"""`famjax import-hf`: makes a model directory from a Hugging Face transformers folder or a GGUF file."""
 
 import argparse
 import dataclasses
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from famjax.storage.pieces import Piece
 
 NAME = "import-hf"
-HELP = """Makes a model directory of a Hugging Face folder or a GGUF file, and gives the model a working memory.
+HELP = """Make a model directory from a Hugging Face folder or a GGUF file, and add FAM to the model.
 
   famjax import-hf ~/models/Llama-3.2-1B runs/llama
   famjax import-hf ~/models/gemma-3-1b-pt runs/gemma --fam-layers global
   famjax import-hf SmolLM2-135M-Instruct.Q4_1.gguf runs/smollm2 --block-size 256
 
-Families: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text). Weights keep their type (bf16
-stays bf16; quantised ones of a GGUF file become float32), layers keep sliding windows of their own, and the
-tokenizer's files go along; a GGUF file's metadata say all of that. FAM's prompt starts like the embeddings of
-tokens: normal with their mean and spread, or the embeddings of --fam-text. A gate before FAM is shut at first, so the
-model reads as it did; training opens it (docs/finetuning.md).
-A folder that `famjax export-hf` wrote brings its memory's settings and its prompt. DST appears when it is
-whole; the same command goes on with an import that was stopped or killed.
+Families: Llama 2 and 3, Mistral, Qwen 2, 2.5 and 3, Gemma 1, 2 and 3 (text). Weights keep their dtype (bf16
+stays bf16; quantised weights of a GGUF file become float32), layers keep their sliding windows, and the
+tokenizer's files are copied, or made from a GGUF file's metadata. FAM's prompt is initialised from a normal
+distribution with mean and spread of the token embeddings, or with the embeddings of --fam-text. FAM's gate
+is initially closed, so the model's outputs do not change; training opens it (docs/finetuning.md).
+A folder written by `famjax export-hf` provides its memory settings and its prompt. DST is renamed into place
+when it is complete; the same command resumes an interrupted import.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax import-hf`."""
     parser.add_argument("source", metavar="SRC", help="folder with config.json and safetensors, or a GGUF file")
-    parser.add_argument("target", metavar="DST", help="the model directory to make; it must not exist yet")
+    parser.add_argument("target", metavar="DST", help="the model directory to create; it must not exist yet")
     add_memory_arguments(parser)
     parser.add_argument(
         "--fam-layers", metavar="WHICH", help="layers that get a FAM: all, global, local, or a pattern such as -----+"
@@ -49,15 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-fam-gate",
         action="store_true",
-        help="FAM is seen from the start, as in the paper, and harms until trained",
+        help="no gate: FAM is fully visible from the start, as in the paper, which degrades the model until trained",
     )
-    parser.add_argument("--fam-text", metavar="TEXT", help="FAM's prompt starts as this text's embeddings")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of FAM's prompt (default 0)")
+    parser.add_argument("--fam-text", metavar="TEXT", help="initialise FAM's prompt with this text's embeddings")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of FAM's prompt (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Holds every tensor against the model before the first is read, then reads one after the other."""
-    with Progress(f"looking at {args.source}") as progress:
+    """Matches every tensor with a weight of the model before any is read, then imports them one by one."""
+    with Progress(f"inspecting {args.source}") as progress:
         return _import(args, progress)
 
 
@@ -92,7 +92,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     with resumable_directory(args.target, what, total) as (partial, journal):
         progress.stage(f"importing {args.source}", total, "GB")
         if journal.goes_on:
-            print(f"going on with the import that was stopped: {partial}", file=sys.stderr)
+            print(f"resuming the interrupted import: {partial}", file=sys.stderr)
         pieces = _pieces(folder, config, pairs, every, first_fam)
         write_model(partial, config, shapes, pieces, journal, progress.advance)
         _keep(folder, config, partial)
@@ -100,10 +100,10 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
 
 
 def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dict[str, Any]) -> MemoryConfig:
-    """The memory that a model gets: what was asked for, else what an exported folder says, else the paper's.
+    """Returns the memory settings of an imported model: from flags, else from an exported folder, else the paper's.
 
-    A FAM that the folder does not bring has a gate, shut at first. The paper's three segments become more where the
-    model's own sliding windows are longer, so that these layers see all that they were trained to see.
+    A FAM that the folder does not provide gets a gate, initially closed. If the model's own sliding windows are longer
+    than the paper's three segments, the number of segments is raised to cover them.
     """
     memory = kept or MemoryConfig()
     if kept is None and "memory_segments" not in settings:
@@ -127,7 +127,7 @@ def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dic
 
 
 def _param_dtype(folder: "Folder") -> str:
-    """bfloat16 where all tensors are; else float32, which holds every number of the types that are known."""
+    """Returns bfloat16 if all tensors are; otherwise float32, which represents every supported dtype exactly."""
     types = {tensor.dtype for tensor in folder.tensors.values()}
     return "bfloat16" if types == {"BF16"} else "float32"
 
@@ -140,16 +140,16 @@ def _tokens_of(text: str, folder: "Folder", config: ModelConfig) -> "np.ndarray"
     place = str(folder.path)
     tokens = vocabulary_from(folder.vocabulary() or vocabulary_files(place), place).encode(text)
     if not len(tokens) or tokens.max() >= config.vocab_size:
-        raise ConfigError("--fam-text has no tokens that the model knows; give it some words")
+        raise ConfigError("--fam-text has no tokens of the model's vocabulary; give it some words")
     return tokens
 
 
-# From the embedding [V, D] to FAM's prompt or prefix.
+# Maps the embedding [V, D] to FAM's prompt or prefix.
 FirstFam = Callable[["np.ndarray"], "np.ndarray"]
 
 
 def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", seed: int) -> FirstFam:
-    """What FAM starts from: the folder's own, else something like the embeddings."""
+    """Returns the initialiser of FAM's prompt or prefix: the folder's own weights, else from the embeddings."""
     from famjax.pretrained import prompt
     from famjax.pretrained.folder import FAM_FILE, FAM_PREFIX, FAM_PROMPT
 
@@ -170,7 +170,7 @@ def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", 
 
 
 def _work(folder: "Folder", config: ModelConfig, args: argparse.Namespace) -> str:
-    """What an import makes of what. Files are told by size and time: who changes them begins anew."""
+    """Returns the fingerprint of an import job; a changed size or mtime of a source file restarts it."""
     files = sorted({tensor.file for tensor in (*folder.tensors.values(), *folder.fam.values())})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     made = {"config": dataclasses.asdict(config), "text": args.fam_text, "seed": args.seed}
@@ -180,7 +180,7 @@ def _work(folder: "Folder", config: ModelConfig, args: argparse.Namespace) -> st
 def _pieces(
     folder: "Folder", config: ModelConfig, pairs: list[Any], shapes: dict[str, Any], first_fam: FirstFam
 ) -> "Iterator[Piece]":
-    """Every weight of the model, a tensor at a time, in the type that the model stores."""
+    """Yields every weight of the model, one tensor at a time, in the dtype that the model stores."""
     import ml_dtypes
     import numpy as np
 
@@ -213,7 +213,7 @@ def _pieces(
 
 
 def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":
-    """The folder's own, or one that is shut."""
+    """Returns the folder's gate, or a closed one (zeros)."""
     import numpy as np
 
     from famjax.pretrained.folder import FAM_FILE, FAM_GATE
@@ -227,7 +227,7 @@ def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":
 
 
 def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:
-    """What an export gives back: the tokenizer's files, the config.json, and types that the weights lost."""
+    """Copies what an export restores: the tokenizer's files, config.json, and the dtypes of converted tensors."""
     from famjax.data.tokenizer_folder import family_file
     from famjax.pretrained.config_json import SECTION
     from famjax.pretrained.folder import KEPT_CONFIG, write_json

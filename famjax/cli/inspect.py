@@ -1,4 +1,4 @@
-"""`famjax inspect`: why a memory works, or fails, on a document."""
+"""`famjax inspect`: measures what a memory holds of a document, and what depends on it."""
 
 import argparse
 from pathlib import Path
@@ -7,43 +7,49 @@ from famjax.cli.flags import add_memory_arguments, memory_overrides
 from famjax.config import ConfigError
 
 NAME = "inspect"
-HELP = """Look at what a model's feedback memory (FAM) does with a document.
+HELP = """Inspect what a model's feedback memory (FAM) does with a document.
 
   famjax inspect --model runs/fam --passkey 1 4 16 64 --output runs/inspect
   famjax inspect --model runs/fam --input book.txt --other another.txt --output runs/inspect
   famjax inspect --model runs/fam --input book.txt --answer " Who did it? The butler" --output runs/inspect
 
-Attention of input queries to FAM, and of FAM to the block and to its previous self, by layer and head; FAM's
-norm and how far each update moves it; what happens to the answer and to the rest when FAM is as before any
-text, zero, or another document's; what is left after how many compressions; and all of it in plain words.
-Writes inspect.html (one file, no network needed), inspect.json and inspect.png. Texts of any length are read
-block by block.
+Reports, by layer and head, the attention mass of tokens on FAM, and of FAM on the block and on the previous
+FAM; FAM's norm and the size of its updates; the effect on the answer and on other tokens if FAM is reset,
+zeroed or replaced by another document's; recall by the number of compressions; and a summary in words.
+Writes inspect.html (one file, no network needed), inspect.json and inspect.png. Texts of any length are
+streamed block by block.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax inspect`."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model directory")
-    parser.add_argument("--output", required=True, metavar="DIR", help="where the files go")
-    parser.add_argument("--input", default="", metavar="FILE", help="a text")
-    parser.add_argument("--answer", default="", metavar="TEXT", help="put behind the text, and looked at by itself")
-    parser.add_argument("--other", default="", metavar="FILE", help="a text whose FAM is put in the input's place")
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
+    parser.add_argument("--output", required=True, metavar="DIR", help="output directory")
+    parser.add_argument("--input", default="", metavar="FILE", help="text file to inspect")
+    parser.add_argument("--answer", default="", metavar="TEXT", help="text to append, which is scored separately")
+    parser.add_argument(
+        "--other", default="", metavar="FILE", help="text file whose FAM replaces that of the input (default: none)"
+    )
     parser.add_argument(
         "--passkey", type=int, nargs="+", default=(), metavar="N",
-        help="instead of a text, the pass key task behind N blocks of filler, for each N; one of the last is traced",
+        help="inspect the pass-key task with N blocks of filler, for each N, instead of a text; traces the longest",
     )  # fmt: skip
-    parser.add_argument("--documents", type=int, default=16, metavar="N", help="pass key documents of each length (16)")
-    parser.add_argument("--places", type=int, default=8, metavar="N", help="block edges where a text loses its FAM (8)")
     parser.add_argument(
-        "--longest", type=int, default=0, metavar="N", help="tokens that are read of a text at most (all)"
+        "--documents", type=int, default=16, metavar="N", help="pass-key documents per length (default: 16)"
     )
-    parser.add_argument("--batch-size", type=int, default=16, metavar="B", help="texts read side by side, at most (16)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the keys (1)")
+    parser.add_argument(
+        "--places", type=int, default=8, metavar="N", help="block boundaries at which FAM is knocked out (default: 8)"
+    )
+    parser.add_argument(
+        "--longest", type=int, default=0, metavar="N", help="truncate each text to N tokens (default: 0, no limit)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, metavar="B", help="maximum batch size (default: 16)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the pass keys (default: 1)")
     add_memory_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Inspects; settings, files and the model directory are checked before jax is loaded."""
+    """Runs the inspection. Settings, files and the model directory are checked before jax is imported."""
     from famjax.config.inspection import InspectConfig
     from famjax.storage.model_dir import read_config
 
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     config.validate()
     for flag, path in (("--input", config.input), ("--other", config.other)):
         if path and not Path(path).is_file():
-            raise ConfigError(f"{flag} {path} is no file; name a text")
+            raise ConfigError(f"{flag} {path} is not a file; name a text file")
     if Path(config.output_dir).is_file():
         raise ConfigError(f"--output {config.output_dir} is a file; name a directory")
     overrides = memory_overrides(args)

@@ -1,4 +1,4 @@
-"""`famjax launch`: a training on many devices, by one command."""
+"""`famjax launch`: starts a training job on many devices."""
 
 import argparse
 import dataclasses
@@ -11,80 +11,81 @@ from famjax.config import ConfigError
 from famjax.process import interrupts
 
 NAME = "launch"
-HELP = """Start a training on many devices: on this machine, on Cloud TPU VMs, on GKE, under Slurm.
+HELP = """Start a training job on many devices: on this machine, on Cloud TPU VMs, on GKE, under Slurm.
 
   famjax launch --target local --processes 4 --gin_file F --gin.MESH='{"data": 4}'
   famjax launch --target tpu-vm --name fam-1b --zone us-east5-a --topology v5p:4x2x2 --bucket B --gin_file F ...
   famjax launch --target gke --name fam-1b --topology v5e:16x16 --image IMAGE --bucket B --gin_file F ...
   famjax launch --target slurm --name fam-1b --nodes 2 --gpus-per-node 8 --gin_file F ...
 
-Settings are checked before anything starts, the mesh against the devices of the target. --dry-run prints every
-command and file, and runs nothing. A training that is stopped or dies is started again and goes on from its last
-checkpoint: set CHECKPOINT_PERIOD or CHECKPOINT_MINUTES. docs/launch.md has each target step by step.
+Settings are checked before anything starts, including the mesh against the target's devices. --dry-run prints every
+command and file, and runs nothing. A training job that is stopped or fails is restarted from its last checkpoint:
+set CHECKPOINT_PERIOD or CHECKPOINT_MINUTES. docs/launch.md describes each target step by step.
 """
 
-# Target: its module, and its settings' class there.
+# Target: its module, and the class of its options.
 TARGETS = {
     "local": ("famjax.launch.local", "Options"),
     "tpu-vm": ("famjax.launch.tpu_vm", "Options"),
     "gke": ("famjax.launch.gke", "Options"),
     "slurm": ("famjax.launch.slurm", "Options"),
 }
-# Flags of each group: name, type (bool: a switch), what stands for the value, help.
+# Flags of each group: name, type (bool: a switch), metavar, help.
 FLAGS: dict[str, list[tuple[str, type, str, str]]] = {
     "any target but local": [
-        ("name", str, "NAME", "of the job: a-z, 0-9 and -"),
-        ("do", str, "WHAT", "a part of it, see docs/launch.md: for example status, logs, delete"),
+        ("name", str, "NAME", "name of the job: a-z, 0-9 and -"),
+        ("do", str, "WHAT", "one action of docs/launch.md: for example status, logs, delete (default: run the job)"),
     ],
-    "starting again (tpu-vm, gke and slurm do so by default; local with --supervise)": [
-        ("supervise", bool, "", "local: start again after a failure, a preemption or a hang"),
-        ("restarts", int, "N", "so often without progress (10)"),
-        ("hang_seconds", float, "S", "no step for so long: stacks are kept, it starts again (1800; 0: never)"),
-        ("start_seconds", float, "S", "the same before the first step, which compiles (3600; 0: never)"),
-        ("backoff_seconds", float, "S", "before the first restart; doubles without progress, up to 300 (10)"),
+    "restarts (always with tpu-vm, gke and slurm; local with --supervise)": [
+        ("supervise", bool, "", "local: restart after a failure, a preemption or a hang"),
+        ("restarts", int, "N", "maximum restarts without progress (default: 10)"),
+        ("hang_seconds", float, "S", "save stacks and restart after S s without a step (default: 1800; 0: never)"),
+        ("start_seconds", float, "S", "the same until the first step, which compiles (default: 3600; 0: never)"),
+        ("backoff_seconds", float, "S", "before the first restart; doubles without progress up to 300 (default: 10)"),
     ],
     "target local": [
-        ("processes", int, "N", "how many, with one device each (1)"),
-        ("port", int, "P", "where the first one listens (a free one)"),
+        ("processes", int, "N", "number of processes, one device each (default: 1)"),
+        ("port", int, "P", "port of the coordinator (default: a free one)"),
     ],
     "targets tpu-vm and gke": [
-        ("topology", str, "T", "of a slice, as `famjax plan` has it: v5p:4x4x4, v5e:16x16"),
-        ("num_slices", int, "N", "slices (1)"),
-        ("spot", bool, "", "spot capacity: cheaper, may be taken away"),
-        ("bucket", str, "NAME", "a bucket, mounted at /gcs/NAME on every host"),
-        ("service_account", str, "NAME", "whose rights the VMs or pods have, for example to write to the bucket"),
+        ("topology", str, "T", "topology of a slice, as for `famjax plan`: v5p:4x4x4, v5e:16x16"),
+        ("num_slices", int, "N", "number of slices (default: 1)"),
+        ("spot", bool, "", "use spot capacity: cheaper, may be preempted"),
+        ("bucket", str, "NAME", "bucket to mount at /gcs/NAME on every host"),
+        ("service_account", str, "NAME", "service account of the VMs or pods, for example to write to the bucket"),
     ],
     "target tpu-vm": [
-        ("zone", str, "ZONE", "for example us-east5-a"),
-        ("project", str, "P", "Google Cloud project (gcloud's own)"),
-        ("accelerator_type", str, "TYPE", "in place of --topology: v5p-128"),
-        ("runtime_version", str, "V", "software of the VM (that of the TPU version)"),
-        ("reserved", bool, "", "from a reservation"),
-        ("network", str, "NET", "(default)"),
-        ("subnetwork", str, "NET", ""),
-        ("requirements", str, "FILE", "packages to install on the workers beside famjax's, for example seqio's"),
-        ("wait_minutes", float, "M", "how long to queue for capacity (1440)"),
-        ("delete_after", str, "WHEN", "delete the TPU: never, success, always; else it goes on costing (never)"),
+        ("zone", str, "ZONE", "zone, for example us-east5-a"),
+        ("project", str, "P", "Google Cloud project (default: gcloud's)"),
+        ("accelerator_type", str, "TYPE", "instead of --topology: v5p-128"),
+        ("runtime_version", str, "V", "software version of the VM (default: by TPU version)"),
+        ("reserved", bool, "", "use a reservation"),
+        ("network", str, "NET", "network of the VMs (default: default)"),
+        ("subnetwork", str, "NET", "subnetwork of the VMs"),
+        ("requirements", str, "FILE", "requirements to install on the workers besides famjax's, for example seqio's"),
+        ("wait_minutes", float, "M", "how long to queue for capacity (default: 1440)"),
+        ("delete_after", str, "WHEN", "delete the TPU, which is billed until then: never, success, always "
+                                      "(default: never)"),
     ],
     "target gke": [
-        ("image", str, "IMAGE", "a container with famjax in it (launch/gke/Dockerfile)"),
-        ("namespace", str, "NS", "(default)"),
-        ("context", str, "C", "kubectl's context, that is the cluster (the current one)"),
-        ("chips_per_host", int, "N", "of the node pool; 4 or 8 for a slice of 2x4"),
-        ("grace_seconds", int, "S", "between SIGTERM and the end, in which a checkpoint is written (120)"),
-        ("template", str, "FILE", "another JobSet to fill in (launch/gke/jobset.yaml)"),
-        ("queue", str, "Q", "of Kueue"),
+        ("image", str, "IMAGE", "container image with famjax (launch/gke/Dockerfile)"),
+        ("namespace", str, "NS", "Kubernetes namespace (default: default)"),
+        ("context", str, "C", "kubectl context, that is the cluster (default: the current one)"),
+        ("chips_per_host", int, "N", "chips per host of the node pool; 4 or 8 for a slice of 2x4"),
+        ("grace_seconds", int, "S", "time from SIGTERM to SIGKILL, in which a checkpoint is written (default: 120)"),
+        ("template", str, "FILE", "JobSet template to fill in (default: launch/gke/jobset.yaml)"),
+        ("queue", str, "Q", "Kueue queue"),
     ],
     "target slurm": [
-        ("nodes", int, "N", "machines (1)"),
-        ("gpus_per_node", int, "N", "of each (8)"),
-        ("time", str, "T", "limit of one run; a run that reaches it is queued again: 24:00:00"),
-        ("partition", str, "P", ""),
-        ("account", str, "A", ""),
-        ("qos", str, "Q", ""),
-        ("cpus_per_task", int, "N", "cores of each GPU's process"),
-        ("setup", str, "FILE", "a shell script that is sourced before srun (modules, an environment)"),
-        ("sbatch", str, "FLAG", "another #SBATCH line, for example --sbatch=--constraint=h100; may be repeated"),
+        ("nodes", int, "N", "number of nodes (default: 1)"),
+        ("gpus_per_node", int, "N", "GPUs per node (default: 8)"),
+        ("time", str, "T", "time limit of one run, for example 24:00:00; a run that reaches it is requeued"),
+        ("partition", str, "P", "Slurm partition"),
+        ("account", str, "A", "Slurm account"),
+        ("qos", str, "Q", "Slurm QOS"),
+        ("cpus_per_task", int, "N", "CPU cores per GPU process"),
+        ("setup", str, "FILE", "shell script to source before srun (modules, an environment)"),
+        ("sbatch", str, "FLAG", "another #SBATCH line, for example --sbatch=--constraint=h100; repeatable"),
     ],
 }  # fmt: skip
 REPEATED = ("sbatch",)
@@ -92,8 +93,8 @@ REPEATED = ("sbatch",)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax launch`."""
-    parser.add_argument("--target", choices=list(TARGETS), help="where it runs")
-    parser.add_argument("--dry-run", action="store_true", help="check, and print what would run, with all files")
+    parser.add_argument("--target", choices=list(TARGETS), help="where to run the job")
+    parser.add_argument("--dry-run", action="store_true", help="check, and print all commands and files")
     add_gin_arguments(parser)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
@@ -107,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks everything, then shows or starts the job."""
+    """Checks everything, then prints (`--dry-run`) or runs the job."""
     from famjax.launch.commands import Failed
     from famjax.launch.supervisor import Supervision
 
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n# dry run: nothing was started", file=sys.stderr)
         return 0
     try:
-        with interrupts.raised():  # it waits for programs that have a Ctrl-C of their own
+        with interrupts.raised():  # Ctrl-C also reaches the programs that it waits for
             return int(module.run(training, options))
     except Failed as error:
         print(f"famjax launch: {error}", file=sys.stderr)
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace, options: type, supervision: type) -> Any:
-    """A target's settings of the flags that were given. Raises `ConfigError` on one that is another target's."""
+    """Returns the target's options from the given flags. Raises `ConfigError` for a flag of another target."""
     from famjax.launch.names import normalised
 
     nested = {field.name for field in dataclasses.fields(supervision)}
@@ -141,7 +142,7 @@ def _options(args: argparse.Namespace, options: type, supervision: type) -> Any:
     for name in given:
         if name not in known:
             flag = f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} means nothing to the target {args.target}; famjax launch --help has each one's")
+            raise ConfigError(f"{flag} is not a flag of target {args.target}; famjax launch --help lists its flags")
     given = {name: normalised(name, value) for name, value in given.items()}
     when = {name: given.pop(name) for name in nested & given.keys()}
     if when and "supervise" in known:
@@ -151,7 +152,7 @@ def _options(args: argparse.Namespace, options: type, supervision: type) -> Any:
 
 
 def _training(args: argparse.Namespace) -> Any:
-    """The training that is launched, its settings checked as `famjax train` checks them."""
+    """Returns the training to launch, its settings validated as `famjax train` does."""
     from famjax.cli.gin_config import load_train_config
     from famjax.cli.train import check
     from famjax.launch.job import Training
@@ -172,7 +173,7 @@ def _training(args: argparse.Namespace) -> Any:
 
 
 def _one_file(config: Any, text: str) -> str:
-    """The settings as one gin file that means the same. Raises `ConfigError` where gin's own text does not."""
+    """Returns the settings as the text of one gin file. Raises `ConfigError` if that text would load differently."""
     import tempfile
     from pathlib import Path
 
@@ -188,5 +189,5 @@ def _one_file(config: Any, text: str) -> str:
     if again != config:
         names = [field.name for field in dataclasses.fields(config)]
         different = next(name for name in names if getattr(again, name) != getattr(config, name))
-        raise ConfigError(f"these settings cannot be written as one gin file: {different} comes out otherwise")
+        raise ConfigError(f"these settings cannot be written as one gin file: {different} would differ")
     return text

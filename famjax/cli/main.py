@@ -1,18 +1,17 @@
-"""The command `famjax`: finds the verb, runs it, and turns what goes wrong into a line and an exit code.
+"""The command `famjax`: runs a verb, and turns errors into one line and an exit code.
 
 A verb is a module with four names:
 
     NAME                        the verb
     HELP                        what it does, the first lines of its help page
-    add_arguments(parser)       declares its flags; `famjax/cli/flags.py` has those that verbs share
+    add_arguments(parser)       declares its flags; shared flags are in `famjax/cli/flags.py`
     run(args) -> int            does the work and returns the exit code
 
-Its module level imports nothing heavier than argparse and `famjax.config`; jax and all that computes
-are imported inside `run`, after the settings are checked. So help, and every mistake that a look at
-the settings can find, costs a fraction of a second.
+At module level a verb imports nothing heavier than argparse and `famjax.config`. jax is imported inside
+`run`, after the settings are checked, so help and user errors take a fraction of a second.
 
-Exit codes: 0; 2 on a user's mistake; 130 when interrupted; 1 otherwise. Each but the first comes with
-one line on standard error; `--debug` shows the traceback too.
+Exit codes: 0; 2 for a user error; 130 if interrupted; 1 otherwise. All but 0 come with one line on
+standard error; `--debug` also prints the traceback.
 """
 
 import argparse
@@ -33,31 +32,31 @@ from famjax.process import cpu, interrupts, libtpu
 
 
 class Verb(NamedTuple):
-    """Where a verb is, and what it does in a few words."""
+    """The module of a verb, and its one-line summary."""
 
     module: str
     summary: str
 
 
 VERBS = {
-    "train": Verb("famjax.cli.train", "pretrain or fine-tune from gin; resumes by itself from MODEL_DIR"),
-    "data": Verb("famjax.cli.data", "show what a training reads: rows, blocks, documents, loss weights"),
-    "eval": Verb("famjax.cli.eval", "evaluate model directories: results.json, a table, a plot"),
-    "inspect": Verb("famjax.cli.inspect", "what the memory does with a document, and what happens without it"),
+    "train": Verb("famjax.cli.train", "pretrain or fine-tune from gin; resumes from MODEL_DIR"),
+    "data": Verb("famjax.cli.data", "show the batches of a training run: rows, blocks, documents, loss weights"),
+    "eval": Verb("famjax.cli.eval", "evaluate and compare model directories: results.json, tables, plots"),
+    "inspect": Verb("famjax.cli.inspect", "inspect what the memory does with a document, and what depends on it"),
     "score": Verb("famjax.cli.score", "log probability of every token of the documents of a file"),
-    "generate": Verb("famjax.cli.generate", "read a prompt of any length, write on, keep the memory in a file"),
-    "chat": Verb("famjax.cli.chat", "talk with a model; its memory is a file that does not grow"),
+    "generate": Verb("famjax.cli.generate", "generate from a prompt of any length; save the memory as a session file"),
+    "chat": Verb("famjax.cli.chat", "chat with a model whose memory is a session file of constant size"),
     "serve": Verb("famjax.cli.serve", "an OpenAI-compatible server with named memories"),
-    "import-hf": Verb("famjax.cli.import_hf", "make a model directory of a Hugging Face folder, with a memory"),
+    "import-hf": Verb("famjax.cli.import_hf", "make a model directory from a Hugging Face folder, with FAM added"),
     "export-hf": Verb("famjax.cli.export_hf", "write a model directory as a folder that transformers loads"),
-    "plan": Verb("famjax.cli.plan", "compile a job for a TPU slice without a TPU: memory, work, collectives, time"),
-    "launch": Verb("famjax.cli.launch", "start a training on many devices: this machine, TPU VMs, GKE, Slurm"),
+    "plan": Verb("famjax.cli.plan", "compile for a TPU slice without a TPU: memory, FLOPs, collectives, time"),
+    "launch": Verb("famjax.cli.launch", "start a training job on many devices: this machine, TPU VMs, GKE, Slurm"),
     "bench": Verb("famjax.cli.bench", "step time, tokens/s and memory over sequence lengths"),
     "compare": Verb("famjax.cli.compare", "train and evaluate several memories at one budget, in one report"),
-    "quickstart": Verb("famjax.cli.quickstart", "train FAM and its twin without memory on the pass key, compare them"),
+    "quickstart": Verb("famjax.cli.quickstart", "train FAM and a BSWA baseline on the pass key, compare them"),
 }
 
-# What a user can put right. Everything else is ours.
+# Errors that users can fix (exit code 2). All others are ours.
 MISTAKES = (
     ConfigError,
     FileNotFoundError,
@@ -70,25 +69,25 @@ MISTAKES = (
 )
 
 
-# What stands for the value of a flag that is a path, or several.
+# Metavars of flags that are paths.
 PATHS = ("DIR", "FILE", "FILES", "SRC", "DST", "RUN", "DIR,DIR", "TASK=PATH")
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `ConfigError` instead of printing its usage and leaving."""
+    """An `ArgumentParser` that raises `ConfigError` instead of printing its usage and exiting."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Called by argparse on any mistake."""
+        """Raises `ConfigError`; argparse calls this for any invalid argument."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `famjax` with these arguments and returns its exit code.
 
-    Without arguments it runs those of this process, and handles its signals to the end.
+    Without `argv` it takes those of the process, and handles signals until the process exits.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -108,14 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(error: BaseException) -> int:
-    """The code with which famjax leaves on an error."""
+    """Returns the exit code for an error."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 2 if isinstance(error, MISTAKES) else 1
 
 
 def nearest(word: str, choices: Iterable[str], most: int = 3) -> str:
-    """`; did you mean A or B?`, or nothing where no choice is near."""
+    """Returns `; did you mean A or B?`, or an empty text if no choice is close."""
     near = difflib.get_close_matches(word, sorted(choices), n=most, cutoff=0.6)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
@@ -140,10 +139,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def parse(module: ModuleType, words: list[str]) -> argparse.Namespace:
-    """A verb's arguments. `--gin.NAME=VALUE`, whose names are open, are gathered in `gin_bindings`."""
+    """Parses a verb's arguments. All `--gin.NAME=VALUE` are collected in `gin_bindings`."""
     parser = Parser(prog=f"famjax {module.NAME}", description=module.HELP)
     module.add_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of what goes wrong")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
     bindings = [word.removeprefix("--gin.") for word in words if word.startswith("--gin.")]
     words = [word for word in words if not word.startswith("--gin.")]
     if bindings and parser.get_default("gin_bindings") is None:
@@ -159,8 +158,7 @@ def parse(module: ModuleType, words: list[str]) -> argparse.Namespace:
 
 
 def at_home(value: Any) -> Any:
-    """A path, `TASK=PATH`, or several of them, with `~` as the home directory: the shell leaves it as it is within
-    quotes and behind `=`."""
+    """Expands `~` in a path, in `TASK=PATH`, or in several: the shell does not within quotes and after `=`."""
     if isinstance(value, str):
         task, equals, path = value.rpartition("=")
         inside = equals and path.startswith("~") and "/" not in task
@@ -169,7 +167,7 @@ def at_home(value: Any) -> Any:
 
 
 def _check_flags(parser: Parser, words: list[str]) -> None:
-    """Raises `ConfigError` on an unknown flag, before argparse complains of what is then missing."""
+    """Raises `ConfigError` for an unknown flag, before argparse reports missing arguments instead."""
     known = list(parser._option_string_actions)
     for word in words:
         flag = word.split("=", 1)[0]
@@ -186,7 +184,7 @@ def _overview() -> str:
         "usage: famjax VERB [flags]\n\n"
         "Language models with a working memory (TransformerFAM), in JAX.\n\n"
         f"{''.join(lines)}\n"
-        "famjax VERB --help tells a verb's flags; --debug shows the traceback of what goes wrong.\n"
+        "famjax VERB --help lists the flags of a verb; --debug prints the traceback of an error.\n"
     )
 
 

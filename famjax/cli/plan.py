@@ -1,4 +1,4 @@
-"""`famjax plan`: compile a job for TPUs that are not here."""
+"""`famjax plan`: compiles a job for a TPU slice on a machine without TPUs."""
 
 import argparse
 import dataclasses
@@ -20,19 +20,19 @@ HELP = """Compile a training step, or serving, for a TPU slice on a machine that
   famjax plan --topology v5p:4x4x4 --gin_file gin/experiments/finetune_24b.gin
   famjax plan --topology v5e:2x2 --gin_file gin/models/fam_1b.gin --program decode --gin.MESH="{'data': 4}"
 
-tells whether it fits into the chips' memory, what it computes and sends between chips, and an estimate of its time:
-the real program, by the real compiler (libtpu), never run. It takes one to three minutes of one core and up to 4 GB
-for the largest models. Data, checkpoints and MODEL_DIR need not exist. A program that does not fit is a result, too
-(exit code 0, "fits": false), with what is largest and which setting would help.
+reports whether it fits into HBM, its FLOPs and collectives, and an estimate of its time. It is the real program,
+compiled by the real compiler (libtpu), but never run. This takes one to three minutes on one core and up to 4 GB for
+the largest models. Data, checkpoints and MODEL_DIR need not exist. A program that does not fit is also a result
+(exit code 0, "fits": false), with its largest buffers and the settings that would help.
 
-  --quick                  memory and collectives alone, in a tenth of the time
-  --lengths 8k,32k,128k    the same for other lengths of a row, with as many tokens a step as the rows allow
-  --search                 other meshes, microbatches and remat policies, ranked
+  --quick                  memory and collectives only, in a tenth of the time
+  --lengths 8k,32k,128k    compare sequence lengths, with the tokens per step as near to equal as rows allow
+  --search                 rank other meshes, microbatches and remat policies
 
-docs/plans.md explains every number and has the shipped configurations' figures.
+docs/plans.md explains every number and has the figures of the shipped configurations.
 """
 PROGRAMS = ("train", "prefill", "decode", "eval")
-# The settings that every configuration has, where no gin file sets others.
+# Defaults that the given gin files override.
 DEFAULTS = "gin/runs/pretrain.gin"
 STAND_INS = {
     "MODEL_DIR": "'plan'", "INITIAL_CHECKPOINT_PATH": "''", "SOURCES": "('plan',)", "MIXTURE_OR_TASK_NAME": "'text'",
@@ -41,21 +41,23 @@ STAND_INS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax plan`."""
-    parser.add_argument("--topology", metavar="NAME", help="TPU version and chips of a slice, as v5e:4x4 or v5p:4x4x4")
-    parser.add_argument("--num-slices", type=int, default=1, metavar="N", help="slices of that shape (1)")
-    parser.add_argument("--program", choices=PROGRAMS, default="train", help="what is compiled (train)")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers there")
-    parser.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of a row to compare, as 8k,32k,1m")
+    parser.add_argument("--topology", metavar="NAME", help="TPU version and topology of a slice: v5e:4x4, v5p:4x4x4")
+    parser.add_argument("--num-slices", type=int, default=1, metavar="N", help="number of slices (default: 1)")
+    parser.add_argument("--program", choices=PROGRAMS, default="train", help="program to compile (default: train)")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers to this file")
+    parser.add_argument("--lengths", type=_lengths, metavar="N,N", help="sequence lengths to compare: 8k,32k,1m")
     parser.add_argument("--search", action="store_true", help="rank meshes, microbatches and remat policies")
-    parser.add_argument("--tries", type=int, default=8, metavar="N", help="programs that --search compiles at most (8)")
-    parser.add_argument("--quick", action="store_true", help="no cycles and no estimate of time, ten times sooner")
-    parser.add_argument("--dump", metavar="DIR", help="keep all that the compiler wrote")
-    parser.add_argument("--compile-into", help=argparse.SUPPRESS)  # this is the child that compiles
+    parser.add_argument(
+        "--tries", type=int, default=8, metavar="N", help="maximum programs that --search compiles (default: 8)"
+    )
+    parser.add_argument("--quick", action="store_true", help="skip cycles and the time estimate, ten times faster")
+    parser.add_argument("--dump", metavar="DIR", help="keep the compiler's dump in this directory")
+    parser.add_argument("--compile-into", help=argparse.SUPPRESS)  # internal: compile in this process
     add_gin_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plans; topology, mesh and settings are checked before anything is loaded."""
+    """Compiles and reports. Topology, mesh and settings are checked before jax is imported."""
     from famjax.plan import topology as topologies
 
     if not args.topology:
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     job = search.Job(args.program, topology, lambda bindings: _config(args, [*args.gin_bindings, *bindings]),
                      lambda bindings, folder: _child(args, bindings, folder))  # fmt: skip
     with Progress("compiling") as progress:
-        tell = functools.partial(_telling, progress)
+        tell = functools.partial(_show_stage, progress)
         if args.lengths:
             plans = search.lengths(job, config, args.lengths, tell, args.quick)
         elif args.search:
@@ -97,23 +99,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Raises `ConfigError` where the result could not be written, minutes before it is there."""
+    """Raises `ConfigError` if the result could not be written, before minutes of compilation."""
     path = Path(args.json or "plan.json").absolute()
     there = next(folder for folder in path.parents if folder.exists())
     if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError(f"--json {args.json} cannot be written; name a file in a directory of yours")
+        raise ConfigError(f"--json {args.json} cannot be written; name a file in a writable directory")
     if args.dump and Path(args.dump).is_file():
         raise ConfigError(f"--dump {args.dump} is a file; name a directory")
     if args.tries < 1:
         raise ConfigError(f"--tries is {args.tries}; it must be at least 1")
     if args.lengths and args.search:
-        raise ConfigError("--lengths and --search are two questions; ask one at a time")
+        raise ConfigError("--lengths and --search are both given; choose one")
     if (args.lengths or args.search) and args.program != "train":
-        raise ConfigError(f"--lengths and --search are about training steps, not --program {args.program}")
+        raise ConfigError(f"--lengths and --search are for training steps, not for --program {args.program}")
 
 
 def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
-    """The run, with stand-ins for data and directories, which a plan does not need."""
+    """Returns the training configuration, with placeholders for data and directories, which a plan does not need."""
     from famjax.cli.gin_config import load_train_config
 
     files = [DEFAULTS, *args.gin_files]
@@ -130,7 +132,7 @@ def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
 
 
 def _child(args: argparse.Namespace, bindings: Sequence[str], folder: Path) -> list[str]:
-    """The command that compiles these settings: this verb again, told where to write."""
+    """Returns the command of the child process that compiles these settings into `folder`."""
     words = ["-m", "famjax", NAME, "--topology", args.topology, "--num-slices", str(args.num_slices)]
     words += ["--program", args.program, "--compile-into", str(folder)]
     for file in args.gin_files:
@@ -140,8 +142,8 @@ def _child(args: argparse.Namespace, bindings: Sequence[str], folder: Path) -> l
     return [sys.executable, *words, *(f"--gin.{binding}" for binding in (*args.gin_bindings, *bindings))]
 
 
-def _telling(progress: Progress, what: str) -> Callable[[float], None]:
-    """Says which program is compiled; for how long, `progress` says by itself."""
+def _show_stage(progress: Progress, what: str) -> Callable[[float], None]:
+    """Shows which program is being compiled; `progress` adds the elapsed time."""
     progress.stage(f"compiling {what}".rstrip())
     return lambda elapsed: None
 
@@ -151,4 +153,4 @@ def _lengths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(word.rstrip("km")) * units.get(word[-1:], 1) for word in text.lower().split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not lengths such as 8k,32k,1m or 8192") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of lengths; write for example 8k,32k,1m") from None

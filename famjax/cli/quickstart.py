@@ -1,4 +1,4 @@
-"""`famjax quickstart`: a memory learns, beside its twin that has none."""
+"""`famjax quickstart`: trains FAM and its BSWA baselines, and compares them."""
 
 import argparse
 import time
@@ -10,46 +10,48 @@ from famjax.config import ConfigError, EvalConfig
 from famjax.process.cpu import cores
 
 NAME = "quickstart"
-HELP = """Show what a trained TransformerFAM recalls, then train one beside its twin without memory.
+HELP = """Show what a trained TransformerFAM recalls, then train one and its twin, a BSWA baseline, and compare them.
 
   famjax quickstart --output runs/quickstart
   famjax quickstart --no-training
   famjax quickstart --texts runs/texts --output runs/texts_shown
   famjax quickstart --twins 0,1,2 --output runs/twins
 
-A small trained model comes with famjax. It is written to DIR/shipped and evaluated within half a
-minute; --no-training stops there. Then two models train at the same time, one processor core each,
-on the same documents for the same number of steps, and both are evaluated with 1 to 1,024 blocks of
-filler between key and question; training backpropagates through at most 6. --twins 0,1,2 trains
-three twins: with no, one and two memory segments. --texts DIR trains on the files DIR/train/*.txt,
-read as document streams, and evaluates bits per byte of DIR/heldout/*.txt by the position in the
-document (launch/studies/debian_texts.py fetches such texts). A second run continues where the first one stopped.
+A small trained model comes with famjax. It is written to DIR/shipped and evaluated within half a minute;
+--no-training stops there. Then FAM and its twin of the same size train at the same time, on one core each,
+with the same documents and number of steps, and are evaluated on the pass key with 1 to 1,024 blocks of
+filler; training backpropagates through at most 6. --twins 0,1,2 trains three twins, with 0, 1 and 2 memory
+segments. With --texts DIR the models train on document streams of DIR/train/*.txt and are evaluated on
+DIR/heldout/*.txt, in bits per byte by position in the document (launch/studies/debian_texts.py downloads
+such texts). The same command resumes an interrupted run.
 """
 
 PASSKEY = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
 TEXTS = {"fam": "gin/experiments/texts_fam.gin", "bswa": "gin/experiments/texts_bswa.gin"}
 FILLER_BLOCKS = (1, 4, 16, 64, 256, 1024)
-# Of the model that comes with famjax: few documents, which take seconds.
+# Evaluation of the model that comes with famjax: few documents, which take seconds.
 SHIPPED_BLOCKS, SHIPPED_ALIGNMENTS = (1, 16, 256), 16
-# Exact match that is as good as none.
+# An exact match below this counts as a failure.
 HARDLY = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax quickstart`."""
-    parser.add_argument("--output", default="runs/quickstart", metavar="DIR", help="where everything goes")
-    parser.add_argument("--texts", metavar="DIR", help="train on DIR/train/*.txt, evaluate on DIR/heldout/*.txt")
-    parser.add_argument("--twins", default="0", metavar="M,M", help="memory segments of the twins without FAM (0)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and documents (0)")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps, other than the experiments have it")
     parser.add_argument(
-        "--no-training", action="store_true", help="stop after the evaluation of the model that comes with famjax"
+        "--output", default="runs/quickstart", metavar="DIR", help="output directory (default: runs/quickstart)"
     )
-    parser.add_argument("--keys", type=int, default=1, metavar="N", help="keys for each alignment in the evaluation")
+    parser.add_argument("--texts", metavar="DIR", help="train on DIR/train/*.txt, evaluate on DIR/heldout/*.txt")
+    parser.add_argument(
+        "--twins", default="0", metavar="M,M", help="memory segments of the twins without FAM (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and documents (default: 0)")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the gin files)")
+    parser.add_argument("--no-training", action="store_true", help="stop after the evaluation of the shipped model")
+    parser.add_argument("--keys", type=int, default=1, metavar="N", help="keys per alignment (default: 1)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains both models, evaluates them and says what came out."""
+    """Trains all models, evaluates them and prints the comparison."""
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; name a directory")
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_shipped(model_dir: Path) -> None:
-    """Evaluates the trained model that comes with famjax, and says what else can be done with it."""
+    """Evaluates the shipped model, and prints how to inspect it."""
     from famjax.evals.run import run as evaluate
     from famjax.infer.shipped import unpack
     from famjax.process.compilation_cache import enable
@@ -109,7 +111,7 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
         for folder in ("train", "heldout"):
             if not any(Path(args.texts, folder).glob("*.txt")):
                 raise ConfigError(f"{args.texts}/{folder} has no .txt file; python launch/studies/debian_texts.py "
-                                  f"{args.texts} fetches some if there is apt")  # fmt: skip
+                                  f"{args.texts} downloads some on systems with apt")  # fmt: skip
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
     experiments = TEXTS if args.texts else PASSKEY
     jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]
@@ -128,7 +130,7 @@ def _segments(twins: str) -> list[int]:
 
 
 def _verdict(results: dict[str, Any], longest: int) -> str:
-    """What came out, in words; nothing is said that the table does not show."""
+    """Returns the result in words, one line per model; all figures are also in the table."""
     lines = []
     for model in results["models"]:
         trained = [row for row in model["passkey"] if row["filler_tokens"] <= longest]
@@ -141,13 +143,13 @@ def _verdict(results: dict[str, Any], longest: int) -> str:
         far = ", ".join(f"{row['exact_match']:.2f} at {row['filler_blocks']}" for row in beyond)
         lines.append(
             f"{model['name']}: at least {worst:.2f} exact match up to {trained[-1]['filler_blocks']} blocks of filler, "
-            f"over which gradients reached in training; beyond, {far}"
+            f"the lengths that training backpropagated through; beyond, {far}"
         )
     return "\n".join(lines)
 
 
 def _verdict_on_texts(results: dict[str, Any]) -> str:
-    """By how much the first model predicts the documents better than the others, near and far."""
+    """Returns the differences in bits per byte between the first model and each other, by position, one per line."""
     from famjax.evals.reports.language_report import gap_text
 
     first, *others = results["models"]

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from famjax.infer.codec import Codec
 
 NAME = "score"
-HELP = """Natural-log probability of every token of some documents, given all tokens before it.
+HELP = """Compute the natural-log probability of every token of each document, given all tokens before it.
 
   famjax score --model runs/fam --input docs.jsonl --output scores.jsonl --streaming
 
-Input: one JSON object a line with "tokens" (a list of ids) or "text" (tokens of the model directory's
-tokenizer, which begin as its configuration says; without one, UTF-8 bytes are the ids). Output: one object a
-line, in the same order: "logprobs" of tokens 1..n-1 (n-1 numbers), their "sum", and "tokens", n. Nothing is
-written unless every document is scored.
+Input: one JSON object per line with "tokens" (a list of ids) or "text" (encoded by the model directory's
+tokenizer, with the special tokens of its configuration; without one, UTF-8 bytes are the ids). Output: one
+object per line, in the same order: "logprobs" of tokens 1..n-1 (n-1 numbers), their "sum", and "tokens", n.
+The output is written only if every document is scored.
 """
 
 
@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, metavar="FILE", help="documents, JSON lines")
     parser.add_argument("--output", required=True, metavar="FILE", help="scores, JSON lines")
     parser.add_argument(
-        "--streaming", action="store_true", help="read block by block, in memory that does not grow with the documents"
+        "--streaming", action="store_true", help="stream block by block, in memory that does not grow with the length"
     )
-    add_infer_arguments(parser, "documents read side by side, at most")
+    add_infer_arguments(parser, "maximum batch size")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks the model directory and every line of the input, then scores."""
+    """Scores the documents. The model directory and every input line are checked first."""
     from famjax.storage.model_dir import read_config, write_text
 
     settle(args)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_documents(path: str, vocab_size: int, model_dir: str) -> list["np.ndarray"]:
-    """The documents of a JSON lines file as arrays of ids. Raises `ConfigError` naming a bad line."""
+    """Returns the documents of a JSON lines file as int32 ids. Raises `ConfigError` with file and line of a bad one."""
     from famjax.data.files import json_lines
     from famjax.infer.codec import Codec
 
@@ -80,7 +80,7 @@ def read_documents(path: str, vocab_size: int, model_dir: str) -> list["np.ndarr
             raise fields
         documents.append(_document(fields, place, vocab_size, codec))
     if not documents:
-        raise ConfigError(f"{path} has no documents; give it one JSON object a line")
+        raise ConfigError(f"{path} has no documents; give it one JSON object per line")
     return documents
 
 
@@ -88,7 +88,7 @@ def _document(fields: Any, place: str, vocab_size: int, codec: Callable[[], "Cod
     import numpy as np
 
     if not isinstance(fields, dict) or ("tokens" in fields) == ("text" in fields):
-        raise ConfigError(f'{place}: a document is an object with either "tokens" or "text"')
+        raise ConfigError(f'{place}: a document must be an object with either "tokens" or "text"')
     if "text" in fields:
         if not isinstance(fields["text"], str):
             raise ConfigError(f'{place}: "text" must be a string')
@@ -112,5 +112,5 @@ def _document(fields: Any, place: str, vocab_size: int, codec: Callable[[], "Cod
 def _line(logprobs: "np.ndarray", tokens: int, index: int) -> str:
     values = [float(f"{value:.9g}") for value in logprobs]  # nine digits hold a float32
     if not all(map(math.isfinite, values)):
-        raise ConfigError(f"document {index + 1} got probabilities that are no numbers; are the weights sound?")
+        raise ConfigError(f"document {index + 1} has non-finite log probabilities; check the weights")
     return json.dumps({"logprobs": values, "sum": math.fsum(values), "tokens": tokens}) + "\n"

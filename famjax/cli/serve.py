@@ -33,26 +33,31 @@ PACKAGES = ("starlette", "uvicorn")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax serve`."""
-    where = parser.add_argument_group("where")
-    where.add_argument("--host", default=ServeConfig.host, metavar="H", help=f"address ({ServeConfig.host})")
-    where.add_argument("--port", type=int, default=ServeConfig.port, metavar="N", help="(8000); 0 takes a free one")
-    where.add_argument("--sessions", metavar="DIR", help="folder of the session files; without it there are none")
-    where.add_argument("--name", metavar="TEXT", help="of the model, for clients (the directory's name)")
-    where.add_argument("--api-key-file", metavar="FILE", help="keys, one a line, one of which a client must have")
-    much = parser.add_argument_group("how much")
+    where = parser.add_argument_group("server")
+    where.add_argument(
+        "--host", default=ServeConfig.host, metavar="NAME", help=f"address to listen on (default: {ServeConfig.host})"
+    )
+    where.add_argument(
+        "--port", type=int, default=ServeConfig.port, metavar="N", help="port (default: 8000; 0: a free one)"
+    )
+    where.add_argument("--sessions", metavar="DIR", help="folder of session files (default: no named sessions)")
+    where.add_argument("--name", metavar="TEXT", help="model name for clients (default: the directory's name)")
+    where.add_argument("--api-key-file", metavar="FILE", help="API keys, one per line; clients must send one")
+    much = parser.add_argument_group("limits")
     for flag, kind, what in (
-        ("max-rows", int, "texts side by side, at most"), ("max-waiting", int, "requests that wait, at most"),
-        ("max-tokens", int, "of an answer whose request does not say"), ("max-body-mib", float, "of a JSON body"),
-        ("timeout", float, "seconds of a request"), ("grace", float, "seconds to finish when the server stops"),
-        ("prefix-cache-mib", float, "of memories of common beginnings; 0 keeps none"),
+        ("max-rows", int, "maximum batch size"), ("max-waiting", int, "maximum queued requests"),
+        ("max-tokens", int, "tokens per answer if the request sets no limit"),
+        ("max-body-mib", float, "maximum size of a JSON body"), ("timeout", float, "seconds per request"),
+        ("grace", float, "seconds for running requests when the server stops"),
+        ("prefix-cache-mib", float, "size of the prefix cache; 0 disables it"),
     ):  # fmt: skip
         default = getattr(ServeConfig, flag.replace("-", "_"))
-        much.add_argument(f"--{flag}", type=kind, default=default, metavar="N", help=f"{what} ({default})")
+        much.add_argument(f"--{flag}", type=kind, default=default, metavar="N", help=f"{what} (default: {default})")
     add_infer_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks all that can be checked before the model is loaded, then serves until a signal comes."""
+    """Serves until a signal arrives. Everything that can be checked is checked before the model is loaded."""
     settle(args)
     config = settings_of(args)
     check_installed()
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> ServeConfig:
-    """The settings, checked."""
+    """Returns the validated settings."""
     names = ("host", "port", "max_rows", "max_waiting", "max_tokens", "max_body_mib", "timeout", "grace")
     config = ServeConfig(
         name=args.name or Path(args.model).resolve().name, prefix_cache_mib=args.prefix_cache_mib,

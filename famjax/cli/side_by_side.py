@@ -1,4 +1,4 @@
-"""Trainings side by side, each in a process of its own with cores of its own, and how far they are."""
+"""Runs several training runs in parallel, each in its own process on its own cores, and shows their progress."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from famjax.process import cpu, interrupts
 from famjax.process.progress import clock
 
 POLL_SECONDS = 0.5
-# How long trainings have to save when one of them has failed, or after Ctrl-C.
+# Time for runs to save a checkpoint after one of them has failed, or after Ctrl-C.
 END_SECONDS = 5.0
 
 
 class Job(NamedTuple):
-    """One training in a process of its own."""
+    """One training run in its own process."""
 
     name: str
     config: TrainConfig
@@ -27,7 +27,7 @@ class Job(NamedTuple):
 
 
 def job(name: str, gin_files: str | list[str], bindings: list[str], output: Path) -> Job:
-    """A training from a gin file, or several, into `output/name`, checked here before anything starts."""
+    """Returns the training run of gin files with MODEL_DIR `output/name`. Raises `ConfigError` for bad settings."""
     from famjax.cli.gin_config import load_train_config
 
     bindings = [f"MODEL_DIR={str(output / name)!r}", *bindings]
@@ -40,27 +40,27 @@ def job(name: str, gin_files: str | list[str], bindings: list[str], output: Path
 
 
 def train(jobs: list[Job], at_once: int = 0) -> None:
-    """Runs all trainings, so many at once (0: all), and shows how far they are.
+    """Runs all jobs, at most `at_once` in parallel (0: all), and shows their progress.
 
-    So small a model gains little from more threads: each training has cores of its own where there are enough.
+    Small models gain little from more threads, so each run gets its own cores if there are enough.
     Raises `RuntimeError` if one fails or is stopped.
     """
     places = min(len(jobs), at_once or len(jobs))
     cores = cpu.cores()
     free = [cores[i::places] if len(cores) >= places else [] for i in range(places)]
     running: list[_Running] = []
-    with interrupts.held(lambda: "the same command goes on from what the trainings have saved"):
+    with interrupts.held(lambda: "the same command resumes from the last checkpoints"):
         try:
             _watch(jobs, free, running)
         finally:
             _end(running)
-    for job in jobs:  # who is told to stop saves and leaves with 0 too
+    for job in jobs:  # a run that is stopped by a signal saves and also exits with 0
         if (step := _news(job)[0]) < job.config.steps:
-            raise RuntimeError(f"the training of {job.name} was stopped at step {step}; the same command goes on")
+            raise RuntimeError(f"the training of {job.name} was stopped at step {step}; the same command resumes it")
 
 
 def _end(running: "list[_Running]") -> None:
-    """Asks the trainings that still run to save and to end, and ends those that take too long for it."""
+    """Terminates the running jobs, which then save a checkpoint, and kills those that take too long."""
     deadline = time.monotonic() + END_SECONDS
     for one in running:
         if one.process.poll() is None:
@@ -80,7 +80,7 @@ class _Running(NamedTuple):
 
 
 def _begin(job: Job, cores: list[int]) -> _Running:
-    """A training in a process of its own, on these cores, or on any where none are named."""
+    """Starts a training process, pinned to these cores if any are given."""
     environment = cpu.environment(os.environ) | {"PYTHONUNBUFFERED": "1"}
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "w", encoding="utf-8") as log:
@@ -91,7 +91,7 @@ def _begin(job: Job, cores: list[int]) -> _Running:
 
 
 class _Display:
-    """How far all trainings are: bars on a terminal, else a line each from time to time."""
+    """Progress of all runs: bars on a terminal, else a line per run every `SECONDS`."""
 
     SECONDS = 10.0
 
@@ -111,21 +111,21 @@ class _Display:
             for job in jobs
         }
         self._began = time.perf_counter()
-        self._told = dict.fromkeys(self._bars, time.perf_counter())
+        self._printed = dict.fromkeys(self._bars, time.perf_counter())
 
     def show(self, job: Job, done: bool) -> None:
-        """What a training has reached by now."""
+        """Shows the current step of a run."""
         step, news = _news(job)
         self.progress.update(self._bars[job.name], completed=job.config.steps if done else step, news=news)
-        if self.progress.disable and time.perf_counter() - self._told[job.name] > self.SECONDS:
-            self._told[job.name] = time.perf_counter()
+        if self.progress.disable and time.perf_counter() - self._printed[job.name] > self.SECONDS:
+            self._printed[job.name] = time.perf_counter()
             elapsed = time.perf_counter() - self._began
             left = f"  {clock(elapsed / step * (job.config.steps - step))} left" if step else ""
             print(f"train {job.name}: step {step}/{job.config.steps}  {news}{left}", file=sys.stderr, flush=True)
 
 
 def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> None:
-    """Begins each training when one of the places is `free`; `running` is told of each. Returns when all are done."""
+    """Starts a job whenever a set of cores is `free`, adds it to `running`, and returns when all are done."""
     waiting = list(jobs)
     display = _Display(jobs)
     with display.progress:
@@ -147,7 +147,7 @@ def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> N
 
 
 def _news(job: Job) -> tuple[int, str]:
-    """The last logged step of a training, and what it says."""
+    """Returns the last logged step of a run and a summary of its metrics."""
     path = Path(job.config.model_dir) / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:
@@ -161,7 +161,7 @@ def _news(job: Job) -> tuple[int, str]:
 
 
 def _last_line(log: Path) -> str:
-    """The line with which famjax left, or the last one: libraries' threads may write on after it."""
+    """Returns famjax's own error line, else the last line: threads of libraries may still print after it."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
     own = [line for line in lines if line.startswith("famjax train: ")]
     return (own or lines or ["no output"])[-1]

@@ -1,4 +1,4 @@
-"""`famjax train`: pretrain or fine-tune from gin."""
+"""`famjax train`: pretrains or fine-tunes a model from gin files."""
 
 import argparse
 import hashlib
@@ -18,17 +18,17 @@ HELP = """Train a model from gin files.
 
   famjax train --gin_file gin/experiments/tiny_fam.gin --gin.MODEL_DIR="'runs/fam'"
 
-MODEL_DIR receives model.json, the weights, config.gin (the settings as they were used), summary.txt
-(the weights, and what a device holds), metrics.jsonl (one object a logged step) and tensorboard/ (the
-same). A training that was stopped continues from there. docs/training.md explains the numbers.
+MODEL_DIR receives model.json, checkpoints, config.gin (the operative settings), summary.txt (the weights,
+and the bytes per device), metrics.jsonl (one object per logged step) and tensorboard/ (the same). The same
+command resumes an interrupted run. docs/training.md explains the metrics.
 
-Several processes, usually one a host, make one training when each is told where the first one is:
+For multi-host training, start one process per host and give each the coordinator's address:
 
   famjax train --gin_file F --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
   famjax train --gin_file F --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 1
 
-Slurm, TPU pods, Open MPI and Kubernetes jobs tell it themselves. MODEL_DIR must be a directory that all of them
-share. If one of them dies, the others name it and stop (docs/sharding.md).
+Under Slurm, on TPU pods, with Open MPI and in Kubernetes jobs it is detected. All processes must share MODEL_DIR.
+If one dies, the others report it and stop (docs/sharding.md).
 """
 
 
@@ -36,24 +36,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax train`."""
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="check everything (settings, data, the first batch, shapes, memory of a device) without training",
+        help="check settings, data, the first batch, shapes and bytes per device, without training",
     )  # fmt: skip
     add_gin_arguments(parser)
-    group = parser.add_argument_group("a training of several processes; each flag also as an environment variable")
+    group = parser.add_argument_group("multi-host training; in brackets the environment variable of each flag")
     group.add_argument(
         "--coordinator", metavar="HOST:PORT",
-        help=f"where process 0 is, and a free port there ({distributed.COORDINATOR})",
+        help=f"host of process 0, and a free port there ({distributed.COORDINATOR})",
     )  # fmt: skip
-    group.add_argument("--num-processes", type=int, metavar="N", help=f"how many ({distributed.NUM_PROCESSES})")
-    group.add_argument("--process-id", type=int, metavar="I", help=f"this one, from 0 ({distributed.PROCESS_ID})")
+    group.add_argument(
+        "--num-processes", type=int, metavar="N", help=f"number of processes ({distributed.NUM_PROCESSES})"
+    )
+    group.add_argument(
+        "--process-id", type=int, metavar="I", help=f"index of this process, from 0 ({distributed.PROCESS_ID})"
+    )
     group.add_argument(
         "--start-timeout", type=float, default=distributed.START_SECONDS, metavar="SECONDS",
-        help="how long the processes wait for each other at the start (%(default).0f)",
+        help="how long the processes wait for each other at the start (default: %(default).0f)",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains; every setting is checked before jax is loaded."""
+    """Trains. Settings, files and directories are checked before jax is imported."""
     from famjax.cli.gin_config import load_train_config
     from famjax.cli.main import exit_code
 
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     config.validate()
     check(config)
     if args.start_timeout <= 0:
-        raise ConfigError(f"--start-timeout {args.start_timeout:g} leaves no time to start; give seconds, as 300")
+        raise ConfigError(f"--start-timeout is {args.start_timeout:g}; give a positive number of seconds, such as 300")
     job = None if args.dry_run else distributed.find_job(args.coordinator, args.num_processes, args.process_id)
 
     liveness.answer()
@@ -85,22 +89,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(config: TrainConfig) -> None:
-    """Raises `ConfigError` on files and directories that cannot be as the settings say; jax is not loaded for it."""
+    """Raises `ConfigError` if files or directories do not match the settings. Does not import jax."""
     _check_directories(config)
     _check_data(config)
 
 
 def _start_again(model_dir: str) -> str:
-    """What becomes of a training that breaks off."""
+    """Returns the hint for a run that breaks off: from where a restart resumes."""
     from famjax.storage.steps import latest_step
 
     step = latest_step(model_dir)
-    where = "it begins anew, for no checkpoint was written yet" if step is None else f"it resumes from step {step}"
+    where = "it begins at step 0, since there is no checkpoint" if step is None else f"it resumes from step {step}"
     return f"start the job again: {where}"
 
 
 def _check_data(config: TrainConfig) -> None:
-    """Raises `ConfigError` on files that are not there or cannot be read, found without reading all of them."""
+    """Raises `ConfigError` for missing or unreadable data, without reading all of it."""
     from famjax.data.text_task import check_text_task, vocabulary_and_files
 
     if config.task == "passkey":
@@ -112,7 +116,7 @@ def _check_data(config: TrainConfig) -> None:
 
 
 def _evaluation(config: TrainConfig) -> "Evaluate | None":
-    """What is evaluated while it trains; in a job of many processes by all of them together."""
+    """Returns the evaluation that runs during training, on all processes together; None if there is none."""
     if not config.eval_period:
         return None
     from famjax.data.text_task import vocabulary_and_files
@@ -123,7 +127,7 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
 
 
 def _check_directories(config: TrainConfig) -> None:
-    """Raises `ConfigError` on a MODEL_DIR that is none or holds another model, or on nothing to start from."""
+    """Raises `ConfigError` if MODEL_DIR is a file or has another model, or if the initial checkpoint is missing."""
     from famjax.storage.model_dir import check_same_model, read_config
 
     path = Path(config.model_dir)

@@ -1,7 +1,7 @@
-"""What a model, a training and an evaluation are: frozen dataclasses that check themselves.
+"""Configurations of models, training, evaluation and inference: frozen dataclasses with a `validate` method.
 
-Nothing in here imports jax: a configuration can be built, checked and written to `model.json` in
-milliseconds. gin binds these classes at the edge (`famjax/cli`); nothing else knows gin.
+Nothing here imports jax: a configuration is built, checked and written to `model.json` in milliseconds.
+Only `famjax/cli` imports gin, which binds these classes.
 """
 
 from famjax.config.checks import ConfigError, check_sequence_length

@@ -1,4 +1,4 @@
-"""What every configuration checks: types, choices, bounds. A mistake is a `ConfigError`, one line."""
+"""Checks shared by all configurations: types, choices, bounds. Errors are `ConfigError`s of one line."""
 
 import dataclasses
 import difflib
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work. The message says what is wrong and what to do instead."""
+    """An invalid setting. The message says what is wrong and what to do instead."""
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises `ConfigError` unless the value is one of the choices; says which is near."""
+    """Raises `ConfigError` unless the value is one of the choices; suggests the closest one."""
     if value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -20,19 +20,19 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def at_least(name: str, value: float, least: float) -> None:
-    """Raises `ConfigError` unless the value is at least that."""
+    """Raises `ConfigError` if the value is less than `least`."""
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
 
 
 def nearest_multiples(number: int, unit: int) -> str:
-    """The positive multiples of `unit` on both sides of a number that is none: "6 or 8"."""
+    """Returns the positive multiples of `unit` next to a number that is not one: "6 or 8"."""
     below, above = number // unit * unit, -(-max(number, 1) // unit) * unit
     return f"{below} or {above}" if below > 0 else str(above)
 
 
 def check_types(config: Any) -> None:
-    """Raises `ConfigError` on a value that is not of its field's type; a number may be written 1 or 1.0."""
+    """Raises `ConfigError` if a value does not have its field's type; a float may be given as an int."""
     for field in dataclasses.fields(config):
         value, wanted = getattr(config, field.name), _plain_type(field.type)
         more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
@@ -46,20 +46,20 @@ def check_types(config: Any) -> None:
 
 
 def _plain_type(annotation: Any) -> type:
-    """`tuple` of `tuple[int, ...]`, `int` of `int | None`."""
+    """Returns `tuple` for `tuple[int, ...]`, `int` for `int | None`."""
     if isinstance(annotation, types.UnionType):
         annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
     return typing.cast(type, typing.get_origin(annotation) or annotation)
 
 
 def probability(name: str, value: float) -> None:
-    """Raises `ConfigError` unless the value lies between 0 and 1."""
+    """Raises `ConfigError` unless the value is between 0 and 1."""
     if not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{name} is {value}; a probability lies between 0 and 1")
+        raise ConfigError(f"{name} is {value}; it must be between 0 and 1")
 
 
 def known_fields(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields themselves; raises `ConfigError` on a name that the class does not have."""
+    """Returns `fields`. Raises `ConfigError` for a name that is not a field of the class."""
     names = {field.name for field in dataclasses.fields(cls)}
     for name in fields:
         if name not in names:

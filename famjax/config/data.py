@@ -1,4 +1,4 @@
-"""What is read, and how it is laid out in rows."""
+"""Training data: its sources, and how documents are laid out in the rows of a batch."""
 
 import dataclasses
 from typing import Any
@@ -13,32 +13,32 @@ PACKINGS = ("cut", "whole")
 
 @dataclasses.dataclass(frozen=True)
 class PassKeyConfig:
-    """The pass key task (paper section 5): a key at the start, filler, and a question at the end.
+    """The pass-key task (paper section 5): a key at the start, filler, and a question at the end.
 
-    Lengths are in tokens of the model's vocabulary, whatever it is.
+    Lengths are in tokens of the model's vocabulary.
 
     Attributes:
       key_digits: digits of a key.
-      stages: the curriculum, most blocks of filler in each stage. A stage opens when the exact
-        match of the one before it passes `open_at`.
+      stages: the curriculum, as the maximum blocks of filler of each stage. A stage opens when the exact
+        match of the previous one exceeds `open_at`.
       open_at: exact match, averaged over recent documents of the newest stage.
-      newest_share: share of the batches that come from the newest open stage; the rest are spread
-        over the stages before it.
-      straddle_share: share of the documents whose answer is made to straddle a block's edge. By chance
-        few do, and there the memory is tested hardest: it must tell how much was already said.
-      straddle_behind: of those documents some answers begin behind the edge instead, in its first so many tokens. That
-        a key was asked for is then in the memory alone.
+      newest_share: share of batches drawn from the newest open stage; the rest are spread evenly over
+        the earlier stages.
+      straddle_share: share of documents whose answer is made to straddle a block boundary. Few do by chance, and
+        they are the hardest: the memory must hold how much of the answer was already given.
+      straddle_behind: allow the answers of those documents to start up to N tokens after the block boundary. That
+        there was a question is then known from the memory only.
       mention_weight: loss weight of the key's second mention, before the filler.
-      text_weight, text_tokens: loss weight of, and how many, random tokens of the other text.
-      stream_share: share of the rows whose first document goes on, filler after filler, in the steps behind it:
-        the memory from just before the question is carried to the next step, where the same key is asked for
-        again (truncated backpropagation; docs/memory.md).
-      stream_blocks: most blocks that such a document has before another key is told. Each one's end is drawn from
-        the last stage's blocks on, so that questions are as frequent for each doubling of the filler.
-      stream_gated: only documents whose last answer was right go on.
-      stream_told_again: share of the streams at their end that go on with another key, told to the memory as it is, old
-        and with a key in it; the others end, and a fresh memory is told.
-      late_share: share of the documents with up to two blocks of filler before the key is told.
+      text_weight, text_tokens: loss weight and number of random tokens of the other text that are trained on.
+      stream_share: share of rows whose first document continues in later steps with more filler: the memory from just
+        before the question is carried to the next step, which asks for the same key again (truncated backpropagation;
+        docs/memory.md).
+      stream_blocks: maximum blocks of such a document before a new key is given. Its length is drawn between the last
+        stage's blocks and this, so that every doubling of the filler gets equally many questions.
+      stream_gated: only documents whose last answer was correct continue.
+      stream_told_again: share of ending streams that continue with a new key, inserted into the carried memory, which
+        still holds the old one; the others restart with a fresh memory.
+      late_share: share of documents with up to two blocks of filler before the key.
     """
 
     key_digits: int = 5
@@ -57,11 +57,11 @@ class PassKeyConfig:
     late_share: float = 0.0
 
     def stream_rows(self, batch_size: int) -> int:
-        """How many rows of a batch, the first ones, begin with a document that goes on."""
+        """Returns the number of rows, the first ones of a batch, that carry their memory to the next step."""
         return round(self.stream_share * batch_size)
 
     def check_rows(self, batch_size: int) -> None:
-        """Raises `ConfigError` where a share of the rows is no row."""
+        """Raises `ConfigError` if a nonzero share of the rows is less than one row."""
         _check_streams(self.stream_share, self.stream_rows(batch_size), batch_size)
 
     def validate(self) -> None:
@@ -69,7 +69,7 @@ class PassKeyConfig:
         check_types(self)
         at_least("key_digits", self.key_digits, 1)
         if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 1:
-            raise ConfigError(f"stages {self.stages} must be blocks of filler in rising order, for example (1, 4, 16)")
+            raise ConfigError(f"stages {self.stages} must be blocks of filler in ascending order, such as (1, 4, 16)")
         probability("open_at", self.open_at)
         probability("newest_share", self.newest_share)
         probability("straddle_share", self.straddle_share)
@@ -90,19 +90,19 @@ def _check_streams(share: float, rows: int, batch_size: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Documents of one kind, on local disk or remote (`gs://...`, whatever fsspec reads).
+    """A source of documents, on local disk or remote (`gs://...`, any fsspec URL).
 
     Attributes:
-      path: a file, or a glob such as `books/*.txt`; `.gz` is unpacked.
-      kind: `text`: a file is a document; `lines`: a line is; `jsonl`: a line is a JSON object; `dataset`: a
-        folder that `save_to_disk` of Hugging Face datasets wrote. `auto` tells by the name.
-      weight: how often a document is drawn from here, in proportion to the other sources' weights.
-      rows: which rows read it: `streams`, `packed` or `all`.
-      text_field: name of the text in a JSON object or a column.
-      inputs_field, targets_field: names of what is given, read without a loss, and of what is learned.
-      separator: put between inputs and targets.
-      part_bytes: of `text`: cut longer files at ends of lines into documents of about so many bytes; 0 cuts
-        none. A row holds its whole document in memory, and one file alone is one document.
+      path: a file, or a glob such as `books/*.txt`; `.gz` is decompressed.
+      kind: `text`: one document per file; `lines`: one per line; `jsonl`: a JSON object per line; `dataset`: a
+        folder written by `save_to_disk` of Hugging Face datasets; `auto`: by the file name.
+      weight: sampling weight, relative to the other sources.
+      rows: rows that read it: `streams`, `packed` or `all`.
+      text_field: field or column of the text.
+      inputs_field, targets_field: fields of the inputs, which have loss weight 0, and of the targets.
+      separator: text between inputs and targets.
+      part_bytes: of `text`: split longer files at line ends into documents of about N bytes; 0 does not
+        split. A row holds its whole document in memory.
     """
 
     path: str = ""
@@ -131,26 +131,26 @@ class DataConfig:
     """Text to train on, and how it is laid out in rows (docs/data.md has pictures).
 
     Attributes:
-      sources: of the task `text`: `SourceConfig`s, or just paths.
+      sources: of the task `text`: `SourceConfig`s, or paths.
       vocabulary: of the tasks `text` and `passkey`: `bytes`, or the path of a `tokenizer.json` or of a
-        SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, and bytes where there is none. A task of
-        seqio brings its own.
-      stream_share: share of the rows that are document streams: each reads one document after another,
-        block after block across training steps, and carries its memory along. The other rows are packed:
-        documents side by side, without masks between them, and none goes on in the next step.
-      packing: `cut`: packed rows are full, and a document that does not fit goes on in a later row, without
-        its beginning; `whole`: it starts the next row, and what is longer than a row loses its end.
-      repeat_segment: so many consecutive random tokens of every packed row are repeated at its end, behind
-        the text `[repeat random segment]:` (paper section 5, which has 256); 0 repeats none.
-      repeat_weight: loss weight of these.
-      bos, eos: begin and end documents with the vocabulary's tokens for it, where it has them.
-      shuffle: another order in every epoch; False keeps that of the files.
-      modules: Python modules that register seqio tasks, imported before one is looked up.
-      split: of a seqio task.
-      use_cached: read what `seqio_cache_tasks` wrote, from the directories in `cache_dirs`.
-      cache_dirs: where cached seqio tasks lie.
-      data_shards: into how many parts a seqio task is cut, each of which is read by the lanes r, r + n, ...;
-        0 is one for each row. The order depends on it, but not on the number of hosts.
+        SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
+        task has its own.
+      stream_share: share of rows that are document streams: each reads one document after another,
+        block by block across training steps, and carries its memory along. The other rows are packed:
+        documents are concatenated, without masks between them, and none continues in the next step.
+      packing: `cut`: packed rows are full, and the rest of a document that does not fit starts a later row;
+        `whole`: a document that does not fit starts the next row, truncated to a row.
+      repeat_segment: length of a random segment of every packed row that is repeated at its end, after
+        the text `[repeat random segment]:` (paper section 5, with 256 tokens); 0 disables it.
+      repeat_weight: loss weight of the repeated segment.
+      bos, eos: begin and end documents with the vocabulary's BOS and EOS tokens, if it has them.
+      shuffle: reshuffle in every epoch; False keeps the order of the files.
+      modules: Python modules that register seqio tasks, imported before a task is looked up.
+      split: split of a seqio task.
+      use_cached: read the cache that `seqio_cache_tasks` wrote, from `cache_dirs`.
+      cache_dirs: directories of cached seqio tasks.
+      data_shards: number of shards n of a seqio task; shard r is read by the rows r, r + n, ...; 0 is one
+        shard per row. The order of the data depends on it, but not on the number of hosts.
     """
 
     sources: tuple[Any, ...] = ()
@@ -169,11 +169,11 @@ class DataConfig:
     data_shards: int = 0
 
     def all_sources(self) -> list[SourceConfig]:
-        """The sources, paths made into `SourceConfig`s."""
+        """Returns the sources, with paths converted to `SourceConfig`s."""
         return [SourceConfig(source) if isinstance(source, str) else source for source in self.sources]
 
     def stream_rows(self, batch_size: int) -> int:
-        """How many rows of a batch, the first ones, are document streams."""
+        """Returns the number of rows, the first ones of a batch, that are document streams."""
         return round(self.stream_share * batch_size)
 
     def validate(self) -> None:
@@ -190,10 +190,10 @@ class DataConfig:
             at_least(name, getattr(self, name), 0)
 
     def check_rows(self, batch_size: int) -> None:
-        """Raises `ConfigError` where rows have nothing to read, or where a share of the rows is no row."""
+        """Raises `ConfigError` if rows have no source, or if a nonzero share of the rows is less than one row."""
         streams = self.stream_rows(batch_size)
         _check_streams(self.stream_share, streams, batch_size)
         sources = self.all_sources()
         for rows, many in (("streams", streams), ("packed", batch_size - streams)):
             if sources and many and not any(s.rows in ("all", rows) and s.weight > 0 for s in sources):
-                raise ConfigError(f"{many} rows are {rows}, but no source is for them; see stream_share and rows")
+                raise ConfigError(f"{many} rows are {rows}, but no source serves them; see stream_share and rows")

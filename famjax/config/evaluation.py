@@ -1,4 +1,4 @@
-"""What is evaluated: models, tasks, lengths, where data sets are."""
+"""Settings of an evaluation: models, tasks, lengths, paths of data sets."""
 
 import dataclasses
 from typing import Any
@@ -10,36 +10,36 @@ from famjax.config.model import DTYPES
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """One evaluation: of some models on some tasks.
+    """One evaluation of one or several models on one or several tasks.
 
     Attributes:
-      model_dirs: the models, evaluated on the same documents.
-      output_dir: where `results.json` and the plot go; empty is the first model's directory.
-      task: names of tasks, several with commas between them: `passkey`, which needs no data, `text`: how well
-        each token of some documents is predicted, by its position in the document, and those that
-        `famjax eval --list` shows.
+      model_dirs: model directories, evaluated on the same documents.
+      output_dir: directory for `results.json` and plots; empty is the first model's directory.
+      task: task names, separated by commas: `passkey`, which needs no data; `text`, log probabilities of the
+        tokens of documents by position; and those that `famjax eval --list` shows.
       sources: documents of the task `text`: paths, or `SourceConfig`s.
-      longest: tokens that are read of a document, or of an example's context, at most; 0 reads all.
-      lengths: of the generated tasks, in tokens of each model; exact.
-      depths: 0..1, where the needle lies; the examples of a length take turns in them.
-      examples: examples of each length, or of a data set the first so many; 0 is the task's own number.
-      data: where data sets are: `PATH` for the only one, or `TASK=PATH` for each.
-      split: part of a data set that has several; empty is the one that the task is usually told by.
-      filler: text files (a path or glob) whose sentences hide the needles; empty is the pass key's filler.
-      chat: questions of the tasks with instructions are put in the model's chat template, if it has one.
-      max_new_tokens: made for an answer at most; 0 is the task's own number.
+      longest: maximum tokens of a document or of an example's context; longer ones are truncated. 0: no limit.
+      lengths: exact lengths of generated tasks, in tokens of each model.
+      depths: positions of the needle, from 0 to 1; the examples of a length cycle through them.
+      examples: examples per length, or the first N of a data set; 0 is the task's default.
+      data: paths of data sets: `PATH` if there is only one, or `TASK=PATH` for each.
+      split: split of a data set; empty is the task's default.
+      filler: text files (a path or glob) whose sentences surround the needles; empty is the pass key's filler.
+      chat: format the questions of instruction tasks with the model's chat template, if it has one.
+      max_new_tokens: maximum tokens per answer; 0 is the task's default.
       modules: Python modules that register seqio tasks.
-      again: answers everything anew, even where an interrupted evaluation left answers.
-      part: `I/N`: only part I of N is asked, for N processes on as many machines; empty asks all, and makes results.
-      filler_blocks: lengths of the filler, in blocks of each model; 0 is less than a block.
-      keys: keys for each alignment of the filler against the block; a length has block_size * keys
-        documents, or
-      alignments: so many alignments, spread evenly; 0 is all of them.
+      again: re-run examples that already have answers.
+      part: `I/N`: evaluate only part I of N, for N processes on several machines. Only an empty `part`, which
+        evaluates all, writes results.
+      filler_blocks: filler lengths, in blocks of each model; 0 is less than a block.
+      keys: keys per alignment, that is per offset of the filler relative to the block boundaries. There are
+        alignments * keys documents per length.
+      alignments: number of alignments, evenly spaced; 0 is all of them, `block_size`.
       key_digits: digits of a key.
-      batch_size: documents read side by side.
+      batch_size: documents per batch.
       mesh: devices along `data`, `fsdp` and `tensor`, as in training.
-      seed: of the keys; training draws its own.
-      block_size, memory_segments, fam_length: other memory settings than the models'; None keeps them.
+      seed: seed of the keys, which differ from those of training.
+      block_size, memory_segments, fam_length: override the models' memory settings; None keeps them.
       dtype: compute dtype, `float32` or `bfloat16`; None is the model's own, but float32 on a CPU (`infer/load.py`).
     """
 
@@ -100,19 +100,19 @@ class EvalConfig:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of `task`."""
+        """The task names of `task`, without duplicates."""
         return tuple(dict.fromkeys(name.strip() for name in self.task.split(",") if name.strip()))
 
     @property
     def part_of(self) -> tuple[int, int]:
-        """(I, N) of `part`; (1, 1) is all. Raises `ConfigError` where it is no part."""
+        """(I, N) of `part`; (1, 1) is all. Raises `ConfigError` if `part` is malformed."""
         number, slash, count = (self.part or "1/1").partition("/")
         if not slash or not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-            raise ConfigError(f"--part {self.part} is none; write 1/4 to 4/4 for four processes")
+            raise ConfigError(f"--part {self.part} is not I/N; write 1/4 to 4/4 for four processes")
         return int(number), int(count)
 
     def data_of(self, task: str) -> str:
-        """Where a task's data set is; empty where nothing was said."""
+        """Returns the path of a task's data set; empty if none was given."""
         named = dict(given.partition("=")[::2] for given in self.data if "=" in given)
         alone = [given for given in self.data if "=" not in given]
         return named.get(task, alone[0] if alone else "")

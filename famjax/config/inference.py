@@ -1,22 +1,22 @@
-"""How a model is used: `famjax score` and `famjax generate`."""
+"""Settings of `famjax score`, `famjax generate` and `famjax chat`."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class InferConfig:
-    """What scoring and generating can be told by gin as well as by flags, which win.
+    """Settings of inference that gin can set. Flags override them.
 
     Attributes:
-      model_dir: the model.
-      batch_size: rows side by side.
-      block_size, memory_segments, fam_length: other memory settings than the model's; None keeps them.
+      model_dir: model directory.
+      batch_size: maximum batch size.
+      block_size, memory_segments, fam_length: override the model's memory settings; None keeps them.
       dtype: compute dtype, `float32` or `bfloat16`; None is the model's own, but float32 on a CPU (`infer/load.py`).
       mesh: devices along `data`, `fsdp` and `tensor`, as in training.
-      seed: of the draws.
-      max_tokens: made at most.
-      temperature, top_k, top_p, repetition_penalty: how a token is drawn (`infer/settings.py`); a temperature of
-        None is 0, or 1 where something else asks for a choice.
+      seed: sampling seed.
+      max_tokens: maximum tokens to generate.
+      temperature, top_k, top_p, repetition_penalty: see `infer/settings.py`. A temperature of None is 0 (greedy), or 1
+        if another setting implies sampling.
     """
 
     model_dir: str = ""

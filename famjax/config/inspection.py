@@ -1,4 +1,4 @@
-"""What `famjax inspect` looks at."""
+"""Settings of `famjax inspect`."""
 
 import dataclasses
 
@@ -10,18 +10,18 @@ class InspectConfig:
     """One inspection of one model.
 
     Attributes:
-      model_dir: the model.
-      output_dir: gets `inspect.json`, `inspect.html` and `inspect.png`.
-      input: a text file; empty inspects the pass key task.
-      answer: text that is put behind the input, whose probability is told by itself; empty is none.
-      other: a text file whose FAM is put in the input's place; empty swaps nothing.
-      filler_blocks: lengths of the pass key task's filler, in blocks. The longest one is looked at closely.
-      documents: of each length, at alignments of the filler against the block that are spread evenly.
+      model_dir: model directory.
+      output_dir: directory for `inspect.json`, `inspect.html` and `inspect.png`.
+      input: text file; empty inspects the pass-key task.
+      answer: text appended to the input and scored separately; empty is none.
+      other: text file whose FAM replaces that of the input; empty replaces nothing.
+      filler_blocks: filler lengths of the pass-key task, in blocks. One document of the longest is traced.
+      documents: documents per length, at evenly spaced offsets of the filler relative to the block boundaries.
       key_digits: digits of a key.
-      places: block edges of a text where FAM is taken away, spread evenly.
-      longest: tokens that are read of a text at most; 0 reads all.
-      batch_size: documents read side by side.
-      seed: of the keys.
+      places: evenly spaced block boundaries of a text at which FAM is knocked out.
+      longest: maximum tokens of a text; longer ones are truncated. 0: no limit.
+      batch_size: documents per batch.
+      seed: seed of the keys.
     """
 
     model_dir: str
@@ -42,7 +42,7 @@ class InspectConfig:
         if bool(self.input) == bool(self.filler_blocks):
             raise ConfigError("give either --input FILE, a text, or --passkey N N ..., lengths of filler in blocks")
         if self.filler_blocks and (self.answer or self.other):
-            raise ConfigError("--answer and --other belong to --input; the pass key task has its own")
+            raise ConfigError("--answer and --other need --input; the pass-key task has its own")
         for blocks in self.filler_blocks:
             at_least("passkey", blocks, 1)
         for name in ("key_digits", "places", "batch_size"):

@@ -1,11 +1,11 @@
-"""What a model's memory is: every variant of the paper, and every other memory, is a value of a field here."""
+"""Settings of a model's memory. Every variant of the paper, and every other memory, is a value of a field here."""
 
 import dataclasses
 from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
 
-MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet")
+MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 LAYER_KINDS = ("global", "local")
@@ -17,40 +17,39 @@ class MemoryConfig:
 
     Attributes:
       block_size: S, tokens of a block.
-      memory_segments: M, how many previous blocks' keys and values are kept.
-      fam_length: F, feedback activations of each layer; 0 is plain BSWA.
-      kind: what a layer remembers beside its window: `fam` (the paper's, or nothing if `fam_length` is 0), or another
-        memory of `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini`
-        (Infini-attention), `deltanet` (the gated delta rule).
-      sinks: of kind `sinks`: how many of a document's first tokens stay.
-      infini_delta: of kind `infini`: its matrix takes up what it does not recall yet (the delta rule), or all.
-      fam_position: where FAM stands for RoPE: `last` (the last F positions of the block that it
-        compressed), `float` (fractional positions between two blocks), `zero` (always 0).
-      fam_init: `prompt` (one learned [F, D], carried up the layers by a forward pass) or
-        `prefix` (a learned [F, D] for each layer).
-      previous_fams: P, how many previous blocks' FAMs are attended.
-      fam_layers: the layers that have a FAM: `all`, `global` or `local` (`ModelConfig.layer_pattern`), or
-        a pattern of + (has one) and - (has none) that is repeated over the layers, such as `-----+`.
-        The others are plain BSWA; the prompt passes through them on its way up.
-      token_window: 0, or the exact number of tokens that a query sees, itself included
-        (TransformerXL: BSWA with a mask that hides keys beyond the window).
-      stop_gradient: no gradient into memory segments (an ablation that hurts).
-      random_position_offset: probability, for each row in training, of a position offset. With
-        RoPE it changes nothing but rounding unless `fam_position` is `zero`, since scores see
-        differences of positions only; the switch is kept because the paper has it.
-      random_state_passing: probability, for each training step, that all rows start from the
-        FAM with which the previous step ended, instead of the learned prompt.
-      random_state_passing_from: steps before which this does not happen.
-      zero_first_residual: the paper's first update, which adds no residual. False is a departure from the paper:
-        the first update adds the initial FAM, as every later one adds the FAM before it.
-      fam_max_rms: a departure from the paper, 0 (off) by default: each new feedback activation whose root mean square
-        over D is more than this is scaled down to it, so that FAM does not grow without end.
-      fam_gate: a departure from the paper, off by default: every layer has a weight g for each head, which starts at 0,
-        and a token's attention is (1 - g) of that without FAM and g of that with it. At 0 the model is the one without
-        FAM; at 1 it is the paper's. A pretrained model that is given a memory starts there, since a FAM
-        that was never trained destroys it.
-      fam_noise: a departure from the paper, 0 by default: in training, the standard deviation of Gaussian noise that is
-        added to each new feedback activation.
+      memory_segments: M, number of previous blocks whose keys and values are kept.
+      fam_length: F, feedback activations per layer; 0 is plain BSWA.
+      kind: memory of a layer besides its window: `fam` (the paper's; none if `fam_length` is 0), or another memory of
+        `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini` (Infini-attention),
+        `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer).
+      sinks: for `sinks`: number of a document's first tokens that stay visible.
+      memory_tokens: for `rmt`: n, number of tokens that pass from block to block.
+      infini_delta: for `infini`: update the matrix with the delta rule, that is with what it does not recall yet.
+      fam_position: RoPE positions of FAM: `last` (the last F positions of the block that it compressed), `float`
+        (fractional positions between two blocks), `zero` (always 0).
+      fam_init: `prompt` (one learned [F, D], propagated through the layers by a forward pass) or `prefix` (a learned
+        [F, D] per layer).
+      previous_fams: P, number of previous blocks whose FAM is attended.
+      fam_layers: layers with FAM: `all`, `global` or `local` (`ModelConfig.layer_pattern`), or a pattern of + (with)
+        and - (without) that is repeated over the layers, such as `-----+`. The others are plain BSWA, and also
+        propagate the prompt.
+      token_window: exact number of tokens that a query sees, itself included (TransformerXL: BSWA with a mask for keys
+        beyond the window); 0 is the whole window.
+      stop_gradient: stop gradients into memory segments (an ablation that degrades results).
+      random_position_offset: probability of a position offset, per row and training step. With RoPE it changes only
+        rounding unless `fam_position` is `zero`, since scores depend on position differences; it is in the paper.
+      random_state_passing: probability per training step that all rows start from the last FAM of the previous step
+        instead of the learned prompt.
+      random_state_passing_from: first step with random state passing.
+      zero_first_residual: the first update adds no residual, as in the paper. False, a departure, adds the initial
+        FAM, as later updates add the previous one.
+      fam_max_rms: a departure from the paper, 0 (off) by default: new feedback activations are scaled down to at most
+        this root mean square over D, so that FAM's growth is bounded.
+      fam_gate: a departure from the paper, off by default: every layer has a gate g per head, initially 0, and a
+        token's attention output is (1 - g) times that without FAM plus g times that with FAM. At 0 the model is the
+        one without FAM, at 1 the paper's. Imported models start at 0, since an untrained FAM degrades them.
+      fam_noise: a departure from the paper, 0 (off) by default: standard deviation of Gaussian noise that is added to
+        new feedback activations in training.
     """
 
     block_size: int = 1024
@@ -58,6 +57,7 @@ class MemoryConfig:
     fam_length: int = 64
     kind: str = "fam"
     sinks: int = 4
+    memory_tokens: int = 8
     infini_delta: bool = True
     fam_position: str = "last"
     fam_init: str = "prompt"
@@ -75,12 +75,12 @@ class MemoryConfig:
 
     @property
     def has_gate(self) -> bool:
-        """There is a FAM, and a gate before it."""
+        """Whether there is a FAM with a gate."""
         return self.fam_gate and self.fam_length > 0
 
     @property
     def window(self) -> int:
-        """Tokens that the last token of a block sees at most, itself included."""
+        """Maximum number of tokens that a query sees, itself included."""
         return self.token_window or (self.memory_segments + 1) * self.block_size
 
     def validate(self) -> None:
@@ -115,7 +115,7 @@ class MemoryConfig:
         at_least("fam_noise", self.fam_noise, 0)
 
     def _check_kind(self) -> None:
-        """Memories that stand beside the window do not go together with FAM."""
+        """Raises `ConfigError` if another memory is combined with FAM, or its settings are invalid."""
         one_of("MemoryConfig.kind", self.kind, MEMORY_KINDS)
         if self.kind == "fam":
             return
@@ -125,8 +125,21 @@ class MemoryConfig:
                 f"(FAM_LENGTH) to 0, or kind to 'fam'"
             )
         if self.fam_layers != "all":
-            raise ConfigError(f"fam_layers {self.fam_layers!r} with kind {self.kind!r}: every layer has it; use 'all'")
+            raise ConfigError(f"fam_layers {self.fam_layers!r} with kind {self.kind!r}: all layers have it; use 'all'")
         at_least("sinks", self.sinks, 1)
+        at_least("memory_tokens", self.memory_tokens, 1)
+        if self.kind == "rmt":
+            for name in ("memory_segments", "token_window"):
+                if getattr(self, name):
+                    raise ConfigError(
+                        f"{name} {getattr(self, name)} with kind 'rmt': a block sees its memory tokens and itself; set "
+                        f"{name} to 0"
+                    )
+            if self.memory_tokens > self.block_size:
+                raise ConfigError(
+                    f"memory_tokens {self.memory_tokens} with block_size {self.block_size}: memory is to be "
+                    f"smaller than what it stands for; use at most {self.block_size}"
+                )
         if self.kind == "sinks" and self.sinks > self.block_size:
             raise ConfigError(
                 f"sinks {self.sinks} with block_size {self.block_size}: sinks are tokens of the first block; use at "
@@ -135,21 +148,21 @@ class MemoryConfig:
 
     def check_model(self, attention_kernel: str, local_window: int) -> None:
         """Raises `ConfigError` if a model with this kernel and local layers of this window cannot have the memory."""
-        if self.kind != "sinks":
+        if self.kind not in ("sinks", "rmt"):
             return
         for name, window in (("token_window", self.token_window), ("local_window", local_window)):
             if window:
                 raise ConfigError(
-                    f"{name} {window} with kind 'sinks': sinks stand before whole blocks; set {name} to 0, and the "
+                    f"{name} {window} with kind {self.kind!r}, which counts in whole blocks; set {name} to 0, and the "
                     f"window by memory_segments"
                 )
         if attention_kernel in ("fused", "interpret"):
             raise ConfigError(
-                f"attention_kernel {attention_kernel!r} with kind 'sinks': the kernel has no place for sinks; use "
+                f"attention_kernel {attention_kernel!r} with kind {self.kind!r}: the kernel has no place for it; use "
                 f"'auto' or 'xla'"
             )
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "MemoryConfig":
-        """Of settings by name. A missing one has its default; an unknown one raises `ConfigError`."""
+        """Returns the configuration with these fields. Missing ones have defaults; unknown ones raise `ConfigError`."""
         return cls(**known_fields(cls, fields))

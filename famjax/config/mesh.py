@@ -1,4 +1,4 @@
-"""A mesh of devices in settings: {"data": 1, "fsdp": 8, "tensor": 1}; an axis that is left out has size 1."""
+"""The device mesh in settings: {"data": 1, "fsdp": 8, "tensor": 1}; a missing axis has size 1."""
 
 from famjax.config.checks import ConfigError, at_least, one_of
 
@@ -12,7 +12,7 @@ def mesh_sizes(mesh: dict[str, int]) -> tuple[int, int, int]:
 
 
 def check_mesh(mesh: dict[str, int]) -> None:
-    """Raises `ConfigError` on an axis that there is not, or a size that is no number of devices."""
+    """Raises `ConfigError` for an unknown axis or an invalid device count."""
     for axis, size in mesh.items():
         one_of("MESH axis", axis, MESH_AXES)
         if not isinstance(size, int) or isinstance(size, bool):

@@ -1,4 +1,4 @@
-"""What a model is and what its memory: every variant of the paper is a value of a field here."""
+"""Settings of a model and its memory. Every variant of the paper is a value of a field here."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ NORMS = ("rmsnorm", "layernorm")
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "dots", "full")
 ATTENTION_KERNELS = ("auto", "xla", "fused", "interpret")
-KERNEL_LANES = 128  # the fused kernel cuts blocks into tiles of a multiple of so many tokens
-# Fields of earlier versions that changed how a model was computed, never what.
+KERNEL_LANES = 128  # the fused kernel tiles blocks by multiples of 128 tokens
+# Fields of earlier versions that did not change a model's outputs; ignored in model.json.
 RETIRED = ("attention_budget_mib", "layer_chunk")
 ROPE_SCALINGS = ("none", "linear", "llama3")
 LORA_PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
@@ -20,13 +20,13 @@ LORA_PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """How positions turn queries and keys (`attention/rope.py`).
+    """Rotary position embedding of queries and keys (`attention/rope.py`).
 
     Attributes:
-      base: the pair (i, i + H/2) of a head turns by `position * base ** (-2i / H)`.
-      scaling: `none`; `linear` divides all these frequencies by `factor`; `llama3` divides those of which
-        less than `low_frequency_factor` turns fit into `original_length` tokens, leaves those of which
-        more than `high_frequency_factor` do, and goes over smoothly between.
+      base: the pair (i, i + H/2) of a head is rotated by `position * base ** (-2i / H)`.
+      scaling: `none`; `linear` divides all frequencies by `factor`; `llama3` divides frequencies with less
+        than `low_frequency_factor` rotations in `original_length` tokens, keeps those with more than
+        `high_frequency_factor`, and interpolates between them.
       factor, low_frequency_factor, high_frequency_factor, original_length: see `scaling`.
     """
 
@@ -40,12 +40,12 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class LayerSettings:
-    """In what one layer may differ from another. Nothing of it is a weight.
+    """The settings that differ between layers.
 
     Attributes:
-      rope: its positions.
-      memory: the memory's settings as this layer sees them: a local layer has its own `token_window`,
-        a layer without FAM a `fam_length` of 0.
+      rope: position embedding.
+      memory: memory settings of this layer: a local layer has its own `token_window`, a layer without FAM
+        a `fam_length` of 0.
     """
 
     rope: Rope
@@ -54,13 +54,13 @@ class LayerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank updates beside the projections of every layer (`nn/lora.py`; arXiv 2106.09685).
+    """Low-rank updates of the projections of every layer (`nn/lora.py`; arXiv 2106.09685).
 
     Attributes:
-      rank: r; 0 is a model without LoRA. The paper fine-tunes with 64.
-      alpha: what the pair of matrices adds is multiplied by alpha / rank; 0 stands for the rank, a factor of 1.
-      dropout: in training, the probability with which each number that goes into a pair is left out.
-      projections: which ones have a pair; `gate` has one only where the model is gated.
+      rank: r; 0 disables LoRA. The paper fine-tunes with 64.
+      alpha: the low-rank update is scaled by alpha / rank; 0 means alpha = rank, a factor of 1.
+      dropout: dropout rate of the inputs of the low-rank updates in training.
+      projections: projections with a low-rank update; `gate` only if the model has a gated feed-forward layer.
     """
 
     rank: int = 0
@@ -69,14 +69,14 @@ class LoraConfig:
     projections: tuple[str, ...] = LORA_PROJECTIONS
 
     def __post_init__(self) -> None:
-        """Projections may be given as a list, as JSON has it; their order means nothing."""
+        """Normalises `projections`: a list, as in JSON, becomes a tuple in the standard order."""
         if isinstance(self.projections, (list, tuple)) and set(self.projections) <= set(LORA_PROJECTIONS):
             ordered = tuple(name for name in LORA_PROJECTIONS if name in self.projections)
             object.__setattr__(self, "projections", ordered)
 
     @property
     def scale(self) -> float:
-        """What x A B is multiplied by."""
+        """The factor of x A B."""
         return (self.alpha or self.rank) / self.rank
 
     def validate(self) -> None:
@@ -94,53 +94,53 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only Transformer and its memory.
+    """A decoder-only Transformer with its memory.
 
     Attributes:
       vocab_size: rows of the embedding.
       num_layers, d_model, d_ff: L, D, E.
       num_heads, num_kv_heads: query heads and key/value heads; equal is multi-head, 1 is
         multi-query, between is grouped-query.
-      head_dim: H; even, because RoPE turns pairs.
-      activation, gated_ff: `silu` and gated is SwiGLU, `gelu` and gated is GeGLU; `gelu` is the usual
-        approximation by tanh, `gelu_exact` the function itself.
+      head_dim: H; even, because RoPE rotates pairs.
+      activation, gated_ff: `silu` and gated is SwiGLU, `gelu` and gated is GeGLU; `gelu` is the tanh
+        approximation, `gelu_exact` the exact function.
       norm, norm_eps: normalisation before attention, before the feed-forward layer and at the end.
-      norm_plus_one: norms multiply by 1 + their weight, as Gemma's do, instead of by the weight.
-      post_norms: what attention and feed-forward return is normalised before it is added.
+      norm_plus_one: norms multiply by 1 + weight instead of weight, as in Gemma.
+      post_norms: also normalise the outputs of attention and feed-forward before they are added.
       parallel_layers: PaLM's layers: attention and feed-forward read the same normalised input, and both
-        are added to it. The first update of FAM, which has no residual, has no feed-forward part then.
+        outputs are added to the residual. The first FAM update, which has no residual, then has no
+        feed-forward part.
       qk_norm: RMS-normalise queries and keys of each head, with a learned scale [H].
-      qkv_bias, output_bias, ff_bias: projections that also add a vector: to queries, keys and values; of
-        attention's output; of the feed-forward layer.
-      attention_scale: scores are query times key times this; 0 is 1/sqrt(H).
-      attention_cap, logit_cap: scores of attention, logits of the vocabulary become cap * tanh(x / cap);
-        0 leaves them.
+      qkv_bias, output_bias, ff_bias: biases of the query, key and value projections, of attention's output
+        projection, and of the feed-forward layer.
+      attention_scale: factor of the attention scores; 0 is 1/sqrt(H).
+      attention_cap, logit_cap: soft caps of attention scores and of logits: cap * tanh(x / cap); 0 is no cap.
       rope_base: RoPE's base; 10000 in the paper.
       rope_scaling, rope_factor, rope_low_frequency_factor, rope_high_frequency_factor,
         rope_original_length: see `Rope`.
       layer_pattern: kinds of layers, repeated over the layers: `global` layers see the whole window,
-        `local` ones the last `local_window` tokens of it, themselves included.
-      local_window: exact window of local layers; what the memory does not hold is not seen.
-      local_rope_base: RoPE's base in local layers, without scaling; 0 is the RoPE of all layers.
-      tie_embeddings: the embedding is also the output projection.
-      scale_embeddings: tokens' embeddings (and FAM's prompt) are multiplied by sqrt(D) where they enter.
-      embedding_std: spread of the initial embedding and of the initial FAM prompt.
-      dtype: of activations; softmax, norms, FAM and the loss are float32 in any case.
-      param_dtype: of the stored weights, but for FAM's prompt and LoRA, which are float32.
-      scan_layers: compile one layer and loop over it (compile time flat in depth), or unroll
+        `local` ones the last `local_window` tokens of it, the query's own included.
+      local_window: exact window of local layers, at most what the memory holds.
+      local_rope_base: RoPE's base in local layers, without scaling; 0 is that of global layers.
+      tie_embeddings: use the embedding as the output projection.
+      scale_embeddings: multiply token embeddings and FAM's prompt by sqrt(D).
+      embedding_std: standard deviation of the initial embedding and of the initial FAM prompt.
+      dtype: of activations; softmax, norms, FAM and the loss are always float32.
+      param_dtype: of the stored weights, except FAM's prompt and LoRA, which are float32.
+      scan_layers: compile one layer and scan over it (compile time independent of depth), or unroll
         (faster steps for shallow models).
-      unroll_blocks: blocks of a layer's scan that are unrolled into one turn of its loop: faster on a CPU, for a
-        longer compilation.
-      remat: what the forward pass keeps of a layer for the backward pass, which computes the rest
-        again: `none` keeps everything; `dots` the results of all matrix products; `minimal` those of
-        products with weights (queries, keys, values, feed-forward), whatever the window; `full` only
-        what enters each block's step, and recomputes block by block.
-      attention_kernel: the attention implementation, in training and whole documents: `xla` computes arrays
-        of scores; `fused` is a kernel for TPU that computes none (`attention/fused.py`), for blocks of a multiple
-        of 128 tokens; `auto` uses `fused` where it can; `interpret` is the fused kernel on any platform,
-        step by step: very slow, for tests.
-      memory: the memory's settings.
-      lora: trained low-rank updates of the projections, if any.
+      unroll_blocks: blocks per iteration of a layer's scan over blocks: faster on a CPU, but slower to
+        compile.
+      remat: what the forward pass saves for the backward pass, which rematerialises the rest: `none` saves
+        everything; `dots` the outputs of all matrix products; `minimal` those of products with weights
+        (queries, keys, values, feed-forward), independent of the window; `full` only the input of each
+        block's step, and rematerialises block by block.
+      attention_kernel: the attention implementation in training and for whole documents: `xla` materialises
+        the scores; `fused` is a TPU kernel that does not (`attention/fused.py`), for block sizes that are
+        multiples of 128; `auto` uses `fused` if possible; `interpret` runs the fused kernel in interpret
+        mode on any platform: very slow, for tests.
+      memory: memory settings.
+      lora: LoRA settings.
     """
 
     vocab_size: int = 256
@@ -186,7 +186,7 @@ class ModelConfig:
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
-        """A pattern may be given as a list, as JSON has it."""
+        """Converts a pattern that is a list, as in JSON."""
         if isinstance(self.layer_pattern, list):
             object.__setattr__(self, "layer_pattern", tuple(self.layer_pattern))
 
@@ -204,7 +204,7 @@ class ModelConfig:
         )  # fmt: skip
 
     def layer(self, index: int) -> LayerSettings:
-        """What is special about a layer."""
+        """Returns the settings of one layer."""
         local = self.layer_pattern[index % len(self.layer_pattern)] == "local"
         window = self.memory.token_window
         if local:
@@ -223,12 +223,12 @@ class ModelConfig:
 
     @property
     def is_noisy(self) -> bool:
-        """A training step draws random numbers within the layers: dropout of LoRA, or noise on FAM."""
+        """Whether layers use random numbers in training: dropout of LoRA, or noise on FAM."""
         return bool((self.lora.rank and self.lora.dropout) or (self.memory.fam_length and self.memory.fam_noise))
 
     @property
     def layer_period(self) -> int:
-        """The least number of layers after which their settings repeat; 1 where all layers are alike."""
+        """The smallest number of layers after which their settings repeat; 1 if all layers are alike."""
         layers = [self.layer(index) for index in range(self.num_layers)]
         alike = lambda period: all(layers[i] == layers[i - period] for i in range(period, self.num_layers))
         return next(period for period in range(1, self.num_layers + 1) if alike(period))
@@ -245,7 +245,7 @@ class ModelConfig:
                 f"that every key/value head serves the same number of query heads"
             )
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim {self.head_dim} is odd: RoPE turns pairs; use {self.head_dim + 1}")
+            raise ConfigError(f"head_dim {self.head_dim} is odd: RoPE rotates pairs; use {self.head_dim + 1}")
         one_of("activation", self.activation, ACTIVATIONS)
         one_of("norm", self.norm, NORMS)
         one_of("dtype", self.dtype, DTYPES)
@@ -256,8 +256,8 @@ class ModelConfig:
         if self.attention_kernel in ("fused", "interpret") and self.memory.block_size % KERNEL_LANES:
             use = nearest_multiples(self.memory.block_size, KERNEL_LANES)
             raise ConfigError(
-                f"attention_kernel {self.attention_kernel!r} takes blocks of a multiple of {KERNEL_LANES} tokens, not "
-                f"block_size {self.memory.block_size}; use {use}, or attention_kernel 'auto'"
+                f"attention_kernel {self.attention_kernel!r} needs a block_size that is a multiple of {KERNEL_LANES}, "
+                f"not {self.memory.block_size}; use {use}, or attention_kernel 'auto'"
             )
         for name in ("norm_eps", "embedding_std", "attention_scale", "attention_cap", "logit_cap"):
             at_least(name, getattr(self, name), 0)
@@ -287,33 +287,33 @@ class ModelConfig:
         self.memory.validate()
         self.lora.validate()
         if self.lora.rank and self.lora.projections == ("gate",) and not self.gated_ff:
-            raise ConfigError("LoraConfig.projections has `gate` alone, but the model has no gate; name others")
+            raise ConfigError("LoraConfig.projections is `gate` alone, but the model is not gated; name others")
         self.memory.check_model(self.attention_kernel, self.local_window if "local" in self.layer_pattern else 0)
         if self.memory.fam_length and not any(map(self.has_fam, range(self.num_layers))):
             raise ConfigError(
-                f"fam_layers {self.memory.fam_layers!r} names none of the {self.num_layers} layers; use `all`, or set "
-                f"fam_length to 0"
+                f"fam_layers {self.memory.fam_layers!r} selects none of the {self.num_layers} layers; use `all`, or "
+                f"set fam_length to 0"
             )
 
     def to_json(self) -> str:
-        """The whole configuration as the text of `model.json`."""
+        """Returns the full configuration as the text of `model.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
-        """Reads what `to_json` wrote. A missing name has its default; an unknown one raises `ConfigError`."""
+        """Parses the text of `to_json`. A missing field has its default; an unknown one raises `ConfigError`."""
         try:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"model.json is not JSON ({error}); is the file whole?") from None
+            raise ConfigError(f"model.json is not JSON ({error}); is the file complete?") from None
         if not isinstance(fields, dict):
-            raise ConfigError("model.json does not hold an object; is it a model's configuration?")
+            raise ConfigError("model.json is not a JSON object; is it a model's configuration?")
         memory, lora = fields.pop("memory", {}), fields.pop("lora", {})
         for name in RETIRED:
             fields.pop(name, None)
         for name, section in (("memory", memory), ("lora", lora)):
             if not isinstance(section, dict):
-                raise ConfigError(f"model.json: `{name}` does not hold an object; is the file whole?")
+                raise ConfigError(f"model.json: `{name}` is not a JSON object; is the file complete?")
         config = cls(
             **known_fields(cls, fields),
             memory=MemoryConfig.from_fields(memory),

@@ -1,4 +1,4 @@
-"""How weights are trained."""
+"""Settings of the optimizer, and which weights are trained."""
 
 import dataclasses
 import fnmatch
@@ -10,35 +10,35 @@ OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 TRAINED = ("auto", "all", "lora", "prompt")
 # The weights of the memory: FAM's, and those of a memory beside the window.
-MEMORY = ("fam/", "layers/memory/")
+MEMORY = ("fam/", "layers/memory/", "memory/")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer with warm-up, decay and clipping (`train/optim.py` says what each one does).
+    """An optimizer with warm-up, decay and gradient clipping (`train/optim.py`).
 
     Attributes:
       name: `adamw`, `adafactor` or `lion`. The paper fine-tunes with `adafactor`, beta1 0.9,
         beta2 0.99 and a `constant` schedule.
-      learning_rate: at the end of the warm-up.
+      learning_rate: peak learning rate, at the end of the warm-up.
       schedule: after the warm-up: `constant`, `linear` or `cosine` to zero at the last step, or `rsqrt`,
-        the peak times sqrt(warmup_steps / step), which needs no last step.
+        the peak times sqrt(warmup_steps / step), which does not depend on the last step.
       warmup_steps: steps of linear warm-up from zero.
       beta1: decay of the first moment (momentum).
-      beta2: decay of the second moment; of `lion`, which has none, decay of its one momentum.
-      weight_decay: norms and the memory's own weights are not decayed.
-      clip_norm: gradients are scaled down to this global norm; 0 leaves them.
-      prompt_learning_rate: of the memory's own weights (`fam/*`, `layers/memory/*`), as a multiple of `learning_rate`.
-      trained: `all` weights; `lora`, which is LoRA and the memory's own; `prompt`, the latter alone (prompt tuning).
-        `auto` is `lora` where the model has LoRA, else `all`. The others are frozen, unless `parameters`
-        has something else to say of them.
-      parameters: settings of single weights by patterns of their paths (docs/architecture.md), where
-        `*` stands for anything: {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}.
-        `learning_rate` is a multiple of the run's, `weight_decay` on or off, `frozen` weights stay as
-        they are and cost neither gradient nor optimizer memory. Later patterns win over earlier ones,
-        and all of them over the defaults: norms' scales, biases and the memory's own weights are not
-        decayed, the latter have `prompt_learning_rate`.
+      beta2: decay of the second moment; for `lion`, decay of its only momentum.
+      weight_decay: weight decay, except of norms, biases and the memory's own weights.
+      clip_norm: gradients are clipped to this global norm; 0 disables clipping.
+      prompt_learning_rate: learning rate of the memory's own weights (`fam/*`, `layers/memory/*`), as a multiple of
+        `learning_rate`.
+      trained: `all` weights; `lora`: LoRA and the memory's own weights; `prompt`: the latter only (prompt tuning).
+        `auto` is `lora` if the model has LoRA, else `all`. Other weights are frozen, unless `parameters`
+        overrides it.
+      parameters: settings by patterns of weight paths (docs/architecture.md), where `*` matches anything:
+        {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}. `learning_rate` is a multiple
+        of the run's, `weight_decay` is on or off, `frozen` weights are not updated and cost neither
+        gradient nor optimizer memory. Later patterns override earlier ones, and all override the defaults:
+        no decay of norm scales, biases and the memory's own weights, and `prompt_learning_rate` for the latter.
     """
 
     name: str = "adamw"
@@ -76,7 +76,7 @@ class OptimizerConfig:
                     at_least(f"parameters {pattern!r}: learning_rate", value, 0)
 
     def settings_of(self, path: str) -> dict[str, Any]:
-        """What the table says of a weight, for example of `layers/attention/query`."""
+        """Returns the settings of the weight with this path, for example `layers/attention/query`."""
         also = {"lora": ("layers/lora/", *MEMORY), "prompt": MEMORY}.get(self.trained, ("",))
         frozen = not path.startswith(also)
         settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": frozen}

@@ -1,4 +1,4 @@
-"""Text as users' files have it: UTF-8, with or without a byte order mark. All readers of their files decode here."""
+"""Decodes users' files: UTF-8, with or without a byte order mark. All readers of such files use this module."""
 
 import json
 import re
@@ -9,19 +9,19 @@ from typing import Any
 from famjax.config.checks import ConfigError
 
 BOM = b"\xef\xbb\xbf"
-# Other encodings that a file names in its first bytes; UTF-32 first, since UTF-16's mark begins it.
+# Byte order marks of other encodings; UTF-32 first, since its mark begins with UTF-16's.
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-# A place, or what finds it: the number of a line is counted only for a message.
+# A place, or a function that finds it, so that line numbers are only counted for an error message.
 Place = str | Callable[[], str]
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class BadText(ConfigError):
-    """A file or a line that cannot be read; an evaluation counts it, everything else stops.
+    """A file or a line that cannot be decoded. An evaluation counts it; all other verbs stop.
 
     Attributes:
       place: file, or file:line.
-      reason: what is wrong with it.
+      reason: what is wrong.
     """
 
     def __init__(self, place: Place, reason: str):
@@ -30,10 +30,10 @@ class BadText(ConfigError):
 
 
 def text_of(content: bytes, place: Place, errors: str = "strict") -> str:
-    """Bytes as text, without the byte order mark.
+    """Decodes bytes as UTF-8, without the byte order mark.
 
     Raises:
-      BadText: they are not UTF-8 (unless `errors`, as in `bytes.decode`, allows it).
+      BadText: if they are not UTF-8 (unless `errors`, as in `bytes.decode`, allows it).
     """
     if mark := next((mark for mark in _MARKS if content.startswith(mark)), None):
         raise BadText(place, f"this is not UTF-8 text but {_MARKS[mark]}; save it as UTF-8")
@@ -45,29 +45,29 @@ def text_of(content: bytes, place: Place, errors: str = "strict") -> str:
 
 
 def read_text(path: str | Path, errors: str = "strict") -> str:
-    """The text of a local file. Raises `BadText`, or `OSError` if it cannot be opened."""
+    """Returns the text of a local file. Raises `BadText`, or `OSError` if it cannot be opened."""
     return text_of(Path(path).read_bytes(), str(path), errors)
 
 
 def json_of(content: bytes | str, place: Place) -> Any:
-    """The JSON value of a line or a file. Raises `BadText`."""
+    """Returns the JSON value of a line or a file. Raises `BadText`."""
     text = text_of(content, place) if isinstance(content, bytes) else content
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         hint = "; JSON lines have a whole object in each line" if text.strip() in ("[", "{") else ""
-        raise BadText(place, f"this is no JSON ({error.msg} at {_position(text, error)}){hint}") from error
+        raise BadText(place, f"this is not JSON ({error.msg} at {_position(text, error)}){hint}") from error
     except RecursionError as error:
         raise BadText(place, "this JSON is nested too deeply") from error
-    except ValueError as error:  # an integer of more digits than Python converts
+    except ValueError as error:  # an integer with more digits than Python converts
         raise BadText(place, f"this JSON cannot be read ({str(error).split(';')[0]})") from error
 
 
 def checked(value: Any, place: Place, what: str = "a text") -> Any:
-    r"""A JSON value, all of whose texts have a UTF-8 form. Raises `BadText` on half a surrogate pair (`"\ud83d"`)."""
+    r"""Returns the JSON value. Raises `BadText` if one of its strings has a lone surrogate (`"\ud83d"`)."""
     if isinstance(value, str):
         if half := _HALF_PAIR.search(value):
-            raise BadText(place, f"{what} has half a surrogate pair (\\u{ord(half[0]):04x}) and no UTF-8 form")
+            raise BadText(place, f"{what} has half a surrogate pair (\\u{ord(half[0]):04x}), which is not valid UTF-8")
     elif isinstance(value, dict):
         for name, one in value.items():
             checked(name, place, "a name")

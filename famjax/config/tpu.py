@@ -1,7 +1,7 @@
-"""TPU slices by name: how many chips, hosts and devices `v5p:4x4x4` has, and what Google Cloud calls it.
+"""TPU topologies such as `v5p:4x4x4`: chips, hosts, devices, and their names in Google Cloud.
 
-Numbers and names are those of Google Cloud's documentation of each TPU version ("TPU configurations", "Plan TPUs in
-GKE"). A slice is a block of chips with a fast network of its own; a job may have several, joined by a slower one.
+Numbers and names are from Google Cloud's documentation of each TPU version ("TPU configurations", "Plan TPUs in
+GKE"). The chips of a slice are connected by ICI; a job may have several slices, connected by DCN.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ class Chip:
     """One TPU version.
 
     Attributes:
-      name: as topologies write it.
-      dims: axes of the network that joins the chips of a slice.
-      most: chips of its largest slice.
-      cores: TensorCores of a chip, which some accelerator types count.
-      devices: JAX devices of a chip where it runs; two cores of a chip may be one (v4, v5p) or two (tpu7x).
-      hbm_gib: memory of a chip as its maker states it; the compiler has somewhat less.
-      accelerator: what stands before the number in an accelerator type: `v5p` in `v5p-128`.
-      counts_cores: that number counts cores, not chips.
+      name: name of the version in topologies.
+      dims: axes of the ICI network of a slice.
+      most: chips of the largest slice.
+      cores: TensorCores per chip, which some accelerator types count.
+      devices: JAX devices per chip; two TensorCores are one device (v4, v5p) or two (tpu7x).
+      hbm_gib: HBM per chip as documented; slightly less is available to a program.
+      accelerator: prefix of its accelerator types: `v5p` in `v5p-128`.
+      counts_cores: whether the number of an accelerator type counts cores instead of chips.
       gke: node label `cloud.google.com/gke-tpu-accelerator`.
-      runtime: software of a TPU VM by default; empty where there are no TPU VMs of it (GKE has them all).
+      runtime: default software version of TPU VMs; empty if only GKE offers the version.
     """
 
     name: str
@@ -53,19 +53,19 @@ CHIPS = {
     )
 }
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-# Above these every side of a slice of three axes is a multiple of 4.
+# Larger slices with three axes have sides that are multiples of 4.
 SMALL_CUBES = ((1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 CHIPS_PER_HOST = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """What a job runs on: so many slices of one shape.
+    """The TPU slices of a job: one or several of the same shape.
 
     Attributes:
       chip: the TPU version.
       shape: chips along each axis of a slice, as given.
-      slices: how many of them.
+      slices: number of slices.
     """
 
     chip: Chip
@@ -73,12 +73,12 @@ class Topology:
     slices: int = 1
 
     def __post_init__(self) -> None:
-        """Raises `ConfigError` on a shape that no slice has."""
+        """Raises `ConfigError` if there is no slice of this shape."""
         at_least("slices", self.slices, 1)
         if tuple(sorted(self.shape)) not in shapes(self.chip):
             near = sorted(shapes(self.chip), key=lambda shape: (abs(math.prod(shape) - math.prod(self.shape)), shape))
             raise ConfigError(
-                f"there is no {self.chip.name} slice of {written(self.shape)} chips; near are "
+                f"there is no {self.chip.name} slice of {written(self.shape)} chips; nearest are "
                 f"{' and '.join(written(shape) for shape in near[:2])}"
             )
 
@@ -92,40 +92,40 @@ class Topology:
 
     @property
     def devices(self) -> int:
-        """JAX devices of all slices: what the sizes of a mesh multiply to."""
+        """JAX devices of all slices; the product of a mesh's axis sizes must equal it."""
         return self.chips * self.chip.devices
 
     @property
     def chips_per_host(self) -> int:
-        """8 chips of v5e or v6e are one host, larger slices have hosts of 4."""
+        """Chips per host: up to 8 chips of v5e or v6e are one host; larger slices have hosts of 4."""
         chips = math.prod(self.shape)
         return chips if self.chip.dims == 2 and chips <= 8 else min(chips, CHIPS_PER_HOST)
 
     @property
     def hosts_per_slice(self) -> int:
-        """Machines, and so processes, of one slice."""
+        """Hosts, and therefore processes, of one slice."""
         return math.prod(self.shape) // self.chips_per_host
 
     @property
     def hosts(self) -> int:
-        """Machines of all slices."""
+        """Hosts of all slices."""
         return self.slices * self.hosts_per_slice
 
     @property
     def accelerator_type(self) -> str:
-        """A slice as the Cloud TPU API names it: `v5p-128` is v5p:4x4x4, `v5litepod-16` is v5e:4x4."""
+        """Accelerator type of a slice in the Cloud TPU API: `v5p-128` is v5p:4x4x4, `v5litepod-16` is v5e:4x4."""
         chips = math.prod(self.shape)
         return f"{self.chip.accelerator}-{chips * (self.chip.cores if self.chip.counts_cores else 1)}"
 
     @property
     def gke_topology(self) -> str:
-        """A slice's shape as GKE writes it: the shortest side first, but 2x2x1."""
+        """Topology of a slice in GKE's notation: the shortest side first, except 2x2x1."""
         shape = sorted(self.shape)
         return "2x2x1" if shape == [1, 2, 2] else written(tuple(shape))
 
 
 def parse(text: str, slices: int = 1) -> Topology:
-    """`v5p:4x4x4` to a topology. Raises `ConfigError` on a name or a shape that there is not."""
+    """Parses `v5p:4x4x4`. Raises `ConfigError` for an unknown version or an impossible shape."""
     text = text.strip().lower()
     match = re.fullmatch(r"([^:]+):(\d+(?:x\d+)*)", text)
     if not match:
@@ -136,13 +136,13 @@ def parse(text: str, slices: int = 1) -> Topology:
     one_of("TPU version", match[1], tuple(CHIPS))
     chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
     if len(shape) != chip.dims or 0 in shape:
-        raise ConfigError(f"the topology {text!r} has not the {chip.dims} axes of {chip.name}; for example "
+        raise ConfigError(f"the topology {text!r} does not have the {chip.dims} axes of {chip.name}; for example "
                           f"{chip.name}:{'x'.join(['4'] * chip.dims)}")  # fmt: skip
     return Topology(chip, shape, slices)
 
 
 def of_accelerator_type(name: str, slices: int = 1) -> Topology:
-    """`v5p-128` to a topology, of the shape that is most like a cube. Raises `ConfigError` as `parse` does."""
+    """Parses an accelerator type such as `v5p-128`, with the most cubic shape. Raises `ConfigError` as `parse` does."""
     prefix, _, number = name.strip().lower().rpartition("-")
     chip = next((chip for chip in CHIPS.values() if prefix in (chip.accelerator, chip.name)), None)
     if chip is None or not number.isdigit():
@@ -153,13 +153,13 @@ def of_accelerator_type(name: str, slices: int = 1) -> Topology:
     name = f"{chip.accelerator}-{number}"  # v5e-16 is v5litepod-16
     if name not in there:
         near = sorted(there, key=lambda other: abs(int(other.rpartition("-")[2]) - int(number)))
-        raise ConfigError(f"there is no accelerator type {name}; near are {' and '.join(near[:2])}")
+        raise ConfigError(f"there is no accelerator type {name}; nearest are {' and '.join(near[:2])}")
     return Topology(chip, there[name], slices)
 
 
 @functools.cache
 def shapes(chip: Chip) -> set[tuple[int, ...]]:
-    """All shapes of its slices, the shortest side first."""
+    """Returns all slice shapes of a TPU version, the shortest side first."""
     if chip.dims == 2:
         return set(FLAT)
     sides = range(4, chip.most // 16 + 1, 4)
@@ -172,5 +172,5 @@ def shapes(chip: Chip) -> set[tuple[int, ...]]:
 
 
 def written(shape: tuple[int, ...]) -> str:
-    """(4, 4, 8) as 4x4x8."""
+    """Returns 4x4x8 for (4, 4, 8)."""
     return "x".join(map(str, shape))

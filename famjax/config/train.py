@@ -1,4 +1,4 @@
-"""One training run."""
+"""Settings of a training run."""
 
 import dataclasses
 import difflib
@@ -26,52 +26,52 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-      model_dir: where the run writes `model.json`, weights, `metrics.jsonl` and `config.gin`.
+      model_dir: directory for `model.json`, checkpoints, `metrics.jsonl` and `config.gin`.
       model: the model.
       task: `passkey`, which needs no data; `text`, the sources of `data`; or a registered seqio task or mixture.
       passkey: settings of the task `passkey`.
-      data: settings of every other task: where text comes from and how it is laid out in rows.
-      sequence_length: tokens of a row, a multiple of the block size.
-      batch_size: rows of a step.
+      data: settings of every other task: sources of text, and how documents are laid out in rows.
+      sequence_length: tokens per row, a multiple of the block size.
+      batch_size: rows per step.
       steps: optimizer steps.
-      seed: of the weights, the data and the random state passing.
-      optimizer: its settings.
-      initial_checkpoint: model directory whose weights the run starts from; empty for random ones.
+      seed: seed of weights, data and random state passing.
+      optimizer: optimizer settings.
+      initial_checkpoint: model directory with the initial weights; empty for random initialisation.
       log_period: steps between two lines of `metrics.jsonl`.
-      checkpoint_period: steps between two checkpoints; 0 (and `checkpoint_minutes` 0) writes one at the end.
-      checkpoint_minutes: minutes after which a checkpoint is due too; 0 counts steps alone.
-      keep_checkpoints: so many of the newest stay. With 2 there is one to go back to if the newest is
-        damaged, for which the disk must hold 3: the third while it is written.
-      keep_period: checkpoints at multiples of so many steps stay for ever; 0 keeps none.
-      keep_best_metric: name of a logged metric, for example `loss`; the checkpoints at which it was best stay
-        too, and `best.json` names them. Empty watches none.
-      keep_best, keep_best_mode: how many of those, and whether the `min` or the `max` is best.
-      diagnostics_period: steps between two looks at the memory (docs/training.md), each of which costs less
-        than a step; 0 never looks, None does so every ten `log_period`s.
-      eval_period: steps between two evaluations; 0 never evaluates while it trains.
-      evaluation: what is evaluated then; its `model_dirs` and `output_dir` are not used.
-      profile_steps: (n, m) records what the devices do in steps n to m, in `profile/`; () records nothing.
-      skip_bad_steps: so many steps in a row whose loss or gradient is no number are left out; one more ends the
-        run, as the first one does where this is 0.
-      mesh: devices along each axis of the mesh: `data` (copies of the model, each with its share of the
-        batch), `fsdp` (shares of the batch and of every weight), `tensor` (shares of heads, of the
-        feed-forward width and of the vocabulary). An axis that is left out has size 1.
-      microbatches: parts of the batch whose gradients are computed one after the other and added up. The
-        numbers are those of the whole batch; the memory for activations is that of a part.
-      loss_chunk: tokens of one device whose logits exist at once; 0 sets no bound.
-      z_loss: weight of log(Z)^2, Z the softmax's normaliser, which keeps logits from drifting.
-      carried_fam_rms: an addition to the paper, 0 (off) by default. FAM that is carried to the next step is scaled
-        down to this root mean square over D where it has more. Layers normalise it, so it says the same, but the
-        next updates move it as they move a young one. FAM grows with every update and so moves less and less: with
-        this, a few steps of training stand for very many updates of reading (docs/memory.md).
-      carried_fam_share: share of the rows, the first ones, in which that is done; the others carry FAM as it is.
-      fam_opening_steps: steps in which the gate before FAM (`MemoryConfig.fam_gate`) is opened, by the same part at
-        each; None is a tenth of all steps, 0 learns it, as other weights. One that is further open stays.
-      distillation: weight of a second loss, 0 (off) by default: the divergence of every token's prediction from that
-        of the same model without FAM and LoRA, whose tokens see their whole row. It needs no labels, teaches what
-        lies beyond the window, and keeps the model what it was.
-      fam_growth_loss: weight of FAM's growth, its root mean square's a block, in rows that go on from the step before.
-        An addition to the paper, 0 (off) by default: what an update adds for ever dilutes what FAM holds.
+      checkpoint_period: steps between two checkpoints; 0 (and `checkpoint_minutes` 0) saves only at the end.
+      checkpoint_minutes: also save if this many minutes have passed since the last checkpoint; 0 disables it.
+      keep_checkpoints: number of newest checkpoints to keep. With 2 there is a fallback if the newest is
+        damaged; the disk must hold one more, while a new one is written.
+      keep_period: checkpoints at multiples of this many steps are kept permanently; 0 disables it.
+      keep_best_metric: name of a logged metric, for example `loss`; the checkpoints with its best values are
+        kept too, and listed in `best.json`. Empty disables it.
+      keep_best, keep_best_mode: number of best checkpoints, and whether `min` or `max` is best.
+      diagnostics_period: steps between two memory diagnostics (docs/training.md), each of which costs less
+        than a step; 0 disables them, None is every ten `log_period`s.
+      eval_period: steps between two evaluations during training; 0 disables them.
+      evaluation: settings of these evaluations; `model_dirs` and `output_dir` are ignored.
+      profile_steps: (n, m) profiles steps n to m into `profile/`; () disables profiling.
+      skip_bad_steps: number of consecutive steps with non-finite loss or gradients to skip; one more stops
+        the run. 0 stops at the first.
+      mesh: devices along each mesh axis: `data` (replicas of the model, each with its share of the batch),
+        `fsdp` (shards the batch and every weight), `tensor` (shards heads, feed-forward width and
+        vocabulary). A missing axis has size 1.
+      microbatches: number of sequential gradient-accumulation steps per batch. Results are those of the
+        whole batch; activation memory is that of a microbatch.
+      loss_chunk: maximum tokens per device whose logits are materialised at once; 0 is no limit.
+      z_loss: weight of log(Z)^2, Z being the softmax normaliser, which keeps logits from drifting.
+      carried_fam_rms: not in the paper, 0 (off) by default. A FAM that is carried to the next step is scaled down to
+        at most this root mean square over D. Layers normalise FAM, so its content is unchanged, but later updates
+        move it more. FAM grows with every update and therefore moves less and less: with rescaling, a few training
+        steps cover the dynamics of very many updates (docs/memory.md).
+      carried_fam_share: share of rows, the first ones, whose carried FAM is rescaled.
+      fam_opening_steps: number of steps over which FAM's gate (`MemoryConfig.fam_gate`) opens linearly; None is a
+        tenth of all steps, 0 learns the gate like other weights. A gate that is further open is not closed.
+      distillation: weight of a second loss, 0 (off) by default: the divergence of each token's prediction from that
+        of the same model without FAM and LoRA and with full attention over the row. It needs no labels, teaches
+        content beyond the window, and preserves the model's behaviour.
+      fam_growth_loss: not in the paper, 0 (off) by default. Weight of the per-block growth of FAM's root mean square,
+        in rows that continue a document: growth dilutes what FAM holds.
     """
 
     model_dir: str = ""
@@ -112,7 +112,7 @@ class TrainConfig:
 
     @property
     def carries_memory(self) -> bool:
-        """Rows go on with the documents of the step before, so their memory is part of the training's state."""
+        """Whether documents continue across steps, so that their memory is part of the training state."""
         return (self.passkey if self.task == "passkey" else self.data).stream_share > 0
 
     @property
@@ -127,7 +127,7 @@ class TrainConfig:
             raise ConfigError("MODEL_DIR is not set; add --gin.MODEL_DIR=\"'DIR'\"")
         for name, path in (("MODEL_DIR", self.model_dir), ("INITIAL_CHECKPOINT_PATH", self.initial_checkpoint)):
             if "://" in path:
-                raise ConfigError(f"{name} {path} is no path of a file system; mount the bucket (famjax launch does so "
+                raise ConfigError(f"{name} {path} is not a file system path; mount the bucket (famjax launch does so "
                                   f"with --bucket) and name it as /gcs/BUCKET/...")  # fmt: skip
         self.model.validate()
         self.optimizer.validate()
@@ -151,23 +151,23 @@ class TrainConfig:
 
     @property
     def tuning(self) -> OptimizerConfig:
-        """The optimizer's settings with `trained` decided: which weights are frozen depends on the model."""
+        """The optimizer's settings with `trained` resolved: which weights are frozen depends on the model."""
         auto = "lora" if self.model.lora.rank else "all"
         trained = auto if self.optimizer.trained == "auto" else self.optimizer.trained
-        # A gate that a schedule opens is no weight to learn.
+        # A gate that a schedule opens is not trained.
         table = self.optimizer.parameters | ({"fam/gate": {"frozen": True}} if self.opening_steps else {})
         return dataclasses.replace(self.optimizer, trained=trained, parameters=table)
 
     @property
     def opening_steps(self) -> int:
-        """`fam_opening_steps` decided; 0 where there is no gate, or it is learned."""
+        """`fam_opening_steps` with None resolved; 0 if there is no gate, or it is learned."""
         if not self.model.memory.has_gate:
             return 0
         return max(1, self.steps // 10) if self.fam_opening_steps is None else self.fam_opening_steps
 
     @property
     def teacher(self) -> ModelConfig:
-        """What `distillation` compares the model with."""
+        """The teacher of `distillation`: the model without FAM and LoRA, with full attention over the row."""
         segments = max(1, self.sequence_length // self.model.memory.block_size) - 1
         memory = dataclasses.replace(
             self.model.memory, fam_length=0, kind="fam", memory_segments=segments, token_window=0
@@ -176,13 +176,13 @@ class TrainConfig:
 
     @property
     def saves_a_part(self) -> bool:
-        """Checkpoints leave out the weights that stay as they are in `initial_checkpoint`."""
+        """Whether checkpoints omit the frozen weights, which are in `initial_checkpoint`."""
         return bool(self.initial_checkpoint) and self.tuning.trained in ("lora", "prompt")
 
     def _check_trained(self) -> None:
         trained = self.optimizer.trained
         if self.fam_opening_steps and not self.model.memory.has_gate:
-            raise ConfigError("fam_opening_steps is set, but the model has no gate before FAM to open; set it to 0")
+            raise ConfigError("fam_opening_steps is set, but the model has no FAM gate (fam_gate); set it to 0")
         if self.distillation and self.tuning.trained not in ("lora", "prompt"):
             raise ConfigError(
                 f"distillation compares the model with its frozen base, but all of its weights are trained "
@@ -194,8 +194,8 @@ class TrainConfig:
             raise ConfigError("OptimizerConfig.trained is 'prompt', but FAM_LENGTH is 0: there is no prompt to train")
 
     def _check_task(self) -> None:
-        """A name that is not ours is one of seqio's, which something must have registered."""
-        # A gin file may import that module itself, and with it seqio, which nothing else has done by now.
+        """Raises `ConfigError` for a task that is neither built in nor possibly registered with seqio."""
+        # If seqio is already imported, a gin file imported it, and its module may have registered the task.
         named = self.task in TASKS or self.task.startswith("tfds:")
         if not named and not self.data.modules and "seqio" not in sys.modules:
             near = difflib.get_close_matches(self.task, TASKS, n=1)
@@ -221,16 +221,16 @@ class TrainConfig:
             )
 
     def diagnoses(self, step: int) -> bool:
-        """Whether the memory is looked at in this step (counted from 1); a model without FAM has none."""
+        """Whether to run memory diagnostics in this step (counted from 1); never without FAM."""
         period = 10 * self.log_period if self.diagnostics_period is None else self.diagnostics_period
         return bool(period and step % period == 0 and self.model.memory.fam_length)
 
     def evaluates(self, step: int) -> bool:
-        """Whether the model is evaluated behind this step: every `eval_period`, and at the end."""
+        """Whether to evaluate after this step: every `eval_period` steps, and at the end."""
         return bool(self.eval_period and (step % self.eval_period == 0 or step == self.steps))
 
     def logs(self, step: int) -> bool:
-        """Whether `metrics.jsonl` gets a line: at its period, at the end, and where there is more to tell."""
+        """Whether to log this step: every `log_period`, at the end, and with diagnostics or evaluations."""
         last = step == self.steps
         return last or step % self.log_period == 0 or self.diagnoses(step) or self.evaluates(step)
 
@@ -242,18 +242,16 @@ class TrainConfig:
             dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
             if self.evaluation.task == "passkey" and self.model.vocab_size < 128:
                 raise ConfigError(
-                    f"EVAL_PERIOD asks for the pass key, which is written in ASCII, but vocab_size is "
+                    f"EVAL_PERIOD evaluates the pass key, which needs ASCII bytes, but vocab_size is "
                     f"{self.model.vocab_size}; set EVAL_PERIOD to 0"
                 )
         first_last = self.profile_steps
         whole = all(isinstance(step, int) and not isinstance(step, bool) for step in first_last)
         if first_last and (not whole or len(first_last) != 2 or not 1 <= first_last[0] <= first_last[1]):
-            raise ConfigError(
-                f"PROFILE_STEPS is {first_last!r}; write (n, m), the first and the last step, from 1 on: (11, 13)"
-            )
+            raise ConfigError(f"PROFILE_STEPS is {first_last!r}; write (first, last), counted from 1, such as (11, 13)")
 
     def _check_rows(self) -> None:
-        """Every device has the same number of rows in every microbatch."""
+        """Raises `ConfigError` unless every device has the same number of rows in every microbatch."""
         data, fsdp, _ = self.mesh_sizes
         unit = math.prod((data, fsdp, self.microbatches))
         if self.batch_size % unit:

@@ -1,1 +1,1 @@
-"""Using a trained model: loading it, reading texts of any length, scoring, writing on, sessions."""
+"""Inference: loading a model, prefill of texts of any length, scoring, decoding, sessions."""

@@ -1,9 +1,9 @@
-"""Texts that begin alike: what they share is read once, and each goes on from there.
+"""Scoring and generation for texts that share a prefix: the prefix is prefilled once, each branch continues from it.
 
-A long document with many questions is a prefix with many branches. `read_prefixes` reads documents into
-sessions of one row; a branch is such a session and the tokens that follow, which are scored
-(`score_branches`) or read and answered (`generate_branches`). A session is only looked at, never given away,
-so any number of branches may go on from it, today or later.
+A long document with many questions is a prefix with many branches. `read_prefixes` prefills documents into
+sessions of one row. A branch is such a session and the tokens after it, which are scored (`score_branches`) or
+prefilled and continued (`generate_branches`). Sessions of branches are never donated, so any number of branches
+may continue from the same one.
 """
 
 import functools
@@ -25,11 +25,11 @@ from famjax.nn.model import Transformer
 
 
 class Branch(NamedTuple):
-    """A text that goes on from where another one is.
+    """A continuation of a prefilled text.
 
     Attributes:
-      session: of one row; None where nothing was read before.
-      tokens: int [n], what follows.
+      session: session of one row; None if there is no text before the branch.
+      tokens: int [n], the tokens of the branch.
     """
 
     session: Session | None
@@ -40,31 +40,31 @@ def read_prefixes(
     model: Transformer, prefixes: Sequence[np.ndarray], rows: int, blocks_per_call: int = BLOCKS_PER_CALL,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Session]]:  # fmt: skip
-    """Reads texts of any lengths; rows take turns as in `score_documents`, and no logits are made.
+    """Prefills texts of any lengths with continuous batching as in `score_documents`, without computing logits.
 
     Args:
       model: the model.
-      prefixes: int arrays, each of a token or more.
-      rows: texts that are read side by side, at most; see `scoring.useful_rows`.
+      prefixes: int arrays of at least one token each.
+      rows: maximum batch size; see `scoring.useful_rows`.
       blocks_per_call: blocks of a window.
       on_tokens: called with the number of tokens of each window.
 
     Yields:
-      (i, the session of one row behind prefix i), as they are done. So many memories exist as there are rows, and
-      those that the caller keeps.
+      (i, session of one row after prefix i) as prefixes finish. There is one memory per row, besides those that the
+      caller keeps.
     """
     if not all(map(len, prefixes)):
         raise ValueError("a prefix has at least one token")
     graphdef, params = nnx.split(model)
     window = blocks_per_call * model.config.memory.block_size
-    bodies = [tokens[:-1] for tokens in prefixes]  # the last token of a session waits to be read
+    bodies = [tokens[:-1] for tokens in prefixes]  # the last token of a session is pending
     waiting = sorted(range(len(bodies)), key=lambda i: len(bodies[i]))
     reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, len(bodies))
     memory, before = start(model, len(reading)).memory, None
     while (taken := take_window(bodies, waiting, reading, window)) is not None:
         tokens, count, fresh = taken
         done, memory = _read_window(graphdef, params, tokens[:, :-1], count, fresh, memory)
-        if before is not None:  # one window at a time waits for the device
+        if before is not None:  # at most one window is queued while the device works on another
             before.block_until_ready()
         before = done
         if on_tokens is not None:
@@ -81,11 +81,11 @@ def read_prefixes(
 def score_branches(
     model: Transformer, branches: Sequence[Branch], rows: int, on_tokens: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """What the model says of every token of the branches, in any order, so many at once as there are rows.
+    """Scores every token of the branches, with at most `rows` branches per batch.
 
     Yields:
-      (i, logprobs float32, correct bool): natural-log probability of each token of branch i, and whether it is
-      the model's first choice. Where nothing was read before, the first token has none: n - 1 numbers.
+      (i, logprobs float32 [n], correct bool [n]) in any order: natural-log probability of each token of branch i,
+      and whether it has the highest logit. A branch without a session has n - 1 numbers: none for its first token.
     """
     pending = lambda branch: branch.session.recent[0, -1:] if branch.session is not None else []
     documents = [np.concatenate([pending(branch), branch.tokens]).astype(np.int32) for branch in branches]
@@ -100,22 +100,21 @@ def generate_branches(
     on_tokens: Callable[[int], None] | None = None, samples: Sequence[int] = (),
     finished: Callable[[int, np.ndarray], bool] | None = None,
 ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
-    """Reads the branches and writes on; those of like length side by side. What a branch gets does not depend on
-    the others.
+    """Prefills and continues the branches, batching those of similar length. Results do not depend on the batching.
 
     Args:
       model: the model.
-      branches: what to go on from; one without a session has at least one token.
-      rows: branches side by side, at most.
-      max_tokens: made for each branch, at most; one number, or one a branch.
+      branches: texts to continue; one without a session has at least one token.
+      rows: maximum batch size.
+      max_tokens: maximum tokens to generate: one number for all branches, or one per branch.
       stops: token sequences that end an answer, see `decode.generate`.
-      sampling, seed: how to draw.
-      on_tokens: called with the number of tokens read, then of those made.
-      samples: which of several draws for the same text each branch is; empty is 0 for all.
-      finished: (i, the tokens made so far) -> whether that is enough: for stops that are no fixed tokens.
+      sampling, seed: sampling settings.
+      on_tokens: called with the number of tokens prefilled, then of those generated.
+      samples: sample index of each branch, for several samples of the same text; empty is 0 for all.
+      finished: (i, tokens generated so far) -> whether to stop, for stops that are not fixed token sequences.
 
     Yields:
-      (i, int32 tokens made, whether they end with a stop sequence or are `finished`).
+      (i, int32 generated tokens, whether they end with a stop sequence or are `finished`).
     """
     most = np.broadcast_to(np.asarray(max_tokens, np.int32), len(branches))
     numbers = np.asarray(samples, np.int32) if len(samples) else np.zeros(len(branches), np.int32)
@@ -124,7 +123,7 @@ def generate_branches(
     nothing = start(model)
     while order:
         batch, order = order[:rows], order[rows:]
-        idle = rows - len(batch)  # a last batch that is smaller would be a shape of its own to compile
+        idle = rows - len(batch)  # pads the last batch, which would otherwise be compiled for another shape
         sessions = [branches[i].session or nothing for i in batch] + [nothing] * idle
         texts = [[branches[i].tokens] if len(branches[i].tokens) else [] for i in batch] + [[]] * idle
         session = prefill(model, join_rows(sessions), texts, on_tokens)
@@ -137,7 +136,7 @@ def _answers(
     steps: Generator[Made, Any, None], batch: list[int], finished: Callable[[int, np.ndarray], bool] | None,
     on_tokens: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
-    """What `decode.generate` makes for the branches of its first rows, once it has made all."""
+    """Yields the answers of `decode.generate` for the branches in its first rows, once all are finished."""
     answers = [np.zeros(0, np.int32) for _ in batch]
     stopped: list[bool] = [False] * len(batch)
     enough = None
@@ -153,7 +152,7 @@ def _answers(
 
 
 def _next(steps: Generator[Made, Any, None], enough: np.ndarray | None) -> Made | None:
-    """What comes next for the rows that have not enough; None at the end."""
+    """Returns the next step for the rows that are not finished; None at the end."""
     try:
         return steps.send(enough)
     except StopIteration:
@@ -165,7 +164,7 @@ def _read_window(
     graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], count: Int[Array, "B"],
     fresh: Bool[Array, "B"], memory: MemoryState,
 ) -> tuple[Int[Array, ""], MemoryState]:  # fmt: skip
-    """Something to wait for, and the memory after these tokens; a fresh row starts a text."""
+    """Returns (an array to block on, the memory after these tokens). A `fresh` row starts with the initial memory."""
     model = nnx.merge(graphdef, params)
     memory = select_state_rows(fresh, model.streaming_state(len(count)), memory)
     _, memory = extend(model, tokens, count, memory, lambda model, hidden, index: ())

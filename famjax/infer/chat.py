@@ -1,10 +1,9 @@
-"""A conversation written down turn by turn, for a model that keeps nothing of it but its memory.
+"""Formats a conversation turn by turn. There is no transcript, which would grow; the model has only its memory.
 
-There is no transcript: it would grow. What a turn adds to the text is found with a made-up conversation in front of
-it, which the chat template writes down too:
+The text that a turn adds is found by rendering it after a made-up conversation with the chat template:
 
     <user>a<end><assistant>MARK<end><user>What now?<end><assistant>
-                               ^ from here on: what follows an answer, and the new turn
+                               ^ from here on: the end of an answer, and the new turn
 """
 
 from collections.abc import Sequence
@@ -16,24 +15,24 @@ from famjax.config import ConfigError
 from famjax.infer.chat_template import ChatTemplate
 from famjax.infer.codec import Codec
 
-# Stands for an answer; letters alone, which no template changes.
+# Placeholder for an answer; only letters, which no template changes.
 _MARK = "ANSWERTHATWASGIVEN"
-# Without a template: how a turn begins, and so what ends an answer.
+# Beginnings of turns without a template; the user's also ends an answer.
 _USER, _ASSISTANT = "\nUser:", "\nAssistant:"
 
 
 class Turns:
-    """What a user says, as tokens to be read, and what ends the answer.
+    """Encodes user turns as tokens to prefill, and knows what ends an answer.
 
     Args:
-      template: of the model; None writes `User: ...` and `Assistant: ...`.
-      codec: of the model. Tokens with which the template ends an answer are added to its `ends`.
+      template: chat template of the model; None formats turns as `User: ...` and `Assistant: ...`.
+      codec: codec of the model. The token with which the template ends an answer is added to its `ends`.
 
     Attributes:
-      stops: texts that end an answer, beside the codec's `ends`.
+      stops: texts that end an answer, in addition to the codec's `ends`.
 
     Raises:
-      ConfigError: the template cannot be used turn by turn.
+      ConfigError: if the template cannot be applied turn by turn.
     """
 
     def __init__(self, template: ChatTemplate | None, codec: Codec):
@@ -45,19 +44,19 @@ class Turns:
             codec.ends += [end] if end is not None and end not in codec.ends else []
 
     def first(self, text: str, system: str = "") -> np.ndarray:
-        """int32 ids of a conversation that begins with what the user says, up to where the answer begins."""
+        """Returns int32 ids of a conversation that begins with the user's text, up to where the answer begins."""
         before = [{"role": "system", "content": system}] if system else []
         return self.conversation([*before, _said(text)])
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
-        """int32 ids of a whole conversation, up to where the next answer begins.
+        """Returns int32 ids of a whole conversation, up to where the next answer begins.
 
         Args:
-          messages: `role` and `content` of each; roles are those of the template, without one `system`, `user` and
-            `assistant`.
+          messages: `role` and `content` of each. Roles are those of the template; without a template `system`, `user`
+            and `assistant`.
 
         Raises:
-          ConfigError: the template refuses the conversation, or there is none and a role is another one.
+          ConfigError: if the template rejects the conversation, or without a template a role is unknown.
         """
         if self._template is not None:
             return self._codec.encode(self._template.render(list(messages)), fresh=False)
@@ -69,27 +68,30 @@ class Turns:
         return self._codec.encode(written.lstrip("\n") + _ASSISTANT)
 
     def frame(self) -> tuple[str, str]:
-        """What is written before and after a text that is all a user says, up to where the answer begins.
+        """Returns the text before and after a user's only turn, up to where the answer begins.
 
         Raises:
-          ConfigError: the template does not write the text as it is.
+          ConfigError: if the template does not reproduce the user's text verbatim.
         """
         if self._template is None:
             return _USER.lstrip("\n") + " ", _ASSISTANT
         before, mark, after = self._template.render([_said(_MARK)]).partition(_MARK)
         if not mark or _MARK in after:
-            raise ConfigError("the chat template does not write what a user says once, as it is")
+            raise ConfigError("the chat template does not reproduce a user's text verbatim and once")
         return before, after
 
     def following(self, text: str, recent: Any) -> np.ndarray:
-        """The same behind an answer. `recent`: the last tokens, which tell whether the answer was ended."""
+        """Returns int32 ids of a user's turn after an answer, up to where the next answer begins.
+
+        `recent` are the last tokens of the session, which show whether the answer has its end token.
+        """
         known = [int(token) for token in recent if token >= 0]
         if self._template is None:
             whole = self._plain(text)
             ended = self._codec.vocabulary.decode(known).endswith(_USER)
             return self._codec.encode(whole.removeprefix(_USER) if ended else whole, fresh=False)
         ids = self._codec.encode(self._following(text), fresh=False)
-        # The token that ends an answer is made by the model, unless the answer was cut short.
+        # The model has generated the end token itself, unless the answer was cut short.
         ended = known[-1] in self._codec.ends and known[-1] in ids
         return ids[ids.tolist().index(known[-1]) + 1 :] if ended else ids
 
@@ -102,7 +104,7 @@ class Turns:
         answer = {"role": "assistant", "content": _MARK}
         written = self._template.render([_said("a"), answer, _said(text)])
         if _MARK not in written:
-            raise ConfigError("the chat template leaves earlier answers out; famjax chat cannot go on with it")
+            raise ConfigError("the chat template omits earlier answers; famjax chat cannot use it turn by turn")
         return written[written.rindex(_MARK, 0, len(written) - len(text)) + len(_MARK) :]
 
 

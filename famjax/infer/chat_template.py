@@ -1,6 +1,6 @@
-"""Chat templates: what a model directory says of how a conversation is written down.
+"""Chat templates of model directories, which format conversations.
 
-They are Jinja templates that come with a model, so they run in Jinja's sandbox, as transformers runs them.
+They are Jinja templates that come with a model, so they run in Jinja's sandbox, as in transformers.
 """
 
 import datetime
@@ -13,29 +13,30 @@ from famjax.data.tokenizer_folder import TOKENIZER_CONFIG
 from famjax.data.vocabulary import vocabulary_of
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
-# Marks where a message that shall be gone on with ends.
+# Marks the end of a last message that is to be continued.
 _END = "\x00the end of the last message\x00"
 
 
 class ChatTemplate:
-    """A template and the special tokens that it writes.
+    """A chat template and the special tokens that it uses.
 
     Attributes:
-      source: the template, Jinja.
+      source: the Jinja template.
     """
 
     def __init__(self, source: str, tokens: dict[str, str]):
         self.source, self._tokens = source, tokens
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text.
+        """Renders a conversation as text.
 
         Args:
           messages: `role` and `content` of each.
-          add_generation_prompt: the text ends where the answer begins; else the last message is gone on with.
+          add_generation_prompt: end the text where the next answer begins; otherwise at the end of the last message,
+            to continue it.
 
         Raises:
-          ConfigError: the template refuses the conversation.
+          ConfigError: if the template rejects the conversation.
         """
         from jinja2 import TemplateError
 
@@ -48,29 +49,29 @@ class ChatTemplate:
                 **self._tokens, messages=messages, tools=None, documents=None,
                 add_generation_prompt=add_generation_prompt,
             )  # fmt: skip
-        # A template is a program: what it does wrong with these messages may be any of these.
+        # A template is a program, which may raise any of these for messages that it does not support.
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise ConfigError(f"the chat template refuses this conversation ({error})") from error
-        # Templates strip messages or not; so does whoever goes on with one.
+            raise ConfigError(f"the chat template rejects this conversation ({error})") from error
+        # Whether the text before the mark is stripped depends on the template.
         return text if add_generation_prompt else text[: text.rindex(_END)]
 
 
 def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplate | None:
-    """The template of a model directory, None where it has none.
+    """Returns the chat template of a model directory; None if it has none.
 
     Args:
-      model_dir: with `chat_template.jinja`, or a `tokenizer_config.json` that has one or several by name.
-      name: which of several; True is the one named `default`.
+      model_dir: directory with `chat_template.jinja`, or with templates in `tokenizer_config.json`.
+      name: name of the template; True is `default`.
 
     Raises:
-      ConfigError: there is none of this name.
+      ConfigError: if there is no template of this name.
     """
     root = Path(model_dir)
     config = root / TOKENIZER_CONFIG
     named = _named(json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None)
     files = {"default": root / TEMPLATE_FILE} if (root / TEMPLATE_FILE).is_file() else {}
     files |= {path.stem: path for path in sorted((root / TEMPLATE_FOLDER).glob("*.jinja"))}
-    if files:  # they have the last word
+    if files:  # files take precedence over tokenizer_config.json
         named = {key: path.read_text(encoding="utf-8") for key, path in files.items()}
     if not named:
         return None
@@ -81,14 +82,14 @@ def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplat
 
 
 def _named(said: Any) -> dict[str, str]:
-    """What tokenizer_config.json says: nothing, one template, or several by name."""
+    """Returns the templates of tokenizer_config.json by name: none, one or several."""
     if isinstance(said, list):
         return {one["name"]: one["template"] for one in said}
     return said if isinstance(said, dict) else {} if said is None else {"default": said}
 
 
 def _environment() -> Any:
-    """Jinja with what transformers adds to it."""
+    """Returns Jinja's sandboxed environment with the additions of transformers."""
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.ext import Extension
@@ -96,7 +97,7 @@ def _environment() -> Any:
     from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """`{% generation %}` marks answers for training; here its body is all that counts."""
+        """`{% generation %}` marks answers for training; here only its body is rendered."""
 
         tags = {"generation"}
 
@@ -109,7 +110,7 @@ def _environment() -> Any:
             return str(caller())
 
     class Dict:
-        """`dict(...)` and `dict.fromkeys(...)`, and no more of it."""
+        """`dict(...)` and `dict.fromkeys(...)` only."""
 
         def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
             return dict(*values, **named)

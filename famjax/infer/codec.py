@@ -1,6 +1,6 @@
-"""Text to a model's tokens and back, with the vocabulary that its directory keeps; bytes where it keeps none.
+"""Text to a model's tokens and back, with the vocabulary of its directory, or bytes if it has none.
 
-Imports no jax, so that a text without tokens and a stop that cannot be are found before anything is loaded.
+Does not import jax, so that invalid texts and stop texts are found before anything is loaded.
 """
 
 import codecs
@@ -28,36 +28,36 @@ from famjax.storage.model_dir import split_step
 GENERATION_CONFIG = "generation_config.json"
 # That of the folder a model was imported from is kept under the second name.
 CONFIG_JSON, KEPT_CONFIG = "config.json", "hf_config.json"
-# Text of so many characters is made to tokens at once, if it can be cut without changing them.
+# Characters that are encoded at once, if the text can be split there without changing the tokens.
 CHUNK_CHARACTERS = 2**16
 _NEAR_THE_END = 512
 
 
 class Stream(Protocol):
-    """Tokens to text, as they come."""
+    """Incremental decoding of tokens to text."""
 
     stopped: bool
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
-        """The text that is now certain."""
+        """Returns the text that later tokens cannot change."""
         ...
 
     def finish(self) -> str:
-        """What was held back."""
+        """Returns the text that was held back."""
         ...
 
 
 class Codec:
-    """What the verbs need of a vocabulary.
+    """Text to tokens and back, with special tokens and stop texts, for one model directory.
 
     Attributes:
-      vocabulary: of the model directory.
-      is_bytes: tokens are bytes, so any text can be cut anywhere.
-      bos: the token that a fresh text begins with, where the tokenizer's configuration says so; else None.
+      vocabulary: vocabulary of the model directory.
+      is_bytes: whether tokens are bytes, so that a text can be split anywhere.
+      bos: first token of a new text if the tokenizer's configuration has one, else None.
       ends: tokens with which the model ends a text.
 
     Raises:
-      ConfigError: the vocabulary has tokens that the model lacks.
+      ConfigError: if the vocabulary has more tokens than the model.
     """
 
     def __init__(self, model_dir: str | Path, vocab_size: int):
@@ -77,7 +77,7 @@ class Codec:
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> "Codec":
-        """Of a vocabulary that is in no model directory (yet): texts begin and end as it says."""
+        """Returns a codec for a vocabulary outside a model directory, with the vocabulary's own special tokens."""
         codec = cls.__new__(cls)
         codec._root = None
         codec.vocabulary, codec.is_bytes = vocabulary, _is_bytes(vocabulary)
@@ -92,22 +92,22 @@ class Codec:
 
     @property
     def prefix(self) -> int:
-        """What stands before a text that nothing is before: its usual first token, else an end, else a line's end."""
+        """The token before a text that has nothing before it: BOS, else EOS, else a newline."""
         known = [token for token in (self.vocabulary.bos, self.vocabulary.eos) if token is not None]
         return known[0] if known else int(self.vocabulary.encode("\n")[-1])
 
     def encode(self, text: str, fresh: bool = True) -> np.ndarray:
-        """int32 ids; a fresh text begins with `bos`, if there is one."""
+        """Returns int32 ids; a fresh text begins with `bos`, if there is one."""
         ids = self.vocabulary.encode(text)
         if fresh and self.bos is not None:
             ids = np.concatenate([[self.bos], ids])
         return np.asarray(ids, np.int32)
 
     def chunks(self, pieces: Iterable[bytes], fresh: bool = True) -> Iterator[np.ndarray]:
-        """Ids of a text that comes in pieces of any length, which may break characters.
+        """Encodes a text that arrives in pieces, which may end within a character.
 
-        They are those of the whole text. With a tokenizer the text is cut where the tokens on both sides
-        do not change by it; where no such place is found, more of the text is held in memory.
+        The ids are those of the whole text. With a tokenizer, the text is split where this does not change the
+        tokens on either side; if there is no such place, more of the text is buffered.
         """
         if fresh and self.bos is not None:
             yield np.array([self.bos], np.int32)
@@ -131,9 +131,9 @@ class Codec:
             yield np.asarray(self.vocabulary.encode(text), np.int32)
 
     def _cut(self, text: str) -> tuple[int, np.ndarray]:
-        """A place in front of a word near the text's end, and the ids of what is before it; 0 where there is none.
+        """Returns (position, ids of the text before it) of a word boundary near the end; position 0 if there is none.
 
-        It is a good place if both sides, encoded by themselves, give the ids of the whole.
+        Both sides of the boundary, encoded separately, must give the ids of the whole.
         """
         whole = self.vocabulary.encode(text)
         begin = len(text) - _NEAR_THE_END
@@ -145,10 +145,10 @@ class Codec:
         return 0, whole
 
     def token_stops(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token sequences that end a text, for the device. Stop texts are among them only where tokens are bytes.
+        """Returns the token sequences that end a text on the device; they include stop texts only if tokens are bytes.
 
         Raises:
-          ConfigError: a stop text is empty, or too long to be found.
+          ConfigError: if a stop text is empty or longer than the recent tokens of a session.
         """
         stops = [[token] for token in self.ends]
         for text in texts:
@@ -159,7 +159,7 @@ class Codec:
         return stops
 
     def stream(self, texts: Sequence[str], before: Iterable[int] = ()) -> Stream:
-        """Text of tokens that come; it ends before any of the stop texts."""
+        """Returns an incremental decoder whose text ends before any of the stop texts."""
         stops = self.token_stops(texts)
         if self.is_bytes:
             return TextStream(stops, before)
@@ -168,13 +168,13 @@ class Codec:
     def answer(
         self, tokens: Sequence[int], stopped: bool, stops: Sequence[str], before: Any = ()
     ) -> tuple[str, list[int], bool]:
-        """What was made, without its stop: its text, the tokens of that text, and whether a stop came.
+        """Returns (text, tokens of that text, whether it was stopped) of a generated answer, without its stop.
 
         Args:
-          tokens: all that was made.
-          stopped: they end with one of `token_stops`.
-          stops: stop texts, not part of the answer.
-          before: the tokens in front of them.
+          tokens: all generated tokens.
+          stopped: whether they end with one of `token_stops`.
+          stops: stop texts, which are not part of the answer.
+          before: the tokens before the answer.
         """
         ids = np.array(tokens, np.int32)
         if stopped:
@@ -185,7 +185,7 @@ class Codec:
         stream, text = self.stream(stops, before), ""
         for count, token in enumerate(ids, start=1):
             text += stream.feed([token])
-            if stream.stopped:  # tokens that begin in the stop text are no part of the answer
+            if stream.stopped:  # tokens that begin within the stop text are not part of the answer
                 kept = next((n for n in range(count, -1, -1) if text.startswith(self.vocabulary.decode(ids[:n]))), 0)
                 return text, ids[:kept].tolist(), True
         return text + stream.finish(), ids.tolist(), stopped
@@ -196,16 +196,18 @@ def _is_bytes(vocabulary: Vocabulary) -> bool:
 
 
 def _begin(vocabulary: Vocabulary) -> int | None:
-    """The token that a tokenizer itself puts in front of a text."""
+    """Returns the token that a tokenizer itself adds before a text; None if there is none."""
     begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary) else ()
     if len(begins) > 1:
-        raise ConfigError(f"the tokenizer puts {len(begins)} tokens in front of a text; one is all that is known here")
+        raise ConfigError(f"the tokenizer adds {len(begins)} tokens before a text; famjax supports at most one")
     return next(iter(begins), None)
 
 
 def _ends(model_dir: Path, vocabulary: Vocabulary, vocab_size: int) -> list[int]:
-    """`eos_token_id`, a number or several, of the generation settings, else of config.json. Where both say nothing, the
-    one of the model's family, with which transformers ends a text, and the one that the tokenizer names."""
+    """Returns the end-of-text ids: `eos_token_id` of generation_config.json, else of config.json.
+
+    If both are missing, the default of the model's family in transformers, and the tokenizer's EOS token.
+    """
     configs = [_json(model_dir / name) for name in (CONFIG_JSON, KEPT_CONFIG)]
     said = (one.get("eos_token_id") for one in (_json(model_dir / GENERATION_CONFIG), *configs))
     found: Any = next((one for one in said if one is not None), None)

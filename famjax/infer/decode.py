@@ -1,8 +1,8 @@
-"""Writing on: many tokens a call to the device, for rows that stand anywhere in their texts.
+"""Decoding: many tokens per device call, for rows at arbitrary positions.
 
-`decode` is one compiled program. Each of its turns reads every row's pending token, which updates
-FAM where a block fills, and draws the next one, until all rows are done. `generate` calls it again
-and again and hands out what was made.
+`_decode` is one compiled program. Each iteration reads every row's pending token, which updates FAM if a
+block is complete, and samples the next token, until all rows are done. `generate` calls it repeatedly and
+yields the tokens.
 """
 
 import functools
@@ -23,22 +23,22 @@ from famjax.infer.settings import RECENT, Sampling
 from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
 
-# Room for the tokens of one call. Fewer are made while they come slowly, so that a reader sees them come.
+# Maximum tokens of one call. Fewer are generated if they come slowly, so that output streams smoothly.
 TOKENS_PER_CALL = 64
-# Seconds between two calls that a reader takes for a flow.
+# Seconds between two calls above which calls are made shorter.
 PATIENCE = 0.1
 GREEDY = Sampling()
-# In place of a token: the scores were no numbers.
+# In place of a token: the logits were NaN.
 NO_NUMBERS = -2
 
 
 class Made(NamedTuple):
-    """What one call made.
+    """Result of one device call.
 
     Attributes:
-      tokens: for each row an int32 array.
-      stopped: rows whose tokens just ended with a stop sequence.
-      session: where all rows stand now. Sessions of earlier calls are gone.
+      tokens: the new tokens of each row, an int32 array.
+      stopped: rows that have just generated a stop sequence.
+      session: the session after these tokens. Sessions of earlier calls are donated.
     """
 
     tokens: list[np.ndarray]
@@ -51,24 +51,24 @@ def generate(
     sampling: Sampling = GREEDY, *, seed: int = 0, sample_B: Sequence[int] | Int[np.ndarray, "B"] | None = None,
     stops: Sequence[Sequence[int]] = (), tokens_per_call: int = TOKENS_PER_CALL,
 ) -> Generator[Made, Bool[np.ndarray, "B"] | None, None]:  # fmt: skip
-    """Makes tokens until every row has stopped or has its number; yields them as they are made.
+    """Generates tokens until every row has stopped or reached its limit; yields them after each device call.
 
-    Whoever finds that some rows have enough may `send` a mask of rows that get no more.
+    The caller may `send` a bool [B] mask of rows to stop.
 
     Args:
       model: the model.
-      session: where the texts stand. It is given away (its arrays are used again); take that of `Made`.
-      max_tokens: how many a row gets at most: a number, or one a row where 0 leaves a row as it is.
-      sampling: how to draw.
-      seed: 0..2^32-1, of the draws.
-      sample_B: which of several samples of a text each row is; None makes rows 0, 1, ...
-        different samples, as rows of the same number, text and seed draw the same.
-      stops: token sequences that end a row once they are made, the stop itself included.
-      tokens_per_call: at most so many are made before the caller sees them, up to `TOKENS_PER_CALL`.
+      session: the texts to continue, one per row. It is donated; continue with that of `Made`.
+      max_tokens: maximum tokens per row: one number, or one per row, of which 0 leaves a row unchanged.
+      sampling: sampling settings.
+      seed: sampling seed, 0..2^32-1.
+      sample_B: sample index of each row; rows with the same index, text and seed get the same tokens. None is
+        0, 1, ..., a different sample in each row.
+      stops: token sequences that end a row, whose tokens include the stop sequence.
+      tokens_per_call: maximum tokens per device call, up to `TOKENS_PER_CALL`.
 
     Raises:
-      ValueError: a row that shall be continued has no token yet, or a stop sequence is empty or too long.
-      ConfigError: the model's scores are no numbers.
+      ValueError: if a row to continue has no token yet, or a stop sequence is empty or too long.
+      ConfigError: if logits are NaN.
     """
     graphdef, params = nnx.split(model)
     B = len(session.recent)
@@ -86,10 +86,10 @@ def generate(
         )  # fmt: skip
         tokens, count, stopped = (whole(x) for x in (tokens, count, stopped))
         if (tokens == NO_NUMBERS).any():
-            raise ConfigError("the model's scores are no numbers; are its weights sound?")
+            raise ConfigError("the model's logits are NaN; check its weights")
         made = made + count
         left = np.where(stopped, 0, left - count)
-        # In a job of many processes all make the same calls, whatever their clocks say.
+        # In a multi-process job all processes must make the same calls, regardless of their clocks.
         slow = time.monotonic() - begin > PATIENCE and jax.process_count() == 1
         at_once = max(at_once // 2, 1) if slow else min(at_once * 2, tokens_per_call)
         enough = yield Made([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
@@ -97,7 +97,7 @@ def generate(
 
 
 def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
-    """int32 [number, longest], each sequence at the right, -1 before it."""
+    """Returns the stop sequences as int32 [number, longest], right-aligned and padded with -1."""
     longest = max(map(len, stops), default=1)
     if longest > RECENT or not all(map(len, stops)):
         raise ValueError(f"a stop sequence has 1 to {RECENT} tokens, not {[len(stop) for stop in stops]}")
@@ -110,7 +110,7 @@ def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
 def _ends_with(
     recent: Int[Array, "B _N"], made: Int[Array, "B"], stop_array: Int[Array, "*B _n _longest"]
 ) -> Bool[Array, "B"]:  # fmt: skip
-    """Rows whose last tokens, all of them made and not read, are a stop sequence; one of -1 alone never is."""
+    """Returns the rows whose last tokens, all of them generated, are a stop sequence. Pure padding never matches."""
     tail = recent[:, None, -stop_array.shape[-1] :]
     same = ((stop_array == tail) | (stop_array < 0)).all(axis=-1)
     length = (stop_array >= 0).sum(axis=-1)
@@ -125,7 +125,7 @@ def _decode(
     before_B: Int[Array, "B"], stop_array: Int[Array, "_n _longest"], seed: Int[Array, ""], sample_B: Int[Array, "B"],
     sampling: Sampling, room: int,
 ) -> tuple[Int[Array, "B {room}"], Int[Array, "B"], Bool[Array, "B"], Session]:  # fmt: skip
-    """Up to `limit_B` (at most `room`) tokens for each row: the tokens, how many, whether stopped, session."""
+    """Decodes up to `limit_B` (at most `room`) tokens for each row: tokens, their number, whether stopped, session."""
 
     def draw(logits_BV: Array, recent: Array, position_B: Array) -> tuple[Array, tuple[()]]:
         return sample(logits_BV, recent, row_keys(seed, sample_B, position_B), sampling), ()
@@ -136,8 +136,8 @@ def _decode(
     return out, count_B, stopped_B, session
 
 
-# (logits [B, V], recent tokens [B, N], positions [B] of the tokens to be drawn) to the tokens [B], and a tree of arrays
-# [B, ...] of what else is wanted of them.
+# Maps (logits [B, V], recent tokens [B, N], positions [B] of the tokens to sample) to the tokens [B], and a tree of
+# further outputs [B, ...].
 Draw: TypeAlias = Callable[[Array, Array, Array], tuple[Array, Tree]]
 
 
@@ -149,15 +149,15 @@ def decode_loop(
 
     Args:
       model: the model.
-      session: where the rows stand.
-      limit_B: tokens of each row, at most, and at most `room`.
-      before_B: tokens that earlier calls made, which a stop sequence may begin in.
-      stop_array: sequences that end a row, each at the right and -1 before it: of all rows, or [B, ...] of each.
-      draw: how tokens are drawn.
-      room: tokens that there is room for.
+      session: the session before.
+      limit_B: maximum tokens per row, at most `room`.
+      before_B: tokens that earlier calls generated, in which a stop sequence may begin.
+      stop_array: stop sequences, right-aligned and padded with -1: for all rows, or [B, ...] for each.
+      draw: samples the tokens.
+      room: size of the output.
 
     Returns:
-      Tokens, what else `draw` gave of them ([B, room, ...]), how many each row got, whether it stopped, the session.
+      Tokens, further outputs of `draw` ([B, room, ...]), number of tokens of each row, whether it stopped, the session.
     """
     rows = np.arange(len(limit_B))
     V, recent = model.config.vocab_size, session.recent
@@ -168,12 +168,12 @@ def decode_loop(
         live = (count_B < limit_B) & ~stopped_B
         hidden, memory = model.read(session.recent[:, -1:], session.memory, live.astype(jnp.int32))
         logits_BV = model.logits(hidden[:, 0])
-        # The pending token has been read, so `position` is that of the token to be drawn.
+        # The pending token has been read, so `position` is that of the token to sample.
         token_B, more = draw(logits_BV, session.recent, memory.position)
         token_B = jnp.where(jnp.isnan(logits_BV).any(axis=-1), NO_NUMBERS, token_B)
         shifted = jnp.concatenate([session.recent[:, 1:], token_B[:, None]], axis=1)
         recent = jnp.where(live[:, None], shifted, session.recent)
-        # A row that is done gets an index outside, where a scatter drops it.
+        # A finished row gets an out-of-range index, which the scatter drops.
         at = jnp.where(live, count_B, room)
         out, extra = jax.tree.map(lambda x, y: x.at[rows, at].set(y, mode="drop"), (out, extra), (token_B, more))
         count_B = count_B + live

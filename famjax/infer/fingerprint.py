@@ -1,4 +1,4 @@
-"""A model's fingerprint: equal exactly where configuration and weights are equal."""
+"""Fingerprints of models: two are equal if and only if configuration and weights are equal."""
 
 import functools
 import hashlib
@@ -13,10 +13,10 @@ from famjax.dims import Array
 
 
 def fingerprint(text: str, arrays: Iterable[tuple[str, Array]]) -> str:
-    """32 hexadecimal digits of a text and of arrays, their names, shapes, types and bits.
+    """Returns a hash of 32 hexadecimal digits over a text and arrays: their names, shapes, dtypes and bits.
 
-    The arrays are summed up where they lie, at the speed of reading them. The sums are of integers,
-    so they do not depend on their order: one device or many give the same.
+    The arrays are reduced on their devices, at memory bandwidth. The sums are of integers, so they do not depend
+    on the order of summation or the number of devices.
     """
     digest = hashlib.sha256(text.encode())
     for name, array in arrays:
@@ -27,7 +27,7 @@ def fingerprint(text: str, arrays: Iterable[tuple[str, Array]]) -> str:
 
 @functools.partial(jax.jit)
 def _sums(array: Array) -> UInt32[Array, "2"]:
-    """Two sums modulo 2^32 of the array's bits, each weighed by an odd hash of its place."""
+    """Returns two sums modulo 2^32 of the array's bits, each weighted by an odd hash of its position."""
     unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     place = jnp.zeros(array.shape, jnp.uint32)
@@ -38,7 +38,7 @@ def _sums(array: Array) -> UInt32[Array, "2"]:
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A hash of 32 bits (the finalizer of MurmurHash3)."""
+    """Returns a 32-bit hash (the finalizer of MurmurHash3)."""
     x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)

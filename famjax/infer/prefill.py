@@ -1,8 +1,8 @@
-"""Reading a text of any length into a memory of fixed size.
+"""Prefill: reads texts of any length into a memory of constant size.
 
-`extend` is the loop: block by block through `Transformer.read`, on the device, whatever position
-each row of the batch starts from. What a caller wants of every token (scores of the next one, say)
-is computed block by block too, so that hidden states and logits of a whole text never exist.
+`extend` is the loop on the device: block by block through `Transformer.read`, from any position of each
+row. Outputs per token (such as scores of the next one) are also computed block by block, so hidden states
+and logits of a whole text are never materialised.
 """
 
 import functools
@@ -21,37 +21,37 @@ from famjax.infer.settings import RECENT
 from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer, room
 
-# One call to the device reads so many blocks of a text: enough that launching it costs nothing beside them.
+# Blocks per device call: enough to make the launch overhead negligible.
 BLOCKS_PER_CALL = 8
 
-# (model, hidden states, index of these tokens among those given) to a tree of arrays [B, Q, ...].
+# Maps (model, hidden states, index of these tokens among those given) to a tree of arrays [B, Q, ...].
 Emit: TypeAlias = Callable[[Transformer, Float[Array, "B Q D"], Int[Array, "B Q"]], Tree]
 
 
 def emit_hidden(
     model: Transformer, hidden: Float[Array, "B Q D"], index: Int[Array, "B Q"]
 ) -> Float[Array, "B Q D"]:  # fmt: skip
-    """The hidden states themselves."""
+    """Returns the hidden states unchanged."""
     return hidden
 
 
 def extend(
     model: Transformer, tokens: Int[Array, "B T"], count: Int[Array, "B"], state: MemoryState, emit: Emit = emit_hidden
 ) -> tuple[Tree, MemoryState]:
-    """Reads tokens that may begin and end anywhere in a block, and pass any number of edges.
+    """Reads tokens that may begin and end anywhere in a block and span any number of blocks.
 
-    Turn by turn each row reads up to the end of its block, or of its tokens. Rows at the same offset
-    take whole blocks together; a batch of other offsets costs one turn more.
+    In each iteration every row reads up to the end of its block, or of its tokens. Rows at equal offsets read
+    whole blocks together; unequal offsets cost one more iteration.
 
     Args:
       model: the model.
-      tokens: int32.
-      count: int32, how many of a row's tokens are real; a row with 0 stays as it is.
+      tokens: int32, padded.
+      count: int32, number of real tokens of each row; a row with 0 is unchanged.
       state: the memory before these tokens.
-      emit: what is wanted of each token.
+      emit: computes the outputs of each token.
 
     Returns:
-      What `emit` gave, [B, T, ...], zero for padding, and the memory after each row's last real token.
+      The outputs of `emit` [B, T, ...], zero for padding, and the memory after each row's last real token.
     """
     B, T = tokens.shape
     width = min(T, model.config.memory.block_size)
@@ -85,23 +85,23 @@ def prefill(
     model: Transformer, session: Session, texts: Sequence[Iterable[np.ndarray]],
     on_tokens: Callable[[int], None] | None = None, blocks_per_call: int = BLOCKS_PER_CALL,
 ) -> Session:  # fmt: skip
-    """Reads a text into each row of a session, in memory that does not grow with the texts.
+    """Prefills a text into each row of a session, in memory that does not grow with the texts.
 
-    Chunks of a text are taken as they are needed, so a text may come from a pipe. Rows may stand at
-    any position; each window that goes to the device ends at a block's edge of every row.
+    Chunks are consumed as needed, so a text may come from a pipe. Rows may be at any position; each window that
+    goes to the device ends at a block boundary of every row.
 
     Args:
       model: the model.
-      session: where the rows stand. It is given away (its arrays are used again); take the result.
-      texts: for each row an iterable of chunks, int arrays of any lengths; none leaves the row as it is.
-      on_tokens: called with the number of tokens of each window once it is read.
+      session: the session before the texts. It is donated; use the result.
+      texts: for each row an iterable of chunks, int arrays of any lengths; without chunks the row is unchanged.
+      on_tokens: called with the number of tokens of each window once it is done.
       blocks_per_call: blocks of a window.
 
     Returns:
       The session after the texts; the last token of each is pending.
 
     Raises:
-      ValueError: a token is outside the vocabulary.
+      ValueError: if a token is outside the vocabulary.
     """
     graphdef, params = nnx.split(model)
     S = model.config.memory.block_size
@@ -121,14 +121,14 @@ def prefill(
         count = np.array([len(part) for part in parts], np.int32)
         if not count.any():
             break
-        # A few tokens are not worth a block's work.
+        # A few tokens do not need the compute of whole blocks.
         tokens = np.zeros((len(rows), short if count.max() <= short else window), np.int32)
         for row, part in zip(tokens, parts, strict=True):
             row[: len(part)] = part
         done, memory = _read_window(graphdef, params, tokens, count, memory)
         offset = (offset + count) % S
         reading.append((done, int(count.sum())))
-        if len(reading) > 1:  # take the next tokens from the text while the device works, but no more
+        if len(reading) > 1:  # fetch one window of tokens ahead while the device works, not more
             wait()
     while reading:
         wait()
@@ -136,7 +136,7 @@ def prefill(
 
 
 class _Row:
-    """A row's tokens that wait to be read. The last one known stays behind: it is the session's pending token."""
+    """The tokens of a row that are not read yet. The last one is held back as the session's pending token."""
 
     def __init__(self, text: Iterable[np.ndarray], recent: Int[Any, "_N"], vocab_size: int):
         self._chunks = iter(text)
@@ -145,7 +145,7 @@ class _Row:
         self._waiting = self.recent[-1:] if self.recent[-1] >= 0 else self.recent[:0]
 
     def take(self, most: int) -> np.ndarray:
-        """Up to `most` tokens; fewer only where the text ends."""
+        """Returns up to `most` tokens; fewer only at the end of the text."""
         parts, waiting = [self._waiting], len(self._waiting)
         while waiting <= most and (chunk := next(self._chunks, None)) is not None:
             chunk = np.asarray(chunk)
@@ -165,7 +165,7 @@ def _read_window(
     graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], count: Int[Array, "B"],
     state: MemoryState,
 ) -> tuple[Int[Array, ""], MemoryState]:  # fmt: skip
-    """The memory after these tokens, and before it something to wait for: the memory itself is given away."""
+    """Returns (an array to block on, the memory after these tokens); `state` is donated."""
     nothing = lambda model, hidden, index: ()
     _, state = extend(nnx.merge(graphdef, params), tokens, count, state, nothing)
     return count.sum(), state

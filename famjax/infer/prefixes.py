@@ -1,13 +1,13 @@
-"""Contexts that begin alike, found by their tokens: what they share is read once.
+"""Prefix sharing: finds common prefixes of many contexts by their tokens and prefills each once.
 
-Thirty questions about a book, four answers to a question, five examples in front of every question: whoever
-scores or continues many contexts gives them all at once. Their tokens make a radix tree,
+Examples are thirty questions about a book, four answers to a question, or few-shot examples before every question.
+The caller gives all contexts at once. Their tokens form a radix tree,
 
-    book ---- question 1 ---- (answers to score, or an answer to write)
+    book ---- question 1 ---- (answers to score, or an answer to generate)
           \\-- question 2
 
-whose runs are read from the root down, many of them side by side, each as a branch of what is before it
-(`infer/branches.py`). So every token of the tree is read once; memories exist for a few rows at each depth.
+whose runs of tokens are prefilled from the root down, batched, each as a branch of its parent (`infer/branches.py`).
+Every token of the tree is read once; there are memories for a few rows at each depth.
 """
 
 import dataclasses
@@ -31,22 +31,22 @@ def score_continuations(
     model: Transformer, contexts: Sequence[np.ndarray], continuations: Sequence[np.ndarray], rows: int = 8, *,
     start: Session | None = None, on_tokens: OnTokens = None,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
-    """How probable some continuations are, each behind its context.
+    """Scores continuations, each after its context.
 
     Args:
       model: the model.
-      contexts: int arrays of any lengths. What they share at their beginnings is read once.
-      continuations: for each context an int array. A context with several answers is given several times.
-      rows: texts that are read side by side, at most.
-      start: one row, a text that all contexts go on from; it stays as it is. None is no text.
-      on_tokens: called with the numbers of tokens that are read, for a progress bar.
+      contexts: int arrays of any lengths. Shared prefixes are prefilled once.
+      continuations: an int array for each context. A context with several continuations is given several times.
+      rows: maximum batch size.
+      start: session of one row that all contexts continue; it is not donated. None starts from an empty text.
+      on_tokens: called with the numbers of tokens read, for a progress bar.
 
     Yields:
-      (i, logprobs, correct) as they are done: float32 [n], natural-log probability of each token of
-      continuation i given all before it; and bool [n], whether it is the model's first choice.
+      (i, logprobs, correct) as they finish: float32 [n], natural-log probability of each token of
+      continuation i given all tokens before it; and bool [n], whether it has the highest logit.
 
     Raises:
-      ValueError: a context without a token (where nothing is before it), or a token outside the vocabulary.
+      ValueError: for an empty context without `start`, or a token outside the vocabulary.
     """
     for ends in _read(model, contexts, rows, start, on_tokens):
         branches = [Branch(end.session, np.asarray(continuations[end.context])) for end in ends]
@@ -60,14 +60,14 @@ def generate_continuations(
     stops: Sequence[Sequence[int]] = (), finished: Callable[[int, np.ndarray], bool] | None = None,
     start: Session | None = None, on_tokens: OnTokens = None,
 ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
-    """Writes on from some contexts.
+    """Generates continuations of contexts.
 
     Args:
-      model, contexts, rows, start, on_tokens: see `score_continuations`; `on_tokens` counts made tokens too.
+      model, contexts, rows, start, on_tokens: see `score_continuations`; `on_tokens` also counts generated tokens.
       max_tokens, sampling, seed, stops, samples, finished: see `branches.generate_branches`.
 
     Yields:
-      (i, tokens, stopped) as they are done: int32 [n], a stop included; and whether `stops` or `finished` ended them.
+      (i, tokens, stopped) as they finish: int32 [n], including a stop; and whether `stops` or `finished` ended them.
     """
     most = np.broadcast_to(np.asarray(max_tokens, np.int32), len(contexts))
     numbers = np.zeros(len(contexts), np.int32) if samples is None else np.asarray(samples, np.int32)
@@ -86,11 +86,11 @@ def generate_continuations(
 
 
 class Plan(NamedTuple):
-    """What reading some contexts takes.
+    """The cost of prefilling contexts.
 
     Attributes:
       given: tokens of all contexts.
-      read: tokens that are read.
+      read: tokens that are actually read.
     """
 
     given: int
@@ -98,7 +98,7 @@ class Plan(NamedTuple):
 
 
 def reading_plan(contexts: Sequence[np.ndarray], block_size: int) -> Plan:
-    """How much of these contexts `score_continuations` and `generate_continuations` read."""
+    """Returns how many tokens of these contexts `score_continuations` and `generate_continuations` read."""
     read, waiting = 0, [_tree(contexts, block_size)]
     while waiting:
         node = waiting.pop()
@@ -109,13 +109,13 @@ def reading_plan(contexts: Sequence[np.ndarray], block_size: int) -> Plan:
 
 @dataclasses.dataclass
 class _Node:
-    """A place in the tree.
+    """A node of the radix tree.
 
     Attributes:
-      depth: tokens from the root up to here.
-      context: one of the contexts that pass here.
+      depth: tokens from the root to this node.
+      context: one of the contexts that pass through it.
       requests: the contexts that end here.
-      children: the places behind.
+      children: child nodes.
     """
 
     depth: int
@@ -125,9 +125,9 @@ class _Node:
 
 
 def _tree(contexts: Sequence[np.ndarray], block_size: int) -> _Node:
-    """The root of the contexts' radix tree. A fork stays only where it saves reading: at least the tokens that
-    the shortest reading takes, S / 8."""
-    # Bytes of numbers whose largest digit comes first sort like the tokens themselves.
+    """Returns the root of the contexts' radix tree. Forks that save less than the smallest window, S / 8 tokens, are
+    pruned."""
+    # Big-endian bytes sort like the token ids.
     order = sorted(range(len(contexts)), key=lambda i: np.asarray(contexts[i]).astype(">u4").tobytes())
     root = _Node(0, -1)
     path = [root]
@@ -138,7 +138,7 @@ def _tree(contexts: Sequence[np.ndarray], block_size: int) -> _Node:
         last = None
         while path[-1].depth > shared:
             last = path.pop()
-        if last is not None and path[-1].depth < shared:  # a fork within the run that leads to `last`
+        if last is not None and path[-1].depth < shared:  # split the run that leads to `last`
             fork = _Node(shared, i, children=[last])
             path[-1].children[-1] = fork
             path.append(fork)
@@ -152,14 +152,14 @@ def _tree(contexts: Sequence[np.ndarray], block_size: int) -> _Node:
 
 
 def _shared(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two texts have in common at their beginnings."""
+    """Returns the length of the common prefix of two token arrays."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n
 
 
 def _prune(root: _Node, least: int) -> None:
-    """Takes out forks that save fewer than `least` tokens; what is behind them hangs on the place before."""
+    """Removes forks that save fewer than `least` tokens; their children move to the parent."""
     waiting = [root]
     while waiting:
         node = waiting.pop()
@@ -177,14 +177,14 @@ def _prune(root: _Node, least: int) -> None:
 
 
 class _End(NamedTuple):
-    """A context, and the session of one row behind it."""
+    """A context, and the session of one row after it."""
 
     context: int
     session: Session
 
 
 class _Run(NamedTuple):
-    """Tokens `begin` to `node.depth` of a context, which go on from a session."""
+    """Tokens `begin` to `node.depth` of a context, to be read after a session."""
 
     node: _Node
     begin: int
@@ -194,13 +194,13 @@ class _Run(NamedTuple):
 def _read(
     model: Transformer, contexts: Sequence[np.ndarray], rows: int, start: Session | None, on_tokens: OnTokens
 ) -> Iterator[list[_End]]:
-    """Reads the tree, up to `rows` runs side by side, and gives out contexts as their ends are reached."""
+    """Prefills the tree in batches of up to `rows` runs, and yields contexts as their ends are reached."""
     root, nothing = _tree(contexts, model.config.memory.block_size), fresh(model)
     if root.requests:
         if start is None:
-            raise ValueError(f"context {root.requests[0]} has no token; give it one to go on from")
+            raise ValueError(f"context {root.requests[0]} has no token; give it at least one")
         yield [_End(i, start) for i in root.requests]
-    # The last in is the first out, so a session is let go as soon as the last run that goes on from it is read.
+    # Depth first, so that a session is freed as soon as its last child is read.
     waiting = _batches([(root, start or nothing)], rows)
     while waiting:
         batch = waiting.pop()
@@ -216,12 +216,12 @@ def _read(
 
 
 def _batches(read: Sequence[tuple[_Node, Session]], rows: int) -> list[list[_Run]]:
-    """The runs behind some places, up to `rows` together, those of like length; the longest come last."""
+    """Returns the child runs of some nodes in batches of up to `rows` of similar length, the longest last."""
     runs = [_Run(child, node.depth, session) for node, session in read for child in node.children]
     runs.sort(key=lambda run: run.node.depth - run.begin)
     return [runs[begin : begin + rows] for begin in range(0, len(runs), rows)]
 
 
 def _lanes(count: int, rows: int) -> int:
-    """Rows of the program that takes so many texts: few sizes, so that few programs are compiled."""
+    """Returns the batch size for `count` texts: a power of two, so that few programs are compiled."""
     return min(1 << (count - 1).bit_length(), rows)

@@ -1,7 +1,7 @@
-"""Rows of different requests in one batch: each draws, stops and is scored in its own way.
+"""Batches of different requests: each row has its own sampling settings, stop sequences and scores.
 
-What `decode.generate` does for rows that are asked the same, one call at a time, for a caller whose rows come and go
-between the calls. A row gets the same tokens as from `generate`, whoever is beside it.
+It is `decode.generate` one device call at a time, for callers whose rows change between calls. A row gets the same
+tokens as from `generate`, independent of the other rows.
 """
 
 import functools
@@ -22,12 +22,12 @@ from famjax.nn.model import Transformer
 
 
 class Scored(NamedTuple):
-    """What the model says of tokens, before temperature and penalties.
+    """Log probabilities of tokens, before temperature and penalties.
 
     Attributes:
       logprob: natural-log probability of each token.
-      best: the most probable tokens at its place, the best first.
-      best_logprob: of these.
+      best: the most likely tokens at each position, in descending order.
+      best_logprob: natural-log probabilities of `best`.
     """
 
     logprob: Float[Any, "*B"]
@@ -36,7 +36,7 @@ class Scored(NamedTuple):
 
 
 def scored(logits: Float[Array, "*B V"], token: Int[Array, "*B"], top: int) -> Scored:
-    """Scores of tokens, with the `top` best at each place."""
+    """Returns the log probabilities of tokens, and the `top` most likely ones at each position."""
     logprobs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     best_logprob, best = jax.lax.top_k(logprobs, min(top, logits.shape[-1]))
     return Scored(jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0], best, best_logprob)
@@ -48,20 +48,20 @@ def decode_rows(
     before_B: Int[Array, "B"], stops_B: Int[Array, "B _n _longest"], sampling: RowSampling, room: int,
     top: int | None = None,
 ) -> tuple[Int[Array, "B {room}"], Scored | None, Int[Array, "B"], Bool[Array, "B"], Session]:  # fmt: skip
-    """Up to `limit_B` tokens for each row, see `decode.decode_loop`.
+    """Decodes up to `limit_B` tokens for each row, see `decode.decode_loop`.
 
     Args:
       graphdef, params: the model.
-      session: where the rows stand. It is given away.
-      limit_B: 0 leaves a row as it is.
-      before_B: tokens that a row got before.
-      stops_B: `decode.stop_array` of each row, of one shape.
-      sampling: how each row draws.
-      room: the most tokens of a call.
-      top: scores are wanted, with so many alternatives; None: no scores.
+      session: the session before. It is donated.
+      limit_B: maximum tokens per row; 0 leaves a row unchanged.
+      before_B: tokens that earlier calls generated for each row.
+      stops_B: `decode.stop_array` of each row, all of one shape.
+      sampling: sampling settings of each row.
+      room: maximum tokens of a call.
+      top: number of alternatives in the scores; None computes no scores.
 
     Returns:
-      Tokens, their scores, how many each row got, whether it stopped, and the session after them.
+      Tokens, their scores, number of tokens of each row, whether it stopped, and the session after them.
     """
 
     def draw(logits_BV: Array, recent: Array, position_B: Array) -> tuple[Array, Scored | None]:
@@ -76,14 +76,14 @@ def read_rows(
     graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], following: Int[Array, "B T"],
     count: Int[Array, "B"], state: MemoryState, top: int | None = None,
 ) -> tuple[Scored | None, MemoryState]:  # fmt: skip
-    """Scores of the token after each of a window's, and the memory behind the window; see `prefill.extend`.
+    """Returns the scores of the token after each token of a window, and the memory after it; see `prefill.extend`.
 
     Args:
       graphdef, params: the model.
       tokens, count: the window.
-      following: the token after each, if scores are wanted.
-      state: the memory before. It is given away.
-      top: scores are wanted, with so many alternatives; None: no scores.
+      following: the token after each, for the scores.
+      state: the memory before. It is donated.
+      top: number of alternatives in the scores; None computes no scores.
     """
 
     def emit(model: Transformer, hidden: Float[Array, "B Q D"], index: Int[Array, "B Q"]) -> Scored | None:

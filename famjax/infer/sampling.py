@@ -1,7 +1,7 @@
-"""From scores to a token: pure functions on logits [B, V].
+"""Sampling of tokens: pure functions on logits [B, V].
 
-A row draws with a key made of (seed, sample, position) alone. So its text depends neither on the
-rows beside it nor on how many tokens a call to the device makes.
+The PRNG key of a draw depends only on (seed, sample, position). So the text of a row depends neither on
+the other rows of the batch nor on the number of tokens per device call.
 """
 
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ EXCLUDED = -np.inf
 
 
 class RowSampling(NamedTuple):
-    """How each row of a batch draws: `Sampling` and its seed as arrays, for rows of different requests.
+    """`Sampling` and seed of each row as arrays, for rows of different requests.
 
     Attributes:
       seed: uint32.
-      sample: int32, which of several samples of the same text a row is.
-      temperature: float32; 0 takes the best token.
+      sample: int32, sample index, for several samples of the same text.
+      temperature: float32; 0 is greedy.
       top_k: int32; 0 allows all.
       top_p: float32; 1 allows all.
-      repetition_penalty: float32; 1 does nothing.
+      repetition_penalty: float32; 1 disables it.
     """
 
     seed: Int[Any, "B"]
@@ -40,12 +40,12 @@ class RowSampling(NamedTuple):
 def row_keys(
     seed: int | Int[Array, ""] | Int[Array, "B"], sample: Int[Array, "B"], position: Int[Array, "B"]
 ) -> Key[Array, "B"]:  # fmt: skip
-    """PRNG keys, one for each row and step.
+    """Returns a PRNG key for each row and position.
 
     Args:
-      seed: uint32, one for all rows or one a row.
-      sample: which of several samples of the same text a row is.
-      position: position in the text of the token to be drawn.
+      seed: uint32, one for all rows or one per row.
+      sample: sample index of each row, for several samples of the same text.
+      position: position in the text of the token to sample.
     """
     key = lambda seed, sample, at: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), at)
     return jax.vmap(key)(jnp.broadcast_to(seed, sample.shape), sample, position)
@@ -54,19 +54,19 @@ def row_keys(
 def sample(
     logits: Float[Array, "B V"], recent: Int[Array, "B _N"], keys: Key[Array, "B"], sampling: Sampling
 ) -> Int[Array, "B"]:
-    """Draws a token for each row.
+    """Samples a token for each row.
 
     Args:
-      logits: float32 scores.
-      recent: tokens that the repetition penalty concerns; negative where there is none.
-      keys: of `row_keys`.
-      sampling: how to draw.
+      logits: float32 logits.
+      recent: tokens to which the repetition penalty applies; negative for none.
+      keys: from `row_keys`.
+      sampling: sampling settings.
     """
     if sampling.repetition_penalty != 1.0:
         logits = penalise(logits, recent, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
         return logits.argmax(axis=-1).astype(jnp.int32)
-    # The best score becomes 0 first, so that a tiny temperature cannot overflow.
+    # The largest logit is shifted to 0 first, so that a tiny temperature cannot overflow.
     logits = (logits - logits.max(axis=-1, keepdims=True)) * _reciprocal(sampling.temperature)
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
@@ -84,8 +84,8 @@ def sample_rows(
 
     Args:
       logits, recent: see `sample`.
-      position: position in the text of the token to be drawn.
-      sampling: how each row draws.
+      position: position in the text of the token to sample.
+      sampling: settings of each row.
     """
     penalty, inverse = (
         sampling.repetition_penalty,
@@ -111,7 +111,7 @@ def sample_rows(
 def _least_kept(
     logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]
 ) -> Float[Array, "B"]:  # fmt: skip
-    """The smallest score that `keep_top_p(keep_top_k(logits))` keeps in each row, from one sort."""
+    """Returns the smallest logit that `keep_top_p(keep_top_k(logits))` keeps in each row, from one sort."""
     V = logits.shape[-1]
     ordered = jnp.sort(logits, axis=-1, descending=True)
     k = jnp.where(top_k > 0, jnp.minimum(top_k, V), V)
@@ -123,29 +123,29 @@ def _least_kept(
 
 
 def _reciprocal(x: Any) -> Any:
-    """1 / x in float32. Dividing by a constant, a compiler multiplies with this; so rows of other programs do too."""
+    """Returns 1 / x in float32. A compiler turns division by a constant into this product, so all programs use it."""
     return np.float32(1) / (np.float32(x) if isinstance(x, float | int) else x)
 
 
 def penalise(logits: Float[Array, "B V"], recent: Int[Array, "B _N"], penalty: Any) -> Float[Array, "B V"]:
-    """Scores of recent tokens divided by `penalty`, or multiplied where negative (CTRL, arXiv 1909.05858)."""
+    """Divides the logits of recent tokens by `penalty`, or multiplies negative ones (CTRL, arXiv 1909.05858)."""
     B, V = logits.shape
-    # What is no token gets an index outside, where a scatter drops it.
+    # Padding gets an out-of-range index, which the scatter drops.
     index = jnp.where(recent < 0, V, recent)
     seen = jnp.zeros((B, V), bool).at[np.arange(B)[:, None], index].set(True, mode="drop")
     return jnp.where(seen, jnp.where(logits > 0, logits * _reciprocal(penalty), logits * penalty), logits)
 
 
 def keep_top_k(logits: Float[Array, "B V"], k: int) -> Float[Array, "B V"]:
-    """Excludes all but the k best tokens; those that tie with the last of them stay."""
+    """Excludes all but the k most likely tokens; ties with the last of them are kept."""
     best = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0]
     return jnp.where(logits >= best[:, -1:], logits, EXCLUDED)
 
 
 def keep_top_p(logits: Float[Array, "B V"], p: float) -> Float[Array, "B V"]:
-    """Excludes all but the smallest set of best tokens whose probabilities reach p (arXiv 1904.09751).
+    """Excludes all but the smallest set of most likely tokens with total probability p (arXiv 1904.09751).
 
-    The best token always stays; so do those that tie with the last that stays.
+    The most likely token is always kept, as are ties with the last one that is kept.
     """
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probability = jax.nn.softmax(ordered, axis=-1)

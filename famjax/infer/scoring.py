@@ -1,4 +1,4 @@
-"""What every token of a text says about the next one: whole texts, or streaming in constant memory."""
+"""Log probabilities of every token of texts: in one pass over whole texts, or streamed in constant memory."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,12 @@ from famjax.infer.session import set_row, start
 from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
 
-# Logits that exist at one moment.
+# Maximum bytes of logits that are materialised at once.
 LOGITS_BYTES = 2**27
 # Upper bound on the tokens of a batch of whole documents.
 TOKENS_AT_ONCE = 2**15
 
-# Natural-log probability (float32) of the token after each of a text, and whether the model's first choice is that one.
+# Natural-log probability (float32) of the token after each token of a text, and whether it has the highest logit.
 Scores: TypeAlias = tuple[Float[np.ndarray, "_n"], Bool[np.ndarray, "_n"]]
 TokenScores: TypeAlias = tuple[Float[Array, "B Q"], Bool[Array, "B Q"]]
 
@@ -30,24 +30,23 @@ def score_documents(
     model: Transformer, documents: Sequence[np.ndarray], rows: int, blocks_per_call: int = BLOCKS_PER_CALL,
     on_tokens: Callable[[int], None] | None = None, starts: Sequence[MemoryState | None] = (),
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
-    """What every token of some documents says about the next, in memory that does not grow with them.
+    """Scores documents with continuous batching, in memory that does not grow with their length.
 
-    So many rows read side by side, window by window; a row that is through with its document takes the
-    longest of those that are left, with a fresh memory. So documents of very unequal lengths cost little
-    more than their tokens, and one program serves all of them.
+    Rows read window by window; a row that has finished its document takes the longest of the remaining ones, with
+    a fresh memory. So documents of very unequal lengths cost little more than their tokens, with one program.
 
     Args:
       model: the model.
       documents: int arrays of any lengths.
-      rows: documents that are read side by side, at most; `useful_rows` says how many are worth it.
+      rows: maximum batch size; see `useful_rows`.
       blocks_per_call: blocks of a window.
       on_tokens: called with the number of tokens of each window, for a progress bar.
-      starts: for each document a memory of one row that it goes on from, or None; empty starts all afresh. What
-        goes on is usually short, so that windows are short too where that is enough.
+      starts: for each document a memory of one row that it continues from, or None; empty starts all afresh.
+        Continuations are usually short, so windows are then shortened if possible.
 
     Yields:
-      (i, logprobs, correct) as documents are done: float32 [n - 1], natural-log probability of token t + 1
-      of document i given tokens 0..t; and bool [n - 1], whether it is the model's first choice.
+      (i, logprobs, correct) as documents finish: float32 [n - 1], natural-log probability of token t + 1
+      of document i given tokens 0..t; and bool [n - 1], whether it has the highest logit.
     """
     graphdef, params = nnx.split(model)
     window = blocks_per_call * model.config.memory.block_size
@@ -93,11 +92,11 @@ def take_window(
     documents: Sequence[np.ndarray], waiting: list[int], reading: list[tuple[int, int]], window: int,
     shorter: bool = False,
 ) -> tuple[Int[np.ndarray, "B _T"], Int[np.ndarray, "B"], Bool[np.ndarray, "B"]] | None:  # fmt: skip
-    """What the rows read next: window + 1 tokens, how many of them are real, and which rows start a document.
+    """Returns the next window of each row: window + 1 tokens, number of real ones, and whether it starts a document.
 
-    Rows that are through take the last of those that wait; both lists change in place, and a row for which none
-    is left becomes (-1, ..). None where all rows are done. `shorter`: the window has only as many
-    tokens as are needed, rounded up to a power of four, so that few programs are compiled.
+    Rows that have finished take the last document of `waiting`. Both lists are updated in place; a row without a
+    document is (-1, ..). Returns None if all rows are done. With `shorter`, the window is only as long as needed,
+    rounded up to a power of four so that few programs are compiled.
     """
     tokens = np.zeros((len(reading), window + 1), np.int32)
     count, fresh = np.zeros(len(reading), np.int32), np.zeros(len(reading), bool)
@@ -116,7 +115,7 @@ def take_window(
 
 
 def useful_rows(documents: Sequence[np.ndarray], most: int) -> int:
-    """So many rows as the longest document leaves work for: more would run empty while that one is read."""
+    """Returns the batch size, at most `most`, beyond which rows would be idle while the longest document is read."""
     lengths = [max(1, len(document)) for document in documents]
     return max(1, min(most, -(-sum(lengths) // max(lengths, default=1))))
 
@@ -125,12 +124,12 @@ def score_streaming(
     model: Transformer, tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, "B"],
     blocks_per_call: int = BLOCKS_PER_CALL, on_tokens: Callable[[int], None] | None = None,
 ) -> tuple[Float[np.ndarray, "B T-1"], Bool[np.ndarray, "B T-1"]]:  # fmt: skip
-    """`score_documents` for a batch of texts, each in a row of its own.
+    """Applies `score_documents` to a padded batch.
 
     Args:
       model: the model.
-      tokens: texts of unequal lengths with anything behind them.
-      lengths: at most T.
+      tokens: texts of unequal lengths, with any padding after them.
+      lengths: length of each text, at most T.
       blocks_per_call, on_tokens: see `score_documents`.
 
     Returns:
@@ -148,9 +147,9 @@ def score_streaming(
 def score_whole(
     model: Transformer, tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, "B"]
 ) -> tuple[Float[np.ndarray, "B T-1"], Bool[np.ndarray, "B T-1"]]:  # fmt: skip
-    """`score_streaming`'s numbers from one layer-major pass over whole texts; memory grows with them.
+    """Returns the results of `score_streaming` from one pass over whole texts; memory grows with their length.
 
-    Texts are padded to a few lengths, so that few programs are compiled.
+    Texts are padded to a few different lengths, so that few programs are compiled.
     """
     graphdef, params = nnx.split(model)
     B, T = tokens.shape
@@ -169,13 +168,13 @@ def score_in_batches(
     model: Transformer, documents: Sequence[np.ndarray], batch_size: int, streaming: bool = False,
     on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
-    """Yields (index of a document, its log probabilities float32 [n - 1]), in the order in which they are done.
+    """Yields (index of a document, its log probabilities float32 [n - 1]) as documents finish.
 
     Args:
       model: the model.
       documents: int32 arrays of any lengths, at least one token each.
-      batch_size: upper bound on the documents side by side.
-      streaming: read block by block, in memory that does not grow with the documents.
+      batch_size: maximum batch size.
+      streaming: stream block by block, in memory that does not grow with the documents.
       on_tokens: called with the number of tokens of each batch or window.
     """
     if streaming:
@@ -203,7 +202,7 @@ def score_in_batches(
 
 
 def padded_length(length: int, block_size: int) -> int:
-    """The shortest of S * (1, 2, 3, 4, 6, 8, 12, 16, ...) that holds `length` tokens."""
+    """Returns the smallest of S * (1, 2, 3, 4, 6, 8, 12, 16, ...) that is at least `length` tokens."""
     blocks = max(1, -(-length // block_size))
     power = 1 << (blocks - 1).bit_length()
     half_way = power * 3 // 4
@@ -213,9 +212,9 @@ def padded_length(length: int, block_size: int) -> int:
 def next_token_scores(
     model: Transformer, hidden: Float[Array, "B Q D"], following: Int[Array, "B Q"]
 ) -> TokenScores:  # fmt: skip
-    """Natural-log probability of the next token, and whether the model's first choice is that token.
+    """Returns the natural-log probability of each next token, and whether it has the highest logit.
 
-    Logits [B, Q, V] are made a few columns at a time where they would be large.
+    Large logits [B, Q, V] are computed a few positions at a time.
 
     Args:
       model: the model.
@@ -250,7 +249,7 @@ def _score_window(
     graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], following: Int[Array, "B T"],
     count: Int[Array, "B"], fresh: Bool[Array, "B"], state: MemoryState,
 ) -> tuple[TokenScores, MemoryState]:  # fmt: skip
-    """Scores of a window, and the memory behind it; a fresh row starts a document."""
+    """Returns the scores of a window and the memory after it. A `fresh` row starts with the initial memory."""
 
     def emit(model: Transformer, hidden: Float[Array, "B Q D"], index: Int[Array, "B Q"]) -> TokenScores:
         return next_token_scores(model, hidden, jnp.take_along_axis(following, index, axis=1))

@@ -1,16 +1,17 @@
-"""A session: all that is needed to go on with a text, in the computer's memory and in a file.
+"""Sessions: the state from which a text can be continued, in memory and as a file.
 
-The last token of a text, read or made, is *pending*: it is known but the model has not read it yet.
-Reading it gives the scores of the next token, so a session that waits after a prompt and one that
-waits after its answer look alike, nothing is read twice, and no scores have to be stored.
+The last token of a text, given or generated, is *pending*: known, but not yet read by the model. Reading it
+gives the logits of the next token. So sessions after a prompt and after an answer have the same form,
+nothing is read twice, and no logits need to be stored.
 
-The file is one safetensors file: the tensors of one row, and as metadata what they belong to.
+A session file is a safetensors file with the tensors of one row; its metadata identify the model.
 
     L.k, L.v          [R, K, S, H]  the ring of blocks of layer L
     L.fam             [P, F, D]     feedback activations, float32
     L.fam_k, L.fam_v  [P, K, F, H]  their keys and values
-    L.beside.NAME     the state of another memory than FAM, by the names that it gives its arrays
-    recent            [RECENT] int32  the last tokens, the pending one last; -1 where there are none
+    L.beside.NAME     state arrays of another memory than FAM, by their names
+    beside.NAME       the same, of a memory of the whole model
+    recent            [RECENT] int32  the last tokens, the pending one last; -1 if there are fewer
     metadata      format, version; model, fam (fingerprints); memory (JSON); position, fam_updates
 """
 
@@ -43,23 +44,23 @@ FORMAT, VERSION = "famjax session", "2"
 
 _LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory) if field.name != "beside")
 # Settings of the memory that older files of this version do not name; they were made with the defaults.
-_LATER = ("kind", "sinks", "infini_delta")
+_LATER = ("kind", "sinks", "infini_delta", "memory_tokens")
 # Settings of the memory that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
 )  # fmt: skip
-# Settings of a model that change how it is computed, not what.
+# Settings of a model that do not change its outputs.
 _HOW = ("memory", "embedding_std", "scan_layers", "unroll_blocks", "remat", "attention_kernel")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """Texts that can be continued, one a row.
+    """The states of a batch of texts, one per row, from which they can be continued.
 
     Attributes:
-      memory: the model's memory of all tokens but the pending one.
-      recent: int32, the last RECENT tokens, -1 where a text has fewer. recent[:, -1] is pending.
+      memory: the model's memory after all tokens except the pending one.
+      recent: int32, the last RECENT tokens, -1 if a text has fewer. recent[:, -1] is pending.
 
     Example: after the prompt "abc", `memory.position` is 2, for "a" and "b", and "c" is pending.
     """
@@ -69,18 +70,18 @@ class Session:
 
 
 def start(model: Transformer, batch: int = 1) -> Session:
-    """Sessions that have read nothing."""
+    """Returns the session of `batch` empty texts."""
     return Session(_initial_state(*nnx.split(model), batch), np.full((batch, RECENT), -1, np.int32))
 
 
 def repeat_rows(session: Session, times: int) -> Session:
-    """Every row `times` times, copies side by side."""
+    """Repeats every row `times` times, copies next to each other."""
     repeat = lambda axis, x: jnp.repeat(x, times, axis=axis)
     return Session(over_rows(repeat, session.memory), repeat(0, session.recent))
 
 
 def take_row(session: Session, row: int) -> Session:
-    """One of several sessions by itself."""
+    """Returns one row of a session."""
     return _cut_row(session, row)
 
 
@@ -92,8 +93,8 @@ def _cut_row(session: Session, row: int | Int[Any, ""]) -> Session:
 
 
 def join_rows(sessions: Sequence[Session]) -> Session:
-    """Sessions side by side, in this order: what `take_row` takes apart. Copies, so the result may be given away."""
-    # A single array would be handed on as it is.
+    """Concatenates sessions along the batch, the inverse of `take_row`. Copies, so the result may be donated."""
+    # jnp.concatenate would return a single array without copying it.
     join = lambda axis, *parts: jnp.concatenate(parts, axis=axis) if len(parts) > 1 else jnp.array(parts[0])
     recent = np.concatenate([whole(session.recent) for session in sessions])
     return Session(over_rows(join, *(session.memory for session in sessions)), recent)
@@ -101,14 +102,14 @@ def join_rows(sessions: Sequence[Session]) -> Session:
 
 @functools.partial(jax.jit, donate_argnames=("memory",))
 def set_row(memory: MemoryState, row: int | Int[Any, ""], one: MemoryState) -> MemoryState:
-    """A memory whose row is that of `one`, a memory of one row. `memory` is given away (its arrays are used again)."""
+    """Replaces one row of a memory by `one`, a memory of one row. `memory` is donated."""
     put = lambda axis, x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, axis)
     return over_rows(put, memory, one)
 
 
 @functools.partial(jax.jit, donate_argnames=("session",))
 def put_row(session: Session, row: int | Int[Any, ""], one: Session) -> Session:
-    """Sessions whose row is `one`, a session of one row. `session` is given away (its arrays are used again)."""
+    """Replaces one row of a session by `one`, a session of one row. `session` is donated."""
     put = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, row, 0)
     return Session(set_row(session.memory, row, one.memory), put(jnp.asarray(session.recent), jnp.asarray(one.recent)))
 
@@ -122,7 +123,7 @@ def _initial_state(graphdef: nnx.GraphDef[Transformer], params: Tree, batch: int
 
 
 class SessionFile(NamedTuple):
-    """What a session file holds, before it is known whether it fits a model."""
+    """The contents of a session file, not yet compared with a model."""
 
     path: Path
     metadata: dict[str, str]
@@ -130,7 +131,7 @@ class SessionFile(NamedTuple):
 
     @property
     def dtype(self) -> str | None:
-        """The compute dtype of the model that made it, in which it continues; None if the file is damaged."""
+        """The compute dtype of the model that wrote the file; None if the file is damaged."""
         found = str(self.tensors["0.k"].dtype) if "0.k" in self.tensors else None
         return found if found in DTYPES else None
 
@@ -138,13 +139,13 @@ class SessionFile(NamedTuple):
 def save(
     path: str | Path, session: Session, model: Transformer, known: Mapping[str, str] | None = None
 ) -> None:  # fmt: skip
-    """Writes a session of one row, whole or not at all: whoever is killed on the way leaves the old file.
+    """Writes a session of one row atomically: a killed save leaves the previous file.
 
     Args:
       path: the file.
-      session: of one row.
-      model: the model that read it.
-      known: its `fingerprints`, which take a look at every weight, if they are at hand.
+      session: session of one row.
+      model: the model of the session.
+      known: the model's `fingerprints` if already computed, which takes a pass over all weights.
     """
     memory = session.memory
     if len(session.recent) != 1:
@@ -163,18 +164,18 @@ def save(
 
 
 def read_file(path: str | Path) -> SessionFile:
-    """Reads a session file. Raises `ConfigError` where it is none, damaged, or of another format."""
+    """Reads a session file. Raises `ConfigError` if it is missing, damaged, or has another format."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"{path} is {'a directory' if path.is_dir() else 'not there'}; name a file of --state-out")
+        raise ConfigError(f"{path} is {'a directory' if path.is_dir() else 'missing'}; name a file of --state-out")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise ConfigError(f"{path} is no session file, or it is cut short ({error})") from error
+        raise ConfigError(f"{path} is not a session file, or it is truncated ({error})") from error
     if metadata.get("format") != FORMAT:
-        raise ConfigError(f"{path} holds tensors, but no session; name a file of --state-out")
+        raise ConfigError(f"{path} has tensors, but no session; name a file of --state-out")
     if metadata.get("version") != VERSION:
         raise ConfigError(
             f"{path} has version {metadata.get('version')} of the session format; this famjax reads version {VERSION}"
@@ -183,7 +184,7 @@ def read_file(path: str | Path) -> SessionFile:
 
 
 def check_memory(file: SessionFile, config: ModelConfig) -> None:
-    """Raises `ConfigError` where a session was made with other memory settings than `config` has."""
+    """Raises `ConfigError` if the memory settings of a session differ from those of `config`."""
     try:
         there = dict(json.loads(file.metadata.get("memory", "")))
     except (ValueError, TypeError):
@@ -200,8 +201,7 @@ _OVERRIDES = ("block_size", "memory_segments", "fam_length")
 
 
 def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | None = None) -> Session:
-    """The session of a file; `known` as for `save`. Raises `ConfigError` where it belongs to another model or is
-    damaged."""
+    """Returns the session of a file; `known`: see `save`. Raises `ConfigError` if it is damaged or another model's."""
     check_memory(file, model.config)
     if file.dtype not in (None, model.config.dtype):
         raise ConfigError(
@@ -212,7 +212,7 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
     if any(file.metadata.get(name) != value for name, value in own.items()):
         same = file.metadata.get("model") == own["model"]
         what = "with another FAM prompt than the model has" if same else "by another model"
-        raise ConfigError(f"{file.path} was made {what}; only the model that read a text can go on with it")
+        raise ConfigError(f"{file.path} was made {what}; only the model that read a text can continue it")
     expected = _tensors(jax.eval_shape(functools.partial(model.streaming_state, 1)))
     shapes = {name: (x.shape[1:], x.dtype) for name, x in expected.items()}
     shapes["recent"] = ((RECENT,), np.dtype(np.int32))
@@ -225,14 +225,17 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
     # Copies: a session is donated to the device, which must not write into the file's pages.
     array = lambda name: jnp.array(file.tensors[name])[None]
     one = lambda i, names, prefix="": {name: array(f"{i}.{prefix}{name}") for name in names}
-    beside = memories.of(model.config.memory).axes
-    layers = [LayerMemory(**one(i, _LAYERS), beside=one(i, beside, "beside.")) for i in range(model.config.num_layers)]
-    return Session(MemoryState(position, updates, tuple(layers)), np.array(file.tensors["recent"])[None])
+    kind = memories.of(model.config.memory)
+    layers = [
+        LayerMemory(**one(i, _LAYERS), beside=one(i, kind.axes, "beside.")) for i in range(model.config.num_layers)
+    ]
+    of_model = {name: array(f"beside.{name}") for name in kind.model_axes}
+    return Session(MemoryState(position, updates, tuple(layers), of_model), np.array(file.tensors["recent"])[None])
 
 
 def _tensors(memory: MemoryState) -> dict[str, Any]:
     """{"0.k": ..., "0.v": ..., ...}."""
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Any] = {f"beside.{name}": array for name, array in memory.beside.items()}
     for i, layer in enumerate(memory.unstacked):
         tensors |= {f"{i}.{field}": getattr(layer, field) for field in _LAYERS}
         tensors |= {f"{i}.beside.{name}": array for name, array in layer.beside.items()}
@@ -244,7 +247,7 @@ def _settings(memory: MemoryConfig) -> dict[str, Any]:
 
 
 def fingerprints(model: Transformer) -> dict[str, str]:
-    """Of the model without its memory, and of what FAM starts from: which of the two differs is worth telling."""
+    """Returns fingerprints of the model without its memory, and of FAM's weights, to report which of them differs."""
     config = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
     is_fam = lambda name: name.startswith("['fam']")
     return {

@@ -1,24 +1,24 @@
-"""How the next token is chosen. Imports no jax, so that mistakes are found before anything is loaded."""
+"""Sampling settings. Does not import jax, so that flags are checked before anything is loaded."""
 
 import dataclasses
 import math
 
 from famjax.config import ConfigError
 
-# Last tokens that a session knows: what the repetition penalty concerns, and the longest stop sequence.
+# Recent tokens that a session stores: the range of the repetition penalty, and the longest stop sequence.
 RECENT = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from the model's scores, applied in this order.
+    """How the next token is sampled from the logits: penalty, temperature, top-k and top-p, in this order.
 
     Attributes:
-      repetition_penalty: scores of recent tokens are divided by it (multiplied where negative), so
-        that values above 1 make repetition less likely; 1 does nothing.
-      temperature: scores are divided by it; 0 takes the best token (greedy), whatever follows.
-      top_k: only the k best tokens may be drawn; 0 allows all.
-      top_p: only the smallest set of best tokens whose probabilities reach p may be drawn; 1 allows all.
+      repetition_penalty: logits of recent tokens are divided by it (multiplied if negative), so
+        that values above 1 make repetition less likely; 1 disables it.
+      temperature: logits are divided by it; 0 is greedy, and top-k and top-p have no effect.
+      top_k: sample from the k most likely tokens; 0 allows all.
+      top_p: nucleus sampling: the smallest set of tokens with total probability p; 1 allows all.
     """
 
     temperature: float = 0.0
@@ -36,5 +36,5 @@ class Sampling:
             raise ConfigError(f"top_p is {self.top_p:g}; it must be above 0 and at most 1 (all tokens)")
         if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
             raise ConfigError(
-                f"repetition_penalty is {self.repetition_penalty:g}; it must be a positive number, 1 does nothing"
+                f"repetition_penalty is {self.repetition_penalty:g}; it must be a positive number; 1 disables it"
             )

@@ -1,4 +1,4 @@
-"""Trained models that come with famjax, each as one safetensors file whose metadata is its `model.json`."""
+"""Trained models shipped with famjax, each as one safetensors file with its `model.json` as metadata."""
 
 import hashlib
 from pathlib import Path
@@ -16,7 +16,7 @@ from famjax.storage.model_dir import MODEL_JSON, read_config, write_bytes
 from famjax.storage.steps import latest_step
 
 FOLDER = Path(__file__).parents[1] / "shipped"
-# Of gin/experiments/tiny_fam.gin, seed 0; `launch/studies/ship_passkey.py` trains and packs it.
+# The model of gin/experiments/tiny_fam.gin, seed 0; `launch/studies/ship_passkey.py` trains and packs it.
 SHA256 = {"passkey": "bedcb9ae8171d3c3d9125334c169fa7d005bf3f86bb8b6f0bb495eca214135ab"}
 
 
@@ -30,10 +30,10 @@ def pack(model_dir: str | Path, path: str | Path) -> str:
 
 
 def unpack(name: str, model_dir: str | Path) -> None:
-    """Writes the shipped model `name` to a model directory, or leaves it if that already holds the model.
+    """Writes the shipped model `name` to a model directory, unless it is already there.
 
     Raises:
-      ConfigError: the file is not the one that belongs to this version, or the directory holds another model.
+      ConfigError: if the file is missing or damaged, or the directory has another model.
     """
     path = FOLDER / f"{name}.safetensors"
     content = path.read_bytes() if path.is_file() else b""

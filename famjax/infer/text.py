@@ -1,4 +1,4 @@
-"""Tokens to text, while they are made: no broken character, no half a stop."""
+"""Incremental decoding of tokens to text, without incomplete characters or parts of stop texts."""
 
 import codecs
 from collections.abc import Callable, Iterable, Sequence
@@ -8,19 +8,19 @@ import numpy as np
 
 from famjax.data.vocabulary import unfinished
 
-# A byte that UTF-8 never has: tokens beyond the bytes show as replacement characters.
+# A byte that is invalid in UTF-8, so that token ids above 255 decode to replacement characters.
 _NO_BYTE = 0xFF
-# (ids, no more will come) to (text that no further token changes, whether that is the text of all ids).
+# Maps (ids, whether they are final) to (text that later tokens cannot change, whether it covers all ids).
 Certain = Callable[[Sequence[int], bool], tuple[str, bool]]
 
 
 class TextStream:
-    """Text of tokens of the byte vocabulary that come in pieces.
+    """Incremental decoder for the byte vocabulary.
 
-    Characters of several bytes are given out once they are whole. What may become a stop sequence is
-    held back until that is decided; the stop sequence itself is never given out. Bytes that are no
-    UTF-8 become replacement characters, but an unfinished character at the end is dropped: the next
-    stream of the same session, which is told what came `before`, gives it out whole.
+    Multi-byte characters are returned once they are complete. A possible beginning of a stop sequence is held
+    back until it is decided; the stop sequence itself is never returned. Invalid UTF-8 becomes replacement
+    characters, but an incomplete character at the end is dropped: the next stream of the same session gets
+    these bytes in `before` and returns the whole character.
     """
 
     def __init__(self, stops: Sequence[Sequence[int]] = (), before: Iterable[int] = ()):
@@ -31,7 +31,7 @@ class TextStream:
         self._decoder.decode(unfinished(bytes(_byte(token) for token in before)))
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
-        """The text that is now certain. `stopped`: these tokens end with a stop sequence."""
+        """Returns the text that is now final. `stopped`: these tokens end with a stop sequence."""
         self._held += [int(token) for token in tokens]
         hold = 0
         self.stopped |= stopped
@@ -42,7 +42,7 @@ class TextStream:
         return self._release(len(self._held) - hold)
 
     def finish(self) -> str:
-        """What was held back for a stop sequence that did not come."""
+        """Returns the text held back for a stop sequence that did not follow."""
         return self._release(len(self._held))
 
     def _release(self, count: int) -> str:
@@ -51,19 +51,19 @@ class TextStream:
 
 
 class TokenTextStream:
-    """`TextStream` for any vocabulary, where a token may be a part of a character or several words.
+    """Incremental decoder for any vocabulary; a token may be part of a character or several words.
 
-    Tokens that end a text are found by the device, as for bytes. Stop texts are found here, in the text: a
-    token may hold the end of one and more behind it. `stopped` tells that one came.
+    End-of-text tokens are found on the device, as for bytes. Stop texts are found here, in the text, since a token may
+    contain the end of one and more text after it. `stopped` is then True.
 
-    However the tokens are split over calls, the text is that of decoding all of them at once, without an unfinished
+    However the tokens are split over calls, the text is that of decoding all of them at once, without an incomplete
     character at the end.
 
     Args:
-      certain: ids to the text that no further token changes (`Vocabulary.certain`).
-      stops: token sequences that the device looks for; never shown.
-      texts: stop texts; never shown, nor what comes behind them.
-      before: the last tokens of the text so far. How a token is shown may depend on them.
+      certain: maps ids to the text that later tokens cannot change (`Vocabulary.certain`).
+      stops: token sequences that the device matches; never returned.
+      texts: stop texts; neither they nor the text after them is returned.
+      before: the last tokens of the text so far, on which the text of a token may depend.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class TokenTextStream:
     ):  # fmt: skip
         self.stopped = False
         self._certain, self._stops, self._texts = certain, [list(stop) for stop in stops], list(texts)
-        # The window that is decoded: ids from one token boundary on, and how many of its characters were given out.
+        # The window that is decoded: ids from some token on, and the number of its characters already returned.
         self._ids = [int(token) for token in before if token >= 0]
         self._given = len(certain(self._ids, True)[0])
-        self._edge = 0  # tokens of the window up to the last place where nothing was uncertain
+        self._edge = 0  # tokens of the window up to the last point at which all text was final
         self._held = ""
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
-        """The text that is now certain. `stopped`: these tokens end with one of `stops`."""
+        """Returns the text that is now final. `stopped`: these tokens end with one of `stops`."""
         if self.stopped:
             return ""
         new = np.array([int(token) for token in tokens], np.int64)
@@ -98,7 +98,7 @@ class TokenTextStream:
         return text
 
     def finish(self) -> str:
-        """What was held back for a stop text that did not come. An unfinished character is dropped."""
+        """Returns the text held back for a stop text that did not follow, without an incomplete character."""
         if self.stopped:
             return ""
         self._held += self._next(final=True)
@@ -108,13 +108,13 @@ class TokenTextStream:
         return text
 
     def _next(self, final: bool = False) -> str:
-        """The text that the last token made certain."""
+        """Returns the text that the last token made final."""
         text, whole = self._certain(self._ids, final)
         new = text[self._given :]
         self._given = max(self._given, len(text))
         if whole:
-            # The next window begins at the edge before, if there is text since: the first characters of a window may
-            # be shown differently (a leading space is dropped), those behind them are not.
+            # The next window begins at the previous edge, if there is text after it: the first characters of a window
+            # may be decoded differently (a leading space is dropped), later ones are not.
             last, _ = self._certain(self._ids[self._edge :], True)
             if last and self._edge:
                 self._ids, self._given = self._ids[self._edge :], len(last)
@@ -127,12 +127,12 @@ def _byte(token: int) -> int:
 
 
 def _overlap(text: Any, stop: Any) -> int:
-    """How many of the last tokens (or characters) are the beginning of a stop."""
+    """Returns the length of the longest end of `text` that is a proper prefix of the stop."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text[-n:] == stop[:n]), 0)
 
 
 def without_stop(tokens: np.ndarray, stops: Sequence[Sequence[int]]) -> np.ndarray:
-    """A stopped row's tokens without the stop sequence at their end, the longest where several fit."""
+    """Returns a stopped row's tokens without the stop sequence at their end, the longest if several match."""
     ends = [len(stop) for stop in stops if len(stop) <= len(tokens) and list(tokens[-len(stop) :]) == list(stop)]
     return tokens[: len(tokens) - max(ends, default=0)]

@@ -1,4 +1,4 @@
-"""What is copied to machines that have nothing: famjax's code, gin files, scripts, pinned requirements, and the job."""
+"""The bundle copied to machines without famjax: its code, gin files, scripts, pinned requirements, and the job."""
 
 import gzip
 import io
@@ -14,7 +14,7 @@ RUN_GIN, WORDS, REQUIREMENTS = "job/run.gin", "job/words", "job/requirements.txt
 
 
 def worker_words(gin: str, supervision: Supervision) -> list[str]:
-    """What runs on each host: its part of the job, supervised. It finds out itself which part that is."""
+    """Returns the famjax command of each host: its process of the job, supervised. The process detects its index."""
     s = supervision
     return [
         "launch", "--target", "local", "--processes", "1", "--supervise", "--restarts", str(s.restarts),
@@ -24,14 +24,14 @@ def worker_words(gin: str, supervision: Supervision) -> list[str]:
 
 
 def contents(training: Training, words: Sequence[str], requirements: str = "") -> dict[str, bytes]:
-    """By their paths, all files of the bundle.
+    """Returns all files of the bundle by path.
 
-    The words lie in a file, each ended by a zero byte: so no shell between here and there ever reads them.
+    The words of the command are stored in a file, each terminated by a zero byte, so no shell parses them.
 
     Args:
-      training: its settings go along, and modules of the current directory that register its tasks.
-      words: what runs there, behind `famjax`.
-      requirements: a file of packages to install beside famjax's own; empty is none.
+      training: provides the settings, and modules of the current directory that register its tasks.
+      words: the command to run there, after `famjax`.
+      requirements: requirements file to install besides famjax's own; empty is none.
     """
     files = {f"famjax/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in PACKAGE.rglob("*.py")}
     for folder, pattern in (("gin", "*.gin"), ("launch", "*.sh")):
@@ -48,13 +48,13 @@ def contents(training: Training, words: Sequence[str], requirements: str = "") -
 
 
 def _module(name: str) -> list[Path]:
-    """Files of a module that lies in the current directory, where famjax seeks it; else it is an installed one's."""
+    """Returns the files of a module in the current directory; empty if the module is an installed one."""
     top = Path(name.partition(".")[0])
     return [path for path in (top.with_suffix(".py"), *top.rglob("*.py")) if path.is_file()]
 
 
 def write(path: Path, files: dict[str, bytes]) -> None:
-    """A .tar.gz of these files; the same files give the same bytes."""
+    """Writes a .tar.gz of these files; equal files give equal bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in files.items():

@@ -1,4 +1,4 @@
-"""Commands of other programs: lists of words, shown as a shell would take them, never run through one."""
+"""Commands of other programs: lists of words, printed in shell syntax, but never run through a shell."""
 
 import shlex
 import subprocess
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Failed(Exception):
-    """A launch that failed through no mistake in its settings; the message is one line that says what to do."""
+    """A launch that failed, though its settings are valid; the message is one line that says what to do."""
 
 
 class Command(NamedTuple):
@@ -17,8 +17,8 @@ class Command(NamedTuple):
 
     Attributes:
       words: the program and its arguments.
-      why: a few words for whoever reads it.
-      text: what it reads on standard input.
+      why: purpose in a few words, for the reader.
+      text: its standard input.
     """
 
     words: Sequence[str]
@@ -27,7 +27,7 @@ class Command(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of it: the exit code and what was said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -35,13 +35,13 @@ class Result(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The line that says what is wrong: the last one of standard error, or the first with ERROR in it."""
+        """The error line: the first line of standard error that contains ERROR, else the last one."""
         lines = [" ".join(line.split()) for line in self.err.splitlines() if line.strip()]
         return next((line for line in lines if "ERROR" in line), (lines or [f"exit code {self.code}"])[-1])
 
 
 def shown(command: Command) -> str:
-    """A comment and a line that can be pasted into a shell; input follows as a here-document."""
+    """Returns a comment and a line that can be pasted into a shell; input follows as a here-document."""
     line = f"# {command.why}\n{shlex.join(command.words)}"
     if not command.text:
         return line
@@ -52,7 +52,7 @@ def shown(command: Command) -> str:
 
 
 def run(command: Command) -> Result:
-    """Runs it to its end. Raises `Failed` where there is no such program."""
+    """Runs a command to completion. Raises `Failed` if the program is missing."""
     try:
         done = subprocess.run(
             list(command.words), input=command.text, capture_output=True, text=True, errors="replace", check=False
@@ -63,7 +63,7 @@ def run(command: Command) -> Result:
 
 
 def together(commands: Sequence[Command]) -> list[Result]:
-    """Runs all of them at once, and waits for all."""
+    """Runs all commands in parallel and waits for them."""
     found: dict[int, Result | Failed] = {}
 
     def one(i: int, command: Command) -> None:
@@ -87,7 +87,7 @@ def together(commands: Sequence[Command]) -> list[Result]:
 
 
 def stream(command: Command) -> int:
-    """Runs it with its output passed on as it comes. Returns the exit code."""
+    """Runs a command that inherits stdout and stderr. Returns the exit code."""
     try:
         return subprocess.run(list(command.words), stdin=subprocess.DEVNULL, check=False).returncode
     except FileNotFoundError as error:
@@ -95,10 +95,10 @@ def stream(command: Command) -> int:
 
 
 def missing(program: str) -> Failed:
-    """There is no such program here."""
+    """Returns the error for a program that is not installed."""
     return Failed(f"there is no program {program} here; install it, or see the commands with --dry-run")
 
 
 def say(line: str) -> None:
-    """What a launch does, on standard error."""
+    """Prints a progress line of the launch to standard error."""
     print(f"famjax launch: {line}", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""Target `gke`: a job as a JobSet on a cluster that has TPU node pools.
+"""Target `gke`: a job as a JobSet on a cluster with TPU node pools.
 
-A slice is an indexed Job of one pod a host. GKE tells the pods of a slice of each other (TPU_WORKER_ID,
-TPU_WORKER_HOSTNAMES), and the slices of each other (MEGASCALE_*), and jax reads that; nothing of it is set here.
-The settings go along as a ConfigMap with one gin file.
+A slice is an indexed Job with one pod per host. GKE sets the variables with which jax finds the other pods of a slice
+(TPU_WORKER_ID, TPU_WORKER_HOSTNAMES) and the other slices (MEGASCALE_*). The settings are a ConfigMap with one gin
+file.
 """
 
 import dataclasses
@@ -22,38 +22,38 @@ from famjax.launch.supervisor import Supervision
 
 ACTIONS = ("all", "logs", "status", "delete")
 TEMPLATE = "launch/gke/jobset.yaml"
-# A process is started again in its pod first, which is quicker; the JobSet counts for itself.
+# A process is first restarted within its pod, which is faster; the JobSet counts its own restarts.
 RESTARTS_IN_POD = 3
 HINTS = (
     ("no matches for kind", "install JobSet in the cluster: kubectl apply --server-side -f its manifests.yaml"),
-    ("already exists", "take another --name, or --do delete first; the training goes on from its last checkpoint"),
-    ("AlreadyExists", "take another --name, or --do delete first; the training goes on from its last checkpoint"),
-    ("quota", "ask for more quota in the namespace or the zone"),
-    ("orbidden", "ask for the right to make JobSets and ConfigMaps in this namespace"),
+    ("already exists", "use another --name, or --do delete first; the training resumes from its last checkpoint"),
+    ("AlreadyExists", "use another --name, or --do delete first; the training resumes from its last checkpoint"),
+    ("quota", "request more quota in the namespace or the zone"),
+    ("orbidden", "request permission to create JobSets and ConfigMaps in this namespace"),
     ("connection", "gcloud container clusters get-credentials CLUSTER, or --context"),
     ("nable to connect", "gcloud container clusters get-credentials CLUSTER, or --context"),
-    ("context", "kubectl config get-contexts shows them"),
+    ("context", "kubectl config get-contexts lists them"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Where a job runs.
+    """Options of target `gke`.
 
     Attributes:
-      name: of the JobSet and its ConfigMap.
-      do: `all` submits; or a part of it, see `ACTIONS`.
-      topology, num_slices: what it runs on.
-      image: has famjax, and jax with libtpu.
-      spot: on spot nodes.
-      bucket: mounted at /gcs/BUCKET in every pod.
-      service_account: of Kubernetes, whose rights the pods have; empty is the namespace's default.
-      namespace, context: of kubectl; empty takes its own.
-      chips_per_host: of the node pool; None is 4, or fewer where a slice has fewer.
-      grace_seconds: between SIGTERM and SIGKILL.
-      template: another file in place of `launch/gke/jobset.yaml`.
-      queue: of Kueue; empty submits past it.
-      supervision: in each pod; `restarts` is of the JobSet.
+      name: name of the JobSet and its ConfigMap.
+      do: `all` submits the job; other actions are in `ACTIONS`.
+      topology, num_slices: TPU slices to run on.
+      image: container image with famjax, and jax with libtpu.
+      spot: use spot nodes.
+      bucket: bucket to mount at /gcs/BUCKET in every pod.
+      service_account: Kubernetes service account of the pods; empty is the namespace's default.
+      namespace, context: kubectl's namespace and context; empty is its default.
+      chips_per_host: chips per host of the node pool; None is 4, or all chips of a smaller slice.
+      grace_seconds: time between SIGTERM and SIGKILL.
+      template: JobSet template that replaces `launch/gke/jobset.yaml`.
+      queue: Kueue queue; empty submits without Kueue.
+      supervision: restarts and hang detection in each pod; `restarts` also applies to the JobSet.
     """
 
     name: str = ""
@@ -74,35 +74,35 @@ class Options:
 
     @property
     def needs_training(self) -> bool:
-        """Whether what is done has to do with a training's settings."""
+        """Whether the action needs the settings of a training."""
         return self.do == "all"
 
     @property
     def slices(self) -> Topology:
-        """All slices."""
+        """The topology of all slices."""
         if not self.topology:
             raise ConfigError("no topology; add --topology, for example v5e:16x16 or v5p:4x4x4")
         return parse(self.topology, self.num_slices)
 
     @property
     def chips(self) -> int:
-        """Chips of a host, which one pod takes."""
+        """Chips per host, that is per pod."""
         return self.chips_per_host or min(self.slices.chips_per_host, 4)
 
     def validate(self, training: Training | None) -> None:
-        """Raises `ConfigError` on the first thing that cannot work."""
+        """Raises `ConfigError` for the first invalid option."""
         check_name(self.name)
         one_of("--do", self.do, ACTIONS)
         for field in ("image", "namespace", "context", "queue", "service_account"):
             check_plain(f"--{field.replace('_', '-')}", getattr(self, field))
         if "@" in self.service_account:
-            raise ConfigError(f"--service-account {self.service_account!r} is an account of Google Cloud; name the "
-                              f"one of Kubernetes that is bound to it")  # fmt: skip
+            raise ConfigError(f"--service-account {self.service_account!r} is a Google Cloud account; name the "
+                              f"Kubernetes service account that is bound to it")  # fmt: skip
         self.supervision.validate()
         if training is None:
             return
         if not self.image:
-            raise ConfigError("no image; add --image IMAGE, a container with famjax in it (launch/gke/Dockerfile)")
+            raise ConfigError("no image; add --image IMAGE, a container image with famjax (launch/gke/Dockerfile)")
         at_least("--grace-seconds", self.grace_seconds, 1)
         slice_chips = self.slices.chips // self.slices.slices
         if self.chips not in (1, 4, 8) or slice_chips % self.chips or (self.chips == 8 and slice_chips != 8):
@@ -113,10 +113,10 @@ class Options:
 
 
 def manifests(training: Training, options: Options) -> list[dict[str, Any]]:
-    """The ConfigMap and the JobSet.
+    """Returns the ConfigMap and the JobSet.
 
     Raises:
-      ConfigError: the template has not the parts that are filled in.
+      ConfigError: if the template lacks a field to fill in.
     """
     settings: dict[str, Any] = {
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(options), "data": {"run.gin": training.gin},
@@ -125,7 +125,7 @@ def manifests(training: Training, options: Options) -> list[dict[str, Any]]:
     try:
         return [settings, _filled(_read(path), training, options)]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} has not the parts of {TEMPLATE} that are filled in ({error})") from error
+        raise ConfigError(f"{path} lacks fields of {TEMPLATE} that are filled in ({error})") from error
 
 
 def _read(path: Path) -> Any:
@@ -134,7 +134,7 @@ def _read(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _metadata(options: Options) -> dict[str, Any]:
@@ -160,14 +160,14 @@ def _filled(jobset: dict[str, Any], training: Training, options: Options) -> dic
     if options.spot:
         selector["cloud.google.com/gke-spot"] = "true"
         pod["spec"]["tolerations"].append({"key": "cloud.google.com/gke-spot", "operator": "Exists"})
-    if slices.slices > 1:  # what slices say to each other goes through the hosts' own network
+    if slices.slices > 1:  # traffic between slices (DCN) uses the hosts' network
         pod["spec"] |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     container = pod["spec"]["containers"][0]
     container["image"] = options.image
     in_pod = dataclasses.replace(supervision, restarts=min(supervision.restarts, RESTARTS_IN_POD))
     container["args"] = [escaped(word) for word in worker_words("/job/run.gin", in_pod)]
     if hosts * slices.slices == 1:
-        # Else famjax would ask a Kubernetes job of one pod for its other pods.
+        # Otherwise famjax would look for the other pods of a one-pod job.
         container["env"].append({"name": "JAX_NUM_PROCESSES", "value": "1"})
     for kind in ("requests", "limits"):
         container["resources"][kind]["google.com/tpu"] = options.chips
@@ -180,7 +180,7 @@ def _filled(jobset: dict[str, Any], training: Training, options: Options) -> dic
 
 
 def _mount_bucket(pod: dict[str, Any], container: dict[str, Any], bucket: str) -> None:
-    """By GKE's Cloud Storage FUSE driver, which puts a container of its own beside ours."""
+    """Mounts the bucket with GKE's Cloud Storage FUSE driver, which adds a sidecar container."""
     pod["metadata"].setdefault("annotations", {})["gke-gcsfuse/volumes"] = "true"
     attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs,rename-dir-limit=100000"}
     if pod["spec"].get("hostNetwork"):
@@ -191,12 +191,12 @@ def _mount_bucket(pod: dict[str, Any], container: dict[str, Any], bucket: str) -
 
 
 def escaped(word: str) -> str:
-    """A word that Kubernetes leaves as it is: in `args` it takes $(NAME) for a variable, and $$ for $."""
+    """Escapes a word of `args`, in which Kubernetes expands $(NAME) and reads $$ as $."""
     return word.replace("$", "$$")
 
 
 def as_yaml(documents: list[dict[str, Any]]) -> str:
-    """Documents for `kubectl -f -`."""
+    """Returns the documents as YAML for `kubectl -f -`."""
     import yaml  # type: ignore[import-untyped, unused-ignore]
 
     class Dumper(yaml.SafeDumper):  # type: ignore[misc]
@@ -210,42 +210,42 @@ def as_yaml(documents: list[dict[str, Any]]) -> str:
 
 
 def kubectl(options: Options, why: str, *words: str, text: str = "") -> Command:
-    """kubectl in the cluster and namespace that are meant."""
+    """Returns a kubectl command for the job's context and namespace."""
     place = [f"--context={options.context}"] if options.context else []
     place += [f"--namespace={options.namespace}"] if options.namespace else []
     return Command(["kubectl", *words, *place], why, text)
 
 
 def logs(options: Options) -> Command:
-    """The log of the first host of the first slice, where process 0 is."""
+    """Returns the command that follows the log of process 0, on the first host of the first slice."""
     first = f"jobset.sigs.k8s.io/jobset-name={options.name},jobset.sigs.k8s.io/job-index=0"
     selector = f"--selector={first},batch.kubernetes.io/job-completion-index=0"
     return kubectl(options, "the log of process 0", "logs", "--follow", "--tail=-1", "--container=train", selector)
 
 
 def deletion(options: Options) -> Command:
-    """The JobSet, its pods, and its ConfigMap. What is saved stays in the bucket."""
+    """Returns the command that deletes JobSet, pods and ConfigMap. Checkpoints remain in the bucket."""
     both = (f"jobset/{options.name}", f"configmap/{options.name}")
-    return kubectl(options, "end it", "delete", "--ignore-not-found", *both)
+    return kubectl(options, "delete it", "delete", "--ignore-not-found", *both)
 
 
 def status(options: Options) -> Command:
-    """The JobSet and its pods."""
-    return kubectl(options, "what became of it", "get", "jobset,job,pod",
+    """Returns the command that shows the JobSet and its pods."""
+    return kubectl(options, "its status", "get", "jobset,job,pod",
                    f"--selector=jobset.sigs.k8s.io/jobset-name={options.name}")  # fmt: skip
 
 
 def submissions(training: Training, options: Options) -> list[Command]:
-    """The cluster first says whether it would take it, so that nothing is made where half of it is refused."""
+    """Returns a server-side dry run and the submission, so that nothing is created if part of it would be rejected."""
     text = as_yaml(manifests(training, options))
     return [
-        kubectl(options, "would the cluster take it?", "create", "--dry-run=server", "--filename=-", text=text),
+        kubectl(options, "check with the cluster", "create", "--dry-run=server", "--filename=-", text=text),
         kubectl(options, "submit it", "create", "--filename=-", text=text),
     ]
 
 
 def show(training: Training | None, options: Options) -> str:
-    """Every command, and the manifest."""
+    """Returns all commands, and the manifest."""
     if training is None:
         return shown(LATER[options.do](options))
     check, submit = submissions(training, options)
@@ -254,19 +254,19 @@ def show(training: Training | None, options: Options) -> str:
 
 
 def run(training: Training | None, options: Options) -> int:
-    """Submits, or does what `options.do` says. Raises `Failed` with one line that says what to do and what is left."""
+    """Submits the job, or runs the action `options.do`. Raises `Failed` in one line with a remedy and what remains."""
     if training is None:
         return commands.stream(LATER[options.do](options))
     check, submit = submissions(training, options)
-    ended = f"what was made of it is ended by: {shlex.join(deletion(options).words)}"
-    for command, left in ((check, "nothing was made"), (submit, ended)):
+    ended = f"delete what was created: {shlex.join(deletion(options).words)}"
+    for command, left in ((check, "nothing was created"), (submit, ended)):
         result = commands.run(command)
         if result.code:
             hint = next((hint for sign, hint in HINTS if sign in result.reason), "see kubectl's message")
             raise Failed(f"{options.name} was not submitted: {result.reason}; {hint}; {left}")
     slices = options.slices
-    say(f"{options.name} is submitted: {slices.slices} x {slices}; it costs money while its pods run")
-    for what, make in (("its log", logs), ("its state", status), ("end it", deletion)):
+    say(f"{options.name} is submitted: {slices.slices} x {slices}; it is billed while its pods run")
+    for what, make in (("its log", logs), ("its status", status), ("delete it", deletion)):
         say(f"{what}: {shlex.join(make(options).words)}")
     return 0
 

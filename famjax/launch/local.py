@@ -1,4 +1,4 @@
-"""Target `local`: a job as several processes on this machine, for real (`jax.distributed` over loopback)."""
+"""Target `local`: a job as several processes on this machine (`jax.distributed` over loopback)."""
 
 import dataclasses
 import math
@@ -19,13 +19,13 @@ from famjax.launch.supervisor import Supervision, Supervisor
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a job runs on this machine.
+    """Options of target `local`.
 
     Attributes:
-      processes: how many. 1 may be this host's part of a larger job, which a scheduler has started.
-      port: where the first one listens; 0 takes a free one.
-      supervise: start it again after a failure or a hang.
-      supervision: when.
+      processes: number of processes. A single one may be this host's part of a larger job started by a scheduler.
+      port: port of the coordinator; 0 is a free one.
+      supervise: restart after a failure or a hang.
+      supervision: settings of restarts and hang detection.
     """
 
     processes: int = 1
@@ -34,28 +34,28 @@ class Options:
     supervision: Supervision = dataclasses.field(default_factory=Supervision)
 
     def validate(self, training: Training) -> None:
-        """Raises `ConfigError` where the mesh is not for the devices of so many processes."""
+        """Raises `ConfigError` for invalid options, or if the mesh does not match the devices of all processes."""
         at_least("--processes", self.processes, 1)
         if not 0 <= self.port < 2**16:
-            raise ConfigError(f"--port {self.port} is no port; use 1024 to 65535, or 0 for a free one")
+            raise ConfigError(f"--port {self.port} is not a port; use 1024 to 65535, or 0 for a free one")
         self.supervision.validate()
         there = self.processes * simulated_devices(os.environ.get("XLA_FLAGS", ""))
         asked = math.prod(training.config.mesh_sizes)
         if self.processes > 1 and asked != there:
             raise ConfigError(
-                f"MESH asks for {asked} devices, but {self.processes} processes with a device each are {there}; set "
+                f"MESH needs {asked} devices, but {self.processes} processes with one device each have {there}; set "
                 f"--processes {asked}, or --gin.MESH='{{\"data\": {there}}}'"
             )
 
 
 def simulated_devices(flags: str) -> int:
-    """CPU devices of a process, as `XLA_FLAGS` has it."""
+    """Returns the number of CPU devices per process that `XLA_FLAGS` sets."""
     found = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
     return int(found[-1]) if found else 1
 
 
 def show(training: Training, options: Options) -> str:
-    """What `run` would do."""
+    """Returns the commands that `run` would start."""
     words = [sys.executable, "-m", "famjax", *training.words]
     if options.processes == 1:
         lines = [shown(Command(words, "on this machine, one process"))]
@@ -71,14 +71,14 @@ def show(training: Training, options: Options) -> str:
         ]  # fmt: skip
     if options.supervise:
         s = options.supervision
-        lines.append(f"# started again after a failure, up to {s.restarts} times without progress, first after "
+        lines.append(f"# restarted after a failure, up to {s.restarts} times without progress, first after "
                      f"{s.backoff_seconds:g} s; after {s.hang_seconds:g} s without a step, or {s.start_seconds:g} s "
-                     f"without the first one, stacks are kept and it is started again")  # fmt: skip
+                     f"without the first one, stacks are saved and it is restarted")  # fmt: skip
     return "\n".join(lines)
 
 
 def run(training: Training, options: Options) -> int:
-    """Starts the processes and waits for them; SIGTERM and SIGINT are passed on. Returns the job's exit code."""
+    """Starts the processes and waits for them; forwards SIGTERM and SIGINT. Returns the job's exit code."""
     if not options.supervise:
         return attempt_once(training.words, options.processes, options.port)
 
@@ -94,7 +94,7 @@ def run(training: Training, options: Options) -> int:
 
 
 def attempt_once(words: Sequence[str], processes: int, port: int = 0) -> int:
-    """`famjax WORDS` in so many processes, once."""
+    """Runs `famjax WORDS` once in `processes` processes and returns the exit code."""
     attempt = Attempt(words, processes, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, frame: attempt.send(received))

@@ -1,4 +1,4 @@
-"""Names of Google Cloud and Kubernetes as people paste them: normalised where only one thing can be meant."""
+"""Normalises names of Google Cloud and Kubernetes as users paste them, if they are unambiguous."""
 
 import re
 from collections.abc import Callable
@@ -14,14 +14,14 @@ _BUCKET_PLACES = (
 
 
 def bucket(text: str) -> str:
-    """`gs://b/` is `b`. Raises `ConfigError` on a folder in a bucket, or on what is no bucket of Google Cloud."""
+    """Returns `b` for `gs://b/`. Raises `ConfigError` for a folder in a bucket, or for other invalid names."""
     place = next((place for place in _BUCKET_PLACES if text.lower().startswith(place)), "")
     name, _, folder = text[len(place) :].partition("?")[0].strip().strip("/").partition("/")
     if "://" in text and not place:
-        raise ConfigError(f"--bucket {text!r} is no bucket of Google Cloud Storage; write its name, as in gs://NAME")
+        raise ConfigError(f"--bucket {text!r} is not a Google Cloud Storage bucket; write its name, as in gs://NAME")
     check_plain("--bucket", name)
     if name != name.lower() or ":" in name or "@" in name:
-        raise ConfigError(f"--bucket {text!r} cannot be a bucket's name; use a-z, 0-9 and . _ -, for example "
+        raise ConfigError(f"--bucket {text!r} is not a valid bucket name; use a-z, 0-9 and . _ -, for example "
                           f"{re.sub('[:@]', '-', name.lower())}")  # fmt: skip
     if folder := folder.strip("/"):
         raise ConfigError(f"--bucket {text!r} is a folder in a bucket; write --bucket {name} and "
@@ -30,35 +30,35 @@ def bucket(text: str) -> str:
 
 
 def zone(text: str) -> str:
-    """`US-East5-A` or `projects/P/zones/us-east5-a` is `us-east5-a`. Raises `ConfigError` on a region."""
+    """Returns `us-east5-a` for `US-East5-A` or `projects/P/zones/us-east5-a`. Raises `ConfigError` for a region."""
     name = _last(text, "zones").lower()
     check_plain("--zone", name)
     if re.fullmatch(r"[a-z]+-[a-z]+\d+", name):
         raise ConfigError(f"--zone {text!r} is a region; name one of its zones, such as {name}-a: "
                           f"gcloud compute tpus locations list shows them")  # fmt: skip
     if name and not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z][a-z0-9]*", name):
-        raise ConfigError(f"--zone {text!r} is no zone; write one such as us-east5-a: gcloud compute tpus locations "
+        raise ConfigError(f"--zone {text!r} is not a zone; write one such as us-east5-a: gcloud compute tpus locations "
                           f"list shows them")  # fmt: skip
     return name
 
 
 def project(text: str) -> str:
-    """`projects/P` is `P`. Raises `ConfigError` on a project's display name."""
+    """Returns `P` for `projects/P`. Raises `ConfigError` for a project's display name."""
     name = _last(text, "projects")
     if name and not re.fullmatch(r"([a-z0-9.-]+:)?[a-z0-9][a-z0-9-]*", name):
-        raise ConfigError(f"--project {text!r} is no project's id, which has a-z, 0-9 and - alone; gcloud projects "
+        raise ConfigError(f"--project {text!r} is not a project id, which has only a-z, 0-9 and -; gcloud projects "
                           f"list shows the ids")  # fmt: skip
     return name
 
 
 def kubernetes(flag: str) -> Callable[[str], str]:
-    """A name of Kubernetes. The function raises `ConfigError` on letters that it cannot have, and says what is near."""
+    """Returns a normaliser of Kubernetes names, which raises `ConfigError` with a suggestion for an invalid name."""
 
     def read(text: str) -> str:
         name = text.strip().strip("/")
         check_plain(flag, name)
         if name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
-            raise ConfigError(f"{flag} {text!r} cannot be a name of Kubernetes; use a-z, 0-9 and -, for example "
+            raise ConfigError(f"{flag} {text!r} is not a valid Kubernetes name; use a-z, 0-9 and -, for example "
                               f"{near(name.rpartition('/')[2])}")  # fmt: skip
         return name
 
@@ -66,12 +66,12 @@ def kubernetes(flag: str) -> Callable[[str], str]:
 
 
 def image(text: str) -> str:
-    """`docker://reg.io/p/x:1` is `reg.io/p/x:1`."""
+    """Returns `reg.io/p/x:1` for `docker://reg.io/p/x:1`."""
     return re.sub(r"^(docker|https?)://", "", text.strip()).rstrip("/")
 
 
 def _last(text: str, kind: str) -> str:
-    """The name in a path or an address of Google's: what follows `zones/`, or all of it."""
+    """Returns the name after `KIND/` in a Google Cloud path or URL, or all of the text if there is no `KIND/`."""
     parts = text.strip().rstrip("/").split("/")
     return parts[parts.index(kind) + 1] if kind in parts[:-1] else "/".join(parts)
 
@@ -84,5 +84,5 @@ READ: dict[str, Callable[[str], str]] = {
 
 
 def normalised(name: str, value: Any) -> Any:
-    """A setting of a target as the cloud takes it. Raises `ConfigError`, which says what to write."""
+    """Returns an option in the form that the cloud accepts. Raises `ConfigError` with what to write instead."""
     return READ[name](value) if name in READ and isinstance(value, str) else value

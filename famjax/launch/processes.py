@@ -1,8 +1,8 @@
-"""One attempt at a job as several processes on this machine: started together, ended together.
+"""One attempt at a job as several processes on this machine, which start and end together.
 
-Each process is told where the first one listens and which one it is (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES,
-JAX_PROCESS_ID), and takes one of the GPUs, if there are any (JAX_LOCAL_DEVICE_IDS). A single process is told nothing:
-it may be one of a larger job, which it then finds out itself. Their output appears with the process's number in front.
+Each process gets the coordinator's address and its index (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID),
+and one of the GPUs, if there are any (JAX_LOCAL_DEVICE_IDS). A single process gets none of these: it may be part of a
+larger job, which it then detects. Output lines are prefixed with the process index.
 """
 
 import os
@@ -21,9 +21,9 @@ from famjax.jobs import liveness
 from famjax.jobs.distributed import COORDINATOR, LOCAL_DEVICES, NUM_PROCESSES, PROCESS_ID
 
 FAMJAX = (sys.executable, "-m", "famjax")
-GRACE = 60.0  # seconds that processes have to leave after one has failed
+GRACE = 60.0  # seconds for processes to exit after one has failed
 POLL = 0.1
-# Between a request for stacks and their end on disk.
+# Seconds to wait for requested stacks to be written.
 STACK_SECONDS = 2.0
 
 
@@ -31,14 +31,14 @@ class Attempt:
     """`famjax` in several processes.
 
     Args:
-      words: behind `program`.
-      count: how many processes.
-      port: where the first one listens; 0 takes a free one.
-      notes: a folder for what they tell of themselves (`jobs/liveness.py`); None asks for nothing.
-      program: `famjax`, or what stands in for it.
+      words: arguments after `program`.
+      count: number of processes.
+      port: port of the coordinator; 0 is a free one.
+      notes: folder for progress reports and stacks (`jobs/liveness.py`); None disables them.
+      program: `famjax`, or a replacement in tests.
 
     Attributes:
-      processes: by their numbers.
+      processes: the processes by index.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Attempt:
         return f"{self.count} processes meet at {self.coordinator}; their pids are {pids}"
 
     def _start(self, i: int, words: list[str]) -> "subprocess.Popen[str]":
-        """Process i. It is no longer in the terminal's group, so that a Ctrl-C reaches it once, from here."""
+        """Starts process i in a new session, so that Ctrl-C reaches it only once, from here."""
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         if self.count > 1:
             environment |= {
@@ -75,46 +75,46 @@ class Attempt:
         )  # fmt: skip
 
     def _show(self, i: int, lines: IO[str] | None) -> None:
-        """Passes lines on, with the process's number where there are several."""
+        """Prints the lines of a process, prefixed with its index if there are several."""
         mark = f"[{i}] " if self.count > 1 else ""
         for line in lines or ():
             print(f"{mark}{line}", end="", flush=True)
 
     def progress_file(self, i: int) -> Path:
-        """Where process i tells its step."""
+        """Returns the file in which process i reports its step."""
         assert self.notes is not None
         return self.notes / f"progress-{i}"
 
     def stack_file(self, i: int) -> Path:
-        """Where process i writes its stacks."""
+        """Returns the file to which process i writes its stacks."""
         assert self.notes is not None
         return self.notes / f"stacks-{i}"
 
     def send(self, number: int) -> None:
-        """A signal to all that still run."""
+        """Sends a signal to all running processes."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(number)
 
     def stacks(self) -> dict[int, str]:
-        """Every thread's stack of each process that runs; of one that is stopped there is none."""
+        """Returns the stacks of all threads of each running process; a stopped process has none."""
         running = [i for i, process in enumerate(self.processes) if process.poll() is None]
         for i in running:
-            # Before its program has said that it answers, the signal would end it.
+            # The file exists once the process handles the signal, which would otherwise kill it.
             if self.stack_file(i).exists():
                 self.processes[i].send_signal(signal.SIGUSR1)
         time.sleep(STACK_SECONDS)
         found = {}
         for i in running:
             text = self.stack_file(i).read_text(encoding="utf-8") if self.stack_file(i).exists() else ""
-            found[i] = text or "it gave no stack: it does not run yet, or is stopped\n"
+            found[i] = text or "no stack: the process is still starting, or is stopped\n"
         return found
 
     def wait(self, look: Callable[[], None] = lambda: None) -> int:
-        """Waits for all; after a failure the rest has `GRACE` seconds, then SIGTERM and as long again, then SIGKILL.
+        """Waits for all processes; after a failure the others get SIGTERM after `GRACE` seconds, SIGKILL after as many.
 
         Args:
-          look: called ten times a second, in this thread.
+          look: called ten times per second, in this thread.
 
         Returns:
           The exit code of the first process that was killed (128 + the signal's number), else of the first that
@@ -140,16 +140,16 @@ class Attempt:
                 failed_at = failed_at or time.monotonic()
         for printer in self._printers:
             printer.join()
-        # Who is killed is the cause; the others leave because of that, often in the same moment.
+        # A killed process is the cause; the others exit because of it, often at the same moment.
         return exit_code(next((code for code in codes if code < 0), codes[0])) if codes else 0
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses now."""
+    """Returns a currently unused port of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
 def exit_code(returned: int) -> int:
-    """As a shell would have it."""
+    """Converts `Popen.returncode` to a shell's exit code: 128 + N for signal N."""
     return returned if returned > 0 else 128 - returned

@@ -1,6 +1,6 @@
-"""Files beside the package that launching needs: scripts, templates, pinned requirements, gin files.
+"""Finds files outside the package that launching needs: scripts, templates, pinned requirements, gin files.
 
-They lie at the top of a checkout, and in `share/famjax` of an installation (setup.py puts them there).
+They are at the top of a checkout, and in `share/famjax` of an installation (setup.py installs them).
 """
 
 import sys
@@ -12,12 +12,12 @@ PACKAGE = Path(famjax.__file__).resolve().parent
 
 
 def find(name: str) -> Path:
-    """A file or folder by its path from the top of a checkout: `launch/tpu_vm/worker.sh`.
+    """Returns a file or folder by its path from the top of a checkout: `launch/tpu_vm/worker.sh`.
 
     Raises:
-      FileNotFoundError: it is nowhere.
+      FileNotFoundError: if it is in neither place.
     """
     for root in (PACKAGE.parent, Path(sys.prefix) / "share" / "famjax"):
         if (root / name).exists():
             return root / name
-    raise FileNotFoundError(2, "comes with famjax, but is not in this installation; install famjax again", name)
+    raise FileNotFoundError(2, "missing from this installation of famjax; install famjax again", name)

@@ -1,6 +1,6 @@
-"""Target `slurm`: a job on a cluster of GPUs, one process a GPU, as a batch script.
+"""Target `slurm`: a batch script for a GPU cluster, with one process per GPU.
 
-Slurm starts all processes with one `srun`; each finds its place in SLURM_*, and is watched by a supervisor of its own.
+Slurm starts all processes with one `srun`; each detects its index from SLURM_*, and has its own supervisor.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from famjax.launch.supervisor import UNFINISHED, Supervision
 from famjax.storage.model_dir import write_text
 
 ACTIONS = ("all", "status", "delete")
-# Before the time limit: so long there is to finish a step and save it.
+# SIGTERM is sent this long before the time limit, to finish a step and save a checkpoint.
 SIGTERM_SECONDS = 180
 FOLDER = "launch"
 TEMPLATE = "launch/slurm/job.sh"
@@ -28,18 +28,18 @@ TEMPLATE = "launch/slurm/job.sh"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Where a job runs.
+    """Options of target `slurm`.
 
     Attributes:
-      name: of the job.
-      do: `all` submits; `status`, `delete`.
-      nodes, gpus_per_node: what it runs on.
-      time: limit of one run, as Slurm writes it; empty is the partition's.
-      partition, account, qos: empty are the cluster's own.
-      cpus_per_task: None is the cluster's.
-      setup: a shell script that is sourced before (modules, an environment).
+      name: name of the job.
+      do: `all` submits the job; `status`, `delete`.
+      nodes, gpus_per_node: number of nodes, and of GPUs per node.
+      time: time limit of one run, in Slurm's notation; empty is the partition's default.
+      partition, account, qos: empty are the cluster's defaults.
+      cpus_per_task: CPU cores per process; None is the cluster's default.
+      setup: shell script to source first (modules, an environment).
       sbatch: further options, each `--NAME=VALUE`.
-      supervision: of each process; `restarts` is also how often the job is queued again.
+      supervision: restarts and hang detection of each process; `restarts` also limits requeues of the job.
     """
 
     name: str = ""
@@ -57,20 +57,20 @@ class Options:
 
     @property
     def needs_training(self) -> bool:
-        """Whether what is done has to do with a training's settings."""
+        """Whether the action needs the settings of a training."""
         return self.do == "all"
 
     def validate(self, training: Training | None) -> None:
-        """Raises `ConfigError` on the first thing that cannot work."""
+        """Raises `ConfigError` for the first invalid option."""
         check_name(self.name)
         one_of("--do", self.do, ACTIONS)
         for field in ("partition", "account", "qos"):
             check_plain(f"--{field}", getattr(self, field))
         if self.time and not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", self.time):
-            raise ConfigError(f"--time {self.time!r} is no time of Slurm's; for example 24:00:00 or 2-12:00")
+            raise ConfigError(f"--time {self.time!r} is not a Slurm time; write for example 24:00:00 or 2-12:00")
         for flag in self.sbatch:
             if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s\"'\\]+)?", flag):
-                raise ConfigError(f"--sbatch {flag!r} is no --NAME=VALUE without blanks and quotes")
+                raise ConfigError(f"--sbatch {flag!r} is not --NAME=VALUE without spaces and quotes")
         for name in ("nodes", "gpus_per_node"):
             at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         at_least("--cpus-per-task", self.cpus_per_task or 1, 1)
@@ -78,17 +78,17 @@ class Options:
         if training is None:
             return
         if self.setup and not Path(self.setup).is_file():
-            raise ConfigError(f"--setup {self.setup} is no file")
+            raise ConfigError(f"--setup {self.setup} is not a file")
         check_mesh(training, self.nodes * self.gpus_per_node, f"{self.nodes} nodes with {self.gpus_per_node} GPUs")
 
 
 def folder(training: Training) -> Path:
-    """Where the script, the settings and the log lie; Slurm reads them on other hosts."""
+    """Returns the folder of script, settings and log, which Slurm reads on other hosts."""
     return Path(training.config.model_dir).absolute() / FOLDER
 
 
 def script(training: Training, options: Options) -> str:
-    """The batch script. All that comes from elsewhere is quoted for the shell that reads it."""
+    """Returns the batch script. All values from settings are quoted for the shell."""
     lines = [
         f"--job-name={options.name}", f"--nodes={options.nodes}", f"--ntasks-per-node={options.gpus_per_node}",
         f"--gpus-per-node={options.gpus_per_node}", "--open-mode=append", "--requeue",
@@ -111,22 +111,22 @@ def script(training: Training, options: Options) -> str:
 
 
 def submission(training: Training, options: Options) -> Command:
-    """Hands the script to Slurm."""
+    """Returns the command that submits the script."""
     place = folder(training)
-    # In file names Slurm takes %j for the job's number, and %% for %.
+    # In file names Slurm expands %j to the job id, and %% to %.
     log = f"{str(place / options.name).replace('%', '%%')}-%j.log"
     return Command(["sbatch", "--parsable", f"--output={log}", str(place / f"{options.name}.sh")], "submit it")
 
 
 def later(options: Options) -> Command:
-    """What is done with a job that was submitted."""
+    """Returns the command of an action on a submitted job."""
     if options.do == "delete":
-        return Command(["scancel", f"--name={options.name}", "--me"], "end it")
-    return Command(["squeue", f"--name={options.name}", "--me"], "what became of it")
+        return Command(["scancel", f"--name={options.name}", "--me"], "cancel it")
+    return Command(["squeue", f"--name={options.name}", "--me"], "its status")
 
 
 def show(training: Training | None, options: Options) -> str:
-    """The command and the files."""
+    """Returns the command and the files."""
     if training is None:
         return shown(later(options))
     place = folder(training)
@@ -138,7 +138,7 @@ def show(training: Training | None, options: Options) -> str:
 
 
 def run(training: Training | None, options: Options) -> int:
-    """Writes the files and submits, or does what `options.do` says. Raises `Failed` in one line."""
+    """Writes the files and submits the job, or runs the action `options.do`. Raises `Failed` with one line."""
     if training is None:
         return commands.stream(later(options))
     place = folder(training)
@@ -149,8 +149,8 @@ def run(training: Training | None, options: Options) -> int:
         raise ConfigError(f"MODEL_DIR {place.parent} cannot be written here: {error.strerror}") from error
     result = commands.run(submission(training, options))
     if result.code:
-        raise Failed(f"{options.name} was not submitted: {result.reason}; nothing runs")
+        raise Failed(f"{options.name} was not submitted: {result.reason}; nothing is running")
     number = result.out.strip().split(";")[0]
     say(f"{options.name} is submitted as job {number}; its log: {place / options.name}-{number}.log; "
-        f"end it: scancel {number}")  # fmt: skip
+        f"cancel it: scancel {number}")  # fmt: skip
     return 0

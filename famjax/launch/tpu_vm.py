@@ -1,9 +1,9 @@
-"""Target `tpu-vm`: a job on Cloud TPU VMs, asked for as a queued resource.
+"""Target `tpu-vm`: a job on Cloud TPU VMs, requested as a queued resource.
 
-    create -> wait -> set up -> start -> follow its log -> end
+    create -> wait -> set up -> start -> follow its log -> delete
 
-Every step may be done alone (`--do`), and again. The commands are `gcloud`'s; what runs on the workers is
-`launch/tpu_vm/worker.sh`, which gets the job's words in a file: no setting of a training is ever part of a command.
+Every step can be run alone (`--do`) and repeated. The commands are `gcloud`'s; the workers run
+`launch/tpu_vm/worker.sh`, which reads the job's command from a file: settings are never part of a shell command.
 """
 
 import json
@@ -23,34 +23,34 @@ from famjax.launch.tpu_vm_commands import WORKER, Commands, Options
 __all__ = ["Options", "run", "show"]
 
 READY, TAKEN, BROKEN = "ACTIVE", ("SUSPENDING", "SUSPENDED", "DELETING"), "FAILED"
-# `worker.sh follow` ends with this more than the job; codes below are those of a lost connection.
+# `worker.sh follow` exits with the job's code plus ABOVE; lower codes mean a lost connection.
 ABOVE, GONE = 100, 76
 POLL_SECONDS, RETRY_SECONDS, NEWS_SECONDS = 30.0, 15.0, 600.0
 TRIES, RECONNECTS = 3, 20
-# What gcloud says, and what to do about it.
+# Parts of gcloud's messages, and what to do.
 HINTS = (
-    ("quota", "ask for more quota in this zone, or take another --zone, --topology or --spot"),
-    ("ALREADY_EXISTS", "take another --name, or go on with what is there: --do setup, start, logs or delete"),
-    ("already exists", "take another --name, or go on with what is there: --do setup, start, logs or delete"),
-    ("PERMISSION_DENIED", "gcloud auth login, and let the project's owner give you the role TPU Admin"),
-    ("does not have permission", "gcloud auth login, and let the project's owner give you the role TPU Admin"),
+    ("quota", "request more quota in this zone, or use another --zone, --topology or --spot"),
+    ("ALREADY_EXISTS", "use another --name, or continue with the existing one: --do setup, start, logs or delete"),
+    ("already exists", "use another --name, or continue with the existing one: --do setup, start, logs or delete"),
+    ("PERMISSION_DENIED", "gcloud auth login, and ask the project's owner for the role TPU Admin"),
+    ("does not have permission", "gcloud auth login, and ask the project's owner for the role TPU Admin"),
     ("active account", "gcloud auth login"),
     ("has not been used in project", "gcloud services enable tpu.googleapis.com"),
-    ("not found", "look what there is: gcloud compute tpus queued-resources list"),
-    ("NOT_FOUND", "look what there is: gcloud compute tpus queued-resources list"),
+    ("not found", "list them: gcloud compute tpus queued-resources list"),
+    ("NOT_FOUND", "list them: gcloud compute tpus queued-resources list"),
 )
 
 
 class Taken(Exception):
-    """The TPU was taken away (preempted); what is saved stays."""
+    """The TPU was preempted; checkpoints remain."""
 
 
 class Job(Commands):
-    """One job's steps, in the order of their commands.
+    """The steps of one job, in order.
 
     Attributes:
-      words: what runs on each worker, behind `famjax`.
-      created: there is something that costs money.
+      words: arguments of `famjax` on each worker.
+      created: whether there are resources that are billed.
     """
 
     def __init__(self, training: Training | None, options: Options, folder: Path):
@@ -60,13 +60,13 @@ class Job(Commands):
         self.created = options.do not in ("all", "create")
 
     def create(self) -> None:
-        """Asks for the TPU. Raises `Failed` where that is refused."""
+        """Requests the TPU. Raises `Failed` if the request is rejected."""
         _must(commands.run(self.creation()), f"{self.options.name} was not created")
         self.created = True
-        say(f"{self.options.name} is asked for; waiting for it (state: --do status, cancel: --do delete)")
+        say(f"{self.options.name} is requested; waiting for it (state: --do status, cancel: --do delete)")
 
     def state(self) -> tuple[str, str]:
-        """(state, what Google Cloud says about it); empty where it cannot be asked."""
+        """Returns (state, Google Cloud's message); an empty state if the query failed."""
         result = commands.run(self.description())
         if result.code:
             absent = "NOT_FOUND" in result.err or "not found" in result.err.lower()
@@ -75,35 +75,35 @@ class Job(Commands):
             found = json.loads(result.out)["state"]
             return str(found["state"]), str(found.get("failedData", {}).get("error", {}).get("message", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
-            return "", "gcloud described it in a way that famjax does not know"
+            return "", "gcloud's description has an unknown format"
 
     def wait(self) -> None:
-        """Returns once the TPU is there. Raises `Failed`, or `Taken` where it was preempted while it came up."""
-        began, told, before, silent = time.monotonic(), time.monotonic(), "", 0
+        """Returns when the TPU is ready. Raises `Failed`, or `Taken` if it was preempted before."""
+        began, printed, before, silent = time.monotonic(), time.monotonic(), "", 0
         while True:
             state, why = self.state()
             if state == READY:
-                say(f"{self.options.name} is there")
+                say(f"{self.options.name} is ready")
                 return
             if state in TAKEN:
-                raise Taken(f"{self.options.name} was taken away before it was used (state {state})")
+                raise Taken(f"{self.options.name} was preempted before it was ready (state {state})")
             if state in (BROKEN, "ABSENT"):
                 raise Failed(_explained(f"{self.options.name} is {state.lower()}", why))
             silent = silent + 1 if not state else 0
             if silent > TRIES:
-                raise Failed(f"{self.options.name}'s state cannot be asked: {why}; see to the connection, then go on "
-                             f"with --do setup, start and logs")  # fmt: skip
+                raise Failed(f"{self.options.name}'s state cannot be queried: {why}; check the connection, then "
+                             f"continue with --do setup, start and logs")  # fmt: skip
             waited = time.monotonic() - began
-            if state and (state != before or time.monotonic() - told > NEWS_SECONDS):
+            if state and (state != before or time.monotonic() - printed > NEWS_SECONDS):
                 say(f"{self.options.name}: {state} ({waited / 60:.0f} of {self.options.wait_minutes:g} minutes)")
-                before, told = state, time.monotonic()
+                before, printed = state, time.monotonic()
             if waited > 60 * self.options.wait_minutes:
                 raise Failed(f"there was no capacity for {self.options.name} within {self.options.wait_minutes:g} "
                              f"minutes; try another --zone or --topology, or wait longer (--wait-minutes)")  # fmt: skip
             time.sleep(POLL_SECONDS)
 
     def set_up(self) -> None:
-        """Code and packages on all workers, which then say what they have. Raises `Failed`."""
+        """Installs code and packages on all workers and compares their versions. Raises `Failed`."""
         assert self.training is not None
         files = bundle.contents(self.training, self.words, self.options.requirements)
         bundle.write(self.folder / f"{self.home}.tar.gz", files)
@@ -111,17 +111,17 @@ class Job(Commands):
         results = self._on_all(self.setups(), "the workers could not be set up")
         ready = {line.split(": ", 1)[1] for r in results for line in r.out.splitlines() if ": famjax " in line}
         if len(ready) > 1:
-            raise Failed(f"the workers have other versions: {' and '.join(sorted(ready))}; --do setup again, or take a "
-                         f"new TPU")  # fmt: skip
+            raise Failed(f"the workers have different versions: {' and '.join(sorted(ready))}; --do setup again, or "
+                         f"use a new TPU")  # fmt: skip
         say("all workers are set up" + "".join(f": {line}" for line in ready))
 
     def start(self) -> None:
-        """Starts the job on all workers. They check at once that all have the same versions, code and settings."""
+        """Starts the job on all workers, which first compare their versions, code and settings."""
         self._on_all(self.starts(), "the job could not be started on all workers")
         say("started; Ctrl-C leaves it running")
 
     def _on_all(self, commands: list[Command], what: str) -> list[Result]:
-        """Runs them at once; those that fail again, some times, for ssh is not to be relied on in the first minutes."""
+        """Runs commands in parallel and retries failed ones, since ssh is unreliable in the first minutes of a VM."""
         done: dict[int, Result] = {}
         for attempt in range(TRIES):
             left = [i for i in range(len(commands)) if i not in done]
@@ -132,14 +132,14 @@ class Job(Commands):
                 return [done[i] for i in range(len(commands))]
             state, _ = self.state()
             if state in TAKEN or state == "ABSENT":
-                raise Taken(f"{self.options.name} was taken away (state {state})")
+                raise Taken(f"{self.options.name} was preempted (state {state})")
             if attempt + 1 < TRIES:
-                say(f"{what}: {failed[0].reason}; trying again")
+                say(f"{what}: {failed[0].reason}; retrying")
                 time.sleep(RETRY_SECONDS)
         raise Failed(_explained(what, failed[0].reason))
 
     def follow(self) -> int:
-        """Passes on the log of process 0 until the job ends: its exit code. Raises `Failed` or `Taken`."""
+        """Follows the log of process 0 until the job ends and returns its exit code. Raises `Failed` or `Taken`."""
         lines, lost, again = "+1", 0, 0
         while True:
             began = time.monotonic()
@@ -151,22 +151,22 @@ class Job(Commands):
                 if code not in (UNFINISHED, GONE) or again >= self.options.supervision.restarts:
                     return code
                 again += 1
-                say("the job was stopped on a worker; starting it again, it goes on from its last checkpoint")
+                say("the job was stopped on a worker; restarting it from its last checkpoint")
                 self.start()
                 lines = "20"
                 continue
             state, _ = self.state()
             if state in TAKEN or state in (BROKEN, "ABSENT"):
-                raise Taken(f"{self.options.name} was taken away (state {state})")
+                raise Taken(f"{self.options.name} was preempted (state {state})")
             lost = lost + 1 if time.monotonic() - began < 10 * RETRY_SECONDS else 1
             if lost > RECONNECTS:
-                raise Failed("the connection to worker 0 is lost; the training goes on there: --do logs shows it again")
-            say("the connection to worker 0 was lost; connecting again, the training goes on meanwhile")
+                raise Failed("the connection to worker 0 is lost; the training still runs there: --do logs follows it")
+            say("the connection to worker 0 was lost; reconnecting, the training continues meanwhile")
             lines = "20"
             time.sleep(RETRY_SECONDS)
 
     def everything(self) -> int:
-        """All of it, again where the TPU is taken away."""
+        """Runs all steps, again if the TPU is preempted. Returns the job's exit code."""
         supervision = self.options.supervision
         for taken in range(supervision.restarts + 1):
             try:
@@ -176,12 +176,12 @@ class Job(Commands):
                 self.start()
                 code = self.follow()
             except Taken as error:
-                told = self.delete()
+                outcome = self.delete()
                 if taken == supervision.restarts:
-                    raise Failed(f"{error}, {taken + 1} times; {told}; the same command goes on from its last "
+                    raise Failed(f"{error}, {taken + 1} times; {outcome}; the same command resumes from the last "
                                  f"checkpoint") from error  # fmt: skip
                 pause = min(supervision.backoff_seconds * 2**taken, LONGEST_BACKOFF)
-                say(f"{error}; {told}; asking again in {pause:g} s, the training goes on from its last checkpoint")
+                say(f"{error}; {outcome}; requesting again in {pause:g} s to resume from the last checkpoint")
                 time.sleep(pause)
                 continue
             except Failed as error:
@@ -194,35 +194,34 @@ class Job(Commands):
         raise AssertionError("unreachable")
 
     def delete(self) -> str:
-        """Gives the TPU back; what came of it, in words."""
+        """Deletes the TPU and returns the outcome in words."""
         result = commands.run(self.deletion())
         if result.code and "not found" not in result.err.lower() and "NOT_FOUND" not in result.err:
-            return (f"{self.options.name} could not be deleted and may go on costing money ({result.reason}): "
+            return (f"{self.options.name} could not be deleted and may still be billed ({result.reason}): "
                     f"{shlex.join(self.deletion().words)}")  # fmt: skip
         self.created = False
         return f"{self.options.name} is deleted"
 
     def left(self, failed: bool, keep: bool = False) -> str:
-        """What is left that costs money; deletes it first where that was asked for."""
+        """Returns which resources are still billed, after deleting them if `delete_after` says so."""
         if not self.created:
-            return "nothing is left that costs money"
+            return "nothing is left that is billed"
         wished = self.options.delete_after == "always" or (self.options.delete_after == "success" and not failed)
         if wished and not keep:
             return self.delete()
-        return f"{self.options.name} is kept and costs money until it is deleted: {shlex.join(self.deletion().words)}"
+        return f"{self.options.name} is kept and billed until it is deleted: {shlex.join(self.deletion().words)}"
 
     def one(self, action: str) -> int:
-        """A part of it."""
+        """Runs one action of `ACTIONS` and returns an exit code."""
         if action == "delete":
-            told = self.delete()
-            say(told)
+            say(self.delete())
             return 1 if self.created else 0
         if action == "status":
             state, why = self.state()
             say(f"{self.options.name}: {state or 'unknown'}{f' ({why})' if why else ''}")
             if state != READY:
                 return 0 if state else 1
-            return max(stream(command) for command in self.on_workers("what the workers do", "status"))
+            return max(stream(command) for command in self.on_workers("status of the workers", "status"))
         steps = {"create": (self.create, self.wait), "setup": (self.set_up,), "start": (self.start,),
                  "logs": (), "stop": ()}  # fmt: skip
         try:
@@ -232,16 +231,16 @@ class Job(Commands):
                 self._on_all(self.on_workers("SIGTERM: the step is finished and saved", "stop"), "it was not stopped")
             return self.follow() if action == "logs" else 0
         except Taken as error:
-            raise Failed(f"{error}; --do delete, then the whole command again") from error
+            raise Failed(f"{error}; --do delete, then repeat the full command") from error
         except Failed as error:
             raise Failed(f"{error}; {self.left(failed=True, keep=True)}") from error
 
 
 def show(training: Training | None, options: Options) -> str:
-    """Every command in its order, and what the files that it copies say."""
+    """Returns all commands in order, and the contents of the files that they copy."""
     job = Job(training, options, Path("/tmp"))
     asked = [job.creation(), job.description()] if training else []
-    status = [job.description(), *job.on_workers("what the workers do", "status")]
+    status = [job.description(), *job.on_workers("status of the workers", "status")]
     steps: dict[str, Sequence[Command]] = {
         "create": asked, "setup": [*job.copies(), *job.setups()], "start": job.starts(), "logs": [job.following()],
         "status": status, "stop": job.on_workers("SIGTERM", "stop"), "delete": [job.deletion()],
@@ -250,7 +249,7 @@ def show(training: Training | None, options: Options) -> str:
     parts = []
     for name in wanted:
         if name == "create":
-            parts.append("# --- asked for, then described until its state is ACTIVE")
+            parts.append("# --- requested, then described until its state is ACTIVE")
         if name == "delete":
             parts.append(f"# --- delete after: {options.delete_after}")
         parts += [shown(command) for command in steps[name]]
@@ -264,14 +263,14 @@ def _copied(job: Job, training: Training) -> list[str]:
     size = math.ceil(sum(map(len, files.values())) / 1024)
     return [
         f"# --- {job.home}.tar.gz: {len(files)} files, {size} KiB: famjax/, gin/, launch/, requirements and the job:",
-        f"# {bundle.WORDS}, each word ended by a zero byte; what a worker runs:\n{shlex.join(['famjax', *job.words])}",
+        f"# {bundle.WORDS}, words terminated by zero bytes; a worker runs:\n{shlex.join(['famjax', *job.words])}",
         f"# {bundle.RUN_GIN}\n{training.gin.rstrip()}",
         f"# {WORKER}\n{files[WORKER].decode().rstrip()}",
     ]
 
 
 def run(training: Training | None, options: Options) -> int:
-    """Does what `options.do` says. Raises `Failed` with one line that says what to do and what is left."""
+    """Runs the action `options.do`. Raises `Failed` in one line with a remedy and what is still billed."""
     with tempfile.TemporaryDirectory(prefix="famjax-") as folder:
         job = Job(training, options, Path(folder))
         return job.everything() if options.do == "all" else job.one(options.do)

@@ -1,4 +1,4 @@
-"""The commands of target `tpu-vm`: its settings, and what they make of `gcloud` and of the workers' script."""
+"""Options of target `tpu-vm`, and its commands: `gcloud` and the workers' script."""
 
 import dataclasses
 import shlex
@@ -12,7 +12,7 @@ from famjax.launch.job import Training, check_model_dir, check_name, check_plain
 from famjax.launch.supervisor import Supervision
 
 ACTIONS = ("all", "create", "setup", "start", "logs", "status", "stop", "delete")
-# Those that need no settings of a training.
+# Actions that do not need the settings of a training.
 LATER = ("logs", "status", "stop", "delete")
 DELETE_AFTER = ("never", "success", "always")
 WORKER = "launch/tpu_vm/worker.sh"
@@ -20,22 +20,22 @@ WORKER = "launch/tpu_vm/worker.sh"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Where a job runs.
+    """Options of target `tpu-vm`.
 
     Attributes:
-      name: of the queued resource and its nodes.
-      do: `all`, or a part of it, see `ACTIONS`.
-      topology, accelerator_type: of a slice, one of both.
+      name: name of the queued resource and its nodes.
+      do: `all`, or one action of `ACTIONS`.
+      topology, accelerator_type: topology of a slice; exactly one of them.
       num_slices: nodes of the queued resource.
-      zone, project: empty project is gcloud's own.
-      runtime_version: empty takes the one of the TPU version.
+      zone, project: an empty project is gcloud's default.
+      runtime_version: empty is the default of the TPU version.
       spot, reserved: kind of capacity.
-      network, subnetwork, service_account: of the VMs; empty takes Google Cloud's defaults.
-      requirements: a file of packages that the workers install beside famjax's; empty is none.
-      bucket: mounted at /gcs/BUCKET on every worker.
+      network, subnetwork, service_account: settings of the VMs; empty are Google Cloud's defaults.
+      requirements: requirements file that the workers install besides famjax's; empty is none.
+      bucket: bucket to mount at /gcs/BUCKET on every worker.
       wait_minutes: how long to queue.
-      delete_after: when the TPU is deleted by itself.
-      supervision: on each worker; `restarts` also counts TPUs that were taken away.
+      delete_after: when to delete the TPU automatically.
+      supervision: restarts and hang detection on each worker; `restarts` also limits preemptions.
     """
 
     name: str = ""
@@ -59,7 +59,7 @@ class Options:
 
     @property
     def slices(self) -> Topology:
-        """All slices. Raises `ConfigError` where they are not named, or named twice."""
+        """The topology of all slices. Raises `ConfigError` unless it is given exactly once."""
         if bool(self.topology) == bool(self.accelerator_type):
             raise ConfigError("name the TPU once: --topology v5p:4x2x2, or --accelerator-type v5p-32")
         if self.topology:
@@ -68,16 +68,16 @@ class Options:
 
     @property
     def nodes(self) -> list[str]:
-        """Names of the TPU VMs, one a slice, as the queued resource gives them."""
+        """Names of the TPU VMs, one per slice, as the queued resource assigns them."""
         return [self.name] if self.num_slices == 1 else [f"{self.name}-{i}" for i in range(self.num_slices)]
 
     @property
     def needs_training(self) -> bool:
-        """Whether what is done has to do with a training's settings."""
+        """Whether the action needs the settings of a training."""
         return self.do not in LATER
 
     def validate(self, training: Training | None) -> None:
-        """Raises `ConfigError` on the first thing that cannot work."""
+        """Raises `ConfigError` for the first invalid option."""
         check_name(self.name)
         one_of("--do", self.do, ACTIONS)
         one_of("--delete-after", self.delete_after, DELETE_AFTER)
@@ -86,7 +86,7 @@ class Options:
         for field in ("zone", "project", "runtime_version", "network", "subnetwork", "service_account"):
             check_plain(f"--{field.replace('_', '-')}", getattr(self, field))
         if self.service_account and "@" not in self.service_account:
-            raise ConfigError(f"--service-account {self.service_account!r} is no account's address; write "
+            raise ConfigError(f"--service-account {self.service_account!r} is not an account's address; write "
                               f"{self.service_account}@PROJECT.iam.gserviceaccount.com")  # fmt: skip
         if self.spot and self.reserved:
             raise ConfigError("capacity is --spot or --reserved, not both")
@@ -96,7 +96,7 @@ class Options:
         if training is None:
             return
         if self.requirements and not Path(self.requirements).is_file():
-            raise ConfigError(f"--requirements {self.requirements} is no file")
+            raise ConfigError(f"--requirements {self.requirements} is not a file")
         if not self.slices.chip.runtime:
             raise ConfigError(f"there are no TPU VMs of {self.slices.chip.name}; use --target gke")
         check_slices(training, self.slices)
@@ -104,14 +104,14 @@ class Options:
 
 
 class Commands:
-    """One job's commands.
+    """The commands of one job.
 
     Attributes:
-      home: folder of the job on every worker, below the user's.
+      home: folder of the job on every worker, in the user's home.
     """
 
     def __init__(self, options: Options, folder: Path):
-        """`folder` is where the bundle is here."""
+        """Stores the options; `folder` is the local folder of the bundle."""
         self.options, self.folder = options, folder
         self.place = [
             f"--zone={options.zone}",
@@ -121,12 +121,12 @@ class Commands:
         self.home = f"famjax-{options.name}"
 
     def queued(self, verb: str, why: str, *more: str) -> Command:
-        """gcloud's command for the queued resource."""
+        """Returns a gcloud command for the queued resource."""
         words = ["gcloud", "compute", "tpus", "queued-resources", verb, self.options.name, *more, *self.place]
         return Command(words, why)
 
     def creation(self) -> Command:
-        """Asks for the TPU."""
+        """Returns the command that requests the TPU."""
         options, slices = self.options, self.options.slices
         more = [f"--accelerator-type={slices.accelerator_type}",
                 f"--runtime-version={options.runtime_version or slices.chip.runtime}"]  # fmt: skip
@@ -139,18 +139,18 @@ class Commands:
             if value := getattr(options, name):
                 more.append(f"--{name.replace('_', '-')}={value}")
         what = f"{slices.slices} x {slices}" if slices.slices > 1 else str(slices)
-        return self.queued("create", f"ask for {what}: {slices.chips} chips, {slices.hosts} hosts", *more)
+        return self.queued("create", f"request {what}: {slices.chips} chips, {slices.hosts} hosts", *more)
 
     def description(self) -> Command:
-        """Its state."""
+        """Returns the command that prints its state."""
         return self.queued("describe", "its state", "--format=json(state)")
 
     def deletion(self) -> Command:
-        """Gives the TPU back, with its VMs."""
-        return self.queued("delete", "give it back", "--force")
+        """Returns the command that deletes the TPU with its VMs."""
+        return self.queued("delete", "delete it", "--force")
 
     def copies(self) -> list[Command]:
-        """The bundle, to all workers of each node."""
+        """Returns the commands that copy the bundle to all workers of each node."""
         source = str(self.folder / f"{self.home}.tar.gz")
         return [self._tpu_vm("scp", node, f"copy famjax and the job to all workers of {node}", source,
                              f"{node}:{self.home}.tar.gz", "--worker=all")
@@ -159,7 +159,7 @@ class Commands:
     def on_workers(
         self, why: str, *verb: str, worker: str = "all", first: str = "", nodes: int | None = None
     ) -> list[Command]:
-        """`worker.sh VERB` on each node; all its words are this file's own, or checked names."""
+        """Returns `worker.sh VERB` for each node; all its words are constants of this file, or checked names."""
         remote = f"{first}bash {shlex.join([f'{self.home}/{WORKER}', *verb])}"
         return [self._tpu_vm("ssh", node, f"{why} ({node})", node, f"--worker={worker}", f"--command={remote}")
                 for node in self.options.nodes[:nodes]]  # fmt: skip
@@ -168,16 +168,16 @@ class Commands:
         return Command(["gcloud", "compute", "tpus", "tpu-vm", verb, *words, *self.place], why)
 
     def setups(self) -> list[Command]:
-        """Unpack, install, mount."""
+        """Returns the commands that unpack the bundle, install packages and mount the bucket."""
         old = " ".join(f"{self.home}/{folder}" for folder in ("famjax", "gin", "launch"))  # of an earlier version
         first = f"mkdir -p {self.home} && rm -rf {old} && tar -xzf {self.home}.tar.gz -C {self.home} && "
         more = [self.options.bucket] if self.options.bucket else []
         return self.on_workers("unpack, install pinned packages with libtpu", "setup", *more, first=first)
 
     def starts(self) -> list[Command]:
-        """The job, in the background of every worker."""
+        """Returns the commands that start the job in the background on every worker."""
         return self.on_workers("start on all workers", "start")
 
     def following(self, lines: str = "+1") -> Command:
-        """The log of the first process, to its end."""
+        """Returns the command that follows the log of process 0 to its end."""
         return self.on_workers("follow the log of process 0", "follow", lines, worker="0", nodes=1)[0]

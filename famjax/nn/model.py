@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from famjax.attention import memory, positions, streaming
+from famjax.attention import memories, memory, positions, streaming
 from famjax.attention.block_step import over_blocks, prompt_step
 from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key, Tree
+from famjax.nn import segments
 from famjax.nn.execution import Execution, LayerStack, stacked
-from famjax.nn.layer import Layer, LayerParams, NormWeights, norm, weight
+from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, norm, weight
 
 # Activations of whole blocks, [N, B, S, D]: sharded along their rows alone.
 ACTIVATION_AXES = (None, "batch", None, None)
@@ -95,6 +96,8 @@ class Transformer(nnx.Module):
             self.unembedding = weight(rngs, (D, V), D**-0.5, ("embed", "vocab"), dtype)
         if config.memory.fam_length:
             self.fam = Fam(config, rngs)
+        if added := memories.of(config.memory).model_weights(config):
+            self.memory = AddedWeights(added, rngs)
 
     # --- forward ----------------------------------------------------------------------------------
 
@@ -121,8 +124,26 @@ class Transformer(nnx.Module):
         count = jnp.full(B, T, jnp.int32) if count is None else count
         padded = jnp.pad(tokens, ((0, 0), (0, -T % self.config.memory.block_size)))
         at = self.locate(state, count, padded.shape[1], start, layout)
-        hidden, layers = self.forward(self.embed(padded), state, at, start, key)
-        return hidden[:, :T], MemoryState(*positions.after(at, self.config.memory), layers)
+        beside: dict[str, Array] = {}
+        if self.by_blocks:
+            hidden, layers, beside = segments.forward(self, self.embed(padded), state, at, key, over_blocks)
+        else:
+            hidden, layers = self.forward(self.embed(padded), state, at, start, key)
+        return hidden[:, :T], MemoryState(*positions.after(at, self.config.memory), layers, beside)
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether the model has a memory as a whole, so that a text is read block by block (`segments.py`)."""
+        return bool(memories.of(self.config.memory).model_axes)
+
+    def observe(
+        self, x: Float[Array, "B T D"], state: MemoryState, where: positions.Blocks, start: Start,
+        over: LayerOverBlocks,
+    ) -> tuple[Float[Array, "B T D"], Any]:  # fmt: skip
+        """`forward` of any memory, with an `over` that returns flags."""
+        if self.by_blocks:
+            return segments.forward(self, x, state, where, None, over)[:2]
+        return self.forward(x, state, where, start, over=over)
 
     def locate(
         self, state: MemoryState | None, count: Int[Array, "B"], length: int, start: Start = LEARNED,
@@ -144,10 +165,11 @@ class Transformer(nnx.Module):
 
         Returns also what each layer's `over` returned beside its output, with a leading axis L: its memory.
         """
-        run, memories = self.execution, None if state is None else state.layers
+        run, before_all = self.execution, None if state is None else state.layers
+        S = segments.in_layers(self.config).memory.block_size
         # What observes a layer reduces over rows; a mask drawn for dropout depends on the place in the whole array.
         alone = run.alone(len(x)) and over is over_blocks and key is None and not self._layers.unstacked
-        how = run.of_blocks(alone, self.config.memory.block_size)
+        how = run.of_blocks(alone, S)
 
         def layer_fn(layer: Layer, shared: Tree, carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
             (where, use), (x, prompt), (weights, key, (before, (prefix, passed))) = shared, carry, inputs
@@ -158,9 +180,9 @@ class Transformer(nnx.Module):
                 prompt = None if prompt is None else prompt_step(layer, prompt)
             return (y if alone else run.constrain(y, ACTIVATION_AXES), prompt), out
 
-        blocks = jnp.moveaxis(x.reshape(len(x), -1, self.config.memory.block_size, x.shape[-1]), 1, 0)
+        blocks = jnp.moveaxis(x.reshape(len(x), -1, S, x.shape[-1]), 1, 0)
         carry = run.constrain(blocks, TOKEN_AXES if alone else ACTIVATION_AXES), self._prompt(start)
-        xs, shared = (memories, (self._prefix(), start.fam)), (where, start.use)
+        xs, shared = (before_all, (self._prefix(), start.fam)), (where, start.use)
         rows = (((1, -1), (0, (-1, -1)), (0, -1)), ((1, -1), 0)) if alone else None
         keys = None if key is None else jax.random.split(key, self.config.num_layers)
         (x, _), out = run.over_layers(layer_fn, self._layers, carry, xs, shared, rows, keys)
@@ -194,13 +216,25 @@ class Transformer(nnx.Module):
             count = jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
         where = positions.of_part(state.position, state.fam_updates, count, config, shift)
 
-        x, memories = self.embed(tokens), []
-        for i, layer in enumerate(self._layers.each_layer(self.execution)):
-            x, after = streaming.part_of_block(layer, x, _of_layer(state.layers, i), where)
+        x, beside = self.embed(tokens), state.beside
+        each = [_of_layer(state.layers, i) for i in range(self.config.num_layers)]
+        if self.by_blocks:
+            hidden, each, beside = segments.read(self, x, each, beside["tokens"], where)
+        else:
+            hidden, each = self.part_through_layers(x, each, where)
+        layers = stacked(each) if isinstance(state.layers, LayerMemory) else tuple(each)
+        return hidden, MemoryState(*positions.after(where, config), layers, beside)
+
+    def part_through_layers(
+        self, x: Float[Array, "B Q D"], before: list[LayerMemory], where: positions.Blocks
+    ) -> tuple[Float[Array, "B Q D"], list[LayerMemory]]:
+        """Embedded tokens of a part of a block through all layers: hidden states, and each layer's memory."""
+        memories = []
+        for layer, one in zip(self._layers.each_layer(self.execution), before, strict=True):
+            x, after = streaming.part_of_block(layer, x, one, where)
             x = self.execution.constrain(x, ACTIVATION_AXES[1:])
-            memories.append(self.execution.constrain(after, memory.layer_axes(config)))
-        layers = stacked(memories) if isinstance(state.layers, LayerMemory) else tuple(memories)
-        return self._final_norm(x), MemoryState(*positions.after(where, config), layers)
+            memories.append(self.execution.constrain(after, memory.layer_axes(self.config.memory)))
+        return self._final_norm(x), memories
 
     # --- embedding and logits ---------------------------------------------------------------------
 
@@ -253,7 +287,8 @@ class Transformer(nnx.Module):
         xs = (self._prefix(), start.fam)
         with jax.named_scope("fam_recurrence"):
             _, layers = self.execution.over_layers(layer_fn, self._layers, self._prompt(start), xs, start.use)
-        state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, start.updates_before, jnp.int32), layers)
+        beside = {"tokens": segments.first_tokens(self)} if self.by_blocks else {}
+        state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, start.updates_before, jnp.int32), layers, beside)
         return memory.broadcast_rows(state, batch)
 
     def streaming_state(self, batch: int) -> MemoryState:
@@ -291,19 +326,20 @@ class Transformer(nnx.Module):
 
     @property
     def _layers(self) -> LayerStack:
+        config = segments.in_layers(self.config)
         # A layer has its part of the gate among its weights.
         gate = self.fam.gate if self.config.memory.has_gate else None
         if isinstance(self.layers, LayerParams):
             weights = nnx.state(self.layers, nnx.Param)
             more = {} if gate is None else {"fam_gate": gate[...]}
             names = {} if gate is None else {"fam_gate": gate.axes}
-            return LayerStack(self.config, nnx.to_pure_dict(weights) | more, axes_of(weights) | names)
+            return LayerStack(config, nnx.to_pure_dict(weights) | more, axes_of(weights) | names)
         each = [nnx.state(layer, nnx.Param) for layer in self.layers]
         layers = [nnx.to_pure_dict(weights) for weights in each]
         if gate is None:
-            return LayerStack(self.config, layers, axes_of(each[0]))
+            return LayerStack(config, layers, axes_of(each[0]))
         layers = [one | {"fam_gate": gate[...][i]} for i, one in enumerate(layers)]
-        return LayerStack(self.config, layers, axes_of(each[0]) | {"fam_gate": gate.axes[1:]})
+        return LayerStack(config, layers, axes_of(each[0]) | {"fam_gate": gate.axes[1:]})
 
 
 def first_fam(

@@ -1,1 +1,1 @@
-"""Training and serving compiled for TPUs that are not here: memory, operations, collectives, an estimate of time."""
+"""Compiles training and serving for TPU slices without a TPU: memory, FLOPs, collectives, an estimate of time."""

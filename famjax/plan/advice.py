@@ -1,4 +1,4 @@
-"""What would make a program smaller, by what its memory is used for."""
+"""Suggests settings that reduce the memory of a program."""
 
 import math
 from typing import Any
@@ -8,30 +8,30 @@ from famjax.plan.estimate import COMFORT
 
 
 def advice(plan: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Settings that would help a program that does not fit, or only just, the most likely first; else nothing."""
+    """Returns settings that would help a program that does not fit, or barely fits, the most promising first."""
     if plan["fits"] and plan["peak_bytes_per_device"] <= COMFORT * plan["hbm_bytes_per_device"]:
         return []
     held = sum(plan["held_per_device"].values())
     lines = []
     if held > 0.5 * plan["hbm_bytes_per_device"]:
-        lines.append("more devices along fsdp or tensor, or a larger topology: what a device is given takes more than "
-                     "half of its memory")  # fmt: skip
+        lines.append("more devices along fsdp or tensor, or a larger topology: arguments take more than half of a "
+                     "device's memory")  # fmt: skip
     if plan["program"] != "train":
-        return [*lines, "a lower BATCH_SIZE: each row has a memory of its own, and activations"]
+        return [*lines, "a lower BATCH_SIZE: each row has its own memory and activations"]
     parts = [tensor["part"] for tensor in plan["largest_tensors"]]
     if config.model.remat != "full":
-        lines.append("--gin.ModelConfig.remat=\"'full'\": less is kept for the backward pass")
+        lines.append("--gin.ModelConfig.remat=\"'full'\": fewer residuals are saved for the backward pass")
     if more := more_microbatches(config):
         lines.append(f"--gin.MICROBATCHES={more}: activations of fewer rows at once")
     if "loss" in parts[:3] and config.loss_chunk != 0 and config.loss_chunk > 256:
         lines.append(f"--gin.TrainConfig.loss_chunk={config.loss_chunk // 2}: logits of fewer tokens at once")
     if not more and config.mesh_sizes[2] == 1:
-        lines.append("--gin.MESH with more devices along tensor: a row is the least that a device can hold of a batch")
+        lines.append("--gin.MESH with more devices along tensor: a device holds at least one row of the batch")
     return lines
 
 
 def more_microbatches(config: TrainConfig) -> int | None:
-    """The next larger number of microbatches over which the batch divides; None where a device has one row in each."""
+    """Returns the next larger number of microbatches that divides the batch; None if a device has one row in each."""
     data, fsdp, _ = config.mesh_sizes
     rows = config.batch_size // math.prod((data, fsdp))
     larger = [n for n in range(config.microbatches + 1, rows + 1) if rows % n == 0]

@@ -1,4 +1,4 @@
-"""Runs the compiler in a process of its own, shows how long it has been at it, and keeps its noise away."""
+"""Runs the TPU compiler in a child process, reports the elapsed time, and captures the compiler's output."""
 
 import contextlib
 import importlib.machinery
@@ -24,7 +24,7 @@ INSTALL = "pip install libtpu==0.0.52"
 
 
 def library() -> str:
-    """Where libtpu is. Raises `ConfigError` with the command that installs it."""
+    """Returns the path of libtpu. Raises `ConfigError` with the command that installs it."""
     found = importlib.machinery.PathFinder.find_spec("libtpu")
     path = Path(found.origin).parent / "libtpu.so" if found and found.origin else None
     if path is None or not path.is_file():
@@ -33,14 +33,14 @@ def library() -> str:
 
 
 def libtpu_version() -> str:
-    """Of the installed libtpu; empty where it tells none."""
+    """Returns the version of the installed libtpu; empty if unknown."""
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version("libtpu")
     return ""
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables of the child: jax on the CPU, libtpu for compiling only, its text dumped into the folder."""
+    """Returns the child's environment: jax on the CPU, libtpu for compilation only, its HLO dumped into the folder."""
     modules = "|".join(("step", "read_window", "decode", "score_window"))
     changed = {
         "JAX_PLATFORMS": "cpu",
@@ -61,17 +61,17 @@ def run(
     keep: Path | None = None,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """Runs a child and returns the raw numbers of what it compiled (`compile.py`).
+    """Runs a child and returns the raw numbers of the compiled program (`compile.py`).
 
     Args:
-      command: its words, given the folder that it writes to.
-      tell: called every second or so with the seconds since it began.
-      keep: a folder that gets all that the compiler wrote; None leaves nothing.
-      quick: end it where the program is laid out, before code is made of it: no cycles, a tenth of the time.
+      command: maps the output folder to the child's command line.
+      tell: called about every second with the elapsed seconds.
+      keep: folder for the compiler's dump; None keeps nothing.
+      quick: stop after buffer assignment, before code generation: no cycles, a tenth of the time.
 
     Raises:
-      ConfigError: the child found a mistake of the user's; its line.
-      RuntimeError: the compiler failed; its last lines.
+      ConfigError: the child's line, if it reported a user error.
+      RuntimeError: the last line of the output, if the compiler failed.
     """
     with interrupts.held(), _folder(keep) as folder:
         with (folder / LOG).open("w", encoding="utf-8") as log:
@@ -98,7 +98,7 @@ def run(
 
 
 def _wait(child: "subprocess.Popen[bytes]", tell: Callable[[float], None], enough: Callable[[], bool]) -> bool:
-    """True once the child has ended, False as soon as it has done enough."""
+    """Returns True when the child has exited, or False as soon as `enough` is true."""
     began = time.monotonic()
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):

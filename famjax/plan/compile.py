@@ -1,6 +1,6 @@
-"""The child process of a plan: one program through the TPU compiler, and what its text and its memory say.
+"""The child process of a plan: compiles one program for TPU, and reads its HLO and memory analysis.
 
-libtpu is loaded here alone, in a process whose environment was set before jax was imported (`child.py`).
+libtpu is loaded only here, in a process whose environment is set before jax is imported (`child.py`).
 """
 
 import json
@@ -28,24 +28,24 @@ from famjax.train.watching.norms import group_of
 
 
 def compile_into(folder: Path, config: TrainConfig, program: str, topology: Topology) -> None:
-    """Compiles and writes `RESULT_JSON` to the folder, which the compiler dumps into, too (`child.environment`)."""
+    """Compiles, and writes `RESULT_JSON` to the folder that also has the compiler's dump (`child.environment`)."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     result = compiled(folder, config, program, topology)
     (folder / RESULT_JSON).write_text(json.dumps(result), encoding="utf-8")
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process, which would go on for minutes, when the one that asked for it is gone."""
+    """Exits this process, which would otherwise run for minutes, when its parent is gone."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology) -> dict[str, Any]:
-    """Raw numbers of one device and one run of the program, as JSON; `report.py` makes them a report.
+    """Returns raw numbers of one run of the program on one device, as JSON; `summary.py` derives the plan.
 
-    A program that needs more memory than there is has `needed_bytes` instead of `memory`, and no cycles: its
-    compilation ends before code is made.
+    A program that does not fit has `needed_bytes` instead of `memory`, and no cycles: its compilation stops before
+    code generation.
     """
     options = {"num_slices": topology.slices} if topology.slices > 1 else {}
     devices: Sequence[Any] = topologies.get_topology_desc(str(topology), platform="tpu", **options).devices
@@ -71,7 +71,7 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
 
 
 def _counts(config: TrainConfig, program: str, tokens: int) -> dict[str, Any]:
-    """Weights by group, and the work that the mathematics needs: of the training's formula, or 2 for each weight."""
+    """Returns weights by group, and model FLOPs: by the training formula, or 2 per weight and token for inference."""
     leaves = [
         (path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(config.model))
     ]

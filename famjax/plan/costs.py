@@ -1,4 +1,4 @@
-"""What a compiled program costs a step: cycles by part, collectives, hand-written kernels, products."""
+"""Costs of a compiled program per step: cycles by part, collectives, Pallas kernels, matrix products."""
 
 import dataclasses
 import json
@@ -19,13 +19,12 @@ class Collective:
 
     Attributes:
       kind: one of `COLLECTIVES`.
-      runs: how often it runs in a step.
-      payload: bytes of the whole array each time: of an all-gather's result, of what a reduce-scatter or an
-        all-reduce adds up, of what a permutation or an all-to-all moves.
-      devices: how many take part together.
-      part: of the step (`parts.py`).
-      in_loop: inside the scan over blocks that makes FAM, or any other loop.
-      path: jax's names.
+      runs: executions per step.
+      payload: bytes of the whole array per execution: the result of an all-gather, the input of a
+        reduce-scatter or an all-reduce, the array moved by a permutation or an all-to-all.
+      devices: devices per group.
+      part: part of the step (`parts.py`).
+      path: jax's op name.
     """
 
     kind: str
@@ -37,19 +36,19 @@ class Collective:
 
     @property
     def bytes(self) -> float:
-        """Payload of a step."""
+        """Payload per step."""
         return self.runs * self.payload
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends in a step, in rings: an all-reduce is a reduce-scatter and an all-gather."""
+        """Bytes that a device sends per step with ring algorithms; an all-reduce is reduce-scatter and all-gather."""
         share = (self.devices - 1) / self.devices if self.devices > 1 else 0.0
         return self.bytes * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """Runs of a hand-written kernel (Pallas), with the costs that its author states; 0 where none are stated."""
+    """Executions of a Pallas kernel per step, with the costs of its `cost_estimate`; 0 if it has none."""
 
     name: str
     runs: float
@@ -59,10 +58,10 @@ class Kernel:
 
 
 def collectives(program: Program) -> list[Collective]:
-    """All collectives, each counted once.
+    """Returns all collectives, each once, the largest first.
 
-    The compiler may spread one over several fusions, to overlap it with other work: these pieces share a
-    channel. A piece that is peeled off a loop runs less often than the one in it, which counts.
+    The compiler may split a collective over several fusions to overlap it with compute; the pieces share a channel.
+    Of a loop's piece and one peeled off the loop, the one with more executions counts.
     """
     found: dict[tuple[str, Any], Collective] = {}
     for one, runs, path in program.instructions():
@@ -80,13 +79,13 @@ def collectives(program: Program) -> list[Collective]:
 def _payload(one: Instruction, kind: str, devices: int) -> int:
     sizes = byte_sizes(one.shape)
     if one.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        # (what goes in, what comes out, and small change)
+        # (input, output, small context arrays)
         return max(sizes, default=0)
     return sum(sizes) * (devices if kind == "reduce-scatter" else 1)
 
 
 def group_size(rest: str) -> int:
-    """Devices of one group of a collective, in any of the ways that groups are written.
+    """Returns the number of devices per group of a collective, for all notations of groups:
 
     {{0,1},{2,3}}    [2,4]<=[8] (groups, devices)    mesh['a'=4,'b'=2] {'a'}    source_target_pairs (2 each)
     """
@@ -102,7 +101,7 @@ def group_size(rest: str) -> int:
 
 
 def cycles_by_part(program: Program) -> dict[str, float]:
-    """The compiler's estimated cycles of a step on one device. It estimates neither collectives nor kernels."""
+    """Returns the compiler's estimated cycles per step on one device, without collectives and Pallas kernels."""
     found: dict[str, float] = {}
     for one, runs, path in program.instructions():
         if cycles := one.cycles:
@@ -112,7 +111,7 @@ def cycles_by_part(program: Program) -> dict[str, float]:
 
 
 def kernels(program: Program) -> list[Kernel]:
-    """All hand-written kernels of a compiled program."""
+    """Returns all Pallas kernels of a compiled program."""
     found = []
     for one, runs, path in program.instructions():
         if one.opcode == "custom-call" and f'custom_call_target="{KERNEL}"' in one.rest:
@@ -132,9 +131,9 @@ def _stated_cost(rest: str) -> dict[str, Any]:
 
 
 def products(program: Program) -> dict[str, float]:
-    """Floating point operations of all matrix products by part, in the program as it is given to the compiler.
+    """Returns FLOPs of all matrix products by part, on all devices, in the unoptimised program.
 
-    Those of all devices. A multiplication and an addition are two; what is computed again counts again.
+    A multiply-add counts as two; rematerialised products count again.
     """
     found: dict[str, float] = {}
     shapes = {

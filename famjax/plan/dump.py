@@ -1,4 +1,4 @@
-"""What the compiler has written to a folder, as raw numbers. Needs neither jax nor a finished compilation."""
+"""Reads raw numbers from the compiler's dump. Needs neither jax nor a finished compilation."""
 
 import re
 import time
@@ -10,16 +10,16 @@ from famjax.plan import costs, tensors
 from famjax.plan.hlo import Program
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-# The last text before the compiler makes code of it, which takes nine tenths of its time.
+# The last stage before code generation, which takes nine tenths of the time.
 LAID_OUT = "after_optimizations_after_buffer_assignment"
 ASSIGNMENT = "after_optimizations-buffer-assignment"
 HBM = (None, "0")
 
 
 def read(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Cycles by part, collectives, kernels, products, largest tensors: as much as is there.
+    """Returns cycles by part, collectives, kernels, products and largest tensors, as far as the dump has them.
 
-    `cycles` is left out where no code was made. given: what `hlo.Program` wants to know beside the text.
+    `cycles` is missing without code generation. `given` has the arguments of `hlo.Program` that are not in the dump.
     """
 
     def program(path: Path) -> Program:
@@ -44,13 +44,13 @@ def read(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def laid_out(folder: Path) -> bool:
-    """Whether memory and collectives of the program are decided and written: all but its code."""
+    """Whether the dump has the buffer assignment, which determines memory and collectives before code generation."""
     found = _module(folder, LAID_OUT)
     return found is not None and time.time() - found.stat().st_mtime > 2
 
 
 def memory(folder: Path) -> dict[str, int]:
-    """Bytes of HBM of a program that is laid out, as the compiler tells them of a finished one; its code takes 0."""
+    """Returns HBM bytes of a program from its buffer assignment, in the form of `memory_analysis`; code counts as 0."""
     found = _module(folder, ASSIGNMENT)
     assert found is not None
     with found.open(encoding="utf-8") as lines:
@@ -58,9 +58,9 @@ def memory(folder: Path) -> dict[str, int]:
 
 
 def assigned_bytes(lines: Iterable[str]) -> dict[str, int]:
-    """Of the compiler's buffer assignment: what is in HBM, and lives as long as the program.
+    """Returns the bytes in HBM of a buffer assignment by kind.
 
-    A donated argument is where its new value is put: it is an argument here, and no output.
+    A donated argument, which is overwritten by its new value, counts as an argument and not as an output.
     """
     sizes = {"argument": 0, "output": 0, "alias": 0, "temp": 0, "generated_code": 0}
     for line in lines:
@@ -78,12 +78,12 @@ def assigned_bytes(lines: Iterable[str]) -> dict[str, int]:
 
 
 def needed_bytes(message: str) -> int | None:
-    """What a program would need, of the compiler's message that there is less; None for any other message."""
+    """Returns the bytes needed according to the compiler's out-of-memory message; None for any other message."""
     found = re.search(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message)
     return int(float(found[1]) * UNITS[found[2]]) if found else None
 
 
 def _module(folder: Path, stage: str) -> Path | None:
-    """The text of the largest module at this stage: jax compiles a few small ones beside it."""
+    """Returns the path of the largest module at this stage; jax also compiles a few small ones."""
     found = sorted(folder.glob(f"*.{stage}.txt"), key=lambda path: path.stat().st_size)
     return found[-1] if found else None

@@ -1,9 +1,9 @@
-"""From the compiler's counts to seconds: an estimate, never a measurement.
+"""Converts the compiler's counts to seconds: an estimate, never a measurement.
 
 compute      cycles / clock                 the compiler's own estimate of every fusion
-kernels      max(FLOPs / (peak / 2), bytes / HBM's rate)      hand-written ones, by the costs that they state
-collectives  bytes sent / one axis of the slice's network, both directions; not the network between slices
-a step       between max(compute + kernels, collectives), all overlapped, and their sum, nothing overlapped
+kernels      max(FLOPs / (peak / 2), bytes / HBM bandwidth)      Pallas kernels, from their cost estimates
+collectives  bytes sent / bandwidth of one ICI axis, both directions; DCN between slices is not modelled
+a step       between max(compute + kernels, collectives), fully overlapped, and their sum, not overlapped
 """
 
 import dataclasses
@@ -11,18 +11,18 @@ from typing import Any
 
 from famjax.plan.topology import Figures
 
-# Attention multiplies by 128 columns at a time, which fill a matrix unit of 256 by half; an assumption.
+# Assumption: attention's products have 128 columns, which fill half of a 256-wide matrix unit.
 KERNEL_EFFICIENCY = 0.5
-# More of its memory than this a program should not need: the runtime and the next batch want some, too.
+# Fraction of HBM that a program should not exceed: the runtime and the next batch need some too.
 COMFORT = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Seconds of one run of a program.
+    """Estimated seconds of one run of a program.
 
     Attributes:
-      by_part: of the compiler's cycles.
+      by_part: seconds of the compiler's cycles, by part.
       kernels, collectives: see above.
     """
 
@@ -32,22 +32,22 @@ class Estimate:
 
     @property
     def compute(self) -> float:
-        """Everything that the device computes."""
+        """Seconds of all computation."""
         return sum(self.by_part.values()) + self.kernels
 
     @property
     def longest(self) -> float:
-        """Nothing overlaps: what the report takes for a step."""
+        """Seconds without overlap; the report uses this as the step time."""
         return self.compute + self.collectives
 
     @property
     def shortest(self) -> float:
-        """All collectives run beside other work."""
+        """Seconds with all collectives overlapped with compute."""
         return max(self.compute, self.collectives)
 
 
 def estimate(raw: dict[str, Any], figures: Figures, peak_flops: float) -> Estimate:
-    """Of a finished compilation (`compile.py`). peak_flops: of one device."""
+    """Estimates the time of a finished compilation (`compile.py`). `peak_flops` is the peak FLOP/s of one device."""
     seconds = 0.0
     for kernel in raw["kernels"]:
         by_flops = kernel["flops"] / (KERNEL_EFFICIENCY * peak_flops)
@@ -58,7 +58,7 @@ def estimate(raw: dict[str, Any], figures: Figures, peak_flops: float) -> Estima
 
 
 def binds(peak: int, found: Estimate | None, figures: Figures) -> str:
-    """What limits the program: memory, collectives or compute."""
+    """Returns what limits the program: memory, collectives or compute."""
     if found is None or peak > COMFORT * figures.hbm_bytes:
         return "memory"
     return "collectives" if found.collectives > found.compute else "compute"

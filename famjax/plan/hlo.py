@@ -1,7 +1,7 @@
-"""XLA's text of a compiled program: which computation runs how often, and what its instructions cost.
+"""Parses HLO text: how often each computation runs, and what its instructions cost.
 
-A loop's body stands in the text once, however often it runs, so every count here is an instruction's own times the
-number of its computation's runs:
+A loop body is in the text once, so every cost is that of the instruction times the number of executions ("runs") of
+its computation:
 
     runs(entry) = 1,  runs(body) = runs(caller) * trips,  runs(called) = sum of runs(caller) over all call sites
 """
@@ -20,7 +20,7 @@ _CALLS = re.compile(
 )
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c64|c128)\[([\d,]*)\]")
 _ITEM_BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
-# What the bodies of `jax.shard_map` are called in a program that is not cut yet.
+# Name of `jax.shard_map` bodies in a program before SPMD partitioning.
 MANUAL = "xla.sdy.manual_computation_body"
 BRANCHES = ("true_computation", "false_computation", "branch_computations")
 
@@ -30,10 +30,11 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name, opcode: as written.
-      shape: text of its result's shape.
-      operands: names, without those of literals.
+      name, opcode: as in the text.
+      shape: text of the result's shape.
+      operands: names of the operands, without literals.
       rest: the line from its operands on.
+      is_root: whether it is the result of its computation.
     """
 
     name: str
@@ -45,29 +46,29 @@ class Instruction:
 
     @functools.cached_property
     def op_name(self) -> str:
-        """The path of jax's names: `jit(step)/jvp(loss)/logits/dot_general`."""
+        """jax's op name: `jit(step)/jvp(loss)/logits/dot_general`."""
         return _field(self.rest, r'op_name="([^"]*)"')
 
     @property
     def channel(self) -> int | None:
-        """Pairs the pieces of one collective."""
+        """Channel of a collective, shared by its pieces."""
         found = _field(self.rest, r"\bchannel_id=(\d+)")
         return int(found) if found else None
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate for one run; 0 where it has none (collectives, hand-written kernels)."""
+        """The compiler's estimated cycles per run; 0 if it has none (collectives, Pallas kernels)."""
         return int(_field(self.rest, r'"estimated_cycles":"(\d+)"') or 0)
 
     @property
     def called(self) -> list[tuple[str, str]]:
-        """(how, computation) of all that it runs."""
+        """(attribute, computation) of all computations that it calls."""
         found = _CALLS.findall(self.rest)
         return [(how, name.strip(" %")) for how, names in found for name in names.strip("{}").split(",")]
 
     @property
     def index(self) -> int:
-        """Of a get-tuple-element."""
+        """Index of a get-tuple-element."""
         return int(_field(self.rest, r"\bindex=(\d+)"))
 
 
@@ -81,25 +82,25 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """What it returns."""
+        """The instruction of its result."""
         return next(one for one in self.instructions.values() if one.is_root)
 
 
 class Program:
-    """A module's computations and how often each of them runs.
+    """The computations of a module, and how often each runs.
 
     Args:
-      lines: the text.
-      unknown_trips: runs of a loop whose number of turns is not in the text (it ends by its data).
-      branch_share: runs of a branch of a conditional, for each run of the conditional.
-      mesh: sizes of the mesh's axes. Before the compiler has cut a program, it stands there as for one device, but
-        for the bodies of `jax.shard_map`, of which each device along their axes runs its own.
+      lines: the HLO text.
+      unknown_trips: trip count of loops whose count is not in the text because it depends on data.
+      branch_share: executions of a conditional's branch per execution of the conditional.
+      mesh: sizes of the mesh axes. Before SPMD partitioning the program is that of all devices, except the bodies of
+        `jax.shard_map`, which every device along their axes runs on its own shard.
 
     Attributes:
-      computations: by name.
-      runs: how often each runs.
-      copies: how many devices run it, each on its own part.
-      context: jax's names of what calls it.
+      computations: computations by name.
+      runs: executions of each computation.
+      copies: number of devices that run it, each on its own shard.
+      context: op names of its callers.
     """
 
     def __init__(
@@ -114,28 +115,28 @@ class Program:
         self._count()
 
     def instructions(self) -> Iterator[tuple[Instruction, float, str]]:
-        """(instruction, how often it runs, its path of names behind that of what called it)."""
+        """Yields (instruction, its executions, op names of the callers and its own)."""
         for name, computation in self.computations.items():
             if self.runs[name]:
                 for one in computation.instructions.values():
                     yield one, self.runs[name], f"{self.context[name]} {one.op_name}"
 
     def trips(self, loop: Instruction, caller: Computation) -> int | None:
-        """How often a while loop turns, where it counts up by one from a constant to a constant; else None."""
+        """Returns the trip count of a while loop that counts by one between constants; None for other loops."""
         called = dict(loop.called)
         condition = self.computations[called["condition"]]
         compared = self._comparison(condition)
         if compared is None:
             return None
         counter, bound = compared
-        start = self._entry(loop, caller, counter) or 0  # where it is not to be seen: jax's loops count from 0
+        start = self._entry(loop, caller, counter) or 0  # if not visible: jax's loops count from 0
         end = bound if isinstance(bound, int) else self._entry(loop, caller, bound[0])
         return None if end is None else max(end - start, 0)
 
     def _comparison(self, condition: Computation) -> tuple[int, int | tuple[int]] | None:
-        """(index of the counter in the loop's tuple, its bound: a number, or the index of one)."""
+        """Returns (index of the counter in the loop's tuple, its bound: a number, or the index of one in a tuple)."""
         root, inside, outer = condition.root, condition, {}
-        if root.opcode == "fusion":  # the comparison is in a fusion of its own
+        if root.opcode == "fusion":  # the comparison is inside a fusion
             inside = self.computations[root.called[0][1]]
             parameters = [one for one in inside.instructions.values() if one.opcode == "parameter"]
             number = lambda one: int(_field(one.rest, r"^\((\d+)\)"))
@@ -158,7 +159,7 @@ class Program:
         return None if bound is None else (left.index, bound)
 
     def _entry(self, loop: Instruction, caller: Computation, index: int) -> int | None:
-        """The constant with which an entry of a loop's tuple begins."""
+        """Returns the initial value of an entry of a loop's tuple, if it is a constant."""
         initial = caller.instructions[loop.operands[0]]
         if initial.opcode != "tuple":
             return None
@@ -170,7 +171,7 @@ class Program:
             caller, manual = self.computations[name], 1
             self.runs[name] += caller.is_entry
             for one in caller.instructions.values():
-                if "xla.sdy.manual_axes" in one.rest:  # of what is handed to the next body
+                if "xla.sdy.manual_axes" in one.rest:  # on the arguments of the next shard_map body
                     manual = self._devices(one)
                 for how, called in one.called:
                     if called not in self.runs:
@@ -222,7 +223,7 @@ def _computations(lines: Iterable[str]) -> Iterator[Computation]:
 
 
 def _instruction(text: str, name: str, is_root: bool) -> Instruction:
-    """Of what stands behind the equals sign: `f32[8,64]{1,0} add(%a, %b), metadata=...`."""
+    """Parses the text after the equals sign: `f32[8,64]{1,0} add(%a, %b), metadata=...`."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     shape, rest = text[:end], text[end:].lstrip()
     opcode, bracket, _ = rest.partition("(")
@@ -233,7 +234,7 @@ def _instruction(text: str, name: str, is_root: bool) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
+    """Returns the position of the bracket that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
@@ -248,7 +249,7 @@ def _field(text: str, pattern: str) -> str:
 
 
 def _origin(one: Instruction, computation: Computation) -> Instruction:
-    """What an instruction hands on, where it does nothing else."""
+    """Returns the source of an instruction's value, through copies, bitcasts and sharding annotations."""
     while one.opcode in ("copy", "copy-start", "copy-done", "bitcast") or 'custom_call_target="Sharding"' in one.rest:
         if one.operands[0] not in computation.instructions:
             break
@@ -262,12 +263,12 @@ def _constant(one: Instruction) -> int | None:
 
 
 def arrays(shape: str) -> list[tuple[int, tuple[int, ...]]]:
-    """(bits of a number, sizes) of each array of a shape, tuples flattened; logical sizes, without padding."""
+    """Returns (bits per element, sizes) of each array of a shape, tuples flattened; logical sizes, without padding."""
     sizes = lambda text: tuple(int(size) for size in text.split(",") if size)
     bits = lambda kind: _ITEM_BITS.get(kind) or int(_field(kind, r"(\d+)"))
     return [(bits(kind), sizes(text)) for kind, text in _ARRAY.findall(shape)]
 
 
 def byte_sizes(shape: str) -> list[int]:
-    """Bytes of each array of a shape."""
+    """Returns the bytes of each array of a shape."""
     return [math.ceil(bits * math.prod(sizes) / 8) for bits, sizes in arrays(shape)]

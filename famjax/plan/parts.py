@@ -1,12 +1,12 @@
-"""The parts of a step that costs are told apart by, from the names that jax keeps of each operation.
+"""Assigns operations to the parts of a step by their op names, for reporting costs.
 
-The names are those of `jax.named_scope` in `attention`, `nn` and `train`. FAM's recurrence runs the layer's own
-projections and feed-forward, so its name wins wherever it stands; of all others the innermost one does.
+The names come from `jax.named_scope` in `attention`, `nn` and `train`. FAM's recurrence runs the layer's own
+projections and feed-forward, so its scope takes precedence; otherwise the innermost scope counts.
 """
 
 import re
 
-# Scope in the code -> part of the report, in its order.
+# Scope in the code -> part in the report, in the report's order.
 PARTS = {
     "projections": "projections",
     "feed_forward": "feed-forward",

@@ -1,4 +1,4 @@
-"""The programs that a plan compiles: famjax's own jitted functions, on shapes instead of arrays. Nothing is copied."""
+"""The programs that a plan compiles: famjax's own jitted functions, lowered with shapes instead of arrays."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,14 +27,14 @@ from famjax.train.step import jit_step
 
 
 class Lowered(NamedTuple):
-    """A program for the compiler.
+    """A lowered program.
 
     Attributes:
-      lowered: of `jax.jit(...).lower`.
-      tokens: that one run reads or makes.
-      unknown_trips: turns of its loop over blocks or tokens, whose number depends on the data.
-      branch_share: how many of these turns end a block, and so update FAM.
-      held: bytes on one device of what it is given, by group.
+      lowered: result of `jax.jit(...).lower`.
+      tokens: tokens that one run reads or generates.
+      unknown_trips: trip count of its loop over blocks or tokens, which depends on the data.
+      branch_share: share of these iterations that complete a block and update FAM.
+      held: bytes of the arguments on one device, by group.
     """
 
     lowered: Any
@@ -45,7 +45,7 @@ class Lowered(NamedTuple):
 
 
 def train(config: TrainConfig, mesh: Mesh) -> Lowered:
-    """The training step, `train/step.py` `jit_step`."""
+    """Lowers the training step, `train/step.py` `jit_step`."""
     tx = optim.optimizer(config.optimizer, config.steps)
     state, batch = states.abstract(config, tx, mesh), abstract_batch(config, mesh)
     held = {
@@ -57,7 +57,7 @@ def train(config: TrainConfig, mesh: Mesh) -> Lowered:
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
-    """Shapes of a batch. Tasks on text have a loss everywhere; no data is opened."""
+    """Returns the shapes of a batch, without opening data. Text tasks have a loss on every token."""
     rows = sharding.by_rows(mesh)
     shape = lambda size, dtype: jax.ShapeDtypeStruct(size, dtype, sharding=rows)
     if config.task == "passkey":
@@ -76,12 +76,12 @@ def _passkey_row(config: TrainConfig) -> Batch:
 
 
 def targets_of_row(config: TrainConfig) -> int:
-    """At how many tokens of a row a loss is taken."""
+    """Returns the number of loss positions per row."""
     return _passkey_row(config).targets.shape[1] if config.task == "passkey" else config.sequence_length
 
 
 def read_window(config: TrainConfig, mesh: Mesh) -> Lowered:
-    """Prefill: one call that reads a window of blocks, `infer/prefill.py`."""
+    """Lowers prefill: one call that reads a window of blocks, `infer/prefill.py`."""
     graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
     blocks = prefill.BLOCKS_PER_CALL
     B, T = config.batch_size, blocks * config.model.memory.block_size
@@ -91,7 +91,7 @@ def read_window(config: TrainConfig, mesh: Mesh) -> Lowered:
 
 
 def make_tokens(config: TrainConfig, mesh: Mesh) -> Lowered:
-    """Decoding: one call that makes `TOKENS_PER_CALL` tokens for every row, `infer/decode.py`."""
+    """Lowers decoding: one call that generates `TOKENS_PER_CALL` tokens for every row, `infer/decode.py`."""
     graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
     B, made = config.batch_size, decode.TOKENS_PER_CALL
     row, scalar = _rows(mesh, (B,)), jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(mesh))
@@ -104,7 +104,7 @@ def make_tokens(config: TrainConfig, mesh: Mesh) -> Lowered:
 
 
 def score_window(config: TrainConfig, mesh: Mesh) -> Lowered:
-    """Evaluation: one call that scores a window of blocks, `infer/scoring.py`."""
+    """Lowers evaluation: one call that scores a window of blocks, `infer/scoring.py`."""
     graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
     blocks = prefill.BLOCKS_PER_CALL
     B, T = config.batch_size, blocks * config.model.memory.block_size
@@ -120,12 +120,12 @@ PROGRAMS: dict[str, Callable[[TrainConfig, Mesh], Lowered]] = {
 
 
 def served_model(config: ModelConfig) -> ModelConfig:
-    """A model as it is served: LoRA merged, weights in the type that it computes in."""
+    """Returns the configuration for serving: LoRA merged, weights in the compute dtype."""
     return dataclasses.replace(config, lora=LoraConfig(), param_dtype=config.dtype)
 
 
 def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, dict[str, int]]:
-    """(graphdef, abstract weights, abstract memory of the rows, bytes of both on a device)."""
+    """Returns (graphdef, abstract weights, abstract memory of the rows, bytes of both on a device)."""
     config = served_model(config)
     execution = Execution.of(config, placement(mesh))
     model = nnx.eval_shape(lambda: model_lib.Transformer(config, nnx.Rngs(0), False, execution))

@@ -1,6 +1,6 @@
-"""Several plans of one job: against the length of a row, or to find a mesh, microbatches and a remat policy.
+"""Several plans of one job: by sequence length, or a search for a mesh, microbatches and a remat policy.
 
-A candidate is gin settings, so the one that is chosen can be given to `famjax train` as it stands.
+A candidate is a list of gin bindings, which can be given to `famjax train` unchanged.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from famjax.plan.topology import meshes
 
 Tell = Callable[[float], None]
 Progress = Callable[[str], Tell]
-# Candidates of a search that are compiled to the end: that takes ten times as long as to lay one out.
+# Candidates of a search that are compiled completely, which takes ten times as long as buffer assignment.
 FINISHED = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is planned.
+    """The job to plan.
 
     Attributes:
       program: `train`, `prefill`, `decode` or `eval`.
-      topology: where.
-      configured: from more gin settings to the run.
-      command: from more gin settings and a folder to the child's words.
+      topology: the TPU slices.
+      configured: maps additional gin bindings to the configuration.
+      command: maps additional gin bindings and a folder to the child's command line.
     """
 
     program: str
@@ -40,7 +40,7 @@ class Job:
     def plan(
         self, bindings: Sequence[str], tell: Tell, keep: Path | None = None, quick: bool = False
     ) -> dict[str, Any]:
-        """One plan, with more gin settings; `child.run` has the other arguments and what it raises."""
+        """Returns a plan with additional gin bindings; other arguments and errors are those of `child.run`."""
         config = self.configured(bindings)
         config.validate()
         raw = child.run(lambda folder: self.command(bindings, folder), tell, keep, quick)
@@ -50,10 +50,10 @@ class Job:
 def lengths(
     job: Job, config: TrainConfig, wanted: Sequence[int], progress: Progress, quick: bool
 ) -> list[dict[str, Any]]:
-    """Plans for rows of these lengths, with as many rows as have a step's tokens, but one a device at least.
+    """Returns plans for these sequence lengths, at equal tokens per step, but at least one row per device.
 
     Raises:
-      ConfigError: a length is not whole blocks, before anything is compiled.
+      ConfigError: if a length is not a multiple of the block size, before anything is compiled.
     """
     settings = [of_length(config, length) for length in wanted]
     for one in settings:
@@ -65,7 +65,7 @@ def lengths(
 
 
 def of_length(config: TrainConfig, length: int) -> list[str]:
-    """gin settings for rows of so many tokens."""
+    """Returns the gin bindings for rows of `length` tokens."""
     S = config.model.memory.block_size
     if length % S:
         raise ConfigError(f"--lengths {length} is not a multiple of block_size {S}")
@@ -79,11 +79,11 @@ def of_length(config: TrainConfig, length: int) -> list[str]:
 
 
 def search(job: Job, config: TrainConfig, tries: int, progress: Progress, quick: bool) -> list[dict[str, Any]]:
-    """The candidates that were tried, those that fit first, the fastest first.
+    """Returns the plans of the tried candidates, those that fit first, the fastest first.
 
-    They are laid out in the order of `candidates`, at most `tries` of them, which decides what fits and a bound of the
-    time. Of those that fit, the `FINISHED` best are compiled to the end for an estimate, unless it shall be `quick`.
-    Once a mesh fits with some number of microbatches, more of them would only gather weights more often.
+    At most `tries` candidates, in the order of `candidates`, are compiled up to buffer assignment, which shows whether
+    they fit, and a lower bound of the time. Unless `quick`, the `FINISHED` best that fit are then compiled completely
+    for an estimate. If a mesh fits, it is not tried with more microbatches, which would only gather weights more often.
     """
     found: list[dict[str, Any]] = []
     done: set[tuple[str, str]] = set()
@@ -100,14 +100,14 @@ def search(job: Job, config: TrainConfig, tries: int, progress: Progress, quick:
     found.sort(key=lambda plan: (not plan["fits"], plan["least_step_seconds"] or plan["peak_bytes_per_device"]))
     best = [] if quick else [plan for plan in found[:FINISHED] if plan["fits"]]
     for i, plan in enumerate(best):
-        found[i] = job.plan(plan["settings"], progress(f"{i + 1} of the {len(best)} best to the end,"))
+        found[i] = job.plan(plan["settings"], progress(f"{i + 1} of the {len(best)} best completely,"))
     return sorted(found[: len(best)], key=lambda plan: plan["estimated_step_seconds"]) + found[len(best) :]
 
 
 def candidates(topology: Topology, config: TrainConfig) -> list[tuple[dict[str, int], str, int]]:
-    """(mesh, remat, microbatches), the most promising first: few microbatches, the first of `meshes`, full remat.
+    """Returns (mesh, remat, microbatches), the most promising first: few microbatches, early in `meshes`, full remat.
 
-    Microbatches rise in powers of two, as far as a device has rows.
+    Microbatches are powers of two, up to the rows per device.
     """
     rows = config.batch_size
     found = []

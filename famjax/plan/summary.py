@@ -1,4 +1,4 @@
-"""A plan as JSON: what `--json` writes, and what the table shows."""
+"""A plan as JSON, for `--json` and the report."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ SHOWN_COLLECTIVES = 16
 
 
 def summarise(raw: dict[str, Any], config: TrainConfig, program: str, topology: Topology) -> dict[str, Any]:
-    """Every number of a plan.
+    """Returns all numbers of a plan.
 
     `fits`, `peak_bytes_per_device`, `hbm_bytes_per_device`, `flops_per_step`, `collective_bytes`,
-    `estimated_step_seconds` and `compile_seconds` stay what they are; docs/plans.md has the others. All that
-    ends in `_per_device` and all collectives, cycles and seconds are one device's. Of a program that does not fit,
-    what only a finished compilation tells is null; so are cycles and the estimate of one that was quick.
+    `estimated_step_seconds` and `compile_seconds` are stable names; docs/plans.md describes the others. Names
+    ending in `_per_device`, collectives, cycles and seconds are for one device. Numbers that need a finished
+    compilation are null for a program that does not fit; with `--quick`, cycles and the estimate are null.
     """
     chip, memory = figures(topology), raw.get("memory")
     peak = peak_bytes(memory) if memory else raw["needed_bytes"]
@@ -70,22 +70,22 @@ def summarise(raw: dict[str, Any], config: TrainConfig, program: str, topology: 
 
 
 def peak_bytes(memory: dict[str, int]) -> int:
-    """HBM that a program needs at its fullest: arguments, results that do not take an argument's place, temporaries
-    (their peak), and its code."""
+    """Returns the peak HBM bytes: arguments, results that are not aliased to arguments, peak temporaries, and code."""
     return memory["argument"] + memory["output"] - memory["alias"] + memory["temp"] + memory["generated_code"]
 
 
 def least_seconds(raw: dict[str, Any], at_peak: float, chip: Figures) -> float | None:
-    """All products at the chips' peak rate, and all collectives: no step is faster unless they overlap.
+    """Returns the time of all products at the peak rate plus all collectives: a lower bound unless they overlap.
 
-    To compare programs for which no code was made."""
+    It compares programs without code generation.
+    """
     if "collectives" not in raw:
         return None
     return at_peak + sum(one["sent"] for one in raw["collectives"]) / chip.link_bytes_per_second
 
 
 def by_kind(collectives: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """For each kind: how many stand in the program, runs a step, bytes of the arrays, and bytes that are sent."""
+    """Returns for each kind: number in the program, executions per step, bytes of the arrays, and bytes sent."""
     found: dict[str, dict[str, float]] = {}
     for one in collectives:
         kind = found.setdefault(one["kind"], {"count": 0, "runs": 0, "bytes": 0, "sent": 0})

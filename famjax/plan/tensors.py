@@ -1,4 +1,4 @@
-"""Which tensors of a compiled program are largest, and which part of the step they belong to."""
+"""The largest tensors of a compiled program, and the part of the step that they belong to."""
 
 import re
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ _ALLOCATION = re.compile(r"^allocation (\d+): size (\d+)(?:, color (\d+))?")
 
 
 def largest(lines: Iterable[str], program: Program, most: int = 12) -> list[dict[str, Any]]:
-    """Of the compiler's buffer assignment, the places in HBM that hold the largest tensors.
+    """Returns the largest tensors in HBM of a buffer assignment.
 
-    A place is used by one tensor after the other; the first to use it with its full size is named. Places
-    overlap in time or not, so their sizes need not add up to the peak.
+    Tensors may share a buffer one after the other; the first one of its full size is named. Buffers may or may not
+    be live at the same time, so the sizes do not add up to the peak.
 
     Returns:
-      `bytes`, `shape`, `part`, `path` (jax's names, or the argument's) and `count`, of equal ones.
+      `bytes`, `shape`, `part`, `path` (op name, or name of the argument), and `count` of equal tensors.
     """
     names = {one.name: path for one, _, path in program.instructions()}
     places: dict[tuple[str, str, str], tuple[int, str, str]] = {}

@@ -1,4 +1,4 @@
-"""What the plan knows of each TPU version beside `config/tpu.py`, and which meshes fit a topology."""
+"""Performance figures of TPU versions, in addition to `config/tpu.py`, and meshes for a topology."""
 
 import dataclasses
 import math
@@ -11,13 +11,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Of one JAX device: a chip, but half a chip of tpu7x.
+    """Figures of one JAX device: a chip, or half a chip of tpu7x.
 
     Attributes:
-      hbm_bytes: what the compiler lets a program use; read from its own message when a program is too large.
-      clock_hz: inferred: peak rate / (matrix units x their products a cycle). It turns the compiler's cycles into time.
-      link_bytes_per_second: one axis of the slice's network, both directions; from the maker's figure for a chip.
-      memory_bytes_per_second: from and to HBM, as the maker states it.
+      hbm_bytes: HBM available to a program, from the compiler's out-of-memory message.
+      clock_hz: inferred: peak FLOP/s / (matrix units x FLOPs per cycle). Converts the compiler's cycles to seconds.
+      link_bytes_per_second: bandwidth of one ICI axis, both directions; from the published figure of a chip.
+      memory_bytes_per_second: published HBM bandwidth.
     """
 
     hbm_bytes: int
@@ -32,12 +32,12 @@ FIGURES = {
     "v6e": Figures(int(31.24 * GIB), 1.75e9, 1.8e11, 1.64e12),
     "tpu7x": Figures(int(94.74 * GIB), 2.2e9, 1e11, 3.7e12),
 }
-# A mesh axis of more devices than this makes the v5p compiler add up zeros instead of gathering.
+# For longer mesh axes the v5p compiler all-reduces zero-padded shards instead of all-gathering.
 LONGEST_FSDP = 32
 
 
 def planned(text: str, slices: int = 1) -> Topology:
-    """A topology by name. Raises `ConfigError`, with all that can be planned, on any other name."""
+    """Returns a topology by name. Raises `ConfigError`, with all supported ones, for any other name."""
     try:
         topology = parse(text, slices)
     except ConfigError as error:
@@ -45,31 +45,31 @@ def planned(text: str, slices: int = 1) -> Topology:
         raise ConfigError(f"{error}{stop} Known: {known()}") from error
     if topology.chip.name not in FIGURES:
         raise ConfigError(
-            f"{topology.chip.name} cannot be planned: the compiler makes two devices of a chip, where a job sees one. "
+            f"{topology.chip.name} cannot be planned: the compiler has two devices per chip, but a job has one. "
             f"Known: {known()}"
         )
     return topology
 
 
 def known() -> str:
-    """All TPU versions in a line: `v5e:1x1 to 16x16 (256 chips, 64 hosts), 15.75 GiB a chip; ...`."""
+    """Returns all TPU versions in a line: `v5e:1x1 to 16x16 (256 chips, 64 hosts), 15.75 GiB per chip; ...`."""
     lines = []
     for name, one in FIGURES.items():
         chip = CHIPS[name]
         least, large = ("1x1", Topology(chip, (16, 16))) if chip.dims == 2 else ("2x2x1", Topology(chip, (8, 8, 8)))
         more = " and more" if chip.dims == 3 else ""
         lines.append(f"{name}:{least} to {written(large.shape)}{more} ({large.chips} chips, {large.hosts} hosts), "
-                     f"{one.hbm_bytes * chip.devices / GIB:g} GiB a chip")  # fmt: skip
+                     f"{one.hbm_bytes * chip.devices / GIB:g} GiB per chip")  # fmt: skip
     return "; ".join(lines)
 
 
 def figures(topology: Topology) -> Figures:
-    """Of a device of this topology."""
+    """Returns the figures of a device of this topology."""
     return FIGURES[topology.chip.name]
 
 
 def check_mesh(mesh: dict[str, int], topology: Topology, batch_size: int, microbatches: int) -> None:
-    """Raises `ConfigError` unless a mesh has as many devices as the topology; names one that has."""
+    """Raises `ConfigError`, with a suggestion, unless the mesh has the topology's number of devices."""
     sizes = tuple(mesh.get(axis, 1) for axis in MESH_AXES)
     data, _, tensor = sizes
     if math.prod(sizes) == topology.devices and data % topology.slices == 0:
@@ -86,19 +86,19 @@ def check_mesh(mesh: dict[str, int], topology: Topology, batch_size: int, microb
 
 
 def propose(topology: Topology, rows: int, tensor: int = 1) -> dict[str, int]:
-    """A mesh of all devices: weights cut by `fsdp`, copies by `data`, `tensor` only where rows do not suffice."""
+    """Returns a mesh of all devices: mainly `fsdp`, then `data`; `tensor` only if there are too few rows."""
     return meshes(topology, rows, tensor)[0]
 
 
 def meshes(topology: Topology, rows: int, tensor: int = 1) -> list[dict[str, int]]:
-    """All meshes over which so many rows divide, the most promising first."""
+    """Returns all meshes that divide `rows` rows evenly, the most promising first."""
     devices, slices = topology.devices, topology.slices
     found = []
     for t in _divisors(devices // slices):
         for fsdp in _divisors(devices // slices // t):
             data = devices // t // fsdp
             if rows % (data * fsdp) == 0:
-                # Near the wanted cut by `tensor` first, then little of it, then long `fsdp`, but not too long.
+                # The requested `tensor` first, then small `tensor`, then large `fsdp` up to LONGEST_FSDP.
                 rank = (t != tensor, t, fsdp > LONGEST_FSDP, -fsdp if fsdp <= LONGEST_FSDP else fsdp)
                 found.append((rank, {"data": data, "fsdp": fsdp, "tensor": t}))
     return [mesh for _, mesh in sorted(found, key=lambda one: one[0])] or [{"data": 1, "fsdp": 1, "tensor": devices}]

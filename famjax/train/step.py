@@ -219,7 +219,7 @@ def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weight
 def whole_rows(config: TrainConfig, mesh: Mesh, params: Weights, batch: Batch) -> Float[Array, "B T D"]:
     """Returns the hidden states of `TrainConfig.teacher`, whose tokens attend to their whole document in the row."""
     layers = {name: tree for name, tree in params["layers"].items() if name not in ("lora", "memory")}
-    base = {name: tree for name, tree in params.items() if name != "fam"} | {"layers": layers}
+    base = {name: tree for name, tree in params.items() if name not in ("fam", "memory")} | {"layers": layers}
     model = build(dataclasses.replace(config, model=config.teacher), mesh, jax.lax.stop_gradient(base))
     hidden, _ = model(batch.tokens, None, batch.count, layout=Layout(batch.starts, None, None))
     return jax.lax.stop_gradient(hidden)

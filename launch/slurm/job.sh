@@ -4,8 +4,8 @@
 @SETUP@
 export PYTHONPATH=@CODE@"${PYTHONPATH:+:$PYTHONPATH}"
 
-# SIGTERM, before the time limit or for another job, is for the processes of the step: they finish their training
-# step, save it and leave with @UNFINISHED@. This shell waits for them, also where a signal breaks its wait off.
+# On SIGTERM, before the time limit or on preemption, the processes finish their training step, save a checkpoint and
+# exit with @UNFINISHED@. This shell waits for them, also after a signal has interrupted its wait.
 trap 'signalled=1' TERM
 srun --kill-on-bad-exit=0 @COMMAND@ &
 step=$!
@@ -17,7 +17,7 @@ while [ -n "$signalled" ]; do
 done
 
 if [ "$code" -eq @UNFINISHED@ ] && [ "${SLURM_RESTART_COUNT:-0}" -lt @RESTARTS@ ]; then
-    # Stopped before its last step: queued again, it goes on from its checkpoint.
+    # Stopped before its last step: requeue it, to resume from its checkpoint.
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -1,9 +1,9 @@
-"""Real long texts for experiments: documentation and proofs that Debian packages carry.
+"""Downloads long texts for experiments: documentation and proofs in Debian packages.
 
     python launch/studies/debian_texts.py DIR
 
-fetches packages with `apt-get download` (nothing is installed, no rights are needed), and writes each text
-as DIR/train/NAME.txt or DIR/heldout/NAME.txt. Which of the two depends on the name alone, so it stays the same.
+downloads packages with `apt-get download` (nothing is installed, no privileges are needed), and writes each text
+to DIR/train/NAME.txt or DIR/heldout/NAME.txt. The split depends only on the name, so it is reproducible.
 
     python3.11-doc   the Python documentation, reStructuredText
     libcoq-stdlib    the standard library of Coq: definitions and proofs
@@ -17,25 +17,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Package -> where its texts are, once unpacked.
+# Package -> pattern of its texts in the unpacked archive.
 PACKAGES = {
     "python3.11-doc": "usr/share/doc/python3.11/html/_sources/**/*.rst.txt",
     "libcoq-stdlib": "usr/lib/ocaml/coq/theories/**/*.v",
 }
-SHORTEST = 2000  # bytes; shorter texts say nothing about memory
-HELD_OUT = 10  # one text of so many
+SHORTEST = 2000  # bytes; shorter texts do not exercise the memory
+HELD_OUT = 10  # one in ten texts is held out
 
 
 def main() -> int:
-    """Returns 0, or 2 with one line where apt cannot help."""
+    """Returns 0, or 2 with one line if apt is missing or fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the texts go; must be new or empty")
+    parser.add_argument("folder", type=Path, help="output directory; must be new or empty")
     folder: Path = parser.parse_args().folder
     if folder.exists() and any(folder.iterdir()):
         return fail(f"{folder} is not empty; name a new folder")
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
-            return fail(f"{tool} is not installed: this script needs Debian or one of its children")
+            return fail(f"{tool} is not installed: this script needs Debian or a derivative")
     counts = {"train": [0, 0], "heldout": [0, 0]}
     with tempfile.TemporaryDirectory() as scratch:
         for package, pattern in PACKAGES.items():
@@ -59,14 +59,14 @@ def main() -> int:
 
 
 def name_of(path: Path, package: str) -> str:
-    """`python3.11-doc.library.asyncio-task` of .../_sources/library/asyncio-task.rst.txt."""
+    """Returns `python3.11-doc.library.asyncio-task` for .../_sources/library/asyncio-task.rst.txt."""
     parts = list(path.parts)
     root = next(i for i, part in enumerate(parts) if part in ("_sources", "theories"))
     return ".".join([package, *parts[root + 1 : -1], parts[-1].removesuffix(".v").removesuffix(".rst.txt")])
 
 
 def keep(folder: Path, name: str, text: bytes) -> str:
-    """Writes a text where it belongs, and tells where that is."""
+    """Writes a text to its split and returns the split's name."""
     split = "heldout" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % HELD_OUT == 0 else "train"
     (folder / split).mkdir(parents=True, exist_ok=True)
     (folder / split / f"{name}.txt").write_bytes(text)
@@ -74,7 +74,7 @@ def keep(folder: Path, name: str, text: bytes) -> str:
 
 
 def fail(message: str) -> int:
-    """Says what went wrong in one line."""
+    """Prints an error of one line and returns exit code 2."""
     print(f"debian_texts: {message}", file=sys.stderr)
     return 2
 

@@ -1,4 +1,4 @@
-"""What came out of launch/studies/memory_study.py: its tables and plot."""
+"""Tables and plot of the results of launch/studies/memory_study.py."""
 
 import json
 from pathlib import Path
@@ -8,26 +8,26 @@ if TYPE_CHECKING:
     from memory_study import Run
 
 RESULTS_JSON, SAMPLES_JSONL = "results.json", "samples.jsonl"
-NEAR = 3  # tokens between a block's edge and the beginning of an answer
-# Runs that the plot shows beside the recipe.
+NEAR = 3  # maximum tokens between a block boundary and the start of an answer that counts as near
+# Runs that the plot shows in addition to the recipe.
 PLOTTED = ("bswa_m0", "bswa_m1", "as_carried", "bound", "paper", "rsp")
 
 
 def evaluations(run: "Run", folder: Path) -> list[Path]:
-    """Where the evaluations of a run write."""
+    """Returns the output directories of a run's evaluations."""
     return [folder / f"{run.name}-eval{number or ''}" for number in range(len(run.asked))]
 
 
 def depths(run: "Run", folder: Path) -> Path:
-    """Where its evaluation at other depths writes."""
+    """Returns the output directory of a run's evaluation at other depths."""
     return folder / f"{run.name}-depths"
 
 
 def write(folder: Path, study: dict[str, list["Run"]]) -> None:
-    """Tables and plot of all runs of all parts that have results."""
+    """Writes tables and plot of all runs with results."""
     runs = {run.name: run for part in study.values() for run in part}
     done = [run for run in runs.values() if all((one / RESULTS_JSON).exists() for one in evaluations(run, folder))]
-    found = {run.name: told(run, folder) for run in done}
+    found = {run.name: figures(run, folder) for run in done}
     (folder / "study.json").write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
     parts = []
     for title, part in study.items():
@@ -41,8 +41,8 @@ def write(folder: Path, study: dict[str, list["Run"]]) -> None:
     print("\n".join(parts))
 
 
-def told(run: "Run", folder: Path) -> dict[str, Any]:
-    """One run's numbers: what it cost and what it recalls."""
+def figures(run: "Run", folder: Path) -> dict[str, Any]:
+    """Returns one run's cost and recall."""
     from famjax.cli.gin_config import load_train_config
     from famjax.plan.programs import targets_of_row
     from famjax.train.watching.flops import flops_per_token
@@ -61,7 +61,7 @@ def told(run: "Run", folder: Path) -> dict[str, Any]:
 
 
 def misses(run: "Run", folder: Path, block_size: int) -> list[int]:
-    """Of each wrong answer how many tokens behind the nearest block's edge it begins; before it where negative."""
+    """Returns for each wrong answer the offset of its start from the nearest block boundary, in tokens."""
     lines = [line for one in evaluations(run, folder) for line in (one / SAMPLES_JSONL).read_text().splitlines()]
     wrong = [sample for sample in map(json.loads, lines) if sample["values"]["exact_match"] < 1]
     half = block_size // 2
@@ -69,21 +69,21 @@ def misses(run: "Run", folder: Path, block_size: int) -> list[int]:
 
 
 def where_it_fails(rows: list[dict[str, Any]]) -> list[str]:
-    """Where the answers that were wrong begin, a line."""
+    """Returns a line about where wrong answers start."""
     asked = sum(one["documents"] for row in rows for one in row["recall"])
     found = [place for row in rows for place in row["misses"]]
     near = sum(abs(place) <= NEAR for place in found)
-    return [f"Of {asked:,} answers {len(found)} are wrong; {near} of these begin at most {NEAR} tokens from an edge."]
+    return [f"Of {asked:,} answers {len(found)} are wrong; {near} of these start within {NEAR} tokens of a boundary."]
 
 
 def last_line(metrics: Path) -> dict[str, Any]:
-    """The last line of a training's log."""
+    """Returns the last line of a training's metrics."""
     last: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
     return last
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown, of the lengths that all rows were asked at."""
+    """Returns a Markdown table of the lengths at which all rows were evaluated."""
     asked = [{one["filler_blocks"] for one in row["recall"]} for row in rows]
     blocks = sorted(set.intersection(*asked))
     head = ["", *(f"{n} blocks" for n in blocks), "steps", "tokens", "TFLOPs", "minutes"]
@@ -105,7 +105,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def depth_table(runs: list["Run"], folder: Path) -> list[str]:
-    """Markdown: a row for each run and length, a column for each depth."""
+    """Returns a Markdown table with a row per run and length, and a column per depth."""
     lines = []
     for run in runs:
         results = json.loads((depths(run, folder) / RESULTS_JSON).read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def depth_table(runs: list["Run"], folder: Path) -> list[str]:
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Exact match against updates of FAM, or block edges."""
+    """Plots exact match against the number of FAM updates (blocks)."""
     if not rows:
         return
     from matplotlib.figure import Figure
@@ -137,6 +137,6 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.set(xscale="log", xlabel="blocks of filler, each an update of FAM", ylabel="exact match of the pass key")
     axes.set_ylim(-0.03, 1.03)
     axes.axvline(7, color="gray", linewidth=0.8)
-    axes.text(7, 0.5, " the recipe's gradients reach", fontsize=8, color="gray")
+    axes.text(7, 0.5, " backpropagation of the recipe", fontsize=8, color="gray")
     figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)

@@ -1,15 +1,15 @@
-"""What makes a feedback memory last: trainings and evaluations behind docs/memory.md, and its tables and plot.
+"""What makes a feedback memory last: the trainings and evaluations of docs/memory.md, with tables and a plot.
 
-    python launch/studies/memory_study.py runs/memory                   everything, for some three hours on two cores
+    python launch/studies/memory_study.py runs/memory                   everything, about three hours on two cores
     python launch/studies/memory_study.py runs/memory --part recipe     passkey_long.gin, three seeds
     python launch/studies/memory_study.py runs/memory --part twins      with and without FAM, same steps and data
     python launch/studies/memory_study.py runs/memory --part ablations  tiny_fam.gin, one thing changed in each
-    python launch/studies/memory_study.py runs/memory --part late       keys told behind filler and to old memories
+    python launch/studies/memory_study.py runs/memory --part late       keys after filler and in used memories
     python launch/studies/memory_study.py runs/memory --part block1024  blocks of 1,024: 256 updates are 260k tokens
 
-Each training runs on cores of its own, as many at once as there are cores (--at-once). The keys that are evaluated
-depend on a seed that no training and no choice has seen. What is done already is not done again, so the same command
-goes on where it was stopped. DIR gets study.json, study.md (tables) and study.png (the recipe beside others).
+Each training runs on its own core, in parallel on all cores (--at-once). The evaluated keys depend on a seed that was
+used neither in training nor for any choice. Finished work is not repeated, so the same command resumes. DIR gets
+study.json, study.md (tables) and study.png (the recipe and some other runs).
 """
 
 import argparse
@@ -33,8 +33,7 @@ REPORTED_KEYS = 271828  # the evaluation's seed
 
 
 class Asked(NamedTuple):
-    """An evaluation: lengths of the filler in blocks, keys for each alignment of filler and block, and how many
-    alignments; 0 is all."""
+    """An evaluation: filler lengths in blocks, keys per alignment, and number of alignments; 0 is all."""
 
     blocks: str
     keys: int = 1
@@ -42,24 +41,24 @@ class Asked(NamedTuple):
 
 
 class Depths(NamedTuple):
-    """The key at other depths than at the beginning: lengths in tokens, and examples of each."""
+    """An evaluation with the key at other depths: lengths in tokens, and examples per length."""
 
     lengths: str = "512,1k,4k,16k"
     examples: int = 100
 
 
 class Run(NamedTuple):
-    """A training and what it is asked.
+    """A training and its evaluations.
 
     Attributes:
-      name: of its directory.
-      part: of the study.
-      about: what is special about it, as the table has it.
-      bindings: what is set otherwise than in the experiment.
-      experiment: its gin file.
-      asked: its evaluations.
-      depths: another one, or None.
-      start: run whose weights it starts from; empty for random ones.
+      name: name of its directory.
+      part: part of the study.
+      about: description in the tables.
+      bindings: gin bindings that differ from the experiment.
+      experiment: gin file.
+      asked: evaluations.
+      depths: evaluation at other depths, or None.
+      start: run with the initial weights; empty for random initialisation.
     """
 
     name: str
@@ -82,23 +81,23 @@ def recipe() -> list[Run]:
 
 
 def late() -> list[Run]:
-    """Keys that are told late."""
+    """Keys that are inserted late."""
     about = "keys inserted late, too"
     return [Run("any_depth", "late", about, ("RANDOM_SEED=0",), ANY_DEPTH, depths=Depths())]
 
 
 def base() -> Run:
-    """The recipe with fewer steps: the quickstart's FAM, beside which twins and ablations are seen."""
+    """The recipe with fewer steps: the quickstart's FAM, the reference of twins and ablations."""
     return Run("base", "twins", "FAM, M = 0", asked=(Asked("1,2,4,8,16,64,256,1024"),))
 
 
 def twins() -> list[Run]:
-    """Block sliding window attention without FAM: with more segments, and with as many bytes of memory as FAM's."""
+    """BSWA baselines (twins): with more memory segments, and with the same bytes of memory as FAM."""
     none, asked = "FAM_LENGTH=0", (Asked("1,2,4,8,16,64,256"),)
     found = [
         Run(f"bswa_m{m}", "twins", f"BSWA, M = {m}", (none, f"MEMORY_SEGMENTS={m}"), asked=asked) for m in (0, 1, 2, 4)
     ]
-    # 2 blocks of 38 tokens keep 76 keys and values a layer; FAM's 64, and 8 activations with their keys and values.
+    # 2 blocks of 38 tokens are 76 keys and values per layer; FAM's are 64, and 8 activations with keys and values.
     equal = (none, "MEMORY_SEGMENTS=1", "BLOCK_SIZE=38", "TASK_FEATURE_LENGTHS={'targets': 722}")
     about = "BSWA of equal memory (block 38, M = 1)"
     return [base(), *found, Run("bswa_equal", "twins", about, equal, asked=asked)]
@@ -108,7 +107,7 @@ AS_CARRIED = "TrainConfig.carried_fam_rms=0.0"
 ROWS_22 = ("TASK_FEATURE_LENGTHS={'targets': 1408}", "PassKeyConfig.stages=(1, 2, 4, 8, 16)")
 PAPER = (*ROWS_22, "PassKeyConfig.stream_share=0.0")
 RSP = "MemoryConfig.random_state_passing=0.8"
-# What is changed, one thing in each: name, words, bindings. A departure is a change of the paper's equations.
+# One change each: name, description, bindings. "Departure" marks changes of the paper's equations.
 CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("as_carried", "carried FAM as it is", (AS_CARRIED,)),
     ("all_young", "carried FAM rescaled in all rows", ("TrainConfig.carried_fam_share=1.0",)),
@@ -150,13 +149,13 @@ CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def ablations() -> list[Run]:
-    """One thing changed in each, one seed."""
+    """One change per run, one seed."""
     changed = [Run(name, "ablations", about, bindings) for name, about, bindings in CHANGES]
     return [base()._replace(about="unchanged: the recipe with half the steps"), *changed]
 
 
 def block1024() -> list[Run]:
-    """The paper's block size, and what leads to it."""
+    """The paper's block size, and the intermediate step to it."""
     asked = (Asked("1,4,16,64,256", alignments=64),)
     return [
         Run("block256", "block1024", "block 256, from the recipe's seed 0", (), BLOCK256, asked, start="long_seed0"),
@@ -168,35 +167,35 @@ PARTS = {"recipe": recipe, "late": late, "twins": twins, "ablations": ablations,
 
 
 def all_runs(parts: Iterable[str] = PARTS) -> dict[str, Run]:
-    """The runs of these parts by their names; one of them is in two parts, under a title of its own in each."""
+    """Returns the runs of these parts by name; one run is in two parts, with a different title in each."""
     return {run.name: run for part in parts for run in PARTS[part]()}
 
 
 def waves(chosen: list[Run]) -> list[list[Run]]:
-    """Those that can be trained side by side: a run comes after the one that it starts from."""
+    """Groups runs that can train in parallel; a run comes after the one that it starts from."""
     runs = all_runs()
-    behind = lambda run: 1 + behind(runs[run.start]) if run.start else 0
-    depths = {run.name: behind(run) for run in chosen}
+    depth_of = lambda run: 1 + depth_of(runs[run.start]) if run.start else 0
+    depths = {run.name: depth_of(run) for run in chosen}
     return [[run for run in chosen if depths[run.name] == depth] for depth in sorted(set(depths.values()))]
 
 
 def main() -> int:
-    """Returns 0, or 1 where a training or an evaluation failed."""
+    """Returns 0, or 1 if a training or an evaluation failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where everything goes")
-    parser.add_argument("--part", choices=PARTS, action="append", help="of the study (all); may be given several times")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="output directory")
+    parser.add_argument("--part", choices=PARTS, action="append", help="part of the study; repeatable (default: all)")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only the run of this name; repeatable")
+    parser.add_argument("--at-once", type=int, metavar="N", help="parallel trainings (default: one per core)")
     parser.add_argument(
-        "--only", action="append", metavar="NAME", help="runs of these names; may be given several times"
+        "--gin", action="append", default=[], metavar="BINDING", help="gin binding for all trainings; repeatable"
     )
-    parser.add_argument("--at-once", type=int, metavar="N", help="trainings side by side (one for each core)")
-    parser.add_argument("--gin", action="append", default=[], metavar="BINDING", help="set in all trainings, to try")
     args = parser.parse_args()
     chosen = [run for run in all_runs(args.part or PARTS).values() if not args.only or run.name in args.only]
     if not chosen:
         print(f"memory_study: no run is called {', '.join(args.only)}", file=sys.stderr)
         return 2
     try:
-        for wave in [jobs(wave, args) for wave in waves(chosen)]:  # all are checked before the first begins
+        for wave in [jobs(wave, args) for wave in waves(chosen)]:  # all are checked before the first starts
             side_by_side.train(wave, args.at_once or len(cores()))
         for run in chosen:
             evaluate(run, args.folder)
@@ -208,7 +207,7 @@ def main() -> int:
 
 
 def jobs(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
-    """Their trainings; one that is done already leaves at once."""
+    """Returns the training jobs of the runs; a finished one exits immediately."""
     found = []
     for run in runs:
         start = [f"INITIAL_CHECKPOINT_PATH={str(args.folder / run.start)!r}"] if run.start else []
@@ -217,7 +216,7 @@ def jobs(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
 
 
 def evaluate(run: Run, folder: Path) -> None:
-    """`famjax eval`, which asks nothing that was asked before."""
+    """Runs `famjax eval`, which does not repeat finished examples."""
     same = ("eval", "--model", folder / run.name, "--seed", REPORTED_KEYS)
     for asked, output in zip(run.asked, memory_results.evaluations(run, folder), strict=True):
         what = ("--filler-blocks", asked.blocks, "--keys", asked.keys)

@@ -1,15 +1,15 @@
 """Compiles every shipped configuration for its TPU slices, and writes the table of docs/plans.md.
 
     python launch/studies/plan_all.py --quick            memory and collectives of all, half a minute each
-    python launch/studies/plan_all.py --only 24b         to the end, those whose command has this text
+    python launch/studies/plan_all.py --only 24b         complete plans of commands that contain this text
 
-What is compiled stands in the headers of gin files, behind the file's own name:
+The commands are in the headers of the gin files, without the file's own name:
 
     # PLAN: LoRA, v5p: --topology v5p:4x4x4
     # PLAN: without FAM: --topology v5p:4x4x4 --gin.FAM_LENGTH=0
 
-is `famjax plan --gin_file FILE --topology v5p:4x4x4`. Results are kept in docs/plans.json, one after the other, so it
-can be stopped and goes on where it was; --again compiles those again that are there. One program is compiled at a time.
+is `famjax plan --gin_file FILE --topology v5p:4x4x4`. Each result is saved in docs/plans.json when it is done, so the
+same command resumes; --again recompiles existing ones. One program is compiled at a time.
 """
 
 import argparse
@@ -36,11 +36,11 @@ KEPT = (
 
 
 def main() -> int:
-    """Returns 0, or 1 where a configuration could not be compiled or does not fit."""
+    """Returns 0, or 1 if a configuration could not be compiled or does not fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="TEXT", help="those whose command has this text")
-    parser.add_argument("--quick", action="store_true", help="memory and collectives alone")
-    parser.add_argument("--again", action="store_true", help="also those that are in docs/plans.json")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only commands that contain this text")
+    parser.add_argument("--quick", action="store_true", help="memory and collectives only")
+    parser.add_argument("--again", action="store_true", help="recompile those that are in docs/plans.json")
     args = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     commands = shipped()
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def shipped() -> dict[str, str]:
-    """Words behind `famjax plan` -> what it is, of all PLAN lines of the gin files."""
+    """Returns the arguments of `famjax plan` -> name, of all PLAN lines in the gin files."""
     found = {}
     for path in sorted([*(ROOT / "gin/experiments").glob("*.gin"), *(ROOT / "gin/models").glob("*.gin")]):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -73,13 +73,13 @@ def shipped() -> dict[str, str]:
 
 
 def done(results: dict[str, Any], command: str, quick: bool) -> bool:
-    """Whether there is a result, of a finished compilation unless a quick one is enough."""
+    """Whether there is a result; it must be of a complete compilation unless `quick`."""
     found = results.get(command, {})
     return bool(found) and "error" not in found and (quick or found["cycles"] is not None or not found["fits"])
 
 
 def compile_one(command: str, quick: bool) -> dict[str, Any]:
-    """What `famjax plan` says, and when it was."""
+    """Returns the result of `famjax plan`, with its date."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         words = [sys.executable, "-m", "famjax", "plan", *shlex.split(command), "--json", str(path)]
@@ -94,9 +94,9 @@ def compile_one(command: str, quick: bool) -> dict[str, Any]:
 
 
 def write_table(results: dict[str, Any]) -> None:
-    """Between its two marks in docs/plans.md."""
-    head = ("configuration", "slice", "mesh (data, fsdp, tensor); rows x tokens", "GiB a device", "collectives GB",
-            "Gcycles", "s a step", "tokens/s", "MFU", "compiled")  # fmt: skip
+    """Writes the table between its two markers in docs/plans.md."""
+    head = ("configuration", "slice", "mesh (data, fsdp, tensor); rows x tokens", "GiB per device", "collectives GB",
+            "Gcycles", "s/step", "tokens/s", "MFU", "compiled")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {' | '.join(row(command, found))} |" for command, found in results.items()]
     before, rest = TABLE.read_text(encoding="utf-8").split(BEGIN)
@@ -104,7 +104,7 @@ def write_table(results: dict[str, Any]) -> None:
 
 
 def row(command: str, found: dict[str, Any]) -> tuple[str, ...]:
-    """A line of the table."""
+    """Returns the cells of one row of the table."""
     name = f"`{Path(shlex.split(command)[1]).stem}`, {found['name']}"
     if "error" in found:
         return name, "", "", found["error"], "", "", "", "", "", found["compiled"]
@@ -126,7 +126,7 @@ def row(command: str, found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def write(path: Path, text: str) -> None:
-    """In place of the old file, whole or not at all."""
+    """Replaces a file atomically."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
     new.replace(path)

@@ -1,14 +1,14 @@
-"""A pretrained model gets a working memory: from a Hugging Face folder to a fine-tuned one (docs/story.md).
+"""Adds a memory to a pretrained model: from a Hugging Face folder to a fine-tuned export (docs/story.md).
 
     python launch/studies/pretrained_story.py DIR
 
-Everything is small and made here, so that it runs on two cores in minutes: the texts, a byte-level BPE tokenizer, and
-a tiny Llama that is trained from scratch with ordinary attention on short texts. From then on it is what one does
-with any folder of transformers: import it with a memory, fine-tune LoRA and FAM, evaluate before and after, export.
-Each command is printed before it runs. A second run goes on where the first one was stopped.
+Everything is small and made here, so it runs on two cores in minutes: the texts, a byte-level BPE tokenizer, and a tiny
+Llama that is trained from scratch with ordinary attention on short texts. The rest applies to any transformers folder:
+import it with a memory, fine-tune LoRA and FAM, evaluate before and after, export. Each command is printed before it
+runs. The same command resumes an interrupted run.
 
-Texts are the modules of Python's standard library, which are wherever Python is. --texts names others (DIR/train/*.txt
-and DIR/heldout/*.txt, as launch/studies/debian_texts.py writes them).
+The texts are the modules of Python's standard library. --texts names others (DIR/train/*.txt and DIR/heldout/*.txt, as
+written by launch/studies/debian_texts.py).
 """
 
 import argparse
@@ -26,43 +26,48 @@ import verbs
 
 from famjax.data.passkey_text import FILLER, INTRODUCTION, QUESTION, TELLING, random_key
 
-SHORTEST = 2000  # bytes; shorter texts say nothing about memory
-HELD_OUT = 10  # one text of so many
+SHORTEST = 2000  # bytes; shorter texts do not exercise the memory
+HELD_OUT = 10  # one in ten texts is held out
 VOCABULARY = 1024
 QUIZZES = 4000
-# Of the import: a token sees 65 to 128 tokens, about what the model was trained to see.
+# Memory settings of the import: a token sees 65 to 128 tokens, close to the model's training context.
 MEMORY = ["--block-size", "64", "--memory-segments", "1"]
 FAM_LENGTH = "8"
 
 
 def main() -> int:
-    """Returns 0, or what a command returned that failed."""
+    """Returns 0, or the exit code of a command that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where everything goes")
-    parser.add_argument("--texts", type=Path, metavar="DIR", help="texts other than Python's standard library")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all trainings (0)")
+    parser.add_argument("folder", type=Path, help="output directory")
+    parser.add_argument("--texts", type=Path, metavar="DIR", help="texts (default: Python's standard library)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all trainings (default: 0)")
     parser.add_argument(
-        "--filler-blocks", default="0,1,2,4,8,16,32", metavar="N,N", help="of the pass key's evaluation"
+        "--filler-blocks",
+        default="0,1,2,4,8,16,32",
+        metavar="N,N",
+        help="pass-key evaluation: filler lengths in blocks",
     )
-    parser.add_argument("--longest", type=int, default=8192, metavar="N", help="tokens read of a held-out text (8192)")
+    parser.add_argument(
+        "--longest", type=int, default=8192, metavar="N", help="truncate held-out texts to N tokens (default: 8192)"
+    )
     for name in ("base", "passkey", "texts"):
-        parser.add_argument(f"--{name}-steps", type=int, metavar="N", help="other than the experiment has it")
+        parser.add_argument(f"--{name}-steps", type=int, metavar="N", help="training steps (default: the experiment's)")
     args = parser.parse_args()
     began = time.monotonic()
 
-    def told() -> None:
+    def body() -> None:
         story = Story(args)
         story.pretrained_folder()
         story.fine_tuned()
         story.evaluated()
-        story.given_back()
+        story.exported()
         print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all")
 
-    return verbs.run("pretrained_story", told)
+    return verbs.run("pretrained_story", body)
 
 
 class Story:
-    """The four parts, each in a folder of its own under `args.folder`."""
+    """The four parts, each in its own folder in `args.folder`."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.at = args, args.folder
@@ -74,7 +79,7 @@ class Story:
                 fail(f"{args.texts / split} has no .txt file")
 
     def pretrained_folder(self) -> None:
-        """What others download: `llama`, a folder of transformers with config.json, safetensors and tokenizer.json."""
+        """Makes `llama`, a transformers folder as one would download it: config.json, safetensors, tokenizer.json."""
         self.at.mkdir(parents=True, exist_ok=True)
         if not self.args.texts and not self.texts.exists():
             standard_library(self.texts)
@@ -90,7 +95,7 @@ class Story:
         verbs.once(self.at / "llama", "export-hf", self.at / "base", self.at / "llama")
 
     def fine_tuned(self) -> None:
-        """Imported with a memory (`imported`) and as it was (`before`); LoRA on the pass key and on long documents."""
+        """Imports with FAM (`imported`) and without (`before`); trains LoRA on the pass key and on long documents."""
         llama = self.at / "llama"
         verbs.once(self.at / "before", "import-hf", llama, self.at / "before", *MEMORY, "--fam-length", "0")
         verbs.once(self.at / "imported", "import-hf", llama, self.at / "imported", *MEMORY, "--fam-length", FAM_LENGTH)
@@ -100,15 +105,15 @@ class Story:
             self.train(name, "story_texts.gin", INITIAL_CHECKPOINT_PATH=str(self.at / start), SOURCES=sources)
 
     def evaluated(self) -> None:
-        """Before and after: the pass key by length of the filler, held-out documents by position."""
+        """Evaluates before and after: the pass key by filler length, held-out documents by position."""
         models = lambda *names: [word for name in names for word in ("--model", self.at / name)]
         lengths = ["--filler-blocks", self.args.filler_blocks]
         verbs.famjax("eval", *models("passkey", "before", "imported"), *lengths, "--output", self.at / "shown_passkey")
         documents = ["--texts", f"{self.texts}/heldout/*.txt", "--longest", self.args.longest]
         verbs.famjax("eval", *models("texts", "texts_twin", "before"), *documents, "--output", self.at / "shown_texts")
 
-    def given_back(self) -> None:
-        """Both fine-tuned models as folders that `transformers` loads; their numbers are ours without FAM."""
+    def exported(self) -> None:
+        """Exports both fine-tuned models for `transformers`, and compares it with famjax without FAM."""
         for name in ("passkey", "texts"):
             folder = self.at / f"llama_{name}"
             verbs.once(folder, "export-hf", self.at / name, folder)
@@ -118,7 +123,7 @@ class Story:
     # --- commands ------------------------------------------------------------------------------------------
 
     def train(self, name: str, experiment: str, **macros: Any) -> None:
-        """`famjax train`, which goes on by itself, and does nothing where it is done."""
+        """Runs `famjax train`, which resumes an interrupted run, and does nothing if it is finished."""
         macros |= {"MODEL_DIR": str(self.at / name), "RANDOM_SEED": self.args.seed}
         steps = getattr(self.args, f"{name.removesuffix('_twin')}_steps")
         macros |= {} if steps is None else {"TRAIN_STEPS": steps}
@@ -126,7 +131,7 @@ class Story:
 
 
 def fail(message: str) -> NoReturn:
-    """Says in one line what the user has to change, and ends."""
+    """Prints in one line what the user has to change, and exits with code 2."""
     print(f"pretrained_story: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -135,7 +140,7 @@ def fail(message: str) -> NoReturn:
 
 
 def standard_library(folder: Path) -> None:
-    """Modules of Python's standard library, without its tests: one text of ten is held out, by its name."""
+    """Writes the modules of Python's standard library, without tests; one in ten is held out, by its name."""
     root = Path(sysconfig.get_path("stdlib"))
     sizes = {"train": 0, "heldout": 0}
     for path in sorted(root.rglob("*.py")):
@@ -154,7 +159,7 @@ def standard_library(folder: Path) -> None:
 
 
 def write_quizzes(path: Path, seed: int) -> None:
-    """Short pass keys, asked for at once or behind a sentence or two, for the pretraining: JSON lines."""
+    """Writes short pass-key documents for pretraining, with up to a few sentences of filler, as JSON lines."""
     rng = np.random.default_rng(7 + seed)
     lines = []
     for _ in range(QUIZZES):
@@ -164,7 +169,7 @@ def write_quizzes(path: Path, seed: int) -> None:
 
 
 def train_tokenizer(folder: Path, texts: list[Path], quizzes: Path) -> None:
-    """A byte-level BPE tokenizer, as Llama 3's, whose digits are tokens of their own, with the files that it needs."""
+    """Trains a byte-level BPE tokenizer like Llama 3's, but with one token per digit, and writes its files."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())

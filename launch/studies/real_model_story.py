@@ -1,15 +1,15 @@
-"""A published model gets a working memory: SmolLM2-135M-Instruct, from a GGUF file to a folder (docs/smollm2.md).
+"""Adds a memory to a published model: SmolLM2-135M-Instruct, from a GGUF file to an export (docs/smollm2.md).
 
-    python launch/studies/real_model_story.py DIR           every step goes on where the same command was stopped
-    python launch/studies/real_model_story.py DIR --quick   a few steps of training, for a first look
+    python launch/studies/real_model_story.py DIR           the same command resumes an interrupted run
+    python launch/studies/real_model_story.py DIR --quick   a few training steps, as a smoke test
 
-1. fetched    launch/fetch_smollm2.py: 98 MB, Apache-2.0
-2. imported   with blocks of 64 tokens, one memory segment and a FAM of 16 in every layer, its gate shut; and a twin
-              without FAM that has a segment more, so that it remembers more bytes than the model with FAM
-3. harmless   log probabilities of a text, FAM on, equal those with FAM off
+1. downloaded launch/fetch_smollm2.py: 98 MB, Apache-2.0
+2. imported   with blocks of 64 tokens, one memory segment and a FAM of 16 in every layer, its gate closed; and a twin
+              without FAM but with one more segment, whose memory has more bytes than that of the model with FAM
+3. unchanged  log probabilities of a text are equal with FAM on and off
 4. trained    both on the pass key: LoRA, FAM's prompt; the gate opens
-5. evaluated  the pass key behind 0 to 16 blocks of filler, all alignments
-6. given back exported, loaded by transformers where it is installed
+5. evaluated  the pass key at 0 to 16 blocks of filler, all alignments
+6. exported   and loaded by transformers, if it is installed
 """
 
 import argparse
@@ -32,22 +32,26 @@ MEMORY = {
     "twin": ["--block-size", "64", "--memory-segments", "2", "--fam-length", "0"],
 }
 QUICK_STEPS = 8
-# Of the import's harmlessness: how far a log probability may be from the one without FAM (float32's rounding).
+# Maximum difference of log probabilities between FAM on and off after the import (float32 rounding).
 ROUNDING = 1e-3
 
 
 def main() -> int:
-    """Returns 0, or what a command returned that failed."""
+    """Returns 0, or the exit code of a command that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where everything goes")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps of training, short evaluations")
-    parser.add_argument("--steps", type=int, metavar="N", help="of training (400)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the trainings and of FAM's prompt (0)")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="read to show harmlessness (this script)")
+    parser.add_argument("folder", type=Path, help="output directory")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} training steps, short evaluations")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: 400)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the trainings and of FAM's prompt (default: 0)"
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="text for comparing FAM on and off (default: this script)"
+    )
     args = parser.parse_args()
     began = time.monotonic()
 
-    def told() -> None:
+    def body() -> None:
         at, text = args.folder, (args.text or Path(__file__)).read_text(encoding="utf-8")[:4000]
         imported(at, args.seed)
         harmless(at, text)
@@ -64,11 +68,11 @@ def main() -> int:
         verbs.compare_with_transformers(at / "fam", at / "exported", text[:800])
         print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all; {at / 'shown' / 'report.html'}")
 
-    return verbs.run("real_model_story", told)
+    return verbs.run("real_model_story", body)
 
 
 def imported(at: Path, seed: int) -> None:
-    """The file, and a model directory of it with FAM and one without."""
+    """Downloads the file and imports it with FAM and without."""
     if fetch_smollm2.main([str(at)]):
         raise subprocess.CalledProcessError(2, ["", "", "", "fetch_smollm2"])
     for name, memory in MEMORY.items():
@@ -77,7 +81,10 @@ def imported(at: Path, seed: int) -> None:
 
 
 def harmless(at: Path, text: str) -> None:
-    """Prints how far the imported model's log probabilities are from those with FAM off. Raises where they are not."""
+    """Prints the difference of the imported model's log probabilities with FAM on and off.
+
+    Raises `AssertionError` if it exceeds rounding.
+    """
     asked, found = at / "text.jsonl", []
     asked.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")
     for name, flags in (("on", []), ("off", ["--fam-length", "0"])):
@@ -85,9 +92,9 @@ def harmless(at: Path, text: str) -> None:
         verbs.once(scored, "score", "--model", at / "fam_imported", "--input", asked, "--output", scored, *flags)
         found.append(np.array(json.loads(scored.read_text(encoding="utf-8"))["logprobs"]))
     worst = np.abs(found[0] - found[1]).max()
-    print(f"imported: {len(found[0])} log probabilities, FAM on against off: at most {worst:.1e} apart")
+    print(f"imported: {len(found[0])} log probabilities, FAM on and off differ by at most {worst:.1e}")
     if worst > ROUNDING:
-        raise AssertionError("the imported memory is not harmless")
+        raise AssertionError("the imported memory changes the model's outputs")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The evaluation that docs/evaluation.md shows: FAM beside BSWA with memory segments, on all that needs no download.
+"""The evaluation of docs/evaluation.md: FAM and BSWA with memory segments, on all tasks that need no download.
 
     python launch/studies/debian_texts.py runs/texts                   once; needs apt
     python launch/studies/show_evaluation.py runs/show runs/texts
 
-trains eight small models (half an hour on two cores): FAM and BSWA with 0, 1 and 2 memory segments on the pass
-key, and the same four on the documents of TEXTS/train. Then one `famjax eval` asks all of them the synthetic tasks at
-several lengths and lets them predict TEXTS/heldout, and runs/show/report/report.html has all of it. With chromium (or
-chrome) there, its top becomes report.png. A second run goes on where the first one was stopped.
+trains eight small models (half an hour on two cores): FAM and BSWA with 0, 1 and 2 memory segments on the pass key,
+and the same four on the documents of TEXTS/train. Then one `famjax eval` evaluates all of them on the synthetic tasks
+at several lengths and on TEXTS/heldout; the report is runs/show/report/report.html. If chromium (or chrome) is
+installed, the top of the report is rendered as report.png. The same command resumes an interrupted run.
 """
 
 import argparse
@@ -26,12 +26,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main() -> int:
-    """Returns 0, or what a command returned that failed."""
+    """Returns 0, or the exit code of a command that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where everything goes")
+    parser.add_argument("folder", type=Path, help="output directory")
     parser.add_argument("texts", type=Path, help="TEXTS/train/*.txt and TEXTS/heldout/*.txt")
-    parser.add_argument("--examples", default="20", metavar="N", help="of each length of a task (20)")
-    parser.add_argument("--lengths", default="1k,2k,4k", metavar="N,N", help="tokens of the tasks (1k,2k,4k)")
+    parser.add_argument("--examples", default="20", metavar="N", help="examples per length (default: 20)")
+    parser.add_argument(
+        "--lengths", default="1k,2k,4k", metavar="N,N", help="lengths of the tasks in tokens (default: 1k,2k,4k)"
+    )
     args = parser.parse_args()
     twins = ("--twins", "0,1,2")
 
@@ -50,10 +52,10 @@ def main() -> int:
 
 
 def picture(report: Path) -> None:
-    """The top of the page, as a browser draws it."""
+    """Renders the top of the report with a headless browser."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        print(f"no {', '.join(BROWSERS)} is there to make a picture of {report / 'report.html'}")
+        print(f"none of {', '.join(BROWSERS)} is installed to render {report / 'report.html'}")
         return
     size, target = "--window-size=1000,2400", report / "report.png"
     page = (report / "report.html").resolve().as_uri()

@@ -1,4 +1,4 @@
-"""What the scripts here share: verbs of famjax as commands that a reader could type."""
+"""Shared by the scripts here: runs verbs of famjax and prints them as commands."""
 
 import json
 import shlex
@@ -13,36 +13,36 @@ import numpy as np
 
 
 def famjax(*words: Any, quiet: bool = False) -> None:
-    """Runs a verb and shows it; `quiet` keeps what it prints to itself. Raises `CalledProcessError`."""
-    said = [str(word) for word in words]
-    print(f"\n$ famjax {' '.join(map(quoted, said))}", flush=True)
+    """Prints and runs a verb; `quiet` discards its stdout. Raises `CalledProcessError`."""
+    command = [str(word) for word in words]
+    print(f"\n$ famjax {' '.join(map(quoted, command))}", flush=True)
     began = time.monotonic()
     subprocess.run(
-        [sys.executable, "-m", "famjax", *said], check=True, stdout=subprocess.DEVNULL if quiet else None
+        [sys.executable, "-m", "famjax", *command], check=True, stdout=subprocess.DEVNULL if quiet else None
     )  # fmt: skip
     print(f"({time.monotonic() - began:.0f} s)", flush=True)
 
 
 def once(target: Path, *words: Any) -> None:
-    """A verb that makes a folder, unless it is there."""
+    """Runs a verb unless its output `target` exists."""
     if not target.exists():
         famjax(*words)
 
 
 def train(experiment: str, **macros: Any) -> None:
-    """`famjax train`, which goes on by itself where it was stopped, and does nothing where it is done."""
+    """Runs `famjax train`, which resumes an interrupted run, and does nothing if it is finished."""
     flags = [f"--gin.{name}={value!r}" for name, value in macros.items()]
     famjax("train", "--gin_file", experiment, *flags)
 
 
 def compare_with_transformers(model_dir: Path, folder: Path, text: str) -> None:
-    """Prints how far log probabilities of a text's tokens are apart: ours without FAM, and those that transformers
-    computes with an export of the same model; or that it is not installed."""
+    """Prints the largest difference of a text's token log probabilities between famjax without FAM and transformers
+    with an export of the same model; or that transformers is not installed."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
-        print(f"{folder}: not loaded, for torch and transformers are not installed")
+        print(f"{folder}: not compared, since torch and transformers are not installed")
         return
     tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -58,18 +58,18 @@ def compare_with_transformers(model_dir: Path, folder: Path, text: str) -> None:
 
 
 def quoted(word: str) -> str:
-    """A word as one would write it for a shell; gin's text values have quotes of their own."""
+    """Quotes a word for a shell; gin's string values keep their own quotes."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def run(script: str, body: Callable[[], None]) -> int:
-    """0, or with a line on standard error what a verb returned that failed, or 130 for an interruption."""
+    """Runs `body`. Returns 0, the exit code of a verb that failed, or 130 if interrupted, with a line on stderr."""
     try:
         body()
     except subprocess.CalledProcessError as error:
-        print(f"{script}: famjax {error.cmd[3]} failed; what it said stands above", file=sys.stderr)
+        print(f"{script}: famjax {error.cmd[3]} failed; see its output above", file=sys.stderr)
         return int(error.returncode)
     except KeyboardInterrupt:
-        print(f"{script}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"{script}: interrupted; the same command resumes it", file=sys.stderr)
         return 130
     return 0

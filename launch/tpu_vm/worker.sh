@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # What runs on each worker of a TPU VM. `famjax launch --target tpu-vm` copies it there and calls it:
 #
-#     bash worker.sh setup [BUCKET]    an environment with pinned packages; mounts gs://BUCKET at /gcs/BUCKET
-#     bash worker.sh start             famjax in the background, with the words in job/words; its output: job/log
-#     bash worker.sh follow [LINES]    the log from so many lines before its end; ends with the job, see `follow`
-#     bash worker.sh status            one line
-#     bash worker.sh stop              SIGTERM: the step is finished and saved
+#     bash worker.sh setup [BUCKET]    installs pinned packages in an environment; mounts gs://BUCKET at /gcs/BUCKET
+#     bash worker.sh start             starts famjax in the background, with the words in job/words; log: job/log
+#     bash worker.sh follow [LINES]    prints the log from its last LINES lines on, until the job ends; see `follow`
+#     bash worker.sh status            prints one line
+#     bash worker.sh stop              sends SIGTERM: the step is finished and saved
 #
-# Its folder is the job's: famjax/, gin/, launch/, requirements, job/. Each verb may be repeated.
+# It runs in the folder of the job: famjax/, gin/, launch/, requirements, job/. Every verb can be repeated.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
-# What `follow` adds to the job's exit code: below it lie the codes of ssh and gcloud for a lost connection.
+# `follow` adds this to the job's exit code; lower codes are those of ssh and gcloud for a lost connection.
 readonly ABOVE=100
 readonly GONE=76
 
@@ -24,7 +24,7 @@ apt_install() {
     sudo DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq install "$@" >/dev/null
 }
 
-# The first Python that famjax runs on; images of TPU VMs may have an older one alone.
+# Prints the first Python that famjax supports; images of TPU VMs may have only an older one.
 find_python() {
     local name
     for name in python3.11 python3.12 python3.13; do
@@ -65,8 +65,7 @@ mount_bucket() {
     mountpoint -q "$point" && return
     sudo mkdir -p "$point"
     sudo chown "$(id -u):$(id -g)" "$point"
-    # A checkpoint's folder gets its name when it is whole; in a bucket that renames files, not folders, that is
-    # as many renames as it has files.
+    # A checkpoint's folder is renamed when it is complete; a bucket renames every file of it separately.
     gcsfuse --implicit-dirs --rename-dir-limit=100000 "$bucket" "$point"
 }
 
@@ -81,7 +80,7 @@ start() {
     say "started (pid $!)"
 }
 
-# In the background: the job itself. A SIGTERM for the group is famjax's to handle; this shell stays to write its code.
+# Runs the job, in the background. famjax handles a SIGTERM for the group; this shell ignores it and writes the code.
 run() {
     local code=0 words=()
     mapfile -d '' -t words <job/words
@@ -91,7 +90,7 @@ run() {
     mv job/exit_code.new job/exit_code
 }
 
-# Ends with 0 where the job did, else with 100 + the job's code; 100 + 76 where it is gone without one.
+# Exits with 0 if the job did, else with 100 + the job's code, or 100 + 76 if the job left no code.
 follow() {
     local lines=${1:-+1} code=$GONE
     [[ -f job/pid ]] || { say "nothing was started here"; exit $((ABOVE + GONE)); }
@@ -100,7 +99,7 @@ follow() {
     if [[ -f job/exit_code ]]; then
         code=$(<job/exit_code)
     else
-        say "the job is gone and left no exit code; was this VM restarted?"
+        say "the job ended without an exit code; was this VM restarted?"
     fi
     exit $((code ? ABOVE + code : 0))
 }
@@ -117,8 +116,8 @@ status() {
 
 stop() {
     if running; then
-        kill -TERM -- "-$(<job/pid)" 2>/dev/null || kill -TERM "$(<job/pid)"  # before it leads a group of its own
-        say "told to stop"
+        kill -TERM -- "-$(<job/pid)" 2>/dev/null || kill -TERM "$(<job/pid)"  # before setsid has made it a group leader
+        say "SIGTERM sent"
     else
         say "not running"
     fi

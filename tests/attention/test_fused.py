@@ -157,5 +157,5 @@ def test_the_platform_chooses() -> None:
     assert choose("xla", "tpu", 1024) == "xla"
     with pytest.raises(ConfigError, match="'fused' runs on TPU, and this is cpu; use 'auto' or 'xla'"):
         choose("fused", "cpu", 1024)
-    with pytest.raises(ConfigError, match="multiple of 128 tokens, not block_size 200; use 128 or 256"):
+    with pytest.raises(ConfigError, match="multiple of 128, not 200; use 128 or 256"):
         tiny.config(attention_kernel="fused", block_size=200).validate()

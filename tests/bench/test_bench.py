@@ -87,7 +87,7 @@ def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
     assert 1.4 * held[2] < held[5]
     for row in rows:
         assert row["read_tokens_per_second"] == pytest.approx(row["length"] / row["read_seconds"]["median"])
-    assert "written tokens/s" in capsys.readouterr().out
+    assert "decode tokens/s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
 
 
 def test_missing_peers_are_named(monkeypatch, capsys) -> None:
-    """Without torch, `--peers` says what brings it."""
+    """Without torch, `--peers` reports how to install it."""
     monkeypatch.setattr(peers, "PACKAGES", ("no_such_package",))
     assert main(["bench", "--peers"]) == 2
     error = capsys.readouterr().err.strip()

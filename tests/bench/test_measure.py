@@ -6,7 +6,7 @@ from famjax.bench.measure import alternate, paired_ratio, spread
 
 
 class Clock:
-    """Seconds that pass only when a run says so."""
+    """A clock that advances only when a run does."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -51,7 +51,7 @@ def test_a_conversation_in_two_processes_is_one(say, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_an_answer_only(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was made until then is kept, and the conversation goes on."""
+    """The text generated until then is kept, and the conversation continues."""
     from famjax.infer import decode
 
     real = decode.generate

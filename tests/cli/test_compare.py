@@ -35,6 +35,7 @@ def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches() 
     for config in configs.values():
         params = parameters(create(config.model, 5))
         params.pop("fam", None)
+        params.pop("memory", None)
         params["layers"].pop("memory", None)
         jax.tree.map(np.testing.assert_array_equal, params, first)
     batches = []
@@ -55,7 +56,7 @@ def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches() 
         (["--memories", ""], "--memories is empty"),
         (["--memories", "fam,fam"], "fam is there twice"),
         (["--tokens", "10"], "--tokens 10 is less than a step's 8 rows of 448 tokens; give at least 3584"),
-        (["--tokens", "many"], "is no number of tokens"),
+        (["--tokens", "many"], "is not a number of tokens"),
         (["--seeds", "0,0"], "write numbers, each once"),
         (["--at-once", "0"], "--at-once is 0"),
         (["--keys", "0"], "keys is 0"),

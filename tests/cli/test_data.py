@@ -31,14 +31,14 @@ def streams(path: Path) -> list[str]:
 
 
 def test_a_stream_as_a_person_sees_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Blocks, where documents begin and go on, and counts that are right: 40 bytes make 3 blocks, one of 8."""
+    """Blocks, where documents begin and continue, and correct counts: 40 bytes make 3 blocks, one of 8."""
     (tmp_path / "a.txt").write_text("0123456789abcdef" * 2 + "end\nend.")
     out = shown(capsys, *streams(tmp_path / "*.txt"), "--gin.BATCH_SIZE=1", "--steps", "2", "--width", "0")
     assert "text: rows of 32 tokens in blocks of 16; 1 stream\n" in out
     assert f"{tmp_path}/*.txt: 1 documents for all rows, weight 1" in out
     first, second = out.split("\n\n")[1:3]
     assert first.splitlines()[1:] == ["  block 0   > ¶0123456789abcdef", "  block 1     0123456789abcdef"]
-    assert "step 1, row 0, stream, goes on from the step before: 1 document begins, 24 tokens" in second
+    assert "step 1, row 0, stream, continued from the previous step: 1 document begins, 24 tokens" in second
     assert second.splitlines()[1:] == ["  block 0     end↵end.", "  block 1   > ¶0123456789abcdef"]
     assert "2 batches, streams: 2 documents begin, 56 tokens, 98.2% with a loss, 8 of padding (12.5%)" in out
 
@@ -64,21 +64,21 @@ def test_counting_all_documents(tmp_path: Path, capsys: pytest.CaptureFixture) -
     for i, size in enumerate((5, 100, 0, 17)):
         (tmp_path / f"{i}.txt").write_text("x" * size)
     out = shown(capsys, *streams(tmp_path / "*.txt"), "--check")
-    assert "4 documents, 122 tokens; shortest 0, median 11, longest 100; 10 blocks; 1 are empty and left out" in out
+    assert "4 documents, 122 tokens; shortest 0, median 11, longest 100; 10 blocks; 1 empty ones are skipped" in out
 
 
 def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A mistake deep in the files, where a training would meet it after days."""
+    """An error deep in the files, which training would hit after days."""
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 40 + "oops\n")
     words = ["data", *BASE, *streams(tmp_path / "a.jsonl"), "--gin.BATCH_SIZE=1"]
     assert main([*words, "--check"]) == 2
-    assert "a.jsonl:41: this is no JSON" in capsys.readouterr().err
+    assert "a.jsonl:41: this is not JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the task 'passkey' makes its documents itself; set MIXTURE_OR_TASK_NAME to 'text'"),
+        ([], "the task 'passkey' generates its documents; set MIXTURE_OR_TASK_NAME to 'text'"),
         (["--gin_file", "gin/data/streams.gin"], "the task 'text' has no sources; set --gin.DataConfig.sources"),
         (["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=('/no/*.txt',)"], "no file matches /no/*.txt"),
         (["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=(5,)"], "sources has 5; it must be a path"),
@@ -91,7 +91,7 @@ def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.Capture
         (
             ["--gin_file", "gin/data/mixed.gin", "--gin.DOCUMENTS='README.md'", "--gin.INSTRUCTIONS='README.md'",
              "--gin.DataConfig.stream_share=1.0", "--gin.documents/SourceConfig.rows='packed'"],
-            "8 rows are streams, but no source is for them",
+            "8 rows are streams, but no source serves them",
         ),
     ],
 )  # fmt: skip

@@ -102,7 +102,7 @@ def test_lines_equal_single_runs(generate, tmp_path: Path) -> None:
 
 
 def test_stop(generate, tmp_path: Path) -> None:
-    """The text ends before the stop; a line says so; tokens are those of the text."""
+    """The text ends before the stop, `finish` reports it, and tokens are those of the text."""
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"prompt": PROMPT}))
     files = ("--input", source, "--output", output, *SAMPLE)
@@ -170,17 +170,17 @@ def mistake(capfd: pytest.CaptureFixture, *words: object) -> str:
         (("--prompt", "a", "--prompt-file", "b"), "both --prompt and --prompt-file are given"),
         (("--prompt", "a", "-"), "both --prompt and --prompt-file are given"),
         (("--prompt-file", "a", "-"), "both --prompt-file and - are given"),
-        (("hello",), "'hello' is no flag; write --prompt TEXT"),
+        (("hello",), "'hello' is not a flag; write --prompt TEXT"),
         (("--prompt", "a", "--input", "b", "--output", "c"), "both --prompt and --input"),
         (("--input", "b"), "--input and --output go together"),
         (("--prompt", "a", "--output", "b"), "--input and --output go together"),
         (("--input", "EMPTY", "--output", "c"), "has no prompts"),
         (("--input", "missing.jsonl", "--output", "c"), "missing.jsonl: No such file"),
         (("--prompt", "a", "--max-tokens", "-1"), "--max-tokens is -1"),
-        (("--prompt", "a", "--max-tokens", "0"), "--max-tokens 0 makes no text"),
+        (("--prompt", "a", "--max-tokens", "0"), "--max-tokens 0 generates nothing"),
         (("--prompt", "a", "--samples", "0"), "--samples is 0"),
         (("--prompt", "a", "--samples", "2", "--temperature", "0"), "would all be the same"),
-        (("--prompt", "a", "--samples", "2", "--state-out", "s"), "--state-out keeps one text's memory"),
+        (("--prompt", "a", "--samples", "2", "--state-out", "s"), "--state-out saves the session of one text"),
         (("--prompt", "a", "--temperature", "-1"), "temperature is -1"),
         (("--prompt", "a", "--top-k", "-1"), "top_k is -1"),
         (("--prompt", "a", "--top-p", "0"), "top_p is 0"),
@@ -189,8 +189,8 @@ def mistake(capfd: pytest.CaptureFixture, *words: object) -> str:
         (("--prompt", "a", "--stop", ""), "--stop '' has 0 bytes"),
         (("--prompt", "a", "--stop", "x" * 129), "has 129 bytes; it must have 1 to 128"),
         (("--prompt", "a", "--state-out", "no/where"), "--state-out no/where: its directory is missing"),
-        (("--prompt", "a", "--state-in", "missing"), "missing is not there"),
-        (("--prompt", "a", "--state-in", "EMPTY"), "no session file"),
+        (("--prompt", "a", "--state-in", "missing"), "missing is missing"),
+        (("--prompt", "a", "--state-in", "EMPTY"), "not a session file"),
         (("--prompt", "a", "--fam-length", "3"), "fam_length 3 is not possible"),
         (("--prompt", "a", "--block-size", "1"), "fam_length 2 is longer than block_size 1"),
     ],
@@ -208,10 +208,10 @@ def test_mistakes(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "a"', "this is no JSON"),
-        ('{"prompt": 5}', 'a line is an object with "prompt", a string'),
-        ('{"text": "a"}', 'a line is an object with "prompt", a string'),
-        ('["a"]', 'a line is an object with "prompt", a string'),
+        ('{"prompt": "a"', "this is not JSON"),
+        ('{"prompt": 5}', 'a line must be an object with "prompt", a string'),
+        ('{"text": "a"}', 'a line must be an object with "prompt", a string'),
+        ('["a"]', 'a line must be an object with "prompt", a string'),
         ('{"prompt": ""}', "the prompt is empty"),
         (r'{"prompt": "\ud800"}', "half a surrogate pair"),
     ],

@@ -1,4 +1,4 @@
-"""gin files and overrides become configurations; what is wrong in them is told in one line."""
+"""gin files and overrides become configurations; errors in them are reported in one line."""
 
 import dataclasses
 import math
@@ -118,8 +118,8 @@ def test_other_classes_can_be_configured() -> None:
     ("text", "message"),
     [
         ("\nTrainConfig.stps = 5\n", r"bad.gin:2: TrainConfig has no parameter stps; did you mean steps\?"),
-        ("TranConfig.steps = 5\n", r"bad.gin:1: there is nothing called TranConfig to configure; did you mean TrainC"),
-        ("TrainConfig.model = @ModlConfig()\n", r"bad.gin:1: there is nothing called ModlConfig .* ModelConfig"),
+        ("TranConfig.steps = 5\n", r"bad.gin:1: there is no configurable TranConfig; did you mean TrainConfig"),
+        ("TrainConfig.model = @ModlConfig()\n", r"bad.gin:1: there is no configurable ModlConfig; .* ModelConfig"),
         ("\n\nTrainConfig.steps = = 5\n", r"bad.gin:3: gin cannot read this"),
         ("TrainConfig.mesh = {'data': 1\n", r"bad.gin: a bracket or a quote is not closed"),
         (
@@ -128,7 +128,7 @@ def test_other_classes_can_be_configured() -> None:
         ),
         ("include 'gin/runs/pretrian.gin'\n", r"bad.gin:1: there is no gin file gin/runs/pretrian.gin; .*pretrain.gin"),
         ("import no_such_module\n", r"bad.gin:1: No module named 'no_such_module'"),
-        ("TASK_FEATURE_LENGTHS = 5\n", r"TASK_FEATURE_LENGTHS is 5; a decoder wants"),
+        ("TASK_FEATURE_LENGTHS = 5\n", r"TASK_FEATURE_LENGTHS is 5; a decoder needs"),
     ],
 )
 def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
     [
         ("TRAIN_STPES=5", r"--gin.TRAIN_STPES: there is no macro TRAIN_STPES; did you mean TRAIN_STEPS"),
         ("XYZZY=5", r"there is no macro XYZZY; known are BATCH_SIZE, BLOCK_SIZE"),
-        ("MODEL_DIR=runs/a", r"runs/a is no gin value; text needs quotes: --gin.MODEL_DIR=\"'runs/a'\""),
+        ("MODEL_DIR=runs/a", r"runs/a is not a gin value; text needs quotes: --gin.MODEL_DIR=\"'runs/a'\""),
         ("MODEL_DIR=/tmp/a", r"text needs quotes: --gin.MODEL_DIR=\"'/tmp/a'\""),
         ("MODEL_DIR", r"has no value; write --gin.NAME=VALUE"),
         ("MODEL_DIR=", r"write --gin.NAME=VALUE"),
-        ("MESH={data: 8}", r"MESH={data: 8}: .* no gin value"),
+        ("MESH={data: 8}", r"MESH={data: 8}: .* not a gin value"),
         ("MESH={'data': 8", r"a bracket or a quote is not closed"),
         (
             "OptimizerConfig.learning_rat=1",
@@ -169,7 +169,7 @@ BODY = "include 'gin/models/fam_tiny.gin'\ninclude 'gin/runs/pretrain.gin'\nMODE
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        *((f"{name} = {text}", f"{text} is no gin value; text needs quotes: {name} = '{text}'")
+        *((f"{name} = {text}", f"{text} is not a gin value; text needs quotes: {name} = '{text}'")
           for name in ("RUN", "TrainConfig.model_dir", "in_training/EvalConfig.task")
           for text in ("runs/x", "runs", "a b", "gs://b/x", "/tmp/x", "~/x", "x.y", "bert-base")),
         ("RUN = C:\\data", "text needs quotes: RUN = 'C:/data'"), ("RUN = 'runs/x", "a quote is not closed"),
@@ -177,7 +177,7 @@ BODY = "include 'gin/models/fam_tiny.gin'\ninclude 'gin/runs/pretrain.gin'\nMODE
         ("RUN = null", "write RUN = None"), ("RUN = 10k", "write a number, or a text in quotes"),
         ("RUN = {a: 1}", "texts in brackets need quotes"), ("RUN = (a,)", "texts in brackets need quotes"),
         *((f"RUN = {text}", "typographic quotes; write ' or") for text in ("\u2018x\u2019", "\u201cx\u201d")),
-        ("train_steps: 3", "is no setting; write train_steps = 3"), ("RUN 5", "is no setting; write RUN = 5"),
+        ("train_steps: 3", "is not a setting; write train_steps = 3"), ("RUN 5", "is not a setting; write RUN = 5"),
         ("include base.gin", "write include 'base.gin'"),
         ("include 'gin\\runs\\pretrain.gin'", "write / in paths, since a backslash in quotes begins an escape"),
         ("include 'gin\\models\\fam_tiny.gin'", "write / in paths, since a backslash in quotes begins an escape"),
@@ -200,7 +200,7 @@ def test_what_people_write_in_place_of_gin(line: str, message: str, end: str, ma
 def test_files_of_other_systems_and_includes_beside_them(
     mark: str, end: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Byte order marks, ends of lines, Windows' separators; an include is also sought beside the including file."""
+    """Byte order marks, line ends, Windows separators; an include is also searched next to the including file."""
     here = tmp_path / "w"
     folder = here if name == "main.gin" else here / "sub"
     (folder / "deep").mkdir(parents=True)
@@ -215,7 +215,7 @@ def test_files_of_other_systems_and_includes_beside_them(
 
 
 def test_two_files_for_one_include(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the including file and on the search path: refused where they differ. Beside another file is nowhere."""
+    """An include next to the including file and on the search path is refused if the two differ."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "base.gin").write_text(BODY)
     (tmp_path / "sub/base.gin").write_text(BODY)
@@ -276,7 +276,7 @@ def test_the_large_fine_tunings_are_valid(size: str, devices: int, rate: float) 
 
 
 def test_an_imported_model_is_its_own_configuration(tmp_path: Path) -> None:
-    """Without a file of gin/models: what model.json says, with LoRA, and the memory's macros where they are set."""
+    """Without a file of gin/models: the model of model.json, with LoRA, and the memory macros that are set."""
     model = ModelConfig(d_model=24, qkv_bias=True, param_dtype="bfloat16", memory=MemoryConfig(8, 2, 3))
     (tmp_path / "model.json").write_text(model.to_json())
     given = ["MODEL_DIR='m'", f"INITIAL_CHECKPOINT_PATH='{tmp_path}'", "MIXTURE_OR_TASK_NAME='passkey'"]
@@ -301,7 +301,7 @@ def test_an_imported_model_is_its_own_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "devices"), [("1b", 16), ("8b", 32), ("24b", 64)])
 def test_the_large_trainings_are_valid(size: str, devices: int) -> None:
-    """They want a directory and a task, and are then ready to run on so many devices."""
+    """They need a directory and a task, and then run on N devices."""
     file = f"gin/experiments/pretrain_{size}.gin"
     with pytest.raises(ConfigError, match="MODEL_DIR must be set"):
         load_train_config([file])

@@ -27,7 +27,7 @@ def test_flags_win_over_gin_and_gin_over_defaults() -> None:
 
 
 def test_gin_files_are_read_as_everywhere(tmp_path: Path) -> None:
-    """An own file that includes the run's, and overrides on the command line behind it."""
+    """A user's file that includes the run's, and overrides on the command line."""
     (tmp_path / "mine.gin").write_text("include 'gin/runs/infer.gin'\nMODEL_DIR = 'a'\nRANDOM_SEED = 5\n")
     args = settled("--gin_file", str(tmp_path / "mine.gin"), "--gin.RANDOM_SEED=6")
     assert (args.model, args.seed) == ("a", 6)

@@ -1,4 +1,4 @@
-"""What `famjax launch` says before anything starts; tests/launch has each target."""
+"""Errors that `famjax launch` reports before anything starts; tests/launch has each target."""
 
 import pytest
 
@@ -17,15 +17,15 @@ LOCAL = ("--target", "local", "--gin_file", "gin/experiments/tiny_fam.gin", "--g
     ((), "no target; add --target local, tpu-vm, gke, slurm"),
     (("--target", "locl"), "argument --target: invalid choice: 'locl'"),
     (("--target", "local"), "no settings: add --gin_file FILE, for example gin/experiments/tiny_fam.gin"),
-    ((*LOCAL, "--processes", "4"), "MESH asks for 1 devices, but 4 processes with a device each are 4; set "
+    ((*LOCAL, "--processes", "4"), "MESH needs 1 devices, but 4 processes with one device each have 4; set "
      "--processes 1, or --gin.MESH='{\"data\": 4}'"),
     ((*LOCAL, "--processes", "0"), "--processes is 0; it must be at least 1"),
-    ((*LOCAL, "--port", "70000"), "--port 70000 is no port; use 1024 to 65535, or 0 for a free one"),
+    ((*LOCAL, "--port", "70000"), "--port 70000 is not a port; use 1024 to 65535, or 0 for a free one"),
     ((*LOCAL, "--restarts", "-1"), "--restarts is -1; it must be at least 0"),
-    ((*LOCAL, "--name", "a"), "--name means nothing to the target local; famjax launch --help has each one's"),
+    ((*LOCAL, "--name", "a"), "--name is not a flag of target local; famjax launch --help lists its flags"),
     ((*LOCAL, "--gin.TRAIN_STEP=3"), "--gin.TRAIN_STEP: there is no macro TRAIN_STEP; did you mean TRAIN_STEPS"),
     ((*LOCAL, "--gin.INITIAL_CHECKPOINT_PATH='nowhere'"), "nowhere does not exist"),
-    ((*LOCAL, "--gin.MODEL_DIR='gs://b/x'"), "MODEL_DIR gs://b/x is no path of a file system; mount the bucket"),
+    ((*LOCAL, "--gin.MODEL_DIR='gs://b/x'"), "MODEL_DIR gs://b/x is not a file system path; mount the bucket"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(capfd, monkeypatch, words, message):
     """Exit code 2; no process was started, which here would be one too many."""
@@ -36,7 +36,7 @@ def test_mistakes_are_one_line(capfd, monkeypatch, words, message):
 
 
 def test_dry_run_shows_each_process(capfd):
-    """With what each is told, quoted for a shell, and when it would be started again."""
+    """The printed commands have each process's variables, quoted for a shell, and the settings of restarts."""
     words = [*LOCAL[:-1], "--gin.MODEL_DIR='it is $HOME'", "--processes", "2", '--gin.MESH={"data": 2}']
     assert launch(*words, "--restarts", "3", "--port", "4711", "--dry-run") == 0
     out = capfd.readouterr().out.splitlines()

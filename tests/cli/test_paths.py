@@ -94,7 +94,7 @@ def test_every_setting_that_is_a_path_knows_it_too(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", [NAME, "[abc]", "**", "[", "]"])
 def test_a_name_that_exists_is_no_glob(name: str, tmp_path: Path) -> None:
-    """A file, a glob in a folder of that name, a glob of such folders; what a glob says where nothing exists."""
+    """A file, a glob in a folder of that name, a glob of such folders; a glob without matches is reported."""
     folder = tmp_path / name
     folder.mkdir()
     for one in (f"{name}.txt", "plain.txt"):
@@ -170,7 +170,7 @@ def test_a_step_that_cannot_be_read_back_gets_no_name(tmp_path: Path, monkeypatc
     for change, words in (
         (lambda found: found.pop("embedding"), r"weights/embedding \[17, 12\] float32 is missing"),
         (lambda found: found.update(more=found["embedding"]), r"weights/more \[17, 12\] float32 is not part of it"),
-        (lambda found: found.update(embedding=found["final_norm/scale"]), r"weights/embedding is \[12\] float32, it "),
+        (lambda found: found.update(embedding=found["final_norm/scale"]), r"weights/embedding is \[12\] float32 inst"),
     ):
 
         def stored(folder: Path, change=change) -> dict:

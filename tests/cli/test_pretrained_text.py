@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_greedy_tokens_are_those_of_transformers(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """Without FAM: 24 tokens behind a prompt, with the tokenizer's beginning of text, as transformers makes them."""
+    """Without FAM: 24 tokens after a prompt, with the tokenizer's BOS token, equal those of transformers."""
     import torch
     import transformers
 
@@ -53,7 +53,7 @@ def test_greedy_tokens_are_those_of_transformers(folders: tuple[Path, Path], tmp
 def test_stop_texts_and_sessions(
     folders: tuple[Path, Path], tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """A text ends before --stop, in one prompt and in a file of prompts; a session goes on behind it."""
+    """A text ends before --stop, in one prompt and in a file of prompts; a session continues after it."""
     _, model_dir = folders
     base = ["generate", "--model", str(model_dir), "--max-tokens", "20"]
     assert main([*base, "--prompt", PROMPT]) == 0

@@ -45,7 +45,7 @@ def test_a_log_gets_a_line_from_time_to_time(monkeypatch, capsys) -> None:
 
 
 def test_nothing_done_yet_and_quick_work(monkeypatch, capsys) -> None:
-    """Loading and compiling count nothing, and say for how long they go on; what takes 5 seconds says nothing."""
+    """Loading and compiling have no count and show the elapsed time; stages of less than 5 seconds print nothing."""
     assert lines(monkeypatch, capsys, [(6, 0), (60, 0)], "loading m") == [
         "loading m: 0:06 so far",
         "loading m: 1:06 so far",
@@ -98,5 +98,5 @@ def test_work_that_holds_the_main_thread_is_told() -> None:
 
 
 def test_clock() -> None:
-    """Hours where there are some."""
+    """Hours are shown if there are any."""
     assert [module.clock(s) for s in (0, 59.4, 59.6, 309, 3909)] == ["0:00", "0:59", "1:00", "5:09", "1:05:09"]

@@ -31,7 +31,7 @@ def test_a_failed_training_is_told_with_its_last_words(tmp_path, monkeypatch, ca
 
 
 def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
-    """No number is said that the table does not show."""
+    """Every number of the verdict is also in the table."""
     rows = [
         {"filler_blocks": n, "filler_tokens": 64 * n + 31.5, "exact_match": match}
         for n, match in ((1, 1.0), (16, 0.97), (32, 0.5), (64, 0.25))
@@ -40,7 +40,7 @@ def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
     models = [{"name": "fam", "passkey": rows}, {"name": "bswa", "passkey": none}]
     said = quickstart._verdict({"models": models}, longest=17 * 64 - 1)
     assert said == (
-        "fam: at least 0.97 exact match up to 16 blocks of filler, over which gradients reached in training; "
+        "fam: at least 0.97 exact match up to 16 blocks of filler, the lengths that training backpropagated through; "
         "beyond, 0.50 at 32, 0.25 at 64\nbswa: at most 0.01 exact match, at any length"
     )
 
@@ -66,7 +66,7 @@ def test_mistakes_are_one_line_before_any_training(tmp_path, words, said, capfd)
 
 
 def test_a_training_that_was_told_to_stop_is_not_taken_for_finished(tmp_path, monkeypatch, capfd):
-    """It saves and leaves with 0; what follows is a line that says so, no evaluation."""
+    """It saves and exits with 0; one line reports it, and no evaluation follows."""
     original = side_by_side.job
     leave = [sys.executable, "-c", "pass"]
     monkeypatch.setattr(side_by_side, "job", lambda *args: original(*args)._replace(command=leave))
@@ -92,7 +92,7 @@ def test_the_verdict_on_texts_has_the_near_the_far_and_all(tmp_path):
 
 
 def test_texts_that_are_not_there_are_told_before_any_training(tmp_path, capfd):
-    """One line that says how to get some."""
+    """One line says how to get some."""
     assert main(["quickstart", "--texts", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
     error = capfd.readouterr().err
     assert "launch/studies/debian_texts.py" in error and error.count("\n") == 1

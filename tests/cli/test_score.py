@@ -45,7 +45,7 @@ def test_whole_and_streaming_give_the_probabilities_of_the_model(model_dir: Path
 
 
 def test_without_fam(model_dir: Path, tmp_path: Path) -> None:
-    """--fam-length 0 is the model whose prompt was taken away, with the window that was asked for."""
+    """--fam-length 0 is the model without its prompt, with the requested window."""
     config = tiny.config(vocab_size=256, fam_length=0, memory_segments=2)
     params = {name: value for name, value in tiny.parameters(tiny.config(vocab_size=256)).items() if name != "fam"}
     tokens = np.array(DOCUMENTS[0]["tokens"], np.int32)
@@ -67,7 +67,7 @@ def mistake(capsys: pytest.CaptureFixture, model: object, source: object, output
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"tokens": [1, 2', "this is no JSON"),
+        ('{"tokens": [1, 2', "this is not JSON"),
         ('{"tokens": []}', "the document is empty"),
         ('{"text": ""}', "the document is empty"),
         ('{"tokens": [1, 256]}', "token 256 is outside the vocabulary 0..255"),
@@ -83,7 +83,7 @@ def mistake(capsys: pytest.CaptureFixture, model: object, source: object, output
     ],
 )
 def test_bad_lines(line: str, message: str, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """The line's number and what is wrong with it; the good line before it leaves nothing behind."""
+    """The error has the line's number and the problem; the valid line before it leaves no output."""
     (tmp_path / "bad.jsonl").write_text('{"tokens": [1, 2]}\n' + line + "\n")
     error = mistake(capsys, model_dir, tmp_path / "bad.jsonl", tmp_path / "out.jsonl")
     assert "bad.jsonl:2: " in error and message in error

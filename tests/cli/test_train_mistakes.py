@@ -39,7 +39,7 @@ FAM = ["train", "--gin_file", "gin/experiments/tiny_fam.gin"]
         ("EVAL_PERIOD=-1", "EVAL_PERIOD is -1; it must be at least 0"),
         ("DIAGNOSTICS_PERIOD=-1", "DIAGNOSTICS_PERIOD is -1; it must be at least 0"),
         ("DIAGNOSTICS_PERIOD='often'", "TrainConfig.diagnostics_period is 'often'; it must be of type int"),
-        ("PROFILE_STEPS=(5, 3)", "PROFILE_STEPS is (5, 3); write (n, m)"),
+        ("PROFILE_STEPS=(5, 3)", "PROFILE_STEPS is (5, 3); write (first, last)"),
         ("PROFILE_STEPS=7", "TrainConfig.profile_steps is 7; it must be of type tuple"),
         ("INITIAL_CHECKPOINT_PATH='/no/such/model'", "/no/such/model does not exist"),
     ],

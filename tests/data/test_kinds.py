@@ -153,7 +153,7 @@ def test_other_encodings_are_named(tmp_path, encoding):
     """A file in UTF-16 is never read as text of zero bytes."""
     for name, content in (("a.txt", TEXT), ("a.jsonl", JSON)):
         path = write(tmp_path / name, content.encode(encoding))
-        with pytest.raises(ConfigError, match="UTF-16|UTF-32|zero bytes|no JSON") as error:
+        with pytest.raises(ConfigError, match="UTF-16|UTF-32|zero bytes|not JSON") as error:
             texts(path)
         assert str(path) in str(error.value)
 

@@ -168,7 +168,7 @@ def test_impossible_tasks_say_what_to_change():
     """Rows too short for the first stage, stages out of order, a vocabulary without ASCII."""
     with pytest.raises(ConfigError, match="use at least 384"):
         task(sequence_length=5 * BLOCK)
-    with pytest.raises(ConfigError, match="rising order"):
+    with pytest.raises(ConfigError, match="ascending order"):
         task(config=PassKeyConfig(stages=(4, 1)))
     with pytest.raises(ConfigError, match="vocab_size 100"):
         task(vocab_size=100)

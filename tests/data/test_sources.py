@@ -123,7 +123,7 @@ def test_hugging_face_datasets_on_disk(tmp_path, shards):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"text": "a"}\n\n{"text": }\n', r"a.jsonl:3: this is no JSON \(Expecting value at column 10\)"),
+        (b'{"text": "a"}\n\n{"text": }\n', r"a.jsonl:3: this is not JSON \(Expecting value at column 10\)"),
         (b'{"text": "a"}\n[1]\n', r"a.jsonl:2: a document is a JSON object, not list"),
         (b'{"txt": "a"}\n', r'a.jsonl:1: a document has "text", or "inputs" and "targets"; this one has txt'),
         (b'{"text": 5}\n', r'a.jsonl:1: "text" must be a string, not int'),

@@ -129,13 +129,13 @@ def test_choices_are_ranked_behind_their_prompt():
 
 def test_what_cannot_be_read_is_counted_and_fatal_only_if_nothing_can():
     """A bad line is reported with its place; if all lines are bad, or there is none, that is an error."""
-    bad = Unreadable("data.jsonl:7", "this is no JSON")
+    bad = Unreadable("data.jsonl:7", "this is not JSON")
     found = []
     samples = list(Runner(Parrot(), CODEC).run(generation([bad, *questions("<yes>", "")]), on_bad=found.append))
     assert len(samples) == 1 and found == [bad]
     told = results.summarize(generation([]), samples, found, 4)
-    assert told["unreadable"] == {"examples": 1, "first": [{"place": "data.jsonl:7", "reason": "this is no JSON"}]}
-    with pytest.raises(ConfigError, match="no example of t could be read; data.jsonl:7: this is no JSON"):
+    assert told["unreadable"] == {"examples": 1, "first": [{"place": "data.jsonl:7", "reason": "this is not JSON"}]}
+    with pytest.raises(ConfigError, match="no example of t could be read; data.jsonl:7: this is not JSON"):
         list(Runner(Parrot(), CODEC).run(generation([bad, bad])))
 
 
@@ -153,22 +153,22 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
     examples = questions("<yes>", *(f" {i}" for i in range(9)))
     config, path = EvalConfig(), tmp_path / "out" / "samples.jsonl"
     with SampleFile(path) as file:
-        whole = run.ask(Runner(Parrot(), CODEC, "key1"), generation(examples), config, file, [])
+        whole = run.answer(Runner(Parrot(), CODEC, "key1"), generation(examples), config, file, [])
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 9
     path.write_bytes(b"".join(lines[:4]) + lines[4][:30])
     parrot = Parrot()
     with SampleFile(path) as file:
-        again = run.ask(Runner(parrot, CODEC, "key1"), generation(examples), config, file, [])
+        again = run.answer(Runner(parrot, CODEC, "key1"), generation(examples), config, file, [])
     assert len(parrot.asked) == 5 and again == whole
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()][:4] == [
         json.loads(line)["id"] for line in lines[:4]
     ]
     parrot = Parrot()
     with SampleFile(path) as file:
-        other = run.ask(Runner(parrot, CODEC, "key2"), generation(examples), config, file, [])
-        anew = run.ask(Runner(Parrot(), CODEC, "key1"), generation(examples), EvalConfig(again=True), file, [])
-    assert len(parrot.asked) == 9 and len(other) == len(anew) == 9
+        other = run.answer(Runner(parrot, CODEC, "key2"), generation(examples), config, file, [])
+        repeated = run.answer(Runner(Parrot(), CODEC, "key1"), generation(examples), EvalConfig(again=True), file, [])
+    assert len(parrot.asked) == 9 and len(other) == len(repeated) == 9
     assert len(list(read(path.parent, "key1"))) == len(list(read(path.parent, "key2"))) == 9
 
 
@@ -182,15 +182,15 @@ def test_parts_ask_each_example_once_and_make_one_evaluation(tmp_path):
     for part in ("1/3", "2/3", "3/3"):
         config = EvalConfig(part=part)
         with SampleFile(tmp_path / file_name(config.part_of)) as file:
-            mine = run.ask(Runner(Parrot(), CODEC, "k"), generation(examples), config, file, bad)
+            mine = run.answer(Runner(Parrot(), CODEC, "k"), generation(examples), config, file, bad)
         ids += [sample.id for sample in mine]
         groups.append({sample.group for sample in mine})
     assert sorted(ids) == sorted(example.id for example in examples[1:]) and len(bad) == 1
     assert not groups[0] & groups[1] | groups[1] & groups[2] | groups[0] & groups[2] and all(groups)
     parrot = Parrot()
     with SampleFile(tmp_path / file_name()) as file:
-        whole = run.ask(Runner(parrot, CODEC, "k"), generation(examples), EvalConfig(), file, [])
-        few = run.ask(Runner(parrot, CODEC, "k"), generation(examples[:3]), EvalConfig(), file, [])
+        whole = run.answer(Runner(parrot, CODEC, "k"), generation(examples), EvalConfig(), file, [])
+        few = run.answer(Runner(parrot, CODEC, "k"), generation(examples[:3]), EvalConfig(), file, [])
     assert sorted(sample.id for sample in whole) == sorted(ids) and not parrot.asked
     assert [sample.id for sample in few] == [example.id for example in examples[1:3]]
     for wrong in ("3", "0/3", "4/3", "a/b"):

@@ -137,7 +137,7 @@ def test_a_session_continues_and_can_be_used_twice(model, model_dir: Path, tmp_p
         (lambda m: famjax.generate(m, "a", seed=-1), "seed is -1"),
         (lambda m: famjax.generate(m, "a", stop="b"), "give a list of texts"),
         (lambda m: famjax.generate(m, io.StringIO("a")), 'open it with open(path, "rb")'),
-        (lambda m: m.load_session("none.session"), "none.session is not there"),
+        (lambda m: m.load_session("none.session"), "none.session is missing"),
     ],
 )
 def test_mistakes(model, call, message: str) -> None:

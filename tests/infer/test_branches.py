@@ -1,4 +1,4 @@
-"""A prefix read once and gone on from is the whole text read anew, for scores and for answers."""
+"""Continuing a prefix that was prefilled once equals reading the whole text, for scores and for answers."""
 
 import numpy as np
 import pytest

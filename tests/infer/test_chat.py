@@ -72,5 +72,5 @@ def test_templates_that_forget(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps(config | {"chat_template": "{{ messages[-1]['content'] }}"})
     )
-    with pytest.raises(ConfigError, match="leaves earlier answers out"):
+    with pytest.raises(ConfigError, match="omits earlier answers"):
         Turns(chat_template(tmp_path), Codec(tmp_path, 400))

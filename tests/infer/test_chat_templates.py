@@ -1,4 +1,4 @@
-"""Constructs of published chat templates, rendered as transformers renders them, or refused where it refuses."""
+"""Constructs of published chat templates, rendered as transformers does, or rejected if it rejects them."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
 
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json"])
 def test_constructs_of_published_templates(where: str, tmp_path: Path) -> None:
-    """The text is that of `apply_chat_template`; special tokens are known wherever they are said."""
+    """The text is that of `apply_chat_template`, including special tokens."""
     import transformers
 
     folder = tokenizers_of_ours.write(tmp_path / "t", "byte-level")
@@ -75,7 +75,7 @@ def test_constructs_of_published_templates(where: str, tmp_path: Path) -> None:
                 )
             except Exception:
                 refused += 1
-                with pytest.raises(ConfigError, match="the chat template refuses this conversation"):
+                with pytest.raises(ConfigError, match="the chat template rejects this conversation"):
                     chat_template(folder).render(talk)  # type: ignore[union-attr]
                 continue
             assert chat_template(folder).render(talk) == want, name  # type: ignore[union-attr]

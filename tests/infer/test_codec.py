@@ -42,7 +42,7 @@ def test_ids_equal_those_of_transformers(model_dir: Path) -> None:
 def test_a_prompt_in_pieces_has_the_tokens_of_the_whole(
     model_dir: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However a long prompt comes, its tokens are those of the whole text; it is handed on in parts where it can be."""
+    """A long prompt has the same tokens however it is split into pieces; it is passed on in parts if possible."""
     monkeypatch.setattr(codecs, "CHUNK_CHARACTERS", 900)
     codec = Codec(model_dir, 1000)
     text = TEXT * 60
@@ -70,7 +70,7 @@ def test_text_streams_whole_characters(model_dir: Path, seed: int) -> None:
 
 
 def test_bytes_that_are_no_text_do_not_block_the_stream(tmp_path: Path) -> None:
-    """A model may write bytes that are no character: they are shown as such after four tokens, and text goes on."""
+    """Invalid UTF-8 is shown as replacement characters after four tokens, and the text continues."""
     codec = Codec(tokenizers_of_ours.write(tmp_path, "byte-level"), 1000)
     broken = codec.vocabulary.encode("ü")[:1] if len(codec.vocabulary.encode("ü")) > 1 else None
     alone = [token for token in range(300) if codec.vocabulary.decode([token]) == "\ufffd"][:1]
@@ -116,7 +116,7 @@ def test_the_models_own_end_is_a_stop(model_dir: Path) -> None:
 
 
 def test_beginning_of_text_as_the_tokenizer_says(tmp_path: Path) -> None:
-    """What tokenizer.json puts in front counts, not `add_bos_token` beside it, as in transformers 5."""
+    """The tokens that tokenizer.json adds count, not `add_bos_token` in addition, as in transformers 5."""
     folder = tokenizers_of_ours.write(tmp_path, "byte-level")
     bos = Codec(folder, 1000).bos
     assert bos is not None
@@ -131,7 +131,7 @@ def test_beginning_of_text_as_the_tokenizer_says(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_is_too_large_is_refused(model_dir: Path) -> None:
-    """Tokens that the model lacks are told before anything is loaded."""
+    """Tokens outside the model's vocabulary are reported before anything is loaded."""
     with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
         Codec(model_dir, 50)
 
@@ -146,7 +146,7 @@ def test_one_added_token_more_than_the_model_has(tmp_path: Path) -> None:
     codec = Codec(folder, rows)
     assert codec.vocabulary.size == rows
     np.testing.assert_array_equal(codec.encode(TEXT), Codec(folder, 1000).encode(TEXT))
-    with pytest.raises(ConfigError, match=f"a text has the token '<image>', number {rows}; the model has {rows}"):
+    with pytest.raises(ConfigError, match=f"a text has the token '<image>', id {rows}, but the model has {rows}"):
         codec.encode("a<image>")
     with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
         Codec(folder, 50)

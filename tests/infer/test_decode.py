@@ -22,6 +22,7 @@ CONFIGS = {
     "grouped-heads": tiny.config(memory_segments=2, num_heads=4, num_kv_heads=2, scan_layers=False, qk_norm=True),
     "sinks": tiny.config(kind="sinks", fam_length=0, sinks=2),
     "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0),
+    "rmt": tiny.config(kind="rmt", fam_length=0, memory_segments=0, memory_tokens=2),
     "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, head_dim=8),
 }
 PROMPTS = [1, 4, 7, 8, 13]
@@ -30,7 +31,7 @@ SAMPLED = Sampling(temperature=1.0, top_k=12, top_p=0.95, repetition_penalty=1.2
 
 
 def prompts(config: ModelConfig) -> list[np.ndarray]:
-    """Of unequal lengths: within the first block, at edges, behind them."""
+    """Prompts of unequal lengths: within the first block, at block boundaries, after them."""
     tokens = tiny.tokens(config, len(PROMPTS), max(PROMPTS))
     return [row[:n] for row, n in zip(tokens, PROMPTS, strict=True)]
 
@@ -46,7 +47,7 @@ def read(model: Any, texts: list, rows: Any = None) -> session.Session:
 
 
 def make(model: Any, rows: session.Session, count: Any = NEW, *settings: Any, **kwargs: Any) -> tuple[list, Any]:
-    """All tokens of each row, and where the session ends."""
+    """All tokens of each row, and the final position of the session."""
     made: list[list[int]] = [[] for _ in range(len(rows.recent))]
     for part in decode.generate(model, rows, count, *settings, **kwargs):
         rows = part.session
@@ -99,7 +100,7 @@ def test_however_the_prompt_and_the_calls_are_cut(monkeypatch: pytest.MonkeyPatc
 
 
 def test_rows_do_not_know_each_other() -> None:
-    """A row draws what it draws alone, whoever is beside it, and rows that get no tokens stay bit by bit."""
+    """A row's tokens do not depend on the other rows, and rows that get no tokens are unchanged bit by bit."""
     config = CONFIGS["fam"]
     model = model_of(config)
     texts = [[text] for text in prompts(config)]
@@ -211,7 +212,7 @@ def test_damaged_weights_are_told() -> None:
     params = tiny.parameters(CONFIGS["fam"])
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[3].set(np.nan)
     model = tiny.build(CONFIGS["fam"], params)
-    with pytest.raises(ConfigError, match="scores are no numbers"):
+    with pytest.raises(ConfigError, match="logits are NaN"):
         make(model, read(model, [[[1, 2]]]))
 
 

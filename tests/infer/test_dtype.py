@@ -32,7 +32,7 @@ def scores(model) -> np.ndarray:
 
 
 def test_a_bfloat16_model_computes_in_float32_on_a_cpu(model_dir, tmp_path, capsys) -> None:
-    """With the scores, bit for bit, of a float32 model that has the same weights. It says so, in one line."""
+    """Its scores equal those of a float32 model with the same weights, bit for bit; one line reports it."""
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tiny.parameters(CONFIG))
     same = dataclasses.replace(CONFIG, dtype="float32", param_dtype="float32")
     checkpoint.save_model(tmp_path / "float32", same, params)
@@ -46,7 +46,7 @@ def test_a_bfloat16_model_computes_in_float32_on_a_cpu(model_dir, tmp_path, caps
 
 
 def test_the_flag_wins(model_dir, tmp_path, capsys) -> None:
-    """bfloat16 where it is asked for, without a word, and with scores that are rounded otherwise."""
+    """bfloat16 on request, without a message, and with scores that are rounded differently."""
     model = load(model_dir, dtype="bfloat16")
     assert capsys.readouterr().err == "" and model.config.dtype == "bfloat16"
     assert np.abs(scores(model) - scores(load(model_dir))).max() > 1e-4

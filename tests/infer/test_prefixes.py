@@ -14,7 +14,7 @@ MODEL = tiny.build(CONFIG, PARAMS)
 
 
 def whole_scores(context: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`naive_scores` of the text behind its context; tokens behind it, which it cannot see, make one length of all."""
+    """`naive_scores` of the text after its context, padded to one length with tokens that it cannot see."""
     tokens = np.concatenate([context, text, np.zeros(100 - len(context) - len(text), np.int32)])
     at = slice(len(context) - 1, len(context) + len(text) - 1)
     logprobs, correct = naive_scores(CONFIG, PARAMS, tokens)
@@ -55,7 +55,7 @@ def test_continuations_score_as_in_whole_texts(seed: int, rows: int) -> None:
 
 @pytest.mark.parametrize(("seed", "rows", "sampling"), [(0, 2, Sampling()), (1, 8, Sampling(temperature=1.0))])
 def test_answers_are_those_of_each_context_alone(seed: int, rows: int, sampling: Sampling) -> None:
-    """Tokens, also drawn ones, do not depend on what else is read and written beside; each gets its own number."""
+    """Tokens, also sampled ones, do not depend on the other rows; each row has its own maximum."""
     some = contexts(seed)
     limits = [1 + i % 4 for i in range(len(some))]
     samples = list(range(len(some)))
@@ -72,7 +72,7 @@ def test_answers_are_those_of_each_context_alone(seed: int, rows: int, sampling:
 
 
 def test_answers_stop_one_by_one() -> None:
-    """An answer ends with a stop sequence, or where `finished` says so, and the others go on."""
+    """An answer ends with a stop sequence, or when `finished` is true, and the others continue."""
     some = contexts(3)
     free = {i: tokens for i, tokens, _ in prefixes.generate_continuations(MODEL, some, 30, 4)}
     stop = int(free[1][2])
@@ -89,7 +89,7 @@ def test_answers_stop_one_by_one() -> None:
 
 
 def test_contexts_go_on_from_a_session_and_leave_it_as_it_is() -> None:
-    """A document that was read before gives the same scores as one that stands in every context."""
+    """A document that was prefilled before gives the same scores as one in every context."""
     document = tiny.tokens(CONFIG, 1, 26, seed=5)[0]
     questions = [tiny.tokens(CONFIG, 1, n, seed=n)[0] for n in (4, 7)] + [np.zeros(0, np.int32)]
     answers = [tiny.tokens(CONFIG, 1, n, seed=n + 9)[0] for n in (2, 6, 3)]

@@ -1,4 +1,4 @@
-"""Scores of tokens: whole = streaming = naive, whatever else is read beside a text."""
+"""Scores of tokens: whole = streaming = naive, independent of the other rows of the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def naive_scores(config: ModelConfig, params: dict, tokens: np.ndarray) -> tuple
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_whole_streaming_and_naive_scores_agree(config: ModelConfig) -> None:
-    """Texts that end within a block, at its edge, within the first one, and after one token."""
+    """Texts that end within a block, at its boundary, within the first one, and after one token."""
     params = tiny.parameters(config)
     model = tiny.build(config, params)
     lengths = np.array([37, 16, 3, 1])
@@ -65,7 +65,7 @@ def test_documents_that_take_turns_in_a_row_know_nothing_of_each_other(rows: int
 
 
 def test_rows_are_as_many_as_the_longest_document_leaves_work_for() -> None:
-    """Beside one of 100 tokens, 19 of 10 fill two more rows; equal documents fill all rows there are."""
+    """With one document of 100 tokens, 19 of 10 fill two more rows; equal documents fill all rows."""
     of = lambda *lengths: [np.zeros(n, np.int32) for n in lengths]
     assert scoring.useful_rows(of(100, *[10] * 19), 64) == 3
     assert scoring.useful_rows(of(*[50] * 9), 64) == 9 and scoring.useful_rows(of(*[50] * 9), 4) == 4

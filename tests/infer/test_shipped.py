@@ -1,13 +1,16 @@
 """The trained models that come with famjax."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 from famjax.cli.gin_config import load_train_config
 from famjax.cli.main import main
-from famjax.config import ConfigError
+from famjax.config import ConfigError, ModelConfig
 from famjax.infer import shipped
 from famjax.nn.weights import parameter_shapes
 from famjax.storage.checkpoint import load_model, save_model
@@ -17,9 +20,20 @@ from tests import tiny
 
 @pytest.mark.parametrize("name", shipped.SHA256)
 def test_the_file_is_what_its_model_directory_packs_to(name, tmp_path):
-    """Unpacked, read back whole, and packed again: the same bytes. A second unpacking changes nothing."""
+    """Unpacked, read back whole, and packed again: the same weights, bit for bit, and configuration. A second unpacking
+    changes nothing."""
     shipped.unpack(name, tmp_path / "model")
-    assert shipped.pack(tmp_path / "model", tmp_path / "again") == shipped.SHA256[name]
+    digest = shipped.pack(tmp_path / "model", tmp_path / "again")
+    assert digest == hashlib.sha256((tmp_path / "again").read_bytes()).hexdigest()
+    there, again = (
+        safetensors.numpy.load_file(path) for path in (shipped.FOLDER / f"{name}.safetensors", tmp_path / "again")
+    )
+    assert there.keys() == again.keys()
+    for key, value in there.items():
+        np.testing.assert_array_equal(value, again[key])
+    # A later version's model.json may have more fields; what they do not say is a default.
+    with safetensors.safe_open(shipped.FOLDER / f"{name}.safetensors", "numpy") as file:
+        assert ModelConfig.from_json(file.metadata()["model.json"]) == read_config(tmp_path / "model")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")}
     shipped.unpack(name, tmp_path / "model")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "model").rglob("*")} == before

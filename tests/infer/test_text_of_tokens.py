@@ -98,7 +98,7 @@ def test_text_is_that_of_decoding_at_once(vocabulary: Vocabulary, seed: int) -> 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_text_of_sessions(vocabulary: Vocabulary, seed: int) -> None:
-    """A stream that is given the tokens before shows what the one before it left off, and goes on to the end."""
+    """A stream that gets the tokens before it continues the text where the previous one stopped."""
     rng = np.random.default_rng(seed)
     for ids in sequences(vocabulary, rng):
         cut = int(rng.integers(0, len(ids) + 1))

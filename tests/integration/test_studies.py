@@ -36,7 +36,7 @@ def told(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
 
 def test_every_training_of_the_memory_study_is_possible(script, tmp_path) -> None:
-    """Each sets what it says: no two have the same settings, and each is checked as `famjax train` would."""
+    """No two runs have the same settings, and each is validated as by `famjax train`."""
     study = script("memory_study")
     runs = study.all_runs()
     jobs = study.jobs(list(runs.values()), argparse.Namespace(folder=tmp_path, gin=[]))
@@ -49,7 +49,7 @@ def test_every_training_of_the_memory_study_is_possible(script, tmp_path) -> Non
 
 
 def test_the_memory_study_counts_wrong_answers_by_their_place(script, tmp_path) -> None:
-    """Of two evaluations, by hand: answers that begin 1 before, 0, 5 behind, and half a block away from an edge."""
+    """Two evaluations, by hand: answers that start 1 before, 0, 5 after, and half a block from a boundary."""
     study, results = script("memory_study"), script("memory_results")
     run = study.Run("one", "recipe", "", asked=(study.Asked("1"), study.Asked("2")))
     places = ((127, 0.0), (128, 0.0), (130, 1.0)), ((69, 0.0), (96, 0.0), (61, 1.0))
@@ -60,7 +60,7 @@ def test_the_memory_study_counts_wrong_answers_by_their_place(script, tmp_path) 
     found = results.misses(run, tmp_path, 64)
     assert found == [-32, -1, 0, 5]
     rows = [{"recall": [{"documents": 4}, {"documents": 2}], "misses": found}]
-    assert results.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these begin at most 3 tokens from an edge."]
+    assert results.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these start within 3 tokens of a boundary."]
 
 
 def test_the_tables_of_the_memory_study_have_the_lengths_that_all_rows_were_asked_at(script) -> None:

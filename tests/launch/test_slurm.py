@@ -131,7 +131,7 @@ def test_a_refusal_and_later_parts(slurm, gin, place, capfd):
     assert launch(gin, place) == 1
     line = capfd.readouterr().err.splitlines()[-1]
     assert line == ("famjax launch: fam-1 was not submitted: sbatch: error: invalid partition specified: gpu; nothing "
-                    "runs")  # fmt: skip
+                    "is running")  # fmt: skip
     for action, program in (("status", "squeue"), ("delete", "scancel")):
         assert main.main(["launch", "--target", "slurm", "--name", "fam-1", "--do", action]) == 0
         assert slurm.calls[-1][1] == [program, "--name=fam-1", "--me"]
@@ -139,11 +139,11 @@ def test_a_refusal_and_later_parts(slurm, gin, place, capfd):
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--nodes", "3"], "MESH (data 2 x fsdp 8 x tensor 1) is for 16 devices, but 3 nodes with 8 GPUs have 24; "),
-    (["--time", "soon"], "--time 'soon' is no time of Slurm's; for example 24:00:00 or 2-12:00"),
-    (["--sbatch=--x=a b"], "--sbatch '--x=a b' is no --NAME=VALUE without blanks and quotes"),
-    (["--sbatch=--x=a\n#SBATCH --y"], "--sbatch '--x=a\\n#SBATCH --y' is no --NAME=VALUE"),
-    (["--setup", "nowhere.sh"], "--setup nowhere.sh is no file"),
-    (["--name", "a\nb"], "--name 'a\\nb' cannot be a job's name"),
+    (["--time", "soon"], "--time 'soon' is not a Slurm time; write for example 24:00:00 or 2-12:00"),
+    (["--sbatch=--x=a b"], "--sbatch '--x=a b' is not --NAME=VALUE without spaces and quotes"),
+    (["--sbatch=--x=a\n#SBATCH --y"], "--sbatch '--x=a\\n#SBATCH --y' is not --NAME=VALUE"),
+    (["--setup", "nowhere.sh"], "--setup nowhere.sh is not a file"),
+    (["--name", "a\nb"], "--name 'a\\nb' is not a valid job name"),
 ])  # fmt: skip
 def test_mistakes_are_told_first(slurm, gin, place, capfd, flags, message):
     """One line, exit code 2, nothing is written or called."""

@@ -1,4 +1,4 @@
-"""When a job is started again, and when not; programs of a few lines stand in for the training."""
+"""When a job is restarted, and when not; programs of a few lines replace the training."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def quick(monkeypatch):
 
 
 def test_a_finished_training_is_left_alone(tmp_path):
-    """Exit code 0 behind the last step; the same where a program tells no steps at all."""
+    """Exit code 0 after the last step; also for a program that reports no steps."""
     assert supervise(tmp_path, "tell(10)").run() == 0
     assert starts(tmp_path) == 1
     assert supervise(tmp_path, "pass").run() == 0
@@ -63,13 +63,13 @@ def test_failures_without_progress_are_counted(tmp_path, capfd):
         "restart 1 in 0.01 s", "restart 2 in 0.02 s", "restart 3 in 0.04 s",
     ]  # fmt: skip
     assert lines[-1] == (
-        "famjax launch: the job ended with exit code 3 at step 4 of 10; 4 attempts came no further, so it is not "
-        "started again"
+        "famjax launch: the job ended with exit code 3 at step 4 of 10; 4 attempts made no progress, so it is not "
+        "restarted"
     )
 
 
 def test_progress_counts_anew(tmp_path):
-    """Attempts that each come a step further go on beyond the limit, up to the end."""
+    """Attempts that each get a step further continue beyond the limit, up to the end."""
     assert supervise(tmp_path, "tell(n + 1); sys.exit(0 if n == 9 else 1)").run() == 0
     assert starts(tmp_path) == 10
 
@@ -85,7 +85,7 @@ def test_a_job_that_another_told_to_stop_goes_on(tmp_path, capfd):
     """Preemption of another host: this one saves and leaves with 0 before its last step. It is started again."""
     assert supervise(tmp_path, "tell(10 if n else 5)").run() == 0
     assert starts(tmp_path) == 2
-    assert "the job was told to stop at step 5 of 10; restart 1" in capfd.readouterr().err
+    assert "the job was stopped at step 5 of 10; restart 1" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("answer", ["signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); ", ""])
@@ -156,7 +156,7 @@ def test_limits_are_checked():
     """One line on a number that cannot work."""
     with pytest.raises(ConfigError, match="--restarts is -1; it must be at least 0"):
         Supervision(restarts=-1).validate()
-    with pytest.raises(ConfigError, match="--hang-seconds is less than a second"):
+    with pytest.raises(ConfigError, match="--hang-seconds is less than 1"):
         Supervision(hang_seconds=0.5).validate()
 
 

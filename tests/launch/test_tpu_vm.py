@@ -1,4 +1,4 @@
-"""`famjax launch --target tpu-vm` against a `gcloud` that notes what it is told and fails on demand."""
+"""`famjax launch --target tpu-vm` against a `gcloud` that records its calls and fails on demand."""
 
 import json
 import shlex
@@ -25,7 +25,7 @@ def state(name: str, error: str = "") -> list:
 
 @pytest.fixture
 def gcloud(tmp_path, monkeypatch):
-    """The stand-in; time passes only where somebody sleeps."""
+    """The stand-in; time passes only in sleeps."""
     found = install(tmp_path, monkeypatch, "gcloud")
     clock = [0.0]
     monkeypatch.setattr(tpu_vm.time, "monotonic", lambda: clock[0])
@@ -44,7 +44,7 @@ def said(capfd) -> str:
 
 
 def test_all_steps_in_their_order(gcloud, gin, capfd):
-    """Created, waited for, set up, started, followed; every command and flag; kept at the end, which is said."""
+    """Create, wait, set up, start, follow: every command and flag; the TPU is kept at the end, which is reported."""
     gcloud.answer(describe=[state("WAITING_FOR_RESOURCES"), state("PROVISIONING"), ACTIVE], setup=[[0, READY, ""]])
     assert launch(gin, "--spot", "--network", "net-1") == 0
     assert gcloud.asked == ["create", "describe", "describe", "describe", "scp", "setup", "start", "follow"]
@@ -64,7 +64,7 @@ def test_all_steps_in_their_order(gcloud, gin, capfd):
     assert calls["scp"][6:] == ["fam-1:famjax-fam-1.tar.gz", "--worker=all", *PLACE]
     delete = shlex.join([*queued, "delete", "fam-1", "--force", *PLACE])
     assert said(capfd) == (
-        f"famjax launch: the training is finished; fam-1 is kept and costs money until it is deleted: {delete}"
+        f"famjax launch: the training is finished; fam-1 is kept and billed until it is deleted: {delete}"
     )
 
 
@@ -101,9 +101,9 @@ def test_settings_never_become_part_of_a_command(gcloud, gin, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--name", "it's $(id)"], "--name \"it's $(id)\" cannot be a job's name; use up to 40 of a-z, 0-9 and -"),
-        (["--zone", "a b"], "--zone 'a b' has letters that no such name has"),
-        (["--bucket", "b;rm"], "--bucket 'b;rm' has letters that no such name has"),
+        (["--name", "it's $(id)"], "--name \"it's $(id)\" is not a valid job name; use up to 40 of a-z, 0-9 and -"),
+        (["--zone", "a b"], "--zone 'a b' has invalid characters"),
+        (["--bucket", "b;rm"], "--bucket 'b;rm' has invalid characters"),
         (["--topology", "v5p:4x4x4"], "MESH (data 2 x fsdp 8 x tensor 1) is for 16 devices, but the chips of v5p:4x4x4 "
          "have 64; --gin.MESH='{\"data\": 2, \"fsdp\": 32, \"tensor\": 1}' would fit"),
         (["--topology", "v5p:2x2x2", "--num-slices", "2", "--gin.MESH={'fsdp': 16}"],
@@ -112,8 +112,8 @@ def test_settings_never_become_part_of_a_command(gcloud, gin, tmp_path):
         (["--accelerator-type", "v5p-32"], "name the TPU once: --topology v5p:4x2x2, or --accelerator-type v5p-32"),
         (["--gin.MODEL_DIR='runs/a'"], "MODEL_DIR runs/a is not in the bucket, which is mounted at /gcs/b; set "
          "--gin.MODEL_DIR=\"'/gcs/b/a'\""),
-        (["--bucket", "", "--gin.MODEL_DIR='runs/a'"], "MODEL_DIR runs/a is relative, and each host has a directory"),
-        (["--processes", "2"], "--processes means nothing to the target tpu-vm; famjax launch --help has each one's"),
+        (["--bucket", "", "--gin.MODEL_DIR='runs/a'"], "MODEL_DIR runs/a is relative, so each host would have its own"),
+        (["--processes", "2"], "--processes is not a flag of target tpu-vm; famjax launch --help lists its flags"),
         (["--delete-after", "failure"], "--delete-after 'failure' is not one of never, success, always"),
         (["--gin.TRAIN_STEPS=0"], "TRAIN_STEPS is 0; it must be at least 1"),
     ],
@@ -127,21 +127,21 @@ def test_mistakes_are_told_before_anything_is_asked_for(gcloud, gin, capfd, flag
 
 
 def test_a_refusal_for_lack_of_quota(gcloud, gin, capfd):
-    """What gcloud says, what to do, and that nothing is left; nothing else is called."""
+    """The error has gcloud's message, a remedy, and that nothing is billed; nothing else is called."""
     gcloud.answer(create=[[1, "", "ERROR: (gcloud) Quota limit 'TPUS_V5P' exceeded\nmore\n"]])
     assert launch(gin) == 1
     assert said(capfd) == (
-        "famjax launch: fam-1 was not created: ERROR: (gcloud) Quota limit 'TPUS_V5P' exceeded; ask for more quota in "
-        "this zone, or take another --zone, --topology or --spot; nothing is left that costs money"
+        "famjax launch: fam-1 was not created: ERROR: (gcloud) Quota limit 'TPUS_V5P' exceeded; request more quota in "
+        "this zone, or use another --zone, --topology or --spot; nothing is left that is billed"
     )
     assert gcloud.asked == ["create"]
 
 
 def test_a_name_that_is_taken_deletes_nothing(gcloud, gin, capfd):
-    """Another job of that name is left alone, also where deletion was asked for."""
+    """Another job of that name is left alone, also if deletion was requested."""
     gcloud.answer(create=[[1, "", "ERROR: ALREADY_EXISTS: fam-1"]])
     assert launch(gin, "--delete-after", "always") == 1
-    assert "take another --name, or go on with what is there: --do setup" in said(capfd)
+    assert "use another --name, or continue with the existing one: --do setup" in said(capfd)
     assert gcloud.asked == ["create"]
 
 
@@ -149,11 +149,11 @@ def test_a_request_that_fails(gcloud, gin, capfd):
     """Google Cloud's own words, and what is left."""
     gcloud.answer(describe=[state("WAITING_FOR_RESOURCES"), state("FAILED", "internal trouble")])
     assert launch(gin) == 1
-    assert "fam-1 is failed: internal trouble; fam-1 is kept and costs money until it is deleted: gcloud" in said(capfd)
+    assert "fam-1 is failed: internal trouble; fam-1 is kept and billed until it is deleted: gcloud" in said(capfd)
 
 
 def test_no_capacity_within_the_limit(gcloud, gin, capfd):
-    """After --wait-minutes; the request is deleted where that was asked for, else it may still be granted and cost."""
+    """After --wait-minutes the request is deleted if so configured; otherwise it may still be granted and billed."""
     gcloud.answer(describe=[state("WAITING_FOR_RESOURCES")])
     assert launch(gin, "--wait-minutes", "5", "--delete-after", "always") == 1
     assert said(capfd) == (
@@ -165,15 +165,15 @@ def test_no_capacity_within_the_limit(gcloud, gin, capfd):
 
 @pytest.mark.parametrize("describe", [[state("SUSPENDED"), ACTIVE], [state("SUSPENDING"), ACTIVE]])
 def test_preempted_while_it_waits(gcloud, gin, capfd, describe):
-    """It is given back and asked for again; the training starts on the second one."""
+    """It is deleted and requested again; the training starts on the second one."""
     gcloud.answer(describe=describe)
     assert launch(gin) == 0
     assert gcloud.asked == ["create", "describe", "delete", *ALL]
-    assert "was taken away before it was used" in capfd.readouterr().err
+    assert "was preempted before it was ready" in capfd.readouterr().err
 
 
 def test_preempted_while_it_trains(gcloud, gin, capfd):
-    """The connection is lost and the TPU is gone: asked for, set up and started again, as the training resumes."""
+    """The connection and the TPU are lost: it is requested, set up and started again, and the training resumes."""
     gcloud.answer(describe=[ACTIVE, state("SUSPENDED"), ACTIVE], follow=[LOST, [0, "", ""]])
     assert launch(gin, "--delete-after", "success") == 0
     assert gcloud.asked == [*ALL, "describe", "delete", *ALL, "delete"]
@@ -185,16 +185,16 @@ def test_preempted_too_often(gcloud, gin, capfd):
     gcloud.answer(describe=[state("SUSPENDED")])
     assert launch(gin, "--restarts", "1") == 1
     assert gcloud.asked == ["create", "describe", "delete"] * 2
-    assert said(capfd).endswith("2 times; fam-1 is deleted; the same command goes on from its last checkpoint")
+    assert said(capfd).endswith("2 times; fam-1 is deleted; the same command resumes from the last checkpoint")
 
 
 def test_a_lost_connection_is_made_again(gcloud, gin, capfd):
-    """The TPU is there, so only the log is asked for again, its end alone; the job's exit code arrives."""
+    """The TPU is ready, so only the end of the log is requested again; the job's exit code arrives."""
     gcloud.answer(describe=[ACTIVE], follow=[LOST, [255, "", ""], [101, "", ""]])
     assert launch(gin) == 1
     assert gcloud.asked == [*ALL, "describe", "follow", "describe", "follow"]
     assert gcloud.calls[-1][1][-4].endswith("follow 20")
-    assert "the training ended with exit code 1; fam-1 is kept and costs money" in said(capfd)
+    assert "the training ended with exit code 1; fam-1 is kept and billed" in said(capfd)
 
 
 def test_a_connection_that_stays_lost(gcloud, gin, capfd, monkeypatch):
@@ -204,8 +204,8 @@ def test_a_connection_that_stays_lost(gcloud, gin, capfd, monkeypatch):
     assert launch(gin) == 1
     assert gcloud.asked.count("follow") == tpu_vm.RECONNECTS + 1
     line = said(capfd)
-    assert "the connection to worker 0 is lost; the training goes on there: --do logs shows it again" in line
-    assert "costs money" in line and "delete" not in gcloud.asked
+    assert "the connection to worker 0 is lost; the training still runs there: --do logs follows it" in line
+    assert "billed" in line and "delete" not in gcloud.asked
 
 
 @pytest.mark.parametrize("code", [175, 176])
@@ -217,7 +217,7 @@ def test_a_worker_that_stopped_is_started_again(gcloud, gin, code):
 
 
 def test_ssh_that_fails_in_the_first_minutes(gcloud, gin, capfd):
-    """Set up is tried again; after three tries it says so, with what it costs to leave things as they are."""
+    """Set-up is retried; after three attempts the error also says what stays billed."""
     gcloud.answer(describe=[ACTIVE], setup=[LOST, LOST, [0, READY, ""]])
     assert launch(gin) == 0
     assert gcloud.asked.count("setup") == 3
@@ -225,14 +225,16 @@ def test_ssh_that_fails_in_the_first_minutes(gcloud, gin, capfd):
     assert launch(gin, "--delete-after", "always") == 1
     line = said(capfd)
     assert "the workers could not be set up: ERROR: (gcloud.compute.tpus.tpu-vm.ssh)" in line
-    assert "fam-1 could not be deleted and may go on costing money (ERROR: try later): gcloud compute tpus" in line
+    assert "fam-1 could not be deleted and may still be billed (ERROR: try later): gcloud compute tpus" in line
 
 
 def test_workers_of_other_versions_are_not_started(gcloud, gin, capfd):
-    """Two workers with different libtpu are told before the job is started."""
+    """Workers with different libtpu are reported before the job is started."""
     gcloud.answer(describe=[ACTIVE], setup=[[0, READY + "w2: famjax 0.1, libtpu 2, Python 3.11\n", ""]])
     assert launch(gin) == 1
-    assert "the workers have other versions: famjax 0.1, libtpu 1, Python 3.11 and famjax 0.1, libtpu 2" in said(capfd)
+    assert "the workers have different versions: famjax 0.1, libtpu 1, Python 3.11 and famjax 0.1, libtpu 2" in said(
+        capfd
+    )
     assert "start" not in gcloud.asked
 
 
@@ -279,10 +281,10 @@ def test_dry_run_shows_all_and_runs_nothing(gcloud, gin, capfd):
 
 
 def test_without_gcloud(tmp_path, monkeypatch, gin, capfd):
-    """One line that says so."""
+    """One line reports it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert launch(gin) == 1
     assert said(capfd) == (
         "famjax launch: there is no program gcloud here; install it, or see the commands with --dry-run; nothing is "
-        "left that costs money"
+        "left that is billed"
     )

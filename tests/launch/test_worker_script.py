@@ -80,7 +80,7 @@ def test_stop_lets_the_job_save_and_start_begins_again(worker):
         time.sleep(0.02)
     assert "running (pid " in worker("status").stdout
     assert "already running" in worker("start").stdout
-    assert "told to stop" in worker("stop").stdout
+    assert "SIGTERM sent" in worker("stop").stdout
     followed = worker("follow")
     assert followed.returncode == 175 and followed.stdout.endswith("saved\n")
     give(worker.root, "0")
@@ -99,7 +99,7 @@ def test_a_job_that_was_cut_off_leaves_its_own_code(worker):
     pid = int((worker.root / "job/pid").read_text())
     os.killpg(pid, signal.SIGKILL)
     followed = worker("follow")
-    assert followed.returncode == 176 and "the job is gone and left no exit code" in followed.stdout
+    assert followed.returncode == 176 and "the job ended without an exit code" in followed.stdout
     assert "not running" in worker("status").stdout
 
 

@@ -117,7 +117,7 @@ def test_chosen_projections() -> None:
     assert list(models.parameter_shapes(config)["layers"]["lora"]) == ["query", "up"]
     again = ModelConfig.from_json(config.to_json())
     assert again == config and again.lora.scale == 1.0
-    with pytest.raises(ConfigError, match="`gate` alone, but the model has no gate"):
+    with pytest.raises(ConfigError, match="`gate` alone, but the model is not gated"):
         tiny.config(lora=LoraConfig(rank=1, projections=("gate",)), gated_ff=False).validate()
 
 

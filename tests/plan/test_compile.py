@@ -79,18 +79,18 @@ def test_serving(program, tmp_path):
         (("--topology", "v5e:4x4", *TINY), "is 4 devices, but v5e:4x4 has 16 devices"),
         (("--topology", "v5e:2x2"), "no settings: add --gin_file"),
         (("--topology", "v5e:2x2", *TINY, "--gin.BATCH_SIZE=6"), "BATCH_SIZE 6 does not divide"),
-        (("--topology", "v5e:2x2", *TINY, "--lengths", "8q"), "is not lengths such as 8k"),
+        (("--topology", "v5e:2x2", *TINY, "--lengths", "8q"), "is not a list of lengths"),
         (("--topology", "v5e:2x2", *TINY, "--lengths", "400"), "not a multiple of block_size 128"),
         (
             ("--topology", "v5e:2x2", *TINY, "--json", "setup.py/plan.json"),
             "--json setup.py/plan.json cannot",
         ),
-        (("--topology", "v5e:2x2", *TINY, "--lengths", "1k", "--search"), "ask one at a time"),
+        (("--topology", "v5e:2x2", *TINY, "--lengths", "1k", "--search"), "choose one"),
         (
             ("--topology", "v5e:2x2", "--gin_file", "gin/runs/finetune_imported.gin"),
-            "is that of INITIAL_CHECKPOINT_PATH",
+            "is taken from INITIAL_CHECKPOINT_PATH",
         ),
-        (("--topology", "v5e:2x2", *TINY, "--search", "--program", "decode"), "are about training steps"),
+        (("--topology", "v5e:2x2", *TINY, "--search", "--program", "decode"), "are for training steps"),
         (("--topology", "v5e:2x2", *TINY, "--search", "--tries", "0"), "it must be at least 1"),
     ],
 )
@@ -112,7 +112,7 @@ def test_without_libtpu(monkeypatch, capsys):
 
 @pytest.mark.parametrize("order", ["import jax; {}", "{}; import jax"])
 def test_libtpu_does_not_disturb_a_machine_without_tpu(order):
-    """After the command line has begun, jax finds its CPU and says nothing, though libtpu is installed."""
+    """jax uses the CPU and prints nothing, though libtpu is installed."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "TPU_LIBRARY_PATH")
     }

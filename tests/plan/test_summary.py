@@ -81,7 +81,7 @@ def test_a_quick_plan_has_memory_and_collectives():
 
 
 def test_a_program_that_does_not_fit_is_a_result():
-    """The same keys; what only a finished compilation tells is null; settings that help are named."""
+    """The same keys; numbers that need a finished compilation are null; helpful settings are suggested."""
     plan = summarise(too_large(), config(), "train", planned("v5e:2x2"))
     assert set(plan) == set(summarise(raw(), config(), "train", planned("v5e:2x2")))
     assert plan["fits"] is False and plan["binds"] == "memory"

@@ -15,7 +15,7 @@ def test_unknown_names_tell_the_known_ones(name):
     with pytest.raises(ConfigError) as error:
         planned(name)
     assert "\n" not in str(error.value)
-    for known in ("v5e:1x1 to 16x16", "v5p:2x2x1 to 8x8x8", "512 chips", "64 hosts", "31.24 GiB a chip"):
+    for known in ("v5e:1x1 to 16x16", "v5p:2x2x1 to 8x8x8", "512 chips", "64 hosts", "31.24 GiB per chip"):
         assert known in str(error.value)
 
 
@@ -23,7 +23,7 @@ def test_unknown_names_tell_the_known_ones(name):
     ("name", "slices", "devices"), [("v5e:4x4", 1, 16), ("v5p:4x4x4", 2, 128), ("tpu7x:2x2x1", 1, 8)]
 )
 def test_a_mesh_has_all_devices(name, slices, devices):
-    """A mesh of another product is refused in a line that says which is needed and names one that passes."""
+    """A mesh with another device count is refused in a line with the needed count and a valid mesh."""
     there = planned(name, slices)
     with pytest.raises(ConfigError, match=f"is {devices // 4} devices, but .* has {devices} devices") as error:
         check_mesh({"fsdp": devices // 4}, there, 128, 1)

@@ -133,7 +133,7 @@ def test_bad_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["--fam-length", "2000"], "fam_length 2000 is longer than block_size 1024"),
         (["--fam-layers", "gobal"], "did you mean 'global'?"),
-        (["--fam-layers", "local"], "fam_layers 'local' names none of the 2 layers"),
+        (["--fam-layers", "local"], "fam_layers 'local' selects none of the 2 layers"),
         (["--seed", "-1"], "--seed is -1; it must be at least 0"),
     ],
 )
@@ -203,7 +203,7 @@ def test_an_import_that_is_killed_goes_on(kill: int, changed: bool, tmp_path: Pa
     if changed:
         assert set(tensors) <= set(again)
     else:
-        assert "going on with the import that was stopped" in done.stderr
+        assert "resuming the interrupted import" in done.stderr
         assert not set(again) & set(first[:-2]) - {EMBEDDING}  # FAM's prompt is derived from the embeddings
         assert set(first) | set(again) == set(tensors)
     assert not list(tmp_path.glob(".ours*"))
@@ -214,4 +214,4 @@ def test_an_import_that_is_killed_goes_on(kill: int, changed: bool, tmp_path: Pa
         name = f"model.layers.{layer}.self_attn.q_proj.weight"
         theirs = tensors[name].T.reshape(model.layers[layer].attention.query.shape)
         np.testing.assert_array_equal(model.layers[layer].attention.query[...], theirs)
-    assert model.layers[0].attention.query.dtype == ("float32" if changed else "bfloat16")
+    assert model.config.param_dtype == ("float32" if changed else "bfloat16")

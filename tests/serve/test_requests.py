@@ -1,6 +1,8 @@
 """What is wrong with a request is told in the API's error object, and nothing of it brings the server down."""
 
 import json
+import shutil
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -74,8 +76,8 @@ def test_bodies(server) -> None:
     """Not JSON, not UTF-8, half a character, nested too deeply, too large, declared or not."""
     post = lambda content: ask(server, "POST", "/v1/completions", content)
     for content, said in (
-        (b"{", "no JSON"), (b"\xff{}", "not UTF-8"), (b'{"prompt": "\\ud800"}', "half a surrogate pair"),
-        (b"[" * 5000, "nested"), (b'{"prompt": "a", "temperature": NaN}', "temperature is nan"), (b"", "no JSON"),
+        (b"{", "not JSON"), (b"\xff{}", "not UTF-8"), (b'{"prompt": "\\ud800"}', "half a surrogate pair"),
+        (b"[" * 5000, "nested"), (b'{"prompt": "a", "temperature": NaN}', "temperature is nan"), (b"", "not JSON"),
     ):  # fmt: skip
         answer = post(content)
         assert answer.status == 400 and said in answer.error, answer.content
@@ -156,6 +158,19 @@ def test_the_page_asks_this_server_alone() -> None:
         assert path in PAGE
     assert "innerHTML" not in PAGE and "src=" not in PAGE and "href=" not in PAGE
     assert PAGE.replace("http://www.w3.org/2000/svg", "").count("http") == 0
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node runs the page's script")
+def test_the_page_chats(model_dir: Path, tmp_path: Path) -> None:
+    """Its script, with plain objects as elements: the answer of the same request, the tokens read, a bar a layer."""
+    with serve(model_dir, sessions=tmp_path / "s", max_rows=1, max_tokens=5) as server:
+        (tmp_path / "page.html").write_bytes(ask(server, "GET", "/").content)
+        command = ["node", str(Path(__file__).parent / "page.mjs"), str(tmp_path / "page.html"), server.url]
+        shown = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
+        tokens = ask(server, "GET", "/v1/sessions/me").json["tokens"]
+    assert shown["model"] == "tiny" and shown["bars"] == 2
+    assert [kind for kind, _ in shown["log"]] == ["user", "model"] and shown["log"][0][1] == "Hello"
+    assert tokens == len("User: Hello\nAssistant:") + 5 and shown["facts"].startswith(f"{tokens} tokens read")
 
 
 def test_mistakes_of_the_command(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def test_written_in_pieces_it_loads_as_a_whole(dtype: str, tmp_path: Path) -> No
     jax.tree.map(np.testing.assert_array_equal, found, dict(params))
     assert found["layers"]["attention"]["query"].dtype == dtype
     assert save_model(tmp_path / "model", config, params) == 1
-    assert load(tmp_path / "model").config == config
+    assert load(tmp_path / "model", dtype=dtype).config == config
 
 
 def test_large_layers_lie_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_a_step_and_the_best_can_be_named(tmp_path):
         config, params = load_model(tmp_path / name, parameter_shapes)
         assert config == SMALL
         np.testing.assert_array_equal(params["embedding"], tiny.parameters(SMALL, seed)["embedding"])
-    with pytest.raises(ConfigError, match="has no step 3; there is 1, 2"):
+    with pytest.raises(ConfigError, match="has no step 3; its steps: 1, 2"):
         load_model(tmp_path / "checkpoints/3", parameter_shapes)
     (tmp_path / "best.json").unlink()
     with pytest.raises(ConfigError, match="names no best checkpoint"):
@@ -179,6 +179,8 @@ def test_what_goes_wrong_in_the_background_is_never_lost(tmp_path, monkeypatch, 
 
 
 FILE_LIMIT = """
+    from famjax.process import libtpu
+    libtpu.hide_without_tpu()
     import jax, resource, signal, sys
     from pathlib import Path
     from famjax.config import ConfigError

@@ -37,7 +37,7 @@ def loss_from(config, params, batch, passed):
     return float(loss.total), memory
 
 
-@pytest.mark.parametrize("probability", [0.0, 1.0])
+@pytest.mark.parametrize("probability", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_random_state_passing_starts_from_the_first_rows_final_fam(probability):
     """Paper section 2: [L, F, D] of the first row at the end of a step. The next step's documents start from it with
     the given probability, as the residual FAM. The first step has none."""
@@ -57,6 +57,7 @@ def test_random_state_passing_starts_from_the_first_rows_final_fam(probability):
     assert float(metrics["loss"]) == pytest.approx(with_fam if probability else with_prompt, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_random_state_passing_may_begin_late():
     """Before `random_state_passing_from`, every step starts from the prompt."""
     config, task, step, state = setup(1.0, random_state_passing_from=2)
@@ -97,7 +98,7 @@ def test_a_step_with_noise_is_a_function_of_seed_and_step():
     assert abs(losses[0] - losses[2]) > 1e-4
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_growth_is_counted_in_rows_that_go_on(microbatches):
     """The logged loss is the weight times the mean over rows of FAM's growth per block, in rows whose kept blocks
     continue the previous memory: recomputed in NumPy from the memories before and after a step."""

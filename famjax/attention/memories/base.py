@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from famjax.attention import rope
 from famjax.attention.attend import Source
 from famjax.attention.layer_weights import LayerWeights
-from famjax.config import ModelConfig
+from famjax.config import MemoryConfig, ModelConfig
 from famjax.dims import Array, Float, Int, KeysValues, Offsets, Queries, Rows
 
 # Arrays [B, ...] of one layer, by name.
@@ -98,6 +98,21 @@ class Memory:
     def full(self, layer: LayerWeights, state: State, kv: KeysValues, blocks_before: Int[Array, "B"]) -> State:
         """The state after a whole block with these keys and values [B, K, S, H]."""
         return state
+
+    # --- a memory of the whole model (`nn/segments.py`); a layer's memory has none of this ------------
+
+    @property
+    def model_axes(self) -> dict[str, Axes]:
+        """The names of the axes of each array of a state that the model has as a whole, `batch` first."""
+        return {}
+
+    def model_weights(self, model: ModelConfig) -> dict[str, Weight]:
+        """What the model learns for it, at `memory/NAME`."""
+        return {}
+
+    def in_layers(self, config: MemoryConfig) -> MemoryConfig:
+        """The memory's settings as layers see them."""
+        return config
 
     def flops(self, model: ModelConfig) -> float:
         """Floating point operations a token in one layer, forward, beside the products of its `weights`."""

@@ -74,7 +74,7 @@ def lambada(name: str, config: EvalConfig, codec: Codec) -> Task:
 def _lambada(fields: dict[str, Any]) -> Iterator[Question]:
     before, _, word = text_field(fields, "text").rpartition(" ")
     if not before.strip() or not word:
-        raise BadRow("its text does not end with a space and a last word")
+        raise BadRow("its text has no last word after a space")
     yield Question("", "", before, f" {word}", (word,))
 
 

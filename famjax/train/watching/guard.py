@@ -87,7 +87,7 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
         memory = rows_before(model, start, len(batch.tokens), memory, mesh)
         layout = Layout(batch.starts, None, shift)
         where = model.locate(memory, batch.count, batch.tokens.shape[1], start, layout)
-        hidden, found = model.forward(model.embed(batch.tokens), memory, where, start, over=observed)
+        hidden, found = model.observe(model.embed(batch.tokens), memory, where, start, observed)
         return *found, jnp.isfinite(hidden).all()
 
     places = (states.shardings(state), sharding.by_rows(mesh))

@@ -4,11 +4,13 @@ Each function reads one document through one layer, as `reference.read_document`
 one by one, no state but Python lists.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from tests.reference import Layer, norm
+from famjax.config import ModelConfig
+from tests.reference import Layer, as_float64, norm, read_document, take
 
 Read = Callable[..., tuple[list[np.ndarray], list[np.ndarray]]]
 
@@ -85,6 +87,24 @@ def deltanet(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.nda
             heads[n] = heads[n] + w["gate"][n] * o / np.sqrt((o * o).mean() + 1e-5)
         out.append(layer.feed_forward(layer.project(heads) + token, token))
     return out, []
+
+
+def rmt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
+    """RMT: each segment is a text of its own, [memory, segment, memory], read by a plain causal Transformer."""
+    S, n, out = config.memory.block_size, config.memory.memory_tokens, []
+    params = as_float64(params)
+    memory = params["memory"]["tokens"]
+    alone = dataclasses.replace(config.memory, kind="fam", block_size=S + 2 * n, memory_segments=0)
+    plain = dataclasses.replace(config, memory=alone)
+    for begin in range(0, len(tokens), S):
+        segment = [params["embedding"][token] for token in tokens[begin : begin + S]]
+        x = [*memory, *segment, *memory] if len(segment) == S else [*memory, *segment]
+        for index in range(config.num_layers):
+            x, _ = read_document(Layer(plain, take(params["layers"], index), index), list(x), [], False, 0)
+        hidden = [norm(config, token, params["final_norm"]["scale"]) for token in x]
+        out += hidden[n : n + len(segment)]
+        memory = hidden[n + S :]
+    return np.array(out)
 
 
 READ: dict[str, Read] = {"sinks": sinks, "infini": infini, "deltanet": deltanet}

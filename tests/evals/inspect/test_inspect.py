@@ -86,8 +86,8 @@ def test_a_text_with_an_answer(model_dir: Path, tmp_path: Path) -> None:
     [
         ([], "--input FILE"),
         (["--passkey", "0"], "at least 1"),
-        (["--input", "no/such.txt"], "no/such.txt is no file"),
-        (["--passkey", "1", "--answer", "x"], "belong to --input"),
+        (["--input", "no/such.txt"], "no/such.txt is not a file"),
+        (["--passkey", "1", "--answer", "x"], "need --input"),
         (["--passkey", "1", "--fam-length", "0"], "nothing to inspect"),
     ],
 )

@@ -66,7 +66,7 @@ def told(seeds=(1, 2)) -> tuple[list[dict], list[dict]]:
     models, found = [], []
     for seed, better in zip(seeds, (0.9, 0.4), strict=True):
         mine = answers(seed, better)
-        bad = [Unreadable("data<1>.jsonl:7", "no JSON")] if seed == seeds[1] else []
+        bad = [Unreadable("data<1>.jsonl:7", "not JSON")] if seed == seeds[1] else []
         tasks = {name: results.summarize(task, mine[name], bad, 16)
                  for name, task in (("needles", GENERATION), ("books", TEXTS))}  # fmt: skip
         for name, task in tasks.items():

@@ -141,10 +141,10 @@ def test_a_page_that_is_cut_counts_the_words_that_are_left(tmp_path):
 SPOKEN = {"meeting_transcripts": [{"speaker": "A", "content": ""}], "general_query_list": [], "specific_query_list": []}
 BAD = [
     ("lambada", ['{"text": "oneword"}\n', '{"txt": 1}\n', *LAMBADA[:1]], {1: "no last word", 2: "it has no text"}),
-    ("lambada", ['{"text": "half\n', *LAMBADA[:1]], {1: "no JSON"}),
+    ("lambada", ['{"text": "half\n', *LAMBADA[:1]], {1: "not JSON"}),
     ("qmsum", [{"general_query_list": []}, {"meeting_transcripts": [], "general_query_list": []},
                SPOKEN | {"general_query_list": 3}, SPOKEN | {"general_query_list": ["a"]}, SPOKEN],
-     {1: "it has no meeting_transcripts", 2: "no transcript", 3: "no list", 4: "no list", 5: "no query"}),
+     {1: "it has no meeting_transcripts", 2: "no transcript", 3: "not a list", 4: "not a list", 5: "no query"}),
     ("piqa", [*PIQA[:1]], {1: "no label"}),
     ("piqa", [PIQA[0] | {"label": -1}, PIQA[0] | {"label": 0}], {1: "neither 0 nor 1"}),
     ("kv_retrieval", [{"ordered_kv_records": [["a", "1"], ["b", "2"]], "key": "a", "value": "2"},

@@ -136,7 +136,7 @@ def test_a_length_without_room_is_told_before_any_work(name):
     codec = Codec.of(ByteVocabulary())
     with pytest.raises(ConfigError, match=r"use --lengths of at least \d+") as raised:
         make(name, codec, lengths=(40,))
-    least = int(re.search(r"of (\d+) on", str(raised.value))[1])
+    least = int(re.search(r"of at least (\d+)", str(raised.value))[1])
     assert next(iter(make(name, codec, lengths=(least + 16,)).examples())).tokens == least + 16
 
 

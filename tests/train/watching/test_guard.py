@@ -19,11 +19,11 @@ from tests.train.test_loop import MODEL, metrics, settings
 ORDINARY = PassKeyTask.batch
 
 
-def start_from(path, change) -> str:
+def start_from(path, change, model=MODEL) -> str:
     """Returns a model directory whose weights `change` has damaged."""
-    params = jax.tree.map(np.array, tiny.parameters(MODEL))
+    params = jax.tree.map(np.array, tiny.parameters(model))
     change(params["layers"])
-    save_model(path, MODEL, params)
+    save_model(path, model, params)
     return str(path)
 
 
@@ -62,6 +62,16 @@ def test_the_first_layer_whose_activations_overflow_is_named(tmp_path, microbatc
     said = message(settings(tmp_path / "m", initial_checkpoint=source, microbatches=microbatches))
     assert "layer 1 is the first whose output and FAM are not finite; its weights are finite" in said
     assert "the largest is 3e+38" in said
+
+
+@pytest.mark.parametrize("kind", ["infini", "rmt"])
+def test_other_memories_are_looked_at_too(tmp_path, kind):
+    """The first bad layer is found in a model that is read layer by layer, and in one that is read block by block."""
+    model = tiny.with_memory(MODEL, kind=kind, fam_length=0, memory_tokens=2)
+    damage = lambda layers: layers["feed_forward"]["down"].__setitem__(1, 3e38)
+    source = start_from(tmp_path / "source", damage, model)
+    said = message(settings(tmp_path / "m", initial_checkpoint=source, model=model))
+    assert "layer 1 is the first whose output" in said and "its weights are finite" in said
 
 
 def test_of_a_bad_batch_the_loss_is_at_fault_and_the_checkpoint_from_before_stays(tmp_path, monkeypatch, capsys):
