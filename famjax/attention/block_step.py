@@ -119,7 +119,7 @@ def project(layer: LayerWeights, x: Tokens, fam: Fam, at: At) -> tuple[Queries, 
 def _offsets(at: At, config: MemoryConfig) -> tuple[Offsets, Offsets]:
     """Positions of queries and keys relative to the block's first token.
 
-    FAM's queries stand where F_tau will, at the end of this block; its keys where F_{tau-1} does, S before.
+    FAM's queries have the positions of F_tau, at the end of this block; its keys those of F_{tau-1}, S before.
     """
     tokens = np.arange(config.block_size)
     if not config.fam_length:

@@ -111,7 +111,7 @@ def _on_one_device(
         causal=causal, tile=next(tile for tile in TILES if S % tile == 0), window=config.token_window, cap=scoring.cap,
         stop_gradient=config.stop_gradient, fam=fam is not None, interpret=interpret,
     )  # fmt: skip
-    # Joined before they are laid out for the kernel, a layer's own keys would be turned about twice.
+    # Joined before they are laid out for the kernel, a layer's own keys would be transposed twice.
     keys, values = (_rows(own[i]) for i in (0, 1))
     if past:
         keys, values = (jnp.concatenate([_rows(past[i]), x], axis=1) for i, x in enumerate((keys, values)))
@@ -145,7 +145,7 @@ def _fill(fam: Array) -> Array:
 
 def _turns(plan: Plan, head: int, rope_settings: Rope | float) -> np.ndarray:
     """float32 [2, W + 1, 1, H']: for 0, 1, ... blocks of distance, what a query and what its other half are
-    multiplied by, so that it is turned by that distance."""
+    multiplied by, so that it is rotated by that distance."""
     cos, sin = rope.table(np.arange(plan.reach + 1) * plan.block, head // 2, rope_settings)
     fill = ((0, 0), (0, plan.head // 2 - head // 2))
     cos, sin = np.pad(cos, fill), np.pad(sin, fill)

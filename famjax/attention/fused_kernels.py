@@ -1,4 +1,4 @@
-"""The Pallas kernels behind `fused.py`: forward, and backward for queries, keys and FAM (after FlashAttention-2,
+"""The Pallas kernels of `fused.py`: forward, and backward for queries, keys and FAM (after FlashAttention-2,
 arXiv 2307.08691).
 
     q        [B, N, Q, K G H']     heads side by side, as projections make them; Q is S, or FAM's F (not causal)
@@ -88,7 +88,7 @@ def _product(a: Array, b: Index, contract: tuple[int, int]) -> Any:
 
 
 def _turn(x: Array, turns_ref: Ref, plan: Plan, sign: int = 1) -> Any:
-    """[rows, H'] float32, turned by a distance, or back."""
+    """[rows, H'] float32, rotated by a distance, or back."""
     return x * turns_ref[0] + pltpu.roll(x, plan.head // 2, 1) * (sign * turns_ref[1])
 
 
@@ -371,7 +371,7 @@ def _call(
     kernel: Callable[..., None], plan: Plan, grid: tuple[int, ...], in_specs: list[pl.BlockSpec], shapes: Shapes,
     passes: int, args: tuple[Array, ...],
 ) -> Sequence[Array]:  # fmt: skip
-    """`passes`: how many products with scores; what the compiler is told that it costs."""
+    """Cost estimate for the compiler; `passes`: number of products with scores."""
     B, N = args[0].shape
     scores = B * N * plan.kv_heads * plan.group * plan.queries * plan.block * (plan.reach + 1)
     size = lambda x: x.size * x.dtype.itemsize

@@ -27,7 +27,7 @@ def within_window(q_offset: Positions, k_offset: Positions, distance: Positions,
 
 
 def in_same_document(blocks_back: Positions, blocks_before: Positions) -> Any:
-    """True where the block so many blocks back belongs to the document that the query reads.
+    """True if the block that is N blocks back belongs to the document of the query.
 
     `blocks_before` is how many blocks of that document come before the query's block.
     """

@@ -91,7 +91,7 @@ def layer_axes(config: MemoryConfig) -> Any:
 
 
 def state_axes(config: MemoryConfig, layers: int = 0) -> Any:
-    """The names of the axes of a `MemoryState`: stacked, or with so many layers unstacked."""
+    """The names of the axes of a `MemoryState`: stacked, or with N layers unstacked."""
     one: Any = layer_axes(config)
     stack = lambda names: ("layers", *names)
     every = (one,) * layers if layers else jax.tree.map(stack, one, is_leaf=lambda x: type(x) is tuple)

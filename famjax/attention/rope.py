@@ -32,8 +32,8 @@ def rotate(x: Float[Array, "... H"], positions: Positions, rope: Rope | float) -
     half = x.shape[-1] // 2
     cos, sin = table(positions, half, rope)
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 def table(positions: Positions, half: int, rope: Rope | float) -> tuple[Any, Any]:

@@ -88,7 +88,7 @@ def _leaves(tree: Any) -> dict[str, int]:
 
 
 def _length(runs: list[Run], blocks: int) -> dict[str, Any]:
-    """Exact match behind so many blocks of filler, of all seeds that did not diverge."""
+    """Exact match after N blocks of filler, over all seeds that did not diverge."""
     rows = {run.seed: next(row for row in run.rows if row["filler_blocks"] == blocks) for run in runs if run.rows}
     hits = {seed: round(row["exact_match"] * row["documents"]) for seed, row in rows.items()}
     documents, total = sum(row["documents"] for row in rows.values()), sum(hits.values())

@@ -163,7 +163,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Any]:  # fmt: skip
         """Layers and final norm: from embedded tokens, whole blocks of them, to hidden states.
 
-        Returns also what each layer's `over` returned beside its output, with a leading axis L: its memory.
+        Returns also what each layer's `over` returned besides its output, with a leading axis L: its memory.
         """
         run, before_all = self.execution, None if state is None else state.layers
         S = segments.in_layers(self.config).memory.block_size
@@ -267,7 +267,7 @@ class Transformer(nnx.Module):
 
     @property
     def vocabulary_weights(self) -> tuple[Array, tuple[str, ...]]:
-        """The weights behind logits, and the names of their axes: the embedding [V, D], or [D, V] of its own."""
+        """The weights that compute logits, and the names of their axes: the embedding [V, D], or [D, V] of its own."""
         if self.config.tie_embeddings:
             return self.embedding[...], ("vocab", "embed")
         return self.unembedding[...], ("embed", "vocab")

@@ -1,4 +1,4 @@
-"""A model's weights: made at random, as a plain tree, their shapes and axes, and taken apart layer by layer."""
+"""A model's weights: random initialisation, the plain tree, its shapes and axes, and unstacking by layer."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -54,7 +54,7 @@ class Batch:
         return [row for row in self._rows if row is not None]
 
     def join(self, row: Row, session: Session) -> None:
-        """Takes in a row that goes on from a session of one row, which stays as it is."""
+        """Adds a row that continues a session of one row, which is not changed."""
         if None not in self._rows:
             self._resize(min(max(len(self._rows) * GROWTH, 1), self.most))
         slot = self._rows.index(None)

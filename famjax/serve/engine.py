@@ -86,7 +86,7 @@ class Engine:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Frees a job's rows before the next call; nothing more is told of it."""
+        """Frees a job's rows before the next call; no more events are sent for it."""
         with self._wake:
             job.cancelled = True
             self._wake.notify_all()

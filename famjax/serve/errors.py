@@ -4,7 +4,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """What a client is told instead of an answer.
+    """The error that a client gets instead of an answer.
 
     Args:
       status: of HTTP.

@@ -38,7 +38,7 @@ class Asked:
       sampling, seed: how to draw; a request without a seed gets a random one.
       stops: stop texts.
       echo: the prompt is part of the text.
-      top: scores with so many alternatives are wanted; None: none.
+      top: number of alternatives to return with scores; None: no scores.
       stream, include_usage: server-sent events, with a last one that has the usage.
       session: the name of a memory.
     """

@@ -27,14 +27,14 @@ class Ask:
 
     Attributes:
       tokens: int32 ids of the prompt; may be empty where `start` has a pending token.
-      start: one row, the text that the prompt goes on from; it is given away. None is no text.
+      start: one row, the text that the prompt continues; it is donated. None is no text.
       max_tokens: made for each sample, at most; 0 only reads.
       samples: texts for this prompt, sample 0, 1, ... of the seed.
       sampling, seed: how to draw.
       stops: token sequences that end a row, see `decode.generate`.
       stream: the last tokens before an answer -> what makes text of its tokens, and finds stop texts.
       by_token: rows make one token a call, so that the memory does not run ahead of a stop text.
-      top: scores of the made tokens are wanted, with so many alternatives at most; None: no scores.
+      top: number of alternatives to return with the scores of generated tokens; None: no scores.
       score_prompt: scores of the prompt's tokens are wanted too.
       keep: the session after the (only) answer is wanted.
     """

@@ -21,7 +21,7 @@ class Reading:
     """A job's prompt.
 
     Args:
-      job: its `start` is given away.
+      job: its `start` is donated.
       begin: where the text stands: `start`, or a session that has read nothing.
       plan: what is at hand of a fresh text, and what to keep of it.
       model: the model, split: its graph and weights.
@@ -42,7 +42,7 @@ class Reading:
         self._at = plan.begin  # tokens of `_text` that have been read
         self._top = next(top for top in TOPS if top >= (job.ask.top or 0)) if job.ask.score_prompt else None
         self._scores: list[Scored] = []
-        self.handed_on = False  # its session is where the job goes on
+        self.handed_on = False  # its session continues in the batch
 
     @property
     def finished(self) -> bool:

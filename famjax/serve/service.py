@@ -23,7 +23,7 @@ from famjax.serve.metrics import Metrics
 from famjax.serve.settings import MIB, ServeConfig
 from famjax.serve.store import Store
 
-# Tokens of a text that is uploaded go to the engine so many at a time.
+# Tokens of an uploaded text are passed to the engine in pieces of this size.
 UPLOAD_TOKENS = 2**14
 # Texts that are uploaded side by side, at most; others wait.
 UPLOADS = 4
@@ -162,7 +162,7 @@ def _gathered(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def refusal(error: Refused) -> ApiError:
-    """What a client is told of a request that the engine does not take."""
+    """The error for a request that the engine refuses."""
     if isinstance(error, Full):
         return ApiError(429, f"the server is busy: {error}; try again", code="busy", retry_after=1)
     return ApiError(503, str(error), code="stopping", retry_after=10)

@@ -1,8 +1,8 @@
 """What a memory is: five answers for one layer.
 
-    with what does a document start?        start
+    what is the state of a new document?    start
     what do a block's tokens see?           sources (keys beside the window), attend (added to each head)
-    what do tokens leave behind?            attend (token by token), full (when their block is full)
+    what do tokens change in the state?     attend (token by token), full (when their block is full)
     what is kept, and lies in a file?       the arrays of `start`, by name; `axes` says how a mesh shards them
     what is learned?                        weights
 
