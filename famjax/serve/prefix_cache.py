@@ -2,8 +2,8 @@
 
 A memory is kept at edges of blocks, where reading on from it computes exactly what reading the whole text computes.
 Two edges of a prompt are kept: the last one, from which the next turn of a conversation continues, and the last one
-that it shares with an earlier prompt, from which other questions about the same text continue. The least recently used goes
-first.
+that it shares with an earlier prompt, from which other questions about the same text continue. The least recently
+used goes first.
 
 Edges are named by a hash (SHA-256) of all tokens before them.
 """
