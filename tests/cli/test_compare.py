@@ -99,7 +99,7 @@ def test_what_diverges_is_kept_and_the_others_go_on(tmp_path: Path, monkeypatch:
     tmp_path.mkdir(exist_ok=True)
     code = {
         "fam": "import sys; sys.exit('famjax train: FloatingPointError: step 3: the loss is nan')",
-        "bswa": "import json,os; os.makedirs(%r); open(%r,'w').write(json.dumps({'step': 1000, 'loss': 1.0}))",
+        "bswa": "import json,os; os.makedirs(%r); open(%r,'w').write(json.dumps({'step': 1500, 'loss': 1.0}))",
         "sinks": "import sys; sys.exit('famjax train: no space left')",
     }
     found = []
