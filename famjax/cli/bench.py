@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides
+from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides, numbers
 from famjax.config import ConfigError, ModelConfig
 from famjax.process.progress import Progress
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", choices=SIZE_NAMES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
     )
-    parser.add_argument("--lengths", type=_numbers, metavar="N,N", help="sequence lengths in tokens")
+    parser.add_argument("--lengths", type=numbers, metavar="N,N", help="sequence lengths in tokens")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens per training step, at each sequence length")
     parser.add_argument(
         "--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"variants to compare ({','.join(VARIANTS)})"
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument("--prefill", action="store_true", help="measure streamed prefill instead of training")
     parser.add_argument(
-        "--blocks", type=_numbers, default=(8, 64, 256, 1024), metavar="N,N", help="prefill: text lengths in blocks"
+        "--blocks", type=numbers, default=(8, 64, 256, 1024), metavar="N,N", help="prefill: text lengths in blocks"
     )
     parser.add_argument("--rows", type=int, metavar="B", help="batch size of prefill and questions")
     parser.add_argument("--questions", type=int, metavar="N", help="measure N questions about one text instead")
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     serve = parser.add_argument_group("serve")
     serve.add_argument(
-        "--clients", type=_numbers, default=(1, 4, 16), metavar="N,N", help="concurrent clients (default: 1,4,16)"
+        "--clients", type=numbers, default=(1, 4, 16), metavar="N,N", help="concurrent clients (default: 1,4,16)"
     )
     serve.add_argument("--requests", type=int, default=4, metavar="N", help="requests per client (default: 4)")
     serve.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="tokens per prompt (default: 128)")
@@ -238,10 +238,6 @@ def _check_blocks(blocks: tuple[int, ...]) -> None:
     for count in blocks:
         if count < 1 or count % least:
             raise ConfigError(f"--blocks {count} is not a multiple of {least}")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 def _names(text: str) -> tuple[str, ...]:

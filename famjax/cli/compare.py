@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from famjax.cli import side_by_side
-from famjax.cli.flags import add_gin_arguments
-from famjax.config import ConfigError, EvalConfig, TrainConfig
+from famjax.cli.flags import add_gin_arguments, distinct_numbers
+from famjax.config import ConfigError, EvalConfig
 
 NAME = "compare"
 HELP = """Train several memories on one task with one budget, evaluate them, write one report.
@@ -50,12 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=_tokens, metavar="N", help="tokens per training: 500k, 2m (default: the task's)"
     )
     parser.add_argument(
-        "--seeds", type=_numbers, default=(0,), metavar="N,N", help="seeds of weights and documents (default: 0)"
-    )
+        "--seeds", type=distinct_numbers, default=(0,), metavar="N,N",
+        help="seeds of weights and documents (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="parallel trainings (default: 1)")
     group = parser.add_argument_group("evaluation")
     group.add_argument(
-        "--filler-blocks", type=_numbers, default=(1, 2, 4, 8, 16, 64), metavar="N,N",
+        "--filler-blocks", type=distinct_numbers, default=(1, 2, 4, 8, 16, 64), metavar="N,N",
         help="blocks of filler between key and question (default: 1,2,4,8,16,64)",
     )  # fmt: skip
     group.add_argument("--keys", type=int, default=1, metavar="N", help="keys per alignment (default: 1)")
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
     enable()
     dirs = tuple(one.job.config.model_dir for one in trained)
-    results = evaluate(dataclasses.replace(evaluation, model_dirs=dirs), _longest(trained[0].job.config))
+    results = evaluate(dataclasses.replace(evaluation, model_dirs=dirs), trained[0].job.config.longest_filler)
     rows = {model["model_dir"]: model["passkey"] for model in results["models"]}
     runs = [
         memories.Run(one.memory, one.gin_file, one.seed, one.job.config, rows.get(one.job.config.model_dir, []),
@@ -167,6 +168,8 @@ def check_alike(subjects: list[Subject]) -> None:
 
 def train(subjects: list[Subject], output: Path, at_once: int) -> dict[str, str]:
     """Trains what is not finished yet. Returns the errors of diverged runs by name; other failures are raised."""
+    from famjax.storage.model_dir import write_text
+
     path = output / DIVERGED
     diverged: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     waiting = [one.job for one in subjects if one.job.name not in diverged]
@@ -180,25 +183,13 @@ def train(subjects: list[Subject], output: Path, at_once: int) -> dict[str, str]
                 raise
             print(f"{bad.name} diverged: {error}", file=sys.stderr)
             diverged[bad.name] = str(error)
-            path.write_text(json.dumps(diverged, indent=2) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(diverged, indent=2) + "\n")
             waiting = [job for job in now if job is not bad] + waiting
     return diverged
 
 
 def _has_diverged(job: side_by_side.Job, said: str) -> bool:
     return f"the training of {job.name} failed" in said and "FloatingPointError" in said
-
-
-def _longest(config: TrainConfig) -> int:
-    """Returns the maximum tokens of filler in training."""
-    return (config.passkey.stages[-1] + 1) * config.model.memory.block_size - 1
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
-        raise argparse.ArgumentTypeError(f"{text!r}: write numbers, each once, such as 0,1,2")
-    return tuple(map(int, words))
 
 
 def _tokens(text: str) -> int:

@@ -11,6 +11,7 @@ from famjax.cli.flags import (
     add_memory_arguments,
     add_mesh_argument,
     memory_overrides,
+    numbers,
 )
 from famjax.config import ConfigError
 
@@ -102,7 +103,7 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
         "--texts", action="append", default=[], metavar="FILES",
         help="files of the task text, plain or JSON lines, for example 'heldout/*.txt'; repeatable",
     )  # fmt: skip
-    group.add_argument("--filler-blocks", type=_numbers, metavar="N,N", help="passkey: filler lengths in blocks")
+    group.add_argument("--filler-blocks", type=numbers, metavar="N,N", help="passkey: filler lengths in blocks")
     group.add_argument("--keys", type=int, metavar="N", help="passkey: keys per alignment (default: 1)")
 
 
@@ -115,13 +116,6 @@ def _add_harness_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fewshot", type=int, metavar="N", help="few-shot examples (default: the task's)")
     group.add_argument("--include-path", metavar="DIR", help="directory of your own tasks, as YAML")
     group.add_argument("--cache", default="", metavar="FILE", help="cache of answers, from which a stopped run resumes")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers; write for example 1,4,16,64") from None
 
 
 def _length(text: str) -> int:

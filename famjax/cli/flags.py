@@ -79,6 +79,22 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="sampling seed (default: 0)")
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Type of a flag whose value is a list of numbers: 1,4,16."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers; write for example 1,4,16,64") from None
+
+
+def distinct_numbers(text: str) -> tuple[int, ...]:
+    """Type of a flag whose value is a list of numbers that are at least 0, each of which occurs once: 0,1,2."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+        raise argparse.ArgumentTypeError(f"{text!r}: write numbers, each once, such as 0,1,2")
+    return tuple(map(int, words))
+
+
 def add_mesh_argument(parser: argparse.ArgumentParser) -> None:
     """Adds `--mesh`, the flag for gin's `MESH`."""
     parser.add_argument(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.cli import side_by_side
+from famjax.cli.flags import distinct_numbers
 from famjax.config import ConfigError, EvalConfig
 from famjax.process.cpu import cores
 
@@ -42,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--texts", metavar="DIR", help="train on DIR/train/*.txt, evaluate on DIR/heldout/*.txt")
     parser.add_argument(
-        "--twins", default="0", metavar="M,M", help="memory segments of the twins without FAM (default: 0)"
-    )
+        "--twins", type=distinct_numbers, default=(0,), metavar="M,M",
+        help="memory segments of the twins without FAM (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and documents (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the gin files)")
     parser.add_argument("--no-training", action="store_true", help="stop after the evaluation of the shipped model")
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.texts:
         evaluation = EvalConfig(**shared, task="text", sources=(f"{args.texts}/heldout/*.txt",), batch_size=16)
     else:
-        longest = (jobs[0].config.passkey.stages[-1] + 1) * jobs[0].config.model.memory.block_size - 1
+        longest = jobs[0].config.longest_filler
         evaluation = EvalConfig(**shared, keys=args.keys, filler_blocks=FILLER_BLOCKS)
     results = evaluate(evaluation, longest)
     minutes = [(b - a) / 60 for a, b in ((began, trained), (trained, time.perf_counter()))]
@@ -115,18 +117,11 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
     experiments = TEXTS if args.texts else PASSKEY
     jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]
-    for segments in _segments(args.twins):
+    for segments in args.twins:
         name = "bswa" if segments == 0 else f"bswa_{segments}"
         twin = [*bindings, f"MEMORY_SEGMENTS={segments}"]
         jobs.append(side_by_side.job(name, experiments["bswa"], twin, output))
     return jobs
-
-
-def _segments(twins: str) -> list[int]:
-    numbers = [number.strip() for number in twins.split(",")]
-    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
-        raise ConfigError(f"--twins {twins}: write numbers of memory segments, each once, such as 0,1,2")
-    return [int(number) for number in numbers]
 
 
 def _verdict(results: dict[str, Any], longest: int) -> str:

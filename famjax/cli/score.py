@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         model = load(args.model, args.mesh, args.dtype, **memory_overrides(args))
         progress.stage("scoring", sum(map(len, documents)), "tokens")
         for index, logprobs in score_in_batches(model, documents, args.batch_size, args.streaming, progress):
-            lines[index] = _line(logprobs, len(documents[index]), index)
+            lines[index] = _line(logprobs, len(documents[index]))
     write_text(output, "".join(lines))
     return 0
 
@@ -109,8 +109,6 @@ def _document(fields: Any, place: str, vocab_size: int, codec: Callable[[], "Cod
     return tokens
 
 
-def _line(logprobs: "np.ndarray", tokens: int, index: int) -> str:
+def _line(logprobs: "np.ndarray", tokens: int) -> str:
     values = [float(f"{value:.9g}") for value in logprobs]  # nine digits hold a float32
-    if not all(map(math.isfinite, values)):
-        raise ConfigError(f"document {index + 1} has non-finite log probabilities; check the weights")
     return json.dumps({"logprobs": values, "sum": math.fsum(values), "tokens": tokens}) + "\n"

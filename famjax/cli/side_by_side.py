@@ -11,6 +11,7 @@ from typing import NamedTuple
 from famjax.config import TrainConfig
 from famjax.process import cpu, interrupts
 from famjax.process.progress import clock
+from famjax.storage.model_dir import METRICS_JSONL
 
 POLL_SECONDS = 0.5
 # Time for runs to save a checkpoint after one of them has failed, or after Ctrl-C.
@@ -148,7 +149,7 @@ def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> N
 
 def _news(job: Job) -> tuple[int, str]:
     """Returns the last logged step of a run and a summary of its metrics."""
-    path = Path(job.config.model_dir) / "metrics.jsonl"
+    path = Path(job.config.model_dir) / METRICS_JSONL
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:
         last = json.loads(lines[-1])

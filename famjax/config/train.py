@@ -116,6 +116,11 @@ class TrainConfig:
         return (self.passkey if self.task == "passkey" else self.data).stream_share > 0
 
     @property
+    def longest_filler(self) -> int:
+        """Most tokens of filler between key and question in a training on the task `passkey`."""
+        return (self.passkey.stages[-1] + 1) * self.model.memory.block_size - 1
+
+    @property
     def mesh_sizes(self) -> tuple[int, int, int]:
         """Devices along `data`, `fsdp` and `tensor`."""
         return mesh_sizes(self.mesh)

@@ -6,6 +6,7 @@ or fall together.
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,8 @@ from famjax.evals.reports import charts, html
 from famjax.evals.reports.charts import Line, Point
 from famjax.evals.statistics import mean_interval, wilson_interval
 from famjax.nn.weights import parameter_shapes
-from famjax.storage.model_dir import write_text
-from famjax.train.optim import path_of
+from famjax.storage import arrays
+from famjax.storage.model_dir import METRICS_JSONL, write_text
 from famjax.train.watching.flops import flops_per_token
 from famjax.train.watching.summary import row_bytes
 
@@ -77,14 +78,8 @@ def _memory(runs: list[Run], tokens_of_step: int) -> dict[str, Any]:
 
 def _weights(config: TrainConfig) -> tuple[int, int]:
     """All weights, and those of them that the memory adds."""
-    leaves = _leaves(parameter_shapes(config.model))
-    return sum(leaves.values()), sum(size for path, size in leaves.items() if path.startswith(MEMORY))
-
-
-def _leaves(tree: Any) -> dict[str, int]:
-    import jax
-
-    return {path_of(keys): leaf.size for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    sizes = {path: math.prod(shape) for path, shape in arrays.shapes(parameter_shapes(config.model)).items()}
+    return sum(sizes.values()), sum(size for path, size in sizes.items() if path.startswith(MEMORY))
 
 
 def _length(runs: list[Run], blocks: int) -> dict[str, Any]:
@@ -108,7 +103,7 @@ def _length(runs: list[Run], blocks: int) -> dict[str, Any]:
 
 def curve(model_dir: str, tokens_of_step: int) -> list[dict[str, float]]:
     """(tokens, loss, exact match of recent documents) of a training, thinned out."""
-    path = Path(model_dir) / "metrics.jsonl"
+    path = Path(model_dir) / METRICS_JSONL
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     logged = [line for line in map(json.loads, lines) if "loss" in line]
     every = max(1, -(-len(logged) // MOST_POINTS))

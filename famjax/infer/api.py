@@ -127,8 +127,6 @@ def score(
     ids = [_ids(model, document, f"document {number}") for number, document in enumerate(documents, start=1)]
     scores: list[Score | None] = [None] * len(ids)
     for index, logprobs in score_in_batches(model.model, ids, batch_size, streaming, on_tokens):
-        if not np.isfinite(logprobs).all():
-            raise ConfigError(f"document {index + 1} has non-finite log probabilities; check the weights")
         scores[index] = Score(np.array(logprobs), len(ids[index]))
     return [one for one in scores if one is not None]
 

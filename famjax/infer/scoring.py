@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from famjax.attention.memory import MemoryState, select_state_rows
+from famjax.config import ConfigError
 from famjax.dims import Array, Bool, Float, Int, Tree
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend
 from famjax.infer.session import set_row, start
@@ -159,8 +160,8 @@ def score_whole(
     part[:, :T] = tokens
     out = _score_whole(graphdef, params, part[:, :-1], part[:, 1:], lengths)
     logprobs, correct = (np.array(x)[:, : max(T - 1, 0)] for x in out)
-    behind = np.arange(logprobs.shape[1]) >= lengths[:, None] - 1
-    logprobs[behind], correct[behind] = 0.0, False
+    after = np.arange(logprobs.shape[1]) >= lengths[:, None] - 1
+    logprobs[after], correct[after] = 0.0, False
     return logprobs, correct
 
 
@@ -176,13 +177,25 @@ def score_in_batches(
       batch_size: maximum batch size.
       streaming: stream block by block, in memory that does not grow with the documents.
       on_tokens: called with the number of tokens of each batch or window.
+
+    Raises:
+      ConfigError: a log probability is not finite.
     """
     if streaming:
-        for index, logprobs, _ in score_documents(
-            model, documents, useful_rows(documents, batch_size), on_tokens=on_tokens
-        ):
-            yield index, logprobs
-        return
+        streamed = score_documents(model, documents, useful_rows(documents, batch_size), on_tokens=on_tokens)
+        found: Iterator[tuple[int, np.ndarray]] = ((index, logprobs) for index, logprobs, _ in streamed)
+    else:
+        found = _score_by_length(model, documents, batch_size, on_tokens)
+    for index, logprobs in found:
+        if not np.isfinite(logprobs).all():
+            raise ConfigError(f"document {index + 1} has non-finite log probabilities; check the weights")
+        yield index, logprobs
+
+
+def _score_by_length(
+    model: Transformer, documents: Sequence[np.ndarray], batch_size: int, on_tokens: Callable[[int], None] | None
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """Yields the results of `score_in_batches` from `score_whole`, the longest documents first."""
     order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
     while order:
         longest = len(documents[order[0]])

@@ -19,6 +19,11 @@ TOPS = (5, 20)
 _STOPS_AT_ONCE = 8
 
 
+def program_top(wanted: int) -> int:
+    """Returns the number of alternatives that a program computes for those that are wanted, at most `TOPS[-1]`."""
+    return next(top for top in TOPS if top >= wanted)
+
+
 class Row:
     """A sample of a job in the batch."""
 
@@ -123,7 +128,7 @@ class Batch:
 
     def _top(self) -> int | None:
         wanted = [row.job.ask.top for row in self.rows if row.job.ask.top is not None]
-        return next(top for top in TOPS if top >= max(wanted)) if wanted else None
+        return program_top(max(wanted)) if wanted else None
 
     def _stops(self) -> np.ndarray:
         """int32 [B, n, longest]: n and longest of few sizes, as each is a program."""

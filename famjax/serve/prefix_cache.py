@@ -95,7 +95,7 @@ class PrefixCache:
         self.bytes += size
 
     def _edges(self, tokens: np.ndarray) -> Iterator[tuple[int, bytes]]:
-        """(tokens before it, name) of each edge. The last token of a text is never read, so none lies behind it."""
+        """(tokens before it, name) of each edge. The last token of a text is never read, so no edge is at its end."""
         text, digest, S = np.asarray(tokens, "<i4"), hashlib.sha256(), self._block_size
         for at in range(S, len(text), S):
             digest.update(text[at - S : at].tobytes())

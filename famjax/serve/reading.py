@@ -12,7 +12,7 @@ from famjax.infer.prefill import BLOCKS_PER_CALL
 from famjax.infer.rows import Scored, read_rows
 from famjax.infer.session import Session
 from famjax.infer.settings import RECENT
-from famjax.serve.batch import TOPS
+from famjax.serve.batch import program_top
 from famjax.serve.jobs import Job
 from famjax.serve.prefix_cache import Plan, PrefixCache
 
@@ -40,7 +40,7 @@ class Reading:
         self._memory = begin.memory if plan.memory is None else plan.memory
         self._position = int(self._memory.position[0])
         self._at = plan.begin  # tokens of `_text` that have been read
-        self._top = next(top for top in TOPS if top >= (job.ask.top or 0)) if job.ask.score_prompt else None
+        self._top = program_top(job.ask.top or 0) if job.ask.score_prompt else None
         self._scores: list[Scored] = []
         self.handed_on = False  # its session continues in the batch
 
