@@ -22,7 +22,7 @@ from famjax.nn.weights import parameter_shapes
 from famjax.plan import dump
 from famjax.plan.child import GIVEN_JSON, RESULT_JSON, libtpu_version
 from famjax.plan.programs import PROGRAMS, targets_of_row
-from famjax.train.optim import path_of
+from famjax.storage.arrays import leaves
 from famjax.train.watching.flops import flops_per_token, peak_of_chip
 from famjax.train.watching.norms import group_of
 
@@ -72,13 +72,11 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
 
 def _counts(config: TrainConfig, program: str, tokens: int) -> dict[str, Any]:
     """Returns weights by group, and model FLOPs: by the training formula, or 2 per weight and token for inference."""
-    leaves = [
-        (path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(config.model))
-    ]
+    weights = leaves(parameter_shapes(config.model))
     groups: dict[str, int] = {}
-    for path, leaf in leaves:
+    for path, leaf in weights.items():
         groups[group_of(path)] = groups.get(group_of(path), 0) + leaf.size
-    trained = sum(leaf.size for path, leaf in leaves if not config.tuning.settings_of(path)["frozen"])
+    trained = sum(leaf.size for path, leaf in weights.items() if not config.tuning.settings_of(path)["frozen"])
     if program == "train":
         work = flops_per_token(config, targets_of_row(config)) * tokens
         return {"parameters": groups, "trained_parameters": trained, "flops_per_step": work}

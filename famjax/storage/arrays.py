@@ -34,12 +34,12 @@ def stored(folder: Path) -> dict[str, Any]:
 def leaves(tree: Any) -> dict[str, Any]:
     """Returns {"layers/attention/query": leaf, ...}."""
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {name(path): leaf for path, leaf in found}
+    return {path_of(keys): leaf for keys, leaf in found}
 
 
-def name(path: Any) -> str:
-    """Converts a path in a tree to 'layers/attention/query'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+def path_of(keys: Any) -> str:
+    """Converts the keys of a leaf in a JAX tree to `layers/attention/query`."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -283,7 +283,7 @@ def _load_base(base: Base, target: Tree) -> dict[str, Any]:
     if difference := arrays.difference(arrays.shapes(own), {path: tuple(leaf.shape) for path, leaf in stored.items()}):
         raise ConfigError(f"the weights in {base.folder} do not fit what was trained on them: {difference}")
     as_stored = lambda path, leaf: jax.ShapeDtypeStruct(
-        leaf.shape, there[arrays.name(path)].dtype, sharding=_with_sharding(leaf).sharding
+        leaf.shape, there[arrays.path_of(path)].dtype, sharding=_with_sharding(leaf).sharding
     )
     wanted = jax.tree_util.tree_map_with_path(as_stored, own)
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)

@@ -9,6 +9,7 @@ import optax
 
 from famjax.config import ConfigError, OptimizerConfig
 from famjax.dims import Array, Float, Int, Tree, Weights
+from famjax.storage.arrays import leaves, path_of
 
 # Adafactor factors a weight's second moment into rows and columns only if both axes have at least this size.
 FACTORED_FROM = 128
@@ -33,11 +34,6 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 # --- weights by path ------------------------------------------------------------------------------
 
 
-def path_of(keys: tuple[Any, ...]) -> str:
-    """Converts a path of a JAX tree to `layers/attention/query`."""
-    return "/".join(str(key.key) for key in keys)
-
-
 def _by_path(one: Callable[..., Any], params: Weights, *rest: Tree) -> Weights:
     """Returns a tree of `one(path, leaf, ...)`."""
     return jax.tree_util.tree_map_with_path(lambda keys, *leaves: one(path_of(keys), *leaves), params, *rest)
@@ -45,7 +41,7 @@ def _by_path(one: Callable[..., Any], params: Weights, *rest: Tree) -> Weights:
 
 def check_patterns(config: OptimizerConfig, params: Weights) -> None:
     """Raises `ConfigError` if a pattern of `config.parameters` matches no weight, or if all weights are frozen."""
-    paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = list(leaves(params))
     for pattern in config.parameters:
         only = OptimizerConfig(parameters={pattern: {"frozen": True}})
         if not any(only.settings_of(path)["frozen"] for path in paths):

@@ -9,12 +9,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import jax
-
 from famjax.attention import memories
 from famjax.config import TrainConfig
 from famjax.nn.weights import parameter_shapes
-from famjax.train.optim import path_of
+from famjax.storage.arrays import leaves
 
 # Dense bfloat16 FLOP/s of a chip as its manufacturer states them, by a part of its name in JAX; the first match wins.
 PEAK_FLOPS = (
@@ -70,8 +68,7 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
     # FAM adds F rows to the S tokens of a block.
     rows = 1 + memory.fam_length / memory.block_size
     flops = 0.0
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model)):
-        path = path_of(keys)
+    for path, leaf in leaves(parameter_shapes(model)).items():
         if path.startswith("layers/") and not path.endswith("/scale"):
             uses = rows
         elif path == ("embedding" if model.tie_embeddings else "unembedding"):

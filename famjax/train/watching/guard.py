@@ -18,8 +18,8 @@ from famjax.config import TrainConfig
 from famjax.data.batch import Batch
 from famjax.dims import Array, Bool, Float, Int, Weights
 from famjax.mesh import sharding
+from famjax.storage.arrays import leaves
 from famjax.train import state as states
-from famjax.train.optim import path_of
 from famjax.train.state import TrainState
 from famjax.train.step import build, draws, rows_before, rows_first, start_of_documents
 from famjax.train.watching.norms import not_finite
@@ -104,8 +104,7 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
 def _weights(params: Weights) -> dict[str, dict[str, Array]]:
     """Returns, by path and per layer, whether values are not finite, and the largest absolute value."""
     bad, largest = {}, {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = path_of(keys)
+    for path, leaf in leaves(params).items():
         axes = tuple(range(1 if path.startswith("layers/") else 0, leaf.ndim))
         bad[path] = ~jnp.isfinite(leaf).all(axis=axes)
         largest[path] = jnp.abs(leaf).max(axis=axes)

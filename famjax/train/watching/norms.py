@@ -4,12 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from famjax.dims import Array, Float, Tree
-from famjax.train.optim import path_of
+from famjax.storage.arrays import leaves
 
 GROUPS = ("embedding", "attention", "feed_forward", "lora", "norms", "fam", "memory", "other")
 
@@ -34,8 +33,7 @@ def squares(tree: Tree) -> dict[str, Float[Array, "*L"]]:
         axes = tuple(range(1 if path.startswith("layers/") else 0, leaf.ndim))
         return jnp.square(leaf.astype(jnp.float32)).sum(axis=axes)
 
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_of(keys): one(path_of(keys), leaf) for keys, leaf in leaves}
+    return {path: one(path, leaf) for path, leaf in leaves(tree).items()}
 
 
 def group_norms(sums: Mapping[str, Float[Any, "*L"]]) -> dict[str, float]:

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from famjax.config import ModelConfig, TrainConfig
 from famjax.nn.weights import create
+from famjax.storage.arrays import leaves
 from famjax.storage.model_dir import SUMMARY_TXT, write_text
-from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.watching.norms import GROUPS, group_of
 
@@ -59,14 +59,14 @@ def row_bytes(config: ModelConfig) -> int:
 def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> str:
     """Returns a table of weights and a few lines on the training, for `summary.txt`."""
     state = states.abstract(config, tx, mesh)
-    leaves = [(optim.path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(state.params)]
+    weights = leaves(state.params)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("weight", "shape", "type", "sharding"):
         table.add_column(column)
     for column in ("weights", "a device"):
         table.add_column(column, justify="right")
     for group in GROUPS:
-        members = [(path, leaf) for path, leaf in leaves if group_of(path) == group]
+        members = [(path, leaf) for path, leaf in weights.items() if group_of(path) == group]
         if not members:
             continue
         count, held = (sum(f(leaf) for _, leaf in members) for f in (lambda leaf: leaf.size, part_bytes))
@@ -79,14 +79,14 @@ def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | 
     out = io.StringIO()
     Console(file=out, width=WIDTH).print(table)
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    return "\n".join([*lines, *_totals(config, leaves, sizes(config, tx, mesh), mesh)]) + "\n"
+    return "\n".join([*lines, *_totals(config, weights, sizes(config, tx, mesh), mesh)]) + "\n"
 
 
-def _totals(config: TrainConfig, leaves: list[Any], found: Sizes, mesh: Mesh | AbstractMesh) -> list[str]:
+def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Mesh | AbstractMesh) -> list[str]:
     memory = config.model.memory
-    total = sum(leaf.size for _, leaf in leaves)
-    embedding = sum(leaf.size for path, leaf in leaves if group_of(path) == "embedding")
-    trained = sum(leaf.size for path, leaf in leaves if not config.tuning.settings_of(path)["frozen"])
+    total = sum(leaf.size for leaf in weights.values())
+    embedding = sum(leaf.size for path, leaf in weights.items() if group_of(path) == "embedding")
+    trained = sum(leaf.size for path, leaf in weights.items() if not config.tuning.settings_of(path)["frozen"])
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
     fam = fam if memory.kind == "fam" else f"a memory of kind {memory.kind}"

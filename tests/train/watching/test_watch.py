@@ -17,7 +17,7 @@ from famjax.infer import scoring
 from famjax.infer.load import load
 from famjax.nn.weights import parameters
 from famjax.process import memory
-from famjax.train import optim
+from famjax.storage import arrays
 from famjax.train.loop import train
 from famjax.train.watching.norms import group_norms, group_of, squares
 from famjax.train.watching.progress_line import ProgressLine, clock
@@ -156,11 +156,11 @@ def test_norms_by_group_are_those_of_their_weights():
     params = tiny.parameters(tiny.config(qk_norm=True, tie_embeddings=False))
     sums = jax.device_get(squares(params))
     assert sums["layers/feed_forward/up"].shape == (2,) and sums["embedding"].shape == ()
-    leaves = [(optim.path_of(keys), leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    weights = arrays.leaves(params)
     found = group_norms(sums)
     assert set(found) == {"embedding", "attention", "feed_forward", "norms", "fam"}
     for group, norm in found.items():
-        members = np.concatenate([np.ravel(leaf) for path, leaf in leaves if group_of(path) == group])
+        members = np.concatenate([np.ravel(leaf) for path, leaf in weights.items() if group_of(path) == group])
         assert norm == pytest.approx(np.linalg.norm(members), rel=1e-6)
     assert group_of("layers/attention/query_norm/scale") == "norms" and group_of("unembedding") == "embedding"
 
