@@ -16,7 +16,7 @@ from flax import nnx
 
 from famjax.attention.memory import MemoryState, select_state_rows
 from famjax.dims import Array, Bool, Int, Tree
-from famjax.infer.decode import GREEDY, Made, generate
+from famjax.infer.decode import GREEDY, Decoded, generate
 from famjax.infer.prefill import BLOCKS_PER_CALL, extend, prefill
 from famjax.infer.scoring import score_documents, take_window
 from famjax.infer.session import Session, join_rows, start, take_row
@@ -133,7 +133,7 @@ def generate_branches(
 
 
 def _answers(
-    steps: Generator[Made, Any, None], batch: list[int], finished: Callable[[int, np.ndarray], bool] | None,
+    steps: Generator[Decoded, Any, None], batch: list[int], finished: Callable[[int, np.ndarray], bool] | None,
     on_tokens: Callable[[int], None] | None,
 ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
     """Yields the answers of `decode.generate` for the branches in its first rows, once all are finished."""
@@ -151,7 +151,7 @@ def _answers(
     yield from zip(batch, answers, stopped, strict=True)
 
 
-def _next(steps: Generator[Made, Any, None], enough: np.ndarray | None) -> Made | None:
+def _next(steps: Generator[Decoded, Any, None], enough: np.ndarray | None) -> Decoded | None:
     """Returns the next step for the rows that are not finished; None at the end."""
     try:
         return steps.send(enough)

@@ -29,10 +29,10 @@ TOKENS_PER_CALL = 64
 PATIENCE = 0.1
 GREEDY = Sampling()
 # In place of a token: the logits were NaN.
-NO_NUMBERS = -2
+NON_FINITE = -2
 
 
-class Made(NamedTuple):
+class Decoded(NamedTuple):
     """Result of one device call.
 
     Attributes:
@@ -50,14 +50,14 @@ def generate(
     model: Transformer, session: Session, max_tokens: int | Sequence[int] | Int[np.ndarray, "B"],
     sampling: Sampling = GREEDY, *, seed: int = 0, sample_B: Sequence[int] | Int[np.ndarray, "B"] | None = None,
     stops: Sequence[Sequence[int]] = (), tokens_per_call: int = TOKENS_PER_CALL,
-) -> Generator[Made, Bool[np.ndarray, "B"] | None, None]:  # fmt: skip
+) -> Generator[Decoded, Bool[np.ndarray, "B"] | None, None]:  # fmt: skip
     """Generates tokens until every row has stopped or reached its limit; yields them after each device call.
 
     The caller may `send` a bool [B] mask of rows to stop.
 
     Args:
       model: the model.
-      session: the texts to continue, one per row. It is donated; continue with that of `Made`.
+      session: the texts to continue, one per row. It is donated; continue with that of `Decoded`.
       max_tokens: maximum tokens per row: one number, or one per row, of which 0 leaves a row unchanged.
       sampling: sampling settings.
       seed: sampling seed, 0..2^32-1.
@@ -85,14 +85,14 @@ def generate(
             sampling=sampling, room=TOKENS_PER_CALL,
         )  # fmt: skip
         tokens, count, stopped = (whole(x) for x in (tokens, count, stopped))
-        if (tokens == NO_NUMBERS).any():
+        if (tokens == NON_FINITE).any():
             raise ConfigError("the model's logits are NaN; check its weights")
         made = made + count
         left = np.where(stopped, 0, left - count)
         # In a multi-process job all processes must make the same calls, regardless of their clocks.
         slow = time.monotonic() - begin > PATIENCE and jax.process_count() == 1
         at_once = max(at_once // 2, 1) if slow else min(at_once * 2, tokens_per_call)
-        enough = yield Made([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
+        enough = yield Decoded([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
         left = left if enough is None else np.where(enough, 0, left)
 
 
@@ -170,7 +170,7 @@ def decode_loop(
         logits_BV = model.logits(hidden[:, 0])
         # The pending token has been read, so `position` is that of the token to sample.
         token_B, more = draw(logits_BV, session.recent, memory.position)
-        token_B = jnp.where(jnp.isnan(logits_BV).any(axis=-1), NO_NUMBERS, token_B)
+        token_B = jnp.where(jnp.isnan(logits_BV).any(axis=-1), NON_FINITE, token_B)
         shifted = jnp.concatenate([session.recent[:, 1:], token_B[:, None]], axis=1)
         recent = jnp.where(live[:, None], shifted, session.recent)
         # A finished row gets an out-of-range index, which the scatter drops.

@@ -10,7 +10,7 @@ import numpy as np
 
 from famjax.infer.rows import Scored
 from famjax.serve.fields import Asked
-from famjax.serve.jobs import Event, Made, Read
+from famjax.serve.jobs import Event, Generated, Read
 from famjax.serve.service import Service
 
 
@@ -53,7 +53,7 @@ class Answer:
             for index in range(prompt * n, prompt * n + n):
                 self._choices[index].ended = "length" if reads_only else ""
                 yield from self._first_chunk(index, prompt)
-        elif isinstance(event, Made):
+        elif isinstance(event, Generated):
             index = prompt * n + event.sample
             choice = self._choices[index]
             choice.text += event.text

@@ -20,7 +20,7 @@ from famjax.serve.engine import bytes_of_row
 from famjax.serve.errors import ApiError
 from famjax.serve.fields import Asked
 from famjax.serve.http import EventStream, Guard, error_response, json_body, pieces_of, unless_gone
-from famjax.serve.jobs import Made
+from famjax.serve.jobs import Generated
 from famjax.serve.page import PAGE
 from famjax.serve.service import Pipe, Service, Work, finished
 
@@ -150,7 +150,7 @@ class _Routes:
             work.end()
 
     def _note(self, request: Request, event: Any) -> None:
-        if isinstance(event, Made) and "begin" in request.scope:
+        if isinstance(event, Generated) and "begin" in request.scope:
             self._service.metrics.first_token(asyncio.get_running_loop().time() - request.scope.pop("begin"))
 
     # --- sessions ---------------------------------------------------------------------------------

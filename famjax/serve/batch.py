@@ -4,13 +4,13 @@ import numpy as np
 from flax import nnx
 
 from famjax.infer.codec import Stream
-from famjax.infer.decode import NO_NUMBERS, TOKENS_PER_CALL, stop_array
+from famjax.infer.decode import NON_FINITE, TOKENS_PER_CALL, stop_array
 from famjax.infer.rows import Scored, decode_rows
 from famjax.infer.sampling import RowSampling
 from famjax.infer.session import Session, join_rows, put_row, start, take_row
 from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer
-from famjax.serve.jobs import Job, Made
+from famjax.serve.jobs import Generated, Job
 
 # A batch has 1, 4, 16, ... rows: few sizes, so that few programs are compiled.
 GROWTH = 4
@@ -94,7 +94,7 @@ class Batch:
         self._session = join_rows(sessions)
         self._rows = [*kept, *[None] * (size - len(kept))]
 
-    def decode(self, at_once: int) -> list[tuple[Row, Made | None]]:
+    def decode(self, at_once: int) -> list[tuple[Row, Generated | None]]:
         """One call: up to `at_once` tokens for each row. None in place of what was made: the scores were NaN."""
         assert self._session is not None
         limit = np.array([min(row.limit, at_once) if row else 0 for row in self._rows], np.int32)
@@ -110,21 +110,21 @@ class Batch:
             if row is not None:
                 n = int(count[slot])
                 some = None if scores is None or row.job.ask.top is None else Scored(*(x[slot, :n] for x in scores))
-                made.append((row, self._made(row, tokens[slot, :n], some, bool(stopped[slot]))))
+                made.append((row, self._generated(row, tokens[slot, :n], some, bool(stopped[slot]))))
         return made
 
     @staticmethod
-    def _made(row: Row, tokens: np.ndarray, scores: Scored | None, stopped: bool) -> Made | None:
-        if (tokens == NO_NUMBERS).any():
+    def _generated(row: Row, tokens: np.ndarray, scores: Scored | None, stopped: bool) -> Generated | None:
+        if (tokens == NON_FINITE).any():
             return None
         row.made += len(tokens)
         text = row.stream.feed(tokens, stopped)
         if row.stream.stopped:
-            return Made(row.sample, text, tokens, scores, "stop")
+            return Generated(row.sample, text, tokens, scores, "stop")
         if row.made < row.job.ask.max_tokens:
-            return Made(row.sample, text, tokens, scores)
+            return Generated(row.sample, text, tokens, scores)
         text += row.stream.finish()  # may find a stop text in what was held back
-        return Made(row.sample, text, tokens, scores, "stop" if row.stream.stopped else "length")
+        return Generated(row.sample, text, tokens, scores, "stop" if row.stream.stopped else "length")
 
     def _top(self) -> int | None:
         wanted = [row.job.ask.top for row in self.rows if row.job.ask.top is not None]

@@ -67,7 +67,7 @@ class Read:
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class Generated:
     """Some tokens of a sample.
 
     Attributes:
@@ -100,7 +100,7 @@ class Failed:
     stopping: bool = False
 
 
-Event: TypeAlias = Read | Made | Done | Failed
+Event: TypeAlias = Read | Generated | Done | Failed
 
 
 class Job:
