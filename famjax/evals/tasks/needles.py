@@ -8,10 +8,11 @@ import numpy as np
 
 from famjax.config import EvalConfig
 from famjax.data.passkey_text import INTRODUCTION, QUESTION, TELLING, random_key
+from famjax.data.pieces import Filler, Pieces, haystack
 from famjax.evals.metrics import string_match_all
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import Example, Task
-from famjax.evals.tasks.pieces import Filler, Pieces, haystack, too_short
+from famjax.evals.tasks.generated import too_short
 from famjax.infer.codec import Codec
 
 # RULER's limit on the tokens of an answer.
@@ -41,7 +42,7 @@ KINDS = {
 def needles(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns one of the `KINDS`. The first requested needle lies at the grid's depth, the others at random depths."""
     keys_inserted, values_each, keys_asked = KINDS[name]
-    pieces, filler = Pieces(codec), Filler(config.filler)
+    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
     head, ask = pieces.first(INTRO), ASK_ONE if keys_asked * values_each == 1 else ASK_MANY
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
@@ -75,7 +76,7 @@ def _list(keys: list[str]) -> str:
 def pass_key(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the paper's pass-key task at any depth (as varied by Mohtashami & Jaggi 2023). The key's tokens are
     scored with teacher forcing; exact match equals that of greedy generation."""
-    pieces, filler = Pieces(codec), Filler(config.filler)
+    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
     head, tail = pieces.first(INTRODUCTION.strip()), pieces.raw(QUESTION.rstrip())
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
