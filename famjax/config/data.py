@@ -134,9 +134,9 @@ class DataConfig:
 
     Attributes:
       sources: of the task `text`: `SourceConfig`s, or paths.
-      vocabulary: of the tasks `text` and `passkey` (the other generated tasks have their own tokens): `bytes`, or the path of a `tokenizer.json` or of a
+      vocabulary: of the tasks `text` and `passkey`: `bytes`, or the path of a `tokenizer.json` or of a
         SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
-        task has its own.
+        task and the other generated tasks have their own.
       stream_share: share of rows that are document streams: each reads one document after another,
         block by block across training steps, and carries its memory along. The other rows are packed:
         documents are concatenated, without masks between them, and none continues in the next step.

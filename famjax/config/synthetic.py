@@ -29,8 +29,8 @@ class _Labelled:
         """Raises `ConfigError` unless the longest training document fits into a row of this many tokens."""
         if max(self.blocks) * block_size > tokens:
             raise ConfigError(
-                f"{type(self).__name__}.blocks has documents of {max(self.blocks)} blocks of {block_size} tokens, but a "
-                f"row has {tokens}; use TASK_FEATURE_LENGTHS = {{'targets': {max(self.blocks) * block_size}}}"
+                f"{type(self).__name__}.blocks has documents of {max(self.blocks)} blocks of {block_size} tokens, but "
+                f"a row has {tokens}; use TASK_FEATURE_LENGTHS = {{'targets': {max(self.blocks) * block_size}}}"
             )
 
     def _check_blocks(self) -> None:
@@ -81,8 +81,8 @@ class MqarConfig(_Labelled):
         most = tokens // 4
         if self.pairs[-1] > most:
             raise ConfigError(
-                f"{self.pairs[-1]} pairs and their questions take {4 * self.pairs[-1]} tokens, but the shortest document "
-                f"has {tokens}; use longer documents, or at most {most} pairs"
+                f"{self.pairs[-1]} pairs and their questions take {4 * self.pairs[-1]} tokens, but the shortest "
+                f"document has {tokens}; use longer documents, or at most {most} pairs"
             )
 
     def check_length(self, tokens: int, block_size: int) -> None:

@@ -29,8 +29,8 @@ class TrainConfig:
     Attributes:
       model_dir: directory for `model.json`, checkpoints, `metrics.jsonl` and `config.gin`.
       model: the model.
-      task: `passkey`, `mqar`, `parity`, `s3` or `s5`, which need no data; `text`, the sources of `data`; or a registered
-        seqio task or mixture.
+      task: `passkey`, `mqar`, `parity`, `s3` or `s5`, which need no data; `text`, the sources of `data`; or a
+        registered seqio task or mixture.
       passkey, mqar: settings of the tasks of these names.
       tracking: settings of the tasks `parity`, `s3` and `s5`.
       data: settings of every other task: sources of text, and how documents are laid out in rows.
@@ -125,7 +125,9 @@ class TrainConfig:
         """The settings of the task if it generates its documents; None if it reads data."""
         if self.task not in GENERATED:
             return None
-        return {"passkey": self.passkey, "mqar": self.mqar}.get(self.task, self.tracking)
+        if self.task == "passkey":
+            return self.passkey
+        return self.mqar if self.task == "mqar" else self.tracking
 
     @property
     def longest_filler(self) -> int:

@@ -33,13 +33,11 @@ class Document(NamedTuple):
       tokens: int32 [n].
       labels: int32 [n], the token to predict after each; `NONE`: no prediction is scored there.
       bins: int32 [n], the bin of each scored position, from 0; elsewhere any number.
-      kind: part of the documents that it belongs to, such as "8 pairs"; empty if there is only one part.
     """
 
     tokens: np.ndarray
     labels: np.ndarray
     bins: np.ndarray
-    kind: str = ""
 
 
 class Labelled(Protocol):
@@ -50,17 +48,19 @@ class Labelled(Protocol):
       vocabulary: all tokens, with names.
       blocks: lengths of training documents, in blocks.
       bins: what a bin is, as the label of an axis.
-      kinds: numbers of the parts of an evaluation; (0,) if there is only one part.
-      kind_label: what these numbers are, as the label of an axis.
+      kinds: numbers that tell kinds of documents apart, such as their pairs; (0,) if there is only one kind.
+      kind_label: what these numbers are, as the label of an axis; empty if there is only one.
       chance: accuracy of guessing one of the possible labels.
     """
 
-    name: str
     bins: ClassVar[str]
     kind_label: ClassVar[str]
 
     @property
-    def vocabulary(self) -> SymbolVocabulary: ...  # noqa: D102 - see the class
+    def name(self) -> str: ...  # noqa: D102 - see the class
+
+    @property
+    def vocabulary(self) -> SymbolVocabulary: ...  # noqa: D102
 
     @property
     def blocks(self) -> tuple[int, ...]: ...  # noqa: D102

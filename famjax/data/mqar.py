@@ -70,4 +70,4 @@ class Mqar:
         labels, bins = np.full(length, NONE, np.int32), np.zeros(length, np.int32)
         labels[asked] = values
         bins[asked] = asked // block_size - (2 * np.arange(pairs) + 1) // block_size
-        return Document(tokens, labels, bins, f"{pairs} pairs")
+        return Document(tokens, labels, bins)
