@@ -6,8 +6,8 @@ from typing import Any
 from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability
 from famjax.config.curriculum import CurriculumConfig
 
-# Tasks that generate their documents, and need no data; `text` reads files.
-GENERATED = ("passkey", "mqar", "parity", "s3", "s5")
+# Tasks that generate their documents, `babi` from stories and books, the others from nothing; `text` reads files.
+GENERATED = ("passkey", "babi", "mqar", "parity", "s3", "s5")
 TASKS = (*GENERATED, "text")
 SOURCE_KINDS = ("auto", "text", "lines", "jsonl", "dataset")
 SOURCE_ROWS = ("all", "streams", "packed")
@@ -113,7 +113,7 @@ class DataConfig:
 
     Attributes:
       sources: of the task `text`: `SourceConfig`s, or paths.
-      vocabulary: of the tasks `text` and `passkey`: `bytes`, or the path of a `tokenizer.json` or of a
+      vocabulary: of the tasks `text`, `passkey` and `babi`: `bytes`, or the path of a `tokenizer.json` or of a
         SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
         task and the other generated tasks have their own.
       stream_share: share of rows that are document streams: each reads one document after another,
