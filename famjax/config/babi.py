@@ -21,7 +21,8 @@ class BabiConfig(CurriculumConfig):
         files are read.
       stories: names of the files, `qa1` to `qa20`. All get equally many documents, whatever their sizes.
       books: text files or globs, the filler. Header and licence of Project Gutenberg's books are removed.
-      chat: use the chat template beside the vocabulary, if there is one, as the evaluation does.
+      chat: use the chat template beside the vocabulary, if there is one, as the evaluation does. A template in a file
+        of its own beside DataConfig.vocabulary is not copied to MODEL_DIR; do so before an evaluation.
       stages: see `CurriculumConfig`; blocks of text of the books, without the facts and the prompt.
       open_at, newest_share, straddle_share, straddle_behind, text_weight, text_tokens: see `CurriculumConfig`.
     """

@@ -320,6 +320,11 @@ def _template(vocabulary: str) -> ChatTemplate | None:
     """Returns the chat template in the folder of a vocabulary; None if there is none."""
     if vocabulary == "bytes":
         return None
+    if "://" in vocabulary:
+        raise ConfigError(
+            f"{vocabulary} may have a chat template, which must be on local disk; copy the folder, or set "
+            f"--gin.BabiConfig.chat=False"
+        )
     path = vocabulary.rstrip("/")
     return chat_template(path if files.is_directory(path) else str(PurePosixPath(path).parent))
 
