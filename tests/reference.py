@@ -102,6 +102,8 @@ def read_document(
                 zero = memory.zero_first_residual and not carries_context
                 residual = np.zeros(layer.config.d_model) if zero else fams[0][f]
                 made = layer.feed_forward(layer.attend(query, pairs) + residual, residual)
+                if memory.fam_write_gate:
+                    made = layer.gated_write(residual, made - residual)
                 rms = np.sqrt(np.mean(made**2))
                 too_large = memory.fam_max_rms and rms > memory.fam_max_rms
                 new.append(made * memory.fam_max_rms / rms if too_large else made)
@@ -172,6 +174,14 @@ class Layer:
     def attend(self, query: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Softmax attention of one token to (key, value) pairs, through the output projection: [D]."""
         return self.project(self.heads(query, pairs))
+
+    def gated_write(self, old: np.ndarray, update: np.ndarray) -> np.ndarray:
+        """(1 - g) F + g U with g = sigmoid(w_F n(F) + w_U n(U) + b); n divides by the root mean square."""
+        learned = self.weights["memory"]
+        unit = lambda x: x / np.sqrt(np.mean(x**2) + 1e-6)
+        score = learned["write_old"] @ unit(old) + learned["write_new"] @ unit(update) + learned["write_bias"][0]
+        g = 1 / (1 + np.exp(-score))
+        return (1 - g) * old + g * update
 
     def attend_through_gate(self, query: np.ndarray, pairs: list[Any], fam_pairs: list[Any]) -> np.ndarray:
         """`attend` to tokens and FAM; with a gate, a mix by head of that and attention without FAM."""

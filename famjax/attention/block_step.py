@@ -97,7 +97,7 @@ def block_step(
         heads, beside = _remember(layer, Span(x, q, kv, np.arange(S), real), beside, heads, at)
     # Output projection and feed-forward, together again.
     y, *new = layer.finish(heads, (x, *residual_of(fam, at.fam_updates, layer.memory)))
-    return y, Carried(push_fam(fam, new, at.key, layer.memory), beside), kv
+    return y, Carried(push_fam(layer, fam, new, at.fam_updates, at.key), beside), kv
 
 
 def _remember(layer: LayerWeights, tokens: Span, state: State, heads: Queries, at: At) -> tuple[Queries, State]:
@@ -220,16 +220,35 @@ def residual_of(fam: Fam, updates: Int[Array, "B"], config: MemoryConfig) -> tup
     return (jnp.where((updates > 0)[:, None, None], fam[:, 0], 0.0),)
 
 
-def push_fam(fam: Fam, new: list[Float[Array, "B F D"]], key: Key[Array, ""] | None, config: MemoryConfig) -> Fam:
-    """FAM with F_tau in front; bounded and noisy if the two departures from the paper are set (`MemoryConfig`)."""
+def push_fam(
+    layer: LayerWeights, fam: Fam, new: list[Float[Array, "B F D"]], updates: Int[Array, "B"],
+    key: Key[Array, ""] | None,
+) -> Fam:  # fmt: skip
+    """FAM with F_tau in front; gated, bounded and noisy if these departures from the paper are set (`MemoryConfig`)."""
     if not new:
         return fam
-    newest = new[0].astype(jnp.float32)
+    newest, config = new[0].astype(jnp.float32), layer.memory
+    if config.fam_write_gate:
+        (residual,) = residual_of(fam, updates, config)
+        update = newest - residual
+        newest = residual + write_gate(layer, residual, update) * (update - residual)
     if config.fam_max_rms:
         newest = memory.at_most(newest, config.fam_max_rms)
     if config.fam_noise and key is not None:
         newest = newest + config.fam_noise * jax.random.normal(jax.random.fold_in(key, NOISE), newest.shape)
     return jnp.concatenate([newest[:, None], fam[:, :-1]], axis=1)
+
+
+def write_gate(
+    layer: LayerWeights, residual: Float[Array, "B F D"], update: Float[Array, "B F D"]
+) -> Float[Array, "B F 1"]:
+    """g = sigmoid(w_F n(F) + w_U n(U) + b) for each feedback activation F and its update U = F_tau - F, both divided by
+    their root mean square: how much of F the update replaces (`MemoryConfig.fam_write_gate`)."""
+    learned = layer.weights["memory"]
+    score = lambda x, w: (x / memory.fam_rms(x) * w).sum(axis=-1, keepdims=True)
+    return jax.nn.sigmoid(
+        score(residual, learned["write_old"]) + score(update, learned["write_new"]) + learned["write_bias"]
+    )
 
 
 # --- a sequence of blocks -------------------------------------------------------------------------

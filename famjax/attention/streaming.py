@@ -18,7 +18,7 @@ from famjax.attention.memories.base import State, Tokens
 from famjax.attention.memory import LayerMemory, fam_sources, select_rows, with_keys
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Bool, Float, Int, KeysValues, Queries, Rows
+from famjax.dims import Array, Float, Int, KeysValues, Queries, Rows
 
 
 def part_of_block(
@@ -65,7 +65,7 @@ def part_of_block(
     full = where.full[:, 0]
     if together:
         y, new = layer.finish(heads, (x, *residual_of(memory.fam, where.fam_updates[:, 0], config)))
-        return y, _with_fam(layer, memory, new, full)
+        return y, _with_fam(layer, memory, new, where)
     (y,) = layer.finish(heads, (x,))
     if not config.fam_length:
         return y, memory
@@ -74,7 +74,7 @@ def part_of_block(
         with jax.named_scope("fam_recurrence"):
             heads = _attend_fam(layer, layer.queries(memory.fam[:, 0], fam_offset), memory, slot, fams)
             (new,) = layer.finish(heads, residual_of(memory.fam, where.fam_updates[:, 0], config))
-            return _with_fam(layer, memory, new, full)
+            return _with_fam(layer, memory, new, where)
 
     return y, jax.lax.cond(full.any(), update, lambda memory: memory, memory)
 
@@ -115,13 +115,13 @@ def _remember(
 
 
 def _with_fam(
-    layer: LayerWeights, memory: LayerMemory, new: Float[Array, "B F D"], full: Bool[Array, "B"]
-) -> LayerMemory:
+    layer: LayerWeights, memory: LayerMemory, new: Float[Array, "B F D"], where: Blocks
+) -> LayerMemory:  # fmt: skip
     """The memory with a new FAM, and its keys and values, in the rows whose block is full."""
-    fam = push_fam(memory.fam, [new], None, layer.memory)
+    fam = push_fam(layer, memory.fam, [new], where.fam_updates[:, 0], None)
     updated = with_keys(layer, dataclasses.replace(memory, fam=fam))
     parts = lambda m: {"fam": m.fam, "fam_k": m.fam_k, "fam_v": m.fam_v}
-    return dataclasses.replace(memory, **select_rows(full, parts(updated), parts(memory)))
+    return dataclasses.replace(memory, **select_rows(where.full[:, 0], parts(updated), parts(memory)))
 
 
 def _write(rings: KeysValues, new: KeysValues, slot: Rows, offset: Rows, count: Rows) -> KeysValues:

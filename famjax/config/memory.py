@@ -48,6 +48,9 @@ class MemoryConfig:
       fam_gate: a departure from the paper, off by default: every layer has a gate g per head, initially 0, and a
         token's attention output is (1 - g) times that without FAM plus g times that with FAM. At 0 the model is the
         one without FAM, at 1 the paper's. Imported models start at 0, since an untrained FAM degrades them.
+      fam_write_gate: a departure from the paper, off by default: each layer computes from a feedback activation and
+        its update U a gate g in (0, 1), and keeps (1 - g) F + g U instead of F + U. FAM then neither grows with the
+        number of updates nor has to change at each of them, so it can keep what it holds and still be rewritten.
       fam_noise: a departure from the paper, 0 (off) by default: standard deviation of Gaussian noise that is added to
         new feedback activations in training.
     """
@@ -72,11 +75,17 @@ class MemoryConfig:
     fam_max_rms: float = 0.0
     fam_noise: float = 0.0
     fam_gate: bool = False
+    fam_write_gate: bool = False
 
     @property
     def has_gate(self) -> bool:
         """Whether there is a FAM with a gate."""
         return self.fam_gate and self.fam_length > 0
+
+    @property
+    def has_write_gate(self) -> bool:
+        """Whether there is a FAM whose updates are gated."""
+        return self.fam_write_gate and self.fam_length > 0
 
     @property
     def window(self) -> int:

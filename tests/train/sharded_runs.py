@@ -79,6 +79,7 @@ def model_config(name: str) -> ModelConfig:
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
         kind=KINDS.get(memory, "fam"), fam_length=0 if memory == "bswa" or memory in KINDS else 2,
         random_state_passing=0.5, fam_gate=memory == "gate",
+        fam_write_gate=memory == "gate",
         lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
     )  # fmt: skip
 
