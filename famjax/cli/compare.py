@@ -79,6 +79,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, evaluates and reports. All settings are checked first."""
+    from famjax.data.generated import check_generated_task
     from famjax.evals.yardsticks import yardstick
 
     output = Path(args.output)
@@ -93,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
         task.evaluation(_flags(args, task.flags)), model_dirs=("none",), output_dir=str(output / "evaluation")
     )
     evaluation.validate()
+    for one in subjects:
+        check_generated_task(one.job.config)
 
     diverged = train(subjects[part - 1 :: parts], output, args.at_once, args.part)
     if args.part and (absent := missing(subjects, diverged)):
