@@ -31,27 +31,23 @@ class Subject(NamedTuple):
 def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
     """Returns all trainings by seed, memory and learning rate, validated and alike."""
     task, memories = args.gin_files or [TASK], _memories(args.memories)
-    found = []
-    for seed in args.seeds:
-        for memory, path in memories.items():
-            for rate in args.learning_rates or (None,):
-                bindings = [*args.gin_bindings, f"RANDOM_SEED={seed}"]
-                bindings += [] if rate is None else [f"LEARNING_RATE={rate!r}"]
-                name = f"{memory}_seed{seed}" if rate is None else f"{memory}_lr{rate:g}_seed{seed}"
-                one = side_by_side.job(name, [*task, path], bindings, output)
-                found.append((Subject(memory, path, seed, one, rate), bindings))
-    check_alike([one for one, _ in found])
-    steps: dict[str, int] = {}
-    subjects = []
-    for one, bindings in found:
-        if args.tokens or args.flops:
-            if one.memory not in steps:
-                steps[one.memory] = _steps(one.job.config, args.tokens, args.flops)
-            files = [*task, one.gin_file]
-            job = side_by_side.job(one.job.name, files, [*bindings, f"TRAIN_STEPS={steps[one.memory]}"], output)
-            one = one._replace(job=job)
-        subjects.append(one)
-    return subjects
+
+    def make(seed: int, memory: str, rate: float | None, steps: int = 0) -> Subject:
+        bindings = [*args.gin_bindings, f"RANDOM_SEED={seed}"]
+        bindings += [] if rate is None else [f"LEARNING_RATE={rate!r}"]
+        bindings += [f"TRAIN_STEPS={steps}"] if steps else []
+        name = f"{memory}_seed{seed}" if rate is None else f"{memory}_lr{rate:g}_seed{seed}"
+        job = side_by_side.job(name, [*task, memories[memory]], bindings, output)
+        return Subject(memory, memories[memory], seed, job, rate)
+
+    rates = args.learning_rates or (None,)
+    subjects = [make(seed, memory, rate) for seed in args.seeds for memory in memories for rate in rates]
+    check_alike(subjects)
+    if not (args.tokens or args.flops):
+        return subjects
+    first = {one.memory: one.job.config for one in reversed(subjects)}
+    steps = {memory: _steps(config, args.tokens, args.flops) for memory, config in first.items()}
+    return [make(one.seed, one.memory, one.rate, steps[one.memory]) for one in subjects]
 
 
 def _steps(config: TrainConfig, tokens: int | None, flops: int | None) -> int:

@@ -207,9 +207,9 @@ def test_a_part_trains_its_share_and_says_what_is_missing(
 def test_summary_and_page(tmp_path: Path) -> None:
     """Counts are pooled over seeds; intervals are Wilson's for one seed and over seeds for two; a memory that diverged
     in one seed has the other's numbers, one that diverged in all has none; texts are escaped."""
-    wilson = statistics.wilson_interval
+    bounds = lambda hits: dict(zip(("low", "high"), statistics.wilson_interval(hits, 10), strict=True))
     row = lambda blocks, hits: {"blocks": blocks, "tokens": 64 * blocks + 31.5, "updates": blocks + 1, "documents": 10,
-                                "value": hits / 10, "low": wilson(hits, 10)[0], "high": wilson(hits, 10)[1]}  # fmt: skip
+                                "value": hits / 10} | bounds(hits)  # fmt: skip
     (tmp_path / "a").mkdir()
     logged = [{"step": step, "loss": 5.0 / step, "exact_match": 0.1} for step in range(1, 101)]
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged))
