@@ -75,7 +75,10 @@ BAD_TRAININGS = [
     ({"sequence_length": 1000}, "sequence length 1000 is not a multiple of block_size 64; use 960 or 1024"),
     ({"batch_size": 0}, "BATCH_SIZE is 0; it must be at least 1"),
     ({"steps": 0}, "TRAIN_STEPS is 0; it must be at least 1"),
-    ({"task": "passkeys"}, "MIXTURE_OR_TASK_NAME 'passkeys' is not one of passkey, text; did you mean 'passkey'?"),
+    (
+        {"task": "passkeys"},
+        "MIXTURE_OR_TASK_NAME 'passkeys' is not one of passkey, mqar, parity, s3, s5, text; did you mean 'passkey'?",
+    ),
     ({"mesh": {"dat": 1}}, "MESH axis 'dat' is not one of data, fsdp, tensor; did you mean 'data'?"),
     ({"mesh": {"data": 0}}, "MESH axis data is 0; it must be at least 1"),
     (

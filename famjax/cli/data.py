@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     config, _ = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config = dataclasses.replace(config, model_dir=config.model_dir or "none")
     config.validate()
-    if config.task == "passkey":
-        raise ConfigError("the task 'passkey' generates its documents; set MIXTURE_OR_TASK_NAME to 'text'")
+    if config.generated is not None:
+        raise ConfigError(f"the task {config.task!r} generates its documents; set MIXTURE_OR_TASK_NAME to 'text'")
 
     from rich.console import Console
 

@@ -33,9 +33,11 @@ from famjax.config import (
     LoraConfig,
     MemoryConfig,
     ModelConfig,
+    MqarConfig,
     OptimizerConfig,
     PassKeyConfig,
     SourceConfig,
+    TrackingConfig,
     TrainConfig,
 )
 from famjax.config.text import BadText, read_text
@@ -113,7 +115,7 @@ def register(*configurables: Any) -> None:
 
 register(
     ModelConfig, MemoryConfig, LoraConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig,
-    SourceConfig, InferConfig, target_length, model_of_checkpoint,
+    SourceConfig, MqarConfig, TrackingConfig, InferConfig, target_length, model_of_checkpoint,
 )  # fmt: skip
 
 

@@ -120,13 +120,12 @@ def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
 
     files = [DEFAULTS, *args.gin_files]
     config, _ = load_train_config(files, args.gin_search_paths, bindings, stand_ins=STAND_INS)
-    text = config.task != "passkey"
     data = dataclasses.replace(config.data, sources=config.data.sources or ("plan",), modules=())
     return dataclasses.replace(
         config,
         model_dir=config.model_dir or "plan",
         initial_checkpoint="",
-        task="text" if text else "passkey",
+        task="text" if config.generated is None else config.task,
         data=data,
     )
 

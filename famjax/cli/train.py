@@ -105,14 +105,14 @@ def _start_again(model_dir: str) -> str:
 
 def _check_data(config: TrainConfig) -> None:
     """Raises `ConfigError` for missing or unreadable data, without reading all of it."""
-    from famjax.data.text_task import check_text_task, vocabulary_and_files
+    if config.generated is None:
+        from famjax.data.text_task import check_text_task
 
-    if config.task == "passkey":
-        from famjax.data.passkey_text import Writer
-
-        Writer(vocabulary_and_files(config)[0]).check(config.model.vocab_size)
-    else:
         check_text_task(config)
+    else:
+        from famjax.data.generated import check_generated_task
+
+        check_generated_task(config)
 
 
 def _evaluation(config: TrainConfig) -> "Evaluate | None":

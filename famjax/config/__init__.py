@@ -5,7 +5,16 @@ Only `famjax/cli` imports gin, which binds these classes.
 """
 
 from famjax.config.checks import ConfigError, check_sequence_length
-from famjax.config.data import PACKINGS, SOURCE_KINDS, SOURCE_ROWS, TASKS, DataConfig, PassKeyConfig, SourceConfig
+from famjax.config.data import (
+    GENERATED,
+    PACKINGS,
+    SOURCE_KINDS,
+    SOURCE_ROWS,
+    TASKS,
+    DataConfig,
+    PassKeyConfig,
+    SourceConfig,
+)
 from famjax.config.evaluation import EvalConfig
 from famjax.config.inference import InferConfig
 from famjax.config.memory import FAM_INITS, FAM_POSITIONS, LAYER_KINDS, MEMORY_KINDS, MemoryConfig
@@ -25,6 +34,7 @@ from famjax.config.model import (
     Rope,
 )
 from famjax.config.optimizer import OPTIMIZERS, PARAMETER_SETTINGS, SCHEDULES, TRAINED, OptimizerConfig
+from famjax.config.synthetic import MqarConfig, TrackingConfig
 from famjax.config.train import TrainConfig
 
 __all__ = [
@@ -36,6 +46,7 @@ __all__ = [
     "EvalConfig",
     "FAM_INITS",
     "FAM_POSITIONS",
+    "GENERATED",
     "InferConfig",
     "KERNEL_LANES",
     "LAYER_KINDS",
@@ -46,6 +57,7 @@ __all__ = [
     "MESH_AXES",
     "MemoryConfig",
     "ModelConfig",
+    "MqarConfig",
     "NORMS",
     "OPTIMIZERS",
     "OptimizerConfig",
@@ -60,6 +72,7 @@ __all__ = [
     "SOURCE_ROWS",
     "SourceConfig",
     "TASKS",
+    "TrackingConfig",
     "TRAINED",
     "TrainConfig",
     "check_mesh",

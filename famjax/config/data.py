@@ -5,7 +5,9 @@ from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability
 
-TASKS = ("passkey", "text")
+# Tasks that generate their documents, and need no data; `text` reads files.
+GENERATED = ("passkey", "mqar", "parity", "s3", "s5")
+TASKS = (*GENERATED, "text")
 SOURCE_KINDS = ("auto", "text", "lines", "jsonl", "dataset")
 SOURCE_ROWS = ("all", "streams", "packed")
 PACKINGS = ("cut", "whole")
@@ -134,7 +136,7 @@ class DataConfig:
       sources: of the task `text`: `SourceConfig`s, or paths.
       vocabulary: of the tasks `text` and `passkey`: `bytes`, or the path of a `tokenizer.json` or of a
         SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
-        task has its own.
+        task and the other generated tasks have their own.
       stream_share: share of rows that are document streams: each reads one document after another,
         block by block across training steps, and carries its memory along. The other rows are packed:
         documents are concatenated, without masks between them, and none continues in the next step.

@@ -6,6 +6,7 @@ from typing import Any
 from famjax.config.checks import ConfigError, at_least, one_of, probability
 from famjax.config.mesh import check_mesh
 from famjax.config.model import DTYPES
+from famjax.config.synthetic import MqarConfig, TrackingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,8 @@ class EvalConfig:
         alignments * keys documents per length.
       alignments: number of alignments, evenly spaced; 0 is all of them, `block_size`.
       key_digits: digits of a key.
+      mqar, tracking: settings of the tasks `mqar` and `parity`, `s3`, `s5`, as in the training of the models. Documents
+        have the `lengths` of generated tasks.
       batch_size: documents per batch.
       mesh: devices along `data`, `fsdp` and `tensor`, as in training.
       seed: seed of the keys, which differ from those of training.
@@ -63,6 +66,8 @@ class EvalConfig:
     keys: int = 1
     alignments: int = 0
     key_digits: int = 5
+    mqar: MqarConfig = dataclasses.field(default_factory=MqarConfig)
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     batch_size: int = 64
     mesh: dict[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 1
@@ -79,6 +84,8 @@ class EvalConfig:
             raise ConfigError("no task to evaluate; add --task NAME (famjax eval --list shows them)")
         if "text" in self.tasks and not self.sources:
             raise ConfigError("no texts to evaluate on; add --texts 'FOLDER/*.txt'")
+        self.mqar.validate()
+        self.tracking.validate()
         check_mesh(self.mesh)
         if self.dtype is not None:
             one_of("dtype", self.dtype, DTYPES)

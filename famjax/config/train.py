@@ -14,11 +14,12 @@ from famjax.config.checks import (
     one_of,
     probability,
 )
-from famjax.config.data import TASKS, DataConfig, PassKeyConfig
+from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.mesh import check_mesh, mesh_sizes
 from famjax.config.model import LoraConfig, ModelConfig
 from famjax.config.optimizer import OptimizerConfig
+from famjax.config.synthetic import MqarConfig, TrackingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,10 @@ class TrainConfig:
     Attributes:
       model_dir: directory for `model.json`, checkpoints, `metrics.jsonl` and `config.gin`.
       model: the model.
-      task: `passkey`, which needs no data; `text`, the sources of `data`; or a registered seqio task or mixture.
-      passkey: settings of the task `passkey`.
+      task: `passkey`, `mqar`, `parity`, `s3` or `s5`, which need no data; `text`, the sources of `data`; or a
+        registered seqio task or mixture.
+      passkey, mqar: settings of the tasks of these names.
+      tracking: settings of the tasks `parity`, `s3` and `s5`.
       data: settings of every other task: sources of text, and how documents are laid out in rows.
       sequence_length: tokens per row, a multiple of the block size.
       batch_size: rows per step.
@@ -78,6 +81,8 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     task: str = "passkey"
     passkey: PassKeyConfig = dataclasses.field(default_factory=PassKeyConfig)
+    mqar: MqarConfig = dataclasses.field(default_factory=MqarConfig)
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     sequence_length: int = 1024
     batch_size: int = 8
@@ -113,7 +118,16 @@ class TrainConfig:
     @property
     def carries_memory(self) -> bool:
         """Whether documents continue across steps, so that their memory is part of the training state."""
-        return (self.passkey if self.task == "passkey" else self.data).stream_share > 0
+        return (self.generated or self.data).stream_share > 0
+
+    @property
+    def generated(self) -> PassKeyConfig | MqarConfig | TrackingConfig | None:
+        """The settings of the task if it generates its documents; None if it reads data."""
+        if self.task not in GENERATED:
+            return None
+        if self.task == "passkey":
+            return self.passkey
+        return self.mqar if self.task == "mqar" else self.tracking
 
     @property
     def longest_filler(self) -> int:
@@ -137,6 +151,8 @@ class TrainConfig:
         self.model.validate()
         self.optimizer.validate()
         self.passkey.validate()
+        self.mqar.validate()
+        self.tracking.validate()
         self.data.validate()
         self._check_task()
         check_sequence_length(self.sequence_length, self.model.memory.block_size)
@@ -152,7 +168,9 @@ class TrainConfig:
             at_least(name, getattr(self, name) or 0, 0)
         probability("carried_fam_share", self.carried_fam_share)
         self._check_rows()
-        (self.passkey if self.task == "passkey" else self.data).check_rows(self.batch_size)
+        (self.generated or self.data).check_rows(self.batch_size)
+        if isinstance(self.generated, (MqarConfig, TrackingConfig)):
+            self.generated.check_length(self.sequence_length, self.model.memory.block_size)
 
     @property
     def tuning(self) -> OptimizerConfig:

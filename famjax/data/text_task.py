@@ -9,6 +9,7 @@ import numpy as np
 from famjax.config import TASKS, ConfigError, DataConfig, SourceConfig, TrainConfig
 from famjax.data import files
 from famjax.data.batch import Batch, Progress
+from famjax.data.documents import labelled_documents
 from famjax.data.examples import Documents, Examples, Mixture
 from famjax.data.packing import REPEAT_TEXT, packed_row, repeat_segment
 from famjax.data.rows import Cursor, Row
@@ -175,6 +176,8 @@ def _seqio_task(config: TrainConfig) -> Any:
 def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, bytes] | None]:
     """Returns the vocabulary of the data, and its files for a model directory (None: not possible)."""
     if config.task in TASKS:
+        if (documents := labelled_documents(config.task, config.mqar, config.tracking)) is not None:
+            return documents.vocabulary, documents.vocabulary.files
         path = vocabulary_path(config)
         kept = vocabulary_files(path)
         vocabulary = vocabulary_from(kept, path)

@@ -1,4 +1,5 @@
-"""Vocabularies, which convert text to token ids and back: bytes, SentencePiece, Hugging Face `tokenizer.json`."""
+"""Vocabularies, which convert text to token ids and back: bytes, SentencePiece, Hugging Face `tokenizer.json`.
+Those of synthetic tasks are in `symbols.py`."""
 
 import codecs
 import json
@@ -11,6 +12,7 @@ import numpy as np
 
 from famjax.config import ConfigError
 from famjax.data import files
+from famjax.data.symbols import SYMBOLS_JSON, SymbolVocabulary
 from famjax.data.tokenizer_folder import (
     BESIDE,
     FAMILY,
@@ -29,7 +31,7 @@ BYTE_VOCABULARY_SIZE = 256
 # Names of a vocabulary's files in a model directory; without any of them tokens are bytes.
 # Bytes with shifted ids, as JSON: {"offset": 3, "eos": 1, "size": 259}.
 BYTE_VOCABULARY = "byte_vocabulary.json"
-VOCABULARIES = (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY, VOCAB)
+VOCABULARIES = (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY, VOCAB, SYMBOLS_JSON)
 _CONFIG_JSON = "config.json"
 # Begin-of-text and end-of-text tokens of a tokenizer whose files do not name them.
 BEGINNINGS = ("<s>", "<bos>", "<|begin_of_text|>", "[BOS]")
@@ -280,8 +282,8 @@ def vocabulary_files(spec: str) -> dict[str, bytes]:
             f"vocabulary {spec!r} is neither bytes nor the path of a tokenizer.json or a SentencePiece .model"
         )
     folder, name = spec[: -len(spec.split("/")[-1])], spec.split("/")[-1]
-    if name == BYTE_VOCABULARY:
-        return {BYTE_VOCABULARY: files.read(spec)}
+    if name in (BYTE_VOCABULARY, SYMBOLS_JSON):
+        return {name: files.read(spec)}
     beside = {other: files.read(folder + other) for other in BESIDE if files.exists(folder + other)}
     if FAMILY not in beside and files.exists(folder + _CONFIG_JSON):
         beside |= family_file(_json_or_nothing(files.read(folder + _CONFIG_JSON)))
@@ -300,6 +302,8 @@ def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
         return TokenizerVocabulary(kept, place)
     if BYTE_VOCABULARY in kept:
         return ByteVocabulary(**json.loads(kept[BYTE_VOCABULARY]))
+    if SYMBOLS_JSON in kept:
+        return SymbolVocabulary.from_file(kept[SYMBOLS_JSON], place)
     return ByteVocabulary()
 
 

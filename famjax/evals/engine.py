@@ -7,7 +7,7 @@ import numpy as np
 
 from famjax.infer import branches
 from famjax.infer.branches import Branch
-from famjax.infer.scoring import useful_rows
+from famjax.infer.scoring import score_documents, useful_rows
 from famjax.nn.model import Transformer
 
 OnTokens = Callable[[int], None]
@@ -16,10 +16,14 @@ Finished = Callable[[int, np.ndarray], bool]
 
 
 class Request(NamedTuple):
-    """A text to continue from a state that `Engine.read` returned, or from an empty memory (None)."""
+    """A text to continue from a state that `Engine.read` returned, or from an empty memory (None).
+
+    With `labels`, int32 of the same length and from an empty memory, these are scored instead of the next tokens.
+    """
 
     state: Any
     tokens: np.ndarray
+    labels: np.ndarray | None = None
 
 
 class Engine(Protocol):
@@ -33,7 +37,7 @@ class Engine(Protocol):
 
     def score(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yields (i, log probabilities, whether each token is the argmax); without a state, for all but the first
-        token."""
+        token. With labels in every request, those of the labels."""
         ...
 
     def generate(
@@ -56,18 +60,22 @@ class ModelEngine:
 
     def score(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """See `Engine`."""
-        rows = self._rows_for([request.tokens for request in requests])
-        return branches.score_branches(self.model, [Branch(*request) for request in requests], rows, on_tokens)
+        texts = [request.tokens for request in requests]
+        rows = self._rows_for(texts)
+        labels = [request.labels for request in requests if request.labels is not None]
+        if labels:
+            return score_documents(self.model, texts, rows, on_tokens=on_tokens, labels=labels)
+        return branches.score_branches(self.model, [Branch(*request[:2]) for request in requests], rows, on_tokens)
 
     def generate(
         self, requests: Sequence[Request], max_tokens: int, stops: Sequence[Sequence[int]], on_tokens: OnTokens,
         finished: Finished | None = None,
     ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
         """See `Engine`. Decodes greedily."""
+        texts = [Branch(*request[:2]) for request in requests]
         return branches.generate_branches(
-            self.model, [Branch(*request) for request in requests], self.rows, max_tokens, stops, on_tokens=on_tokens,
-            finished=finished,
-        )  # fmt: skip
+            self.model, texts, self.rows, max_tokens, stops, on_tokens=on_tokens, finished=finished
+        )
 
     def _rows_for(self, texts: Sequence[np.ndarray]) -> int:
         """Returns the number of rows that have work, rounded up to a power of two to limit recompilation."""

@@ -134,6 +134,11 @@ def choice_values(sums: Sequence[float], sizes: Sequence[int], answer: int) -> d
     }
 
 
+def labelled_values(correct: np.ndarray) -> dict[str, float]:
+    """Returns the metrics of a document with labels: the share of predictions that are right, and whether all are."""
+    return {"accuracy": float(correct.mean()), "all_correct": float(correct.all())}
+
+
 def scored_values(logprobs: np.ndarray, correct: np.ndarray, size: float) -> dict[str, float]:
     """Returns the metrics of scored tokens. Exact match equals that of greedy generation: every argmax is correct.
 

@@ -15,7 +15,7 @@ from famjax.config import ConfigError
 from famjax.evals.reach import BEYOND, INSIDE, OUTSIDE, PARTLY
 from famjax.evals.samples import Sample, updates
 from famjax.evals.statistics import gap_interval, mean_interval, ratio_interval
-from famjax.evals.tasks import language
+from famjax.evals.tasks import labelled, language
 from famjax.evals.tasks.base import Task, Unreadable
 from famjax.evals.tasks.language import Sums
 
@@ -62,6 +62,8 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
     if any("length" in sample.about for sample in samples):
         summary["by_length"] = by(lambda sample: {"length": sample.about["length"]})
         summary["by_updates"] = by(lambda sample: {"updates_from": _power(updates(sample, block_size))})
+    if task.kind == "label" and samples:
+        summary["tables"] = labelled.tables(task, samples, seed)
     if any("source" in sample.about for sample in samples):
         summary["by_source"] = by(lambda sample: _named(sample, "source", "length", "position"))
     if any("depth" in sample.about for sample in samples):

@@ -6,14 +6,14 @@ questions are answered in batches.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from famjax.config import ConfigError
 from famjax.evals.engine import Engine, Request
-from famjax.evals.metrics import choice_values, scored_values
+from famjax.evals.metrics import choice_values, labelled_values, scored_values
 from famjax.evals.reach import Reach
 from famjax.evals.samples import Sample
 from famjax.evals.tasks.base import Example, Task, Unreadable
@@ -124,7 +124,9 @@ class Runner:
         return [_truncate(example, room, self.longest) for example in group]
 
     def _answer(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
-        answer = {"generate": self._generate, "choose": self._choose, "score": self._score}[task.kind]
+        answer = {
+            "generate": self._generate, "choose": self._choose, "score": self._score, "label": self._label,
+        }[task.kind]  # fmt: skip
         yield from answer(task, batch)
 
     def _generate(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
@@ -165,6 +167,18 @@ class Runner:
             total = float(np.sum(logprobs, dtype=np.float64))
             yield self._sample(task, fitted, total, "", values, sums)
 
+    def _label(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
+        examples = [fitted.example for _, fitted in batch]
+        requests = [Request(None, one.prompt, np.maximum(one.labels, 0)) for one in examples]
+        for i, logprobs, correct in self.engine.score(requests, self.on_tokens):
+            example = examples[i]
+            scored = np.flatnonzero(example.labels >= 0)
+            bins = example.bins[scored]
+            about = {"asked": np.bincount(bins).tolist(), "right": np.bincount(bins, correct[scored]).tolist()}
+            total = float(np.sum(logprobs[scored], dtype=np.float64))
+            values = labelled_values(correct[scored])
+            yield self._sample(task, batch[i][1], total, "", values, more=about)
+
     def _by_position(self, example: Example, logprobs: np.ndarray, correct: np.ndarray) -> dict[str, list[float]]:
         """Returns the sums by bucket of the tokens' positions in their document."""
         end = example.tokens + len(example.scored)
@@ -181,10 +195,10 @@ class Runner:
 
     def _sample(
         self, task: Task, fitted: Fitted, answer: Any, finish: str, values: dict[str, float],
-        sums: dict[str, list[float]] | None = None,
+        sums: dict[str, list[float]] | None = None, more: Mapping[str, Any] | None = None,
     ) -> Sample:  # fmt: skip
         example = fitted.example
-        more: dict[str, Any] = {"context": len(example.context)} if example.group else {}
+        more = dict(more or {}) | ({"context": len(example.context)} if example.group else {})
         more |= example.counts
         if self.reach is not None and example.needles and not fitted.truncated:  # the needle may have been truncated
             more |= self.reach.about(example.needles, example.tokens)

@@ -30,6 +30,7 @@ TokenScores: TypeAlias = tuple[Float[Array, "B Q"], Bool[Array, "B Q"]]
 def score_documents(
     model: Transformer, documents: Sequence[np.ndarray], rows: int, blocks_per_call: int = BLOCKS_PER_CALL,
     on_tokens: Callable[[int], None] | None = None, starts: Sequence[MemoryState | None] = (),
+    labels: Sequence[np.ndarray] = (),
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
     """Scores documents with continuous batching, in memory that does not grow with their length.
 
@@ -44,10 +45,12 @@ def score_documents(
       on_tokens: called with the number of tokens of each window, for a progress bar.
       starts: for each document a memory of one row that it continues from, or None; empty starts all afresh.
         Continuations are usually short, so windows are then shortened if possible.
+      labels: for each document int [n], the token to score after each of its tokens; empty scores the tokens that
+        follow, and none after the last one.
 
     Yields:
-      (i, logprobs, correct) as documents finish: float32 [n - 1], natural-log probability of token t + 1
-      of document i given tokens 0..t; and bool [n - 1], whether it has the highest logit.
+      (i, logprobs, correct) as documents finish: float32 [n - 1] (with labels [n]), natural-log probability of token
+      t + 1 (or label t) of document i given tokens 0..t; and bool, whether it has the highest logit.
     """
     graphdef, params = nnx.split(model)
     window = blocks_per_call * model.config.memory.block_size
@@ -73,12 +76,13 @@ def score_documents(
         tokens, count, fresh = taken
         for row in np.flatnonzero(fresh):
             i, _ = reading[row]
-            n = max(len(documents[i]) - 1, 0)
+            n = len(labels[i]) if labels else max(len(documents[i]) - 1, 0)
             found[i] = np.zeros(n, np.float32), np.zeros(n, bool)
             if starts and (begun := starts[i]) is not None:
                 state, fresh[row] = set_row(state, row, begun), False
-        out, state = _score_window(graphdef, params, tokens[:, :-1], tokens[:, 1:], count, fresh, state)
         width = tokens.shape[1] - 1
+        scored = labels_of_window(labels, reading, width) if labels else tokens[:, 1:]
+        out, state = _score_window(graphdef, params, tokens[:, :-1], scored, count, fresh, state)
         pending.append((out, width, list(reading)))
         reading = [(i, at + width) for i, at in reading]
         if len(pending) > 1:  # fetch while the device works on the next
@@ -113,6 +117,18 @@ def take_window(
         power = ((max(int(count.max()), 1) - 1).bit_length() + 1) // 2
         tokens = tokens[:, : min(4**power, window) + 1]
     return (tokens, count, fresh) if any(i >= 0 for i, _ in reading) else None
+
+
+def labels_of_window(
+    labels: Sequence[np.ndarray], reading: Sequence[tuple[int, int]], width: int
+) -> Int[np.ndarray, "B _T"]:
+    """Returns the labels of each row's window, with padding; `reading` is (document, tokens read) by row."""
+    window = np.zeros((len(reading), width), np.int32)
+    for row, (i, at) in enumerate(reading):
+        if i >= 0:
+            piece = labels[i][at : at + width]
+            window[row, : len(piece)] = piece
+    return window
 
 
 def useful_rows(documents: Sequence[np.ndarray], most: int) -> int:

@@ -60,8 +60,8 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     """Returns the shapes of a batch, without opening data. Text tasks have a loss on every token."""
     rows = sharding.by_rows(mesh)
     shape = lambda size, dtype: jax.ShapeDtypeStruct(size, dtype, sharding=rows)
-    if config.task == "passkey":
-        return jax.tree.map(lambda x: shape((config.batch_size, *x.shape[1:]), x.dtype), _passkey_row(config))
+    if config.generated is not None:
+        return jax.tree.map(lambda x: shape((config.batch_size, *x.shape[1:]), x.dtype), _generated(config))
     B, T = config.batch_size, config.sequence_length
     return Batch(
         tokens=shape((B, T), np.int32), count=shape((B,), np.int32),
@@ -70,14 +70,15 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     )  # fmt: skip
 
 
-def _passkey_row(config: TrainConfig) -> Batch:
+def _generated(config: TrainConfig) -> Batch:
+    """Returns the first batch of a task that generates its documents."""
     task = make_task(config, np.arange(config.batch_size))
     return task.batch(0, task.start())[0]
 
 
 def targets_of_row(config: TrainConfig) -> int:
     """Returns the number of loss positions per row."""
-    return _passkey_row(config).targets.shape[1] if config.task == "passkey" else config.sequence_length
+    return _generated(config).targets.shape[1] if config.generated is not None else config.sequence_length
 
 
 def read_window(config: TrainConfig, mesh: Mesh) -> Lowered:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from famjax.config import ModelConfig, TrainConfig
 from famjax.data.batch import Progress, Task
-from famjax.data.passkey import PassKeyTask
-from famjax.data.text_task import files_to_keep, make_text_task, vocabulary_and_files
+from famjax.data.generated import make_generated_task
+from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.data.vocabulary import has_vocabulary
 from famjax.jobs import distributed
 from famjax.mesh import sharding
@@ -31,16 +31,7 @@ from famjax.train.state import TrainState
 
 def make_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Task:
     """Returns the task that `config.task` names, for a process that provides these rows of the global batch."""
-    if config.task != "passkey":
-        return make_text_task(config, rows)
-    task = PassKeyTask(
-        config.passkey, config.sequence_length, config.model.memory.block_size, config.batch_size,
-        config.model.vocab_size, config.seed, vocabulary_and_files(config)[0], config.data.bos,
-    )  # fmt: skip
-    if task.stages != config.passkey.stages:
-        print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
-              f"longer stages are left out")  # fmt: skip
-    return task
+    return make_text_task(config, rows) if config.generated is None else make_generated_task(config)
 
 
 def files_beside(config: TrainConfig) -> dict[str, bytes]:

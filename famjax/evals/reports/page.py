@@ -71,7 +71,7 @@ def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
     tasks = [(i, model, model["tasks"][name]) for i, model in models]
     first = tasks[0][2]
     size = f"{_count(first['n'], 'example')} from {_count(first['documents'], 'document')}, {first['tokens']:,} tokens"
-    drawn = [*_by_length(name, tasks), *_by_position(tasks), *_by_depth(tasks)]
+    drawn = [*_by_length(name, tasks), *_by_position(tasks), *_by_depth(tasks), *_tables(tasks)]
     legend = " &nbsp; ".join(_key(i, model["name"]) for i, model, _ in tasks)
     return html.section(
         name.replace("_", " "), f"<small>{size}</small>", _metrics(tasks), _warnings(tasks), _by_reach(tasks),
@@ -270,11 +270,23 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
     return drawn
 
 
+def _tables(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
+    """Returns a chart of each of the task's tables (`tasks/labelled.py`), at the longest length."""
+    drawn = []
+    for number, table in enumerate(tasks[0][2].get("tables", [])):
+        found = [(model["name"], report.of_longest(summary["tables"][number])) for _, model, summary in tasks]
+        length = next(iter(found[0][1].values()))["length"]
+        label = table["label"]
+        lines = [Line(name, [_point(at, row, label) for at, row in rows.items()]) for name, rows in found]
+        drawn.append((f"accuracy by {label}, {length:,} tokens", charts.lines(lines, label, "accuracy")))
+    return drawn
+
+
 def _misses(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
     shown = []
     for i, model, summary in tasks:
         for miss in summary.get("misses", []):
-            what = "log probability" if summary["kind"] == "score" else "answer"
+            what = "log probability" if summary["kind"] in ("score", "label") else "answer"
             answer = f"{what}: {miss['answer']}\n"
             expected = f"{answer}expected: {', '.join(miss['targets'])}"
             shown.append(f"<h3>{_key(i, model['name'])}, {html.escaped(miss['id'])}</h3>")

@@ -16,6 +16,8 @@ from matplotlib import pyplot as plt
 
 RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
 LARGE = 1e5
+# Bins of a table that the terminal shows; of more, only powers of two.
+MOST_BINS = 12
 
 
 def write_results(path: str | Path, results: dict[str, Any]) -> None:
@@ -57,6 +59,7 @@ def print_task(models: list[dict[str, Any]], task: str, console: Console | None 
         first = rows[0]
         numbers = f"{first['length']:,}", f"{first['fam_updates']:.0f}", str(first["n"])
         table.add_row(*numbers, *(value_text(row["metrics"][metric]) for row in rows))
+    _add_tables(table, summaries)
     _add_sources(table, summaries, metric)
     _add_reach(table, summaries, metric, 3)
     if summaries[0].get("by_length") or summaries[0].get("by_source"):
@@ -78,6 +81,24 @@ def _add_sources(table: Table, summaries: list[dict[str, Any]], metric: str) -> 
         first = next(rows[part] for rows in by_part if part in rows)
         cells = [value_text(rows[part]["metrics"][metric]) if part in rows else "" for rows in by_part]
         table.add_row(part, f"{first['fam_updates']:.0f}", str(first["n"]), *cells)
+
+
+def _add_tables(table: Table, summaries: list[dict[str, Any]]) -> None:
+    """Adds the rows of `tables` at the longest length; of many bins 0, 1, 2, 4, 8 and so on, and the last."""
+    for tables in zip(*(one.get("tables", []) for one in summaries), strict=True):
+        table.add_section()
+        rows = [of_longest(one) for one in tables]
+        last = max(rows[0])
+        for at, first in rows[0].items():
+            if len(rows[0]) <= MOST_BINS or at & (at - 1) == 0 or at == last:
+                cells = [value_text(found[at]) if at in found else "" for found in rows]
+                table.add_row(f"{first['length']:,}, {tables[0]['label']} {at}", "", str(first["n"]), *cells)
+
+
+def of_longest(table: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Returns the rows of a table (`tasks/labelled.py`) at the longest length, by the number `at`."""
+    longest = max(row["length"] for row in table["rows"])
+    return {row["at"]: row for row in table["rows"] if row["length"] == longest}
 
 
 def part_text(row: dict[str, Any]) -> str:

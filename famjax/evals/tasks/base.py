@@ -2,11 +2,12 @@
 
     document -> Example(context, prompt, ...) -> the model's Answer -> {metric: value}
 
-A task has one of three kinds:
+A task has one of four kinds:
 
     generate   the model continues the prompt; the generated text is compared with `targets`
     choose     the model ranks `choices` by their probability; `answer` is the index of the correct one
     score      the log probabilities of the tokens `scored` are computed (teacher forcing)
+    label      the model predicts `labels`, which need not be the next tokens, at positions of the prompt
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 
 from famjax.config.checks import one_of
 
-KINDS = ("generate", "choose", "score")
+KINDS = ("generate", "choose", "score", "label")
 NOTHING = np.zeros(0, np.int32)
 MOST_NATS = 709.0
 
@@ -43,6 +44,8 @@ class Example:
       choices: tokens of each option; `answer` is the index of the correct one.
       choice_sizes: bytes (or characters) of each option, to normalise its log probability.
       scored: tokens that are scored after the prompt.
+      labels: the token to predict after each token of the prompt; negative: nothing is scored there.
+      bins: for each token of the prompt, what its label's result is tabulated by, from 0.
       size: bytes of the text of `scored`.
       counts: other units of that text by name, such as words, for `Task.ratios`.
       about: what results are grouped by: "length" and "depth", "source" (a part of the data set), "needle" (index of
@@ -60,6 +63,8 @@ class Example:
     choice_sizes: tuple[int, ...] = ()
     answer: int = 0
     scored: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
+    labels: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
+    bins: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
     size: float = 0.0
     counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -115,6 +120,8 @@ class Task:
       metrics: for `generate`: metrics by name; summaries show the first. The other kinds have fixed metrics
         (`evals/metrics.py`).
       judges: for `generate`: metrics that take the example; listed before `metrics`.
+      bins, kinds: for `label`: what `Example.bins` and "kind" in `Example.about` are, as labels of axes; empty: there
+        are none.
       shown: for `choose` and `score`: {name in results: name in `evals/metrics.py`} of the metrics to report; None
         reports all.
       ratios: for `score`: metrics over all examples together.
@@ -133,6 +140,8 @@ class Task:
     examples: Callable[[], Iterable[Example | Unreadable]]
     metrics: Mapping[str, TextMetric] = dataclasses.field(default_factory=dict)
     judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
+    bins: str = ""
+    kinds: str = ""
     shown: Mapping[str, str] | None = None
     ratios: Mapping[str, Ratio] = dataclasses.field(default_factory=dict)
     count: int = 0

@@ -17,16 +17,24 @@ class Entry(NamedTuple):
       module, function: its factory in this folder: a function of (name, config, codec).
       summary: one line for the list of tasks.
       needs: what `--data` must name; empty if nothing.
+      blocks: whether the factory also takes the model's block_size.
     """
 
     module: str
     function: str
     summary: str
     needs: str = ""
+    blocks: bool = False
 
 
 TASKS = {
-    "passkey": Entry("passkey", "task", "the paper's pass key at the start, at every offset of filler and block"),
+    "passkey": Entry("passkey", "task", "the paper's pass key at the start, at every offset of filler and block",
+                     blocks=True),
+    "mqar": Entry("labelled", "task", "many pairs, all of them asked for (MQAR, zoology), of models trained on it",
+                  blocks=True),
+    "parity": Entry("labelled", "task", "the parity after each bit, of models trained on it", blocks=True),
+    "s3": Entry("labelled", "task", "the product of permutations of three after each of them, likewise", blocks=True),
+    "s5": Entry("labelled", "task", "the product of permutations of five after each of them, likewise", blocks=True),
     "text": Entry("language", "task", "bits per byte and next-token accuracy of texts by position", "texts"),
     "passkey_depth": Entry("needles", "pass_key", "the pass key (paper) at any depth, exact match of its digits"),
     "passkey_newest": Entry("needles", "pass_key", "four pass keys, each replacing the last; the newest at any depth"),
@@ -51,7 +59,7 @@ TASKS = {
     "isabelle": Entry("papers", "texts", "formal proofs, likewise", "theories of the AFP"),
     "recall": Entry("recall", "associative_recall", "pairs of word and number, one word asked for"),
     "copy": Entry("recall", "copy", "sixteen words, filler, and the words again"),
-}
+}  # fmt: skip
 
 
 def check(names: Iterable[str], config: EvalConfig) -> None:
@@ -79,6 +87,6 @@ def make(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
         return seqios
     entry = TASKS[name]
     module = importlib.import_module(f"famjax.evals.tasks.{entry.module}")
-    more = {"block_size": block_size} if name == "passkey" else {}
+    more = {"block_size": block_size} if entry.blocks else {}
     task: Task = getattr(module, entry.function)(name, config, codec, **more)
     return task

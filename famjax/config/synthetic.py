@@ -1,0 +1,112 @@
+"""Settings of the synthetic tasks whose documents are labelled tokens: recall of many pairs, and state tracking.
+
+A length is a number of tokens; documents of a training are whole blocks of the model.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from famjax.config.checks import ConfigError, at_least, check_types
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labelled:
+    """What both have in common: documents start and end in one row, so no memory is carried to the next step.
+
+    Attributes:
+      blocks: lengths of training documents in blocks of the model; each document draws one of those that fit into the
+        rest of its row.
+    """
+
+    stream_share: ClassVar[float] = 0.0
+
+    blocks: tuple[int, ...]
+
+    def check_rows(self, batch_size: int) -> None:
+        """Rows need no share of a batch."""
+
+    def check_length(self, tokens: int, block_size: int) -> None:
+        """Raises `ConfigError` unless the longest training document fits into a row of this many tokens."""
+        if max(self.blocks) * block_size > tokens:
+            raise ConfigError(
+                f"{type(self).__name__}.blocks has documents of {max(self.blocks)} blocks of {block_size} tokens, but "
+                f"a row has {tokens}; use TASK_FEATURE_LENGTHS = {{'targets': {max(self.blocks) * block_size}}}"
+            )
+
+    def _check_blocks(self) -> None:
+        if not self.blocks or list(self.blocks) != sorted(set(self.blocks)) or self.blocks[0] < 1:
+            raise ConfigError(f"blocks {self.blocks} must be document lengths in ascending order, such as (2, 4)")
+
+
+@dataclasses.dataclass(frozen=True)
+class MqarConfig(_Labelled):
+    """Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927).
+
+    A document lists pairs of a key and a value. Then it has every key once more, in random order and at random places
+    between filler, each followed by its value, which is to be predicted.
+
+    Attributes:
+      pairs: numbers of pairs; each document draws one.
+      power: a of the power law of the places of the questions: place x has a weight of x^(a - 1). 1 is uniform; 0.01,
+        the default of the paper's code, asks most keys soon after the list.
+      keys, values, fillers: tokens of each kind. The vocabulary is fillers, keys and values, in this order. In the
+        paper's code filler is drawn from the whole vocabulary.
+    """
+
+    blocks: tuple[int, ...] = (1, 2, 4)
+    pairs: tuple[int, ...] = (2, 4, 8)
+    power: float = 1.0
+    keys: int = 32
+    values: int = 32
+    fillers: int = 8
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        check_types(self)
+        self._check_blocks()
+        if not self.pairs or list(self.pairs) != sorted(set(self.pairs)) or self.pairs[0] < 1:
+            raise ConfigError(f"pairs {self.pairs} must be numbers of pairs in ascending order, such as (4, 8, 16)")
+        for name in ("keys", "values", "fillers"):
+            at_least(f"MqarConfig.{name}", getattr(self, name), 1)
+        if self.pairs[-1] > min(self.keys, self.values):
+            raise ConfigError(
+                f"pairs {self.pairs}: {self.pairs[-1]} pairs need as many distinct keys and values, but there are "
+                f"{self.keys} and {self.values}; raise MqarConfig.keys and MqarConfig.values"
+            )
+        if self.power <= 0:
+            raise ConfigError(f"power is {self.power}; it must be above 0: 1 is uniform, 0.01 asks soon")
+
+    def check_pairs(self, tokens: int) -> None:
+        """Raises `ConfigError` unless the largest number of pairs fits into a document of this many tokens."""
+        most = tokens // 4
+        if self.pairs[-1] > most:
+            raise ConfigError(
+                f"{self.pairs[-1]} pairs and their questions take {4 * self.pairs[-1]} tokens, but the shortest "
+                f"document has {tokens}; use longer documents, or at most {most} pairs"
+            )
+
+    def check_length(self, tokens: int, block_size: int) -> None:
+        """Raises `ConfigError` unless documents fit into a row, and all pairs into the shortest document."""
+        super().check_length(tokens, block_size)
+        self.check_pairs(self.blocks[0] * block_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingConfig(_Labelled):
+    """State tracking: the product of all elements of a group so far (Liu et al. 2022, arXiv 2210.10749; Merrill et al.
+    2024, arXiv 2404.08819), to be predicted after each token. The task's name is the group: `parity`, `s3` or `s5`.
+
+    Attributes:
+      elements: which elements of the group a document has. `generators`: two of them, which generate the group;
+        `all`.
+    """
+
+    blocks: tuple[int, ...] = (1, 2, 4, 8, 16)
+    elements: str = "generators"
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        check_types(self)
+        self._check_blocks()
+        if self.elements not in ("generators", "all"):
+            raise ConfigError(f"elements {self.elements!r} is neither 'generators' nor 'all'")

@@ -1,0 +1,36 @@
+"""Training tasks that generate their documents, from a configuration."""
+
+from famjax.config import TrainConfig
+from famjax.data.batch import Task
+from famjax.data.documents import labelled_documents
+from famjax.data.labelled import LabelledTask
+from famjax.data.passkey import PassKeyTask
+from famjax.data.passkey_text import Writer
+from famjax.data.text_task import vocabulary_and_files
+
+
+def make_generated_task(config: TrainConfig) -> Task:
+    """Returns the task of labelled documents that `config.task` names, else the pass key.
+
+    Raises:
+      ConfigError: model, row and documents do not fit together.
+    """
+    sizes = (
+        config.sequence_length, config.model.memory.block_size, config.batch_size, config.model.vocab_size, config.seed,
+    )  # fmt: skip
+    documents = labelled_documents(config.task, config.mqar, config.tracking)
+    if documents is not None:
+        return LabelledTask(documents, *sizes)
+    task = PassKeyTask(config.passkey, *sizes, vocabulary_and_files(config)[0], config.data.bos)
+    if task.stages != config.passkey.stages:
+        print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
+              f"longer stages are left out")  # fmt: skip
+    return task
+
+
+def check_generated_task(config: TrainConfig) -> None:
+    """Raises `ConfigError` if the model's vocabulary does not have the task's tokens. Does not import jax."""
+    if labelled_documents(config.task, config.mqar, config.tracking) is not None:
+        make_generated_task(config)
+    else:
+        Writer(vocabulary_and_files(config)[0]).check(config.model.vocab_size)

@@ -1,0 +1,150 @@
+"""Synthetic tasks whose documents are tokens with labels: one small interface, and the batches of all of them.
+
+A task says how a document is drawn, which positions of it are scored, and what they are tabulated by:
+
+    tokens   k1 v7  k4 v2  .  k4 v2  .  k1 v7        int32 [n]
+    labels   -  -   -  -   -  v2 -   -  v7 -         what to predict after a token; NONE: nothing
+    bins     -  -   -  -   -  0  -   -  1  -         what results are tabulated by, here the distance in blocks
+
+A document depends on the seed, its length and its number alone. It starts with a block and ends in its row, so nothing
+is carried from step to step and a batch depends on the seed and the step alone. `mqar.py` and `tracking.py` have the
+tasks; the pass key, whose documents continue in later steps, has batches of its own (`passkey.py`).
+"""
+
+import dataclasses
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from famjax.config import ConfigError
+from famjax.data.batch import Batch, Progress
+from famjax.data.symbols import SymbolVocabulary
+
+# The label of a position at which nothing is predicted.
+NONE = -1
+# Part of the seed of training documents; no other draw of a training has it.
+TRAINING = 6
+
+
+class Document(NamedTuple):
+    """A document with labels.
+
+    Attributes:
+      tokens: int32 [n].
+      labels: int32 [n], the token to predict after each; `NONE`: no prediction is scored there.
+      bins: int32 [n], the bin of each scored position, from 0; elsewhere any number.
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    bins: np.ndarray
+
+
+class Labelled(Protocol):
+    """A task. Instances are equal if and only if their documents are.
+
+    Attributes:
+      name: as in MIXTURE_OR_TASK_NAME.
+      vocabulary: all tokens, with names.
+      blocks: lengths of training documents, in blocks.
+      bins: what a bin is, as the label of an axis.
+      kinds: numbers that tell kinds of documents apart, such as their pairs; (0,) if there is only one kind.
+      kind_label: what these numbers are, as the label of an axis; empty if there is only one.
+      chance: accuracy of guessing one of the possible labels.
+    """
+
+    bins: ClassVar[str]
+    kind_label: ClassVar[str]
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 - see the class
+
+    @property
+    def vocabulary(self) -> SymbolVocabulary: ...  # noqa: D102
+
+    @property
+    def blocks(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def kinds(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def chance(self) -> float: ...  # noqa: D102
+
+    def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:
+        """Draws a document.
+
+        Args:
+          rng: all randomness.
+          length: its tokens.
+          block_size: of the model, for the bins.
+          kind: one of `kinds`; None draws one.
+
+        Raises:
+          ConfigError: it does not fit into `length`.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledTask:
+    """Batches of documents, several a row, each starting with a block.
+
+    A row draws documents of lengths that still fit; the rest of it is padding.
+    """
+
+    documents: Labelled
+    sequence_length: int
+    block_size: int
+    batch_size: int
+    vocab_size: int
+    seed: int
+    continues = False
+    observes = False
+
+    def __post_init__(self) -> None:
+        if self.documents.vocabulary.size > self.vocab_size:
+            need = self.documents.vocabulary.size
+            raise ConfigError(
+                f"the task {self.documents.name!r} has {need} tokens, but the model's vocab_size is {self.vocab_size}; "
+                f"set --gin.ModelConfig.vocab_size={need}"
+            )
+
+    @property
+    def rows(self) -> range:
+        """All rows: every process produces the whole batch, which is cheap."""
+        return range(self.batch_size)
+
+    def start(self) -> Progress:
+        """Returns an empty progress: a batch depends on its step alone."""
+        return {}
+
+    def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
+        """Returns the batch of a step, a function of the seed and the step."""
+        rows = [self._row(np.random.default_rng([self.seed, TRAINING, step, i])) for i in self.rows]
+        tokens, count, starts, targets, weights = (np.stack(field) for field in zip(*rows, strict=True))
+        return Batch(tokens, count, starts, None, targets, weights), progress
+
+    def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
+        """Returns the progress unchanged: it does not depend on predictions."""
+        return progress
+
+    def report(self, progress: Progress) -> dict[str, float]:
+        """Returns nothing to log: accuracy is logged for every task."""
+        return {}
+
+    def _row(self, rng: np.random.Generator) -> tuple[np.ndarray | np.int32, ...]:
+        """Returns the fields of a row: tokens [T], count, starts [N], labels [T] and their weights [T]."""
+        S, T = self.block_size, self.sequence_length
+        tokens, targets = np.zeros(T, np.int32), np.zeros(T, np.int32)
+        weights, starts = np.zeros(T, np.float32), np.zeros(T // S, bool)
+        at = 0
+        while fits := [blocks for blocks in self.documents.blocks if blocks <= T // S - at]:
+            blocks = int(rng.choice(fits))
+            document = self.documents.draw(rng, blocks * S, S)
+            here = slice(at * S, (at + blocks) * S)
+            starts[at] = True
+            tokens[here], targets[here] = document.tokens, np.maximum(document.labels, 0)
+            weights[here] = document.labels != NONE
+            at += blocks
+        return tokens, np.int32(at * S), starts, targets, weights

@@ -1,0 +1,116 @@
+"""The synthetic tasks of labelled documents (`data/labelled.py`), at exact lengths: recall of pairs, state tracking.
+
+Documents are streamed as any other text. The prediction after each labelled token is compared with its label, and
+results are tabulated by length, by kind of document (such as "8 pairs") and by the task's own bins.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from famjax.config import ConfigError, EvalConfig
+from famjax.data.documents import labelled_documents
+from famjax.data.labelled import Document
+from famjax.data.symbols import SymbolVocabulary
+from famjax.evals.samples import Sample
+from famjax.evals.statistics import mean_interval, ratio_interval
+from famjax.evals.tasks.base import Example, Task
+from famjax.evals.tasks.generated import EXAMPLES
+from famjax.infer.codec import Codec
+
+
+def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
+    """Returns the task: `config.examples` documents of each of `config.lengths`, and of each kind.
+
+    Document i of a length and kind depends on the seed and i alone. Lengths need not be whole blocks.
+
+    Raises:
+      ConfigError: the model has other tokens, or a document does not fit into the shortest length.
+    """
+    documents = labelled_documents(name, config.mqar, config.tracking)
+    assert documents is not None, name
+    _check_tokens(name, documents.vocabulary, codec)
+    if 0 < config.longest < max(config.lengths):
+        raise ConfigError(f"--longest {config.longest} would cut documents of {name}; use shorter --lengths")
+    number, count = zlib.crc32(name.encode()), config.examples or EXAMPLES
+
+    def draw(length: int, kind: int, i: int) -> Document:
+        return documents.draw(np.random.default_rng([config.seed, number, length, kind, i]), length, block_size, kind)
+
+    def examples() -> Iterator[Example]:
+        for length in config.lengths:
+            for kind in documents.kinds:
+                for i in range(count):
+                    found = draw(length, kind, i)
+                    about = {"length": length} | ({"kind": kind} if documents.kind_label else {})
+                    id = f"{length}/{kind}/{i}"
+                    yield Example(id, found.tokens, labels=found.labels, bins=found.bins, about=about)
+
+    for kind in documents.kinds:
+        draw(min(config.lengths), kind, 0)
+    settings = {"lengths": list(config.lengths), "examples": count, "seed": config.seed, "documents": repr(documents)}
+    total = count * len(config.lengths) * len(documents.kinds)
+    return Task(
+        name, "label", examples, count=total, bins=documents.bins, kinds=documents.kind_label, settings=settings
+    )
+
+
+def _check_tokens(name: str, ours: SymbolVocabulary, codec: Codec) -> None:
+    theirs = codec.vocabulary
+    if not isinstance(theirs, SymbolVocabulary):
+        raise ConfigError(
+            f"the model's vocabulary is not that of the task {name!r}; evaluate a model that was trained on {name}"
+        )
+    if theirs.names != ours.names:
+        says = lambda names: f"{len(names)} tokens, {names[0]} to {names[-1]}"
+        raise ConfigError(
+            f"the model was trained on {says(theirs.names)}, but the task {name!r} has {says(ours.names)}; give its "
+            f"settings in the training, such as --gin.MqarConfig.keys=64"
+        )
+
+
+def tables(task: Task, samples: Sequence[Sample], seed: int = 0) -> list[dict[str, Any]]:
+    """Returns the accuracy by bin, and by kind of document if there are several, for each length.
+
+    A table has `label`, what the numbers `at` of its rows are, and `rows`: `length`, `at`, `n` (predictions), `value`,
+    and `low`, `high`, an interval over documents. Bins without a prediction are left out.
+    """
+    by_bin: list[dict[str, Any]] = []
+    by_kind: list[dict[str, Any]] = []
+    for length in sorted({sample.about["length"] for sample in samples}):
+        same = [sample for sample in samples if sample.about["length"] == length]
+        asked, right = (_padded([sample.about[name] for sample in same]) for name in ("asked", "right"))
+        for at in np.flatnonzero(asked.sum(axis=0)):
+            by_bin.append({"length": length, "at": int(at)} | _row(right[:, at], asked[:, at], seed))
+        kinds = np.array([sample.about.get("kind", 0) for sample in same])
+        for kind in sorted(set(kinds.tolist())):
+            above, below = (table[kinds == kind].sum(axis=1) for table in (right, asked))
+            by_kind.append({"length": length, "at": kind} | _row(above, below, seed))
+    found = [{"label": task.bins, "rows": by_bin}]
+    return found + ([{"label": task.kinds, "rows": by_kind}] if task.kinds else [])
+
+
+def _row(above: np.ndarray, below: np.ndarray, seed: int) -> dict[str, Any]:
+    """Returns the share above / below over documents, its interval, and the number of predictions."""
+    above, below = above[below > 0], below[below > 0]
+    low, high = _interval(above, below, seed) or (None, None)
+    return {"n": int(below.sum()), "value": float(above.sum() / below.sum()), "low": low, "high": high}
+
+
+def _padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
+    """Returns float64 [documents, bins]: lists of unequal lengths, filled up with 0."""
+    table = np.zeros((len(lists), max(map(len, lists))))
+    for row, values in zip(table, lists, strict=True):
+        row[: len(values)] = values
+    return table
+
+
+def _interval(above: np.ndarray, below: np.ndarray, seed: int) -> tuple[float, float] | None:
+    """Returns the 95% interval of a ratio of sums over documents; `mean_interval` if all or none are right."""
+    if len(below) < 2:
+        return None
+    if (above == 0).all() or (above == below).all():
+        return mean_interval(np.sign(above).tolist(), [str(i) for i in range(len(above))])
+    return ratio_interval(above, below, seed)
