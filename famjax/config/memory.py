@@ -5,7 +5,9 @@ from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
 
-MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt")
+MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor")
+# Memories of the whole model: memory tokens around each block, which sees nothing else of the past.
+_OF_TOKENS = ("rmt", "autocompressor")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 LAYER_KINDS = ("global", "local")
@@ -21,9 +23,11 @@ class MemoryConfig:
       fam_length: F, feedback activations per layer; 0 is plain BSWA.
       kind: memory of a layer besides its window: `fam` (the paper's; none if `fam_length` is 0), or another memory of
         `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini` (Infini-attention),
-        `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer).
+        `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer), `autocompressor` (AutoCompressors).
       sinks: for `sinks`: number of a document's first tokens that stay visible.
-      memory_tokens: for `rmt`: n, number of tokens that pass from block to block.
+      memory_tokens: for `rmt` and `autocompressor`: n, number of tokens that pass from block to block.
+      summary_blocks: for `autocompressor`: C, number of blocks whose memory tokens are kept and read; those of older
+        blocks are dropped.
       infini_delta: for `infini`: update the matrix with the delta rule, that is with what it does not recall yet.
       fam_position: RoPE positions of FAM: `last` (the last F positions of the block that it compressed), `float`
         (fractional positions between two blocks), `zero` (always 0).
@@ -58,6 +62,7 @@ class MemoryConfig:
     kind: str = "fam"
     sinks: int = 4
     memory_tokens: int = 8
+    summary_blocks: int = 8
     infini_delta: bool = True
     fam_position: str = "last"
     fam_init: str = "prompt"
@@ -128,12 +133,13 @@ class MemoryConfig:
             raise ConfigError(f"fam_layers {self.fam_layers!r} with kind {self.kind!r}: all layers have it; use 'all'")
         at_least("sinks", self.sinks, 1)
         at_least("memory_tokens", self.memory_tokens, 1)
-        if self.kind == "rmt":
+        at_least("summary_blocks", self.summary_blocks, 1)
+        if self.kind in _OF_TOKENS:
             for name in ("memory_segments", "token_window"):
                 if getattr(self, name):
                     raise ConfigError(
-                        f"{name} {getattr(self, name)} with kind 'rmt': a block sees its memory tokens and itself; set "
-                        f"{name} to 0"
+                        f"{name} {getattr(self, name)} with kind {self.kind!r}: a block sees its memory tokens and "
+                        f"itself; set {name} to 0"
                     )
             if self.memory_tokens > self.block_size:
                 raise ConfigError(
@@ -148,7 +154,7 @@ class MemoryConfig:
 
     def check_model(self, attention_kernel: str, local_window: int) -> None:
         """Raises `ConfigError` if a model with this kernel and local layers of this window cannot have the memory."""
-        if self.kind not in ("sinks", "rmt"):
+        if self.kind not in ("sinks", *_OF_TOKENS):
             return
         for name, window in (("token_window", self.token_window), ("local_window", local_window)):
             if window:

@@ -287,7 +287,7 @@ class Transformer(nnx.Module):
         xs = (self._prefix(), start.fam)
         with jax.named_scope("fam_recurrence"):
             _, layers = self.execution.over_layers(layer_fn, self._layers, self._prompt(start), xs, start.use)
-        beside = {"tokens": segments.first_tokens(self)} if self.by_blocks else {}
+        beside = {"tokens": segments.first_state(self, segments.learned_tokens(self))} if self.by_blocks else {}
         state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, start.updates_before, jnp.int32), layers, beside)
         return memory.broadcast_rows(state, batch)
 

@@ -7,14 +7,17 @@ the paper's Algorithm 2 itself (`block_step.py`).
 from famjax.attention.memories.base import NOTHING, Memory
 from famjax.attention.memories.deltanet import DeltaNet
 from famjax.attention.memories.infini import Infini
-from famjax.attention.memories.rmt import Rmt
+from famjax.attention.memories.rmt import AutoCompressor, Rmt
 from famjax.attention.memories.sinks import Sinks
 from famjax.config import MemoryConfig
 
 __all__ = ["KINDS", "NOTHING", "Memory", "of"]
 
 # By `MemoryConfig.kind`.
-KINDS: dict[str, Memory] = {"fam": NOTHING, "sinks": Sinks(), "infini": Infini(), "deltanet": DeltaNet(), "rmt": Rmt()}
+KINDS: dict[str, Memory] = {
+    "fam": NOTHING, "sinks": Sinks(), "infini": Infini(), "deltanet": DeltaNet(), "rmt": Rmt(),
+    "autocompressor": AutoCompressor(),
+}  # fmt: skip
 
 
 def of(config: MemoryConfig) -> Memory:

@@ -90,20 +90,26 @@ def deltanet(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.nda
 
 
 def rmt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
-    """RMT: each segment is a text of its own, [memory, segment, memory], read by a plain causal Transformer."""
+    """RMT and AutoCompressors: each segment is a text of its own, [memory, segment, memory], read by a plain causal
+    Transformer. AutoCompressors read what the segments before have left, and write with the learned tokens."""
     S, n, out = config.memory.block_size, config.memory.memory_tokens, []
     params = as_float64(params)
-    memory = params["memory"]["tokens"]
-    alone = dataclasses.replace(config.memory, kind="fam", block_size=S + 2 * n, memory_segments=0)
+    learned, C = params["memory"]["tokens"], config.memory.summary_blocks
+    accumulates = config.memory.kind == "autocompressor"
+    memory = [] if accumulates else list(learned)
+    # A block of any length that has no segments before it.
+    alone = dataclasses.replace(config.memory, kind="fam", block_size=S + (C + 2) * n, memory_segments=0)
     plain = dataclasses.replace(config, memory=alone)
     for begin in range(0, len(tokens), S):
         segment = [params["embedding"][token] for token in tokens[begin : begin + S]]
-        x = [*memory, *segment, *memory] if len(segment) == S else [*memory, *segment]
+        write = learned if accumulates else memory
+        x = [*memory, *segment, *write] if len(segment) == S else [*memory, *segment]
         for index in range(config.num_layers):
             x, _ = read_document(Layer(plain, take(params["layers"], index), index), list(x), [], False, 0)
         hidden = [norm(config, token, params["final_norm"]["scale"]) for token in x]
-        out += hidden[n : n + len(segment)]
-        memory = hidden[n + S :]
+        out += hidden[len(memory) : len(memory) + len(segment)]
+        new = hidden[len(memory) + S :]
+        memory = [*memory, *new][-C * n :] if accumulates else new
     return np.array(out)
 
 

@@ -19,7 +19,12 @@ CASES = {
     "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0, num_heads=4),
     "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, num_heads=4, head_dim=8),
     "rmt": tiny.config(kind="rmt", fam_length=0, memory_segments=0, memory_tokens=2, num_heads=4),
+    "autocompressor": tiny.config(
+        kind="autocompressor", fam_length=0, memory_segments=0, memory_tokens=2, summary_blocks=3, num_heads=4
+    ),
 }
+# Memories of the whole model.
+OF_MODEL = {"rmt": rmt, "autocompressor": rmt}
 # Cases that say the same once more.
 MORE = {
     "sinks-segments0": tiny.config(kind="sinks", fam_length=0, memory_segments=0, sinks=2),
@@ -33,7 +38,7 @@ CASES |= MORE
 def test_every_kind_is_configured_and_tested() -> None:
     """A kind is in the registry, in the configuration, and among the cases of this file."""
     assert tuple(memories.KINDS) == MEMORY_KINDS
-    assert {config.memory.kind for config in CASES.values()} == {*READ, "rmt"} == set(MEMORY_KINDS) - {"fam"}
+    assert {config.memory.kind for config in CASES.values()} == {*READ, *OF_MODEL} == set(MEMORY_KINDS) - {"fam"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,8 @@ def test_every_kind_is_configured_and_tested() -> None:
         ({"kind": "sinks", "layer_pattern": ("local",), "local_window": 3}, "local_window 3 with kind 'sinks'"),
         ({"kind": "rmt", "memory_segments": 1}, "memory_segments 1 with kind 'rmt'"),
         ({"kind": "rmt", "memory_segments": 0, "memory_tokens": 5}, "memory_tokens 5 with block_size 4"),
+        ({"kind": "autocompressor", "memory_segments": 1}, "memory_segments 1 with kind 'autocompressor'"),
+        ({"kind": "autocompressor", "memory_segments": 0, "summary_blocks": 0}, "summary_blocks"),
         (
             {"kind": "rmt", "memory_segments": 0, "block_size": 128, "attention_kernel": "fused"},
             "attention_kernel 'fused' with kind 'rmt'",
@@ -70,8 +77,8 @@ def stream(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = 
 
 
 def slow(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
-    if config.memory.kind == "rmt":
-        return rmt(config, params, tokens)
+    if config.memory.kind in OF_MODEL:
+        return OF_MODEL[config.memory.kind](config, params, tokens)
     return reference.run(config, params, tokens, read=READ[config.memory.kind]).hidden_TD
 
 
