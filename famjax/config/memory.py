@@ -10,6 +10,8 @@ MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor")
 _OF_TOKENS = ("rmt", "autocompressor")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
+FAM_UPDATES = ("feedback", "static")
+SEGMENTS_HOLD = ("inputs", "outputs")
 LAYER_KINDS = ("global", "local")
 
 
@@ -45,6 +47,10 @@ class MemoryConfig:
       random_state_passing: probability per training step that all rows start from the last FAM of the previous step
         instead of the learned prompt.
       random_state_passing_from: first step with random state passing.
+      fam_update: `feedback` (FAM's queries are the previous FAM) or `static` (they are always the prompt, and the past
+        is only attended to: the paper's static summary, an ablation that fails).
+      segments_hold: what memory segments are projected from: a layer's `inputs`, or its `outputs` (the paper's feedback
+        memory segments, an ablation that fails).
       zero_first_residual: the first update adds no residual, as in the paper. False, a departure, adds the initial
         FAM, as later updates add the previous one.
       fam_max_rms: a departure from the paper, 0 (off) by default: new feedback activations are scaled down to at most
@@ -73,6 +79,8 @@ class MemoryConfig:
     random_position_offset: float = 0.5
     random_state_passing: float = 0.8
     random_state_passing_from: int = 0
+    fam_update: str = "feedback"
+    segments_hold: str = "inputs"
     zero_first_residual: bool = True
     fam_max_rms: float = 0.0
     fam_noise: float = 0.0
@@ -102,6 +110,16 @@ class MemoryConfig:
         self._check_kind()
         one_of("fam_position", self.fam_position, FAM_POSITIONS)
         one_of("fam_init", self.fam_init, FAM_INITS)
+        one_of("fam_update", self.fam_update, FAM_UPDATES)
+        one_of("segments_hold", self.segments_hold, SEGMENTS_HOLD)
+        if self.segments_hold == "outputs" and not self.memory_segments:
+            raise ConfigError(
+                "segments_hold 'outputs' with memory_segments 0: there is no segment; use 'inputs', or more segments"
+            )
+        if self.fam_update == "static" and not self.fam_length:
+            raise ConfigError(
+                "fam_update 'static' with fam_length 0: there is no FAM; use 'feedback', or a longer fam_length"
+            )
         at_least("previous_fams", self.previous_fams, 1)
         if not self.fam_layers or self.fam_layers.strip("+-"):
             one_of("fam_layers", self.fam_layers, ("all", *LAYER_KINDS))
@@ -131,6 +149,11 @@ class MemoryConfig:
             )
         if self.fam_layers != "all":
             raise ConfigError(f"fam_layers {self.fam_layers!r} with kind {self.kind!r}: all layers have it; use 'all'")
+        for name, usual in (("fam_update", "feedback"), ("segments_hold", "inputs")):
+            if getattr(self, name) != usual:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)!r} with kind {self.kind!r}, which has no FAM to change; use {usual!r}"
+                )
         at_least("sinks", self.sinks, 1)
         at_least("memory_tokens", self.memory_tokens, 1)
         at_least("summary_blocks", self.summary_blocks, 1)

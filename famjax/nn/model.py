@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from famjax.attention import memories, memory, positions, streaming
+from famjax.attention import alternatives, memories, memory, positions, streaming
 from famjax.attention.block_step import over_blocks, prompt_step
 from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
@@ -311,7 +311,7 @@ class Transformer(nnx.Module):
 
     def _prompt(self, start: Start) -> Float[Array, "1 F D"] | None:
         """What goes up the layers beside the text, if documents may start with it."""
-        handed_over = start.fam is not None and start.use is True
+        handed_over = start.fam is not None and start.use is True and not alternatives.is_static(self.config.memory)
         if not hasattr(self, "fam") or self.config.memory.fam_init == "prefix" or handed_over:
             return None
         prompt = self._scaled(self.fam.prompt[...][None].astype(self.config.dtype))
@@ -347,14 +347,16 @@ def first_fam(
     passed: Float[Array, "P F D"] | None, use: Any,
 ) -> Float[Array, "1 P F D"]:  # fmt: skip
     """THE memory with which a document starts, in one layer: the prompt as it has come up to this layer, or the layer's
-    prefix; or a FAM that was handed over. `fam_init` and `Start` decide which of them are there."""
+    prefix; or a FAM that was handed over. `fam_init` and `Start` decide which of them are there. With static queries
+    the learned one stands after it (`alternatives.split`)."""
     config = layer.config.memory
     shape = (1, config.previous_fams, config.fam_length, layer.config.d_model)
     fam = jnp.zeros(shape, jnp.float32)
     learned = prompt if prefix is None else prefix
     if learned is not None:
         fam = jnp.broadcast_to(learned.reshape(1, 1, *learned.shape[-2:]).astype(jnp.float32), shape)
-    return fam if passed is None else jnp.where(use, passed[None].astype(jnp.float32), fam)
+    initial = fam if passed is None else jnp.where(use, passed[None].astype(jnp.float32), fam)
+    return jnp.concatenate([initial, fam[:, :1]], axis=1) if alternatives.is_static(config) else initial
 
 
 def _of_layer(tree: Tree, i: int) -> Tree:

@@ -22,11 +22,19 @@ CASES = {
     "autocompressor": tiny.config(
         kind="autocompressor", fam_length=0, memory_segments=0, memory_tokens=2, summary_blocks=3, num_heads=4
     ),
+    "static": tiny.config(fam_update="static", num_heads=4),
+    "outputs": tiny.config(segments_hold="outputs", memory_segments=2, fam_length=0),
 }
 # Memories of the whole model.
 OF_MODEL = {"rmt": rmt, "autocompressor": rmt}
 # Cases that say the same once more.
 MORE = {
+    "static-two-fams-residual": tiny.config(
+        fam_update="static", previous_fams=2, zero_first_residual=False, memory_segments=0, fam_layers="-+"
+    ),
+    "static-prefix-zero": tiny.config(fam_update="static", fam_init="prefix", fam_position="zero"),
+    "static-outputs": tiny.config(fam_update="static", segments_hold="outputs", fam_gate=True),
+    "outputs-window": tiny.config(segments_hold="outputs", memory_segments=2, token_window=6, scan_layers=False),
     "sinks-segments0": tiny.config(kind="sinks", fam_length=0, memory_segments=0, sinks=2),
     "infini-linear-qk_norm": tiny.config(kind="infini", fam_length=0, infini_delta=False, qk_norm=True),
     "deltanet-segments1": tiny.config(kind="deltanet", fam_length=0, head_dim=8),
@@ -38,7 +46,7 @@ CASES |= MORE
 def test_every_kind_is_configured_and_tested() -> None:
     """A kind is in the registry, in the configuration, and among the cases of this file."""
     assert tuple(memories.KINDS) == MEMORY_KINDS
-    assert {config.memory.kind for config in CASES.values()} == {*READ, *OF_MODEL} == set(MEMORY_KINDS) - {"fam"}
+    assert {config.memory.kind for config in CASES.values()} == {*READ, *OF_MODEL, "fam"} == set(MEMORY_KINDS)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +62,11 @@ def test_every_kind_is_configured_and_tested() -> None:
         ({"kind": "rmt", "memory_segments": 0, "memory_tokens": 5}, "memory_tokens 5 with block_size 4"),
         ({"kind": "autocompressor", "memory_segments": 1}, "memory_segments 1 with kind 'autocompressor'"),
         ({"kind": "autocompressor", "memory_segments": 0, "summary_blocks": 0}, "summary_blocks"),
+        ({"kind": "rmt", "fam_update": "static", "memory_segments": 0}, "fam_update 'static' with kind 'rmt'"),
+        ({"kind": "sinks", "segments_hold": "outputs"}, "segments_hold 'outputs' with kind 'sinks'"),
+        ({"segments_hold": "outputs", "memory_segments": 0}, "segments_hold 'outputs' with memory_segments 0"),
+        ({"fam_update": "static"}, "fam_update 'static' with fam_length 0"),
+        ({"fam_update": "statik"}, "did you mean 'static'"),
         (
             {"kind": "rmt", "memory_segments": 0, "block_size": 128, "attention_kernel": "fused"},
             "attention_kernel 'fused' with kind 'rmt'",
@@ -79,7 +92,7 @@ def stream(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = 
 def slow(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     if config.memory.kind in OF_MODEL:
         return OF_MODEL[config.memory.kind](config, params, tokens)
-    return reference.run(config, params, tokens, read=READ[config.memory.kind]).hidden_TD
+    return reference.run(config, params, tokens, read=READ.get(config.memory.kind)).hidden_TD
 
 
 @every_case
@@ -93,7 +106,8 @@ def test_against_the_reference(name: str) -> None:
             tiny.assert_close(found, slow(config, params, row))
     bswa = {path: part for path, part in params["layers"].items() if path != "memory"}
     params = {name: part for name, part in params.items() if name != "memory"} | {"layers": bswa}
-    without, _ = whole(tiny.with_memory(config, kind="fam"), params, tokens)
+    usual = tiny.with_memory(config, kind="fam", fam_update="feedback", segments_hold="inputs")
+    without, _ = whole(usual, params, tokens)
     assert np.abs(np.asarray(without)[:, -4:] - np.asarray(hidden)[:, -4:]).max() > 1e-2
 
 
