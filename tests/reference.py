@@ -74,7 +74,7 @@ def read_document(
     """
     memory = layer.config.memory
     S, M, F = memory.block_size, memory.memory_segments, memory.fam_length if layer.has_fam() else 0
-    prompt, static = fams[0], memory.fam_update == "static"
+    prompt, static = fams[:1], memory.fam_update == "static"
     windows = [memory.token_window] + [layer.config.local_window] * (layer.kind() == "local")
     out = []
     for begin in range(0, len(x), S):
@@ -100,7 +100,7 @@ def read_document(
             pairs = fam_pairs + [layer.key_value(x[t], start + t) for t in range(begin, end)]
             new = []
             for f in range(F):
-                before = prompt[f] if static else fams[0][f]
+                before = prompt[0][f] if static else fams[0][f]
                 query = layer.query(before, fam_position(layer.config, start + end, f))
                 zero = memory.zero_first_residual and (static or not carries_context)
                 residual = np.zeros(layer.config.d_model) if zero else before

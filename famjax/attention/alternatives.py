@@ -66,6 +66,11 @@ def split(
     return (fresh[:, :P], fresh[:, P]) if is_static(config) else (fresh, None)
 
 
+def of_layer(prompt: Float[Array, "1 _F D"] | None, config: MemoryConfig) -> Float[Array, "1 F D"] | None:
+    """The prompt of a layer that may have no FAM: F = 0."""
+    return None if prompt is None else prompt[:, : config.fam_length]
+
+
 # --- feedback memory segments ---------------------------------------------------------------------
 
 

@@ -83,6 +83,7 @@ def block_step(
       block's keys and values [B, K, S, H].
     """
     S, (fam, beside), other = layer.memory.block_size, before, memories.of(layer.memory)
+    x = other.enter(layer, beside, x)
     # Project tokens and memory together.
     q, (k, v) = project(layer, x, fam, at, prompt)
     # Attend: tokens to segments, memory and the block up to themselves; memory to itself and the whole block.
@@ -98,6 +99,9 @@ def block_step(
         heads, beside = _remember(layer, Span(x, q, kv, np.arange(S), real), beside, heads, at)
     # Output projection and feed-forward, together again.
     y, *new = layer.finish(heads, (x, *residual_of(queried(fam, prompt), at.fam_updates, layer.memory)))
+    if other.takes_outputs:
+        assert at.full is not None
+        beside = select_rows(at.full, other.leave(layer, beside, y), beside)
     return y, Carried(push_fam(fam, new, at.key, layer.memory), beside), kv
 
 
@@ -331,7 +335,10 @@ def over_blocks(
     def keys_values(weights: Tree, x: Tokens, at: At) -> KeysValues:
         return settings.with_arrays(weights[0], at.key).keys_values(how.whole(x), np.arange(config.block_size))
 
-    weights, state = (layer.weights, first, prompt), ((carried, None if where.kept is None else carried), segments)
+    weights, state = (
+        (layer.weights, first, alternatives.of_layer(prompt, config)),
+        ((carried, None if where.kept is None else carried), segments),
+    )
     at = by_block(where, layer.key, N, config)
     # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
     # Outputs cannot be projected again without the whole block.

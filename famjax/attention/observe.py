@@ -71,7 +71,8 @@ def attention_of_blocks(
         (carried, segments), (x, at) = state, inputs
         if at.starts is not None:
             carried = select_rows(at.starts, first, carried)
-        q, kv = steps.project(layer, x, carried.fam, at, prompt)
+        entered = memories.of(config).enter(layer, carried.beside, x)
+        q, kv = steps.project(layer, entered, carried.fam, at, of_layer)
         others = memories.of(config).sources(layer, carried.beside, at.blocks_before)
 
         def of_tokens(kv: KeysValues, config: MemoryConfig) -> Float[Array, "B K G S n"]:
@@ -86,7 +87,7 @@ def attention_of_blocks(
         if config.fam_length:
             of_fam = steps.seen_by_fam(kv, at, config)
             fams = attention_to(q[..., S:, :], of_fam, _marks(marks, 0, config), layer.scoring)
-        y, new, own = steps.block_step(layer, x, carried, segments, at, prompt=prompt)
+        y, new, own = steps.block_step(layer, x, carried, segments, at, prompt=of_layer)
         new = new._replace(fam=select_rows(at.full, new.fam, carried.fam))
         if alternatives.holds_outputs(config):
             own = layer.keys_values(y, np.arange(S))
@@ -94,6 +95,7 @@ def attention_of_blocks(
 
     F = config.fam_length
     initial, prompt = alternatives.split(fresh, config)
+    of_layer = alternatives.of_layer(prompt, config)
     first = steps.Carried(initial[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
     carried = steps.Carried(before.fam[:, :, :F], {name: before.beside[name] for name in first.beside})
     _, found = jax.lax.scan(body, (carried, segments), (x, steps.by_block(where, None, len(x), config)))

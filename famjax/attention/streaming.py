@@ -36,6 +36,12 @@ def part_of_block(
       Output activations and the layer's memory. Rows whose block became full have a new FAM.
     """
     y, memory = _part_of_block(layer, x, memory, where)
+    other = memories.of(layer.memory)
+    if other.takes_outputs:
+        full = where.full[:, 0]
+        take = lambda state: select_rows(full, other.leave(layer, state, y), state)
+        beside = jax.lax.cond(full.any(), take, lambda state: state, memory.beside)
+        memory = dataclasses.replace(memory, beside=beside)
     if alternatives.holds_outputs(layer.memory):
         memory = _keep_outputs(layer, y, memory, where)
     return y, memory
@@ -44,6 +50,8 @@ def part_of_block(
 def _part_of_block(
     layer: LayerWeights, x: Float[Array, "B Q D"], memory: LayerMemory, where: Blocks
 ) -> tuple[Float[Array, "B Q D"], LayerMemory]:
+    other = memories.of(layer.memory)
+    x = other.enter(layer, memory.beside, x)
     config, Q, current = layer.memory, x.shape[1], where.blocks_before[:, 0]
     assert where.offset is not None
     # FAM's rows go along with many tokens, as in `block_step`. Beside a few they would be most of the work.
@@ -63,13 +71,13 @@ def _part_of_block(
     with jax.named_scope("block_attention"):
         fams = fam_sources(memory, where.fam_updates[:, 0], _origin(where), config) if config.fam_length else []
         ring = _ring(memory, offset, current, config)
-        more = memories.of(config).sources(layer, memory.beside, current)
+        more = other.sources(layer, memory.beside, current)
         of_tokens = lambda fams: attend_ring(q[..., :Q, :], ring, current, [*more, *fams], layer.scoring)
         heads = gated(layer, lambda: of_tokens([]), lambda: of_tokens(fams))
         if together:
             heads = jnp.concatenate([heads, _attend_fam(layer, q[..., Q:, :], memory, slot, fams)], axis=-2)
     # What another memory than FAM adds, and what it takes from the tokens.
-    if memories.of(config) is not memories.NOTHING:
+    if other is not memories.NOTHING:
         heads, memory = _remember(layer, Tokens(x, q, kv, offset, where.count), memory, heads, where)
     # Output projection and feed-forward; FAM of the rows whose block is full.
     full = where.full[:, 0]

@@ -5,9 +5,9 @@ from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
 
-MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor")
+MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor", "armt")
 # Memories of the whole model: memory tokens around each block, which sees nothing else of the past.
-_OF_TOKENS = ("rmt", "autocompressor")
+_OF_TOKENS = ("rmt", "autocompressor", "armt")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 FAM_UPDATES = ("feedback", "static")
@@ -25,9 +25,12 @@ class MemoryConfig:
       fam_length: F, feedback activations per layer; 0 is plain BSWA.
       kind: memory of a layer besides its window: `fam` (the paper's; none if `fam_length` is 0), or another memory of
         `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini` (Infini-attention),
-        `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer), `autocompressor` (AutoCompressors).
+        `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer), `autocompressor` (AutoCompressors),
+        `armt` (Associative Recurrent Memory Transformer).
       sinks: for `sinks`: number of a document's first tokens that stay visible.
-      memory_tokens: for `rmt` and `autocompressor`: n, number of tokens that pass from block to block.
+      memory_tokens: for `rmt` and `autocompressor`: n, number of tokens that pass from block to block; for `armt`: n,
+        number of tokens after each block that write into the layers' matrices.
+      memory_key_dim: for `armt`: width of the matrices' queries and keys, 6 features for each (DPFP-3).
       summary_blocks: for `autocompressor`: C, number of blocks whose memory tokens are kept and read; those of older
         blocks are dropped.
       infini_delta: for `infini`: update the matrix with the delta rule, that is with what it does not recall yet.
@@ -69,6 +72,7 @@ class MemoryConfig:
     sinks: int = 4
     memory_tokens: int = 8
     summary_blocks: int = 8
+    memory_key_dim: int = 64
     infini_delta: bool = True
     fam_position: str = "last"
     fam_init: str = "prompt"
@@ -157,6 +161,7 @@ class MemoryConfig:
         at_least("sinks", self.sinks, 1)
         at_least("memory_tokens", self.memory_tokens, 1)
         at_least("summary_blocks", self.summary_blocks, 1)
+        at_least("memory_key_dim", self.memory_key_dim, 1)
         if self.kind in _OF_TOKENS:
             for name in ("memory_segments", "token_window"):
                 if getattr(self, name):

@@ -20,7 +20,7 @@ from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key, Tree
-from famjax.nn import segments
+from famjax.nn import appended, segments
 from famjax.nn.execution import Execution, LayerStack, stacked
 from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, norm, weight
 
@@ -127,6 +127,8 @@ class Transformer(nnx.Module):
         beside: dict[str, Array] = {}
         if self.by_blocks:
             hidden, layers, beside = segments.forward(self, self.embed(padded), state, at, key, over_blocks)
+        elif appended.in_use(self.config.memory):
+            hidden, layers = appended.forward(self, self.embed(padded), state, at, start, key, over_blocks)
         else:
             hidden, layers = self.forward(self.embed(padded), state, at, start, key)
         return hidden[:, :T], MemoryState(*positions.after(at, self.config.memory), layers, beside)
@@ -143,6 +145,8 @@ class Transformer(nnx.Module):
         """`forward` of any memory, with an `over` that returns flags."""
         if self.by_blocks:
             return segments.forward(self, x, state, where, None, over)[:2]
+        if appended.in_use(self.config.memory):
+            return appended.forward(self, x, state, where, start, None, over)
         return self.forward(x, state, where, start, over=over)
 
     def locate(
@@ -220,6 +224,8 @@ class Transformer(nnx.Module):
         each = [_of_layer(state.layers, i) for i in range(self.config.num_layers)]
         if self.by_blocks:
             hidden, each, beside = segments.read(self, x, each, beside["tokens"], where)
+        elif appended.in_use(config):
+            hidden, each = appended.read(self, x, each, where)
         else:
             hidden, each = self.part_through_layers(x, each, where)
         layers = stacked(each) if isinstance(state.layers, LayerMemory) else tuple(each)

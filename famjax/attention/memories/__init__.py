@@ -4,6 +4,7 @@
 the paper's Algorithm 2 itself (`block_step.py`).
 """
 
+from famjax.attention.memories.armt import Armt
 from famjax.attention.memories.base import NOTHING, Memory
 from famjax.attention.memories.deltanet import DeltaNet
 from famjax.attention.memories.infini import Infini
@@ -16,7 +17,7 @@ __all__ = ["KINDS", "NOTHING", "Memory", "of"]
 # By `MemoryConfig.kind`.
 KINDS: dict[str, Memory] = {
     "fam": NOTHING, "sinks": Sinks(), "infini": Infini(), "deltanet": DeltaNet(), "rmt": Rmt(),
-    "autocompressor": AutoCompressor(),
+    "autocompressor": AutoCompressor(), "armt": Armt(),
 }  # fmt: skip
 
 

@@ -113,4 +113,36 @@ def rmt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     return np.array(out)
 
 
+def armt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
+    """ARMT, equations 3 to 7: each segment and its memory tokens are a text of their own, read by a causal Transformer
+    whose layers recall from a matrix and rewrite it with what they have made of the memory tokens."""
+    S, n, out = config.memory.block_size, config.memory.memory_tokens, []
+    params, width = as_float64(params), 6 * config.memory.memory_key_dim
+    alone = dataclasses.replace(config.memory, kind="fam", block_size=S + n, memory_segments=0)
+    plain = dataclasses.replace(config, memory=alone)
+    layers = [Layer(plain, take(params["layers"], index), index) for index in range(config.num_layers)]
+    matrices = [np.zeros((config.d_model, width)) for _ in layers]
+    normalisers = [np.zeros(width) for _ in layers]
+
+    def phi(a: np.ndarray) -> np.ndarray:
+        r = np.maximum(np.concatenate([a, -a]), 0)
+        return np.concatenate([[r[i] * r[i - j] for i in range(len(r))] for j in (1, 2, 3)])
+
+    for begin in range(0, len(tokens), S):
+        segment = [params["embedding"][token] for token in tokens[begin : begin + S]]
+        x = [*segment, *params["memory"]["tokens"]] if len(segment) == S else segment
+        for index, layer in enumerate(layers):
+            w, A, z = layer.weights["memory"], matrices[index], normalisers[index]
+            features = [phi(token @ w["query"]) for token in x]
+            x = [token + A @ f / (z @ f + 1e-5) for token, f in zip(x, features, strict=True)]
+            x, _ = read_document(layer, x, [], False, 0)
+            for m in x[S:]:
+                k, v, beta = phi(m @ w["key"]), m @ w["value"], 1 / (1 + np.exp(-m @ w["beta"]))
+                gamma = np.clip(1 - (z @ k + 1e-5) / (k @ k + 1e-5), 0, 1)
+                matrices[index] = matrices[index] + beta * np.outer(v - A @ k / (z @ k + 1e-5), k)
+                normalisers[index] = normalisers[index] + gamma * k
+        out += [norm(config, token, params["final_norm"]["scale"]) for token in x[: len(segment)]]
+    return np.array(out)
+
+
 READ: dict[str, Read] = {"sinks": sinks, "infini": infini, "deltanet": deltanet}

@@ -11,7 +11,7 @@ import pytest
 from famjax.attention import memories
 from famjax.config import MEMORY_KINDS, ConfigError, ModelConfig
 from tests import reference, tiny
-from tests.attention.memories.references import READ, rmt
+from tests.attention.memories.references import READ, armt, rmt
 
 LENGTH, ROWS = 22, 4
 CASES = {
@@ -22,17 +22,20 @@ CASES = {
     "autocompressor": tiny.config(
         kind="autocompressor", fam_length=0, memory_segments=0, memory_tokens=2, summary_blocks=3, num_heads=4
     ),
+    "armt": tiny.config(kind="armt", fam_length=0, memory_segments=0, memory_tokens=2, memory_key_dim=3, num_heads=4),
     "static": tiny.config(fam_update="static", num_heads=4),
     "outputs": tiny.config(segments_hold="outputs", memory_segments=2, fam_length=0),
 }
-# Memories of the whole model.
-OF_MODEL = {"rmt": rmt, "autocompressor": rmt}
+# Memories with tokens of their own, which read a text through all layers.
+OF_MODEL = {"rmt": rmt, "autocompressor": rmt, "armt": armt}
 # Cases that say the same once more.
 MORE = {
-    "static-two-fams-residual": tiny.config(
-        fam_update="static", previous_fams=2, zero_first_residual=False, memory_segments=0, fam_layers="-+"
+    "static-residual-some-layers": tiny.config(
+        fam_update="static", zero_first_residual=False, memory_segments=0, fam_layers="-+"
     ),
-    "static-prefix-zero": tiny.config(fam_update="static", fam_init="prefix", fam_position="zero"),
+    "static-two-fams-prefix-zero": tiny.config(
+        fam_update="static", previous_fams=2, fam_init="prefix", fam_position="zero"
+    ),
     "static-outputs": tiny.config(fam_update="static", segments_hold="outputs", fam_gate=True),
     "outputs-window": tiny.config(segments_hold="outputs", memory_segments=2, token_window=6, scan_layers=False),
     "sinks-segments0": tiny.config(kind="sinks", fam_length=0, memory_segments=0, sinks=2),
@@ -61,6 +64,7 @@ def test_every_kind_is_configured_and_tested() -> None:
         ({"kind": "rmt", "memory_segments": 1}, "memory_segments 1 with kind 'rmt'"),
         ({"kind": "rmt", "memory_segments": 0, "memory_tokens": 5}, "memory_tokens 5 with block_size 4"),
         ({"kind": "autocompressor", "memory_segments": 1}, "memory_segments 1 with kind 'autocompressor'"),
+        ({"kind": "armt", "memory_segments": 0, "token_window": 1}, "token_window 1 with kind 'armt'"),
         ({"kind": "autocompressor", "memory_segments": 0, "summary_blocks": 0}, "summary_blocks"),
         ({"kind": "rmt", "fam_update": "static", "memory_segments": 0}, "fam_update 'static' with kind 'rmt'"),
         ({"kind": "sinks", "segments_hold": "outputs"}, "segments_hold 'outputs' with kind 'sinks'"),
