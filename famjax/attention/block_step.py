@@ -88,7 +88,7 @@ def block_step(
     q, (k, v) = project(layer, x, fam, at, prompt)
     # Attend: tokens to segments, memory and the block up to themselves; memory to itself and the whole block.
     with jax.named_scope("block_attention"):
-        more = other.sources(layer, beside, at.blocks_before)
+        more = other.sources(layer, beside, at.blocks_before, q[..., :S, :], np.arange(S))
         heads = _attend_tokens(layer, q, (k, v), segments, at, more, kernel)
         if fam.shape[2]:
             heads = jnp.concatenate([heads, _attend_fam(layer, q, (k, v), at, kernel)], axis=-2)

@@ -73,7 +73,7 @@ def attention_of_blocks(
             carried = select_rows(at.starts, first, carried)
         entered = memories.of(config).enter(layer, carried.beside, x)
         q, kv = steps.project(layer, entered, carried.fam, at, of_layer)
-        others = memories.of(config).sources(layer, carried.beside, at.blocks_before)
+        others = memories.of(config).sources(layer, carried.beside, at.blocks_before, q[..., :S, :], np.arange(S))
 
         def of_tokens(kv: KeysValues, config: MemoryConfig) -> Float[Array, "B K G S n"]:
             sources = [*others, *steps.seen_by_tokens(kv, segments, at, config)]

@@ -71,7 +71,7 @@ def _part_of_block(
     with jax.named_scope("block_attention"):
         fams = fam_sources(memory, where.fam_updates[:, 0], _origin(where), config) if config.fam_length else []
         ring = _ring(memory, offset, current, config)
-        more = other.sources(layer, memory.beside, current)
+        more = other.sources(layer, memory.beside, current, q[..., :Q, :], offset)
         of_tokens = lambda fams: attend_ring(q[..., :Q, :], ring, current, [*more, *fams], layer.scoring)
         heads = gated(layer, lambda: of_tokens([]), lambda: of_tokens(fams))
         if together:

@@ -5,7 +5,7 @@ from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
 
-MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor", "armt")
+MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor", "armt", "retrieval")
 # Memories of the whole model: memory tokens around each block, which sees nothing else of the past.
 _OF_TOKENS = ("rmt", "autocompressor", "armt")
 FAM_POSITIONS = ("last", "float", "zero")
@@ -26,13 +26,16 @@ class MemoryConfig:
       kind: memory of a layer besides its window: `fam` (the paper's; none if `fam_length` is 0), or another memory of
         `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini` (Infini-attention),
         `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer), `autocompressor` (AutoCompressors),
-        `armt` (Associative Recurrent Memory Transformer).
+        `armt` (Associative Recurrent Memory Transformer), `retrieval` (the best of the blocks that have left the
+        window, an upper bound whose state grows with the text).
       sinks: for `sinks`: number of a document's first tokens that stay visible.
       memory_tokens: for `rmt` and `autocompressor`: n, number of tokens that pass from block to block; for `armt`: n,
         number of tokens after each block that write into the layers' matrices.
       memory_key_dim: for `armt`: width of the matrices' queries and keys, 6 features for each (DPFP-3).
       summary_blocks: for `autocompressor`: C, number of blocks whose memory tokens are kept and read; those of older
         blocks are dropped.
+      retrieval_blocks: for `retrieval`: number of blocks that are kept; the oldest is dropped.
+      retrieval_top_k: for `retrieval`: number of them that a query sees.
       infini_delta: for `infini`: update the matrix with the delta rule, that is with what it does not recall yet.
       fam_position: RoPE positions of FAM: `last` (the last F positions of the block that it compressed), `float`
         (fractional positions between two blocks), `zero` (always 0).
@@ -73,6 +76,8 @@ class MemoryConfig:
     memory_tokens: int = 8
     summary_blocks: int = 8
     memory_key_dim: int = 64
+    retrieval_blocks: int = 64
+    retrieval_top_k: int = 2
     infini_delta: bool = True
     fam_position: str = "last"
     fam_init: str = "prompt"
@@ -174,6 +179,18 @@ class MemoryConfig:
                     f"memory_tokens {self.memory_tokens} with block_size {self.block_size}: memory is to be "
                     f"smaller than what it stands for; use at most {self.block_size}"
                 )
+        if self.kind == "retrieval":
+            at_least("retrieval_top_k", self.retrieval_top_k, 1)
+            if self.retrieval_blocks <= self.memory_segments:
+                raise ConfigError(
+                    f"retrieval_blocks {self.retrieval_blocks} with memory_segments {self.memory_segments}: these are "
+                    f"all in the window; use at least {self.memory_segments + 1}"
+                )
+            if self.retrieval_top_k > self.retrieval_blocks:
+                raise ConfigError(
+                    f"retrieval_top_k {self.retrieval_top_k} with retrieval_blocks {self.retrieval_blocks}: no more "
+                    f"than are kept can be chosen; use at most {self.retrieval_blocks}"
+                )
         if self.kind == "sinks" and self.sinks > self.block_size:
             raise ConfigError(
                 f"sinks {self.sinks} with block_size {self.block_size}: sinks are tokens of the first block; use at "
@@ -182,7 +199,7 @@ class MemoryConfig:
 
     def check_model(self, attention_kernel: str, local_window: int) -> None:
         """Raises `ConfigError` if a model with this kernel and local layers of this window cannot have the memory."""
-        if self.kind not in ("sinks", *_OF_TOKENS):
+        if self.kind not in ("sinks", "retrieval", *_OF_TOKENS):
             return
         for name, window in (("token_window", self.token_window), ("local_window", local_window)):
             if window:

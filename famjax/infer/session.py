@@ -45,15 +45,9 @@ FORMAT, VERSION = "famjax session", "2"
 _LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory) if field.name != "beside")
 # Settings of the memory that older files of this version do not name; they were made with the defaults.
 _LATER = (
-    "kind",
-    "sinks",
-    "infini_delta",
-    "memory_tokens",
-    "summary_blocks",
-    "memory_key_dim",
-    "fam_update",
-    "segments_hold",
-)
+    "kind", "sinks", "infini_delta", "memory_tokens", "summary_blocks", "memory_key_dim", "retrieval_blocks",
+    "retrieval_top_k", "fam_update", "segments_hold",
+)  # fmt: skip
 # Settings of the memory that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",

@@ -8,6 +8,7 @@ from famjax.attention.memories.armt import Armt
 from famjax.attention.memories.base import NOTHING, Memory
 from famjax.attention.memories.deltanet import DeltaNet
 from famjax.attention.memories.infini import Infini
+from famjax.attention.memories.retrieval import Retrieval
 from famjax.attention.memories.rmt import AutoCompressor, Rmt
 from famjax.attention.memories.sinks import Sinks
 from famjax.config import MemoryConfig
@@ -18,6 +19,7 @@ __all__ = ["KINDS", "NOTHING", "Memory", "of"]
 KINDS: dict[str, Memory] = {
     "fam": NOTHING, "sinks": Sinks(), "infini": Infini(), "deltanet": DeltaNet(), "rmt": Rmt(),
     "autocompressor": AutoCompressor(), "armt": Armt(),
+    "retrieval": Retrieval(),
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ A layer asks in this order, for a whole block in `block_step.py` and for a part 
 
     x       = enter(state, x)                                 most memories: x
     q, k, v = QKV(norm(x))
-    heads   = attend(q, [segments, *sources(state), block])
+    heads   = attend(q, [segments, *sources(state, q), block])
     heads, state = memory.attend(state, tokens, heads)
     y       = FF(...)
     state   = memory.full(state, k, v)                        in rows whose block is full
@@ -88,8 +88,11 @@ class Memory:
         """The state of `batch` rows before any text; `dtype` is that of activations."""
         return {}
 
-    def sources(self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"]) -> list[Source]:
-        """Keys and values that the tokens of a block see under the same softmax as their window."""
+    def sources(
+        self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"], q: Queries, offset: Offsets
+    ) -> list[Source]:
+        """Keys and values that the tokens of a block see under the same softmax as their window. `q`, `offset`: their
+        queries and places, see `Tokens`."""
         return []
 
     def attend(self, layer: LayerWeights, state: State, tokens: Tokens, heads: Queries) -> tuple[Queries, State]:

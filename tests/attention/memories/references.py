@@ -89,6 +89,26 @@ def deltanet(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.nda
     return out, []
 
 
+def retrieval(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Each head of each token sees its window, and the best of the last N blocks that have left it: those whose mean
+    key, without position, has the largest product with its query. They all stand right before the window."""
+    config, memory, out = layer.config, layer.config.memory, []
+    S, M, group = memory.block_size, memory.memory_segments, config.num_heads // config.num_kv_heads
+    for t, token in enumerate(x):
+        tau = t // S
+        kept = range(max(0, tau - memory.retrieval_blocks), max(0, tau - M))
+        means = {n: np.mean([layer.key_value(x[n * S + i], 0)[0] for i in range(S)], axis=0) for n in kept}
+        heads = []
+        for h in range(config.num_heads):
+            score = lambda n, h=h, token=token, means=means: layer.query(token, 0)[h] @ means[n][h // group]
+            chosen = sorted(kept, key=score)[-memory.retrieval_top_k :]
+            first = (tau - M - 1) * S
+            pairs = [layer.key_value(x[n * S + i], first + i) for n in chosen for i in range(S)]
+            heads.append(layer.heads(layer.query(token, t), pairs + window(layer, x, t))[h])
+        out.append(layer.feed_forward(layer.project(heads) + token, token))
+    return out, []
+
+
 def rmt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     """RMT and AutoCompressors: each segment is a text of its own, [memory, segment, memory], read by a plain causal
     Transformer. AutoCompressors read what the segments before have left, and write with the learned tokens."""
@@ -145,4 +165,4 @@ def armt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     return np.array(out)
 
 
-READ: dict[str, Read] = {"sinks": sinks, "infini": infini, "deltanet": deltanet}
+READ: dict[str, Read] = {"sinks": sinks, "infini": infini, "deltanet": deltanet, "retrieval": retrieval}

@@ -23,6 +23,9 @@ CASES = {
         kind="autocompressor", fam_length=0, memory_segments=0, memory_tokens=2, summary_blocks=3, num_heads=4
     ),
     "armt": tiny.config(kind="armt", fam_length=0, memory_segments=0, memory_tokens=2, memory_key_dim=3, num_heads=4),
+    "retrieval": tiny.config(
+        kind="retrieval", fam_length=0, memory_segments=0, retrieval_blocks=4, retrieval_top_k=2, num_heads=4
+    ),
     "static": tiny.config(fam_update="static", num_heads=4),
     "outputs": tiny.config(segments_hold="outputs", memory_segments=2, fam_length=0),
 }
@@ -30,6 +33,7 @@ CASES = {
 OF_MODEL = {"rmt": rmt, "autocompressor": rmt, "armt": armt}
 # Cases that say the same once more.
 MORE = {
+    "retrieval-segments1": tiny.config(kind="retrieval", fam_length=0, retrieval_blocks=3, retrieval_top_k=1),
     "static-residual-some-layers": tiny.config(
         fam_update="static", zero_first_residual=False, memory_segments=0, fam_layers="-+"
     ),
@@ -64,6 +68,8 @@ def test_every_kind_is_configured_and_tested() -> None:
         ({"kind": "rmt", "memory_segments": 1}, "memory_segments 1 with kind 'rmt'"),
         ({"kind": "rmt", "memory_segments": 0, "memory_tokens": 5}, "memory_tokens 5 with block_size 4"),
         ({"kind": "autocompressor", "memory_segments": 1}, "memory_segments 1 with kind 'autocompressor'"),
+        ({"kind": "retrieval", "retrieval_blocks": 1}, "retrieval_blocks 1 with memory_segments 1"),
+        ({"kind": "retrieval", "retrieval_top_k": 65}, "retrieval_top_k 65 with retrieval_blocks 64"),
         ({"kind": "armt", "memory_segments": 0, "token_window": 1}, "token_window 1 with kind 'armt'"),
         ({"kind": "autocompressor", "memory_segments": 0, "summary_blocks": 0}, "summary_blocks"),
         ({"kind": "rmt", "fam_update": "static", "memory_segments": 0}, "fam_update 'static' with kind 'rmt'"),
