@@ -13,10 +13,10 @@ from jaxtyping import install_import_hook
 
 # Only tests check the shapes and types of arrays at each call.
 CHECKED = (
-    "attention.attend", "attention.block_step", "attention.memories.base", "attention.memories.deltanet",
-    "attention.memories.infini",
-    "attention.memories.sinks",
-    "attention.observe", "attention.streaming", "nn.layer", "nn.model", "nn.segments",
+    "attention.alternatives", "attention.attend", "attention.block_step", "attention.memories.armt",
+    "attention.memories.base", "attention.memories.deltanet", "attention.memories.infini",
+    "attention.memories.retrieval", "attention.memories.rmt", "attention.memories.sinks",
+    "attention.observe", "attention.ring", "attention.streaming", "nn.appended", "nn.layer", "nn.model", "nn.segments",
 )  # fmt: skip
 install_import_hook([f"famjax.{name}" for name in CHECKED], "beartype.beartype")
 

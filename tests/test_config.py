@@ -207,8 +207,10 @@ def test_model_json_round_trip() -> None:
         rope_low_frequency_factor=2.0, rope_high_frequency_factor=5.0, rope_original_length=7, scale_embeddings=True,
         layer_pattern=("local", "global"), local_window=3, local_rope_base=9.0, fam_layers="-+",
         previous_fams=2, token_window=5, stop_gradient=True, random_position_offset=0.1, random_state_passing=0.2,
-        random_state_passing_from=3, zero_first_residual=False, fam_max_rms=2.0, fam_noise=0.1, fam_write_gate=True,
-        fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3,
+        random_state_passing_from=3, zero_first_residual=False, fam_max_rms=2.0, fam_noise=0.1,
+        fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3, summary_blocks=5, memory_key_dim=7,
+        retrieval_blocks=9, retrieval_top_k=3,
+        fam_update="static", segments_hold="outputs",
         lora=LoraConfig(rank=2, alpha=3.0, dropout=0.1, projections=("up", "query")),
     )  # fmt: skip
     for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig()), (config.lora, LoraConfig())):

@@ -159,8 +159,9 @@ def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarra
             row |= {"fam_updates": np.array(updates)}
         row |= {name: np.asarray(array[:, b]) for name, array in layers.beside.items()}
         row |= {name: np.asarray(array[b]) for name, array in state.beside.items()}
-        if config.memory.kind == "rmt" and waiting:  # the block begins with memory tokens
-            waiting += config.memory.memory_tokens
+        if waiting:  # the block may begin with memory tokens
+            blocks = {"rmt": 1, "autocompressor": min(current, config.memory.summary_blocks)}
+            waiting += blocks.get(config.memory.kind, 0) * config.memory.memory_tokens
         for name in ("k", "v"):
             ring = np.asarray(getattr(layers, name)[:, b])
             past = [ring[:, n % R] for n in range(max(0, current - R + 1), current)]

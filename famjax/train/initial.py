@@ -100,8 +100,8 @@ def _check_gate(source: str | Path, have: Weights, model: ModelConfig) -> None:
     """Raises `ConfigError` if the source gates FAM or its updates and the model does not."""
     if f"{FAM}/{GATE}" in have and model.memory.fam_length and not model.memory.fam_gate:
         raise ConfigError(f"{source} has a gate for FAM: set fam_gate to True, as in its model.json")
-    if WRITE_GATE in have and model.memory.fam_length and not model.memory.fam_write_gate:
-        raise ConfigError(f"{source} gates the updates of FAM: set fam_write_gate to True, as in its model.json")
+    if WRITE_GATE in have and model.memory.fam_length and not model.memory.gates_updates:
+        raise ConfigError(f"{source} gates the updates of FAM: set fam_update to 'gated', as in its model.json")
 
 
 def _check(source: str | Path, have: Weights, want: Weights) -> None:

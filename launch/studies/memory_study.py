@@ -82,7 +82,7 @@ def recipe() -> list[Run]:
 
 
 AS_CARRIED, RESCALED = "TrainConfig.carried_fam_rms=0.0", "TrainConfig.carried_fam_rms=1.5"
-UNGATED = "MemoryConfig.fam_write_gate=False"
+UNGATED = "MemoryConfig.fam_update='feedback'"
 
 
 def any_depth() -> list[Run]:

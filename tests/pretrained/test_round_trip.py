@@ -93,7 +93,7 @@ def test_fam_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "memory",
     [
-        {"fam_write_gate": True, "fam_gate": True}, {"kind": "infini", "fam_length": 0},
+        {"fam_update": "gated", "fam_gate": True}, {"kind": "infini", "fam_length": 0},
         {"kind": "rmt", "fam_length": 0, "memory_segments": 0, "memory_tokens": 3},
     ],
     ids=["write-gate", "infini", "rmt"],
