@@ -231,7 +231,10 @@ def test_model_json_may_leave_out_what_is_default() -> None:
     ("text", "message"),
     [
         ('{"num_layer": 5}', "ModelConfig has no field 'num_layer'; did you mean 'num_layers'?"),
-        ('{"memory": {"segments": 1}}', "MemoryConfig has no field 'segments'; did you mean 'memory_segments'?"),
+        (
+            '{"memory": {"memory_segment": 1}}',
+            "MemoryConfig has no field 'memory_segment'; did you mean 'memory_segments'?",
+        ),
         ('{"xyzzy": 5}', "ModelConfig has no field 'xyzzy'"),
         ('{"num_layers": 5', "model.json is not JSON"),
         ("[1, 2]", "model.json is not a JSON object"),
