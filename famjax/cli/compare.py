@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"part {args.part} is trained; the report needs {len(absent)} of {len(subjects)} trainings that are not "
               f"in {output}: {', '.join(absent)}")  # fmt: skip
         return 0
-    if len(diverged) == len(subjects):
+    if all(one.job.name in diverged for one in subjects):
         raise RuntimeError(f"every training diverged; {output / DIVERGED} has the reasons")
     data, page = _report(args, output, subjects, evaluation, diverged)
     print(f"wrote {data} and {page}")

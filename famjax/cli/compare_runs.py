@@ -154,7 +154,7 @@ def chosen(
 
     The best has the lowest training loss: the mean over seeds, in the last tenth of the log. Documents are drawn once
     each, so these losses are of documents that were not trained on before, and none is in the report. A rate at which
-    a seed diverged comes after all others.
+    fewer seeds diverged comes first.
     """
     from famjax.evals.memories import final_loss
 
@@ -162,15 +162,15 @@ def chosen(
     best: dict[str, float | None] = {}
     for memory in dict.fromkeys(one.memory for one in subjects):
         ours = [one for one in subjects if one.memory == memory]
-        losses = {}
+        found: dict[float | None, tuple[int, float]] = {}
         for rate in dict.fromkeys(one.rate for one in ours):
             same = [one for one in ours if one.rate == rate]
-            bad = any(one.job.name in diverged for one in same)
-            loss = [final_loss(one.job.config.model_dir, LAST) for one in same]
-            losses[rate] = math.inf if bad else sum(loss) / len(loss)
-        best[memory] = min(losses, key=lambda rate: losses[rate])
+            good = [one for one in same if one.job.name not in diverged]
+            losses = [final_loss(one.job.config.model_dir, LAST) for one in good]
+            found[rate] = len(same) - len(good), sum(losses) / len(losses) if losses else math.inf
+        best[memory] = min(found, key=lambda rate: found[rate])
         tried[memory] = [
-            {"rate": rate, "loss": loss if math.isfinite(loss) else None, "best": rate == best[memory]}
-            for rate, loss in losses.items() if rate is not None
+            {"rate": rate, "loss": None if bad else loss, "best": rate == best[memory]}
+            for rate, (bad, loss) in found.items() if rate is not None
         ]  # fmt: skip
     return [one for one in subjects if one.rate == best[one.memory]], tried

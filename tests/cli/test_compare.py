@@ -177,6 +177,10 @@ def test_each_memory_reports_its_best_learning_rate(tmp_path: Path) -> None:
         (1e-3, 2.0, False), (3e-3, 1.55, True), (1e-2, None, False)
     ]  # fmt: skip
     assert compare_runs.chosen(subjects(tmp_path, "--memories", "fam"), {})[1] == {"fam": []}
+    everywhere = {f"fam_lr{rate}_seed{seed}": "" for rate in (0.001, 0.003, 0.01) for seed in (0, 1)}
+    del everywhere["fam_lr0.01_seed1"]  # one seed of one rate is left
+    kept, _ = compare_runs.chosen(found, everywhere)
+    assert [one.job.name for one in kept if one.memory == "fam"] == ["fam_lr0.01_seed0", "fam_lr0.01_seed1"]
 
 
 def test_a_part_trains_its_share_and_says_what_is_missing(
