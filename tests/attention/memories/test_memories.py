@@ -11,6 +11,7 @@ import pytest
 from famjax.attention import memories
 from famjax.config import MEMORY_KINDS, ConfigError, ModelConfig
 from tests import reference, tiny
+from tests import slow as slow_cases
 from tests.attention.memories.references import READ, armt, rmt
 
 LENGTH, ROWS = 22, 4
@@ -46,8 +47,11 @@ MORE = {
     "infini-linear-qk_norm": tiny.config(kind="infini", fam_length=0, infini_delta=False, qk_norm=True),
     "deltanet-segments1": tiny.config(kind="deltanet", fam_length=0, head_dim=8),
 }
-every_case = pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+# Of these, a few tests are fast: each compiles programs of its own.
+SOME = ("autocompressor", "armt", "retrieval", "static", "outputs")
 CASES |= MORE
+some_fast = pytest.mark.parametrize("name", slow_cases.but(CASES, *MORE))
+every_case = pytest.mark.parametrize("name", slow_cases.but(CASES, *MORE, *SOME))
 
 
 def test_every_kind_is_configured_and_tested() -> None:
@@ -105,7 +109,7 @@ def slow(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     return reference.run(config, params, tokens, read=READ.get(config.memory.kind)).hidden_TD
 
 
-@every_case
+@some_fast
 def test_against_the_reference(name: str) -> None:
     """Outputs are the paper's; and the memory matters: without it they are others."""
     config = CASES[name]
@@ -121,8 +125,14 @@ def test_against_the_reference(name: str) -> None:
     assert np.abs(np.asarray(without)[:, -4:] - np.asarray(hidden)[:, -4:]).max() > 1e-2
 
 
-@every_case
-@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        pytest.param(name, width, marks=[pytest.mark.slow] if name in MORE or name in SOME and width > 1 else [])
+        for width in (1, 4)
+        for name in CASES
+    ],
+)
 def test_streaming_equals_whole(name: str, width: int) -> None:
     """Block by block, token by token, and in random pieces: the same outputs and the same memory."""
     config = CASES[name]
@@ -150,7 +160,7 @@ def test_whole_and_streaming_continue_whole(name: str) -> None:
         tiny.assert_same_memory(config, after, state)
 
 
-@every_case
+@some_fast
 @pytest.mark.parametrize("order", [whole, stream])
 def test_no_token_sees_the_future(name: str, order: Any) -> None:
     """Changing token t changes no output before t, bit for bit, and changes the output at t."""
