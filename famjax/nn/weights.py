@@ -83,6 +83,12 @@ def parameter_axes(config: ModelConfig) -> dict[str, Any]:
 def memory_shapes(config: ModelConfig, rows: int, streaming: bool = False) -> MemoryState:
     """The initial `MemoryState` of these rows with shapes instead of arrays, of all layers in one array, or with
     `streaming` of each in its own."""
+    shapes: MemoryState = jax.tree.map(lambda leaf: leaf, _memory_shapes(config, rows, streaming))
+    return shapes
+
+
+@functools.lru_cache(maxsize=64)
+def _memory_shapes(config: ModelConfig, rows: int, streaming: bool) -> MemoryState:
     graphdef, state = _abstract(config)
 
     def initial(state: nnx.State[Any, Any]) -> MemoryState:
