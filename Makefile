@@ -32,7 +32,7 @@ say-quickstart:
 
 # A crashed worker ends the run, since xdist can hang after replacing one.
 test: lint  ## check style and types, run all but the slow tests
-	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_FLAGS)
 
 test-slow: $(TEST_READY) $(DOCS_READY)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)

@@ -17,8 +17,11 @@ from famjax.nn import weights
 from famjax.nn.execution import Execution
 
 RELATIVE = 1e-5  # float32 against float64, relative to the largest value
-# Tests compile a lot and compute little. On a CPU these two options make compilation four times faster.
-COMPILE_FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Tests compile a lot and compute little. On a CPU these options make compilation four times faster.
+COMPILE_FAST = {
+    "xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}  # fmt: skip
 
 
 def config(**changes: Any) -> ModelConfig:
