@@ -20,12 +20,12 @@ DECODERS = {
     "config/model.py": "the text of model.json, read by storage/model_dir.py",
     "cli/chat.py": "standard input, whose bytes need not be text",
     "data/sources.py": "a look whether a text is JSON",
-    "infer/codec.py": "a tokenizer's files", "infer/chat_template.py": "a tokenizer's files",
+    "infer/codec.py": "a tokenizer's files", "data/chat_template.py": "a tokenizer's files",
     "data/vocabulary.py": "a tokenizer's files",
     "data/tokenizer_folder.py": "a tokenizer's files", "evals/tasks/rows.py": "TFDS gives bytes",
     "evals/tasks/seqio_task.py": "TFDS gives bytes", "pretrained/folder.py": "config.json of a model",
     "cli/export_hf.py": "config.json of a model",
-    "evals/tasks/books.py": "a book in the encoding that its header names, if it is not UTF-8",
+    "data/books.py": "a book in the encoding that its header names, if it is not UTF-8",
     "pretrained/gguf_header.py": "texts in a binary file, where a token may be a byte order mark",
 }  # fmt: skip
 

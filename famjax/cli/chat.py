@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the conversation. Everything that can be checked is checked before the model is loaded."""
+    from famjax.data.chat_template import chat_template
     from famjax.infer.chat import Turns
-    from famjax.infer.chat_template import chat_template
     from famjax.infer.codec import Codec
     from famjax.storage.checkpoint import override_memory
     from famjax.storage.model_dir import read_config, split_step

@@ -14,6 +14,7 @@ HELP = """Show the batches of a training run: rows, blocks, documents and loss w
               --gin_file gin/data/streams.gin --gin.SOURCES="('books/*.txt',)" --show 3
   famjax data --gin_file my.gin --steps 4        # how a row continues from step to step
   famjax data --gin_file my.gin --check          # read every document once, before a long run
+  famjax data --gin_file gin/experiments/tiny_fam.gin   # a task that generates its documents
 
 Takes the settings of `famjax train`; MODEL_DIR may be left out, and no model is built. Each line is a block:
 
@@ -46,21 +47,20 @@ def run(args: argparse.Namespace) -> int:
     config, _ = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config = dataclasses.replace(config, model_dir=config.model_dir or "none")
     config.validate()
-    if config.generated is not None:
-        raise ConfigError(f"the task {config.task!r} generates its documents; set MIXTURE_OR_TASK_NAME to 'text'")
-
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if args.check:
         _check(console, config)
+    elif config.generated is not None:
+        _show_generated(console, config, args)
     else:
         _show(console, config, args)
     return 0
 
 
 def _show(console: Any, config: TrainConfig, args: argparse.Namespace) -> None:
-    from famjax.data.show import Totals, blocks_of
+    from famjax.data.show import Totals
     from famjax.data.text_task import make_text_task
 
     task = make_text_task(config, range(config.batch_size))
@@ -74,19 +74,47 @@ def _show(console: Any, config: TrainConfig, args: argparse.Namespace) -> None:
             totals[task.streams(number)] = totals[task.streams(number)].add(row)
         for number in sorted(shown[: args.show]):
             row, stream = rows[number], task.streams(number)
-            continued = "" if row.starts[0] else ", continued from the previous step"
-            console.print(
-                f"\nstep {step}, row {number}, {'stream' if stream else 'packed'}{continued}: {Totals().add(row)}"
-            )
-            for block, pieces in enumerate(blocks_of(row, task.vocabulary, args.width)):
-                console.print(f"  block {block:<3} {'>' if row.starts[block] else ' '} ", end="")
-                _print_pieces(console, pieces)
+            _print_row(console, f"step {step}, row {number}, {'stream' if stream else 'packed'}", row, task.vocabulary,
+                       args.width)  # fmt: skip
     console.print()
     for stream, name in ((True, "streams"), (False, "packed rows")):
         if totals[stream].rows:
             console.print(f"{args.steps} batch{'es' * (args.steps > 1)}, {name}: {totals[stream]}")
     if args.steps:
         console.print(f"epochs completed: {task.report(progress)['epochs']}")
+
+
+def _show_generated(console: Any, config: TrainConfig, args: argparse.Namespace) -> None:
+    """Prints batches as a model gets them whose answers are all correct, which opens the stages of a curriculum."""
+    import numpy as np
+
+    from famjax.data.generated import make_generated_task
+    from famjax.data.show import Totals, rows_of
+    from famjax.data.text_task import vocabulary_and_files
+
+    task, vocabulary = make_generated_task(config), vocabulary_and_files(config)[0]
+    S = config.model.memory.block_size
+    console.print(f"{config.task}: {config.batch_size} rows of {config.sequence_length} tokens in blocks of {S}")
+    progress, totals = task.start(), Totals()
+    for step in range(args.steps):
+        batch, progress = task.batch(step, progress)
+        if task.observes:
+            progress = task.observe(progress, batch, np.ones(batch.targets.shape, bool))
+        for number, row in enumerate(rows_of(batch)):
+            totals = totals.add(row)
+            if number < args.show:
+                _print_row(console, f"step {step}, row {number}", row, vocabulary, args.width)
+    console.print(f"\n{args.steps} batch{'es' * (args.steps > 1)}: {totals}")
+
+
+def _print_row(console: Any, name: str, row: Any, vocabulary: Any, width: int) -> None:
+    from famjax.data.show import Totals, blocks_of
+
+    continued = "" if row.starts[0] else ", continued from the previous step"
+    console.print(f"\n{name}{continued}: {Totals().add(row)}")
+    for block, pieces in enumerate(blocks_of(row, vocabulary, width)):
+        console.print(f"  block {block:<3} {'>' if row.starts[block] else ' '} ", end="")
+        _print_pieces(console, pieces)
 
 
 def _chosen(streams: list[int], packed: list[int]) -> list[int]:
@@ -136,7 +164,7 @@ def _check(console: Any, config: TrainConfig) -> None:
     from famjax.process.progress import Progress
 
     if config.task != "text":
-        raise ConfigError("--check reads the files of the task 'text'; for a seqio task use --show and --steps")
+        raise ConfigError(f"--check reads the files of the task 'text'; for {config.task!r} use --show and --steps")
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)
     for source in config.data.all_sources():

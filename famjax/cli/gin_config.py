@@ -26,6 +26,7 @@ import gin
 
 from famjax.cli.main import at_home, nearest
 from famjax.config import (
+    BabiConfig,
     ConfigError,
     DataConfig,
     EvalConfig,
@@ -115,7 +116,7 @@ def register(*configurables: Any) -> None:
 
 register(
     ModelConfig, MemoryConfig, LoraConfig, TrainConfig, EvalConfig, OptimizerConfig, PassKeyConfig, DataConfig,
-    SourceConfig, MqarConfig, TrackingConfig, InferConfig, target_length, model_of_checkpoint,
+    SourceConfig, BabiConfig, MqarConfig, TrackingConfig, InferConfig, target_length, model_of_checkpoint,
 )  # fmt: skip
 
 

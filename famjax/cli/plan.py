@@ -12,6 +12,7 @@ from typing import Any
 
 from famjax.cli.flags import add_gin_arguments
 from famjax.config import ConfigError, TrainConfig
+from famjax.config.curriculum import CurriculumConfig
 from famjax.process.progress import Progress
 
 NAME = "plan"
@@ -121,6 +122,9 @@ def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
     files = [DEFAULTS, *args.gin_files]
     config, _ = load_train_config(files, args.gin_search_paths, bindings, stand_ins=STAND_INS)
     data = dataclasses.replace(config.data, sources=config.data.sources or ("plan",), modules=())
+    if config.task == "babi":  # its rows have the pass key's layout, and need no files
+        same = {field.name: getattr(config.babi, field.name) for field in dataclasses.fields(CurriculumConfig)}
+        config = dataclasses.replace(config, task="passkey", passkey=dataclasses.replace(config.passkey, **same))
     return dataclasses.replace(
         config,
         model_dir=config.model_dir or "plan",

@@ -4,6 +4,7 @@ Nothing here imports jax: a configuration is built, checked and written to `mode
 Only `famjax/cli` imports gin, which binds these classes.
 """
 
+from famjax.config.babi import BabiConfig
 from famjax.config.checks import ConfigError, check_sequence_length
 from famjax.config.data import (
     GENERATED,
@@ -38,6 +39,7 @@ from famjax.config.synthetic import MqarConfig, TrackingConfig
 from famjax.config.train import TrainConfig
 
 __all__ = [
+    "BabiConfig",
     "ACTIVATIONS",
     "ATTENTION_KERNELS",
     "ConfigError",

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability
+from famjax.config.curriculum import CurriculumConfig
 
-# Tasks that generate their documents, and need no data; `text` reads files.
-GENERATED = ("passkey", "mqar", "parity", "s3", "s5")
+# Tasks that generate their documents, `babi` from stories and books, the others from nothing; `text` reads files.
+GENERATED = ("passkey", "babi", "mqar", "parity", "s3", "s5")
 TASKS = (*GENERATED, "text")
 SOURCE_KINDS = ("auto", "text", "lines", "jsonl", "dataset")
 SOURCE_ROWS = ("all", "streams", "packed")
@@ -14,24 +15,15 @@ PACKINGS = ("cut", "whole")
 
 
 @dataclasses.dataclass(frozen=True)
-class PassKeyConfig:
+class PassKeyConfig(CurriculumConfig):
     """The pass-key task (paper section 5): a key at the start, filler, and a question at the end.
 
     Lengths are in tokens of the model's vocabulary.
 
     Attributes:
       key_digits: digits of a key.
-      stages: the curriculum, as the maximum blocks of filler of each stage. A stage opens when the exact
-        match of the previous one exceeds `open_at`.
-      open_at: exact match, averaged over recent documents of the newest stage.
-      newest_share: share of batches drawn from the newest open stage; the rest are spread evenly over
-        the earlier stages.
-      straddle_share: share of documents whose answer is made to straddle a block boundary. Few do by chance, and
-        they are the hardest: the memory must hold how much of the answer was already given.
-      straddle_behind: allow the answers of those documents to start up to N tokens after the block boundary. That
-        there was a question is then known from the memory only.
       mention_weight: loss weight of the key's second mention, before the filler.
-      text_weight, text_tokens: loss weight and number of random tokens of the other text that are trained on.
+      stages, open_at, newest_share, straddle_share, straddle_behind, text_weight, text_tokens: see `CurriculumConfig`.
       stream_share: share of rows whose first document continues in later steps with more filler: the memory from just
         before the question is carried to the next step, which asks for the same key again (truncated backpropagation;
         docs/memory.md).
@@ -44,14 +36,7 @@ class PassKeyConfig:
     """
 
     key_digits: int = 5
-    stages: tuple[int, ...] = (1, 2, 4, 8, 16)
-    open_at: float = 0.9
-    newest_share: float = 0.6
-    straddle_share: float = 0.0
-    straddle_behind: int = 0
     mention_weight: float = 1.0
-    text_weight: float = 0.05
-    text_tokens: int = 32
     stream_share: float = 0.0
     stream_blocks: int = 256
     stream_gated: bool = True
@@ -70,17 +55,11 @@ class PassKeyConfig:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)
         at_least("key_digits", self.key_digits, 1)
-        if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 1:
-            raise ConfigError(f"stages {self.stages} must be blocks of filler in ascending order, such as (1, 4, 16)")
-        probability("open_at", self.open_at)
-        probability("newest_share", self.newest_share)
-        probability("straddle_share", self.straddle_share)
-        at_least("straddle_behind", self.straddle_behind, 0)
+        self.check_curriculum()
         for name in ("stream_share", "stream_told_again", "late_share"):
             probability(name, getattr(self, name))
         at_least("stream_blocks", self.stream_blocks, 1)
-        for name in ("mention_weight", "text_weight", "text_tokens"):
-            at_least(name, getattr(self, name), 0)
+        at_least("mention_weight", self.mention_weight, 0)
 
 
 def _check_streams(share: float, rows: int, batch_size: int) -> None:
@@ -134,7 +113,7 @@ class DataConfig:
 
     Attributes:
       sources: of the task `text`: `SourceConfig`s, or paths.
-      vocabulary: of the tasks `text` and `passkey`: `bytes`, or the path of a `tokenizer.json` or of a
+      vocabulary: of the tasks `text`, `passkey` and `babi`: `bytes`, or the path of a `tokenizer.json` or of a
         SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
         task and the other generated tasks have their own.
       stream_share: share of rows that are document streams: each reads one document after another,

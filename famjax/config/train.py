@@ -5,6 +5,7 @@ import difflib
 import math
 import sys
 
+from famjax.config.babi import BabiConfig
 from famjax.config.checks import (
     ConfigError,
     at_least,
@@ -29,9 +30,9 @@ class TrainConfig:
     Attributes:
       model_dir: directory for `model.json`, checkpoints, `metrics.jsonl` and `config.gin`.
       model: the model.
-      task: `passkey`, `mqar`, `parity`, `s3` or `s5`, which need no data; `text`, the sources of `data`; or a
-        registered seqio task or mixture.
-      passkey, mqar: settings of the tasks of these names.
+      task: `passkey`, `mqar`, `parity`, `s3` or `s5`, which need no data; `babi`, stories in books; `text`, the
+        sources of `data`; or a registered seqio task or mixture.
+      passkey, babi, mqar: settings of the tasks of these names.
       tracking: settings of the tasks `parity`, `s3` and `s5`.
       data: settings of every other task: sources of text, and how documents are laid out in rows.
       sequence_length: tokens per row, a multiple of the block size.
@@ -81,6 +82,7 @@ class TrainConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     task: str = "passkey"
     passkey: PassKeyConfig = dataclasses.field(default_factory=PassKeyConfig)
+    babi: BabiConfig = dataclasses.field(default_factory=BabiConfig)
     mqar: MqarConfig = dataclasses.field(default_factory=MqarConfig)
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -121,10 +123,12 @@ class TrainConfig:
         return (self.generated or self.data).stream_share > 0
 
     @property
-    def generated(self) -> PassKeyConfig | MqarConfig | TrackingConfig | None:
+    def generated(self) -> PassKeyConfig | BabiConfig | MqarConfig | TrackingConfig | None:
         """The settings of the task if it generates its documents; None if it reads data."""
         if self.task not in GENERATED:
             return None
+        if self.task == "babi":
+            return self.babi
         if self.task == "passkey":
             return self.passkey
         return self.mqar if self.task == "mqar" else self.tracking
@@ -151,6 +155,7 @@ class TrainConfig:
         self.model.validate()
         self.optimizer.validate()
         self.passkey.validate()
+        self.babi.validate()
         self.mqar.validate()
         self.tracking.validate()
         self.data.validate()
@@ -224,6 +229,8 @@ class TrainConfig:
             near = difflib.get_close_matches(self.task, TASKS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "a seqio task needs its module in DataConfig.modules"
             raise ConfigError(f"MIXTURE_OR_TASK_NAME {self.task!r} is not one of {', '.join(TASKS)}; {hint}")
+        if self.task == "babi":
+            self.babi.check_files_named()
         if self.task == "text" and not self.data.sources:
             raise ConfigError("the task 'text' has no sources; set --gin.DataConfig.sources=\"('books/*.txt',)\"")
 

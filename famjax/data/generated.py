@@ -1,6 +1,7 @@
 """Training tasks that generate their documents, from a configuration."""
 
 from famjax.config import TrainConfig
+from famjax.data.babi_task import make_babi_task, notes
 from famjax.data.batch import Task
 from famjax.data.documents import labelled_documents
 from famjax.data.labelled import LabelledTask
@@ -10,11 +11,16 @@ from famjax.data.text_task import vocabulary_and_files
 
 
 def make_generated_task(config: TrainConfig) -> Task:
-    """Returns the task of labelled documents that `config.task` names, else the pass key.
+    """Returns bAbI's task or that of labelled documents, if `config.task` names it, else the pass key.
 
     Raises:
       ConfigError: model, row and documents do not fit together.
     """
+    if config.task == "babi":
+        stories = make_babi_task(config)
+        for note in notes(stories):
+            print(note)
+        return stories
     sizes = (
         config.sequence_length, config.model.memory.block_size, config.batch_size, config.model.vocab_size, config.seed,
     )  # fmt: skip
@@ -29,8 +35,11 @@ def make_generated_task(config: TrainConfig) -> Task:
 
 
 def check_generated_task(config: TrainConfig) -> None:
-    """Raises `ConfigError` if the model's vocabulary does not have the task's tokens. Does not import jax."""
-    if labelled_documents(config.task, config.mqar, config.tracking) is not None:
+    """Raises `ConfigError` if the model's vocabulary does not have the task's tokens, or the task's files cannot be
+    read. Does not import jax."""
+    if config.task == "babi":
+        make_babi_task(config)
+    elif labelled_documents(config.task, config.mqar, config.tracking) is not None:
         make_generated_task(config)
     else:
         Writer(vocabulary_and_files(config)[0]).check(config.model.vocab_size)

@@ -23,11 +23,10 @@ import numpy as np
 
 from famjax.config import ConfigError, PassKeyConfig
 from famjax.data.batch import Batch, Progress
+from famjax.data.curriculum import RECENT_DOCUMENTS, Curriculum, Marked, Placed, Rows, longest_filler, straddle
 from famjax.data.passkey_text import Document, Writer, random_key
 from famjax.data.vocabulary import ByteVocabulary, Vocabulary
 
-# Exact match is a running mean over about this many documents; the next stage opens by it.
-RECENT_DOCUMENTS = 64
 # Upper bound, in blocks, on the filler before a late key.
 LATE_BLOCKS = 2
 # The state of a stream, as JSON: its key, the filler before the key is stated, whether it has an introduction, the
@@ -87,7 +86,7 @@ class PassKeyTask:
     def __post_init__(self) -> None:
         self.config.validate()
         if not self.stages:
-            needed = self._blocks_for(self._longest(self.config.stages[0])) * self.block_size
+            needed = self._blocks_for(longest_filler(self.config.stages[0], self.block_size)) * self.block_size
             raise ConfigError(
                 f"sequence length {self.sequence_length} is too short for a pass key document with "
                 f"{self.config.stages[0]} blocks of filler; use at least {needed}"
@@ -118,16 +117,20 @@ class PassKeyTask:
     def _streams(self) -> int:
         return self.config.stream_rows(self.batch_size)
 
+    @functools.cached_property
+    def curriculum(self) -> Curriculum:
+        """The curriculum of the stages whose longest document fits into a row."""
+        rows = self.sequence_length // self.block_size
+        return Curriculum.of(self.config, self.block_size, lambda filler: self._blocks_for(filler) <= rows)
+
     @property
     def stages(self) -> tuple[int, ...]:
-        """The stages whose longest document fits into a row; the curriculum ends with the last of them."""
-        rows = self.sequence_length // self.block_size
-        return tuple(stage for stage in self.config.stages if self._blocks_for(self._longest(stage)) <= rows)
+        """The stages of the curriculum."""
+        return self.curriculum.stages
 
     def start(self) -> Progress:
         """Returns a progress with the first stage open and no streams."""
-        progress: Progress = {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
-        return progress | ({"streams": [None] * self._streams, "by_age": {}} if self._streams else {})
+        return self.curriculum.start() | ({"streams": [None] * self._streams, "by_age": {}} if self._streams else {})
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
         """Returns the batch of a step, a pure function of the seed, the step, the open stages and the streams."""
@@ -140,38 +143,29 @@ class PassKeyTask:
             kept = 0
             if i < len(streams):
                 streams[i], kept = self._advance(rng, streams[i], parts[0])
-            rows.append((*self._row(rng, parts), np.int32(kept)))
+            rows.append((*self._rows.row(rng, [self._placed(part) for part in parts]), np.int32(kept)))
         batch = Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
         return (batch, progress | {"streams": streams}) if streams else (batch._replace(kept=None), progress)
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
         """Updates the running exact match of all documents and of the newest stage, and opens the next stage. Ends
         streams that have reached their length or, if gated, were answered wrong."""
-        progress = dict(progress)
         streams: list[Stream | None] = list(progress.get("streams", ()))
-        newest = self._stage_range(progress["open_stages"] - 1)[0]
+        by_age, documents = progress.get("by_age", {}), []
         for i, (row, right) in enumerate(zip(self._answers(batch, streams), correct, strict=True)):
             hits = [float(right[columns].all()) for columns, _ in row]
-            for hit, (_, filler) in zip(hits, row, strict=True):
-                names = ["exact_match"] + ["exact_match_newest"] * (filler >= newest)
-                for name in names:
-                    progress[name] += (hit - progress[name]) / RECENT_DOCUMENTS
+            documents += [(filler, hit) for hit, (_, filler) in zip(hits, row, strict=True)]
             if i < len(streams):
-                progress["by_age"] = self._by_age(progress["by_age"], row[0][1], hits[0])
+                by_age = self._by_age(by_age, row[0][1], hits[0])
                 streams[i] = self._after_answer(streams[i], hits[0])
-        if progress["exact_match_newest"] >= self.config.open_at and progress["open_stages"] < len(self.stages):
-            progress["open_stages"] += 1
-            progress["exact_match_newest"] = 0.0
-        return progress | ({"streams": streams} if streams else {})
+        after = self.curriculum.observe(progress, documents)
+        return after | ({"streams": streams, "by_age": by_age} if streams else {})
 
     def report(self, progress: Progress) -> dict[str, float]:
         """Returns the recent exact match of training documents, and the filler blocks of the newest open stage; for
         streams also the recall by blocks of filler before the question, per power of two, in falling order."""
         recall = {f"recall/{age}_blocks": round(mean, 4) for age, (mean, _) in progress.get("by_age", {}).items()}
-        return {
-            "exact_match": round(progress["exact_match"], 4),
-            "filler_blocks": self.stages[progress["open_stages"] - 1],
-        } | recall
+        return self.curriculum.report(progress) | recall
 
     # --- streams ----------------------------------------------------------------------------------
 
@@ -207,15 +201,6 @@ class PassKeyTask:
     def _blocks_for(self, filler_tokens: int) -> int:
         return -(-(filler_tokens + self._overhead) // self.block_size)
 
-    def _longest(self, stage_blocks: int) -> int:
-        """Returns the maximum filler tokens of a stage: its blocks, with every alignment."""
-        return (stage_blocks + 1) * self.block_size - 1
-
-    def _stage_range(self, stage: int) -> tuple[int, int]:
-        """Returns the filler tokens [least, most] of a stage; each block count with all its alignments."""
-        first = self.stages[stage - 1] + 1 if stage else 0
-        return first * self.block_size, self._longest(self.stages[stage])
-
     def _draw(
         self, rng: np.random.Generator, open_stages: int, free_blocks: int, stream: Stream | None = None
     ) -> _Drawn | None:
@@ -227,14 +212,12 @@ class PassKeyTask:
         digits = self.config.key_digits
         most = free_blocks * self.block_size - self._overhead
         lead = self._lead(rng, stream, most)
-        lengths = self._lengths(rng, open_stages, most - lead)
+        lengths = self.curriculum.lengths(rng, open_stages, most - lead)
         if lengths is None:
             return None
         least, most = lengths
         filler = int(rng.integers(least, most + 1))
-        before = None
-        if rng.random() < self.config.straddle_share:
-            before = int(rng.integers(1 - self.config.straddle_behind, max(digits, 2)))
+        before = self.curriculum.tokens_before(rng, digits)
         drawn, old = _Drawn(random_key(rng, digits), filler, lead, stream is None), 0
         if stream:
             drawn = _Drawn(stream["key"], filler, stream.get("lead", 0), stream.get("introduced", True))
@@ -250,30 +233,13 @@ class PassKeyTask:
         late = self.config.late_share
         if stream or (stream is None and not (late and rng.random() < late)):
             return 0
-        return int(rng.integers(0, max(min(LATE_BLOCKS * self.block_size, most - self._stage_range(0)[0]), 1)))
-
-    def _lengths(self, rng: np.random.Generator, open_stages: int, most: int) -> tuple[int, int] | None:
-        """Draws a stage; returns its least and most filler that fits, or None if not even the first stage fits."""
-        stages = [s for s in range(open_stages) if self._stage_range(s)[0] <= most]
-        if not stages:
-            return None
-        if stages[-1] == open_stages - 1 and rng.random() < self.config.newest_share:
-            stage = stages[-1]
-        else:
-            stage = int(rng.choice(stages))
-        least, longest = self._stage_range(stage)
-        return least, min(longest, most)
+        return int(rng.integers(0, max(min(LATE_BLOCKS * self.block_size, most - self.curriculum.range_of(0)[0]), 1)))
 
     def _straddle(self, drawn: _Drawn, tokens_before: int) -> tuple[int, int]:
-        """Returns the nearest longer and shorter filler that places `tokens_before` tokens of the answer before a block
-        boundary or, if negative, that many tokens of other text between the boundary and the answer.
-
-        An answer with fewer tokens has all but its last one before the boundary; one with a single token ends there.
-        """
+        """Returns the nearest longer and shorter filler, see `straddle`."""
         tokens = self.writer.answer_tokens(drawn.key)
         first = drawn.lead + self.writer.overhead(drawn.key, drawn.introduced) - tokens + drawn.filler
-        longer = drawn.filler + (-min(tokens_before, max(tokens - 1, 1)) - first) % self.block_size
-        return longer, longer - self.block_size
+        return straddle(first, drawn.filler, tokens, tokens_before, self.block_size)
 
     def _documents(self, rng: np.random.Generator, open_stages: int, stream: Stream | None) -> list[_Part]:
         """Draws the documents of a row, the stream first."""
@@ -287,32 +253,19 @@ class PassKeyTask:
             stream = None
         return parts
 
-    def _row(self, rng: np.random.Generator, parts: list[_Part]) -> tuple[np.ndarray | np.int32, ...]:
-        S, config = self.block_size, self.config
-        tokens = np.zeros(self.sequence_length, np.int32)
-        starts = np.zeros(self.sequence_length // S, bool)
-        weighted: list[tuple[int, float]] = []
-        plain: list[np.ndarray] = []
-        block, count = 0, 0
-        for part in parts:
-            begin, starts[block] = block * S, part.starts
-            count = begin + len(part.tokens)
-            tokens[begin:count] = part.tokens
-            places = (part.doc.answer - part.read, part.doc.mention - part.read)
-            for where, weight in zip(places, (1.0, config.mention_weight), strict=True):
-                where = where[where > 0]
-                weighted += [(begin + int(i), weight) for i in where]
-                weighted += [(0, 0.0)] * (config.key_digits - len(where))
-            plain.append(begin + np.setdiff1d(np.arange(1, len(part.tokens)), np.concatenate(places)))
-            block += -(-len(part.tokens) // S)
-        sample = rng.choice(np.concatenate(plain), config.text_tokens, replace=False)
-        weighted += [(int(i), config.text_weight) for i in sample]
-        predicted = np.zeros(self._most_targets, np.int64)
-        weights = np.zeros(self._most_targets, np.float32)
-        predicted[: len(weighted)] = [i for i, _ in weighted]
-        weights[: len(weighted)] = [w for _, w in weighted]
-        positions = np.maximum(predicted - 1, 0)  # a token is predicted at the position before it
-        return tokens, np.int32(count), starts, positions.astype(np.int32), tokens[positions + 1], weights
+    def _placed(self, part: _Part) -> Placed:
+        """Returns a part for a row, with the loss on its answer and its mention."""
+        digits, doc = self.config.key_digits, part.doc
+        answer = Marked(doc.answer - part.read, 1.0, digits)
+        mention = Marked(doc.mention - part.read, self.config.mention_weight, digits)
+        return Placed(part.tokens, part.starts, (answer, mention))
+
+    @functools.cached_property
+    def _rows(self) -> Rows:
+        config = self.config
+        return Rows(
+            self.sequence_length, self.block_size, self._most_targets, config.text_tokens, config.text_weight
+        )  # fmt: skip
 
     @property
     def _most_targets(self) -> int:
@@ -325,7 +278,7 @@ class PassKeyTask:
     def _answers(self, batch: Batch, streams: Sequence[Stream | None] = ()) -> list[list[tuple[np.ndarray, int]]]:
         """Returns for each document of each row the columns of its answer, and its tokens of filler."""
         digits = self.config.key_digits
-        assert batch.positions is not None  # see `_row`
+        assert batch.positions is not None  # see `Rows`
         found = []
         for i, (starts, targets, positions, weights) in enumerate(
             zip(batch.starts, batch.targets, batch.positions, batch.weights, strict=True)

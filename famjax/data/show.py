@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from famjax.data.batch import Batch
 from famjax.data.rows import Row
 from famjax.data.vocabulary import Vocabulary
 
@@ -54,6 +55,26 @@ class Totals(NamedTuple):
             f"{documents}, {self.tokens:,} tokens, {share(self.loss, self.tokens)} with a loss, "
             f"{self.padding:,} of padding ({share(self.padding, self.tokens + self.padding)})"
         )
+
+
+def rows_of(batch: Batch) -> list[Row]:
+    """Returns the rows of a batch whose documents start at block boundaries. Where only some positions carry a loss, a
+    document ends with the last of them, as those of generated tasks do."""
+    return [_row_of(batch, number) for number in range(len(batch.tokens))]
+
+
+def _row_of(batch: Batch, number: int) -> Row:
+    tokens, starts, used = batch.tokens[number], batch.starts[number], batch.weights[number] > 0
+    length, size = len(tokens), len(tokens) // len(starts)
+    weights, targets = np.zeros(length, np.float32), np.zeros(length, np.int32)
+    where = np.arange(length)[used] if batch.positions is None else batch.positions[number][used]
+    weights[where], targets[where] = batch.weights[number][used], batch.targets[number][used]
+    real, begins = np.arange(length) < batch.count[number], np.zeros(length, bool)
+    begins[np.flatnonzero(starts) * size] = True
+    for end in np.flatnonzero(begins) if batch.positions is not None else ():
+        last = where[where + 1 < end].max(initial=-1)
+        real[last + 2 : end] = False
+    return Row(tokens, np.asarray(batch.count[number]), starts, targets, weights, real, begins)
 
 
 def blocks_of(row: Row, vocabulary: Vocabulary, most: int = 0) -> list[list[Piece]]:

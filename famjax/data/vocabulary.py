@@ -324,3 +324,11 @@ def vocabulary_of(model_dir: str | Path) -> Vocabulary:
 def has_vocabulary(model_dir: str | Path) -> bool:
     """Whether a model directory has files of a vocabulary."""
     return any(files.exists(f"{model_dir}/{name}") for name in VOCABULARIES)
+
+
+def added_before(vocabulary: Vocabulary) -> int | None:
+    """Returns the token that a tokenizer itself adds before a text; None if there is none."""
+    begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary) else ()
+    if len(begins) > 1:
+        raise ConfigError(f"the tokenizer adds {len(begins)} tokens before a text; famjax supports at most one")
+    return next(iter(begins), None)

@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.infer.chat_template import ChatTemplate
+from famjax.data.chat_template import ChatTemplate
 from famjax.infer.codec import Codec
 
-# Placeholder for an answer; only letters, which no template changes.
-_MARK = "ANSWERTHATWASGIVEN"
 # Beginnings of turns without a template; the user's also ends an answer.
 _USER, _ASSISTANT = "\nUser:", "\nAssistant:"
 
@@ -75,10 +73,7 @@ class Turns:
         """
         if self._template is None:
             return _USER.lstrip("\n") + " ", _ASSISTANT
-        before, mark, after = self._template.render([_said(_MARK)]).partition(_MARK)
-        if not mark or _MARK in after:
-            raise ConfigError("the chat template does not reproduce a user's text verbatim and once")
-        return before, after
+        return self._template.around_user()
 
     def following(self, text: str, recent: Any) -> np.ndarray:
         """Returns int32 ids of a user's turn after an answer, up to where the next answer begins.
@@ -101,11 +96,7 @@ class Turns:
 
     def _following(self, text: str) -> str:
         assert self._template is not None
-        answer = {"role": "assistant", "content": _MARK}
-        written = self._template.render([_said("a"), answer, _said(text)])
-        if _MARK not in written:
-            raise ConfigError("the chat template omits earlier answers; famjax chat cannot use it turn by turn")
-        return written[written.rindex(_MARK, 0, len(written) - len(text)) + len(_MARK) :]
+        return self._template.after_answer(text)
 
 
 def _said(text: str) -> dict[str, str]:

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from famjax.config import ConfigError
+from famjax.data.chat_template import ChatTemplate, chat_template
 from famjax.data.vocabulary import (
     ByteVocabulary,
     TokenizerVocabulary,
     Vocabulary,
+    added_before,
     vocabulary_of,
 )
-from famjax.infer.chat_template import ChatTemplate, chat_template
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
 from famjax.pretrained.families import usual_end
@@ -72,7 +73,7 @@ class Codec:
             need = f"it needs at least the {self.vocabulary.size} of the byte vocabulary"
             use = need if self.is_bytes else "give the model directory the tokenizer that it was trained with"
             raise ConfigError(f"the model has {vocab_size} tokens and {what}; {use}")
-        self.bos = _begin(self.vocabulary)
+        self.bos = added_before(self.vocabulary)
         self.ends = _ends(root, self.vocabulary, vocab_size)
 
     @classmethod
@@ -81,7 +82,7 @@ class Codec:
         codec = cls.__new__(cls)
         codec._root = None
         codec.vocabulary, codec.is_bytes = vocabulary, _is_bytes(vocabulary)
-        codec.bos = _begin(vocabulary)
+        codec.bos = added_before(vocabulary)
         codec.ends = [] if vocabulary.eos is None else [vocabulary.eos]
         return codec
 
@@ -193,14 +194,6 @@ class Codec:
 
 def _is_bytes(vocabulary: Vocabulary) -> bool:
     return isinstance(vocabulary, ByteVocabulary) and vocabulary.offset == 0
-
-
-def _begin(vocabulary: Vocabulary) -> int | None:
-    """Returns the token that a tokenizer itself adds before a text; None if there is none."""
-    begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary) else ()
-    if len(begins) > 1:
-        raise ConfigError(f"the tokenizer adds {len(begins)} tokens before a text; famjax supports at most one")
-    return next(iter(begins), None)
 
 
 def _ends(model_dir: Path, vocabulary: Vocabulary, vocab_size: int) -> list[int]:

@@ -59,6 +59,22 @@ def test_questions_stand_in_braces(tmp_path: Path, capsys: pytest.CaptureFixture
     assert blocks[3].startswith("  block 3     {nt]:}{0.1: ")
 
 
+def test_a_generated_task_as_a_person_sees_it(capsys: pytest.CaptureFixture) -> None:
+    """The pass key's rows: documents begin at block edges and end with their answers, and padding is not shown."""
+    settings = [*SMALL, "--gin.FAM_LENGTH=2", "--gin.BLOCK_SIZE=64", "--gin.TASK_FEATURE_LENGTHS={'targets': 768}"]
+    out = shown(capsys, *settings, "--show", "2", "--width", "0", "--gin.PassKeyConfig.text_tokens=0")
+    assert "passkey: 2 rows of 768 tokens in blocks of 64\n" in out
+    blocks = [line[14:] for line in out.splitlines() if line.startswith("  block")]
+    documents = "".join(blocks).split("¶")[1:]
+    assert len(blocks) == 24 and len(documents) >= 2 and f"1 batch: {len(documents)} documents begin" in out
+    for document in documents:
+        key = document[-5:]
+        assert key.isdigit() and document.startswith("{There is an important info")
+        plain_text = document.replace("{", "").replace("}", "")
+        assert f"The pass key is {key}. Remember it. {key} is the pass key." in plain_text
+        assert f"What is the pass key? The pass key is {key}" in plain_text
+
+
 def test_counting_all_documents(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """`--check` reads every document once."""
     for i, size in enumerate((5, 100, 0, 17)):
@@ -78,7 +94,8 @@ def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the task 'passkey' generates its documents; set MIXTURE_OR_TASK_NAME to 'text'"),
+        (["--check"], "--check reads the files of the task 'text'; for 'passkey' use --show and --steps"),
+        (["--gin.MIXTURE_OR_TASK_NAME='babi'"], "the task 'babi' needs a copy of bAbI"),
         (["--gin_file", "gin/data/streams.gin"], "the task 'text' has no sources; set --gin.DataConfig.sources"),
         (["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=('/no/*.txt',)"], "no file matches /no/*.txt"),
         (["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=(5,)"], "sources has 5; it must be a path"),

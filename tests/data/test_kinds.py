@@ -9,11 +9,11 @@ import pytest
 from famjax.config import ConfigError, EvalConfig, SourceConfig
 from famjax.config.text import BOM
 from famjax.data import kinds
+from famjax.data.pieces import Filler
 from famjax.data.sources import open_source
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Unreadable
-from famjax.evals.tasks.pieces import Filler
 from famjax.evals.tasks.rows import rows
 
 TEXT = "A plain text.\nWith two lines.\n"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from famjax.config import ConfigError
+from famjax.data.chat_template import chat_template
 from famjax.infer.chat import Turns
-from famjax.infer.chat_template import chat_template
 from famjax.infer.codec import Codec
 from famjax.infer.settings import RECENT
 from tests.pretrained import tokenizers_of_ours

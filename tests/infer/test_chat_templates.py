@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from famjax.config import ConfigError
-from famjax.infer.chat_template import chat_template
+from famjax.data.chat_template import chat_template
 from tests.pretrained import tokenizers_of_ours
 
 _TALK = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

@@ -15,8 +15,8 @@ import pytest
 from flax import nnx
 
 from famjax.cli.main import main
+from famjax.data.chat_template import chat_template
 from famjax.data.vocabulary import vocabulary_of
-from famjax.infer.chat_template import chat_template
 from famjax.infer.codec import Codec
 from famjax.infer.load import load
 

@@ -17,7 +17,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 
 from famjax.config import DTYPES, ConfigError
-from famjax.infer import chat_template as chat
+from famjax.data import chat_template as chat
 from famjax.infer.codec import Codec
 from famjax.infer.load import load
 from famjax.infer.prefixes import generate_continuations, score_continuations

@@ -1,132 +1,22 @@
-"""bAbI (Weston et al. 2015) hidden in other text, as in BABILong (Kuratov et al. 2024).
+"""The task of bAbI's questions (`data/babi.py`) hidden in texts of an exact number of tokens."""
 
-The facts of a story are inserted, in order, at random places of a long text; the question follows at the end. As in
-BABILong, an instruction and worked examples come first, and a model with a chat template gets everything as one
-message. Layout, rules and answer forms are BABILong's; the wording and the examples are ours.
-
-bAbI is read from its own files (`qa1_single-supporting-fact_test.txt`), one fact or question per line:
-
-    1 Mary moved to the bathroom.
-    2 Where is Mary? <tab> bathroom <tab> 1        the numbers of the facts that support the answer
-"""
-
-import dataclasses
 import itertools
-import re
-from collections.abc import Iterator
-from pathlib import PurePath
-from typing import NamedTuple
 
 import numpy as np
 
 from famjax.config import ConfigError, EvalConfig
-from famjax.config.text import BadText, text_of
 from famjax.data import files
+from famjax.data.babi import PROMPTS, Asking, Question, read
+from famjax.data.pieces import Filler, Pieces
 from famjax.evals.metrics import babilong_match, string_match_all
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import Example, Task, Unreadable
-from famjax.evals.tasks.pieces import Filler, Frame, Pieces, haystack, too_short
+from famjax.evals.tasks.chat import frame_of
+from famjax.evals.tasks.generated import too_short
 from famjax.infer.codec import Codec
 
 SEED = 0xBAB1
 NEW_TOKENS = 20  # BABILong's limit
-LINE = re.compile(r"(\d+) (.*\S)\s*")
-END = "\n</context>\n\nQuestion: {question}"
-ANSWER = "\nAnswer:"
-
-
-class Prompt(NamedTuple):
-    """The prompt for the questions of a file.
-
-    Attributes:
-      about: what is hidden in the text, and the rules that the facts follow.
-      form: the form of the answer.
-      examples: worked examples, (facts and question, answer).
-    """
-
-    about: str
-    form: str
-    examples: tuple[tuple[str, str], ...] = ()
-
-
-_MOVED = (
-    "An item goes wherever the person who has taken it goes; once it has been put down, it stays in that place, "
-    "whoever leaves."
-)
-PROMPTS = {
-    "qa1": Prompt(
-        "facts about where different people are. Of a person who has been in several places, the latest counts.",
-        "Answer in this form and write nothing else: The most recent location of 'person' is 'location'.",
-        (
-            ("Nina walked to the attic. Otto ran to the cellar. Nina walked to the terrace. Where is Nina?",
-             "The most recent location of Nina is terrace."),
-            ("Otto went to the harbour. Paula went to the attic. Where is Otto?",
-             "The most recent location of Otto is harbour."),
-        ),
-    ),
-    "qa2": Prompt(
-        f"facts about where different people are and what they do. {_MOVED}",
-        "Answer in this form and write nothing else: The 'item' is in 'location'.",
-        (
-            ("Nina went to the attic. Nina took the lamp. Nina walked to the terrace. Where is the lamp?",
-             "The lamp is in terrace."),
-            ("Otto took the rope. Otto went to the cellar. Otto put down the rope. Otto ran to the harbour. Where is "
-             "the rope?", "The rope is in cellar."),
-        ),
-    ),
-    "qa3": Prompt(
-        f"facts about where different people are and what they do. {_MOVED}",
-        "Answer in this form and write nothing else: Before the 'location 1' the 'item' was in the 'location 2'.",
-        (
-            ("Nina took the lamp. Nina went to the attic. Otto ran to the cellar. Nina walked to the terrace. Where "
-             "was the lamp before the terrace?", "Before the terrace the lamp was in the attic."),
-            ("Otto ran to the cellar. Otto took the rope. Otto went to the harbour. Paula took the lamp. Where was the "
-             "rope before the harbour?", "Before the harbour the rope was in the cellar."),
-        ),
-    ),
-    "qa4": Prompt(
-        "facts about where places lie relative to each other.",
-        "Answer with one word, the place, and write nothing else.",
-        (
-            ("The attic is east of the cellar. The terrace is west of the cellar. What is the cellar east of?",
-             "terrace"),
-            ("The harbour is north of the attic. The attic is north of the terrace. What is north of the attic?",
-             "harbour"),
-        ),
-    ),
-    "qa5": Prompt(
-        "facts about people, the items that they have and whom they give them to.",
-        "Answer with one word, a person or an item, and write nothing else, no explanation either.",
-        (
-            ("Nina took the lamp there. Nina gave the lamp to Otto. Otto went to the attic. Who did Nina give the lamp "
-             "to?", "Otto"),
-            ("Paula took the rope there. Paula handed the rope to Nina. Otto took the lamp there. Who gave the rope?",
-             "Paula"),
-            ("Otto took the coat there. Nina ran to the cellar. Otto passed the coat to Paula. What did Otto give to "
-             "Paula?", "coat"),
-        ),
-    ),
-}  # fmt: skip
-OTHER = Prompt("facts.", "Answer with the word or the words asked for, and write nothing else.")
-
-
-class Question(NamedTuple):
-    """A question and the facts before it.
-
-    Attributes:
-      facts: in order.
-      question, answer: as in the file.
-      supports: indices of the supporting facts.
-      source: the file's task, `qa1`.
-      place: file and line.
-    """
-
-    facts: tuple[str, ...]
-    question: str
-    answer: str
-    supports: tuple[int, ...]
-    source: str
-    place: str
 
 
 def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
@@ -143,13 +33,13 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
             "babi needs a copy of bAbI; unpack tasks_1-20_v1-2.tar.gz (docs/evaluation.md: where to get it) and add "
             "--data 'babi=FOLDER/en-10k/qa1_*_test.txt'"
         )
-    frame = Frame.of(codec, config.chat)
-    asking = _Asking(Pieces(codec, frame), frame.chat)
+    frame = frame_of(codec, config.chat)
+    asking = Asking(Pieces(codec.vocabulary, codec.bos, frame), frame.chat)
     read_all = [one for file in files.expand(path) for one in read(file)]
-    bad = [one for one in read_all if isinstance(one, Unreadable)]
+    bad = [Unreadable(one.place, one.reason) for one in read_all if not isinstance(one, Question)]
     questions: dict[str, list[Question]] = {}
     for one in read_all:
-        if not isinstance(one, Unreadable):
+        if isinstance(one, Question):
             questions.setdefault(one.source, []).append(one)
     if not questions:
         why = f"; {bad[0].place}: {bad[0].reason}" if bad else ""
@@ -165,7 +55,7 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
         rng, source = np.random.default_rng([config.seed, SEED, i]), sources[i % len(sources)]
         order = rng.permutation(len(questions[source]))
         chosen = next(k for k in order if rooms[source][k] <= shortest)
-        return asking.example(questions[source][chosen], filler, rng, length)
+        return _example(asking, questions[source][chosen], filler, rng, length)
 
     examples, count = generated.of_each_length(name, config, make)
     judge = lambda said, example: babilong_match(
@@ -193,134 +83,11 @@ def babilong_labels(questions: list[Question]) -> frozenset[str]:
     return frozenset(part.lower() for question in questions for part in parts(question.answer))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asking:
-    """Converts questions to examples.
-
-    Attributes:
-      pieces: the tokenizer.
-      chat: whether the answer is a chat turn of its own, without "Answer:".
-      heads: cache of tokenized heads by source.
-    """
-
-    pieces: Pieces
-    chat: bool
-    heads: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    def head(self, source: str) -> np.ndarray:
-        """Returns the tokens of instruction and worked examples."""
-        if source not in self.heads:
-            self.heads[source] = self._head(source)
-        return self.heads[source]
-
-    def _head(self, source: str) -> np.ndarray:
-        prompt = PROMPTS.get(source, OTHER)
-        shown = "".join(f"<example>\n{asked}{ANSWER} {answer}\n</example>\n\n" for asked, answer in prompt.examples)
-        return self.pieces.first(
-            f"A long text follows, with a question after it. Hidden among its sentences, which are about other things, "
-            f"are {prompt.about} Answer the question from these facts alone.\n\n{shown}{prompt.form}\n\n<context>"
-        )
-
-    def parts(self, question: Question) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-        """Returns the tokens of head, facts and tail."""
-        tail = END.format(question=question.question) + ("" if self.chat else ANSWER)
-        facts = [self.pieces.next(fact) for fact in question.facts]
-        return self.head(question.source), facts, self.pieces.last(tail)
-
-    def room(self, question: Question) -> int:
-        """Returns the number of tokens of a question without filler."""
-        head, facts, tail = self.parts(question)
-        return len(head) + sum(map(len, facts)) + len(tail)
-
-    def example(self, question: Question, filler: Filler, rng: np.random.Generator, length: int) -> Example:
-        """Returns an example of `length` tokens: a question with its facts hidden in filler."""
-        head, facts, tail = self.parts(question)
-        room = length - len(head) - len(tail)
-        hay = haystack(self.pieces, filler.from_somewhere(rng), facts, sorted(rng.random(len(facts))), room)
-        needles = hay.needles(len(head), question.supports)
-        about = {"needle": min(end for _, end in needles), "source": question.source, "question": question.question,
-                 "place": question.place}  # fmt: skip
-        id = f"{question.source}:{question.place.rpartition(':')[2]}"
-        return Example(
-            id, tail, np.concatenate([head, hay.tokens]), targets=(question.answer,), about=about,
-            needles=needles,
-        )  # fmt: skip
-
-
-# --- bAbI's files ---------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class _Story:
-    """A story while it is read.
-
-    Attributes:
-      place: of its first line.
-      facts: facts by line number.
-      last: number of the last line.
-      questions: number of questions, unreadable ones included.
-      broken: a line could not be read, so later questions may lack a fact.
-    """
-
-    place: str
-    facts: dict[int, str] = dataclasses.field(default_factory=dict)
-    last: int = 0
-    questions: int = 0
-    broken: bool = False
-
-    def end(self) -> Iterator[Unreadable]:
-        """Yields the errors of the story as a whole."""
-        if self.last and not self.questions and not self.broken:
-            yield Unreadable(self.place, "this story has no question")
-
-
-def read(path: str) -> list[Question | Unreadable]:
-    """Returns the questions of a bAbI file, and `Unreadable` for lines that cannot be read.
-
-    The rest of a story after an unreadable line is skipped.
-    """
-    source = PurePath(path).name.split("_")[0]
-    try:
-        lines = text_of(files.read_plain(path), path).splitlines()
-    except BadText as error:
-        return [Unreadable(error.place, error.reason)]
-    found: list[Question | Unreadable] = []
-    story = _Story(f"{path}:1")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place, parts = f"{path}:{number}", LINE.fullmatch(line)
-        if parts and int(parts[1]) == 1:
-            found += story.end()
-            story = _Story(place)
-        if story.broken:
-            continue
-        if parts is None or int(parts[1]) != story.last + 1:
-            want = f"number {story.last + 1} or 1, a space and a sentence"
-            found.append(Unreadable(place, f"a line of bAbI is {want}; the rest of its story is skipped"))
-            story.broken = True
-            continue
-        story.last = int(parts[1])
-        if "\t" in line:
-            story.questions += 1
-            found.append(_question(parts[2], story, source, place))
-        elif parts[2].endswith("."):
-            story.facts[story.last] = parts[2]
-        else:
-            found.append(Unreadable(place, "a fact of bAbI ends with a period, and a question has its answer after a "
-                                           "tab; the rest of its story is skipped"))  # fmt: skip
-            story.broken = True
-    return [*found, *story.end()]
-
-
-def _question(text: str, story: _Story, source: str, place: str) -> Question | Unreadable:
-    """Parses a question's line, without its number."""
-    parts = [part.strip() for part in text.split("\t")]
-    if len(parts) != 3 or not all(parts):
-        return Unreadable(place, "a question of bAbI has an answer and the numbers of its facts, separated by tabs")
-    supports = parts[2].split()
-    order = list(story.facts)
-    if not all(one.isdigit() and int(one) in story.facts for one in supports):
-        return Unreadable(place, f"its facts {parts[2]!r} are not among those before it")
-    indices = tuple(order.index(int(one)) for one in supports)
-    return Question(tuple(story.facts.values()), parts[0], parts[1], indices, source, place)
+def _example(asking: Asking, question: Question, filler: Filler, rng: np.random.Generator, length: int) -> Example:
+    """Returns an example of `length` tokens: a question with its facts hidden in filler."""
+    hidden = asking.hide(question, filler, rng, length)
+    needles = hidden.hay.needles(len(hidden.head), question.supports)
+    about = {"needle": min(end for _, end in needles), "source": question.source, "question": question.question,
+             "place": question.place}  # fmt: skip
+    id = f"{question.source}:{question.place.rpartition(':')[2]}"
+    return Example(id, hidden.tail, hidden.context, targets=(question.answer,), about=about, needles=needles)

@@ -19,8 +19,8 @@ from famjax.config.text import BadText, text_of
 from famjax.data import files
 from famjax.evals.metrics import rouge_l, string_match_any
 from famjax.evals.tasks.base import Example, Ratio, Task, Unreadable, perplexity
+from famjax.evals.tasks.chat import frame_of
 from famjax.evals.tasks.papers import ASK, qasper_row
-from famjax.evals.tasks.pieces import Frame
 from famjax.evals.tasks.questions import (
     BadRow,
     Encoder,
@@ -253,7 +253,7 @@ def kv_retrieval(name: str, config: EvalConfig, codec: Codec) -> Task:
     Rows cycle through `depths`: the queried record is moved to that relative position, the others keep their order.
     `--depths 0` places it first in every row. `examples` limits the rows of each file.
     """
-    path, frame = where(name, config, WHERE[name]), Frame.of(codec, config.chat)
+    path, frame = where(name, config, WHERE[name]), frame_of(codec, config.chat)
     found = lambda: (
         question for file in files.expand(path)
         for question in itertools.islice(_kv_questions(file, config.depths), config.examples or None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from famjax.config import EvalConfig
+from famjax.config import ConfigError, EvalConfig
 from famjax.evals.tasks.base import Example, Task, TextMetric
 
 # Default number of examples of each length.
@@ -88,3 +88,10 @@ def numbers(rng: np.random.Generator, count: int, digits: int = 7) -> list[str]:
     while len(found) < count:
         found[number(rng, digits)] = None
     return list(found)
+
+
+def too_short(task: str, length: int, least: int) -> ConfigError:
+    """Returns the error for a length that is too short for needles and question."""
+    return ConfigError(
+        f"{task} at {length} tokens: needles and question need {least}; use --lengths of at least {least}"
+    )

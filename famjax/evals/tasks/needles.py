@@ -8,10 +8,11 @@ import numpy as np
 
 from famjax.config import EvalConfig
 from famjax.data.passkey_text import INTRODUCTION, QUESTION, TELLING, random_key
+from famjax.data.pieces import Filler, Pieces, haystack
 from famjax.evals.metrics import string_match_all
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import Example, Task
-from famjax.evals.tasks.pieces import Filler, Pieces, haystack, too_short
+from famjax.evals.tasks.generated import too_short
 from famjax.infer.codec import Codec
 
 # RULER's limit on the tokens of an answer.
@@ -45,7 +46,7 @@ PASS_KEYS = {"passkey_depth": 1, "passkey_newest": 4}
 def needles(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns one of the `KINDS`. The first requested needle lies at the grid's depth, the others at random depths."""
     keys_inserted, values_each, keys_asked = KINDS[name]
-    pieces, filler = Pieces(codec), Filler(config.filler)
+    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
     head, ask = pieces.first(INTRO), ASK_ONE if keys_asked * values_each == 1 else ASK_MANY
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
@@ -83,7 +84,7 @@ def pass_key(name: str, config: EvalConfig, codec: Codec) -> Task:
     Of several keys, evenly spaced up to the depth, the last one is the answer: each replaces the one before.
     """
     count = PASS_KEYS[name]
-    pieces, filler = Pieces(codec), Filler(config.filler)
+    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
     head, tail = pieces.first(INTRODUCTION.strip()), pieces.raw(QUESTION.rstrip())
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from famjax.config import ConfigError, EvalConfig
+from famjax.data.pieces import Frame, Pieces
 from famjax.evals.tasks.base import NOTHING, Example, Task, TextMetric, Unreadable
-from famjax.evals.tasks.pieces import Frame, Pieces
 from famjax.evals.tasks.rows import Row
 from famjax.infer.codec import Codec
 
@@ -108,7 +108,7 @@ class Encoder:
     """
 
     def __init__(self, codec: Codec, frame: Frame = Frame()):  # noqa: B008 - immutable
-        self._pieces = Pieces(codec, frame)
+        self._pieces = Pieces(codec.vocabulary, codec.bos, frame)
         self._last: tuple[str, Any] = ("", NOTHING)
 
     def example(self, question: Question) -> Example:

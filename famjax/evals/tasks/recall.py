@@ -3,9 +3,10 @@
 import numpy as np
 
 from famjax.config import EvalConfig
+from famjax.data.pieces import Filler, Pieces, haystack
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import Example, Task
-from famjax.evals.tasks.pieces import Filler, Pieces, haystack, too_short
+from famjax.evals.tasks.generated import too_short
 from famjax.infer.codec import Codec
 
 # Upper bound on the words to copy.
@@ -17,7 +18,7 @@ def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
 
     The pair at the grid's depth is queried. Unlike needles in filler, this measures the capacity of a memory.
     """
-    pieces = Pieces(codec)
+    pieces = Pieces(codec.vocabulary, codec.bos)
     head, colon = pieces.first("Pairs:"), ":"
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
@@ -57,7 +58,7 @@ def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 def copy(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the copy task: words, filler, and the same words again, whose second occurrence is scored."""
-    pieces, filler = Pieces(codec), Filler(config.filler)
+    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
     head, tail = pieces.first("Remember these words:"), pieces.raw("\nThe words were:")
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:

@@ -4,10 +4,11 @@ word counts over the whole text. Prompts and scoring rule are RULER's, the code 
 import numpy as np
 
 from famjax.config import EvalConfig
+from famjax.data.pieces import Filler, Pieces, haystack
 from famjax.evals.metrics import string_match_all
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import NOTHING, Example, Task
-from famjax.evals.tasks.pieces import Filler, Pieces, haystack, too_short
+from famjax.evals.tasks.generated import too_short
 from famjax.infer.codec import Codec
 
 HOPS = 4
@@ -43,7 +44,7 @@ EXPONENT, DOTS = 2.0, "...."
 
 def variable_tracking(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the task to name all variables of a chain of `HOPS` assignments (VAR B = VAR A) at random depths."""
-    pieces, filler = Pieces(codec), Filler(config.filler)
+    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
     head = pieces.first(TRACK_INTRO)
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
@@ -78,7 +79,7 @@ def _variables(rng: np.random.Generator, count: int) -> list[str]:
 
 def common_words(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the task to name the ten words that occur most often in a numbered list in random order."""
-    pieces = Pieces(codec)
+    pieces = Pieces(codec.vocabulary, codec.bos)
     tail = pieces.raw(COMMON_ASK)
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
@@ -111,7 +112,7 @@ def common_words(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 def frequent_words(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the task to name the three most frequent words after the dots, with frequencies k ** -2."""
-    pieces = Pieces(codec)
+    pieces = Pieces(codec.vocabulary, codec.bos)
     tail = pieces.raw(FREQUENT_ASK)
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:

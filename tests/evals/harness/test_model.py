@@ -127,7 +127,7 @@ def test_conversations_are_written_as_transformers_writes_them(add_generation_pr
     import transformers
 
     from famjax.config import ConfigError
-    from famjax.infer.chat_template import chat_template
+    from famjax.data.chat_template import chat_template
 
     folder = tokenizers_of_ours.write(tmp_path / "m", "byte-level")
     assert chat_template(folder) is None

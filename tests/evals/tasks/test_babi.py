@@ -8,8 +8,10 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.config.text import BadText
+from famjax.data import babi as stories
+from famjax.data import books
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
-from famjax.evals.tasks import babi, books, catalog
+from famjax.evals.tasks import catalog
 from famjax.evals.tasks.base import Example, Unreadable
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model
@@ -50,7 +52,7 @@ def test_facts_lie_in_filler_whole_and_in_order(tmp_path, codec):
     length; `needles` begin at the supporting facts, and `needle` is where the earliest of them ends."""
     path = tmp_path / "qa1_single_test.txt"
     path.write_text(STORY)
-    read = babi.read(str(path))
+    read = stories.read(str(path))
     assert [(len(one.facts), one.answer, one.supports) for one in read] == [
         (2, "bathroom", (0,)), (3, "hallway", (2,)), (2, "milk,apple", (0, 1)),
     ]  # fmt: skip
@@ -87,7 +89,7 @@ def test_files_take_turns_and_each_has_its_instruction(tmp_path):
         assert head.count("<example>") == {"qa20": 0, "qa5": 3}.get(source, 2)
         assert not any(name in head for name in ("Mary", "John", "Daniel", "Sandra", "bathroom", "kitchen"))
         assert prompt.endswith("\nAnswer:") and "</context>" in prompt
-    for prompt in babi.PROMPTS.values():
+    for prompt in stories.PROMPTS.values():
         frame = re.split(r"'[^']*'", prompt.form.partition(": ")[2])
         assert all(part in answer for _, answer in prompt.examples for part in frame if "'" in prompt.form)
 
@@ -125,8 +127,8 @@ def test_what_is_not_as_published_is_counted_and_named(tmp_path, text, line, rea
     each once, with file and line; stories before and after are read. On its own, each is a one-line error."""
     path = tmp_path / "qa1_test.txt"
     path.write_text(STORY + text + STORY)
-    found = babi.read(str(path))
-    (bad,) = [one for one in found if isinstance(one, Unreadable)]
+    found = stories.read(str(path))
+    (bad,) = [one for one in found if isinstance(one, BadText)]
     assert len(found) == 7 and bad.place == f"{path}:{8 + line}" and reason in bad.reason
     task = make(BYTES, str(path), examples=2)
     assert [type(one) for one in task.examples()] == [Unreadable] + 4 * [Example]

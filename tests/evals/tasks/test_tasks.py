@@ -10,9 +10,9 @@ import pytest
 from famjax.cli import eval as eval_verb
 from famjax.cli.main import parse
 from famjax.config import ConfigError, EvalConfig
+from famjax.data.pieces import Filler, Pieces, haystack
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals.tasks import catalog, needles
-from famjax.evals.tasks.pieces import Filler, Pieces, haystack
 from famjax.infer.codec import Codec
 from tests.pretrained import tokenizers_of_ours
 
@@ -106,7 +106,7 @@ def test_needles_lie_at_their_depth(name, codec):
 def test_a_haystack_cuts_its_filler_and_nothing_else():
     """Without the needles, the filler's own tokens remain, in order. Needles are inserted at sentence boundaries; two
     at one place keep their order."""
-    pieces, sentences = Pieces(Codec.of(ByteVocabulary())), Filler().sentences
+    pieces, sentences = Pieces(ByteVocabulary()), Filler().sentences
     told = [pieces.next(text) for text in ("NEEDLE-A.", "NEEDLE-B.", "NEEDLE-C.")]
     for length in (*range(30, 60), 400):
         hay = haystack(pieces, Filler().from_somewhere(np.random.default_rng(0)), told, [1, 0.5, 0.5], length)

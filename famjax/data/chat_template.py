@@ -13,6 +13,8 @@ from famjax.data.tokenizer_folder import TOKENIZER_CONFIG
 from famjax.data.vocabulary import vocabulary_of
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
+# Placeholder for an answer or a question; only letters, which no template changes.
+_MARK = "ANSWERTHATWASGIVEN"
 # Marks the end of a last message that is to be continued.
 _END = "\x00the end of the last message\x00"
 
@@ -54,6 +56,32 @@ class ChatTemplate:
             raise ConfigError(f"the chat template rejects this conversation ({error})") from error
         # Whether the text before the mark is stripped depends on the template.
         return text if add_generation_prompt else text[: text.rindex(_END)]
+
+    def around_user(self) -> tuple[str, str]:
+        """Returns the text before and after a user's only turn, up to where the answer begins.
+
+        Raises:
+          ConfigError: if the template does not reproduce the user's text verbatim.
+        """
+        before, mark, after = self.render([_said(_MARK)]).partition(_MARK)
+        if not mark or _MARK in after:
+            raise ConfigError("the chat template does not reproduce a user's text verbatim and once")
+        return before, after
+
+    def after_answer(self, text: str) -> str:
+        """Returns the text from the end of an answer to where the answer to the next turn, `text`, begins.
+
+        Raises:
+          ConfigError: if the template omits earlier answers.
+        """
+        written = self.render([_said("a"), {"role": "assistant", "content": _MARK}, _said(text)])
+        if _MARK not in written:
+            raise ConfigError("the chat template omits earlier answers; famjax cannot use it turn by turn")
+        return written[written.rindex(_MARK, 0, len(written) - len(text)) + len(_MARK) :]
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
 
 
 def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplate | None:

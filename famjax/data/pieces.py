@@ -7,13 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.data import files, kinds
+from famjax.data import books, files, kinds
 from famjax.data.passkey_text import FILLER
-from famjax.evals.tasks import books
-from famjax.evals.tasks.base import NOTHING
-from famjax.infer.chat import Turns
-from famjax.infer.codec import Codec
+from famjax.data.vocabulary import Vocabulary
 
+NOTHING = np.zeros(0, np.int32)
 _END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -47,16 +45,6 @@ class Frame(NamedTuple):
     before: str = ""
     after: str = ""
 
-    @classmethod
-    def of(cls, codec: Codec, wanted: bool) -> "Frame":
-        """Returns the frame of the model directory's chat template, if it has one and `wanted`; else an empty one.
-
-        The template's end-of-answer tokens are added to the codec's `ends`.
-        """
-        if not wanted or codec.template is None:
-            return cls()
-        return cls(True, *Turns(codec.template, codec).frame())
-
 
 class Pieces:
     """Tokenizes sentences so that their concatenation reads as one text.
@@ -65,20 +53,22 @@ class Pieces:
     models do).
 
     Args:
-      codec: the tokenizer.
+      vocabulary: the tokenizer.
+      bos: the token that begins a text, if there is one.
       frame: text around the question; with a chat template, `bos` comes from the template.
     """
 
-    def __init__(self, codec: Codec, frame: Frame = Frame()):  # noqa: B008 - immutable
-        self._codec, self._frame = codec, frame
-        decode, encode = codec.vocabulary.decode, codec.vocabulary.encode
+    def __init__(self, vocabulary: Vocabulary, bos: int | None = None, frame: Frame = Frame()):  # noqa: B008 - immutable
+        self._vocabulary, self._bos, self._frame = vocabulary, bos, frame
+        decode, encode = vocabulary.decode, vocabulary.encode
         spaced = decode(np.concatenate([encode("One."), encode(" two")]))
         self._space = " " if spaced == "One. two" else ""
         self._known: dict[str, np.ndarray] = {}
 
     def first(self, text: str) -> np.ndarray:
-        """Tokenizes the beginning of a text, with `bos` if the tokenizer's settings say so."""
-        return self._codec.encode(self._frame.before + text, fresh=not self._frame.chat)
+        """Tokenizes the beginning of a text, with `bos` if there is one."""
+        begin = [] if self._frame.chat or self._bos is None else [self._bos]
+        return np.concatenate([np.array(begin, np.int32), self.raw(self._frame.before + text)])
 
     def last(self, text: str) -> np.ndarray:
         """Tokenizes the end of a question, up to the answer."""
@@ -89,36 +79,37 @@ class Pieces:
         if text not in self._known:
             if len(self._known) > 2**14:
                 self._known.clear()
-            self._known[text] = self._codec.encode(self._space + text, fresh=False)
+            self._known[text] = self.raw(self._space + text)
         return self._known[text]
 
     def raw(self, text: str) -> np.ndarray:
         """Tokenizes a continuation verbatim."""
-        return self._codec.encode(text, fresh=False)
+        return self._vocabulary.encode(text)
 
 
 class Filler:
     """An endless stream of sentences: the paper's, repeated, or those of text files from a random place.
 
     Args:
-      path: text file or files (a glob); empty uses the paper's filler. Header and licence of Project Gutenberg's books
-        are removed (`books.py`).
+      paths: text files or globs; empty ones are left out, and without any the filler is the paper's. Header and licence
+        of Project Gutenberg's books are removed (`books.py`).
 
     Attributes:
       books: the files that were read, for the results.
+      texts: their texts.
 
     Raises:
       ConfigError: a file does not exist, cannot be read or has no sentence.
     """
 
-    def __init__(self, path: str = ""):
-        read = [books.read(one) for one in _texts(path)] if path else []
-        self.books = [book.about() for book in read]
-        text = "\n".join(book.text for book in read) if path else FILLER
+    def __init__(self, *paths: str):
+        read = [books.read(one) for path in filter(None, paths) for one in _texts(path)]
+        self.books, self.texts = [book.about() for book in read], [book.text for book in read]
+        text = "\n".join(self.texts) if read else FILLER
         self.sentences = [one for part in _END_OF_SENTENCE.split(text) if (one := " ".join(part.split()))]
-        self._natural = bool(path)
+        self._natural = bool(read)
         if not self.sentences:
-            raise ConfigError(f"the filler {path} has no text")
+            raise ConfigError(f"the filler {', '.join(paths)} has no text")
 
     def from_somewhere(self, rng: np.random.Generator) -> Iterator[str]:
         """Yields the sentences cyclically, from a random one (the paper's filler: from the first)."""
@@ -171,10 +162,3 @@ def haystack(
         at, ends[i] = place, size - 1
     tokens = np.concatenate([*made, filler[at:]]).astype(np.int32)
     return Haystack(tokens, ends, [end - len(needle) + 1 for end, needle in zip(ends, needles, strict=True)])
-
-
-def too_short(task: str, length: int, least: int) -> ConfigError:
-    """Returns the error for a length that is too short for needles and question."""
-    return ConfigError(
-        f"{task} at {length} tokens: needles and question need {least}; use --lengths of at least {least}"
-    )

@@ -1,0 +1,60 @@
+"""Settings of the training task `babi`: questions about facts hidden in books, as in BABILong."""
+
+import dataclasses
+from typing import ClassVar
+
+from famjax.config.checks import ConfigError, check_types
+from famjax.config.curriculum import CurriculumConfig
+
+STORIES = tuple(f"qa{number}" for number in range(1, 21))
+
+
+@dataclasses.dataclass(frozen=True)
+class BabiConfig(CurriculumConfig):
+    """bAbI's training stories, with their facts spread over the text of books and the question at the end.
+
+    Prompts are those of the evaluation `babi` (docs/evaluation.md), and so is the form of the answers. Train on other
+    books than those of the evaluation's `--filler`; its stories are others already, those of the test split.
+
+    Attributes:
+      folder: folder of bAbI v1.2 with the files as published, for example `tasks_1-20_v1-2/en-10k`. The `_train.txt`
+        files are read.
+      stories: names of the files, `qa1` to `qa20`. All get equally many documents, whatever their sizes.
+      books: text files or globs, the filler. Header and licence of Project Gutenberg's books are removed.
+      chat: use the chat template beside the vocabulary, if there is one, as the evaluation does.
+      stages: see `CurriculumConfig`; blocks of text of the books, without the facts and the prompt.
+      open_at, newest_share, straddle_share, straddle_behind, text_weight, text_tokens: see `CurriculumConfig`.
+    """
+
+    # Documents end in their row, so no memory is carried to the next step.
+    stream_share: ClassVar[float] = 0.0
+
+    folder: str = ""
+    stories: tuple[str, ...] = ("qa1",)
+    books: tuple[str, ...] = ()
+    chat: bool = True
+
+    def validate(self) -> None:
+        """Raises `ConfigError` on the first setting that cannot work."""
+        check_types(self)
+        self.check_curriculum()
+        if not self.stories or len(set(self.stories)) < len(self.stories):
+            raise ConfigError(f"stories {self.stories} must be distinct names of bAbI's files, such as ('qa1', 'qa2')")
+        for name in self.stories:
+            if name not in STORIES:
+                raise ConfigError(f"stories {self.stories}: {name!r} is not one of {STORIES[0]} to {STORIES[-1]}")
+        if not all(isinstance(path, str) and path for path in self.books):
+            raise ConfigError(f"books {self.books} must be paths, in quotes")
+
+    def check_rows(self, batch_size: int) -> None:
+        """Rows need no share of a batch."""
+
+    def check_files_named(self) -> None:
+        """Raises `ConfigError` unless the settings name stories and books."""
+        if not self.folder:
+            raise ConfigError(
+                "the task 'babi' needs a copy of bAbI (docs/evaluation.md: where to get it); set "
+                "--gin.BabiConfig.folder=\"'tasks_1-20_v1-2/en-10k'\""
+            )
+        if not self.books:
+            raise ConfigError("the task 'babi' has no books; set --gin.BabiConfig.books=\"('books/*.txt',)\"")

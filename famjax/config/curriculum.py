@@ -1,0 +1,42 @@
+"""Settings that the training tasks with a question after filler have in common: a curriculum over the filler."""
+
+import dataclasses
+
+from famjax.config.checks import ConfigError, at_least, probability
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig:
+    """A curriculum over blocks of filler, and the loss on other text than the answer.
+
+    Lengths are in tokens of the model's vocabulary.
+
+    Attributes:
+      stages: the curriculum, as the maximum blocks of filler of each stage. A stage opens when the exact
+        match of the previous one exceeds `open_at`.
+      open_at: exact match, averaged over recent documents of the newest stage.
+      newest_share: share of batches drawn from the newest open stage; the rest are spread evenly over
+        the earlier stages.
+      straddle_share: share of documents whose answer is made to straddle a block boundary. Few do by chance, and
+        they are the hardest: the memory must hold how much of the answer was already given.
+      straddle_behind: allow the answers of those documents to start up to N tokens after the block boundary. That
+        there was a question is then known from the memory only.
+      text_weight, text_tokens: loss weight and number of random tokens of the other text that are trained on.
+    """
+
+    stages: tuple[int, ...] = (1, 2, 4, 8, 16)
+    open_at: float = 0.9
+    newest_share: float = 0.6
+    straddle_share: float = 0.0
+    straddle_behind: int = 0
+    text_weight: float = 0.05
+    text_tokens: int = 32
+
+    def check_curriculum(self) -> None:
+        """Raises `ConfigError` on the first of these settings that cannot work."""
+        if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 1:
+            raise ConfigError(f"stages {self.stages} must be blocks of filler in ascending order, such as (1, 4, 16)")
+        for name in ("open_at", "newest_share", "straddle_share"):
+            probability(name, getattr(self, name))
+        for name in ("straddle_behind", "text_weight", "text_tokens"):
+            at_least(name, getattr(self, name), 0)

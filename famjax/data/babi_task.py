@@ -1,0 +1,348 @@
+"""The training task `babi`: bAbI's stories hidden in books, prompts and answers as in the evaluation, a curriculum.
+
+    <instruction, worked examples> ... the cat, alone. Mary moved to the bathroom. He had never ...  Where is Mary?
+    The most recent location of Mary is bathroom.
+
+The loss is on the answer and its end, and, with a small weight, on a few tokens of the other text. The curriculum is
+the pass key's, over blocks of the books' text; documents end in their row.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from famjax.config import ConfigError, TrainConfig
+from famjax.config.babi import BabiConfig
+from famjax.config.text import BadText
+from famjax.data import files
+from famjax.data.babi import Asking, Question, read
+from famjax.data.batch import Batch, Progress
+from famjax.data.chat_template import ChatTemplate, chat_template
+from famjax.data.curriculum import RECENT_DOCUMENTS, Curriculum, Marked, Placed, Rows, longest_filler, straddle
+from famjax.data.pieces import Filler, Frame, Pieces
+from famjax.data.text_task import check_vocabulary, vocabulary_and_files, vocabulary_path
+from famjax.data.vocabulary import Vocabulary, added_before
+
+# A book is long enough for a filler if this many characters per token of it are; no tokenizer has longer tokens on
+# average.
+_CHARACTERS_PER_TOKEN = 16
+# An answer's end without a chat template and end-of-text token.
+_LINE_END = "\n"
+
+
+class Sizes(NamedTuple):
+    """The questions of a file by their tokens without filler, answer and end included.
+
+    Attributes:
+      order: indices of the questions, the shortest first.
+      tokens: int [n], in this order.
+    """
+
+    order: np.ndarray
+    tokens: np.ndarray
+
+    def fitting(self, tokens: int) -> int:
+        """Returns the number of questions of at most this many tokens."""
+        return int(np.searchsorted(self.tokens, tokens, side="right"))
+
+
+class Drawn(NamedTuple):
+    """A document that was drawn: its question, and the tokens of filler."""
+
+    question: Question
+    filler: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BabiTask:
+    """Batches of bAbI documents, several per row, each starting at a block boundary.
+
+    A row gets documents of the open stages while they fit. Each has a random file of those with a fitting question, so
+    short files are not rarer than long ones.
+
+    Attributes:
+      config: its settings.
+      sequence_length: tokens per row.
+      block_size: S.
+      batch_size: rows per batch.
+      seed: of the documents.
+      vocabulary: of the model.
+      asking: writes prompts.
+      end: tokens after an answer.
+      questions: by file.
+      filler: text of the books.
+      bad: lines of the files that cannot be read.
+    """
+
+    config: BabiConfig
+    sequence_length: int
+    block_size: int
+    batch_size: int
+    seed: int
+    vocabulary: Vocabulary
+    asking: Asking
+    end: np.ndarray
+    questions: dict[str, list[Question]]
+    filler: Filler
+    bad: tuple[BadText, ...] = ()
+    observes = True
+    continues = False
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            shortest = max(int(sizes.tokens[0]) for sizes in self._sizes.values())
+            blocks = -(-(shortest + longest_filler(self.config.stages[0], self.block_size)) // self.block_size)
+            raise ConfigError(
+                f"sequence length {self.sequence_length} is too short for a bAbI document with "
+                f"{self.config.stages[0]} blocks of filler; use at least {blocks * self.block_size}"
+            )
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, Sizes]:
+        found = {}
+        for source, some in self.questions.items():
+            answers = [len(self.asking.answer(one)) + len(self.end) for one in some]
+            tokens = np.array([self.asking.room(one) for one in some]) + np.array(answers)
+            order = np.argsort(tokens, kind="stable")
+            found[source] = Sizes(order, tokens[order])
+        return found
+
+    @functools.cached_property
+    def _answer_slots(self) -> int:
+        """The maximum number of tokens of an answer with its end."""
+        every = (one for some in self.questions.values() for one in some)
+        return max(len(self.asking.answer(one)) for one in every) + len(self.end)
+
+    @property
+    def rows(self) -> range:
+        """All rows: every process produces the whole batch, since `observe` needs all of it."""
+        return range(self.batch_size)
+
+    @functools.cached_property
+    def curriculum(self) -> Curriculum:
+        """The curriculum of the stages in which every file has a question that fits into a row."""
+        longest = max(int(sizes.tokens[0]) for sizes in self._sizes.values())
+        return Curriculum.of(self.config, self.block_size, lambda filler: filler + longest <= self.sequence_length)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages of the curriculum."""
+        return self.curriculum.stages
+
+    @property
+    def without_room(self) -> dict[str, int]:
+        """The number of questions by file that are longer than a row, if there are any; they are left out."""
+        long = {source: len(one.tokens) - one.fitting(self.sequence_length) for source, one in self._sizes.items()}
+        return {source: count for source, count in long.items() if count}
+
+    @functools.cached_property
+    def _data(self) -> dict[str, Any]:
+        """What must be unchanged when the training is resumed."""
+        return {
+            "questions": {source: len(some) for source, some in self.questions.items()},
+            "characters": sum(book["characters"] for book in self.filler.books),
+        }
+
+    def start(self) -> Progress:
+        """Returns a progress with the first stage open."""
+        return self.curriculum.start() | {"by_source": {}, "documents": [], "data": self._data}
+
+    def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
+        """Returns the batch of a step, a pure function of the seed, the step and the open stages.
+
+        Raises:
+          ConfigError: the progress belongs to other stories or books.
+        """
+        if progress["data"] != self._data:
+            raise ConfigError(
+                f"the training to resume had other stories or books ({progress['data']}, now {self._data}); use the "
+                f"same ones, or start in an empty MODEL_DIR from its weights"
+            )
+        rng = np.random.default_rng([self.seed, step])
+        rows, documents = [], []
+        for _ in range(self.batch_size):
+            drawn = self._documents(rng, progress["open_stages"])
+            rows.append(self._rows.row(rng, [self._placed(rng, one) for one in drawn]))
+            documents.append([[one.filler, one.question.source] for one in drawn])
+        batch = Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
+        return batch, progress | {"documents": documents}
+
+    def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
+        """Updates the running exact match (every token of an answer and its end) of all documents, of the newest stage
+        and of each file, and opens the next stage."""
+        found: list[tuple[int, float]] = []
+        by_source = dict(progress["by_source"])
+        for documents, right, weights in zip(progress["documents"], correct, batch.weights, strict=True):
+            for n, (filler, source) in enumerate(documents):
+                room = np.arange(self._answer_slots * n, self._answer_slots * (n + 1))
+                hit = float(right[room[weights[room] > 0]].all())
+                found.append((filler, hit))
+                mean, count = by_source.get(source, (0.0, 0))
+                count = min(count + 1, RECENT_DOCUMENTS)
+                by_source[source] = [mean + (hit - mean) / count, count]
+        return self.curriculum.observe(progress, found) | {"by_source": by_source, "documents": []}
+
+    def report(self, progress: Progress) -> dict[str, float]:
+        """Returns the recent exact match of training documents, of all and of each file, and the filler blocks of the
+        newest open stage."""
+        by_source = sorted(progress["by_source"].items())
+        each = {f"exact_match/{source}": round(mean, 4) for source, (mean, _) in by_source}
+        return self.curriculum.report(progress) | (each if len(self.questions) > 1 else {})
+
+    # --- documents --------------------------------------------------------------------------------
+
+    def _documents(self, rng: np.random.Generator, open_stages: int) -> list[Drawn]:
+        """Draws the documents of a row."""
+        found: list[Drawn] = []
+        free = self.sequence_length // self.block_size
+        while (drawn := self._draw(rng, open_stages, free * self.block_size)) is not None:
+            found.append(drawn)
+            free -= -(-(drawn.filler + self._tokens(drawn.question)) // self.block_size)
+        return found
+
+    def _tokens(self, question: Question) -> int:
+        """Returns the tokens of a document without its filler."""
+        return self.asking.room(question) + len(self.asking.answer(question)) + len(self.end)
+
+    def _draw(self, rng: np.random.Generator, open_stages: int, free: int) -> Drawn | None:
+        """Draws the next document, of at most `free` tokens; None if not even the shortest one fits."""
+        shortest = min(int(sizes.tokens[0]) for sizes in self._sizes.values())
+        lengths = self.curriculum.lengths(rng, open_stages, free - shortest)
+        if lengths is None:
+            return None
+        least, most = lengths
+        counts = {source: sizes.fitting(free - least) for source, sizes in self._sizes.items()}
+        sources = [source for source, count in counts.items() if count]
+        source = sources[int(rng.integers(len(sources)))]
+        question = self.questions[source][self._sizes[source].order[int(rng.integers(counts[source]))]]
+        tokens, answer = self._tokens(question), len(self.asking.answer(question)) + len(self.end)
+        most = min(most, free - tokens)
+        filler = int(rng.integers(least, most + 1))
+        before = self.curriculum.tokens_before(rng, answer)
+        if before is not None:
+            near = straddle(filler + tokens - answer, filler, answer, before, self.block_size)
+            filler = next((n for n in near if least <= n <= most), filler)
+        return Drawn(question, filler)
+
+    def _placed(self, rng: np.random.Generator, drawn: Drawn) -> Placed:
+        """Returns the document for a row, with the loss on its answer and end."""
+        question = drawn.question
+        prompt = self.asking.hide(question, self.filler, rng, drawn.filler + self.asking.room(question))
+        answer = np.concatenate([self.asking.answer(question), self.end]).astype(np.int32)
+        before = np.concatenate([prompt.context, prompt.tail])
+        where = len(before) + np.arange(len(answer))
+        return Placed(np.concatenate([before, answer]), True, (Marked(where, 1.0, self._answer_slots),))
+
+    @functools.cached_property
+    def _rows(self) -> Rows:
+        S, config = self.block_size, self.config
+        shortest = min(int(sizes.tokens[0]) for sizes in self._sizes.values())
+        documents = self.sequence_length // S // -(-shortest // S)
+        targets = documents * self._answer_slots + config.text_tokens
+        return Rows(self.sequence_length, S, targets, config.text_tokens, config.text_weight)
+
+
+# --- from a configuration ------------------------------------------------------------------------------
+
+
+def make_babi_task(config: TrainConfig) -> BabiTask:
+    """Returns the task, with all its files read.
+
+    Raises:
+      ConfigError: stories or books are missing or cannot be read, a book is too short, or no question fits into a row.
+    """
+    settings = config.babi
+    settings.check_files_named()
+    vocabulary, _ = vocabulary_and_files(config)
+    check_vocabulary(vocabulary, config)
+    template = _template(vocabulary_path(config)) if settings.chat else None
+    frame = Frame(True, *template.around_user()) if template else Frame()
+    asking = Asking(Pieces(vocabulary, added_before(vocabulary), frame), frame.chat)
+    questions, bad = _questions(settings, asking)
+    task = BabiTask(
+        settings, config.sequence_length, config.model.memory.block_size, config.batch_size, config.seed, vocabulary,
+        asking, _end(vocabulary, template), questions, Filler(*settings.books), tuple(bad),
+    )  # fmt: skip
+    _check_books(task)
+    return task
+
+
+def notes(task: BabiTask) -> list[str]:
+    """Returns what was left out of files and settings, a line each."""
+    found = []
+    if task.bad:
+        found.append(
+            f"{len(task.bad)} places of bAbI's files cannot be read, the first is {task.bad[0].place}: "
+            f"{task.bad[0].reason}"
+        )
+    for source, count in task.without_room.items():
+        found.append(f"{count:,} of {len(task.questions[source]):,} questions of {source} do not fit into a row of "
+                     f"{task.sequence_length} tokens and are left out")  # fmt: skip
+    if task.stages != tuple(task.config.stages):
+        found.append(f"rows of {task.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; longer "
+                     f"stages are left out")  # fmt: skip
+    return found
+
+
+def _questions(config: BabiConfig, asking: Asking) -> tuple[dict[str, list[Question]], list[BadText]]:
+    """Returns the questions by file, and what cannot be read."""
+    questions: dict[str, list[Question]] = {}
+    bad: list[BadText] = []
+    for name in config.stories:
+        pattern = f"{config.folder.rstrip('/')}/{name}_*_train.txt"
+        for path in files.expand(pattern):
+            for one in map(functools.partial(_answerable, asking), read(path)):
+                if isinstance(one, Question):
+                    questions.setdefault(one.source, []).append(one)
+                else:
+                    bad.append(one)
+        if name not in questions:
+            why = f"; {bad[-1].place}: {bad[-1].reason}" if bad else ""
+            raise ConfigError(f"{pattern} has no question{why}; it must be a file of bAbI v1.2 as published")
+    return questions, bad
+
+
+def _answerable(asking: Asking, one: Question | BadText) -> Question | BadText:
+    """Returns a question as it is, or the error if it has no answer in the form of its task."""
+    try:
+        if isinstance(one, Question):
+            asking.answer(one)
+    except BadText as error:
+        return error
+    return one
+
+
+def _template(vocabulary: str) -> ChatTemplate | None:
+    """Returns the chat template in the folder of a vocabulary; None if there is none."""
+    if vocabulary == "bytes":
+        return None
+    path = vocabulary.rstrip("/")
+    return chat_template(path if files.is_directory(path) else str(PurePosixPath(path).parent))
+
+
+def _end(vocabulary: Vocabulary, template: ChatTemplate | None) -> np.ndarray:
+    """Returns the tokens that end an answer: up to the first special one that the chat template has there; without a
+    template the end-of-text token, else the end of the line."""
+    specials: Sequence[int] = sorted(getattr(vocabulary, "specials", ()))
+    if template is not None:
+        ids = vocabulary.encode(template.after_answer("a"))
+        places = np.flatnonzero(np.isin(ids, specials))
+        if len(places):
+            return ids[: places[0] + 1]
+    return np.array([vocabulary.eos], np.int32) if vocabulary.eos is not None else vocabulary.encode(_LINE_END)
+
+
+def _check_books(task: BabiTask) -> None:
+    """Raises `ConfigError` if a book is shorter than the longest filler, which would repeat it within a document."""
+    longest = longest_filler(task.stages[-1], task.block_size)
+    for text, about in zip(task.filler.texts, task.filler.books, strict=True):
+        tokens = len(task.vocabulary.encode(text[: longest * _CHARACTERS_PER_TOKEN]))
+        if tokens < longest:
+            raise ConfigError(
+                f"{about['file']} has {tokens} tokens, but a document has up to {longest} tokens of a book; leave the "
+                f"book out, or use shorter stages"
+            )

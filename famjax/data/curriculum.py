@@ -1,0 +1,182 @@
+"""Documents that end with a question after filler: a curriculum over the filler, and their layout in rows.
+
+The pass key (`passkey.py`) and bAbI (`babi_task.py`) share it. A row has several documents, each from a block boundary
+on; a batch has the same shape in every stage, so the step compiles once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from famjax.config.curriculum import CurriculumConfig
+from famjax.data.batch import Progress
+
+# Exact match is a running mean over about this many documents; the next stage opens by it.
+RECENT_DOCUMENTS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """Which lengths of filler are drawn, and when longer ones open.
+
+    Attributes:
+      config: its settings.
+      block_size: S.
+      stages: those of `config.stages` that fit into a row; the curriculum ends with the last of them.
+    """
+
+    config: CurriculumConfig
+    block_size: int
+    stages: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: CurriculumConfig, block_size: int, fits: Callable[[int], bool]) -> "Curriculum":
+        """Returns the curriculum of the stages whose longest filler, in tokens, `fits` into a row."""
+        stages = tuple(stage for stage in config.stages if fits(longest_filler(stage, block_size)))
+        return cls(config, block_size, stages)
+
+    def range_of(self, stage: int) -> tuple[int, int]:
+        """Returns the filler tokens [least, most] of a stage; each block count with all its alignments."""
+        first = self.stages[stage - 1] + 1 if stage else 0
+        return first * self.block_size, longest_filler(self.stages[stage], self.block_size)
+
+    def lengths(self, rng: np.random.Generator, open_stages: int, most: int) -> tuple[int, int] | None:
+        """Draws a stage; returns its least and most filler that fits into `most` tokens, or None if not even the first
+        stage fits."""
+        stages = [s for s in range(open_stages) if self.range_of(s)[0] <= most]
+        if not stages:
+            return None
+        if stages[-1] == open_stages - 1 and rng.random() < self.config.newest_share:
+            stage = stages[-1]
+        else:
+            stage = int(rng.choice(stages))
+        least, longest = self.range_of(stage)
+        return least, min(longest, most)
+
+    def tokens_before(self, rng: np.random.Generator, tokens: int) -> int | None:
+        """Draws whether an answer of this many tokens straddles a block boundary, and how; see `straddle`."""
+        if rng.random() >= self.config.straddle_share:
+            return None
+        return int(rng.integers(1 - self.config.straddle_behind, max(tokens, 2)))
+
+    def start(self) -> Progress:
+        """Returns a progress with the first stage open."""
+        return {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
+
+    def observe(self, progress: Progress, documents: Iterable[tuple[int, float]]) -> Progress:
+        """Updates the running exact match of all documents and of the newest stage by those of a batch, (tokens of
+        filler, 1 or 0 for a miss), and opens the next stage."""
+        progress = dict(progress)
+        newest = self.range_of(progress["open_stages"] - 1)[0]
+        for filler, hit in documents:
+            for name in ["exact_match"] + ["exact_match_newest"] * (filler >= newest):
+                progress[name] += (hit - progress[name]) / RECENT_DOCUMENTS
+        if progress["exact_match_newest"] >= self.config.open_at and progress["open_stages"] < len(self.stages):
+            progress["open_stages"] += 1
+            progress["exact_match_newest"] = 0.0
+        return progress
+
+    def report(self, progress: Progress) -> dict[str, float]:
+        """Returns the recent exact match of training documents, and the filler blocks of the newest open stage."""
+        return {
+            "exact_match": round(progress["exact_match"], 4),
+            "filler_blocks": self.stages[progress["open_stages"] - 1],
+        }
+
+
+def longest_filler(stage_blocks: int, block_size: int) -> int:
+    """Returns the maximum filler tokens of a stage: its blocks, with every alignment."""
+    return (stage_blocks + 1) * block_size - 1
+
+
+def straddle(first: int, filler: int, tokens: int, before: int, block_size: int) -> tuple[int, int]:
+    """Returns the nearest longer and shorter filler that places `before` tokens of an answer before a block boundary
+    or, if negative, that many tokens of other text between the boundary and the answer.
+
+    An answer with fewer tokens has all but its last one before the boundary; one with a single token ends there.
+
+    Args:
+      first: index of the answer's first token in its document, with this filler.
+      filler: tokens.
+      tokens: of the answer.
+      before: see above.
+      block_size: S.
+    """
+    longer = filler + (-min(before, max(tokens - 1, 1)) - first) % block_size
+    return longer, longer - block_size
+
+
+class Marked(NamedTuple):
+    """Tokens of a document that carry a loss.
+
+    Attributes:
+      where: indices of the tokens; those below 1 are not predicted.
+      weight: loss weight.
+      slots: number of targets of the row for them; unused ones have weight 0.
+    """
+
+    where: np.ndarray
+    weight: float
+    slots: int
+
+
+class Placed(NamedTuple):
+    """A document, or the rest of one, for a row.
+
+    Attributes:
+      tokens: int32 [n], from a block boundary on.
+      starts: whether it starts with the initial memory.
+      marked: the tokens that carry a loss, in the order of their targets.
+    """
+
+    tokens: np.ndarray
+    starts: bool
+    marked: tuple[Marked, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The layout of rows.
+
+    Attributes:
+      length: tokens per row, a multiple of the block size.
+      block_size: S.
+      targets: maximum targets per row.
+      text_tokens, text_weight: number and loss weight of random tokens of the other text.
+    """
+
+    length: int
+    block_size: int
+    targets: int
+    text_tokens: int
+    text_weight: float
+
+    def row(self, rng: np.random.Generator, parts: Sequence[Placed]) -> tuple[np.ndarray | np.int32, ...]:
+        """Returns the fields of `Batch` for one row, without `kept`."""
+        S = self.block_size
+        tokens = np.zeros(self.length, np.int32)
+        starts = np.zeros(self.length // S, bool)
+        weighted: list[tuple[int, float]] = []
+        plain: list[np.ndarray] = []
+        block, count = 0, 0
+        for part in parts:
+            begin, starts[block] = block * S, part.starts
+            count = begin + len(part.tokens)
+            tokens[begin:count] = part.tokens
+            for where, weight, slots in part.marked:
+                where = where[where > 0]
+                weighted += [(begin + int(i), weight) for i in where]
+                weighted += [(0, 0.0)] * (slots - len(where))
+            marked = np.concatenate([one.where for one in part.marked])
+            plain.append(begin + np.setdiff1d(np.arange(1, len(part.tokens)), marked))
+            block += -(-len(part.tokens) // S)
+        sample = rng.choice(np.concatenate(plain), self.text_tokens, replace=False)
+        weighted += [(int(i), self.text_weight) for i in sample]
+        predicted = np.zeros(self.targets, np.int64)
+        weights = np.zeros(self.targets, np.float32)
+        predicted[: len(weighted)] = [i for i, _ in weighted]
+        weights[: len(weighted)] = [w for _, w in weighted]
+        positions = np.maximum(predicted - 1, 0)  # a token is predicted at the position before it
+        return tokens, np.int32(count), starts, positions.astype(np.int32), tokens[positions + 1], weights

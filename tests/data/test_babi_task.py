@@ -1,0 +1,281 @@
+"""Training on bAbI: the evaluation's prompts, the right targets, the curriculum, and files that cannot be used."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from famjax.cli.main import main
+from famjax.config import ConfigError, DataConfig, EvalConfig, TrainConfig
+from famjax.config.babi import BabiConfig
+from famjax.data import babi
+from famjax.data.babi_task import BabiTask, make_babi_task, notes
+from famjax.data.show import rows_of
+from famjax.evals.metrics import babilong_match
+from famjax.evals.tasks import catalog
+from famjax.evals.tasks.babi import babilong_labels
+from famjax.infer.codec import Codec
+from tests import tiny
+from tests.infer.test_chat import CHATML
+from tests.pretrained import tokenizers_of_ours
+
+BLOCK = 64
+STORIES = {
+    "qa1": "1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is Mary? \tbathroom\t1\n"
+    "4 Daniel went back to the hallway.\n5 Where is Daniel? \thallway\t4\n",
+    "qa2": "1 Mary got the milk.\n2 Mary went to the garden.\n3 Where is the milk? \tgarden\t1 2\n",
+    "qa3": "1 Mary got the milk.\n2 Mary went to the garden.\n3 Mary went to the office.\n"
+    "4 Where was the milk before the office? \tgarden\t1 2 3\n",
+    "qa4": "1 The office is east of the garden.\n2 What is the garden west of?\toffice\t1\n",
+    "qa5": "1 Fred gave the milk to Bill.\n2 Who did Fred give the milk to?\tBill\t1\n",
+}
+BOOK = " ".join(f"Sentence {number} is about other things than the ones asked for." for number in range(300))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of bAbI with a training and a test split, and a book."""
+    for name, text in STORIES.items():
+        (tmp_path / f"{name}_of-some-kind_train.txt").write_text(text * 3)
+        (tmp_path / f"{name}_of-some-kind_test.txt").write_text(text)
+    (tmp_path / "book.txt").write_text(BOOK)
+    return tmp_path
+
+
+def config_of(at: Path, length: int = 40 * BLOCK, seed: int = 0, data: DataConfig | None = None, **changes):
+    settings = {"folder": str(at), "stories": ("qa1", "qa2"), "books": (str(at / "book.txt"),)}
+    task = BabiConfig(**(settings | {"stages": (1, 4), "text_tokens": 8} | changes))
+    model = tiny.config(vocab_size=400, block_size=BLOCK)
+    return TrainConfig(
+        model_dir=str(at / "m"), model=model, task="babi", babi=task, sequence_length=length, batch_size=3,
+        seed=seed, data=data or DataConfig(),
+    )  # fmt: skip
+
+
+def task_of(folder: Path, **changes) -> BabiTask:
+    return make_babi_task(config_of(folder, **changes))
+
+
+def documents(task: BabiTask, step: int, open_stages: int) -> list[str]:
+    """Returns the documents of a batch as text."""
+    batch, _ = task.batch(step, task.start() | {"open_stages": open_stages})
+    found = []
+    for row in rows_of(batch):
+        edges = [*np.flatnonzero(row.begins), len(row.tokens)]
+        for begin, end in zip(edges, edges[1:], strict=False):
+            found.append(task.vocabulary.decode(row.tokens[begin:end][row.real[begin:end]]))
+    return found
+
+
+def test_documents_hide_the_facts_and_end_with_the_answer(folder):
+    """Instruction, facts in order among the book's sentences, question, and the answer in the form asked for."""
+    task = task_of(folder, stories=tuple(STORIES))
+    seen = set()
+    for step in range(8):
+        for text in documents(task, step, 2):
+            question = re.search(r"</context>\n\nQuestion: (.*)\nAnswer: (.*)\n$", text)
+            one = next(
+                one for some in task.questions.values() for one in some if one.question == question[1]
+                and babi.answer_text(one) == question[2]
+            )  # fmt: skip
+            context = text[text.index("<context>") : question.start()]
+            places = [context.find(f" {fact}") for fact in one.facts]
+            assert -1 not in places and places == sorted(places)
+            assert text.startswith("A long text follows") and babi.PROMPTS[one.source].form in text
+            rest = context.removeprefix("<context>")
+            for fact in one.facts:
+                rest = rest.replace(f" {fact}", "", 1)
+            assert re.sub(r"[\d ]", "", rest.strip())[:40] in re.sub(r"[\d ]", "", BOOK), "the rest is the book's text"
+            seen.add(one.source)
+    assert seen == set(STORIES)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "byte-level", "metaspace", "chat"])
+def test_prompts_are_those_of_the_evaluation(folder, kind):
+    """Head and tail have the tokens of the evaluation's, and text, prompt and answer in one go decode to one text."""
+    data, codec = DataConfig(), None
+    if kind != "bytes":
+        place = folder / "tokenizer"
+        tokenizers_of_ours.write(place, "byte-level" if kind == "chat" else kind)
+        if kind == "chat":
+            (place / "chat_template.jinja").write_text(CHATML)
+        data, codec = DataConfig(vocabulary=str(place)), Codec(place, 400)
+    task = task_of(folder, data=data)
+    codec = codec or Codec.of(task.vocabulary)
+    evaluation = EvalConfig(data=(f"babi={folder}/qa[12]_*_test.txt",), lengths=(1600,), examples=8)
+    examples = list(catalog.make("babi", evaluation, codec, BLOCK).examples())
+    for example in examples:
+        same = [one for some in task.questions.values() for one in some if one.question == example.about["question"]]
+        question = same[0]
+        head = task.asking.head(question.source)
+        assert (example.context[: len(head)] == head).all()
+        drawn = task.asking.hide(question, task.filler, np.random.default_rng(0), 1600)
+        assert (drawn.tail == example.prompt).all() and len(drawn.context) + len(drawn.tail) == 1600
+        tail, answer = task.vocabulary.decode(drawn.tail), task.asking.answer(question)
+        gap = "" if kind == "chat" else " "
+        assert task.vocabulary.decode(np.concatenate([drawn.tail, answer])) == tail + gap + babi.answer_text(question)
+    assert task.asking.chat == (kind == "chat")
+    if kind == "chat":
+        assert task.end.tolist() == codec.ends[-1:], "the answer ends as the evaluation expects it"
+
+
+def test_answers_are_right_by_babilongs_rule_and_in_the_form_of_the_worked_examples(folder):
+    """`word_match` of the answer that is trained is 1; the worked examples are answers of the same form."""
+    task = task_of(folder, stories=tuple(STORIES))
+    for some in task.questions.values():
+        labels = babilong_labels(some)
+        for one in some:
+            assert babilong_match(babi.answer_text(one), one.answer, one.question, labels) == 1
+    for source, prompt in babi.PROMPTS.items():
+        for shown, answer in prompt.examples:
+            asked = re.split(r"(?<=\.) ", shown)[-1]
+            word = re.findall(r"\w+", answer)[-1]
+            assert babi.answer_text(babi.Question((), asked, word, (), source, "here:1")) == answer
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_loss_is_on_answers_and_a_little_on_the_text(folder, seed):
+    """Targets follow their positions; every token of an answer and its end has weight 1, N others `text_weight`."""
+    task = task_of(folder, seed=seed, text_weight=0.25)
+    batch, progress = task.batch(3, task.start() | {"open_stages": 2})
+    for row, positions, targets, weights, drawn in zip(
+        batch.tokens, batch.positions, batch.targets, batch.weights, progress["documents"], strict=True
+    ):
+        used = weights > 0
+        assert (row[positions + 1] == targets)[used].all() and (weights == 0.25).sum() == 8
+        assert len(set(positions[used].tolist())) == used.sum(), "a token is weighed once"
+        answers = task.vocabulary.decode(targets[weights == 1])
+        assert len(re.findall(r"(The most recent location of \w+|The \w+) is (in )?\w+\.\n", answers)) == len(drawn)
+
+
+def test_batches_depend_on_seed_step_and_open_stages_alone(folder):
+    """The same task made twice gives the same batch; another step, seed or stage gives another one."""
+    first = task_of(folder, seed=5)
+    progress = first.start() | {"open_stages": 2}
+    batches = [one.batch(step, progress | {"open_stages": stages})[0] for one, step, stages in (
+        (first, 9, 2), (task_of(folder, seed=5), 9, 2), (first, 10, 2), (task_of(folder, seed=6), 9, 2), (first, 9, 1),
+    )]  # fmt: skip
+    assert all((a == b).all() for a, b in zip(batches[0][:-1], batches[1][:-1], strict=True))
+    assert all((batches[0].tokens != other.tokens).any() for other in batches[2:])
+    assert json.loads(json.dumps(progress)) == progress, "progress is stored as JSON"
+
+
+def test_stages_open_by_exact_match_and_bound_the_filler(folder):
+    """Filler stays below the open stage's; right answers open the next stage; one wrong token is a miss; a report has
+    exact match by file."""
+    task = task_of(folder, open_at=0.5)
+    progress, longest = task.start(), {}
+    for step in range(40):
+        stage = progress["open_stages"]
+        batch, progress = task.batch(step, progress)
+        longest[stage] = max(filler for row in progress["documents"] for filler, _ in row)
+        assert longest[stage] < (task.stages[stage - 1] + 1) * BLOCK
+        progress = task.observe(progress, batch, np.ones(batch.targets.shape, bool))
+    assert progress["open_stages"] == 2 and longest[2] > 2 * BLOCK and progress["documents"] == []
+    assert task.report(progress)["exact_match/qa1"] == 1.0 and task.report(progress)["filler_blocks"] == 4
+    before = progress["exact_match"]
+    batch, progress = task.batch(41, progress)
+    wrong = np.ones(batch.targets.shape, bool)
+    wrong[:, task._answer_slots - 1] = wrong[:, 0] = False
+    count = sum(map(len, progress["documents"]))
+    after = task.observe(progress, batch, wrong)
+    expected = before
+    for row in progress["documents"]:
+        for hit in (0.0, *([1.0] * (len(row) - 1))):
+            expected += (hit - expected) / 64
+    assert count > 3 and after["exact_match"] == pytest.approx(expected)
+
+
+def test_answers_straddle_block_boundaries_as_often_as_asked(folder):
+    """At `straddle_share` 1, answers begin before a block boundary and end after it, unless the row is too short."""
+    task = task_of(folder, straddle_share=1.0)
+    over = []
+    for step in range(10):
+        batch, progress = task.batch(step, task.start() | {"open_stages": 2})
+        for positions, drawn in zip(batch.positions, progress["documents"], strict=True):
+            for n in range(len(drawn)):
+                answer = positions[task._answer_slots * n : task._answer_slots * (n + 1)] + 1
+                answer = answer[answer > 1]
+                over.append(answer[0] // BLOCK != answer[-1] // BLOCK)
+    assert np.mean(over) > 0.7
+
+
+def test_what_cannot_be_used_is_counted(folder):
+    """A story without a question, a question of another form and questions that are longer than a row are left out and
+    named with their number; the others are drawn."""
+    path = folder / "qa1_of-some-kind_train.txt"
+    long = "".join(f"{i} Mary moved to the bathroom, again.\n" for i in range(1, 80))
+    path.write_text(
+        f"1 Mary left.\n{STORIES['qa1']}1 Mary left.\n2 How is Mary? \twell\t1\n{long}80 Where is Mary?\tbathroom\t79\n"
+    )
+    task = task_of(folder, stories=("qa1",), stages=(1, 200))
+    found = notes(task)
+    assert found[0].startswith(f"2 places of bAbI's files cannot be read, the first is {path}:1: this story has no que")
+    assert found[1] == "1 of 3 questions of qa1 do not fit into a row of 2560 tokens and are left out"
+    assert found[2] == "rows of 2560 tokens hold at most 1 blocks of filler; longer stages are left out"
+    assert documents(task, 0, 1)
+
+
+MISTAKES = [
+    ({"folder": ""}, "the task 'babi' needs a copy of bAbI"),
+    ({"books": ()}, "the task 'babi' has no books; set --gin.BabiConfig.books"),
+    ({"stories": ("qa21",)}, "'qa21' is not one of qa1 to qa20"),
+    ({"stories": ("qa1", "qa1")}, "must be distinct names"),
+    ({"stories": ("qa7",)}, "no file matches .*/qa7_*_train.txt"),
+    ({"stages": (4, 1)}, "stages (4, 1) must be blocks of filler in ascending order"),
+    ({"books": ("{}/no.txt",)}, "{}/no.txt"),
+    ({"books": ("{}/latin.txt",)}, "{}/latin.txt: this is not UTF-8"),
+    ({"books": ("{}/book.txt", "{}/short.txt")}, "{}/short.txt has 11 tokens, but a document has up to 319 tokens"),
+    ({"books": ("{}/cut.txt",)}, "{}/cut.txt: it has Project Gutenberg's *** START line but no *** END"),
+    ({"length": 8 * BLOCK}, "sequence length 512 is too short for a bAbI document with 1 blocks of filler; use at le"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
+def test_mistakes_are_named_before_training(folder, changes, message):
+    """Settings and files: what is wrong, in one line that names the file."""
+    (folder / "latin.txt").write_bytes("Thénardier said so.".encode("latin-1"))
+    (folder / "short.txt").write_text("He said so.")
+    (folder / "cut.txt").write_text("*** START OF THIS PROJECT GUTENBERG EBOOK NOTHING ***\nHe said so.")
+    filled = {name: tuple(str(one).format(folder) for one in value) if name == "books" else value
+              for name, value in changes.items()}  # fmt: skip
+    parts = [re.escape(part) for part in message.format(folder).split(".*")]
+    with pytest.raises(ConfigError, match=".*".join(parts)) as error:
+        config = config_of(folder, **filled)
+        config.validate()
+        make_babi_task(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_resumed_training_needs_the_same_stories_and_books(folder):
+    """Positions in other data mean nothing, so a changed book is refused."""
+    task = task_of(folder)
+    progress = task.batch(0, task.start())[1]
+    (folder / "book.txt").write_text(BOOK + BOOK)
+    with pytest.raises(ConfigError, match="had other stories or books"):
+        task_of(folder).batch(1, progress)
+
+
+def test_famjax_train_and_data_take_it(folder, capsys):
+    """Two steps of a tiny model through the command line: exact match by file is logged; `famjax data` shows rows."""
+    words = ["--gin_file", "gin/models/fam_tiny.gin", "--gin_file", "gin/runs/pretrain.gin", "--gin.FAM_LENGTH=2"]
+    words += ["--gin.MIXTURE_OR_TASK_NAME='babi'", f"--gin.BabiConfig.folder='{folder}'", "--gin.BLOCK_SIZE=64"]
+    words += [f"--gin.BabiConfig.books=('{folder}/book.txt',)", "--gin.BabiConfig.stages=(1,)", "--gin.BATCH_SIZE=1"]
+    words += ["--gin.BabiConfig.stories=('qa1', 'qa4')", "--gin.TASK_FEATURE_LENGTHS={'targets': 1536}"]
+    words += [f"--gin.MODEL_DIR='{folder}/m'", "--gin.ModelConfig.num_layers=1", "--gin.LOG_PERIOD=1"]
+    assert main(["data", *words, "--width", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "babi: 1 rows of 1536 tokens" in out and "Question: " in out
+    assert main(["train", *words, "--gin.TRAIN_STEPS=2", "--gin.DIAGNOSTICS_PERIOD=0"]) == 0
+    lines = [json.loads(line) for line in (folder / "m" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2] and {"loss", "filler_blocks"} <= set(lines[-1])
+    assert any(name.startswith("exact_match/qa") for name in lines[-1])
+
+
+def test_settings_of_the_curriculum_are_documented_where_they_are(folder):
+    """Each field is in the docstring of its class."""
+    for field in dataclasses.fields(BabiConfig):
+        assert re.search(rf"\b{field.name}\b", BabiConfig.__doc__), field.name
