@@ -27,12 +27,12 @@ quickstart: say-quickstart $(RUN_READY)  ## train FAM and a BSWA baseline on the
 say-quickstart:
 	@test -e $(RUN_READY) || echo "make quickstart: first installs packages into $(VENV): a few minutes, once"
 	@echo "make quickstart: shows within half a minute what a trained model recalls; then"
-	@echo "make quickstart: trains two small models in parallel, 5 to 8 minutes on two cores, and evaluates them, 1 to 2"
+	@echo "make quickstart: trains two small models in parallel, 2 to 5 minutes on two cores, and evaluates them, 1 to 2"
 	@echo "minutes; the comparison is printed and written to $(OUTPUT)"
 
 # A crashed worker ends the run, since xdist can hang after replacing one.
 test: lint  ## check style and types, run all but the slow tests
-	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --max-worker-restart 0 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_FLAGS)
 
 test-slow: $(TEST_READY) $(DOCS_READY)  ## run the slow tests
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)

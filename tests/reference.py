@@ -74,6 +74,7 @@ def read_document(
     """
     memory = layer.config.memory
     S, M, F = memory.block_size, memory.memory_segments, memory.fam_length if layer.has_fam() else 0
+    prompt, static = fams[:1], memory.fam_update == "static"
     windows = [memory.token_window] + [layer.config.local_window] * (layer.kind() == "local")
     out = []
     for begin in range(0, len(x), S):
@@ -90,7 +91,8 @@ def read_document(
             for seen in range(max(0, begin - M * S), t + 1):
                 if any(window and t - seen >= window for window in windows):
                     continue
-                pairs.append(layer.key_value(x[seen], start + seen))
+                of_output = seen < begin and memory.segments_hold == "outputs"
+                pairs.append(layer.key_value(out[seen] if of_output else x[seen], start + seen))
             attended = layer.attend_through_gate(layer.query(x[t], start + t), pairs, fam_pairs)
             out.append(layer.feed_forward(attended + x[t], x[t]))
         # F_tau = FF(norm(AF)) + AF,  AF = attend(QF, [KF_{tau-1}, K_tau]) + F_{tau-1}
@@ -98,10 +100,13 @@ def read_document(
             pairs = fam_pairs + [layer.key_value(x[t], start + t) for t in range(begin, end)]
             new = []
             for f in range(F):
-                query = layer.query(fams[0][f], fam_position(layer.config, start + end, f))
-                zero = memory.zero_first_residual and not carries_context
-                residual = np.zeros(layer.config.d_model) if zero else fams[0][f]
+                before = prompt[0][f] if static else fams[0][f]
+                query = layer.query(before, fam_position(layer.config, start + end, f))
+                zero = memory.zero_first_residual and (static or not carries_context)
+                residual = np.zeros(layer.config.d_model) if zero else before
                 made = layer.feed_forward(layer.attend(query, pairs) + residual, residual)
+                if memory.fam_update == "gated":
+                    made = layer.gated_write(residual, made - residual)
                 rms = np.sqrt(np.mean(made**2))
                 too_large = memory.fam_max_rms and rms > memory.fam_max_rms
                 new.append(made * memory.fam_max_rms / rms if too_large else made)
@@ -172,6 +177,14 @@ class Layer:
     def attend(self, query: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Softmax attention of one token to (key, value) pairs, through the output projection: [D]."""
         return self.project(self.heads(query, pairs))
+
+    def gated_write(self, old: np.ndarray, update: np.ndarray) -> np.ndarray:
+        """(1 - g) F + g U with g = sigmoid(w_F n(F) + w_U n(U) + b); n divides by the root mean square."""
+        learned = self.weights["memory"]
+        unit = lambda x: x / np.sqrt(np.mean(x**2) + 1e-6)
+        score = learned["write_old"] @ unit(old) + learned["write_new"] @ unit(update) + learned["write_bias"][0]
+        g = 1 / (1 + np.exp(-score))
+        return (1 - g) * old + g * update
 
     def attend_through_gate(self, query: np.ndarray, pairs: list[Any], fam_pairs: list[Any]) -> np.ndarray:
         """`attend` to tokens and FAM; with a gate, a mix by head of that and attention without FAM."""

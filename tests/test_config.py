@@ -75,7 +75,10 @@ BAD_TRAININGS = [
     ({"sequence_length": 1000}, "sequence length 1000 is not a multiple of block_size 64; use 960 or 1024"),
     ({"batch_size": 0}, "BATCH_SIZE is 0; it must be at least 1"),
     ({"steps": 0}, "TRAIN_STEPS is 0; it must be at least 1"),
-    ({"task": "passkeys"}, "MIXTURE_OR_TASK_NAME 'passkeys' is not one of passkey, text; did you mean 'passkey'?"),
+    (
+        {"task": "passkeys"},
+        "MIXTURE_OR_TASK_NAME 'passkeys' is not one of passkey, babi, mqar, parity, s3, s5, text; did you mean 'passkey'?",
+    ),
     ({"mesh": {"dat": 1}}, "MESH axis 'dat' is not one of data, fsdp, tensor; did you mean 'data'?"),
     ({"mesh": {"data": 0}}, "MESH axis data is 0; it must be at least 1"),
     (
@@ -205,7 +208,9 @@ def test_model_json_round_trip() -> None:
         layer_pattern=("local", "global"), local_window=3, local_rope_base=9.0, fam_layers="-+",
         previous_fams=2, token_window=5, stop_gradient=True, random_position_offset=0.1, random_state_passing=0.2,
         random_state_passing_from=3, zero_first_residual=False, fam_max_rms=2.0, fam_noise=0.1,
-        fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3,
+        fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3, summary_blocks=5, memory_key_dim=7,
+        retrieval_blocks=9, retrieval_top_k=3,
+        fam_update="static", segments_hold="outputs",
         lora=LoraConfig(rank=2, alpha=3.0, dropout=0.1, projections=("up", "query")),
     )  # fmt: skip
     for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig()), (config.lora, LoraConfig())):
@@ -226,7 +231,10 @@ def test_model_json_may_leave_out_what_is_default() -> None:
     ("text", "message"),
     [
         ('{"num_layer": 5}', "ModelConfig has no field 'num_layer'; did you mean 'num_layers'?"),
-        ('{"memory": {"segments": 1}}', "MemoryConfig has no field 'segments'; did you mean 'memory_segments'?"),
+        (
+            '{"memory": {"memory_segment": 1}}',
+            "MemoryConfig has no field 'memory_segment'; did you mean 'memory_segments'?",
+        ),
         ('{"xyzzy": 5}', "ModelConfig has no field 'xyzzy'"),
         ('{"num_layers": 5', "model.json is not JSON"),
         ("[1, 2]", "model.json is not a JSON object"),

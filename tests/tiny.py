@@ -17,8 +17,11 @@ from famjax.nn import weights
 from famjax.nn.execution import Execution
 
 RELATIVE = 1e-5  # float32 against float64, relative to the largest value
-# Tests compile a lot and compute little. On a CPU these two options make compilation four times faster.
-COMPILE_FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Tests compile a lot and compute little. On a CPU these options make compilation four times faster.
+COMPILE_FAST = {
+    "xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}  # fmt: skip
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -159,8 +162,9 @@ def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarra
             row |= {"fam_updates": np.array(updates)}
         row |= {name: np.asarray(array[:, b]) for name, array in layers.beside.items()}
         row |= {name: np.asarray(array[b]) for name, array in state.beside.items()}
-        if config.memory.kind == "rmt" and waiting:  # the block begins with memory tokens
-            waiting += config.memory.memory_tokens
+        if waiting:  # the block may begin with memory tokens
+            blocks = {"rmt": 1, "autocompressor": min(current, config.memory.summary_blocks)}
+            waiting += blocks.get(config.memory.kind, 0) * config.memory.memory_tokens
         for name in ("k", "v"):
             ring = np.asarray(getattr(layers, name)[:, b])
             past = [ring[:, n % R] for n in range(max(0, current - R + 1), current)]

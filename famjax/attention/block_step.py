@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import fused, masks, memories, memory
+from famjax.attention import alternatives, fused, masks, memories, memory, ring
 from famjax.attention.attend import Source, attend
 from famjax.attention.fused import Kernel
 from famjax.attention.layer_weights import LayerWeights
@@ -65,7 +65,7 @@ class Carried(NamedTuple):
 
 def block_step(
     layer: LayerWeights, x: Tokens, before: Carried, segments: tuple[KeysValues, ...], at: At,
-    kernel: Kernel = fused.XLA,
+    kernel: Kernel = fused.XLA, prompt: Float[Array, "1 F D"] | None = None,
 ) -> tuple[Tokens, Carried, KeysValues]:  # fmt: skip
     """One layer over a whole block: Algorithm 2.
 
@@ -76,17 +76,19 @@ def block_step(
       segments: keys and values of the blocks in reach before this one, the nearest last.
       at: the block's place in its document.
       kernel: the attention implementation for tokens.
+      prompt: FAM's queries, if they are not F_{tau-1} (`alternatives.py`).
 
     Returns:
       Output activations; FAM with F_tau in front and the oldest dropped, or the other memory after the block; the
       block's keys and values [B, K, S, H].
     """
     S, (fam, beside), other = layer.memory.block_size, before, memories.of(layer.memory)
+    x = other.enter(layer, beside, x)
     # Project tokens and memory together.
-    q, (k, v) = project(layer, x, fam, at)
+    q, (k, v) = project(layer, x, fam, at, prompt)
     # Attend: tokens to segments, memory and the block up to themselves; memory to itself and the whole block.
     with jax.named_scope("block_attention"):
-        more = other.sources(layer, beside, at.blocks_before)
+        more = other.sources(layer, beside, at.blocks_before, q[..., :S, :], np.arange(S))
         heads = _attend_tokens(layer, q, (k, v), segments, at, more, kernel)
         if fam.shape[2]:
             heads = jnp.concatenate([heads, _attend_fam(layer, q, (k, v), at, kernel)], axis=-2)
@@ -96,8 +98,11 @@ def block_step(
         real = jnp.full(len(x), S) if at.real is None else at.real
         heads, beside = _remember(layer, Span(x, q, kv, np.arange(S), real), beside, heads, at)
     # Output projection and feed-forward, together again.
-    y, *new = layer.finish(heads, (x, *residual_of(fam, at.fam_updates, layer.memory)))
-    return y, Carried(push_fam(fam, new, at.key, layer.memory), beside), kv
+    y, *new = layer.finish(heads, (x, *residual_of(queried(fam, prompt), at.fam_updates, layer.memory)))
+    if other.takes_outputs:
+        assert at.full is not None
+        beside = select_rows(at.full, other.leave(layer, beside, y), beside)
+    return y, Carried(push_fam(layer, fam, new, at.fam_updates, at.key), beside), kv
 
 
 def _remember(layer: LayerWeights, tokens: Span, state: State, heads: Queries, at: At) -> tuple[Queries, State]:
@@ -110,10 +115,18 @@ def _remember(layer: LayerWeights, tokens: Span, state: State, heads: Queries, a
     return heads, select_rows(at.full, full, state)
 
 
-def project(layer: LayerWeights, x: Tokens, fam: Fam, at: At) -> tuple[Queries, KeysValues]:
-    """Queries of the S tokens and of the newest FAM; keys and values of the tokens and of all P FAMs."""
+def project(
+    layer: LayerWeights, x: Tokens, fam: Fam, at: At, prompt: Float[Array, "1 F D"] | None = None
+) -> tuple[Queries, KeysValues]:
+    """Queries of the S tokens and of the newest FAM, or of the prompt; keys and values of the tokens and of all P
+    FAMs."""
     streams = (x, fam.reshape(len(fam), -1, fam.shape[-1])) if fam.shape[2] else (x,)
-    return layer.queries_keys_values(streams, *_offsets(at, layer.memory))
+    of_queries, of_keys = _offsets(at, layer.memory)
+    if prompt is None or not fam.shape[2]:
+        return layer.queries_keys_values(streams, of_queries, of_keys)
+    q, kv = layer.queries_keys_values(streams, np.arange(layer.memory.block_size), of_keys)
+    of_fam = layer.queries(prompt, fam_query_offsets(at.origin, layer.memory))
+    return jnp.concatenate([q, jnp.broadcast_to(of_fam, (len(q), *of_fam.shape[1:]))], axis=-2), kv
 
 
 def _offsets(at: At, config: MemoryConfig) -> tuple[Offsets, Offsets]:
@@ -211,25 +224,56 @@ def _attend_fam(layer: LayerWeights, q: Queries, kv: KeysValues, at: At, kernel:
     return fused.attend_block(q[..., S:, :], kv, None, at, layer.scoring, config, kernel)
 
 
-def residual_of(fam: Fam, updates: Int[Array, "B"], config: MemoryConfig) -> tuple[Float[Array, "B F D"], ...]:
-    """What FAM's update adds to: F_{tau-1}, or zero in the first update from the prompt; () without FAM."""
-    if not fam.shape[2]:
+def queried(fam: Fam, prompt: Float[Array, "_B F D"] | None) -> Float[Array, "B F D"]:
+    """What FAM's queries are made of: F_{tau-1}, or the prompt."""
+    if prompt is None or not fam.shape[2]:
+        return fam[:, 0]
+    return jnp.broadcast_to(prompt, fam[:, 0].shape)
+
+
+def residual_of(
+    fam: Float[Array, "B F D"], updates: Int[Array, "B"], config: MemoryConfig
+) -> tuple[Float[Array, "B F D"], ...]:  # fmt: skip
+    """What FAM's update adds to: what its queries are made of, or zero in the first update from the prompt, which is
+    every one if it is always the prompt; () without FAM."""
+    if not fam.shape[1]:
         return ()
     if not config.zero_first_residual:
-        return (fam[:, 0],)
-    return (jnp.where((updates > 0)[:, None, None], fam[:, 0], 0.0),)
+        return (fam,)
+    if alternatives.is_static(config):
+        return (jnp.zeros_like(fam),)
+    return (jnp.where((updates > 0)[:, None, None], fam, 0.0),)
 
 
-def push_fam(fam: Fam, new: list[Float[Array, "B F D"]], key: Key[Array, ""] | None, config: MemoryConfig) -> Fam:
-    """FAM with F_tau in front; bounded and noisy if the two departures from the paper are set (`MemoryConfig`)."""
+def push_fam(
+    layer: LayerWeights, fam: Fam, new: list[Float[Array, "B F D"]], updates: Int[Array, "B"],
+    key: Key[Array, ""] | None,
+) -> Fam:  # fmt: skip
+    """FAM with F_tau in front; gated, bounded and noisy if these departures from the paper are set (`MemoryConfig`)."""
     if not new:
         return fam
-    newest = new[0].astype(jnp.float32)
+    newest, config = new[0].astype(jnp.float32), layer.memory
+    if config.gates_updates:
+        (residual,) = residual_of(fam[:, 0], updates, config)
+        update = newest - residual
+        newest = residual + write_gate(layer, residual, update) * (update - residual)
     if config.fam_max_rms:
         newest = memory.at_most(newest, config.fam_max_rms)
     if config.fam_noise and key is not None:
         newest = newest + config.fam_noise * jax.random.normal(jax.random.fold_in(key, NOISE), newest.shape)
     return jnp.concatenate([newest[:, None], fam[:, :-1]], axis=1)
+
+
+def write_gate(
+    layer: LayerWeights, residual: Float[Array, "B F D"], update: Float[Array, "B F D"]
+) -> Float[Array, "B F 1"]:
+    """g = sigmoid(w_F n(F) + w_U n(U) + b) for each feedback activation F and its update U = F_tau - F, both divided by
+    their root mean square: how much of F the update replaces (`MemoryConfig.fam_update`)."""
+    learned = layer.weights["memory"]
+    score = lambda x, w: (x / memory.fam_rms(x) * w).sum(axis=-1, keepdims=True)
+    return jax.nn.sigmoid(
+        score(residual, learned["write_old"]) + score(update, learned["write_new"]) + learned["write_bias"]
+    )
 
 
 # --- a sequence of blocks -------------------------------------------------------------------------
@@ -271,7 +315,7 @@ def over_blocks(
       layer: the layer's weights and settings.
       x: input activations; padding may follow the last real token of a row.
       before: the layer's memory before these blocks; None if all rows start a document.
-      fresh: the initial FAM of a document.
+      fresh: the initial FAM of a document; with static queries also the prompt (`alternatives.split`).
       where: positions of the blocks.
       how: see `How`.
 
@@ -280,44 +324,63 @@ def over_blocks(
     """
     config, (N, B) = layer.memory, x.shape[:2]
     F = config.fam_length
-    first = Carried(fresh[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
+    initial, prompt = alternatives.split(fresh, config)
+    first = Carried(initial[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
     if before is None:
         before = memory.empty(layer, jnp.broadcast_to(fresh, (B, *fresh.shape[1:])), x.dtype)
-    past = past_blocks(before, where, config)
-    segments = segments_of(past, config)
-    carried = Carried(before.fam[:, :, :F], before.beside)
+    past = ring.past_blocks(before, where, config)
+    segments = ring.segments_of(past, config)
+    carried = Carried(before.fam[:, :, :F], {name: before.beside[name] for name in first.beside})
 
-    settings = layer.without_arrays()
+    settings, of_outputs = layer.without_arrays(), alternatives.holds_outputs(config)
 
     def step(weights: Tree, state: Tree, inputs: Tree) -> Tree:
-        (of_layer, first), (carry, segments), (x, at) = weights, state, inputs
+        (of_layer, first, prompt), (carry, segments), (x, at) = weights, state, inputs
         (before, kept), x = _placed(how.whole, carry), how.whole(x)
         if at.starts is not None:
             before = select_rows(at.starts, first, before)
-        y, new, kv = block_step(settings.with_arrays(of_layer, at.key), x, before, segments, at, how.kernel)
+        layer = settings.with_arrays(of_layer, at.key)
+        y, new, kv = block_step(layer, x, before, segments, at, how.kernel, prompt)
         assert at.full is not None
         # A block that is not full (padding follows) leaves FAM as it was.
         new = new._replace(fam=select_rows(at.full, new.fam, before.fam))
         after = new, None if at.kept is None else select_rows(at.kept, new, kept)
         # Whole first: else the step itself would be sharded along its rows, and weights gathered block by block.
         after, y = _placed(how.whole, after), how.whole(y)
+        if of_outputs:
+            kv = layer.keys_values(y, np.arange(config.block_size))
         return (after, (*segments, kv)[1:]), (_placed(how.split, carry), kv, how.split(y))
 
     def keys_values(weights: Tree, x: Tokens, at: At) -> KeysValues:
         return settings.with_arrays(weights[0], at.key).keys_values(how.whole(x), np.arange(config.block_size))
 
-    weights, state = (layer.weights, first), ((carried, None if where.kept is None else carried), segments)
+    weights, state = (
+        (layer.weights, first, alternatives.of_layer(prompt, config)),
+        ((carried, None if where.kept is None else carried), segments),
+    )
     at = by_block(where, layer.key, N, config)
     # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
-    if how.recompute and layer.key is None:
+    # Outputs cannot be projected again without the whole block.
+    if how.recompute and layer.key is None and not of_outputs:
         (after, kept), (k, v), y = scan_recomputed(step, keys_values, how.unroll, weights, state, x, at)
     else:
         ((after, kept), _), (_, (k, v), y) = jax.lax.scan(
-            functools.partial(step, weights), state, (x, at), unroll=how.unroll
+            functools.partial(jax.checkpoint(step) if how.recompute and of_outputs else step, weights),
+            state,
+            (x, at),
+            unroll=how.unroll,
         )
 
-    k, v = (_ring_after(*pair, where, config) for pair in zip(past, (k, v), strict=True))
+    k, v = (ring.after(*pair, where, config) for pair in zip(past, (k, v), strict=True))
     fam, beside = after if kept is None else kept
+    if prompt is not None:
+        beside = beside | {alternatives.PROMPT: jnp.broadcast_to(prompt, (B, *prompt.shape[1:])).astype(jnp.float32)}
+    if of_outputs:
+        in_progress = how.whole(ring.block_in_progress_of(x, where, config))
+        current, _ = block_in_progress(where, config)
+        waiting = where.kept_count % config.block_size
+        (k, v), outputs = alternatives.of_block_in_progress(layer, in_progress, (k, v), current, waiting)
+        beside = beside | outputs
     whole = LayerMemory(k, v, fam if F else before.fam, before.fam_k, before.fam_v, beside)
     return y, memory.with_keys(settings.with_arrays(layer.weights), whole)
 
@@ -336,35 +399,6 @@ def by_block(where: Blocks, key: Key[Array, ""] | None, N: int, config: MemoryCo
         S = config.block_size
         at = at._replace(real=jnp.clip(where.count[:, None] - np.arange(N) * S, 0, S))
     return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), at)._replace(key=keys)
-
-
-def past_blocks(before: LayerMemory, where: Blocks, config: MemoryConfig) -> KeysValues:
-    """Keys and values of the M blocks before the first one, the nearest last: [B, M, K, S, H]."""
-    M = config.memory_segments
-    slots = ((where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1))[:, :, None, None, None]
-    k, v = (jnp.take_along_axis(ring, slots, axis=1) for ring in (before.k, before.v))
-    return k, v
-
-
-def segments_of(past: KeysValues, config: MemoryConfig) -> tuple[KeysValues, ...]:
-    """Of `past_blocks`, each of those that are in reach of the first block, the nearest last."""
-    k, v = past
-    return tuple((k[:, i], v[:, i]) for i in range(k.shape[1] - memory.segments_in_reach(config), k.shape[1]))
-
-
-def _ring_after(past: Array, own: Array, where: Blocks, config: MemoryConfig) -> Array:
-    """The last R blocks up to the one after the kept tokens, each in its slot. own: [N, B, K, S, H]."""
-    M = config.memory_segments
-    blocks = jnp.concatenate([past, jnp.moveaxis(own, 0, 1)], axis=1)
-    current, _ = block_in_progress(where, config)
-    back = (current[:, None] - np.arange(M + 1)) % (M + 1)
-    read = (where.kept_count // config.block_size)[:, None]
-    source = jnp.clip(M + read - back, 0, blocks.shape[1] - 1)
-    ring = jnp.take_along_axis(blocks, source[:, :, None, None, None], axis=1)
-    # The block in progress ends where the real tokens do; padding after it is not kept.
-    waiting = jnp.where(back == 0, (where.kept_count % config.block_size)[:, None], config.block_size)
-    real = np.arange(config.block_size) < waiting[:, :, None]
-    return jnp.where(real[:, :, None, :, None], ring, 0)
 
 
 def prompt_step(layer: LayerWeights, x: Float[Array, "1 F D"]) -> Float[Array, "1 F D"]:

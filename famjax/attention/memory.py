@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import memories
+from famjax.attention import alternatives, memories
 from famjax.attention.attend import Source
 from famjax.attention.layer_weights import LayerWeights
 from famjax.attention.memories.base import State
@@ -31,7 +31,8 @@ class LayerMemory:
         offsets within the block, 0..S-1, never by absolute positions.
       fam: the feedback activations, float32; index 0 is the newest.
       fam_k, fam_v: their keys and values.
-      beside: the state of a memory of another kind (`memories/`), by name; {} with FAM or none.
+      beside: the state of a memory of another kind (`memories/`), or of the paper's alternatives (`alternatives.py`),
+        by name; {} with FAM or none.
 
     Example: after 5 tokens with S = 4, M = 1 the ring holds block 0 (slot 0, full) and block 1
     (slot 1, one token), `fam[:, 0]` is F_1, made from block 0.
@@ -86,7 +87,7 @@ _FAM_AXES = ("batch", None, "fam", None)  # an activation: never sharded along D
 
 def layer_axes(config: MemoryConfig) -> Any:
     """The names of the axes of one layer's memory, which `mesh/sharding.py` maps onto a mesh."""
-    beside = memories.of(config).axes
+    beside = memories.of(config).axes | alternatives.axes(config)
     return LayerMemory(*(_RING_AXES,) * 2, _FAM_AXES, *(_FAM_KEY_AXES,) * 2, beside)  # type: ignore[arg-type]
 
 
@@ -144,12 +145,16 @@ def ring_blocks(config: MemoryConfig) -> int:
     return segments_in_reach(config) + 1
 
 
-def empty(layer: LayerWeights, fam: Float[Array, "B P F D"], dtype: str | np.dtype[Any]) -> LayerMemory:
-    """A layer's memory before any text: this FAM, an empty ring, and keys that are still to be computed."""
-    (K, H), (B, P, F, _), config = layer.key_shape, fam.shape, layer.memory
+def empty(layer: LayerWeights, fresh: Float[Array, "B P F D"], dtype: str | np.dtype[Any]) -> LayerMemory:
+    """A layer's memory before any text: this FAM (and prompt, `alternatives.split`), an empty ring, and keys that are
+    still to be computed."""
+    config = layer.memory
+    fam, _ = alternatives.split(fresh, config)
+    (K, H), (B, P, F, _) = layer.key_shape, fam.shape
     ring = jnp.zeros((B, config.memory_segments + 1, K, config.block_size, H), dtype)
     keys = jnp.zeros((B, P, K, F, H), dtype)
-    return LayerMemory(ring, ring, fam, keys, keys, memories.of(config).start(layer, B, dtype))
+    beside = memories.of(config).start(layer, B, dtype) | alternatives.start(layer, fresh, dtype)
+    return LayerMemory(ring, ring, fam, keys, keys, beside)
 
 
 # --- FAM ------------------------------------------------------------------------------------------

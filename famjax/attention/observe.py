@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from famjax.attention import alternatives, memories, ring
 from famjax.attention import block_step as steps
-from famjax.attention import memories
 from famjax.attention.attend import Scoring, Source, attend
 from famjax.attention.layer_weights import LayerWeights
 from famjax.attention.memory import LayerMemory, select_rows
@@ -65,14 +65,15 @@ def attention_of_blocks(
       which keys. The latter is 0 in a layer without FAM.
     """
     config, S = layer.memory, layer.memory.block_size
-    segments = steps.segments_of(steps.past_blocks(before, where, config), config)
+    segments = ring.segments_of(ring.past_blocks(before, where, config), config)
 
     def body(state: Tree, inputs: Tree) -> Tree:
         (carried, segments), (x, at) = state, inputs
         if at.starts is not None:
             carried = select_rows(at.starts, first, carried)
-        q, kv = steps.project(layer, x, carried.fam, at)
-        others = memories.of(config).sources(layer, carried.beside, at.blocks_before)
+        entered = memories.of(config).enter(layer, carried.beside, x)
+        q, kv = steps.project(layer, entered, carried.fam, at, of_layer)
+        others = memories.of(config).sources(layer, carried.beside, at.blocks_before, q[..., :S, :], np.arange(S))
 
         def of_tokens(kv: KeysValues, config: MemoryConfig) -> Float[Array, "B K G S n"]:
             sources = [*others, *steps.seen_by_tokens(kv, segments, at, config)]
@@ -86,13 +87,17 @@ def attention_of_blocks(
         if config.fam_length:
             of_fam = steps.seen_by_fam(kv, at, config)
             fams = attention_to(q[..., S:, :], of_fam, _marks(marks, 0, config), layer.scoring)
-        _, new, own = steps.block_step(layer, x, carried, segments, at)
+        y, new, own = steps.block_step(layer, x, carried, segments, at, prompt=of_layer)
         new = new._replace(fam=select_rows(at.full, new.fam, carried.fam))
+        if alternatives.holds_outputs(config):
+            own = layer.keys_values(y, np.arange(S))
         return (new, (*segments, own)[1:]), (tokens, fams)
 
     F = config.fam_length
-    first = steps.Carried(fresh[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
-    carried = steps.Carried(before.fam[:, :, :F], before.beside)
+    initial, prompt = alternatives.split(fresh, config)
+    of_layer = alternatives.of_layer(prompt, config)
+    first = steps.Carried(initial[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
+    carried = steps.Carried(before.fam[:, :, :F], {name: before.beside[name] for name in first.beside})
     _, found = jax.lax.scan(body, (carried, segments), (x, steps.by_block(where, None, len(x), config)))
     tokens, fams = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
     return tokens, fams

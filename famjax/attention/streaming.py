@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import masks, memories
+from famjax.attention import alternatives, masks, memories
 from famjax.attention.attend import Source, attend, attend_ring
-from famjax.attention.block_step import fam_query_offsets, gated, push_fam, residual_of
+from famjax.attention.block_step import fam_query_offsets, gated, push_fam, queried, residual_of
 from famjax.attention.layer_weights import LayerWeights
 from famjax.attention.memories.base import State, Tokens
 from famjax.attention.memory import LayerMemory, fam_sources, select_rows, with_keys
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Bool, Float, Int, KeysValues, Queries, Rows
+from famjax.dims import Array, Float, Int, KeysValues, Queries, Rows
 
 
 def part_of_block(
@@ -35,16 +35,34 @@ def part_of_block(
     Returns:
       Output activations and the layer's memory. Rows whose block became full have a new FAM.
     """
+    y, memory = _part_of_block(layer, x, memory, where)
+    other = memories.of(layer.memory)
+    if other.takes_outputs:
+        full = where.full[:, 0]
+        take = lambda state: select_rows(full, other.leave(layer, state, y), state)
+        beside = jax.lax.cond(full.any(), take, lambda state: state, memory.beside)
+        memory = dataclasses.replace(memory, beside=beside)
+    if alternatives.holds_outputs(layer.memory):
+        memory = _keep_outputs(layer, y, memory, where)
+    return y, memory
+
+
+def _part_of_block(
+    layer: LayerWeights, x: Float[Array, "B Q D"], memory: LayerMemory, where: Blocks
+) -> tuple[Float[Array, "B Q D"], LayerMemory]:
+    other = memories.of(layer.memory)
+    x = other.enter(layer, memory.beside, x)
     config, Q, current = layer.memory, x.shape[1], where.blocks_before[:, 0]
     assert where.offset is not None
     # FAM's rows go along with many tokens, as in `block_step`. Beside a few they would be most of the work.
     together = 0 < config.fam_length < Q
     offset = where.offset[:, None] + np.arange(Q)
     fam_offset = fam_query_offsets(_origin(where), config)
+    of_fam = queried(memory.fam, memory.beside.get(alternatives.PROMPT))
     # Project, and write the block's new keys into the ring.
     if together:
         both = jnp.concatenate([offset, jnp.broadcast_to(fam_offset, (len(x), config.fam_length))], axis=1)
-        q, kv = layer.queries_keys_values((x, memory.fam[:, 0]), both, offset)
+        q, kv = layer.queries_keys_values((x, of_fam), both, offset)
     else:
         q, kv = layer.queries_keys_values((x,), offset, offset)
     slot = current % memory.k.shape[1]
@@ -53,28 +71,28 @@ def part_of_block(
     with jax.named_scope("block_attention"):
         fams = fam_sources(memory, where.fam_updates[:, 0], _origin(where), config) if config.fam_length else []
         ring = _ring(memory, offset, current, config)
-        more = memories.of(config).sources(layer, memory.beside, current)
+        more = other.sources(layer, memory.beside, current, q[..., :Q, :], offset)
         of_tokens = lambda fams: attend_ring(q[..., :Q, :], ring, current, [*more, *fams], layer.scoring)
         heads = gated(layer, lambda: of_tokens([]), lambda: of_tokens(fams))
         if together:
             heads = jnp.concatenate([heads, _attend_fam(layer, q[..., Q:, :], memory, slot, fams)], axis=-2)
     # What another memory than FAM adds, and what it takes from the tokens.
-    if memories.of(config) is not memories.NOTHING:
+    if other is not memories.NOTHING:
         heads, memory = _remember(layer, Tokens(x, q, kv, offset, where.count), memory, heads, where)
     # Output projection and feed-forward; FAM of the rows whose block is full.
     full = where.full[:, 0]
     if together:
-        y, new = layer.finish(heads, (x, *residual_of(memory.fam, where.fam_updates[:, 0], config)))
-        return y, _with_fam(layer, memory, new, full)
+        y, new = layer.finish(heads, (x, *residual_of(of_fam, where.fam_updates[:, 0], config)))
+        return y, _with_fam(layer, memory, new, where)
     (y,) = layer.finish(heads, (x,))
     if not config.fam_length:
         return y, memory
 
     def update(memory: LayerMemory) -> LayerMemory:
         with jax.named_scope("fam_recurrence"):
-            heads = _attend_fam(layer, layer.queries(memory.fam[:, 0], fam_offset), memory, slot, fams)
-            (new,) = layer.finish(heads, residual_of(memory.fam, where.fam_updates[:, 0], config))
-            return _with_fam(layer, memory, new, full)
+            heads = _attend_fam(layer, layer.queries(of_fam, fam_offset), memory, slot, fams)
+            (new,) = layer.finish(heads, residual_of(of_fam, where.fam_updates[:, 0], config))
+            return _with_fam(layer, memory, new, where)
 
     return y, jax.lax.cond(full.any(), update, lambda memory: memory, memory)
 
@@ -115,13 +133,27 @@ def _remember(
 
 
 def _with_fam(
-    layer: LayerWeights, memory: LayerMemory, new: Float[Array, "B F D"], full: Bool[Array, "B"]
-) -> LayerMemory:
+    layer: LayerWeights, memory: LayerMemory, new: Float[Array, "B F D"], where: Blocks
+) -> LayerMemory:  # fmt: skip
     """The memory with a new FAM, and its keys and values, in the rows whose block is full."""
-    fam = push_fam(memory.fam, [new], None, layer.memory)
+    fam = push_fam(layer, memory.fam, [new], where.fam_updates[:, 0], None)
     updated = with_keys(layer, dataclasses.replace(memory, fam=fam))
     parts = lambda m: {"fam": m.fam, "fam_k": m.fam_k, "fam_v": m.fam_v}
-    return dataclasses.replace(memory, **select_rows(full, parts(updated), parts(memory)))
+    return dataclasses.replace(memory, **select_rows(where.full[:, 0], parts(updated), parts(memory)))
+
+
+def _keep_outputs(
+    layer: LayerWeights, y: Float[Array, "B Q D"], memory: LayerMemory, where: Blocks
+) -> LayerMemory:  # fmt: skip
+    """The memory with the outputs of some tokens; in rows whose block is full these are what later blocks see."""
+    assert where.offset is not None
+    kv = layer.keys_values(y, where.offset[:, None] + np.arange(y.shape[1]))
+    held = tuple(memory.beside[name][:, None] for name in alternatives.OUTPUTS)
+    k, v = (x[:, 0] for x in _write(held, kv, jnp.zeros_like(where.count), where.offset, where.count))
+    slot = where.blocks_before[:, 0] % memory.k.shape[1]
+    ring, outputs = alternatives.into_ring((memory.k, memory.v), (k, v), slot, where.full[:, 0])
+    beside = memory.beside | dict(zip(alternatives.OUTPUTS, outputs, strict=True))
+    return dataclasses.replace(_replace_ring(memory, ring), beside=beside)
 
 
 def _write(rings: KeysValues, new: KeysValues, slot: Rows, offset: Rows, count: Rows) -> KeysValues:

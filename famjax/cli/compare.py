@@ -2,42 +2,34 @@
 
 import argparse
 import dataclasses
-import json
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from famjax.cli import side_by_side
-from famjax.cli.flags import add_gin_arguments, distinct_numbers
+from famjax.cli.compare_runs import DIVERGED, Subject, chosen, missing, subjects_of, train
+from famjax.cli.flags import add_gin_arguments, distinct_numbers, rates
 from famjax.config import ConfigError, EvalConfig
+from famjax.config.checks import at_least
 
 NAME = "compare"
 HELP = """Train several memories on one task with one budget, evaluate them, write one report.
 
   famjax compare --memories fam,bswa,sinks,infini --output runs/compare
   famjax compare --memories fam,my_memory.gin --seeds 0,1,2 --tokens 6m --output runs/mine
+  famjax compare --gin_file gin/experiments/compare_mqar.gin --learning-rates 1e-3,3e-3,1e-2 --output runs/mqar
+  famjax compare --gin_file gin/experiments/compare_s5.gin --flops 5t --output runs/s5
 
 A memory is the name of a file in gin/memories, or a gin file of your own. It is loaded after the task's
 gin file (--gin_file, default: gin/experiments/compare.gin) and may change only the memory settings. All
 models of a seed start from the same weights, except those that a memory adds, and read the same batches
-in the same order. They train one after the other and are then evaluated on the pass key.
+in the same order. They train one after the other and are then evaluated.
 
-The report, comparison.html and comparison.json, has accuracy against length and against bytes of state,
+The report, comparison.html and comparison.json, has accuracy against length, bytes of state and FLOPs,
 with 95% intervals, added weights and costs of each memory, training curves, and runs that diverged. The
 same command resumes an interrupted comparison.
 """
 
-TASK = "gin/experiments/compare.gin"
-DIVERGED = "diverged.json"
-
-
-class Subject(NamedTuple):
-    """One training of the comparison: a memory and a seed."""
-
-    memory: str
-    gin_file: str
-    seed: int
-    job: side_by_side.Job
+# Flags of the evaluation, which tasks may have, with their smallest values.
+EVALUATION = {"blocks": 0, "keys": 1, "alignments": 0, "examples": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,156 +38,131 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", default="runs/compare", metavar="DIR", help="output directory (default: runs/compare)"
     )
-    parser.add_argument(
-        "--tokens", type=_tokens, metavar="N", help="tokens per training: 500k, 2m (default: the task's)"
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--tokens", type=_count, metavar="N", help="tokens per training: 500k, 2m (default: the task's)"
     )
+    budget.add_argument(
+        "--flops", type=_count, metavar="N",
+        help="model FLOPs per training instead: 800g, 5t; cheaper memories then read more tokens",
+    )  # fmt: skip
     parser.add_argument(
         "--seeds", type=distinct_numbers, default=(0,), metavar="N,N",
         help="seeds of weights and documents (default: 0)",
     )  # fmt: skip
+    parser.add_argument(
+        "--learning-rates", type=rates, default=(), metavar="X,X",
+        help="train every memory with each; the report has the one with the lowest training loss (default: the task's)",
+    )  # fmt: skip
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="parallel trainings (default: 1)")
+    parser.add_argument(
+        "--part", default="", metavar="I/N",
+        help="train only part I of N here; the report is written once all trainings are in the output directory",
+    )  # fmt: skip
+    _add_evaluation(parser)
+    add_gin_arguments(parser)
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
     group.add_argument(
-        "--filler-blocks", type=distinct_numbers, default=(1, 2, 4, 8, 16, 64), metavar="N,N",
-        help="blocks of filler between key and question (default: 1,2,4,8,16,64)",
+        "--blocks", "--filler-blocks", type=distinct_numbers, metavar="N,N",
+        help="lengths in blocks: of a document, or of the pass key's filler "
+             "(default: 1,2,4,8,16,64; else those of the training, and 2 and 4 times the longest)",
     )  # fmt: skip
-    group.add_argument("--keys", type=int, default=1, metavar="N", help="keys per alignment (default: 1)")
+    group.add_argument("--examples", type=int, metavar="N", help="documents per length and kind (default: 50)")
+    group.add_argument("--keys", type=int, metavar="N", help="pass key: keys per alignment (default: 1)")
     group.add_argument(
-        "--alignments", type=int, default=0, metavar="N", help="offsets of the filler in a block (default: 0, all)"
+        "--alignments", type=int, metavar="N", help="pass key: offsets of the filler in a block (default: 0, all)"
     )
-    add_gin_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, evaluates and reports. All settings are checked first."""
+    from famjax.data.generated import check_generated_task
+    from famjax.evals.yardsticks import yardstick
+
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; name a directory")
     if args.at_once < 1:
         raise ConfigError(f"--at-once is {args.at_once}; it must be at least 1")
-    subjects = _subjects(args, output)
-    check_alike(subjects)
-    evaluation = EvalConfig(
-        model_dirs=("none",), output_dir=str(output / "evaluation"), filler_blocks=args.filler_blocks, keys=args.keys,
-        alignments=args.alignments, key_digits=subjects[0].job.config.passkey.key_digits,
-    )  # fmt: skip
+    part, parts = part_of(args.part)
+    subjects = subjects_of(args, output)
+    task = yardstick(subjects[0].job.config)
+    evaluation = dataclasses.replace(
+        task.evaluation(_flags(args, task.flags)), model_dirs=("none",), output_dir=str(output / "evaluation")
+    )
     evaluation.validate()
+    for one in subjects:
+        check_generated_task(one.job.config)
 
-    diverged = train(subjects, output, args.at_once)
-    trained = [one for one in subjects if one.job.name not in diverged]
-    if not trained:
+    diverged = train(subjects[part - 1 :: parts], output, args.at_once, args.part)
+    if args.part and (absent := missing(subjects, diverged)):
+        print(f"part {args.part} is trained; the report needs {len(absent)} of {len(subjects)} trainings that are not "
+              f"in {output}: {', '.join(absent)}")  # fmt: skip
+        return 0
+    if all(one.job.name in diverged for one in subjects):
         raise RuntimeError(f"every training diverged; {output / DIVERGED} has the reasons")
-    from famjax.evals import memories
-    from famjax.evals.run import run as evaluate
-    from famjax.process.compilation_cache import enable
-
-    enable()
-    dirs = tuple(one.job.config.model_dir for one in trained)
-    results = evaluate(dataclasses.replace(evaluation, model_dirs=dirs), trained[0].job.config.longest_filler)
-    rows = {model["model_dir"]: model["passkey"] for model in results["models"]}
-    runs = [
-        memories.Run(one.memory, one.gin_file, one.seed, one.job.config, rows.get(one.job.config.model_dir, []),
-                     diverged.get(one.job.name, ""))
-        for one in subjects
-    ]  # fmt: skip
-    data, page = memories.write(output, memories.summarize(runs))
+    data, page = _report(args, output, subjects, evaluation, diverged)
     print(f"wrote {data} and {page}")
     return 0
 
 
-def _subjects(args: argparse.Namespace, output: Path) -> list[Subject]:
-    """Returns all trainings by seed and memory, validated."""
-    task, memories = args.gin_files or [TASK], _memories(args.memories)
-    found = []
-    for seed in args.seeds:
-        for memory, path in memories.items():
-            bindings = [*args.gin_bindings, f"RANDOM_SEED={seed}"]
-            files, name = [*task, path], f"{memory}_seed{seed}"
-            one = side_by_side.job(name, files, bindings, output)
-            if args.tokens:
-                steps = args.tokens // (one.config.batch_size * one.config.sequence_length)
-                if not steps:
-                    raise ConfigError(
-                        f"--tokens {args.tokens} is less than a step's {one.config.batch_size} rows of "
-                        f"{one.config.sequence_length} tokens; give at least "
-                        f"{one.config.batch_size * one.config.sequence_length}"
-                    )
-                one = side_by_side.job(name, files, [*bindings, f"TRAIN_STEPS={steps}"], output)
-            found.append(Subject(memory, path, seed, one))
-    return found
+def _report(
+    args: argparse.Namespace, output: Path, subjects: list[Subject], evaluation: EvalConfig, diverged: dict[str, str]
+) -> tuple[Path, Path]:
+    """Evaluates the chosen trainings and writes the report. Returns its files."""
+    from famjax.evals import memories
+    from famjax.evals.memories_page import write
+    from famjax.evals.run import run as evaluate
+    from famjax.evals.yardsticks import yardstick
+    from famjax.process.compilation_cache import enable
+
+    task = yardstick(subjects[0].job.config)
+    kept, tried = chosen(subjects, diverged)
+    trained = [one for one in kept if one.job.name not in diverged]
+    enable()
+    dirs = tuple(one.job.config.model_dir for one in trained)
+    results = evaluate(dataclasses.replace(evaluation, model_dirs=dirs), trained[0].job.config.longest_filler)
+    found = {model["model_dir"]: model for model in results["models"]}
+    runs = []
+    for one in kept:
+        model = found.get(one.job.config.model_dir)
+        rows, tables = ([], []) if model is None else (task.rows(model), task.tables(model))
+        said = diverged.get(one.job.name, "")
+        runs.append(memories.Run(one.memory, one.gin_file, one.seed, one.job.config, rows, said, tables))
+    also = [
+        {"memory": one.memory, "seed": one.seed, "learning_rate": one.rate, "said": diverged[one.job.name]}
+        for one in subjects if one.job.name in diverged and one not in kept
+    ]  # fmt: skip
+    return write(output, memories.summarize(runs, task, args.flops or 0, tried, also))
 
 
-def _memories(text: str) -> dict[str, str]:
-    """Returns the gin file of each memory by name."""
-    found: dict[str, str] = {}
-    for word in (word.strip() for word in text.split(",") if word.strip()):
-        name = Path(word).stem
-        if name in found:
-            raise ConfigError(f"--memories {text}: {name} is there twice; name each once")
-        found[name] = word if word.endswith(".gin") else f"gin/memories/{word}.gin"
-    if not found:
-        raise ConfigError("--memories is empty; for example fam,bswa,sinks,infini")
-    return found
+def _flags(args: argparse.Namespace, known: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the flags of the evaluation that were given. Raises `ConfigError` for one that the task does not have."""
+    given = {name: getattr(args, name) for name in EVALUATION if getattr(args, name) is not None}
+    for name, value in given.items():
+        if name not in known:
+            has = ", ".join(f"--{one}" for one in known)
+            raise ConfigError(f"--{name} is not a setting of this task's evaluation, which has {has}")
+        at_least(name, min(value) if isinstance(value, tuple) else value, EVALUATION[name])
+    return given
 
 
-def check_alike(subjects: list[Subject]) -> None:
-    """Raises `ConfigError` if trainings differ in more than their memory and their seed, or cannot be compared."""
-    plain = lambda config: dataclasses.replace(
-        config, model_dir="", seed=0, model=dataclasses.replace(config.model, memory=type(config.model.memory)())
-    )
-    first = subjects[0]
-    config = first.job.config
-    if config.task != "passkey" or config.carries_memory or len(config.passkey.stages) > 1:
-        raise ConfigError(
-            "famjax compare needs the task 'passkey' with one stage and a stream_share of 0, so that all memories "
-            f"read the same batches; see {TASK}"
-        )
-    for other in subjects[1:]:
-        ours, theirs = dataclasses.asdict(plain(config)), dataclasses.asdict(plain(other.job.config))
-        for name in ours:
-            if ours[name] != theirs[name]:
-                raise ConfigError(
-                    f"{other.gin_file} changes {name}, not the memory alone: {theirs[name]!r}, where {first.gin_file} "
-                    f"has {ours[name]!r}; settings of the task go into --gin_file"
-                )
-        blocks = [one.job.config.model.memory.block_size for one in (first, other)]
-        if blocks[0] != blocks[1]:
-            raise ConfigError(
-                f"{other.gin_file} has block_size {blocks[1]}, {first.gin_file} {blocks[0]}: lengths are counted in "
-                f"blocks; use one BLOCK_SIZE"
-            )
+def part_of(text: str) -> tuple[int, int]:
+    """Returns (I, N) of `--part I/N`; (1, 1) if it is empty. Raises `ConfigError` if it is malformed."""
+    return EvalConfig(part=text).part_of
 
 
-def train(subjects: list[Subject], output: Path, at_once: int) -> dict[str, str]:
-    """Trains what is not finished yet. Returns the errors of diverged runs by name; other failures are raised."""
-    from famjax.storage.model_dir import write_text
-
-    path = output / DIVERGED
-    diverged: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    waiting = [one.job for one in subjects if one.job.name not in diverged]
-    while waiting:
-        now, waiting = waiting[:at_once], waiting[at_once:]
-        try:
-            side_by_side.train(now, at_once)
-        except RuntimeError as error:
-            bad = next((job for job in now if _has_diverged(job, str(error))), None)
-            if bad is None:
-                raise
-            print(f"{bad.name} diverged: {error}", file=sys.stderr)
-            diverged[bad.name] = str(error)
-            write_text(path, json.dumps(diverged, indent=2) + "\n")
-            waiting = [job for job in now if job is not bad] + waiting
-    return diverged
-
-
-def _has_diverged(job: side_by_side.Job, said: str) -> bool:
-    return f"the training of {job.name} failed" in said and "FloatingPointError" in said
-
-
-def _tokens(text: str) -> int:
-    units: dict[str, Any] = {"k": 10**3, "m": 10**6, "b": 10**9}
+def _count(text: str) -> int:
+    units: dict[str, Any] = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, "p": 10**15}
     unit = units.get(text[-1:].lower(), 1)
     number = text[:-1] if unit > 1 else text
-    if not number.replace(".", "", 1).isdecimal() or not float(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens; write for example 500k or 2m")
-    return round(float(number) * unit)
+    try:
+        found = round(float(number) * unit)
+    except (ValueError, OverflowError):
+        found = 0
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens or FLOPs; write for example 500k or 2m")
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from famjax.config import ConfigError, LoraConfig, ModelConfig
+from famjax.config.optimizer import MEMORY
 from famjax.process import interrupts
 from famjax.process.progress import Progress
 
@@ -57,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
     from famjax.data.tokenizer_folder import FAMILY
     from famjax.pretrained.config_json import with_memory
     from famjax.pretrained.families import family_of
-    from famjax.pretrained.folder import CARRIED, CONFIG_JSON, Written, carry, write_fam, write_json, write_tensors
+    from famjax.pretrained.folder import CARRIED, CONFIG_JSON, Written, carry, write_json, write_memory, write_tensors
     from famjax.pretrained.match import pairs
     from famjax.storage.pieces import Weights
     from famjax.storage.unfinished import atomic_directory
 
     weights = Weights(args.source)
-    shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith(("fam/", "layers/lora/"))}
+    shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith((*MEMORY, "layers/lora/"))}
     by_name = {pair.name: pair for pair in pairs(family_of(hf), shapes)}
     written = [Written(p.name, p.their_shape, _dtype(p, weights, types)) for p in by_name.values()]
     total = sum(tensor.nbytes for tensor in written)
@@ -75,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         for done in write_tensors(partial, written, read):
             progress.advance(done)
             interrupts.check()
-        if fam := _fam(weights):
-            write_fam(partial, fam)
+        if memory := _memory(weights):
+            write_memory(partial, memory)
         write_json(partial / CONFIG_JSON, with_memory(hf, config.memory))
         carry((file for name in CARRIED if (file := root / name).is_file() and name != FAMILY), partial)
     return 0
@@ -110,7 +111,7 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
 
     from famjax.pretrained import adapter
     from famjax.pretrained.families import family_of
-    from famjax.pretrained.folder import write_fam
+    from famjax.pretrained.folder import write_memory
     from famjax.storage.pieces import Weights
     from famjax.storage.unfinished import atomic_directory
 
@@ -118,13 +119,15 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
     tensors = adapter.tensors(family_of(hf), weights.shapes, weights.read)
     with atomic_directory(args.target, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as partial:
         adapter.write(partial, config, tensors, args.base_model)
-        if fam := _fam(weights):
-            write_fam(partial, fam)
+        if memory := _memory(weights):
+            write_memory(partial, memory)
 
 
-def _fam(weights: "Weights") -> dict[str, "np.ndarray"]:
-    """Returns FAM's weights under their names in `fam.safetensors`."""
-    return {f"fam_{path[4:]}": weights.read(path) for path in weights.shapes if path.startswith("fam/")}
+def _memory(weights: "Weights") -> dict[str, "np.ndarray"]:
+    """Returns the memory's weights under their names in `fam.safetensors`."""
+    from famjax.pretrained.folder import memory_name
+
+    return {memory_name(path): weights.read(path) for path in weights.shapes if path.startswith(MEMORY)}
 
 
 def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str], lora: LoraConfig) -> "np.ndarray":

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 from typing import Any
 
 from famjax.config import DTYPES, ConfigError, InferConfig, check_mesh
@@ -93,6 +94,17 @@ def distinct_numbers(text: str) -> tuple[int, ...]:
     if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
         raise argparse.ArgumentTypeError(f"{text!r}: write numbers, each once, such as 0,1,2")
     return tuple(map(int, words))
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """Type of a flag whose value is a list of positive numbers, each of which occurs once: 1e-3,3e-3."""
+    try:
+        found = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) < len(found) or not all(0 < rate < math.inf for rate in found):
+        raise argparse.ArgumentTypeError(f"{text!r}: write positive numbers, each once, such as 1e-3,3e-3,1e-2")
+    return found
 
 
 def add_mesh_argument(parser: argparse.ArgumentParser) -> None:

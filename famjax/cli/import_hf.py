@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from famjax.cli.flags import add_memory_arguments, memory_overrides
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.config.optimizer import MEMORY
 from famjax.process.progress import Progress
 
 if TYPE_CHECKING:
@@ -80,13 +81,15 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
 
     from famjax.nn.weights import parameter_shapes
     from famjax.pretrained.match import match
-    from famjax.storage.pieces import flatten, size_of, write_model
+    from famjax.storage.arrays import leaves
+    from famjax.storage.pieces import size_of, write_model
     from famjax.storage.unfinished import resumable_directory
 
     shapes = parameter_shapes(config)
-    every = {path: leaf.shape for path, leaf in flatten(shapes).items()}
-    flat = {path: shape for path, shape in every.items() if not path.startswith("fam/")}
+    every = {path: leaf.shape for path, leaf in leaves(shapes).items()}
+    flat = {path: shape for path, shape in every.items() if not path.startswith(MEMORY)}
     pairs = match(family_of(folder.config), flat, folder.tensors)
+    check_memory(folder, config, every)
     first_fam, total = _fam_of(folder, config, tokens, args.seed), size_of(shapes)
     what = _work(folder, config, args)
     with resumable_directory(args.target, what, total) as (partial, journal):
@@ -210,6 +213,39 @@ def _pieces(
             if path == "fam/gate":
                 read = functools.partial(_gate, folder, shape)
             yield Piece(path, None, math.prod(shape) * 4, read)
+        elif path.startswith("layers/memory/"):
+            for layer in range(shape[0]):
+                yield Piece(path, layer, math.prod(shape[1:]) * 4, functools.partial(_of_memory, folder, path, layer))
+        elif path.startswith(MEMORY):
+            yield Piece(path, None, math.prod(shape) * 4, functools.partial(_of_memory, folder, path))
+
+
+def check_memory(folder: "Folder", config: ModelConfig, shapes: dict[str, Any]) -> None:
+    """Raises `ConfigError` unless the folder has each weight of the memory but FAM's own, which can be made, and no
+    other."""
+    from famjax.pretrained.folder import FAM_FILE, memory_name
+
+    wanted = {memory_name(path): shape for path, shape in shapes.items() if path.startswith(MEMORY[1:])}
+    there = {name: tensor.shape for name, tensor in folder.fam.items() if not name.startswith("fam_")}
+    for name in sorted({**wanted, **there}):
+        if name not in there:
+            raise ConfigError(
+                f"{folder.path / FAM_FILE} has no {name}, which the folder's memory needs; export it again"
+            )
+        if name in wanted and tuple(there[name]) != tuple(wanted[name]):
+            raise ConfigError(f"{folder.path / FAM_FILE}: {name} is {list(there[name])}, not {list(wanted[name])}")
+        if name not in wanted and (config.memory.fam_length or config.memory.kind != "fam"):
+            raise ConfigError(f"{folder.path / FAM_FILE} has {name}, which this memory does not have; remove it there")
+
+
+def _of_memory(folder: "Folder", path: str, layer: int | None = None) -> "np.ndarray":
+    """Returns a weight of the folder's memory, or one layer's."""
+    import numpy as np
+
+    from famjax.pretrained.folder import memory_name
+
+    array = folder.read(memory_name(path)).astype(np.float32)
+    return array if layer is None else array[layer]
 
 
 def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":

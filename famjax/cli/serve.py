@@ -43,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--sessions", metavar="DIR", help="folder of session files (default: no named sessions)")
     where.add_argument("--name", metavar="TEXT", help="model name for clients (default: the directory's name)")
     where.add_argument("--api-key-file", metavar="FILE", help="API keys, one per line; clients must send one")
+    where.add_argument(
+        "--warm-up", action=argparse.BooleanOptionalAction, default=True,
+        help="compile before the first request; the next start reads the programs from the cache (default: yes)",
+    )  # fmt: skip
     much = parser.add_argument_group("limits")
     for flag, kind, what in (
         ("max-rows", int, "maximum batch size"), ("max-waiting", int, "maximum queued requests"),
@@ -81,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
             model = load(args.model, args.mesh, args.dtype, **memory_overrides(args))
             server = Server(model, str(args.model), config, taken)
         row = bytes_of_row(model) / 2**20
-        print(f"{config.name} on {server.url}, {config.max_rows} rows of {row:.3g} MiB of memory each", file=sys.stderr)
-        _until_signal(server)
+        ready = f"{config.name} on {server.url}, {config.max_rows} rows of {row:.3g} MiB of memory each"
+        _until_signal(server, config, ready, args.warm_up)
     return 0
 
 
@@ -107,11 +111,35 @@ def check_installed() -> None:
         raise ConfigError(f"famjax serve needs {' and '.join(missing)}: pip install -e '.[serve]'")
 
 
-def _until_signal(server: "Server") -> None:
-    with interrupts.handled("famjax serve", signal.SIGTERM), interrupts.held(lambda: "sessions of complete answers"):
-        server.start()
+def _until_signal(server: "Server", config: ServeConfig, ready: str, warm_up: bool) -> None:
+    def stopping(number: int) -> str:
+        seconds = min(config.grace, interrupts.GRACE_SECONDS) if number == signal.SIGINT else config.grace
+        return f"takes no more requests; those at work get {seconds:g} s"
+
+    kept = lambda: "sessions of complete answers"
+    with interrupts.handled("famjax serve", signal.SIGTERM), interrupts.held(kept, stopping):
+        server.begin_to_listen()
         try:
+            if warm_up:
+                _warm_up(server, config.max_rows)
+            server.begin_to_answer()
+            if not interrupts.requested():
+                print(ready, file=sys.stderr, flush=True)
             while server.alive and not interrupts.requested():
                 time.sleep(0.1)
         finally:
             server.stop()
+
+
+def _warm_up(server: "Server", max_rows: int) -> None:
+    """Compiles the programs of the server, or those until a signal arrives."""
+    from famjax.process.progress import Progress
+    from famjax.serve.warm_up import programs, warm_up
+
+    model = server.service.engine.model
+    total = programs(max_rows, model.config.memory.block_size)
+    with Progress("compiling", total, "programs") as progress:
+        for _ in warm_up(model, max_rows):
+            progress.advance()
+            if interrupts.requested():
+                return

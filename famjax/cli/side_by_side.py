@@ -156,6 +156,8 @@ def _news(job: Job) -> tuple[int, str]:
         news = f"loss {last['loss']:.3f}"
         if "exact_match" in last:
             news += f"  exact match {last['exact_match']:.2f} at up to {last['filler_blocks']} blocks"
+        elif "accuracy" in last:
+            news += f"  accuracy {last['accuracy']:.2f}"
         return int(last["step"]), news
     except (IndexError, ValueError, KeyError):
         return 0, "compiling"

@@ -5,9 +5,13 @@ from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
 
-MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt")
+MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor", "armt", "retrieval")
+# Memories of the whole model: memory tokens around each block, which sees nothing else of the past.
+_OF_TOKENS = ("rmt", "autocompressor", "armt")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
+FAM_UPDATES = ("feedback", "gated", "static")
+SEGMENTS_HOLD = ("inputs", "outputs")
 LAYER_KINDS = ("global", "local")
 
 
@@ -21,9 +25,17 @@ class MemoryConfig:
       fam_length: F, feedback activations per layer; 0 is plain BSWA.
       kind: memory of a layer besides its window: `fam` (the paper's; none if `fam_length` is 0), or another memory of
         `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini` (Infini-attention),
-        `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer).
+        `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer), `autocompressor` (AutoCompressors),
+        `armt` (Associative Recurrent Memory Transformer), `retrieval` (the best of the blocks that have left the
+        window, an upper bound whose state grows with the text).
       sinks: for `sinks`: number of a document's first tokens that stay visible.
-      memory_tokens: for `rmt`: n, number of tokens that pass from block to block.
+      memory_tokens: for `rmt` and `autocompressor`: n, number of tokens that pass from block to block; for `armt`: n,
+        number of tokens after each block that write into the layers' matrices.
+      memory_key_dim: for `armt`: width of the matrices' queries and keys, 6 features for each (DPFP-3).
+      summary_blocks: for `autocompressor`: C, number of blocks whose memory tokens are kept and read; those of older
+        blocks are dropped.
+      retrieval_blocks: for `retrieval`: number of blocks that are kept; the oldest is dropped.
+      retrieval_top_k: for `retrieval`: number of them that a query sees.
       infini_delta: for `infini`: update the matrix with the delta rule, that is with what it does not recall yet.
       fam_position: RoPE positions of FAM: `last` (the last F positions of the block that it compressed), `float`
         (fractional positions between two blocks), `zero` (always 0).
@@ -41,6 +53,12 @@ class MemoryConfig:
       random_state_passing: probability per training step that all rows start from the last FAM of the previous step
         instead of the learned prompt.
       random_state_passing_from: first step with random state passing.
+      fam_update: what a full block makes of F and its update U. `feedback`: F + U, the paper's. `gated`, a departure:
+        (1 - g) F + g U, where each layer computes g in (0, 1) from F and U, so that FAM does not grow, keeps what it
+        holds and can still be rewritten. `static`: FAM's queries are always the prompt, and the past is only
+        attended to (the paper's static summary, an ablation that fails).
+      segments_hold: what memory segments are projected from: a layer's `inputs`, or its `outputs` (the paper's feedback
+        memory segments, an ablation that fails).
       zero_first_residual: the first update adds no residual, as in the paper. False, a departure, adds the initial
         FAM, as later updates add the previous one.
       fam_max_rms: a departure from the paper, 0 (off) by default: new feedback activations are scaled down to at most
@@ -58,6 +76,10 @@ class MemoryConfig:
     kind: str = "fam"
     sinks: int = 4
     memory_tokens: int = 8
+    summary_blocks: int = 8
+    memory_key_dim: int = 64
+    retrieval_blocks: int = 64
+    retrieval_top_k: int = 2
     infini_delta: bool = True
     fam_position: str = "last"
     fam_init: str = "prompt"
@@ -68,6 +90,8 @@ class MemoryConfig:
     random_position_offset: float = 0.5
     random_state_passing: float = 0.8
     random_state_passing_from: int = 0
+    fam_update: str = "feedback"
+    segments_hold: str = "inputs"
     zero_first_residual: bool = True
     fam_max_rms: float = 0.0
     fam_noise: float = 0.0
@@ -77,6 +101,11 @@ class MemoryConfig:
     def has_gate(self) -> bool:
         """Whether there is a FAM with a gate."""
         return self.fam_gate and self.fam_length > 0
+
+    @property
+    def gates_updates(self) -> bool:
+        """Whether there is a FAM whose updates are gated."""
+        return self.fam_update == "gated" and self.fam_length > 0
 
     @property
     def window(self) -> int:
@@ -97,6 +126,12 @@ class MemoryConfig:
         self._check_kind()
         one_of("fam_position", self.fam_position, FAM_POSITIONS)
         one_of("fam_init", self.fam_init, FAM_INITS)
+        one_of("fam_update", self.fam_update, FAM_UPDATES)
+        one_of("segments_hold", self.segments_hold, SEGMENTS_HOLD)
+        if self.segments_hold == "outputs" and not self.memory_segments:
+            raise ConfigError(
+                "segments_hold 'outputs' with memory_segments 0: there is no segment; use 'inputs', or more segments"
+            )
         at_least("previous_fams", self.previous_fams, 1)
         if not self.fam_layers or self.fam_layers.strip("+-"):
             one_of("fam_layers", self.fam_layers, ("all", *LAYER_KINDS))
@@ -126,19 +161,38 @@ class MemoryConfig:
             )
         if self.fam_layers != "all":
             raise ConfigError(f"fam_layers {self.fam_layers!r} with kind {self.kind!r}: all layers have it; use 'all'")
+        for name, usual in (("fam_update", "feedback"), ("segments_hold", "inputs")):
+            if getattr(self, name) != usual:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)!r} with kind {self.kind!r}, which has no FAM to change; use {usual!r}"
+                )
         at_least("sinks", self.sinks, 1)
         at_least("memory_tokens", self.memory_tokens, 1)
-        if self.kind == "rmt":
+        at_least("summary_blocks", self.summary_blocks, 1)
+        at_least("memory_key_dim", self.memory_key_dim, 1)
+        if self.kind in _OF_TOKENS:
             for name in ("memory_segments", "token_window"):
                 if getattr(self, name):
                     raise ConfigError(
-                        f"{name} {getattr(self, name)} with kind 'rmt': a block sees its memory tokens and itself; set "
-                        f"{name} to 0"
+                        f"{name} {getattr(self, name)} with kind {self.kind!r}: a block sees its memory tokens and "
+                        f"itself; set {name} to 0"
                     )
             if self.memory_tokens > self.block_size:
                 raise ConfigError(
                     f"memory_tokens {self.memory_tokens} with block_size {self.block_size}: memory is to be "
                     f"smaller than what it stands for; use at most {self.block_size}"
+                )
+        if self.kind == "retrieval":
+            at_least("retrieval_top_k", self.retrieval_top_k, 1)
+            if self.retrieval_blocks <= self.memory_segments:
+                raise ConfigError(
+                    f"retrieval_blocks {self.retrieval_blocks} with memory_segments {self.memory_segments}: these are "
+                    f"all in the window; use at least {self.memory_segments + 1}"
+                )
+            if self.retrieval_top_k > self.retrieval_blocks:
+                raise ConfigError(
+                    f"retrieval_top_k {self.retrieval_top_k} with retrieval_blocks {self.retrieval_blocks}: no more "
+                    f"than are kept can be chosen; use at most {self.retrieval_blocks}"
                 )
         if self.kind == "sinks" and self.sinks > self.block_size:
             raise ConfigError(
@@ -148,7 +202,7 @@ class MemoryConfig:
 
     def check_model(self, attention_kernel: str, local_window: int) -> None:
         """Raises `ConfigError` if a model with this kernel and local layers of this window cannot have the memory."""
-        if self.kind not in ("sinks", "rmt"):
+        if self.kind not in ("sinks", "retrieval", *_OF_TOKENS):
             return
         for name, window in (("token_window", self.token_window), ("local_window", local_window)):
             if window:

@@ -54,10 +54,10 @@ class MqarConfig(_Labelled):
     """
 
     blocks: tuple[int, ...] = (1, 2, 4)
-    pairs: tuple[int, ...] = (2, 4, 8)
+    pairs: tuple[int, ...] = (2, 4, 8, 16)
     power: float = 1.0
-    keys: int = 32
-    values: int = 32
+    keys: int = 16
+    values: int = 16
     fillers: int = 8
 
     def validate(self) -> None:
@@ -101,7 +101,7 @@ class TrackingConfig(_Labelled):
         `all`.
     """
 
-    blocks: tuple[int, ...] = (1, 2, 4, 8, 16)
+    blocks: tuple[int, ...] = (1, 2, 4, 8)
     elements: str = "generators"
 
     def validate(self) -> None:

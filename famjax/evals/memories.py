@@ -1,13 +1,13 @@
-"""What `famjax compare` found: memories beside each other, as JSON and as one page.
+"""What `famjax compare` found: memories beside each other, on any task (`yardsticks.py`). `memories_page.py` shows it.
 
-An interval of a single seed is over its documents (Wilson's); of several seeds it is over seeds, whose documents stand
-or fall together.
+An interval of a single seed is over its documents; of several seeds it is over seeds, whose documents stand or fall
+together.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +16,15 @@ import numpy as np
 import famjax
 from famjax.config import TrainConfig
 from famjax.config.optimizer import MEMORY
-from famjax.evals.reports import charts, html
-from famjax.evals.reports.charts import Line, Point
-from famjax.evals.statistics import mean_interval, wilson_interval
+from famjax.evals.statistics import ratio_interval, wilson_interval
+from famjax.evals.yardsticks import Yardstick
 from famjax.nn.weights import parameter_shapes
 from famjax.storage import arrays
-from famjax.storage.model_dir import METRICS_JSONL, write_text
+from famjax.storage.model_dir import METRICS_JSONL
+from famjax.train.start import make_task
 from famjax.train.watching.flops import flops_per_token
 from famjax.train.watching.summary import row_bytes
 
-COMPARISON_JSON, COMPARISON_HTML = "comparison.json", "comparison.html"
 # Points of a training's curve in the report.
 MOST_POINTS = 40
 
@@ -36,8 +35,9 @@ class Run(NamedTuple):
     Attributes:
       memory, gin_file, seed: what it was.
       config: its settings.
-      rows: results of the pass key by length (`evals/tasks/passkey.py`); [] if it diverged.
+      rows: its results by length (`yardsticks.py`); [] if it diverged.
       diverged: with which words; empty if it did not.
+      tables: further results.
     """
 
     memory: str
@@ -46,34 +46,69 @@ class Run(NamedTuple):
     config: TrainConfig
     rows: list[dict[str, Any]]
     diverged: str = ""
+    tables: Sequence[Mapping[str, Any]] = ()
 
 
-def summarize(runs: Sequence[Run]) -> dict[str, Any]:
-    """Everything that the report says: `memories`, in the order in which they were named, and the common settings."""
+def summarize(
+    runs: Sequence[Run], task: Yardstick, flops: int = 0, rates: Mapping[str, list[dict[str, Any]]] | None = None,
+    also_diverged: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Returns everything that the report says: `memories`, in the order in which they were named, and the common
+    settings.
+
+    Args:
+      runs: the trainings that are reported.
+      task: what they were evaluated on.
+      flops: budget of each training in FLOPs; 0: all have the same steps.
+      rates: for each memory the learning rates that were tried, with their losses.
+      also_diverged: trainings with other learning rates: `memory`, `seed`, `learning_rate`, `said`.
+    """
     names = list(dict.fromkeys(run.memory for run in runs))
     config = runs[0].config
-    tokens = config.batch_size * config.sequence_length
+    budget = {"flops": flops} if flops else {"steps": config.steps, "tokens": config.steps * tokens_of_step(config)}
     return {
         "version": famjax.__version__,
-        "task": config.task, "seeds": sorted({run.seed for run in runs}),
-        "budget": {"steps": config.steps, "tokens": config.steps * tokens},
+        "task": config.task, "metric": task.metric, "length": task.length, "chance": task.chance,
+        "seeds": sorted({run.seed for run in runs}), "budget": budget,
         "block_size": config.model.memory.block_size,
-        "memories": [_memory([run for run in runs if run.memory == name], tokens) for name in names],
+        "memories": [
+            _memory([run for run in runs if run.memory == name]) | {
+                "learning_rates": (rates or {}).get(name, []),
+                "also_diverged": [dict(one) for one in also_diverged if one["memory"] == name],
+            }
+            for name in names
+        ],
     }  # fmt: skip
 
 
-def _memory(runs: list[Run], tokens_of_step: int) -> dict[str, Any]:
+def _memory(runs: list[Run]) -> dict[str, Any]:
     config = runs[0].config
-    lengths = [row["filler_blocks"] for row in next((run.rows for run in runs if run.rows), [])]
+    evaluated = next((run for run in runs if run.rows), None)
     weights, added = _weights(config)
+    tables = evaluated.tables if evaluated is not None else ()
     return {
         "name": runs[0].memory, "gin_file": runs[0].gin_file, "memory": dataclasses.asdict(config.model.memory),
         "weights": weights, "added_weights": added, "state_bytes": row_bytes(config.model),
-        "flops_per_token": flops_per_token(config, config.sequence_length),
-        "lengths": [_length(runs, blocks) for blocks in lengths],
-        "curves": [{"seed": run.seed, "points": curve(run.config.model_dir, tokens_of_step)} for run in runs],
+        "learning_rate": config.optimizer.learning_rate, "steps": config.steps,
+        "tokens": config.steps * tokens_of_step(config), "training_flops": training_flops(config),
+        "flops_per_token": training_flops(config) / (config.steps * tokens_of_step(config)),
+        "lengths": [_length(runs, i) for i in range(len(evaluated.rows))] if evaluated is not None else [],
+        "tables": [_table(runs, i) for i in range(len(tables))],
+        "curves": [{"seed": run.seed, "points": curve(run.config.model_dir, tokens_of_step(config))} for run in runs],
         "diverged": [{"seed": run.seed, "said": run.diverged} for run in runs if run.diverged],
     }  # fmt: skip
+
+
+def tokens_of_step(config: TrainConfig) -> int:
+    """Returns the tokens of a training step."""
+    return config.batch_size * config.sequence_length
+
+
+def training_flops(config: TrainConfig) -> float:
+    """Returns the model FLOPs of a whole training on a task that generates its documents (`watching/flops.py`)."""
+    task = make_task(config, np.arange(config.batch_size))
+    targets = task.batch(0, task.start())[0].targets.shape[1]
+    return flops_per_token(config, targets) * config.steps * tokens_of_step(config)
 
 
 def _weights(config: TrainConfig) -> tuple[int, int]:
@@ -82,140 +117,62 @@ def _weights(config: TrainConfig) -> tuple[int, int]:
     return sum(sizes.values()), sum(size for path, size in sizes.items() if path.startswith(MEMORY))
 
 
-def _length(runs: list[Run], blocks: int) -> dict[str, Any]:
-    """Exact match after N blocks of filler, over all seeds that did not diverge."""
-    rows = {run.seed: next(row for row in run.rows if row["filler_blocks"] == blocks) for run in runs if run.rows}
-    hits = {seed: round(row["exact_match"] * row["documents"]) for seed, row in rows.items()}
-    documents, total = sum(row["documents"] for row in rows.values()), sum(hits.values())
-    interval: tuple[float, float] | None = wilson_interval(total, documents)
-    if len(rows) > 1:
-        values = np.concatenate([np.arange(row["documents"]) < hits[seed] for seed, row in rows.items()])
-        units = [str(seed) for seed, row in rows.items() for _ in range(row["documents"])]
-        interval = mean_interval(values.astype(float).tolist(), units)
+def _length(runs: list[Run], number: int) -> dict[str, Any]:
+    """Returns the result at one length, over all seeds that did not diverge."""
+    rows = {run.seed: run.rows[number] for run in runs if run.rows}
     first = next(iter(rows.values()))
-    return {
-        "filler_blocks": blocks, "filler_tokens": first["filler_tokens"], "updates": first["fam_updates"],
-        "documents": documents, "exact_match": total / documents,
-        "low": interval[0] if interval else None, "high": interval[1] if interval else None,
-        "by_seed": {str(seed): row["exact_match"] for seed, row in rows.items()},
-    }  # fmt: skip
+    return {name: first[name] for name in ("blocks", "tokens", "updates")} | {
+        "documents": sum(row["documents"] for row in rows.values()),
+        **_pooled(list(rows.values()), "documents"),
+        "by_seed": {str(seed): row["value"] for seed, row in rows.items()},
+    }
+
+
+def _table(runs: list[Run], number: int) -> dict[str, Any]:
+    """Returns one of the further tables, over all seeds that did not diverge: the same rows as in `labelled.tables`."""
+    tables = [run.tables[number] for run in runs if run.tables]
+    pooled = []
+    for row in tables[0]["rows"]:
+        place = {name: row[name] for name in ("length", "at")}
+        same = [one for table in tables for one in table["rows"] if place.items() <= one.items()]
+        pooled.append(place | {"n": sum(one["n"] for one in same)} | _pooled(same, "n"))
+    return {"label": tables[0]["label"], "rows": pooled}
+
+
+def _pooled(rows: Sequence[Mapping[str, Any]], trials: str) -> dict[str, Any]:
+    """Returns the mean over the trials of several seeds, with an interval over seeds; one seed keeps its own."""
+    if len(rows) == 1:
+        return {name: rows[0][name] for name in ("value", "low", "high")}
+    counts = np.array([row[trials] for row in rows], float)
+    hits = counts * [row["value"] for row in rows]
+    value = float(hits.sum() / counts.sum())
+    if value in (0.0, 1.0):
+        low, high = wilson_interval(round(value * len(rows)), len(rows))
+    else:
+        low, high = ratio_interval(hits, counts)
+    return {"value": value, "low": low, "high": high}
+
+
+def _logged(model_dir: str) -> list[dict[str, Any]]:
+    """Returns the lines of a training's log that have a loss."""
+    path = Path(model_dir) / METRICS_JSONL
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [line for line in map(json.loads, lines) if "loss" in line]
+
+
+def final_loss(model_dir: str, share: float) -> float:
+    """Returns the mean of the last share of a training's logged losses; infinity if there are none."""
+    losses = [line["loss"] for line in _logged(model_dir)]
+    last = losses[-max(1, round(share * len(losses))) :]
+    return sum(last) / len(last) if last else math.inf
 
 
 def curve(model_dir: str, tokens_of_step: int) -> list[dict[str, float]]:
-    """(tokens, loss, exact match of recent documents) of a training, thinned out."""
-    path = Path(model_dir) / METRICS_JSONL
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    logged = [line for line in map(json.loads, lines) if "loss" in line]
+    """Returns (tokens, loss, share of right answers or predictions of recent documents) of a training, thinned out."""
+    logged = _logged(model_dir)
     every = max(1, -(-len(logged) // MOST_POINTS))
-    chosen = logged[::-1][::every][::-1]
+    right = lambda line: line.get("exact_match", line.get("accuracy", 0.0))
     return [
-        {"tokens": line["step"] * tokens_of_step, "loss": line["loss"], "exact_match": line.get("exact_match", 0.0)}
-        for line in chosen
+        {"tokens": line["step"] * tokens_of_step, "loss": line["loss"], "right": right(line)}
+        for line in logged[::-1][::every][::-1]
     ]
-
-
-# --- the page -------------------------------------------------------------------------------------
-
-
-def write(folder: str | Path, found: dict[str, Any]) -> tuple[Path, Path]:
-    """`comparison.json` and the page of it; where they are."""
-    data, shown = Path(folder) / COMPARISON_JSON, Path(folder) / COMPARISON_HTML
-    write_text(data, json.dumps(found, indent=2, default=str) + "\n")
-    write_text(shown, page(found))
-    return data, shown
-
-
-def page(found: dict[str, Any]) -> str:
-    """The whole document, from `comparison.json` alone."""
-    memories, budget, seeds = found["memories"], found["budget"], found["seeds"]
-    trained = [one for one in memories if one["lengths"]]
-    over = "documents" if len(seeds) == 1 else "seeds"
-    about = (
-        f"{budget['tokens']:,} tokens ({budget['steps']:,} steps) each, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
-        f"blocks of {found['block_size']} tokens. All models of a seed begin with the same weights, but for those that "
-        f"a memory adds, and read the same batches. Intervals are 95%, over {over}."
-    )
-    drawn = [
-        ("Exact match against length", charts.lines(_against_length(trained), "tokens of filler", "exact match")),
-        *(
-            (f"Exact match at {blocks} blocks against bytes of state",
-             charts.lines(_against_bytes(trained, blocks), "bytes of state", "exact match"))
-            for blocks in _some_lengths(trained)
-        ),
-        ("Loss against tokens", charts.lines(_losses(memories), "tokens of training", "loss", from_zero_to_one=False)),
-    ]  # fmt: skip
-    return html.page(
-        f"{len(memories)} memories compared",
-        [
-            html.paragraph(about),
-            html.section("What each memory is and costs", _costs(memories)),
-            html.section("Exact match by blocks of filler", _table(trained)),
-            html.section("Charts", html.charts(drawn)),
-            html.section("What diverged", _diverged(memories)),
-            html.paragraph(f"famjax {found['version']}; every number is in {COMPARISON_JSON}."),
-        ],
-    )
-
-
-def _key(number: int, name: str) -> html.Html:
-    return html.Html(f'<span class="key" style="background:{charts.color(number)}"></span>{html.escaped(name)}')
-
-
-def _costs(memories: Sequence[dict[str, Any]]) -> str:
-    head = ("memory", "kind", "bytes of state a row", "weights", "added by the memory", "training FLOPs a token")
-    rows = [
-        (_key(i, one["name"]), one["memory"]["kind"] if one["memory"]["fam_length"] or one["memory"]["kind"] != "fam"
-         else "none", one["state_bytes"], one["weights"], one["added_weights"], round(one["flops_per_token"]))
-        for i, one in enumerate(memories)
-    ]  # fmt: skip
-    return html.table(head, rows)
-
-
-def _table(memories: Sequence[dict[str, Any]]) -> str:
-    lengths = [row["filler_blocks"] for row in memories[0]["lengths"]]
-    shown = lambda row: f"{row['exact_match']:.2f} ({_bounds(row)})"
-    rows = [(one["name"], *map(shown, one["lengths"])) for one in memories]
-    return html.table(("memory", *map(str, lengths)), rows)
-
-
-def _bounds(row: dict[str, Any]) -> str:
-    return "no interval" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
-
-
-def _diverged(memories: Sequence[dict[str, Any]]) -> str:
-    told = [f"{one['name']}, seed {bad['seed']}: {bad['said']}" for one in memories for bad in one["diverged"]]
-    return html.said(told) if told else html.paragraph("Nothing.")
-
-
-def _point(x: float, row: dict[str, Any]) -> Point:
-    told = f"{row['exact_match']:.3f} ({_bounds(row)}), {row['documents']} documents"
-    return Point(x, row["exact_match"], row["low"], row["high"], told)
-
-
-def _against_length(memories: Sequence[dict[str, Any]]) -> list[Line]:
-    return [Line(one["name"], [_point(row["filler_tokens"], row) for row in one["lengths"]]) for one in memories]
-
-
-def _some_lengths(memories: Sequence[dict[str, Any]]) -> list[int]:
-    """The shortest and the longest filler."""
-    lengths = [row["filler_blocks"] for row in memories[0]["lengths"]]
-    return list(dict.fromkeys((lengths[0], lengths[-1])))
-
-
-def _against_bytes(memories: Sequence[dict[str, Any]], blocks: int) -> list[Line]:
-    row_of = lambda one: next(row for row in one["lengths"] if row["filler_blocks"] == blocks)
-    return [Line(one["name"], [_point(one["state_bytes"], row_of(one))]) for one in memories]
-
-
-def _losses(memories: Sequence[dict[str, Any]]) -> list[Line]:
-    """One curve a memory, the mean over its seeds where all of them have a value."""
-    curves = []
-    for one in memories:
-        by_tokens: dict[float, list[float]] = {}
-        for run in one["curves"]:
-            for point in run["points"]:
-                by_tokens.setdefault(point["tokens"], []).append(point["loss"])
-        means = {tokens: float(np.mean(losses)) for tokens, losses in sorted(by_tokens.items())
-                 if len(losses) == len(one["curves"])}  # fmt: skip
-        curves.append(Line(one["name"], [Point(x, y, None, None, f"{y:.3f}") for x, y in means.items()]))
-    return [line for line in curves if line.points]

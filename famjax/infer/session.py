@@ -30,7 +30,7 @@ import safetensors.numpy
 from flax import nnx
 
 from famjax.attention import memories
-from famjax.attention.memory import LayerMemory, MemoryState, over_rows
+from famjax.attention.memory import LayerMemory, MemoryState, layer_axes, over_rows
 from famjax.config import DTYPES, ConfigError, MemoryConfig, ModelConfig
 from famjax.dims import Int, Tree
 from famjax.infer.fingerprint import fingerprint
@@ -44,7 +44,10 @@ FORMAT, VERSION = "famjax session", "2"
 
 _LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory) if field.name != "beside")
 # Settings of the memory that older files of this version do not name; they were made with the defaults.
-_LATER = ("kind", "sinks", "infini_delta", "memory_tokens")
+_LATER = (
+    "kind", "sinks", "infini_delta", "memory_tokens", "summary_blocks", "memory_key_dim", "retrieval_blocks",
+    "retrieval_top_k", "fam_update", "segments_hold",
+)  # fmt: skip
 # Settings of the memory that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
@@ -225,11 +228,9 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
     # Copies: a session is donated to the device, which must not write into the file's pages.
     array = lambda name: jnp.array(file.tensors[name])[None]
     one = lambda i, names, prefix="": {name: array(f"{i}.{prefix}{name}") for name in names}
-    kind = memories.of(model.config.memory)
-    layers = [
-        LayerMemory(**one(i, _LAYERS), beside=one(i, kind.axes, "beside.")) for i in range(model.config.num_layers)
-    ]
-    of_model = {name: array(f"beside.{name}") for name in kind.model_axes}
+    names = layer_axes(model.config.memory).beside
+    layers = [LayerMemory(**one(i, _LAYERS), beside=one(i, names, "beside.")) for i in range(model.config.num_layers)]
+    of_model = {name: array(f"beside.{name}") for name in memories.of(model.config.memory).model_axes}
     return Session(MemoryState(position, updates, tuple(layers), of_model), np.array(file.tensors["recent"])[None])
 
 

@@ -295,7 +295,7 @@ class LayerParams(nnx.Module):
             self.post_attention_norm = NormWeights(config, config.d_model, stack=stack)
             self.post_ff_norm = NormWeights(config, config.d_model, stack=stack)
         self.feed_forward = FeedForwardWeights(config, rngs, stack)
-        if added := memories.of(config.memory).weights(config):
+        if added := memories.weights(config):
             self.memory = AddedWeights(added, rngs, stack)
         if config.lora.rank:
             self.lora = Lora(config, rngs, stack)

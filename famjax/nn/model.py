@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from famjax.attention import memories, memory, positions, streaming
+from famjax.attention import alternatives, memories, memory, positions, streaming
 from famjax.attention.block_step import over_blocks, prompt_step
 from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key, Tree
-from famjax.nn import segments
+from famjax.nn import appended, segments
 from famjax.nn.execution import Execution, LayerStack, stacked
 from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, norm, weight
 
@@ -127,6 +127,8 @@ class Transformer(nnx.Module):
         beside: dict[str, Array] = {}
         if self.by_blocks:
             hidden, layers, beside = segments.forward(self, self.embed(padded), state, at, key, over_blocks)
+        elif appended.in_use(self.config.memory):
+            hidden, layers = appended.forward(self, self.embed(padded), state, at, start, key, over_blocks)
         else:
             hidden, layers = self.forward(self.embed(padded), state, at, start, key)
         return hidden[:, :T], MemoryState(*positions.after(at, self.config.memory), layers, beside)
@@ -143,6 +145,8 @@ class Transformer(nnx.Module):
         """`forward` of any memory, with an `over` that returns flags."""
         if self.by_blocks:
             return segments.forward(self, x, state, where, None, over)[:2]
+        if appended.in_use(self.config.memory):
+            return appended.forward(self, x, state, where, start, None, over)
         return self.forward(x, state, where, start, over=over)
 
     def locate(
@@ -220,6 +224,8 @@ class Transformer(nnx.Module):
         each = [_of_layer(state.layers, i) for i in range(self.config.num_layers)]
         if self.by_blocks:
             hidden, each, beside = segments.read(self, x, each, beside["tokens"], where)
+        elif appended.in_use(config):
+            hidden, each = appended.read(self, x, each, where)
         else:
             hidden, each = self.part_through_layers(x, each, where)
         layers = stacked(each) if isinstance(state.layers, LayerMemory) else tuple(each)
@@ -287,7 +293,7 @@ class Transformer(nnx.Module):
         xs = (self._prefix(), start.fam)
         with jax.named_scope("fam_recurrence"):
             _, layers = self.execution.over_layers(layer_fn, self._layers, self._prompt(start), xs, start.use)
-        beside = {"tokens": segments.first_tokens(self)} if self.by_blocks else {}
+        beside = {"tokens": segments.first_state(self, segments.learned_tokens(self))} if self.by_blocks else {}
         state = MemoryState(jnp.zeros(1, jnp.int32), jnp.full(1, start.updates_before, jnp.int32), layers, beside)
         return memory.broadcast_rows(state, batch)
 
@@ -311,7 +317,7 @@ class Transformer(nnx.Module):
 
     def _prompt(self, start: Start) -> Float[Array, "1 F D"] | None:
         """What goes up the layers beside the text, if documents may start with it."""
-        handed_over = start.fam is not None and start.use is True
+        handed_over = start.fam is not None and start.use is True and not alternatives.is_static(self.config.memory)
         if not hasattr(self, "fam") or self.config.memory.fam_init == "prefix" or handed_over:
             return None
         prompt = self._scaled(self.fam.prompt[...][None].astype(self.config.dtype))
@@ -347,14 +353,16 @@ def first_fam(
     passed: Float[Array, "P F D"] | None, use: Any,
 ) -> Float[Array, "1 P F D"]:  # fmt: skip
     """THE memory with which a document starts, in one layer: the prompt as it has come up to this layer, or the layer's
-    prefix; or a FAM that was handed over. `fam_init` and `Start` decide which of them are there."""
+    prefix; or a FAM that was handed over. `fam_init` and `Start` decide which of them are there. With static queries
+    the learned one stands after it (`alternatives.split`)."""
     config = layer.config.memory
     shape = (1, config.previous_fams, config.fam_length, layer.config.d_model)
     fam = jnp.zeros(shape, jnp.float32)
     learned = prompt if prefix is None else prefix
     if learned is not None:
         fam = jnp.broadcast_to(learned.reshape(1, 1, *learned.shape[-2:]).astype(jnp.float32), shape)
-    return fam if passed is None else jnp.where(use, passed[None].astype(jnp.float32), fam)
+    initial = fam if passed is None else jnp.where(use, passed[None].astype(jnp.float32), fam)
+    return jnp.concatenate([initial, fam[:, :1]], axis=1) if alternatives.is_static(config) else initial
 
 
 def _of_layer(tree: Tree, i: int) -> Tree:

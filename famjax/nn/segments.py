@@ -4,8 +4,11 @@
     block-major      for each block, for each layer     this one, since a block's first layer needs the last one's
                                                         memory tokens of the block before
 
-Layers see blocks of S + 2 n positions and know nothing of it: n memory tokens to read, the block, and the same n tokens
-again, whose outputs at the top are the next block's.
+Layers see longer blocks and know nothing of it: m memory tokens to read, the block, and n more, whose outputs at the
+top are what the next block reads. RMT has m = n; AutoCompressors have n for each block that they keep, so a document's
+first blocks have fewer. These stand at the beginning, and what is left over is padding at the end:
+
+    n = 2, room for the tokens of 3 blocks, 1 block before:     m m  x x x x  w w  - - - -
 """
 
 import dataclasses
@@ -17,6 +20,7 @@ import numpy as np
 
 from famjax.attention import memories, positions
 from famjax.attention.block_step import over_blocks
+from famjax.attention.memories.rmt import Rmt
 from famjax.attention.memory import LayerMemory, MemoryState, select_rows
 from famjax.attention.positions import Blocks
 from famjax.config import ModelConfig
@@ -32,12 +36,26 @@ def in_layers(config: ModelConfig) -> ModelConfig:
     return config if memory is config.memory else dataclasses.replace(config, memory=memory)
 
 
-def first_tokens(model: "Transformer") -> Float[Array, "1 n D"]:
-    """The memory tokens with which a document starts, whole on every device."""
+def learned_tokens(model: "Transformer") -> Float[Array, "1 n D"]:
+    """The learned memory tokens, whole on every device."""
     added: Any = model.memory
     tokens = added.tokens[...][None].astype(jnp.float32)
     whole: Array = model.execution.constrain(tokens, (None, None, None))
     return whole
+
+
+def first_state(model: "Transformer", learned: Float[Array, "1 n D"]) -> Float[Array, "1 m D"]:
+    """The memory tokens that a document's first block reads: the learned ones; or none yet, which zeros stand for."""
+    config, kind = model.config.memory, _kind(model.config)
+    if not kind.accumulates:
+        return learned
+    return jnp.zeros((1, kind.tokens_kept(config), learned.shape[-1]))
+
+
+def _kind(config: ModelConfig) -> Rmt:
+    kind = memories.of(config.memory)
+    assert isinstance(kind, Rmt)
+    return kind
 
 
 def forward(
@@ -50,8 +68,10 @@ def forward(
       Hidden states; the layers' memory of the block in progress, or, if `over` looks at layers and returns flags, those
       of the first block in which one is not set; the model's memory after the kept blocks.
     """
-    (B, T, D), S, n = x.shape, model.config.memory.block_size, model.config.memory.memory_tokens
-    N, first = T // S, jnp.broadcast_to(first_tokens(model), (B, n, D))
+    (B, T, D), config, kind = x.shape, model.config.memory, _kind(model.config)
+    S, n, N, m = config.block_size, config.memory_tokens, T // config.block_size, kind.tokens_kept(config)
+    learned = jnp.broadcast_to(learned_tokens(model), (B, n, D))
+    first = jnp.broadcast_to(first_state(model, learned[:1]), (B, m, D))
     looks = over is not over_blocks
     blocks = jnp.moveaxis(x.reshape(B, N, S, D), 1, 0)
     real = jnp.clip(where.count[:, None] - np.arange(N) * S, 0, S)
@@ -61,52 +81,71 @@ def forward(
     keys = None if key is None else jax.random.split(key, N)
 
     def body(carry: Tree, inputs: Tree) -> tuple[Tree, Tree]:
-        (tokens, last, waiting), (x, key, (starts, real, full, kept, waits)) = carry, inputs
+        (tokens, last, waiting), (x, key, (starts, real, full, kept, waits, before)) = carry, inputs
         tokens = jnp.where(starts[:, None, None], first, tokens)
-        around = tokens.astype(x.dtype)
-        count = jnp.where(real == S, S + 2 * n, n + real)
-        segment = jnp.concatenate([around, x, around], axis=1)
+        # Around the block: what it reads, and where it writes.
+        read, write = (a.astype(x.dtype) for a in (tokens, learned if kind.accumulates else tokens))
+        there = kind.tokens_read(config, before)
+        count = there + jnp.where(real == S, S + n, real)
+        segment = _shift(jnp.concatenate([read, x, write], axis=1), m - there)
         y, out = model.forward(segment, None, _alone(count, model.config), key=key, over=over)
-        tokens = select_rows(full, y[:, n + S :].astype(jnp.float32), tokens)
+        y = _shift(y, there - m)
+        # What the next block reads.
+        tokens = select_rows(full, kind.push(tokens, y[:, m + S :]), tokens)
         last = select_rows(kept, tokens, last)
         if not looks:
             waiting = jax.tree.map(lambda a, b: _select(waits, a, b), out, waiting)
-        return (tokens, last, waiting), (y[:, n : n + S], out if looks else None)
+        return (tokens, last, waiting), (y[:, m : m + S], out if looks else None)
 
     if model.execution.remat == "full":
         body = jax.checkpoint(body)
     tokens = first if state is None else state.beside["tokens"]
     waiting = (model.initial_state(B) if state is None else state).stacked
-    by_block = tuple(jnp.moveaxis(a, 1, 0) for a in (starts, real, where.full, kept, jnp.broadcast_to(waits, (B, N))))
+    of_block = (starts, real, where.full, kept, jnp.broadcast_to(waits, (B, N)), where.blocks_before)
+    by_block = tuple(jnp.moveaxis(a, 1, 0) for a in of_block)
     (_, last, waiting), (hidden, seen) = jax.lax.scan(body, (tokens, tokens, waiting), (blocks, keys, by_block))
     out = _of_first_bad(seen) if looks else waiting
     return jnp.moveaxis(hidden, 0, 1).reshape(B, T, D), out, {"tokens": last}
 
 
 def read(
-    model: "Transformer", x: Float[Array, "B Q D"], layers: list[LayerMemory], tokens: Float[Array, "B n D"],
+    model: "Transformer", x: Float[Array, "B Q D"], layers: list[LayerMemory], tokens: Float[Array, "B m D"],
     where: Blocks,
 ) -> tuple[Float[Array, "B Q D"], list[LayerMemory], dict[str, Array]]:  # fmt: skip
     """`Transformer.read`: memory tokens go in before the first token of a block and after the last."""
-    S, n = model.config.memory.block_size, model.config.memory.memory_tokens
+    config, kind = model.config.memory, _kind(model.config)
+    S, n, m = config.block_size, config.memory_tokens, kind.tokens_kept(config)
     assert where.offset is not None
     offset, full = where.offset, where.full[:, 0]
-    around = tokens.astype(x.dtype)
+    there = kind.tokens_read(config, where.blocks_before[:, 0])
 
     def part(x: Array, place: Rows, count: Rows, layers: Tree) -> tuple[Array, Tree]:
         at = positions.of_part(place, jnp.zeros_like(place), count, in_layers(model.config).memory)
         return model.part_through_layers(x, layers, at)
 
-    def if_any(mask: Bool[Array, "B"], place: int, layers: Tree) -> tuple[Array, Tree]:
-        """The memory tokens at a place of the block, in the rows of the mask."""
-        count = jnp.where(mask, n, 0)
-        run = lambda layers: part(around, jnp.full_like(count, place), count, layers)
-        return jax.lax.cond(mask.any(), run, lambda layers: (jnp.zeros_like(around), layers), layers)
+    def if_any(
+        mask: Bool[Array, "B"], x: Array, place: Rows | int, count: Rows | int, layers: Tree
+    ) -> tuple[Array, Tree]:
+        """Memory tokens at a place of the block, in the rows of the mask."""
+        count, place = jnp.where(mask, count, 0), jnp.broadcast_to(jnp.asarray(place), mask.shape)
+        run = lambda layers: part(x, place, count, layers)
+        return jax.lax.cond(mask.any(), run, lambda layers: (jnp.zeros_like(x), layers), layers)
 
-    _, layers = if_any((offset == 0) & (where.count > 0), 0, layers)
-    hidden, layers = part(x, n + offset, where.count, layers)
-    written, layers = if_any(full, n + S, layers)
-    return hidden, layers, {"tokens": select_rows(full, written.astype(jnp.float32), tokens)}
+    before = _shift(tokens.astype(x.dtype), m - there)
+    _, layers = if_any((offset == 0) & (where.count > 0) & (there > 0), before, 0, there, layers)
+    hidden, layers = part(x, there + offset, where.count, layers)
+    write = jnp.broadcast_to(learned_tokens(model), (len(x), n, x.shape[-1])) if kind.accumulates else tokens
+    written, layers = if_any(full, write.astype(x.dtype), there + S, n, layers)
+    return hidden, layers, {"tokens": select_rows(full, kind.push(tokens, written), tokens)}
+
+
+def _shift(x: Float[Array, "B C D"], by: Rows | int) -> Float[Array, "B C D"]:
+    """Each row's columns moved to the left; those that leave it come in again at the right."""
+    if isinstance(by, int) and by == 0:
+        return x
+    C = x.shape[1]
+    index = (np.arange(C) + jnp.broadcast_to(jnp.asarray(by), len(x))[:, None]) % C
+    return jnp.take_along_axis(x, index[:, :, None], axis=1)
 
 
 def _of_first_bad(seen: Tree) -> Tree:
@@ -117,7 +156,7 @@ def _of_first_bad(seen: Tree) -> Tree:
 
 
 def _alone(count: Int[Array, "B"], config: ModelConfig) -> Blocks:
-    """Where one block of S + 2 n positions stands that sees nothing before it."""
+    """Where one block, memory tokens included, stands that sees nothing before it."""
     zero = jnp.zeros_like(count)
     return positions.of_whole_blocks((zero, zero), count, 1, in_layers(config).memory)
 

@@ -1,11 +1,13 @@
 """A model's weights: random initialisation, the plain tree, its shapes and axes, and unstacking by layer."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 from flax import nnx
 
+from famjax.attention.memory import MemoryState
 from famjax.config import ModelConfig
 from famjax.dims import Array
 from famjax.nn.execution import Execution
@@ -70,10 +72,35 @@ def each_parameter(model: Transformer) -> Iterator[tuple[str, Any]]:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
     """The tree of `parameters` with shapes instead of arrays; nothing is computed, whatever the size."""
-    shapes: dict[str, Any] = jax.eval_shape(lambda: parameters(create(config)))
-    return shapes
+    return nnx.to_pure_dict(nnx.state(nnx.merge(*_abstract(config)), nnx.Param))
 
 
 def parameter_axes(config: ModelConfig) -> dict[str, Any]:
     """The tree of `parameters` with the names of each weight's axes instead of arrays."""
-    return axes_of(nnx.state(nnx.eval_shape(lambda: create(config)), nnx.Param))
+    return axes_of(nnx.state(nnx.merge(*_abstract(config)), nnx.Param))
+
+
+def memory_shapes(config: ModelConfig, rows: int, streaming: bool = False) -> MemoryState:
+    """The initial `MemoryState` of these rows with shapes instead of arrays, of all layers in one array, or with
+    `streaming` of each in its own."""
+    shapes: MemoryState = jax.tree.map(lambda leaf: leaf, _memory_shapes(config, rows, streaming))
+    return shapes
+
+
+@functools.lru_cache(maxsize=64)
+def _memory_shapes(config: ModelConfig, rows: int, streaming: bool) -> MemoryState:
+    graphdef, state = _abstract(config)
+
+    def initial(state: nnx.State[Any, Any]) -> MemoryState:
+        model: Transformer = nnx.merge(graphdef, state)
+        return model.streaming_state(rows) if streaming else model.initial_state(rows)
+
+    shapes: MemoryState = jax.eval_shape(initial, state)
+    return shapes
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
+    """A model of shapes. A run asks for it a dozen times, and to trace the initialisation takes a tenth of a second."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: create(config)))
+    return graphdef, state

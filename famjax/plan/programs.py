@@ -133,7 +133,7 @@ def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, 
     graphdef, params = nnx.split(model)
     one = lambda leaf: leaf.replace(_placed(leaf.get_value(), leaf.axes, mesh))
     params = jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    shapes = jax.eval_shape(lambda: weights.create(config).streaming_state(rows))
+    shapes = weights.memory_shapes(config, rows, streaming=True)
     axes = state_axes(config.memory, config.num_layers)
     state = sharding.with_shardings(shapes, sharding.shardings(axes, shapes, mesh))
     return graphdef, params, state, {"weights": _held(params), "memories": _held(state)}

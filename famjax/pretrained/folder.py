@@ -55,7 +55,7 @@ class Folder:
       path: the folder.
       config: its config.json.
       tensors: by name.
-      fam: FAM's own tensors, `fam_prompt` or `fam_prefix`, and `fam_gate`, by name; empty if there are none.
+      fam: the memory's own tensors by `memory_name`: `fam_prompt` or `fam_prefix`, and others; empty if there are none.
 
     Raises:
       ConfigError: something is missing, truncated, quantised or unknown.
@@ -231,9 +231,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def write_fam(folder: Path, fam: Mapping[str, np.ndarray]) -> None:
-    """Writes FAM's prompt [F, D], or prefix [L, F, D]."""
-    write_arrays(folder / FAM_FILE, fam)
+def memory_name(path: str) -> str:
+    """Returns the name in `fam.safetensors` of one of the memory's weights: `fam_prompt`, `layers.memory.gate`."""
+    return path.replace("fam/", "fam_").replace("/", ".")
+
+
+def write_memory(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
+    """Writes the memory's own weights, those of layers stacked."""
+    write_arrays(folder / FAM_FILE, weights)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -30,9 +30,12 @@ SAME_SECONDS = 0.2
 INTERRUPTED = 128 + signal.SIGINT
 
 Saved = Callable[[], str]
+# Maps a signal to what the process does about it until it ends.
+Stopping = Callable[[int], str]
 
 _held: list[None] = []  # one entry for each `held` that the main thread is in
 _saved: list[Saved] = []  # descriptions of what is saved, the innermost last
+_stopping: list[Stopping] = []  # likewise, of what a signal leads to
 _requested: list[tuple[int, float]] = []  # the first signal, and its time
 _noted: list[list[int]] = []  # lists of `noted`, the innermost last
 _prog = ["famjax"]
@@ -62,19 +65,28 @@ def saying(saved: Saved) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(saved: Saved | None = None) -> Iterator[None]:
-    """Inside, Ctrl-C waits for `check`, or for the end of the outermost `held`. `saved`: see `saying`."""
+def held(saved: Saved | None = None, stopping: Stopping | None = None) -> Iterator[None]:
+    """Inside, Ctrl-C waits for `check`, or for the end of the outermost `held`.
+
+    Args:
+      saved: see `saying`.
+      stopping: describes what follows a signal, for the line that is printed when it arrives; None: that of a training,
+        which finishes its step.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     with saying(saved) if saved else contextlib.nullcontext():
         _held.append(None)
+        _stopping.extend([stopping] if stopping else [])
         try:
             yield
             if len(_held) == 1:
                 check()
         finally:
             _held.pop()
+            if stopping:
+                _stopping.remove(stopping)
 
 
 @contextlib.contextmanager
@@ -189,14 +201,18 @@ def _act(number: int) -> None:
             leave(128 + number, f"{_prog[0]}: {_sentence('ended at once')}")
         return
     _requested.append((number, time.monotonic()))
+    what = _stopping[-1] if _stopping else _after_step
     if number == signal.SIGINT:
-        _say("Ctrl-C: stops after this step; a second one ends the process at once")
+        _say(f"Ctrl-C: {what(number)}; a second one ends the process at once")
         timer = threading.Timer(GRACE_SECONDS, _late)
         timer.daemon = True
         timer.start()
     else:
-        name = signal.Signals(number).name
-        _say(f"{name}: stops after this step and saves it; a second signal ends the process at once")
+        _say(f"{signal.Signals(number).name}: {what(number)}; a second signal ends the process at once")
+
+
+def _after_step(number: int) -> str:
+    return "stops after this step" + (" and saves it" if number != signal.SIGINT else "")
 
 
 def _late() -> None:

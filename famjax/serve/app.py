@@ -69,7 +69,8 @@ class _Routes:
         return HTMLResponse(PAGE, headers={"Content-Security-Policy": _POLICY, "X-Frame-Options": "DENY"})
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        ready = self._service.ready
+        return JSONResponse({"status": "ok" if ready else "warming up"}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         engine = self._service.engine

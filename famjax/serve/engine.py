@@ -101,7 +101,7 @@ class Engine:
         until = time.monotonic() + seconds
         with self._wake:
             self._draining = True
-            while (self._used or self._waiting) and (left := until - time.monotonic()) > 0:
+            while self._thread.is_alive() and (self._used or self._waiting) and (left := until - time.monotonic()) > 0:
                 self._wake.wait(min(left, 0.1))
 
     def stop(self) -> None:
@@ -111,6 +111,8 @@ class Engine:
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout=60.0)
+        else:  # it was never started
+            self._fail_all("the server stopped before it was ready", stopping=True)
 
     # --- in the engine's thread -------------------------------------------------------------------
 

@@ -71,8 +71,17 @@ class Server:
 
     def start(self) -> None:
         """Begins to answer; returns at once."""
-        self.service.engine.start()
+        self.begin_to_listen()
+        self.begin_to_answer()
+
+    def begin_to_listen(self) -> None:
+        """Takes requests, which wait for `begin_to_answer`; until then `/health` says so."""
         self._thread.start()
+
+    def begin_to_answer(self) -> None:
+        """Works on requests."""
+        self.service.ready = True
+        self.service.engine.start()
 
     @property
     def alive(self) -> bool:

@@ -36,10 +36,14 @@ class Service:
       model: the model.
       model_dir: for its tokenizer and chat template.
       config: the server's settings.
+
+    Attributes:
+      ready: requests are worked on; until then they wait.
     """
 
     def __init__(self, model: Transformer, model_dir: str, config: ServeConfig):
         self.config, self.metrics = config, Metrics()
+        self.ready = False
         self.vocab_size = model.config.vocab_size
         self.codec = Codec(model_dir, self.vocab_size)
         # What ends a turn of a chat does not end other texts, so a chat has tokens' ends of its own.

@@ -124,7 +124,7 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
 
 def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
     """Returns `config` with other memory settings. Raises `ConfigError` if its weights do not support them."""
-    changes = {name: value for name, value in memory.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in memory.items() if value is not None}
     has, asked = config.memory.fam_length, changes.get("fam_length", 0)
     if asked > has:
         reason = f"the model's FAM has {has} rows" if has else "the model was trained without FAM"
@@ -132,7 +132,9 @@ def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
             f"fam_length {asked} is not possible: {reason}; use at most {has}, or train further with "
             f"--gin.FAM_LENGTH={asked} and INITIAL_CHECKPOINT_PATH"
         )
-    changed: MemoryConfig = dataclasses.replace(config.memory, **changes)  # type: ignore[arg-type]
+    if changes.get("fam_length") == 0:  # nothing is updated then
+        changes["fam_update"] = "feedback"
+    changed: MemoryConfig = dataclasses.replace(config.memory, **changes)
     new = dataclasses.replace(config, memory=changed)
     new.validate()
     return new

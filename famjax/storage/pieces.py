@@ -70,9 +70,9 @@ def write_model(
         folder = _make_empty(model_dir, shapes)
         if journal is not None:
             journal.add(_EMPTY)
-    leaves = flatten(shapes)
-    open_ones = {path: ts.open(_spec(folder, path), open=True) for path in leaves}
-    arrays = {path: opening.result() for path, opening in open_ones.items()}
+    leaves = arrays.leaves(shapes)
+    opening = {path: ts.open(_spec(folder, path), open=True) for path in leaves}
+    stores = {path: one.result() for path, one in opening.items()}
     wanted = {(path, layer) for path in leaves for layer in _layers(path, leaves[path])}
     writing: tuple[list[Any], Any] | None = None
 
@@ -88,7 +88,7 @@ def write_model(
         wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
         if journal is None or [path, layer] not in journal:
             array = piece.read()
-            part = arrays[path] if layer is None else arrays[path][layer]
+            part = stores[path] if layer is None else stores[path][layer]
             if array.dtype != part.dtype.numpy_dtype or array.shape != tuple(part.shape):
                 raise ValueError(f"{path} is {part.dtype.name} {part.shape}, not {array.dtype} {array.shape}")
             finish()
@@ -152,12 +152,6 @@ class Weights:
         return read
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """Returns {"layers/attention/query": leaf, ...}."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
-
-
 def size_of(shapes: Any) -> int:
     """Returns the bytes of a tree of shapes, or of arrays."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -173,7 +167,7 @@ def _refuse(path: str, layer: int | None) -> None:
 
 def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:
     """Writes step 0 with arrays of zeros, which take no disk space, and returns its folder."""
-    flat = flatten(shapes)
+    flat = arrays.leaves(shapes)
     # A broadcast scalar, so that no array of that size is ever in memory.
     zeros = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
     parts = {

@@ -13,6 +13,7 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.config.optimizer import MEMORY
 from famjax.nn.weights import parameter_shapes
 from famjax.storage import checkpoint
+from famjax.storage.arrays import leaves
 from famjax.storage.checkpoint import FAM, GATE
 from famjax.storage.model_dir import read_config
 
@@ -20,6 +21,7 @@ Weights = dict[str, Any]
 # Parts of the tree that a source may lack: weights that a fine-tuning adds to the source's.
 LORA = "layers/lora/"
 ADDED = (*MEMORY, LORA)
+WRITE_GATE = "layers/memory/write_bias"
 _NAMED = 6
 
 
@@ -43,7 +45,7 @@ def adopt(
     """
     _check_lora(source, read_config(source), model)
     _, found = checkpoint.load_model(source, shapes)
-    have, want = _flatten(found), _flatten(fresh)
+    have, want = leaves(found), leaves(fresh)
     _check(source, have, want)
     _check_gate(source, have, model)
     taken, lines = dict(want), []
@@ -70,7 +72,7 @@ def adopt(
 def check(source: str | Path, model: ModelConfig) -> str:
     """Describes in one line what `adopt` would do, from the configurations alone. Raises as it does on other shapes."""
     _check_lora(source, read_config(source), model)
-    have, want = (_flatten(parameter_shapes(config)) for config in (read_config(source), model))
+    have, want = (leaves(parameter_shapes(config)) for config in (read_config(source), model))
     _check(source, have, want)
     _check_gate(source, have, model)
     new = [path for path in want if path not in have or have[path].shape != want[path].shape]
@@ -95,9 +97,11 @@ def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> 
 
 
 def _check_gate(source: str | Path, have: Weights, model: ModelConfig) -> None:
-    """Raises `ConfigError` if the source gates FAM and the model does not: tokens would see FAM ungated."""
+    """Raises `ConfigError` if the source gates FAM or its updates and the model does not."""
     if f"{FAM}/{GATE}" in have and model.memory.fam_length and not model.memory.fam_gate:
         raise ConfigError(f"{source} has a gate for FAM: set fam_gate to True, as in its model.json")
+    if WRITE_GATE in have and model.memory.fam_length and not model.memory.gates_updates:
+        raise ConfigError(f"{source} gates the updates of FAM: set fam_update to 'gated', as in its model.json")
 
 
 def _check(source: str | Path, have: Weights, want: Weights) -> None:
@@ -131,11 +135,6 @@ def _rows(path: str, have: Any, want: Any) -> tuple[Any, str]:
     rows = jnp.concatenate([want[..., : asked - there, :], have.astype(want.dtype)], axis=-2)
     line = f"partly taken: {path}, {there} rows as the last ones; the {asked - there} before them are new"
     return jax.device_put(rows, want.sharding), line
-
-
-def _flatten(tree: Weights) -> Weights:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _shape(path: str, array: Any) -> str:

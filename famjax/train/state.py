@@ -46,7 +46,7 @@ class TrainState:
 
 def abstract(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> TrainState:
     """Returns shapes, types and shardings of a state (`jax.ShapeDtypeStruct`), without computing anything."""
-    shapes = jax.eval_shape(lambda: _fresh(config, tx))
+    shapes = jax.eval_shape(lambda params: _with_weights(config, tx, params), model_lib.parameter_shapes(config.model))
     params = sharding.shardings(model_lib.parameter_axes(config.model), shapes.params, mesh)
     where = TrainState(
         step=sharding.replicated(mesh),
@@ -76,7 +76,10 @@ def create(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) ->
 
 
 def _fresh(config: TrainConfig, tx: optax.GradientTransformation) -> TrainState:
-    params = model_lib.parameters(model_lib.create(config.model, config.seed))
+    return _with_weights(config, tx, model_lib.parameters(model_lib.create(config.model, config.seed)))
+
+
+def _with_weights(config: TrainConfig, tx: optax.GradientTransformation, params: Weights) -> TrainState:
     trained, _ = optim.split_frozen(config.tuning, params)
     memory = config.model.memory
     passed = (config.model.num_layers, memory.previous_fams, memory.fam_length, config.model.d_model)
@@ -89,7 +92,7 @@ def _no_memory(config: TrainConfig) -> MemoryState | None:
     """The memory before the first step, which is not used: every row of the first batch starts a document."""
     if not config.carries_memory:
         return None
-    shapes = jax.eval_shape(lambda: model_lib.create(config.model).initial_state(config.batch_size))
+    shapes = model_lib.memory_shapes(config.model, config.batch_size)
     memory: MemoryState = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return memory
 

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 RESULTS_JSON, SAMPLES_JSONL = "results.json", "samples.jsonl"
 NEAR = 3  # maximum tokens between a block boundary and the start of an answer that counts as near
+# Tasks with a key at any depth, and their titles.
+DEPTH_TASKS = {"passkey_depth": "key at any depth", "passkey_newest": "the newest of four keys, by its depth"}
 # Runs that the plot shows in addition to the recipe.
 PLOTTED = ("bswa_m0", "bswa_m1", "as_carried", "bound", "paper", "rsp")
 
@@ -35,7 +37,9 @@ def write(folder: Path, study: dict[str, list["Run"]]) -> None:
         parts += [f"## {title}", "", *table(rows), ""] if rows else []
         parts += [*where_it_fails(rows), ""] if rows and title == "recipe" else []
     asked = [run for run in runs.values() if (depths(run, folder) / RESULTS_JSON).exists()]
-    parts += ["## key at other depths", "", *depth_table(asked, folder), ""] if asked else []
+    for task, title in DEPTH_TASKS.items():
+        lines = depth_table(task, asked, folder)
+        parts += [f"## {title}", "", *lines, ""] if lines else []
     (folder / "study.md").write_text("\n".join(parts), encoding="utf-8")
     plot(folder / "study.png", [row for row in found.values() if row["part"] == "recipe" or row["name"] in PLOTTED])
     print("\n".join(parts))
@@ -104,12 +108,15 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def depth_table(runs: list["Run"], folder: Path) -> list[str]:
-    """Returns a Markdown table with a row per run and length, and a column per depth."""
-    lines = []
+def depth_table(task: str, runs: list["Run"], folder: Path) -> list[str]:
+    """Returns a Markdown table with a row per run and length, and a column per depth; nothing without results."""
+    lines: list[str] = []
     for run in runs:
         results = json.loads((depths(run, folder) / RESULTS_JSON).read_text(encoding="utf-8"))
-        grid = results["models"][0]["tasks"]["passkey_depth"]["by_depth"]
+        found = results["models"][0]["tasks"]
+        if task not in found:
+            continue
+        grid = found[task]["by_depth"]
         columns = sorted({one["depth"] for one in grid})
         if not lines:
             lines = ["| | tokens | " + " | ".join(f"depth {depth:g}" for depth in columns) + " |"]

@@ -4,7 +4,7 @@
     python launch/studies/memory_study.py runs/memory --part recipe     passkey_long.gin, three seeds
     python launch/studies/memory_study.py runs/memory --part twins      with and without FAM, same steps and data
     python launch/studies/memory_study.py runs/memory --part ablations  tiny_fam.gin, one thing changed in each
-    python launch/studies/memory_study.py runs/memory --part late       keys after filler and in used memories
+    python launch/studies/memory_study.py runs/memory --part any_depth  keys at any depth, and several in one text
     python launch/studies/memory_study.py runs/memory --part block1024  blocks of 1,024: 256 updates are 260k tokens
 
 Each training runs on its own core, in parallel on all cores (--at-once). The evaluated keys depend on a seed that was
@@ -43,8 +43,9 @@ class Asked(NamedTuple):
 class Depths(NamedTuple):
     """An evaluation with the key at other depths: lengths in tokens, and examples per length."""
 
-    lengths: str = "512,1k,4k,16k"
+    lengths: str = "1k,4k,16k"
     examples: int = 100
+    tasks: str = "passkey_depth"
 
 
 class Run(NamedTuple):
@@ -80,10 +81,21 @@ def recipe() -> list[Run]:
     ]
 
 
-def late() -> list[Run]:
-    """Keys that are inserted late."""
-    about = "keys inserted late, too"
-    return [Run("any_depth", "late", about, ("RANDOM_SEED=0",), ANY_DEPTH, depths=Depths())]
+AS_CARRIED, RESCALED = "TrainConfig.carried_fam_rms=0.0", "TrainConfig.carried_fam_rms=1.5"
+UNGATED = "MemoryConfig.fam_update='feedback'"
+
+
+def any_depth() -> list[Run]:
+    """Keys at any depth and several in one text: gated updates on several seeds, and the same training without."""
+    asked = (Asked("16,64,256,1024"), Asked("16384", alignments=16))
+    depths = Depths("1k,4k,16k,64k", tasks="passkey_depth,passkey_newest")
+    part = lambda name, about, *bindings: Run(name, "any_depth", about, bindings, ANY_DEPTH, asked, depths)
+    return [
+        *(part(f"gate_seed{n}", f"gated updates, seed {n}", f"RANDOM_SEED={n}") for n in SEEDS),
+        part("ungated_young", "the paper's update, FAM rescaled in half of the rows", UNGATED, RESCALED),
+        part("ungated", "the paper's update", UNGATED),
+        part("ungated_bound", "no gate, FAM bounded to RMS 4", UNGATED, "MemoryConfig.fam_max_rms=4.0"),
+    ]
 
 
 def base() -> Run:
@@ -103,7 +115,6 @@ def twins() -> list[Run]:
     return [base(), *found, Run("bswa_equal", "twins", about, equal, asked=asked)]
 
 
-AS_CARRIED = "TrainConfig.carried_fam_rms=0.0"
 ROWS_22 = ("TASK_FEATURE_LENGTHS={'targets': 1408}", "PassKeyConfig.stages=(1, 2, 4, 8, 16)")
 PAPER = (*ROWS_22, "PassKeyConfig.stream_share=0.0")
 RSP = "MemoryConfig.random_state_passing=0.8"
@@ -163,7 +174,7 @@ def block1024() -> list[Run]:
     ]
 
 
-PARTS = {"recipe": recipe, "late": late, "twins": twins, "ablations": ablations, "block1024": block1024}
+PARTS = {"recipe": recipe, "any_depth": any_depth, "twins": twins, "ablations": ablations, "block1024": block1024}
 
 
 def all_runs(parts: Iterable[str] = PARTS) -> dict[str, Run]:
@@ -223,7 +234,7 @@ def evaluate(run: Run, folder: Path) -> None:
         alignments = f"--gin.EvalConfig.alignments={asked.alignments}"
         verbs.famjax(*same, "--output", output, *what, alignments, quiet=True)
     if run.depths:
-        what = ("--task", "passkey_depth", "--lengths", run.depths.lengths, "--examples", run.depths.examples)
+        what = ("--task", run.depths.tasks, "--lengths", run.depths.lengths, "--examples", run.depths.examples)
         verbs.famjax(*same, "--output", memory_results.depths(run, folder), *what, quiet=True)
 
 

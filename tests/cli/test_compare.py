@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from famjax.cli import compare, side_by_side
+from famjax.cli import compare, compare_runs, side_by_side
 from famjax.cli.gin_config import load_train_config
 from famjax.cli.main import main, parse
-from famjax.evals import memories
+from famjax.evals import memories, memories_page, statistics
+from famjax.evals.yardsticks import yardstick
 from famjax.nn.weights import create, parameters
 from famjax.train.start import make_task
 
@@ -20,17 +21,22 @@ SHIPPED = sorted(path.stem for path in Path("gin/memories").glob("*.gin"))
 SMALL = ["--gin.TRAIN_STEPS=2", "--gin.BATCH_SIZE=2", "--gin.BLOCK_SIZE=64", "--gin.LOG_PERIOD=1"]
 
 
-def config_of(memory: str, *bindings: str) -> Any:
+TASKS = [compare_runs.TASK, "gin/experiments/compare_mqar.gin", "gin/experiments/compare_s5.gin"]
+MQAR = ["--gin_file", TASKS[1]]
+
+
+def config_of(memory: str, *bindings: str, task: str = TASKS[0]) -> Any:
     """The settings of a training of the comparison."""
-    files = [compare.TASK, f"gin/memories/{memory}.gin"]
+    files = [task, f"gin/memories/{memory}.gin"]
     config, _ = load_train_config(files, (), ["MODEL_DIR='none'", *bindings])
     config.validate()
     return config
 
 
-def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches() -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches(task: str) -> None:
     """All weights but a memory's own are bit for bit equal; a batch does not depend on what was answered before."""
-    configs = {name: config_of(name) for name in SHIPPED}
+    configs = {name: config_of(name, task=task) for name in SHIPPED}
     first = parameters(create(configs["bswa"].model, 5))
     for config in configs.values():
         params = parameters(create(config.model, 5))
@@ -40,11 +46,11 @@ def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches() 
         jax.tree.map(np.testing.assert_array_equal, params, first)
     batches = []
     for name, right in (("bswa", False), ("fam", True)):
-        task = make_task(configs[name], np.arange(configs[name].batch_size))
-        progress = task.start()
+        made = make_task(configs[name], np.arange(configs[name].batch_size))
+        progress = made.start()
         for step in range(3):
-            batch, progress = task.batch(step, progress)
-            progress = task.observe(progress, batch, np.full(batch.targets.shape, right))
+            batch, progress = made.batch(step, progress)
+            progress = made.observe(progress, batch, np.full(batch.targets.shape, right))
         batches.append(batch)
     jax.tree.map(np.testing.assert_array_equal, *batches)
 
@@ -60,6 +66,20 @@ def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches() 
         (["--seeds", "0,0"], "write numbers, each once"),
         (["--at-once", "0"], "--at-once is 0"),
         (["--keys", "0"], "keys is 0"),
+        (["--examples", "3"], "--examples is not a setting of this task's evaluation, which has --blocks, --keys"),
+        (["--flops", "5"], "--flops 5 is less than a step's"),
+        (["--flops", "5t", "--tokens", "1m"], "not allowed with argument"),
+        (["--learning-rates", "1e-3,0"], "write positive numbers, each once"),
+        (["--part", "3/2"], "--part 3/2 is not I/N"),
+        ([*MQAR, "--keys", "2"], "--keys is not a setting of this task's evaluation, which has --blocks, --examples"),
+        ([*MQAR, "--blocks", "0"], "--blocks 0 is shorter than any document of the training"),
+        ([*MQAR, "--examples", "0"], "examples is 0"),
+        ([*MQAR, "--gin.MqarConfig.pairs=(99,)"], "99 pairs need as many distinct keys and values"),
+        (
+            ["--gin_file", TASKS[2], "--gin.ModelConfig.vocab_size=50"],
+            "has 122 tokens, but the model's vocab_size is 50",
+        ),
+        (["--gin.MIXTURE_OR_TASK_NAME='text'", "--gin.DataConfig.sources=('x',)"], "that generates its documents"),
         (["--output", __file__], "is a file"),
         (["--gin.PassKeyConfig.stages=(1, 2)"], "with one stage and a stream_share of 0"),
         (["--gin.PassKeyConfig.stream_share=1.0"], "with one stage and a stream_share of 0"),
@@ -90,8 +110,8 @@ def test_a_memory_changes_nothing_else(tmp_path: Path, text: str, said: str, cap
     assert said in capfd.readouterr().err
 
 
-def subjects(tmp_path: Path, *words: str) -> list[compare.Subject]:
-    return compare._subjects(parse(compare, ["--output", str(tmp_path), *words]), tmp_path)
+def subjects(tmp_path: Path, *words: str) -> list[compare_runs.Subject]:
+    return compare_runs.subjects_of(parse(compare, ["--output", str(tmp_path), *words]), tmp_path)
 
 
 def test_what_diverges_is_kept_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,20 +127,93 @@ def test_what_diverges_is_kept_and_the_others_go_on(tmp_path: Path, monkeypatch:
         folder = one.job.config.model_dir
         text = code[one.memory] % (folder, f"{folder}/metrics.jsonl") if one.memory == "bswa" else code[one.memory]
         found.append(one._replace(job=one.job._replace(command=[sys.executable, "-c", text])))
-    diverged = compare.train(found[:2], tmp_path, 1)
+    diverged = compare_runs.train(found[:2], tmp_path, 1)
     assert list(diverged) == ["fam_seed0"] and "the loss is nan" in diverged["fam_seed0"]
     monkeypatch.setattr(side_by_side, "train", lambda jobs, at_once: [job.name for job in jobs])
-    assert compare.train(found[:2], tmp_path, 1) == diverged
+    assert compare_runs.train(found[:2], tmp_path, 1) == diverged
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="no space left"):
-        compare.train(found[2:], tmp_path, 1)
+        compare_runs.train(found[2:], tmp_path, 1)
+
+
+def test_a_budget_of_flops_gives_a_cheaper_memory_more_steps(tmp_path: Path) -> None:
+    """Each training costs at most the budget, and a step more would exceed it; `--tokens` gives all the same steps."""
+    found = subjects(tmp_path, "--memories", "fam,bswa", "--flops", "1t", "--seeds", "0,1")
+    steps = {}
+    for one in found:
+        config = one.job.config
+        cost = memories.training_flops(config)
+        assert cost <= 1e12 < cost * (config.steps + 1) / config.steps
+        assert f"--gin.TRAIN_STEPS={config.steps}" in one.job.command
+        steps.setdefault(one.memory, set()).add(config.steps)
+    assert all(len(one) == 1 for one in steps.values()) and min(steps["bswa"]) > max(steps["fam"])
+    assert {one.job.config.steps for one in subjects(tmp_path, "--tokens", "36k")} == {10}
+
+
+def log(subject: compare_runs.Subject, *losses: float) -> None:
+    folder = Path(subject.job.config.model_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"step": i + 1, "loss": loss}) + "\n" for i, loss in enumerate(losses)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_each_memory_reports_its_best_learning_rate(tmp_path: Path) -> None:
+    """The lowest mean loss over seeds, at the end of the log; a rate with a diverged seed comes last, also if its other
+    seed is the best of all."""
+    words = ["--memories", "fam,bswa", "--seeds", "0,1", "--learning-rates", "1e-3,3e-3,1e-2"]
+    found = subjects(tmp_path, *words)
+    assert [one.job.name for one in found[:3]] == ["fam_lr0.001_seed0", "fam_lr0.003_seed0", "fam_lr0.01_seed0"]
+    assert {one.job.config.optimizer.learning_rate for one in found} == {1e-3, 3e-3, 1e-2}
+    # The first nine losses do not count: the last tenth is one of ten.
+    ends = {"fam": {1e-3: (3.0, 1.0), 3e-3: (1.5, 1.6), 1e-2: (0.1, 9.0)},
+            "bswa": {1e-3: (1.0, 1.0), 3e-3: (2.0, 1.0), 1e-2: (1.1, 1.0)}}  # fmt: skip
+    for one in found:
+        log(one, *[0.0] * 9, ends[one.memory][one.rate][one.seed])
+    kept, tried = compare_runs.chosen(found, {"fam_lr0.01_seed1": "the loss is nan"})
+    assert [one.job.name for one in kept] == [
+        "fam_lr0.003_seed0", "bswa_lr0.001_seed0", "fam_lr0.003_seed1", "bswa_lr0.001_seed1"
+    ]  # fmt: skip
+    assert [(one["rate"], one["loss"], one["best"]) for one in tried["fam"]] == [
+        (1e-3, 2.0, False), (3e-3, 1.55, True), (1e-2, None, False)
+    ]  # fmt: skip
+    assert compare_runs.chosen(subjects(tmp_path, "--memories", "fam"), {})[1] == {"fam": []}
+    everywhere = {f"fam_lr{rate}_seed{seed}": "" for rate in (0.001, 0.003, 0.01) for seed in (0, 1)}
+    del everywhere["fam_lr0.01_seed1"]  # one seed of one rate is left
+    kept, _ = compare_runs.chosen(found, everywhere)
+    assert [one.job.name for one in kept if one.memory == "fam"] == ["fam_lr0.01_seed0", "fam_lr0.01_seed1"]
+
+
+def test_a_part_trains_its_share_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Each training belongs to one part; what diverged on another machine is known here; the last part reports."""
+    words = ["compare", "--output", str(tmp_path), "--memories", "fam,bswa,sinks", *SMALL]
+    trained: list[str] = []
+
+    def pretend(jobs: list[side_by_side.Job], at_once: int) -> None:
+        for job in jobs:
+            if job.name == "bswa_seed0":
+                raise RuntimeError(f"the training of {job.name} failed: FloatingPointError: the loss is nan")
+            trained.append(job.name)
+            (Path(job.config.model_dir) / "checkpoints" / str(job.config.steps)).mkdir(parents=True)
+
+    reported: list[dict[str, str]] = []
+    monkeypatch.setattr(side_by_side, "train", pretend)
+    monkeypatch.setattr(compare, "_report", lambda *args: reported.append(args[-1]) or ("data", "page"))
+    assert main([*words, "--part", "2/2"]) == 0
+    assert trained == [] and "bswa_seed0" in (tmp_path / "diverged-2-of-2.json").read_text()
+    assert "2 of 3 trainings that are not in" in capsys.readouterr().out
+    assert main([*words, "--part", "1/2"]) == 0
+    assert trained == ["fam_seed0", "sinks_seed0"]
+    assert [list(one) for one in reported] == [["bswa_seed0"]] and "wrote data and page" in capsys.readouterr().out
 
 
 def test_summary_and_page(tmp_path: Path) -> None:
     """Counts are pooled over seeds; intervals are Wilson's for one seed and over seeds for two; a memory that diverged
     in one seed has the other's numbers, one that diverged in all has none; texts are escaped."""
-    row = lambda blocks, hits: {"filler_blocks": blocks, "filler_tokens": 64 * blocks + 31.5, "fam_updates": blocks + 1,
-                                "documents": 10, "exact_match": hits / 10}  # fmt: skip
+    bounds = lambda hits: dict(zip(("low", "high"), statistics.wilson_interval(hits, 10), strict=True))
+    row = lambda blocks, hits: {"blocks": blocks, "tokens": 64 * blocks + 31.5, "updates": blocks + 1, "documents": 10,
+                                "value": hits / 10} | bounds(hits)  # fmt: skip
     (tmp_path / "a").mkdir()
     logged = [{"step": step, "loss": 5.0 / step, "exact_match": 0.1} for step in range(1, 101)]
     (tmp_path / "a" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in logged))
@@ -133,10 +226,10 @@ def test_summary_and_page(tmp_path: Path) -> None:
         memories.Run("infini", "infini.gin", 1, infini, [], "the loss is nan"),
         memories.Run("<b>", "b.gin", 0, infini, [], "it broke"),
     ]
-    found = memories.summarize(runs)
+    found = memories.summarize(runs, yardstick(fam))
     assert found["budget"] == {"steps": 1500, "tokens": 1500 * 8 * 448} and found["seeds"] == [0, 1]
     one, two, three = found["memories"]
-    assert [length["exact_match"] for length in one["lengths"]] == [0.9, 0.45]
+    assert [length["value"] for length in one["lengths"]] == [0.9, 0.45]
     assert one["lengths"][0]["by_seed"] == {"0": 1.0, "1": 0.8}
     assert (one["lengths"][1]["low"], one["lengths"][1]["high"]) == (0.0, 0.9)  # over two seeds
     assert two["lengths"][0]["documents"] == 10 and two["lengths"][0]["low"] == pytest.approx(0.2366, abs=1e-3)
@@ -147,11 +240,56 @@ def test_summary_and_page(tmp_path: Path) -> None:
     assert one["state_bytes"] == ring + 3 * 3 * 8 * 64 * 4 + 8
     assert two["state_bytes"] == ring + 3 * 2 * (32 * 32 + 32) * 4 + 8
     points = one["curves"][0]["points"]
-    assert points[-1] == {"tokens": 100 * 8 * 448, "loss": 0.05, "exact_match": 0.1} and len(points) <= 40
-    _, page = memories.write(tmp_path, found)
+    assert points[-1] == {"tokens": 100 * 8 * 448, "loss": 0.05, "right": 0.1} and len(points) <= 40
+    _, page = memories_page.write(tmp_path, found)
     text = page.read_text()
     assert "<b>" not in text and "&lt;b&gt;" in text and "seed 1: the loss is nan" in text
-    assert json.loads((tmp_path / memories.COMPARISON_JSON).read_text()) == found
+    assert json.loads((tmp_path / memories_page.COMPARISON_JSON).read_text()) == found
+
+
+def test_tables_of_seeds_are_pooled_by_their_predictions(tmp_path: Path) -> None:
+    """Accuracy by bin over two seeds weighs each by its predictions; the page has the tables, rates and FLOPs."""
+    config = config_of("fam", task=TASKS[1])
+    of_length = {"blocks": 2, "tokens": 128, "updates": 2.0, "documents": 6, "low": 0.1, "high": 0.9}
+    row = lambda value: of_length | {"value": value}
+    table = lambda n, value: {"label": "blocks between pair and question", "rows": [
+        {"length": 128, "at": at, "n": n, "value": value, "low": 0.0, "high": 1.0} for at in (0, 1)]}  # fmt: skip
+    runs = [
+        memories.Run("fam", "fam.gin", 0, config, [row(0.5)], "", [table(30, 0.5)]),
+        memories.Run("fam", "fam.gin", 1, config, [row(1.0)], "", [table(10, 1.0)]),
+    ]
+    rates = {"fam": [{"rate": 3e-3, "loss": 0.5, "best": True}, {"rate": 1e-2, "loss": None, "best": False}]}
+    also = [{"memory": "fam", "seed": 1, "learning_rate": 1e-2, "said": "<nan>"}]
+    found = memories.summarize(runs, yardstick(config), 10**12, rates, also)
+    (one,) = found["memories"]
+    assert one["lengths"][0]["value"] == 0.75 and one["lengths"][0]["documents"] == 12
+    cells = [(cell["at"], cell["n"], cell["value"]) for cell in one["tables"][0]["rows"]]
+    assert cells == [(0, 40, 0.625), (1, 40, 0.625)]
+    assert found["metric"] == "accuracy" and found["budget"] == {"flops": 10**12}
+    assert one["training_flops"] == pytest.approx(one["flops_per_token"] * one["tokens"])
+    assert found["chance"] == 1 / config.mqar.values
+    page = memories_page.page(found)
+    for words in ("Accuracy by blocks between pair and question, 128 tokens", "0.003", "diverged", "&lt;nan&gt;",
+                  "accuracy at 2 blocks against bytes of state", "against GFLOPs of training"):  # fmt: skip
+        assert words in page
+
+
+def test_rows_are_those_of_the_results() -> None:
+    """The pass key's rows and a labelled task's have the same names, from the entries that `famjax eval` writes."""
+    names = {"blocks", "tokens", "updates", "documents", "value", "low", "high"}
+    metric = {"value": 0.5, "low": 0.2, "high": 0.8, "n": 10}
+    by_length = [{"length": 128, "n": 10, "fam_updates": 2.0, "metrics": {"accuracy": metric}}]
+    key = {"filler_blocks": 2, "filler_tokens": 159.5, "fam_updates": 3.0, "documents": 10, "exact_match": 0.5}
+    entry = {
+        "tasks": {"mqar": {"by_length": by_length, "tables": ["a table"]}},
+        "passkey": [key | {"low": 0.2, "high": 0.8}],
+    }
+    labels, keys = yardstick(config_of("fam", task=TASKS[1])), yardstick(config_of("fam"))
+    assert names <= labels.rows(entry)[0].keys() and names == keys.rows(entry)[0].keys()
+    assert labels.rows(entry)[0]["blocks"] == keys.rows(entry)[0]["blocks"] == 2
+    assert labels.tables(entry) == ["a table"] and keys.tables(entry) == []
+    assert labels.evaluation({"blocks": (1, 3)}).lengths == (64, 192)
+    assert keys.evaluation({"blocks": (1, 3)}).filler_blocks == (1, 3)
 
 
 @pytest.mark.slow
@@ -160,11 +298,26 @@ def test_from_end_to_end_and_again(tmp_path: Path, capfd: Any) -> None:
     words = ["compare", "--output", str(tmp_path), "--memories", "fam,bswa,sinks,infini", *SMALL]
     words += ["--filler-blocks", "1,4", "--alignments", "4"]
     assert main(words) == 0
-    first = json.loads((tmp_path / memories.COMPARISON_JSON).read_text())
+    first = json.loads((tmp_path / memories_page.COMPARISON_JSON).read_text())
     assert [one["name"] for one in first["memories"]] == ["fam", "bswa", "sinks", "infini"]
     assert all(len(one["lengths"]) == 2 and one["curves"][0]["points"] for one in first["memories"])
     lines = [(tmp_path / f"{one}_seed0" / "metrics.jsonl").read_text() for one in ("fam", "infini")]
     assert main(words) == 0
-    assert json.loads((tmp_path / memories.COMPARISON_JSON).read_text()) == first
+    assert json.loads((tmp_path / memories_page.COMPARISON_JSON).read_text()) == first
     assert lines == [(tmp_path / f"{one}_seed0" / "metrics.jsonl").read_text() for one in ("fam", "infini")]
-    assert (tmp_path / memories.COMPARISON_HTML).is_file()
+    assert (tmp_path / memories_page.COMPARISON_HTML).is_file()
+
+
+@pytest.mark.slow
+def test_mqar_in_parts_with_two_rates(tmp_path: Path, capfd: Any) -> None:
+    """Two parts train two memories at two rates; the second finds all of them and reports the better rates."""
+    words = ["compare", "--output", str(tmp_path), "--memories", "fam,bswa", *MQAR, *SMALL, "--examples", "2"]
+    words += ["--learning-rates", "1e-3,3e-3", "--blocks", "2,4"]
+    assert main([*words, "--part", "1/2"]) == 0
+    said = capfd.readouterr().out
+    assert "2 of 4 trainings that are not in" in said and "fam_lr0.003_seed0, bswa_lr0.003_seed0" in said
+    assert main([*words, "--part", "2/2"]) == 0
+    found = json.loads((tmp_path / memories_page.COMPARISON_JSON).read_text())
+    assert [row["blocks"] for row in found["memories"][0]["lengths"]] == [2, 4]
+    assert all(sum(rate["best"] for rate in one["learning_rates"]) == 1 for one in found["memories"])
+    assert [table["label"] for table in found["memories"][1]["tables"]] == ["blocks between pair and question", "pairs"]

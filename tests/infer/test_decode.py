@@ -23,6 +23,12 @@ CONFIGS = {
     "sinks": tiny.config(kind="sinks", fam_length=0, sinks=2),
     "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0),
     "rmt": tiny.config(kind="rmt", fam_length=0, memory_segments=0, memory_tokens=2),
+    "autocompressor": tiny.config(
+        kind="autocompressor", fam_length=0, memory_segments=0, memory_tokens=1, summary_blocks=2
+    ),
+    "armt": tiny.config(kind="armt", fam_length=0, memory_segments=0, memory_tokens=1, memory_key_dim=4),
+    "retrieval": tiny.config(kind="retrieval", fam_length=0, retrieval_blocks=3),
+    "static": tiny.config(fam_update="static", segments_hold="outputs"),
     "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, head_dim=8),
 }
 PROMPTS = [1, 4, 7, 8, 13]

@@ -131,7 +131,7 @@ def test_files_from_before_other_memories_were_known(tmp_path: Path) -> None:
     path, _ = saved(tmp_path, CONFIGS["fam"])
     file = session.read_file(path)
     memory = json.loads(file.metadata["memory"])
-    for name in ("kind", "sinks", "infini_delta", "memory_tokens"):
+    for name in session._LATER:
         del memory[name]
     path.write_bytes(safetensors.numpy.save(file.tensors, metadata=file.metadata | {"memory": json.dumps(memory)}))
     session.restore(session.read_file(path), model_of(CONFIGS["fam"]))

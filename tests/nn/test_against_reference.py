@@ -27,6 +27,8 @@ CASES = {
     "two-fams": tiny.config(previous_fams=2, memory_segments=0),
     "three-fams-float": tiny.config(previous_fams=3, fam_position="float"),
     "fam-bounded": tiny.config(fam_max_rms=1.2, memory_segments=0),
+    "write-gate-some-layers": tiny.config(fam_update="gated", fam_layers="-+", num_layers=4),
+    "write-gate-two-fams": tiny.config(fam_update="gated", previous_fams=2, zero_first_residual=False),
     "first-residual-two-fams": tiny.config(zero_first_residual=False, previous_fams=2),
     "gate-grouped": tiny.config(fam_gate=True, num_heads=4, fam_layers="-+", num_layers=4),
     "gate-unrolled": tiny.config(fam_gate=True, memory_segments=0, scan_layers=False, previous_fams=2),

@@ -21,6 +21,7 @@ CASES = {
     "fam-segments3-grouped": tiny.config(memory_segments=3, num_heads=4),
     "bswa-segments3": tiny.config(fam_length=0, memory_segments=3, num_heads=4),
     "gate-grouped": tiny.config(fam_gate=True, num_heads=4),
+    "write-gate": tiny.config(fam_update="gated", memory_segments=0),
     "window5-segments2": tiny.config(token_window=5, memory_segments=2),
 }
 

@@ -13,9 +13,9 @@ from famjax.config import LoraConfig
 from famjax.nn.lora import merge
 from famjax.nn.weights import parameter_shapes
 from famjax.storage import base
+from famjax.storage.arrays import leaves
 from famjax.storage.checkpoint import load_model, save_model
 from famjax.storage.model_dir import write_text
-from famjax.storage.pieces import flatten
 from tests import tiny
 
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -89,7 +89,7 @@ def test_the_export_of_a_small_checkpoint_is_that_of_the_whole_model(tmp_path: P
     plain_params, plain = merge(params, CONFIG)
     again, weights = load_model(tmp_path / "again", parameter_shapes)
     assert again == plain
-    for found, desired in zip(flatten(weights).values(), flatten(plain_params).values(), strict=True):
+    for found, desired in zip(leaves(weights).values(), leaves(plain_params).values(), strict=True):
         tiny.assert_close(found, desired, 1e-6)
 
 

@@ -90,6 +90,35 @@ def test_fam_comes_back(tmp_path: Path) -> None:
     assert short.config.memory == dataclasses.replace(config.memory, fam_length=2)
 
 
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"fam_update": "gated", "fam_gate": True}, {"kind": "infini", "fam_length": 0},
+        {"kind": "rmt", "fam_length": 0, "memory_segments": 0, "memory_tokens": 3},
+    ],
+    ids=["write-gate", "infini", "rmt"],
+)  # fmt: skip
+def test_every_memory_comes_back(memory: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The memory's own weights, in layers and beside them; a folder without one of them is refused."""
+    config = tiny.config(qk_norm=True, vocab_size=61, **memory)
+    params = tiny.parameters(config)
+    save_model(tmp_path / "model", config, params)
+    folder = exported(tmp_path / "model", tmp_path / "folder")
+    assert main(["import-hf", str(folder), str(tmp_path / "again")]) == 0
+    again, weights = load_model(tmp_path / "again", parameter_shapes)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
+    arrays = safetensors.numpy.load_file(folder / "fam.safetensors")
+    name = next(name for name in arrays if "memory." in name)
+    safetensors.numpy.save_file({n: a for n, a in arrays.items() if n != name}, folder / "fam.safetensors")
+    capsys.readouterr()
+    assert main(["import-hf", str(folder), str(tmp_path / "short")]) == 2
+    assert f"has no {name}" in capsys.readouterr().err and not (tmp_path / "short").exists()
+    safetensors.numpy.save_file(arrays | {"layers.memory.other": arrays[name]}, folder / "fam.safetensors")
+    assert main(["import-hf", str(folder), str(tmp_path / "more")]) == 2
+    assert "has layers.memory.other" in capsys.readouterr().err
+
+
 MODELS = {
     "llama": tiny.config(tie_embeddings=False),
     "llama-scaled": tiny.config(rope_scaling="llama3", rope_factor=4.0, rope_original_length=16, ff_bias=True),

@@ -11,7 +11,7 @@ import pytest
 from famjax.config import ConfigError
 from famjax.infer.load import load
 from famjax.nn.weights import parameter_shapes
-from famjax.storage import pieces
+from famjax.storage import arrays, pieces
 from famjax.storage.checkpoint import load_model, save_model
 from famjax.storage.unfinished import resumable_directory
 from tests import tiny
@@ -26,7 +26,7 @@ def piece(path: str, layer: int | None, array: np.ndarray) -> pieces.Piece:
 def cut(params: Any) -> list[pieces.Piece]:
     """Returns all pieces of some weights, in no special order."""
     found: list[pieces.Piece] = []
-    for path, leaf in pieces.flatten(params).items():
+    for path, leaf in arrays.leaves(params).items():
         if path.startswith("layers/"):
             found += [piece(path, layer, np.asarray(leaf[layer])) for layer in range(len(leaf))]
         else:
@@ -67,7 +67,7 @@ def test_read_in_pieces(tmp_path: Path) -> None:
     params = tiny.parameters(CONFIG)
     save_model(tmp_path, CONFIG, params)
     weights = pieces.Weights(tmp_path)
-    assert weights.shapes == {path: leaf.shape for path, leaf in pieces.flatten(params).items()}
+    assert weights.shapes == {path: leaf.shape for path, leaf in arrays.leaves(params).items()}
     for one in cut(params):
         np.testing.assert_array_equal(weights.read(one.path, one.layer), one.read())
 

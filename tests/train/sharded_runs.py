@@ -60,10 +60,26 @@ SLOW_CASES = [
     ("stream-infini grouped", (2, 2, 2), 2),
     ("deltanet multi-query", (1, 2, 4), 1),
     ("lora grouped", (2, 2, 2), 2),
+    ("rmt grouped", (2, 2, 2), 2),
+    ("autocompressor multi-query", (1, 2, 4), 1),
+    ("stream-armt grouped", (2, 2, 2), 2),
+    ("retrieval grouped", (1, 2, 4), 1),
+    ("stream-static grouped", (2, 2, 2), 2),
 ]
 # What one device computes of it changes by more than the tolerance if its weights are rounded once more.
-ILL_CONDITIONED = "deltanet"
-KINDS = {"stream-infini": "infini", "deltanet": "deltanet"}
+ILL_CONDITIONED = ("deltanet", "stream-armt")
+# Settings of other memories than FAM, and of the paper's alternatives.
+_TOKENS = {"memory_segments": 0, "fam_length": 0, "memory_tokens": 2}
+MEMORIES: dict[str, dict[str, Any]] = {
+    "bswa": {"fam_length": 0},
+    "stream-infini": {"kind": "infini", "fam_length": 0},
+    "deltanet": {"kind": "deltanet", "fam_length": 0},
+    "rmt": {"kind": "rmt", **_TOKENS},
+    "autocompressor": {"kind": "autocompressor", "summary_blocks": 2, **_TOKENS},
+    "stream-armt": {"kind": "armt", "memory_key_dim": 3, **_TOKENS},
+    "retrieval": {"kind": "retrieval", "fam_length": 0, "memory_segments": 0, "retrieval_blocks": 3},
+    "stream-static": {"fam_update": "static", "segments_hold": "outputs"},
+}
 RESUMED = {
     "model": tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=2, random_state_passing=0.5),
     "sequence_length": 320, "batch_size": 8, "steps": 4, "log_period": 1, "checkpoint_period": 2,
@@ -77,9 +93,9 @@ def model_config(name: str) -> ModelConfig:
     memory, heads = name.split()
     return tiny.config(
         vocab_size=32, d_model=16, d_ff=32, num_heads=4, num_kv_heads=KV_HEADS[heads], qk_norm=True,
-        kind=KINDS.get(memory, "fam"), fam_length=0 if memory == "bswa" or memory in KINDS else 2,
         random_state_passing=0.5, fam_gate=memory == "gate",
-        lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0),
+        fam_update="gated" if memory == "gate" else "feedback",
+        lora=LoraConfig(rank=3 if memory in ("lora", "gate") else 0), **MEMORIES.get(memory, {}),
     )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from famjax.config import ConfigError, LoraConfig, OptimizerConfig, PassKeyConfi
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
 from famjax.storage import base, steps
+from famjax.storage.arrays import leaves
 from famjax.storage.checkpoint import load_model, save_model
-from famjax.storage.pieces import Weights, flatten
+from famjax.storage.pieces import Weights
 from famjax.train import initial, optim
 from famjax.train.loop import train
 from famjax.train.watching.metrics import MetricsLog
@@ -50,7 +51,7 @@ def tuned(tmp_path_factory, source):
 
 
 def weights(model_dir) -> dict[str, np.ndarray]:
-    return {path: np.asarray(leaf) for path, leaf in flatten(load_model(model_dir, parameter_shapes)[1]).items()}
+    return {path: np.asarray(leaf) for path, leaf in leaves(load_model(model_dir, parameter_shapes)[1]).items()}
 
 
 def losses(model_dir) -> list[float]:
@@ -67,7 +68,7 @@ def test_lora_and_the_prompt_are_trained_and_nothing_else(source, tuned):
     """After four steps on a bfloat16 base, the prompt and every A and B have changed, and all other weights are
     unchanged bit for bit; LoRA and the prompt are float32."""
     found = changed(tuned, source)
-    pairs = {path for path in flatten(parameter_shapes(MODEL)) if path.startswith("layers/lora/")}
+    pairs = {path for path in leaves(parameter_shapes(MODEL)) if path.startswith("layers/lora/")}
     assert len(pairs) == 14 and found == pairs | {"fam/prompt"}
     after = weights(tuned)
     assert all((after[path] != 0).any() for path in pairs if path.endswith("/b"))
@@ -102,7 +103,7 @@ def stored(model_dir, step) -> set[str]:
 
 def test_a_checkpoint_holds_what_is_trained_and_where_the_rest_is(source, tuned):
     """Steps have LoRA and the prompt; base.json names the source's step. Loaded at once, and piece by piece."""
-    pairs = {path for path in flatten(parameter_shapes(MODEL)) if path.startswith("layers/lora/")}
+    pairs = {path for path in leaves(parameter_shapes(MODEL)) if path.startswith("layers/lora/")}
     for step in (2, 4):
         assert stored(tuned, step) == pairs | {"fam/prompt"}
     pointer = json.loads((tuned / "base.json").read_text())

@@ -8,11 +8,13 @@
 
 A layer asks in this order, for a whole block in `block_step.py` and for a part of one in `streaming.py`:
 
+    x       = enter(state, x)                                 most memories: x
     q, k, v = QKV(norm(x))
-    heads   = attend(q, [segments, *sources(state), block])
+    heads   = attend(q, [segments, *sources(state, q), block])
     heads, state = memory.attend(state, tokens, heads)
     y       = FF(...)
     state   = memory.full(state, k, v)                        in rows whose block is full
+    state   = memory.leave(state, y)                          likewise; most memories: state
 
 Tokens of a block see what blocks before it have left, and `attend` may show a token what the tokens before it in
 the block leave. Nothing may reach back: tests change a token and expect the same bits before it.
@@ -86,8 +88,11 @@ class Memory:
         """The state of `batch` rows before any text; `dtype` is that of activations."""
         return {}
 
-    def sources(self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"]) -> list[Source]:
-        """Keys and values that the tokens of a block see under the same softmax as their window."""
+    def sources(
+        self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"], q: Queries, offset: Offsets
+    ) -> list[Source]:
+        """Keys and values that the tokens of a block see under the same softmax as their window. `q`, `offset`: their
+        queries and places, see `Tokens`."""
         return []
 
     def attend(self, layer: LayerWeights, state: State, tokens: Tokens, heads: Queries) -> tuple[Queries, State]:
@@ -97,6 +102,19 @@ class Memory:
 
     def full(self, layer: LayerWeights, state: State, kv: KeysValues, blocks_before: Int[Array, "B"]) -> State:
         """The state after a whole block with these keys and values [B, K, S, H]."""
+        return state
+
+    # --- a memory that reads and writes activations rather than keys and values -------------------------
+
+    def enter(self, layer: LayerWeights, state: State, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
+        """What a layer does its work on in place of its input."""
+        return x
+
+    # Whether `leave` changes the state.
+    takes_outputs = False
+
+    def leave(self, layer: LayerWeights, state: State, y: Float[Array, "B Q D"]) -> State:
+        """The state after a whole block of which these are the last outputs: Q is S or, in streaming, fewer."""
         return state
 
     # --- a memory of the whole model (`nn/segments.py`); a layer's memory has none of this ------------
@@ -109,6 +127,10 @@ class Memory:
     def model_weights(self, model: ModelConfig) -> dict[str, Weight]:
         """What the model learns for it, at `memory/NAME`."""
         return {}
+
+    def tokens_after(self, config: MemoryConfig) -> int:
+        """Learned tokens that follow every block on its way through the layers (`nn/appended.py`): `memory/tokens`."""
+        return 0
 
     def in_layers(self, config: MemoryConfig) -> MemoryConfig:
         """The memory's settings as layers see them."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from famjax.attention.attend import Source
 from famjax.attention.layer_weights import LayerWeights
 from famjax.attention.memories.base import Axes, Memory, State
-from famjax.dims import Array, Int, KeysValues
+from famjax.dims import Array, Int, KeysValues, Offsets, Queries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Sinks(Memory):
         empty = jnp.zeros((batch, K, layer.memory.sinks, H), dtype)
         return {"sink_k": empty, "sink_v": empty}
 
-    def sources(self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"]) -> list[Source]:
+    def sources(
+        self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"], q: Queries, offset: Offsets
+    ) -> list[Source]:
         """The sinks, once block 0 is out of reach."""
         config = layer.memory
         visible = (blocks_before > config.memory_segments)[:, None, None, None, None]

@@ -37,6 +37,7 @@ TASKS = {
     "s5": Entry("labelled", "task", "the product of permutations of five after each of them, likewise", blocks=True),
     "text": Entry("language", "task", "bits per byte and next-token accuracy of texts by position", "texts"),
     "passkey_depth": Entry("needles", "pass_key", "the pass key (paper) at any depth, exact match of its digits"),
+    "passkey_newest": Entry("needles", "pass_key", "four pass keys, each replacing the last; the newest at any depth"),
     "niah_single": Entry("needles", "needles", "a needle in a haystack (RULER)"),
     "niah_multikey": Entry("needles", "needles", "one needle asked for among four (RULER)"),
     "niah_multivalue": Entry("needles", "needles", "four values of one key, all asked for (RULER)"),

@@ -39,6 +39,10 @@ KINDS = {
 }
 
 
+# name: pass keys in the text, of which the last is asked for
+PASS_KEYS = {"passkey_depth": 1, "passkey_newest": 4}
+
+
 def needles(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns one of the `KINDS`. The first requested needle lies at the grid's depth, the others at random depths."""
     keys_inserted, values_each, keys_asked = KINDS[name]
@@ -75,19 +79,24 @@ def _list(keys: list[str]) -> str:
 
 def pass_key(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the paper's pass-key task at any depth (as varied by Mohtashami & Jaggi 2023). The key's tokens are
-    scored with teacher forcing; exact match equals that of greedy generation."""
+    scored with teacher forcing; exact match equals that of greedy generation.
+
+    Of several keys, evenly spaced up to the depth, the last one is the answer: each replaces the one before.
+    """
+    count = PASS_KEYS[name]
     pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
     head, tail = pieces.first(INTRODUCTION.strip()), pieces.raw(QUESTION.rstrip())
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
-        key = random_key(rng, config.key_digits)
-        needle = pieces.next(TELLING.format(key=key).strip())
+        keys = [random_key(rng, config.key_digits) for _ in range(count)]
+        key, stated = keys[-1], [pieces.next(TELLING.format(key=key).strip()) for key in keys]
         room = length - len(head) - len(tail)
-        if room < len(needle):
-            raise too_short(name, length, length - room + len(needle))
-        hay = haystack(pieces, filler.from_somewhere(rng), [needle], [depth], room)
-        about = {"depth": depth, "needle": len(head) + hay.ends[0]}
-        context, needles = np.concatenate([head, hay.tokens]), hay.needles(len(head), [0])
+        if room < (least := sum(map(len, stated))):
+            raise too_short(name, length, length - room + least)
+        depths = [depth * (i + 1) / count for i in range(count)]
+        hay = haystack(pieces, filler.from_somewhere(rng), stated, depths, room)
+        about = {"depth": depth, "needle": len(head) + hay.ends[-1]}
+        context, needles = np.concatenate([head, hay.tokens]), hay.needles(len(head), [count - 1])
         return Example("", tail, context, targets=(key,), scored=pieces.next(key), about=about, needles=needles)
 
     return generated.task(name, "score", config, make, filler=config.filler, key_digits=config.key_digits)

@@ -77,6 +77,8 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
             continue
         frozen = config.tuning.settings_of(path)["frozen"]
         flops += (4 if frozen else 6) * leaf.size * uses
+    if memory.segments_hold == "outputs":  # keys and values are projected once more
+        flops += 3 * 4 * model.num_layers * model.d_model * model.num_kv_heads * model.head_dim
     pairs = attention_pairs(config) / T
     flops += 3 * 4 * model.num_layers * model.num_heads * model.head_dim * pairs
     return flops + 3 * model.num_layers * memories.of(memory).flops(model)

@@ -1,7 +1,10 @@
 """Records of a training's metrics: `metrics.jsonl`, and events for TensorBoard. The first process writes them."""
 
+import contextlib
 import json
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,8 @@ class TensorBoard:
     """
 
     def __init__(self, model_dir: str | Path, first_step: int):
-        from tensorboardX import SummaryWriter
+        with _without_torch():
+            from tensorboardX import SummaryWriter
 
         folder = Path(model_dir) / TENSORBOARD
         self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
@@ -63,3 +67,17 @@ class TensorBoard:
         closing = threading.Thread(target=self._writer.close, daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Inside, torch cannot be imported, unless it is already: tensorboardX imports it if it is installed, for tensors
+    that are never written here, which takes seconds and 200 MB."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from famjax.config import ModelConfig, TrainConfig
-from famjax.nn.weights import create
+from famjax.nn.weights import memory_shapes
 from famjax.storage.arrays import leaves
 from famjax.storage.model_dir import SUMMARY_TXT, write_text
 from famjax.train import state as states
@@ -52,8 +52,7 @@ def part_bytes(leaf: Any) -> int:
 
 def row_bytes(config: ModelConfig) -> int:
     """Returns the bytes of a row's `MemoryState`, which do not depend on the length of the text."""
-    shapes = jax.eval_shape(lambda: create(config).initial_state(1))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory_shapes(config, 1)))
 
 
 def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> str:

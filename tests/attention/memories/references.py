@@ -89,22 +89,80 @@ def deltanet(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.nda
     return out, []
 
 
+def retrieval(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Each head of each token sees its window, and the best of the last N blocks that have left it: those whose mean
+    key, without position, has the largest product with its query. They all stand right before the window."""
+    config, memory, out = layer.config, layer.config.memory, []
+    S, M, group = memory.block_size, memory.memory_segments, config.num_heads // config.num_kv_heads
+    for t, token in enumerate(x):
+        tau = t // S
+        kept = range(max(0, tau - memory.retrieval_blocks), max(0, tau - M))
+        means = {n: np.mean([layer.key_value(x[n * S + i], 0)[0] for i in range(S)], axis=0) for n in kept}
+        heads = []
+        for h in range(config.num_heads):
+            score = lambda n, h=h, token=token, means=means: layer.query(token, 0)[h] @ means[n][h // group]
+            chosen = sorted(kept, key=score)[-memory.retrieval_top_k :]
+            first = (tau - M - 1) * S
+            pairs = [layer.key_value(x[n * S + i], first + i) for n in chosen for i in range(S)]
+            heads.append(layer.heads(layer.query(token, t), pairs + window(layer, x, t))[h])
+        out.append(layer.feed_forward(layer.project(heads) + token, token))
+    return out, []
+
+
 def rmt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
-    """RMT: each segment is a text of its own, [memory, segment, memory], read by a plain causal Transformer."""
+    """RMT and AutoCompressors: each segment is a text of its own, [memory, segment, memory], read by a plain causal
+    Transformer. AutoCompressors read what the segments before have left, and write with the learned tokens."""
     S, n, out = config.memory.block_size, config.memory.memory_tokens, []
     params = as_float64(params)
-    memory = params["memory"]["tokens"]
-    alone = dataclasses.replace(config.memory, kind="fam", block_size=S + 2 * n, memory_segments=0)
+    learned, C = params["memory"]["tokens"], config.memory.summary_blocks
+    accumulates = config.memory.kind == "autocompressor"
+    memory = [] if accumulates else list(learned)
+    # A block of any length that has no segments before it.
+    alone = dataclasses.replace(config.memory, kind="fam", block_size=S + (C + 2) * n, memory_segments=0)
     plain = dataclasses.replace(config, memory=alone)
     for begin in range(0, len(tokens), S):
         segment = [params["embedding"][token] for token in tokens[begin : begin + S]]
-        x = [*memory, *segment, *memory] if len(segment) == S else [*memory, *segment]
+        write = learned if accumulates else memory
+        x = [*memory, *segment, *write] if len(segment) == S else [*memory, *segment]
         for index in range(config.num_layers):
             x, _ = read_document(Layer(plain, take(params["layers"], index), index), list(x), [], False, 0)
         hidden = [norm(config, token, params["final_norm"]["scale"]) for token in x]
-        out += hidden[n : n + len(segment)]
-        memory = hidden[n + S :]
+        out += hidden[len(memory) : len(memory) + len(segment)]
+        new = hidden[len(memory) + S :]
+        memory = [*memory, *new][-C * n :] if accumulates else new
     return np.array(out)
 
 
-READ: dict[str, Read] = {"sinks": sinks, "infini": infini, "deltanet": deltanet}
+def armt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
+    """ARMT, equations 3 to 7: each segment and its memory tokens are a text of their own, read by a causal Transformer
+    whose layers recall from a matrix and rewrite it with what they have made of the memory tokens."""
+    S, n, out = config.memory.block_size, config.memory.memory_tokens, []
+    params, width = as_float64(params), 6 * config.memory.memory_key_dim
+    alone = dataclasses.replace(config.memory, kind="fam", block_size=S + n, memory_segments=0)
+    plain = dataclasses.replace(config, memory=alone)
+    layers = [Layer(plain, take(params["layers"], index), index) for index in range(config.num_layers)]
+    matrices = [np.zeros((config.d_model, width)) for _ in layers]
+    normalisers = [np.zeros(width) for _ in layers]
+
+    def phi(a: np.ndarray) -> np.ndarray:
+        r = np.maximum(np.concatenate([a, -a]), 0)
+        return np.concatenate([[r[i] * r[i - j] for i in range(len(r))] for j in (1, 2, 3)])
+
+    for begin in range(0, len(tokens), S):
+        segment = [params["embedding"][token] for token in tokens[begin : begin + S]]
+        x = [*segment, *params["memory"]["tokens"]] if len(segment) == S else segment
+        for index, layer in enumerate(layers):
+            w, A, z = layer.weights["memory"], matrices[index], normalisers[index]
+            features = [phi(token @ w["query"]) for token in x]
+            x = [token + A @ f / (z @ f + 1e-5) for token, f in zip(x, features, strict=True)]
+            x, _ = read_document(layer, x, [], False, 0)
+            for m in x[S:]:
+                k, v, beta = phi(m @ w["key"]), m @ w["value"], 1 / (1 + np.exp(-m @ w["beta"]))
+                gamma = np.clip(1 - (z @ k + 1e-5) / (k @ k + 1e-5), 0, 1)
+                matrices[index] = matrices[index] + beta * np.outer(v - A @ k / (z @ k + 1e-5), k)
+                normalisers[index] = normalisers[index] + gamma * k
+        out += [norm(config, token, params["final_norm"]["scale"]) for token in x[: len(segment)]]
+    return np.array(out)
+
+
+READ: dict[str, Read] = {"sinks": sinks, "infini": infini, "deltanet": deltanet, "retrieval": retrieval}

@@ -11,7 +11,8 @@ import pytest
 from famjax.attention import memories
 from famjax.config import MEMORY_KINDS, ConfigError, ModelConfig
 from tests import reference, tiny
-from tests.attention.memories.references import READ, rmt
+from tests import slow as slow_cases
+from tests.attention.memories.references import READ, armt, rmt
 
 LENGTH, ROWS = 22, 4
 CASES = {
@@ -19,21 +20,44 @@ CASES = {
     "infini": tiny.config(kind="infini", fam_length=0, memory_segments=0, num_heads=4),
     "deltanet": tiny.config(kind="deltanet", fam_length=0, memory_segments=0, num_heads=4, head_dim=8),
     "rmt": tiny.config(kind="rmt", fam_length=0, memory_segments=0, memory_tokens=2, num_heads=4),
+    "autocompressor": tiny.config(
+        kind="autocompressor", fam_length=0, memory_segments=0, memory_tokens=2, summary_blocks=3, num_heads=4
+    ),
+    "armt": tiny.config(kind="armt", fam_length=0, memory_segments=0, memory_tokens=2, memory_key_dim=3, num_heads=4),
+    "retrieval": tiny.config(
+        kind="retrieval", fam_length=0, memory_segments=0, retrieval_blocks=4, retrieval_top_k=2, num_heads=4
+    ),
+    "static": tiny.config(fam_update="static", num_heads=4),
+    "outputs": tiny.config(segments_hold="outputs", memory_segments=2, fam_length=0),
 }
+# Memories with tokens of their own, which read a text through all layers.
+OF_MODEL = {"rmt": rmt, "autocompressor": rmt, "armt": armt}
 # Cases that say the same once more.
 MORE = {
+    "retrieval-segments1": tiny.config(kind="retrieval", fam_length=0, retrieval_blocks=3, retrieval_top_k=1),
+    "static-residual-some-layers": tiny.config(
+        fam_update="static", zero_first_residual=False, memory_segments=0, fam_layers="-+"
+    ),
+    "static-two-fams-prefix-zero": tiny.config(
+        fam_update="static", previous_fams=2, fam_init="prefix", fam_position="zero"
+    ),
+    "static-outputs": tiny.config(fam_update="static", segments_hold="outputs", fam_gate=True),
+    "outputs-window": tiny.config(segments_hold="outputs", memory_segments=2, token_window=6, scan_layers=False),
     "sinks-segments0": tiny.config(kind="sinks", fam_length=0, memory_segments=0, sinks=2),
     "infini-linear-qk_norm": tiny.config(kind="infini", fam_length=0, infini_delta=False, qk_norm=True),
     "deltanet-segments1": tiny.config(kind="deltanet", fam_length=0, head_dim=8),
 }
-every_case = pytest.mark.parametrize("name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+# Of these, a few tests are fast: each compiles programs of its own.
+SOME = ("autocompressor", "armt", "retrieval", "static", "outputs")
 CASES |= MORE
+some_fast = pytest.mark.parametrize("name", slow_cases.but(CASES, *MORE))
+every_case = pytest.mark.parametrize("name", slow_cases.but(CASES, *MORE, *SOME))
 
 
 def test_every_kind_is_configured_and_tested() -> None:
     """A kind is in the registry, in the configuration, and among the cases of this file."""
     assert tuple(memories.KINDS) == MEMORY_KINDS
-    assert {config.memory.kind for config in CASES.values()} == {*READ, "rmt"} == set(MEMORY_KINDS) - {"fam"}
+    assert {config.memory.kind for config in CASES.values()} == {*READ, *OF_MODEL, "fam"} == set(MEMORY_KINDS)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +71,16 @@ def test_every_kind_is_configured_and_tested() -> None:
         ({"kind": "sinks", "layer_pattern": ("local",), "local_window": 3}, "local_window 3 with kind 'sinks'"),
         ({"kind": "rmt", "memory_segments": 1}, "memory_segments 1 with kind 'rmt'"),
         ({"kind": "rmt", "memory_segments": 0, "memory_tokens": 5}, "memory_tokens 5 with block_size 4"),
+        ({"kind": "autocompressor", "memory_segments": 1}, "memory_segments 1 with kind 'autocompressor'"),
+        ({"kind": "retrieval", "retrieval_blocks": 1}, "retrieval_blocks 1 with memory_segments 1"),
+        ({"kind": "retrieval", "retrieval_top_k": 65}, "retrieval_top_k 65 with retrieval_blocks 64"),
+        ({"kind": "armt", "memory_segments": 0, "token_window": 1}, "token_window 1 with kind 'armt'"),
+        ({"kind": "autocompressor", "memory_segments": 0, "summary_blocks": 0}, "summary_blocks"),
+        ({"kind": "rmt", "fam_update": "static", "memory_segments": 0}, "fam_update 'static' with kind 'rmt'"),
+        ({"kind": "sinks", "segments_hold": "outputs"}, "segments_hold 'outputs' with kind 'sinks'"),
+        ({"segments_hold": "outputs", "memory_segments": 0}, "segments_hold 'outputs' with memory_segments 0"),
+        ({"fam_update": "static"}, "fam_update 'static' with fam_length 0"),
+        ({"fam_update": "statik"}, "did you mean 'static'"),
         (
             {"kind": "rmt", "memory_segments": 0, "block_size": 128, "attention_kernel": "fused"},
             "attention_kernel 'fused' with kind 'rmt'",
@@ -70,12 +104,12 @@ def stream(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = 
 
 
 def slow(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
-    if config.memory.kind == "rmt":
-        return rmt(config, params, tokens)
-    return reference.run(config, params, tokens, read=READ[config.memory.kind]).hidden_TD
+    if config.memory.kind in OF_MODEL:
+        return OF_MODEL[config.memory.kind](config, params, tokens)
+    return reference.run(config, params, tokens, read=READ.get(config.memory.kind)).hidden_TD
 
 
-@every_case
+@some_fast
 def test_against_the_reference(name: str) -> None:
     """Outputs are the paper's; and the memory matters: without it they are others."""
     config = CASES[name]
@@ -86,12 +120,19 @@ def test_against_the_reference(name: str) -> None:
             tiny.assert_close(found, slow(config, params, row))
     bswa = {path: part for path, part in params["layers"].items() if path != "memory"}
     params = {name: part for name, part in params.items() if name != "memory"} | {"layers": bswa}
-    without, _ = whole(tiny.with_memory(config, kind="fam"), params, tokens)
+    usual = tiny.with_memory(config, kind="fam", fam_update="feedback", segments_hold="inputs")
+    without, _ = whole(usual, params, tokens)
     assert np.abs(np.asarray(without)[:, -4:] - np.asarray(hidden)[:, -4:]).max() > 1e-2
 
 
-@every_case
-@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        pytest.param(name, width, marks=[pytest.mark.slow] if name in MORE or name in SOME and width > 1 else [])
+        for width in (1, 4)
+        for name in CASES
+    ],
+)
 def test_streaming_equals_whole(name: str, width: int) -> None:
     """Block by block, token by token, and in random pieces: the same outputs and the same memory."""
     config = CASES[name]
@@ -119,7 +160,7 @@ def test_whole_and_streaming_continue_whole(name: str) -> None:
         tiny.assert_same_memory(config, after, state)
 
 
-@every_case
+@some_fast
 @pytest.mark.parametrize("order", [whole, stream])
 def test_no_token_sees_the_future(name: str, order: Any) -> None:
     """Changing token t changes no output before t, bit for bit, and changes the output at t."""

@@ -64,9 +64,10 @@ def test_the_first_layer_whose_activations_overflow_is_named(tmp_path, microbatc
     assert "the largest is 3e+38" in said
 
 
-@pytest.mark.parametrize("kind", ["infini", "rmt"])
+@pytest.mark.parametrize("kind", ["infini", "rmt", "armt"])
 def test_other_memories_are_looked_at_too(tmp_path, kind):
-    """The first bad layer is found in a model that is read layer by layer, and in one that is read block by block."""
+    """The first bad layer is found in a model that is read layer by layer, in one that is read block by block, and in
+    one whose blocks have tokens of their own."""
     model = tiny.with_memory(MODEL, kind=kind, fam_length=0, memory_tokens=2)
     damage = lambda layers: layers["feed_forward"]["down"].__setitem__(1, 3e38)
     source = start_from(tmp_path / "source", damage, model)

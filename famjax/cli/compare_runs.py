@@ -1,0 +1,176 @@
+"""The trainings of a comparison: which there are, that they differ in their memory alone, which of them is reported."""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from famjax.cli import side_by_side
+from famjax.config import ConfigError, TrainConfig
+
+TASK = "gin/experiments/compare.gin"
+DIVERGED = "diverged.json"
+# Share of a training's logged losses, the last ones, whose mean chooses a learning rate.
+LAST = 0.1
+
+
+class Subject(NamedTuple):
+    """One training of the comparison: a memory, a seed, and a learning rate (None: the task's)."""
+
+    memory: str
+    gin_file: str
+    seed: int
+    job: side_by_side.Job
+    rate: float | None = None
+
+
+def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
+    """Returns all trainings by seed, memory and learning rate, validated and alike."""
+    task, memories = args.gin_files or [TASK], _memories(args.memories)
+
+    def make(seed: int, memory: str, rate: float | None, steps: int = 0) -> Subject:
+        bindings = [*args.gin_bindings, f"RANDOM_SEED={seed}"]
+        bindings += [] if rate is None else [f"LEARNING_RATE={rate!r}"]
+        bindings += [f"TRAIN_STEPS={steps}"] if steps else []
+        name = f"{memory}_seed{seed}" if rate is None else f"{memory}_lr{rate:g}_seed{seed}"
+        job = side_by_side.job(name, [*task, memories[memory]], bindings, output)
+        return Subject(memory, memories[memory], seed, job, rate)
+
+    rates = args.learning_rates or (None,)
+    subjects = [make(seed, memory, rate) for seed in args.seeds for memory in memories for rate in rates]
+    check_alike(subjects)
+    if not (args.tokens or args.flops):
+        return subjects
+    first = {one.memory: one.job.config for one in reversed(subjects)}
+    steps = {memory: _steps(config, args.tokens, args.flops) for memory, config in first.items()}
+    return [make(one.seed, one.memory, one.rate, steps[one.memory]) for one in subjects]
+
+
+def _steps(config: TrainConfig, tokens: int | None, flops: int | None) -> int:
+    """Returns the steps of a budget. Raises `ConfigError` if it is less than a step."""
+    of_step = config.batch_size * config.sequence_length
+    if tokens:
+        if tokens < of_step:
+            raise ConfigError(
+                f"--tokens {tokens} is less than a step's {config.batch_size} rows of {config.sequence_length} tokens; "
+                f"give at least {of_step}"
+            )
+        return tokens // of_step
+    from famjax.evals.memories import training_flops
+
+    cost, budget = training_flops(dataclasses.replace(config, steps=1)), flops or 0
+    if budget < cost:
+        raise ConfigError(f"--flops {budget} is less than a step's {math.ceil(cost)}; give at least that")
+    return int(budget // cost)
+
+
+def _memories(text: str) -> dict[str, str]:
+    """Returns the gin file of each memory by name."""
+    found: dict[str, str] = {}
+    for word in (word.strip() for word in text.split(",") if word.strip()):
+        name = Path(word).stem
+        if name in found:
+            raise ConfigError(f"--memories {text}: {name} is there twice; name each once")
+        found[name] = word if word.endswith(".gin") else f"gin/memories/{word}.gin"
+    if not found:
+        raise ConfigError("--memories is empty; for example fam,bswa,sinks,infini")
+    return found
+
+
+def check_alike(subjects: Sequence[Subject]) -> None:
+    """Raises `ConfigError` if trainings of one learning rate differ in more than their memory and their seed."""
+    plain = lambda config: dataclasses.replace(
+        config, model_dir="", seed=0, model=dataclasses.replace(config.model, memory=type(config.model.memory)())
+    )
+    for other in subjects:
+        first = next(one for one in subjects if one.rate == other.rate)
+        ours, theirs = (dataclasses.asdict(plain(one.job.config)) for one in (first, other))
+        for name in ours:
+            if ours[name] != theirs[name]:
+                raise ConfigError(
+                    f"{other.gin_file} changes {name}, not the memory alone: {theirs[name]!r}, where {first.gin_file} "
+                    f"has {ours[name]!r}; settings of the task go into --gin_file"
+                )
+        blocks = [one.job.config.model.memory.block_size for one in (first, other)]
+        if blocks[0] != blocks[1]:
+            raise ConfigError(
+                f"{other.gin_file} has block_size {blocks[1]}, {first.gin_file} {blocks[0]}: lengths are counted in "
+                f"blocks; use one BLOCK_SIZE"
+            )
+
+
+def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "") -> dict[str, str]:
+    """Trains what is not finished yet. Returns the errors of diverged runs by name; other failures are raised.
+
+    A part of the trainings has a file of its own for what diverged, so that parts on several machines may share the
+    output directory; those of all parts are returned.
+    """
+    from famjax.storage.model_dir import write_text
+
+    name = DIVERGED if not part else f"{Path(DIVERGED).stem}-{part.replace('/', '-of-')}.json"
+    known = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in _diverged_files(output)}
+    others = {job: said for file, lines in known.items() if file != name for job, said in lines.items()}
+    ours: dict[str, str] = known.get(name, {})
+    waiting = [one.job for one in subjects if one.job.name not in ours | others]
+    while waiting:
+        now, waiting = waiting[:at_once], waiting[at_once:]
+        try:
+            side_by_side.train(now, at_once)
+        except RuntimeError as error:
+            bad = next((job for job in now if _has_diverged(job, str(error))), None)
+            if bad is None:
+                raise
+            print(f"{bad.name} diverged: {error}", file=sys.stderr)
+            ours[bad.name] = str(error)
+            write_text(output / name, json.dumps(ours, indent=2) + "\n")
+            waiting = [job for job in now if job is not bad] + waiting
+    return others | ours
+
+
+def _diverged_files(output: Path) -> list[Path]:
+    return sorted(output.glob(f"{Path(DIVERGED).stem}*.json"))
+
+
+def _has_diverged(job: side_by_side.Job, said: str) -> bool:
+    return f"the training of {job.name} failed" in said and "FloatingPointError" in said
+
+
+def missing(subjects: Sequence[Subject], diverged: dict[str, str]) -> list[str]:
+    """Returns the names of the trainings that are not finished in the output directory, other parts' for example."""
+    from famjax.storage.steps import latest_step
+
+    done = lambda config: (latest_step(config.model_dir) or 0) >= config.steps
+    return [one.job.name for one in subjects if one.job.name not in diverged and not done(one.job.config)]
+
+
+def chosen(
+    subjects: Sequence[Subject], diverged: dict[str, str]
+) -> tuple[list[Subject], dict[str, list[dict[str, Any]]]]:
+    """Returns the trainings with each memory's best learning rate, and for each memory the rates with their losses.
+
+    The best has the lowest training loss: the mean over seeds, in the last tenth of the log. Documents are drawn once
+    each, so these losses are of documents that were not trained on before, and none is in the report. A rate at which
+    fewer seeds diverged comes first.
+    """
+    from famjax.evals.memories import final_loss
+
+    tried: dict[str, list[dict[str, Any]]] = {}
+    best: dict[str, float | None] = {}
+    for memory in dict.fromkeys(one.memory for one in subjects):
+        ours = [one for one in subjects if one.memory == memory]
+        found: dict[float | None, tuple[int, float]] = {}
+        for rate in dict.fromkeys(one.rate for one in ours):
+            same = [one for one in ours if one.rate == rate]
+            good = [one for one in same if one.job.name not in diverged]
+            losses = [final_loss(one.job.config.model_dir, LAST) for one in good]
+            found[rate] = len(same) - len(good), sum(losses) / len(losses) if losses else math.inf
+        best[memory] = min(found, key=lambda rate: found[rate])
+        tried[memory] = [
+            {"rate": rate, "loss": None if bad else loss, "best": rate == best[memory]}
+            for rate, (bad, loss) in found.items() if rate is not None
+        ]  # fmt: skip
+    return [one for one in subjects if one.rate == best[one.memory]], tried

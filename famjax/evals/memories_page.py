@@ -1,0 +1,183 @@
+"""`comparison.html`: the page of `famjax compare`, from `comparison.json` alone."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from famjax.evals.reports import charts, html, report
+from famjax.evals.reports.charts import Line, Point
+from famjax.storage.model_dir import write_text
+
+COMPARISON_JSON, COMPARISON_HTML = "comparison.json", "comparison.html"
+GIGA = 1e9
+# A memory's place on a horizontal axis, from its summary.
+Against = Callable[[dict[str, Any]], float]
+
+
+def write(folder: str | Path, found: dict[str, Any]) -> tuple[Path, Path]:
+    """Writes `comparison.json` and the page of it. Returns where they are."""
+    data, shown = Path(folder) / COMPARISON_JSON, Path(folder) / COMPARISON_HTML
+    write_text(data, json.dumps(found, indent=2, default=str) + "\n")
+    write_text(shown, page(found))
+    return data, shown
+
+
+def page(found: dict[str, Any]) -> str:
+    """Returns the whole document."""
+    memories, metric = found["memories"], found["metric"]
+    trained = [one for one in memories if one["lengths"]]
+    about = (
+        f"Task {found['task']}. {_budget(found)} each, {_count(len(found['seeds']), 'seed')}, blocks of "
+        f"{found['block_size']} tokens. All models of a seed begin with the same weights, but for those that a memory "
+        f"adds, and read the same batches. Guessing gives an {metric} of {found['chance']:.2g}. Intervals are 95%, "
+        f"over {'documents' if len(found['seeds']) == 1 else 'seeds'}."
+    )
+    rates = _rates(memories)
+    return html.page(
+        f"{len(memories)} memories compared on {found['task']}",
+        [
+            html.paragraph(about),
+            html.section("What each memory is and costs", _costs(memories)),
+            *([html.section("Learning rates", rates)] if rates else []),
+            html.section(f"{metric.capitalize()} by blocks", _by_length(trained)),
+            *(html.section(f"{metric.capitalize()} by {label}", part) for label, part in _tables(trained)),
+            html.section("Charts", html.charts(_drawn(found, memories, trained))),
+            html.section("What diverged", _diverged(memories)),
+            html.paragraph(f"famjax {found['version']}; every number is in {COMPARISON_JSON}."),
+        ],
+    )
+
+
+def _budget(found: dict[str, Any]) -> str:
+    budget = found["budget"]
+    if "flops" in budget:
+        return f"{budget['flops']:.4g} model FLOPs of training"
+    return f"{budget['tokens']:,} tokens ({budget['steps']:,} steps)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _key(number: int, name: str) -> html.Html:
+    return html.Html(f'<span class="key" style="background:{charts.color(number)}"></span>{html.escaped(name)}')
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def _costs(memories: Sequence[dict[str, Any]]) -> str:
+    head = ("memory", "kind", "bytes of state a row", "weights", "added by the memory", "training FLOPs a token",
+            "training FLOPs", "tokens")  # fmt: skip
+    kind = lambda memory: memory["kind"] if memory["fam_length"] or memory["kind"] != "fam" else "none"
+    rows = [
+        (_key(i, one["name"]), kind(one["memory"]), one["state_bytes"], one["weights"], one["added_weights"],
+         round(one["flops_per_token"]), f"{one['training_flops']:.3g}", one["tokens"])
+        for i, one in enumerate(memories)
+    ]  # fmt: skip
+    return html.table(head, rows)
+
+
+def _rates(memories: Sequence[dict[str, Any]]) -> str:
+    """Returns the table of the rates that were tried; empty if none were."""
+    rows = [
+        (_key(i, one["name"]), f"{tried['rate']:g}", "diverged" if tried["loss"] is None else f"{tried['loss']:.4f}",
+         "reported" if tried["best"] else "")
+        for i, one in enumerate(memories) for tried in one["learning_rates"]
+    ]  # fmt: skip
+    return html.table(("memory", "learning rate", "training loss at the end", ""), rows) if rows else ""
+
+
+def _by_length(memories: Sequence[dict[str, Any]]) -> str:
+    if not memories:
+        return html.paragraph("Every training diverged.")
+    head = ("memory", *(f"{row['blocks']:,}" for row in memories[0]["lengths"]))
+    return html.table(head, [(one["name"], *map(_value, one["lengths"])) for one in memories])
+
+
+def _tables(memories: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Returns (label, table) of each further table, at the longest length, with as many columns as are legible."""
+    found = []
+    for number, table in enumerate(memories[0]["tables"] if memories else ()):
+        of = [report.of_longest(one["tables"][number]) for one in memories]
+        places = list(of[0])
+        if len(places) > report.MOST_BINS:
+            places = [at for at in places if at & (at - 1) == 0 or at == places[-1]]
+        length = max(row["length"] for row in table["rows"])
+        rows = [(one["name"], *(_value(rows[at]) for at in places)) for one, rows in zip(memories, of, strict=True)]
+        found.append((f"{table['label']}, {length:,} tokens", html.table(("memory", *map(str, places)), rows)))
+    return found
+
+
+def _value(row: dict[str, Any]) -> str:
+    return f"{row['value']:.2f} ({_bounds(row)})"
+
+
+def _bounds(row: dict[str, Any]) -> str:
+    return "no interval" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
+
+
+def _diverged(memories: Sequence[dict[str, Any]]) -> str:
+    told = [f"{one['name']}, seed {bad['seed']}: {bad['said']}" for one in memories for bad in one["diverged"]]
+    told += [
+        f"{one['name']}, learning rate {bad['learning_rate']:g}, seed {bad['seed']}: {bad['said']}"
+        for one in memories for bad in one["also_diverged"]
+    ]  # fmt: skip
+    return html.said(told) if told else html.paragraph("Nothing.")
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+
+def _drawn(
+    found: dict[str, Any], memories: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    """Returns (title, SVG) of all charts."""
+    metric = found["metric"]
+    drawn = []
+    if trained:
+        lines = [Line(one["name"], [_point(row["tokens"], row) for row in one["lengths"]]) for one in trained]
+        drawn.append((f"{metric} against length", charts.lines(lines, found["length"], metric)))
+        last = len(trained[0]["lengths"]) - 1
+        axes: tuple[tuple[str, Against], ...] = (
+            ("bytes of state", lambda one: one["state_bytes"]),
+            ("GFLOPs of training", lambda one: one["training_flops"] / GIGA),
+        )  # fmt: skip
+        for what, against in axes:
+            for i in dict.fromkeys((0, last)):
+                lines = [Line(one["name"], [_point(against(one), one["lengths"][i])]) for one in trained]
+                title = f"{metric} at {_count(trained[0]['lengths'][i]['blocks'], 'block')} against {what}"
+                drawn.append((title, charts.lines(lines, what, metric)))
+        for number, table in enumerate(trained[0]["tables"]):
+            lines = [
+                Line(one["name"], [_point(at, row) for at, row in report.of_longest(one["tables"][number]).items()])
+                for one in trained
+            ]
+            drawn.append((f"{metric} by {table['label']}", charts.lines(lines, table["label"], metric)))
+    for name, cost in (("tokens", lambda one: 1.0), ("GFLOPs", lambda one: one["flops_per_token"] / GIGA)):
+        if curves := _losses(memories, cost):
+            title, label = f"loss against {name}", f"{name} of training"
+            drawn.append((title, charts.lines(curves, label, "loss", from_zero_to_one=False)))
+    return drawn
+
+
+def _point(x: float, row: dict[str, Any]) -> Point:
+    trials = f"{row['documents']} documents" if "documents" in row else f"{row['n']} predictions"
+    return Point(x, row["value"], row["low"], row["high"], f"{row['value']:.3f} ({_bounds(row)}), {trials}")
+
+
+def _losses(memories: Sequence[dict[str, Any]], cost: Against) -> list[Line]:
+    """Returns one curve a memory, the mean over its seeds where all of them have a value; x is tokens times `cost`."""
+    curves = []
+    for one in memories:
+        by_tokens: dict[float, list[float]] = {}
+        for run in one["curves"]:
+            for point in run["points"]:
+                by_tokens.setdefault(point["tokens"], []).append(point["loss"])
+        means = {tokens: float(np.mean(losses)) for tokens, losses in sorted(by_tokens.items())
+                 if len(losses) == len(one["curves"])}  # fmt: skip
+        curves.append(Line(one["name"], [Point(x * cost(one), y, None, None, f"{y:.3f}") for x, y in means.items()]))
+    return [line for line in curves if line.points]

@@ -1,0 +1,149 @@
+"""What `famjax compare` needs of a task: whether memories can be compared on it, its evaluation, its results as rows.
+
+A row is the result of one model at one length:
+
+    {"blocks": 4, "tokens": 256.0, "updates": 4.0, "documents": 150, "value": 0.91, "low": ..., "high": ...}
+
+Imports nothing heavy, so that settings are checked first.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+from famjax.config import GENERATED, ConfigError, EvalConfig, TrainConfig
+from famjax.data.documents import labelled_documents
+from famjax.data.labelled import Labelled
+
+
+class Yardstick(Protocol):
+    """A task as a yardstick of memories.
+
+    Attributes:
+      metric: what a row's value is.
+      length: what its tokens are, as the label of an axis.
+      flags: flags of the evaluation, without dashes, that the task has.
+      chance: the value of guessing.
+    """
+
+    metric: ClassVar[str]
+    length: ClassVar[str]
+    flags: ClassVar[tuple[str, ...]]
+
+    @property
+    def chance(self) -> float: ...  # noqa: D102 - see the class
+
+    def evaluation(self, flags: Mapping[str, Any]) -> EvalConfig:
+        """Returns the evaluation, with the flags that were given, by their names, and no models yet."""
+        ...
+
+    def rows(self, model: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns the rows of a model from its entry in the results of `evals/run.py`, by length."""
+        ...
+
+    def tables(self, model: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Returns further tables of `tasks/labelled.py`; [] if there are none."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PassKeys:
+    """The pass key, by blocks of filler."""
+
+    config: TrainConfig
+    metric: ClassVar[str] = "exact match"
+    length: ClassVar[str] = "tokens of filler"
+    flags: ClassVar[tuple[str, ...]] = ("blocks", "keys", "alignments")
+    BLOCKS: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 64)
+
+    @property
+    def chance(self) -> float:
+        """Of one of all keys."""
+        return 10.0**-self.config.passkey.key_digits
+
+    def evaluation(self, flags: Mapping[str, Any]) -> EvalConfig:
+        """See `Yardstick`."""
+        return EvalConfig(
+            filler_blocks=flags.get("blocks", self.BLOCKS), keys=flags.get("keys", 1),
+            alignments=flags.get("alignments", 0), key_digits=self.config.passkey.key_digits,
+        )  # fmt: skip
+
+    def rows(self, model: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See `Yardstick`."""
+        return [
+            {"blocks": row["filler_blocks"], "tokens": row["filler_tokens"], "updates": row["fam_updates"],
+             "documents": row["documents"], "value": row["exact_match"], "low": row["low"], "high": row["high"]}
+            for row in model["passkey"]
+        ]  # fmt: skip
+
+    def tables(self, model: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See `Yardstick`."""
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """A task of labelled documents, by their length."""
+
+    config: TrainConfig
+    documents: Labelled
+    metric: ClassVar[str] = "accuracy"
+    length: ClassVar[str] = "tokens of a document"
+    flags: ClassVar[tuple[str, ...]] = ("blocks", "examples")
+
+    @property
+    def chance(self) -> float:
+        """Of one of all labels."""
+        return self.documents.chance
+
+    @property
+    def _block_size(self) -> int:
+        return self.config.model.memory.block_size
+
+    def evaluation(self, flags: Mapping[str, Any]) -> EvalConfig:
+        """See `Yardstick`. By default all lengths of the training, and two and four times the longest of them."""
+        trained = self.documents.blocks
+        blocks = flags.get("blocks", tuple(sorted({*trained, 2 * trained[-1], 4 * trained[-1]})))
+        if shorter := [number for number in blocks if number < trained[0]]:
+            raise ConfigError(
+                f"--blocks {shorter[0]} is shorter than any document of the training, which have {trained[0]} blocks "
+                f"or more; give at least {trained[0]}"
+            )
+        return EvalConfig(
+            task=self.documents.name, lengths=tuple(self._block_size * number for number in blocks),
+            examples=flags.get("examples", 0), mqar=self.config.mqar, tracking=self.config.tracking,
+        )  # fmt: skip
+
+    def rows(self, model: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See `Yardstick`. A value is the mean over documents."""
+        return [
+            {"blocks": row["length"] // self._block_size, "tokens": row["length"], "updates": row["fam_updates"],
+             "documents": row["n"]} | row["metrics"][self.metric]
+            for row in model["tasks"][self.documents.name]["by_length"]
+        ]  # fmt: skip
+
+    def tables(self, model: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """See `Yardstick`."""
+        found: list[dict[str, Any]] = model["tasks"][self.documents.name]["tables"]
+        return found
+
+
+def yardstick(config: TrainConfig) -> Yardstick:
+    """Returns the task of a training as a yardstick.
+
+    Raises:
+      ConfigError: memories would not read the same batches, or the task reads data.
+    """
+    documents = labelled_documents(config.task, config.mqar, config.tracking)
+    if documents is not None:
+        return Labels(config, documents)
+    if config.generated is None:
+        raise ConfigError(
+            f"famjax compare needs a task that generates its documents ({', '.join(GENERATED)}), not {config.task!r}"
+        )
+    if config.carries_memory or len(config.passkey.stages) > 1:
+        raise ConfigError(
+            "famjax compare needs the task 'passkey' with one stage and a stream_share of 0, so that all memories read "
+            "the same batches; see gin/experiments/compare.gin"
+        )
+    return PassKeys(config)

@@ -1,0 +1,79 @@
+"""Compiles the programs of a server before its first request, by running each of them once on nothing.
+
+A first request would wait for them: for a window of its prompt, and for the decode call of every size of the batch.
+Programs that compute log probabilities are left to the first request that asks for some. With JAX's persistent
+compilation cache the next start reads them from disk.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from flax import nnx
+
+from famjax.infer.codec import Stream
+from famjax.infer.prefill import BLOCKS_PER_CALL
+from famjax.infer.rows import read_rows
+from famjax.infer.session import Session, start
+from famjax.infer.settings import RECENT
+from famjax.nn.model import Transformer
+from famjax.serve.batch import GROWTH, Batch, Row
+from famjax.serve.jobs import Ask, Job
+
+# Every program runs twice: what it returned may be sharded otherwise than what it was given at first.
+TWICE = range(2)
+
+
+def widths(block_size: int) -> list[int]:
+    """Returns the numbers of tokens for which there is a program that reads a window, see `Reading.window`."""
+    return [width for width in (block_size // 8, block_size, BLOCKS_PER_CALL * block_size) if width]
+
+
+def batch_sizes(max_rows: int) -> list[int]:
+    """Returns the sizes of a batch, see `Batch.join`."""
+    sizes = [1]
+    while sizes[-1] < max_rows:
+        sizes.append(min(sizes[-1] * GROWTH, max_rows))
+    return sizes
+
+
+def programs(max_rows: int, block_size: int) -> int:
+    """Returns the number of steps of `warm_up`."""
+    return len(widths(block_size)) + len(batch_sizes(max_rows))
+
+
+def warm_up(model: Transformer, max_rows: int) -> Iterator[str]:
+    """Compiles and runs one program after the other; yields the name of each after it has run.
+
+    A window has one token, so that it costs one block of computation. The largest batch takes the memory that the
+    server needs at most for its rows.
+    """
+    graphdef, params = nnx.split(model)
+    for width in widths(model.config.memory.block_size):
+        tokens, one = np.zeros((1, width), np.int32), np.ones(1, np.int32)
+        memory = start(model).memory
+        for _ in TWICE:
+            _, memory = read_rows(graphdef, params, tokens, tokens, one, memory, None)
+        yield f"prefill of {width} tokens"
+    session = Session(memory, np.zeros((1, RECENT), np.int32))  # with a pending token
+    batch, before = Batch(model, max_rows), 0
+    job = Job(Ask(np.zeros(1, np.int32), max_tokens=len(TWICE)), lambda event: None)
+    for size in batch_sizes(max_rows):
+        while len(batch.rows) <= before:  # one more than fit so far
+            batch.join(Row(job, 0, _Silent()), session)
+        for _ in TWICE:
+            batch.decode(1)
+        session = batch.session_of(batch.rows[-1])
+        before = size
+        yield f"decoding of {size} row{'s' * (size > 1)}"
+
+
+class _Silent(Stream):
+    """The text of tokens that nobody reads."""
+
+    stopped = False
+
+    def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
