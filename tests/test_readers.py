@@ -13,7 +13,7 @@ OWN = {
     "plan/dump.py", "plan/child.py", "plan/costs.py", "train/watching/metrics.py", "cli/side_by_side.py",
     "evals/samples.py", "evals/reports/compare.py", "evals/run.py", "launch/slurm.py", "launch/processes.py",
     "launch/gke.py", "launch/tpu_vm.py", "bench/machine.py", "infer/session.py", "data/seqio_vocabulary.py",
-    "storage/lock.py", "cli/compare.py", "evals/memories.py",
+    "storage/lock.py", "cli/compare_runs.py", "evals/memories.py",
 }  # fmt: skip
 DECODERS = {
     "config/text.py": "the one place",
@@ -21,7 +21,7 @@ DECODERS = {
     "cli/chat.py": "standard input, whose bytes need not be text",
     "data/sources.py": "a look whether a text is JSON",
     "infer/codec.py": "a tokenizer's files", "data/chat_template.py": "a tokenizer's files",
-    "data/vocabulary.py": "a tokenizer's files",
+    "data/vocabulary.py": "a tokenizer's files", "data/symbols.py": "a task's own vocabulary, written by famjax",
     "data/tokenizer_folder.py": "a tokenizer's files", "evals/tasks/rows.py": "TFDS gives bytes",
     "evals/tasks/seqio_task.py": "TFDS gives bytes", "pretrained/folder.py": "config.json of a model",
     "cli/export_hf.py": "config.json of a model",
