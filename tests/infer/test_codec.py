@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from famjax.config import ConfigError
+from famjax.data.symbols import SymbolVocabulary
 from famjax.infer import codec as codecs
 from famjax.infer.codec import Codec
 from tests.pretrained import tokenizers_of_ours
@@ -150,3 +151,14 @@ def test_one_added_token_more_than_the_model_has(tmp_path: Path) -> None:
         codec.encode("a<image>")
     with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
         Codec(folder, 50)
+
+
+def test_names_of_tokens_are_text() -> None:
+    """A synthetic task's model reads and writes names: token by token the text of all tokens, before and after a
+    prompt."""
+    codec = Codec.of(SymbolVocabulary([".0", "k0", "k1", "v0", "v1"]))
+    assert not codec.is_bytes and codec.encode("k1 v0\n.0").tolist() == [2, 3, 0]
+    for before, expected in (((), "v1 .0 k1"), ((2, 3), " v1 .0 k1")):
+        stream = codec.stream((), before)
+        assert "".join(stream.feed([token]) for token in (4, 0, 2)) + stream.finish() == expected
+    assert codec.answer([4, 0, 2], False, (), [2, 3])[0] == " v1 .0 k1"
