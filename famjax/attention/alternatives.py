@@ -1,4 +1,4 @@
-"""The paper's own alternatives to FAM, both off by default (sections 4.2 and 4.3 of its appendix on failures).
+"""The paper's own alternatives to FAM, both off by default: it reports that they fail on the pass key.
 
 Static summary (`MemoryConfig.fam_update` is `static`): FAM's queries are always the learned prompt P of the layer. The
 past is attended to and nothing else, so a block's summary is not fed back as the query, nor as the residual:

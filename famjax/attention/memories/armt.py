@@ -1,7 +1,7 @@
 """Associative Recurrent Memory Transformer (arXiv 2407.04841): a matrix for each layer, into which memory tokens write.
 
 Every block is followed by the same n learned memory tokens. In layer l, with the outputs m_i of the block's memory
-tokens, after the block (equations 3 to 7 of the paper):
+tokens, after the block:
 
     x'    = x + A phi(W_q x) / (z phi(W_q x))           what enters the layer, of every row of the next block
     k, v  = phi(W_k m_i), W_v m_i                       beta = sigmoid(W_b m_i)

@@ -134,7 +134,7 @@ def rmt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
 
 
 def armt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
-    """ARMT, equations 3 to 7: each segment and its memory tokens are a text of their own, read by a causal Transformer
+    """ARMT: each segment and its memory tokens are a text of their own, read by a causal Transformer
     whose layers recall from a matrix and rewrite it with what they have made of the memory tokens."""
     S, n, out = config.memory.block_size, config.memory.memory_tokens, []
     params, width = as_float64(params), 6 * config.memory.memory_key_dim
