@@ -113,5 +113,5 @@ setup(
             "recurrent-memory-transformer-pytorch==0.7.0",
         ],
     },
-    entry_points={"console_scripts": ["famjax = famjax.cli.main:main"]},
+    entry_points={"console_scripts": ["famjax = famjax.__main__:main"]},
 )

@@ -77,7 +77,8 @@ BAD_TRAININGS = [
     ({"steps": 0}, "TRAIN_STEPS is 0; it must be at least 1"),
     (
         {"task": "passkeys"},
-        "MIXTURE_OR_TASK_NAME 'passkeys' is not one of passkey, babi, mqar, .*, text; did you mean 'passkey'?",
+        "MIXTURE_OR_TASK_NAME 'passkeys' is not one of passkey, babi, mqar, parity, s3, s5, text; "
+        "did you mean 'passkey'?",
     ),
     ({"mesh": {"dat": 1}}, "MESH axis 'dat' is not one of data, fsdp, tensor; did you mean 'data'?"),
     ({"mesh": {"data": 0}}, "MESH axis data is 0; it must be at least 1"),

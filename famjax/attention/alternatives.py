@@ -59,8 +59,8 @@ def start(layer: LayerWeights, fresh: Float[Array, "B P F D"], dtype: str | np.d
 
 
 def split(
-    fresh: Float[Array, "B P F D"], config: MemoryConfig
-) -> tuple[Float[Array, "B P F D"], Float[Array, "B F D"] | None]:
+    fresh: Float[Array, "B _N F D"], config: MemoryConfig
+) -> tuple[Float[Array, "B _P F D"], Float[Array, "B F D"] | None]:
     """The initial FAMs of a document, and the prompt, which stands after them if queries are static."""
     P = config.previous_fams
     return (fresh[:, :P], fresh[:, P]) if is_static(config) else (fresh, None)

@@ -351,7 +351,7 @@ class Transformer(nnx.Module):
 def first_fam(
     layer: Layer, prompt: Float[Array, "1 F D"] | None, prefix: Float[Array, "F D"] | None,
     passed: Float[Array, "P F D"] | None, use: Any,
-) -> Float[Array, "1 P F D"]:  # fmt: skip
+) -> Float[Array, "1 _N F D"]:  # fmt: skip
     """THE memory with which a document starts, in one layer: the prompt as it has come up to this layer, or the layer's
     prefix; or a FAM that was handed over. `fam_init` and `Start` decide which of them are there. With static queries
     the learned one stands after it (`alternatives.split`)."""

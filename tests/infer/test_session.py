@@ -21,10 +21,10 @@ from famjax.infer.fingerprint import fingerprint
 from famjax.infer.settings import Sampling
 from famjax.nn.weights import unstacked
 from tests import slow, tiny
-from tests.infer.test_decode import CONFIGS, NEW, make, model_of, read
+from tests.infer.test_decode import CONFIGS, NEW, NEWER, make, model_of, read
 
 
-@pytest.mark.parametrize("name", slow.but(["fam", "bswa", "deltanet", "rmt"], "bswa"))
+@pytest.mark.parametrize("name", slow.but(["fam", "bswa", "deltanet", "rmt", *NEWER], "bswa", *NEWER))
 def test_saved_and_restored_at_any_point(name: str, tmp_path: Path) -> None:
     """Saving after each token of a prompt and of an answer, also within blocks, gives the same tokens."""
     config, sampling = CONFIGS[name], Sampling(temperature=1.0, repetition_penalty=1.3)
@@ -62,7 +62,7 @@ def saved(folder: Path, config: ModelConfig, seed: int = 0) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["fam", "bswa", "fam-no-segments", "sinks", "infini", "rmt"])
+@pytest.mark.parametrize("name", ["fam", "bswa", "fam-no-segments", "sinks", "infini", "rmt", *NEWER])
 def test_every_bit_survives(name: str, dtype: str, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIGS[name], dtype=dtype)
     path, rows = saved(tmp_path, config)

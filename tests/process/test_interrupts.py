@@ -19,13 +19,17 @@ def ready(): print("ready", flush=True)
 FOREVER = "ready(); lock = threading.Lock(); lock.acquire(); lock.acquire()"  # in C; no handler of Python runs there
 
 
-def interrupted(program: str, signals: int = 1, apart: float = 0.5) -> tuple[int, str, str, float]:
-    """Runs a program that gets Ctrl-C once it prints `ready`: (exit code, standard output, standard error, seconds)."""
+def interrupted(
+    program: str, signals: int = 1, apart: float = 0.5, wait: float = 0.0
+) -> tuple[int, str, str, float]:  # fmt: skip
+    """Runs a program that gets Ctrl-C some seconds after it prints `ready`: (exit code, standard output, standard
+    error, seconds)."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with hearing():
         process = subprocess.Popen([sys.executable, "-c", START + program], **pipes)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    time.sleep(wait)
     began = time.monotonic()
     for number in range(signals):
         time.sleep(apart if number else 0)
@@ -149,3 +153,38 @@ def test_the_handlers_from_before_return() -> None:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+EARLY = """
+import runpy
+class Started:  # `famjax.cli` is what the command imports first
+    def find_spec(self, name, path, target=None):
+        if name == "famjax.cli":
+            ready()
+sys.meta_path.insert(0, Started())
+for name in [name for name in sys.modules if name.startswith("famjax")]:
+    del sys.modules[name]
+sys.argv = ["famjax", "train", "--gin_file", "gin/experiments/tiny_fam.gin", "--gin.MODEL_DIR='none'", "--dry-run"]
+runpy.run_module("famjax", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5])
+def test_while_the_command_is_imported(seconds: float) -> None:
+    """From the first import on, Ctrl-C ends the command with 130 and one line."""
+    code, _, err, _ = interrupted(EARLY, wait=seconds)
+    assert (code, err.splitlines()[-1:]) == (130, ["famjax train: interrupted"])
+    assert "Traceback" not in err
+
+
+def test_what_a_server_says() -> None:
+    """A program that is no training describes itself what a signal leads to."""
+    program = """
+with interrupts.handled("famjax x", signal.SIGTERM), interrupts.held(None, lambda number: f"{number} ends the work"):
+    signal.raise_signal(signal.SIGTERM)
+    ready()
+    time.sleep(60)
+"""
+    code, _, err, _ = interrupted(program)
+    assert code == 130
+    assert err.splitlines()[0] == "SIGTERM: 15 ends the work; a second signal ends the process at once"

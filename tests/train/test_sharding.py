@@ -96,7 +96,7 @@ def equals_one_device(results, case):
     if (perturbed := results.get((case[0], "perturbed"))) is not None:
         for name in ("loss", "z_loss", "gradient_norm"):
             tiny.assert_equal_up_to_rounding(got[name], one[name], [other[name] for other in perturbed])
-        for name in ("gradient", "params"):
+        for name in ("gradient", "params", *["passed_fam"] * bool(one["passed_fam"].size)):
             leaves = [jax.tree.leaves(tree[name]) for tree in (got, one, *perturbed)]
             for actual, desired, *others in zip(*leaves, strict=True):
                 tiny.assert_equal_up_to_rounding(actual, desired, others)

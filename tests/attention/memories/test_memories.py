@@ -220,6 +220,21 @@ def test_a_document_starts_with_an_empty_memory(name: str) -> None:
     tiny.assert_same_memory(config, state, wanted)
 
 
+@pytest.mark.slow
+def test_static_queries_stay_the_prompt() -> None:
+    """After a FAM was handed over, too: it is attended to, and the learned prompt still asks."""
+    config = CASES["static"]
+    params, tokens = tiny.parameters(config), tiny.tokens(config, ROWS, LENGTH)
+    fam = np.random.default_rng(0).normal(size=(2, 1, 2, 12)).astype(np.float32)
+    hidden, state = tiny.whole(config, params, tokens, passed=(fam, 3))
+    usual, before = tiny.whole(config, params, tokens)
+    np.testing.assert_array_equal(state.layers.beside["prompt"], before.layers.beside["prompt"])
+    assert np.abs(np.asarray(hidden)[:, 4:8] - np.asarray(usual)[:, 4:8]).max() > 1e-3
+    streamed, after = tiny.stream(config, params, tokens, tiny.initial_state(config, params, ROWS, (fam, 3)))
+    tiny.assert_close(streamed, hidden)
+    tiny.assert_same_memory(config, after, state)
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 TEXT = tiny.tokens(tiny.config(), 2, 12, 4)  # three blocks
