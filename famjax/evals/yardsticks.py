@@ -137,10 +137,9 @@ def yardstick(config: TrainConfig) -> Yardstick:
     documents = labelled_documents(config.task, config.mqar, config.tracking)
     if documents is not None:
         return Labels(config, documents)
-    if config.generated is None:
-        raise ConfigError(
-            f"famjax compare needs a task that generates its documents ({', '.join(GENERATED)}), not {config.task!r}"
-        )
+    if config.generated is None or config.task == "babi":
+        compared = ", ".join(name for name in GENERATED if name != "babi")
+        raise ConfigError(f"famjax compare needs a task that generates its documents ({compared}), not {config.task!r}")
     if config.carries_memory or len(config.passkey.stages) > 1:
         raise ConfigError(
             "famjax compare needs the task 'passkey' with one stage and a stream_share of 0, so that all memories read "

@@ -1,5 +1,6 @@
 """Training on bAbI: the evaluation's prompts, the right targets, the curriculum, and files that cannot be used."""
 
+import argparse
 import dataclasses
 import json
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from famjax.cli import plan
 from famjax.cli.main import main
 from famjax.config import ConfigError, DataConfig, EvalConfig, TrainConfig
 from famjax.config.babi import BabiConfig
@@ -17,6 +19,7 @@ from famjax.data.show import rows_of
 from famjax.evals.metrics import babilong_match
 from famjax.evals.tasks import catalog
 from famjax.evals.tasks.babi import babilong_labels
+from famjax.evals.yardsticks import yardstick
 from famjax.infer.codec import Codec
 from tests import tiny
 from tests.infer.test_chat import CHATML
@@ -273,6 +276,18 @@ def test_famjax_train_and_data_take_it(folder, capsys):
     lines = [json.loads(line) for line in (folder / "m" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2] and {"loss", "filler_blocks"} <= set(lines[-1])
     assert any(name.startswith("exact_match/qa") for name in lines[-1])
+
+
+def test_other_verbs_know_the_task(folder):
+    """`famjax compare`, whose memories must read the same batches, refuses it; `famjax plan` needs no files of it."""
+    config = config_of(folder)
+    with pytest.raises(ConfigError, match=r"needs a task that generates its documents \(passkey, mqar.*not 'babi'"):
+        yardstick(config)
+    words = argparse.Namespace(gin_files=["gin/models/fam_tiny.gin"], gin_search_paths=[])
+    bindings = ["MIXTURE_OR_TASK_NAME='babi'", "BabiConfig.stages=(2, 3)", "BabiConfig.folder='no'"]
+    planned = plan._config(words, [*bindings, "BabiConfig.books=('no',)"])
+    planned.validate()
+    assert planned.task == "passkey" and planned.passkey.stages == (2, 3)
 
 
 def test_settings_of_the_curriculum_are_documented_where_they_are(folder):

@@ -94,3 +94,30 @@ def test_what_the_evaluation_shown_asks_for_is_known(script, tmp_path, monkeypat
         task = catalog.make(name, settings, Codec.of(ByteVocabulary()), 64)
         lengths = [len(example.context) + len(example.prompt) for example in task.examples()]
         assert sorted({length for length in lengths}) == list(parsed[2].lengths)
+
+
+def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(script, tmp_path, monkeypatch) -> None:
+    """From import to export: every command parses, and the models evaluated are those trained and the import."""
+    story = script("real_model_story")
+    said: list[list[str]] = []
+
+    def famjax(*words: object, quiet: bool = False) -> None:
+        said.append([str(word) for word in words])
+        if words[0] == "score":
+            Path(str(words[words.index("--output") + 1])).write_text('{"logprobs": [-1.0, -2.0]}\n')
+
+    monkeypatch.setattr(story.verbs, "famjax", famjax)
+    monkeypatch.setattr(story.fetch_smollm2, "main", lambda words: 0)
+    monkeypatch.setattr("sys.argv", ["real_model_story.py", str(tmp_path), "--quick"])
+    compared: list[Path] = []
+    monkeypatch.setattr(story.verbs, "compare_with_transformers", lambda *places: compared.extend(places[:2]))
+    assert story.main() == 0
+    order = ["import-hf", "import-hf", "score", "score", "train", "train", "eval", "export-hf"]
+    assert [words[0] for words in said] == order
+    parsed = [
+        cli.parse(importlib.import_module(f"famjax.cli.{words[0].replace('-', '_')}"), words[1:]) for words in said
+    ]
+    assert parsed[6].model == [str(tmp_path / name) for name in ("fam", "twin", "fam_imported")]
+    assert tuple(parsed[6].filler_blocks) == (0, 4)
+    assert all(f"TRAIN_STEPS={story.QUICK_STEPS}" in one.gin_bindings for one in parsed[4:6])
+    assert compared == [tmp_path / "fam", tmp_path / "exported"]
