@@ -36,6 +36,8 @@ from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, 
 
 # Folded into a block's key, for the noise on FAM.
 NOISE = 409173
+# A gate of FAM's updates below this, or as close to 1, is closed or open.
+STRETCH = 0.01
 
 
 class At(NamedTuple):
@@ -267,13 +269,18 @@ def push_fam(
 def write_gate(
     layer: LayerWeights, residual: Float[Array, "B F D"], update: Float[Array, "B F D"]
 ) -> Float[Array, "B F 1"]:
-    """g = sigmoid(w_F n(F) + w_U n(U) + b) for each feedback activation F and its update U = F_tau - F, both divided by
-    their root mean square: how much of F the update replaces (`MemoryConfig.fam_update`)."""
+    """g(w_F n(F) + w_U n(U) + b) for each feedback activation F and its update U = F_tau - F, with n(x) = x / rms(x):
+    how much of F the update replaces (`MemoryConfig.fam_update`).
+
+    g is a sigmoid that is stretched a little and clipped to [0, 1] (as in hard concrete gates, arXiv 1712.01312), so
+    that a closed gate is exactly closed: what leaks through a sigmoid adds up over thousands of blocks.
+    """
     learned = layer.weights["memory"]
     score = lambda x, w: (x / memory.fam_rms(x) * w).sum(axis=-1, keepdims=True)
-    return jax.nn.sigmoid(
+    g = jax.nn.sigmoid(
         score(residual, learned["write_old"]) + score(update, learned["write_new"]) + learned["write_bias"]
     )
+    return jnp.clip((1 + 2 * STRETCH) * g - STRETCH, 0.0, 1.0)
 
 
 # --- a sequence of blocks -------------------------------------------------------------------------

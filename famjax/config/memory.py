@@ -54,7 +54,7 @@ class MemoryConfig:
         instead of the learned prompt.
       random_state_passing_from: first step with random state passing.
       fam_update: what a full block makes of F and its update U. `feedback`: F + U, the paper's. `gated`, a departure:
-        (1 - g) F + g U, where each layer computes g in (0, 1) from F and U, so that FAM does not grow, keeps what it
+        (1 - g) F + g U, where each layer computes g in [0, 1] from F and U, so that FAM does not grow, keeps what it
         holds and can still be rewritten. `static`: FAM's queries are always the prompt, and the past is only
         attended to (the paper's static summary, an ablation that fails).
       segments_hold: what memory segments are projected from: a layer's `inputs`, or its `outputs` (the paper's feedback

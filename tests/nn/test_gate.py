@@ -1,5 +1,5 @@
 """The gate before FAM: closed, it disables FAM; open, it gives the paper's model; its gradient is nonzero at the first
-step."""
+step. The gate of FAM's updates: closed, FAM stays as it is, bit for bit; open, the update replaces it."""
 
 import dataclasses
 
@@ -55,3 +55,28 @@ def test_a_shut_gate_has_a_gradient() -> None:
     shut, ajar = grads(at(params, 0.0))["fam"], grads(at(params, 0.1))["fam"]
     assert (np.abs(shut["gate"]) > 1e-3).all()
     assert not shut["prompt"].any() and np.abs(ajar["prompt"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("bias", [-10.0, 10.0], ids=["closed", "open"])
+def test_a_closed_update_gate_keeps_every_bit_and_an_open_one_none(bias: float) -> None:
+    """Over six blocks FAM stays the initial one; or it is the update alone, the paper's without its residual."""
+    config = tiny.config(fam_update="gated", zero_first_residual=False, memory_segments=0)
+    params, tokens = tiny.parameters(config), tiny.tokens(config, 2, 24)
+    gate = params["layers"]["memory"]
+    off = {name: jnp.zeros_like(gate[name]) for name in ("write_old", "write_new")}
+    params["layers"] = params["layers"] | {"memory": off | {"write_bias": jnp.full_like(gate["write_bias"], bias)}}
+    _, before = tiny.whole(config, params, tokens, count_B=np.array([0, 0], np.int32))
+    _, after = tiny.whole(config, params, tokens)
+    _, streamed = tiny.stream(config, params, tokens, width=1)
+    old, new = before.stacked.fam, after.stacked.fam
+    if bias < 0:
+        np.testing.assert_array_equal(new, old)
+        np.testing.assert_array_equal(streamed.stacked.fam, old)
+        return
+    assert np.abs(np.asarray(new - old)).min() > 1e-6
+    # In the first update of a document nothing is added to, so the update is the paper's FAM.
+    paper, layers = tiny.config(memory_segments=0), params["layers"]
+    ungated = params | {"layers": {name: tree for name, tree in layers.items() if name != "memory"}}
+    _, theirs = tiny.whole(paper, ungated, tokens[:, :4])
+    _, first = tiny.whole(without(config, zero_first_residual=True), params, tokens[:, :4])
+    tiny.assert_close(first.stacked.fam, theirs.stacked.fam)
