@@ -26,7 +26,7 @@ FAM = ["train", "--gin_file", "gin/experiments/tiny_fam.gin"]
         ("TRAIN_STEPS=0", "TRAIN_STEPS is 0; it must be at least 1"),
         ("TRAIN_STEPS='many'", "TrainConfig.steps is 'many'; it must be of type int"),
         ("TRAIN_STEPS=True", "TrainConfig.steps is True; it must be of type int"),
-        ("MIXTURE_OR_TASK_NAME='passkye'", "'passkye' is not one of passkey, mqar, parity, s3, s5, text; did you mean 'passkey'?"),
+        ("MIXTURE_OR_TASK_NAME='passkye'", "'passkye' is not one of passkey, mqar, parity, s3, s5, text; did you"),
         ("MESH={'fspd': 8}", "did you mean 'fsdp'?"),
         ("MESH={'fsdp': 3}", "BATCH_SIZE 8 does not divide over data x fsdp = 3 devices; use 6 or 9"),
         ("MICROBATCHES=3", "BATCH_SIZE 8 does not divide over 3 microbatches; use 6 or 9"),
