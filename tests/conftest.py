@@ -70,6 +70,12 @@ def let_programs_go():
         gc.collect()
 
 
+@pytest.fixture
+def collected():
+    """Frees the arrays that other tests have left, for a test that counts live bytes."""
+    gc.collect()
+
+
 def mappings() -> int:
     """Returns the number of memory mappings of this process, 0 if the system does not tell."""
     try:

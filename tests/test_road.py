@@ -31,7 +31,7 @@ def test_at_most_eight_frames_from_the_loss_to_the_update_of_fam(remat: str, mon
     task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 320, 32, 2, 128, 0)
     training = TrainConfig(model_dir="none", model=config, optimizer=OptimizerConfig())
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
-    state, batch = states.create(training, tx, mesh), task.batch(0, task.start())[0]
+    state, batch = states.abstract(training, tx, mesh), task.batch(0, task.start())[0]
     frames: list[str] = []
 
     def arrive(*_: object) -> None:

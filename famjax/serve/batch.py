@@ -131,14 +131,13 @@ class Batch:
         return program_top(max(wanted)) if wanted else None
 
     def _stops(self) -> np.ndarray:
-        """int32 [B, n, longest]: n and longest of few sizes, as each is a program."""
-        arrays = [row.stops for row in self.rows]
-        number = -(-max(len(array) for array in arrays) // _STOPS_AT_ONCE) * _STOPS_AT_ONCE
-        longest = 1 if all(array.shape[1] == 1 for array in arrays) else RECENT
-        stops = np.full((len(self._rows), max(number, _STOPS_AT_ONCE), longest), -1, np.int32)
+        """int32 [B, n, RECENT]: n of few numbers, as each is a program."""
+        number = max(len(row.stops) for row in self.rows)
+        number = max(-(-number // _STOPS_AT_ONCE), 1) * _STOPS_AT_ONCE
+        stops = np.full((len(self._rows), number, RECENT), -1, np.int32)
         for row, of_row in zip(self._rows, stops, strict=True):
             if row is not None and len(row.stops):
-                of_row[: len(row.stops), longest - row.stops.shape[1] :] = row.stops
+                of_row[: len(row.stops), RECENT - row.stops.shape[1] :] = row.stops
         return stops
 
     def _sampling(self) -> RowSampling:

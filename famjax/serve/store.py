@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 
@@ -37,6 +38,7 @@ class Store:
     def __init__(self, folder: Path, model: Transformer):
         self._folder, self._model = folder, model
         self._known = sessions.fingerprints(model)
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, sessions.start(model).memory)
         self._lock = threading.Lock()
         self._writers: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,9 @@ class Store:
 
     def _restored(self, path: Path, name: str, status: int) -> Session:
         try:
-            return sessions.restore(sessions.read_file(path), self._model, self._known)
+            found = sessions.restore(sessions.read_file(path), self._model, self._known)
+            # As the memory of a new text is, so that the same programs continue it.
+            return Session(jax.device_put(found.memory, self._shardings), found.recent)
         except ConfigError as error:  # whose message begins with a path of this machine
             reason = str(error).removeprefix(str(path)).strip()
             raise ApiError(status, f"session {name!r} {reason}", param="session", code="unusable_session") from error

@@ -58,11 +58,11 @@ def warm_up(model: Transformer, max_rows: int) -> Iterator[str]:
     batch, before = Batch(model, max_rows), 0
     job = Job(Ask(np.zeros(1, np.int32), max_tokens=len(TWICE)), lambda event: None)
     for size in batch_sizes(max_rows):
-        while len(batch.rows) <= before:  # one more than fit so far
+        while len(batch.rows) < min(before + len(TWICE), size):  # the first one more than fit so far
             batch.join(Row(job, 0, _Silent()), session)
         for _ in TWICE:
             batch.decode(1)
-        session = batch.session_of(batch.rows[-1])
+        batch.session_of(batch.rows[-1])
         before = size
         yield f"decoding of {size} row{'s' * (size > 1)}"
 

@@ -191,6 +191,7 @@ def test_layers_apart_are_the_same_model() -> None:
     assert [layer.k.shape[1] for layer in by_layer[1].memory.layers] == [2, 4]
 
 
+@pytest.mark.usefixtures("collected")
 def test_memory_does_not_grow_with_the_text() -> None:
     """Live bytes on the device are the same after window 4 and after window 60; chunks are taken as needed."""
     config = CONFIGS["fam"]

@@ -91,6 +91,7 @@ def test_logits_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(in_parts[1], at_once[1])
 
 
+@pytest.mark.usefixtures("collected")
 def test_streaming_holds_the_same_memory_and_program_however_long_the_text() -> None:
     """Live bytes on the device do not grow from window 3 to window 40; nothing is compiled again."""
     config = tiny.config()

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from tests import tiny
 
@@ -12,6 +13,7 @@ def live_bytes() -> int:
     return sum(x.nbytes for x in jax.live_arrays())
 
 
+@pytest.mark.usefixtures("collected")
 def test_live_bytes_do_not_grow() -> None:
     """The number of live bytes is the same after 10,000 blocks as after 10, and the position still counts every
     token."""

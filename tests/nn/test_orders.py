@@ -12,7 +12,7 @@ import pytest
 from famjax.attention.memory import select_state_rows
 from famjax.config import ModelConfig
 from famjax.nn.model import room
-from tests import reference, tiny
+from tests import reference, slow, tiny
 
 LENGTH = 22
 CASES = {
@@ -24,6 +24,8 @@ CASES = {
     "write-gate": tiny.config(fam_update="gated", memory_segments=0),
     "window5-segments2": tiny.config(token_window=5, memory_segments=2),
 }
+# Several segments are in the BSWA case, grouped heads in that of the gate.
+every_case = pytest.mark.parametrize("name", slow.but(CASES, "fam-segments3-grouped"))
 
 
 def whole(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any) -> Any:
@@ -31,7 +33,7 @@ def whole(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any) ->
     return tiny.whole(config, params, tokens, count_B=np.asarray(counts, np.int32))
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_case
 @pytest.mark.parametrize("width", [1, 4])
 def test_streaming_equals_whole(name: str, width: int) -> None:
     """Block by block, token by token, and in random pieces: the same outputs and the same memory."""
@@ -45,7 +47,7 @@ def test_streaming_equals_whole(name: str, width: int) -> None:
             tiny.assert_same_memory(config, streamed_state, state)
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_case
 def test_whole_cut_at_block_edges(name: str) -> None:
     """Layer-major in two calls, with each row split at a block boundary of its own, equals one call.
 
@@ -65,7 +67,7 @@ def test_whole_cut_at_block_edges(name: str) -> None:
         tiny.assert_same_memory(config, after, state)
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_case
 def test_streaming_continues_whole(name: str) -> None:
     """Prefill layer-major and continue block-major, from any offset within a block."""
     config = CASES[name]
@@ -80,7 +82,7 @@ def test_streaming_continues_whole(name: str) -> None:
     tiny.assert_same_memory(config, after, state)
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_case
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_is_behind_the_kept_blocks_is_read_but_not_remembered(name: str, seed: int) -> None:
     """Outputs are those of the whole rows; the memory is that after their kept blocks: none, some, all full ones, and

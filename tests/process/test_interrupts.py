@@ -22,7 +22,7 @@ FOREVER = "ready(); lock = threading.Lock(); lock.acquire(); lock.acquire()"  # 
 def interrupted(
     program: str, signals: int = 1, apart: float = 0.5, wait: float = 0.0
 ) -> tuple[int, str, str, float]:  # fmt: skip
-    """Runs a program that gets Ctrl-C some seconds after it prints `ready`: (exit code, standard output, standard
+    """Runs a program that gets Ctrl-C `wait` seconds after it prints `ready`: (exit code, standard output, standard
     error, seconds)."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with hearing():

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# Seconds after which a process hangs, however busy the machine is.
+LIMIT = 900.0
 
 # Losses are averages over 7 steps, with checkpoints in between; random state passing carries FAM from step to step.
 GIN = """
@@ -67,7 +69,7 @@ def start(words: list[str], cache: Path, before: str = "") -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     """Waits for a process; returns (exit code, standard output, standard error)."""
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=LIMIT)
     return process.returncode, out, err
 
 
@@ -80,7 +82,7 @@ def lines(model_dir: Path) -> list[dict]:
 
 def wait_for_step(model_dir: Path, step: int, process: subprocess.Popen) -> None:
     """Waits until step `step` or a later one is logged, or the process has ended."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT
     while process.poll() is None and not any(line["step"] >= step for line in lines(model_dir)):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -80,9 +80,9 @@ def kill_often(folder: Path, cache: Path, kills: int, draw: random.Random, **mac
 
 
 def test_kill_minus_nine_changes_no_bit(tmp_path, cache, straight, capfd):
-    """SIGKILL three times at random moments, also during saves and deletions: after each the newest checkpoint is
-    intact, and in the end losses, weights, optimizer state and passed FAM equal those of the uninterrupted training."""
-    assert kill_often(tmp_path / "m", cache, 3, random.Random()) >= 2
+    """SIGKILL twice at random moments, also during saves and deletions: after each the newest checkpoint is intact, and
+    in the end losses, weights, optimizer state and passed FAM equal those of the uninterrupted training."""
+    assert kill_often(tmp_path / "m", cache, 2, random.Random()) >= 1
     assert "damaged" not in capfd.readouterr().err
     assert_same_training(tmp_path / "m", straight)
     assert steps.all_steps(tmp_path / "m") == [STEPS - 5, STEPS]

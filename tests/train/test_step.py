@@ -10,22 +10,25 @@ from famjax.config import LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfi
 from famjax.data.passkey import PassKeyTask
 from famjax.mesh.devices import make_mesh
 from famjax.train import optim
-from famjax.train import state as states
 from famjax.train.loss import weighted_loss
 from famjax.train.step import make_step, opened, position_shift
 from tests import tiny
+from tests.train import beginning
+
+
+def model(probability: float, **memory):
+    return tiny.config(
+        vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=probability, **memory
+    )
 
 
 def setup(probability: float, **memory):
-    config = tiny.config(
-        vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=probability, **memory
-    )
+    config = model(probability, **memory)
     task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 320, 32, 2, 128, 0)
     # With learning rate 0 all steps have the same weights, so their losses can be compared.
     training = TrainConfig(model_dir="none", model=config, optimizer=OptimizerConfig(learning_rate=0.0))
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
-    state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
-    return config, task, jax.jit(make_step(training, tx, mesh)), state
+    return config, task, jax.jit(make_step(training, tx, mesh)), beginning.state(training, tx, mesh)
 
 
 def loss_from(config, params, batch, passed):
@@ -91,9 +94,9 @@ def test_noise_on_fam_is_as_strong_as_asked_and_another_one_everywhere(seed):
 def test_a_step_with_noise_is_a_function_of_seed_and_step():
     """The same state and batch give the same loss; without noise the loss differs."""
     losses = []
-    for noise in (0.2, 0.2, 0.0):
+    for noise, times in ((0.2, 2), (0.0, 1)):
         _, task, step, state = setup(0.0, fam_noise=noise)
-        losses.append(float(step(state, task.batch(0, task.start())[0])[1]["loss"]))
+        losses += [float(step(state, task.batch(0, task.start())[0])[1]["loss"]) for _ in range(times)]
     assert losses[0] == losses[1]
     assert abs(losses[0] - losses[2]) > 1e-4
 
@@ -102,14 +105,14 @@ def test_a_step_with_noise_is_a_function_of_seed_and_step():
 def test_growth_is_counted_in_rows_that_go_on(microbatches):
     """The logged loss is the weight times the mean over rows of FAM's growth per block, in rows whose kept blocks
     continue the previous memory: recomputed in NumPy from the memories before and after a step."""
-    config, _, _, _ = setup(0.0)
+    config = model(0.0)
     passkey = PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5, stream_share=1.0, stream_gated=False)
     training = TrainConfig(
         model_dir="none", model=config, passkey=passkey, sequence_length=320, batch_size=4, fam_growth_loss=0.5,
         microbatches=microbatches, optimizer=OptimizerConfig(learning_rate=0.0),
     )  # fmt: skip
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
-    state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
+    state = beginning.state(training, tx, mesh)
     step, task = jax.jit(make_step(training, tx, mesh)), PassKeyTask(passkey, 320, 32, 4, 128, 0)
     progress, counted = task.start(), 0
     rms = lambda state: np.sqrt(np.square(np.asarray(state.memory.layers.fam[:, :, 0])).mean(axis=-1))
@@ -149,10 +152,8 @@ def test_frozen_weights_stay_and_the_rest_learns():
     optimizer = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.0, parameters=table)
     training = TrainConfig(model_dir="none", model=config, optimizer=optimizer)
     tx, mesh = optim.optimizer(optimizer, 10), make_mesh()
-    fresh = states.create(training, tx, mesh)
-    after, metrics = jax.jit(make_step(training, tx, mesh))(
-        dataclasses.replace(fresh, params=state.params), task.batch(0, task.start())[0]
-    )
+    before = beginning.state(training, tx, mesh, state.params)
+    after, metrics = jax.jit(make_step(training, tx, mesh))(before, task.batch(0, task.start())[0])
     for (path, new), old in zip(
         jax.tree_util.tree_leaves_with_path(after.params), jax.tree.leaves(state.params), strict=True
     ):
@@ -185,7 +186,7 @@ def distilled(microbatches=1):
         optimizer=OptimizerConfig(learning_rate=0.0),
     )  # fmt: skip
     tx, mesh = optim.optimizer(training.tuning, 10), make_mesh()
-    state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
+    state = beginning.state(training, tx, mesh)
     return training, jax.jit(make_step(training, tx, mesh)), state, task.batch(0, task.start())[0]
 
 

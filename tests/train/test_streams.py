@@ -16,6 +16,7 @@ from famjax.train import state as states
 from famjax.train.loss import cross_entropy
 from famjax.train.step import make_step, rescaled
 from tests import tiny
+from tests.train import beginning
 
 S, T = 4, 12
 # Tokens of the documents of each row, in order: within a block, over several steps, up to the end of a row exactly.
@@ -58,7 +59,7 @@ def setup(microbatches: int = 1, learning_rate: float = 0.0, carried_fam_rms: fl
         optimizer=OptimizerConfig(learning_rate=learning_rate, schedule="constant", warmup_steps=0, clip_norm=0.0),
     )  # fmt: skip
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
-    state = dataclasses.replace(states.create(training, tx, mesh), params=tiny.parameters(config))
+    state = beginning.state(training, tx, mesh)
     return config, jax.jit(make_step(training, tx, mesh), compiler_options=tiny.COMPILE_FAST), state
 
 
@@ -157,7 +158,7 @@ def test_a_step_hands_on_what_it_has_made_young():
 def test_without_streams_no_memory_is_carried():
     """Packed rows keep no memory in the state."""
     config = TrainConfig(model_dir="none", model=tiny.config(), task="text")
-    assert states.create(config, optim.optimizer(config.optimizer, 1), make_mesh()).memory is None
+    assert states.abstract(config, optim.optimizer(config.optimizer, 1), make_mesh()).memory is None
     assert not config.carries_memory
 
 
