@@ -72,13 +72,21 @@ def _key(number: int, name: str) -> html.Html:
 def _costs(memories: Sequence[dict[str, Any]]) -> str:
     head = ("memory", "kind", "bytes of state a row", "weights", "added by the memory", "training FLOPs a token",
             "training FLOPs", "tokens")  # fmt: skip
-    kind = lambda memory: memory["kind"] if memory["fam_length"] or memory["kind"] != "fam" else "none"
     rows = [
-        (_key(i, one["name"]), kind(one["memory"]), one["state_bytes"], one["weights"], one["added_weights"],
+        (_key(i, one["name"]), _kind(one["memory"]), one["state_bytes"], one["weights"], one["added_weights"],
          round(one["flops_per_token"]), f"{one['training_flops']:.3g}", one["tokens"])
         for i, one in enumerate(memories)
     ]  # fmt: skip
     return html.table(head, rows)
+
+
+def _kind(memory: dict[str, Any]) -> str:
+    """Returns the kind of a memory in words, from its settings."""
+    if memory["kind"] != "fam":
+        return str(memory["kind"])
+    if memory["fam_length"]:
+        return "fam" if memory["fam_update"] == "feedback" else f"fam, {memory['fam_update']}"
+    return "feedback segments" if memory["segments_hold"] == "outputs" else "none"
 
 
 def _rates(memories: Sequence[dict[str, Any]]) -> str:

@@ -1,5 +1,6 @@
 """`famjax compare`: equal conditions, one report, resumed where it stopped."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from famjax.cli import compare, compare_runs, side_by_side
 from famjax.cli.gin_config import load_train_config
 from famjax.cli.main import main, parse
+from famjax.config import MemoryConfig
 from famjax.evals import memories, memories_page, statistics
 from famjax.evals.yardsticks import yardstick
 from famjax.nn.weights import create, parameters
@@ -321,3 +323,17 @@ def test_mqar_in_parts_with_two_rates(tmp_path: Path, capfd: Any) -> None:
     assert [row["blocks"] for row in found["memories"][0]["lengths"]] == [2, 4]
     assert all(sum(rate["best"] for rate in one["learning_rates"]) == 1 for one in found["memories"])
     assert [table["label"] for table in found["memories"][1]["tables"]] == ["blocks between pair and question", "pairs"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"fam_length": 8}, "fam"), ({"fam_length": 8, "fam_update": "gated"}, "fam, gated"),
+        ({"fam_length": 0}, "none"),
+        ({"fam_length": 0, "segments_hold": "outputs"}, "feedback segments"),
+        ({"fam_length": 0, "kind": "infini"}, "infini"),
+    ],
+)  # fmt: skip
+def test_the_report_names_the_kind_of_a_memory(settings, words):
+    """Two memories whose settings differ in more than a number have different names."""
+    assert memories_page._kind(dataclasses.asdict(MemoryConfig(**settings))) == words
