@@ -15,23 +15,19 @@ HELP = """Show what a trained TransformerFAM recalls, then train one and its twi
 
   famjax quickstart --output runs/quickstart
   famjax quickstart --no-training
-  famjax quickstart --paper --output runs/paper
   famjax quickstart --texts runs/texts --output runs/texts_shown
   famjax quickstart --twins 0,1,2 --output runs/twins
 
-A small trained model comes with famjax, whose memory is updated as in the paper. It is written to
-DIR/shipped and evaluated within half a minute; --no-training stops there. Then FAM and its twin of the same
-size train at the same time, on one core each, with the same documents and number of steps, and are evaluated
-on the pass key with 1 to 1,024 blocks of filler; training backpropagates through at most 6. This FAM has
-gated updates, a departure from the paper that needs less than half of the steps; --paper trains the paper's.
---twins 0,1,2 trains three twins, with 0, 1 and 2 memory segments. With --texts DIR the models train on
-document streams of DIR/train/*.txt and are evaluated on DIR/heldout/*.txt, in bits per byte by position in
-the document (launch/studies/debian_texts.py downloads such texts). The same command resumes an interrupted
-run.
+A small trained model comes with famjax. It is written to DIR/shipped and evaluated within half a minute;
+--no-training stops there. Then FAM and its twin of the same size train at the same time, on one core each,
+with the same documents and number of steps, and are evaluated on the pass key with 1 to 1,024 blocks of
+filler; training backpropagates through at most 6. --twins 0,1,2 trains three twins, with 0, 1 and 2 memory
+segments. With --texts DIR the models train on document streams of DIR/train/*.txt and are evaluated on
+DIR/heldout/*.txt, in bits per byte by position in the document (launch/studies/debian_texts.py downloads
+such texts). The same command resumes an interrupted run.
 """
 
-GATED = {"fam": "gin/experiments/tiny_gated.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
-PAPER = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
+PASSKEY = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
 TEXTS = {"fam": "gin/experiments/texts_fam.gin", "bswa": "gin/experiments/texts_bswa.gin"}
 FILLER_BLOCKS = (1, 4, 16, 64, 256, 1024)
 # Evaluation of the model that comes with famjax: few documents, which take seconds.
@@ -52,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and documents (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the gin files)")
-    parser.add_argument("--paper", action="store_true", help="train the paper's update of FAM: 2,400 steps, not 1,000")
     parser.add_argument("--no-training", action="store_true", help="stop after the evaluation of the shipped model")
     parser.add_argument("--keys", type=int, default=1, metavar="N", help="keys per alignment (default: 1)")
 
@@ -62,10 +57,6 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file; name a directory")
-    if args.paper and (args.texts or args.no_training):
-        raise ConfigError(
-            f"--paper is a training on the pass key; leave {'--texts' if args.texts else '--no-training'} away"
-        )
     if args.no_training and args.texts:
         raise ConfigError("--no-training shows the pass key model that comes with famjax; leave --texts away")
     jobs = _jobs(args, output)
@@ -124,9 +115,8 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
                 raise ConfigError(f"{args.texts}/{folder} has no .txt file; python launch/studies/debian_texts.py "
                                   f"{args.texts} downloads some on systems with apt")  # fmt: skip
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
-    experiments = TEXTS if args.texts else PAPER if args.paper else GATED
+    experiments = TEXTS if args.texts else PASSKEY
     jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]
-    bindings += [f"TRAIN_STEPS={jobs[0].config.steps}"] if args.steps is None else []
     for segments in args.twins:
         name = "bswa" if segments == 0 else f"bswa_{segments}"
         twin = [*bindings, f"MEMORY_SEGMENTS={segments}"]

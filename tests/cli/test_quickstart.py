@@ -53,7 +53,6 @@ def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
         (["--twins", "1,1"], "each once"),
         (["--output", __file__], "is a file"),
         (["--no-training", "--texts", "x"], "leave --texts away"),
-        (["--paper", "--no-training"], "leave --no-training away"),
         (["--stpes", "3"], "--steps"),
     ],
 )
