@@ -87,12 +87,12 @@ UNGATED = "MemoryConfig.fam_update='feedback'"
 
 def any_depth() -> list[Run]:
     """Keys at any depth and several in one text: gated updates on several seeds, and the same training without."""
-    asked = (Asked("16,64,256,1024"), Asked("16384", alignments=16))
+    asked = (Asked("16,64,256,1024"), Asked("16384", alignments=8))
     depths = Depths("1k,4k,16k,64k", tasks="passkey_depth,passkey_newest")
     part = lambda name, about, *bindings: Run(name, "any_depth", about, bindings, ANY_DEPTH, asked, depths)
     return [
         *(part(f"gate_seed{n}", f"gated updates, seed {n}", f"RANDOM_SEED={n}") for n in SEEDS),
-        part("ungated_young", "the paper's update, FAM rescaled in half of the rows", UNGATED, RESCALED),
+        part("ungated_young", "the paper's update, 5,000 steps", UNGATED, RESCALED, "TRAIN_STEPS=5000"),
         part("ungated", "the paper's update", UNGATED),
         part("ungated_bound", "no gate, FAM bounded to RMS 4", UNGATED, "MemoryConfig.fam_max_rms=4.0"),
     ]
