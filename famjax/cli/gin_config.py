@@ -396,7 +396,7 @@ def _required() -> dict[str, None]:
 # Fields that hold paths, of all configurations.
 PATHS = (
     "model_dir", "model_dirs", "output_dir", "initial_checkpoint", "path", "sources", "vocabulary", "cache_dirs",
-    "data", "filler",
+    "data", "filler", "folder", "books",
 )  # fmt: skip
 
 

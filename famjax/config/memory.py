@@ -132,6 +132,10 @@ class MemoryConfig:
             raise ConfigError(
                 "segments_hold 'outputs' with memory_segments 0: there is no segment; use 'inputs', or more segments"
             )
+        if self.fam_update == "static" and not self.fam_length:
+            raise ConfigError(
+                "fam_update 'static' with fam_length 0: there is no FAM; use 'feedback', or a longer fam_length"
+            )
         at_least("previous_fams", self.previous_fams, 1)
         if not self.fam_layers or self.fam_layers.strip("+-"):
             one_of("fam_layers", self.fam_layers, ("all", *LAYER_KINDS))
