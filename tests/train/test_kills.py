@@ -141,7 +141,7 @@ def test_a_second_signal_ends_at_once(tmp_path, cache, first, second):
     process.send_signal(second)
     began = time.monotonic()
     code, _, err = processes.finish(process)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # on a busy machine too; the save takes 60 s
     assert code == 128 + second and "ended at once" in err
     assert steps.all_steps(tmp_path / "m") == [5, 10]
     load(tmp_path / "m")
