@@ -98,7 +98,7 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
       shapes: maps a configuration to the shapes of its weights, which are compared with those on disk. If they have
         shardings, the weights are read directly into them, whichever mesh wrote them; else to one device.
       memory: settings of `MemoryConfig` that override `model.json`; None: no change. A shorter `fam_length` takes the
-        last rows of the prompt, which keep their positions; 0 drops the prompt.
+        last rows of the prompt, which keep their positions; 0 drops the prompt, and the gate of its updates.
 
     Raises:
       ConfigError: there is no model directory or no intact step (or not the named one), the weights have other shapes
@@ -119,6 +119,8 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
         fam = params.pop(FAM)
         if F:
             params[FAM] = {name: x if name == GATE else x[..., -F:, :] for name, x in fam.items()}
+    if stored.memory.gates_updates and not config.memory.gates_updates:
+        params["layers"] = {name: tree for name, tree in params["layers"].items() if name != "memory"}
     return config, params
 
 

@@ -96,6 +96,18 @@ def test_memory_overrides(saved: tuple) -> None:
     assert load(folder, fam_length=None)[0] == config
 
 
+def test_without_fam_its_updates_have_no_gate(tmp_path: Path) -> None:
+    """fam_length 0 on a model with gated updates gives weights and settings of the model without FAM."""
+    config = tiny.config(fam_update="gated")
+    params = tiny.parameters(config)
+    checkpoint.save_model(tmp_path, config, params)
+    without, found = load(tmp_path, fam_length=0)
+    assert without == tiny.config(fam_length=0)
+    layers = {name: tree for name, tree in params["layers"].items() if name != "memory"}
+    assert_same(found, {name: tree for name, tree in params.items() if name != "fam"} | {"layers": layers})
+    assert_same(load(tmp_path, fam_length=1)[1]["layers"], params["layers"])
+
+
 @pytest.mark.parametrize(
     ("memory", "message"),
     [
