@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         for done in write_tensors(partial, written, read):
             progress.advance(done)
             interrupts.check()
-        if memory := _memory(weights):
+        if memory := _memory(weights, config):
             write_memory(partial, memory)
         write_json(partial / CONFIG_JSON, with_memory(hf, config.memory))
         carry((file for name in CARRIED if (file := root / name).is_file() and name != FAMILY), partial)
@@ -119,15 +119,18 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
     tensors = adapter.tensors(family_of(hf), weights.shapes, weights.read)
     with atomic_directory(args.target, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as partial:
         adapter.write(partial, config, tensors, args.base_model)
-        if memory := _memory(weights):
+        if memory := _memory(weights, config):
             write_memory(partial, memory)
 
 
-def _memory(weights: "Weights") -> dict[str, "np.ndarray"]:
-    """Returns the memory's weights under their names in `fam.safetensors`."""
+def _memory(weights: "Weights", config: ModelConfig) -> dict[str, "np.ndarray"]:
+    """Returns the weights of the model's memory under their names in `fam.safetensors`."""
+    from famjax.nn.weights import parameter_shapes
     from famjax.pretrained.folder import memory_name
+    from famjax.storage.arrays import leaves
 
-    return {memory_name(path): weights.read(path) for path in weights.shapes if path.startswith(MEMORY)}
+    paths = [path for path in leaves(parameter_shapes(config)) if path.startswith(MEMORY)]
+    return {memory_name(path): weights.read(path) for path in paths}
 
 
 def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str], lora: LoraConfig) -> "np.ndarray":

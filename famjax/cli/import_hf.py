@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from famjax.cli.flags import add_memory_arguments, memory_overrides
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
-from famjax.config.optimizer import MEMORY
+from famjax.config.optimizer import FAM, MEMORY
 from famjax.process.progress import Progress
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _pieces(
 
     from famjax.pretrained.families import family_of
     from famjax.pretrained.match import copies
-    from famjax.storage.pieces import Piece
+    from famjax.storage.pieces import Piece, layers_of
 
     dtype = np.dtype(ml_dtypes.bfloat16) if config.param_dtype == "bfloat16" else np.dtype(np.float32)
     same = {source: copy for copy, source in copies(family_of(folder.config), shapes, folder.tensors).items()}
@@ -208,16 +208,16 @@ def _pieces(
         size = math.prod(pair.shape) * dtype.itemsize
         yield Piece(pair.path, pair.layer, size, functools.partial(ours, pair))
     for path, shape in shapes.items():
-        if path.startswith("fam/"):
+        if path.startswith(FAM):
             read = lambda: first_fam(folder.read(embedding)).astype(np.float32)
             if path == "fam/gate":
                 read = functools.partial(_gate, folder, shape)
             yield Piece(path, None, math.prod(shape) * 4, read)
-        elif path.startswith("layers/memory/"):
-            for layer in range(shape[0]):
-                yield Piece(path, layer, math.prod(shape[1:]) * 4, functools.partial(_of_memory, folder, path, layer))
         elif path.startswith(MEMORY):
-            yield Piece(path, None, math.prod(shape) * 4, functools.partial(_of_memory, folder, path))
+            layers = list(layers_of(path, shape))
+            for layer in layers:
+                read = functools.partial(_of_memory, folder, path, layer)
+                yield Piece(path, layer, math.prod(shape) * 4 // len(layers), read)
 
 
 def check_memory(folder: "Folder", config: ModelConfig, shapes: dict[str, Any]) -> None:
@@ -225,7 +225,8 @@ def check_memory(folder: "Folder", config: ModelConfig, shapes: dict[str, Any]) 
     other."""
     from famjax.pretrained.folder import FAM_FILE, memory_name
 
-    wanted = {memory_name(path): shape for path, shape in shapes.items() if path.startswith(MEMORY[1:])}
+    others = tuple(prefix for prefix in MEMORY if prefix != FAM)
+    wanted = {memory_name(path): shape for path, shape in shapes.items() if path.startswith(others)}
     there = {name: tensor.shape for name, tensor in folder.fam.items() if not name.startswith("fam_")}
     for name in sorted({**wanted, **there}):
         if name not in there:
@@ -238,14 +239,14 @@ def check_memory(folder: "Folder", config: ModelConfig, shapes: dict[str, Any]) 
             raise ConfigError(f"{folder.path / FAM_FILE} has {name}, which this memory does not have; remove it there")
 
 
-def _of_memory(folder: "Folder", path: str, layer: int | None = None) -> "np.ndarray":
+def _of_memory(folder: "Folder", path: str, layer: int | None) -> "np.ndarray":
     """Returns a weight of the folder's memory, or one layer's."""
     import numpy as np
 
     from famjax.pretrained.folder import memory_name
 
-    array = folder.read(memory_name(path)).astype(np.float32)
-    return array if layer is None else array[layer]
+    name = memory_name(path)
+    return (folder.read(name) if layer is None else folder.read_layer(name, layer)).astype(np.float32)
 
 
 def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":

@@ -10,7 +10,8 @@ OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 TRAINED = ("auto", "all", "lora", "prompt")
 # The weights of the memory: FAM's, and those of a memory beside the window.
-MEMORY = ("fam/", "layers/memory/", "memory/")
+FAM = "fam/"
+MEMORY = (FAM, "layers/memory/", "memory/")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
 
 

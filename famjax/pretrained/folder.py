@@ -86,6 +86,12 @@ class Folder:
             array: np.ndarray = file.get_tensor(name)
         return array
 
+    def read_layer(self, name: str, layer: int) -> np.ndarray:
+        """Reads one layer of a stacked tensor of the memory, and no more."""
+        with safetensors.safe_open(self.fam[name].file, "numpy") as file:
+            array: np.ndarray = file.get_slice(name)[layer]
+        return array
+
     def carried(self) -> dict[str, bytes]:
         """Returns the files to copy unchanged, such as tokenizer files, by name."""
         return {name: (self.path / name).read_bytes() for name in CARRIED if (self.path / name).is_file()}

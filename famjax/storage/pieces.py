@@ -73,7 +73,7 @@ def write_model(
     leaves = arrays.leaves(shapes)
     opening = {path: ts.open(_spec(folder, path), open=True) for path in leaves}
     stores = {path: one.result() for path, one in opening.items()}
-    wanted = {(path, layer) for path in leaves for layer in _layers(path, leaves[path])}
+    wanted = {(path, layer) for path, leaf in leaves.items() for layer in layers_of(path, leaf.shape)}
     writing: tuple[list[Any], Any] | None = None
 
     def finish() -> None:
@@ -105,7 +105,7 @@ def write_model(
 
 class Weights:
     """The weights of a model directory, read one piece at a time, including those of its base, if it has one, in the
-    model's type.
+    model's type. Those of the base's memory are among them, also if the model has another memory, or none.
 
     Attributes:
       shapes: of all weights, by path.
@@ -137,8 +137,7 @@ class Weights:
         self._base = Weights(base.folder) if base is not None else None
         if self._base is not None:
             dtype = np.dtype(jax.numpy.dtype(read_config(root).param_dtype))
-            # The base's FAM is left out: a model with FAM has its own, and one without has none.
-            rest = {p: shape for p, shape in self._base.shapes.items() if p not in self.shapes and p[:4] != "fam/"}
+            rest = {path: shape for path, shape in self._base.shapes.items() if path not in self.shapes}
             self.shapes |= rest
             self.dtypes |= dict.fromkeys(rest, dtype)
 
@@ -157,8 +156,9 @@ def size_of(shapes: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
-def _layers(path: str, leaf: Any) -> Iterable[int | None]:
-    return range(leaf.shape[0]) if path.startswith(STACKED) else (None,)
+def layers_of(path: str, shape: tuple[int, ...]) -> Iterable[int | None]:
+    """Returns the layers of a weight, which are a piece each; (None,) if it is no stacked one."""
+    return range(shape[0]) if path.startswith(STACKED) else (None,)
 
 
 def _refuse(path: str, layer: int | None) -> None:

@@ -7,7 +7,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from famjax.cli.main import main
 from famjax.config import ConfigError, LoraConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
@@ -249,3 +251,24 @@ def test_an_imported_gate_is_opened_and_saved(tmp_path, source):
     assert all(line["distillation_loss"] > 0 for line in lines)
     with pytest.raises(ConfigError, match="has a gate for FAM: set fam_gate to True"):
         initial.check(tmp_path / "opened", MODEL)
+
+
+@pytest.mark.parametrize("fam", [0, 3])
+def test_an_export_has_the_memory_of_the_model_and_not_of_its_base(fam, tmp_path):
+    """A base with gated updates. Fine-tuned without FAM, the export has no memory; with a frozen one, it has the
+    base's."""
+    gated = dataclasses.replace(PLAIN, memory=dataclasses.replace(PLAIN.memory, fam_update="gated"))
+    params = tiny.parameters(gated, seed=5)
+    save_model(tmp_path / "base", gated, params)
+    model = dataclasses.replace(gated, lora=LORA, memory=dataclasses.replace(gated.memory, fam_length=fam))
+    frozen = {path: {"frozen": True} for path in ("fam/*", "layers/memory/*") if fam}
+    optimizer = OptimizerConfig(learning_rate=0.01, schedule="constant", warmup_steps=0, parameters=frozen)
+    run(tmp_path / "m", tmp_path / "base", model=model, optimizer=optimizer, steps=1)
+    assert main(["export-hf", str(tmp_path / "m"), str(tmp_path / "out")]) == 0
+    file = tmp_path / "out" / "fam.safetensors"
+    assert file.exists() == bool(fam)
+    if fam:
+        found = safetensors.numpy.load_file(file)
+        gate = {f"layers.memory.{name}": leaf for name, leaf in params["layers"]["memory"].items()}
+        assert found.keys() == {"fam_prompt", *gate}
+        jax.tree.map(np.testing.assert_array_equal, found, gate | {"fam_prompt": params["fam"]["prompt"]})
