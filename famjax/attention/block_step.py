@@ -100,11 +100,12 @@ def block_step(
         real = jnp.full(len(x), S) if at.real is None else at.real
         heads, beside = _remember(layer, Span(x, q, kv, np.arange(S), real), beside, heads, at)
     # Output projection and feed-forward, together again.
-    y, *new = layer.finish(heads, (x, *residual_of(queried(fam, prompt), at.fam_updates, layer.memory)))
+    residual = residual_of(queried(fam, prompt), at.fam_updates, layer.memory)
+    y, *new = layer.finish(heads, (x, *residual))
     if other.takes_outputs:
         assert at.full is not None
         beside = select_rows(at.full, other.leave(layer, beside, y), beside)
-    return y, Carried(push_fam(layer, fam, new, at.fam_updates, at.key), beside), kv
+    return y, Carried(push_fam(layer, fam, residual, new, at.key), beside), kv
 
 
 def _remember(layer: LayerWeights, tokens: Span, state: State, heads: Queries, at: At) -> tuple[Queries, State]:
@@ -248,17 +249,17 @@ def residual_of(
 
 
 def push_fam(
-    layer: LayerWeights, fam: Fam, new: list[Float[Array, "B F D"]], updates: Int[Array, "B"],
+    layer: LayerWeights, fam: Fam, residual: tuple[Float[Array, "B F D"], ...], new: list[Float[Array, "B F D"]],
     key: Key[Array, ""] | None,
 ) -> Fam:  # fmt: skip
-    """FAM with F_tau in front; gated, bounded and noisy if these departures from the paper are set (`MemoryConfig`)."""
+    """FAM with F_tau in front: the new one, made with this residual; gated, bounded and noisy if these departures from
+    the paper are set (`MemoryConfig`)."""
     if not new:
         return fam
     newest, config = new[0].astype(jnp.float32), layer.memory
     if config.gates_updates:
-        (residual,) = residual_of(fam[:, 0], updates, config)
-        update = newest - residual
-        newest = residual + write_gate(layer, residual, update) * (update - residual)
+        old, update = residual[0], newest - residual[0]
+        newest = old + write_gate(layer, old, update) * (update - old)
     if config.fam_max_rms:
         newest = memory.at_most(newest, config.fam_max_rms)
     if config.fam_noise and key is not None:

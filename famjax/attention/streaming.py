@@ -18,7 +18,7 @@ from famjax.attention.memories.base import State, Tokens
 from famjax.attention.memory import LayerMemory, fam_sources, select_rows, with_keys
 from famjax.attention.positions import Blocks
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Float, Int, KeysValues, Queries, Rows
+from famjax.dims import Array, Bool, Float, Int, KeysValues, Queries, Rows
 
 
 def part_of_block(
@@ -82,8 +82,9 @@ def _part_of_block(
     # Output projection and feed-forward; FAM of the rows whose block is full.
     full = where.full[:, 0]
     if together:
-        y, new = layer.finish(heads, (x, *residual_of(of_fam, where.fam_updates[:, 0], config)))
-        return y, _with_fam(layer, memory, new, where)
+        residual = residual_of(of_fam, where.fam_updates[:, 0], config)
+        y, new = layer.finish(heads, (x, *residual))
+        return y, _with_fam(layer, memory, residual, new, full)
     (y,) = layer.finish(heads, (x,))
     if not config.fam_length:
         return y, memory
@@ -91,8 +92,9 @@ def _part_of_block(
     def update(memory: LayerMemory) -> LayerMemory:
         with jax.named_scope("fam_recurrence"):
             heads = _attend_fam(layer, layer.queries(of_fam, fam_offset), memory, slot, fams)
-            (new,) = layer.finish(heads, residual_of(of_fam, where.fam_updates[:, 0], config))
-            return _with_fam(layer, memory, new, where)
+            residual = residual_of(of_fam, where.fam_updates[:, 0], config)
+            (new,) = layer.finish(heads, residual)
+            return _with_fam(layer, memory, residual, new, full)
 
     return y, jax.lax.cond(full.any(), update, lambda memory: memory, memory)
 
@@ -133,13 +135,14 @@ def _remember(
 
 
 def _with_fam(
-    layer: LayerWeights, memory: LayerMemory, new: Float[Array, "B F D"], where: Blocks
+    layer: LayerWeights, memory: LayerMemory, residual: tuple[Float[Array, "B F D"], ...],
+    new: Float[Array, "B F D"], full: Bool[Array, "B"],
 ) -> LayerMemory:  # fmt: skip
     """The memory with a new FAM, and its keys and values, in the rows whose block is full."""
-    fam = push_fam(layer, memory.fam, [new], where.fam_updates[:, 0], None)
+    fam = push_fam(layer, memory.fam, residual, [new], None)
     updated = with_keys(layer, dataclasses.replace(memory, fam=fam))
     parts = lambda m: {"fam": m.fam, "fam_k": m.fam_k, "fam_v": m.fam_v}
-    return dataclasses.replace(memory, **select_rows(where.full[:, 0], parts(updated), parts(memory)))
+    return dataclasses.replace(memory, **select_rows(full, parts(updated), parts(memory)))
 
 
 def _keep_outputs(

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from famjax.attention.layer_weights import LayerWeights
-from famjax.attention.memories.base import Axes, Memory, State, Weight
+from famjax.attention.memories.base import Axes, Memory, State, Weight, products_of_row
 from famjax.config import MemoryConfig, ModelConfig
 from famjax.dims import Array, Float
 
@@ -89,9 +89,8 @@ class Armt(Memory):
         products with weights. Only memory tokens pass `key`, `value` and `beta`, which are counted for every token."""
         D, k, memory = model.d_model, model.memory.memory_key_dim, model.memory
         share = memory.memory_tokens / memory.block_size
-        layer = 2 * model.head_dim * (model.num_heads + model.num_kv_heads) + (2 + model.gated_ff) * model.d_ff
         matrix = 2 * ROLLS * k * D * (1 + 3 * share)
-        return 2.0 * (matrix + share * D * (layer + k) - (1 - share) * D * (k + D + 1))
+        return 2.0 * (matrix + share * (products_of_row(model) + D * k) - (1 - share) * D * (k + D + 1))
 
 
 def dpfp(x: Float[Array, "... k"]) -> Float[Array, "... P"]:

@@ -144,6 +144,12 @@ class Memory:
 NOTHING = Memory()
 
 
+def products_of_row(model: ModelConfig) -> int:
+    """Multiplications of a row's products with a layer's weights."""
+    projections = 2 * model.head_dim * (model.num_heads + model.num_kv_heads)
+    return model.d_model * (projections + (2 + model.gated_ff) * model.d_ff)
+
+
 def unrotated(layer: LayerWeights, x: Float[Array, "B ... Q H"], offset: Offsets) -> Float[Array, "B ... Q H"]:
     """Queries or keys without position: RoPE taken back."""
     if offset.ndim == 2:

@@ -16,7 +16,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from famjax.attention.memories.base import Axes, Memory, Weight
+from famjax.attention.memories.base import Axes, Memory, Weight, products_of_row
 from famjax.config import MemoryConfig, ModelConfig
 from famjax.dims import Array, Float, Rows
 
@@ -47,9 +47,8 @@ class Rmt(Memory):
 
     def flops(self, model: ModelConfig) -> float:
         """The memory tokens' share of a layer's products with weights."""
-        projections = 2 * model.head_dim * (model.num_heads + model.num_kv_heads) + (2 + model.gated_ff) * model.d_ff
         around = self.tokens_kept(model.memory) + model.memory.memory_tokens
-        return 2.0 * model.d_model * projections * around / model.memory.block_size
+        return 2.0 * products_of_row(model) * around / model.memory.block_size
 
     def tokens_kept(self, config: MemoryConfig) -> int:
         """m, memory tokens before a block: those of one block, or of all that are kept."""
