@@ -282,10 +282,8 @@ def notes(task: BabiTask) -> list[str]:
     for source, count in task.without_room.items():
         found.append(f"{count:,} of {len(task.questions[source]):,} questions of {source} do not fit into a row of "
                      f"{task.sequence_length} tokens and are left out")  # fmt: skip
-    if task.stages != tuple(task.config.stages):
-        found.append(f"rows of {task.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; longer "
-                     f"stages are left out")  # fmt: skip
-    return found
+    left_out = task.curriculum.left_out(task.sequence_length)
+    return found + ([left_out] if left_out else [])
 
 
 def _questions(config: BabiConfig, asking: Asking) -> tuple[dict[str, list[Question]], list[BadText]]:

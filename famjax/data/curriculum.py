@@ -37,6 +37,12 @@ class Curriculum:
         stages = tuple(stage for stage in config.stages if fits(longest_filler(stage, block_size)))
         return cls(config, block_size, stages)
 
+    def left_out(self, length: int) -> str:
+        """Describes the stages that do not fit into rows of this many tokens; empty if all do."""
+        if self.stages == tuple(self.config.stages):
+            return ""
+        return f"rows of {length} tokens hold at most {self.stages[-1]} blocks of filler; longer stages are left out"
+
     def range_of(self, stage: int) -> tuple[int, int]:
         """Returns the filler tokens [least, most] of a stage; each block count with all its alignments."""
         first = self.stages[stage - 1] + 1 if stage else 0

@@ -28,9 +28,8 @@ def make_generated_task(config: TrainConfig) -> Task:
     if documents is not None:
         return LabelledTask(documents, *sizes)
     task = PassKeyTask(config.passkey, *sizes, vocabulary_and_files(config)[0], config.data.bos)
-    if task.stages != config.passkey.stages:
-        print(f"rows of {config.sequence_length} tokens hold at most {task.stages[-1]} blocks of filler; "
-              f"longer stages are left out")  # fmt: skip
+    if note := task.curriculum.left_out(config.sequence_length):
+        print(note)
     return task
 
 
