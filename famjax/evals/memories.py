@@ -21,7 +21,7 @@ from famjax.evals.yardsticks import Yardstick
 from famjax.nn.weights import parameter_shapes
 from famjax.storage import arrays
 from famjax.storage.model_dir import METRICS_JSONL
-from famjax.train.start import make_task
+from famjax.train.start import targets_of_row
 from famjax.train.watching.flops import flops_per_token
 from famjax.train.watching.summary import row_bytes
 
@@ -85,13 +85,13 @@ def _memory(runs: list[Run]) -> dict[str, Any]:
     config = runs[0].config
     evaluated = next((run for run in runs if run.rows), None)
     weights, added = _weights(config)
+    flops, read = training_flops(config), config.steps * tokens_of_step(config)
     tables = evaluated.tables if evaluated is not None else ()
     return {
         "name": runs[0].memory, "gin_file": runs[0].gin_file, "memory": dataclasses.asdict(config.model.memory),
         "weights": weights, "added_weights": added, "state_bytes": row_bytes(config.model),
         "learning_rate": config.optimizer.learning_rate, "steps": config.steps,
-        "tokens": config.steps * tokens_of_step(config), "training_flops": training_flops(config),
-        "flops_per_token": training_flops(config) / (config.steps * tokens_of_step(config)),
+        "tokens": read, "training_flops": flops, "flops_per_token": flops / read,
         "lengths": [_length(runs, i) for i in range(len(evaluated.rows))] if evaluated is not None else [],
         "tables": [_table(runs, i) for i in range(len(tables))],
         "curves": [{"seed": run.seed, "points": curve(run.config.model_dir, tokens_of_step(config))} for run in runs],
@@ -105,10 +105,8 @@ def tokens_of_step(config: TrainConfig) -> int:
 
 
 def training_flops(config: TrainConfig) -> float:
-    """Returns the model FLOPs of a whole training on a task that generates its documents (`watching/flops.py`)."""
-    task = make_task(config, np.arange(config.batch_size))
-    targets = task.batch(0, task.start())[0].targets.shape[1]
-    return flops_per_token(config, targets) * config.steps * tokens_of_step(config)
+    """Returns the model FLOPs of a whole training (`watching/flops.py`)."""
+    return flops_per_token(config, targets_of_row(config)) * config.steps * tokens_of_step(config)
 
 
 def _weights(config: TrainConfig) -> tuple[int, int]:

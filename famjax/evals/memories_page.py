@@ -30,7 +30,7 @@ def page(found: dict[str, Any]) -> str:
     memories, metric = found["memories"], found["metric"]
     trained = [one for one in memories if one["lengths"]]
     about = (
-        f"Task {found['task']}. {_budget(found)} each, {_count(len(found['seeds']), 'seed')}, blocks of "
+        f"Task {found['task']}. {_budget(found)} each, {html.count(len(found['seeds']), 'seed')}, blocks of "
         f"{found['block_size']} tokens. All models of a seed begin with the same weights, but for those that a memory "
         f"adds, and read the same batches. Guessing gives an {metric} of {found['chance']:.2g}. Intervals are 95%, "
         f"over {'documents' if len(found['seeds']) == 1 else 'seeds'}."
@@ -58,14 +58,6 @@ def _budget(found: dict[str, Any]) -> str:
     return f"{budget['tokens']:,} tokens ({budget['steps']:,} steps)"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _key(number: int, name: str) -> html.Html:
-    return html.Html(f'<span class="key" style="background:{charts.color(number)}"></span>{html.escaped(name)}')
-
-
 # --- tables ---------------------------------------------------------------------------------------
 
 
@@ -73,7 +65,7 @@ def _costs(memories: Sequence[dict[str, Any]]) -> str:
     head = ("memory", "kind", "bytes of state a row", "weights", "added by the memory", "training FLOPs a token",
             "training FLOPs", "tokens")  # fmt: skip
     rows = [
-        (_key(i, one["name"]), _kind(one["memory"]), one["state_bytes"], one["weights"], one["added_weights"],
+        (html.key(i, one["name"]), _kind(one["memory"]), one["state_bytes"], one["weights"], one["added_weights"],
          round(one["flops_per_token"]), f"{one['training_flops']:.3g}", one["tokens"])
         for i, one in enumerate(memories)
     ]  # fmt: skip
@@ -92,8 +84,8 @@ def _kind(memory: dict[str, Any]) -> str:
 def _rates(memories: Sequence[dict[str, Any]]) -> str:
     """Returns the table of the rates that were tried; empty if none were."""
     rows = [
-        (_key(i, one["name"]), f"{tried['rate']:g}", "diverged" if tried["loss"] is None else f"{tried['loss']:.4f}",
-         "reported" if tried["best"] else "")
+        (html.key(i, one["name"]), f"{tried['rate']:g}",
+         "diverged" if tried["loss"] is None else f"{tried['loss']:.4f}", "reported" if tried["best"] else "")
         for i, one in enumerate(memories) for tried in one["learning_rates"]
     ]  # fmt: skip
     return html.table(("memory", "learning rate", "training loss at the end", ""), rows) if rows else ""
@@ -111,9 +103,7 @@ def _tables(memories: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     found = []
     for number, table in enumerate(memories[0]["tables"] if memories else ()):
         of = [report.of_longest(one["tables"][number]) for one in memories]
-        places = list(of[0])
-        if len(places) > report.MOST_BINS:
-            places = [at for at in places if at & (at - 1) == 0 or at == places[-1]]
+        places = report.legible(list(of[0]))
         length = max(row["length"] for row in table["rows"])
         rows = [(one["name"], *(_value(rows[at]) for at in places)) for one, rows in zip(memories, of, strict=True)]
         found.append((f"{table['label']}, {length:,} tokens", html.table(("memory", *map(str, places)), rows)))
@@ -157,7 +147,7 @@ def _drawn(
         for what, against in axes:
             for i in dict.fromkeys((0, last)):
                 lines = [Line(one["name"], [_point(against(one), one["lengths"][i])]) for one in trained]
-                title = f"{metric} at {_count(trained[0]['lengths'][i]['blocks'], 'block')} against {what}"
+                title = f"{metric} at {html.count(trained[0]['lengths'][i]['blocks'], 'block')} against {what}"
                 drawn.append((title, charts.lines(lines, what, metric)))
         for number, table in enumerate(trained[0]["tables"]):
             lines = [

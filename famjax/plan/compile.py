@@ -21,8 +21,9 @@ from famjax.mesh.devices import make_mesh
 from famjax.nn.weights import parameter_shapes
 from famjax.plan import dump
 from famjax.plan.child import GIVEN_JSON, RESULT_JSON, libtpu_version
-from famjax.plan.programs import PROGRAMS, targets_of_row
+from famjax.plan.programs import PROGRAMS
 from famjax.storage.arrays import leaves
+from famjax.train.start import targets_of_row
 from famjax.train.watching.flops import flops_per_token, peak_of_chip
 from famjax.train.watching.norms import group_of
 

@@ -22,7 +22,7 @@ from famjax.nn import weights
 from famjax.nn.execution import Execution
 from famjax.train import optim
 from famjax.train import state as states
-from famjax.train.start import make_task
+from famjax.train.start import first_batch
 from famjax.train.step import jit_step
 
 
@@ -61,24 +61,13 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     rows = sharding.by_rows(mesh)
     shape = lambda size, dtype: jax.ShapeDtypeStruct(size, dtype, sharding=rows)
     if config.generated is not None:
-        return jax.tree.map(lambda x: shape((config.batch_size, *x.shape[1:]), x.dtype), _generated(config))
+        return jax.tree.map(lambda x: shape((config.batch_size, *x.shape[1:]), x.dtype), first_batch(config))
     B, T = config.batch_size, config.sequence_length
     return Batch(
         tokens=shape((B, T), np.int32), count=shape((B,), np.int32),
         starts=shape((B, T // config.model.memory.block_size), np.bool_), positions=None,
         targets=shape((B, T), np.int32), weights=shape((B, T), np.float32),
     )  # fmt: skip
-
-
-def _generated(config: TrainConfig) -> Batch:
-    """Returns the first batch of a task that generates its documents."""
-    task = make_task(config, np.arange(config.batch_size))
-    return task.batch(0, task.start())[0]
-
-
-def targets_of_row(config: TrainConfig) -> int:
-    """Returns the number of loss positions per row."""
-    return _generated(config).targets.shape[1] if config.generated is not None else config.sequence_length
 
 
 def read_window(config: TrainConfig, mesh: Mesh) -> Lowered:

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from famjax.config import ModelConfig, TrainConfig
-from famjax.data.batch import Progress, Task
+from famjax.data.batch import Batch, Progress, Task
 from famjax.data.generated import make_generated_task
 from famjax.data.text_task import files_to_keep, make_text_task
 from famjax.data.vocabulary import has_vocabulary
@@ -32,6 +32,17 @@ from famjax.train.state import TrainState
 def make_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Task:
     """Returns the task that `config.task` names, for a process that provides these rows of the global batch."""
     return make_text_task(config, rows) if config.generated is None else make_generated_task(config)
+
+
+def first_batch(config: TrainConfig) -> Batch:
+    """Returns the first batch of a task that generates its documents, whose shape all of them have."""
+    task = make_task(config, np.arange(config.batch_size))
+    return task.batch(0, task.start())[0]
+
+
+def targets_of_row(config: TrainConfig) -> int:
+    """Returns the number of loss positions per row; data is not opened."""
+    return first_batch(config).targets.shape[1] if config.generated is not None else config.sequence_length
 
 
 def files_beside(config: TrainConfig) -> dict[str, bytes]:

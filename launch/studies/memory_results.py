@@ -48,7 +48,7 @@ def write(folder: Path, study: dict[str, list["Run"]]) -> None:
 def figures(run: "Run", folder: Path) -> dict[str, Any]:
     """Returns one run's cost and recall."""
     from famjax.cli.gin_config import load_train_config
-    from famjax.plan.programs import targets_of_row
+    from famjax.train.start import targets_of_row
     from famjax.train.watching.flops import flops_per_token
 
     config, _ = load_train_config([run.experiment], (), ["MODEL_DIR='none'", *run.bindings])

@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+from famjax.evals.reports.charts import color
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #5b6570; --line: #8884; --soft: #8882; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --paper: #14171a; --faint: #9aa4ae; } }
@@ -36,6 +38,16 @@ pre { overflow-x: auto; white-space: pre-wrap; background: var(--soft); padding:
 
 class Html(str):
     """Text that is already HTML, for table cells."""
+
+
+def count(number: int, what: str) -> str:
+    """Returns "1 seed" or "3 seeds"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def key(number: int, name: str) -> Html:
+    """Returns a name with the color of curve `number` before it."""
+    return Html(f'<span class="key" style="background:{color(number)}"></span>{html.escape(name)}')
 
 
 def page(title: str, parts: Sequence[str]) -> str:

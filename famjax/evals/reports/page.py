@@ -39,7 +39,7 @@ def page(results: dict[str, Any]) -> str:
         f"famjax {results.get('version', '')}. Bands and brackets are 95% intervals: Wilson's for proportions, "
         f"bootstrapped over documents otherwise. Tooltips of points and cells have the number of examples n."
     )
-    title = f"Evaluation of {_count(len(models), 'model')} on {_count(len(names), 'task')}"
+    title = f"Evaluation of {html.count(len(models), 'model')} on {html.count(len(names), 'task')}"
     return html.page(title, [_models(models), *sections, html.section("Settings", settings, html.paragraph(about))])
 
 
@@ -47,17 +47,9 @@ def _pre(text: str) -> str:
     return f"<pre>{html.escaped(text)}</pre>"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _key(number: int, name: str) -> html.Html:
-    return html.Html(f'<span class="key" style="background:{charts.color(number)}"></span>{html.escaped(name)}')
-
-
 def _models(models: Sequence[dict[str, Any]]) -> str:
     rows = [
-        (_key(i, model["name"]), model["label"].split("(", 1)[-1].rstrip(")"), model["fingerprint"][:12],
+        (html.key(i, model["name"]), model["label"].split("(", 1)[-1].rstrip(")"), model["fingerprint"][:12],
          model["model_dir"])
         for i, model in enumerate(models)
     ]  # fmt: skip
@@ -70,9 +62,10 @@ def _models(models: Sequence[dict[str, Any]]) -> str:
 def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
     tasks = [(i, model, model["tasks"][name]) for i, model in models]
     first = tasks[0][2]
-    size = f"{_count(first['n'], 'example')} from {_count(first['documents'], 'document')}, {first['tokens']:,} tokens"
+    examples, documents = html.count(first["n"], "example"), html.count(first["documents"], "document")
+    size = f"{examples} from {documents}, {first['tokens']:,} tokens"
     drawn = [*_by_length(name, tasks), *_by_position(tasks), *_by_depth(tasks), *_tables(tasks)]
-    legend = " &nbsp; ".join(_key(i, model["name"]) for i, model, _ in tasks)
+    legend = " &nbsp; ".join(html.key(i, model["name"]) for i, model, _ in tasks)
     return html.section(
         name.replace("_", " "), f"<small>{size}</small>", _metrics(tasks), _warnings(tasks), _by_reach(tasks),
         _by_source(tasks),
@@ -105,7 +98,7 @@ def _metrics(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str
             if metric not in summary["metrics"]:
                 continue
             gap = summary.get("against_first", {}).get(metric)
-            cells = [_key(i, model["name"]), metric.replace("_", " "), _number(summary["metrics"][metric])]
+            cells = [html.key(i, model["name"]), metric.replace("_", " "), _number(summary["metrics"][metric])]
             cells += [_gap(gap)] if compared else []
             rows.append([*cells, summary["metrics"][metric]["n"]])
     head = ["model", "metric", "value [95%]", *(["paired difference from the first"] if compared else []), "n"]
@@ -120,7 +113,7 @@ def _by_reach(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> st
         for row in summary.get("by_reach", []):
             within = f"{row['distance'][0]:,} to {row['distance'][1]:,}"
             side = report.SIDES[row["side"]]
-            rows.append((_key(i, model["name"]), side, within, _number(row["metrics"][metric]), row["n"]))
+            rows.append((html.key(i, model["name"]), side, within, _number(row["metrics"][metric]), row["n"]))
         if "reach" in summary:
             notes.append(html.paragraph(f"{model['name']}: {reach.note(summary['reach'])}."))
     if not rows:
@@ -134,7 +127,7 @@ def _by_source(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> s
     """Returns the table of the first metric by part of the data set, and length or position."""
     metric = next(iter(tasks[0][2]["metrics"]))
     rows = [
-        (_key(i, model["name"]), report.part_text(row), _number(row["metrics"][metric]), row["n"])
+        (html.key(i, model["name"]), report.part_text(row), _number(row["metrics"][metric]), row["n"])
         for i, model, summary in tasks for row in summary.get("by_source", [])
     ]  # fmt: skip
     head = ("model", "part", f"{metric.replace('_', ' ')} [95%]", "n")
@@ -151,7 +144,7 @@ def _gaps_by_length(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]])
             if gap is None:
                 continue
             length = f"{row['length']:,} tokens" if "length" in row else f"{row['filler_blocks']:,} blocks of filler"
-            rows.append((_key(i, model["name"]), length, _gap(gap), gap["n"]))
+            rows.append((html.key(i, model["name"]), length, _gap(gap), gap["n"]))
     if not rows:
         return ""
     head = ("model", "length", f"{metric.replace('_', ' ')}: paired difference from the first", "n")
@@ -163,10 +156,12 @@ def _warnings(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> st
     for _, model, summary in tasks:
         cut, bad = summary["truncated"], summary["unreadable"]
         notes = [
-            f"{_count(cut['examples'], 'example')} truncated by {cut['tokens']:,} tokens" if cut["examples"] else "",
-            f"{_count(bad['examples'], 'example')} could not be read" if bad["examples"] else "",
-            f"{_count(summary['unfinished'], 'answer')} at the token limit" if summary.get("unfinished") else "",
-            f"{_count(summary['empty'], 'answer')} empty" if summary.get("empty") else "",
+            f"{html.count(cut['examples'], 'example')} truncated by {cut['tokens']:,} tokens"
+            if cut["examples"]
+            else "",
+            f"{html.count(bad['examples'], 'example')} could not be read" if bad["examples"] else "",
+            f"{html.count(summary['unfinished'], 'answer')} at the token limit" if summary.get("unfinished") else "",
+            f"{html.count(summary['empty'], 'answer')} empty" if summary.get("empty") else "",
         ]
         notes = [note for note in notes if note]
         reasons = "".join(html.paragraph(f"{one['place']}: {one['reason']}") for one in bad["first"])
@@ -261,7 +256,7 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
                 place = f"positions {row['from']:,} to {row['to'] - 1:,}"
                 low, high = row[f"{metric}_low"], row[f"{metric}_high"]
                 between = "" if low is None else f" [{low:.4f}, {high:.4f}]"
-                tooltip = f"{place}: {row[metric]:.4f}{between}, {_count(row['documents'], 'document')}"
+                tooltip = f"{place}: {row[metric]:.4f}{between}, {html.count(row['documents'], 'document')}"
                 points.append(Point(middle, row[metric], low, high, tooltip))
             lines += [Line(model["name"], points)] if points else []
         if lines:
@@ -289,6 +284,6 @@ def _misses(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
             what = "log probability" if summary["kind"] in ("score", "label") else "answer"
             answer = f"{what}: {miss['answer']}\n"
             expected = f"{answer}expected: {', '.join(miss['targets'])}"
-            shown.append(f"<h3>{_key(i, model['name'])}, {html.escaped(miss['id'])}</h3>")
+            shown.append(f"<h3>{html.key(i, model['name'])}, {html.escaped(miss['id'])}</h3>")
             shown.append(_pre("... " + miss["prompt"]) + _pre(expected))
     return html.details("examples of misses", *shown) if shown else ""

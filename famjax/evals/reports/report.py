@@ -1,6 +1,7 @@
 """Tables in the terminal, `results.json`, and the plot of the paper's Fig. 3a."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,20 @@ def _add_sources(table: Table, summaries: list[dict[str, Any]], metric: str) -> 
 
 
 def _add_tables(table: Table, summaries: list[dict[str, Any]]) -> None:
-    """Adds the rows of `tables` at the longest length; of many bins 0, 1, 2, 4, 8 and so on, and the last."""
+    """Adds the `legible` rows of `tables` at the longest length."""
     for tables in zip(*(one.get("tables", []) for one in summaries), strict=True):
         table.add_section()
         rows = [of_longest(one) for one in tables]
-        last = max(rows[0])
-        for at, first in rows[0].items():
-            if len(rows[0]) <= MOST_BINS or at & (at - 1) == 0 or at == last:
-                cells = [value_text(found[at]) if at in found else "" for found in rows]
-                table.add_row(f"{first['length']:,}, {tables[0]['label']} {at}", "", str(first["n"]), *cells)
+        for at in legible(list(rows[0])):
+            first, cells = rows[0][at], [value_text(found[at]) if at in found else "" for found in rows]
+            table.add_row(f"{first['length']:,}, {tables[0]['label']} {at}", "", str(first["n"]), *cells)
+
+
+def legible(places: Sequence[int]) -> list[int]:
+    """Returns the bins of a table to show: all, or of many 0, 1, 2, 4, 8 and so on, and the last."""
+    if len(places) <= MOST_BINS:
+        return list(places)
+    return [at for at in places if at & (at - 1) == 0 or at == places[-1]]
 
 
 def of_longest(table: dict[str, Any]) -> dict[int, dict[str, Any]]:
