@@ -31,7 +31,7 @@ say-quickstart:
 	@echo "minutes; the comparison is printed and written to $(OUTPUT)"
 
 # A crashed worker ends the run, since xdist can hang after replacing one.
-test: lint  ## check style and types, run all but the slow tests
+test: style  ## check style, run all but the slow tests (the type checker is one of them)
 	$(BIN)/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(PYTEST_FLAGS)
 
 test-slow: $(TEST_READY) $(DOCS_READY)  ## run the slow tests
@@ -45,10 +45,13 @@ test-instructions: $(TEST_READY)  ## run numerical tests with only AVX2, then on
 	        --max-worker-restart 0 $(PYTEST_FLAGS) $(NUMERICAL) || exit 1; \
 	done
 
-lint: $(TEST_READY)  ## run ruff and mypy
+lint: style  ## run ruff and mypy
+	$(BIN)/mypy
+
+.PHONY: style
+style: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 docs: $(DOCS_READY)  ## build the documentation site in build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from famjax.evals.reports import html
+from famjax.evals.reports import charts, html
 from famjax.storage.model_dir import write_bytes, write_text
 
 matplotlib.use("Agg")
@@ -28,7 +28,7 @@ def write(output: Path, found: dict[str, Any]) -> None:
     png = io.BytesIO()
     overview.savefig(png, format="png", dpi=130, bbox_inches="tight")
     write_bytes(output / PNG, png.getvalue())
-    write_text(output / HTML, _page(found, html.svg_of(overview)))
+    write_text(output / HTML, _page(found, charts.svg_of(overview)))
     plt.close("all")
 
 
@@ -48,8 +48,8 @@ def _page(found: dict[str, Any], overview: str) -> str:
         html.paragraph(f"{found['model']}. {about}"),
         html.said(found["summary"]),
         html.picture(overview, "Shares of attention by layer and head; FAM from update to update; recall."),
-        html.section("Attention of input queries", html.picture(html.svg_of(_maps(maps, "tokens")), caption)),
-        html.section("Attention of FAM's queries", html.picture(html.svg_of(_maps(maps, "fam")), caption)),
+        html.section("Attention of input queries", html.picture(charts.svg_of(_maps(maps, "tokens")), caption)),
+        html.section("Attention of FAM's queries", html.picture(charts.svg_of(_maps(maps, "fam")), caption)),
         html.section("Replacing the memory", _knock_out_table(found["knock_out"])),
         html.section("Recall by number of FAM updates", _recall_table(found["recall"])),
         html.details("Settings", f"<pre>{html.escaped(json.dumps(found['settings'], indent=1))}</pre>"),

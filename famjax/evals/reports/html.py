@@ -1,9 +1,6 @@
 """The frame of reports: one self-contained HTML file that needs no network and is readable on a phone."""
 
 import html
-import io
-import re
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,9 +19,7 @@ figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; background: #
 figcaption, small { color: var(--faint); font-size: .9rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 1rem; }
 figure.chart { margin: 0; background: var(--soft); border-radius: 8px; padding: .6rem; min-width: 0; }
-figure.chart svg { background: none; display: block; } figure.chart text { font-size: 14px; fill: var(--ink); }
 figure.chart figcaption { color: inherit; font-weight: 600; margin-bottom: .3rem; }
-.axis { stroke: var(--faint); } .grid { stroke: var(--line); }
 .key { display: inline-block; width: 12px; height: 12px; border-radius: 6px; margin-right: 6px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
@@ -104,24 +99,6 @@ def charts(drawn: Sequence[tuple[str, str]]) -> str:
 def details(summary: str, *parts: str) -> str:
     """Returns the parts as a collapsed section."""
     return f"<details><summary>{html.escape(summary)}</summary>{''.join(parts)}</details>"
-
-
-def svg_of(figure: Any) -> str:
-    """Returns a matplotlib figure as SVG for a page; deterministic."""
-    import matplotlib
-
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "famjax", "svg.fonttype": "path"}):
-        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = out.getvalue()
-    return _with_own_ids(svg[svg.index("<svg") :])
-
-
-def _with_own_ids(svg: str) -> str:
-    """Makes an SVG's ids unique, because ids are shared by the whole page."""
-    mark = f"p{zlib.crc32(svg.encode()):08x}-"
-    svg = re.sub(r'\bid="', f'id="{mark}', svg)
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{mark}", svg)
 
 
 def _number(x: float) -> str:

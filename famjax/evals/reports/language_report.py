@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from famjax.evals.reports.report import colors, print_wide, value_text
+from famjax.evals.reports import charts
+from famjax.evals.reports.charts import Line, Point
+from famjax.evals.reports.report import print_wide, value_text
 
 
 def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:
@@ -45,19 +46,21 @@ def gap_text(gap: dict[str, Any], digits: int = 4) -> str:
 
 def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> None:
     """Plots bits per byte and accuracy against the position in the document, on a logarithmic axis."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.3), dpi=150)
+    figure = Figure(figsize=(11, 4.3), dpi=150, layout="constrained")
+    panels = figure.subplots(1, 2)
     for axes, name, label in zip(panels, ("bits_per_byte", "accuracy"), ("bits per byte", "next-token accuracy"),
                                  strict=True):  # fmt: skip
-        for model, color, marker in zip(models, colors(len(models)), "osD^vPX*" * len(models), strict=False):
+        for number, model in enumerate(models):
             rows = [row for row in model["tasks"][task]["by_position"] if row["to"] is not None]
-            middle = [(max(row["from"], row["to"] / 4) * row["to"]) ** 0.5 for row in rows]
-            axes.plot(middle, [row[name] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
-            bounds = (np.array([row[f"{name}_{side}"] for row in rows], float) for side in ("low", "high"))  # None: nan
-            axes.fill_between(middle, *bounds, color=color, alpha=0.12, lw=0)
+            points = [Point(middle(row), row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
+            charts.curve(axes, number, Line(model["label"], points))
         axes.set(xscale="log", xlabel="position in the document (tokens)", ylabel=label)
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False)
-    figure.tight_layout()
     figure.savefig(path)
-    plt.close(figure)
+
+
+def middle(row: dict[str, Any]) -> float:
+    """Returns where a row of positions stands on a logarithmic axis; the first row begins at a quarter of its end."""
+    return float((max(row["from"], row["to"] / 4) * row["to"]) ** 0.5)

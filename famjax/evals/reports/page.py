@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.evals import reach
-from famjax.evals.reports import charts, html, report
+from famjax.evals.reports import charts, html, language_report, report
 from famjax.evals.reports.charts import Line, Point
 from famjax.storage.model_dir import write_text
 
@@ -252,12 +252,11 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
             rows = [row for row in summary.get("by_position", []) if row["to"] is not None]
             points = []
             for row in rows:
-                middle = (max(row["from"], row["to"] / 4) * row["to"]) ** 0.5
                 place = f"positions {row['from']:,} to {row['to'] - 1:,}"
                 low, high = row[f"{metric}_low"], row[f"{metric}_high"]
                 between = "" if low is None else f" [{low:.4f}, {high:.4f}]"
                 tooltip = f"{place}: {row[metric]:.4f}{between}, {html.count(row['documents'], 'document')}"
-                points.append(Point(middle, row[metric], low, high, tooltip))
+                points.append(Point(language_report.middle(row), row[metric], low, high, tooltip))
             lines += [Line(model["name"], points)] if points else []
         if lines:
             label = "position in the document (tokens)"

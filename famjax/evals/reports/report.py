@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from famjax.evals import reach
+from famjax.evals.reports import charts
+from famjax.evals.reports.charts import Line, Point
 from famjax.storage.model_dir import write_text
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
 LARGE = 1e5
@@ -187,13 +186,11 @@ def print_wide(table: Table, width: int, console: Console | None = None) -> None
 
 def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
     """Plots exact match against filler tokens, on a logarithmic axis, one curve per model, with intervals."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), dpi=150)
-    for model, color, marker in zip(models, colors(len(models)), "osD^vPX*" * len(models), strict=False):
-        rows = model["passkey"]
-        tokens = [row["filler_tokens"] for row in rows]
-        axes.plot(tokens, [row["exact_match"] for row in rows], color=color, marker=marker, ms=5, label=model["label"])
-        low, high = [row["low"] for row in rows], [row["high"] for row in rows]
-        axes.fill_between(tokens, low, high, color=color, alpha=0.15, lw=0)
+    figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for number, model in enumerate(models):
+        points = [Point(row["filler_tokens"], row["exact_match"], row["low"], row["high"]) for row in model["passkey"]]
+        charts.curve(axes, number, Line(model["label"], points))
     trained = max((model.get("trained_filler_tokens") or 0 for model in models), default=0)
     if trained:
         axes.axvline(trained, color="0.5", ls="--", lw=1)
@@ -203,14 +200,7 @@ def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
     _second_axis(axes, models[0]["passkey"])
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", frameon=False)
-    figure.tight_layout()
     figure.savefig(path)
-    plt.close(figure)
-
-
-def colors(count: int) -> list[Any]:
-    """Returns a color for each curve of a plot."""
-    return [plt.get_cmap("tab10")(i % 10) for i in range(count)]
 
 
 def _second_axis(axes: Any, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,155 @@
+"""FAM and BSWA on real long documents: the trainings and evaluations of docs/texts.md over several seeds, as tables.
+
+    python launch/studies/debian_texts.py runs/texts
+    python launch/studies/texts_study.py runs/texts_study runs/texts
+
+A run is a kind of model and M, its number of memory segments: `bswa_m0` (no FAM), `fam_m0` (the paper's update) or
+`gated_m1` (gated updates). Each is trained once per seed, each training on its own core, and evaluated on the held-out
+documents twice: document by document, and joined to one text whose memory is never reset. Finished work is not
+repeated, so the same command resumes. DIR gets study.json and study.md: bits per byte by position, the mean over seeds,
+and differences from the BSWA of the same M with the range over seeds.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import verbs
+
+from famjax.cli import side_by_side
+from famjax.config import ConfigError
+from famjax.process.cpu import cores
+
+FAM, BSWA = "gin/experiments/texts_fam.gin", "gin/experiments/texts_bswa.gin"
+KINDS = {"bswa": "BSWA", "fam": "FAM", "gated": "gated FAM"}
+READ = {"heldout": "Held-out documents", "joined": "The same documents, joined: the memory is never reset"}
+DEFAULT = "bswa_m0,fam_m0,gated_m0"
+
+
+class Run(NamedTuple):
+    """A kind of model: its name, kind and number of memory segments."""
+
+    name: str
+    kind: str
+    segments: int
+
+    @property
+    def title(self) -> str:
+        """Its column."""
+        return f"{KINDS[self.kind]}, M = {self.segments}"
+
+    def job(self, seed: int, steps: int, folder: Path, texts: Path) -> side_by_side.Job:
+        """Returns the training with one seed."""
+        bindings = [f"RANDOM_SEED={seed}", f"MEMORY_SEGMENTS={self.segments}", f"TRAIN_STEPS={steps}",
+                    f"SOURCES=({str(texts / 'train' / '*.txt')!r},)"]  # fmt: skip
+        if self.kind == "gated":
+            bindings.append("MemoryConfig.fam_update='gated'")
+        return side_by_side.job(f"{self.name}_{seed}", BSWA if self.kind == "bswa" else FAM, bindings, folder)
+
+
+def parsed(text: str) -> list[Run]:
+    """Returns the runs of a comma-separated list. Raises `ConfigError` for one that is not understood."""
+    found = []
+    for name in text.split(","):
+        match = re.fullmatch(rf"({'|'.join(KINDS)})_m(\d)", name)
+        if not match:
+            raise ConfigError(f"{name!r} is no run; use KIND_mM with M from 0 to 9, where KIND is {', '.join(KINDS)}")
+        found.append(Run(name, match[1], int(match[2])))
+    return found
+
+
+def main() -> int:
+    """Returns 0, 1 if a training or an evaluation failed, or 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="output directory")
+    parser.add_argument("texts", type=Path, metavar="TEXTS", help="folder with train/*.txt and heldout/*.txt")
+    parser.add_argument("--runs", default=DEFAULT, help=f"runs to train and evaluate (default: {DEFAULT})")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds (default: 0,1,2)")
+    parser.add_argument("--steps", type=int, default=900, help="training steps (default: 900)")
+    parser.add_argument("--at-once", type=int, metavar="N", help="parallel trainings (default: one per core)")
+    args = parser.parse_args()
+    try:
+        runs, seeds = parsed(args.runs), [int(seed) for seed in args.seeds.split(",")]
+        for part in ("train", "heldout"):
+            if not any((args.texts / part).glob("*.txt")):
+                raise ConfigError(f"{args.texts / part} has no .txt file; launch/studies/debian_texts.py makes some")
+        jobs = [run.job(seed, args.steps, args.folder, args.texts) for seed in seeds for run in runs]
+    except (ConfigError, ValueError) as error:
+        print(f"texts_study: {error}", file=sys.stderr)
+        return 2
+    try:
+        side_by_side.train(jobs, args.at_once or len(cores()))
+        for seed in seeds:
+            for run in runs:
+                evaluate(f"{run.name}_{seed}", args.folder, args.texts)
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        print(f"texts_study: {error}", file=sys.stderr)
+        return 1
+    write(runs, seeds, args.folder)
+    return 0
+
+
+def evaluate(name: str, folder: Path, texts: Path) -> None:
+    """Evaluates a model on the held-out documents, one by one and joined; `famjax eval` repeats nothing finished."""
+    joined = folder / "joined.txt"
+    if not joined.exists():
+        parts = [path.read_bytes() for path in sorted((texts / "heldout").glob("*.txt"))]
+        joined.write_bytes(b"".join(parts))
+    for read, source in (("heldout", texts / "heldout" / "*.txt"), ("joined", joined)):
+        output = folder / f"{name}-{read}"
+        if not (output / "results.json").exists():
+            verbs.famjax("eval", "--model", folder / name, "--texts", source, "--output", output, quiet=True)
+
+
+def write(runs: list[Run], seeds: list[int], folder: Path) -> None:
+    """Writes study.json and study.md, and prints the latter."""
+    found: dict[str, dict[str, list[list[dict[str, float]]]]] = {
+        read: {run.name: [rows(folder / f"{run.name}_{seed}-{read}") for seed in seeds] for run in runs}
+        for read in READ
+    }
+    (folder / "study.json").write_text(json.dumps({"seeds": seeds, "bits_per_byte": found}, indent=1) + "\n")
+    lines = []
+    for read, title in READ.items():
+        lines += [f"## {title}", "", *table(runs, found[read]), ""]
+    (folder / "study.md").write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+def rows(output: Path) -> list[dict[str, float]]:
+    """Returns the rows of an evaluation: by position, and of all positions (`to` None)."""
+    (model,) = json.loads((output / "results.json").read_text(encoding="utf-8"))["models"]
+    return [{name: row[name] for name in ("from", "to", "bits_per_byte")} for row in model["text"]]
+
+
+def table(runs: list[Run], found: dict[str, list[list[dict[str, float]]]]) -> list[str]:
+    """Returns a Markdown table with a row per span of positions."""
+    baselines = {run.segments: run for run in runs if run.kind == "bswa"}
+    pairs = [(run, baselines[run.segments]) for run in runs if run.kind != "bswa" and run.segments in baselines]
+    head = [
+        "position",
+        *(run.title for run in runs),
+        *(f"{KINDS[run.kind]} - BSWA, M = {run.segments}" for run, _ in pairs),
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for place, row in enumerate(found[runs[0].name][0]):
+        bits = {name: [one[place]["bits_per_byte"] for one in of_seeds] for name, of_seeds in found.items()}
+        cells = ["all" if row["to"] is None else f"{row['from']:,} to {row['to'] - 1:,}"]
+        cells += [f"{mean(bits[run.name]):.3f}" for run in runs]
+        for run, baseline in pairs:
+            gaps = [ours - theirs for ours, theirs in zip(bits[run.name], bits[baseline.name], strict=True)]
+            cells.append(f"{mean(gaps):+.3f} ({min(gaps):+.3f} to {max(gaps):+.3f})")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def mean(numbers: list[float]) -> float:
+    """Returns the mean."""
+    return sum(numbers) / len(numbers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
