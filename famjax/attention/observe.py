@@ -17,6 +17,7 @@ from famjax.attention.attend import Scoring, Source, attend
 from famjax.attention.layer_weights import LayerWeights
 from famjax.attention.memory import LayerMemory, select_rows
 from famjax.attention.positions import Blocks
+from famjax.attention.sequence import by_block
 from famjax.config import MemoryConfig
 from famjax.dims import Array, Float, KeysValues, Queries, Tokens, Tree
 
@@ -144,7 +145,7 @@ def _each_block(
     first = steps.Carried(initial[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
     carried = steps.Carried(before.fam[:, :, :F], {name: before.beside[name] for name in first.beside})
     segments = ring.segments_of(ring.past_blocks(before, where, config), config)
-    _, found = jax.lax.scan(body, (carried, segments), (x, steps.by_block(where, None, len(x), config)))
+    _, found = jax.lax.scan(body, (carried, segments), (x, by_block(where, None, len(x), config)))
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
 
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from famjax.attention import fused
-from famjax.attention.block_step import How
 from famjax.attention.fused import Kernel
 from famjax.attention.scan_blocks import KEPT
+from famjax.attention.sequence import How
 from famjax.config import ModelConfig
 from famjax.dims import Array, Key, Tree, Weights
 from famjax.nn.layer import Layer

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -311,3 +312,9 @@ class LayerParams(nnx.Module):
             self.memory = AddedWeights(added, rngs, stack)
         if config.lora.rank:
             self.lora = Lora(config, rngs, stack)
+
+
+def axes_of(weights: nnx.State[Any, Any]) -> dict[str, Any]:
+    """The names of each weight's axes, tuples in a plain nested dict of the weights' structure."""
+    named = jax.tree.map(lambda leaf: leaf.axes, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return nnx.to_pure_dict(named)

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from famjax.attention import alternatives, memories, memory, positions, streaming
-from famjax.attention.block_step import over_blocks, prompt_step
+from famjax.attention.block_step import prompt_step
 from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
+from famjax.attention.sequence import over_blocks
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key, Tree
 from famjax.nn import appended, segments
 from famjax.nn.execution import Execution, LayerStack, stacked
-from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, norm, weight
+from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, axes_of, norm, weight
 
 # Activations of whole blocks, [N, B, S, D]: sharded along their rows alone.
 ACTIVATION_AXES = (None, "batch", None, None)
@@ -133,8 +134,7 @@ class Transformer(nnx.Module):
 
     @property
     def by_blocks(self) -> bool:
-        """Whether the memory is one of the whole model, so that a text passes through all layers block by block
-        (`segments.py`)."""
+        """Whether the memory is one of the whole model, so that a text is computed block by block (`segments.py`)."""
         return bool(memories.of(self.config.memory).model_axes)
 
     def observe(
@@ -309,8 +309,7 @@ class Transformer(nnx.Module):
         return memory.broadcast_rows(state, batch)
 
     def streaming_state(self, batch: int) -> MemoryState:
-        """`initial_state` for `read` only: layers unstacked, each with the ring that its window needs
-        (`memory.ring_blocks`)."""
+        """`initial_state` for `read` only: layers unstacked, with rings of `memory.ring_blocks` blocks."""
         state, layers = self.initial_state(batch), []
         for i in range(self.config.num_layers):
             one, R = _of_layer(state.layers, i), memory.ring_blocks(self.config.layer(i).memory)
@@ -370,8 +369,7 @@ def first_fam(
       layer: of the model.
       prompt: the prompt, propagated to this layer; None if `fam_init` is `prefix` or it cannot be used.
       prefix: the layer's prefix; None if `fam_init` is `prompt`.
-      passed: a given FAM (`Start`); None: there is none.
-      use: whether the given one is used.
+      passed, use: a given FAM, and whether it is used (`Start`).
 
     Returns:
       [1, P, F, D]; with static queries [1, P + 1, F, D], the learned FAM last (`alternatives.split`).
@@ -394,12 +392,6 @@ def _of_layer(tree: Tree, i: int) -> Tree:
 def room(state: MemoryState, config: ModelConfig) -> Int[Array, "B"]:
     """Number of tokens that fit into the rest of each row's current block, [B]."""
     return config.memory.block_size - state.position % config.memory.block_size
-
-
-def axes_of(weights: nnx.State[Any, Any]) -> dict[str, Any]:
-    """The names of each weight's axes, tuples in a plain nested dict of the weights' structure."""
-    named = jax.tree.map(lambda leaf: leaf.axes, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return nnx.to_pure_dict(named)
 
 
 def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:

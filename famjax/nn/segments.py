@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import memories, positions
-from famjax.attention.block_step import over_blocks
 from famjax.attention.memories.rmt import Rmt
 from famjax.attention.memory import LayerMemory, MemoryState, select_rows
 from famjax.attention.positions import Blocks
+from famjax.attention.sequence import over_blocks
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key, Rows, Tree
 

@@ -11,8 +11,8 @@ from famjax.attention.memory import MemoryState
 from famjax.config import ModelConfig
 from famjax.dims import Array
 from famjax.nn.execution import Execution
-from famjax.nn.layer import LayerParams
-from famjax.nn.model import Transformer, axes_of
+from famjax.nn.layer import LayerParams, axes_of
+from famjax.nn.model import Transformer
 
 
 def create(config: ModelConfig, seed: int = 0, execution: Execution | None = None) -> Transformer:

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from famjax.attention.block_step import over_blocks
 from famjax.attention.memory import MemoryState
 from famjax.attention.observe import KINDS, attention_of_blocks, write_gates_of_blocks
 from famjax.attention.positions import after
+from famjax.attention.sequence import over_blocks
 from famjax.dims import Array, Float, Int, Tree
 from famjax.infer.scoring import next_token_scores
 from famjax.nn.model import LayerOverBlocks, Transformer
