@@ -88,10 +88,8 @@ def over_blocks(
     def keys_values(weights: Tree, x: Tokens, at: At) -> KeysValues:
         return settings.with_arrays(weights[0], at.key).keys_values(how.whole(x), np.arange(config.block_size))
 
-    weights, state = (
-        (layer.weights, first, alternatives.of_layer(prompt, config)),
-        ((carried, None if where.kept is None else carried), segments),
-    )
+    weights = layer.weights, first, alternatives.of_layer(prompt, config)
+    state = (carried, None if where.kept is None else carried), segments
     at = by_block(where, layer.key, N, config)
     # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
     # Outputs cannot be projected again without the whole block.
