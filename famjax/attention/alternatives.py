@@ -1,17 +1,17 @@
 """The paper's own alternatives to FAM, both off by default: it reports that they fail on the pass key.
 
-Static summary (`MemoryConfig.fam_update` is `static`): FAM's queries are always the learned prompt P of the layer. The
-past is attended to and nothing else, so a block's summary is not fed back as the query, nor as the residual:
+Static summary (`MemoryConfig.fam_update` is `static`): FAM's queries are always computed from the layer's learned
+prompt P. The previous summary is only attended to; it is neither the query nor the residual:
 
     AF    = attend(Q(P), [KF_{tau-1}, K_tau]) + 0                  (+ P if `zero_first_residual` is off)
 
-Feedback memory segments (`MemoryConfig.segments_hold` is `outputs`): a past block is seen as what the layer has made of
-it, O, through the same projections:
+Feedback memory segments (`MemoryConfig.segments_hold` is `outputs`): keys and values of past blocks are projected from
+the layer's outputs O by the same projections:
 
     K^_t  = [K(O_{tau-M}) .. K(O_{tau-1}), K_{tau, :t}]            (same for V)
 
-What streaming has to keep for them lies beside the ring (`LayerMemory.beside`): P, and the keys and values of the
-outputs of the block in progress, which enter the ring when it is full.
+Their state for streaming is in `LayerMemory.beside`: P, and the keys and values of the outputs of the block in
+progress, which are written into the ring when the block is full.
 """
 
 import jax
@@ -37,7 +37,7 @@ def holds_outputs(config: MemoryConfig) -> bool:
 
 
 def axes(config: MemoryConfig) -> dict[str, Axes]:
-    """The names of the axes of what a layer keeps for them; {} without them."""
+    """The names of the axes of their state, by name; {} without them."""
     found: dict[str, Axes] = {PROMPT: ("batch", "fam", None)} if is_static(config) else {}
     if holds_outputs(config):
         found |= dict.fromkeys(OUTPUTS, ("batch", "kv_heads", None, "head_dim"))
@@ -45,7 +45,13 @@ def axes(config: MemoryConfig) -> dict[str, Axes]:
 
 
 def start(layer: LayerWeights, fresh: Float[Array, "B P F D"], dtype: str | np.dtype) -> State:
-    """What a layer keeps before any text; `fresh`: see `split`."""
+    """Their state in one layer before any text: `prompt` [B, F, D] and `output_k`, `output_v` [B, K, S, H].
+
+    Args:
+      layer: the layer's settings.
+      fresh: the initial FAMs and the prompt, see `split`.
+      dtype: of keys and values.
+    """
     (K, H), state = layer.key_shape, {}
     _, prompt = split(fresh, layer.memory)
     if prompt is not None:
@@ -61,13 +67,14 @@ def start(layer: LayerWeights, fresh: Float[Array, "B P F D"], dtype: str | np.d
 def split(
     fresh: Float[Array, "B _N F D"], config: MemoryConfig
 ) -> tuple[Float[Array, "B _P F D"], Float[Array, "B F D"] | None]:
-    """The initial FAMs of a document, and the prompt, which stands after them if queries are static."""
+    """Splits `fresh` into the initial FAMs of a document [B, P, F, D] and, if queries are static, the prompt after
+    them."""
     P = config.previous_fams
     return (fresh[:, :P], fresh[:, P]) if is_static(config) else (fresh, None)
 
 
 def of_layer(prompt: Float[Array, "1 _F D"] | None, config: MemoryConfig) -> Float[Array, "1 F D"] | None:
-    """The prompt of a layer that may have no FAM: F = 0."""
+    """The prompt of a layer, which has F = 0 rows if the layer has no FAM."""
     return None if prompt is None else prompt[:, : config.fam_length]
 
 
@@ -77,12 +84,21 @@ def of_layer(prompt: Float[Array, "1 _F D"] | None, config: MemoryConfig) -> Flo
 def of_block_in_progress(
     layer: LayerWeights, x: Float[Array, "B S D"], rings: KeysValues, current: Rows, waiting: Rows
 ) -> tuple[KeysValues, State]:
-    """After a whole text: rings [B, R, K, S, H] of outputs to what streaming continues from.
+    """Converts rings of outputs after a whole text to the state that streaming continues from.
 
-    The tokens of the block in progress see each other's inputs, x, which its slot holds until it is full.
+    The tokens of the block in progress see keys and values of each other's inputs, which are in the block's slot until
+    it is full.
+
+    Args:
+      layer: the layer's weights.
+      x: inputs of the block in progress.
+      rings: keys and values [B, R, K, S, H] of outputs.
+      current: index of the block in progress.
+      waiting: number of its tokens.
 
     Returns:
-      The rings with the keys and values of x in the slot of block `current`, its first `waiting` columns; the outputs.
+      The rings with keys and values of the first `waiting` rows of x in the slot of block `current`; the keys and
+      values of its outputs, by the names in `OUTPUTS`.
     """
     S, R = layer.memory.block_size, rings[0].shape[1]
     here = (np.arange(R) == (current % R)[:, None])[..., None, None, None]
@@ -94,7 +110,8 @@ def of_block_in_progress(
 
 
 def into_ring(rings: KeysValues, outputs: KeysValues, slot: Rows, full: Array) -> tuple[KeysValues, KeysValues]:
-    """Outputs [B, K, S, H] of rows whose block is full replace its inputs in the ring. Returns rings and outputs."""
+    """In rows whose block is `full`, writes the keys and values of its outputs [B, K, S, H] over those of its inputs,
+    in slot `slot` of the rings [B, R, K, S, H]. Returns the rings, and the outputs, which are zeros in these rows."""
 
     def put(rings: KeysValues, outputs: KeysValues) -> tuple[KeysValues, KeysValues]:
         here = (np.arange(rings[0].shape[1]) == slot[:, None]) & full[:, None]

@@ -1,8 +1,7 @@
-"""THE attention call: queries against several sources of keys, under one softmax.
+"""Attention of queries to several sources of keys under one softmax (paper section 2; section 3 for blocks).
 
-A query of a block sees memory segments, FAM and its own block. Joining their keys into one array
-would copy every key M + 1 times; instead each source is scored where it lies and the softmax runs
-over all of them.
+A query of a block sees memory segments, FAM and its own block. Concatenating their keys would copy every key M + 1
+times. Instead each source is scored in place, and the softmax runs over the scores of all of them.
 """
 
 import functools
@@ -30,8 +29,8 @@ class Source(NamedTuple):
       k: rotated (RoPE) by their offsets within their own block.
       v: values.
       visible: bool, broadcast to [..., K, G, Q, C]; None if every query sees every key.
-      distance: tokens from the origin of these keys to the origin of the queries: a number, or an
-        array [...] if rows differ.
+      distance: number of tokens from the first token of the keys' block to that of the queries' block: a number, or
+        an array [...] of the leading axes if rows differ.
     """
 
     k: Keys
@@ -45,8 +44,8 @@ class Scoring(NamedTuple):
 
     Attributes:
       rope: RoPE, for the distance between blocks; a number is a base without scaling.
-      scale: scores are query times key times this; 0 is 1/sqrt(H).
-      cap: scores become cap * tanh(score / cap); 0 leaves them.
+      scale: factor of the product of query and key; 0 is 1 / sqrt(H).
+      cap: scores become cap * tanh(score / cap), Gemma 2's soft cap; 0 is no cap.
     """
 
     rope: Rope | float
@@ -73,8 +72,8 @@ def attend(q: Queries, sources: list[Source], scoring: Scoring) -> Averaged:
     """softmax(q k / sqrt(H)) v over the keys of all sources together (paper section 2).
 
     Args:
-      q: rotated by their offsets within their block. K key/value heads of G query heads each: multi-head is G = 1,
-        multi-query K = 1.
+      q: queries [..., K, G, Q, H], rotated by their offsets within their block. Each of the K key/value heads has G
+        query heads: multi-head attention is G = 1, multi-query attention K = 1.
       sources: see `Source`; leading axes are the queries'.
       scoring: see `Scoring`.
 
@@ -90,26 +89,30 @@ def attend(q: Queries, sources: list[Source], scoring: Scoring) -> Averaged:
 
 
 def few_queries(q: Queries) -> bool:
-    """True in decoding: a key is then met by few queries, and reading keys and values is what attention costs."""
+    """Whether so few queries [..., K, G, Q, H] meet each key that reading keys and values dominates the cost of
+    attention, as in decoding."""
     return q.shape[-3] * q.shape[-2] * 4 <= q.shape[-1]
 
 
 def attend_ring(
     q: Queries, ring: Source, current: Rows, others: list[Source], scoring: Scoring
 ) -> Queries:  # fmt: skip
-    """`attend` to the slots of a ring, which lie in one array, and to other sources.
+    """`attend` to all slots of a ring, which are one array, and to other sources.
 
-    Each slot has a softmax of its own, and these are merged: so no key is copied into an array of all keys, scores of
-    one slot exist at a time, and slots that no row has filled yet cost nothing.
+    Each slot has a softmax of its own, and these are merged. So keys are not copied, the scores of one slot exist at a
+    time, and slots that no row has filled yet are skipped.
 
         softmax over A and B together = (Z_A softmax(A) + Z_B softmax(B)) / (Z_A + Z_B),   Z = sum exp(scores)
 
     Args:
       q: [B, K, G, Q, H], see `attend`.
       ring: keys and values [B, R, K, C, H], visible [B, R, ...], distance [B, R].
-      current: the block that the queries belong to; its slot is `current % R`.
+      current: index in its document of the block that the queries belong to; its slot is `current % R`.
       others: see `attend`; leading axis B.
       scoring: see `Scoring`.
+
+    Returns:
+      [B, K, G, Q, H] in the queries' dtype.
     """
     R, S, dtype = ring.k.shape[1], ring.k.shape[-2], q.dtype
     q = q * (scoring.scale or 1.0 / math.sqrt(q.shape[-1]))
@@ -164,7 +167,7 @@ def _weigh(
     visible: tuple[Visible, ...],
     cap: float,
 ) -> tuple[Float[Array, "... _Q _V"], Float[Array, "... _Q 1"]]:
-    """Weighted values in float32, and the softmax's normaliser: log sum exp of the scores."""
+    """Averaged values in float32, and the softmax's normaliser: log sum exp of the scores."""
     scores = [_scores(*source, cap) for source in zip(queries, keys, visible, strict=True)]
     top = functools.reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
     total: Any = 0.0
@@ -186,10 +189,10 @@ def _softmax_attention(
     visible: tuple[Visible, ...],
     cap: float,
 ) -> Averaged:
-    """Attention over several sources: the i-th queries (scaled) meet the i-th keys and values.
+    """Attention to several sources: the i-th queries (scaled) are those for the i-th keys and values.
 
-    Its backward pass recomputes the scores: they are the largest arrays of a layer, and keeping
-    them costs more (memory on accelerators, caches on a CPU) than one more matrix product.
+    The backward pass recomputes the scores. They are the largest arrays of a layer, and storing them costs more (memory
+    on accelerators, cache misses on a CPU) than one more matrix product.
     """
     return _weigh(queries, keys, values, visible, cap)[0].astype(queries[0].dtype)
 

@@ -6,15 +6,14 @@
     O_tau = FF(norm(A)) + A
     F_tau = FF(norm(AF)) + AF                                               again as one
 
-The same weights serve tokens and memory, so a block's S token rows and F memory rows pass every product together.
-Tokens see F_{tau-1}, never F_tau, which was computed from their own future. Without FAM (F = 0) this is block sliding
-window attention. Other memories than FAM have no rows; they stand beside the window (`memories/base.py`).
+Tokens and memory share all weights, so a block's S token rows and F memory rows pass through every product together.
+Tokens see F_{tau-1}, never F_tau, which depends on tokens after them. Without FAM (F = 0) this is block sliding window
+attention. Other memories than FAM have no rows; they add keys or outputs beside the window (`memories/base.py`).
 
-`over_blocks` scans `block_step` over a sequence. `streaming.py` has a part of a block, from the same pieces.
+`sequence.py` scans `block_step` over a sequence. `streaming.py` computes a part of a block with the same functions.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,17 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import alternatives, fused, masks, memories, memory, ring
+from famjax.attention import alternatives, fused, masks, memories, memory
 from famjax.attention.attend import Source, attend
 from famjax.attention.fused import Kernel
 from famjax.attention.layer_weights import LayerWeights
 from famjax.attention.memories.base import State
 from famjax.attention.memories.base import Tokens as Span
-from famjax.attention.memory import LayerMemory, select_rows
-from famjax.attention.positions import Blocks, block_in_progress
-from famjax.attention.scan_blocks import scan_recomputed
+from famjax.attention.memory import select_rows
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, Queries, Tokens, Tree
+from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, Queries, Tokens
 
 # Folded into a block's key, for the noise on FAM.
 NOISE = 409173
@@ -41,7 +38,12 @@ STRETCH = 0.01
 
 
 class At(NamedTuple):
-    """Where one block of each row stands; for a scan every array has a leading axis N. See `positions.Blocks`."""
+    """Position of one block of each row, the fields of `positions.Blocks`; for a scan with a leading axis N.
+
+    Further attributes:
+      key: PRNG key of the block, for dropout and noise on FAM; None outside of training.
+      real: number of the block's real tokens; None: all S. Only other memories than FAM use it.
+    """
 
     blocks_before: Int[Array, "*N B"]
     fam_updates: Int[Array, "*N B"]
@@ -54,11 +56,11 @@ class At(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """What a layer hands from block to block, beside keys and values.
+    """What a layer carries from block to block, besides keys and values.
 
     Attributes:
-      fam: feedback activations of the P blocks before, the newest first; F = 0 without FAM.
-      beside: the state of a memory of another kind.
+      fam: feedback activations of the previous P blocks, the newest first; F = 0 without FAM.
+      beside: the state of another memory (`memories/base.py`), by name.
     """
 
     fam: Fam
@@ -74,15 +76,15 @@ def block_step(
     Args:
       layer: the layer's weights and settings.
       x: the block's input activations.
-      before: FAM, or what another memory holds, after the block before.
-      segments: keys and values of the blocks in reach before this one, the nearest last.
-      at: the block's place in its document.
-      kernel: the attention implementation for tokens.
-      prompt: FAM's queries, if they are not F_{tau-1} (`alternatives.py`).
+      before: F_{tau-1}, or the state of another memory, after the previous block.
+      segments: keys and values [B, K, S, H] of the previous blocks within reach, the nearest last.
+      at: the block's position in its document.
+      kernel: the attention implementation.
+      prompt: the input of FAM's queries, if it is not F_{tau-1} (`alternatives.py`).
 
     Returns:
-      Output activations; FAM with F_tau in front and the oldest dropped, or the other memory after the block; the
-      block's keys and values [B, K, S, H].
+      Output activations; FAM with F_tau prepended and the oldest dropped, or the state of the other memory after the
+      block; the block's keys and values [B, K, S, H].
     """
     S, (fam, beside), other = layer.memory.block_size, before, memories.of(layer.memory)
     x = other.enter(layer, beside, x)
@@ -121,8 +123,8 @@ def _remember(layer: LayerWeights, tokens: Span, state: State, heads: Queries, a
 def project(
     layer: LayerWeights, x: Tokens, fam: Fam, at: At, prompt: Float[Array, "1 F D"] | None = None
 ) -> tuple[Queries, KeysValues]:
-    """Queries of the S tokens and of the newest FAM, or of the prompt; keys and values of the tokens and of all P
-    FAMs."""
+    """Queries [B, K, G, S + F, H] of the tokens and of the newest FAM, or of the prompt; keys and values
+    [B, K, S + P F, H] of the tokens and of all P FAMs."""
     streams = (x, fam.reshape(len(fam), -1, fam.shape[-1])) if fam.shape[2] else (x,)
     of_queries, of_keys = _offsets(at, layer.memory)
     if prompt is None or not fam.shape[2]:
@@ -150,14 +152,22 @@ def _offsets(at: At, config: MemoryConfig) -> tuple[Offsets, Offsets]:
 
 
 def fam_query_offsets(origin: Int[Array, "B"] | None, config: MemoryConfig) -> Offsets:
-    """[F], or [B, F] for FAM at absolute position zero, whose offset depends on the block's own position."""
+    """Positions of FAM's queries relative to the block's first token: [F], or [B, F] for FAM at absolute position zero,
+    which depend on the block's `origin`."""
     if origin is None:
         return memory.fam_offsets(config)
     return jnp.broadcast_to(-origin[:, None], (len(origin), config.fam_length))
 
 
 def seen_by_tokens(kv: KeysValues, segments: tuple[KeysValues, ...], at: At, config: MemoryConfig) -> list[Source]:
-    """Sources for a block's tokens: memory segments, the farthest first; then the block itself and FAM in one."""
+    """Sources of a block's tokens: memory segments, the farthest first; then one with the block itself and FAM.
+
+    Args:
+      kv: keys and values of the block's tokens, then of P FAMs, [B, K, S + P F, H].
+      segments: see `block_step`.
+      at: the block's position.
+      config: the layer's memory settings.
+    """
     offset = np.arange(config.block_size)
     sources = []
     for i, (k, v) in enumerate(segments):
@@ -175,7 +185,7 @@ def seen_by_tokens(kv: KeysValues, segments: tuple[KeysValues, ...], at: At, con
 
 
 def seen_by_fam(kv: KeysValues, at: At, config: MemoryConfig) -> list[Source]:
-    """Sources for FAM's queries: the whole block and the previous FAMs."""
+    """Sources of FAM's queries: the whole block and the previous FAMs (`kv` as for `seen_by_tokens`)."""
     everything = np.ones((1, config.block_size), bool)
     return [Source(*kv, None if config.previous_fams == 1 else _beside_fam(everything, at, config))]
 
@@ -206,8 +216,8 @@ def _attend_tokens(
 
 
 def gated(layer: LayerWeights, without: Callable[[], Array], with_fam: Callable[[], Array]) -> Array:
-    """What tokens get of their attention without FAM and with it: the latter, as in the paper, unless the layer has a
-    gate (`MemoryConfig.fam_gate`)."""
+    """Attention's output with FAM, as in the paper. If the layer has a gate g (`MemoryConfig.fam_gate`): (1 - g) times
+    the output without FAM plus g times that with FAM."""
     if layer.gate is None:
         return with_fam()
     heads = without()
@@ -215,7 +225,7 @@ def gated(layer: LayerWeights, without: Callable[[], Array], with_fam: Callable[
 
 
 def without_fam(kv: KeysValues, config: MemoryConfig) -> tuple[KeysValues, MemoryConfig]:
-    """A block's keys and values, and its settings, where FAM is hidden."""
+    """A block's keys and values without those of FAM, and the settings without FAM."""
     k, v = (x[..., : config.block_size, :] for x in kv)
     return (k, v), dataclasses.replace(config, fam_length=0)
 
@@ -228,7 +238,7 @@ def _attend_fam(layer: LayerWeights, q: Queries, kv: KeysValues, at: At, kernel:
 
 
 def queried(fam: Fam, prompt: Float[Array, "_B F D"] | None) -> Float[Array, "B F D"]:
-    """What FAM's queries are made of: F_{tau-1}, or the prompt."""
+    """The input of FAM's queries: F_{tau-1}, or the prompt if there is one."""
     if prompt is None or not fam.shape[2]:
         return fam[:, 0]
     return jnp.broadcast_to(prompt, fam[:, 0].shape)
@@ -237,8 +247,17 @@ def queried(fam: Fam, prompt: Float[Array, "_B F D"] | None) -> Float[Array, "B 
 def residual_of(
     fam: Float[Array, "B F D"], updates: Int[Array, "B"], config: MemoryConfig
 ) -> tuple[Float[Array, "B F D"], ...]:  # fmt: skip
-    """What FAM's update adds to: what its queries are made of, or zero in the first update from the prompt, which is
-    every one if it is always the prompt; () without FAM."""
+    """The residual of FAM's update.
+
+    Args:
+      fam: the input of FAM's queries (`queried`).
+      updates: number of updates that it has had.
+      config: the layer's memory settings.
+
+    Returns:
+      A tuple of one array: `fam`, or zeros in the first update from the prompt (paper section 2) and, with static
+      queries, in every update. () without FAM.
+    """
     if not fam.shape[1]:
         return ()
     if not config.zero_first_residual:
@@ -252,8 +271,16 @@ def push_fam(
     layer: LayerWeights, fam: Fam, residual: tuple[Float[Array, "B F D"], ...], new: list[Float[Array, "B F D"]],
     key: Key[Array, ""] | None,
 ) -> Fam:  # fmt: skip
-    """FAM with F_tau in front: the new one, made with this residual; gated, bounded and noisy if these departures from
-    the paper are set (`MemoryConfig`)."""
+    """FAM with F_tau prepended and the oldest dropped.
+
+    Args:
+      layer: the layer's weights and settings.
+      fam: F_{tau-1} and the P - 1 before it.
+      residual: of the update (`residual_of`).
+      new: F_tau = FF(norm(AF)) + AF; [] without FAM, which is then returned unchanged. Gates, a bound and noise are
+        applied to it if these departures from the paper are configured (`MemoryConfig`).
+      key: for the noise; None adds none.
+    """
     if not new:
         return fam
     newest, config = new[0].astype(jnp.float32), layer.memory
@@ -270,11 +297,17 @@ def push_fam(
 def write_gate(
     layer: LayerWeights, residual: Float[Array, "B F D"], update: Float[Array, "B F D"]
 ) -> Float[Array, "B F 1"]:
-    """g(w_F n(F) + w_U n(U) + b) for each feedback activation F and its update U = F_tau - F, with n(x) = x / rms(x):
-    how much of F the update replaces (`MemoryConfig.fam_update`).
+    """The fraction of each feedback activation F that its update U = F_tau - F replaces (`MemoryConfig.fam_update`):
 
-    g is a sigmoid that is stretched a little and clipped to [0, 1] (as in hard concrete gates, arXiv 1712.01312), so
-    that a closed gate is exactly closed: what leaks through a sigmoid adds up over thousands of blocks.
+        g(w_F n(F) + w_U n(U) + b),    n(x) = x / rms(x)
+
+    g is a sigmoid that is stretched slightly and clipped to [0, 1] (as in hard concrete gates, arXiv 1712.01312), so
+    that a closed gate is exactly 0: what leaks through a plain sigmoid adds up over thousands of blocks.
+
+    Args:
+      layer: its weights at `memory` are w_F = `write_old` [D], w_U = `write_new` [D] and b = `write_bias` [1].
+      residual: F, as the update adds it.
+      update: U.
     """
     learned = layer.weights["memory"]
     score = lambda x, w: (x / memory.fam_rms(x) * w).sum(axis=-1, keepdims=True)
@@ -284,135 +317,10 @@ def write_gate(
     return jnp.clip((1 + 2 * STRETCH) * g - STRETCH, 0.0, 1.0)
 
 
-# --- a sequence of blocks -------------------------------------------------------------------------
-
-
-def as_it_is(x: Array) -> Array:
-    """What one device does to place an array."""
-    return x
-
-
-class How(NamedTuple):
-    """How a layer runs over blocks; `nn/execution.py` chooses.
-
-    Attributes:
-      kernel: the attention implementation for tokens.
-      recompute: keep x and the memory before each block for the backward pass, which recomputes all else.
-      unroll: blocks in one turn of the loop.
-      whole, split: of activations [..., rows, D]: replicated over the devices that share a block, which a step needs;
-        and sharded along their rows, which is how they are kept.
-    """
-
-    kernel: Kernel = fused.XLA
-    recompute: bool = False
-    unroll: int = 1
-    whole: Callable[[Array], Array] = as_it_is
-    split: Callable[[Array], Array] = as_it_is
-
-
-ON_ONE_DEVICE = How()
-
-
-def over_blocks(
-    layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory | None, fresh: Float[Array, "1 P F D"],
-    where: Blocks, how: How = ON_ONE_DEVICE,
-) -> tuple[Float[Array, "N B S D"], LayerMemory]:  # fmt: skip
-    """One layer over N blocks that start at a block's edge: `lax.scan(block_step)`.
-
-    Args:
-      layer: the layer's weights and settings.
-      x: input activations; padding may follow the last real token of a row.
-      before: the layer's memory before these blocks; None if all rows start a document.
-      fresh: the initial FAM of a document; with static queries also the prompt (`alternatives.split`).
-      where: positions of the blocks.
-      how: see `How`.
-
-    Returns:
-      Output activations, and the layer's memory after the last real token.
-    """
-    config, (N, B) = layer.memory, x.shape[:2]
-    F = config.fam_length
-    initial, prompt = alternatives.split(fresh, config)
-    first = Carried(initial[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
-    if before is None:
-        before = memory.empty(layer, jnp.broadcast_to(fresh, (B, *fresh.shape[1:])), x.dtype)
-    past = ring.past_blocks(before, where, config)
-    segments = ring.segments_of(past, config)
-    carried = Carried(before.fam[:, :, :F], {name: before.beside[name] for name in first.beside})
-
-    settings, of_outputs = layer.without_arrays(), alternatives.holds_outputs(config)
-
-    def step(weights: Tree, state: Tree, inputs: Tree) -> Tree:
-        (of_layer, first, prompt), (carry, segments), (x, at) = weights, state, inputs
-        (before, kept), x = _placed(how.whole, carry), how.whole(x)
-        if at.starts is not None:
-            before = select_rows(at.starts, first, before)
-        layer = settings.with_arrays(of_layer, at.key)
-        y, new, kv = block_step(layer, x, before, segments, at, how.kernel, prompt)
-        assert at.full is not None
-        # A block that is not full (padding follows) leaves FAM as it was.
-        new = new._replace(fam=select_rows(at.full, new.fam, before.fam))
-        after = new, None if at.kept is None else select_rows(at.kept, new, kept)
-        # Whole first: else the step itself would be sharded along its rows, and weights gathered block by block.
-        after, y = _placed(how.whole, after), how.whole(y)
-        if of_outputs:
-            kv = layer.keys_values(y, np.arange(config.block_size))
-        return (after, (*segments, kv)[1:]), (_placed(how.split, carry), kv, how.split(y))
-
-    def keys_values(weights: Tree, x: Tokens, at: At) -> KeysValues:
-        return settings.with_arrays(weights[0], at.key).keys_values(how.whole(x), np.arange(config.block_size))
-
-    weights, state = (
-        (layer.weights, first, alternatives.of_layer(prompt, config)),
-        ((carried, None if where.kept is None else carried), segments),
-    )
-    at = by_block(where, layer.key, N, config)
-    # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
-    # Outputs cannot be projected again without the whole block.
-    if how.recompute and layer.key is None and not of_outputs:
-        (after, kept), (k, v), y = scan_recomputed(step, keys_values, how.unroll, weights, state, x, at)
-    else:
-        ((after, kept), _), (_, (k, v), y) = jax.lax.scan(
-            functools.partial(jax.checkpoint(step) if how.recompute and of_outputs else step, weights),
-            state,
-            (x, at),
-            unroll=how.unroll,
-        )
-
-    k, v = (ring.after(*pair, where, config) for pair in zip(past, (k, v), strict=True))
-    fam, beside = after if kept is None else kept
-    if prompt is not None:
-        beside = beside | {alternatives.PROMPT: jnp.broadcast_to(prompt, (B, *prompt.shape[1:])).astype(jnp.float32)}
-    if of_outputs:
-        in_progress = how.whole(ring.block_in_progress_of(x, where, config))
-        current, _ = block_in_progress(where, config)
-        waiting = where.kept_count % config.block_size
-        (k, v), outputs = alternatives.of_block_in_progress(layer, in_progress, (k, v), current, waiting)
-        beside = beside | outputs
-    whole = LayerMemory(k, v, fam if F else before.fam, before.fam_k, before.fam_v, beside)
-    return y, memory.with_keys(settings.with_arrays(layer.weights), whole)
-
-
-def _placed(f: Callable[[Array], Array], carry: tuple[Carried, Carried | None]) -> tuple[Carried, Carried | None]:
-    """A carry whose FAM, an activation, is placed as the tokens are."""
-    one, kept = carry
-    return one._replace(fam=f(one.fam)), None if kept is None else kept._replace(fam=f(kept.fam))
-
-
-def by_block(where: Blocks, key: Key[Array, ""] | None, N: int, config: MemoryConfig) -> At:
-    """Positions for a scan over N blocks, each with a key of its own."""
-    keys = None if key is None else jax.random.split(key, N)
-    at = At(where.blocks_before, where.fam_updates, where.starts, where.full, where.kept, where.origin)
-    if memories.of(config) is not memories.NOTHING:
-        S = config.block_size
-        at = at._replace(real=jnp.clip(where.count[:, None] - np.arange(N) * S, 0, S))
-    return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), at)._replace(key=keys)
-
-
 def prompt_step(layer: LayerWeights, x: Float[Array, "1 F D"]) -> Float[Array, "1 F D"]:
     """The prompt's pass through one layer, P^l to P^(l+1) (paper section 2, first block).
 
-    Prompt tokens attend to each other without a causal mask, and see nothing else.
+    Prompt tokens attend to each other without a causal mask, and to nothing else.
     """
     config = dataclasses.replace(layer.memory, fam_length=x.shape[1])
     offsets = memory.fam_offsets(config)

@@ -1,8 +1,8 @@
-"""Block sliding window attention with FAM in one kernel: no score ever leaves the chip's vector memory.
+"""Block sliding window attention with FAM as one kernel, whose scores stay in the chip's vector memory.
 
-`attend_block` is what `attend` computes for one block of a layer, as Pallas kernels for TPU (`fused_kernels.py`).
-What cannot be seen (above the diagonal, before the document, beyond a token window) is neither fetched nor computed.
-Between blocks the queries are rotated (RoPE) by the distance inside the kernel, in float32.
+`attend_block` computes `attend` for one block of a layer, with Pallas kernels for TPU (`fused_kernels.py`). Masked
+tiles (above the diagonal, before the document, beyond a token window) are neither fetched nor computed. The kernel
+rotates queries (RoPE) by the distance between blocks, in float32.
 """
 
 import functools
@@ -20,10 +20,10 @@ from famjax.attention.fused_kernels import LANES, Arrays, Plan
 from famjax.config import KERNEL_LANES, ConfigError, MemoryConfig, Rope
 from famjax.dims import Array, Float, KeysValues, Queries
 
-# The sides of a tile of scores: the first that divides a block is taken.
+# Sizes of a square tile of scores: the first one that divides the block size is used.
 TILES = (512, 256, 128)
 
-# f, the names of the axes of its arguments and of its result, to f on every device's part of them.
+# (f, axis names of its arguments, axis names of its result) to f applied to each device's shards.
 PerDevice = Callable[[Callable[..., Any], Any, Any], Callable[..., Any]]
 
 # Names of axes (`mesh/sharding.py`): heads are sharded if key/value heads divide, else within their groups.
@@ -36,9 +36,9 @@ class Kernel(NamedTuple):
     """The attention implementation used for a layer.
 
     Attributes:
-      name: `xla` (scores are arrays), `fused` (this file) or `interpret` (this file on any platform, step by
-        step: very slow, for tests).
-      per_device: runs a function on each device's part; None where there is one device.
+      name: `xla` (`attend`, whose scores are arrays), `fused` (the Pallas kernels) or `interpret` (the same kernels
+        interpreted on any platform: very slow, for tests).
+      per_device: runs a function on each device's shards; None on one device.
     """
 
     name: str = "xla"
@@ -49,10 +49,11 @@ XLA = Kernel()
 
 
 def choose(asked: str, platform: str, block_size: int) -> str:
-    """The kernel for `ModelConfig.attention_kernel` on a platform (`tpu`, `cpu`, `gpu`).
+    """The name of the kernel for `ModelConfig.attention_kernel` on a platform (`tpu`, `cpu`, `gpu`): `auto` is `fused`
+    on TPU if the block size is a multiple of 128, else `xla`.
 
     Raises:
-      ConfigError: the fused kernel is asked for where it cannot run.
+      ConfigError: `fused` is requested on another platform than TPU.
     """
     if asked == "auto":
         return "fused" if platform == "tpu" and block_size % KERNEL_LANES == 0 else "xla"
@@ -65,15 +66,20 @@ def attend_block(
     q: Queries, kv: KeysValues, segments: tuple[KeysValues, ...] | None, at: Any, scoring: Scoring,
     config: MemoryConfig, kernel: Kernel,
 ) -> Queries:  # fmt: skip
-    """What `attend` returns for one block of each row and the sources of `block_step.py`.
+    """`attend` of one block of each row to the sources of `block_step.seen_by_tokens`, or of `seen_by_fam`.
 
     Args:
-      q: [B, K, G, Q, H]: of tokens, S of them; or of FAM, F of them, which see the whole block.
+      q: queries [B, K, G, Q, H] of the block's S tokens, or of FAM's F activations, which see the whole block.
       kv: keys and values of the block's tokens, then of P FAMs, the newest first, [B, K, S + P F, H].
-      segments: of the blocks before that can be seen, the nearest last; None for FAM's queries.
-      at: the block's place, `block_step.At`.
-      scoring, config: of the layer.
+      segments: keys and values [B, K, S, H] of the previous blocks within reach, the nearest last; None for FAM's
+        queries.
+      at: the block's position, `block_step.At`.
+      scoring: of the layer.
+      config: the layer's memory settings.
       kernel: `fused` or `interpret`.
+
+    Returns:
+      [B, K, G, Q, H] in the queries' dtype.
     """
     S = config.block_size
     run: Callable[..., Any] = functools.partial(
@@ -93,7 +99,7 @@ def attend_block(
 
 
 def takes_fam(config: MemoryConfig) -> bool:
-    """Whether the kernel supports FAM's own queries: whole tiles of them."""
+    """Whether the kernel supports FAM's own queries: F must be a multiple of 16, the rows of a bfloat16 tile."""
     return config.fam_length % 16 == 0
 
 

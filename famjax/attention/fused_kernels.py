@@ -35,19 +35,19 @@ LANES = 128  # of a vector register
 
 
 class Plan(NamedTuple):
-    """All that is known when the program is made.
+    """Static sizes and settings of the kernels.
 
     Attributes:
-      kv_heads, group, head: K, G, H' (a head's size, a multiple of `LANES`).
+      kv_heads, group, head: K, G, H' (a head's size, padded to a multiple of `LANES`).
       block, blocks, reach: S, N, W.
-      queries: Q, of a block: its S tokens, or F if they are FAM's.
-      causal: a query sees its own block up to itself; else all of it, and W is 0.
-      tile: keys, and of tokens queries, of a tile; divides S.
-      window: `MemoryConfig.token_window`.
-      cap: see `attend`.
-      stop_gradient: no gradient into keys of earlier blocks.
+      queries: Q, queries per block: S for tokens, F for FAM.
+      causal: a query sees its own block up to itself; if False, all of it, and W is 0.
+      tile: number of keys of a tile, and of queries if they are tokens; divides S.
+      window: `MemoryConfig.token_window`, in tokens.
+      cap: see `Scoring`.
+      stop_gradient: no gradient for keys and values of earlier blocks.
       fam: whether there are FAM columns.
-      interpret: without a TPU.
+      interpret: interpret the kernels, without a TPU.
     """
 
     kv_heads: int
@@ -67,17 +67,17 @@ class Plan(NamedTuple):
 
     @property
     def tiles(self) -> int:
-        """Tiles of keys along a block."""
+        """Number of tiles of keys in a block."""
         return self.block // self.tile
 
     @property
     def q_tile(self) -> int:
-        """Queries of a tile."""
+        """Number of queries of a tile."""
         return self.tile if self.causal else self.queries
 
     @property
     def q_tiles(self) -> int:
-        """Tiles of a block's queries."""
+        """Number of tiles of a block's queries."""
         return self.queries // self.q_tile
 
 
@@ -360,7 +360,13 @@ def _fam_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None
 
 
 class Shapes(NamedTuple):
-    """Of what a kernel writes, and of its float32 arrays in the chip's memory."""
+    """Outputs of a kernel.
+
+    Attributes:
+      specs: their blocks in the grid.
+      out: their shapes and dtypes.
+      scratch: shapes of the kernel's float32 accumulators in vector memory.
+    """
 
     specs: list[pl.BlockSpec]
     out: list[jax.ShapeDtypeStruct]
@@ -399,7 +405,7 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
 
 
 class Arrays(NamedTuple):
-    """What the kernels read; the shapes are at the top."""
+    """Inputs of the kernels; the module's docstring has their shapes."""
 
     q: Array
     k: Array
@@ -412,7 +418,8 @@ class Arrays(NamedTuple):
 
 
 def forward(plan: Plan, arrays: Arrays) -> tuple[Array, Array]:
-    """The heads' outputs, as q, and the softmax's normaliser, float32 [B, N, K G, 1, Q]."""
+    """Attention of all blocks. Returns the heads' outputs, in the shape and dtype of q, and the softmax's normaliser
+    (log sum exp of the scores), float32 [B, N, K G, 1, Q]."""
     q, k, v, fam_k, fam_v, turns, before, limit = arrays
     B, N, Q, _ = q.shape
     heads, tile = plan.kv_heads * plan.group, plan.q_tile
@@ -433,7 +440,14 @@ def forward(plan: Plan, arrays: Arrays) -> tuple[Array, Array]:
 def backward(
     plan: Plan, arrays: Arrays, d_out: Array, log_total: Array, mean: Array
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:  # fmt: skip
-    """Gradients of q, k, v, fam_k and fam_v. `mean` [B, N, K G, 1, Q]: d_out . out of each query and head."""
+    """Gradients of q, k, v, fam_k and fam_v, each in the shape and dtype of its array; None for FAM if there is none.
+
+    Args:
+      plan, arrays: as for `forward`.
+      d_out: gradient of its outputs.
+      log_total: the normaliser that it returned.
+      mean: float32 [B, N, K G, 1, Q], the product d_out . out of each query and head.
+    """
     q, k, v, fam_k, fam_v, turns, before, limit = arrays
     B, N = q.shape[:2]
     K, G, tile, q_tile, head = plan.kv_heads, plan.group, plan.tile, plan.q_tile, plan.head

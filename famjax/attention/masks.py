@@ -1,4 +1,4 @@
-"""Who sees whom, as predicates on positions.
+"""Masks of attention as predicates on positions.
 
 Positions are offsets within a block, plus the distance between the block of the key and the block
 of the query, in tokens (0 for the block itself, S for the block before it, and so on):
@@ -27,18 +27,16 @@ def within_window(q_offset: Positions, k_offset: Positions, distance: Positions,
 
 
 def in_same_document(blocks_back: Positions, blocks_before: Positions) -> Any:
-    """True if the block that is N blocks back belongs to the document of the query.
-
-    `blocks_before` is how many blocks of that document come before the query's block.
-    """
+    """True if the block `blocks_back` blocks before the query's block belongs to the query's document, which has
+    `blocks_before` blocks before that of the query."""
     return blocks_back <= blocks_before
 
 
 def block_window(q_position: np.ndarray, k_position: np.ndarray, block_size: int, memory_segments: int) -> np.ndarray:
-    """Block sliding window attention by its definition (paper section 2), on absolute positions.
+    """The mask of block sliding window attention by its definition (paper section 2), from absolute positions.
 
-    A token sees its own block up to itself, and all of the `memory_segments` blocks before it.
-    The model never builds this mask; tests and documents hold the model to it.
+    A token sees its own block up to itself, and all of the `memory_segments` blocks before it. The model never builds
+    this mask; tests compare the model with it.
     """
     blocks_back = q_position // block_size - k_position // block_size
     return (k_position <= q_position) & (blocks_back <= memory_segments)

@@ -49,17 +49,17 @@ class LayerMemory:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MemoryState:
-    """Everything that a model remembers. Its size does not depend on the length of the text.
+    """Everything that a model keeps of a text. Its size does not depend on the length of the text.
 
     Attributes:
-      position: tokens of the document read so far. `position % S` of them wait in the ring's current block, which
-        FAM has not yet seen.
-      fam_updates: how often FAM was computed from its predecessor. 0: it is the learned prompt, which carries no
-        context, so the next update adds no residual.
-      layers: `LayerMemory` with a leading axis L, as training and whole sequences have it; or, for streaming,
-        a tuple of L of them. Unstacked, a layer's ring is written in place, and that of a layer with a short window
-        may have fewer blocks (`ring_blocks`).
-      beside: of a memory of the whole model, arrays [B, ...] by name; else {}.
+      position: number of tokens of the document read so far. The last `position % S` of them are in the ring's current
+        block, which FAM has not yet seen.
+      fam_updates: number of FAM updates. 0: FAM is the learned prompt, which carries no context, so the next update
+        adds no residual.
+      layers: `LayerMemory` with a leading axis L in training and for whole sequences; a tuple of L of them for
+        streaming. Unstacked, a layer's ring is written in place, and that of a layer with a short window may have fewer
+        blocks (`ring_blocks`).
+      beside: the state of a memory of the whole model, arrays [B, ...] by name; {} for others.
     """
 
     position: Int[Array, "B"]
@@ -69,13 +69,13 @@ class MemoryState:
 
     @property
     def stacked(self) -> LayerMemory:
-        """`layers` as training has it."""
+        """`layers` of a memory for training: arrays with a leading axis L."""
         assert isinstance(self.layers, LayerMemory), "a memory for streaming has one layer beside the other"
         return self.layers
 
     @property
     def unstacked(self) -> tuple[LayerMemory, ...]:
-        """`layers` as streaming has it."""
+        """`layers` of a memory for streaming: one `LayerMemory` per layer."""
         assert isinstance(self.layers, tuple), "a memory for training has all layers in one"
         return self.layers
 
@@ -92,7 +92,7 @@ def layer_axes(config: MemoryConfig) -> Any:
 
 
 def state_axes(config: MemoryConfig, layers: int = 0) -> Any:
-    """The names of the axes of a `MemoryState`: stacked, or with N layers unstacked."""
+    """The names of the axes of a `MemoryState`: stacked if `layers` is 0, else unstacked with that many layers."""
     one: Any = layer_axes(config)
     stack = lambda names: ("layers", *names)
     every = (one,) * layers if layers else jax.tree.map(stack, one, is_leaf=lambda x: type(x) is tuple)
@@ -103,7 +103,7 @@ def state_axes(config: MemoryConfig, layers: int = 0) -> Any:
 
 
 def over_rows(f: Callable[..., Any], *states: MemoryState) -> MemoryState:
-    """f(axis, *arrays) of each array of some memories; `axis` is the one that counts the rows."""
+    """Applies f(axis, *arrays) to the corresponding arrays of several memories; `axis` is their batch axis."""
     axis = 1 if isinstance(states[0].layers, LayerMemory) else 0
     layers = jax.tree.map(lambda *arrays: f(axis, *arrays), *(state.layers for state in states))
     position, updates = (f(0, *numbers) for numbers in zip(*((s.position, s.fam_updates) for s in states), strict=True))
@@ -112,12 +112,12 @@ def over_rows(f: Callable[..., Any], *states: MemoryState) -> MemoryState:
 
 
 def broadcast_rows(state: MemoryState, batch: int) -> MemoryState:
-    """A memory of one row for `batch` rows."""
+    """Broadcasts a memory of one row to `batch` rows."""
     return over_rows(lambda axis, x: jnp.broadcast_to(x, (*x.shape[:axis], batch, *x.shape[axis + 1 :])), state)
 
 
 def select_state_rows(mask: Bool[Any, "B"], new: MemoryState, old: MemoryState) -> MemoryState:
-    """Rows of `new` where the mask is set, else rows of `old` (to reset or restore single rows)."""
+    """Rows of `new` where the mask is set, else rows of `old`: resets or restores single rows."""
     return over_rows(lambda axis, a, b: _select(mask, a, b, axis), new, old)
 
 
@@ -134,20 +134,21 @@ def _select(mask: Bool[Array, "B"], new: Array, old: Array, axis: int = 0) -> Ar
 
 
 def segments_in_reach(config: MemoryConfig) -> int:
-    """How many of the M memory segments any token of a block can see: all, unless a token window is shorter."""
+    """Number of memory segments that some token of a block can see: M, or fewer if a token window is shorter."""
     if not config.token_window:
         return config.memory_segments
     return min(config.memory_segments, -(-(config.token_window - 1) // config.block_size))
 
 
 def ring_blocks(config: MemoryConfig) -> int:
-    """Blocks that the ring of a layer needs: those that some query of a block can see, its own among them."""
+    """Number of blocks in a layer's ring for streaming: those that some query of a block can see, including its
+    own."""
     return segments_in_reach(config) + 1
 
 
 def empty(layer: LayerWeights, fresh: Float[Array, "B P F D"], dtype: str | np.dtype[Any]) -> LayerMemory:
-    """A layer's memory before any text: this FAM (and prompt, `alternatives.split`), an empty ring, and keys that are
-    still to be computed."""
+    """A layer's memory before any text: the FAM (and prompt, `alternatives.split`) `fresh`, and a ring of zeros. FAM's
+    keys and values are zeros, too, until `with_keys` computes them."""
     config = layer.memory
     fam, _ = alternatives.split(fresh, config)
     (K, H), (B, P, F, _) = layer.key_shape, fam.shape
@@ -177,9 +178,13 @@ def fam_offsets(config: MemoryConfig) -> np.ndarray:
 def fam_sources(
     memory: LayerMemory, updates: Rows, distance: Rows | int | None, config: MemoryConfig
 ) -> list[Source]:  # fmt: skip
-    """The P previous FAMs as keys, the oldest first, for queries of the block that follows them.
+    """The keys and values of the P previous FAMs, the oldest first, for queries of the block after them.
 
-    `distance` is that block's absolute position, which position scheme `zero` needs.
+    Args:
+      memory: of the layer.
+      updates: number of FAM updates before that block.
+      distance: absolute position of the block's first token, which only `fam_position` `zero` uses.
+      config: the memory's settings.
     """
     sources = []
     for p in reversed(range(config.previous_fams)):
@@ -191,7 +196,7 @@ def fam_sources(
 
 
 def with_keys(layer: LayerWeights, memory: LayerMemory) -> LayerMemory:
-    """A memory whose FAM keys and values are computed from `fam`, with this layer's weights and with gradients."""
+    """The memory with FAM's keys and values computed from `fam` by this layer's weights; gradients reach both."""
     if not layer.memory.fam_length:
         return memory
     k, v = layer.keys_values(memory.fam, fam_offsets(layer.memory))
@@ -199,7 +204,7 @@ def with_keys(layer: LayerWeights, memory: LayerMemory) -> LayerMemory:
 
 
 def fam_rms(fam: Float[Array, "... D"]) -> Float[Array, "... 1"]:
-    """The root mean square over D of feedback activations."""
+    """The root mean square over D of each feedback activation."""
     return jnp.sqrt(jnp.square(fam).mean(axis=-1, keepdims=True) + RMS_EPS)
 
 

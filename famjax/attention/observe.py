@@ -1,6 +1,7 @@
-"""Where attention goes: `block_step`'s own queries and keys, with marks in place of values.
+"""What a layer does inside a block: where its attention goes, and how far the gates of FAM's updates are open.
 
-Training and inference never keep attention's weights. What looks at them runs a layer through `attention_of_blocks`.
+Training and inference keep neither. These functions run a layer's blocks once more with `block_step`'s own queries and
+keys; for attention, marks take the place of values.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from famjax.attention.attend import Scoring, Source, attend
 from famjax.attention.layer_weights import LayerWeights
 from famjax.attention.memory import LayerMemory, select_rows
 from famjax.attention.positions import Blocks
+from famjax.attention.sequence import by_block
 from famjax.config import MemoryConfig
-from famjax.dims import Array, Float, KeysValues, Queries, Tree
+from famjax.dims import Array, Float, KeysValues, Queries, Tokens, Tree
 
 # Labels the keys of each source: (kind, number of keys) to marks [C, n], so that attention is summed per label.
 Marks: TypeAlias = Callable[[str, int], np.ndarray]
@@ -65,14 +67,10 @@ def attention_of_blocks(
       which keys. The latter is 0 in a layer without FAM.
     """
     config, S = layer.memory, layer.memory.block_size
-    segments = ring.segments_of(ring.past_blocks(before, where, config), config)
 
-    def body(state: Tree, inputs: Tree) -> Tree:
-        (carried, segments), (x, at) = state, inputs
-        if at.starts is not None:
-            carried = select_rows(at.starts, first, carried)
+    def look(x: Tokens, carried: steps.Carried, segments: tuple[KeysValues, ...], at: steps.At, prompt: Tree) -> Tree:
         entered = memories.of(config).enter(layer, carried.beside, x)
-        q, kv = steps.project(layer, entered, carried.fam, at, of_layer)
+        q, kv = steps.project(layer, entered, carried.fam, at, prompt)
         others = memories.of(config).sources(layer, carried.beside, at.blocks_before, q[..., :S, :], np.arange(S))
 
         def of_tokens(kv: KeysValues, config: MemoryConfig) -> Float[Array, "B K G S n"]:
@@ -87,20 +85,68 @@ def attention_of_blocks(
         if config.fam_length:
             of_fam = steps.seen_by_fam(kv, at, config)
             fams = attention_to(q[..., S:, :], of_fam, _marks(marks, 0, config), layer.scoring)
+        return tokens, fams
+
+    tokens, fams = _each_block(look, layer, x, before, fresh, where)
+    return tokens, fams
+
+
+def write_gates_of_blocks(
+    layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"],
+    where: Blocks,
+) -> Float[Array, "B N F"]:  # fmt: skip
+    """The gates of FAM's updates in `over_blocks` of the same arguments (`block_step.write_gate`).
+
+    Args:
+      layer, x, before, fresh, where: see `over_blocks`.
+
+    Returns:
+      For each block the g in [0, 1] of each feedback activation, float32: 0 keeps it, 1 replaces it by its update.
+      A block that is not full has one too, but makes no update. NaN in a layer whose updates are not gated.
+    """
+    config, S = layer.memory, layer.memory.block_size
+    if not config.gates_updates:
+        N, B = x.shape[:2]
+        return jnp.full((B, N, before.fam.shape[-2]), jnp.nan)
+
+    def look(x: Tokens, carried: steps.Carried, segments: tuple[KeysValues, ...], at: steps.At, prompt: Tree) -> Tree:
+        q, kv = steps.project(layer, x, carried.fam, at, prompt)
+        heads = attend(q[..., S:, :], steps.seen_by_fam(kv, at, config), layer.scoring)
+        (old,) = residual = steps.residual_of(steps.queried(carried.fam, prompt), at.fam_updates, config)
+        (new,) = layer.finish(heads, residual)
+        return steps.write_gate(layer, old, new.astype(jnp.float32) - old)[..., 0]
+
+    gates: Float[Array, "B N F"] = _each_block(look, layer, x, before, fresh, where)
+    return gates
+
+
+def _each_block(
+    look: Callable[..., Tree], layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory,
+    fresh: Float[Array, "1 P F D"], where: Blocks,
+) -> Tree:  # fmt: skip
+    """Runs the blocks of `over_blocks`. Returns what `look(x, carried, segments, at, prompt)`, the arguments of
+    `block_step`, finds in each: arrays [B, N, ...]."""
+    config, S = layer.memory, layer.memory.block_size
+
+    def body(state: Tree, inputs: Tree) -> Tree:
+        (carried, segments), (x, at) = state, inputs
+        if at.starts is not None:
+            carried = select_rows(at.starts, first, carried)
+        found = look(x, carried, segments, at, of_layer)
         y, new, own = steps.block_step(layer, x, carried, segments, at, prompt=of_layer)
         new = new._replace(fam=select_rows(at.full, new.fam, carried.fam))
         if alternatives.holds_outputs(config):
             own = layer.keys_values(y, np.arange(S))
-        return (new, (*segments, own)[1:]), (tokens, fams)
+        return (new, (*segments, own)[1:]), found
 
     F = config.fam_length
     initial, prompt = alternatives.split(fresh, config)
     of_layer = alternatives.of_layer(prompt, config)
     first = steps.Carried(initial[:, :, :F], memories.of(config).start(layer, 1, x.dtype))
     carried = steps.Carried(before.fam[:, :, :F], {name: before.beside[name] for name in first.beside})
-    _, found = jax.lax.scan(body, (carried, segments), (x, steps.by_block(where, None, len(x), config)))
-    tokens, fams = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
-    return tokens, fams
+    segments = ring.segments_of(ring.past_blocks(before, where, config), config)
+    _, found = jax.lax.scan(body, (carried, segments), (x, by_block(where, None, len(x), config)))
+    return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
 
 
 def _marks(marks: Marks, segments: int, config: MemoryConfig) -> list[np.ndarray]:

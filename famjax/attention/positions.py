@@ -1,7 +1,6 @@
-"""Where the tokens of one forward pass stand: their blocks, and what each block may look back on.
+"""Positions of the tokens of one forward pass: their blocks, and the blocks and FAM updates before each.
 
-Everything here depends on lengths and document starts alone, so it is computed once and shared by
-all layers.
+All of it depends only on lengths and document starts, so it is computed once for all layers.
 """
 
 from typing import Any, NamedTuple
@@ -15,18 +14,18 @@ from famjax.dims import Array, Bool, Int, Rows
 
 
 class Blocks(NamedTuple):
-    """Where the tokens of one forward pass stand, the same for all layers.
+    """Positions of the tokens of one forward pass, the same for all layers.
 
     Attributes:
-      offset: offset of the first token within its block; None if blocks are whole.
-      count: tokens that are real; those after them in the row are padding.
-      blocks_before: blocks of the same document before each block.
-      fam_updates: updates that the FAM seen by each block has had.
+      offset: offset of each row's first token within its block; None if blocks are whole.
+      count: number of real tokens of each row; padding follows them.
+      blocks_before: number of blocks of the same document before each block.
+      fam_updates: number of updates of the FAM that each block sees.
       starts: blocks that start a document; None if none does.
-      full: blocks that these tokens make full.
-      kept: of whole blocks: those that the memory afterwards knows; None: all.
-      kept_count: tokens that it knows: `count`, or the number of tokens of the kept blocks.
-      origin: absolute position of each block's first token; only `zero` FAM positions use it.
+      full: blocks that are full after these tokens.
+      kept: for whole blocks, those that update the memory; None: all.
+      kept_count: number of tokens that update the memory: `count`, or those of the kept blocks.
+      origin: absolute position of each block's first token; only `fam_position` `zero` uses it.
     """
 
     offset: Rows | None
@@ -44,9 +43,9 @@ class Layout(NamedTuple):
     """Documents within the rows of a batch.
 
     Attributes:
-      starts: blocks that start a document, which sees no memory from before; None if none does.
-      kept: how many blocks of each row, the first ones, the memory afterwards knows; None: all. Those after them are
-        read too, but leave no trace.
+      starts: blocks that start a document, which sees none of the memory before it; None if none does.
+      kept: number of leading blocks of each row that update the memory; None: all. Later blocks are computed from the
+        memory, but do not change it.
       shift: random position offset of each row (paper section 2, length extrapolation); only `fam_position` `zero`
         depends on it.
     """
@@ -71,15 +70,15 @@ def of_whole_blocks(
     before: tuple[Rows, Rows], count: Rows, num_blocks: int, config: MemoryConfig, layout: Layout = WHOLE_ROWS,
     fresh_updates: Any = 0,
 ) -> Blocks:  # fmt: skip
-    """Positions of N blocks that follow a memory standing at a block's edge.
+    """Positions of N whole blocks that continue a memory at a block boundary.
 
     Args:
-      before: (position, fam_updates) of the memory that these blocks continue.
-      count: tokens of each row up to its last real one.
+      before: (position, fam_updates) of that memory.
+      count: number of tokens of each row up to its last real one.
       num_blocks: N.
       config: the memory's settings.
       layout: documents within the rows.
-      fresh_updates: updates that the FAM of a starting document has had; 0 for the learned prompt.
+      fresh_updates: number of updates of the FAM with which documents start; 0 for the learned prompt.
     """
     (position_B, fam_updates_B), count_B, (starts_BN, kept_B, shift_B) = before, count, layout
     S = config.block_size
@@ -102,7 +101,7 @@ def of_whole_blocks(
 
 
 def of_part(position: Rows, fam_updates: Rows, count: Rows, config: MemoryConfig, shift: Rows | None = None) -> Blocks:
-    """Positions of `count` tokens that follow the memory and stay within one block of each row."""
+    """Positions of `count` tokens that continue a memory at `position` and lie within one block of each row."""
     S = config.block_size
     offset = position % S
     blocks_before = (position // S)[:, None]
@@ -112,7 +111,7 @@ def of_part(position: Rows, fam_updates: Rows, count: Rows, config: MemoryConfig
 
 
 def after(where: Blocks, config: MemoryConfig) -> tuple[Rows, Rows]:
-    """(position, fam_updates) of the memory once these tokens are read."""
+    """(position, fam_updates) of the memory after these tokens."""
     S = config.block_size
     if where.offset is not None:
         position = where.blocks_before[:, 0] * S + where.offset + where.count
@@ -122,7 +121,7 @@ def after(where: Blocks, config: MemoryConfig) -> tuple[Rows, Rows]:
 
 
 def block_in_progress(where: Blocks, config: MemoryConfig) -> tuple[Rows, Rows]:
-    """(blocks_before, fam_updates) of the block that the token after the kept ones of each row belongs to."""
+    """(blocks_before, fam_updates) of the block to which each row's token after the kept ones belongs."""
     read = where.kept_count // config.block_size
     last = jnp.minimum(read, where.blocks_before.shape[1] - 1)[:, None]
     beyond = read - last[:, 0]  # 1 where the row's blocks are all full

@@ -1,4 +1,4 @@
-"""The ring of blocks of a layer, before and after a whole text: which blocks are in reach, what stays.
+"""The ring of blocks of a layer, before and after a sequence of whole blocks.
 
 `memory.py` has its layout; `streaming.py` writes single tokens into it.
 """
@@ -14,7 +14,7 @@ from famjax.dims import Array, Float, KeysValues
 
 
 def past_blocks(before: LayerMemory, where: Blocks, config: MemoryConfig) -> KeysValues:
-    """Keys and values of the M blocks before the first one, the nearest last: [B, M, K, S, H]."""
+    """Keys and values of the M blocks before the first one, the nearest last: two arrays [B, M, K, S, H]."""
     M = config.memory_segments
     slots = ((where.blocks_before[:, :1] - M + np.arange(M)) % (M + 1))[:, :, None, None, None]
     k, v = (jnp.take_along_axis(ring, slots, axis=1) for ring in (before.k, before.v))
@@ -22,19 +22,27 @@ def past_blocks(before: LayerMemory, where: Blocks, config: MemoryConfig) -> Key
 
 
 def segments_of(past: KeysValues, config: MemoryConfig) -> tuple[KeysValues, ...]:
-    """Of `past_blocks`, each of those that are in reach of the first block, the nearest last."""
+    """Splits `past_blocks` into memory segments, keys and values [B, K, S, H], the nearest last; those that a token
+    window hides from every token are left out."""
     k, v = past
     return tuple((k[:, i], v[:, i]) for i in range(k.shape[1] - memory.segments_in_reach(config), k.shape[1]))
 
 
 def block_in_progress_of(x: Float[Array, "N B S D"], where: Blocks, config: MemoryConfig) -> Float[Array, "B S D"]:
-    """Of each row, the block after the kept ones; any block if there is none."""
+    """Each row's block after the kept ones; the last block if there is none, whose values are then not used."""
     read = jnp.minimum(where.kept_count // config.block_size, len(x) - 1)
     return jnp.take_along_axis(x, read[None, :, None, None], axis=0)[0]
 
 
 def after(past: Array, own: Array, where: Blocks, config: MemoryConfig) -> Array:
-    """The last R blocks up to the one after the kept tokens, each in its slot. own: [N, B, K, S, H]."""
+    """The ring [B, R, K, S, H] after the kept tokens: the last R blocks, each in its slot.
+
+    Args:
+      past: keys or values of the M blocks before, [B, M, K, S, H].
+      own: keys or values of the N blocks, [N, B, K, S, H].
+      where: positions of the blocks.
+      config: the memory's settings.
+    """
     M = config.memory_segments
     blocks = jnp.concatenate([past, jnp.moveaxis(own, 0, 1)], axis=1)
     current, _ = block_in_progress(where, config)

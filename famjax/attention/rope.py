@@ -1,8 +1,8 @@
 """Rotary position embedding (RoPE), in the half-split convention of pretrained decoders.
 
-Scores see only the difference of two positions. So each block turns its queries and keys by their
-offsets within the block, 0..S-1, whatever the block's place in the text, and the distance between
-two blocks is added where they meet. Angles stay small and exact at token ten million.
+Scores depend only on the difference of two positions. So queries and keys are rotated by their offsets within their
+block, 0..S-1, wherever the block is in the text, and the distance between two blocks is added when their scores are
+computed. Angles stay small and exact at token ten million.
 """
 
 import math
@@ -37,7 +37,8 @@ def rotate(x: Float[Array, "... H"], positions: Positions, rope: Rope | float) -
 
 
 def table(positions: Positions, half: int, rope: Rope | float) -> tuple[Any, Any]:
-    """cos and sin [..., half]; NumPy where the positions are known, so that they are constants of the program."""
+    """float32 cos and sin [..., half] of the angles. NumPy if the positions are known at trace time, so that they are
+    constants of the program."""
     rope = Rope(rope) if isinstance(rope, (int, float)) else rope
     if isinstance(positions, (int, float, np.ndarray)):
         angle = np.asarray(positions, np.float64)[..., None] * frequencies(half, rope)
@@ -51,7 +52,7 @@ def table(positions: Positions, half: int, rope: Rope | float) -> tuple[Any, Any
 
 
 def frequencies(half: int, rope: Rope) -> np.ndarray:
-    """float64 [half]: radians of each pair for one position (`Rope` says what the scalings are)."""
+    """float64 [half]: radians per position of each pair (see `Rope` for the scalings)."""
     turns = rope.base ** (-np.arange(half) / half)
     if rope.scaling == "linear":
         return turns / rope.factor

@@ -2,11 +2,10 @@
 
     step(weights, (carry, window), (x_n, fixed_n)) -> (carry', window'), (carry, new_n, y_n)
 
-The window is what the last W steps put out, (new_{n-W}, ..., new_{n-1}). `jax.lax.scan` alone differentiates such a
-loop, and keeps of every step whatever its backward pass needs. `scan_recomputed` keeps only what enters each step, x_n
-and the carry. Its backward pass walks the blocks from the last to the first and runs each step again, so that
-intermediates of one block exist at a time. The window is not kept W times: project(weights, x_n, fixed_n) is new_n once
-more, one block a step.
+The window is the output `new` of the last W steps, (new_{n-W}, ..., new_{n-1}). `jax.lax.scan` alone would store all
+residuals of every step. `scan_recomputed` stores only the inputs of each step, x_n and the carry. Its backward pass
+visits the blocks from last to first and runs each step again, so that intermediates of one block exist at a time. The
+window is not stored W times: project(weights, x_n, fixed_n) recomputes new_n, one block per step.
 """
 
 import functools
@@ -37,7 +36,7 @@ def scan_recomputed(
 
     Args:
       step, project: see above; functions of their arguments alone, as they close over no traced array.
-      unroll: blocks in one turn of the loop.
+      unroll: number of blocks in one iteration of the loop.
       weights, state, xs: trees of float arrays, with gradients; state is (carry, window) before the first block.
       fixed: arrays without a gradient: positions, masks, keys.
 

@@ -1,7 +1,7 @@
 """One layer over a part of a block: streamed prefill and decoding (paper section 3, block-major).
 
-The keys are those of a ring of the last blocks, into which the new ones are written first. The pieces are those of
-`block_step.py`.
+New keys and values are first written into the ring of the last blocks, which queries then attend to. All other
+functions are those of `block_step.py`.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ def part_of_block(
 
     Args:
       layer: the layer's weights and settings.
-      x: input activations of tokens `offset .. offset + Q - 1`; the first `count` are real.
+      x: input activations of tokens `offset .. offset + Q - 1` of a block, of which the first `count` are real.
       memory: the layer's memory before these tokens.
-      where: positions, with N = 1. No row's real tokens pass the end of its block.
+      where: positions, with N = 1. The caller ensures that no row's real tokens pass the end of its block.
 
     Returns:
-      Output activations and the layer's memory. Rows whose block became full have a new FAM.
+      Output activations, and the layer's memory after the real tokens, with a new FAM in rows whose block is now full.
     """
     y, memory = _part_of_block(layer, x, memory, where)
     other = memories.of(layer.memory)

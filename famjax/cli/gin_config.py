@@ -9,21 +9,17 @@ gin keeps its settings in module globals. Each load clears them before and after
 independent. Every user error becomes a `ConfigError` of one line.
 """
 
-import contextlib
 import dataclasses
-import difflib
 import importlib.util  # noqa: F401 - gin's own file reader uses it and forgets to import it
-import io
-import logging
 import re
-import sys
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import gin
 
+from famjax.cli.gin_files import find, missing_file, open_file, search_path, searching
 from famjax.cli.main import at_home, nearest
 from famjax.config import (
     BabiConfig,
@@ -41,10 +37,16 @@ from famjax.config import (
     TrackingConfig,
     TrainConfig,
 )
-from famjax.config.text import BadText, read_text
+from famjax.config.text import read_text
 from famjax.storage.model_dir import read_config
 
 T = TypeVar("T")
+
+# gin tries its readers in order. Its own opens files of the current directory undecoded, so ours, which also serves
+# includes, comes first.
+gin.config._FILE_READERS.insert(0, (open_file, lambda name: find(name) is not None))
+
+QUOTES = "'\""
 
 # Macros that every training run accepts on the command line (the last three are defined in model files).
 CONTRACT_MACROS = (
@@ -155,7 +157,7 @@ def load(
     register(root)
     gin.clear_config()
     try:
-        with _searching(search_path(search_paths)):
+        with searching(search_path(search_paths)):
             for file in gin_files:
                 _parse(lambda file=file: gin.parse_config_file(str(file)), f"gin file {file}")
         from_files = set(_macros_defined())
@@ -168,85 +170,6 @@ def load(
         return value, gin.operative_config_str()
     finally:
         gin.clear_config()
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def search_path(given: Sequence[str] = ()) -> list[Path]:
-    """Returns the folders searched for gin files: the current one, the given ones, those shipped with famjax."""
-    checkout = Path(__file__).resolve().parents[2]
-    installed = Path(sys.prefix) / "share" / "famjax"
-    roots = [Path.cwd(), *map(Path, given), *(root for root in (checkout, installed) if (root / "gin").is_dir())]
-    return list(dict.fromkeys(roots))
-
-
-_SEARCHED: list[Path] = []
-QUOTES = "'\""
-# Folders of the gin files being parsed, innermost include last.
-_READING: list[Path] = []
-
-
-@contextlib.contextmanager
-def _searching(roots: list[Path]) -> Iterator[None]:
-    _SEARCHED[:] = roots
-    logging.disable(logging.ERROR)  # gin logs a missing file before it raises
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-        _SEARCHED.clear()
-        _READING.clear()
-
-
-def _find(name: str) -> Path | None:
-    """Finds a gin file on the search path, else next to the including file. Windows separators count as `/`."""
-    name = name.replace("\\", "/")
-    found = next((root / name for root in _SEARCHED if (root / name).is_file()), None)
-    beside = _READING[-1] / name if _READING else None
-    if beside is None or not beside.is_file():
-        return found
-    if found is not None and found.read_bytes() != beside.read_bytes():
-        raise ConfigError(f"the include of {name} is ambiguous: {found} and {beside} differ; write a longer path")
-    return found or beside
-
-
-class _File(io.StringIO):
-    """A gin file as gin's parser reads it, with `\\n` line ends."""
-
-    def __init__(self, path: Path):
-        try:
-            text = read_text(path)
-        except BadText as error:  # gin re-raises exceptions as a subclass that it constructs from one string
-            raise ConfigError(str(error)) from error
-        super().__init__(text.replace("\r\n", "\n").replace("\r", "\n"))
-        self.name = str(path)
-        _READING.append(path.parent)
-
-    def __exit__(self, *error: Any) -> None:
-        _READING.pop()
-        super().__exit__(*error)
-
-
-def _open(name: str) -> IO[str]:
-    return _File(_find(name) or Path(name))
-
-
-# gin tries its readers in order. Its own opens files of the current directory undecoded, so ours, which also serves
-# includes, comes first.
-gin.config._FILE_READERS.insert(0, (_open, lambda name: _find(name) is not None))
-
-
-def _missing_file(name: str, where: str) -> NoReturn:
-    present: dict[str, Path] = {}
-    for root in _SEARCHED:
-        for pattern in ("*.gin", "gin/**/*.gin"):  # not recursively: the current directory may be a home directory
-            present |= {str(path.relative_to(root)): path for path in root.glob(pattern)}
-    near = difflib.get_close_matches(name, sorted(present), n=3, cutoff=0.5)
-    stem = difflib.get_close_matches(Path(name).name, sorted({path.name for path in present.values()}), n=2)
-    near += [key for key, path in sorted(present.items()) if path.name in stem and key not in near]
-    hint = f"; nearest are {', '.join(near[:3])}" if near else f"; searched {', '.join(map(str, _SEARCHED))}"
-    raise ConfigError(f"{where}there is no gin file {name}{hint}")
 
 
 # --- parsing --------------------------------------------------------------------------------------
@@ -317,7 +240,7 @@ def _explain(message: str, where: str, error: Exception) -> NoReturn:
         if re.search(r"[\x00-\x1f]", missing[1]):
             raise ConfigError(f"{prefix}there is no gin file {missing[1]!r}; write / in paths, since a backslash in "
                               f"quotes begins an escape") from error  # fmt: skip
-        _missing_file(missing[1], f"{place[1]}:{place[2]}: " if place else "")
+        missing_file(missing[1], f"{place[1]}:{place[2]}: " if place else "")
     if unknown := re.search(r"No configurable matching (?:reference )?'@?([^'()]+)", message):
         name = unknown[1].rsplit("/", 1)[-1]
         near = nearest(name, _REGISTERED) or f"; known are {', '.join(sorted(_REGISTERED))}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.cli.flags import add_gin_arguments
-from famjax.config import ConfigError, TrainConfig
+from famjax.config import ConfigError, PassKeyConfig, TrainConfig
 from famjax.config.curriculum import CurriculumConfig
 from famjax.process.progress import Progress
 
@@ -38,6 +38,12 @@ DEFAULTS = "gin/runs/pretrain.gin"
 STAND_INS = {
     "MODEL_DIR": "'plan'", "INITIAL_CHECKPOINT_PATH": "''", "SOURCES": "('plan',)", "MIXTURE_OR_TASK_NAME": "'text'",
 }  # fmt: skip
+
+# Printed with a plan of the task `babi`, whose stories and books need not be there.
+BABI = (
+    "the task 'babi' is planned with the pass key's rows, since its files are not read: as many tokens, but the number "
+    "of loss positions of a row, which follows from the stories' answers, may differ"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.gin_files:
         raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/finetune_1b.gin")
     topology = topologies.planned(args.topology, args.num_slices)
-    config = _config(args, args.gin_bindings)
+    given = _loaded(args, args.gin_bindings)
+    config = _without_data(given)
     if not args.search:
         topologies.check_mesh(config.mesh, topology, config.batch_size, config.microbatches)
         config.validate()
@@ -90,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             plans = [job.plan((), tell(""), Path(args.dump) if args.dump else None, args.quick)]
     several = args.lengths or args.search
+    notes = [BABI] if given.task == "babi" and args.program == "train" else []
+    plans = [plan | {"notes": notes} for plan in plans]
     print(report.comparison(plans) if several else report.text(plans[0]))
     written: Any = {"plans": plans} if several else plans[0]
     if args.json:
@@ -116,15 +125,24 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
-    """Returns the training configuration, with placeholders for data and directories, which a plan does not need."""
+    """Returns the configuration to plan, which needs neither data nor directories."""
+    return _without_data(_loaded(args, bindings))
+
+
+def _loaded(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
+    """Returns the training configuration of the gin files, with placeholders for required macros."""
     from famjax.cli.gin_config import load_train_config
 
-    files = [DEFAULTS, *args.gin_files]
-    config, _ = load_train_config(files, args.gin_search_paths, bindings, stand_ins=STAND_INS)
+    return load_train_config([DEFAULTS, *args.gin_files], args.gin_search_paths, bindings, stand_ins=STAND_INS)[0]
+
+
+def _without_data(config: TrainConfig) -> TrainConfig:
+    """Returns a configuration with placeholders for data and directories."""
     data = dataclasses.replace(config.data, sources=config.data.sources or ("plan",), modules=())
-    if config.task == "babi":  # its rows have the pass key's layout, and need no files
+    if config.task == "babi":  # see `BABI`
         same = {field.name: getattr(config.babi, field.name) for field in dataclasses.fields(CurriculumConfig)}
-        config = dataclasses.replace(config, task="passkey", passkey=dataclasses.replace(config.passkey, **same))
+        rows = PassKeyConfig(**same, stream_share=config.babi.stream_share)
+        config = dataclasses.replace(config, task="passkey", passkey=rows)
     return dataclasses.replace(
         config,
         model_dir=config.model_dir or "plan",

@@ -1,27 +1,22 @@
 """Documents of files, by index: text files, lines, JSON lines, Hugging Face datasets on disk.
 
-No source holds text in memory. Lines are found by an index of byte offsets, built in one pass over the file (16 bytes
-per line). gzip has no random access, so `.gz` files of lines are decompressed in that pass into an anonymous temporary
-file, which is deleted with the process.
+No source holds text in memory. Lines are found by an index of byte offsets (`line_index.py`).
 """
 
 import functools
 import itertools
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Sequence
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from famjax.config import ConfigError, SourceConfig
 from famjax.config.text import BOM, BadText, checked, json_of, text_of
 from famjax.data import files, kinds
+from famjax.data.line_index import LineFile
 
-# Bytes that are searched for line ends at a time.
-CHUNK = 2**24
 # How far to search for the end of a line when a file is split into parts.
 LONGEST_LINE = 2**16
 
@@ -181,83 +176,6 @@ class TextParts:
         return at + next((i for i, byte in enumerate(near[1:5]) if byte & 0xC0 != 0x80), 0)
 
 
-class _LineFile:
-    """The lines of one file that are not blank, by index."""
-
-    def __init__(self, path: str):
-        self.path = path
-        self._plain: IO[bytes] | None = None
-        self.starts, self.ends = self._index()
-
-    def line(self, i: int) -> bytes:
-        """Returns line i without its line end."""
-        start, end = int(self.starts[i]), int(self.ends[i])
-        if self._plain is not None:
-            return os.pread(self._plain.fileno(), end - start, start)
-        return files.read(self.path, start, end)
-
-    def number(self, i: int) -> int:
-        """Returns the number of line i as in an editor, which counts blank lines too."""
-        before = int(self.starts[i])
-        read = lambda at: os.pread(self._plain.fileno(), CHUNK, at) if self._plain else b""
-        if self._plain is None:
-            return 1 + files.read(self.path, 0, before).count(b"\n")
-        return 1 + sum(read(at)[: before - at].count(b"\n") for at in range(0, before, CHUNK))
-
-    def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Finds start and end of all lines that are not blank, in one pass."""
-        found = _LineEnds()
-        if kinds.is_gzip(self.path):
-            self._plain = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        try:
-            with files.open_plain(self.path) as file:
-                chunk = file.read(max(CHUNK, len(BOM)))
-                blank = b" " * len(BOM)  # so that a line with only a byte order mark counts as blank
-                found.add(blank + chunk[len(BOM) :] if chunk.startswith(BOM) else chunk)
-                while chunk:
-                    if self._plain is not None:
-                        self._plain.write(chunk)
-                    if chunk := file.read(CHUNK):
-                        found.add(chunk)
-        except (EOFError, zlib.error, OSError) as error:
-            raise files.unreadable(self.path, error) from error
-        if self._plain is not None:
-            self._plain.flush()
-        return found.lines()
-
-
-class _LineEnds:
-    """Finds line ends in a file given in chunks."""
-
-    def __init__(self) -> None:
-        self._size, self._text = 0, False  # bytes so far; whether the unfinished line has text
-        self._ends: list[np.ndarray] = []
-        self._has_text: list[np.ndarray] = []
-
-    def add(self, chunk: bytes) -> None:
-        """Adds the next bytes."""
-        if not chunk:
-            return
-        data = np.frombuffer(chunk, np.uint8)
-        ends = np.flatnonzero(data == ord("\n"))
-        starts = np.concatenate([[0], ends + 1])
-        inside = starts[starts < len(data)]
-        text = np.zeros(len(starts), bool)
-        text[: len(inside)] = np.logical_or.reduceat(data > ord(" "), inside)
-        text[0] |= self._text
-        self._text = bool(text[-1])
-        self._ends.append(self._size + ends)
-        self._has_text.append(text[:-1])
-        self._size += len(data)
-
-    def lines(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64 [n], starts and ends of the lines with text; the last one may lack a line end."""
-        ends = np.concatenate([*self._ends, [self._size]]).astype(np.int64)
-        text = np.concatenate([*self._has_text, [self._text]]).astype(bool)
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        return starts[text], ends[text]
-
-
 class _Lines:
     """Lines of several files, indexed consecutively."""
 
@@ -265,8 +183,8 @@ class _Lines:
         self.paths = paths
 
     @functools.cached_property
-    def _files(self) -> list[_LineFile]:
-        return [_LineFile(path) for path in self.paths]
+    def _files(self) -> list[LineFile]:
+        return [LineFile(path) for path in self.paths]
 
     @functools.cached_property
     def _before(self) -> np.ndarray:

@@ -2,7 +2,7 @@
 
     x x x x  m m    x x x x  m m    x x                the last block is not full yet: no memory tokens
 
-They are the same learned tokens after each block, so a text is read layer by layer, as with any memory of a layer.
+The same learned tokens follow each block, so a text is computed layer by layer, as with any memory of a layer.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,8 @@ def forward(
     model: "Transformer", x: Float[Array, "B T D"], state: MemoryState | None, where: Blocks, start: "Start",
     key: Key[Array, ""] | None, over: "LayerOverBlocks",
 ) -> tuple[Float[Array, "B T D"], Any]:  # fmt: skip
-    """`Transformer.forward` of blocks with their memory tokens; hidden states are those of the text."""
+    """`Transformer.forward` with memory tokens after every block. Arguments and results are those of that method; the
+    hidden states are those of the text."""
     (B, T, D), S = x.shape, model.config.memory.block_size
     tokens = learned_tokens(model).astype(x.dtype)
     n = tokens.shape[1]
@@ -45,7 +46,8 @@ def forward(
 def read(
     model: "Transformer", x: Float[Array, "B Q D"], layers: list[LayerMemory], where: Blocks
 ) -> tuple[Float[Array, "B Q D"], list[LayerMemory]]:
-    """`Transformer.read`: memory tokens follow the last token of a block."""
+    """The layers of `Transformer.read`, with memory tokens after the last token of a block. Returns hidden states and
+    each layer's memory."""
     full, S = where.full, model.config.memory.block_size
     hidden, layers = model.part_through_layers(x, layers, where._replace(full=jnp.zeros_like(full)))
     tokens = learned_tokens(model).astype(x.dtype)

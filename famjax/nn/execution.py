@@ -1,7 +1,7 @@
-"""How a model runs: where arrays lie, what attends, what is kept for the backward pass, a scan or a loop over layers.
+"""How a model runs: placement on a mesh, attention kernel, rematerialisation, and a scan or a loop over layers.
 
-An `Execution` is built once, by training, inference or a plan, and belongs to a model from its construction on. On one
-device `over_layers` is a plain loop.
+An `Execution` is built once, by training, inference or a plan, and is given to a model when it is constructed. On one
+device `over_layers` is a plain scan or loop.
 """
 
 import dataclasses
@@ -13,57 +13,64 @@ import jax
 import jax.numpy as jnp
 
 from famjax.attention import fused
-from famjax.attention.block_step import How
 from famjax.attention.fused import Kernel
 from famjax.attention.scan_blocks import KEPT
+from famjax.attention.sequence import How
 from famjax.config import ModelConfig
 from famjax.dims import Array, Key, Tree, Weights
 from famjax.nn.layer import Layer
 
-# The names of an array's axes; a tree of them; which axis of each array counts rows.
+# The names of an array's axes; a tree of them; a tree of ints, the batch axis of each array.
 Axes: TypeAlias = tuple[str | None, ...]
 AxesTree: TypeAlias = Any
 RowAxes: TypeAlias = Any
 # (settings of a layer, shared, x, (its weights, its key, its part of xs)) to (x, out).
 LayerFn: TypeAlias = Callable[[Layer, Tree, Tree, tuple[Weights, Any, Tree]], tuple[Tree, Tree]]
 
-# The axes that `fsdp` shards, and what is left of them when a layer has gathered them: of `lora_mlp`, what `tensor`
-# shards.
+# The axes that `fsdp` shards, and their names once a layer has gathered them: None is not sharded; `lora_mlp` remains
+# sharded over `tensor`.
 GATHERED: dict[str, str | None] = {"embed": None, "lora_head_dim": None, "lora_mlp": "mlp"}
 
 
 @runtime_checkable
 class Placement(Protocol):
-    """What a model needs of the mesh that it runs on; `mesh/on_mesh.py` has the one implementation."""
+    """The interface of a mesh for a model; `mesh/on_mesh.py` has the only implementation."""
 
     @property
     def platform(self) -> str:
-        """Of the devices."""
+        """Platform of the devices: `tpu`, `gpu` or `cpu`."""
         ...
 
     @property
     def row_shards(self) -> int:
-        """Into how many parts rows are split."""
+        """Number of shards of the batch axis."""
         ...
 
     def constrain(self, tree: Tree, axes: AxesTree) -> Tree:
-        """Arrays sharded by the rules for the names of their axes from here on."""
+        """Constrains arrays to the sharding that the rules give for the names of their axes."""
         ...
 
     def split(self, x: Array) -> Array:
-        """Within `by_rows`: activations [..., rows, D] sharded over `tensor` along their rows."""
+        """Within `by_rows`: shards activations [..., rows, D] over `tensor` along their rows."""
         ...
 
     def whole(self, x: Array) -> Array:
-        """Within `by_rows`: activations replicated over `tensor`."""
+        """Within `by_rows`: replicates activations [..., rows, D] over `tensor`, the inverse of `split`."""
         ...
 
     def per_device(self, f: Callable[..., Any], in_axes: AxesTree, out_axes: AxesTree, inside: bool = False) -> Any:
-        """A kernel on every device's part."""
+        """Returns `f`, a kernel, applied to each device's shards; `inside`: it is called within `by_rows`."""
         ...
 
     def by_rows(self, f: Callable[..., Any], axes: AxesTree, dtype: str, in_rows: RowAxes, out_rows: RowAxes) -> Any:
-        """`f(weights, *args)` on every device's rows, with its weights gathered before."""
+        """Returns `f(weights, *args)` applied to each device's rows, with weights gathered first, in `dtype`.
+
+        Args:
+          f: of one layer.
+          axes: names of the weights' axes.
+          dtype: compute dtype.
+          in_rows, out_rows: the batch axis of each array in args and results; -1 for none.
+        """
         ...
 
 
@@ -73,10 +80,11 @@ class Execution:
 
     Attributes:
       placement: the mesh; None is one device.
-      kernel: see `ModelConfig.attention_kernel`; the platform decides when a layer runs, as shapes need none.
+      kernel: see `ModelConfig.attention_kernel`; `auto` is resolved when a layer is traced, since shapes alone need no
+        platform.
       remat: see `ModelConfig.remat`.
-      unroll: blocks of a layer in one turn of its loop.
-      scan: loop over layers in the program, which then has the code of one, instead of unrolling them.
+      unroll: number of blocks in one iteration of a layer's loop over blocks.
+      scan: scan over layers, so that the program has the code of one layer (or period), instead of unrolling them.
     """
 
     placement: Placement | None = None
@@ -91,7 +99,11 @@ class Execution:
         return cls(placement, config.attention_kernel, config.remat, config.unroll_blocks, config.scan_layers)
 
     def of_blocks(self, alone: bool, block_size: int) -> How:
-        """How a layer runs over blocks of this size; `alone`: each device runs the layer on its own rows."""
+        """How a layer runs over blocks of `block_size` tokens; `alone`: each device runs the layer on its own rows.
+
+        Raises:
+          ConfigError: the kernel cannot run on this platform (`fused.choose`).
+        """
         recompute = self.remat == "full"
         platform = self.placement.platform if self.placement is not None else jax.default_backend()
         name = fused.choose(self.kernel, platform, block_size)
@@ -102,28 +114,29 @@ class Execution:
         return how._replace(whole=self.placement.whole, split=self.placement.split) if alone else how
 
     def constrain(self, tree: Tree, axes: AxesTree) -> Tree:
-        """Arrays inside the forward pass whose place on a mesh must not be left to the compiler."""
+        """Constrains arrays of the forward pass whose sharding must not be left to the compiler; on one device,
+        returns them unchanged."""
         return tree if self.placement is None else self.placement.constrain(tree, axes)
 
     def alone(self, rows: int) -> bool:
-        """Whether each device runs layers on its own rows, its communication written down."""
+        """Whether each device runs layers on its own rows, with explicit communication: if `rows` divide evenly."""
         return self.placement is not None and rows % self.placement.row_shards == 0
 
     def over_layers(
         self, f: LayerFn, weights: "LayerStack", x: Tree, xs: Tree, shared: Tree = (), rows: RowAxes = None,
         keys: Key[Array, "L"] | None = None,
     ) -> tuple[Tree, Tree]:  # fmt: skip
-        """x through all layers.
+        """Applies all layers to x.
 
         Args:
           f: one layer.
           weights: of all layers.
-          x: what layers pass on.
-          xs: a tree whose arrays have a leading axis L.
-          shared: what is the same for all layers.
-          rows: `(x, xs, shared), (x, out)` of ints: which axis of each array counts rows, -1 for none. Each device
-            then runs the layers on its own rows. None leaves sharding to the compiler.
-          keys: one for each layer, in training alone.
+          x: a tree, the input and output of each layer.
+          xs: a tree whose arrays have a leading axis L, one entry for each layer.
+          shared: a tree that is the same for all layers.
+          rows: `(x, xs, shared), (x, out)` of ints, the batch axis of each array, -1 for none. Each device then runs
+            the layers on its own rows. None leaves sharding to the compiler.
+          keys: PRNG keys, one for each layer; None outside of training.
 
         Returns:
           x after the last layer, and `out` of all layers with a leading axis L.
@@ -156,17 +169,17 @@ class Execution:
         return gathered if rows is None else on_rows
 
     def _keep_less(self, step: Callable[..., Any], in_scan: bool) -> Callable[..., Any]:
-        """`step`, whose forward pass keeps less for its backward pass, which recomputes the rest.
+        """`step` with rematerialisation: which residuals of a layer are saved by `remat`.
 
-        none      keeps everything
-        dots      the results of all matrix products: those of `minimal`, and what attention multiplies, which
-                  may be a score for every query head and key in the window
-        minimal   the results of products with weights: for each token H (heads + 2 kv_heads) numbers of
-                  queries, keys and values, 2 E of a gated feed-forward layer, D of what attention returns
-        full      what enters the layer, D numbers for each token, and FAM before each block
+        none      all
+        dots      results of all matrix products: those of `minimal`, and of attention's products, which may include
+                  a score for every query head and key in the window
+        minimal   results of products with weights: for each token H (heads + 2 kv_heads) numbers of queries, keys
+                  and values, 2 E of a gated feed-forward layer, D of attention's output
+        full      the layer's input, D numbers for each token, and FAM before each block
 
-        Outside of a scan, the compiler would find the recomputation to be equal to the first and keep it after
-        all; a barrier prevents that (`in_scan` False).
+        Outside of a scan, the compiler would merge the recomputation with the first computation (common subexpression
+        elimination) and save it after all; `prevent_cse` avoids this if `in_scan` is False.
         """
         policies = jax.checkpoint_policies
         if self.remat == "none":
@@ -184,8 +197,8 @@ class LayerStack:
 
     Attributes:
       config: of the model.
-      arrays: a tree whose arrays have a leading axis L; or a list of L trees.
-      axes: the names of the axes of one layer's arrays, or of all layers', `layers` first.
+      arrays: a tree whose arrays have a leading axis L; or a list of L trees, one per layer.
+      axes: the names of the axes of these arrays, with or without `layers` first.
     """
 
     config: ModelConfig
@@ -198,7 +211,7 @@ class LayerStack:
         return isinstance(self.arrays, list)
 
     def each_layer(self, execution: Execution) -> Iterator[Layer]:
-        """Every layer, with its weights gathered on a mesh."""
+        """Yields every layer; on a mesh, with its weights gathered."""
         for i in range(self.config.num_layers):
             one = entry(self.arrays, i)
             if execution.placement is not None:
@@ -206,11 +219,11 @@ class LayerStack:
             yield Layer(self.config, self.config.layer(i), one)
 
     def axes_of_layer(self, one: Weights) -> Any:
-        """Names for the arrays of one layer."""
+        """The names of the axes of one layer's arrays `one`, without `layers`."""
         return jax.tree.map(lambda w, names: names[-w.ndim :], one, self.axes)
 
     def gathered(self, one: Weights, execution: Execution) -> Weights:
-        """One layer's arrays made whole along the axes that `fsdp` shards."""
+        """One layer's arrays, gathered along the axes that `fsdp` shards (`gather`)."""
         with jax.named_scope("weights"):
             whole = lambda w, names: gather(w, names, execution, self.config.dtype)
             return jax.tree.map(whole, one, self.axes_of_layer(one))
@@ -220,7 +233,7 @@ Step: TypeAlias = Callable[[Tree, Tree], tuple[Tree, Tree]]
 
 
 def unrolled(steps: Sequence[Step], x: Tree, xs: tuple[Tree, ...]) -> tuple[Tree, Tree]:
-    """x through some steps; xs and the outputs have a leading axis, one entry a step."""
+    """Applies steps to x in order. Arrays of xs and of the outputs have a leading axis with one entry per step."""
     outs = []
     for i, step in enumerate(steps):
         x, out = step(x, tuple(entry(part, i) for part in xs))
@@ -234,16 +247,16 @@ def entry(tree: Tree, i: int) -> Tree:
 
 
 def stacked(trees: Sequence[Tree]) -> Tree:
-    """Trees of arrays as one, with a leading axis."""
+    """Stacks trees of arrays of equal shapes along a new leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def scanned(period: Sequence[Step], rest: Sequence[Step], x: Tree, xs: Tree, length: int) -> tuple[Tree, Tree]:
-    """x through `length` layers whose steps repeat: one period is compiled and looped over.
+    """Applies `length` layers, whose settings repeat with a period, to x: one period is compiled and scanned over.
 
-    The layers that are left over after the last whole period, `rest`, are compiled separately:
+    The layers after the last whole period, `rest`, are compiled separately:
 
-        26 layers of period 6:  4 turns of a loop over 6 layers, then 2 layers
+        26 layers of period 6:  4 iterations of a loop over 6 layers, then 2 layers
     """
     P, whole = len(period), length - len(rest)
     by_period = jax.tree.map(lambda a: a[:whole].reshape(whole // P, P, *a.shape[1:]), xs)
@@ -257,12 +270,18 @@ def scanned(period: Sequence[Step], rest: Sequence[Step], x: Tree, xs: Tree, len
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def gather(weight: Array, axes: Axes, execution: Execution, dtype: str) -> Array:
-    """A weight made whole along the axes that `fsdp` shards, for all that a layer does with it.
+    """All-gathers a weight along the axes that `fsdp` shards, once for all its uses in a layer.
 
-    Left to itself, the compiler gathers a weight where it is used: in the scan over blocks, once a block. It is
-    gathered in the compute dtype, half the bytes; that it then has its own type again costs nothing (every use rounds
-    it to the compute dtype, which changes no bit), but its gradient, a sum over blocks and devices, is accumulated in
-    that type.
+    Otherwise the compiler would gather a weight where it is used: in the scan over blocks, once per block. It is
+    gathered in the compute dtype, which is half the bytes, and converted back to its own dtype. This changes no bit,
+    since every use rounds it to the compute dtype, but its gradient, a sum over blocks and devices, is accumulated in
+    its own dtype.
+
+    Args:
+      weight: of one layer.
+      axes: the names of its axes.
+      execution: of the model, on a mesh.
+      dtype: compute dtype.
     """
     rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms work in float32
     return execution.constrain(rounded, tuple(name and GATHERED.get(name, name) for name in axes)).astype(weight.dtype)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,9 @@ class Layer:
 
     Attributes:
       config: of the model.
-      settings: what is particular about this layer.
+      settings: settings of this layer, which may differ between layers.
       weights: the arrays of one layer, the subtree `layers` of a checkpoint without the axis L.
-      key: for dropout and noise on FAM, in training alone.
+      key: PRNG key for dropout and noise on FAM; None outside of training.
     """
 
     config: ModelConfig
@@ -46,57 +47,57 @@ class Layer:
 
     @property
     def scoring(self) -> Scoring:
-        """How queries and keys are scored."""
+        """How scores are computed from queries and keys."""
         return Scoring(self.settings.rope, self.config.attention_scale, self.config.attention_cap)
 
     @property
     def key_shape(self) -> tuple[int, int]:
-        """(K, H)."""
+        """(K, H): number of key/value heads, and head size."""
         return self.config.num_kv_heads, self.config.head_dim
 
     @property
     def gate(self) -> Float[Array, "K G 1 1"] | None:
-        """How far FAM is open to tokens."""
+        """See `LayerWeights.gate`; None in a layer without FAM or without a gate."""
         gate = self.weights.get("fam_gate") if self.memory.fam_length else None
         return None if gate is None else gate.reshape(-1, self.config.queries_per_kv, 1, 1)
 
     def without_arrays(self) -> "Layer":
-        """The settings alone."""
+        """The same layer without weights and key."""
         return Layer(self.config, self.settings)
 
     def with_arrays(self, weights: Weights, key: Key[Array, ""] | None = None) -> "Layer":
-        """These settings and other arrays."""
+        """The same settings with these weights and this key."""
         return Layer(self.config, self.settings, weights, key)
 
     # --- attention --------------------------------------------------------------------------------
 
     def normed(self, x: Activations) -> Activations:
-        """norm(x), what the projections read."""
+        """norm(x), the input of the projections."""
         return self._norm("attention_norm", x)
 
     def queries_keys_values(
         self, streams: tuple[Activations, ...], query_offsets: Offsets, key_offsets: Offsets
     ) -> tuple[Queries, KeysValues]:
-        """QKV(norm(x)) of rows that go through the projections as one.
+        """QKV(norm(x)) of the rows of several streams in one product.
 
         Args:
-          streams: arrays [..., Q_i, D], joined along Q once they are normalised.
-          query_offsets: [..., Q] positions of the queries, which the first Q rows have.
-          key_offsets: likewise of the keys.
+          streams: arrays [..., Q_i, D], joined along Q after normalisation.
+          query_offsets: [..., Q], positions of the queries, which are computed of the first Q rows.
+          key_offsets: [..., C], positions of the keys, which are computed of the first C rows.
 
         Returns:
-          Queries and keys rotated by their offsets; values.
+          Queries [..., K, G, Q, H] and keys [..., K, C, H], rotated by their offsets; values [..., K, C, H].
         """
         normed = _joined([self._norm("attention_norm", x) for x in streams])
         queries = self._queries(normed[..., : query_offsets.shape[-1], :], query_offsets)
         return queries, self._keys_values(normed[..., : key_offsets.shape[-1], :], key_offsets)
 
     def queries(self, x: Activations, offsets: Offsets) -> Queries:
-        """Queries (rotated) of rows x."""
+        """Queries [..., K, G, Q, H], rotated by `offsets` [..., Q], of rows x [..., Q, D]."""
         return self._queries(self._norm("attention_norm", x), offsets)
 
     def keys_values(self, x: Activations, offsets: Offsets) -> KeysValues:
-        """Keys (rotated) and values of rows x."""
+        """Keys, rotated by `offsets` [..., Q], and values [..., K, Q, H] of rows x [..., Q, D]."""
         return self._keys_values(self._norm("attention_norm", x), offsets)
 
     @jax.named_scope("projections")
@@ -116,8 +117,8 @@ class Layer:
         return jnp.swapaxes(k, -3, -2), jnp.swapaxes(v, -3, -2)
 
     def _project(self, normed: Activations, name: str) -> Float[Array, "... Q heads H"]:
-        """Norms and RoPE run on this layout, and heads move before the tokens last: moved by the projection itself,
-        the compiler transposes whole arrays several times in the backward pass."""
+        """Norms and RoPE use this layout, and heads are moved before the tokens afterwards. If the projection moved
+        them, the compiler would transpose whole arrays several times in the backward pass."""
         D, heads, H = self.weights["attention"][name].shape
         out = self._product("attention", name, normed.reshape(-1, D))
         return out.reshape(*normed.shape[:-1], heads, H)
@@ -125,14 +126,14 @@ class Layer:
     # --- output projection and feed-forward -------------------------------------------------------
 
     def finish(self, heads: Queries, residuals: tuple[Activations, ...]) -> tuple[Activations, ...]:
-        """A = heads W_o + residual, then FF(norm(A)) + A.
+        """A = heads W_o + residual, then FF(norm(A)) + A (paper, Algorithm 2).
 
         Args:
-          heads: attention's output for all rows.
-          residuals: arrays [..., Q_i, D], each in its own type: FAM is float32 beside tokens in bfloat16.
+          heads: attention's output [..., K, G, Q, H] for the rows of all streams, Q in all.
+          residuals: the streams [..., Q_i, D], each in its own dtype: FAM is float32 with tokens in bfloat16.
 
         Returns:
-          The layer's output for each of them, in its type.
+          The layer's output for each stream, in its shape and dtype.
         """
         by_token = jnp.moveaxis(heads, -2, -4)
         # Output projection.
@@ -183,7 +184,8 @@ class Layer:
 
 
 def norm(x: Float[Array, "... D"], scale: Float[Array, "D"], kind: str, config: ModelConfig) -> Float[Array, "... D"]:
-    """RMSNorm, or LayerNorm without bias, in float32, with a learned scale (1 + it with `norm_plus_one`)."""
+    """RMSNorm, or with kind `layernorm` LayerNorm without bias, over the last axis. Computed in float32, returned in
+    the compute dtype. The factor is `scale`, or 1 + `scale` with `norm_plus_one`."""
     x = x.astype(jnp.float32)
     if kind == "layernorm":
         x = x - x.mean(axis=-1, keepdims=True)
@@ -214,18 +216,27 @@ def _beside(streams: Sequence[Activations], joined: Activations) -> list[tuple[A
 def weight(
     rngs: nnx.Rngs, shape: tuple[int, ...], std: float, axes: tuple[str, ...], dtype: str, stack: tuple[int, ...] = ()
 ) -> nnx.Param[Array]:
-    """A normal weight [*stack, *shape] whose spread does not depend on the stack."""
+    """A weight [*stack, *shape] with normal initial values of standard deviation `std`.
+
+    Args:
+      rngs: its stream `params` is used.
+      shape: of one layer.
+      std: see above.
+      axes: the names of the axes of `shape`.
+      dtype: of the weight; values are drawn in float32.
+      stack: leading axes, () or (L,).
+    """
     value = std * jax.random.normal(rngs.params(), stack + shape, jnp.float32)
     return nnx.Param(value.astype(dtype), axes=("layers",) * len(stack) + axes)
 
 
 def bias(shape: tuple[int, ...], axes: tuple[str, ...], dtype: str, stack: tuple[int, ...] = ()) -> nnx.Param[Array]:
-    """Zeros [*stack, *shape] that are learned."""
+    """A trained bias [*stack, *shape], initially 0; arguments as for `weight`."""
     return nnx.Param(jnp.zeros(stack + shape, dtype), axes=("layers",) * len(stack) + axes)
 
 
 class NormWeights(nnx.Module):
-    """The scale of a norm."""
+    """`scale` [size] of a norm."""
 
     def __init__(self, config: ModelConfig, size: int, axis: str = "embed", stack: tuple[int, ...] = ()):
         start = jnp.zeros if config.norm_plus_one else jnp.ones
@@ -233,7 +244,7 @@ class NormWeights(nnx.Module):
 
 
 class FeedForwardWeights(nnx.Module):
-    """Matrices, and biases if so configured."""
+    """`up` [D, E], `down` [E, D], `gate` [D, E] if gated, and biases if configured."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         D, E, dtype = config.d_model, config.d_ff, config.param_dtype
@@ -250,7 +261,8 @@ class FeedForwardWeights(nnx.Module):
 
 
 class AttentionWeights(nnx.Module):
-    """Projections to queries, keys and values by head, and back."""
+    """`query` [D, heads, H], `key` and `value` [D, kv_heads, H], `output` [heads, H, D]; biases, and norms of queries
+    and keys, if configured."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         D, H, dtype = config.d_model, config.head_dim, config.param_dtype
@@ -273,7 +285,8 @@ class AttentionWeights(nnx.Module):
 
 
 class AddedWeights(nnx.Module):
-    """What a memory beside the window learns: float32 in any case, since it is trained beside frozen weights too."""
+    """The weights of a memory, by name (`memories/base.py` `Weight`). Always float32, since they are also trained when
+    all other weights are frozen in bfloat16."""
 
     def __init__(self, added: dict[str, Weight], rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         for name, (shape, axes, std, mean) in added.items():
@@ -299,3 +312,9 @@ class LayerParams(nnx.Module):
             self.memory = AddedWeights(added, rngs, stack)
         if config.lora.rank:
             self.lora = Lora(config, rngs, stack)
+
+
+def axes_of(weights: nnx.State[Any, Any]) -> dict[str, Any]:
+    """The names of each weight's axes, tuples in a plain nested dict of the weights' structure."""
+    named = jax.tree.map(lambda leaf: leaf.axes, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    return nnx.to_pure_dict(named)

@@ -2,11 +2,11 @@
 
     x W   becomes   x W + scale (x A) B        A [in, r], B [r, out], scale = alpha / r
 
-B starts at zero, so the first step is that of the model without LoRA, to the bit. A starts normal with a
-spread of 1/sqrt(in), so that x A has the size of x (peft's A is uniform with a third of that variance). Both
-are float32, whatever type W has: W is usually frozen in bfloat16, and updates smaller than its rounding add up.
+B is initially zero, so the first step is bit for bit that of the model without LoRA. A is initially normal with
+standard deviation 1/sqrt(in), so that x A has the scale of x (peft's A is uniform with a third of that variance). Both
+are float32, whatever the dtype of W: W is usually frozen in bfloat16, and updates smaller than its rounding add up.
 
-The pairs have the axes of their base: A of `output` is [*stack, heads, H, r], B of `query` [*stack, r, heads, H].
+A and B have the axes of their base: A of `output` is [*stack, heads, H, r], B of `query` [*stack, r, heads, H].
 """
 
 import dataclasses
@@ -31,17 +31,25 @@ BASES = {
 
 
 def of_base(path: str, part: str) -> str:
-    """Where a weight's pair is: A of `layers/attention/query` is `layers/lora/query/a`. It need not exist."""
+    """The path of a weight's A (`part` a) or B (b): for `layers/attention/query`, `layers/lora/query/a`. It need not
+    exist."""
     return f"layers/lora/{path.rsplit('/', 1)[-1]}/{part}"
 
 
 class Pair(nnx.Module):
-    """A and B of one projection."""
+    """`a` [*in, r] and `b` [r, *out] of one projection."""
 
     def __init__(
         self, config: ModelConfig, ins: dict[str, int], outs: dict[str, int], rngs: nnx.Rngs, stack: tuple[int, ...]
     ):
-        """`ins` and `outs` are the base's axes, by name."""
+        """Initialises A and B.
+
+        Args:
+          config: of the model.
+          ins, outs: names and sizes of the base's input and output axes.
+          rngs: its stream `lora` is used.
+          stack: leading axes, () or (L,).
+        """
         rank, stacked = config.lora.rank, ("layers",) * len(stack)
         std = math.prod(ins.values()) ** -0.5
         a = std * jax.random.normal(rngs.lora(), (*stack, *ins.values(), rank), jnp.float32)
@@ -50,14 +58,14 @@ class Pair(nnx.Module):
 
 
 def low_rank(pair: dict[str, Any], x: Float[Array, "rows in"], scale: float) -> Float[Array, "rows out"]:
-    """scale (x A) B in the type of x; the axes of heads are one here."""
+    """scale (x A) B in the dtype of x. Several input or output axes of the pair are flattened to `in` and `out`."""
     a, b = (pair[name].astype(x.dtype) for name in ("a", "b"))
     rank = a.shape[-1]
     return (x @ a.reshape(-1, rank)) * jnp.asarray(scale, x.dtype) @ b.reshape(rank, -1)
 
 
 class Lora(nnx.Module):
-    """The pairs of a layer, by the names of their projections."""
+    """The pairs of a layer, by the names of their projections (`LoraConfig.projections`)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, stack: tuple[int, ...]):
         for name, (ins, outs) in _axes(config).items():
@@ -78,22 +86,30 @@ def _axes(config: ModelConfig) -> dict[str, tuple[dict[str, int], dict[str, int]
 
 
 def drop(x: Float[Array, "rows in"], name: str, *, key: Key[Array, ""], rate: float) -> Float[Array, "rows in"]:
-    """Dropout on what goes into a projection's pair: each number is 0 with probability `rate`, else larger by
-    1 / (1 - rate). The mask is a function of the key (of a step, layer and block), the projection and the shape.
+    """Dropout on the input of a projection's pair: each number is 0 with probability `rate`, else multiplied by
+    1 / (1 - rate).
+
+    Args:
+      x: the input.
+      name: of the projection. The mask is a function of the key, the projection and the shape.
+      key: of a step, layer and block.
+      rate: see above.
     """
     keep = jax.random.bernoulli(jax.random.fold_in(key, LORA_PROJECTIONS.index(name)), 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
 def merged(base: HostOrDevice, a: HostOrDevice, b: HostOrDevice, scale: float) -> HostOrDevice:
-    """W + scale A B, added in float32, in the base's type. Without the axis of layers; numpy or jax."""
+    """W + scale A B of one layer (without the axis L), added in float32, in the shape and dtype of the base; NumPy or
+    JAX arrays."""
     rank = a.shape[-1]
     update = (a.reshape(-1, rank) @ b.reshape(rank, -1)).reshape(base.shape)
     return (base.astype("float32") + scale * update).astype(base.dtype)
 
 
 def merge(params: dict[str, Any], config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
-    """The same model without LoRA: the tree of weights with all pairs in their bases, and its configuration."""
+    """Merges LoRA. Returns the tree of weights with every pair added to its base, and the configuration without LoRA;
+    both unchanged if the rank is 0."""
     if not config.lora.rank:
         return params, config
     layers = {name: value for name, value in params["layers"].items() if name != "lora"}

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from famjax.attention import alternatives, memories, memory, positions, streaming
-from famjax.attention.block_step import over_blocks, prompt_step
+from famjax.attention.block_step import prompt_step
 from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
+from famjax.attention.sequence import over_blocks
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key, Tree
 from famjax.nn import appended, segments
 from famjax.nn.execution import Execution, LayerStack, stacked
-from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, norm, weight
+from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, axes_of, norm, weight
 
 # Activations of whole blocks, [N, B, S, D]: sharded along their rows alone.
 ACTIVATION_AXES = (None, "batch", None, None)
@@ -30,18 +31,18 @@ ACTIVATION_AXES = (None, "batch", None, None)
 # block (sequence parallelism), so what a layer keeps for the backward pass is not replicated.
 TOKEN_AXES = (None, "batch", "tokens", None)
 
-# `over_blocks`, or what stands in for it to look at a layer from outside: returns (y, anything).
+# `over_blocks`, or a function in its place that observes a layer: returns (y, anything).
 LayerOverBlocks: TypeAlias = Callable[..., tuple[Any, Any]]
 
 
 class Start(NamedTuple):
-    """The initial memory of a document: the learned FAM, propagated through the layers beside the text, or one that
-    was handed over.
+    """The initial FAM of a document: the learned one, propagated through the layers with the text, or a given one
+    (random state passing, paper section 2).
 
     Attributes:
-      fam: used if `use` is set; None: the learned one.
-      updates: the updates that `fam` has had.
-      use: False: the learned one after all.
+      fam: the given FAM; None: the learned one.
+      updates: number of updates that `fam` has had.
+      use: whether `fam` is used; False: the learned one.
     """
 
     fam: Float[Array, "L P F D"] | None = None
@@ -50,7 +51,7 @@ class Start(NamedTuple):
 
     @property
     def updates_before(self) -> Int[Array, ""] | int:
-        """Updates that the FAM of a new document has had; 0 for the learned one."""
+        """Number of updates of the FAM with which documents start; 0 for the learned one."""
         return 0 if self.fam is None else jnp.where(self.use, self.updates, 0)
 
 
@@ -58,9 +59,8 @@ LEARNED = Start()
 
 
 class Fam(nnx.Module):
-    """What FAM adds to the weights: the learned prompt [F, D] (or a prefix [L, F, D]) and, where it is asked for, the
-    gate [L, heads]. All float32 in any case: it is small, and trained also if the weights around it are frozen in
-    bfloat16."""
+    """FAM's weights: the learned `prompt` [F, D] (or `prefix` [L, F, D]) and, if configured, the `gate` [L, heads].
+    Always float32: they are small, and also trained when all other weights are frozen in bfloat16."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         F, D, std, dtype = config.memory.fam_length, config.d_model, config.embedding_std, "float32"
@@ -75,10 +75,9 @@ class Fam(nnx.Module):
 class Transformer(nnx.Module):
     """A decoder-only language model with block sliding window attention and FAM.
 
-    It owns the weights; how it runs is its `execution`. `layers` is one `LayerParams` whose arrays have a leading axis
-    L, which training wants; or, with `stacked` False, a list of L (`weights.unstacked`), which streaming wants: a
-    product with a part of a larger array copies that part first, and for a single token this costs as much as the
-    product.
+    It owns the weights; `execution` says how it runs. `layers` is one `LayerParams` whose arrays have a leading axis L,
+    for training; or, with `stacked` False, a list of L (`weights.unstacked`), for streaming: a product with a slice of
+    a stacked array copies the slice first, which for a single token costs as much as the product.
     """
 
     def __init__(
@@ -109,12 +108,12 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: the text.
-          state: memory to continue, all of whose rows stand at a block's edge; None starts afresh.
-          count: tokens of each row up to its last real one; None if all are real. Padding is neither attended to nor
-            remembered.
-          start: the initial memory of documents.
+          state: memory to continue, all of whose rows are at a block boundary; None: all rows start a document.
+          count: number of tokens of each row up to its last real one; None if all are real. Padding is not attended to
+            and does not change the memory.
+          start: the initial FAM of documents.
           layout: documents within the rows.
-          key: for dropout and noise on FAM, in training alone.
+          key: PRNG key for dropout and noise on FAM; None outside of training.
 
         Returns:
           Hidden states after the final norm (`logits` turns them into scores), and the memory after each row's last
@@ -135,14 +134,14 @@ class Transformer(nnx.Module):
 
     @property
     def by_blocks(self) -> bool:
-        """Whether the model has a memory as a whole, so that a text is read block by block (`segments.py`)."""
+        """Whether the memory is one of the whole model, so that a text is computed block by block (`segments.py`)."""
         return bool(memories.of(self.config.memory).model_axes)
 
     def observe(
         self, x: Float[Array, "B T D"], state: MemoryState, where: positions.Blocks, start: Start,
         over: LayerOverBlocks,
     ) -> tuple[Float[Array, "B T D"], Any]:  # fmt: skip
-        """`forward` of any memory, with an `over` that returns flags."""
+        """`forward` for any memory, with an `over` that observes layers; returns hidden states and what it returned."""
         if self.by_blocks:
             return segments.forward(self, x, state, where, None, over)[:2]
         if appended.in_use(self.config.memory):
@@ -153,7 +152,7 @@ class Transformer(nnx.Module):
         self, state: MemoryState | None, count: Int[Array, "B"], length: int, start: Start = LEARNED,
         layout: Layout = WHOLE_ROWS,
     ) -> positions.Blocks:  # fmt: skip
-        """Where `length` tokens, whole blocks of them, stand; arguments as for `__call__`."""
+        """Positions of `length` tokens, a multiple of the block size; arguments as for `__call__`."""
         zero = jnp.zeros(len(count), jnp.int32)
         before = (zero, zero + start.updates_before) if state is None else (state.position, state.fam_updates)
         config = self.config.memory
@@ -165,9 +164,19 @@ class Transformer(nnx.Module):
         self, x: Float[Array, "B T D"], state: MemoryState | None, where: positions.Blocks, start: Start = LEARNED,
         key: Key[Array, ""] | None = None, over: LayerOverBlocks = over_blocks,
     ) -> tuple[Float[Array, "B T D"], Any]:  # fmt: skip
-        """Layers and final norm: from embedded tokens, whole blocks of them, to hidden states.
+        """Layers and final norm.
 
-        Returns also what each layer's `over` returned besides its output, with a leading axis L: its memory.
+        Args:
+          x: embedded tokens, whole blocks of them.
+          state: memory to continue; None: all rows start a document.
+          where: positions of the blocks (`locate`).
+          start: the initial FAM of documents.
+          key: PRNG key for dropout and noise on FAM; None outside of training.
+          over: runs one layer over all blocks.
+
+        Returns:
+          Hidden states after the final norm, and the second result of `over` for each layer, with a leading axis L: the
+          layers' memory.
         """
         run, before_all = self.execution, None if state is None else state.layers
         S = segments.in_layers(self.config).memory.block_size
@@ -201,11 +210,11 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: Q of them, at most S.
-          state: the memory before these tokens; rows may stand at different positions. One of the form of
-            `streaming_state` is written in place if it is donated, else it is copied.
-          count: real tokens of each row, which must fit what is left of the row's block (`room`); None if all are
-            real. A row with 0 stays as it is.
-          shift: random position offset of each row.
+          state: the memory before these tokens; rows may be at different positions. One of the form of
+            `streaming_state` is updated in place if it is donated, else it is copied.
+          count: number of real tokens of each row, at most what is left of the row's block (`room`); None if all are
+            real. A row with 0 is unchanged.
+          shift: random position offset of each row, in tokens.
 
         Returns:
           Hidden states after the final norm, and the memory after the real tokens.
@@ -234,7 +243,8 @@ class Transformer(nnx.Module):
     def part_through_layers(
         self, x: Float[Array, "B Q D"], before: list[LayerMemory], where: positions.Blocks
     ) -> tuple[Float[Array, "B Q D"], list[LayerMemory]]:
-        """Embedded tokens of a part of a block through all layers: hidden states, and each layer's memory."""
+        """Applies all layers to embedded tokens of a part of a block. Returns hidden states after the final norm, and
+        each layer's memory."""
         memories = []
         for layer, one in zip(self._layers.each_layer(self.execution), before, strict=True):
             x, after = streaming.part_of_block(layer, x, one, where)
@@ -246,7 +256,7 @@ class Transformer(nnx.Module):
 
     @jax.named_scope("embedding")
     def embed(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        """Embeddings of tokens, as they enter the first layer."""
+        """Embeddings of tokens, the input of the first layer, in the compute dtype."""
         # Rows are looked up in whole rows: in a table sharded along D, the result would be sharded along D too,
         # and the compiler would gather every activation of the batch to shard it again.
         table = self.execution.constrain(self.embedding[...].astype(self.config.dtype), ("vocab", None))
@@ -263,7 +273,7 @@ class Transformer(nnx.Module):
 
     @jax.named_scope("logits")
     def logits(self, hidden: Float[Array, "... D"], table: Array | None = None) -> Float[Array, "... V"]:
-        """Hidden states to float32 scores; with a `table` of one's own, see `vocabulary_weights`."""
+        """float32 logits of hidden states. `table` replaces the model's `vocabulary_weights`, in their layout."""
         if table is None:
             table = self.vocabulary_weights[0]
         table = table.T if self.config.tie_embeddings else table
@@ -273,7 +283,8 @@ class Transformer(nnx.Module):
 
     @property
     def vocabulary_weights(self) -> tuple[Array, tuple[str, ...]]:
-        """The weights that compute logits, and the names of their axes: the embedding [V, D], or [D, V] of its own."""
+        """The weights that compute logits, and the names of their axes: the embedding [V, D] if tied, else the
+        unembedding [D, V]."""
         if self.config.tie_embeddings:
             return self.embedding[...], ("vocab", "embed")
         return self.unembedding[...], ("embed", "vocab")
@@ -298,7 +309,7 @@ class Transformer(nnx.Module):
         return memory.broadcast_rows(state, batch)
 
     def streaming_state(self, batch: int) -> MemoryState:
-        """`initial_state` for `read` alone: layers unstacked, each with a ring as long as its window wants."""
+        """`initial_state` for `read` only: layers unstacked, with rings of `memory.ring_blocks` blocks."""
         state, layers = self.initial_state(batch), []
         for i in range(self.config.num_layers):
             one, R = _of_layer(state.layers, i), memory.ring_blocks(self.config.layer(i).memory)
@@ -307,7 +318,7 @@ class Transformer(nnx.Module):
         return dataclasses.replace(state, layers=tuple(layers))
 
     def with_fam(self, state: MemoryState, fam: Float[Array, "L B P F D"]) -> MemoryState:
-        """A memory with other feedback activations; their keys and values are recomputed, all else stays."""
+        """The memory with other feedback activations; their keys and values are recomputed, all else is unchanged."""
         changed = []
         for i, layer in enumerate(self._layers.each_layer(self.execution)):
             one = dataclasses.replace(_of_layer(state.layers, i), fam=fam[i].astype(jnp.float32))
@@ -316,7 +327,7 @@ class Transformer(nnx.Module):
         return dataclasses.replace(state, layers=layers)
 
     def _prompt(self, start: Start) -> Float[Array, "1 F D"] | None:
-        """What goes up the layers beside the text, if documents may start with it."""
+        """The prompt, which is propagated through the layers with the text; None if no document can start with it."""
         handed_over = start.fam is not None and start.use is True and not alternatives.is_static(self.config.memory)
         if not hasattr(self, "fam") or self.config.memory.fam_init == "prefix" or handed_over:
             return None
@@ -352,9 +363,17 @@ def first_fam(
     layer: Layer, prompt: Float[Array, "1 F D"] | None, prefix: Float[Array, "F D"] | None,
     passed: Float[Array, "P F D"] | None, use: Any,
 ) -> Float[Array, "1 _N F D"]:  # fmt: skip
-    """THE memory with which a document starts, in one layer: the prompt as it has come up to this layer, or the layer's
-    prefix; or a FAM that was handed over. `fam_init` and `Start` decide which of them are there. With static queries
-    the learned one stands after it (`alternatives.split`)."""
+    """The initial FAM of a document in one layer, float32.
+
+    Args:
+      layer: of the model.
+      prompt: the prompt, propagated to this layer; None if `fam_init` is `prefix` or it cannot be used.
+      prefix: the layer's prefix; None if `fam_init` is `prompt`.
+      passed, use: a given FAM, and whether it is used (`Start`).
+
+    Returns:
+      [1, P, F, D]; with static queries [1, P + 1, F, D], the learned FAM last (`alternatives.split`).
+    """
     config = layer.config.memory
     shape = (1, config.previous_fams, config.fam_length, layer.config.d_model)
     fam = jnp.zeros(shape, jnp.float32)
@@ -366,19 +385,13 @@ def first_fam(
 
 
 def _of_layer(tree: Tree, i: int) -> Tree:
-    """Entry i of a tree of arrays with a leading axis L, or of a tuple of L trees."""
+    """Layer i of a tree of arrays with a leading axis L, or of a tuple of L trees."""
     return tree[i] if isinstance(tree, tuple) else jax.tree.map(lambda x: x[i], tree)
 
 
 def room(state: MemoryState, config: ModelConfig) -> Int[Array, "B"]:
-    """How many tokens each row takes until its block is full."""
+    """Number of tokens that fit into the rest of each row's current block, [B]."""
     return config.memory.block_size - state.position % config.memory.block_size
-
-
-def axes_of(weights: nnx.State[Any, Any]) -> dict[str, Any]:
-    """The names of axes, a tuple for each weight, as a plain nested dict."""
-    named = jax.tree.map(lambda leaf: leaf.axes, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-    return nnx.to_pure_dict(named)
 
 
 def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:

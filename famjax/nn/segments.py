@@ -4,9 +4,9 @@
     block-major      for each block, for each layer     this one, since a block's first layer needs the last one's
                                                         memory tokens of the block before
 
-Layers see longer blocks and know nothing of it: m memory tokens to read, the block, and n more, whose outputs at the
-top are what the next block reads. RMT has m = n; AutoCompressors have n for each block that they keep, so a document's
-first blocks have fewer. These stand at the beginning, and what is left over is padding at the end:
+Layers see longer blocks: m memory tokens to read, the block, and n memory tokens whose outputs of the last layer the
+next block reads. RMT has m = n; AutoCompressors have n for each block that they keep, so a document's first blocks have
+fewer. These are moved to the beginning, and the rest is padding at the end:
 
     n = 2, room for the tokens of 3 blocks, 1 block before:     m m  x x x x  w w  - - - -
 """
@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention import memories, positions
-from famjax.attention.block_step import over_blocks
 from famjax.attention.memories.rmt import Rmt
 from famjax.attention.memory import LayerMemory, MemoryState, select_rows
 from famjax.attention.positions import Blocks
+from famjax.attention.sequence import over_blocks
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key, Rows, Tree
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 
 def in_layers(config: ModelConfig) -> ModelConfig:
-    """The model as its layers see it."""
+    """The configuration that layers get: with a memory of the whole model, longer blocks and no memory."""
     memory = memories.of(config.memory).in_layers(config.memory)
     return config if memory is config.memory else dataclasses.replace(config, memory=memory)
 
 
 def learned_tokens(model: "Transformer") -> Float[Array, "1 n D"]:
-    """The learned memory tokens, whole on every device."""
+    """The learned memory tokens, float32, replicated on every device."""
     added: Any = model.memory
     tokens = added.tokens[...][None].astype(jnp.float32)
     whole: Array = model.execution.constrain(tokens, (None, None, None))
@@ -45,7 +45,8 @@ def learned_tokens(model: "Transformer") -> Float[Array, "1 n D"]:
 
 
 def first_state(model: "Transformer", learned: Float[Array, "1 n D"]) -> Float[Array, "1 m D"]:
-    """The memory tokens that a document's first block reads: the learned ones; or none yet, which zeros stand for."""
+    """The memory tokens that a document's first block reads: the learned ones (RMT), or zeros that are not read
+    (AutoCompressors)."""
     config, kind = model.config.memory, _kind(model.config)
     if not kind.accumulates:
         return learned
@@ -62,7 +63,7 @@ def forward(
     model: "Transformer", x: Float[Array, "B T D"], state: MemoryState | None, where: Blocks,
     key: Key[Array, ""] | None, over: "LayerOverBlocks",
 ) -> tuple[Float[Array, "B T D"], Any, dict[str, Array]]:  # fmt: skip
-    """`Transformer.forward` block by block.
+    """`Transformer.forward` block by block; arguments as for that method.
 
     Returns:
       Hidden states; the layers' memory of the block in progress, or, if `over` looks at layers and returns flags, those
@@ -112,7 +113,18 @@ def read(
     model: "Transformer", x: Float[Array, "B Q D"], layers: list[LayerMemory], tokens: Float[Array, "B m D"],
     where: Blocks,
 ) -> tuple[Float[Array, "B Q D"], list[LayerMemory], dict[str, Array]]:  # fmt: skip
-    """`Transformer.read`: memory tokens go in before the first token of a block and after the last."""
+    """The layers of `Transformer.read`, with memory tokens before the first token of a block and after the last.
+
+    Args:
+      model: the model.
+      x: embedded tokens of a part of a block.
+      layers: each layer's memory before these tokens.
+      tokens: the model's memory tokens, which the block reads.
+      where: positions of the tokens.
+
+    Returns:
+      Hidden states, each layer's memory, and the model's memory after these tokens.
+    """
     config, kind = model.config.memory, _kind(model.config)
     S, n, m = config.block_size, config.memory_tokens, kind.tokens_kept(config)
     assert where.offset is not None

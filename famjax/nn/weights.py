@@ -11,12 +11,12 @@ from famjax.attention.memory import MemoryState
 from famjax.config import ModelConfig
 from famjax.dims import Array
 from famjax.nn.execution import Execution
-from famjax.nn.layer import LayerParams
-from famjax.nn.model import Transformer, axes_of
+from famjax.nn.layer import LayerParams, axes_of
+from famjax.nn.model import Transformer
 
 
 def create(config: ModelConfig, seed: int = 0, execution: Execution | None = None) -> Transformer:
-    """A model with random weights. Raises `ConfigError` if the configuration cannot work."""
+    """A model with random weights, a function of the seed. Raises `ConfigError` if the configuration cannot work."""
     config.validate()
     key = jax.random.key(seed)
     # LoRA and memories draw from streams of their own, so that a model with them starts with the weights of the one
@@ -26,14 +26,14 @@ def create(config: ModelConfig, seed: int = 0, execution: Execution | None = Non
 
 
 def structure(config: ModelConfig, execution: Execution | None = None, stacked: bool = True) -> nnx.GraphDef[Any]:
-    """A model without its weights, for `nnx.merge`. Computes nothing, whatever the size."""
+    """A model's structure without weights, for `nnx.merge`; nothing is computed."""
     return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), stacked, execution)))
 
 
 def unstacked(model: Transformer) -> Transformer:
-    """The same model with the weights of each layer in arrays of their own, as streaming wants them.
+    """The same model with separate arrays for each layer, for streaming.
 
-    The arrays of the given one are split one after the other, and are deleted.
+    The stacked arrays are split one after the other and deleted, so the given model must not be used afterwards.
     """
     if not isinstance(model.layers, LayerParams):
         return model
@@ -58,7 +58,7 @@ def parameters(model: nnx.Module) -> dict[str, Any]:
 
 
 def each_parameter(model: Transformer) -> Iterator[tuple[str, Any]]:
-    """Every weight with its path, those of layers one layer after the other, whether they are stacked or not."""
+    """Yields every weight with its path, those of layers layer by layer, whether they are stacked or not."""
     params = parameters(model)
     layers = params.pop("layers")
     named = lambda tree, where: ((where + jax.tree_util.keystr(p), x) for p, x in jax.tree.leaves_with_path(tree))
@@ -71,18 +71,18 @@ def each_parameter(model: Transformer) -> Iterator[tuple[str, Any]]:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Any]:
-    """The tree of `parameters` with shapes instead of arrays; nothing is computed, whatever the size."""
+    """The tree of `parameters` with shapes (`jax.ShapeDtypeStruct`) instead of arrays; nothing is computed."""
     return nnx.to_pure_dict(nnx.state(nnx.merge(*_abstract(config)), nnx.Param))
 
 
 def parameter_axes(config: ModelConfig) -> dict[str, Any]:
-    """The tree of `parameters` with the names of each weight's axes instead of arrays."""
+    """The tree of `parameters` with a tuple of names of axes instead of each array."""
     return axes_of(nnx.state(nnx.merge(*_abstract(config)), nnx.Param))
 
 
 def memory_shapes(config: ModelConfig, rows: int, streaming: bool = False) -> MemoryState:
-    """The initial `MemoryState` of these rows with shapes instead of arrays, of all layers in one array, or with
-    `streaming` of each in its own."""
+    """The initial `MemoryState` of `rows` rows with shapes instead of arrays: all layers stacked, or with `streaming`
+    unstacked (`Transformer.streaming_state`)."""
     shapes: MemoryState = jax.tree.map(lambda leaf: leaf, _memory_shapes(config, rows, streaming))
     return shapes
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from famjax.attention import memories
 from famjax.config import MESH_AXES, TrainConfig
 from famjax.config.tpu import Topology
 from famjax.mesh.devices import make_mesh
@@ -72,7 +73,8 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
 
 
 def _counts(config: TrainConfig, program: str, tokens: int) -> dict[str, Any]:
-    """Returns weights by group, and model FLOPs: by the training formula, or 2 per weight and token for inference."""
+    """Returns weights by group, and model FLOPs: by the training formula; for inference 2 per weight and token, and
+    what another memory than FAM needs beside its weights (`Memory.flops`)."""
     weights = leaves(parameter_shapes(config.model))
     groups: dict[str, int] = {}
     for path, leaf in weights.items():
@@ -81,9 +83,13 @@ def _counts(config: TrainConfig, program: str, tokens: int) -> dict[str, Any]:
     if program == "train":
         work = flops_per_token(config, targets_of_row(config)) * tokens
         return {"parameters": groups, "trained_parameters": trained, "flops_per_step": work}
+    model, other = config.model, memories.of(config.model.memory)
     layers = sum(groups.get(name, 0) for name in ("attention", "feed_forward"))
-    vocabulary = config.model.vocab_size * config.model.d_model if program != "prefill" else 0
-    return {"parameters": groups, "trained_parameters": 0, "flops_per_step": 2.0 * (layers + vocabulary) * tokens}
+    if other is not memories.NOTHING:
+        layers += sum(leaf.size for path, leaf in weights.items() if path.startswith("layers/memory/"))
+    vocabulary = model.vocab_size * model.d_model if program != "prefill" else 0
+    of_token = 2.0 * (layers + vocabulary) + model.num_layers * other.flops(model)
+    return {"parameters": groups, "trained_parameters": 0, "flops_per_step": of_token * tokens}
 
 
 def _versions() -> dict[str, str]:

@@ -48,12 +48,16 @@ def train(config: TrainConfig, mesh: Mesh) -> Lowered:
     """Lowers the training step, `train/step.py` `jit_step`."""
     tx = optim.optimizer(config.optimizer, config.steps)
     state, batch = states.abstract(config, tx, mesh), abstract_batch(config, mesh)
-    held = {
-        "weights": _held(state.params), "optimizer": _held(state.opt_state),
-        "memories": _held((state.passed_fam, state.memory)), "batch": _held(batch),
-    }  # fmt: skip
+    held = held_by_training(state) | {"batch": _held(batch)}
     lowered = jit_step(config, tx, mesh).lower(state, batch)
     return Lowered(lowered, config.batch_size * config.sequence_length, 1, 1, held)
+
+
+def held_by_training(state: states.TrainState) -> dict[str, int]:
+    """Returns the bytes of a training state on one device, by group. `memories` are FAM for random state passing and,
+    if documents continue across steps, the rows' memory."""
+    memories = _held((state.passed_fam, state.memory))
+    return {"weights": _held(state.params), "optimizer": _held(state.opt_state), "memories": memories}
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
@@ -72,7 +76,7 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
 
 def read_window(config: TrainConfig, mesh: Mesh) -> Lowered:
     """Lowers prefill: one call that reads a window of blocks, `infer/prefill.py`."""
-    graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
+    graphdef, params, state, held = served(config.model, config.batch_size, mesh)
     blocks = prefill.BLOCKS_PER_CALL
     B, T = config.batch_size, blocks * config.model.memory.block_size
     tokens, count = _rows(mesh, (B, T)), _rows(mesh, (B,))
@@ -82,7 +86,7 @@ def read_window(config: TrainConfig, mesh: Mesh) -> Lowered:
 
 def make_tokens(config: TrainConfig, mesh: Mesh) -> Lowered:
     """Lowers decoding: one call that generates `TOKENS_PER_CALL` tokens for every row, `infer/decode.py`."""
-    graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
+    graphdef, params, state, held = served(config.model, config.batch_size, mesh)
     B, made = config.batch_size, decode.TOKENS_PER_CALL
     row, scalar = _rows(mesh, (B,)), jax.ShapeDtypeStruct((), np.uint32, sharding=sharding.replicated(mesh))
     stops = jax.ShapeDtypeStruct((0, 1), np.int32, sharding=sharding.replicated(mesh))
@@ -95,7 +99,7 @@ def make_tokens(config: TrainConfig, mesh: Mesh) -> Lowered:
 
 def score_window(config: TrainConfig, mesh: Mesh) -> Lowered:
     """Lowers evaluation: one call that scores a window of blocks, `infer/scoring.py`."""
-    graphdef, params, state, held = _served(config.model, config.batch_size, mesh)
+    graphdef, params, state, held = served(config.model, config.batch_size, mesh)
     blocks = prefill.BLOCKS_PER_CALL
     B, T = config.batch_size, blocks * config.model.memory.block_size
     fresh = jax.ShapeDtypeStruct((B,), np.bool_, sharding=sharding.by_rows(mesh))
@@ -114,7 +118,7 @@ def served_model(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, lora=LoraConfig(), param_dtype=config.dtype)
 
 
-def _served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, dict[str, int]]:
+def served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, dict[str, int]]:
     """Returns (graphdef, abstract weights, abstract memory of the rows, bytes of both on a device)."""
     config = served_model(config)
     execution = Execution.of(config, placement(mesh))

@@ -17,6 +17,7 @@ def text(plan: dict[str, Any]) -> str:
             lines += ["", _row("time", f"{least}; for an estimate run without --quick")]
     if plan["advice"]:
         lines += ["", "what would help", *(f"  {line}" for line in plan["advice"])]
+    lines += [line for note in plan.get("notes", ()) for line in ("", f"note: {note}")]
     return "\n".join(lines)
 
 
@@ -163,4 +164,5 @@ def comparison(plans: list[dict[str, Any]]) -> str:
     if any(one.startswith("MESH=") for one in plans[0]["settings"]) and plans[0]["fits"]:
         pairs = (one.split("=", 1) for one in plans[0]["settings"])
         lines += ["", "the first: " + " ".join(f'--gin.{name}="{value}"' for name, value in pairs)]
+    lines += [line for note in plans[0].get("notes", ()) for line in ("", f"note: {note}")]
     return "\n".join(lines)

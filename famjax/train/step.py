@@ -104,21 +104,10 @@ def dropout_key(config: TrainConfig, step: Int[Array, ""], microbatch: Int[Array
     return jax.random.fold_in(jax.random.fold_in(key, DROPOUT), microbatch)
 
 
-def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
-    """Returns the training step, for `jax.jit`. Randomness is a function of (seed, step), so a resumed run is equal.
-
-    Rows that continue documents of the previous step (`TrainConfig.carries_memory`) start with the memory that it left,
-    which gets no gradient (truncated backpropagation). New documents start with `start_of_documents`.
-
-    If the loss or gradient norm is not finite, the update is skipped and only `step` advances.
-
-    Metrics: `loss` (cross entropy); `z_loss`, `fam_growth_loss` and `distillation_loss` (added to it), if they are on;
-    `fam_gate` (mean after the step), if there is one; `accuracy` (correct predictions, by loss weight);
-    `gradient_norm`; `update_norm`; `tokens` (real tokens of the whole batch); `correct` (bool, shape of the batch's
-    targets); `squares` (`norms.squares` of `gradient`, `update` and `weight`: trained weights before the update).
-    """
-    where, axes = states.abstract(config, tx, mesh), state_axes(config.model.memory)
-    gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
+def make_loss(config: TrainConfig, mesh: Mesh) -> Callable[..., tuple[Float[Array, ""], Part]]:
+    """Returns the loss of a microbatch, a function of (trained weights, frozen weights, state before the step, key of
+    random state passing, microbatch, totals of the batch)."""
+    axes = state_axes(config.model.memory)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
 
     def loss_fn(
@@ -158,6 +147,26 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         rows = {"correct": loss.correct, "memory": rows_first(after) if config.carries_memory else None}
         out = Part(costs, (passed_fam, after.fam_updates[0]), rows)
         return sum(costs.values(), jnp.float32(0.0)), jax.lax.stop_gradient(out)
+
+    return loss_fn
+
+
+def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
+    """Returns the training step, for `jax.jit`. Randomness is a function of (seed, step), so a resumed run is equal.
+
+    Rows that continue documents of the previous step (`TrainConfig.carries_memory`) start with the memory that it left,
+    which gets no gradient (truncated backpropagation). New documents start with `start_of_documents`.
+
+    If the loss or gradient norm is not finite, the update is skipped and only `step` advances.
+
+    Metrics: `loss` (cross entropy); `z_loss`, `fam_growth_loss` and `distillation_loss` (added to it), if they are on;
+    `fam_gate` (mean after the step), if there is one; `accuracy` (correct predictions, by loss weight);
+    `gradient_norm`; `update_norm`; `tokens` (real tokens of the whole batch); `correct` (bool, shape of the batch's
+    targets); `squares` (`norms.squares` of `gradient`, `update` and `weight`: trained weights before the update).
+    """
+    where, axes = states.abstract(config, tx, mesh), state_axes(config.model.memory)
+    gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
+    loss_fn = make_loss(config, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         key, shift = draws(config, state.step, batch.tokens.shape[0])

@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 
 from famjax.config import ConfigError, SourceConfig
-from famjax.data import sources
+from famjax.data import line_index, sources
 from famjax.data.sources import open_source
 from tests.data import text
 
@@ -38,7 +38,7 @@ def test_a_file_is_a_document(tmp_path, packed):
 @pytest.mark.parametrize("name", ["some.txt", "some.txt.gz"])
 def test_a_line_is_a_document(tmp_path, monkeypatch, name, chunk, end):
     """Without line ends; blank lines are skipped; the last line needs no end. For any chunk size."""
-    monkeypatch.setattr(sources, "CHUNK", chunk)
+    monkeypatch.setattr(line_index, "CHUNK", chunk)
     raw = end.join(["", "one", "", "  ", "zwei", "x", "y z", ""]).encode() + b"last"
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
     wanted = [("", line) for line in ("one", "zwei", "x", "y z", "last")]

@@ -1,7 +1,7 @@
-"""Memories that a layer may have beside its window, each in one file (docs/adding_a_memory.md).
+"""Memories that a layer may have besides its window, each in one file (docs/adding_a_memory.md).
 
-`base.py` has the interface. FAM is not among them: its rows go through the layer with the block's tokens, which is
-the paper's Algorithm 2 itself (`block_step.py`).
+`base.py` has the interface. FAM is not one of them: its rows pass through the layer with the block's tokens, which is
+the paper's Algorithm 2 (`block_step.py`).
 """
 
 from famjax.attention.memories.armt import Armt
@@ -24,13 +24,13 @@ KINDS: dict[str, Memory] = {
 
 
 def of(config: MemoryConfig) -> Memory:
-    """What a layer with these settings remembers beside its window and FAM."""
+    """The memory of a layer with these settings besides its window and FAM; `NOTHING` if there is none."""
     return KINDS[config.kind]
 
 
 def weights(model: ModelConfig) -> dict[str, Weight]:
-    """What the memory adds to each layer's weights, at `layers/memory/NAME`: another memory's, or the gate of FAM's
-    updates, which is mostly closed at first."""
+    """The weights that the memory adds to each layer, at `layers/memory/NAME`: those of another memory, or of the gate
+    of FAM's updates (`block_step.write_gate`), which is mostly closed at first."""
     added = of(model.memory).weights(model)
     if not model.memory.gates_updates:
         return added

@@ -3,7 +3,7 @@
 Every block is followed by the same n learned memory tokens. In layer l, with the outputs m_i of the block's memory
 tokens, after the block:
 
-    x'    = x + A phi(W_q x) / (z phi(W_q x))           what enters the layer, of every row of the next block
+    x'    = x + A phi(W_q x) / (z phi(W_q x))           the layer's input, of every row of the next block
     k, v  = phi(W_k m_i), W_v m_i                       beta = sigmoid(W_b m_i)
     A'    = A + sum_i beta (v - A k / (z k)) k^T        the delta rule
     z'    = z + sum_i gamma k,                          gamma = 1 - z k / |k|^2, which counts no key twice
@@ -53,15 +53,15 @@ class Armt(Memory):
         }  # fmt: skip
 
     def model_weights(self, model: ModelConfig) -> dict[str, Weight]:
-        """The memory tokens that follow every block."""
+        """`tokens` [n, D], the memory tokens after every block."""
         return {"tokens": Weight((model.memory.memory_tokens, model.d_model), ("fam", "embed"), model.embedding_std)}
 
     def tokens_after(self, config: MemoryConfig) -> int:
-        """n."""
+        """n, the number of memory tokens after every block."""
         return config.memory_tokens
 
     def in_layers(self, config: MemoryConfig) -> MemoryConfig:
-        """A block with its memory tokens."""
+        """Blocks of S + n positions: a block with its memory tokens."""
         return dataclasses.replace(config, block_size=config.block_size + config.memory_tokens)
 
     def start(self, layer: LayerWeights, batch: int, dtype: Any) -> State:
@@ -70,12 +70,12 @@ class Armt(Memory):
         return {"matrix": jnp.zeros((batch, 2 * ROLLS * k, D)), "normaliser": jnp.zeros((batch, 2 * ROLLS * k))}
 
     def enter(self, layer: LayerWeights, state: State, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
-        """x'."""
+        """x' = x + A phi(W_q x) / (z phi(W_q x)), in x's dtype."""
         recalled, _ = _recall(state, dpfp(_times(x, layer.weights["memory"]["query"])))
         return x + recalled.astype(x.dtype)
 
     def leave(self, layer: LayerWeights, state: State, y: Float[Array, "B Q D"]) -> State:
-        """A' and z'."""
+        """A' and z', by the delta rule from the memory tokens, the last n rows of y."""
         added, m = layer.weights["memory"], y[:, -layer.memory.memory_tokens :]
         keys, values = dpfp(_times(m, added["key"])), _times(m, added["value"])
         beta = jax.nn.sigmoid(_times(m, added["beta"][:, None]))
@@ -85,8 +85,9 @@ class Armt(Memory):
         return {"matrix": matrix, "normaliser": state["normaliser"] + (gamma * keys).sum(axis=1)}
 
     def flops(self, model: ModelConfig) -> float:
-        """A read for each row and a read and a write for each memory token; the memory tokens' share of a layer's
-        products with weights. Only memory tokens pass `key`, `value` and `beta`, which are counted for every token."""
+        """See `Memory`: a read for each row, a read and a write for each memory token, and the memory tokens' products
+        with the layer's weights. `key`, `value` and `beta` apply to memory tokens only, but `weights` are counted for
+        every token; the difference is subtracted."""
         D, k, memory = model.d_model, model.memory.memory_key_dim, model.memory
         share = memory.memory_tokens / memory.block_size
         matrix = 2 * ROLLS * k * D * (1 + 3 * share)
@@ -100,7 +101,7 @@ def dpfp(x: Float[Array, "... k"]) -> Float[Array, "... P"]:
 
 
 def _times(x: Float[Array, "B Q D"], weight: Float[Array, "D k"]) -> Float[Array, "B Q k"]:
-    """A product in the activations' type, in float32."""
+    """A product of operands in the activations' dtype, accumulated in float32."""
     return jnp.einsum("BQD,Dk->BQk", x, weight.astype(x.dtype), preferred_element_type=jnp.float32)
 
 

@@ -1,12 +1,12 @@
-"""What a memory is: five answers for one layer.
+"""The interface of a memory of one layer.
 
-    what is the state of a new document?    start
-    what do a block's tokens see?           sources (keys beside the window), attend (added to each head)
-    what do tokens change in the state?     attend (token by token), full (when their block is full)
-    what is kept, and lies in a file?       the arrays of `start`, by name; `axes` says how a mesh shards them
-    what is learned?                        weights
+    initial state of a document             start
+    what a block's tokens see               sources (keys besides the window), attend (added to each head)
+    how tokens change the state             attend (token by token), full (when their block is full)
+    what is carried and saved               the arrays of `start`, by name; `axes` says how a mesh shards them
+    what is learned                         weights
 
-A layer asks in this order, for a whole block in `block_step.py` and for a part of one in `streaming.py`:
+A layer calls in this order, for a whole block in `block_step.py` and for a part of one in `streaming.py`:
 
     x       = enter(state, x)                                 most memories: x
     q, k, v = QKV(norm(x))
@@ -16,8 +16,8 @@ A layer asks in this order, for a whole block in `block_step.py` and for a part 
     state   = memory.full(state, k, v)                        in rows whose block is full
     state   = memory.leave(state, y)                          likewise; most memories: state
 
-Tokens of a block see what blocks before it have left, and `attend` may show a token what the tokens before it in
-the block leave. Nothing may reach back: tests change a token and expect the same bits before it.
+Tokens of a block see the state after the previous blocks; in `attend`, a token may also see what earlier tokens of its
+block have written. No output may depend on later tokens: tests change a token and expect the same bits before it.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -41,9 +41,9 @@ class Weight(NamedTuple):
 
     Attributes:
       shape: without the axis L.
-      axes: their names (`mesh/sharding.py`).
-      std: spread of its random initial values around `mean`; 0: all are `mean`.
-      mean: see `std`.
+      axes: names of its axes (`mesh/sharding.py`).
+      std: standard deviation of its normal initial values; 0: all are `mean`.
+      mean: mean of its initial values.
     """
 
     shape: tuple[int, ...]
@@ -53,13 +53,14 @@ class Weight(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Tokens of one block of each row on their way through a layer: all of the block, or in streaming a part of it.
+    """Tokens of one block of each row in a layer: the whole block, or in streaming a part of it.
 
     Attributes:
       x: the layer's input.
-      q, kv: queries [B, K, G, Q, H], keys and values [B, K, Q, H], rotated (RoPE) by `offset`.
-      offset: [Q] or [B, Q], their places in their block.
-      real: how many of them are; padding follows.
+      q: queries [B, K, G, Q, H], rotated (RoPE) by `offset`.
+      kv: keys (rotated) and values [B, K, Q, H].
+      offset: [Q] or [B, Q], offsets of the tokens within their block.
+      real: number of real tokens of each row; padding follows.
     """
 
     x: Float[Array, "B Q D"]
@@ -70,9 +71,9 @@ class Tokens(NamedTuple):
 
 
 class Memory:
-    """What a layer remembers beside its window. This one remembers nothing; others override what they need.
+    """A layer's memory besides its window. This one keeps nothing; subclasses override what they need.
 
-    Instances have no arrays: state in, state out.
+    Instances have no arrays: the state is an argument and a result.
     """
 
     @property
@@ -81,63 +82,79 @@ class Memory:
         return {}
 
     def weights(self, model: ModelConfig) -> dict[str, Weight]:
-        """What each layer learns for it; `layer.weights["memory"]` holds them."""
+        """The weights that it adds to each layer, by name; `layer.weights["memory"]` holds them."""
         return {}
 
     def start(self, layer: LayerWeights, batch: int, dtype: Any) -> State:
-        """The state of `batch` rows before any text; `dtype` is that of activations."""
+        """The state of `batch` rows before any text, arrays [B, ...] by name; `dtype` is that of activations."""
         return {}
 
     def sources(
         self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"], q: Queries, offset: Offsets
     ) -> list[Source]:
-        """Keys and values that the tokens of a block see under the same softmax as their window. `q`, `offset`: their
-        queries and places, see `Tokens`."""
+        """Keys and values that a block's tokens see under the same softmax as their window.
+
+        Args:
+          layer: the layer's weights and settings.
+          state: before the block.
+          blocks_before: number of blocks of the document before it.
+          q, offset: the tokens' queries and offsets, see `Tokens`.
+        """
         return []
 
     def attend(self, layer: LayerWeights, state: State, tokens: Tokens, heads: Queries) -> tuple[Queries, State]:
-        """Attention's output by head [B, K, G, Q, H] with what the memory adds to it, and the state after the
-        real ones of these tokens."""
+        """Adds the memory's part to attention's output.
+
+        Args:
+          layer: the layer's weights and settings.
+          state: before these tokens.
+          tokens: of a block.
+          heads: attention's output by head [B, K, G, Q, H].
+
+        Returns:
+          The output by head, in its dtype, and the state after the real tokens.
+        """
         return heads, state
 
     def full(self, layer: LayerWeights, state: State, kv: KeysValues, blocks_before: Int[Array, "B"]) -> State:
-        """The state after a whole block with these keys and values [B, K, S, H]."""
+        """The state after a whole block with these keys and values [B, K, S, H], which has `blocks_before` blocks of
+        its document before it."""
         return state
 
     # --- a memory that reads and writes activations rather than keys and values -------------------------
 
     def enter(self, layer: LayerWeights, state: State, x: Float[Array, "B Q D"]) -> Float[Array, "B Q D"]:
-        """What a layer does its work on in place of its input."""
+        """The layer's input after the memory has read it; all of the layer is computed from this."""
         return x
 
     # Whether `leave` changes the state.
     takes_outputs = False
 
     def leave(self, layer: LayerWeights, state: State, y: Float[Array, "B Q D"]) -> State:
-        """The state after a whole block of which these are the last outputs: Q is S or, in streaming, fewer."""
+        """The state after a whole block; y are the layer's outputs of its last Q tokens: S, or in streaming fewer."""
         return state
 
     # --- a memory of the whole model (`nn/segments.py`); a layer's memory has none of this ------------
 
     @property
     def model_axes(self) -> dict[str, Axes]:
-        """The names of the axes of each array of a state that the model has as a whole, `batch` first."""
+        """The names of the axes of each array of a state of the whole model, `batch` first."""
         return {}
 
     def model_weights(self, model: ModelConfig) -> dict[str, Weight]:
-        """What the model learns for it, at `memory/NAME`."""
+        """The weights that it adds to the model, at `memory/NAME`."""
         return {}
 
     def tokens_after(self, config: MemoryConfig) -> int:
-        """Learned tokens that follow every block on its way through the layers (`nn/appended.py`): `memory/tokens`."""
+        """Number of learned tokens after every block in the layers (`nn/appended.py`): `memory/tokens`; 0: none."""
         return 0
 
     def in_layers(self, config: MemoryConfig) -> MemoryConfig:
-        """The memory's settings as layers see them."""
+        """The settings that layers get, whose blocks may include memory tokens."""
         return config
 
     def flops(self, model: ModelConfig) -> float:
-        """Floating point operations a token in one layer, forward, beside the products of its `weights`."""
+        """FLOPs per token and layer of the forward pass, without the products of its `weights`."""
         return 0.0
 
 
@@ -145,13 +162,13 @@ NOTHING = Memory()
 
 
 def products_of_row(model: ModelConfig) -> int:
-    """Multiplications of a row's products with a layer's weights."""
+    """Number of multiplications in one row's products with a layer's weights."""
     projections = 2 * model.head_dim * (model.num_heads + model.num_kv_heads)
     return model.d_model * (projections + (2 + model.gated_ff) * model.d_ff)
 
 
 def unrotated(layer: LayerWeights, x: Float[Array, "B ... Q H"], offset: Offsets) -> Float[Array, "B ... Q H"]:
-    """Queries or keys without position: RoPE taken back."""
+    """Queries or keys with RoPE undone. `offset` [Q] or [B, Q] are the offsets by which they were rotated."""
     if offset.ndim == 2:
         offset = jnp.expand_dims(offset, tuple(range(1, x.ndim - 2)))
     return rope.rotate(x, -offset, layer.scoring.rope)

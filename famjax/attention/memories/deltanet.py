@@ -2,14 +2,14 @@
 
     S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,    o_t = S_t^T q_t
 
-alpha_t in (0, 1) forgets, beta_t in (0, 1) says how much of what the matrix holds for k_t is replaced by v_t. Queries,
-keys and values are the window's own, without positions; queries and keys have length 1. alpha and beta come from the
-layer's normalised input as in the paper:
+alpha_t in (0, 1) decays the matrix; beta_t in (0, 1) is the fraction of the value stored for k_t that v_t replaces.
+Queries, keys and values are those of the window, without RoPE; queries and keys are scaled to length 1. alpha and beta
+are computed from the layer's normalised input as in the paper:
 
     alpha_t = exp(-exp(rate) softplus(x_t W_alpha + bias)),    beta_t = sigmoid(x_t W_beta)
 
-Each head then has A = A_window + gate RMSNorm(o). The paper's short convolutions are left out: the window beside the
-matrix does what they do. A block is computed chunk by chunk, a token at a time in decoding: the same equations.
+Each head's output is A = A_window + gate RMSNorm(o). The paper's short convolutions are left out, since the window
+covers the same tokens. A block is computed in chunks, in decoding one token at a time, by the same equations.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from famjax.attention.memories.base import Axes, Memory, State, Tokens, Weight, 
 from famjax.config import ModelConfig
 from famjax.dims import Array, Float, Queries
 
-# Tokens that are computed as one. Chunks of 1 are the recurrence itself.
+# Number of tokens that are computed together. Chunks of 1 are the recurrence itself.
 CHUNK = 64
 NORM_EPS = 1e-5
 
@@ -33,8 +33,8 @@ NORM_EPS = 1e-5
 class DeltaNet(Memory):
     """State, float32: `matrix` S [B, K, H, H], keys first, for each key/value head.
 
-    Weights: `alpha`, `beta` [D, K]; `rate`, `bias` [K], with which a matrix forgets half in about a hundred tokens at
-    first; `gate` [K * G], half open at first.
+    Weights: `alpha`, `beta` [D, K]; `rate`, `bias` [K], initialised so that a matrix decays by half in about a hundred
+    tokens; `gate` [K * G], initially 0.5.
     """
 
     @property
@@ -59,7 +59,8 @@ class DeltaNet(Memory):
         return {"matrix": jnp.zeros((batch, K, H, H))}
 
     def attend(self, layer: LayerWeights, state: State, tokens: Tokens, heads: Queries) -> tuple[Queries, State]:
-        """A, and S after the last real token."""
+        """A = A_window + gate RMSNorm(o) from A_window (`heads`), and S after the last real token. Padding neither
+        decays nor writes."""
         added = layer.weights["memory"]
         q, k = (_unit(unrotated(layer, x, tokens.offset)) for x in (tokens.q, tokens.kv[0]))
         x = layer.normed(tokens.x)
@@ -77,7 +78,7 @@ class DeltaNet(Memory):
         return (heads + gate * out).astype(heads.dtype), {"matrix": matrix}
 
     def flops(self, model: ModelConfig) -> float:
-        """A read for each query head; for each key head a read and a write."""
+        """See `Memory`: a read for each query head; for each key head a read and a write."""
         return 2.0 * model.head_dim**2 * (model.num_heads + 2 * model.num_kv_heads)
 
 
@@ -91,13 +92,13 @@ def delta_rule(
     q: Float[Array, "B K G Q H"], k: Float[Array, "B K Q H"], v: Float[Array, "B K Q H"],
     log_alpha: Float[Array, "B K Q"], beta: Float[Array, "B K Q"], matrix: Float[Array, "B K H H"], chunk: int = CHUNK,
 ) -> tuple[Float[Array, "B K G Q H"], Float[Array, "B K H H"]]:  # fmt: skip
-    """The recurrence over Q tokens, `chunk` of them at a time.
+    """The recurrence over Q tokens (see the module), `chunk` of them at a time; all in float32.
 
     Args:
       q, k, v: queries and keys of length 1, values.
-      log_alpha, beta: 0 and 0 leave the matrix as it is.
+      log_alpha, beta: log alpha_t and beta_t; a token with 0 and 0 leaves the matrix unchanged.
       matrix: S before the first token.
-      chunk: tokens that are computed as one; 1 is the recurrence token by token.
+      chunk: number of tokens that are computed together; 1 is the recurrence token by token.
 
     Returns:
       o_t of every token, and S after the last.

@@ -5,8 +5,9 @@
     M'    = M + phi(K)^T (V - phi(K) M / (phi(K) z))                    the delta rule; linear: M + phi(K)^T V
     z'    = z + sum_t phi(K_t)
 
-The projections are the window's own; queries and keys of the memory have no positions. A block's tokens see the memory
-of the blocks before it. With memory segments the window overlaps what the memory holds; the paper's has none (M = 0).
+The projections are those of the window; queries and keys of the memory are without RoPE. A block's tokens see the
+memory of the blocks before it. With memory segments, the memory also holds blocks of the window; the paper has none
+(M = 0).
 """
 
 import dataclasses
@@ -25,8 +26,8 @@ from famjax.dims import Array, Float, Int, KeysValues, Queries
 class Infini(Memory):
     """State, float32: `matrix` M [B, K, H, H] and `normaliser` z [B, K, H], for each key/value head.
 
-    Weight: `gate` beta [K * G], 0 at first: half open, where the gradient of a sigmoid is the largest. Gates that start
-    shut, or that weight decay shuts, do not learn.
+    Weight: `gate` beta [K * G], initially 0: half open, where the gradient of the sigmoid is largest. Gates that start
+    closed, or that weight decay closes, do not learn.
     """
 
     @property
@@ -35,7 +36,7 @@ class Infini(Memory):
         return {"matrix": ("batch", "kv_heads", None, "head_dim"), "normaliser": ("batch", "kv_heads", None)}
 
     def weights(self, model: ModelConfig) -> dict[str, Weight]:
-        """One gate a head."""
+        """`gate`, one per query head."""
         return {"gate": Weight((model.num_heads,), ("heads",))}
 
     def start(self, layer: LayerWeights, batch: int, dtype: Any) -> State:
@@ -44,13 +45,13 @@ class Infini(Memory):
         return {"matrix": jnp.zeros((batch, K, H, H)), "normaliser": jnp.zeros((batch, K, H))}
 
     def attend(self, layer: LayerWeights, state: State, tokens: Tokens, heads: Queries) -> tuple[Queries, State]:
-        """A, from A_window."""
+        """A = sigmoid(beta) A_mem + (1 - sigmoid(beta)) A_window from A_window (`heads`); the state is unchanged."""
         recalled = _recall(state, _phi(unrotated(layer, tokens.q, tokens.offset)))
         gate = jax.nn.sigmoid(layer.weights["memory"]["gate"]).reshape(heads.shape[1], heads.shape[2], 1, 1)
         return (gate * recalled + (1 - gate) * heads).astype(heads.dtype), state
 
     def full(self, layer: LayerWeights, state: State, kv: KeysValues, blocks_before: Int[Array, "B"]) -> State:
-        """M' and z'."""
+        """M' and z' after a block: the delta rule, or without `infini_delta` the linear update."""
         k, v = kv
         keys, values = _phi(unrotated(layer, k, jnp.arange(k.shape[-2]))), v.astype(jnp.float32)
         if layer.memory.infini_delta:
@@ -59,7 +60,7 @@ class Infini(Memory):
         return {"matrix": matrix, "normaliser": state["normaliser"] + keys.sum(axis=-2)}
 
     def flops(self, model: ModelConfig) -> float:
-        """Recall for each query head; for each key head recall and update."""
+        """See `Memory`: recall for each query head; for each key head recall and update."""
         return 2.0 * model.head_dim**2 * (model.num_heads + 2 * model.num_kv_heads)
 
 

@@ -3,14 +3,14 @@
     score(q, block) = q . mean of the block's keys              both without positions
     A               = attend(q, [the best `retrieval_top_k` blocks, window])      one softmax
 
-Each head of each token chooses for itself, as in Landmark attention (arXiv 2305.16300), whose landmark tokens a mean
-stands in for; nothing is learned. As in Memorizing Transformers (arXiv 2203.08913) the state grows with the text: up to
-`retrieval_blocks` blocks, then the oldest is dropped. It is not a memory of constant size for texts of any length, but
-what such memories are measured against. The choice has no gradient, keys and values have.
+Each head of each token chooses separately, as in Landmark attention (arXiv 2305.16300), with the mean of a block's keys
+instead of a landmark token; nothing is learned. As in Memorizing Transformers (arXiv 2203.08913), the state covers a
+number of blocks that grows with the text, here up to `retrieval_blocks`; then the oldest is dropped. It is an upper
+bound for memories of constant size. Gradients flow through keys and values, not through the choice.
 
-Scores against all kept blocks are computed and masked, so time, too, grows with `retrieval_blocks`, and a training step
-keeps the state before every block. Chosen blocks stand right before the window, whatever their age, so that distances
-stay those of training:
+Scores against all kept blocks are computed and masked, so time grows with `retrieval_blocks`, too, and a training step
+stores the state before every block. Chosen blocks get positions directly before the window, whatever their age, so that
+distances do not exceed those of training:
 
     S = 4, M = 1:    chosen blocks at -8 .. -5    segment at -4 .. -1    block at 0 .. 3
 """
@@ -44,7 +44,7 @@ class Retrieval(Memory):
         return {"held_k": held, "held_v": held, "mean": ("batch", "kv_heads", None, "head_dim")}
 
     def start(self, layer: LayerWeights, batch: int, dtype: Any) -> State:
-        """Zeros, which nobody sees."""
+        """Zeros, which are masked."""
         (K, H), N = layer.key_shape, layer.memory.retrieval_blocks
         empty = jnp.zeros((batch, K, N, layer.memory.block_size, H), dtype)
         return {"held_k": empty, "held_v": empty, "mean": jnp.zeros((batch, K, N, H))}
@@ -52,7 +52,7 @@ class Retrieval(Memory):
     def sources(
         self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"], q: Queries, offset: Offsets
     ) -> list[Source]:
-        """All kept blocks, each visible to the queries that choose it."""
+        """One source with all kept blocks [B, K, N S, H], each visible to the queries that choose it."""
         config, N = layer.memory, layer.memory.retrieval_blocks
         # How many blocks ago the block in each slot was; older ones than the document do not exist.
         age = 1 + (blocks_before[:, None] - 1 - np.arange(N)) % N
@@ -67,7 +67,7 @@ class Retrieval(Memory):
         return [Source(k, v, visible, (config.memory_segments + 1) * config.block_size)]
 
     def full(self, layer: LayerWeights, state: State, kv: KeysValues, blocks_before: Int[Array, "B"]) -> State:
-        """The block takes the place of the oldest."""
+        """The block replaces the oldest one."""
         k, v = kv
         here = (np.arange(state["mean"].shape[2]) == (blocks_before % state["mean"].shape[2])[:, None])[:, None]
         mean = unrotated(layer, k, jnp.arange(k.shape[-2])).astype(jnp.float32).mean(axis=-2)
@@ -78,7 +78,7 @@ class Retrieval(Memory):
         }  # fmt: skip
 
     def flops(self, model: ModelConfig) -> float:
-        """Scores of all blocks by their means, and attention to the chosen ones."""
+        """See `Memory`: scores of all blocks by their means, and attention to the chosen ones."""
         memory = model.memory
         keys = memory.retrieval_blocks + 2 * memory.retrieval_top_k * memory.block_size
         return 2.0 * model.num_heads * model.head_dim * keys

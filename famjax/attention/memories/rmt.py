@@ -3,13 +3,13 @@ bottom.
 
     [_, Y, m_tau] = model([m_{tau-1}, X_tau, m_{tau-1}])        causal, nothing else of the past is seen
 
-AutoCompressors (arXiv 2305.14788) keep what every block has left, and write with the learned tokens w:
+AutoCompressors (arXiv 2305.14788) keep the memory tokens of the last C blocks, and write with the learned tokens w:
 
-    [_, Y, m_tau] = model([m_{tau-C}, .., m_{tau-1}, X_tau, w])     a first block reads none
+    [_, Y, m_tau] = model([m_{tau-C}, .., m_{tau-1}, X_tau, w])     a document's first block reads none
 
-The memory is the model's, not a layer's: block tau's first layer needs block tau - 1's last. So a text is read block
-after block through all layers, in training too. What a layer sees is a longer block, and no memory at all;
-`nn/segments.py` puts the tokens around it.
+The memory is one of the model, not of a layer: block tau's first layer needs the output of block tau - 1's last layer.
+So a text passes through all layers block by block, in training too. A layer sees a longer block and has no memory of
+its own; `nn/segments.py` adds the tokens around the block.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from famjax.dims import Array, Float, Rows
 class Rmt(Memory):
     """State of the model: `tokens` m [B, n, D], float32, n = `memory_tokens`.
 
-    Weight: `memory/tokens` [n, D], with which documents start.
+    Weight: `memory/tokens` [n, D], the initial memory tokens of a document.
     """
 
     # Whether the tokens of several blocks are kept, and new ones are written with the learned ones.
@@ -37,29 +37,29 @@ class Rmt(Memory):
         return {"tokens": ("batch", "fam", None)}
 
     def model_weights(self, model: ModelConfig) -> dict[str, Weight]:
-        """The learned memory tokens."""
+        """`tokens` [n, D], the learned memory tokens."""
         return {"tokens": Weight((model.memory.memory_tokens, model.d_model), ("fam", "embed"), model.embedding_std)}
 
     def in_layers(self, config: MemoryConfig) -> MemoryConfig:
-        """A block with memory tokens on both sides, and no memory beside it."""
+        """Blocks of m + S + n positions, with memory tokens on both sides, and no memory."""
         around = self.tokens_kept(config) + config.memory_tokens
         return dataclasses.replace(config, kind="fam", block_size=config.block_size + around)
 
     def flops(self, model: ModelConfig) -> float:
-        """The memory tokens' share of a layer's products with weights."""
+        """See `Memory`: the memory tokens' products with the layer's weights."""
         around = self.tokens_kept(model.memory) + model.memory.memory_tokens
         return 2.0 * products_of_row(model) * around / model.memory.block_size
 
     def tokens_kept(self, config: MemoryConfig) -> int:
-        """m, memory tokens before a block: those of one block, or of all that are kept."""
+        """m, the number of memory tokens before a block: those of one block, or of all blocks that are kept."""
         return config.memory_tokens
 
     def tokens_read(self, config: MemoryConfig, blocks_before: Rows) -> Rows | int:
-        """Of these, the ones that are there: the last ones."""
+        """The number of these that exist before each row's block: n. They are the last ones."""
         return config.memory_tokens
 
     def push(self, tokens: Float[Array, "B m D"], new: Float[Array, "B n D"]) -> Float[Array, "B m D"]:
-        """The tokens that the next block reads; the oldest make room."""
+        """The tokens that the next block reads, float32: `new` appended, and the oldest n dropped."""
         return jnp.concatenate([tokens[:, new.shape[1] :], new.astype(jnp.float32)], axis=1)
 
 
@@ -67,17 +67,17 @@ class Rmt(Memory):
 class AutoCompressor(Rmt):
     """State of the model: `tokens` [B, C n, D], float32, of the last C = `summary_blocks` blocks, the newest last.
 
-    What a block has left stays as it is, and is dropped when C blocks have come after it: so the state, and what a
-    block costs, are bounded. Weight: `memory/tokens` [n, D], the input of every block's summary.
+    A block's tokens are unchanged until they are dropped after C further blocks, so the state and the cost of a block
+    are bounded. Weight: `memory/tokens` [n, D], the input of every block's summary.
     """
 
     accumulates = True
 
     def tokens_kept(self, config: MemoryConfig) -> int:
-        """C n."""
+        """m = C n."""
         return config.summary_blocks * config.memory_tokens
 
     def tokens_read(self, config: MemoryConfig, blocks_before: Rows) -> Rows | int:
-        """Those of the blocks that the document has had."""
+        """[B], n for each block that the document has had, at most C n."""
         read: Array = jnp.minimum(blocks_before, config.summary_blocks) * config.memory_tokens
         return read

@@ -1,7 +1,7 @@
 """Attention sinks (StreamingLLM, arXiv 2309.17453): the keys and values of a document's first tokens stay.
 
-A model that was trained on whole texts puts much of its attention on the first tokens, whatever they say. A window
-that has lost them breaks it; with them it reads on. Nothing is learned, and nothing else of the past is kept.
+A model that was trained with full attention gives the first tokens much of its attention, whatever their content. Its
+loss rises sharply once they leave the window; keeping them avoids this. Nothing is learned, and nothing else is kept.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from famjax.dims import Array, Int, KeysValues, Offsets, Queries
 class Sinks(Memory):
     """State: `sink_k`, `sink_v` [B, K, n, H], the first n = `sinks` tokens of block 0, rotated by their offsets.
 
-    While block 0 is in the window its tokens are seen there. Afterwards the sinks stand right before the window
-    (positions are those of the cache, section 3.2 of the paper):
+    While block 0 is in the window, its tokens are seen there. Afterwards the sinks have the positions directly before
+    the window (positions within the cache, section 3.2 of StreamingLLM):
 
         S = 4, M = 1, n = 2:    sinks at -6, -5    segment at -4 .. -1    block at 0 .. 3
     """
@@ -31,7 +31,7 @@ class Sinks(Memory):
         return dict.fromkeys(("sink_k", "sink_v"), ("batch", "kv_heads", None, "head_dim"))
 
     def start(self, layer: LayerWeights, batch: int, dtype: Any) -> State:
-        """Zeros, which nobody sees before block 0 has left the window."""
+        """Zeros, which are masked until block 0 has left the window."""
         K, H = layer.key_shape
         empty = jnp.zeros((batch, K, layer.memory.sinks, H), dtype)
         return {"sink_k": empty, "sink_v": empty}
@@ -39,14 +39,14 @@ class Sinks(Memory):
     def sources(
         self, layer: LayerWeights, state: State, blocks_before: Int[Array, "B"], q: Queries, offset: Offsets
     ) -> list[Source]:
-        """The sinks, once block 0 is out of reach."""
+        """One source with the sinks, visible once block 0 has left the window."""
         config = layer.memory
         visible = (blocks_before > config.memory_segments)[:, None, None, None, None]
         distance = config.memory_segments * config.block_size + config.sinks
         return [Source(state["sink_k"], state["sink_v"], visible, distance)]
 
     def full(self, layer: LayerWeights, state: State, kv: KeysValues, blocks_before: Int[Array, "B"]) -> State:
-        """Block 0 leaves its first tokens."""
+        """After block 0: its first n tokens; later blocks change nothing."""
         is_first = (blocks_before == 0)[:, None, None, None]
         first = (x[:, :, : layer.memory.sinks] for x in kv)
         kept = zip(("sink_k", "sink_v"), first, strict=True)

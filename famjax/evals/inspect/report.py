@@ -50,6 +50,7 @@ def _page(found: dict[str, Any], overview: str) -> str:
         html.picture(overview, "Shares of attention by layer and head; FAM from update to update; recall."),
         html.section("Attention of input queries", html.picture(charts.svg_of(_maps(maps, "tokens")), caption)),
         html.section("Attention of FAM's queries", html.picture(charts.svg_of(_maps(maps, "fam")), caption)),
+        *_gates_section(found),
         html.section("Replacing the memory", _knock_out_table(found["knock_out"])),
         html.section("Recall by number of FAM updates", _recall_table(found["recall"])),
         html.details("Settings", f"<pre>{html.escaped(json.dumps(found['settings'], indent=1))}</pre>"),
@@ -69,7 +70,7 @@ def _overview(found: dict[str, Any]) -> Figure:
     own = np.array(shares["fam_queries"], float)
     panels.append(("FAM's queries to previous FAM", own[..., 0]))
     panels.append(("FAM's queries to the block", own[..., 1]))
-    figure = plt.figure(figsize=(11, 6.4), layout="constrained")
+    figure = plt.figure(figsize=(14 if found["write_gates"] else 11, 6.4), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     top, bottom = halves
     for axes, (title, values) in zip(top.subplots(1, len(panels)), panels, strict=True):
@@ -78,8 +79,11 @@ def _overview(found: dict[str, Any]) -> Figure:
         axes.set(xlabel="head", ylabel="layer")
         _whole_ticks(axes, values.shape)
         top.colorbar(picture, ax=axes, format=PercentFormatter(1, decimals=0 if np.nanmax(values) > 0.02 else 2))
-    left, middle, right = bottom.subplots(1, 3)
+    gated = bool(found["write_gates"])
+    left, middle, *of_gates, right = bottom.subplots(1, 3 + gated)
     _curves(left, middle, found["by_block"])
+    for axes in of_gates:
+        _gate_curves(axes, found["by_block"])
     if found["recall"] and "exact_match" in found["recall"][0]:
         _key_recall(right, found["recall"])
     elif found["recall"]:
@@ -92,11 +96,25 @@ def _whole_ticks(axes: Any, shape: tuple[int, ...]) -> None:
         set_ticks(range(0, count, max(1, count // 8)))
 
 
+def _shades(layers: int) -> Any:
+    return plt.get_cmap("viridis")(np.linspace(0, 0.9, layers))
+
+
+def _gate_curves(axes: Any, by_block: dict[str, Any]) -> None:
+    block = np.array(by_block["block"])
+    mean, least, most = (np.array(by_block[f"write_gate_{name}"], float) for name in ("mean", "min", "max"))
+    for layer, color in enumerate(_shades(mean.shape[1])):
+        axes.plot(block, mean[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
+        axes.fill_between(block, least[:, layer], most[:, layer], color=color, alpha=0.15, lw=0)
+    axes.set(xlabel="block", title="gate of FAM's updates: mean, min to max", ylim=(-0.03, 1.03))
+    axes.title.set_fontsize(9)
+    axes.grid(alpha=0.3)
+
+
 def _curves(left: Any, middle: Any, by_block: dict[str, Any]) -> None:
     block = np.array(by_block["block"])
     rms, change, shares = (np.array(by_block[name], float) for name in ("fam_rms", "fam_change", "input_to_fam"))
-    shade = plt.get_cmap("viridis")(np.linspace(0, 0.9, rms.shape[1]))
-    for layer, color in enumerate(shade):
+    for layer, color in enumerate(_shades(rms.shape[1])):
         left.plot(block, rms[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
         left.plot(block, change[:, layer], color=color, lw=1, ls=":")
         middle.plot(block, 100 * shares[:, layer], color=color, lw=1, marker="." if len(block) < 3 else None)
@@ -155,6 +173,34 @@ def _maps(maps: dict[str, Any], name: str) -> Figure:
 
 
 # --- tables ---------------------------------------------------------------------------------------
+
+
+def _gates_section(found: dict[str, Any]) -> list[str]:
+    """Returns the gates of FAM's updates by layer, and by layer and block; nothing if updates have none."""
+    gates, by_block = found["write_gates"], found["by_block"]
+    if not gates:
+        return []
+    names = {"all": "all", "at_key": "block with the key", "after_key": "blocks after it"}
+    columns = ("mean", "min", "max", "closed", "open")
+    rows = [
+        [layer, names[where], one["updates"], *(one[column][layer] for column in columns)]
+        for layer in range(len(gates["all"]["mean"]))
+        for where, one in gates.items()
+    ]
+    curves = [by_block[f"write_gate_{name}"] for name in ("mean", "min", "max")]
+    cell = lambda mean, low, high: None if mean is None else f"{mean:.3f} ({low:.3f} to {high:.3f})"
+    by_layer = [
+        [block, *(cell(*one) for one in zip(*point, strict=True))]
+        for block, *point in zip(by_block["block"], *curves, strict=True)
+    ]
+    about = (
+        "F' = (1 - g) F + g U: a gate g of 0 keeps a feedback activation F, one of 1 replaces it by its update U. "
+        "Closed and open are the shares of updates of which all gates are exactly 0, or exactly 1."
+    )
+    head = ["layer", "updates", "number", *columns]
+    layers = ["block", *(f"layer {layer}" for layer in range(len(gates["all"]["mean"])))]
+    by_block_table = html.details("By block: mean (minimum to maximum)", html.table(layers, by_layer))
+    return [html.section("Gates of FAM's updates", html.paragraph(about), html.table(head, rows), by_block_table)]
 
 
 def _knock_out_table(knock: dict[str, Any]) -> str:

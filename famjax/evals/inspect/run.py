@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,13 @@ def _pass_key(model: Transformer, codec: Codec, config: InspectConfig, stage: An
         rows.append({"filler_blocks": blocks, **row, **{name: kept[name] for name in ("exact_match", "low", "high")}})
     one = documents[0]
     seen = trace(model, one.tokens, one.answer, on_tokens=stage("tracing attention"))
+    key_block = int(one.mention[-1]) // S
     about = {
         "what": f"pass key before {rows[-1]['filler_blocks']} blocks of filler", "tokens": len(one.tokens),
-        "answer": codec.vocabulary.decode(one.tokens[one.answer]),
+        "answer": codec.vocabulary.decode(one.tokens[one.answer]), "key_block": key_block,
     }  # fmt: skip
     more = {"knock_out": rows[-1]["instead"], "follows_other": rows[-1]["follows_other"], "recall": rows}
-    return {"document": about, **_seen(model, seen), **more}
+    return {"document": about, **_seen(model, seen, key_block), **more}
 
 
 def _text(model: Transformer, codec: Codec, config: InspectConfig, stage: Any) -> dict[str, Any]:
@@ -123,13 +124,18 @@ def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.nd
 # --- what was seen, for JSON ----------------------------------------------------------------------
 
 
-def _seen(model: Transformer, seen: Trace) -> dict[str, Any]:
+def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict[str, Any]:
     memory = model.config.memory
     fam = memory.previous_fams * memory.fam_length
     keys = fam + memory.memory_segments * memory.block_size + (memory.block_size + 1) / 2
-    by_block = _thinned({
-        "input_to_fam": seen.to_fam, "fam_rms": seen.rms, "fam_change": seen.change, "fam_cosine": seen.cosine,
-    })  # fmt: skip
+    parts = np.array_split(np.arange(len(seen.rms)), min(len(seen.rms), POINTS))
+    by_block: dict[str, Any] = {"block": [int(part[0]) for part in parts]}
+    curves = {"input_to_fam": seen.to_fam, "fam_rms": seen.rms, "fam_change": seen.change, "fam_cosine": seen.cosine}
+    by_block |= {name: _thinned(curve, parts) for name, curve in curves.items()}
+    if memory.gates_updates:
+        reductions: tuple[tuple[str, Any], ...] = (("mean", np.mean), ("min", np.min), ("max", np.max))
+        for i, (name, reduce) in enumerate(reductions):
+            by_block[f"write_gate_{name}"] = _thinned(seen.gates[..., i], parts, reduce)
     layers, heads = (
         _spread(count, most) for count, most in zip(seen.token_map.shape[:2], (LAYERS, HEADS), strict=True)
     )
@@ -143,6 +149,7 @@ def _seen(model: Transformer, seen: Trace) -> dict[str, Any]:
             "fam_queries": _rounded(seen.fam_attention[..., 1:]),
         },
         "by_block": by_block,
+        "write_gates": _gates(seen.gates, key_block) if memory.gates_updates else None,
         "maps": {
             "block": seen.map_block, "fam_columns": seen.fam_columns, "layers": layers, "heads": heads,
             "tokens": chosen(seen.token_map), "fam": chosen(seen.fam_map),
@@ -156,16 +163,31 @@ def _spread(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
-def _thinned(curves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns curves [N, L] as lists of at most `POINTS` points, each the mean of neighbouring blocks, and `block`, the
-    first block of each point."""
-    blocks = len(next(iter(curves.values())))
-    parts = np.array_split(np.arange(blocks), min(blocks, POINTS))
-    out: dict[str, Any] = {"block": [int(part[0]) for part in parts]}
-    for name, curve in curves.items():
-        known = [part[np.isfinite(curve[part]).all(axis=1)] for part in parts]
-        out[name] = _rounded(np.stack([curve[k].mean(axis=0) if len(k) else curve[0] * np.nan for k in known]))
-    return out
+def _gates(gates: np.ndarray, key_block: int | None) -> dict[str, Any]:
+    """Returns the gates [N, L, 3] of all updates, of that of the block with the key, and of those after it: for each
+    layer mean, minimum and maximum over updates and feedback activations, and the share of updates of which all gates
+    are closed (0) or open (1). What has no updates is left out."""
+    updates = np.flatnonzero(np.isfinite(gates).any(axis=(1, 2)))
+    places = {"all": updates}
+    if key_block is not None:
+        places |= {"at_key": updates[updates == key_block], "after_key": updates[updates > key_block]}
+    found = {}
+    for name, blocks in places.items():
+        if not len(blocks):
+            continue
+        mean, least, most = np.moveaxis(gates[blocks], 2, 0)
+        values = (mean.mean(axis=0), least.min(axis=0), most.max(axis=0))
+        shares = [np.where(np.isnan(mean[0]), np.nan, x.mean(axis=0)) for x in (most == 0, least == 1)]
+        columns = dict(zip(("mean", "min", "max", "closed", "open"), map(_rounded, (*values, *shares)), strict=True))
+        found[name] = {"updates": len(blocks), **columns}
+    return found
+
+
+def _thinned(curve: np.ndarray, parts: Sequence[np.ndarray], reduce: Callable[..., Any] = np.mean) -> list[Any]:
+    """Returns a curve [N, L] as a list of one point [L] for each part, which has the numbers of neighbouring blocks.
+    Blocks without a value do not count."""
+    known = [part[np.isfinite(curve[part]).any(axis=1)] for part in parts]
+    return _rounded(np.stack([reduce(curve[k], axis=0) if len(k) else np.full_like(curve[0], np.nan) for k in known]))
 
 
 def _rounded(x: np.ndarray) -> list[Any]:

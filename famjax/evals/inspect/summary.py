@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+# Layers that are named one by one; of more, those with the lowest and the highest gate are.
+NAMED_LAYERS = 6
 # Below these, an effect counts as negligible: share of attention, relative change of FAM, nats per token.
 LITTLE_ATTENTION, LITTLE_CHANGE, LITTLE_MOVE = 0.01, 0.01, 0.01
 
@@ -23,6 +25,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
     said = [_verdict(to_fam, at_answer, change, move, what)]
     said.append(_attention(tokens, answer, found["uniform_share"]))
     said.append(_writing(np.array(shares["fam_queries"], float), found["by_block"], change))
+    said += _gates(found.get("write_gates"))
     said += _knock_out(found)
     said += _recall(found)
     return said
@@ -94,6 +97,26 @@ def _writing(fam_queries: np.ndarray, by_block: dict[str, Any], change: float) -
             f" Its RMS {trend}: {full[0].mean():.2f} after the first update, {full[-1].mean():.2f} after {len(full)}."
         )
     return text
+
+
+def _gates(gates: dict[str, Any] | None) -> list[str]:
+    """Returns a sentence on the gates of FAM's updates, by layer, if there are any."""
+    if not gates:
+        return []
+    mean = np.array(gates["all"]["mean"], float)
+    layers = np.flatnonzero(np.isfinite(mean))
+    if len(layers) > NAMED_LAYERS:
+        layers = np.array([np.nanargmin(mean), np.nanargmax(mean)])
+    values = lambda where: ", ".join(f"{gates[where]['mean'][layer]:.3f}" for layer in layers)
+    names = "layers " + ", ".join(map(str, layers)) if len(layers) > 1 else f"layer {layers[0]}"
+    text = f"The gates of FAM's updates (0 keeps FAM, 1 replaces it) are {values('all')} on average in {names}"
+    if {"at_key", "after_key"} <= gates.keys():
+        text += f"; {values('at_key')} at the block with the key and {values('after_key')} after it"
+        closed = np.array(gates["after_key"]["closed"], float)
+        if np.nanmax(closed) > 0:
+            layer = int(np.nanargmax(closed))
+            text += f", where layer {layer} keeps FAM bit for bit in {closed[layer]:.0%} of the blocks"
+    return [f"{text}."]
 
 
 def _knock_out(found: dict[str, Any]) -> list[str]:

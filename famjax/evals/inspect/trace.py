@@ -1,6 +1,6 @@
-"""Traces a document: reads it once, block by block, and records attention and FAM.
+"""Traces a document: reads it once, block by block, and records attention, FAM and the gates of its updates.
 
-A normal forward pass does not keep attention weights, so blocks go through observed layers (`over` of
+A normal forward pass does not keep these, so blocks go through observed layers (`over` of
 `Transformer.forward`). Only sums and curves are kept of a block, so device memory does not grow with the document.
 """
 
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from famjax.attention.block_step import over_blocks
 from famjax.attention.memory import MemoryState
-from famjax.attention.observe import KINDS, attention_of_blocks
+from famjax.attention.observe import KINDS, attention_of_blocks, write_gates_of_blocks
 from famjax.attention.positions import after
+from famjax.attention.sequence import over_blocks
 from famjax.dims import Array, Float, Int, Tree
 from famjax.infer.scoring import next_token_scores
 from famjax.nn.model import LayerOverBlocks, Transformer
@@ -40,6 +40,8 @@ class Trace:
       rms: [N, L], root mean square of FAM after the update at the end of each full block.
       change: [N, L], relative change of FAM by an update: |F' - F| / |F|.
       cosine: [N, L], cosine similarity of F' and F, mean over FAM's activations.
+      gates: [N, L, 3], mean, minimum and maximum over the F feedback activations of the gate g of the update at the end
+        of each full block, F' = (1 - g) F + g U; NaN in a layer whose updates have no gate.
       token_map, fam_map: [L, heads, rows, columns] of one block: attention of its tokens, and of FAM's queries at its
         end, to FAM (the first `fam_columns` columns) and to the block. The remainder goes to memory segments.
       map_block: index of that block.
@@ -54,6 +56,7 @@ class Trace:
     rms: np.ndarray
     change: np.ndarray
     cosine: np.ndarray
+    gates: np.ndarray
     token_map: np.ndarray
     fam_map: np.ndarray
     fam_columns: int
@@ -112,7 +115,7 @@ class _Sums:
 
     def add(self, seen: Any, n: int, count: int, S: int, answer: np.ndarray | None) -> None:
         """Adds what `_read` returned for block n."""
-        of_tokens, of_fam, rms, change, cosine, logprobs = (np.asarray(x, np.float64) for x in seen)
+        of_tokens, of_fam, rms, change, cosine, gates, _ = (np.asarray(x, np.float64) for x in seen)
         if n:
             self._add(self._tokens, of_tokens[:, :, :count])
             if answer is not None:
@@ -123,7 +126,8 @@ class _Sums:
         nothing = np.full(len(rms), np.nan)
         to_fam = of_tokens[:, :, :count, FAM].mean(axis=(1, 2)) if n else nothing
         updated = (rms, change if n else nothing, cosine if n else nothing) if count == S else (nothing,) * 3
-        self._by_block.append((to_fam, *updated))
+        of_gates = np.stack([gates.mean(axis=1), gates.min(axis=1), gates.max(axis=1)], axis=1)
+        self._by_block.append((to_fam, *updated, of_gates if count == S else np.full_like(of_gates, np.nan)))
         self._logprobs.append(np.asarray(seen[-1], np.float32)[:count])
 
     @staticmethod
@@ -133,14 +137,14 @@ class _Sums:
     def trace(self, tokens: int, maps: Any, map_block: int, fam_columns: int) -> Trace:
         """Returns the trace of all blocks."""
         mean: Callable[[list[Any]], Any] = lambda total: total[0] / total[1] if total[1] else None
-        to_fam, rms, change, cosine = (np.stack(x) for x in zip(*self._by_block, strict=True))
+        to_fam, rms, change, cosine, gates = (np.stack(x) for x in zip(*self._by_block, strict=True))
         attention, fam_attention = mean(self._tokens), mean(self._fam)
         if fam_attention is None:  # no second update
             fam_attention = np.full_like(attention, np.nan)
         token_map, fam_map = (np.asarray(x, np.float64) for x in maps)
         return Trace(
-            tokens, attention, mean(self._answer), fam_attention, to_fam, rms, change, cosine, token_map, fam_map,
-            fam_columns, map_block, np.concatenate(self._logprobs)[: tokens - 1],
+            tokens, attention, mean(self._answer), fam_attention, to_fam, rms, change, cosine, gates, token_map,
+            fam_map, fam_columns, map_block, np.concatenate(self._logprobs)[: tokens - 1],
         )  # fmt: skip
 
 
@@ -171,7 +175,8 @@ def _read(
         norm = lambda x, axis=None: jnp.sqrt(jnp.square(x).sum(axis=axis))
         rms = jnp.sqrt(jnp.square(new).mean())
         cosine = ((old * new).sum(axis=-1) / (norm(old, -1) * norm(new, -1))).mean()
-        return y, (later, (_heads(of_tokens), _heads(of_fam), rms, norm(new - old) / norm(old), cosine))
+        gates = write_gates_of_blocks(layer, x, before, fresh, where)[0, 0]
+        return y, (later, (_heads(of_tokens), _heads(of_fam), rms, norm(new - old) / norm(old), cosine, gates))
 
     hidden, state, seen = _forward(model, tokens_1S, count_1, state, observed)
     return (*seen, next_token_scores(model, hidden, next_1S)[0][0]), state

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from famjax.attention.block_step import over_blocks
 from famjax.attention.memory import LayerMemory, MemoryState, select_state_rows
 from famjax.attention.observe import KINDS, attention_of_blocks
 from famjax.attention.positions import Blocks, Layout
+from famjax.attention.sequence import over_blocks
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
 from famjax.dims import Array, Bool, Float, Weights

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from famjax.attention.block_step import over_blocks
 from famjax.attention.positions import Layout
+from famjax.attention.sequence import over_blocks
 from famjax.config import TrainConfig
 from famjax.data.batch import Batch
 from famjax.dims import Array, Bool, Float, Int, Weights

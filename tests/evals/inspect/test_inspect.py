@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from famjax.cli.main import main
+from famjax.data.passkey_text import Writer
+from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.inspect.summary import sentences
 from famjax.storage.checkpoint import save_model
 from tests import tiny
@@ -62,6 +64,30 @@ def test_pass_keys(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.startswith(found["summary"][0])
     assert found["summary"][0].split(":")[0] in page
+    assert found["write_gates"] is None and "write_gate_mean" not in found["by_block"] and "Gates of" not in page
+
+
+def test_gates_of_updates(tmp_path: Path) -> None:
+    """A model with gated updates: gates by layer and block in the JSON, between 0 and 1, with those at the key and
+    after it; a sentence and a table in the page. The key's block is that of its last digit."""
+    config = tiny.with_memory(CONFIG, fam_update="gated")
+    save_model(tmp_path / "m", config, tiny.parameters(config))
+    words = ["inspect", "--model", str(tmp_path / "m"), "--passkey", "2", "--documents", "2", "--output", str(tmp_path)]
+    assert main(words) == 0
+    found = strictly(tmp_path / "inspect.json")
+    document = Writer(ByteVocabulary()).document(found["document"]["answer"], 2 * 16)
+    key_block, full = document.mention[-1] // 16, len(document.tokens) // 16
+    assert found["document"]["key_block"] == key_block
+    mean, low, high = (np.array(found["by_block"][f"write_gate_{x}"][:full], float) for x in ("mean", "min", "max"))
+    assert (low >= 0).all() and (low <= mean).all() and (mean <= high).all() and (high <= 1).all()
+    gates = found["write_gates"]
+    assert [gates[where]["updates"] for where in ("all", "at_key", "after_key")] == [full, 1, full - 1 - key_block]
+    np.testing.assert_allclose(gates["at_key"]["mean"], mean[key_block], atol=1e-5)
+    np.testing.assert_allclose(gates["after_key"]["mean"], mean[key_block + 1 :].mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(gates["all"]["max"], high.max(axis=0), atol=1e-5)
+    page = (tmp_path / "inspect.html").read_text()
+    assert any(line.startswith("The gates of FAM's updates") for line in found["summary"])
+    assert "Gates of FAM&#x27;s updates" in page and Links(page).fetched == []
 
 
 def test_a_text_with_an_answer(model_dir: Path, tmp_path: Path) -> None:

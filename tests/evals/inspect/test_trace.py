@@ -109,3 +109,56 @@ def test_a_gate_has_its_part_in_the_shares() -> None:
         found.append(seen.attention[0, :, 1])  # of the first layer, whose input is the same
     assert not found[0].any() and found[2].max() > 0.01
     assert_close(found[1], found[2] / 2)
+
+
+GATED = tiny.config(num_kv_heads=1, fam_update="gated")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gates_are_those_of_the_equation(seed: int) -> None:
+    """F' = (1 - g) F + g U, in float64 from U = F_tau - F and the layer's weights: the recorded mean, minimum and
+    maximum of g over FAM, at each update, and none at a block that is not full. The first update's F is zero."""
+    params = tiny.parameters(GATED, seed)
+    tokens = tiny.tokens(GATED, 1, 18, seed)[0]  # four blocks and a half
+    made: list[np.ndarray] = []
+
+    class Watched(reference.Layer):
+        def gated_write(self, old, update):
+            unit = lambda x: x / np.sqrt(np.mean(x**2) + 1e-6)
+            learned = self.weights["memory"]
+            score = learned["write_old"] @ unit(old) + learned["write_new"] @ unit(update) + learned["write_bias"][0]
+            made.append(np.clip(1.02 / (1 + np.exp(-score)) - 0.01, 0, 1))
+            return super().gated_write(old, update)
+
+    def read(layer, *rest):
+        return reference.read_document(Watched(layer.config, layer.weights, layer.index), *rest)
+
+    reference.run(GATED, params, tokens, read=read)
+    by_update = np.array(made).reshape(GATED.num_layers, 4, F).swapaxes(0, 1)
+    assert np.ptp(by_update) > 0.2
+    found = trace(tiny.build(GATED, params), tokens)
+    expected = np.stack([by_update.mean(2), by_update.min(2), by_update.max(2)], 2)
+    assert_close(found.gates[:4], expected)
+    assert np.isnan(found.gates[4]).all()
+
+
+def test_a_closed_gate_changes_nothing() -> None:
+    """A gate that is shut is recorded as exactly 0, and FAM's change as exactly 0; one that is open as exactly 1. The
+    first update, too, finds a FAM that is not zero here."""
+    config = tiny.with_memory(GATED, zero_first_residual=False)
+    params, tokens = tiny.parameters(config), tiny.tokens(config, 1, 18)[0]
+    learned = {name: np.zeros_like(x) for name, x in params["layers"]["memory"].items()}
+    learned["write_bias"] = np.array([[-20.0], [20.0]], np.float32)  # of the first layer, and of the second
+    weights = params | {"layers": params["layers"] | {"memory": learned}}
+    found = trace(tiny.build(config, weights), tokens)
+    assert (found.gates[:4, 0] == 0).all() and (found.gates[:4, 1] == 1).all()
+    assert (found.change[1:4, 0] == 0).all() and (found.change[1:4, 1] > 0.01).all()
+
+
+def test_only_layers_with_gated_updates_have_gates() -> None:
+    """NaN in the paper's model, and in layers without FAM of one whose others are gated."""
+    tokens = tiny.tokens(CONFIG, 1, 18)[0]
+    assert np.isnan(trace(tiny.build(CONFIG, tiny.parameters(CONFIG)), tokens).gates).all()
+    some = tiny.config(num_kv_heads=1, fam_update="gated", fam_layers="-+")
+    gates = trace(tiny.build(some, tiny.parameters(some)), tokens).gates
+    assert np.isnan(gates[:, 0]).all() and np.isfinite(gates[:4, 1]).all()
