@@ -93,7 +93,8 @@ class _Routes:
         return PlainTextResponse(self._service.metrics.text(counters, gauges), media_type="text/plain; version=0.0.4")
 
     def _model(self) -> dict[str, Any]:
-        return {"id": self._config.name, "object": "model", "created": 0, "owned_by": "famjax"}
+        kept = self._config.sessions is not None
+        return {"id": self._config.name, "object": "model", "created": 0, "owned_by": "famjax", "sessions": kept}
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})

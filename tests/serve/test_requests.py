@@ -171,6 +171,7 @@ def test_the_page_chats(model_dir: Path, tmp_path: Path) -> None:
     assert shown["model"] == "tiny" and shown["bars"] == 2
     assert [kind for kind, _ in shown["log"]] == ["user", "model"] and shown["log"][0][1] == "Hello"
     assert tokens == len("User: Hello\nAssistant:") + 5 and shown["facts"].startswith(f"{tokens} tokens read")
+    assert shown["sessions"] == [["me", f"{tokens} tokens"]]
 
 
 def test_mistakes_of_the_command(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
