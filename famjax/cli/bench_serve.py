@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,10 +86,12 @@ def measure(
     where they share the weights and the device."""
     from famjax.bench.load_test import Target, over_clients
     from famjax.infer.load import load
+    from famjax.process.compilation_cache import enable
     from famjax.serve.server import running
     from famjax.serve.settings import ServeConfig
-    from famjax.serve.warm_up import programs, warm_up
+    from famjax.serve.warm_up import warm_up
 
+    enable()
     most = max(args.clients)
     # Only prompts that are texts are the same for other servers.
     vocab_size = 0 if args.url else vocab_size
@@ -96,8 +99,8 @@ def measure(
     with contextlib.ExitStack() as stack:
         targets = []
         for name, rows in ((BATCH, most), (ONE_ROW, 1)):
-            for number, _ in enumerate(warm_up(model, rows)):
-                tell(f"compiling for {rows} rows", number, programs(rows, model.config.memory.block_size))
+            tell(f"compiling for {rows} rows", 0, 1)
+            deque(warm_up(model, rows), maxlen=0)
             config = ServeConfig(NAME, port=0, max_rows=rows, max_waiting=most, grace=0, prefix_cache_mib=0)
             url = stack.enter_context(running(model, str(model_dir), config)).url
             targets.append(Target(name, url, NAME, vocab_size))

@@ -191,7 +191,7 @@ class _Routes:
 
     async def download(self, request: Request) -> Response:
         store, name = self._service.sessions(), request.path_params["name"]
-        content = await asyncio.to_thread(store.existing(name).read_bytes)
+        content = await asyncio.to_thread(store.content, name)
         disposition = f'attachment; filename="{name}.safetensors"'
         return Response(content, media_type="application/octet-stream", headers={"Content-Disposition": disposition})
 
