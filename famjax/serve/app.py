@@ -237,6 +237,8 @@ async def _feed(pipe: Pipe, request: Request, seconds: float) -> None:
                     await pipe.put(first.removeprefix(BOM))
             else:
                 await pipe.put(piece)
+            if pipe.closed:  # the reader has failed: the rest of the body is of no use
+                return
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the text is not UTF-8 ({error.reason})", code="bad_text") from error

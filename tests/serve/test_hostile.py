@@ -1,8 +1,10 @@
 """Clients that mean harm, or are broken: none of them makes the server fail, keeps rows, or ends the work of others."""
 
 import asyncio
+import contextlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from famjax.serve.errors import ApiError
 from famjax.serve.http import EventStream
 from famjax.serve.reading import Reading
 from famjax.serve.server import Server
-from tests.serve.running import ask, chat, complete, model_folder, serve
+from tests.serve.running import ask, chat, complete, connection, model_folder, serve
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +214,30 @@ def test_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(asyncio.wait_for(EventStream(chunks(), 0.2)({"type": "http"}, receive, send), 60))
     assert order == ["let go", "said so"]
+
+
+def test_an_upload_whose_reader_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of any length is sent while its reading has failed: the answer comes before its end."""
+
+    def fails(reading: Reading, cache: Any) -> int:
+        raise FloatingPointError
+
+    monkeypatch.setattr(Reading, "window", fails)
+    line, sent = connection(server), 0
+    line.putrequest("PUT", "/v1/sessions/long/text")
+    line.putheader("Content-Length", str(2**40))
+    line.endheaders()
+    line.sock.settimeout(0.05)
+    deadline = time.monotonic() + 300
+    answer = b""
+    while not answer and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):  # the buffers are full, or the server has closed the connection
+            sent += line.sock.send(b"word " * 10_000)
+        with contextlib.suppress(TimeoutError):
+            answer = line.sock.recv(1000)
+    line.close()
+    assert answer.startswith(b"HTTP/1.1 500") and sent < 2**30
+    assert ask(server, "GET", "/v1/sessions/long").status == 404
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
