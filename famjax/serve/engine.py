@@ -127,14 +127,18 @@ class Engine:
                 self._turn()
             except Exception as error:  # the server lives on, without what was at work
                 log.exception("a call to the device failed")
-                self._fail_all(f"the model could not compute this: {type(error).__name__}", stopping=False)
+                self._fail_all(_failure(error), stopping=False)
         self._fail_all("the server stopped before the answer was complete", stopping=True)
 
     def _turn(self) -> None:
         self._drop_cancelled()
         self._admit()
         if self._reading:
-            self._read(self._reading[0])
+            try:
+                self._read(self._reading[0])
+            except _Lost as error:  # of this prompt alone: its memory is its own
+                log.exception("a prompt could not be read")
+                self._cancel_with(self._reading[0].job, str(error))
             self._reading.rotate(-1)
             self._reading = deque(reading for reading in self._reading if not reading.handed_on)
         if self._batch.rows:
@@ -168,21 +172,27 @@ class Engine:
                 raise
 
     def _read(self, reading: Reading) -> None:
-        """Up to a window of one prompt; others take turns with it."""
-        self.read_tokens += reading.window(self.cache)
+        """Up to a window of one prompt; others take turns with it. Raises `_Lost`, and nothing else has changed."""
         job = reading.job
-        if not reading.finished:
-            return
-        session = reading.session()
-        job.tell(Read(reading.plan.begin, reading.scores()))
-        if job.ask.max_tokens == 0:
+        try:
+            self.read_tokens += reading.window(self.cache)
+            if not reading.finished:
+                return
+            session, scores = reading.session(), reading.scores()
+            rows = []
+            if job.ask.max_tokens > 0:
+                assert job.ask.stream is not None
+                rows = [Row(job, sample, job.ask.stream(session.recent[0])) for sample in range(job.ask.samples)]
+        except Exception as error:
+            raise _Lost(_failure(error)) from error
+        job.tell(Read(reading.plan.begin, scores))
+        if not rows:
             job.tell(Done(session if job.ask.keep else None))
             self._free(job, job.ask.samples)
             reading.handed_on = True
             return
-        assert job.ask.stream is not None
-        for sample in range(job.ask.samples):
-            self._batch.join(Row(job, sample, job.ask.stream(session.recent[0])), session)
+        for row in rows:
+            self._batch.join(row, session)
         reading.handed_on = True
 
     def _decode(self) -> None:
@@ -236,6 +246,14 @@ class Engine:
         for job in jobs:
             if not job.cancelled:
                 job.tell(Failed(message, stopping))
+
+
+class _Lost(Exception):
+    """One prompt could not be read; others can."""
+
+
+def _failure(error: Exception) -> str:
+    return f"the model could not compute this: {type(error).__name__}"
 
 
 def bytes_of_row(model: Transformer) -> int:

@@ -10,16 +10,21 @@ from famjax.infer.settings import RECENT, Sampling
 from famjax.serve.errors import ApiError
 
 COMPLETION_TOKENS = 16  # the API's default for completions
-MOST_STOPS, MOST_TOP, MOST_COMPLETION_TOP = 16, 20, 5
+MOST_PROMPTS, MOST_STOPS, MOST_TOP, MOST_COMPLETION_TOP = 1024, 16, 20, 5
 _LARGEST = 2**31 - 1
+# Numbers beyond these are none in float32.
+_FLOATS = (1e-30, 1e30)
 
 # Fields of the API that are not supported, and the values of them that change nothing. null never does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "best_of": (1,), "logit_bias": ({},), "suffix": ("",),
     "tools": ([],), "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},), "functions": ([],),
     "modalities": (["text"],), "parallel_tool_calls": (True, False), "service_tier": ("auto", "default"),
-    "store": (False,),
+    "store": (False,), "function_call": ("none", "auto"), "audio": (), "prediction": (), "reasoning_effort": ("none",),
+    "verbosity": ("medium",), "web_search_options": (), "prompt_cache_retention": (), "moderation": (),
 }  # fmt: skip
+# Labels of a request, for the provider's own books. They change nothing of the answer, and are not kept.
+_LABELS = ("user", "safety_identifier", "prompt_cache_key", "metadata")
 _SHARED = (
     "model", "n", "stop", "seed", "temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stream",
     "stream_options", "session", "logprobs",
@@ -94,8 +99,10 @@ def _asked(fields: Mapping[str, Any], **own: Any) -> Asked:
         sampling.validate()
     except ConfigError as error:
         raise ApiError(400, str(error), param=str(error).split()[0]) from error
-    options = fields.get("stream_options") or {}
+    options = fields.get("stream_options", {})
     stream = _flag(fields, "stream")
+    if isinstance(options, dict):
+        options = {key: x for key, x in options.items() if x is not None and (key, x) != ("include_obfuscation", False)}
     if not isinstance(options, dict) or set(options) - {"include_usage"}:
         raise ApiError(400, "stream_options takes include_usage: true or false", param="stream_options")
     if options and not stream:
@@ -113,11 +120,16 @@ def _object(body: Any, supported: Sequence[str]) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
     for name, value in body.items():
-        if name in supported or value is None or value in _NEUTRAL.get(name, ()):
+        if name in (*supported, *_LABELS) or value is None or _is_neutral(name, value):
             continue
         what = "is not supported here" if name in _NEUTRAL else "is no field of this request"
         raise ApiError(400, f"{name!r} {what}; leave it out", param=name, code="unsupported_field")
     return {name: value for name, value in body.items() if name in supported and value is not None}
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    """Whether the value of a field asks for nothing. True is no 1, and False no 0."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in _NEUTRAL.get(name, ()))
 
 
 def _integer(fields: Mapping[str, Any], name: str, default: int | None, least: int, most: int) -> int | None:
@@ -127,14 +139,17 @@ def _integer(fields: Mapping[str, Any], name: str, default: int | None, least: i
     if isinstance(value, bool) or not isinstance(value, int):
         raise ApiError(400, f"{name} is {_shown(value)}; it must be a whole number", param=name)
     if not least <= value <= most:
-        raise ApiError(400, f"{name} is {value}; it must be {least} to {most}", param=name)
+        raise ApiError(400, f"{name} is {_shown(value)}; it must be {least} to {most}", param=name)
     return value
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     value = fields.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e30:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ApiError(400, f"{name} is {_shown(value)}; it must be a number", param=name)
+    least, most = _FLOATS
+    if value != 0 and not least <= abs(value) <= most:
+        raise ApiError(400, f"{name} is {_shown(value)}; it must be 0, or {least:g} to {most:g}", param=name)
     return float(value)
 
 
@@ -153,7 +168,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
 
 
 def _stops(value: Any) -> list[str]:
-    stops = [value] if isinstance(value, str) else value or []
+    stops = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise ApiError(400, f"stop is {_shown(value)}; it must be a text or a list of texts", param="stop")
     if len(stops) > MOST_STOPS:
@@ -172,6 +187,8 @@ def _prompts(value: Any, vocab_size: int) -> list[str | list[int]]:
     prompts = [value] if isinstance(value, str) or is_ids(value) else value
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or is_ids(p) for p in prompts):
         raise ApiError(400, "prompt must be a text, token ids, or a list of such, and not empty", param="prompt")
+    if len(prompts) > MOST_PROMPTS:
+        raise ApiError(400, f"prompt has {len(prompts)} texts; give at most {MOST_PROMPTS} a request", param="prompt")
     for prompt in prompts:
         if not isinstance(prompt, str) and not (min(prompt) >= 0 and max(prompt) < vocab_size):
             raise ApiError(400, f"a token of the prompt is outside the vocabulary 0..{vocab_size - 1}", param="prompt")
@@ -201,6 +218,8 @@ def _message(one: Any, place: str) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    """A value of a request in a message: one short line."""
-    text = ascii(value)
+    """A value of a request in a message: one short line. What has parts may be deep or large, so it is only named."""
+    if isinstance(value, list | dict):
+        return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)} fields"
+    text = ascii(value[:60] if isinstance(value, str) else value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -22,6 +22,8 @@ log = logging.getLogger("famjax.serve")
 
 # Of a client that left before its answer; nobody receives it.
 CLIENT_GONE = 499
+# For the end of a stream, which a client that has ceased to read does not take.
+LAST_SECONDS = 5.0
 # Paths that need no key: they say nothing of the model's work.
 OPEN = ("/", "/health")
 
@@ -67,6 +69,8 @@ async def json_body(request: Request, config: ServeConfig) -> Any:
         return checked(json_of(content, "the body"), "the body")
     except BadText as error:
         raise ApiError(400, str(error), code="bad_json") from error
+    except RecursionError as error:  # lists in lists, too deep for the check of their texts
+        raise ApiError(400, "the body: this JSON is nested too deeply", code="bad_json") from error
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Response], seconds: float) -> Response:
@@ -120,18 +124,21 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         body = lambda text, more=True: send({"type": "http.response.body", "body": text.encode(), "more_body": more})
-        async with contextlib.aclosing(self._chunks) as chunks:  # type: ignore[type-var]
-            try:
-                async with asyncio.timeout(self._seconds):
-                    async for chunk in chunks:
-                        await body(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
-                await body("data: [DONE]\n\n")
-            except TimeoutError:
-                error = ApiError(504, f"the answer was not complete within {self._seconds:g} s", code="timeout")
-                await body(f"data: {json.dumps(error.body)}\n\n")
-            except ApiError as error:
-                await body(f"data: {json.dumps(error.body)}\n\n")
-        await body("", False)
+        try:
+            # Closed before the last words: a client that does not read them must not keep its rows meanwhile.
+            async with contextlib.aclosing(self._chunks) as chunks, asyncio.timeout(self._seconds):  # type: ignore[type-var]
+                async for chunk in chunks:
+                    await body(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
+            last = "[DONE]"
+        except TimeoutError:
+            error = ApiError(504, f"the answer was not complete within {self._seconds:g} s", code="timeout")
+            last = json.dumps(error.body)
+        except ApiError as error:
+            last = json.dumps(error.body)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_SECONDS):
+                await body(f"data: {last}\n\n")
+                await body("", False)
 
 
 class Guard:

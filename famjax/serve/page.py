@@ -1,6 +1,9 @@
-"""The page at `/`: a chat with a picked session, and a picture of its memory. One file, which asks this server alone.
+"""The page at `/`: a chat with a picked session, a picture of its memory, and the list of all sessions. One file, which
+asks this server alone.
 
-Text of models and users is put into the page as text, never as HTML.
+Text of models and users is put into the page as text, never as HTML. The name of the session is in the address, after
+`#`, so that a reload continues it. The page does not keep what was said: a session remembers it, as memory. On a server
+without sessions the page sends the whole conversation with every message instead.
 """
 
 PAGE = r"""<!doctype html>
@@ -24,22 +27,29 @@ textarea, input, button, select { font: inherit; color: inherit; background: var
   border: 1px solid var(--line); border-radius: 6px; padding: .3rem .6rem; }
 button { cursor: pointer; } small, #facts { color: var(--faint); font-variant-numeric: tabular-nums; }
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; fill: var(--faint); }
+svg rect { fill: var(--mark); } aside h2:not(:first-child) { margin-top: 1.2rem; }
+#sessions { list-style: none; margin: 0; padding: 0; max-height: 40vh; overflow-y: auto; }
+#sessions button { display: flex; width: 100%; gap: .6rem; justify-content: space-between; align-items: baseline;
+  border: 0; text-align: left; overflow-wrap: anywhere; }
+#sessions button[aria-current="true"] { background: var(--soft); }
+#sessions button:disabled { cursor: default; opacity: .6; } #sessions small { white-space: nowrap; }
 @media (max-width: 700px) { body { grid-template-columns: minmax(0, 1fr); } }
 </style></head><body>
 <header><h1 id="model">famjax</h1>
-<label>session <input id="session" list="names" value="me" size="12" maxlength="64"></label>
-<datalist id="names"></datalist>
+<label>session <input id="session" value="me" size="12" maxlength="64" autocomplete="off"></label>
 <label>key <input id="key" type="password" size="8" autocomplete="off" placeholder="none"></label>
 </header>
 <main><div id="log" aria-live="polite"></div>
 <form id="form"><textarea id="text" rows="2" placeholder="What do you want to say?" aria-label="message"></textarea>
 <button id="send">Send</button><button id="stop" type="button" hidden>Stop</button></form>
-<small>An answer that is stopped is forgotten, with its question.</small></main>
-<aside><h2>Memory</h2><div id="facts">nothing read yet</div><div id="picture"></div></aside>
+<small id="hint"></small></main>
+<aside><h2>Memory</h2><div id="facts"></div><div id="picture"></div>
+<h2>Sessions</h2><ul id="sessions"></ul><small id="which"></small></aside>
 <script>
 "use strict";
 const $ = id => document.getElementById(id);
-let model = "", leaving = null;
+let model = "", leaving = null, kept = true;
+let said = [];  // the conversation, on a server that keeps no sessions
 const headers = () => {
   const found = {"Content-Type": "application/json"};
   if ($("key").value) found["Authorization"] = "Bearer " + $("key").value;
@@ -74,40 +84,64 @@ const draw = memory => {
     "aria-label": "norm of the memory by layer"});
   norms.forEach((value, i) => {
     svg.append(element("text", {x: 0, y: step * i + 13}, "layer " + i));
-    svg.append(element("rect", {x: 56, y: step * i + 3, width: 200 * value / most, height: 12, rx: 3,
-      fill: "var(--mark)"}));
+    svg.append(element("rect", {x: 56, y: step * i + 3, width: 200 * value / most, height: 12, rx: 3}));
     svg.append(element("text", {x: 62 + 200 * value / most, y: step * i + 13}, value.toPrecision(3)));
   });
   const what = memory.layers.some(layer => layer.fam.length) ? "feedback activations" : "keys";
   svg.append(element("text", {x: 0, y: step * norms.length + 14}, "root mean square of " + what + ", by layer"));
   $("picture").replaceChildren(svg);
 };
+const html = (name, fields, ...children) => {
+  const one = Object.assign(document.createElement(name), fields);
+  one.append(...children);
+  return one;
+};
+const tokens = count => count.toLocaleString() + (count === 1 ? " token" : " tokens");
+// The sessions, each with what it has read; one that another model made cannot be continued.
+const listed = (list, name) => {
+  $("sessions").replaceChildren(...list.map(one => {
+    const facts = one.same_model ? tokens(one.tokens) : "of another model";
+    const button = html("button", {type: "button", disabled: !one.same_model},
+      html("span", {textContent: one.id}), html("small", {textContent: facts}));
+    button.setAttribute("aria-current", one.id === name);
+    button.addEventListener("click", () => { $("session").value = one.id; pick(); });
+    return html("li", {}, button);
+  }));
+  $("which").textContent = list.length ? "A new name above begins another." : "none yet; the first message begins one";
+};
 const refresh = async () => {
+  if (!kept) return;
   try {
-    const list = (await call("/v1/sessions")).data;
-    $("names").replaceChildren(...list.map(one => Object.assign(document.createElement("option"), {value: one.id})));
-    const name = $("session").value;
+    const list = (await call("/v1/sessions")).data, name = $("session").value;
+    listed(list, name);
     if (!list.some(one => one.id === name)) {
       $("facts").textContent = "nothing read yet";
       $("picture").replaceChildren();
       return;
     }
     const memory = await call(`/v1/sessions/${encodeURIComponent(name)}/memory`);
-    $("facts").textContent = `${memory.tokens.toLocaleString()} tokens read, `
+    if (name !== $("session").value) return;  // another one has been picked meanwhile
+    $("facts").textContent = `${tokens(memory.tokens)} read, `
       + `${memory.updates.toLocaleString()} updates, ${memory.bytes.toLocaleString()} bytes`;
     draw(memory);
   } catch (error) { $("facts").textContent = error.message; }
 };
+const pick = () => {
+  location.hash = $("session").value;
+  $("log").replaceChildren();
+  return refresh();
+};
 const read = async (answer, line) => {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let rest = "";;) {
+  for (let rest = "", whole = false;;) {
     const {done, value} = await reader.read();
+    if (done && !whole) throw new Error("the connection ended before the answer did; this turn is forgotten");
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
       const data = part.replace(/^data: /, "");
-      if (data === "[DONE]") continue;
+      if (data === "[DONE]") { whole = true; continue; }
       const chunk = JSON.parse(data);
       if (chunk.error) throw new Error(chunk.error.message);
       for (const choice of chunk.choices) line.textContent += choice.delta.content || "";
@@ -121,35 +155,48 @@ $("form").addEventListener("submit", async event => {
   if (!text.trim() || leaving) return;
   $("text").value = "";
   say("user", text);
-  const line = say("model", "");
+  const line = say("model", ""), message = {role: "user", content: text};
   leaving = new AbortController();
-  $("stop").hidden = false;
+  $("stop").hidden = !($("send").disabled = true);
   try {
-    const body = {model, stream: true, messages: [{role: "user", content: text}]};
-    if ($("session").value) body.session = $("session").value;
+    const body = {model, stream: true, messages: [...said, message]};
+    if (kept) body.session = $("session").value;
     const answer = await fetch("/v1/chat/completions",
       {method: "POST", headers: headers(), body: JSON.stringify(body), signal: leaving.signal});
     if (!answer.ok) throw new Error((await answer.json()).error.message);
     await read(answer, line);
+    if (!kept) said.push(message, {role: "assistant", content: line.textContent});
   } catch (error) {
     say("error", error.name === "AbortError" ? "stopped; this turn is forgotten" : error.message);
   }
   leaving = null;
-  $("stop").hidden = true;
+  $("stop").hidden = !($("send").disabled = false);
   refresh();
 });
 $("stop").addEventListener("click", () => leaving && leaving.abort());
 $("text").addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("form").requestSubmit(); }
 });
-$("session").addEventListener("change", () => { $("log").replaceChildren(); refresh(); });
+$("session").addEventListener("change", pick);
 const begin = async () => {
   try {
-    model = (await call("/v1/models")).data[0].id;
-    $("model").textContent = model;
-    refresh();
-  } catch (error) { say("error", error.message); }
+    const found = (await call("/v1/models")).data[0];
+    [model, kept] = [found.id, found.sessions];
+  } catch (error) {
+    say("error", error.message);
+    return;
+  }
+  $("model").textContent = model;
+  $("log").replaceChildren();
+  $("session").disabled = !kept;
+  $("hint").textContent = kept ? "An answer that is stopped is forgotten, with its question. The page does not show "
+    + "what was said before it was loaded; the session remembers it."
+    : "The whole conversation is sent with every message.";
+  if (kept) return refresh();
+  $("facts").textContent = "none, without a session";
+  $("which").textContent = "none; famjax serve --sessions DIR keeps some";
 };
+if (/^#[\w.-]+$/.test(location.hash)) $("session").value = location.hash.slice(1);
 $("key").addEventListener("change", begin);
 begin();
 </script></body></html>

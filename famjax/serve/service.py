@@ -270,6 +270,11 @@ class Pipe:
         """The reader has ended."""
         self._closed.set()
 
+    @property
+    def closed(self) -> bool:
+        """Nobody reads any more."""
+        return self._closed.is_set()
+
 
 def shown(value: Any) -> str:
     """Text of a client for a log line: printable ASCII, short, on one line."""

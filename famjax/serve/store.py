@@ -69,19 +69,33 @@ class Store:
         """The file of a session. Raises `ApiError` 404 if there is none."""
         path = self.path(name)
         if not path.is_file():
-            raise ApiError(404, f"there is no session {name!r}; GET /v1/sessions lists them", code="session_not_found")
+            raise _missing(name)
         return path
+
+    def content(self, name: str) -> bytes:
+        """The file of a session. Raises `ApiError` 404 if there is none."""
+        try:
+            return self.existing(name).read_bytes()
+        except FileNotFoundError:  # deleted meanwhile
+            raise _missing(name) from None
 
     def list(self) -> list[dict[str, Any]]:
         """Name, tokens, bytes of each session, by name."""
         names = sorted(path.name.removesuffix(ENDING) for path in self._folder.glob(f"*{ENDING}"))
-        return [self.describe(name) for name in names if NAME.fullmatch(name) and self.path(name).is_file()]
+        found = []
+        for name in filter(NAME.fullmatch, names):
+            with contextlib.suppress(ApiError):  # deleted meanwhile
+                found.append(self.describe(name))
+        return found
 
     def describe(self, name: str) -> dict[str, Any]:
         """What a session is, from the header of its file alone."""
         path = self.existing(name)
         metadata = _metadata(path)
-        status = path.stat()
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise _missing(name) from None
         with self._lock:
             busy = name in self._writers
         return {
@@ -114,7 +128,7 @@ class Store:
         """A copy of a session under another name, inside `writing`."""
         if self.path(name).exists():
             raise ApiError(409, f"there is a session {name!r} already; delete it first", code="session_exists")
-        write_bytes(self.path(name), self.existing(source).read_bytes())
+        write_bytes(self.path(name), self.content(source))
 
     def delete(self, name: str) -> None:
         """Forgets a session, inside `writing`."""
@@ -122,27 +136,41 @@ class Store:
 
     def picture(self, name: str) -> dict[str, Any]:
         """What the memory looks like: for each layer the root mean square of each of its newest feedback activations
-        (F numbers; none without FAM), and of the keys and values in its ring."""
+        (F numbers; none without FAM), and of the keys and values in its ring. Raises `ApiError` 409 if the file is no
+        session."""
         path = self.existing(name)
         rms = lambda x, axis=None: np.sqrt(np.mean(np.square(np.asarray(x, np.float32)), axis=axis))
         layers = []
-        with safetensors.safe_open(path, "numpy") as file:
-            count = sum(key.endswith(".k") for key in file.keys())  # noqa: SIM118
-            for i in range(count):
-                fam = file.get_tensor(f"{i}.fam")
-                norms = rms(fam[0], -1).tolist() if fam.size else []
-                keys, values = (file.get_tensor(f"{i}.{part}") for part in ("k", "v"))
-                layers.append({"fam": norms, "keys": float(rms(keys)), "values": float(rms(values))})
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                count = sum(key.endswith(".k") for key in file.keys())  # noqa: SIM118
+                for i in range(count):
+                    fam = file.get_tensor(f"{i}.fam")
+                    norms = rms(fam[0], -1).tolist() if fam.size else []
+                    keys, values = (file.get_tensor(f"{i}.{part}") for part in ("k", "v"))
+                    layers.append({"fam": norms, "keys": float(rms(keys)), "values": float(rms(values))})
+        except FileNotFoundError:
+            raise _missing(name) from None
+        except (safetensors.SafetensorError, IndexError, TypeError):
+            layers = []
+        if not layers:
+            raise ApiError(409, f"session {name!r} is damaged, or no session; delete it", code="unusable_session")
         return {**self.describe(name), "layers": layers}
 
     def _restored(self, path: Path, name: str, status: int) -> Session:
         try:
             found = sessions.restore(sessions.read_file(path), self._model, self._known)
+            if found.recent[0, -1] < 0:
+                raise ConfigError("has read nothing; a session begins with its first text")
             # As the memory of a new text is, so that the same programs continue it.
             return Session(jax.device_put(found.memory, self._shardings), found.recent)
         except ConfigError as error:  # whose message begins with a path of this machine
             reason = str(error).removeprefix(str(path)).strip()
             raise ApiError(status, f"session {name!r} {reason}", param="session", code="unusable_session") from error
+
+
+def _missing(name: str) -> ApiError:
+    return ApiError(404, f"there is no session {name!r}; GET /v1/sessions lists them", code="session_not_found")
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

@@ -6,12 +6,14 @@ import json
 import pytest
 
 from famjax.bench import peers
+from famjax.bench.load_test import Target, over_clients
 from famjax.bench.questions import questions
 from famjax.bench.sizes import SIZES, check_lengths, variants
 from famjax.cli import bench
 from famjax.cli.main import main
 from famjax.config import ConfigError
 from tests import tiny
+from tests.serve.running import model_folder, serve
 
 SMALL = ["--size", "tiny", "--block-size", "8", "--fam-length", "2", "--repeats", "2"]
 
@@ -139,21 +141,65 @@ def test_questions_about_one_text_read_it_once() -> None:
     assert told[-1] == ("questions", 4, 4)
 
 
+SERVING = ["--clients", "1,3", "--requests", "2", "--prompt-tokens", "20", "--answer-tokens", "5", "--repeats", "2"]
+
+
 @pytest.mark.slow
 def test_serving_is_measured(tmp_path, capsys, monkeypatch) -> None:
-    """Each number of clients has a row with the batch and one without; rates are requests and tokens over seconds."""
+    """Each number of clients has a row with the batch and one without; rates are requests and tokens over seconds; the
+    ratio of a server to itself is 1, and that of two servers lies within their rates' range."""
     from famjax.bench import inference
 
     small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
     monkeypatch.setitem(inference.LLAMAS, "tiny", small | {"num_hidden_layers": 2, "vocab_size": 300})
-    flags = ["--clients", "1,3", "--requests", "2", "--prompt-tokens", "20", "--answer-tokens", "5"]
     memory = ["--block-size", "16", "--memory-segments", "1", "--fam-length", "2"]
-    assert main(["bench", "serve", *flags, *memory, "--output", str(tmp_path)]) == 0
-    rows = json.loads((tmp_path / "bench.json").read_text())["serving"]
+    assert main(["bench", "serve", *SERVING, *memory, "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "bench.json").read_text())
+    assert results["settings"]["model"]["memory"]["block_size"] == 16
+    rows = results["serving"]
     names = ("famjax serve", "famjax serve --max-rows 1")
-    assert [(row["name"], row["clients"]) for row in rows] == [(name, count) for name in names for count in (1, 3)]
-    for row in rows:
-        assert row["requests"] == 2 * row["clients"]
-        assert 0 < row["tokens_per_second"] <= 5.001 * row["requests_per_second"]
-        assert 0 < row["first_token_seconds"]["low"] <= row["seconds"]
-    assert "famjax serve --max-rows 1" in capsys.readouterr().out
+    assert [(row["name"], row["clients"]) for row in rows] == [(name, count) for count in (1, 3) for name in names]
+    for row, one_row in zip(rows, [x for x in rows[1::2] for _ in range(2)], strict=True):
+        assert row["requests"] == 2 * row["clients"] and row["read_tokens"] == 20 and 0 < row["made_tokens"] <= 5
+        rate, over = row["tokens_per_second"], row["tokens_per_second_over_reference"]
+        assert 0 < rate["low"] <= 5.001 * row["requests_per_second"]["high"]
+        assert 0 < row["first_token_seconds"]["low"] <= row["answer_seconds"]["low"]
+        beside = one_row["tokens_per_second"]
+        assert rate["low"] / beside["high"] <= over["low"] <= over["high"] <= rate["high"] / beside["low"]
+        assert over["median"] == 1 or row is not one_row
+    shown = capsys.readouterr().out
+    assert "famjax serve --max-rows 1" in shown and results["machine"]["processor"] in shown
+
+
+@pytest.mark.slow
+def test_another_server_gets_the_same_load(tmp_path) -> None:
+    """`--url`, with this project's own server as the other one: three rows for each number of clients, which have read
+    and made the same tokens, since all got the same texts."""
+    model = model_folder(tmp_path / "model")
+    with serve(model, name="theirs", max_rows=3) as server:
+        other = ["--url", server.url, "--model-name", "theirs", "--label", "the other"]
+        assert main(["bench", "serve", "--model", str(model), *other, *SERVING, "--output", str(tmp_path)]) == 0
+        with pytest.raises(ConfigError, match="status 404: .there is no model"):
+            over_clients([Target("other", server.url, "nobody")], (1,), 1, 8, 2, 1, lambda *words: None)
+    rows = json.loads((tmp_path / "bench.json").read_text())["serving"]
+    assert [row["name"] for row in rows] == 2 * ["famjax serve", "famjax serve --max-rows 1", "the other"]
+    for three in (rows[:3], rows[3:]):
+        assert len({(row["read_tokens"], row["made_tokens"]) for row in three}) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--requests", "0"], "--requests is 0"), (["--clients", "0,1"], "--clients 0 is too few"),
+        (["--url", "http://127.0.0.1:9"], "--url and --model-name go together"),
+        (["--url", "https://a:9", "--model-name", "m"], "must be http://HOST:PORT"),
+        (["--url", "http://a:9/v1", "--model-name", "m"], "without a path"),
+        (["--url", "http://a:x", "--model-name", "m"], "must be http://HOST:PORT"),
+        (["--label", "x"], "add --url"), (["--lengths", "8"], "takes no --lengths"), (["--model", "none"], "none"),
+    ],
+)  # fmt: skip
+def test_mistakes_of_serving(flags, words, capsys) -> None:
+    """Exit code 2 and one line, before a server starts."""
+    assert main(["bench", "serve", *flags]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and len(error.splitlines()) == 1

@@ -19,6 +19,7 @@ class Element {
 const elements = {};
 for (const [, id] of html.matchAll(/ id="([a-z]+)"/g)) elements[id] = new Element(id);
 elements.session.value = "me";
+global.location = {hash: ""};
 global.document = {
   getElementById: id => { if (!elements[id]) throw new Error(`no element ${id}`); return elements[id]; },
   createElement: tag => new Element(tag),
@@ -42,6 +43,7 @@ console.log(JSON.stringify({
   model: elements.model.textContent,
   log: elements.log.children.map(line => [line.className, line.textContent]),
   facts: elements.facts.textContent,
+  sessions: elements.sessions.children.map(one => one.children[0].children.map(part => part.textContent)),
   bars: elements.picture.children[0].children.filter(child => child.tag === "rect").length,
 }));
 process.exit(0);

@@ -61,6 +61,12 @@ def test_openai_chat(client) -> None:
     first, second = (ask(extra_body={"session": "me"}).choices[0].message.content for _ in range(2))
     assert first == text != second or second
     assert ask(extra_headers={"X-Session": "new"}).choices[0].message.content == text
+    assert ask(user="somebody", metadata={"a": "b"}, parallel_tool_calls=True).choices[0].message.content == text
+    said = whole.choices[0].message.model_dump()  # as a client sends it back, with all its empty fields
+    more = [{"role": "user", "content": "Hi"}, said, {"role": "user", "content": "Go on"}]
+    assert (
+        client.chat.completions.create(model="tiny", messages=more, max_tokens=1).choices[0].message.content is not None
+    )
 
 
 def test_openai_errors(client) -> None:

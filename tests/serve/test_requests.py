@@ -1,6 +1,7 @@
 """What is wrong with a request is told in the API's error object, and nothing of it brings the server down."""
 
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -44,6 +45,12 @@ def server(model_dir: Path):
         ({"prompt": "a", "best_of": 3}, "'best_of' is not supported"), ({"prompt": "a", "why": 1}, "'why' is no field"),
         ({"prompt": "a", "stream_options": {}}, ""), ({"prompt": "a", "logit_bias": {}, "suffix": None}, ""),
         ({"prompt": "a", "stream_options": {"include_usage": True}}, "needs stream: true"), ([1], "a JSON object"),
+        ({"prompt": "a", "stream_options": []}, "stream_options takes"), ({"prompt": "a", "stop": False}, "is False"),
+        ({"prompt": "a", "stop": [[["x"]]]}, "stop is a list of 1"), ({"prompt": "a", "best_of": True}, "supported"),
+        ({"prompt": ["a"] * 1025}, "prompt has 1025 texts"), ({"prompt": "a", "temperature": 1e-300}, "1e-30 to 1e+30"),
+        ({"prompt": "a", "frequency_penalty": False}, "'frequency_penalty' is not supported"),
+        ({"prompt": "a", "user": "me", "metadata": {"a": "b"}, "frequency_penalty": 0.0, "best_of": 1}, ""),
+        ({"prompt": "a", "stream": True, "stream_options": {"include_usage": None, "include_obfuscation": False}}, ""),
     ],
 )  # fmt: skip
 def test_fields_of_completions(body: object, said: str) -> None:
@@ -51,7 +58,7 @@ def test_fields_of_completions(body: object, said: str) -> None:
     if not said:
         fields.completion(body, 256)
         return
-    with pytest.raises(ApiError, match=said.replace("(", r"\(")) as error:
+    with pytest.raises(ApiError, match=re.escape(said)) as error:
         fields.completion(body, 256)
     assert error.value.status == 400
 
@@ -65,6 +72,8 @@ def test_fields_of_completions(body: object, said: str) -> None:
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]}, "tool_calls is not supported"),
         ({"top_logprobs": 2}, "needs logprobs"), ({"max_tokens": 2, "max_completion_tokens": 2}, "give one"),
         ({"tools": [{}]}, "'tools' is not supported"), ({"prompt": "x"}, "'prompt' is no field"),
+        ({"reasoning_effort": "high"}, "'reasoning_effort' is not supported"),
+        ({"response_format": {"type": "json_object"}}, "'response_format' is not supported"),
     ],
 )  # fmt: skip
 def test_fields_of_chats(change: dict, said: str) -> None:
@@ -171,6 +180,7 @@ def test_the_page_chats(model_dir: Path, tmp_path: Path) -> None:
     assert shown["model"] == "tiny" and shown["bars"] == 2
     assert [kind for kind, _ in shown["log"]] == ["user", "model"] and shown["log"][0][1] == "Hello"
     assert tokens == len("User: Hello\nAssistant:") + 5 and shown["facts"].startswith(f"{tokens} tokens read")
+    assert shown["sessions"] == [["me", f"{tokens} tokens"]]
 
 
 def test_mistakes_of_the_command(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,109 @@
+"""Writes measurements of `famjax bench serve` into docs/serve.md, between its two markers.
+
+    famjax bench serve --model runs/smollm2 --clients 1,2,4,8 --output runs/bench/smollm2
+    python launch/studies/serving.py "SmolLM2 135M=runs/bench/smollm2/bench.json"
+
+docs/serving.json keeps them by name: one of the same name is replaced, and `"SmolLM2 135M="` removes it. Without
+arguments the tables are written again. Measure on a machine that does nothing else: its load average is in the page.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from famjax.bench.machine import LOADS, SHOWN, summary
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, PAGE = ROOT / "docs/serving.json", ROOT / "docs/serve.md"
+BEGIN, END = "<!-- serving -->", "<!-- end of serving -->"
+MACHINE = ("processor", "cores", "time", *(name for name, _ in LOADS))
+SETTINGS = ("name", "clients", "requests", "prompt_tokens", "answer_tokens", "repeats")
+MEMORY = ("block_size", "memory_segments", "fam_length")
+
+
+def main() -> int:
+    """Returns 0, or 2 with one line if an argument names no measurement."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measured", nargs="*", metavar="NAME=FILE", help="a name in the page, and a bench.json")
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for one in parser.parse_args().measured:
+        name, _, path = one.partition("=")
+        results.pop(name, None)
+        if path:
+            found = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+            if not name or "serving" not in found:
+                print(f"{one!r} is not NAME=FILE with a bench.json of `famjax bench serve`", file=sys.stderr)
+                return 2
+            results[name] = kept(found)
+    write(RESULTS, json.dumps(results, indent=1) + "\n")
+    write_page(results)
+    return 0
+
+
+def kept(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns what docs/serving.json has of a bench.json: no folders, no settings of this machine."""
+    machine = {name: found["machine"][name] for name in MACHINE}
+    machine["versions"] = {name: version for name, version in found["machine"]["versions"].items() if name in SHOWN}
+    settings = {name: found["settings"][name] for name in SETTINGS}
+    settings["memory"] = {name: found["settings"]["model"]["memory"][name] for name in MEMORY}
+    return {"machine": machine, "settings": settings, "serving": found["serving"]}
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Writes all measurements between the two markers in docs/serve.md."""
+    lines = [line for name, found in results.items() for line in [*section(name, found), ""]]
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    inner = "\n".join(lines) if lines else "No figures are published yet.\n"
+    write(PAGE, f"{before}{BEGIN}\n{inner}{END}{rest.split(END)[1]}")
+
+
+def section(name: str, found: dict[str, Any]) -> list[str]:
+    """Returns what was measured where, the table, and what the batch gains with the most clients."""
+    settings, rows = found["settings"], found["serving"]
+    S, M, F = settings["memory"].values()
+    lines = [
+        f"**{name}**: block {S}, {M} memory segments, FAM {F}; a request reads {settings['prompt_tokens']} tokens and "
+        f"makes at most {settings['answer_tokens']}, greedily; {settings['requests']} requests per client in each of "
+        f"{settings['repeats']} rounds, in which the servers alternate. {summary(found['machine'])}. "
+        f"{found['machine']['time'].split()[0]}.",
+        "",
+        "| clients | server | tokens read / made | requests/s | tokens/s | relative to one row | first token, s "
+        "| answer, s |",
+        "|---" * 8 + "|",
+    ]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    most = max(row["clients"] for row in rows)
+    gain = next(row for row in rows if row["clients"] == most)["tokens_per_second_over_reference"]
+    if most > 1:
+        lines += ["", f"With {most} clients, batching gives {ranged(gain, '.2f')} times the tokens/s of one row."]
+    return lines
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the cells of one row of the table: medians with their range."""
+    read = "?" if row["read_tokens"] is None else f"{row['read_tokens']:.0f}"
+    return (
+        str(row["clients"]), row["name"].replace("|", "/"), f"{read} / {row['made_tokens']:.0f}",
+        ranged(row["requests_per_second"], ".2f"), ranged(row["tokens_per_second"], ".1f"),
+        ranged(row["tokens_per_second_over_reference"], ".2f"), ranged(row["first_token_seconds"], ".2f"),
+        ranged(row["answer_seconds"], ".2f"),
+    )  # fmt: skip
+
+
+def ranged(values: dict[str, float], form: str) -> str:
+    """Returns a median and its range."""
+    median, low, high = (format(values[name], form) for name in ("median", "low", "high"))
+    return median if low == high else f"{median} ({low}-{high})"
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces a file atomically."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The figures of docs/serve.md are those of docs/serving.json, which `famjax bench serve` has measured."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("serving", ROOT / "launch/studies/serving.py")
+study = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(study)
+
+
+def spread(low: float, median: float, high: float) -> dict[str, float]:
+    return {"median": median, "low": low, "high": high}
+
+
+def row(name: str, clients: int, rate: float, over: float, read: float | None = 128.0) -> dict:
+    return {
+        "name": name, "clients": clients, "requests": 4 * clients, "rounds": 3, "prompt_tokens": 128, "max_tokens": 64,
+        "read_tokens": read, "made_tokens": 63.5, "requests_per_second": spread(1, 2, 3),
+        "tokens_per_second": spread(rate - 1, rate, rate + 1),
+        "tokens_per_second_over_reference": spread(over, over, over), "first_token_seconds": spread(0.125, 0.25, 0.5),
+        "answer_seconds": spread(1, 1.5, 2),
+    }  # fmt: skip
+
+
+MEASURED = {
+    "machine": {
+        "processor": "Some Processor", "cores": 2, "time": "2026-01-02 03:04:05", "load_before": 0.25,
+        "load_after": 1.5, "versions": {"python": "3.11", "famjax": "0.1.0", "jax": "0.10", "optax": "1"},
+        "system": "of a host",
+    },
+    "settings": {
+        "name": "m", "clients": [1, 8], "requests": 4, "prompt_tokens": 128, "answer_tokens": 64, "repeats": 3,
+        "model": {"memory": {"block_size": 256, "memory_segments": 3, "fam_length": 16, "kind": "fam"}},
+    },
+    "serving": [
+        row("famjax serve", 1, 40.0, 1.0), row("another | one", 1, 20.0, 0.5, None),
+        row("famjax serve", 8, 160.0, 3.25), row("famjax serve --max-rows 1", 8, 40.0, 1.0),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A page with markers and no results yet, in place of those of docs/."""
+    results, page = tmp_path / "serving.json", tmp_path / "serve.md"
+    results.write_text("{}")
+    page.write_text(f"before\n{study.BEGIN}\nold\n{study.END}\nafter\n")
+    monkeypatch.setattr(study, "RESULTS", results)
+    monkeypatch.setattr(study, "PAGE", page)
+    return results, page
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["serving.py", *words])
+    return study.main()
+
+
+def test_the_page_has_what_was_measured(places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machine, load, versions and settings, a line for each row, and what batching gains; kept by name, replaced and
+    removed. Nothing of the machine's own names is kept."""
+    results, page = places
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps(MEASURED))
+    assert run(monkeypatch, f"A model={bench}") == 0
+    text = page.read_text()
+    assert text.startswith(f"before\n{study.BEGIN}\n**A model**") and text.endswith(f"{study.END}\nafter\n")
+    for words in (
+        "block 256, 3 memory segments, FAM 16", "reads 128 tokens and makes at most 64", "per client in each of 3",
+        "2 cores of Some Processor; load average 0.25 before, 1.50 after; python 3.11, famjax 0.1.0, jax 0.10. 2026",
+        "| 8 | famjax serve | 128 / 64 | 2.00 (1.00-3.00) | 160.0 (159.0-161.0) | 3.25 | 0.25 (0.12-0.50) | 1.50 (1.0",
+        "| 1 | another / one | ? / 64 |", "With 8 clients, batching gives 3.25 times the tokens/s of one row.",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "of a host" not in results.read_text() and "optax" not in results.read_text()
+    assert run(monkeypatch, f"Another={bench}") == 0 and page.read_text().count("**: block 256") == 2
+    assert run(monkeypatch, "A model=", f"Another={bench}") == 0 and page.read_text().count("**: block 256") == 1
+    assert run(monkeypatch, "Another=") == 0
+    assert page.read_text() == f"before\n{study.BEGIN}\nNo figures are published yet.\n{study.END}\nafter\n"
+
+
+def test_other_files_are_refused(places, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A file that is missing, or of another measurement; nothing is written."""
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    before = [place.read_text() for place in places]
+    for words in (f"name={other}", "name=none.json", f"={other}"):
+        assert run(monkeypatch, words) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [place.read_text() for place in places] == before
+
+
+def test_the_page_is_that_of_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/serve.md has what the script writes from docs/serving.json."""
+    copy = tmp_path / "serve.md"
+    there = study.PAGE.read_text(encoding="utf-8")
+    copy.write_text(there, encoding="utf-8")
+    monkeypatch.setattr(study, "PAGE", copy)
+    study.write_page(json.loads(study.RESULTS.read_text(encoding="utf-8")))
+    assert copy.read_text(encoding="utf-8") == there
