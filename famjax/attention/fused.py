@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import fused_kernels, rope
+from famjax.attention import fused_calls, rope
 from famjax.attention.attend import Scoring
 from famjax.attention.fused_kernels import LANES, Arrays, Plan
 from famjax.config import KERNEL_LANES, ConfigError, MemoryConfig, Rope
@@ -160,11 +160,11 @@ def _turns(plan: Plan, head: int, rope_settings: Rope | float) -> np.ndarray:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(plan: Plan, arrays: Arrays) -> Array:
-    return fused_kernels.forward(plan, arrays)[0]
+    return fused_calls.forward(plan, arrays)[0]
 
 
 def _attention_forward(plan: Plan, arrays: Arrays) -> tuple[Array, tuple[Arrays, Array, Array]]:
-    out, log_total = fused_kernels.forward(plan, arrays)
+    out, log_total = fused_calls.forward(plan, arrays)
     return out, (arrays, out, log_total)
 
 
@@ -174,7 +174,7 @@ def _attention_backward(plan: Plan, kept: tuple[Arrays, Array, Array], d_out: Ar
     # The softmax's backward pass needs sum_c p_c dp_c, which is d_out . out.
     mean = product.reshape(*out.shape[:-1], -1, plan.head).sum(axis=-1)
     mean = jnp.moveaxis(mean, -1, -2)[..., None, :]
-    dq, dk, dv, d_fam_k, d_fam_v = fused_kernels.backward(plan, arrays, d_out, log_total, mean)
+    dq, dk, dv, d_fam_k, d_fam_v = fused_calls.backward(plan, arrays, d_out, log_total, mean)
     nothing: Any = None  # known positions have no gradient
     return (Arrays(dq, dk, dv, d_fam_k, d_fam_v, nothing, nothing, nothing),)
 

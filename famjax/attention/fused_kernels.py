@@ -1,5 +1,5 @@
 """The Pallas kernels of `fused.py`: forward, and backward for queries, keys and FAM (after FlashAttention-2,
-arXiv 2307.08691).
+arXiv 2307.08691). `fused_calls.py` runs them.
 
     q        [B, N, Q, K G H']     heads side by side, as projections make them; Q is S, or FAM's F (not causal)
     k, v     [B, W + N, S, K H']   W blocks of the past, then the N blocks of the queries
@@ -13,7 +13,7 @@ Scores, softmax and sums are float32; what enters a product has its inputs' dtyp
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -79,6 +79,19 @@ class Plan(NamedTuple):
     def q_tiles(self) -> int:
         """Number of tiles of a block's queries."""
         return self.queries // self.q_tile
+
+
+class Arrays(NamedTuple):
+    """Inputs of the kernels; the module's docstring has their shapes."""
+
+    q: Array
+    k: Array
+    v: Array
+    fam_k: Array | None
+    fam_v: Array | None
+    turns: Array
+    before: Array
+    limit: Array
 
 
 def _product(a: Array, b: Index, contract: tuple[int, int]) -> Any:
@@ -148,11 +161,13 @@ def _step(plan: Plan, step: Index) -> tuple[Any, Any]:
     return plan.reach - step // plan.tiles, step % plan.tiles
 
 
-def _q_index(b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
+def q_index(b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
+    """Place of a tile of queries."""
     return b, n, i, h
 
 
-def _row_index(b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
+def row_index(b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
+    """Place of one number per query of a tile: the normaliser, or the mean."""
     return b, n, h, 0, i
 
 
@@ -175,16 +190,18 @@ def _turns_index(plan: Plan, b: Index, h: Index, n: Index, i: Index, j: Index, *
     return 0, _step(plan, j)[0], 0, 0
 
 
-def _query_specs(plan: Plan, columns: int) -> list[pl.BlockSpec]:
+def query_specs(plan: Plan, columns: int) -> list[pl.BlockSpec]:
+    """Blocks of q, k, v, turns and, if there is one, FAM with `columns` columns, for a grid of queries."""
     tile, head = plan.tile, plan.head
     keys = pl.BlockSpec((None, None, tile, head), functools.partial(_k_index, plan))
     turns = pl.BlockSpec((2, None, 1, head), functools.partial(_turns_index, plan))
     fam = pl.BlockSpec((None, None, columns, head), functools.partial(_fam_index, plan))
-    return [pl.BlockSpec((None, None, plan.q_tile, head), _q_index), keys, keys, turns] + [fam, fam] * plan.fam
+    return [pl.BlockSpec((None, None, plan.q_tile, head), q_index), keys, keys, turns] + [fam, fam] * plan.fam
 
 
-def _forward_kernel(before: Scalars, limit: Scalars, q_ref: Ref, k_ref: Ref, v_ref: Ref, turns_ref: Ref, *refs: Ref,
-                    plan: Plan) -> None:  # fmt: skip
+def forward_kernel(before: Scalars, limit: Scalars, q_ref: Ref, k_ref: Ref, v_ref: Ref, turns_ref: Ref, *refs: Ref,
+                   plan: Plan) -> None:  # fmt: skip
+    """Online softmax over the tiles of keys of one tile of queries; FAM's columns come first."""
     fam_refs, (out_ref, log_ref, top_ref, total_ref, sum_ref) = refs[: 2 * plan.fam], refs[2 * plan.fam :]
     b, n, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
     back, k_tile = _step(plan, j)
@@ -234,8 +251,9 @@ def _d_scores(scores: Array, log_total: Array, dp: Array, mean: Array, slope: Ar
     return p, ds if slope is None else ds * slope
 
 
-def _dq_kernel(before: Scalars, limit: Scalars, q_ref: Ref, k_ref: Ref, v_ref: Ref, turns_ref: Ref, *refs: Ref,
-               plan: Plan) -> None:  # fmt: skip
+def dq_kernel(before: Scalars, limit: Scalars, q_ref: Ref, k_ref: Ref, v_ref: Ref, turns_ref: Ref, *refs: Ref,
+              plan: Plan) -> None:  # fmt: skip
+    """Gradient of one tile of queries, summed over the tiles of keys."""
     fam_refs, (d_out_ref, log_ref, mean_ref, dq_ref, sum_ref) = refs[: 2 * plan.fam], refs[2 * plan.fam :]
     b, n, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
     back, k_tile = _step(plan, j)
@@ -285,21 +303,25 @@ def _queries_of(plan: Plan, c: Index, t: Index, j: Index) -> tuple[Any, Any, Any
     return g, back, c - plan.reach + back, nearest
 
 
-def _dkv_q_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
+def dkv_q_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
+    """Place of the tile of queries that a step meets, in a grid of keys."""
     g, _, n, i = _queries_of(plan, c, t, j)
     return b, jnp.clip(n, 0, plan.blocks - 1), i, kh * plan.group + g
 
 
-def _dkv_row_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
+def dkv_row_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
+    """Place of one number per query of that tile."""
     g, _, n, i = _queries_of(plan, c, t, j)
     return b, jnp.clip(n, 0, plan.blocks - 1), kh * plan.group + g, 0, i
 
 
-def _dkv_k_index(b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
+def dkv_k_index(b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
+    """Place of a tile of keys, in a grid of keys."""
     return b, c, t, kh
 
 
-def _dkv_turns_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
+def dkv_turns_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
+    """Place of the rotation by the step's distance."""
     return 0, _key_step(plan, j)[1], 0, 0
 
 
@@ -319,7 +341,8 @@ def _clear(*refs: Ref) -> None:
         ref[...] = jnp.zeros_like(ref)
 
 
-def _dkv_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None:
+def dkv_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None:
+    """Gradients of one tile of keys and values, summed over all queries that see it."""
     q_ref, k_ref, v_ref, turns_ref, d_out_ref, log_ref, mean_ref, dk_ref, dv_ref, *sums = refs
     b, c, t, j = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
     _, back, i = _key_step(plan, j)
@@ -342,7 +365,8 @@ def _dkv_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None
         dk_ref[...], dv_ref[...] = (x[...].astype(dk_ref.dtype) for x in sums)
 
 
-def _fam_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None:
+def fam_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None:
+    """Gradients of the keys and values of one block's FAM columns, summed over the block's queries."""
     q_ref, k_ref, v_ref, d_out_ref, log_ref, mean_ref, dk_ref, dv_ref, *sums = refs
     b, n, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     pl.when(j == 0)(lambda: _clear(*sums))
@@ -354,134 +378,3 @@ def _fam_kernel(before: Scalars, limit: Scalars, *refs: Ref, plan: Plan) -> None
     @pl.when(j == pl.num_programs(3) - 1)
     def end_fam() -> None:
         dk_ref[...], dv_ref[...] = (x[...].astype(dk_ref.dtype) for x in sums)
-
-
-# --- calls ------------------------------------------------------------------------------------------
-
-
-class Shapes(NamedTuple):
-    """Outputs of a kernel.
-
-    Attributes:
-      specs: their blocks in the grid.
-      out: their shapes and dtypes.
-      scratch: shapes of the kernel's float32 accumulators in vector memory.
-    """
-
-    specs: list[pl.BlockSpec]
-    out: list[jax.ShapeDtypeStruct]
-    scratch: list[tuple[int, int]]
-
-
-def _call(
-    kernel: Callable[..., None], plan: Plan, grid: tuple[int, ...], in_specs: list[pl.BlockSpec], shapes: Shapes,
-    passes: int, args: tuple[Array, ...],
-) -> Sequence[Array]:  # fmt: skip
-    """Cost estimate for the compiler; `passes`: number of products with scores."""
-    B, N = args[0].shape
-    scores = B * N * plan.kv_heads * plan.group * plan.queries * plan.block * (plan.reach + 1)
-    size = lambda x: x.size * x.dtype.itemsize
-    cost = pl.CostEstimate(
-        flops=2 * passes * scores * plan.head, transcendentals=scores,
-        bytes_accessed=sum(map(size, args)) + sum(map(size, shapes.out)),
-    )  # fmt: skip
-    semantics: Any = (*("parallel",) * (len(grid) - 1), "arbitrary")
-    return pl.pallas_call(
-        functools.partial(kernel, plan=plan),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2, grid=grid, in_specs=in_specs, out_specs=shapes.specs,
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in shapes.scratch],
-        ),
-        out_shape=shapes.out,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
-        cost_estimate=cost,
-        name=f"famjax{kernel.__name__.removesuffix('_kernel')}",
-        interpret=plan.interpret,
-    )(*args)  # fmt: skip
-
-
-def _like(x: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
-
-
-class Arrays(NamedTuple):
-    """Inputs of the kernels; the module's docstring has their shapes."""
-
-    q: Array
-    k: Array
-    v: Array
-    fam_k: Array | None
-    fam_v: Array | None
-    turns: Array
-    before: Array
-    limit: Array
-
-
-def forward(plan: Plan, arrays: Arrays) -> tuple[Array, Array]:
-    """Attention of all blocks. Returns the heads' outputs, in the shape and dtype of q, and the softmax's normaliser
-    (log sum exp of the scores), float32 [B, N, K G, 1, Q]."""
-    q, k, v, fam_k, fam_v, turns, before, limit = arrays
-    B, N, Q, _ = q.shape
-    heads, tile = plan.kv_heads * plan.group, plan.q_tile
-    fam = (fam_k, fam_v) if plan.fam else ()
-    columns = 0 if fam_k is None else fam_k.shape[2]
-    shapes = Shapes(
-        [pl.BlockSpec((None, None, tile, plan.head), _q_index), pl.BlockSpec((None, None, None, 1, tile), _row_index)],
-        [_like(q), jax.ShapeDtypeStruct((B, N, heads, 1, Q), jnp.float32)],
-        [(tile, LANES), (tile, LANES), (tile, plan.head)],
-    )  # fmt: skip
-    out, log_total = _call(
-        _forward_kernel, plan, (B, heads, N, plan.q_tiles, (plan.reach + 1) * plan.tiles), _query_specs(plan, columns),
-        shapes, 2, (before, limit, q, k, v, turns, *fam),
-    )  # fmt: skip
-    return out, log_total
-
-
-def backward(
-    plan: Plan, arrays: Arrays, d_out: Array, log_total: Array, mean: Array
-) -> tuple[Array, Array, Array, Array | None, Array | None]:  # fmt: skip
-    """Gradients of q, k, v, fam_k and fam_v, each in the shape and dtype of its array; None for FAM if there is none.
-
-    Args:
-      plan, arrays: as for `forward`.
-      d_out: gradient of its outputs.
-      log_total: the normaliser that it returned.
-      mean: float32 [B, N, K G, 1, Q], the product d_out . out of each query and head.
-    """
-    q, k, v, fam_k, fam_v, turns, before, limit = arrays
-    B, N = q.shape[:2]
-    K, G, tile, q_tile, head = plan.kv_heads, plan.group, plan.tile, plan.q_tile, plan.head
-    fam = (fam_k, fam_v) if plan.fam else ()
-    columns = 0 if fam_k is None else fam_k.shape[2]
-    rows = pl.BlockSpec((None, None, None, 1, q_tile), _row_index)
-    q_spec = pl.BlockSpec((None, None, q_tile, head), _q_index)
-    (dq,) = _call(
-        _dq_kernel, plan, (B, K * G, N, plan.q_tiles, (plan.reach + 1) * plan.tiles),
-        [*_query_specs(plan, columns), q_spec, rows, rows], Shapes([q_spec], [_like(q)], [(q_tile, head)]), 3,
-        (before, limit, q, k, v, turns, *fam, d_out, log_total, mean),
-    )  # fmt: skip
-    q_spec = pl.BlockSpec((None, None, q_tile, head), functools.partial(_dkv_q_index, plan))
-    k_spec = pl.BlockSpec((None, None, tile, head), _dkv_k_index)
-    rows = pl.BlockSpec((None, None, None, 1, q_tile), functools.partial(_dkv_row_index, plan))
-    turns_spec = pl.BlockSpec((2, None, 1, head), functools.partial(_dkv_turns_index, plan))
-    backs = 1 if plan.stop_gradient else plan.reach + 1
-    dk, dv = _call(
-        _dkv_kernel, plan, (B, K, plan.reach + N, plan.tiles, G * backs * plan.q_tiles),
-        [q_spec, k_spec, k_spec, turns_spec, q_spec, rows, rows],
-        Shapes([k_spec, k_spec], [_like(k), _like(v)], [(tile, head), (tile, head)]), 4,
-        (before, limit, q, k, v, turns, d_out, log_total, mean),
-    )  # fmt: skip
-    if fam_k is None or fam_v is None:
-        return dq, dk, dv, None, None
-    step = lambda kh, j: (kh * G + j // plan.q_tiles, j % plan.q_tiles)
-    q_spec = pl.BlockSpec((None, None, q_tile, head), lambda b, kh, n, j, *_: (b, n, *step(kh, j)[::-1]))
-    rows = pl.BlockSpec(
-        (None, None, None, 1, q_tile), lambda b, kh, n, j, *_: (b, n, step(kh, j)[0], 0, step(kh, j)[1])
-    )
-    fam_spec = pl.BlockSpec((None, None, columns, head), lambda b, kh, n, j, *_: (b, n, 0, kh))
-    d_fam = _call(
-        _fam_kernel, plan, (B, K, N, G * plan.q_tiles), [q_spec, fam_spec, fam_spec, q_spec, rows, rows],
-        Shapes([fam_spec, fam_spec], [_like(fam_k), _like(fam_v)], [(columns, head), (columns, head)]), 0,
-        (before, limit, q, fam_k, fam_v, d_out, log_total, mean),
-    )  # fmt: skip
-    return dq, dk, dv, d_fam[0], d_fam[1]
