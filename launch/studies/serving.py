@@ -63,8 +63,9 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     """Returns what was measured where, the table, and what the batch gains with the most clients."""
     settings, rows = found["settings"], found["serving"]
     S, M, F = settings["memory"].values()
+    read = rows[0]["read_tokens"] or settings["prompt_tokens"]  # texts are not as long as their number of words
     lines = [
-        f"**{name}**: block {S}, {M} memory segments, FAM {F}; a request reads {settings['prompt_tokens']} tokens and "
+        f"**{name}**: block {S}, {M} memory segments, FAM {F}; a request reads {read:.0f} tokens and "
         f"makes at most {settings['answer_tokens']}, greedily; {settings['requests']} requests per client in each of "
         f"{settings['repeats']} rounds, in which the servers alternate. {summary(found['machine'])}. "
         f"{found['machine']['time'].split()[0]}.",
