@@ -179,13 +179,16 @@ class Layer:
         return self.project(self.heads(query, pairs))
 
     def gated_write(self, old: np.ndarray, update: np.ndarray) -> np.ndarray:
-        """(1 - g) F + g U with g = clip(1.02 sigmoid(w_F n(F) + w_U n(U) + b) - 0.01, 0, 1); n divides by the root mean
-        square."""
+        """(1 - g) F + g U."""
+        g = self.write_gate(old, update)
+        return (1 - g) * old + g * update
+
+    def write_gate(self, old: np.ndarray, update: np.ndarray) -> float:
+        """g = clip(1.02 sigmoid(w_F n(F) + w_U n(U) + b) - 0.01, 0, 1); n divides by the root mean square."""
         learned = self.weights["memory"]
         unit = lambda x: x / np.sqrt(np.mean(x**2) + 1e-6)
         score = learned["write_old"] @ unit(old) + learned["write_new"] @ unit(update) + learned["write_bias"][0]
-        g = np.clip(1.02 / (1 + np.exp(-score)) - 0.01, 0, 1)
-        return (1 - g) * old + g * update
+        return float(np.clip(1.02 / (1 + np.exp(-score)) - 0.01, 0, 1))
 
     def attend_through_gate(self, query: np.ndarray, pairs: list[Any], fam_pairs: list[Any]) -> np.ndarray:
         """`attend` to tokens and FAM; with a gate, a mix by head of that and attention without FAM."""

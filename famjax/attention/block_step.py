@@ -33,7 +33,7 @@ from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, 
 
 # Folded into a block's key, for the noise on FAM.
 NOISE = 409173
-# A gate of FAM's updates below this, or as close to 1, is closed or open.
+# A gate of FAM's updates is a sigmoid stretched by this much beyond 0 and 1, and clipped.
 STRETCH = 0.01
 
 
@@ -301,8 +301,8 @@ def write_gate(
 
         g(w_F n(F) + w_U n(U) + b),    n(x) = x / rms(x)
 
-    g is a sigmoid that is stretched slightly and clipped to [0, 1] (as in hard concrete gates, arXiv 1712.01312), so
-    that a closed gate is exactly 0: what leaks through a plain sigmoid adds up over thousands of blocks.
+    g is a sigmoid that is stretched and clipped to [0, 1] (as in hard concrete gates, arXiv 1712.01312), so that a
+    closed gate is exactly 0: what leaks through a plain sigmoid adds up over thousands of blocks.
 
     Args:
       layer: its weights at `memory` are w_F = `write_old` [D], w_U = `write_new` [D] and b = `write_bias` [1].

@@ -70,7 +70,7 @@ def lines(curves: Sequence[Line], x_label: str, y_label: str, from_zero_to_one: 
     """Returns an SVG of curves over a logarithmic axis (of 1 + x, so that 0 has a place)."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    tooltips = []
+    tooltips: list[str] = []
     for number, line in enumerate(curves):
         curve(axes, number, line)
         for point in line.points:  # large and invisible, under the pointer
@@ -97,7 +97,7 @@ def heat_map(
     figure = Figure(figsize=(SIZE[0], min(SIZE[1], 0.9 + 0.44 * len(rows))), layout="constrained")
     axes = figure.subplots()
     paint = matplotlib.colormaps["Blues"]
-    told = []
+    told: list[str] = []
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if value is None:
