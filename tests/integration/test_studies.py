@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from famjax.cli import main as cli
-from famjax.config import EvalConfig
+from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.tasks import catalog
 from famjax.infer.codec import Codec
@@ -121,3 +121,26 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(script, t
     assert tuple(parsed[6].filler_blocks) == (0, 4)
     assert all(f"TRAIN_STEPS={story.QUICK_STEPS}" in one.gin_bindings for one in parsed[4:6])
     assert compared == [tmp_path / "fam", tmp_path / "exported"]
+
+
+def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(script, tmp_path) -> None:
+    """Kinds differ in nothing but FAM, its updates and segments; a difference is taken seed by seed, by hand here; and
+    a run that is not understood is refused."""
+    study = script("texts_study")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.txt").write_text("a" * 3000)
+    runs = study.parsed("bswa_m1,fam_m1,gated_m1")
+    configs = [run.job(3, 20, tmp_path / "out", tmp_path).config for run in runs]
+    memories = [config.model.memory for config in configs]
+    assert [(m.fam_length, m.memory_segments, m.fam_update) for m in memories] == [
+        (0, 1, "feedback"), (16, 1, "feedback"), (16, 1, "gated"),
+    ]  # fmt: skip
+    assert {(config.seed, config.steps) for config in configs} == {(3, 20)}
+    row = lambda bits: [{"from": 0, "to": 128, "bits_per_byte": bits}, {"from": 0, "to": None, "bits_per_byte": bits}]
+    found = {"bswa_m1": [row(2.0), row(2.5)], "fam_m1": [row(1.5), row(2.4)], "gated_m1": [row(2.0), row(2.5)]}
+    head, _, first, last = study.table(runs, found)
+    assert head.split(" | ")[1:4] == ["BSWA, M = 1", "FAM, M = 1", "gated FAM, M = 1"]
+    assert first.startswith("| 0 to 127 | 2.250 | 1.950 | 2.250 | -0.300 (-0.500 to -0.100) | +0.000 ")
+    assert last.startswith("| all | ")
+    with pytest.raises(ConfigError, match="'fam_m' is no run; use KIND_mM"):
+        study.parsed("bswa_m0,fam_m")
