@@ -24,7 +24,7 @@ DECODERS = {
     "data/vocabulary.py": "a tokenizer's files", "data/symbols.py": "a task's own vocabulary, written by famjax",
     "data/tokenizer_folder.py": "a tokenizer's files", "evals/tasks/rows.py": "TFDS gives bytes",
     "evals/tasks/seqio_task.py": "TFDS gives bytes", "pretrained/folder.py": "config.json of a model",
-    "cli/export_hf.py": "config.json of a model",
+    "cli/export_hf.py": "config.json of a model", "bench/load_test.py": "what a server answers, shown in an error",
     "data/books.py": "a book in the encoding that its header names, if it is not UTF-8",
     "pretrained/gguf_header.py": "texts in a binary file, where a token may be a byte order mark",
 }  # fmt: skip

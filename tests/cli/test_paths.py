@@ -27,7 +27,7 @@ from tests.train.processes import GIN
 OTHERS = (
     "N", "N,N", "X", "X,X", "NAME", "NAME,NAME", "TEXT", "VALUE", "A,B", "AXIS=N,AXIS=N", "B", "F", "HOST:PORT", "I",
     "I/N", "K", "M", "M,M", "P", "S", "SECONDS", "TASK,TASK", "WHICH", "WHAT", "T", "ZONE", "TYPE", "V", "NET", "WHEN",
-    "IMAGE", "NS", "C", "Q", "A", "FLAG",
+    "IMAGE", "NS", "C", "Q", "A", "FLAG", "URL",
 )  # fmt: skip
 # Fields of configurations that are text and no path.
 TEXTS = (
