@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from famjax.storage.model_dir import write_text
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, TABLE = ROOT / "docs/plans.json", ROOT / "docs/plans.md"
 BEGIN, END = "<!-- plans -->", "<!-- end of plans -->"
@@ -57,7 +59,7 @@ def main() -> int:
         found = compile_one(command, args.quick)
         bad += not found.get("fits")
         results[command] = found | {"name": commands[command]}
-        write(RESULTS, json.dumps(results, indent=1) + "\n")
+        write_text(RESULTS, json.dumps(results, indent=1) + "\n")
         write_table({command: results[command] for command in commands if command in results})
     return 1 if bad else 0
 
@@ -100,7 +102,7 @@ def write_table(results: dict[str, Any]) -> None:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {' | '.join(row(command, found))} |" for command, found in results.items()]
     before, rest = TABLE.read_text(encoding="utf-8").split(BEGIN)
-    write(TABLE, f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
+    write_text(TABLE, f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
 
 
 def row(command: str, found: dict[str, Any]) -> tuple[str, ...]:
@@ -123,13 +125,6 @@ def row(command: str, found: dict[str, Any]) -> tuple[str, ...]:
         *cells, f"{sum(cycles.values()) / 1e9:.2f}", f"{found['estimated_step_seconds']:.3g}",
         f"{found['estimated_tokens_per_second']:,.0f}", f"{found['estimated_mfu']:.0%}", found["compiled"],
     )  # fmt: skip
-
-
-def write(path: Path, text: str) -> None:
-    """Replaces a file atomically."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
 
 
 if __name__ == "__main__":

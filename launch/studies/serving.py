@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.bench.machine import LOADS, SHOWN, summary
+from famjax.storage.model_dir import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGE = ROOT / "docs/serving.json", ROOT / "docs/serve.md"
@@ -37,7 +38,7 @@ def main() -> int:
                 print(f"{one!r} is not NAME=FILE with a bench.json of `famjax bench serve`", file=sys.stderr)
                 return 2
             results[name] = kept(found)
-    write(RESULTS, json.dumps(results, indent=1) + "\n")
+    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     write_page(results)
     return 0
 
@@ -56,7 +57,7 @@ def write_page(results: dict[str, Any]) -> None:
     lines = [line for name, found in results.items() for line in [*section(name, found), ""]]
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     inner = "\n".join(lines) if lines else "No figures are published yet.\n"
-    write(PAGE, f"{before}{BEGIN}\n{inner}{END}{rest.split(END)[1]}")
+    write_text(PAGE, f"{before}{BEGIN}\n{inner}{END}{rest.split(END)[1]}")
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
@@ -97,13 +98,6 @@ def ranged(values: dict[str, float], form: str) -> str:
     """Returns a median and its range."""
     median, low, high = (format(values[name], form) for name in ("median", "low", "high"))
     return median if low == high else f"{median} ({low}-{high})"
-
-
-def write(path: Path, text: str) -> None:
-    """Replaces a file atomically."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
 
 
 if __name__ == "__main__":

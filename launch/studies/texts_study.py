@@ -23,6 +23,7 @@ import verbs
 from famjax.cli import side_by_side
 from famjax.config import ConfigError
 from famjax.process.cpu import cores
+from famjax.storage.model_dir import write_bytes, write_text
 
 FAM, BSWA = "gin/experiments/texts_fam.gin", "gin/experiments/texts_bswa.gin"
 KINDS = {"bswa": "BSWA", "fam": "FAM", "gated": "gated FAM"}
@@ -98,7 +99,7 @@ def evaluate(name: str, folder: Path, texts: Path) -> None:
     joined = folder / "joined.txt"
     if not joined.exists():
         parts = [path.read_bytes() for path in sorted((texts / "heldout").glob("*.txt"))]
-        joined.write_bytes(b"".join(parts))
+        write_bytes(joined, b"".join(parts))
     for read, source in (("heldout", texts / "heldout" / "*.txt"), ("joined", joined)):
         output = folder / f"{name}-{read}"
         if not (output / "results.json").exists():
@@ -111,11 +112,11 @@ def write(runs: list[Run], seeds: list[int], folder: Path) -> None:
         read: {run.name: [rows(folder / f"{run.name}_{seed}-{read}") for seed in seeds] for run in runs}
         for read in READ
     }
-    (folder / "study.json").write_text(json.dumps({"seeds": seeds, "bits_per_byte": found}, indent=1) + "\n")
+    write_text(folder / "study.json", json.dumps({"seeds": seeds, "bits_per_byte": found}, indent=1) + "\n")
     lines = []
     for read, title in READ.items():
         lines += [f"## {title}", "", *table(runs, found[read]), ""]
-    (folder / "study.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(folder / "study.md", "\n".join(lines))
     print("\n".join(lines))
 
 
