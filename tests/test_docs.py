@@ -24,6 +24,7 @@ from famjax.cli import main as cli
 from famjax.config import ConfigError
 from famjax.storage import checkpoint
 from tests import tiny
+from tests.studies import script
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -271,15 +272,14 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert f"{sum(seeds)} of {16 * len(seeds)} keys after a million bytes" in readme
 
 
-def test_the_table_of_plans_is_that_of_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/plans.md has what `launch/studies/plan_all.py` writes from docs/plans.json."""
-    monkeypatch.syspath_prepend(str(ROOT / "launch/studies"))
-    plan_all = importlib.import_module("plan_all")
-    copy = tmp_path / "plans.md"
-    copy.write_text(text(plan_all.TABLE), encoding="utf-8")
-    monkeypatch.setattr(plan_all, "TABLE", copy)
-    plan_all.write_table(json.loads(text(plan_all.RESULTS)))
-    assert text(copy) == text(ROOT / "docs/plans.md")
+@pytest.mark.parametrize("name", ["comparing", "plan_all", "serving"])
+def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:
+    """Between its markers a page has what the script in `launch/studies/` writes from its JSON file."""
+    page = script(name).PAGE
+    copy = page._replace(path=tmp_path / page.path.name)
+    copy.path.write_text(text(page.path), encoding="utf-8")
+    copy.write_lines(page.read())
+    assert text(copy.path) == text(page.path)
 
 
 # --- commands that take seconds -------------------------------------------------------------------

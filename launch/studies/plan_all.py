@@ -24,11 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from famjax.storage.model_dir import write_text
+from pages import DOCS, Page
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS, TABLE = ROOT / "docs/plans.json", ROOT / "docs/plans.md"
-BEGIN, END = "<!-- plans -->", "<!-- end of plans -->"
 KEPT = (
     "program", "topology", "chips", "mesh", "batch_size", "sequence_length", "microbatches", "remat", "fits",
     "peak_bytes_per_device", "hbm_bytes_per_device", "flops_per_step", "compiler_flops_per_step", "collective_bytes",
@@ -44,9 +42,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="memory and collectives only")
     parser.add_argument("--again", action="store_true", help="recompile those that are in docs/plans.json")
     args = parser.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    commands = shipped()
-    results = {command: results[command] for command in commands if command in results}
+    commands, known = shipped(), PAGE.read()
+    results = {command: known[command] for command in commands if command in known}
     due = [
         command
         for command in commands
@@ -59,8 +56,7 @@ def main() -> int:
         found = compile_one(command, args.quick)
         bad += not found.get("fits")
         results[command] = found | {"name": commands[command]}
-        write_text(RESULTS, json.dumps(results, indent=1) + "\n")
-        write_table({command: results[command] for command in commands if command in results})
+        PAGE.write({command: results[command] for command in commands if command in results})
     return 1 if bad else 0
 
 
@@ -95,14 +91,12 @@ def compile_one(command: str, quick: bool) -> dict[str, Any]:
     return when | {name: plan[name] for name in KEPT}
 
 
-def write_table(results: dict[str, Any]) -> None:
-    """Writes the table between its two markers in docs/plans.md."""
+def table(results: dict[str, Any]) -> list[str]:
+    """Returns the lines of the table in docs/plans.md."""
     head = ("configuration", "slice", "mesh (data, fsdp, tensor); rows x tokens", "GiB per device", "collectives GB",
             "Gcycles", "s/step", "tokens/s", "MFU", "compiled")  # fmt: skip
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [f"| {' | '.join(row(command, found))} |" for command, found in results.items()]
-    before, rest = TABLE.read_text(encoding="utf-8").split(BEGIN)
-    write_text(TABLE, f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}")
+    return lines + [f"| {' | '.join(row(command, found))} |" for command, found in results.items()]
 
 
 def row(command: str, found: dict[str, Any]) -> tuple[str, ...]:
@@ -126,6 +120,8 @@ def row(command: str, found: dict[str, Any]) -> tuple[str, ...]:
         f"{found['estimated_tokens_per_second']:,.0f}", f"{found['estimated_mfu']:.0%}", found["compiled"],
     )  # fmt: skip
 
+
+PAGE = Page(DOCS / "plans.md", DOCS / "plans.json", "plans", table)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,40 +7,16 @@ docs/serving.json keeps them by name: one of the same name is replaced, and `"Sm
 arguments the tables are written again. Measure on a machine that does nothing else: its load average is in the page.
 """
 
-import argparse
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from famjax.bench.machine import LOADS, SHOWN, summary
-from famjax.storage.model_dir import write_text
+from pages import DOCS, Page, publish
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS, PAGE = ROOT / "docs/serving.json", ROOT / "docs/serve.md"
-BEGIN, END = "<!-- serving -->", "<!-- end of serving -->"
+from famjax.bench.machine import LOADS, SHOWN, summary
+
 MACHINE = ("processor", "cores", "time", *(name for name, _ in LOADS))
 SETTINGS = ("name", "clients", "requests", "prompt_tokens", "answer_tokens", "repeats")
 MEMORY = ("block_size", "memory_segments", "fam_length")
-
-
-def main() -> int:
-    """Returns 0, or 2 with one line if an argument names no measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("measured", nargs="*", metavar="NAME=FILE", help="a name in the page, and a bench.json")
-    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for one in parser.parse_args().measured:
-        name, _, path = one.partition("=")
-        results.pop(name, None)
-        if path:
-            found = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
-            if not name or "serving" not in found:
-                print(f"{one!r} is not NAME=FILE with a bench.json of `famjax bench serve`", file=sys.stderr)
-                return 2
-            results[name] = kept(found)
-    write_text(RESULTS, json.dumps(results, indent=1) + "\n")
-    write_page(results)
-    return 0
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
@@ -52,12 +28,9 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     return {"machine": machine, "settings": settings, "serving": found["serving"]}
 
 
-def write_page(results: dict[str, Any]) -> None:
-    """Writes all measurements between the two markers in docs/serve.md."""
-    lines = [line for name, found in results.items() for line in [*section(name, found), ""]]
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    inner = "\n".join(lines) if lines else "No figures are published yet.\n"
-    write_text(PAGE, f"{before}{BEGIN}\n{inner}{END}{rest.split(END)[1]}")
+def lines(results: dict[str, Any]) -> list[str]:
+    """Returns all measurements, as the page shows them."""
+    return [line for name, found in results.items() for line in [*section(name, found), ""]][:-1]
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
@@ -65,7 +38,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     settings, rows = found["settings"], found["serving"]
     S, M, F = settings["memory"].values()
     read = rows[0]["read_tokens"] or settings["prompt_tokens"]  # texts are not as long as their number of words
-    lines = [
+    said = [
         f"**{name}**: block {S}, {M} memory segments, FAM {F}; a request reads {read:.0f} tokens and "
         f"makes at most {settings['answer_tokens']}, greedily; {settings['requests']} requests per client in each of "
         f"{settings['repeats']} rounds, in which the servers alternate. {summary(found['machine'])}. "
@@ -75,12 +48,12 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
         "| answer, s |",
         "|---" * 8 + "|",
     ]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    said += [f"| {' | '.join(cells(row))} |" for row in rows]
     most = max(row["clients"] for row in rows)
     gain = next(row for row in rows if row["clients"] == most)["tokens_per_second_over_reference"]
     if most > 1:
-        lines += ["", f"With {most} clients, batching gives {ranged(gain, '.2f')} times the tokens/s of one row."]
-    return lines
+        said += ["", f"With {most} clients, batching gives {ranged(gain, '.2f')} times the tokens/s of one row."]
+    return said
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -100,5 +73,7 @@ def ranged(values: dict[str, float], form: str) -> str:
     return median if low == high else f"{median} ({low}-{high})"
 
 
+PAGE = Page(DOCS / "serve.md", DOCS / "serving.json", "serving", lines)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish(PAGE, __doc__, "serving", kept, "famjax bench serve"))

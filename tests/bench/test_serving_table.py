@@ -1,15 +1,14 @@
-"""The figures of docs/serve.md are those of docs/serving.json, which `famjax bench serve` has measured."""
+"""Figures of docs/serve.md, which `famjax bench serve` has measured, and how pages of docs/ keep their figures."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("serving", ROOT / "launch/studies/serving.py")
-study = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(study)
+from tests.studies import script
+
+pages, serving = script("pages"), script("serving")
+Page = pages.Page
 
 
 def spread(low: float, median: float, high: float) -> dict[str, float]:
@@ -44,30 +43,28 @@ MEASURED = {
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A page with markers and no results yet, in place of those of docs/."""
-    results, page = tmp_path / "serving.json", tmp_path / "serve.md"
-    results.write_text("{}")
-    page.write_text(f"before\n{study.BEGIN}\nold\n{study.END}\nafter\n")
-    monkeypatch.setattr(study, "RESULTS", results)
-    monkeypatch.setattr(study, "PAGE", page)
-    return results, page
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
+    """A page with markers and no results yet, in place of docs/serve.md."""
+    there = serving.PAGE._replace(path=tmp_path / "serve.md", results=tmp_path / "serving.json")
+    there.path.write_text("before\n<!-- serving -->\nold\n<!-- end of serving -->\nafter\n")
+    there.results.write_text("{}")
+    return there
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+def run(page: Page, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr("sys.argv", ["serving.py", *words])
-    return study.main()
+    return pages.publish(page, "", "serving", serving.kept, "famjax bench serve")
 
 
-def test_the_page_has_what_was_measured(places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_has_what_was_measured(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Machine, load, versions and settings, a line for each row, and what batching gains; kept by name, replaced and
     removed. Nothing of the machine's own names is kept."""
-    results, page = places
     bench = tmp_path / "bench.json"
     bench.write_text(json.dumps(MEASURED))
-    assert run(monkeypatch, f"A model={bench}") == 0
-    text = page.read_text()
-    assert text.startswith(f"before\n{study.BEGIN}\n**A model**") and text.endswith(f"{study.END}\nafter\n")
+    assert run(page, monkeypatch, f"A model={bench}") == 0
+    text = page.path.read_text()
+    assert text.startswith("before\n<!-- serving -->\n**A model**")
+    assert text.endswith("of one row.\n<!-- end of serving -->\nafter\n")
     for words in (
         "block 256, 3 memory segments, FAM 16", "reads 128 tokens and makes at most 64", "per client in each of 3",
         "2 cores of Some Processor; load average 0.25 before, 1.50 after; python 3.11, famjax 0.1.0, jax 0.10. 2026",
@@ -75,29 +72,21 @@ def test_the_page_has_what_was_measured(places, tmp_path: Path, monkeypatch: pyt
         "| 1 | another / one | ? / 64 |", "With 8 clients, batching gives 3.25 times the tokens/s of one row.",
     ):  # fmt: skip
         assert words in text, words
-    assert "of a host" not in results.read_text() and "optax" not in results.read_text()
-    assert run(monkeypatch, f"Another={bench}") == 0 and page.read_text().count("**: block 256") == 2
-    assert run(monkeypatch, "A model=", f"Another={bench}") == 0 and page.read_text().count("**: block 256") == 1
-    assert run(monkeypatch, "Another=") == 0
-    assert page.read_text() == f"before\n{study.BEGIN}\nNo figures are published yet.\n{study.END}\nafter\n"
+    assert "of a host" not in page.results.read_text() and "optax" not in page.results.read_text()
+    count = lambda: page.path.read_text().count("**: block 256")
+    assert run(page, monkeypatch, f"Another={bench}") == 0 and count() == 2
+    assert run(page, monkeypatch, "A model=", f"Another={bench}") == 0 and count() == 1
+    assert run(page, monkeypatch, "Another=") == 0
+    empty = "before\n<!-- serving -->\nNo figures are published yet.\n<!-- end of serving -->\nafter\n"
+    assert page.path.read_text() == empty
 
 
-def test_other_files_are_refused(places, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_other_files_are_refused(page: Page, tmp_path: Path, monkeypatch, capsys) -> None:
     """A file that is missing, or of another measurement; nothing is written."""
     other = tmp_path / "other.json"
     other.write_text("{}")
-    before = [place.read_text() for place in places]
+    before = [place.read_text() for place in (page.path, page.results)]
     for words in (f"name={other}", "name=none.json", f"={other}"):
-        assert run(monkeypatch, words) == 2
+        assert run(page, monkeypatch, words) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
-    assert [place.read_text() for place in places] == before
-
-
-def test_the_page_is_that_of_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/serve.md has what the script writes from docs/serving.json."""
-    copy = tmp_path / "serve.md"
-    there = study.PAGE.read_text(encoding="utf-8")
-    copy.write_text(there, encoding="utf-8")
-    monkeypatch.setattr(study, "PAGE", copy)
-    study.write_page(json.loads(study.RESULTS.read_text(encoding="utf-8")))
-    assert copy.read_text(encoding="utf-8") == there
+    assert [place.read_text() for place in (page.path, page.results)] == before

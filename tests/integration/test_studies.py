@@ -13,19 +13,7 @@ from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.tasks import catalog
 from famjax.infer.codec import Codec
-
-STUDIES = Path(__file__).parents[2] / "launch" / "studies"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch):
-    """Gives a script of launch/studies/ as a module."""
-    monkeypatch.syspath_prepend(str(STUDIES))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
+from tests.studies import script
 
 
 def told(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -35,7 +23,7 @@ def told(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     return said
 
 
-def test_every_training_of_the_memory_study_is_possible(script, tmp_path) -> None:
+def test_every_training_of_the_memory_study_is_possible(tmp_path) -> None:
     """No two runs have the same settings, and each is validated as by `famjax train`."""
     study = script("memory_study")
     runs = study.all_runs()
@@ -48,7 +36,7 @@ def test_every_training_of_the_memory_study_is_possible(script, tmp_path) -> Non
     assert set(script("memory_results").PLOTTED) <= set(runs)
 
 
-def test_the_memory_study_counts_wrong_answers_by_their_place(script, tmp_path) -> None:
+def test_the_memory_study_counts_wrong_answers_by_their_place(tmp_path) -> None:
     """Two evaluations, by hand: answers that start 1 before, 0, 5 after, and half a block from a boundary."""
     study, results = script("memory_study"), script("memory_results")
     run = study.Run("one", "recipe", "", asked=(study.Asked("1"), study.Asked("2")))
@@ -63,7 +51,7 @@ def test_the_memory_study_counts_wrong_answers_by_their_place(script, tmp_path) 
     assert results.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these start within 3 tokens of a boundary."]
 
 
-def test_the_tables_of_the_memory_study_have_the_lengths_that_all_rows_were_asked_at(script) -> None:
+def test_the_tables_of_the_memory_study_have_the_lengths_that_all_rows_were_asked_at() -> None:
     results = script("memory_results")
     row = lambda about, blocks: {
         "about": about, "steps": 2400, "tokens": 13.5e6, "flops": 2e12, "minutes": 4.6,
@@ -77,7 +65,7 @@ def test_the_tables_of_the_memory_study_have_the_lengths_that_all_rows_were_aske
     ]
 
 
-def test_what_the_evaluation_shown_asks_for_is_known(script, tmp_path, monkeypatch) -> None:
+def test_what_the_evaluation_shown_asks_for_is_known(tmp_path, monkeypatch) -> None:
     """All its words are flags that the verbs have, and the models that it compares are those that it trains."""
     show = script("show_evaluation")
     said = told(show, monkeypatch)
@@ -96,7 +84,7 @@ def test_what_the_evaluation_shown_asks_for_is_known(script, tmp_path, monkeypat
         assert sorted({length for length in lengths}) == list(parsed[2].lengths)
 
 
-def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(script, tmp_path, monkeypatch) -> None:
+def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path, monkeypatch) -> None:
     """From import to export: every command parses, and the models evaluated are those trained and the import."""
     story = script("real_model_story")
     said: list[list[str]] = []
@@ -123,7 +111,7 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(script, t
     assert compared == [tmp_path / "fam", tmp_path / "exported"]
 
 
-def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(script, tmp_path) -> None:
+def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(tmp_path) -> None:
     """Kinds differ in nothing but FAM, its updates and segments; a difference is taken seed by seed, by hand here; and
     a run that is not understood is refused."""
     study = script("texts_study")

@@ -1,20 +1,15 @@
 """The shipped configurations, and the script that compiles them."""
 
-import importlib.util
-import json
 import shlex
-from pathlib import Path
 
 import pytest
 
 from famjax.cli import plan
 from famjax.cli.main import parse
 from famjax.plan import topology
+from tests.studies import script
 
-ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("plan_all", ROOT / "launch/studies/plan_all.py")
-plan_all = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(plan_all)
+plan_all = script("plan_all")
 
 
 def test_every_size_is_shipped_for_its_chips():
@@ -38,8 +33,8 @@ def test_settings_of_shipped_plans(command):
     config.validate()
 
 
-def test_the_table(tmp_path, monkeypatch):
-    """One line a result: finished, quick, too large, failed; the text around the table stays."""
+def test_the_table():
+    """One line a result: finished, quick, too large, failed."""
     found = {
         "name": "LoRA", "compiled": "2026-01-02", "program": "train", "topology": "v5e:2x2", "fits": True,
         "mesh": {"data": 1, "fsdp": 4, "tensor": 1}, "batch_size": 8, "sequence_length": 1024, "microbatches": 2,
@@ -53,12 +48,7 @@ def test_the_table(tmp_path, monkeypatch):
         "--gin_file gin/c.gin": found | {"cycles": None, "fits": False, "program": "decode"},
         "--gin_file gin/d.gin": {"name": "LoRA", "compiled": "2026-01-02", "error": "it failed"},
     }
-    table = tmp_path / "plans.md"
-    table.write_text(f"before\n{plan_all.BEGIN}\nold\n{plan_all.END}\nbehind\n")
-    monkeypatch.setattr(plan_all, "TABLE", table)
-    plan_all.write_table(results)
-    before, _, _, *lines, end, behind = table.read_text().splitlines()[:1] + table.read_text().splitlines()[2:]
-    assert (before, end, behind) == ("before", plan_all.END, "behind")
+    _, _, *lines = plan_all.table(results)
     assert lines[0] == (
         "| `a`, LoRA | v5e:2x2 | 1,4,1; 8 x 1,024, 2 microbatches | 3.0 of 4.0 | 5.0 | 3.00 | 2 | 4,096 | 25% "
         "| 2026-01-02 |"
@@ -71,8 +61,8 @@ def test_the_table(tmp_path, monkeypatch):
 def test_results_are_kept_and_gone_on_with(tmp_path, monkeypatch, capsys):
     """What is there is not compiled again, unless it was quick and shall be finished; what fails leaves exit code 1."""
     commands = {"--gin_file gin/a.gin": "A", "--gin_file gin/b.gin": "B"}
-    table = tmp_path / "plans.md"
-    table.write_text(f"{plan_all.BEGIN}\n{plan_all.END}")
+    page = plan_all.PAGE._replace(path=tmp_path / "plans.md", results=tmp_path / "plans.json", lines=lambda results: [])
+    page.path.write_text("<!-- plans -->\n<!-- end of plans -->")
     asked = []
 
     def compile_one(command, quick):
@@ -82,12 +72,11 @@ def test_results_are_kept_and_gone_on_with(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(plan_all, "compile_one", compile_one)
     monkeypatch.setattr(plan_all, "shipped", lambda: commands)
-    monkeypatch.setattr(plan_all, "RESULTS", tmp_path / "plans.json")
-    monkeypatch.setattr(plan_all, "write_table", lambda results: None)
+    monkeypatch.setattr(plan_all, "PAGE", page)
     run = lambda *words: (monkeypatch.setattr("sys.argv", ["plan_all.py", *words]), plan_all.main())[1]
     assert run("--quick") == 1
     assert run("--quick", "--only", "a.gin") == 0
     assert run("--only", "a.gin") == 0
     assert run("--only", "a.gin") == 0
     assert asked == [("a.gin", True), ("b.gin", True), ("a.gin", False)]
-    assert json.loads((tmp_path / "plans.json").read_text())["--gin_file gin/a.gin"]["name"] == "A"
+    assert page.read()["--gin_file gin/a.gin"]["name"] == "A"

@@ -1,0 +1,89 @@
+"""Writes results of `famjax compare` into docs/compare.md, between its two markers.
+
+    famjax compare --memories fam,infini,deltanet --seeds 0,1,2 --output runs/compare
+    python launch/studies/comparing.py "Pass key=runs/compare/comparison.json"
+
+docs/compare.json keeps them by name: one of the same name is replaced, and `"Pass key="` removes it. Without arguments
+the tables are written again.
+"""
+
+import sys
+from typing import Any
+
+from pages import DOCS, Page, publish
+
+OF_MEMORY = (
+    "name", "added_weights", "weights", "state_bytes", "learning_rate", "steps", "tokens", "training_flops", "lengths",
+    "tables", "diverged",
+)  # fmt: skip
+
+
+def kept(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns what docs/compare.json has of a comparison.json: no curves, no folders."""
+    memories = [{name: memory[name] for name in OF_MEMORY} for memory in found["memories"]]
+    for memory in memories:
+        memory["diverged"] = [one["seed"] for one in memory["diverged"]]
+    return found | {"memories": memories}
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """Returns all comparisons, as the page shows them."""
+    return [line for name, found in results.items() for line in [*section(name, found), ""]][:-1]
+
+
+def section(name: str, found: dict[str, Any]) -> list[str]:
+    """Returns the settings of a comparison, its table, and the tables of its last length."""
+    memories, seeds = found["memories"], found["seeds"]
+    first = memories[0]
+    said = [
+        f"**{name}** ({found['task']}): {found['metric']}, chance {found['chance']:.2g}; blocks of "
+        f"{found['block_size']}; {budget(found['budget'])} for each training; the mean over {len(seeds)} "
+        f"seed{'s' * (len(seeds) > 1)}, and the range over them.",
+        "",
+        "| memory | weights, of which its own | state, KiB a row | TFLOPs | "
+        + " | ".join(blocks(row["blocks"]) for row in first["lengths"]) + " |",
+        "|---" * (4 + len(first["lengths"])) + "|",
+    ]  # fmt: skip
+    said += [f"| {' | '.join(cells(memory))} |" for memory in memories]
+    for number, table in enumerate(first["tables"]):
+        last = max(row["length"] for row in table["rows"])
+        places = [row["at"] for row in table["rows"] if row["length"] == last]
+        said += ["", f"By {table['label']}, in documents of {last:,} tokens, with 95% intervals:", "",
+                 f"| memory | {' | '.join(map(str, places))} |", "|---" * (1 + len(places)) + "|"]  # fmt: skip
+        for memory in memories:
+            rows = [row for row in memory["tables"][number]["rows"] if row["length"] == last]
+            values = [f"{row['value']:.2f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
+            said.append(f"| `{memory['name']}` | {' | '.join(values)} |")
+    return said
+
+
+def budget(found: dict[str, Any]) -> str:
+    """Returns a comparison's budget in words."""
+    if "flops" in found:
+        return f"{found['flops']:.3g} FLOPs"
+    return f"{found['steps']:,} steps of {found['tokens'] / found['steps']:,.0f} tokens"
+
+
+def blocks(number: int) -> str:
+    """Returns a length in words."""
+    return f"{number:,} block{'s' * (number > 1)}"
+
+
+def cells(memory: dict[str, Any]) -> list[str]:
+    """Returns the cells of one memory: costs, and the mean and the range over seeds for each length."""
+    lost = f" ({len(memory['diverged'])} diverged)" if memory["diverged"] else ""
+    costs = [f"`{memory['name']}`{lost}", f"{memory['weights']:,}, {memory['added_weights']:,}",
+             f"{memory['state_bytes'] / 1024:.1f}", f"{memory['training_flops'] / 1e12:.2g}"]  # fmt: skip
+    return costs + [ranged(list(row["by_seed"].values())) for row in memory["lengths"]]
+
+
+def ranged(values: list[float]) -> str:
+    """Returns the mean of several seeds and their range."""
+    mean, low, high = (f"{value:.2f}" for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low}-{high})"
+
+
+PAGE = Page(DOCS / "compare.md", DOCS / "compare.json", "comparisons", lines)
+
+if __name__ == "__main__":
+    sys.exit(publish(PAGE, __doc__, "memories", kept, "famjax compare"))
