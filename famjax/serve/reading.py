@@ -17,6 +17,13 @@ from famjax.serve.jobs import Job
 from famjax.serve.prefix_cache import Plan, PrefixCache
 
 
+def widths(block_size: int) -> list[int]:
+    """Returns the numbers of tokens for which there is a program that reads a window: a prompt of one and a half blocks
+    shall not cost two."""
+    sizes = {block_size // 8, block_size // 2, block_size, BLOCKS_PER_CALL * block_size}
+    return sorted(sizes - {0})
+
+
 class Reading:
     """A job's prompt.
 
@@ -53,9 +60,7 @@ class Reading:
         """Reads up to a window; what the plan says is put into the cache. Returns the number of tokens."""
         take = self._take()
         if take:
-            S = self._block_size
-            short = S // 8
-            width = short if take <= short else S if take <= S else BLOCKS_PER_CALL * S
+            width = next(width for width in widths(self._block_size) if width >= take)
             tokens, following = np.zeros((2, 1, width), np.int32)
             tokens[0, :take] = self._text[self._at : self._at + take]
             following[0, :take] = self._text[self._at + 1 : self._at + 1 + take]
@@ -72,12 +77,15 @@ class Reading:
         return take
 
     def _take(self) -> int:
-        """Tokens of the next window: to the next edge that is kept, of whole blocks while there are any."""
+        """Tokens of the next window: to the next edge that is kept, of whole blocks while there are any. What is left
+        is read in two windows if it is a little more than half a block."""
         S, left = self._block_size, len(self._text) - 1 - self._at
         to_last_edge = (self._position + left) // S * S - self._position
+        if to_last_edge <= 0:
+            to_last_edge = S // 2 if 0 < left - S // 2 <= S // 8 else left
         to_window = BLOCKS_PER_CALL * S - self._position % S
         to_kept = min((edge - self._at for edge in self.plan.keep if edge > self._at), default=left)
-        return max(min(to_window, to_kept, to_last_edge if to_last_edge > 0 else left), 0)
+        return max(min(to_window, to_kept, to_last_edge), 0)
 
     def session(self) -> Session:
         """The session after the prompt. Its memory is given to the caller."""

@@ -11,21 +11,16 @@ import numpy as np
 from flax import nnx
 
 from famjax.infer.codec import Stream
-from famjax.infer.prefill import BLOCKS_PER_CALL
 from famjax.infer.rows import read_rows
 from famjax.infer.session import Session, start
 from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer
 from famjax.serve.batch import GROWTH, Batch, Row
 from famjax.serve.jobs import Ask, Job
+from famjax.serve.reading import widths
 
 # Every program runs twice: what it returned may be sharded otherwise than what it was given at first.
 TWICE = range(2)
-
-
-def widths(block_size: int) -> list[int]:
-    """Returns the numbers of tokens for which there is a program that reads a window, see `Reading.window`."""
-    return [width for width in (block_size // 8, block_size, BLOCKS_PER_CALL * block_size) if width]
 
 
 def batch_sizes(max_rows: int) -> list[int]:
