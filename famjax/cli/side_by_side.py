@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -43,18 +44,23 @@ def job(name: str, gin_files: str | list[str], bindings: list[str], output: Path
 def train(jobs: list[Job], at_once: int = 0) -> None:
     """Runs all jobs, at most `at_once` in parallel (0: all), and shows their progress.
 
-    Small models gain little from more threads, so each run gets its own cores if there are enough.
+    Small models gain little from more threads, so each run gets its own cores if there are enough. After SIGTERM or
+    Ctrl-C all runs save a checkpoint and end.
     Raises `RuntimeError` if one fails or is stopped.
     """
     places = min(len(jobs), at_once or len(jobs))
     cores = cpu.cores()
     free = [cores[i::places] if len(cores) >= places else [] for i in range(places)]
     running: list[_Running] = []
-    with interrupts.held(lambda: "the same command resumes from the last checkpoints"):
+    resumes = "the same command resumes from the last checkpoints"
+    stopping = lambda number: "stops all trainings, which save a checkpoint"
+    with interrupts.handled("famjax", signal.SIGTERM), interrupts.held(lambda: resumes, stopping):
         try:
             _watch(jobs, free, running)
         finally:
             _end(running)
+        if interrupts.requested():
+            raise RuntimeError(f"stopped by {signal.Signals(interrupts.requested()).name}; {resumes}")
     for job in jobs:  # a run that is stopped by a signal saves and also exits with 0
         if (step := _news(job)[0]) < job.config.steps:
             raise RuntimeError(f"the training of {job.name} was stopped at step {step}; the same command resumes it")
@@ -130,7 +136,7 @@ def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> N
     waiting = list(jobs)
     display = _Display(jobs)
     with display.progress:
-        while waiting or running:
+        while (waiting or running) and interrupts.requested() != signal.SIGTERM:
             while waiting and free:
                 running.append(_begin(waiting.pop(0), free.pop(0)))
             for one in list(running):

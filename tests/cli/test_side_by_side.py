@@ -1,0 +1,54 @@
+"""Trainings beside each other: what a signal to the process that started them does to them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# A job that is no training: it says that it runs, and what ended it.
+JOB = """
+import pathlib, signal, sys, time
+place = pathlib.Path(sys.argv[1])
+def end(number, frame):
+    (place / "ended").write_text(str(number))
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+(place / "runs").write_text("")
+time.sleep(600)
+"""
+ALL = """
+import sys
+from pathlib import Path
+from famjax.cli import side_by_side
+from famjax.config import TrainConfig
+from famjax.process import interrupts
+jobs = []
+for place in map(Path, sys.argv[1:]):
+    command = [sys.executable, "-c", {job!r}, str(place)]
+    jobs.append(side_by_side.Job(place.name, TrainConfig(model_dir=str(place / "m"), steps=3), command, place / "log"))
+with interrupts.handled("famjax compare"):
+    side_by_side.train(jobs)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_trainings(tmp_path: Path, number: signal.Signals) -> None:
+    """They get SIGTERM, which lets them save; none outlives the process that started them."""
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        place.mkdir()
+    words = [sys.executable, "-c", ALL.format(job=JOB), *map(str, places)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        deadline = time.monotonic() + 120
+        while not all((place / "runs").exists() for place in places):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        error = process.communicate(timeout=120)[1]
+    assert process.returncode != 0
+    assert "the same command resumes" in error
+    assert [(place / "ended").read_text() for place in places] == [str(int(signal.SIGTERM))] * 2
