@@ -56,6 +56,8 @@ BAD_MEMORIES = [
     ({"block_size": 8, "fam_length": 9}, "fam_length 9 is longer than block_size 8: .* use a fam_length of at most 8"),
     ({"fam_position": "first"}, "fam_position 'first' is not one of last, float, zero"),
     ({"fam_init": "prompts"}, "fam_init 'prompts' is not one of prompt, prefix; did you mean 'prompt'?"),
+    ({"fam_update_noise": 0.5}, "fam_update_noise 0.5 with fam_update 'feedback'.* use 0, or fam_update 'gated'"),
+    ({"fam_update": "gated", "fam_update_noise": -1.0}, "fam_update_noise is -1.0; it must be at least 0"),
     ({"previous_fams": 0}, "previous_fams is 0; it must be at least 1"),
     ({"fam_layers": "globall"}, "fam_layers 'globall' is not one of all, global, local; did you mean 'global'?"),
     ({"fam_layers": ""}, "fam_layers '' is not one of all, global, local"),
@@ -209,9 +211,9 @@ def test_model_json_round_trip() -> None:
         layer_pattern=("local", "global"), local_window=3, local_rope_base=9.0, fam_layers="-+",
         previous_fams=2, token_window=5, stop_gradient=True, random_position_offset=0.1, random_state_passing=0.2,
         random_state_passing_from=3, zero_first_residual=False, fam_max_rms=2.0, fam_noise=0.1,
-        fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3, summary_blocks=5, memory_key_dim=7,
-        retrieval_blocks=9, retrieval_top_k=3,
-        fam_update="static", segments_hold="outputs",
+        fam_update_noise=0.2, fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3, summary_blocks=5,
+        memory_key_dim=7, retrieval_blocks=9, retrieval_top_k=3,
+        fam_update="gated", segments_hold="outputs",
         lora=LoraConfig(rank=2, alpha=3.0, dropout=0.1, projections=("up", "query")),
     )  # fmt: skip
     for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig()), (config.lora, LoraConfig())):

@@ -31,8 +31,8 @@ from famjax.attention.memory import select_rows
 from famjax.config import MemoryConfig
 from famjax.dims import Array, Bool, Fam, Float, Int, Key, KeysValues, Offsets, Queries, Tokens
 
-# Folded into a block's key, for the noise on FAM.
-NOISE = 409173
+# Folded into a block's key, for the noise on FAM and on the gates of its updates.
+NOISE, GATE_NOISE = 409173, 171201
 # A gate of FAM's updates is a sigmoid stretched by this much beyond 0 and 1, and clipped.
 STRETCH = 0.01
 
@@ -286,7 +286,10 @@ def push_fam(
     newest, config = new[0].astype(jnp.float32), layer.memory
     if config.gates_updates:
         old, update = residual[0], newest - residual[0]
-        newest = old + write_gate(layer, old, update) * (update - old)
+        noise = None
+        if config.fam_update_noise and key is not None:
+            noise = jax.random.normal(jax.random.fold_in(key, GATE_NOISE), (*update.shape[:2], 1))
+        newest = old + write_gate(layer, old, update, noise) * (update - old)
     if config.fam_max_rms:
         newest = memory.at_most(newest, config.fam_max_rms)
     if config.fam_noise and key is not None:
@@ -295,8 +298,9 @@ def push_fam(
 
 
 def write_gate(
-    layer: LayerWeights, residual: Float[Array, "B F D"], update: Float[Array, "B F D"]
-) -> Float[Array, "B F 1"]:
+    layer: LayerWeights, residual: Float[Array, "B F D"], update: Float[Array, "B F D"],
+    noise: Float[Array, "B F 1"] | None = None,
+) -> Float[Array, "B F 1"]:  # fmt: skip
     """The fraction of each feedback activation F that its update U = F_tau - F replaces (`MemoryConfig.fam_update`):
 
         g(w_F n(F) + w_U n(U) + b),    n(x) = x / rms(x)
@@ -308,12 +312,14 @@ def write_gate(
       layer: its weights at `memory` are w_F = `write_old` [D], w_U = `write_new` [D] and b = `write_bias` [1].
       residual: F, as the update adds it.
       update: U.
+      noise: standard normal numbers; times `MemoryConfig.fam_update_noise` they are added to the sigmoid's input.
     """
     learned = layer.weights["memory"]
     score = lambda x, w: (x / memory.fam_rms(x) * w).sum(axis=-1, keepdims=True)
-    g = jax.nn.sigmoid(
-        score(residual, learned["write_old"]) + score(update, learned["write_new"]) + learned["write_bias"]
-    )
+    logit = score(residual, learned["write_old"]) + score(update, learned["write_new"]) + learned["write_bias"]
+    if noise is not None:
+        logit = logit + layer.memory.fam_update_noise * noise
+    g = jax.nn.sigmoid(logit)
     return jnp.clip((1 + 2 * STRETCH) * g - STRETCH, 0.0, 1.0)
 
 

@@ -68,6 +68,8 @@ class MemoryConfig:
         one without FAM, at 1 the paper's. Imported models start at 0, since an untrained FAM degrades them.
       fam_noise: a departure from the paper, 0 (off) by default: standard deviation of Gaussian noise that is added to
         new feedback activations in training.
+      fam_update_noise: of gated updates, 0 (off) by default: standard deviation of Gaussian noise that is added to the
+        gates' logits in training, so that a gate which is to stay closed learns to be far from opening.
     """
 
     block_size: int = 1024
@@ -95,6 +97,7 @@ class MemoryConfig:
     zero_first_residual: bool = True
     fam_max_rms: float = 0.0
     fam_noise: float = 0.0
+    fam_update_noise: float = 0.0
     fam_gate: bool = False
 
     @property
@@ -152,6 +155,12 @@ class MemoryConfig:
         at_least("random_state_passing_from", self.random_state_passing_from, 0)
         at_least("fam_max_rms", self.fam_max_rms, 0)
         at_least("fam_noise", self.fam_noise, 0)
+        at_least("fam_update_noise", self.fam_update_noise, 0)
+        if self.fam_update_noise and self.fam_update != "gated":
+            raise ConfigError(
+                f"fam_update_noise {self.fam_update_noise} with fam_update {self.fam_update!r}: only gated updates "
+                "have gates; use 0, or fam_update 'gated'"
+            )
 
     def _check_kind(self) -> None:
         """Raises `ConfigError` if another memory is combined with FAM, or its settings are invalid."""

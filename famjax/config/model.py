@@ -223,8 +223,10 @@ class ModelConfig:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether layers use random numbers in training: dropout of LoRA, or noise on FAM."""
-        return bool((self.lora.rank and self.lora.dropout) or (self.memory.fam_length and self.memory.fam_noise))
+        """Whether layers use random numbers in training: dropout of LoRA, or noise on FAM or its gates."""
+        memory = self.memory
+        on_fam = memory.fam_length and (memory.fam_noise or memory.fam_update_noise)
+        return bool((self.lora.rank and self.lora.dropout) or on_fam)
 
     @property
     def layer_period(self) -> int:

@@ -51,6 +51,7 @@ _LATER = (
 # Settings of the memory that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
+    "fam_update_noise",
 )  # fmt: skip
 # Settings of a model that do not change its outputs.
 _HOW = ("memory", "embedding_std", "scan_layers", "unroll_blocks", "remat", "attention_kernel")

@@ -135,7 +135,7 @@ def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
             f"--gin.FAM_LENGTH={asked} and INITIAL_CHECKPOINT_PATH"
         )
     if changes.get("fam_length") == 0:  # nothing is updated then
-        changes["fam_update"] = "feedback"
+        changes |= {"fam_update": "feedback", "fam_update_noise": 0.0}
     changed: MemoryConfig = dataclasses.replace(config.memory, **changes)
     new = dataclasses.replace(config, memory=changed)
     new.validate()

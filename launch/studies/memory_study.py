@@ -82,19 +82,22 @@ def recipe() -> list[Run]:
 
 
 AS_CARRIED, RESCALED = "TrainConfig.carried_fam_rms=0.0", "TrainConfig.carried_fam_rms=1.5"
-UNGATED = "MemoryConfig.fam_update='feedback'"
+QUIET = "MemoryConfig.fam_update_noise=0.0"
+UNGATED = ("MemoryConfig.fam_update='feedback'", QUIET)
 
 
 def any_depth() -> list[Run]:
-    """Keys at any depth and several in one text: gated updates on several seeds, and the same training without."""
+    """Keys at any depth and several in one text: gated updates on several seeds, with noise on the gates and without,
+    and the same training without gates."""
     asked = (Asked("16,64,256,1024"), Asked("16384", alignments=8))
     depths = Depths("1k,4k,16k,64k", tasks="passkey_depth,passkey_newest")
     part = lambda name, about, *bindings: Run(name, "any_depth", about, bindings, ANY_DEPTH, asked, depths)
     return [
         *(part(f"gate_seed{n}", f"gated updates, seed {n}", f"RANDOM_SEED={n}") for n in SEEDS),
-        part("ungated_young", "the paper's update, 5,000 steps", UNGATED, RESCALED, "TRAIN_STEPS=5000"),
-        part("ungated", "the paper's update", UNGATED),
-        part("ungated_bound", "no gate, FAM bounded to RMS 4", UNGATED, "MemoryConfig.fam_max_rms=4.0"),
+        *(part(f"quiet_seed{n}", f"no noise on the gates, seed {n}", f"RANDOM_SEED={n}", QUIET) for n in SEEDS),
+        part("ungated_young", "the paper's update, 5,000 steps", *UNGATED, RESCALED, "TRAIN_STEPS=5000"),
+        part("ungated", "the paper's update", *UNGATED),
+        part("ungated_bound", "no gate, FAM bounded to RMS 4", *UNGATED, "MemoryConfig.fam_max_rms=4.0"),
     ]
 
 

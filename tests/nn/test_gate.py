@@ -75,8 +75,32 @@ def test_a_closed_update_gate_keeps_every_bit_and_an_open_one_none(bias: float) 
         return
     assert np.abs(np.asarray(new - old)).min() > 1e-6
     # In the first update of a document nothing is added to, so the update is the paper's FAM.
-    paper, layers = tiny.config(memory_segments=0), params["layers"]
-    ungated = params | {"layers": {name: tree for name, tree in layers.items() if name != "memory"}}
-    _, theirs = tiny.whole(paper, ungated, tokens[:, :4])
+    _, theirs = tiny.whole(tiny.config(memory_segments=0), plain_layers(params), tokens[:, :4])
     _, first = tiny.whole(without(config, zero_first_residual=True), params, tokens[:, :4])
     tiny.assert_close(first.stacked.fam, theirs.stacked.fam)
+
+
+def test_noise_on_update_gates_is_as_strong_as_asked_and_another_one_everywhere() -> None:
+    """The gates' logits, read off F_1 = g U, differ from those without noise by Gaussian numbers of the given standard
+    deviation, different for each row, activation and step. Without keys, as outside of training, there is none."""
+    config = tiny.config(fam_update="gated", fam_update_noise=0.4, memory_segments=0, fam_length=4)
+    params, tokens = tiny.parameters(config), np.tile(tiny.tokens(config, 1, 4), (256, 1))
+    update = np.asarray(tiny.whole(without(config, fam_update="feedback", fam_update_noise=0.0), plain_layers(params),
+                                   tokens)[1].layers.fam[0, :, 0], np.float64)  # fmt: skip
+
+    def logits(key: jax.Array | None) -> np.ndarray:
+        fam = np.asarray(tiny.whole(config, params, tokens, key=key)[1].layers.fam[0, :, 0], np.float64)
+        stretched = (fam * update).sum(axis=-1) / np.square(update).sum(axis=-1)  # 1.02 sigmoid - 0.01
+        return np.log((stretched + 0.01) / (1.01 - stretched))
+
+    clean, one, other = (logits(key) for key in (None, jax.random.key(1), jax.random.key(2)))
+    tiny.assert_close(clean, np.broadcast_to(clean[:1], clean.shape))
+    added = [x - clean for x in (one, other)]
+    assert np.std(added[0]) == pytest.approx(0.4, rel=0.1)
+    pairs = (added[1], np.roll(added[0], 1, axis=0), np.roll(added[0], 1, axis=1))
+    assert np.abs([np.corrcoef(added[0].ravel(), x.ravel())[0, 1] for x in pairs]).max() < 0.15
+
+
+def plain_layers(params: dict) -> dict:
+    """The weights without those of the gates of updates."""
+    return params | {"layers": {name: tree for name, tree in params["layers"].items() if name != "memory"}}

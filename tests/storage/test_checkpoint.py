@@ -98,7 +98,7 @@ def test_memory_overrides(saved: tuple) -> None:
 
 def test_without_fam_its_updates_have_no_gate(tmp_path: Path) -> None:
     """fam_length 0 on a model with gated updates gives weights and settings of the model without FAM."""
-    config = tiny.config(fam_update="gated")
+    config = tiny.config(fam_update="gated", fam_update_noise=0.5)
     params = tiny.parameters(config)
     checkpoint.save_model(tmp_path, config, params)
     without, found = load(tmp_path, fam_length=0)
