@@ -272,7 +272,7 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert f"{sum(seeds)} of {16 * len(seeds)} keys after a million bytes" in readme
 
 
-@pytest.mark.parametrize("name", ["comparing", "plan_all", "serving"])
+@pytest.mark.parametrize("name", ["comparing", "memory_page", "plan_all", "serving"])
 def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:
     """Between its markers a page has what the script in `launch/studies/` writes from its JSON file."""
     page = script(name).PAGE

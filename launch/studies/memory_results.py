@@ -30,15 +30,14 @@ def write(folder: Path, study: dict[str, list["Run"]]) -> None:
     runs = {run.name: run for part in study.values() for run in part}
     done = [run for run in runs.values() if all((one / RESULTS_JSON).exists() for one in evaluations(run, folder))]
     found = {run.name: figures(run, folder) for run in done}
-    (folder / "study.json").write_text(json.dumps(list(found.values()), indent=1) + "\n", encoding="utf-8")
+    (folder / "study.json").write_text(json.dumps({"runs": list(found.values())}, indent=1) + "\n", encoding="utf-8")
     parts = []
     for title, part in study.items():
         rows = [found[run.name] | {"about": run.about} for run in part if run.name in found]
         parts += [f"## {title}", "", *table(rows), ""] if rows else []
         parts += [*where_it_fails(rows), ""] if rows and title == "recipe" else []
-    asked = [run for run in runs.values() if (depths(run, folder) / RESULTS_JSON).exists()]
     for task, title in DEPTH_TASKS.items():
-        lines = depth_table(task, asked, folder)
+        lines = depth_table(task, list(found.values()))
         parts += [f"## {title}", "", *lines, ""] if lines else []
     (folder / "study.md").write_text("\n".join(parts), encoding="utf-8")
     plot(folder / "study.png", [row for row in found.values() if row["part"] == "recipe" or row["name"] in PLOTTED])
@@ -60,8 +59,21 @@ def figures(run: "Run", folder: Path) -> dict[str, Any]:
         "name": run.name, "part": run.part, "about": run.about, "steps": last["step"], "tokens": tokens,
         "flops": tokens * flops_per_token(config, targets_of_row(config)), "minutes": last["seconds"] / 60,
         "block_size": config.model.memory.block_size, "recall": recall,
-        "misses": misses(run, folder, config.model.memory.block_size),
+        "misses": misses(run, folder, config.model.memory.block_size), "depths": by_depth(run, folder),
     }  # fmt: skip
+
+
+def by_depth(run: "Run", folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns by task the exact match at each length and depth; {} if there is no such evaluation."""
+    path = depths(run, folder) / RESULTS_JSON
+    tasks = json.loads(path.read_text(encoding="utf-8"))["models"][0]["tasks"] if path.exists() else {}
+    return {
+        name: [
+            {"length": one["length"], "depth": one["depth"], "value": one["metrics"]["exact_match"]["value"]}
+            for one in found["by_depth"]
+        ]
+        for name, found in tasks.items()
+    }
 
 
 def misses(run: "Run", folder: Path, block_size: int) -> list[int]:
@@ -108,22 +120,18 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def depth_table(task: str, runs: list["Run"], folder: Path) -> list[str]:
+def depth_table(task: str, rows: list[dict[str, Any]]) -> list[str]:
     """Returns a Markdown table with a row per run and length, and a column per depth; nothing without results."""
     lines: list[str] = []
-    for run in runs:
-        results = json.loads((depths(run, folder) / RESULTS_JSON).read_text(encoding="utf-8"))
-        found = results["models"][0]["tasks"]
-        if task not in found:
-            continue
-        grid = found[task]["by_depth"]
+    for row in rows:
+        grid = row["depths"].get(task, [])
         columns = sorted({one["depth"] for one in grid})
-        if not lines:
+        if grid and not lines:
             lines = ["| | tokens | " + " | ".join(f"depth {depth:g}" for depth in columns) + " |"]
             lines += ["|" + "---|" * (len(columns) + 2)]
         for length in sorted({one["length"] for one in grid}):
-            cells = [one["metrics"]["exact_match"]["value"] for one in grid if one["length"] == length]
-            lines.append(f"| {run.about} | {length:,} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+            cells = [one["value"] for one in grid if one["length"] == length]
+            lines.append(f"| {row['about']} | {length:,} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
     return lines
 
 
