@@ -14,8 +14,8 @@ from pages import DOCS, Page, publish
 
 TITLES = {
     "passkey_depth": "Exact match by the depth of the key, 20 documents per cell:",
-    "passkey_newest": "Four keys in one text, each of which replaces the one before, evenly spaced up to the depth; the "
-    "newest is asked for (`passkey_newest`):",
+    "passkey_newest": "Four keys in one text, each of which replaces the one before, evenly spaced up to the depth; "
+    "the newest is asked for (`passkey_newest`):",
 }
 
 

@@ -280,7 +280,7 @@ def assert_same_gradient(actual: dict, desired: dict) -> None:
     [
         ("fam-segments1", (layer_major_cut, block_major)),
         ("fam-segments0-two-fams-zero", (block_major,)),
-        ("bswa-segments2", (layer_major_cut, block_major)),
+        pytest.param("bswa-segments2", (layer_major_cut, block_major), marks=pytest.mark.slow),
     ],
 )
 def test_gradients_of_both_orders(name: str, orders: tuple) -> None:

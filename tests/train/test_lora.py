@@ -253,7 +253,7 @@ def test_an_imported_gate_is_opened_and_saved(tmp_path, source):
         initial.check(tmp_path / "opened", MODEL)
 
 
-@pytest.mark.parametrize("fam", [0, 3])
+@pytest.mark.parametrize("fam", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_an_export_has_the_memory_of_the_model_and_not_of_its_base(fam, tmp_path):
     """A base with gated updates. Fine-tuned without FAM, the export has no memory; with a frozen one, it has the
     base's."""
