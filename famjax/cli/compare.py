@@ -17,9 +17,11 @@ HELP = """Train several memories on one task with one budget, evaluate them, wri
   famjax compare --memories fam,my_memory.gin --seeds 0,1,2 --tokens 6m --output runs/mine
   famjax compare --gin_file gin/experiments/compare_mqar.gin --learning-rates 1e-3,3e-3,1e-2 --output runs/mqar
   famjax compare --gin_file gin/experiments/compare_s5.gin --flops 5t --output runs/s5
+  famjax compare --memories fam,fam:previous_fams=2,fam:fam_position=zero --output runs/ablation
 
 A memory is the name of a file in gin/memories, or a gin file of your own. It is loaded after the task's
-gin file (--gin_file, default: gin/experiments/compare.gin) and may change only the memory settings. All
+gin file (--gin_file, default: gin/experiments/compare.gin) and may change only the memory settings.
+NAME:FIELD=VALUE:... is a memory with other settings, fields of MemoryConfig (docs/architecture.md). All
 models of a seed start from the same weights, except those that a memory adds, and read the same batches
 in the same order. They train one after the other and are then evaluated.
 

@@ -4,13 +4,15 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from famjax.cli import side_by_side
-from famjax.config import ConfigError, TrainConfig
+from famjax.config import ConfigError, MemoryConfig, TrainConfig
+from famjax.config.checks import known_fields
 
 TASK = "gin/experiments/compare.gin"
 DIVERGED = "diverged.json"
@@ -33,12 +35,14 @@ def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
     task, memories = args.gin_files or [TASK], _memories(args.memories)
 
     def make(seed: int, memory: str, rate: float | None, steps: int = 0) -> Subject:
-        bindings = [*args.gin_bindings, f"RANDOM_SEED={seed}"]
+        gin_file, changes = memories[memory]
+        bindings = [*args.gin_bindings, *changes, f"RANDOM_SEED={seed}"]
         bindings += [] if rate is None else [f"LEARNING_RATE={rate!r}"]
         bindings += [f"TRAIN_STEPS={steps}"] if steps else []
-        name = f"{memory}_seed{seed}" if rate is None else f"{memory}_lr{rate:g}_seed{seed}"
-        job = side_by_side.job(name, [*task, memories[memory]], bindings, output)
-        return Subject(memory, memories[memory], seed, job, rate)
+        of_rate = "" if rate is None else f"_lr{rate:g}"
+        name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', memory)}{of_rate}_seed{seed}"
+        job = side_by_side.job(name, [*task, gin_file], bindings, output)
+        return Subject(memory, gin_file, seed, job, rate)
 
     rates = args.learning_rates or (None,)
     subjects = [make(seed, memory, rate) for seed in args.seeds for memory in memories for rate in rates]
@@ -68,17 +72,34 @@ def _steps(config: TrainConfig, tokens: int | None, flops: int | None) -> int:
     return int(budget // cost)
 
 
-def _memories(text: str) -> dict[str, str]:
-    """Returns the gin file of each memory by name."""
-    found: dict[str, str] = {}
+def _memories(text: str) -> dict[str, tuple[str, list[str]]]:
+    """Returns the gin file of each memory and the settings that a variant changes in it, by name."""
+    found: dict[str, tuple[str, list[str]]] = {}
     for word in (word.strip() for word in text.split(",") if word.strip()):
-        name = Path(word).stem
+        file, *changes = (part.strip() for part in word.split(":"))
+        name = ":".join([Path(file).stem, *changes])
         if name in found:
             raise ConfigError(f"--memories {text}: {name} is there twice; name each once")
-        found[name] = word if word.endswith(".gin") else f"gin/memories/{word}.gin"
+        gin_file = file if file.endswith(".gin") else f"gin/memories/{file}.gin"
+        found[name] = gin_file, [_binding(change, word) for change in changes]
     if not found:
         raise ConfigError("--memories is empty; for example fam,bswa,sinks,infini")
     return found
+
+
+def _binding(change: str, word: str) -> str:
+    """Returns the gin binding of FIELD=VALUE. Raises `ConfigError` for what is no setting of a memory."""
+    field, is_given, value = (part.strip() for part in change.partition("="))
+    kinds = {one.name: one.type for one in dataclasses.fields(MemoryConfig)}
+    if not is_given or not value:
+        raise ConfigError(f"--memories {word}: {change!r} is not FIELD=VALUE, for example fam:previous_fams=2")
+    known_fields(MemoryConfig, {field: value})
+    if kinds[field] in ("str", str):
+        return f"MemoryConfig.{field}={value!r}"
+    # Numbers and booleans mean the same in gin; `check_types` of the configuration does the rest.
+    if not re.fullmatch(r"[-+0-9.e]+|True|False", value):
+        raise ConfigError(f"--memories {word}: {field} is {value!r}, not a number, True or False")
+    return f"MemoryConfig.{field}={value}"
 
 
 def check_alike(subjects: Sequence[Subject]) -> None:

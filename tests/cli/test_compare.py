@@ -64,6 +64,14 @@ def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches(ta
         (["--memories", "fam,smal"], "gin/memories/smal.gin"),
         (["--memories", ""], "--memories is empty"),
         (["--memories", "fam,fam"], "fam is there twice"),
+        (["--memories", "fam:previous_fams"], "'previous_fams' is not FIELD=VALUE, for example fam:previous_fams=2"),
+        (
+            ["--memories", "fam:previous_fam=2"],
+            "MemoryConfig has no field 'previous_fam'; did you mean 'previous_fams'",
+        ),
+        (["--memories", "fam:previous_fams=two"], "previous_fams is 'two', not a number, True or False"),
+        (["--memories", "fam:fam_position=first"], "fam_position 'first' is not one of last, float, zero"),
+        (["--memories", "fam,fam:block_size=32"], "has block_size 32"),
         (["--tokens", "10"], "--tokens 10 is less than a step's 8 rows of 448 tokens; give at least 3584"),
         (["--tokens", "many"], "is not a number of tokens"),
         (["--seeds", "0,0"], "write numbers, each once"),
@@ -158,6 +166,18 @@ def log(subject: compare_runs.Subject, *losses: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": i + 1, "loss": loss}) + "\n" for i, loss in enumerate(losses)]
     (folder / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_a_variant_is_a_memory_with_other_settings(tmp_path: Path) -> None:
+    """Its settings reach the training, whose directory has a plain name; all else is that of the memory."""
+    words = "fam,fam:fam_position=zero:previous_fams=2,fam:stop_gradient=True:random_position_offset=0.25"
+    plain, *others = subjects(tmp_path, "--memories", words)
+    assert [one.memory for one in (plain, *others)] == words.split(",")
+    assert Path(others[0].job.config.model_dir).name == "fam_fam_position_zero_previous_fams_2_seed0"
+    of = [one.job.config.model.memory for one in (plain, *others)]
+    assert of[1] == dataclasses.replace(of[0], fam_position="zero", previous_fams=2)
+    assert of[2] == dataclasses.replace(of[0], stop_gradient=True, random_position_offset=0.25)
+    assert all("--gin.MemoryConfig.previous_fams=2" in one.job.command for one in others[:1])
 
 
 def test_each_memory_reports_its_best_learning_rate(tmp_path: Path) -> None:
