@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from famjax.cli import compare, compare_runs
 from famjax.cli import main as cli
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
@@ -132,3 +133,13 @@ def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(tmp_p
     assert last.startswith("| all | ")
     with pytest.raises(ConfigError, match="'fam_m' is no run; use KIND_mM"):
         study.parsed("bswa_m0,fam_m")
+
+
+def test_every_training_of_the_papers_ablations_is_possible(tmp_path) -> None:
+    """Each is validated as by `famjax compare`, and its memories differ."""
+    study = script("paper_ablations")
+    for name in study.ABLATIONS:
+        words = [str(word) for word in study.words(name, tmp_path, "0", 1)]
+        subjects = compare_runs.subjects_of(cli.parse(compare, words[1:]), tmp_path)
+        memories = [one.job.config.model.memory for one in subjects]
+        assert len(memories) > 1 and all(one not in memories[:i] for i, one in enumerate(memories)), name
