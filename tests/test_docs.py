@@ -270,6 +270,15 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     memory = table(text(ROOT / "docs/memory.md"), "|  | 16 blocks | 64 blocks | 256 blocks | 1024 blocks | 4096 blocks")
     seeds = [round(16 * float(row[6].split()[0])) for row in memory if row[0].startswith("the recipe")]
     assert f"{sum(seeds)} of {16 * len(seeds)} keys after a million bytes" in readme
+    runs = json.loads(text(ROOT / "docs/memory.json"))["any_depth"]["runs"]
+    last = [run["recall"][-1] for run in runs if run["name"].startswith("gate_")]
+    assert {one["filler_blocks"] for one in last} == {16384} and {one["exact_match"] for one in last} == {1.0}
+    asked = sum(one["documents"] for one in last)
+    assert f"three seeds recall {asked} of {asked} after a million bytes" in readme
+    (comparison,) = json.loads(text(ROOT / "docs/compare.json")).values()
+    recalled = {one["name"]: one["lengths"][-1] for one in comparison["memories"]}
+    assert recalled["fam_gated"]["blocks"] == 64 and recalled["deltanet"]["value"] == 0
+    assert f"they recall {recalled['fam_gated']['value']:.0%} after 64 blocks" in readme
 
 
 @pytest.mark.parametrize("name", ["comparing", "memory_page", "plan_all", "serving"])
