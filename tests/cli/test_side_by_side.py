@@ -21,7 +21,9 @@ signal.signal(signal.SIGTERM, end)
 time.sleep(600)
 """
 ALL = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if these tests are a background job of a shell
 from pathlib import Path
 from famjax.cli import side_by_side
 from famjax.config import TrainConfig
