@@ -18,8 +18,8 @@ from famjax.serve.prefix_cache import Plan, PrefixCache
 
 
 def widths(block_size: int) -> list[int]:
-    """Returns the numbers of tokens for which there is a program that reads a window: a prompt of one and a half blocks
-    shall not cost two."""
+    """Returns the numbers of tokens for which there is a program that reads a window. What is left after whole blocks
+    has two small ones, so that it is not padded to a block."""
     sizes = {block_size // 8, block_size // 2, block_size, BLOCKS_PER_CALL * block_size}
     return sorted(sizes - {0})
 

@@ -10,7 +10,7 @@ the tables are written again.
 import sys
 from typing import Any
 
-from pages import DOCS, Page, publish
+from pages import DOCS, Page, by_name, publish
 
 OF_MEMORY = (
     "name", "added_weights", "weights", "state_bytes", "learning_rate", "steps", "tokens", "training_flops", "lengths",
@@ -24,11 +24,6 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     for memory in memories:
         memory["diverged"] = [one["seed"] for one in memory["diverged"]]
     return found | {"memories": memories}
-
-
-def lines(results: dict[str, Any]) -> list[str]:
-    """Returns all comparisons, as the page shows them."""
-    return [line for name, found in results.items() for line in [*section(name, found), ""]][:-1]
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
@@ -83,7 +78,7 @@ def ranged(values: list[float]) -> str:
     return mean if low == high else f"{mean} ({low}-{high})"
 
 
-PAGE = Page(DOCS / "compare.md", DOCS / "compare.json", "comparisons", lines)
+PAGE = Page(DOCS / "compare.md", DOCS / "compare.json", "comparisons", by_name(section))
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "memories", kept, "famjax compare"))

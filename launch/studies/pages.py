@@ -50,6 +50,15 @@ class Page(NamedTuple):
         write_text(self.path, before + begin + "".join(f"{line}\n" for line in lines) + end + after)
 
 
+def by_name(section: Callable[[str, dict[str, Any]], list[str]]) -> Callable[[dict[str, Any]], list[str]]:
+    """Returns a page's `lines`: a section for each result, from its name and what is kept of it."""
+
+    def lines(results: dict[str, Any]) -> list[str]:
+        return [line for name, found in results.items() for line in [*section(name, found), ""]][:-1]
+
+    return lines
+
+
 def publish(
     page: Page, says: str | None, part: str, kept: Callable[[dict[str, Any]], dict[str, Any]], verb: str
 ) -> int:

@@ -49,7 +49,7 @@ ABLATIONS = {
 
 
 def main() -> int:
-    """Returns 0."""
+    """Runs the chosen ablations. Returns 0; a failure of `famjax compare` is raised."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="what is trained and evaluated")
     parser.add_argument("--only", choices=ABLATIONS, nargs="+", default=list(ABLATIONS), help="these ablations")

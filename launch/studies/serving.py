@@ -10,7 +10,7 @@ arguments the tables are written again. Measure on a machine that does nothing e
 import sys
 from typing import Any
 
-from pages import DOCS, Page, publish
+from pages import DOCS, Page, by_name, publish
 
 from famjax.bench.machine import LOADS, SHOWN, summary
 
@@ -26,11 +26,6 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     settings = {name: found["settings"][name] for name in SETTINGS}
     settings["memory"] = {name: found["settings"]["model"]["memory"][name] for name in MEMORY}
     return {"machine": machine, "settings": settings, "serving": found["serving"]}
-
-
-def lines(results: dict[str, Any]) -> list[str]:
-    """Returns all measurements, as the page shows them."""
-    return [line for name, found in results.items() for line in [*section(name, found), ""]][:-1]
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
@@ -73,7 +68,7 @@ def ranged(values: dict[str, float], form: str) -> str:
     return median if low == high else f"{median} ({low}-{high})"
 
 
-PAGE = Page(DOCS / "serve.md", DOCS / "serving.json", "serving", lines)
+PAGE = Page(DOCS / "serve.md", DOCS / "serving.json", "serving", by_name(section))
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "serving", kept, "famjax bench serve"))
