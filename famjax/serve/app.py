@@ -87,6 +87,7 @@ class _Routes:
             "rows_running": ("Rows at work.", used),
             "rows_max": ("Rows that may be at work.", self._config.max_rows),
             "requests_waiting": ("Prompts that wait for rows.", waiting),
+            "uploads_running": ("Texts that are being uploaded.", self._service.uploads_running),
             "row_bytes": ("Memory of a row.", bytes_of_row(engine.model)),
             "prefix_cache_bytes": ("Kept memories of common beginnings.", cache.bytes),
         }
@@ -206,7 +207,7 @@ class _Routes:
     async def read_text(self, request: Request) -> Response:
         """A text of any length into a session, in constant memory. All of it, or the session stays as it was."""
         store, name = self._service.sessions(), request.path_params["name"]
-        with store.writing(name):
+        with store.writing(name), self._service.uploading():
             start = await asyncio.to_thread(store.load, name)
             pipe = Pipe()
             reading = asyncio.get_running_loop().run_in_executor(self._service.uploads, self._service.read, pipe, start)

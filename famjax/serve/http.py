@@ -22,6 +22,8 @@ log = logging.getLogger("famjax.serve")
 
 # Of a client that left before its answer; nobody receives it.
 CLIENT_GONE = 499
+# A client that is silent for longer while it sends a body has left, or keeps a place on purpose.
+SILENT_SECONDS = 60.0
 # For the end of a stream, which a client that has ceased to read does not take.
 LAST_SECONDS = 5.0
 # Paths that need no key: they say nothing of the model's work.
@@ -37,7 +39,9 @@ def error_response(error: ApiError) -> Response:
 
 
 async def pieces_of(request: Request, seconds: float, most: float | None = None) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises `ApiError` if it is larger than `most` bytes or the client is silent for long."""
+    """The body as it comes. Raises `ApiError` if it is larger than `most` bytes, or the client is silent for `seconds`
+    or `SILENT_SECONDS`, whichever is less."""
+    seconds = min(seconds, SILENT_SECONDS)
     declared, size = request.headers.get("content-length", ""), 0
     if most is not None and declared.isascii() and declared.isdigit() and int(declared[:18]) > most:
         raise _too_large(most)
@@ -48,7 +52,7 @@ async def pieces_of(request: Request, seconds: float, most: float | None = None)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise ApiError(408, f"the body did not come within {seconds:g} s; send it again") from None
+            raise ApiError(408, f"nothing of the body came for {seconds:g} s; send it again") from None
         size += len(piece)
         if most is not None and size > most:
             raise _too_large(most)

@@ -12,6 +12,7 @@ import uvicorn
 from famjax.config import ConfigError
 from famjax.nn.model import Transformer
 from famjax.serve.app import build
+from famjax.serve.protocol import Impatient
 from famjax.serve.service import Service
 from famjax.serve.settings import ServeConfig
 from famjax.storage import lock
@@ -55,7 +56,7 @@ class Server:
         self.service = Service(model, model_dir, config)
         # h11 and asyncio's own loop whatever else is installed: one implementation to test.
         settings = uvicorn.Config(
-            build(self.service), http="h11", loop="asyncio", ws="none", lifespan="off", log_config=None,
+            build(self.service), http=Impatient, loop="asyncio", ws="none", lifespan="off", log_config=None,
             access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=30,
             timeout_graceful_shutdown=LAST_SECONDS,
         )  # fmt: skip

@@ -25,8 +25,6 @@ from famjax.serve.store import Store
 
 # Tokens of an uploaded text are passed to the engine in pieces of this size.
 UPLOAD_TOKENS = 2**14
-# Texts that are uploaded side by side, at most; others wait.
-UPLOADS = 4
 
 
 class Service:
@@ -39,6 +37,7 @@ class Service:
 
     Attributes:
       ready: requests are worked on; until then they wait.
+      uploads_running: texts that are being uploaded.
     """
 
     def __init__(self, model: Transformer, model_dir: str, config: ServeConfig):
@@ -56,8 +55,9 @@ class Service:
         cache_bytes = int(config.prefix_cache_mib * MIB)
         self.engine = Engine(model, config.max_rows, config.max_waiting, cache_bytes)
         self.store = Store(config.sessions, model) if config.sessions else None
-        # Threads that wait for the engine while a text is uploaded; others must not wait for them.
-        self.uploads = ThreadPoolExecutor(max_workers=UPLOADS, thread_name_prefix="upload")
+        # Threads that wait for a client and for the engine while a text is uploaded: as many as there may be memories.
+        self.uploads = ThreadPoolExecutor(max_workers=config.max_rows, thread_name_prefix="upload")
+        self.uploads_running = 0
 
     # --- what a request means ---------------------------------------------------------------------
 
@@ -129,6 +129,18 @@ class Service:
         )  # fmt: skip
 
     # --- texts that are only read -----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Inside, a text is uploaded. Raises `ApiError` 429 if `max_rows` others are: each holds a row's memory, and a
+        client may send slowly."""
+        if self.uploads_running == self.config.max_rows:
+            raise refusal(Full(f"{self.config.max_rows} texts are being uploaded"))
+        self.uploads_running += 1  # in the event loop's thread alone
+        try:
+            yield
+        finally:
+            self.uploads_running -= 1
 
     def read(self, pieces: Iterable[bytes], start: Session | None) -> Session:
         """The session after a text that comes in pieces. Blocks, so call it in a thread of its own.

@@ -24,7 +24,7 @@ class ServeConfig:
       max_waiting: requests that wait for rows, at most; more are answered 429.
       max_tokens: of an answer whose request does not say.
       max_body_mib: of a JSON body.
-      timeout: seconds that a request may take, and that a client may be silent while it sends.
+      timeout: seconds that a request may take.
       grace: seconds that requests at work get to finish when the server stops.
       prefix_cache_mib: of memories of common beginnings; 0 switches the cache off.
       keys: SHA-256 of the keys that clients may have; empty: no key is needed.

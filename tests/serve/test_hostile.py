@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from famjax.infer import session as sessions
-from famjax.serve import fields
+from famjax.serve import fields, protocol
 from famjax.serve import http as serve_http
 from famjax.serve.engine import Engine
 from famjax.serve.errors import ApiError
@@ -238,6 +238,62 @@ def test_an_upload_whose_reader_fails(server: Server, monkeypatch: pytest.Monkey
     line.close()
     assert answer.startswith(b"HTTP/1.1 500") and sent < 2**30
     assert ask(server, "GET", "/v1/sessions/long").status == 404
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_headers_that_never_end(server: Server, monkeypatch: pytest.MonkeyPatch, asked_before: bool) -> None:
+    """A client that sends its headers byte by byte is left, with its first request and with a later one."""
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
+    line = connection(server)
+    line.connect()
+    if asked_before:
+        line.request("GET", "/health")
+        assert line.getresponse().read()
+    line.sock.settimeout(0.05)
+    line.sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
+    deadline, answer = time.monotonic() + 300, None
+    while answer is None and time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):
+            try:
+                line.sock.send(b"x")
+                answer = line.sock.recv(1000)
+            except (BrokenPipeError, ConnectionResetError):
+                answer = b""
+    line.close()
+    assert answer == b""
+    # Whoever sends whole headers has the time of a request for the rest.
+    late, body = connection(server), b'{"prompt": "late", "max_tokens": 1}'
+    late.putrequest("POST", "/v1/completions")
+    late.putheader("Content-Length", str(len(body)))
+    late.endheaders()
+    time.sleep(1.0)
+    late.send(body)
+    assert late.getresponse().status == 200
+    late.close()
+
+
+def test_slow_uploads_keep_nobody_waiting(server: Server) -> None:
+    """As many texts as there are rows, none of which goes on: an answer is made, one more text is refused at once, and
+    when one has ended there is place."""
+    lines = []
+    for number in range(4):
+        line = connection(server)
+        line.putrequest("PUT", f"/v1/sessions/slow{number}/text")
+        line.putheader("Content-Length", "4")
+        line.endheaders(b"ab")
+        lines.append(line)
+    deadline = time.monotonic() + 300
+    while b"famjax_uploads_running 4\n" not in ask(server, "GET", "/metrics").content:
+        assert time.monotonic() < deadline
+    refused = ask(server, "PUT", "/v1/sessions/fifth/text", b"text")
+    assert refused.status == 429 and refused.headers["Retry-After"] and "4 texts are being uploaded" in refused.error
+    assert complete(server, prompt="who waits?", max_tokens=2).status == 200
+    for line in lines:
+        line.send(b"cd")
+    assert [line.getresponse().status for line in lines] == [200] * 4
+    assert ask(server, "PUT", "/v1/sessions/fifth/text", b"text").status == 200
+    for name in ("slow0", "slow1", "slow2", "slow3", "fifth"):
+        ask(server, "DELETE", f"/v1/sessions/{name}")
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])
