@@ -42,6 +42,7 @@ def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
         of_rate = "" if rate is None else f"_lr{rate:g}"
         name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', memory)}{of_rate}_seed{seed}"
         job = side_by_side.job(name, [*task, gin_file], bindings, output)
+        check_used(memory, job.config.model.memory)
         return Subject(memory, gin_file, seed, job, rate)
 
     rates = args.learning_rates or (None,)
@@ -100,6 +101,15 @@ def _binding(change: str, word: str) -> str:
     if not re.fullmatch(r"[-+0-9.e]+|True|False", value):
         raise ConfigError(f"--memories {word}: {field} is {value!r}, not a number, True or False")
     return f"MemoryConfig.{field}={value}"
+
+
+def check_used(word: str, memory: MemoryConfig) -> None:
+    """Raises `ConfigError` if a variant, such as fam:sinks=8, changes a setting that its memory does not have: it would
+    be trained and reported as something that it is not."""
+    for change in word.split(":")[1:]:
+        field = change.partition("=")[0].strip()
+        if why := memory.unused(field):
+            raise ConfigError(f"--memories {word}: {field} has no effect, since {why}; leave it out")
 
 
 def check_alike(subjects: Sequence[Subject]) -> None:

@@ -8,6 +8,15 @@ from famjax.config.checks import ConfigError, at_least, check_types, known_field
 MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor", "armt", "retrieval")
 # Memories of the whole model: memory tokens around each block, which sees nothing else of the past.
 _OF_TOKENS = ("rmt", "autocompressor", "armt")
+# Settings that one kind of memory, or some, have; all others are of the window or of FAM.
+_OF_KINDS = {
+    "sinks": ("sinks",), "infini_delta": ("infini",), "memory_tokens": _OF_TOKENS, "memory_key_dim": ("armt",),
+    "summary_blocks": ("autocompressor",), "retrieval_blocks": ("retrieval",), "retrieval_top_k": ("retrieval",),
+}  # fmt: skip
+_OF_FAM = (
+    "fam_position", "fam_init", "previous_fams", "fam_layers", "random_state_passing", "random_state_passing_from",
+    "fam_update", "zero_first_residual", "fam_max_rms", "fam_noise", "fam_update_noise", "fam_gate",
+)  # fmt: skip
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 FAM_UPDATES = ("feedback", "gated", "static")
@@ -114,6 +123,21 @@ class MemoryConfig:
     def window(self) -> int:
         """Maximum number of tokens that a query sees, itself included."""
         return self.token_window or (self.memory_segments + 1) * self.block_size
+
+    def unused(self, field: str) -> str:
+        """Returns why a training of this memory does not depend on a setting; empty if it does."""
+        kinds = _OF_KINDS.get(field)
+        if kinds and self.kind not in kinds:
+            return f"it belongs to kind {' and '.join(map(repr, kinds))}, and this is {self.kind!r}"
+        if field in _OF_FAM and not self.fam_length:
+            return "fam_length is 0: there is no FAM"
+        if field in ("stop_gradient", "segments_hold") and not self.memory_segments:
+            return "memory_segments is 0: there is no segment"
+        if field == "random_position_offset" and self.fam_position != "zero":
+            return f"with fam_position {self.fam_position!r} all scores depend on differences of positions"
+        if field == "random_state_passing_from" and not self.random_state_passing:
+            return "random_state_passing is 0"
+        return ""
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""

@@ -13,7 +13,7 @@ import pytest
 from famjax.cli import compare, compare_runs, side_by_side
 from famjax.cli.gin_config import load_train_config
 from famjax.cli.main import main, parse
-from famjax.config import MemoryConfig
+from famjax.config import ConfigError, MemoryConfig
 from famjax.evals import memories, memories_page, statistics
 from famjax.evals.yardsticks import yardstick
 from famjax.nn.weights import create, parameters
@@ -170,14 +170,28 @@ def log(subject: compare_runs.Subject, *losses: float) -> None:
 
 def test_a_variant_is_a_memory_with_other_settings(tmp_path: Path) -> None:
     """Its settings reach the training, whose directory has a plain name; all else is that of the memory."""
-    words = "fam,fam:fam_position=zero:previous_fams=2,fam:stop_gradient=True:random_position_offset=0.25"
+    words = "fam,fam:fam_position=zero:previous_fams=2,fam:memory_segments=1:stop_gradient=True"
     plain, *others = subjects(tmp_path, "--memories", words)
     assert [one.memory for one in (plain, *others)] == words.split(",")
     assert Path(others[0].job.config.model_dir).name == "fam_fam_position_zero_previous_fams_2_seed0"
     of = [one.job.config.model.memory for one in (plain, *others)]
     assert of[1] == dataclasses.replace(of[0], fam_position="zero", previous_fams=2)
-    assert of[2] == dataclasses.replace(of[0], stop_gradient=True, random_position_offset=0.25)
+    assert of[2] == dataclasses.replace(of[0], memory_segments=1, stop_gradient=True)
     assert all("--gin.MemoryConfig.previous_fams=2" in one.job.command for one in others[:1])
+
+
+@pytest.mark.parametrize(
+    ("variant", "why"),
+    [
+        ("fam:sinks=8", "belongs to kind 'sinks'"), ("bswa:fam_position=zero", "there is no FAM"),
+        ("fam:stop_gradient=True", "there is no segment"), ("infini:memory_tokens=4", "and this is 'infini'"),
+        ("fam:random_position_offset=0.5", "differences of positions"),
+    ],
+)  # fmt: skip
+def test_a_setting_without_effect_is_refused(tmp_path: Path, variant: str, why: str) -> None:
+    """Else the same memory would be trained twice, and reported under two names."""
+    with pytest.raises(ConfigError, match=f"{variant}: {variant.split(':')[1].split('=')[0]} has no effect.*{why}"):
+        subjects(tmp_path, "--memories", variant)
 
 
 def test_each_memory_reports_its_best_learning_rate(tmp_path: Path) -> None:

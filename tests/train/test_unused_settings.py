@@ -1,0 +1,75 @@
+"""Which settings a training of each memory depends on: `MemoryConfig.unused` against the traced training step."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from famjax.config import ConfigError, MemoryConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.data.passkey import PassKeyTask
+from famjax.mesh.devices import make_mesh
+from famjax.train import optim
+from famjax.train.step import make_step
+from tests import slow, tiny
+from tests.train import beginning
+
+BASES: dict[str, dict[str, Any]] = {
+    "fam": {"memory_segments": 0},
+    "fam-segments": {"memory_segments": 1},
+    "fam-zero": {"memory_segments": 0, "fam_position": "zero", "random_position_offset": 0.5},
+    "gated": {"memory_segments": 0, "fam_update": "gated", "random_state_passing": 0.0},
+    "static": {"fam_update": "static"},
+    "bswa": {"fam_length": 0, "memory_segments": 1},
+    "sinks": {"fam_length": 0, "kind": "sinks"},
+    "infini": {"fam_length": 0, "kind": "infini", "memory_segments": 0},
+    "deltanet": {"fam_length": 0, "kind": "deltanet", "memory_segments": 0},
+    "rmt": {"fam_length": 0, "kind": "rmt", "memory_segments": 0},
+    "autocompressor": {"fam_length": 0, "kind": "autocompressor", "memory_segments": 0},
+    "armt": {"fam_length": 0, "kind": "armt", "memory_segments": 0},
+    "retrieval": {"fam_length": 0, "kind": "retrieval", "memory_segments": 0},
+}
+OTHER: dict[str, Any] = {
+    "sinks": 3, "memory_tokens": 2, "summary_blocks": 2, "memory_key_dim": 4, "retrieval_blocks": 5,
+    "retrieval_top_k": 1, "infini_delta": False, "fam_position": "float", "fam_init": "prefix", "previous_fams": 2,
+    "fam_layers": "+-", "token_window": 3, "stop_gradient": True, "random_position_offset": 0.25,
+    "random_state_passing": 0.4, "random_state_passing_from": 7, "fam_update": "static", "segments_hold": "outputs",
+    "zero_first_residual": False, "fam_max_rms": 2.0, "fam_noise": 0.5, "fam_update_noise": 0.5, "fam_gate": True,
+}  # fmt: skip
+# What a memory is, rather than a setting of one.
+IDENTITY = {"block_size", "memory_segments", "fam_length", "kind"}
+
+
+def traced(config: ModelConfig) -> tuple[str, list[Any]]:
+    """The training step, with its constants and the shapes of its state, without addresses."""
+    training = TrainConfig(model_dir="none", model=config, optimizer=OptimizerConfig())
+    tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
+    task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 288, 16, 2, 128, 0)
+    state = jax.eval_shape(lambda: beginning.state(training, tx, mesh))
+    batch = task.batch(0, task.start())[0]
+    step = jax.make_jaxpr(make_step(training, tx, mesh))(state, batch)
+    return re.sub(r"0x[0-9a-f]+", "", str(step)), [np.asarray(one).tolist() for one in step.consts]
+
+
+def test_every_setting_is_here() -> None:
+    assert {field.name for field in dataclasses.fields(MemoryConfig)} == OTHER.keys() | IDENTITY
+
+
+@pytest.mark.parametrize("name", slow.but(BASES, *[name for name in BASES if name != "bswa"]))
+def test_a_setting_is_unused_if_the_step_is_the_same(name: str) -> None:
+    """For each setting, the step with another value: the same program exactly where `unused` says so."""
+    config = tiny.config(vocab_size=128, block_size=16, **BASES[name])
+    plain = traced(config)
+    for field, value in OTHER.items():
+        if getattr(config.memory, field) == value:
+            continue
+        if field == "previous_fams" and not config.memory.fam_length:
+            continue  # changes the shapes of empty arrays
+        changed = tiny.with_memory(config, **{field: value})
+        try:
+            changed.validate()
+        except ConfigError:
+            continue  # refused before anything is trained
+        assert (traced(changed) == plain) == bool(changed.memory.unused(field)), (field, changed.memory.unused(field))
