@@ -38,19 +38,33 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def peers(config: ModelConfig, rows: int, length: int, seed: int = 0) -> dict[str, Callable[[], Peer]]:
-    """Returns a builder for each peer by name.
+class Size(NamedTuple):
+    """What all peers have in common with our model.
 
-    Args:
+    Attributes:
       config: our model; peers get the same vocabulary, width, depth, heads, block size and FAM length.
       rows, length: batch size and sequence length.
-      seed: seed of weights and tokens.
+      seed: of weights and tokens.
     """
-    import torch
 
-    def step(module: Any, loss_of: Callable[[Any, Any], Any]) -> Peer:
-        torch.manual_seed(seed)
-        tokens = torch.randint(0, config.vocab_size, (rows, length + 1))
+    config: ModelConfig
+    rows: int
+    length: int
+    seed: int = 0
+
+    def common(self, **names: str) -> dict[str, int]:
+        """Returns the arguments that these packages share, some under other names."""
+        config = self.config
+        ours = {"vocab": config.vocab_size, "dim": config.d_model, "depth": config.num_layers,
+                "heads": config.num_heads, "dim_head": config.head_dim}  # fmt: skip
+        return {names.get(name, name): value for name, value in ours.items()}
+
+    def step(self, module: Any, loss_of: Callable[[Any, Any], Any]) -> Peer:
+        """Returns the training step of a module, on random tokens [rows, length + 1]."""
+        import torch
+
+        torch.manual_seed(self.seed)
+        tokens = torch.randint(0, self.config.vocab_size, (self.rows, self.length + 1))
         adam = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
         module.train()
 
@@ -62,61 +76,60 @@ def peers(config: ModelConfig, rows: int, length: int, seed: int = 0) -> dict[st
 
         return Peer(run, sum(p.numel() for p in module.parameters()))
 
-    def common(**names: str) -> dict[str, int]:
-        ours = {"vocab": config.vocab_size, "dim": config.d_model, "depth": config.num_layers,
-                "heads": config.num_heads, "dim_head": config.head_dim}  # fmt: skip
-        return {names.get(name, name): value for name, value in ours.items()}
 
-    S, F = config.memory.block_size, config.memory.fam_length
-
-    def block_recurrent() -> Peer:
-        from block_recurrent_transformer_pytorch import BlockRecurrentTransformer, RecurrentTrainerWrapper
-
-        model = BlockRecurrentTransformer(
-            **common(vocab="num_tokens"), max_seq_len=length, block_width=S, num_state_vectors=F
-        )
-        return step(RecurrentTrainerWrapper(model), lambda module, tokens: module(tokens))
-
-    def infini() -> Peer:
-        from infini_transformer_pytorch import InfiniTransformer, InfiniTransformerWrapper
-
-        model = InfiniTransformer(**common(vocab="num_tokens"))
-        wrapper = InfiniTransformerWrapper(model, segment_length=S, detach_mems_every_num_segments=length)
-        return step(wrapper, lambda module, tokens: module(tokens))
-
-    def recurrent_memory() -> Peer:
-        from recurrent_memory_transformer_pytorch import (
-            RecurrentMemoryTransformer,
-            RecurrentMemoryTransformerWrapper,
-        )
-
-        model = RecurrentMemoryTransformer(**common(vocab="num_tokens"), num_memory_tokens=F, seq_len=S)
-        return step(
-            RecurrentMemoryTransformerWrapper(model), lambda module, tokens: module(tokens, return_loss=True)[0]
-        )
-
-    def mistral(window: int | None) -> Callable[[], Peer]:
-        def build() -> Peer:
-            from transformers import MistralConfig, MistralForCausalLM
-
-            theirs = MistralConfig(
-                vocab_size=config.vocab_size, hidden_size=config.d_model, intermediate_size=config.d_ff,
-                num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim, sliding_window=window,
-                max_position_embeddings=length, tie_word_embeddings=True, use_cache=False,
-                attn_implementation="sdpa",
-            )  # fmt: skip
-            return step(
-                MistralForCausalLM(theirs),
-                lambda module, tokens: module(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss,
-            )
-
-        return build
-
+def peers(config: ModelConfig, rows: int, length: int, seed: int = 0) -> dict[str, Callable[[], Peer]]:
+    """Returns a builder for each peer by name; the arguments are those of `Size`."""
+    size, window = Size(config, rows, length, seed), config.memory.window
     return {
-        "block-recurrent-transformer-pytorch": block_recurrent,
-        "transformers Mistral, full causal": mistral(None),
-        f"transformers Mistral, window {config.memory.window}": mistral(config.memory.window),
-        "infini-transformer-pytorch": infini,
-        "recurrent-memory-transformer-pytorch": recurrent_memory,
+        "block-recurrent-transformer-pytorch": lambda: _block_recurrent(size),
+        "transformers Mistral, full causal": lambda: _mistral(size, None),
+        f"transformers Mistral, window {window}": lambda: _mistral(size, window),
+        "infini-transformer-pytorch": lambda: _infini(size),
+        "recurrent-memory-transformer-pytorch": lambda: _recurrent_memory(size),
     }
+
+
+def _block_recurrent(size: Size) -> Peer:
+    from block_recurrent_transformer_pytorch import BlockRecurrentTransformer, RecurrentTrainerWrapper
+
+    memory = size.config.memory
+    model = BlockRecurrentTransformer(
+        **size.common(vocab="num_tokens"), max_seq_len=size.length, block_width=memory.block_size,
+        num_state_vectors=memory.fam_length,
+    )  # fmt: skip
+    return size.step(RecurrentTrainerWrapper(model), lambda module, tokens: module(tokens))
+
+
+def _infini(size: Size) -> Peer:
+    from infini_transformer_pytorch import InfiniTransformer, InfiniTransformerWrapper
+
+    wrapper = InfiniTransformerWrapper(
+        InfiniTransformer(**size.common(vocab="num_tokens")), segment_length=size.config.memory.block_size,
+        detach_mems_every_num_segments=size.length,
+    )  # fmt: skip
+    return size.step(wrapper, lambda module, tokens: module(tokens))
+
+
+def _recurrent_memory(size: Size) -> Peer:
+    from recurrent_memory_transformer_pytorch import RecurrentMemoryTransformer, RecurrentMemoryTransformerWrapper
+
+    memory = size.config.memory
+    model = RecurrentMemoryTransformer(
+        **size.common(vocab="num_tokens"), num_memory_tokens=memory.fam_length, seq_len=memory.block_size
+    )
+    loss_of = lambda module, tokens: module(tokens, return_loss=True)[0]
+    return size.step(RecurrentMemoryTransformerWrapper(model), loss_of)
+
+
+def _mistral(size: Size, window: int | None) -> Peer:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = size.config
+    theirs = MistralConfig(
+        vocab_size=config.vocab_size, hidden_size=config.d_model, intermediate_size=config.d_ff,
+        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads, head_dim=config.head_dim, sliding_window=window,
+        max_position_embeddings=size.length, tie_word_embeddings=True, use_cache=False, attn_implementation="sdpa",
+    )  # fmt: skip
+    loss_of = lambda module, tokens: module(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
+    return size.step(MistralForCausalLM(theirs), loss_of)

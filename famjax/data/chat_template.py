@@ -3,10 +3,9 @@
 They are Jinja templates that come with a model, so they run in Jinja's sandbox, as in transformers.
 """
 
-import datetime
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from famjax.config import ConfigError
 from famjax.data.tokenizer_folder import TOKENIZER_CONFIG
@@ -42,11 +41,13 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError
 
+        from famjax.data.chat_sandbox import environment
+
         if not add_generation_prompt:
             last = messages[-1]
             messages = [*messages[:-1], {**last, "content": last["content"] + _END}]
         try:
-            template = _environment().from_string(self.source)
+            template = environment().from_string(self.source)
             text = template.render(
                 **self._tokens, messages=messages, tools=None, documents=None,
                 add_generation_prompt=add_generation_prompt,
@@ -114,72 +115,3 @@ def _named(said: Any) -> dict[str, str]:
     if isinstance(said, list):
         return {one["name"]: one["template"] for one in said}
     return said if isinstance(said, dict) else {} if said is None else {"default": said}
-
-
-def _environment() -> Any:
-    """Returns Jinja's sandboxed environment with the additions of transformers."""
-    from jinja2 import nodes
-    from jinja2.exceptions import SecurityError, TemplateError
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.utils import Namespace
-
-    class Generation(Extension):
-        """`{% generation %}` marks answers for training; here only its body is rendered."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
-
-        def _said(self, caller: Any) -> str:
-            return str(caller())
-
-    class Dict:
-        """`dict(...)` and `dict.fromkeys(...)` only."""
-
-        def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
-            return dict(*values, **named)
-
-        def fromkeys(self, *values: Any) -> dict[Any, Any]:
-            return dict.fromkeys(*values)
-
-    class PlainNamespace(Namespace):
-        """`namespace(...)` without names that begin with an underscore."""
-
-        def __init__(*arguments: Any, **named: Any):
-            self, *values = arguments
-            attributes = dict(*values, **named)
-            for name in attributes:
-                check(name)
-            Namespace.__init__(self, attributes)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            check(name)
-            super().__setitem__(name, value)
-
-    def check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace cannot have {name!r}")
-
-    def refuse(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def to_json(
-        x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals |= {
-        "raise_exception": refuse,
-        "strftime_now": lambda form: datetime.datetime.now().strftime(form),
-        "dict": Dict(),
-        "namespace": PlainNamespace,
-    }
-    return environment
