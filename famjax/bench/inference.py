@@ -14,11 +14,13 @@ from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import create, unstacked
 
-# (current measurement, runs done, total runs).
+# Called with (current measurement, runs done, total runs).
 Tell = Callable[[str, int, int], None]
-# Tokens that are decoded after a text, and the sizes of the models for the comparison with transformers.
+# Tokens that are decoded after a text.
 NEW = 32
+# Tokens of a text that are generated and passed to prefill at a time.
 CHUNK = 2**14
+# Sizes of the models for the comparison with transformers.
 LLAMAS = {
     "tiny": {"hidden_size": 256, "intermediate_size": 680, "num_hidden_layers": 4, "num_attention_heads": 4,
              "num_key_value_heads": 4, "vocab_size": 4096},
@@ -117,7 +119,11 @@ def over_lengths(
 ) -> list[dict[str, Any]]:
     """Measures FAM, BSWA and full attention with a KV cache, with random weights, alternating at each length.
 
-    Full attention is the same model with a ring that holds the whole text, at lengths up to `full_to`.
+    Full attention is the same model with a ring that holds the whole text, at lengths up to `full_to` tokens.
+
+    Returns:
+      One entry per length and model: `name`, `length` (tokens), `held_mib` (the state's size in MiB), and for `read`
+      (prefill) and `write` (decoding) tokens per second and seconds.
     """
     S = model.memory.block_size
     fam, bswa = (Ours(unstacked(create(with_memory(model, fam_length=F)))) for F in (model.memory.fam_length, 0))
@@ -134,7 +140,20 @@ def over_lengths(
 def beside_transformers(
     size: str, theirs: Path, ours: Path, lengths: tuple[int, ...], repeats: int, threads: int, tell: Tell
 ) -> list[dict[str, Any]]:
-    """Measures one Llama in transformers and, imported, in famjax with FAM and without, alternating."""
+    """Measures a Llama in transformers, and imported into famjax with and without FAM, alternating.
+
+    Args:
+      size: a name in `LLAMAS`, for the entries.
+      theirs: folder of the transformers model.
+      ours: model directory of its import.
+      lengths: lengths of texts in tokens.
+      repeats: number of rounds.
+      threads: torch's compute threads.
+      tell: see `Tell`.
+
+    Returns:
+      Entries as in `over_lengths`, with `size` and the speed relative to transformers.
+    """
     import torch
 
     torch.set_num_threads(threads)
@@ -145,7 +164,7 @@ def beside_transformers(
 
 
 def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell) -> Iterator[dict[str, Any]]:
-    """Yields one entry per runner, after a warm-up run of each, which compiles."""
+    """Yields one entry per runner. Each runner is warmed up first, which compiles its programs."""
     for name, runner in runners.items():
         tell(f"{length} tokens: warming up {name}", 0, 1)
         runner.read(length)

@@ -1,9 +1,9 @@
-"""How many requests a server answers: clients that ask one request after the other, for `famjax bench serve`.
+"""Measures the throughput and latency of servers under N concurrent clients, for `famjax bench serve`.
 
-Any server that speaks the API may be asked, so that servers can be held against each other. A client is a thread with
-a connection of its own; it streams its answers, so that the time to the first token is seen.
+Any server with the API's `/v1/completions` can be measured, so servers can be compared. A client is a thread that sends
+one request after the other, each over its own connection. Answers are streamed, to measure the time to the first token.
 
-    python -m famjax.bench.load_test < LOAD.json        what `over_clients` starts for each round; imports no jax
+    python -m famjax.bench.load_test < LOAD.json        runs one round; started by `over_clients`, does not import jax
 """
 
 import http.client
@@ -23,12 +23,19 @@ from famjax.bench.measure import paired_ratio, spread
 from famjax.config import ConfigError
 from famjax.config.text import BadText, json_of
 
-# A word that every vocabulary has, in prompts of different beginnings, so that no server answers from a cache.
+# Repeated in text prompts, which begin with a random number so that no server answers from a prefix cache.
 _WORD = " word"
 
 
 class Took(NamedTuple):
-    """One request: seconds to first token and end, tokens read (None if the server does not say) and made."""
+    """Measurements of one request.
+
+    Attributes:
+      first: seconds to the first token.
+      whole: seconds to the end of the answer.
+      read: tokens of the prompt; None if the server does not report usage.
+      made: tokens of the answer.
+    """
 
     first: float
     whole: float
@@ -37,9 +44,12 @@ class Took(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A server: its name in the report, its address, and the name of its model there.
+    """A server to measure.
 
     Attributes:
+      name: its name in the report.
+      url: its address, `http://HOST:PORT`.
+      model: name of the model on the server.
       vocab_size: prompts are random token ids below it; 0: prompts are texts.
     """
 
@@ -53,23 +63,27 @@ def over_clients(
     targets: Sequence[Target], clients: Sequence[int], requests: int, prompt_tokens: int, max_tokens: int, rounds: int,
     tell: Callable[[str, int, int], None], reference: str = "",
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Returns one entry for each number of clients and server.
+    """Measures every server with every number of clients.
 
-    The servers take turns, so that other load on the machine weighs on all of them. Before the first round of a number
-    of clients, each server answers one request per client that is not counted.
+    The servers take turns, so that other load on the machine affects all of them. Before the first round with a number
+    of clients, each server answers one warm-up request per client.
 
     Args:
-      targets: the servers; all get the same prompts, if `vocab_size` is the same.
-      clients: numbers of clients at once.
-      requests: of each client in a round.
-      prompt_tokens: of a prompt (words, of a text).
-      max_tokens: of an answer; greedy, and nothing keeps a model from ending it earlier.
-      rounds: turns of each server; rates are medians over them.
-      tell: what is measured, how much of it is done, of how much.
-      reference: name of the server that the tokens/s of all are divided by, round by round.
+      targets: the servers; those with the same `vocab_size` get the same prompts.
+      clients: numbers of concurrent clients.
+      requests: requests per client in a round.
+      prompt_tokens: tokens per prompt; words if prompts are texts.
+      max_tokens: maximum tokens per answer; decoding is greedy, and a model may end its answer earlier.
+      rounds: number of rounds; rates are medians over rounds.
+      tell: called with (current measurement, rounds done, total rounds).
+      reference: name of the server by whose tokens/s those of all servers are divided, round by round; empty: none.
+
+    Returns:
+      One entry per number of clients and server: the load, mean tokens read and made per request, and the spread of
+      requests/s, tokens/s, seconds to the first token and seconds per answer.
 
     Raises:
-      ConfigError: a server does not answer.
+      ConfigError: a request failed.
     """
     results: list[dict[str, Any]] = []
     for count in clients:
@@ -95,14 +109,14 @@ def over_clients(
 
 
 class _Turn(NamedTuple):
-    """A server's requests of one round, and the seconds of all together."""
+    """A server's requests in one round, and the round's duration in seconds."""
 
     seconds: float
     took: list[Took]
 
 
 def _rates(turns: list[_Turn]) -> dict[str, Any]:
-    """The spread of rates over rounds, and of seconds over all requests; `by_round`: tokens/s."""
+    """Returns the spread of rates over rounds and of seconds over requests, and `by_round`, the tokens/s by round."""
     every = [one for turn in turns for one in turn.took]
     read = [one.read for one in every if one.read is not None]
     made = [sum(one.made for one in turn.took) / turn.seconds for turn in turns]
@@ -120,8 +134,11 @@ def _rates(turns: list[_Turn]) -> dict[str, Any]:
 def _run(
     target: Target, clients: int, requests: int, prompt_tokens: int, max_tokens: int, seed: int
 ) -> _Turn:  # fmt: skip
-    """A round of clients, in a process of their own: they share no interpreter with a server that runs in this one.
-    Raises `ConfigError` if a request failed."""
+    """Runs one round in a child process, so that clients do not share the interpreter with a server in this process.
+
+    Raises:
+      ConfigError: a request failed.
+    """
     load = {"target": target, "clients": clients, "requests": requests, "prompt_tokens": prompt_tokens,
             "max_tokens": max_tokens, "seed": seed}  # fmt: skip
     command = [sys.executable, "-m", "famjax.bench.load_test"]
@@ -133,14 +150,14 @@ def _run(
 
 
 def main() -> None:
-    """The clients' process: reads the load from standard input, prints seconds and `Took`s, or the first error."""
+    """Runs one round: reads the load (JSON) from stdin, prints its seconds and `Took`s, or the first error, as JSON."""
     load = json_of(sys.stdin.buffer.read(), "the load")
     target = Target(*load["target"])
     took: list[Took] = []
     failed: list[Exception] = []
 
     def client(number: int) -> None:
-        """Its requests, one after the other."""
+        """Sends the requests of one client, one after the other."""
         rng = np.random.default_rng((load["seed"], number))
         try:
             for _ in range(load["requests"]):
@@ -165,7 +182,11 @@ def _prompt(target: Target, tokens: int, rng: np.random.Generator) -> Any:
 
 
 def _request(target: Target, prompt: Any, max_tokens: int) -> Took:
-    """A streamed completion. The number of tokens is the usage's, or that of the chunks if there is none."""
+    """Measures one streamed completion. Tokens are counted by the server's usage, or as chunks if it reports none.
+
+    Raises:
+      ConfigError: the server returned an error, or an answer without chunks.
+    """
     where = urlsplit(target.url)
     line = http.client.HTTPConnection(where.hostname or "", where.port, timeout=600)
     body = {"model": target.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": True}
@@ -193,7 +214,7 @@ def _request(target: Target, prompt: Any, max_tokens: int) -> Took:
 
 
 def _reason(content: bytes) -> str:
-    """What an answer that is an error says."""
+    """Returns the message of an error response; its first bytes if it is not in the API's format."""
     try:
         found = json_of(content, "the answer")
         return _message(found.get("error") or found.get("detail"))
@@ -202,7 +223,7 @@ def _reason(content: bytes) -> str:
 
 
 def _message(error: Any) -> str:
-    """Of the API's error object, or of a text in its place; printable, in one line."""
+    """Returns the message of the API's error object, or of a text in its place, as one line of ASCII."""
     return ascii(error.get("message") if isinstance(error, dict) else error)[:300]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 PACKAGES = ("famjax", "jax", "jaxlib", "flax", "optax", "torch", "transformers", "block-recurrent-transformer-pytorch",
             "infini-transformer-pytorch", "recurrent-memory-transformer-pytorch")  # fmt: skip
 
-# In a report's line about the machine; `bench.json` has all.
+# Versions in the report's line about the machine; `bench.json` has all.
 SHOWN = ("python", "famjax", "jax", "torch", "transformers")
 LOADS = (("load_before", "before"), ("load_after", "after"))
 
@@ -43,7 +43,7 @@ def load() -> float | None:
 
 
 def summary(machine: Mapping[str, Any]) -> str:
-    """Returns one line: processor, cores, load average, versions of what computes."""
+    """Returns one line: cores, processor, load average, and the versions of `SHOWN`."""
     versions = [f"{name} {machine['versions'][name]}" for name in SHOWN if name in machine["versions"]]
     loads = [f"{machine[key]:.2f} {when}" for key, when in LOADS if machine.get(key) is not None]
     busy = f"; load average {', '.join(loads)}" if loads else ""
@@ -51,7 +51,7 @@ def summary(machine: Mapping[str, Any]) -> str:
 
 
 def describe(cores: int) -> dict[str, Any]:
-    """Returns the machine's entry in `bench.json`. `load_before` is the one-minute load average."""
+    """Returns the machine's entry in `bench.json`. `load_before` is the one-minute load average at this time."""
     import jax
 
     return {

@@ -53,7 +53,7 @@ def alternate(
 
 
 def paired_ratio(times: Mapping[str, Sequence[float]], above: str, below: str) -> Spread:
-    """Returns the spread of the ratio of two runs, paired by round."""
+    """Returns the spread of times[above] / times[below], paired by round."""
     return spread([a / b for a, b in zip(times[above], times[below], strict=True)])
 
 

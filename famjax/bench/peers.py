@@ -39,12 +39,12 @@ def set_threads(count: int) -> None:
 
 
 class Size(NamedTuple):
-    """What all peers have in common with our model.
+    """The settings that all peers share with our model.
 
     Attributes:
       config: our model; peers get the same vocabulary, width, depth, heads, block size and FAM length.
       rows, length: batch size and sequence length.
-      seed: of weights and tokens.
+      seed: seed of weights and tokens.
     """
 
     config: ModelConfig
@@ -63,7 +63,6 @@ class Size(NamedTuple):
         """Returns the training step of a module, on random tokens [rows, length + 1]."""
         import torch
 
-        torch.manual_seed(self.seed)
         tokens = torch.randint(0, self.config.vocab_size, (self.rows, self.length + 1))
         adam = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
         module.train()
@@ -78,14 +77,24 @@ class Size(NamedTuple):
 
 
 def peers(config: ModelConfig, rows: int, length: int, seed: int = 0) -> dict[str, Callable[[], Peer]]:
-    """Returns a builder for each peer by name; the arguments are those of `Size`."""
+    """Returns a function that builds each peer, by name; the arguments are those of `Size`."""
     size, window = Size(config, rows, length, seed), config.memory.window
+
+    def seeded(build: Callable[..., Peer], *how: Any) -> Callable[[], Peer]:
+        def built() -> Peer:
+            import torch
+
+            torch.manual_seed(seed)
+            return build(size, *how)
+
+        return built
+
     return {
-        "block-recurrent-transformer-pytorch": lambda: _block_recurrent(size),
-        "transformers Mistral, full causal": lambda: _mistral(size, None),
-        f"transformers Mistral, window {window}": lambda: _mistral(size, window),
-        "infini-transformer-pytorch": lambda: _infini(size),
-        "recurrent-memory-transformer-pytorch": lambda: _recurrent_memory(size),
+        "block-recurrent-transformer-pytorch": seeded(_block_recurrent),
+        "transformers Mistral, full causal": seeded(_mistral, None),
+        f"transformers Mistral, window {window}": seeded(_mistral, window),
+        "infini-transformer-pytorch": seeded(_infini),
+        "recurrent-memory-transformer-pytorch": seeded(_recurrent_memory),
     }
 
 

@@ -31,8 +31,9 @@ def questions(
       tell: called with (current measurement, runs done, total runs).
 
     Returns:
-      Seconds of `shared`, which prefills the text once and forks its memory, and of `alone`, which prefills it for
-      every question, in batches of `rows`; their ratio by round; and the tokens that each reads.
+      `seconds` of `shared`, which prefills the text once and forks its memory, and of `alone`, which prefills it for
+      every question, in batches of `rows`; `speed_up`, their ratio by round; `read`, the tokens that each prefills; and
+      `first_seconds`, the time of the first run of each on short texts, which compiles.
     """
     model, rng = unstacked(create(config)), np.random.default_rng(0)
     draw: Callable[[Any], np.ndarray] = lambda n: rng.integers(0, config.vocab_size, n).astype(np.int32)

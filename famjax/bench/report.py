@@ -147,7 +147,7 @@ def _serving(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def _plot_serving(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Tokens/s against the number of clients."""
+    """Plots tokens/s against the number of clients."""
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
         median, low, high = (np.array([row["tokens_per_second"][key] for row in own]) for key in SPREAD)

@@ -12,7 +12,7 @@ from famjax.bench.programs import streamed_prefill, training_step
 from famjax.bench.sizes import variants
 from famjax.config import ModelConfig
 
-# (current measurement, runs done, total runs).
+# Called with (current measurement, runs done, total runs).
 Tell = Callable[[str, int, int], None]
 # Blocks per device call of streamed prefill.
 BLOCKS_PER_CALL = 8
@@ -30,6 +30,8 @@ def training(
     model: ModelConfig, tokens: int, lengths: tuple[int, ...], repeats: int, names: tuple[str, ...], tell: Tell
 ) -> list[dict[str, Any]]:
     """Measures training steps of `tokens` tokens at each sequence length: FAM, BSWA and full attention, alternating.
+
+    `names` selects among these (`sizes.variants`).
 
     Returns:
       One entry per length: `variants`, with seconds per step, tokens per second, compile and first-step seconds,
@@ -59,7 +61,10 @@ def training(
 def prefill(model: ModelConfig, rows: int, blocks: tuple[int, ...], repeats: int, tell: Tell) -> list[dict[str, Any]]:
     """Measures streamed prefill of texts of `blocks` blocks, FAM and BSWA alternating, all lengths in every round.
 
-    Short texts are read several times in a row, so that runs take about the same time at every length.
+    Short texts are prefilled several times per run, so that the runs of different lengths take more similar times.
+
+    Returns:
+      One entry per length, like those of `training`.
     """
     readers = {}
     per_call = min(BLOCKS_PER_CALL, *blocks)
@@ -102,7 +107,13 @@ def flatness(results: list[dict[str, Any]], name: str) -> float:
 
 
 def beside_peers(model: ModelConfig, rows: int, length: int, repeats: int, threads: int, tell: Tell) -> dict[str, Any]:
-    """Measures training steps of FAM, BSWA and the torch peers, alternating, with the same number of threads."""
+    """Measures training steps of FAM, BSWA and the torch peers, alternating, on `rows` rows of `length` tokens.
+
+    torch uses `threads` threads; those of jax are set by the caller.
+
+    Returns:
+      `entries` with seconds per step and tokens per second, and the times of the fastest peer divided by ours.
+    """
     from famjax.bench import peers
 
     peers.set_threads(threads)

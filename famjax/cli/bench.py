@@ -39,7 +39,7 @@ SIZE_NAMES = ("peers", "tiny", "paper-ratio")
 VARIANTS = ("FAM", "BSWA", "full")
 # (current measurement, runs done, total runs).
 Tell: TypeAlias = Callable[[str, int, int], None]
-# Text lengths (tokens) of `infer`: on its own, and against a model whose cost is quadratic in the length.
+# Text lengths (tokens) of `infer`: without peers, and against a peer whose cost is quadratic in the length.
 LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 
 
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reported(args: argparse.Namespace, what: str, measure: Callable[[dict[str, Any], Tell, int], None]) -> int:
-    """Measures, and writes and prints what was found, with the machine and its load."""
+    """Runs `measure`, then writes and prints its results with a description of the machine and its load."""
     from famjax.process import cpu
 
     os.environ["XLA_FLAGS"] = cpu.xla_flags(os.environ.get("XLA_FLAGS", ""))
@@ -164,7 +164,7 @@ def _measure(
 
 
 def _serving(args: argparse.Namespace, results: dict[str, Any], tell: Tell) -> None:
-    """Measures the servers of a model directory, or of a random Llama that is imported for it."""
+    """Measures servers of the model directory --model, or of a random Llama imported for this measurement."""
     from famjax.storage.model_dir import read_config
 
     with tempfile.TemporaryDirectory() as folder:
@@ -218,7 +218,7 @@ def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
 
 
 def _check_blocks(blocks: tuple[int, ...]) -> None:
-    """All texts are read in device calls of one size, so `blocks` are multiples of the shortest text, at most 8."""
+    """Raises `ConfigError` unless `blocks` are multiples of min(8, shortest), the size of all prefill calls."""
     least = max(1, min(8, *blocks))
     for count in blocks:
         if count < 1 or count % least:
@@ -234,7 +234,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _on_run(progress: Progress) -> Callable[[str, int, int], None]:
-    """Returns a callback (what, done, total) that shows the current measurement and the remaining rounds."""
+    """Returns a callback (measurement, runs done, total runs) that shows both on the progress line."""
     current = ""
 
     def tell(what: str, done: int, total: int) -> None:

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from famjax.cli.flags import memory_overrides, numbers
 from famjax.config import ConfigError
 
-# Ours in the report: with the batch, and with one row, which answers one request after the other.
+# Names of our servers in the report: with batching, and with one row, which answers requests sequentially.
 BATCH, ONE_ROW = "famjax serve", "famjax serve --max-rows 1"
-NAME = "measured"  # of the model, for clients of our servers
+NAME = "measured"  # name of the model in requests to our servers
 ROUNDS = 3
 
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises `ConfigError` on what cannot be measured, before anything starts."""
+    """Raises `ConfigError` for invalid or conflicting flags, before anything starts."""
     from famjax.cli.serve import check_installed
 
     for name in ("requests", "prompt_tokens", "answer_tokens"):
@@ -82,8 +82,10 @@ def settings_of(args: argparse.Namespace, config: dict[str, Any] | None) -> dict
 def measure(
     args: argparse.Namespace, model_dir: Path, vocab_size: int, tell: Callable[[str, int, int], None]
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Measures famjax serve with and without its batch, and the server of --url, in turns. Ours run in this process,
-    where they share the weights and the device."""
+    """Returns measurements of famjax serve with and without batching, and of the server of --url.
+
+    The servers are measured in alternation. Ours run in this process, where they share the weights and the device.
+    """
     from famjax.bench.load_test import Target, over_clients
     from famjax.infer.load import load
     from famjax.process.compilation_cache import enable
@@ -93,7 +95,7 @@ def measure(
 
     enable()
     most = max(args.clients)
-    # Only prompts that are texts are the same for other servers.
+    # Another server has another vocabulary, so all servers get the same prompts as text (`Target.vocab_size` 0).
     vocab_size = 0 if args.url else vocab_size
     model = load(model_dir, **memory_overrides(args))
     with contextlib.ExitStack() as stack:

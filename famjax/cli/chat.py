@@ -104,7 +104,7 @@ class _Conversation:
         self._sampling, self._args = sampling, args
 
     def run(self) -> None:
-        """Answers lines until the input ends."""
+        """Answers each line of the input until it ends."""
         for line in _lines():
             if line.startswith("/"):
                 self._command(*line.split(maxsplit=1))

@@ -30,7 +30,7 @@ with 95% intervals, added weights and costs of each memory, training curves, and
 same command resumes an interrupted comparison.
 """
 
-# Flags of the evaluation, which tasks may have, with their smallest values.
+# Flags of the evaluation, of which each task supports some, with their smallest values.
 EVALUATION = {"blocks": 0, "keys": 1, "alignments": 0, "examples": 1}
 
 
@@ -80,7 +80,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, evaluates and reports. All settings are checked first."""
+    """Trains, evaluates and writes the report. All settings are checked first."""
     from famjax.data.generated import check_generated_task
     from famjax.evals.yardsticks import yardstick
 
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 def _report(
     args: argparse.Namespace, output: Path, subjects: list[Subject], evaluation: EvalConfig, diverged: dict[str, str]
 ) -> tuple[Path, Path]:
-    """Evaluates the chosen trainings and writes the report. Returns its files."""
+    """Evaluates the chosen trainings and writes the report. Returns the paths of its JSON and HTML files."""
     from famjax.evals import memories
     from famjax.evals.memories_page import write
     from famjax.evals.run import run as evaluate
@@ -142,7 +142,7 @@ def _report(
 
 
 def _flags(args: argparse.Namespace, known: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the flags of the evaluation that were given. Raises `ConfigError` for one that the task does not have."""
+    """Returns the given flags of the evaluation. Raises `ConfigError` for one that is too small or not of this task."""
     given = {name: getattr(args, name) for name in EVALUATION if getattr(args, name) is not None}
     for name, value in given.items():
         if name not in known:

@@ -1,4 +1,4 @@
-"""The trainings of a comparison: which there are, that they differ in their memory alone, which of them is reported."""
+"""The trainings of a comparison: creates them, checks that only their memories differ, and selects those to report."""
 
 import argparse
 import dataclasses
@@ -31,7 +31,11 @@ class Subject(NamedTuple):
 
 
 def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
-    """Returns all trainings by seed, memory and learning rate, validated and alike."""
+    """Returns all trainings, by seed, memory and learning rate.
+
+    Raises:
+      ConfigError: a setting is invalid, or trainings differ in more than their memory (`check_alike`).
+    """
     task, memories = args.gin_files or [TASK], _memories(args.memories)
 
     def make(seed: int, memory: str, rate: float | None, steps: int = 0) -> Subject:
@@ -56,7 +60,7 @@ def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
 
 
 def _steps(config: TrainConfig, tokens: int | None, flops: int | None) -> int:
-    """Returns the steps of a budget. Raises `ConfigError` if it is less than a step."""
+    """Returns the training steps within a budget. Raises `ConfigError` if it does not cover one step."""
     of_step = config.batch_size * config.sequence_length
     if tokens:
         if tokens < of_step:
@@ -74,7 +78,7 @@ def _steps(config: TrainConfig, tokens: int | None, flops: int | None) -> int:
 
 
 def _memories(text: str) -> dict[str, tuple[str, list[str]]]:
-    """Returns the gin file of each memory and the settings that a variant changes in it, by name."""
+    """Returns by name the gin file of each memory, and the gin bindings of a variant."""
     found: dict[str, tuple[str, list[str]]] = {}
     for word in (word.strip() for word in text.split(",") if word.strip()):
         file, *changes = (part.strip() for part in word.split(":"))
@@ -89,7 +93,7 @@ def _memories(text: str) -> dict[str, tuple[str, list[str]]]:
 
 
 def _binding(change: str, word: str) -> str:
-    """Returns the gin binding of FIELD=VALUE. Raises `ConfigError` for what is no setting of a memory."""
+    """Returns the gin binding of FIELD=VALUE. Raises `ConfigError` for an unknown field or an invalid value."""
     field, is_given, value = (part.strip() for part in change.partition("="))
     kinds = {one.name: one.type for one in dataclasses.fields(MemoryConfig)}
     if not is_given or not value:
@@ -104,8 +108,8 @@ def _binding(change: str, word: str) -> str:
 
 
 def check_used(word: str, memory: MemoryConfig) -> None:
-    """Raises `ConfigError` if a variant, such as fam:sinks=8, changes a setting that its memory does not have: it would
-    be trained and reported as something that it is not."""
+    """Raises `ConfigError` if a variant, such as fam:sinks=8, changes a setting that its memory ignores. It would be
+    reported as a variant, but be the same memory."""
     for change in word.split(":")[1:]:
         field = change.partition("=")[0].strip()
         if why := memory.unused(field):
@@ -113,7 +117,7 @@ def check_used(word: str, memory: MemoryConfig) -> None:
 
 
 def check_alike(subjects: Sequence[Subject]) -> None:
-    """Raises `ConfigError` if trainings of one learning rate differ in more than their memory and their seed."""
+    """Raises `ConfigError` if trainings with the same learning rate differ in more than memory and seed."""
     plain = lambda config: dataclasses.replace(
         config, model_dir="", seed=0, model=dataclasses.replace(config.model, memory=type(config.model.memory)())
     )
@@ -135,10 +139,13 @@ def check_alike(subjects: Sequence[Subject]) -> None:
 
 
 def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "") -> dict[str, str]:
-    """Trains what is not finished yet. Returns the errors of diverged runs by name; other failures are raised.
+    """Runs the trainings that are not finished, and returns the errors of all diverged ones by name.
 
-    A part of the trainings has a file of its own for what diverged, so that parts on several machines may share the
-    output directory; those of all parts are returned.
+    With `part` (`--part I/N`), diverged trainings are recorded in a separate file, so that parts on several machines
+    may share the output directory. The result includes those of all parts.
+
+    Raises:
+      RuntimeError: a training failed for another reason, or was stopped.
     """
     from famjax.storage.model_dir import write_text
 
@@ -171,7 +178,7 @@ def _has_diverged(job: side_by_side.Job, said: str) -> bool:
 
 
 def missing(subjects: Sequence[Subject], diverged: dict[str, str]) -> list[str]:
-    """Returns the names of the trainings that are not finished in the output directory, other parts' for example."""
+    """Returns the names of trainings that have neither finished nor diverged, for example those of other parts."""
     from famjax.storage.steps import latest_step
 
     done = lambda config: (latest_step(config.model_dir) or 0) >= config.steps
@@ -183,9 +190,9 @@ def chosen(
 ) -> tuple[list[Subject], dict[str, list[dict[str, Any]]]]:
     """Returns the trainings with each memory's best learning rate, and for each memory the rates with their losses.
 
-    The best has the lowest training loss: the mean over seeds, in the last tenth of the log. Documents are drawn once
-    each, so these losses are of documents that were not trained on before, and none is in the report. A rate at which
-    fewer seeds diverged comes first.
+    The best rate is the one at which the fewest seeds diverged; of several, the one with the lowest training loss: the
+    mean over the last tenth of the log and over seeds. Each document is used once, so this is the loss on documents
+    that the model was not trained on before. None of them is in the report.
     """
     from famjax.evals.memories import final_loss
 

@@ -85,7 +85,7 @@ def _show(console: Any, config: TrainConfig, args: argparse.Namespace) -> None:
 
 
 def _show_generated(console: Any, config: TrainConfig, args: argparse.Namespace) -> None:
-    """Prints batches as a model gets them whose answers are all correct, which opens the stages of a curriculum."""
+    """Prints the batches that a model with only correct answers would get, so that a curriculum advances."""
     import numpy as np
 
     from famjax.data.generated import make_generated_task

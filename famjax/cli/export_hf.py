@@ -86,7 +86,10 @@ def run(args: argparse.Namespace) -> int:
 def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the config.json of the transformers folder, and the dtypes of tensors that the import converted.
 
-    The imported model's own config.json is used if it still describes the model; otherwise an equivalent one is made.
+    It is the config.json that the model was imported with if that still describes the model, else it is generated.
+
+    Raises:
+      ConfigError: the stored file is not JSON, or no family of transformers can express the model.
     """
     from famjax.pretrained.config_json import SECTION, config_json, describes
     from famjax.pretrained.folder import KEPT_CONFIG
@@ -124,7 +127,7 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
 
 
 def _memory(weights: "Weights", config: ModelConfig) -> dict[str, "np.ndarray"]:
-    """Returns the weights of the model's memory under their names in `fam.safetensors`."""
+    """Returns the weights of the model's memory by their names in `fam.safetensors`."""
     from famjax.nn.weights import parameter_shapes
     from famjax.pretrained.folder import memory_name
     from famjax.storage.arrays import leaves
@@ -134,7 +137,7 @@ def _memory(weights: "Weights", config: ModelConfig) -> dict[str, "np.ndarray"]:
 
 
 def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str], lora: LoraConfig) -> "np.ndarray":
-    """Returns a tensor of the folder, LoRA merged in, in the dtype that it was imported in."""
+    """Returns one tensor of the exported folder, with LoRA merged into it, in the dtype that it was imported from."""
     from famjax.nn.lora import merged, of_base
 
     ours = weights.read(pair.path, pair.layer)

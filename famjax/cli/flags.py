@@ -41,7 +41,7 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def memory_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the given memory settings by their names in `MemoryConfig`."""
+    """Returns the memory settings given on the command line, by field of `MemoryConfig`."""
     names = ("block_size", "memory_segments", "fam_length")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
@@ -81,7 +81,7 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Type of a flag whose value is a list of numbers: 1,4,16."""
+    """Parses a flag's list of integers: 1,4,16. An argparse type."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -89,7 +89,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def distinct_numbers(text: str) -> tuple[int, ...]:
-    """Type of a flag whose value is a list of numbers that are at least 0, each of which occurs once: 0,1,2."""
+    """Parses a flag's list of distinct integers from 0: 0,1,2. An argparse type."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
         raise argparse.ArgumentTypeError(f"{text!r}: write numbers, each once, such as 0,1,2")
@@ -97,7 +97,7 @@ def distinct_numbers(text: str) -> tuple[int, ...]:
 
 
 def rates(text: str) -> tuple[float, ...]:
-    """Type of a flag whose value is a list of positive numbers, each of which occurs once: 1e-3,3e-3."""
+    """Parses a flag's list of distinct positive numbers: 1e-3,3e-3. An argparse type."""
     try:
         found = tuple(float(word) for word in text.split(","))
     except ValueError:
@@ -134,7 +134,7 @@ def _mesh(text: str) -> dict[str, int]:
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fills in the flags that were not given, in place: from gin (`InferConfig`), or with their defaults.
+    """Sets the flags that were not given, in place: from gin (`InferConfig`), or to their defaults.
 
     Raises:
       ConfigError: a gin setting is wrong, or no model is given.

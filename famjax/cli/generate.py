@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generates. Everything that can be checked is checked before the model is loaded."""
+    """Generates text. Everything that can be checked is checked before the model is loaded."""
     from famjax.infer.codec import Codec
     from famjax.storage.model_dir import read_config
 
@@ -211,9 +211,9 @@ def _answer(
         model, codec, session, args.max_tokens, sampling, seed=args.seed, stops=args.stop, samples=args.samples,
         exact=bool(args.state_out),
     )  # fmt: skip
-    later = [""] * args.samples  # texts behind the first wait until it is whole
+    later = [""] * args.samples  # further samples are printed when the first one is complete
     try:
-        with Progress("answering", unit="tokens"):  # which has its own program to compile
+        with Progress("answering", unit="tokens"):  # decoding compiles another program
             first = list(itertools.islice(pieces, 1))
         for piece in itertools.chain(first, pieces):
             session = piece.session

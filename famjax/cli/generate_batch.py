@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_prompts(path: str, may_be_empty: bool) -> list[str]:
-    """Returns the prompts of a JSON lines file. Raises `ConfigError` with file and line of a bad one."""
+    """Returns the prompts of a JSON lines file. Raises `ConfigError` with file and line of an invalid one."""
     from famjax.data.files import json_lines
 
     prompts = []
@@ -38,7 +38,7 @@ def _prompt(fields: Any, place: str, may_be_empty: bool) -> str:
 def answer_all(
     model: Any, session: Any, prompts: list[str], sampling: Sampling, codec: "Codec", args: argparse.Namespace
 ) -> None:
-    """Continues every prompt, each from the same session, and writes the output file."""
+    """Generates from every prompt, each after the same session, and writes the output file."""
     from famjax.storage.model_dir import write_text
 
     lines: list[list[dict[str, Any]]] = [[] for _ in prompts]

@@ -135,7 +135,7 @@ def load_train_config(
       stand_ins: gin values for required macros that are not set.
 
     Raises:
-      ConfigError: for any mistake, with its place, in one line.
+      ConfigError: for any mistake, in one line, with the file and line number if they are known.
     """
     return load(TrainConfig, gin_files, search_paths, bindings, stand_ins)
 
@@ -176,7 +176,7 @@ def load(
 
 
 def _parse(parse: Any, where: str) -> None:
-    """Runs gin's parser and turns its exceptions into a `ConfigError` of one line with a place."""
+    """Runs gin's parser and turns its exceptions into a `ConfigError` of one line with file and line number."""
     try:
         parse()
     except ConfigError as error:  # from an include; gin appended lines with the place
@@ -196,7 +196,7 @@ def _reason(error: SyntaxError) -> str:
 
 
 def _advice(error: SyntaxError) -> str:
-    """Suggests what to write instead of a line that gin cannot parse; empty if that is not clear."""
+    """Returns what to write instead of a line that gin cannot parse; empty if that is unclear."""
     line = _line(error).partition("#")[0].strip()
     if re.search("[\u2018\u2019\u201a\u201c\u201d\u201e]", line):
         return f"{line} has typographic quotes; write ' or \""
@@ -214,7 +214,7 @@ def _advice(error: SyntaxError) -> str:
 
 
 def _quoted(name: str, value: str) -> str:
-    """Suggests how to write a value that gin rejected."""
+    """Returns how to write a value that gin rejected."""
     if value[0] in "[({":
         return "texts in brackets need quotes, and brackets must be closed: ('a', 'b'), {'data': 8}"
     python = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower())
@@ -233,7 +233,7 @@ def _line(error: SyntaxError) -> str:
 
 
 def _explain(message: str, where: str, error: Exception) -> NoReturn:
-    """Raises `ConfigError` for an exception of gin's, whose `message` may contain places, innermost first."""
+    """Raises `ConfigError` for an exception of gin, whose `message` may contain file positions, innermost first."""
     place = re.search(r'In file "([^"]+)", line (\d+)', message)
     prefix = f"{place[1]}:{place[2]}: " if place else f"{where}: "
     if missing := re.search(r"Unable to open file: (.+)\. Searched config paths", message, re.DOTALL):
@@ -254,7 +254,7 @@ def _explain(message: str, where: str, error: Exception) -> NoReturn:
 
 
 def _bind(binding: str) -> None:
-    """Applies one `NAME=VALUE` of the command line."""
+    """Binds one `NAME=VALUE` of the command line in gin. Raises `ConfigError` if it is invalid."""
     name, equals, value = binding.partition("=")
     flag = f"--gin.{binding}"
     if not equals or not name.strip():
@@ -285,7 +285,7 @@ def _macros_used() -> set[str]:
 
 
 def _check_macros(from_files: set[str], root: type) -> None:
-    """Raises `ConfigError` for a macro without a value, or one of the command line that no file uses or defines."""
+    """Raises `ConfigError` for a macro without a value, or a command-line macro that no file uses or defines."""
     defined, used = set(_macros_defined()), _macros_used()
     for name in sorted(used - defined):
         hint = nearest(name, defined) or f"; set it with --gin.{name}=VALUE"

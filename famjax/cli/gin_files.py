@@ -1,4 +1,4 @@
-"""The gin files of a load: their search path, decoding, and the message if one is missing. Does not import gin.
+"""Finds and decodes gin files, and raises the error if one is missing. Does not import gin.
 
 gin's parser calls readers with a file name only, so the search path is module state, which `searching` sets for the
 duration of a load.
@@ -18,7 +18,7 @@ from famjax.config.text import BadText, read_text
 
 
 def search_path(given: Sequence[str] = ()) -> list[Path]:
-    """Returns the folders searched for gin files: the current one, the given ones, those shipped with famjax."""
+    """Returns the folders searched for gin files: the current folder, `given`, then those shipped with famjax."""
     checkout = Path(__file__).resolve().parents[2]
     installed = Path(sys.prefix) / "share" / "famjax"
     roots = [Path.cwd(), *map(Path, given), *(root for root in (checkout, installed) if (root / "gin").is_dir())]
@@ -56,7 +56,7 @@ def find(name: str) -> Path | None:
 
 
 class GinFile(io.StringIO):
-    """A gin file as gin's parser reads it, with `\\n` line ends."""
+    """A gin file that is opened for gin's parser, with `\\n` line ends. Raises `ConfigError` if it is not text."""
 
     def __init__(self, path: Path):
         try:

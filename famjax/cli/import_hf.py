@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Matches every tensor with a weight of the model before any is read, then imports them one by one."""
+    """Matches every tensor with a weight of the model, then reads and writes the tensors one by one."""
     with Progress(f"inspecting {args.source}") as progress:
         return _import(args, progress)
 
@@ -105,8 +105,11 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
 def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dict[str, Any]) -> MemoryConfig:
     """Returns the memory settings of an imported model: from flags, else from an exported folder, else the paper's.
 
-    A FAM that the folder does not provide gets a gate, initially closed. If the model's own sliding windows are longer
-    than the paper's three segments, the number of segments is raised to cover them.
+    Unless `settings` disable it, a FAM that the folder does not provide gets a gate, initially closed. If the model's
+    own sliding windows are longer than the paper's three segments, the number of segments is raised to cover them.
+
+    Raises:
+      ConfigError: the settings are invalid or do not fit the folder's FAM.
     """
     memory = kept or MemoryConfig()
     if kept is None and "memory_segments" not in settings:
@@ -152,7 +155,7 @@ FirstFam = Callable[["np.ndarray"], "np.ndarray"]
 
 
 def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", seed: int) -> FirstFam:
-    """Returns the initialiser of FAM's prompt or prefix: the folder's own weights, else from the embeddings."""
+    """Returns the initialiser of FAM's prompt or prefix: the folder's weights if it has any, else from embeddings."""
     from famjax.pretrained import prompt
     from famjax.pretrained.folder import FAM_FILE, FAM_PREFIX, FAM_PROMPT
 
@@ -183,7 +186,7 @@ def _work(folder: "Folder", config: ModelConfig, args: argparse.Namespace) -> st
 def _pieces(
     folder: "Folder", config: ModelConfig, pairs: list[Any], shapes: dict[str, Any], first_fam: FirstFam
 ) -> "Iterator[Piece]":
-    """Yields every weight of the model, one tensor at a time, in the dtype that the model stores."""
+    """Yields every weight of the model, one tensor at a time, in the model's `param_dtype`; the memory's in float32."""
     import ml_dtypes
     import numpy as np
 
@@ -221,8 +224,11 @@ def _pieces(
 
 
 def check_memory(folder: "Folder", config: ModelConfig, shapes: dict[str, Any]) -> None:
-    """Raises `ConfigError` unless the folder has each weight of the memory but FAM's own, which can be made, and no
-    other."""
+    """Raises `ConfigError` unless the folder's memory weights match the model's in name and shape.
+
+    FAM's own weights (`fam_*`) are not checked here, since they can be initialised. Weights of a memory that is
+    switched off are ignored.
+    """
     from famjax.pretrained.folder import FAM_FILE, memory_name
 
     others = tuple(prefix for prefix in MEMORY if prefix != FAM)
@@ -240,7 +246,7 @@ def check_memory(folder: "Folder", config: ModelConfig, shapes: dict[str, Any]) 
 
 
 def _of_memory(folder: "Folder", path: str, layer: int | None) -> "np.ndarray":
-    """Returns a weight of the folder's memory, or one layer's."""
+    """Returns a weight of the folder's memory in float32; one layer of it if `layer` is not None."""
     import numpy as np
 
     from famjax.pretrained.folder import memory_name
@@ -250,7 +256,7 @@ def _of_memory(folder: "Folder", path: str, layer: int | None) -> "np.ndarray":
 
 
 def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":
-    """Returns the folder's gate, or a closed one (zeros)."""
+    """Returns the folder's gate of FAM, or a closed one (zeros), in float32."""
     import numpy as np
 
     from famjax.pretrained.folder import FAM_FILE, FAM_GATE
@@ -264,7 +270,7 @@ def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":
 
 
 def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:
-    """Copies what an export restores: the tokenizer's files, config.json, and the dtypes of converted tensors."""
+    """Stores in `to` what an export restores: tokenizer files, config.json, and the dtypes of converted tensors."""
     from famjax.data.tokenizer_folder import family_file
     from famjax.pretrained.config_json import SECTION
     from famjax.pretrained.folder import KEPT_CONFIG, write_json

@@ -23,7 +23,7 @@ command and file, and runs nothing. A training job that is stopped or fails is r
 set CHECKPOINT_PERIOD or CHECKPOINT_MINUTES. docs/launch.md describes each target step by step.
 """
 
-# Target: its module, and the class of its options.
+# By target: the module, and the name of its class of options.
 TARGETS = {
     "local": ("famjax.launch.local", "Options"),
     "tpu-vm": ("famjax.launch.tpu_vm", "Options"),
@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks everything, then prints (`--dry-run`) or runs the job."""
+    """Checks all settings, then prints (`--dry-run`) or runs the job."""
     from famjax.launch.commands import Failed
     from famjax.launch.supervisor import Supervision
 
@@ -152,7 +152,7 @@ def _options(args: argparse.Namespace, options: type, supervision: type) -> Any:
 
 
 def _training(args: argparse.Namespace) -> Any:
-    """Returns the training to launch, its settings validated as `famjax train` does."""
+    """Returns the training to launch, whose settings are validated as in `famjax train`."""
     from famjax.cli.gin_config import load_train_config
     from famjax.cli.train import check
     from famjax.launch.job import Training

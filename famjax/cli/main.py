@@ -56,7 +56,7 @@ VERBS = {
     "quickstart": Verb("famjax.cli.quickstart", "train FAM and a BSWA baseline on the pass key, compare them"),
 }
 
-# Errors that users can fix (exit code 2). All others are ours.
+# Errors that users can fix (exit code 2). Other errors have exit code 1.
 MISTAKES = (
     ConfigError,
     FileNotFoundError,
@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `famjax` with these arguments and returns its exit code.
 
-    Without `argv` it takes those of the process, and handles signals until the process exits.
+    If `argv` is None, the arguments are those of the process, and signals are handled until the process exits.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -158,7 +158,7 @@ def parse(module: ModuleType, words: list[str]) -> argparse.Namespace:
 
 
 def at_home(value: Any) -> Any:
-    """Expands `~` in a path, in `TASK=PATH`, or in several: the shell does not within quotes and after `=`."""
+    """Expands `~` in a path, in `TASK=PATH`, or in a list of them, since shells do not within quotes and after `=`."""
     if isinstance(value, str):
         task, equals, path = value.rpartition("=")
         inside = equals and path.startswith("~") and "/" not in task

@@ -39,7 +39,7 @@ STAND_INS = {
     "MODEL_DIR": "'plan'", "INITIAL_CHECKPOINT_PATH": "''", "SOURCES": "('plan',)", "MIXTURE_OR_TASK_NAME": "'text'",
 }  # fmt: skip
 
-# Printed with a plan of the task `babi`, whose stories and books need not be there.
+# Printed with a plan of the task `babi`, whose stories and books need not exist.
 BABI = (
     "the task 'babi' is planned with the pass key's rows, since its files are not read: as many tokens, but the number "
     "of loss positions of a row, which follows from the stories' answers, may differ"
@@ -164,7 +164,7 @@ def _child(args: argparse.Namespace, bindings: Sequence[str], folder: Path) -> l
 
 
 def _show_stage(progress: Progress, what: str) -> Callable[[float], None]:
-    """Shows which program is being compiled; `progress` adds the elapsed time."""
+    """Shows which program is being compiled, with the elapsed time. Returns a callback that does nothing."""
     progress.stage(f"compiling {what}".rstrip())
     return lambda elapsed: None
 

@@ -30,7 +30,7 @@ such texts). The same command resumes an interrupted run.
 PASSKEY = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
 TEXTS = {"fam": "gin/experiments/texts_fam.gin", "bswa": "gin/experiments/texts_bswa.gin"}
 FILLER_BLOCKS = (1, 4, 16, 64, 256, 1024)
-# Evaluation of the model that comes with famjax: few documents, which take seconds.
+# Evaluation of the model that is shipped with famjax: few documents, so that it takes seconds.
 SHIPPED_BLOCKS, SHIPPED_ALIGNMENTS = (1, 16, 256), 16
 # An exact match below this counts as a failure.
 HARDLY = 0.05
@@ -125,7 +125,7 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
 
 
 def _verdict(results: dict[str, Any], longest: int) -> str:
-    """Returns the result in words, one line per model; all figures are also in the table."""
+    """Returns one line per model that summarises its exact match within and beyond the trained lengths."""
     lines = []
     for model in results["models"]:
         trained = [row for row in model["passkey"] if row["filler_tokens"] <= longest]
@@ -144,7 +144,7 @@ def _verdict(results: dict[str, Any], longest: int) -> str:
 
 
 def _verdict_on_texts(results: dict[str, Any]) -> str:
-    """Returns the differences in bits per byte between the first model and each other, by position, one per line."""
+    """Returns lines with the difference in bits per byte of the first model from each other one, by position."""
     from famjax.evals.reports.language_report import gap_text
 
     first, *others = results["models"]

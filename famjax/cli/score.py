@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_documents(path: str, vocab_size: int, model_dir: str) -> list["np.ndarray"]:
-    """Returns the documents of a JSON lines file as int32 ids. Raises `ConfigError` with file and line of a bad one."""
+    """Returns the documents of a JSON lines file as int32 ids. Raises `ConfigError` with the line of an invalid one."""
     from famjax.data.files import json_lines
     from famjax.infer.codec import Codec
 
-    codec = functools.cache(lambda: Codec(model_dir, vocab_size))  # only texts need one
+    codec = functools.cache(lambda: Codec(model_dir, vocab_size))  # created only if a document is a text
     documents = []
     for place, fields in json_lines(path):
         if isinstance(fields, BadText):

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def settings_of(args: argparse.Namespace) -> ServeConfig:
-    """Returns the validated settings."""
+    """Returns the validated settings. Raises `ConfigError`, also for a public address without API keys."""
     names = ("host", "port", "max_rows", "max_waiting", "max_tokens", "max_body_mib", "timeout", "grace")
     config = ServeConfig(
         name=args.name or Path(args.model).resolve().name, prefix_cache_mib=args.prefix_cache_mib,
@@ -132,7 +132,7 @@ def _until_signal(server: "Server", config: ServeConfig, ready: str, warm_up: bo
 
 
 def _warm_up(server: "Server", max_rows: int) -> None:
-    """Compiles the programs of the server, or those until a signal arrives."""
+    """Compiles the programs of the server; stops early if a signal arrives."""
     from famjax.process.progress import Progress
     from famjax.serve.warm_up import programs, warm_up
 

@@ -15,12 +15,12 @@ from famjax.process.progress import clock
 from famjax.storage.model_dir import METRICS_JSONL
 
 POLL_SECONDS = 0.5
-# Time for runs to save a checkpoint after one of them has failed, or after Ctrl-C.
+# Seconds that runs get to save a checkpoint after one of them has failed, or after Ctrl-C.
 END_SECONDS = 5.0
 
 
 class Job(NamedTuple):
-    """One training run in its own process."""
+    """One training run in its own process, whose output is written to `log`."""
 
     name: str
     config: TrainConfig
@@ -46,7 +46,9 @@ def train(jobs: list[Job], at_once: int = 0) -> None:
 
     Small models gain little from more threads, so each run gets its own cores if there are enough. After SIGTERM or
     Ctrl-C all runs save a checkpoint and end.
-    Raises `RuntimeError` if one fails or is stopped.
+
+    Raises:
+      RuntimeError: a run failed or was stopped by a signal; all others have ended too.
     """
     places = min(len(jobs), at_once or len(jobs))
     cores = cpu.cores()
@@ -67,7 +69,7 @@ def train(jobs: list[Job], at_once: int = 0) -> None:
 
 
 def _end(running: "list[_Running]") -> None:
-    """Terminates the running jobs, which then save a checkpoint, and kills those that take too long."""
+    """Terminates the running jobs, which then save a checkpoint, and kills those still running after `END_SECONDS`."""
     deadline = time.monotonic() + END_SECONDS
     for one in running:
         if one.process.poll() is None:
@@ -98,7 +100,7 @@ def _begin(job: Job, cores: list[int]) -> _Running:
 
 
 class _Display:
-    """Progress of all runs: bars on a terminal, else a line per run every `SECONDS`."""
+    """Shows the progress of all runs: bars on a terminal, else a line per run every `SECONDS`."""
 
     SECONDS = 10.0
 
@@ -154,7 +156,7 @@ def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> N
 
 
 def _news(job: Job) -> tuple[int, str]:
-    """Returns the last logged step of a run and a summary of its metrics."""
+    """Returns the last logged step of a run (0 before the first) and a summary of its metrics."""
     path = Path(job.config.model_dir) / METRICS_JSONL
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains. Settings, files and directories are checked before jax is imported."""
+    """Trains a model. Settings, files and directories are checked before jax is imported."""
     from famjax.cli.gin_config import load_train_config
     from famjax.cli.main import exit_code
 
@@ -95,7 +95,7 @@ def check(config: TrainConfig) -> None:
 
 
 def _start_again(model_dir: str) -> str:
-    """Returns the hint for a run that breaks off: from where a restart resumes."""
+    """Returns advice for the error line of a failed run: restart it, and the step from which it resumes."""
     from famjax.storage.steps import latest_step
 
     step = latest_step(model_dir)
@@ -116,7 +116,7 @@ def _check_data(config: TrainConfig) -> None:
 
 
 def _evaluation(config: TrainConfig) -> "Evaluate | None":
-    """Returns the evaluation that runs during training, on all processes together; None if there is none."""
+    """Returns the evaluation that all processes run during training, or None if `eval_period` is 0."""
     if not config.eval_period:
         return None
     from famjax.data.text_task import vocabulary_and_files

@@ -13,17 +13,18 @@ STORIES = tuple(f"qa{number}" for number in range(1, 21))
 class BabiConfig(CurriculumConfig):
     """bAbI's training stories, with their facts spread over the text of books and the question at the end.
 
-    Prompts are those of the evaluation `babi` (docs/evaluation.md), and so is the form of the answers. Train on other
-    books than those of the evaluation's `--filler`; its stories are others already, those of the test split.
+    Prompts and the form of the answers are those of the evaluation `babi` (docs/evaluation.md). Train on books other
+    than those of the evaluation's `--filler`. Its stories differ already: they are those of the test split.
 
     Attributes:
       folder: folder of bAbI v1.2 with the files as published, for example `tasks_1-20_v1-2/en-10k`. The `_train.txt`
         files are read.
-      stories: names of the files, `qa1` to `qa20`. All get equally many documents, whatever their sizes.
+      stories: names of the files, `qa1` to `qa20`. Each document draws one of them with equal probability, whatever
+        their sizes.
       books: text files or globs, the filler. Header and licence of Project Gutenberg's books are removed.
-      chat: use the chat template beside the vocabulary, if there is one, as the evaluation does. A template in a file
-        of its own beside DataConfig.vocabulary is not copied to MODEL_DIR; do so before an evaluation.
-      stages: see `CurriculumConfig`; blocks of text of the books, without the facts and the prompt.
+      chat: use the chat template next to the vocabulary, if there is one, as the evaluation does. A template in its
+        own file next to DataConfig.vocabulary is not copied to MODEL_DIR; copy it before an evaluation.
+      stages: see `CurriculumConfig`; the filler is the text of the books, without the facts and the prompt.
       open_at, newest_share, straddle_share, straddle_behind, text_weight, text_tokens: see `CurriculumConfig`.
     """
 
@@ -48,7 +49,7 @@ class BabiConfig(CurriculumConfig):
             raise ConfigError(f"books {self.books} must be paths, in quotes")
 
     def check_rows(self, batch_size: int) -> None:
-        """Rows need no share of a batch."""
+        """Does nothing: no rows are streams, so there is no share of a batch to check."""
 
     def check_files_named(self) -> None:
         """Raises `ConfigError` unless the settings name stories and books."""

@@ -26,7 +26,7 @@ def at_least(name: str, value: float, least: float) -> None:
 
 
 def nearest_multiples(number: int, unit: int) -> str:
-    """Returns the positive multiples of `unit` next to a number that is not one: "6 or 8"."""
+    """Returns the positive multiples of `unit` below and above a number that is not a multiple, as text: "6 or 8"."""
     below, above = number // unit * unit, -(-max(number, 1) // unit) * unit
     return f"{below} or {above}" if below > 0 else str(above)
 
@@ -46,7 +46,7 @@ def check_types(config: Any) -> None:
 
 
 def _plain_type(annotation: Any) -> type:
-    """Returns `tuple` for `tuple[int, ...]`, `int` for `int | None`."""
+    """Returns the class of an annotation's values: `tuple` for `tuple[int, ...]`, `int` for `int | None`."""
     if isinstance(annotation, types.UnionType):
         annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
     return typing.cast(type, typing.get_origin(annotation) or annotation)

@@ -7,21 +7,22 @@ from famjax.config.checks import ConfigError, at_least, probability
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """A curriculum over blocks of filler, and the loss on other text than the answer.
+    """A curriculum over blocks of filler, and the loss on text other than the answer.
 
     Lengths are in tokens of the model's vocabulary.
 
     Attributes:
       stages: the curriculum, as the maximum blocks of filler of each stage. A stage opens when the exact
-        match of the previous one exceeds `open_at`.
-      open_at: exact match, averaged over recent documents of the newest stage.
+        match of the previous one reaches `open_at`.
+      open_at: exact match from 0 to 1, averaged over recent documents of the newest stage.
       newest_share: share of batches drawn from the newest open stage; the rest are spread evenly over
         the earlier stages.
-      straddle_share: share of documents whose answer is made to straddle a block boundary. Few do by chance, and
-        they are the hardest: the memory must hold how much of the answer was already given.
-      straddle_behind: allow the answers of those documents to start up to N tokens after the block boundary. That
-        there was a question is then known from the memory only.
-      text_weight, text_tokens: loss weight and number of random tokens of the other text that are trained on.
+      straddle_share: share of documents whose filler is chosen such that the answer straddles a block boundary. Few
+        do by chance, and they are the hardest: the memory must hold how much of the answer was already given.
+      straddle_behind: allow the answers of those documents to start in one of the first N tokens after the block
+        boundary; 0: not. Then only the memory holds that a question was asked.
+      text_weight, text_tokens: loss weight, and number per row, of the random tokens of other text that carry a loss;
+        all of it if a row has fewer.
     """
 
     stages: tuple[int, ...] = (1, 2, 4, 8, 16)

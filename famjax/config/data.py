@@ -6,7 +6,7 @@ from typing import Any
 from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability
 from famjax.config.curriculum import CurriculumConfig
 
-# Tasks that generate their documents, `babi` from stories and books, the others from nothing; `text` reads files.
+# Tasks that generate their documents: `babi` from stories and books, the others without files. `text` reads files.
 GENERATED = ("passkey", "babi", "mqar", "parity", "s3", "s5")
 TASKS = (*GENERATED, "text")
 SOURCE_KINDS = ("auto", "text", "lines", "jsonl", "dataset")
@@ -27,11 +27,12 @@ class PassKeyConfig(CurriculumConfig):
       stream_share: share of rows whose first document continues in later steps with more filler: the memory from just
         before the question is carried to the next step, which asks for the same key again (truncated backpropagation;
         docs/memory.md).
-      stream_blocks: maximum blocks of such a document before a new key is given. Its length is drawn between the last
-        stage's blocks and this, so that every doubling of the filler gets equally many questions.
+      stream_blocks: maximum length of such a document in blocks; then the row gets another key. Lengths are drawn
+        between the last stage's blocks and this, such that every doubling of the filler gets the same number of
+        questions on average.
       stream_gated: only documents whose last answer was correct continue.
-      stream_told_again: share of ending streams that continue with a new key, inserted into the carried memory, which
-        still holds the old one; the others restart with a fresh memory.
+      stream_told_again: share of the streams that have reached their length and continue with a new key, inserted
+        into the carried memory, which still holds the old one; the others restart with a fresh memory.
       late_share: share of documents with up to two blocks of filler before the key.
     """
 
@@ -76,14 +77,14 @@ class SourceConfig:
     Attributes:
       path: a file, or a glob such as `books/*.txt`; `.gz` is decompressed.
       kind: `text`: one document per file; `lines`: one per line; `jsonl`: a JSON object per line; `dataset`: a
-        folder written by `save_to_disk` of Hugging Face datasets; `auto`: by the file name.
-      weight: sampling weight, relative to the other sources.
+        folder written by `save_to_disk` of Hugging Face datasets; `auto`: one of these, chosen by the path.
+      weight: sampling weight of documents (not of tokens), relative to the other sources.
       rows: rows that read it: `streams`, `packed` or `all`.
       text_field: field or column of the text.
       inputs_field, targets_field: fields of the inputs, which have loss weight 0, and of the targets.
       separator: text between inputs and targets.
-      part_bytes: of `text`: split longer files at line ends into documents of about N bytes; 0 does not
-        split. A row holds its whole document in memory.
+      part_bytes: of kind `text`: split longer files at line ends into documents of about N bytes; 0 does not
+        split. Every row holds its current document in host memory.
     """
 
     path: str = ""
@@ -109,7 +110,7 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Text to train on, and how it is laid out in rows (docs/data.md has pictures).
+    """Text to train on, and its layout in rows (docs/data.md has pictures).
 
     Attributes:
       sources: of the task `text`: `SourceConfig`s, or paths.
@@ -117,11 +118,11 @@ class DataConfig:
         SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
         task and the other generated tasks have their own.
       stream_share: share of rows that are document streams: each reads one document after another,
-        block by block across training steps, and carries its memory along. The other rows are packed:
-        documents are concatenated, without masks between them, and none continues in the next step.
-      packing: `cut`: packed rows are full, and the rest of a document that does not fit starts a later row;
-        `whole`: a document that does not fit starts the next row, truncated to a row.
-      repeat_segment: length of a random segment of every packed row that is repeated at its end, after
+        block by block across training steps, and carries its memory from step to step. The other rows are
+        packed: documents are concatenated, without masks between them, and no memory is carried to the next step.
+      packing: `cut`: packed rows are full, and the rest of a document that does not fit starts the same row of
+        the next step; `whole`: a document that does not fit starts that row, truncated to a row.
+      repeat_segment: length in tokens of a random segment of every packed row that is repeated at its end, after
         the text `[repeat random segment]:` (paper section 5, with 256 tokens); 0 disables it.
       repeat_weight: loss weight of the repeated segment.
       bos, eos: begin and end documents with the vocabulary's BOS and EOS tokens, if it has them.
@@ -130,7 +131,7 @@ class DataConfig:
       split: split of a seqio task.
       use_cached: read the cache that `seqio_cache_tasks` wrote, from `cache_dirs`.
       cache_dirs: directories of cached seqio tasks.
-      data_shards: number of shards n of a seqio task; shard r is read by the rows r, r + n, ...; 0 is one
+      data_shards: number of shards n of a seqio task; shard r is read by the rows r, r + n, ...; 0: one
         shard per row. The order of the data depends on it, but not on the number of hosts.
     """
 

@@ -21,7 +21,7 @@ class EvalConfig:
       sources: documents of the task `text`: paths, or `SourceConfig`s.
       longest: maximum tokens of a document or of an example's context; longer ones are truncated. 0: no limit.
       lengths: exact lengths of generated tasks, in tokens of each model.
-      depths: positions of the needle, from 0 to 1; the examples of a length cycle through them.
+      depths: relative positions of the needle, from 0 to 1; the examples of a length cycle through them.
       examples: examples per length, or the first N of a data set; 0 is the task's default.
       data: paths of data sets: `PATH` if there is only one, or `TASK=PATH` for each.
       split: split of a data set; empty is the task's default.
@@ -37,8 +37,8 @@ class EvalConfig:
         alignments * keys documents per length.
       alignments: number of alignments, evenly spaced; 0 is all of them, `block_size`.
       key_digits: digits of a key.
-      mqar, tracking: settings of the tasks `mqar` and `parity`, `s3`, `s5`, as in the training of the models. Documents
-        have the `lengths` of generated tasks.
+      mqar, tracking: settings of the tasks `mqar` and `parity`, `s3`, `s5`; use those of the models' training. The
+        lengths of documents are `lengths`, not their `blocks`.
       batch_size: documents per batch.
       mesh: devices along `data`, `fsdp` and `tensor`, as in training.
       seed: seed of the keys, which differ from those of training.
@@ -112,7 +112,7 @@ class EvalConfig:
 
     @property
     def part_of(self) -> tuple[int, int]:
-        """(I, N) of `part`; (1, 1) is all. Raises `ConfigError` if `part` is malformed."""
+        """(I, N) of `part`; (1, 1) if it is empty. Raises `ConfigError` if `part` is malformed."""
         number, slash, count = (self.part or "1/1").partition("/")
         if not slash or not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
             raise ConfigError(f"--part {self.part} is not I/N; write 1/4 to 4/4 for four processes")

@@ -6,9 +6,9 @@ from typing import Any
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
 
 MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor", "armt", "retrieval")
-# Memories of the whole model: memory tokens around each block, which sees nothing else of the past.
+# Kinds with memory tokens around each block, which pass through all layers; there is no window of previous blocks.
 _OF_TOKENS = ("rmt", "autocompressor", "armt")
-# Settings that one kind of memory, or some, have; all others are of the window or of FAM.
+# Settings that apply only to these kinds of memory; all other settings belong to the window or to FAM.
 _OF_KINDS = {
     "sinks": ("sinks",), "infini_delta": ("infini",), "memory_tokens": _OF_TOKENS, "memory_key_dim": ("armt",),
     "summary_blocks": ("autocompressor",), "retrieval_blocks": ("retrieval",), "retrieval_top_k": ("retrieval",),
@@ -35,8 +35,8 @@ class MemoryConfig:
       kind: memory of a layer besides its window: `fam` (the paper's; none if `fam_length` is 0), or another memory of
         `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini` (Infini-attention),
         `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer), `autocompressor` (AutoCompressors),
-        `armt` (Associative Recurrent Memory Transformer), `retrieval` (the best of the blocks that have left the
-        window, an upper bound whose state grows with the text).
+        `armt` (Associative Recurrent Memory Transformer), `retrieval` (the best-scoring blocks that have left the
+        window: an upper bound, whose state grows with the text).
       sinks: for `sinks`: number of a document's first tokens that stay visible.
       memory_tokens: for `rmt` and `autocompressor`: n, number of tokens that pass from block to block; for `armt`: n,
         number of tokens after each block that write into the layers' matrices.
@@ -44,8 +44,9 @@ class MemoryConfig:
       summary_blocks: for `autocompressor`: C, number of blocks whose memory tokens are kept and read; those of older
         blocks are dropped.
       retrieval_blocks: for `retrieval`: number of blocks that are kept; the oldest is dropped.
-      retrieval_top_k: for `retrieval`: number of them that a query sees.
-      infini_delta: for `infini`: update the matrix with the delta rule, that is with what it does not recall yet.
+      retrieval_top_k: for `retrieval`: number of these blocks that a query attends to.
+      infini_delta: for `infini`: update the matrix with the delta rule, that is with the difference between the values
+        and what it recalls for their keys.
       fam_position: RoPE positions of FAM: `last` (the last F positions of the block that it compressed), `float`
         (fractional positions between two blocks), `zero` (always 0).
       fam_init: `prompt` (one learned [F, D], propagated through the layers by a forward pass) or `prefix` (a learned
@@ -58,16 +59,16 @@ class MemoryConfig:
         beyond the window); 0 is the whole window.
       stop_gradient: stop gradients into memory segments (an ablation that degrades results).
       random_position_offset: probability of a position offset, per row and training step. With RoPE it changes only
-        rounding unless `fam_position` is `zero`, since scores depend on position differences; it is in the paper.
+        rounding unless `fam_position` is `zero`, since scores depend on position differences. The paper has it.
       random_state_passing: probability per training step that all rows start from the last FAM of the previous step
         instead of the learned prompt.
       random_state_passing_from: first step with random state passing.
-      fam_update: what a full block makes of F and its update U. `feedback`: F + U, the paper's. `gated`, a departure:
-        (1 - g) F + g U, where each layer computes g in [0, 1] from F and U, so that FAM does not grow, keeps what it
-        holds and can still be rewritten. `static`: FAM's queries are always the prompt, and the past is only
-        attended to (the paper's static summary, an ablation that fails).
-      segments_hold: what memory segments are projected from: a layer's `inputs`, or its `outputs` (the paper's feedback
-        memory segments, an ablation that fails).
+      fam_update: the new FAM after a full block, from F and its update U. `feedback`: F + U, the paper's. `gated`, a
+        departure: (1 - g) F + g U, where each layer computes g in [0, 1] from F and U, so that FAM does not grow,
+        keeps what it holds and can still be rewritten. `static`: FAM's queries are always the prompt, and the past is
+        only attended to (the paper's static summary, an ablation that fails).
+      segments_hold: what the keys and values of memory segments are projected from: a layer's `inputs`, or its
+        `outputs` (the paper's feedback memory segments, an ablation that fails).
       zero_first_residual: the first update adds no residual, as in the paper. False, a departure, adds the initial
         FAM, as later updates add the previous one.
       fam_max_rms: a departure from the paper, 0 (off) by default: new feedback activations are scaled down to at most
@@ -111,21 +112,21 @@ class MemoryConfig:
 
     @property
     def has_gate(self) -> bool:
-        """Whether there is a FAM with a gate."""
+        """Whether the model has FAM with a gate on its attention (`fam_gate`)."""
         return self.fam_gate and self.fam_length > 0
 
     @property
     def gates_updates(self) -> bool:
-        """Whether there is a FAM whose updates are gated."""
+        """Whether the model has FAM with gated updates (`fam_update`)."""
         return self.fam_update == "gated" and self.fam_length > 0
 
     @property
     def window(self) -> int:
-        """Maximum number of tokens that a query sees, itself included."""
+        """Maximum number of tokens that a query sees, itself included, without FAM or another memory."""
         return self.token_window or (self.memory_segments + 1) * self.block_size
 
     def unused(self, field: str) -> str:
-        """Returns why a training of this memory does not depend on a setting; empty if it does."""
+        """Returns the reason if a setting has no effect on the training of this memory, else an empty string."""
         kinds = _OF_KINDS.get(field)
         if kinds and self.kind not in kinds:
             return f"it belongs to kind {' and '.join(map(repr, kinds))}, and this is {self.kind!r}"
@@ -238,7 +239,12 @@ class MemoryConfig:
             )
 
     def check_model(self, attention_kernel: str, local_window: int) -> None:
-        """Raises `ConfigError` if a model with this kernel and local layers of this window cannot have the memory."""
+        """Raises `ConfigError` unless the memory supports a model's attention kernel and local layers.
+
+        Args:
+          attention_kernel: see `ModelConfig`.
+          local_window: window of local layers in tokens; 0 if there are none.
+        """
         if self.kind not in ("sinks", "retrieval", *_OF_TOKENS):
             return
         for name, window in (("token_window", self.token_window), ("local_window", local_window)):

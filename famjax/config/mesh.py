@@ -6,7 +6,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 
 def mesh_sizes(mesh: dict[str, int]) -> tuple[int, int, int]:
-    """Devices along `data`, `fsdp` and `tensor`."""
+    """Returns the number of devices along `data`, `fsdp` and `tensor`."""
     data, fsdp, tensor = (mesh.get(axis, 1) for axis in MESH_AXES)
     return data, fsdp, tensor
 

@@ -76,7 +76,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """The factor of x A B."""
+        """The factor alpha / rank of the low-rank update x A B."""
         return (self.alpha or self.rank) / self.rank
 
     def validate(self) -> None:
@@ -115,12 +115,12 @@ class ModelConfig:
         projection, and of the feed-forward layer.
       attention_scale: factor of the attention scores; 0 is 1/sqrt(H).
       attention_cap, logit_cap: soft caps of attention scores and of logits: cap * tanh(x / cap); 0 is no cap.
-      rope_base: RoPE's base; 10000 in the paper.
+      rope_base: RoPE's base in global layers; 10000 in the paper.
       rope_scaling, rope_factor, rope_low_frequency_factor, rope_high_frequency_factor,
         rope_original_length: see `Rope`.
       layer_pattern: kinds of layers, repeated over the layers: `global` layers see the whole window,
         `local` ones the last `local_window` tokens of it, the query's own included.
-      local_window: exact window of local layers, at most what the memory holds.
+      local_window: exact window of local layers in tokens, at most what the memory segments hold.
       local_rope_base: RoPE's base in local layers, without scaling; 0 is that of global layers.
       tie_embeddings: use the embedding as the output projection.
       scale_embeddings: multiply token embeddings and FAM's prompt by sqrt(D).
@@ -186,7 +186,7 @@ class ModelConfig:
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
-        """Converts a pattern that is a list, as in JSON."""
+        """Converts `layer_pattern` to a tuple if it is a list, as in JSON."""
         if isinstance(self.layer_pattern, list):
             object.__setattr__(self, "layer_pattern", tuple(self.layer_pattern))
 
@@ -204,7 +204,7 @@ class ModelConfig:
         )  # fmt: skip
 
     def layer(self, index: int) -> LayerSettings:
-        """Returns the settings of one layer."""
+        """Returns the settings of layer `index`, counted from 0."""
         local = self.layer_pattern[index % len(self.layer_pattern)] == "local"
         window = self.memory.token_window
         if local:
@@ -217,9 +217,11 @@ class ModelConfig:
     def has_fam(self, index: int) -> bool:
         """Whether a layer has feedback activations."""
         which = self.memory.fam_layers
+        if not self.memory.fam_length:
+            return False
         if which in LAYER_KINDS:
             return self.layer_pattern[index % len(self.layer_pattern)] == which
-        return bool(self.memory.fam_length) and (which == "all" or which[index % len(which)] == "+")
+        return which == "all" or which[index % len(which)] == "+"
 
     @property
     def is_noisy(self) -> bool:

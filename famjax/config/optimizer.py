@@ -9,7 +9,7 @@ from famjax.config.checks import ConfigError, at_least, check_types, one_of, pro
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
 TRAINED = ("auto", "all", "lora", "prompt")
-# The weights of the memory: FAM's, and those of a memory beside the window.
+# Prefixes of the paths of the memory's own weights: FAM's, those in layers, and those of other memories.
 FAM = "fam/"
 MEMORY = (FAM, "layers/memory/", "memory/")
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
@@ -30,12 +30,12 @@ class OptimizerConfig:
       beta2: decay of the second moment; for `lion`, decay of its only momentum.
       weight_decay: weight decay, except of norms, biases and the memory's own weights.
       clip_norm: gradients are clipped to this global norm; 0 disables clipping.
-      prompt_learning_rate: learning rate of the memory's own weights (`fam/*`, `layers/memory/*`), as a multiple of
-        `learning_rate`.
+      prompt_learning_rate: learning rate of the memory's own weights (`fam/*`, `layers/memory/*`, `memory/*`), as a
+        multiple of `learning_rate`.
       trained: `all` weights; `lora`: LoRA and the memory's own weights; `prompt`: the latter only (prompt tuning).
         `auto` is `lora` if the model has LoRA, else `all`. Other weights are frozen, unless `parameters`
         overrides it.
-      parameters: settings by patterns of weight paths (docs/architecture.md), where `*` matches anything:
+      parameters: settings by patterns of weight paths (docs/architecture.md), in which `*` matches anything:
         {"layers/*": {"frozen": True}, "embedding": {"learning_rate": 0.1}}. `learning_rate` is a multiple
         of the run's, `weight_decay` is on or off, `frozen` weights are not updated and cost neither
         gradient nor optimizer memory. Later patterns override earlier ones, and all override the defaults:
@@ -77,7 +77,7 @@ class OptimizerConfig:
                     at_least(f"parameters {pattern!r}: learning_rate", value, 0)
 
     def settings_of(self, path: str) -> dict[str, Any]:
-        """Returns the settings of the weight with this path, for example `layers/attention/query`."""
+        """Returns `learning_rate`, `weight_decay` and `frozen` of a weight by its path (`layers/attention/query`)."""
         also = {"lora": ("layers/lora/", *MEMORY), "prompt": MEMORY}.get(self.trained, ("",))
         frozen = not path.startswith(also)
         settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": frozen}

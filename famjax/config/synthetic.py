@@ -1,6 +1,6 @@
 """Settings of the synthetic tasks whose documents are labelled tokens: recall of many pairs, and state tracking.
 
-A length is a number of tokens; documents of a training are whole blocks of the model.
+Lengths are in tokens; training documents consist of whole blocks of the model.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from famjax.config.checks import ConfigError, at_least, check_types
 
 @dataclasses.dataclass(frozen=True)
 class _Labelled:
-    """What both have in common: documents start and end in one row, so no memory is carried to the next step.
+    """Base of both configurations: documents start and end in one row, so no memory is carried to the next step.
 
     Attributes:
       blocks: lengths of training documents in blocks of the model; each document draws one of those that fit into the
@@ -23,10 +23,10 @@ class _Labelled:
     blocks: tuple[int, ...]
 
     def check_rows(self, batch_size: int) -> None:
-        """Rows need no share of a batch."""
+        """Does nothing: no rows are streams, so there is no share of a batch to check."""
 
     def check_length(self, tokens: int, block_size: int) -> None:
-        """Raises `ConfigError` unless the longest training document fits into a row of this many tokens."""
+        """Raises `ConfigError` unless the longest training document fits into a row of `tokens` tokens."""
         if max(self.blocks) * block_size > tokens:
             raise ConfigError(
                 f"{type(self).__name__}.blocks has documents of {max(self.blocks)} blocks of {block_size} tokens, but "
@@ -42,13 +42,13 @@ class _Labelled:
 class MqarConfig(_Labelled):
     """Multi-query associative recall (Arora et al. 2023, arXiv 2312.04927).
 
-    A document lists pairs of a key and a value. Then it has every key once more, in random order and at random places
-    between filler, each followed by its value, which is to be predicted.
+    A document lists pairs of a key and a value. Every key then follows once more, in random order and at random places
+    among filler, each followed by its value, which the model predicts.
 
     Attributes:
       pairs: numbers of pairs; each document draws one.
-      power: a of the power law of the places of the questions: place x has a weight of x^(a - 1). 1 is uniform; 0.01,
-        the default of the paper's code, asks most keys soon after the list.
+      power: a, exponent of the distribution of the questions: place x, counted from 1 after the list, has weight
+        x^(a - 1). 1 is uniform; with 0.01, the default of the paper's code, most questions come soon after the list.
       keys, values, fillers: tokens of each kind. The vocabulary is fillers, keys and values, in this order. In the
         paper's code filler is drawn from the whole vocabulary.
     """
@@ -77,7 +77,7 @@ class MqarConfig(_Labelled):
             raise ConfigError(f"power is {self.power}; it must be above 0: 1 is uniform, 0.01 asks soon")
 
     def check_pairs(self, tokens: int) -> None:
-        """Raises `ConfigError` unless the largest number of pairs fits into a document of this many tokens."""
+        """Raises `ConfigError` unless the largest number of pairs fits into a document of `tokens` tokens."""
         most = tokens // 4
         if self.pairs[-1] > most:
             raise ConfigError(
@@ -93,12 +93,13 @@ class MqarConfig(_Labelled):
 
 @dataclasses.dataclass(frozen=True)
 class TrackingConfig(_Labelled):
-    """State tracking: the product of all elements of a group so far (Liu et al. 2022, arXiv 2210.10749; Merrill et al.
-    2024, arXiv 2404.08819), to be predicted after each token. The task's name is the group: `parity`, `s3` or `s5`.
+    """State tracking (Liu et al. 2022, arXiv 2210.10749; Merrill et al. 2024, arXiv 2404.08819).
+
+    Tokens are elements of a group. After each token the model predicts the product of all elements so far. The task's
+    name is the group: `parity`, `s3` or `s5`.
 
     Attributes:
-      elements: which elements of the group a document has. `generators`: two of them, which generate the group;
-        `all`.
+      elements: which elements of the group occur as tokens: `generators`, two that generate the group, or `all`.
     """
 
     blocks: tuple[int, ...] = (1, 2, 4, 8)

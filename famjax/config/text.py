@@ -11,13 +11,14 @@ from famjax.config.checks import ConfigError
 BOM = b"\xef\xbb\xbf"
 # Byte order marks of other encodings; UTF-32 first, since its mark begins with UTF-16's.
 _MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-# A place, or a function that finds it, so that line numbers are only counted for an error message.
+# A place in the user's data (file, or file:line), or a function that returns it, so that lines are counted only for an
+# error message.
 Place = str | Callable[[], str]
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class BadText(ConfigError):
-    """A file or a line that cannot be decoded. An evaluation counts it; all other verbs stop.
+    """A file or a line that cannot be decoded. Evaluations and the task `babi` count it and continue.
 
     Attributes:
       place: file, or file:line.
@@ -50,7 +51,7 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
 
 
 def json_of(content: bytes | str, place: Place) -> Any:
-    """Returns the JSON value of a line or a file. Raises `BadText`."""
+    """Returns the JSON value of a line or a file. Raises `BadText` if it is neither UTF-8 nor JSON."""
     text = text_of(content, place) if isinstance(content, bytes) else content
     try:
         return json.loads(text)
@@ -64,7 +65,7 @@ def json_of(content: bytes | str, place: Place) -> Any:
 
 
 def checked(value: Any, place: Place, what: str = "a text") -> Any:
-    r"""Returns the JSON value. Raises `BadText` if one of its strings has a lone surrogate (`"\ud83d"`)."""
+    r"""Returns `value`, parsed JSON. Raises `BadText` if one of its strings has a lone surrogate (`"\ud83d"`)."""
     if isinstance(value, str):
         if half := _HALF_PAIR.search(value):
             raise BadText(place, f"{what} has half a surrogate pair (\\u{ord(half[0]):04x}), which is not valid UTF-8")

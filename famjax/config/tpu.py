@@ -172,5 +172,5 @@ def shapes(chip: Chip) -> set[tuple[int, ...]]:
 
 
 def written(shape: tuple[int, ...]) -> str:
-    """Returns 4x4x8 for (4, 4, 8)."""
+    """Formats a shape as `4x4x8`, for (4, 4, 8)."""
     return "x".join(map(str, shape))

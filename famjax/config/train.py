@@ -54,7 +54,7 @@ class TrainConfig:
         than a step; 0 disables them, None is every ten `log_period`s.
       eval_period: steps between two evaluations during training; 0 disables them.
       evaluation: settings of these evaluations; `model_dirs` and `output_dir` are ignored.
-      profile_steps: (n, m) profiles steps n to m into `profile/`; () disables profiling.
+      profile_steps: (n, m) profiles steps n to m, both included, into `profile/`; () disables profiling.
       skip_bad_steps: number of consecutive steps with non-finite loss or gradients to skip; one more stops
         the run. 0 stops at the first.
       mesh: devices along each mesh axis: `data` (replicas of the model, each with its share of the batch),
@@ -71,7 +71,7 @@ class TrainConfig:
       carried_fam_share: share of rows, the first ones, whose carried FAM is rescaled.
       fam_opening_steps: number of steps over which FAM's gate (`MemoryConfig.fam_gate`) opens linearly; None is a
         tenth of all steps, 0 learns the gate like other weights. A gate that is further open is not closed.
-      distillation: weight of a second loss, 0 (off) by default: the divergence of each token's prediction from that
+      distillation: weight of a second loss, 0 (off) by default: the KL divergence of each token's prediction from that
         of the same model without FAM and LoRA and with full attention over the row. It needs no labels, teaches
         content beyond the window, and preserves the model's behaviour.
       fam_growth_loss: not in the paper, 0 (off) by default. Weight of the per-block growth of FAM's root mean square,
@@ -135,7 +135,7 @@ class TrainConfig:
 
     @property
     def longest_filler(self) -> int:
-        """Most tokens of filler between key and question in a training on the task `passkey`."""
+        """Maximum tokens of filler between key and question in one row of the task `passkey`."""
         return (self.passkey.stages[-1] + 1) * self.model.memory.block_size - 1
 
     @property

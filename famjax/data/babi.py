@@ -3,7 +3,7 @@
 The facts of a story are inserted, in order, at random places of a long text; the question follows at the end. As in
 BABILong, an instruction and worked examples come first, and a model with a chat template gets everything as one
 message. Layout, rules and answer forms are BABILong's; the wording and the examples are ours. The evaluation
-(`evals/tasks/babi.py`) and the training task (`babi_task.py`) have the same prompts, from here.
+(`evals/tasks/babi.py`) and the training task (`babi_task.py`) both use the prompts of this module.
 
 bAbI is read from its own files (`qa1_single-supporting-fact_test.txt`), one fact or question per line:
 
@@ -33,10 +33,10 @@ class Prompt(NamedTuple):
 
     Attributes:
       about: what is hidden in the text, and the rules that the facts follow.
-      form: the form of the answer.
+      form: instruction on the form of the answer.
       examples: worked examples, (facts and question, answer).
-      asked: a regular expression of the file's questions.
-      says: the answer in this form, from the groups of `asked` and `answer`.
+      asked: regular expression that matches the file's questions.
+      says: format of the answer in this form, of the groups of `asked` and the file's `answer`.
     """
 
     about: str
@@ -117,11 +117,11 @@ class Question(NamedTuple):
     """A question and the facts before it.
 
     Attributes:
-      facts: in order.
+      facts: all facts of the story before the question, in order.
       question, answer: as in the file.
-      supports: indices of the supporting facts.
-      source: the file's task, `qa1`.
-      place: file and line.
+      supports: indices in `facts` of the supporting facts.
+      source: the file's task, such as `qa1`.
+      place: file and line, for messages.
     """
 
     facts: tuple[str, ...]
@@ -133,7 +133,7 @@ class Question(NamedTuple):
 
 
 def answer_text(question: Question) -> str:
-    """Returns the answer in the form that the prompt asks for. Raises `BadText` if it is no question of its task."""
+    """Returns the answer in the form of the prompt. Raises `BadText` if the question is not one of its task."""
     prompt = PROMPTS.get(question.source, OTHER)
     found = re.fullmatch(prompt.asked, question.question)
     if found is None:
@@ -145,9 +145,9 @@ class Hidden(NamedTuple):
     """A question with its facts hidden in filler, in tokens, without the answer.
 
     Attributes:
-      head: instruction and worked examples.
+      head: int32 [h], instruction and worked examples.
       hay: the filler with the facts.
-      tail: the question.
+      tail: int32 [t], the question.
     """
 
     head: np.ndarray
@@ -156,17 +156,17 @@ class Hidden(NamedTuple):
 
     @property
     def context(self) -> np.ndarray:
-        """Everything before the question."""
+        """int32 [n], all tokens before the question."""
         return np.concatenate([self.head, self.hay.tokens])
 
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """Writes prompts in tokens.
+    """Converts questions to prompts and answers in tokens.
 
     Attributes:
       pieces: the tokenizer.
-      chat: whether the answer is a chat turn of its own, without "Answer:".
+      chat: whether the answer is a separate turn of a chat; then the prompt does not end with "Answer:".
       heads: cache of tokenized heads by source.
     """
 
@@ -175,7 +175,7 @@ class Asking:
     heads: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def head(self, source: str) -> np.ndarray:
-        """Returns the tokens of instruction and worked examples."""
+        """Returns the tokens of instruction and worked examples, int32 [h]."""
         if source not in self.heads:
             self.heads[source] = self._head(source)
         return self.heads[source]
@@ -189,25 +189,29 @@ class Asking:
         )
 
     def parts(self, question: Question) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-        """Returns the tokens of head, facts and tail."""
+        """Returns the tokens of the head, of each fact and of the tail."""
         tail = END.format(question=question.question) + ("" if self.chat else ANSWER)
         facts = [self.pieces.next(fact) for fact in question.facts]
         return self.head(question.source), facts, self.pieces.last(tail)
 
     def room(self, question: Question) -> int:
-        """Returns the number of tokens of a question without filler."""
+        """Returns the number of tokens of a prompt without filler."""
         head, facts, tail = self.parts(question)
         return len(head) + sum(map(len, facts)) + len(tail)
 
     def hide(self, question: Question, filler: Filler, rng: np.random.Generator, length: int) -> Hidden:
-        """Returns a prompt of `length` tokens."""
+        """Returns a prompt of `length` tokens, with the facts at random depths of the filler.
+
+        Raises:
+          ConfigError: the prompt without filler is longer.
+        """
         head, facts, tail = self.parts(question)
         room = length - len(head) - len(tail)
         depths = sorted(rng.random(len(facts)))
         return Hidden(head, haystack(self.pieces, filler.from_somewhere(rng), facts, depths, room), tail)
 
     def answer(self, question: Question) -> np.ndarray:
-        """Returns the tokens of the answer after the tail, without an end. Raises `BadText`, see `answer_text`."""
+        """Returns the tokens of the answer after the tail, int32 [a], without its end. Raises `BadText`."""
         text = answer_text(question)
         return self.pieces.raw(text) if self.chat else self.pieces.next(text)
 
@@ -224,7 +228,7 @@ class _Story:
       facts: facts by line number.
       last: number of the last line.
       questions: number of questions, unreadable ones included.
-      broken: a line could not be read, so later questions may lack a fact.
+      broken: whether a line could not be read, so that later questions may lack a fact.
     """
 
     place: str
@@ -240,7 +244,7 @@ class _Story:
 
 
 def read(path: str) -> list[Question | BadText]:
-    """Returns the questions of a bAbI file, and in place of lines that cannot be read a `BadText`, not raised.
+    """Returns the questions of a bAbI file. A line, story or file that cannot be read is a `BadText` in the list.
 
     The rest of a story after an unreadable line is skipped.
     """
@@ -279,7 +283,7 @@ def read(path: str) -> list[Question | BadText]:
 
 
 def _question(text: str, story: _Story, source: str, place: str) -> Question | BadText:
-    """Parses a question's line, without its number."""
+    """Parses the line of a question, without its number; returns a `BadText` if it cannot."""
     parts = [part.strip() for part in text.split("\t")]
     if len(parts) != 3 or not all(parts):
         return BadText(place, "a question of bAbI has an answer and the numbers of its facts, separated by tabs")

@@ -27,31 +27,31 @@ from famjax.data.pieces import Filler, Frame, Pieces
 from famjax.data.text_task import check_vocabulary, vocabulary_and_files, vocabulary_path
 from famjax.data.vocabulary import Vocabulary, added_before
 
-# A book is long enough for a filler if this many characters per token of it are; no tokenizer has longer tokens on
-# average.
+# To check that a book is long enough for the longest filler, this many characters per token of filler are tokenized; no
+# tokenizer has longer tokens on average.
 _CHARACTERS_PER_TOKEN = 16
-# An answer's end without a chat template and end-of-text token.
+# Ends an answer if there is neither a chat template nor an end-of-text token.
 _LINE_END = "\n"
 
 
 class Sizes(NamedTuple):
-    """The questions of a file by their tokens without filler, answer and end included.
+    """The questions of a file, sorted by the tokens of their documents without filler (answer and its end included).
 
     Attributes:
-      order: indices of the questions, the shortest first.
-      tokens: int [n], in this order.
+      order: int [n], indices of the questions, the shortest first.
+      tokens: int [n], number of tokens, in this order.
     """
 
     order: np.ndarray
     tokens: np.ndarray
 
     def fitting(self, tokens: int) -> int:
-        """Returns the number of questions of at most this many tokens."""
+        """Returns the number of questions whose documents have at most `tokens` tokens without filler."""
         return int(np.searchsorted(self.tokens, tokens, side="right"))
 
 
 class Drawn(NamedTuple):
-    """A document that was drawn: its question, and the tokens of filler."""
+    """The parameters of a document: its question, and its number of tokens of filler."""
 
     question: Question
     filler: int
@@ -61,21 +61,24 @@ class Drawn(NamedTuple):
 class BabiTask:
     """Batches of bAbI documents, several per row, each starting at a block boundary.
 
-    A row gets documents of the open stages while they fit. Each has a random file of those with a fitting question, so
-    short files are not rarer than long ones.
+    A row gets documents of the open stages while they fit. Each document draws its file uniformly among those that have
+    a fitting question, so short files are not rarer than long ones.
 
     Attributes:
-      config: its settings.
-      sequence_length: tokens per row.
+      config: settings of the task.
+      sequence_length: T, tokens per row.
       block_size: S.
-      batch_size: rows per batch.
-      seed: of the documents.
-      vocabulary: of the model.
-      asking: writes prompts.
-      end: tokens after an answer.
-      questions: by file.
+      batch_size: B, rows per batch.
+      seed: seed of the documents.
+      vocabulary: vocabulary of the model.
+      asking: converts questions to prompts.
+      end: int32 [e], tokens that end an answer.
+      questions: questions by file (`qa1`).
       filler: text of the books.
       bad: lines of the files that cannot be read.
+
+    Raises:
+      ConfigError: a row is too short for a document of the first stage.
     """
 
     config: BabiConfig
@@ -135,24 +138,25 @@ class BabiTask:
 
     @property
     def without_room(self) -> dict[str, int]:
-        """The number of questions by file that are longer than a row, if there are any; they are left out."""
+        """The number of questions by file that do not fit into a row even without filler, if any; they are left out."""
         long = {source: len(one.tokens) - one.fitting(self.sequence_length) for source, one in self._sizes.items()}
         return {source: count for source, count in long.items() if count}
 
     @functools.cached_property
     def _data(self) -> dict[str, Any]:
-        """What must be unchanged when the training is resumed."""
+        """What a resumed training must have in common with the interrupted one: the sizes of its files."""
         return {
             "questions": {source: len(some) for source, some in self.questions.items()},
             "characters": sum(book["characters"] for book in self.filler.books),
         }
 
     def start(self) -> Progress:
-        """Returns a progress with the first stage open."""
+        """Returns the progress before the first step: only the first stage is open."""
         return self.curriculum.start() | {"by_source": {}, "documents": [], "data": self._data}
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
-        """Returns the batch of a step, a pure function of the seed, the step and the open stages.
+        """Returns the batch of a step, a pure function of the seed, the step and the open stages, and the progress
+        after it.
 
         Raises:
           ConfigError: the progress belongs to other stories or books.
@@ -172,8 +176,9 @@ class BabiTask:
         return batch, progress | {"documents": documents}
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
-        """Updates the running exact match (every token of an answer and its end) of all documents, of the newest stage
-        and of each file, and opens the next stage."""
+        """Returns the progress after a step: with the running exact match (every token of an answer and its end) of all
+        documents, of the newest stage and of each file, and with the next stage open if that of the newest reached
+        `open_at`. `correct`: bool [B, W]."""
         found: list[tuple[int, float]] = []
         by_source = dict(progress["by_source"])
         for documents, right, weights in zip(progress["documents"], correct, batch.weights, strict=True):
@@ -196,7 +201,7 @@ class BabiTask:
     # --- documents --------------------------------------------------------------------------------
 
     def _documents(self, rng: np.random.Generator, open_stages: int) -> list[Drawn]:
-        """Draws the documents of a row."""
+        """Draws the documents of a row, until no further one fits."""
         found: list[Drawn] = []
         free = self.sequence_length // self.block_size
         while (drawn := self._draw(rng, open_stages, free * self.block_size)) is not None:
@@ -205,7 +210,7 @@ class BabiTask:
         return found
 
     def _tokens(self, question: Question) -> int:
-        """Returns the tokens of a document without its filler."""
+        """Returns the number of tokens of a document without its filler."""
         return self.asking.room(question) + len(self.asking.answer(question)) + len(self.end)
 
     def _draw(self, rng: np.random.Generator, open_stages: int, free: int) -> Drawn | None:
@@ -229,7 +234,7 @@ class BabiTask:
         return Drawn(question, filler)
 
     def _placed(self, rng: np.random.Generator, drawn: Drawn) -> Placed:
-        """Returns the document for a row, with the loss on its answer and end."""
+        """Returns the tokens of a document, with the loss on its answer and end."""
         question = drawn.question
         prompt = self.asking.hide(question, self.filler, rng, drawn.filler + self.asking.room(question))
         answer = np.concatenate([self.asking.answer(question), self.end]).astype(np.int32)
@@ -250,7 +255,7 @@ class BabiTask:
 
 
 def make_babi_task(config: TrainConfig) -> BabiTask:
-    """Returns the task, with all its files read.
+    """Reads all files of the task; returns the task.
 
     Raises:
       ConfigError: stories or books are missing or cannot be read, a book is too short, or no question fits into a row.
@@ -272,7 +277,7 @@ def make_babi_task(config: TrainConfig) -> BabiTask:
 
 
 def notes(task: BabiTask) -> list[str]:
-    """Returns what was left out of files and settings, a line each."""
+    """Describes what was left out of files and settings, one line each."""
     found = []
     if task.bad:
         found.append(
@@ -287,7 +292,7 @@ def notes(task: BabiTask) -> list[str]:
 
 
 def _questions(config: BabiConfig, asking: Asking) -> tuple[dict[str, list[Question]], list[BadText]]:
-    """Returns the questions by file, and what cannot be read."""
+    """Returns the questions by file, and the lines that cannot be read. Raises `ConfigError` if a file has none."""
     questions: dict[str, list[Question]] = {}
     bad: list[BadText] = []
     for name in config.stories:
@@ -305,7 +310,7 @@ def _questions(config: BabiConfig, asking: Asking) -> tuple[dict[str, list[Quest
 
 
 def _answerable(asking: Asking, one: Question | BadText) -> Question | BadText:
-    """Returns a question as it is, or the error if it has no answer in the form of its task."""
+    """Returns a question unchanged, or the error if it does not have the form of its task."""
     try:
         if isinstance(one, Question):
             asking.answer(one)
@@ -328,8 +333,11 @@ def _template(vocabulary: str) -> ChatTemplate | None:
 
 
 def _end(vocabulary: Vocabulary, template: ChatTemplate | None) -> np.ndarray:
-    """Returns the tokens that end an answer: up to the first special one that the chat template has there; without a
-    template the end-of-text token, else the end of the line."""
+    """Returns the tokens that end an answer, int32 [e].
+
+    With a chat template these are the tokens after an answer, up to the first special one. Without a template, or if it
+    has no special token there, it is the end-of-text token, or a line end if the vocabulary has none.
+    """
     specials: Sequence[int] = sorted(getattr(vocabulary, "specials", ()))
     if template is not None:
         ids = vocabulary.encode(template.after_answer("a"))

@@ -12,15 +12,15 @@ class Batch(NamedTuple):
 
     Attributes:
       tokens: int32.
-      count: int32, tokens of each row up to its last real one.
-      starts: whether a document starts with a block. If none starts with a row's first block, the row continues the
+      count: int32, number of tokens of each row up to the last one that is not padding.
+      starts: whether a document starts with each block. If none starts with a row's first block, the row continues the
         document of the same row in the previous batch.
       positions: int32, the W positions of a row that carry a loss; logits are computed only there. None: all, with
         W = T.
       targets: int32, the token that follows each position.
-      weights: float32, loss weight; 0 for padding.
-      kept: int32, number of first blocks of each row that the memory for the next batch has read; the others are read
-        on a branch that is discarded. None: all.
+      weights: float32, loss weight of each target; 0 for padding.
+      kept: int32, number of leading blocks of each row that the memory for the next batch has read; the memory after
+        the other blocks is discarded. None: all.
     """
 
     tokens: Int[Any, "B T"]
@@ -45,13 +45,13 @@ class Task(Protocol):
 
     @property
     def rows(self) -> Sequence[int]:
-        """The rows of the global batch in this process's batches, in rising order."""
+        """The indices of the rows of the global batch that this process provides, in ascending order."""
         ...
 
     @property
     def continues(self) -> bool:
-        """Whether rows may continue the document of the row in the previous batch (`Batch.starts` is not set in their
-        first block), so that the memory is carried from step to step."""
+        """Whether rows may continue the document of the same row in the previous batch, so that the memory is carried
+        from step to step (`Batch.starts` is then False for their first block)."""
         ...
 
     @property
@@ -68,9 +68,9 @@ class Task(Protocol):
         ...
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
-        """Returns the progress after a step; `correct` [B, W]: which targets were predicted correctly."""
+        """Returns the progress after a step; `correct`, bool [B, W]: which targets were predicted correctly."""
         ...
 
     def report(self, progress: Progress) -> dict[str, float]:
-        """Returns the values of the progress to show and log."""
+        """Returns the values of the progress to print and log, by name."""
         ...

@@ -38,7 +38,7 @@ class Book(NamedTuple):
     cut: int
 
     def about(self) -> dict[str, Any]:
-        """Returns the entry for `results.json`."""
+        """Returns a description of the book for `results.json`."""
         return {"file": self.path, "characters": len(self.text), "encoding": self.encoding, "cut": self.cut}
 
 
@@ -46,7 +46,7 @@ def read(path: str) -> Book:
     """Reads a text file, gzipped or not.
 
     Raises:
-      BadText: the file is not in the encoding that it names (UTF-8 if none), or the start of its licence is missing.
+      BadText: the file cannot be read, is not in the encoding that it names (UTF-8 if none), or has no *** END line.
     """
     content = files.read_plain(path)
     encoding, text = _text(content, path)

@@ -1,6 +1,6 @@
 """Jinja's sandbox with the additions of transformers, in which chat templates run.
 
-It imports jinja2, so only a template that is rendered imports it.
+This module imports jinja2, so it is imported only when a template is rendered.
 """
 
 import datetime
@@ -20,7 +20,7 @@ class Generation(Extension):
     tags = {"generation"}
 
     def parse(self, parser: Any) -> Any:
-        """Returns the body's node."""
+        """Parses the block; returns a node that renders its body."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_said"), [], [], body).set_lineno(line)
@@ -30,19 +30,19 @@ class Generation(Extension):
 
 
 class Dict:
-    """`dict(...)` and `dict.fromkeys(...)` only."""
+    """Provides `dict(...)` and `dict.fromkeys(...)` in templates, without the other methods of the type."""
 
     def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
-        """As `dict`."""
+        """Returns `dict(*values, **named)`."""
         return dict(*values, **named)
 
     def fromkeys(self, *values: Any) -> dict[Any, Any]:
-        """As `dict.fromkeys`."""
+        """Returns `dict.fromkeys(*values)`."""
         return dict.fromkeys(*values)
 
 
 class PlainNamespace(Namespace):
-    """`namespace(...)` without names that begin with an underscore."""
+    """Provides `namespace(...)` in templates; a name that begins with an underscore raises `SecurityError`."""
 
     def __init__(*arguments: Any, **named: Any):
         self, *values = arguments
@@ -72,7 +72,7 @@ def _to_json(
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Returns a new environment."""
+    """Returns a new sandboxed environment, with the filters and functions that transformers adds."""
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )

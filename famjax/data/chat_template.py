@@ -32,9 +32,9 @@ class ChatTemplate:
         """Renders a conversation as text.
 
         Args:
-          messages: `role` and `content` of each.
-          add_generation_prompt: end the text where the next answer begins; otherwise at the end of the last message,
-            to continue it.
+          messages: a dict with `role` and `content` for each message.
+          add_generation_prompt: whether the text ends where the next answer begins. Otherwise it ends with the content
+            of the last message, which can then be continued.
 
         Raises:
           ConfigError: if the template rejects the conversation.
@@ -59,7 +59,7 @@ class ChatTemplate:
         return text if add_generation_prompt else text[: text.rindex(_END)]
 
     def around_user(self) -> tuple[str, str]:
-        """Returns the text before and after a user's only turn, up to where the answer begins.
+        """Returns the text before and after a user's only message, the latter up to where the answer begins.
 
         Raises:
           ConfigError: if the template does not reproduce the user's text verbatim.
@@ -70,7 +70,7 @@ class ChatTemplate:
         return before, after
 
     def after_answer(self, text: str) -> str:
-        """Returns the text from the end of an answer to where the answer to the next turn, `text`, begins.
+        """Returns the text from the end of an answer to the beginning of the next one, with the user's message `text`.
 
         Raises:
           ConfigError: if the template omits earlier answers.

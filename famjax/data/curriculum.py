@@ -1,7 +1,7 @@
 """Documents that end with a question after filler: a curriculum over the filler, and their layout in rows.
 
-The pass key (`passkey.py`) and bAbI (`babi_task.py`) share it. A row has several documents, each from a block boundary
-on; a batch has the same shape in every stage, so the step compiles once.
+The pass key (`passkey.py`) and bAbI (`babi_task.py`) share this module. A row has several documents, each of which
+starts at a block boundary. A batch has the same shape in every stage, so the step compiles once.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ import numpy as np
 from famjax.config.curriculum import CurriculumConfig
 from famjax.data.batch import Progress
 
-# Exact match is a running mean over about this many documents; the next stage opens by it.
+# Exact match is a running mean over about this many documents; it determines when the next stage opens.
 RECENT_DOCUMENTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Which lengths of filler are drawn, and when longer ones open.
+    """Draws lengths of filler, and opens longer ones.
 
     Attributes:
-      config: its settings.
+      config: settings of the curriculum.
       block_size: S.
       stages: those of `config.stages` that fit into a row; the curriculum ends with the last of them.
     """
@@ -44,13 +44,16 @@ class Curriculum:
         return f"rows of {length} tokens hold at most {self.stages[-1]} blocks of filler; longer stages are left out"
 
     def range_of(self, stage: int) -> tuple[int, int]:
-        """Returns the filler tokens [least, most] of a stage; each block count with all its alignments."""
+        """Returns the least and the most filler of a stage (from 0), in tokens.
+
+        Both ends are included, and every number of blocks occurs with every offset relative to the block boundaries.
+        """
         first = self.stages[stage - 1] + 1 if stage else 0
         return first * self.block_size, longest_filler(self.stages[stage], self.block_size)
 
     def lengths(self, rng: np.random.Generator, open_stages: int, most: int) -> tuple[int, int] | None:
-        """Draws a stage; returns its least and most filler that fits into `most` tokens, or None if not even the first
-        stage fits."""
+        """Draws an open stage; returns the least and the most filler of it that fits into `most` tokens, or None if not
+        even the first stage fits."""
         stages = [s for s in range(open_stages) if self.range_of(s)[0] <= most]
         if not stages:
             return None
@@ -62,18 +65,23 @@ class Curriculum:
         return least, min(longest, most)
 
     def tokens_before(self, rng: np.random.Generator, tokens: int) -> int | None:
-        """Draws whether an answer of this many tokens straddles a block boundary, and how; see `straddle`."""
+        """Draws `before` of `straddle` for an answer of `tokens` tokens; None: its filler is left as drawn."""
         if rng.random() >= self.config.straddle_share:
             return None
         return int(rng.integers(1 - self.config.straddle_behind, max(tokens, 2)))
 
     def start(self) -> Progress:
-        """Returns a progress with the first stage open."""
+        """Returns the progress before the first step: only the first stage is open."""
         return {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
 
     def observe(self, progress: Progress, documents: Iterable[tuple[int, float]]) -> Progress:
-        """Updates the running exact match of all documents and of the newest stage by those of a batch, (tokens of
-        filler, 1 or 0 for a miss), and opens the next stage."""
+        """Returns the progress after a batch, with the running exact match of all documents and of the newest stage. If
+        that of the newest stage reached `open_at`, the next stage is open.
+
+        Args:
+          progress: the progress before.
+          documents: (tokens of filler, 1 for an exact match and 0 otherwise) of each document of the batch.
+        """
         progress = dict(progress)
         newest = self.range_of(progress["open_stages"] - 1)[0]
         for filler, hit in documents:
@@ -98,16 +106,16 @@ def longest_filler(stage_blocks: int, block_size: int) -> int:
 
 
 def straddle(first: int, filler: int, tokens: int, before: int, block_size: int) -> tuple[int, int]:
-    """Returns the nearest longer and shorter filler that places `before` tokens of an answer before a block boundary
-    or, if negative, that many tokens of other text between the boundary and the answer.
-
-    An answer with fewer tokens has all but its last one before the boundary; one with a single token ends there.
+    """Returns the two nearest lengths of filler, one at least as long and one shorter, with which an answer straddles a
+    block boundary.
 
     Args:
-      first: index of the answer's first token in its document, with this filler.
-      filler: tokens.
-      tokens: of the answer.
-      before: see above.
+      first: index of the answer's first token in its document, with the present filler.
+      filler: tokens of the present filler.
+      tokens: tokens of the answer.
+      before: number of tokens of the answer before the boundary. An answer with no more tokens has all but its last one
+        there; one with a single token ends there. If negative, -before tokens of other text lie between the boundary
+        and the answer.
       block_size: S.
     """
     longer = filler + (-min(before, max(tokens - 1, 1)) - first) % block_size
@@ -118,9 +126,9 @@ class Marked(NamedTuple):
     """Tokens of a document that carry a loss.
 
     Attributes:
-      where: indices of the tokens; those below 1 are not predicted.
+      where: int [m], indices of the tokens; those below 1 are not predicted.
       weight: loss weight.
-      slots: number of targets of the row for them; unused ones have weight 0.
+      slots: number of targets of the row that are reserved for them; unused ones have weight 0.
     """
 
     where: np.ndarray
@@ -144,12 +152,12 @@ class Placed(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The layout of rows.
+    """Lays out documents in rows.
 
     Attributes:
-      length: tokens per row, a multiple of the block size.
+      length: T, tokens per row, a multiple of the block size.
       block_size: S.
-      targets: maximum targets per row.
+      targets: W, maximum targets per row.
       text_tokens, text_weight: number and loss weight of random tokens of the other text.
     """
 
@@ -160,7 +168,7 @@ class Rows:
     text_weight: float
 
     def row(self, rng: np.random.Generator, parts: Sequence[Placed]) -> tuple[np.ndarray | np.int32, ...]:
-        """Returns the fields of `Batch` for one row, without `kept`."""
+        """Returns the fields of `Batch` for one row with the documents `parts`, in order, without `kept`."""
         S = self.block_size
         tokens = np.zeros(self.length, np.int32)
         starts = np.zeros(self.length // S, bool)
@@ -178,7 +186,8 @@ class Rows:
             marked = np.concatenate([one.where for one in part.marked])
             plain.append(begin + np.setdiff1d(np.arange(1, len(part.tokens)), marked))
             block += -(-len(part.tokens) // S)
-        sample = rng.choice(np.concatenate(plain), self.text_tokens, replace=False)
+        rest = np.concatenate(plain)
+        sample = rng.choice(rest, min(self.text_tokens, len(rest)), replace=False)
         weighted += [(int(i), self.text_weight) for i in sample]
         predicted = np.zeros(self.targets, np.int64)
         weights = np.zeros(self.targets, np.float32)

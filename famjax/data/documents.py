@@ -14,6 +14,6 @@ LABELLED: dict[str, Callable[[str, MqarConfig, TrackingConfig], Labelled]] = {
 
 
 def labelled_documents(name: str, mqar: MqarConfig, tracking: TrackingConfig) -> Labelled | None:
-    """Returns the documents of a task with these settings; None if it is not one of labelled documents."""
+    """Returns the task of labelled documents with this name and these settings; None if there is none."""
     make = LABELLED.get(name)
     return None if make is None else make(name, mqar, tracking)

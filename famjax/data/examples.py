@@ -1,7 +1,7 @@
 """The order of examples in each lane: shuffled epochs, split over lanes, mixed by weights.
 
-A lane is one row of the global batch. Its position is a few integers, and what it reads next depends only on them, the
-seed and the number of lanes, not on the hosts or the other lanes.
+A lane is one row of the global batch. Its position consists of a few integers. The next example depends only on them,
+the seed and the number of lanes, not on the hosts or the other lanes.
 """
 
 import functools
@@ -14,8 +14,8 @@ from famjax.data.rows import Example
 from famjax.data.sources import Document, Source
 from famjax.data.vocabulary import Vocabulary
 
-# Empty documents are skipped. A lane gives up after this many in a row (plus a hundred epochs of them, if their number
-# is known).
+# A lane skips empty documents. It raises an error after this many in succession (plus a hundred epochs, if the size of
+# an epoch is known).
 MOST_EMPTY = 1000
 
 
@@ -31,11 +31,11 @@ class Examples(Protocol):
         ...
 
     def epochs(self, lane: int, where: list[int]) -> float:
-        """Returns how often all lanes together have read everything, if all were as far as this one."""
+        """Returns the number of epochs that all lanes together have read, if all are as far as this one."""
         ...
 
     def __len__(self) -> int:
-        """Number of examples in an epoch; 0 if unknown."""
+        """Returns the number of examples in an epoch; 0 if unknown."""
         ...
 
 
@@ -49,11 +49,11 @@ class Documents:
     The position of a lane: [number of documents that it has read].
 
     Args:
-      source: its documents.
+      source: the documents.
       vocabulary: converts them to tokens.
-      lanes: n.
-      seed: of the order of every epoch; None: the source's order.
-      bos, eos: add the vocabulary's tokens for begin and end of text to every document, if it has them.
+      lanes: n, number of lanes.
+      seed: seed of the order of every epoch; None: the source's order.
+      bos, eos: add the vocabulary's BOS and EOS tokens to every document, if it has them.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Documents:
         return where[0] * self._lanes / max(self._size, 1)
 
     def tokens(self, document: Document) -> Example:
-        """Converts a document to tokens; an empty one stays empty."""
+        """Converts a document to tokens; an empty one stays empty. Raises `ConfigError` if it has no UTF-8 form."""
         try:
             inputs, targets = (self._vocabulary.encode(text) for text in (document.inputs, document.targets))
         except UnicodeEncodeError as error:
@@ -105,7 +105,7 @@ class Documents:
 
 
 def weights_of(given: int, tokens: int) -> np.ndarray:
-    """Returns float32 [tokens]: 0 for the first `given` ones, 1 for the others; without `given`, a broadcast scalar."""
+    """Returns float32 [tokens]: 0 for the first `given` tokens, else 1; a read-only broadcast if `given` is 0."""
     if not given:
         return np.broadcast_to(np.float32(1), (tokens,))
     return (np.arange(tokens) >= given).astype(np.float32)
@@ -118,9 +118,9 @@ class Mixture:
     of each lane is drawn from the seed.
 
     Args:
-      kinds: what to draw from.
-      weights: relative frequencies.
-      seed: of the draws.
+      kinds: the kinds of examples.
+      weights: relative frequencies of the kinds.
+      seed: seed of the draws.
     """
 
     def __init__(self, kinds: list[Examples], weights: list[float], seed: list[int]):
@@ -153,7 +153,7 @@ class Mixture:
         raise ConfigError("no document has any text; name files that have some")
 
     def epochs(self, lane: int, where: list[Any]) -> list[float]:
-        """Returns how often each kind was read, if all lanes were as far as this one."""
+        """Returns the number of epochs of each kind that were read, if all lanes are as far as this one."""
         return [kind.epochs(lane, place) for kind, place in zip(self._kinds, where[1:], strict=True)]
 
     def sizes(self) -> list[int]:

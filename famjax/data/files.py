@@ -23,7 +23,9 @@ def filesystem(path: str) -> tuple[Any, str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """Returns the files that match a path or a glob, sorted, the same on every host. An existing path is not a glob.
+    """Returns the files that match a path or a glob, sorted, so that every host has the same order.
+
+    An existing path is not treated as a glob, even if it contains wildcards.
 
     Raises:
       ConfigError: none matches.
@@ -86,7 +88,7 @@ def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
 
 
 def unreadable(path: str, error: Exception) -> BadText:
-    """Converts an error of a file system or of gzip to the error for a file that cannot be read."""
+    """Converts an error of a file system or of gzip to a `BadText` that states why the file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return BadText(path, "No such file or directory")
     if isinstance(error, IsADirectoryError):
@@ -97,7 +99,7 @@ def unreadable(path: str, error: Exception) -> BadText:
 
 
 def read_plain(path: str) -> bytes:
-    """Returns all bytes of a file, decompressed if its name ends in `.gz`."""
+    """Returns all bytes of a file, decompressed if its name ends in `.gz`. Raises `BadText` if it cannot be read."""
     content = read(path)
     if not is_gzip(path):
         return content
@@ -108,20 +110,20 @@ def read_plain(path: str) -> bytes:
 
 
 def open_plain(path: str) -> IO[bytes]:
-    """Opens a file for reading from its start, decompressed if its name ends in `.gz`."""
+    """Opens a file for sequential reading, decompressed if its name ends in `.gz`. Raises `BadText` on failure."""
     try:
         if "://" in path:
             system, inside = filesystem(path)
             file = system.open(inside, "rb")
         else:
-            file = open(os.path.expanduser(path), "rb")  # noqa: SIM115 - a pipe, too, which fsspec would seek in
+            file = open(os.path.expanduser(path), "rb")  # noqa: SIM115 - also for pipes, in which fsspec would seek
     except OSError as error:
         raise unreadable(path, error) from error
     return gzip.open(file) if is_gzip(path) else file  # type: ignore[return-value]
 
 
 def json_lines(path: str) -> Iterator[tuple[str, Any]]:
-    """Yields (file:line, JSON value) of every line that is not blank; for an invalid line, a `BadText` as the value.
+    """Yields (file:line, JSON value) for every line that is not blank; the value of an invalid line is a `BadText`.
 
     Raises:
       BadText: the file cannot be opened, or its gzip data is truncated.

@@ -11,10 +11,12 @@ from famjax.data.text_task import vocabulary_and_files
 
 
 def make_generated_task(config: TrainConfig) -> Task:
-    """Returns bAbI's task or that of labelled documents, if `config.task` names it, else the pass key.
+    """Returns the task `babi` or a task of labelled documents, if `config.task` names it, else the task `passkey`.
+
+    Prints what does not fit into rows and is left out.
 
     Raises:
-      ConfigError: model, row and documents do not fit together.
+      ConfigError: the documents do not fit the model's vocabulary or the row, or their files cannot be read.
     """
     if config.task == "babi":
         stories = make_babi_task(config)

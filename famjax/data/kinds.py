@@ -8,7 +8,7 @@ from famjax.config import ConfigError
 
 GZIP = ".gz"
 JSON_LINES = (".jsonl", ".json", ".ndjson")
-# Formats that cannot be read as text, by what to do with them. Every other name is text.
+# Suffixes of files that cannot be read as text, by the advice for their error message.
 REFUSED = {
     "unpack it, or pack it with gzip": (".bz2", ".xz", ".zst", ".zstd", ".lz4", ".lzma", ".z", ".br", ".sz"),
     "it is an archive; unpack it": (".zip", ".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".7z", ".rar"),
@@ -27,7 +27,7 @@ REFUSED = {
     ),
 }  # fmt: skip
 _REFUSED = {ending: advice for advice, endings in REFUSED.items() for ending in endings}
-# Names of files next to data that are not data, whatever their suffix.
+# Names of files that lie next to data but are not data, whatever their suffix.
 _BESIDE = re.compile(
     r"(readme|licen[cs]e|copying|copyright|notice|changelog|citation|contributing|code_of_conduct|checksums?"
     r"|(md5|sha\d+)sums?|_success|_metadata|_common_metadata|desktop\.ini|thumbs\.db)([._-].*)?"
@@ -46,22 +46,22 @@ def is_gzip(path: str) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether shells leave a name out of a glob."""
+    """Whether a file is hidden: its name begins with a dot, so globs of a shell skip it."""
     return name_of(path).startswith(".")
 
 
 def lies_beside(path: str) -> bool:
-    """Whether a file is documentation or metadata, such as README or LICENSE."""
+    """Whether a file next to data is documentation or metadata, such as README or LICENSE."""
     return bool(_BESIDE.fullmatch(name_of(path).removesuffix(GZIP)))
 
 
 def ending_of(path: str) -> str:
-    """Returns the suffix, `.jsonl` for `A.JSONL.gz`; empty if there is none."""
+    """Returns the suffix in lower case without `.gz`, such as `.jsonl` for `A.JSONL.gz`; empty if there is none."""
     return PurePosixPath(name_of(path).removesuffix(GZIP)).suffix
 
 
 def kind_of(path: str) -> str:
-    """Returns `jsonl`, `csv`, `parquet`, `refused` or `text`."""
+    """Returns the kind of a file by its name: `jsonl`, `csv`, `parquet`, `refused` (not readable) or else `text`."""
     ending = ending_of(path)
     if ending in JSON_LINES:
         return "jsonl"
@@ -73,13 +73,13 @@ def kind_of(path: str) -> str:
 def one_kind(
     pattern: str, paths: Sequence[str], kinds: Sequence[str] = ("jsonl", "text"), remedy: str = ""
 ) -> str:  # fmt: skip
-    """Returns the kind of all files of a path or glob.
+    """Returns the kind that all files of a path or glob have.
 
     Args:
-      pattern: as the user wrote it.
+      pattern: the path or glob as the user wrote it, for messages.
       paths: the files that it matches.
-      kinds: those that the caller reads.
-      remedy: the setting that overrides the kind, if there is one.
+      kinds: the kinds that the caller reads.
+      remedy: name of the setting that overrides the kind, if there is one, for messages.
 
     Raises:
       ConfigError: the kinds differ, the caller does not read the kind, a file is documentation or metadata next to the

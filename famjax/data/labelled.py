@@ -1,14 +1,14 @@
 """Synthetic tasks whose documents are tokens with labels: one small interface, and the batches of all of them.
 
-A task says how a document is drawn, which positions of it are scored, and what they are tabulated by:
+A task defines how a document is drawn, which of its positions are scored, and by what results are tabulated:
 
     tokens   k1 v7  k4 v2  .  k4 v2  .  k1 v7        int32 [n]
     labels   -  -   -  -   -  v2 -   -  v7 -         what to predict after a token; NONE: nothing
-    bins     -  -   -  -   -  0  -   -  1  -         what results are tabulated by, here the distance in blocks
+    bins     -  -   -  -   -  0  -   -  1  -         group of results in tables, here by the distance in blocks
 
 A document depends on the seed, its length and its number alone. It starts with a block and ends in its row, so nothing
-is carried from step to step and a batch depends on the seed and the step alone. `mqar.py` and `tracking.py` have the
-tasks; the pass key, whose documents continue in later steps, has batches of its own (`passkey.py`).
+is carried from step to step, and a batch depends on the seed and the step alone. `mqar.py` and `tracking.py` define the
+tasks. The pass key, whose documents continue in later steps, has its own batches (`passkey.py`).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from famjax.data.symbols import SymbolVocabulary
 
 # The label of a position at which nothing is predicted.
 NONE = -1
-# Part of the seed of training documents; no other draw of a training has it.
+# Part of the seed of training documents; no other random draw of a training uses it.
 TRAINING = 6
 
 
@@ -41,16 +41,16 @@ class Document(NamedTuple):
 
 
 class Labelled(Protocol):
-    """A task. Instances are equal if and only if their documents are.
+    """A task. Instances are equal if and only if they draw the same documents.
 
     Attributes:
-      name: as in MIXTURE_OR_TASK_NAME.
+      name: name of the task, as in MIXTURE_OR_TASK_NAME.
       vocabulary: all tokens, with names.
       blocks: lengths of training documents, in blocks.
-      bins: what a bin is, as the label of an axis.
-      kinds: numbers that tell kinds of documents apart, such as their pairs; (0,) if there is only one kind.
-      kind_label: what these numbers are, as the label of an axis; empty if there is only one.
-      chance: accuracy of guessing one of the possible labels.
+      bins: axis label of the bins.
+      kinds: numbers that distinguish kinds of documents, such as numbers of pairs; (0,) if there is only one kind.
+      kind_label: axis label of these numbers; empty if there is only one kind.
+      chance: accuracy of guessing uniformly among the possible labels.
     """
 
     bins: ClassVar[str]
@@ -75,22 +75,33 @@ class Labelled(Protocol):
         """Draws a document.
 
         Args:
-          rng: all randomness.
-          length: its tokens.
-          block_size: of the model, for the bins.
+          rng: source of all randomness.
+          length: number of tokens of the document.
+          block_size: S of the model, for the bins.
           kind: one of `kinds`; None draws one.
 
         Raises:
-          ConfigError: it does not fit into `length`.
+          ConfigError: a document of this kind does not fit into `length` tokens.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledTask:
-    """Batches of documents, several a row, each starting with a block.
+    """Batches of documents, several per row, each starting at a block boundary.
 
-    A row draws documents of lengths that still fit; the rest of it is padding.
+    A row gets documents of random lengths while one fits; the rest of it is padding.
+
+    Attributes:
+      documents: draws the documents.
+      sequence_length: T, tokens per row.
+      block_size: S.
+      batch_size: B, rows per batch.
+      vocab_size: vocabulary size of the model.
+      seed: seed of the documents.
+
+    Raises:
+      ConfigError: `vocab_size` is smaller than the task's vocabulary.
     """
 
     documents: Labelled
@@ -120,7 +131,7 @@ class LabelledTask:
         return {}
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
-        """Returns the batch of a step, a function of the seed and the step."""
+        """Returns the batch of a step, a pure function of the seed and the step, and the progress unchanged."""
         rows = [self._row(np.random.default_rng([self.seed, TRAINING, step, i])) for i in self.rows]
         tokens, count, starts, targets, weights = (np.stack(field) for field in zip(*rows, strict=True))
         return Batch(tokens, count, starts, None, targets, weights), progress
@@ -130,7 +141,7 @@ class LabelledTask:
         return progress
 
     def report(self, progress: Progress) -> dict[str, float]:
-        """Returns nothing to log: accuracy is logged for every task."""
+        """Returns an empty dict: accuracy, which is logged for every task, is enough."""
         return {}
 
     def _row(self, rng: np.random.Generator) -> tuple[np.ndarray | np.int32, ...]:

@@ -1,7 +1,7 @@
 """Random access to the lines of a file, by an index of byte offsets that is built in one pass (16 bytes per line).
 
-gzip has no random access, so `.gz` files are decompressed in that pass into an anonymous temporary file, which is
-deleted with the process.
+gzip has no random access, so `.gz` files are decompressed in that pass into an anonymous temporary file, which the
+operating system deletes when the process ends.
 """
 
 import os
@@ -14,12 +14,20 @@ import numpy as np
 from famjax.config.text import BOM
 from famjax.data import files, kinds
 
-# Bytes that are searched for line ends at a time.
+# Number of bytes that are searched for line ends at a time.
 CHUNK = 2**24
 
 
 class LineFile:
-    """The lines of one file that are not blank, by index."""
+    """The lines of one file that are not blank, by index from 0.
+
+    Attributes:
+      path: path of the file.
+      starts, ends: int64 [n], byte offsets of each line, the latter without the line end.
+
+    Raises:
+      BadText: the file cannot be read.
+    """
 
     def __init__(self, path: str):
         self.path = path
@@ -27,14 +35,14 @@ class LineFile:
         self.starts, self.ends = self._index()
 
     def line(self, i: int) -> bytes:
-        """Returns line i without its line end."""
+        """Returns the bytes of line i, without its line end."""
         start, end = int(self.starts[i]), int(self.ends[i])
         if self._plain is not None:
             return os.pread(self._plain.fileno(), end - start, start)
         return files.read(self.path, start, end)
 
     def number(self, i: int) -> int:
-        """Returns the number of line i as in an editor, which counts blank lines too."""
+        """Returns the line number of line i in the file, from 1 and with blank lines counted, as in an editor."""
         before = int(self.starts[i])
         read = lambda at: os.pread(self._plain.fileno(), CHUNK, at) if self._plain else b""
         if self._plain is None:
@@ -42,7 +50,7 @@ class LineFile:
         return 1 + sum(read(at)[: before - at].count(b"\n") for at in range(0, before, CHUNK))
 
     def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Finds start and end of all lines that are not blank, in one pass."""
+        """Returns `starts` and `ends` of all lines that are not blank, in one pass."""
         found = LineEnds()
         if kinds.is_gzip(self.path):
             self._plain = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
@@ -64,7 +72,7 @@ class LineFile:
 
 
 class LineEnds:
-    """Finds line ends in a file given in chunks."""
+    """Finds the lines of a file that is given in chunks."""
 
     def __init__(self) -> None:
         self._size, self._text = 0, False  # bytes so far; whether the unfinished line has text
@@ -72,7 +80,7 @@ class LineEnds:
         self._has_text: list[np.ndarray] = []
 
     def add(self, chunk: bytes) -> None:
-        """Adds the next bytes."""
+        """Adds the next bytes of the file."""
         if not chunk:
             return
         data = np.frombuffer(chunk, np.uint8)
@@ -88,7 +96,7 @@ class LineEnds:
         self._size += len(data)
 
     def lines(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64 [n], starts and ends of the lines with text; the last one may lack a line end."""
+        """Returns starts and ends, int64 [n] each, of the lines that are not blank; the last may lack a line end."""
         ends = np.concatenate([*self._ends, [self._size]]).astype(np.int64)
         text = np.concatenate([*self._has_text, [self._text]]).astype(bool)
         starts = np.concatenate([[0], ends[:-1] + 1])

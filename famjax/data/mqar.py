@@ -2,9 +2,9 @@
 
     k5 v1 k0 v6 k3 v2  . .  k0 v6  . .  . .  k3 v2  . .  k5 v1
 
-The first part lists the pairs. The rest are places of two tokens, for a question (a key and its value) or for filler.
-Questions draw distinct places, place x with a weight of x^(a - 1), and their order is random. As in the paper's figure
-the value follows the key; its code has filler there, and keeps the value as a label only.
+The first part lists the pairs. The rest consists of places of two tokens, each with a question (a key and its value) or
+with filler. Questions draw distinct places, place x (from 1) with weight x^(a - 1), and their order is random. As in
+the paper's figure, the value follows the key; the paper's code has filler there, and the value is only a label.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Mqar:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Lengths of training documents."""
+        """Lengths of training documents, in blocks."""
         return tuple(self.config.blocks)
 
     @property
@@ -44,7 +44,7 @@ class Mqar:
 
     @property
     def chance(self) -> float:
-        """Of one of all values."""
+        """Accuracy of guessing uniformly among all values."""
         return 1 / self.config.values
 
     def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:
@@ -59,7 +59,7 @@ class Mqar:
         keys = config.fillers + rng.choice(config.keys, pairs, replace=False)
         values = config.fillers + config.keys + rng.choice(config.values, pairs, replace=False)
 
-        # Questions: key and value of pair i at two tokens from `asked[i]` on.
+        # Questions: the key of pair i is token `asked[i]`, its value the token after it.
         places = (length - 2 * pairs) // 2
         weight = np.arange(1, places + 1) ** (config.power - 1.0)
         asked = 2 * pairs + 2 * rng.choice(places, pairs, replace=False, p=weight / weight.sum())

@@ -1,4 +1,4 @@
-"""Packing: examples next to each other in a row, without masks between them, as in the paper (section 5).
+"""Packing: rows of concatenated examples, without masks between them, as in the paper (section 5).
 
 With rows of 8 and examples "abcde", "vwxyz", "123" (. is padding):
 
@@ -26,11 +26,11 @@ def packed_row(
     """Returns the next packed row, and its lane's position after it.
 
     Args:
-      read: returns examples, none of them empty.
+      read: maps a position of the lane to the example there, which is not empty, and the position after it.
       cursor: the position of the lane.
       length: T, tokens of a row.
       block_size: S; divides T.
-      whole: never split an example over rows, see above.
+      whole: never split an example over rows, see the module's docstring.
       room: number of tokens to leave free at the row's end.
     """
     row = empty(length, length // block_size)
@@ -56,7 +56,7 @@ def repeat_segment(row: Row, announcement: np.ndarray, segment: int, weight: flo
     Args:
       row: with room for announcement and segment after its last token.
       announcement: int32 [a], `REPEAT_TEXT` in tokens; carries no loss.
-      segment: number of consecutive tokens to repeat; all if the row has fewer.
+      segment: number of consecutive tokens to repeat; if the row has fewer, all of them.
       weight: loss weight of the repeated tokens.
       rng: chooses the segment.
     """

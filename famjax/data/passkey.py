@@ -29,9 +29,10 @@ from famjax.data.vocabulary import ByteVocabulary, Vocabulary
 
 # Upper bound, in blocks, on the filler before a late key.
 LATE_BLOCKS = 2
-# The state of a stream, as JSON: its key, the filler before the key is stated, whether it has an introduction, the
-# tokens that the carried memory has read, the number of blocks at which it ends, and the tokens of filler before its
-# last question. {}: it has ended, and its memory is reused for another key; None: its memory is discarded.
+# The state of a stream, as JSON: its `key`, the tokens of filler before the key is stated (`lead`), whether it has an
+# introduction (`introduced`), the tokens that the carried memory has read (`read`), the number of blocks at which it
+# ends (`until`), and the tokens of filler before its last question (`filler`). {}: it has ended, and its memory is
+# reused for another key; None: its memory is discarded.
 Stream = dict[str, Any]
 
 
@@ -45,7 +46,7 @@ class _Drawn(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The part of a document in a row, from a block boundary on: all of it, or the rest after `read` tokens."""
+    """The part of a document in a row, which starts at a block boundary: all of it, or the rest after `read` tokens."""
 
     doc: Document
     drawn: _Drawn
@@ -65,12 +66,25 @@ class _Part(NamedTuple):
 class PassKeyTask:
     """Batches of pass key documents, several per row, each starting at a block boundary.
 
-    A row gets a document of the stage first, then shorter ones while they fit. A batch has the same shape in every
-    stage, so the step compiles once. In the first rows, a share of `PassKeyConfig.stream_share`, the first document is
-    a stream.
+    A row gets documents of the open stages while they fit. A batch has the same shape in every stage, so the step
+    compiles once. In the first rows, a share of `PassKeyConfig.stream_share`, the first document is a stream.
 
     Targets of a row: for each of its documents an answer and a mention with one token per digit, then other text. A key
     with fewer tokens, and the mention of a stream that continues, leave targets of weight 0.
+
+    Attributes:
+      config: settings of the task.
+      sequence_length: T, tokens per row.
+      block_size: S.
+      batch_size: B, rows per batch.
+      vocab_size: vocabulary size of the model.
+      seed: seed of the documents.
+      vocabulary: encodes the documents.
+      bos: begin documents with the vocabulary's BOS token, if it has one.
+
+    Raises:
+      ConfigError: a setting cannot work, a row is too short for a document of the first stage, or the vocabulary does
+        not fit the text or the model.
     """
 
     config: PassKeyConfig
@@ -105,7 +119,7 @@ class PassKeyTask:
 
     @property
     def rows(self) -> range:
-        """All rows: every process produces the whole batch, which is cheap, since `observe` needs all of it."""
+        """All rows: every process produces the whole batch, since `observe` needs all of it. This is cheap."""
         return range(self.batch_size)
 
     @property
@@ -129,11 +143,12 @@ class PassKeyTask:
         return self.curriculum.stages
 
     def start(self) -> Progress:
-        """Returns a progress with the first stage open and no streams."""
+        """Returns the progress before the first step: only the first stage is open, and no stream has started."""
         return self.curriculum.start() | ({"streams": [None] * self._streams, "by_age": {}} if self._streams else {})
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
-        """Returns the batch of a step, a pure function of the seed, the step, the open stages and the streams."""
+        """Returns the batch of a step, a pure function of the seed, the step, the open stages and the streams, and the
+        progress after it."""
         rng = np.random.default_rng([self.seed, step])
         progress = dict(progress)
         streams: list[Stream | None] = list(progress.get("streams", ()))
@@ -148,8 +163,9 @@ class PassKeyTask:
         return (batch, progress | {"streams": streams}) if streams else (batch._replace(kept=None), progress)
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
-        """Updates the running exact match of all documents and of the newest stage, and opens the next stage. Ends
-        streams that have reached their length or, if gated, were answered wrong."""
+        """Returns the progress after a step: with the running exact match of all documents and of the newest stage, and
+        with the next stage open if that of the newest reached `open_at`. Streams end that have reached their length or,
+        if gated, were answered incorrectly. `correct`: bool [B, W]."""
         streams: list[Stream | None] = list(progress.get("streams", ()))
         by_age, documents = progress.get("by_age", {}), []
         for i, (row, right) in enumerate(zip(self._answers(batch, streams), correct, strict=True)):
@@ -163,14 +179,15 @@ class PassKeyTask:
 
     def report(self, progress: Progress) -> dict[str, float]:
         """Returns the recent exact match of training documents, and the filler blocks of the newest open stage; for
-        streams also the recall by blocks of filler before the question, per power of two, in falling order."""
+        streams also the recall by blocks of filler before the question, per power of two, in descending order."""
         recall = {f"recall/{age}_blocks": round(mean, 4) for age, (mean, _) in progress.get("by_age", {}).items()}
         return self.curriculum.report(progress) | recall
 
     # --- streams ----------------------------------------------------------------------------------
 
     def _advance(self, rng: np.random.Generator, stream: Stream | None, part: _Part) -> tuple[Stream, int]:
-        """Returns the stream after a part of it with its question, and the number of the part's blocks to keep."""
+        """Returns the stream after a part of it with its question, and the number of the part's blocks that the carried
+        memory reads (`Batch.kept`)."""
         S, key = self.block_size, self.writer.key_of(part.doc.tokens[part.doc.answer])
         if not stream:
             # A share of shortest / n of all streams has n blocks or more: equally many questions per doubling.
@@ -181,7 +198,7 @@ class PassKeyTask:
         return stream | {"read": part.read + kept * S, "filler": part.drawn.filler}, kept
 
     def _after_answer(self, stream: Stream | None, hit: float) -> Stream | None:
-        """Returns the stream after an answer. A stream that has read no block yet has no memory to continue with."""
+        """Returns the stream after an answer, correct if `hit`. It ends if its memory has not read any block yet."""
         if stream is None or not stream["read"] or (self.config.stream_gated and not hit):
             return None
         if stream["read"] < stream["until"] * self.block_size:
@@ -189,7 +206,8 @@ class PassKeyTask:
         return {} if self.config.stream_told_again else None
 
     def _by_age(self, by_age: dict[str, list[Any]], filler: int, hit: float) -> dict[str, list[Any]]:
-        """Updates (mean over recent documents, documents) by blocks of filler, rounded down to a power of two."""
+        """Returns `by_age`, updated by one answer: (exact match over recent documents, their number) by blocks of
+        filler, rounded down to a power of two."""
         age = str(2 ** int(math.log2(max(filler // self.block_size, 1))))
         mean, count = by_age.get(age, (0.0, 0))
         count = min(count + 1, RECENT_DOCUMENTS)
@@ -229,14 +247,14 @@ class PassKeyTask:
         return drawn._replace(filler=old + filler)
 
     def _lead(self, rng: np.random.Generator, stream: Stream | None, most: int) -> int:
-        """Draws the filler before the key is stated: 0 if it was stated already, or is stated first."""
+        """Draws the tokens of filler before the key is stated; 0 if it was stated already, or is stated first."""
         late = self.config.late_share
         if stream or (stream is None and not (late and rng.random() < late)):
             return 0
         return int(rng.integers(0, max(min(LATE_BLOCKS * self.block_size, most - self.curriculum.range_of(0)[0]), 1)))
 
     def _straddle(self, drawn: _Drawn, tokens_before: int) -> tuple[int, int]:
-        """Returns the nearest longer and shorter filler, see `straddle`."""
+        """Returns the nearest lengths of filler with which the answer straddles a block boundary, see `straddle`."""
         tokens = self.writer.answer_tokens(drawn.key)
         first = drawn.lead + self.writer.overhead(drawn.key, drawn.introduced) - tokens + drawn.filler
         return straddle(first, drawn.filler, tokens, tokens_before, self.block_size)
@@ -254,7 +272,7 @@ class PassKeyTask:
         return parts
 
     def _placed(self, part: _Part) -> Placed:
-        """Returns a part for a row, with the loss on its answer and its mention."""
+        """Returns the tokens of a part, with the loss on its answer and its mention."""
         digits, doc = self.config.key_digits, part.doc
         answer = Marked(doc.answer - part.read, 1.0, digits)
         mention = Marked(doc.mention - part.read, self.config.mention_weight, digits)
@@ -276,7 +294,8 @@ class PassKeyTask:
         return documents * 2 * self.config.key_digits + self.config.text_tokens
 
     def _answers(self, batch: Batch, streams: Sequence[Stream | None] = ()) -> list[list[tuple[np.ndarray, int]]]:
-        """Returns for each document of each row the columns of its answer, and its tokens of filler."""
+        """Returns for each document of each row the indices of its answer among the W targets, and its tokens of
+        filler."""
         digits = self.config.key_digits
         assert batch.positions is not None  # see `Rows`
         found = []

@@ -31,8 +31,8 @@ class Document(NamedTuple):
 
     Attributes:
       tokens: int32 [n], including the answer.
-      answer: indices of the tokens with digits of the answer, the last ones of the document.
-      mention: indices of the tokens of the key's second mention, before the filler.
+      answer: int [a], indices of the tokens with digits of the answer, the last ones of the document.
+      mention: int [m], indices of the tokens of the key's second mention, before the filler.
     """
 
     tokens: np.ndarray
@@ -51,11 +51,11 @@ class _Frame(NamedTuple):
 
 
 class Writer:
-    """Writes documents of the task in tokens.
+    """Assembles documents of the task in tokens.
 
     Args:
-      vocabulary: of the model.
-      bos: begin documents with the vocabulary's token for it, if it has one.
+      vocabulary: vocabulary of the model.
+      bos: begin documents with the vocabulary's BOS token, if it has one.
 
     Raises:
       ConfigError: the vocabulary cannot encode the text.
@@ -92,9 +92,9 @@ class Writer:
 
         Args:
           key: digits.
-          filler_tokens: between the statement of the key and the question.
+          filler_tokens: tokens of filler between the statement of the key and the question.
           lead: tokens of filler before the statement of the key.
-          introduced: with the introduction; without it the document continues another text.
+          introduced: whether it begins with BOS and the introduction; without them it continues another text.
         """
         frame, head = self._frame(key), self._head(key, introduced)
         before = len(head) + lead + len(frame.telling)
@@ -106,27 +106,27 @@ class Writer:
         return np.concatenate(parts)
 
     def overhead(self, key: str, introduced: bool = True) -> int:
-        """Returns the tokens of a document with this key, without its filler."""
+        """Returns the number of tokens of a document with this key, without its filler."""
         return self.telling_tokens(key, introduced) + len(self._frame(key).question)
 
     def telling_tokens(self, key: str, introduced: bool = True) -> int:
-        """Returns the tokens of a document up to the end of the statement of the key, without filler before it."""
+        """Returns the number of tokens up to the end of the statement of the key, without filler before it."""
         return len(self._head(key, introduced)) + len(self._frame(key).telling)
 
     def between(self, key: str) -> int:
-        """Returns the distance from the last token of the mention to the first one of the answer, without filler."""
+        """Returns the tokens from the last one of the mention to the first one of the answer, without filler."""
         frame = self._frame(key)
         return len(frame.telling) - int(frame.mention[-1]) + int(frame.answer[0])
 
     def question_tokens(self, key: str) -> int:
-        """Returns the tokens of a document after its filler, including the answer."""
+        """Returns the number of tokens of a document after its filler, including the answer."""
         return len(self._frame(key).question)
 
     def most_overhead(self, digits: int) -> int:
-        """Returns the maximum `overhead` of keys with this many digits."""
+        """Returns an upper bound of `overhead` for keys with `digits` digits."""
         key = "0" * digits
         frame = self._frame(key)
-        # At most one token per digit. A token that includes the leading space may become an additional one.
+        # At most one token per digit. If a token includes the leading space, the space may be a token of its own.
         with_space = len(self.vocabulary.decode(frame.question[frame.answer])) > digits
         return self.overhead(key) + 3 * (digits + with_space - len(frame.answer))
 
@@ -139,7 +139,7 @@ class Writer:
         return self.vocabulary.decode(answer).strip()
 
     def filler(self, tokens: int) -> np.ndarray:
-        """Returns filler of this many tokens, as it is encoded after the statement of the key."""
+        """Returns filler, int32 [tokens], as it is encoded after the statement of the key."""
         if len(self._filler) < tokens:
             encode = self.vocabulary.encode
             sentence = len(encode(2 * FILLER)) - len(encode(FILLER))
@@ -166,17 +166,17 @@ class Writer:
         )  # fmt: skip
 
     def _inside(self, tokens: np.ndarray, characters: int) -> int:
-        """Returns how many of the first tokens are completely within the first `characters` characters."""
+        """Returns the number of leading tokens that lie completely within the first `characters` characters."""
         length_of = lambda count: len(self.vocabulary.decode(tokens[:count]))
         return bisect.bisect_right(range(1, len(tokens) + 1), characters, key=length_of)
 
     def _with_characters(self, tokens: np.ndarray, first: int, count: int) -> np.ndarray:
-        """Returns the indices of the tokens that contain any of these characters."""
+        """Returns the indices of the tokens that contain any of the `count` characters from `first` on, int [n]."""
         begin, end = self._inside(tokens, first), self._inside(tokens, first + count)
         cut_through = len(self.vocabulary.decode(tokens[:end])) < first + count
         return np.arange(begin, end + cut_through)
 
 
 def random_key(rng: np.random.Generator, digits: int) -> str:
-    """Draws a key of this many digits; leading zeros are allowed."""
+    """Draws a key of `digits` random digits; leading zeros are allowed."""
     return "".join(str(d) for d in rng.integers(0, 10, digits))

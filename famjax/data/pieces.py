@@ -19,7 +19,7 @@ class Haystack(NamedTuple):
     """Filler with needles in it.
 
     Attributes:
-      tokens: int32 [length].
+      tokens: int32 [length], filler and needles.
       ends: index of each needle's last token.
       starts: index of each needle's first token.
     """
@@ -29,7 +29,7 @@ class Haystack(NamedTuple):
     starts: list[int]
 
     def needles(self, before: int, which: Iterable[int]) -> tuple[tuple[int, int], ...]:
-        """Returns `Example.needles` for the needles `which`, with `before` tokens in front of the filler."""
+        """Returns `Example.needles` for the needles `which`, with `before` tokens before the filler."""
         return tuple((before + self.starts[i], before + self.ends[i]) for i in which)
 
 
@@ -47,7 +47,7 @@ class Frame(NamedTuple):
 
 
 class Pieces:
-    """Tokenizes sentences so that their concatenation reads as one text.
+    """Tokenizes sentences such that their concatenation decodes to one text.
 
     A sentence that follows others begins with a space, unless the tokenizer adds one itself (as SentencePiece
     models do).
@@ -83,7 +83,7 @@ class Pieces:
         return self._known[text]
 
     def raw(self, text: str) -> np.ndarray:
-        """Tokenizes a continuation verbatim."""
+        """Tokenizes a text as it is, without `bos`, space or template."""
         return self._vocabulary.encode(text)
 
 
@@ -95,7 +95,7 @@ class Filler:
         of Project Gutenberg's books are removed (`books.py`).
 
     Attributes:
-      books: the files that were read, for the results.
+      books: descriptions of the files that were read, for `results.json`.
       texts: their texts.
 
     Raises:
@@ -112,7 +112,7 @@ class Filler:
             raise ConfigError(f"the filler {', '.join(paths)} has no text")
 
     def from_somewhere(self, rng: np.random.Generator) -> Iterator[str]:
-        """Yields the sentences cyclically, from a random one (the paper's filler: from the first)."""
+        """Yields the sentences cyclically without end, from a random one (the paper's filler: from the first)."""
         at = int(rng.integers(len(self.sentences))) if self._natural else 0
         while True:
             yield self.sentences[at % len(self.sentences)]
@@ -139,6 +139,9 @@ def haystack(
       needles: tokens of each needle.
       depths: depth of each needle, 0..1.
       length: total number of tokens; at least that of the needles.
+
+    Raises:
+      ConfigError: the needles have more than `length` tokens.
     """
     room = length - sum(map(len, needles))
     if room < 0:

@@ -10,8 +10,8 @@ class Example(NamedTuple):
 
     Attributes:
       tokens: int32 [n].
-      weights: float32 [n], loss weight of each token's prediction. The first token is not predicted, so its weight is
-        not used.
+      weights: float32 [n], weight of the loss with which each token is predicted. The first token is not predicted, so
+        its weight is not used.
     """
 
     tokens: np.ndarray
@@ -23,7 +23,7 @@ class Cursor(NamedTuple):
 
     Attributes:
       where: the next example, or the one being read, as a list that its reader interprets.
-      token: number of its tokens read already.
+      token: number of its tokens that were already read.
     """
 
     where: list[Any]
@@ -31,9 +31,9 @@ class Cursor(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The fields of `Batch` without the batch axis, with a loss at every position. And, for display:
+    """The fields of `Batch` without the batch axis, with a target and a weight at every position, and two for display:
 
-    `real`: bool [T], tokens that are not padding; `begins`: bool [T], first tokens of documents.
+    `real`: bool [T], True for tokens that are not padding; `begins`: bool [T], True for first tokens of documents.
     """
 
     tokens: np.ndarray

@@ -1,7 +1,7 @@
-"""Examples of seqio tasks and mixtures. seqio and tensorflow are imported here, only when a task needs them.
+"""Examples of seqio tasks and mixtures. seqio and tensorflow are imported in functions, only if a task needs them.
 
-Examples have the feature `targets`, and optionally `inputs`, which carry no loss. Packing and streaming follow after
-seqio, so no feature converter is used.
+Examples have the feature `targets`, and optionally `inputs`, which carry no loss. Packing and streaming are done by
+famjax, so no feature converter of seqio is used.
 """
 
 import contextlib
@@ -18,12 +18,16 @@ from famjax.config import ConfigError, DataConfig
 from famjax.data.examples import Examples, weights_of
 from famjax.data.rows import Example
 
-# `tfds:NAME:VERSION` is the TFDS dataset's `text` (or `inputs` and `targets`), without a registered task.
+# `tfds:NAME:VERSION` names a TFDS dataset with the feature `text` (or `inputs` and `targets`); no task is registered.
 TFDS = "tfds:"
 
 
 def load_seqio(modules: tuple[str, ...] = ()) -> Any:
-    """Imports seqio and the modules that register tasks, and hides accelerators from tensorflow; returns seqio."""
+    """Imports seqio and the modules that register tasks, and hides accelerators from tensorflow; returns seqio.
+
+    Raises:
+      ConfigError: an import fails, or tensorflow has initialised the accelerators already.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         import tensorflow as tf
@@ -49,7 +53,11 @@ def load_seqio(modules: tuple[str, ...] = ()) -> Any:
 
 
 def find_task(name: str, data: DataConfig) -> Any:
-    """Returns a registered task or mixture of seqio. Raises `ConfigError` if there is none of that name."""
+    """Returns a registered task or mixture of seqio, or the task of a TFDS dataset.
+
+    Raises:
+      ConfigError: there is none of that name, or it does not have the split, cache or features that are needed.
+    """
     seqio = load_seqio(tuple(data.modules))
     if data.cache_dirs:
         seqio.add_global_cache_dirs(list(data.cache_dirs))
@@ -86,7 +94,7 @@ def _check(found: Any, name: str, data: DataConfig) -> None:
 
 
 def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
-    """Returns a task for a TFDS dataset, with the vocabulary of `data`."""
+    """Returns a task for a TFDS dataset, with the vocabulary of `data`. Raises `ConfigError`."""
     from famjax.data.seqio_vocabulary import FileVocabulary
 
     try:
@@ -108,9 +116,9 @@ def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
 
 
 def kinds_of(found: Any, data: DataConfig, lanes: int, seed: list[int]) -> tuple[list[Examples], list[float]]:
-    """Returns the examples of a task, or of each task of a mixture, for this many lanes, and their rates.
+    """Returns the examples of a task, or of each task of a mixture, for `lanes` lanes, and the mixing rate of each.
 
-    Mixtures are mixed here, by their rates, so that each task has its own epochs and positions. A mixture's `sample_fn`
+    famjax mixes the tasks, by their rates, so that each task has its own epochs and positions. A mixture's `sample_fn`
     is not used.
     """
     tasks = getattr(found, "tasks", [found])
@@ -127,13 +135,13 @@ class TaskExamples:
     lanes.
 
     The position of a lane: [epoch, index in its shard's epoch]. seqio cannot start in the middle of an epoch: a resumed
-    run reads (and tokenizes) again what was read of the epoch so far, and discards it.
+    run reads (and tokenizes) the epoch again from its start, and discards the examples before its position.
 
     Args:
       task: a `seqio.Task`.
       data: split, cache, shuffling and shards.
-      lanes: of the group that reads this task.
-      seed: of every epoch's order.
+      lanes: number of lanes of the group that reads this task.
+      seed: seed of every epoch's order.
     """
 
     def __init__(self, task: Any, data: DataConfig, lanes: int, seed: list[int]):
@@ -217,7 +225,7 @@ def _example(row: dict[str, np.ndarray]) -> Example:
 
 
 class _Epoch:
-    """One epoch of a shard, read sequentially; examples for other lanes are kept."""
+    """One epoch of a shard, read sequentially. Examples that other lanes will take are kept in memory."""
 
     def __init__(self, iterate: Callable[[], Iterator[Example]]):
         self._iterate = iterate

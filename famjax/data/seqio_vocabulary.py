@@ -1,4 +1,4 @@
-"""Adapters between the vocabularies of famjax and of seqio, both ways. Imports seqio, and so tensorflow."""
+"""Adapters from vocabularies of famjax to seqio and back. Imports seqio, and therefore tensorflow."""
 
 import json
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ class FileVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int | None:
-        """The id of begin of text."""
+        """The id of the begin-of-text token; None if there is none."""
         return self.ours.bos
 
     @property
     def eos_id(self) -> int | None:
-        """The id of end of text."""
+        """The id of the end-of-text token; None if there is none."""
         return self.ours.eos
 
     @property
@@ -67,7 +67,7 @@ class FileVocabulary(seqio.Vocabulary):
 
 
 class _Other:
-    """Any other vocabulary of seqio."""
+    """Adapts any other vocabulary of seqio to `Vocabulary`."""
 
     def __init__(self, theirs: seqio.Vocabulary):
         self._theirs, self.size = theirs, theirs.vocab_size
@@ -75,11 +75,11 @@ class _Other:
         self.eos: int | None = theirs.eos_id
 
     def encode(self, text: str) -> np.ndarray:
-        """Encodes text to ids."""
+        """Encodes text to int32 ids."""
         return np.asarray(self._theirs.encode(text), np.int32)
 
     def decode(self, tokens: Any) -> str:
-        """Decodes ids to text, up to the first end of text."""
+        """Decodes ids to text, up to the first end-of-text token."""
         return str(self._theirs.decode([int(token) for token in tokens]))
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
@@ -88,7 +88,7 @@ class _Other:
 
 
 def ours_of(theirs: seqio.Vocabulary) -> tuple[Vocabulary, dict[str, bytes] | None]:
-    """Returns a vocabulary of seqio as one of famjax, and its files for a model directory (None: not possible)."""
+    """Converts a vocabulary of seqio; returns it and its files for a model directory (None: it cannot be saved)."""
     if isinstance(theirs, FileVocabulary):
         return theirs.ours, vocabulary.vocabulary_files(theirs.spec)
     if isinstance(theirs, seqio.SentencePieceVocabulary):

@@ -1,4 +1,4 @@
-"""Display of a batch's rows: blocks, documents, and positions that carry a loss."""
+"""Displays the rows of a batch: blocks, documents, and positions that carry a loss."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ class Piece(NamedTuple):
     """A piece of text within one block.
 
     Attributes:
-      text: with symbols for line ends and tabs.
+      text: the text, with symbols for line ends and tabs.
       weight: loss weight of its tokens.
-      begins: whether a document begins with it.
+      begins: whether the piece is the beginning of a document.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Totals(NamedTuple):
     loss: int = 0
 
     def add(self, row: Row) -> "Totals":
-        """Adds a row."""
+        """Returns the sums with this row added."""
         real = int(row.real.sum())
         more = (1, int(row.begins.sum()), real, len(row.tokens) - real, int((row.weights > 0).sum()))
         return Totals(*(a + b for a, b in zip(self, more, strict=True)))
@@ -58,8 +58,8 @@ class Totals(NamedTuple):
 
 
 def rows_of(batch: Batch) -> list[Row]:
-    """Returns the rows of a batch whose documents start at block boundaries. Where only some positions carry a loss, a
-    document ends with the last of them, as those of generated tasks do."""
+    """Returns the rows of a batch whose documents start at block boundaries. If the batch has `positions`, a document
+    is assumed to end with the last token that carries a loss, as those of generated tasks do."""
     return [_row_of(batch, number) for number in range(len(batch.tokens))]
 
 
@@ -82,8 +82,8 @@ def blocks_of(row: Row, vocabulary: Vocabulary, most: int = 0) -> list[list[Piec
 
     Args:
       row: a row of a batch.
-      vocabulary: decodes it.
-      most: maximum characters to show of a block, from its beginning and its end; 0: all.
+      vocabulary: decodes the tokens.
+      most: maximum characters of a block, from its beginning and its end; 0: all.
     """
     size = len(row.tokens) // len(row.starts)
     weights = token_weights(row)
@@ -102,8 +102,8 @@ def blocks_of(row: Row, vocabulary: Vocabulary, most: int = 0) -> list[list[Piec
 def token_weights(row: Row) -> np.ndarray:
     """Returns float32 [T]: the loss weight of each token's prediction.
 
-    A document's first token is not predicted, and a row's first one is predicted in the previous row; both are shown
-    like the token after them.
+    A document's first token is not predicted, and a row's first one is predicted in the previous row; both get the
+    weight of the token after them.
     """
     weights = np.concatenate([[0.0], row.weights[:-1]]).astype(np.float32)
     for first in np.flatnonzero(row.begins | (np.arange(len(weights)) == 0)):
@@ -113,7 +113,7 @@ def token_weights(row: Row) -> np.ndarray:
 
 
 def visible(text: str) -> str:
-    """Formats a text on one line."""
+    """Replaces line ends, tabs and other unprintable characters by symbols, so that the text fits on one line."""
     return "".join(letter if letter.isprintable() else {"\n": "↵", "\t": "→"}.get(letter, "·") for letter in text)
 
 
@@ -137,7 +137,7 @@ def shorten(pieces: list[Piece], most: int) -> list[Piece]:
 
 
 def plain(pieces: list[Piece]) -> str:
-    """Formats pieces without colours: ¶ begins a document, {braces} have no loss, {0.1: braces} a small one."""
+    """Formats pieces without colours: ¶ begins a document, {braces} have loss weight 0, {0.1: braces} weight 0.1."""
     parts = []
     for piece in pieces:
         text = piece.text if piece.weight == 1 else f"{{{piece.text}}}"

@@ -1,6 +1,7 @@
 """Documents of files, by index: text files, lines, JSON lines, Hugging Face datasets on disk.
 
-No source holds text in memory. Lines are found by an index of byte offsets (`line_index.py`).
+Sources read documents on demand; only remote Arrow files are held in memory. Lines are found by an index of byte
+offsets (`line_index.py`).
 """
 
 import functools
@@ -17,7 +18,7 @@ from famjax.config.text import BOM, BadText, checked, json_of, text_of
 from famjax.data import files, kinds
 from famjax.data.line_index import LineFile
 
-# How far to search for the end of a line when a file is split into parts.
+# Maximum number of bytes that are searched for the end of a line when a file is split into parts.
 LONGEST_LINE = 2**16
 
 
@@ -27,7 +28,7 @@ class Document(NamedTuple):
     Attributes:
       inputs: the part without a loss; empty if the whole text carries a loss.
       targets: the part with a loss.
-      place: file and index, for messages.
+      place: the file, for messages; may be empty.
     """
 
     inputs: str
@@ -36,12 +37,12 @@ class Document(NamedTuple):
 
 
 class Source(Protocol):
-    """Documents by index."""
+    """Documents by index, from 0."""
 
     def __len__(self) -> int: ...
 
     def document(self, i: int) -> Document:
-        """Returns document i, 0 <= i < len. Raises `ConfigError` with file and line if it cannot be read."""
+        """Returns document i, 0 <= i < len. Raises `ConfigError` with the file and line if it cannot be read."""
         ...
 
     def first(self) -> Document:
@@ -50,10 +51,10 @@ class Source(Protocol):
 
 
 def open_source(config: SourceConfig) -> Source:
-    """Returns the documents of a path. Missing files raise now, invalid ones when they are read.
+    """Returns the documents of a path. Missing files raise an error here, invalid ones when they are read.
 
     Raises:
-      ConfigError: there is no such file, no match, or a folder that is not a dataset.
+      ConfigError: no file matches, the path is a folder that is not a dataset, or the kinds of its files differ.
     """
     paths = files.expand(config.path)
     if config.kind == "dataset" or (config.kind == "auto" and files.is_directory(paths[0])):
@@ -109,7 +110,7 @@ class TextFiles:
 
     Args:
       paths: the files.
-      by_name: their kind was derived from their names alone, so their content is checked too.
+      by_name: whether their kind was derived from their names alone; then their content is checked too.
     """
 
     def __init__(self, paths: Sequence[str], by_name: bool = False):
@@ -130,10 +131,18 @@ class TextFiles:
 
 
 class TextParts:
-    """Parts of text files of about equal size, each a document.
+    """Parts of text files, each a document of about `part_bytes` bytes.
 
-    Part i of a file begins after the first line that ends after i times `part_bytes`. If no line does, it begins with
-    the next whole character.
+    Part i of a file begins after the first line end from byte i * `part_bytes` - 1 on. If the next `LONGEST_LINE` bytes
+    have none, it begins with the next whole character.
+
+    Args:
+      paths: the files.
+      part_bytes: approximate bytes of a part.
+      by_name: see `TextFiles`.
+
+    Raises:
+      ConfigError: a file is compressed with gzip.
     """
 
     def __init__(self, paths: Sequence[str], part_bytes: int, by_name: bool = False):
@@ -151,7 +160,7 @@ class TextParts:
         return int(self._before[-1])
 
     def document(self, i: int) -> Document:
-        """Returns part i of all files together; empty if a line is longer than a part."""
+        """Returns part i of all files together; it is empty if it lies within a line that is longer than a part."""
         which = int(np.searchsorted(self._before, i, side="right")) - 1
         path, part = self.paths[which], i - int(self._before[which])
         last = i + 1 == self._before[which + 1]
@@ -280,7 +289,11 @@ def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
 
 
 class ArrowTable:
-    """Rows of Arrow files. Local ones are memory-mapped; remote ones are held in memory."""
+    """Rows of Arrow files, each a document. Local files are memory-mapped; remote ones are held in memory.
+
+    Raises:
+      ConfigError: pyarrow is not installed, or a file is missing or not an Arrow file.
+    """
 
     def __init__(self, paths: Sequence[str], config: SourceConfig):
         try:
@@ -308,13 +321,13 @@ class ArrowTable:
         return self._rows
 
     def document(self, i: int) -> Document:
-        """Returns row i."""
+        """Returns the document in row i."""
         place = lambda: f"{self.config.path} row {i}"
         fields = {name: column[i].as_py() for name, column in self._columns.items()}
         return _document(fields or dict.fromkeys(self._names), self.config, place)
 
     def first(self) -> Document:
-        """Returns row 0."""
+        """Returns the document in row 0."""
         if not self._rows:
             raise ConfigError(f"{self.config.path} has no rows")
         return self.document(0)

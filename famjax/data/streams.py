@@ -22,7 +22,7 @@ def stream_row(read: Read, cursor: Cursor, length: int, block_size: int) -> tupl
     """Returns the next row of a stream, and the stream's position after it.
 
     Args:
-      read: returns examples, none of them empty.
+      read: maps a position to the example there, which is not empty, and the position after it.
       cursor: the position of the stream, always at a block boundary.
       length: T, tokens of a row.
       block_size: S; divides T.

@@ -13,10 +13,10 @@ SYMBOLS_JSON = "symbols.json"
 
 
 class SymbolVocabulary:
-    """A token has a name without spaces; a text is names with spaces between them.
+    """A vocabulary of named tokens. A text consists of names, separated by spaces.
 
     Args:
-      names: of all tokens, distinct.
+      names: names of all tokens, distinct and without spaces; the token with id i has name i.
     """
 
     bos: int | None = None
@@ -28,7 +28,7 @@ class SymbolVocabulary:
 
     @classmethod
     def from_file(cls, content: bytes, place: str) -> "SymbolVocabulary":
-        """Returns the vocabulary of a file; `place` is its path, for messages."""
+        """Parses the vocabulary's file; `place` is its path, for messages. Raises `ConfigError` if it is invalid."""
         try:
             names = json.loads(content)
         except ValueError:
@@ -39,7 +39,7 @@ class SymbolVocabulary:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Its file for a model directory."""
+        """The vocabulary's file for a model directory: content by name."""
         return {SYMBOLS_JSON: (json.dumps(self.names) + "\n").encode()}
 
     def encode(self, text: str) -> np.ndarray:
@@ -53,7 +53,7 @@ class SymbolVocabulary:
         return np.array([self._ids[word] for word in words], np.int32)
 
     def decode(self, tokens: Any) -> str:
-        """Decodes ids to names; an id without a name, which a larger model may generate, becomes `?`."""
+        """Decodes ids to names; an id without a name, which a model with more tokens may generate, becomes `?`."""
         return " ".join(self.names[token] if 0 <= token < self.size else "?" for token in map(int, tokens))
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:

@@ -29,13 +29,13 @@ STREAMS, PACKED = "streams", "packed"
 class TextTask:
     """Batches whose first rows are document streams and whose other rows are packed.
 
-    Progress has for every row of this process, under its number, the position of its lane, and under `data` what must
+    Progress maps the number of every row of this process to the position of its lane, and `data` to the sizes that must
     be unchanged when the training is resumed.
 
     Args:
-      config: the run.
-      rows: the rows of the global batch that this process provides.
-      vocabulary: of the text.
+      config: settings of the run.
+      rows: indices of the rows of the global batch that this process provides.
+      vocabulary: vocabulary of the text.
       groups: the examples for streams and for packed rows; lanes of a group are numbered from 0.
     """
 
@@ -66,7 +66,7 @@ class TextTask:
         return Batch(tokens, count, starts, None, targets, weights), after
 
     def read(self, step: int, progress: Progress) -> tuple[list[Row], Progress]:
-        """Returns the rows of a batch one by one, and the progress after them."""
+        """Returns the rows of a batch as a list, and the progress after them. Raises `ConfigError` like `batch`."""
         self._check(progress)
         rows, after = [], {"data": progress["data"]}
         for number in self.rows:
@@ -81,7 +81,7 @@ class TextTask:
         return progress
 
     def report(self, progress: Progress) -> dict[str, float]:
-        """Returns how often this process's rows have read the documents; the mean over several kinds."""
+        """Returns the number of epochs that were read, averaged over this process's rows and the kinds of examples."""
         read = []
         for number in self.rows:
             group, lane = self._lane(number)
@@ -174,7 +174,7 @@ def _seqio_task(config: TrainConfig) -> Any:
 
 
 def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, bytes] | None]:
-    """Returns the vocabulary of the data, and its files for a model directory (None: not possible)."""
+    """Returns the vocabulary of the data, and its files for a model directory (None: it cannot be saved)."""
     if config.task in TASKS:
         if (documents := labelled_documents(config.task, config.mqar, config.tracking)) is not None:
             return documents.vocabulary, documents.vocabulary.files
@@ -191,13 +191,13 @@ def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, byt
 
 
 def lanes_of(config: TrainConfig) -> dict[str, int]:
-    """Returns the numbers of streamed and of packed rows."""
+    """Returns the numbers of streamed and of packed rows, by group."""
     streams = config.data.stream_rows(config.batch_size)
     return {STREAMS: streams, PACKED: config.batch_size - streams}
 
 
 def sources_of(data: DataConfig, group: str) -> list[SourceConfig]:
-    """Returns the sources of the streams or of the packed rows."""
+    """Returns the sources that a group of rows, `streams` or `packed`, reads."""
     return [source for source in data.all_sources() if source.rows in ("all", group) and source.weight > 0]
 
 
@@ -231,7 +231,7 @@ def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
     """Returns the vocabulary's files for the model directory, by name.
 
     Raises:
-      ConfigError: it has other ones already.
+      ConfigError: the directory has another vocabulary already.
     """
     _, kept = vocabulary_and_files(config)
     if kept is None:
@@ -246,10 +246,10 @@ def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
 
 
 def repeat_room(config: TrainConfig, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
-    """Returns the announcement of a repeated segment in tokens, and the room for both at the end of a packed row.
+    """Returns the announcement of a repeated segment, int32 [a], and the room for both in a packed row, in tokens.
 
     Raises:
-      ConfigError: they take more than half of the row.
+      ConfigError: both take more than half of a row.
     """
     data = config.data
     if not data.repeat_segment:

@@ -2,17 +2,18 @@
 
 Several files determine the tokenizer, in addition to `tokenizer.json` or instead of it:
 
-    tokenizer.json            the model, the steps around it, and added tokens
-    vocab.json, merges.txt    the model alone, of Qwen's tokenizers
-    tokenizer.model           the model alone, of SentencePiece; converted to one of `tokenizers`
+    tokenizer.json            the model, its other steps (normalizer to decoder), and added tokens
+    vocab.json, merges.txt    only the model, of Qwen's tokenizers
+    tokenizer.model           only the model, of SentencePiece; converted to one of `tokenizers`
     tokenizer_config.json     the class, special tokens by name, tokens to add (`added_tokens_decoder`)
     special_tokens_map.json   special tokens by name; used if there is no `added_tokens_decoder`
     added_tokens.json         tokens to add; used if there is no `added_tokens_decoder`
-    tokenizer_family.json     ours: `model_type` and `tokenizer_class` of the config.json that was in the folder
+    tokenizer_family.json     written by famjax: `model_type` and `tokenizer_class` of the folder's config.json
 
-Some classes of transformers use only vocabulary, merges and post-processor of `tokenizer.json`, with their own other
-steps. The class depends on `tokenizer_class` and on the model's type. Versions of transformers before 5 used all steps
-of the file and `add_bos_token`, and `tokenizer_config.json` took precedence on special tokens. This follows version 5.
+Some classes of transformers use only vocabulary, merges and post-processor of `tokenizer.json`, and have their own
+other steps. The class depends on `tokenizer_class` and on the model's type. Versions of transformers before 5 used all
+steps of the file and `add_bos_token`, and `tokenizer_config.json` took precedence on special tokens. This module
+follows version 5.
 """
 
 import json
@@ -56,10 +57,10 @@ _QWEN2_WORDS = (
 
 
 class Built(NamedTuple):
-    """A tokenizer.
+    """A tokenizer with its special tokens.
 
     Attributes:
-      tokenizer: of the library `tokenizers`.
+      tokenizer: a `tokenizers.Tokenizer`.
       names: special tokens by name, such as `eos_token`.
       specials: all special tokens, including those without a name.
     """
@@ -73,8 +74,8 @@ def build(kept: Mapping[str, bytes], place: str) -> Built:
     """Builds the tokenizer from these files.
 
     Args:
-      kept: contents by file name.
-      place: their path, for messages.
+      kept: contents of the files by name.
+      place: path of the files, for messages.
 
     Raises:
       ConfigError: a file is broken, or has an unknown setting.
@@ -107,7 +108,8 @@ def build(kept: Mapping[str, bytes], place: str) -> Built:
 
 
 def class_of(config: Mapping[str, Any], family: Mapping[str, Any], is_byte_level: bool, place: str) -> str:
-    """Returns the class that transformers uses for a folder, without the suffix `Fast`. Raises `ConfigError`."""
+    """Returns the class that transformers uses for a folder, without the suffix `Fast`. Raises `ConfigError` if it is
+    unknown."""
     said, kind = config.get("tokenizer_class") or family.get("tokenizer_class"), family.get("model_type")
     said = str(said).removesuffix("Fast") if said else None
     of_type = _OF_TYPE.get(str(kind))
@@ -130,7 +132,7 @@ def _bare(
     kept: Mapping[str, bytes], config: Mapping[str, Any], name: str, unknown: str | None, pieces: "_Pieces | None",
     place: str,
 ) -> Any:  # fmt: skip
-    """Returns the tokenizer with the added tokens of tokenizer.json only."""
+    """Returns the tokenizer before special tokens are added: at most with the added tokens of tokenizer.json."""
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
@@ -203,7 +205,7 @@ class _Pieces:
         self.names = {key: said[key] for key in has if has[key]}
 
     def merges(self) -> list[tuple[str, str]]:
-        """Returns every split of a piece into two pieces, by the whole's id, then by the parts' lengths."""
+        """Returns every split of a piece into two pieces, sorted by the whole's id, then by the parts' lengths."""
         found = []
         for whole, n in self.vocab.items():
             cuts = [(whole[:at], whole[at:]) for at in range(1, len(whole))]
@@ -213,7 +215,7 @@ class _Pieces:
         return [(left, right) for _, left, right in found]
 
     def tokenizer(self, added: Mapping[int, Any]) -> Any:
-        """Returns the tokenizer with SentencePiece's own steps."""
+        """Returns the tokenizer with SentencePiece's own normalizer and decoder; `added`: tokens to add, by id."""
         from tokenizers import Tokenizer, decoders, normalizers
         from tokenizers.models import BPE, Unigram
 
@@ -238,7 +240,7 @@ class _Pieces:
 
 
 def _steps(tokenizer: Any, name: str, config: Mapping[str, Any]) -> None:
-    """Sets a class's steps before and after its model."""
+    """Sets the normalizer, pre-tokenizer and decoder of a class of transformers."""
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     space = config.get("add_prefix_space")
@@ -315,7 +317,7 @@ def _declared(
 
 
 def _is_own(key: str) -> bool:
-    """Whether a key is a special token under a name that only this model uses."""
+    """Whether a key names a special token that is specific to this model."""
     return key.endswith("_token") and key not in NAMED and not key.startswith("add_")
 
 
@@ -373,7 +375,7 @@ def _object(kept: Mapping[str, bytes], name: str, place: str) -> dict[str, Any]:
 
 
 def family_file(config: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """Yields the file that keeps a config.json's settings of its tokenizer, if it has any."""
+    """Yields (name, content) of the file that keeps the tokenizer's settings of a config.json, if it has any."""
     says = {key: config[key] for key in ("model_type", "tokenizer_class") if config.get(key)}
     if says:
         yield FAMILY, json.dumps(says).encode()

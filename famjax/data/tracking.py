@@ -1,9 +1,9 @@
-"""State tracking: elements of a group, and after each of them the product of all so far.
+"""State tracking: tokens are elements of a group, and the label of each is the product of all elements so far.
 
     parity   elements  1 0 1 1       states   odd odd even odd
     s5       elements  permutations of five things, as lines: 21345 swaps the first two
 
-Liu et al. 2022 (arXiv 2210.10749) ask for such states of automata; Merrill et al. 2024 (arXiv 2404.08819) show that the
+Liu et al. 2022 (arXiv 2210.10749) study such states of automata. Merrill et al. 2024 (arXiv 2404.08819) show that the
 word problem of S5 is beyond transformers and state-space models of constant depth, while a nonlinear recurrence solves
 it with a state of constant size.
 """
@@ -35,9 +35,9 @@ class Group(NamedTuple):
 
 
 GROUPS = {
-    # no change, a change
+    # identity, swap
     "parity": Group(2, ((0, 1), (1, 0))),
-    # a swap, a cycle of all
+    # swap of the first two, cycle of all
     "s3": Group(3, ((1, 0, 2), (1, 2, 0))),
     "s5": Group(5, ((1, 0, 2, 3, 4), (1, 2, 3, 4, 0))),
 }
@@ -59,7 +59,7 @@ def table(name: str) -> tuple[tuple[Permutation, ...], np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
-    """The task; see `Labelled`. Bins are blocks of the document."""
+    """The task; see `Labelled`. The bin of a position is the index of its block in the document."""
 
     name: str
     config: TrackingConfig
@@ -68,14 +68,14 @@ class Tracking:
 
     @property
     def vocabulary(self) -> SymbolVocabulary:
-        """The states `=12345 ...`, then the elements that documents have, `12345 ...`."""
+        """The states `=12345 ...`, then the elements that occur in documents, `12345 ...`."""
         elements, _ = table(self.name)
         line = lambda element: "".join(str(i + 1) for i in element)
         return SymbolVocabulary([f"={line(one)}" for one in elements] + [line(elements[i]) for i in self._used])
 
     @property
     def _used(self) -> tuple[int, ...]:
-        """Numbers of the elements that documents have."""
+        """Indices of the elements that occur in documents."""
         elements, _ = table(self.name)
         if self.config.elements == "all":
             return tuple(range(len(elements)))
@@ -83,17 +83,17 @@ class Tracking:
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Lengths of training documents."""
+        """Lengths of training documents, in blocks."""
         return tuple(self.config.blocks)
 
     @property
     def kinds(self) -> tuple[int, ...]:
-        """There is one kind of documents."""
+        """(0,): there is only one kind of document."""
         return (0,)
 
     @property
     def chance(self) -> float:
-        """Of one of all states."""
+        """Accuracy of guessing uniformly among all states."""
         return 1 / len(table(self.name)[0])
 
     def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:

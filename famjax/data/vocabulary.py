@@ -28,7 +28,7 @@ from famjax.data.tokenizer_folder import (
 
 BYTE_VOCABULARY_SIZE = 256
 
-# Names of a vocabulary's files in a model directory; without any of them tokens are bytes.
+# Names of a vocabulary's files in a model directory. If there is none of them, tokens are bytes.
 # Bytes with shifted ids, as JSON: {"offset": 3, "eos": 1, "size": 259}.
 BYTE_VOCABULARY = "byte_vocabulary.json"
 VOCABULARIES = (TOKENIZER_JSON, TOKENIZER_MODEL, BYTE_VOCABULARY, VOCAB, SYMBOLS_JSON)
@@ -56,7 +56,7 @@ def decode(tokens: np.ndarray) -> str:
 
 
 def unfinished(data: bytes) -> bytes:
-    """Returns the bytes of an incomplete character at the end of `data`, if there is one."""
+    """Returns the bytes of an incomplete UTF-8 character at the end of `data`; empty if there is none."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     decoder.decode(data)
     return decoder.getstate()[0]
@@ -66,8 +66,8 @@ class Vocabulary(Protocol):
     """Converts text to ids and back.
 
     Attributes:
-      size: all ids are below it.
-      bos, eos: ids that begin and end a text, or None if the vocabulary has none.
+      size: number of ids; all ids are below it.
+      bos, eos: ids of the begin-of-text and end-of-text tokens, or None if the vocabulary has none.
     """
 
     size: int
@@ -83,11 +83,11 @@ class Vocabulary(Protocol):
         ...
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
-        """Returns the beginning of `decode` that no further tokens change, and whether it covers all tokens.
+        """Returns the beginning of the decoded text that later tokens cannot change, and whether it covers all tokens.
 
         Args:
           tokens: ids.
-          final: no further tokens follow. Then the text is all of `decode` except an incomplete character at the end.
+          final: whether no further tokens follow. Then the text is complete except for an incomplete last character.
         """
         ...
 
@@ -97,8 +97,8 @@ class ByteVocabulary:
 
     Args:
       offset: id of byte 0; 3 in seqio's byte vocabulary.
-      eos: id of the end of text.
-      size: all ids are below it.
+      eos: id of the end-of-text token; None if there is none.
+      size: number of ids; 0: `offset` + 256.
     """
 
     bos: int | None = None
@@ -111,7 +111,7 @@ class ByteVocabulary:
         return encode(text) + np.int32(self.offset)
 
     def decode(self, tokens: Any) -> str:
-        """Decodes ids to text, without special ones."""
+        """Decodes ids to text, without special ids; invalid UTF-8 becomes replacement characters."""
         return self._bytes(tokens).decode("utf-8", errors="replace")
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
@@ -129,8 +129,11 @@ class SentencePieceVocabulary:
     """A SentencePiece model without other files; one in a Hugging Face folder is a `TokenizerVocabulary`.
 
     Args:
-      content: of the `.model` file.
-      place: its path, for messages.
+      content: bytes of the `.model` file.
+      place: path of the file, for messages.
+
+    Raises:
+      ConfigError: it is not a SentencePiece model.
     """
 
     def __init__(self, content: bytes, place: str):
@@ -163,13 +166,13 @@ class TokenizerVocabulary:
     """A Hugging Face tokenizer: `tokenizer.json` and the files next to it.
 
     Args:
-      kept: contents by file name, see `vocabulary_files`.
-      place: the path, for messages.
+      kept: contents of the files by name, see `vocabulary_files`.
+      place: path of the files, for messages.
 
     Attributes:
       names: special tokens by name, such as `eos_token`.
       specials: ids that are not part of a text, such as `</s>` and the markers of turns in a conversation.
-      begins: ids that the tokenizer itself puts before a text.
+      begins: ids that the tokenizer itself adds before a text.
     """
 
     def __init__(self, kept: Mapping[str, bytes], place: str):
@@ -199,8 +202,8 @@ class TokenizerVocabulary:
         return ids
 
     def limit(self, tokens: int) -> None:
-        """Limits ids to the number of tokens of the model. Added tokens, such as an image's, may be beyond it; only
-        texts with one are refused. Has no effect if the tokenizer's own vocabulary is larger."""
+        """Limits `size` to `tokens`, the vocabulary size of the model. Added tokens, such as an image's, may be beyond
+        it; `encode` then rejects texts that contain one. Has no effect if the tokenizer's own vocabulary is larger."""
         if self._tokenizer.get_vocab_size(with_added_tokens=False) <= tokens:
             self.size = min(self.size, tokens)
 
@@ -211,7 +214,7 @@ class TokenizerVocabulary:
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """See `Vocabulary`."""
         if "ByteFallback" in self._decoders:
-            # A run of bytes is text if all of it is valid UTF-8; else each byte becomes a replacement character.
+            # A run of byte tokens is text if all of it is valid UTF-8; else each becomes a replacement character.
             run = _run_of_bytes(tokens, self._tokenizer.id_to_token)
             left = unfinished(run) if final else run
             if left and not _is_utf8(run[: len(run) - len(left)]):
@@ -269,7 +272,7 @@ def load_vocabulary(spec: str) -> Vocabulary:
 
 
 def vocabulary_files(spec: str) -> dict[str, bytes]:
-    """Returns a vocabulary's files for a model directory: contents by name; none for bytes."""
+    """Returns a vocabulary's files for a model directory, contents by name; empty for bytes. Raises `ConfigError`."""
     if spec in ("", "bytes"):
         return {}
     if files.exists(spec) and files.is_directory(spec):
@@ -295,7 +298,7 @@ def vocabulary_files(spec: str) -> dict[str, bytes]:
 
 
 def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
-    """Returns the vocabulary of the result of `vocabulary_files`; `place` is its path, for messages."""
+    """Builds the vocabulary from its files, as `vocabulary_files` returns them; `place` is their path, for messages."""
     if TOKENIZER_MODEL in kept and not any(name in kept for name in BESIDE):
         return SentencePieceVocabulary(kept[TOKENIZER_MODEL], place)
     if TOKENIZER_MODEL in kept or TOKENIZER_JSON in kept or VOCAB in kept:
@@ -308,7 +311,8 @@ def vocabulary_from(kept: dict[str, bytes], place: str) -> Vocabulary:
 
 
 def _json_or_nothing(content: bytes) -> dict[str, Any]:
-    """Parses a config.json next to a vocabulary, which may belong to any program."""
+    """Parses a config.json next to a vocabulary; returns {} if it is no JSON object, since any program may have
+    written it."""
     try:
         values = json.loads(content)
     except ValueError:
@@ -317,7 +321,7 @@ def _json_or_nothing(content: bytes) -> dict[str, Any]:
 
 
 def vocabulary_of(model_dir: str | Path) -> Vocabulary:
-    """Returns the vocabulary that a model directory was trained with; bytes if it has no files of one."""
+    """Returns the vocabulary in a model directory; bytes if it has no files of one."""
     return load_vocabulary(str(model_dir)) if has_vocabulary(model_dir) else ByteVocabulary()
 
 
@@ -327,7 +331,7 @@ def has_vocabulary(model_dir: str | Path) -> bool:
 
 
 def added_before(vocabulary: Vocabulary) -> int | None:
-    """Returns the token that a tokenizer itself adds before a text; None if there is none."""
+    """Returns the id that a tokenizer itself adds before a text, if any. Raises `ConfigError` if it adds several."""
     begins = vocabulary.begins if isinstance(vocabulary, TokenizerVocabulary) else ()
     if len(begins) > 1:
         raise ConfigError(f"the tokenizer adds {len(begins)} tokens before a text; famjax supports at most one")

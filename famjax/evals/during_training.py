@@ -16,13 +16,17 @@ from famjax.evals.tasks.base import Example, Task
 from famjax.infer.codec import Codec
 from famjax.nn.model import Transformer
 
+# (model, training step) to metrics by name.
 Evaluate = Callable[[Transformer, int], dict[str, float]]
 
 
 def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int) -> Evaluate:
-    """Returns the evaluation on the tasks of `config.task`; `vocabulary` is that of the training.
+    """Returns the evaluation on `config.tasks`; `vocabulary` is that of the training.
 
-    Examples and therefore shapes are the same at each call, so it compiles once.
+    Examples, and therefore shapes, are the same at each call, so programs are compiled once.
+
+    Raises:
+      ConfigError: a task's settings or data cannot be used.
     """
     codec = Codec.of(vocabulary)
     tasks = [catalog.make(name, config, codec, block_size) for name in config.tasks]
@@ -43,9 +47,9 @@ def evaluation(config: EvalConfig, vocabulary: Vocabulary, block_size: int) -> E
 def _numbers(
     task: Task, samples: Sequence[Sample], edges: Sequence[int], block_size: int
 ) -> Iterator[tuple[str, float]]:
-    """Yields the logged metrics of a task: all metrics over all examples, and the first one by length.
+    """Yields (name, value) of a task's logged metrics: all metrics over all examples, and the first one by length.
 
-    The pass key has exact match for each filler length, such as `exact_match_at_4_blocks`. Texts also have bits per
+    The pass key has exact match by filler length instead, such as `exact_match_at_4_blocks`. Texts also have bits per
     byte over the second half of the longest document's positions, where a memory should help.
     """
     if task.name == "passkey":

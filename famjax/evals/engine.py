@@ -10,15 +10,19 @@ from famjax.infer.branches import Branch
 from famjax.infer.scoring import score_documents, useful_rows
 from famjax.nn.model import Transformer
 
+# Called with the number of tokens of each device call.
 OnTokens = Callable[[int], None]
-# (i, the tokens generated so far) to whether to stop: for stop texts without a fixed tokenization.
+# (i, tokens generated so far) to whether to stop, for stop texts that have no fixed tokenization.
 Finished = Callable[[int, np.ndarray], bool]
 
 
 class Request(NamedTuple):
-    """A text to continue from a state that `Engine.read` returned, or from an empty memory (None).
+    """A text to score or to continue.
 
-    With `labels`, int32 of the same length and from an empty memory, these are scored instead of the next tokens.
+    Attributes:
+      state: a state that `Engine.read` yielded; None: an empty memory.
+      tokens: int32 [n].
+      labels: int32 [n], the token to score after each of `tokens`, instead of the next one; needs an empty memory.
     """
 
     state: Any
@@ -32,19 +36,23 @@ class Engine(Protocol):
     rows: int
 
     def read(self, texts: Sequence[np.ndarray], on_tokens: OnTokens) -> Iterator[tuple[int, Any]]:
-        """Yields (i, the state after text i), in order of completion."""
+        """Prefills texts, int32 [n] each. Yields (i, the state after text i), in order of completion."""
         ...
 
     def score(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yields (i, log probabilities, whether each token is the argmax); without a state, for all but the first
-        token. With labels in every request, those of the labels."""
+        """Yields (i, float32 [n] natural-log probabilities of request i's tokens, bool [n] whether each is the argmax).
+
+        Without a state, both are [n - 1]: the first token is not scored. If every request has labels, the labels are
+        scored, [n].
+        """
         ...
 
     def generate(
         self, requests: Sequence[Request], max_tokens: int, stops: Sequence[Sequence[int]], on_tokens: OnTokens,
         finished: Finished | None = None,
     ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
-        """Yields (i, generated tokens, whether they end with a stop or are `finished`)."""
+        """Yields (i, up to `max_tokens` generated tokens, whether they end with one of the token sequences `stops` or
+        are `finished`)."""
         ...
 
 

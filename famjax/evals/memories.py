@@ -1,7 +1,7 @@
-"""What `famjax compare` found: memories beside each other, on any task (`yardsticks.py`). `memories_page.py` shows it.
+"""Results of `famjax compare`: memories side by side, on any task (`yardsticks.py`). `memories_page.py` renders them.
 
-An interval of a single seed is over its documents; of several seeds it is over seeds, whose documents stand or fall
-together.
+With a single seed, intervals are over its documents. With several seeds, they are over seeds, because the documents of
+one model are not independent.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from famjax.train.start import targets_of_row
 from famjax.train.watching.flops import flops_per_token
 from famjax.train.watching.summary import row_bytes
 
-# Points of a training's curve in the report.
+# Maximum number of points of a training curve in the report.
 MOST_POINTS = 40
 
 
@@ -33,11 +33,11 @@ class Run(NamedTuple):
     """One training of the comparison.
 
     Attributes:
-      memory, gin_file, seed: what it was.
-      config: its settings.
-      rows: its results by length (`yardsticks.py`); [] if it diverged.
-      diverged: with which words; empty if it did not.
-      tables: further results.
+      memory, gin_file, seed: name and gin file of the memory, and the seed.
+      config: settings of the training.
+      rows: results by length (`yardsticks.py`); [] if it diverged.
+      diverged: the error with which it diverged; empty if it did not.
+      tables: further results (`tasks/labelled.py`).
     """
 
     memory: str
@@ -53,15 +53,15 @@ def summarize(
     runs: Sequence[Run], task: Yardstick, flops: int = 0, rates: Mapping[str, list[dict[str, Any]]] | None = None,
     also_diverged: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns everything that the report says: `memories`, in the order in which they were named, and the common
-    settings.
+    """Returns the content of the report: the common settings, and `memories` in the order in which they were named.
 
     Args:
       runs: the trainings that are reported.
-      task: what they were evaluated on.
-      flops: budget of each training in FLOPs; 0: all have the same steps.
-      rates: for each memory the learning rates that were tried, with their losses.
-      also_diverged: trainings with other learning rates: `memory`, `seed`, `learning_rate`, `said`.
+      task: the task on which they were evaluated.
+      flops: budget of each training in model FLOPs; 0: all have the same number of steps.
+      rates: for each memory the learning rates that were tried: `rate`, `loss` (None if a seed diverged), and `best`,
+        whether it is the reported one.
+      also_diverged: diverged trainings with other learning rates: `memory`, `seed`, `learning_rate`, `said` (error).
     """
     names = list(dict.fromkeys(run.memory for run in runs))
     config = runs[0].config
@@ -100,7 +100,7 @@ def _memory(runs: list[Run]) -> dict[str, Any]:
 
 
 def tokens_of_step(config: TrainConfig) -> int:
-    """Returns the tokens of a training step."""
+    """Returns the number of tokens of a training step, padding included."""
     return config.batch_size * config.sequence_length
 
 
@@ -110,7 +110,7 @@ def training_flops(config: TrainConfig) -> float:
 
 
 def _weights(config: TrainConfig) -> tuple[int, int]:
-    """All weights, and those of them that the memory adds."""
+    """Returns the number of all weights, and of those that the memory adds."""
     sizes = {path: math.prod(shape) for path, shape in arrays.shapes(parameter_shapes(config.model)).items()}
     return sum(sizes.values()), sum(size for path, size in sizes.items() if path.startswith(MEMORY))
 
@@ -127,7 +127,7 @@ def _length(runs: list[Run], number: int) -> dict[str, Any]:
 
 
 def _table(runs: list[Run], number: int) -> dict[str, Any]:
-    """Returns one of the further tables, over all seeds that did not diverge: the same rows as in `labelled.tables`."""
+    """Returns one of the further tables, pooled over all seeds that did not diverge; rows as in `labelled.tables`."""
     tables = [run.tables[number] for run in runs if run.tables]
     pooled = []
     for row in tables[0]["rows"]:
@@ -138,7 +138,12 @@ def _table(runs: list[Run], number: int) -> dict[str, Any]:
 
 
 def _pooled(rows: Sequence[Mapping[str, Any]], trials: str) -> dict[str, Any]:
-    """Returns the mean over the trials of several seeds, with an interval over seeds; one seed keeps its own."""
+    """Returns `value`, the mean over the trials of all seeds, and `low`, `high`, its 95% interval over seeds.
+
+    Args:
+      rows: one row per seed, with `value`, `low` and `high`. A single row keeps its own interval.
+      trials: the entry with the number of trials of a row.
+    """
     if len(rows) == 1:
         return {name: rows[0][name] for name in ("value", "low", "high")}
     counts = np.array([row[trials] for row in rows], float)
@@ -159,14 +164,17 @@ def _logged(model_dir: str) -> list[dict[str, Any]]:
 
 
 def final_loss(model_dir: str, share: float) -> float:
-    """Returns the mean of the last share of a training's logged losses; infinity if there are none."""
+    """Returns the mean of a training's last logged losses, `share` (0..1) of them; infinity if there are none."""
     losses = [line["loss"] for line in _logged(model_dir)]
     last = losses[-max(1, round(share * len(losses))) :]
     return sum(last) / len(last) if last else math.inf
 
 
 def curve(model_dir: str, tokens_of_step: int) -> list[dict[str, float]]:
-    """Returns (tokens, loss, share of right answers or predictions of recent documents) of a training, thinned out."""
+    """Returns up to `MOST_POINTS` evenly spaced points of a training's log.
+
+    A point has `tokens` so far, `loss`, and `right`, the logged exact match or accuracy (0 if neither is logged).
+    """
     logged = _logged(model_dir)
     every = max(1, -(-len(logged) // MOST_POINTS))
     right = lambda line: line.get("exact_match", line.get("accuracy", 0.0))

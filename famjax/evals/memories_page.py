@@ -13,12 +13,12 @@ from famjax.storage.model_dir import write_text
 
 COMPARISON_JSON, COMPARISON_HTML = "comparison.json", "comparison.html"
 GIGA = 1e9
-# A memory's place on a horizontal axis, from its summary.
+# A memory's summary to its x coordinate.
 Against = Callable[[dict[str, Any]], float]
 
 
 def write(folder: str | Path, found: dict[str, Any]) -> tuple[Path, Path]:
-    """Writes `comparison.json` and the page of it. Returns where they are."""
+    """Writes `comparison.json` and its page. Returns their paths."""
     data, shown = Path(folder) / COMPARISON_JSON, Path(folder) / COMPARISON_HTML
     write_text(data, json.dumps(found, indent=2, default=str) + "\n")
     write_text(shown, page(found))
@@ -26,7 +26,7 @@ def write(folder: str | Path, found: dict[str, Any]) -> tuple[Path, Path]:
 
 
 def page(found: dict[str, Any]) -> str:
-    """Returns the whole document."""
+    """Returns the HTML of the page. `found` is the result of `memories.summarize`."""
     memories, metric = found["memories"], found["metric"]
     trained = [one for one in memories if one["lengths"]]
     about = (
@@ -82,7 +82,7 @@ def _kind(memory: dict[str, Any]) -> str:
 
 
 def _rates(memories: Sequence[dict[str, Any]]) -> str:
-    """Returns the table of the rates that were tried; empty if none were."""
+    """Returns the table of the learning rates that were tried; empty if only the task's was used."""
     rows = [
         (html.key(i, one["name"]), f"{tried['rate']:g}",
          "diverged" if tried["loss"] is None else f"{tried['loss']:.4f}", "reported" if tried["best"] else "")
@@ -99,7 +99,7 @@ def _by_length(memories: Sequence[dict[str, Any]]) -> str:
 
 
 def _tables(memories: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Returns (label, table) of each further table, at the longest length, with as many columns as are legible."""
+    """Returns (label, HTML table) of each further table, at the longest length; columns as in `report.legible`."""
     found = []
     for number, table in enumerate(memories[0]["tables"] if memories else ()):
         of = [report.of_longest(one["tables"][number]) for one in memories]
@@ -168,7 +168,10 @@ def _point(x: float, row: dict[str, Any]) -> Point:
 
 
 def _losses(memories: Sequence[dict[str, Any]], cost: Against) -> list[Line]:
-    """Returns one curve a memory, the mean over its seeds where all of them have a value; x is tokens times `cost`."""
+    """Returns the loss curve of each memory, averaged over its seeds at points that all of them have.
+
+    x is the number of tokens times `cost`. Memories without a point are left out.
+    """
     curves = []
     for one in memories:
         by_tokens: dict[float, list[float]] = {}

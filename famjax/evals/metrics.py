@@ -93,7 +93,7 @@ def _scorer() -> Any:
 
 
 class _Words:
-    """The library's tokenizer for ASCII texts. It would drop words of other scripts, so those are kept as they are."""
+    """The library's tokenizer for ASCII words. It would drop other characters, so other words are kept whole."""
 
     def __init__(self) -> None:
         from rouge_score import tokenizers
@@ -101,7 +101,7 @@ class _Words:
         self._library = tokenizers.DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
-        """Returns the words of a text."""
+        """Returns the words of a text, in lower case and stemmed if they are ASCII."""
         if text.isascii():
             return list(self._library.tokenize(text))
         return [stem for word in re.findall(r"\w+", text.lower()) for stem in self._stems(word)]
@@ -111,12 +111,14 @@ class _Words:
 
 
 def rouge_l(prediction: str, targets: Sequence[str]) -> float:
-    """Returns the ROUGE-L F-measure (Lin 2004) by the rouge-score library with its stemmer. Words in scripts other than
-    Latin, which the library drops, are kept."""
+    """Returns the ROUGE-L F-measure (Lin 2004) by the rouge-score library with its stemmer.
+
+    Words with non-ASCII letters, which the library would drop or split, are kept.
+    """
     return max(float(_scorer().score(target, prediction)["rougeL"].fmeasure) for target in targets)
 
 
-# --- the other kinds ------------------------------------------------------------------------------
+# --- other kinds of tasks -------------------------------------------------------------------------
 
 
 def choice_values(sums: Sequence[float], sizes: Sequence[int], answer: int) -> dict[str, float]:
@@ -124,7 +126,7 @@ def choice_values(sums: Sequence[float], sizes: Sequence[int], answer: int) -> d
 
     Args:
       sums: natural-log probability of each choice.
-      sizes: bytes of each choice.
+      sizes: bytes (or characters) of each choice.
       answer: index of the correct choice.
     """
     by_byte = [total / max(size, 1) for total, size in zip(sums, sizes, strict=True)]
@@ -135,7 +137,7 @@ def choice_values(sums: Sequence[float], sizes: Sequence[int], answer: int) -> d
 
 
 def labelled_values(correct: np.ndarray) -> dict[str, float]:
-    """Returns the metrics of a document with labels: the share of predictions that are right, and whether all are."""
+    """Returns the metrics of a document with labels: the share of correct predictions, and whether all are correct."""
     return {"accuracy": float(correct.mean()), "all_correct": float(correct.all())}
 
 

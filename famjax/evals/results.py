@@ -1,7 +1,7 @@
 """Results from answers: metrics with 95% intervals, by length, FAM updates, depth and position; paired comparisons.
 
-Intervals resample documents: questions about one book are drawn together. Models are compared on the examples that
-both answered.
+The bootstrap resamples documents: questions about one book are drawn together. Two models are compared on the examples
+that both answered.
 """
 
 import collections
@@ -32,7 +32,7 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
 
     Args:
       task: the task.
-      samples: its answers, one or more.
+      samples: the answers, one or more.
       unreadable: examples that could not be read.
       block_size: of the model, to compute the number of FAM updates.
       seed: of the bootstrap.
@@ -132,8 +132,9 @@ def _named(sample: Sample, *names: str) -> dict[str, Any]:
 
 
 def by_reach(samples: Sequence[Sample], block_size: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Returns a row each for needles inside, partly inside and outside the reach of one layer, and a row for those of
-    the last that are beyond the reach of all layers together.
+    """Returns the metrics by the needle's place: inside, partly inside or outside the reach of one layer.
+
+    A fourth row has those outside that are also beyond the reach of all layers together. Empty rows are left out.
 
     A row has `distance`, the minimum and maximum distance in tokens to the farthest needle, and, if there are several
     lengths, its own rows by length. Truncated examples are not counted.
@@ -235,7 +236,7 @@ class ByPosition(NamedTuple):
     Attributes:
       rows: from `language.summary`, compared with the first model.
       metrics: over all tokens.
-      against_first: the metrics minus those of the first model.
+      against_first: the metrics minus those of the first model, paired by document.
     """
 
     rows: list[dict[str, Any]]
@@ -248,7 +249,7 @@ def by_position(models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: 
 
     Args:
       models: answers of each model.
-      edges: buckets of positions.
+      edges: position buckets [edge, next edge).
       seed: of the bootstrap.
 
     Raises:

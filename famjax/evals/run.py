@@ -50,14 +50,17 @@ def describe(config: ModelConfig) -> str:
 
 
 def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
-    """Evaluates every model on every task, prints tables, writes `results.json`, `samples.jsonl` and plots.
+    """Evaluates every model on every task, prints tables, writes `results.json`, `report.html`, `samples.jsonl`, plots.
 
     Answers are written as they arrive. Examples that an earlier evaluation into the same directory answered with the
-    same model and settings are not run again.
+    same model and settings are not run again. With `config.part`, only the answers to that part are written.
 
     Args:
       config: the evaluation.
       trained_filler_tokens: longest filler in training, marked in the pass-key plot; 0 if unknown.
+
+    Returns:
+      The content of `results.json`; of a part, only `models`.
 
     Raises:
       ConfigError: a setting, data set or model directory is unusable; raised before anything is evaluated.
@@ -99,7 +102,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
 
 
 def names_of(model_dirs: Sequence[str]) -> list[str]:
-    """Returns the shortest ends of the paths that are distinct."""
+    """Returns names of the models: the shortest suffixes of their paths that are distinct."""
     paths = [Path(path).resolve().parts for path in model_dirs]
     for length in range(1, max(map(len, paths)) + 1):
         names = ["/".join(path[-length:]) for path in paths]
@@ -188,8 +191,18 @@ def answer(
     runner: Runner, task: Task, config: EvalConfig, file: SampleFile, unreadable: list[Unreadable],
     advance: Callable[[int], Any] = lambda n: None,
 ) -> list[Sample]:  # fmt: skip
-    """Returns a model's answers to a task, or to its part: those already in the directory, and new ones, which are
-    appended to the file."""
+    """Returns a model's answers to a task, or to `config.part` of it, sorted by id.
+
+    Answers that are already in the directory are reused unless `config.again`; new ones are appended to the file.
+
+    Args:
+      runner: the model.
+      task: the task.
+      config: the evaluation.
+      file: the open answers file.
+      unreadable: unreadable examples are appended to it.
+      advance: called with the number of examples that were answered.
+    """
     samples: dict[str, Sample] = {}
     if not config.again:
         samples = {sample.id: sample for sample in read(file.path.parent, runner.key)}

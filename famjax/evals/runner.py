@@ -1,4 +1,4 @@
-"""Runs a model on a task, in memory that depends neither on the documents' lengths nor on the number of examples.
+"""Runs a model on a task, in memory that grows neither with the documents' lengths nor with the number of examples.
 
 Examples are loaded lazily, in chunks. Shared contexts are prefilled once, documents are batched continuously, and
 questions are answered in batches.
@@ -45,11 +45,11 @@ class Runner:
     Attributes:
       engine: the model.
       codec: its tokenizer.
-      key: of the samples.
+      key: `Sample.key` of the answers.
       longest: maximum number of tokens of an example; 0: no limit.
       edges: position buckets [edge, next edge), for tasks with results by position.
-      on_tokens: called with the number of tokens after each prefill, scoring or decoding call.
-      reach: of the model's attention, to record whether a sample's needles lie within it; None records nothing.
+      on_tokens: called after each prefill, scoring or decoding call with its number of tokens.
+      reach: the model's reach, to record whether a sample's needles lie within it; None records nothing.
     """
 
     engine: Engine
@@ -71,7 +71,7 @@ class Runner:
           on_bad: called with each unreadable example.
 
         Raises:
-          ConfigError: no example could be read; the message has the first reason.
+          ConfigError: no example could be read (the message has the first reason), or a score is not finite.
         """
         bad: list[Unreadable] = []
         read = 0

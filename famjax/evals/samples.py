@@ -25,7 +25,7 @@ class Sample:
       task, id, group: of the example.
       key: hash of the model, the task and their settings, see `key_of`.
       tokens: number of tokens before the answer.
-      truncated: number of context tokens left out; 0 if the context was read whole.
+      truncated: number of tokens that were removed to respect `EvalConfig.longest`; 0 if the example is complete.
       prompt: the end of the prompt, as text.
       answer: the generated text, the index of the choice, or the natural-log probability of the scored tokens.
       targets: the correct answers.
@@ -51,12 +51,15 @@ class Sample:
 
 
 def updates(sample: Sample, block_size: int) -> int:
-    """Returns the number of FAM updates between needle (or start of the text, if none) and answer; 0 if truncated."""
+    """Returns the number of FAM updates between needle (or start of the text, if none) and answer.
+
+    It is never negative, even if the needle was truncated.
+    """
     return max(0, max(0, sample.tokens - 1) // block_size - int(sample.about.get("needle", 0)) // block_size)
 
 
 def key_of(model: str, task: str, settings: dict[str, Any]) -> str:
-    """Returns 16 hexadecimal digits. `model` is the model's fingerprint, which includes its memory settings."""
+    """Returns `Sample.key`, 16 hexadecimal digits. `model` is the fingerprint of weights, model and memory settings."""
     text = json.dumps([model, task, settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

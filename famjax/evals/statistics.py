@@ -15,6 +15,9 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
     """Returns Wilson's score interval for a proportion; also valid at 0 and n successes. Source: Wilson (1927).
 
     Example: 0 of 64 gives (0, 0.057), 64 of 64 gives (0.943, 1).
+
+    Raises:
+      ValueError: there are no trials.
     """
     if trials <= 0:
         raise ValueError("no trials: an interval needs at least one")
@@ -32,7 +35,7 @@ def draws(documents: int, seed: int, count: int = DRAWS) -> np.ndarray:
 
 
 def interval(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
-    """Returns the central 95% of above / below over the bootstrap samples; samples with below = 0 are ignored."""
+    """Returns the central 95% of above / below, both [bootstrap samples]; samples with below = 0 are ignored."""
     ratios = above[below > 0] / below[below > 0]
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(high)
@@ -61,8 +64,10 @@ def mean_interval(values: Sequence[float], units: Sequence[str], seed: int = 0) 
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Returns the bootstrap 95% interval of sum(above) / sum(below) over units, in memory independent of their
-    number."""
+    """Returns the bootstrap 95% interval of sum(above) / sum(below), both [units].
+
+    The bootstrap samples are drawn in parts of about `AT_ONCE` counts, so memory is bounded.
+    """
     found = [(drawn @ above, drawn @ below) for drawn in _drawn(len(above), seed)]
     return interval(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 

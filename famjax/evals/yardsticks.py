@@ -1,10 +1,10 @@
-"""What `famjax compare` needs of a task: whether memories can be compared on it, its evaluation, its results as rows.
+"""Tasks for `famjax compare`: whether memories can be compared on a task, its evaluation, and its results as rows.
 
 A row is the result of one model at one length:
 
     {"blocks": 4, "tokens": 256.0, "updates": 4.0, "documents": 150, "value": 0.91, "low": ..., "high": ...}
 
-Imports nothing heavy, so that settings are checked first.
+Does not import jax, so that settings are checked before anything slow.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from famjax.data.labelled import Labelled
 
 
 class Yardstick(Protocol):
-    """A task as a yardstick of memories.
+    """A task on which memories are compared.
 
     Attributes:
-      metric: what a row's value is.
-      length: what its tokens are, as the label of an axis.
-      flags: flags of the evaluation, without dashes, that the task has.
-      chance: the value of guessing.
+      metric: name of a row's `value`.
+      length: axis label of a row's `tokens`.
+      flags: names, without dashes, of the evaluation's flags that apply to the task.
+      chance: expected value of random guessing.
     """
 
     metric: ClassVar[str]
@@ -34,7 +34,7 @@ class Yardstick(Protocol):
     def chance(self) -> float: ...  # noqa: D102 - see the class
 
     def evaluation(self, flags: Mapping[str, Any]) -> EvalConfig:
-        """Returns the evaluation, with the flags that were given, by their names, and no models yet."""
+        """Returns the evaluation without models. `flags` has the values of the flags that were given, by name."""
         ...
 
     def rows(self, model: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ class PassKeys:
 
     @property
     def chance(self) -> float:
-        """Of one of all keys."""
+        """Probability of guessing a key."""
         return 10.0**-self.config.passkey.key_digits
 
     def evaluation(self, flags: Mapping[str, Any]) -> EvalConfig:
@@ -93,7 +93,7 @@ class Labels:
 
     @property
     def chance(self) -> float:
-        """Of one of all labels."""
+        """Accuracy of guessing one of the possible labels."""
         return self.documents.chance
 
     @property
@@ -101,7 +101,11 @@ class Labels:
         return self.config.model.memory.block_size
 
     def evaluation(self, flags: Mapping[str, Any]) -> EvalConfig:
-        """See `Yardstick`. By default all lengths of the training, and two and four times the longest of them."""
+        """See `Yardstick`. Default lengths: all those of the training, and two and four times the longest of them.
+
+        Raises:
+          ConfigError: a length is shorter than any document of the training.
+        """
         trained = self.documents.blocks
         blocks = flags.get("blocks", tuple(sorted({*trained, 2 * trained[-1], 4 * trained[-1]})))
         if shorter := [number for number in blocks if number < trained[0]]:
@@ -129,10 +133,10 @@ class Labels:
 
 
 def yardstick(config: TrainConfig) -> Yardstick:
-    """Returns the task of a training as a yardstick.
+    """Returns the task of a training, as one on which memories are compared.
 
     Raises:
-      ConfigError: memories would not read the same batches, or the task reads data.
+      ConfigError: the task does not generate its documents, or not all memories would read the same batches.
     """
     documents = labelled_documents(config.task, config.mqar, config.tracking)
     if documents is not None:

@@ -1,4 +1,4 @@
-"""Answers to prompts: the text of one prompt as it is generated, or many prompts side by side."""
+"""Answers to prompts: the text after one prompt as it is generated, or answers to many prompts in a batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,13 +17,13 @@ OnTokens = Callable[[int], None]
 
 
 class Piece(NamedTuple):
-    """What one call to the device adds to the samples of a prompt.
+    """What one device call adds to the samples of a prompt.
 
     Attributes:
-      texts: for each sample the text that no later token changes.
-      tokens: for each sample the new token ids, a stop sequence included.
+      texts: for each sample, the new text that later tokens cannot change.
+      tokens: for each sample, the new token ids (int32), including a stop sequence.
       stopped: bool [samples], whether these tokens end with a stop sequence.
-      session: the session after these tokens, a row for each sample; sessions of earlier pieces are donated.
+      session: the session after these tokens, one row per sample; sessions of earlier pieces are donated.
     """
 
     texts: list[str]
@@ -38,8 +38,8 @@ class Answer(NamedTuple):
     Attributes:
       text: the generated text.
       tokens: its token ids.
-      finish: `stop` if the model or a stop text ended it, `length` if it has `max_tokens` tokens.
-      session: the session after the text, to continue from; None for prompts that were answered side by side.
+      finish: `stop` if an end-of-text token or a stop text ended it, `length` if it has `max_tokens` tokens.
+      session: the session after the text, to continue from; None for prompts that were answered in a batch.
     """
 
     text: str
@@ -52,17 +52,22 @@ def stream(
     model: Transformer, codec: Codec, session: Session, max_tokens: int, sampling: Sampling, *, seed: int = 0,
     stops: Sequence[str] = (), samples: int = 1, exact: bool = False,
 ) -> Iterator[Piece]:  # fmt: skip
-    """Yields the text after one prompt as it is generated; the last piece has the text held back for a stop text.
+    """Yields the text after one prompt as it is generated.
+
+    A possible beginning of a stop text is held back until it is decided; the last piece has the rest.
 
     Args:
       model, codec: the model and its tokenizer.
-      session: one row, after the prompt; donated.
-      max_tokens: upper bound for each sample.
-      sampling, seed: how tokens are drawn.
+      session: session of one row, after the prompt. It is donated.
+      max_tokens: maximum tokens per sample.
+      sampling, seed: sampling settings.
       stops: texts that end an answer; they are not part of it.
-      samples: the number of answers.
-      exact: the last session must end where the text does. With a tokenizer and stop texts, which are found in the
-        text, this costs one call to the device per token.
+      samples: number of answers.
+      exact: whether the last session must end where the text ends. With a tokenizer and stop texts, which are found in
+        the text, this costs one device call per token.
+
+    Raises:
+      ConfigError: if a stop text is empty or too long, or logits are NaN.
     """
     before = np.asarray(session.recent[0])
     streams = [codec.stream(stops, before) for _ in range(samples)]
@@ -85,14 +90,14 @@ def read_side_by_side(
     model: Transformer, codec: Codec, session: Session, prompts: Sequence[str], *, rows: int = 0, fresh: bool = True,
     on_tokens: OnTokens | None = None,
 ) -> Session:  # fmt: skip
-    """Returns the session after each prompt, a row each, all of which start from `session`.
+    """Returns the session after prompts that all continue `session`, one row per prompt.
 
     Args:
       model, codec: the model and its tokenizer.
-      session: one row.
-      prompts: texts; an empty one leaves its row as it is.
-      rows: rows of the compiled program, at least the number of prompts; 0 is that number.
-      fresh: `session` has read nothing, so a prompt begins with the tokenizer's first token.
+      session: session of one row; it is not donated.
+      prompts: texts; an empty one leaves its row unchanged.
+      rows: batch size of the compiled program, if larger than the number of prompts; the rows after them are unchanged.
+      fresh: whether `session` is empty, so that a prompt begins with the tokenizer's BOS token, if it adds one.
       on_tokens: called with the number of tokens of each window.
     """
     rows = max(rows, len(prompts))
@@ -104,14 +109,14 @@ def answer_side_by_side(
     model: Transformer, codec: Codec, session: Session, prompts: int, max_tokens: int, sampling: Sampling, *,
     seed: int = 0, stops: Sequence[str] = (), samples: int = 1, on_made: OnTokens | None = None,
 ) -> list[list[Answer]]:  # fmt: skip
-    """Returns for each prompt its samples; each answer is the one that its prompt gets alone.
+    """Returns a list of `samples` answers for each prompt. They are the same as if each prompt were answered alone.
 
     Args:
       model, codec: the model and its tokenizer.
-      session: from `read_side_by_side`.
-      prompts: how many of its rows are prompts; the rows after them get no answer.
+      session: from `read_side_by_side`; it is not donated.
+      prompts: number of its rows that are prompts; the rows after them get no answer.
       max_tokens, sampling, seed, stops, samples: see `stream`.
-      on_made: called with the number of tokens generated so far.
+      on_made: called after each device call with the number of tokens generated so far, in all rows.
     """
     rows = len(session.recent)
     befores = np.asarray(session.recent)

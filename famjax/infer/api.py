@@ -1,6 +1,6 @@
-"""`famjax.load`, `famjax.score` and `famjax.generate`: what the verbs of these names do, from Python.
+"""The Python API: `famjax.load`, `famjax.score` and `famjax.generate`, as the commands `famjax score` and `generate`.
 
-The package's top level hands these functions out and imports this module at their first use.
+`famjax/__init__.py` imports this module when one of these functions is first used.
 """
 
 import functools
@@ -23,17 +23,17 @@ from famjax.infer.settings import Sampling
 from famjax.nn.model import Transformer
 
 CHUNK_BYTES = 2**16
-# A text; its bytes; or a file opened in binary mode, which is read in chunks.
+# A text, its UTF-8 bytes, or a file opened in binary mode, which is read in chunks.
 Prompt: TypeAlias = str | bytes | IO[bytes]
 Document: TypeAlias = str | Sequence[int] | np.ndarray
 
 
 class LoadedModel:
-    """A model directory in memory: the model, and the tokenizer for text.
+    """A loaded model directory: the model and its tokenizer.
 
     Attributes:
-      model_dir: where it was loaded from.
-      model: the weights and the functions of the network (`famjax/nn/model.py`).
+      model_dir: the directory.
+      model: the network with its weights (`famjax/nn/model.py`).
     """
 
     def __init__(self, model: Transformer, model_dir: str | Path):
@@ -41,20 +41,24 @@ class LoadedModel:
 
     @property
     def config(self) -> ModelConfig:
-        """The settings of the model, with the memory settings that `load` was given."""
+        """The configuration of the model, including the memory settings given to `load`."""
         return self.model.config
 
     @functools.cached_property
     def codec(self) -> Codec:
-        """Text to tokens and back. Raises `ConfigError` if the directory has no tokenizer that fits the model."""
+        """The model's tokenizer. Raises `ConfigError` if the directory has none that fits the model."""
         return Codec(self.model_dir, self.config.vocab_size)
 
     def save_session(self, path: str | Path, session: Session) -> None:
-        """Writes the memory of a text to a file; `load_session` or `famjax generate --state-in` continues from it."""
+        """Writes a session of one row to a file; `load_session` or `famjax generate --state-in` continues from it."""
         sessions.save(path, session, self.model)
 
     def load_session(self, path: str | Path) -> Session:
-        """Returns the session of a file. Raises `ConfigError` if another model or other memory settings wrote it."""
+        """Returns the session in a file.
+
+        Raises:
+          ConfigError: the file is missing or damaged, or another model or other memory settings wrote it.
+        """
         return sessions.restore(sessions.read_file(path), self.model)
 
 
@@ -71,7 +75,7 @@ class Score(NamedTuple):
 
     @property
     def sum(self) -> float:
-        """The log probability of the document given its first token."""
+        """The natural-log probability of the document given its first token."""
         return math.fsum(self.logprobs.tolist())
 
 
@@ -82,13 +86,12 @@ def load(
 
     Args:
       model_dir: the directory, or one of its checkpoints: `runs/fam/checkpoints/400`.
-      mesh: devices along `data`, `fsdp` and `tensor`; None is one device.
+      mesh: number of devices along `data`, `fsdp` and `tensor`, such as {"tensor": 2}; None is one device.
       dtype: compute dtype, `float32` or `bfloat16`; None is the model's own, or float32 instead of bfloat16 on a CPU.
-      **memory: `block_size`, `memory_segments` or `fam_length` replace the model's own; `fam_length=0` switches
-        FAM off.
+      **memory: `block_size`, `memory_segments` or `fam_length` override the model's own; `fam_length=0` disables FAM.
 
     Raises:
-      ConfigError: there is no such model, or the settings do not fit it.
+      ConfigError: there is no such model, or its weights do not support these settings.
 
     Example:
       >>> model = famjax.load("runs/fam")
@@ -102,18 +105,19 @@ def score(
     model: LoadedModel, documents: Sequence[Document], *, streaming: bool = False,
     batch_size: int = InferConfig.batch_size, on_tokens: Callable[[int], None] | None = None,
 ) -> list[Score]:  # fmt: skip
-    """Returns the log probability of every token of some documents, as `famjax score` does.
+    """Returns the log probabilities of the tokens of each document, in order, as `famjax score` does.
 
     Args:
       model: from `famjax.load`.
       documents: texts or sequences of token ids, at least one token each.
-      streaming: read block by block, in memory that does not grow with the documents. The numbers are equal up to
+      streaming: read block by block, in memory that does not grow with the documents. Results are equal up to
         float32 rounding.
-      batch_size: upper bound on the documents side by side.
-      on_tokens: called with the number of tokens of each batch, for a progress bar.
+      batch_size: maximum number of documents per batch.
+      on_tokens: called with the number of tokens of each batch or window, for a progress bar.
 
     Raises:
-      ConfigError: a document is empty or has a token outside the vocabulary; the weights give NaN.
+      ConfigError: a document is empty or has a token outside the vocabulary, a log probability is not finite, or the
+        directory has no tokenizer that fits the model (for texts).
 
     Example:
       >>> [found] = famjax.score(model, ["Once upon a time"])
@@ -149,26 +153,28 @@ def generate(
     repetition_penalty: float = 1.0, seed: int = 0, stop: Sequence[str] = (),
     on_text: Callable[[str], None] | None = None,
 ) -> Answer | list[Answer]:  # fmt: skip
-    """Reads a prompt of any length in constant memory and generates text, as `famjax generate` does.
+    """Prefills a prompt of any length in constant memory and generates text, as `famjax generate` does.
 
     Args:
       model: from `famjax.load`.
-      prompt: a text, its bytes, or a file opened in binary mode, which is read in chunks; or a list of texts, which
-        are answered side by side, each as if it were alone. With a session it may be empty.
-      max_tokens: upper bound on the generated tokens; 0 only reads.
-      session: the text so far, from `Answer.session` or `LoadedModel.load_session`; it stays valid. None starts afresh.
-      temperature: 0 takes the most probable token; sampling divides the logits by it.
+      prompt: a text, its UTF-8 bytes, or a file opened in binary mode, which is read in chunks; or a list of texts,
+        which are answered in one batch, each as if it were alone. With a session it may be empty.
+      max_tokens: maximum number of tokens to generate; 0 only prefills the prompt.
+      session: the text to continue, from `Answer.session` or `LoadedModel.load_session`; it is not donated. None starts
+        a new text.
+      temperature: logits are divided by it; 0 is greedy.
       top_k, top_p, repetition_penalty: see `famjax.infer.settings.Sampling`.
-      seed: 0..2^32-1; equal seeds give equal texts.
+      seed: sampling seed, 0..2^32-1; equal seeds give equal texts.
       stop: texts that end an answer; they are not part of it.
       on_text: called with each piece of text as it is generated. One prompt only.
 
     Returns:
       An `Answer`: text, token ids, `finish` (`stop` or `length`) and the session to continue from. For a list of
-      prompts a list of them, whose sessions are None.
+      prompts, a list of answers, whose sessions are None.
 
     Raises:
-      ConfigError: a setting that cannot work, an empty prompt without a session, or a tokenizer that does not fit.
+      ConfigError: an invalid setting, an empty prompt without a session, no tokenizer that fits the model, or NaN
+        logits.
 
     Example:
       >>> with open("book.txt", "rb") as book:
@@ -179,7 +185,7 @@ def generate(
     _check(sampling, max_tokens, seed, stop)
     stops = list(stop)
     model.codec.token_stops(stops)
-    # A copy, since prefill and decoding donate what they are given.
+    # A copy, since prefill and decoding donate their session.
     start = sessions.start(model.model) if session is None else sessions.join_rows([session])
     if not isinstance(prompt, list):
         return _one(model, _pieces(prompt), start, session is None, max_tokens, sampling, seed, stops, on_text)

@@ -1,4 +1,4 @@
-"""Scoring and generation for texts that share a prefix: the prefix is prefilled once, each branch continues from it.
+"""Scores and generates texts that share a prefix: the prefix is prefilled once, and each branch continues from it.
 
 A long document with many questions is a prefix with many branches. `read_prefixes` prefills documents into
 sessions of one row. A branch is such a session and the tokens after it, which are scored (`score_branches`) or
@@ -46,12 +46,15 @@ def read_prefixes(
       model: the model.
       prefixes: int arrays of at least one token each.
       rows: maximum batch size; see `scoring.useful_rows`.
-      blocks_per_call: blocks of a window.
+      blocks_per_call: blocks per window.
       on_tokens: called with the number of tokens of each window.
 
     Yields:
-      (i, session of one row after prefix i) as prefixes finish. There is one memory per row, besides those that the
-      caller keeps.
+      (i, session of one row after prefix i) as prefixes finish. Besides the sessions that the caller keeps, there is
+      one memory per row.
+
+    Raises:
+      ValueError: if a prefix is empty.
     """
     if not all(map(len, prefixes)):
         raise ValueError("a prefix has at least one token")
@@ -104,17 +107,17 @@ def generate_branches(
 
     Args:
       model: the model.
-      branches: texts to continue; one without a session has at least one token.
+      branches: texts to continue; one without a session needs at least one token.
       rows: maximum batch size.
       max_tokens: maximum tokens to generate: one number for all branches, or one per branch.
       stops: token sequences that end an answer, see `decode.generate`.
       sampling, seed: sampling settings.
-      on_tokens: called with the number of tokens prefilled, then of those generated.
+      on_tokens: called with the number of tokens of each prefill window and of each decode call.
       samples: sample index of each branch, for several samples of the same text; empty is 0 for all.
       finished: (i, tokens generated so far) -> whether to stop, for stops that are not fixed token sequences.
 
     Yields:
-      (i, int32 generated tokens, whether they end with a stop sequence or are `finished`).
+      (i, int32 generated tokens, whether a stop sequence or `finished` ended them).
     """
     most = np.broadcast_to(np.asarray(max_tokens, np.int32), len(branches))
     numbers = np.asarray(samples, np.int32) if len(samples) else np.zeros(len(branches), np.int32)
@@ -123,7 +126,7 @@ def generate_branches(
     nothing = start(model)
     while order:
         batch, order = order[:rows], order[rows:]
-        idle = rows - len(batch)  # pads the last batch, which would otherwise be compiled for another shape
+        idle = rows - len(batch)  # pads the last batch, which would otherwise have another shape and be compiled again
         sessions = [branches[i].session or nothing for i in batch] + [nothing] * idle
         texts = [[branches[i].tokens] if len(branches[i].tokens) else [] for i in batch] + [[]] * idle
         session = prefill(model, join_rows(sessions), texts, on_tokens)
@@ -152,7 +155,7 @@ def _answers(
 
 
 def _next(steps: Generator[Decoded, Any, None], enough: np.ndarray | None) -> Decoded | None:
-    """Returns the next step for the rows that are not finished; None at the end."""
+    """Returns the next step of `decode.generate`, after stopping the rows in the mask `enough`; None at the end."""
     try:
         return steps.send(enough)
     except StopIteration:

@@ -1,9 +1,9 @@
-"""Formats a conversation turn by turn. There is no transcript, which would grow; the model has only its memory.
+"""Formats a conversation turn by turn. No transcript is stored, since it would grow; the model has only its memory.
 
-The text that a turn adds is found by rendering it after a made-up conversation with the chat template:
+To find the text that a turn adds, the chat template renders the turn after a placeholder conversation:
 
     <user>a<end><assistant>MARK<end><user>What now?<end><assistant>
-                               ^ from here on: the end of an answer, and the new turn
+                               ^ the text from here on: the end of an answer, and the new turn
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _USER, _ASSISTANT = "\nUser:", "\nAssistant:"
 
 
 class Turns:
-    """Encodes user turns as tokens to prefill, and knows what ends an answer.
+    """Encodes user turns as tokens to prefill, and determines what ends an answer.
 
     Args:
       template: chat template of the model; None formats turns as `User: ...` and `Assistant: ...`.
@@ -42,7 +42,11 @@ class Turns:
             codec.ends += [end] if end is not None and end not in codec.ends else []
 
     def first(self, text: str, system: str = "") -> np.ndarray:
-        """Returns int32 ids of a conversation that begins with the user's text, up to where the answer begins."""
+        """Returns int32 ids of a conversation whose first user turn is `text`, up to where the answer begins.
+
+        Raises:
+          ConfigError: if the template rejects the conversation.
+        """
         before = [{"role": "system", "content": system}] if system else []
         return self.conversation([*before, _said(text)])
 
@@ -78,7 +82,8 @@ class Turns:
     def following(self, text: str, recent: Any) -> np.ndarray:
         """Returns int32 ids of a user's turn after an answer, up to where the next answer begins.
 
-        `recent` are the last tokens of the session, which show whether the answer has its end token.
+        `recent` is the row `Session.recent`, the last tokens of the session; they show whether the answer has its end
+        token.
         """
         known = [int(token) for token in recent if token >= 0]
         if self._template is None:
@@ -86,7 +91,7 @@ class Turns:
             ended = self._codec.vocabulary.decode(known).endswith(_USER)
             return self._codec.encode(whole.removeprefix(_USER) if ended else whole, fresh=False)
         ids = self._codec.encode(self._following(text), fresh=False)
-        # The model has generated the end token itself, unless the answer was cut short.
+        # The answer already has its end token, unless `max_tokens` or a stop text ended it.
         ended = known[-1] in self._codec.ends and known[-1] in ids
         return ids[ids.tolist().index(known[-1]) + 1 :] if ended else ids
 

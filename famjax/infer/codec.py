@@ -1,6 +1,6 @@
-"""Text to a model's tokens and back, with the vocabulary of its directory, or bytes if it has none.
+"""Converts text to a model's tokens and back, with the vocabulary of its directory, or as bytes if it has none.
 
-Does not import jax, so that invalid texts and stop texts are found before anything is loaded.
+Does not import jax, so that invalid texts and stop texts are reported before anything is loaded.
 """
 
 import codecs
@@ -27,9 +27,9 @@ from famjax.pretrained.families import usual_end
 from famjax.storage.model_dir import split_step
 
 GENERATION_CONFIG = "generation_config.json"
-# That of the folder a model was imported from is kept under the second name.
+# The second is the config.json of the folder that the model was imported from.
 CONFIG_JSON, KEPT_CONFIG = "config.json", "hf_config.json"
-# Characters that are encoded at once, if the text can be split there without changing the tokens.
+# Number of characters that are encoded at once, if the text can be split there without changing the tokens.
 CHUNK_CHARACTERS = 2**16
 _NEAR_THE_END = 512
 
@@ -49,16 +49,17 @@ class Stream(Protocol):
 
 
 class Codec:
-    """Text to tokens and back, with special tokens and stop texts, for one model directory.
+    """Converts text to tokens and back for one model directory, with special tokens and stop texts.
 
     Attributes:
       vocabulary: vocabulary of the model directory.
       is_bytes: whether tokens are bytes, so that a text can be split anywhere.
-      bos: first token of a new text if the tokenizer's configuration has one, else None.
-      ends: tokens with which the model ends a text.
+      bos: the token that the tokenizer adds before a new text, or None.
+      ends: end-of-text tokens of the model.
 
     Raises:
-      ConfigError: if the vocabulary has more tokens than the model.
+      ConfigError: if the vocabulary or a JSON file is invalid, the vocabulary has more tokens than the model, or the
+        tokenizer adds more than one token before a text.
     """
 
     def __init__(self, model_dir: str | Path, vocab_size: int):
@@ -98,16 +99,16 @@ class Codec:
         return known[0] if known else int(self.vocabulary.encode("\n")[-1])
 
     def encode(self, text: str, fresh: bool = True) -> np.ndarray:
-        """Returns int32 ids; a fresh text begins with `bos`, if there is one."""
+        """Returns int32 ids of a text; if `fresh`, they begin with `bos`, if there is one."""
         ids = self.vocabulary.encode(text)
         if fresh and self.bos is not None:
             ids = np.concatenate([[self.bos], ids])
         return np.asarray(ids, np.int32)
 
     def chunks(self, pieces: Iterable[bytes], fresh: bool = True) -> Iterator[np.ndarray]:
-        """Encodes a text that arrives in pieces, which may end within a character.
+        """Yields the int32 ids of a text that arrives in pieces of UTF-8, which may end within a character.
 
-        The ids are those of the whole text. With a tokenizer, the text is split where this does not change the
+        Together they are the ids of the whole text. With a tokenizer, the text is split where this does not change the
         tokens on either side; if there is no such place, more of the text is buffered.
         """
         if fresh and self.bos is not None:
@@ -134,7 +135,7 @@ class Codec:
     def _cut(self, text: str) -> tuple[int, np.ndarray]:
         """Returns (position, ids of the text before it) of a word boundary near the end; position 0 if there is none.
 
-        Both sides of the boundary, encoded separately, must give the ids of the whole.
+        Both sides of the boundary, encoded separately, must have the ids of the whole text.
         """
         whole = self.vocabulary.encode(text)
         begin = len(text) - _NEAR_THE_END
@@ -146,7 +147,7 @@ class Codec:
         return 0, whole
 
     def token_stops(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the token sequences that end a text on the device; they include stop texts only if tokens are bytes.
+        """Returns the token sequences that stop decoding on the device: `ends`, and stop texts if tokens are bytes.
 
         Raises:
           ConfigError: if a stop text is empty or longer than the recent tokens of a session.
@@ -160,7 +161,15 @@ class Codec:
         return stops
 
     def stream(self, texts: Sequence[str], before: Iterable[int] = ()) -> Stream:
-        """Returns an incremental decoder whose text ends before any of the stop texts."""
+        """Returns an incremental decoder whose text ends before any of the stop texts.
+
+        Args:
+          texts: stop texts.
+          before: the last tokens before the text.
+
+        Raises:
+          ConfigError: see `token_stops`.
+        """
         stops = self.token_stops(texts)
         if self.is_bytes:
             return TextStream(stops, before)
@@ -169,7 +178,7 @@ class Codec:
     def answer(
         self, tokens: Sequence[int], stopped: bool, stops: Sequence[str], before: Any = ()
     ) -> tuple[str, list[int], bool]:
-        """Returns (text, tokens of that text, whether it was stopped) of a generated answer, without its stop.
+        """Returns (text, its tokens, whether it was stopped) of a generated answer, without its stop token or text.
 
         Args:
           tokens: all generated tokens.
@@ -186,7 +195,7 @@ class Codec:
         stream, text = self.stream(stops, before), ""
         for count, token in enumerate(ids, start=1):
             text += stream.feed([token])
-            if stream.stopped:  # tokens that begin within the stop text are not part of the answer
+            if stream.stopped:  # tokens from the stop text on are not part of the answer
                 kept = next((n for n in range(count, -1, -1) if text.startswith(self.vocabulary.decode(ids[:n]))), 0)
                 return text, ids[:kept].tolist(), True
         return text + stream.finish(), ids.tolist(), stopped

@@ -23,12 +23,12 @@ from famjax.infer.settings import RECENT, Sampling
 from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
 
-# Maximum tokens of one call. Fewer are generated if they come slowly, so that output streams smoothly.
+# Maximum tokens per row and call. Calls are shorter if tokens are slow, so that output streams smoothly.
 TOKENS_PER_CALL = 64
-# Seconds between two calls above which calls are made shorter.
+# Duration of a call, in seconds, above which the next one is shorter.
 PATIENCE = 0.1
 GREEDY = Sampling()
-# In place of a token: the logits were NaN.
+# Generated in place of a token if the logits are NaN.
 NON_FINITE = -2
 
 
@@ -36,8 +36,8 @@ class Decoded(NamedTuple):
     """Result of one device call.
 
     Attributes:
-      tokens: the new tokens of each row, an int32 array.
-      stopped: rows that have just generated a stop sequence.
+      tokens: the new tokens of each row, an int32 array per row.
+      stopped: whether the new tokens of each row end with a stop sequence.
       session: the session after these tokens. Sessions of earlier calls are donated.
     """
 
@@ -51,19 +51,19 @@ def generate(
     sampling: Sampling = GREEDY, *, seed: int = 0, sample_B: Sequence[int] | Int[np.ndarray, "B"] | None = None,
     stops: Sequence[Sequence[int]] = (), tokens_per_call: int = TOKENS_PER_CALL,
 ) -> Generator[Decoded, Bool[np.ndarray, "B"] | None, None]:  # fmt: skip
-    """Generates tokens until every row has stopped or reached its limit; yields them after each device call.
+    """Generates tokens until every row has stopped or reached its limit, and yields them after each device call.
 
     The caller may `send` a bool [B] mask of rows to stop.
 
     Args:
       model: the model.
-      session: the texts to continue, one per row. It is donated; continue with that of `Decoded`.
-      max_tokens: maximum tokens per row: one number, or one per row, of which 0 leaves a row unchanged.
+      session: the texts to continue, one per row. It is donated; continue from `Decoded.session`.
+      max_tokens: maximum tokens per row: one number, or one per row. 0 leaves a row unchanged.
       sampling: sampling settings.
       seed: sampling seed, 0..2^32-1.
       sample_B: sample index of each row; rows with the same index, text and seed get the same tokens. None is
         0, 1, ..., a different sample in each row.
-      stops: token sequences that end a row, whose tokens include the stop sequence.
+      stops: token sequences that end a row. They are included in its tokens.
       tokens_per_call: maximum tokens per device call, up to `TOKENS_PER_CALL`.
 
     Raises:
@@ -97,7 +97,11 @@ def generate(
 
 
 def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
-    """Returns the stop sequences as int32 [number, longest], right-aligned and padded with -1."""
+    """Returns the stop sequences as int32 [number, longest], right-aligned and padded with -1.
+
+    Raises:
+      ValueError: if a stop sequence is empty or longer than `RECENT` tokens.
+    """
     longest = max(map(len, stops), default=1)
     if longest > RECENT or not all(map(len, stops)):
         raise ValueError(f"a stop sequence has 1 to {RECENT} tokens, not {[len(stop) for stop in stops]}")
@@ -110,7 +114,7 @@ def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:
 def _ends_with(
     recent: Int[Array, "B _N"], made: Int[Array, "B"], stop_array: Int[Array, "*B _n _longest"]
 ) -> Bool[Array, "B"]:  # fmt: skip
-    """Returns the rows whose last tokens, all of them generated, are a stop sequence. Pure padding never matches."""
+    """Returns whether each row ends with a stop sequence, all of it generated. Pure padding never matches."""
     tail = recent[:, None, -stop_array.shape[-1] :]
     same = ((stop_array == tail) | (stop_array < 0)).all(axis=-1)
     length = (stop_array >= 0).sum(axis=-1)
@@ -125,7 +129,7 @@ def _decode(
     before_B: Int[Array, "B"], stop_array: Int[Array, "_n _longest"], seed: Int[Array, ""], sample_B: Int[Array, "B"],
     sampling: Sampling, room: int,
 ) -> tuple[Int[Array, "B {room}"], Int[Array, "B"], Bool[Array, "B"], Session]:  # fmt: skip
-    """Decodes up to `limit_B` (at most `room`) tokens for each row: tokens, their number, whether stopped, session."""
+    """Decodes up to `limit_B` tokens per row. Returns (tokens, their number, whether a row stopped, session)."""
 
     def draw(logits_BV: Array, recent: Array, position_B: Array) -> tuple[Array, tuple[()]]:
         return sample(logits_BV, recent, row_keys(seed, sample_B, position_B), sampling), ()
@@ -145,19 +149,20 @@ def decode_loop(
     model: Transformer, session: Session, limit_B: Int[Array, "B"], before_B: Int[Array, "B"],
     stop_array: Int[Array, "*B _n _longest"], draw: Draw, room: int,
 ) -> tuple[Int[Array, "B {room}"], Tree, Int[Array, "B"], Bool[Array, "B"], Session]:  # fmt: skip
-    """The loop of every decoding program, to be called inside `jax.jit`.
+    """Generates tokens until every row has stopped or reached its limit; every decoding program calls it under `jit`.
 
     Args:
       model: the model.
-      session: the session before.
+      session: the texts to continue.
       limit_B: maximum tokens per row, at most `room`.
-      before_B: tokens that earlier calls generated, in which a stop sequence may begin.
-      stop_array: stop sequences, right-aligned and padded with -1: for all rows, or [B, ...] for each.
+      before_B: number of tokens that earlier calls generated for each row; a stop sequence may begin in them.
+      stop_array: stop sequences, right-aligned and padded with -1: [n, longest] for all rows, or [B, n, longest].
       draw: samples the tokens.
-      room: size of the output.
+      room: size of the output, in tokens per row.
 
     Returns:
-      Tokens, further outputs of `draw` ([B, room, ...]), number of tokens of each row, whether it stopped, the session.
+      Tokens [B, room], further outputs of `draw` [B, room, ...], number of tokens of each row, whether it stopped, and
+      the session after them.
     """
     rows = np.arange(len(limit_B))
     V, recent = model.config.vocab_size, session.recent

@@ -33,25 +33,25 @@ def load(
 
     Args:
       model_dir: model directory, or one of its checkpoints.
-      mesh: devices along `data`, `fsdp` and `tensor`. Weights are loaded directly into their shards, and computation
-        is sharded as in training (`mesh/sharding.py`). None is one device.
+      mesh: number of devices along `data`, `fsdp` and `tensor`. Weights are loaded directly into their shards, and
+        computation is sharded as in training (`mesh/sharding.py`). None is one device.
       dtype: compute dtype, `float32` or `bfloat16`. None is the model's own, except that a bfloat16 model computes in
         float32 on a CPU, where bfloat16 products are slow; a note is printed.
       memory: overrides of `block_size`, `memory_segments`, `fam_length`; None keeps the model's.
 
     Raises:
-      ConfigError: see `storage.checkpoint.load_model`; or if the mesh has more devices than there are.
+      ConfigError: see `storage.checkpoint.load_model`; or if the mesh has more devices than are available.
     """
     sizes = mesh_sizes(dict(mesh or {}))
     devices = make_mesh(sizes) if sizes != (1, 1, 1) else None
     shapes = parameter_shapes if devices is None else functools.partial(_placed_shapes, mesh=devices)
     config, params = load_model(model_dir, shapes, **memory)
     params, config = merge(params, config)
-    if devices is not None:  # merged weights still have the shardings of their parts
+    if devices is not None:  # merged weights have the shardings that result from the sums
         params = jax.device_put(params, sharding.shardings(parameter_axes(config), params, devices))
-    # The kernel that was set for training may not run on this platform.
+    # The attention kernel configured for training may not run on this platform.
     config = dataclasses.replace(config, attention_kernel="auto", dtype=dtype or _compute_dtype(model_dir, config))
-    kept = (FAM, "memory")  # float32 in any case
+    kept = (FAM, "memory")  # these stay in float32
     params = {name: part if name in kept else _rounded(part, config.dtype, name) for name, part in params.items()}
     execution = Execution.of(config, None if devices is None else placement(devices))
     _warn_if_gate_is_closed(model_dir, params)

@@ -1,8 +1,8 @@
 """Prefill: reads texts of any length into a memory of constant size.
 
-`extend` is the loop on the device: block by block through `Transformer.read`, from any position of each
-row. Outputs per token (such as scores of the next one) are also computed block by block, so hidden states
-and logits of a whole text are never materialised.
+`extend` is the loop on the device: it calls `Transformer.read` block by block, with each row at any position.
+Outputs per token (such as scores of the next one) are also computed block by block, so hidden states and logits of a
+whole text are never materialised.
 """
 
 import functools
@@ -24,7 +24,7 @@ from famjax.nn.model import Transformer, room
 # Blocks per device call: enough to make the launch overhead negligible.
 BLOCKS_PER_CALL = 8
 
-# Maps (model, hidden states, index of these tokens among those given) to a tree of arrays [B, Q, ...].
+# Maps (model, hidden states, indices of their tokens in `tokens` of `extend`) to a tree of arrays [B, Q, ...].
 Emit: TypeAlias = Callable[[Transformer, Float[Array, "B Q D"], Int[Array, "B Q"]], Tree]
 
 
@@ -40,8 +40,8 @@ def extend(
 ) -> tuple[Tree, MemoryState]:
     """Reads tokens that may begin and end anywhere in a block and span any number of blocks.
 
-    In each iteration every row reads up to the end of its block, or of its tokens. Rows at equal offsets read
-    whole blocks together; unequal offsets cost one more iteration.
+    In each iteration every row reads up to the end of its current block, or of its tokens. Rows at equal offsets within
+    their blocks read whole blocks together; unequal offsets cost one more iteration.
 
     Args:
       model: the model.
@@ -63,7 +63,7 @@ def extend(
         index_BQ = read_B[:, None] + np.arange(width)
         tokens_BQ = jnp.take_along_axis(tokens, jnp.minimum(index_BQ, T - 1), axis=1)
         hidden, state = model.read(tokens_BQ, state, take_B)
-        # Padding gets an index outside, where a scatter drops it.
+        # Padding gets an out-of-range index, which the scatter drops.
         target = jnp.where(np.arange(width) < take_B[:, None], index_BQ, T)
         new = emit(model, hidden, jnp.minimum(index_BQ, T - 1))
         outputs = jax.tree.map(lambda out, x: out.at[rows, target].set(x, mode="drop"), outputs, new)
@@ -87,15 +87,15 @@ def prefill(
 ) -> Session:  # fmt: skip
     """Prefills a text into each row of a session, in memory that does not grow with the texts.
 
-    Chunks are consumed as needed, so a text may come from a pipe. Rows may be at any position; each window that
-    goes to the device ends at a block boundary of every row.
+    Chunks are consumed as needed, so a text may come from a pipe. Rows may be at any positions; each window ends at a
+    block boundary of every row, or at the end of its text.
 
     Args:
       model: the model.
       session: the session before the texts. It is donated; use the result.
       texts: for each row an iterable of chunks, int arrays of any lengths; without chunks the row is unchanged.
-      on_tokens: called with the number of tokens of each window once it is done.
-      blocks_per_call: blocks of a window.
+      on_tokens: called with the number of tokens of each window after it has been read.
+      blocks_per_call: maximum blocks per window.
 
     Returns:
       The session after the texts; the last token of each is pending.
@@ -128,7 +128,7 @@ def prefill(
         done, memory = _read_window(graphdef, params, tokens, count, memory)
         offset = (offset + count) % S
         reading.append((done, int(count.sum())))
-        if len(reading) > 1:  # fetch one window of tokens ahead while the device works, not more
+        if len(reading) > 1:  # while the device reads a window, at most one more is queued
             wait()
     while reading:
         wait()
@@ -136,7 +136,7 @@ def prefill(
 
 
 class _Row:
-    """The tokens of a row that are not read yet. The last one is held back as the session's pending token."""
+    """Holds the tokens of a row that are not read yet. The last one is held back as the session's pending token."""
 
     def __init__(self, text: Iterable[np.ndarray], recent: Int[Any, "_N"], vocab_size: int):
         self._chunks = iter(text)
@@ -145,7 +145,7 @@ class _Row:
         self._waiting = self.recent[-1:] if self.recent[-1] >= 0 else self.recent[:0]
 
     def take(self, most: int) -> np.ndarray:
-        """Returns up to `most` tokens; fewer only at the end of the text."""
+        """Returns the next tokens to read, up to `most`; fewer only at the end of the text."""
         parts, waiting = [self._waiting], len(self._waiting)
         while waiting <= most and (chunk := next(self._chunks, None)) is not None:
             chunk = np.asarray(chunk)

@@ -7,7 +7,7 @@ The caller gives all contexts at once. Their tokens form a radix tree,
           \\-- question 2
 
 whose runs of tokens are prefilled from the root down, batched, each as a branch of its parent (`infer/branches.py`).
-Every token of the tree is read once; there are memories for a few rows at each depth.
+Every token of the tree is read once; at each depth only a few rows' memories exist at the same time.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def score_continuations(
       continuations: an int array for each context. A context with several continuations is given several times.
       rows: maximum batch size.
       start: session of one row that all contexts continue; it is not donated. None starts from an empty text.
-      on_tokens: called with the numbers of tokens read, for a progress bar.
+      on_tokens: called with the number of tokens of each window, for a progress bar.
 
     Yields:
       (i, logprobs, correct) as they finish: float32 [n], natural-log probability of each token of
@@ -89,8 +89,8 @@ class Plan(NamedTuple):
     """The cost of prefilling contexts.
 
     Attributes:
-      given: tokens of all contexts.
-      read: tokens that are actually read.
+      given: number of tokens of all contexts.
+      read: number of tokens that are actually read.
     """
 
     given: int
@@ -98,7 +98,7 @@ class Plan(NamedTuple):
 
 
 def reading_plan(contexts: Sequence[np.ndarray], block_size: int) -> Plan:
-    """Returns how many tokens of these contexts `score_continuations` and `generate_continuations` read."""
+    """Returns the number of tokens that `score_continuations` and `generate_continuations` read of these contexts."""
     read, waiting = 0, [_tree(contexts, block_size)]
     while waiting:
         node = waiting.pop()
@@ -112,9 +112,9 @@ class _Node:
     """A node of the radix tree.
 
     Attributes:
-      depth: tokens from the root to this node.
-      context: one of the contexts that pass through it.
-      requests: the contexts that end here.
+      depth: number of tokens from the root to this node.
+      context: index of a context that passes through it.
+      requests: indices of the contexts that end here.
       children: child nodes.
     """
 
@@ -177,7 +177,7 @@ def _prune(root: _Node, least: int) -> None:
 
 
 class _End(NamedTuple):
-    """A context, and the session of one row after it."""
+    """The index of a context, and the session of one row after it."""
 
     context: int
     session: Session

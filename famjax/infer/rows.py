@@ -1,6 +1,6 @@
 """Batches of different requests: each row has its own sampling settings, stop sequences and scores.
 
-It is `decode.generate` one device call at a time, for callers whose rows change between calls. A row gets the same
+`decode_rows` is one device call of `decode.generate`, for callers whose rows change between calls. A row gets the same
 tokens as from `generate`, independent of the other rows.
 """
 
@@ -26,7 +26,7 @@ class Scored(NamedTuple):
 
     Attributes:
       logprob: natural-log probability of each token.
-      best: the most likely tokens at each position, in descending order.
+      best: the most likely tokens at each position, in descending order of probability.
       best_logprob: natural-log probabilities of `best`.
     """
 
@@ -52,16 +52,17 @@ def decode_rows(
 
     Args:
       graphdef, params: the model.
-      session: the session before. It is donated.
+      session: the texts to continue. It is donated.
       limit_B: maximum tokens per row; 0 leaves a row unchanged.
-      before_B: tokens that earlier calls generated for each row.
+      before_B: number of tokens that earlier calls generated for each row.
       stops_B: `decode.stop_array` of each row, all of one shape.
       sampling: sampling settings of each row.
-      room: maximum tokens of a call.
+      room: size of the output, in tokens per row.
       top: number of alternatives in the scores; None computes no scores.
 
     Returns:
-      Tokens, their scores, number of tokens of each row, whether it stopped, and the session after them.
+      Tokens [B, room], their scores [B, room, ...], number of tokens of each row, whether it stopped, and the session
+      after them.
     """
 
     def draw(logits_BV: Array, recent: Array, position_B: Array) -> tuple[Array, Scored | None]:
@@ -80,8 +81,8 @@ def read_rows(
 
     Args:
       graphdef, params: the model.
-      tokens, count: the window.
-      following: the token after each, for the scores.
+      tokens, count: the window: padded tokens, and the number of real tokens of each row.
+      following: the token after each token, for the scores.
       state: the memory before. It is donated.
       top: number of alternatives in the scores; None computes no scores.
     """

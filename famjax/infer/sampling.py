@@ -13,7 +13,7 @@ import numpy as np
 from famjax.dims import Array, Float, Int, Key
 from famjax.infer.settings import Sampling
 
-# Never drawn: exp of it is zero.
+# Logit of tokens that must not be sampled: its exp is zero.
 EXCLUDED = -np.inf
 
 
@@ -22,7 +22,7 @@ class RowSampling(NamedTuple):
 
     Attributes:
       seed: uint32.
-      sample: int32, sample index, for several samples of the same text.
+      sample: int32 sample index, for several samples of the same text.
       temperature: float32; 0 is greedy.
       top_k: int32; 0 allows all.
       top_p: float32; 1 allows all.
@@ -58,7 +58,7 @@ def sample(
 
     Args:
       logits: float32 logits.
-      recent: tokens to which the repetition penalty applies; negative for none.
+      recent: tokens to which the repetition penalty applies; negative ids are padding.
       keys: from `row_keys`.
       sampling: sampling settings.
     """
@@ -78,9 +78,9 @@ def sample(
 def sample_rows(
     logits: Float[Array, "B V"], recent: Int[Array, "B _N"], position: Int[Array, "B"], sampling: RowSampling
 ) -> Int[Array, "B"]:
-    """`sample` for rows that draw differently: each row gets the token that `sample` gives it, bit by bit.
+    """Samples a token for each row, with settings that differ by row. Each row gets exactly the token of `sample`.
 
-    What no row asks for (a sort for top-k or top-p, a penalty, a draw) is not computed.
+    A stage that no row needs (the sort for top-k and top-p, the penalty, the random draw) is skipped.
 
     Args:
       logits, recent: see `sample`.
@@ -123,12 +123,12 @@ def _least_kept(
 
 
 def _reciprocal(x: Any) -> Any:
-    """Returns 1 / x in float32. A compiler turns division by a constant into this product, so all programs use it."""
+    """Returns 1 / x in float32. XLA replaces division by a constant with this product, so all programs use it."""
     return np.float32(1) / (np.float32(x) if isinstance(x, float | int) else x)
 
 
 def penalise(logits: Float[Array, "B V"], recent: Int[Array, "B _N"], penalty: Any) -> Float[Array, "B V"]:
-    """Divides the logits of recent tokens by `penalty`, or multiplies negative ones (CTRL, arXiv 1909.05858)."""
+    """Divides positive logits of recent tokens by `penalty`, and multiplies negative ones (CTRL, arXiv 1909.05858)."""
     B, V = logits.shape
     # Padding gets an out-of-range index, which the scatter drops.
     index = jnp.where(recent < 0, V, recent)

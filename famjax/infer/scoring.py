@@ -19,7 +19,7 @@ from famjax.nn.model import Transformer
 
 # Maximum bytes of logits that are materialised at once.
 LOGITS_BYTES = 2**27
-# Upper bound on the tokens of a batch of whole documents.
+# Maximum tokens, including padding, in a batch of whole documents.
 TOKENS_AT_ONCE = 2**15
 
 # Natural-log probability (float32) of the token after each token of a text, and whether it has the highest logit.
@@ -34,19 +34,19 @@ def score_documents(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
     """Scores documents with continuous batching, in memory that does not grow with their length.
 
-    Rows read window by window; a row that has finished its document takes the longest of the remaining ones, with
-    a fresh memory. So documents of very unequal lengths cost little more than their tokens, with one program.
+    Rows read window by window. A row that has finished its document starts the longest of the remaining ones with the
+    initial memory. So documents of very unequal lengths need little padding, and one program.
 
     Args:
       model: the model.
       documents: int arrays of any lengths.
       rows: maximum batch size; see `useful_rows`.
-      blocks_per_call: blocks of a window.
+      blocks_per_call: blocks per window.
       on_tokens: called with the number of tokens of each window, for a progress bar.
-      starts: for each document a memory of one row that it continues from, or None; empty starts all afresh.
-        Continuations are usually short, so windows are then shortened if possible.
-      labels: for each document int [n], the token to score after each of its tokens; empty scores the tokens that
-        follow, and none after the last one.
+      starts: for each document a memory of one row that it continues, or None; empty: no document continues another
+        text. Continuations are usually short, so with `starts` windows are shortened if possible.
+      labels: for each document int [n], the token to score after each of its tokens; empty: each token is scored
+        after the tokens before it, and nothing after the last one.
 
     Yields:
       (i, logprobs, correct) as documents finish: float32 [n - 1] (with labels [n]), natural-log probability of token
@@ -85,7 +85,7 @@ def score_documents(
         out, state = _score_window(graphdef, params, tokens[:, :-1], scored, count, fresh, state)
         pending.append((out, width, list(reading)))
         reading = [(i, at + width) for i, at in reading]
-        if len(pending) > 1:  # fetch while the device works on the next
+        if len(pending) > 1:  # fetch results while the device reads the next window
             yield from collect()
         if on_tokens is not None:
             on_tokens(int(count.sum()))
@@ -97,11 +97,12 @@ def take_window(
     documents: Sequence[np.ndarray], waiting: list[int], reading: list[tuple[int, int]], window: int,
     shorter: bool = False,
 ) -> tuple[Int[np.ndarray, "B _T"], Int[np.ndarray, "B"], Bool[np.ndarray, "B"]] | None:  # fmt: skip
-    """Returns the next window of each row: window + 1 tokens, number of real ones, and whether it starts a document.
+    """Returns the next window of each row: window + 1 tokens, number of tokens to read, whether it starts a document.
 
-    Rows that have finished take the last document of `waiting`. Both lists are updated in place; a row without a
-    document is (-1, ..). Returns None if all rows are done. With `shorter`, the window is only as long as needed,
-    rounded up to a power of four so that few programs are compiled.
+    The extra token is the one to score after the window's last token. Rows that have finished start the last document
+    of `waiting`. Both lists are updated in place; `reading` is (document, tokens read) by row, with document -1 if
+    there is none. Returns None if all rows are done. With `shorter`, the window is only as long as needed, rounded up
+    to a power of four so that few programs are compiled.
     """
     tokens = np.zeros((len(reading), window + 1), np.int32)
     count, fresh = np.zeros(len(reading), np.int32), np.zeros(len(reading), bool)
@@ -150,7 +151,7 @@ def score_streaming(
       blocks_per_call, on_tokens: see `score_documents`.
 
     Returns:
-      logprobs (float32) and correct; zero and False from a text's last token on.
+      (logprobs, correct) as in `score_documents`, by row; 0 and False from the position of a text's last token on.
     """
     B, T = tokens.shape
     logprobs, correct = np.zeros((B, max(T - 1, 0)), np.float32), np.zeros((B, max(T - 1, 0)), bool)
@@ -262,7 +263,14 @@ def of_logits(
     model: Transformer, hidden: Float[Array, "B Q D"], following: Int[Array, "B Q"],
     score: Callable[[Float[Array, "B Q V"], Int[Array, "B Q"]], Tree],
 ) -> Tree:  # fmt: skip
-    """`score` of logits and the tokens after each, arrays [B, Q, ...], without all logits at one time."""
+    """Returns `score(logits, following)`, arrays [B, Q, ...], without materialising all logits [B, Q, V] at once.
+
+    Args:
+      model: the model.
+      hidden: hidden states.
+      following: the token after each.
+      score: maps logits [B, q, V] and the tokens after them [B, q] to a tree of arrays [B, q, ...].
+    """
     B, Q, _ = hidden.shape
     fit = max(1, LOGITS_BYTES // (4 * B * model.config.vocab_size))
     at_once = max(q for q in range(1, Q + 1) if Q % q == 0 and (q <= fit or q == 1))

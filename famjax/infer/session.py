@@ -4,13 +4,13 @@ The last token of a text, given or generated, is *pending*: known, but not yet r
 gives the logits of the next token. So sessions after a prompt and after an answer have the same form,
 nothing is read twice, and no logits need to be stored.
 
-A session file is a safetensors file with the tensors of one row; its metadata identify the model.
+A session file is a safetensors file with the tensors of one row (letters: `dims.py`); its metadata identify the model.
 
     L.k, L.v          [R, K, S, H]  the ring of blocks of layer L
     L.fam             [P, F, D]     feedback activations, float32
     L.fam_k, L.fam_v  [P, K, F, H]  their keys and values
-    L.beside.NAME     state arrays of another memory than FAM, by their names
-    beside.NAME       the same, of a memory of the whole model
+    L.beside.NAME     state arrays of a layer in addition to the ring and FAM, by name
+    beside.NAME       the same, for the whole model
     recent            [RECENT] int32  the last tokens, the pending one last; -1 if there are fewer
     metadata      format, version; model, fam (fingerprints); memory (JSON); position, fam_updates
 """
@@ -43,17 +43,17 @@ from famjax.storage.model_dir import write_bytes
 FORMAT, VERSION = "famjax session", "2"
 
 _LAYERS = tuple(field.name for field in dataclasses.fields(LayerMemory) if field.name != "beside")
-# Settings of the memory that older files of this version do not name; they were made with the defaults.
+# Memory settings that are missing in older files of this version, which were written with the defaults.
 _LATER = (
     "kind", "sinks", "infini_delta", "memory_tokens", "summary_blocks", "memory_key_dim", "retrieval_blocks",
     "retrieval_top_k", "fam_update", "segments_hold",
 )  # fmt: skip
-# Settings of the memory that only training uses.
+# Memory settings that only training uses.
 _TRAINING_ONLY = (
     "stop_gradient", "random_position_offset", "random_state_passing", "random_state_passing_from", "fam_noise",
     "fam_update_noise",
 )  # fmt: skip
-# Settings of a model that do not change its outputs.
+# Model settings that the fingerprint leaves out: `memory` is compared separately, the others do not change outputs.
 _HOW = ("memory", "embedding_std", "scan_layers", "unroll_blocks", "remat", "attention_kernel")
 
 
@@ -91,7 +91,7 @@ def take_row(session: Session, row: int) -> Session:
 
 @jax.jit
 def _cut_row(session: Session, row: int | Int[Any, ""]) -> Session:
-    """One program for all rows of a batch."""
+    """Implements `take_row`; `row` is traced, so that all rows of a batch share one program."""
     cut = lambda axis, x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=axis)
     return Session(over_rows(cut, session.memory), cut(0, jnp.asarray(session.recent)))
 
@@ -143,13 +143,16 @@ class SessionFile(NamedTuple):
 def save(
     path: str | Path, session: Session, model: Transformer, known: Mapping[str, str] | None = None
 ) -> None:  # fmt: skip
-    """Writes a session of one row atomically: a killed save leaves the previous file.
+    """Writes a session of one row to a file, atomically: if the process is killed, the previous file remains.
 
     Args:
       path: the file.
       session: session of one row.
       model: the model of the session.
-      known: the model's `fingerprints` if already computed, which takes a pass over all weights.
+      known: the model's `fingerprints`; None computes them, in a pass over all weights.
+
+    Raises:
+      ValueError: if the session has more than one row.
     """
     memory = session.memory
     if len(session.recent) != 1:
@@ -205,7 +208,16 @@ _OVERRIDES = ("block_size", "memory_segments", "fam_length")
 
 
 def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | None = None) -> Session:
-    """Returns the session of a file; `known`: see `save`. Raises `ConfigError` if it is damaged or another model's."""
+    """Returns the session of a file, with one row.
+
+    Args:
+      file: from `read_file`.
+      model: the model that continues the text.
+      known: see `save`.
+
+    Raises:
+      ConfigError: if the file is damaged, or was written by another model, memory settings or compute dtype.
+    """
     check_memory(file, model.config)
     if file.dtype not in (None, model.config.dtype):
         raise ConfigError(
@@ -230,7 +242,7 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
     tokens = recent[np.argmax(recent >= 0) :] if (recent >= 0).any() else recent[:0]
     if not ((recent[: RECENT - len(tokens)] == -1).all() and (tokens >= 0).all() and (tokens < V).all()):
         raise ConfigError(f"{file.path} is damaged: its last tokens are not of a vocabulary of {V}")
-    # Copies: a session is donated to the device, which must not write into the file's pages.
+    # Copies, since the session will be donated and a device must not write into the arrays of `file`.
     array = lambda name: jnp.array(file.tensors[name])[None]
     one = lambda i, names, prefix="": {name: array(f"{i}.{prefix}{name}") for name in names}
     names = layer_axes(model.config.memory).beside
@@ -240,7 +252,7 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
 
 
 def _tensors(memory: MemoryState) -> dict[str, Any]:
-    """{"0.k": ..., "0.v": ..., ...}."""
+    """Returns the arrays of a memory by their names in a session file: {"0.k": ..., "0.v": ..., ...}."""
     tensors: dict[str, Any] = {f"beside.{name}": array for name, array in memory.beside.items()}
     for i, layer in enumerate(memory.unstacked):
         tensors |= {f"{i}.{field}": getattr(layer, field) for field in _LAYERS}
@@ -253,7 +265,8 @@ def _settings(memory: MemoryConfig) -> dict[str, Any]:
 
 
 def fingerprints(model: Transformer) -> dict[str, str]:
-    """Returns fingerprints of the model without its memory, and of FAM's weights, to report which of them differs."""
+    """Returns two fingerprints, so that errors can report which part differs: `fam`, of FAM's weights, and `model`, of
+    all other weights and the configuration without memory settings."""
     config = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
     is_fam = lambda name: name.startswith("['fam']")
     return {

@@ -1,11 +1,12 @@
-"""Sampling settings. Does not import jax, so that flags are checked before anything is loaded."""
+"""Sampling settings. Does not import jax, so that flags can be checked before anything is loaded."""
 
 import dataclasses
 import math
 
 from famjax.config import ConfigError
 
-# Recent tokens that a session stores: the range of the repetition penalty, and the longest stop sequence.
+# Number of recent tokens that a session stores: the range of the repetition penalty, and the maximum length of a stop
+# sequence.
 RECENT = 128
 
 
@@ -27,7 +28,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def validate(self) -> None:
-        """Raises `ConfigError` on the first setting that cannot work."""
+        """Raises `ConfigError` on the first invalid setting."""
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ConfigError(f"temperature is {self.temperature:g}; it must be 0 (greedy) or a positive number")
         if self.top_k < 0:

@@ -30,10 +30,10 @@ def pack(model_dir: str | Path, path: str | Path) -> str:
 
 
 def unpack(name: str, model_dir: str | Path) -> None:
-    """Writes the shipped model `name` to a model directory, unless it is already there.
+    """Writes the shipped model `name` (a key of `SHA256`) to a model directory, unless it is already there.
 
     Raises:
-      ConfigError: if the file is missing or damaged, or the directory has another model.
+      ConfigError: if the shipped file is missing or damaged, or the directory has a model with another configuration.
     """
     path = FOLDER / f"{name}.safetensors"
     content = path.read_bytes() if path.is_file() else b""

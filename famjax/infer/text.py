@@ -18,9 +18,16 @@ class TextStream:
     """Incremental decoder for the byte vocabulary.
 
     Multi-byte characters are returned once they are complete. A possible beginning of a stop sequence is held
-    back until it is decided; the stop sequence itself is never returned. Invalid UTF-8 becomes replacement
-    characters, but an incomplete character at the end is dropped: the next stream of the same session gets
+    back until later tokens complete or exclude it; the stop sequence itself is never returned. Invalid UTF-8 becomes
+    replacement characters, but an incomplete character at the end is dropped: the next stream of the same session gets
     these bytes in `before` and returns the whole character.
+
+    Args:
+      stops: token sequences that the device matches; never returned.
+      before: the last tokens of the text so far, which may end within a character.
+
+    Attributes:
+      stopped: whether a stop sequence has ended the text.
     """
 
     def __init__(self, stops: Sequence[Sequence[int]] = (), before: Iterable[int] = ()):
@@ -56,8 +63,8 @@ class TokenTextStream:
     End-of-text tokens are found on the device, as for bytes. Stop texts are found here, in the text, since a token may
     contain the end of one and more text after it. `stopped` is then True.
 
-    However the tokens are split over calls, the text is that of decoding all of them at once, without an incomplete
-    character at the end.
+    The text does not depend on how the tokens are split over calls: it equals that of decoding all of them at once,
+    without an incomplete character at the end.
 
     Args:
       certain: maps ids to the text that later tokens cannot change (`Vocabulary.certain`).
@@ -72,10 +79,10 @@ class TokenTextStream:
     ):  # fmt: skip
         self.stopped = False
         self._certain, self._stops, self._texts = certain, [list(stop) for stop in stops], list(texts)
-        # The window that is decoded: ids from some token on, and the number of its characters already returned.
+        # Only a window of ids at the end of the text is decoded; `_given` counts its characters already returned.
         self._ids = [int(token) for token in before if token >= 0]
         self._given = len(certain(self._ids, True)[0])
-        self._edge = 0  # tokens of the window up to the last point at which all text was final
+        self._edge = 0  # number of tokens of the window up to the last point at which all text was final
         self._held = ""
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:

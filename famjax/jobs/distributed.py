@@ -1,9 +1,9 @@
-"""A job of several processes, usually one per host: joining it, communication between processes, leaving it.
+"""Joins this process to a multi-process job, usually one process per host, and communicates with the others.
 
-    with joined(job, same, hint):     # with None, for a job of one process, this does nothing
+    with joined(job, same, hint):     # does nothing if `job` is None, for a job of one process
         ...                           # jax.devices() are those of all processes
 
-Only the first process prints and writes files of its own (`is_primary`). Functions here that communicate must be called
+Only process 0 prints and writes unsharded files (`is_primary`). Functions here that communicate must be called
 by all processes, at the same point of the program.
 
 JAX is imported inside functions, since the job must be determined before JAX is loaded.
@@ -32,10 +32,10 @@ START_SECONDS = 300.0
 TPU_VM = "a TPU VM"
 # JAX's own failure detection is slower than that of `Peers`, which it backs up.
 HEARTBEAT_SECONDS = 100
-# An error may be caused by the loss of another process; wait this long for a report of one.
+# After an error, wait this long for a report that another process was lost, which may be the cause.
 VERDICT_SECONDS = 5.0
 # When process 0 dies, JAX prints and aborts in the others. famjax prints its line after that, as the last one. If
-# process 0 stops on an error, it leaves after the others have printed theirs.
+# process 0 stops on an error, it exits after the others have printed theirs.
 SETTLE_SECONDS = 0.5
 
 
@@ -46,8 +46,9 @@ def find_job(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Job | None:  # fmt: skip
-    """Returns the job of this process, from the arguments, else the environment, else JAX's detection of schedulers;
-    None for a job of one process.
+    """Returns the job of this process, or None for a job of one process.
+
+    It is given by the arguments, else by the environment, else by JAX's detection of schedulers.
 
     Raises:
       ConfigError: the job is incomplete or invalid.
@@ -79,7 +80,7 @@ def find_job(
 
 
 def scheduler(environment: Mapping[str, str]) -> str:
-    """Returns the scheduler that started this process as one of several, or "". Uses the environment alone."""
+    """Returns the scheduler that started this process as one of several, or "". Does not import JAX."""
 
     def several(name: str) -> bool:
         return environment.get(name, "").isdigit() and int(environment[name]) > 1
@@ -100,7 +101,11 @@ def scheduler(environment: Mapping[str, str]) -> str:
 
 
 def detect(environment: Mapping[str, str] = os.environ) -> Job | None:
-    """Returns the job of a scheduler, as `jax.distributed.initialize` would detect it."""
+    """Returns the job that `jax.distributed.initialize` would detect, or None for one process.
+
+    Raises:
+      ConfigError: a scheduler has started several processes, but JAX cannot determine the job.
+    """
     if not (name := scheduler(environment)):
         return None
     # The first step of `initialize` without arguments. `Peers` needs its result before that.
@@ -131,21 +136,22 @@ def joined(
     job: Job | None, same: dict[str, str], hint: Callable[[], str], *, prog: str = "famjax",
     exit_code: Callable[[BaseException], int] = lambda error: 1, seconds: float = START_SECONDS,
 ) -> Iterator[None]:  # fmt: skip
-    """Makes this process part of a job while inside. Call it before JAX computes anything.
+    """Joins this process to a job for the duration of the context. Enter it before JAX computes anything.
 
-    Standard output of all but the first process is discarded. If another process dies, this one reports it in one line
-    and exits with code 1, whatever it is doing. If this one fails, the others report the reason and exit with its code.
+    Standard output is discarded, except that of process 0. If another process dies, this one reports it in one line and
+    exits with code 1, even in the middle of a computation. If this one fails, the others report the reason and exit
+    with its code.
 
     Args:
       job: from `find_job`.
       same: values that must be equal in all processes, by name.
-      hint: advice to the user after a death, for the end of that line.
+      hint: returns advice to the user, for the end of the line that reports a death.
       prog: the beginning of that line.
       exit_code: maps an error to the exit code of this process.
-      seconds: time limit for all processes to arrive.
+      seconds: time limit in which all processes must connect.
 
     Raises:
-      ConfigError: not all processes arrived, or they differ in a value of `same`.
+      ConfigError: not all processes connected in time, or they differ in a value of `same`.
     """
     if job is None:
         yield
@@ -181,7 +187,7 @@ def joined(
             jax.distributed.shutdown()  # waits for the others, which may still write
     except BaseException as error:
         if exit_code(error) == 1 and peers.verdict.wait(VERDICT_SECONDS):
-            _wait_for_the_end()  # caused by the loss of another process
+            _wait_for_the_end()  # the error was caused by the loss of another process
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         peers.fail(" ".join(f"{kind}{error}".split())[:300], exit_code(error))
         # JAX would wait for all processes before it lets this one exit.
@@ -193,7 +199,7 @@ def joined(
 
 
 def _wait_for_the_end() -> None:
-    """Waits while the thread that reports a loss ends this process."""
+    """Blocks until the thread that reports the loss of a process has ended this process."""
     threading.Event().wait(HEARTBEAT_SECONDS)
 
 
@@ -216,14 +222,14 @@ def _hear_aborts(peers: Peers) -> None:
 
 
 def is_primary() -> bool:
-    """Whether this process prints, and writes the files that are not sharded over processes."""
+    """Whether this is process 0, which prints and writes the files that are not sharded over processes."""
     import jax
 
     return jax.process_index() == 0
 
 
 def gather_json(value: Any) -> list[Any]:
-    """Returns `value` of every process, in order of their numbers: any JSON value, of any size."""
+    """Returns the JSON `value` of every process, by process index. The values may differ in size."""
     import jax
 
     if jax.process_count() == 1:
@@ -241,11 +247,13 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def merge_progress(progress: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges the progress of all processes (`data/batch.py` `Progress`): entries of lanes, whose names start with a
-    digit, from the processes that have them; all others must be equal everywhere.
+    """Returns the merged progress of all processes (`Progress` in `data/batch.py`).
+
+    Entries of rows and lanes, whose names start with a digit, may exist in some processes only. All other entries must
+    exist in every process.
 
     Raises:
-      RuntimeError: two processes differ in an entry.
+      RuntimeError: two processes differ in an entry, or a process lacks one that an earlier process has.
     """
     merged: dict[str, Any] = {}
     for process, part in enumerate(gather_json(progress)):
@@ -266,8 +274,10 @@ def require_same(what: str, value: Any, advice: str) -> None:
 
 
 def in_any_process(*flags: bool) -> list[bool]:
-    """Returns for each flag whether any process has set it, so that all act alike at the same step. Costs a small
-    collective; none in a job of one process."""
+    """Returns for each flag whether it is set in any process, so that all processes act on it at the same step.
+
+    This is a small collective, except in a job of one process.
+    """
     import jax
 
     if jax.process_count() == 1:
@@ -280,7 +290,7 @@ def in_any_process(*flags: bool) -> list[bool]:
 
 
 def barrier(name: str, seconds: float = 600.0) -> None:
-    """Waits until all processes call it with the same new `name`. Raises `JaxRuntimeError` after `seconds`."""
+    """Waits until all processes call it with the same `name`, used once. Raises `JaxRuntimeError` after `seconds`."""
     import jax
 
     if jax.process_count() > 1:

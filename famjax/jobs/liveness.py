@@ -1,4 +1,4 @@
-"""Reports of a process to its supervisor: its progress, and on request the stacks of its threads.
+"""Reports the progress of a process to its supervisor and, on request, the stacks of its threads.
 
 A supervisor (`famjax/launch/supervisor.py`) names two files in the environment. A training writes its step into the
 first, so that a hang is detected; on SIGUSR1 the stacks of all threads are written into the second. Without these
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROGRESS, STACKS = "FAMJAX_PROGRESS_FILE", "FAMJAX_STACKS_FILE"
-# Steps may be shorter than the resolution of any supervisor.
+# Minimum seconds between progress reports; steps may be shorter.
 EVERY_SECONDS = 0.5
 
 
@@ -24,7 +24,7 @@ class Progress(NamedTuple):
 
     Attributes:
       step: steps done.
-      steps: steps of the whole training, which is finished when both are equal.
+      steps: steps of the whole training; it is finished if both are equal.
     """
 
     step: int
@@ -48,7 +48,7 @@ class Beat:
         self._reported = 0.0
 
     def step(self, step: int) -> None:
-        """Reports a step that is done."""
+        """Reports that `step` steps are done."""
         if self.path is None or (time.monotonic() - self._reported < EVERY_SECONDS and step < self.steps):
             return
         self._reported = time.monotonic()

@@ -1,9 +1,9 @@
 """Rendezvous of a job's processes before the start, and failure detection afterwards.
 
-JAX connects processes too, but says little about missing ones: a process that never arrives, or dies, appears as an
-abort in C++ in the others, minutes later, with a number in a stack trace. So process 0, before JAX takes its port,
-listens on it and waits for all other processes, which keep their connections open. A killed process drops its
-connection at once; a dead host stops sending heartbeats; process 0 reports to the others which one was lost.
+JAX connects processes too, but does not name missing ones: if a process never arrives, or dies, the others abort in
+C++ minutes later, with a number in a stack trace. So process 0 listens on the coordinator's port before JAX uses it,
+and waits for all other processes, which keep their connections open. A killed process drops its connection at once; a
+dead host stops sending heartbeats; process 0 reports to the others which one was lost.
 
 Messages are lines of JSON. From process 0: `go`, `stop` (with a message and an exit code), `beat`, `bye`. To process 0:
 first `hello`, then `beat`, `failed` (with a reason and a code) and `bye`. Nothing here computes or imports JAX.
@@ -29,7 +29,7 @@ BEAT_SECONDS, SILENT_SECONDS = 5.0, 40.0
 RETRY_SECONDS, NEWS_SECONDS = 0.2, 30.0
 # A connection without a message for this long is not one of the job's.
 HELLO_SECONDS = 10.0
-LONGEST_LINE, AT_ONCE = 2**22, 2**16  # bytes; the names of thousands of hosts
+LONGEST_LINE, AT_ONCE = 2**22, 2**16  # bytes; a line may hold the names of thousands of hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Loss(NamedTuple):
     """The loss of another process.
 
     Attributes:
-      message: which one, and why.
+      message: the process that was lost, and the reason.
       code: the exit code that it reported when it stopped on an error; 0 if it died or fell silent.
     """
 
@@ -79,7 +79,7 @@ class Loss(NamedTuple):
 
 
 class Line:
-    """A connection between two processes."""
+    """A connection to another process that carries messages as lines of JSON."""
 
     def __init__(self, connection: socket.socket):
         self.connection = connection
@@ -96,7 +96,7 @@ class Line:
                 return
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """Returns the messages received, or None if the connection is closed. Waits for the connection's timeout."""
+        """Returns the messages received within the connection's timeout, or None if the connection is closed."""
         try:
             data = self.connection.recv(AT_ONCE)
         except (BlockingIOError, InterruptedError, TimeoutError):
@@ -125,13 +125,13 @@ class Line:
         return {}
 
     def gone(self) -> bool:
-        """Whether the other side has closed the connection, if no message is expected from it now."""
+        """Whether the other side has closed the connection. Discards messages, so call it only if none is expected."""
         self.connection.setblocking(False)
         return self.receive() is None
 
     @property
     def address(self) -> str:
-        """The address of the other side."""
+        """IP address of the other side, or `unknown`."""
         try:
             return str(self.connection.getpeername()[0])
         except OSError:
@@ -143,12 +143,16 @@ class Line:
 
 
 class Peers:
-    """The other processes of a job.
+    """Connects this process with the others of a job, and detects their failures.
 
     Args:
       job: the job.
       same: short texts that must be equal in all processes, by name.
       seconds: time limit of the rendezvous.
+
+    Attributes:
+      verdict: set when another process is lost.
+      on_abort: a reference that keeps the C handler of `distributed` alive.
     """
 
     def __init__(self, job: Job, same: dict[str, str], seconds: float):
@@ -165,7 +169,7 @@ class Peers:
     # --- rendezvous -------------------------------------------------------------------------------
 
     def call(self) -> None:
-        """Waits for every process. Afterwards the coordinator's port is free for JAX.
+        """Waits until every process has connected. Afterwards the coordinator's port is free for JAX.
 
         Raises:
           ConfigError: a process did not arrive in time, two have the same number, they differ in a value of `same`, or
@@ -221,7 +225,11 @@ class Peers:
         return gone
 
     def _admit(self, line: Line) -> None:
-        """Admits a process whose first message is a hello; closes other connections."""
+        """Registers a process whose first message is a hello; closes other connections.
+
+        Raises:
+          ConfigError: two processes have the same number, or they differ in a value of `same`.
+        """
         hello = line.first(HELLO_SECONDS)
         process, host = hello.get("process"), str(hello.get("host"))
         if not isinstance(process, int) or not isinstance(hello.get("same"), dict):
@@ -256,7 +264,7 @@ class Peers:
         while True:
             line = self._reach(deadline)
             line.send(self.me)
-            answer = line.first(self.seconds + HELLO_SECONDS)  # so that process 0, which knows who is missing, reports
+            answer = line.first(self.seconds + HELLO_SECONDS)  # longer than process 0, which reports the missing
             if "go" in answer:
                 self.lines[0] = line
                 self.hosts = {int(process): host for process, host in answer["go"].items()}
@@ -282,7 +290,7 @@ class Peers:
     # --- failure detection ------------------------------------------------------------------------
 
     def watch(self, lost: Callable[[Loss], None]) -> None:
-        """From now on calls `lost`, in a thread, as soon as another process is lost."""
+        """Starts a thread that calls `lost` once, as soon as another process is lost."""
         selector = selectors.DefaultSelector()
         for process, line in self.lines.items():
             line.connection.settimeout(BEAT_SECONDS)
@@ -310,7 +318,7 @@ class Peers:
                 return
 
     def _receive(self, process: int) -> Loss | None:
-        """Handles the messages of a process; returns a loss that they report."""
+        """Handles the messages of a process. Returns the loss that they report, or None."""
         messages = self.lines[process].receive()
         if messages is None:
             self._left.add(process)
@@ -337,14 +345,14 @@ class Peers:
     # --- leaving ----------------------------------------------------------------------------------
 
     def fail(self, reason: str, code: int) -> None:
-        """Reports to the others that this process stops, why, and with which exit code."""
+        """Reports to the others that this process stops on an error, with the reason and the exit code."""
         self._closing = True
         me = self._who(self.job.process_id)
         message = {"stop": f"{me} stopped: {reason}"} if self.job.process_id == 0 else {"failed": reason}
         self._send_to_all(message | {"code": code})
 
     def leave(self) -> None:
-        """Reports to the others that this process ends normally."""
+        """Reports to the others that this process ends normally, and closes the connections."""
         self._closing = True
         self._send_to_all({"bye": os.getpid()})
         for line in self.lines.values():
@@ -357,7 +365,7 @@ class Peers:
 
 
 def _named(processes: list[int]) -> str:
-    """`process 3`, `processes 1 and 3`, or `processes 1, 2, 3, 4 and 60 more`."""
+    """Returns `process 3`, `processes 1 and 3`, or `processes 1, 2, 3, 4, 5, 6 and 58 more`."""
     if len(processes) == 1:
         return f"process {processes[0]}"
     shown = [str(i) for i in processes]

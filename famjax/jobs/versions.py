@@ -16,7 +16,7 @@ VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MAT
 
 
 def versions(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Returns short texts by name for everything that determines what is computed."""
+    """Returns by name the versions, compiler flags and code digest that determine the compiled programs."""
     found = {"version of Python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The bundle copied to machines without famjax: its code, gin files, scripts, pinned requirements, and the job."""
+"""Bundles famjax for machines that lack it: its code, gin files, scripts, pinned requirements, and the job."""
 
 import gzip
 import io
@@ -14,7 +14,7 @@ RUN_GIN, WORDS, REQUIREMENTS = "job/run.gin", "job/words", "job/requirements.txt
 
 
 def worker_words(gin: str, supervision: Supervision) -> list[str]:
-    """Returns the famjax command of each host: its process of the job, supervised. The process detects its index."""
+    """Returns the arguments of `famjax` on each host: one supervised process, which detects its index in the job."""
     s = supervision
     return [
         "launch", "--target", "local", "--processes", "1", "--supervise", "--restarts", str(s.restarts),
@@ -26,12 +26,12 @@ def worker_words(gin: str, supervision: Supervision) -> list[str]:
 def contents(training: Training, words: Sequence[str], requirements: str = "") -> dict[str, bytes]:
     """Returns all files of the bundle by path.
 
-    The words of the command are stored in a file, each terminated by a zero byte, so no shell parses them.
+    The arguments of the command are stored in a file, each terminated by a zero byte, so no shell parses them.
 
     Args:
-      training: provides the settings, and modules of the current directory that register its tasks.
-      words: the command to run there, after `famjax`.
-      requirements: requirements file to install besides famjax's own; empty is none.
+      training: the training, with its settings; modules of the current directory that register its tasks are included.
+      words: arguments of `famjax` on the workers.
+      requirements: requirements file to install in addition to famjax's own; empty: none.
     """
     files = {f"famjax/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in PACKAGE.rglob("*.py")}
     for folder, pattern in (("gin", "*.gin"), ("launch", "*.sh")):
@@ -54,7 +54,7 @@ def _module(name: str) -> list[Path]:
 
 
 def write(path: Path, files: dict[str, bytes]) -> None:
-    """Writes a .tar.gz of these files; equal files give equal bytes."""
+    """Writes a .tar.gz of these files; it is byte-identical for equal files."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in files.items():

@@ -1,4 +1,4 @@
-"""Commands of other programs: lists of words, printed in shell syntax, but never run through a shell."""
+"""Runs other programs. Commands are lists of words, printed in shell syntax, but never run through a shell."""
 
 import shlex
 import subprocess
@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 
 class Failed(Exception):
-    """A launch that failed, though its settings are valid; the message is one line that says what to do."""
+    """Raised if a launch with valid settings fails; the message is one line with a remedy."""
 
 
 class Command(NamedTuple):
-    """One command.
+    """One command to run.
 
     Attributes:
       words: the program and its arguments.
-      why: purpose in a few words, for the reader.
+      why: its purpose in a few words, printed as a comment.
       text: its standard input.
     """
 
@@ -63,7 +63,7 @@ def run(command: Command) -> Result:
 
 
 def together(commands: Sequence[Command]) -> list[Result]:
-    """Runs all commands in parallel and waits for them."""
+    """Runs all commands in parallel. Returns their results in order. Raises `Failed` if a program is missing."""
     found: dict[int, Result | Failed] = {}
 
     def one(i: int, command: Command) -> None:
@@ -87,7 +87,7 @@ def together(commands: Sequence[Command]) -> list[Result]:
 
 
 def stream(command: Command) -> int:
-    """Runs a command that inherits stdout and stderr. Returns the exit code."""
+    """Runs a command that inherits stdout and stderr. Returns its exit code. Raises `Failed` if it is missing."""
     try:
         return subprocess.run(list(command.words), stdin=subprocess.DEVNULL, check=False).returncode
     except FileNotFoundError as error:

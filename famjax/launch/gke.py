@@ -1,8 +1,8 @@
-"""Target `gke`: a job as a JobSet on a cluster with TPU node pools.
+"""Target `gke`: runs a job as a JobSet on a cluster with TPU node pools.
 
-A slice is an indexed Job with one pod per host. GKE sets the variables with which jax finds the other pods of a slice
-(TPU_WORKER_ID, TPU_WORKER_HOSTNAMES) and the other slices (MEGASCALE_*). The settings are a ConfigMap with one gin
-file.
+A slice is an indexed Job with one pod per host. GKE sets the variables from which jax finds the other pods of a slice
+(TPU_WORKER_ID, TPU_WORKER_HOSTNAMES) and the other slices (MEGASCALE_*). The settings are stored as one gin file in a
+ConfigMap.
 """
 
 import dataclasses
@@ -47,12 +47,12 @@ class Options:
       image: container image with famjax, and jax with libtpu.
       spot: use spot nodes.
       bucket: bucket to mount at /gcs/BUCKET in every pod.
-      service_account: Kubernetes service account of the pods; empty is the namespace's default.
-      namespace, context: kubectl's namespace and context; empty is its default.
-      chips_per_host: chips per host of the node pool; None is 4, or all chips of a smaller slice.
-      grace_seconds: time between SIGTERM and SIGKILL.
+      service_account: Kubernetes service account of the pods; empty: the namespace's default.
+      namespace, context: kubectl's namespace and context; empty: its default.
+      chips_per_host: chips per host of the node pool; None: 4, or all chips of a smaller slice.
+      grace_seconds: seconds between SIGTERM and SIGKILL.
       template: JobSet template that replaces `launch/gke/jobset.yaml`.
-      queue: Kueue queue; empty submits without Kueue.
+      queue: Kueue queue; empty: submit without Kueue.
       supervision: restarts and hang detection in each pod; `restarts` also applies to the JobSet.
     """
 
@@ -79,14 +79,14 @@ class Options:
 
     @property
     def slices(self) -> Topology:
-        """The topology of all slices."""
+        """The topology of all slices. Raises `ConfigError` if it is missing or invalid."""
         if not self.topology:
             raise ConfigError("no topology; add --topology, for example v5e:16x16 or v5p:4x4x4")
         return parse(self.topology, self.num_slices)
 
     @property
     def chips(self) -> int:
-        """Chips per host, that is per pod."""
+        """Number of chips per host. Each host runs one pod."""
         return self.chips_per_host or min(self.slices.chips_per_host, 4)
 
     def validate(self, training: Training | None) -> None:
@@ -116,7 +116,7 @@ def manifests(training: Training, options: Options) -> list[dict[str, Any]]:
     """Returns the ConfigMap and the JobSet.
 
     Raises:
-      ConfigError: if the template lacks a field to fill in.
+      ConfigError: the template is not YAML, or lacks a field to fill in.
     """
     settings: dict[str, Any] = {
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(options), "data": {"run.gin": training.gin},
@@ -167,7 +167,7 @@ def _filled(jobset: dict[str, Any], training: Training, options: Options) -> dic
     in_pod = dataclasses.replace(supervision, restarts=min(supervision.restarts, RESTARTS_IN_POD))
     container["args"] = [escaped(word) for word in worker_words("/job/run.gin", in_pod)]
     if hosts * slices.slices == 1:
-        # Otherwise famjax would look for the other pods of a one-pod job.
+        # Otherwise famjax would try to detect the other pods, which a one-pod job does not have.
         container["env"].append({"name": "JAX_NUM_PROCESSES", "value": "1"})
     for kind in ("requests", "limits"):
         container["resources"][kind]["google.com/tpu"] = options.chips
@@ -236,7 +236,7 @@ def status(options: Options) -> Command:
 
 
 def submissions(training: Training, options: Options) -> list[Command]:
-    """Returns a server-side dry run and the submission, so that nothing is created if part of it would be rejected."""
+    """Returns (check, submission). The check is a server-side dry run, which fails before anything is created."""
     text = as_yaml(manifests(training, options))
     return [
         kubectl(options, "check with the cluster", "create", "--dry-run=server", "--filename=-", text=text),
@@ -245,7 +245,7 @@ def submissions(training: Training, options: Options) -> list[Command]:
 
 
 def show(training: Training | None, options: Options) -> str:
-    """Returns all commands, and the manifest."""
+    """Returns all commands that `run` would run, with the manifest, as text."""
     if training is None:
         return shown(LATER[options.do](options))
     check, submit = submissions(training, options)
@@ -254,7 +254,7 @@ def show(training: Training | None, options: Options) -> str:
 
 
 def run(training: Training | None, options: Options) -> int:
-    """Submits the job, or runs the action `options.do`. Raises `Failed` in one line with a remedy and what remains."""
+    """Submits the job, or runs the action `options.do`. Raises `Failed` with a remedy and the resources that remain."""
     if training is None:
         return commands.stream(LATER[options.do](options))
     check, submit = submissions(training, options)

@@ -1,4 +1,4 @@
-"""The training to launch, with checks of its name, mesh and directories against a target."""
+"""The training to launch, and checks of its name, mesh and directories against a target."""
 
 import dataclasses
 import math
@@ -20,8 +20,8 @@ class Training:
 
     Attributes:
       words: `train` and its flags, for this machine.
-      config: their settings.
-      gin: the same settings as the text of one gin file, for machines without the gin files of this one.
+      config: the configuration that these flags give.
+      gin: the same configuration as the text of one gin file, for machines that lack this machine's gin files.
     """
 
     words: tuple[str, ...]
@@ -50,7 +50,7 @@ def check_plain(flag: str, text: str) -> None:
 
 
 def check_mesh(training: Training, devices: int, where: str) -> None:
-    """Raises `ConfigError` unless the mesh has `devices` devices; `where` describes the target in the message."""
+    """Raises `ConfigError` unless the mesh has `devices` devices; the message describes the target as `where`."""
     sizes = training.config.mesh_sizes
     if math.prod(sizes) == devices:
         return
@@ -67,7 +67,7 @@ def written(mesh: dict[str, int]) -> str:
 
 
 def check_slices(training: Training, topology: Topology) -> None:
-    """Raises `ConfigError` unless the mesh matches the devices of the slices, and `data` their number."""
+    """Raises `ConfigError` unless the mesh has the devices of the slices, and `data` is a multiple of their number."""
     slices = f"{topology.slices} slices of {topology}" if topology.slices > 1 else f"the chips of {topology}"
     check_mesh(training, topology.devices, slices)
     data = training.config.mesh_sizes[0]
@@ -77,7 +77,7 @@ def check_slices(training: Training, topology: Topology) -> None:
 
 
 def check_model_dir(training: Training, bucket: str) -> None:
-    """Raises `ConfigError` unless MODEL_DIR can be a persistent directory that all hosts share."""
+    """Raises `ConfigError` unless MODEL_DIR is in the bucket or, without a bucket, an absolute path."""
     path = PurePosixPath(training.config.model_dir)
     if bucket:
         check_plain("--bucket", bucket)

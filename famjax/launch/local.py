@@ -1,4 +1,4 @@
-"""Target `local`: a job as several processes on this machine (`jax.distributed` over loopback)."""
+"""Target `local`: runs a job as several processes on this machine (`jax.distributed` over loopback)."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ class Options:
 
     Attributes:
       processes: number of processes. A single one may be this host's part of a larger job started by a scheduler.
-      port: port of the coordinator; 0 is a free one.
+      port: port of the coordinator; 0: a free one.
       supervise: restart after a failure or a hang.
       supervision: settings of restarts and hang detection.
     """
@@ -49,13 +49,13 @@ class Options:
 
 
 def simulated_devices(flags: str) -> int:
-    """Returns the number of CPU devices per process that `XLA_FLAGS` sets."""
+    """Returns the number of CPU devices per process that `XLA_FLAGS` sets; 1 if it sets none."""
     found = re.findall(r"--xla_force_host_platform_device_count=(\d+)", flags)
     return int(found[-1]) if found else 1
 
 
 def show(training: Training, options: Options) -> str:
-    """Returns the commands that `run` would start."""
+    """Returns the commands that `run` would start, as text."""
     words = [sys.executable, "-m", "famjax", *training.words]
     if options.processes == 1:
         lines = [shown(Command(words, "on this machine, one process"))]
@@ -94,7 +94,7 @@ def run(training: Training, options: Options) -> int:
 
 
 def attempt_once(words: Sequence[str], processes: int, port: int = 0) -> int:
-    """Runs `famjax WORDS` once in `processes` processes and returns the exit code."""
+    """Runs `famjax WORDS` once in `processes` processes; forwards SIGTERM and SIGINT. Returns the job's exit code."""
     attempt = Attempt(words, processes, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, frame: attempt.send(received))

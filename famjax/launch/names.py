@@ -1,4 +1,4 @@
-"""Normalises names of Google Cloud and Kubernetes as users paste them, if they are unambiguous."""
+"""Normalises names of Google Cloud and Kubernetes resources that users paste as URLs or paths."""
 
 import re
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def project(text: str) -> str:
 
 
 def kubernetes(flag: str) -> Callable[[str], str]:
-    """Returns a normaliser of Kubernetes names, which raises `ConfigError` with a suggestion for an invalid name."""
+    """Returns a function that normalises a Kubernetes name, or raises `ConfigError` with a suggestion."""
 
     def read(text: str) -> str:
         name = text.strip().strip("/")
@@ -84,5 +84,5 @@ READ: dict[str, Callable[[str], str]] = {
 
 
 def normalised(name: str, value: Any) -> Any:
-    """Returns an option in the form that the cloud accepts. Raises `ConfigError` with what to write instead."""
+    """Returns the value of option `name` as the cloud accepts it. Raises `ConfigError` with a suggestion."""
     return READ[name](value) if name in READ and isinstance(value, str) else value

@@ -1,8 +1,8 @@
-"""One attempt at a job as several processes on this machine, which start and end together.
+"""Runs one attempt at a job as several processes on this machine, which start and end together.
 
 Each process gets the coordinator's address and its index (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID),
 and one of the GPUs, if there are any (JAX_LOCAL_DEVICE_IDS). A single process gets none of these: it may be part of a
-larger job, which it then detects. Output lines are prefixed with the process index.
+larger job, which it then detects itself. Output lines are prefixed with the process index.
 """
 
 import os
@@ -28,12 +28,12 @@ STACK_SECONDS = 2.0
 
 
 class Attempt:
-    """`famjax` in several processes.
+    """One run of `famjax` in several processes, which starts at construction.
 
     Args:
       words: arguments after `program`.
       count: number of processes.
-      port: port of the coordinator; 0 is a free one.
+      port: port of the coordinator; 0: a free one.
       notes: folder for progress reports and stacks (`jobs/liveness.py`); None disables them.
       program: `famjax`, or a replacement in tests.
 
@@ -97,7 +97,7 @@ class Attempt:
                 process.send_signal(number)
 
     def stacks(self) -> dict[int, str]:
-        """Returns the stacks of all threads of each running process; a stopped process has none."""
+        """Returns by index the stacks of all threads of each running process, after `STACK_SECONDS`."""
         running = [i for i, process in enumerate(self.processes) if process.poll() is None]
         for i in running:
             # The file exists once the process handles the signal, which would otherwise kill it.
@@ -111,7 +111,9 @@ class Attempt:
         return found
 
     def wait(self, look: Callable[[], None] = lambda: None) -> int:
-        """Waits for all processes; after a failure the others get SIGTERM after `GRACE` seconds, SIGKILL after as many.
+        """Waits for all processes.
+
+        After a failure the others have `GRACE` seconds to exit, then get SIGTERM, and SIGKILL `GRACE` seconds later.
 
         Args:
           look: called ten times per second, in this thread.

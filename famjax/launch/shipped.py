@@ -15,7 +15,7 @@ def find(name: str) -> Path:
     """Returns a file or folder by its path from the top of a checkout: `launch/tpu_vm/worker.sh`.
 
     Raises:
-      FileNotFoundError: if it is in neither place.
+      FileNotFoundError: it is in neither place.
     """
     for root in (PACKAGE.parent, Path(sys.prefix) / "share" / "famjax"):
         if (root / name).exists():

@@ -1,4 +1,4 @@
-"""Target `slurm`: a batch script for a GPU cluster, with one process per GPU.
+"""Target `slurm`: submits a batch script to a GPU cluster, with one process per GPU.
 
 Slurm starts all processes with one `srun`; each detects its index from SLURM_*, and has its own supervisor.
 """
@@ -20,7 +20,7 @@ from famjax.launch.supervisor import UNFINISHED, Supervision
 from famjax.storage.model_dir import write_text
 
 ACTIONS = ("all", "status", "delete")
-# SIGTERM is sent this long before the time limit, to finish a step and save a checkpoint.
+# Slurm sends SIGTERM this long before the time limit, so that the training can save a checkpoint.
 SIGTERM_SECONDS = 180
 FOLDER = "launch"
 TEMPLATE = "launch/slurm/job.sh"
@@ -32,11 +32,11 @@ class Options:
 
     Attributes:
       name: name of the job.
-      do: `all` submits the job; `status`, `delete`.
+      do: `all` submits the job; `status` prints its state, `delete` cancels it.
       nodes, gpus_per_node: number of nodes, and of GPUs per node.
-      time: time limit of one run, in Slurm's notation; empty is the partition's default.
-      partition, account, qos: empty are the cluster's defaults.
-      cpus_per_task: CPU cores per process; None is the cluster's default.
+      time: time limit of one run, in Slurm's notation; empty: the partition's default.
+      partition, account, qos: Slurm's partition, account and QOS; empty: the cluster's defaults.
+      cpus_per_task: CPU cores per process; None: the cluster's default.
       setup: shell script to source first (modules, an environment).
       sbatch: further options, each `--NAME=VALUE`.
       supervision: restarts and hang detection of each process; `restarts` also limits requeues of the job.
@@ -83,7 +83,7 @@ class Options:
 
 
 def folder(training: Training) -> Path:
-    """Returns the folder of script, settings and log, which Slurm reads on other hosts."""
+    """Returns the folder for script, settings and log, in MODEL_DIR, which all hosts share."""
     return Path(training.config.model_dir).absolute() / FOLDER
 
 
@@ -126,7 +126,7 @@ def later(options: Options) -> Command:
 
 
 def show(training: Training | None, options: Options) -> str:
-    """Returns the command and the files."""
+    """Returns the command and the contents of the files that `run` would write, as text."""
     if training is None:
         return shown(later(options))
     place = folder(training)
@@ -138,7 +138,7 @@ def show(training: Training | None, options: Options) -> str:
 
 
 def run(training: Training | None, options: Options) -> int:
-    """Writes the files and submits the job, or runs the action `options.do`. Raises `Failed` with one line."""
+    """Writes the files and submits the job, or runs the action `options.do`. Raises `Failed` if it is rejected."""
     if training is None:
         return commands.stream(later(options))
     place = folder(training)

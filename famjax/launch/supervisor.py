@@ -1,8 +1,8 @@
 """Restarts a training on this machine after a failure, a preemption or a hang.
 
-The same command resumes a training from its last checkpoint, so a restart runs it again. In a multi-host job each host
-has its own supervisor: if one process dies, the others exit too (jobs/peers.py), every supervisor restarts its own
-processes, and they connect as at the first start.
+The same command resumes a training from its last checkpoint, so a restart repeats the command. In a multi-host job
+each host has its own supervisor: if one process dies, the others exit too (jobs/peers.py), every supervisor restarts
+its own processes, and they connect as at the first start.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ UNFINISHED = 75
 MISTAKE, INTERRUPTED = 2, 130
 STACKS = "stacks"
 LONGEST_BACKOFF = 300.0
-# Supervisors of other hosts detect a hang at about the same time. Each waits this long before it kills its processes,
-# which also ends the others', so that all can save their stacks first.
+# Supervisors of other hosts detect a hang at about the same time. If one kills its processes, those of the others end
+# too. Each waits this long before it does, so that all can save their stacks first.
 OTHERS_SECONDS = 10.0
 
 
@@ -38,10 +38,10 @@ class Supervision:
     """Settings of restarts and hang detection.
 
     Attributes:
-      restarts: maximum restarts without progress; an attempt that gets further than all before resets the count.
+      restarts: maximum restarts without progress; an attempt that reaches a new latest step resets the count.
       hang_seconds: time without a step after which a job counts as hung; 0 disables hang detection.
-      start_seconds: the same until an attempt's first step, which waits for other hosts, loads and compiles.
-      backoff_seconds: delay before the first restart; doubles with each restart without progress, up to 300 s.
+      start_seconds: the same until the first step of an attempt, which includes loading and compiling.
+      backoff_seconds: delay in seconds before the first restart; doubles with each restart without progress, up to 300 s.
     """
 
     restarts: int = 10
@@ -60,10 +60,10 @@ class Supervision:
 
 
 class Supervisor:
-    """Runs the attempts at one job.
+    """Runs a job in as many attempts as it needs.
 
     Args:
-      start: starts an attempt, whose processes report their progress in the given folder.
+      start: starts an attempt, whose processes report their progress in the folder that is passed to it.
       model_dir: MODEL_DIR of the training; stacks of a hung job are saved in `stacks/` there.
       settings: when to restart.
     """
@@ -78,7 +78,7 @@ class Supervisor:
         self._seen: dict[int, tuple[int, float, bool]] = {}
 
     def stop(self, number: int) -> None:
-        """Forwards a signal and disables restarts. For a signal handler."""
+        """Forwards a signal to the processes and disables restarts. Call it from a signal handler."""
         self._number = signal.Signals(number)
         self._stopped.set()
         if self.attempt is not None:
@@ -86,7 +86,7 @@ class Supervisor:
             self.attempt.send(number)
 
     def run(self) -> int:
-        """Runs attempts until the training is finished, or a restart cannot help.
+        """Runs attempts until the training is finished, a signal stops it, or a restart cannot help.
 
         Returns:
           0 if the training is finished, `UNFINISHED` if it was stopped by a signal before, else the last attempt's
@@ -116,7 +116,7 @@ class Supervisor:
                 return UNFINISHED
 
     def _try(self, notes: Path) -> tuple[int, liveness.Progress | None]:
-        """Runs one attempt and returns its exit code and its progress."""
+        """Runs one attempt. Returns its exit code, and the progress of its furthest process (None: no step)."""
         self._hung, self._seen, self.attempt = "", {}, None
         self.attempt = attempt = self.start(notes)
         if self._stopped.is_set() and self._signalled is not attempt:  # the signal came during the start
@@ -132,7 +132,7 @@ class Supervisor:
     # --- hang detection -----------------------------------------------------------------------------
 
     def _check_for_hang(self) -> None:
-        """Kills an attempt that has stopped making steps."""
+        """Saves the stacks of an attempt that hangs, and kills it."""
         attempt, settings = self.attempt, self.settings
         if attempt is None or not settings.hang_seconds or self._hung or self._stopped.is_set():
             return

@@ -1,9 +1,9 @@
-"""Target `tpu-vm`: a job on Cloud TPU VMs, requested as a queued resource.
+"""Target `tpu-vm`: runs a job on Cloud TPU VMs, requested as a queued resource.
 
     create -> wait -> set up -> start -> follow its log -> delete
 
 Every step can be run alone (`--do`) and repeated. The commands are `gcloud`'s; the workers run
-`launch/tpu_vm/worker.sh`, which reads the job's command from a file: settings are never part of a shell command.
+`launch/tpu_vm/worker.sh`, which reads the job's command from a file, so settings are never part of a shell command.
 """
 
 import json
@@ -23,11 +23,11 @@ from famjax.launch.tpu_vm_commands import WORKER, Commands, Options
 __all__ = ["Options", "run", "show"]
 
 READY, TAKEN, BROKEN = "ACTIVE", ("SUSPENDING", "SUSPENDED", "DELETING"), "FAILED"
-# `worker.sh follow` exits with the job's code plus ABOVE; lower codes mean a lost connection.
+# `worker.sh follow` exits with the job's code plus ABOVE; lower codes and 255 mean a lost connection.
 ABOVE, GONE = 100, 76
 POLL_SECONDS, RETRY_SECONDS, NEWS_SECONDS = 30.0, 15.0, 600.0
 TRIES, RECONNECTS = 3, 20
-# Parts of gcloud's messages, and what to do.
+# Parts of gcloud's error messages, each with a remedy.
 HINTS = (
     ("quota", "request more quota in this zone, or use another --zone, --topology or --spot"),
     ("ALREADY_EXISTS", "use another --name, or continue with the existing one: --do setup, start, logs or delete"),
@@ -42,15 +42,15 @@ HINTS = (
 
 
 class Taken(Exception):
-    """The TPU was preempted; checkpoints remain."""
+    """Raised if the TPU was preempted; checkpoints remain."""
 
 
 class Job(Commands):
-    """The steps of one job, in order.
+    """Runs the steps of one job; its methods are in the order of the steps.
 
     Attributes:
       words: arguments of `famjax` on each worker.
-      created: whether there are resources that are billed.
+      created: whether resources exist that are billed.
     """
 
     def __init__(self, training: Training | None, options: Options, folder: Path):
@@ -78,7 +78,7 @@ class Job(Commands):
             return "", "gcloud's description has an unknown format"
 
     def wait(self) -> None:
-        """Returns when the TPU is ready. Raises `Failed`, or `Taken` if it was preempted before."""
+        """Waits until the TPU is ready. Raises `Failed`, for example after `wait_minutes`, or `Taken` if preempted."""
         began, printed, before, silent = time.monotonic(), time.monotonic(), "", 0
         while True:
             state, why = self.state()
@@ -116,12 +116,15 @@ class Job(Commands):
         say("all workers are set up" + "".join(f": {line}" for line in ready))
 
     def start(self) -> None:
-        """Starts the job on all workers, which first compare their versions, code and settings."""
+        """Starts the job in the background on all workers. Raises `Failed` or `Taken`."""
         self._on_all(self.starts(), "the job could not be started on all workers")
         say("started; Ctrl-C leaves it running")
 
     def _on_all(self, commands: list[Command], what: str) -> list[Result]:
-        """Runs commands in parallel and retries failed ones, since ssh is unreliable in the first minutes of a VM."""
+        """Runs commands in parallel and returns their results. Raises `Failed` or `Taken`.
+
+        Failed commands are retried, since ssh is unreliable in the first minutes of a VM.
+        """
         done: dict[int, Result] = {}
         for attempt in range(TRIES):
             left = [i for i in range(len(commands)) if i not in done]
@@ -139,7 +142,10 @@ class Job(Commands):
         raise Failed(_explained(what, failed[0].reason))
 
     def follow(self) -> int:
-        """Follows the log of process 0 until the job ends and returns its exit code. Raises `Failed` or `Taken`."""
+        """Prints the log of process 0 until the job ends, and returns its exit code. Raises `Failed` or `Taken`.
+
+        A job that was stopped on a worker is started again, at most `restarts` times; lost connections are renewed.
+        """
         lines, lost, again = "+1", 0, 0
         while True:
             began = time.monotonic()
@@ -166,7 +172,7 @@ class Job(Commands):
             time.sleep(RETRY_SECONDS)
 
     def everything(self) -> int:
-        """Runs all steps, again if the TPU is preempted. Returns the job's exit code."""
+        """Runs all steps, and repeats them if the TPU is preempted, at most `restarts` times. Returns the exit code."""
         supervision = self.options.supervision
         for taken in range(supervision.restarts + 1):
             try:
@@ -194,7 +200,7 @@ class Job(Commands):
         raise AssertionError("unreachable")
 
     def delete(self) -> str:
-        """Deletes the TPU and returns the outcome in words."""
+        """Deletes the TPU. Returns the outcome as text for a message."""
         result = commands.run(self.deletion())
         if result.code and "not found" not in result.err.lower() and "NOT_FOUND" not in result.err:
             return (f"{self.options.name} could not be deleted and may still be billed ({result.reason}): "
@@ -203,7 +209,7 @@ class Job(Commands):
         return f"{self.options.name} is deleted"
 
     def left(self, failed: bool, keep: bool = False) -> str:
-        """Returns which resources are still billed, after deleting them if `delete_after` says so."""
+        """Deletes the TPU if `delete_after` requires it and not `keep`. Returns text on what is still billed."""
         if not self.created:
             return "nothing is left that is billed"
         wished = self.options.delete_after == "always" or (self.options.delete_after == "success" and not failed)
@@ -237,7 +243,7 @@ class Job(Commands):
 
 
 def show(training: Training | None, options: Options) -> str:
-    """Returns all commands in order, and the contents of the files that they copy."""
+    """Returns all commands in order, and the contents of the files that they copy, as text."""
     job = Job(training, options, Path("/tmp"))
     asked = [job.creation(), job.description()] if training else []
     status = [job.description(), *job.on_workers("status of the workers", "status")]
@@ -270,7 +276,7 @@ def _copied(job: Job, training: Training) -> list[str]:
 
 
 def run(training: Training | None, options: Options) -> int:
-    """Runs the action `options.do`. Raises `Failed` in one line with a remedy and what is still billed."""
+    """Runs the action `options.do`. Returns an exit code. Raises `Failed` with a remedy and what is still billed."""
     with tempfile.TemporaryDirectory(prefix="famjax-") as folder:
         job = Job(training, options, Path(folder))
         return job.everything() if options.do == "all" else job.one(options.do)

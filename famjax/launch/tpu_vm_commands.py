@@ -1,4 +1,4 @@
-"""Options of target `tpu-vm`, and its commands: `gcloud` and the workers' script."""
+"""Options of target `tpu-vm`, and its commands: calls of `gcloud`, some of which run `worker.sh` on the workers."""
 
 import dataclasses
 import shlex
@@ -25,16 +25,16 @@ class Options:
     Attributes:
       name: name of the queued resource and its nodes.
       do: `all`, or one action of `ACTIONS`.
-      topology, accelerator_type: topology of a slice; exactly one of them.
-      num_slices: nodes of the queued resource.
-      zone, project: an empty project is gcloud's default.
-      runtime_version: empty is the default of the TPU version.
-      spot, reserved: kind of capacity.
-      network, subnetwork, service_account: settings of the VMs; empty are Google Cloud's defaults.
-      requirements: requirements file that the workers install besides famjax's; empty is none.
+      topology, accelerator_type: topology of a slice, such as v5p:4x2x2 or v5p-32; exactly one must be given.
+      num_slices: number of slices, which are the nodes of the queued resource.
+      zone, project: Google Cloud zone and project; an empty project: gcloud's default.
+      runtime_version: software version of the VMs; empty: the default of the TPU version.
+      spot, reserved: use spot capacity, or a reservation.
+      network, subnetwork, service_account: settings of the VMs; empty: Google Cloud's defaults.
+      requirements: requirements file that the workers install in addition to famjax's; empty: none.
       bucket: bucket to mount at /gcs/BUCKET on every worker.
-      wait_minutes: how long to queue.
-      delete_after: when to delete the TPU automatically.
+      wait_minutes: maximum time in the queue for capacity.
+      delete_after: when to delete the TPU automatically: `never`, `success` or `always`.
       supervision: restarts and hang detection on each worker; `restarts` also limits preemptions.
     """
 
@@ -104,10 +104,10 @@ class Options:
 
 
 class Commands:
-    """The commands of one job.
+    """Builds the commands of one job.
 
     Attributes:
-      home: folder of the job on every worker, in the user's home.
+      home: name of the job's folder in the user's home on every worker.
     """
 
     def __init__(self, options: Options, folder: Path):
@@ -142,7 +142,7 @@ class Commands:
         return self.queued("create", f"request {what}: {slices.chips} chips, {slices.hosts} hosts", *more)
 
     def description(self) -> Command:
-        """Returns the command that prints its state."""
+        """Returns the command that prints the state of the queued resource as JSON."""
         return self.queued("describe", "its state", "--format=json(state)")
 
     def deletion(self) -> Command:
@@ -159,7 +159,17 @@ class Commands:
     def on_workers(
         self, why: str, *verb: str, worker: str = "all", first: str = "", nodes: int | None = None
     ) -> list[Command]:
-        """Returns `worker.sh VERB` for each node; all its words are constants of this file, or checked names."""
+        """Returns for each node the command that runs `worker.sh VERB` there over ssh.
+
+        Its words are constants of this file, or checked names.
+
+        Args:
+          why: purpose, for `Command.why`.
+          verb: verb of `worker.sh`, and its arguments.
+          worker: index of the worker of a node, or `all`.
+          first: shell command to run before, which ends with `&&`.
+          nodes: number of nodes, the first ones; None: all.
+        """
         remote = f"{first}bash {shlex.join([f'{self.home}/{WORKER}', *verb])}"
         return [self._tpu_vm("ssh", node, f"{why} ({node})", node, f"--worker={worker}", f"--command={remote}")
                 for node in self.options.nodes[:nodes]]  # fmt: skip
@@ -169,7 +179,7 @@ class Commands:
 
     def setups(self) -> list[Command]:
         """Returns the commands that unpack the bundle, install packages and mount the bucket."""
-        old = " ".join(f"{self.home}/{folder}" for folder in ("famjax", "gin", "launch"))  # of an earlier version
+        old = " ".join(f"{self.home}/{folder}" for folder in ("famjax", "gin", "launch"))  # remove an earlier version
         first = f"mkdir -p {self.home} && rm -rf {old} && tar -xzf {self.home}.tar.gz -C {self.home} && "
         more = [self.options.bucket] if self.options.bucket else []
         return self.on_workers("unpack, install pinned packages with libtpu", "setup", *more, first=first)

@@ -1,9 +1,9 @@
-"""Parts of a program that each device runs on its own rows, with explicit communication.
+"""Functions that each device runs on its own rows (`shard_map`), with explicit communication.
 
-The compiler partitions most of a program by itself (`sharding.py`). But for weights used in a loop, in a layer (FAM,
-block after block) or in the loss (logits, chunk after chunk), it would gather them and sum their gradients over devices
-in every iteration. Here weights are gathered once, before the loop, and gradients are summed on each device first and
-over devices once.
+The compiler partitions most of a program automatically (`sharding.py`). But if weights are used in a loop, in a layer
+(FAM, block after block) or in the loss (logits, chunk after chunk), it would gather them and sum their gradients over
+devices in every iteration. Here weights are gathered once, before the loop; gradients are first summed on each device,
+then once over devices.
 """
 
 import dataclasses
@@ -23,41 +23,45 @@ WHOLE = PartitionSpec()
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """A mesh, with the operations that a model needs on it."""
+    """A mesh, with the operations that a model runs on it.
+
+    Attributes:
+      mesh: the device mesh.
+    """
 
     mesh: Mesh
 
     @property
     def platform(self) -> str:
-        """The platform of its devices: `tpu`, `gpu`, `cpu`."""
+        """Platform of the devices: `tpu`, `gpu`, `cpu`."""
         return str(self.mesh.devices.flat[0].platform)
 
     @property
     def row_shards(self) -> int:
-        """The number of shards of the rows."""
+        """Number of shards of a batch's rows."""
         return sharding.batch_shards(self.mesh)
 
     def constrain(self, tree: Any, axes: Any) -> Any:
-        """Constrains arrays to the shardings of the rules."""
+        """Returns the arrays, constrained to the shardings of the rules; see `sharding.constrain`."""
         return sharding.constrain(tree, axes, self.mesh)
 
     def split(self, x: jax.Array) -> jax.Array:
-        """Within `by_rows`: shards activations [..., rows, D] over `tensor` along their rows, if that divides."""
+        """Shards activations [..., T, D] over `tensor` along the tokens, if T is divisible. For use in `by_rows`."""
         spec = partition_spec((*(None,) * (x.ndim - 2), "tokens", None), x.shape, self.mesh)
         return jax.lax.with_sharding_constraint(x, spec) if any(spec) else x
 
     def whole(self, x: jax.Array) -> jax.Array:
-        """Within `by_rows`: replicates activations over `tensor`, so that heads and inner width can be sharded."""
+        """Replicates activations over `tensor`, so that heads or d_ff can be sharded. For use in `by_rows`."""
         return jax.lax.with_sharding_constraint(x, WHOLE) if self.mesh.shape["tensor"] > 1 else x
 
     def per_device(self, f: Callable[..., Any], in_axes: Any, out_axes: Any, inside: bool = False) -> Any:
         """Returns `f` mapped over each device's shards, for code that the compiler cannot partition (kernels).
 
         Args:
-          f: each shard of its result must depend only on the same shards of its arguments.
-          in_axes: for each argument the names of its axes, or a tree of them; None for None.
-          out_axes: of the result, which has the shape of the first argument.
-          inside: it is called within `by_rows`, where rows are sharded already.
+          f: the function; each shard of its result must depend only on the same shards of its arguments.
+          in_axes: the logical axis names of each argument, or a tree of them; None for an argument None.
+          out_axes: the logical axis names of the result, which has the shape of the first argument.
+          inside: whether it is called within `by_rows`, where rows are sharded already.
         """
 
         def run(*args: Any) -> Any:
@@ -76,15 +80,15 @@ class OnMesh:
     def by_rows(self, f: Callable[..., Any], axes: Any, dtype: str, in_rows: Any, out_rows: Any) -> Any:
         """Returns `f(weights, *args)` mapped over each device's rows, with weights all-gathered over `fsdp`.
 
-        They are gathered in the compute dtype, half the bytes, and converted back, which loses nothing since every use
-        rounds to the compute dtype. Gradients are summed in the weights' own dtype.
+        Weights are gathered in the compute dtype, to send fewer bytes, and converted back. This loses nothing, since
+        every use rounds to the compute dtype. Gradients are summed in the weights' own dtype.
 
         Args:
-          f: a function of rows. Results that do not belong to a row must be equal on all devices, or sums over rows.
-          axes: the names of the weights' axes.
+          f: a function of rows. A result without a row axis must be equal on all devices.
+          axes: tree of the logical axis names of the weights.
           dtype: the compute dtype.
-          in_rows, out_rows: trees of ints: the axis of an array that is its rows, which are sharded; -1: arguments are
-            replicated, results are one device's.
+          in_rows, out_rows: trees of ints, one for each argument or result: its row axis, which is sharded; -1: it has
+            none, so an argument is replicated, and of a result one device's value is returned.
         """
         mesh = self.mesh
         names = set(mesh.axis_names) if mesh.shape["tensor"] == 1 else set(ROWS)
@@ -108,12 +112,12 @@ class OnMesh:
 
 
 def placement(mesh: Mesh) -> OnMesh | None:
-    """Returns how a model runs on a mesh; None if that is the one device that it would use anyway."""
+    """Returns the placement of a model on a mesh; None for one device of JAX's default platform, which needs none."""
     one = OnMesh(mesh)
     return None if mesh.size == 1 and one.platform == jax.default_backend() else one
 
 
-# The axis of a weight that is sharded over mesh axes of rows, and these mesh axes; (-1, ()) if none is.
+# The axis of a weight that is sharded over mesh axes in `ROWS`, and these mesh axes; (-1, ()) if no axis is.
 Place = tuple[int, tuple[str, ...]]
 
 
@@ -136,7 +140,10 @@ def _spec(place: Place) -> PartitionSpec:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(weight: Any, place: Place, dtype: str) -> Any:
-    """All-gathers a weight within `OnMesh.by_rows`."""
+    """Returns a whole weight in its own dtype, all-gathered along `place`. For use in `OnMesh.by_rows`.
+
+    Weights of two or more axes are rounded to `dtype` before. The gradient is reduce-scattered, unrounded.
+    """
     axis, mesh_axes = place
     rounded = weight.astype(dtype) if weight.ndim > 1 else weight  # norms use float32
     whole = jax.lax.all_gather(rounded, mesh_axes, axis=axis, tiled=True) if mesh_axes else rounded

@@ -1,7 +1,7 @@
 """Shardings of all arrays: one table from logical axis names to mesh axes.
 
 Each array's axes are named where it is declared: weights in `nn` (metadata `axes`), the memory in
-`attention/memory.py`; batches have their rows first. Only this table refers to the mesh.
+`attention/memory.py`; batches have their rows first. Only this table maps them to the mesh.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
-    "query_group": ("tensor",),  # query heads per key/value head, if key/value heads do not divide
+    "query_group": ("tensor",),  # query heads per key/value head, sharded if the key/value heads cannot be
     "head_dim": (),
     "mlp": ("tensor",),
-    "tokens": ("tensor",),  # of a block, between layers
+    "tokens": ("tensor",),  # tokens of a block, between layers (sequence parallelism)
     "layers": (),
     "fam": (),
-    # LoRA's pairs are small but many, as are their moments; each is sharded over `fsdp` along some axis of its base.
+    # LoRA's weights are small but many, as are their moments; each is sharded over `fsdp` along some axis of its base.
     "lora": (),
     "lora_head_dim": ("fsdp",),
     "lora_mlp": ("tensor", "fsdp"),
@@ -37,15 +37,16 @@ Axes = tuple[str | None, ...]
 
 
 def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Returns the sharding of an array.
+    """Returns the sharding of an array of this shape.
 
-    If an axis of the array does not divide by the mesh axes of its rule, the innermost of them is dropped, then the
-    next, until it divides; with none left the axis is replicated. So a single key/value head is replicated over
+    If the size of an axis is not divisible by the mesh axes of its rule, the innermost of them is dropped, then the
+    next, until it is; with none left the axis is replicated. So a single key/value head is replicated over
     `tensor`, and 12 rows on data 4 x fsdp 2 are sharded over `data` alone. A mesh axis shards each array once, along
     the first axis that uses it.
 
     Raises:
       ConfigError: an axis has a name without a rule.
+      ValueError: the number of names is not that of the axes.
     """
     if len(axes) != len(shape):
         raise ValueError(f"axes {axes} do not name the axes of an array of shape {shape}")
@@ -83,23 +84,32 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 
 def by_rows(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Returns the sharding along the first axis, the rows of a batch, whose number must divide (see `TrainConfig`)."""
+    """Returns the sharding over the first axis, the rows of a batch. Their number must be divisible by the shards."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Returns the rows of a batch that are on this process's devices, in rising order."""
+    """Returns the indices of a batch's rows that are on this process's devices, in ascending order."""
     parts = by_rows(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts if part is not None]))
 
 
 def is_axes(x: Any) -> bool:
-    """Whether `x` is the names of one array's axes, a leaf in a tree of names."""
+    """Whether `x` is a tuple with the axis names of one array, that is, a leaf in a tree of names."""
     return type(x) is tuple and all(name is None or isinstance(name, str) for name in x)
 
 
 def shardings(axes: Any, shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Returns a tree of `NamedSharding` from a tree of axis names and one of arrays (or of their shapes)."""
+    """Returns a tree of `NamedSharding`.
+
+    Args:
+      axes: tree of logical axis names, one tuple per array.
+      shapes: tree of the same structure with arrays, or abstract ones.
+      mesh: the mesh.
+
+    Raises:
+      ConfigError: an axis has a name without a rule.
+    """
     one = lambda names, leaf: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))
     return jax.tree.map(one, axes, shapes, is_leaf=is_axes)
 
@@ -107,9 +117,9 @@ def shardings(axes: Any, shapes: Any, mesh: Mesh | AbstractMesh) -> Any:
 def like_parameters(tree: Any, params: Any, param_shardings: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns shardings of an optimizer's state that follow those of the weights.
 
-    A leaf belongs to the weight whose path ends its own (`mu/layers/attention/query`). With the weight's shape it has
-    the weight's sharding; with one axis less (Adafactor's means over rows and columns) that of the remaining axes. All
-    others are small (counts) and replicated.
+    A leaf belongs to the weight whose path is a suffix of its own (`mu/layers/attention/query`). If it has the weight's
+    shape, it gets the weight's sharding; if it lacks one axis (Adafactor's means over rows and columns), the sharding
+    of the remaining axes. All other leaves are small (counts) and replicated.
 
     Args:
       tree: arrays or shapes, for example `tx.init` of the weights.
@@ -154,5 +164,5 @@ def with_shardings(shapes: Any, tree: Any) -> Any:
 
 
 def constrain(tree: Any, axes: Any, mesh: Mesh) -> Any:
-    """Constrains arrays to the rules' shardings inside a jitted function. `axes` as for `shardings`."""
+    """Returns the arrays, constrained to the rules' shardings in a jitted function; `axes`: see `shardings`."""
     return jax.lax.with_sharding_constraint(tree, shardings(axes, tree, mesh))

@@ -8,7 +8,7 @@ from famjax.plan.estimate import COMFORT
 
 
 def advice(plan: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Returns settings that would help a program that does not fit, or barely fits, the most promising first."""
+    """Returns suggestions for a program that does not fit, or barely fits, the most promising first; else []."""
     if plan["fits"] and plan["peak_bytes_per_device"] <= COMFORT * plan["hbm_bytes_per_device"]:
         return []
     held = sum(plan["held_per_device"].values())
@@ -31,7 +31,7 @@ def advice(plan: dict[str, Any], config: TrainConfig) -> list[str]:
 
 
 def more_microbatches(config: TrainConfig) -> int | None:
-    """Returns the next larger number of microbatches that divides the batch; None if a device has one row in each."""
+    """Returns the next larger number of microbatches that divides a device's rows; None if each has one row already."""
     data, fsdp, _ = config.mesh_sizes
     rows = config.batch_size // math.prod((data, fsdp))
     larger = [n for n in range(config.microbatches + 1, rows + 1) if rows % n == 0]

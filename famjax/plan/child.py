@@ -19,6 +19,7 @@ from famjax.process import interrupts
 
 GIVEN_JSON, RESULT_JSON = "given.json", "result.json"
 LOG = "log.txt"
+# Exit code of a user error.
 MISTAKE = 2
 INSTALL = "pip install libtpu==0.0.52"
 

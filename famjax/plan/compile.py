@@ -44,7 +44,10 @@ def _end_with(parent: int) -> None:
 
 
 def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology) -> dict[str, Any]:
-    """Returns raw numbers of one run of the program on one device, as JSON; `summary.py` derives the plan.
+    """Returns raw numbers of one run of the program, as JSON; `summary.py` derives the plan.
+
+    Bytes, cycles, kernels and collectives are those of one device; `tokens`, `parameters`, `flops_per_step` and
+    `products` are those of the whole program on all devices.
 
     A program that does not fit has `needed_bytes` instead of `memory`, and no cycles: its compilation stops before
     code generation.
@@ -73,8 +76,11 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
 
 
 def _counts(config: TrainConfig, program: str, tokens: int) -> dict[str, Any]:
-    """Returns weights by group, and model FLOPs: by the training formula; for inference 2 per weight and token, and
-    what another memory than FAM needs beside its weights (`Memory.flops`)."""
+    """Returns the numbers of weights by group and of trained weights, and the model FLOPs of one run.
+
+    Model FLOPs of training are those of `flops_per_token`. Those of inference are 2 per weight and token, plus, for a
+    memory other than FAM, those that its weights do not account for (`Memory.flops`).
+    """
     weights = leaves(parameter_shapes(config.model))
     groups: dict[str, int] = {}
     for path, leaf in weights.items():

@@ -36,7 +36,7 @@ class Collective:
 
     @property
     def bytes(self) -> float:
-        """Payload per step."""
+        """Payload bytes per step."""
         return self.runs * self.payload
 
     @property

@@ -44,7 +44,10 @@ def read(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def laid_out(folder: Path) -> bool:
-    """Whether the dump has the buffer assignment, which determines memory and collectives before code generation."""
+    """Returns whether the dump has the complete buffer assignment, which determines memory and collectives.
+
+    The compiler writes it before code generation.
+    """
     found = _module(folder, LAID_OUT)
     return found is not None and time.time() - found.stat().st_mtime > 2
 

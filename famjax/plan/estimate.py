@@ -23,7 +23,7 @@ class Estimate:
 
     Attributes:
       by_part: seconds of the compiler's cycles, by part.
-      kernels, collectives: see above.
+      kernels, collectives: seconds of Pallas kernels and of collectives, as above.
     """
 
     by_part: dict[str, float]

@@ -82,7 +82,7 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The instruction of its result."""
+        """The instruction that computes the result."""
         return next(one for one in self.instructions.values() if one.is_root)
 
 

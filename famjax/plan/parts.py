@@ -24,7 +24,10 @@ _SCOPE = re.compile(rf"\b({'|'.join(PARTS)})\b")
 
 
 def part_of(path: str) -> str:
-    """`jit(step)/transpose(jvp(fam_recurrence))/while/body/projections/dot_general` is FAM recurrence."""
+    """Returns the part of an op name (or of several, separated by spaces, from the outermost caller inwards).
+
+    Example: `jit(step)/transpose(jvp(fam_recurrence))/while/body/projections/dot_general` is "FAM recurrence".
+    """
     scopes = _SCOPE.findall(path)
     if not scopes:
         return OTHER

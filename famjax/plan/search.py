@@ -15,7 +15,9 @@ from famjax.plan import child
 from famjax.plan.summary import summarise
 from famjax.plan.topology import meshes
 
+# Called with the elapsed seconds of a compilation.
 Tell = Callable[[float], None]
+# Maps a description of a compilation to the `Tell` for it.
 Progress = Callable[[str], Tell]
 # Candidates of a search that are compiled completely, which takes ten times as long as buffer assignment.
 FINISHED = 2
@@ -65,7 +67,7 @@ def lengths(
 
 
 def of_length(config: TrainConfig, length: int) -> list[str]:
-    """Returns the gin bindings for rows of `length` tokens."""
+    """Returns the gin bindings for rows of `length` tokens. Raises `ConfigError` unless these are whole blocks."""
     S = config.model.memory.block_size
     if length % S:
         raise ConfigError(f"--lengths {length} is not a multiple of block_size {S}")
@@ -107,7 +109,7 @@ def search(job: Job, config: TrainConfig, tries: int, progress: Progress, quick:
 def candidates(topology: Topology, config: TrainConfig) -> list[tuple[dict[str, int], str, int]]:
     """Returns (mesh, remat, microbatches), the most promising first: few microbatches, early in `meshes`, full remat.
 
-    Microbatches are powers of two, up to the rows per device.
+    Only the first six meshes are candidates. Microbatches are powers of two that divide the rows per device.
     """
     rows = config.batch_size
     found = []

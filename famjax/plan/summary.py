@@ -85,7 +85,7 @@ def least_seconds(raw: dict[str, Any], at_peak: float, chip: Figures) -> float |
 
 
 def by_kind(collectives: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Returns for each kind: number in the program, executions per step, bytes of the arrays, and bytes sent."""
+    """Returns for each kind of collective: number in the program, executions, array bytes and bytes sent per step."""
     found: dict[str, dict[str, float]] = {}
     for one in collectives:
         kind = found.setdefault(one["kind"], {"count": 0, "runs": 0, "bytes": 0, "sent": 0})

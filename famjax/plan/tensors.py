@@ -14,11 +14,12 @@ _ALLOCATION = re.compile(r"^allocation (\d+): size (\d+)(?:, color (\d+))?")
 def largest(lines: Iterable[str], program: Program, most: int = 12) -> list[dict[str, Any]]:
     """Returns the largest tensors in HBM of a buffer assignment.
 
-    Tensors may share a buffer one after the other; the first one of its full size is named. Buffers may or may not
-    be live at the same time, so the sizes do not add up to the peak.
+    Tensors may share a buffer one after the other; of those with equal size and place, the first is named. Not all
+    buffers are live at the same time, so the sizes do not add up to the peak.
 
     Returns:
-      `bytes`, `shape`, `part`, `path` (op name, or name of the argument), and `count` of equal tensors.
+      Up to `most` entries, the largest first: `bytes`, `shape`, `part`, `path` (op name, or name of the argument), and
+      `count` of equal tensors.
     """
     names = {one.name: path for one, _, path in program.instructions()}
     places: dict[tuple[str, str, str], tuple[int, str, str]] = {}

@@ -37,7 +37,11 @@ LONGEST_FSDP = 32
 
 
 def planned(text: str, slices: int = 1) -> Topology:
-    """Returns a topology by name. Raises `ConfigError`, with all supported ones, for any other name."""
+    """Returns the topology of a name such as `v5p:4x4x4`.
+
+    Raises:
+      ConfigError: it is unknown or cannot be planned; the message lists the TPU versions that can.
+    """
     try:
         topology = parse(text, slices)
     except ConfigError as error:
@@ -69,7 +73,8 @@ def figures(topology: Topology) -> Figures:
 
 
 def check_mesh(mesh: dict[str, int], topology: Topology, batch_size: int, microbatches: int) -> None:
-    """Raises `ConfigError`, with a suggestion, unless the mesh has the topology's number of devices."""
+    """Raises `ConfigError`, with a suggestion, unless the mesh has the topology's number of devices and `data` is a
+    multiple of its slices."""
     sizes = tuple(mesh.get(axis, 1) for axis in MESH_AXES)
     data, _, tensor = sizes
     if math.prod(sizes) == topology.devices and data % topology.slices == 0:

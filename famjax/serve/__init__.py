@@ -1,1 +1,1 @@
-"""`famjax serve`: an OpenAI-compatible server whose conversations are memories of a fixed size."""
+"""`famjax serve`: an OpenAI-compatible server that stores conversations as memories of a fixed size."""

@@ -1,4 +1,4 @@
-"""What the engine reports, in the API's shapes: whole answers, and the chunks of a stream."""
+"""Builds responses in the API's format from the engine's events: whole answers, and the chunks of a stream."""
 
 import dataclasses
 import time
@@ -16,17 +16,25 @@ from famjax.serve.service import Service
 
 @dataclasses.dataclass
 class Choice:
-    """A sample of a prompt, as far as it is made."""
+    """One sample of a prompt, as generated so far.
+
+    Attributes:
+      text: the text that later tokens cannot change.
+      tokens: the token ids, including a stop.
+      scores: log probabilities of the tokens, one entry per event; empty if the request wants none.
+      ended: `stop` or `length` at the end; else empty.
+      told: number of tokens whose scores have been sent in chunks.
+    """
 
     text: str = ""
     tokens: list[int] = dataclasses.field(default_factory=list)
     scores: list[Scored] = dataclasses.field(default_factory=list)
     ended: str = ""
-    told: int = 0  # tokens whose scores a stream has given out
+    told: int = 0
 
 
 class Answer:
-    """Gathers the events of a request.
+    """Collects the events of a request, and builds its response.
 
     Args:
       service: the service.
@@ -45,7 +53,7 @@ class Answer:
         self._created = int(time.time())
 
     def take(self, prompt: int, event: Event) -> Iterator[dict[str, Any]]:
-        """An event of a prompt; the chunks that a stream gives out for it."""
+        """Records an event of prompt number `prompt`, and yields the chunks that a stream sends for it."""
         n = self._asked.n
         if isinstance(event, Read):
             self._read[prompt] = event
@@ -67,13 +75,13 @@ class Answer:
     # --- a whole answer ---------------------------------------------------------------------------
 
     def whole(self) -> dict[str, Any]:
-        """The answer, once all events have been taken."""
+        """Returns the whole response. Call it after `take` has processed all events."""
         kind = "chat.completion" if self._is_chat else "text_completion"
         choices = [self._choice(index) for index in range(len(self._choices))]
         return {**self._head(kind), "choices": choices, "usage": self.usage()}
 
     def usage(self) -> dict[str, Any]:
-        """Tokens read and made."""
+        """Returns the API's `usage` object: numbers of prompt tokens, generated tokens and cached prompt tokens."""
         given, made = sum(map(len, self._prompts)), sum(len(choice.tokens) for choice in self._choices)
         cached = sum(read.cached for read in self._read if read is not None)
         return {
@@ -90,7 +98,7 @@ class Answer:
         return {**ended, "text": self._echo(prompt) + choice.text}
 
     def _kept(self, choice: Choice) -> int:
-        """Tokens of the text: without those of a stop."""
+        """Returns the number of tokens whose scores are shown: all tokens, or all before the stop."""
         if self._asked.top is None or choice.ended != "stop":
             return len(choice.tokens)
         stopped = choice.tokens[-1:] != [] and any(
@@ -107,7 +115,7 @@ class Answer:
     # --- a stream ---------------------------------------------------------------------------------
 
     def last_chunk(self) -> dict[str, Any]:
-        """The usage, after all choices have ended."""
+        """Returns the last chunk, which has the usage and no choices."""
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"
         return {**self._head(kind), "choices": [], "usage": self.usage()}
 
@@ -120,7 +128,8 @@ class Answer:
             yield self._chunk(index, self._echo(prompt), scores, ended)
 
     def _new_scores(self, choice: Choice) -> dict[str, Any] | None:
-        """Of the tokens since the last chunk; where a stop text may take tokens back, of all with the last chunk."""
+        """Returns the scores of the tokens since the last chunk. If the request has stop texts, which may remove tokens
+        from the end, all scores are in the choice's last chunk."""
         if self._asked.top is None or (self._stops and not choice.ended):
             return None
         begin, choice.told = choice.told, self._kept(choice)
@@ -141,7 +150,8 @@ class Answer:
     # --- scores -----------------------------------------------------------------------------------
 
     def _shown_scores(self, choice: Choice, end: int, echo: int | None, begin: int = 0) -> dict[str, Any] | None:
-        """Scores of made tokens `begin` to `end`, after those of prompt `echo` where one is given."""
+        """Returns the scores of generated tokens `begin` to `end`, preceded by those of prompt number `echo` unless it
+        is None. Returns None if the request wants no scores."""
         if self._asked.top is None:
             return None
         places: list[_Place] = []
@@ -172,7 +182,7 @@ class Answer:
         }
 
     def _best(self, place: "_Place") -> dict[str, float] | None:
-        """Alternatives by their text, and the token itself."""
+        """Returns log probabilities by token text, of the alternatives and the token itself; None without a score."""
         if place.logprob is None:
             return None
         best: dict[str, float] = {}
@@ -183,7 +193,8 @@ class Answer:
         return best
 
     def _named(self, token: int, taken: dict[str, float]) -> str:
-        """A token's text, or its number where another has that text (parts of characters all look alike)."""
+        """Returns a token's text, or `token_id:N` if another token in `taken` has the same text, as parts of characters
+        have."""
         text = self._token(token)
         return text if text not in taken else f"token_id:{token}"
 
@@ -202,7 +213,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """A token and its score; the best (token, score) at its place."""
+    """A token, its natural-log probability (or None), and the most likely (token, logprob) at its position."""
 
     token: int
     logprob: float | None
@@ -210,7 +221,7 @@ class _Place:
 
 
 def _places(tokens: list[int], scores: Scored, skip: int = 0) -> list[_Place]:
-    """Tokens with their scores, the first `skip` of which belong to tokens before."""
+    """Returns tokens with their scores. The first `skip` scores belong to earlier tokens and are left out."""
     parts = (np.asarray(x)[skip:] for x in scores)
     return [
         _Place(token, float(logprob), list(zip(best.tolist(), map(float, best_logprob), strict=True)))

@@ -1,4 +1,4 @@
-"""The routes: the API's own, those of sessions, and the page."""
+"""The routes of the server: OpenAI's API, sessions, health, metrics, and the chat page."""
 
 import asyncio
 import codecs
@@ -24,14 +24,14 @@ from famjax.serve.jobs import Generated
 from famjax.serve.page import PAGE
 from famjax.serve.service import Pipe, Service, Work, finished
 
-# Room for the header of a session file beside its tensors.
+# Maximum bytes of a session file in addition to its tensors, for the header.
 _HEADER = 2**20
-# The page is one file that asks this server alone, whatever text it shows.
+# Content security policy of the page: it loads no other files and sends requests only to this server.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
 def build(service: Service) -> Starlette:
-    """The ASGI application of a service."""
+    """Returns the ASGI application of a service."""
     routes = _Routes(service)
     paths: list[tuple[str, str, Any]] = [
         ("GET", "/", routes.page), ("GET", "/health", routes.health), ("GET", "/metrics", routes.metrics),
@@ -119,7 +119,7 @@ class _Routes:
         work = Work(self._service, asked)
         if not asked.stream:
             return await unless_gone(request, self._whole(request, work), self._config.timeout)
-        try:  # what can be refused is refused before a stream begins
+        try:  # a request is refused with an HTTP status, before a stream begins with status 200
             await work.begin()
         except BaseException:
             work.end()
@@ -205,7 +205,7 @@ class _Routes:
         return await self._described(name)
 
     async def read_text(self, request: Request) -> Response:
-        """A text of any length into a session, in constant memory. All of it, or the session stays as it was."""
+        """Prefills a text of any length into a session, in constant memory. On an error the session is unchanged."""
         store, name = self._service.sessions(), request.path_params["name"]
         with store.writing(name), self._service.uploading():
             start = await asyncio.to_thread(store.load, name)
@@ -216,7 +216,7 @@ class _Routes:
                 await _feed(pipe, request, self._config.timeout)
                 session = await reading
             except BaseException as error:
-                # The reader ends first: until then the session is in use.
+                # Wait until the reading thread has ended, since the session is in use until then.
                 await pipe.put(error if isinstance(error, ApiError) else ApiError(499, "the client has left"))
                 with contextlib.suppress(Exception):
                     await asyncio.wait([reading])
@@ -226,19 +226,23 @@ class _Routes:
 
 
 async def _feed(pipe: Pipe, request: Request, seconds: float) -> None:
-    """The body as UTF-8 text without a byte order mark. Raises `ApiError` 400 if it is none."""
+    """Puts the body into the pipe, without a byte order mark.
+
+    Raises:
+      ApiError: 400 if the body is not UTF-8; see also `http.pieces_of`.
+    """
     decoder, first, at = codecs.getincrementaldecoder("utf-8")("strict"), b"", 0
     try:
         async for piece in pieces_of(request, seconds):
             decoder.decode(piece)
             at += len(piece)
-            if at - len(piece) < len(BOM):  # the mark may come in parts
+            if at - len(piece) < len(BOM):  # the mark may be split over pieces
                 first += piece
                 if at >= len(BOM):
                     await pipe.put(first.removeprefix(BOM))
             else:
                 await pipe.put(piece)
-            if pipe.closed:  # the reader has failed: the rest of the body is of no use
+            if pipe.closed:  # the reading thread has failed, so the rest of the body is not needed
                 return
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
@@ -249,7 +253,11 @@ async def _feed(pipe: Pipe, request: Request, seconds: float) -> None:
 
 
 def _with_header(request: Request, body: Any) -> Any:
-    """The body, with the session that a header names. Raises `ApiError` if it names another one."""
+    """Returns the body, with the session of the header X-Session if there is one.
+
+    Raises:
+      ApiError: 400 if the body names another session.
+    """
     name = request.headers.get("x-session")
     if name is None or not isinstance(body, dict):
         return body

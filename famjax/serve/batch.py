@@ -1,4 +1,4 @@
-"""The running batch: rows of a fixed size that requests join and leave between two decode calls."""
+"""Continuous batching: rows, whose memories have a fixed size, join and leave the batch between two decode calls."""
 
 import numpy as np
 from flax import nnx
@@ -12,20 +12,30 @@ from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer
 from famjax.serve.jobs import Generated, Job
 
-# A batch has 1, 4, 16, ... rows: few sizes, so that few programs are compiled.
+# Factor by which a batch grows (1, 4, 16, ... rows, up to its maximum) and shrinks: few sizes, so few programs.
 GROWTH = 4
-# Alternatives of a token's scores are computed in these numbers.
+# Numbers of alternatives per token that programs with scores compute.
 TOPS = (5, 20)
 _STOPS_AT_ONCE = 8
 
 
 def program_top(wanted: int) -> int:
-    """Returns the number of alternatives that a program computes for those that are wanted, at most `TOPS[-1]`."""
+    """Returns the number of alternatives that a program computes if `wanted` are needed (at most `TOPS[-1]`)."""
     return next(top for top in TOPS if top >= wanted)
 
 
 class Row:
-    """A sample of a job in the batch."""
+    """A row of the batch: one sample of a job.
+
+    Args:
+      job: the job.
+      sample: sample index, 0, 1, ...
+      stream: incremental decoder of its text.
+
+    Attributes:
+      made: number of tokens generated so far.
+      stops: `decode.stop_array` of the job's stop sequences.
+    """
 
     def __init__(self, job: Job, sample: int, stream: Stream):
         self.job, self.sample, self.stream = job, sample, stream
@@ -34,17 +44,17 @@ class Row:
 
     @property
     def limit(self) -> int:
-        """Tokens of the next call, at most."""
+        """Maximum number of tokens to generate in the next call."""
         left = self.job.ask.max_tokens - self.made
         return min(left, 1) if self.job.ask.by_token else left
 
 
 class Batch:
-    """Rows side by side, each at its own place in its own text.
+    """The running batch. Its rows are at different positions of different texts.
 
     Args:
       model: the model.
-      most: rows, at most.
+      most: maximum number of rows.
     """
 
     def __init__(self, model: Transformer, most: int):
@@ -55,11 +65,11 @@ class Batch:
 
     @property
     def rows(self) -> list[Row]:
-        """Those that make tokens."""
+        """The rows that generate tokens, without free slots."""
         return [row for row in self._rows if row is not None]
 
     def join(self, row: Row, session: Session) -> None:
-        """Adds a row that continues a session of one row, which is not changed."""
+        """Adds a row that continues `session`, which has one row and is not donated. Grows the batch if it is full."""
         if None not in self._rows:
             self._resize(min(max(len(self._rows) * GROWTH, 1), self.most))
         slot = self._rows.index(None)
@@ -68,21 +78,21 @@ class Batch:
         self._rows[slot] = row
 
     def leave(self, row: Row) -> None:
-        """Frees a row's place."""
+        """Frees a row's slot. Shrinks the batch if it is mostly empty."""
         self._rows[self._rows.index(row)] = None
         count = len(self.rows)
         smaller = len(self._rows) // GROWTH
         if count == 0:
             self.clear()
-        elif count * 2 <= smaller:  # far below, so that a batch does not change its size all the time
+        elif count * 2 <= smaller:  # at most half of the smaller batch, so that the batch is not resized at every step
             self._resize(smaller)
 
     def clear(self) -> None:
-        """Lets go of all rows and their memory."""
+        """Removes all rows, and frees their memories."""
         self._session, self._rows = None, []
 
     def session_of(self, row: Row) -> Session:
-        """Where a row stands."""
+        """Returns a copy of a row's session, with one row."""
         assert self._session is not None
         return take_row(self._session, self._rows.index(row))
 
@@ -95,7 +105,11 @@ class Batch:
         self._rows = [*kept, *[None] * (size - len(kept))]
 
     def decode(self, at_once: int) -> list[tuple[Row, Generated | None]]:
-        """One call: up to `at_once` tokens for each row. None in place of what was made: the scores were NaN."""
+        """Makes one decode call, of up to `at_once` tokens per row.
+
+        Returns:
+          Each row with what it has generated, or with None if its logits were NaN.
+        """
         assert self._session is not None
         limit = np.array([min(row.limit, at_once) if row else 0 for row in self._rows], np.int32)
         before = np.array([row.made if row else 0 for row in self._rows], np.int32)
@@ -123,7 +137,7 @@ class Batch:
             return Generated(row.sample, text, tokens, scores, "stop")
         if row.made < row.job.ask.max_tokens:
             return Generated(row.sample, text, tokens, scores)
-        text += row.stream.finish()  # may find a stop text in what was held back
+        text += row.stream.finish()  # may find a stop text in the text that was held back
         return Generated(row.sample, text, tokens, scores, "stop" if row.stream.stopped else "length")
 
     def _top(self) -> int | None:
@@ -131,7 +145,10 @@ class Batch:
         return program_top(max(wanted)) if wanted else None
 
     def _stops(self) -> np.ndarray:
-        """int32 [B, n, RECENT]: n of few numbers, as each is a program."""
+        """Returns the stop sequences of each row, int32 [B, n, RECENT], right-aligned and padded with -1.
+
+        n is a multiple of `_STOPS_AT_ONCE`, so that few programs are compiled.
+        """
         number = max(len(row.stops) for row in self.rows)
         number = max(-(-number // _STOPS_AT_ONCE), 1) * _STOPS_AT_ONCE
         stops = np.full((len(self._rows), number, RECENT), -1, np.int32)

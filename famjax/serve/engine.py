@@ -1,8 +1,9 @@
-"""The thread that owns the model: it reads prompts in windows, and between two windows makes tokens for all rows.
+"""The engine thread, which owns the model. It prefills prompts in windows, and between windows it decodes for all rows.
 
-A turn of its loop lets go of cancelled jobs, admits waiting ones while rows are free, reads up to a window of one
-prompt, and makes one decode call for the batch. So a long prompt delays the tokens of others by one window, and
-nothing waits for a whole answer. A row's memory has one size, so the number of rows is the bound on memory.
+An iteration of its loop drops cancelled jobs, admits waiting ones while rows are free, prefills up to one window of one
+prompt, and makes one decode call for the batch. So a long prompt delays the tokens of other requests by one window at a
+time, and if rows are free no request waits for another's whole answer. The memory of a row has a fixed size, so the
+number of rows bounds memory use.
 """
 
 import logging
@@ -25,22 +26,22 @@ from famjax.serve.reading import Reading
 
 log = logging.getLogger("famjax.serve")
 
-# Tokens of a call while prompts wait to be read.
+# Maximum tokens per row and decode call while prompts are being prefilled.
 TOKENS_WHILE_READING = 16
 
 
 class Engine:
-    """Takes jobs from any thread and works on them in its own.
+    """Accepts jobs from any thread, and runs them in a thread of its own.
 
     Args:
       model: the model.
-      max_rows: rows of all jobs at work, at most.
-      max_waiting: jobs that wait for rows, at most.
-      cache_bytes: of kept memories of common beginnings; 0 keeps none.
+      max_rows: maximum number of rows of all running jobs, one per sample.
+      max_waiting: maximum number of jobs that wait for rows.
+      cache_bytes: maximum bytes of the prefix cache; 0 disables it.
 
     Attributes:
-      cache: the memories of common beginnings.
-      read_tokens, made_tokens: counts since the start.
+      cache: the prefix cache.
+      read_tokens, made_tokens: numbers of tokens prefilled and generated since the start.
     """
 
     def __init__(self, model: Transformer, max_rows: int, max_waiting: int, cache_bytes: int):
@@ -52,7 +53,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._reading: deque[Reading] = deque()
         self._batch = Batch(model, max_rows)
-        self._used = 0  # rows of all admitted jobs
+        self._used = 0  # number of rows of all admitted jobs
         self._at_once = 8
         self._draining = self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -60,19 +61,19 @@ class Engine:
     # --- from any thread --------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to work."""
+        """Starts the engine thread."""
         self._thread.start()
 
     def submit(self, ask: Ask, tell: Callable[[Event], None], more: bool = False) -> Job:
-        """Takes a job.
+        """Queues a job, and returns it.
 
         Args:
-          ask: what is wanted; at most `max_rows` samples.
+          ask: the prompt and settings; at most `max_rows` samples.
           tell: see `Job`.
-          more: it continues a job that was taken, so it is refused only if the engine stops.
+          more: whether it belongs to a request that has been accepted. Then it is refused only after `stop`.
 
         Raises:
-          Refused: the engine stops.
+          Refused: the engine is draining or stopping.
           Full: the queue is full.
         """
         job = Job(ask, tell)
@@ -86,18 +87,18 @@ class Engine:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Frees a job's rows before the next call; no more events are sent for it."""
+        """Cancels a job. Its rows are freed before the next device call. Events of the current call may still come."""
         with self._wake:
             job.cancelled = True
             self._wake.notify_all()
 
     def load(self) -> tuple[int, int]:
-        """Rows at work, and jobs that wait."""
+        """Returns (number of rows of running jobs, number of waiting jobs)."""
         with self._wake:
             return self._used, len(self._waiting)
 
     def drain(self, seconds: float) -> None:
-        """Takes no more jobs, and returns when all are done or the time is over."""
+        """Refuses new jobs from now on (see `submit`), and returns when all jobs are done or after `seconds`."""
         until = time.monotonic() + seconds
         with self._wake:
             self._draining = True
@@ -105,7 +106,7 @@ class Engine:
                 self._wake.wait(min(left, 0.1))
 
     def stop(self) -> None:
-        """Ends what is at work, and the thread."""
+        """Ends the thread after its current iteration; jobs that have not finished fail."""
         with self._wake:
             self._draining = self._stopping = True
             self._wake.notify_all()
@@ -125,7 +126,7 @@ class Engine:
                     break
             try:
                 self._turn()
-            except Exception as error:  # the server lives on, without what was at work
+            except Exception as error:  # the jobs that were running fail, and the server continues
                 log.exception("a call to the device failed")
                 self._fail_all(_failure(error), stopping=False)
         self._fail_all("the server stopped before the answer was complete", stopping=True)
@@ -136,7 +137,7 @@ class Engine:
         if self._reading:
             try:
                 self._read(self._reading[0])
-            except _Lost as error:  # of this prompt alone: its memory is its own
+            except _Lost as error:  # fails this prompt only, since other jobs do not share its memory
                 log.exception("a prompt could not be read")
                 self._cancel_with(self._reading[0].job, str(error))
             self._reading.rotate(-1)
@@ -154,7 +155,7 @@ class Engine:
             self._end(row)
 
     def _admit(self) -> None:
-        """First come, first served: a job of many rows is not overtaken forever by jobs of one."""
+        """Admits waiting jobs in order of arrival, so that small ones cannot overtake a job of many rows forever."""
         while True:
             with self._wake:
                 if not self._waiting or self._used + self._waiting[0].ask.samples > self.max_rows:
@@ -166,13 +167,17 @@ class Engine:
                 plan = self.cache.plan(job.ask.tokens) if fresh else NOTHING
                 begin = job.ask.start or start(self.model)
                 self._reading.append(Reading(job, begin, plan, self._split, self.model.config.memory.block_size))
-            except Exception:  # no memory for a row, say
+            except Exception:  # for example, out of device memory
                 self._free(job, job.ask.samples)
                 self._cancel_with(job, "there is no room for another row; start with fewer --max-rows")
                 raise
 
     def _read(self, reading: Reading) -> None:
-        """Up to a window of one prompt; others take turns with it. Raises `_Lost`, and nothing else has changed."""
+        """Prefills up to one window of a prompt; after its last window, its rows join the batch.
+
+        Raises:
+          _Lost: the prompt cannot be read; other jobs are unaffected.
+        """
         job = reading.job
         try:
             self.read_tokens += reading.window(self.cache)
@@ -219,7 +224,7 @@ class Engine:
         self._end(row)
 
     def _cancel_with(self, job: Job, message: str) -> None:
-        job.cancelled = True  # its rows go before the next call
+        job.cancelled = True  # its rows are freed before the next call
         job.tell(Failed(message))
 
     def _end(self, row: Row) -> None:
@@ -249,7 +254,7 @@ class Engine:
 
 
 class _Lost(Exception):
-    """One prompt could not be read; others can."""
+    """A prompt cannot be read; other jobs are unaffected."""
 
 
 def _failure(error: Exception) -> str:
@@ -257,6 +262,6 @@ def _failure(error: Exception) -> str:
 
 
 def bytes_of_row(model: Transformer) -> int:
-    """What the memory of one row takes."""
+    """Returns the size of the memory of one row, in bytes."""
     shapes = jax.eval_shape(lambda: model.streaming_state(1))
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes))

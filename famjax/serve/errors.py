@@ -4,14 +4,14 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """The error that a client gets instead of an answer.
+    """An error that is sent to the client instead of an answer.
 
     Args:
-      status: of HTTP.
+      status: HTTP status.
       message: what is wrong and what to do.
-      param: the field that is wrong.
-      code: a word for programs.
-      retry_after: seconds after which the same request may be taken.
+      param: name of the invalid field, if it is a field.
+      code: machine-readable error code.
+      retry_after: seconds after which the client may repeat the request (the header Retry-After).
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """As the API writes it."""
+        """The API's error object, as the JSON body of a response."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, kind)
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}

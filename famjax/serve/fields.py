@@ -1,4 +1,4 @@
-"""The fields of a request, checked. What is not supported is refused by its name, unless its value asks for nothing."""
+"""Parses and checks the fields of a request. An unsupported field is refused by name unless its value has no effect."""
 
 import dataclasses
 import os
@@ -12,10 +12,10 @@ from famjax.serve.errors import ApiError
 COMPLETION_TOKENS = 16  # the API's default for completions
 MOST_PROMPTS, MOST_STOPS, MOST_TOP, MOST_COMPLETION_TOP = 1024, 16, 20, 5
 _LARGEST = 2**31 - 1
-# Numbers beyond these are none in float32.
+# Allowed absolute values of numbers that are not 0, well within the range of float32.
 _FLOATS = (1e-30, 1e30)
 
-# Fields of the API that are not supported, and the values of them that change nothing. null never does.
+# Unsupported fields of the API, and the values that are accepted because they have no effect. null is always accepted.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "best_of": (1,), "logit_bias": ({},), "suffix": ("",),
     "tools": ([],), "tool_choice": ("none", "auto"), "response_format": ({"type": "text"},), "functions": ([],),
@@ -23,7 +23,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,), "function_call": ("none", "auto"), "audio": (), "prediction": (), "reasoning_effort": ("none",),
     "verbosity": ("medium",), "web_search_options": (), "prompt_cache_retention": (), "moderation": (),
 }  # fmt: skip
-# Labels of a request, for the provider's own books. They change nothing of the answer, and are not kept.
+# Fields that label a request for the provider's records. They are accepted, have no effect, and are not stored.
 _LABELS = ("user", "safety_identifier", "prompt_cache_key", "metadata")
 _SHARED = (
     "model", "n", "stop", "seed", "temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "stream",
@@ -33,19 +33,21 @@ _SHARED = (
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a request asks for.
+    """A parsed request.
 
     Attributes:
-      prompts: texts or token ids, of completions; empty for a chat.
-      messages: `role` and `content` of each, of a chat.
-      n: samples of each prompt.
-      max_tokens: None is the server's default.
-      sampling, seed: how to draw; a request without a seed gets a random one.
+      model: name of the model; None if the request has none.
+      prompts: prompts of a completion request, texts or token ids; empty for a chat.
+      messages: `role` and `content` of each message of a chat; empty for completions.
+      n: number of samples per prompt.
+      max_tokens: maximum tokens per answer; None is the server's default.
+      sampling, seed: sampling settings; a request without a seed gets a random one.
       stops: stop texts.
-      echo: the prompt is part of the text.
-      top: number of alternatives to return with scores; None: no scores.
-      stream, include_usage: server-sent events, with a last one that has the usage.
-      session: the name of a memory.
+      echo: whether the returned text begins with the prompt.
+      top: number of alternatives to return with the scores of each token; None: no scores.
+      stream: whether the answer is sent as server-sent events.
+      include_usage: whether the last event has the usage.
+      session: name of the session to continue, or None.
     """
 
     model: str | None
@@ -64,7 +66,7 @@ class Asked:
 
 
 def completion(body: Any, vocab_size: int) -> Asked:
-    """A request for completions. Raises `ApiError` 400."""
+    """Parses the JSON body of a completion request. Raises `ApiError` 400 if a field is invalid."""
     fields = _object(body, (*_SHARED, "prompt", "echo"))
     top = _integer(fields, "logprobs", None, 0, MOST_COMPLETION_TOP)
     return _asked(
@@ -74,7 +76,7 @@ def completion(body: Any, vocab_size: int) -> Asked:
 
 
 def chat(body: Any) -> Asked:
-    """A request for the next message of a chat. Raises `ApiError` 400."""
+    """Parses the JSON body of a chat request. Raises `ApiError` 400 if a field is invalid."""
     fields = _object(body, (*_SHARED, "messages", "max_completion_tokens", "top_logprobs"))
     top = _integer(fields, "top_logprobs", None, 0, MOST_TOP)
     wanted = _flag(fields, "logprobs")
@@ -116,7 +118,7 @@ def _asked(fields: Mapping[str, Any], **own: Any) -> Asked:
 
 
 def _object(body: Any, supported: Sequence[str]) -> dict[str, Any]:
-    """The fields, without those that ask for nothing. Raises `ApiError` on one that is not supported."""
+    """Returns the supported fields that are not null. Raises `ApiError` if another field may have an effect."""
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
     for name, value in body.items():
@@ -128,7 +130,7 @@ def _object(body: Any, supported: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_neutral(name: str, value: Any) -> bool:
-    """Whether the value of a field asks for nothing. True is no 1, and False no 0."""
+    """Returns whether the value of an unsupported field has no effect. Here True does not equal 1, nor False 0."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in _NEUTRAL.get(name, ()))
 
 
@@ -180,7 +182,7 @@ def _stops(value: Any) -> list[str]:
 
 
 def _prompts(value: Any, vocab_size: int) -> list[str | list[int]]:
-    """A text, ids, or a list of such."""
+    """Returns the prompts of the field `prompt`: a text, a list of token ids, or a list of these."""
     if value is None:
         raise ApiError(400, "there is no prompt; give a text, token ids, or a list of such", param="prompt")
     is_ids = lambda x: isinstance(x, list) and bool(x) and all(type(token) is int for token in x)
@@ -202,7 +204,7 @@ def _messages(value: Any) -> list[dict[str, str]]:
 
 
 def _message(one: Any, place: str) -> dict[str, str]:
-    """`role` and `content`, where content may be given in parts of type text."""
+    """Returns `role` and `content` of a message, whose content may be a list of parts of type text."""
     if not isinstance(one, dict) or not isinstance(one.get("role"), str):
         raise ApiError(400, f"{place} must be an object with role and content", param=place)
     if extra := [name for name, x in one.items() if name not in ("role", "content") and x not in (None, [], "")]:
@@ -218,7 +220,8 @@ def _message(one: Any, place: str) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    """A value of a request in a message: one short line. What has parts may be deep or large, so it is only named."""
+    """Formats a value for an error message, as one short line. Of lists and objects, which may be large, only the size
+    is shown."""
     if isinstance(value, list | dict):
         return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)} fields"
     text = ascii(value[:60] if isinstance(value, str) else value)

@@ -1,4 +1,4 @@
-"""Bodies in, answers out: what every route needs of HTTP, and the checks before any of them."""
+"""HTTP for all routes: request bodies, responses and streams, and a middleware that checks and logs every request."""
 
 import asyncio
 import contextlib
@@ -20,18 +20,18 @@ from famjax.serve.settings import MIB, ServeConfig
 
 log = logging.getLogger("famjax.serve")
 
-# Of a client that left before its answer; nobody receives it.
+# Status in the log and the metrics if the client disconnects before its answer; no client receives it.
 CLIENT_GONE = 499
-# A client that is silent for longer while it sends a body has left, or keeps a place on purpose.
+# Maximum seconds between two pieces of a body. A client that is silent for longer is gone, or holds a slot on purpose.
 SILENT_SECONDS = 60.0
-# For the end of a stream, which a client that has ceased to read does not take.
+# Maximum seconds to send the end of a stream, since a client that no longer reads would block it.
 LAST_SECONDS = 5.0
-# Paths that need no key: they say nothing of the model's work.
+# Paths that need no API key, since they reveal nothing about requests.
 OPEN = ("/", "/health")
 
 
 def error_response(error: ApiError) -> Response:
-    """The API's error object."""
+    """Returns the response for an error: the API's error object, with its status and headers."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -39,8 +39,16 @@ def error_response(error: ApiError) -> Response:
 
 
 async def pieces_of(request: Request, seconds: float, most: float | None = None) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises `ApiError` if it is larger than `most` bytes, or the client is silent for `seconds`
-    or `SILENT_SECONDS`, whichever is less."""
+    """Yields the body in pieces as they arrive.
+
+    Args:
+      request: the request.
+      seconds: maximum time between two pieces; `SILENT_SECONDS` if that is less.
+      most: maximum size in bytes; None: no limit.
+
+    Raises:
+      ApiError: 413 if the body is too large, 408 if the client is silent for too long.
+    """
     seconds = min(seconds, SILENT_SECONDS)
     declared, size = request.headers.get("content-length", ""), 0
     if most is not None and declared.isascii() and declared.isdigit() and int(declared[:18]) > most:
@@ -67,18 +75,22 @@ def _too_large(most: float) -> ApiError:
 
 
 async def json_body(request: Request, config: ServeConfig) -> Any:
-    """The body as JSON. Raises `ApiError`."""
+    """Returns the body, parsed as JSON. Raises `ApiError`: 400 if it is invalid, else see `pieces_of`."""
     content = b"".join([piece async for piece in pieces_of(request, config.timeout, config.max_body_mib * MIB)])
     try:
         return checked(json_of(content, "the body"), "the body")
     except BadText as error:
         raise ApiError(400, str(error), code="bad_json") from error
-    except RecursionError as error:  # lists in lists, too deep for the check of their texts
+    except RecursionError as error:  # nested too deeply for `checked`, which is recursive
         raise ApiError(400, "the body: this JSON is nested too deeply", code="bad_json") from error
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Response], seconds: float) -> Response:
-    """The response of `work`, which is cancelled if the client leaves or the time is over."""
+    """Returns the response of `work`, or one with status 499 if the client disconnects first, which cancels `work`.
+
+    Raises:
+      ApiError: 504 if `work` takes more than `seconds`; it is cancelled.
+    """
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(request.receive))
     try:
         done, _ = await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -105,23 +117,28 @@ async def _cancelled(*tasks: "asyncio.Future[Any]") -> None:
 
 
 class EventStream(Response):
-    """Server-sent events; the iterator is closed when the client leaves, the time is over, or all is sent."""
+    """A stream of server-sent events, which ends with `[DONE]` or an error object.
+
+    Args:
+      chunks: JSON objects to send. The iterator is closed at its end, if the client disconnects, or after `seconds`.
+      seconds: maximum duration of the stream.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(self, chunks: AsyncIterator[dict[str, Any]], seconds: float):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._chunks, self._seconds = chunks, seconds
-        # The length of a stream is not known before its end.
+        # The length of a stream is not known in advance.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Sends the stream, as an ASGI application."""
         task, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_until_gone(receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
-                task.result()  # raises what has failed
+                task.result()  # raises the exception of the task, if there is one
         finally:
             await _cancelled(task, gone)
 
@@ -129,7 +146,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         body = lambda text, more=True: send({"type": "http.response.body", "body": text.encode(), "more_body": more})
         try:
-            # Closed before the last words: a client that does not read them must not keep its rows meanwhile.
+            # `chunks` is closed before the end is sent, so that a client that no longer reads does not hold its rows.
             async with contextlib.aclosing(self._chunks) as chunks, asyncio.timeout(self._seconds):  # type: ignore[type-var]
                 async for chunk in chunks:
                     await body(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
@@ -146,18 +163,23 @@ class EventStream(Response):
 
 
 class Guard:
-    """In front of all routes: who may ask, a line in the log and a count for each request, no traceback for clients.
+    """Middleware around all routes: checks access, logs and counts each request, and hides tracebacks from clients.
 
-    A page of another site, open in a browser on this machine, must not talk to a server on loopback: a request with
-    an `Origin` other than the server's own is refused, and so is one for a host name that is not the loopback's,
-    which somebody's DNS may have pointed here.
+    A page of another site that is open in a browser on this machine must not access a server on loopback. So requests
+    are refused if their `Origin` differs from the server's own, or if a server on loopback is addressed by another host
+    name, which may be DNS rebinding.
+
+    Args:
+      app: the application.
+      config: the server's settings.
+      metrics: counts of requests.
     """
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics):
         self._app, self._config, self._metrics = app, config, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handles one request, as an ASGI application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -184,7 +206,7 @@ class Guard:
             if not begun:
                 failure = ApiError(500, f"the server failed: {type(error).__name__}")
                 await error_response(failure)(scope, receive, noting)
-        # A path of a client reaches neither the log nor the counts, only the route that it has matched.
+        # The log and the metrics have the route that was matched, never the path that the client sent.
         route = getattr(scope.get("route"), "path", "unknown")
         seconds = time.monotonic() - begin
         method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE") else "other"
@@ -206,7 +228,7 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without a port."""
+    """Returns the host name of a Host header, without the port; empty if it is invalid."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

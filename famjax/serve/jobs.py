@@ -1,4 +1,4 @@
-"""What a request asks of the engine, and what the engine reports while it works on it."""
+"""Jobs for the engine, and the events that it reports while it runs them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,29 +14,30 @@ from famjax.infer.settings import Sampling
 
 
 class Refused(Exception):
-    """The engine takes no more requests: its queue is full, or it stops."""
+    """The engine refuses a job, because it is stopping or (`Full`) the queue is full."""
 
 
 class Full(Refused):
-    """All rows and all places of the queue are taken; later there may be one."""
+    """The queue is full. A later attempt may succeed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """A prompt, and what is wanted after it.
+    """A prompt, and what to generate after it.
 
     Attributes:
-      tokens: int32 ids of the prompt; may be empty where `start` has a pending token.
-      start: one row, the text that the prompt continues; it is donated. None is no text.
-      max_tokens: made for each sample, at most; 0 only reads.
-      samples: texts for this prompt, sample 0, 1, ... of the seed.
-      sampling, seed: how to draw.
+      tokens: int32 ids of the prompt; may be empty if `start` has a pending token.
+      start: session of one row that the prompt continues; it is donated. None starts a new text.
+      max_tokens: maximum tokens to generate per sample; 0 only prefills the prompt.
+      samples: number of answers; they have the sample indices 0, 1, ...
+      sampling, seed: sampling settings.
       stops: token sequences that end a row, see `decode.generate`.
-      stream: the last tokens before an answer -> what makes text of its tokens, and finds stop texts.
-      by_token: rows make one token a call, so that the memory does not run ahead of a stop text.
+      stream: maps the last tokens before an answer to its incremental decoder, which also finds stop texts; may be None
+        if `max_tokens` is 0.
+      by_token: whether each call generates one token per row, so that the memory never extends beyond a stop text.
       top: number of alternatives to return with the scores of generated tokens; None: no scores.
-      score_prompt: scores of the prompt's tokens are wanted too.
-      keep: the session after the (only) answer is wanted.
+      score_prompt: whether to score the prompt's tokens too.
+      keep: whether to return the session after the answer; for one sample only.
     """
 
     tokens: np.ndarray
@@ -55,11 +56,11 @@ class Ask:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """The prompt has been read.
+    """The prompt has been prefilled.
 
     Attributes:
-      cached: tokens of it whose memory was at hand.
-      scores: arrays [n, ...] of its last n tokens; where nothing was before it, the first token has no score.
+      cached: number of its tokens that the prefix cache covered.
+      scores: scores [n, ...] of its last n tokens, or None. The first token of a text has no score.
     """
 
     cached: int
@@ -68,14 +69,14 @@ class Read:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """Some tokens of a sample.
+    """New tokens of a sample.
 
     Attributes:
-      sample: which.
-      text: what is certain of it by now.
-      tokens: int32 ids, a stop included.
-      scores: arrays [n, ...] of these, if they were asked for.
-      ended: "stop" or "length" with the last tokens; else empty.
+      sample: sample index.
+      text: the new text that later tokens cannot change.
+      tokens: int32 ids [n], including a stop.
+      scores: scores [n, ...] of these tokens, or None if the job wants none.
+      ended: `stop` or `length` with the last tokens; else empty.
     """
 
     sample: int
@@ -87,14 +88,14 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """All is made. `session`: one row, if it was to be kept."""
+    """The job has finished. `session` has one row; None unless `Ask.keep`."""
 
     session: Session | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """The job has ended without its answer. `stopping`: because the server stops."""
+    """The job has failed. `stopping`: whether the reason is that the server stops."""
 
     message: str
     stopping: bool = False
@@ -104,14 +105,18 @@ Event: TypeAlias = Read | Generated | Done | Failed
 
 
 class Job:
-    """An `Ask` on its way.
+    """An `Ask` that is waiting or running.
 
     Args:
-      ask: what is wanted.
-      tell: is called in the engine's thread with each event, the last of which is `Done` or `Failed`.
+      ask: the prompt and settings.
+      tell: called in the engine's thread with each event. Unless the job is cancelled, the last is `Done` or `Failed`.
+
+    Attributes:
+      cancelled: whether the engine drops the job before its next device call.
+      left: number of samples that have not ended.
     """
 
     def __init__(self, ask: Ask, tell: Callable[[Event], None]):
         self.ask, self.tell = ask, tell
         self.cancelled = False
-        self.left = ask.samples  # samples that have not ended
+        self.left = ask.samples

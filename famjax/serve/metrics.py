@@ -1,33 +1,38 @@
-"""Counts and times of the server, in the text format of Prometheus."""
+"""Metrics of the server: counters and histograms, in the text format of Prometheus."""
 
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
-# By name: what it is, and its value.
+# Maps names of metrics to (help text, value).
 Values: TypeAlias = Mapping[str, tuple[str, float]]
 
-# Upper bounds of seconds, of the histograms.
+# Upper bounds of the histograms' buckets, in seconds.
 BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Histogram:
-    """How many observations lie below each of `BOUNDS`."""
+    """A cumulative histogram of seconds.
+
+    Attributes:
+      below: for each of `BOUNDS`, the number of observations that are at most that.
+      count, sum: number and sum of all observations.
+    """
 
     def __init__(self) -> None:
         self.below = [0] * len(BOUNDS)
         self.count, self.sum = 0, 0.0
 
     def observe(self, seconds: float) -> None:
-        """Counts one."""
+        """Adds an observation."""
         self.count, self.sum = self.count + 1, self.sum + seconds
         for i, bound in enumerate(BOUNDS):
             self.below[i] += seconds <= bound
 
 
 class Metrics:
-    """What the app counts itself; the engine's counts are handed to `text`."""
+    """Metrics of requests. The engine has counters of its own, which are given to `text`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,19 +40,19 @@ class Metrics:
         self._first_token, self._whole = Histogram(), Histogram()
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """A request has been answered. `route` is one of the app's own, never text of the client."""
+        """Counts a request that took `seconds`. `route` must be one of the app's routes, never text from the client."""
         with self._lock:
             self._requests[route, status] += 1
             if route in ("/v1/completions", "/v1/chat/completions") and status == 200:
                 self._whole.observe(seconds)
 
     def first_token(self, seconds: float) -> None:
-        """An answer has begun, so long after its request came."""
+        """Records the seconds from a request to its first token."""
         with self._lock:
             self._first_token.observe(seconds)
 
     def text(self, counters: Values, gauges: Values) -> str:
-        """All of it: own counts, and those by name: (what it is, value)."""
+        """Returns all metrics in the text format: those of requests, and the given counters and gauges."""
         lines: list[str] = []
         with self._lock:
             lines += _head("requests_total", "counter", "Requests answered, by route and status.")

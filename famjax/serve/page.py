@@ -1,9 +1,9 @@
-"""The page at `/`: a chat with a picked session, a picture of its memory, and the list of all sessions. One file, which
-asks this server alone.
+"""The page at `/`: a chat with the selected session, a chart of its memory, and the list of all sessions. It is one
+file, and sends requests only to this server.
 
-Text of models and users is put into the page as text, never as HTML. The name of the session is in the address, after
-`#`, so that a reload continues it. The page does not keep what was said: a session remembers it, as memory. On a server
-without sessions the page sends the whole conversation with every message instead.
+Text from models and users is inserted as text, never as HTML. The session's name is in the URL after `#`, so a reload
+continues it. With sessions, the page stores no conversation, since the session's memory has it. On a server without
+sessions, the page sends the whole conversation with every message instead.
 """
 
 PAGE = r"""<!doctype html>

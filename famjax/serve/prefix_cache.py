@@ -1,11 +1,11 @@
-"""Memories of texts that requests begin with, so that what they share is read once.
+"""A cache of memories of prompt prefixes, so that prefixes shared by requests are prefilled once.
 
-A memory is kept at edges of blocks, where reading on from it computes exactly what reading the whole text computes.
-Two edges of a prompt are kept: the last one, from which the next turn of a conversation continues, and the last one
-that it shares with an earlier prompt, from which other questions about the same text continue. The least recently
-used goes first.
+Memories are cached at block boundaries ("edges"), from which prefill computes exactly what prefill of the whole text
+computes. Two edges of a prompt are cached: its last one, from which the next turn of a conversation continues, and the
+last one that it shares with an earlier prompt, from which other questions about the same text continue. The least
+recently used memory is evicted first.
 
-Edges are named by a hash (SHA-256) of all tokens before them.
+The name of an edge is the hash (SHA-256) of all tokens before it.
 """
 
 import hashlib
@@ -19,17 +19,17 @@ import numpy as np
 
 from famjax.attention.memory import MemoryState
 
-# Edges of earlier prompts whose hashes are remembered, so that a common beginning is found: 8 MB.
+# Number of edges of earlier prompts whose hashes are stored, to find shared prefixes; about 8 MB.
 SEEN = 2**16
 
 
 class Plan(NamedTuple):
-    """How a prompt is read.
+    """How to prefill a prompt.
 
     Attributes:
-      begin: tokens whose memory is at hand.
-      memory: that memory, a copy; None where `begin` is 0.
-      keep: edges, {tokens before it: name}, whose memory is to be kept when they are reached.
+      begin: number of tokens of the longest cached prefix.
+      memory: a copy of its memory; None if `begin` is 0.
+      keep: {number of tokens before the edge: name} of the edges whose memory is to be cached.
     """
 
     begin: int
@@ -41,16 +41,16 @@ NOTHING = Plan(0, None, {})
 
 
 class PrefixCache:
-    """A bounded number of bytes of memories.
+    """A prefix cache of bounded size.
 
     Args:
-      most_bytes: of all memories; 0 keeps none.
-      block_size: tokens of a block.
+      most_bytes: maximum size of all memories; 0 disables the cache.
+      block_size: tokens per block.
 
     Attributes:
-      hits, misses: prompts of a block or more that began with a kept memory, and that did not.
-      tokens: tokens whose memory was at hand.
-      bytes: of all memories now.
+      hits, misses: number of prompts longer than a block that began with a cached prefix, or did not.
+      tokens: total number of prompt tokens that were cached.
+      bytes: current size of all memories.
     """
 
     def __init__(self, most_bytes: int, block_size: int):
@@ -60,7 +60,11 @@ class PrefixCache:
         self.hits = self.misses = self.tokens = self.bytes = 0
 
     def plan(self, tokens: np.ndarray) -> Plan:
-        """The longest beginning of a fresh text that is at hand, and what to keep while the rest is read."""
+        """Returns the longest cached prefix of a text, and the edges to cache while the rest is prefilled.
+
+        Args:
+          tokens: int ids of the whole text, which must not continue another one.
+        """
         if not self._most:
             return NOTHING
         edges = list(self._edges(tokens))
@@ -84,7 +88,7 @@ class PrefixCache:
         return Plan(begin, memory, keep)
 
     def put(self, name: bytes, memory: MemoryState) -> None:
-        """Keeps a copy of the memory of one row at an edge."""
+        """Caches a copy of the memory of one row at the edge `name`, and evicts others if necessary."""
         size = size_of(memory)
         if size > self._most or name in self._kept:
             return
@@ -95,7 +99,8 @@ class PrefixCache:
         self.bytes += size
 
     def _edges(self, tokens: np.ndarray) -> Iterator[tuple[int, bytes]]:
-        """(tokens before it, name) of each edge. The last token of a text is never read, so no edge is at its end."""
+        """Yields (number of tokens before it, name) of each edge. There is no edge at the end of a prompt, since its
+        last token stays pending."""
         text, digest, S = np.asarray(tokens, "<i4"), hashlib.sha256(), self._block_size
         for at in range(S, len(text), S):
             digest.update(text[at - S : at].tobytes())
@@ -103,5 +108,5 @@ class PrefixCache:
 
 
 def size_of(memory: MemoryState) -> int:
-    """Bytes of a memory's arrays."""
+    """Returns the size of a memory, in bytes."""
     return sum(x.nbytes for x in jax.tree.leaves(memory))

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for clients that may be slow on purpose: the headers of a request must come within a limit."""
+"""HTTP/1.1 with a time limit on request headers, against clients that are slow on purpose."""
 
 import asyncio
 from typing import Any
@@ -6,15 +6,16 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# Seconds for the headers of a request, from the connection's first moment, or from the first byte of its next request.
+# Maximum seconds to receive the headers of a request, from the start of the connection; for later requests of the same
+# connection, from the first byte.
 HEADER_SECONDS = 30.0
 
 
 class Impatient(H11Protocol):
-    """uvicorn's protocol, which alone waits for ever for a client that sends one header and nothing more.
+    """uvicorn's protocol with a time limit on request headers; uvicorn alone waits forever for the rest of them.
 
-    A connection that is silent between two requests is uvicorn's to close (`timeout_keep_alive`); a body's silence and
-    an answer's time are bounded where bodies are read and answers made.
+    uvicorn closes connections that are idle between two requests (`timeout_keep_alive`). `http.py` limits the time
+    between pieces of a body and the duration of an answer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -22,12 +23,12 @@ class Impatient(H11Protocol):
         self._limit: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """As asyncio has it."""
+        """Starts the time limit; called by asyncio."""
         super().connection_made(transport)
         self._begin_to_wait()
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio has it."""
+        """Passes data to uvicorn, and ends the time limit if the headers are complete; called by asyncio."""
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._begin_to_wait()
@@ -35,7 +36,7 @@ class Impatient(H11Protocol):
             self._cease_to_wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio has it."""
+        """Ends the time limit; called by asyncio."""
         self._cease_to_wait()
         super().connection_lost(exc)
 

@@ -1,7 +1,7 @@
-"""A prompt on its way into a memory: some blocks a call, in pieces that depend on the text alone.
+"""Prefills one prompt, one window of up to `BLOCKS_PER_CALL` blocks per device call.
 
-Whole blocks are read first, up to the last edge, then what is left. So reading on from an edge, with a memory of the
-prefix cache, computes what reading from the beginning computes.
+Whole blocks are read first, up to the last block boundary ("edge"), then the rest. So prefill from an edge, with a
+memory of the prefix cache, computes exactly what prefill from the beginning computes.
 """
 
 from typing import Any
@@ -18,21 +18,24 @@ from famjax.serve.prefix_cache import Plan, PrefixCache
 
 
 def widths(block_size: int) -> list[int]:
-    """Returns the numbers of tokens for which there is a program that reads a window. What is left after whole blocks
-    has two small ones, so that it is not padded to a block."""
+    """Returns the window sizes, in tokens, for which programs are compiled. Two of them are smaller than a block, so
+    that the rest after whole blocks is not padded to a block."""
     sizes = {block_size // 8, block_size // 2, block_size, BLOCKS_PER_CALL * block_size}
     return sorted(sizes - {0})
 
 
 class Reading:
-    """A job's prompt.
+    """The prefill of a job's prompt.
 
     Args:
-      job: its `start` is donated.
-      begin: where the text stands: `start`, or a session that has read nothing.
-      plan: what is at hand of a fresh text, and what to keep of it.
-      model: the model, split: its graph and weights.
-      block_size: tokens of a block.
+      job: the job.
+      begin: session of one row before the prompt: the job's `start`, or an empty one. It is donated.
+      plan: the prompt's cached prefix, and the edges to cache.
+      model: (graphdef, parameters) of the model, from `nnx.split`.
+      block_size: tokens per block.
+
+    Attributes:
+      handed_on: whether the job has finished or its rows have joined the batch.
     """
 
     def __init__(self, job: Job, begin: Session, plan: Plan, model: tuple[Any, Any], block_size: int):
@@ -41,23 +44,23 @@ class Reading:
         self._block_size = block_size
         before = np.asarray(begin.recent[0])
         pending = before[-1:] if before[-1] >= 0 else before[:0]
-        # What is read now, and the last token, which stays pending.
+        # The tokens to read, followed by the last token, which stays pending.
         self._text = np.concatenate([pending, job.ask.tokens]).astype(np.int32)
         self._recent = np.concatenate([before, job.ask.tokens[-RECENT:]])[-RECENT:].astype(np.int32)
         self._memory = begin.memory if plan.memory is None else plan.memory
         self._position = int(self._memory.position[0])
-        self._at = plan.begin  # tokens of `_text` that have been read
+        self._at = plan.begin  # number of tokens of `_text` that have been read
         self._top = program_top(job.ask.top or 0) if job.ask.score_prompt else None
         self._scores: list[Scored] = []
-        self.handed_on = False  # its session continues in the batch
+        self.handed_on = False
 
     @property
     def finished(self) -> bool:
-        """All but the pending token has been read."""
+        """Whether all tokens but the pending one have been read."""
         return self._at >= len(self._text) - 1
 
     def window(self, cache: PrefixCache) -> int:
-        """Reads up to a window; what the plan says is put into the cache. Returns the number of tokens."""
+        """Reads up to one window, and caches the memory after it if the plan says so. Returns the number of tokens."""
         take = self._take()
         if take:
             width = next(width for width in widths(self._block_size) if width >= take)
@@ -77,8 +80,8 @@ class Reading:
         return take
 
     def _take(self) -> int:
-        """Tokens of the next window: to the next edge that is kept, of whole blocks while there are any. What is left
-        is read in two windows if it is a little more than half a block."""
+        """Returns the number of tokens of the next window. It ends at the next edge to cache or earlier, and at a block
+        boundary while whole blocks are left. A rest of slightly more than half a block is read in two windows."""
         S, left = self._block_size, len(self._text) - 1 - self._at
         to_last_edge = (self._position + left) // S * S - self._position
         if to_last_edge <= 0:
@@ -88,11 +91,11 @@ class Reading:
         return max(min(to_window, to_kept, to_last_edge), 0)
 
     def session(self) -> Session:
-        """The session after the prompt. Its memory is given to the caller."""
+        """Returns the session of one row after the prompt, if `finished`. Its memory is not copied."""
         return Session(self._memory, self._recent[None])
 
     def scores(self) -> Scored | None:
-        """Of the prompt's tokens, see `jobs.Read`."""
+        """Returns the scores of the prompt's tokens, see `jobs.Read.scores`."""
         if self._top is None:
             return None
         if not self._scores:

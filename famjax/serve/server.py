@@ -1,4 +1,4 @@
-"""A server that runs: the socket, the thread of its event loop, and how it stops."""
+"""Runs and stops a server: its socket, and the thread of its event loop."""
 
 import asyncio
 import contextlib
@@ -19,42 +19,45 @@ from famjax.storage import lock
 
 log = logging.getLogger("famjax.serve")
 
-# Seconds that answers get to reach their clients after the engine has ended them.
+# Maximum seconds to send answers to their clients after the engine has stopped.
 LAST_SECONDS = 5
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket, taken before the model is loaded. Raises `ConfigError` if the address cannot be had."""
+    """Returns a listening socket. Raises `ConfigError` if the address cannot be used."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind, protocol)
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
-        taken.listen(2048)  # so that a port in use is found now; clients wait until the model is loaded
+        taken.listen(2048)  # so a port in use is reported before the model is loaded; clients wait
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port}: {error.strerror}; choose another, or --port 0") from error
     return taken
 
 
 class Server:
-    """A model behind a socket.
+    """A server of one model. The event loop and the engine each run in a thread of their own.
 
     Args:
       model: the model.
-      model_dir: for its tokenizer and chat template.
-      config: settings, validated.
-      taken: the socket; None takes one of `config`.
+      model_dir: the model directory, for the tokenizer and the chat template.
+      config: validated settings.
+      taken: a listening socket; None opens one for `config.host` and `config.port`.
 
     Attributes:
-      url: where it answers.
+      url: base URL of the server.
       service: engine, sessions and settings.
+
+    Raises:
+      ConfigError: the socket cannot be opened, or the directory has no tokenizer that fits the model.
     """
 
     def __init__(self, model: Transformer, model_dir: str, config: ServeConfig, taken: socket.socket | None = None):
         self._config = config
         self._socket = taken or listen(config.host, config.port)
         self.service = Service(model, model_dir, config)
-        # h11 and asyncio's own loop whatever else is installed: one implementation to test.
+        # Always h11 and asyncio's event loop, even if others are installed, so that only these need tests.
         settings = uvicorn.Config(
             build(self.service), http=Impatient, loop="asyncio", ws="none", lifespan="off", log_config=None,
             access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=30,
@@ -65,36 +68,36 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Of the server, without a path."""
+        """Base URL of the server, without a path."""
         port = self._socket.getsockname()[1]
         host = self._config.host
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def start(self) -> None:
-        """Begins to answer; returns at once."""
+        """Starts the event loop and the engine, and returns."""
         self.begin_to_listen()
         self.begin_to_answer()
 
     def begin_to_listen(self) -> None:
-        """Takes requests, which wait for `begin_to_answer`; until then `/health` says so."""
+        """Starts the event loop. Requests wait for `begin_to_answer`; until then `/health` answers 503."""
         self._thread.start()
 
     def begin_to_answer(self) -> None:
-        """Works on requests."""
+        """Starts the engine, which works on requests."""
         self.service.ready = True
         self.service.engine.start()
 
     @property
     def alive(self) -> bool:
-        """The event loop runs."""
+        """Whether the event loop runs."""
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Lets requests at work finish within the grace, ends the rest with an error, and returns."""
+        """Waits up to `config.grace` seconds for running requests, fails the rest, and stops the event loop."""
         self.service.engine.drain(self._config.grace)
         self.service.engine.stop()
         self._uvicorn.should_exit = True
-        self._thread.join(timeout=self._config.grace + LAST_SECONDS + 5)  # sessions are being written
+        self._thread.join(timeout=self._config.grace + LAST_SECONDS + 5)  # sessions may still be written
         self.service.uploads.shutdown(wait=False, cancel_futures=True)
 
     def _serve(self) -> None:
@@ -105,7 +108,11 @@ class Server:
 def running(
     model: Transformer, model_dir: str, config: ServeConfig, taken: socket.socket | None = None
 ) -> Iterator[Server]:  # fmt: skip
-    """A server that answers inside. Raises `ConfigError` if another one uses the folder of sessions."""
+    """Runs a server inside the `with` block.
+
+    Raises:
+      ConfigError: see `locked` and `Server`.
+    """
     with locked(config):
         server = Server(model, model_dir, config, taken)
         server.start()
@@ -117,7 +124,11 @@ def running(
 
 @contextlib.contextmanager
 def locked(config: ServeConfig) -> Iterator[None]:
-    """Holds the folder of sessions, so that two servers do not write the same files."""
+    """Locks the folder of sessions inside the `with` block, so that two servers do not write the same files.
+
+    Raises:
+      ConfigError: another server holds the lock, or the folder cannot be written.
+    """
     if config.sessions is None:
         yield
         return

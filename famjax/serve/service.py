@@ -1,4 +1,4 @@
-"""A model that is served: its engine, its tokens, its sessions; and one request's work on them."""
+"""The service behind the routes: engine, tokenizer and sessions of a model, and the work of one request on them."""
 
 import asyncio
 import contextlib
@@ -23,21 +23,31 @@ from famjax.serve.metrics import Metrics
 from famjax.serve.settings import MIB, ServeConfig
 from famjax.serve.store import Store
 
-# Tokens of an uploaded text are passed to the engine in pieces of this size.
+# Minimum tokens of an uploaded text per job, except for its last one.
 UPLOAD_TOKENS = 2**14
 
 
 class Service:
-    """What the routes of the app work with.
+    """The state that all routes share.
 
     Args:
       model: the model.
-      model_dir: for its tokenizer and chat template.
+      model_dir: the model directory, for the tokenizer and the chat template.
       config: the server's settings.
 
     Attributes:
-      ready: requests are worked on; until then they wait.
-      uploads_running: texts that are being uploaded.
+      config: the server's settings.
+      metrics: metrics of requests.
+      ready: whether the engine works on requests; until then they wait.
+      vocab_size: number of tokens of the model.
+      codec, chat_codec: the tokenizer for plain texts and for chats, which may have other end-of-text tokens.
+      engine: the engine.
+      store: the sessions; None without a folder for them.
+      uploads: threads for uploads.
+      uploads_running: number of texts that are being uploaded.
+
+    Raises:
+      ConfigError: the directory has no tokenizer that fits the model.
     """
 
     def __init__(self, model: Transformer, model_dir: str, config: ServeConfig):
@@ -45,7 +55,7 @@ class Service:
         self.ready = False
         self.vocab_size = model.config.vocab_size
         self.codec = Codec(model_dir, self.vocab_size)
-        # What ends a turn of a chat does not end other texts, so a chat has tokens' ends of its own.
+        # A second codec, since `Turns` adds the token that ends a turn to its `ends`, which does not end plain texts.
         self.chat_codec = Codec(model_dir, self.vocab_size)
         self._turns: Turns | ConfigError
         try:
@@ -55,20 +65,20 @@ class Service:
         cache_bytes = int(config.prefix_cache_mib * MIB)
         self.engine = Engine(model, config.max_rows, config.max_waiting, cache_bytes)
         self.store = Store(config.sessions, model) if config.sessions else None
-        # Threads that wait for a client and for the engine while a text is uploaded: as many as there may be memories.
+        # A thread per upload, which waits for the client and the engine. `uploading` limits uploads to the same number.
         self.uploads = ThreadPoolExecutor(max_workers=config.max_rows, thread_name_prefix="upload")
         self.uploads_running = 0
 
-    # --- what a request means ---------------------------------------------------------------------
+    # --- interpreting requests --------------------------------------------------------------------
 
     def sessions(self) -> Store:
-        """The store. Raises `ApiError` 400 if the server keeps none."""
+        """Returns the store. Raises `ApiError` 400 if the server has no folder for sessions."""
         if self.store is None:
             raise ApiError(400, "this server keeps no sessions; start it with --sessions DIR", param="session")
         return self.store
 
     def check(self, asked: Asked) -> None:
-        """Raises `ApiError` on what no session and no queue has to be asked for."""
+        """Raises `ApiError` (400, 404) if a request can be refused without reading its session or the queue."""
         if asked.model not in (None, self.config.name):
             raise ApiError(
                 404, f"there is no model {ascii(asked.model)[:80]}; this server has {self.config.name!r}",
@@ -82,7 +92,15 @@ class Service:
                 raise ApiError(400, "a session has one text: give one prompt, and n 1", param="session")
 
     def prompts(self, asked: Asked, start: Session | None) -> list[np.ndarray]:
-        """Token ids of each prompt. Raises `ApiError` 400 on one that cannot be read."""
+        """Returns the int32 token ids of each prompt; a chat is one prompt.
+
+        Args:
+          asked: the request.
+          start: the session that the prompt continues, or None.
+
+        Raises:
+          ApiError: 400 if a prompt is empty, or the chat template or the session does not accept the messages.
+        """
         if asked.messages:
             return [self._conversation(asked.messages, start)]
         encode = lambda text: self.codec.encode(text, fresh=start is None)
@@ -106,20 +124,20 @@ class Service:
             raise ApiError(400, str(error), param="messages") from error
 
     def stops(self, asked: Asked) -> list[str]:
-        """Stop texts: those of the request, and of a chat without a template the beginning of the next turn."""
+        """Returns the request's stop texts and, for a chat without a template, the beginning of a user turn."""
         own = self._turns.stops if asked.messages and isinstance(self._turns, Turns) else []
         return [*asked.stops, *own]
 
     def codec_for(self, asked: Asked) -> Codec:
-        """That of chats or of plain texts."""
+        """Returns the codec for chats or for plain texts."""
         return self.chat_codec if asked.messages else self.codec
 
     def max_tokens(self, asked: Asked) -> int:
-        """Of an answer, at most."""
+        """Returns the maximum number of tokens per answer."""
         return self.config.max_tokens if asked.max_tokens is None else asked.max_tokens
 
     def ask(self, asked: Asked, tokens: np.ndarray, start: Session | None) -> Ask:
-        """What the engine is asked for a prompt."""
+        """Returns the job for one prompt, for `Engine.submit`. `start` is the session to continue, or None."""
         codec, stops = self.codec_for(asked), self.stops(asked)
         return Ask(
             tokens=tokens, start=start, max_tokens=self.max_tokens(asked), samples=asked.n, sampling=asked.sampling,
@@ -128,25 +146,33 @@ class Service:
             score_prompt=asked.echo and asked.top is not None, keep=asked.session is not None,
         )  # fmt: skip
 
-    # --- texts that are only read -----------------------------------------------------------------
+    # --- uploads ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def uploading(self) -> Iterator[None]:
-        """Inside, a text is uploaded. Raises `ApiError` 429 if `max_rows` others are: each holds a row's memory, and a
-        client may send slowly."""
+        """Counts an upload for the duration of the `with` block.
+
+        Raises:
+          ApiError: 429 if `max_rows` uploads are running; each holds the memory of a row, and clients may be slow.
+        """
         if self.uploads_running == self.config.max_rows:
             raise refusal(Full(f"{self.config.max_rows} texts are being uploaded"))
-        self.uploads_running += 1  # in the event loop's thread alone
+        self.uploads_running += 1  # needs no lock: changed only in the event loop's thread
         try:
             yield
         finally:
             self.uploads_running -= 1
 
     def read(self, pieces: Iterable[bytes], start: Session | None) -> Session:
-        """The session after a text that comes in pieces. Blocks, so call it in a thread of its own.
+        """Returns the session after a text that arrives in pieces. It blocks, so it must not run in the event loop.
+
+        Args:
+          pieces: UTF-8 bytes, which may end within a character.
+          start: the session that the text continues; it is donated. None starts a new text.
 
         Raises:
-          ApiError: the engine stops, or the text is empty.
+          ApiError: 400 if a new text is empty, 429 if the queue is full, 500 if the text cannot be read, 503 if the
+            engine is stopping.
         """
         for number, ids in enumerate(_gathered(self.codec.chunks(pieces, fresh=start is None))):
             ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -165,7 +191,7 @@ class Service:
 
 
 def _gathered(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Chunks of tokens, joined to at least `UPLOAD_TOKENS`, but for the last."""
+    """Yields the chunks, joined to at least `UPLOAD_TOKENS` tokens each, except for the last."""
     waiting: list[np.ndarray] = []
     for chunk in chunks:
         if len(chunk):
@@ -178,14 +204,14 @@ def _gathered(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def refusal(error: Refused) -> ApiError:
-    """The error for a request that the engine refuses."""
+    """Returns the error for a job that the engine refuses: 429 if the queue is full, 503 if the engine is stopping."""
     if isinstance(error, Full):
         return ApiError(429, f"the server is busy: {error}; try again", code="busy", retry_after=1)
     return ApiError(503, str(error), code="stopping", retry_after=10)
 
 
 class Work:
-    """One request: its jobs, and the session that it holds while it works.
+    """One request: its jobs in the engine, and the session that it locks until `end`.
 
     Args:
       service: the service.
@@ -203,7 +229,11 @@ class Work:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
     async def begin(self) -> None:
-        """Takes the session, if one is named, and hands the prompts to the engine. Raises `ApiError`."""
+        """Locks and loads the session, if the request names one, and submits a job per prompt.
+
+        Raises:
+          ApiError: the request is invalid or refused. Call `end` in any case.
+        """
         service, asked = self.service, self.asked
         service.check(asked)
         start = None
@@ -222,13 +252,17 @@ class Work:
 
     def _teller(self, loop: asyncio.AbstractEventLoop, number: int) -> Callable[[Event], None]:
         def tell(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so no one waits for the event
                 loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
 
         return tell
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """(number of the prompt, event) until all is made and the session is written. Raises `ApiError`."""
+        """Yields (number of the prompt, event) until all jobs are done. The session is written before the last event.
+
+        Raises:
+          ApiError: 500 if a job fails, 503 if the server stops.
+        """
         left = len(self._jobs)
         while left:
             number, event = await self._events.get()
@@ -241,14 +275,14 @@ class Work:
             yield number, event
 
     def end(self) -> None:
-        """Frees rows and the session, whatever has happened."""
+        """Cancels the jobs and unlocks the session, whatever has happened before."""
         for job in self._jobs:
             self.service.engine.cancel(job)
         self._held.close()
 
 
 async def finished(function: Callable[..., None], *args: Any) -> None:
-    """Runs a function in a thread and waits for its end, even if the caller is cancelled meanwhile."""
+    """Runs a function in a thread and waits until it has returned, even if the caller is cancelled meanwhile."""
     task = asyncio.ensure_future(asyncio.to_thread(function, *args))
     try:
         await asyncio.shield(task)
@@ -258,14 +292,14 @@ async def finished(function: Callable[..., None], *args: Any) -> None:
 
 
 class Pipe:
-    """Pieces of a body that comes in the event loop, for a thread that reads them."""
+    """Passes the pieces of a body from the event loop to a thread, which iterates over the pipe."""
 
     def __init__(self) -> None:
         self._pieces: queue.Queue[bytes | BaseException | None] = queue.Queue(maxsize=4)
         self._closed = threading.Event()
 
     async def put(self, piece: bytes | BaseException | None) -> None:
-        """Waits while the reader is behind. None ends the text; an exception is raised in the reader."""
+        """Adds a piece, and waits while the pipe is full. None ends the text; an exception is raised by `__iter__`."""
         while not self._closed.is_set():
             try:
                 return self._pieces.put_nowait(piece)
@@ -279,15 +313,15 @@ class Pipe:
             yield piece
 
     def close(self) -> None:
-        """The reader has ended."""
+        """Closes the pipe when the reading thread has ended: further pieces are dropped."""
         self._closed.set()
 
     @property
     def closed(self) -> bool:
-        """Nobody reads any more."""
+        """Whether the reading thread has ended."""
         return self._closed.is_set()
 
 
 def shown(value: Any) -> str:
-    """Text of a client for a log line: printable ASCII, short, on one line."""
+    """Returns text from a client for a log line: printable ASCII on one line, at most 120 characters."""
     return ascii(str(value))[1:-1][:120]

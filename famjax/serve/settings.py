@@ -1,4 +1,4 @@
-"""How the server runs. Imports nothing heavy, so that mistakes are found before anything is loaded."""
+"""Settings of the server. Imports nothing heavy, so that mistakes are reported before anything is loaded."""
 
 import dataclasses
 import hashlib
@@ -17,17 +17,17 @@ class ServeConfig:
     """Settings of a server.
 
     Attributes:
-      name: of the model, as clients ask for it.
-      host, port: where it listens; port 0 takes a free one.
+      name: name of the model for clients.
+      host, port: address to listen on; port 0 chooses a free one.
       sessions: folder of the session files; None: requests cannot name a session.
-      max_rows: rows of all requests at work, at most; each has a memory of one size.
-      max_waiting: requests that wait for rows, at most; more are answered 429.
-      max_tokens: of an answer whose request does not say.
-      max_body_mib: of a JSON body.
-      timeout: seconds that a request may take.
-      grace: seconds that requests at work get to finish when the server stops.
-      prefix_cache_mib: of memories of common beginnings; 0 switches the cache off.
-      keys: SHA-256 of the keys that clients may have; empty: no key is needed.
+      max_rows: maximum number of rows of all running requests; the memory of a row has a fixed size.
+      max_waiting: maximum number of prompts that wait for rows; further requests get status 429.
+      max_tokens: maximum tokens per answer if the request sets no limit.
+      max_body_mib: maximum size of a JSON body, in MiB.
+      timeout: maximum seconds for an answer, from the end of its request, and between two pieces of a request's body.
+      grace: seconds for running requests to finish when the server stops.
+      prefix_cache_mib: maximum size of the prefix cache, in MiB; 0 disables it.
+      keys: SHA-256 of each valid API key; empty: no key is needed.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ServeConfig:
     keys: tuple[bytes, ...] = ()
 
     def validate(self) -> None:
-        """Raises `ConfigError` on the first setting that cannot work."""
+        """Raises `ConfigError` on the first invalid setting."""
         for name in ("max_rows", "max_waiting", "max_tokens"):
             at_least(_flag(name), getattr(self, name), 1)
         for name in ("grace", "prefix_cache_mib"):
@@ -59,17 +59,24 @@ class ServeConfig:
 
     @property
     def loopback(self) -> bool:
-        """Only this machine reaches the server."""
+        """Whether the server is reachable from this machine only."""
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
     def allows(self, key: str) -> bool:
-        """Whether a client's key is among `keys`, in a time that does not depend on how much of it is right."""
+        """Returns whether a client's key is valid. Keys are compared in constant time."""
         given = _hashed(key)
         return not self.keys or any([hmac.compare_digest(given, known) for known in self.keys])
 
 
 def read_keys(path: str | Path) -> tuple[bytes, ...]:
-    """Keys, one a line; empty lines and those that begin with # are left out. Raises `ConfigError` if there is none."""
+    """Returns the SHA-256 of each key in a file with one key per line.
+
+    Empty lines and lines that begin with # are ignored.
+
+    Raises:
+      ConfigError: the file has no key, or is not UTF-8.
+      OSError: the file cannot be opened.
+    """
     lines = [line.strip() for line in read_text(path).splitlines()]
     keys = tuple(_hashed(line) for line in lines if line and not line.startswith("#"))
     if not keys:

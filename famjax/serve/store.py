@@ -1,7 +1,7 @@
-"""Named memories: one session file each in a folder, one writer at a time.
+"""Named sessions: a folder with one session file each, which one request at a time may write.
 
-The file is the memory: what a request changed is written, whole or not at all, before its answer ends, so a server that
-is killed leaves the old file or the new one, and the next server takes it up.
+Sessions exist only as files. A request's changes are written atomically before its answer ends, so after a server is
+killed each file is the old or the new one, and the next server continues from it.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ class Store:
     """The sessions of a folder.
 
     Args:
-      folder: where the files are; made if it is missing. The caller holds its lock.
-      model: the model that reads and continues them.
+      folder: folder of the session files; created if it is missing. The caller holds its lock (`server.locked`).
+      model: the model that continues the sessions.
     """
 
     def __init__(self, folder: Path, model: Transformer):
@@ -45,7 +45,11 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[None]:
-        """Inside, nobody else changes this session. Raises `ApiError` 409 if another request does."""
+        """Locks a session for the `with` block, so that no other request changes it.
+
+        Raises:
+          ApiError: 409 if another request holds the lock, 400 if the name is invalid.
+        """
         self.path(name)
         with self._lock:
             if name in self._writers:
@@ -60,27 +64,27 @@ class Store:
                 self._writers.discard(name)
 
     def path(self, name: str) -> Path:
-        """The file of a session, whether it exists or not. Raises `ApiError` 400 on a bad name."""
+        """Returns the path of a session's file, which may not exist. Raises `ApiError` 400 if the name is invalid."""
         if not NAME.fullmatch(name):
             raise ApiError(400, NAME_RULE, param="session", code="bad_name")
         return self._folder / (name + ENDING)
 
     def existing(self, name: str) -> Path:
-        """The file of a session. Raises `ApiError` 404 if there is none."""
+        """Returns the path of a session's file. Raises `ApiError` 404 if there is none."""
         path = self.path(name)
         if not path.is_file():
             raise _missing(name)
         return path
 
     def content(self, name: str) -> bytes:
-        """The file of a session. Raises `ApiError` 404 if there is none."""
+        """Returns the content of a session's file. Raises `ApiError` 404 if there is none."""
         try:
             return self.existing(name).read_bytes()
         except FileNotFoundError:  # deleted meanwhile
             raise _missing(name) from None
 
     def list(self) -> list[dict[str, Any]]:
-        """Name, tokens, bytes of each session, by name."""
+        """Returns `describe` of each session, sorted by name."""
         names = sorted(path.name.removesuffix(ENDING) for path in self._folder.glob(f"*{ENDING}"))
         found = []
         for name in filter(NAME.fullmatch, names):
@@ -89,7 +93,12 @@ class Store:
         return found
 
     def describe(self, name: str) -> dict[str, Any]:
-        """What a session is, from the header of its file alone."""
+        """Returns the API's description of a session, from the header of its file: name, numbers of tokens and of FAM
+        updates, bytes, modification time (Unix seconds), whether this model can continue it, and whether it is locked.
+
+        Raises:
+          ApiError: 404 if there is no such session.
+        """
         path = self.existing(name)
         metadata = _metadata(path)
         try:
@@ -105,16 +114,20 @@ class Store:
         }  # fmt: skip
 
     def load(self, name: str) -> Session | None:
-        """The memory of a session; None if it is new. Raises `ApiError` 409 if it cannot be continued here."""
+        """Returns a session; None if it is new. Raises `ApiError` 409 if this model cannot continue it."""
         path = self.path(name)
         return self._restored(path, name, 409) if path.is_file() else None
 
     def save(self, name: str, session: Session) -> None:
-        """Writes a session, inside `writing`."""
+        """Writes a session. Call it inside `writing`."""
         sessions.save(self.path(name), session, self._model, self._known)
 
     def put(self, name: str, content: bytes) -> None:
-        """Takes a session file from elsewhere, inside `writing`. Raises `ApiError` 400 if it is none of this model."""
+        """Stores an uploaded session file. Call it inside `writing`.
+
+        Raises:
+          ApiError: 400 if it is not a session that this model can continue.
+        """
         path = self.path(name)
         fresh = path.with_name(f".{path.name}.upload")
         try:
@@ -125,19 +138,26 @@ class Store:
             fresh.unlink(missing_ok=True)
 
     def fork(self, source: str, name: str) -> None:
-        """A copy of a session under another name, inside `writing`."""
+        """Copies session `source` to the new session `name`. Call it inside `writing(name)`.
+
+        Raises:
+          ApiError: 409 if `name` exists, 404 if `source` does not.
+        """
         if self.path(name).exists():
             raise ApiError(409, f"there is a session {name!r} already; delete it first", code="session_exists")
         write_bytes(self.path(name), self.content(source))
 
     def delete(self, name: str) -> None:
-        """Forgets a session, inside `writing`."""
+        """Deletes a session. Call it inside `writing`. Raises `ApiError` 404 if there is none."""
         self.existing(name).unlink()
 
     def picture(self, name: str) -> dict[str, Any]:
-        """What the memory looks like: for each layer the root mean square of each of its newest feedback activations
-        (F numbers; none without FAM), and of the keys and values in its ring. Raises `ApiError` 409 if the file is no
-        session."""
+        """Returns `describe` and, as `layers`, the magnitude of each layer's memory: the root mean square of each of
+        its newest feedback activations (F numbers; none without FAM), and of the keys and values in its ring.
+
+        Raises:
+          ApiError: 409 if the file is not a session file, 404 if there is none.
+        """
         path = self.existing(name)
         rms = lambda x, axis=None: np.sqrt(np.mean(np.square(np.asarray(x, np.float32)), axis=axis))
         layers = []
@@ -162,9 +182,9 @@ class Store:
             found = sessions.restore(sessions.read_file(path), self._model, self._known)
             if found.recent[0, -1] < 0:
                 raise ConfigError("has read nothing; a session begins with its first text")
-            # As the memory of a new text is, so that the same programs continue it.
+            # The shardings are those of a new text's memory, so that the same compiled programs continue it.
             return Session(jax.device_put(found.memory, self._shardings), found.recent)
-        except ConfigError as error:  # whose message begins with a path of this machine
+        except ConfigError as error:  # its message begins with a local path, which the client must not see
             reason = str(error).removeprefix(str(path)).strip()
             raise ApiError(status, f"session {name!r} {reason}", param="session", code="unusable_session") from error
 

@@ -1,8 +1,8 @@
-"""Compiles the programs of a server before its first request, by running each of them once on nothing.
+"""Compiles the programs of a server before its first request, by running each of them on dummy tokens.
 
-A first request would wait for them: for a window of its prompt, and for the decode call of every size of the batch.
-Programs that compute log probabilities are left to the first request that asks for some. With JAX's persistent
-compilation cache the next start reads them from disk.
+Otherwise requests would wait for compilation: one program for each size of a prefill window, and one for each size of
+the decode batch. Programs that compute log probabilities are compiled by the first request that needs them. With JAX's
+persistent compilation cache the next start reads the programs from disk.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,12 +19,12 @@ from famjax.serve.batch import GROWTH, Batch, Row
 from famjax.serve.jobs import Ask, Job
 from famjax.serve.reading import widths
 
-# Every program runs twice: what it returned may be sharded otherwise than what it was given at first.
+# Every program runs twice: its outputs, which are its next inputs, may have other shardings than its first inputs.
 TWICE = range(2)
 
 
 def batch_sizes(max_rows: int) -> list[int]:
-    """Returns the sizes of a batch, see `Batch.join`."""
+    """Returns the sizes of a growing batch, see `Batch.join`."""
     sizes = [1]
     while sizes[-1] < max_rows:
         sizes.append(min(sizes[-1] * GROWTH, max_rows))
@@ -32,15 +32,15 @@ def batch_sizes(max_rows: int) -> list[int]:
 
 
 def programs(max_rows: int, block_size: int) -> int:
-    """Returns the number of steps of `warm_up`."""
+    """Returns the number of programs that `warm_up` compiles."""
     return len(widths(block_size)) + len(batch_sizes(max_rows))
 
 
 def warm_up(model: Transformer, max_rows: int) -> Iterator[str]:
-    """Compiles and runs one program after the other; yields the name of each after it has run.
+    """Compiles and runs one program after the other, and yields the name of each after it has run.
 
-    A window has one token, so that it costs one block of computation. The largest batch takes the memory that the
-    server needs at most for its rows.
+    Prefill windows have one real token, so that they cost at most one block of computation. The largest batch allocates
+    the most memory that the batch ever needs.
     """
     graphdef, params = nnx.split(model)
     for width in widths(model.config.memory.block_size):
@@ -53,7 +53,7 @@ def warm_up(model: Transformer, max_rows: int) -> Iterator[str]:
     batch, before = Batch(model, max_rows), 0
     job = Job(Ask(np.zeros(1, np.int32), max_tokens=len(TWICE)), lambda event: None)
     for size in batch_sizes(max_rows):
-        while len(batch.rows) < min(before + len(TWICE), size):  # the first one more than fit so far
+        while len(batch.rows) < min(before + len(TWICE), size):  # the first of them exceeds the previous size
             batch.join(Row(job, 0, _Silent()), session)
         for _ in TWICE:
             batch.decode(1)
@@ -63,7 +63,7 @@ def warm_up(model: Transformer, max_rows: int) -> Iterator[str]:
 
 
 class _Silent(Stream):
-    """The text of tokens that nobody reads."""
+    """A stream that discards its tokens and returns no text."""
 
     stopped = False
 

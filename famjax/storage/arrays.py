@@ -1,4 +1,4 @@
-"""Shapes and types of the arrays in a checkpoint, read from Orbax's metadata, and differences between trees."""
+"""Shapes and dtypes of the arrays in a checkpoint, read from Orbax's metadata, and differences between trees."""
 
 import glob
 import os
@@ -16,8 +16,8 @@ _epath_glob = _Path.glob
 
 
 def _glob(self: Any, pattern: str) -> Iterator[Any]:
-    """`epath.Path.glob` joins the folder's own path to the pattern unescaped (etils 1.15), so below `run [1]` Orbax
-    finds none of the files that it wrote, merges nothing, and reports no error."""
+    """Replaces `epath.Path.glob`, which joins the folder's own path to the pattern unescaped (etils 1.15). In a folder
+    `run [1]` Orbax would then find none of the files that it wrote, merge nothing, and report no error."""
     folder = os.fspath(self)
     return _epath_glob(type(self)(glob.escape(folder)) if glob.has_magic(folder) else self, pattern)
 
@@ -26,8 +26,8 @@ _Path.glob = _glob
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """Returns shape and type of each array in a folder that Orbax wrote, by path. Raises Orbax's own exceptions if it
-    cannot be read."""
+    """Returns Orbax's metadata (`shape`, `dtype`) of each array in a folder that it wrote, by path. Raises Orbax's own
+    exceptions if the folder cannot be read."""
     return leaves(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
 
 
@@ -53,7 +53,7 @@ def types(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def difference(expected: Mapping[str, Any], there: Mapping[str, Any]) -> str:
-    """Describes the first difference, or returns an empty string."""
+    """Describes the first difference between two results of `shapes`, or of `types`; empty if there is none."""
     for name in sorted({**expected, **there}):
         if name not in there:
             return f"{name} {_words(expected[name])} is missing"

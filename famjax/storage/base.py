@@ -1,11 +1,12 @@
 """The base of a fine-tuned model: the model directory with the weights that the fine-tuning did not train.
 
-A training of LoRA or of the prompt saves only what it trains, megabytes instead of gigabytes, and one more file:
+A training of LoRA or of the prompt saves only the weights that it trains, megabytes instead of gigabytes, and one more
+file:
 
     DIR/base.json    {"path": "/runs/llama", "step": 0, "record": SHA-256 of the record of that step's weights}
 
 The record (`FILES.json`, storage/steps.py) has names, sizes and checksums of the files. Orbax gives files random names,
-so it differs between any two saves. It is compared whenever a model is read. A base may itself have a base.
+so the records of any two saves differ. The record is compared whenever a model is read. A base may itself have a base.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ class Base(NamedTuple):
     Attributes:
       path: the directory.
       step: the step in it.
-      record: the result of `record_of` for it.
+      record: SHA-256 of the record of its weights, see `record_of`.
     """
 
     path: Path
@@ -35,15 +36,15 @@ class Base(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """The folder of the step, which can be read as a model like a model directory."""
+        """The folder of the step, which can be named instead of a model directory."""
         return step_dir(self.path, self.step)
 
 
 def of(source: str | Path) -> Base:
-    """Returns the step that is read if `source`, a model directory or one of its steps, is named.
+    """Returns the newest step with intact weights of `source`, a model directory, or the step that `source` names.
 
     Raises:
-      ConfigError: it has no intact step.
+      ConfigError: there is no such step, or its weights are not intact.
     """
     root, named = split_step(source)
     root = root.absolute()
@@ -60,7 +61,11 @@ def write(model_dir: Path, base: Base) -> None:
 
 
 def read(model_dir: str | Path) -> Base | None:
-    """Returns the base of a model directory, or None if it has none. Does not check the base itself."""
+    """Returns the base of a model directory, or None if it has none. Does not check the base itself.
+
+    Raises:
+      ConfigError: `base.json` is damaged.
+    """
     path = Path(model_dir) / BASE_JSON
     if not path.is_file():
         return None
@@ -75,10 +80,10 @@ def read(model_dir: str | Path) -> Base | None:
 
 
 def checked(model_dir: Path) -> Base | None:
-    """Returns the base like `read`, after checking that it exists, is intact, and is the one trained from.
+    """Returns the base like `read`, after checking that it exists, is intact, and has the weights that were trained on.
 
     Raises:
-      ConfigError: it is not; one line says why, and what to do.
+      ConfigError: it is missing, damaged, or has other weights.
     """
     base = read(model_dir)
     if base is None:
@@ -110,7 +115,10 @@ def record_of(root: Path, step: int) -> str:
 
 
 def part(tree: Mapping[str, Any], wanted: Callable[[str], bool], above: str = "") -> dict[str, Any]:
-    """Returns the part of a nested dict with wanted paths (`layers/lora/query/a`), without empty dicts."""
+    """Returns the entries of a nested dict whose paths (`layers/lora/query/a`) are `wanted`, without empty dicts.
+
+    `above` is the path of `tree` itself, with a slash at its end.
+    """
     found = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -122,6 +130,6 @@ def part(tree: Mapping[str, Any], wanted: Callable[[str], bool], above: str = ""
 
 
 def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges two parts of a tree."""
+    """Merges two parts of a tree, which have no leaf in common."""
     both = one.keys() & other.keys()
     return {**one, **other} | {name: joined(one[name], other[name]) for name in both}

@@ -31,7 +31,8 @@ __all__ = [
     "restore_training", "save_model",
 ]  # fmt: skip
 
-# The part of the tree of weights that belongs to FAM: {"prompt": [F, D]} or {"prefix": [L, F, D]}.
+# Keys of the tree of weights: FAM's own weights, {"prompt": [F, D]} or {"prefix": [L, F, D]}, and in them the gate of
+# FAM's attention, if there is one.
 FAM, GATE = "fam", "gate"
 
 Tree = Mapping[str, Any]
@@ -44,7 +45,14 @@ class Damaged(Exception):
 
 
 class Restored(NamedTuple):
-    """A training after `step` steps: its weights, its other arrays, and its JSON."""
+    """A training after `step` steps.
+
+    Attributes:
+      step: number of steps trained.
+      params: the weights.
+      training: the other arrays, such as the optimizer state.
+      progress: the JSON object, such as the state of the task.
+    """
 
     step: int
     params: dict[str, Any]
@@ -62,10 +70,10 @@ def save_model(
       model_dir: created if it does not exist.
       config: written to `model.json`.
       params: the weights, as returned by `nn.weights.parameters`.
-      step: steps trained, more than at the last save; None: the next number.
+      step: number of steps trained, greater than that of the last save; None: that of the last save plus 1, or 0.
       training: any other tree of arrays (optimizer state).
       progress: any small JSON object.
-      keep: number of steps to keep.
+      keep: number of newest steps to keep.
 
     Raises:
       ConfigError: the directory holds another model, with weights of other shapes, is in use by a training, or cannot
@@ -97,8 +105,8 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
         DIR/checkpoints/best.
       shapes: maps a configuration to the shapes of its weights, which are compared with those on disk. If they have
         shardings, the weights are read directly into them, whichever mesh wrote them; else to one device.
-      memory: settings of `MemoryConfig` that override `model.json`; None: no change. A shorter `fam_length` takes the
-        last rows of the prompt, which keep their positions; 0 drops the prompt, and the gate of its updates.
+      memory: settings of `MemoryConfig` that override `model.json`; None: no change. A shorter `fam_length` uses the
+        last rows of the prompt, which keep their positions; 0 drops FAM's weights, with those of its gates.
 
     Raises:
       ConfigError: there is no model directory or no intact step (or not the named one), the weights have other shapes
@@ -169,7 +177,12 @@ def restore_training(model_dir: str | Path, weights: Tree, training: Any) -> tup
 
 
 def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """Returns (step, training, progress) of the newest step, or None if there is none. See `restore_training`."""
+    """Returns (step, training, progress) of the newest step that a training wrote, or None if there is none.
+
+    Raises:
+      Damaged: it cannot be read.
+      ConfigError: it was written with other settings.
+    """
     root = Path(model_dir).absolute()
     step = newest_training(root)
     return None if step is None else (step, *_load_training(root, step, like))
@@ -189,10 +202,11 @@ def newest_training(model_dir: str | Path) -> int | None:
 def _newest_whole(
     root: Path, read: Callable[[int], Any], parts: Iterable[str], named: int | None = None
 ) -> tuple[int | None, Any, dict[int, str]]:
-    """Returns (step, result of `read`, {damaged step: what is wrong}); step None if none is intact.
+    """Returns (step, result of `read`, {damaged step: what is wrong}) of the newest intact step; step is None if there
+    is none.
 
-    Steps are listed again for every try, since a training may save and delete steps meanwhile. In a job of several
-    processes the first one decides, so that all read the same step.
+    Steps are listed again before every attempt, since a training may save and delete steps meanwhile. In a job of
+    several processes the first one chooses the step, so that all read the same one.
     """
     parts, damaged = list(parts), dict[int, str]()
     while True:
@@ -275,8 +289,8 @@ def _load_weights(root: Path, step: int, target: Tree) -> dict[str, Any]:
 
 
 def _load_base(base: Base, target: Tree) -> dict[str, Any]:
-    """Reads the weights of `target` that a fine-tuned model shares with its base, in the types of `target`, rounded as
-    `train/initial.py` did when the training started. Raises `ConfigError`, not `Damaged`, since other steps of the
+    """Reads the weights of `target` that a fine-tuned model shares with its base, converted to the dtypes of `target`,
+    as `train/initial.py` did when the training started. Raises `ConfigError`, not `Damaged`, since other steps of the
     fine-tuned model have the same base."""
     folder = base.folder / WEIGHTS
     there, below = _stored_leaves(folder), bases.checked(base.path)
@@ -306,7 +320,7 @@ def _load_base(base: Base, target: Tree) -> dict[str, Any]:
 
 
 def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads the rest of a training. Raises `Damaged`, or `ConfigError` if it was written with other settings."""
+    """Reads the other arrays and the JSON of a training. Raises `Damaged`, or `ConfigError` if the settings differ."""
     folder = steps.step_dir(root, step)
     there = _stored_shapes(folder / TRAINING)
     if there is None:
@@ -343,7 +357,7 @@ def _stored_leaves(folder: Path) -> dict[str, Any] | None:
 
 
 def _with_sharding(leaf: Any) -> Any:
-    """Gives a shape without a sharding one device, since the mesh that wrote it may not be available."""
+    """Adds a single-device sharding to a shape that has none, since the mesh that wrote it may not be available."""
     if leaf.sharding is not None:
         return leaf
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -18,11 +18,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @contextlib.contextmanager
 def held(model_dir: str | Path) -> Iterator[None]:
-    """Holds `DIR/.lock`. A directory created for it is removed afterwards if it is empty.
+    """Holds a lock on `DIR/.lock` while the context is open. Directories that it created are removed if they are empty.
 
-    The kernel releases the lock when the process ends, however it ends, so a leftover file locks nothing. Between
-    machines it works if the file system supports `flock` (Linux does over NFS 4); if `flock` is refused there is no
-    lock. Object stores such as gs:// have none.
+    The kernel releases the lock when the process ends, however it ends, so a leftover file has no effect. Between
+    machines the lock works if the file system supports `flock` (Linux does over NFS 4). If the file system does not,
+    as in object stores such as gs://, there is no lock.
 
     Raises:
       ConfigError: another process holds it, or the directory cannot be written.
@@ -38,7 +38,7 @@ def held(model_dir: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # A process that has just opened this file will notice that it was unlinked, see `_locked`.
+        # A process that has just opened this file notices in `_locked` that it was unlinked.
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(file)

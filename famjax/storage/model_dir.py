@@ -3,7 +3,7 @@
 DIR/model.json          the full `ModelConfig`
 DIR/config.gin          after training: the operative settings
 DIR/metrics.jsonl       after training: one object per logged step
-DIR/base.json           after fine-tuning a part of the weights: where the others are (`storage/base.py`)
+DIR/base.json           after fine-tuning a part of the weights: path of the others (`storage/base.py`)
 DIR/best.json           the best checkpoints, if a metric is watched
 DIR/summary.txt         after training: weights, shardings, bytes per device
 DIR/tensorboard/        after training: the values of metrics.jsonl for TensorBoard
@@ -12,7 +12,7 @@ DIR/stacks/             after a hang: the stacks of all threads of every host
 DIR/launch/             under Slurm: the batch script, its settings, its logs
 DIR/checkpoints/N/      the weights, and what a training needs to resume, after N steps
 
-To read a model, one of its checkpoints may be named instead: DIR/checkpoints/N, or DIR/checkpoints/best.
+Functions that read a model also accept one of its checkpoints: DIR/checkpoints/N, or DIR/checkpoints/best.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ SUMMARY_TXT = "summary.txt"
 
 
 def read_config(model_dir: str | Path) -> ModelConfig:
-    """Returns the configuration of a model directory. Raises `ConfigError` if there is none, or a damaged one."""
+    """Returns the configuration of a model directory. Raises `ConfigError` if it is missing or damaged."""
     if not str(model_dir):
         raise ConfigError("the model directory's name is empty; name a directory that has a model.json")
     path, _ = split_step(model_dir)
@@ -54,7 +54,7 @@ def read_config(model_dir: str | Path) -> ModelConfig:
 
 
 def check_same_model(model_dir: str | Path, config: ModelConfig) -> None:
-    """Raises `ConfigError` if the directory holds a model with other settings; the message names the first one."""
+    """Raises `ConfigError` if the directory holds a model with other settings; its message names the first of them."""
     path = Path(model_dir)
     if not (path / MODEL_JSON).exists():
         return
@@ -73,10 +73,10 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_step(model_dir: str | Path) -> tuple[Path, int | None]:
-    """Splits off the step, if one is named: "runs/a/checkpoints/400" becomes (runs/a, 400).
+    """Returns the model directory and the step in a path: (runs/a, 400) for "runs/a/checkpoints/400", else step None.
 
     Raises:
-      ConfigError: "runs/a/checkpoints/best", and no best checkpoint is known.
+      ConfigError: the path is "runs/a/checkpoints/best", but `best.json` names no checkpoint.
     """
     path = Path(model_dir)
     root = path.parent.parent

@@ -28,17 +28,18 @@ from famjax.storage.unfinished import Journal
 PART_BYTES = 2**26
 # Prefix of the paths of stacked weights, whose first axis is that of the layers.
 STACKED = "layers/"
-# Journal entry: the arrays exist, without values.
+# Journal entry: the arrays exist on disk, but still without values.
 _EMPTY = ["arrays"]
 
 
 class Piece(NamedTuple):
-    """One layer of a stacked weight `layers/...` or, with `layer` None, a whole weight.
+    """One layer of a stacked weight `layers/...`, or a whole weight that is not stacked.
 
     Attributes:
-      path, layer: which one.
-      nbytes: size of its values.
-      read: reads it; called once.
+      path: path of the weight.
+      layer: index of the layer; None for a whole weight.
+      nbytes: size of its values in bytes.
+      read: returns its values; called at most once.
     """
 
     path: str
@@ -62,7 +63,7 @@ def write_model(
       on_bytes: called with the size of each piece once it is read or found in the journal.
 
     Raises:
-      ValueError: a piece is given twice, or is missing.
+      ValueError: a piece is given twice, is missing, or has another shape or dtype than in `shapes`.
     """
     folder = step_dir(model_dir.absolute(), 0) / WEIGHTS
     if journal is None or _EMPTY not in journal:
@@ -104,12 +105,12 @@ def write_model(
 
 
 class Weights:
-    """The weights of a model directory, read one piece at a time, including those of its base, if it has one, in the
-    model's type. Those of the base's memory are among them, also if the model has another memory, or none.
+    """The weights of a model directory, read one piece at a time. If it has a base, they include all other weights of
+    the base, converted to the model's `param_dtype`, even those of a memory that the model itself does not have.
 
     Attributes:
-      shapes: of all weights, by path.
-      dtypes: likewise.
+      shapes: shapes of all weights, by path.
+      dtypes: NumPy dtypes of all weights, by path.
 
     Raises:
       ConfigError: there are none, or they are damaged.
@@ -142,7 +143,7 @@ class Weights:
             self.dtypes |= dict.fromkeys(rest, dtype)
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
-        """Reads a weight, or one layer of a stacked one."""
+        """Returns a weight, or one layer of a stacked one."""
         if path not in self._arrays:
             assert self._base is not None
             return self._base.read(path, layer).astype(self.dtypes[path], copy=False)
@@ -152,12 +153,12 @@ class Weights:
 
 
 def size_of(shapes: Any) -> int:
-    """Returns the bytes of a tree of shapes, or of arrays."""
+    """Returns the total size of a tree of shapes, or of arrays, in bytes."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def layers_of(path: str, shape: tuple[int, ...]) -> Iterable[int | None]:
-    """Returns the layers of a weight, which are a piece each; (None,) if it is no stacked one."""
+    """Returns `Piece.layer` of each piece of a weight: the indices of its layers, or (None,) if it is not stacked."""
     return range(shape[0]) if path.startswith(STACKED) else (None,)
 
 

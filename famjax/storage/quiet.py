@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides Orbax's log below CRITICAL. For code that catches and reports every error itself."""
+    """Hides Orbax's log messages below CRITICAL, for code that catches and reports every error itself."""
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
 

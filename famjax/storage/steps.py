@@ -1,8 +1,8 @@
 """The steps in a model directory as files: which ones exist, and whether they are intact.
 
     checkpoints/N/weights/     the weights
-    checkpoints/N/training/    optional: the rest of a training's state
-    checkpoints/N/progress/    optional: its JSON
+    checkpoints/N/training/    optional: the other arrays of a training's state
+    checkpoints/N/progress/    optional: the JSON of a training's state
     checkpoints/N/metrics/     optional: the metrics of that step, JSON
 
 Each folder has a FILES.json with sizes and checksums of its other files. It is written before the step is renamed to
@@ -19,7 +19,7 @@ from famjax.storage.model_dir import CHECKPOINTS, write_text
 
 WEIGHTS, TRAINING, PROGRESS, METRICS = "weights", "training", "progress", "metrics"
 
-# The record of a folder's files. Checksums are kept for files of up to this many bytes, sizes for all.
+# The record of a folder's files. It has checksums of files of up to this many bytes, and sizes of all files.
 FILES, CHECKED_BYTES = "FILES.json", 2**26
 _CHUNK = 2**20
 
@@ -30,7 +30,7 @@ def step_dir(root: Path, step: int) -> Path:
 
 
 def all_steps(model_dir: str | Path) -> list[int]:
-    """Returns the steps in a model directory, in rising order, without one that is still being written."""
+    """Returns the steps in a model directory, in ascending order, without one that is still being written."""
     folder = Path(model_dir) / CHECKPOINTS
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
 
@@ -49,7 +49,10 @@ def record_files(folder: Path) -> None:
 
 
 def recorded_files(folder: Path) -> dict[str, list[int]]:
-    """Returns the record of a folder, by file; if it has none, the record that it would get."""
+    """Returns the record of a folder: [bytes, CRC32] or [bytes] by file name.
+
+    If the folder has no record, it is computed; if its record cannot be read, it is empty.
+    """
     if not (folder / FILES).is_file():
         return _fingerprints(folder)
     try:
@@ -78,7 +81,7 @@ def damage(root: Path, step: int, parts: Iterable[str]) -> str:
 
 
 def recorded_metrics(root: Path, step: int) -> dict[str, Any]:
-    """Returns the metrics saved with a step; empty if there are none."""
+    """Returns the metrics saved with a step, by name; empty if there are none."""
     try:
         found = json.loads((step_dir(root, step) / METRICS / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -109,7 +112,7 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def _damaged(folder: Path) -> str:
-    """Returns the first missing or damaged file, or an empty string."""
+    """Returns the path of the first missing or damaged file, or an empty string."""
     if not (folder / FILES).is_file():
         return "" if folder.is_dir() else str(folder)
     try:

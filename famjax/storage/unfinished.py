@@ -17,13 +17,20 @@ JOURNAL = ".unfinished"
 
 
 class Journal:
-    """A file in a directory that records which of its parts are on disk.
+    """A file in a directory that records which parts of the directory are on disk.
 
-    Lines of JSON: first a description of the work, then an entry for each part, written after the part. An incomplete
-    last line, left by a killed process, is ignored.
+    It consists of lines of JSON: first a description of the work, then an entry for each part, written after the part.
+    An incomplete last line, left by a killed process, is ignored. The open journal holds a lock.
+
+    Args:
+      folder: the directory; created if it does not exist.
+      what: a complete description of the work. All files of other work in the directory are deleted.
 
     Attributes:
-      goes_on: an earlier process left entries of the same work, which is resumed.
+      goes_on: whether an earlier process left entries of the same work, which is then resumed.
+
+    Raises:
+      ConfigError: another process holds the lock.
     """
 
     def __init__(self, folder: Path, what: str):
@@ -66,13 +73,14 @@ class Journal:
 
 @contextlib.contextmanager
 def atomic_directory(target: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
-    """Yields a temporary directory, which is renamed to `target` when it is complete.
+    """Yields a temporary directory, which is renamed to `target` when the context ends without an error.
 
-    It is next to the target. On errors and interrupts it is removed; the directory of a killed process is removed by
-    the next one.
+    The temporary directory is next to the target. On errors and interrupts it is removed; one left by a killed process
+    is removed by the next call.
 
     Raises:
-      ConfigError: the target exists and is not empty, or less than `needed_bytes` are free.
+      ConfigError: the target exists and is not an empty directory, its parent does not exist, or less than
+        `needed_bytes` are free.
     """
     target, partial = _places(target)
     shutil.rmtree(partial, ignore_errors=True)
@@ -89,16 +97,19 @@ def atomic_directory(target: str | Path, needed_bytes: int = 0) -> Iterator[Path
 
 @contextlib.contextmanager
 def resumable_directory(target: str | Path, what: str, needed_bytes: int = 0) -> Iterator[tuple[Path, Journal]]:
-    """`atomic_directory` for long work: the directory of a stopped or killed process stays, and the next one resumes.
+    """Yields (temporary directory, its journal) like `atomic_directory`, but resumes the work of an earlier process.
+
+    The temporary directory of a stopped or killed process is left, and the next call with the same `what` yields it
+    again.
 
     Args:
       target: the directory to create.
       what: a complete description of the work. Files of other work are removed.
-      needed_bytes: of the whole directory; files that exist already are subtracted.
+      needed_bytes: size of the whole directory; that of files from an earlier process is subtracted.
 
     Raises:
-      ConfigError: as `atomic_directory`, or another process works on it. A `ConfigError` raised inside removes the
-        directory, since resuming would raise it again.
+      ConfigError: as `atomic_directory`, or another process is writing the directory. A `ConfigError` raised in the
+        context removes the temporary directory, since resuming would raise it again.
     """
     target, partial = _places(target)
     there = _size(partial) if partial.exists() else 0
@@ -147,7 +158,7 @@ def _check_room(target: Path, needed_bytes: int) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Returns the bytes allocated on disk; holes of sparse files do not count."""
+    """Returns the bytes that a folder's files occupy on disk; holes of sparse files do not count."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
@@ -158,7 +169,11 @@ def _clear(folder: Path) -> None:
 
 
 def _lock(file: int, folder: Path) -> None:
-    """Takes a lock, which ends with the process. Does nothing if the file system has no locks."""
+    """Acquires a lock, which ends with the process; does nothing if the file system has no locks.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,10 +1,10 @@
 """Writes the steps of a training in the background, with Orbax. `steps.py` describes the files of a step.
 
 Orbax copies the arrays to the host before `save` returns and writes them from threads, so the next training step may
-reuse their memory (donation). A step is written under a temporary name (`N.orbax-checkpoint-tmp`) and renamed when it
-is complete; only then are old steps deleted. So a kill at any time leaves the last complete step.
+donate them. A step is written under a temporary name (`N.orbax-checkpoint-tmp`) and renamed when it is complete; only
+then are old steps deleted. So a kill at any time leaves the last complete step.
 
-In a job of several processes all of them call every method, and each writes its own shards; the first one alone creates
+In a job of several processes all of them call every method, and each writes its own shards. Only the first one creates
 folders, renames, deletes and writes the records.
 """
 
@@ -39,10 +39,10 @@ class Keep:
 
     Attributes:
       last: number of newest steps to keep.
-      period: multiples of it are kept forever; 0: none.
+      period: steps that are multiples of it are kept permanently; 0: none.
       metric: name of the metric whose best steps are kept; empty: none.
       best: number of best steps to keep.
-      mode: `min` or `max`: whether the lowest or highest value is best.
+      mode: whether the lowest (`min`) or the highest (`max`) value is best.
     """
 
     last: int = 1
@@ -57,16 +57,16 @@ class Keep:
         return float(value) if isinstance(value, (int, float)) else math.nan
 
     def ranked(self, values: Mapping[int, float]) -> list[int]:
-        """Returns the steps from best to worst, of equal ones the later first, without those that have no value."""
+        """Returns the steps with finite values, the best first and, among equal values, the later one first."""
         sign = 1 if self.mode == "min" else -1
         finite = [step for step, value in values.items() if math.isfinite(value)]
         return sorted(finite, key=lambda step: (sign * values[step], -step))
 
 
 class Writer:
-    """Writes the steps of one training, or of one import. A context manager; close it also after errors.
+    """Writes the steps of one training, or of one import. It is a context manager; close it after errors, too.
 
-    An error in the background is raised by the next call of any method, in the form that `explained` gives it.
+    If a save in the background fails, the next call of any method raises its error, converted by `explained`.
 
     Attributes:
       saved: the newest step that is known to be complete, or None.
@@ -116,10 +116,10 @@ class Writer:
         self, step: int, params: Any, training: Any = None, progress: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """Starts to save a step, after waiting for the previous save.
+        """Waits for the previous save, then starts to save a step.
 
         Args:
-          step: steps trained, more than at the last save.
+          step: number of steps trained, greater than that of the last save.
           params: the weights, as returned by `nn.weights.parameters`, or those that the base does not have.
           training: any other tree of arrays.
           progress: any small JSON object.
@@ -151,7 +151,7 @@ class Writer:
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the step being saved is complete; raises its error."""
+        """Waits until the step being saved is complete; raises its error if it fails."""
         if self._pending is None:
             return
         try:
@@ -168,7 +168,7 @@ class Writer:
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception):  # `wait` has raised it already
+            with contextlib.suppress(Exception):  # `wait` has already raised its error
                 self._manager.close()
             if self._dropped is not None:  # threads may have continued to write
                 self._drop(self._dropped)
@@ -181,7 +181,8 @@ class Writer:
         self.close()
 
     def explained(self, error: BaseException, step: int | None = None) -> Exception:
-        """Returns an error of one line: what could not be written, why, and which step is intact."""
+        """Converts an error to one whose one-line message states what could not be written, why, and which step is
+        intact: a `ConfigError` if the user can fix it, else a `RuntimeError`."""
         step = self._pending if step is None else step
         what = f"{self.root} cannot be written" if step is None else f"step {step} could not be saved in {self.root}"
         whole = f"step {self.saved} is intact" if self.saved is not None else "no step was saved before"
@@ -198,7 +199,7 @@ class Writer:
     # --- private methods ------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Before the first save: writes the configuration and deletes damaged steps."""
+        """Writes the configuration and deletes damaged steps, before the first save only."""
         if self._began:
             return
         if _first_process():
@@ -243,7 +244,7 @@ class Writer:
             raise self.explained(error) from error
 
     def _room(self) -> str:
-        """Describes the size of a step and the free disk space, if both are known."""
+        """Describes the free disk space and, if a step was saved, its size; empty if they are unknown."""
         try:
             there = shutil.disk_usage(self.root).free
             takes = 0 if self.saved is None else steps.size_of(steps.step_dir(self.root, self.saved))
@@ -278,7 +279,7 @@ def _first_process() -> bool:
     return jax.process_index() == 0
 
 
-# Errors that the user can fix. tensorstore reports them as text only.
+# Errors that the user can fix, with the words of their messages, since tensorstore reports no errno.
 _WORDS = {
     errno.ENOSPC: "No space left on device", errno.EDQUOT: "quota exceeded", errno.EROFS: "Read-only file system",
     errno.EACCES: "Permission denied", errno.EPERM: "Operation not permitted", errno.EFBIG: "File too large",
@@ -286,7 +287,7 @@ _WORDS = {
 
 
 def _reason(error: BaseException) -> int | None:
-    """Returns the errno behind an error, if it is one of `_WORDS`."""
+    """Returns the errno of an error, or the one that its message describes, if it is in `_WORDS`; else None."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _WORDS else None
     return next((number for number, words in _WORDS.items() if re.search(words, str(error), re.IGNORECASE)), None)
@@ -298,7 +299,7 @@ def is_disk_error(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Formats an error in at most 120 characters."""
+    """Formats an error as its type and at most 120 characters of its message, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 

@@ -77,7 +77,7 @@ def writable(model_dir: str) -> None:
 
 
 def start_of(config: TrainConfig) -> str:
-    """Describes the weights that the run would start from."""
+    """Describes the weights that the run would start from. Raises `ConfigError` if they do not fit the model."""
     step = checkpoint.latest_step(config.model_dir)
     if step is not None:
         done = ", the last one: nothing is left to train" if step >= config.steps else ""
@@ -117,7 +117,7 @@ def disk(config: TrainConfig, tx: optax.GradientTransformation, mesh: Any) -> st
     path = Path(config.model_dir).absolute()
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     text = f"{data_size(size)}, {data_size(free)} are free"
-    if free >= 2 * size:  # the next one is written before the old one is deleted
+    if free >= 2 * size:  # a new checkpoint is written before the old one is deleted
         return text
     if isinstance(mesh, Mesh):
         raise ConfigError(f"a checkpoint takes {data_size(size)}, and two exist while one is written, but only "
@@ -126,7 +126,7 @@ def disk(config: TrainConfig, tx: optax.GradientTransformation, mesh: Any) -> st
 
 
 def compiled_memory(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, batch: Batch) -> str:
-    """Describes the memory of a step per device, by the compiler. Raises `ConfigError` if the device has less."""
+    """Describes a step's bytes per device, as the compiler reports them. Raises `ConfigError` if they do not fit."""
     rows = sharding.by_rows(mesh)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch)
     began = time.perf_counter()

@@ -23,12 +23,14 @@ CLOSE_SECONDS = 5.0
 
 
 class Feed:
-    """The batches of a run, starting at a step and a progress.
+    """Provides the global batches of a run, starting at a step and a progress. A context manager.
 
-    `progress` is that of the batches returned so far (as a checkpoint stores it), not of those prepared ahead. A task
-    that observes predictions must see them before it prepares its next batch, so no batch is prepared ahead for it.
+    If the task observes predictions, its next batch depends on them, so no batch is prepared ahead.
 
-    `next` raises whatever the task raised while it prepared the batch.
+    Attributes:
+      step: index of the next batch to return.
+      progress: progress of the task after the batches returned so far (as a checkpoint stores it), not after those
+        prepared ahead.
     """
 
     def __init__(self, task: Task, mesh: Mesh, batch_size: int, step: int, progress: Progress):
@@ -55,7 +57,7 @@ class Feed:
                 self._ahead.get(timeout=0.05)  # the thread may be waiting for space in the queue
 
     def next(self) -> Batch:
-        """Returns the batch of the next step: global arrays, sharded by rows."""
+        """Returns the batch of the next step: global arrays, sharded by rows. Raises any error of the task."""
         if self._thread is None:
             prepared: Any = self.task.batch(self.step, self.progress)
         else:
@@ -68,7 +70,11 @@ class Feed:
         return jax.tree.map(self._on_mesh, mine)
 
     def observe(self, correct: Bool[Array, "B W"]) -> None:
-        """Reports to the task which targets of the last batch were predicted correctly, for the task's rows."""
+        """Passes the predictions of the last batch to the task.
+
+        Args:
+          correct: whether each target was predicted correctly, for all rows of the global batch.
+        """
         assert self._last is not None
         self.progress = self.task.observe(
             self.progress, self._last, distributed.whole(correct)[np.asarray(self.task.rows)]

@@ -18,7 +18,7 @@ from famjax.storage.checkpoint import FAM, GATE
 from famjax.storage.model_dir import read_config
 
 Weights = dict[str, Any]
-# Parts of the tree that a source may lack: weights that a fine-tuning adds to the source's.
+# Path prefixes of weights that a fine-tuning may add, so that a source may lack them.
 LORA = "layers/lora/"
 ADDED = (*MEMORY, LORA)
 WRITE_GATE = "layers/memory/write_bias"
@@ -30,18 +30,18 @@ def adopt(
 ) -> tuple[Weights, str]:
     """Returns the weights of `source`, completed by `fresh` ones, and a report of where each came from.
 
-    LoRA that the source lacks is new. Apart from that only the memory may differ: what the source lacks, or has in
-    another form, is taken from `fresh`; of a longer prompt the last rows are taken, which keep their positions; a
-    shorter one becomes the last rows.
+    Only weights of LoRA and of the memory may differ. Those that the source lacks are taken from `fresh`; those that
+    the model lacks are left out. FAM of another length is aligned at its last rows, which so keep their positions: a
+    longer one is truncated at the front, a shorter one is completed at the front by rows of `fresh`.
 
     Args:
       source: a model directory, or one of its steps.
       model: the configuration to train.
-      fresh: its initial weights, on their mesh.
+      fresh: initial weights of this model, sharded over the mesh.
       shapes: maps a configuration to the shapes of its weights, with shardings.
 
     Raises:
-      ConfigError: there are no weights to read, or they have other shapes.
+      ConfigError: there are no weights to read, they have other shapes, or LoRA or a gate of FAM would be lost.
     """
     _check_lora(source, read_config(source), model)
     _, found = checkpoint.load_model(source, shapes)
@@ -81,7 +81,7 @@ def check(source: str | Path, model: ModelConfig) -> str:
 
 
 def _new_lora(have: Weights, want: Weights, model: ModelConfig) -> list[str]:
-    """Describes LoRA arrays that the source lacks, in at most one entry."""
+    """Returns a list with one line on the LoRA arrays that the source lacks, or an empty list."""
     count = sum(path.startswith(LORA) and path not in have for path in want)
     return [f"LoRA of rank {model.lora.rank}, {count} arrays"] if count else []
 
@@ -125,7 +125,7 @@ def _check(source: str | Path, have: Weights, want: Weights) -> None:
 
 
 def _rows(path: str, have: Any, want: Any) -> tuple[Any, str]:
-    """FAM of another length [..., F, D]: returns the array and a line of the report. Last rows keep their positions."""
+    """Returns FAM [..., F, D] of another length, aligned at the last rows (see `adopt`), and a line of the report."""
     there, asked = have.shape[-2], want.shape[-2]
     if have.shape[:-2] + have.shape[-1:] != want.shape[:-2] + want.shape[-1:]:
         raise ConfigError(f"{_shape(path, have)} should be {list(want.shape)}")

@@ -27,11 +27,11 @@ Evaluate = Callable[[Transformer, int], dict[str, float]]
 
 
 def train(config: TrainConfig, config_text: str, evaluate: Evaluate | None = None) -> None:
-    """Trains, resuming from the newest intact checkpoint in `config.model_dir` if there is one.
+    """Trains a model; resumes from the newest intact checkpoint in `config.model_dir` if there is one.
 
     Args:
       config: the run.
-      config_text: its gin settings, written to `config.gin` in the model directory.
+      config_text: the same settings as gin text, written to `config.gin` in the model directory.
       evaluate: called every `config.eval_period` steps.
 
     Raises:

@@ -20,8 +20,8 @@ class Loss(NamedTuple):
     """The loss of a batch or of a part of one.
 
     Attributes:
-      cross_entropy: float32, of the predictions.
-      z_loss: float32, added to it; 0 if it is off.
+      cross_entropy: float32, weighted mean of the targets' cross entropies.
+      z_loss: float32, weighted mean of z_loss * log(Z)^2; 0 if it is off.
       correct: whether the token with the highest logit is the target.
     """
 
@@ -89,12 +89,12 @@ def divergence(
     model: Transformer, hidden: Float[Array, "B T D"], teacher: Float[Array, "B T D"], weights: Float[Array, "B T"],
     total_weight: Float[Array, ""], tokens_at_once: int = 0,
 ) -> Float[Array, ""]:  # fmt: skip
-    """Distillation loss (Hinton et al., 2015): sum(w KL(teacher || model)) / total_weight, over the whole vocabulary.
+    """Returns the distillation loss (Hinton et al., 2015): sum(w KL(teacher || model)) / total_weight.
 
     Args:
-      model: maps hidden states of both to logits; the teacher's logits get no gradient.
+      model: maps both hidden states to logits over the vocabulary; the teacher's logits get no gradient.
       hidden, teacher: hidden states after the final norm, of the model and of its teacher.
-      weights: of the tokens.
+      weights: weight of each token.
       total_weight, tokens_at_once: see `weighted_loss`.
     """
 
@@ -121,7 +121,7 @@ def _by_rows(model: Transformer, part: Callable[..., Costs], args: tuple[Array, 
     table, axes = model.vocabulary_weights
     placement, run = model.execution.placement, of_rows
     if placement is not None and B % placement.row_shards == 0:
-        # The compiler alone would gather the table, and sum its gradient over devices, for every chunk.
+        # Left to itself, the compiler would gather the table and sum its gradient over devices for every chunk.
         run = placement.by_rows(of_rows, axes, model.config.dtype, (0,) * 3, (0,) * 3)
     costs: Costs = run(table, *args)
     return costs

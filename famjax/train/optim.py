@@ -74,15 +74,15 @@ def join_frozen(trained: Weights, frozen: Weights) -> Weights:
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Returns the optimizer of the trained weights, with gradient clipping first, for a run of `steps` steps.
 
-    For all of them: update = -rate * multiple * (direction + weight_decay * weight), with the multiple and the decay
-    of each weight from `OptimizerConfig.parameters`.
+    All of them compute update = -rate * multiple * (direction + weight_decay * weight). Each weight's multiple, and
+    whether it decays, are set in `OptimizerConfig.parameters`.
 
     adamw: direction = mean / (sqrt(mean of squares) + 1e-8), both means bias-corrected.
 
-    adafactor: as in the paper. On: a factored second moment (over the two longest axes, if both are at least 128;
-      unfactored otherwise), its decay beta2 bias-corrected as Adam's (0.99, not Adafactor's 1 - t^-0.8), updates
-      clipped to an RMS of 1 (each layer of a stack separately), then momentum beta1, in float32. Off: learning rates
-      relative to the size of the weights; the rate is absolute.
+    adafactor: direction = gradient / sqrt(second moment). The second moment is factored over the two longest axes if
+      both are at least 128; its decay beta2 is bias-corrected as Adam's (0.99, not Adafactor's 1 - t^-0.8). Updates
+      are clipped to an RMS of 1 (each layer of a stack separately), then averaged with momentum beta1, if above 0, in
+      float32. The rate is absolute, not relative to the size of the weights.
 
     lion: direction = sign(beta1 * mean + (1 - beta1) * gradient); the mean decays with beta2. Its rate is usually 3 to
       10 times lower than AdamW's, with a weight decay higher by the same factor.
@@ -121,7 +121,7 @@ def _corrected_decay(step: Int[Array, ""], beta2: float) -> Float[Array, ""]:
 
 
 def _clip_update_rms(threshold: float) -> optax.GradientTransformation:
-    """Scales updates with an RMS above the threshold down to it; each layer of a stack separately."""
+    """Scales each update down to an RMS of at most `threshold`, each layer of a stack separately."""
 
     def clip(path: str, update: Float[Array, "..."]) -> Float[Array, "..."]:
         axes = tuple(range(1 if path.startswith("layers/") else 0, update.ndim))

@@ -1,4 +1,4 @@
-"""When a training saves, and how it ends: at its last step, on a signal, or on an error."""
+"""Decides when a training saves, and ends it: at its last step, on a signal, or on an error."""
 
 import contextlib
 import signal
@@ -25,7 +25,7 @@ now = time.monotonic  # a name of this module, so that tests can replace this cl
 
 @contextlib.contextmanager
 def only_training(model_dir: str | Path) -> Iterator[None]:
-    """Holds the lock of a model directory; in a job of several processes the first one holds it.
+    """Locks a model directory against other trainings; in a multi-process job, process 0 holds the lock.
 
     Raises:
       ConfigError: another training holds it, the directory cannot be written, or the disk is full.
@@ -42,14 +42,14 @@ def only_training(model_dir: str | Path) -> Iterator[None]:
 class Saver:
     """Decides when to save, saves in the background, and reports at the end what is on disk.
 
-    A context manager around the loop. All its methods are called by every process of a job, at the same steps.
+    A context manager around the training loop. Every process of a job must call each method, at the same steps.
 
     Attributes:
       stopping: SIGTERM was received, by this or another process, and the step is saved; the loop must end.
     """
 
     def __init__(self, config: TrainConfig, first_step: int, base: Base | None = None):
-        """`base` has the weights that are not trained; None: save all weights."""
+        """`first_step`: steps already done; `base`: the model with the frozen weights, None: save all weights."""
         self.config, self.stopping = config, False
         best = (config.keep_best_metric, config.keep_best, config.keep_best_mode)
         keep = Keep(config.keep_checkpoints, config.keep_period, *best)
@@ -70,9 +70,9 @@ class Saver:
         """Starts to save a state. Its arrays may be donated afterwards.
 
         Args:
-          state: after the number of steps last given to `due`.
+          state: the state after the number of steps that was last passed to `due`.
           progress: the JSON state of the training, the same in every process.
-          metrics: those of the last logged step.
+          metrics: metrics of the last logged step, by name.
         """
         self._saved_at = now()
         self._look_for_metric(metrics)
@@ -110,7 +110,7 @@ class Saver:
         return "no step of this run is saved yet" if step is None else f"the checkpoint of step {step} is untouched"
 
     def saved(self) -> str:
-        """Describes what is on disk."""
+        """Returns a line for the user on the newest saved step."""
         step = self.writer.saved
         if step is None:
             return f"nothing is saved in {self.config.model_dir}"

@@ -35,21 +35,21 @@ def make_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Task:
 
 
 def first_batch(config: TrainConfig) -> Batch:
-    """Returns the first batch of a task that generates its documents, whose shape all of them have."""
+    """Returns the first batch of a task that generates its documents; all its batches have the same shape."""
     task = make_task(config, np.arange(config.batch_size))
     return task.batch(0, task.start())[0]
 
 
 def targets_of_row(config: TrainConfig) -> int:
-    """Returns the number of loss positions per row; data is not opened."""
+    """Returns W, the number of loss positions per row. Documents of a text task are not opened."""
     return first_batch(config).targets.shape[1] if config.generated is not None else config.sequence_length
 
 
 def files_beside(config: TrainConfig) -> dict[str, bytes]:
     """Returns the files of the task's vocabulary for the model directory, by name; none for bytes.
 
-    An imported model also passes on what an export restores: its config.json and, unless it is trained on another
-    vocabulary, all tokenizer files.
+    If the run starts from an imported model, the files that an export restores are added: its config.json and, if the
+    vocabulary is the same, all its tokenizer files.
     """
     kept = files_to_keep(config)
     if not config.initial_checkpoint:
@@ -63,13 +63,13 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
 
 
 class Start(NamedTuple):
-    """The beginning of a training.
+    """The state from which a training starts or resumes.
 
     Attributes:
-      state: on the mesh.
-      progress: of the task.
-      logged: the log's values since its last line, see `loop.py`; empty at the first step.
-      base: the model whose weights checkpoints leave out, because they are not trained; None: they have all weights.
+      state: the training state, sharded over the mesh.
+      progress: the progress of the task.
+      logged: the result of `Watch.to_save` in the checkpoint; empty at the first step.
+      base: the model with the frozen weights, which checkpoints omit; None: checkpoints have all weights.
     """
 
     state: TrainState
@@ -81,8 +81,12 @@ class Start(NamedTuple):
 def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, task: Task) -> Start:
     """Returns the newest intact checkpoint of this run, else the weights of another model, else random ones.
 
-    Arrays are read directly into their sharding, whichever mesh they were written from. Damaged checkpoints are
+    Arrays are read directly into their sharding, also if they were written from another mesh. Damaged checkpoints are
     reported on standard error and deleted at the next save.
+
+    Raises:
+      ConfigError: the model directory or the initial checkpoint has another model or no intact step, a pattern of
+        `OptimizerConfig.parameters` matches no weight, or processes see different directories.
     """
     shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.tuning, shapes(config.model))
@@ -112,7 +116,7 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
 
 
 def _base_of(config: TrainConfig) -> Base | None:
-    """Returns the base whose weights checkpoints leave out, the same in all processes, or None."""
+    """Returns the base with the weights that checkpoints omit, the same in all processes, or None."""
     if not config.saves_a_part:
         return None
     base = bases.of(config.initial_checkpoint)

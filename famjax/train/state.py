@@ -27,13 +27,13 @@ class TrainState:
     """Everything that determines the next step.
 
     Attributes:
-      step: int32, steps done.
+      step: int32, number of steps done.
       params: the weights, a nested dict.
-      opt_state: the optimizer's, of the weights that are trained.
+      opt_state: the optimizer's state, for the trained weights only.
       passed_fam: float32, FAM of the first row after the last step, for random state passing (paper section 2, length
         extrapolation).
       passed_updates: int32, number of updates of that FAM; 0 before the first step.
-      memory: of the B rows, if rows continue the documents of the previous step; else None.
+      memory: the memory of the B rows, if rows may continue the documents of the previous step; else None.
     """
 
     step: Int[Any, ""]
@@ -89,7 +89,10 @@ def _with_weights(config: TrainConfig, tx: optax.GradientTransformation, params:
 
 
 def _no_memory(config: TrainConfig) -> MemoryState | None:
-    """The memory before the first step, which is not used: every row of the first batch starts a document."""
+    """Returns zeros as the memory before the first step, or None if memory is not carried between steps.
+
+    The zeros are not used, since every row of the first batch starts a document.
+    """
     if not config.carries_memory:
         return None
     shapes = model_lib.memory_shapes(config.model, config.batch_size)
@@ -98,19 +101,25 @@ def _no_memory(config: TrainConfig) -> MemoryState | None:
 
 
 def own_weights(config: TrainConfig, params: Weights) -> Weights:
-    """Returns the weights that are not taken from the base: the trained ones, and LoRA and the memory's in any case."""
+    """Returns the weights that a checkpoint with a base stores: the trained ones, and always LoRA and the memory."""
     trained = lambda path: not config.tuning.settings_of(path)["frozen"]
     return bases.part(params, lambda path: path.startswith(("layers/lora/", *MEMORY)) or trained(path))
 
 
 def to_save(state: TrainState) -> dict[str, Any]:
-    """Returns what a checkpoint stores besides step and weights: `opt_state`, and the other arrays by path
-    (`memory.layers.fam`). Orbax stores no empty array, so a FAM of length 0 is left out."""
+    """Returns the part of a state that a checkpoint stores besides step and weights: `opt_state`, and the other arrays
+    by path (`memory.layers.fam`). Orbax stores no empty arrays, so a FAM of length 0 is left out."""
     return {"opt_state": state.opt_state} | {path: leaf for path, leaf in _carried(state) if leaf.size}
 
 
 def from_saved(step: int, params: Weights, saved: dict[str, Any], where: TrainState) -> TrainState:
-    """Rebuilds a state from a checkpoint, on the mesh of the abstract state `where`."""
+    """Returns the state that a checkpoint stores.
+
+    Args:
+      step, params: number of steps done, and the weights.
+      saved: the arrays of `to_save`.
+      where: the abstract state with shardings, from `abstract`.
+    """
     empty = lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
     leaves = [saved[path] if path in saved else empty(leaf) for path, leaf in _carried(where)]
     rest = jax.tree.unflatten(jax.tree.structure(_without_weights(where)), leaves)

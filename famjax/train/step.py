@@ -28,7 +28,7 @@ from famjax.train.watching.norms import squares
 
 Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
-# Rows of a batch, their random position offsets, their memories (rows first) and their numbers in the batch; the
+# Rows of a batch, their random position offsets, their memories (rows first) and their indices in the batch; the
 # latter three are None if unused.
 Microbatch: TypeAlias = tuple[Batch, Int[Array, "B"] | None, MemoryState | None, Int[Array, "B"] | None]
 # Folded into a step's key to derive an independent key.
@@ -41,7 +41,7 @@ class Part(NamedTuple):
     Attributes:
       costs: this microbatch's share of the batch's losses, by metric (`loss`, the cross entropy; `z_loss` ...).
       passed: (FAM, number of its updates) of the first row, for random state passing.
-      rows: per row: `correct` [B, W], and `memory` (rows first) after the last token, or None.
+      rows: outputs with a leading row axis: `correct` [B, W], and `memory` after the last token, or None.
     """
 
     costs: dict[str, Float[Array, ""]]
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 def start_of_documents(config: MemoryConfig, state: TrainState, key: Key[Array, ""] | None, mesh: Mesh) -> Start:
     """Returns the initial memory of documents in this step: the learned prompt or, with random state passing, the FAM
-    after the last step (one draw per step, for all rows). Without a key, the prompt."""
+    after the last step (one draw per step, for all rows). If `key` is None, it is the prompt."""
     if key is None or not config.fam_length or not config.random_state_passing:
         return Start()
     use = jax.random.bernoulli(key, config.random_state_passing) & (state.passed_updates > 0)
@@ -64,7 +64,10 @@ def start_of_documents(config: MemoryConfig, state: TrainState, key: Key[Array, 
 def position_shift(
     config: MemoryConfig, rope_base: float, key: Key[Array, ""], rows: int
 ) -> Int[Array, "B"] | None:  # fmt: skip
-    """Random position offset of each row (paper section 2): uniform in [0, 2 pi base), or 0. None: no effect."""
+    """Returns the random position offset of each row, in tokens (paper section 2), or None if it has no effect.
+
+    It is uniform in [0, 2 pi rope_base) with probability `random_position_offset`, else 0.
+    """
     if config.fam_position != "zero" or not config.random_position_offset:
         return None  # positions are relative: an offset would change rounding only
     keep_key, draw_key = jax.random.split(key)
@@ -105,8 +108,8 @@ def dropout_key(config: TrainConfig, step: Int[Array, ""], microbatch: Int[Array
 
 
 def make_loss(config: TrainConfig, mesh: Mesh) -> Callable[..., tuple[Float[Array, ""], Part]]:
-    """Returns the loss of a microbatch, a function of (trained weights, frozen weights, state before the step, key of
-    random state passing, microbatch, totals of the batch)."""
+    """Returns the loss function of a microbatch: (trained weights, frozen weights, state before the step, key of random
+    state passing, microbatch, totals of the batch) to (loss, `Part`)."""
     axes = state_axes(config.model.memory)
     tokens_at_once = config.loss_chunk * sharding.batch_shards(mesh)
 
@@ -152,7 +155,8 @@ def make_loss(config: TrainConfig, mesh: Mesh) -> Callable[..., tuple[Float[Arra
 
 
 def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> Step:
-    """Returns the training step, for `jax.jit`. Randomness is a function of (seed, step), so a resumed run is equal.
+    """Returns the training step, for `jax.jit`. Randomness is a function of (seed, step), so a
+    resumed run computes the same values as an uninterrupted one.
 
     Rows that continue documents of the previous step (`TrainConfig.carries_memory`) start with the memory that it left,
     which gets no gradient (truncated backpropagation). New documents start with `start_of_documents`.
@@ -217,7 +221,10 @@ def norms_of(grads: Weights, updates: Weights, trained: Weights, mesh: Mesh) -> 
 
 
 def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weights:
-    """Opens FAM's gate linearly over `opening_steps`, if set; returns the weights after a number of steps."""
+    """Returns the weights after `step` steps, with FAM's gate at least min(step / `config.opening_steps`, 1).
+
+    If `opening_steps` is 0, the weights are unchanged.
+    """
     if not config.opening_steps:
         return params
     gate = params["fam"]["gate"]
@@ -226,7 +233,8 @@ def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weight
 
 
 def whole_rows(config: TrainConfig, mesh: Mesh, params: Weights, batch: Batch) -> Float[Array, "B T D"]:
-    """Returns the hidden states of `TrainConfig.teacher`, whose tokens attend to their whole document in the row."""
+    """Returns the hidden states of `TrainConfig.teacher`, without gradient: the model without LoRA and FAM, whose
+    tokens attend to their whole document in the row."""
     layers = {name: tree for name, tree in params["layers"].items() if name not in ("lora", "memory")}
     base = {name: tree for name, tree in params.items() if name not in ("fam", "memory")} | {"layers": layers}
     model = build(dataclasses.replace(config, model=config.teacher), mesh, jax.lax.stop_gradient(base))
@@ -264,19 +272,19 @@ def select(keep: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainStat
 
 
 def rows_first(memory: MemoryState, back: bool = False) -> MemoryState:
-    """Moves the rows of a memory's arrays to the first axis, where they are split into microbatches, or `back`."""
+    """Moves the row axis of a memory's arrays from 1 to 0, to split it into microbatches, or `back` to 1."""
     source, target = (0, 1) if back else (1, 0)
     move = lambda x: jnp.moveaxis(x, source, target)
     return dataclasses.replace(memory, layers=jax.tree.map(move, memory.layers))
 
 
 def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, batch: Tree) -> tuple[Weights, Part]:
-    """Applies `one` to the microbatches one after the other and adds up their gradients.
+    """Applies `one` to the microbatches sequentially and sums their gradients.
 
     Args:
-      one: maps rows to (gradients, `Part`).
-      microbatches: their number. Microbatch i has the rows i, i + microbatches, ..., so that rows stay on their
-        device; contiguous microbatches would move them.
+      one: maps the rows of a microbatch to (gradients, `Part`).
+      microbatches: number of microbatches. Microbatch i has the rows i, i + microbatches, ..., so that rows stay on
+        their device; contiguous microbatches would move them.
       batch: a tree of arrays [B, ...].
 
     Returns:
@@ -285,7 +293,7 @@ def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, b
     """
     if microbatches == 1:
         return one(batch)
-    # Sizes in full: the FAM of a memory without FAM is an empty array, for which -1 says nothing.
+    # Explicit sizes: -1 is ambiguous for an empty array, such as the FAM of a memory without FAM.
     split = lambda x: jnp.moveaxis(x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]), 1, 0)
     join = lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
     parts = jax.tree.map(split, batch)
@@ -307,7 +315,7 @@ def accumulate(one: Callable[[Tree], tuple[Weights, Part]], microbatches: int, b
 
 
 def jit_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> jax.stages.Wrapped:
-    """Returns the step, compiled for a mesh at its first call. Its state argument is donated.
+    """Returns the jitted training step, which is compiled at its first call. Its state argument is donated.
 
     It is compiled once, for the shapes and shardings that all batches and states of a run share; `compilations` counts
     the programs.
@@ -320,5 +328,5 @@ def jit_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) 
 
 
 def compilations(step_fn: Any) -> int:
-    """Returns the number of programs compiled for a jitted step; more than 1: shapes, types or shardings changed."""
+    """Returns the number of programs compiled for a jitted step. Above 1, shapes, types or shardings have changed."""
     return int(step_fn._cache_size())

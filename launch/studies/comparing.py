@@ -10,7 +10,7 @@ the tables are written again.
 import sys
 from typing import Any
 
-from pages import DOCS, Page, by_name, publish
+from pages import DOCS, Page, by_name, publish, ranged
 
 OF_MEMORY = (
     "name", "added_weights", "weights", "state_bytes", "learning_rate", "steps", "tokens", "training_flops", "lengths",
@@ -70,12 +70,6 @@ def cells(memory: dict[str, Any]) -> list[str]:
     costs = [f"`{memory['name']}`{lost}", f"{memory['weights']:,}, {memory['added_weights']:,}",
              f"{memory['state_bytes'] / 1024:.1f}", f"{memory['training_flops'] / 1e12:.2g}"]  # fmt: skip
     return costs + [ranged(list(row["by_seed"].values())) for row in memory["lengths"]]
-
-
-def ranged(values: list[float]) -> str:
-    """Returns the mean of several seeds and their range."""
-    mean, low, high = (f"{value:.2f}" for value in (sum(values) / len(values), min(values), max(values)))
-    return mean if low == high else f"{mean} ({low}-{high})"
 
 
 PAGE = Page(DOCS / "compare.md", DOCS / "compare.json", "comparisons", by_name(section))

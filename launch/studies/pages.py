@@ -59,6 +59,12 @@ def by_name(section: Callable[[str, dict[str, Any]], list[str]]) -> Callable[[di
     return lines
 
 
+def ranged(values: list[float]) -> str:
+    """Returns the mean of several seeds and their range."""
+    mean, low, high = (f"{value:.2f}" for value in (sum(values) / len(values), min(values), max(values)))
+    return mean if low == high else f"{mean} ({low}-{high})"
+
+
 def publish(
     page: Page, says: str | None, part: str, kept: Callable[[dict[str, Any]], dict[str, Any]], verb: str
 ) -> int:

@@ -47,6 +47,18 @@ def test_byte_vocabulary_round_trip():
     assert encode("aé").tolist() == [97, 0xC3, 0xA9]
 
 
+def test_more_random_tokens_than_a_row_has() -> None:
+    """Then all tokens of the other text carry a loss, each once."""
+    config = PassKeyConfig(stages=(1,), mention_weight=0.0, text_weight=0.5, text_tokens=10_000)
+    batch = task(config=config, sequence_length=6 * BLOCK).batch(0, {"open_stages": 1})[0]
+    for row, positions, targets, weights in zip(
+        batch.tokens, batch.positions, batch.targets, batch.weights, strict=True
+    ):
+        at = positions[weights == np.float32(0.5)] + 1
+        assert len(at) == len(set(at.tolist())) > 100
+        np.testing.assert_array_equal(targets[weights == np.float32(0.5)], row[at])
+
+
 @pytest.mark.parametrize("open_stages", [1, 3, 5])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_rows_hold_whole_documents_at_block_edges(seed, open_stages):

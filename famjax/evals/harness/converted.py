@@ -16,7 +16,8 @@ from famjax.evals.runner import PROMPT_SHOWN
 from famjax.evals.samples import Sample, key_of
 from famjax.evals.statistics import Z95
 
-KINDS = {"multiple_choice": "choose", "generate_until": "generate"}  # by the harness's output type; else "score"
+# The harness's output types to kinds of tasks; all others are "score".
+KINDS = {"multiple_choice": "choose", "generate_until": "generate"}
 
 
 def task_name(name: str) -> str:

@@ -45,9 +45,12 @@ class FamjaxLM(TemplateLM):
       batch_size: maximum number of rows in a batch; `auto` is 8.
       block_size, memory_segments, fam_length: override the model's memory settings.
       max_gen_toks: maximum number of tokens of an answer, if the task sets none.
-      seed: of sampling, if the task samples.
+      seed: seed of sampling, for tasks that sample.
       dtype: compute dtype, `float32` or `bfloat16`; None or `auto`: the default of `infer.load`.
       device, max_batch_size: ignored; the harness passes them to every model.
+
+    Raises:
+      ConfigError: the dtype is unknown, or the model directory cannot be loaded.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class FamjaxLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """`Codec.prefix`."""
+        """The token before a text that has no context (`Codec.prefix`)."""
         return self.codec.prefix
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
@@ -105,7 +108,7 @@ class FamjaxLM(TemplateLM):
     # --- requests of tasks ------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Returns each continuation's log probability, and whether greedy decoding would produce it."""
+        """Returns each continuation's natural-log probability, and whether greedy decoding would produce it."""
         answers: list[Any] = [None] * len(requests)
         for some in _slices(requests, lambda request: "".join(request.args)):
             found = super().loglikelihood([requests[i] for i in some], disable_tqdm)
@@ -128,7 +131,7 @@ class FamjaxLM(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Returns each text's log probability; the memory is carried from its beginning to its end."""
+        """Returns each text's natural-log probability; the memory is carried from its beginning to its end."""
         answers: list[float] = [0.0] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="famjax: texts") as bar:
             for some in _slices(requests, lambda request: request.args[0]):
@@ -194,7 +197,7 @@ class FamjaxLM(TemplateLM):
         return self._template.source if self._template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Renders a conversation with the model directory's template."""
+        """Renders a conversation with the model directory's template. Raises `ValueError` if it has none."""
         if self._template is None:
             self.chat_template(True)
         if self._template is None:
@@ -204,7 +207,11 @@ class FamjaxLM(TemplateLM):
     # --- reports ----------------------------------------------------------------------------------
 
     def get_model_info(self) -> dict[str, Any]:
-        """Returns entries for the harness's results: no truncation, and the number of inputs beyond the window."""
+        """Returns entries for the harness's results.
+
+        They are the number of parameters, the dtype, the window in tokens, the number of truncated inputs (always 0),
+        the number of inputs longer than the window, and the tokens of the longest input.
+        """
         count = sum(leaf.size for leaf in jax.tree.leaves(parameters(self.model)))
         info = {"model_num_parameters": count, "model_dtype": self.model.config.dtype, "famjax_window": self.window}
         return info | {"famjax_truncated": 0, "famjax_longer_than_window": self.longer, "famjax_longest": self.longest}

@@ -23,7 +23,7 @@ class HarnessConfig:
       model_dirs: model directories.
       tasks: comma-separated names of the harness's tasks and groups, or of `tasks.LISTS`.
       output_dir: directory of `lm_eval.json` and the samples of each model and task.
-      limit: examples of each task; None: all.
+      limit: maximum number of examples per task; None: all.
       num_fewshot: few-shot examples before each question; None: the task's default.
       batch_size: maximum number of rows in a batch.
       chat: apply the model directory's chat template.
@@ -58,7 +58,11 @@ class HarnessConfig:
 
 
 def run(config: HarnessConfig) -> dict[str, Any]:
-    """Evaluates all models on all tasks, prints the harness's tables, writes the results and returns them."""
+    """Evaluates all models on all tasks, prints the harness's tables, writes the results and returns them.
+
+    Raises:
+      ConfigError: the harness is not installed, a task is unknown, or a task's data or a model cannot be loaded.
+    """
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:

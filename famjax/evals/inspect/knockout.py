@@ -1,4 +1,4 @@
-"""Ablation of the memory: a text is continued with its own FAM, and with a replacement.
+"""Ablation of the memory: a text is scored with its own FAM, and with a replacement.
 
     kept      the document's own FAM
     fresh     the initial FAM: the learned prompt, propagated through the layers
@@ -22,14 +22,16 @@ from famjax.infer.branches import Branch, score_branches
 from famjax.infer.session import Session, start
 from famjax.nn.model import Transformer
 
+# Names of the FAMs, as above.
 INSTEAD = ("kept", "fresh", "zero", "swapped")
 
 
 class Case(NamedTuple):
-    """A place in a document from which it is continued with each FAM.
+    """A position in a document, from which it is scored with each FAM.
 
     Attributes:
-      session: of one row, at a block boundary: the first token of the new block is pending, none of it is prefilled.
+      session: the session of one row at a block boundary: the new block's first token is pending, nothing of that block
+        is prefilled.
       rest: int32 [n], the tokens after the pending one.
       other: a session with the FAM for `swapped`; None omits `swapped`.
     """

@@ -13,6 +13,7 @@ from famjax.infer.prefill import prefill
 from famjax.infer.session import Session, join_rows, start
 from famjax.nn.model import Transformer
 
+# Bootstrap samples.
 DRAWS = 2000
 OnTokens = Callable[[int], None] | None
 
@@ -29,7 +30,7 @@ def interval(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
 
 
 def pass_keys(writer: Writer, blocks: int, block_size: int, documents: int, digits: int, seed: int) -> list[Document]:
-    """Returns documents with `blocks` blocks of filler plus evenly spread offsets within a block."""
+    """Returns pass-key documents whose filler has `blocks` blocks plus 0 .. S - 1 tokens, evenly spaced."""
     rng = np.random.default_rng([seed, blocks])
     extra = [i * block_size // documents for i in range(documents)]
     return [writer.document(random_key(rng, digits), blocks * block_size + more) for more in extra]
@@ -40,14 +41,17 @@ def pass_key_recall(
 ) -> dict[str, Any]:
     """Ablates FAM on pass-key documents of one length.
 
-    Documents are prefilled up to the block that predicts the answer's first token, and continued from there with FAM
+    Documents are prefilled up to the block that predicts the answer's first token, and scored from there with FAM
     and with its replacements. `swapped` is the FAM of the next document, which has another key.
 
     Returns:
       updates: mean number of FAM updates between the key's last mention and the answer.
+      documents: number of documents.
       instead: for each of `INSTEAD`: `exact_match` with its 95% interval, mean natural-log probability of the `answer`
-        and of the `rest` of the block (nats per token), and their differences from `kept`, with intervals.
-      follows_other: fraction of documents that, with the other document's FAM, answer with its key.
+        and of the `rest` of the document from the boundary on (nats per token), and their differences from `kept`,
+        `answer_moves` and `rest_moves`, with intervals.
+      follows_other: `share` of documents that, with the other document's FAM, answer with that document's key, its
+        interval, and the number `n` of documents; None as in `_follows`.
     """
     S = model.config.memory.block_size
     edges = [(int(doc.answer[0]) - 1) // S * S for doc in documents]
@@ -84,8 +88,10 @@ def _follows(
     model: Transformer, documents: Sequence[Document], cases: list[Case], where: list[np.ndarray], others: list[int],
     rows: int,
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Returns how often a document with another one's FAM answers with that one's key; None if no two neighbours' keys
-    have the same number of tokens."""
+    """Returns the share of documents that, given another document's FAM, answer with that document's key.
+
+    Only pairs of documents whose keys have the same number of tokens count; None if there is no such pair.
+    """
     changed, at = [], []
     for i, case in enumerate(cases):
         theirs = documents[others[i]].tokens[documents[others[i]].answer]
@@ -156,7 +162,16 @@ def text_recall(
 
     At each edge, passages from 1, 2, 4, ... blocks before are scored again, with the text's own FAM and with that of
     another text (or a fresh FAM if there is none). The gain in nats per token measures what FAM retains of a passage
-    after that many updates, plus what it retains of the text in general: the gain at large distances.
+    after that many updates, plus what it retains of the text in general; the latter is the gain at large distances.
+
+    Args:
+      model: a model with FAM.
+      tokens: int32 [T], the text.
+      edges: block boundaries, in tokens.
+      sessions: for each edge the session there, see `sessions_at`.
+      rows: maximum batch size.
+      other: a session with the other text's FAM; None: a fresh FAM.
+      passage: tokens of a passage, at most a block.
 
     Returns:
       rows of `updates` (FAM updates since the passage), `in_window` (memory segments still contain the passage),

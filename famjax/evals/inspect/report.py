@@ -176,7 +176,7 @@ def _maps(maps: dict[str, Any], name: str) -> Figure:
 
 
 def _gates_section(found: dict[str, Any]) -> list[str]:
-    """Returns the gates of FAM's updates by layer, and by layer and block; nothing if updates have none."""
+    """Returns the section on the gates of FAM's updates, by layer, and by layer and block; [] if there are no gates."""
     gates, by_block = found["write_gates"], found["by_block"]
     if not gates:
         return []

@@ -31,12 +31,12 @@ OnTokens = Callable[[str, int], None]
 def run(
     config: InspectConfig, memory: dict[str, int] | None = None, on_tokens: OnTokens | None = None
 ) -> dict[str, Any]:
-    """Inspects, writes `inspect.json`, `inspect.html` and `inspect.png`, and returns what the JSON holds.
+    """Inspects a model, writes `inspect.json`, `inspect.html` and `inspect.png`, and returns the content of the JSON.
 
     Args:
       config: the inspection.
       memory: overrides of the model's memory settings.
-      on_tokens: called with the current stage and the number of tokens that were read.
+      on_tokens: called with the current stage and the number of tokens of each device call.
 
     Raises:
       ConfigError: a setting, the model or a text cannot be used.
@@ -121,7 +121,7 @@ def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.nd
     return np.concatenate([whole, answer]), len(whole) + np.arange(len(answer))
 
 
-# --- what was seen, for JSON ----------------------------------------------------------------------
+# --- the trace, for JSON --------------------------------------------------------------------------
 
 
 def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict[str, Any]:
@@ -164,9 +164,11 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _gates(gates: np.ndarray, key_block: int | None) -> dict[str, Any]:
-    """Returns the gates [N, L, 3] of all updates, of that of the block with the key, and of those after it: for each
-    layer mean, minimum and maximum over updates and feedback activations, and the share of updates of which all gates
-    are closed (0) or open (1). What has no updates is left out."""
+    """Summarises `Trace.gates` [N, L, 3] over all updates, the update of the block with the key, and those after it.
+
+    Each summary has, for each layer, mean, minimum and maximum over updates and feedback activations, and the share of
+    updates all of whose gates are closed (0) or open (1). A summary without updates is left out.
+    """
     updates = np.flatnonzero(np.isfinite(gates).any(axis=(1, 2)))
     places = {"all": updates}
     if key_block is not None:
@@ -184,8 +186,10 @@ def _gates(gates: np.ndarray, key_block: int | None) -> dict[str, Any]:
 
 
 def _thinned(curve: np.ndarray, parts: Sequence[np.ndarray], reduce: Callable[..., Any] = np.mean) -> list[Any]:
-    """Returns a curve [N, L] as a list of one point [L] for each part, which has the numbers of neighbouring blocks.
-    Blocks without a value do not count."""
+    """Reduces a curve [N, L] to one point [L] per part; a part has the indices of consecutive blocks.
+
+    Blocks without a value (NaN) are ignored.
+    """
     known = [part[np.isfinite(curve[part]).any(axis=1)] for part in parts]
     return _rounded(np.stack([reduce(curve[k], axis=0) if len(k) else np.full_like(curve[0], np.nan) for k in known]))
 

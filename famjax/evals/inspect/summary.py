@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-# Layers that are named one by one; of more, those with the lowest and the highest gate are.
+# Maximum number of layers that are listed; of more, only those with the lowest and the highest mean gate.
 NAMED_LAYERS = 6
 # Below these, an effect counts as negligible: share of attention, relative change of FAM, nats per token.
 LITTLE_ATTENTION, LITTLE_CHANGE, LITTLE_MOVE = 0.01, 0.01, 0.01
@@ -53,10 +53,10 @@ def _verdict(to_fam: float, at_answer: float | None, change: float, move: float,
 
 
 def _loss(found: dict[str, Any]) -> tuple[float, str]:
-    """Returns the loss in nats per token with another FAM, on the answer if there is one, and a description of it.
+    """Returns the nats per token that are lost with another FAM, on the answer if there is one, and a description.
 
     Another document's FAM is preferred, because it is in distribution. Without one, the less harmful of a fresh FAM and
-    zeros counts: they may hurt only because the model never saw them late in a text.
+    zeros is used: they may hurt only because the model never saw them late in a text.
     """
     knock = found["knock_out"]
     key, what = ("answer_moves", "the answer") if "answer_moves" in knock["kept"] else ("rest_moves", "the text after")
@@ -100,7 +100,7 @@ def _writing(fam_queries: np.ndarray, by_block: dict[str, Any], change: float) -
 
 
 def _gates(gates: dict[str, Any] | None) -> list[str]:
-    """Returns a sentence on the gates of FAM's updates, by layer, if there are any."""
+    """Returns a sentence on the gates of FAM's updates, by layer; [] if there are none."""
     if not gates:
         return []
     mean = np.array(gates["all"]["mean"], float)

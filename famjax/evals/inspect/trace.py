@@ -1,7 +1,8 @@
 """Traces a document: reads it once, block by block, and records attention, FAM and the gates of its updates.
 
 A normal forward pass does not keep these, so blocks go through observed layers (`over` of
-`Transformer.forward`). Only sums and curves are kept of a block, so device memory does not grow with the document.
+`Transformer.forward`). Of each block, only sums and points of curves are kept, so device memory does not grow with the
+document.
 """
 
 import dataclasses
@@ -35,7 +36,8 @@ class Trace:
       tokens: number of tokens.
       attention: [L, heads, 3], shares of memory segments, FAM and own block, mean over tokens after the first update.
       answer_attention: the same over the tokens that predict the answer; None if there is none.
-      fam_attention: [L, heads, 3], of FAM's queries at each update but the first: 0, previous FAM, the block.
+      fam_attention: [L, heads, 3], the same for FAM's queries: 0, previous FAM and own block, mean over all updates but
+        the first; NaN if there is no second update.
       to_fam: [N, L], share of FAM by block, mean over tokens and heads; NaN before the first update.
       rms: [N, L], root mean square of FAM after the update at the end of each full block.
       change: [N, L], relative change of FAM by an update: |F' - F| / |F|.
@@ -106,7 +108,7 @@ def trace(
 
 
 class _Sums:
-    """Accumulates what is recorded of each block."""
+    """Accumulates the recordings of all blocks."""
 
     def __init__(self) -> None:
         self._tokens, self._answer, self._fam = [0.0, 0], [0.0, 0], [0.0, 0]

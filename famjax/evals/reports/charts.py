@@ -1,7 +1,7 @@
 """Charts: lines with intervals, and heat maps, drawn by matplotlib.
 
-For a page they are SVG text: self-contained, without scripts, with tooltips. A drawing is 4.8 inches wide, which a
-phone shows at three quarters: its text stays readable.
+Pages embed them as self-contained SVG without scripts, with tooltips. A chart is 4.8 inches wide; a phone scales it
+to about three quarters, so its text stays readable.
 """
 
 import html
@@ -31,7 +31,7 @@ class Point(NamedTuple):
     Attributes:
       x, y: coordinates.
       low, high: its interval; None if it has none.
-      tooltip: text under the pointer.
+      tooltip: text shown when the pointer is over the point.
     """
 
     x: float
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve."""
+    """A curve with its label in the legend."""
 
     label: str
     points: Sequence[Point]
@@ -67,7 +67,7 @@ def curve(axes: Any, number: int, line: Line) -> None:
 
 
 def lines(curves: Sequence[Line], x_label: str, y_label: str, from_zero_to_one: bool = True) -> str:
-    """Returns an SVG of curves over a logarithmic axis (of 1 + x, so that 0 has a place)."""
+    """Returns an SVG of curves over a logarithmic x axis, log(1 + x), so that 0 can be shown."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     tooltips: list[str] = []
@@ -117,7 +117,7 @@ def heat_map(
 
 
 def svg_of(figure: Figure, name: str = "", tooltips: Sequence[str] = ()) -> str:
-    """Returns a figure as SVG for a page, deterministic. Tooltip i belongs to the artist with the gid `tooltip{i}`."""
+    """Returns a figure as deterministic SVG for a page. Tooltip i belongs to the artist with the gid `tooltip{i}`."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "famjax", "svg.fonttype": "path"}):
         figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})

@@ -14,11 +14,14 @@ from famjax.evals.tasks import language
 
 
 def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
-    """Shows the models of all runs side by side, with paired differences on the examples that both models answered.
+    """Prints the models of all runs side by side, with paired differences on the examples that both models answered.
 
     Args:
       runs: output directories of `famjax eval`.
       output: directory for `results.json` and `report.html`; None only prints.
+
+    Returns:
+      The content of `results.json`.
 
     Raises:
       ConfigError: a directory has no results, or its answers are missing.

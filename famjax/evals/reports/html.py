@@ -41,7 +41,7 @@ def count(number: int, what: str) -> str:
 
 
 def key(number: int, name: str) -> Html:
-    """Returns a name with the color of curve `number` before it."""
+    """Returns a name after a dot in the color of curve `number`."""
     return Html(f'<span class="key" style="background:{color(number)}"></span>{html.escape(name)}')
 
 

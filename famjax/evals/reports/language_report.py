@@ -62,5 +62,8 @@ def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> 
 
 
 def middle(row: dict[str, Any]) -> float:
-    """Returns where a row of positions stands on a logarithmic axis; the first row begins at a quarter of its end."""
+    """Returns the x coordinate of a row of positions on a logarithmic axis: the geometric mean of its ends.
+
+    The first row, which begins at 0, is placed as if it began at a quarter of its end.
+    """
     return float((max(row["from"], row["to"] / 4) * row["to"]) ** 0.5)

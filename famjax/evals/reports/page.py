@@ -27,7 +27,7 @@ def write(folder: str | Path, results: dict[str, Any]) -> tuple[Path, Path]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """Returns the whole document."""
+    """Returns the HTML of the page. `results` is the content of `results.json`."""
     models = results["models"]
     # Models may have been evaluated on different tasks.
     names = list(dict.fromkeys(name for model in models for name in model["tasks"]))

@@ -15,8 +15,9 @@ from famjax.evals.reports.charts import Line, Point
 from famjax.storage.model_dir import write_text
 
 RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
+# Numbers from here on are printed in scientific notation.
 LARGE = 1e5
-# Bins of a table that the terminal shows; of more, only powers of two.
+# Maximum number of bins of a table that the terminal shows; of more, see `legible`.
 MOST_BINS = 12
 
 
@@ -94,7 +95,7 @@ def _add_tables(table: Table, summaries: list[dict[str, Any]]) -> None:
 
 
 def legible(places: Sequence[int]) -> list[int]:
-    """Returns the bins of a table to show: all, or of many 0, 1, 2, 4, 8 and so on, and the last."""
+    """Returns the bins of a table to show: all up to `MOST_BINS`; of more, 0, powers of two and the last."""
     if len(places) <= MOST_BINS:
         return list(places)
     return [at for at in places if at & (at - 1) == 0 or at == places[-1]]
@@ -113,7 +114,7 @@ def part_text(row: dict[str, Any]) -> str:
     return ", ".join([row["source"], *more])
 
 
-# Labels in tables of the sides of a model's reach (`evals/reach.py`).
+# Table labels of the sides of a model's reach (`evals/reach.py`).
 SIDES = {
     reach.INSIDE: "inside the reach of one layer", reach.PARTLY: "partly inside", reach.OUTSIDE: "outside it",
     reach.BEYOND: "of these, beyond all layers",
@@ -121,8 +122,8 @@ SIDES = {
 
 
 def _add_reach(table: Table, summaries: list[dict[str, Any]], metric: str, columns: int) -> None:
-    """Adds rows of a metric by the needle's place relative to the reach; models may differ in their reach, so each cell
-    has its own n."""
+    """Adds rows of a metric by the needle's place relative to the reach. Each cell has its own n, because models may
+    differ in their reach."""
     sides = [{row["side"]: row for row in one.get("by_reach", [])} for one in summaries]
     if not any(sides):
         return

@@ -26,6 +26,9 @@ def babi(name: str, config: EvalConfig, codec: Codec) -> Task:
     Lines that cannot be read are yielded as `Unreadable`. Questions whose facts do not fit into the shortest length
     are left out; the settings have their number by file. All models draw questions in the same order, so their
     questions differ only if one does not fit with some model's tokenizer.
+
+    Raises:
+      ConfigError: no data is given, it has no question, or no question fits into the shortest length.
     """
     path = config.data_of(name)
     if not path:

@@ -1,4 +1,4 @@
-"""What a task is: tokenized examples, what the model does with them, and how its answers are scored.
+"""The types of tasks: tokenized examples, what the model does with them, and how its answers are scored.
 
     document -> Example(context, prompt, ...) -> the model's Answer -> {metric: value}
 
@@ -21,6 +21,7 @@ from famjax.config.checks import one_of
 
 KINDS = ("generate", "choose", "score", "label")
 NOTHING = np.zeros(0, np.int32)
+# exp overflows float64 slightly above this.
 MOST_NATS = 709.0
 
 # (prediction, targets) to a number; the best of several targets counts, unless the metric says otherwise.
@@ -39,17 +40,17 @@ class Example:
       id: unique within the task, and the same in every run.
       prompt: int32, read after the context.
       context: int32; consecutive examples with the same `group` and equal contexts share its prefill.
-      group: the document of the example, the unit resampled for intervals. Empty: the example itself.
+      group: the document of the example, the unit that is resampled for intervals; empty: the example itself.
       targets: reference answers.
       choices: tokens of each option; `answer` is the index of the correct one.
       choice_sizes: bytes (or characters) of each option, to normalise its log probability.
-      scored: tokens that are scored after the prompt.
-      labels: the token to predict after each token of the prompt; negative: nothing is scored there.
-      bins: for each token of the prompt, what its label's result is tabulated by, from 0.
+      scored: int32, tokens that are scored after the prompt.
+      labels: int32, the token to predict after each token of the prompt; negative: nothing is scored there.
+      bins: for each token of the prompt, the bin of the results in which its label counts, from 0.
       size: bytes of the text of `scored`.
       counts: other units of that text by name, such as words, for `Task.ratios`.
-      about: what results are grouped by: "length" and "depth", "source" (a part of the data set), "needle" (index of
-        the needle's last token); other values are numbers or short texts.
+      about: values by which results are grouped: "length", "depth", "source" (a part of the data set), "needle" (index
+        of the needle's last token); other values are numbers or short texts.
       needles: indices of the first and the last token of each needle that the answer depends on, to compute its
         distance and whether it lies within the model's reach (`evals/reach.py`).
     """
@@ -97,7 +98,7 @@ class Ratio(NamedTuple):
 
     Attributes:
       per: a name of `Example.counts`; empty divides by the number of examples.
-      of: nats to the metric; must be increasing.
+      of: maps nats per unit to the metric; must be increasing, because it also maps the ends of the interval.
     """
 
     per: str
@@ -120,8 +121,7 @@ class Task:
       metrics: for `generate`: metrics by name; summaries show the first. The other kinds have fixed metrics
         (`evals/metrics.py`).
       judges: for `generate`: metrics that take the example; listed before `metrics`.
-      bins, kinds: for `label`: what `Example.bins` and "kind" in `Example.about` are, as labels of axes; empty: there
-        are none.
+      bins, kinds: for `label`: axis labels of `Example.bins` and of "kind" in `Example.about`; empty: there are none.
       shown: for `choose` and `score`: {name in results: name in `evals/metrics.py`} of the metrics to report; None
         reports all.
       ratios: for `score`: metrics over all examples together.
@@ -129,8 +129,9 @@ class Task:
       bad: unreadable examples known in advance, reported before any work; `examples` yields them too.
       max_new_tokens: upper bound on the generated tokens of an answer.
       stops: texts that end an answer.
-      corpus_metrics: metrics over all answers together; their input is what `pairs` returns for the generated texts
-        or for the natural-log probabilities of the scored tokens.
+      corpus_metrics: metrics over all answers together.
+      pairs: returns the input of `corpus_metrics` for answers by id, which are generated texts, or natural-log
+        probabilities of the scored tokens.
       by_position: for `score`: results are reported by position in the document.
       settings: everything else that defines the task; part of the results and of the answers' key.
     """

@@ -185,8 +185,8 @@ def pages(text: str) -> list[str]:
     """Returns the pages of a WikiText file. A page begins with its title, ` = Title = ` (` = = Section = = ` is not
     one).
 
-    This is the rule of `wikitext_document_level`, which lm-evaluation-harness reads: a page ends before the line
-    break in front of the next title.
+    This is the rule of `wikitext_document_level`, which lm-evaluation-harness reads: the line break before the next
+    title belongs to neither page.
     """
     lines = text.split("\n")
     titles = [i for i, line in enumerate(lines) if _is_title(line)]
@@ -248,10 +248,10 @@ KV_NEW_TOKENS = 100  # as published
 
 
 def kv_retrieval(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Returns the task to retrieve the value of one key of many: `accuracy`, a case-insensitive substring match.
+    """Returns the task to retrieve the value of one key among many: `accuracy`, a case-insensitive substring match.
 
-    Rows cycle through `depths`: the queried record is moved to that relative position, the others keep their order.
-    `--depths 0` places it first in every row. `examples` limits the rows of each file.
+    Rows cycle through `config.depths`: the queried record is moved to that relative position, and the others keep their
+    order. `--depths 0` places it first in every row. `config.examples` limits the rows of each file.
     """
     path, frame = where(name, config, WHERE[name]), frame_of(codec, config.chat)
     found = lambda: (

@@ -11,12 +11,12 @@ from famjax.infer.codec import Codec
 
 
 class Entry(NamedTuple):
-    """A task.
+    """An entry of the table of tasks.
 
     Attributes:
-      module, function: its factory in this folder: a function of (name, config, codec).
+      module, function: the task's factory in this folder, a function of (name, config, codec).
       summary: one line for the list of tasks.
-      needs: what `--data` must name; empty if nothing.
+      needs: data that `--data` must name; empty if none.
       blocks: whether the factory also takes the model's block_size.
     """
 

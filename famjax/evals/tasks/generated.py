@@ -46,7 +46,7 @@ def of_each_length(
 ) -> tuple[Callable[[], Iterable[Example]], int]:
     """Returns the examples of all lengths and their number.
 
-    `make` gets a length and a number; the id is `length/number`, with the id that `make` sets appended.
+    `make` maps (length, number) to an example; the id is `length/number`, followed by the id that `make` set, if any.
 
     Raises:
       ConfigError: the shortest length is too short for an example.

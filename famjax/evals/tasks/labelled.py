@@ -1,6 +1,6 @@
 """The synthetic tasks of labelled documents (`data/labelled.py`), at exact lengths: recall of pairs, state tracking.
 
-Documents are streamed as any other text. The prediction after each labelled token is compared with its label, and
+Documents are streamed like any other text. The prediction after each labelled token is compared with its label, and
 results are tabulated by length, by kind of document (such as "8 pairs") and by the task's own bins.
 """
 
@@ -22,9 +22,9 @@ from famjax.infer.codec import Codec
 
 
 def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
-    """Returns the task: `config.examples` documents of each of `config.lengths`, and of each kind.
+    """Returns the task: `config.examples` documents of each kind at each of `config.lengths`.
 
-    Document i of a length and kind depends on the seed and i alone. Lengths need not be whole blocks.
+    Document i of a length and kind depends only on the seed and i. Lengths need not be multiples of the block size.
 
     Raises:
       ConfigError: the model has other tokens, or a document does not fit into the shortest length.
@@ -72,10 +72,11 @@ def _check_tokens(name: str, ours: SymbolVocabulary, codec: Codec) -> None:
 
 
 def tables(task: Task, samples: Sequence[Sample], seed: int = 0) -> list[dict[str, Any]]:
-    """Returns the accuracy by bin, and by kind of document if there are several, for each length.
+    """Returns a table of accuracy by length and bin, and one by length and kind of document if there are several.
 
-    A table has `label`, what the numbers `at` of its rows are, and `rows`: `length`, `at`, `n` (predictions), `value`,
-    and `low`, `high`, an interval over documents. Bins without a prediction are left out.
+    A table has `label`, the axis label of the numbers `at`, and `rows`. A row has `length`, `at` (bin or kind), `n`
+    (number of predictions), `value`, and `low`, `high`, a 95% interval over documents. Bins without a prediction are
+    left out.
     """
     by_bin: list[dict[str, Any]] = []
     by_kind: list[dict[str, Any]] = []
@@ -93,7 +94,7 @@ def tables(task: Task, samples: Sequence[Sample], seed: int = 0) -> list[dict[st
 
 
 def _row(above: np.ndarray, below: np.ndarray, seed: int) -> dict[str, Any]:
-    """Returns the share above / below over documents, its interval, and the number of predictions."""
+    """Returns sum(above) / sum(below) over documents, its interval, and the number of predictions."""
     above, below = above[below > 0], below[below > 0]
     low, high = _interval(above, below, seed) or (None, None)
     return {"n": int(below.sum()), "value": float(above.sum() / below.sum()), "low": low, "high": high}

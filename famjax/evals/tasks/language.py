@@ -32,7 +32,7 @@ class Document:
     """A text to predict.
 
     Attributes:
-      name: its place in the source.
+      name: place of the text in the source.
       tokens: int32 [n].
       size: bytes of the text.
     """
@@ -60,7 +60,7 @@ def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document |
 
 
 def each(config: SourceConfig) -> Iterator[sources.Document | Unreadable]:
-    """Yields the documents of a source; a file or line that cannot be read as `Unreadable`."""
+    """Yields the documents of a source, and an `Unreadable` for each file or line that cannot be read."""
     for source in open_each(config):
         try:
             count = len(source)
@@ -128,7 +128,7 @@ def position_edges(block_size: int, longest: int = FARTHEST) -> tuple[int, ...]:
 
 
 def up_to(edges: Sequence[int], samples: Iterable[Sample]) -> tuple[int, ...]:
-    """Returns the edges that lie within the longest document; its length is the last one."""
+    """Returns the edges within the longest document, then its length (or the end of the first bucket, if larger)."""
     longest = max(sample.tokens + round(sum(sample.sums["tokens"])) for sample in samples)
     return (*(edge for edge in edges if edge < max(longest, edges[1])), max(longest, edges[1]))
 

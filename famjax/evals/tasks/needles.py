@@ -30,7 +30,7 @@ ASK_MANY = (
     "\nWhat are all the special magic numbers for {keys} mentioned in the provided text? The special magic numbers "
     "for {keys} mentioned in the provided text are"
 )
-# name: (keys inserted, values inserted for each, keys asked for)
+# name: (keys inserted, values inserted for each, keys queried)
 KINDS = {
     "niah_single": (1, 1, 1),
     "niah_multikey": (4, 1, 1),
@@ -39,7 +39,7 @@ KINDS = {
 }
 
 
-# name: pass keys in the text, of which the last is asked for
+# name: pass keys in the text, the last of which is queried
 PASS_KEYS = {"passkey_depth": 1, "passkey_newest": 4}
 
 
@@ -81,7 +81,7 @@ def pass_key(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the paper's pass-key task at any depth (as varied by Mohtashami & Jaggi 2023). The key's tokens are
     scored with teacher forcing; exact match equals that of greedy generation.
 
-    Of several keys, evenly spaced up to the depth, the last one is the answer: each replaces the one before.
+    Several keys are evenly spaced up to the depth; the last one is the answer, because each replaces the one before.
     """
     count = PASS_KEYS[name]
     pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)

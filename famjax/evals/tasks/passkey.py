@@ -20,7 +20,7 @@ from famjax.infer.codec import Codec
 
 
 def documents(blocks: int, block_size: int, config: EvalConfig, writer: Writer) -> list[Document]:
-    """Returns `keys` documents for each alignment: filler of blocks * S + 0 .. S - 1 tokens."""
+    """Returns `config.keys` documents for each alignment, with blocks * S + alignment tokens of filler."""
     rng = np.random.default_rng([config.seed, blocks])
     return [
         writer.document(random_key(rng, config.key_digits), blocks * block_size + alignment)
@@ -45,7 +45,7 @@ def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
         for blocks in lengths:
             for i, doc in enumerate(documents(blocks, block_size, config, writer)):
                 answer = int(doc.answer[0])
-                about = {"filler_blocks": blocks, "alignment": where[i % len(where)], "needle": int(doc.mention[0])}
+                about = {"filler_blocks": blocks, "alignment": where[i % len(where)], "needle": int(doc.mention[-1])}
                 about["answer_tokens"] = len(doc.answer)
                 before, scored = np.split(doc.tokens, [answer])
                 needles = ((int(doc.mention[0]), int(doc.mention[-1])),)

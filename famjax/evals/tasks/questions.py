@@ -19,12 +19,12 @@ class Question(NamedTuple):
     """A question of a data set.
 
     Attributes:
-      id, group: of the question and of its document.
+      id, group: ids of the question and of its document.
       document, prompt: texts, read in this order.
       targets: correct answers, for `generate` tasks.
       options, answer: the choices and the index of the correct one, for `choose` tasks.
       about, counts: as in `Example`.
-      needle: [start, end) of the document's characters that contain the answer.
+      needle: [start, end), the characters of the document that contain the answer; None if unknown.
     """
 
     id: str
@@ -68,7 +68,7 @@ def converted(
 
 
 def field(fields: dict[str, Any], *path: str) -> Any:
-    """Returns `fields["a"]["b"]`. Raises `BadRow` if it is missing."""
+    """Returns a nested field: `fields["a"]["b"]` for the path "a", "b". Raises `BadRow` if it is missing."""
     value: Any = fields
     for name in path:
         if not isinstance(value, dict) or name not in value:

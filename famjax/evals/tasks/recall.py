@@ -57,7 +57,7 @@ def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 
 def copy(name: str, config: EvalConfig, codec: Codec) -> Task:
-    """Returns the copy task: words, filler, and the same words again, whose second occurrence is scored."""
+    """Returns the copy task: words, filler, and the same words again; the second occurrence is scored."""
     pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
     head, tail = pieces.first("Remember these words:"), pieces.raw("\nThe words were:")
 

@@ -74,7 +74,7 @@ def _file(path: str, kind: str) -> Iterator[Row | Unreadable]:
 
 
 def _counted(read: Callable[[str], Iterator[Row | Unreadable]], path: str) -> Iterator[Row | Unreadable]:
-    """Yields the rows of a file; a read error ends them with an `Unreadable`."""
+    """Yields the rows of a file; if reading fails, an `Unreadable` is the last one."""
     try:
         yield from read(path)
     except BadText as error:

@@ -27,7 +27,8 @@ COMMON_ASK = (
     "in the list are:"
 )
 COMMON = 10
-# (repeats of a common word, repeats of the others): the first pair that leaves most of the length to the others.
+# (repeats of a common word, repeats of another word). The first pair with which the other words take up at least half
+# of the list is used.
 REPEATS = ((30, 3), (10, 2), (5, 1), (3, 1), (2, 1))
 FREQUENT_INTRO = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
@@ -89,7 +90,7 @@ def common_words(name: str, config: EvalConfig, codec: Codec) -> Task:
         room = length - len(head) - len(tail)
         numbers = np.cumsum([len(pieces.next(f"{i + 1}.")) for i in range(max(room, 0) // 2)])
         for often, seldom in REPEATS:
-            # Tokens of the list, by the number of words beside the common ones.
+            # Tokens of the list, as a function of the number of words other than the common ones.
             others = np.arange(len(vocabulary) - COMMON + 1)
             entries = COMMON * often + seldom * others
             others, entries = (x[entries <= len(numbers)] for x in (others, entries))
@@ -138,7 +139,7 @@ def frequent_words(name: str, config: EvalConfig, codec: Codec) -> Task:
 def _padded(
     pieces: Pieces, codec: Codec, intro: str, body: np.ndarray, tail: np.ndarray, length: int, targets: tuple[str, ...]
 ) -> Example:
-    """Returns an example that is padded to `length` in front, with the beginning of the paper's filler."""
+    """Returns an example that is left-padded to `length` tokens with the beginning of the paper's filler."""
     head = pieces.first(intro)
     rest = length - len(head) - len(body) - len(tail)
     front = pieces.raw(" ".join(Filler().sentences * (1 + rest // 16)))[:rest] if rest else NOTHING

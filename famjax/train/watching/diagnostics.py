@@ -34,9 +34,9 @@ Diagnose: TypeAlias = Callable[[Weights, MemoryState | None, Batch], dict[str, F
 def far_weights(batch: Batch, layers: int, config: MemoryConfig) -> Float[Array, "B W"]:
     """Returns loss weights of the targets that are too far from a row's first block to see it through windows.
 
-    Windows of M segments reach back L * M blocks through L layers. In the part of the row's first document that is in
-    the row, targets beyond those blocks keep their weights; if it is shorter, the targets of its last block do. All
-    others are 0, as are those of the first block.
+    Windows of M segments reach back L * M blocks through L layers. Only targets of the row's first document count.
+    Those more than L * M blocks after the first block keep their weights; if the document is shorter, those of its last
+    block do. All other weights are 0, as are those of the first block.
     """
     S, N = config.block_size, batch.starts.shape[1]
     block = np.arange(N)
@@ -57,8 +57,8 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
     It returns, float32 [L] except for the last two:
 
       fam_norm                    RMS of the newest FAM after the rows' last tokens
-      input_attention_to_fam      share of the tokens' attention on FAMs that have been updated
-      fam_attention_to_fam        share of FAM's own attention on previous FAMs, likewise
+      input_attention_to_fam      share of attention on FAMs, mean over heads and tokens whose FAM has been updated
+      fam_attention_to_fam        the same for FAM's own queries: their share of attention on previous FAMs
       first_block_fam_gradient    norm of the gradient of the far targets' loss w.r.t. the FAM that the first block sees
       first_block_gradient        [] the same w.r.t. the embedded tokens of the first block
       far_weight                  [] sum of the far targets' weights; if it is 0 there is no gradient
@@ -125,7 +125,7 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
 def jit_diagnostics(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, Any]]:
     """Returns `make_diagnostics` for a state and its next batch, compiled for a mesh at its first call.
 
-    It returns values for `metrics.jsonl`, `memory/...`, without those that could not be measured.
+    The function returns values for `metrics.jsonl` by name, `memory/...`, without those that could not be measured.
     """
     compiled: list[Any] = []
 
@@ -150,7 +150,7 @@ def readable(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mean(x: Float[Array, "..."], where: Bool[Any, "..."]) -> Float[Array, ""]:
-    """Mean of the selected values; NaN if there are none."""
+    """Returns the float32 mean of the selected values; NaN if there are none."""
     x = x.astype(jnp.float32)
     return jnp.where(where, x, 0).sum() / where.sum()
 

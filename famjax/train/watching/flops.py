@@ -56,9 +56,8 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
     Backward costs twice the forward: gradients of activations and of weights. So with all weights trained and without
     attention it is the usual 6 N. A frozen matrix needs no gradient of its own: 4 N.
 
-    Pairs are counted as if one document filled the row, within its window, and including the blocks before the row if
-    memory is carried from step to step. A memory beside the window adds its own
-    (`Memory.flops`).
+    Pairs are counted within the window, as if one document filled the row, and include the blocks before the row if
+    memory is carried from step to step. Kinds of memory other than FAM add their own FLOPs (`Memory.flops`).
 
     Args:
       config: the run.
@@ -85,7 +84,7 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
 
 
 def attention_pairs(config: TrainConfig) -> int:
-    """Returns the pairs of query and key in one layer of one row: tokens with tokens and FAM, FAM with both."""
+    """Returns the number of (query, key) pairs in one layer of one row: tokens with tokens and FAM, FAM with both."""
     memory, S = config.model.memory, config.model.memory.block_size
     F, P, pairs = memory.fam_length, memory.previous_fams, 0
     for block in range(config.sequence_length // S):

@@ -31,10 +31,10 @@ def explain(
     """Describes where a bad step first becomes non-finite.
 
     Args:
-      config, mesh: of the run.
-      state: as the bad step returned it: the old weights, with `step` advanced.
-      batch: of that step.
-      loss, squares: its metrics of these names.
+      config, mesh: configuration and mesh of the run.
+      state: the state that the bad step returned: the old weights, with `step` advanced.
+      batch: batch of that step.
+      loss, squares: metrics `loss` and `squares` of that step.
 
     Returns:
       The first of these that applies: non-finite weights; the first layer with a non-finite output or FAM; a non-finite
@@ -63,12 +63,12 @@ def explain(
 
 
 def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch) -> dict[str, Any]:
-    """Runs the bad step's forward pass again, one microbatch at a time.
+    """Recomputes the bad step's forward pass, one microbatch at a time, without dropout and noise on FAM.
 
     Returns:
-      `layer`: the first bad one, or None; `what` of it is bad: "output", "FAM" (or
-      "memory", of another kind); `hidden`: whether the hidden states
-      after the final norm are finite.
+      A dict: `layer` is the index of the first layer with non-finite values, or None; `what` lists where they are:
+      "output", "FAM" ("memory" for a memory of another kind); `hidden` is True if the hidden states after the final
+      norm are finite.
     """
     state = dataclasses.replace(state, step=state.step - 1)
 
@@ -116,7 +116,7 @@ def _places(bad: dict[str, Any]) -> list[tuple[str, int | None]]:
 
 
 def _first(places: list[tuple[str, int | None]]) -> str:
-    """Names the lowest one, and the number of others."""
+    """Returns the name of the weight in the lowest layer, and the number of other places."""
     name, layer = min(places, key=lambda place: -1 if place[1] is None else place[1])
     more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
     return f"{name}{f' of layer {layer}' if layer is not None else ''}{more}"

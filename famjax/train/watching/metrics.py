@@ -15,8 +15,10 @@ CLOSE_SECONDS = 5.0
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object per logged step. Lines after `first_step` come from a run that was stopped
-    before it saved that step; they are dropped, since those steps are trained again."""
+    """Writes `metrics.jsonl`: one JSON object per logged step.
+
+    Lines of steps after `first_step`, the step that the run resumes from, are dropped, since these steps are repeated.
+    """
 
     def __init__(self, model_dir: str | Path, first_step: int):
         self.path = Path(model_dir) / METRICS_JSONL
@@ -25,7 +27,7 @@ class MetricsLog:
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends a line."""
+        """Appends a line with `step` and these values."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
@@ -38,9 +40,9 @@ def _step(line: str) -> float:
 
 
 class TensorBoard:
-    """The same metrics as scalars in `tensorboard/`; a list becomes one scalar per layer.
+    """Writes the same metrics as scalars to `tensorboard/`; a list becomes one scalar per layer.
 
-    A resumed run writes a new file, which tells TensorBoard to hide the steps after `first_step` in older files. Events
+    A resumed run writes a new file, which makes TensorBoard hide the steps after `first_step` in older files. Events
     cannot be removed from a file, so other readers may see those steps twice.
     """
 
@@ -71,8 +73,11 @@ class TensorBoard:
 
 @contextlib.contextmanager
 def _without_torch() -> Iterator[None]:
-    """Inside, torch cannot be imported, unless it is already: tensorboardX imports it if it is installed, for tensors
-    that are never written here, which takes seconds and 200 MB."""
+    """Blocks the import of torch inside the context, unless it is imported already.
+
+    tensorboardX imports torch if it is installed, which takes seconds and 200 MB, to write tensors, which famjax never
+    does.
+    """
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]

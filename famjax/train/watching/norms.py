@@ -26,7 +26,7 @@ def group_of(path: str) -> str:
 def squares(tree: Tree) -> dict[str, Float[Array, "*L"]]:
     """Returns sums of squares by path, float32: per layer for stacked weights, else of the whole array.
 
-    They cost one read of each array, and give the norm of any layer or group.
+    Computing them reads each array once. The norm of any layer or group follows from them.
     """
 
     def one(path: str, leaf: Float[Array, "..."]) -> Float[Array, "*L"]:

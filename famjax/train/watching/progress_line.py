@@ -1,4 +1,4 @@
-"""Progress of a training on standard error, live on a terminal."""
+"""Shows the progress of a training on standard error: a live bar on a terminal, else a line at intervals."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from famjax.process.progress import clock
 
 # Seconds between lines without a terminal.
 PLAIN_SECONDS = 10.0
-# Formats of the values shown, in this order, by their names in metrics.jsonl.
+# Formats of the values shown, in this order, by name in metrics.jsonl.
 SAID = {
     "loss": "loss {:.4g}",
     "tokens_per_second": "{:,.0f} tokens/s",
@@ -24,12 +24,12 @@ SAID = {
     "exact_match": "exact match {:.2f}",
     "filler_blocks": "up to {:.0f} blocks",
 }
-# Number of other values of a task that are shown, with a default format.
+# Maximum number of further values of a task that are shown, in a default format.
 MOST_OTHERS = 3
 
 
 class ProgressLine:
-    """Shows step, loss, tokens/s, time left, and further values that are known."""
+    """Shows step, loss, tokens/s, time left, and further values. A context manager; prints nothing if `silent`."""
 
     def __init__(self, name: str, first_step: int, steps: int, silent: bool = False):
         self.name, self.first_step, self.steps, self.silent = name, first_step, steps, silent
@@ -63,7 +63,7 @@ class ProgressLine:
             self._bar.update(self._task, completed=step)
 
     def show(self, step: int, values: dict[str, Any], task: dict[str, Any]) -> None:
-        """Shows the values of a logged step, and those that the task reports."""
+        """Shows `values` of a logged step, and the values that the task reports."""
         if self.silent:
             return
         now = time.perf_counter()
@@ -77,7 +77,7 @@ class ProgressLine:
             print("  ".join([self.name, f"step {step}/{self.steps}", *said]), file=sys.stderr, flush=True)
 
     def seconds_left(self, step: int) -> float:
-        """Estimates the time left from the steps after the first one, including everything between them."""
+        """Estimates the seconds left from the time per step since the first one, with evaluation and saving."""
         since, done = (self._learned, step - self._learned_at)
         if done <= 0:
             since, done = self._began, max(step - self.first_step, 1)
@@ -85,11 +85,11 @@ class ProgressLine:
 
 
 def say(values: dict[str, Any]) -> list[str]:
-    """Formats the values that have a format."""
+    """Returns the values of `SAID` that are present, each formatted."""
     return [words.format(values[name]) for name, words in SAID.items() if values.get(name) is not None]
 
 
 def others(task: dict[str, Any]) -> list[str]:
-    """Formats values of a task that have none."""
+    """Returns up to `MOST_OTHERS` numbers that are not in `SAID`, each formatted."""
     more = [(name, value) for name, value in task.items() if name not in SAID and isinstance(value, (int, float))]
     return [f"{name.replace('_', ' ')} {value:.4g}" for name, value in more[:MOST_OTHERS]]

@@ -26,9 +26,9 @@ class Sizes(NamedTuple):
     """Sizes in bytes.
 
     Attributes:
-      weights, optimizer: on one device.
-      carried: the rest of the state on one device: the passed FAM, memories of rows that continue documents.
-      row: the `MemoryState` of a row, in inference or in a training whose rows continue documents.
+      weights, optimizer: weights and optimizer state on one device.
+      carried: rest of the training state on one device: the passed FAM, memories of rows that continue documents.
+      row: the unsharded `MemoryState` of one row.
     """
 
     weights: int
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Sizes:
-    """Returns the sizes of what one device holds between steps."""
+    """Returns the sizes of the state that one device holds between steps."""
     state = states.abstract(config, tx, mesh)
     carried = (state.passed_fam, state.memory)
     held = lambda tree: sum(map(part_bytes, jax.tree.leaves(tree)))
@@ -46,7 +46,7 @@ def sizes(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | Ab
 
 
 def part_bytes(leaf: Any) -> int:
-    """Returns the bytes on one device of an abstract array with a sharding."""
+    """Returns the bytes per device of an abstract array with a sharding."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
@@ -102,7 +102,7 @@ def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Me
 
 
 def summarise(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh) -> None:
-    """Prints the summary and writes it into the model directory, in the first process of a job."""
+    """Prints the summary and writes it into the model directory. Only process 0 does."""
     if jax.process_index() == 0:
         text = summary(config, tx, mesh)
         write_text(Path(config.model_dir) / SUMMARY_TXT, text)

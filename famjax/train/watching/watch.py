@@ -1,6 +1,6 @@
-"""Everything that a training reports, and its guard against NaN. The loop calls it at every step.
+"""Reports of a training, and its guard against NaN. The loop calls it at every step.
 
-All processes of a job run the same programs here; the first one prints and writes.
+All processes of a job run the same programs here; process 0 prints and writes.
 """
 
 import contextlib
@@ -35,17 +35,17 @@ AWAITED = ("loss", "gradient_norm", "update_norm", "tokens")
 
 
 class Watch:
-    """Progress line, `metrics.jsonl`, TensorBoard, memory diagnostics, profile, and the guard against NaN.
+    """Runs the progress line, `metrics.jsonl`, TensorBoard, memory diagnostics, the profile, and the guard against NaN.
 
-    Steps are counted from 1: step n is followed by checkpoint n.
+    A context manager. Steps are counted from 1: checkpoint n is the state after step n.
 
     Args:
-      config, mesh: of the run.
-      first_step: steps already done.
+      config, mesh: configuration and mesh of the run.
+      first_step: number of steps already done.
       logged: the result of `to_save` in the checkpoint that the run resumes from.
 
     Attributes:
-      last: the values of the last logged step.
+      last: values of the last logged step, by name.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, first_step: int, logged: Mapping[str, Any] = EMPTY):
@@ -78,7 +78,7 @@ class Watch:
     # --- a step -----------------------------------------------------------------------------------
 
     def before(self, step: int, state: TrainState, batch: Batch) -> None:
-        """Called before a step, which donates this state."""
+        """Runs diagnostics and starts the profile, if due. Call it before the step, which donates `state`."""
         if not self._flops:
             self._flops = flops_per_token(self.config, batch.targets.shape[1])
         if self.config.diagnoses(step):
@@ -87,7 +87,7 @@ class Watch:
         self._start_profile(step)
 
     def after(self, step: int, metrics: dict[str, Any], state: TrainState, batch: Batch) -> bool:
-        """Called after a step; waits for its metrics. Returns False if it is a bad step that may be skipped.
+        """Waits for the metrics of a step and records them. Returns False if the step is bad and was skipped.
 
         Raises:
           FloatingPointError: the loss, gradient or update is not finite; the message locates the cause.
@@ -97,7 +97,7 @@ class Watch:
         bad = [name for name in AWAITED if not math.isfinite(found[name])]
         if bad:
             self._bad += 1
-            # A bad update is in the weights already. After a bad loss or gradient the step has kept the old weights.
+            # A bad update has already been applied. After a bad loss or gradient the step has kept the old weights.
             if bad == ["update_norm"] or self._bad > self.config.skip_bad_steps:
                 raise FloatingPointError(self._explain(step, bad[0], found, metrics, state, batch))
             self._more["bad_steps"] = self._more.get("bad_steps", 0) + 1
@@ -114,8 +114,8 @@ class Watch:
         """Logs a step to the progress line, `metrics.jsonl` and TensorBoard.
 
         Args:
-          step: its number.
-          metrics: of the step.
+          step: number of the step, from 1.
+          metrics: metrics of the step, see `make_step`.
           task: values that the task reports.
           compilations: number of programs compiled for the step so far.
         """
@@ -148,7 +148,7 @@ class Watch:
             self._more |= {f"eval/{name}": value for name, value in call(model, step).items()}
 
     def to_save(self) -> dict[str, Any]:
-        """Returns, as JSON, the losses since the last log line, so that a resumed run averages over the same steps."""
+        """Returns the values that a resumed run needs to log the same means: the losses since the last line, `last`."""
         return {"losses": self._losses, "last": self.last}
 
     def finish(self) -> None:
@@ -166,7 +166,7 @@ class Watch:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """Excludes the time inside from tokens per second."""
+        """Excludes the time within the context from tokens per second."""
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began

@@ -75,8 +75,8 @@ def test_every_alignment_once_a_key_and_keys_of_their_own_seed():
 def test_updates_are_the_block_edges_between_key_and_question():
     """A key in block 1 with its question in block 4 is carried over three block boundaries."""
     doc = BYTES.document("12345", 100)
-    edges = sum(1 for t in range(doc.mention[0], doc.answer[0] - 1) if (t + 1) % 64 == 0)
-    about = {"filler_blocks": 1, "alignment": 36, "needle": int(doc.mention[0]), "answer_tokens": 5}
+    edges = sum(1 for t in range(doc.mention[-1], doc.answer[0] - 1) if (t + 1) % 64 == 0)
+    about = {"filler_blocks": 1, "alignment": 36, "needle": int(doc.mention[-1]), "answer_tokens": 5}
     values = {"exact_match": 1.0, "next_token_accuracy": 1.0}
     sample = Sample("passkey", "1/0", "1/0", "", int(doc.answer[0]), 0, "", "", [], "", values, about)
     (row,) = passkey.rows([sample], 64)
