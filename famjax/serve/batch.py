@@ -19,6 +19,14 @@ TOPS = (5, 20)
 _STOPS_AT_ONCE = 8
 
 
+def batch_sizes(most: int) -> list[int]:
+    """Returns the sizes that a batch has: it grows and shrinks along this list, and each size is one program."""
+    sizes = [1]
+    while sizes[-1] < most:
+        sizes.append(min(sizes[-1] * GROWTH, most))
+    return sizes
+
+
 def program_top(wanted: int) -> int:
     """Returns the number of alternatives that a program computes if `wanted` are needed (at most `TOPS[-1]`)."""
     return next(top for top in TOPS if top >= wanted)
@@ -71,7 +79,7 @@ class Batch:
     def join(self, row: Row, session: Session) -> None:
         """Adds a row that continues `session`, which has one row and is not donated. Grows the batch if it is full."""
         if None not in self._rows:
-            self._resize(min(max(len(self._rows) * GROWTH, 1), self.most))
+            self._resize(min(size for size in batch_sizes(self.most) if size > len(self._rows)))
         slot = self._rows.index(None)
         assert self._session is not None
         self._session = put_row(self._session, slot, session)
@@ -81,7 +89,7 @@ class Batch:
         """Frees a row's slot. Shrinks the batch if it is mostly empty."""
         self._rows[self._rows.index(row)] = None
         count = len(self.rows)
-        smaller = len(self._rows) // GROWTH
+        smaller = max((size for size in batch_sizes(self.most) if size < len(self._rows)), default=0)
         if count == 0:
             self.clear()
         elif count * 2 <= smaller:  # at most half of the smaller batch, so that the batch is not resized at every step

@@ -97,12 +97,14 @@ class Engine:
         with self._wake:
             return self._used, len(self._waiting)
 
-    def drain(self, seconds: float) -> None:
-        """Refuses new jobs from now on (see `submit`), and returns when all jobs are done or after `seconds`."""
+    def drain(self, seconds: float, more: Callable[[], bool] = lambda: False) -> None:
+        """Refuses new jobs and returns when all admitted jobs are done or `seconds` have passed. `more`: whether jobs
+        that continue others (see `submit`) are still to come."""
         until = time.monotonic() + seconds
         with self._wake:
             self._draining = True
-            while self._thread.is_alive() and (self._used or self._waiting) and (left := until - time.monotonic()) > 0:
+            busy = lambda: self._used or self._waiting or more()
+            while self._thread.is_alive() and busy() and (left := until - time.monotonic()) > 0:
                 self._wake.wait(min(left, 0.1))
 
     def stop(self) -> None:

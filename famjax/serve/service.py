@@ -99,12 +99,14 @@ class Service:
           start: the session that the prompt continues, or None.
 
         Raises:
-          ApiError: 400 if a prompt is empty, or the chat template or the session does not accept the messages.
+          ApiError: 400 if a prompt is empty or has a token that is unknown to the model, or if the chat template or
+            the session does not accept the messages.
         """
         if asked.messages:
             return [self._conversation(asked.messages, start)]
         encode = lambda text: self.codec.encode(text, fresh=start is None)
-        ids = [encode(p) if isinstance(p, str) else np.asarray(p, np.int32) for p in asked.prompts]
+        with _bad_request("prompt"):
+            ids = [encode(p) if isinstance(p, str) else np.asarray(p, np.int32) for p in asked.prompts]
         if start is None and not all(map(len, ids)):
             raise ApiError(400, "the prompt is empty: give it a character", param="prompt")
         return ids
@@ -171,10 +173,10 @@ class Service:
           start: the session that the text continues; it is donated. None starts a new text.
 
         Raises:
-          ApiError: 400 if a new text is empty, 429 if the queue is full, 500 if the text cannot be read, 503 if the
-            engine is stopping.
+          ApiError: 400 if a new text is empty or a token is unknown to the model, 429 if the queue is full, 500 if the
+            text cannot be read, 503 if the engine is stopping.
         """
-        for number, ids in enumerate(_gathered(self.codec.chunks(pieces, fresh=start is None))):
+        for number, ids in enumerate(self._tokens(pieces, fresh=start is None)):
             ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
             try:
                 self.engine.submit(Ask(ids, start, keep=True), ended.put, more=number > 0)
@@ -188,6 +190,19 @@ class Service:
         if start is None:
             raise ApiError(400, "the text is empty; send a character")
         return start
+
+    def _tokens(self, pieces: Iterable[bytes], fresh: bool) -> Iterator[np.ndarray]:
+        with _bad_request(None):
+            yield from _gathered(self.codec.chunks(pieces, fresh))
+
+
+@contextlib.contextmanager
+def _bad_request(param: str | None) -> Iterator[None]:
+    """Raises a `ConfigError`, which is about the client's text, as `ApiError` 400."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ApiError(400, str(error), param=param) from error
 
 
 def _gathered(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -15,20 +15,12 @@ from famjax.infer.rows import read_rows
 from famjax.infer.session import Session, start
 from famjax.infer.settings import RECENT
 from famjax.nn.model import Transformer
-from famjax.serve.batch import GROWTH, Batch, Row
+from famjax.serve.batch import Batch, Row, batch_sizes
 from famjax.serve.jobs import Ask, Job
 from famjax.serve.reading import widths
 
 # Every program runs twice: its outputs, which are its next inputs, may have other shardings than its first inputs.
 TWICE = range(2)
-
-
-def batch_sizes(max_rows: int) -> list[int]:
-    """Returns the sizes of a growing batch, see `Batch.join`."""
-    sizes = [1]
-    while sizes[-1] < max_rows:
-        sizes.append(min(sizes[-1] * GROWTH, max_rows))
-    return sizes
 
 
 def programs(max_rows: int, block_size: int) -> int:

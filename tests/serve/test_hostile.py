@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from famjax.config import ConfigError
 from famjax.infer import session as sessions
-from famjax.serve import fields, protocol
+from famjax.serve import fields, protocol, service
 from famjax.serve import http as serve_http
 from famjax.serve.engine import Engine
 from famjax.serve.errors import ApiError
@@ -294,6 +296,39 @@ def test_slow_uploads_keep_nobody_waiting(server: Server) -> None:
     assert ask(server, "PUT", "/v1/sessions/fifth/text", b"text").status == 200
     for name in ("slow0", "slow1", "slow2", "slow3", "fifth"):
         ask(server, "DELETE", f"/v1/sessions/{name}")
+
+
+def test_a_server_that_stops_waits_for_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between two pieces of its text, when the engine has nothing to do."""
+    monkeypatch.setattr(service, "UPLOAD_TOKENS", 4)
+    with serve(model_folder(tmp_path / "model"), sessions=tmp_path / "s", grace=60.0) as server:
+        line = connection(server)
+        line.putrequest("PUT", "/v1/sessions/long/text")
+        line.putheader("Content-Length", "9")
+        line.endheaders(b"first ")
+        deadline = time.monotonic() + 300
+        while not server.service.engine.read_tokens or server.service.engine.load() != (0, 0):
+            assert time.monotonic() < deadline
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        while ask(server, "POST", "/v1/completions", {"prompt": "a"}).status != 503:
+            assert time.monotonic() < deadline
+        line.send(b"end")
+        answer = line.getresponse()
+        assert answer.status == 200 and json.loads(answer.read())["tokens"] == 9
+        stopping.join()
+
+
+def test_a_token_that_the_model_does_not_know(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tokenizer with more tokens than the model has: status 400, of a prompt as of a text that is uploaded."""
+
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise ConfigError("token 256 of this text is not in the model's vocabulary")
+
+    monkeypatch.setattr(server.service.codec, "encode", unknown)
+    monkeypatch.setattr(server.service.codec, "chunks", lambda *_, **__: (unknown() for _ in "a"))
+    for answer in (complete(server, "a"), ask(server, "PUT", "/v1/sessions/unknown/text", b"a")):
+        assert answer.status == 400 and answer.error == "token 256 of this text is not in the model's vocabulary"
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"])

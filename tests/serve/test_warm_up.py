@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from famjax.infer.load import load
+from famjax.serve import batch
+from famjax.serve.jobs import Ask, Job
 from famjax.serve.server import Server
 from famjax.serve.settings import ServeConfig
 from famjax.serve.warm_up import programs, warm_up
@@ -138,3 +141,19 @@ def test_two_devices_and_a_second_start(tmp_path: Path) -> None:
         cached.append(sorted(path.name for path in cache.iterdir()))
     assert answers == [one, one]
     assert cached[0] == cached[1] and len(cached[0]) > 6
+
+
+def test_a_batch_has_no_other_sizes_than_those_that_are_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows join and leave at random, up to a maximum that is no power of 4."""
+    for name in ("put_row", "take_row", "join_rows", "start"):  # memories do not matter here
+        monkeypatch.setattr(batch, name, lambda *_: object())
+    config = tiny.config(vocab_size=257)
+    running, rng = batch.Batch(tiny.build(config, tiny.parameters(config)), 10), np.random.default_rng(0)
+    job, seen = Job(Ask(np.zeros(1, np.int32), max_tokens=1), lambda event: None), set()
+    for _ in range(300):
+        if len(running.rows) < 10 and rng.random() < 0.3 + 0.4 * (len(seen) < 3):
+            running.join(batch.Row(job, 0, object()), object())  # type: ignore[arg-type]
+        elif running.rows:
+            running.leave(running.rows[int(rng.integers(len(running.rows)))])
+        seen.add(len(running._rows))
+    assert seen == {0, *batch.batch_sizes(10)} == {0, 1, 4, 10}
