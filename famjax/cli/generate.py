@@ -150,7 +150,7 @@ def _open(path: str) -> BinaryIO:
 
 
 class PromptSource:
-    """The prompt, opened and read up to its first chunk, so that errors are found before the model is loaded.
+    """Reads the prompt. The first chunk is read at construction, so that errors are found before the model is loaded.
 
     Attributes:
       prompts: the prompts of --input; empty otherwise.

@@ -41,7 +41,7 @@ class Supervision:
       restarts: maximum restarts without progress; an attempt that reaches a new latest step resets the count.
       hang_seconds: time without a step after which a job counts as hung; 0 disables hang detection.
       start_seconds: the same until the first step of an attempt, which includes loading and compiling.
-      backoff_seconds: delay in seconds before the first restart; doubles with each restart without progress, up to 300 s.
+      backoff_seconds: seconds before the first restart; doubles with each restart without progress, up to 300.
     """
 
     restarts: int = 10

@@ -1,1 +1,1 @@
-"""Conversion of pretrained models from and to the folders of Hugging Face transformers."""
+"""Conversion of pretrained models between famjax and folders of Hugging Face transformers; import of GGUF files."""

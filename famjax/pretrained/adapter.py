@@ -1,10 +1,10 @@
-"""LoRA in peft's format on disk: `adapter_model.safetensors` and `adapter_config.json`.
+"""Writes LoRA in peft's format: `adapter_model.safetensors` and `adapter_config.json`.
 
     ours                      [axes]              theirs                                                        [axes]
     layers/lora/query/a       [L, D, r]           base_model.model.model.layers.N.self_attn.q_proj.lora_A.weight  [r, D]
     layers/lora/query/b       [L, r, K*G, H]      ...q_proj.lora_B.weight                                     [K*G*H, r]
 
-peft adds lora_alpha / r times B A to its weight [out, in], which is our scale * A B, transposed.
+peft adds lora_alpha / r times B A to its weight [out, in]; this is the transpose of our scale * A B.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from famjax.pretrained.folder import write_arrays, write_json
 
 ADAPTER, ADAPTER_CONFIG, MEMORY = "adapter_model.safetensors", "adapter_config.json", f"{SECTION}.json"
 PREFIX = "base_model.model."
-# Prefixes of our paths: of the pairs, and of their bases in the family's table.
+# Prefixes of our paths: of LoRA's A and B, and of the weights that they adapt, in the family's table.
 _PAIRS, _BASES = "layers/lora/", ("layers/attention/", "layers/feed_forward/")
 
 
@@ -31,8 +31,8 @@ def tensors(
     """Returns the adapter's tensors by peft's names.
 
     Args:
-      family: has the names of projections.
-      shapes: of our weights by path; only LoRA's are used.
+      family: provides the names of the projections.
+      shapes: shapes of our weights by path; only LoRA's are used.
       read: maps a path and a layer to that layer's array.
     """
     found = {}
@@ -49,7 +49,7 @@ def tensors(
 
 
 def adapter_config(config: ModelConfig, names: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
-    """Returns the content of `adapter_config.json`; `names` are those of the tensors."""
+    """Returns the content of `adapter_config.json`; `names` has the names of the adapter's tensors."""
     lora = config.lora
     return {
         "peft_type": "LORA",
@@ -68,13 +68,13 @@ def adapter_config(config: ModelConfig, names: Mapping[str, Any], base_model: st
 
 
 def write(folder: Path, config: ModelConfig, arrays: Mapping[str, np.ndarray], base_model: str | None) -> None:
-    """Writes the adapter, and next to it the memory's settings, for which peft's file has no field."""
+    """Writes the adapter's files, and the memory settings, which peft's format does not have, to `famjax.json`."""
     write_arrays(folder / ADAPTER, arrays)
     write_json(folder / ADAPTER_CONFIG, adapter_config(config, arrays, base_model))
     write_json(folder / MEMORY, {"memory": dataclasses.asdict(config.memory)})
 
 
 def _module(family: Family, name: str) -> str:
-    """Returns `model.layers.{}.self_attn.q_proj` for `query`."""
+    """Returns the name of a projection's module: `model.layers.{}.self_attn.q_proj` for `query`."""
     path = next(group + name for group in _BASES if group + name in family.names)
     return family.names[path][0].removesuffix(".weight")

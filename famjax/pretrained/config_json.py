@@ -1,6 +1,6 @@
-"""Conversion between a `config.json` of transformers and a `ModelConfig`, both ways by the table of families.
+"""Converts a `config.json` of transformers to a `ModelConfig` and back, by the table of families.
 
-A setting that would change results and has no field in `ModelConfig` is refused by name, never ignored.
+A setting that would change results and has no field in `ModelConfig` is rejected by name, never ignored.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "gelu": "gelu_exact",
     "relu": "relu",
 }  # fmt: skip
-# Sizes: their name to ours.
+# Sizes: the key in config.json, and our field.
 NUMBERS = {
     "vocab_size": "vocab_size", "num_hidden_layers": "num_layers", "hidden_size": "d_model",
     "intermediate_size": "d_ff", "num_attention_heads": "num_heads",
@@ -45,14 +45,14 @@ NO_EFFECT = frozenset({
     "chunk_size_feed_forward", "is_decoder", "add_cross_attention", "cross_attention_hidden_size",
     "tie_encoder_decoder", "classifier_dropout",
 })  # fmt: skip
-# Keys of some families. If a family's code does not read one, it has no effect in that family.
+# Keys of some families. They have no effect in families whose transformers code does not read them.
 OF_FAMILIES = frozenset({
     "attention_bias", "mlp_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
     "hidden_act", "hidden_activation", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
     "sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "rope_scaling", "rope_theta",
 })  # fmt: skip
 SLIDING, FULL = "sliding_attention", "full_attention"
-# Fields of a ModelConfig on execution or training, which do not define the model.
+# Fields of a ModelConfig that do not define the architecture: memory, LoRA, execution and training.
 NOT_THE_MODEL = (
     "memory", "lora", "embedding_std", "dtype", "param_dtype", "scan_layers", "unroll_blocks", "remat",
     "attention_kernel",
@@ -63,7 +63,7 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
     """Returns the model that a `config.json` describes, with default memory and dtypes.
 
     Raises:
-      ConfigError: an unknown architecture or setting, or a missing one.
+      ConfigError: the architecture or a setting is unknown, or a setting is missing or invalid.
     """
     family = family_of(hf)
     if hf.get("quantization_config"):
@@ -107,7 +107,12 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 class _Says:
-    """A config.json with the defaults of its family."""
+    """Reads a config.json with the defaults of its family.
+
+    Attributes:
+      read: keys that were read.
+      all: all values by key.
+    """
 
     def __init__(self, values: Mapping[str, Any]):
         self._values = values
@@ -119,7 +124,8 @@ class _Says:
         return self._values.get(name)
 
     def number(self, name: str, default: Any = None) -> Any:
-        """Returns a number; if it is null or missing, the default, or raises `ConfigError` without one."""
+        """Returns a number, or `default` if it is null or missing. Raises `ConfigError` if it has no default, or is
+        invalid."""
         value = self(name)
         value = default if value is None else value
         if value is None:
@@ -129,7 +135,7 @@ class _Says:
         return value
 
     def whole(self, name: str, default: Any = None) -> int:
-        """Returns an integer, likewise."""
+        """Returns an integer; otherwise as `number`."""
         value = self.number(name, default)
         if value != int(value):
             raise ConfigError(f"config.json: {name} is {value!r}; it must be a whole number")
@@ -144,7 +150,7 @@ def _activation(name: str, family: Family) -> str:
 
 
 def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
-    """Returns `layer_pattern` and `local_window`."""
+    """Returns the fields `layer_pattern` and `local_window` of a `ModelConfig`."""
     if family.windows is None or says("sliding_window") is None:
         return {"layer_pattern": ("global",)}
     window = says.whole("sliding_window")
@@ -169,7 +175,8 @@ def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
 
 
 def _rope(says: _Says, has_local: bool) -> dict[str, Any]:
-    """Returns RoPE's base and scaling, from `rope_parameters` (version 5) or `rope_theta` and `rope_scaling`."""
+    """Returns the fields of RoPE's base and scaling, from `rope_parameters` (transformers 5) or the older keys
+    `rope_theta` and `rope_scaling`."""
     parameters, scaling = says("rope_parameters"), says("rope_scaling")
     nested = isinstance(parameters, dict) and (FULL in parameters or SLIDING in parameters)
     if scaling and nested and has_local:
@@ -225,7 +232,7 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def describes(hf: Mapping[str, Any], config: ModelConfig) -> bool:
-    """Whether a `config.json` describes this model, whatever its memory."""
+    """Whether a `config.json` describes the architecture of this model, apart from its memory."""
     try:
         described = model_config(hf)
     except ConfigError:
@@ -234,7 +241,7 @@ def describes(hf: Mapping[str, Any], config: ModelConfig) -> bool:
 
 
 def architecture(config: ModelConfig) -> ModelConfig:
-    """Returns the architecture alone: fields that do not define the model have their defaults."""
+    """Returns a configuration for comparison, in which fields that do not define the model have their defaults."""
     plain = ModelConfig()
     same = {name: getattr(plain, name) for name in NOT_THE_MODEL}
     # Equivalent patterns, such as repeated ones, become equal.
@@ -293,12 +300,16 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
 
 
 def with_memory(hf: Mapping[str, Any], memory: MemoryConfig) -> dict[str, Any]:
-    """Adds the memory's settings to a `config.json`, in a section of their own."""
+    """Returns a `config.json` with the memory's settings in the section `SECTION`."""
     return dict(hf) | {SECTION: {"memory": dataclasses.asdict(memory)}}
 
 
 def memory_of(hf: Mapping[str, Any]) -> MemoryConfig | None:
-    """Returns the memory's settings in an exported `config.json`, or None if it has none."""
+    """Returns the memory's settings in an exported `config.json`, or None if it lacks the section.
+
+    Raises:
+      ConfigError: the section has no memory settings, or invalid ones.
+    """
     section = hf.get(SECTION)
     if section is None:
         return None

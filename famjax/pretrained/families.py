@@ -1,4 +1,4 @@
-"""The families of pretrained models: the names of their tensors, and their fixed settings. One table per family.
+"""Families of pretrained models: names of their tensors, and fixed settings, in one table per family.
 
     ours                     [axes]          theirs                     [axes]
     layers/attention/query   [L, D, K*G, H]  model.layers.N.self_attn.q_proj.weight [K*G*H, D], one for each N
@@ -13,14 +13,14 @@ from typing import Any
 from famjax.config import ConfigError
 
 # Layout of their tensor relative to ours.
-SAME = "same"  # equal shapes
+SAME = "same"  # the shape of ours
 INTO = "into"  # theirs [all other axes of ours, first axis of ours]: products with the input, [out, in]
 FROM = "from"  # theirs [last axis of ours, all other axes of ours]: products with output width D
 JOINED = "joined"  # theirs [all axes of ours, flattened]: biases of heads
 
 _LAYER = "model.layers.{}."
 
-# Path of ours: (name of theirs, layout). {} is the layer.
+# Our path: (tensor name, layout). {} is the index of the layer.
 LLAMA: Mapping[str, tuple[str, str]] = {
     "embedding": ("model.embed_tokens.weight", SAME),
     "unembedding": ("lm_head.weight", INTO),
@@ -45,7 +45,8 @@ LLAMA: Mapping[str, tuple[str, str]] = {
     "layers/feed_forward/down_bias": (_LAYER + "mlp.down_proj.bias", SAME),
 }
 
-# Gemma 2 and 3 have norms before and after attention and feed-forward; one name has another meaning.
+# Gemma 2 and 3 have norms before and after attention and feed-forward. `post_attention_layernorm` is here what its name
+# says; in Llama it is the norm before the feed-forward layer.
 GEMMA2: Mapping[str, tuple[str, str]] = {
     **LLAMA,
     "layers/post_attention_norm/scale": (_LAYER + "post_attention_layernorm.weight", SAME),
@@ -59,14 +60,15 @@ class Family:
     """The common properties of models of one `model_type`.
 
     Attributes:
-      model_type, architecture: their names for it.
-      names: the table of tensors.
-      fixed: fields of `ModelConfig` that are in the family's code, not in `config.json`.
-      silent: values of keys that `config.json` leaves out.
-      activation: the key of the activation in `config.json`.
-      optional: settings of the family in addition to those that all families have.
-      windows: how local layers are given: `all` (Mistral), `from_layer` (Qwen) or a number n (every n-th layer is
-        global); newer files have `layer_types` instead. None: there are none.
+      model_type, architecture: names of the family in `config.json`.
+      names: our weight paths, each with (tensor name, layout).
+      fixed: fields of `ModelConfig` that transformers has in the family's code, not in `config.json`.
+      silent: defaults of keys that `config.json` may omit.
+      activation: key of the activation in `config.json`.
+      optional: keys of `config.json` that this family has and others lack.
+      windows: which layers have a sliding window: `all` (Mistral); `from_layer`: those from `max_window_layers` on
+        (Qwen); a number n: all but every n-th layer. `layer_types`, if given, takes precedence, except for `all`. None:
+        none.
     """
 
     model_type: str
@@ -81,7 +83,7 @@ class Family:
 
 _GEMMA = {"norm_plus_one": True, "scale_embeddings": True}
 _UNTIED = {"tie_word_embeddings": False, "hidden_act": "silu"}
-# The end-of-text token if config.json does not give one.
+# The default of transformers for the end-of-text token.
 _END = {"eos_token_id": 2}
 _GEMMA2 = {
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
@@ -128,7 +130,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def usual_end(hf: Mapping[str, Any]) -> int | None:
-    """Returns the end-of-text token of this `model_type`, if `config.json` has no `eos_token_id`, not even null."""
+    """Returns the default end-of-text token of this `model_type`, or None if `config.json` has any, also null."""
     if "eos_token_id" in hf:
         return None
     return next((f.silent.get("eos_token_id") for f in FAMILIES if f.model_type == hf.get("model_type")), None)

@@ -1,6 +1,6 @@
-"""A model folder of transformers: `config.json`, safetensors in one file or in shards, tokenizer files.
+"""Reads and writes model folders of transformers: `config.json`, safetensors (one file or shards), tokenizer files.
 
-Only JSON and safetensors are read; pickles (`pytorch_model.bin`) are refused.
+Only JSON and safetensors are read; pickles (`pytorch_model.bin`) are rejected.
 """
 
 import json
@@ -24,7 +24,7 @@ CARRIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer_family.json",
 )  # fmt: skip
-# The name of an import's config.json in a model directory.
+# Name in a model directory of the config.json that the model was imported with.
 KEPT_CONFIG = "hf_config.json"
 
 DTYPES: Mapping[str, Any] = {
@@ -36,7 +36,7 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Tensor(NamedTuple):
-    """A tensor in a folder."""
+    """A tensor in a folder: its file, safetensors dtype (a key of `DTYPES`) and shape."""
 
     file: Path
     dtype: str
@@ -49,16 +49,16 @@ class Tensor(NamedTuple):
 
 
 class Folder:
-    """A model folder; its headers are read at once, its tensors on request.
+    """A model folder. Its headers are read at construction, its tensors on request.
 
     Attributes:
       path: the folder.
-      config: its config.json.
-      tensors: by name.
-      fam: the memory's own tensors by `memory_name`: `fam_prompt` or `fam_prefix`, and others; empty if there are none.
+      config: contents of its config.json.
+      tensors: the model's tensors by name.
+      fam: the memory's own tensors by `memory_name`: `fam_prompt` or `fam_prefix`, and others; empty if it has none.
 
     Raises:
-      ConfigError: something is missing, truncated, quantised or unknown.
+      ConfigError: a file is missing, truncated, quantised or has an unknown dtype.
     """
 
     def __init__(self, path: str | Path):
@@ -80,14 +80,14 @@ class Folder:
         self.fam = _header(self.path / FAM_FILE) if (self.path / FAM_FILE).exists() else {}
 
     def read(self, name: str) -> np.ndarray:
-        """Reads a tensor, in its own type. Opens the file for it alone, so that no pages stay mapped."""
+        """Reads a tensor, in its own dtype. The file is opened for each tensor, so that no pages stay mapped."""
         tensor = self.tensors[name] if name in self.tensors else self.fam[name]
         with safetensors.safe_open(tensor.file, "numpy") as file:
             array: np.ndarray = file.get_tensor(name)
         return array
 
     def read_layer(self, name: str, layer: int) -> np.ndarray:
-        """Reads one layer of a stacked tensor of the memory, and no more."""
+        """Reads only one layer of a stacked tensor [L, ...] of the memory."""
         with safetensors.safe_open(self.fam[name].file, "numpy") as file:
             array: np.ndarray = file.get_slice(name)[layer]
         return array
@@ -97,7 +97,7 @@ class Folder:
         return {name: (self.path / name).read_bytes() for name in CARRIED if (self.path / name).is_file()}
 
     def vocabulary(self) -> dict[str, bytes] | None:
-        """Returns the files of the vocabulary by name; None: those in the folder at `path`."""
+        """Returns the files of the vocabulary by name; None if they are in the folder `path`."""
         return None
 
     def tokenizer_family(self) -> Mapping[str, Any]:
@@ -124,7 +124,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
-    """Returns the files with the weights, each with the names that an index lists for it."""
+    """Returns the files with the weights, each with the tensor names that the index lists for it (None: no index)."""
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: None}
     if not (folder / INDEX).is_file():
@@ -151,7 +151,7 @@ def _weight_files(folder: Path) -> dict[Path, list[str] | None]:
 
 
 def _header(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a file. Opening it checks that it is complete."""
+    """Returns the tensors of a file, by name. Raises `ConfigError` if it is incomplete or has unknown dtypes."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -186,7 +186,7 @@ class Written(NamedTuple):
 def write_tensors(
     folder: Path, tensors: Iterable[Written], read: Callable[[str], np.ndarray], shard_bytes: int = SHARD_BYTES
 ) -> Iterator[int]:
-    """Writes tensors in transformers' format, as one file or as shards with an index. Yields the bytes of each tensor.
+    """Writes tensors in transformers' format, as one file or as shards with an index. Yields each tensor's bytes.
 
     Args:
       folder: the folder to write to.
@@ -210,9 +210,10 @@ def write_tensors(
 
 
 def _write_shard(path: Path, tensors: list[Written], read: Callable[[str], np.ndarray]) -> Iterator[int]:
-    """Writes one safetensors file, tensor by tensor; the library would need all of them in memory.
+    """Writes one safetensors file, tensor by tensor. The safetensors library would need all of them in memory.
 
-    The format: the header's length (8 bytes), the header (JSON, padded to a multiple of 8), the values.
+    Yields the size in bytes of each tensor that is written. The format: the header's length (8 bytes), the header
+    (JSON, padded to a multiple of 8), the values.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -238,12 +239,12 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def memory_name(path: str) -> str:
-    """Returns the name in `fam.safetensors` of one of the memory's weights: `fam_prompt`, `layers.memory.gate`."""
+    """Returns the name in `fam.safetensors` of the memory's weight at `path`: `fam_prompt` for `fam/prompt`."""
     return path.replace("fam/", "fam_").replace("/", ".")
 
 
 def write_memory(folder: Path, weights: Mapping[str, np.ndarray]) -> None:
-    """Writes the memory's own weights, those of layers stacked."""
+    """Writes the memory's own weights, by `memory_name`, to `fam.safetensors`; those of layers are stacked."""
     write_arrays(folder / FAM_FILE, weights)
 
 
@@ -255,6 +256,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def carry(files: Iterable[Path], to: Path) -> None:
-    """Copies files unchanged."""
+    """Copies files unchanged to the folder `to`."""
     for file in files:
         shutil.copyfile(file, to / file.name)

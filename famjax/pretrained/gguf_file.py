@@ -1,7 +1,7 @@
-"""A GGUF file of llama.cpp, presented as the transformers folder that it was converted from.
+"""Presents a GGUF file of llama.cpp as the transformers folder that it was converted from.
 
-Metadata become a `config.json` and tokenizer files; tensors get their names in transformers. The rest is the import of
-a folder, with all its checks of settings and tensors. Settings that a file leaves implicit are in `ARCHITECTURES`.
+Metadata become a `config.json` and tokenizer files; tensors get their names in transformers. Then it is imported like a
+folder, with the same checks of settings and tensors. Settings that a file leaves implicit are in `ARCHITECTURES`.
 
     blk.3.attn_q.weight, Q4_K, 2048 x 2048   ->   model.layers.3.self_attn.q_proj.weight, float32, rows permuted
 
@@ -33,13 +33,14 @@ class Architecture:
 
     Attributes:
       family: `model_type` of transformers.
-      interleaved: RoPE rotates pairs of neighbouring rows of a head; transformers pairs its two halves.
-      is_gemma: norms are stored as 1 + w; GeGLU.
-      post_norms: there are norms before and after attention and feed-forward.
-      window: sliding window if the file gives none; 0: it must give one; None: the architecture has none.
+      interleaved: RoPE rotates pairs of neighbouring rows of a head; transformers pairs the head's two halves.
+      is_gemma: norms are stored as 1 + w, and the activation is GeGLU.
+      post_norms: attention and feed-forward have a norm before and one after.
+      window: sliding window if the file gives none; 0: the file must give one; None: the architecture has none.
       period: every period-th layer has no window, unless the file gives a pattern.
-      caps: soft caps of scores and of logits, if the architecture has them.
-      wide: the number of layers of the one model whose scores are divided by sqrt(D / heads) instead of sqrt(H).
+      caps: keys of the soft caps of scores and of logits that the architecture has.
+      wide: number of layers of the one model size whose scores are divided by sqrt(D / heads) instead of sqrt(H); 0:
+        there is none.
     """
 
     family: str
@@ -68,7 +69,7 @@ _SIZES = {
     "block_count": "num_hidden_layers", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
 }  # fmt: skip
-# Llama 3's RoPE scaling. A file has its result, a factor for each frequency, instead of its settings.
+# Llama 3's RoPE scaling. A file stores the resulting factor for each frequency instead of the settings.
 _ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA3_LENGTH = 8192
@@ -88,7 +89,7 @@ _POST_NORMS = {
 
 
 def folder_of(path: str | Path) -> Folder:
-    """Returns a transformers folder, or a GGUF file (or the only one in a folder without config.json) as one.
+    """Opens a transformers folder or a GGUF file. A folder without config.json may have one GGUF file, which is opened.
 
     Raises:
       ConfigError: see `Folder` and `GgufFile`.
@@ -103,10 +104,10 @@ def folder_of(path: str | Path) -> Folder:
 
 
 class GgufFile(Folder):
-    """A GGUF file whose header is read, with the attributes of `Folder`; quantised tensors count as float32.
+    """A GGUF file with the interface of `Folder`. Its header is read at construction; quantised tensors are float32.
 
     Raises:
-      ConfigError: the file is broken, or has an unknown setting.
+      ConfigError: the file is broken or incomplete, or has an unknown architecture, setting or type.
     """
 
     def __init__(self, path: Path):
@@ -147,20 +148,20 @@ class GgufFile(Folder):
         }
 
     def read(self, name: str) -> np.ndarray:
-        """Reads a tensor in transformers' format: dequantised, rows of heads permuted, Gemma's norms without the 1."""
+        """Reads a tensor in transformers' format: dequantised, heads' rows permuted, Gemma's norms without the 1."""
         array = self._as_theirs(name, self._names[name])
         return array.astype(ml_dtypes.bfloat16) if self.tensors[name].dtype == "BF16" else array
 
     def carried(self) -> dict[str, bytes]:
-        """Returns the tokenizer's files, derived from metadata."""
+        """Returns the tokenizer's files by name, derived from metadata."""
         return self._tokenizer
 
     def vocabulary(self) -> dict[str, bytes] | None:
-        """Returns the same files, since there is no folder at `path`."""
+        """Returns the tokenizer's files by name, since `path` is not a folder."""
         return self._tokenizer
 
     def tokenizer_family(self) -> Mapping[str, Any]:
-        """Returns nothing: `tokenizer.json` is complete, and no class may change its steps."""
+        """Returns {}: `tokenizer.json` has all steps, and no class of transformers may change them."""
         return {}
 
     # --- tensors ----------------------------------------------------------------------------------
@@ -187,10 +188,10 @@ class GgufFile(Folder):
         return self._architecture.is_gemma and theirs.endswith("norm.weight")
 
     def _dtype(self, theirs: str, name: str) -> str:
-        """Returns the type of a tensor: that of the file, or float32 if it is quantised.
+        """Returns the dtype of a tensor: F32, F16 or BF16 as in the file, F32 if it is quantised or Gemma's norm.
 
-        Files of bfloat16 models have float32 vectors, usually with values that are exact in bfloat16. These become
-        bfloat16 again, so that the whole model is.
+        Files of bfloat16 models have float32 vectors, usually with values that are exact in bfloat16. Such vectors
+        become bfloat16 again, so that the whole model is bfloat16.
         """
         kind = _type_name(self._stored[name])
         if kind == "F32" and len(self._stored[name].shape) == 1 and self._is_bfloat16():
@@ -202,7 +203,7 @@ class GgufFile(Folder):
         return all(_type_name(stored) == "BF16" for stored in self._stored.values() if len(stored.shape) > 1)
 
     def _check_types(self) -> None:
-        """Dequantises a block of each type, so that an unsupported type is found before the import begins."""
+        """Dequantises a block of each type. Raises `ConfigError` for an unsupported type, before the import begins."""
         for name, stored in {stored.kind: (name, stored) for name, stored in self._stored.items()}.values():
             if not _can_be_read(stored):
                 raise ConfigError(
@@ -211,14 +212,14 @@ class GgufFile(Folder):
                 )
 
     def _is_read_already(self, name: str) -> bool:
-        """Whether a tensor is RoPE's factors, which become a setting."""
+        """Whether a tensor holds RoPE's factors, which become settings in config.json instead of a tensor."""
         return name == _ROPE_FACTORS and self._architecture.interleaved
 
     # --- settings ---------------------------------------------------------------------------------
 
     def _config(self, says: Metadata) -> dict[str, Any]:
-        """Converts metadata to a config.json."""
-        says.must_be("tensor_data_layout", "Meta AI original pth")  # older programs' name of interleaved rows
+        """Returns the config.json for the metadata. Raises `ConfigError` for an unsupported or missing setting."""
+        says.must_be("tensor_data_layout", "Meta AI original pth")  # name of interleaved rows in older files
         says.must_be("attention.causal", True)
         says.must_be("use_parallel_residual", False)
         says.must_be("expert_count", 0)
@@ -258,7 +259,7 @@ class GgufFile(Folder):
         return config | self._attention(says, config) | self._rope(says, config)
 
     def _attention(self, says: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the settings of windows, the scale of scores, and caps."""
+        """Returns the entries of config.json for windows, the scale of scores, and soft caps."""
         architecture, window = self._architecture, "attention.sliding_window"
         if architecture.family == "llama":
             return {"model_type": "mistral", "sliding_window": says.whole(window)} if says(window) else {}
@@ -276,7 +277,7 @@ class GgufFile(Folder):
         return attention
 
     def _pattern(self, says: Metadata, layers: int) -> list[bool]:
-        """Returns which layers have a window: all but every period-th, or the file's pattern."""
+        """Returns for each layer whether it has a window: by the file's pattern, else all but every period-th."""
         key = "attention.sliding_window_pattern"
         if not isinstance(says(key), list):
             period = says.whole(key, self._architecture.period)
@@ -287,7 +288,7 @@ class GgufFile(Folder):
         return local
 
     def _rope(self, says: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns RoPE's base and scaling."""
+        """Returns the entries of config.json for RoPE's base and scaling."""
         gemma3 = self._architecture.family == "gemma3_text"
         base = says.number("rope.freq_base", None if gemma3 else 10000.0)
         rope: dict[str, Any] = {"rope_theta": float(base)}
@@ -309,10 +310,15 @@ class GgufFile(Folder):
         return rope
 
     def _llama3(self, base: float, H: int, lengths: set[int]) -> dict[str, Any] | None:
-        """Returns the settings of Llama 3's scaling that produce the file's factors, or None if it has none.
+        """Returns the settings of Llama 3's scaling that produce the file's factors, or None if it does not scale.
+
+        Args:
+          base: base of RoPE.
+          H: size of a head.
+          lengths: original context lengths to try.
 
         Raises:
-          ConfigError: no settings produce them.
+          ConfigError: no settings produce the factors.
         """
         if not self._is_read_already(_ROPE_FACTORS) or _ROPE_FACTORS not in self._stored:
             return None
@@ -332,7 +338,7 @@ class GgufFile(Folder):
 
 
 def llama3_factors(base: float, H: int, scaling: Mapping[str, Any]) -> np.ndarray:
-    """Returns [H / 2]: the divisors of RoPE's frequencies in Llama 3's scaling."""
+    """Returns the divisors [H / 2] of RoPE's frequencies in Llama 3's scaling; `scaling` as in config.json."""
     from famjax.attention.rope import frequencies
 
     scaled = Rope(
@@ -365,7 +371,7 @@ def _can_be_read(stored: Stored) -> bool:
 
 
 def _dequantised(path: Path, stored: Stored) -> np.ndarray:
-    """Reads a tensor as float32. Opens the file for it alone, so that no pages stay mapped."""
+    """Reads a tensor as float32. The file is opened for each tensor, so that no pages stay mapped."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -1,13 +1,13 @@
-"""The header of a GGUF file: metadata by key, and the position of each tensor. No tensor values are read.
+"""Reads the header of a GGUF file: metadata by key, and the position of each tensor. No tensor values are read.
 
     magic "GGUF", version, number of tensors, number of metadata      4 + 4 + 8 + 8 bytes
     metadata    key, type, value; an array has a type and a length, a string a length
     tensors     name, number of axes, axes (the fastest first), type, offset from the beginning of the data
     padding to a multiple of `general.alignment`, then the data
 
-Every length is compared with the rest of the file, so a broken file is reported in one line. (The library's own reader
-trusts lengths: a damaged one makes it loop forever. It also creates arrays for every token of a vocabulary: 4 s for
-49,000 tokens; this takes 0.1 s.)
+Every length is compared with the rest of the file, so a broken file is reported in one line. (The reader of the library
+`gguf` does not check lengths: on a damaged one it loops forever. It also creates arrays for every token of a
+vocabulary, which takes 4 s for 49,000 tokens; this module takes 0.1 s.)
 """
 
 import mmap
@@ -34,9 +34,9 @@ class Stored(NamedTuple):
 
     Attributes:
       kind: number of its type (`gguf.GGMLQuantizationType`).
-      shape: the slowest axis first, as in NumPy and transformers.
-      offset: of its first byte in the file.
-      nbytes: size as stored.
+      shape: its shape, the slowest axis first, as in NumPy and transformers.
+      offset: position of its first byte in the file.
+      nbytes: stored size in bytes.
     """
 
     kind: int
@@ -46,7 +46,7 @@ class Stored(NamedTuple):
 
 
 class Header(NamedTuple):
-    """Metadata by key, converted to Python types; tensors by name."""
+    """Metadata by key, converted to Python types, and tensors by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Stored]
@@ -71,17 +71,17 @@ def read_header(path: Path) -> Header:
 
 
 class _Broken(Exception):
-    """A file is inconsistent or shorter than it states."""
+    """Raised if a file is inconsistent or shorter than it states."""
 
 
 class _Bytes:
-    """A file, and a position in it."""
+    """Reads consecutive values of a mapped file. Raises `_Broken` if the file is inconsistent or too short."""
 
     def __init__(self, content: mmap.mmap, at: int):
         self.content, self.at, self.size = content, at, len(content)
 
     def take(self, count: int) -> bytes:
-        """Returns the next bytes."""
+        """Returns the next `count` bytes."""
         if count > self.size - self.at:
             raise _Broken(f"{count:,} bytes are promised at {self.at:,}, the file has {self.size:,}")
         self.at += count
@@ -103,7 +103,7 @@ class _Bytes:
         return name
 
     def value(self, kind: int) -> Any:
-        """Returns the next value of a type."""
+        """Returns the next value, which has the metadata type `kind`, as a Python object."""
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
@@ -124,7 +124,7 @@ class _Bytes:
         return [self.text() for _ in range(count)] if kind == _STRING else self.scalars(kind, count)
 
     def scalars(self, kind: int, count: int) -> list[Any]:
-        """Returns numbers or booleans of one type."""
+        """Returns the next `count` numbers or booleans of type `kind`."""
         dtype = np.dtype(_SCALARS[kind])
         numbers = np.frombuffer(self.take(count * dtype.itemsize), dtype)
         found: list[Any] = (numbers != 0).tolist() if kind == _BOOL else numbers.tolist()
@@ -165,7 +165,7 @@ def _listed(file: _Bytes) -> tuple[str, int, tuple[int, ...], int]:
 
 
 def _nbytes(name: str, kind: int, shape: tuple[int, ...]) -> int:
-    """Returns the stored size of a tensor in bytes. Quantised ones have blocks along the last axis."""
+    """Returns the stored size of a tensor in bytes. Quantised tensors are stored in blocks along the last axis."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:

@@ -1,4 +1,4 @@
-"""Metadata of a GGUF file. Every key must be read, with its type checked, or it is refused by name."""
+"""Typed access to the metadata of a GGUF file. A key that the import does not read is rejected by name."""
 
 import math
 from collections.abc import Mapping
@@ -9,13 +9,15 @@ from famjax.config import ConfigError
 
 
 class Metadata:
-    """Values by key, and the keys that were read.
+    """Returns values by key, and records the keys that were read.
+
+    All methods that return a value raise `ConfigError` if it has another type.
 
     Args:
-      path: of the file, for messages.
-      values: see `gguf_header.Header`.
-      head: a prefix of all keys, such as `llama.`.
-      read: keys that were read.
+      path: path of the file, for messages.
+      values: metadata of a `gguf_header.Header`.
+      head: a prefix that is added to all keys, such as `llama.`.
+      read: the set of keys that were read, shared by all views of a file; None: a new one.
     """
 
     def __init__(self, path: Path, values: Mapping[str, Any], head: str = "", read: set[str] | None = None):
@@ -28,11 +30,11 @@ class Metadata:
 
     @property
     def keys(self) -> list[str]:
-        """The keys with the prefix `head`, without it, in the file's order."""
+        """Keys that start with `head`, without this prefix, in the file's order."""
         return [key.removeprefix(self._head) for key in self._values if key.startswith(self._head)]
 
     def __call__(self, key: str) -> Any:
-        """Returns the value of a key, or None."""
+        """Returns the value of a key, of any type, or None."""
         self._read.add(self._head + key)
         return self._values.get(self._head + key)
 
@@ -44,14 +46,15 @@ class Metadata:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """Returns a boolean."""
+        """Returns a boolean, or `default` if the key is missing."""
         value = self(key)
         if value is not None and not isinstance(value, bool):
             raise self.refused(key, f"is {_short(value)}; it must be true or false")
         return default if value is None else value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Returns a number. A list per layer must be constant. Without a default, the key is required."""
+        """Returns a finite number. A list with a number per layer must be constant. If `default` is None, the key is
+        required."""
         value = self(key)
         if isinstance(value, list) and value:
             if any(one != value[0] for one in value):
@@ -65,7 +68,7 @@ class Metadata:
         return value
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """Returns an integer above 0, likewise."""
+        """Returns an integer above 0; otherwise as `number`."""
         value = self.number(key, default)
         if not isinstance(value, int) or value < 1:
             raise self.refused(key, f"is {value!r}; it must be a whole number above 0")
@@ -80,12 +83,12 @@ class Metadata:
         return self._list(key, int | float, "numbers")
 
     def must_be(self, key: str, value: Any) -> None:
-        """Refuses a key with any other value; with this one, or if it is missing, it has no effect."""
+        """Raises `ConfigError` if a key is present and has another value than `value`."""
         if (found := self(key)) is not None and found != value:
             raise self.refused(key, f"is {_short(found)}; only {value!r} is known here")
 
     def refused(self, key: str, why: str) -> ConfigError:
-        """Returns the error for a key."""
+        """Returns the error for a key; `why` continues the sentence that begins with the key."""
         return ConfigError(f"{self._path}: {self._head}{key} {why}")
 
     def refuse_unread(self) -> None:

@@ -1,9 +1,9 @@
-"""The tokenizer in a GGUF file's metadata, as files of a folder: `tokenizer.json` and `tokenizer_config.json`.
+"""Converts the tokenizer in a GGUF file's metadata to `tokenizer.json` and `tokenizer_config.json`.
 
     tokenizer.ggml.model  gpt2: byte-level BPE with given merges, after pre-tokenization by `tokenizer.ggml.pre`;
                           llama: SentencePiece's BPE, whose merges follow from scores
 
-`tokenizer.json` has all steps, so nothing depends on a class of transformers.
+`tokenizer.json` has all steps, so the result does not depend on transformers' tokenizer classes.
 """
 
 import json
@@ -17,14 +17,14 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 class Cut(NamedTuple):
-    """Pre-tokenization: how a text is split before pairs are merged.
+    """Settings of pre-tokenization, which splits a text into pieces before pairs are merged.
 
     Attributes:
       pattern: regular expression of pieces; None: GPT-2's.
-      digits: digits are split off first.
-      whole: a piece that is a token is not merged from its parts.
-      begins: a text begins with `bos` unless the file says otherwise.
-      composed: characters are composed first (NFC).
+      digits: whether digits are split off first.
+      whole: whether a piece that is a token is used directly, not merged from its parts.
+      begins: whether a text begins with `bos` if the file does not specify it.
+      composed: whether characters are composed first (NFC).
     """
 
     pattern: str | None
@@ -41,7 +41,7 @@ _TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = Cut(_WORDS % r"\p{N}{1,3}", whole=True, begins=True)
-# By `tokenizer.ggml.pre`. Its `default` is left out: it is llama.cpp's guess for files without it.
+# By `tokenizer.ggml.pre`. Its value `default` is not supported: llama.cpp uses it as a guess for files without the key.
 CUTS: Mapping[str, Cut] = {
     "gpt-2": Cut(None), "smollm": Cut(None, digits=True), "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3,
     "qwen2": Cut(_WORDS % r"\p{N}", composed=True), "tekken": Cut(_TEKKEN, whole=True, begins=True),
@@ -65,8 +65,8 @@ class TokenizerFiles(NamedTuple):
     """The tokenizer files of a transformers folder.
 
     Attributes:
-      contents: by file name, including `generation_config.json`.
-      ids: of special tokens, by their keys in config.json.
+      contents: contents by file name, including `generation_config.json`.
+      ids: ids of special tokens, by their keys in config.json.
       size: number of tokens.
     """
 
@@ -76,14 +76,15 @@ class TokenizerFiles(NamedTuple):
 
 
 def tokenizer_files(metadata: Metadata, is_gemma: bool) -> TokenizerFiles:
-    """Converts the tokenizer of a file.
+    """Returns the tokenizer of a GGUF file as files of a folder.
 
     Args:
-      metadata: those under `tokenizer.`; every key is read or refused.
-      is_gemma: merges follow the order of tokens, not their scores, and no space is put before a text.
+      metadata: the metadata under `tokenizer.`; every key is read or rejected.
+      is_gemma: whether the model is a Gemma: merges follow the order of tokens, not their scores, and by default no
+        space is inserted before a text.
 
     Raises:
-      ConfigError: an unknown kind of tokenizer, or an incomplete one.
+      ConfigError: the tokenizer is of an unknown kind, incomplete, or has an unknown setting.
     """
     says = _Tokenizer(metadata, is_gemma)
     described: dict[str, Any] = {
@@ -105,7 +106,7 @@ def tokenizer_files(metadata: Metadata, is_gemma: bool) -> TokenizerFiles:
 
 
 def _chat_template(metadata: Metadata) -> Any:
-    """Returns one template, or several by name, in the format of `tokenizer_config.json`."""
+    """Returns the chat template, or a list of named ones, in the format of `tokenizer_config.json`; [] if none."""
     metadata.texts("chat_templates")  # the names of those that follow
     others = metadata.under("chat_template.")
     named = {"default": metadata.text("chat_template")} | {key: others.text(key) for key in others.keys}
@@ -116,13 +117,13 @@ def _chat_template(metadata: Metadata) -> Any:
 
 
 class _Tokenizer:
-    """A tokenizer in metadata.
+    """Reads a tokenizer from metadata.
 
     Attributes:
-      kind: gpt2 or llama.
+      kind: `gpt2` (byte-level BPE) or `llama` (SentencePiece).
       tokens: strings by id.
       types: token types by id.
-      named: ids of special tokens, by their names in transformers.
+      named: ids of special tokens, by name in transformers.
     """
 
     def __init__(self, metadata: Metadata, is_gemma: bool):
@@ -138,19 +139,19 @@ class _Tokenizer:
             raise self._says.refused("token_type", "does not have a number for each token")
         self.named = {name: n for name, ours in _NAMED.items() if (n := self._id(ours, name)) is not None}
         self._ends = [n for name in _ENDS if (n := self._id(name)) is not None]
-        # With these values, which all files of these kinds have, they have no effect.
+        # These keys have no effect with these values, which all files of these kinds have.
         self._says.must_be("remove_extra_whitespaces", False)
         self._says.must_be("escape_whitespaces", True)
         self._says.must_be("add_sep_token", False)
 
     def generation(self) -> dict[str, Any]:
-        """Returns `generation_config.json`: special tokens by id, with all tokens that end a text."""
+        """Returns the content of `generation_config.json`: ids of `bos`, `pad`, and all tokens that end a text."""
         ends = list(dict.fromkeys([*([self.named["eos"]] if "eos" in self.named else []), *self._ends]))
         ids: dict[str, Any] = {f"{name}_token_id": self.named[name] for name in ("bos", "pad") if name in self.named}
         return ids | ({"eos_token_id": ends[0] if len(ends) == 1 else ends} if ends else {})
 
     def byte_level(self) -> dict[str, Any]:
-        """Returns `tokenizer.json` of a byte-level BPE."""
+        """Returns the content of `tokenizer.json` of a byte-level BPE."""
         pre = self._says.text("pre")
         if pre is None or pre not in CUTS:
             what = "does not name a pre-tokenization" if pre in (None, "default") else f"is {pre!r}"
@@ -174,10 +175,10 @@ class _Tokenizer:
         )
 
     def sentencepiece(self) -> dict[str, Any]:
-        """Returns `tokenizer.json` of a BPE over characters, with bytes for characters that are not in any token."""
+        """Returns the content of `tokenizer.json` of a BPE over characters, with byte tokens for unknown characters."""
         self._says("pre")  # llama.cpp ignores it here
         leading = self._says.flag("add_space_prefix", not self._is_gemma)
-        # Runs of spaces are spelled with spaces in GGUF, with the mark of a space in a tokenizer.json.
+        # Tokens of spaces only are spelled with spaces in GGUF, with ▁ in a tokenizer.json.
         respelled = lambda token: "▁" * len(token) if self._is_gemma and not token.strip(" ") else token
         tokens = [respelled(token) for token in self.tokens]
         scheme = "first" if leading else "never"
@@ -199,7 +200,7 @@ class _Tokenizer:
     # --- parts ------------------------------------------------------------------------------------
 
     def _id(self, name: str, usual: str = "") -> int | None:
-        """Returns the id of a special token, or None."""
+        """Returns the id of a special token, or None; `usual`: its key in `_USUAL`, a default for SentencePiece."""
         n = self._says(f"{name}_token_id")
         if n is None and self.kind == "llama" and usual in _USUAL:
             n = _USUAL[usual]
@@ -208,7 +209,7 @@ class _Tokenizer:
         return n
 
     def _merges(self, tokens: Sequence[str]) -> list[list[str]]:
-        """Returns the merges in order: the file's, or those implied by scores."""
+        """Returns the merges (left, right) in order: the file's, or those implied by scores."""
         given, scores = self._says.texts("merges"), self._says.numbers("scores")
         if given is not None:
             # The left part may itself be a space; the next space is the separator.
@@ -254,7 +255,7 @@ class _Tokenizer:
         }  # fmt: skip
 
     def _around(self, around: Mapping[str, str]) -> dict[str, Any]:
-        """Returns the post-processor, which adds special tokens around a text."""
+        """Returns the post-processor that adds special tokens around a text; `around`: token by `bos` and `eos`."""
         special = lambda name: [{"SpecialToken": {"id": around[name], "type_id": 0}}] if name in around else []
         text = lambda which, kind: {"Sequence": {"id": which, "type_id": kind}}
         single = [*special("bos"), text("A", 0), *special("eos")]

@@ -1,4 +1,4 @@
-"""Matches the tensors of a folder with the weights of a model one to one, or reports what does not match.
+"""Matches the tensors of a folder with the weights of a model one to one, or reports the mismatches.
 
 Only names and shapes are needed, so a whole model is matched before the first byte is written.
 """
@@ -13,7 +13,7 @@ from famjax.config import ConfigError
 from famjax.pretrained.families import FROM, INTO, JOINED, SAME, Family
 from famjax.pretrained.folder import Tensor
 
-# Tensors of older folders that are not used: RoPE's frequencies follow from config.json.
+# Tensors in older folders that are ignored: RoPE's frequencies follow from config.json.
 IGNORED_ENDINGS = (".rotary_emb.inv_freq",)
 LISTED = 8  # number of names listed per kind of mismatch
 
@@ -21,14 +21,14 @@ Shape = tuple[int, ...]
 
 
 class Pair(NamedTuple):
-    """One tensor of theirs and its place in our weights.
+    """One tensor of a transformers folder ("theirs") and its place in our weights.
 
     Attributes:
-      path: of our weight, such as `layers/attention/query`.
-      layer: its index on our first axis; None if our weight is not stacked.
-      name: of their tensor.
-      how: its layout: SAME, INTO, FROM or JOINED of `families`.
-      shape: of ours, without the axis of layers.
+      path: path of our weight, such as `layers/attention/query`.
+      layer: index on the layer axis of our weight, its first; None if our weight is not stacked.
+      name: name of their tensor.
+      how: layout of their tensor: SAME, INTO, FROM or JOINED of `families`.
+      shape: shape of our weight, without the layer axis.
     """
 
     path: str
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 
     @property
     def their_shape(self) -> Shape:
-        """The shape of the tensor in the folder."""
+        """Shape of their tensor."""
         if self.how == INTO:
             return (math.prod(self.shape[1:]), self.shape[0])
         if self.how == FROM:
@@ -47,22 +47,22 @@ class Pair(NamedTuple):
         return (math.prod(self.shape),) if self.how == JOINED else self.shape
 
     def ours(self, theirs: np.ndarray) -> np.ndarray:
-        """Converts their tensor to a part of our weight."""
+        """Converts their tensor [*their_shape] to our layout [*shape]."""
         return (theirs if self.how in (SAME, JOINED) else theirs.T).reshape(self.shape)
 
     def theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Converts a part of our weight to their tensor."""
+        """Converts our weight of one layer [*shape] to their layout [*their_shape]."""
         if self.how in (SAME, JOINED):
             return ours.reshape(self.their_shape)
         return ours.reshape(self.their_shape[::-1]).T
 
 
 def pairs(family: Family, shapes: Mapping[str, Shape]) -> list[Pair]:
-    """Returns all tensors of a model with these weights, layer by layer.
+    """Returns all tensors of a model with these weights: first the unstacked ones, then layer by layer.
 
     Args:
-      family: has the names.
-      shapes: of our weights by path, including the axis of layers of stacked ones.
+      family: provides the tensor names.
+      shapes: shapes of our weights by path; those of stacked weights include the layer axis.
 
     Raises:
       ConfigError: the family has no name for a weight.
@@ -83,7 +83,7 @@ def match(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Ten
     """Returns `pairs` after comparing them with the tensors of a folder.
 
     Raises:
-      ConfigError: tensors are missing, left over or of other shapes; the message lists them.
+      ConfigError: tensors are missing, unexpected or of other shapes; the message lists them.
     """
     wanted = pairs(family, shapes)
     problems = []
@@ -107,6 +107,6 @@ def match(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Ten
 
 
 def copies(family: Family, shapes: Mapping[str, Shape], tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Returns tensors that must equal another one: an output projection stored in addition to its tied embedding."""
+    """Returns {copy: source} of tensors that must be equal: an output projection stored beside its tied embedding."""
     output, embedding = family.names["unembedding"][0], family.names["embedding"][0]
     return {output: embedding} if "unembedding" not in shapes and output in tensors else {}

@@ -1,11 +1,11 @@
-"""JAX's persistent compilation cache, so that the second start of a job does not compile again."""
+"""JAX's persistent compilation cache, so that a job compiles its programs only at its first start."""
 
 import os
 from pathlib import Path
 
 
 def enable() -> None:
-    """Points JAX at a folder in the user's cache, unless JAX_COMPILATION_CACHE_DIR names another."""
+    """Enables the cache, in `~/.cache/famjax/compiled` (or XDG_CACHE_HOME) unless JAX_COMPILATION_CACHE_DIR is set."""
     import jax
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):

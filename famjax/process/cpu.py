@@ -1,8 +1,8 @@
 """Set-up of a process that computes on CPU cores.
 
 XLA allocates a step's temporary arrays with malloc and frees them after each step. glibc returns such large areas to
-the kernel at once, which then clears every page again in the next step: a third of the time of a small model's training
-step.
+the kernel at once, so the kernel clears every page again in the next step. This takes a third of a small model's
+training step.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _SCHEDULER = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc keep freed memory in this process; True on success. Call it before JAX starts threads."""
+    """Makes malloc keep freed memory in this process. Returns whether it could. Call it before JAX starts threads."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
 
 
 def xla_flags(given: str) -> str:
-    """Adds the memory-optimised scheduler to `XLA_FLAGS`, unless one is given or this jaxlib has no choice of them."""
+    """Returns `XLA_FLAGS` with the memory-optimised scheduler, unless one is given or jaxlib is not version 0.10."""
     if "xla_cpu_scheduler_type" in given or not importlib.metadata.version("jaxlib").startswith("0.10."):
         return given
     return f"{given} {_SCHEDULER}".strip()
@@ -47,7 +47,7 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def cores() -> list[int]:
-    """Returns the cores that this process may run on."""
+    """Returns the indices of the CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

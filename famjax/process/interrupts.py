@@ -1,4 +1,4 @@
-"""Handling of SIGINT (Ctrl-C) and SIGTERM, in this file alone. Imports nothing heavy.
+"""Handles SIGINT (Ctrl-C) and SIGTERM, except in `launch/local.py`, which forwards them. Imports nothing heavy.
 
 Python would raise `KeyboardInterrupt` at any instruction of the main thread, even inside a library that holds a lock
 or has written half a message; code that waits for that library would then wait forever. So while signals are handled
@@ -9,8 +9,8 @@ here (`handled`), nothing is raised asynchronously:
     `held`; a process that is still running after `GRACE_SECONDS` is ended;
   * a second signal ends the process at once.
 
-The exit code is 130. A thread receives the signals (through `signal.set_wakeup_fd`), so they are handled even while the
-main thread compiles, or waits in C indefinitely.
+The exit code is 130 after Ctrl-C, 143 if SIGTERM is the second signal. A thread receives the signals (through
+`signal.set_wakeup_fd`), so they are handled even while the main thread compiles, or waits in C indefinitely.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ SAME_SECONDS = 0.2
 INTERRUPTED = 128 + signal.SIGINT
 
 Saved = Callable[[], str]
-# Maps a signal to what the process does about it until it ends.
+# Maps a signal to a description of how the process reacts to it, for a line on standard error.
 Stopping = Callable[[int], str]
 
-_held: list[None] = []  # one entry for each `held` that the main thread is in
-_saved: list[Saved] = []  # descriptions of what is saved, the innermost last
-_stopping: list[Stopping] = []  # likewise, of what a signal leads to
+_held: list[None] = []  # one entry for each `held` context that the main thread has entered
+_saved: list[Saved] = []  # functions that describe what is saved, the innermost last
+_stopping: list[Stopping] = []  # functions that describe the reaction to a signal, the innermost last
 _requested: list[tuple[int, float]] = []  # the first signal, and its time
 _noted: list[list[int]] = []  # lists of `noted`, the innermost last
 _prog = ["famjax"]
@@ -56,7 +56,10 @@ def check() -> None:
 
 @contextlib.contextmanager
 def saying(saved: Saved) -> Iterator[None]:
-    """Inside, the last line of an interrupted process describes what is saved with `saved`, called in any thread."""
+    """Appends the result of `saved` to the last line of a process that is interrupted within the context.
+
+    `saved` describes what is on disk. It may be called in any thread.
+    """
     _saved.append(saved)
     try:
         yield
@@ -66,12 +69,15 @@ def saying(saved: Saved) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(saved: Saved | None = None, stopping: Stopping | None = None) -> Iterator[None]:
-    """Inside, Ctrl-C waits for `check`, or for the end of the outermost `held`.
+    """Defers Ctrl-C within the context to the next `check`, or to the end of the outermost `held`.
 
     Args:
       saved: see `saying`.
-      stopping: describes what follows a signal, for the line that is printed when it arrives; None: that of a training,
-        which finishes its step.
+      stopping: maps a signal to a description of the reaction, for the line printed when it arrives; None: that of a
+        training, which finishes its step.
+
+    Raises:
+      KeyboardInterrupt: at the end of the outermost `held`, if Ctrl-C was pressed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -91,13 +97,15 @@ def held(saved: Saved | None = None, stopping: Stopping | None = None) -> Iterat
 
 @contextlib.contextmanager
 def handled(prog: str = "famjax", *numbers: int, lasting: bool = False) -> Iterator[None]:
-    """Inside, SIGINT and the given signals are handled here. Does nothing outside of the main thread, nor for a SIGINT
-    that is ignored (as the shell starts background jobs) or handled here already.
+    """Handles SIGINT and the given signals within the context, as described above.
+
+    Does nothing outside of the main thread. Signals that are ignored (SIGINT in a shell's background jobs) or handled
+    here already are left as they are.
 
     Args:
-      prog: the beginning of the line that ends the process.
+      prog: program name at the beginning of the last line of an ended process.
       numbers: other signals, which are always requests: see `requested`.
-      lasting: until the process ends; else the previous handlers are restored at the end.
+      lasting: whether to handle signals until the process ends; else the previous handlers are restored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -129,7 +137,7 @@ def handled(prog: str = "famjax", *numbers: int, lasting: bool = False) -> Itera
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """Inside, each Ctrl-C is added to this list and has no other effect."""
+    """Yields a list to which each Ctrl-C within the context is appended; it has no other effect."""
     seen: list[int] = []
     _settle()
     _noted.append(seen)
@@ -142,8 +150,10 @@ def noted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Inside, Ctrl-C raises `KeyboardInterrupt` at any instruction: for code that waits for a person or for another
-    program, and uses no library with locks."""
+    """Lets Ctrl-C raise `KeyboardInterrupt` at any instruction within the context.
+
+    Use it for code that waits for a person or for another program, and calls no library with locks.
+    """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not _received:
         yield
         return
@@ -157,17 +167,17 @@ def raised() -> Iterator[None]:
 
 
 def leave(code: int, line: str = "") -> None:
-    """Ends this process now, from any thread, with a line on standard error; flushes what was printed."""
+    """Ends this process at once, from any thread: flushes its output, and prints `line` on standard error."""
     thread = threading.Thread(target=_flush, daemon=True)
     thread.start()
-    thread.join(2.0)  # another thread may hold a stream forever
+    thread.join(2.0)  # another thread may hold the lock of a stream forever
     if line:
         _say(line)
     os._exit(code)
 
 
 def _received(number: int, frame: FrameType | None) -> None:
-    """The Python handler; `_listen` does the work."""
+    """Does nothing: the handler that Python requires. `_listen` acts on the signals."""
 
 
 def _listen(reader: int) -> None:
@@ -176,13 +186,13 @@ def _listen(reader: int) -> None:
         for number in data:
             if number == 0:
                 _settled.set()
-            elif signal.getsignal(number) is _received:  # else another handler is installed for a while
+            elif signal.getsignal(number) is _received:  # else another handler is installed temporarily
                 _act(number)
     os.close(reader)
 
 
 def _settle() -> None:
-    """Waits until `_listen` has acted on every signal so far, so that a change of state affects later ones only."""
+    """Waits until `_listen` has acted on all signals so far, so that a change of state affects only later ones."""
     if _pipe:
         _settled.clear()
         os.write(_pipe[0], b"\0")
@@ -221,7 +231,7 @@ def _late() -> None:
 
 
 def _sentence(what: str) -> str:
-    """Returns `what`, and a description of what is saved."""
+    """Returns `what`, followed by the innermost description of what is saved."""
     try:
         words = _saved[-1]() if _saved else ""
     except Exception as error:  # the process must end in any case
@@ -231,7 +241,7 @@ def _sentence(what: str) -> str:
 
 def _say(line: str) -> None:
     """Writes a line without `print`, since another thread may hold the stream."""
-    cursor = "\x1b[?25h" if os.isatty(2) else ""  # shows it again after a progress bar
+    cursor = "\x1b[?25h" if os.isatty(2) else ""  # shows the cursor, which a progress bar hides
     with contextlib.suppress(OSError):
         os.write(2, f"{cursor}{line}\n".encode())
 

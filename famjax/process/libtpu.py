@@ -1,4 +1,4 @@
-"""Hiding libtpu from JAX on machines without a TPU, where `famjax plan` uses it as a compiler."""
+"""Hides libtpu from JAX on machines without a TPU, where it is installed as the compiler of `famjax plan`."""
 
 import glob
 import os
@@ -15,7 +15,7 @@ def may_have_tpu() -> bool:
 
 
 def hide_without_tpu() -> None:
-    """Keeps JAX from starting libtpu on a machine without a TPU, where it prints errors about missing TPU VM settings.
+    """Prevents JAX from starting libtpu on a machine without a TPU, where it would print errors about TPU VM settings.
 
     This changes the whole process, so only entry points call it (the command line, tests), before JAX uses a device;
     `import famjax` does not.

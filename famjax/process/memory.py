@@ -1,4 +1,4 @@
-"""Memory in use: of the devices if their runtime reports it, else of this process."""
+"""Memory in use by the devices if their runtime reports it, else by this process."""
 
 import resource
 import sys
@@ -10,9 +10,9 @@ GIB = 2**30
 
 
 def used() -> dict[str, float]:
-    """Returns `device_memory_gib`, the peak of the fullest local device, or `host_memory_gib`, what is resident now.
+    """Returns `device_memory_gib`, the highest peak of a local device, or `host_memory_gib`, the resident memory now.
 
-    The CPU runtime reports nothing; its arrays are part of the process.
+    The latter is returned on CPUs, whose runtime reports nothing: their arrays are in the process's memory.
     """
     stats = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     peaks = [value for stat in stats if (value := stat.get("peak_bytes_in_use", stat.get("bytes_in_use"))) is not None]
@@ -22,7 +22,7 @@ def used() -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Returns the memory of this process: on Linux what is resident now, elsewhere the peak."""
+    """Returns the resident memory of this process in bytes: on Linux the current one, elsewhere the peak."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
@@ -31,6 +31,6 @@ def resident_bytes() -> int:
 
 
 def capacity_bytes() -> int | None:
-    """Returns the memory of one local device, if its runtime reports it."""
+    """Returns the memory size of one local device in bytes, or None if its runtime does not report it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit")

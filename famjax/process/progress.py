@@ -1,4 +1,4 @@
-"""Progress of long work: one line on standard error.
+"""Shows the progress of long work in one line on standard error.
 
 A thread prints it, so that it also appears while a program compiles or a large tensor is read. On a terminal the line
 is overwritten; a file or a pipe gets a new line at intervals. Short work prints nothing.
@@ -13,7 +13,9 @@ TERMINAL_SECONDS, FIRST_SECONDS, LINE_SECONDS = (1.0, 0.25), 5.0, 10.0
 
 
 class Progress:
-    """Stages of work, one after the other, each with what is done, the total, and the time taken and left.
+    """Shows consecutive stages of work, each with the amount done, the total, a rate, and the time elapsed or left.
+
+    A context manager. Examples of its line:
 
     importing m: 1.25 of 16.06 GB, 1:58 left
     reading: 81,920 tokens, 9,102 tokens/s
@@ -21,8 +23,7 @@ class Progress:
     reading: compiling, 0:12 so far
 
     Args:
-      what: the first stage.
-      total, unit: see `stage`.
+      what, total, unit: the first stage; see `stage`.
     """
 
     def __init__(self, what: str, total: float = 0, unit: str = ""):
@@ -49,7 +50,7 @@ class Progress:
         """Starts a new stage.
 
         Args:
-          what: a verb and its object, `reading a.txt`.
+          what: description of the stage, `reading a.txt`.
           total: the amount of work; 0: unknown.
           unit: `tokens`, `examples`; with `GB`, counts are bytes.
         """
@@ -58,20 +59,20 @@ class Progress:
             self._begin_stage(what, total, unit)
 
     def advance(self, count: float = 1) -> None:
-        """Adds to what is done."""
+        """Adds to the amount done in the stage."""
         self.reach(self._done + count)
 
     __call__ = advance
 
     def reach(self, done: float) -> None:
-        """Sets what is done of the stage."""
+        """Sets the amount done in the stage."""
         with self._lock:
             if self._first is None:  # the clock starts after the first part, which includes compilation
                 self._first = (time.monotonic(), done)
             self._done = done
 
     def line(self, last: bool = False) -> str:
-        """Returns the progress line; `last` at the end of the stage, when no time is left."""
+        """Returns the progress line; `last`: at the end of the stage, without the time left."""
         now = time.monotonic()
         since, before = self._first or (now, 0)
         rate = (self._done - before) / (now - since) if now > since else 0.0
@@ -115,7 +116,7 @@ class Progress:
             sys.stderr.flush()
 
     def _end_stage(self, whole: bool) -> None:
-        """Prints what was done of a stage that was shown; clears the terminal's line."""
+        """Prints the final line of a stage that was shown, if it is `whole`, and clears the terminal's line."""
         if not self._shown:
             return
         last = f"{self.line(last=True)}\n" if whole and self._done else ""
@@ -124,7 +125,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Formats seconds: 1:05:09, or 5:09."""
+    """Formats seconds as hours, minutes and seconds: 1:05:09, or 5:09."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -64,7 +64,7 @@ def split_frozen(config: OptimizerConfig, params: Weights) -> tuple[Weights, Wei
 
 
 def join_frozen(trained: Weights, frozen: Weights) -> Weights:
-    """Inverse of `split_frozen`."""
+    """Returns the whole tree of weights; the inverse of `split_frozen`."""
     return jax.tree.map(lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None)
 
 

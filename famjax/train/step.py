@@ -255,8 +255,8 @@ def rescaled(memory: MemoryState, most: float, share: float = 1.0) -> MemoryStat
 
 
 def growth(before: MemoryState, after: MemoryState, batch: Batch) -> Float[Array, ""]:
-    """Per-block growth of FAM's RMS over D, for rows that continue a document: mean over layers and activations, sum
-    over rows."""
+    """Returns the per-block growth of FAM's RMS over D, at least 0, for rows that continue a document: the mean over
+    layers and activations, summed over rows."""
     N = batch.starts.shape[1]
     kept_B = jnp.full(batch.starts.shape[0], N) if batch.kept is None else batch.kept
     full_B = jnp.minimum(kept_B, batch.count * N // batch.tokens.shape[1])

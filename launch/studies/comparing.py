@@ -19,7 +19,7 @@ OF_MEMORY = (
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns what docs/compare.json has of a comparison.json: no curves, no folders."""
+    """Returns the part of a comparison.json that docs/compare.json keeps, without curves and folders."""
     memories = [{name: memory[name] for name in OF_MEMORY} for memory in found["memories"]]
     for memory in memories:
         memory["diverged"] = [one["seed"] for one in memory["diverged"]]
@@ -27,7 +27,7 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
-    """Returns the settings of a comparison, its table, and the tables of its last length."""
+    """Returns Markdown lines: the settings of a comparison, its table, and the tables of its longest documents."""
     memories, seeds = found["memories"], found["seeds"]
     first = memories[0]
     said = [

@@ -27,7 +27,7 @@ HELD_OUT = 10  # one in ten texts is held out
 
 
 def main() -> int:
-    """Returns 0, or 2 with one line if apt is missing or fails."""
+    """Downloads and writes the texts. Returns 0, or 2 with an error line if apt is missing or fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output directory; must be new or empty")
     folder: Path = parser.parse_args().folder
@@ -74,7 +74,7 @@ def keep(folder: Path, name: str, text: bytes) -> str:
 
 
 def fail(message: str) -> int:
-    """Prints an error of one line and returns exit code 2."""
+    """Prints an error in one line and returns exit code 2."""
     print(f"debian_texts: {message}", file=sys.stderr)
     return 2
 

@@ -20,12 +20,12 @@ TITLES = {
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns what docs/memory.json has of a study.json: the runs of the part `any_depth`."""
+    """Returns the part of a study.json that docs/memory.json keeps: the runs of `any_depth`."""
     return {"runs": [run for run in found["runs"] if run["part"] == "any_depth"]}
 
 
 def lines(results: dict[str, Any]) -> list[str]:
-    """Returns the tables of the page."""
+    """Returns the tables of the page as Markdown lines."""
     said: list[str] = []
     for found in results.values():
         said += ["Keys at the beginning, as in the first table:", "", *memory_results.table(found["runs"])]

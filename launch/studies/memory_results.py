@@ -1,4 +1,4 @@
-"""Tables and plot of the results of launch/studies/memory_study.py."""
+"""Writes tables and a plot of the results of launch/studies/memory_study.py."""
 
 import json
 from pathlib import Path
@@ -21,12 +21,12 @@ def evaluations(run: "Run", folder: Path) -> list[Path]:
 
 
 def depths(run: "Run", folder: Path) -> Path:
-    """Returns the output directory of a run's evaluation at other depths."""
+    """Returns the output directory of a run's evaluation with the key at other depths."""
     return folder / f"{run.name}-depths"
 
 
 def write(folder: Path, study: dict[str, list["Run"]]) -> None:
-    """Writes tables and plot of all runs with results."""
+    """Writes study.json, study.md and study.png of all runs whose evaluations are finished."""
     runs = {run.name: run for part in study.values() for run in part}
     done = [run for run in runs.values() if all((one / RESULTS_JSON).exists() for one in evaluations(run, folder))]
     found = {run.name: figures(run, folder) for run in done}
@@ -45,7 +45,7 @@ def write(folder: Path, study: dict[str, list["Run"]]) -> None:
 
 
 def figures(run: "Run", folder: Path) -> dict[str, Any]:
-    """Returns one run's cost and recall."""
+    """Returns the entry of study.json for one run: its cost, its recall, and where it fails."""
     from famjax.cli.gin_config import load_train_config
     from famjax.train.start import targets_of_row
     from famjax.train.watching.flops import flops_per_token
@@ -64,7 +64,7 @@ def figures(run: "Run", folder: Path) -> dict[str, Any]:
 
 
 def by_depth(run: "Run", folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Returns by task the exact match at each length and depth; {} if there is no such evaluation."""
+    """Returns by task the exact match at each length and depth; {} if the run was not evaluated at depths."""
     path = depths(run, folder) / RESULTS_JSON
     tasks = json.loads(path.read_text(encoding="utf-8"))["models"][0]["tasks"] if path.exists() else {}
     return {
@@ -85,7 +85,7 @@ def misses(run: "Run", folder: Path, block_size: int) -> list[int]:
 
 
 def where_it_fails(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns a line about where wrong answers start."""
+    """Returns a line on the number of wrong answers, and of those that start near a block boundary."""
     asked = sum(one["documents"] for row in rows for one in row["recall"])
     found = [place for row in rows for place in row["misses"]]
     near = sum(abs(place) <= NEAR for place in found)
@@ -93,7 +93,7 @@ def where_it_fails(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def last_line(metrics: Path) -> dict[str, Any]:
-    """Returns the last line of a training's metrics."""
+    """Returns the last line of a training's metrics.jsonl."""
     last: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
     return last
 
@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def depth_table(task: str, rows: list[dict[str, Any]]) -> list[str]:
-    """Returns a Markdown table with a row per run and length, and a column per depth; nothing without results."""
+    """Returns a Markdown table with a row per run and length, and a column per depth; [] if no run has results."""
     lines: list[str] = []
     for row in rows:
         grid = row["depths"].get(task, [])
@@ -136,7 +136,7 @@ def depth_table(task: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Plots exact match against the number of FAM updates (blocks)."""
+    """Plots exact match against the number of FAM updates, which is that of blocks of filler."""
     if not rows:
         return
     from matplotlib.figure import Figure

@@ -29,11 +29,11 @@ SHORT, LONG = "gin/experiments/tiny_fam.gin", "gin/experiments/passkey_long.gin"
 ANY_DEPTH = "gin/experiments/passkey_any_depth.gin"
 BLOCK256, BLOCK1024 = "gin/experiments/passkey_block256.gin", "gin/experiments/passkey_block1024.gin"
 SEEDS = (0, 1, 2)
-REPORTED_KEYS = 271828  # the evaluation's seed
+REPORTED_KEYS = 271828  # seed of the evaluations
 
 
 class Asked(NamedTuple):
-    """An evaluation: filler lengths in blocks, keys per alignment, and number of alignments; 0 is all."""
+    """An evaluation: filler lengths in blocks, keys per alignment, and number of alignments (0: all)."""
 
     blocks: str
     keys: int = 1
@@ -57,9 +57,9 @@ class Run(NamedTuple):
       about: description in the tables.
       bindings: gin bindings that differ from the experiment.
       experiment: gin file.
-      asked: evaluations.
-      depths: evaluation at other depths, or None.
-      start: run with the initial weights; empty for random initialisation.
+      asked: evaluations with the key at the beginning.
+      depths: evaluation with the key at other depths, or None.
+      start: name of the run that provides the initial weights; empty: random initialisation.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Run(NamedTuple):
 
 
 def recipe() -> list[Run]:
-    """The recipe on several seeds."""
+    """Returns the runs of the recipe, one per seed."""
     asked = (Asked("16,64,256,1024", keys=4), Asked("4096", alignments=32), Asked("16384", alignments=16))
     return [
         Run(f"long_seed{n}", "recipe", f"the recipe, seed {n}", (f"RANDOM_SEED={n}",), LONG, asked, Depths())
@@ -87,8 +87,8 @@ UNGATED = ("MemoryConfig.fam_update='feedback'", QUIET)
 
 
 def any_depth() -> list[Run]:
-    """Keys at any depth and several in one text: gated updates on several seeds, with noise on the gates and without,
-    and the same training without gates."""
+    """Returns the runs with keys at any depth and several in one text: gated updates on several seeds, with and without
+    noise on the gates, and the same training without gates."""
     asked = (Asked("16,64,256,1024"), Asked("16384", alignments=8))
     depths = Depths("1k,4k,16k,64k", tasks="passkey_depth,passkey_newest")
     part = lambda name, about, *bindings: Run(name, "any_depth", about, bindings, ANY_DEPTH, asked, depths)
@@ -102,12 +102,12 @@ def any_depth() -> list[Run]:
 
 
 def base() -> Run:
-    """The recipe with fewer steps: the quickstart's FAM, the reference of twins and ablations."""
+    """Returns the recipe with fewer steps: the quickstart's FAM, the reference of twins and ablations."""
     return Run("base", "twins", "FAM, M = 0", asked=(Asked("1,2,4,8,16,64,256,1024"),))
 
 
 def twins() -> list[Run]:
-    """BSWA baselines (twins): with more memory segments, and with the same bytes of memory as FAM."""
+    """Returns `base` and BSWA baselines (twins): with more memory segments, and with FAM's bytes of memory."""
     none, asked = "FAM_LENGTH=0", (Asked("1,2,4,8,16,64,256"),)
     found = [
         Run(f"bswa_m{m}", "twins", f"BSWA, M = {m}", (none, f"MEMORY_SEGMENTS={m}"), asked=asked) for m in (0, 1, 2, 4)
@@ -163,13 +163,13 @@ CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def ablations() -> list[Run]:
-    """One change per run, one seed."""
+    """Returns the reference, and a run for each of `CHANGES`, all with one seed."""
     changed = [Run(name, "ablations", about, bindings) for name, about, bindings in CHANGES]
     return [base()._replace(about="unchanged: the recipe with half the steps"), *changed]
 
 
 def block1024() -> list[Run]:
-    """The paper's block size, and the intermediate step to it."""
+    """Returns the run with the paper's block size, and the one with block 256, from whose weights it starts."""
     asked = (Asked("1,4,16,64,256", alignments=64),)
     return [
         Run("block256", "block1024", "block 256, from the recipe's seed 0", (), BLOCK256, asked, start="long_seed0"),
@@ -186,7 +186,7 @@ def all_runs(parts: Iterable[str] = PARTS) -> dict[str, Run]:
 
 
 def waves(chosen: list[Run]) -> list[list[Run]]:
-    """Groups runs that can train in parallel; a run comes after the one that it starts from."""
+    """Returns groups of runs that can train in parallel; a run is in a later group than the run that it starts from."""
     runs = all_runs()
     depth_of = lambda run: 1 + depth_of(runs[run.start]) if run.start else 0
     depths = {run.name: depth_of(run) for run in chosen}
@@ -194,7 +194,7 @@ def waves(chosen: list[Run]) -> list[list[Run]]:
 
 
 def main() -> int:
-    """Returns 0, or 1 if a training or an evaluation failed."""
+    """Trains, evaluates and writes the results. Returns 0, 1 if a run failed, or 2 for an unknown run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="output directory")
     parser.add_argument("--part", choices=PARTS, action="append", help="part of the study; repeatable (default: all)")
@@ -230,7 +230,7 @@ def jobs(runs: list[Run], args: argparse.Namespace) -> list[side_by_side.Job]:
 
 
 def evaluate(run: Run, folder: Path) -> None:
-    """Runs `famjax eval`, which does not repeat finished examples."""
+    """Runs the evaluations of a run with `famjax eval`, which does not repeat finished examples."""
     same = ("eval", "--model", folder / run.name, "--seed", REPORTED_KEYS)
     for asked, output in zip(run.asked, memory_results.evaluations(run, folder), strict=True):
         what = ("--filler-blocks", asked.blocks, "--keys", asked.keys)

@@ -1,4 +1,4 @@
-"""Pages in docs/ with figures that a script writes.
+"""Updates pages in docs/ with figures that scripts measure.
 
 A page keeps its figures in a JSON file beside it, and shows them between two markers: `<!-- NAME -->` and
 `<!-- end of NAME -->`.
@@ -23,7 +23,7 @@ class Page(NamedTuple):
       path: the page.
       results: its JSON file.
       marker: NAME of the markers.
-      lines: what stands between them, from the results.
+      lines: maps the results to the lines between the markers.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class Page(NamedTuple):
     lines: Callable[[dict[str, Any]], list[str]]
 
     def read(self) -> dict[str, Any]:
-        """Returns the results, in the order in which they are shown."""
+        """Returns the results in the JSON file, in the order in which they are shown; {} if it does not exist."""
         found: dict[str, Any] = json.loads(self.results.read_text(encoding="utf-8")) if self.results.exists() else {}
         return found
 
@@ -42,7 +42,7 @@ class Page(NamedTuple):
         self.write_lines(results)
 
     def write_lines(self, results: dict[str, Any]) -> None:
-        """Replaces what stands between the markers."""
+        """Replaces the lines between the markers."""
         begin, end = f"<!-- {self.marker} -->\n", f"<!-- end of {self.marker} -->"
         before, rest = self.path.read_text(encoding="utf-8").split(begin)
         after = rest.split(end)[1]
@@ -51,7 +51,11 @@ class Page(NamedTuple):
 
 
 def by_name(section: Callable[[str, dict[str, Any]], list[str]]) -> Callable[[dict[str, Any]], list[str]]:
-    """Returns a page's `lines`: a section for each result, from its name and what is kept of it."""
+    """Returns the function `lines` of a page that has one section for each result.
+
+    Args:
+      section: maps the name of a result and its entry in the JSON file to Markdown lines.
+    """
 
     def lines(results: dict[str, Any]) -> list[str]:
         return [line for name, found in results.items() for line in [*section(name, found), ""]][:-1]
@@ -68,17 +72,17 @@ def ranged(values: list[float]) -> str:
 def publish(
     page: Page, says: str | None, part: str, kept: Callable[[dict[str, Any]], dict[str, Any]], verb: str
 ) -> int:
-    """A script whose arguments NAME=FILE add a verb's results to a page; NAME= removes them.
+    """Runs a script whose arguments NAME=FILE add a verb's results to a page; NAME= removes them.
 
     Args:
       page: the page.
-      says: the script's help.
-      part: an entry that a file of the verb has.
-      kept: what the page keeps of a file.
-      verb: what writes the files.
+      says: the help text of the script.
+      part: key that a result file of the verb must have.
+      kept: maps the contents of a result file to the part that the page keeps.
+      verb: command that writes the result files, for messages.
 
     Returns:
-      The exit code: 2, with one line, if an argument names no such file. Nothing is written then.
+      The exit code: 2, with an error line, if an argument is not NAME=FILE with such a file; then nothing is written.
     """
     parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("found", nargs="*", metavar="NAME=FILE", help=f"a name in the page, and a file of `{verb}`")

@@ -20,8 +20,8 @@ class Ablation(NamedTuple):
     """One comparison.
 
     Attributes:
-      memories: of `famjax compare --memories`.
-      paper: what the paper finds.
+      memories: values of `famjax compare --memories`.
+      paper: result in the paper.
     """
 
     memories: tuple[str, ...]
@@ -29,7 +29,7 @@ class Ablation(NamedTuple):
 
 
 def of_fam(field: str, *values: object) -> tuple[str, ...]:
-    """Returns FAM with each value of a setting."""
+    """Returns a variant of FAM for each value of a setting, in the syntax of `famjax compare --memories`."""
     return tuple(f"fam:{field}={value}" for value in values)
 
 
@@ -37,7 +37,7 @@ ABLATIONS = {
     "fam_length": Ablation(of_fam("fam_length", 1, 2, 4, 8, 16, 64), "64 of 1,024 is best, longer ones lose"),
     "previous_fams": Ablation(of_fam("previous_fams", 1, 2, 3, 4), "more than one is no gain"),
     "fam_position": Ablation(of_fam("fam_position", "last", "float", "zero"), "the last positions of a block are best"),
-    # Where all scores depend on differences of positions, an offset changes rounding alone.
+    # With other FAM positions, scores depend on differences of positions only, so an offset changes only rounding.
     "random_position_offset": Ablation(of_fam("fam_position=zero:random_position_offset", 0.0, 0.5), "helps"),
     "random_state_passing": Ablation(of_fam("random_state_passing", 0.0, 0.4, 0.8, 1.0), "helps, best at 0.8"),
     "fam_init": Ablation(of_fam("fam_init", "prompt", "prefix"), "a prompt is better than a prefix for each layer"),
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def words(name: str, folder: Path, seeds: str, at_once: int) -> list[object]:
-    """Returns the words of `famjax` that run an ablation."""
+    """Returns the arguments of `famjax` that run an ablation."""
     memories = ",".join(ABLATIONS[name].memories)
     return ["compare", "--memories", memories, "--seeds", seeds, "--at-once", at_once, "--output", folder / name]
 

@@ -36,7 +36,7 @@ KEPT = (
 
 
 def main() -> int:
-    """Returns 0, or 1 if a configuration could not be compiled or does not fit."""
+    """Compiles what is due. Returns 0, or 1 if a configuration could not be compiled or does not fit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="TEXT", help="only commands that contain this text")
     parser.add_argument("--quick", action="store_true", help="memory and collectives only")
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def shipped() -> dict[str, str]:
-    """Returns the arguments of `famjax plan` -> name, of all PLAN lines in the gin files."""
+    """Returns {arguments of `famjax plan`: name} for all PLAN lines in the gin files."""
     found = {}
     for path in sorted([*(ROOT / "gin/experiments").glob("*.gin"), *(ROOT / "gin/models").glob("*.gin")]):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -71,13 +71,13 @@ def shipped() -> dict[str, str]:
 
 
 def done(results: dict[str, Any], command: str, quick: bool) -> bool:
-    """Whether there is a result; it must be of a complete compilation unless `quick`."""
+    """Whether `results` has a plan of this command; unless `quick`, it must be complete, or not fit."""
     found = results.get(command, {})
     return bool(found) and "error" not in found and (quick or found["cycles"] is not None or not found["fits"])
 
 
 def compile_one(command: str, quick: bool) -> dict[str, Any]:
-    """Returns the result of `famjax plan`, with its date."""
+    """Runs `famjax plan`. Returns its result with the date, or its error line."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         words = [sys.executable, "-m", "famjax", "plan", *shlex.split(command), "--json", str(path)]

@@ -36,7 +36,7 @@ FAM_LENGTH = "8"
 
 
 def main() -> int:
-    """Returns 0, or the exit code of a command that failed."""
+    """Runs the story. Returns 0, or the exit code of a command that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output directory")
     parser.add_argument("--texts", type=Path, metavar="DIR", help="texts (default: Python's standard library)")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 class Story:
-    """The four parts, each in its own folder in `args.folder`."""
+    """The four parts of the story, whose outputs are in `args.folder`."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.at = args, args.folder
@@ -79,7 +79,7 @@ class Story:
                 fail(f"{args.texts / split} has no .txt file")
 
     def pretrained_folder(self) -> None:
-        """Makes `llama`, a transformers folder as one would download it: config.json, safetensors, tokenizer.json."""
+        """Creates `llama`, a transformers folder like a downloaded one: config.json, safetensors, tokenizer.json."""
         self.at.mkdir(parents=True, exist_ok=True)
         if not self.args.texts and not self.texts.exists():
             standard_library(self.texts)
@@ -113,7 +113,7 @@ class Story:
         verbs.famjax("eval", *models("texts", "texts_twin", "before"), *documents, "--output", self.at / "shown_texts")
 
     def exported(self) -> None:
-        """Exports both fine-tuned models for `transformers`, and compares it with famjax without FAM."""
+        """Exports both fine-tuned models, and compares transformers on the exports with famjax without FAM."""
         for name in ("passkey", "texts"):
             folder = self.at / f"llama_{name}"
             verbs.once(folder, "export-hf", self.at / name, folder)
@@ -131,7 +131,7 @@ class Story:
 
 
 def fail(message: str) -> NoReturn:
-    """Prints in one line what the user has to change, and exits with code 2."""
+    """Prints a user error in one line and exits with code 2."""
     print(f"pretrained_story: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -140,7 +140,7 @@ def fail(message: str) -> NoReturn:
 
 
 def standard_library(folder: Path) -> None:
-    """Writes the modules of Python's standard library, without tests; one in ten is held out, by its name."""
+    """Writes the modules of Python's standard library, without tests; one in ten is held out, by a hash of its name."""
     root = Path(sysconfig.get_path("stdlib"))
     sizes = {"train": 0, "heldout": 0}
     for path in sorted(root.rglob("*.py")):

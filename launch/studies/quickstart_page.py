@@ -20,7 +20,7 @@ OF_LENGTH = ("filler_blocks", "filler_tokens", "documents", "exact_match", "low"
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns what docs/quickstart.json has of a results.json: exact match by model and length."""
+    """Returns the part of a results.json that docs/quickstart.json keeps: exact match by model and length."""
     models = found["models"]
     return {"models": [[{name: row[name] for name in OF_LENGTH} for row in model["passkey"]] for model in models]}
 

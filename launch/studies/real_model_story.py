@@ -37,7 +37,7 @@ ROUNDING = 1e-3
 
 
 def main() -> int:
-    """Returns 0, or the exit code of a command that failed."""
+    """Runs the story. Returns 0, or the exit code of a command that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output directory")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} training steps, short evaluations")
@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def imported(at: Path, seed: int) -> None:
-    """Downloads the file and imports it with FAM and without."""
+    """Downloads the file and imports it twice, with and without FAM. Raises `CalledProcessError`."""
     if fetch_smollm2.main([str(at)]):
         raise subprocess.CalledProcessError(2, ["", "", "", "fetch_smollm2"])
     for name, memory in MEMORY.items():
@@ -81,9 +81,10 @@ def imported(at: Path, seed: int) -> None:
 
 
 def harmless(at: Path, text: str) -> None:
-    """Prints the difference of the imported model's log probabilities with FAM on and off.
+    """Prints the largest difference between the imported model's log probabilities with FAM on and off.
 
-    Raises `AssertionError` if it exceeds rounding.
+    Raises:
+      AssertionError: it exceeds `ROUNDING`.
     """
     asked, found = at / "text.jsonl", []
     asked.write_text(json.dumps({"text": text}) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ MEMORY = ("block_size", "memory_segments", "fam_length")
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns what docs/serving.json has of a bench.json: no folders, no settings of this machine."""
+    """Returns the part of a bench.json that docs/serving.json keeps, without folders and settings of the machine."""
     machine = {name: found["machine"][name] for name in MACHINE}
     machine["versions"] = {name: version for name, version in found["machine"]["versions"].items() if name in SHOWN}
     settings = {name: found["settings"][name] for name in SETTINGS}
@@ -29,10 +29,10 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
-    """Returns what was measured where, the table, and what the batch gains with the most clients."""
+    """Returns Markdown lines: settings and machine, the table, and the gain from batching with the most clients."""
     settings, rows = found["settings"], found["serving"]
     S, M, F = settings["memory"].values()
-    read = rows[0]["read_tokens"] or settings["prompt_tokens"]  # texts are not as long as their number of words
+    read = rows[0]["read_tokens"] or settings["prompt_tokens"]  # prompts that are texts have another number of tokens
     said = [
         f"**{name}**: block {S}, {M} memory segments, FAM {F}; a request reads {read:.0f} tokens and "
         f"makes at most {settings['answer_tokens']}, greedily; {settings['requests']} requests per client in each of "
@@ -63,7 +63,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def ranged(values: dict[str, float], form: str) -> str:
-    """Returns a median and its range."""
+    """Returns a median with its range, formatted with `form`."""
     median, low, high = (format(values[name], form) for name in ("median", "low", "high"))
     return median if low == high else f"{median} ({low}-{high})"
 

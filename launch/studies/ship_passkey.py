@@ -17,7 +17,7 @@ EXPERIMENT = "gin/experiments/tiny_fam.gin"
 
 
 def main() -> int:
-    """Trains, packs, and compares the digest with the one that famjax expects."""
+    """Trains and packs the model, and compares its digest with the one in famjax. Returns an exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="model directory of the training")
     args = parser.parse_args()

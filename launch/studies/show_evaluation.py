@@ -26,7 +26,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main() -> int:
-    """Returns 0, or the exit code of a command that failed."""
+    """Trains and evaluates the models. Returns 0, or the exit code of a command that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output directory")
     parser.add_argument("texts", type=Path, help="TEXTS/train/*.txt and TEXTS/heldout/*.txt")
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def picture(report: Path) -> None:
-    """Renders the top of the report with a headless browser."""
+    """Renders the top of the report in `report` as report.png, if a browser is installed."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         print(f"none of {', '.join(BROWSERS)} is installed to render {report / 'report.html'}")

@@ -15,7 +15,7 @@ from texts_study import READ, parsed, table
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
-    """Returns the tables of a study: the held-out documents one by one, and joined."""
+    """Returns the tables of a study as Markdown lines: held-out documents one by one, and joined."""
     seeds = ", ".join(map(str, found["seeds"]))
     said = f"({name}; the mean over seeds {seeds}; of differences also the range over them)"
     lines: list[str] = []

@@ -40,11 +40,11 @@ class Run(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its column."""
+        """Heading of its column in the tables."""
         return f"{KINDS[self.kind]}, M = {self.segments}"
 
     def job(self, seed: int, steps: int, folder: Path, texts: Path) -> side_by_side.Job:
-        """Returns the training with one seed."""
+        """Returns the training job with one seed."""
         bindings = [f"RANDOM_SEED={seed}", f"MEMORY_SEGMENTS={self.segments}", f"TRAIN_STEPS={steps}",
                     f"SOURCES=({str(texts / 'train' / '*.txt')!r},)"]  # fmt: skip
         if self.kind == "gated":
@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 def parsed(text: str) -> list[Run]:
-    """Returns the runs of a comma-separated list. Raises `ConfigError` for one that is not understood."""
+    """Returns the runs of a comma-separated list of names. Raises `ConfigError` for an invalid name."""
     found = []
     for name in text.split(","):
         match = re.fullmatch(rf"({'|'.join(KINDS)})_m(\d)", name)
@@ -95,7 +95,7 @@ def main() -> int:
 
 
 def evaluate(name: str, folder: Path, texts: Path) -> None:
-    """Evaluates a model on the held-out documents, one by one and joined; `famjax eval` repeats nothing finished."""
+    """Evaluates a model on the held-out documents, one by one and joined, unless results exist."""
     joined = folder / "joined.txt"
     if not joined.exists():
         parts = [path.read_bytes() for path in sorted((texts / "heldout").glob("*.txt"))]
@@ -107,7 +107,7 @@ def evaluate(name: str, folder: Path, texts: Path) -> None:
 
 
 def write(runs: list[Run], seeds: list[int], folder: Path) -> None:
-    """Writes study.json and study.md, and prints the latter."""
+    """Writes study.json and study.md, and prints study.md."""
     found: dict[str, dict[str, list[list[dict[str, float]]]]] = {
         read: {run.name: [rows(folder / f"{run.name}_{seed}-{read}") for seed in seeds] for run in runs}
         for read in READ
@@ -121,13 +121,18 @@ def write(runs: list[Run], seeds: list[int], folder: Path) -> None:
 
 
 def rows(output: Path) -> list[dict[str, float]]:
-    """Returns the rows of an evaluation: by position, and of all positions (`to` None)."""
+    """Returns the bits per byte of an evaluation by span of positions, and over all positions (`to` is None)."""
     (model,) = json.loads((output / "results.json").read_text(encoding="utf-8"))["models"]
     return [{name: row[name] for name in ("from", "to", "bits_per_byte")} for row in model["text"]]
 
 
 def table(runs: list[Run], found: dict[str, list[list[dict[str, float]]]]) -> list[str]:
-    """Returns a Markdown table with a row per span of positions."""
+    """Returns a Markdown table with a row per span of positions.
+
+    Args:
+      runs: the runs, one column each; differences from the BSWA of the same M follow.
+      found: by run, for each seed the result of `rows`.
+    """
     baselines = {run.segments: run for run in runs if run.kind == "bswa"}
     pairs = [(run, baselines[run.segments]) for run in runs if run.kind != "bswa" and run.segments in baselines]
     head = [

@@ -1,4 +1,4 @@
-"""Shared by the scripts here: runs verbs of famjax and prints them as commands."""
+"""Functions of the scripts here: they run verbs of famjax and print them as commands."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def famjax(*words: Any, quiet: bool = False) -> None:
-    """Prints and runs a verb; `quiet` discards its stdout. Raises `CalledProcessError`."""
+    """Prints a `famjax` command and runs it; `quiet` discards its stdout. Raises `CalledProcessError` if it fails."""
     command = [str(word) for word in words]
     print(f"\n$ famjax {' '.join(map(quoted, command))}", flush=True)
     began = time.monotonic()
@@ -36,8 +36,8 @@ def train(experiment: str, **macros: Any) -> None:
 
 
 def compare_with_transformers(model_dir: Path, folder: Path, text: str) -> None:
-    """Prints the largest difference of a text's token log probabilities between famjax without FAM and transformers
-    with an export of the same model; or that transformers is not installed."""
+    """Prints the largest difference between the token log probabilities of a text by famjax without FAM and by
+    transformers with an export of the same model. If transformers is not installed, prints that."""
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
