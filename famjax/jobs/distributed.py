@@ -253,14 +253,16 @@ def merge_progress(progress: Mapping[str, Any]) -> dict[str, Any]:
     exist in every process.
 
     Raises:
-      RuntimeError: two processes differ in an entry, or a process lacks one that an earlier process has.
+      RuntimeError: two processes differ in an entry, or a process lacks one that another has.
     """
     merged: dict[str, Any] = {}
-    for process, part in enumerate(gather_json(progress)):
+    parts = gather_json(progress)
+    for process, part in enumerate(parts):
         for name, value in part.items():
             if merged.setdefault(name, value) != value:
                 raise RuntimeError(f"process {process} has {name} {value} in its progress, others {merged[name]}")
-        if process and (lacking := sorted(name for name in merged.keys() - part.keys() if not name[:1].isdigit())):
+    for process, part in enumerate(parts):
+        if lacking := sorted(name for name in merged.keys() - part.keys() if not name[:1].isdigit()):
             raise RuntimeError(f"process {process} has no {lacking[0]} in its progress")
     return merged
 

@@ -105,10 +105,12 @@ def _check_gate(source: str | Path, have: Weights, model: ModelConfig) -> None:
 
 
 def _check(source: str | Path, have: Weights, want: Weights) -> None:
-    """Raises `ConfigError` on differences outside of FAM and LoRA; the message lists some of them."""
+    """Raises `ConfigError` on differences outside of the memory and LoRA, and on those of the memory that are not a
+    number of rows; the message lists some of them."""
     wrong = []
     for path in sorted(have | want):
-        if path.startswith(ADDED):
+        both = path in have and path in want
+        if path.startswith(ADDED) and not (both and _differ(have[path].shape, want[path].shape)):
             continue
         if path not in have:
             wrong.append(f"{_shape(path, want[path])} is missing")
@@ -124,11 +126,14 @@ def _check(source: str | Path, have: Weights, want: Weights) -> None:
         )
 
 
+def _differ(have: tuple[int, ...], want: tuple[int, ...]) -> bool:
+    """Whether two shapes differ in more than their rows, the axis before the last."""
+    return have != want and (min(len(have), len(want)) < 2 or have[:-2] + have[-1:] != want[:-2] + want[-1:])
+
+
 def _rows(path: str, have: Any, want: Any) -> tuple[Any, str]:
     """Returns FAM [..., F, D] of another length, aligned at the last rows (see `adopt`), and a line of the report."""
     there, asked = have.shape[-2], want.shape[-2]
-    if have.shape[:-2] + have.shape[-1:] != want.shape[:-2] + want.shape[-1:]:
-        raise ConfigError(f"{_shape(path, have)} should be {list(want.shape)}")
     if there > asked:
         rows = have[..., there - asked :, :].astype(want.dtype)
         return jax.device_put(rows, want.sharding), f"partly taken: {path}, the last {asked} of {there} rows"

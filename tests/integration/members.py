@@ -75,11 +75,14 @@ def ask() -> None:
     merged = distributed.merge_progress(lanes | {"epoch": 3})
     assert merged == {f"{lane}/position": lane * 10 for lane in range(2 * n)} | {"epoch": 3}
     assert distributed.merge_progress(merged) == merged, "every process may have all lanes"
-    for wrong in ({"epoch": me}, {"0/position": me}, {"epoch": 1} if me == 0 else {}):
+    for wrong, where in (
+        ({"epoch": me}, 1), ({"0/position": me}, 1), ({"epoch": 1} if me == 0 else {}, 1),
+        ({} if me == 0 else {"epoch": 1}, 0),
+    ):  # fmt: skip
         try:
             distributed.merge_progress(wrong)
         except RuntimeError as error:
-            assert f"process {1} has" in str(error)
+            assert f"process {where} has" in str(error)
         else:
             raise AssertionError(f"{wrong} was merged")
 

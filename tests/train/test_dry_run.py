@@ -7,7 +7,7 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import ConfigError
 from famjax.storage.checkpoint import save_model
-from famjax.train import dry_run
+from famjax.train import dry_run, initial
 from tests import tiny
 from tests.train.test_loop import MODEL, settings
 
@@ -49,6 +49,12 @@ def test_where_it_would_start(tmp_path):
     save_model(tmp_path / "wide", wide, tiny.parameters(wide))
     with pytest.raises(ConfigError, match="other shapes"):
         dry_run.start_of(settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "wide")))
+    narrow, other = (
+        tiny.config(kind="armt", fam_length=0, memory_segments=0, memory_tokens=2, memory_key_dim=k) for k in (3, 4)
+    )
+    save_model(tmp_path / "narrow", narrow, tiny.parameters(narrow))
+    with pytest.raises(ConfigError, match="layers/memory/.* should be"):
+        initial.check(tmp_path / "narrow", other)
     save_model(tmp_path / "m", MODEL, tiny.parameters(MODEL), step=4)
     assert "from step 4 of 6" in dry_run.start_of(settings(tmp_path / "m"))
 
