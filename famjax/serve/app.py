@@ -86,7 +86,7 @@ class _Routes:
         gauges = {
             "rows_running": ("Rows at work.", used),
             "rows_max": ("Rows that may be at work.", self._config.max_rows),
-            "requests_waiting": ("Prompts that wait for rows.", waiting),
+            "requests_waiting": ("Prompts that wait for rows.", waiting + self._service.sessions_waiting),
             "uploads_running": ("Texts that are being uploaded.", self._service.uploads_running),
             "row_bytes": ("Memory of a row.", bytes_of_row(engine.model)),
             "prefix_cache_bytes": ("Kept memories of common beginnings.", cache.bytes),
@@ -120,7 +120,11 @@ class _Routes:
         if not asked.stream:
             return await unless_gone(request, self._whole(request, work), self._config.timeout)
         try:  # a request is refused with an HTTP status, before a stream begins with status 200
-            await work.begin()
+            async with asyncio.timeout(self._config.timeout):
+                await work.begin()
+        except TimeoutError:
+            work.end()
+            raise ApiError(504, f"no row was free within {self._config.timeout:g} s", code="timeout") from None
         except BaseException:
             work.end()
             raise

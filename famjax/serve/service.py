@@ -45,6 +45,7 @@ class Service:
       store: the sessions; None without a folder for them.
       uploads: threads for uploads.
       uploads_running: number of texts that are being uploaded.
+      sessions_waiting: number of requests that wait until they may load their session.
 
     Raises:
       ConfigError: the directory has no tokenizer that fits the model.
@@ -68,6 +69,9 @@ class Service:
         # A thread per upload, which waits for the client and the engine. `uploading` limits uploads to the same number.
         self.uploads = ThreadPoolExecutor(max_workers=config.max_rows, thread_name_prefix="upload")
         self.uploads_running = 0
+        # A session is loaded only when it may have a row: so waiting requests hold no memory.
+        self._places = asyncio.Semaphore(config.max_rows)
+        self.sessions_waiting = 0
 
     # --- interpreting requests --------------------------------------------------------------------
 
@@ -149,6 +153,21 @@ class Service:
         )  # fmt: skip
 
     # --- uploads ----------------------------------------------------------------------------------
+
+    async def place_for_session(self) -> Callable[[], None]:
+        """Waits until fewer than `max_rows` sessions are in use, and returns a function that frees this one's place.
+
+        Raises:
+          ApiError: 429 if `max_waiting` requests wait already.
+        """
+        if self._places.locked() and self.sessions_waiting >= self.config.max_waiting:
+            raise refusal(Full(f"{self.config.max_rows} sessions are in use and {self.sessions_waiting} requests wait"))
+        self.sessions_waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self.sessions_waiting -= 1
+        return self._places.release
 
     @contextlib.contextmanager
     def uploading(self) -> Iterator[None]:
@@ -255,6 +274,7 @@ class Work:
         if asked.session is not None:
             store = service.sessions()
             self._held.enter_context(store.writing(asked.session))
+            self._held.callback(await service.place_for_session())
             start = await asyncio.to_thread(store.load, asked.session)
         self.prompts = await asyncio.to_thread(service.prompts, asked, start)
         loop = asyncio.get_running_loop()

@@ -133,6 +133,33 @@ def test_a_full_server_says_so(server) -> None:
     assert waiting[0].status == 200
 
 
+def test_a_request_that_waits_has_not_loaded_its_session(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one row: while one session is in use, a second waits without its memory and a third is refused; once the
+    first client leaves, the second gets its answer."""
+    with serve(model_dir, sessions=tmp_path / "s", max_rows=1, max_waiting=1) as server:
+        loaded: list[str] = []
+        load = server.service.sessions().load
+        monkeypatch.setattr(server.service.store, "load", lambda name: loaded.append(name) or load(name))
+        line = connection(server)
+        body = {"prompt": "x", "max_tokens": 10**6, "stream": True, "session": "one"}
+        line.request("POST", "/v1/completions", json.dumps(body))
+        response = line.getresponse()
+        response.read(10)
+        waiting: list = []
+        thread = threading.Thread(target=lambda: waiting.append(complete(server, "a", max_tokens=2, session="two")))
+        thread.start()
+        while server.service.sessions_waiting < 1:
+            time.sleep(0.05)
+        assert "famjax_requests_waiting 1\n" in ask(server, "GET", "/metrics").content.decode()
+        assert complete(server, "b", max_tokens=2, session="three").status == 429 and loaded == ["one"]
+        response.close()
+        line.close()
+        thread.join(timeout=300)
+        assert waiting[0].status == 200 and loaded == ["one", "two"]
+
+
 def test_who_may_ask(model_dir: Path) -> None:
     """Pages of other sites, names that point here, and clients without a key are refused; the page itself is not."""
     from famjax.serve.settings import _hashed
