@@ -63,7 +63,8 @@ class Size(NamedTuple):
         """Returns the training step of a module, on random tokens [rows, length + 1]."""
         import torch
 
-        tokens = torch.randint(0, self.config.vocab_size, (self.rows, self.length + 1))
+        draw = torch.Generator().manual_seed(self.seed)
+        tokens = torch.randint(0, self.config.vocab_size, (self.rows, self.length + 1), generator=draw)
         adam = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
         module.train()
 

@@ -117,7 +117,8 @@ def check_used(word: str, memory: MemoryConfig) -> None:
 
 
 def check_alike(subjects: Sequence[Subject]) -> None:
-    """Raises `ConfigError` if trainings with the same learning rate differ in more than memory and seed."""
+    """Raises `ConfigError` if trainings with the same learning rate differ in more than memory and seed, or if two
+    memories are the same under two names."""
     plain = lambda config: dataclasses.replace(
         config, model_dir="", seed=0, model=dataclasses.replace(config.model, memory=type(config.model.memory)())
     )
@@ -130,6 +131,9 @@ def check_alike(subjects: Sequence[Subject]) -> None:
                     f"{other.gin_file} changes {name}, not the memory alone: {theirs[name]!r}, where {first.gin_file} "
                     f"has {ours[name]!r}; settings of the task go into --gin_file"
                 )
+        for same in subjects:
+            if same.memory != other.memory and same.job.config.model.memory == other.job.config.model.memory:
+                raise ConfigError(f"--memories: {other.memory} and {same.memory} are the same memory; leave one out")
         blocks = [one.job.config.model.memory.block_size for one in (first, other)]
         if blocks[0] != blocks[1]:
             raise ConfigError(

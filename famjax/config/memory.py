@@ -58,8 +58,8 @@ class MemoryConfig:
       token_window: exact number of tokens that a query sees, itself included (TransformerXL: BSWA with a mask for keys
         beyond the window); 0 is the whole window.
       stop_gradient: stop gradients into memory segments (an ablation that degrades results).
-      random_position_offset: probability of a position offset, per row and training step. With RoPE it changes only
-        rounding unless `fam_position` is `zero`, since scores depend on position differences. The paper has it.
+      random_position_offset: probability of a position offset, per row and training step. It has no
+        effect unless `fam_position` is `zero`, since with RoPE scores depend on position differences. The paper has it.
       random_state_passing: probability per training step that all rows start from the last FAM of the previous step
         instead of the learned prompt.
       random_state_passing_from: first step with random state passing.

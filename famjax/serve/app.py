@@ -117,18 +117,19 @@ class _Routes:
 
     async def _answer(self, request: Request, asked: Asked) -> Response:
         work = Work(self._service, asked)
-        if not asked.stream:
-            return await unless_gone(request, self._whole(request, work), self._config.timeout)
-        try:  # a request is refused with an HTTP status, before a stream begins with status 200
-            async with asyncio.timeout(self._config.timeout):
-                await work.begin()
-        except TimeoutError:
-            work.end()
-            raise ApiError(504, f"no row was free within {self._config.timeout:g} s", code="timeout") from None
+        answer = self._streamed if asked.stream else self._whole
+        return await unless_gone(request, answer(request, work), self._config.timeout)
+
+    async def _streamed(self, request: Request, work: Work) -> Response:
+        """Returns a stream. A request is refused with an HTTP status, before a stream begins with status 200."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            await work.begin()
         except BaseException:
             work.end()
             raise
-        return EventStream(self._chunks(request, work), self._config.timeout)
+        return EventStream(self._chunks(request, work), self._config.timeout, work.end, loop.time() - began)
 
     async def _whole(self, request: Request, work: Work) -> Response:
         try:

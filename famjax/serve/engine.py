@@ -97,6 +97,11 @@ class Engine:
         with self._wake:
             return self._used, len(self._waiting)
 
+    @property
+    def draining(self) -> bool:
+        """Whether new jobs are refused because the server is stopping."""
+        return self._draining
+
     def drain(self, seconds: float, more: Callable[[], bool] = lambda: False) -> None:
         """Refuses new jobs and returns when all admitted jobs are done or `seconds` have passed. `more`: whether jobs
         that continue others (see `submit`) are still to come."""

@@ -120,15 +120,19 @@ class EventStream(Response):
     """A stream of server-sent events, which ends with `[DONE]` or an error object.
 
     Args:
-      chunks: JSON objects to send. The iterator is closed at its end, if the client disconnects, or after `seconds`.
-      seconds: maximum duration of the stream.
+      chunks: JSON objects to send. The iterator is closed at its end, if the client disconnects, or after the time.
+      seconds: maximum duration of the request.
+      end: called in any case, also if `chunks` was never started.
+      spent: seconds that the request has taken so far.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], seconds: float):
+    def __init__(
+        self, chunks: AsyncIterator[dict[str, Any]], seconds: float, end: Callable[[], None], spent: float = 0.0
+    ):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._chunks, self._seconds = chunks, seconds
+        self._chunks, self._seconds, self._end, self._left = chunks, seconds, end, seconds - spent
         # The length of a stream is not known in advance.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
 
@@ -141,13 +145,16 @@ class EventStream(Response):
                 task.result()  # raises the exception of the task, if there is one
         finally:
             await _cancelled(task, gone)
+            self._end()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        begun = False
         body = lambda text, more=True: send({"type": "http.response.body", "body": text.encode(), "more_body": more})
         try:
             # `chunks` is closed before the end is sent, so that a client that no longer reads does not hold its rows.
-            async with contextlib.aclosing(self._chunks) as chunks, asyncio.timeout(self._seconds):  # type: ignore[type-var]
+            async with contextlib.aclosing(self._chunks) as chunks, asyncio.timeout(self._left):  # type: ignore[type-var]
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                begun = True
                 async for chunk in chunks:
                     await body(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
             last = "[DONE]"
@@ -156,6 +163,8 @@ class EventStream(Response):
             last = json.dumps(error.body)
         except ApiError as error:
             last = json.dumps(error.body)
+        if not begun:  # the client does not even take the headers
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_SECONDS):
                 await body(f"data: {last}\n\n")

@@ -94,7 +94,7 @@ class Server:
 
     def stop(self) -> None:
         """Waits up to `config.grace` seconds for running requests, fails the rest, and stops the event loop."""
-        self.service.engine.drain(self._config.grace, more=lambda: self.service.uploads_running > 0)
+        self.service.engine.drain(self._config.grace, more=lambda: self.service.beginning > 0)
         self.service.engine.stop()
         self._uvicorn.should_exit = True
         self._thread.join(timeout=self._config.grace + LAST_SECONDS + 5)  # sessions may still be written

@@ -46,6 +46,7 @@ class Service:
       uploads: threads for uploads.
       uploads_running: number of texts that are being uploaded.
       sessions_waiting: number of requests that wait until they may load their session.
+      beginning: number of accepted requests that are to submit jobs, which a server that stops waits for.
 
     Raises:
       ConfigError: the directory has no tokenizer that fits the model.
@@ -69,9 +70,9 @@ class Service:
         # A thread per upload, which waits for the client and the engine. `uploading` limits uploads to the same number.
         self.uploads = ThreadPoolExecutor(max_workers=config.max_rows, thread_name_prefix="upload")
         self.uploads_running = 0
-        # A session is loaded only when it may have a row: so waiting requests hold no memory.
+        # At most `max_rows` sessions are loaded, however many requests wait.
         self._places = asyncio.Semaphore(config.max_rows)
-        self.sessions_waiting = 0
+        self.sessions_waiting = self.beginning = 0  # changed only in the event loop's thread
 
     # --- interpreting requests --------------------------------------------------------------------
 
@@ -154,14 +155,26 @@ class Service:
 
     # --- uploads ----------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def accepted(self) -> Iterator[None]:
+        """Counts a request as one that is to submit jobs. Raises `ApiError` 503 if the server is stopping."""
+        if self.engine.draining:
+            raise refusal(Refused("the server is stopping"))
+        self.beginning += 1
+        try:
+            yield
+        finally:
+            self.beginning -= 1
+
     async def place_for_session(self) -> Callable[[], None]:
         """Waits until fewer than `max_rows` sessions are in use, and returns a function that frees this one's place.
 
         Raises:
           ApiError: 429 if `max_waiting` requests wait already.
         """
-        if self._places.locked() and self.sessions_waiting >= self.config.max_waiting:
-            raise refusal(Full(f"{self.config.max_rows} sessions are in use and {self.sessions_waiting} requests wait"))
+        used, waiting = self.engine.load()
+        if (waiting := waiting + self.sessions_waiting) >= self.config.max_waiting:
+            raise refusal(Full(f"{used} rows are at work and {waiting} requests wait"))
         self.sessions_waiting += 1
         try:
             await self._places.acquire()
@@ -180,7 +193,8 @@ class Service:
             raise refusal(Full(f"{self.config.max_rows} texts are being uploaded"))
         self.uploads_running += 1  # needs no lock: changed only in the event loop's thread
         try:
-            yield
+            with self.accepted():
+                yield
         finally:
             self.uploads_running -= 1
 
@@ -195,10 +209,10 @@ class Service:
           ApiError: 400 if a new text is empty or a token is unknown to the model, 429 if the queue is full, 500 if the
             text cannot be read, 503 if the engine is stopping.
         """
-        for number, ids in enumerate(self._tokens(pieces, fresh=start is None)):
+        for ids in self._tokens(pieces, fresh=start is None):
             ended: queue.SimpleQueue[Event] = queue.SimpleQueue()
             try:
-                self.engine.submit(Ask(ids, start, keep=True), ended.put, more=number > 0)
+                self.engine.submit(Ask(ids, start, keep=True), ended.put, more=True)  # it was accepted
             except Refused as error:
                 raise refusal(error) from error
             while not isinstance(event := ended.get(), Done | Failed):
@@ -270,20 +284,22 @@ class Work:
         """
         service, asked = self.service, self.asked
         service.check(asked)
-        start = None
-        if asked.session is not None:
-            store = service.sessions()
-            self._held.enter_context(store.writing(asked.session))
-            self._held.callback(await service.place_for_session())
-            start = await asyncio.to_thread(store.load, asked.session)
-        self.prompts = await asyncio.to_thread(service.prompts, asked, start)
-        loop = asyncio.get_running_loop()
-        for number, tokens in enumerate(self.prompts):
-            try:
-                ask = service.ask(asked, tokens, start)
-                self._jobs.append(service.engine.submit(ask, self._teller(loop, number), more=number > 0))
-            except Refused as error:
-                raise refusal(error) from error
+        with service.accepted():
+            start = None
+            if asked.session is not None:
+                store = service.sessions()
+                self._held.enter_context(store.writing(asked.session))
+                self._held.callback(await service.place_for_session())
+                start = await asyncio.to_thread(store.load, asked.session)
+            self.prompts = await asyncio.to_thread(service.prompts, asked, start)
+            loop = asyncio.get_running_loop()
+            for number, tokens in enumerate(self.prompts):
+                more = number > 0 or asked.session is not None  # then it has waited for its place already
+                try:
+                    ask = service.ask(asked, tokens, start)
+                    self._jobs.append(service.engine.submit(ask, self._teller(loop, number), more=more))
+                except Refused as error:
+                    raise refusal(error) from error
 
     def _teller(self, loop: asyncio.AbstractEventLoop, number: int) -> Callable[[Event], None]:
         def tell(event: Event) -> None:

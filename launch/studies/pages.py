@@ -91,10 +91,13 @@ def publish(
         name, _, path = one.partition("=")
         results.pop(name, None)
         if path:
-            found = json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
-            if not name or part not in found:
+            try:
+                found = json.loads(Path(path).read_text(encoding="utf-8"))
+                results[name] = kept({part: found[part], **found})
+            except (OSError, ValueError, KeyError, TypeError):
+                name = ""
+            if not name:
                 print(f"{one!r} is not NAME=FILE with a file that `{verb}` has written", file=sys.stderr)
                 return 2
-            results[name] = kept(found)
     page.write(results)
     return 0

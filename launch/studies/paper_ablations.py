@@ -37,7 +37,7 @@ ABLATIONS = {
     "fam_length": Ablation(of_fam("fam_length", 1, 2, 4, 8, 16, 64), "64 of 1,024 is best, longer ones lose"),
     "previous_fams": Ablation(of_fam("previous_fams", 1, 2, 3, 4), "more than one is no gain"),
     "fam_position": Ablation(of_fam("fam_position", "last", "float", "zero"), "the last positions of a block are best"),
-    # With other FAM positions, scores depend on differences of positions only, so an offset changes only rounding.
+    # With other FAM positions, scores depend on differences of positions only, so an offset has no effect.
     "random_position_offset": Ablation(of_fam("fam_position=zero:random_position_offset", 0.0, 0.5), "helps"),
     "random_state_passing": Ablation(of_fam("random_state_passing", 0.0, 0.4, 0.8, 1.0), "helps, best at 0.8"),
     "fam_init": Ablation(of_fam("fam_init", "prompt", "prefix"), "a prompt is better than a prefix for each layer"),

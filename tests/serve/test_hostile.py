@@ -214,8 +214,10 @@ def test_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    asyncio.run(asyncio.wait_for(EventStream(chunks(), 0.2)({"type": "http"}, receive, send), 60))
-    assert order == ["let go", "said so"]
+    asyncio.run(
+        asyncio.wait_for(EventStream(chunks(), 0.2, lambda: order.append("end"))({"type": "http"}, receive, send), 60)
+    )
+    assert order == ["let go", "said so", "end"]
 
 
 def test_an_upload_whose_reader_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +247,7 @@ def test_an_upload_whose_reader_fails(server: Server, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("asked_before", [False, True])
 def test_headers_that_never_end(server: Server, monkeypatch: pytest.MonkeyPatch, asked_before: bool) -> None:
     """A client that sends its headers byte by byte is left, with its first request and with a later one."""
-    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.5)
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 3.0)
     line = connection(server)
     line.connect()
     if asked_before:
@@ -268,15 +270,16 @@ def test_headers_that_never_end(server: Server, monkeypatch: pytest.MonkeyPatch,
     late.putrequest("POST", "/v1/completions")
     late.putheader("Content-Length", str(len(body)))
     late.endheaders()
-    time.sleep(1.0)
+    time.sleep(4.0)
     late.send(body)
     assert late.getresponse().status == 200
     late.close()
 
 
-def test_slow_uploads_keep_nobody_waiting(server: Server) -> None:
+def test_slow_uploads_keep_nobody_waiting(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many texts as there are rows, none of which goes on: an answer is made, one more text is refused at once, and
     when one has ended there is place."""
+    monkeypatch.setattr(serve_http, "SILENT_SECONDS", 600.0)
     lines = []
     for number in range(4):
         line = connection(server)
@@ -287,6 +290,7 @@ def test_slow_uploads_keep_nobody_waiting(server: Server) -> None:
     deadline = time.monotonic() + 300
     while b"famjax_uploads_running 4\n" not in ask(server, "GET", "/metrics").content:
         assert time.monotonic() < deadline
+        time.sleep(0.05)
     refused = ask(server, "PUT", "/v1/sessions/fifth/text", b"text")
     assert refused.status == 429 and refused.headers["Retry-After"] and "4 texts are being uploaded" in refused.error
     assert complete(server, prompt="who waits?", max_tokens=2).status == 200
@@ -298,25 +302,32 @@ def test_slow_uploads_keep_nobody_waiting(server: Server) -> None:
         ask(server, "DELETE", f"/v1/sessions/{name}")
 
 
-def test_a_server_that_stops_waits_for_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also between two pieces of its text, when the engine has nothing to do."""
-    monkeypatch.setattr(service, "UPLOAD_TOKENS", 4)
-    with serve(model_folder(tmp_path / "model"), sessions=tmp_path / "s", grace=60.0) as server:
+@pytest.mark.parametrize("at_once", [4, service.UPLOAD_TOKENS])
+def test_a_server_that_stops_waits_for_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Between two pieces of its text, when the engine has nothing to do, and before it has anything to do. What comes
+    later is refused."""
+    monkeypatch.setattr(service, "UPLOAD_TOKENS", at_once)
+    with serve(model_folder(tmp_path / "model"), sessions=tmp_path / "s", grace=300.0) as server:
         line = connection(server)
         line.putrequest("PUT", "/v1/sessions/long/text")
         line.putheader("Content-Length", "9")
         line.endheaders(b"first ")
         deadline = time.monotonic() + 300
-        while not server.service.engine.read_tokens or server.service.engine.load() != (0, 0):
+        read = 5 if at_once == 4 else 0
+        while server.service.engine.read_tokens < read or not server.service.uploads_running:
             assert time.monotonic() < deadline
+            time.sleep(0.05)
         stopping = threading.Thread(target=server.stop)
         stopping.start()
         while ask(server, "POST", "/v1/completions", {"prompt": "a"}).status != 503:
             assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert ask(server, "PUT", "/v1/sessions/late/text", b"text").status == 503
         line.send(b"end")
         answer = line.getresponse()
         assert answer.status == 200 and json.loads(answer.read())["tokens"] == 9
-        stopping.join()
+        stopping.join(timeout=300)
+        assert not stopping.is_alive()
 
 
 def test_a_token_that_the_model_does_not_know(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

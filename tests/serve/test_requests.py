@@ -150,7 +150,9 @@ def test_a_request_that_waits_has_not_loaded_its_session(
         waiting: list = []
         thread = threading.Thread(target=lambda: waiting.append(complete(server, "a", max_tokens=2, session="two")))
         thread.start()
+        deadline = time.monotonic() + 300
         while server.service.sessions_waiting < 1:
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         assert "famjax_requests_waiting 1\n" in ask(server, "GET", "/metrics").content.decode()
         assert complete(server, "b", max_tokens=2, session="three").status == 429 and loaded == ["one"]
@@ -158,6 +160,29 @@ def test_a_request_that_waits_has_not_loaded_its_session(
         line.close()
         thread.join(timeout=300)
         assert waiting[0].status == 200 and loaded == ["one", "two"]
+
+
+def test_a_stream_whose_client_leaves_while_it_waits(model_dir: Path, tmp_path: Path) -> None:
+    """It holds neither a place in the queue nor its session."""
+    with serve(model_dir, sessions=tmp_path / "s", max_rows=1, max_waiting=1) as server:
+        lines = []
+        for name in ("one", "two"):
+            line = connection(server)
+            body = {"prompt": "x", "max_tokens": 10**6, "stream": True, "session": name}
+            line.request("POST", "/v1/completions", json.dumps(body))
+            lines.append(line)
+            if name == "one":
+                response = line.getresponse()
+                response.read(10)
+        deadline = time.monotonic() + 300
+        for wanted in (1, 0):
+            while server.service.sessions_waiting != wanted:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            lines[1].close()
+        assert ask(server, "DELETE", "/v1/sessions/two").status == 404  # not 409: nobody holds it
+        response.close()
+        lines[0].close()
 
 
 def test_who_may_ask(model_dir: Path) -> None:

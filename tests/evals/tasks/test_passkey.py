@@ -77,6 +77,10 @@ def test_updates_are_the_block_edges_between_key_and_question():
     doc = BYTES.document("12345", 100)
     edges = sum(1 for t in range(doc.mention[-1], doc.answer[0] - 1) if (t + 1) % 64 == 0)
     about = {"filler_blocks": 1, "alignment": 36, "needle": int(doc.mention[-1]), "answer_tokens": 5}
+    config = EvalConfig(model_dirs=("x",), filler_blocks=(1,), keys=1)
+    for example, one in zip(passkey.task("passkey", config, Codec.of(BYTES.vocabulary), 64).examples(),
+                            passkey.documents(1, 64, config, BYTES), strict=True):  # fmt: skip
+        assert example.about["needle"] == one.mention[-1]  # the key is complete there
     values = {"exact_match": 1.0, "next_token_accuracy": 1.0}
     sample = Sample("passkey", "1/0", "1/0", "", int(doc.answer[0]), 0, "", "", [], "", values, about)
     (row,) = passkey.rows([sample], 64)
