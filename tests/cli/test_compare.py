@@ -13,7 +13,7 @@ import pytest
 from famjax.cli import compare, compare_runs, side_by_side
 from famjax.cli.gin_config import load_train_config
 from famjax.cli.main import main, parse
-from famjax.config import ConfigError, MemoryConfig
+from famjax.config import MemoryConfig
 from famjax.evals import memories, memories_page, statistics
 from famjax.evals.yardsticks import yardstick
 from famjax.nn.weights import create, parameters
@@ -178,20 +178,6 @@ def test_a_variant_is_a_memory_with_other_settings(tmp_path: Path) -> None:
     assert of[1] == dataclasses.replace(of[0], fam_position="zero", previous_fams=2)
     assert of[2] == dataclasses.replace(of[0], memory_segments=1, stop_gradient=True)
     assert all("--gin.MemoryConfig.previous_fams=2" in one.job.command for one in others[:1])
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("fam:sinks=8", "sinks has no effect.*kind 'sinks'"), ("bswa:fam_position=zero", "fam_position .*there is no FAM"),
-        ("fam:stop_gradient=True", "there is no segment"), ("infini:memory_tokens=4", "and this is 'infini'"),
-        ("fam:random_position_offset=0.5", "differences of positions"),
-        ("fam,bswa,fam:previous_fams=1", "fam and fam:previous_fams=1 are the same memory"),
-    ],
-)  # fmt: skip
-def test_a_memory_that_would_be_trained_twice_is_refused(tmp_path: Path, words: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        subjects(tmp_path, "--memories", words)
 
 
 def test_each_memory_reports_its_best_learning_rate(tmp_path: Path) -> None:

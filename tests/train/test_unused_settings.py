@@ -2,12 +2,15 @@
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from famjax.cli import compare, compare_runs
+from famjax.cli.main import parse
 from famjax.config import ConfigError, MemoryConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
 from famjax.mesh.devices import make_mesh
@@ -73,3 +76,19 @@ def test_a_setting_is_unused_if_the_step_is_the_same(name: str) -> None:
         except ConfigError:
             continue  # refused before anything is trained
         assert (traced(changed) == plain) == bool(changed.memory.unused(field)), (field, changed.memory.unused(field))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("fam:sinks=8", "sinks has no effect.*kind 'sinks'"), ("bswa:fam_position=zero", "position has.*is no FAM"),
+        ("fam:stop_gradient=True", "there is no segment"), ("infini:memory_tokens=4", "and this is 'infini'"),
+        ("fam:random_position_offset=0.5", "differences of positions"),
+        ("fam,bswa,fam:previous_fams=1", "fam and fam:previous_fams=1 are the same memory"),
+    ],
+)  # fmt: skip
+def test_compare_refuses_to_train_a_memory_twice(tmp_path: Path, words: str, said: str) -> None:
+    """By a setting that has no effect, or under two names."""
+    args = parse(compare, ["--output", str(tmp_path), "--memories", words])
+    with pytest.raises(ConfigError, match=said):
+        compare_runs.subjects_of(args, tmp_path)
