@@ -1,6 +1,6 @@
 """Synthetic tasks whose documents are tokens with labels: one small interface, and the batches of all of them.
 
-A task defines how a document is drawn, which of its positions are scored, and by what results are tabulated:
+A task defines how a document is drawn, which of its positions are scored, and how results are tabulated:
 
     tokens   k1 v7  k4 v2  .  k4 v2  .  k1 v7        int32 [n]
     labels   -  -   -  -   -  v2 -   -  v7 -         what to predict after a token; NONE: nothing

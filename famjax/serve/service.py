@@ -206,8 +206,8 @@ class Service:
           start: the session that the text continues; it is donated. None starts a new text.
 
         Raises:
-          ApiError: 400 if a new text is empty or a token is unknown to the model, 429 if the queue is full, 500 if the
-            text cannot be read, 503 if the engine is stopping.
+          ApiError: 400 if a new text is empty or a token is unknown to the model, 500 if the text cannot be read, 503
+            if the engine stops.
         """
         for ids in self._tokens(pieces, fresh=start is None):
             ended: queue.SimpleQueue[Event] = queue.SimpleQueue()

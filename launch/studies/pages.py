@@ -65,8 +65,13 @@ def by_name(section: Callable[[str, dict[str, Any]], list[str]]) -> Callable[[di
 
 def ranged(values: list[float]) -> str:
     """Returns the mean of several seeds and their range."""
-    mean, low, high = (f"{value:.2f}" for value in (sum(values) / len(values), min(values), max(values)))
-    return mean if low == high else f"{mean} ({low}-{high})"
+    return with_range(sum(values) / len(values), min(values), max(values), ".2f")
+
+
+def with_range(middle: float, low: float, high: float, form: str) -> str:
+    """Returns a mean or median with its range; without it if all three look alike."""
+    shown, least, most = (format(value, form) for value in (middle, low, high))
+    return shown if least == most else f"{shown} ({least}-{most})"
 
 
 def publish(
@@ -90,14 +95,15 @@ def publish(
     for one in parser.parse_args().found:
         name, _, path = one.partition("=")
         results.pop(name, None)
-        if path:
-            try:
-                found = json.loads(Path(path).read_text(encoding="utf-8"))
-                results[name] = kept({part: found[part], **found})
-            except (OSError, ValueError, KeyError, TypeError):
-                name = ""
-            if not name:
-                print(f"{one!r} is not NAME=FILE with a file that `{verb}` has written", file=sys.stderr)
-                return 2
+        if not path:
+            continue
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not name or part not in found:
+                raise ValueError
+            results[name] = kept(found)
+        except (OSError, ValueError, KeyError, TypeError):
+            print(f"{one!r} is not NAME=FILE with a file that `{verb}` has written", file=sys.stderr)
+            return 2
     page.write(results)
     return 0

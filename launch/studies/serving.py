@@ -10,7 +10,7 @@ arguments the tables are written again. Measure on a machine that does nothing e
 import sys
 from typing import Any
 
-from pages import DOCS, Page, by_name, publish
+from pages import DOCS, Page, by_name, publish, with_range
 
 from famjax.bench.machine import LOADS, SHOWN, summary
 
@@ -64,8 +64,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def ranged(values: dict[str, float], form: str) -> str:
     """Returns a median with its range, formatted with `form`."""
-    median, low, high = (format(values[name], form) for name in ("median", "low", "high"))
-    return median if low == high else f"{median} ({low}-{high})"
+    return with_range(values["median"], values["low"], values["high"], form)
 
 
 PAGE = Page(DOCS / "serve.md", DOCS / "serving.json", "serving", by_name(section))

@@ -82,11 +82,13 @@ def test_the_page_has_what_was_measured(page: Page, tmp_path: Path, monkeypatch:
 
 
 def test_other_files_are_refused(page: Page, tmp_path: Path, monkeypatch, capsys) -> None:
-    """A file that is missing, or of another measurement; nothing is written."""
-    other = tmp_path / "other.json"
+    """A file that is missing, no JSON, or of another measurement; nothing is written."""
+    other, broken, alike = (tmp_path / name for name in ("other.json", "broken.json", "alike.json"))
     other.write_text("{}")
+    broken.write_text("no JSON")
+    alike.write_text('{"serving": 3}')
     before = [place.read_text() for place in (page.path, page.results)]
-    for words in (f"name={other}", "name=none.json", f"={other}"):
+    for words in (f"name={other}", "name=none.json", f"={other}", f"name={broken}", f"name={alike}"):
         assert run(page, monkeypatch, words) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert [place.read_text() for place in (page.path, page.results)] == before

@@ -277,8 +277,8 @@ def test_headers_that_never_end(server: Server, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_slow_uploads_keep_nobody_waiting(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many texts as there are rows, none of which goes on: an answer is made, one more text is refused at once, and
-    when one has ended there is place."""
+    """As many texts as there are rows, none of which continues: an answer is made, one more text is refused at once,
+    and when one has ended there is place."""
     monkeypatch.setattr(serve_http, "SILENT_SECONDS", 600.0)
     lines = []
     for number in range(4):
