@@ -58,6 +58,8 @@ BAD_MEMORIES = [
     ({"fam_init": "prompts"}, "fam_init 'prompts' is not one of prompt, prefix; did you mean 'prompt'?"),
     ({"fam_update_noise": 0.5}, "fam_update_noise 0.5 with fam_update 'feedback'.* use 0, or fam_update 'gated'"),
     ({"fam_update": "gated", "fam_update_noise": -1.0}, "fam_update_noise is -1.0; it must be at least 0"),
+    ({"fam_diversity_loss": -0.1}, "fam_diversity_loss is -0.1; it must be at least 0"),
+    ({"fam_reconstruction_loss": -0.1}, "fam_reconstruction_loss is -0.1; it must be at least 0"),
     ({"previous_fams": 0}, "previous_fams is 0; it must be at least 1"),
     ({"fam_layers": "globall"}, "fam_layers 'globall' is not one of all, global, local; did you mean 'global'?"),
     ({"fam_layers": ""}, "fam_layers '' is not one of all, global, local"),
@@ -214,6 +216,7 @@ def test_model_json_round_trip() -> None:
         fam_update_noise=0.2, fam_gate=True, sinks=3, infini_delta=False, memory_tokens=3, summary_blocks=5,
         memory_key_dim=7, retrieval_blocks=9, retrieval_top_k=3,
         fam_update="gated", segments_hold="outputs",
+        fam_diversity_loss=0.3, fam_reconstruction_loss=0.4,
         lora=LoraConfig(rank=2, alpha=3.0, dropout=0.1, projections=("up", "query")),
     )  # fmt: skip
     for part, default in ((config, ModelConfig()), (config.memory, MemoryConfig()), (config.lora, LoraConfig())):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from famjax.attention import alternatives, fused, memories, memory, ring
+from famjax.attention import alternatives, auxiliary, fused, memories, memory, ring
 from famjax.attention.block_step import At, Carried, block_step
 from famjax.attention.fused import Kernel
 from famjax.attention.layer_weights import LayerWeights
@@ -33,6 +33,7 @@ class How(NamedTuple):
       unroll: number of blocks in one iteration of the loop.
       whole: replicates activations [..., rows, D] over the devices that share a block, for a step.
       split: shards them along their rows over these devices, for storage between steps.
+      auxiliary_scale: of auxiliary losses (`auxiliary.py`); 0: none, outside of training.
     """
 
     kernel: Kernel = fused.XLA
@@ -40,6 +41,7 @@ class How(NamedTuple):
     unroll: int = 1
     whole: Callable[[Array], Array] = as_it_is
     split: Callable[[Array], Array] = as_it_is
+    auxiliary_scale: float = 0.0
 
 
 ON_ONE_DEVICE = How()
@@ -75,6 +77,8 @@ def over_blocks(
             before = select_rows(at.starts, first, before)
         layer = settings.with_arrays(of_layer, at.key)
         y, new, kv = block_step(layer, x, before, segments, at, how.kernel, prompt)
+        if auxiliary.in_use(config, how.auxiliary_scale):
+            y = auxiliary.with_losses(layer, y, x, (before, new), at, how.auxiliary_scale, prompt)
         assert at.full is not None
         # A block that is not full (padding follows) leaves FAM as it was.
         new = new._replace(fam=select_rows(at.full, new.fam, before.fam))

@@ -16,6 +16,7 @@ _OF_KINDS = {
 _OF_FAM = (
     "fam_position", "fam_init", "previous_fams", "fam_layers", "random_state_passing", "random_state_passing_from",
     "fam_update", "zero_first_residual", "fam_max_rms", "fam_noise", "fam_update_noise", "fam_gate",
+    "fam_diversity_loss", "fam_reconstruction_loss",
 )  # fmt: skip
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
@@ -80,6 +81,11 @@ class MemoryConfig:
         new feedback activations in training.
       fam_update_noise: of gated updates, 0 (off) by default: standard deviation of Gaussian noise that is added to the
         gates' logits in training, so that a gate which is to stay closed learns to be far from opening.
+      fam_diversity_loss: weight of an auxiliary loss of training, 0 (off) by default, the mean over layers, blocks and
+        rows: it falls as FAM's queries together attend to more of a block (`attention/auxiliary.py`; the paper found
+        no gain). The logged loss does not contain it.
+      fam_reconstruction_loss: likewise: it falls as what a block's queries read from the new FAM gets nearer to what
+        they read from the block.
     """
 
     block_size: int = 1024
@@ -109,6 +115,8 @@ class MemoryConfig:
     fam_noise: float = 0.0
     fam_update_noise: float = 0.0
     fam_gate: bool = False
+    fam_diversity_loss: float = 0.0
+    fam_reconstruction_loss: float = 0.0
 
     @property
     def has_gate(self) -> bool:
@@ -181,6 +189,8 @@ class MemoryConfig:
         at_least("fam_max_rms", self.fam_max_rms, 0)
         at_least("fam_noise", self.fam_noise, 0)
         at_least("fam_update_noise", self.fam_update_noise, 0)
+        at_least("fam_diversity_loss", self.fam_diversity_loss, 0)
+        at_least("fam_reconstruction_loss", self.fam_reconstruction_loss, 0)
         if self.fam_update_noise and self.fam_update != "gated":
             raise ConfigError(
                 f"fam_update_noise {self.fam_update_noise} with fam_update {self.fam_update!r}: only gated updates "

@@ -85,6 +85,7 @@ class Execution:
       remat: see `ModelConfig.remat`.
       unroll: number of blocks in one iteration of a layer's loop over blocks.
       scan: scan over layers, so that the program has the code of one layer (or period), instead of unrolling them.
+      auxiliary_scale: factor of auxiliary losses (`attention/auxiliary.py`), 0 outside of training.
     """
 
     placement: Placement | None = None
@@ -92,6 +93,7 @@ class Execution:
     remat: str = "none"
     unroll: int = 1
     scan: bool = True
+    auxiliary_scale: float = 0.0
 
     @classmethod
     def of(cls, config: ModelConfig, placement: Placement | None = None) -> "Execution":
@@ -108,9 +110,9 @@ class Execution:
         platform = self.placement.platform if self.placement is not None else jax.default_backend()
         name = fused.choose(self.kernel, platform, block_size)
         if self.placement is None:
-            return How(Kernel(name), recompute, self.unroll)
+            return How(Kernel(name), recompute, self.unroll, auxiliary_scale=self.auxiliary_scale)
         kernel = Kernel(name, functools.partial(self.placement.per_device, inside=alone))
-        how = How(kernel, recompute, self.unroll)
+        how = How(kernel, recompute, self.unroll, auxiliary_scale=self.auxiliary_scale)
         return how._replace(whole=self.placement.whole, split=self.placement.split) if alone else how
 
     def constrain(self, tree: Tree, axes: AxesTree) -> Tree:

@@ -77,9 +77,18 @@ def position_shift(
 
 def build(config: TrainConfig, mesh: Mesh, params: Weights) -> Transformer:
     """Returns the model with these weights, on the mesh."""
-    execution = Execution.of(config.model, placement(mesh))
+    scale = auxiliary_scale(config)
+    execution = dataclasses.replace(Execution.of(config.model, placement(mesh)), auxiliary_scale=scale)
     model: Transformer = nnx.merge(structure(config.model, execution), params)
     return model
+
+
+def auxiliary_scale(config: TrainConfig) -> float:
+    """Returns the factor of auxiliary losses that makes them a mean over rows, blocks and layers with FAM."""
+    model = config.model
+    with_fam = sum(model.layer(i).memory.fam_length > 0 for i in range(model.num_layers))
+    blocks = -(-config.sequence_length // model.memory.block_size)
+    return 1 / (config.batch_size * blocks * max(with_fam, 1))
 
 
 def rows_before(

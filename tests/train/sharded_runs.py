@@ -68,6 +68,7 @@ SLOW_CASES = [
     ("stream-static grouped", (2, 2, 2), 2),
     ("stream-gated grouped", (2, 2, 2), 2),
     ("stream-noisy grouped", (2, 2, 2), 1),
+    ("stream-losses grouped", (2, 2, 2), 2),
 ]
 # What one device computes of it changes by more than the tolerance if its weights are rounded once more.
 ILL_CONDITIONED = ("deltanet", "stream-armt", "stream-static", "stream-gated", "stream-noisy", "autocompressor")
@@ -85,6 +86,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "stream-gated": {"fam_update": "gated"},
     # Noise is drawn for each microbatch, so the mesh has one, as the single device has.
     "stream-noisy": {"fam_update": "gated", "fam_update_noise": 0.5, "fam_noise": 0.1},
+    "stream-losses": {"fam_diversity_loss": 3.0, "fam_reconstruction_loss": 3.0},
 }
 RESUMED = {
     "model": tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=2, random_state_passing=0.5),

@@ -1,0 +1,94 @@
+"""Auxiliary losses on FAM (paper section 7 tried both, without a gain), which no other file knows but the scan.
+
+    diversity        1 - H(p) / log C,   p the mean over FAM's F queries of their attention to C keys, H its entropy
+    reconstruction   |A(F_tau) - A(block)|^2 / |A(block)|^2,   A(x) what the block's queries read from the keys of x
+
+The paper names the first as the entropy of the mean attention, and does not define the second; here it is the attention
+reconstruction of Compressive Transformers (arXiv 1911.05507, section 3.2), which lets no gradient into the queries, the
+projections and what is to be reconstructed.
+
+`with_losses` computes the block's queries and keys once more; as `block_step` computes the same, the compiler keeps
+one.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from famjax.attention import block_step as steps
+from famjax.attention.attend import Source, attend
+from famjax.attention.layer_weights import LayerWeights
+from famjax.config import MemoryConfig
+from famjax.dims import Array, Float, KeysValues, Queries, Tokens
+
+
+def in_use(config: MemoryConfig, scale: float) -> bool:
+    """Whether a layer with these settings adds losses; `scale` is 0 outside of training."""
+    return bool(scale and config.fam_length and (config.fam_diversity_loss or config.fam_reconstruction_loss))
+
+
+def with_losses(
+    layer: LayerWeights, y: Tokens, x: Tokens, fams: tuple[steps.Carried, steps.Carried], at: steps.At,
+    scale: float, prompt: Float[Array, "1 F D"] | None,
+) -> Tokens:  # fmt: skip
+    """The block's output `y`, unchanged, with the gradient of the block's losses.
+
+    Args:
+      layer: the layer's weights and settings; `MemoryConfig.fam_diversity_loss` and `fam_reconstruction_loss` are the
+        weights of the losses.
+      y: `block_step`'s output activations.
+      x, at, prompt: `block_step`'s arguments.
+      fams: FAM before the block and after it.
+      scale: factor of the losses, 1 / (rows x blocks x layers) for a mean over them.
+    """
+    config, (before, after) = layer.memory, fams
+    q, kv = steps.project(layer, x, before.fam, at, prompt)
+    total = jnp.zeros(len(y))
+    if config.fam_diversity_loss:
+        total += config.fam_diversity_loss * diversity(layer, q, kv, at)
+    if config.fam_reconstruction_loss:
+        total += config.fam_reconstruction_loss * reconstruction(layer, q, kv, after.fam[:, 0], at)
+    assert at.full is not None
+    return _with_gradient_of(y, scale * jnp.where(at.full, total, 0.0).sum())
+
+
+def diversity(layer: LayerWeights, q: Queries, kv: KeysValues, at: steps.At) -> Float[Array, "B"]:
+    """1 - H(p) / log C of each row, the mean over heads: 0 if FAM's queries together attend to all keys evenly, 1 if
+    all attend to one. `q` and `kv` are those of `block_step.project`."""
+    config = layer.memory
+    (seen,) = steps.seen_by_fam(kv, at, config)
+    keys = seen.k.shape[-2]
+    each = jnp.broadcast_to(jnp.eye(keys), (*seen.k.shape[:-1], keys))
+    queries = q[..., config.block_size :, :].astype(jnp.float32)
+    mean = attend(queries, [seen._replace(v=each)], layer.scoring).mean(-2)
+    # The gradient is 0, not NaN, at keys that are hidden.
+    entropy = -(mean * jnp.log(jnp.maximum(mean, 1e-30))).sum(-1)
+    return 1 - entropy.mean((1, 2)) / np.log(keys)
+
+
+def reconstruction(
+    layer: LayerWeights, q: Queries, kv: KeysValues, fam: Float[Array, "B F D"], at: steps.At
+) -> Float[Array, "B"]:  # fmt: skip
+    """The squared error of what a block's queries read from its new FAM instead of the block, as a fraction of the
+    square of the latter, for each row. The block is read without a causal mask, as FAM has read it."""
+    S, stop = layer.memory.block_size, jax.lax.stop_gradient
+    queries, (k, v) = stop(q[..., :S, :]), stop(kv)
+    theirs = attend(queries, [Source(k[..., :S, :], v[..., :S, :])], layer.scoring)
+    frozen = layer.with_arrays(stop(layer.weights))
+    of_fam = frozen.keys_values(fam, steps.fam_query_offsets(at.origin, layer.memory))
+    ours = attend(queries, [Source(*of_fam)], layer.scoring)
+    squares = lambda x: jnp.square(x.astype(jnp.float32)).sum((1, 2, 3, 4))
+    return squares(ours - theirs) / squares(theirs)
+
+
+@jax.custom_vjp
+def _with_gradient_of(y: Tokens, loss: Float[Array, ""]) -> Tokens:
+    """y, unchanged; its backward pass also starts one from `loss`, which so is added to whatever depends on y. No
+    scalar has to be carried through the scans over blocks and layers for it."""
+    return y
+
+
+_with_gradient_of.defvjp(
+    lambda y, loss: (y, None),
+    lambda _, gradient: (gradient, jnp.ones(())),
+)  # fmt: skip
