@@ -139,14 +139,14 @@ class Transformer(nnx.Module):
 
     def observe(
         self, x: Float[Array, "B T D"], state: MemoryState, where: positions.Blocks, start: Start,
-        over: LayerOverBlocks,
+        over: LayerOverBlocks, key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:  # fmt: skip
         """`forward` for any memory, with an `over` that observes layers; returns hidden states and what it returned."""
         if self.by_blocks:
-            return segments.forward(self, x, state, where, None, over)[:2]
+            return segments.forward(self, x, state, where, key, over)[:2]
         if appended.in_use(self.config.memory):
-            return appended.forward(self, x, state, where, start, None, over)
-        return self.forward(x, state, where, start, over=over)
+            return appended.forward(self, x, state, where, start, key, over)
+        return self.forward(x, state, where, start, key, over)
 
     def locate(
         self, state: MemoryState | None, count: Int[Array, "B"], length: int, start: Start = LEARNED,

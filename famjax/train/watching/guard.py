@@ -21,7 +21,7 @@ from famjax.mesh import sharding
 from famjax.storage.arrays import leaves
 from famjax.train import state as states
 from famjax.train.state import TrainState
-from famjax.train.step import build, draws, rows_before, rows_first, start_of_documents
+from famjax.train.step import build, draws, dropout_key, rows_before, rows_first, start_of_documents
 from famjax.train.watching.norms import not_finite
 
 
@@ -63,7 +63,7 @@ def explain(
 
 
 def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Batch) -> dict[str, Any]:
-    """Recomputes the bad step's forward pass, one microbatch at a time, without dropout and noise on FAM.
+    """Recomputes the bad step's forward pass, one microbatch at a time, with the same dropout and noise on FAM.
 
     Returns:
       A dict: `layer` is the index of the first layer with non-finite values, or None; `what` lists where they are:
@@ -87,7 +87,8 @@ def check_forward(config: TrainConfig, mesh: Mesh, state: TrainState, batch: Bat
         memory = rows_before(model, start, len(batch.tokens), memory, mesh)
         layout = Layout(batch.starts, None, shift)
         where = model.locate(memory, batch.count, batch.tokens.shape[1], start, layout)
-        hidden, found = model.observe(model.embed(batch.tokens), memory, where, start, observed)
+        noise = dropout_key(config, state.step, number) if config.model.is_noisy else None
+        hidden, found = model.observe(model.embed(batch.tokens), memory, where, start, observed, noise)
         return *found, jnp.isfinite(hidden).all()
 
     places = (states.shardings(state), sharding.by_rows(mesh))

@@ -65,6 +65,13 @@ def test_the_first_layer_whose_activations_overflow_is_named(tmp_path, microbatc
     assert "the largest is 3e+38" in said
 
 
+def test_what_only_noise_makes_overflow_is_found_too(tmp_path):
+    """The forward pass is repeated with the step's own noise on FAM; without it everything is finite."""
+    model = tiny.with_memory(MODEL, fam_noise=3e38)
+    said = message(settings(tmp_path / "m", model=model))
+    assert "layer 0 is the first whose" in said and "FAM" in said
+
+
 @pytest.mark.parametrize("kind", but(("infini", "rmt", "armt"), "rmt", "armt"))
 def test_other_memories_are_looked_at_too(tmp_path, kind):
     """The first bad layer is found in a model that is read layer by layer, in one that is read block by block, and in
