@@ -44,6 +44,9 @@ ABLATIONS = {
     ),
     "random_state_passing": Ablation(fam_and("random_state_passing", 0.4, 0.8, 1.0), "helps, best at 0.8"),
     "fam_init": Ablation(fam_and("fam_init", "prefix"), "a prompt is better than a prefix for each layer"),
+    "auxiliary_losses": Ablation(
+        ("fam", "fam:fam_diversity_loss=0.1", "fam:fam_reconstruction_loss=0.1"), "neither is a gain"
+    ),
     "stop_gradient": Ablation(("bswa_1", "bswa_1:stop_gradient=True"), "hurts: it fails beyond its window"),
     "alternatives": Ablation(
         ("fam", "sum", "fm", "rmt", "autocompressor", "bswa_1"),
