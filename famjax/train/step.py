@@ -75,10 +75,9 @@ def position_shift(
     return jnp.where(jax.random.bernoulli(keep_key, config.random_position_offset, (rows,)), shift, 0)
 
 
-def build(config: TrainConfig, mesh: Mesh, params: Weights) -> Transformer:
-    """Returns the model with these weights, on the mesh."""
-    scale = auxiliary_scale(config)
-    execution = dataclasses.replace(Execution.of(config.model, placement(mesh)), auxiliary_scale=scale)
+def build(config: TrainConfig, mesh: Mesh, params: Weights, auxiliary: float = 0.0) -> Transformer:
+    """Returns the model with these weights, on the mesh; `auxiliary` is the scale of auxiliary losses on FAM."""
+    execution = dataclasses.replace(Execution.of(config.model, placement(mesh)), auxiliary_scale=auxiliary)
     model: Transformer = nnx.merge(structure(config.model, execution), params)
     return model
 
@@ -129,7 +128,7 @@ def make_loss(config: TrainConfig, mesh: Mesh) -> Callable[..., tuple[Float[Arra
         """Returns a microbatch's share of the batch's loss; `totals`: the batch's sum of weights, and its tokens."""
         batch, shift, memory, numbers = part
         params = optim.join_frozen(trained, frozen)
-        model = build(config, mesh, params)
+        model = build(config, mesh, params, auxiliary_scale(config))
         # Forward: rows continue their documents or start new ones.
         before = memory
         if before is not None:

@@ -133,7 +133,8 @@ def far_loss(params, given, memory=None):
 
 def test_the_gradient_that_reaches_the_first_block():
     """The gradient w.r.t. embedded tokens equals that w.r.t. the embedding if the first block's tokens are distinct and
-    occur nowhere else. Its norm, and that w.r.t. the FAM that a row continues from, equal those of `jax.grad`."""
+    occur nowhere else. Its norm, and that w.r.t. the FAM that a row continues from, equal those of `jax.grad`; auxiliary
+    losses of the training are not in it."""
     tokens = np.concatenate([np.arange(8).reshape(2, 4), 8 + tiny.tokens(MODEL, 2, 12) % 9], axis=1)
     given = batch(tokens=tokens.astype(np.int32), rows=2)
     found = diagnose(PARAMS, given)
@@ -145,7 +146,7 @@ def test_the_gradient_that_reaches_the_first_block():
     _, memory = tiny.whole(MODEL, PARAMS, tiny.tokens(MODEL, 2, 8, seed=3))
     given.starts[:, 0] = False
     by_memory = jax.jit(jax.grad(lambda memory: far_loss(PARAMS, given, memory), allow_int=True))(memory).layers.fam
-    found = diagnose(PARAMS, given, memory)
+    found = diagnose(PARAMS, given, memory, tiny.with_memory(MODEL, fam_diversity_loss=50.0))
     assert_close(found["first_block_fam_gradient"], np.linalg.norm(np.reshape(by_memory, (2, -1)), axis=1))
 
 
