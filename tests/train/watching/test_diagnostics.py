@@ -133,8 +133,8 @@ def far_loss(params, given, memory=None):
 
 def test_the_gradient_that_reaches_the_first_block():
     """The gradient w.r.t. embedded tokens equals that w.r.t. the embedding if the first block's tokens are distinct and
-    occur nowhere else. Its norm, and that w.r.t. the FAM that a row continues from, equal those of `jax.grad`; auxiliary
-    losses of the training are not in it."""
+    occur nowhere else. Its norm, and that w.r.t. the FAM that a row continues from, equal those of `jax.grad`. A
+    training's auxiliary losses are not in it."""
     tokens = np.concatenate([np.arange(8).reshape(2, 4), 8 + tiny.tokens(MODEL, 2, 12) % 9], axis=1)
     given = batch(tokens=tokens.astype(np.int32), rows=2)
     found = diagnose(PARAMS, given)
