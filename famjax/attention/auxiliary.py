@@ -18,20 +18,14 @@ import numpy as np
 from famjax.attention import block_step as steps
 from famjax.attention.attend import Source, attend
 from famjax.attention.layer_weights import LayerWeights
-from famjax.config import MemoryConfig
 from famjax.dims import Array, Float, KeysValues, Queries, Tokens
-
-
-def in_use(config: MemoryConfig, scale: float) -> bool:
-    """Whether a layer with these settings adds losses; `scale` is 0 outside of training."""
-    return bool(scale and config.fam_length and (config.fam_diversity_loss or config.fam_reconstruction_loss))
 
 
 def with_losses(
     layer: LayerWeights, y: Tokens, x: Tokens, fams: tuple[steps.Carried, steps.Carried], at: steps.At,
     scale: float, prompt: Float[Array, "1 F D"] | None,
 ) -> Tokens:  # fmt: skip
-    """The block's output `y`, unchanged, with the gradient of the block's losses.
+    """The block's output `y`, unchanged, with the gradient of the block's losses, if the layer has any.
 
     Args:
       layer: the layer's weights and settings; `MemoryConfig.fam_diversity_loss` and `fam_reconstruction_loss` are the
@@ -39,9 +33,12 @@ def with_losses(
       y: `block_step`'s output activations.
       x, at, prompt: `block_step`'s arguments.
       fams: FAM before the block and after it.
-      scale: factor of the losses, 1 / (rows x blocks x layers) for a mean over them.
+      scale: factor of the losses, 1 / (rows x blocks x layers) for a mean over them; 0 outside of training.
     """
     config, (before, after) = layer.memory, fams
+    has_losses = config.fam_diversity_loss or config.fam_reconstruction_loss
+    if not (scale and config.fam_length and has_losses):
+        return y
     q, kv = steps.project(layer, x, before.fam, at, prompt)
     total = jnp.zeros(len(y))
     if config.fam_diversity_loss:

@@ -77,8 +77,7 @@ def over_blocks(
             before = select_rows(at.starts, first, before)
         layer = settings.with_arrays(of_layer, at.key)
         y, new, kv = block_step(layer, x, before, segments, at, how.kernel, prompt)
-        if auxiliary.in_use(config, how.auxiliary_scale):
-            y = auxiliary.with_losses(layer, y, x, (before, new), at, how.auxiliary_scale, prompt)
+        y = auxiliary.with_losses(layer, y, x, (before, new), at, how.auxiliary_scale, prompt)
         assert at.full is not None
         # A block that is not full (padding follows) leaves FAM as it was.
         new = new._replace(fam=select_rows(at.full, new.fam, before.fam))

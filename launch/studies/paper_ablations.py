@@ -36,7 +36,7 @@ def fam_and(field: str, *values: object) -> tuple[str, ...]:
 
 ABLATIONS = {
     "fam_length": Ablation(fam_and("fam_length", 2, 4, 16, 32), "64 of 1,024 is best, longer ones lose"),
-    "previous_fams": Ablation(fam_and("previous_fams", 2, 3), "more than one is no gain"),
+    "previous_fams": Ablation(fam_and("previous_fams", 2), "more than one is no gain"),
     "fam_position": Ablation(fam_and("fam_position", "float", "zero"), "the last positions of a block are best"),
     # With other FAM positions, scores depend on differences of positions only, so an offset has no effect.
     "random_position_offset": Ablation(
