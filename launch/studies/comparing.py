@@ -42,14 +42,19 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     said += [f"| {' | '.join(cells(memory))} |" for memory in memories]
     for number, table in enumerate(first["tables"]):
         last = max(row["length"] for row in table["rows"])
-        places = [row["at"] for row in table["rows"] if row["length"] == last]
-        said += ["", f"By {table['label']}, in documents of {last:,} tokens, with 95% intervals:", "",
+        places = few([row["at"] for row in table["rows"] if row["length"] == last])
+        said += ["", f"By {table['label']}, in documents of {last:,} tokens, with 95% intervals over seeds:", "",
                  f"| memory | {' | '.join(map(str, places))} |", "|---" * (1 + len(places)) + "|"]  # fmt: skip
         for memory in memories:
-            rows = [row for row in memory["tables"][number]["rows"] if row["length"] == last]
+            rows = [row for row in memory["tables"][number]["rows"] if row["length"] == last and row["at"] in places]
             values = [f"{row['value']:.2f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
             said.append(f"| `{memory['name']}` | {' | '.join(values)} |")
     return said
+
+
+def few(places: list[int]) -> list[int]:
+    """Returns the columns of a table: all places, or of more than eight only 0 and the powers of two."""
+    return places if len(places) <= 8 else [place for place in places if not place & (place - 1)]
 
 
 def budget(found: dict[str, Any]) -> str:
