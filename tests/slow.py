@@ -37,11 +37,9 @@ LONG: dict[str, str] = {
     "plan/test_memories.py::test_the_state_has_the_planned_bytes": (
         "autocompressor bswa bswa_1 fam fm infini rmt sinks sum"
     ),
-    # By itself: seqio's tasks are covered within the test's process, the harness' numbers by those of `famjax eval`, a
-    # killed training by a stopped one and by twelve kills.
+    # Whole tests: seqio's tasks are covered within the test's process, the harness' numbers by those of `famjax eval`.
     "cli/test_data.py::test_tasks_imported_by_a_gin_file": "",
     "evals/harness/test_model.py::test_results_are_those_of_the_harness_own_class": "",
-    "train/test_kills.py::test_kill_minus_nine_changes_no_bit": "",
 }
 
 

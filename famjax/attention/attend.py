@@ -88,6 +88,12 @@ def attend(q: Queries, sources: list[Source], scoring: Scoring) -> Averaged:
     )
 
 
+def weights_of(q: Queries, source: Source, scoring: Scoring) -> Float[Array, "... K G Q C"]:
+    """The float32 weights softmax(q k / sqrt(H)) with which `attend` averages the values of a single source."""
+    scaled = q * (scoring.scale or 1.0 / math.sqrt(q.shape[-1]))
+    return jax.nn.softmax(_scores(*_meet(scaled, source, scoring.rope), source.visible, scoring.cap))
+
+
 def few_queries(q: Queries) -> bool:
     """Whether so few queries [..., K, G, Q, H] meet each key that reading keys and values dominates the cost of
     attention, as in decoding."""

@@ -43,6 +43,7 @@ class At(NamedTuple):
     Further attributes:
       key: PRNG key of the block, for dropout and noise on FAM; None outside of training.
       real: number of the block's real tokens; None: all S. Only other memories than FAM use it.
+      is_read: blocks with auxiliary losses (`auxiliary.py`); None if there are none.
     """
 
     blocks_before: Int[Array, "*N B"]
@@ -53,6 +54,7 @@ class At(NamedTuple):
     origin: Int[Array, "*N B"] | None = None
     key: Key[Array, "*N"] | None = None
     real: Int[Array, "*N B"] | None = None
+    is_read: Bool[Array, "*N B"] | None = None
 
 
 class Carried(NamedTuple):

@@ -93,7 +93,7 @@ def over_blocks(
 
     weights = layer.weights, first, alternatives.of_layer(prompt, config)
     state = (carried, None if where.kept is None else carried), segments
-    at = by_block(where, layer.key, N, config)
+    at = by_block(where, layer.key, N, config, how.auxiliary_scale)
     # Dropout draws one mask for all rows of a block, which the keys alone cannot repeat.
     # Outputs cannot be projected again without the whole block.
     if how.recompute and layer.key is None and not of_outputs:
@@ -160,11 +160,16 @@ def _placed(f: Callable[[Array], Array], carry: tuple[Carried, Carried | None]) 
     return one._replace(fam=f(one.fam)), None if kept is None else kept._replace(fam=f(kept.fam))
 
 
-def by_block(where: Blocks, key: Key[Array, ""] | None, N: int, config: MemoryConfig) -> At:
+def by_block(where: Blocks, key: Key[Array, ""] | None, N: int, config: MemoryConfig, auxiliary_scale: float = 0) -> At:
     """Positions for a scan over N blocks, with leading axis N, and a PRNG key for each block."""
     keys = None if key is None else jax.random.split(key, N)
-    at = At(where.blocks_before, where.fam_updates, where.starts, where.full, where.kept, where.origin)
+    # Of rows that start a document these are constants. If the loop is unrolled, the compiler would evaluate the masked
+    # scores of a whole block itself, for half a minute with blocks of 1,024 tokens.
+    blocks_before = jax.lax.optimization_barrier(where.blocks_before)
+    at = At(blocks_before, where.fam_updates, where.starts, where.full, where.kept, where.origin)
     if memories.of(config) is not memories.NOTHING:
         S = config.block_size
         at = at._replace(real=jnp.clip(where.count[:, None] - np.arange(N) * S, 0, S))
+    if auxiliary_scale:
+        at = at._replace(is_read=auxiliary.is_read(where))
     return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), at)._replace(key=keys)

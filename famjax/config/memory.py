@@ -81,10 +81,10 @@ class MemoryConfig:
         new feedback activations in training.
       fam_update_noise: of gated updates, 0 (off) by default: standard deviation of Gaussian noise that is added to the
         gates' logits in training, so that a gate which is to stay closed learns to be far from opening.
-      fam_diversity_loss: weight of an auxiliary loss of training, 0 (off) by default, the mean over layers, blocks and
-        rows: it falls as FAM's queries together attend to more of a block (`attention/auxiliary.py`; the paper found
-        no gain). The logged loss does not contain it.
-      fam_reconstruction_loss: likewise: it falls as what a block's queries read from the new FAM gets nearer to what
+      fam_diversity_loss: weight of an auxiliary loss of training, 0 (off) by default: its sum over layers, blocks and
+        rows, divided by their number. It falls as FAM's queries together attend to more of a block
+        (`attention/auxiliary.py`; the paper found no gain). The logged loss does not contain it.
+      fam_reconstruction_loss: likewise. It falls as what a block's queries read from the new FAM gets closer to what
         they read from the block.
     """
 

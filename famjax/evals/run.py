@@ -30,6 +30,8 @@ from famjax.storage.model_dir import read_config, split_step
 
 # Model settings that change how the model is computed, but not its function.
 _HOW = ("scan_layers", "unroll_blocks", "remat", "attention_kernel", "embedding_std")
+# Memory settings of the training's loss, which older answers do not have in their fingerprints.
+_LOSSES = ("fam_diversity_loss", "fam_reconstruction_loss")
 
 
 class Subject(NamedTuple):
@@ -143,6 +145,7 @@ def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:
 def model_fingerprint(model: Transformer) -> str:
     """Returns a fingerprint of the weights and of all settings that affect the outputs, including the memory's."""
     settings = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
+    settings["memory"] = {name: value for name, value in settings["memory"].items() if name not in _LOSSES}
     return fingerprint(json.dumps(settings, sort_keys=True, default=str), each_parameter(model))
 
 

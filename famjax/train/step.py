@@ -83,7 +83,7 @@ def build(config: TrainConfig, mesh: Mesh, params: Weights, auxiliary: float = 0
 
 
 def auxiliary_scale(config: TrainConfig) -> float:
-    """Returns the factor of auxiliary losses that makes them a mean over rows, blocks and layers with FAM."""
+    """Returns the factor of auxiliary losses: 1 / (rows x blocks x layers with FAM)."""
     model = config.model
     with_fam = sum(model.layer(i).memory.fam_length > 0 for i in range(model.num_layers))
     blocks = -(-config.sequence_length // model.memory.block_size)

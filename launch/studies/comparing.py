@@ -40,10 +40,11 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
         "|---" * (4 + len(first["lengths"])) + "|",
     ]  # fmt: skip
     said += [f"| {' | '.join(cells(memory))} |" for memory in memories]
+    over = "seeds" if len(seeds) > 1 else "documents"
     for number, table in enumerate(first["tables"]):
         last = max(row["length"] for row in table["rows"])
         places = few([row["at"] for row in table["rows"] if row["length"] == last])
-        said += ["", f"By {table['label']}, in documents of {last:,} tokens, with 95% intervals over seeds:", "",
+        said += ["", f"By {table['label']}, in documents of {last:,} tokens, with 95% intervals over {over}:", "",
                  f"| memory | {' | '.join(map(str, places))} |", "|---" * (1 + len(places)) + "|"]  # fmt: skip
         for memory in memories:
             rows = [row for row in memory["tables"][number]["rows"] if row["length"] == last and row["at"] in places]

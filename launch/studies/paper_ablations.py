@@ -4,9 +4,9 @@
     python launch/studies/comparing.py "FAM length=runs/ablations/fam_length.json"
 
 Each ablation is one `famjax compare` of a few memories, with three seeds. All train in DIR, so that FAM itself is
-trained once; the report of each is DIR/NAME.json and DIR/NAME.html. The same command resumes. The paper compares on
-fine-tuned models of 1B weights and long texts, these are models of 140,000 weights and random first weights, so what
-agrees is the direction and not the size. About 4 minutes of one core per training.
+trained once; the report of each is DIR/NAME.json and DIR/NAME.html. The same command resumes; run one at a time. The
+paper compares on fine-tuned models of 1B weights and long texts, these are models of 140,000 weights and random first
+weights, so what agrees is the direction and not the size. About 4 minutes of one core per training.
 """
 
 import argparse

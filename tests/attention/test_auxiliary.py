@@ -6,18 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from famjax.attention import auxiliary
-from famjax.attention.block_step import At, project
+from famjax.attention.block_step import At, Carried, block_step, project
+from famjax.attention.positions import Layout
 from famjax.attention.sequence import over_blocks
-from famjax.config import ModelConfig, PassKeyConfig, TrainConfig
-from famjax.data.passkey import PassKeyTask
+from famjax.config import ModelConfig, TrainConfig
+from famjax.data.batch import Batch
 from famjax.mesh.devices import make_mesh
 from famjax.nn.execution import Execution
 from famjax.nn.layer import Layer
 from famjax.train import optim
-from famjax.train.step import auxiliary_scale, make_step
+from famjax.train.step import make_step
 from tests import reference, tiny
 from tests.attention.test_update import softmax
 from tests.train import beginning
@@ -111,26 +113,45 @@ def test_the_gradient_is_that_of_the_sum_of_the_losses(remat: str, changes: dict
     jax.tree.map(tiny.assert_close, ours, jax.tree.map(np.asarray, expected))
 
 
-def test_the_losses_are_means_over_the_batch() -> None:
-    """The gradient norm of a step is the same in one pass over the batch as in two microbatches, and with twice the
-    weights it is another: the losses are in it, once."""
-    passkey = PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5)
-    task = PassKeyTask(passkey, 288, 16, 4, 128, 0)
-    batch = task.batch(0, task.start())[0]
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_step_has_the_mean_of_the_losses_once(microbatches: int) -> None:
+    """Of a batch without other losses, the step's gradient norm is that of the losses of blocks whose FAM is read,
+    divided by rows x blocks x layers. Rows have several documents; padding has an embedding of zero."""
+    losses = {"fam_diversity_loss": 0.7, "fam_reconstruction_loss": 0.4}
+    model = tiny.config(vocab_size=128, block_size=16, memory_segments=0, random_state_passing=0.0, **losses)
+    config = TrainConfig(model_dir="none", model=model, sequence_length=64, batch_size=4, microbatches=microbatches)
+    params = jax.tree.map(np.array, tiny.parameters(model))
+    params["embedding"][0] = 0.0
+    tokens, count = tiny.tokens(model, 4, 64), np.array([64, 50, 32, 16], np.int32)
+    tokens[np.arange(64) >= count[:, None]] = 0
+    starts = np.zeros((4, 4), bool)
+    starts[:, 0] = starts[0, 2] = starts[1, 1] = True
+    nothing = np.zeros((4, 64), np.float32)
+    batch = Batch(tokens, count, starts, None, np.zeros((4, 64), np.int32), nothing)
 
-    def norm(microbatches: int, weight: float) -> float:
-        model = tiny.config(
-            vocab_size=128, block_size=16, memory_segments=0, random_state_passing=0.0, fam_diversity_loss=weight,
-            fam_reconstruction_loss=weight,
-        )  # fmt: skip
-        config = TrainConfig(
-            model_dir="none", model=model, sequence_length=288, batch_size=4, microbatches=microbatches
-        )
-        assert auxiliary_scale(config) == 1 / (4 * 18 * 2)  # rows, blocks, layers
-        tx, mesh = optim.optimizer(config.optimizer, 10), make_mesh()
-        step = jax.jit(make_step(config, tx, mesh))
-        return float(step(beginning.state(config, tx, mesh), batch)[1]["gradient_norm"])
+    def total(params: Any) -> jax.Array:
+        plain = tiny.build(tiny.with_memory(model, **dict.fromkeys(losses, 0.0)), params)
+        where = plain.locate(None, count, 64, layout=Layout(starts))
+        # Blocks 0 and 2 of row 0, block 0 of row 2 and so on: full, and before a block of the same document or the end.
+        read = np.array([[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]], bool)
 
-    whole = norm(1, 100.0)
-    assert norm(2, 100.0) == pytest.approx(whole, rel=1e-5)
-    assert abs(norm(1, 200.0) - whole) > 1e-3 * whole
+        def over(layer: Layer, x: Any, before: Any, fresh: Any, where: Any, how: Any) -> tuple[Any, Any]:
+            y, _ = over_blocks(layer, x, before, fresh, where, how)
+            fam, sums = jnp.broadcast_to(fresh, (4, *fresh.shape[1:])), jnp.zeros(())
+            for n in range(4):
+                fam = jnp.where(starts[:, n, None, None, None], fresh, fam)
+                at = At(where.blocks_before[:, n], where.fam_updates[:, n])
+                q, kv = project(layer, x[n], fam, at)
+                _, after, _ = block_step(layer, x[n], Carried(fam, {}), (), at)
+                each = 0.7 * auxiliary.diversity(layer, q, kv, at)
+                each += 0.4 * auxiliary.reconstruction(layer, q, kv, after.fam[:, 0], at)
+                sums += jnp.where(read[:, n], each, 0.0).sum()
+                fam = after.fam
+            return y, sums
+
+        return plain.forward(plain.embed(tokens), None, where, over=over)[1].sum() / (4 * 4 * 2)
+
+    tx, mesh = optim.optimizer(config.optimizer, 10), make_mesh()
+    step = jax.jit(make_step(config, tx, mesh))
+    found = step(beginning.state(config, tx, mesh, params), batch)[1]["gradient_norm"]
+    assert float(found) == pytest.approx(float(optax.tree.norm(jax.grad(total)(params))), rel=1e-4)

@@ -1,8 +1,8 @@
 """Model FLOPs of a token, and peak FLOP/s of devices, for model FLOP/s utilisation (MFU).
 
 Model FLOPs count what the mathematics needs, a multiplication and an addition as two. They exclude rematerialisation
-(remat, the backward pass of attention), norms, activations, the softmax, the optimizer, and the pass of the prompt
-through the layers.
+(remat, the backward pass of attention), norms, activations, the softmax, the optimizer, the pass of the prompt through
+the layers, and auxiliary losses on FAM.
 """
 
 import math
