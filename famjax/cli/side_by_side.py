@@ -16,7 +16,7 @@ from famjax.storage.model_dir import METRICS_JSONL
 
 POLL_SECONDS = 0.5
 # Seconds that runs get to save a checkpoint after one of them has failed, or after Ctrl-C.
-END_SECONDS = 5.0
+END_SECONDS = 30.0
 
 
 class Job(NamedTuple):
@@ -93,7 +93,11 @@ def _begin(job: Job, cores: list[int]) -> _Running:
     environment = cpu.environment(os.environ) | {"PYTHONUNBUFFERED": "1"}
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "w", encoding="utf-8") as log:
-        process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        # A terminal sends Ctrl-C to its whole process group. In a group of its own a run gets SIGTERM alone, from
+        # `_end`; after Ctrl-C that would be the second signal, at which it ends without saving.
+        process = subprocess.Popen(
+            job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, process_group=0
+        )  # fmt: skip
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, cores)
     return _Running(job, process, cores)

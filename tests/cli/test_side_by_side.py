@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,19 +38,23 @@ with interrupts.handled("famjax compare"):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_trainings(tmp_path: Path, number: signal.Signals) -> None:
-    """They get SIGTERM, which lets them save; none outlives the process that started them."""
+@pytest.mark.parametrize(("number", "send"), [
+    (signal.SIGTERM, os.kill), (signal.SIGINT, os.kill), (signal.SIGINT, os.killpg),
+])  # fmt: skip
+def test_a_signal_ends_all_trainings(tmp_path: Path, number: signal.Signals, send: Callable[[int, int], None]) -> None:
+    """They get SIGTERM, which lets them save, and nothing else, also if a terminal sends Ctrl-C to the whole process
+    group; none outlives the process that started them."""
     places = [tmp_path / "a", tmp_path / "b"]
     for place in places:
         place.mkdir()
     words = [sys.executable, "-c", ALL.format(job=JOB), *map(str, places)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+    here = Path(__file__).parents[2]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=here, start_new_session=True) as process:
         deadline = time.monotonic() + 120
         while not all((place / "runs").exists() for place in places):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        os.kill(process.pid, number)
+        send(process.pid, number)
         error = process.communicate(timeout=120)[1]
     assert process.returncode != 0
     assert "the same command resumes" in error
