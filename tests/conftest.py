@@ -12,8 +12,8 @@ os.environ["XLA_FLAGS"] = (
     " --xla_cpu_parallel_codegen_split_count=1"
 ).strip()
 
-# Not written into every operation of a program: no test reads them. With this and with fewer garbage collections, of
-# which tracing causes many, tests take one seventh less time.
+# No test reads the Python tracebacks that JAX writes into each operation of a program. Without them, and with fewer
+# garbage collections, of which tracing causes many, tests take one seventh less time.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import pytest

@@ -53,6 +53,10 @@ class Scoring(NamedTuple):
     cap: float = 0.0
 
 
+def _scaled(q: Queries, scoring: Scoring) -> Queries:
+    return q * (scoring.scale or 1.0 / math.sqrt(q.shape[-1]))
+
+
 def _meet(q: Queries, source: Source, rope_settings: Rope | float) -> tuple[Queries, Keys]:
     """Rotates the queries, or the keys if they are fewer, by the distance between the two blocks."""
     distance = source.distance
@@ -81,7 +85,7 @@ def attend(q: Queries, sources: list[Source], scoring: Scoring) -> Averaged:
       [..., K, G, Q, H] in the queries' dtype. Scores and softmax are float32. A query that sees no key gets finite
       values without meaning (padding only).
     """
-    q = q * (scoring.scale or 1.0 / math.sqrt(q.shape[-1]))
+    q = _scaled(q, scoring)
     queries, keys = zip(*(_meet(q, source, scoring.rope) for source in sources), strict=True)
     return _softmax_attention(
         queries, keys, tuple(s.v for s in sources), tuple(s.visible for s in sources), scoring.cap
@@ -90,8 +94,7 @@ def attend(q: Queries, sources: list[Source], scoring: Scoring) -> Averaged:
 
 def weights_of(q: Queries, source: Source, scoring: Scoring) -> Float[Array, "... K G Q C"]:
     """The float32 weights softmax(q k / sqrt(H)) with which `attend` averages the values of a single source."""
-    scaled = q * (scoring.scale or 1.0 / math.sqrt(q.shape[-1]))
-    return jax.nn.softmax(_scores(*_meet(scaled, source, scoring.rope), source.visible, scoring.cap))
+    return jax.nn.softmax(_scores(*_meet(_scaled(q, scoring), source, scoring.rope), source.visible, scoring.cap))
 
 
 def few_queries(q: Queries) -> bool:
@@ -121,7 +124,7 @@ def attend_ring(
       [B, K, G, Q, H] in the queries' dtype.
     """
     R, S, dtype = ring.k.shape[1], ring.k.shape[-2], q.dtype
-    q = q * (scoring.scale or 1.0 / math.sqrt(q.shape[-1]))
+    q = _scaled(q, scoring)
 
     def part(q: Queries, sources: list[Source]) -> tuple[Array, Array]:
         queries, keys = zip(*(_meet(q, source, scoring.rope) for source in sources), strict=True)

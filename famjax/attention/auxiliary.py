@@ -36,11 +36,10 @@ def with_losses(
       y: `block_step`'s output activations.
       x, at, prompt: `block_step`'s arguments.
       fams: FAM before the block and after it.
-      scale: factor of the losses, 1 / (rows x blocks x layers) for a mean over them; 0 outside of training.
+      scale: factor of the losses, 1 / (rows x blocks x layers) for a mean over them; 0 if there are none.
     """
     config, (before, after) = layer.memory, fams
-    has_losses = config.fam_diversity_loss or config.fam_reconstruction_loss
-    if not (scale and config.fam_length and has_losses):
+    if not (scale and config.fam_length):
         return y
     q, kv = steps.project(layer, x, before.fam, at, prompt)
     total = jnp.zeros(len(y))

@@ -33,7 +33,7 @@ class How(NamedTuple):
       unroll: number of blocks in one iteration of the loop.
       whole: replicates activations [..., rows, D] over the devices that share a block, for a step.
       split: shards them along their rows over these devices, for storage between steps.
-      auxiliary_scale: of auxiliary losses (`auxiliary.py`); 0: none, outside of training.
+      auxiliary_scale: factor of auxiliary losses (`auxiliary.py`); 0: there are none.
     """
 
     kernel: Kernel = fused.XLA

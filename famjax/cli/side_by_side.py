@@ -15,7 +15,8 @@ from famjax.process.progress import clock
 from famjax.storage.model_dir import METRICS_JSONL
 
 POLL_SECONDS = 0.5
-# Seconds that runs get to save a checkpoint after one of them has failed, or after Ctrl-C.
+# Seconds that runs get to save a checkpoint after one of them has failed, or after SIGTERM. After Ctrl-C this process
+# ends sooner (`interrupts.GRACE_SECONDS`), and they save without it.
 END_SECONDS = 30.0
 
 
@@ -156,7 +157,8 @@ def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> N
                     running.remove(one)
                     free.append(one.cores)
             interrupts.check()
-            time.sleep(POLL_SECONDS)
+            # At once after a signal: a second one ends this process, and the runs would go on without it.
+            interrupts.wait(POLL_SECONDS)
 
 
 def _news(job: Job) -> tuple[int, str]:

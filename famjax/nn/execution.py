@@ -85,7 +85,7 @@ class Execution:
       remat: see `ModelConfig.remat`.
       unroll: number of blocks in one iteration of a layer's loop over blocks.
       scan: scan over layers, so that the program has the code of one layer (or period), instead of unrolling them.
-      auxiliary_scale: factor of auxiliary losses (`attention/auxiliary.py`), 0 outside of training.
+      auxiliary_scale: factor of auxiliary losses (`attention/auxiliary.py`); 0: there are none.
     """
 
     placement: Placement | None = None

@@ -41,6 +41,7 @@ _noted: list[list[int]] = []  # lists of `noted`, the innermost last
 _prog = ["famjax"]
 _pipe: list[int] = []  # signals are written to it while they are handled
 _settled = threading.Event()
+_asked = threading.Event()  # set when there is a request
 
 
 def requested() -> int:
@@ -52,6 +53,11 @@ def check() -> None:
     """Raises `KeyboardInterrupt` after Ctrl-C. Call it between two units of work, when nothing is half done."""
     if requested() == signal.SIGINT and threading.current_thread() is threading.main_thread():
         raise KeyboardInterrupt(_sentence("interrupted"))
+
+
+def wait(seconds: float) -> None:
+    """Sleeps, but no longer than until a signal asks this process to stop."""
+    _asked.wait(seconds)
 
 
 @contextlib.contextmanager
@@ -133,6 +139,7 @@ def handled(prog: str = "famjax", *numbers: int, lasting: bool = False) -> Itera
             signal.set_wakeup_fd(wakeup)
             os.close(_pipe.pop())
             _requested.clear()
+            _asked.clear()
 
 
 @contextlib.contextmanager
@@ -211,6 +218,7 @@ def _act(number: int) -> None:
             leave(128 + number, f"{_prog[0]}: {_sentence('ended at once')}")
         return
     _requested.append((number, time.monotonic()))
+    _asked.set()
     what = _stopping[-1] if _stopping else _after_step
     if number == signal.SIGINT:
         _say(f"Ctrl-C: {what(number)}; a second one ends the process at once")

@@ -83,8 +83,10 @@ def build(config: TrainConfig, mesh: Mesh, params: Weights, auxiliary: float = 0
 
 
 def auxiliary_scale(config: TrainConfig) -> float:
-    """Returns the factor of auxiliary losses: 1 / (rows x blocks x layers with FAM)."""
+    """Returns the factor of auxiliary losses, 1 / (rows x blocks x layers with FAM); 0 if there are none."""
     model = config.model
+    if not (model.memory.fam_diversity_loss or model.memory.fam_reconstruction_loss):
+        return 0.0
     with_fam = sum(model.layer(i).memory.fam_length > 0 for i in range(model.num_layers))
     blocks = -(-config.sequence_length // model.memory.block_size)
     return 1 / (config.batch_size * blocks * max(with_fam, 1))

@@ -33,6 +33,7 @@ jobs = []
 for place in map(Path, sys.argv[1:]):
     command = [sys.executable, "-c", {job!r}, str(place)]
     jobs.append(side_by_side.Job(place.name, TrainConfig(model_dir=str(place / "m"), steps=3), command, place / "log"))
+side_by_side.POLL_SECONDS = 600  # no signal waits for it
 with interrupts.handled("famjax compare"):
     side_by_side.train(jobs)
 """
