@@ -119,7 +119,7 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
     from famjax.storage.unfinished import atomic_directory
 
     weights = Weights(args.source)
-    tensors = adapter.tensors(family_of(hf), weights.shapes, weights.read)
+    tensors = adapter.tensors(family_of(hf), config, weights.shapes, weights.read)
     with atomic_directory(args.target, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as partial:
         adapter.write(partial, config, tensors, args.base_model)
         if memory := _memory(weights, config):
@@ -142,7 +142,7 @@ def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str], lora: LoraC
 
     ours = weights.read(pair.path, pair.layer)
     a = of_base(pair.path, "a")
-    if a in weights.shapes:
+    if a in weights.shapes and pair.layer is not None and lora.in_layer(pair.layer):
         # The sum is rounded once, to the dtype of the file.
         ours = ours.astype("float32")
         ours = merged(ours, weights.read(a, pair.layer), weights.read(of_base(pair.path, "b"), pair.layer), lora.scale)

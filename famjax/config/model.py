@@ -46,10 +46,12 @@ class LayerSettings:
       rope: position embedding.
       memory: memory settings of this layer: a local layer has its own `token_window`, a layer without FAM
         a `fam_length` of 0.
+      lora: whether the layer has low-rank updates.
     """
 
     rope: Rope
     memory: MemoryConfig
+    lora: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +63,16 @@ class LoraConfig:
       alpha: the low-rank update is scaled by alpha / rank; 0 means alpha = rank, a factor of 1.
       dropout: dropout rate of the inputs of the low-rank updates in training.
       projections: projections with a low-rank update; `gate` only if the model has a gated feed-forward layer.
+      first_layer: the first layer with low-rank updates; the layers before it have none (their pairs remain 0). Without
+        FAM in those layers either (`fam_layers`), a step that unrolls the layers (`scan_layers` False) has no backward
+        pass through them.
     """
 
     rank: int = 0
     alpha: float = 0.0
     dropout: float = 0.0
     projections: tuple[str, ...] = LORA_PROJECTIONS
+    first_layer: int = 0
 
     def __post_init__(self) -> None:
         """Normalises `projections`: a list, as in JSON, becomes a tuple in the standard order."""
@@ -79,11 +85,16 @@ class LoraConfig:
         """The factor alpha / rank of the low-rank update x A B."""
         return (self.alpha or self.rank) / self.rank
 
+    def in_layer(self, index: int) -> bool:
+        """Whether layer `index` has low-rank updates."""
+        return self.rank > 0 and index >= self.first_layer
+
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)
         at_least("LORA_RANK", self.rank, 0)
         at_least("LoraConfig.alpha", self.alpha, 0)
+        at_least("LoraConfig.first_layer", self.first_layer, 0)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"LoraConfig.dropout is {self.dropout}; it must be at least 0 and less than 1")
         for name in self.projections:
@@ -212,7 +223,8 @@ class ModelConfig:
         memory = dataclasses.replace(
             self.memory, token_window=window, fam_length=self.memory.fam_length if self.has_fam(index) else 0
         )
-        return LayerSettings(Rope(self.local_rope_base) if local and self.local_rope_base else self.rope, memory)
+        rope = Rope(self.local_rope_base) if local and self.local_rope_base else self.rope
+        return LayerSettings(rope, memory, self.lora.in_layer(index))
 
     def has_fam(self, index: int) -> bool:
         """Whether a layer has feedback activations."""
@@ -292,6 +304,11 @@ class ModelConfig:
         self.lora.validate()
         if self.lora.rank and self.lora.projections == ("gate",) and not self.gated_ff:
             raise ConfigError("LoraConfig.projections is `gate` alone, but the model is not gated; name others")
+        if self.lora.rank and not self.lora.in_layer(self.num_layers - 1):
+            raise ConfigError(
+                f"LoraConfig.first_layer is {self.lora.first_layer}, but the model has only {self.num_layers} layers, "
+                f"counted from 0"
+            )
         self.memory.check_model(self.attention_kernel, self.local_window if "local" in self.layer_pattern else 0)
         if self.memory.fam_length and not any(map(self.has_fam, range(self.num_layers))):
             raise ConfigError(

@@ -166,7 +166,7 @@ class Layer:
         weight, dtype = self.weights[group][name], self.config.dtype
         x = x.reshape(len(x), -1)
         out = x @ weight.astype(dtype).reshape(x.shape[-1], -1)
-        if pair := self.weights.get("lora", {}).get(name):
+        if self.settings.lora and (pair := self.weights.get("lora", {}).get(name)):
             dropped = x
             if self.key is not None and self.config.lora.dropout:
                 dropped = drop(x, name, key=self.key, rate=self.config.lora.dropout)

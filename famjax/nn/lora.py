@@ -109,13 +109,16 @@ def merged(base: HostOrDevice, a: HostOrDevice, b: HostOrDevice, scale: float) -
 
 def merge(params: dict[str, Any], config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
     """Merges LoRA. Returns the tree of weights with every pair added to its base, and the configuration without LoRA;
-    both unchanged if the rank is 0."""
+    both unchanged if the rank is 0. Pairs of layers before `LoraConfig.first_layer` are not added."""
     if not config.lora.rank:
         return params, config
     layers = {name: value for name, value in params["layers"].items() if name != "lora"}
+    first = config.lora.first_layer
     into = jax.vmap(lambda base, a, b: merged(base, a, b, config.lora.scale))
     with jax.default_matmul_precision("highest"):
         for name, pair in params["layers"]["lora"].items():
             group = layers[BASES[name]]
-            layers[BASES[name]] = group | {name: into(jnp.asarray(group[name]), pair["a"], pair["b"])}
+            whole = jnp.asarray(group[name])
+            added = into(whole[first:], pair["a"][first:], pair["b"][first:])
+            layers[BASES[name]] = group | {name: jnp.concatenate([whole[:first], added]) if first else added}
     return params | {"layers": layers}, dataclasses.replace(config, lora=LoraConfig())

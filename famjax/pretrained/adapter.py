@@ -26,12 +26,13 @@ _PAIRS, _BASES = "layers/lora/", ("layers/attention/", "layers/feed_forward/")
 
 
 def tensors(
-    family: Family, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, int], np.ndarray]
+    family: Family, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str, int], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Returns the adapter's tensors by peft's names.
 
     Args:
       family: provides the names of the projections.
+      config: of the model.
       shapes: shapes of our weights by path; only LoRA's are used.
       read: maps a path and a layer to that layer's array.
     """
@@ -40,7 +41,7 @@ def tensors(
         if not path.startswith(_PAIRS):
             continue
         name, part = path.removeprefix(_PAIRS).split("/")
-        for layer in range(shapes[path][0]):
+        for layer in filter(config.lora.in_layer, range(config.num_layers)):
             base = _module(family, name).format(layer)
             ours = read(path, layer)
             flat = ours.reshape(-1, ours.shape[-1]) if part == "a" else ours.reshape(ours.shape[0], -1)
@@ -59,6 +60,7 @@ def adapter_config(config: ModelConfig, names: Mapping[str, Any], base_model: st
         "lora_alpha": lora.alpha or lora.rank,
         "lora_dropout": lora.dropout,
         "target_modules": sorted({name.split(".")[-3] for name in names}),
+        "layers_to_transform": [*range(lora.first_layer, config.num_layers)] if lora.first_layer else None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

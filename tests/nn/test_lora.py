@@ -111,6 +111,48 @@ def test_gradients_are_those_of_a_product() -> None:
     tiny.assert_equal_up_to_rounding(found["fam"]["prompt"], prompts[0], prompts[1:])
 
 
+def test_layers_before_the_first_have_no_pairs() -> None:
+    """With `first_layer` 1 the result is that of pairs which are 0 in layer 0, whole, streamed and merged; layer 0's
+    pairs have no gradient."""
+    config = tiny.config(lora=dataclasses.replace(LORA, first_layer=1))
+    params = tiny.parameters(config)
+    pairs = jax.tree.map(lambda leaf: leaf.at[0].set(0), params["layers"]["lora"])
+    zeroed = params | {"layers": params["layers"] | {"lora": pairs}}
+    every = dataclasses.replace(config, lora=LORA)
+    tokens = tiny.tokens(config, 2, 13)
+    for run in (tiny.whole, tiny.stream):
+        found, expected = run(config, params, tokens), run(every, zeroed, tokens)
+        tiny.assert_close(found[0], expected[0])
+    jax.tree.map(tiny.assert_close, merge(params, config)[0], merge(zeroed, every)[0])
+    loss = lambda params: (tiny.whole_untraced(config, params, tokens)[0] ** 2).sum()
+    for leaf in jax.tree.leaves(jax.grad(loss)(params)["layers"]["lora"]):
+        assert (leaf[0] == 0).all() and (leaf[1] != 0).any()
+    with pytest.raises(ConfigError, match="first_layer is 2, but the model has only 2 layers"):
+        tiny.config(lora=LoraConfig(rank=1, first_layer=2)).validate()
+
+
+def test_unrolled_layers_before_the_first_have_no_backward_pass() -> None:
+    """With LoRA and FAM in the last of three layers, the gradient of LoRA has the products of one layer's backward pass
+    less for each of the others."""
+
+    def products(first: int) -> int:
+        memory = {"fam_layers": "-" * first + "+" * (3 - first), "fam_init": "prefix"}
+        config = tiny.config(num_layers=3, scan_layers=False, lora=LoraConfig(rank=1, first_layer=first), **memory)
+        params, tokens = tiny.parameters(config), tiny.tokens(config, 1, 8)
+
+        def loss(lora: Any) -> Any:
+            whole = params | {"layers": params["layers"] | {"lora": lora}}
+            return tiny.build(config, whole)(tokens)[0].sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params["layers"]["lora"])).count("dot_general")
+
+    forward = tiny.config(num_layers=1, fam_length=0)
+    params, tokens = tiny.parameters(forward), tiny.tokens(forward, 1, 8)
+    one = str(jax.make_jaxpr(lambda: tiny.build(forward, params)(tokens)[0])()).count("dot_general")
+    all_three, two, last = map(products, range(3))
+    assert all_three - two == two - last > one
+
+
 def test_chosen_projections() -> None:
     """Only the named projections have pairs, in the layer's order; a gate projection only if the layer has one."""
     config = tiny.config(lora=LoraConfig(rank=1, projections=["up", "query", "gate"]), gated_ff=False)

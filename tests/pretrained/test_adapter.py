@@ -71,6 +71,21 @@ def test_the_export_is_merged_and_the_adapter_alone_is_what_was_merged(dtype: st
     assert memory == json.loads((tmp_path / "merged" / "config.json").read_text())["famjax"]["memory"]
 
 
+def test_layers_without_pairs_are_not_in_the_adapter(tmp_path: Path) -> None:
+    """With `first_layer` 1 the adapter has layer 1 alone, and says so to peft; merged, layer 0 is the base."""
+    config = dataclasses.replace(CONFIG, lora=dataclasses.replace(CONFIG.lora, first_layer=1))
+    save_model(tmp_path / "model", config, tiny.parameters(config))
+    found = exported(tmp_path / "model", tmp_path / "adapter", "--adapter-only")
+    said = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert said["layers_to_transform"] == [1] and len(found) == 7 * 2
+    assert all(name.startswith("base_model.model.model.layers.1.") for name in found)
+    merged, params = exported(tmp_path / "model", tmp_path / "merged"), tiny.parameters(config)
+    same = lambda layer: np.array_equal(
+        merged[f"model.layers.{layer}.mlp.up_proj.weight"], params["layers"]["feed_forward"]["up"][layer].T
+    )
+    assert same(0) and not same(1)
+
+
 def test_the_export_of_a_small_checkpoint_is_that_of_the_whole_model(tmp_path: Path) -> None:
     """LoRA and FAM on a base in another directory: the folder equals that of the same weights in one directory, bit for
     bit; imported again, it is the merged model."""

@@ -54,7 +54,8 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
         2 V D targets / T                logits, only at positions that carry a loss
 
     Backward costs twice the forward: gradients of activations and of weights. So with all weights trained and without
-    attention it is the usual 6 N. A frozen matrix needs no gradient of its own: 4 N.
+    attention it is the usual 6 N. A frozen matrix needs no gradient of its own: 4 N. Layers before the first one with
+    anything to train need no backward pass: 2 N, and a third of attention's.
 
     Pairs are counted within the window, as if one document filled the row, and include the blocks before the row if
     memory is carried from step to step. Kinds of memory other than FAM add their own FLOPs (`Memory.flops`).
@@ -66,10 +67,12 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
     model, memory, T = config.model, config.model.memory, config.sequence_length
     # FAM adds F rows to the S tokens of a block.
     rows = 1 + memory.fam_length / memory.block_size
-    flops = 0.0
+    flops, forward_only = 0.0, layers_without_backward(config)
     for path, leaf in leaves(parameter_shapes(model)).items():
-        if path.startswith("layers/") and not path.endswith("/scale"):
-            uses = rows
+        if path.startswith("layers/lora/"):
+            uses = rows * (1 - model.lora.first_layer / model.num_layers)
+        elif path.startswith("layers/") and not path.endswith("/scale"):
+            uses = rows * (1 - forward_only / (2 * model.num_layers))
         elif path == ("embedding" if model.tie_embeddings else "unembedding"):
             uses = targets / T
         else:
@@ -79,8 +82,21 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
     if memory.segments_hold == "outputs":  # keys and values are projected once more
         flops += 3 * 4 * model.num_layers * model.d_model * model.num_kv_heads * model.head_dim
     pairs = attention_pairs(config) / T
-    flops += 3 * 4 * model.num_layers * model.num_heads * model.head_dim * pairs
-    return flops + 3 * model.num_layers * memories.of(memory).flops(model)
+    passes = 3 * model.num_layers - 2 * forward_only
+    flops += passes * 4 * model.num_heads * model.head_dim * pairs
+    return flops + passes * memories.of(memory).flops(model)
+
+
+def layers_without_backward(config: TrainConfig) -> int:
+    """Returns the number of layers before the first one with weights to train, LoRA or FAM; 0 if the embedding is
+    trained. Layers that are scanned (`scan_layers`) have a backward pass nevertheless, which is not counted."""
+    model, trained = config.model, lambda path: not config.tuning.settings_of(path)["frozen"]
+    paths = leaves(parameter_shapes(model))
+    of_layers = [path for path in paths if path.startswith("layers/") and not path.startswith("layers/lora/")]
+    if trained("embedding") or any(map(trained, of_layers)):
+        return 0
+    reached = (i for i in range(model.num_layers) if model.lora.in_layer(i) or model.has_fam(i))
+    return next(reached, 0)
 
 
 def attention_pairs(config: TrainConfig) -> int:

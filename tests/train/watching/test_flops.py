@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from famjax.cli.gin_config import load_model_config
-from famjax.config import DataConfig, OptimizerConfig, TrainConfig
+from famjax.config import DataConfig, LoraConfig, OptimizerConfig, TrainConfig
 from famjax.train.watching.flops import attention_pairs, flops_per_token, peak_flops
 from tests import tiny
 
@@ -44,6 +44,20 @@ def test_frozen_matrices_have_no_gradient_of_their_own():
     frozen = OptimizerConfig(parameters={"layers/feed_forward/*": {"frozen": True}})
     saved = flops_per_token(CONFIG, 8) - flops_per_token(dataclasses.replace(CONFIG, optimizer=frozen), 8)
     assert saved == 2 * (2 * 3 * 12 * 20) * 1.5
+
+
+def test_layers_before_the_first_trained_one_have_no_backward_pass():
+    """2 N and a third of attention's, with LoRA of rank 3 and FAM in the second of two layers; with FAM in both, its
+    gradient passes through both."""
+    lora = LoraConfig(rank=3, first_layer=1)
+    frozen = OptimizerConfig(trained="lora")
+    of = lambda **changes: dataclasses.replace(with_memory(lora=lora, **changes), optimizer=frozen)
+    matrices, attention = 4 * 12 * 8 + 3 * 12 * 20, 4 * 2 * 4 * 76 / 8
+    pairs = 3 * (4 * (12 + 8) + 3 * (12 + 20))
+    logits = 4 * 17 * 12
+    upper = (4 * matrices + 6 * pairs) * 1.5 + 3 * attention + logits
+    assert flops_per_token(of(fam_layers="-+"), 8) == pytest.approx(upper + 2 * matrices * 1.5 + attention, rel=1e-12)
+    assert flops_per_token(of(), 8) == pytest.approx(upper + 4 * matrices * 1.5 + 3 * attention, rel=1e-12)
 
 
 def test_the_paper_24b_model_costs_six_times_its_weights_and_its_window():
