@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     for flag, value, least in (("--show", args.show, 0), ("--steps", args.steps, 1), ("--width", args.width, 0)):
         if value < least:
             raise ConfigError(f"{flag} is {value}; it must be at least {least}")
-    config, _ = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
+    stand_ins = {"MODEL_DIR": "'none'"}  # gin/runs/finetune.gin requires it
+    config, _ = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings, stand_ins)
     config = dataclasses.replace(config, model_dir=config.model_dir or "none")
     config.validate()
     from rich.console import Console

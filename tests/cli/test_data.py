@@ -75,6 +75,13 @@ def test_a_generated_task_as_a_person_sees_it(capsys: pytest.CaptureFixture) -> 
         assert f"What is the pass key? The pass key is {key}" in plain_text
 
 
+def test_fine_tuning_needs_no_model_dir_either(capsys: pytest.CaptureFixture) -> None:
+    """`gin/runs/finetune.gin` requires MODEL_DIR, which this verb does not use."""
+    files = ["--gin_file", "gin/runs/finetune.gin", "--gin.INITIAL_CHECKPOINT_PATH='runs/base'"]
+    task = ["--gin.MIXTURE_OR_TASK_NAME='passkey'", "--gin.TASK_FEATURE_LENGTHS={'targets': 1536}"]
+    assert "passkey: 2 rows of 1536 tokens in blocks of 64" in shown(capsys, *files, *task, "--gin.BATCH_SIZE=2")
+
+
 def test_counting_all_documents(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """`--check` reads every document once."""
     for i, size in enumerate((5, 100, 0, 17)):
