@@ -28,8 +28,9 @@ def load(
 ) -> Transformer:
     """Returns the model of a directory, optionally with other memory settings.
 
-    LoRA is merged, weights are cast to the compute dtype, and layers are unstacked. None of this changes the
-    model's outputs, except for rounding of the merged LoRA.
+    LoRA is merged, weights are cast to the compute dtype, layers are unstacked, and a fully open gate on FAM's
+    attention is removed: it would attend twice for the same result. None of this changes the model's outputs, except
+    for rounding of the merged LoRA.
 
     Args:
       model_dir: model directory, or one of its checkpoints.
@@ -46,7 +47,7 @@ def load(
     devices = make_mesh(sizes) if sizes != (1, 1, 1) else None
     shapes = parameter_shapes if devices is None else functools.partial(_placed_shapes, mesh=devices)
     config, params = load_model(model_dir, shapes, **memory)
-    params, config = merge(params, config)
+    params, config = without_open_gate(*merge(params, config))
     if devices is not None:  # merged weights have the shardings that result from the sums
         params = jax.device_put(params, sharding.shardings(parameter_axes(config), params, devices))
     # The attention kernel configured for training may not run on this platform.
@@ -57,6 +58,16 @@ def load(
     _warn_if_gate_is_closed(model_dir, params)
     model: Transformer = nnx.merge(structure(config, execution), params)
     return unstacked(model)
+
+
+def without_open_gate(params: dict[str, Any], config: ModelConfig) -> tuple[dict[str, Any], ModelConfig]:
+    """Returns weights and configuration without FAM's gate if it is 1 in all layers with FAM: then the model is the
+    paper's."""
+    gate = params.get(FAM, {}).get(GATE)
+    if gate is None or not all((gate[i] == 1).all() for i in range(config.num_layers) if config.has_fam(i)):
+        return params, config
+    fam = {name: array for name, array in params[FAM].items() if name != GATE}
+    return params | {FAM: fam}, dataclasses.replace(config, memory=dataclasses.replace(config.memory, fam_gate=False))
 
 
 def _compute_dtype(model_dir: str | Path, config: ModelConfig) -> str:

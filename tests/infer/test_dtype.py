@@ -1,4 +1,4 @@
-"""In which type a loaded model computes: its own, but float32 on a CPU; and what its sessions continue in."""
+"""What loading changes: the compute dtype, float32 on a CPU, also for sessions; and an open gate, which is removed."""
 
 import dataclasses
 from pathlib import Path
@@ -78,3 +78,21 @@ def test_gin_and_mistakes(model_dir, tmp_path, capsys) -> None:
     assert "dtype 'half' is not one of float32, bfloat16" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="dtype 'half'"):
         EvalConfig(model_dirs=("x",), dtype="half").validate()
+
+
+def test_an_open_gate_is_removed_and_any_other_kept(tmp_path) -> None:
+    """With a gate of 1 in every layer with FAM, the model is the paper's, with its scores; with one head at 0.99 it
+    keeps the gate, and its own scores."""
+    config = tiny.config(vocab_size=256, fam_gate=True, fam_layers="-+")
+    params = tiny.parameters(config)
+    paper = tiny.with_memory(config, fam_gate=False)
+    checkpoint.save_model(tmp_path / "paper", paper, params | {"fam": {"prompt": params["fam"]["prompt"]}})
+    found = {}
+    for name, gate in (("open", [[0.5, 0.5], [1, 1]]), ("ajar", [[1, 1], [1, 0.99]])):
+        fam = params["fam"] | {"gate": jnp.asarray(gate, jnp.float32)}
+        checkpoint.save_model(tmp_path / name, config, params | {"fam": fam})
+        model = load(tmp_path / name)
+        assert model.config.memory.fam_gate == (name == "ajar")
+        found[name] = scores(model)
+    np.testing.assert_array_equal(found["open"], scores(load(tmp_path / "paper")))
+    assert np.abs(found["ajar"] - found["open"]).max() > 1e-5
