@@ -301,7 +301,13 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert f"they recall {recalled['fam_gated']['value']:.0%} after 64 blocks" in readme
 
 
-@pytest.mark.parametrize("name", ["comparing", "memory_page", "plan_all", "quickstart_page", "serving", "texts_page"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ablations_page", "bench_page", "comparing", "memory_page", "plan_all", "quickstart_page", "serving",
+        "story_page", "texts_page",
+    ],
+)  # fmt: skip
 def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:
     """Between its markers a page has what the script in `launch/studies/` writes from its JSON file."""
     page = script(name).PAGE

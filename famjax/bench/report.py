@@ -35,13 +35,16 @@ def print_tables(results: dict[str, Any], console: Console | None = None) -> Non
     console = console or Console()
     if not console.is_terminal:
         console.width = 140  # files and pipes have no width
-    for name, show in _TABLES.items():
-        if name in results:
-            for line in show(results[name]):
-                console.print(line)
+    for line in tables(results):
+        console.print(line)
     if "machine" in results:
         console.print(summary(results["machine"]), highlight=False, soft_wrap=True)
     console.print(f"peak memory of this process, over all measurements: {results['peak_rss_mib']:,.0f} MiB")
+
+
+def tables(results: dict[str, Any]) -> list[Table | str]:
+    """Returns the tables of all suites in a `bench.json`, and the lines below them."""
+    return [line for name, show in _TABLES.items() if name in results for line in show(results[name])]
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -178,6 +181,7 @@ _TABLES: dict[str, Callable[[Any], list[Any]]] = {
     "training": _training, "prefill": _prefill, "questions": _questions, "peers": _peers, "inference": _inference,
     "serving": _serving,
 }  # fmt: skip
+SUITES = tuple(_TABLES)
 
 
 def _ratio(values: dict[str, float]) -> str:

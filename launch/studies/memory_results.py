@@ -12,7 +12,7 @@ NEAR = 3  # maximum tokens between a block boundary and the start of an answer t
 # Tasks with a key at any depth, and their titles.
 DEPTH_TASKS = {"passkey_depth": "key at any depth", "passkey_newest": "the newest of four keys, by its depth"}
 # Runs that the plot shows in addition to the recipe.
-PLOTTED = ("bswa_m0", "bswa_m1", "as_carried", "bound", "paper", "rsp")
+PLOTTED = ("bswa_m0", "bswa_m1", "as_carried_seed0", "paper_seed0")
 
 
 def evaluations(run: "Run", folder: Path) -> list[Path]:

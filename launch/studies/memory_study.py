@@ -102,7 +102,7 @@ def any_depth() -> list[Run]:
 
 
 def base() -> Run:
-    """Returns the recipe with fewer steps: the quickstart's FAM, the reference of twins and ablations."""
+    """Returns the recipe with fewer steps: the quickstart's FAM."""
     return Run("base", "twins", "FAM, M = 0", asked=(Asked("1,2,4,8,16,64,256,1024"),))
 
 
@@ -118,54 +118,25 @@ def twins() -> list[Run]:
     return [base(), *found, Run("bswa_equal", "twins", about, equal, asked=asked)]
 
 
-ROWS_22 = ("TASK_FEATURE_LENGTHS={'targets': 1408}", "PassKeyConfig.stages=(1, 2, 4, 8, 16)")
-PAPER = (*ROWS_22, "PassKeyConfig.stream_share=0.0")
-RSP = "MemoryConfig.random_state_passing=0.8"
-# One change each: name, description, bindings. "Departure" marks changes of the paper's equations.
-CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("as_carried", "carried FAM as it is", (AS_CARRIED,)),
-    ("all_young", "carried FAM rescaled in all rows", ("TrainConfig.carried_fam_share=1.0",)),
-    ("young_4", "carried FAM rescaled to RMS 4, not 1.5", ("TrainConfig.carried_fam_rms=4.0",)),
-    ("paper", "the paper: no streams, no RSP, gradients over 16 blocks", PAPER),
-    ("rsp", "the paper: no streams, RSP 0.8, gradients over 16 blocks", (*PAPER, RSP)),
-    ("rsp_late", "the paper: no streams, RSP 0.8 from step 1200, gradients over 16 blocks",
-     (*PAPER, RSP, "MemoryConfig.random_state_passing_from=1200")),
-    ("bound", "carried FAM as it is, bounded to RMS 4 at every update (departure)",
-     (AS_CARRIED, "MemoryConfig.fam_max_rms=4.0")),
-    ("growth", "carried FAM as it is, loss 0.1 on FAM's growth", (AS_CARRIED, "TrainConfig.fam_growth_loss=0.1")),
-    ("noise", "noise 0.2 on FAM in training (departure)", ("MemoryConfig.fam_noise=0.2",)),
-    ("ungated", "streams continue after wrong answers", ("PassKeyConfig.stream_gated=False",)),
-    ("half", "half of the rows stream", ("PassKeyConfig.stream_share=0.5",)),
-    ("streams_64", "streams of at most 64 blocks", ("PassKeyConfig.stream_blocks=64",)),
-    ("no_straddle", "answers near block boundaries only by chance", ("PassKeyConfig.straddle_share=0.0",)),
-    ("straddle_within", "answers that straddle boundaries, none that start just after one",
-     ("PassKeyConfig.straddle_behind=0",)),
-    ("rows_8", "rows of 8 blocks: gradients over 3 blocks of filler",
-     ("TASK_FEATURE_LENGTHS={'targets': 512}", "PassKeyConfig.stages=(1, 2, 3)")),
-    ("rows_22", "rows of 22 blocks: gradients over 16 blocks of filler", ROWS_22),
-    ("no_curriculum", "all lengths from the start", ("PassKeyConfig.stages=(6,)",)),
-    ("no_text", "no loss on other text", ("PassKeyConfig.text_weight=0.0",)),
-    ("text", "loss weight 0.5 on other text, not 0.05", ("PassKeyConfig.text_weight=0.5",)),
-    ("first_residual", "the first update adds the prompt (departure)", ("MemoryConfig.zero_first_residual=False",)),
-    ("prefix", "prefix instead of prompt", ("MemoryConfig.fam_init='prefix'",)),
-    ("prompt_lr", "the prompt's learning rate times 10, no decay",
-     ("OptimizerConfig.parameters={'fam/prompt': {'learning_rate': 10.0, 'weight_decay': False}}",)),
-    ("float", "FAM positions between blocks", ("MemoryConfig.fam_position='float'",)),
-    ("zero", "FAM positions zero", ("MemoryConfig.fam_position='zero'",)),
-    ("fam_2", "FAM length 2, not 8", ("FAM_LENGTH=2",)),
-    ("fam_4", "FAM length 4", ("FAM_LENGTH=4",)),
-    ("fam_16", "FAM length 16", ("FAM_LENGTH=16",)),
-    ("layers_2", "2 layers, not 3", ("ModelConfig.num_layers=2",)),
-    ("layers_4", "4 layers", ("ModelConfig.num_layers=4",)),
-    ("width_32", "width 32, not 64", ("ModelConfig.d_model=32", "ModelConfig.d_ff=64", "ModelConfig.head_dim=16")),
-    ("width_96", "width 96", ("ModelConfig.d_model=96", "ModelConfig.d_ff=192", "ModelConfig.head_dim=48")),
+PAPER = (
+    "TASK_FEATURE_LENGTHS={'targets': 1408}", "PassKeyConfig.stages=(1, 2, 4, 8, 16)", "PassKeyConfig.stream_share=0.0",
+    "MemoryConfig.random_state_passing=0.8",
 )  # fmt: skip
+# Changes of tiny_fam.gin: name, description, bindings.
+CHANGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("paper", "the paper: no streams, RSP 0.8, gradients over 16 blocks", PAPER),
+    ("as_carried", "carried FAM as it is", (AS_CARRIED,)),
+    ("ungated", "streams continue after wrong answers", ("PassKeyConfig.stream_gated=False",)),
+    ("no_text", "no loss on other text", ("PassKeyConfig.text_weight=0.0",)),
+)
 
 
 def ablations() -> list[Run]:
-    """Returns the reference, and a run for each of `CHANGES`, all with one seed."""
-    changed = [Run(name, "ablations", about, bindings) for name, about, bindings in CHANGES]
-    return [base()._replace(about="unchanged: the recipe with half the steps"), *changed]
+    """Returns a run for each of `CHANGES` and each seed."""
+    part = lambda name, about, bindings, seed: Run(
+        f"{name}_seed{seed}", "ablations", f"{about}, seed {seed}", (*bindings, f"RANDOM_SEED={seed}")
+    )
+    return [part(*change, seed) for change in CHANGES for seed in SEEDS]
 
 
 def block1024() -> list[Run]:

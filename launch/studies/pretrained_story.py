@@ -4,8 +4,8 @@
 
 Everything is small and made here, so it runs on two cores in minutes: the texts, a byte-level BPE tokenizer, and a tiny
 Llama that is trained from scratch with ordinary attention on short texts. The rest applies to any transformers folder:
-import it with a memory, fine-tune LoRA and FAM, evaluate before and after, export. Each command is printed before it
-runs. The same command resumes an interrupted run.
+import it with a memory, fine-tune LoRA and FAM with several seeds, evaluate before and after, export. Each command is
+printed before it runs. The same command resumes an interrupted run.
 
 The texts are the modules of Python's standard library. --texts names others (DIR/train/*.txt and DIR/heldout/*.txt, as
 written by launch/studies/debian_texts.py).
@@ -40,17 +40,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output directory")
     parser.add_argument("--texts", type=Path, metavar="DIR", help="texts (default: Python's standard library)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all trainings (default: 0)")
+    parser.add_argument(
+        "--seeds", type=numbers, default=(0, 1, 2), metavar="N,N", help="seeds of the fine-tunings (default: 0,1,2)"
+    )
     parser.add_argument(
         "--filler-blocks",
         default="0,1,2,4,8,16,32",
         metavar="N,N",
         help="pass-key evaluation: filler lengths in blocks",
     )
-    parser.add_argument(
-        "--longest", type=int, default=8192, metavar="N", help="truncate held-out texts to N tokens (default: 8192)"
-    )
-    for name in ("base", "passkey", "texts"):
+    for name in ("base", "passkey"):
         parser.add_argument(f"--{name}-steps", type=int, metavar="N", help="training steps (default: the experiment's)")
     args = parser.parse_args()
     began = time.monotonic()
@@ -85,49 +84,52 @@ class Story:
             standard_library(self.texts)
         tokenizer, quizzes = self.at / "tokenizer", self.at / "quizzes.jsonl"
         if not quizzes.exists():
-            write_quizzes(quizzes, self.args.seed)
+            write_quizzes(quizzes)
         if not tokenizer.exists():
             train_tokenizer(tokenizer, sorted((self.texts / "train").glob("*.txt")), quizzes)
         self.train(
-            "base", "story_base.gin", TEXTS=f"{self.texts}/train/*.txt", QUIZZES=str(quizzes),
+            "base", "story_base.gin", self.args.base_steps, TEXTS=f"{self.texts}/train/*.txt", QUIZZES=str(quizzes),
             VOCABULARY=f"{tokenizer}/tokenizer.json",
         )  # fmt: skip
         verbs.once(self.at / "llama", "export-hf", self.at / "base", self.at / "llama")
 
+    @property
+    def passkeys(self) -> list[str]:
+        """Directories of the fine-tuned models, one for each seed."""
+        return [f"passkey_seed{seed}" for seed in self.args.seeds]
+
     def fine_tuned(self) -> None:
-        """Imports with FAM (`imported`) and without (`before`); trains LoRA on the pass key and on long documents."""
+        """Imports with FAM (`imported`) and without (`before`); trains LoRA and FAM on the pass key with each seed."""
         llama = self.at / "llama"
         verbs.once(self.at / "before", "import-hf", llama, self.at / "before", *MEMORY, "--fam-length", "0")
         verbs.once(self.at / "imported", "import-hf", llama, self.at / "imported", *MEMORY, "--fam-length", FAM_LENGTH)
-        self.train("passkey", "story_passkey.gin", INITIAL_CHECKPOINT_PATH=str(self.at / "imported"))
-        for name, start in (("texts", "imported"), ("texts_twin", "before")):
-            sources = (f"{self.texts}/train/*.txt",)
-            self.train(name, "story_texts.gin", INITIAL_CHECKPOINT_PATH=str(self.at / start), SOURCES=sources)
+        for seed, name in zip(self.args.seeds, self.passkeys, strict=True):
+            macros = {"INITIAL_CHECKPOINT_PATH": str(self.at / "imported"), "RANDOM_SEED": seed}
+            self.train(name, "story_passkey.gin", self.args.passkey_steps, **macros)
 
     def evaluated(self) -> None:
-        """Evaluates before and after: the pass key by filler length, held-out documents by position."""
-        models = lambda *names: [word for name in names for word in ("--model", self.at / name)]
-        lengths = ["--filler-blocks", self.args.filler_blocks]
-        verbs.famjax("eval", *models("passkey", "before", "imported"), *lengths, "--output", self.at / "shown_passkey")
-        documents = ["--texts", f"{self.texts}/heldout/*.txt", "--longest", self.args.longest]
-        verbs.famjax("eval", *models("texts", "texts_twin", "before"), *documents, "--output", self.at / "shown_texts")
+        """Evaluates the pass key by filler length, before and after."""
+        models = [word for name in (*self.passkeys, "before", "imported") for word in ("--model", self.at / name)]
+        verbs.famjax("eval", *models, "--filler-blocks", self.args.filler_blocks, "--output", self.at / "shown")
 
     def exported(self) -> None:
-        """Exports both fine-tuned models, and compares transformers on the exports with famjax without FAM."""
-        for name in ("passkey", "texts"):
-            folder = self.at / f"llama_{name}"
-            verbs.once(folder, "export-hf", self.at / name, folder)
-            text = next(iter(sorted((self.texts / "heldout").glob("*.txt")))).read_text(encoding="utf-8")[:250]
-            verbs.compare_with_transformers(self.at / name, folder, text)
+        """Exports a fine-tuned model, and compares transformers on the export with famjax without FAM."""
+        name, folder = self.passkeys[0], self.at / "llama_passkey"
+        verbs.once(folder, "export-hf", self.at / name, folder)
+        text = next(iter(sorted((self.texts / "heldout").glob("*.txt")))).read_text(encoding="utf-8")[:250]
+        verbs.compare_with_transformers(self.at / name, folder, text)
 
     # --- commands ------------------------------------------------------------------------------------------
 
-    def train(self, name: str, experiment: str, **macros: Any) -> None:
+    def train(self, name: str, experiment: str, steps: int | None, **macros: Any) -> None:
         """Runs `famjax train`, which resumes an interrupted run, and does nothing if it is finished."""
-        macros |= {"MODEL_DIR": str(self.at / name), "RANDOM_SEED": self.args.seed}
-        steps = getattr(self.args, f"{name.removesuffix('_twin')}_steps")
-        macros |= {} if steps is None else {"TRAIN_STEPS": steps}
+        macros |= {"MODEL_DIR": str(self.at / name)} | ({} if steps is None else {"TRAIN_STEPS": steps})
         verbs.train(f"gin/experiments/{experiment}", **macros)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Returns the integers of a comma-separated list. Raises `ValueError`."""
+    return tuple(map(int, text.split(",")))
 
 
 def fail(message: str) -> NoReturn:
@@ -158,9 +160,9 @@ def standard_library(folder: Path) -> None:
     print(f"texts: {sizes['train'] / 1e6:.1f} MB to train on, {sizes['heldout'] / 1e6:.1f} MB held out, from {root}")
 
 
-def write_quizzes(path: Path, seed: int) -> None:
+def write_quizzes(path: Path) -> None:
     """Writes short pass-key documents for pretraining, with up to a few sentences of filler, as JSON lines."""
-    rng = np.random.default_rng(7 + seed)
+    rng = np.random.default_rng(7)
     lines = []
     for _ in range(QUIZZES):
         key, filler = random_key(rng, 5), (2 * FILLER)[: int(rng.integers(0, 2 * len(FILLER)))]

@@ -21,11 +21,15 @@ MEMORY = ("block_size", "memory_segments", "fam_length")
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
     """Returns the part of a bench.json that docs/serving.json keeps, without folders and settings of the machine."""
-    machine = {name: found["machine"][name] for name in MACHINE}
-    machine["versions"] = {name: version for name, version in found["machine"]["versions"].items() if name in SHOWN}
     settings = {name: found["settings"][name] for name in SETTINGS}
     settings["memory"] = {name: found["settings"]["model"]["memory"][name] for name in MEMORY}
-    return {"machine": machine, "settings": settings, "serving": found["serving"]}
+    return {"machine": of_machine(found["machine"]), "settings": settings, "serving": found["serving"]}
+
+
+def of_machine(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of a bench.json's machine that a page keeps."""
+    versions = {name: version for name, version in found["versions"].items() if name in SHOWN}
+    return {name: found[name] for name in MACHINE} | {"versions": versions}
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ def told(tmp_path_factory) -> tuple[Path, str]:
     import os
 
     at = tmp_path_factory.mktemp("story") / "run"
-    flags = ["--passkey-steps", "300", "--texts-steps", "150", "--filler-blocks", "0,2,4"]
+    flags = ["--seeds", "0", "--passkey-steps", "300", "--filler-blocks", "0,2,4"]
     done = subprocess.run(
         [sys.executable, "launch/studies/pretrained_story.py", str(at), *flags], env=cpu.environment(os.environ),
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60 * MINUTES,
@@ -30,16 +30,17 @@ def told(tmp_path_factory) -> tuple[Path, str]:
     return at, done.stdout
 
 
-def shown(at: Path, what: str) -> dict[str, dict]:
+def shown(at: Path) -> dict[str, dict]:
     """Results by model."""
-    return {model["name"]: model for model in json.loads((at / what / "results.json").read_text())["models"]}
+    return {model["name"]: model for model in json.loads((at / "shown" / "results.json").read_text())["models"]}
 
 
 @pytest.mark.slow
 def test_the_memory_reaches_beyond_the_window_and_the_window_stays(told) -> None:
     """The pass key behind 2 and 4 blocks: never before, mostly after; within the window no worse than before."""
-    models = shown(told[0], "shown_passkey")
-    before, after = ({row["filler_blocks"]: row for row in models[name]["passkey"]} for name in ("before", "passkey"))
+    models = shown(told[0])
+    by_blocks = lambda name: {row["filler_blocks"]: row for row in models[name]["passkey"]}
+    before, after = by_blocks("before"), by_blocks("passkey_seed0")
     for blocks in (2, 4):
         assert before[blocks]["high"] < 0.1
         assert after[blocks]["low"] > 0.5
@@ -48,27 +49,15 @@ def test_the_memory_reaches_beyond_the_window_and_the_window_stays(told) -> None
 
 
 @pytest.mark.slow
-def test_long_documents_are_read_better_and_their_beginnings_no_worse(told) -> None:
-    """Held-out documents after fine-tuning, against the same documents before: fewer bits per byte behind the first
-    blocks and over all; no more in the first block, within the interval."""
-    rows = {row["from"] if row["to"] else "all": row for row in shown(told[0], "shown_texts")["before"]["text"]}
-    assert rows[0]["less_than_first"]["low"] < 0
-    for where in (4096, "all"):
-        assert rows[where]["less_than_first"]["high"] < 0
-
-
-@pytest.mark.slow
 def test_folders_go_back_to_transformers(told) -> None:
     """Log probabilities are those of transformers; what was frozen is bit for bit what was imported, tokenizer too."""
     at, printed = told
     differences = [float(found) for found in re.findall(r"differ by at most (\S+) from transformers'", printed)]
-    assert len(differences) == 2 and max(differences) < 1e-4
+    assert len(differences) == 1 and differences[0] < 1e-4
     theirs = safetensors.numpy.load_file(at / "llama" / "model.safetensors")
-    for name in ("llama_passkey", "llama_texts"):
-        ours = safetensors.numpy.load_file(at / name / "model.safetensors")
-        assert ours.keys() == theirs.keys()
-        for tensor in ours:
-            same = np.array_equal(ours[tensor], theirs[tensor])
-            assert same == ("_proj" not in tensor), tensor
-        assert safetensors.numpy.load_file(at / name / "fam.safetensors")["fam_prompt"].shape == (8, 64)
-        assert (at / name / "tokenizer.json").read_bytes() == (at / "tokenizer" / "tokenizer.json").read_bytes()
+    ours = safetensors.numpy.load_file(at / "llama_passkey" / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for tensor in ours:
+        assert np.array_equal(ours[tensor], theirs[tensor]) == ("_proj" not in tensor), tensor
+    assert safetensors.numpy.load_file(at / "llama_passkey" / "fam.safetensors")["fam_prompt"].shape == (8, 64)
+    assert (at / "llama_passkey" / "tokenizer.json").read_bytes() == (at / "tokenizer" / "tokenizer.json").read_bytes()

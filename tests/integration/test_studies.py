@@ -31,7 +31,7 @@ def test_every_training_of_the_memory_study_is_possible(tmp_path) -> None:
     jobs = study.jobs(list(runs.values()), argparse.Namespace(folder=tmp_path, gin=[]))
     assert [job.name for job in jobs] == list(runs)
     settings = {repr(job.config).replace(job.config.model_dir, "") for job in jobs}
-    assert len(settings) == len(jobs) > 30
+    assert len(settings) == len(jobs) > 25
     waves = study.waves([runs[name] for name in ("block1024", "long_seed0", "base", "block256")])
     assert [[run.name for run in wave] for wave in waves] == [["long_seed0", "base"], ["block256"], ["block1024"]]
     assert set(script("memory_results").PLOTTED) <= set(runs)
