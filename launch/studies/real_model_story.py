@@ -4,11 +4,12 @@
     python launch/studies/real_model_story.py DIR --quick   a few training steps, as a smoke test
 
 1. downloaded launch/fetch_smollm2.py: 98 MB, Apache-2.0
-2. imported   with blocks of 64 tokens, one memory segment and a FAM of 16 in every layer, its gate closed; and a twin
-              without FAM but with one more segment, whose memory has more bytes than that of the model with FAM
+2. imported   with blocks of 32 tokens, no memory segment and a FAM of 16, its gate closed; and a twin without FAM but
+              with two segments, whose memory has more bytes than that of the model with FAM
 3. unchanged  log probabilities of a text are equal with FAM on and off
-4. trained    both on the pass key: LoRA, FAM's prompt; the gate opens
-5. evaluated  the pass key at 0 to 16 blocks of filler, all alignments
+4. trained    FAM and LoRA in the upper 8 layers on the pass key: the gate opens, the key is carried; then, in streams,
+              kept
+5. evaluated  the pass key at 0 to 64 blocks of filler, before and after, and the twin
 6. exported   and loaded by transformers, if it is installed
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import verbs
@@ -26,11 +28,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fetch_smollm2
 
-EXPERIMENT = "gin/experiments/smollm2_passkey.gin"
 MEMORY = {
-    "fam": ["--block-size", "64", "--memory-segments", "1", "--fam-length", "16"],
-    "twin": ["--block-size", "64", "--memory-segments", "2", "--fam-length", "0"],
+    "fam": ["--block-size", "32", "--memory-segments", "0", "--fam-length", "16"],
+    "twin": ["--block-size", "32", "--memory-segments", "2", "--fam-length", "0"],
 }
+
+
+class Stage(NamedTuple):
+    """A training: the directories of its result and of its initial weights, its gin file, and macros."""
+
+    name: str
+    start: str
+    experiment: str
+    macros: dict[str, Any]
+
+
+# The second stage resumes the first with a lower rate.
+STAGES = (
+    Stage("carries", "fam_imported", "gin/experiments/smollm2_passkey.gin", {"TRAIN_STEPS": 300}),
+    Stage(
+        "carries", "fam_imported", "gin/experiments/smollm2_passkey.gin", {"TRAIN_STEPS": 400, "LEARNING_RATE": 7e-4}
+    ),
+    Stage("keeps", "carries", "gin/experiments/smollm2_streams.gin", {}),
+)
 QUICK_STEPS = 8
 # Maximum difference of log probabilities between FAM on and off after the import (float32 rounding).
 ROUNDING = 1e-3
@@ -40,8 +60,10 @@ def main() -> int:
     """Runs the story. Returns 0, or the exit code of a command that failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="output directory")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} training steps, short evaluations")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: 400)")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"only the first training, {QUICK_STEPS} steps; short evaluations"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="only the first training, with N steps")
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of the trainings and of FAM's prompt (default: 0)"
     )
@@ -55,20 +77,25 @@ def main() -> int:
         at, text = args.folder, (args.text or Path(__file__)).read_text(encoding="utf-8")[:4000]
         imported(at, args.seed)
         harmless(at, text)
-        steps = args.steps or (QUICK_STEPS if args.quick else None)
-        macros = {"RANDOM_SEED": args.seed} | ({} if steps is None else {"TRAIN_STEPS": steps})
-        for name in MEMORY:
-            places = {"INITIAL_CHECKPOINT_PATH": str(at / f"{name}_imported"), "MODEL_DIR": str(at / name)}
-            verbs.train(EXPERIMENT, **places, **macros)
-        blocks, alignments = ("0,4", 4) if args.quick else ("0,1,2,4,8,16", 16)
-        models = [word for name in MEMORY for word in ("--model", at / name)]
+        last = train(at, args.seed, QUICK_STEPS if args.quick else args.steps)
+        blocks, alignments = ("0,1,4", 4) if args.quick else ("0,1,2,4,8,16,32,64", 8)
+        models = [word for name in (last, "fam_imported", "twin_imported") for word in ("--model", at / name)]
         asked = ["--filler-blocks", blocks, f"--gin.EvalConfig.alignments={alignments}"]
-        verbs.famjax("eval", *models, "--model", at / "fam_imported", *asked, "--output", at / "shown")
-        verbs.once(at / "exported", "export-hf", at / "fam", at / "exported")
-        verbs.compare_with_transformers(at / "fam", at / "exported", text[:800])
+        verbs.famjax("eval", *models, *asked, "--output", at / "shown")
+        verbs.once(at / "exported", "export-hf", at / last, at / "exported")
+        verbs.compare_with_transformers(at / last, at / "exported", text[:800])
         print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all; {at / 'shown' / 'report.html'}")
 
     return verbs.run("real_model_story", body)
+
+
+def train(at: Path, seed: int, steps: int | None) -> str:
+    """Trains the stages, or with `steps` the first alone; returns the directory of the last one in `at`."""
+    stages = STAGES if steps is None else (STAGES[0]._replace(macros={"TRAIN_STEPS": steps}),)
+    for stage in stages:
+        places = {"INITIAL_CHECKPOINT_PATH": str(at / stage.start), "MODEL_DIR": str(at / stage.name)}
+        verbs.train(stage.experiment, **places, RANDOM_SEED=seed, **stage.macros)
+    return stages[-1].name
 
 
 def imported(at: Path, seed: int) -> None:

@@ -86,7 +86,8 @@ def test_what_the_evaluation_shown_asks_for_is_known(tmp_path, monkeypatch) -> N
 
 
 def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path, monkeypatch) -> None:
-    """From import to export: every command parses, and the models evaluated are those trained and the import."""
+    """From import to export: every command parses, the models evaluated are the last one trained and both imports, and
+    every training starts from what an earlier command has made."""
     story = script("real_model_story")
     said: list[list[str]] = []
 
@@ -97,19 +98,35 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path,
 
     monkeypatch.setattr(story.verbs, "famjax", famjax)
     monkeypatch.setattr(story.fetch_smollm2, "main", lambda words: 0)
-    monkeypatch.setattr("sys.argv", ["real_model_story.py", str(tmp_path), "--quick"])
     compared: list[Path] = []
     monkeypatch.setattr(story.verbs, "compare_with_transformers", lambda *places: compared.extend(places[:2]))
-    assert story.main() == 0
-    order = ["import-hf", "import-hf", "score", "score", "train", "train", "eval", "export-hf"]
-    assert [words[0] for words in said] == order
-    parsed = [
-        cli.parse(importlib.import_module(f"famjax.cli.{words[0].replace('-', '_')}"), words[1:]) for words in said
-    ]
-    assert parsed[6].model == [str(tmp_path / name) for name in ("fam", "twin", "fam_imported")]
-    assert tuple(parsed[6].filler_blocks) == (0, 4)
-    assert all(f"TRAIN_STEPS={story.QUICK_STEPS}" in one.gin_bindings for one in parsed[4:6])
-    assert compared == [tmp_path / "fam", tmp_path / "exported"]
+    for quick, trained in (([], ["carries", "carries", "keeps"]), (["--quick"], ["carries"])):
+        out = tmp_path / trained[-1]
+        out.mkdir()
+        monkeypatch.setattr("sys.argv", ["real_model_story.py", str(out), *quick])
+        said.clear()
+        assert story.main() == 0
+        order = ["import-hf", "import-hf", "score", "score", *(["train"] * len(trained)), "eval", "export-hf"]
+        assert [words[0] for words in said] == order
+        parsed = [
+            cli.parse(importlib.import_module(f"famjax.cli.{words[0].replace('-', '_')}"), words[1:]) for words in said
+        ]
+        trainings, shown = parsed[4:-2], parsed[-2]
+        made = {"fam_imported", "twin_imported"}
+        for one, name in zip(trainings, trained, strict=True):
+            bindings = dict(binding.split("=", 1) for binding in one.gin_bindings)
+            assert Path(eval_text(bindings["INITIAL_CHECKPOINT_PATH"])).name in made
+            assert eval_text(bindings["MODEL_DIR"]) == str(out / name)
+            made.add(name)
+        last = trained[-1]
+        assert shown.model == [str(out / name) for name in (last, "fam_imported", "twin_imported")]
+        assert compared[-2:] == [out / last, out / "exported"]
+    assert f"TRAIN_STEPS={story.QUICK_STEPS}" in trainings[0].gin_bindings and tuple(shown.filler_blocks) == (0, 1, 4)
+
+
+def eval_text(value: str) -> str:
+    """The text of a gin value in quotes."""
+    return value.strip("'\"")
 
 
 def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(tmp_path) -> None:
