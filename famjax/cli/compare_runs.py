@@ -159,17 +159,19 @@ def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "
     ours: dict[str, str] = known.get(name, {})
     waiting = [one.job for one in subjects if one.job.name not in ours | others]
     while waiting:
-        now, waiting = waiting[:at_once], waiting[at_once:]
         try:
-            side_by_side.train(now, at_once)
+            side_by_side.train(waiting, at_once)
+            break
         except RuntimeError as error:
-            bad = next((job for job in now if _has_diverged(job, str(error))), None)
+            bad = next((job for job in waiting if _has_diverged(job, str(error))), None)
             if bad is None:
                 raise
             print(f"{bad.name} diverged: {error}", file=sys.stderr)
             ours[bad.name] = str(error)
             write_text(output / name, json.dumps(ours, indent=2) + "\n")
-            waiting = [job for job in now if job is not bad] + waiting
+            # The others were stopped with it. A finished one starts again too, and ends at once: only it can tell that
+            # its settings are those of now.
+            waiting.remove(bad)
     return others | ours
 
 
