@@ -206,6 +206,18 @@ def assert_equal_up_to_rounding(actual: Any, desired: Any, others: list[Any]) ->
     assert np.abs(actual - desired).max() <= 8 * rounding
 
 
+def assert_same_memory_up_to_rounding(
+    config: ModelConfig, actual: MemoryState, desired: MemoryState, others: list[MemoryState]
+) -> None:
+    """Two memories have the same contents, up to the rounding that `others` show (`assert_equal_up_to_rounding`)."""
+    layers = zip(visible(config, actual), visible(config, desired), *(visible(config, o) for o in others), strict=True)
+    for one, other, *more in layers:
+        assert one.keys() == other.keys()
+        for name in one:
+            if not np.array_equal(one[name], other[name]):
+                assert_equal_up_to_rounding(one[name], other[name], [layer[name] for layer in more])
+
+
 def assert_same_memory(config: ModelConfig, actual: MemoryState, desired: MemoryState) -> None:
     """Two memories have the same contents, up to rounding."""
     for one, other in zip(visible(config, actual), visible(config, desired), strict=True):

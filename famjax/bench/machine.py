@@ -47,7 +47,8 @@ def summary(machine: Mapping[str, Any]) -> str:
     versions = [f"{name} {machine['versions'][name]}" for name in SHOWN if name in machine["versions"]]
     loads = [f"{machine[key]:.2f} {when}" for key, when in LOADS if machine.get(key) is not None]
     busy = f"; load average {', '.join(loads)}" if loads else ""
-    return f"{machine['cores']} cores of {machine['processor']}{busy}; {', '.join(versions)}"
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"
+    return f"{cores} of {machine['processor']}{busy}; {', '.join(versions)}"
 
 
 def describe(cores: int) -> dict[str, Any]:

@@ -162,25 +162,18 @@ def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "
         try:
             side_by_side.train(waiting, at_once)
             break
-        except RuntimeError as error:
-            bad = next((job for job in waiting if _has_diverged(job, str(error))), None)
-            if bad is None:
+        except side_by_side.TrainingFailed as error:
+            if "FloatingPointError" not in str(error):
                 raise
-            print(f"{bad.name} diverged: {error}", file=sys.stderr)
-            ours[bad.name] = str(error)
+            print(f"{error.job.name} diverged: {error}", file=sys.stderr)
+            ours[error.job.name] = str(error)
             write_text(output / name, json.dumps(ours, indent=2) + "\n")
-            # The others were stopped with it. A finished one starts again too, and ends at once: only it can tell that
-            # its settings are those of now.
-            waiting.remove(bad)
+            waiting = [job for job in waiting if job not in (error.job, *error.finished)]
     return others | ours
 
 
 def _diverged_files(output: Path) -> list[Path]:
     return sorted(output.glob(f"{Path(DIVERGED).stem}*.json"))
-
-
-def _has_diverged(job: side_by_side.Job, said: str) -> bool:
-    return f"the training of {job.name} failed" in said and "FloatingPointError" in said
 
 
 def missing(subjects: Sequence[Subject], diverged: dict[str, str]) -> list[str]:

@@ -42,6 +42,14 @@ def job(name: str, gin_files: str | list[str], bindings: list[str], output: Path
     return Job(name, config, command, output / f"{name}.log")
 
 
+class TrainingFailed(RuntimeError):
+    """A run failed. The others have ended too: `finished` those that were done by then, in full."""
+
+    def __init__(self, job: Job, finished: list[Job]):
+        super().__init__(f"the training of {job.name} failed: {_last_line(job.log)} (log: {job.log})")
+        self.job, self.finished = job, finished
+
+
 def train(jobs: list[Job], at_once: int = 0) -> None:
     """Runs all jobs, at most `at_once` in parallel (0: all), and shows their progress.
 
@@ -49,7 +57,8 @@ def train(jobs: list[Job], at_once: int = 0) -> None:
     Ctrl-C all runs save a checkpoint and end.
 
     Raises:
-      RuntimeError: a run failed or was stopped by a signal; all others have ended too.
+      TrainingFailed: a run failed; all others have ended too.
+      RuntimeError: a run was stopped by a signal; all others have ended too.
     """
     places = min(len(jobs), at_once or len(jobs))
     cores = cpu.cores()
@@ -140,7 +149,7 @@ class _Display:
 
 def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> None:
     """Starts a job whenever a set of cores is `free`, adds it to `running`, and returns when all are done."""
-    waiting = list(jobs)
+    waiting, finished = list(jobs), list[Job]()
     display = _Display(jobs)
     with display.progress:
         while (waiting or running) and interrupts.requested() != signal.SIGTERM:
@@ -149,12 +158,11 @@ def _watch(jobs: list[Job], free: list[list[int]], running: list[_Running]) -> N
             for one in list(running):
                 code = one.process.poll()
                 if code:
-                    raise RuntimeError(
-                        f"the training of {one.job.name} failed: {_last_line(one.job.log)} (log: {one.job.log})"
-                    )
+                    raise TrainingFailed(one.job, finished)
                 display.show(one.job, done=code == 0)
                 if code == 0:
                     running.remove(one)
+                    finished.append(one.job)
                     free.append(one.cores)
             interrupts.check()
             # At once after a signal: a second one ends this process, and the runs would go on without it.

@@ -56,16 +56,16 @@ class LayerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank updates of the projections of every layer (`nn/lora.py`; arXiv 2106.09685).
+    """Low-rank updates of projections (`nn/lora.py`; arXiv 2106.09685).
 
     Attributes:
       rank: r; 0 disables LoRA. The paper fine-tunes with 64.
       alpha: the low-rank update is scaled by alpha / rank; 0 means alpha = rank, a factor of 1.
       dropout: dropout rate of the inputs of the low-rank updates in training.
       projections: projections with a low-rank update; `gate` only if the model has a gated feed-forward layer.
-      first_layer: the first layer with low-rank updates; the layers before it have none (their pairs remain 0). Without
+      first_layer: the first layer with low-rank updates; pairs of layers before it are stored, but not used. Without
         FAM in those layers either (`fam_layers`), a step that unrolls the layers (`scan_layers` False) has no backward
-        pass through them.
+        pass of tokens through them; only the prompt's own pass has one.
     """
 
     rank: int = 0

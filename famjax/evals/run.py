@@ -20,7 +20,7 @@ from famjax.evals.samples import Sample, SampleFile, file_name, key_of, read
 from famjax.evals.tasks import catalog, language, passkey
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
-from famjax.infer.fingerprint import fingerprint
+from famjax.infer.fingerprint import fingerprint, settings_of
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import each_parameter
@@ -144,7 +144,7 @@ def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:
 
 def model_fingerprint(model: Transformer) -> str:
     """Returns a fingerprint of the weights and of all settings that affect the outputs, including the memory's."""
-    settings = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
+    settings = settings_of(model.config, _HOW)
     settings["memory"] = {name: value for name, value in settings["memory"].items() if name not in _LOSSES}
     return fingerprint(json.dumps(settings, sort_keys=True, default=str), each_parameter(model))
 

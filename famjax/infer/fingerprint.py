@@ -1,15 +1,28 @@
 """Fingerprints of models: two are equal if and only if configuration and weights are equal."""
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt32
 
+from famjax.config import ModelConfig
 from famjax.dims import Array
+
+# Settings of LoRA that a fingerprint never had. LoRA is merged at loading, so all of its settings are the defaults;
+# another field would change the fingerprint of every model.
+_OF_LORA = ("first_layer",)
+
+
+def settings_of(config: ModelConfig, without: Collection[str]) -> dict[str, Any]:
+    """Returns the settings of a loaded model that enter its fingerprint, by name, except those in `without`."""
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in without}
+    return settings | {"lora": {name: value for name, value in settings["lora"].items() if name not in _OF_LORA}}
 
 
 def fingerprint(text: str, arrays: Iterable[tuple[str, Array]]) -> str:

@@ -33,7 +33,7 @@ from famjax.attention import memories
 from famjax.attention.memory import LayerMemory, MemoryState, layer_axes, over_rows
 from famjax.config import DTYPES, ConfigError, MemoryConfig, ModelConfig
 from famjax.dims import Int, Tree
-from famjax.infer.fingerprint import fingerprint
+from famjax.infer.fingerprint import fingerprint, settings_of
 from famjax.infer.settings import RECENT
 from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
@@ -201,6 +201,10 @@ def check_memory(file: SessionFile, config: ModelConfig) -> None:
         if there.get(name) != here:
             flag = f"--{name.replace('_', '-')}"
             hint = f"; continue it with {flag} {there[name]}" if name in _OVERRIDES and name in there else ""
+            if name == "fam_gate" and there.get(name):
+                hint = (
+                    "; a fully open gate is removed at loading, which earlier versions did not do: read the text again"
+                )
             raise ConfigError(f"{file.path} was made with {name} {there.get(name)}, the model has {here}{hint}")
 
 
@@ -267,7 +271,7 @@ def _settings(memory: MemoryConfig) -> dict[str, Any]:
 def fingerprints(model: Transformer) -> dict[str, str]:
     """Returns two fingerprints, so that errors can report which part differs: `fam`, of FAM's weights, and `model`, of
     all other weights and the configuration without memory settings."""
-    config = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in _HOW}
+    config = settings_of(model.config, _HOW)
     is_fam = lambda name: name.startswith("['fam']")
     return {
         "model": fingerprint(

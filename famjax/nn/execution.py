@@ -218,7 +218,7 @@ class LayerStack:
             one = entry(self.arrays, i)
             if execution.placement is not None:
                 one = self.gathered(one, execution)
-            yield Layer(self.config, self.config.layer(i), one)
+            yield Layer(self.config, self.config.layer(i)).with_arrays(one)
 
     def axes_of_layer(self, one: Weights) -> Any:
         """The names of the axes of one layer's arrays `one`, without `layers`."""

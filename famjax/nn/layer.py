@@ -58,7 +58,7 @@ class Layer:
     @property
     def gate(self) -> Float[Array, "K G 1 1"] | None:
         """See `LayerWeights.gate`; None in a layer without FAM or without a gate."""
-        gate = self.weights.get("fam_gate") if self.memory.fam_length else None
+        gate = self.weights.get("fam_gate")
         return None if gate is None else gate.reshape(-1, self.config.queries_per_kv, 1, 1)
 
     def without_arrays(self) -> "Layer":
@@ -66,7 +66,10 @@ class Layer:
         return Layer(self.config, self.settings)
 
     def with_arrays(self, weights: Weights, key: Key[Array, ""] | None = None) -> "Layer":
-        """The same settings with these weights and this key."""
+        """The same settings with these weights and this key. Arrays that this layer does not use, although others of a
+        stack do, are left out, so that nothing is differentiated because of them."""
+        used = {"lora": self.settings.lora, "fam_gate": self.memory.fam_length > 0}
+        weights = {name: part for name, part in weights.items() if used.get(name, True)}
         return Layer(self.config, self.settings, weights, key)
 
     # --- attention --------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class Layer:
         weight, dtype = self.weights[group][name], self.config.dtype
         x = x.reshape(len(x), -1)
         out = x @ weight.astype(dtype).reshape(x.shape[-1], -1)
-        if self.settings.lora and (pair := self.weights.get("lora", {}).get(name)):
+        if pair := self.weights.get("lora", {}).get(name):
             dropped = x
             if self.key is not None and self.config.lora.dropout:
                 dropped = drop(x, name, key=self.key, rate=self.config.lora.dropout)

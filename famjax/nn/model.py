@@ -6,6 +6,7 @@ Both take a `MemoryState` and return one, so a text can be split between calls.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -20,7 +21,7 @@ from famjax.attention.memory import LayerMemory, MemoryState
 from famjax.attention.positions import WHOLE_ROWS, Layout
 from famjax.attention.sequence import over_blocks
 from famjax.config import ModelConfig
-from famjax.dims import Array, Bool, Float, Int, Key, Tree
+from famjax.dims import Array, Bool, Float, Int, Key, Tree, Weights
 from famjax.nn import appended, segments
 from famjax.nn.execution import Execution, LayerStack, stacked
 from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, axes_of, norm, weight
@@ -247,7 +248,7 @@ class Transformer(nnx.Module):
         each layer's memory."""
         memories = []
         for layer, one in zip(self._layers.each_layer(self.execution), before, strict=True):
-            x, after = streaming.part_of_block(layer, x, one, where)
+            x, after = _part_of_layer(layer.without_arrays(), layer.weights, x, one, where)
             x = self.execution.constrain(x, ACTIVATION_AXES[1:])
             memories.append(self.execution.constrain(after, memory.layer_axes(self.config.memory)))
         return self._final_norm(x), memories
@@ -381,7 +382,17 @@ def first_fam(
     if learned is not None:
         fam = jnp.broadcast_to(learned.reshape(1, 1, *learned.shape[-2:]).astype(jnp.float32), shape)
     initial = fam if passed is None else jnp.where(use, passed[None].astype(jnp.float32), fam)
+    if not layer.memory.fam_length:  # the layer takes an empty slice, which would be differentiated
+        initial, fam = jax.lax.stop_gradient((initial, fam))
     return jnp.concatenate([initial, fam[:, :1]], axis=1) if alternatives.is_static(config) else initial
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _part_of_layer(
+    layer: Layer, weights: Weights, x: Float[Array, "B Q D"], before: LayerMemory, where: positions.Blocks
+) -> tuple[Float[Array, "B Q D"], LayerMemory]:
+    """`streaming.part_of_block`, traced and lowered once for all layers with the same settings, not once for each."""
+    return streaming.part_of_block(layer.with_arrays(weights), x, before, where)
 
 
 def _of_layer(tree: Tree, i: int) -> Tree:

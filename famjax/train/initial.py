@@ -91,8 +91,8 @@ def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> 
     has, asked = (dataclasses.replace(config.lora, dropout=0.0) for config in (stored, model))
     if has.rank and has != asked:
         raise ConfigError(
-            f"{source} has LoRA of rank {has.rank}: use the rank, alpha and projections in its model.json, "
-            f"or merge it first, with export-hf and import-hf"
+            f"{source} has LoRA of rank {has.rank}: use the rank, alpha, projections and first_layer in its "
+            f"model.json, or merge it first, with export-hf and import-hf"
         )
 
 

@@ -1,7 +1,7 @@
 """Writes measurements of `famjax bench` into docs/bench.md, between its two markers.
 
     famjax bench --peers --repeats 3 --output runs/bench/peers
-    python launch/studies/bench_page.py "Training, compared with PyTorch libraries=runs/bench/peers/bench.json"
+    python launch/studies/bench_page.py "Training, beside PyTorch=runs/bench/peers/bench.json"
 
 docs/bench.json keeps them by name: one of the same name is replaced, and `"NAME="` removes it. Without arguments the
 tables are written again. Measure on a machine that does nothing else: its load average is in the page.
@@ -10,9 +10,8 @@ tables are written again. Measure on a machine that does nothing else: its load 
 import sys
 from typing import Any
 
-from pages import DOCS, Page, by_name, publish
+from pages import DOCS, Page, by_name, of_machine, publish
 from rich.table import Table
-from serving import of_machine
 
 from famjax.bench.machine import summary
 from famjax.bench.report import SUITES, tables

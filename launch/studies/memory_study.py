@@ -1,9 +1,9 @@
 """What makes a feedback memory last: the trainings and evaluations of docs/memory.md, with tables and a plot.
 
-    python launch/studies/memory_study.py runs/memory                   everything, about three hours on two cores
+    python launch/studies/memory_study.py runs/memory                   everything, hours on two cores
     python launch/studies/memory_study.py runs/memory --part recipe     passkey_long.gin, three seeds
     python launch/studies/memory_study.py runs/memory --part twins      with and without FAM, same steps and data
-    python launch/studies/memory_study.py runs/memory --part ablations  tiny_fam.gin, one thing changed in each
+    python launch/studies/memory_study.py runs/memory --part ablations  changes of tiny_fam.gin, three seeds
     python launch/studies/memory_study.py runs/memory --part any_depth  keys at any depth, and several in one text
     python launch/studies/memory_study.py runs/memory --part block1024  blocks of 1,024: 256 updates are 260k tokens
 
@@ -152,7 +152,7 @@ PARTS = {"recipe": recipe, "any_depth": any_depth, "twins": twins, "ablations": 
 
 
 def all_runs(parts: Iterable[str] = PARTS) -> dict[str, Run]:
-    """Returns the runs of these parts by name; one run is in two parts, with a different title in each."""
+    """Returns the runs of these parts by name."""
     return {run.name: run for part in parts for run in PARTS[part]()}
 
 

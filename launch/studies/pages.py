@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from famjax.bench.machine import LOADS, SHOWN
 from famjax.storage.model_dir import write_text
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+MACHINE = ("processor", "cores", "time", *(name for name, _ in LOADS))
 
 
 class Page(NamedTuple):
@@ -61,6 +63,12 @@ def by_name(section: Callable[[str, dict[str, Any]], list[str]]) -> Callable[[di
         return [line for name, found in results.items() for line in [*section(name, found), ""]][:-1]
 
     return lines
+
+
+def of_machine(found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of a bench.json's machine that a page keeps."""
+    versions = {name: version for name, version in found["versions"].items() if name in SHOWN}
+    return {name: found[name] for name in MACHINE} | {"versions": versions}
 
 
 def ranged(values: list[float]) -> str:

@@ -9,7 +9,7 @@
 3. unchanged  log probabilities of a text are equal with FAM on and off
 4. trained    FAM and LoRA in the upper 8 layers on the pass key: the gate opens, the key is carried; then, in streams,
               kept
-5. evaluated  the pass key at 0 to 64 blocks of filler, before and after, and the twin
+5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, which is not trained
 6. exported   and loaded by transformers, if it is installed
 """
 
@@ -77,13 +77,14 @@ def main() -> int:
         at, text = args.folder, (args.text or Path(__file__)).read_text(encoding="utf-8")[:4000]
         imported(at, args.seed)
         harmless(at, text)
-        last = train(at, args.seed, QUICK_STEPS if args.quick else args.steps)
+        last = train(at, args.seed, args.steps or (QUICK_STEPS if args.quick else None))
         blocks, alignments = ("0,1,4", 4) if args.quick else ("0,1,2,4,8,16,32,64", 8)
         models = [word for name in (last, "fam_imported", "twin_imported") for word in ("--model", at / name)]
         asked = ["--filler-blocks", blocks, f"--gin.EvalConfig.alignments={alignments}"]
         verbs.famjax("eval", *models, *asked, "--output", at / "shown")
-        verbs.once(at / "exported", "export-hf", at / last, at / "exported")
-        verbs.compare_with_transformers(at / last, at / "exported", text[:800])
+        exported = at / f"exported_{last}"
+        verbs.once(exported, "export-hf", at / last, exported)
+        verbs.compare_with_transformers(at / last, exported, text[:800])
         print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all; {at / 'shown' / 'report.html'}")
 
     return verbs.run("real_model_story", body)

@@ -7,7 +7,11 @@ from pages import ranged
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part that a page keeps of a results.json or study.json: exact match by model, length and seed."""
+    """Returns the part that a page keeps of a results.json or study.json: exact match by model, length and seed.
+
+    Raises:
+      ValueError: there is nothing, or not all of it was evaluated alike.
+    """
     if "models" in found:
         runs = [(model["name"], model["passkey"]) for model in found["models"]]
     else:
@@ -15,8 +19,11 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     rows: dict[str, list[list[float]]] = {}
     for name, recall in runs:
         rows.setdefault(without_seed(name), []).append([one["exact_match"] for one in recall])
-    blocks, documents = ([one[name] for one in runs[0][1]] for name in ("filler_blocks", "documents"))
-    return {"blocks": blocks, "documents": documents[0], "rows": rows}
+    lengths = {tuple(one["filler_blocks"] for one in recall) for _, recall in runs}
+    documents = {one["documents"] for _, recall in runs for one in recall}
+    if len(lengths) != 1 or len(documents) != 1:
+        raise ValueError(f"there are {len(runs)} runs, with lengths {lengths} and numbers of documents {documents}")
+    return {"blocks": list(*lengths), "documents": documents.pop(), "rows": rows}
 
 
 def without_seed(name: str) -> str:

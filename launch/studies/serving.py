@@ -10,11 +10,10 @@ arguments the tables are written again. Measure on a machine that does nothing e
 import sys
 from typing import Any
 
-from pages import DOCS, Page, by_name, publish, with_range
+from pages import DOCS, Page, by_name, of_machine, publish, with_range
 
-from famjax.bench.machine import LOADS, SHOWN, summary
+from famjax.bench.machine import summary
 
-MACHINE = ("processor", "cores", "time", *(name for name, _ in LOADS))
 SETTINGS = ("name", "clients", "requests", "prompt_tokens", "answer_tokens", "repeats")
 MEMORY = ("block_size", "memory_segments", "fam_length")
 
@@ -24,12 +23,6 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     settings = {name: found["settings"][name] for name in SETTINGS}
     settings["memory"] = {name: found["settings"]["model"]["memory"][name] for name in MEMORY}
     return {"machine": of_machine(found["machine"]), "settings": settings, "serving": found["serving"]}
-
-
-def of_machine(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part of a bench.json's machine that a page keeps."""
-    versions = {name: version for name, version in found["versions"].items() if name in SHOWN}
-    return {name: found[name] for name in MACHINE} | {"versions": versions}
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:

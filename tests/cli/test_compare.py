@@ -147,6 +147,29 @@ def test_what_diverges_is_kept_and_the_others_go_on(tmp_path: Path, monkeypatch:
         compare_runs.train(found[2:], tmp_path, 1)
 
 
+def test_trainings_side_by_side_keep_all_places_filled(tmp_path: Path) -> None:
+    """Of four trainings on two places one diverges. What finished before is not started again, what was stopped by it
+    and what waited is."""
+    # Once `sinks` runs, `fam` has ended and left its place.
+    until = f"import os, sys, time\nwhile not os.path.exists({str(tmp_path / 'sinks')!r}): time.sleep(0.05)\n"
+    fails = until + "sys.exit('famjax train: FloatingPointError: the loss is nan')"
+    found = []
+    for one in subjects(tmp_path, "--memories", "fam,bswa,sinks,infini"):
+        folder, ran = Path(one.job.config.model_dir), tmp_path / one.memory
+        # Stopped in its first run, it ends in its second.
+        first = f"import os, time; begun = os.path.exists({str(ran)!r}); open({str(ran)!r}, 'a').write('x')"
+        wait = "time.sleep(0 if begun else 600)" if one.memory == "sinks" else ""
+        line = json.dumps({"step": 1500, "loss": 1.0})
+        ends = (
+            f"os.makedirs({str(folder)!r}, exist_ok=True); open({str(folder / 'metrics.jsonl')!r}, 'w').write({line!r})"
+        )
+        code = fails if one.memory == "bswa" else f"{first}\n{wait}\n{ends}"
+        found.append(one._replace(job=one.job._replace(command=[sys.executable, "-c", code])))
+    assert list(compare_runs.train(found, tmp_path, 2)) == ["bswa_seed0"]
+    runs = {name: len((tmp_path / name).read_text()) for name in ("fam", "sinks", "infini")}
+    assert runs == {"fam": 1, "sinks": 2, "infini": 1}
+
+
 def test_a_budget_of_flops_gives_a_cheaper_memory_more_steps(tmp_path: Path) -> None:
     """Each training costs at most the budget, and a step more would exceed it; `--tokens` gives all the same steps."""
     found = subjects(tmp_path, "--memories", "fam,bswa", "--flops", "1t", "--seeds", "0,1")

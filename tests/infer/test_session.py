@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from famjax.config import ConfigError, ModelConfig
 from famjax.infer import session
-from famjax.infer.fingerprint import fingerprint
+from famjax.infer.fingerprint import fingerprint, settings_of
 from famjax.infer.settings import Sampling
 from famjax.nn.weights import unstacked
 from tests import slow, tiny
@@ -183,3 +183,11 @@ def test_fingerprints() -> None:
     assert len(set(prints)) == len(prints)
     assert fingerprint("", [("a", jnp.array(array))]) == prints[0]
     assert fingerprint("", [("a", jnp.zeros((0, 3)))]) != fingerprint("", [("a", jnp.zeros((3, 0)))])
+
+
+def test_a_fingerprint_has_the_settings_that_it_always_had() -> None:
+    """A new setting with its default must not change it: else sessions and evaluations of all models would be refused
+    or done again."""
+    settings = settings_of(tiny.config(), without=("memory",))
+    assert len(settings) == 40 and list(settings)[-2:] == ["attention_kernel", "lora"]
+    assert set(settings["lora"]) == {"rank", "alpha", "dropout", "projections"}

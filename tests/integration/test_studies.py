@@ -120,7 +120,7 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path,
             made.add(name)
         last = trained[-1]
         assert shown.model == [str(out / name) for name in (last, "fam_imported", "twin_imported")]
-        assert compared[-2:] == [out / last, out / "exported"]
+        assert compared[-2:] == [out / last, out / f"exported_{last}"]
     assert f"TRAIN_STEPS={story.QUICK_STEPS}" in trainings[0].gin_bindings and tuple(shown.filler_blocks) == (0, 1, 4)
 
 
@@ -160,3 +160,38 @@ def test_every_training_of_the_papers_ablations_is_possible(tmp_path) -> None:
         subjects = compare_runs.subjects_of(cli.parse(compare, words[1:]), tmp_path)
         memories = [one.job.config.model.memory for one in subjects]
         assert len(memories) > 1 and all(one not in memories[:i] for i, one in enumerate(memories)), name
+
+
+def test_the_table_of_recall_is_the_mean_and_range_over_seeds() -> None:
+    """Runs are grouped by their names without seeds; runs that were not evaluated alike are refused."""
+    table = script("recall_table")
+    recall = lambda *values, documents=64: [
+        {"filler_blocks": blocks, "documents": documents, "exact_match": value}
+        for blocks, value in zip((1, 16), values, strict=False)
+    ]
+    models = [{"name": "fam_seed0", "passkey": recall(1.0, 0.5)}, {"name": "fam_seed1", "passkey": recall(0.5, 0.25)},
+              {"name": "before", "passkey": recall(0.0, 0.0)}]  # fmt: skip
+    lines = table.section("AMD EPYC", table.kept({"models": models}))
+    assert lines[0] == "**AMD EPYC**, 64 documents at each length; mean and range over the seeds:"
+    assert lines[2:] == [
+        "| | seeds | 1 block | 16 blocks |", "|---|---|---|---|", "| fam | 2 | 0.75 (0.50-1.00) | 0.38 (0.25-0.50) |",
+        "| before | 1 | 0.00 | 0.00 |",
+    ]  # fmt: skip
+    runs = [{"about": f"streams, seed {n}", "part": "ablations", "recall": recall(1.0, 1.0)} for n in range(3)]
+    assert list(table.kept({"runs": runs})["rows"]) == ["streams"]
+    for other in ([{"name": "b", "passkey": recall(1.0)}], [{"name": "b", "passkey": recall(1.0, 1.0, documents=8)}]):
+        with pytest.raises(ValueError, match="2 runs"):
+            table.kept({"models": [*models[:1], *other]})
+
+
+def test_tables_of_a_terminal_as_markdown() -> None:
+    """Header, rule and rows, in the order of the terminal's table, below its title."""
+    from rich.table import Table
+
+    shown = Table(title="training step")
+    for name in ("model", "tokens/s"):
+        shown.add_column(name)
+    shown.add_row("FAM", "1,442")
+    assert script("bench_page").markdown(shown) == [
+        "Training step:", "", "| model | tokens/s |", "|---|---|", "| FAM | 1,442 |",
+    ]  # fmt: skip

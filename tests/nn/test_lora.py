@@ -131,20 +131,23 @@ def test_layers_before_the_first_have_no_pairs() -> None:
         tiny.config(lora=LoraConfig(rank=1, first_layer=2)).validate()
 
 
-def test_unrolled_layers_before_the_first_have_no_backward_pass() -> None:
-    """With LoRA and FAM in the last of three layers, the gradient of LoRA has the products of one layer's backward pass
-    less for each of the others."""
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_unrolled_layers_before_the_first_have_no_backward_pass(remat: str) -> None:
+    """With LoRA and FAM in the last of three layers, the gradient of LoRA, prefix and gate has the products of one
+    layer's backward pass less for each of the others."""
 
     def products(first: int) -> int:
-        memory = {"fam_layers": "-" * first + "+" * (3 - first), "fam_init": "prefix"}
-        config = tiny.config(num_layers=3, scan_layers=False, lora=LoraConfig(rank=1, first_layer=first), **memory)
+        memory = {"fam_layers": "-" * first + "+" * (3 - first), "fam_init": "prefix", "fam_gate": True}
+        lora = LoraConfig(rank=1, first_layer=first)
+        config = tiny.config(num_layers=3, scan_layers=False, remat=remat, lora=lora, **memory)
         params, tokens = tiny.parameters(config), tiny.tokens(config, 1, 8)
 
-        def loss(lora: Any) -> Any:
-            whole = params | {"layers": params["layers"] | {"lora": lora}}
+        def loss(lora: Any, fam: Any) -> Any:
+            whole = params | {"layers": params["layers"] | {"lora": lora}, "fam": fam}
             return tiny.build(config, whole)(tokens)[0].sum()
 
-        return str(jax.make_jaxpr(jax.grad(loss))(params["layers"]["lora"])).count("dot_general")
+        gradient = jax.grad(loss, argnums=(0, 1))
+        return str(jax.make_jaxpr(gradient)(params["layers"]["lora"], params["fam"])).count("dot_general")
 
     forward = tiny.config(num_layers=1, fam_length=0)
     params, tokens = tiny.parameters(forward), tiny.tokens(forward, 1, 8)

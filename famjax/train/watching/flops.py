@@ -10,9 +10,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from famjax.attention import memories
-from famjax.config import TrainConfig
+from famjax.config import MemoryConfig, TrainConfig
 from famjax.nn.weights import parameter_shapes
 from famjax.storage.arrays import leaves
+
+# Prefixes of the paths of LoRA, and of weights that act where a layer has FAM.
+_LORA, _FAM = "layers/lora/", ("fam/", "layers/memory/write_")
 
 # Dense bfloat16 FLOP/s of a chip as its manufacturer states them, by a part of its name in JAX; the first match wins.
 PEAK_FLOPS = (
@@ -64,45 +67,51 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
       config: the run.
       targets: W, positions of a row that carry a loss.
     """
-    model, memory, T = config.model, config.model.memory, config.sequence_length
-    # FAM adds F rows to the S tokens of a block.
-    rows = 1 + memory.fam_length / memory.block_size
-    flops, forward_only = 0.0, layers_without_backward(config)
-    for path, leaf in leaves(parameter_shapes(model)).items():
-        if path.startswith("layers/lora/"):
-            uses = rows * (1 - model.lora.first_layer / model.num_layers)
-        elif path.startswith("layers/") and not path.endswith("/scale"):
-            uses = rows * (1 - forward_only / (2 * model.num_layers))
-        elif path == ("embedding" if model.tie_embeddings else "unembedding"):
-            uses = targets / T
-        else:
-            continue
-        frozen = config.tuning.settings_of(path)["frozen"]
-        flops += (4 if frozen else 6) * leaf.size * uses
-    if memory.segments_hold == "outputs":  # keys and values are projected once more
-        flops += 3 * 4 * model.num_layers * model.d_model * model.num_kv_heads * model.head_dim
-    pairs = attention_pairs(config) / T
-    passes = 3 * model.num_layers - 2 * forward_only
-    flops += passes * 4 * model.num_heads * model.head_dim * pairs
-    return flops + passes * memories.of(memory).flops(model)
+    model, T = config.model, config.sequence_length
+    frozen = lambda path: config.tuning.settings_of(path)["frozen"]
+    shapes, forward_only = leaves(parameter_shapes(model)), layers_without_backward(config)
+    head = "embedding" if model.tie_embeddings else "unembedding"
+    flops = (4 if frozen(head) else 6) * shapes[head].size * targets / T
+    of_layers = {path: leaf.size / model.num_layers for path, leaf in shapes.items() if _is_matrix(path)}
+    memories_of_layers = [model.layer(i).memory for i in range(model.num_layers)]
+    pairs = {memory: attention_pairs(config, memory) / T for memory in set(memories_of_layers)}
+    for i, memory in enumerate(memories_of_layers):
+        backward = i >= forward_only
+        # FAM adds F rows to the S tokens of a block.
+        rows = 1 + memory.fam_length / memory.block_size
+        for path, size in of_layers.items():
+            if model.lora.in_layer(i) or not path.startswith(_LORA):
+                flops += (2 if not backward else 4 if frozen(path) else 6) * size * rows
+        per_pass = 4 * model.num_heads * model.head_dim * pairs[memory] + memories.of(memory).flops(model)
+        if memory.segments_hold == "outputs":  # keys and values are projected once more
+            per_pass += 4 * model.d_model * model.num_kv_heads * model.head_dim
+        flops += (3 if backward else 1) * per_pass
+    return flops
+
+
+def _is_matrix(path: str) -> bool:
+    return path.startswith("layers/") and not path.endswith("/scale")
 
 
 def layers_without_backward(config: TrainConfig) -> int:
-    """Returns the number of layers before the first one with weights to train, LoRA or FAM; 0 if the embedding is
-    trained. Layers that are scanned (`scan_layers`) have a backward pass nevertheless, which is not counted."""
-    model, trained = config.model, lambda path: not config.tuning.settings_of(path)["frozen"]
-    paths = leaves(parameter_shapes(model))
-    of_layers = [path for path in paths if path.startswith("layers/") and not path.startswith("layers/lora/")]
-    if trained("embedding") or any(map(trained, of_layers)):
+    """Returns the number of layers before the first one that a gradient reaches: one with trained LoRA or FAM, or
+    layer 0 if weights are trained that enter there. Layers that are scanned (`scan_layers`) have a backward pass
+    nevertheless, which is not counted; nor is that of the prompt's own pass."""
+    model = config.model
+    trained = [path for path in leaves(parameter_shapes(model)) if not config.tuning.settings_of(path)["frozen"]]
+    lora = any(path.startswith(_LORA) for path in trained)
+    fam = any(path.startswith(_FAM) for path in trained)
+    above = ("final_norm/", "unembedding")
+    if any(not path.startswith((_LORA, *_FAM, *above)) for path in trained):
         return 0
-    reached = (i for i in range(model.num_layers) if model.lora.in_layer(i) or model.has_fam(i))
-    return next(reached, 0)
+    reached = (i for i in range(model.num_layers) if (lora and model.lora.in_layer(i)) or (fam and model.has_fam(i)))
+    return next(reached, model.num_layers)
 
 
-def attention_pairs(config: TrainConfig) -> int:
-    """Returns the number of (query, key) pairs in one layer of one row: tokens with tokens and FAM, FAM with both."""
-    memory, S = config.model.memory, config.model.memory.block_size
-    F, P, pairs = memory.fam_length, memory.previous_fams, 0
+def attention_pairs(config: TrainConfig, memory: MemoryConfig) -> int:
+    """Returns the number of (query, key) pairs in one row of a layer with this memory: tokens with tokens and FAM, FAM
+    with both."""
+    S, F, P, pairs = memory.block_size, memory.fam_length, memory.previous_fams, 0
     for block in range(config.sequence_length // S):
         segments = memory.memory_segments if config.carries_memory else min(block, memory.memory_segments)
         fams = P if config.carries_memory else min(block + 1, P)

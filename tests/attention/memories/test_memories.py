@@ -150,6 +150,8 @@ def test_whole_and_streaming_continue_whole(name: str) -> None:
     config = CASES[name]
     params, tokens = tiny.parameters(config, 3), tiny.tokens(config, ROWS, LENGTH, 3)
     hidden, state = whole(config, params, tokens)
+    # ARMT divides by sums of features that may be small.
+    rounded = [whole(config, tiny.perturbed(params, seed), tokens)[1] for seed in range(3)]
     for cuts, order in ((np.array([0, 4, 12, 16]), tiny.whole), (np.array([0, 1, 7, 20]), tiny.stream)):
         _, before = whole(config, params, tokens, cuts)
         rest = np.stack([np.roll(row, -cut) for row, cut in zip(tokens, cuts, strict=True)])
@@ -157,7 +159,7 @@ def test_whole_and_streaming_continue_whole(name: str) -> None:
         later, after = order(config, params, rest, before, **counts)
         for b, cut in enumerate(cuts):
             tiny.assert_close(later[b, : LENGTH - cut], hidden[b, cut:])
-        tiny.assert_same_memory(config, after, state)
+        tiny.assert_same_memory_up_to_rounding(config, after, state, rounded)
 
 
 @some_fast

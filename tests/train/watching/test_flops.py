@@ -7,7 +7,7 @@ import pytest
 
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, OptimizerConfig, TrainConfig
-from famjax.train.watching.flops import attention_pairs, flops_per_token, peak_flops
+from famjax.train.watching.flops import attention_pairs, flops_per_token, layers_without_backward, peak_flops
 from tests import tiny
 
 # Two blocks of 4, one segment, FAM of 2; L 2, D 12, E 20, 2 heads of 4, V 17.
@@ -18,17 +18,21 @@ def with_memory(**changes) -> TrainConfig:
     return dataclasses.replace(CONFIG, model=tiny.config(**changes))
 
 
+def pairs(config: TrainConfig) -> int:
+    return attention_pairs(config, config.model.memory)
+
+
 def test_pairs_of_queries_and_keys_by_hand():
     """Block 0: tokens see 1+2+3+4 tokens and 4x2 FAM; 2 FAM queries see 2 FAM and 4 tokens. Block 1 adds a
     segment of 4 for each token."""
-    assert attention_pairs(CONFIG) == (10 + 8 + 12) + (26 + 8 + 12)
-    assert attention_pairs(with_memory(fam_length=0)) == 10 + 26
+    assert pairs(CONFIG) == (10 + 8 + 12) + (26 + 8 + 12)
+    assert pairs(with_memory(fam_length=0)) == 10 + 26
     # A window of 3 tokens: 1+2+3+3, then 3 for each.
-    assert attention_pairs(with_memory(fam_length=0, token_window=3)) == 9 + 12
+    assert pairs(with_memory(fam_length=0, token_window=3)) == 9 + 12
     # Two previous FAMs exist from the second block on.
-    assert attention_pairs(with_memory(previous_fams=2)) == (10 + 8 + 12) + (26 + 16 + 16)
+    assert pairs(with_memory(previous_fams=2)) == (10 + 8 + 12) + (26 + 16 + 16)
     carried = dataclasses.replace(CONFIG, task="text", data=DataConfig(stream_share=1.0))
-    assert attention_pairs(carried) == 2 * (26 + 8 + 12)
+    assert pairs(carried) == 2 * (26 + 8 + 12)
 
 
 def test_flops_of_a_token_by_hand():
@@ -47,17 +51,40 @@ def test_frozen_matrices_have_no_gradient_of_their_own():
 
 
 def test_layers_before_the_first_trained_one_have_no_backward_pass():
-    """2 N and a third of attention's, with LoRA of rank 3 and FAM in the second of two layers; with FAM in both, its
-    gradient passes through both."""
+    """2 N and a third of attention's, with LoRA of rank 3 and FAM in the second of two layers, and no row and pair of
+    FAM in the first; with FAM in both, its gradient passes through both."""
     lora = LoraConfig(rank=3, first_layer=1)
     frozen = OptimizerConfig(trained="lora")
     of = lambda **changes: dataclasses.replace(with_memory(lora=lora, **changes), optimizer=frozen)
     matrices, attention = 4 * 12 * 8 + 3 * 12 * 20, 4 * 2 * 4 * 76 / 8
-    pairs = 3 * (4 * (12 + 8) + 3 * (12 + 20))
+    low_rank = 3 * (4 * (12 + 8) + 3 * (12 + 20))
     logits = 4 * 17 * 12
-    upper = (4 * matrices + 6 * pairs) * 1.5 + 3 * attention + logits
-    assert flops_per_token(of(fam_layers="-+"), 8) == pytest.approx(upper + 2 * matrices * 1.5 + attention, rel=1e-12)
+    upper = (4 * matrices + 6 * low_rank) * 1.5 + 3 * attention + logits
+    without_fam = 2 * matrices + 4 * 2 * 4 * 36 / 8
+    assert flops_per_token(of(fam_layers="-+"), 8) == pytest.approx(upper + without_fam, rel=1e-12)
     assert flops_per_token(of(), 8) == pytest.approx(upper + 4 * matrices * 1.5 + 3 * attention, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("memory", "optimizer", "expected"),
+    [
+        ({"fam_layers": "-+"}, {}, 1),
+        ({"fam_layers": "-+", "fam_init": "prefix", "fam_update": "gated"}, {}, 1),
+        ({"fam_layers": "+-"}, {}, 0),
+        ({"fam_layers": "+-"}, {"parameters": {"fam/*": {"frozen": True}}}, 1),
+        ({"fam_layers": "-+"}, {"trained": "prompt"}, 1),
+        ({"fam_layers": "-+"}, {"trained": "all"}, 0),
+        ({"fam_layers": "-+"}, {"parameters": {"embedding": {"frozen": False}}}, 0),
+        ({"fam_layers": "-+"}, {"parameters": {"final_norm/scale": {"frozen": False}}}, 1),
+        ({"kind": "rmt", "memory_tokens": 2, "fam_length": 0, "memory_segments": 0}, {}, 0),
+        ({"kind": "infini", "fam_length": 0}, {}, 0),
+    ],
+)
+def test_where_the_backward_pass_ends(memory: dict, optimizer: dict, expected: int) -> None:
+    """LoRA in the second of two layers; weights that enter below it, or a memory there, are reached too."""
+    config = with_memory(lora=LoraConfig(rank=3, first_layer=1), **memory)
+    tuning = OptimizerConfig(**({"trained": "lora"} | optimizer))
+    assert layers_without_backward(dataclasses.replace(config, optimizer=tuning)) == expected
 
 
 def test_the_paper_24b_model_costs_six_times_its_weights_and_its_window():
