@@ -81,27 +81,13 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
         weights_BW = far_weights(batch, config.model.num_layers, memory_config)
         x_BTD = model.embed(batch.tokens)
 
-        def observed(
-            layer: Layer, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"],
-            where: Blocks, *how: Any,
-        ) -> tuple[Float[Array, "N B S D"], tuple[Float[Array, ""], ...]]:  # fmt: skip
-            y, after = over_blocks(layer, x, before, fresh, where, *how)
-            attention = attention_of_blocks(layer, x, before, fresh, where)
-            to_fam = [one[..., KINDS.index("fam")].mean(axis=(2, 3)) for one in attention]  # over heads
-            token_BNS, fam_BN = to_fam[0], to_fam[1].mean(axis=-1)
-            has_read = where.fam_updates > 0
-            is_real = np.arange(length).reshape(-1, S) < where.count[:, None, None]
-            shares = _mean(token_BNS, is_real & has_read[..., None]), _mean(fam_BN, where.full & has_read)
-            rms = jnp.sqrt(jnp.square(after.fam[:, 0]).mean())
-            return y, jax.lax.stop_gradient((rms, *shares))
-
         def far_loss(
             first_BSD: Float[Array, "B S D"], fam: Float[Array, "L B P F D"]
         ) -> tuple[Float[Array, ""], tuple[Float[Array, "L"], ...]]:
             changed = dataclasses.replace(before, layers=dataclasses.replace(before.stacked, fam=fam))
             x = jnp.concatenate([first_BSD, x_BTD[:, S:]], axis=1)
             where = model.locate(changed, batch.count, length, layout=Layout(starts_BN))
-            hidden, found = model.forward(x, changed, where, over=observed)
+            hidden, found = model.forward(x, changed, where, over=_observed)
             loss = weighted_loss(
                 model, hidden, batch.positions, batch.targets, weights_BW,
                 tokens_at_once=config.loss_chunk * sharding.batch_shards(mesh),
@@ -120,6 +106,22 @@ def make_diagnostics(config: TrainConfig, mesh: Mesh) -> Diagnose:
         }
 
     return diagnose
+
+
+def _observed(
+    layer: Layer, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"], where: Blocks,
+    *how: Any,
+) -> tuple[Float[Array, "N B S D"], tuple[Float[Array, ""], ...]]:  # fmt: skip
+    """`over_blocks`, and instead of the memory the layer's `fam_norm` and both shares of attention on FAMs."""
+    y, after = over_blocks(layer, x, before, fresh, where, *how)
+    attention = attention_of_blocks(layer, x, before, fresh, where)
+    to_fam = [one[..., KINDS.index("fam")].mean(axis=(2, 3)) for one in attention]  # over heads
+    token_BNS, fam_BN = to_fam[0], to_fam[1].mean(axis=-1)
+    has_read, (N, _, S, _) = where.fam_updates > 0, x.shape
+    is_real = np.arange(N * S).reshape(N, S) < where.count[:, None, None]
+    shares = _mean(token_BNS, is_real & has_read[..., None]), _mean(fam_BN, where.full & has_read)
+    rms = jnp.sqrt(jnp.square(after.fam[:, 0]).mean())
+    return y, jax.lax.stop_gradient((rms, *shares))
 
 
 def jit_diagnostics(config: TrainConfig, mesh: Mesh) -> Callable[[TrainState, Batch], dict[str, Any]]:
