@@ -305,7 +305,7 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     "name",
     [
         "ablations_page", "bench_page", "comparing", "memory_page", "plan_all", "quickstart_page", "serving",
-        "story_page", "texts_page",
+        "smollm2_page", "story_page", "texts_page",
     ],
 )  # fmt: skip
 def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:
