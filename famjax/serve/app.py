@@ -216,7 +216,7 @@ class _Routes:
             start = await asyncio.to_thread(store.load, name)
             pipe = Pipe()
             reading = asyncio.get_running_loop().run_in_executor(self._service.uploads, self._service.read, pipe, start)
-            reading.add_done_callback(lambda _: pipe.close())
+            reading.add_done_callback(lambda done: _ended(done, pipe))
             try:
                 await _feed(pipe, request, self._config.timeout)
                 session = await reading
@@ -228,6 +228,14 @@ class _Routes:
                 raise
             await finished(store.save, name, session)
         return await self._described(name)
+
+
+def _ended(reading: asyncio.Future[Any], pipe: Pipe) -> None:
+    """Closes the pipe. Takes the reading's exception, since nobody awaits it if the client has left: asyncio would log
+    an error when it is freed."""
+    pipe.close()
+    if not reading.cancelled():
+        reading.exception()
 
 
 async def _feed(pipe: Pipe, request: Request, seconds: float) -> None:

@@ -239,7 +239,8 @@ def test_a_part_trains_its_share_and_says_what_is_missing(
     def pretend(jobs: list[side_by_side.Job], at_once: int) -> None:
         for job in jobs:
             if job.name == "bswa_seed0":
-                raise RuntimeError(f"the training of {job.name} failed: FloatingPointError: the loss is nan")
+                job.log.write_text("famjax train: FloatingPointError: the loss is nan\n")
+                raise side_by_side.TrainingFailed(job, [])
             trained.append(job.name)
             (Path(job.config.model_dir) / "checkpoints" / str(job.config.steps)).mkdir(parents=True)
 

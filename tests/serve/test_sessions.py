@@ -1,5 +1,6 @@
 """Named memories: kept, taken up, forked, filled with a text, carried away and brought back."""
 
+import gc
 import http.client
 import json
 import os
@@ -143,8 +144,8 @@ def test_one_writer_at_a_time(server) -> None:
     assert ask(server, "GET", "/v1/sessions/cut").json["tokens"] == 2
 
 
-def test_mistakes(server, model_dir: Path, folder: Path, tmp_path: Path) -> None:
-    """Each is an error object with its status, and the server lives on."""
+def test_mistakes(server, model_dir: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each is an error object with its status, nothing is logged as an error of the server, and the server lives on."""
     get = lambda path, method="GET", body=None: ask(server, method, path, body)
     assert get("/v1/sessions/none").status == get("/v1/sessions/none", "DELETE").status == 404
     for name in ("..", "a%2Fb", "%2e%2e", ".hidden", "x" * 65, "a%00b", "%C3%A9"):
@@ -181,6 +182,8 @@ def test_mistakes(server, model_dir: Path, folder: Path, tmp_path: Path) -> None
     config = ServeConfig("tiny", port=0, sessions=folder)
     with pytest.raises(ConfigError, match="another server holds it"), locked(config):
         pass
+    gc.collect()
+    assert not [one for one in caplog.records if one.name == "asyncio"]
 
 
 KILLED = """
