@@ -304,13 +304,14 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "ablations_page", "bench_page", "comparing", "memory_page", "plan_all", "quickstart_page", "serving",
-        "smollm2_page", "story_page", "texts_page",
+        "bench_page", "comparing", "memory_page", "plan_all", "quickstart_page", "recall_pages:ablations",
+        "recall_pages:smollm2", "recall_pages:story", "serving", "texts_page",
     ],
 )  # fmt: skip
 def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:
     """Between its markers a page has what the script in `launch/studies/` writes from its JSON file."""
-    page = script(name).PAGE
+    module, _, one = name.partition(":")
+    page = script(module).PAGES[one] if one else script(module).PAGE
     copy = page._replace(path=tmp_path / page.path.name)
     copy.path.write_text(text(page.path), encoding="utf-8")
     copy.write_lines(page.read())

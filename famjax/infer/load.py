@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -64,7 +65,8 @@ def without_open_gate(params: dict[str, Any], config: ModelConfig) -> tuple[dict
     """Returns weights and configuration without FAM's gate if it is 1 in all layers with FAM: then the model is the
     paper's."""
     gate = params.get(FAM, {}).get(GATE)
-    if gate is None or not all((gate[i] == 1).all() for i in range(config.num_layers) if config.has_fam(i)):
+    with_fam = [i for i in range(config.num_layers) if config.has_fam(i)]
+    if gate is None or not (gate[np.array(with_fam)] == 1).all():
         return params, config
     fam = {name: array for name, array in params[FAM].items() if name != GATE}
     return params | {FAM: fam}, dataclasses.replace(config, memory=dataclasses.replace(config.memory, fam_gate=False))

@@ -201,13 +201,11 @@ def check_memory(file: SessionFile, config: ModelConfig) -> None:
         if there.get(name) != here:
             flag = f"--{name.replace('_', '-')}"
             hint = f"; continue it with {flag} {there[name]}" if name in _OVERRIDES and name in there else ""
-            if name == "fam_gate" and there.get(name):
-                hint = (
-                    "; a fully open gate is removed at loading, which earlier versions did not do: read the text again"
-                )
+            hint = _OF_OPEN_GATE if name == "fam_gate" and there.get(name) else hint
             raise ConfigError(f"{file.path} was made with {name} {there.get(name)}, the model has {here}{hint}")
 
 
+_OF_OPEN_GATE = "; a fully open gate is removed at loading, which earlier versions did not do: read the text again"
 _OVERRIDES = ("block_size", "memory_segments", "fam_length")
 
 

@@ -33,7 +33,7 @@ def write(folder: Path, study: dict[str, list["Run"]]) -> None:
     (folder / "study.json").write_text(json.dumps({"runs": list(found.values())}, indent=1) + "\n", encoding="utf-8")
     parts = []
     for title, part in study.items():
-        rows = [found[run.name] | {"about": run.about} for run in part if run.name in found]
+        rows = [found[run.name] for run in part if run.name in found]
         parts += [f"## {title}", "", *table(rows), ""] if rows else []
         parts += [*where_it_fails(rows), ""] if rows and title == "recipe" else []
     for task, title in DEPTH_TASKS.items():

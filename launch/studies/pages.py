@@ -15,6 +15,7 @@ from famjax.bench.machine import LOADS, SHOWN
 from famjax.storage.model_dir import write_text
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+FOUND = "NAME=FILE"
 MACHINE = ("processor", "cores", "time", *(name for name, _ in LOADS))
 
 
@@ -85,11 +86,20 @@ def with_range(middle: float, low: float, high: float, form: str) -> str:
 def publish(
     page: Page, says: str | None, part: str, kept: Callable[[dict[str, Any]], dict[str, Any]], verb: str
 ) -> int:
-    """Runs a script whose arguments NAME=FILE add a verb's results to a page; NAME= removes them.
+    """Runs a script whose arguments are those of `add`, with the help text `says`."""
+    parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("found", nargs="*", metavar=FOUND, help=f"a name in the page, and a file of `{verb}`")
+    return add(page, parser.parse_args().found, part, kept, verb)
+
+
+def add(
+    page: Page, arguments: list[str], part: str, kept: Callable[[dict[str, Any]], dict[str, Any]], verb: str
+) -> int:
+    """Adds a verb's results to a page, and writes it.
 
     Args:
       page: the page.
-      says: the help text of the script.
+      arguments: NAME=FILE adds a file's results, NAME= removes them.
       part: key that a result file of the verb must have.
       kept: maps the contents of a result file to the part that the page keeps.
       verb: command that writes the result files, for messages.
@@ -97,10 +107,8 @@ def publish(
     Returns:
       The exit code: 2, with an error line, if an argument is not NAME=FILE with such a file; then nothing is written.
     """
-    parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("found", nargs="*", metavar="NAME=FILE", help=f"a name in the page, and a file of `{verb}`")
     results = page.read()
-    for one in parser.parse_args().found:
+    for one in arguments:
         name, _, path = one.partition("=")
         results.pop(name, None)
         if not path:

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import numpy as np
 import verbs
 
+from famjax.cli.flags import distinct_numbers
 from famjax.data.passkey_text import FILLER, INTRODUCTION, QUESTION, TELLING, random_key
 
 SHORTEST = 2000  # bytes; shorter texts do not exercise the memory
@@ -41,7 +42,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="output directory")
     parser.add_argument("--texts", type=Path, metavar="DIR", help="texts (default: Python's standard library)")
     parser.add_argument(
-        "--seeds", type=numbers, default=(0, 1, 2), metavar="N,N", help="seeds of the fine-tunings (default: 0,1,2)"
+        "--seeds",
+        type=distinct_numbers,
+        default=(0, 1, 2),
+        metavar="N,N",
+        help="seeds of the fine-tunings (default: 0,1,2)",
     )
     parser.add_argument(
         "--filler-blocks",
@@ -125,11 +130,6 @@ class Story:
         """Runs `famjax train`, which resumes an interrupted run, and does nothing if it is finished."""
         macros |= {"MODEL_DIR": str(self.at / name)} | ({} if steps is None else {"TRAIN_STEPS": steps})
         verbs.train(f"gin/experiments/{experiment}", **macros)
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """Returns the integers of a comma-separated list. Raises `ValueError`."""
-    return tuple(map(int, text.split(",")))
 
 
 def fail(message: str) -> NoReturn:

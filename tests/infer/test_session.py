@@ -140,6 +140,15 @@ def test_files_from_before_other_memories_were_known(tmp_path: Path) -> None:
         session.check_memory(session.read_file(bswa), tiny.config(kind="sinks", fam_length=0))
 
 
+def test_a_file_from_before_open_gates_were_removed_is_refused(tmp_path: Path) -> None:
+    """The message says what to do; the setting cannot be changed by a flag."""
+    path, _ = saved(tmp_path, tiny.config(fam_gate=True))
+    with pytest.raises(
+        ConfigError, match="fam_gate True, the model has False; a fully open gate .* read the text again"
+    ):
+        session.check_memory(session.read_file(path), tiny.config())
+
+
 def test_metadata_tells_what_a_file_is(tmp_path: Path) -> None:
     path, _ = saved(tmp_path, CONFIGS["fam"])
     metadata = session.read_file(path).metadata

@@ -164,7 +164,7 @@ def test_every_training_of_the_papers_ablations_is_possible(tmp_path) -> None:
 
 def test_the_table_of_recall_is_the_mean_and_range_over_seeds() -> None:
     """Runs are grouped by their names without seeds; runs that were not evaluated alike are refused."""
-    table = script("recall_table")
+    table = script("recall_pages")
     recall = lambda *values, documents=64: [
         {"filler_blocks": blocks, "documents": documents, "exact_match": value}
         for blocks, value in zip((1, 16), values, strict=False)

@@ -72,25 +72,25 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
     shapes, forward_only = leaves(parameter_shapes(model)), layers_without_backward(config)
     head = "embedding" if model.tie_embeddings else "unembedding"
     flops = (4 if frozen(head) else 6) * shapes[head].size * targets / T
-    of_layers = {path: leaf.size / model.num_layers for path, leaf in shapes.items() if _is_matrix(path)}
+    of_layers = [
+        (path.startswith(_LORA), leaf.size / model.num_layers, 4 if frozen(path) else 6)
+        for path, leaf in shapes.items()
+        if path.startswith("layers/") and not path.endswith("/scale")
+    ]
     memories_of_layers = [model.layer(i).memory for i in range(model.num_layers)]
     pairs = {memory: attention_pairs(config, memory) / T for memory in set(memories_of_layers)}
     for i, memory in enumerate(memories_of_layers):
         backward = i >= forward_only
         # FAM adds F rows to the S tokens of a block.
         rows = 1 + memory.fam_length / memory.block_size
-        for path, size in of_layers.items():
-            if model.lora.in_layer(i) or not path.startswith(_LORA):
-                flops += (2 if not backward else 4 if frozen(path) else 6) * size * rows
+        for is_lora, size, both_passes in of_layers:
+            if model.lora.in_layer(i) or not is_lora:
+                flops += (both_passes if backward else 2) * size * rows
         per_pass = 4 * model.num_heads * model.head_dim * pairs[memory] + memories.of(memory).flops(model)
         if memory.segments_hold == "outputs":  # keys and values are projected once more
             per_pass += 4 * model.d_model * model.num_kv_heads * model.head_dim
         flops += (3 if backward else 1) * per_pass
     return flops
-
-
-def _is_matrix(path: str) -> bool:
-    return path.startswith("layers/") and not path.endswith("/scale")
 
 
 def layers_without_backward(config: TrainConfig) -> int:

@@ -1,9 +1,26 @@
-"""The table of two pages: recall of the pass key by length of the filler, over several seeds."""
+"""Writes recall of the pass key by length of the filler, over seeds, into docs/story.md, smollm2.md or ablations.md.
 
+    python launch/studies/recall_pages.py story "AMD EPYC=runs/story/shown/results.json"     pretrained_story.py
+    python launch/studies/recall_pages.py smollm2 "AMD EPYC=runs/real/shown/results.json"    real_model_story.py
+    python launch/studies/recall_pages.py ablations "AMD EPYC=runs/memory/study.json"        memory_study.py
+
+The JSON file beside the page keeps the figures by the name of the machine: one of the same name is replaced, and
+`"AMD EPYC="` removes it. Without a file the table is written again.
+"""
+
+import argparse
 import re
+import sys
 from typing import Any
 
-from pages import ranged
+from pages import DOCS, FOUND, Page, add, by_name, ranged
+
+# Pages by name; the key that their result files have, and the command that writes these.
+WRITTEN_BY = {
+    "story": ("models", "famjax eval"),
+    "smollm2": ("models", "famjax eval"),
+    "ablations": ("runs", "memory_study.py"),
+}
 
 
 def kept(found: dict[str, Any]) -> dict[str, Any]:
@@ -48,3 +65,20 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
 def length(blocks: int) -> str:
     """Returns a length of filler in words."""
     return f"{blocks:,} block{'s' * (blocks != 1)}"
+
+
+PAGES = {name: Page(DOCS / f"{name}.md", DOCS / f"{name}.json", name, by_name(section)) for name in WRITTEN_BY}
+
+
+def main() -> int:
+    """Adds results to one page. Returns the exit code (`pages.add`)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", choices=PAGES)
+    parser.add_argument("found", nargs="*", metavar=FOUND, help="a machine, and the file of its results")
+    args = parser.parse_args()
+    part, verb = WRITTEN_BY[args.page]
+    return add(PAGES[args.page], args.found, part, kept, verb)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
