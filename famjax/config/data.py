@@ -113,10 +113,14 @@ class DataConfig:
     """Text to train on, and its layout in rows (docs/data.md has pictures).
 
     Attributes:
-      sources: of the task `text`: `SourceConfig`s, or paths.
+      sources: of the task `text`, and of the rows of `text_share`: `SourceConfig`s, or paths.
       vocabulary: of the tasks `text`, `passkey` and `babi`: `bytes`, or the path of a `tokenizer.json` or of a
         SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
         task and the other generated tasks have their own.
+      text_share: share of the rows of a batch, the last ones, in which the tasks `passkey` and `babi` read `sources`
+        instead of generating documents, so that the model keeps what it could do. `stream_share`, `packing` and
+        `repeat_segment` then are settings of these rows, and `PassKeyConfig.stream_share` is a share of the others.
+        The loss is on as many random tokens as another row has targets, with weight `text_weight` of the task.
       stream_share: share of rows that are document streams: each reads one document after another,
         block by block across training steps, and carries its memory from step to step. The other rows are
         packed: documents are concatenated, without masks between them, and no memory is carried to the next step.
@@ -137,6 +141,7 @@ class DataConfig:
 
     sources: tuple[Any, ...] = ()
     vocabulary: str = ""
+    text_share: float = 0.0
     stream_share: float = 0.0
     packing: str = "cut"
     repeat_segment: int = 0
@@ -166,6 +171,7 @@ class DataConfig:
                 raise ConfigError(f"sources has {source!r}; it must be a path, in quotes, or a SourceConfig")
         for source in self.all_sources():
             source.validate()
+        probability("text_share", self.text_share)
         probability("stream_share", self.stream_share)
         one_of("packing", self.packing, PACKINGS)
         for name in ("repeat_segment", "repeat_weight", "data_shards"):

@@ -15,6 +15,7 @@ from famjax.config.checks import (
     one_of,
     probability,
 )
+from famjax.config.curriculum import CurriculumConfig
 from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.mesh import check_mesh, mesh_sizes
@@ -120,7 +121,14 @@ class TrainConfig:
     @property
     def carries_memory(self) -> bool:
         """Whether documents continue across steps, so that their memory is part of the training state."""
-        return (self.generated or self.data).stream_share > 0
+        questions = self.generated is not None and self.generated.stream_share > 0
+        text = (self.generated is None or self.text_rows > 0) and self.data.stream_share > 0
+        return questions or text
+
+    @property
+    def text_rows(self) -> int:
+        """Number of rows, the last ones of a batch, that are text beside a task that generates its documents."""
+        return round(self.data.text_share * self.batch_size) if self.generated is not None else 0
 
     @property
     def generated(self) -> PassKeyConfig | BabiConfig | MqarConfig | TrackingConfig | None:
@@ -173,7 +181,11 @@ class TrainConfig:
             at_least(name, getattr(self, name) or 0, 0)
         probability("carried_fam_share", self.carried_fam_share)
         self._check_rows()
-        (self.generated or self.data).check_rows(self.batch_size)
+        self._check_text_rows()
+        if self.generated is not None:
+            self.generated.check_rows(self.batch_size - self.text_rows)
+        if self.generated is None or self.text_rows:
+            self.data.check_rows(self.text_rows or self.batch_size)
         if isinstance(self.generated, (MqarConfig, TrackingConfig)):
             self.generated.check_length(self.sequence_length, self.model.memory.block_size)
 
@@ -233,6 +245,27 @@ class TrainConfig:
             self.babi.check_files_named()
         if self.task == "text" and not self.data.sources:
             raise ConfigError("the task 'text' has no sources; set --gin.DataConfig.sources=\"('books/*.txt',)\"")
+
+    def _check_text_rows(self) -> None:
+        """Raises `ConfigError` unless text rows stand beside rows of a task that can have them."""
+        share = self.data.text_share
+        if not share:
+            return
+        if not isinstance(self.generated, CurriculumConfig):
+            raise ConfigError(
+                f"DataConfig.text_share adds rows of text to the tasks passkey and babi, not to {self.task!r}; set it "
+                f"to 0"
+            )
+        if not self.data.sources:
+            raise ConfigError(
+                f"DataConfig.text_share is {share}, but there is no text; set "
+                "--gin.DataConfig.sources=\"('books/*.txt',)\""
+            )
+        if not 0 < self.text_rows < self.batch_size:
+            raise ConfigError(
+                f"DataConfig.text_share {share} of BATCH_SIZE {self.batch_size} is {self.text_rows} rows; at least one "
+                f"row must be text and one not, for example {1 / self.batch_size:g}"
+            )
 
     def _check_checkpoints(self) -> None:
         for name in ("checkpoint_period", "checkpoint_minutes"):

@@ -1,23 +1,33 @@
 """Training tasks that generate their documents, from a configuration."""
 
+import dataclasses
+
 from famjax.config import TrainConfig
+from famjax.data import joined
 from famjax.data.babi_task import make_babi_task, notes
 from famjax.data.batch import Task
 from famjax.data.documents import labelled_documents
 from famjax.data.labelled import LabelledTask
 from famjax.data.passkey import PassKeyTask
 from famjax.data.passkey_text import Writer
-from famjax.data.text_task import vocabulary_and_files
+from famjax.data.text_task import check_text_task, vocabulary_and_files
 
 
 def make_generated_task(config: TrainConfig) -> Task:
-    """Returns the task `babi` or a task of labelled documents, if `config.task` names it, else the task `passkey`.
+    """Returns the task `babi` or a task of labelled documents, if `config.task` names it, else the task `passkey`, with
+    the configuration's rows of text beside it.
 
     Prints what does not fit into rows and is left out.
 
     Raises:
       ConfigError: the documents do not fit the model's vocabulary or the row, or their files cannot be read.
     """
+    own = dataclasses.replace(config, batch_size=config.batch_size - config.text_rows)
+    return joined.join(config, _questions(own))
+
+
+def _questions(config: TrainConfig) -> Task:
+    """Returns the task without rows of text."""
     if config.task == "babi":
         stories = make_babi_task(config)
         for note in notes(stories):
@@ -36,8 +46,10 @@ def make_generated_task(config: TrainConfig) -> Task:
 
 
 def check_generated_task(config: TrainConfig) -> None:
-    """Raises `ConfigError` if the model's vocabulary does not have the task's tokens, or the task's files cannot be
-    read. Does not import jax."""
+    """Raises `ConfigError` if the model's vocabulary does not have the task's tokens, or the files of the task or of its
+    rows of text cannot be read. Does not import jax."""
+    if config.text_rows:
+        check_text_task(joined.of_text(config))
     if config.task == "babi":
         make_babi_task(config)
     elif labelled_documents(config.task, config.mqar, config.tracking) is not None:

@@ -125,9 +125,10 @@ def make_loss(config: TrainConfig, mesh: Mesh) -> Callable[..., tuple[Float[Arra
 
     def loss_fn(
         trained: Weights, frozen: Weights, state: TrainState, key: Key[Array, ""], part: Microbatch,
-        totals: tuple[Float[Array, ""], Int[Array, ""]],
+        totals: tuple[Float[Array, ""], Float[Array, ""]],
     ) -> tuple[Float[Array, ""], Part]:  # fmt: skip
-        """Returns a microbatch's share of the batch's loss; `totals`: the batch's sum of weights, and its tokens."""
+        """Returns a microbatch's share of the batch's loss; `totals`: the batch's sums of weights and of
+        `begun_here`."""
         batch, shift, memory, numbers = part
         params = optim.join_frozen(trained, frozen)
         model = build(config, mesh, params, auxiliary_scale(config))
@@ -152,8 +153,7 @@ def make_loss(config: TrainConfig, mesh: Mesh) -> Callable[..., tuple[Float[Arra
             costs["fam_growth_loss"] = jnp.asarray(config.fam_growth_loss * grown / config.batch_size, jnp.float32)
         if config.distillation:
             theirs = whole_rows(config, mesh, params, batch)
-            real = (jnp.arange(hidden.shape[1]) < batch.count[:, None]).astype(jnp.float32)
-            far = divergence(model, hidden, theirs, real, totals[1], tokens_at_once)
+            far = divergence(model, hidden, theirs, begun_here(batch), totals[1], tokens_at_once)
             costs["distillation_loss"] = config.distillation * far
         # Outputs for the next step.
         passed_fam = sharding.constrain(after.stacked.fam[:, 0], (None,) * 4, mesh)
@@ -186,7 +186,7 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
         key, shift = draws(config, state.step, batch.tokens.shape[0])
         trained, frozen = optim.split_frozen(config.tuning, state.params)
         weight = batch.weights.sum()
-        totals = weight, batch.count.sum()
+        totals = weight, begun_here(batch).sum()
 
         def one(part: Microbatch) -> tuple[Weights, Part]:
             gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -250,6 +250,13 @@ def whole_rows(config: TrainConfig, mesh: Mesh, params: Weights, batch: Batch) -
     model = build(dataclasses.replace(config, model=config.teacher), mesh, jax.lax.stop_gradient(base))
     hidden, _ = model(batch.tokens, None, batch.count, layout=Layout(batch.starts, None, None))
     return jax.lax.stop_gradient(hidden)
+
+
+def begun_here(batch: Batch) -> Float[Array, "B T"]:
+    """Returns 1 for the tokens of documents that begin in the batch, up to a row's last one, else 0."""
+    T, N = batch.tokens.shape[1], batch.starts.shape[1]
+    begun = jnp.repeat(jnp.cumsum(batch.starts, axis=1) > 0, T // N, axis=1)
+    return (begun & (jnp.arange(T) < batch.count[:, None])).astype(jnp.float32)
 
 
 def rescaled(memory: MemoryState, most: float, share: float = 1.0) -> MemoryState:
