@@ -46,7 +46,7 @@ def _questions(config: TrainConfig) -> Task:
 
 
 def check_generated_task(config: TrainConfig) -> None:
-    """Raises `ConfigError` if the model's vocabulary does not have the task's tokens, or the files of the task or of its
+    """Raises `ConfigError` if the model's vocabulary does not have the task's tokens, or the files of the task or its
     rows of text cannot be read. Does not import jax."""
     if config.text_rows:
         check_text_task(joined.of_text(config))
