@@ -85,12 +85,17 @@ def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Me
     memory = config.model.memory
     total = sum(leaf.size for leaf in weights.values())
     embedding = sum(leaf.size for path, leaf in weights.items() if group_of(path) == "embedding")
-    trained = sum(leaf.size for path, leaf in weights.items() if not config.tuning.settings_of(path)["frozen"])
+    trained = [path for path in weights if not config.tuning.settings_of(path)["frozen"]]
+    # Pairs of layers before `LoraConfig.first_layer` are stored, but have no effect and no gradient.
+    layers, first = config.model.num_layers, config.model.lora.first_layer
+    unused = sum(weights[path].size for path in trained if group_of(path) == "lora") * first // layers
+    aside = f" ({unused:,} of LoRA are unused, in layers before {first})" if unused else ""
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
     fam = fam if memory.kind == "fam" else f"a memory of kind {memory.kind}"
     return [
-        f"weights       {total:,}, {total - embedding:,} without embedding; {trained:,} are trained",
+        f"weights       {total:,}, {total - embedding:,} without embedding; "
+        f"{sum(weights[path].size for path in trained) - unused:,} are trained{aside}",
         f"memory        blocks of {memory.block_size}, {memory.memory_segments} segments, {fam} a layer; "
         f"{data_size(found.row)} a row, for text of any length",
         f"mesh          {shape}",

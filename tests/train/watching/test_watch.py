@@ -1,5 +1,6 @@
 """Outputs of a training: metrics, events, profiles, a summary; and they do not change the training."""
 
+import dataclasses
 import math
 import mmap
 import struct
@@ -10,17 +11,20 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from famjax.config import EvalConfig, TrainConfig
+from famjax.config import EvalConfig, LoraConfig, TrainConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
 from famjax.infer import scoring
 from famjax.infer.load import load
 from famjax.nn.weights import parameters
+from famjax.mesh.devices import make_mesh
 from famjax.process import memory
 from famjax.storage import arrays
+from famjax.train import optim
 from famjax.train.loop import train
 from famjax.train.watching.norms import group_norms, group_of, squares
 from famjax.train.watching.progress_line import ProgressLine, clock
+from famjax.train.watching.summary import summary
 from famjax.train.watching.watch import Watch
 from tests import tiny
 from tests.train.test_loop import MODEL, metrics, run, settings
@@ -123,6 +127,18 @@ def test_a_profile_and_a_summary_are_there(watched):
     assert "layers/attention/query" in text and "2 x 12 x 2 x 4" in text
     # Float32 weights, and two moments of Adam's with two counts of steps.
     assert f"weights {4 * total / 1024:.1f} KiB, optimizer (adamw) {(8 * total + 8) / 1024:.1f} KiB" in text
+
+
+def test_pairs_of_layers_without_lora_do_not_count_as_trained():
+    """With `first_layer` 1 of two layers, half of the pairs."""
+    lora = LoraConfig(rank=2, projections=("query",), first_layer=1)
+    config = TrainConfig(model_dir="none", model=dataclasses.replace(MODEL, lora=lora), batch_size=1)
+    pairs = 2 * (12 * 2 + 2 * 2 * 4)  # width 12, two heads of 4
+    text = summary(config, optim.optimizer(config.tuning, 1), make_mesh())
+    prompt = MODEL.memory.fam_length * 12
+    assert f"; {pairs // 2 + prompt:,} are trained ({pairs // 2:,} of LoRA are unused, in layers before 1)\n" in text
+    whole = dataclasses.replace(config, model=dataclasses.replace(MODEL, lora=dataclasses.replace(lora, first_layer=0)))
+    assert f"; {pairs + prompt:,} are trained\n" in summary(whole, optim.optimizer(whole.tuning, 1), make_mesh())
 
 
 def test_a_run_that_goes_on_repeats_no_step(tmp_path, monkeypatch):
