@@ -16,8 +16,8 @@ from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
 from famjax.infer import scoring
 from famjax.infer.load import load
-from famjax.nn.weights import parameters
 from famjax.mesh.devices import make_mesh
+from famjax.nn.weights import parameters
 from famjax.process import memory
 from famjax.storage import arrays
 from famjax.train import optim
