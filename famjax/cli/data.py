@@ -95,7 +95,8 @@ def _show_generated(console: Any, config: TrainConfig, args: argparse.Namespace)
 
     task, vocabulary = make_generated_task(config), vocabulary_and_files(config)[0]
     S = config.model.memory.block_size
-    console.print(f"{config.task}: {config.batch_size} rows of {config.sequence_length} tokens in blocks of {S}")
+    text = f", the last {config.text_rows} of text" if config.text_rows else ""
+    console.print(f"{config.task}: {config.batch_size} rows of {config.sequence_length} tokens in blocks of {S}{text}")
     progress, totals = task.start(), Totals()
     for step in range(args.steps):
         batch, progress = task.batch(step, progress)
@@ -164,7 +165,7 @@ def _check(console: Any, config: TrainConfig) -> None:
     from famjax.data.text_task import check_vocabulary, vocabulary_and_files
     from famjax.process.progress import Progress
 
-    if config.task != "text":
+    if config.task != "text" and not config.text_rows:
         raise ConfigError(f"--check reads the files of the task 'text'; for {config.task!r} use --show and --steps")
     vocabulary, _ = vocabulary_and_files(config)
     check_vocabulary(vocabulary, config)

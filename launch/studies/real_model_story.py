@@ -2,14 +2,16 @@
 
     python launch/studies/real_model_story.py DIR           the same command resumes an interrupted run
     python launch/studies/real_model_story.py DIR --quick   a few training steps, as a smoke test
+    python launch/studies/real_model_story.py DIR --texts 'books/*.txt' --wikitext wiki.test.tokens
 
 1. downloaded launch/fetch_smollm2.py: 98 MB, Apache-2.0
 2. imported   with blocks of 32 tokens, no memory segment and a FAM of 16, its gate closed; and a twin without FAM but
               with two segments, whose memory has more bytes than that of the model with FAM
 3. unchanged  log probabilities of a text are equal with FAM on and off
 4. trained    FAM and LoRA in the upper 8 layers on the pass key: the gate opens, the key is carried; then, in streams,
-              kept
-5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, which is not trained
+              kept; then, with --texts, beside rows of text on which the base's predictions are kept
+5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, which is not trained;
+              with --wikitext also bits per byte of four pages
 6. exported   and loaded by transformers, if it is installed
 """
 
@@ -51,6 +53,7 @@ STAGES = (
     ),
     Stage("keeps", "carries", "gin/experiments/smollm2_streams.gin", {}),
 )
+WITH_TEXTS = Stage("reads", "keeps", "gin/experiments/smollm2_text.gin", {})
 QUICK_STEPS = 8
 # Maximum difference of log probabilities between FAM on and off after the import (float32 rounding).
 ROUNDING = 1e-3
@@ -68,6 +71,10 @@ def main() -> int:
         "--seed", type=int, default=0, metavar="N", help="seed of the trainings and of FAM's prompt (default: 0)"
     )
     parser.add_argument(
+        "--texts", metavar="GLOB", help="text files, UTF-8, for a third training; without, there are two"
+    )
+    parser.add_argument("--wikitext", type=Path, metavar="FILE", help="test file of WikiText, for an evaluation")
+    parser.add_argument(
         "--text", type=Path, metavar="FILE", help="text for comparing FAM on and off (default: this script)"
     )
     args = parser.parse_args()
@@ -77,12 +84,15 @@ def main() -> int:
         at, text = args.folder, (args.text or Path(__file__)).read_text(encoding="utf-8")[:4000]
         imported(at, args.seed)
         harmless(at, text)
-        last = train(at, args.seed, args.steps or (QUICK_STEPS if args.quick else None))
+        last = train(at, args.seed, args.steps or (QUICK_STEPS if args.quick else None), args.texts)
         blocks, alignments = ("0,1,4", 4) if args.quick else ("0,1,2,4,8,16,32,64", 8)
         models = [word for name in (last, "fam_imported", "twin_imported") for word in ("--model", at / name)]
         # Few rows: finished ones are computed to the end of the longest document.
         asked = ["--filler-blocks", blocks, f"--gin.EvalConfig.alignments={alignments}", "--gin.BATCH_SIZE=8"]
         verbs.famjax("eval", *models, *asked, "--output", at / "shown")
+        if args.wikitext:
+            pages = ["--task", "wikitext", "--data", f"wikitext={args.wikitext}", "--examples", "4", "--longest", "512"]
+            verbs.famjax("eval", *models[:4], *pages, "--output", at / "wikitext")
         exported = at / f"exported_{last}"
         verbs.once(exported, "export-hf", at / last, exported)
         verbs.compare_with_transformers(at / last, exported, text[:800])
@@ -91,9 +101,12 @@ def main() -> int:
     return verbs.run("real_model_story", body)
 
 
-def train(at: Path, seed: int, steps: int | None) -> str:
-    """Trains the stages, or with `steps` the first alone; returns the directory of the last one in `at`."""
-    stages = STAGES if steps is None else (STAGES[0]._replace(macros={"TRAIN_STEPS": steps}),)
+def train(at: Path, seed: int, steps: int | None, texts: str | None) -> str:
+    """Trains the stages, the last one if there are texts, or with `steps` the first alone; returns the directory of the
+    last one in `at`."""
+    stages = (*STAGES, WITH_TEXTS._replace(macros={"TEXTS": texts})) if texts else STAGES
+    if steps is not None:
+        stages = (STAGES[0]._replace(macros={"TRAIN_STEPS": steps}),)
     for stage in stages:
         places = {"INITIAL_CHECKPOINT_PATH": str(at / stage.start), "MODEL_DIR": str(at / stage.name)}
         verbs.train(stage.experiment, **places, RANDOM_SEED=seed, **stage.macros)

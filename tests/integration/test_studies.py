@@ -100,18 +100,23 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path,
     monkeypatch.setattr(story.fetch_smollm2, "main", lambda words: 0)
     compared: list[Path] = []
     monkeypatch.setattr(story.verbs, "compare_with_transformers", lambda *places: compared.extend(places[:2]))
-    for quick, trained in (([], ["carries", "carries", "keeps"]), (["--quick"], ["carries"])):
+    texts = ["--texts", "books/*.txt", "--wikitext", "wiki.txt"]
+    for flags, trained, shows in (
+        ([], ["carries", "carries", "keeps"], ["eval"]),
+        (texts, ["carries", "carries", "keeps", "reads"], ["eval", "eval"]),
+        (["--quick"], ["carries"], ["eval"]),
+    ):
         out = tmp_path / trained[-1]
         out.mkdir()
-        monkeypatch.setattr("sys.argv", ["real_model_story.py", str(out), *quick])
+        monkeypatch.setattr("sys.argv", ["real_model_story.py", str(out), *flags])
         said.clear()
         assert story.main() == 0
-        order = ["import-hf", "import-hf", "score", "score", *(["train"] * len(trained)), "eval", "export-hf"]
+        order = ["import-hf", "import-hf", "score", "score", *(["train"] * len(trained)), *shows, "export-hf"]
         assert [words[0] for words in said] == order
         parsed = [
             cli.parse(importlib.import_module(f"famjax.cli.{words[0].replace('-', '_')}"), words[1:]) for words in said
         ]
-        trainings, shown = parsed[4:-2], parsed[-2]
+        trainings, shown = parsed[4 : 4 + len(trained)], parsed[4 + len(trained)]
         made = {"fam_imported", "twin_imported"}
         for one, name in zip(trainings, trained, strict=True):
             bindings = dict(binding.split("=", 1) for binding in one.gin_bindings)
@@ -119,6 +124,8 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path,
             assert eval_text(bindings["MODEL_DIR"]) == str(out / name)
             made.add(name)
         last = trained[-1]
+        assert [one.model for one in parsed[5 + len(trained) : -1]] == [shown.model[:2]] * (len(shows) - 1)
+        assert ("TEXTS='books/*.txt'" in trainings[-1].gin_bindings) == (flags == texts)
         assert shown.model == [str(out / name) for name in (last, "fam_imported", "twin_imported")]
         assert compared[-2:] == [out / last, out / f"exported_{last}"]
     assert f"TRAIN_STEPS={story.QUICK_STEPS}" in trainings[0].gin_bindings and tuple(shown.filler_blocks) == (0, 1, 4)
