@@ -10,7 +10,7 @@
 3. unchanged  log probabilities of a text are equal with FAM on and off
 4. trained    FAM and LoRA in the upper 8 layers on the pass key: the gate opens, the key is carried; then, in streams,
               kept; then, with --texts, beside rows of text on which the base's predictions are kept
-5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, which is not trained;
+5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, not trained;
               with --wikitext also bits per byte of four pages
 6. exported   and loaded by transformers, if it is installed
 """
