@@ -160,12 +160,13 @@ def load(
         with searching(search_path(search_paths)):
             for file in gin_files:
                 _parse(lambda file=file: gin.parse_config_file(str(file)), f"gin file {file}")
-        from_files = set(_macros_defined())
+        from_files, referred = set(_macros_defined()), _scopes_used()
         for binding in bindings:
             _bind(binding)
         for name in _required().keys() & set(stand_ins or ()):
             _bind(f"{name}={(stand_ins or {})[name]}")
         _check_macros(from_files, root)
+        _check_scopes(referred | _scopes_used())
         value = _at_home(_build(root))
         return value, gin.operative_config_str()
     finally:
@@ -259,14 +260,16 @@ def _bind(binding: str) -> None:
     flag = f"--gin.{binding}"
     if not equals or not name.strip():
         raise ConfigError(f"{flag} has no value; write --gin.NAME=VALUE")
-    one_line = " ".join(value.splitlines()).strip()
+    value = value.strip()
+    if re.search(r"[\r\n]", value):
+        raise ConfigError(f"--gin.{name.strip()}: the value has a line break; write it on one line, in texts as \\n")
     try:
-        gin.parse_config(f"{name} = {one_line}")
+        gin.parse_config(f"{name} = {value}")
     except (SyntaxError, tokenize.TokenError) as error:
-        hint = f"text needs quotes: --gin.{name}=\"'{one_line}'\"" if one_line else "write --gin.NAME=VALUE"
-        if re.match(r"[\[({'\"]", one_line):
+        hint = f"text needs quotes: --gin.{name}=\"'{value}'\"" if value else "write --gin.NAME=VALUE"
+        if re.match(r"[\[({'\"]", value):
             hint = "a bracket or a quote is not closed, or the shell removed the quotes"
-        raise ConfigError(f"{flag}: {one_line or 'nothing'} is not a gin value; {hint}") from error
+        raise ConfigError(f"{flag}: {value or 'nothing'} is not a gin value; {hint}") from error
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         _explain(str(error), flag, error)
 
@@ -298,6 +301,21 @@ def _check_macros(from_files: set[str], root: type) -> None:
         known: Iterable[str] = from_files | used | (set(CONTRACT_MACROS) if root is TrainConfig else set())
         near = nearest(name, known) or f"; known are {', '.join(sorted(known))}"
         raise ConfigError(f"--gin.{name}: there is no macro {name}{near}")
+
+
+def _scopes_used() -> set[str]:
+    """Returns the scopes of all references, such as `in_training` of `@in_training/EvalConfig()`."""
+    references = gin.config.iterate_references(gin.config._CONFIG)
+    return {reference.scoped_selector.rpartition("/")[0] for reference in references}
+
+
+def _check_scopes(used: set[str]) -> None:
+    """Raises `ConfigError` for a setting in a scope that no reference has: it would be without effect."""
+    for scope, selector in gin.config._CONFIG:
+        if scope and selector != "gin.macro" and not any(f"{one}/".startswith(f"{scope}/") for one in used):
+            name = selector.rsplit(".", 1)[-1]
+            near = nearest(scope, used - {""}) or f"; without the scope it is {name}"
+            raise ConfigError(f"{scope}/{name} has no effect, since nothing refers to @{scope}/{name}{near}")
 
 
 def _check_required() -> None:

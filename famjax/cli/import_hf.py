@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from famjax.pretrained.folder import Folder
     from famjax.storage.pieces import Piece
 
+# Models with at most this many tokens may have been trained on bytes.
+BYTES = 256
+# Mistral's tokenizer file, which famjax does not read.
+TEKKEN = "tekken.json"
 NAME = "import-hf"
 HELP = """Make a model directory from a Hugging Face folder or a GGUF file, and add FAM to the model.
 
@@ -77,6 +81,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     dtype = _param_dtype(folder)
     config = dataclasses.replace(bare, memory=memory, param_dtype=dtype, dtype=dtype)
     config.validate()
+    _check_tokenizer(folder, config)
     tokens = _tokens_of(args.fam_text, folder, config) if args.fam_text is not None else None
 
     from famjax.nn.weights import parameter_shapes
@@ -136,6 +141,25 @@ def _param_dtype(folder: "Folder") -> str:
     """Returns bfloat16 if all tensors are; otherwise float32, which represents every supported dtype exactly."""
     types = {tensor.dtype for tensor in folder.tensors.values()}
     return "bfloat16" if types == {"BF16"} else "float32"
+
+
+def _check_tokenizer(folder: "Folder", config: ModelConfig) -> None:
+    """Raises `ConfigError` if a model that was not trained on bytes comes without a tokenizer: text would be bytes."""
+    from famjax.data.vocabulary import VOCABULARIES
+    from famjax.pretrained.config_json import SECTION
+
+    exported = SECTION in folder.config
+    if config.vocab_size <= BYTES or exported or folder.vocabulary() or set(VOCABULARIES) & set(folder.carried()):
+        return
+    if (folder.path / TEKKEN).is_file():
+        raise ConfigError(
+            f'{folder.path} has its tokenizer as {TEKKEN} alone; convert it: python -c "from transformers import '
+            f"AutoTokenizer as T; T.from_pretrained('{folder.path}').save_pretrained('{folder.path}')\""
+        )
+    raise ConfigError(
+        f"{folder.path} has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt) for its "
+        f"{config.vocab_size:,} tokens; is the download complete?"
+    )
 
 
 def _tokens_of(text: str, folder: "Folder", config: ModelConfig) -> "np.ndarray":

@@ -23,6 +23,7 @@ from famjax.config.text import BadText, text_of
 from famjax.data import files
 from famjax.data.pieces import Filler, Haystack, Pieces, haystack
 
+NAMED = re.compile(r"(?<![a-z])qa(\d+)")
 LINE = re.compile(r"(\d+) (.*\S)\s*")
 END = "\n</context>\n\nQuestion: {question}"
 ANSWER = "\nAnswer:"
@@ -248,7 +249,10 @@ def read(path: str) -> list[Question | BadText]:
 
     The rest of a story after an unreadable line is skipped.
     """
-    source = PurePath(path).name.split("_")[0]
+    named = NAMED.search(PurePath(path).name.lower())
+    if named is None:
+        return [BadText(path, "its name must have the task, such as qa1, which decides prompt and answers")]
+    source = f"qa{int(named[1])}"
     try:
         lines = text_of(files.read_plain(path), path).splitlines()
     except BadText as error:

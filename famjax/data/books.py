@@ -13,9 +13,14 @@ from famjax.data import files
 
 ENCODING = re.compile(rb"^\s*Character set encoding:\s*([\w-]+)", re.MULTILINE | re.IGNORECASE)
 START, END = (
-    re.compile(rf"^\*\*\* ?{end} OF (?:THE|THIS) PROJECT GUTENBERG EBOOK[^*]*\*\*\*", re.MULTILINE)
+    re.compile(
+        rf"^[ \t]*\*\*\* ?{end} OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)\b.{{0,300}}?\*\*\*[ \t]*$",
+        re.MULTILINE | re.DOTALL | re.IGNORECASE,
+    )
     for end in ("START", "END")
 )
+# Begins the header of their books, whatever follows.
+OF_GUTENBERG = re.compile(r"Project Gutenberg(?:'s)? E(?:Book|text)", re.IGNORECASE)
 # Names of ASCII in headers that Python's codecs lack.
 ASCII = ("ISO-646-US", "ISO-646")
 # The header is searched for in the first bytes of the file.
@@ -46,12 +51,17 @@ def read(path: str) -> Book:
     """Reads a text file, gzipped or not.
 
     Raises:
-      BadText: the file cannot be read, is not in the encoding that it names (UTF-8 if none), or has no *** END line.
+      BadText: the file cannot be read, is not in the encoding that it names (UTF-8 if none), or has Project Gutenberg's
+        header without a *** START or *** END line.
     """
     content = files.read_plain(path)
     encoding, text = _text(content, path)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     start = START.search(text)
     if start is None:
+        if OF_GUTENBERG.search(text[:HEADER]):
+            reason = "it has Project Gutenberg's header without the line *** START OF, which ends it; remove the header"
+            raise BadText(path, reason)
         return Book(path, text, encoding, 0)
     end = END.search(text, start.end())
     if end is None:

@@ -45,7 +45,8 @@ class ChatTemplate:
 
         if not add_generation_prompt:
             last = messages[-1]
-            messages = [*messages[:-1], {**last, "content": last["content"] + _END}]
+            # With a space at the end, so that it shows whether the template strips contents.
+            messages = [*messages[:-1], {**last, "content": f"{last['content']}{_END} "}]
         try:
             template = environment().from_string(self.source)
             text = template.render(
@@ -55,8 +56,12 @@ class ChatTemplate:
         # A template is a program, which may raise any of these for messages that it does not support.
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise ConfigError(f"the chat template rejects this conversation ({error})") from error
-        # Whether the text before the mark is stripped depends on the template.
-        return text if add_generation_prompt else text[: text.rindex(_END)]
+        if add_generation_prompt:
+            return text
+        before, mark, after = text.rpartition(_END)
+        if not mark:
+            raise ConfigError("the chat template does not reproduce the last message, so it cannot be continued")
+        return before if after.startswith(" ") else before.rstrip()
 
     def around_user(self) -> tuple[str, str]:
         """Returns the text before and after a user's only message, the latter up to where the answer begins.
@@ -76,9 +81,9 @@ class ChatTemplate:
           ConfigError: if the template omits earlier answers.
         """
         written = self.render([_said("a"), {"role": "assistant", "content": _MARK}, _said(text)])
-        if _MARK not in written:
+        if written.count(_MARK) <= text.count(_MARK):
             raise ConfigError("the chat template omits earlier answers; famjax cannot use it turn by turn")
-        return written[written.rindex(_MARK, 0, len(written) - len(text)) + len(_MARK) :]
+        return written.partition(_MARK)[2]  # the message may have the mark too, and comes later
 
 
 def _said(text: str) -> dict[str, str]:

@@ -46,8 +46,9 @@ def found(pattern: str) -> list[str]:
     if not glob.has_magic(path):
         return []
     files = [name for name in sorted(system.glob(_escaped(system, path))) if not system.isdir(name)]
-    # As in a shell, globs match no hidden files.
-    return [whole(name) for name in files if is_hidden(path) or not is_hidden(name)]
+    # As in a shell, globs match no hidden files and folders that they do not ask for.
+    hidden = lambda name: sum(is_hidden(part) for part in name.split("/"))
+    return [whole(name) for name in files if hidden(name) <= hidden(path)]
 
 
 def _escaped(system: Any, path: str) -> str:

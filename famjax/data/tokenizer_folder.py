@@ -56,6 +56,10 @@ _QWEN2_WORDS = (
 )
 
 
+# Removes spaces before punctuation in decoded text, except of BPE models.
+CLEAN_UP = "clean_up_tokenization_spaces"
+
+
 class Built(NamedTuple):
     """A tokenizer with its special tokens.
 
@@ -96,6 +100,9 @@ def build(kept: Mapping[str, bytes], place: str) -> Built:
         tokenizer = pieces.tokenizer(added)
     else:
         tokenizer = _bare(kept, config, name, _content(names.get("unk_token")), pieces, place)
+    forced = config.get(f"{CLEAN_UP}_for_bpe_even_though_it_will_corrupt_output")
+    if config.get(CLEAN_UP) and (forced or type(tokenizer.model).__name__ != "BPE"):
+        raise ConfigError(f"{place}: {CLEAN_UP} is set, so decoded text loses spaces; set it to false there")
     tokenizer.no_truncation()  # a setting of the program that saved it; transformers sets its own for every call
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = bool(config.get("split_special_tokens", False))

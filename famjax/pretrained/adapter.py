@@ -17,9 +17,9 @@ import numpy as np
 from famjax.config import ModelConfig
 from famjax.pretrained.config_json import SECTION
 from famjax.pretrained.families import Family
-from famjax.pretrained.folder import write_arrays, write_json
+from famjax.pretrained.folder import ADAPTER_CONFIG, write_arrays, write_json
 
-ADAPTER, ADAPTER_CONFIG, MEMORY = "adapter_model.safetensors", "adapter_config.json", f"{SECTION}.json"
+ADAPTER, MEMORY = "adapter_model.safetensors", f"{SECTION}.json"
 PREFIX = "base_model.model."
 # Prefixes of our paths: of LoRA's A and B, and of the weights that they adapt, in the family's table.
 _PAIRS, _BASES = "layers/lora/", ("layers/attention/", "layers/feed_forward/")

@@ -88,7 +88,7 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
         fields["logit_cap"] = float(says.number("final_logit_softcapping", 0.0))
     fields |= _layers(says, family, fields["num_layers"])
     try:
-        fields |= _rope(says, "local" in fields["layer_pattern"])
+        fields |= _rope(says, family, "local" in fields["layer_pattern"])
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
@@ -152,6 +152,8 @@ def _activation(name: str, family: Family) -> str:
 def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
     """Returns the fields `layer_pattern` and `local_window` of a `ModelConfig`."""
     if family.windows is None or says("sliding_window") is None:
+        if isinstance(family.windows, int) and says("layer_types") != [FULL] * num_layers:
+            raise ConfigError("config.json: sliding_window is null, but some layers slide; give their window in tokens")
         return {"layer_pattern": ("global",)}
     window = says.whole("sliding_window")
     if family.windows == "from_layer" and not says("use_sliding_window"):
@@ -167,6 +169,9 @@ def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
         local = [layer >= says.whole("max_window_layers") for layer in range(num_layers)]
     else:
         period = max(says.whole("sliding_window_pattern", family.windows), 1)
+        if period != family.windows and family.model_type == "gemma2":  # transformers ignores the key
+            raise ConfigError(f"config.json: sliding_window_pattern is {period}, but every second layer of Gemma 2 has "
+                              f"a sliding window; remove it, or give layer_types")  # fmt: skip
         local = [(layer + 1) % period > 0 for layer in range(num_layers)]
     kinds = ["local" if one else "global" for one in local]
     period = next(p for p in range(1, num_layers + 1) if all(kinds[i] == kinds[i - p] for i in range(p, num_layers)))
@@ -174,29 +179,14 @@ def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
     return {"layer_pattern": pattern, "local_window": window if "local" in pattern else 0}
 
 
-def _rope(says: _Says, has_local: bool) -> dict[str, Any]:
-    """Returns the fields of RoPE's base and scaling, from `rope_parameters` (transformers 5) or the older keys
-    `rope_theta` and `rope_scaling`."""
-    parameters, scaling = says("rope_parameters"), says("rope_scaling")
-    nested = isinstance(parameters, dict) and (FULL in parameters or SLIDING in parameters)
-    if scaling and nested and has_local:
-        parameters = {**parameters, FULL: {**(parameters.get(FULL) or {}), **scaling}}
-    elif scaling:  # the older key takes precedence; the newer one is ignored
-        parameters = None
-    if parameters is None:
-        parameters = {"rope_theta": says.number("rope_theta", 10000.0), **(scaling or {})}
-        local = {"rope_theta": says("rope_local_base_freq")} if says("rope_local_base_freq") else None
-    elif FULL in parameters or SLIDING in parameters:
-        parameters, local = parameters.get(FULL) or {}, parameters.get(SLIDING)
-        if local and local.get("rope_type", "default") != "default":
-            raise ConfigError(
-                f"config.json: RoPE of sliding layers is scaled ({local['rope_type']}), which is not known"
-            )
-    else:
-        local = None
-    fields: dict[str, Any] = {"rope_base": float(parameters.get("rope_theta", says("rope_theta") or 10000.0))}
+def _rope(says: _Says, family: Family, has_local: bool) -> dict[str, Any]:
+    """Returns the fields of RoPE's base and scaling."""
+    parameters, local = _rope_by_kind(says) if "rope_local_base_freq" in family.silent else (_rope_of_all(says), {})
+    if local.get("rope_type", "default") != "default":
+        raise ConfigError(f"config.json: RoPE of sliding layers is scaled ({local['rope_type']}), which is not known")
+    fields: dict[str, Any] = {"rope_base": float(parameters["rope_theta"])}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if any(float(one.get("partial_rotary_factor") or 1.0) != 1.0 for one in (parameters, local or {}, says.all)):
+    if any(float(one.get("partial_rotary_factor") or 1.0) != 1.0 for one in (parameters, local, says.all)):
         raise ConfigError("config.json: partial_rotary_factor is not 1; only RoPE over whole heads is known")
     try:
         if kind in ("linear", "llama3"):
@@ -214,6 +204,39 @@ def _rope(says: _Says, has_local: bool) -> dict[str, Any]:
     if has_local and local and (kind != "default" or float(local["rope_theta"]) != fields["rope_base"]):
         fields["local_rope_base"] = float(local["rope_theta"])
     return fields
+
+
+def _rope_of_all(says: _Says) -> dict[str, Any]:
+    """Returns RoPE's parameters of all layers, from `rope_parameters` (transformers 5) or the older keys `rope_theta`
+    and `rope_scaling`, which take precedence."""
+    parameters, scaling = says("rope_parameters"), says("rope_scaling")
+    if isinstance(parameters, dict) and {FULL, SLIDING} & set(parameters) and not scaling:
+        raise ConfigError(
+            "config.json: rope_parameters differ by kind of layer, which this architecture does not have; give one set"
+        )
+    found = dict(parameters or {}) if not scaling else dict(scaling)
+    found.setdefault("rope_theta", says.number("rope_theta", 10000.0))
+    return found
+
+
+def _rope_by_kind(says: _Says) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns RoPE's parameters of full and of sliding layers, as Gemma 3's configuration of transformers does: a part
+    that is missing has the base of the older key, and `rope_scaling` is of full layers."""
+    given, scaling = dict(says("rope_parameters") or {}), says("rope_scaling") or {}
+    if "type" in scaling and "rope_type" not in scaling:
+        raise ConfigError("config.json: rope_scaling has a type, which this architecture ignores; call it rope_type")
+    full = {**(given.pop(FULL, None) or {}), **scaling}
+    local = dict(given.pop(SLIDING, None) or {})
+    full.setdefault("rope_theta", says.number("rope_theta"))
+    local.setdefault("rope_theta", says.number("rope_local_base_freq"))
+    # Parameters for all layers at once are ignored by transformers.
+    without_effect = {"rope_theta": full["rope_theta"], "rope_type": "default"}
+    if ignored := sorted(key for key, value in given.items() if without_effect.get(key) != value):
+        raise ConfigError(
+            f"config.json: rope_parameters has {', '.join(ignored)} beside {FULL} and {SLIDING}, or without them; this "
+            f"architecture reads only these two parts"
+        )
+    return full, local
 
 
 # --- to config.json -------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ CARRIED = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer_family.json",
 )  # fmt: skip
+# Settings of a PEFT adapter.
+ADAPTER_CONFIG = "adapter_config.json"
 # Name in a model directory of the config.json that the model was imported with.
 KEPT_CONFIG = "hf_config.json"
 
@@ -58,7 +60,7 @@ class Folder:
       fam: the memory's own tensors by `memory_name`: `fam_prompt` or `fam_prefix`, and others; empty if it has none.
 
     Raises:
-      ConfigError: a file is missing, truncated, quantised or has an unknown dtype.
+      ConfigError: a file is missing, truncated, quantised or has an unknown dtype, or there is also an adapter.
     """
 
     def __init__(self, path: str | Path):
@@ -66,6 +68,11 @@ class Folder:
         if not self.path.is_dir():
             raise ConfigError(f"{path} is {'a file' if self.path.exists() else 'not there'}; name a folder of a model")
         self.config = _json_object(self.path / CONFIG_JSON)
+        if (self.path / ADAPTER_CONFIG).exists():
+            raise ConfigError(
+                f"{path} also has an adapter ({ADAPTER_CONFIG}), which transformers adds to the weights; merge it "
+                f"(peft's merge_and_unload), or move it away"
+            )
         files = _weight_files(self.path)
         self.tensors: dict[str, Tensor] = {}
         for file, promised in files.items():

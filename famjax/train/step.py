@@ -253,7 +253,8 @@ def whole_rows(config: TrainConfig, mesh: Mesh, params: Weights, batch: Batch) -
 
 
 def begun_here(batch: Batch) -> Float[Array, "B T"]:
-    """Returns 1 for the tokens of documents that begin in the batch, up to a row's last one, else 0."""
+    """Returns 1 for the tokens of documents that begin in the batch, else 0. Padding between two documents of a row
+    counts as the end of the first."""
     T, N = batch.tokens.shape[1], batch.starts.shape[1]
     begun = jnp.repeat(jnp.cumsum(batch.starts, axis=1) > 0, T // N, axis=1)
     return (begun & (jnp.arange(T) < batch.count[:, None])).astype(jnp.float32)

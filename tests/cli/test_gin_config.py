@@ -129,6 +129,10 @@ def test_other_classes_can_be_configured() -> None:
         ("include 'gin/runs/pretrian.gin'\n", r"bad.gin:1: there is no gin file gin/runs/pretrian.gin; .*pretrain.gin"),
         ("import no_such_module\n", r"bad.gin:1: No module named 'no_such_module'"),
         ("TASK_FEATURE_LENGTHS = 5\n", r"TASK_FEATURE_LENGTHS is 5; a decoder needs"),
+        (
+            "train/TrainConfig.steps = 7\n",
+            r"train/TrainConfig has no effect, since nothing refers to @train/TrainConfig",
+        ),
     ],
 )
 def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
@@ -156,11 +160,36 @@ def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
             r"OptimizerConfig has no parameter learning_rat; did you mean learning_rate",
         ),
         ("TrainConfig.steps=%STEPZ", r"%STEPZ is used but has no value"),
+        ("in_trainin/EvalConfig.seed=1", r"in_trainin/EvalConfig has no effect, .*; did you mean in_training\?"),
+        ("TRAIN_STEPS=7\nBATCH_SIZE=3", r"--gin.TRAIN_STEPS: the value has a line break; write it on one line"),
+        ("MODEL_DIR='a\nb'", r"--gin.MODEL_DIR: the value has a line break"),
     ],
 )
 def test_mistakes_in_overrides(binding: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_train_config([FAM], (), [binding])
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u0085", "\x0b", "\x0c", "\x1e", "\t", "  ", "#", "\\n"])
+def test_texts_on_the_command_line_stay_as_they_are(character: str) -> None:
+    """Every character in quotes is part of the text, also those at which Python's `splitlines` splits."""
+    files = [FAM, "gin/runs/pretrain.gin"]
+    config, _ = load_train_config(files, (), [f"MODEL_DIR='a{character}b'"])
+    assert config.model_dir == f"a{character}b".replace("\\n", "\n")
+
+
+def test_scopes_that_a_reference_has_are_settings() -> None:
+    """`in_training` of the files, and one that a binding itself refers to, also in a scope around it."""
+    files = [FAM, "gin/runs/pretrain.gin"]
+    config, _ = load_train_config(files, (), ["in_training/EvalConfig.seed=11"])
+    assert config.evaluation.seed == 11
+    bindings = [
+        "DataConfig.sources=(@a/b/SourceConfig(),)",
+        "a/SourceConfig.path='x.txt'",
+        "a/b/SourceConfig.weight=2.0",
+    ]
+    config, _ = load_train_config(files, (), bindings)
+    assert [(one.path, one.weight) for one in config.data.all_sources()] == [("x.txt", 2.0)]
 
 
 BODY = "include 'gin/models/fam_tiny.gin'\ninclude 'gin/runs/pretrain.gin'\nMODEL_DIR = 'x'\nTRAIN_STEPS = 3\n"

@@ -1,14 +1,17 @@
 """Which reader reads which file: names and contents, alone and in mixtures; no file is read as another kind."""
 
+import glob
 import gzip
 import itertools
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from famjax.config import ConfigError, EvalConfig, SourceConfig
 from famjax.config.text import BOM
-from famjax.data import kinds
+from famjax.data import files, kinds
 from famjax.data.pieces import Filler
 from famjax.data.sources import open_source
 from famjax.data.vocabulary import ByteVocabulary
@@ -222,3 +225,43 @@ def test_one_bad_table_costs_itself_alone(tmp_path):
         found = list(rows(str(tmp_path / f"*.{kind}"), "test"))
         assert [isinstance(one, Unreadable) for one in found] == [False, True, False]
         assert found[1].place == str(tmp_path / f"b.{kind}")
+
+
+@pytest.mark.parametrize("pattern", ["*/*.txt", "**/*.txt", "*/*", "a/../*/*.txt"])
+def test_globs_do_not_enter_hidden_folders(tmp_path, pattern):
+    """As `glob.glob`: copies that editors and version control keep are no documents. Asked for by name, they are."""
+    home = tmp_path / ".home"  # a hidden folder above the glob does not matter
+    for name in ("a/one.txt", ".git/two.txt", ".ipynb_checkpoints/one-checkpoint.txt", "a/.three.txt"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(name)
+    wanted = {os.path.realpath(path) for path in glob.glob(str(home / pattern), recursive=True)}
+    assert {os.path.realpath(path) for path in files.expand(str(home / pattern))} == wanted
+    assert len(wanted) == 1
+    assert [Path(path).name for path in files.expand(str(home / ".git/*.txt"))] == ["two.txt"]
+    assert [Path(path).name for path in files.expand(str(home / ".g*/*.txt"))] == ["two.txt"]
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "chosen"),
+    [
+        (("train.jsonl", "dev.jsonl", "test.jsonl"), "validation", ["dev.jsonl"]),
+        (("train.jsonl", "dev.jsonl", "test.jsonl"), "test", ["test.jsonl"]),
+        (("train.jsonl", "test.csv"), "test", ["test.csv"]),
+        (("test.jsonl", "test_no_labels.jsonl", "testtrain.jsonl"), "test", ["test.jsonl"]),
+        (("test-00000-of-00002.jsonl", "test-00001-of-00002.jsonl", "train-00000-of-00001.jsonl"), "test",
+         ["test-00000-of-00002.jsonl", "test-00001-of-00002.jsonl"]),
+        (("one.jsonl", "two.jsonl"), "test", ["one.jsonl", "two.jsonl"]),
+        (("Valid.jsonl", "train.jsonl"), "validation", ["Valid.jsonl"]),
+        (("train.jsonl", "dev.jsonl"), "test", "no file of the split 'test' but of dev, train; name one with --split"),
+        (("test.jsonl", "test.csv"), "test", "several kinds"),
+    ],
+)  # fmt: skip
+def test_a_split_of_a_folder_is_its_own_files(tmp_path, names, split, chosen):
+    """Rows of training are never among those of a test, whatever the endings."""
+    for name in names:
+        (tmp_path / name).write_text(f"text\n{name}\n" if name.endswith("csv") else json.dumps({"text": name}) + "\n")
+    if isinstance(chosen, str):
+        with pytest.raises(ConfigError, match=chosen):
+            list(rows(str(tmp_path), split))
+    else:
+        assert [row.fields["text"] for row in rows(str(tmp_path), split)] == chosen

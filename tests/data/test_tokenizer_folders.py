@@ -190,6 +190,49 @@ def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any],
     assert read > 60
 
 
+@pytest.mark.parametrize(
+    ("kind", "config", "refused"),
+    [
+        ("Unigram", {"clean_up_tokenization_spaces": True}, True),
+        ("Unigram", {"clean_up_tokenization_spaces": False}, False),
+        ("BPE", {"clean_up_tokenization_spaces": True}, False),
+        (
+            "BPE",
+            {
+                "clean_up_tokenization_spaces": True,
+                "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": True,
+            },
+            True,
+        ),
+    ],
+)
+def test_decoded_text_that_would_lose_spaces(kind: str, config: dict[str, Any], refused: bool, tmp_path: Path) -> None:
+    """What transformers removes from decoded text is refused; where it ignores the setting, so do we."""
+    import tokenizers
+    import transformers
+
+    words = ["<unk>", "\u2581it", "\u2581's", "\u2581."]
+    if kind == "Unigram":
+        model: Any = tokenizers.models.Unigram([(word, -1.0) for word in words], unk_id=0)
+    else:
+        letters = sorted(set("".join(words[1:])))
+        model = tokenizers.models.BPE({token: n for n, token in enumerate(["<unk>", *letters])}, [], unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer, tokenizer.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"} | config)
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokens = theirs("it 's .", add_special_tokens=False)["input_ids"]
+    if refused:
+        assert theirs.decode(tokens) == "it's."
+        with pytest.raises(ConfigError, match="clean_up_tokenization_spaces is set, so decoded text loses spaces"):
+            Codec(tmp_path, VOCAB)
+    else:
+        assert Codec(tmp_path, VOCAB).vocabulary.decode(tokens) == theirs.decode(tokens) == "it 's ."
+
+
 def stops(folder: Path, ours: Codec, theirs: Any, says: dict[str, str]) -> None:
     """End-of-text tokens are those at which `generate` of transformers stops."""
     import transformers

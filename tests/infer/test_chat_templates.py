@@ -93,3 +93,46 @@ def test_templates_by_name(tmp_path: Path) -> None:
     assert chat_template(folder).render(TALK) == "c"  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="has no chat template 'tool_use'; it has default"):
         chat_template(folder, "tool_use")
+
+
+CONTINUED = {
+    "as it is": _TALK, "trimmed": "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}|{% endfor %}",
+    "stripped on the right": "{% for m in messages %}<{{ m['content'].rstrip() }}>{% endfor %}",
+    "upper case": "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+    "omitted": "{% for m in messages %}{% if not loop.last %}{{ m.content }}{% endif %}{% endfor %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONTINUED)
+def test_a_continued_message_ends_as_in_transformers(name: str, tmp_path: Path) -> None:
+    """`continue_final_message`: a template that strips contents strips the last one; one that changes it is refused."""
+    import transformers
+
+    folder = tokenizers_of_ours.write(tmp_path / "t", "byte-level")
+    (folder / "chat_template.jinja").write_text(CONTINUED[name])
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), chat_template(folder)
+    assert ours is not None
+    for last in ("The answer is", "The answer is ", "  two\n\n", "\tthree\n"):
+        talk = [TALK[0], {"role": "assistant", "content": last}]
+        try:
+            want = theirs.apply_chat_template(talk, tokenize=False, continue_final_message=True)
+        except ValueError:
+            with pytest.raises(ConfigError, match="does not reproduce the last message"):
+                ours.render(talk, False)
+            continue
+        assert ours.render(talk, False) == want
+
+
+@pytest.mark.parametrize("text", ["Hi", " " * 300, "\n" * 300, "ANSWERTHATWASGIVEN", ""])
+def test_any_message_may_follow_an_answer(text: str, tmp_path: Path) -> None:
+    """Also one that the template shortens, or that has our own mark in it."""
+    folder = tokenizers_of_ours.write(tmp_path / "t", "byte-level")
+    (folder / "chat_template.jinja").write_text(CONTINUED["trimmed"])
+    template = chat_template(folder)
+    assert template is not None
+    assert template.after_answer(text) == f"|[user]{text.strip()}|"
+    (folder / "chat_template.jinja").write_text("{{ messages[-1].content }}")
+    forgets = chat_template(folder)
+    assert forgets is not None
+    with pytest.raises(ConfigError, match="omits earlier answers"):
+        forgets.after_answer(text)

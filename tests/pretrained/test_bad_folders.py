@@ -84,6 +84,14 @@ def tied(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": True}))
 
 
+def with_words(folder: Path, *names: str) -> None:
+    """300 tokens, more than bytes, and empty files of these names."""
+    write_llama(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 300}))
+    for name in names:
+        (folder / name).write_text("{}")
+
+
 def index_outside(folder: Path) -> None:
     """Lets the index point out of its folder."""
     write_llama(folder)
@@ -111,6 +119,12 @@ BAD = {
         lambda folder: edited(folder, lambda t: t.update({QUERY: np.zeros((32, 32), np.int8)})),
         "has values of type I8; known are F32, F16, BF16",
     ),
+    "adapter": (
+        lambda folder: with_words(folder, "adapter_config.json", "tokenizer.json"),
+        "also has an adapter (adapter_config.json), which transformers adds to the weights; merge it",
+    ),
+    "no tokenizer": (with_words, "has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt)"),
+    "tekken": (lambda folder: with_words(folder, "tekken.json"), "has its tokenizer as tekken.json alone; convert it"),
     "tied, but different": (tied, "lm_head.weight differs from model.embed_tokens.weight"),
 }  # fmt: skip
 

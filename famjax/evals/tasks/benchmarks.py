@@ -169,7 +169,7 @@ def wikitext(name: str, config: EvalConfig, codec: Codec) -> Task:
 def _pages(path: str) -> Iterator[Question | Unreadable]:
     for file in files.expand(path):
         try:
-            found = pages(text_of(files.read_plain(file), file))
+            found = pages(text_of(files.read_plain(file), file).replace("\r\n", "\n"))
         except BadText as error:
             yield Unreadable(error.place, error.reason)
             continue
@@ -227,7 +227,10 @@ def _qmsum(fields: dict[str, Any]) -> Iterator[Question]:
         yield from qasper_row(fields)
         return
     turns = list_field(fields, "meeting_transcripts")
-    transcript = "\n".join(f"{text_field(turn, 'speaker')}: {field(turn, 'content')}" for turn in turns)
+    said = [(text_field(turn, "speaker"), field(turn, "content")) for turn in turns]
+    if not all(isinstance(content, str) for _, content in said):
+        raise BadRow("the content of a turn of its meeting is not a text")
+    transcript = "\n".join(f"{speaker}: {content}" for speaker, content in said)
     if not transcript:
         raise BadRow("its meeting has no transcript")
     queries = {kind: list_field(fields, f"{kind}_query_list") for kind in ("general", "specific")}

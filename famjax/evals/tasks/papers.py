@@ -52,8 +52,8 @@ def _narrative_qa(fields: dict[str, Any]) -> Iterator[Question]:
     answers = field(fields, "answers")
     # A list of structs, or (from TFDS and streams) a struct of lists.
     texts = answers.get("text", []) if isinstance(answers, dict) else [text_field(answer, "text") for answer in answers]
-    if not texts:
-        raise BadRow("it has no answer")
+    if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRow("it has no list of answers")
     id = f"{document}/{question}"
     yield Question(id, document, text_field(fields, "document", "text"), ASK.format(question=question), tuple(texts))
 
@@ -123,8 +123,8 @@ def _quality(fields: dict[str, Any]) -> Iterator[Question]:
         article = text_field(fields, "article")
         for i, asked in enumerate(field(fields, "questions")):
             options, gold = field(asked, "options"), field(asked, "gold_label")
-            if gold not in range(1, len(options) + 1):
-                raise BadRow(f"gold_label {gold} is not one of {len(options)} options")
+            if type(gold) is not int or gold not in range(1, len(options) + 1):
+                raise BadRow(f"gold_label {gold!r} is not one of {len(options)} options")
             id = str(asked.get("question_unique_id", f"{name_of(article)}/{i}"))
             prompt = ASK.format(question=text_field(asked, "question").strip())
             yield Question(id, name_of(article), article, prompt, (), tuple(options), gold - 1)

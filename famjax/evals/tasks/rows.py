@@ -7,6 +7,8 @@ Files are read in parts, so memory does not grow with their size (except Arrow f
 import csv
 import importlib
 import io
+import itertools
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +22,9 @@ from famjax.evals.tasks.base import Unreadable
 TFDS, HUB = "tfds:", "hub:"
 # Kinds of row files; a file without a known ending contains JSON lines, as QuALITY's own files do.
 ROW_KINDS = ("jsonl", "csv", "parquet", "text")
+# Endings of the row files that are looked for in a folder, and what their names begin with, by split.
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 class Row(NamedTuple):
@@ -60,11 +65,19 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
     if files.exists(f"{folder}/state.json"):
         state = json_of(files.read(f"{folder}/state.json"), f"{folder}/state.json")
         return (row for one in state["_data_files"] for row in _counted(_arrow, f"{folder}/{one['filename']}"))
-    for ending in (".jsonl", ".jsonl.gz", ".parquet", ".csv"):
-        for name in (f"{folder}/{split}*{ending}", f"{folder}/*{ending}"):
-            if files.found(name):
-                return rows(name, split)
-    raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk")
+    paths = [path for ending in ENDINGS for path in files.found(f"{folder}/*{ending}")]
+    if not paths:
+        raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk")
+    # A file belongs to the split that its name begins with: test.jsonl, test-00000-of-00001.parquet.
+    begins = {path: re.split(r"[.-]", kinds.name_of(path))[0] for path in paths}
+    chosen = [path for path in paths if begins[path] in SPLITS.get(split, (split,))]
+    others = sorted(set(begins.values()) & set(itertools.chain(*SPLITS.values())))
+    if others and not chosen:
+        raise ConfigError(f"{folder} has no file of the split {split!r} but of {', '.join(others)}; name one with "
+                          f"--split, or name the file")  # fmt: skip
+    chosen = chosen or paths
+    kind = kinds.one_kind(folder, chosen, ROW_KINDS)
+    return (row for path in chosen for row in _file(path, kind))
 
 
 def _file(path: str, kind: str) -> Iterator[Row | Unreadable]:

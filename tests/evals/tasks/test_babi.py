@@ -154,6 +154,47 @@ def test_bad_files_and_questions_without_room_are_named(tmp_path):
         catalog.make("babi", EvalConfig(), BYTES, 64)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "*** START OF THE PROJECT GUTENBERG EBOOK M*A*S*H ***", "***START OF THE PROJECT GUTENBERG EBOOK ALICE***",
+        "*** Start of this Project Gutenberg EBook ALICE ***", "  *** START OF THE PROJECT GUTENBERG ETEXT ALICE ***",
+        "*** START OF THE PROJECT GUTENBERG EBOOK ALICE\nIN WONDERLAND ***",
+    ],
+)  # fmt: skip
+def test_headers_as_they_are_written(tmp_path, line, end):
+    """Stars in titles, no spaces, other capitals, titles of two lines, and every kind of line end."""
+    last = line.replace("START", "END").replace("Start", "End")
+    text = f"The Project Gutenberg eBook of X\nHEAD\n{line}\nThe text ** itself.\n{last}\nLICENCE\n"
+    (tmp_path / "b.txt").write_bytes(text.replace("\n", end).encode())
+    assert books.read(str(tmp_path / "b.txt")).text == "\nThe text ** itself.\n"
+
+
+def test_a_header_without_its_end_is_named(tmp_path):
+    """The oldest books end it otherwise; header and licence are not text of the book."""
+    (tmp_path / "b.txt").write_text("Project Gutenberg Etext of X\n*END*THE SMALL PRINT! FOR ETEXTS*\nText.\n")
+    with pytest.raises(BadText, match="header without the line"):
+        books.read(str(tmp_path / "b.txt"))
+
+
+@pytest.mark.parametrize("name", ["qa1.txt", "QA1_test.txt", "qa01-test.txt", "babi_qa1_test.txt", "en-10k.qa1.txt"])
+def test_names_of_files_decide_by_their_task_alone(tmp_path, name):
+    """Prompt and form of the answer do not depend on how the rest of the name is written."""
+    (tmp_path / name).write_text(STORY)
+    (tmp_path / "qa1_single-supporting-fact_test.txt").write_text(STORY)
+    ours, theirs = (stories.read(str(tmp_path / one)) for one in (name, "qa1_single-supporting-fact_test.txt"))
+    assert stories.answer_text(ours[0]) == stories.answer_text(theirs[0])
+    assert {one.source for one in ours} == {"qa1"}
+
+
+def test_a_file_without_a_task_in_its_name_is_named(tmp_path):
+    """Its prompt would be another one."""
+    (tmp_path / "stories.txt").write_text(STORY)
+    (bad,) = stories.read(str(tmp_path / "stories.txt"))
+    assert bad.place == str(tmp_path / "stories.txt") and "its name must have the task, such as qa1" in bad.reason
+
+
 def gutenberg(text: str, encoding: str | None = None) -> str:
     named = f"Character set encoding: {encoding}\n" if encoding else ""
     return (

@@ -151,6 +151,9 @@ BAD = [
                       {"ordered_kv_records": [["a", "1"], ["a", "1"]], "key": "a", "value": "1"},
                       {"ordered_kv_records": [["a"]], "key": "a", "value": "1"}],
      {1: "not a record", 2: "a key twice", 3: "not a list of pairs"}),
+    ("qmsum", [{"meeting_transcripts": [{"speaker": "A", "content": content}], "specific_query_list": [],
+                "general_query_list": [{"query": "q", "answer": "a"}]} for content in ("x", None, ["x"])],
+     {2: "is not a text", 3: "is not a text"}),
 ]  # fmt: skip
 
 
@@ -245,6 +248,15 @@ MEETING = {
     "specific_query_list": [SAID],
     "meeting_transcripts": [{"speaker": "A", "content": "A dog <yes>, please."}, {"speaker": "B", "content": "A fox."}],
 }  # fmt: skip
+
+
+def test_line_ends_of_wikitext_are_not_scored(tmp_path):
+    """Pages and counts are the same with the line ends of other systems."""
+    found = []
+    for name, end in (("a", "\n"), ("b", "\r\n")):
+        (tmp_path / name).write_bytes(WIKITEXT.replace("\n", end).encode())
+        found.append(list(benchmarks._pages(str(tmp_path / name))))
+    assert found[0] == found[1] and len(found[0]) == 2
 
 
 def test_qmsum_reads_a_meeting_once_and_scores_by_rouge(tmp_path):

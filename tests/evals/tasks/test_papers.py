@@ -141,8 +141,15 @@ def test_tfds_and_the_hub_say_what_is_missing(tmp_path, monkeypatch):
     assert rows._decoded(fields) == {"a": "text", "b": {"c": ["x", "y"]}, "n": 3}
 
 
+DOCUMENT = {"document": {"id": "d", "text": "A text."}, "question": {"text": "a"}}
 BAD = {
     "narrative_qa": ({"question": {"text": "a"}}, "it has no document.id"),
+    "narrative_qa, one answer": (DOCUMENT | {"answers": {"text": "abc"}}, "it has no list of answers"),
+    "narrative_qa, no texts": (DOCUMENT | {"answers": {"text": [1]}}, "it has no list of answers"),
+    "quality, truth": (
+        {"article": "A text.", "questions": [{"question": "q", "options": ["a", "b"], "gold_label": True}]},
+        "gold_label True is not one of 2 options",
+    ),
     "qasper": ({"id": "1", "input": "no paper", "output": "x"}, "a question, an empty line and a paper"),
     "quality": ({"id": "1", "input": "q\n\nno options", "output": "x"}, "options"),
     "xlsum": ({"id": "1", "text": "", "summary": "x"}, "text is not a text"),
@@ -154,8 +161,9 @@ def test_a_bad_row_costs_itself_only(tmp_path, name):
     """A partial line, JSON that is not an object, missing fields: each is reported with file, line and reason; the
     other rows are read."""
     good = {"narrative_qa": schemas.narrative_qa, "qasper": schemas.qasper, "quality": schemas.quality,
-            "xlsum": schemas.xlsum}[name]()  # fmt: skip
+            "xlsum": schemas.xlsum}[name.partition(",")[0]]()  # fmt: skip
     row, reason = BAD[name]
+    name = name.partition(",")[0]
     path = schemas.write_jsonl(tmp_path / "d.jsonl", ['{"a": \n', "\n", "[1]\n", row, *good])
     found = list(make(name, path).examples())
     bad = [one for one in found if isinstance(one, Unreadable)]
