@@ -3,8 +3,8 @@
     famjax compare --memories fam,infini,deltanet --seeds 0,1,2 --output runs/compare
     python launch/studies/comparing.py "Pass key=runs/compare/comparison.json"
 
-docs/compare.json keeps them by name: one of the same name is replaced, and `"Pass key="` removes it. Without arguments
-the tables are written again.
+docs/compare.json keeps them by name: one of the same name is replaced, and `"Pass key="` removes it. Several files,
+separated by commas, become one table, which has each memory once. Without arguments the tables are written again.
 """
 
 import sys
@@ -18,12 +18,21 @@ OF_MEMORY = (
 )  # fmt: skip
 
 
-def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part of a comparison.json that docs/compare.json keeps, without curves and folders."""
-    memories = [{name: memory[name] for name in OF_MEMORY} for memory in found["memories"]]
-    for memory in memories:
-        memory["diverged"] = [one["seed"] for one in memory["diverged"]]
-    return found | {"memories": memories}
+def kept(*found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of comparisons that docs/compare.json keeps, without curves and folders. Of several, each memory
+    is kept once.
+
+    Raises:
+      ValueError: they differ in task, budget or seeds.
+    """
+    shared = [{name: value for name, value in one.items() if name != "memories"} for one in found]
+    if any(one != shared[0] for one in shared):
+        raise ValueError("these comparisons differ in more than their memories")
+    memories: dict[str, Any] = {}
+    for memory in (memory for one in found for memory in one["memories"]):
+        diverged = [one["seed"] for one in memory["diverged"]]
+        memories.setdefault(memory["name"], {name: memory[name] for name in OF_MEMORY} | {"diverged": diverged})
+    return shared[0] | {"memories": list(memories.values())}
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:

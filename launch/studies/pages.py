@@ -83,25 +83,22 @@ def with_range(middle: float, low: float, high: float, form: str) -> str:
     return shown if least == most else f"{shown} ({least}-{most})"
 
 
-def publish(
-    page: Page, says: str | None, part: str, kept: Callable[[dict[str, Any]], dict[str, Any]], verb: str
-) -> int:
+def publish(page: Page, says: str | None, part: str, kept: Callable[..., dict[str, Any]], verb: str) -> int:
     """Runs a script whose arguments are those of `add`, with the help text `says`."""
     parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("found", nargs="*", metavar=FOUND, help=f"a name in the page, and a file of `{verb}`")
     return add(page, parser.parse_args().found, part, kept, verb)
 
 
-def add(
-    page: Page, arguments: list[str], part: str, kept: Callable[[dict[str, Any]], dict[str, Any]], verb: str
-) -> int:
+def add(page: Page, arguments: list[str], part: str, kept: Callable[..., dict[str, Any]], verb: str) -> int:
     """Adds a verb's results to a page, and writes it.
 
     Args:
       page: the page.
-      arguments: NAME=FILE adds a file's results, NAME= removes them.
+      arguments: NAME=FILE adds a file's results (NAME=FILE,FILE those of several, if `kept` takes them), NAME= removes
+        them.
       part: key that a result file of the verb must have.
-      kept: maps the contents of a result file to the part that the page keeps.
+      kept: maps the contents of one result file, or of several, to the part that the page keeps.
       verb: command that writes the result files, for messages.
 
     Returns:
@@ -114,10 +111,10 @@ def add(
         if not path:
             continue
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not name or part not in found:
+            found = [json.loads(Path(file).read_text(encoding="utf-8")) for file in path.split(",")]
+            if not name or not all(part in file for file in found):
                 raise ValueError
-            results[name] = kept(found)
+            results[name] = kept(*found)
         except (OSError, ValueError, KeyError, TypeError):
             print(f"{one!r} is not NAME=FILE with a file that `{verb}` has written", file=sys.stderr)
             return 2
