@@ -267,7 +267,7 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
         (256, r"recalls (\d+)% of the keys after 256 blocks \((\d+)% to (\d+)%\)"),
         (1024, r"and (\d+)% after 1,024 \((\d+)% to (\d+)%;"),
     ):
-        exact = [row["exact_match"] for rows in trainings["models"] for row in rows if row["filler_blocks"] == blocks]
+        exact = [row[trainings["blocks"].index(blocks)] for row in trainings["rows"]["fam"]]
         assert len(exact) == 3
         said = [int(found) for found in re.search(words, readme).groups()]
         assert said == [round(100 * found) for found in (sum(exact) / 3, min(exact), max(exact))]
@@ -304,8 +304,8 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "bench_page", "comparing", "memory_page", "plan_all", "quickstart_page", "recall_pages:ablations",
-        "recall_pages:smollm2", "recall_pages:story", "serving", "texts_page",
+        "bench_page", "benchmarks_page", "comparing", "memory_page", "plan_all", "recall_pages:ablations",
+        "recall_pages:quickstart", "recall_pages:smollm2", "recall_pages:story", "serving", "texts_page",
     ],
 )  # fmt: skip
 def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:

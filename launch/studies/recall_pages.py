@@ -1,5 +1,7 @@
-"""Writes recall of the pass key by length of the filler, over seeds, into docs/story.md, smollm2.md or ablations.md.
+"""Writes recall of the pass key by length of the filler, over seeds, into docs/quickstart.md, story.md, smollm2.md or
+ablations.md.
 
+    python launch/studies/recall_pages.py quickstart "AMD EPYC=runs/quick/eval/results.json" for seed in ...
     python launch/studies/recall_pages.py story "AMD EPYC=runs/story/shown/results.json"     pretrained_story.py
     python launch/studies/recall_pages.py smollm2 "AMD EPYC=runs/real/shown/results.json"    real_model_story.py
     python launch/studies/recall_pages.py ablations "AMD EPYC=runs/memory/study.json"        memory_study.py
@@ -17,6 +19,7 @@ from pages import DOCS, FOUND, Page, add, by_name, ranged
 
 # Pages by name; the key that their result files have, and the command that writes these.
 WRITTEN_BY = {
+    "quickstart": ("models", "famjax eval"),
     "story": ("models", "famjax eval"),
     "smollm2": ("models", "famjax eval"),
     "ablations": ("runs", "memory_study.py"),
