@@ -281,6 +281,12 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert {one["filler_blocks"] for one in last} == {16384} and {one["exact_match"] for one in last} == {1.0}
     asked = sum(one["documents"] for one in last)
     assert f"three seeds recall {asked} of {asked} after a million bytes" in readme
+    recall = json.loads(text(ROOT / "docs/smollm2.json"))["AMD EPYC, all offsets"]
+    ((*_, last_of_reads),) = recall["rows"]["reads"]
+    assert recall["blocks"][-1] == 64 and f"recalls {last_of_reads:.0%} of the pass keys after 64 blocks" in readme
+    (pages,) = json.loads(text(ROOT / "docs/smollm2_benchmarks.json")).values()
+    bits = {name: one["value"] for name, one in pages["wikitext"]["bits_per_byte"].items()}
+    assert f"at a cost of {bits['reads'] - bits['fam_imported']:.2f} bits per byte on WikiText" in readme
     texts = json.loads(text(ROOT / "docs/texts.json"))["900 steps"]["bits_per_byte"]
     gaps = {
         (read, kind): [
