@@ -148,7 +148,8 @@ def size_of(state: Any) -> int:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any], tmp_path: Path) -> None:
-    """Ids and decoded text, special tokens, and end-of-text tokens; no folder that transformers reads is refused."""
+    """Ids and decoded text, special tokens, and end-of-text tokens; of folders that transformers reads, two kinds are
+    refused."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -167,8 +168,10 @@ def test_folders_mean_what_transformers_means(seed: int, states: dict[str, Any],
         try:
             ours = Codec(folder, VOCAB)
         except ConfigError as error:
-            # A byte-level class over SentencePiece pieces: transformers builds it, but no model has it.
-            assert isinstance(theirs, Exception) or "'Qwen2Tokenizer', which needs one" in str(error), says
+            # A byte-level class over SentencePiece pieces: transformers builds it, but no model has it. And text that
+            # loses spaces when it is decoded, which is said below.
+            known = ("'Qwen2Tokenizer', which needs one", "clean_up_tokenization_spaces is set")
+            assert isinstance(theirs, Exception) or any(reason in str(error) for reason in known), says
             continue
         if isinstance(theirs, Exception):
             continue
