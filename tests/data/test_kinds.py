@@ -250,6 +250,7 @@ def test_globs_do_not_enter_hidden_folders(tmp_path, pattern):
         (("test.jsonl", "test_no_labels.jsonl", "testtrain.jsonl"), "test", ["test.jsonl"]),
         (("test-00000-of-00002.jsonl", "test-00001-of-00002.jsonl", "train-00000-of-00001.jsonl"), "test",
          ["test-00000-of-00002.jsonl", "test-00001-of-00002.jsonl"]),
+        (("english_train.jsonl", "english_test.jsonl", "english_val.jsonl"), "test", ["english_test.jsonl"]),
         (("one.jsonl", "two.jsonl"), "test", ["one.jsonl", "two.jsonl"]),
         (("Valid.jsonl", "train.jsonl"), "validation", ["Valid.jsonl"]),
         (("train.jsonl", "dev.jsonl"), "test", "no file of the split 'test' but of dev, train; name one with --split"),

@@ -22,7 +22,7 @@ from famjax.evals.tasks.base import Unreadable
 TFDS, HUB = "tfds:", "hub:"
 # Kinds of row files; a file without a known ending contains JSON lines, as QuALITY's own files do.
 ROW_KINDS = ("jsonl", "csv", "parquet", "text")
-# Endings of the row files that are looked for in a folder, and what their names begin with, by split.
+# Endings of the row files that are looked for in a folder, and what splits are called in their names.
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -68,16 +68,22 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
     paths = [path for ending in ENDINGS for path in files.found(f"{folder}/*{ending}")]
     if not paths:
         raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk")
-    # A file belongs to the split that its name begins with: test.jsonl, test-00000-of-00001.parquet.
-    begins = {path: re.split(r"[.-]", kinds.name_of(path))[0] for path in paths}
-    chosen = [path for path in paths if begins[path] in SPLITS.get(split, (split,))]
-    others = sorted(set(begins.values()) & set(itertools.chain(*SPLITS.values())))
+    splits = {path: _split_of(path) for path in paths}
+    chosen = [path for path in paths if splits[path] in SPLITS.get(split, (split,))]
+    others = sorted(set(splits.values()) & set(itertools.chain(*SPLITS.values())))
     if others and not chosen:
         raise ConfigError(f"{folder} has no file of the split {split!r} but of {', '.join(others)}; name one with "
                           f"--split, or name the file")  # fmt: skip
     chosen = chosen or paths
     kind = kinds.one_kind(folder, chosen, ROW_KINDS)
     return (row for path in chosen for row in _file(path, kind))
+
+
+def _split_of(path: str) -> str:
+    """Returns the split of a file by its name: `test` of test-00000-of-00001.jsonl and english_test.jsonl."""
+    name = re.split(r"[.-]", kinds.name_of(path))[0]
+    last = name.rpartition("_")[2]
+    return last if last in itertools.chain(*SPLITS.values()) else name
 
 
 def _file(path: str, kind: str) -> Iterator[Row | Unreadable]:
