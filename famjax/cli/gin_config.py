@@ -160,13 +160,13 @@ def load(
         with searching(search_path(search_paths)):
             for file in gin_files:
                 _parse(lambda file=file: gin.parse_config_file(str(file)), f"gin file {file}")
-        from_files, referred = set(_macros_defined()), _scopes_used()
+        from_files, scoped_in_files = set(_macros_defined()), set(gin.config._CONFIG)
         for binding in bindings:
             _bind(binding)
         for name in _required().keys() & set(stand_ins or ()):
             _bind(f"{name}={(stand_ins or {})[name]}")
         _check_macros(from_files, root)
-        _check_scopes(referred | _scopes_used())
+        _check_scopes(scoped_in_files)
         value = _at_home(_build(root))
         return value, gin.operative_config_str()
     finally:
@@ -306,12 +306,15 @@ def _check_macros(from_files: set[str], root: type) -> None:
 def _scopes_used() -> set[str]:
     """Returns the scopes of all references, such as `in_training` of `@in_training/EvalConfig()`."""
     references = gin.config.iterate_references(gin.config._CONFIG)
-    return {reference.scoped_selector.rpartition("/")[0] for reference in references}
+    named = {reference.scoped_selector.rpartition("/") for reference in references}
+    return {scope for scope, _, name in named if name not in ("macro", "gin.macro")}
 
 
-def _check_scopes(used: set[str]) -> None:
-    """Raises `ConfigError` for a setting in a scope that no reference has: it would be without effect."""
-    for scope, selector in gin.config._CONFIG:
+def _check_scopes(in_files: set[tuple[str, str]]) -> None:
+    """Raises `ConfigError` for a command-line setting in a scope that no reference has: it would be without effect. A
+    file may override a reference of an included one, whose scopes are then unused."""
+    used = _scopes_used()
+    for scope, selector in gin.config._CONFIG.keys() - in_files:
         if scope and selector != "gin.macro" and not any(f"{one}/".startswith(f"{scope}/") for one in used):
             name = selector.rsplit(".", 1)[-1]
             near = nearest(scope, used - {""}) or f"; without the scope it is {name}"

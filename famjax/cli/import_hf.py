@@ -154,11 +154,11 @@ def _check_tokenizer(folder: "Folder", config: ModelConfig) -> None:
     if (folder.path / TEKKEN).is_file():
         raise ConfigError(
             f'{folder.path} has its tokenizer as {TEKKEN} alone; convert it: python -c "from transformers import '
-            f"AutoTokenizer as T; T.from_pretrained('{folder.path}').save_pretrained('{folder.path}')\""
+            f"AutoTokenizer as T; d = '{folder.path}'; T.from_pretrained(d).save_pretrained(d, save_format='hf')\""
         )
     raise ConfigError(
         f"{folder.path} has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt) for its "
-        f"{config.vocab_size:,} tokens; is the download complete?"
+        f"{config.vocab_size:,} tokens; is the download complete? If it is, copy the tokenizer's files there"
     )
 
 

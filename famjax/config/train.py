@@ -72,7 +72,7 @@ class TrainConfig:
       carried_fam_share: share of rows, the first ones, whose carried FAM is rescaled.
       fam_opening_steps: number of steps over which FAM's gate (`MemoryConfig.fam_gate`) opens linearly; None is a
         tenth of all steps, 0 learns the gate like other weights. A gate that is further open is not closed.
-      distillation: weight of a second loss, 0 (off) by default: the KL divergence of each token's prediction from that
+      distillation: weight of a second loss, 0 (off) by default: the KL divergence of tokens' predictions from that
         of the same model without FAM and LoRA and with full attention over the row. It needs no labels, teaches
         content beyond the window, and preserves the model's behaviour.
       fam_growth_loss: not in the paper, 0 (off) by default. Weight of the per-block growth of FAM's root mean square,

@@ -14,13 +14,13 @@ from famjax.data import files
 ENCODING = re.compile(rb"^\s*Character set encoding:\s*([\w-]+)", re.MULTILINE | re.IGNORECASE)
 START, END = (
     re.compile(
-        rf"^[ \t]*\*\*\* ?{end} OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)\b.{{0,300}}?\*\*\*[ \t]*$",
+        rf"^[ \t]*\*\*\* ?{end} OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)\b(?:(?!\n[ \t]*\n).){{0,300}}?\*\*\*",
         re.MULTILINE | re.DOTALL | re.IGNORECASE,
     )
     for end in ("START", "END")
 )
 # Begins the header of their books, whatever follows.
-OF_GUTENBERG = re.compile(r"Project Gutenberg(?:'s)? E(?:Book|text)", re.IGNORECASE)
+OF_GUTENBERG = re.compile(r"[\s*]*(?:The )?Project Gutenberg(?:'s)? E(?:Book|text)\b", re.IGNORECASE)
 # Names of ASCII in headers that Python's codecs lack.
 ASCII = ("ISO-646-US", "ISO-646")
 # The header is searched for in the first bytes of the file.
@@ -59,7 +59,7 @@ def read(path: str) -> Book:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     start = START.search(text)
     if start is None:
-        if OF_GUTENBERG.search(text[:HEADER]):
+        if OF_GUTENBERG.match(text):
             reason = "it has Project Gutenberg's header without the line *** START OF, which ends it; remove the header"
             raise BadText(path, reason)
         return Book(path, text, encoding, 0)

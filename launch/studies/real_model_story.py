@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fetch_smollm2
 
+from famjax.data import files
+
 MEMORY = {
     "fam": ["--block-size", "32", "--memory-segments", "0", "--fam-length", "16"],
     "twin": ["--block-size", "32", "--memory-segments", "2", "--fam-length", "0"],
@@ -79,6 +81,11 @@ def main() -> int:
     )
     args = parser.parse_args()
     began = time.monotonic()
+    # A mistake shows before hours of training.
+    if args.texts and not files.found(args.texts):
+        parser.error(f"--texts: no file matches {args.texts}")
+    if args.wikitext and not args.wikitext.is_file():
+        parser.error(f"--wikitext: there is no file {args.wikitext}")
 
     def body() -> None:
         at, text = args.folder, (args.text or Path(__file__)).read_text(encoding="utf-8")[:4000]

@@ -129,10 +129,6 @@ def test_other_classes_can_be_configured() -> None:
         ("include 'gin/runs/pretrian.gin'\n", r"bad.gin:1: there is no gin file gin/runs/pretrian.gin; .*pretrain.gin"),
         ("import no_such_module\n", r"bad.gin:1: No module named 'no_such_module'"),
         ("TASK_FEATURE_LENGTHS = 5\n", r"TASK_FEATURE_LENGTHS is 5; a decoder needs"),
-        (
-            "train/TrainConfig.steps = 7\n",
-            r"train/TrainConfig has no effect, since nothing refers to @train/TrainConfig",
-        ),
     ],
 )
 def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
@@ -161,6 +157,7 @@ def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
         ),
         ("TrainConfig.steps=%STEPZ", r"%STEPZ is used but has no value"),
         ("in_trainin/EvalConfig.seed=1", r"in_trainin/EvalConfig has no effect, .*; did you mean in_training\?"),
+        ("train/TrainConfig.steps=7", r"train/TrainConfig has no effect, since nothing refers to @train/TrainConfig"),
         ("TRAIN_STEPS=7\nBATCH_SIZE=3", r"--gin.TRAIN_STEPS: the value has a line break; write it on one line"),
         ("MODEL_DIR='a\nb'", r"--gin.MODEL_DIR: the value has a line break"),
     ],
@@ -176,6 +173,13 @@ def test_texts_on_the_command_line_stay_as_they_are(character: str) -> None:
     files = [FAM, "gin/runs/pretrain.gin"]
     config, _ = load_train_config(files, (), [f"MODEL_DIR='a{character}b'"])
     assert config.model_dir == f"a{character}b".replace("\\n", "\n")
+
+
+def test_a_file_may_override_what_an_included_one_refers_to(tmp_path: Path) -> None:
+    """The scope of the overridden reference, here `in_training`, is then used by nothing."""
+    (tmp_path / "mine.gin").write_text("TrainConfig.evaluation = @mine/EvalConfig()\nmine/EvalConfig.seed = 5\n")
+    config, _ = load_train_config([FAM, "gin/runs/pretrain.gin", str(tmp_path / "mine.gin")], (), [])
+    assert config.evaluation.seed == 5
 
 
 def test_scopes_that_a_reference_has_are_settings() -> None:

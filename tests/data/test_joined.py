@@ -94,7 +94,7 @@ def test_a_batch_depends_on_step_and_progress_alone(files):
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(files):
-    """Four steps with distillation, at once and in two halves: equal losses and epochs of text."""
+    """Four steps, at once and in two halves: equal losses and epochs of text."""
     config = dataclasses.replace(config_of(files, stream_share=1.0), log_period=1, steps=4, checkpoint_period=2,
                                  diagnostics_period=0)  # fmt: skip
     logged = []

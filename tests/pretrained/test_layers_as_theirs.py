@@ -44,9 +44,9 @@ class Layer(NamedTuple):
 
 
 def test_every_layer_is_theirs() -> None:
-    """All pairs of values, for every family; several hundred are accepted by both."""
+    """All pairs of values, for every family; some 4,000 files are accepted by both."""
     accepted = {family.model_type: compare(family) for family in FAMILIES}
-    assert min(accepted.values()) > 50 and sum(accepted.values()) > 800, accepted
+    assert min(accepted.values()) > 450 and sum(accepted.values()) > 4000, accepted
 
 
 def compare(family: Family) -> int:

@@ -24,7 +24,9 @@ TFDS, HUB = "tfds:", "hub:"
 ROW_KINDS = ("jsonl", "csv", "parquet", "text")
 # Endings of the row files that are looked for in a folder, and what splits are called in their names.
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
-SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+SPLITS = {
+    "train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test", "testing"),
+}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -57,6 +59,7 @@ def rows(spec: str, split: str) -> Iterator[Row | Unreadable]:
 
 
 def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
+    """Returns the rows of a split in a folder. Raises `ConfigError` if it has none."""
     if files.exists(f"{folder}/dataset_dict.json"):
         splits = json_of(files.read(f"{folder}/dataset_dict.json"), f"{folder}/dataset_dict.json").get("splits", [])
         if split not in splits:
@@ -68,9 +71,11 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
     paths = [path for ending in ENDINGS for path in files.found(f"{folder}/*{ending}")]
     if not paths:
         raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk")
-    splits = {path: _split_of(path) for path in paths}
-    chosen = [path for path in paths if splits[path] in SPLITS.get(split, (split,))]
-    others = sorted(set(splits.values()) & set(itertools.chain(*SPLITS.values())))
+    # First files that have the split's very name, then those that have it in their names.
+    chosen = [path for path in paths if _stem(path) == split]
+    split_of = {path: _split_of(path) for path in paths}
+    chosen = chosen or [path for path in paths if split_of[path] in SPLITS.get(split, (split,))]
+    others = sorted(set(split_of.values()) - {""})
     if others and not chosen:
         raise ConfigError(f"{folder} has no file of the split {split!r} but of {', '.join(others)}; name one with "
                           f"--split, or name the file")  # fmt: skip
@@ -79,11 +84,18 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
     return (row for path in chosen for row in _file(path, kind))
 
 
+def _stem(path: str) -> str:
+    """Returns a row file's name without its ending, in lower case."""
+    name = kinds.name_of(path)
+    return name[: -len(next(ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)))]
+
+
 def _split_of(path: str) -> str:
-    """Returns the split of a file by its name: `test` of test-00000-of-00001.jsonl and english_test.jsonl."""
-    name = re.split(r"[.-]", kinds.name_of(path))[0]
-    last = name.rpartition("_")[2]
-    return last if last in itertools.chain(*SPLITS.values()) else name
+    """Returns the word for a split in a file's name, the first word, the last or any other one: `test` of
+    test_00000.jsonl, english_test.jsonl and v1.test.full.jsonl; empty if there is none."""
+    words = [word.rstrip("0123456789") for word in re.split(r"[._-]", _stem(path))]
+    known = set(itertools.chain(*SPLITS.values()))
+    return next((word for word in (words[0], words[-1], *words) if word in known), "")
 
 
 def _file(path: str, kind: str) -> Iterator[Row | Unreadable]:

@@ -171,6 +171,16 @@ def test_headers_as_they_are_written(tmp_path, line, end):
     assert books.read(str(tmp_path / "b.txt")).text == "\nThe text ** itself.\n"
 
 
+def test_the_text_itself_is_left_whole(tmp_path):
+    """Words after the stars belong to the header's line, a row of stars to the text; a mention is no header."""
+    start = "*** START OF THE PROJECT GUTENBERG EBOOK X ***"
+    (tmp_path / "a.txt").write_text(f"{start} Produced by A\nOne.\n\n***\n\nTwo.\n{start.replace('START', 'END')}\n")
+    assert books.read(str(tmp_path / "a.txt")).text == " Produced by A\nOne.\n\n***\n\nTwo.\n"
+    mention = "An essay.\nProject Gutenberg eBooks number 70,000.\n"
+    (tmp_path / "b.txt").write_text(mention)
+    assert books.read(str(tmp_path / "b.txt")).text == mention
+
+
 def test_a_header_without_its_end_is_named(tmp_path):
     """The oldest books end it otherwise; header and licence are not text of the book."""
     (tmp_path / "b.txt").write_text("Project Gutenberg Etext of X\n*END*THE SMALL PRINT! FOR ETEXTS*\nText.\n")
