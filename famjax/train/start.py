@@ -36,7 +36,9 @@ def make_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Task:
 
 def first_batch(config: TrainConfig) -> Batch:
     """Returns the first batch of a task that generates its documents; all its batches have the same shape."""
-    task = make_task(config, np.arange(config.batch_size))
+    # Rows of text have the same shape, and their files need not be opened.
+    without_text = dataclasses.replace(config, data=dataclasses.replace(config.data, text_share=0.0))
+    task = make_task(without_text, np.arange(config.batch_size))
     return task.batch(0, task.start())[0]
 
 

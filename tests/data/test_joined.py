@@ -11,6 +11,7 @@ from famjax.data.generated import check_generated_task, make_generated_task
 from famjax.data.joined import of_text
 from famjax.data.text_task import make_text_task
 from famjax.train.loop import train
+from famjax.train.start import first_batch
 from tests import tiny
 from tests.data import text
 
@@ -79,6 +80,14 @@ def test_both_parts_are_what_they_are_alone(files, streams):
     assert {key: value for key, value in seen[-1].items() if key != "text"} == mine
     assert seen[-1]["text"] == theirs
     assert (not all(batch.starts[2:, 0].all() for batch in batches)) == bool(streams)
+
+
+def test_the_shape_of_a_batch_is_known_without_the_text(files):
+    """Plans need no data: the first batch without opened files has the shapes of one with them."""
+    config = config_of(files)
+    batch, _ = make_generated_task(config).batch(0, make_generated_task(config).start())
+    missing = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=("gone/*.txt",)))
+    assert [np.shape(one) for one in first_batch(missing)] == [np.shape(one) for one in batch]
 
 
 def test_a_batch_depends_on_step_and_progress_alone(files):
