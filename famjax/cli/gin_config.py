@@ -160,13 +160,13 @@ def load(
         with searching(search_path(search_paths)):
             for file in gin_files:
                 _parse(lambda file=file: gin.parse_config_file(str(file)), f"gin file {file}")
-        from_files, scoped_in_files = set(_macros_defined()), set(gin.config._CONFIG)
+        from_files = set(_macros_defined())
         for binding in bindings:
             _bind(binding)
         for name in _required().keys() & set(stand_ins or ()):
             _bind(f"{name}={(stand_ins or {})[name]}")
         _check_macros(from_files, root)
-        _check_scopes(scoped_in_files)
+        _check_scopes(bindings)
         value = _at_home(_build(root))
         return value, gin.operative_config_str()
     finally:
@@ -307,16 +307,17 @@ def _scopes_used() -> set[str]:
     """Returns the scopes of all references, such as `in_training` of `@in_training/EvalConfig()`."""
     references = gin.config.iterate_references(gin.config._CONFIG)
     named = {reference.scoped_selector.rpartition("/") for reference in references}
-    return {scope for scope, _, name in named if name not in ("macro", "gin.macro")}
+    return {scope for scope, _, name in named if name.rpartition(".")[2] not in ("macro", "constant")}
 
 
-def _check_scopes(in_files: set[tuple[str, str]]) -> None:
-    """Raises `ConfigError` for a command-line setting in a scope that no reference has: it would be without effect. A
-    file may override a reference of an included one, whose scopes are then unused."""
+def _check_scopes(bindings: Sequence[str]) -> None:
+    """Raises `ConfigError` for a setting of the command line in a scope that no reference has: it would be without
+    effect. A file may override a reference of an included one, whose scopes are then unused."""
     used = _scopes_used()
-    for scope, selector in gin.config._CONFIG.keys() - in_files:
-        if scope and selector != "gin.macro" and not any(f"{one}/".startswith(f"{scope}/") for one in used):
-            name = selector.rsplit(".", 1)[-1]
+    for binding in bindings:
+        scope, _, setting = binding.partition("=")[0].strip().rpartition("/")
+        if scope and "." in setting and not any(f"{one}/".startswith(f"{scope}/") for one in used):
+            name = setting.rsplit(".", 2)[-2]
             near = nearest(scope, used - {""}) or f"; without the scope it is {name}"
             raise ConfigError(f"{scope}/{name} has no effect, since nothing refers to @{scope}/{name}{near}")
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from famjax.pretrained.folder import Folder
     from famjax.storage.pieces import Piece
 
-# Models with at most this many tokens may have been trained on bytes.
-BYTES = 256
 # Mistral's tokenizer file, which famjax does not read.
 TEKKEN = "tekken.json"
 NAME = "import-hf"
@@ -145,11 +143,11 @@ def _param_dtype(folder: "Folder") -> str:
 
 def _check_tokenizer(folder: "Folder", config: ModelConfig) -> None:
     """Raises `ConfigError` if a model that was not trained on bytes comes without a tokenizer: text would be bytes."""
-    from famjax.data.vocabulary import VOCABULARIES
+    from famjax.data.vocabulary import BYTE_VOCABULARY_SIZE, VOCABULARIES
     from famjax.pretrained.config_json import SECTION
 
-    exported = SECTION in folder.config
-    if config.vocab_size <= BYTES or exported or folder.vocabulary() or set(VOCABULARIES) & set(folder.carried()):
+    may_read_bytes = config.vocab_size <= BYTE_VOCABULARY_SIZE or SECTION in folder.config
+    if may_read_bytes or folder.vocabulary() or set(VOCABULARIES) & set(folder.carried()):
         return
     if (folder.path / TEKKEN).is_file():
         raise ConfigError(

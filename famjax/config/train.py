@@ -72,9 +72,10 @@ class TrainConfig:
       carried_fam_share: share of rows, the first ones, whose carried FAM is rescaled.
       fam_opening_steps: number of steps over which FAM's gate (`MemoryConfig.fam_gate`) opens linearly; None is a
         tenth of all steps, 0 learns the gate like other weights. A gate that is further open is not closed.
-      distillation: weight of a second loss, 0 (off) by default: the KL divergence of tokens' predictions from that
+      distillation: weight of a second loss, 0 (off) by default: the KL divergence of each token's prediction from that
         of the same model without FAM and LoRA and with full attention over the row. It needs no labels, teaches
-        content beyond the window, and preserves the model's behaviour.
+        content beyond the window, and preserves the model's behaviour. Tokens of documents that began in an earlier
+        step are left out: the model has a memory of their beginning, the other has not.
       fam_growth_loss: not in the paper, 0 (off) by default. Weight of the per-block growth of FAM's root mean square,
         in rows that continue a document: growth dilutes what FAM holds.
     """

@@ -23,6 +23,7 @@ from famjax.config.text import BadText, text_of
 from famjax.data import files
 from famjax.data.pieces import Filler, Haystack, Pieces, haystack
 
+# The task in a file's name: qa1_single-supporting-fact_test.txt as published, QA1.txt, babi_qa1.txt.
 NAMED = re.compile(r"(?<![a-z])qa(\d+)")
 LINE = re.compile(r"(\d+) (.*\S)\s*")
 END = "\n</context>\n\nQuestion: {question}"

@@ -1,7 +1,7 @@
 """Rows of text beside those of a task that generates its documents, so that a training keeps what the model could do.
 
-rows 0 ..         the task's: pass keys, or bAbI's stories
-the last rows     `DataConfig.sources`, streamed or packed, as the task `text` lays them out
+The first rows of a batch are the task's: pass keys, or bAbI's stories. The last rows are `DataConfig.sources`, streamed
+or packed, as the task `text` lays them out.
 """
 
 import dataclasses

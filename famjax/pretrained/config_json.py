@@ -169,7 +169,7 @@ def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
         local = [layer >= says.whole("max_window_layers") for layer in range(num_layers)]
     else:
         period = max(says.whole("sliding_window_pattern", family.windows), 1)
-        if period != family.windows and family.model_type == "gemma2":  # transformers ignores the key
+        if period != family.windows and "sliding_window_pattern" not in family.optional:  # transformers ignores it
             raise ConfigError(f"config.json: sliding_window_pattern is {period}, but every second layer of Gemma 2 has "
                               f"a sliding window; remove it, or give layer_types")  # fmt: skip
         local = [(layer + 1) % period > 0 for layer in range(num_layers)]
@@ -181,7 +181,7 @@ def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
 
 def _rope(says: _Says, family: Family, has_local: bool) -> dict[str, Any]:
     """Returns the fields of RoPE's base and scaling."""
-    parameters, local = _rope_by_kind(says) if "rope_local_base_freq" in family.silent else (_rope_of_all(says), {})
+    parameters, local = _rope_by_kind(says) if "rope_local_base_freq" in family.optional else (_rope_of_all(says), {})
     if local.get("rope_type", "default") != "default":
         raise ConfigError(f"config.json: RoPE of sliding layers is scaled ({local['rope_type']}), which is not known")
     fields: dict[str, Any] = {"rope_base": float(parameters["rope_theta"])}
@@ -313,7 +313,7 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
             "high_freq_factor": config.rope_high_frequency_factor,
             "original_max_position_embeddings": config.rope_original_length,
         }
-    if family.model_type == "gemma3_text":
+    if "rope_local_base_freq" in family.optional:
         base = config.local_rope_base or config.rope_base
         rope = {FULL: rope, SLIDING: {"rope_theta": base, "rope_type": "default"}}
     return hf | {"rope_parameters": rope}

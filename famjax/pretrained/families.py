@@ -124,7 +124,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "gemma3_text", "Gemma3ForCausalLM", GEMMA2, fixed=_GEMMA | {"post_norms": True, "qk_norm": True},
         silent=_GEMMA2 | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
-        activation="hidden_activation", optional=("attention_bias", *_CAPS), windows=6,
+        activation="hidden_activation",
+        optional=("attention_bias", *_CAPS, "rope_local_base_freq", "sliding_window_pattern"), windows=6,
     ),
 )  # fmt: skip
 

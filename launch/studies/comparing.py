@@ -23,15 +23,17 @@ def kept(*found: dict[str, Any]) -> dict[str, Any]:
     is kept once.
 
     Raises:
-      ValueError: they differ in task, budget or seeds.
+      ValueError: they differ in task, budget or seeds, or in the results of a memory.
     """
     shared = [{name: value for name, value in one.items() if name != "memories"} for one in found]
     if any(one != shared[0] for one in shared):
         raise ValueError("these comparisons differ in more than their memories")
     memories: dict[str, Any] = {}
     for memory in (memory for one in found for memory in one["memories"]):
-        diverged = [one["seed"] for one in memory["diverged"]]
-        memories.setdefault(memory["name"], {name: memory[name] for name in OF_MEMORY} | {"diverged": diverged})
+        one = {name: memory[name] for name in OF_MEMORY}
+        one["diverged"] = [training["seed"] for training in memory["diverged"]]
+        if memories.setdefault(memory["name"], one) != one:
+            raise ValueError(f"{memory['name']} has several results")
     return shared[0] | {"memories": list(memories.values())}
 
 

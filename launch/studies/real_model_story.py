@@ -84,6 +84,8 @@ def main() -> int:
     # A mistake shows before hours of training.
     if args.texts and not files.found(args.texts):
         parser.error(f"--texts: no file matches {args.texts}")
+    if args.texts and (args.quick or args.steps):
+        parser.error("--texts is for the third training, and --quick and --steps end after the first")
     if args.wikitext and not args.wikitext.is_file():
         parser.error(f"--wikitext: there is no file {args.wikitext}")
 

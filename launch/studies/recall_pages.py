@@ -1,7 +1,7 @@
 """Writes recall of the pass key by length of the filler, over seeds, into docs/quickstart.md, story.md, smollm2.md or
 ablations.md.
 
-    python launch/studies/recall_pages.py quickstart "AMD EPYC=runs/quick/eval/results.json" for seed in ...
+    python launch/studies/recall_pages.py quickstart "AMD EPYC=runs/quick/eval/results.json" (docs/quickstart.md)
     python launch/studies/recall_pages.py story "AMD EPYC=runs/story/shown/results.json"     pretrained_story.py
     python launch/studies/recall_pages.py smollm2 "AMD EPYC=runs/real/shown/results.json"    real_model_story.py
     python launch/studies/recall_pages.py ablations "AMD EPYC=runs/memory/study.json"        memory_study.py

@@ -158,6 +158,10 @@ def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
         ("TrainConfig.steps=%STEPZ", r"%STEPZ is used but has no value"),
         ("in_trainin/EvalConfig.seed=1", r"in_trainin/EvalConfig has no effect, .*; did you mean in_training\?"),
         ("train/TrainConfig.steps=7", r"train/TrainConfig has no effect, since nothing refers to @train/TrainConfig"),
+        (
+            "TRAIN_STEPS/TrainConfig.seed=4",
+            r"TRAIN_STEPS/TrainConfig has no effect, since nothing refers to @TRAIN_STEPS/",
+        ),
         ("TRAIN_STEPS=7\nBATCH_SIZE=3", r"--gin.TRAIN_STEPS: the value has a line break; write it on one line"),
         ("MODEL_DIR='a\nb'", r"--gin.MODEL_DIR: the value has a line break"),
     ],

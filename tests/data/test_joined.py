@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from famjax.config import ConfigError, DataConfig, PassKeyConfig, SourceConfig, TrainConfig
+from famjax.config import ConfigError, DataConfig, LoraConfig, PassKeyConfig, SourceConfig, TrainConfig
 from famjax.data.generated import check_generated_task, make_generated_task
 from famjax.data.joined import of_text
 from famjax.data.text_task import make_text_task
@@ -103,8 +103,10 @@ def test_a_batch_depends_on_step_and_progress_alone(files):
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(files):
-    """Four steps, at once and in two halves: equal losses and epochs of text."""
-    config = dataclasses.replace(config_of(files, stream_share=1.0), log_period=1, steps=4, checkpoint_period=2,
+    """Four steps with distillation, at once and in two halves: equal losses and epochs of text."""
+    plain = config_of(files, stream_share=1.0)
+    model = dataclasses.replace(plain.model, lora=LoraConfig(rank=1))
+    config = dataclasses.replace(plain, model=model, distillation=1.0, log_period=1, steps=4, checkpoint_period=2,
                                  diagnostics_period=0)  # fmt: skip
     logged = []
     for name, stops in (("whole", (4,)), ("halves", (2, 4))):
@@ -114,10 +116,10 @@ def test_a_resumed_training_is_the_uninterrupted_one(files):
             optimizer = dataclasses.replace(config.optimizer, schedule="constant", warmup_steps=0)
             train(dataclasses.replace(config, model_dir=str(folder), steps=stop, optimizer=optimizer), "# settings\n")
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        logged.append([(line["loss"], line["epochs"]) for line in lines])
+        logged.append([(line["loss"], line["distillation_loss"], line["epochs"]) for line in lines])
     assert logged[0] == logged[1]
     assert len(logged[0]) == 4
-    assert logged[0][-1][1] > 0
+    assert logged[0][-1][1] > 0 and logged[0][-1][2] > 0
 
 
 def test_progress_of_other_rows_is_refused(files):

@@ -86,8 +86,7 @@ def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
 
 def _stem(path: str) -> str:
     """Returns a row file's name without its ending, in lower case."""
-    name = kinds.name_of(path)
-    return name[: -len(next(ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.endswith(ending)))]
+    return kinds.name_of(path).removesuffix(kinds.GZIP).removesuffix(kinds.ending_of(path))
 
 
 def _split_of(path: str) -> str:
