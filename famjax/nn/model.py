@@ -77,20 +77,16 @@ class Transformer(nnx.Module):
     """A decoder-only language model with block sliding window attention and FAM.
 
     It owns the weights; `execution` says how it runs. `layers` is one `LayerParams` whose arrays have a leading axis L,
-    for training; or, with `stacked` False, a list of L (`weights.unstacked`), for streaming: a product with a slice of
+    for training; after `weights.unstacked`, a list of L, for streaming: a product with a slice of
     a stacked array copies the slice first, which for a single token costs as much as the product.
     """
 
-    def __init__(
-        self, config: ModelConfig, rngs: nnx.Rngs, stacked: bool = True, execution: Execution | None = None
-    ):  # fmt: skip
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, execution: Execution | None = None):
         V, D, L, dtype = config.vocab_size, config.d_model, config.num_layers, config.param_dtype
         self.config = config
         self.execution = Execution.of(config) if execution is None else execution
         self.embedding = weight(rngs, (V, D), config.embedding_std, ("vocab", "embed"), dtype)
-        self.layers = (
-            LayerParams(config, rngs, (L,)) if stacked else nnx.List([LayerParams(config, rngs) for _ in range(L)])
-        )
+        self.layers: LayerParams | nnx.List[LayerParams] = LayerParams(config, rngs, (L,))
         self.final_norm = NormWeights(config, D)
         if not config.tie_embeddings:
             self.unembedding = weight(rngs, (D, V), D**-0.5, ("embed", "vocab"), dtype)

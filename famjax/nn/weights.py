@@ -1,7 +1,7 @@
 """A model's weights: random initialisation, the plain tree, its shapes and axes, and unstacking by layer."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ from flax import nnx
 
 from famjax.attention.memory import MemoryState
 from famjax.config import ModelConfig
-from famjax.dims import Array
+from famjax.dims import Array, Weights
 from famjax.nn.execution import Execution
 from famjax.nn.layer import LayerParams, axes_of
 from famjax.nn.model import Transformer
@@ -25,9 +25,9 @@ def create(config: ModelConfig, seed: int = 0, execution: Execution | None = Non
     return Transformer(config, nnx.Rngs(params=key, **added), execution=execution)
 
 
-def structure(config: ModelConfig, execution: Execution | None = None, stacked: bool = True) -> nnx.GraphDef[Any]:
+def structure(config: ModelConfig, execution: Execution | None = None) -> nnx.GraphDef[Any]:
     """A model's structure without weights, for `nnx.merge`; nothing is computed."""
-    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), stacked, execution)))
+    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0), execution)))
 
 
 def unstacked(model: Transformer) -> Transformer:
@@ -47,9 +47,15 @@ def unstacked(model: Transformer) -> Transformer:
 
     leaves, treedef = jax.tree.flatten(params.pop("layers"))
     by_leaf = [cut(leaf) for leaf in leaves]
-    params["layers"] = {i: jax.tree.unflatten(treedef, [parts[i] for parts in by_leaf]) for i in range(L)}
-    new: Transformer = nnx.merge(structure(model.config, model.execution, stacked=False), params)
-    return new
+    return with_layers(model, [jax.tree.unflatten(treedef, [parts[i] for parts in by_leaf]) for i in range(L)])
+
+
+def with_layers(model: Transformer, layers: Sequence[Weights]) -> Transformer:
+    """The given model, with arrays or shapes of its own for each layer."""
+    # One layer's structure is traced, not that of all, which takes as long as loading a small model.
+    one = nnx.graphdef(nnx.eval_shape(lambda: LayerParams(model.config, nnx.Rngs(0))))
+    model.layers = nnx.List([nnx.merge(one, layer) for layer in layers])
+    return model
 
 
 def parameters(model: nnx.Module) -> dict[str, Any]:

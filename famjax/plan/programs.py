@@ -122,7 +122,9 @@ def served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, d
     """Returns (graphdef, abstract weights, abstract memory of the rows, bytes of both on a device)."""
     config = served_model(config)
     execution = Execution.of(config, placement(mesh))
-    model = nnx.eval_shape(lambda: model_lib.Transformer(config, nnx.Rngs(0), False, execution))
+    model = nnx.eval_shape(lambda: model_lib.Transformer(config, nnx.Rngs(0), execution))
+    one_layer = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), weights.parameters(model)["layers"])
+    model = weights.with_layers(model, [one_layer] * config.num_layers)
     graphdef, params = nnx.split(model)
     one = lambda leaf: leaf.replace(_placed(leaf.get_value(), leaf.axes, mesh))
     params = jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
