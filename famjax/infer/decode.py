@@ -125,7 +125,11 @@ def compile_ahead(
     thread = ThreadPoolExecutor(1)
     running = thread.submit(lambda: jax.block_until_ready(run()[0]))
     thread.shutdown(wait=False)
-    return lambda: running.exception() and None
+
+    def wait() -> None:
+        running.exception()
+
+    return wait
 
 
 def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:

@@ -140,11 +140,15 @@ def ablations() -> list[Run]:
 
 
 def block1024() -> list[Run]:
-    """Returns the run with the paper's block size, and the one with block 256, from whose weights it starts."""
+    """Returns the runs with the paper's block size, and those with block 256 that they start from, one per seed."""
     asked = (Asked("1,4,16,64,256", alignments=64),)
+    part = lambda blocks, seed, about, experiment, start: Run(
+        f"block{blocks}_seed{seed}", "block1024", f"{about}, seed {seed}", (f"RANDOM_SEED={seed}",), experiment, asked,
+        start=f"{start}_seed{seed}",
+    )  # fmt: skip
     return [
-        Run("block256", "block1024", "block 256, from the recipe's seed 0", (), BLOCK256, asked, start="long_seed0"),
-        Run("block1024", "block1024", "block 1,024, from block 256", (), BLOCK1024, asked, start="block256"),
+        *(part(256, n, "block 256, from the recipe", BLOCK256, "long") for n in SEEDS),
+        *(part(1024, n, "block 1,024, from block 256", BLOCK1024, "block256") for n in SEEDS),
     ]
 
 

@@ -32,8 +32,12 @@ def test_every_training_of_the_memory_study_is_possible(tmp_path) -> None:
     assert [job.name for job in jobs] == list(runs)
     settings = {repr(job.config).replace(job.config.model_dir, "") for job in jobs}
     assert len(settings) == len(jobs) > 25
-    waves = study.waves([runs[name] for name in ("block1024", "long_seed0", "base", "block256")])
-    assert [[run.name for run in wave] for wave in waves] == [["long_seed0", "base"], ["block256"], ["block1024"]]
+    waves = study.waves([runs[name] for name in ("block1024_seed1", "long_seed1", "base", "block256_seed1")])
+    assert [[run.name for run in wave] for wave in waves] == [
+        ["long_seed1", "base"],
+        ["block256_seed1"],
+        ["block1024_seed1"],
+    ]
     assert set(script("memory_results").PLOTTED) <= set(runs)
 
 
