@@ -9,9 +9,11 @@
               with two segments, whose memory has more bytes than that of the model with FAM
 3. unchanged  log probabilities of a text are equal with FAM on and off
 4. trained    FAM and LoRA in the upper 8 layers on the pass key: the gate opens, the key is carried; then, in streams,
-              kept; then, with --texts, beside rows of text on which the base's predictions are kept
-5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, not trained;
-              with --wikitext also bits per byte of four pages
+              kept; then, with --texts, beside rows of text on which the base's predictions are kept, and at last
+              with three memory segments
+5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, not trained; after
+              training with segments, by the import with five; with --wikitext also bits per byte of four pages, with
+              the window of the trained model
 6. exported   and loaded by transformers, if it is installed
 """
 
@@ -55,7 +57,12 @@ STAGES = (
     ),
     Stage("keeps", "carries", "gin/experiments/smollm2_streams.gin", {}),
 )
-WITH_TEXTS = Stage("reads", "keeps", "gin/experiments/smollm2_text.gin", {})
+WITH_TEXTS = (
+    Stage("reads", "keeps", "gin/experiments/smollm2_text.gin", {}),
+    Stage("wide", "reads", "gin/experiments/smollm2_window.gin", {}),
+)
+# Of the last stage; and of an import whose memory then has more bytes, without FAM.
+SEGMENTS, MORE_SEGMENTS = 3, 5
 QUICK_STEPS = 8
 # Maximum difference of log probabilities between FAM on and off after the import (float32 rounding).
 ROUNDING = 1e-3
@@ -73,7 +80,7 @@ def main() -> int:
         "--seed", type=int, default=0, metavar="N", help="seed of the trainings and of FAM's prompt (default: 0)"
     )
     parser.add_argument(
-        "--texts", metavar="GLOB", help="text files, UTF-8, for a third training; without, there are two"
+        "--texts", metavar="GLOB", help="text files, UTF-8, for a third and fourth training; without, there are two"
     )
     parser.add_argument("--wikitext", type=Path, metavar="FILE", help="test file of WikiText, for an evaluation")
     parser.add_argument(
@@ -85,7 +92,7 @@ def main() -> int:
     if args.texts and not files.found(args.texts):
         parser.error(f"--texts: no file matches {args.texts}")
     if args.texts and (args.quick or args.steps):
-        parser.error("--texts is for the third training, and --quick and --steps end after the first")
+        parser.error("--texts is for the third and fourth training, and --quick and --steps end after the first")
     if args.wikitext and not args.wikitext.is_file():
         parser.error(f"--wikitext: there is no file {args.wikitext}")
 
@@ -95,13 +102,17 @@ def main() -> int:
         harmless(at, text)
         last = train(at, args.seed, args.steps or (QUICK_STEPS if args.quick else None), args.texts)
         blocks, alignments = ("0,1,4", 4) if args.quick else ("0,1,2,4,8,16,32,64", 8)
-        models = [word for name in (last, "fam_imported", "twin_imported") for word in ("--model", at / name)]
         # Few rows: finished ones are computed to the end of the longest document.
         asked = ["--filler-blocks", blocks, f"--gin.EvalConfig.alignments={alignments}", "--gin.BATCH_SIZE=8"]
-        verbs.famjax("eval", *models, *asked, "--output", at / "shown")
+        if args.texts:
+            evaluate(at, [last], asked, "shown")
+            evaluate(at, ["fam_imported"], [*asked, "--memory-segments", MORE_SEGMENTS], "shown_imported")
+        else:
+            evaluate(at, [last, "fam_imported", "twin_imported"], asked, "shown")
         if args.wikitext:
             pages = ["--task", "wikitext", "--data", f"wikitext={args.wikitext}", "--examples", "4", "--longest", "512"]
-            verbs.famjax("eval", *models[:4], *pages, "--output", at / "wikitext")
+            window = ["--memory-segments", SEGMENTS] if args.texts else []
+            evaluate(at, [last, "fam_imported"], [*pages, *window], "wikitext")
         exported = at / f"exported_{last}"
         verbs.once(exported, "export-hf", at / last, exported)
         verbs.compare_with_transformers(at / last, exported, text[:800])
@@ -110,10 +121,15 @@ def main() -> int:
     return verbs.run("real_model_story", body)
 
 
+def evaluate(at: Path, models: list[str], asked: list[object], output: str) -> None:
+    """Runs `famjax eval` on models in `at`."""
+    verbs.famjax("eval", *(word for name in models for word in ("--model", at / name)), *asked, "--output", at / output)
+
+
 def train(at: Path, seed: int, steps: int | None, texts: str | None) -> str:
-    """Trains the stages, the last one if there are texts, or with `steps` the first alone; returns the directory of the
-    last one in `at`."""
-    stages = (*STAGES, WITH_TEXTS._replace(macros={"TEXTS": texts})) if texts else STAGES
+    """Trains the stages, those with texts if there are any, or with `steps` the first alone; returns the directory of
+    the last one in `at`."""
+    stages = (*STAGES, *(stage._replace(macros={"TEXTS": texts}) for stage in WITH_TEXTS)) if texts else STAGES
     if steps is not None:
         stages = (STAGES[0]._replace(macros={"TRAIN_STEPS": steps}),)
     for stage in stages:

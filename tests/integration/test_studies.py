@@ -110,7 +110,7 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path,
     texts = ["--texts", glob, "--wikitext", str(tmp_path / "wiki.txt")]
     for flags, trained, shows in (
         ([], ["carries", "carries", "keeps"], ["eval"]),
-        (texts, ["carries", "carries", "keeps", "reads"], ["eval", "eval"]),
+        (texts, ["carries", "carries", "keeps", "reads", "wide"], ["eval", "eval", "eval"]),
         (["--quick"], ["carries"], ["eval"]),
     ):
         out = tmp_path / trained[-1]
@@ -131,9 +131,14 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path,
             assert eval_text(bindings["MODEL_DIR"]) == str(out / name)
             made.add(name)
         last = trained[-1]
-        assert [one.model for one in parsed[5 + len(trained) : -1]] == [shown.model[:2]] * (len(shows) - 1)
+        named = lambda one: ([Path(model).name for model in one.model], one.memory_segments)
+        evaluated = [named(one) for one in parsed[4 + len(trained) : -1]]
+        if flags == texts:
+            assert evaluated == [([last], None), (["fam_imported"], 5), ([last, "fam_imported"], 3)]
+            assert "MEMORY_SEGMENTS = 3" in Path(trainings[-1].gin_files[0]).read_text()
+        else:
+            assert evaluated == [([last, "fam_imported", "twin_imported"], None)]
         assert (f"TEXTS={glob!r}" in trainings[-1].gin_bindings) == (flags == texts)
-        assert shown.model == [str(out / name) for name in (last, "fam_imported", "twin_imported")]
         assert compared[-2:] == [out / last, out / f"exported_{last}"]
     assert f"TRAIN_STEPS={story.QUICK_STEPS}" in trainings[0].gin_bindings and tuple(shown.filler_blocks) == (0, 1, 4)
 
