@@ -166,8 +166,8 @@ def load(
         for name in _required().keys() & set(stand_ins or ()):
             _bind(f"{name}={(stand_ins or {})[name]}")
         _check_macros(from_files, root)
-        _check_scopes(bindings)
         value = _at_home(_build(root))
+        _check_effect(bindings, root)
         return value, gin.operative_config_str()
     finally:
         gin.clear_config()
@@ -303,23 +303,24 @@ def _check_macros(from_files: set[str], root: type) -> None:
         raise ConfigError(f"--gin.{name}: there is no macro {name}{near}")
 
 
-def _scopes_used() -> set[str]:
-    """Returns the scopes of all references, such as `in_training` of `@in_training/EvalConfig()`."""
-    references = gin.config.iterate_references(gin.config._CONFIG)
-    named = {reference.scoped_selector.rpartition("/") for reference in references}
-    return {scope for scope, _, name in named if name.rpartition(".")[2] not in ("macro", "constant")}
-
-
-def _check_scopes(bindings: Sequence[str]) -> None:
-    """Raises `ConfigError` for a setting of the command line in a scope that no reference has: it would be without
-    effect. A file may override a reference of an included one, whose scopes are then unused."""
-    used = _scopes_used()
+def _check_effect(bindings: Sequence[str], root: type) -> None:
+    """Raises `ConfigError` for a setting of the command line that nothing has read: its class was not made, or not in
+    its scope. Settings of files may be without effect, since a file may override a reference of an included one."""
+    made = [(f"{scope}/", selector.rpartition(".")[2]) for scope, selector in gin.config._OPERATIVE_CONFIG]
     for binding in bindings:
         scope, _, setting = binding.partition("=")[0].strip().rpartition("/")
-        if scope and "." in setting and not any(f"{one}/".startswith(f"{scope}/") for one in used):
-            name = setting.rsplit(".", 2)[-2]
-            near = nearest(scope, used - {""}) or f"; without the scope it is {name}"
-            raise ConfigError(f"{scope}/{name} has no effect, since nothing refers to @{scope}/{name}{near}")
+        owner = setting.rpartition(".")[0].rpartition(".")[2]
+        if not owner or any(name == owner and f"/{at}".startswith(f"/{scope}/" if scope else "/") for at, name in made):
+            continue
+        where = f"{scope}/{owner}" if scope else owner
+        scopes = {at.strip("/") for at, name in made if name == owner} - {""}
+        if scope:
+            hint = nearest(scope, scopes) or f"; without the scope it is {owner}"
+        else:
+            hint = f"; a {root.__name__} has one if a setting refers to @{owner}()"
+        raise ConfigError(
+            f"--gin.{where}.{setting.rpartition('.')[2]} has no effect: these files make no {where}{hint}"
+        )
 
 
 def _check_required() -> None:
