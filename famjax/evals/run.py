@@ -196,7 +196,8 @@ def answer(
 ) -> list[Sample]:  # fmt: skip
     """Returns a model's answers to a task, or to `config.part` of it, sorted by id.
 
-    Answers that are already in the directory are reused unless `config.again`; new ones are appended to the file.
+    Answers that are already in the directory are reused unless `config.again`, or their example has changed, as after a
+    change of the data; new ones are appended to the file.
 
     Args:
       runner: the model.
@@ -210,15 +211,16 @@ def answer(
     if not config.again:
         samples = {sample.id: sample for sample in read(file.path.parent, runner.key)}
     asked: set[str] = set()  # an earlier evaluation may have run more examples
+    answered = lambda example: example.id in samples and samples[example.id].question == example.digest()
 
     def examples() -> Iterator[Example | Unreadable]:
         for example in _part(task.examples(), *config.part_of):
             if isinstance(example, Example):
                 asked.add(example.id)
-                advance(example.id in samples)
+                advance(answered(example))
             yield example
 
-    for sample in runner.run(dataclasses.replace(task, examples=examples), set(samples), unreadable.append):
+    for sample in runner.run(dataclasses.replace(task, examples=examples), answered, unreadable.append):
         file.add(sample)
         samples[sample.id] = sample
         advance(1)

@@ -32,10 +32,12 @@ class Fitted(NamedTuple):
     Attributes:
       example: the example, possibly shortened.
       truncated: number of tokens that were removed.
+      question: `Example.digest` of the whole example.
     """
 
     example: Example
     truncated: int
+    question: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Runner:
     reach: Reach | None = None
 
     def run(
-        self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None
+        self, task: Task, done: Callable[[Example], bool] = lambda example: False, on_bad: Bad | None = None
     ) -> Iterator[Sample]:
         """Yields the answers to all examples of a task, in order of completion.
 
         Args:
           task: the task.
-          done: ids of examples to skip, because they were answered before.
+          done: whether an example is skipped, because it was answered before.
           on_bad: called with each unreadable example.
 
         Raises:
@@ -85,7 +87,7 @@ class Runner:
                         on_bad(example)
                     continue
                 read += 1
-                if example.id not in done:
+                if not done(example):
                     yield example
 
         for chunk in _chunks(readable(), LOOKAHEAD * self.engine.rows):
@@ -117,7 +119,7 @@ class Runner:
         A document that is itself scored is truncated at its end.
         """
         if not self.longest:
-            return [Fitted(example, 0) for example in group]
+            return [Fitted(example, 0, example.digest()) for example in group]
         new = task.max_new_tokens if task.kind == "generate" else 0
         after = max(len(example.prompt) + _longest_answer(example, new) for example in group)
         room = max(0, self.longest - after)
@@ -209,6 +211,7 @@ class Runner:
         return Sample(
             task.name, example.id, example.unit, self.key, example.tokens, fitted.truncated, shown, answer,
             list(example.targets), finish, values, dict(example.about) | more, sums or {},
+            fitted.question,
         )  # fmt: skip
 
 
@@ -261,4 +264,4 @@ def _truncate(example: Example, room: int, longest: int) -> Fitted:
         changes["prompt"] = example.prompt[len(example.prompt) - longest :]
     names = ("context", "scored", "prompt")
     left_out = sum(len(getattr(example, name)) - len(changes[name]) for name in names if name in changes)
-    return Fitted(dataclasses.replace(example, **changes) if changes else example, left_out)
+    return Fitted(dataclasses.replace(example, **changes) if changes else example, left_out, example.digest())

@@ -1,7 +1,7 @@
 """The answers file: one JSON object per line, appended as answers arrive, so that a stopped evaluation can resume.
 
-An answer belongs to (model and memory settings, task and its settings, example). `key` hashes the first two;
-answers with another key are ignored.
+An answer belongs to (model and memory settings, task and its settings, example). `key` hashes the first two, `question`
+the example: an answer with another key or to another question is not used again.
 """
 
 import dataclasses
@@ -33,6 +33,8 @@ class Sample:
       values: metrics by name.
       about: length, depth and so on, see `Example.about`.
       sums: for results by position: {"bits": [...], "correct": [...], "tokens": [...], "sizes": [...]} by bucket.
+      question: hash of the example (`Example.digest`); empty in answers of the harness, whose key has all requests, and
+        of older versions.
     """
 
     task: str
@@ -48,6 +50,7 @@ class Sample:
     values: dict[str, float]
     about: dict[str, Any]
     sums: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    question: str = ""
 
 
 def updates(sample: Sample, block_size: int) -> int:
@@ -106,31 +109,30 @@ def file_name(part: tuple[int, int] = (1, 1)) -> str:
 
 
 def read(folder: str | Path, key: str = "") -> Iterator[Sample]:
-    """Yields the answers in a directory from the files of all parts, without duplicates; only those of `key` if given.
+    """Yields the answers in a directory from the files of all parts, of several to one example the last; only those of
+    `key` if given.
 
     Lines that are not answers of this format are skipped.
     """
-    seen: set[tuple[str, str, str]] = set()
-    names = {field.name for field in dataclasses.fields(Sample)}
+    found: dict[tuple[str, str, str], Sample] = {}
     for path in sorted(Path(folder).glob("samples*.jsonl")):
         with open(path, encoding="utf-8") as file:
             for line in file:
-                fields = _fields(line, key, names)
-                one = (fields["key"], fields["task"], fields["id"]) if fields else None
-                if one is not None and one not in seen:
-                    seen.add(one)
-                    yield Sample(**fields)
+                if fields := _fields(line, key):
+                    found[fields["key"], fields["task"], fields["id"]] = Sample(**fields)
+    yield from found.values()
 
 
-def _fields(line: str, key: str, names: set[str]) -> dict[str, Any]:
+def _fields(line: str, key: str) -> dict[str, Any]:
     """Returns the fields of a line's answer; empty if the line is not an answer or has another key."""
+    names = {field.name for field in dataclasses.fields(Sample)}
     if key and key not in line:
         return {}
     try:
         fields = json.loads(line)
     except ValueError:  # half a line
         return {}
-    good = isinstance(fields, dict) and set(fields) == names and (not key or fields["key"] == key)
+    good = isinstance(fields, dict) and set(fields) | {"question"} == names and (not key or fields["key"] == key)
     return fields if good else {}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import famjax
 from famjax.config import ConfigError
 from famjax.evals.harness.tasks import LISTS, expand
 from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, read
-from famjax.storage.model_dir import write_text
+from famjax.storage.model_dir import split_step, write_text
 
 RESULTS = "lm_eval.json"
 
@@ -138,7 +139,9 @@ def _of_model(
     from famjax.evals.run import entry_of
 
     model = FamjaxLM(path, config.batch_size, dtype=config.dtype, **config.memory)
-    cache = f"{config.cache}-{Path(path).name}" if config.cache else None
+    entry = entry_of(name, path, model.model)
+    # The harness finds a cached answer by its request alone.
+    cache = f"{config.cache}-{Path(path).name}-{_identity(path, entry['fingerprint'])}" if config.cache else None
     try:
         results = simple_evaluate(
             model, tasks=names, num_fewshot=config.num_fewshot, limit=config.limit, task_manager=manager,
@@ -157,7 +160,6 @@ def _of_model(
     print(f"{path}\n{make_table(results)}")
     if results.get("groups"):
         print(make_table(results, "groups"))
-    entry = entry_of(name, path, model.model)
     answers: dict[str, list[Sample]] = {}
     for task in results["samples"]:
         settings = converted.settings_of(results, task, lm_eval.__version__)
@@ -168,6 +170,15 @@ def _of_model(
             answers[converted.task_name(task)] = samples
             entry["tasks"][converted.task_name(task)] = summary
     return dict(results), entry, answers
+
+
+def _identity(path: str, fingerprint: str) -> str:
+    """Returns a hash, 12 hexadecimal digits, of a model's weights and settings, and of its tokenizer's files."""
+    found = hashlib.sha256(fingerprint.encode())
+    for file in sorted(split_step(path)[0].iterdir()):
+        if file.suffix in (".json", ".model", ".jinja"):
+            found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def _write_samples(output: Path, number: int | None, samples: dict[str, list[Any]]) -> None:

@@ -24,7 +24,7 @@ def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
       The content of `results.json`.
 
     Raises:
-      ConfigError: a directory has no results, or its answers are missing.
+      ConfigError: a directory has no results, or its answers are missing; or the runs asked different questions.
     """
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
@@ -33,7 +33,9 @@ def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
             models.append(model)
             answers.append(_answers(run, model))
     _name(models)
-    edges = language.position_edges(models[0]["model"]["memory"]["block_size"])
+    for name in dict.fromkeys(name for found in answers for name in found):
+        _check_same(name, [(model, found[name]) for model, found in zip(models, answers, strict=True) if name in found])
+    edges = language.position_edges(models[0]["first_block"])
     side_by_side(models, answers, edges, 0)
     settings = {"compared": list(runs)}
     content = {"runs": list(runs), "models": models, "version": famjax.__version__, "settings": settings}
@@ -57,7 +59,8 @@ def _models(run: str) -> list[dict[str, Any]]:
     models = content.get("models", []) if isinstance(content, dict) else []
     if not models or not all("tasks" in model and "fingerprint" in model for model in models):
         raise ConfigError(f"{path} was not written by this version of famjax eval; run the evaluation again")
-    return [model | {"run": run} for model in models]
+    # The blocks of a run's first model are the buckets of its results by position.
+    return [model | {"run": run, "first_block": models[0]["model"]["memory"]["block_size"]} for model in models]
 
 
 def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
@@ -69,6 +72,26 @@ def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
             raise ConfigError(f"{run} has no answers of {model['name']} to {name}; they were moved or deleted")
         found[name] = samples
     return found
+
+
+def _check_same(task: str, asked: list[tuple[dict[str, Any], list[Sample]]]) -> None:
+    """Raises `ConfigError` unless examples of one id are the same for all models: equal answers and texts, and for
+    results by position equal buckets."""
+    (first, reference), *others = asked
+    theirs = {sample.id: sample for sample in reference}
+    by_position = any(sample.sums for sample in reference)
+    for model, samples in others:
+        runs = f"{first['run']} and {model['run']}"
+        if by_position and model["first_block"] != first["first_block"]:
+            blocks = f"{first['first_block']} and {model['first_block']}"
+            raise ConfigError(f"{runs} have results by position in blocks of {blocks} tokens; evaluate these models in "
+                              f"one command to compare them")  # fmt: skip
+        for sample in samples:
+            other = theirs.get(sample.id, sample)
+            texts = other.about.get("text"), sample.about.get("text")
+            if other.targets != sample.targets or (all(texts) and texts[0] != texts[1]):
+                raise ConfigError(f"{runs} asked different questions: example {sample.id} of {task} is not the same; "
+                                  f"evaluate both with the same data, settings and seed")  # fmt: skip
 
 
 def _name(models: list[dict[str, Any]]) -> None:

@@ -11,6 +11,8 @@ A task has one of four kinds:
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -80,6 +82,13 @@ class Example:
     def tokens(self) -> int:
         """Number of tokens before the answer."""
         return len(self.context) + len(self.prompt)
+
+    def digest(self) -> str:
+        """Returns a hash, 16 hexadecimal digits, of all that the model is asked and its answer is compared with."""
+        found = hashlib.sha256(json.dumps([self.targets, self.choice_sizes, self.answer, self.size]).encode())
+        for part in (self.context, self.prompt, self.scored, self.labels, self.bins, *self.choices):
+            found.update(len(part).to_bytes(8, "little") + np.asarray(part, "<i8").tobytes())
+        return found.hexdigest()[:16]
 
 
 class Unreadable(NamedTuple):

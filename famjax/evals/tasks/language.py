@@ -6,6 +6,7 @@ over documents.
 """
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -35,11 +36,13 @@ class Document:
       name: place of the text in the source.
       tokens: int32 [n].
       size: bytes of the text.
+      digest: hash of the text.
     """
 
     name: str
     tokens: np.ndarray
     size: float
+    digest: str = ""
 
 
 def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document | Unreadable]:
@@ -88,8 +91,9 @@ def check(name: str, found: Callable[[], Iterable[Document | Unreadable]]) -> No
 def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document:
     """Tokenizes a text as training does, with `bos` and `eos` if the vocabulary has them."""
     reader = Documents((), vocabulary, 1, None, bos=True, eos=True)  # type: ignore[arg-type]
-    size = len((document.inputs + document.targets).encode("utf-8", "replace"))
-    return Document(document.place, reader.tokens(document).tokens, size)
+    text = (document.inputs + document.targets).encode("utf-8", "replace")
+    digest = hashlib.sha256(text).hexdigest()[:16]
+    return Document(document.place, reader.tokens(document).tokens, len(text), digest)
 
 
 def _count(config: EvalConfig) -> int:
@@ -150,7 +154,7 @@ def predicted(
         if isinstance(document, Unreadable):
             return document
         tokens, size = document.tokens, document.size * (1 - 1 / len(document.tokens))
-        about = {"name": document.name}
+        about = {"name": document.name, "text": document.digest}
         return Example(f"{number:06d}", tokens[:1], scored=tokens[1:], size=size, about=about)
 
     examples = lambda: (example(i, document) for i, document in enumerate(found()))

@@ -205,6 +205,9 @@ def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 5  # once, after two evaluations
     assert "lm-eval:choice" in (tmp_path / "out/report.html").read_text()
     assert main(["eval", "--compare", str(tmp_path / "out"), str(tmp_path / "out")]) == 0
+    caches = set(tmp_path.glob("answers*"))
+    assert main([*words, "--block-size", "4", "--output", str(tmp_path / "other")]) == 0
+    assert len(set(tmp_path.glob("answers*")) - caches) == len(caches)  # answers of other settings are not used
     capsys.readouterr()
     assert main([*words[:3], "--lm-eval", "hellaswagg"]) == 2
     assert "did you mean" in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -1,0 +1,114 @@
+"""A whole evaluation of model directories: what it reuses of an earlier one, and which runs can be compared."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from famjax.cli.main import main
+from famjax.config import ConfigError, EvalConfig
+from famjax.evals.reports.compare import compare
+from famjax.evals.run import run
+from famjax.storage import checkpoint
+from tests import tiny
+
+S = 8
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two byte models; the second has blocks of half the size."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, block in (("one", S), ("other", S // 2)):
+        config = tiny.config(vocab_size=257, block_size=block)
+        checkpoint.save_model(folder / name, config, tiny.parameters(config))
+    return folder
+
+
+def texts(folder: Path, **files: str) -> str:
+    """Writes text files, and returns their glob."""
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.txt").write_text(text)
+    return str(folder / "*.txt")
+
+
+def evaluate(model: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    """The only model's entry."""
+    (entry,) = run(EvalConfig(model_dirs=(str(model),), output_dir=str(output), batch_size=4, **settings))["models"]
+    return entry
+
+
+def lines(output: Path) -> int:
+    return len((output / "samples.jsonl").read_text().splitlines())
+
+
+def test_after_a_change_of_the_data_only_what_changed_is_asked_again(models: Path, tmp_path: Path) -> None:
+    """A file is rewritten and another one comes first, so that all later documents have other numbers: the results are
+    those of a new directory. Without a change, nothing is asked again."""
+    glob = texts(tmp_path / "t", b="The first text.", c="Another one, which is longer.", d="The last.")
+    asked = {"task": "text", "sources": (glob,)}
+    evaluate(models / "one", tmp_path / "out", **asked)
+    evaluate(models / "one", tmp_path / "out", **asked)
+    assert lines(tmp_path / "out") == 3
+    texts(tmp_path / "t", c="Another one, which has changed.")
+    evaluate(models / "one", tmp_path / "out", **asked)
+    assert lines(tmp_path / "out") == 4
+    texts(tmp_path / "t", a="It comes first.")
+    again = evaluate(models / "one", tmp_path / "out", **asked)
+    fresh = evaluate(models / "one", tmp_path / "fresh", **asked)
+    assert again["tasks"]["text"] == fresh["tasks"]["text"]
+    # So does a comparison, which reads the answers: of several to one example, the last.
+    both = compare([str(tmp_path / "out"), str(tmp_path / "fresh")])["models"]
+    assert both[0]["tasks"]["text"]["by_position"] == both[1]["tasks"]["text"]["by_position"]
+
+
+def test_runs_that_asked_other_questions_are_not_compared(models: Path, tmp_path: Path) -> None:
+    """Other texts under the same names, other seeds of a generated task, other buckets of positions."""
+    for name in ("t", "u"):
+        asked = {"task": "text", "sources": (texts(tmp_path / name, a=f"A text of {name}.", b="The same."),)}
+        evaluate(models / "one", tmp_path / f"text_{name}", **asked)
+        evaluate(models / "other", tmp_path / f"other_{name}", **asked)
+    for seed in (1, 9):
+        evaluate(models / "one", tmp_path / f"seed_{seed}", task="recall", lengths=(256,), examples=2, seed=seed)
+    refused = lambda *names: compare([str(tmp_path / name) for name in names])
+    with pytest.raises(ConfigError, match="different questions: example 000000 of text is not the same"):
+        refused("text_t", "text_u")
+    with pytest.raises(ConfigError, match=r"of recall is not the same; evaluate both with the same data.* and seed"):
+        refused("seed_1", "seed_9")
+    with pytest.raises(ConfigError, match="in blocks of 8 and 4 tokens; evaluate these models in one command"):
+        refused("text_t", "other_t")
+    assert len(refused("text_t", "text_t")["models"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lm-eval", "x", "--part", "1/2"], "--part has no effect on the tasks of --lm-eval"),
+        (["--lm-eval", "x", "--mesh", "data=2"], "--mesh has no effect on the tasks of --lm-eval"),
+        (["--lm-eval", "x", "--seed", "0"], "--seed has no effect"),
+        (["--lm-eval", "x", "--task", "recall"], "--task has no effect"),
+        (["--limit", "3"], "--limit has no effect without --lm-eval"), (["--fewshot", "0"], "--fewshot has no effect"),
+        (["--compare", "a", "b", "--model", "c"], "--model has no effect with --compare"),
+        (["--compare", "a", "b", "--gin.BATCH_SIZE=3"], "--gin settings has no effect with --compare"),
+    ],
+)  # fmt: skip
+def test_flags_of_another_kind_of_evaluation_are_refused(
+    words: list[str], message: str, models: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = [] if "--compare" in words else ["--model", str(models / "one")]
+    assert main(["eval", *model, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_flag_belongs_to_some_kind_of_evaluation() -> None:
+    """A new flag of `famjax eval` must be listed, or it would be ignored in silence by another kind."""
+    import argparse
+
+    from famjax.cli import eval as verb
+
+    parser = argparse.ArgumentParser()
+    verb.add_arguments(parser)
+    known = {*verb.OURS, *verb.HARNESS, *verb.MODELS, "list", "compare", "lm_eval", "output", "help"}
+    flags = {action.dest for action in parser._actions} - {"gin_files", "gin_search_paths"}
+    assert {flag for flag in flags if not flag.startswith("gin.")} <= known
