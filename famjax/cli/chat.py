@@ -105,10 +105,6 @@ class _Conversation:
 
     def run(self) -> None:
         """Answers each line of the input until it ends."""
-        from famjax.infer.decode import compile_ahead
-
-        stops = self._codec.token_stops(self._turns.stops)
-        self._compiled = compile_ahead(self._model, self._session, 1, self._sampling, stops)  # while the user types
         for line in _lines():
             if line.startswith("/"):
                 self._command(*line.split(maxsplit=1))
@@ -156,8 +152,6 @@ class _Conversation:
         ids = self._turns.first(text, self._args.system) if new else self._turns.following(text, recent)
         with Progress("reading", unit="tokens") as progress:
             self._session = prefill(self._model, self._session, [[ids]], progress)
-        with Progress("answering", unit="tokens"):
-            self._compiled()
         stops = self._turns.stops
         stream = self._codec.stream(stops, ())
         # With a tokenizer, stop texts are matched on the host, so the memory must not run ahead of them.

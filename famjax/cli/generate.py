@@ -202,15 +202,9 @@ def _answer(
 ) -> Any:  # fmt: skip
     """Prefills one prompt and streams its samples to stdout. Returns the session after them, one row per sample."""
     from famjax.infer.answers import stream
-    from famjax.infer.decode import compile_ahead
     from famjax.infer.prefill import prefill
     from famjax.process.progress import Progress
 
-    wait = (
-        (lambda: None)
-        if args.max_tokens == 0
-        else compile_ahead(model, session, args.samples, sampling, codec.token_stops(args.stop))
-    )
     with Progress("reading", unit="tokens") as progress:
         session = prefill(model, session, [chunks], progress)
     pieces = stream(
@@ -219,8 +213,7 @@ def _answer(
     )  # fmt: skip
     later = [""] * args.samples  # further samples are printed when the first one is complete
     try:
-        with Progress("answering", unit="tokens"):
-            wait()
+        with Progress("answering", unit="tokens"):  # decoding compiles another program
             first = list(itertools.islice(pieces, 1))
         for piece in itertools.chain(first, pieces):
             session = piece.session

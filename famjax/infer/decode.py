@@ -8,7 +8,6 @@ yields the tokens.
 import functools
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -19,7 +18,7 @@ from flax import nnx
 from famjax.config import ConfigError
 from famjax.dims import Array, Bool, Int, Tree
 from famjax.infer.sampling import row_keys, sample
-from famjax.infer.session import Session, join_rows, repeat_rows
+from famjax.infer.session import Session
 from famjax.infer.settings import RECENT, Sampling
 from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
@@ -95,41 +94,6 @@ def generate(
         at_once = max(at_once // 2, 1) if slow else min(at_once * 2, tokens_per_call)
         enough = yield Decoded([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
         left = left if enough is None else np.where(enough, 0, left)
-
-
-def compile_ahead(
-    model: Transformer, session: Session, samples: int = 1, sampling: Sampling = GREEDY,
-    stops: Sequence[Sequence[int]] = (),
-) -> Callable[[], None]:  # fmt: skip
-    """Starts to compile the program of `generate` in a thread, so that it compiles while a prompt is prefilled.
-
-    On a mesh nothing is started: all processes of a job must make the same calls in the same order.
-
-    Args:
-      model: the model.
-      session: a session of one row, before its prompt. It is copied.
-      samples: rows that `generate` will have.
-      sampling, stops: as for `generate`.
-
-    Returns:
-      A function that waits until the program is compiled. It raises nothing; a failure is that of `generate` too.
-    """
-    if model.execution.placement is not None:
-        return lambda: None
-    graphdef, params = nnx.split(model)
-    copy, none = repeat_rows(join_rows([session]), samples), np.zeros(samples, np.int32)
-    run = functools.partial(
-        _decode, graphdef, params, copy, none, none, stop_array(stops), np.uint32(0), none, sampling=sampling,
-        room=TOKENS_PER_CALL,
-    )  # fmt: skip
-    thread = ThreadPoolExecutor(1)
-    running = thread.submit(lambda: jax.block_until_ready(run()[0]))
-    thread.shutdown(wait=False)
-
-    def wait() -> None:
-        running.exception()
-
-    return wait
 
 
 def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:

@@ -13,7 +13,6 @@ from famjax.infer import decode, prefill, session
 from famjax.infer.settings import Sampling
 from famjax.nn.weights import unstacked
 from tests import slow, tiny
-from tests.compiled import compilations
 
 # Name: configuration. Blocks of 4, so that 14 new tokens cross several edges.
 CONFIGS = {
@@ -164,23 +163,6 @@ def test_no_compilation_for_each_length() -> None:
     for n in (2, 5, 33):
         make(model, read(model, [[tiny.tokens(config, 1, n)[0]]]), n)
     assert (prefill._read_window._cache_size(), decode._decode._cache_size()) == compiled
-
-
-@pytest.mark.parametrize("samples", [1, 3])
-def test_a_program_compiled_ahead_is_the_one_that_is_used(samples: int) -> None:
-    """While a prompt is prefilled, its decoding compiles; `generate` then compiles nothing, and the prompt's session is
-    untouched: the tokens are those without it."""
-    model = unstacked(model_of(CONFIGS["fam"]))
-    text, stops = prompts(CONFIGS["fam"])[-1], [[3, 1]]
-    rows = session.start(model)
-    wait = decode.compile_ahead(model, rows, samples, SAMPLED, stops)
-    read_rows = session.repeat_rows(read(model, [[text]], rows), samples)
-    wait()
-    with compilations() as found:
-        ahead, _ = make(model, read_rows, NEW, SAMPLED, stops=stops)
-    assert found == []
-    again = session.repeat_rows(read(model, [[text]]), samples)
-    assert ahead == make(model, again, NEW, SAMPLED, stops=stops)[0]
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -3,7 +3,9 @@
 import contextlib
 import http.client
 import json
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -23,10 +26,25 @@ from famjax.serve.settings import ServeConfig
 from famjax.serve.warm_up import programs, warm_up
 from famjax.storage import checkpoint
 from tests import tiny
-from tests.compiled import compilations
 from tests.serve.running import ask, complete, model_folder, serve
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The names of the programs that are compiled inside, in any thread."""
+    found: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.extend(re.findall(r"^Compiling jit\((\w+)\)", record.getMessage()))
+    log = logging.getLogger("jax._src.interpreters.pxla")
+    log.addHandler(handler)
+    jax.config.update("jax_log_compiles", True)
+    try:
+        yield found
+    finally:
+        jax.config.update("jax_log_compiles", False)
+        log.removeHandler(handler)
 
 
 def test_no_request_compiles(tmp_path: Path) -> None:
