@@ -310,8 +310,8 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "bench_page", "benchmarks_page", "comparing", "memory_page:any_depth", "memory_page:block1024",
-        "memory_page:recipe", "plan_all", "recall_pages:ablations", "recall_pages:quickstart", "recall_pages:smollm2",
+        "bench_page", "benchmarks_page", "comparing", "memory_page:any_depth", "memory_page:recipe",
+        "plan_all", "recall_pages:ablations", "recall_pages:quickstart", "recall_pages:smollm2",
         "recall_pages:story", "serving", "texts_page",
     ],
 )  # fmt: skip

@@ -1,8 +1,7 @@
 """Writes results of memory_study.py into docs/memory.md, each part between markers of its own.
 
-    python launch/studies/memory_study.py runs/memory --part recipe --part any_depth --part block1024
-    python launch/studies/memory_page.py recipe=runs/memory/study.json any_depth=runs/memory/study.json \\
-        block1024=runs/memory/study.json
+    python launch/studies/memory_study.py runs/memory --part recipe --part any_depth
+    python launch/studies/memory_page.py recipe=runs/memory/study.json any_depth=runs/memory/study.json
 
 docs/memory.json keeps them. Without arguments the tables are written again.
 """
@@ -36,11 +35,6 @@ def kept(part: str, found: dict[str, Any]) -> dict[str, Any]:
     return {"runs": runs}
 
 
-def recall(runs: Runs) -> list[str]:
-    """Returns the table of recall by length."""
-    return memory_results.table(runs)
-
-
 def recall_and_misses(runs: Runs) -> list[str]:
     """Returns the table of recall by length, and a line on the places of wrong answers."""
     return [*memory_results.table(runs), "", *memory_results.where_it_fails(runs)]
@@ -57,7 +51,6 @@ def recall_and_depths(runs: Runs) -> list[str]:
 PARTS: dict[str, Callable[[Runs], list[str]]] = {
     "recipe": recall_and_misses,
     "any_depth": recall_and_depths,
-    "block1024": recall,
 }
 
 

@@ -57,7 +57,8 @@ def figures(run: "Run", folder: Path) -> dict[str, Any]:
     recall = [row for one in results for row in one["models"][0]["passkey"]]
     return {
         "name": run.name, "part": run.part, "about": run.about, "steps": last["step"], "tokens": tokens,
-        "flops": tokens * flops_per_token(config, targets_of_row(config)), "minutes": last["seconds"] / 60,
+        "flops": tokens * flops_per_token(config, targets_of_row(config)),
+        "minutes": minutes(folder / run.name / "metrics.jsonl"),
         "block_size": config.model.memory.block_size, "recall": recall,
         "misses": misses(run, folder, config.model.memory.block_size), "depths": by_depth(run, folder),
     }  # fmt: skip
@@ -96,6 +97,13 @@ def last_line(metrics: Path) -> dict[str, Any]:
     """Returns the last line of a training's metrics.jsonl."""
     last: dict[str, Any] = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
     return last
+
+
+def minutes(metrics: Path) -> float:
+    """Returns the duration of a training from its metrics.jsonl: of all its processes, if it was resumed."""
+    seconds = [json.loads(line)["seconds"] for line in metrics.read_text(encoding="utf-8").splitlines()]
+    ends = [now for now, then in zip(seconds, [*seconds[1:], 0.0], strict=True) if then <= now]
+    return float(sum(ends)) / 60
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

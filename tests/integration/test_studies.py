@@ -56,6 +56,13 @@ def test_the_memory_study_counts_wrong_answers_by_their_place(tmp_path) -> None:
     assert results.where_it_fails(rows) == ["Of 6 answers 4 are wrong; 2 of these start within 3 tokens of a boundary."]
 
 
+def test_the_minutes_of_a_resumed_training_are_those_of_all_its_processes(tmp_path) -> None:
+    """Two processes: 90 and 30 seconds."""
+    lines = [{"step": step, "seconds": seconds} for step, seconds in ((1, 30.0), (2, 90.0), (2, 10.0), (3, 30.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert script("memory_results").minutes(tmp_path / "metrics.jsonl") == 2.0
+
+
 def test_the_tables_of_the_memory_study_have_the_lengths_that_all_rows_were_asked_at() -> None:
     results = script("memory_results")
     row = lambda about, blocks: {
