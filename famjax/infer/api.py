@@ -3,12 +3,14 @@
 `famjax/__init__.py` imports this module when one of these functions is first used.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias, overload
 
+import jax
 import numpy as np
 
 from famjax.config import ConfigError, InferConfig, ModelConfig
@@ -26,6 +28,18 @@ CHUNK_BYTES = 2**16
 # A text, its UTF-8 bytes, or a file opened in binary mode, which is read in chunks.
 Prompt: TypeAlias = str | bytes | IO[bytes]
 Document: TypeAlias = str | Sequence[int] | np.ndarray
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("memory", "recent"), meta_fields=("origin",))
+@dataclasses.dataclass(frozen=True)
+class OwnSession(Session):
+    """A session of one row with the model that made it, since no other model can continue it.
+
+    Attributes:
+      origin: static in a pytree. `generate` computes with the plain `Session`, so that models share compiled programs.
+    """
+
+    origin: sessions.Origin
 
 
 class LoadedModel:
@@ -50,8 +64,13 @@ class LoadedModel:
         return Codec(self.model_dir, self.config.vocab_size)
 
     def save_session(self, path: str | Path, session: Session) -> None:
-        """Writes a session of one row to a file; `load_session` or `famjax generate --state-in` continues from it."""
-        sessions.save(path, session, self.model)
+        """Writes a session of one row to a file; `load_session` or `famjax generate --state-in` continues from it.
+
+        Raises:
+          ConfigError: another model or other memory settings made the session.
+        """
+        self.check_session(session)
+        sessions.save(path, session, self.model, self._fingerprints)
 
     def load_session(self, path: str | Path) -> Session:
         """Returns the session in a file.
@@ -59,7 +78,25 @@ class LoadedModel:
         Raises:
           ConfigError: the file is missing or damaged, or another model or other memory settings wrote it.
         """
-        return sessions.restore(sessions.read_file(path), self.model)
+        return self.own(sessions.restore(sessions.read_file(path), self.model, self._fingerprints))
+
+    def check_session(self, session: Session) -> None:
+        """Raises `ConfigError` if another model or other memory settings made the session."""
+        if not isinstance(session, OwnSession):
+            raise ConfigError(
+                f"session is a {type(session).__name__} that names no model; "
+                "give one from Answer.session or LoadedModel.load_session(FILE)"
+            )
+        sessions.check_origin("the session", session.origin, self.model, self._fingerprints)
+
+    def own(self, session: Session) -> OwnSession:
+        """Returns a session that this model made, with its origin."""
+        return OwnSession(session.memory, session.recent, sessions.Origin.of(self.model, self._fingerprints))
+
+    @functools.cached_property
+    def _fingerprints(self) -> Mapping[str, str]:
+        """Fingerprints of the model: a pass over all weights, once."""
+        return sessions.fingerprints(self.model)
 
 
 class Score(NamedTuple):
@@ -173,8 +210,8 @@ def generate(
       prompts, a list of answers, whose sessions are None.
 
     Raises:
-      ConfigError: an invalid setting, an empty prompt without a session, no tokenizer that fits the model, or NaN
-        logits.
+      ConfigError: an invalid setting, an empty prompt without a session, a session that another model or other memory
+        settings made, no tokenizer that fits the model, or NaN logits.
 
     Example:
       >>> with open("book.txt", "rb") as book:
@@ -185,6 +222,8 @@ def generate(
     _check(sampling, max_tokens, seed, stop)
     stops = list(stop)
     model.codec.token_stops(stops)
+    if session is not None:
+        model.check_session(session)
     # A copy, since prefill and decoding donate their session.
     start = sessions.start(model.model) if session is None else sessions.join_rows([session])
     if not isinstance(prompt, list):
@@ -214,7 +253,7 @@ def _one(
         if on_text is not None and piece.texts[0]:
             on_text(piece.texts[0])
     text, ids, ended = model.codec.answer(tokens, stopped, stops, before)
-    return Answer(text, ids, "stop" if ended else "length", session)
+    return Answer(text, ids, "stop" if ended else "length", model.own(session))
 
 
 def _pieces(prompt: Prompt) -> Iterator[bytes]:

@@ -139,6 +139,33 @@ class SessionFile(NamedTuple):
         found = str(self.tensors["0.k"].dtype) if "0.k" in self.tensors else None
         return found if found in DTYPES else None
 
+    @property
+    def origin(self) -> "Origin":
+        """The model that wrote the file, as far as the file says."""
+        of = self.metadata.get
+        return Origin(of("model"), of("fam"), of("memory", ""), self.dtype)
+
+
+class Origin(NamedTuple):
+    """The model of a session: only a model with the same weights, memory settings and dtype can continue the text.
+
+    Attributes:
+      model, fam: see `fingerprints`; None if a file lacks them.
+      memory: memory settings, JSON.
+      dtype: compute dtype; None if the file is damaged.
+    """
+
+    model: str | None
+    fam: str | None
+    memory: str
+    dtype: str | None
+
+    @classmethod
+    def of(cls, model: Transformer, known: Mapping[str, str] | None = None) -> "Origin":
+        """Returns the origin of the sessions of `model`. `known`: see `save`."""
+        own = known or fingerprints(model)
+        return cls(own["model"], own["fam"], json.dumps(_settings(model.config.memory)), model.config.dtype)
+
 
 def save(
     path: str | Path, session: Session, model: Transformer, known: Mapping[str, str] | None = None
@@ -192,21 +219,47 @@ def read_file(path: str | Path) -> SessionFile:
 
 def check_memory(file: SessionFile, config: ModelConfig) -> None:
     """Raises `ConfigError` if the memory settings of a session differ from those of `config`."""
+    _check_memory(str(file.path), file.origin.memory, config)
+
+
+def _check_memory(what: str, memory: str, config: ModelConfig) -> None:
     try:
-        there = dict(json.loads(file.metadata.get("memory", "")))
+        there = dict(json.loads(memory))
     except (ValueError, TypeError):
-        raise ConfigError(f"{file.path} is damaged: its memory settings cannot be read") from None
+        raise ConfigError(f"{what} is damaged: its memory settings cannot be read") from None
     there = {name: getattr(MemoryConfig(), name) for name in _LATER} | there
     for name, here in _settings(config.memory).items():
         if there.get(name) != here:
             flag = f"--{name.replace('_', '-')}"
             hint = f"; continue it with {flag} {there[name]}" if name in _OVERRIDES and name in there else ""
             hint = _OF_OPEN_GATE if name == "fam_gate" and there.get(name) else hint
-            raise ConfigError(f"{file.path} was made with {name} {there.get(name)}, the model has {here}{hint}")
+            raise ConfigError(f"{what} was made with {name} {there.get(name)}, the model has {here}{hint}")
 
 
 _OF_OPEN_GATE = "; a fully open gate is removed at loading, which earlier versions did not do: read the text again"
 _OVERRIDES = ("block_size", "memory_segments", "fam_length")
+
+
+def check_origin(
+    what: str, origin: Origin, model: Transformer, known: Mapping[str, str] | None = None
+) -> None:  # fmt: skip
+    """Raises `ConfigError` if `model` cannot continue a session, since another model made it.
+
+    Args:
+      what: the session, for the message.
+      origin: the model that made it.
+      model, known: see `restore`.
+    """
+    _check_memory(what, origin.memory, model.config)
+    if origin.dtype not in (None, model.config.dtype):
+        raise ConfigError(
+            f"{what} was made in {origin.dtype}, the model computes in {model.config.dtype}; "
+            f"continue it with --dtype {origin.dtype}"
+        )
+    own = known or fingerprints(model)
+    if (origin.model, origin.fam) != (own["model"], own["fam"]):
+        how = "with another FAM prompt than the model has" if origin.model == own["model"] else "by another model"
+        raise ConfigError(f"{what} was made {how}; only the model that read a text can continue it")
 
 
 def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | None = None) -> Session:
@@ -220,17 +273,7 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
     Raises:
       ConfigError: if the file is damaged, or was written by another model, memory settings or compute dtype.
     """
-    check_memory(file, model.config)
-    if file.dtype not in (None, model.config.dtype):
-        raise ConfigError(
-            f"{file.path} was made in {file.dtype}, the model computes in {model.config.dtype}; "
-            f"continue it with --dtype {file.dtype}"
-        )
-    own = known or fingerprints(model)
-    if any(file.metadata.get(name) != value for name, value in own.items()):
-        same = file.metadata.get("model") == own["model"]
-        what = "with another FAM prompt than the model has" if same else "by another model"
-        raise ConfigError(f"{file.path} was made {what}; only the model that read a text can continue it")
+    check_origin(str(file.path), file.origin, model, known)
     expected = _tensors(jax.eval_shape(functools.partial(model.streaming_state, 1)))
     shapes = {name: (x.shape[1:], x.dtype) for name, x in expected.items()}
     shapes["recent"] = ((RECENT,), np.dtype(np.int32))

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import famjax
 from famjax.cli.main import main
 from famjax.config import ConfigError
+from famjax.infer import session as sessions
 from famjax.storage import checkpoint
 from tests import tiny
 
@@ -120,6 +122,32 @@ def test_a_session_continues_and_can_be_used_twice(model, model_dir: Path, tmp_p
     assert first.tokens + famjax.generate(model, "", 7, session=first.session).tokens == whole.tokens
 
 
+def test_a_session_belongs_to_its_model(model, model_dir: Path, tmp_path: Path) -> None:
+    """Equal shapes or not, a session of other weights, memory settings or dtype is neither continued nor saved as this
+    model's; the same directory loaded again continues it, also after a trip through `jax.tree` or a file."""
+    read = famjax.generate(model, "book ", 0).session
+    checkpoint.save_model(tmp_path / "other", CONFIG, tiny.parameters(CONFIG, seed=1))
+    others = {
+        "was made by another model": famjax.load(tmp_path / "other"),
+        "was made with fam_length 2, the model has 0": famjax.load(model_dir, fam_length=0),
+        "was made with memory_segments 1, the model has 2": famjax.load(model_dir, memory_segments=2),
+        "was made in float32, the model computes in bfloat16": famjax.load(model_dir, dtype="bfloat16"),
+    }
+    for message, other in others.items():
+        for use in (
+            lambda: famjax.generate(other, PROMPT, 5, session=read),  # noqa: B023
+            lambda: famjax.generate(other, [PROMPT], 5, session=read),  # noqa: B023
+            lambda: other.save_session(tmp_path / "no.session", read),  # noqa: B023
+        ):
+            with pytest.raises(ConfigError, match=f"^the session {message}[^\n]*$"):
+                use()
+    assert not (tmp_path / "no.session").exists()
+    again, expected = famjax.load(model_dir), famjax.generate(model, PROMPT, 5, session=read).tokens
+    again.save_session(tmp_path / "read.session", jax.device_get(read))
+    for session in (read, jax.tree.map(np.array, read), model.load_session(tmp_path / "read.session")):
+        assert famjax.generate(again, PROMPT, 5, session=session).tokens == expected
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -137,6 +165,8 @@ def test_a_session_continues_and_can_be_used_twice(model, model_dir: Path, tmp_p
         (lambda m: famjax.generate(m, "a", seed=-1), "seed is -1"),
         (lambda m: famjax.generate(m, "a", stop="b"), "give a list of texts"),
         (lambda m: famjax.generate(m, io.StringIO("a")), 'open it with open(path, "rb")'),
+        (lambda m: famjax.generate(m, "a", session="book.session"), "session is a str that names no model; give one"),
+        (lambda m: famjax.generate(m, "a", session=sessions.start(m.model)), "LoadedModel.load_session(FILE)"),
         (lambda m: m.load_session("none.session"), "none.session is missing"),
     ],
 )
