@@ -82,6 +82,10 @@ class _Other:
         """Decodes ids to text, up to the first end-of-text token."""
         return str(self._theirs.decode([int(token) for token in tokens]))
 
+    def token_bytes(self, token: int) -> bytes:
+        """See `Vocabulary`."""
+        return self.decode([token]).encode("utf-8")
+
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """See `Vocabulary`. Any text may change with further tokens, so none is certain until the end."""
         return (self.decode(tokens), True) if final else ("", False)

@@ -56,6 +56,10 @@ class SymbolVocabulary:
         """Decodes ids to names; an id without a name, which a model with more tokens may generate, becomes `?`."""
         return " ".join(self.names[token] if 0 <= token < self.size else "?" for token in map(int, tokens))
 
+    def token_bytes(self, token: int) -> bytes:
+        """See `Vocabulary`."""
+        return self.decode([token]).encode("utf-8")
+
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """See `Vocabulary`."""
         return self.decode(tokens), True

@@ -82,6 +82,10 @@ class Vocabulary(Protocol):
         """Decodes ids to text."""
         ...
 
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the UTF-8 bytes of a token, which may be a part of a character; else those of its decoded text."""
+        ...
+
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """Returns the beginning of the decoded text that later tokens cannot change, and whether it covers all tokens.
 
@@ -113,6 +117,10 @@ class ByteVocabulary:
     def decode(self, tokens: Any) -> str:
         """Decodes ids to text, without special ids; invalid UTF-8 becomes replacement characters."""
         return self._bytes(tokens).decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """See `Vocabulary`."""
+        return self._bytes([token])
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """See `Vocabulary`."""
@@ -154,6 +162,10 @@ class SentencePieceVocabulary:
     def decode(self, tokens: Any) -> str:
         """Decodes ids to text."""
         return str(self._model.decode([int(token) for token in tokens]))
+
+    def token_bytes(self, token: int) -> bytes:
+        """See `Vocabulary`."""
+        return _run_of_bytes([token], self._model.id_to_piece) or self.decode([token]).encode("utf-8")
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """See `Vocabulary`. An incomplete character is left out, since each of its bytes would be shown separately."""
@@ -210,6 +222,14 @@ class TokenizerVocabulary:
     def decode(self, tokens: Any) -> str:
         """Decodes ids to text, including special tokens such as `</s>`."""
         return str(self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False))
+
+    def token_bytes(self, token: int) -> bytes:
+        """See `Vocabulary`."""
+        if "ByteFallback" in self._decoders and (byte := _run_of_bytes([token], self._tokenizer.id_to_token)):
+            return byte
+        if "ByteLevel" in self._decoders:
+            return _bytes_of_byte_level(self._tokenizer.id_to_token(token) or "")
+        return self.decode([token]).encode("utf-8")
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """See `Vocabulary`."""

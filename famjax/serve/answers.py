@@ -1,5 +1,6 @@
 """Builds responses in the API's format from the engine's events: whole answers, and the chunks of a stream."""
 
+import copy
 import dataclasses
 import time
 import uuid
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from famjax.infer.codec import Stream
 from famjax.infer.rows import Scored
 from famjax.serve.fields import Asked
 from famjax.serve.jobs import Event, Generated, Read
@@ -22,6 +24,9 @@ class Choice:
       text: the text that later tokens cannot change.
       tokens: the token ids, including a stop.
       scores: log probabilities of the tokens, one entry per event; empty if the request wants none.
+      characters: decodes the tokens, to count the characters before each; None if no offsets are shown.
+      offsets: for each token, the index in the returned text at which it begins: the number of complete characters
+        before it. Tokens that are parts of one character have the same offset.
       ended: `stop` or `length` at the end; else empty.
       told: number of tokens whose scores have been sent in chunks.
     """
@@ -29,8 +34,22 @@ class Choice:
     text: str = ""
     tokens: list[int] = dataclasses.field(default_factory=list)
     scores: list[Scored] = dataclasses.field(default_factory=list)
+    characters: Stream | None = None
+    offsets: list[int] = dataclasses.field(default_factory=list)
     ended: str = ""
     told: int = 0
+    _at: int = 0  # number of characters before the next token
+
+    def begin(self, characters: Stream, at: int) -> None:
+        """Sets the decoder that counts characters, of which `at` come before the first token."""
+        self.characters, self._at = characters, at
+
+    def add(self, tokens: list[int]) -> None:
+        """Adds tokens, and their offsets if these are shown."""
+        self.tokens += tokens
+        if self.characters is not None:
+            more, self._at = _offsets(self.characters, tokens, self._at)
+            self.offsets += more
 
 
 class Answer:
@@ -60,12 +79,15 @@ class Answer:
             reads_only = self._service.max_tokens(self._asked) == 0
             for index in range(prompt * n, prompt * n + n):
                 self._choices[index].ended = "length" if reads_only else ""
+                if self._asked.top is not None and not self._is_chat:
+                    before = self._codec.stream((), event.before)
+                    self._choices[index].begin(before, len(self._echo(prompt)))
                 yield from self._first_chunk(index, prompt)
         elif isinstance(event, Generated):
             index = prompt * n + event.sample
             choice = self._choices[index]
             choice.text += event.text
-            choice.tokens += event.tokens.tolist()
+            choice.add(event.tokens.tolist())
             if event.scores is not None:
                 choice.scores.append(event.scores)
             choice.ended = event.ended
@@ -155,30 +177,39 @@ class Answer:
         if self._asked.top is None:
             return None
         places: list[_Place] = []
-        before = 0
+        offsets: list[int] = []
         if echo is not None and (read := self._read[echo]) is not None and read.scores is not None:
             given = self._prompts[echo].tolist()
             unknown = len(given) - len(read.scores.logprob)  # the first token of a text has no score
             places += [_Place(token, None) for token in given[: max(unknown, 0)]]
             places += _places(given[max(unknown, 0) :], read.scores, max(-unknown, 0))
-        elif begin:
-            before = len(self._codec.vocabulary.decode(choice.tokens[:begin]))
+            offsets += [] if self._is_chat else self._prompt_offsets(echo)
         if choice.scores:
             together = Scored(*(np.concatenate(parts) for parts in zip(*choice.scores, strict=True)))
             places += _places(choice.tokens[:end], together)[begin:]
-        return self._chat_scores(places) if self._is_chat else self._text_scores(places, before)
+        return (
+            self._chat_scores(places)
+            if self._is_chat
+            else self._text_scores(places, offsets + choice.offsets[begin:end])
+        )
 
     def _token(self, token: int) -> str:
         return self._codec.vocabulary.decode([token])
 
-    def _text_scores(self, places: list["_Place"], before: int) -> dict[str, Any]:
-        tokens = [self._token(place.token) for place in places]
-        offsets = before + np.cumsum([0, *map(len, tokens)])[:-1] if tokens else np.zeros(0, int)
+    def _prompt_offsets(self, prompt: int) -> list[int]:
+        """Returns the index in the echoed text at which each token of a prompt begins."""
+        tokens, text = self._prompts[prompt].tolist(), self._echo(prompt)
+        # The tokenizer's BOS token is before the text, not in it.
+        added = tokens[:1] == [self._codec.bos] and not text.startswith(self._token(tokens[0]))
+        offsets, _ = _offsets(self._codec.stream(()), tokens[added:], 0)
+        return [0] * added + [min(offset, len(text)) for offset in offsets]
+
+    def _text_scores(self, places: list["_Place"], offsets: list[int]) -> dict[str, Any]:
         return {
-            "tokens": tokens,
+            "tokens": [self._token(place.token) for place in places],
             "token_logprobs": [place.logprob for place in places],
             "top_logprobs": [self._best(place) for place in places],
-            "text_offset": offsets.tolist(),
+            "text_offset": offsets,
         }
 
     def _best(self, place: "_Place") -> dict[str, float] | None:
@@ -199,8 +230,9 @@ class Answer:
         return text if text not in taken else f"token_id:{token}"
 
     def _chat_scores(self, places: list["_Place"]) -> dict[str, Any]:
+        # Joined, the bytes of tokens that are parts of a character are that character.
         one = lambda token, logprob: {
-            "token": self._token(token), "logprob": logprob, "bytes": list(self._token(token).encode("utf-8"))
+            "token": self._token(token), "logprob": logprob, "bytes": list(self._codec.vocabulary.token_bytes(token))
         }  # fmt: skip
         return {
             "content": [
@@ -218,6 +250,16 @@ class _Place:
     token: int
     logprob: float | None
     best: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+
+
+def _offsets(characters: Stream, tokens: list[int], at: int) -> tuple[list[int], int]:
+    """Returns the number of characters before each token, of which `at` come before the first, and that after them."""
+    offsets = []
+    for token in tokens:
+        # A copy, since the text goes on. Bytes that are held back, as they may yet prove to be no text, count as text.
+        offsets.append(at + len(copy.copy(characters).finish()))
+        at += len(characters.feed([token]))
+    return offsets, at
 
 
 def _places(tokens: list[int], scores: Scored, skip: int = 0) -> list[_Place]:

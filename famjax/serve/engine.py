@@ -197,7 +197,7 @@ class Engine:
                 rows = [Row(job, sample, job.ask.stream(session.recent[0])) for sample in range(job.ask.samples)]
         except Exception as error:
             raise _Lost(_failure(error)) from error
-        job.tell(Read(reading.plan.begin, scores))
+        job.tell(Read(reading.plan.begin, np.asarray(session.recent[0]), scores))
         if not rows:
             job.tell(Done(session if job.ask.keep else None))
             self._free(job, job.ask.samples)

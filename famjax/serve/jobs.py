@@ -60,10 +60,12 @@ class Read:
 
     Attributes:
       cached: number of its tokens that the prefix cache covered.
+      before: the last tokens before the answers, int32 [RECENT], -1 if there are fewer.
       scores: scores [n, ...] of its last n tokens, or None. The first token of a text has no score.
     """
 
     cached: int
+    before: np.ndarray
     scores: Scored | None = None
 
 
