@@ -159,8 +159,9 @@ class BabiTask:
         after it.
 
         Raises:
-          ConfigError: the progress belongs to other stories or books.
+          ConfigError: the progress belongs to other stories, books or stages.
         """
+        self.curriculum.check(progress)
         if progress["data"] != self._data:
             raise ConfigError(
                 f"the training to resume had other stories or books ({progress['data']}, now {self._data}); use the "

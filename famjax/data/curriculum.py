@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from famjax.config import ConfigError
 from famjax.config.curriculum import CurriculumConfig
 from famjax.data.batch import Progress
 
@@ -73,6 +74,15 @@ class Curriculum:
     def start(self) -> Progress:
         """Returns the progress before the first step: only the first stage is open."""
         return {"open_stages": 1, "exact_match": 0.0, "exact_match_newest": 0.0}
+
+    def check(self, progress: Progress) -> None:
+        """Raises `ConfigError` if more stages are open in the progress of a training to resume than there are."""
+        if progress["open_stages"] > len(self.stages):
+            raise ConfigError(
+                f"the training to resume has opened {progress['open_stages']} stages, but {len(self.stages)} of stages "
+                f"{tuple(self.config.stages)} fit into a row; use its stages and row length, or start in an empty "
+                f"MODEL_DIR from its weights"
+            )
 
     def observe(self, progress: Progress, documents: Iterable[tuple[int, float]]) -> Progress:
         """Returns the progress after a batch, with the running exact match of all documents and of the newest stage. If

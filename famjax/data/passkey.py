@@ -148,7 +148,12 @@ class PassKeyTask:
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
         """Returns the batch of a step, a pure function of the seed, the step, the open stages and the streams, and the
-        progress after it."""
+        progress after it.
+
+        Raises:
+          ConfigError: the progress belongs to a training with other stages or another number of streams.
+        """
+        self._check(progress)
         rng = np.random.default_rng([self.seed, step])
         progress = dict(progress)
         streams: list[Stream | None] = list(progress.get("streams", ()))
@@ -182,6 +187,16 @@ class PassKeyTask:
         streams also the recall by blocks of filler before the question, per power of two, in descending order."""
         recall = {f"recall/{age}_blocks": round(mean, 4) for age, (mean, _) in progress.get("by_age", {}).items()}
         return self.curriculum.report(progress) | recall
+
+    def _check(self, progress: Progress) -> None:
+        self.curriculum.check(progress)
+        had = len(progress.get("streams", ()))
+        if had != self._streams:
+            raise ConfigError(
+                f"the training to resume had {had} rows of streams, stream_share {self.config.stream_share:g} of "
+                f"{self.batch_size} rows is {self._streams}; use its stream_share and batch size, or start in an empty "
+                f"MODEL_DIR from its weights"
+            )
 
     # --- streams ----------------------------------------------------------------------------------
 

@@ -254,9 +254,11 @@ def test_mistakes_are_named_before_training(folder, changes, message):
 
 
 def test_a_resumed_training_needs_the_same_stories_and_books(folder):
-    """Positions in other data mean nothing, so a changed book is refused."""
+    """Positions in other data mean nothing, so a changed book is refused, as is a progress with more stages."""
     task = task_of(folder)
     progress = task.batch(0, task.start())[1]
+    with pytest.raises(ConfigError, match="has opened 9 stages, but .* use its stages"):
+        task.batch(1, progress | {"open_stages": 9})
     (folder / "book.txt").write_text(BOOK + BOOK)
     with pytest.raises(ConfigError, match="had other stories or books"):
         task_of(folder).batch(1, progress)

@@ -130,8 +130,12 @@ def test_progress_of_other_rows_is_refused(files):
     with pytest.raises(ConfigError, match="had no rows of text"):
         task.batch(0, keys.start())
     other = make_generated_task(dataclasses.replace(config, batch_size=6))
-    with pytest.raises(ConfigError, match="rows of a batch"):
+    with pytest.raises(ConfigError, match="had 2 rows of streams, stream_share 0.5 of 2 rows is 1"):
         task.batch(0, other.start())
+    config = config_of(files, dataclasses.replace(KEYS, stream_share=0.0))
+    other = make_generated_task(dataclasses.replace(config, batch_size=6))
+    with pytest.raises(ConfigError, match="rows of a batch"):
+        make_generated_task(config).batch(0, other.start())
 
 
 @pytest.mark.parametrize(

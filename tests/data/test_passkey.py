@@ -332,3 +332,30 @@ def test_keys_are_told_behind_filler_as_often_as_asked(share):
                 assert filler == len(own)
                 late.append(len(lead) > 0)
     assert abs(np.mean(late) - share) < 0.08
+
+
+def refused(pass_key: PassKeyTask, progress: dict) -> str:
+    with pytest.raises(ConfigError) as error:
+        pass_key.batch(5, progress)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("had", "now"), [(1.0, 0.5), (0.5, 1.0), (0.5, 0.0), (0.0, 0.5)])
+def test_a_resumed_training_needs_its_stream_share(had, now):
+    """The number of streams is that of the setting, so a training that had another number is refused."""
+    settings = lambda share: {"config": PassKeyConfig(stages=(1,), stream_share=share), "batch_size": 2}
+    progress = task(**settings(had)).start()
+    task(**settings(had)).batch(5, progress)
+    assert f"had {round(2 * had)} rows of streams, stream_share {now:g} of 2 rows is {round(2 * now)}" in refused(
+        task(**settings(now)), progress
+    )
+
+
+def test_a_resumed_training_needs_the_stages_that_are_open():
+    """Fewer stages, or rows too short for those that are open, are refused; further stages may be added."""
+    of = lambda *stages: task(config=PassKeyConfig(stages=stages))
+    progress = of(1, 2, 3).start() | {"open_stages": 3}
+    assert "has opened 3 stages, but 2 of stages (1, 2) fit into a row; use its stages" in refused(of(1, 2), progress)
+    assert "has opened 3 stages, but 2 of stages (1, 2, 99) fit" in refused(of(1, 2, 99), progress)
+    of(1, 2, 3, 4).batch(5, progress)
