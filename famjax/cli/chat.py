@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
 from famjax.config import ConfigError
 from famjax.config.text import BOM
-from famjax.infer.settings import Sampling
+from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 from famjax.process import interrupts
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> Sampling:
-    if args.max_tokens < 1:
-        raise ConfigError(f"--max-tokens is {args.max_tokens}; it must be at least 1")
+    check_whole("--max-tokens", args.max_tokens, 1, MOST_TOKENS)
     _check_place("--session", args.session)
     sampling = Sampling(args.temperature or 0.0, args.top_k, args.top_p, args.repetition_penalty)
     if args.temperature is None and (args.top_k or args.top_p != 1.0):

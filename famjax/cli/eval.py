@@ -124,7 +124,7 @@ def _length(text: str) -> int:
     unit = units.get(text[-1:].lower(), 1)
     try:
         return int(float(text[:-1]) * unit) if unit > 1 else int(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a length; write for example 4096, 4k or 1m") from None
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
 from famjax.config import ConfigError
 from famjax.config.text import BOM
-from famjax.infer.settings import Sampling
+from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,8 +116,7 @@ def check_arguments(args: argparse.Namespace) -> Sampling:
     if bool(args.input) != bool(args.output):
         raise ConfigError("--input and --output go together; add the missing one")
     for flag, least in (("max_tokens", 0), ("samples", 1), ("batch_size", 1)):
-        if getattr(args, flag) < least:
-            raise ConfigError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; it must be at least {least}")
+        check_whole(f"--{flag.replace('_', '-')}", getattr(args, flag), least, MOST_TOKENS)
     if not 0 <= args.seed < 2**32:
         raise ConfigError(f"--seed is {args.seed}; it must be at least 0 and below 2^32")
     if args.max_tokens == 0 and not args.state_out:

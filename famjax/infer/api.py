@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias, overload
 
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from famjax.config import ConfigError, InferConfig, ModelConfig
+from famjax.config.checks import one_of
 from famjax.infer import load as loading
 from famjax.infer import session as sessions
 from famjax.infer.answers import Answer, answer_side_by_side, read_side_by_side, stream
@@ -21,10 +22,11 @@ from famjax.infer.codec import Codec
 from famjax.infer.prefill import prefill
 from famjax.infer.scoring import score_in_batches
 from famjax.infer.session import Session
-from famjax.infer.settings import Sampling
+from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 from famjax.nn.model import Transformer
 
 CHUNK_BYTES = 2**16
+_MEMORY = ("block_size", "memory_segments", "fam_length")
 # A text, its UTF-8 bytes, or a file opened in binary mode, which is read in chunks.
 Prompt: TypeAlias = str | bytes | IO[bytes]
 Document: TypeAlias = str | Sequence[int] | np.ndarray
@@ -135,6 +137,10 @@ def load(
       >>> model.config.memory.fam_length
       8
     """
+    for name, value in memory.items():
+        one_of("memory setting", name, _MEMORY)
+        if value is not None:
+            check_whole(name, value, 0, MOST_TOKENS)
     return LoadedModel(loading.load(model_dir, mesh, dtype, **memory), model_dir)
 
 
@@ -163,8 +169,9 @@ def score(
     """
     if isinstance(documents, str):
         raise ConfigError("documents is one text; give famjax.score a list of texts or of token ids")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+    if not isinstance(documents, Iterable):
+        raise ConfigError(f"documents is a {type(documents).__name__}; give a list of texts or of token ids")
+    check_whole("batch_size", batch_size, 1, MOST_TOKENS)
     ids = [_ids(model, document, f"document {number}") for number, document in enumerate(documents, start=1)]
     scores: list[Score | None] = [None] * len(ids)
     for index, logprobs in score_in_batches(model.model, ids, batch_size, streaming, on_tokens):
@@ -219,13 +226,16 @@ def generate(
       >>> famjax.generate(model, "Who did it?", 20, session=read.session).text
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
-    _check(sampling, max_tokens, seed, stop)
-    stops = list(stop)
+    stops = _check(sampling, max_tokens, seed, stop)
     model.codec.token_stops(stops)
     if session is not None:
         model.check_session(session)
     # A copy, since prefill and decoding donate their session.
     start = sessions.start(model.model) if session is None else sessions.join_rows([session])
+    if not isinstance(prompt, (str, bytes, list)) and not hasattr(prompt, "read"):
+        raise ConfigError(
+            f"prompt is a {type(prompt).__name__}; give a text, bytes, a file opened in binary mode, or a list of texts"
+        )
     if not isinstance(prompt, list):
         return _one(model, _pieces(prompt), start, session is None, max_tokens, sampling, seed, stops, on_text)
     _check_prompts(prompt, session is None, on_text)
@@ -258,7 +268,7 @@ def _one(
 
 def _pieces(prompt: Prompt) -> Iterator[bytes]:
     if isinstance(prompt, (str, bytes)):
-        yield prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else prompt
+        yield _utf8(prompt, "the prompt", "surrogateescape") if isinstance(prompt, str) else prompt
         return
     while piece := prompt.read(CHUNK_BYTES):
         if not isinstance(piece, bytes):
@@ -274,9 +284,13 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 def _ids(model: LoadedModel, document: Document, what: str) -> np.ndarray:
     if isinstance(document, str):
+        _utf8(document, what)
         tokens = model.codec.encode(document)
     else:
-        tokens = np.asarray(document)
+        try:
+            tokens = np.asarray(document)
+        except ValueError:  # lists of unequal lengths
+            tokens = np.zeros((0, 0))
         if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
             raise ConfigError(f"{what} is neither a text nor a sequence of token ids")
         outside = tokens[(tokens < 0) | (tokens >= model.config.vocab_size)]
@@ -287,20 +301,37 @@ def _ids(model: LoadedModel, document: Document, what: str) -> np.ndarray:
     return tokens.astype(np.int32)
 
 
-def _check(sampling: Sampling, max_tokens: int, seed: int, stop: Sequence[str]) -> None:
+def _check(sampling: Sampling, max_tokens: int, seed: int, stop: Sequence[str]) -> list[str]:
+    """Returns the stop texts. Raises `ConfigError` on the first invalid setting."""
     sampling.validate()
-    if max_tokens < 0:
-        raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 0")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed is {seed}; it must be at least 0 and below 2^32")
+    check_whole("max_tokens", max_tokens, 0, MOST_TOKENS)
+    check_whole("seed", seed, 0, 2**32 - 1)
     if isinstance(stop, str):
         raise ConfigError(f'stop is the text {stop!r}; give a list of texts, ["{stop}"]')
+    stops = list(stop) if isinstance(stop, Iterable) else [stop]
+    for text in stops:
+        if not isinstance(text, str):
+            raise ConfigError(f"stop has {text!r}, which is not a text; give a list of texts")
+        _utf8(text, "a stop text", "surrogateescape")
+    return stops
+
+
+def _utf8(text: str, what: str, errors: str = "strict") -> bytes:
+    """Returns the UTF-8 bytes of a text. Raises `ConfigError` if it has a surrogate, which is no character."""
+    try:
+        return text.encode("utf-8", errors)
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{what} has the lone surrogate {ascii(text[error.start])} at index {error.start}; it is not a character, "
+            "remove it"
+        ) from None
 
 
 def _check_prompts(prompts: list[str], fresh: bool, on_text: Callable[[str], None] | None) -> None:
     for number, prompt in enumerate(prompts, start=1):
         if not isinstance(prompt, str):
             raise ConfigError(f"prompt {number} is not a text; a list of prompts has texts only")
+        _utf8(prompt, f"prompt {number}")
         if fresh and not prompt:
             raise ConfigError(f"prompt {number} is empty: give it a character, or a session to continue from")
     if on_text is not None:

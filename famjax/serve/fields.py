@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from famjax.config import ConfigError
-from famjax.infer.settings import RECENT, Sampling
+from famjax.infer.settings import FLOATS, MOST_TOKENS, RECENT, Sampling
 from famjax.serve.errors import ApiError
 
 COMPLETION_TOKENS = 16  # the API's default for completions
 MOST_PROMPTS, MOST_STOPS, MOST_TOP, MOST_COMPLETION_TOP = 1024, 16, 20, 5
-_LARGEST = 2**31 - 1
-# Allowed absolute values of numbers that are not 0, well within the range of float32.
-_FLOATS = (1e-30, 1e30)
 
 # Unsupported fields of the API, and the values that are accepted because they have no effect. null is always accepted.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -71,7 +68,7 @@ def completion(body: Any, vocab_size: int) -> Asked:
     top = _integer(fields, "logprobs", None, 0, MOST_COMPLETION_TOP)
     return _asked(
         fields, prompts=_prompts(fields.get("prompt"), vocab_size), messages=[], echo=_flag(fields, "echo"), top=top,
-        max_tokens=_integer(fields, "max_tokens", COMPLETION_TOKENS, 0, _LARGEST),
+        max_tokens=_integer(fields, "max_tokens", COMPLETION_TOKENS, 0, MOST_TOKENS),
     )  # fmt: skip
 
 
@@ -85,7 +82,7 @@ def chat(body: Any) -> Asked:
     names = [name for name in ("max_completion_tokens", "max_tokens") if fields.get(name) is not None]
     if len(names) > 1:
         raise ApiError(400, "max_tokens and max_completion_tokens are the same; give one", param="max_tokens")
-    most = _integer(fields, names[0], None, 1, _LARGEST) if names else None
+    most = _integer(fields, names[0], None, 1, MOST_TOKENS) if names else None
     return _asked(
         fields, prompts=[], messages=_messages(fields.get("messages")), echo=False, max_tokens=most,
         top=(top or 0) if wanted else None,
@@ -94,7 +91,7 @@ def chat(body: Any) -> Asked:
 
 def _asked(fields: Mapping[str, Any], **own: Any) -> Asked:
     sampling = Sampling(
-        temperature=_number(fields, "temperature", 1.0), top_k=_integer(fields, "top_k", 0, 0, _LARGEST) or 0,
+        temperature=_number(fields, "temperature", 1.0), top_k=_integer(fields, "top_k", 0, 0, MOST_TOKENS) or 0,
         top_p=_number(fields, "top_p", 1.0), repetition_penalty=_number(fields, "repetition_penalty", 1.0),
     )  # fmt: skip
     try:
@@ -149,7 +146,7 @@ def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     value = fields.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ApiError(400, f"{name} is {_shown(value)}; it must be a number", param=name)
-    least, most = _FLOATS
+    least, most = FLOATS
     if value != 0 and not least <= abs(value) <= most:
         raise ApiError(400, f"{name} is {_shown(value)}; it must be 0, or {least:g} to {most:g}", param=name)
     return float(value)

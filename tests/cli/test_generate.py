@@ -184,6 +184,7 @@ def mistake(capfd: pytest.CaptureFixture, *words: object) -> str:
         (("--prompt", "a", "--temperature", "-1"), "temperature is -1"),
         (("--prompt", "a", "--top-k", "-1"), "top_k is -1"),
         (("--prompt", "a", "--top-p", "0"), "top_p is 0"),
+        (("--prompt", "a", "--max-tokens", "3000000000"), "--max-tokens is 3000000000; it must be at most 2147483647"),
         (("--prompt", "a", "--repetition-penalty", "0"), "repetition_penalty is 0"),
         (("--prompt", "a", "--seed", "-1"), "--seed is -1"),
         (("--prompt", "a", "--stop", ""), "--stop '' has 0 bytes"),

@@ -123,3 +123,10 @@ def test_debug_shows_the_traceback(
     assert cli.main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("Traceback (most recent call last)") and error.endswith("famjax raise: too wide\n")
+
+
+@pytest.mark.parametrize("length", ["infk", "nank", "1e999m", "k", "many"])
+def test_a_length_that_is_none(length: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Infinity has no number of tokens."""
+    assert cli.main(["eval", "--lengths", length]) == 2
+    assert f"{length!r} is not a length; write for example 4096" in capsys.readouterr().err
