@@ -129,6 +129,8 @@ def _mesh(text: str) -> dict[str, int]:
         mesh = {axis: int(size) for axis, size in (part.split("=") for part in text.split(","))}
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a mesh; write for example fsdp=4,tensor=2") from None
+    if len(mesh) < text.count("="):
+        raise argparse.ArgumentTypeError(f"{text!r} has an axis twice; write each once, for example fsdp=4,tensor=2")
     check_mesh(mesh)
     return mesh
 

@@ -11,6 +11,12 @@ from famjax.infer.settings import Sampling
 if TYPE_CHECKING:
     from famjax.infer.codec import Codec
 
+# Settings of flags and of the server's requests. In a line they would have no effect; other keys are the user's own.
+_SETTINGS = (
+    "max_tokens", "max_completion_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop",
+    "samples", "n", "echo", "logprobs", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
+
 
 def read_prompts(path: str, may_be_empty: bool) -> list[str]:
     """Returns the prompts of a JSON lines file. Raises `ConfigError` with file and line of an invalid one."""
@@ -30,6 +36,10 @@ def _prompt(fields: Any, place: str, may_be_empty: bool) -> str:
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, str):
         raise ConfigError(f'{place}: a line must be an object with "prompt", a string')
+    if (setting := next((name for name in _SETTINGS if fields.get(name) is not None), None)) is not None:
+        raise ConfigError(
+            f"{place}: settings are flags, for all prompts; leave out {setting!r} (famjax generate --help)"
+        )
     if not prompt and not may_be_empty:
         raise ConfigError(f"{place}: the prompt is empty; give it a byte, or --state-in FILE to resume from")
     return prompt

@@ -50,11 +50,23 @@ def read_text(path: str | Path, errors: str = "strict") -> str:
     return text_of(Path(path).read_bytes(), str(path), errors)
 
 
-def json_of(content: bytes | str, place: Place) -> Any:
-    """Returns the JSON value of a line or a file. Raises `BadText` if it is neither UTF-8 nor JSON."""
+def json_of(content: bytes | str, place: Place, once: bool = False) -> Any:
+    """Returns the JSON value of a line or a file. Raises `BadText` if it is neither UTF-8 nor JSON, or, if `once`, an
+    object has a name twice."""
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise BadText(place, f"{name[:60]!r} is given twice; give it once")
+            found[name] = value
+        return found
+
     text = text_of(content, place) if isinstance(content, bytes) else content
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=each_once if once else None)
+    except BadText:
+        raise
     except json.JSONDecodeError as error:
         hint = "; JSON lines have a whole object in each line" if text.strip() in ("[", "{") else ""
         raise BadText(place, f"this is not JSON ({error.msg} at {_position(text, error)}){hint}") from error

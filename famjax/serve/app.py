@@ -30,6 +30,21 @@ _HEADER = 2**20
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 
 
+def _without_query(endpoint: Any) -> Any:
+    """Returns an endpoint that refuses fields in the URL, since no path of the API reads one."""
+
+    async def answer(request: Request) -> Response:
+        if (name := next(iter(request.query_params), None)) is not None:
+            raise ApiError(
+                400, f"{ascii(name[:60])} is no field of this URL; give fields in the body", param=name[:60],
+                code="unsupported_field",
+            )  # fmt: skip
+        response: Response = await endpoint(request)
+        return response
+
+    return answer
+
+
 def build(service: Service) -> Starlette:
     """Returns the ASGI application of a service."""
     routes = _Routes(service)
@@ -53,7 +68,10 @@ def build(service: Service) -> Starlette:
         return error_response(ApiError(error.status_code, message))
 
     return Starlette(
-        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in paths],
+        routes=[
+            Route(path, _without_query(endpoint) if "/v1/" in path else endpoint, methods=[method])
+            for method, path, endpoint in paths
+        ],
         middleware=[Middleware(Guard, config=service.config, metrics=service.metrics)],
         exception_handlers={ApiError: refused, HTTPException: unknown},
     )

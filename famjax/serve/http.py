@@ -78,7 +78,7 @@ async def json_body(request: Request, config: ServeConfig) -> Any:
     """Returns the body, parsed as JSON. Raises `ApiError`: 400 if it is invalid, else see `pieces_of`."""
     content = b"".join([piece async for piece in pieces_of(request, config.timeout, config.max_body_mib * MIB)])
     try:
-        return checked(json_of(content, "the body"), "the body")
+        return checked(json_of(content, "the body", once=True), "the body")
     except BadText as error:
         raise ApiError(400, str(error), code="bad_json") from error
     except RecursionError as error:  # nested too deeply for `checked`, which is recursive

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from famjax.cli.generate_batch import read_prompts
 from famjax.cli.main import main
 from famjax.infer.text import TextStream
 from famjax.storage import checkpoint
@@ -185,6 +186,7 @@ def mistake(capfd: pytest.CaptureFixture, *words: object) -> str:
         (("--prompt", "a", "--top-k", "-1"), "top_k is -1"),
         (("--prompt", "a", "--top-p", "0"), "top_p is 0"),
         (("--prompt", "a", "--max-tokens", "3000000000"), "--max-tokens is 3000000000; it must be at most 2147483647"),
+        (("--prompt", "a", "--mesh", "data=2,data=1"), "'data=2,data=1' has an axis twice"),
         (("--prompt", "a", "--repetition-penalty", "0"), "repetition_penalty is 0"),
         (("--prompt", "a", "--seed", "-1"), "--seed is -1"),
         (("--prompt", "a", "--stop", ""), "--stop '' has 0 bytes"),
@@ -215,6 +217,8 @@ def test_mistakes(
         ('["a"]', 'a line must be an object with "prompt", a string'),
         ('{"prompt": ""}', "the prompt is empty"),
         (r'{"prompt": "\ud800"}', "half a surrogate pair"),
+        ('{"prompt": "a", "max_tokens": 5}', "settings are flags, for all prompts; leave out 'max_tokens'"),
+        ('{"prompt": "a", "id": 1, "stop": ["x"]}', "leave out 'stop'"),
     ],
 )
 def test_bad_lines(line: str, message: str, model_dir: Path, tmp_path: Path, capfd) -> None:
@@ -223,6 +227,12 @@ def test_bad_lines(line: str, message: str, model_dir: Path, tmp_path: Path, cap
         capfd, "--model", model_dir, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl"
     )  # fmt: skip
     assert "in.jsonl:2: " in error and message in error and not (tmp_path / "out.jsonl").exists()
+
+
+def test_other_keys_of_lines_are_the_user_s(tmp_path: Path) -> None:
+    """Names and data of a line are no settings, and neither is a setting that is null."""
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a", "id": 7, "meta": {"temperature": 1}, "seed": null}\n')
+    assert read_prompts(str(tmp_path / "in.jsonl"), may_be_empty=False) == ["a"]
 
 
 def test_models_that_cannot_write_and_sessions_of_others(model_dir: Path, tmp_path: Path, capfd) -> None:

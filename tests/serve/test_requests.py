@@ -86,7 +86,8 @@ def test_bodies(server) -> None:
     post = lambda content: ask(server, "POST", "/v1/completions", content)
     for content, said in (
         (b"{", "not JSON"), (b"\xff{}", "not UTF-8"), (b'{"prompt": "\\ud800"}', "half a surrogate pair"),
-        (b"[" * 5000, "nested"), (b'{"prompt": "a", "temperature": NaN}', "temperature is nan"), (b"", "not JSON"),
+        (b"[" * 5000, "nested"), (b'{"prompt": "a", "n": 1, "n": 2}', "'n' is given twice"),
+        (b'{"prompt": "a", "temperature": NaN}', "temperature is nan"), (b"", "not JSON"),
     ):  # fmt: skip
         answer = post(content)
         assert answer.status == 400 and said in answer.error, answer.content
@@ -102,6 +103,9 @@ def test_bodies(server) -> None:
     assert complete(server, "").status == complete(server, "a", session="me").status == 400
     role = ask(server, "POST", "/v1/chat/completions", {"messages": [{"role": "judge", "content": "x"}]})
     assert role.status == 400 and "'judge' is not one of" in role.error
+    for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models"), ("PUT", "/v1/sessions/me/text")):
+        answer = ask(server, method, f"{path}?max_tokens=2", {"prompt": "a", "max_tokens": 1})
+        assert answer.status == 400 and "'max_tokens' is no field of this URL" in answer.error
     assert ask(server, "GET", "/none").error == "there is no such path"
     assert ask(server, "GET", "/v1/completions").status == 405
     assert complete(server, "a", max_tokens=0, echo=True).json["choices"][0]["text"] == "a"
