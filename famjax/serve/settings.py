@@ -8,6 +8,7 @@ from pathlib import Path
 from famjax.config import ConfigError
 from famjax.config.checks import at_least
 from famjax.config.text import read_text
+from famjax.infer.settings import MOST_TOKENS, check_whole
 
 MIB = 2**20
 
@@ -45,8 +46,9 @@ class ServeConfig:
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first invalid setting."""
-        for name in ("max_rows", "max_waiting", "max_tokens"):
+        for name in ("max_rows", "max_waiting"):
             at_least(_flag(name), getattr(self, name), 1)
+        check_whole(_flag("max_tokens"), self.max_tokens, 1, MOST_TOKENS)
         for name in ("grace", "prefix_cache_mib"):
             at_least(_flag(name), getattr(self, name), 0)
         for name in ("max_body_mib", "timeout"):
