@@ -149,9 +149,12 @@ def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "
     may share the output directory. The result includes those of all parts.
 
     Raises:
+      ConfigError: the output directory has a training, finished or diverged, with other settings.
       RuntimeError: a training failed for another reason, or was stopped.
     """
     from famjax.storage.model_dir import write_text
+
+    side_by_side.check_same(one.job for one in subjects)
 
     name = DIVERGED if not part else f"{Path(DIVERGED).stem}-{part.replace('/', '-of-')}.json"
     known = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in _diverged_files(output)}

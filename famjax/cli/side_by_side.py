@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from famjax.config import TrainConfig
+from famjax.cli.resumed import changed
+from famjax.config import ConfigError, TrainConfig
 from famjax.process import cpu, interrupts
 from famjax.process.progress import clock
 from famjax.storage.model_dir import METRICS_JSONL
@@ -42,6 +44,15 @@ def job(name: str, gin_files: str | list[str], bindings: list[str], output: Path
     return Job(name, config, command, output / f"{name}.log")
 
 
+def check_same(jobs: Iterable[Job]) -> None:
+    """Raises `ConfigError` if a directory has a training with other settings: resumed, it would be neither of the two,
+    and finished, it would be reported as what it is not."""
+    for one in jobs:
+        if differs := changed(one.config):
+            raise ConfigError(f"{one.config.model_dir} was trained with other settings: {'; '.join(differs[:4])}; use "
+                              f"another output directory, or delete it to train it again")  # fmt: skip
+
+
 class TrainingFailed(RuntimeError):
     """A run failed. The others have ended too: `finished` those that were done by then, in full."""
 
@@ -57,9 +68,11 @@ def train(jobs: list[Job], at_once: int = 0) -> None:
     Ctrl-C all runs save a checkpoint and end.
 
     Raises:
+      ConfigError: a directory has a training with other settings (`check_same`).
       TrainingFailed: a run failed; all others have ended too.
       RuntimeError: a run was stopped by a signal; all others have ended too.
     """
+    check_same(jobs)
     places = min(len(jobs), at_once or len(jobs))
     cores = cpu.cores()
     free = [cores[i::places] if len(cores) >= places else [] for i in range(places)]

@@ -2,10 +2,12 @@
 
 import argparse
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from famjax.cli.flags import add_gin_arguments
+from famjax.cli.resumed import changed
 from famjax.config import ConfigError, TrainConfig
 from famjax.jobs import distributed, liveness
 from famjax.jobs.versions import versions
@@ -81,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from famjax.train.loop import train
 
+    if (differs := changed(config)) and (job is None or not job.process_id):
+        print(f"{config.model_dir} resumes with other settings: {'; '.join(differs)}", file=sys.stderr)
     same = {"settings": hashlib.sha256(text.encode()).hexdigest()} | versions()
     hint = lambda: _start_again(config.model_dir)
     with distributed.joined(job, same, hint, prog="famjax train", exit_code=exit_code, seconds=args.start_timeout):

@@ -1,5 +1,9 @@
 """The task `text`, and all tasks of seqio: documents in rows, streamed or packed."""
 
+import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +28,15 @@ from famjax.data.vocabulary import (
 )
 
 STREAMS, PACKED = "streams", "packed"
+# What progress counts, in words.
+COUNTED = {"rows": "rows of a batch", "streams": "rows that stream", "examples": "documents"}
 
 
 class TextTask:
     """Batches whose first rows are document streams and whose other rows are packed.
 
-    Progress maps the number of every row of this process to the position of its lane, and `data` to the sizes that must
-    be unchanged when the training is resumed.
+    Progress maps the number of every row of this process to the position of its lane, and `data` to what must be
+    unchanged when the training is resumed: sizes, the seed and order of documents, and the sources.
 
     Args:
       config: settings of the run.
@@ -57,7 +63,7 @@ class TextTask:
         for row in self.rows:
             group, lane = self._lane(row)
             lanes[str(row)] = {"where": self._groups[group].begin(lane), "token": 0}
-        return {"data": self._fixed()} | lanes
+        return {"data": self._fixed} | lanes
 
     def batch(self, step: int, progress: Progress) -> tuple[Batch, Progress]:
         """See `Task`. Raises `ConfigError` if the progress belongs to other data."""
@@ -68,7 +74,7 @@ class TextTask:
     def read(self, step: int, progress: Progress) -> tuple[list[Row], Progress]:
         """Returns the rows of a batch as a list, and the progress after them. Raises `ConfigError` like `batch`."""
         self._check(progress)
-        rows, after = [], {"data": progress["data"]}
+        rows, after = [], {"data": self._fixed}
         for number in self.rows:
             cursor = Cursor(progress[str(number)]["where"], progress[str(number)]["token"])
             row, cursor = self._row(number, step, cursor)
@@ -107,22 +113,42 @@ class TextTask:
             repeat_segment(row, self._announcement, self._data.repeat_segment, self._data.repeat_weight, rng)
         return row, cursor
 
+    @functools.cached_property
     def _fixed(self) -> dict[str, Any]:
         return {
             "rows": self._config.batch_size,
             "streams": self._streams,
             "examples": [self._groups[group].sizes() for group in sorted(self._groups)],
+            "seed": self._config.seed,
+            "shuffle": self._data.shuffle,
+            "sources": [identity(source) for source in self._data.all_sources()],
         }
 
     def _check(self, progress: Progress) -> None:
-        there, now = progress["data"], self._fixed()
-        if there != now:
-            name = next(name for name in now if there.get(name) != now[name])
-            what = {"rows": "rows of a batch", "streams": "rows that stream", "examples": "documents"}[name]
-            raise ConfigError(
-                f"the training to resume had {there.get(name)} {what}, not {now[name]}, so its position in the data is "
-                f"lost; use the same data, or start in an empty MODEL_DIR from its weights"
-            )
+        there, now = progress["data"], self._fixed
+        # Older checkpoints have fewer names.
+        name = next((name for name in now if there.get(name, now[name]) != now[name]), None)
+        if name is None:
+            return
+        had = f"{name} {there[name]}, not {now[name]}"
+        if name in COUNTED:
+            had = f"{there[name]} {COUNTED[name]}, not {now[name]}"
+        elif name == "sources":
+            paths = ", ".join(source.path for source in self._data.all_sources())
+            had = f"other sources than {paths}, or in another order, or with other settings"
+        raise ConfigError(
+            f"the training to resume had {had}, so its position in the data is lost; use the same data, or start in an "
+            f"empty MODEL_DIR from its weights"
+        )
+
+
+def identity(source: SourceConfig) -> str:
+    """Returns a hash, 16 hexadecimal digits, of a source's settings, the last part of its path, and its first document:
+    enough to notice another source, and cheap."""
+    settings = dataclasses.asdict(source) | {"path": Path(source.path).name}
+    first = open_source(source).first()
+    text = json.dumps([settings, first.inputs, first.targets], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 # --- from a configuration ------------------------------------------------------------------------------

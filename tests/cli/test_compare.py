@@ -36,6 +36,26 @@ def config_of(memory: str, *bindings: str, task: str = TASKS[0]) -> Any:
     return config
 
 
+def test_a_training_with_other_settings_is_neither_resumed_nor_reported(tmp_path: Path, capfd: Any) -> None:
+    """Whether it finished or diverged: its steps, rates and tokens would be those of other settings."""
+    job = side_by_side.job("bswa_seed0", [compare_runs.TASK, "gin/memories/bswa.gin"], ["RANDOM_SEED=0"], tmp_path)
+    files = [compare_runs.TASK, "gin/memories/bswa.gin"]
+    _, text = load_train_config(files, (), [f"MODEL_DIR={job.config.model_dir!r}", "RANDOM_SEED=0"])
+    Path(job.config.model_dir).mkdir()
+    (Path(job.config.model_dir) / "config.gin").write_text(text)
+    (tmp_path / "diverged.json").write_text('{"bswa_seed0": "FloatingPointError: loss nan"}')
+    words = ["compare", "--memories", "bswa", "--output", str(tmp_path)]
+    for change, differs in (
+        (["--gin.LEARNING_RATE=0.5"], "optimizer.learning_rate 0.5, was 0.003"),
+        (["--tokens", "36k"], f"steps 10, was {job.config.steps}"),
+        (["--gin.OptimizerConfig.weight_decay=0.3", "--gin.LOG_PERIOD=3"], "optimizer.weight_decay 0.3, was 0.01;"),
+    ):
+        assert main([*words, *change]) == 2
+        said = capfd.readouterr().err
+        assert f"bswa_seed0 was trained with other settings: {differs}" in said and "use another output" in said
+    side_by_side.check_same([job, job._replace(config=dataclasses.replace(job.config, log_period=3, mesh={"data": 1}))])
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches(task: str) -> None:
     """All weights but a memory's own are bit for bit equal; a batch does not depend on what was answered before."""

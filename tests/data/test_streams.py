@@ -1,5 +1,7 @@
 """Document streams: every document whole, once per epoch, wherever blocks, rows and steps end."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -144,6 +146,34 @@ def test_a_changed_data_set_is_told(tmp_path):
     packed = text.config(tmp_path / "*.txt")
     with pytest.raises(ConfigError, match="had 1 rows that stream, not 0"):
         make_text_task(packed, [0]).batch(2, progress[-1])
+
+
+def test_a_position_belongs_to_its_documents_in_their_order(tmp_path) -> None:
+    """With as many documents: other sources, their order, settings or first document, another seed, no shuffling. A
+    moved folder is the same data, and a checkpoint of a version that did not say so resumes."""
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name * 40)
+    a, b, c = (str(tmp_path / f"{name}.txt") for name in "abc")
+    make = lambda *sources, **settings: make_text_task(text.config(*sources, stream_share=1.0, **settings), [0])
+    _, progress = text.read(make(a, b), 1)
+    for task, message in (
+        (make(b, a), "other sources than .*b.txt, .*a.txt"), (make(a, c), "other sources"),
+        (make(a, SourceConfig(b, weight=2.0)), "other sources"), (make(a, b, seed=7), "seed 0, not 7"),
+        (make(a, b, shuffle=False), "shuffle True, not False"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"the training to resume had {message}"):
+            task.batch(1, progress[-1])
+    batch, _ = make(a, b).batch(1, progress[-1])
+    (tmp_path / "moved").mkdir()
+    moved = [(tmp_path / "moved" / Path(path).name) for path in (a, b)]
+    for path in moved:
+        path.write_text(path.stem * 40)
+    older = progress[-1] | {"data": {name: progress[-1]["data"][name] for name in ("rows", "streams", "examples")}}
+    for task, before in ((make(*map(str, moved)), progress[-1]), (make(a, b), older)):
+        np.testing.assert_array_equal(task.batch(1, before)[0].tokens, batch.tokens)
+    moved[0].write_text("x" * 40)
+    with pytest.raises(ConfigError, match="other sources"):
+        make(*map(str, moved)).batch(1, progress[-1])
 
 
 def test_epochs_are_reported(tmp_path):
