@@ -281,12 +281,14 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert {one["filler_blocks"] for one in last} == {16384} and {one["exact_match"] for one in last} == {1.0}
     asked = sum(one["documents"] for one in last)
     assert f"three seeds recall {asked} of {asked} after a million bytes" in readme
-    recall = json.loads(text(ROOT / "docs/smollm2.json"))["AMD EPYC, all offsets"]
-    ((*_, last_of_reads),) = recall["rows"]["reads"]
-    assert recall["blocks"][-1] == 64 and f"recalls {last_of_reads:.0%} of the pass keys after 64 blocks" in readme
-    (pages,) = json.loads(text(ROOT / "docs/smollm2_benchmarks.json")).values()
+    shown = json.loads(text(ROOT / "docs/smollm2.json"))
+    recall, imported = shown["A window of 128 tokens, all offsets"], shown["The import with five segments, AMD EPYC"]
+    ((*_, last),), (none,) = recall["rows"]["wide"], imported["rows"]["fam_imported"]
+    assert recall["blocks"][-1] == 64 and f"recalls {last:.0%} of the pass keys after 64 blocks" in readme
+    assert not any(none[imported["blocks"].index(8) :]) and "not trained, recalls none after eight" in readme
+    pages = json.loads(text(ROOT / "docs/smollm2_benchmarks.json"))["A window of 128 tokens"]
     bits = {name: one["value"] for name, one in pages["wikitext"]["bits_per_byte"].items()}
-    assert f"at a cost of {bits['reads'] - bits['fam_imported']:.2f} bits per byte on WikiText" in readme
+    assert f"at a cost of {bits['wide'] - bits['fam_imported']:.2f} bits per byte on WikiText" in readme
     texts = json.loads(text(ROOT / "docs/texts.json"))["900 steps"]["bits_per_byte"]
     gaps = {
         (read, kind): [
@@ -301,6 +303,11 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert f"better than no memory by {said['heldout', 'gated_m0']} bits per byte, with each of three seeds" in readme
     costs = f"it costs {said['joined', 'gated_m0']}, where the paper's update costs {said['joined', 'fam_m0']}"
     assert costs in readme and all(sum(gaps["joined", kind]) > 0 for kind in ("fam_m0", "gated_m0"))
+    tracked = json.loads(text(ROOT / "docs/compare.json"))["Permutations of five (S5), 3,000 steps"]["memories"]
+    of_four = {one["name"]: f"{one['lengths'][2]['value']:.0%}" for one in tracked}
+    assert all(one["lengths"][2]["blocks"] == 4 for one in tracked)
+    tracks = f"FAM is right for {of_four['fam']} of the states in documents of four blocks, DeltaNet for {of_four['deltanet']}"
+    assert f"{tracks}, over three seeds" in readme
     comparison = json.loads(text(ROOT / "docs/compare.json"))["Pass key, 1,500 steps"]
     recalled = {one["name"]: one["lengths"][-1] for one in comparison["memories"]}
     assert recalled["fam_gated"]["blocks"] == 64 and recalled["deltanet"]["value"] == 0
