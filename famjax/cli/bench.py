@@ -41,6 +41,16 @@ VARIANTS = ("FAM", "BSWA", "full")
 Tell: TypeAlias = Callable[[str, int, int], None]
 # Text lengths (tokens) of `infer`: without peers, and against a peer whose cost is quadratic in the length.
 LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
+BLOCKS, FULL_TO = (8, 64, 256, 1024), 8192
+# Flags, as in `args`, that each measurement reads, beside those of all.
+READ_BY = {
+    "training": ("size", "lengths", "tokens", "variants", "gin_files"),
+    "training --peers": ("peers", "size", "lengths", "tokens", "gin_files"),
+    "training --prefill": ("prefill", "size", "blocks", "rows", "gin_files"),
+    "training --questions": ("questions", "size", "blocks", "rows", "gin_files"),
+    "infer": ("size", "lengths", "full_to", "gin_files"), "infer --peers": ("peers", "lengths", "llama"),
+    "serve": ("llama",),
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,22 +64,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lengths", type=numbers, metavar="N,N", help="sequence lengths in tokens")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens per training step, at each sequence length")
     parser.add_argument(
-        "--variants", type=_names, default=VARIANTS, metavar="A,B", help=f"variants to compare ({','.join(VARIANTS)})"
+        "--variants", type=_names, metavar="A,B", help=f"variants to compare (default: {','.join(VARIANTS)})"
     )
     parser.add_argument("--repeats", type=int, metavar="N", help=f"rounds (default: 5; serve: {bench_serve.ROUNDS})")
     parser.add_argument("--prefill", action="store_true", help="measure streamed prefill instead of training")
     parser.add_argument(
-        "--blocks", type=numbers, default=(8, 64, 256, 1024), metavar="N,N", help="prefill: text lengths in blocks"
-    )
+        "--blocks", type=numbers, metavar="N,N",
+        help=f"prefill, questions: text lengths in blocks (default: {','.join(map(str, BLOCKS))})",
+    )  # fmt: skip
     parser.add_argument("--rows", type=int, metavar="B", help="batch size of prefill and questions")
     parser.add_argument("--questions", type=int, metavar="N", help="measure N questions about one text instead")
     parser.add_argument("--peers", action="store_true", help="compare with torch peers instead")
     parser.add_argument(
-        "--llama", choices=("tiny", "small"), default="tiny", help="infer --peers, serve: 4M or 97M weights"
-    )
+        "--llama", choices=("tiny", "small"),
+        help="infer --peers, serve: 4M or 97M weights (default: tiny, which is 4M)",
+    )  # fmt: skip
     parser.add_argument(
-        "--full-to", type=int, default=8192, metavar="N",
-        help="infer: longest text for full attention (default: 8192)",
+        "--full-to", type=int, metavar="N", help=f"infer: longest text for full attention (default: {FULL_TO})",
     )  # fmt: skip
     bench_serve.add_arguments(parser)
     parser.add_argument(
@@ -86,6 +97,9 @@ def run(args: argparse.Namespace) -> int:
         args.repeats = bench_serve.ROUNDS if args.what == "serve" else 5
     if args.repeats < 1:
         raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
+    _check_read(args)
+    args.variants, args.blocks = args.variants or VARIANTS, args.blocks or BLOCKS
+    args.llama, args.full_to = args.llama or "tiny", FULL_TO if args.full_to is None else args.full_to
     if args.what == "serve":
         bench_serve.check(args)
         return _reported(args, "servers", lambda results, tell, cores: _serving(args, results, tell))
@@ -114,10 +128,23 @@ def run(args: argparse.Namespace) -> int:
         check_installed(PACKAGES[:2] if args.what == "infer" else PACKAGES)
 
     def measure(results: dict[str, Any], tell: Tell, cores: int) -> None:
-        results["settings"] = {"size": args.size, "model": dataclasses.asdict(model), "repeats": args.repeats}
+        size_of = ", ".join(args.gin_files) or args.size
+        results["settings"] = {"size": size_of, "model": dataclasses.asdict(model), "repeats": args.repeats}
         _measure(args, model, rows, tokens, lengths, cores, results, tell)
 
     return _reported(args, args.size, measure)
+
+
+def _check_read(args: argparse.Namespace) -> None:
+    """Raises `ConfigError` for a flag that the measurement would not read."""
+    given = [name for name in dict.fromkeys(sum(READ_BY.values(), ())) if getattr(args, name) not in (None, False, [])]
+    asked = next((name for name in ("prefill", "questions", "peers") if name in given and args.what == "train"), "")
+    kind = {"train": "training"}.get(args.what, args.what)
+    kind += f" --{asked}" if asked else " --peers" if args.what == "infer" and args.peers else ""
+    for name in given:
+        if name not in READ_BY[kind]:
+            flag = {"gin_files": "--gin_file"}.get(name, "--" + name.replace("_", "-"))
+            raise ConfigError(f"{flag} has no effect on the measurement {kind!r}; leave it out")
 
 
 def _reported(args: argparse.Namespace, what: str, measure: Callable[[dict[str, Any], Tell, int], None]) -> int:

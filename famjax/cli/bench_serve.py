@@ -41,10 +41,6 @@ def check(args: argparse.Namespace) -> None:
     for name in ("requests", "prompt_tokens", "answer_tokens"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
-    for name in ("peers", "gin_files", "prefill", "questions", "size", "lengths", "tokens", "rows"):
-        if getattr(args, name):
-            flag = "gin_file" if name == "gin_files" else name
-            raise ConfigError(f"famjax bench serve takes no --{flag}; it measures --model DIR, or the Llama of --llama")
     if min(args.clients) < 1:
         raise ConfigError(f"--clients {min(args.clients)} is too few; it must be at least 1")
     if bool(args.url) != bool(args.model_name):

@@ -112,6 +112,22 @@ def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["--prefill", "--questions", "3"], "--questions"), (["--prefill", "--lengths", "64"], "--lengths"),
+        (["--prefill", "--variants", "FAM"], "--variants"), (["--questions", "3", "--tokens", "64"], "--tokens"),
+        (["--full-to", "64"], "--full-to"), (["infer", "--blocks", "8"], "--blocks"),
+        (["infer", "--prefill"], "--prefill"),
+        (["infer", "--peers", "--size", "tiny"], "--size"), (["infer", "--peers", "--gin_file", "a.gin"], "--gin_file"),
+        (["--llama", "tiny"], "--llama"), (["serve", "--rows", "2"], "--rows"), (["--rows", "2"], "--rows"),
+    ],
+)  # fmt: skip
+def test_flags_of_another_measurement_are_refused(words: list[str], flag: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench", *words]) == 2
+    assert f"{flag} has no effect on the measurement" in capsys.readouterr().err
+
+
 def test_missing_peers_are_named(monkeypatch, capsys) -> None:
     """Without torch, `--peers` reports how to install it."""
     monkeypatch.setattr(peers, "PACKAGES", ("no_such_package",))
@@ -195,7 +211,7 @@ def test_another_server_gets_the_same_load(tmp_path) -> None:
         (["--url", "https://a:9", "--model-name", "m"], "must be http://HOST:PORT"),
         (["--url", "http://a:9/v1", "--model-name", "m"], "without a path"),
         (["--url", "http://a:x", "--model-name", "m"], "must be http://HOST:PORT"),
-        (["--label", "x"], "add --url"), (["--lengths", "8"], "takes no --lengths"), (["--model", "none"], "none"),
+        (["--label", "x"], "add --url"), (["--lengths", "8"], "--lengths has no effect"), (["--model", "none"], "none"),
     ],
 )  # fmt: skip
 def test_mistakes_of_serving(flags, words, capsys) -> None:
