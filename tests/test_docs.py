@@ -285,6 +285,9 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     recall, imported = shown["A window of 128 tokens, all offsets"], shown["The import with five segments, AMD EPYC"]
     ((*_, last),), (none,) = recall["rows"]["wide"], imported["rows"]["fam_imported"]
     assert recall["blocks"][-1] == 64 and f"recalls {last:.0%} of the pass keys after 64 blocks" in readme
+    far = shown["A window of 128 tokens, far, 16 offsets"]
+    right = sum(round(16 * exact) for exact in far["rows"]["wide"][0])
+    assert far["blocks"] == [128, 256] and f"and {right} of {2 * far['documents']} after 128 and 256" in readme
     assert not any(none[imported["blocks"].index(8) :]) and "not trained, recalls none after eight" in readme
     pages = json.loads(text(ROOT / "docs/smollm2_benchmarks.json"))["A window of 128 tokens"]
     bits = {name: one["value"] for name, one in pages["wikitext"]["bits_per_byte"].items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import famjax
 from famjax.config import ConfigError
+from famjax.data.vocabulary import has_vocabulary, vocabulary_files
 from famjax.evals.harness.tasks import LISTS, expand
 from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, read
 from famjax.storage.model_dir import split_step, write_text
@@ -174,10 +175,9 @@ def _of_model(
 
 def _identity(path: str, fingerprint: str) -> str:
     """Returns a hash, 12 hexadecimal digits, of a model's weights and settings, and of its tokenizer's files."""
-    found = hashlib.sha256(fingerprint.encode())
-    for file in sorted(split_step(path)[0].iterdir()):
-        if file.suffix in (".json", ".model", ".jinja"):
-            found.update(file.name.encode() + file.read_bytes())
+    found, folder = hashlib.sha256(fingerprint.encode()), split_step(path)[0]
+    for name, content in sorted(vocabulary_files(str(folder) if has_vocabulary(folder) else "bytes").items()):
+        found.update(name.encode() + content)
     return found.hexdigest()[:12]
 
 
