@@ -1,6 +1,7 @@
-"""Writes results of benchmarks of the published model, before and after training, into docs/smollm2.md.
+"""Writes results of benchmarks and texts of the published model, before and after training, into docs/smollm2.md.
 
     python launch/studies/benchmarks_page.py "A window of 32 tokens=runs/real/benchmarks/results.json"
+    python launch/studies/benchmarks_page.py "A book=runs/real/book/results.json,runs/real/book_4/results.json"
 
 docs/smollm2_benchmarks.json keeps them by name: one of the same name is replaced, and `"NAME="` removes it.
 Without arguments the tables are written again.
@@ -18,26 +19,55 @@ SHOWN = {
 }
 
 
-def kept(found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part of a results.json that the page keeps: value, interval and examples by task, metric and model.
+def kept(*found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of one or more results.json that the page keeps: value, interval and examples by task, metric
+    and model; of the task `text` the bits per byte by position.
 
     Raises:
-      KeyError: it has none of these tasks.
+      KeyError: they have none of these tasks.
     """
-    tasks = [name for name in SHOWN if all(name in model["tasks"] for model in found["models"])]
+    models = [model for one in found for model in one["models"]]
+    if all("text" in model["tasks"] for model in models):
+        named = lambda model: f"{model['name']}, {model['model']['memory']['memory_segments']} segments"
+        return {"text": {named(model): [positions(row) for row in model["text"]] for model in models}}
+    tasks = [name for name in SHOWN if all(name in model["tasks"] for model in models)]
     if not tasks:
         raise KeyError("no benchmarks")
     return {
         task: {
-            metric: {model["name"]: model["tasks"][task]["metrics"][metric] for model in found["models"]}
+            metric: {model["name"]: model["tasks"][task]["metrics"][metric] for model in models}
             for metric in SHOWN[task]
         }
         for task in tasks
     }
 
 
+def positions(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the page keeps of a row of bits per byte; `to` is None in the row of all positions."""
+    names = ("from", "to", "tokens", "bits_per_byte", "bits_per_byte_low", "bits_per_byte_high")
+    return {name: row[name] for name in names}
+
+
+def by_position(name: str, models: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Returns the table of a text: a row for each range of positions, a column for each model."""
+    lines = [
+        f"**{name}**, bits per byte:",
+        "",
+        f"| tokens | N | {' | '.join(models)} |",
+        "|---" * (2 + len(models)) + "|",
+    ]
+    for rows in zip(*models.values(), strict=True):
+        where = "all" if rows[0]["to"] is None else f"{rows[0]['from']:,} to {rows[0]['to'] - 1:,}"
+        value = "{bits_per_byte:.3f} ({bits_per_byte_low:.2f}-{bits_per_byte_high:.2f})"
+        cells = [value.format(**one) for one in rows]
+        lines.append(f"| {where} | {rows[0]['tokens']:,} | {' | '.join(cells)} |")
+    return lines
+
+
 def section(name: str, found: dict[str, Any]) -> list[str]:
     """Returns the table of one evaluation: a row for each metric, a column for each model."""
+    if "text" in found:
+        return by_position(name, found["text"])
     first = next(iter(next(iter(found.values())).values()))
     lines = [f"**{name}**:", "", f"| | N | {' | '.join(first)} |", "|---" * (2 + len(first)) + "|"]
     for task, metrics in found.items():
