@@ -9,6 +9,7 @@ import numpy as np
 
 from famjax.bench.measure import Spread, alternate, paired_ratio, spread
 from famjax.config import ModelConfig
+from famjax.data.vocabulary import BYTE_VOCABULARY
 from famjax.infer import decode, prefill, session
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
@@ -112,6 +113,7 @@ def write_llama(size: str, folder: Path) -> None:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**LLAMAS[size], max_position_embeddings=2**20, tie_word_embeddings=True)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / BYTE_VOCABULARY).write_text("{}\n")  # an import without any vocabulary is refused
 
 
 def over_lengths(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from famjax.cli import bench_serve
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides, numbers
+from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides, numbers, refuse
 from famjax.config import ConfigError, ModelConfig
 from famjax.process.progress import Progress
 
@@ -44,10 +44,10 @@ LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 BLOCKS, FULL_TO = (8, 64, 256, 1024), 8192
 # Flags, as in `args`, that each measurement reads, beside those of all.
 READ_BY = {
-    "training": ("size", "lengths", "tokens", "variants", "gin_files"),
-    "training --peers": ("peers", "size", "lengths", "tokens", "gin_files"),
-    "training --prefill": ("prefill", "size", "blocks", "rows", "gin_files"),
-    "training --questions": ("questions", "size", "blocks", "rows", "gin_files"),
+    "train": ("size", "lengths", "tokens", "variants", "gin_files"),
+    "train --prefill": ("prefill", "size", "blocks", "rows", "gin_files"),
+    "train --questions": ("questions", "size", "blocks", "rows", "gin_files"),
+    "train --peers": ("peers", "size", "lengths", "tokens", "gin_files"),
     "infer": ("size", "lengths", "full_to", "gin_files"), "infer --peers": ("peers", "lengths", "llama"),
     "serve": ("llama",),
 }  # fmt: skip
@@ -137,14 +137,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_read(args: argparse.Namespace) -> None:
     """Raises `ConfigError` for a flag that the measurement would not read."""
-    given = [name for name in dict.fromkeys(sum(READ_BY.values(), ())) if getattr(args, name) not in (None, False, [])]
-    asked = next((name for name in ("prefill", "questions", "peers") if name in given and args.what == "train"), "")
-    kind = {"train": "training"}.get(args.what, args.what)
-    kind += f" --{asked}" if asked else " --peers" if args.what == "infer" and args.peers else ""
-    for name in given:
-        if name not in READ_BY[kind]:
-            flag = {"gin_files": "--gin_file"}.get(name, "--" + name.replace("_", "-"))
-            raise ConfigError(f"{flag} has no effect on the measurement {kind!r}; leave it out")
+    asked = [name for name in ("prefill", "questions", "peers") if getattr(args, name) not in (None, False)]
+    kinds = [f"{args.what} --{name}" for name in asked]
+    kind = next((one for one in kinds if one in READ_BY), args.what)
+    others = [name for names in READ_BY.values() for name in names if name not in READ_BY[kind]]
+    refuse(args, others, f"on the measurement {kind!r}; leave it out")
 
 
 def _reported(args: argparse.Namespace, what: str, measure: Callable[[dict[str, Any], Tell, int], None]) -> int:

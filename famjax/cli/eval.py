@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from famjax.cli.flags import (
     add_mesh_argument,
     memory_overrides,
     numbers,
+    refuse,
 )
 from famjax.config import ConfigError
 
@@ -145,27 +145,18 @@ HARNESS = ("limit", "fewshot", "include_path", "cache")
 MODELS = ("model", "block_size", "memory_segments", "fam_length", "dtype", "chat", "gin_bindings")
 
 
-def _refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
-    """Raises `ConfigError` for the first of these flags that is given."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value is not False and value not in ("", [], ()):
-            flag = "--gin settings" if name == "gin_bindings" else "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} has no effect {why}")
-
-
 def run(args: argparse.Namespace) -> int:
     """Runs the evaluation. Checks settings and model directories, and data sets if possible, before jax is imported."""
     if args.list:
         print(_list(), end="")
         return 0
     if args.compare:
-        _refuse(args, ("lm_eval", *OURS, *HARNESS, *MODELS), "with --compare, which evaluates nothing; leave it out")
+        refuse(args, ("lm_eval", *OURS, *HARNESS, *MODELS), "with --compare, which evaluates nothing; leave it out")
         return _compare(args)
     if args.lm_eval is not None:
-        _refuse(args, OURS, "on the tasks of --lm-eval; leave it out (docs/lm_eval.md)")
+        refuse(args, OURS, "on the tasks of --lm-eval; leave it out (docs/lm_eval.md)")
         return _harness(args)
-    _refuse(args, HARNESS, "without --lm-eval; --examples limits a data set")
+    refuse(args, HARNESS, "without --lm-eval; --examples limits a data set")
     from famjax.evals.tasks.catalog import check
     from famjax.storage.model_dir import read_config
 

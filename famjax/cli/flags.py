@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from famjax.config import DTYPES, ConfigError, InferConfig, check_mesh
@@ -133,6 +134,15 @@ def _mesh(text: str) -> dict[str, int]:
         raise argparse.ArgumentTypeError(f"{text!r} has an axis twice; write each once, for example fsdp=4,tensor=2")
     check_mesh(mesh)
     return mesh
+
+
+def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Raises `ConfigError` for the first of these flags, as in `args`, that is given: it has no effect `why`."""
+    called = {"gin_bindings": "--gin settings", "gin_files": "--gin_file"}
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value is not False and value not in ("", [], ()):
+            raise ConfigError(f"{called.get(name, '--' + name.replace('_', '-'))} has no effect {why}")
 
 
 def settle(args: argparse.Namespace) -> None:

@@ -211,16 +211,18 @@ def answer(
     if not config.again:
         samples = {sample.id: sample for sample in read(file.path.parent, runner.key)}
     asked: set[str] = set()  # an earlier evaluation may have run more examples
-    answered = lambda example: example.id in samples and samples[example.id].question == example.digest()
+    done: set[str] = set()  # those of them that were answered before, and have not changed since
 
     def examples() -> Iterator[Example | Unreadable]:
         for example in _part(task.examples(), *config.part_of):
             if isinstance(example, Example):
                 asked.add(example.id)
-                advance(answered(example))
+                if example.id in samples and samples[example.id].question == example.digest():
+                    done.add(example.id)
+                    advance(1)
             yield example
 
-    for sample in runner.run(dataclasses.replace(task, examples=examples), answered, unreadable.append):
+    for sample in runner.run(dataclasses.replace(task, examples=examples), done, unreadable.append):
         file.add(sample)
         samples[sample.id] = sample
         advance(1)

@@ -63,13 +63,13 @@ class Runner:
     reach: Reach | None = None
 
     def run(
-        self, task: Task, done: Callable[[Example], bool] = lambda example: False, on_bad: Bad | None = None
+        self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None
     ) -> Iterator[Sample]:
         """Yields the answers to all examples of a task, in order of completion.
 
         Args:
           task: the task.
-          done: whether an example is skipped, because it was answered before.
+          done: ids of examples to skip, because they were answered before; it may grow while examples are read.
           on_bad: called with each unreadable example.
 
         Raises:
@@ -87,7 +87,7 @@ class Runner:
                         on_bad(example)
                     continue
                 read += 1
-                if not done(example):
+                if example.id not in done:
                     yield example
 
         for chunk in _chunks(readable(), LOOKAHEAD * self.engine.rows):

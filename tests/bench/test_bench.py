@@ -80,7 +80,8 @@ def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(inference.LLAMAS, "tiny", small | {"num_hidden_layers": 2, "vocab_size": 64})
     more = ["--peers"] if beside else ["--full-to", "80"]
     arguments = ["--lengths", "40,80", *more, "--memory-segments", "1", "--output", str(tmp_path)]
-    assert main(["bench", "infer", *SMALL, *arguments]) == 0
+    sized = SMALL[SMALL.index("--size") + 2 :] if beside else SMALL  # beside transformers --llama has the size
+    assert main(["bench", "infer", *sized, *arguments]) == 0
     rows = json.loads((tmp_path / "bench.json").read_text())["inference"]
     last = "transformers" if beside else "full"
     assert [(row["name"], row["length"]) for row in rows] == [(n, t) for t in (40, 80) for n in ("FAM", "BSWA", last)]
