@@ -9,7 +9,8 @@ from famjax.storage.model_dir import CONFIG_GIN
 
 # Settings that do not change what is trained.
 AROUND = (
-    "model_dir", "log_period", "checkpoint_period", "checkpoint_minutes", "keep_checkpoints", "eval_period",
+    "model_dir", "log_period", "checkpoint_period", "checkpoint_minutes", "keep_checkpoints", "keep_period",
+    "keep_best", "keep_best_metric", "keep_best_mode", "eval_period",
     "evaluation", "diagnostics_period", "profile_steps", "mesh",
 )  # fmt: skip
 

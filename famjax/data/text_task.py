@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from famjax.data.rows import Cursor, Row
 from famjax.data.sources import open_source
 from famjax.data.streams import stream_row
 from famjax.data.vocabulary import (
+    VOCABULARIES,
     TokenizerVocabulary,
     Vocabulary,
     has_vocabulary,
@@ -122,6 +123,8 @@ class TextTask:
             "seed": self._config.seed,
             "shuffle": self._data.shuffle,
             "sources": [identity(source) for source in self._data.all_sources()],
+            # The position in a document counts these tokens, too.
+            "added": {"bos": self._data.bos, "eos": self._data.eos},
         }
 
     def _check(self, progress: Progress) -> None:
@@ -243,14 +246,15 @@ def check_text_task(config: TrainConfig) -> None:
 
 
 def vocabulary_path(config: TrainConfig) -> str:
-    """Returns the path of the vocabulary: the setting, else that of the initial weights, else `bytes`."""
+    """Returns the path of the vocabulary: the setting, else that of the initial weights, else that in the model
+    directory, from which the training resumes, else `bytes`."""
     if config.data.vocabulary:
         return config.data.vocabulary
-    start = Path(config.initial_checkpoint)
+    start, model_dir = config.initial_checkpoint, config.model_dir
     # The initial weights may be a step, DIR/checkpoints/400; the vocabulary is in DIR.
-    folders = [start, start.parent.parent] if start.parent.name == "checkpoints" else [start]
-    found = (str(folder) for folder in folders if config.initial_checkpoint and has_vocabulary(folder))
-    return next(found, "bytes")
+    above = Path(start).parent
+    folders = [start, str(above.parent) if above.name == "checkpoints" else "", model_dir]
+    return next((folder for folder in folders if folder and has_vocabulary(folder)), "bytes")
 
 
 def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
@@ -264,11 +268,20 @@ def files_to_keep(config: TrainConfig) -> dict[str, bytes]:
         print(f"the vocabulary of {config.task} cannot be saved in {config.model_dir}; to use this model on text, put "
               f"its tokenizer.json there")  # fmt: skip
         return {}
+    there = [name for name in VOCABULARIES if files.exists(f"{config.model_dir}/{name}")]
+    if there and not any(name in kept for name in there):
+        _refuse_vocabulary(f"{config.model_dir}/{there[0]}")
     for name, content in kept.items():
         path = f"{config.model_dir}/{name}"
         if files.exists(path) and files.read(path) != content:
-            raise ConfigError(f"{path} is another vocabulary than the data's; use an empty MODEL_DIR")
+            _refuse_vocabulary(path)
     return kept
+
+
+def _refuse_vocabulary(path: str) -> NoReturn:
+    raise ConfigError(
+        f"{path} is another vocabulary than the data's; leave VOCABULARY out to use it, or use an empty MODEL_DIR"
+    )
 
 
 def repeat_room(config: TrainConfig, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from famjax.config import ModelConfig, TrainConfig
+from famjax.config import ConfigError, ModelConfig, TrainConfig
 from famjax.data.batch import Batch, Progress, Task
 from famjax.data.generated import make_generated_task
 from famjax.data.text_task import files_to_keep, make_text_task
@@ -23,7 +24,7 @@ from famjax.pretrained.folder import KEPT_CONFIG, files_of_import
 from famjax.storage import base as bases
 from famjax.storage import checkpoint
 from famjax.storage.base import Base
-from famjax.storage.model_dir import check_same_model, split_step
+from famjax.storage.model_dir import MODEL_JSON, check_same_model, split_step
 from famjax.train import initial, optim
 from famjax.train import state as states
 from famjax.train.state import TrainState
@@ -52,8 +53,14 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
 
     If the run starts from an imported model, the files that an export restores are added: its config.json and, if the
     vocabulary is the same, all its tokenizer files.
+
+    Raises:
+      ConfigError: the model directory has a model with another vocabulary.
     """
     kept = files_to_keep(config)
+    if kept and (Path(config.model_dir) / MODEL_JSON).exists() and not has_vocabulary(config.model_dir):
+        raise ConfigError(f"the model in {config.model_dir} was trained on bytes, not with the vocabulary of the data; "
+                          f"set --gin.VOCABULARY=\"'bytes'\", or use an empty MODEL_DIR")  # fmt: skip
     if not config.initial_checkpoint:
         return kept
     start_dir = split_step(config.initial_checkpoint)[0]
@@ -87,8 +94,9 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
     reported on standard error and deleted at the next save.
 
     Raises:
-      ConfigError: the model directory or the initial checkpoint has another model or no intact step, a pattern of
-        `OptimizerConfig.parameters` matches no weight, or processes see different directories.
+      ConfigError: the model directory or the initial checkpoint has another model or no intact step, the progress to
+        resume from is of other data, a pattern of `OptimizerConfig.parameters` matches no weight, or processes see
+        different directories.
     """
     shapes = functools.partial(sharded_shapes, mesh=mesh)
     optim.check_patterns(config.tuning, shapes(config.model))
@@ -105,8 +113,11 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
             print(f"{damaged}; step {found.step}, the one before, is intact", file=sys.stderr, flush=True)
         if first:
             print(f"continuing {config.model_dir} from step {found.step}", flush=True)
+        progress = found.progress["task"]
+        # Refuses the progress of other data while nothing is written yet; a batch has no effect.
+        task.batch(found.step, progress)
         state = states.from_saved(found.step, found.params, found.training, where)
-        return Start(state, found.progress["task"], found.progress["logged"], bases.read(config.model_dir))
+        return Start(state, progress, found.progress["logged"], bases.read(config.model_dir))
     base = _base_of(config)
     state = states.create(config, tx, mesh)
     if config.initial_checkpoint:

@@ -1,9 +1,12 @@
 """Training on text: the same results if it is interrupted, and if a document is read at once or in parts."""
 
+import dataclasses
 import json
+import string
 
 import numpy as np
 import pytest
+import tokenizers
 
 from famjax.config import ConfigError, DataConfig, OptimizerConfig, SourceConfig, TrainConfig
 from famjax.infer.load import load
@@ -79,3 +82,45 @@ def test_a_directory_with_another_vocabulary_is_left_alone(tmp_path, texts):
     with pytest.raises(ConfigError, match="is another vocabulary than the data's"):
         train(config(tmp_path / "m", data), "")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["tokenizer.json"]
+
+
+def test_a_refused_resumption_leaves_the_directory_as_it_was(tmp_path, texts):
+    """With another seed, no file changes, `config.gin` included: the command before still resumes."""
+    data = DataConfig(sources=texts, stream_share=0.5)
+    train(config(tmp_path / "m", data, steps=2), "# before\n")
+    before = {path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="had seed 0, not 3"):
+        train(config(tmp_path / "m", data, steps=4, seed=3), "# after\n")
+    assert {path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A tokenizer with one id for each letter, and two that begin and end a text."""
+    ids = {name: i for i, name in enumerate(["<s>", "</s>", *string.ascii_lowercase])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="</s>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
+    tokenizer.save(str(tmp_path / "letters.json"))
+    return str(tmp_path / "letters.json")
+
+
+def test_a_training_resumes_with_its_own_vocabulary(tmp_path, texts, letters):
+    """Not as bytes, not with tokens in place of bytes, not with other added tokens. Without the setting, or without the
+    initial weights that it came from, the vocabulary is that of the directory."""
+    data = DataConfig(sources=texts[:1], stream_share=0.5)
+    tokens, plain = dataclasses.replace(data, vocabulary=letters), dataclasses.replace(data, vocabulary="bytes")
+    start = str(tmp_path / "start")
+    train(config(start, tokens, steps=1), "")
+    still = {"optimizer": OptimizerConfig(learning_rate=0.0)}  # a loss depends on the tokens alone
+    train(config(tmp_path / "m", data, steps=1, initial_checkpoint=start, **still), "")
+    train(config(tmp_path / "bytes", data, steps=1), "")
+    with pytest.raises(ConfigError, match="tokenizer.json is another vocabulary"):
+        train(config(tmp_path / "m", plain, steps=2), "")
+    with pytest.raises(ConfigError, match="was trained on bytes"):
+        train(config(tmp_path / "bytes", tokens, steps=2), "")
+    with pytest.raises(ConfigError, match="had added .*'bos': True.*, not .*'bos': False"):
+        train(config(tmp_path / "m", dataclasses.replace(data, bos=False), steps=2), "")
+    train(config(tmp_path / "m", data, steps=3, **still), "")
+    train(config(tmp_path / "whole", data, steps=3, initial_checkpoint=start, **still), "")
+    resumed, whole = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("m", "whole"))
+    assert resumed == whole
