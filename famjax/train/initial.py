@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from famjax.config import ConfigError, ModelConfig
 from famjax.config.optimizer import MEMORY
 from famjax.nn.weights import parameter_shapes
+from famjax.pretrained.config_json import architecture
 from famjax.storage import checkpoint
 from famjax.storage.arrays import leaves
 from famjax.storage.checkpoint import FAM, GATE
@@ -30,9 +31,10 @@ def adopt(
 ) -> tuple[Weights, str]:
     """Returns the weights of `source`, completed by `fresh` ones, and a report of where each came from.
 
-    Only weights of LoRA and of the memory may differ. Those that the source lacks are taken from `fresh`; those that
-    the model lacks are left out. FAM of another length is aligned at its last rows, which so keep their positions: a
-    longer one is truncated at the front, a shorter one is completed at the front by rows of `fresh`.
+    Only LoRA and the memory may differ, and settings of execution such as `remat`. Weights of LoRA and the memory that
+    the source lacks are taken from `fresh`; those that the model lacks are left out. FAM of another length is aligned
+    at its last rows, which so keep their positions: a longer one is truncated at the front, a shorter one is completed
+    at the front by rows of `fresh`.
 
     Args:
       source: a model directory, or one of its steps.
@@ -41,12 +43,15 @@ def adopt(
       shapes: maps a configuration to the shapes of its weights, with shardings.
 
     Raises:
-      ConfigError: there are no weights to read, they have other shapes, or LoRA or a gate of FAM would be lost.
+      ConfigError: there are no weights to read, they have other shapes, they are of another architecture, or LoRA or a
+        gate of FAM would be lost.
     """
-    _check_lora(source, read_config(source), model)
+    stored = read_config(source)
+    _check_lora(source, stored, model)
     _, found = checkpoint.load_model(source, shapes)
     have, want = leaves(found), leaves(fresh)
     _check(source, have, want)
+    _check_architecture(source, stored, model)
     _check_gate(source, have, model)
     taken, lines = dict(want), []
     for path, array in want.items():
@@ -70,10 +75,12 @@ def adopt(
 
 
 def check(source: str | Path, model: ModelConfig) -> str:
-    """Describes in one line what `adopt` would do, from the configurations alone. Raises as it does on other shapes."""
-    _check_lora(source, read_config(source), model)
-    have, want = (leaves(parameter_shapes(config)) for config in (read_config(source), model))
+    """Describes in one line what `adopt` would do, from the configurations alone. Raises as it does on other models."""
+    stored = read_config(source)
+    _check_lora(source, stored, model)
+    have, want = (leaves(parameter_shapes(config)) for config in (stored, model))
     _check(source, have, want)
+    _check_architecture(source, stored, model)
     _check_gate(source, have, model)
     new = [path for path in want if path not in have or have[path].shape != want[path].shape]
     new = [path for path in new if not path.startswith(LORA)] + _new_lora(have, want, model)
@@ -93,6 +100,18 @@ def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> 
         raise ConfigError(
             f"{source} has LoRA of rank {has.rank}: use the rank, alpha, projections and first_layer in its "
             f"model.json, or merge it first, with export-hf and import-hf"
+        )
+
+
+def _check_architecture(source: str | Path, stored: ModelConfig, model: ModelConfig) -> None:
+    """Raises `ConfigError` if the model would compute something else with the source's weights; its message names the
+    first setting that differs."""
+    there, asked = (dataclasses.asdict(architecture(config)) for config in (stored, model))
+    name = next((name for name in there if there[name] != asked[name]), None)
+    if name is not None:
+        raise ConfigError(
+            f"the weights in {source} were trained with {name} {there[name]}, not {asked[name]}; use the settings of "
+            f"its model.json"
         )
 
 

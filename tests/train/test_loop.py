@@ -10,6 +10,7 @@ from famjax.config import ConfigError, OptimizerConfig, PassKeyConfig, TrainConf
 from famjax.infer.load import load
 from famjax.storage import steps
 from famjax.storage.checkpoint import save_model
+from famjax.train import dry_run
 from famjax.train.loop import train
 from famjax.train.watching.metrics import MetricsLog
 from tests import slow, tiny
@@ -234,6 +235,28 @@ def test_weights_of_another_shape_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(ConfigError, match="other shapes"):
         run(tmp_path / "m", initial_checkpoint=str(tmp_path / "source"))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "name, value, refused",
+    [
+        ("rope_base", 7.0, True), ("activation", "gelu", True), ("norm_eps", 0.5, True), ("attention_cap", 3.0, True),
+        ("dtype", "bfloat16", False), ("remat", "full", False), ("embedding_std", 0.5, False),
+        ("layer_pattern", ("global", "global"), False),
+    ],
+)  # fmt: skip
+def test_weights_of_another_architecture_are_refused(tmp_path, name, value, refused):
+    """Settings that change no shape but what is computed, in a dry run too; those of execution are free."""
+    save_model(tmp_path / "source", MODEL, tiny.parameters(MODEL))
+    other = dataclasses.replace(MODEL, **{name: value})
+    given = {"model": other, "initial_checkpoint": str(tmp_path / "source"), "steps": 1}
+    if refused:
+        for use in (train, lambda config, _: dry_run.start_of(config)):
+            with pytest.raises(ConfigError, match=f"were trained with {name} .*, not {value}"):
+                use(settings(tmp_path / "m", **given), "")
+        assert not (tmp_path / "m").exists()
+    else:
+        assert "source" in dry_run.start_of(settings(tmp_path / "m", **given))
 
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused_before_anything_is_written(tmp_path):
