@@ -11,6 +11,7 @@ from famjax.cli.resumed import changed
 from famjax.config import ConfigError, TrainConfig
 from famjax.jobs import distributed, liveness
 from famjax.jobs.versions import versions
+from famjax.storage.model_dir import MODEL_JSON
 
 if TYPE_CHECKING:
     from famjax.train.loop import Evaluate
@@ -83,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from famjax.train.loop import train
 
-    if (differs := changed(config)) and (job is None or not job.process_id):
+    # Without a model, an earlier start ended before its first checkpoint: nothing is resumed.
+    resumes = (Path(config.model_dir) / MODEL_JSON).is_file() and (job is None or not job.process_id)
+    if resumes and (differs := changed(config)):
         print(f"{config.model_dir} resumes with other settings: {'; '.join(differs)}", file=sys.stderr)
     same = {"settings": hashlib.sha256(text.encode()).hexdigest()} | versions()
     hint = lambda: _start_again(config.model_dir)

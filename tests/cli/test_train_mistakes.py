@@ -81,3 +81,20 @@ sys.exit(code if "jax" not in sys.modules else 99)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
+
+
+def test_what_a_resumption_changes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Settings of the training alone: not how many checkpoints are kept, and not after a start that left no model."""
+    small = ["--gin.BATCH_SIZE=1", "--gin.TASK_FEATURE_LENGTHS={'targets': 384}", "--gin.ModelConfig.num_layers=1"]
+    words = [*FAM, *small, f"--gin.MODEL_DIR='{tmp_path / 'm'}'"]
+    more = ["--gin.KEEP_CHECKPOINTS=3", "--gin.TrainConfig.keep_best_metric='loss'", "--gin.TrainConfig.keep_best=2"]
+    assert main([*words, "--gin.TRAIN_STEPS=1"]) == 0
+    capsys.readouterr()
+    assert main([*words, *more, "--gin.TRAIN_STEPS=2"]) == 0
+    said = capsys.readouterr().err
+    (line,) = [line for line in said.splitlines() if "resumes with other settings" in line]
+    assert line.endswith(": steps 2, was 1")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.gin").write_text((tmp_path / "m" / "config.gin").read_text())
+    assert main([*words[:-1], f"--gin.MODEL_DIR='{tmp_path / 'empty'}'", "--gin.TRAIN_STEPS=1"]) == 0
+    assert "resumes" not in capsys.readouterr().err
