@@ -22,6 +22,8 @@ Weights = dict[str, Any]
 # Path prefixes of weights that a fine-tuning may add, so that a source may lack them.
 LORA = "layers/lora/"
 ADDED = (*MEMORY, LORA)
+# Settings that a fine-tuning may change, by their first letters.
+ROPE = ("rope_", "local_rope_")
 WRITE_GATE = "layers/memory/write_bias"
 _NAMED = 6
 
@@ -31,10 +33,10 @@ def adopt(
 ) -> tuple[Weights, str]:
     """Returns the weights of `source`, completed by `fresh` ones, and a report of where each came from.
 
-    Only LoRA and the memory may differ, and settings of execution such as `remat`. Weights of LoRA and the memory that
-    the source lacks are taken from `fresh`; those that the model lacks are left out. FAM of another length is aligned
-    at its last rows, which so keep their positions: a longer one is truncated at the front, a shorter one is completed
-    at the front by rows of `fresh`.
+    Only LoRA, the memory, RoPE's settings and those of execution, such as `remat`, may differ. Weights of LoRA and the
+    memory that the source lacks are taken from `fresh`; those that the model lacks are left out. FAM of another length
+    is aligned at its last rows, which so keep their positions: a longer one is truncated at the front, a shorter one is
+    completed at the front by rows of `fresh`.
 
     Args:
       source: a model directory, or one of its steps.
@@ -51,9 +53,8 @@ def adopt(
     _, found = checkpoint.load_model(source, shapes)
     have, want = leaves(found), leaves(fresh)
     _check(source, have, want)
-    _check_architecture(source, stored, model)
     _check_gate(source, have, model)
-    taken, lines = dict(want), []
+    taken, lines = dict(want), _check_architecture(source, stored, model)
     for path, array in want.items():
         if path not in have and path.startswith(LORA):
             continue
@@ -80,11 +81,12 @@ def check(source: str | Path, model: ModelConfig) -> str:
     _check_lora(source, stored, model)
     have, want = (leaves(parameter_shapes(config)) for config in (stored, model))
     _check(source, have, want)
-    _check_architecture(source, stored, model)
+    changed = _check_architecture(source, stored, model)
     _check_gate(source, have, model)
     new = [path for path in want if path not in have or have[path].shape != want[path].shape]
     new = [path for path in new if not path.startswith(LORA)] + _new_lora(have, want, model)
-    return f"the weights in {source}" + (f"; new, or partly new: {', '.join(new)}" if new else "")
+    said = [f"new, or partly new: {', '.join(new)}"] if new else []
+    return "; ".join([f"the weights in {source}", *changed, *said])
 
 
 def _new_lora(have: Weights, want: Weights, model: ModelConfig) -> list[str]:
@@ -103,16 +105,22 @@ def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> 
         )
 
 
-def _check_architecture(source: str | Path, stored: ModelConfig, model: ModelConfig) -> None:
-    """Raises `ConfigError` if the model would compute something else with the source's weights; its message names the
-    first setting that differs."""
+def _check_architecture(source: str | Path, stored: ModelConfig, model: ModelConfig) -> list[str]:
+    """Returns the settings of RoPE that differ, which a training for longer blocks changes, as lines of the report.
+
+    Raises:
+      ConfigError: another setting differs, with which the model would compute something else with the source's weights;
+        the message names the first.
+    """
     there, asked = (dataclasses.asdict(architecture(config)) for config in (stored, model))
-    name = next((name for name in there if there[name] != asked[name]), None)
-    if name is not None:
-        raise ConfigError(
-            f"the weights in {source} were trained with {name} {there[name]}, not {asked[name]}; use the settings of "
-            f"its model.json"
-        )
+    differ = [name for name in there if there[name] != asked[name]]
+    for name in differ:
+        if not name.startswith(ROPE):
+            raise ConfigError(
+                f"the weights in {source} were trained with {name} {there[name]}, not {asked[name]}; use the settings "
+                f"of its model.json"
+            )
+    return [f"changed: {name} {asked[name]}, was {there[name]}" for name in differ]
 
 
 def _check_gate(source: str | Path, have: Weights, model: ModelConfig) -> None:
