@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from famjax.config.checks import ConfigError, check_types
+from famjax.config.checks import ConfigError, at_least, check_types
 from famjax.config.curriculum import CurriculumConfig
 
 STORIES = tuple(f"qa{number}" for number in range(1, 21))
@@ -24,7 +24,9 @@ class BabiConfig(CurriculumConfig):
       books: text files or globs, the filler. Header and licence of Project Gutenberg's books are removed.
       chat: use the chat template next to the vocabulary, if there is one, as the evaluation does. A template in its
         own file next to DataConfig.vocabulary is not copied to MODEL_DIR; copy it before an evaluation.
-      stages: see `CurriculumConfig`; the filler is the text of the books, without the facts and the prompt.
+      turns: maximum number of a story's questions in a document, in turn, each after its own facts and filler, as in a
+        conversation; more give more answers for the same tokens. 1: as in the evaluation.
+      stages: see `CurriculumConfig`; the filler of a turn is the text of the books, without facts and prompt.
       open_at, newest_share, straddle_share, straddle_behind, text_weight, text_tokens: see `CurriculumConfig`.
     """
 
@@ -35,11 +37,13 @@ class BabiConfig(CurriculumConfig):
     stories: tuple[str, ...] = ("qa1",)
     books: tuple[str, ...] = ()
     chat: bool = True
+    turns: int = 1
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)
         self.check_curriculum()
+        at_least("turns", self.turns, 1)
         if not self.stories or len(set(self.stories)) < len(self.stories):
             raise ConfigError(f"stories {self.stories} must be distinct names of bAbI's files, such as ('qa1', 'qa2')")
         for name in self.stories:

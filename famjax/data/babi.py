@@ -21,13 +21,14 @@ import numpy as np
 
 from famjax.config.text import BadText, text_of
 from famjax.data import files
-from famjax.data.pieces import Filler, Haystack, Pieces, haystack
+from famjax.data.pieces import NOTHING, Filler, Haystack, Pieces, haystack
 
 # The task in a file's name: qa1_single-supporting-fact_test.txt as published, QA1.txt, babi_qa1.txt.
 NAMED = re.compile(r"(?<![a-z])qa(\d+)")
 LINE = re.compile(r"(\d+) (.*\S)\s*")
 END = "\n</context>\n\nQuestion: {question}"
 ANSWER = "\nAnswer:"
+CONTEXT = "<context>"
 
 
 class Prompt(NamedTuple):
@@ -169,11 +170,16 @@ class Asking:
     Attributes:
       pieces: the tokenizer.
       chat: whether the answer is a separate turn of a chat; then the prompt does not end with "Answer:".
+      again: int32 [b], tokens from the end of an answer to the text before the story's next question.
       heads: cache of tokenized heads by source.
+
+    In the methods, `before` is the story's question that was asked before, if any: the prompt then begins with `again`
+    in place of instruction and examples, and has the facts since that question.
     """
 
     pieces: Pieces
     chat: bool
+    again: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
     heads: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def head(self, source: str) -> np.ndarray:
@@ -187,27 +193,31 @@ class Asking:
         shown = "".join(f"<example>\n{asked}{ANSWER} {answer}\n</example>\n\n" for asked, answer in prompt.examples)
         return self.pieces.first(
             f"A long text follows, with a question after it. Hidden among its sentences, which are about other things, "
-            f"are {prompt.about} Answer the question from these facts alone.\n\n{shown}{prompt.form}\n\n<context>"
+            f"are {prompt.about} Answer the question from these facts alone.\n\n{shown}{prompt.form}\n\n{CONTEXT}"
         )
 
-    def parts(self, question: Question) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    def parts(
+        self, question: Question, before: Question | None = None
+    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
         """Returns the tokens of the head, of each fact and of the tail."""
         tail = END.format(question=question.question) + ("" if self.chat else ANSWER)
-        facts = [self.pieces.next(fact) for fact in question.facts]
-        return self.head(question.source), facts, self.pieces.last(tail)
+        facts = [self.pieces.next(fact) for fact in question.facts[len(before.facts) if before else 0 :]]
+        return self.again if before else self.head(question.source), facts, self.pieces.last(tail)
 
-    def room(self, question: Question) -> int:
+    def room(self, question: Question, before: Question | None = None) -> int:
         """Returns the number of tokens of a prompt without filler."""
-        head, facts, tail = self.parts(question)
+        head, facts, tail = self.parts(question, before)
         return len(head) + sum(map(len, facts)) + len(tail)
 
-    def hide(self, question: Question, filler: Filler, rng: np.random.Generator, length: int) -> Hidden:
+    def hide(
+        self, question: Question, filler: Filler, rng: np.random.Generator, length: int, before: Question | None = None
+    ) -> Hidden:
         """Returns a prompt of `length` tokens, with the facts at random depths of the filler.
 
         Raises:
           ConfigError: the prompt without filler is longer.
         """
-        head, facts, tail = self.parts(question)
+        head, facts, tail = self.parts(question, before)
         room = length - len(head) - len(tail)
         depths = sorted(rng.random(len(facts)))
         return Hidden(head, haystack(self.pieces, filler.from_somewhere(rng), facts, depths, room), tail)

@@ -3,13 +3,14 @@
     <instruction, worked examples> ... the cat, alone. Mary moved to the bathroom. He had never ...  Where is Mary?
     The most recent location of Mary is bathroom.
 
-The loss is on the answer and its end, and, with a small weight, on a few tokens of the other text. The curriculum is
-the pass key's, over blocks of the books' text; documents end in their row.
+With `BabiConfig.turns` a document goes on with more of the story and its next question. The loss is on the answers and
+their ends, and, with a small weight, on a few tokens of the other text. The curriculum is the pass key's, over blocks
+of the books' text in a turn; documents end in their row.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from famjax.config import ConfigError, TrainConfig
 from famjax.config.babi import BabiConfig
 from famjax.config.text import BadText
 from famjax.data import files
-from famjax.data.babi import Asking, Question, read
+from famjax.data.babi import CONTEXT, Asking, Question, read
 from famjax.data.batch import Batch, Progress
 from famjax.data.chat_template import ChatTemplate, chat_template
 from famjax.data.curriculum import RECENT_DOCUMENTS, Curriculum, Marked, Placed, Rows, longest_filler, straddle
@@ -34,11 +35,15 @@ _CHARACTERS_PER_TOKEN = 16
 _LINE_END = "\n"
 
 
+# Questions of one story, asked in turn in a document.
+Turns = tuple[Question, ...]
+
+
 class Sizes(NamedTuple):
-    """The questions of a file, sorted by the tokens of their documents without filler (answer and its end included).
+    """The documents of a file, sorted by their tokens without filler (answers and their ends included).
 
     Attributes:
-      order: int [n], indices of the questions, the shortest first.
+      order: int [n], indices of the documents' last questions, the shortest document first.
       tokens: int [n], number of tokens, in this order.
     """
 
@@ -46,15 +51,15 @@ class Sizes(NamedTuple):
     tokens: np.ndarray
 
     def fitting(self, tokens: int) -> int:
-        """Returns the number of questions whose documents have at most `tokens` tokens without filler."""
+        """Returns the number of documents that have at most `tokens` tokens without filler."""
         return int(np.searchsorted(self.tokens, tokens, side="right"))
 
 
 class Drawn(NamedTuple):
-    """The parameters of a document: its question, and its number of tokens of filler."""
+    """The parameters of a document: its questions, and the number of tokens of filler before each of them."""
 
-    question: Question
-    filler: int
+    turns: Turns
+    fillers: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +113,7 @@ class BabiTask:
     def _sizes(self) -> dict[str, Sizes]:
         found = {}
         for source, some in self.questions.items():
-            answers = [len(self.asking.answer(one)) + len(self.end) for one in some]
-            tokens = np.array([self.asking.room(one) for one in some]) + np.array(answers)
+            tokens = np.array([self._tokens(self._turns(some, i)) for i in range(len(some))])
             order = np.argsort(tokens, kind="stable")
             found[source] = Sizes(order, tokens[order])
         return found
@@ -129,7 +133,8 @@ class BabiTask:
     def curriculum(self) -> Curriculum:
         """The curriculum of the stages in which every file has a question that fits into a row."""
         longest = max(int(sizes.tokens[0]) for sizes in self._sizes.values())
-        return Curriculum.of(self.config, self.block_size, lambda filler: filler + longest <= self.sequence_length)
+        fits = lambda filler: self.config.turns * filler + longest <= self.sequence_length
+        return Curriculum.of(self.config, self.block_size, fits)
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -172,14 +177,16 @@ class BabiTask:
         for _ in range(self.batch_size):
             drawn = self._documents(rng, progress["open_stages"])
             rows.append(self._rows.row(rng, [self._placed(rng, one) for one in drawn]))
-            documents.append([[one.filler, one.question.source] for one in drawn])
+            documents.append(
+                [[n, asked.source] for one in drawn for n, asked in zip(one.fillers, one.turns, strict=True)]
+            )
         batch = Batch(*(np.stack(field) for field in zip(*rows, strict=True)))
         return batch, progress | {"documents": documents}
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
         """Returns the progress after a step: with the running exact match (every token of an answer and its end) of all
-        documents, of the newest stage and of each file, and with the next stage open if that of the newest reached
-        `open_at`. `correct`: bool [B, W]."""
+        answers, of those of the newest stage and of each file, and with the next stage open if the exact match of the
+        newest reached `open_at`. `correct`: bool [B, W]."""
         found: list[tuple[int, float]] = []
         by_source = dict(progress["by_source"])
         for documents, right, weights in zip(progress["documents"], correct, batch.weights, strict=True):
@@ -207,48 +214,61 @@ class BabiTask:
         free = self.sequence_length // self.block_size
         while (drawn := self._draw(rng, open_stages, free * self.block_size)) is not None:
             found.append(drawn)
-            free -= -(-(drawn.filler + self._tokens(drawn.question)) // self.block_size)
+            free -= -(-(sum(drawn.fillers) + self._tokens(drawn.turns)) // self.block_size)
         return found
 
-    def _tokens(self, question: Question) -> int:
+    def _turns(self, some: list[Question], i: int) -> Turns:
+        """Returns the questions of a document that ends with question i: those of its story before it, at most `turns`
+        in all."""
+        first = i
+        while i - first + 1 < self.config.turns and first and _continues(some[first - 1], some[first]):
+            first -= 1
+        return tuple(some[first : i + 1])
+
+    def _tokens(self, turns: Turns) -> int:
         """Returns the number of tokens of a document without its filler."""
-        return self.asking.room(question) + len(self.asking.answer(question)) + len(self.end)
+        prompts = sum(self.asking.room(asked, before) for before, asked in _pairs(turns))
+        return prompts + sum(len(self.asking.answer(asked)) + len(self.end) for asked in turns)
 
     def _draw(self, rng: np.random.Generator, open_stages: int, free: int) -> Drawn | None:
         """Draws the next document, of at most `free` tokens; None if not even the shortest one fits."""
         shortest = min(int(sizes.tokens[0]) for sizes in self._sizes.values())
-        lengths = self.curriculum.lengths(rng, open_stages, free - shortest)
+        lengths = self.curriculum.lengths(rng, open_stages, (free - shortest) // self.config.turns)
         if lengths is None:
             return None
         least, most = lengths
-        counts = {source: sizes.fitting(free - least) for source, sizes in self._sizes.items()}
+        counts = {source: sizes.fitting(free - self.config.turns * least) for source, sizes in self._sizes.items()}
         sources = [source for source, count in counts.items() if count]
         source = sources[int(rng.integers(len(sources)))]
-        question = self.questions[source][self._sizes[source].order[int(rng.integers(counts[source]))]]
-        tokens, answer = self._tokens(question), len(self.asking.answer(question)) + len(self.end)
-        most = min(most, free - tokens)
-        filler = int(rng.integers(least, most + 1))
+        some = self.questions[source]
+        turns = self._turns(some, int(self._sizes[source].order[int(rng.integers(counts[source]))]))
+        tokens, answer = self._tokens(turns), len(self.asking.answer(turns[-1])) + len(self.end)
+        most = min(most, (free - tokens) // len(turns))
+        fillers = [int(rng.integers(least, most + 1)) for _ in turns]
         before = self.curriculum.tokens_before(rng, answer)
         if before is not None:
-            near = straddle(filler + tokens - answer, filler, answer, before, self.block_size)
-            filler = next((n for n in near if least <= n <= most), filler)
-        return Drawn(question, filler)
+            near = straddle(sum(fillers) + tokens - answer, fillers[-1], answer, before, self.block_size)
+            fillers[-1] = next((n for n in near if least <= n <= most), fillers[-1])
+        return Drawn(turns, fillers)
 
     def _placed(self, rng: np.random.Generator, drawn: Drawn) -> Placed:
-        """Returns the tokens of a document, with the loss on its answer and end."""
-        question = drawn.question
-        prompt = self.asking.hide(question, self.filler, rng, drawn.filler + self.asking.room(question))
-        answer = np.concatenate([self.asking.answer(question), self.end]).astype(np.int32)
-        before = np.concatenate([prompt.context, prompt.tail])
-        where = len(before) + np.arange(len(answer))
-        return Placed(np.concatenate([before, answer]), True, (Marked(where, 1.0, self._answer_slots),))
+        """Returns the tokens of a document, with the loss on its answers and their ends."""
+        parts: list[np.ndarray] = []
+        marked, count = [], 0
+        for (before, asked), filler in zip(_pairs(drawn.turns), drawn.fillers, strict=True):
+            prompt = self.asking.hide(asked, self.filler, rng, filler + self.asking.room(asked, before), before)
+            answer = np.concatenate([self.asking.answer(asked), self.end]).astype(np.int32)
+            count += len(prompt.context) + len(prompt.tail) + len(answer)
+            parts += [prompt.context, prompt.tail, answer]
+            marked.append(Marked(np.arange(count - len(answer), count), 1.0, self._answer_slots))
+        return Placed(np.concatenate(parts), True, tuple(marked))
 
     @functools.cached_property
     def _rows(self) -> Rows:
         S, config = self.block_size, self.config
         shortest = min(int(sizes.tokens[0]) for sizes in self._sizes.values())
         documents = self.sequence_length // S // -(-shortest // S)
-        targets = documents * self._answer_slots + config.text_tokens
+        targets = documents * config.turns * self._answer_slots + config.text_tokens
         return Rows(self.sequence_length, S, targets, config.text_tokens, config.text_weight)
 
 
@@ -267,11 +287,12 @@ def make_babi_task(config: TrainConfig) -> BabiTask:
     check_vocabulary(vocabulary, config)
     template = _template(vocabulary_path(config)) if settings.chat else None
     frame = Frame(True, *template.around_user()) if template else Frame()
-    asking = Asking(Pieces(vocabulary, added_before(vocabulary), frame), frame.chat)
+    end, again = _after_answer(vocabulary, template)
+    asking = Asking(Pieces(vocabulary, added_before(vocabulary), frame), frame.chat, again)
     questions, bad = _questions(settings, asking)
     task = BabiTask(
         settings, config.sequence_length, config.model.memory.block_size, config.batch_size, config.seed, vocabulary,
-        asking, _end(vocabulary, template), questions, Filler(*settings.books), tuple(bad),
+        asking, end, questions, Filler(*settings.books), tuple(bad),
     )  # fmt: skip
     _check_books(task)
     return task
@@ -333,19 +354,31 @@ def _template(vocabulary: str) -> ChatTemplate | None:
     return chat_template(path if files.is_directory(path) else str(PurePosixPath(path).parent))
 
 
-def _end(vocabulary: Vocabulary, template: ChatTemplate | None) -> np.ndarray:
-    """Returns the tokens that end an answer, int32 [e].
+def _continues(one: Question, other: Question) -> bool:
+    """Whether a question belongs to the story of the one before it in the file."""
+    return len(one.facts) <= len(other.facts) and one.facts == other.facts[: len(one.facts)]
 
-    With a chat template these are the tokens after an answer, up to the first special one. Without a template, or if it
-    has no special token there, it is the end-of-text token, or a line end if the vocabulary has none.
+
+def _pairs(turns: Turns) -> Iterator[tuple[Question | None, Question]]:
+    """Yields each question with the one before it, None for the first."""
+    return zip((None, *turns), turns, strict=False)
+
+
+def _after_answer(vocabulary: Vocabulary, template: ChatTemplate | None) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens that end an answer, int32 [e], and those up to the text before the next question, int32 [b].
+
+    With a chat template the end are the tokens after an answer, up to the first special one. Without a template, or if
+    it has no special token there, it is the end-of-text token, or a line end if the vocabulary has none.
     """
     specials: Sequence[int] = sorted(getattr(vocabulary, "specials", ()))
     if template is not None:
-        ids = vocabulary.encode(template.after_answer("a"))
+        text, mark, _ = template.after_answer(CONTEXT).partition(CONTEXT)
+        ids = vocabulary.encode(text + mark)
         places = np.flatnonzero(np.isin(ids, specials))
         if len(places):
-            return ids[: places[0] + 1]
-    return np.array([vocabulary.eos], np.int32) if vocabulary.eos is not None else vocabulary.encode(_LINE_END)
+            return ids[: places[0] + 1], ids[places[0] + 1 :]
+    end = np.array([vocabulary.eos], np.int32) if vocabulary.eos is not None else vocabulary.encode(_LINE_END)
+    return end, vocabulary.encode(_LINE_END + CONTEXT)
 
 
 def _check_books(task: BabiTask) -> None:

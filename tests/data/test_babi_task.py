@@ -154,6 +154,48 @@ def test_the_loss_is_on_answers_and_a_little_on_the_text(folder, seed):
         assert len(re.findall(r"(The most recent location of \w+|The \w+) is (in )?\w+\.\n", answers)) == len(drawn)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "chat"])
+def test_the_questions_of_a_story_in_turn(folder, kind):
+    """A document asks at most `turns` questions of one story, each after the facts since the one before and filler of
+    the open stage. Every answer carries a loss and follows its prompt; a chat has the template's text between turns."""
+    data = DataConfig()
+    if kind == "chat":
+        tokenizers_of_ours.write(folder / "tokenizer", "byte-level")
+        (folder / "tokenizer" / "chat_template.jinja").write_text(CHATML)
+        data = DataConfig(vocabulary=str(folder / "tokenizer"))
+    task = task_of(folder, stories=("qa1",), stages=(1,), turns=2, data=data)
+    told = ["Mary moved to the bathroom.", "John went to the hallway.", "Daniel went back to the hallway."]
+    mary, daniel = ("The most recent location of Mary is bathroom.", "The most recent location of Daniel is hallway.")
+    numbers = set()
+    for step in range(6):
+        batch, progress = task.batch(step, task.start())
+        every = documents(task, step, 1)
+        for text in every:
+            found = re.findall(r"<context>(.*?)\n</context>\n\nQuestion: (.*?)\?(.*?\.)", text, re.DOTALL)
+            numbers.add(len(found))
+            facts = [[fact for fact in told if fact in context] for context, _, _ in found]
+            assert facts == [told[:2], told[2:]][: len(found)]
+            assert [answer.split("\n")[-1].removeprefix("Answer: ") for *_, answer in found] == [mary, daniel][
+                : len(found)
+            ]
+            if kind == "chat" and len(found) == 2:
+                assert f"{mary}</s>\n<s>user\n<context>" in text
+        answers = sum(len(re.findall(r"</context>", text)) for text in every)
+        assert answers == sum(map(len, progress["documents"]))
+        assert all(filler < 2 * BLOCK for row in progress["documents"] for filler, _ in row)
+        for row, positions, targets, weights in zip(
+            batch.tokens, batch.positions, batch.targets, batch.weights, strict=True
+        ):
+            assert (row[positions + 1] == targets)[weights > 0].all()
+        told_back = "".join(
+            task.vocabulary.decode(one[w == 1]) for one, w in zip(batch.targets, batch.weights, strict=True)
+        )
+        assert told_back.count("The most recent location of") == answers
+        observed = task.observe(progress, batch, np.ones(batch.targets.shape, bool))
+        assert observed["by_source"]["qa1"][1] == min(answers, 64)
+    assert numbers == {1, 2}
+
+
 def test_batches_depend_on_seed_step_and_open_stages_alone(folder):
     """The same task made twice gives the same batch; another step, seed or stage gives another one."""
     first = task_of(folder, seed=5)
