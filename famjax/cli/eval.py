@@ -163,6 +163,7 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     config.validate()
     check(config.tasks, config)
+    _check_read(args, config)
     for path in config.model_dirs:
         read_config(path)
     if config.output_dir and Path(config.output_dir).is_file():
@@ -174,6 +175,26 @@ def run(args: argparse.Namespace) -> int:
     enable()
     evaluate(config)
     return 0
+
+
+def _check_read(args: argparse.Namespace, config: "EvalConfig") -> None:
+    """Raises `ConfigError` for a setting on the command line, or a data set, that no evaluated task reads."""
+    from famjax.evals.tasks.catalog import SEQIO, TASKS, read_by
+
+    reads = {name: read_by(name, config) for name in config.tasks}
+    unread = {*SEQIO, *(one for entry in TASKS.values() for one in entry.reads)}.difference(*reads.values())
+    why = f"on {' and '.join(reads)}, evaluated here; leave it out (docs/evaluation.md says which tasks read it)"
+    refuse(args, sorted({"sources": "texts"}.get(name, name) for name in unread & {*SAME, "sources", "data"}), why)
+    bound = {binding.partition("=")[0].strip() for binding in args.gin_bindings}
+    for name in sorted(unread):
+        if f"EvalConfig.{name}" in bound:
+            raise ConfigError(f"--gin.EvalConfig.{name} has no effect {why}")
+    read = {name: config.data_of(name) for name in reads if "data" in reads[name]}
+    for given in args.data:
+        name, named, path = given.partition("=")
+        if path != read.get(name) if named else given not in read.values():
+            raise ConfigError(f"--data {given} has no effect: write TASK=PATH once for each task, TASK being "
+                              f"{' or '.join(read)}")  # fmt: skip
 
 
 def _harness(args: argparse.Namespace) -> int:

@@ -52,10 +52,18 @@ def rows(spec: str, split: str) -> Iterator[Row | Unreadable]:
     if spec.startswith(HUB):
         return _hub(spec.removeprefix(HUB), split)
     paths = files.expand(spec)
-    if len(paths) == 1 and files.is_directory(paths[0]):
+    if has_splits(spec):
         return _folder(paths[0].rstrip("/"), split)
     kind = kinds.one_kind(spec, paths, ROW_KINDS)
     return (row for path in paths for row in _file(path, kind))
+
+
+def has_splits(spec: str) -> bool:
+    """Returns whether `rows` of this data set depend on the split; files that are named have none."""
+    if spec.startswith((TFDS, HUB)):
+        return True
+    paths = files.expand(spec)
+    return len(paths) == 1 and files.is_directory(paths[0])
 
 
 def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:

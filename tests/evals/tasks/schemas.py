@@ -72,3 +72,45 @@ def original_quality() -> list[dict]:
 def xlsum() -> list[dict]:
     """XL-Sum's JSON lines."""
     return [{"id": "n1", "url": "", "title": "Key found", "summary": "A key was found.", "text": BOOK}]
+
+
+def pg19() -> list[dict]:
+    """TFDS: a row a book."""
+    return [{"short_book_title": "Oak", "publication_date": 1900, "url": "", "text": BOOK}]
+
+
+def lambada() -> list[dict]:
+    """The hub's JSON lines."""
+    return [{"text": "The key lay under the oak"}, {"text": "A short tale of a fox"}]
+
+
+def piqa() -> list[dict]:
+    """The rows with their labels, as the hub has them."""
+    row = {"goal": "How do I open the door?", "sol1": "Turn the key.", "sol2": "Paint the oak."}
+    return [row | {"label": 0}, row | {"goal": "How do I close it?", "label": 1}]
+
+
+def qmsum() -> list[dict]:
+    """QMSum's own: a meeting and its queries."""
+    turns = [{"speaker": "A", "content": "Where is the key?"}, {"speaker": "B", "content": "Under the oak."}]
+    said = {"query": "What did B say?", "answer": "The key is under the oak.", "relevant_text_span": [["0", "1"]]}
+    asked = {"query": "Summarize the meeting.", "answer": "B knew where the key is."}
+    return [{"topic_list": [], "meeting_transcripts": turns, "specific_query_list": [said],
+             "general_query_list": [asked]}]  # fmt: skip
+
+
+def kv_retrieval() -> list[dict]:
+    """Lost in the Middle's: all records in their order, and the one asked for."""
+    records = [["a-1", "b-1"], ["a-2", "b-2"], ["a-3", "b-3"]]
+    return [{"ordered_kv_records": records, "key": key, "value": value} for key, value in records[:2]]
+
+
+# The rows of every data set of rows by task, in each of its schemas.
+ROWS = {
+    "narrative_qa": (narrative_qa,), "qasper": (qasper,), "quality": (quality, original_quality), "xlsum": (xlsum,),
+    "pg19": (pg19,), "isabelle": (pg19,), "lambada": (lambada,), "piqa": (piqa,), "qmsum": (qmsum, qasper),
+    "kv_retrieval": (kv_retrieval,),
+}  # fmt: skip
+# The files of the others.
+WIKITEXT = "\n = The Fox = \n \n The fox , a quick @-@ brown animal . \n \n = The Oak = \n \n It had a key . \n"
+BABI = "1 Mary moved to the bathroom.\n2 John went to the hallway.\n3 Where is Mary? \tbathroom\t1\n"
