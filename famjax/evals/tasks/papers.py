@@ -5,6 +5,7 @@ al. 2021), PG-19 (Rae et al. 2020), Isabelle. The paper does not print its promp
 The document precedes its questions, so that it is prefilled once.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,19 @@ from famjax.evals.metrics import rouge_l, squad_exact_match, squad_f1
 from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Task, Unreadable
 from famjax.evals.tasks.language import Document
-from famjax.evals.tasks.questions import BadRow, Encoder, Question, converted, field, name_of, task, text_field, where
+from famjax.evals.tasks.questions import (
+    BadRow,
+    Encoder,
+    Question,
+    converted,
+    field,
+    list_field,
+    name_of,
+    task,
+    text_field,
+    texts_field,
+    where,
+)
 from famjax.evals.tasks.rows import HUB, ROW_KINDS, TFDS, rows
 from famjax.infer.codec import Codec
 
@@ -51,9 +64,12 @@ def _narrative_qa(fields: dict[str, Any]) -> Iterator[Question]:
     document, question = text_field(fields, "document", "id"), text_field(fields, "question", "text")
     answers = field(fields, "answers")
     # A list of structs, or (from TFDS and streams) a struct of lists.
-    texts = answers.get("text", []) if isinstance(answers, dict) else [text_field(answer, "text") for answer in answers]
-    if not texts or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise BadRow("it has no list of answers")
+    named = isinstance(answers, dict)
+    texts = texts_field(fields, "answers", "text") if named else [
+        text_field(answer, "text") for answer in list_field(fields, "answers")
+    ]  # fmt: skip
+    if not texts:
+        raise BadRow("it has no answer")
     id = f"{document}/{question}"
     yield Question(id, document, text_field(fields, "document", "text"), ASK.format(question=question), tuple(texts))
 
@@ -61,23 +77,22 @@ def _narrative_qa(fields: dict[str, Any]) -> Iterator[Question]:
 def _original_narrative_qa(folder: str, split: str) -> Iterator[Question | Unreadable]:
     """Yields questions from `qaps.csv` and `tmp/ID.content` of the original repository; its script downloads the
     documents."""
-    text = ("", "")
-    for row in rows(f"{folder}/qaps.csv", split):
-        if isinstance(row, Unreadable):
-            yield row
-            continue
-        fields = row.fields
-        if fields.get("set") != split:
-            continue
-        path = f"{folder}/tmp/{fields['document_id']}.content"
-        if text[0] != path:
-            if not files.exists(path):
-                yield Unreadable(row.place, f"there is no {path}; the repository's script downloads it")
-                continue
-            text = path, text_of(files.read(path), path, "replace")
-        prompt = ASK.format(question=fields["question"])
-        id = f"{fields['document_id']}/{fields['question']}"
-        yield Question(id, fields["document_id"], text[1], prompt, (fields["answer1"], fields["answer2"]))
+
+    @functools.lru_cache(1)
+    def story(path: str) -> str:
+        if not files.exists(path):
+            raise BadRow(f"there is no {path}; the repository's script downloads it")
+        return text_of(files.read(path), path, "replace")
+
+    def convert(fields: dict[str, Any]) -> Iterator[Question]:
+        if field(fields, "set") != split:
+            return
+        document, question = text_field(fields, "document_id"), text_field(fields, "question")
+        answers = text_field(fields, "answer1"), text_field(fields, "answer2")
+        text = story(f"{folder}/tmp/{document}.content")
+        yield Question(f"{document}/{question}", document, text, ASK.format(question=question), answers)
+
+    return converted(rows(f"{folder}/qaps.csv", split), convert)
 
 
 def qasper(name: str, config: EvalConfig, codec: Codec) -> Task:
@@ -121,8 +136,11 @@ def quality(name: str, config: EvalConfig, codec: Codec) -> Task:
 def _quality(fields: dict[str, Any]) -> Iterator[Question]:
     if "questions" in fields:  # QuALITY's own files: an article and its questions
         article = text_field(fields, "article")
-        for i, asked in enumerate(field(fields, "questions")):
-            options, gold = field(asked, "options"), field(asked, "gold_label")
+        every = list_field(fields, "questions")
+        if not every:
+            raise BadRow("it has no question")
+        for i, asked in enumerate(every):
+            options, gold = texts_field(asked, "options"), field(asked, "gold_label")
             if type(gold) is not int or gold not in range(1, len(options) + 1):
                 raise BadRow(f"gold_label {gold!r} is not one of {len(options)} options")
             id = str(asked.get("question_unique_id", f"{name_of(article)}/{i}"))

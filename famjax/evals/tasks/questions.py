@@ -94,6 +94,14 @@ def text_field(fields: dict[str, Any], *path: str) -> str:
     return value
 
 
+def texts_field(fields: dict[str, Any], *path: str) -> list[str]:
+    """Returns a field that is a list of non-empty texts. Raises `BadRow` otherwise."""
+    value = field(fields, *path)
+    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+        raise BadRow(f"{'.'.join(path)} is not a list of texts, or one is empty")
+    return value
+
+
 def name_of(article: str) -> str:
     """Returns a name for a document without an id: 12 hexadecimal digits of its hash."""
     return hashlib.sha256(article.encode("utf-8", "replace")).hexdigest()[:12]

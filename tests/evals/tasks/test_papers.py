@@ -1,6 +1,12 @@
 """The paper's tasks, from every published form of their data sets; a bad row only skips itself."""
 
+import copy
+import csv
+import functools
 import json
+import operator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -144,8 +150,15 @@ def test_tfds_and_the_hub_say_what_is_missing(tmp_path, monkeypatch):
 DOCUMENT = {"document": {"id": "d", "text": "A text."}, "question": {"text": "a"}}
 BAD = {
     "narrative_qa": ({"question": {"text": "a"}}, "it has no document.id"),
-    "narrative_qa, one answer": (DOCUMENT | {"answers": {"text": "abc"}}, "it has no list of answers"),
-    "narrative_qa, no texts": (DOCUMENT | {"answers": {"text": [1]}}, "it has no list of answers"),
+    "narrative_qa, one answer": (DOCUMENT | {"answers": {"text": "abc"}}, "answers.text is not a list of texts"),
+    "narrative_qa, no texts": (DOCUMENT | {"answers": {"text": [1]}}, "answers.text is not a list of texts"),
+    "narrative_qa, no list": (DOCUMENT | {"answers": None}, "answers is not a list of objects"),
+    "narrative_qa, none": (DOCUMENT | {"answers": []}, "it has no answer"),
+    "quality, numbers": (
+        {"article": "A text.", "questions": [{"question": "q", "options": [1, 2], "gold_label": 1}]},
+        "options is not a list of texts",
+    ),
+    "quality, none": ({"article": "A text.", "questions": []}, "it has no question"),
     "quality, truth": (
         {"article": "A text.", "questions": [{"question": "q", "options": ["a", "b"], "gold_label": True}]},
         "gold_label True is not one of 2 options",
@@ -195,3 +208,62 @@ def test_data_of_several_tasks_is_told_apart(tmp_path, capsys):
     assert main(["eval", "--list"]) == 0
     listed = capsys.readouterr().out
     assert all(f"  {name} " in listed for name in catalog.TASKS)
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Yields the paths of all fields and list entries of a row, outer ones first."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield (*path, key)
+        yield from places(one, (*path, key))
+
+
+def damaged(row: dict) -> Iterator[dict]:
+    """Yields the row with each of its fields replaced by a value of every JSON type, and without it."""
+    for *outer, last in places(row):
+        for value in (None, True, 0, 1.5, "", "a text", [], [None], [1], ["a"], [[]], [{}], {}, {"text": None}, GONE):
+            copy_of = copy.deepcopy(row)
+            inside = functools.reduce(operator.getitem, outer, copy_of)
+            if value is GONE:
+                del inside[last]
+            else:
+                inside[last] = value
+            yield copy_of
+
+
+GONE = object()
+SCHEMAS = [(name, schema) for name, schemas_of in schemas.ROWS.items() for schema in schemas_of]
+
+
+@pytest.mark.parametrize(("name", "schema"), SCHEMAS)
+def test_no_damage_to_a_row_is_more_than_that_row(tmp_path, name, schema):
+    """For every reader, every field and every JSON type: the row is read or reported, never lost, and never an error
+    of Python; what is read consists of texts."""
+    good = schema()
+    path = schemas.write_jsonl(tmp_path / "d.jsonl", good)
+    asked = lambda found: sum(max(1, len(one.targets)) if isinstance(one, Example) else 1 for one in found)
+    least = asked(make(name, path).examples())
+    for row in damaged(good[0]):
+        found = list(make(name, schemas.write_jsonl(tmp_path / "d.jsonl", [row, *good])).examples())
+        assert asked(found) > least, row
+        assert all(isinstance(target, str) for one in found if isinstance(one, Example) for target in one.targets), row
+
+
+@pytest.mark.parametrize("column", ["document_id", "set", "question", "answer1", "answer2"])
+def test_a_column_that_the_repository_of_narrative_qa_lacks_is_named(tmp_path, column):
+    """A file without one of its columns, and a row with an empty one, which is skipped; no other split is read."""
+    folder = schemas.write_original_narrative_qa(tmp_path / "original")
+    head, first, *others = (tmp_path / "original" / "qaps.csv").read_text().splitlines()
+    written = dict(zip(head.split(","), next(csv.reader([first])), strict=True))
+    with open(tmp_path / "original" / "qaps.csv", "w", newline="") as file:
+        rows = csv.DictWriter(file, head.split(","))
+        rows.writeheader()
+        rows.writerows([written | {column: ""}, written])
+    bad = [one for one in make("narrative_qa", folder).examples() if isinstance(one, Unreadable)]
+    assert [f"{column} is not a text" in one.reason for one in bad] == [True] * (column != "set")
+    with open(tmp_path / "original" / "qaps.csv", "w", newline="") as file:
+        rows = csv.DictWriter(file, [name for name in written if name != column], extrasaction="ignore")
+        rows.writeheader()
+        rows.writerow(written)
+    with pytest.raises(ConfigError, match=f"row 1: it has no {column}"):
+        make("narrative_qa", folder)
