@@ -10,6 +10,8 @@ from famjax.cli.flags import (
     add_gin_arguments,
     add_memory_arguments,
     add_mesh_argument,
+    length,
+    lengths,
     memory_overrides,
     numbers,
     refuse,
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings of tasks")
-    group.add_argument("--lengths", type=_lengths, metavar="N,N", help="tokens of generated tasks: 1k,4k,128k")
+    group.add_argument("--lengths", type=lengths, metavar="N,N", help="tokens of generated tasks: 1k,4k,128k")
     group.add_argument(
         "--depths", type=_fractions, metavar="X,X",
         help="position of the needle, from 0 to 1 (default: 0,0.25,0.5,0.75,1)",
@@ -95,7 +97,7 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
         "--filler", metavar="FILES", help="haystack text around the needles (default: the pass key's five sentences)"
     )
     group.add_argument(
-        "--longest", type=_length, metavar="N", help="truncate each document to N tokens (default: no limit)"
+        "--longest", type=length, metavar="N", help="truncate each document to N tokens (default: no limit)"
     )
     group.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="maximum tokens per answer (default: the task's)"
@@ -117,19 +119,6 @@ def _add_harness_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fewshot", type=int, metavar="N", help="few-shot examples (default: the task's)")
     group.add_argument("--include-path", metavar="DIR", help="directory of your own tasks, as YAML")
     group.add_argument("--cache", default="", metavar="FILE", help="cache of answers, from which a stopped run resumes")
-
-
-def _length(text: str) -> int:
-    units = {"k": 2**10, "m": 2**20}
-    unit = units.get(text[-1:].lower(), 1)
-    try:
-        return int(float(text[:-1]) * unit) if unit > 1 else int(text)
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a length; write for example 4096, 4k or 1m") from None
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(_length(part) for part in text.split(","))
 
 
 def _fractions(text: str) -> tuple[float, ...]:

@@ -97,6 +97,21 @@ def distinct_numbers(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
+def length(text: str) -> int:
+    """Parses a number of tokens: 4096, 4k or 1m. An argparse type."""
+    units = {"k": 2**10, "m": 2**20}
+    unit = units.get(text[-1:].lower(), 1)
+    try:
+        return int(float(text[:-1]) * unit) if unit > 1 else int(text)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a length; write for example 4096, 4k or 1m") from None
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Parses a flag's list of lengths, each once: 1k,4k,1m. An argparse type."""
+    return tuple(dict.fromkeys(length(part) for part in text.split(",")))
+
+
 def rates(text: str) -> tuple[float, ...]:
     """Parses a flag's list of distinct positive numbers: 1e-3,3e-3. An argparse type."""
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from famjax.cli.flags import add_gin_arguments
+from famjax.cli.flags import add_gin_arguments, lengths, refuse
 from famjax.config import ConfigError, PassKeyConfig, TrainConfig
 from famjax.config.curriculum import CurriculumConfig
 from famjax.process.progress import Progress
@@ -33,6 +33,7 @@ the largest models. Data, checkpoints and MODEL_DIR need not exist. A program th
 docs/plans.md explains every number and has the figures of the shipped configurations.
 """
 PROGRAMS = ("train", "prefill", "decode", "eval")
+TRIES = 8
 # Defaults that the given gin files override.
 DEFAULTS = "gin/runs/pretrain.gin"
 STAND_INS = {
@@ -52,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-slices", type=int, default=1, metavar="N", help="number of slices (default: 1)")
     parser.add_argument("--program", choices=PROGRAMS, default="train", help="program to compile (default: train)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers to this file")
-    parser.add_argument("--lengths", type=_lengths, metavar="N,N", help="sequence lengths to compare: 8k,32k,1m")
+    parser.add_argument("--lengths", type=lengths, metavar="N,N", help="sequence lengths to compare: 8k,32k,1m")
     parser.add_argument("--search", action="store_true", help="rank meshes, microbatches and remat policies")
     parser.add_argument(
-        "--tries", type=int, default=8, metavar="N", help="maximum programs that --search compiles (default: 8)"
+        "--tries", type=int, metavar="N", help=f"maximum programs that --search compiles (default: {TRIES})"
     )
     parser.add_argument("--quick", action="store_true", help="skip cycles and the time estimate, ten times faster")
     parser.add_argument("--dump", metavar="DIR", help="keep the compiler's dump in this directory")
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         if args.lengths:
             plans = search.lengths(job, config, args.lengths, tell, args.quick)
         elif args.search:
-            plans = search.search(job, config, args.tries, tell, args.quick)
+            plans = search.search(job, config, args.tries or TRIES, tell, args.quick)
         else:
             plans = [job.plan((), tell(""), Path(args.dump) if args.dump else None, args.quick)]
     several = args.lengths or args.search
@@ -116,7 +117,11 @@ def _check_output(args: argparse.Namespace) -> None:
         raise ConfigError(f"--json {args.json} cannot be written; name a file in a writable directory")
     if args.dump and Path(args.dump).is_file():
         raise ConfigError(f"--dump {args.dump} is a file; name a directory")
-    if args.tries < 1:
+    if not args.search:
+        refuse(args, ("tries",), "without --search; leave it out")
+    if args.lengths or args.search:
+        refuse(args, ("dump",), "with --lengths or --search, which compile several programs; plan one of them with it")
+    if args.tries is not None and args.tries < 1:
         raise ConfigError(f"--tries is {args.tries}; it must be at least 1")
     if args.lengths and args.search:
         raise ConfigError("--lengths and --search are both given; choose one")
@@ -167,11 +172,3 @@ def _show_stage(progress: Progress, what: str) -> Callable[[float], None]:
     """Shows which program is being compiled, with the elapsed time. Returns a callback that does nothing."""
     progress.stage(f"compiling {what}".rstrip())
     return lambda elapsed: None
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    units = {"k": 2**10, "m": 2**20}
-    try:
-        return tuple(int(word.rstrip("km")) * units.get(word[-1:], 1) for word in text.lower().split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of lengths; write for example 8k,32k,1m") from None

@@ -69,8 +69,8 @@ def lengths(
 def of_length(config: TrainConfig, length: int) -> list[str]:
     """Returns the gin bindings for rows of `length` tokens. Raises `ConfigError` unless these are whole blocks."""
     S = config.model.memory.block_size
-    if length % S:
-        raise ConfigError(f"--lengths {length} is not a multiple of block_size {S}")
+    if length < 1 or length % S:
+        raise ConfigError(f"--lengths {length} is not a positive multiple of block_size {S}")
     data, fsdp, _ = config.mesh_sizes
     least = data * fsdp
     rows = max(1, config.batch_size * config.sequence_length // (length * least))

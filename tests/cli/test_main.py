@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 import famjax
+from famjax.cli import eval as eval_verb
+from famjax.cli import flags
 from famjax.cli import main as cli
+from famjax.cli import plan as plan_verb
 from famjax.config import ConfigError
 
 HEAVY = ("jax", "flax", "optax", "orbax", "tensorflow", "torch", "numpy", "matplotlib", "rich", "gin")
@@ -125,8 +128,16 @@ def test_debug_shows_the_traceback(
     assert error.startswith("Traceback (most recent call last)") and error.endswith("famjax raise: too wide\n")
 
 
-@pytest.mark.parametrize("length", ["infk", "nank", "1e999m", "k", "many"])
-def test_a_length_that_is_none(length: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lengths_are_read_alike_by_every_verb() -> None:
+    """Units are powers of 1,024; a length is read once."""
+    assert flags.lengths("1k,4096,1024,.5K,2m") == (1024, 4096, 512, 2**21)
+    for verb in (eval_verb, plan_verb):
+        assert cli.parse(verb, ["--lengths", "1k,4k,1024"]).lengths == (1024, 4096)
+
+
+@pytest.mark.parametrize("verb", ["eval", "plan"])
+@pytest.mark.parametrize("length", ["infk", "nank", "1e999m", "k", "many", "1km", "1k,"])
+def test_a_length_that_is_none(verb: str, length: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Infinity has no number of tokens."""
-    assert cli.main(["eval", "--lengths", length]) == 2
-    assert f"{length!r} is not a length; write for example 4096" in capsys.readouterr().err
+    assert cli.main([verb, "--lengths", length]) == 2
+    assert f"{length.rpartition(',')[2]!r} is not a length; write for example 4096" in capsys.readouterr().err

@@ -79,8 +79,20 @@ def test_serving(program, tmp_path):
         (("--topology", "v5e:4x4", *TINY), "is 4 devices, but v5e:4x4 has 16 devices"),
         (("--topology", "v5e:2x2"), "no settings: add --gin_file"),
         (("--topology", "v5e:2x2", *TINY, "--gin.BATCH_SIZE=6"), "BATCH_SIZE 6 does not divide"),
-        (("--topology", "v5e:2x2", *TINY, "--lengths", "8q"), "is not a list of lengths"),
-        (("--topology", "v5e:2x2", *TINY, "--lengths", "400"), "not a multiple of block_size 128"),
+        (("--topology", "v5e:2x2", *TINY, "--lengths", "8q"), "'8q' is not a length"),
+        (("--topology", "v5e:2x2", *TINY, "--lengths", "1k,1km"), "'1km' is not a length"),
+        (
+            ("--topology", "v5e:2x2", *TINY, "--lengths", "0"),
+            "--lengths 0 is not a positive multiple of block_size 128",
+        ),
+        (("--topology", "v5e:2x2", *TINY, "--lengths=-1k"), "--lengths -1024 is not a positive multiple"),
+        (("--topology", "v5e:2x2", *TINY, "--lengths", "1k", "--dump", "d"), "--dump has no effect with --lengths"),
+        (
+            ("--topology", "v5e:2x2", *TINY, "--search", "--dump", "d"),
+            "--dump has no effect with --lengths or --search",
+        ),
+        (("--topology", "v5e:2x2", *TINY, "--tries", "3"), "--tries has no effect without --search"),
+        (("--topology", "v5e:2x2", *TINY, "--lengths", "400"), "not a positive multiple of block_size 128"),
         (
             ("--topology", "v5e:2x2", *TINY, "--json", "setup.py/plan.json"),
             "--json setup.py/plan.json cannot",
