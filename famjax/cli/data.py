@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-from famjax.cli.flags import add_gin_arguments
+from famjax.cli.flags import add_gin_arguments, refuse
 from famjax.config import ConfigError, TrainConfig
+from famjax.config.checks import at_least
 
 NAME = "data"
 HELP = """Show the batches of a training run: rows, blocks, documents and loss weights.
@@ -26,11 +27,9 @@ Takes the settings of `famjax train`; MODEL_DIR may be left out, and no model is
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax data`."""
-    parser.add_argument("--show", type=int, default=2, metavar="N", help="rows to show of each batch (default: 2)")
-    parser.add_argument("--steps", type=int, default=1, metavar="N", help="number of batches (default: 1)")
-    parser.add_argument(
-        "--width", type=int, default=96, metavar="N", help="characters to show of a block (default: 96; 0: all)"
-    )
+    parser.add_argument("--show", type=int, metavar="N", help="rows to show of each batch (default: 2)")
+    parser.add_argument("--steps", type=int, metavar="N", help="number of batches (default: 1)")
+    parser.add_argument("--width", type=int, metavar="N", help="characters to show of a block (default: 96; 0: all)")
     parser.add_argument("--check", action="store_true", help="read every document of the files once and count them")
     add_gin_arguments(parser)
 
@@ -41,9 +40,12 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.gin_files:
         raise ConfigError("no settings: add --gin_file FILE, as for famjax train")
-    for flag, value, least in (("--show", args.show, 0), ("--steps", args.steps, 1), ("--width", args.width, 0)):
-        if value < least:
-            raise ConfigError(f"{flag} is {value}; it must be at least {least}")
+    if args.check:
+        refuse(args, ("show", "steps", "width"), "with --check, which shows no rows; leave it out")
+    for flag, default, least in (("show", 2, 0), ("steps", 1, 1), ("width", 96, 0)):
+        if getattr(args, flag) is None:
+            setattr(args, flag, default)
+        at_least(f"--{flag}", getattr(args, flag), least)
     stand_ins = {"MODEL_DIR": "'none'"}  # gin/runs/finetune.gin requires it
     config, _ = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings, stand_ins)
     config = dataclasses.replace(config, model_dir=config.model_dir or "none")

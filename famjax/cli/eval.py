@@ -137,6 +137,8 @@ MODELS = ("model", "block_size", "memory_segments", "fam_length", "dtype", "chat
 def run(args: argparse.Namespace) -> int:
     """Runs the evaluation. Checks settings and model directories, and data sets if possible, before jax is imported."""
     if args.list:
+        others = ("compare", "output", "lm_eval", *OURS, *HARNESS, *MODELS)
+        refuse(args, others, "with --list, which evaluates nothing; leave it out")
         print(_list(), end="")
         return 0
     if args.compare:

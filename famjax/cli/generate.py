@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
+from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, refuse, settle
 from famjax.config import ConfigError
 from famjax.config.text import BOM
 from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from famjax.infer.codec import Codec
     from famjax.storage.model_dir import read_config
 
+    if not args.input:
+        refuse(args, ("batch_size",), "without --input: one prompt is read at a time; leave it out")
     settle(args)
     sampling = check_arguments(args)
     config = read_config(args.model)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.flags import add_memory_arguments, memory_overrides
+from famjax.cli.flags import add_memory_arguments, memory_overrides, refuse
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
 from famjax.config.optimizer import FAM, MEMORY
 from famjax.process.progress import Progress
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="no gate: FAM is fully visible from the start, as in the paper, which degrades the model until trained",
     )
     parser.add_argument("--fam-text", metavar="TEXT", help="initialise FAM's prompt with this text's embeddings")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of FAM's prompt (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of FAM's prompt (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,7 +69,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     from famjax.pretrained.families import family_of
     from famjax.pretrained.gguf_file import folder_of
 
-    if args.seed < 0:
+    if args.seed is not None and args.seed < 0:
         raise ConfigError(f"--seed is {args.seed}; it must be at least 0")
     folder = folder_of(args.source)
     bare = model_config(folder.config)
@@ -79,6 +79,12 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     dtype = _param_dtype(folder)
     config = dataclasses.replace(bare, memory=memory, param_dtype=dtype, dtype=dtype)
     config.validate()
+    if not memory.fam_length:
+        refuse(args, ("fam_layers", "no_fam_gate", "seed"), "without FAM (fam_length 0); leave it out")
+    elif args.fam_text is not None:
+        refuse(args, ("seed",), "with --fam-text, from which the prompt is made; leave it out")
+    elif folder.fam:
+        refuse(args, ("seed",), "on a folder that has FAM's prompt; leave it out")
     _check_tokenizer(folder, config)
     tokens = _tokens_of(args.fam_text, folder, config) if args.fam_text is not None else None
 
@@ -93,7 +99,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     flat = {path: shape for path, shape in every.items() if not path.startswith(MEMORY)}
     pairs = match(family_of(folder.config), flat, folder.tensors)
     check_memory(folder, config, every)
-    first_fam, total = _fam_of(folder, config, tokens, args.seed), size_of(shapes)
+    first_fam, total = _fam_of(folder, config, tokens, args.seed or 0), size_of(shapes)
     what = _work(folder, config, args)
     with resumable_directory(args.target, what, total) as (partial, journal):
         progress.stage(f"importing {args.source}", total, "GB")
@@ -201,7 +207,7 @@ def _work(folder: "Folder", config: ModelConfig, args: argparse.Namespace) -> st
     """Returns the fingerprint of an import job; a changed size or mtime of a source file restarts it."""
     files = sorted({tensor.file for tensor in (*folder.tensors.values(), *folder.fam.values())})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    made = {"config": dataclasses.asdict(config), "text": args.fam_text, "seed": args.seed}
+    made = {"config": dataclasses.asdict(config), "text": args.fam_text, "seed": args.seed or 0}
     return json.dumps({"folder": str(folder.path.absolute()), "files": stats, "hf": folder.config} | made)
 
 

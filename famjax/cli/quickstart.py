@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.cli import side_by_side
-from famjax.cli.flags import distinct_numbers
+from famjax.cli.flags import distinct_numbers, refuse
 from famjax.config import ConfigError, EvalConfig
 from famjax.process.cpu import cores
 
@@ -43,13 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--texts", metavar="DIR", help="train on DIR/train/*.txt, evaluate on DIR/heldout/*.txt")
     parser.add_argument(
-        "--twins", type=distinct_numbers, default=(0,), metavar="M,M",
+        "--twins", type=distinct_numbers, metavar="M,M",
         help="memory segments of the twins without FAM (default: 0)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and documents (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of weights and documents (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the gin files)")
     parser.add_argument("--no-training", action="store_true", help="stop after the evaluation of the shipped model")
-    parser.add_argument("--keys", type=int, default=1, metavar="N", help="keys per alignment (default: 1)")
+    parser.add_argument("--keys", type=int, metavar="N", help="keys per alignment (default: 1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,6 +59,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {output} is a file; name a directory")
     if args.no_training and args.texts:
         raise ConfigError("--no-training shows the pass key model that comes with famjax; leave --texts away")
+    if args.no_training:
+        refuse(args, ("twins", "seed", "steps", "keys"), "with --no-training; leave it out")
+    if args.texts:
+        refuse(args, ("keys",), "with --texts; leave it out")
     jobs = _jobs(args, output)
     if not args.texts:
         _show_shipped(output / "shipped")
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation = EvalConfig(**shared, task="text", sources=(f"{args.texts}/heldout/*.txt",), batch_size=16)
     else:
         longest = jobs[0].config.longest_filler
-        evaluation = EvalConfig(**shared, keys=args.keys, filler_blocks=FILLER_BLOCKS)
+        evaluation = EvalConfig(**shared, keys=1 if args.keys is None else args.keys, filler_blocks=FILLER_BLOCKS)
     results = evaluate(evaluation, longest)
     minutes = [(b - a) / 60 for a, b in ((began, trained), (trained, time.perf_counter()))]
     print(f"{minutes[0]:.1f} minutes of training, {minutes[1]:.1f} of evaluation")
@@ -107,7 +111,7 @@ def _show_shipped(model_dir: Path) -> None:
 
 
 def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
-    bindings = [f"RANDOM_SEED={args.seed}"]
+    bindings = [f"RANDOM_SEED={args.seed or 0}"]
     bindings += [f"TRAIN_STEPS={args.steps}"] if args.steps is not None else []
     if args.texts:
         for folder in ("train", "heldout"):
@@ -117,7 +121,7 @@ def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
     experiments = TEXTS if args.texts else PASSKEY
     jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]
-    for segments in args.twins:
+    for segments in args.twins or (0,):
         name = "bswa" if segments == 0 else f"bswa_{segments}"
         twin = [*bindings, f"MEMORY_SEGMENTS={segments}"]
         jobs.append(side_by_side.job(name, experiments["bswa"], twin, output))

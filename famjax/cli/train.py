@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     check(config)
     if args.start_timeout <= 0:
         raise ConfigError(f"--start-timeout is {args.start_timeout:g}; give a positive number of seconds, such as 300")
-    job = None if args.dry_run else distributed.find_job(args.coordinator, args.num_processes, args.process_id)
+    given = args.coordinator, args.num_processes, args.process_id
+    # A dry run is one process. It checks the job's flags, but detects no job.
+    job = distributed.find_job(*given) if not args.dry_run or given != (None,) * 3 else None
 
     liveness.answer()
     from famjax.process.compilation_cache import enable

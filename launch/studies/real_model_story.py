@@ -144,7 +144,8 @@ def imported(at: Path, seed: int) -> None:
         raise subprocess.CalledProcessError(2, ["", "", "", "fetch_smollm2"])
     for name, memory in MEMORY.items():
         target = at / f"{name}_imported"
-        verbs.once(target, "import-hf", at / Path(fetch_smollm2.MEMBER).name, target, *memory, "--seed", seed)
+        prompt = ["--seed", seed] if name == "fam" else []
+        verbs.once(target, "import-hf", at / Path(fetch_smollm2.MEMBER).name, target, *memory, *prompt)
 
 
 def harmless(at: Path, text: str) -> None:

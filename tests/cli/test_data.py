@@ -107,6 +107,9 @@ def test_a_bad_line_is_found_by_the_check(tmp_path: Path, capsys: pytest.Capture
         (["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=('/no/*.txt',)"], "no file matches /no/*.txt"),
         (["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=(5,)"], "sources has 5; it must be a path"),
         (["--show", "-1"], "--show is -1; it must be at least 0"),
+        (["--check", "--show", "2"], "--show has no effect with --check"),
+        (["--check", "--steps", "1"], "--steps has no effect with --check"),
+        (["--check", "--width", "0"], "--width has no effect with --check"), (["--steps", "0"], "--steps is 0"),
         (["--gin_file", "gin/data/mixed.gin"], "a source has no path; set SourceConfig.path"),
         (
             ["--gin_file", "gin/data/streams.gin", "--gin.SOURCES=('setup.py',)", "--gin.DataConfig.stream_share=0.01"],

@@ -179,6 +179,7 @@ def mistake(capfd: pytest.CaptureFixture, *words: object) -> str:
         (("--input", "missing.jsonl", "--output", "c"), "missing.jsonl: No such file"),
         (("--prompt", "a", "--max-tokens", "-1"), "--max-tokens is -1"),
         (("--prompt", "a", "--max-tokens", "0"), "--max-tokens 0 generates nothing"),
+        (("--prompt", "a", "--batch-size", "7"), "--batch-size has no effect without --input"),
         (("--prompt", "a", "--samples", "0"), "--samples is 0"),
         (("--prompt", "a", "--samples", "2", "--temperature", "0"), "would all be the same"),
         (("--prompt", "a", "--samples", "2", "--state-out", "s"), "--state-out saves the session of one text"),

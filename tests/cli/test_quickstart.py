@@ -53,6 +53,11 @@ def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
         (["--twins", "1,1"], "each once"),
         (["--output", __file__], "is a file"),
         (["--no-training", "--texts", "x"], "leave --texts away"),
+        (["--no-training", "--twins", "0"], "--twins has no effect with --no-training"),
+        (["--no-training", "--seed", "0"], "--seed has no effect with --no-training"),
+        (["--no-training", "--steps", "3"], "--steps has no effect with --no-training"),
+        (["--no-training", "--keys", "1"], "--keys has no effect with --no-training"),
+        (["--texts", "x", "--keys", "1"], "--keys has no effect with --texts"),
         (["--stpes", "3"], "--steps"),
     ],
 )

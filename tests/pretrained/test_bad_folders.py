@@ -149,6 +149,10 @@ def test_bad_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["--fam-layers", "gobal"], "did you mean 'global'?"),
         (["--fam-layers", "local"], "fam_layers 'local' selects none of the 2 layers"),
         (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+        (["--fam-length", "0", "--fam-layers", "all"], "--fam-layers has no effect without FAM"),
+        (["--fam-length", "0", "--no-fam-gate"], "--no-fam-gate has no effect without FAM"),
+        (["--fam-length", "0", "--seed", "0"], "--seed has no effect without FAM"),
+        (["--fam-text", "a", "--seed", "0"], "--seed has no effect with --fam-text"),
     ],
 )
 def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

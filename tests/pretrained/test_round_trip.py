@@ -71,7 +71,7 @@ def test_transformers_loads_what_was_exported(tmp_path: Path) -> None:
     np.testing.assert_array_equal(theirs.logits(back, text), theirs.logits(source, text))
 
 
-def test_fam_comes_back(tmp_path: Path) -> None:
+def test_fam_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model directory, exported and imported, has the same weights, prompt and memory settings."""
     config = tiny.config(qk_norm=True, vocab_size=61, fam_length=3, memory_segments=2, fam_position="float")
     params = tiny.parameters(config)
@@ -83,6 +83,8 @@ def test_fam_comes_back(tmp_path: Path) -> None:
     again, weights = load_model(tmp_path / "again", parameter_shapes)
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, weights, dict(params))
+    assert main(["import-hf", str(folder), str(tmp_path / "seeded"), "--seed", "0"]) == 2
+    assert "--seed has no effect on a folder that has FAM's prompt" in capsys.readouterr().err
     # Fewer rows are the prompt's last ones, with their positions.
     assert main(["import-hf", str(folder), str(tmp_path / "short"), "--fam-length", "2"]) == 0
     short = load(tmp_path / "short")

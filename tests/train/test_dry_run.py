@@ -38,6 +38,21 @@ def test_a_mesh_that_is_not_here_is_summed_up_by_its_shape(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--coordinator=bogus", "--num-processes=9", "--process-id=7"], "'bogus' is not HOST:PORT"),
+        (["--coordinator=a:1", "--num-processes=9", "--process-id=77"], "process 77 of 9 is invalid"),
+        (["--num-processes=9"], "needs all three"),
+    ],
+)
+def test_flags_of_a_job_are_checked_as_at_its_start(words, message, tmp_path, capsys):
+    """They are otherwise without effect: a dry run is one process."""
+    assert main([*TINY, f"--gin.MODEL_DIR='{tmp_path}/m'", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_where_it_would_start(tmp_path):
     """Random weights, another model's, a checkpoint; weights of other shapes are refused."""
     assert dry_run.start_of(settings(tmp_path / "m")) == "random weights, seed 0"
