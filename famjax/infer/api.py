@@ -27,6 +27,7 @@ from famjax.nn.model import Transformer
 
 CHUNK_BYTES = 2**16
 _MEMORY = ("block_size", "memory_segments", "fam_length")
+_BYTES = (bytes, bytearray, memoryview)  # no documents, though NumPy reads the last two as numbers
 # A text, its UTF-8 bytes, or a file opened in binary mode, which is read in chunks.
 Prompt: TypeAlias = str | bytes | IO[bytes]
 Document: TypeAlias = str | Sequence[int] | np.ndarray
@@ -169,7 +170,7 @@ def score(
     """
     if isinstance(documents, str):
         raise ConfigError("documents is one text; give famjax.score a list of texts or of token ids")
-    if not isinstance(documents, Iterable):
+    if not isinstance(documents, Iterable) or isinstance(documents, (Mapping, set, frozenset, *_BYTES)):
         raise ConfigError(f"documents is a {type(documents).__name__}; give a list of texts or of token ids")
     check_whole("batch_size", batch_size, 1, MOST_TOKENS)
     ids = [_ids(model, document, f"document {number}") for number, document in enumerate(documents, start=1)]
@@ -291,7 +292,8 @@ def _ids(model: LoadedModel, document: Document, what: str) -> np.ndarray:
             tokens = np.asarray(document)
         except ValueError:  # lists of unequal lengths
             tokens = np.zeros((0, 0))
-        if tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
+        whole = not tokens.size or np.issubdtype(tokens.dtype, np.integer)
+        if isinstance(document, _BYTES) or tokens.ndim != 1 or not whole:
             raise ConfigError(f"{what} is neither a text nor a sequence of token ids")
         outside = tokens[(tokens < 0) | (tokens >= model.config.vocab_size)]
         if outside.size:
