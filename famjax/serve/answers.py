@@ -146,7 +146,7 @@ class Answer:
         if self._is_chat:
             yield self._chunk(index, "", None, None, role=True)
         elif self._asked.echo or ended:
-            scores = self._shown_scores(self._choices[index], 0, prompt) if self._asked.echo else None
+            scores = self._shown_scores(self._choices[index], 0, prompt if self._asked.echo else None)
             yield self._chunk(index, self._echo(prompt), scores, ended)
 
     def _new_scores(self, choice: Choice) -> dict[str, Any] | None:

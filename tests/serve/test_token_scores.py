@@ -29,7 +29,7 @@ def respond(
     """The choice of a whole response, and those of the chunks of its stream, for tokens that come in these calls."""
     codec = Codec.of(vocabulary)
     service: Any = SimpleNamespace(
-        codec_for=lambda asked: codec, stops=lambda asked: [], max_tokens=lambda asked: 99,
+        codec_for=lambda asked: codec, stops=lambda asked: [], max_tokens=lambda asked: asked.max_tokens,
         config=SimpleNamespace(name="tiny"),
     )  # fmt: skip
     asked = fields.chat(body) if "messages" in body else fields.completion(body, vocabulary.size)
@@ -39,7 +39,8 @@ def respond(
     chunks = list(answer.take(0, Read(0, before, scored(prompt[1:]) if asked.echo else None)))
     for call in calls:
         chunks += answer.take(0, Generated(0, stream.feed(call), np.array(call, np.int32), scored(call)))
-    chunks += answer.take(0, Generated(0, stream.finish(), np.zeros(0, np.int32), scored([]), "length"))
+    if asked.max_tokens:
+        chunks += answer.take(0, Generated(0, stream.finish(), np.zeros(0, np.int32), scored([]), "length"))
     return answer.whole()["choices"][0], [chunk["choices"][0] for chunk in chunks]
 
 
@@ -67,6 +68,16 @@ def test_offsets(vocabulary: Vocabulary, echo: bool) -> None:
             for at, token in zip(offsets[first:], shown[first:], strict=True):
                 text = whole["text"][at:]
                 assert "\ufffd" in token or text.lstrip(" ").startswith(token.lstrip(" "))
+
+
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize("top", [{}, {"logprobs": 5}])
+def test_an_answer_without_tokens_is_the_same_in_a_stream(top: dict, echo: bool) -> None:
+    """`max_tokens` 0: the only chunk is the whole choice, with the same scores: null, none, or the prompt's."""
+    body = {"prompt": "ab", "max_tokens": 0, "echo": echo, **top}
+    whole, chunks = respond(ByteVocabulary(), body, list(b"ab"), [])
+    assert chunks == [whole] and whole["finish_reason"] == "length"
+    assert whole["logprobs"] is None if not top else len(whole["logprobs"]["tokens"]) == 2 * echo
 
 
 def test_offsets_of_a_character_in_parts() -> None:
