@@ -20,7 +20,7 @@ class EvalConfig:
         tokens of documents by position; and those that `famjax eval --list` shows.
       sources: documents of the task `text`: paths, or `SourceConfig`s.
       longest: maximum tokens of a document or of an example's context; longer ones are truncated. 0: no limit.
-      lengths: exact lengths of generated tasks, in tokens of each model.
+      lengths: exact lengths of generated tasks, in tokens of each model; repeated ones are dropped.
       depths: relative positions of the needle, from 0 to 1; the examples of a length cycle through them.
       examples: examples per length, or the first N of a data set; 0 is the task's default.
       data: paths of data sets: `PATH` if there is only one, or `TASK=PATH` for each.
@@ -75,6 +75,9 @@ class EvalConfig:
     memory_segments: int | None = None
     fam_length: int | None = None
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", tuple(dict.fromkeys(self.lengths)))
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""

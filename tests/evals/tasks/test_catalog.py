@@ -69,6 +69,14 @@ def test_a_task_reads_what_changes_it(name: str, folder: Path, monkeypatch: pyte
     assert changed == set(catalog.TASKS[name].reads)
 
 
+@pytest.mark.parametrize("name", [name for name, entry in catalog.TASKS.items() if "lengths" in entry.reads])
+def test_a_length_given_twice_is_evaluated_once(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the examples of the lengths in their order."""
+    monkeypatch.chdir(folder)
+    short, long = (made(name, folder, lengths=(length,), examples=2)[0] for length in (1500, 1600))
+    assert made(name, folder, lengths=(1600, 1500, 1600), examples=2)[0] == long + short
+
+
 ONE = ["--data=lambada=once/lambada/test.jsonl"]
 UNREAD = [
     ("", ["--lengths=64"], "--lengths"), ("", ["--examples=3"], "--examples"), ("", ["--depths=0.5"], "--depths"),
