@@ -46,7 +46,7 @@ class Document:
 
 
 def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document | Unreadable]:
-    """Yields all documents of the sources with at least two tokens, lazily.
+    """Yields all documents of the sources, lazily.
 
     Raises:
       ConfigError: there is none.
@@ -54,12 +54,10 @@ def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document |
     found = False
     for given in config.sources:
         for text in each(SourceConfig(given) if isinstance(given, str) else given):
-            document = text if isinstance(text, Unreadable) else in_tokens(text, vocabulary)
-            if isinstance(document, Unreadable) or len(document.tokens) > 1:
-                found = True
-                yield document
+            found = True
+            yield text if isinstance(text, Unreadable) else in_tokens(text, vocabulary)
     if not found:
-        raise ConfigError(f"no document of {', '.join(map(str, config.sources))} has two tokens or more")
+        raise ConfigError(f"{', '.join(map(str, config.sources))} has no document")
 
 
 def each(config: SourceConfig) -> Iterator[sources.Document | Unreadable]:
@@ -88,12 +86,16 @@ def check(name: str, found: Callable[[], Iterable[Document | Unreadable]]) -> No
         raise ConfigError(f"no document of {name} can be read; {first.place}: {first.reason}")
 
 
-def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document:
-    """Tokenizes a text as training does, with `bos` and `eos` if the vocabulary has them."""
+def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document | Unreadable:
+    """Tokenizes a text as training does, with `bos` and `eos` if the vocabulary has them. A text of less than two
+    tokens is `Unreadable`."""
     reader = Documents((), vocabulary, 1, None, bos=True, eos=True)  # type: ignore[arg-type]
     text = (document.inputs + document.targets).encode("utf-8", "replace")
     digest = hashlib.sha256(text).hexdigest()[:16]
-    return Document(document.place, reader.tokens(document).tokens, len(text), digest)
+    tokens = reader.tokens(document).tokens
+    if len(tokens) < 2:
+        return Unreadable(document.place, "there is no token to predict")
+    return Document(document.place, tokens, len(text), digest)
 
 
 def _count(config: EvalConfig) -> int:

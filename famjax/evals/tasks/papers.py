@@ -186,12 +186,7 @@ def _texts(path: str, split: str, plain: bool, codec: Codec) -> Iterator[Documen
     """Yields tokenized documents from text files, or from rows with a text field."""
     texts = language.each(SourceConfig(path)) if plain else converted(rows(path, split), _book)
     for text in texts:
-        if isinstance(text, Unreadable):
-            yield text
-            continue
-        document = language.in_tokens(text, codec.vocabulary)
-        enough = len(document.tokens) > 1
-        yield document if enough else Unreadable(text.place, "there is no token to predict")
+        yield text if isinstance(text, Unreadable) else language.in_tokens(text, codec.vocabulary)
 
 
 def _are_texts(path: str) -> bool:

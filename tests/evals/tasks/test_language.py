@@ -15,7 +15,7 @@ from famjax.evals.engine import ModelEngine
 from famjax.evals.reports import language_report
 from famjax.evals.runner import Runner
 from famjax.evals.tasks import language
-from famjax.evals.tasks.base import Example, Task
+from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.evals.tasks.language import Document, Sums
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model
@@ -122,16 +122,20 @@ def test_one_document_has_no_interval():
 
 
 def test_documents_stand_for_their_bytes(tmp_path):
-    """A document with nothing to predict is skipped; if all are, that is an error."""
+    """A document with nothing to predict is counted and skipped; if all are, that is an error."""
     (tmp_path / "a.txt").write_text("héllo world")  # 12 bytes
     (tmp_path / "b.txt").write_text("x")
     config = EvalConfig(model_dirs=("m",), task="text", sources=(str(tmp_path / "*.txt"),))
-    (document,) = language.documents(config, ByteVocabulary())
+    (tmp_path / "c.txt").write_text("")
+    document, *short = language.documents(config, ByteVocabulary())
+    assert short == [Unreadable(str(tmp_path / name), "there is no token to predict") for name in ("b.txt", "c.txt")]
     assert bytes(document.tokens.tolist()) == "héllo world".encode() and document.size == 12
-    (example,) = language.task("text", config, Codec.of(ByteVocabulary())).examples()
+    example, *skipped = language.task("text", config, Codec.of(ByteVocabulary())).examples()
+    assert skipped == short
     assert (len(example.prompt), len(example.scored), example.size) == (1, 11, 11)
-    with pytest.raises(ConfigError, match="two tokens or more"):
-        list(language.documents(EvalConfig(sources=(str(tmp_path / "b.txt"),)), ByteVocabulary()))
+    alone = EvalConfig(sources=(str(tmp_path / "b.txt"),))
+    with pytest.raises(ConfigError, match="no document of text can be read; .*b.txt: there is no token to predict"):
+        language.task("text", alone, Codec.of(ByteVocabulary()))
 
 
 def test_the_command_compares_models_on_texts(tmp_path, capsys):
