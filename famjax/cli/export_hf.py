@@ -1,7 +1,10 @@
 """`famjax export-hf`: writes a model directory as a folder that Hugging Face transformers loads."""
 
 import argparse
+import functools
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from famjax.process.progress import Progress
 if TYPE_CHECKING:
     import numpy as np
 
+    from famjax.pretrained.folder import Written
     from famjax.pretrained.match import Pair
     from famjax.storage.pieces import Weights
 
@@ -25,8 +29,9 @@ HELP = """Write a model directory as a folder that transformers loads: weights, 
 transformers runs the base model alone, without FAM. FAM's prompt is written to fam.safetensors
 (fam_prompt [F, D]) and the memory settings to config.json under "famjax"; `famjax import-hf` reads both.
 An imported model gets its original config.json and tokenizer back, and bit-identical tensors if it was not
-trained. LoRA is merged into the weights; --adapter-only writes LoRA alone in peft's layout
-(adapter_model.safetensors, adapter_config.json), and FAM. DST is renamed into place when it is complete.
+trained. Weights that were trained keep the type of the training. LoRA is merged into the weights;
+--adapter-only writes LoRA alone in peft's layout (adapter_model.safetensors, adapter_config.json), and FAM.
+DST is renamed into place when it is complete.
 """
 
 
@@ -66,7 +71,12 @@ def run(args: argparse.Namespace) -> int:
     weights = Weights(args.source)
     shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith((*MEMORY, "layers/lora/"))}
     by_name = {pair.name: pair for pair in pairs(family_of(hf), shapes)}
+    trained = {name for name, pair in by_name.items() if pair.path in weights.trained}
+    imported = {kind for name, kind in types.items() if name in trained}
+    types = {name: kind for name, kind in types.items() if name not in trained}
     written = [Written(p.name, p.their_shape, _dtype(p, weights, types)) for p in by_name.values()]
+    if trained or weights.converted:
+        hf = with_dtype(hf, written, imported)
     total = sum(tensor.nbytes for tensor in written)
     read = lambda name: _theirs(by_name[name], weights, types, config.lora)
     with (
@@ -107,6 +117,27 @@ def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], 
     return kept, section.get("types", {})
 
 
+def with_dtype(hf: dict[str, Any], written: "Iterable[Written]", imported: set[str]) -> dict[str, Any]:
+    """Returns config.json with the dtype of the written tensors, of several the one that represents all their values.
+
+    Prints a line if it is not the dtype of config.json, or of the tensors of the import, `imported` (of `DTYPES`).
+    """
+    import numpy as np
+
+    from famjax.pretrained.folder import DTYPES
+
+    dtype = functools.reduce(np.promote_types, (tensor.dtype for tensor in written)).name
+    key = "torch_dtype" if "torch_dtype" in hf else "dtype"
+    before = {DTYPES[kind].name for kind in imported} or {str(hf.get(key, dtype))}
+    if others := sorted(before - {dtype}):
+        print(
+            f"the weights are written as {dtype}, in which they were trained, also in config.json; they were imported "
+            f"as {' and '.join(others)}",
+            file=sys.stderr,
+        )
+    return hf | {key: dtype}
+
+
 def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, Any]) -> None:
     """Writes LoRA and FAM, without the base. Raises `ConfigError` if the model has no LoRA."""
     if not config.lora.rank:
@@ -137,7 +168,7 @@ def _memory(weights: "Weights", config: ModelConfig) -> dict[str, "np.ndarray"]:
 
 
 def _theirs(pair: "Pair", weights: "Weights", types: dict[str, str], lora: LoraConfig) -> "np.ndarray":
-    """Returns one tensor of the exported folder, with LoRA merged into it, in the dtype that it was imported from."""
+    """Returns one tensor of the exported folder, with LoRA merged into it, in its dtype there."""
     from famjax.nn.lora import merged, of_base
 
     ours = weights.read(pair.path, pair.layer)

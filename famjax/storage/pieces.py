@@ -111,6 +111,8 @@ class Weights:
     Attributes:
       shapes: shapes of all weights, by path.
       dtypes: NumPy dtypes of all weights, by path.
+      trained: paths of the weights that a training saved, here or in a base.
+      converted: whether weights of a base had another `param_dtype` there.
 
     Raises:
       ConfigError: there are none, or they are damaged.
@@ -134,13 +136,18 @@ class Weights:
             raise ConfigError(f"the weights in {folder} cannot be read ({reason}); restore them from a copy") from error
         self.shapes = {path: tuple(array.shape) for path, array in self._arrays.items()}
         self.dtypes = {path: array.dtype.numpy_dtype for path, array in self._arrays.items()}
+        self.trained = set(paths) if step else set()  # an import is step 0
+        self.converted = False
         base = bases.checked(root)
         self._base = Weights(base.folder) if base is not None else None
-        if self._base is not None:
-            dtype = np.dtype(jax.numpy.dtype(read_config(root).param_dtype))
+        if base is not None and self._base is not None:
+            param_dtype = read_config(root).param_dtype
+            dtype = np.dtype(jax.numpy.dtype(param_dtype))
             rest = {path: shape for path, shape in self._base.shapes.items() if path not in self.shapes}
             self.shapes |= rest
             self.dtypes |= dict.fromkeys(rest, dtype)
+            self.trained |= self._base.trained - self._arrays.keys()
+            self.converted = self._base.converted or read_config(base.path).param_dtype != param_dtype
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """Returns a weight, or one layer of a stacked one."""

@@ -12,7 +12,8 @@ import safetensors.numpy
 from famjax.cli.main import main
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
-from famjax.pretrained.folder import Folder
+from famjax.pretrained.folder import KEPT_CONFIG, Folder
+from famjax.storage import base
 from famjax.storage.checkpoint import load_model, save_model
 from tests import tiny
 from tests.pretrained import ours, theirs
@@ -53,6 +54,68 @@ def test_tensors_and_config_come_back(name: str, dtype: str, tmp_path: Path) -> 
     assert config == original
     for carried in ("tokenizer.json", "generation_config.json"):
         assert (back / carried).read_bytes() == (source / carried).read_bytes()
+
+
+def trained(source: Path, target: Path, only: str = "") -> dict[str, np.ndarray]:
+    """Writes the model directory of a float32 training that moved the weights of an import whose paths start with
+    `only` by a millionth of their size; the others stay in the import. Returns two of its weights by their names in
+    transformers."""
+    config, weights = load_model(source, parameter_shapes)
+    moved = jax.tree.map(lambda w: np.asarray(w, np.float32) * np.float32(1 + 1e-6), weights)
+    own = base.part(moved, lambda path: path.startswith(only))
+    save_model(target, dataclasses.replace(config, param_dtype="float32"), own, step=3)
+    (target / KEPT_CONFIG).write_bytes((source / KEPT_CONFIG).read_bytes())
+    if only:
+        base.write(target, base.of(source))
+    return {"model.embed_tokens.weight": moved["embedding"], "model.norm.weight": moved["final_norm"]["scale"]}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_that_were_trained_keep_their_type(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An import of 16 bits, trained in float32: what transformers loads by default is what was trained, bit for bit,
+    and a line says that the type is not the import's."""
+    import transformers
+
+    source = theirs.save(theirs.CASES["qwen2-grouped"], tmp_path / "theirs", dtype)
+    weights = trained(ours.imported(source, tmp_path / "ours"), tmp_path / "trained")
+    capsys.readouterr()
+    folder = exported(tmp_path / "trained", tmp_path / "back")
+    error = capsys.readouterr().err
+    assert (
+        f"written as float32, in which they were trained, also in config.json; they were imported as {dtype}" in error
+    )
+    assert error.count("\n") == 1
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for name, values in weights.items():
+        assert loaded[name].dtype.itemsize == 4
+        np.testing.assert_array_equal(loaded[name].numpy(), values)
+        assert (values != tensors(source)[name].astype(np.float32)).mean() > 0.9
+
+
+def test_frozen_weights_keep_the_type_of_the_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """float16, trained in float32. If the last norm alone was trained, it alone is float32, and config.json has the
+    type in which transformers loses nothing; if FAM's prompt alone was, the folder is the original one. A frozen base
+    of bfloat16 is float32 in such a training, as config.json then says."""
+    source = theirs.save(theirs.CASES["qwen2-grouped"], tmp_path / "theirs", "float16")
+    model_dir = ours.imported(source, tmp_path / "ours")
+    norm = trained(model_dir, tmp_path / "norm", "final_norm")["model.norm.weight"]
+    found, original = tensors(exported(tmp_path / "norm", tmp_path / "norm out")), tensors(source)
+    np.testing.assert_array_equal(found.pop("model.norm.weight"), norm)
+    original.pop("model.norm.weight")
+    assert_same_tensors(found, original)
+    dtype_of = lambda folder: json.loads((folder / "config.json").read_text())["dtype"]
+    assert dtype_of(tmp_path / "norm out") == "float32"
+    trained(model_dir, tmp_path / "fam", "fam/")
+    capsys.readouterr()
+    assert_same_tensors(tensors(exported(tmp_path / "fam", tmp_path / "fam out")), tensors(source))
+    assert dtype_of(tmp_path / "fam out") == "float16" and not capsys.readouterr().err
+    source = theirs.save(theirs.CASES["qwen2-grouped"], tmp_path / "bfloat16", "bfloat16")
+    trained(ours.imported(source, tmp_path / "other"), tmp_path / "other fam", "fam/")
+    found = tensors(exported(tmp_path / "other fam", tmp_path / "other out"))
+    assert_same_tensors(found, {name: array.astype(np.float32) for name, array in tensors(source).items()})
+    assert dtype_of(tmp_path / "other out") == "float32"
 
 
 def test_transformers_loads_what_was_exported(tmp_path: Path) -> None:
