@@ -53,7 +53,7 @@ def attention_to(
 
 def attention_of_blocks(
     layer: LayerWeights, x: Float[Array, "N B S D"], before: LayerMemory, fresh: Float[Array, "1 P F D"],
-    where: Blocks, marks: Marks = by_kind,
+    where: Blocks, marks: Marks = by_kind, uniform: bool = False,
 ) -> tuple[Float[Array, "B N K G S n"], Float[Array, "B N K G F n"]]:  # fmt: skip
     """Where attention goes in `over_blocks` of the same arguments.
 
@@ -61,6 +61,7 @@ def attention_of_blocks(
       layer, x, before, fresh, where: see `over_blocks`.
       marks: labels of the keys; by default memory segments, FAM and the block itself, n = 3. Keys of another memory
         are of kind `memory`; what a memory adds to each head beside the softmax is not attention and is not here.
+      uniform: with queries of zeros, so that each attends to all of its keys alike.
 
     Returns:
       Of each token, and of FAM's queries when they compute the next FAM of a block: how much of its attention goes to
@@ -71,6 +72,7 @@ def attention_of_blocks(
     def look(x: Tokens, carried: steps.Carried, segments: tuple[KeysValues, ...], at: steps.At, prompt: Tree) -> Tree:
         entered = memories.of(config).enter(layer, carried.beside, x)
         q, kv = steps.project(layer, entered, carried.fam, at, prompt)
+        q = jnp.zeros_like(q) if uniform else q
         others = memories.of(config).sources(layer, carried.beside, at.blocks_before, q[..., :S, :], np.arange(S))
 
         def of_tokens(kv: KeysValues, config: MemoryConfig) -> Float[Array, "B K G S n"]:

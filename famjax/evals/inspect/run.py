@@ -126,8 +126,6 @@ def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.nd
 
 def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict[str, Any]:
     memory = model.config.memory
-    fam = memory.previous_fams * memory.fam_length
-    keys = fam + memory.memory_segments * memory.block_size + (memory.block_size + 1) / 2
     parts = np.array_split(np.arange(len(seen.rms)), min(len(seen.rms), POINTS))
     by_block: dict[str, Any] = {"block": [int(part[0]) for part in parts]}
     curves = {"input_to_fam": seen.to_fam, "fam_rms": seen.rms, "fam_change": seen.change, "fam_cosine": seen.cosine}
@@ -142,7 +140,7 @@ def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict
     chosen = lambda maps: _rounded(maps[np.ix_(layers, heads)])
     return {
         "kinds": ["memory segments", "FAM", "block"],
-        "uniform_share": fam / keys,
+        "uniform_share": float(seen.uniform.mean()),
         "attention": {
             "input": _rounded(seen.attention),
             "answer": None if seen.answer_attention is None else _rounded(seen.answer_attention),

@@ -38,6 +38,7 @@ class Trace:
       answer_attention: the same over the tokens that predict the answer; None if there is none.
       fam_attention: [L, heads, 3], the same for FAM's queries: 0, previous FAM and own block, mean over all updates but
         the first; NaN if there is no second update.
+      uniform: [L, heads], the share of FAM if those tokens attended to all keys in reach alike.
       to_fam: [N, L], share of FAM by block, mean over tokens and heads; NaN before the first update.
       rms: [N, L], root mean square of FAM after the update at the end of each full block.
       change: [N, L], relative change of FAM by an update: |F' - F| / |F|.
@@ -54,6 +55,7 @@ class Trace:
     attention: np.ndarray
     answer_attention: np.ndarray | None
     fam_attention: np.ndarray
+    uniform: np.ndarray
     to_fam: np.ndarray
     rms: np.ndarray
     change: np.ndarray
@@ -111,15 +113,16 @@ class _Sums:
     """Accumulates the recordings of all blocks."""
 
     def __init__(self) -> None:
-        self._tokens, self._answer, self._fam = [0.0, 0], [0.0, 0], [0.0, 0]
+        self._tokens, self._answer, self._fam, self._uniform = ([0.0, 0] for _ in range(4))
         self._by_block: list[tuple[np.ndarray, ...]] = []
         self._logprobs: list[np.ndarray] = []
 
     def add(self, seen: Any, n: int, count: int, S: int, answer: np.ndarray | None) -> None:
         """Adds what `_read` returned for block n."""
-        of_tokens, of_fam, rms, change, cosine, gates, _ = (np.asarray(x, np.float64) for x in seen)
+        of_tokens, of_fam, uniform, rms, change, cosine, gates, _ = (np.asarray(x, np.float64) for x in seen)
         if n:
             self._add(self._tokens, of_tokens[:, :, :count])
+            self._add(self._uniform, uniform[:, :, :count])
             if answer is not None:
                 inside = [t - 1 - n * S for t in answer if n * S <= t - 1 < n * S + count]
                 self._add(self._answer, of_tokens[:, :, inside])
@@ -145,8 +148,8 @@ class _Sums:
             fam_attention = np.full_like(attention, np.nan)
         token_map, fam_map = (np.asarray(x, np.float64) for x in maps)
         return Trace(
-            tokens, attention, mean(self._answer), fam_attention, to_fam, rms, change, cosine, gates, token_map,
-            fam_map, fam_columns, map_block, np.concatenate(self._logprobs)[: tokens - 1],
+            tokens, attention, mean(self._answer), fam_attention, mean(self._uniform), to_fam, rms, change, cosine,
+            gates, token_map, fam_map, fam_columns, map_block, np.concatenate(self._logprobs)[: tokens - 1],
         )  # fmt: skip
 
 
@@ -173,12 +176,14 @@ def _read(
     def observed(layer: Any, x: Any, before: Any, fresh: Any, where: Any, *how: Any) -> Any:
         y, later = over_blocks(layer, x, before, fresh, where, *how)
         of_tokens, of_fam = attention_of_blocks(layer, x, before, fresh, where)
+        uniform, _ = attention_of_blocks(layer, x, before, fresh, where, uniform=True)
         old, new = before.fam[0, 0], later.fam[0, 0]  # [F, D], the newest
         norm = lambda x, axis=None: jnp.sqrt(jnp.square(x).sum(axis=axis))
         rms = jnp.sqrt(jnp.square(new).mean())
         cosine = ((old * new).sum(axis=-1) / (norm(old, -1) * norm(new, -1))).mean()
         gates = write_gates_of_blocks(layer, x, before, fresh, where)[0, 0]
-        return y, (later, (_heads(of_tokens), _heads(of_fam), rms, norm(new - old) / norm(old), cosine, gates))
+        shares = _heads(of_tokens), _heads(of_fam), _heads(uniform)[..., FAM]
+        return y, (later, (*shares, rms, norm(new - old) / norm(old), cosine, gates))
 
     hidden, state, seen = _forward(model, tokens_1S, count_1, state, observed)
     return (*seen, next_token_scores(model, hidden, next_1S)[0][0]), state

@@ -111,6 +111,31 @@ def test_a_gate_has_its_part_in_the_shares() -> None:
     assert_close(found[1], found[2] / 2)
 
 
+@pytest.mark.parametrize("blocks", [2, 9])
+@pytest.mark.parametrize(
+    "settings",
+    [{"memory_segments": 0}, {"memory_segments": 2}, {"memory_segments": 2, "token_window": 6},
+     {"memory_segments": 1, "layer_pattern": ("local", "global"), "local_window": 3}],
+    ids=["block", "segments", "window", "local"],
+)  # fmt: skip
+def test_uniform_attention_is_one_over_the_keys_in_reach(settings: dict, blocks: int) -> None:
+    """F / (keys in reach), mean over all tokens after the first update, counted one by one; a model whose queries are
+    all zero attends like that, and what is stated does not depend on the queries."""
+    config = tiny.config(num_kv_heads=1, **settings)
+    params, T = tiny.parameters(config), blocks * S - 1
+    tokens, M = tiny.tokens(config, 1, T)[0], config.memory.memory_segments
+    windows = [config.layer(i).memory.token_window or T for i in range(config.num_layers)]
+    near = lambda q, k, window: k <= q and q // S - k // S <= M and q - k < window
+    expected = [[F / (F + sum(near(q, k, window) for k in range(T))) for q in range(S, T)] for window in windows]
+    of_model = trace(tiny.build(config, params), tokens)
+    attention = params["layers"]["attention"]
+    flat = {**attention, "query": np.zeros_like(attention["query"])}
+    of_zeros = trace(tiny.build(config, params | {"layers": params["layers"] | {"attention": flat}}), tokens)
+    for found in (of_model.uniform, of_zeros.uniform, of_zeros.attention[..., KINDS.index("fam")]):
+        assert_close(found, np.broadcast_to(np.mean(expected, axis=1)[:, None], found.shape))
+    assert abs(of_model.attention[..., KINDS.index("fam")] - of_model.uniform).max() > 0.01
+
+
 GATED = tiny.config(num_kv_heads=1, fam_update="gated")
 
 
