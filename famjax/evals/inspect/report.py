@@ -42,7 +42,7 @@ def _page(found: dict[str, Any], overview: str) -> str:
     caption = (
         f"Attention in block {maps['block']}. Left of the line are FAM's keys, right of it the block's; rows are "
         "queries, from top to bottom. Darker is more, on a scale of each picture's own. The rest of a row, up to 1, "
-        "goes to memory segments."
+        "goes to memory segments. Layers without FAM have no such keys and queries."
     )
     parts = [
         html.paragraph(f"{found['model']}. {about}"),
@@ -64,9 +64,9 @@ def _page(found: dict[str, Any], overview: str) -> str:
 def _overview(found: dict[str, Any]) -> Figure:
     """Draws attention shares by layer and head (top), curves over blocks and recall (bottom)."""
     shares = found["attention"]
-    panels = [("input queries to FAM", np.array(shares["input"])[..., 1])]
+    panels = [("input queries to FAM", np.array(shares["input"], float)[..., 1])]
     if shares["answer"] is not None:
-        panels.append(("... at the answer's tokens", np.array(shares["answer"])[..., 1]))
+        panels.append(("... at the answer's tokens", np.array(shares["answer"], float)[..., 1]))
     own = np.array(shares["fam_queries"], float)
     panels.append(("FAM's queries to previous FAM", own[..., 0]))
     panels.append(("FAM's queries to the block", own[..., 1]))
@@ -165,7 +165,8 @@ def _maps(maps: dict[str, Any], name: str) -> Figure:
         grid.ravel(), values.reshape(L * H, *values.shape[2:]), [(x, y) for x in maps["layers"] for y in maps["heads"]],
         strict=True,
     ):  # fmt: skip
-        axes.imshow(image, cmap="Blues", aspect="auto", vmin=0, vmax=max(image.max(), 1e-6), interpolation="nearest")
+        most = max(np.nan_to_num(image).max(), 1e-6)
+        axes.imshow(image, cmap="Blues", aspect="auto", vmin=0, vmax=most, interpolation="nearest")
         axes.axvline(maps["fam_columns"] - 0.5, color="C3", lw=0.8)
         axes.set_title(f"layer {layer} head {head}", fontsize=7, pad=2)
         axes.set(xticks=[], yticks=[])

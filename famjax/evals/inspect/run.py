@@ -140,7 +140,7 @@ def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict
     chosen = lambda maps: _rounded(maps[np.ix_(layers, heads)])
     return {
         "kinds": ["memory segments", "FAM", "block"],
-        "uniform_share": float(seen.uniform.mean()),
+        "uniform_share": float(np.nanmean(seen.uniform)),
         "attention": {
             "input": _rounded(seen.attention),
             "answer": None if seen.answer_attention is None else _rounded(seen.answer_attention),

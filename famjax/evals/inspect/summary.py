@@ -17,9 +17,10 @@ def sentences(found: dict[str, Any]) -> list[str]:
       found: the content of `inspect.json` without the summary, see `run.py`.
     """
     shares = found["attention"]
-    tokens, answer = np.array(shares["input"])[..., 1], shares["answer"]
-    to_fam = float(tokens.mean())
-    at_answer = float(np.array(answer)[..., 1].mean()) if answer is not None else None
+    # Layers without FAM have no share of it.
+    tokens, answer = np.array(shares["input"], float)[..., 1], shares["answer"]
+    to_fam = float(np.nanmean(tokens))
+    at_answer = float(np.nanmean(np.array(answer, float)[..., 1])) if answer is not None else None
     change = _mean(found["by_block"]["fam_change"])
     move, what = _loss(found)
     said = [_verdict(to_fam, at_answer, change, move, what)]
@@ -68,29 +69,30 @@ def _loss(found: dict[str, Any]) -> tuple[float, str]:
 
 
 def _attention(tokens: np.ndarray, answer: Any, uniform: float) -> str:
-    layer, head = np.unravel_index(tokens.argmax(), tokens.shape)
+    layer, head = np.unravel_index(np.nanargmax(tokens), tokens.shape)
     text = (
-        f"Input queries give FAM {tokens.mean():.1%} of their attention (uniform attention over all keys in reach: "
-        f"{uniform:.1%}); layer {layer}, head {head} gives most, {tokens.max():.1%}."
+        f"Input queries give FAM {np.nanmean(tokens):.1%} of their attention (uniform attention over all keys in "
+        f"reach: {uniform:.1%}); layer {layer}, head {head} gives most, {np.nanmax(tokens):.1%}."
     )
     if answer is not None:
-        at = np.array(answer)[..., 1]
-        layer, head = np.unravel_index(at.argmax(), at.shape)
-        where = f"at most {at.max():.1%} (layer {layer}, head {head})"
-        text += f" At the tokens that predict the answer it is {at.mean():.1%}, {where}."
+        at = np.array(answer, float)[..., 1]
+        layer, head = np.unravel_index(np.nanargmax(at), at.shape)
+        where = f"at most {np.nanmax(at):.1%} (layer {layer}, head {head})"
+        text += f" At the tokens that predict the answer it is {np.nanmean(at):.1%}, {where}."
     return text
 
 
 def _writing(fam_queries: np.ndarray, by_block: dict[str, Any], change: float) -> str:
     own = float(np.nanmean(fam_queries[..., 0])) if np.isfinite(fam_queries).any() else float("nan")
     rms = np.array(by_block["fam_rms"], float)
-    full = rms[np.isfinite(rms).all(axis=1)]
+    full = rms[np.isfinite(rms).any(axis=1)]
     text = f"FAM's queries give {own:.1%} of their attention to the previous FAM, the rest to the block. "
     text += (
         f"An update changes FAM by {change:.1%} of its norm (cosine to the old FAM: "
         f"{_mean(by_block['fam_cosine']):.3f})."
     )
     if len(full) > 1:
+        full = full[:, np.isfinite(full[0])]  # the layers with FAM
         ratio = float((full[-1] / full[0]).mean())
         trend = "grows" if ratio > 1.2 else "shrinks" if ratio < 1 / 1.2 else "stays"
         text += (

@@ -32,6 +32,8 @@ FAM = KINDS.index("fam")
 class Trace:
     """Recordings of a document. Shares of attention are from 0 to 1; a layer has K * G heads.
 
+    In a layer without FAM all that is of FAM is NaN: its share of the tokens' attention, its queries, its updates.
+
     Attributes:
       tokens: number of tokens.
       attention: [L, heads, 3], shares of memory segments, FAM and own block, mean over tokens after the first update.
@@ -106,7 +108,21 @@ def trace(
         sums.add(jax.device_get(seen), n, count, S, answer)
         if on_tokens is not None:
             on_tokens(count)
-    return sums.trace(len(tokens), maps, map_block, min(model.config.memory.fam_length, FAM_BINS))
+    found = sums.trace(len(tokens), maps, map_block, min(model.config.memory.fam_length, FAM_BINS))
+    _blank(found, np.array([not model.config.has_fam(layer) for layer in range(model.config.num_layers)]))
+    return found
+
+
+def _blank(found: Trace, without: np.ndarray) -> None:
+    """Sets what layers `without` FAM, bool [L], have recorded of it to NaN."""
+    found.attention[without, :, FAM] = np.nan
+    if found.answer_attention is not None:
+        found.answer_attention[without, :, FAM] = np.nan
+    found.token_map[without, ..., : found.fam_columns] = np.nan
+    for by_layer in (found.fam_attention, found.uniform, found.fam_map):
+        by_layer[without] = np.nan
+    for by_block in (found.to_fam, found.rms, found.change, found.cosine):
+        by_block[:, without] = np.nan
 
 
 class _Sums:

@@ -90,6 +90,29 @@ def test_gates_of_updates(tmp_path: Path) -> None:
     assert "Gates of FAM&#x27;s updates" in page and Links(page).fetched == []
 
 
+def test_means_are_over_layers_with_fam(tmp_path: Path) -> None:
+    """FAM in one layer of two: null in the other, and the sentences have the figures of that layer alone."""
+    config = tiny.with_memory(CONFIG, fam_layers="-+")
+    save_model(tmp_path / "m", config, tiny.parameters(config))
+    words = ["inspect", "--model", str(tmp_path / "m"), "--passkey", "2", "--documents", "2", "--output", str(tmp_path)]
+    assert main(words) == 0
+    found = strictly(tmp_path / "inspect.json")
+    shares, by_block = found["attention"], found["by_block"]
+    for which in ("input", "answer"):
+        assert [head[1] for head in shares[which][0]] == [None, None] and None not in np.ravel(shares[which][1])
+    assert np.ravel(shares["fam_queries"][0]).tolist() == [None] * 4
+    curves = {name: [row for row in by_block[name] if row != [None, None]] for name in by_block if name != "block"}
+    assert all(row[0] is None and row[1] is not None for rows in curves.values() for row in rows)
+    mean = lambda name: np.mean([row[1] for row in curves[name]])
+    said = " ".join(found["summary"])
+    assert f"Input queries give FAM {np.mean(shares['input'][1], axis=0)[1]:.1%} of their attention" in said
+    assert f"predict the answer it is {np.mean(shares['answer'][1], axis=0)[1]:.1%}, at most" in said
+    assert f"FAM's queries give {np.mean(shares['fam_queries'][1], axis=0)[0]:.1%} of their attention" in said
+    assert f"by {mean('fam_change'):.1%} of its norm (cosine to the old FAM: {mean('fam_cosine'):.3f})" in said
+    first, last = (curves["fam_rms"][i][1] for i in (0, -1))
+    assert f"{first:.2f} after the first update, {last:.2f} after {len(curves['fam_rms'])}." in said
+
+
 def test_a_text_with_an_answer(model_dir: Path, tmp_path: Path) -> None:
     """The answer's tokens are reported separately; passages are repeated after 1, 2 and 4 updates."""
     for name, seed in (("one", 0), ("other", 1)):

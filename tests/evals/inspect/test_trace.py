@@ -136,6 +136,28 @@ def test_uniform_attention_is_one_over_the_keys_in_reach(settings: dict, blocks:
     assert abs(of_model.attention[..., KINDS.index("fam")] - of_model.uniform).max() > 0.01
 
 
+def test_a_layer_without_fam_has_none_of_its_figures() -> None:
+    """NaN for FAM there; the first layer's figures are those of the same model with FAM in both, since nothing above
+    reaches it. Its attention to the block and the segments stays, and is all there is."""
+    some = dataclasses.replace(CONFIG, memory=dataclasses.replace(CONFIG.memory, fam_layers="+-"))
+    params, tokens, answer = tiny.parameters(CONFIG), tiny.tokens(CONFIG, 1, 18)[0], np.array([14])
+    both, one = (trace(tiny.build(config, params), tokens, answer) for config in (CONFIG, some))
+    for name in ("attention", "answer_attention", "fam_attention", "uniform", "token_map", "fam_map"):
+        assert_close(getattr(one, name)[0], getattr(both, name)[0])
+    for name in ("to_fam", "rms", "change", "cosine"):
+        assert_close(getattr(one, name)[1:4, 0], getattr(both, name)[1:4, 0])
+        assert np.isnan(getattr(one, name)[:, 1]).all()
+    for of_fam in (
+        one.attention[1, :, 1],
+        one.fam_attention[1],
+        one.uniform[1],
+        one.token_map[1, ..., :F],
+        one.fam_map[1],
+    ):
+        assert np.isnan(of_fam).all()
+    assert_close(one.attention[1, :, [0, 2]].sum(0), np.ones(CONFIG.num_heads))
+
+
 GATED = tiny.config(num_kv_heads=1, fam_update="gated")
 
 
