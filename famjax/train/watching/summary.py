@@ -92,11 +92,13 @@ def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Me
     aside = f" ({unused:,} of LoRA are unused, in layers before {first})" if unused else ""
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
-    fam = fam if memory.kind == "fam" else f"a memory of kind {memory.kind}"
+    fam = f"{fam if memory.kind == 'fam' else f'a memory of kind {memory.kind}'} a layer"
+    having = sum(map(config.model.has_fam, range(layers)))
+    fam += f" in {having} of {layers} layers" if 0 < having < layers else ""
     return [
         f"weights       {total:,}, {total - embedding:,} without embedding; "
         f"{sum(weights[path].size for path in trained) - unused:,} are trained{aside}",
-        f"memory        blocks of {memory.block_size}, {memory.memory_segments} segments, {fam} a layer; "
+        f"memory        blocks of {memory.block_size}, {memory.memory_segments} segments, {fam}; "
         f"{data_size(found.row)} a row, for text of any length",
         f"mesh          {shape}",
         f"a device      weights {data_size(found.weights)}, optimizer ({config.optimizer.name}) "

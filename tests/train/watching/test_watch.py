@@ -129,6 +129,18 @@ def test_a_profile_and_a_summary_are_there(watched):
     assert f"weights {4 * total / 1024:.1f} KiB, optimizer (adamw) {(8 * total + 8) / 1024:.1f} KiB" in text
 
 
+def test_how_many_layers_have_fam():
+    """The pattern +-- of seven layers is +--+--+: three of them. In all layers, no number is given."""
+    F = MODEL.memory.fam_length
+    for which, said in (
+        ("+--", f"{F} feedback activations a layer in 3 of 7 layers; "),
+        ("all", f"{F} feedback activations a layer; "),
+    ):
+        model = dataclasses.replace(tiny.with_memory(MODEL, fam_layers=which), num_layers=7)
+        config = TrainConfig(model_dir="none", model=model, batch_size=1)
+        assert said in summary(config, optim.optimizer(config.tuning, 1), make_mesh())
+
+
 def test_pairs_of_layers_without_lora_do_not_count_as_trained():
     """With `first_layer` 1 of two layers, half of the pairs."""
     lora = LoraConfig(rank=2, projections=("query",), first_layer=1)
