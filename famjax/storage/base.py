@@ -51,6 +51,8 @@ def of(source: str | Path) -> Base:
     for step in steps.all_steps(root)[::-1] if named is None else [named]:
         if not steps.damage(root, step, [WEIGHTS]):
             return Base(root, step, record_of(root, step))
+    if named is not None and not step_dir(root, named).is_dir():
+        raise ConfigError(steps.no_step(root, named))
     raise ConfigError(f"{source} has no intact weights to start from; restore them from a copy")
 
 

@@ -255,8 +255,7 @@ def _no_weights(root: Path, named: int | None, damaged: dict[int, str]) -> str:
     if damaged:
         return f"{_describe(root, damaged)}; restore one of them from a copy"
     if named is not None:
-        there = ", ".join(map(str, steps.all_steps(root))) or "none"
-        return f"{root} has no step {named}; its steps: {there}"
+        return steps.no_step(root, named)
     return f"{root} has a model.json but no weights; was its training stopped before the first save?"
 
 

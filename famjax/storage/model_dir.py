@@ -72,6 +72,11 @@ def _flat(fields: dict[str, Any]) -> dict[str, Any]:
     return plain | fields["memory"] | {f"LoRA's {name}": value for name, value in fields["lora"].items()}
 
 
+def is_step(name: str) -> bool:
+    """Whether a folder's name is a number of steps: decimal digits, and no others of Unicode's such as ²."""
+    return name.isascii() and name.isdigit()
+
+
 def split_step(model_dir: str | Path) -> tuple[Path, int | None]:
     """Returns the model directory and the step in a path: (runs/a, 400) for "runs/a/checkpoints/400", else step None.
 
@@ -82,7 +87,7 @@ def split_step(model_dir: str | Path) -> tuple[Path, int | None]:
     root = path.parent.parent
     if path.parent.name != CHECKPOINTS or not (root / MODEL_JSON).is_file():
         return path, None
-    if path.name.isdigit():
+    if is_step(path.name):
         return root, int(path.name)
     if path.name != BEST:
         return path, None

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from famjax.storage.model_dir import CHECKPOINTS, write_text
+from famjax.storage.model_dir import CHECKPOINTS, is_step, write_text
 
 WEIGHTS, TRAINING, PROGRESS, METRICS = "weights", "training", "progress", "metrics"
 
@@ -32,7 +32,12 @@ def step_dir(root: Path, step: int) -> Path:
 def all_steps(model_dir: str | Path) -> list[int]:
     """Returns the steps in a model directory, in ascending order, without one that is still being written."""
     folder = Path(model_dir) / CHECKPOINTS
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in folder.glob("*") if is_step(path.name) and path.is_dir())
+
+
+def no_step(root: Path, step: int) -> str:
+    """Describes that a model directory does not have a step, and which ones it has."""
+    return f"{root} has no step {step}; its steps: {', '.join(map(str, all_steps(root))) or 'none'}"
 
 
 def latest_step(model_dir: str | Path) -> int | None:

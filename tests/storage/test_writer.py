@@ -17,7 +17,7 @@ import pytest
 
 from famjax.config import ConfigError
 from famjax.nn.weights import parameter_shapes
-from famjax.storage import checkpoint, lock, steps
+from famjax.storage import base, checkpoint, lock, steps
 from famjax.storage.checkpoint import load_model
 from famjax.storage.writer import Keep, Writer
 from tests import tiny
@@ -139,6 +139,12 @@ def test_a_step_and_the_best_can_be_named(tmp_path):
         np.testing.assert_array_equal(params["embedding"], tiny.parameters(SMALL, seed)["embedding"])
     with pytest.raises(ConfigError, match="has no step 3; its steps: 1, 2"):
         load_model(tmp_path / "checkpoints/3", parameter_shapes)
+    with pytest.raises(ConfigError, match=r"^\S+ has no step 3; its steps: 1, 2$"):
+        base.of(tmp_path / "checkpoints/3")
+    (tmp_path / "checkpoints/²").mkdir()  # a digit to `str.isdigit`
+    assert steps.all_steps(tmp_path) == [1, 2]
+    with pytest.raises(ConfigError, match="² is not a model directory"):
+        load_model(tmp_path / "checkpoints/²", parameter_shapes)
     (tmp_path / "best.json").unlink()
     with pytest.raises(ConfigError, match="names no best checkpoint"):
         load_model(tmp_path / "checkpoints/best", parameter_shapes)
