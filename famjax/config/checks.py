@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from typing import Any
@@ -23,6 +24,12 @@ def at_least(name: str, value: float, least: float) -> None:
     """Raises `ConfigError` if the value is less than `least`."""
     if value < least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
+def finite(name: str, value: float) -> None:
+    """Raises `ConfigError` if the value is not finite; JSON files of Python may have NaN and Infinity."""
+    if not abs(value) <= sys.float_info.max:
+        raise ConfigError(f"{name} is {str(value):.40}; it must be a finite number")
 
 
 def nearest_multiples(number: int, unit: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.config.checks import finite
 from famjax.pretrained.families import FAMILIES, Family, family_of
 
 # The section of an exported config.json with the memory's settings.
@@ -91,7 +92,7 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
         fields |= _rope(says, family, "local" in fields["layer_pattern"])
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"config.json: RoPE's settings have a value that is not a number ({error})") from None
     unread = sorted(key for key in set(hf) - says.read - NO_EFFECT - OF_FAMILIES - {SECTION} if hf[key] is not None)
     if unread:
@@ -132,6 +133,7 @@ class _Says:
             raise ConfigError(f"config.json has no {name}; is it the config.json of a causal language model?")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ConfigError(f"config.json: {name} is {value!r}; it must be a number")
+        finite(f"config.json: {name}", value)
         return value
 
     def whole(self, name: str, default: Any = None) -> int:
@@ -184,26 +186,32 @@ def _rope(says: _Says, family: Family, has_local: bool) -> dict[str, Any]:
     parameters, local = _rope_by_kind(says) if "rope_local_base_freq" in family.optional else (_rope_of_all(says), {})
     if local.get("rope_type", "default") != "default":
         raise ConfigError(f"config.json: RoPE of sliding layers is scaled ({local['rope_type']}), which is not known")
-    fields: dict[str, Any] = {"rope_base": float(parameters["rope_theta"])}
+    fields: dict[str, Any] = {"rope_base": _finite(parameters, "rope_theta")}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if any(float(one.get("partial_rotary_factor") or 1.0) != 1.0 for one in (parameters, local, says.all)):
         raise ConfigError("config.json: partial_rotary_factor is not 1; only RoPE over whole heads is known")
     try:
         if kind in ("linear", "llama3"):
-            fields |= {"rope_scaling": kind, "rope_factor": float(parameters["factor"])}
+            fields |= {"rope_scaling": kind, "rope_factor": _finite(parameters, "factor")}
         elif kind != "default":
             raise ConfigError(f"config.json: RoPE of type {kind!r} is not known; known are default, linear and llama3")
         if kind == "llama3":
             fields |= {
-                "rope_low_frequency_factor": float(parameters["low_freq_factor"]),
-                "rope_high_frequency_factor": float(parameters["high_freq_factor"]),
-                "rope_original_length": int(parameters["original_max_position_embeddings"]),
+                "rope_low_frequency_factor": _finite(parameters, "low_freq_factor"),
+                "rope_high_frequency_factor": _finite(parameters, "high_freq_factor"),
+                "rope_original_length": int(_finite(parameters, "original_max_position_embeddings")),
             }
     except KeyError as missing:
         raise ConfigError(f"config.json: RoPE of type {kind} lacks {missing}") from None
-    if has_local and local and (kind != "default" or float(local["rope_theta"]) != fields["rope_base"]):
-        fields["local_rope_base"] = float(local["rope_theta"])
+    if has_local and local and (kind != "default" or _finite(local, "rope_theta") != fields["rope_base"]):
+        fields["local_rope_base"] = _finite(local, "rope_theta")
     return fields
+
+
+def _finite(parameters: Mapping[str, Any], name: str) -> float:
+    """Returns one of RoPE's parameters as a float. Raises `ConfigError` if it is not finite."""
+    finite(f"config.json: {name}", value := float(parameters[name]))
+    return value
 
 
 def _rope_of_all(says: _Says) -> dict[str, Any]:
@@ -340,6 +348,9 @@ def memory_of(hf: Mapping[str, Any]) -> MemoryConfig | None:
     if not isinstance(memory, dict):
         raise ConfigError(f"config.json: {SECTION} has no memory settings; leave the section out or restore it")
     try:
+        for name, value in memory.items():
+            if isinstance(value, float):
+                finite(name, value)
         found = MemoryConfig.from_fields(memory)
         found.validate()
     except ConfigError as error:

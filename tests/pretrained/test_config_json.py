@@ -1,6 +1,7 @@
 """The meaning of a config.json, and settings that are refused rather than ignored."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -54,6 +55,10 @@ def test_rope_that_is_said_twice() -> None:
     assert (config.rope_base, config.local_rope_base, config.rope_factor) == (1e6, 1e4, 8.0)
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 BAD = [
     ({"architectures": ["GPT2LMHeadModel"]}, "'GPT2LMHeadModel' is not known; known are LlamaForCausalLM, Mistral"),
     ({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}, "Gemma3ForConditionalGeneration"),
@@ -72,6 +77,19 @@ BAD = [
     ({"hidden_act": "mish"}, "the activation 'mish' is not known"),
     ({"hidden_size": None}, "has no hidden_size"),
     ({"vocab_size": "many"}, "vocab_size is 'many'; it must be a number"),
+    ({"rms_norm_eps": math.nan}, "rms_norm_eps is nan; it must be a finite number"),
+    ({"hidden_size": math.inf}, "hidden_size is inf; it must be a finite number"),
+    ({"intermediate_size": 10**400}, "; it must be a finite number"),
+    ({"rope_theta": math.inf}, "rope_theta is inf; it must be a finite number"),
+    ({"rope_scaling": {"type": "linear", "factor": math.nan}}, "factor is nan; it must be a finite number"),
+    ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "RoPE's settings have a value that is not a number"),
+    ({"rope_parameters": LLAMA3 | {"low_freq_factor": -math.inf}}, "low_freq_factor is -inf; it must be a finite"),
+    ({"rope_parameters": LLAMA3 | {"high_freq_factor": "nan"}}, "high_freq_factor is nan; it must be a finite"),
+    (
+        {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": math.inf}},
+        "original_max_position_embeddings is inf; it must be a finite number",
+    ),
+    (GEMMA3 | {"rope_local_base_freq": math.inf}, "rope_local_base_freq is inf; it must be a finite number"),
     ({"num_key_value_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
     ({"head_dim": 7}, "head_dim 7 is odd"),
 ]
@@ -102,6 +120,8 @@ def test_memory_section() -> None:
     assert memory_of(LLAMA) is None
     with pytest.raises(ConfigError, match="famjax: MemoryConfig has no field 'blok'"):
         memory_of(LLAMA | {"famjax": {"memory": {"blok": 4}}})
+    with pytest.raises(ConfigError, match="famjax: fam_max_rms is inf; it must be a finite number"):
+        memory_of(LLAMA | {"famjax": {"memory": {"fam_max_rms": math.inf}}})
     with pytest.raises(ConfigError, match="fam_length 9 is longer than block_size 4"):
         memory_of(LLAMA | {"famjax": {"memory": {"fam_length": 9, "block_size": 4}}})
 
