@@ -19,7 +19,7 @@ class InspectConfig:
       documents: documents per length, at evenly spaced offsets of the filler relative to the block boundaries.
       key_digits: digits of a key.
       places: evenly spaced block boundaries of a text at which FAM is knocked out.
-      longest: maximum tokens of a text; longer ones are truncated. 0: no limit.
+      longest: maximum tokens of each text, `input` and `other`; longer ones are truncated. 0: no limit.
       batch_size: documents per batch.
       seed: seed of the keys.
     """

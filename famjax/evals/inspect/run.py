@@ -88,7 +88,7 @@ def _text(model: Transformer, codec: Codec, config: InspectConfig, stage: Any) -
     sessions = recall.sessions_at(model, tokens, edges, stage("prefilling to the block boundaries"))
     other = None
     if config.other:
-        text = codec.encode(read_text(config.other, "replace"))
+        text = _read(codec, config.other, config)
         if len(text) <= S:
             raise ConfigError(f"--other {config.other} has {len(text)} tokens; it must have more than a block of {S}")
         other = prefill(model, start(model), [[text]], stage("prefilling the other text"))
@@ -109,16 +109,18 @@ def _text(model: Transformer, codec: Codec, config: InspectConfig, stage: Any) -
 
 def _tokens(codec: Codec, config: InspectConfig, block_size: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the tokens of input and answer, and the positions of the answer (None without one)."""
-    text = read_text(config.input, "replace")
-    whole = codec.encode(text)
-    if config.longest:
-        whole = whole[: config.longest]
+    whole = _read(codec, config.input, config)
     if len(whole) < 3 * block_size:
         raise ConfigError(f"{config.input} has {len(whole)} tokens; it must have three blocks of {block_size} or more")
     if not config.answer:
         return whole, None
     answer = codec.encode(config.answer, fresh=False)
     return np.concatenate([whole, answer]), len(whole) + np.arange(len(answer))
+
+
+def _read(codec: Codec, path: str, config: InspectConfig) -> np.ndarray:
+    """Returns the tokens of a text file, of a longer text the first `config.longest`."""
+    return codec.encode(read_text(path, "replace"))[: config.longest or None]
 
 
 # --- the trace, for JSON --------------------------------------------------------------------------

@@ -130,6 +130,21 @@ def test_a_text_with_an_answer(model_dir: Path, tmp_path: Path) -> None:
     assert found["attention"]["answer"] is not None
 
 
+def test_the_other_text_is_truncated_too(model_dir: Path, tmp_path: Path) -> None:
+    """With --longest 64, the FAM of the other text is that of its first 64 bytes."""
+    letters = np.random.default_rng(0).choice(list("abcdef \n"), (2, 16 * 6))
+    for name, text in (("one", letters[0]), ("other", letters[1]), ("first", letters[1][:64])):
+        (tmp_path / name).write_text("".join(text))
+    found = []
+    for other in ("other", "first"):
+        words = ["--model", str(model_dir), "--input", str(tmp_path / "one"), "--other", str(tmp_path / other)]
+        assert main(["inspect", *words, "--longest", "64", "--output", str(tmp_path / "out")]) == 0
+        found.append(strictly(tmp_path / "out/inspect.json"))
+    assert found[0]["document"]["tokens"] == 64
+    assert found[0]["knock_out"] == found[1]["knock_out"] and found[0]["recall"] == found[1]["recall"]
+    assert found[0]["knock_out"]["swapped"] != found[0]["knock_out"]["fresh"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
