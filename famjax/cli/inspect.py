@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from famjax.cli.flags import add_memory_arguments, memory_overrides
+from famjax.cli.flags import add_memory_arguments, memory_overrides, refuse
 from famjax.config import ConfigError
 
 NAME = "inspect"
+# Flags, as in `args`, of one kind of inspection.
+OF_PASSKEY, OF_TEXT = ("documents", "seed"), ("places", "longest")
 HELP = """Inspect what a model's feedback memory (FAM) does with a document.
 
   famjax inspect --model runs/fam --passkey 1 4 16 64 --output runs/inspect
@@ -34,17 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--passkey", type=int, nargs="+", default=(), metavar="N",
         help="inspect the pass-key task with N blocks of filler, for each N, instead of a text; traces the longest",
     )  # fmt: skip
+    parser.add_argument("--documents", type=int, metavar="N", help="pass-key documents per length (default: 16)")
     parser.add_argument(
-        "--documents", type=int, default=16, metavar="N", help="pass-key documents per length (default: 16)"
+        "--places", type=int, metavar="N", help="block boundaries of a text at which FAM is knocked out (default: 8)"
     )
     parser.add_argument(
-        "--places", type=int, default=8, metavar="N", help="block boundaries at which FAM is knocked out (default: 8)"
-    )
-    parser.add_argument(
-        "--longest", type=int, default=0, metavar="N", help="truncate each text to N tokens (default: 0, no limit)"
+        "--longest", type=int, metavar="N", help="truncate each text to N tokens (default: 0, no limit)"
     )
     parser.add_argument("--batch-size", type=int, default=16, metavar="B", help="maximum batch size (default: 16)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the pass keys (default: 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the pass keys (default: 1)")
     add_memory_arguments(parser)
 
 
@@ -53,9 +53,14 @@ def run(args: argparse.Namespace) -> int:
     from famjax.config.inspection import InspectConfig
     from famjax.storage.model_dir import read_config
 
+    if not args.passkey:
+        refuse(args, OF_PASSKEY, "on a text; leave it out, or use --passkey")
+    elif not args.input:
+        refuse(args, OF_TEXT, "on the pass key; leave it out, or use --input")
+    given = {name: value for name in (*OF_PASSKEY, *OF_TEXT) if (value := getattr(args, name)) is not None}
     config = InspectConfig(
-        args.model, args.output, args.input, args.answer, args.other, tuple(args.passkey), args.documents,
-        places=args.places, longest=args.longest, batch_size=args.batch_size, seed=args.seed,
+        args.model, args.output, args.input, args.answer, args.other, tuple(args.passkey), batch_size=args.batch_size,
+        **given,
     )  # fmt: skip
     config.validate()
     for flag, path in (("--input", config.input), ("--other", config.other)):

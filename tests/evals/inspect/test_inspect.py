@@ -152,6 +152,12 @@ def test_the_other_text_is_truncated_too(model_dir: Path, tmp_path: Path) -> Non
         (["--passkey", "0"], "at least 1"),
         (["--input", "no/such.txt"], "no/such.txt is not a file"),
         (["--passkey", "1", "--answer", "x"], "need --input"),
+        (["--passkey", "1", "--documents", "1"], "documents is 1; it must be at least 2"),
+        (["--passkey", "1", "--input", "x", "--places", "2"], "give either --input"),
+        (["--input", "x", "--documents", "1"], "--documents has no effect on a text; leave it out, or use --passkey"),
+        (["--input", "x", "--seed", "1"], "--seed has no effect on a text"),
+        (["--passkey", "1", "--places", "8"], "--places has no effect on the pass key; leave it out, or use --input"),
+        (["--passkey", "1", "--longest", "0"], "--longest has no effect on the pass key"),
         (["--passkey", "1", "--fam-length", "0"], "nothing to inspect"),
     ],
 )
