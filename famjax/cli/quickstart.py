@@ -8,6 +8,7 @@ from typing import Any
 from famjax.cli import side_by_side
 from famjax.cli.flags import distinct_numbers, refuse
 from famjax.config import ConfigError, EvalConfig
+from famjax.config.checks import at_least
 from famjax.process.cpu import cores
 
 NAME = "quickstart"
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         refuse(args, ("twins", "seed", "steps", "keys"), "with --no-training; leave it out")
     if args.texts:
         refuse(args, ("keys",), "with --texts; leave it out")
+    if args.keys is not None:
+        at_least("--keys", args.keys, 1)
     jobs = _jobs(args, output)
     if not args.texts:
         _show_shipped(output / "shipped")

@@ -52,6 +52,7 @@ OF_FAMILIES = frozenset({
     "hidden_act", "hidden_activation", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
     "sliding_window_pattern", "_sliding_window_pattern", "rope_local_base_freq", "rope_scaling", "rope_theta",
 })  # fmt: skip
+CAPS = {"attn_logit_softcapping": "attention_cap", "final_logit_softcapping": "logit_cap"}
 SLIDING, FULL = "sliding_attention", "full_attention"
 # Fields of a ModelConfig that do not define the architecture: memory, LoRA, execution and training.
 NOT_THE_MODEL = (
@@ -70,9 +71,9 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
     if hf.get("quantization_config"):
         raise ConfigError("config.json: the weights are quantised; take the model's folder with unquantised weights")
     says = _Says({**family.silent, **hf})
-    fields: dict[str, Any] = {ours: says.whole(theirs) for theirs, ours in NUMBERS.items()}
-    fields["num_kv_heads"] = says.whole("num_key_value_heads", fields["num_heads"])
-    fields["head_dim"] = says.whole("head_dim", fields["d_model"] // max(fields["num_heads"], 1))
+    fields: dict[str, Any] = {ours: says.size(theirs) for theirs, ours in NUMBERS.items()}
+    fields["num_kv_heads"] = says.size("num_key_value_heads", fields["num_heads"])
+    fields["head_dim"] = says.size("head_dim", fields["d_model"] // fields["num_heads"])
     fields["norm_eps"] = float(says.number("rms_norm_eps", 1e-6))
     fields["tie_embeddings"] = bool(says("tie_word_embeddings"))
     fields["activation"] = _activation(str(says(family.activation) or "silu"), family)
@@ -83,10 +84,10 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
     if "mlp_bias" in family.optional:
         fields["ff_bias"] = bool(says("mlp_bias"))
     if "query_pre_attn_scalar" in family.optional:
-        scale = float(says.number("query_pre_attn_scalar")) ** -0.5
+        scale = float(says.positive("query_pre_attn_scalar")) ** -0.5
         fields["attention_scale"] = 0.0 if scale == fields["head_dim"] ** -0.5 else scale
-        fields["attention_cap"] = float(says.number("attn_logit_softcapping", 0.0))
-        fields["logit_cap"] = float(says.number("final_logit_softcapping", 0.0))
+        for theirs, ours in CAPS.items():
+            fields[ours] = 0.0 if says(theirs) is None else float(says.positive(theirs))
     fields |= _layers(says, family, fields["num_layers"])
     try:
         fields |= _rope(says, family, "local" in fields["layer_pattern"])
@@ -136,12 +137,24 @@ class _Says:
         finite(f"config.json: {name}", value)
         return value
 
+    def positive(self, name: str, default: Any = None) -> Any:
+        """Returns a number above 0; otherwise as `number`."""
+        value = self.number(name, default)
+        if value <= 0:
+            raise ConfigError(f"config.json: {name} is {value}; it must be more than 0")
+        return value
+
     def whole(self, name: str, default: Any = None) -> int:
         """Returns an integer; otherwise as `number`."""
         value = self.number(name, default)
         if value != int(value):
             raise ConfigError(f"config.json: {name} is {value!r}; it must be a whole number")
         return int(value)
+
+    def size(self, name: str, default: Any = None) -> int:
+        """Returns an integer above 0; otherwise as `number`."""
+        self.positive(name, default)
+        return self.whole(name, default)
 
 
 def _activation(name: str, family: Family) -> str:
@@ -170,7 +183,7 @@ def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
     elif family.windows == "from_layer":
         local = [layer >= says.whole("max_window_layers") for layer in range(num_layers)]
     else:
-        period = max(says.whole("sliding_window_pattern", family.windows), 1)
+        period = says.size("sliding_window_pattern", max(family.windows, 1))
         if period != family.windows and "sliding_window_pattern" not in family.optional:  # transformers ignores it
             raise ConfigError(f"config.json: sliding_window_pattern is {period}, but every second layer of Gemma 2 has "
                               f"a sliding window; remove it, or give layer_types")  # fmt: skip
@@ -186,31 +199,33 @@ def _rope(says: _Says, family: Family, has_local: bool) -> dict[str, Any]:
     parameters, local = _rope_by_kind(says) if "rope_local_base_freq" in family.optional else (_rope_of_all(says), {})
     if local.get("rope_type", "default") != "default":
         raise ConfigError(f"config.json: RoPE of sliding layers is scaled ({local['rope_type']}), which is not known")
-    fields: dict[str, Any] = {"rope_base": _finite(parameters, "rope_theta")}
+    fields: dict[str, Any] = {"rope_base": _positive(parameters, "rope_theta")}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if any(float(one.get("partial_rotary_factor") or 1.0) != 1.0 for one in (parameters, local, says.all)):
         raise ConfigError("config.json: partial_rotary_factor is not 1; only RoPE over whole heads is known")
     try:
         if kind in ("linear", "llama3"):
-            fields |= {"rope_scaling": kind, "rope_factor": _finite(parameters, "factor")}
+            fields |= {"rope_scaling": kind, "rope_factor": _positive(parameters, "factor")}
         elif kind != "default":
             raise ConfigError(f"config.json: RoPE of type {kind!r} is not known; known are default, linear and llama3")
         if kind == "llama3":
             fields |= {
-                "rope_low_frequency_factor": _finite(parameters, "low_freq_factor"),
-                "rope_high_frequency_factor": _finite(parameters, "high_freq_factor"),
-                "rope_original_length": int(_finite(parameters, "original_max_position_embeddings")),
+                "rope_low_frequency_factor": _positive(parameters, "low_freq_factor"),
+                "rope_high_frequency_factor": _positive(parameters, "high_freq_factor"),
+                "rope_original_length": int(_positive(parameters, "original_max_position_embeddings")),
             }
     except KeyError as missing:
         raise ConfigError(f"config.json: RoPE of type {kind} lacks {missing}") from None
-    if has_local and local and (kind != "default" or _finite(local, "rope_theta") != fields["rope_base"]):
-        fields["local_rope_base"] = _finite(local, "rope_theta")
+    if has_local and local and (kind != "default" or _positive(local, "rope_theta") != fields["rope_base"]):
+        fields["local_rope_base"] = _positive(local, "rope_theta")
     return fields
 
 
-def _finite(parameters: Mapping[str, Any], name: str) -> float:
-    """Returns one of RoPE's parameters as a float. Raises `ConfigError` if it is not finite."""
+def _positive(parameters: Mapping[str, Any], name: str) -> float:
+    """Returns one of RoPE's parameters as a float. Raises `ConfigError` if it is not finite and above 0."""
     finite(f"config.json: {name}", value := float(parameters[name]))
+    if value <= 0:
+        raise ConfigError(f"config.json: {name} is {value:g}; it must be more than 0")
     return value
 
 
@@ -223,7 +238,7 @@ def _rope_of_all(says: _Says) -> dict[str, Any]:
             "config.json: rope_parameters differ by kind of layer, which this architecture does not have; give one set"
         )
     found = dict(parameters or {}) if not scaling else dict(scaling)
-    found.setdefault("rope_theta", says.number("rope_theta", 10000.0))
+    found.setdefault("rope_theta", says.positive("rope_theta", 10000.0))
     return found
 
 
@@ -235,8 +250,8 @@ def _rope_by_kind(says: _Says) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ConfigError("config.json: rope_scaling has a type, which this architecture ignores; call it rope_type")
     full = {**(given.pop(FULL, None) or {}), **scaling}
     local = dict(given.pop(SLIDING, None) or {})
-    full.setdefault("rope_theta", says.number("rope_theta"))
-    local.setdefault("rope_theta", says.number("rope_local_base_freq"))
+    full.setdefault("rope_theta", says.positive("rope_theta"))
+    local.setdefault("rope_theta", says.positive("rope_local_base_freq"))
     # Parameters for all layers at once are ignored by transformers.
     without_effect = {"rope_theta": full["rope_theta"], "rope_type": "default"}
     if ignored := sorted(key for key, value in given.items() if without_effect.get(key) != value):
@@ -304,8 +319,7 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
     if "query_pre_attn_scalar" in family.optional:
         scalar = config.attention_scale**-2 if config.attention_scale else config.head_dim
         hf["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-9 else scalar
-        hf["attn_logit_softcapping"] = config.attention_cap or None
-        hf["final_logit_softcapping"] = config.logit_cap or None
+        hf |= {theirs: getattr(config, ours) or None for theirs, ours in CAPS.items()}
     if family.windows is not None:
         hf["sliding_window"] = config.local_window if any(local) else None
     if family.windows == "from_layer":

@@ -16,6 +16,7 @@ LLAMA = {
 GEMMA3 = LLAMA | {
     "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "num_hidden_layers": 26, "sliding_window": 512,
 }  # fmt: skip
+GEMMA2 = LLAMA | {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "sliding_window": 512}
 QWEN2 = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_key_value_heads": 2}
 MISTRAL = LLAMA | {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_key_value_heads": 2}
 
@@ -93,6 +94,30 @@ BAD = [
     ({"num_key_value_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
     ({"head_dim": 7}, "head_dim 7 is odd"),
 ]
+
+
+POSITIVE = [
+    *((name, {}) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")),
+    *((name, {}) for name in ("num_attention_heads", "num_key_value_heads", "rope_theta")),
+    *((name, GEMMA2) for name in ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")),
+    *((name, GEMMA3) for name in ("rope_local_base_freq", "sliding_window_pattern", "query_pre_attn_scalar")),
+]
+
+
+@pytest.mark.parametrize("value", [0, -1, -0.5])
+@pytest.mark.parametrize(("name", "family"), POSITIVE)
+def test_what_must_be_positive(name: str, family: dict, value: float) -> None:
+    """Division by it, or a length: transformers fails, or computes no numbers."""
+    with pytest.raises(ConfigError, match=rf"{name} is {value}; it must be more than 0"):
+        model_config(LLAMA | family | {name: value})
+
+
+def test_parameters_of_rope_must_be_positive() -> None:
+    """Each of them alone, as they divide lengths and frequencies."""
+    for name, value in LLAMA3.items():
+        if isinstance(value, (int, float)):
+            with pytest.raises(ConfigError, match=f"{name} is -1; it must be more than 0"):
+                model_config(LLAMA | {"rope_parameters": LLAMA3 | {name: -1}})
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
