@@ -306,12 +306,16 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     assert f"better than no memory by {said['heldout', 'gated_m0']} bits per byte, with each of three seeds" in readme
     costs = f"it costs {said['joined', 'gated_m0']}, where the paper's update costs {said['joined', 'fam_m0']}"
     assert costs in readme and all(sum(gaps["joined", kind]) > 0 for kind in ("fam_m0", "gated_m0"))
-    tracked = json.loads(text(ROOT / "docs/compare.json"))["Permutations of five (S5), 3,000 steps"]["memories"]
+    compared = json.loads(text(ROOT / "docs/compare.json"))
+    tracked = compared["Permutations of five (S5), 3,000 steps"]["memories"]
     of_four = {one["name"]: f"{one['lengths'][2]['value']:.0%}" for one in tracked}
     assert all(one["lengths"][2]["blocks"] == 4 for one in tracked)
-    assert f"FAM is right for {of_four['fam']} of the states in documents of four blocks" in readme
-    assert f"DeltaNet for {of_four['deltanet']}, over three seeds" in readme
-    comparison = json.loads(text(ROOT / "docs/compare.json"))["Pass key, 1,500 steps"]
+    assert f"in S5 it is right for {of_four['fam']} of the states of four blocks" in readme
+    assert f"DeltaNet for {of_four['deltanet']} (" in readme
+    asked = compared["Multi-query associative recall, up to 8 blocks, 1,600 steps"]["memories"][0]
+    assert (asked["name"], asked["lengths"][-1]["blocks"]) == ("fam", 32)
+    assert f"FAM trained on up to 8 blocks recalls {asked['lengths'][-1]['value']:.0%} in documents of 32" in readme
+    comparison = compared["Pass key, 1,500 steps"]
     recalled = {one["name"]: one["lengths"][-1] for one in comparison["memories"]}
     assert recalled["fam_gated"]["blocks"] == 64 and recalled["deltanet"]["value"] == 0
     assert f"they recall {recalled['fam_gated']['value']:.0%} after 64 blocks" in readme
