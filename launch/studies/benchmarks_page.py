@@ -17,6 +17,8 @@ SHOWN = {
     "lambada": {"acc": "LAMBADA, accuracy", "perplexity": "LAMBADA, perplexity of the last word"},
     "wikitext": {"bits_per_byte": "WikiText, bits per byte"},
 }
+# Of `babi`, which has no metric but the share of right answers: by where the facts that answer a question are.
+SIDES = {"inside": "bAbI qa1 in a book, the fact in the window", "outside": "the fact outside of it"}
 
 
 def kept(*found: dict[str, Any]) -> dict[str, Any]:
@@ -31,6 +33,8 @@ def kept(*found: dict[str, Any]) -> dict[str, Any]:
         named = lambda model: f"{model['name']}, {model['model']['memory']['memory_segments']} segments"
         return {"text": {named(model): [positions(row) for row in model["text"]] for model in models}}
     tasks = [name for name in SHOWN if all(name in model["tasks"] for model in models)]
+    if all("babi" in model["tasks"] for model in models):
+        return {"babi": {side: {model["name"]: of_side(model, side) for model in models} for side in SIDES}}
     if not tasks:
         raise KeyError("no benchmarks")
     return {
@@ -40,6 +44,12 @@ def kept(*found: dict[str, Any]) -> dict[str, Any]:
         }
         for task in tasks
     }
+
+
+def of_side(model: dict[str, Any], side: str) -> dict[str, Any]:
+    """Returns the share of right answers to questions whose facts are all inside, or all outside, of the window."""
+    (row,) = [row for row in model["tasks"]["babi"]["by_reach"] if row["side"] == side]
+    return row["metrics"]["word_match"]
 
 
 def positions(row: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +87,8 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
                 f"{one['value']:{form}} ({one['low']:{form}}-{one['high']:{form}})" for one in models.values()
             ]  # fmt: skip
             examples = {one["n"] for one in models.values()}
-            lines.append(f"| {SHOWN[task][metric]} | {' or '.join(map(str, examples))} | {' | '.join(cells)} |")
+            title = SIDES[metric] if task == "babi" else SHOWN[task][metric]
+            lines.append(f"| {title} | {' or '.join(map(str, examples))} | {' | '.join(cells)} |")
     return lines
 
 
