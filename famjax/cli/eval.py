@@ -174,7 +174,7 @@ def _check_read(args: argparse.Namespace, config: "EvalConfig") -> None:
 
     reads = {name: read_by(name, config) for name in config.tasks}
     unread = {*SEQIO, *(one for entry in TASKS.values() for one in entry.reads)}.difference(*reads.values())
-    why = f"on {' and '.join(reads)}, evaluated here; leave it out (docs/evaluation.md says which tasks read it)"
+    why = f"on {' and '.join(reads)}, evaluated here; leave it out, or name a --task that reads it (docs/evaluation.md)"
     refuse(args, sorted({"sources": "texts"}.get(name, name) for name in unread & {*SAME, "sources", "data"}), why)
     bound = {binding.partition("=")[0].strip() for binding in args.gin_bindings}
     for name in sorted(unread):
