@@ -310,8 +310,8 @@ def test_figures_of_the_readme_are_those_of_the_pages() -> None:
     tracked = compared["Permutations of five (S5), 3,000 steps"]["memories"]
     of_four = {one["name"]: f"{one['lengths'][2]['value']:.0%}" for one in tracked}
     assert all(one["lengths"][2]["blocks"] == 4 for one in tracked)
-    assert f"in S5 it is right for {of_four['fam']} of the states of four blocks" in readme
-    assert f"DeltaNet for {of_four['deltanet']} (" in readme
+    assert f"FAM is right for {of_four['fam']} of the states in documents of four blocks" in readme
+    assert f"DeltaNet for {of_four['deltanet']}, over three seeds" in readme
     asked = compared["Multi-query associative recall, up to 8 blocks, 1,600 steps"]["memories"][0]
     assert (asked["name"], asked["lengths"][-1]["blocks"]) == ("fam", 32)
     assert f"FAM trained on up to 8 blocks recalls {asked['lengths'][-1]['value']:.0%} in documents of 32" in readme

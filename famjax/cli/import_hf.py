@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from famjax.cli.flags import add_memory_arguments, memory_overrides, refuse
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.config.checks import at_least
 from famjax.config.optimizer import FAM, MEMORY
 from famjax.process.progress import Progress
 
@@ -69,8 +70,8 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     from famjax.pretrained.families import family_of
     from famjax.pretrained.gguf_file import folder_of
 
-    if args.seed is not None and args.seed < 0:
-        raise ConfigError(f"--seed is {args.seed}; it must be at least 0")
+    if args.seed is not None:
+        at_least("--seed", args.seed, 0)
     folder = folder_of(args.source)
     bare = model_config(folder.config)
     settings = memory_overrides(args) | ({"fam_layers": args.fam_layers} if args.fam_layers else {})
@@ -85,6 +86,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
         refuse(args, ("seed",), "with --fam-text, from which the prompt is made; leave it out")
     elif folder.fam:
         refuse(args, ("seed",), "on a folder that has FAM's prompt; leave it out")
+    args.seed = args.seed or 0
     _check_tokenizer(folder, config)
     tokens = _tokens_of(args.fam_text, folder, config) if args.fam_text is not None else None
 
@@ -99,7 +101,7 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     flat = {path: shape for path, shape in every.items() if not path.startswith(MEMORY)}
     pairs = match(family_of(folder.config), flat, folder.tensors)
     check_memory(folder, config, every)
-    first_fam, total = _fam_of(folder, config, tokens, args.seed or 0), size_of(shapes)
+    first_fam, total = _fam_of(folder, config, tokens, args.seed), size_of(shapes)
     what = _work(folder, config, args)
     with resumable_directory(args.target, what, total) as (partial, journal):
         progress.stage(f"importing {args.source}", total, "GB")
@@ -207,7 +209,7 @@ def _work(folder: "Folder", config: ModelConfig, args: argparse.Namespace) -> st
     """Returns the fingerprint of an import job; a changed size or mtime of a source file restarts it."""
     files = sorted({tensor.file for tensor in (*folder.tensors.values(), *folder.fam.values())})
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    made = {"config": dataclasses.asdict(config), "text": args.fam_text, "seed": args.seed or 0}
+    made = {"config": dataclasses.asdict(config), "text": args.fam_text, "seed": args.seed}
     return json.dumps({"folder": str(folder.path.absolute()), "files": stats, "hf": folder.config} | made)
 
 

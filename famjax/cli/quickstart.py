@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         evaluation = EvalConfig(**shared, task="text", sources=(f"{args.texts}/heldout/*.txt",), batch_size=16)
     else:
         longest = jobs[0].config.longest_filler
-        evaluation = EvalConfig(**shared, keys=1 if args.keys is None else args.keys, filler_blocks=FILLER_BLOCKS)
+        evaluation = EvalConfig(**shared, keys=args.keys or 1, filler_blocks=FILLER_BLOCKS)
     results = evaluate(evaluation, longest)
     minutes = [(b - a) / 60 for a, b in ((began, trained), (trained, time.perf_counter()))]
     print(f"{minutes[0]:.1f} minutes of training, {minutes[1]:.1f} of evaluation")

@@ -32,6 +32,13 @@ def finite(name: str, value: float) -> None:
         raise ConfigError(f"{name} is {str(value):.40}; it must be a finite number")
 
 
+def positive(name: str, value: float) -> None:
+    """Raises `ConfigError` unless the value is finite and above 0."""
+    finite(name, value)
+    if value <= 0:
+        raise ConfigError(f"{name} is {value:g}; it must be more than 0")
+
+
 def nearest_multiples(number: int, unit: int) -> str:
     """Returns the positive multiples of `unit` below and above a number that is not a multiple, as text: "6 or 8"."""
     below, above = number // unit * unit, -(-max(number, 1) // unit) * unit

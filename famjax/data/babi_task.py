@@ -3,9 +3,9 @@
     <instruction, worked examples> ... the cat, alone. Mary moved to the bathroom. He had never ...  Where is Mary?
     The most recent location of Mary is bathroom.
 
-With `BabiConfig.turns` a document goes on with more of the story and its next question. The loss is on the answers and
-their ends, and, with a small weight, on a few tokens of the other text. The curriculum is the pass key's, over blocks
-of the books' text in a turn; documents end in their row.
+With `BabiConfig.turns` a document continues with more of the story and its next question. The loss is on the answers
+and their ends, and, with a small weight, on a few tokens of the other text. The curriculum is the pass key's, over
+blocks of the books' text in a turn; documents end in their row.
 """
 
 import dataclasses
@@ -33,8 +33,6 @@ from famjax.data.vocabulary import Vocabulary, added_before
 _CHARACTERS_PER_TOKEN = 16
 # Ends an answer if there is neither a chat template nor an end-of-text token.
 _LINE_END = "\n"
-
-
 # Questions of one story, asked in turn in a document.
 Turns = tuple[Question, ...]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from famjax.config import ConfigError, MemoryConfig, ModelConfig
-from famjax.config.checks import finite
+from famjax.config.checks import finite, positive
 from famjax.pretrained.families import FAMILIES, Family, family_of
 
 # The section of an exported config.json with the memory's settings.
@@ -139,9 +139,7 @@ class _Says:
 
     def positive(self, name: str, default: Any = None) -> Any:
         """Returns a number above 0; otherwise as `number`."""
-        value = self.number(name, default)
-        if value <= 0:
-            raise ConfigError(f"config.json: {name} is {value}; it must be more than 0")
+        positive(f"config.json: {name}", value := self.number(name, default))
         return value
 
     def whole(self, name: str, default: Any = None) -> int:
@@ -223,9 +221,7 @@ def _rope(says: _Says, family: Family, has_local: bool) -> dict[str, Any]:
 
 def _positive(parameters: Mapping[str, Any], name: str) -> float:
     """Returns one of RoPE's parameters as a float. Raises `ConfigError` if it is not finite and above 0."""
-    finite(f"config.json: {name}", value := float(parameters[name]))
-    if value <= 0:
-        raise ConfigError(f"config.json: {name} is {value:g}; it must be more than 0")
+    positive(f"config.json: {name}", value := float(parameters[name]))
     return value
 
 

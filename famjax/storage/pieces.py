@@ -139,8 +139,9 @@ class Weights:
         self.trained = set(paths) if step else set()  # an import is step 0
         self.converted = False
         base = bases.checked(root)
-        self._base = Weights(base.folder) if base is not None else None
-        if base is not None and self._base is not None:
+        self._base: Weights | None = None
+        if base is not None:
+            self._base = Weights(base.folder)
             param_dtype = read_config(root).param_dtype
             dtype = np.dtype(jax.numpy.dtype(param_dtype))
             rest = {path: shape for path, shape in self._base.shapes.items() if path not in self.shapes}

@@ -48,13 +48,10 @@ def adopt(
       ConfigError: there are no weights to read, they have other shapes, they are of another architecture, or LoRA or a
         gate of FAM would be lost.
     """
-    stored = read_config(source)
-    _check_lora(source, stored, model)
+    _, _, lines = _checked(source, model)
     _, found = checkpoint.load_model(source, shapes)
     have, want = leaves(found), leaves(fresh)
-    _check(source, have, want)
-    _check_gate(source, have, model)
-    taken, lines = dict(want), _check_architecture(source, stored, model)
+    taken = dict(want)
     for path, array in want.items():
         if path not in have and path.startswith(LORA):
             continue
@@ -77,16 +74,23 @@ def adopt(
 
 def check(source: str | Path, model: ModelConfig) -> str:
     """Describes in one line what `adopt` would do, from the configurations alone. Raises as it does on other models."""
+    have, want, changed = _checked(source, model)
+    new = [path for path in want if path not in have or have[path].shape != want[path].shape]
+    new = [path for path in new if not path.startswith(LORA)] + _new_lora(have, want, model)
+    said = [f"new, or partly new: {', '.join(new)}"] if new else []
+    return "; ".join([f"the weights in {source}", *changed, *said])
+
+
+def _checked(source: str | Path, model: ModelConfig) -> tuple[Weights, Weights, list[str]]:
+    """Returns the shapes of the weights of `source` and of the model, by path, and what `_check_architecture` reports;
+    reads no weights. Raises `ConfigError` as `adopt` does."""
     stored = read_config(source)
     _check_lora(source, stored, model)
     have, want = (leaves(parameter_shapes(config)) for config in (stored, model))
     _check(source, have, want)
     changed = _check_architecture(source, stored, model)
     _check_gate(source, have, model)
-    new = [path for path in want if path not in have or have[path].shape != want[path].shape]
-    new = [path for path in new if not path.startswith(LORA)] + _new_lora(have, want, model)
-    said = [f"new, or partly new: {', '.join(new)}"] if new else []
-    return "; ".join([f"the weights in {source}", *changed, *said])
+    return have, want, changed
 
 
 def _new_lora(have: Weights, want: Weights, model: ModelConfig) -> list[str]:

@@ -19,11 +19,12 @@ SHOWN = {
 }
 # Of `babi`, which has no metric but the share of right answers: by where the facts that answer a question are.
 SIDES = {"inside": "bAbI qa1 in a book, the fact in the window", "outside": "the fact outside of it"}
+TITLES = SHOWN | {"babi": SIDES}
 
 
 def kept(*found: dict[str, Any]) -> dict[str, Any]:
     """Returns the part of one or more results.json that the page keeps: value, interval and examples by task, metric
-    and model; of the task `text` the bits per byte by position.
+    and model; of the task `text` the bits per byte by position, of `babi` the right answers by reach.
 
     Raises:
       KeyError: they have none of these tasks.
@@ -32,9 +33,9 @@ def kept(*found: dict[str, Any]) -> dict[str, Any]:
     if all("text" in model["tasks"] for model in models):
         named = lambda model: f"{model['name']}, {model['model']['memory']['memory_segments']} segments"
         return {"text": {named(model): [positions(row) for row in model["text"]] for model in models}}
-    tasks = [name for name in SHOWN if all(name in model["tasks"] for model in models)]
     if all("babi" in model["tasks"] for model in models):
         return {"babi": {side: {model["name"]: of_side(model, side) for model in models} for side in SIDES}}
+    tasks = [name for name in SHOWN if all(name in model["tasks"] for model in models)]
     if not tasks:
         raise KeyError("no benchmarks")
     return {
@@ -87,8 +88,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
                 f"{one['value']:{form}} ({one['low']:{form}}-{one['high']:{form}})" for one in models.values()
             ]  # fmt: skip
             examples = {one["n"] for one in models.values()}
-            title = SIDES[metric] if task == "babi" else SHOWN[task][metric]
-            lines.append(f"| {title} | {' or '.join(map(str, examples))} | {' | '.join(cells)} |")
+            lines.append(f"| {TITLES[task][metric]} | {' or '.join(map(str, examples))} | {' | '.join(cells)} |")
     return lines
 
 

@@ -107,7 +107,7 @@ POSITIVE = [
 @pytest.mark.parametrize("value", [0, -1, -0.5])
 @pytest.mark.parametrize(("name", "family"), POSITIVE)
 def test_what_must_be_positive(name: str, family: dict, value: float) -> None:
-    """Division by it, or a length: transformers fails, or computes no numbers."""
+    """Division by it, or a length: transformers fails, or computes NaN."""
     with pytest.raises(ConfigError, match=rf"{name} is {value}; it must be more than 0"):
         model_config(LLAMA | family | {name: value})
 

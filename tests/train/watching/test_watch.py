@@ -130,7 +130,7 @@ def test_a_profile_and_a_summary_are_there(watched):
 
 
 def test_how_many_layers_have_fam():
-    """The pattern +-- of seven layers is +--+--+: three of them. In all layers, no number is given."""
+    """The pattern +-- of seven layers is +--+--+: three of them. If all layers have it, the count is left out."""
     F = MODEL.memory.fam_length
     for which, said in (
         ("+--", f"{F} feedback activations a layer in 3 of 7 layers; "),
