@@ -2,18 +2,24 @@
 
 import dataclasses
 import json
+import math
 import re
 import sys
 
 import pytest
 
 from famjax.config import (
+    BabiConfig,
     ConfigError,
+    DataConfig,
+    EvalConfig,
     LoraConfig,
     MemoryConfig,
     ModelConfig,
+    MqarConfig,
     OptimizerConfig,
     PassKeyConfig,
+    SourceConfig,
     TrainConfig,
     check_sequence_length,
 )
@@ -119,6 +125,20 @@ BAD_TRAININGS = [
     ({"passkey": PassKeyConfig(stages=(4, 1))}, re.escape("stages (4, 1) must be blocks of filler in ascending order")),
     ({"passkey": PassKeyConfig(key_digits=0)}, "key_digits is 0; it must be at least 1"),
     ({"passkey": PassKeyConfig(open_at=2.0)}, "open_at is 2.0; it must be between 0 and 1"),
+    (
+        {"passkey": PassKeyConfig(stages=(1, 2.5))},
+        re.escape("PassKeyConfig.stages is (1, 2.5): an item is 2.5; it must be of type int"),
+    ),
+    ({"mqar": MqarConfig(pairs=("4",))}, ".*pairs is \\('4',\\): an item is '4'; it must be of type int"),
+    ({"seed": 2**32 + 5}, "RANDOM_SEED is 4294967301; it must be at least 0 and below 2\\^32"),
+    ({"seed": -1}, "RANDOM_SEED is -1; it must be at least 0"),
+    (
+        {"optimizer": OptimizerConfig(parameters={"fam/*": {"learning_rate": math.nan}})},
+        "parameters 'fam/.*': learning_rate is nan; it must be a finite number",
+    ),
+    ({"eval_period": 1, "evaluation": EvalConfig(filler_blocks=4)}, "EvalConfig.filler_blocks is 4; .* type tuple"),
+    ({"eval_period": 1, "evaluation": EvalConfig(lengths=4)}, "EvalConfig.lengths is 4; it must be of type tuple"),
+    ({"eval_period": 1, "evaluation": EvalConfig(chat="False")}, "EvalConfig.chat is 'False'; it must be of type bool"),
 ]
 
 
@@ -233,9 +253,30 @@ def test_model_json_may_leave_out_what_is_default() -> None:
     )
 
 
+CLASSES = (
+    BabiConfig, DataConfig, LoraConfig, MemoryConfig, ModelConfig, MqarConfig, OptimizerConfig, PassKeyConfig,
+    SourceConfig, TrainConfig,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+def test_every_number_must_be_finite(value: float) -> None:
+    """NaN passes every comparison with a bound, so each is refused by its type, with its name."""
+    for kind in CLASSES:
+        for field in dataclasses.fields(kind):
+            if field.type in (float, float | None):
+                assert_refused(
+                    dataclasses.replace(kind(), **{field.name: value}),
+                    f"{kind.__name__}.{field.name} is .*; it must be a finite number",
+                )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('{"rope_base": NaN}', "ModelConfig.rope_base is nan; it must be a finite number"),
+        ('{"memory": {"fam_max_rms": Infinity}}', "MemoryConfig.fam_max_rms is inf; it must be a finite number"),
+        ('{"lora": {"alpha": NaN}}', "LoraConfig.alpha is nan; it must be a finite number"),
         ('{"num_layer": 5}', "ModelConfig has no field 'num_layer'; did you mean 'num_layers'?"),
         (
             '{"memory": {"memory_segment": 1}}',

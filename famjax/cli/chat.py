@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
 from famjax.config import ConfigError
+from famjax.config.checks import seed
 from famjax.config.text import BOM
 from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 from famjax.process import interrupts
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> Sampling:
     check_whole("--max-tokens", args.max_tokens, 1, MOST_TOKENS)
+    seed("--seed", args.seed)
     _check_place("--session", args.session)
     sampling = Sampling(args.temperature or 0.0, args.top_k, args.top_p, args.repetition_penalty)
     if args.temperature is None and (args.top_k or args.top_p != 1.0):

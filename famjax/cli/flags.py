@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from famjax.config import DTYPES, ConfigError, InferConfig, check_mesh
-from famjax.config.checks import one_of
+from famjax.config.checks import check_types, one_of
 from famjax.infer.settings import RECENT
 
 
@@ -178,6 +178,7 @@ def settle(args: argparse.Namespace) -> None:
         name = "model" if field.name == "model_dir" else field.name
         if getattr(args, name, "") is None:
             setattr(args, name, getattr(config, field.name))
+    check_types(config)
     check_mesh(args.mesh)
     if args.dtype is not None:
         one_of("dtype", args.dtype, DTYPES)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, refuse, settle
 from famjax.config import ConfigError
+from famjax.config.checks import seed
 from famjax.config.text import BOM
 from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 
@@ -119,8 +120,7 @@ def check_arguments(args: argparse.Namespace) -> Sampling:
         raise ConfigError("--input and --output go together; add the missing one")
     for flag, least in (("max_tokens", 0), ("samples", 1), ("batch_size", 1)):
         check_whole(f"--{flag.replace('_', '-')}", getattr(args, flag), least, MOST_TOKENS)
-    if not 0 <= args.seed < 2**32:
-        raise ConfigError(f"--seed is {args.seed}; it must be at least 0 and below 2^32")
+    seed("--seed", args.seed)
     if args.max_tokens == 0 and not args.state_out:
         raise ConfigError("--max-tokens 0 generates nothing: raise it, or add --state-out FILE to save the session")
     _check_outputs(args)

@@ -260,6 +260,8 @@ def _bind(binding: str) -> None:
     flag = f"--gin.{binding}"
     if not equals or not name.strip():
         raise ConfigError(f"{flag} has no value; write --gin.NAME=VALUE")
+    if not re.fullmatch(r"[\w./]+", name.strip()):
+        raise ConfigError(f"{flag}: {name.strip()!r} is not the name of a setting; write --gin.NAME=VALUE")
     value = value.strip()
     if re.search(r"[\r\n]", value):
         raise ConfigError(f"--gin.{name.strip()}: the value has a line break; write it on one line, in texts as \\n")
@@ -304,23 +306,40 @@ def _check_macros(from_files: set[str], root: type) -> None:
 
 
 def _check_effect(bindings: Sequence[str], root: type) -> None:
-    """Raises `ConfigError` for a setting of the command line that nothing has read: its class was not made, or not in
-    its scope. Settings of files may be without effect, since a file may override a reference of an included one."""
-    made = [(f"{scope}/", selector.rpartition(".")[2]) for scope, selector in gin.config._OPERATIVE_CONFIG]
+    """Raises `ConfigError` for a setting of the command line that nothing has read: its class was not made, not in its
+    scope, or has the setting of a scope within it. Settings of files may be without effect, since a file may override a
+    reference of an included one."""
+    made = [(scope, selector.rpartition(".")[2]) for scope, selector in gin.config._OPERATIVE_CONFIG]
     for binding in bindings:
         scope, _, setting = binding.partition("=")[0].strip().rpartition("/")
-        owner = setting.rpartition(".")[0].rpartition(".")[2]
-        if not owner or any(name == owner and f"/{at}".startswith(f"/{scope}/" if scope else "/") for at, name in made):
+        owner, _, parameter = setting.rpartition(".")
+        owner = owner.rpartition(".")[2]
+        if not owner:
+            if (setting, "macro") not in made:
+                raise ConfigError(f"--gin.{setting} has no effect: %{setting} is overridden where these files use it")
             continue
         where = f"{scope}/{owner}" if scope else owner
-        scopes = {at.strip("/") for at, name in made if name == owner} - {""}
+        within = [at for at, name in made if name == owner and f"/{at}/".startswith(f"/{scope}/" if scope else "/")]
+        if within and not all(over := [_scope_of(at, owner, parameter, scope) for at in within]):
+            continue
+        if within:
+            hint = f"{over[0]}/{owner}.{parameter} overrides it; set that one"
+            raise ConfigError(f"--gin.{where}.{parameter} has no effect: {hint}")
+        scopes = {at for at, name in made if name == owner} - {""}
         if scope:
             hint = nearest(scope, scopes) or f"; without the scope it is {owner}"
         else:
             hint = f"; a {root.__name__} has one if a setting refers to @{owner}()"
-        raise ConfigError(
-            f"--gin.{where}.{setting.rpartition('.')[2]} has no effect: these files make no {where}{hint}"
-        )
+        raise ConfigError(f"--gin.{where}.{parameter} has no effect: these files make no {where}{hint}")
+
+
+def _scope_of(at: str, owner: str, parameter: str, scope: str) -> str:
+    """Returns the scope around `at`, but within `scope`, that sets this parameter of a class; empty if none does."""
+    parts = at.split("/")
+    inner = ["/".join(parts[: i + 1]) for i in range(len(parts)) if len("/".join(parts[: i + 1])) > len(scope)]
+    setting = {place for (place, name), values in gin.config._CONFIG.items()
+               if name.rpartition(".")[2] == owner and parameter in values}  # fmt: skip
+    return next((place for place in inner if place in setting), "")
 
 
 def _check_required() -> None:
@@ -368,6 +387,8 @@ def _build(root: type[T]) -> T:
         return gin.get_configurable(root.__name__)()
     except ConfigError as error:
         raise ConfigError(str(error).splitlines()[0]) from error
+    except RecursionError as error:
+        raise ConfigError(f"these settings do not make a {root.__name__}: one of them refers to itself") from error
     except (TypeError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"these settings do not make a {root.__name__}: {first}") from error

@@ -26,7 +26,7 @@ def search_path(given: Sequence[str] = ()) -> list[Path]:
 
 
 _SEARCHED: list[Path] = []
-# Folders of the gin files being parsed, innermost include last.
+# The gin files being parsed, innermost include last.
 _READING: list[Path] = []
 
 
@@ -47,7 +47,7 @@ def find(name: str) -> Path | None:
     """Finds a gin file on the search path, else next to the including file. Windows separators count as `/`."""
     name = name.replace("\\", "/")
     found = next((root / name for root in _SEARCHED if (root / name).is_file()), None)
-    beside = _READING[-1] / name if _READING else None
+    beside = _READING[-1].parent / name if _READING else None
     if beside is None or not beside.is_file():
         return found
     if found is not None and found.read_bytes() != beside.read_bytes():
@@ -56,16 +56,19 @@ def find(name: str) -> Path | None:
 
 
 class GinFile(io.StringIO):
-    """A gin file that is opened for gin's parser, with `\\n` line ends. Raises `ConfigError` if it is not text."""
+    """A gin file that is opened for gin's parser, with `\\n` line ends. Raises `ConfigError` if it is not text, or
+    includes itself."""
 
     def __init__(self, path: Path):
+        if path.resolve() in map(Path.resolve, _READING):
+            raise ConfigError(f"{path} includes itself: {' includes '.join(map(str, [*_READING, path]))}")
         try:
             text = read_text(path)
         except BadText as error:  # gin re-raises exceptions as a subclass that it constructs from one string
             raise ConfigError(str(error)) from error
         super().__init__(text.replace("\r\n", "\n").replace("\r", "\n"))
         self.name = str(path)
-        _READING.append(path.parent)
+        _READING.append(path)
 
     def __exit__(self, *error: Any) -> None:
         _READING.pop()

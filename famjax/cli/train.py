@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from famjax.cli.flags import add_gin_arguments
 from famjax.cli.resumed import changed
 from famjax.config import ConfigError, TrainConfig
+from famjax.config.checks import positive
 from famjax.jobs import distributed, liveness
 from famjax.jobs.versions import versions
 from famjax.storage.model_dir import MODEL_JSON
@@ -69,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
     config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     config.validate()
     check(config)
-    if args.start_timeout <= 0:
-        raise ConfigError(f"--start-timeout is {args.start_timeout:g}; give a positive number of seconds, such as 300")
+    positive("--start-timeout", args.start_timeout)
     given = args.coordinator, args.num_processes, args.process_id
     # A dry run is one process. It checks the job's flags, but detects no job.
     job = distributed.find_job(*given) if not args.dry_run or given != (None,) * 3 else None

@@ -21,8 +21,8 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def at_least(name: str, value: float, least: float) -> None:
-    """Raises `ConfigError` if the value is less than `least`."""
-    if value < least:
+    """Raises `ConfigError` if the value is less than `least`, or NaN."""
+    if not value >= least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
 
 
@@ -45,18 +45,32 @@ def nearest_multiples(number: int, unit: int) -> str:
     return f"{below} or {above}" if below > 0 else str(above)
 
 
+def seed(name: str, value: int) -> None:
+    """Raises `ConfigError` unless the value is a 32-bit seed: JAX would drop higher bits, NumPy would not."""
+    if not 0 <= value < 2**32:
+        raise ConfigError(f"{name} is {value}; it must be at least 0 and below 2^32")
+
+
 def check_types(config: Any) -> None:
-    """Raises `ConfigError` if a value does not have its field's type; a float may be given as an int."""
+    """Raises `ConfigError` if a value, or an item of a tuple, does not have its field's type, or is a float that is not
+    finite; a float may be given as an int."""
     for field in dataclasses.fields(config):
-        value, wanted = getattr(config, field.name), _plain_type(field.type)
-        more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
-        allowed = more.get(wanted, (wanted,))
+        name, value = f"{type(config).__name__}.{field.name}", getattr(config, field.name)
         if value is None and type(None) in typing.get_args(field.type):
             continue
-        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-            raise ConfigError(
-                f"{type(config).__name__}.{field.name} is {value!r}; it must be of type {wanted.__name__}"
-            )
+        wanted = _plain_type(field.type)
+        _check_type(name, value, wanted)
+        of_items = typing.get_args(field.type)[0] if wanted is tuple else Any
+        for item in value if of_items is not Any else ():
+            _check_type(f"{name} is {value!r}: an item", item, of_items)
+
+
+def _check_type(name: str, value: Any, wanted: type) -> None:
+    more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
+    if not isinstance(value, more.get(wanted, (wanted,))) or (isinstance(value, bool) and wanted is not bool):
+        raise ConfigError(f"{name} is {value!r}; it must be of type {wanted.__name__}")
+    if wanted is float:
+        finite(name, value)
 
 
 def _plain_type(annotation: Any) -> type:

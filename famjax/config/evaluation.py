@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from famjax.config.checks import ConfigError, at_least, one_of, probability
+from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability, seed
 from famjax.config.mesh import check_mesh
 from famjax.config.model import DTYPES
 from famjax.config.synthetic import MqarConfig, TrackingConfig
@@ -77,10 +77,12 @@ class EvalConfig:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lengths", tuple(dict.fromkeys(self.lengths)))
+        if isinstance(self.lengths, (tuple, list)):  # else `validate` reports it
+            object.__setattr__(self, "lengths", tuple(dict.fromkeys(self.lengths)))
 
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
+        check_types(self)
         if not self.model_dirs:
             raise ConfigError("no model to evaluate; add --model DIR")
         if not self.tasks:
@@ -100,6 +102,7 @@ class EvalConfig:
             at_least("lengths", length, 1)
         for depth in self.depths:
             probability("depths", depth)
+        seed("seed", self.seed)
         _ = self.part_of
         if not self.filler_blocks:
             raise ConfigError("filler_blocks is empty; give lengths in blocks, for example 1,4,16,64")

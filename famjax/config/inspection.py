@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from famjax.config.checks import ConfigError, at_least
+from famjax.config.checks import ConfigError, at_least, seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,3 +49,4 @@ class InspectConfig:
             at_least(name, getattr(self, name), 1)
         at_least("documents", self.documents, 2)
         at_least("longest", self.longest, 0)
+        seed("--seed", self.seed)

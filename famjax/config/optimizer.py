@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 from typing import Any
 
-from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability
+from famjax.config.checks import ConfigError, at_least, check_types, finite, one_of, probability
 
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
@@ -74,6 +74,7 @@ class OptimizerConfig:
                     wanted = "True or False" if bool in kinds else "a number"
                     raise ConfigError(f"parameters {pattern!r}: {name} is {value!r}; it must be {wanted}")
                 if name == "learning_rate":
+                    finite(f"parameters {pattern!r}: learning_rate", value)
                     at_least(f"parameters {pattern!r}: learning_rate", value, 0)
 
     def settings_of(self, path: str) -> dict[str, Any]:

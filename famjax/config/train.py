@@ -14,6 +14,7 @@ from famjax.config.checks import (
     nearest_multiples,
     one_of,
     probability,
+    seed,
 )
 from famjax.config.curriculum import CurriculumConfig
 from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig
@@ -172,6 +173,7 @@ class TrainConfig:
         check_sequence_length(self.sequence_length, self.model.memory.block_size)
         at_least("BATCH_SIZE", self.batch_size, 1)
         at_least("TRAIN_STEPS", self.steps, 1)
+        seed("RANDOM_SEED", self.seed)
         at_least("LOG_PERIOD", self.log_period, 1)
         self._check_checkpoints()
         self._check_watching()

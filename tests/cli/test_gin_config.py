@@ -129,6 +129,8 @@ def test_other_classes_can_be_configured() -> None:
         ("include 'gin/runs/pretrian.gin'\n", r"bad.gin:1: there is no gin file gin/runs/pretrian.gin; .*pretrain.gin"),
         ("import no_such_module\n", r"bad.gin:1: No module named 'no_such_module'"),
         ("TASK_FEATURE_LENGTHS = 5\n", r"TASK_FEATURE_LENGTHS is 5; a decoder needs"),
+        ("include 'bad.gin'\n", r"bad.gin:1: .*bad.gin includes itself: .*bad.gin includes .*bad.gin"),
+        ("A = %B\nB = %A\nTrainConfig.steps = %A\n", r"do not make a TrainConfig: one of them refers to itself"),
     ],
 )
 def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
@@ -174,6 +176,12 @@ def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
         ("famjax.InferConfig.batch_size=3", r"--gin.InferConfig.batch_size has no effect"),
         ("TRAIN_STEPS=7\nBATCH_SIZE=3", r"--gin.TRAIN_STEPS: the value has a line break; write it on one line"),
         ("MODEL_DIR='a\nb'", r"--gin.MODEL_DIR: the value has a line break"),
+        ("#TRAIN_STEPS=7", r"'#TRAIN_STEPS' is not the name of a setting; write --gin.NAME=VALUE"),
+        ("TRAIN_STEPS = 7\nBATCH_SIZE=3", r"the value has a line break"),
+        (
+            "EvalConfig.filler_blocks=(7,)",
+            r"--gin.EvalConfig.filler_blocks has no effect: in_training/EvalConfig.filler_blocks overrides it; set that",
+        ),
     ],
 )
 def test_mistakes_in_overrides(binding: str, message: str) -> None:
@@ -187,6 +195,22 @@ def test_texts_on_the_command_line_stay_as_they_are(character: str) -> None:
     files = [FAM, "gin/runs/pretrain.gin"]
     config, _ = load_train_config(files, (), [f"MODEL_DIR='a{character}b'"])
     assert config.model_dir == f"a{character}b".replace("\\n", "\n")
+
+
+def test_a_macro_that_nothing_reads_any_more_is_not_swallowed(tmp_path: Path) -> None:
+    """A file gave the learning rate itself: the macro of the included file has no effect, in any scope."""
+    (tmp_path / "mine.gin").write_text("OptimizerConfig.learning_rate = 0.1\n")
+    files = [FAM, "gin/runs/pretrain.gin", str(tmp_path / "mine.gin")]
+    with pytest.raises(ConfigError, match="--gin.LEARNING_RATE has no effect: %LEARNING_RATE is overridden where"):
+        load_train_config(files, (), ["LEARNING_RATE=5.0"])
+    config, _ = load_train_config(files, (), ["OptimizerConfig.learning_rate=%LEARNING_RATE", "LEARNING_RATE=5.0"])
+    assert config.optimizer.learning_rate == 5.0
+
+
+def test_a_setting_of_all_scopes_has_an_effect_where_no_scope_overrides_it() -> None:
+    """The evaluation in training is made in the scope `in_training`, which sets its lengths but not its seed."""
+    config, _ = load_train_config([FAM, "gin/runs/pretrain.gin"], (), ["EvalConfig.seed=11"])
+    assert config.evaluation.seed == 11
 
 
 def test_a_file_may_override_what_an_included_one_refers_to(tmp_path: Path) -> None:

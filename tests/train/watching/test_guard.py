@@ -115,8 +115,8 @@ def test_bad_steps_may_be_left_out_up_to_a_bound(tmp_path, monkeypatch):
 
 
 def test_an_update_that_is_no_number_is_not_saved(tmp_path):
-    """Loss and gradient are finite, the rate is not: the weights would be lost, so nothing is saved."""
-    rate = OptimizerConfig(learning_rate=float("inf"), warmup_steps=0, schedule="constant")
+    """Loss and gradient are finite, the update is not: the weights would be lost, so nothing is saved."""
+    rate = OptimizerConfig(learning_rate=1e38, warmup_steps=0, schedule="constant")
     said = message(settings(tmp_path / "m", optimizer=rate, checkpoint_period=1))
     assert "the update's norm is" in said and "at step 1" in said
     assert latest_step(tmp_path / "m") is None
