@@ -6,7 +6,7 @@ import importlib
 import sys
 from typing import Any
 
-from famjax.cli.flags import add_gin_arguments
+from famjax.cli.flags import add_gin_arguments, refuse
 from famjax.config import ConfigError
 from famjax.process import interrupts
 
@@ -117,7 +117,14 @@ def run(args: argparse.Namespace) -> int:
     module_name, class_name = TARGETS[args.target]
     module = importlib.import_module(module_name)
     options = _options(args, getattr(module, class_name), Supervision)
-    training = _training(args) if getattr(options, "needs_training", True) else None
+    training = None
+    if getattr(options, "needs_training", True):
+        training = _training(args)
+    else:
+        settings = ("gin_files", "gin_search_paths", "gin_bindings")
+        others = [name for flags in FLAGS.values() for name, *_ in flags if name not in ("name", "do")]
+        unread = [name for name in others if name not in options.read_later]
+        refuse(args, (*settings, *unread), f"with --do {options.do}; leave it out")
     options.validate(training)
     if args.dry_run:
         print(module.show(training, options))

@@ -17,6 +17,7 @@ from famjax.launch import commands
 from famjax.launch.bundle import worker_words
 from famjax.launch.commands import Command, Failed, say, shown
 from famjax.launch.job import MOUNT, Training, check_model_dir, check_name, check_plain, check_slices
+from famjax.launch.names import kubernetes
 from famjax.launch.shipped import find
 from famjax.launch.supervisor import Supervision
 
@@ -85,29 +86,36 @@ class Options:
         return parse(self.topology, self.num_slices)
 
     @property
+    def read_later(self) -> tuple[str, ...]:
+        """Flags that actions without a training read."""
+        return ("namespace", "context")
+
+    @property
     def chips(self) -> int:
         """Number of chips per host. Each host runs one pod."""
-        return self.chips_per_host or min(self.slices.chips_per_host, 4)
+        return min(self.slices.chips_per_host, 4) if self.chips_per_host is None else self.chips_per_host
 
     def validate(self, training: Training | None) -> None:
         """Raises `ConfigError` for the first invalid option."""
         check_name(self.name)
         one_of("--do", self.do, ACTIONS)
-        for field in ("image", "namespace", "context", "queue", "service_account"):
-            check_plain(f"--{field.replace('_', '-')}", getattr(self, field))
+        for field in ("image", "context"):
+            check_plain(f"--{field}", getattr(self, field))
         if "@" in self.service_account:
             raise ConfigError(f"--service-account {self.service_account!r} is a Google Cloud account; name the "
                               f"Kubernetes service account that is bound to it")  # fmt: skip
+        kubernetes("--service-account")(self.service_account)
         self.supervision.validate()
         if training is None:
             return
         if not self.image:
             raise ConfigError("no image; add --image IMAGE, a container image with famjax (launch/gke/Dockerfile)")
         at_least("--grace-seconds", self.grace_seconds, 1)
-        slice_chips = self.slices.chips // self.slices.slices
-        if self.chips not in (1, 4, 8) or slice_chips % self.chips or (self.chips == 8 and slice_chips != 8):
-            raise ConfigError(f"--chips-per-host {self.chips} does not fit a slice of {slice_chips} chips; hosts "
-                              f"have 4, slices of 2x4 also one of 8")  # fmt: skip
+        at_least("--num-slices", self.num_slices, 1)
+        possible = {min(self.slices.chips_per_host, 4), self.slices.chips_per_host}
+        if self.chips not in possible:
+            raise ConfigError(f"--chips-per-host {self.chips} does not fit {self.slices}, whose hosts have "
+                              f"{' or '.join(map(str, sorted(possible)))} chips")  # fmt: skip
         check_slices(training, self.slices)
         check_model_dir(training, self.bucket)
 

@@ -38,6 +38,8 @@ class Options:
         at_least("--processes", self.processes, 1)
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"--port {self.port} is not a port; use 1024 to 65535, or 0 for a free one")
+        if self.port and self.processes == 1:
+            raise ConfigError("--port has no effect with one process; leave it out")
         self.supervision.validate()
         there = self.processes * simulated_devices(os.environ.get("XLA_FLAGS", ""))
         asked = math.prod(training.config.mesh_sizes)

@@ -57,8 +57,8 @@ def kubernetes(flag: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         name = text.strip().strip("/")
         check_plain(flag, name)
-        if name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
-            raise ConfigError(f"{flag} {text!r} is not a valid Kubernetes name; use a-z, 0-9 and -, for example "
+        if name and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", name):
+            raise ConfigError(f"{flag} {text!r} is not a Kubernetes name; use up to 63 of a-z, 0-9 and -, such as "
                               f"{near(name.rpartition('/')[2])}")  # fmt: skip
         return name
 
@@ -66,8 +66,13 @@ def kubernetes(flag: str) -> Callable[[str], str]:
 
 
 def image(text: str) -> str:
-    """Returns `reg.io/p/x:1` for `docker://reg.io/p/x:1`."""
-    return re.sub(r"^(docker|https?)://", "", text.strip()).rstrip("/")
+    """Returns `reg.io/p/x:1` for `docker://reg.io/p/x:1`. Raises `ConfigError` for capitals before the tag."""
+    name = re.sub(r"^(docker|https?)://", "", text.strip()).rstrip("/")
+    repository = re.split(r"@|:[^/]*$", name)[0]
+    if repository != repository.lower():
+        small = repository.lower() + name[len(repository) :]
+        raise ConfigError(f"--image {text!r} has capitals, which no image can be pulled by; write {small}")
+    return name
 
 
 def _last(text: str, kind: str) -> str:

@@ -24,6 +24,11 @@ ACTIONS = ("all", "status", "delete")
 SIGTERM_SECONDS = 180
 FOLDER = "launch"
 TEMPLATE = "launch/slurm/job.sh"
+# Options that the script has already, or that would not start one training here; `--sbatch` must not change them.
+OWN = (
+    "job-name", "nodes", "ntasks-per-node", "gpus-per-node", "open-mode", "requeue", "signal", "time", "partition",
+    "account", "qos", "cpus-per-task", "output", "array", "chdir", "gpus", "no-requeue", "ntasks", "wrap",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Options:
         """Whether the action needs the settings of a training."""
         return self.do == "all"
 
+    @property
+    def read_later(self) -> tuple[str, ...]:
+        """Flags that actions without a training read: only the name."""
+        return ()
+
     def validate(self, training: Training | None) -> None:
         """Raises `ConfigError` for the first invalid option."""
         check_name(self.name)
@@ -71,9 +81,12 @@ class Options:
         for flag in self.sbatch:
             if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s\"'\\]+)?", flag):
                 raise ConfigError(f"--sbatch {flag!r} is not --NAME=VALUE without spaces and quotes")
+            if (name := flag.removeprefix("--").partition("=")[0]) in OWN:
+                raise ConfigError(f"--sbatch={flag}: the script sets what --{name} would change; leave it out, or use "
+                                  f"the flag of famjax launch")  # fmt: skip
         for name in ("nodes", "gpus_per_node"):
             at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
-        at_least("--cpus-per-task", self.cpus_per_task or 1, 1)
+        at_least("--cpus-per-task", 1 if self.cpus_per_task is None else self.cpus_per_task, 1)
         self.supervision.validate()
         if training is None:
             return
@@ -142,6 +155,10 @@ def run(training: Training | None, options: Options) -> int:
     if training is None:
         return commands.stream(later(options))
     place = folder(training)
+    there = place / f"{options.name}.gin"
+    if there.is_file() and there.read_text(encoding="utf-8") != training.gin:
+        raise ConfigError(f"{there} has other settings, which a job of this name reads at its start and at every "
+                          f"restart; use another --name, or delete the file if that job has ended")  # fmt: skip
     try:
         write_text(place / f"{options.name}.gin", training.gin)
         write_text(place / f"{options.name}.sh", script(training, options))

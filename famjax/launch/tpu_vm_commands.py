@@ -12,8 +12,8 @@ from famjax.launch.job import Training, check_model_dir, check_name, check_plain
 from famjax.launch.supervisor import Supervision
 
 ACTIONS = ("all", "create", "setup", "start", "logs", "status", "stop", "delete")
-# Actions that do not need the settings of a training.
-LATER = ("logs", "status", "stop", "delete")
+# Actions that do not need the settings of a training. Those of `start` are on the workers, where `setup` put them.
+LATER = ("start", "logs", "status", "stop", "delete")
 DELETE_AFTER = ("never", "success", "always")
 WORKER = "launch/tpu_vm/worker.sh"
 
@@ -76,6 +76,11 @@ class Options:
         """Whether the action needs the settings of a training."""
         return self.do not in LATER
 
+    @property
+    def read_later(self) -> tuple[str, ...]:
+        """Flags that actions without a training read; to follow the log is also to start a stopped job again."""
+        return ("zone", "project", "num_slices", *(("restarts",) if self.do == "logs" else ()))
+
     def validate(self, training: Training | None) -> None:
         """Raises `ConfigError` for the first invalid option."""
         check_name(self.name)
@@ -88,6 +93,9 @@ class Options:
         if self.service_account and "@" not in self.service_account:
             raise ConfigError(f"--service-account {self.service_account!r} is not an account's address; write "
                               f"{self.service_account}@PROJECT.iam.gserviceaccount.com")  # fmt: skip
+        if self.delete_after != "never" and self.do != "all":
+            raise ConfigError(f"--delete-after {self.delete_after} has no effect with --do {self.do}; add --do delete "
+                              f"when the training is finished")  # fmt: skip
         if self.spot and self.reserved:
             raise ConfigError("capacity is --spot or --reserved, not both")
         at_least("--wait-minutes", self.wait_minutes, 1)
@@ -128,8 +136,11 @@ class Commands:
     def creation(self) -> Command:
         """Returns the command that requests the TPU."""
         options, slices = self.options, self.options.slices
-        more = [f"--accelerator-type={slices.accelerator_type}",
-                f"--runtime-version={options.runtime_version or slices.chip.runtime}"]  # fmt: skip
+        more = [f"--accelerator-type={slices.accelerator_type}"]
+        if sorted(of_accelerator_type(slices.accelerator_type).shape) != sorted(slices.shape):
+            # The accelerator type counts chips; it would give them in the most cubic shape.
+            more = [f"--type={slices.chip.accelerator}", f"--topology={slices.gke_topology}"]
+        more.append(f"--runtime-version={options.runtime_version or slices.chip.runtime}")
         if options.num_slices == 1:
             more.append(f"--node-id={options.name}")
         else:
@@ -180,7 +191,9 @@ class Commands:
     def setups(self) -> list[Command]:
         """Returns the commands that unpack the bundle, install packages and mount the bucket."""
         old = " ".join(f"{self.home}/{folder}" for folder in ("famjax", "gin", "launch"))  # remove an earlier version
-        first = f"mkdir -p {self.home} && rm -rf {old} && tar -xzf {self.home}.tar.gz -C {self.home} && "
+        busy = f"kill -0 $(cat {self.home}/job/pid 2>/dev/null) 2>/dev/null"  # its files must stay as they are
+        first = f"if {busy}; then echo 'a job runs here: --do stop first' >&2; exit 1; fi; "
+        first += f"mkdir -p {self.home} && rm -rf {old} && tar -xzf {self.home}.tar.gz -C {self.home} && "
         more = [self.options.bucket] if self.options.bucket else []
         return self.on_workers("unpack, install pinned packages with libtpu", "setup", *more, first=first)
 

@@ -180,7 +180,7 @@ def test_mistakes_in_files(text: str, message: str, tmp_path: Path) -> None:
         ("TRAIN_STEPS = 7\nBATCH_SIZE=3", r"the value has a line break"),
         (
             "EvalConfig.filler_blocks=(7,)",
-            r"--gin.EvalConfig.filler_blocks has no effect: in_training/EvalConfig.filler_blocks overrides it; set that",
+            r"--gin.EvalConfig.filler_blocks has no effect: in_training/EvalConfig.filler_blocks overrides it; set",
         ),
     ],
 )

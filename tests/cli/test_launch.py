@@ -21,6 +21,7 @@ LOCAL = ("--target", "local", "--gin_file", "gin/experiments/tiny_fam.gin", "--g
      "--processes 1, or --gin.MESH='{\"data\": 4}'"),
     ((*LOCAL, "--processes", "0"), "--processes is 0; it must be at least 1"),
     ((*LOCAL, "--port", "70000"), "--port 70000 is not a port; use 1024 to 65535, or 0 for a free one"),
+    ((*LOCAL, "--port", "5000"), "--port has no effect with one process; leave it out"),
     ((*LOCAL, "--restarts", "-1"), "--restarts is -1; it must be at least 0"),
     ((*LOCAL, "--name", "a"), "--name is not a flag of target local; famjax launch --help lists its flags"),
     ((*LOCAL, "--gin.TRAIN_STEP=3"), "--gin.TRAIN_STEP: there is no macro TRAIN_STEP; did you mean TRAIN_STEPS"),

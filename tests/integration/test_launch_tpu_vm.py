@@ -50,7 +50,7 @@ def place(tmp_path):
 def test_what_is_copied_is_what_trains(place: Path):
     """The bundle trains there as the checkout does here: the same losses, its log is shown, and the code is its own."""
     words = train_words(place, "run", 4, 8, f"--gin.MODEL_DIR={str(place / 'it is $HOME')!r}", "--gin.BATCH_SIZE=8")
-    command = ["launch", "--target", "tpu-vm", "--name", "fam", "--zone", "z", "--topology", "v5e:2x4",
+    command = ["launch", "--target", "tpu-vm", "--name", "fam", "--zone", "us-east5-a", "--topology", "v5e:2x4",
                "--delete-after", "success", *words[1:]]  # fmt: skip
     there = environment(place, 8) | {"PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     with Running([sys.executable, "-m", "famjax", *command], there) as running:

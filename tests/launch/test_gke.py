@@ -215,7 +215,15 @@ def test_dry_run_prints_the_manifest_and_runs_nothing(kubectl, gin, capfd):
 @pytest.mark.parametrize(("flags", "message"), [
     (["--image", ""], "no image; add --image IMAGE"),
     (["--image", "a b"], "--image 'a b' has invalid characters"),
-    (["--chips-per-host", "3"], "--chips-per-host 3 does not fit a slice of 16 chips; hosts have 4"),
+    *((["--chips-per-host", str(n)], f"--chips-per-host {n} does not fit v5p:4x2x2, whose hosts have 4 chips")
+      for n in (0, 1, 3, 8)),
+    (["--topology", "v6e:2x4", "--chips-per-host", "1", "--gin.MESH={'data': 8}"],
+     "--chips-per-host 1 does not fit v6e:2x4, whose hosts have 4 or 8 chips"),
+    (["--num-slices", "0"], "--num-slices is 0; it must be at least 1"),
+    (["--image", "Reg.io/P:V1"], "--image 'Reg.io/P:V1' has capitals, which no image can be pulled by"),
+    (["--service-account", "Train_er"], "--service-account 'Train_er' is not a Kubernetes name; use up to 63 of"),
+    (["--hang-seconds", "nan"], "--hang-seconds is nan; it must be at least 0"),
+    (["--do", "logs"], "--gin_file has no effect with --do logs; leave it out"),
     (["--topology", "v5e:16x16"], "MESH (data 2 x fsdp 8 x tensor 1) is for 16 devices, but the chips of v5e:16x16"),
     (["--template", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
     (["--zone", "z"], "--zone is not a flag of target gke"),

@@ -78,11 +78,18 @@ def test_kubernetes_and_images() -> None:
     """Queues and namespaces without slashes and capitals; images without a protocol."""
     queue = names.READ["queue"]
     assert queue("user-queue/") == queue(" user-queue") == "user-queue" and queue("") == ""
-    for text in ("User_Queue", "team/User-Queue"):
-        with pytest.raises(ConfigError, match="--queue .* is not a valid Kubernetes name; .*for example user-queue"):
+    for text, near in (("User_Queue", "user-queue"), ("team/User-Queue", "user-queue"), ("q" * 64, "q" * 40)):
+        with pytest.raises(ConfigError, match=f"--queue .* is not a Kubernetes name; .*such as {near}$"):
             queue(text)
+    assert queue("q" * 63) == "q" * 63
     for text in ("docker://reg.io/p/x:1", "https://reg.io/p/x:1/", "reg.io/p/x:1"):
         assert names.image(text) == "reg.io/p/x:1"
+    for text in ("localhost:5000/p/x:V1", "reg.io/p/x@sha256:AB", "reg.io:5000/x"):
+        assert names.image(text) == text
+    with pytest.raises(
+        ConfigError, match="--image 'reg.io:5/Team/x@sha256:AB' has .*; write reg.io:5/team/x@sha256:AB"
+    ):
+        names.image("reg.io:5/Team/x@sha256:AB")
 
 
 def test_job_names_say_what_is_near() -> None:

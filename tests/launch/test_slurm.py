@@ -13,6 +13,7 @@ import pytest
 
 from famjax.cli import main
 from famjax.cli.gin_config import load_train_config
+from famjax.launch.slurm import OWN
 from tests.launch.standins import install
 
 SRUN = """#!{python} -SE
@@ -142,6 +143,10 @@ def test_a_refusal_and_later_parts(slurm, gin, place, capfd):
     (["--time", "soon"], "--time 'soon' is not a Slurm time; write for example 24:00:00 or 2-12:00"),
     (["--sbatch=--x=a b"], "--sbatch '--x=a b' is not --NAME=VALUE without spaces and quotes"),
     (["--sbatch=--x=a\n#SBATCH --y"], "--sbatch '--x=a\\n#SBATCH --y' is not --NAME=VALUE"),
+    (["--sbatch=--nodes=4"], "--sbatch=--nodes=4: the script sets what --nodes would change; leave it out, or use"),
+    (["--sbatch=--array=0-3"], "--sbatch=--array=0-3: the script sets what --array would change; leave it out"),
+    (["--cpus-per-task", "0"], "--cpus-per-task is 0; it must be at least 1"),
+    (["--do", "status"], "--gin_file has no effect with --do status; leave it out"),
     (["--setup", "nowhere.sh"], "--setup nowhere.sh is not a file"),
     (["--name", "a\nb"], "--name 'a\\nb' is not a valid job name"),
 ])  # fmt: skip
@@ -151,6 +156,26 @@ def test_mistakes_are_told_first(slurm, gin, place, capfd, flags, message):
     err = capfd.readouterr().err
     assert err.startswith(f"famjax launch: {message}") and err.count("\n") == 1
     assert slurm.calls == [] and not place.exists()
+
+
+def test_the_settings_of_a_submitted_job_are_not_replaced(slurm, gin, place, capfd):
+    """A job reads them when it starts, and after every requeue: the same ones may be submitted again, others not."""
+    assert launch(gin, place) == launch(gin, place) == 0
+    before = (place / "launch/fam-1.gin").read_bytes()
+    capfd.readouterr()
+    assert launch(gin, place, "--gin.LEARNING_RATE=0.5") == 2
+    err = capfd.readouterr().err
+    assert "fam-1.gin has other settings, which a job of this name reads" in err and err.count("\n") == 1
+    assert (place / "launch/fam-1.gin").read_bytes() == before and slurm.asked == ["sbatch"] * 2
+
+
+def test_every_option_of_the_script_is_its_own(slurm, gin, place, capfd):
+    """What the script sets cannot be set again: the last line of a name would win, after the checks of the mesh."""
+    flags = ["--time", "1:00", "--partition", "p", "--account", "a", "--qos", "q", "--cpus-per-task", "2"]
+    assert launch(gin, place, *flags) == 0
+    script = (place / "launch/fam-1.sh").read_text().splitlines()
+    names = {line.removeprefix("#SBATCH --").partition("=")[0] for line in script if line.startswith("#SBATCH ")}
+    assert names | {"output"} <= set(OWN)
 
 
 def test_dry_run_shows_the_files_and_writes_none(slurm, gin, place, capfd):

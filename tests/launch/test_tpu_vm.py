@@ -1,7 +1,9 @@
 """`famjax launch --target tpu-vm` against a `gcloud` that records its calls and fails on demand."""
 
 import json
+import os
 import shlex
+import subprocess
 import tarfile
 
 import pytest
@@ -56,7 +58,9 @@ def test_all_steps_in_their_order(gcloud, gin, capfd):
     ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "fam-1"]
     script = "bash famjax-fam-1/launch/tpu_vm/worker.sh"
     old = "famjax-fam-1/famjax famjax-fam-1/gin famjax-fam-1/launch"
-    unpack = f"mkdir -p famjax-fam-1 && rm -rf {old} && tar -xzf famjax-fam-1.tar.gz -C famjax-fam-1"
+    busy = "kill -0 $(cat famjax-fam-1/job/pid 2>/dev/null) 2>/dev/null"
+    unpack = f"if {busy}; then echo 'a job runs here: --do stop first' >&2; exit 1; fi; "
+    unpack += f"mkdir -p famjax-fam-1 && rm -rf {old} && tar -xzf famjax-fam-1.tar.gz -C famjax-fam-1"
     assert calls["setup"] == [*ssh, "--worker=all", f"--command={unpack} && {script} setup b", *PLACE]
     assert calls["start"] == [*ssh, "--worker=all", f"--command={script} start", *PLACE]
     assert calls["follow"] == [*ssh, "--worker=0", f"--command={script} follow +1", *PLACE]
@@ -116,6 +120,9 @@ def test_settings_never_become_part_of_a_command(gcloud, gin, tmp_path):
         (["--processes", "2"], "--processes is not a flag of target tpu-vm; famjax launch --help lists its flags"),
         (["--delete-after", "failure"], "--delete-after 'failure' is not one of never, success, always"),
         (["--gin.TRAIN_STEPS=0"], "TRAIN_STEPS is 0; it must be at least 1"),
+        (["--wait-minutes", "nan"], "--wait-minutes is nan; it must be at least 1"),
+        (["--do", "start"], "--gin_file has no effect with --do start; leave it out"),
+        (["--do", "setup", "--delete-after", "always"], "--delete-after always has no effect with --do setup"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_anything_is_asked_for(gcloud, gin, capfd, flags, message):
@@ -256,14 +263,44 @@ def test_modules_of_tasks_and_their_requirements_go_along(gcloud, gin, tmp_path,
 
 
 def test_parts_need_no_settings(gcloud, capfd):
-    """Logs, status, stop and delete work from the name and the place alone."""
+    """They work from the name and the place alone, and refuse what they do not read."""
     gcloud.answer(describe=[ACTIVE])
     words = ["launch", "--target", "tpu-vm", "--name", "fam-1", "--zone", "us-east5-a", "--do"]
-    for action, asked in (("logs", ["follow"]), ("status", ["describe", "status"]), ("stop", ["stop"]),
-                          ("delete", ["delete"])):  # fmt: skip
+    asks = {"logs": ["follow"], "status": ["describe", "status"]}
+    for action in ("start", "logs", "status", "stop", "delete"):
+        asked = asks.get(action, [action])
         (gcloud.folder / "calls").unlink(missing_ok=True)
         assert main.main([*words, action]) == 0
         assert gcloud.asked == asked
+        for flags in (["--topology", "v5p:4x2x2"], ["--hang-seconds", "5"], ["--gin.TRAIN_STEPS=3"]):
+            assert main.main([*words, action, *flags]) == 2 and gcloud.asked == asked
+        assert main.main([*words, action, "--restarts", "0", "--dry-run"]) == (0 if action == "logs" else 2)
+
+
+def test_a_shape_that_is_not_the_most_cubic_one_is_what_is_requested(gcloud, gin):
+    """v5p-512 would be 4x8x8 chips: an accelerator type only counts them."""
+    for shape, words in (("4x8x8", ["--accelerator-type=v5p-512"]), ("16x4x4", ["--type=v5p", "--topology=4x4x16"])):
+        (gcloud.folder / "calls").unlink(missing_ok=True)
+        flags = ["--topology", f"v5p:{shape}", "--gin.MESH={'data': 16, 'fsdp': 16}", "--gin.BATCH_SIZE=256"]
+        gcloud.answer(create=[[1, "", "no quota"]])
+        assert launch(gin, *flags) == 1
+        (_, create, _) = gcloud.calls[0]
+        assert create[6 : 6 + len(words) + 1] == [*words, "--runtime-version=v2-alpha-tpuv5"]
+
+
+def test_the_files_of_a_job_that_runs_are_not_replaced(gcloud, gin, tmp_path):
+    """Set up again, with other settings: the remote command fails while the job's process lives."""
+    gcloud.answer(describe=[ACTIVE])
+    assert launch(gin) == 0
+    (command,) = [w.removeprefix("--command=") for key, words, _ in gcloud.calls if key == "setup" for w in words[7:8]]
+    home = tmp_path / "home"
+    (home / "famjax-fam-1/job").mkdir(parents=True)
+    (home / "famjax-fam-1/famjax").mkdir()
+    for pid, kept in ((os.getpid(), True), (2**22 + 1, False)):
+        (home / "famjax-fam-1/job/pid").write_text(f"{pid}\n")
+        done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)
+        assert ("a job runs here: --do stop first" in done.stderr) == kept and done.returncode
+        assert (home / "famjax-fam-1/famjax").exists() == kept
 
 
 def test_dry_run_shows_all_and_runs_nothing(gcloud, gin, capfd):
