@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from famjax.cli import bench_serve
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides, numbers, refuse
+from famjax.cli.flags import add_gin_arguments, add_memory_arguments, distinct_numbers, memory_overrides, refuse
 from famjax.config import ConfigError, ModelConfig
+from famjax.config.checks import at_least
 from famjax.process.progress import Progress
 
 NAME = "bench"
@@ -43,13 +44,14 @@ Tell: TypeAlias = Callable[[str, int, int], None]
 LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 BLOCKS, FULL_TO = (8, 64, 256, 1024), 8192
 # Flags, as in `args`, that each measurement reads, beside those of all.
+GIN = ("gin_files", "gin_bindings", "gin_search_paths")
 READ_BY = {
-    "train": ("size", "lengths", "tokens", "variants", "gin_files"),
-    "train --prefill": ("prefill", "size", "blocks", "rows", "gin_files"),
-    "train --questions": ("questions", "size", "blocks", "rows", "gin_files"),
-    "train --peers": ("peers", "size", "lengths", "tokens", "gin_files"),
-    "infer": ("size", "lengths", "full_to", "gin_files"), "infer --peers": ("peers", "lengths", "llama"),
-    "serve": ("llama",),
+    "train": ("size", "lengths", "tokens", "variants", *GIN),
+    "train --prefill": ("prefill", "size", "blocks", "rows", *GIN),
+    "train --questions": ("questions", "size", "blocks", "rows", *GIN),
+    "train --peers": ("peers", "size", "lengths", "tokens", *GIN),
+    "infer": ("size", "lengths", "full_to", *GIN), "infer --peers": ("peers", "lengths", "llama"),
+    "serve": ("llama", "model", "url", "model_name", "label", *bench_serve.DEFAULTS),
 }  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", choices=SIZE_NAMES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
     )
-    parser.add_argument("--lengths", type=numbers, metavar="N,N", help="sequence lengths in tokens")
+    parser.add_argument("--lengths", type=distinct_numbers, metavar="N,N", help="sequence lengths in tokens")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens per training step, at each sequence length")
     parser.add_argument(
         "--variants", type=_names, metavar="A,B", help=f"variants to compare (default: {','.join(VARIANTS)})"
@@ -69,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, metavar="N", help=f"rounds (default: 5; serve: {bench_serve.ROUNDS})")
     parser.add_argument("--prefill", action="store_true", help="measure streamed prefill instead of training")
     parser.add_argument(
-        "--blocks", type=numbers, metavar="N,N",
+        "--blocks", type=distinct_numbers, metavar="N,N",
         help=f"prefill, questions: text lengths in blocks (default: {','.join(map(str, BLOCKS))})",
     )  # fmt: skip
     parser.add_argument("--rows", type=int, metavar="B", help="batch size of prefill and questions")
@@ -98,22 +100,26 @@ def run(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
     _check_read(args)
-    args.variants, args.blocks = args.variants or VARIANTS, args.blocks or BLOCKS
-    args.llama, args.full_to = args.llama or "tiny", FULL_TO if args.full_to is None else args.full_to
+    if Path(args.output).is_file():
+        raise ConfigError(f"--output {args.output} is a file; name a directory")
     if args.what == "serve":
         bench_serve.check(args)
         return _reported(args, "servers", lambda results, tell, cores: _serving(args, results, tell))
-    if args.model or args.url:
-        raise ConfigError("--model and --url are of famjax bench serve; other measurements take --size or --gin_file")
-    from famjax.bench.sizes import SIZES, check_lengths
+    from famjax.bench.sizes import SIZES, check_lengths, variants
 
+    for name, least in (("rows", 1), ("tokens", 1), ("questions", 1), ("full_to", 0)):
+        if (value := getattr(args, name)) is not None:
+            at_least(f"--{name.replace('_', '-')}", value, least)
+    args.blocks, args.llama = args.blocks or BLOCKS, args.llama or "tiny"
+    args.full_to = FULL_TO if args.full_to is None else args.full_to
     args.size = args.size or ("tiny" if args.what == "infer" else "peers")
     size = SIZES[args.size]
     model = _model(args, size.model)
     tokens, lengths = args.tokens or size.tokens, args.lengths or size.lengths
     rows = args.rows or size.prefill_rows
-    if args.questions is not None and args.questions < 1:
-        raise ConfigError(f"--questions is {args.questions}; it must be at least 1")
+    args.variants = args.variants or tuple(variants(model, lengths[0]))
+    if absent := set(args.variants) - set(variants(model, lengths[0])):
+        raise ConfigError(f"--variants {absent.pop()}: fam_length is 0, so the model has no FAM; leave it out")
     if args.what == "infer":
         lengths = args.lengths or (LENGTHS_BESIDE if args.peers else LENGTHS_READ)
         if min(lengths) < 1:
@@ -121,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.prefill or args.questions:
         _check_blocks(args.blocks)
     else:
+        if args.peers and len(args.lengths or ()) > 1:
+            raise ConfigError("--lengths has several lengths, but peers are compared at one; name one")
         check_lengths(lengths[:1] if args.peers else lengths, tokens, model.memory.block_size)
     if args.peers:
         from famjax.bench.peers import PACKAGES, check_installed
@@ -234,7 +242,7 @@ def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
         from famjax.cli.gin_config import load_model_config
 
         model = load_model_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
-    elif args.gin_bindings:
+    elif args.gin_bindings or args.gin_search_paths:
         raise ConfigError("--gin.NAME=VALUE needs a --gin_file that defines the name, e.g. gin/models/fam_tiny.gin")
     model = dataclasses.replace(model, memory=dataclasses.replace(model.memory, **memory_overrides(args)))
     model.validate()
@@ -254,6 +262,8 @@ def _names(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in VARIANTS:
             raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(VARIANTS)}")
+        if names.count(name) > 1:
+            raise argparse.ArgumentTypeError(f"{name!r} is there twice; name each once")
     return names
 
 

@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from famjax.cli.flags import memory_overrides, numbers
+from famjax.cli.flags import distinct_numbers, memory_overrides, refuse
 from famjax.config import ConfigError
 
 # Names of our servers in the report: with batching, and with one row, which answers requests sequentially.
 BATCH, ONE_ROW = "famjax serve", "famjax serve --max-rows 1"
 NAME = "measured"  # name of the model in requests to our servers
 ROUNDS = 3
+DEFAULTS = {"clients": (1, 4, 16), "requests": 4, "prompt_tokens": 128, "answer_tokens": 64}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax bench serve`."""
     group = parser.add_argument_group("serve")
     group.add_argument("--model", metavar="DIR", help="model directory (default: the random Llama of --llama)")
-    group.add_argument(
-        "--clients", type=numbers, default=(1, 4, 16), metavar="N,N", help="concurrent clients (default: 1,4,16)"
-    )
-    group.add_argument("--requests", type=int, default=4, metavar="N", help="requests per client (default: 4)")
-    group.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="tokens per prompt (default: 128)")
-    group.add_argument("--answer-tokens", type=int, default=64, metavar="N", help="tokens per answer (default: 64)")
+    group.add_argument("--clients", type=distinct_numbers, metavar="N,N", help="concurrent clients (default: 1,4,16)")
+    group.add_argument("--requests", type=int, metavar="N", help="requests per client (default: 4)")
+    group.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens per prompt (default: 128)")
+    group.add_argument("--answer-tokens", type=int, metavar="N", help="tokens per answer (default: 64)")
     group.add_argument("--url", metavar="URL", help="address of another running server to compare with")
     group.add_argument("--model-name", metavar="NAME", help="name of the model on the server of --url")
     group.add_argument(
@@ -35,9 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises `ConfigError` for invalid or conflicting flags, before anything starts."""
+    """Sets the flags that were not given. Raises `ConfigError` for invalid or conflicting ones."""
     from famjax.cli.serve import check_installed
 
+    for name, value in DEFAULTS.items():
+        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    if args.model:
+        refuse(args, ("llama",), "with --model; leave it out")
+    args.llama = args.llama or "tiny"
     for name in ("requests", "prompt_tokens", "answer_tokens"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")

@@ -37,6 +37,7 @@ def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
       ConfigError: a setting is invalid, or trainings differ in more than their memory (`check_alike`).
     """
     task, memories = args.gin_files or [TASK], _memories(args.memories)
+    _check_bindings(args)
 
     def make(seed: int, memory: str, rate: float | None, steps: int = 0) -> Subject:
         gin_file, changes = memories[memory]
@@ -45,18 +46,31 @@ def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
         bindings += [f"TRAIN_STEPS={steps}"] if steps else []
         of_rate = "" if rate is None else f"_lr{rate:g}"
         name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', memory)}{of_rate}_seed{seed}"
-        job = side_by_side.job(name, [*task, gin_file], bindings, output)
+        job = side_by_side.job(name, [*task, gin_file], bindings, output, args.gin_search_paths)
         check_used(memory, job.config.model.memory)
         return Subject(memory, gin_file, seed, job, rate)
 
     rates = args.learning_rates or (None,)
     subjects = [make(seed, memory, rate) for seed in args.seeds for memory in memories for rate in rates]
     check_alike(subjects)
+    names = [one.job.name for one in subjects]
+    if again := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two trainings would both be {output / again[0]}; their names or rates are too close")
     if not (args.tokens or args.flops):
         return subjects
     first = {one.memory: one.job.config for one in reversed(subjects)}
     steps = {memory: _steps(config, args.tokens, args.flops) for memory, config in first.items()}
     return [make(one.seed, one.memory, one.rate, steps[one.memory]) for one in subjects]
+
+
+def _check_bindings(args: argparse.Namespace) -> None:
+    """Raises `ConfigError` for a gin setting that a flag of the comparison sets, too."""
+    flags = {"MODEL_DIR": "--output", "RANDOM_SEED": "--seeds"}
+    flags |= {"LEARNING_RATE": "--learning-rates"} if args.learning_rates else {}
+    flags |= {"TRAIN_STEPS": "--tokens" if args.tokens else "--flops"} if args.tokens or args.flops else {}
+    for name in (binding.partition("=")[0].strip() for binding in args.gin_bindings):
+        if name in flags:
+            raise ConfigError(f"--gin.{name} is set for every training by {flags[name]}; leave it out")
 
 
 def _steps(config: TrainConfig, tokens: int | None, flops: int | None) -> int:
@@ -83,6 +97,9 @@ def _memories(text: str) -> dict[str, tuple[str, list[str]]]:
     for word in (word.strip() for word in text.split(",") if word.strip()):
         file, *changes = (part.strip() for part in word.split(":"))
         name = ":".join([Path(file).stem, *changes])
+        fields = [change.partition("=")[0].strip() for change in changes]
+        if len(set(fields)) < len(fields):
+            raise ConfigError(f"--memories {word}: a field is there twice; name each once")
         if name in found:
             raise ConfigError(f"--memories {text}: {name} is there twice; name each once")
         gin_file = file if file.endswith(".gin") else f"gin/memories/{file}.gin"

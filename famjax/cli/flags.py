@@ -153,7 +153,7 @@ def _mesh(text: str) -> dict[str, int]:
 
 def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
     """Raises `ConfigError` for the first of these flags, as in `args`, that is given: it has no effect `why`."""
-    called = {"gin_bindings": "--gin settings", "gin_files": "--gin_file"}
+    called = {"gin_bindings": "--gin settings", "gin_files": "--gin_file", "gin_search_paths": "--gin_search_paths"}
     for name in names:
         value = getattr(args, name)
         if value is not None and value is not False and value not in ("", [], ()):

@@ -111,14 +111,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_output(args: argparse.Namespace) -> None:
     """Raises `ConfigError` if the result could not be written, before minutes of compilation."""
-    path = Path(args.json or "plan.json").absolute()
-    there = next(folder for folder in path.parents if folder.exists())
-    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError(f"--json {args.json} cannot be written; name a file in a writable directory")
+    if args.json:
+        path = Path(args.json).absolute()
+        there = next(folder for folder in path.parents if folder.exists())
+        if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigError(f"--json {args.json} cannot be written; name a file in a writable directory")
     if args.dump and Path(args.dump).is_file():
         raise ConfigError(f"--dump {args.dump} is a file; name a directory")
     if not args.search:
         refuse(args, ("tries",), "without --search; leave it out")
+    for name in (binding.partition("=")[0].strip() for binding in args.gin_bindings if args.search):
+        if name in ("MESH", "MICROBATCHES", "ModelConfig.remat"):
+            raise ConfigError(f"--gin.{name} has no effect with --search, which tries several; leave it out")
     if args.lengths or args.search:
         refuse(args, ("dump",), "with --lengths or --search, which compile several programs; plan one of them with it")
     if args.tries is not None and args.tries < 1:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,15 +31,18 @@ class Job(NamedTuple):
     log: Path
 
 
-def job(name: str, gin_files: str | list[str], bindings: list[str], output: Path) -> Job:
+def job(
+    name: str, gin_files: str | list[str], bindings: list[str], output: Path, search_paths: Sequence[str] = ()
+) -> Job:  # fmt: skip
     """Returns the training run of gin files with MODEL_DIR `output/name`. Raises `ConfigError` for bad settings."""
     from famjax.cli.gin_config import load_train_config
 
     bindings = [f"MODEL_DIR={str(output / name)!r}", *bindings]
     files = [gin_files] if isinstance(gin_files, str) else gin_files
-    config, _ = load_train_config(files, (), bindings)
+    config, _ = load_train_config(files, search_paths, bindings)
     config.validate()
     flags = [*(f"--gin_file={path}" for path in files), *(f"--gin.{binding}" for binding in bindings)]
+    flags += [f"--gin_search_paths={','.join(search_paths)}"] if search_paths else []
     command = [sys.executable, "-m", "famjax", "train", *flags]
     return Job(name, config, command, output / f"{name}.log")
 

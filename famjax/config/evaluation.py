@@ -120,7 +120,7 @@ class EvalConfig:
     def part_of(self) -> tuple[int, int]:
         """(I, N) of `part`; (1, 1) if it is empty. Raises `ConfigError` if `part` is malformed."""
         number, slash, count = (self.part or "1/1").partition("/")
-        if not slash or not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        if not slash or not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
             raise ConfigError(f"--part {self.part} is not I/N; write 1/4 to 4/4 for four processes")
         return int(number), int(count)
 

@@ -173,6 +173,8 @@ class TrainConfig:
         check_sequence_length(self.sequence_length, self.model.memory.block_size)
         at_least("BATCH_SIZE", self.batch_size, 1)
         at_least("TRAIN_STEPS", self.steps, 1)
+        if self.steps >= 2**31:
+            raise ConfigError(f"TRAIN_STEPS is {self.steps}; it must be below 2^31, since steps are counted in 32 bits")
         seed("RANDOM_SEED", self.seed)
         at_least("LOG_PERIOD", self.log_period, 1)
         self._check_checkpoints()

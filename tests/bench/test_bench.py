@@ -103,6 +103,17 @@ def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
         (["--prefill", "--blocks", "8,12"], "--blocks 12"),
         (["--variants", "FAM,other"], "'other' is not one of"),
         (["--fam-length", "300"], "fam_length 300"),
+        (["--prefill", "--rows", "0"], "--rows is 0"),
+        (["--tokens", "-2048", "--lengths", "2048"], "--tokens is -2048"),
+        (["infer", "--full-to", "-1"], "--full-to is -1"),
+        (["--lengths", "2048,2048"], "each once"),
+        (["--prefill", "--blocks", "8,8"], "each once"),
+        (["--variants", "FAM,FAM"], "'FAM' is there twice"),
+        (["--variants", "FAM,BSWA", "--fam-length", "0"], "--variants FAM: fam_length is 0"),
+        (["--peers", "--lengths", "2048,4096"], "peers are compared at one"),
+        (["--output", __file__], "is a file; name a directory"),
+        (["--gin_search_paths", "a"], "needs a --gin_file"),
+        (["serve", "--model", "x", "--llama", "tiny"], "--llama has no effect with --model"),
     ],
 )
 def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
@@ -122,6 +133,9 @@ def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
         (["infer", "--prefill"], "--prefill"),
         (["infer", "--peers", "--size", "tiny"], "--size"), (["infer", "--peers", "--gin_file", "a.gin"], "--gin_file"),
         (["--llama", "tiny"], "--llama"), (["serve", "--rows", "2"], "--rows"), (["--rows", "2"], "--rows"),
+        (["--clients", "3"], "--clients"), (["infer", "--requests", "3"], "--requests"),
+        (["--label", "x"], "--label"), (["--model-name", "x"], "--model-name"), (["--model", "x"], "--model"),
+        (["serve", "--gin.BLOCK_SIZE=3"], "--gin settings"), (["serve", "--gin_search_paths", "a"], "--gin_search_paths"),
     ],
 )  # fmt: skip
 def test_flags_of_another_measurement_are_refused(words: list[str], flag: str, capsys: pytest.CaptureFixture) -> None:

@@ -102,6 +102,19 @@ def test_every_memory_begins_with_the_same_weights_and_reads_the_same_batches(ta
         (["--flops", "5t", "--tokens", "1m"], "not allowed with argument"),
         (["--learning-rates", "1e-3,0"], "write positive numbers, each once"),
         (["--part", "3/2"], "--part 3/2 is not I/N"),
+        (["--part", "\u00b2/3"], "is not I/N"),
+        (["--gin.MODEL_DIR='x'"], "--gin.MODEL_DIR is set for every training by --output; leave it out"),
+        (["--gin.RANDOM_SEED=7"], "--gin.RANDOM_SEED is set for every training by --seeds"),
+        (["--gin.LEARNING_RATE=0.5", "--learning-rates", "1e-3"], "is set for every training by --learning-rates"),
+        (["--gin.TRAIN_STEPS=5", "--flops", "5t"], "--gin.TRAIN_STEPS is set for every training by --flops"),
+        (
+            ["--gin.OptimizerConfig.learning_rate=0.1", "--learning-rates", "1e-3,1e-2"],
+            "--gin.LEARNING_RATE has no effect",
+        ),
+        (["--learning-rates", "1e-3,1.0000001e-3"], "two trainings would both be"),
+        (["--memories", "fam:previous_fams=2:previous_fams=3"], "a field is there twice; name each once"),
+        (["--seeds", "5,4294967301"], "RANDOM_SEED is 4294967301; it must be at least 0 and below 2^32"),
+        (["--tokens", "1e30"], "it must be below 2^31, since steps are counted in 32 bits"),
         ([*MQAR, "--keys", "2"], "--keys is not a setting of this task's evaluation, which has --blocks, --examples"),
         ([*MQAR, "--blocks", "0"], "--blocks 0 is shorter than any document of the training"),
         ([*MQAR, "--examples", "0"], "examples is 0"),
@@ -139,6 +152,14 @@ def test_a_memory_changes_nothing_else(tmp_path: Path, text: str, said: str, cap
     wrong.write_text(text + "\n")
     assert main(["compare", "--output", str(tmp_path / "out"), "--memories", f"fam,{wrong}"]) == 2
     assert said in capfd.readouterr().err
+
+
+def test_gin_files_are_searched_here_and_in_the_trainings(tmp_path: Path) -> None:
+    """A task's gin file that is found on the search path only: the trainings get the path, too."""
+    (tmp_path / "mine.gin").write_text("include 'gin/experiments/compare.gin'\nTRAIN_STEPS = 7\n")
+    for one in subjects(tmp_path, "--gin_file", "mine.gin", "--gin_search_paths", str(tmp_path), "--memories", "fam"):
+        assert one.job.config.steps == 7
+        assert f"--gin_search_paths={tmp_path}" in one.job.command
 
 
 def subjects(tmp_path: Path, *words: str) -> list[compare_runs.Subject]:
