@@ -135,7 +135,8 @@ def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
         (["--llama", "tiny"], "--llama"), (["serve", "--rows", "2"], "--rows"), (["--rows", "2"], "--rows"),
         (["--clients", "3"], "--clients"), (["infer", "--requests", "3"], "--requests"),
         (["--label", "x"], "--label"), (["--model-name", "x"], "--model-name"), (["--model", "x"], "--model"),
-        (["serve", "--gin.BLOCK_SIZE=3"], "--gin settings"), (["serve", "--gin_search_paths", "a"], "--gin_search_paths"),
+        (["serve", "--gin.BLOCK_SIZE=3"], "--gin settings"),
+        (["serve", "--gin_search_paths", "a"], "--gin_search_paths"),
     ],
 )  # fmt: skip
 def test_flags_of_another_measurement_are_refused(words: list[str], flag: str, capsys: pytest.CaptureFixture) -> None:
