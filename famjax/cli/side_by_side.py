@@ -14,6 +14,7 @@ from famjax.cli.resumed import changed
 from famjax.config import ConfigError, TrainConfig
 from famjax.process import cpu, interrupts
 from famjax.process.progress import clock
+from famjax.storage import lock
 from famjax.storage.model_dir import METRICS_JSONL
 
 POLL_SECONDS = 0.5
@@ -117,6 +118,8 @@ class _Running(NamedTuple):
 def _begin(job: Job, cores: list[int]) -> _Running:
     """Starts a training process, pinned to these cores if any are given."""
     environment = cpu.environment(os.environ) | {"PYTHONUNBUFFERED": "1"}
+    with lock.held(job.config.model_dir):  # else the log would be that of a training which is running
+        pass
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "w", encoding="utf-8") as log:
         # A terminal sends Ctrl-C to its whole process group. In a group of its own a run gets SIGTERM alone, from

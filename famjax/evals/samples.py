@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.process import interrupts
+from famjax.storage import lock
 
 SAMPLES_JSONL = "samples.jsonl"
 
@@ -68,18 +69,27 @@ def key_of(model: str, task: str, settings: dict[str, Any]) -> str:
 
 
 class SampleFile:
-    """`samples.jsonl`, open for appending. Only one process may write at a time.
+    """`samples.jsonl`, open for appending, and locked: to a second writer, the line being written would be what a killed
+    process left.
 
     A partial last line, left by a killed process, is removed.
 
     Args:
       path: the file; it and its directory are created if missing.
+
+    Raises:
+      ConfigError: another process is writing it.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab")  # noqa: SIM115 - lives as long as this object
+        try:
+            lock.take(self._file.fileno(), self.path)
+        except BaseException:
+            self._file.close()
+            raise
         whole = _end_of_last_line(self.path)
         if whole < self._file.tell():
             self._file.truncate(whole)

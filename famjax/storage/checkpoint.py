@@ -219,15 +219,20 @@ def _newest_whole(
             agreed = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
             step = None if agreed < 0 else agreed
         if step is None:
-            return None, None, damaged
+            return None, None, _still_there(root, damaged)
         with quiet():
             try:
-                return step, read(step), damaged
+                return step, read(step), _still_there(root, damaged)
             except Damaged as error:
                 if jax.process_count() > 1:  # other processes may have read their parts already
                     raise ConfigError(f"{error}; restore it from a copy, or delete that step") from error
                 damaged[step] = str(error)
                 time.sleep(0.1)  # for threads of Orbax that still report errors
+
+
+def _still_there(root: Path, damaged: dict[int, str]) -> dict[int, str]:
+    """Returns the damaged steps without those that a training has deleted, which were whole when they were listed."""
+    return {step: problem for step, problem in damaged.items() if steps.step_dir(root, step).is_dir()}
 
 
 def _candidates(root: Path, named: int | None) -> list[int]:

@@ -47,6 +47,21 @@ def held(model_dir: str | Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def take(file: int, path: str | Path) -> None:
+    """Locks an open file, which belongs to `path`, until it is closed; does nothing if the file system has no locks.
+
+    Raises:
+      ConfigError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise ConfigError(f"another process is writing {path}; wait for it, or name another directory") from None
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
 def _locked(path: Path) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

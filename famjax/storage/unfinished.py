@@ -1,8 +1,6 @@
 """Atomic creation of directories, and work on them that resumes after a kill."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -12,6 +10,7 @@ from typing import Any
 
 from famjax.config import ConfigError
 from famjax.process import interrupts
+from famjax.storage import lock
 
 JOURNAL = ".unfinished"
 
@@ -37,7 +36,7 @@ class Journal:
         folder.mkdir(exist_ok=True)
         self._file = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            _lock(self._file, folder)
+            lock.take(self._file, folder)
             with open(folder / JOURNAL, encoding="utf-8", errors="replace") as file:
                 text = file.read()
             lines = text[: text.rfind("\n") + 1].splitlines()
@@ -166,16 +165,3 @@ def _clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != JOURNAL:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _lock(file: int, folder: Path) -> None:
-    """Acquires a lock, which ends with the process; does nothing if the file system has no locks.
-
-    Raises:
-      ConfigError: another process holds it.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            raise ConfigError(f"another process is writing {folder}; wait for it, or name another directory") from None

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from famjax.cli import side_by_side
+from famjax.config import ConfigError, TrainConfig
+from famjax.storage import lock
+
 # A job that is no training: it says that it runs, and what ended it.
 JOB = """
 import pathlib, signal, sys, time
@@ -37,6 +41,16 @@ side_by_side.POLL_SECONDS = 600  # no signal waits for it
 with interrupts.handled("famjax compare"):
     side_by_side.train(jobs)
 """
+
+
+def test_the_log_of_a_running_training_is_not_emptied(tmp_path: Path) -> None:
+    """The same comparison started twice: its training is refused, and the first one's log stays as it is."""
+    config = TrainConfig(model_dir=str(tmp_path / "m"), steps=3)
+    job = side_by_side.Job("a", config, [sys.executable, "-c", "print(1)"], tmp_path / "log")
+    job.log.write_text("step 2\n")
+    with lock.held(config.model_dir), pytest.raises(ConfigError, match="another training .* is using MODEL_DIR"):
+        side_by_side.train([job])
+    assert job.log.read_text() == "step 2\n"
 
 
 @pytest.mark.parametrize(("number", "send"), [

@@ -172,6 +172,18 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
     assert len(list(read(path.parent, "key1"))) == len(list(read(path.parent, "key2"))) == 9
 
 
+def test_two_evaluations_do_not_write_one_file(tmp_path):
+    """A second one would take the line that is being written for the rest of a killed process, and remove it."""
+    path = tmp_path / "samples.jsonl"
+    with SampleFile(path) as file:
+        path.write_bytes(b'{"half": ')
+        with pytest.raises(ConfigError, match=f"another process is writing {path}; wait for it"):
+            SampleFile(path)
+        assert path.read_bytes() == b'{"half": ' and file.path == path
+    SampleFile(path).__exit__()
+    assert path.read_bytes() == b""
+
+
 def test_parts_ask_each_example_once_and_make_one_evaluation(tmp_path):
     """Three processes with one part each, then one without a part, which runs nothing more. A document's questions stay
     in one part; unreadable examples are counted once; with fewer examples, only those are in the results."""

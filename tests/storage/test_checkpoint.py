@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,28 @@ def test_the_step_before_a_damaged_one_is_read(three: Path, how: object, capfd: 
     with pytest.raises(ConfigError, match="is damaged, as are step 2 .* step 1 .*; restore one of them") as raised:
         load(three)
     assert "\n" not in str(raised.value) and capfd.readouterr().err == ""
+
+
+def test_a_step_that_a_training_deletes_meanwhile_is_not_damaged(
+    three: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training saves step 4 and deletes step 3 while step 3 is read: step 4 is read, and nothing is reported. One
+    that was named is told as missing."""
+    read = checkpoint._load_weights
+
+    def slow(root: Path, step: int, target: object) -> dict:
+        if step == 3:
+            (root / "checkpoints" / "2").rename(root / "checkpoints" / "4")
+            shutil.rmtree(root / "checkpoints" / "3")
+            raise checkpoint.Damaged("a file is missing")
+        return read(root, step, target)
+
+    copy = shutil.copytree(three, three.with_name("n"))
+    monkeypatch.setattr(checkpoint, "_load_weights", slow)
+    assert_same(load(three)[1], tiny.parameters(tiny.config(), 2))
+    assert capfd.readouterr().err == ""
+    with pytest.raises(ConfigError, match="has no step 3; its steps: 1, 4"):
+        load(copy / "checkpoints" / "3")
 
 
 def test_a_damaged_step_that_is_named_is_not_replaced(three: Path, capfd: pytest.CaptureFixture) -> None:
