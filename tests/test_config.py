@@ -136,7 +136,10 @@ BAD_TRAININGS = [
         {"optimizer": OptimizerConfig(parameters={"fam/*": {"learning_rate": math.nan}})},
         "parameters 'fam/.*': learning_rate is nan; it must be a finite number",
     ),
-    ({"eval_period": 1, "evaluation": EvalConfig(filler_blocks=4)}, "EvalConfig.filler_blocks is 4; .* type tuple"),
+    (
+        {"eval_period": 1, "evaluation": EvalConfig(filler_blocks=4)},
+        "EvalConfig.filler_blocks is 4; .* tuple: write \\(4,\\)",
+    ),
     ({"eval_period": 1, "evaluation": EvalConfig(lengths=4)}, "EvalConfig.lengths is 4; it must be of type tuple"),
     ({"eval_period": 1, "evaluation": EvalConfig(chat="False")}, "EvalConfig.chat is 'False'; it must be of type bool"),
 ]

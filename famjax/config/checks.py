@@ -68,7 +68,8 @@ def check_types(config: Any) -> None:
 def _check_type(name: str, value: Any, wanted: type) -> None:
     more: dict[type, tuple[type, ...]] = {float: (float, int), tuple: (tuple, list)}
     if not isinstance(value, more.get(wanted, (wanted,))) or (isinstance(value, bool) and wanted is not bool):
-        raise ConfigError(f"{name} is {value!r}; it must be of type {wanted.__name__}")
+        hint = f": write ({value!r},)" if wanted is tuple else ""
+        raise ConfigError(f"{name} is {value!r}; it must be of type {wanted.__name__}{hint}")
     if wanted is float:
         finite(name, value)
 

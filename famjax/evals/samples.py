@@ -69,8 +69,7 @@ def key_of(model: str, task: str, settings: dict[str, Any]) -> str:
 
 
 class SampleFile:
-    """`samples.jsonl`, open for appending, and locked: to a second writer, the line being written would be what a killed
-    process left.
+    """`samples.jsonl`, open for appending, and locked: a second writer would remove the line that the first is writing.
 
     A partial last line, left by a killed process, is removed.
 
