@@ -172,13 +172,20 @@ def settle(args: argparse.Namespace) -> None:
 
         files = args.gin_files or ["gin/runs/infer.gin"]
         config, _ = load(InferConfig, files, args.gin_search_paths, args.gin_bindings)
+        check_types(config)
+        plain, _ = load(InferConfig, files, args.gin_search_paths)
+        for field in dataclasses.fields(config):
+            if getattr(config, field.name) != getattr(plain, field.name) and field.name not in (
+                "model_dir",
+                *vars(args),
+            ):
+                raise ConfigError(f"--gin settings of InferConfig.{field.name} have no effect here; leave them out")
     if args.model is None and not config.model_dir:
         raise ConfigError("no model; add --model DIR, a directory written by `famjax train` or `famjax import-hf`")
     for field in dataclasses.fields(config):
         name = "model" if field.name == "model_dir" else field.name
         if getattr(args, name, "") is None:
             setattr(args, name, getattr(config, field.name))
-    check_types(config)
     check_mesh(args.mesh)
     if args.dtype is not None:
         one_of("dtype", args.dtype, DTYPES)

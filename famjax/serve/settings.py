@@ -6,7 +6,7 @@ import hmac
 from pathlib import Path
 
 from famjax.config import ConfigError
-from famjax.config.checks import at_least
+from famjax.config.checks import at_least, finite, positive
 from famjax.config.text import read_text
 from famjax.infer.settings import MOST_TOKENS, check_whole
 
@@ -51,9 +51,9 @@ class ServeConfig:
         check_whole(_flag("max_tokens"), self.max_tokens, 1, MOST_TOKENS)
         for name in ("grace", "prefix_cache_mib"):
             at_least(_flag(name), getattr(self, name), 0)
+            finite(_flag(name), getattr(self, name))
         for name in ("max_body_mib", "timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{_flag(name)} is {getattr(self, name):g}; it must be above 0")
+            positive(_flag(name), getattr(self, name))
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"--port is {self.port}; it must be 0 (any free one) to 65535")
         if self.sessions is not None and self.sessions.exists() and not self.sessions.is_dir():

@@ -39,6 +39,19 @@ def test_gin_files_are_read_as_everywhere(tmp_path: Path) -> None:
         (["generate", "--prompt", "x"], "no model; add --model DIR"),
         (["score", "--input", "a", "--output", "b", "--gin.BATCHSIZE=3"], "did you mean BATCH_SIZE"),
         (["generate", "--prompt", "x", "--gin.MODEL_DIR='none'", "--gin.BATCH_SIZE=0"], "--batch-size is 0"),
+        (
+            ["generate", "--prompt", "x", "--gin.MODEL_DIR='none'", "--gin.InferConfig.temperature=1e999"],
+            "InferConfig.temperature is inf; it must be a finite number",
+        ),
+        (
+            ["chat", "--gin.MODEL_DIR='none'", "--gin.InferConfig.mesh='a'"],
+            "InferConfig.mesh is 'a'; it must be of type",
+        ),
+        (["chat", "--model", "none", "--seed", "4294967296"], "--seed is 4294967296; it must be at least 0 and below"),
+        (
+            ["score", "--input", "a", "--output", "b", "--model", "m", "--gin.RANDOM_SEED=3"],
+            "--gin settings of InferConfig.seed have no effect here",
+        ),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:

@@ -247,7 +247,10 @@ def test_mistakes_of_the_command(model_dir: Path, tmp_path: Path, capsys: pytest
             (["--host", "0.0.0.0"], "add --api-key-file"), (["--api-key-file", str(tmp_path / "keys")], "has no key"),
             (["--max-rows", "0"], "--max-rows is 0; it must be at least 1"), (["--port", "70000"], "--port is 70000"),
             (["--sessions", str(tmp_path / "keys")], "is a file"), (["--port", port], "choose another, or --port 0"),
-            (["--timeout", "0"], "--timeout is 0; it must be above 0"), (["--max-tokens", "0"], "--max-tokens is 0"),
+            (["--timeout", "0"], "--timeout is 0; it must be more than 0"),
+            (["--max-tokens", "0"], "--max-tokens is 0"),
+            *(([flag, value], f"{flag} is {value}; it must be") for value in ("inf", "nan")
+              for flag in ("--timeout", "--grace", "--max-body-mib", "--prefix-cache-mib")),
             (["--max-tokens", "3000000000"], "--max-tokens is 3000000000; it must be at most 2147483647"),
             (["--model", "none"], "none"),
         ):  # fmt: skip
