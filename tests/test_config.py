@@ -75,6 +75,7 @@ BAD_MEMORIES = [
         "token_window 18 is more than .* with 2 memory segments of 8 use at most 17, or memory_segments 3",
     ),
     ({"random_position_offset": 1.5}, "random_position_offset is 1.5; it must be between 0 and 1"),
+    ({"random_state_passing_from": 2**31}, "random_state_passing_from is 2147483648; it must be below"),
     ({"random_state_passing": -0.1}, "random_state_passing is -0.1; it must be between 0 and 1"),
     ({"block_size": "64"}, "MemoryConfig.block_size is '64'; it must be of type int"),
 ]
@@ -132,6 +133,8 @@ BAD_TRAININGS = [
     ({"mqar": MqarConfig(pairs=("4",))}, ".*pairs is \\('4',\\): an item is '4'; it must be of type int"),
     ({"seed": 2**32 + 5}, "RANDOM_SEED is 4294967301; it must be at least 0 and below 2\\^32"),
     ({"seed": -1}, "RANDOM_SEED is -1; it must be at least 0"),
+    ({"steps": 2**31}, "TRAIN_STEPS is 2147483648; it must be below 2\\^31, since steps are counted in 32 bits"),
+    ({"optimizer": OptimizerConfig(warmup_steps=2**31)}, "warmup_steps is 2147483648; it must be below"),
     (
         {"optimizer": OptimizerConfig(parameters={"fam/*": {"learning_rate": math.nan}})},
         "parameters 'fam/.*': learning_rate is nan; it must be a finite number",

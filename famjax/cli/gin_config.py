@@ -65,7 +65,7 @@ def target_length(task_feature_lengths: dict[str, int]) -> int:
     """
     lengths = task_feature_lengths
     known = isinstance(lengths, dict) and {"targets"} <= set(lengths) <= {"inputs", "targets"}
-    if not known or not all(type(length) is int for length in lengths.values()):
+    if not known or not all(type(length) is int and length >= 0 for length in lengths.values()):
         raise ConfigError(
             f'TASK_FEATURE_LENGTHS is {lengths!r}; a decoder needs {{"targets": N}}, N the tokens of a row'
         )

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import re
 import sys
 from typing import Any
 
@@ -170,6 +171,8 @@ def _training(args: argparse.Namespace) -> Any:
     config.validate()
     if args.target == "local":
         check(config)
+    elif args.target != "slurm" and (home := re.search(r"""^.*['"]~\w*/.*$""", text, re.MULTILINE)):
+        raise ConfigError(f"~ is another folder on the target; write the whole path: {home[0].strip()}")
     words = ["train"]
     for file in args.gin_files:
         words += ["--gin_file", file]

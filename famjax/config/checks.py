@@ -26,6 +26,13 @@ def at_least(name: str, value: float, least: float) -> None:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
 
 
+def steps(name: str, value: int, least: int) -> None:
+    """Raises `ConfigError` unless the value is a number of training steps, which the device counts in 32 bits."""
+    at_least(name, value, least)
+    if value >= 2**31:
+        raise ConfigError(f"{name} is {value}; it must be below 2^31, since steps are counted in 32 bits")
+
+
 def finite(name: str, value: float) -> None:
     """Raises `ConfigError` if the value is not finite; JSON files of Python may have NaN and Infinity."""
     if not abs(value) <= sys.float_info.max:

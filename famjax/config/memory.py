@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability
+from famjax.config.checks import ConfigError, at_least, check_types, known_fields, one_of, probability, steps
 
 MEMORY_KINDS = ("fam", "sinks", "infini", "deltanet", "rmt", "autocompressor", "armt", "retrieval")
 # Kinds with memory tokens around each block, which pass through all layers; there is no window of previous blocks.
@@ -185,7 +185,7 @@ class MemoryConfig:
             )
         probability("random_position_offset", self.random_position_offset)
         probability("random_state_passing", self.random_state_passing)
-        at_least("random_state_passing_from", self.random_state_passing_from, 0)
+        steps("random_state_passing_from", self.random_state_passing_from, 0)
         at_least("fam_max_rms", self.fam_max_rms, 0)
         at_least("fam_noise", self.fam_noise, 0)
         at_least("fam_update_noise", self.fam_update_noise, 0)

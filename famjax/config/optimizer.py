@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 from typing import Any
 
-from famjax.config.checks import ConfigError, at_least, check_types, finite, one_of, probability
+from famjax.config.checks import ConfigError, at_least, check_types, finite, one_of, probability, steps
 
 OPTIMIZERS = ("adamw", "adafactor", "lion")
 SCHEDULES = ("constant", "linear", "cosine", "rsqrt")
@@ -60,8 +60,9 @@ class OptimizerConfig:
         one_of("optimizer", self.name, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("OptimizerConfig.trained", self.trained, TRAINED)
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "clip_norm", "prompt_learning_rate"):
+        for name in ("learning_rate", "weight_decay", "clip_norm", "prompt_learning_rate"):
             at_least(name, getattr(self, name), 0)
+        steps("warmup_steps", self.warmup_steps, 0)
         for name in ("beta1", "beta2"):
             probability(name, getattr(self, name))
         for pattern, settings in self.parameters.items():

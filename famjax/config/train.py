@@ -15,6 +15,7 @@ from famjax.config.checks import (
     one_of,
     probability,
     seed,
+    steps,
 )
 from famjax.config.curriculum import CurriculumConfig
 from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig
@@ -172,9 +173,7 @@ class TrainConfig:
         self._check_task()
         check_sequence_length(self.sequence_length, self.model.memory.block_size)
         at_least("BATCH_SIZE", self.batch_size, 1)
-        at_least("TRAIN_STEPS", self.steps, 1)
-        if self.steps >= 2**31:
-            raise ConfigError(f"TRAIN_STEPS is {self.steps}; it must be below 2^31, since steps are counted in 32 bits")
+        steps("TRAIN_STEPS", self.steps, 1)
         seed("RANDOM_SEED", self.seed)
         at_least("LOG_PERIOD", self.log_period, 1)
         self._check_checkpoints()
@@ -182,8 +181,9 @@ class TrainConfig:
         self._check_trained()
         check_mesh(self.mesh)
         at_least("MICROBATCHES", self.microbatches, 1)
-        for name in ("loss_chunk", "z_loss", "fam_growth_loss", "carried_fam_rms", "fam_opening_steps", "distillation"):
-            at_least(name, getattr(self, name) or 0, 0)
+        for name in ("loss_chunk", "z_loss", "fam_growth_loss", "carried_fam_rms", "distillation"):
+            at_least(name, getattr(self, name), 0)
+        steps("fam_opening_steps", self.fam_opening_steps or 0, 0)
         probability("carried_fam_share", self.carried_fam_share)
         self._check_rows()
         self._check_text_rows()

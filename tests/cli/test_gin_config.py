@@ -129,6 +129,7 @@ def test_other_classes_can_be_configured() -> None:
         ("include 'gin/runs/pretrian.gin'\n", r"bad.gin:1: there is no gin file gin/runs/pretrian.gin; .*pretrain.gin"),
         ("import no_such_module\n", r"bad.gin:1: No module named 'no_such_module'"),
         ("TASK_FEATURE_LENGTHS = 5\n", r"TASK_FEATURE_LENGTHS is 5; a decoder needs"),
+        ("TASK_FEATURE_LENGTHS = {'inputs': -64, 'targets': 128}\n", r"'targets': 128}; a decoder needs"),
         ("include 'bad.gin'\n", r"bad.gin:1: .*bad.gin includes itself: .*bad.gin includes .*bad.gin"),
         ("A = %B\nB = %A\nTrainConfig.steps = %A\n", r"do not make a TrainConfig: one of them refers to itself"),
     ],
