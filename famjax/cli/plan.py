@@ -120,9 +120,6 @@ def _check_output(args: argparse.Namespace) -> None:
         raise ConfigError(f"--dump {args.dump} is a file; name a directory")
     if not args.search:
         refuse(args, ("tries",), "without --search; leave it out")
-    for name in (binding.partition("=")[0].strip() for binding in args.gin_bindings if args.search):
-        if name in ("MESH", "MICROBATCHES", "ModelConfig.remat"):
-            raise ConfigError(f"--gin.{name} has no effect with --search, which tries several; leave it out")
     if args.lengths or args.search:
         refuse(args, ("dump",), "with --lengths or --search, which compile several programs; plan one of them with it")
     if args.tries is not None and args.tries < 1:
@@ -131,6 +128,9 @@ def _check_output(args: argparse.Namespace) -> None:
         raise ConfigError("--lengths and --search are both given; choose one")
     if (args.lengths or args.search) and args.program != "train":
         raise ConfigError(f"--lengths and --search are for training steps, not for --program {args.program}")
+    for name in (binding.partition("=")[0].strip() for binding in args.gin_bindings if args.search):
+        if name in ("MESH", "MICROBATCHES", "ModelConfig.remat"):
+            raise ConfigError(f"--gin.{name} has no effect with --search, which tries several; leave it out")
 
 
 def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:

@@ -106,6 +106,7 @@ def test_serving(program, part, tmp_path):
         ),
         (("--topology", "v5e:2x2", *TINY, "--search", "--program", "decode"), "are for training steps"),
         (("--topology", "v5e:2x2", *TINY, "--search", "--tries", "0"), "it must be at least 1"),
+        (("--topology", "v5e:2x2", *TINY, "--search"), "--gin.MESH has no effect with --search, which tries several"),
     ],
 )
 def test_mistakes(words, message, capsys):
