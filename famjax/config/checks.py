@@ -78,7 +78,7 @@ def _check_type(name: str, value: Any, wanted: type) -> None:
         hint = f": write ({value!r},)" if wanted is tuple else ""
         raise ConfigError(f"{name} is {value!r}; it must be of type {wanted.__name__}{hint}")
     if wanted is float:
-        finite(name, value)
+        finite(name, typing.cast(float, value))
 
 
 def _plain_type(annotation: Any) -> type:
