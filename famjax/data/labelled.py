@@ -18,7 +18,7 @@ import numpy as np
 
 from famjax.config import ConfigError
 from famjax.data.batch import Batch, Progress
-from famjax.data.symbols import SymbolVocabulary
+from famjax.data.vocabulary import Vocabulary
 
 # The label of a position at which nothing is predicted.
 NONE = -1
@@ -45,7 +45,7 @@ class Labelled(Protocol):
 
     Attributes:
       name: name of the task, as in MIXTURE_OR_TASK_NAME.
-      vocabulary: all tokens, with names.
+      vocabulary: all tokens: one of its own, or that of the model.
       blocks: lengths of training documents, in blocks.
       bins: axis label of the bins.
       kinds: numbers that distinguish kinds of documents, such as numbers of pairs; (0,) if there is only one kind.
@@ -60,7 +60,7 @@ class Labelled(Protocol):
     def name(self) -> str: ...  # noqa: D102 - see the class
 
     @property
-    def vocabulary(self) -> SymbolVocabulary: ...  # noqa: D102
+    def vocabulary(self) -> Vocabulary: ...  # noqa: D102
 
     @property
     def blocks(self) -> tuple[int, ...]: ...  # noqa: D102

@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 TASKS = {
     "passkey": Entry("passkey", "task", "the paper's pass key at the start, filler at every offset in a block",
                      ("filler_blocks", "keys", "alignments", "key_digits"), blocks=True),
-    "mqar": Entry("labelled", "task", "key-value pairs, then all keys as questions (MQAR); for models trained on it",
+    "mqar": Entry("labelled", "task", "key-value pairs, then keys as questions (MQAR); with a tokenizer, in its words",
                   MADE, blocks=True),
     "parity": Entry("labelled", "task", "the parity after each bit; for models trained on it", MADE, blocks=True),
     "s3": Entry("labelled", "task", "the product of permutations of three, after each; for models trained on it",
