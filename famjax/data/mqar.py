@@ -65,6 +65,10 @@ class Mqar:
         """Accuracy of guessing uniformly among all values."""
         return 1 / self.config.values
 
+    def most_labels(self, length: int) -> int:
+        """See `Labelled`."""
+        return self.config.pairs[-1] * self.config.times
+
     def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:
         """See `Labelled`."""
         config = self.config

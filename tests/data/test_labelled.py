@@ -9,6 +9,7 @@ import tokenizers
 
 from famjax.config import ConfigError, ModelConfig, MqarConfig, TrackingConfig, TrainConfig
 from famjax.config.memory import MemoryConfig
+from famjax.data.batch import Batch
 from famjax.data.documents import LABELLED, labelled_documents
 from famjax.data.labelled import NONE, Document, Labelled, LabelledTask
 from famjax.data.mqar import Mqar
@@ -159,6 +160,17 @@ def test_a_document_depends_on_its_seed_alone(name: str) -> None:
     assert len({document.tokens.tobytes() for document in drawn(one)}) > 15
 
 
+def everywhere(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and weights [B, T], also if the batch has them for some positions alone."""
+    if batch.positions is None:
+        return batch.targets, batch.weights
+    targets, weights = np.zeros(batch.tokens.shape, np.int32), np.zeros(batch.tokens.shape, np.float32)
+    for i, at in enumerate(batch.positions):
+        assert len(set(at.tolist())) == len(at)
+        targets[i, at], weights[i, at] = batch.targets[i], batch.weights[i]
+    return targets, weights
+
+
 def task_of(documents: Labelled, blocks: int = 6, seed: int = 1) -> LabelledTask:
     return LabelledTask(documents, blocks * S, S, 4, documents.vocabulary.size, seed)
 
@@ -173,8 +185,9 @@ def test_rows_hold_whole_documents_and_a_batch_depends_on_seed_and_step(name: st
     task = task_of(documents, blocks=7)
     batch, progress = task.batch(5, task.start())
     lengths = set()
+    targets_of_rows, weights_of_rows = everywhere(batch)
     for tokens, count, starts, targets, weights in zip(
-        batch.tokens, batch.count, batch.starts, batch.targets, batch.weights, strict=True
+        batch.tokens, batch.count, batch.starts, targets_of_rows, weights_of_rows, strict=True
     ):
         edges = [*np.flatnonzero(starts) * S, int(count)]
         assert edges[0] == 0 and count in (4 * S, 6 * S)
@@ -191,7 +204,7 @@ def test_rows_hold_whole_documents_and_a_batch_depends_on_seed_and_step(name: st
             else:
                 assert said == carried(words) and len(scored) == end - begin
     assert lengths == {2 * S, 4 * S} and set(np.unique(batch.weights)) == {0.0, 1.0}
-    assert batch.positions is None and batch.kept is None and progress == {}
+    assert (batch.positions is None) == (name != "mqar") and batch.kept is None and progress == {}
     again, _ = task.batch(5, {"anything": 1})
     np.testing.assert_array_equal(batch.tokens, again.tokens)
     for changed in (dataclasses.replace(task, seed=2).batch(5, {})[0], task.batch(6, {})[0]):
