@@ -162,12 +162,12 @@ def _step(plan: Plan, step: Index) -> tuple[Any, Any]:
 
 
 def q_index(b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
-    """Place of a tile of queries."""
+    """Block indices (of a Pallas `BlockSpec`) of a tile of queries."""
     return b, n, i, h
 
 
 def row_index(b: Index, h: Index, n: Index, i: Index, j: Index, *_: Scalars) -> Any:
-    """Place of one number per query of a tile: the normaliser, or the mean."""
+    """Block indices of a tile's numbers per query: the normalisers, or the means."""
     return b, n, h, 0, i
 
 
@@ -304,24 +304,24 @@ def _queries_of(plan: Plan, c: Index, t: Index, j: Index) -> tuple[Any, Any, Any
 
 
 def dkv_q_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
-    """Place of the tile of queries that a step meets, in a grid of keys."""
+    """Block indices of the tile of queries that a step meets, in a grid of keys."""
     g, _, n, i = _queries_of(plan, c, t, j)
     return b, jnp.clip(n, 0, plan.blocks - 1), i, kh * plan.group + g
 
 
 def dkv_row_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
-    """Place of one number per query of that tile."""
+    """Block indices of the numbers per query of that tile."""
     g, _, n, i = _queries_of(plan, c, t, j)
     return b, jnp.clip(n, 0, plan.blocks - 1), kh * plan.group + g, 0, i
 
 
 def dkv_k_index(b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
-    """Place of a tile of keys, in a grid of keys."""
+    """Block indices of a tile of keys, in a grid of keys."""
     return b, c, t, kh
 
 
 def dkv_turns_index(plan: Plan, b: Index, kh: Index, c: Index, t: Index, j: Index, *_: Scalars) -> Any:
-    """Place of the rotation by the step's distance."""
+    """Block indices of the rotation by the step's distance."""
     return 0, _key_step(plan, j)[1], 0, 0
 
 

@@ -164,7 +164,7 @@ def empty(layer: LayerWeights, fresh: Float[Array, "B P F D"], dtype: str | np.d
 def fam_offsets(config: MemoryConfig) -> np.ndarray:
     """[F] offsets of FAM within the block that it compressed (paper section 2, positions).
 
-    As a query of block tau and, later, as a key of block tau, FAM has the same offset: F_tau stands at the end of
+    As a query of block tau and, later, as a key of block tau, FAM has the same offset: F_tau is at the end of
     block tau.
     """
     F, S = config.fam_length, config.block_size

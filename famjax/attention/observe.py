@@ -34,11 +34,10 @@ def by_kind(kind: str, keys: int) -> np.ndarray:
 def attention_to(
     q: Queries, sources: list[Source], marks: list[np.ndarray], scoring: Scoring
 ) -> Float[Array, "... K G Q n"]:
-    """How much of each query's attention goes to which keys.
+    """Returns the attention mass of each query on the keys of each mark.
 
-    It is `attend` itself: with marks for values, the softmax averages the attention that each mark's keys get. With a
-    mark of 1 for all keys of one source it is that source's share, from 0 to 1; with a mark for each key it is the
-    attention matrix.
+    `attend` with marks in place of values: a mark of 1 for all keys of one source gives that source's share, from 0 to
+    1; one mark for each key gives the attention matrix.
 
     Args:
       q, sources, scoring: as for `attend`.

@@ -231,7 +231,7 @@ def _list() -> str:
     width = max(map(len, TASKS))
     lines = [f"  {name:<{width}}  {entry.summary}{f'; needs {entry.needs}' if entry.needs else ''}\n"
              for name, entry in TASKS.items()]  # fmt: skip
-    seqios = "seqio tasks: --task seqio:NAME --gin.EvalConfig.modules=\"('the.module',)\", which registers it.\n"
+    seqios = "seqio tasks: --task seqio:NAME --gin.EvalConfig.modules=\"('module',)\", which registers NAME.\n"
     return f"famjax eval --task NAME,NAME, from\n\n{''.join(lines)}\n{seqios}"
 
 

@@ -17,7 +17,7 @@ HELP = """Inspect what a model's feedback memory (FAM) does with a document.
 
 Reports, by layer and head, the attention mass of tokens on FAM, and of FAM on the block and on the previous
 FAM; FAM's norm, the size of its updates and, if they are gated, their gates; the effect on the answer and on
-other tokens if FAM is reset, zeroed or replaced by another document's; recall by the number of compressions;
+other tokens if FAM is reset, zeroed or replaced by another document's; recall by the number of FAM updates;
 and a summary in words. Writes inspect.html (one file, no network needed), inspect.json and inspect.png. Texts
 of any length are streamed block by block.
 """

@@ -12,7 +12,7 @@ from famjax.config.checks import at_least
 from famjax.process.cpu import cores
 
 NAME = "quickstart"
-HELP = """Show what a trained TransformerFAM recalls, then train one and its twin, a BSWA baseline, and compare them.
+HELP = """Show what a trained TransformerFAM recalls, then train one and a BSWA baseline (no FAM), and compare them.
 
   famjax quickstart --output runs/quickstart
   famjax quickstart --no-training
@@ -20,10 +20,10 @@ HELP = """Show what a trained TransformerFAM recalls, then train one and its twi
   famjax quickstart --twins 0,1,2 --output runs/twins
 
 A small trained model comes with famjax. It is written to DIR/shipped and evaluated within half a minute;
---no-training stops there. Then FAM and its twin of the same size train at the same time, on one core each,
+--no-training stops there. Then FAM and a baseline of the same size train at the same time, on one core each,
 with the same documents and number of steps, and are evaluated on the pass key with 1 to 1,024 blocks of
-filler; training backpropagates through at most 6. --twins 0,1,2 trains three twins, with 0, 1 and 2 memory
-segments. With --texts DIR the models train on document streams of DIR/train/*.txt and are evaluated on
+filler; training backpropagates through at most 6. --twins 0,1,2 trains three baselines, with 0, 1 and 2
+memory segments. With --texts DIR the models train on document streams of DIR/train/*.txt and are evaluated on
 DIR/heldout/*.txt, in bits per byte by position in the document (launch/studies/debian_texts.py downloads
 such texts). The same command resumes an interrupted run.
 """
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", metavar="DIR", help="train on DIR/train/*.txt, evaluate on DIR/heldout/*.txt")
     parser.add_argument(
         "--twins", type=distinct_numbers, metavar="M,M",
-        help="memory segments of the twins without FAM (default: 0)",
+        help="memory segments of the baselines (default: 0)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="seed of weights and documents (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the gin files)")

@@ -26,7 +26,7 @@ HELP = """An OpenAI-compatible server: completions, chat, and named memories of 
     -d '{"session": "book", "messages": [{"role": "user", "content": "Who did it?"}]}'
 
 http://127.0.0.1:8000/ is a page to chat. It listens on loopback unless --host names another address; then give
---api-key-file. Ctrl-C and SIGTERM let requests at work finish within --grace seconds. docs/serve.md has all routes.
+--api-key-file. After Ctrl-C or SIGTERM, running requests have --grace seconds to finish. docs/serve.md has all routes.
 """
 PACKAGES = ("starlette", "uvicorn")
 
@@ -114,7 +114,7 @@ def check_installed() -> None:
 def _until_signal(server: "Server", config: ServeConfig, ready: str, warm_up: bool) -> None:
     def stopping(number: int) -> str:
         seconds = min(config.grace, interrupts.GRACE_SECONDS) if number == signal.SIGINT else config.grace
-        return f"takes no more requests; those at work get {seconds:g} s"
+        return f"accepts no more requests; running ones have {seconds:g} s to finish"
 
     kept = lambda: "sessions of complete answers"
     with interrupts.handled("famjax serve", signal.SIGTERM), interrupts.held(kept, stopping):

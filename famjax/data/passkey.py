@@ -9,8 +9,8 @@ filler "f", the question "q" and its answer "a":
     step 0    tttt|ffff|ffqq|qaa.     starts  1 0 0 0    kept  2 blocks: the memory before the question
     step 1    ffff|ffff|ffff|fqqq|aa  starts  0 0 0 0 0  the same key; the filler continues from the kept memory
 
-So the model is asked for one key after more and more updates of the memory. Earlier questions and answers, which would
-state the key again, are in none of these memories.
+So the model is trained to recall one key after more and more updates of the memory. Earlier questions and answers,
+which would state the key again, are in none of these memories.
 """
 
 import dataclasses

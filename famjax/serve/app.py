@@ -96,14 +96,14 @@ class _Routes:
         used, waiting = engine.load()
         counters = {
             "prompt_tokens_total": ("Tokens read, of prompts and uploaded texts.", engine.read_tokens),
-            "completion_tokens_total": ("Tokens made.", engine.made_tokens),
-            "prefix_cache_hits_total": ("Prompts whose beginning was at hand.", cache.hits),
+            "completion_tokens_total": ("Tokens generated.", engine.made_tokens),
+            "prefix_cache_hits_total": ("Prompts whose beginning was cached.", cache.hits),
             "prefix_cache_misses_total": ("Prompts of a block or more whose beginning was not.", cache.misses),
-            "prefix_cache_tokens_total": ("Tokens of prompts that were at hand.", cache.tokens),
+            "prefix_cache_tokens_total": ("Tokens of prompts that were cached.", cache.tokens),
         }
         gauges = {
-            "rows_running": ("Rows at work.", used),
-            "rows_max": ("Rows that may be at work.", self._config.max_rows),
+            "rows_running": ("Rows in use.", used),
+            "rows_max": ("Maximum of rows in use.", self._config.max_rows),
             "requests_waiting": ("Prompts that wait for rows.", waiting + self._service.sessions_waiting),
             "uploads_running": ("Texts that are being uploaded.", self._service.uploads_running),
             "row_bytes": ("Memory of a row.", bytes_of_row(engine.model)),

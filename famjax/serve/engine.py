@@ -81,7 +81,7 @@ class Engine:
             if self._stopping or (self._draining and not more):
                 raise Refused("the server is stopping")
             if len(self._waiting) >= self.max_waiting and not more:
-                raise Full(f"{self._used} rows are at work and {len(self._waiting)} requests wait")
+                raise Full(f"{self._used} rows are in use and {len(self._waiting)} requests wait")
             self._waiting.append(job)
             self._wake.notify_all()
         return job

@@ -174,7 +174,7 @@ class Service:
         """
         used, waiting = self.engine.load()
         if (waiting := waiting + self.sessions_waiting) >= self.config.max_waiting:
-            raise refusal(Full(f"{used} rows are at work and {waiting} requests wait"))
+            raise refusal(Full(f"{used} rows are in use and {waiting} requests wait"))
         self.sessions_waiting += 1
         try:
             await self._places.acquire()

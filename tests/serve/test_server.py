@@ -130,7 +130,7 @@ def test_scores(server: Server, model_dir: Path, tmp_path: Path) -> None:
 
 def test_a_common_beginning_is_read_once(server: Server, model_dir: Path) -> None:
     """A prompt that was read, and one that shares a beginning with two others: the tokens of a server without a cache,
-    and the usage says how much was at hand."""
+    and the usage says how much was cached."""
     book = "It was a dark and stormy night; the rain fell in torrents. " * 3
     questions = [book + q for q in ("Who?", "When did it rain?", "Why?", "Who?", "Why? And then?")]
     with serve(model_dir, prefix_cache_mib=0) as plain:

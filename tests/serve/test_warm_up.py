@@ -136,8 +136,8 @@ def test_two_devices_and_a_second_start(tmp_path: Path) -> None:
             line = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
             line.request("POST", "/v1/completions", json.dumps(body))
             answers.append([choice["text"] for choice in json.loads(line.getresponse().read())["choices"]])
-        stopping = "SIGTERM: takes no more requests; those at work get 30 s; a second signal ends the process at once\n"
-        assert stopping in lines
+        stopping = "SIGTERM: accepts no more requests; running ones have 30 s to finish; a second signal "
+        assert f"{stopping}ends the process at once\n" in lines
         cached.append(sorted(path.name for path in cache.iterdir()))
     assert answers == [one, one]
     assert cached[0] == cached[1] and len(cached[0]) > 6

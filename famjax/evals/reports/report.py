@@ -30,7 +30,7 @@ def print_table(models: list[dict[str, Any]], console: Console | None = None) ->
     """Prints the exact match of every model at every length, with 95% intervals."""
     found = [model.get("tasks", {}).get("passkey", {}) for model in models]
     caption = " | ".join(_reach_notes(models, found))
-    table = Table(title="pass key: exact match over all block offsets (95% interval)", caption=caption or None)
+    table = Table(title="pass key: exact match (95% interval)", caption=caption or None)
     for column in ("filler blocks", "filler tokens", "FAM updates", "documents"):
         table.add_column(column, justify="right")
     for model in models:
