@@ -14,6 +14,7 @@ from famjax.infer import decode, prefill, session
 from famjax.infer.load import load
 from famjax.nn.model import Transformer, with_memory
 from famjax.nn.weights import create, unstacked
+from famjax.storage.arrays import size_of
 
 # Called with (current measurement, runs done, total runs).
 Tell = Callable[[str, int, int], None]
@@ -68,7 +69,7 @@ class Ours:
 
     def held_mib(self) -> float:
         """See `Runner`."""
-        return sum(x.nbytes for x in jax.tree.leaves(self._session.memory)) / 2**20
+        return size_of(self._session.memory) / 2**20
 
 
 class Theirs:

@@ -92,8 +92,8 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
 
     from famjax.nn.weights import parameter_shapes
     from famjax.pretrained.match import match
-    from famjax.storage.arrays import leaves
-    from famjax.storage.pieces import size_of, write_model
+    from famjax.storage.arrays import leaves, size_of
+    from famjax.storage.pieces import write_model
     from famjax.storage.unfinished import resumable_directory
 
     shapes = parameter_shapes(config)
