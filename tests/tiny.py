@@ -37,7 +37,7 @@ def config(**changes: Any) -> ModelConfig:
 
 def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:
     """Returns the configuration with changed memory settings."""
-    return models.with_memory(config, **changes)
+    return config.with_memory(**changes)
 
 
 def with_model(config: ModelConfig, **changes: Any) -> ModelConfig:

@@ -12,7 +12,7 @@ from famjax.config import ModelConfig
 from famjax.data.vocabulary import BYTE_VOCABULARY
 from famjax.infer import decode, prefill, session
 from famjax.infer.load import load
-from famjax.nn.model import Transformer, with_memory
+from famjax.nn.model import Transformer
 from famjax.nn.weights import create, unstacked
 from famjax.storage.arrays import size_of
 
@@ -129,13 +129,13 @@ def over_lengths(
       (prefill) and `write` (decoding) tokens per second and seconds.
     """
     S = model.memory.block_size
-    fam, bswa = (Ours(unstacked(create(with_memory(model, fam_length=F)))) for F in (model.memory.fam_length, 0))
+    fam, bswa = (Ours(unstacked(create(model.with_memory(fam_length=F)))) for F in (model.memory.fam_length, 0))
     results: list[dict[str, Any]] = []
     for length in lengths:
         runners: dict[str, Runner] = {"FAM": fam, "BSWA": bswa}
         if length <= full_to:
             blocks = -(-(length + NEW) // S)
-            runners["full"] = Ours(unstacked(create(with_memory(model, fam_length=0, memory_segments=blocks - 1))))
+            runners["full"] = Ours(unstacked(create(model.with_memory(fam_length=0, memory_segments=blocks - 1))))
         results += _at_length(runners, length, repeats, tell)
     return results
 

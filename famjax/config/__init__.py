@@ -9,7 +9,7 @@ from famjax.config.checks import ConfigError, check_sequence_length
 from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig, SourceConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.inference import InferConfig
-from famjax.config.memory import MEMORY_KINDS, MemoryConfig
+from famjax.config.memory import MEMORY_KINDS, OVERRIDES, MemoryConfig, memory_overrides
 from famjax.config.mesh import MESH_AXES, check_mesh, mesh_sizes
 from famjax.config.model import (
     DTYPES,
@@ -42,6 +42,7 @@ __all__ = [
     "MemoryConfig",
     "ModelConfig",
     "MqarConfig",
+    "OVERRIDES",
     "OptimizerConfig",
     "PassKeyConfig",
     "REMAT_POLICIES",
@@ -52,5 +53,6 @@ __all__ = [
     "TrainConfig",
     "check_mesh",
     "check_sequence_length",
+    "memory_overrides",
     "mesh_sizes",
 ]

@@ -22,6 +22,8 @@ _NOT_NEGATIVE = (
     "memory_segments", "fam_length", "token_window", "random_state_passing_from", "fam_max_rms", "fam_noise",
     "fam_update_noise", "fam_diversity_loss", "fam_reconstruction_loss",
 )  # fmt: skip
+# Settings that a loaded model can take other values of.
+OVERRIDES = ("block_size", "memory_segments", "fam_length")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 FAM_UPDATES = ("feedback", "gated", "static")
@@ -268,3 +270,8 @@ class MemoryConfig:
     def from_fields(cls, fields: dict[str, Any]) -> "MemoryConfig":
         """Returns the configuration with these fields. Missing ones have defaults; unknown ones raise `ConfigError`."""
         return cls(**known_fields(cls, fields))
+
+
+def memory_overrides(settings: Any) -> dict[str, int]:
+    """Returns the attributes of `OVERRIDES` that are not None, by name."""
+    return {name: value for name in OVERRIDES if (value := getattr(settings, name)) is not None}

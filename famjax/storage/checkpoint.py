@@ -4,7 +4,6 @@ a model once (`save_model`). `storage/writer.py` writes during a training.
 A damaged step is reported, and the step before it is read.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.config import ConfigError, ModelConfig
 from famjax.storage import arrays, lock, steps
 from famjax.storage import base as bases
 from famjax.storage.base import Base
@@ -144,8 +143,7 @@ def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
         )
     if changes.get("fam_length") == 0:  # nothing is updated then
         changes |= {"fam_update": "feedback", "fam_update_noise": 0.0}
-    changed: MemoryConfig = dataclasses.replace(config.memory, **changes)
-    new = dataclasses.replace(config, memory=changed)
+    new = config.with_memory(**changes)
     new.validate()
     return new
 
