@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from famjax.bench.measure import Spread, alternate, paired_ratio, spread
+from famjax.bench.measure import Tell, alternate, paired_ratio, spread
 from famjax.config import ModelConfig
 from famjax.data.vocabulary import BYTE_VOCABULARY
 from famjax.infer import decode, prefill, session
@@ -16,8 +16,6 @@ from famjax.nn.model import Transformer
 from famjax.nn.weights import create, unstacked
 from famjax.storage.arrays import size_of
 
-# Called with (current measurement, runs done, total runs).
-Tell = Callable[[str, int, int], None]
 # Tokens that are decoded after a text.
 NEW = 32
 # Tokens of a text that are generated and passed to prefill at a time.
@@ -190,12 +188,8 @@ def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell
         for what, tokens in (("read", length), ("write", NEW)):
             found = spread(times[f"{what} {name}"])
             entry[f"{what}_tokens_per_second"] = tokens / found.median
-            entry[f"{what}_seconds"] = _numbers(found)
+            entry[f"{what}_seconds"] = found._asdict()
             if last and name != last:
                 ahead = paired_ratio(times, f"{what} {last}", f"{what} {name}")
-                entry[f"{what}_speed_over_{last}"] = _numbers(ahead)
+                entry[f"{what}_speed_over_{last}"] = ahead._asdict()
         yield entry
-
-
-def _numbers(values: Spread) -> dict[str, float]:
-    return {"median": values.median, "low": values.low, "high": values.high}

@@ -6,11 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+from famjax.bench.measure import Tell
+from famjax.bench.sizes import SIZES, check_lengths
 from famjax.cli import bench_serve
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, memory_overrides, numbers, refuse
-from famjax.config import ConfigError, ModelConfig
+from famjax.cli.flags import add_gin_arguments, add_memory_arguments, numbers, refuse
+from famjax.config import ConfigError, ModelConfig, memory_overrides
+from famjax.config.checks import at_least
 from famjax.process.progress import Progress
 
 NAME = "bench"
@@ -34,11 +37,7 @@ HELP = """Measure a configuration: time, tokens per second, memory.
 Variants alternate in one process; ratios are medians over rounds, with their range. Other load on the
 machine distorts the figures. Writes bench.json and bench.png to --output.
 """
-# Also used by famjax.bench.sizes, which is too heavy to import for a help page.
-SIZE_NAMES = ("peers", "tiny", "paper-ratio")
 VARIANTS = ("FAM", "BSWA", "full")
-# (current measurement, runs done, total runs).
-Tell: TypeAlias = Callable[[str, int, int], None]
 # Text lengths (tokens) of `infer`: without peers, and against a peer whose cost is quadratic in the length.
 LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 BLOCKS, FULL_TO = (8, 64, 256, 1024), 8192
@@ -59,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what", nargs="?", choices=("train", "infer", "serve"), default="train", help="what to measure (default: train)"
     )
     parser.add_argument(
-        "--size", choices=SIZE_NAMES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
+        "--size", choices=SIZES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
     )
     parser.add_argument("--lengths", type=numbers, metavar="N,N", help="sequence lengths in tokens")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens per training step, at each sequence length")
@@ -95,8 +94,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the benchmark. Settings are checked before jax is imported."""
     if args.repeats is None:
         args.repeats = bench_serve.ROUNDS if args.what == "serve" else 5
-    if args.repeats < 1:
-        raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
+    at_least("--repeats", args.repeats, 1)
     _check_read(args)
     args.variants, args.blocks = args.variants or VARIANTS, args.blocks or BLOCKS
     args.llama, args.full_to = args.llama or "tiny", FULL_TO if args.full_to is None else args.full_to
@@ -105,19 +103,15 @@ def run(args: argparse.Namespace) -> int:
         return _reported(args, "servers", lambda results, tell, cores: _serving(args, results, tell))
     if args.model or args.url:
         raise ConfigError("--model and --url are of famjax bench serve; other measurements take --size or --gin_file")
-    from famjax.bench.sizes import SIZES, check_lengths
-
     args.size = args.size or ("tiny" if args.what == "infer" else "peers")
     size = SIZES[args.size]
     model = _model(args, size.model)
     tokens, lengths = args.tokens or size.tokens, args.lengths or size.lengths
     rows = args.rows or size.prefill_rows
-    if args.questions is not None and args.questions < 1:
-        raise ConfigError(f"--questions is {args.questions}; it must be at least 1")
+    at_least("--questions", 1 if args.questions is None else args.questions, 1)
     if args.what == "infer":
         lengths = args.lengths or (LENGTHS_BESIDE if args.peers else LENGTHS_READ)
-        if min(lengths) < 1:
-            raise ConfigError(f"--lengths {min(lengths)} is too short; it must be at least 1")
+        at_least("--lengths", min(lengths), 1)
     elif args.prefill or args.questions:
         _check_blocks(args.blocks)
     else:
@@ -194,8 +188,7 @@ def _serving(args: argparse.Namespace, results: dict[str, Any], tell: Tell) -> N
     with tempfile.TemporaryDirectory() as folder:
         model_dir = Path(args.model) if args.model else _imported_llama(args, Path(folder))
         config = read_config(model_dir)
-        memory = dataclasses.replace(config.memory, **memory_overrides(args))
-        config = dataclasses.replace(config, memory=memory)
+        config = config.with_memory(**memory_overrides(args))
         config.validate()
         results["settings"] = bench_serve.settings_of(args, dataclasses.asdict(config))
         results["serving"] = bench_serve.measure(args, model_dir, config.vocab_size, tell)
@@ -216,7 +209,7 @@ def _imported_llama(args: argparse.Namespace, folder: Path) -> Path:
 
 
 def _inference(
-    args: argparse.Namespace, model: ModelConfig, lengths: tuple[int, ...], cores: int, tell: Callable[..., None]
+    args: argparse.Namespace, model: ModelConfig, lengths: tuple[int, ...], cores: int, tell: Tell
 ) -> list[dict[str, Any]]:
     from famjax.bench import inference
 
@@ -236,7 +229,7 @@ def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
         model = load_model_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     elif args.gin_bindings:
         raise ConfigError("--gin.NAME=VALUE needs a --gin_file that defines the name, e.g. gin/models/fam_tiny.gin")
-    model = dataclasses.replace(model, memory=dataclasses.replace(model.memory, **memory_overrides(args)))
+    model = model.with_memory(**memory_overrides(args))
     model.validate()
     return model
 
@@ -257,7 +250,7 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _on_run(progress: Progress) -> Callable[[str, int, int], None]:
+def _on_run(progress: Progress) -> Tell:
     """Returns a callback (measurement, runs done, total runs) that shows both on the progress line."""
     current = ""
 
