@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.flags import add_memory_arguments, memory_overrides, refuse
-from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.cli.flags import add_memory_arguments, refuse
+from famjax.config import ConfigError, MemoryConfig, ModelConfig, memory_overrides
 from famjax.config.checks import at_least
 from famjax.config.optimizer import FAM, MEMORY
 from famjax.process.progress import Progress

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from famjax.cli.flags import gin_words
 from famjax.cli.resumed import changed
 from famjax.config import ConfigError, TrainConfig
 from famjax.process import cpu, interrupts
@@ -39,8 +40,7 @@ def job(name: str, gin_files: str | list[str], bindings: list[str], output: Path
     files = [gin_files] if isinstance(gin_files, str) else gin_files
     config, _ = load_train_config(files, (), bindings)
     config.validate()
-    flags = [*(f"--gin_file={path}" for path in files), *(f"--gin.{binding}" for binding in bindings)]
-    command = [sys.executable, "-m", "famjax", "train", *flags]
+    command = [sys.executable, "-m", "famjax", "train", *gin_words(files, (), bindings)]
     return Job(name, config, command, output / f"{name}.log")
 
 
