@@ -13,7 +13,7 @@ DRAWS, AT_ONCE = 2000, 2**22
 Interval = tuple[float, float] | tuple[None, None]
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """Returns Wilson's score interval for a proportion; also valid at 0 and n successes. Source: Wilson (1927).
 
     Example: 0 of 64 gives (0, 0.057), 64 of 64 gives (0.943, 1).
@@ -24,9 +24,9 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
     if trials <= 0:
         raise ValueError("no trials: an interval needs at least one")
     share = successes / trials
-    weight = z * z / trials
+    weight = Z95**2 / trials
     middle = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    half = Z95 / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
     low = 0.0 if successes == 0 else middle - half
     return low, 1.0 if successes == trials else middle + half
 
