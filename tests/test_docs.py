@@ -24,7 +24,6 @@ from famjax.cli import main as cli
 from famjax.config import ConfigError
 from famjax.storage import checkpoint
 from tests import tiny
-from tests.studies import script
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -241,102 +240,6 @@ def test_api_pages_name_modules_and_members() -> None:
                 at, member = at.parent, at.name
             tree = ast.parse(text(at.with_suffix(".py") if at.with_suffix(".py").exists() else at / "__init__.py"))
             assert member is None or member in {getattr(node, "name", None) for node in tree.body}, name
-
-
-# --- figures --------------------------------------------------------------------------------------
-
-
-def table(page: str, heading: str) -> list[list[str]]:
-    """Rows of the first table whose head begins with these words."""
-    lines = iter(page.splitlines())
-    next(line for line in lines if line.startswith(heading))
-    next(lines)
-    rows = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("| ").split("|")])
-    return rows
-
-
-def test_figures_of_the_readme_are_those_of_the_pages() -> None:
-    """The quickstart's exact match and times, and the keys that three seeds recall after a million bytes."""
-    readme, page = " ".join(text(ROOT / "README.md").split()), text(ROOT / "docs/quickstart.md")
-    trainings = json.loads(text(ROOT / "docs/quickstart.json"))["AMD EPYC"]
-    for blocks, words in (
-        (256, r"recalls (\d+)% of the keys after 256 blocks \((\d+)% to (\d+)%\)"),
-        (1024, r"and (\d+)% after 1,024 \((\d+)% to (\d+)%;"),
-    ):
-        exact = [row[trainings["blocks"].index(blocks)] for row in trainings["rows"]["fam"]]
-        assert len(exact) == 3
-        said = [int(found) for found in re.search(words, readme).groups()]
-        assert said == [round(100 * found) for found in (sum(exact) / 3, min(exact), max(exact))]
-    minutes = re.search(r"side by side in ([\d.]+) minutes and the evaluation took ([\d.]+)", readme)
-    assert all(f"{found} minutes" in " ".join(page.split()) for found in minutes.groups())
-    memory = table(text(ROOT / "docs/memory.md"), "|  | 16 blocks | 64 blocks | 256 blocks | 1024 blocks | 4096 blocks")
-    seeds = [round(16 * float(row[6].split()[0])) for row in memory if row[0].startswith("the recipe")]
-    assert f"{sum(seeds)} of {16 * len(seeds)} keys after a million bytes" in readme
-    runs = json.loads(text(ROOT / "docs/memory.json"))["any_depth"]["runs"]
-    last = [run["recall"][-1] for run in runs if run["name"].startswith("gate_")]
-    assert {one["filler_blocks"] for one in last} == {16384} and {one["exact_match"] for one in last} == {1.0}
-    asked = sum(one["documents"] for one in last)
-    assert f"three seeds recall {asked} of {asked} after a million bytes" in readme
-    shown = json.loads(text(ROOT / "docs/smollm2.json"))
-    recall, imported = shown["A window of 128 tokens, all offsets"], shown["The import with five segments, AMD EPYC"]
-    ((*_, last),), (none,) = recall["rows"]["wide"], imported["rows"]["fam_imported"]
-    assert recall["blocks"][-1] == 64 and f"recalls {last:.0%} of the pass keys after 64 blocks" in readme
-    far = shown["A window of 128 tokens, far, 16 offsets"]
-    right = sum(round(16 * exact) for exact in far["rows"]["wide"][0])
-    assert far["blocks"] == [128, 256] and f"and {right} of {2 * far['documents']} after 128 and 256" in readme
-    assert not any(none[imported["blocks"].index(8) :]) and "not trained, recalls none after eight" in readme
-    pages = json.loads(text(ROOT / "docs/smollm2_benchmarks.json"))["A window of 128 tokens"]
-    bits = {name: one["value"] for name, one in pages["wikitext"]["bits_per_byte"].items()}
-    assert f"at a cost of {bits['wide'] - bits['fam_imported']:.2f} bits per byte on WikiText" in readme
-    texts = json.loads(text(ROOT / "docs/texts.json"))["900 steps"]["bits_per_byte"]
-    gaps = {
-        (read, kind): [
-            ours[-1]["bits_per_byte"] - theirs[-1]["bits_per_byte"]
-            for ours, theirs in zip(texts[read][kind], texts[read]["bswa_m0"], strict=True)
-        ]
-        for read in texts
-        for kind in ("fam_m0", "gated_m0")
-    }
-    said = {at: f"{abs(sum(gap)) / 3:.2f}" for at, gap in gaps.items()}
-    assert all(len(gap) == 3 for gap in gaps.values()) and max(gaps["heldout", "gated_m0"]) < 0
-    assert f"better than no memory by {said['heldout', 'gated_m0']} bits per byte, with each of three seeds" in readme
-    costs = f"it costs {said['joined', 'gated_m0']}, where the paper's update costs {said['joined', 'fam_m0']}"
-    assert costs in readme and all(sum(gaps["joined", kind]) > 0 for kind in ("fam_m0", "gated_m0"))
-    compared = json.loads(text(ROOT / "docs/compare.json"))
-    tracked = compared["Permutations of five (S5), 3,000 steps"]["memories"]
-    of_four = {one["name"]: f"{one['lengths'][2]['value']:.0%}" for one in tracked}
-    assert all(one["lengths"][2]["blocks"] == 4 for one in tracked)
-    assert f"FAM is right for {of_four['fam']} of the states in documents of four blocks" in readme
-    assert f"DeltaNet for {of_four['deltanet']}, over three seeds" in readme
-    asked = compared["Multi-query associative recall, up to 8 blocks, 1,600 steps"]["memories"][0]
-    assert (asked["name"], asked["lengths"][-1]["blocks"]) == ("fam", 32)
-    assert f"FAM trained on up to 8 blocks recalls {asked['lengths'][-1]['value']:.0%} in documents of 32" in readme
-    comparison = compared["Pass key, 1,500 steps"]
-    recalled = {one["name"]: one["lengths"][-1] for one in comparison["memories"]}
-    assert recalled["fam_gated"]["blocks"] == 64 and recalled["deltanet"]["value"] == 0
-    assert f"they recall {recalled['fam_gated']['value']:.0%} after 64 blocks" in readme
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "bench_page", "benchmarks_page", "comparing", "memory_page:any_depth", "memory_page:recipe",
-        "plan_all", "recall_pages:ablations", "recall_pages:quickstart", "recall_pages:smollm2",
-        "recall_pages:story", "serving", "texts_page",
-    ],
-)  # fmt: skip
-def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:
-    """Between its markers a page has what the script in `launch/studies/` writes from its JSON file."""
-    module, _, one = name.partition(":")
-    page = script(module).PAGES[one] if one else script(module).PAGE
-    copy = page._replace(path=tmp_path / page.path.name)
-    copy.path.write_text(text(page.path), encoding="utf-8")
-    copy.write_lines(page.read())
-    assert text(copy.path) == text(page.path)
 
 
 # --- commands that take seconds -------------------------------------------------------------------

@@ -146,17 +146,18 @@ class _Display:
             job.name: self.progress.add_task(f"train {job.name}", total=job.config.steps, news="waiting")
             for job in jobs
         }
-        self._began = time.perf_counter()
+        self._began: dict[str, tuple[float, int]] = {}  # when each run was first shown, and its step then
         self._printed = dict.fromkeys(self._bars, time.perf_counter())
 
     def show(self, job: Job, done: bool) -> None:
         """Shows the current step of a run."""
         step, news = _news(job)
         self.progress.update(self._bars[job.name], completed=job.config.steps if done else step, news=news)
-        if self.progress.disable and time.perf_counter() - self._printed[job.name] > self.SECONDS:
-            self._printed[job.name] = time.perf_counter()
-            elapsed = time.perf_counter() - self._began
-            left = f"  {clock(elapsed / step * (job.config.steps - step))} left" if step else ""
+        now = time.perf_counter()
+        began, first = self._began.setdefault(job.name, (now, step))
+        if self.progress.disable and now - self._printed[job.name] > self.SECONDS:
+            self._printed[job.name] = now
+            left = f"  {clock((now - began) / (step - first) * (job.config.steps - step))} left" if step > first else ""
             print(f"train {job.name}: step {step}/{job.config.steps}  {news}{left}", file=sys.stderr, flush=True)
 
 

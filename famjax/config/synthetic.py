@@ -38,8 +38,14 @@ class MqarConfig(_Labelled):
     A document lists pairs of a key and a value. Every key then follows once more, in random order and at random places
     among filler, each followed by its value, which the model predicts.
 
+    If the model has a tokenizer, from its initial weights or `DataConfig.vocabulary`, keys, values and fillers are
+    words of its vocabulary; else the task has a vocabulary of its own.
+
     Attributes:
       pairs: numbers of pairs; each document draws one.
+      times: how often every key is asked for.
+      answered: whether its value follows an asked key, as in the paper's figure; False: filler follows, as in the
+        paper's code, and the model never reads the value that it predicts.
       power: a, exponent of the distribution of the questions: place x, counted from 1 after the list, has weight
         x^(a - 1). 1 is uniform; with 0.01, the default of the paper's code, most questions come soon after the list.
       keys, values, fillers: tokens of each kind. The vocabulary is fillers, keys and values, in this order. In the
@@ -48,6 +54,8 @@ class MqarConfig(_Labelled):
 
     blocks: tuple[int, ...] = (1, 2, 4)
     pairs: tuple[int, ...] = (2, 4, 8, 16)
+    times: int = 1
+    answered: bool = True
     power: float = 1.0
     keys: int = 16
     values: int = 16
@@ -58,7 +66,7 @@ class MqarConfig(_Labelled):
         check_types(self)
         ascending("blocks", self.blocks, "document lengths")
         ascending("pairs", self.pairs, "numbers of pairs")
-        for name in ("keys", "values", "fillers"):
+        for name in ("times", "keys", "values", "fillers"):
             at_least(f"MqarConfig.{name}", getattr(self, name), 1)
         if self.pairs[-1] > min(self.keys, self.values):
             raise ConfigError(
@@ -68,19 +76,19 @@ class MqarConfig(_Labelled):
         if self.power <= 0:
             raise ConfigError(f"power is {self.power}; it must be above 0: 1 is uniform, 0.01 asks soon")
 
-    def check_pairs(self, tokens: int) -> None:
-        """Raises `ConfigError` unless the largest number of pairs fits into a document of `tokens` tokens."""
-        most = tokens // 4
-        if self.pairs[-1] > most:
+    def check_pairs(self, tokens: int, pairs: int) -> None:
+        """Raises `ConfigError` unless a document of `tokens` tokens has room for these pairs and their questions."""
+        a_pair = 2 * (1 + self.times)
+        if a_pair * pairs > tokens:
             raise ConfigError(
-                f"{self.pairs[-1]} pairs and their questions take {4 * self.pairs[-1]} tokens, but the shortest "
-                f"document has {tokens}; use longer documents, or at most {most} pairs"
+                f"{pairs} pairs and their questions take {a_pair * pairs} tokens, but a document has {tokens}; use "
+                f"longer documents, or at most {tokens // a_pair} pairs"
             )
 
     def check_length(self, tokens: int, block_size: int) -> None:
         """Raises `ConfigError` unless documents fit into a row, and all pairs into the shortest document."""
         super().check_length(tokens, block_size)
-        self.check_pairs(self.blocks[0] * block_size)
+        self.check_pairs(self.blocks[0] * block_size, self.pairs[-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,11 @@ from famjax.config import TrainConfig
 from famjax.data import joined
 from famjax.data.babi_task import make_babi_task, notes
 from famjax.data.batch import Task
-from famjax.data.documents import labelled_documents
+from famjax.data.documents import LABELLED
 from famjax.data.labelled import LabelledTask
 from famjax.data.passkey import PassKeyTask
 from famjax.data.passkey_text import Writer
-from famjax.data.text_task import check_text_task, vocabulary_and_files
+from famjax.data.text_task import check_text_task, documents_of, vocabulary_and_files
 
 
 def make_generated_task(config: TrainConfig) -> Task:
@@ -36,7 +36,7 @@ def _questions(config: TrainConfig) -> Task:
     sizes = (
         config.sequence_length, config.model.memory.block_size, config.batch_size, config.model.vocab_size, config.seed,
     )  # fmt: skip
-    documents = labelled_documents(config.task, config.mqar, config.tracking)
+    documents = documents_of(config)
     if documents is not None:
         return LabelledTask(documents, *sizes)
     task = PassKeyTask(config.passkey, *sizes, vocabulary_and_files(config)[0], config.data.bos)
@@ -52,7 +52,7 @@ def check_generated_task(config: TrainConfig) -> None:
         check_text_task(joined.of_text(config))
     if config.task == "babi":
         make_babi_task(config)
-    elif labelled_documents(config.task, config.mqar, config.tracking) is not None:
+    elif config.task in LABELLED:
         make_generated_task(config)
     else:
         Writer(vocabulary_and_files(config)[0]).check(config.model.vocab_size)

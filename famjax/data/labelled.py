@@ -12,13 +12,14 @@ tasks. The pass key, whose documents continue in later steps, has its own batche
 """
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from famjax.config import ConfigError
 from famjax.data.batch import Batch, Progress
-from famjax.data.symbols import SymbolVocabulary
+from famjax.data.vocabulary import Vocabulary
 
 # The label of a position at which nothing is predicted.
 NONE = -1
@@ -45,7 +46,7 @@ class Labelled(Protocol):
 
     Attributes:
       name: name of the task, as in MIXTURE_OR_TASK_NAME.
-      vocabulary: all tokens, with names.
+      vocabulary: all tokens: one of its own, or that of the model.
       blocks: lengths of training documents, in blocks.
       bins: axis label of the bins.
       kinds: numbers that distinguish kinds of documents, such as numbers of pairs; (0,) if there is only one kind.
@@ -60,7 +61,7 @@ class Labelled(Protocol):
     def name(self) -> str: ...  # noqa: D102 - see the class
 
     @property
-    def vocabulary(self) -> SymbolVocabulary: ...  # noqa: D102
+    def vocabulary(self) -> Vocabulary: ...  # noqa: D102
 
     @property
     def blocks(self) -> tuple[int, ...]: ...  # noqa: D102
@@ -70,6 +71,10 @@ class Labelled(Protocol):
 
     @property
     def chance(self) -> float: ...  # noqa: D102
+
+    def most_labels(self, length: int) -> int:
+        """Returns the most positions with a label that a document of `length` tokens has."""
+        ...
 
     def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:
         """Draws a document.
@@ -134,7 +139,12 @@ class LabelledTask:
         """Returns the batch of a step, a pure function of the seed and the step, and the progress unchanged."""
         rows = [self._row(np.random.default_rng([self.seed, TRAINING, step, i])) for i in self.rows]
         tokens, count, starts, targets, weights = (np.stack(field) for field in zip(*rows, strict=True))
-        return Batch(tokens, count, starts, None, targets, weights), progress
+        if self._most_labels >= self.sequence_length:
+            return Batch(tokens, count, starts, None, targets, weights), progress
+        # Logits are computed at the labels alone, and at unlabelled positions after them, whose weight is 0.
+        positions = np.argsort(weights == 0, axis=1, kind="stable")[:, : self._most_labels].astype(np.int32)
+        at = lambda values: np.take_along_axis(values, positions, axis=1)
+        return Batch(tokens, count, starts, positions, at(targets), at(weights)), progress
 
     def observe(self, progress: Progress, batch: Batch, correct: np.ndarray) -> Progress:
         """Returns the progress unchanged: it does not depend on predictions."""
@@ -143,6 +153,12 @@ class LabelledTask:
     def report(self, progress: Progress) -> dict[str, float]:
         """Returns an empty dict: accuracy, which is logged for every task, is enough."""
         return {}
+
+    @functools.cached_property
+    def _most_labels(self) -> int:
+        """A bound on the labels of a row: all of it has as many per token as the densest kind of document."""
+        lengths = [blocks * self.block_size for blocks in self.documents.blocks]
+        return max(-(-self.sequence_length * self.documents.most_labels(length) // length) for length in lengths)
 
     def _row(self, rng: np.random.Generator) -> tuple[np.ndarray | np.int32, ...]:
         """Returns the fields of a row: tokens [T], count, starts [N], labels [T] and their weights [T]."""

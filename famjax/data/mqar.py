@@ -4,10 +4,15 @@
 
 The first part lists the pairs. The rest consists of places of two tokens, each with a question (a key and its value) or
 with filler. Questions draw distinct places, place x (from 1) with weight x^(a - 1), and their order is random. As in
-the paper's figure, the value follows the key; the paper's code has filler there, and the value is only a label.
+the paper's figure, the value follows the key; the paper's code has filler there, and the value is only a label
+(`MqarConfig.answered`).
+
+A model with a tokenizer recalls words of its own vocabulary: ` garden apple window seven . . ` with other words for
+the dots.
 """
 
 import dataclasses
+import re
 from typing import ClassVar
 
 import numpy as np
@@ -15,20 +20,33 @@ import numpy as np
 from famjax.config import ConfigError, MqarConfig
 from famjax.data.labelled import NONE, Document
 from famjax.data.symbols import SymbolVocabulary
+from famjax.data.vocabulary import Vocabulary
+
+_WORD = re.compile("[a-z]{3,}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Mqar:
-    """The task; see `Labelled`. Bins are the distance in blocks between a pair's value and the question."""
+    """The task; see `Labelled`. Bins are the distance in blocks between a pair's value and the question.
+
+    Attributes:
+      name, config: see `Labelled`.
+      words: ids of fillers, keys and values in `text`, see `words_of`; empty: the tokens are a vocabulary of their own.
+      text: the vocabulary of a model with a tokenizer, from which `words` are.
+    """
 
     name: str
     config: MqarConfig
+    words: tuple[int, ...] = ()
+    text: Vocabulary | None = dataclasses.field(default=None, repr=False, compare=False)
     bins: ClassVar[str] = "blocks between pair and question"
     kind_label: ClassVar[str] = "pairs"
 
     @property
-    def vocabulary(self) -> SymbolVocabulary:
-        """Fillers `.0 .1 ...`, keys `k0 k1 ...`, values `v0 v1 ...`."""
+    def vocabulary(self) -> Vocabulary:
+        """That of the model with a tokenizer; else fillers `.0 .1 ...`, keys `k0 k1 ...`, values `v0 v1 ...`."""
+        if self.text is not None:
+            return self.text
         kinds = ((".", self.config.fillers), ("k", self.config.keys), ("v", self.config.values))
         return SymbolVocabulary([f"{letter}{i}" for letter, count in kinds for i in range(count)])
 
@@ -47,27 +65,61 @@ class Mqar:
         """Accuracy of guessing uniformly among all values."""
         return 1 / self.config.values
 
+    def most_labels(self, length: int) -> int:
+        """See `Labelled`."""
+        return self.config.pairs[-1] * self.config.times
+
     def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:
         """See `Labelled`."""
         config = self.config
         pairs = int(rng.choice(config.pairs)) if kind is None else kind
-        if length < 4 * pairs:
-            raise ConfigError(
-                f"{pairs} pairs and their questions take {4 * pairs} tokens, but a document has {length}; use longer "
-                f"documents, or at most {length // 4} pairs"
-            )
+        config.check_pairs(length, pairs)
         keys = config.fillers + rng.choice(config.keys, pairs, replace=False)
         values = config.fillers + config.keys + rng.choice(config.values, pairs, replace=False)
 
-        # Questions: the key of pair i is token `asked[i]`, its value the token after it.
+        # Questions: the key of pair `of[i]` is token `asked[i]`, its value the token after it.
+        of = np.tile(np.arange(pairs), config.times)
         places = (length - 2 * pairs) // 2
         weight = np.arange(1, places + 1) ** (config.power - 1.0)
-        asked = 2 * pairs + 2 * rng.choice(places, pairs, replace=False, p=weight / weight.sum())
+        asked = 2 * pairs + 2 * rng.choice(places, len(of), replace=False, p=weight / weight.sum())
 
         tokens = rng.integers(0, config.fillers, length).astype(np.int32)
         tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
-        tokens[asked], tokens[asked + 1] = keys, values
+        tokens[asked] = keys[of]
+        if config.answered:
+            tokens[asked + 1] = values[of]
         labels, bins = np.full(length, NONE, np.int32), np.zeros(length, np.int32)
-        labels[asked] = values
-        bins[asked] = asked // block_size - (2 * np.arange(pairs) + 1) // block_size
+        labels[asked] = values[of]
+        bins[asked] = asked // block_size - (2 * of + 1) // block_size
+        if self.words:
+            ids = np.array(self.words, np.int32)
+            tokens, labels = ids[tokens], np.where(labels == NONE, NONE, ids[labels])
         return Document(tokens, labels, bins)
+
+
+def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:
+    """Returns the task in words of a model's vocabulary: fillers, keys and values are different tokens of it.
+
+    Raises:
+      ConfigError: it has too few words.
+    """
+    needed = config.fillers + config.keys + config.values
+    words = words_of(text, needed)
+    if len(words) < needed:
+        raise ConfigError(
+            f"the task {name!r} needs {needed} words of one token, but the vocabulary has {len(words)}; lower "
+            f"MqarConfig.keys, values and fillers"
+        )
+    return Mqar(name, config, tuple(words), text)
+
+
+def words_of(text: Vocabulary, most: int) -> list[int]:
+    """Returns the ids of at most `most` tokens that are a word of three lower-case letters or more after another word,
+    the first ones of a fixed random order."""
+    found: list[int] = []
+    before = text.encode("the").tolist()
+    for token in np.random.default_rng(0).permutation(text.size).tolist():
+        word = text.decode([token]).strip()
+        if len(found) < most and _WORD.fullmatch(word) and text.encode(f"the {word}").tolist() == [*before, token]:
+            found.append(token)
+    return found

@@ -13,12 +13,14 @@ import numpy as np
 from famjax.config import TASKS, ConfigError, DataConfig, SourceConfig, TrainConfig
 from famjax.data import files
 from famjax.data.batch import Batch, Progress
-from famjax.data.documents import labelled_documents
+from famjax.data.documents import LABELLED, labelled_documents
 from famjax.data.examples import Documents, Examples, Mixture
+from famjax.data.labelled import Labelled
 from famjax.data.packing import REPEAT_TEXT, packed_row, repeat_segment
 from famjax.data.rows import Cursor, Row
 from famjax.data.sources import open_source
 from famjax.data.streams import stream_row
+from famjax.data.symbols import SymbolVocabulary
 from famjax.data.vocabulary import (
     VOCABULARIES,
     TokenizerVocabulary,
@@ -205,18 +207,30 @@ def _seqio_task(config: TrainConfig) -> Any:
 def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, bytes] | None]:
     """Returns the vocabulary of the data, and its files for a model directory (None: it cannot be saved)."""
     if config.task in TASKS:
-        if (documents := labelled_documents(config.task, config.mqar, config.tracking)) is not None:
-            return documents.vocabulary, documents.vocabulary.files
         path = vocabulary_path(config)
         kept = vocabulary_files(path)
         vocabulary = vocabulary_from(kept, path)
         if isinstance(vocabulary, TokenizerVocabulary):
             vocabulary.limit(config.model.vocab_size)
+        documents = labelled_documents(config.task, config.mqar, config.tracking, vocabulary)
+        if documents is not None and isinstance(documents.vocabulary, SymbolVocabulary):
+            return documents.vocabulary, documents.vocabulary.files
         return vocabulary, kept
     found = _seqio_task(config)
     from famjax.data.seqio_vocabulary import ours_of
 
     return ours_of(found.output_features["targets"].vocabulary)
+
+
+def documents_of(config: TrainConfig) -> Labelled | None:
+    """Returns the task of labelled documents that `config.task` names; None if it names another task.
+
+    Raises:
+      ConfigError: the vocabulary cannot be read, or does not have the task's words.
+    """
+    if config.task not in LABELLED:
+        return None
+    return labelled_documents(config.task, config.mqar, config.tracking, vocabulary_and_files(config)[0])
 
 
 def lanes_of(config: TrainConfig) -> dict[str, int]:

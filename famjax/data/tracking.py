@@ -96,6 +96,10 @@ class Tracking:
         """Accuracy of guessing uniformly among all states."""
         return 1 / len(table(self.name)[0])
 
+    def most_labels(self, length: int) -> int:
+        """See `Labelled`."""
+        return length
+
     def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:
         """See `Labelled`."""
         elements, products = table(self.name)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 from famjax.config import GENERATED, ConfigError, EvalConfig, TrainConfig
-from famjax.data.documents import labelled_documents
 from famjax.data.labelled import Labelled
+from famjax.data.text_task import documents_of
 
 
 class Yardstick(Protocol):
@@ -138,7 +138,7 @@ def yardstick(config: TrainConfig) -> Yardstick:
     Raises:
       ConfigError: the task does not generate its documents, or not all memories would read the same batches.
     """
-    documents = labelled_documents(config.task, config.mqar, config.tracking)
+    documents = documents_of(config)
     if documents is not None:
         return Labels(config, documents)
     if config.generated is None or config.task == "babi":

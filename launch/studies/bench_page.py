@@ -45,7 +45,7 @@ def markdown(table: Table) -> list[str]:
     return [*title, rows[0], "|---" * len(cells) + "|", *rows[1:]]
 
 
-PAGE = Page(DOCS / "bench.md", DOCS / "bench.json", "measurements", by_name(section))
+PAGE = Page(DOCS / "bench.md", DOCS / "bench.json", {"measurements": by_name(section)})
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "machine", kept, "famjax bench"))

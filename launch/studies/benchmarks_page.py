@@ -92,7 +92,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-PAGE = Page(DOCS / "smollm2.md", DOCS / "smollm2_benchmarks.json", "benchmarks", by_name(section))
+PAGE = Page(DOCS / "smollm2.md", DOCS / "smollm2_benchmarks.json", {"benchmarks": by_name(section)})
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "models", kept, "famjax eval"))

@@ -89,7 +89,7 @@ def cells(memory: dict[str, Any]) -> list[str]:
     return costs + [ranged(list(row["by_seed"].values())) for row in memory["lengths"]]
 
 
-PAGE = Page(DOCS / "compare.md", DOCS / "compare.json", "comparisons", by_name(section))
+PAGE = Page(DOCS / "compare.md", DOCS / "compare.json", {"comparisons": by_name(section)})
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "memories", kept, "famjax compare"))

@@ -1,19 +1,21 @@
-"""Writes results of memory_study.py into docs/memory.md, each part between markers of its own.
+"""Writes results of memory_study.py into docs/memory.md, the runs of each part between markers of its own.
 
-    python launch/studies/memory_study.py runs/memory --part recipe --part any_depth
-    python launch/studies/memory_page.py recipe=runs/memory/study.json any_depth=runs/memory/study.json
+    python launch/studies/memory_study.py runs/memory --part recipe --part any_depth --part block1024
+    python launch/studies/memory_page.py runs/memory/study.json
 
-docs/memory.json keeps them. Without arguments the tables are written again.
+docs/memory.json keeps the runs by name; one of the same name is replaced. Without a file the tables are written again.
 """
 
 import argparse
 import functools
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import memory_results
-from pages import DOCS, FOUND, Page, add
+from pages import DOCS, Page
 
 DEPTHS = {
     "passkey_depth": "Exact match by the depth of the key, 20 documents per cell:",
@@ -21,18 +23,6 @@ DEPTHS = {
     "the newest is asked for (`passkey_newest`):",
 }
 Runs: TypeAlias = list[dict[str, Any]]
-
-
-def kept(part: str, found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part of a study.json that docs/memory.json keeps: the runs of one part of the study.
-
-    Raises:
-      ValueError: there are none.
-    """
-    runs = [run for run in found["runs"] if run["part"] == part]
-    if not runs:
-        raise ValueError(f"no run of {part}")
-    return {"runs": runs}
 
 
 def recall_and_misses(runs: Runs) -> list[str]:
@@ -56,25 +46,30 @@ PARTS: dict[str, Callable[[Runs], list[str]]] = {
 
 def lines_of(part: str, results: dict[str, Any]) -> list[str]:
     """Returns the Markdown lines of one part."""
-    return PARTS[part](results[part]["runs"]) if part in results else []
+    runs = [run for run in results.values() if run["part"] == part]
+    return PARTS[part](runs) if runs else []
 
 
-PAGES = {
-    part: Page(DOCS / "memory.md", DOCS / "memory.json", part, functools.partial(lines_of, part)) for part in PARTS
-}
+PAGE = Page(
+    DOCS / "memory.md", DOCS / "memory.json", {part: functools.partial(lines_of, part) for part in PARTS}
+)  # fmt: skip
 
 
 def main() -> int:
-    """Adds results of some parts, and writes the page. Returns the exit code (`pages.add`)."""
+    """Adds the runs of a study, and writes the page. Returns 0, or 2 if the file is no study's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("found", nargs="*", metavar=FOUND, help=f"one of {', '.join(PARTS)}, and a study.json")
-    given = {one.partition("=")[0]: one for one in parser.parse_args().found}
-    if unknown := given.keys() - PAGES:
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; parts: {', '.join(PARTS)}")
-    return max(
-        add(page, [given[part]] if part in given else [], "runs", functools.partial(kept, part), "memory_study.py")
-        for part, page in PAGES.items()
-    )
+    parser.add_argument("study", nargs="?", type=Path, help="study.json of memory_study.py")
+    study = parser.parse_args().study
+    results = PAGE.read()
+    if study:
+        try:
+            runs = json.loads(study.read_text(encoding="utf-8"))["runs"]
+        except (OSError, ValueError, KeyError, TypeError):
+            print(f"{study} is not a file that `memory_study.py` has written", file=sys.stderr)
+            return 2
+        results |= {run["name"]: run for run in runs if run["part"] in PARTS}
+    PAGE.write(results)
+    return 0
 
 
 if __name__ == "__main__":

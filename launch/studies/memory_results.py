@@ -110,7 +110,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     """Returns a Markdown table of the lengths at which all rows were evaluated."""
     asked = [{one["filler_blocks"] for one in row["recall"]} for row in rows]
     blocks = sorted(set.intersection(*asked))
-    head = ["", *(f"{n} blocks" for n in blocks), "steps", "tokens", "TFLOPs", "minutes"]
+    head = ["", *(f"{n} block{'s' * (n > 1)}" for n in blocks), "steps", "tokens", "TFLOPs", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         recall = [

@@ -1,7 +1,7 @@
 """Updates pages in docs/ with figures that scripts measure.
 
-A page keeps its figures in a JSON file beside it, and shows them between two markers: `<!-- NAME -->` and
-`<!-- end of NAME -->`.
+A page keeps its figures in a JSON file beside it, and shows each of its tables between two markers: `<!-- NAME -->`
+and `<!-- end of NAME -->`.
 """
 
 import argparse
@@ -25,14 +25,12 @@ class Page(NamedTuple):
     Attributes:
       path: the page.
       results: its JSON file.
-      marker: NAME of the markers.
-      lines: maps the results to the lines between the markers.
+      tables: maps the NAME of two markers to a function from the results to the lines between them.
     """
 
     path: Path
     results: Path
-    marker: str
-    lines: Callable[[dict[str, Any]], list[str]]
+    tables: dict[str, Callable[[dict[str, Any]], list[str]]]
 
     def read(self) -> dict[str, Any]:
         """Returns the results in the JSON file, in the order in which they are shown; {} if it does not exist."""
@@ -46,15 +44,18 @@ class Page(NamedTuple):
 
     def write_lines(self, results: dict[str, Any]) -> None:
         """Replaces the lines between the markers."""
-        begin, end = f"<!-- {self.marker} -->\n", f"<!-- end of {self.marker} -->"
-        before, rest = self.path.read_text(encoding="utf-8").split(begin)
-        after = rest.split(end)[1]
-        lines = self.lines(results) or ["No figures are published yet."]
-        write_text(self.path, before + begin + "".join(f"{line}\n" for line in lines) + end + after)
+        page = self.path.read_text(encoding="utf-8")
+        for marker, lines_of in self.tables.items():
+            begin, end = f"<!-- {marker} -->\n", f"<!-- end of {marker} -->"
+            before, rest = page.split(begin)
+            after = rest.split(end)[1]
+            lines = lines_of(results) or ["No figures are published yet."]
+            page = before + begin + "".join(f"{line}\n" for line in lines) + end + after
+        write_text(self.path, page)
 
 
 def by_name(section: Callable[[str, dict[str, Any]], list[str]]) -> Callable[[dict[str, Any]], list[str]]:
-    """Returns the function `lines` of a page that has one section for each result.
+    """Returns the function of a table that has one section for each result.
 
     Args:
       section: maps the name of a result and its entry in the JSON file to Markdown lines.

@@ -121,7 +121,7 @@ def row(command: str, found: dict[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-PAGE = Page(DOCS / "plans.md", DOCS / "plans.json", "plans", table)
+PAGE = Page(DOCS / "plans.md", DOCS / "plans.json", {"plans": table})
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -70,7 +70,7 @@ def length(blocks: int) -> str:
     return f"{blocks:,} block{'s' * (blocks != 1)}"
 
 
-PAGES = {name: Page(DOCS / f"{name}.md", DOCS / f"{name}.json", name, by_name(section)) for name in WRITTEN_BY}
+PAGES = {name: Page(DOCS / f"{name}.md", DOCS / f"{name}.json", {name: by_name(section)}) for name in WRITTEN_BY}
 
 
 def main() -> int:

@@ -64,7 +64,7 @@ def ranged(values: dict[str, float], form: str) -> str:
     return with_range(values["median"], values["low"], values["high"], form)
 
 
-PAGE = Page(DOCS / "serve.md", DOCS / "serving.json", "serving", by_name(section))
+PAGE = Page(DOCS / "serve.md", DOCS / "serving.json", {"serving": by_name(section)})
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "serving", kept, "famjax bench serve"))

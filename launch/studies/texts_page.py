@@ -25,7 +25,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     return lines[:-1]
 
 
-PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", "texts", by_name(section))
+PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", {"texts": by_name(section)})
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "bits_per_byte", lambda found: found, "texts_study.py"))

@@ -103,3 +103,29 @@ def test_prompt_of_fam_is_the_text_it_was_given(folders: tuple[Path, Path]) -> N
     ids = Codec(model_dir, 400).encode("the lazy fox", fresh=False)
     model = load(model_dir)
     np.testing.assert_array_equal(model.fam.prompt[...], np.asarray(model.embedding[...])[np.resize(ids, 4)])
+
+
+def test_pairs_of_words_are_trained_and_evaluated(
+    folders: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`mqar` of a model with a tokenizer is in words of it: the training keeps the tokenizer, and the evaluation asks
+    for words. Too few words are refused before anything is written."""
+    _, model_dir = folders
+    small = ["MqarConfig.keys=3", "MqarConfig.values=3", "MqarConfig.fillers=3", "MqarConfig.pairs=(1, 2)"]
+    settings = [
+        f"INITIAL_CHECKPOINT_PATH='{model_dir}'", "MIXTURE_OR_TASK_NAME='mqar'", "BLOCK_SIZE=16", "TRAIN_STEPS=1",
+        "BATCH_SIZE=2", "TASK_FEATURE_LENGTHS={'targets': 64}", "LORA_RANK=2", *small,
+    ]  # fmt: skip
+    train = lambda place, *more: main([
+        "train", "--gin_file", "gin/runs/finetune_imported.gin",
+        *(f"--gin.{one}" for one in [f"MODEL_DIR='{tmp_path / place}'", *settings, *more]),
+    ])  # fmt: skip
+    assert train("many", "MqarConfig.keys=300") == 2
+    assert "needs 306 words of one token, but the vocabulary has 11; lower" in capfd.readouterr().err
+    assert not (tmp_path / "many").exists()
+    assert train("runs") == 0
+    assert (tmp_path / "runs/tokenizer.json").read_bytes() == (model_dir / "tokenizer.json").read_bytes()
+    words = ["--task", "mqar", "--lengths", "32,40", "--examples", "2", "--output", str(tmp_path / "out")]
+    assert main(["eval", "--model", str(tmp_path / "runs"), *words, *(f"--gin.{one}" for one in small)]) == 0
+    (found,) = json.loads((tmp_path / "out/results.json").read_text())["models"]
+    assert [row["n"] for row in found["tasks"]["mqar"]["by_length"]] == [4, 4]

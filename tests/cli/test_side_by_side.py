@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from famjax.cli import side_by_side
+from famjax.config import TrainConfig
+
 # A job that is no training: it says that it runs, and what ended it.
 JOB = """
 import pathlib, signal, sys, time
@@ -60,3 +63,20 @@ def test_a_signal_ends_all_trainings(tmp_path: Path, number: signal.Signals, sen
     assert process.returncode != 0
     assert "the same command resumes" in error
     assert [(place / "ended").read_text() for place in places] == [str(int(signal.SIGTERM))] * 2
+
+
+def test_time_left_counts_the_steps_since_a_run_was_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that is resumed at step 900 of 1,000 and does 20 steps in 40 s has 160 s left; one that waits says nothing,
+    and its time begins when it starts."""
+    job = side_by_side.Job("late", TrainConfig(model_dir=str(tmp_path), steps=1000), [], tmp_path / "log")
+    now, at = [0.0], [900]
+    monkeypatch.setattr(side_by_side.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(side_by_side, "_news", lambda job: (at[0], "loss 1"))
+    display = side_by_side._Display([job])
+    for now[0], at[0] in ((500.0, 900), (540.0, 920)):
+        display.show(job, done=False)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "train late: step 900/1000  loss 1"
+    assert second == "train late: step 920/1000  loss 1  2:40 left"

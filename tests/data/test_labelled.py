@@ -5,15 +5,17 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 
 from famjax.config import ConfigError, ModelConfig, MqarConfig, TrackingConfig, TrainConfig
 from famjax.config.memory import MemoryConfig
+from famjax.data.batch import Batch
 from famjax.data.documents import LABELLED, labelled_documents
 from famjax.data.labelled import NONE, Document, Labelled, LabelledTask
 from famjax.data.mqar import Mqar
 from famjax.data.symbols import SYMBOLS_JSON, SymbolVocabulary
 from famjax.data.tracking import Tracking
-from famjax.data.vocabulary import load_vocabulary
+from famjax.data.vocabulary import ByteVocabulary, TokenizerVocabulary, load_vocabulary
 
 S = 8
 
@@ -54,22 +56,61 @@ def carried(words: list[str]) -> list[str]:
     return states
 
 
-def test_every_key_of_mqar_is_asked_once_and_its_value_is_the_label() -> None:
-    """Labels, distances and numbers of pairs are those of a dictionary that reads the document."""
+@pytest.mark.parametrize(("times", "answered"), [(1, True), (1, False), (3, True), (3, False)])
+def test_every_key_of_mqar_is_asked_and_its_value_is_the_label(times: int, answered: bool) -> None:
+    """Labels, distances and numbers of pairs are those of a dictionary that reads the document; the value follows a
+    question, or filler does."""
     for pairs in (1, 2, 4, 8):
-        task = Mqar("mqar", MqarConfig(pairs=(pairs,), keys=8, values=9, fillers=3))
+        config = MqarConfig(pairs=(pairs,), keys=8, values=9, fillers=3, times=times, answered=answered)
+        task = Mqar("mqar", config)
         for document in drawn(task, kind=pairs):
             words = names(task, document.tokens)
             asked = recalled(words)
-            assert len(asked) == pairs == len({words[at] for at in asked})
+            keys = [words[at] for at in asked]
+            assert sorted(keys) == sorted([*words[: 2 * pairs : 2]] * times)
             assert sorted(np.flatnonzero(document.labels != NONE)) == sorted(asked)
             for at, (value, distance) in asked.items():
-                assert task.vocabulary.names[document.labels[at]] == value == words[at + 1]
+                assert names(task, document.labels[[at]]) == [value]
+                assert words[at + 1] == value if answered else words[at + 1].startswith(".")
                 assert document.bins[at] == distance
             told = 2 * pairs
             rest = [word for i, word in enumerate(words) if i >= told and i not in asked and i - 1 not in asked]
-            assert all(word.startswith(".") for word in rest) and len(rest) == len(words) - 2 * told
+            assert all(word.startswith(".") for word in rest) and len(rest) == len(words) - told - 2 * len(asked)
             assert len(set(words[1:told:2])) == pairs
+
+
+def test_mqar_of_a_model_with_a_tokenizer_is_in_words_of_it() -> None:
+    """The same documents, with a different word of one token for each symbol; bytes have none; and a vocabulary with
+    too few words is refused."""
+    letters = [f" {a}{b}{c}" for a in "bcd" for b in "aeiou" for c in "xyz"]
+    text = with_words(["the", *letters, " No", " ab", " a1c"])
+    config = MqarConfig(pairs=(2, 4), keys=8, values=9, fillers=3)
+    plain = labelled_documents("mqar", config, TrackingConfig(), ByteVocabulary())
+    task = labelled_documents("mqar", config, TrackingConfig(), text)
+    assert isinstance(plain, Mqar) and isinstance(task, Mqar) and plain == Mqar("mqar", config)
+    assert task.vocabulary is text and len(set(task.words)) == len(task.words) == 20
+    assert {text.decode([word]) for word in task.words} <= set(letters)
+    for ours, theirs in zip(drawn(task), drawn(plain), strict=True):
+        assert ours.tokens.tolist() == [task.words[token] for token in theirs.tokens]
+        assert ours.labels.tolist() == [NONE if label == NONE else task.words[label] for label in theirs.labels]
+        np.testing.assert_array_equal(ours.bins, theirs.bins)
+    with pytest.raises(ConfigError, match="'mqar' needs 60 words of one token, but the vocabulary has 45; lower"):
+        labelled_documents("mqar", MqarConfig(keys=40, values=12), TrackingConfig(), text)
+
+
+def with_words(words: list[str]) -> TokenizerVocabulary:
+    """A byte-level tokenizer with these tokens, and their beginnings, beside those of the bytes."""
+    names = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    merges = []
+    for word in (word.replace(" ", "Ġ") for word in words):
+        for end in range(2, len(word) + 1):
+            if word[:end] not in names:
+                names.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({name: i for i, name in enumerate(names)}, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return TokenizerVocabulary({"tokenizer.json": tokenizer.to_str().encode()}, "here")
 
 
 def test_questions_follow_the_power_law() -> None:
@@ -119,6 +160,17 @@ def test_a_document_depends_on_its_seed_alone(name: str) -> None:
     assert len({document.tokens.tobytes() for document in drawn(one)}) > 15
 
 
+def everywhere(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and weights [B, T], also if the batch has them for some positions alone."""
+    if batch.positions is None:
+        return batch.targets, batch.weights
+    targets, weights = np.zeros(batch.tokens.shape, np.int32), np.zeros(batch.tokens.shape, np.float32)
+    for i, at in enumerate(batch.positions):
+        assert len(set(at.tolist())) == len(at)
+        targets[i, at], weights[i, at] = batch.targets[i], batch.weights[i]
+    return targets, weights
+
+
 def task_of(documents: Labelled, blocks: int = 6, seed: int = 1) -> LabelledTask:
     return LabelledTask(documents, blocks * S, S, 4, documents.vocabulary.size, seed)
 
@@ -133,8 +185,9 @@ def test_rows_hold_whole_documents_and_a_batch_depends_on_seed_and_step(name: st
     task = task_of(documents, blocks=7)
     batch, progress = task.batch(5, task.start())
     lengths = set()
+    targets_of_rows, weights_of_rows = everywhere(batch)
     for tokens, count, starts, targets, weights in zip(
-        batch.tokens, batch.count, batch.starts, batch.targets, batch.weights, strict=True
+        batch.tokens, batch.count, batch.starts, targets_of_rows, weights_of_rows, strict=True
     ):
         edges = [*np.flatnonzero(starts) * S, int(count)]
         assert edges[0] == 0 and count in (4 * S, 6 * S)
@@ -151,7 +204,7 @@ def test_rows_hold_whole_documents_and_a_batch_depends_on_seed_and_step(name: st
             else:
                 assert said == carried(words) and len(scored) == end - begin
     assert lengths == {2 * S, 4 * S} and set(np.unique(batch.weights)) == {0.0, 1.0}
-    assert batch.positions is None and batch.kept is None and progress == {}
+    assert (batch.positions is None) == (name != "mqar") and batch.kept is None and progress == {}
     again, _ = task.batch(5, {"anything": 1})
     np.testing.assert_array_equal(batch.tokens, again.tokens)
     for changed in (dataclasses.replace(task, seed=2).batch(5, {})[0], task.batch(6, {})[0]):
@@ -173,9 +226,14 @@ def training(**changes: object) -> TrainConfig:
         ({"mqar": MqarConfig(keys=4, pairs=(2, 5))}, "5 pairs need as many distinct keys and values"),
         ({"mqar": MqarConfig(power=0.0)}, "power is 0.0; it must be above 0"),
         ({"mqar": MqarConfig(fillers=0)}, "MqarConfig.fillers is 0; it must be at least 1"),
+        ({"mqar": MqarConfig(times=0)}, "MqarConfig.times is 0; it must be at least 1"),
+        (
+            {"mqar": MqarConfig(blocks=(2, 4), pairs=(3,), times=2)},
+            "3 pairs and their questions take 18 tokens, but a document has 16; use longer documents, or at most 2",
+        ),
         (
             {"mqar": MqarConfig(blocks=(1, 4), pairs=(3,))},
-            "3 pairs and their questions take 12 tokens, but the shortest",
+            "3 pairs and their questions take 12 tokens, but a document has 8; use longer documents, or at most 2",
         ),
         ({"mqar": MqarConfig(blocks=(8,), pairs=(3,))}, "documents of 8 blocks of 8 tokens, but a row has 32"),
         (

@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 TASKS = {
     "passkey": Entry("passkey", "task", "the paper's pass key at the start, at every offset of filler and block",
                      ("filler_blocks", "keys", "alignments", "key_digits"), blocks=True),
-    "mqar": Entry("labelled", "task", "many pairs, all of them asked for (MQAR, zoology), of models trained on it",
+    "mqar": Entry("labelled", "task", "many pairs, all of them asked for (MQAR, zoology); in words of a tokenizer",
                   MADE, blocks=True),
     "parity": Entry("labelled", "task", "the parity after each bit, of models trained on it", MADE, blocks=True),
     "s3": Entry("labelled", "task", "the product of permutations of three after each of them, likewise",

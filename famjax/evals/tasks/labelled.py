@@ -29,9 +29,10 @@ def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
     Raises:
       ConfigError: the model has other tokens, or a document does not fit into the shortest length.
     """
-    documents = labelled_documents(name, config.mqar, config.tracking)
+    documents = labelled_documents(name, config.mqar, config.tracking, codec.vocabulary)
     assert documents is not None, name
-    _check_tokens(name, documents.vocabulary, codec)
+    if isinstance(documents.vocabulary, SymbolVocabulary):
+        _check_tokens(name, documents.vocabulary, codec)
     if 0 < config.longest < max(config.lengths):
         raise ConfigError(f"--longest {config.longest} would cut documents of {name}; use shorter --lengths")
     number, count = zlib.crc32(name.encode()), config.examples or EXAMPLES

@@ -1,0 +1,115 @@
+"""Figures in README and docs are those of the files that the scripts in `launch/studies/` write."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.studies import script
+from tests.test_docs import ROOT, text
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    """README in one line."""
+    return " ".join(text(ROOT / "README.md").split())
+
+
+def results(name: str) -> Any:
+    """A results file of docs/."""
+    return json.loads(text(ROOT / f"docs/{name}.json"))
+
+
+def test_quickstart_in_the_readme(readme: str) -> None:
+    """Mean and range over three trainings of the exact match after 256 and 1,024 blocks; the minutes are the page's."""
+    page, trainings = " ".join(text(ROOT / "docs/quickstart.md").split()), results("quickstart")["AMD EPYC"]
+    for blocks, words in (
+        (256, r"recalls (\d+)% of the keys after 256 blocks \((\d+)% to (\d+)%\)"),
+        (1024, r"and (\d+)% after 1,024 \((\d+)% to (\d+)%;"),
+    ):
+        exact = [row[trainings["blocks"].index(blocks)] for row in trainings["rows"]["fam"]]
+        assert len(exact) == 3
+        said = [int(found) for found in re.search(words, readme).groups()]
+        assert said == [round(100 * found) for found in (sum(exact) / 3, min(exact), max(exact))]
+    minutes = re.search(r"side by side in ([\d.]+) minutes and the evaluation took ([\d.]+)", readme)
+    assert all(f"{found} minutes" in page for found in minutes.groups())
+
+
+def test_a_million_bytes_in_the_readme(readme: str) -> None:
+    """Keys that three seeds of each recipe recall after a million bytes."""
+    runs = results("memory")
+    for prefix, words in (("long_", "{} of {} keys after a million bytes"),
+                          ("gate_", "three seeds recall {} of {} after a million bytes")):  # fmt: skip
+        last = [run["recall"][-1] for name, run in runs.items() if name.startswith(prefix)]
+        assert len(last) == 3 and {one["filler_blocks"] for one in last} == {16384}
+        right = sum(round(one["exact_match"] * one["documents"]) for one in last)
+        assert words.format(right, sum(one["documents"] for one in last)) in readme
+
+
+def test_the_published_model_in_the_readme(readme: str) -> None:
+    """Pass keys of the trained SmolLM2 and of its import; what WikiText costs."""
+    shown = results("smollm2")
+    recall, imported = shown["A window of 128 tokens, all offsets"], shown["The import with five segments, AMD EPYC"]
+    ((*_, last),), (none,) = recall["rows"]["wide"], imported["rows"]["fam_imported"]
+    assert recall["blocks"][-1] == 64 and f"recalls {last:.0%} of the pass keys after 64 blocks" in readme
+    far = shown["A window of 128 tokens, far, 16 offsets"]
+    right = sum(round(16 * exact) for exact in far["rows"]["wide"][0])
+    assert far["blocks"] == [128, 256] and f"and {right} of {2 * far['documents']} after 128 and 256" in readme
+    assert not any(none[imported["blocks"].index(8) :]) and "not trained, recalls none after eight" in readme
+    pages = results("smollm2_benchmarks")["A window of 128 tokens"]
+    bits = {name: one["value"] for name, one in pages["wikitext"]["bits_per_byte"].items()}
+    assert f"at a cost of {bits['wide'] - bits['fam_imported']:.2f} bits per byte on WikiText" in readme
+
+
+def test_texts_in_the_readme(readme: str) -> None:
+    """Bits per byte of gated FAM and the paper's against no memory, the mean over three seeds."""
+    texts = results("texts")["900 steps"]["bits_per_byte"]
+    gaps = {
+        (read, kind): [
+            ours[-1]["bits_per_byte"] - theirs[-1]["bits_per_byte"]
+            for ours, theirs in zip(texts[read][kind], texts[read]["bswa_m0"], strict=True)
+        ]
+        for read in texts
+        for kind in ("fam_m0", "gated_m0")
+    }
+    said = {at: f"{abs(sum(gap)) / 3:.2f}" for at, gap in gaps.items()}
+    assert all(len(gap) == 3 for gap in gaps.values()) and max(gaps["heldout", "gated_m0"]) < 0
+    assert f"better than no memory by {said['heldout', 'gated_m0']} bits per byte, with each of three seeds" in readme
+    costs = f"it costs {said['joined', 'gated_m0']}, where the paper's update costs {said['joined', 'fam_m0']}"
+    assert costs in readme and all(sum(gaps["joined", kind]) > 0 for kind in ("fam_m0", "gated_m0"))
+
+
+def test_comparisons_in_the_readme(readme: str) -> None:
+    """State tracking, recall of pairs, and the pass key of several memories."""
+    compared = results("compare")
+    tracked = compared["Permutations of five (S5), 3,000 steps"]["memories"]
+    of_four = {one["name"]: f"{one['lengths'][2]['value']:.0%}" for one in tracked}
+    assert all(one["lengths"][2]["blocks"] == 4 for one in tracked)
+    assert f"FAM is right for {of_four['fam']} of the states in documents of four blocks" in readme
+    assert f"DeltaNet for {of_four['deltanet']}, over three seeds" in readme
+    asked = compared["Multi-query associative recall, up to 8 blocks, 1,600 steps"]["memories"][0]
+    assert (asked["name"], asked["lengths"][-1]["blocks"]) == ("fam", 32)
+    assert f"FAM trained on up to 8 blocks recalls {asked['lengths'][-1]['value']:.0%} in documents of 32" in readme
+    recalled = {one["name"]: one["lengths"][-1] for one in compared["Pass key, 1,500 steps"]["memories"]}
+    assert recalled["fam_gated"]["blocks"] == 64 and recalled["deltanet"]["value"] == 0
+    assert f"they recall {recalled['fam_gated']['value']:.0%} after 64 blocks" in readme
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bench_page", "benchmarks_page", "comparing", "memory_page",
+        "plan_all", "recall_pages:ablations", "recall_pages:quickstart", "recall_pages:smollm2",
+        "recall_pages:story", "serving", "texts_page",
+    ],
+)  # fmt: skip
+def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:
+    """Between its markers a page has what the script in `launch/studies/` writes from its JSON file."""
+    module, _, one = name.partition(":")
+    page = script(module).PAGES[one] if one else script(module).PAGE
+    copy = page._replace(path=tmp_path / page.path.name)
+    copy.path.write_text(text(page.path), encoding="utf-8")
+    copy.write_lines(page.read())
+    assert text(copy.path) == text(page.path)
