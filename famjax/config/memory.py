@@ -272,6 +272,6 @@ class MemoryConfig:
         return cls(**known_fields(cls, fields))
 
 
-def memory_overrides(settings: Any) -> dict[str, int]:
+def memory_overrides(settings: Any) -> dict[str, Any]:
     """Returns the attributes of `OVERRIDES` that are not None, by name."""
     return {name: value for name in OVERRIDES if (value := getattr(settings, name)) is not None}
