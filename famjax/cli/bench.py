@@ -111,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
     at_least("--questions", 1 if args.questions is None else args.questions, 1)
     if args.what == "infer":
         lengths = args.lengths or (LENGTHS_BESIDE if args.peers else LENGTHS_READ)
-        at_least("--lengths", min(lengths), 1)
+        if min(lengths) < 1:
+            raise ConfigError(f"--lengths {min(lengths)} is too short; it must be at least 1")
     elif args.prefill or args.questions:
         _check_blocks(args.blocks)
     else:
