@@ -12,6 +12,7 @@ from flax import nnx
 from famjax.attention.memory import MemoryState
 from famjax.attention.positions import Layout
 from famjax.config import MemoryConfig, ModelConfig
+from famjax.infer import scoring
 from famjax.nn import model as models
 from famjax.nn import weights
 from famjax.nn.execution import Execution
@@ -37,7 +38,7 @@ def config(**changes: Any) -> ModelConfig:
 
 def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:
     """Returns the configuration with changed memory settings."""
-    return models.with_memory(config, **changes)
+    return config.with_memory(**changes)
 
 
 def with_model(config: ModelConfig, **changes: Any) -> ModelConfig:
@@ -145,6 +146,17 @@ def stream(
             out[b, done[b] : done[b] + take[b]] = hidden[b, : take[b]]
         done += take
     return out, state
+
+
+def scored(model: models.Transformer, tokens_BT: np.ndarray, lengths: Any, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(logprobs, correct) of `scoring.score_documents` for a padded batch, in the arrays of `scoring.score_whole`."""
+    B, T = tokens_BT.shape
+    found = np.zeros((B, T - 1), np.float32), np.zeros((B, T - 1), bool)
+    documents = [row[:length] for row, length in zip(tokens_BT, lengths, strict=True)]
+    for i, *scores in scoring.score_documents(model, documents, B, **how):
+        for all_rows, one in zip(found, scores, strict=True):
+            all_rows[i, : len(one)] = one
+    return found
 
 
 def visible(config: ModelConfig, state: MemoryState) -> list[dict[str, np.ndarray]]:

@@ -7,16 +7,15 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from famjax.bench.measure import Spread, alternate, paired_ratio, spread
+from famjax.bench.measure import Tell, alternate, paired_ratio, spread
 from famjax.config import ModelConfig
 from famjax.data.vocabulary import BYTE_VOCABULARY
 from famjax.infer import decode, prefill, session
 from famjax.infer.load import load
-from famjax.nn.model import Transformer, with_memory
+from famjax.nn.model import Transformer
 from famjax.nn.weights import create, unstacked
+from famjax.storage.arrays import size_of
 
-# Called with (current measurement, runs done, total runs).
-Tell = Callable[[str, int, int], None]
 # Tokens that are decoded after a text.
 NEW = 32
 # Tokens of a text that are generated and passed to prefill at a time.
@@ -68,7 +67,7 @@ class Ours:
 
     def held_mib(self) -> float:
         """See `Runner`."""
-        return sum(x.nbytes for x in jax.tree.leaves(self._session.memory)) / 2**20
+        return size_of(self._session.memory) / 2**20
 
 
 class Theirs:
@@ -128,13 +127,13 @@ def over_lengths(
       (prefill) and `write` (decoding) tokens per second and seconds.
     """
     S = model.memory.block_size
-    fam, bswa = (Ours(unstacked(create(with_memory(model, fam_length=F)))) for F in (model.memory.fam_length, 0))
+    fam, bswa = (Ours(unstacked(create(model.with_memory(fam_length=F)))) for F in (model.memory.fam_length, 0))
     results: list[dict[str, Any]] = []
     for length in lengths:
         runners: dict[str, Runner] = {"FAM": fam, "BSWA": bswa}
         if length <= full_to:
             blocks = -(-(length + NEW) // S)
-            runners["full"] = Ours(unstacked(create(with_memory(model, fam_length=0, memory_segments=blocks - 1))))
+            runners["full"] = Ours(unstacked(create(model.with_memory(fam_length=0, memory_segments=blocks - 1))))
         results += _at_length(runners, length, repeats, tell)
     return results
 
@@ -189,12 +188,8 @@ def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell
         for what, tokens in (("read", length), ("write", NEW)):
             found = spread(times[f"{what} {name}"])
             entry[f"{what}_tokens_per_second"] = tokens / found.median
-            entry[f"{what}_seconds"] = _numbers(found)
+            entry[f"{what}_seconds"] = found._asdict()
             if last and name != last:
                 ahead = paired_ratio(times, f"{what} {last}", f"{what} {name}")
-                entry[f"{what}_speed_over_{last}"] = _numbers(ahead)
+                entry[f"{what}_speed_over_{last}"] = ahead._asdict()
         yield entry
-
-
-def _numbers(values: Spread) -> dict[str, float]:
-    return {"median": values.median, "low": values.low, "high": values.high}

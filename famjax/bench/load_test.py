@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from famjax.bench.measure import paired_ratio, spread
+from famjax.bench.measure import Tell, paired_ratio, spread
 from famjax.config import ConfigError
 from famjax.config.text import BadText, json_of
 
@@ -61,7 +61,7 @@ class Target(NamedTuple):
 
 def over_clients(
     targets: Sequence[Target], clients: Sequence[int], requests: int, prompt_tokens: int, max_tokens: int, rounds: int,
-    tell: Callable[[str, int, int], None], reference: str = "",
+    tell: Tell, reference: str = "",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measures every server with every number of clients.
 

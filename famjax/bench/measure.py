@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 Clock = Callable[[], float]
+# Called with (current measurement, runs done, total runs).
+Tell = Callable[[str, int, int], None]
 
 
 class Spread(NamedTuple):

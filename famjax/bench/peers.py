@@ -15,6 +15,7 @@ PACKAGES = (
     "torch", "transformers", "block_recurrent_transformer_pytorch", "infini_transformer_pytorch",
     "recurrent_memory_transformer_pytorch",
 )  # fmt: skip
+SEED = 0  # of weights and tokens
 
 
 def check_installed(packages: tuple[str, ...] | None = None) -> None:
@@ -31,26 +32,17 @@ class Peer(NamedTuple):
     weights: int
 
 
-def set_threads(count: int) -> None:
-    """Sets the number of torch's compute threads."""
-    import torch
-
-    torch.set_num_threads(count)
-
-
 class Size(NamedTuple):
     """The settings that all peers share with our model.
 
     Attributes:
       config: our model; peers get the same vocabulary, width, depth, heads, block size and FAM length.
       rows, length: batch size and sequence length.
-      seed: seed of weights and tokens.
     """
 
     config: ModelConfig
     rows: int
     length: int
-    seed: int = 0
 
     def common(self, **names: str) -> dict[str, int]:
         """Returns the arguments that these packages share, some under other names."""
@@ -63,7 +55,7 @@ class Size(NamedTuple):
         """Returns the training step of a module, on random tokens [rows, length + 1]."""
         import torch
 
-        draw = torch.Generator().manual_seed(self.seed)
+        draw = torch.Generator().manual_seed(SEED)
         tokens = torch.randint(0, self.config.vocab_size, (self.rows, self.length + 1), generator=draw)
         adam = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
         module.train()
@@ -77,15 +69,15 @@ class Size(NamedTuple):
         return Peer(run, sum(p.numel() for p in module.parameters()))
 
 
-def peers(config: ModelConfig, rows: int, length: int, seed: int = 0) -> dict[str, Callable[[], Peer]]:
+def peers(config: ModelConfig, rows: int, length: int) -> dict[str, Callable[[], Peer]]:
     """Returns a function that builds each peer, by name; the arguments are those of `Size`."""
-    size, window = Size(config, rows, length, seed), config.memory.window
+    size, window = Size(config, rows, length), config.memory.window
 
     def seeded(build: Callable[..., Peer], *how: Any) -> Callable[[], Peer]:
         def built() -> Peer:
             import torch
 
-            torch.manual_seed(seed)
+            torch.manual_seed(SEED)
             return build(size, *how)
 
         return built

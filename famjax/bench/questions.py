@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from famjax.bench.measure import alternate, paired_ratio, spread
+from famjax.bench.measure import Tell, alternate, paired_ratio, spread
 from famjax.config import ModelConfig
 from famjax.infer import decode, prefill, session
 from famjax.infer.prefixes import generate_continuations, reading_plan
@@ -17,9 +17,7 @@ from famjax.nn.weights import create, unstacked
 QUESTION_TOKENS, ANSWER_TOKENS = (10, 40), 8
 
 
-def questions(
-    config: ModelConfig, blocks: int, count: int, rows: int, repeats: int, tell: Callable[[str, int, int], None]
-) -> dict[str, Any]:
+def questions(config: ModelConfig, blocks: int, count: int, rows: int, repeats: int, tell: Tell) -> dict[str, Any]:
     """Measures answering `count` questions about a text of `blocks` blocks, all random tokens.
 
     Args:
@@ -28,7 +26,7 @@ def questions(
       count: number of questions.
       rows: batch size.
       repeats: number of rounds.
-      tell: called with (current measurement, runs done, total runs).
+      tell: see `Tell`.
 
     Returns:
       `seconds` of `shared`, which prefills the text once and forks its memory, and of `alone`, which prefills it for

@@ -62,12 +62,10 @@ def _training(rows: list[dict[str, Any]]) -> list[Any]:
     lines: list[Any] = [table]
     for row in rows:
         for entry in row["variants"]:
-            step = entry["step_seconds"]
             table.add_row(
-                entry["name"], f"{row['length']:,}", str(row["rows"]),
-                f"{step['median']:.3f} ({step['low']:.3f}-{step['high']:.3f})", f"{entry['tokens_per_second']:,.0f}",
-                f"{entry['compile_seconds']:.1f}", f"{entry['first_step_seconds']:.2f}",
-                f"{entry['compiled_memory_mib']:,.0f}",
+                entry["name"], f"{row['length']:,}", str(row["rows"]), _ranged(entry["step_seconds"], ".3f"),
+                f"{entry['tokens_per_second']:,.0f}", f"{entry['compile_seconds']:.1f}",
+                f"{entry['first_step_seconds']:.2f}", f"{entry['compiled_memory_mib']:,.0f}",
             )  # fmt: skip
         table.add_section()
         if row["fam_to_bswa"]:
@@ -90,9 +88,8 @@ def _peers(result: dict[str, Any]) -> list[Any]:
     size = f"{result['rows']} x {result['length']:,} tokens, {result['threads']} threads"
     table = _table(f"training step, with torch peers: {size}", "model", "weights", "step s (range)", "tokens/s")
     for entry in sorted(result["entries"], key=lambda e: -e["tokens_per_second"]):
-        step = entry["step_seconds"]
         table.add_row(
-            entry["name"], f"{entry['weights']:,}", f"{step['median']:.3f} ({step['low']:.3f}-{step['high']:.3f})",
+            entry["name"], f"{entry['weights']:,}", _ranged(entry["step_seconds"], ".3f"),
             f"{entry['tokens_per_second']:,.0f}",
         )  # fmt: skip
     lines: list[Any] = [table]
@@ -107,8 +104,7 @@ def _questions(result: dict[str, Any]) -> list[Any]:
     table = _table(f"answers: {size}", "prefill of the text", "tokens read", "seconds (range)")
     for name, what in (("shared", "once"), ("alone", "per question")):
         took = result["seconds"][name]
-        seconds = f"{took['median']:.2f} ({took['low']:.2f}-{took['high']:.2f})"
-        table.add_row(what, f"{result['read'][name]:,}", seconds)
+        table.add_row(what, f"{result['read'][name]:,}", _ranged(took, ".2f"))
     return [table, f"speed-up: {_ratio(result['speed_up'])}"]
 
 

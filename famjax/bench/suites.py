@@ -7,23 +7,17 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from famjax.bench.measure import Spread, alternate, paired_ratio, spread
+from famjax.bench.measure import Tell, alternate, paired_ratio, spread
 from famjax.bench.programs import streamed_prefill, training_step
 from famjax.bench.sizes import variants
 from famjax.config import ModelConfig
 
-# Called with (current measurement, runs done, total runs).
-Tell = Callable[[str, int, int], None]
 # Blocks per device call of streamed prefill.
 BLOCKS_PER_CALL = 8
 
 
-def _numbers(values: Spread) -> dict[str, float]:
-    return {"median": values.median, "low": values.low, "high": values.high}
-
-
 def _ratio(times: dict[str, list[float]], above: str = "FAM", below: str = "BSWA") -> dict[str, float] | None:
-    return _numbers(paired_ratio(times, above, below)) if above in times and below in times else None
+    return paired_ratio(times, above, below)._asdict() if above in times and below in times else None
 
 
 def training(
@@ -48,7 +42,7 @@ def training(
         times = alternate({name: program.run for name, program in programs.items()}, repeats, on_turn=turn)
         entries = [
             {
-                "name": name, "weights": program.weights, "step_seconds": _numbers(spread(times[name])),
+                "name": name, "weights": program.weights, "step_seconds": spread(times[name])._asdict(),
                 "tokens_per_second": tokens / spread(times[name]).median, "compile_seconds": program.compile_seconds,
                 "first_step_seconds": program.first_seconds, "compiled_memory_mib": program.memory_mib,
             }
@@ -114,9 +108,9 @@ def beside_peers(model: ModelConfig, rows: int, length: int, repeats: int, threa
     Returns:
       `entries` with seconds per step and tokens per second, and the times of the fastest peer divided by ours.
     """
-    from famjax.bench import peers
+    import torch
 
-    peers.set_threads(threads)
+    torch.set_num_threads(threads)
     programs: dict[str, Any] = {}
     for name, build in _builders(model, rows, length):
         tell(f"building {name}", 0, 1)
@@ -128,7 +122,7 @@ def beside_peers(model: ModelConfig, rows: int, length: int, repeats: int, threa
     times = alternate(runs, repeats, on_turn=lambda done, all_runs: tell("peers", done, all_runs))
     entries = [
         {
-            "name": name, "weights": programs[name].weights, "step_seconds": _numbers(spread(seconds)),
+            "name": name, "weights": programs[name].weights, "step_seconds": spread(seconds)._asdict(),
             "tokens_per_second": rows * length / spread(seconds).median,
         }
         for name, seconds in times.items()

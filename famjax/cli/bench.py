@@ -6,11 +6,13 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
+from famjax.bench.measure import Tell
+from famjax.bench.sizes import SIZES, check_lengths, variants
 from famjax.cli import bench_serve
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, distinct_numbers, memory_overrides, refuse
-from famjax.config import ConfigError, ModelConfig
+from famjax.cli.flags import add_gin_arguments, add_memory_arguments, distinct_numbers, refuse
+from famjax.config import ConfigError, ModelConfig, memory_overrides
 from famjax.config.checks import at_least
 from famjax.process.progress import Progress
 
@@ -35,11 +37,7 @@ HELP = """Measure a configuration: time, tokens per second, memory.
 Variants alternate in one process; ratios are medians over rounds, with their range. Other load on the
 machine distorts the figures. Writes bench.json and bench.png to --output.
 """
-# Also used by famjax.bench.sizes, which is too heavy to import for a help page.
-SIZE_NAMES = ("peers", "tiny", "paper-ratio")
 VARIANTS = ("FAM", "BSWA", "full")
-# (current measurement, runs done, total runs).
-Tell: TypeAlias = Callable[[str, int, int], None]
 # Text lengths (tokens) of `infer`: without peers, and against a peer whose cost is quadratic in the length.
 LENGTHS_READ, LENGTHS_BESIDE = (1024, 8192, 65536, 1048576), (2048, 8192)
 BLOCKS, FULL_TO = (8, 64, 256, 1024), 8192
@@ -61,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what", nargs="?", choices=("train", "infer", "serve"), default="train", help="what to measure (default: train)"
     )
     parser.add_argument(
-        "--size", choices=SIZE_NAMES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
+        "--size", choices=SIZES, help="model size, if no gin file sets the model (default: peers; infer: tiny)"
     )
     parser.add_argument("--lengths", type=distinct_numbers, metavar="N,N", help="sequence lengths in tokens")
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens per training step, at each sequence length")
@@ -97,16 +95,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs the benchmark. Settings are checked before jax is imported."""
     if args.repeats is None:
         args.repeats = bench_serve.ROUNDS if args.what == "serve" else 5
-    if args.repeats < 1:
-        raise ConfigError(f"--repeats is {args.repeats}; it must be at least 1")
+    at_least("--repeats", args.repeats, 1)
     _check_read(args)
     if Path(args.output).is_file():
         raise ConfigError(f"--output {args.output} is a file; name a directory")
     if args.what == "serve":
         bench_serve.check(args)
         return _reported(args, "servers", lambda results, tell, cores: _serving(args, results, tell))
-    from famjax.bench.sizes import SIZES, check_lengths, variants
-
     for name, least in (("rows", 1), ("tokens", 1), ("questions", 1), ("full_to", 0)):
         if (value := getattr(args, name)) is not None:
             at_least(f"--{name.replace('_', '-')}", value, least)
@@ -202,8 +197,7 @@ def _serving(args: argparse.Namespace, results: dict[str, Any], tell: Tell) -> N
     with tempfile.TemporaryDirectory() as folder:
         model_dir = Path(args.model) if args.model else _imported_llama(args, Path(folder))
         config = read_config(model_dir)
-        memory = dataclasses.replace(config.memory, **memory_overrides(args))
-        config = dataclasses.replace(config, memory=memory)
+        config = config.with_memory(**memory_overrides(args))
         config.validate()
         results["settings"] = bench_serve.settings_of(args, dataclasses.asdict(config))
         results["serving"] = bench_serve.measure(args, model_dir, config.vocab_size, tell)
@@ -224,7 +218,7 @@ def _imported_llama(args: argparse.Namespace, folder: Path) -> Path:
 
 
 def _inference(
-    args: argparse.Namespace, model: ModelConfig, lengths: tuple[int, ...], cores: int, tell: Callable[..., None]
+    args: argparse.Namespace, model: ModelConfig, lengths: tuple[int, ...], cores: int, tell: Tell
 ) -> list[dict[str, Any]]:
     from famjax.bench import inference
 
@@ -244,7 +238,7 @@ def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
         model = load_model_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
     elif args.gin_bindings or args.gin_search_paths:
         raise ConfigError("--gin.NAME=VALUE needs a --gin_file that defines the name, e.g. gin/models/fam_tiny.gin")
-    model = dataclasses.replace(model, memory=dataclasses.replace(model.memory, **memory_overrides(args)))
+    model = model.with_memory(**memory_overrides(args))
     model.validate()
     return model
 
@@ -267,7 +261,7 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _on_run(progress: Progress) -> Callable[[str, int, int], None]:
+def _on_run(progress: Progress) -> Tell:
     """Returns a callback (measurement, runs done, total runs) that shows both on the progress line."""
     current = ""
 

@@ -3,13 +3,14 @@
 import argparse
 import contextlib
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from famjax.cli.flags import distinct_numbers, memory_overrides, refuse
-from famjax.config import ConfigError
+from famjax.bench.measure import Tell
+from famjax.cli.flags import distinct_numbers, refuse
+from famjax.config import ConfigError, memory_overrides
+from famjax.config.checks import at_least
 
 # Names of our servers in the report: with batching, and with one row, which answers requests sequentially.
 BATCH, ONE_ROW = "famjax serve", "famjax serve --max-rows 1"
@@ -43,8 +44,7 @@ def check(args: argparse.Namespace) -> None:
         refuse(args, ("llama",), "with --model; leave it out")
     args.llama = args.llama or "tiny"
     for name in ("requests", "prompt_tokens", "answer_tokens"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+        at_least(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     if min(args.clients) < 1:
         raise ConfigError(f"--clients {min(args.clients)} is too few; it must be at least 1")
     if bool(args.url) != bool(args.model_name):
@@ -80,7 +80,7 @@ def settings_of(args: argparse.Namespace, config: dict[str, Any] | None) -> dict
 
 
 def measure(
-    args: argparse.Namespace, model_dir: Path, vocab_size: int, tell: Callable[[str, int, int], None]
+    args: argparse.Namespace, model_dir: Path, vocab_size: int, tell: Tell
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Returns measurements of famjax serve with and without batching, and of the server of --url.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, settle
+from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, check_file, opened, sampling_of, settle
 from famjax.config import ConfigError
 from famjax.config.checks import seed
 from famjax.config.text import BOM
@@ -52,28 +52,17 @@ def run(args: argparse.Namespace) -> int:
     from famjax.data.chat_template import chat_template
     from famjax.infer.chat import Turns
     from famjax.infer.codec import Codec
-    from famjax.storage.checkpoint import override_memory
     from famjax.storage.model_dir import read_config, split_step
 
     settle(args)
     sampling = _check(args)
-    config = override_memory(read_config(args.model), **memory_overrides(args))
+    config = read_config(args.model)
     codec = Codec(args.model, config.vocab_size)
     turns = Turns(chat_template(split_step(args.model)[0]), codec)
-
-    from famjax.infer import session as sessions
-    from famjax.infer.load import load
-    from famjax.process.compilation_cache import enable
-
-    file = sessions.read_file(args.session) if args.session and Path(args.session).exists() else None
+    file = args.session if args.session and Path(args.session).exists() else None
+    model, session = opened(args, config, file)
     if file:
-        sessions.check_memory(file, config)
-    enable()
-    model = load(args.model, args.mesh, args.dtype or (file and file.dtype), **memory_overrides(args))
-    session = sessions.restore(file, model) if file else sessions.start(model)
-    if file:
-        print(f"{args.session}: resuming after {int(session.memory.position[0]) + 1:,} tokens", file=sys.stderr)
-    del file
+        print(f"{file}: resuming after {int(session.memory.position[0]) + 1:,} tokens", file=sys.stderr)
     _Conversation(model, session, turns, codec, sampling, args).run()
     return 0
 
@@ -81,18 +70,9 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> Sampling:
     check_whole("--max-tokens", args.max_tokens, 1, MOST_TOKENS)
     seed("--seed", args.seed)
-    _check_place("--session", args.session)
-    sampling = Sampling(args.temperature or 0.0, args.top_k, args.top_p, args.repetition_penalty)
-    if args.temperature is None and (args.top_k or args.top_p != 1.0):
-        sampling = Sampling(1.0, args.top_k, args.top_p, args.repetition_penalty)
-    sampling.validate()
-    return sampling
-
-
-def _check_place(name: str, value: str | None) -> None:
-    if value and (Path(value).is_dir() or not Path(value).absolute().parent.is_dir()):
-        problem = "is a directory" if Path(value).is_dir() else "its directory is missing"
-        raise ConfigError(f"{name} {value}: {problem}")
+    if args.session:
+        check_file("--session", args.session)
+    return sampling_of(args)
 
 
 class _Conversation:
@@ -125,7 +105,7 @@ class _Conversation:
         elif name == "/save" and argument:
             argument = os.path.expanduser(argument)
             try:
-                _check_place("/save", argument)
+                check_file("/save", argument)
                 self._save(argument)
                 print(f"saved in {argument}", file=sys.stderr)
             except (ConfigError, OSError) as error:

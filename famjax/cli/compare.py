@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.cli.compare_runs import DIVERGED, Subject, chosen, missing, subjects_of, train
-from famjax.cli.flags import add_gin_arguments, distinct_numbers, rates
+from famjax.cli.flags import add_gin_arguments, check_folder, distinct_numbers, rates
 from famjax.config import ConfigError, EvalConfig
 from famjax.config.checks import at_least
 
@@ -85,10 +85,8 @@ def run(args: argparse.Namespace) -> int:
     from famjax.evals.yardsticks import yardstick
 
     output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file; name a directory")
-    if args.at_once < 1:
-        raise ConfigError(f"--at-once is {args.at_once}; it must be at least 1")
+    check_folder("--output", output)
+    at_least("--at-once", args.at_once, 1)
     part, parts = part_of(args.part)
     subjects = subjects_of(args, output)
     task = yardstick(subjects[0].job.config)

@@ -173,8 +173,10 @@ def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "
 
     side_by_side.check_same(one.job for one in subjects)
 
-    name = DIVERGED if not part else f"{Path(DIVERGED).stem}-{part.replace('/', '-of-')}.json"
-    known = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in _diverged_files(output)}
+    stem = Path(DIVERGED).stem
+    name = f"{stem}-{part.replace('/', '-of-')}.json" if part else DIVERGED
+    files = sorted(output.glob(f"{stem}*.json"))
+    known = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
     others = {job: said for file, lines in known.items() if file != name for job, said in lines.items()}
     ours: dict[str, str] = known.get(name, {})
     waiting = [one.job for one in subjects if one.job.name not in ours | others]
@@ -190,10 +192,6 @@ def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "
             write_text(output / name, json.dumps(ours, indent=2) + "\n")
             waiting = [job for job in waiting if job not in (error.job, *error.finished)]
     return others | ours
-
-
-def _diverged_files(output: Path) -> list[Path]:
-    return sorted(output.glob(f"{Path(DIVERGED).stem}*.json"))
 
 
 def missing(subjects: Sequence[Subject], diverged: dict[str, str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from famjax.cli.flags import (
@@ -10,13 +9,13 @@ from famjax.cli.flags import (
     add_gin_arguments,
     add_memory_arguments,
     add_mesh_argument,
+    check_folder,
     length,
     lengths,
-    memory_overrides,
     numbers,
     refuse,
 )
-from famjax.config import ConfigError
+from famjax.config import OVERRIDES, ConfigError, memory_overrides
 
 if TYPE_CHECKING:
     from famjax.config import EvalConfig
@@ -131,7 +130,7 @@ def _fractions(text: str) -> tuple[float, ...]:
 # Flags, as in `args`, of one kind of evaluation.
 OURS = (*(name for name in SAME if name not in ("chat", "dtype")), "task", "data", "texts", "again")
 HARNESS = ("limit", "fewshot", "include_path", "cache")
-MODELS = ("model", "block_size", "memory_segments", "fam_length", "dtype", "chat", "gin_bindings")
+MODELS = ("model", *OVERRIDES, "dtype", "chat", "gin_bindings")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -157,8 +156,7 @@ def run(args: argparse.Namespace) -> int:
     _check_read(args, config)
     for path in config.model_dirs:
         read_config(path)
-    if config.output_dir and Path(config.output_dir).is_file():
-        raise ConfigError(f"--output {config.output_dir} is a file; name a directory")
+    check_folder("--output", config.output_dir)
 
     from famjax.evals.run import run as evaluate
     from famjax.process.compilation_cache import enable

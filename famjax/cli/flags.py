@@ -3,12 +3,17 @@
 import argparse
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from famjax.config import DTYPES, ConfigError, InferConfig, check_mesh
+from famjax.config import DTYPES, ConfigError, InferConfig, ModelConfig, check_mesh, memory_overrides
 from famjax.config.checks import check_types, one_of
-from famjax.infer.settings import RECENT
+from famjax.infer.settings import RECENT, Sampling
+
+if TYPE_CHECKING:
+    from famjax.infer.session import Session
+    from famjax.nn.model import Transformer
 
 
 def add_gin_arguments(parser: argparse.ArgumentParser, default_files: tuple[str, ...] = ()) -> None:
@@ -29,6 +34,13 @@ def add_gin_arguments(parser: argparse.ArgumentParser, default_files: tuple[str,
     parser.set_defaults(gin_files=list(default_files), gin_bindings=[])
 
 
+def gin_words(files: Iterable[str], search_paths: Sequence[str], bindings: Iterable[str]) -> list[str]:
+    """Returns the words of `add_gin_arguments`, with which another process of famjax gets the same settings."""
+    words = [f"--gin_file={file}" for file in files]
+    words += [f"--gin_search_paths={','.join(search_paths)}"] if search_paths else []
+    return words + [f"--gin.{binding}" for binding in bindings]
+
+
 def _paths(text: str) -> tuple[str, ...]:
     return tuple(path for path in text.split(",") if path)
 
@@ -39,12 +51,6 @@ def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--block-size", type=int, metavar="S", help="tokens per block")
     group.add_argument("--memory-segments", type=int, metavar="M", help="previous blocks to keep (keys, values)")
     group.add_argument("--fam-length", type=int, metavar="F", help="feedback activations per layer; 0 switches FAM off")
-
-
-def memory_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the memory settings given on the command line, by field of `MemoryConfig`."""
-    names = ("block_size", "memory_segments", "fam_length")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def add_infer_arguments(parser: argparse.ArgumentParser, batch_help: str = "") -> None:
@@ -151,6 +157,18 @@ def _mesh(text: str) -> dict[str, int]:
     return mesh
 
 
+def check_folder(flag: str, path: str | Path) -> None:
+    """Raises `ConfigError` if a directory that is to be written is a file."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise ConfigError(f"{flag} {path} is a file; name a directory")
+
+
+def check_file(flag: str, path: str | Path) -> None:
+    """Raises `ConfigError` if a file that is to be written is a directory, or its directory is missing."""
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise ConfigError(f"{flag} {path}: {'is a directory' if Path(path).is_dir() else 'its directory is missing'}")
+
+
 def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
     """Raises `ConfigError` for the first of these flags, as in `args`, that is given: it has no effect `why`."""
     called = {"gin_bindings": "--gin settings", "gin_files": "--gin_file", "gin_search_paths": "--gin_search_paths"}
@@ -189,3 +207,36 @@ def settle(args: argparse.Namespace) -> None:
     check_mesh(args.mesh)
     if args.dtype is not None:
         one_of("dtype", args.dtype, DTYPES)
+
+
+def sampling_of(args: argparse.Namespace, samples: int = 1) -> Sampling:
+    """Returns the sampling settings after `settle`. Without a temperature decoding is greedy, unless another flag, or
+    several `samples`, need sampling. Raises `ConfigError` if one is invalid."""
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 1.0 if args.top_k or args.top_p != 1.0 or samples > 1 else 0.0
+    sampling = Sampling(temperature, args.top_k, args.top_p, args.repetition_penalty)
+    sampling.validate()
+    return sampling
+
+
+def opened(args: argparse.Namespace, config: ModelConfig, session: str | Path | None) -> "tuple[Transformer, Session]":
+    """Loads the model of `args`, whose configuration is `config`, and the session in a file, or an empty one (None).
+
+    Raises:
+      ConfigError: the session cannot be read, or the model cannot continue it; before the weights are read, if its
+        memory settings differ.
+    """
+    from famjax.infer import session as sessions
+    from famjax.infer.load import load
+    from famjax.process.compilation_cache import enable
+    from famjax.process.progress import Progress
+    from famjax.storage.checkpoint import override_memory
+
+    file = sessions.read_file(session) if session else None
+    if file:
+        sessions.check_memory(file, override_memory(config, **memory_overrides(args)))
+    enable()
+    with Progress(f"loading {args.model}"):
+        model = load(args.model, args.mesh, args.dtype or (file and file.dtype), **memory_overrides(args))
+    return model, sessions.restore(file, model) if file else sessions.start(model)

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, memory_overrides, refuse, settle
+from famjax.cli.flags import (
+    add_infer_arguments,
+    add_sampling_arguments,
+    check_file,
+    opened,
+    refuse,
+    sampling_of,
+    settle,
+)
 from famjax.config import ConfigError
 from famjax.config.checks import seed
 from famjax.config.text import BOM
@@ -72,21 +80,7 @@ def run(args: argparse.Namespace) -> int:
     codec = Codec(args.model, config.vocab_size)
     codec.token_stops(args.stop)
     with PromptSource(args) as source:
-        from famjax.infer import session as sessions
-        from famjax.infer.load import load
-        from famjax.process.compilation_cache import enable
-        from famjax.process.progress import Progress
-        from famjax.storage.checkpoint import override_memory
-
-        file = None
-        if args.state_in:
-            file = sessions.read_file(args.state_in)
-            sessions.check_memory(file, override_memory(config, **memory_overrides(args)))
-        enable()
-        with Progress(f"loading {args.model}"):
-            model = load(args.model, args.mesh, args.dtype or (file and file.dtype), **memory_overrides(args))
-        session = sessions.restore(file, model) if file else sessions.start(model)
-        del file
+        model, session = opened(args, config, args.state_in)
         if args.input:
             from famjax.cli.generate_batch import answer_all
 
@@ -95,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
             chunks = codec.chunks(source.pieces(), fresh=not args.state_in)
             session = _answer(model, session, chunks, sampling, codec, args)
     if args.state_out:
+        from famjax.infer import session as sessions
+
         sessions.save(args.state_out, session, model)
     return 0
 
@@ -124,10 +120,7 @@ def check_arguments(args: argparse.Namespace) -> Sampling:
     if args.max_tokens == 0 and not args.state_out:
         raise ConfigError("--max-tokens 0 generates nothing: raise it, or add --state-out FILE to save the session")
     _check_outputs(args)
-    if args.temperature is None:
-        args.temperature = 1.0 if args.top_k or args.top_p != 1.0 or args.samples > 1 else 0.0
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
-    sampling.validate()
+    sampling = sampling_of(args, args.samples)
     if args.samples > 1 and sampling.temperature == 0:
         raise ConfigError(f"--samples {args.samples} with --temperature 0 would all be the same; raise the temperature")
     return sampling
@@ -136,10 +129,7 @@ def check_arguments(args: argparse.Namespace) -> Sampling:
 def _check_outputs(args: argparse.Namespace) -> None:
     for flag in ("output", "state_out"):
         if value := getattr(args, flag):
-            path = Path(value)
-            if path.is_dir() or not path.parent.is_dir():
-                problem = "is a directory" if path.is_dir() else "its directory is missing"
-                raise ConfigError(f"--{flag.replace('_', '-')} {path}: {problem}")
+            check_file(f"--{flag.replace('_', '-')}", value)
     if args.state_out and (args.input or args.samples > 1):
         raise ConfigError("--state-out saves the session of one text; leave out --input and --samples")
 

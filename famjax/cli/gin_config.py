@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import gin
 
 from famjax.cli.gin_files import find, missing_file, open_file, search_path, searching
-from famjax.cli.main import at_home, nearest
+from famjax.cli.main import at_home
 from famjax.config import (
     BabiConfig,
     ConfigError,
@@ -37,6 +37,7 @@ from famjax.config import (
     TrackingConfig,
     TrainConfig,
 )
+from famjax.config.checks import nearest
 from famjax.config.text import read_text
 from famjax.storage.model_dir import read_config
 

@@ -8,20 +8,18 @@ import contextlib
 import difflib
 import io
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from famjax.config import ConfigError
 from famjax.config.text import BadText, read_text
+from famjax.launch import shipped
 
 
 def search_path(given: Sequence[str] = ()) -> list[Path]:
     """Returns the folders searched for gin files: the current folder, `given`, then those shipped with famjax."""
-    checkout = Path(__file__).resolve().parents[2]
-    installed = Path(sys.prefix) / "share" / "famjax"
-    roots = [Path.cwd(), *map(Path, given), *(root for root in (checkout, installed) if (root / "gin").is_dir())]
+    roots = [Path.cwd(), *map(Path, given), *(root for root in shipped.ROOTS if (root / "gin").is_dir())]
     return list(dict.fromkeys(roots))
 
 

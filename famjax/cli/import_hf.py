@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.flags import add_memory_arguments, memory_overrides, refuse
-from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.cli.flags import add_memory_arguments, refuse
+from famjax.config import ConfigError, MemoryConfig, ModelConfig, memory_overrides
 from famjax.config.checks import at_least
 from famjax.config.optimizer import FAM, MEMORY
 from famjax.process.progress import Progress
@@ -92,8 +92,8 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
 
     from famjax.nn.weights import parameter_shapes
     from famjax.pretrained.match import match
-    from famjax.storage.arrays import leaves
-    from famjax.storage.pieces import size_of, write_model
+    from famjax.storage.arrays import leaves, size_of
+    from famjax.storage.pieces import write_model
     from famjax.storage.unfinished import resumable_directory
 
     shapes = parameter_shapes(config)

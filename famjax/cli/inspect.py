@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from famjax.cli.flags import add_memory_arguments, memory_overrides, refuse
-from famjax.config import ConfigError
+from famjax.cli.flags import add_memory_arguments, check_folder, refuse
+from famjax.config import ConfigError, memory_overrides
 
 NAME = "inspect"
 # Flags, as in `args`, of one kind of inspection.
@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
     for flag, path in (("--input", config.input), ("--other", config.other)):
         if path and not Path(path).is_file():
             raise ConfigError(f"{flag} {path} is not a file; name a text file")
-    if Path(config.output_dir).is_file():
-        raise ConfigError(f"--output {config.output_dir} is a file; name a directory")
+    check_folder("--output", config.output_dir)
     overrides = memory_overrides(args)
     fam_length = overrides.get("fam_length", read_config(args.model).memory.fam_length)
     if not fam_length:

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import Any
 
-from famjax.cli.flags import add_gin_arguments, refuse
+from famjax.cli.flags import add_gin_arguments, gin_words, refuse
 from famjax.config import ConfigError
 from famjax.process import interrupts
 
@@ -24,13 +24,8 @@ command and file, and runs nothing. A training job that is stopped or fails is r
 set CHECKPOINT_PERIOD or CHECKPOINT_MINUTES. docs/launch.md describes each target step by step.
 """
 
-# By target: the module, and the name of its class of options.
-TARGETS = {
-    "local": ("famjax.launch.local", "Options"),
-    "tpu-vm": ("famjax.launch.tpu_vm", "Options"),
-    "gke": ("famjax.launch.gke", "Options"),
-    "slurm": ("famjax.launch.slurm", "Options"),
-}
+# The modules of the targets, each with a class `Options`.
+TARGETS = {target: f"famjax.launch.{target.replace('-', '_')}" for target in ("local", "tpu-vm", "gke", "slurm")}
 # Flags of each group: name, type (bool: a switch), metavar, help.
 FLAGS: dict[str, list[tuple[str, type, str, str]]] = {
     "any target but local": [
@@ -115,9 +110,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.target is None:
         raise ConfigError(f"no target; add --target {', '.join(TARGETS)}")
-    module_name, class_name = TARGETS[args.target]
-    module = importlib.import_module(module_name)
-    options = _options(args, getattr(module, class_name), Supervision)
+    module = importlib.import_module(TARGETS[args.target])
+    options = _options(args, module.Options, Supervision)
     training = None
     if getattr(options, "needs_training", True):
         training = _training(args)
@@ -161,25 +155,16 @@ def _options(args: argparse.Namespace, options: type, supervision: type) -> Any:
 
 def _training(args: argparse.Namespace) -> Any:
     """Returns the training to launch, whose settings are validated as in `famjax train`."""
-    from famjax.cli.gin_config import load_train_config
-    from famjax.cli.train import check
+    from famjax.cli import train
     from famjax.launch.job import Training
 
-    if not args.gin_files:
-        raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/tiny_fam.gin")
-    config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
-    config.validate()
+    config, text = train.settings(args)
     if args.target == "local":
-        check(config)
+        train.check(config)
     elif args.target != "slurm" and (home := re.search(r"""^.*['"]~\w*/.*$""", text, re.MULTILINE)):
         raise ConfigError(f"~ is another folder on the target; write the whole path: {home[0].strip()}")
-    words = ["train"]
-    for file in args.gin_files:
-        words += ["--gin_file", file]
-    if args.gin_search_paths:
-        words += ["--gin_search_paths", ",".join(args.gin_search_paths)]
-    words += [f"--gin.{binding}" for binding in args.gin_bindings]
-    return Training(tuple(words), config, _one_file(config, text))
+    words = ("train", *gin_words(args.gin_files, args.gin_search_paths, args.gin_bindings))
+    return Training(words, config, _one_file(config, text))
 
 
 def _one_file(config: Any, text: str) -> str:

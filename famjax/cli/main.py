@@ -15,19 +15,19 @@ standard error; `--debug` also prints the traceback.
 """
 
 import argparse
-import difflib
 import importlib
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import famjax
 from famjax.config import ConfigError
+from famjax.config.checks import nearest
 from famjax.process import cpu, interrupts, libtpu
 
 
@@ -111,12 +111,6 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     return 2 if isinstance(error, MISTAKES) else 1
-
-
-def nearest(word: str, choices: Iterable[str], most: int = 3) -> str:
-    """Returns `; did you mean A or B?`, or an empty text if no choice is close."""
-    near = difflib.get_close_matches(word, sorted(choices), n=most, cutoff=0.6)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _dispatch(words: list[str]) -> int:

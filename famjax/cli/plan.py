@@ -2,16 +2,16 @@
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from famjax.cli.flags import add_gin_arguments, lengths, refuse
+from famjax.cli.flags import add_gin_arguments, check_folder, gin_words, lengths, refuse
 from famjax.config import ConfigError, PassKeyConfig, TrainConfig
+from famjax.config.checks import at_least
 from famjax.config.curriculum import CurriculumConfig
 from famjax.process.progress import Progress
 
@@ -90,13 +90,13 @@ def run(args: argparse.Namespace) -> int:
     job = search.Job(args.program, topology, lambda bindings: _config(args, [*args.gin_bindings, *bindings]),
                      lambda bindings, folder: _child(args, bindings, folder))  # fmt: skip
     with Progress("compiling") as progress:
-        tell = functools.partial(_show_stage, progress)
+        tell = lambda what: progress.stage(f"compiling {what}")
         if args.lengths:
             plans = search.lengths(job, config, args.lengths, tell, args.quick)
         elif args.search:
             plans = search.search(job, config, args.tries or TRIES, tell, args.quick)
         else:
-            plans = [job.plan((), tell(""), Path(args.dump) if args.dump else None, args.quick)]
+            plans = [job.plan((), Path(args.dump) if args.dump else None, args.quick)]
     several = args.lengths or args.search
     notes = [BABI] if given.task == "babi" and args.program == "train" else []
     plans = [plan | {"notes": notes} for plan in plans]
@@ -116,14 +116,13 @@ def _check_output(args: argparse.Namespace) -> None:
         there = next(folder for folder in path.parents if folder.exists())
         if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
             raise ConfigError(f"--json {args.json} cannot be written; name a file in a writable directory")
-    if args.dump and Path(args.dump).is_file():
-        raise ConfigError(f"--dump {args.dump} is a file; name a directory")
+    if args.dump:
+        check_folder("--dump", args.dump)
     if not args.search:
         refuse(args, ("tries",), "without --search; leave it out")
     if args.lengths or args.search:
         refuse(args, ("dump",), "with --lengths or --search, which compile several programs; plan one of them with it")
-    if args.tries is not None and args.tries < 1:
-        raise ConfigError(f"--tries is {args.tries}; it must be at least 1")
+    at_least("--tries", TRIES if args.tries is None else args.tries, 1)
     if args.lengths and args.search:
         raise ConfigError("--lengths and --search are both given; choose one")
     if (args.lengths or args.search) and args.program != "train":
@@ -165,14 +164,5 @@ def _child(args: argparse.Namespace, bindings: Sequence[str], folder: Path) -> l
     """Returns the command of the child process that compiles these settings into `folder`."""
     words = ["-m", "famjax", NAME, "--topology", args.topology, "--num-slices", str(args.num_slices)]
     words += ["--program", args.program, "--compile-into", str(folder)]
-    for file in args.gin_files:
-        words += ["--gin_file", file]
-    if args.gin_search_paths:
-        words += ["--gin_search_paths", ",".join(args.gin_search_paths)]
-    return [sys.executable, *words, *(f"--gin.{binding}" for binding in (*args.gin_bindings, *bindings))]
-
-
-def _show_stage(progress: Progress, what: str) -> Callable[[float], None]:
-    """Shows which program is being compiled, with the elapsed time. Returns a callback that does nothing."""
-    progress.stage(f"compiling {what}".rstrip())
-    return lambda elapsed: None
+    words += gin_words(args.gin_files, args.gin_search_paths, [*args.gin_bindings, *bindings])
+    return [sys.executable, *words]

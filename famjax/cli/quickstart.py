@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from famjax.cli import side_by_side
-from famjax.cli.flags import distinct_numbers, refuse
+from famjax.cli.flags import check_folder, distinct_numbers, refuse
 from famjax.config import ConfigError, EvalConfig
 from famjax.config.checks import at_least
 from famjax.process.cpu import cores
@@ -56,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains all models, evaluates them and prints the comparison."""
     output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file; name a directory")
+    check_folder("--output", output)
     if args.no_training and args.texts:
         raise ConfigError("--no-training shows the pass key model that comes with famjax; leave --texts away")
     if args.no_training:

@@ -5,11 +5,11 @@ import functools
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.flags import add_infer_arguments, memory_overrides, settle
-from famjax.config import ConfigError
+from famjax.cli.flags import add_infer_arguments, check_file, settle
+from famjax.config import ConfigError, memory_overrides
+from famjax.config.checks import at_least
 from famjax.config.text import BadText
 
 if TYPE_CHECKING:
@@ -44,13 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from famjax.storage.model_dir import read_config, write_text
 
     settle(args)
-    if args.batch_size < 1:
-        raise ConfigError(f"--batch-size is {args.batch_size}; it must be at least 1")
+    at_least("--batch-size", args.batch_size, 1)
     vocab_size = read_config(args.model).vocab_size
     documents = read_documents(args.input, vocab_size, args.model)
-    output = Path(args.output)
-    if output.is_dir() or not output.parent.is_dir():
-        raise ConfigError(f"--output {output}: {'is a directory' if output.is_dir() else 'its directory is missing'}")
+    check_file("--output", args.output)
 
     from famjax.infer.load import load
     from famjax.infer.scoring import score_in_batches
@@ -64,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         progress.stage("scoring", sum(map(len, documents)), "tokens")
         for index, logprobs in score_in_batches(model, documents, args.batch_size, args.streaming, progress):
             lines[index] = _line(logprobs, len(documents[index]))
-    write_text(output, "".join(lines))
+    write_text(args.output, "".join(lines))
     return 0
 
 

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from famjax.cli.flags import add_infer_arguments, memory_overrides, settle
-from famjax.config import ConfigError
+from famjax.cli.flags import add_infer_arguments, settle
+from famjax.config import ConfigError, memory_overrides
 from famjax.process import interrupts
 from famjax.serve.settings import ServeConfig, read_keys
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from famjax.cli.flags import gin_words
 from famjax.cli.resumed import changed
 from famjax.config import ConfigError, TrainConfig
 from famjax.process import cpu, interrupts
@@ -42,9 +43,7 @@ def job(
     files = [gin_files] if isinstance(gin_files, str) else gin_files
     config, _ = load_train_config(files, search_paths, bindings)
     config.validate()
-    flags = [*(f"--gin_file={path}" for path in files), *(f"--gin.{binding}" for binding in bindings)]
-    flags += [f"--gin_search_paths={','.join(search_paths)}"] if search_paths else []
-    command = [sys.executable, "-m", "famjax", "train", *flags]
+    command = [sys.executable, "-m", "famjax", "train", *gin_words(files, search_paths, bindings)]
     return Job(name, config, command, output / f"{name}.log")
 
 

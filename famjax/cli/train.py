@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from famjax.cli.flags import add_gin_arguments
+from famjax.cli.flags import add_gin_arguments, check_folder
 from famjax.cli.resumed import changed
 from famjax.config import ConfigError, TrainConfig
 from famjax.config.checks import positive
@@ -62,13 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains a model. Settings, files and directories are checked before jax is imported."""
-    from famjax.cli.gin_config import load_train_config
     from famjax.cli.main import exit_code
 
-    if not args.gin_files:
-        raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/tiny_fam.gin")
-    config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
-    config.validate()
+    config, text = settings(args)
     check(config)
     positive("--start-timeout", args.start_timeout)
     given = args.coordinator, args.num_processes, args.process_id
@@ -95,6 +91,17 @@ def run(args: argparse.Namespace) -> int:
     with distributed.joined(job, same, hint, prog="famjax train", exit_code=exit_code, seconds=args.start_timeout):
         train(config, text, _evaluation(config))
     return 0
+
+
+def settings(args: argparse.Namespace) -> tuple[TrainConfig, str]:
+    """Returns the validated settings of `args`, and the operative configuration as gin text. Raises `ConfigError`."""
+    from famjax.cli.gin_config import load_train_config
+
+    if not args.gin_files:
+        raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/tiny_fam.gin")
+    config, text = load_train_config(args.gin_files, args.gin_search_paths, args.gin_bindings)
+    config.validate()
+    return config, text
 
 
 def check(config: TrainConfig) -> None:
@@ -139,9 +146,7 @@ def _check_directories(config: TrainConfig) -> None:
     """Raises `ConfigError` if MODEL_DIR is a file or has another model, or if the initial checkpoint is missing."""
     from famjax.storage.model_dir import check_same_model, read_config
 
-    path = Path(config.model_dir)
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"MODEL_DIR {path} is a file; name a directory")
-    check_same_model(path, config.model)
+    check_folder("MODEL_DIR", config.model_dir)
+    check_same_model(Path(config.model_dir), config.model)
     if config.initial_checkpoint:
         read_config(config.initial_checkpoint)

@@ -52,9 +52,6 @@ class BabiConfig(CurriculumConfig):
         if not all(isinstance(path, str) and path for path in self.books):
             raise ConfigError(f"books {self.books} must be paths, in quotes")
 
-    def check_rows(self, batch_size: int) -> None:
-        """Does nothing: no rows are streams, so there is no share of a batch to check."""
-
     def check_files_named(self) -> None:
         """Raises `ConfigError` unless the settings name stories and books."""
         if not self.folder:

@@ -5,6 +5,7 @@ import difflib
 import sys
 import types
 import typing
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -12,12 +13,16 @@ class ConfigError(ValueError):
     """An invalid setting. The message says what is wrong and what to do instead."""
 
 
+def nearest(word: str, choices: Iterable[str], most: int = 3, show: Callable[[str], str] = str) -> str:
+    """Returns `; did you mean A or B?`, or an empty text if no choice is close."""
+    near = difflib.get_close_matches(word, sorted(choices), n=most)
+    return f"; did you mean {' or '.join(map(show, near))}?" if near else ""
+
+
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises `ConfigError` unless the value is one of the choices; suggests the closest one."""
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{name} {value!r} is not one of {', '.join(choices)}{hint}")
+        raise ConfigError(f"{name} {value!r} is not one of {', '.join(choices)}{nearest(str(value), choices, 1, repr)}")
 
 
 def at_least(name: str, value: float, least: float) -> None:
@@ -44,6 +49,12 @@ def positive(name: str, value: float) -> None:
     finite(name, value)
     if value <= 0:
         raise ConfigError(f"{name} is {value:g}; it must be more than 0")
+
+
+def ascending(name: str, values: Sequence[int], what: str) -> None:
+    """Raises `ConfigError` unless these are numbers from 1 in ascending order; `what` they are, for the message."""
+    if not values or list(values) != sorted(set(values)) or values[0] < 1:
+        raise ConfigError(f"{name} {values} must be {what} in ascending order, such as (1, 4, 16)")
 
 
 def nearest_multiples(number: int, unit: int) -> str:
@@ -99,9 +110,7 @@ def known_fields(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(cls)}
     for name in fields:
         if name not in names:
-            near = difflib.get_close_matches(name, sorted(names), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{cls.__name__} has no field {name!r}{hint}")
+            raise ConfigError(f"{cls.__name__} has no field {name!r}{nearest(name, names, 1, repr)}")
     return fields
 
 

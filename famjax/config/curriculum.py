@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from famjax.config.checks import ConfigError, at_least, probability
+from famjax.config.checks import ascending, at_least, probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,7 @@ class CurriculumConfig:
 
     def check_curriculum(self) -> None:
         """Raises `ConfigError` on the first of these settings that cannot work."""
-        if not self.stages or list(self.stages) != sorted(set(self.stages)) or self.stages[0] < 1:
-            raise ConfigError(f"stages {self.stages} must be blocks of filler in ascending order, such as (1, 4, 16)")
+        ascending("stages", self.stages, "blocks of filler")
         for name in ("open_at", "newest_share", "straddle_share"):
             probability(name, getattr(self, name))
         for name in ("straddle_behind", "text_weight", "text_tokens"):

@@ -18,6 +18,12 @@ _OF_FAM = (
     "fam_update", "zero_first_residual", "fam_max_rms", "fam_noise", "fam_update_noise", "fam_gate",
     "fam_diversity_loss", "fam_reconstruction_loss",
 )  # fmt: skip
+_NOT_NEGATIVE = (
+    "memory_segments", "fam_length", "token_window", "random_state_passing_from", "fam_max_rms", "fam_noise",
+    "fam_update_noise", "fam_diversity_loss", "fam_reconstruction_loss",
+)  # fmt: skip
+# Settings that a loaded model can take other values of.
+OVERRIDES = ("block_size", "memory_segments", "fam_length")
 FAM_POSITIONS = ("last", "float", "zero")
 FAM_INITS = ("prompt", "prefix")
 FAM_UPDATES = ("feedback", "gated", "static")
@@ -151,9 +157,10 @@ class MemoryConfig:
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)
-        at_least("block_size", self.block_size, 1)
-        at_least("memory_segments", self.memory_segments, 0)
-        at_least("fam_length", self.fam_length, 0)
+        for name in ("block_size", "previous_fams"):
+            at_least(name, getattr(self, name), 1)
+        for name in _NOT_NEGATIVE:
+            at_least(name, getattr(self, name), 0)
         if self.fam_length > self.block_size:
             raise ConfigError(
                 f"fam_length {self.fam_length} is longer than block_size {self.block_size}: FAM carries the last "
@@ -172,10 +179,8 @@ class MemoryConfig:
             raise ConfigError(
                 "fam_update 'static' with fam_length 0: there is no FAM; use 'feedback', or a longer fam_length"
             )
-        at_least("previous_fams", self.previous_fams, 1)
         if not self.fam_layers or self.fam_layers.strip("+-"):
             one_of("fam_layers", self.fam_layers, ("all", *LAYER_KINDS))
-        at_least("token_window", self.token_window, 0)
         longest = self.memory_segments * self.block_size + 1
         if self.token_window > longest:
             raise ConfigError(
@@ -186,11 +191,6 @@ class MemoryConfig:
         probability("random_position_offset", self.random_position_offset)
         probability("random_state_passing", self.random_state_passing)
         steps("random_state_passing_from", self.random_state_passing_from, 0)
-        at_least("fam_max_rms", self.fam_max_rms, 0)
-        at_least("fam_noise", self.fam_noise, 0)
-        at_least("fam_update_noise", self.fam_update_noise, 0)
-        at_least("fam_diversity_loss", self.fam_diversity_loss, 0)
-        at_least("fam_reconstruction_loss", self.fam_reconstruction_loss, 0)
         if self.fam_update_noise and self.fam_update != "gated":
             raise ConfigError(
                 f"fam_update_noise {self.fam_update_noise} with fam_update {self.fam_update!r}: only gated updates "
@@ -214,10 +214,8 @@ class MemoryConfig:
                 raise ConfigError(
                     f"{name} {getattr(self, name)!r} with kind {self.kind!r}, which has no FAM to change; use {usual!r}"
                 )
-        at_least("sinks", self.sinks, 1)
-        at_least("memory_tokens", self.memory_tokens, 1)
-        at_least("summary_blocks", self.summary_blocks, 1)
-        at_least("memory_key_dim", self.memory_key_dim, 1)
+        for name in ("sinks", "memory_tokens", "summary_blocks", "memory_key_dim"):
+            at_least(name, getattr(self, name), 1)
         if self.kind in _OF_TOKENS:
             for name in ("memory_segments", "token_window"):
                 if getattr(self, name):
@@ -273,3 +271,8 @@ class MemoryConfig:
     def from_fields(cls, fields: dict[str, Any]) -> "MemoryConfig":
         """Returns the configuration with these fields. Missing ones have defaults; unknown ones raise `ConfigError`."""
         return cls(**known_fields(cls, fields))
+
+
+def memory_overrides(settings: Any) -> dict[str, Any]:
+    """Returns the attributes of `OVERRIDES` that are not None, by name."""
+    return {name: value for name in OVERRIDES if (value := getattr(settings, name)) is not None}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, nearest_multiples, one_of
 from famjax.config.memory import LAYER_KINDS, MemoryConfig
@@ -213,6 +214,10 @@ class ModelConfig:
             self.rope_base, self.rope_scaling, self.rope_factor, self.rope_low_frequency_factor,
             self.rope_high_frequency_factor, self.rope_original_length,
         )  # fmt: skip
+
+    def with_memory(self, **changes: Any) -> "ModelConfig":
+        """Returns a copy with some of the memory's settings changed."""
+        return dataclasses.replace(self, memory=dataclasses.replace(self.memory, **changes))
 
     def layer(self, index: int) -> LayerSettings:
         """Returns the settings of layer `index`, counted from 0."""

@@ -6,7 +6,7 @@ Lengths are in tokens; training documents consist of whole blocks of the model.
 import dataclasses
 from typing import ClassVar
 
-from famjax.config.checks import ConfigError, at_least, check_types
+from famjax.config.checks import ConfigError, ascending, at_least, check_types
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,6 @@ class _Labelled:
 
     blocks: tuple[int, ...]
 
-    def check_rows(self, batch_size: int) -> None:
-        """Does nothing: no rows are streams, so there is no share of a batch to check."""
-
     def check_length(self, tokens: int, block_size: int) -> None:
         """Raises `ConfigError` unless the longest training document fits into a row of `tokens` tokens."""
         if max(self.blocks) * block_size > tokens:
@@ -32,10 +29,6 @@ class _Labelled:
                 f"{type(self).__name__}.blocks has documents of {max(self.blocks)} blocks of {block_size} tokens, but "
                 f"a row has {tokens}; use TASK_FEATURE_LENGTHS = {{'targets': {max(self.blocks) * block_size}}}"
             )
-
-    def _check_blocks(self) -> None:
-        if not self.blocks or list(self.blocks) != sorted(set(self.blocks)) or self.blocks[0] < 1:
-            raise ConfigError(f"blocks {self.blocks} must be document lengths in ascending order, such as (2, 4)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +64,8 @@ class MqarConfig(_Labelled):
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)
-        self._check_blocks()
-        if not self.pairs or list(self.pairs) != sorted(set(self.pairs)) or self.pairs[0] < 1:
-            raise ConfigError(f"pairs {self.pairs} must be numbers of pairs in ascending order, such as (4, 8, 16)")
+        ascending("blocks", self.blocks, "document lengths")
+        ascending("pairs", self.pairs, "numbers of pairs")
         for name in ("times", "keys", "values", "fillers"):
             at_least(f"MqarConfig.{name}", getattr(self, name), 1)
         if self.pairs[-1] > min(self.keys, self.values):
@@ -116,6 +108,6 @@ class TrackingConfig(_Labelled):
     def validate(self) -> None:
         """Raises `ConfigError` on the first setting that cannot work."""
         check_types(self)
-        self._check_blocks()
+        ascending("blocks", self.blocks, "document lengths")
         if self.elements not in ("generators", "all"):
             raise ConfigError(f"elements {self.elements!r} is neither 'generators' nor 'all'")

@@ -23,7 +23,6 @@ class Chip:
       most: chips of the largest slice.
       cores: TensorCores per chip, which some accelerator types count.
       devices: JAX devices per chip; two TensorCores are one device (v4, v5p) or two (tpu7x).
-      hbm_gib: HBM per chip as documented; slightly less is available to a program.
       accelerator: prefix of its accelerator types: `v5p` in `v5p-128`.
       counts_cores: whether the number of an accelerator type counts cores instead of chips.
       gke: node label `cloud.google.com/gke-tpu-accelerator`.
@@ -35,7 +34,6 @@ class Chip:
     most: int
     cores: int
     devices: int
-    hbm_gib: int
     accelerator: str
     counts_cores: bool
     gke: str
@@ -45,11 +43,11 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 3, 4096, 2, 1, 32, "v4", True, "tpu-v4-podslice", "tpu-ubuntu2204-base"),
-        Chip("v5e", 2, 256, 1, 1, 16, "v5litepod", False, "tpu-v5-lite-podslice", "v2-alpha-tpuv5-lite"),
-        Chip("v5p", 3, 6144, 2, 1, 95, "v5p", True, "tpu-v5p-slice", "v2-alpha-tpuv5"),
-        Chip("v6e", 2, 256, 1, 1, 32, "v6e", False, "tpu-v6e-slice", "v2-alpha-tpuv6e"),
-        Chip("tpu7x", 3, 9216, 2, 2, 192, "tpu7x", True, "tpu7x", ""),
+        Chip("v4", 3, 4096, 2, 1, "v4", True, "tpu-v4-podslice", "tpu-ubuntu2204-base"),
+        Chip("v5e", 2, 256, 1, 1, "v5litepod", False, "tpu-v5-lite-podslice", "v2-alpha-tpuv5-lite"),
+        Chip("v5p", 3, 6144, 2, 1, "v5p", True, "tpu-v5p-slice", "v2-alpha-tpuv5"),
+        Chip("v6e", 2, 256, 1, 1, "v6e", False, "tpu-v6e-slice", "v2-alpha-tpuv6e"),
+        Chip("tpu7x", 3, 9216, 2, 2, "tpu7x", True, "tpu7x", ""),
     )
 }
 FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))

@@ -1,7 +1,6 @@
 """Settings of a training run."""
 
 import dataclasses
-import difflib
 import math
 import sys
 
@@ -11,6 +10,7 @@ from famjax.config.checks import (
     at_least,
     check_sequence_length,
     check_types,
+    nearest,
     nearest_multiples,
     one_of,
     probability,
@@ -165,11 +165,8 @@ class TrainConfig:
                                   f"with --bucket) and name it as /gcs/BUCKET/...")  # fmt: skip
         self.model.validate()
         self.optimizer.validate()
-        self.passkey.validate()
-        self.babi.validate()
-        self.mqar.validate()
-        self.tracking.validate()
-        self.data.validate()
+        for part in (self.passkey, self.babi, self.mqar, self.tracking, self.data):
+            part.validate()
         self._check_task()
         check_sequence_length(self.sequence_length, self.model.memory.block_size)
         at_least("BATCH_SIZE", self.batch_size, 1)
@@ -187,7 +184,7 @@ class TrainConfig:
         probability("carried_fam_share", self.carried_fam_share)
         self._check_rows()
         self._check_text_rows()
-        if self.generated is not None:
+        if isinstance(self.generated, PassKeyConfig):
             self.generated.check_rows(self.batch_size - self.text_rows)
         if self.generated is None or self.text_rows:
             self.data.check_rows(self.text_rows or self.batch_size)
@@ -243,9 +240,8 @@ class TrainConfig:
         # If seqio is already imported, a gin file imported it, and its module may have registered the task.
         named = self.task in TASKS or self.task.startswith("tfds:")
         if not named and not self.data.modules and "seqio" not in sys.modules:
-            near = difflib.get_close_matches(self.task, TASKS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "a seqio task needs its module in DataConfig.modules"
-            raise ConfigError(f"MIXTURE_OR_TASK_NAME {self.task!r} is not one of {', '.join(TASKS)}; {hint}")
+            hint = nearest(self.task, TASKS, 1, repr) or "; a seqio task needs its module in DataConfig.modules"
+            raise ConfigError(f"MIXTURE_OR_TASK_NAME {self.task!r} is not one of {', '.join(TASKS)}{hint}")
         if self.task == "babi":
             self.babi.check_files_named()
         if self.task == "text" and not self.data.sources:

@@ -23,7 +23,7 @@ from famjax.data import files
 from famjax.data.babi import CONTEXT, Asking, Question, read
 from famjax.data.batch import Batch, Progress
 from famjax.data.chat_template import ChatTemplate, chat_template
-from famjax.data.curriculum import RECENT_DOCUMENTS, Curriculum, Marked, Placed, Rows, longest_filler, straddle
+from famjax.data.curriculum import Curriculum, Marked, Placed, Rows, longest_filler, straddle, with_answer
 from famjax.data.pieces import Filler, Frame, Pieces
 from famjax.data.text_task import check_vocabulary, vocabulary_and_files, vocabulary_path
 from famjax.data.vocabulary import Vocabulary, added_before
@@ -186,15 +186,13 @@ class BabiTask:
         answers, of those of the newest stage and of each file, and with the next stage open if the exact match of the
         newest reached `open_at`. `correct`: bool [B, W]."""
         found: list[tuple[int, float]] = []
-        by_source = dict(progress["by_source"])
+        by_source = progress["by_source"]
         for documents, right, weights in zip(progress["documents"], correct, batch.weights, strict=True):
             for n, (filler, source) in enumerate(documents):
                 room = np.arange(self._answer_slots * n, self._answer_slots * (n + 1))
                 hit = float(right[room[weights[room] > 0]].all())
                 found.append((filler, hit))
-                mean, count = by_source.get(source, (0.0, 0))
-                count = min(count + 1, RECENT_DOCUMENTS)
-                by_source[source] = [mean + (hit - mean) / count, count]
+                by_source = with_answer(by_source, source, hit)
         return self.curriculum.observe(progress, found) | {"by_source": by_source, "documents": []}
 
     def report(self, progress: Progress) -> dict[str, float]:

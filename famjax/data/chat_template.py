@@ -69,7 +69,7 @@ class ChatTemplate:
         Raises:
           ConfigError: if the template does not reproduce the user's text verbatim.
         """
-        before, mark, after = self.render([_said(_MARK)]).partition(_MARK)
+        before, mark, after = self.render([user_message(_MARK)]).partition(_MARK)
         if not mark or _MARK in after:
             raise ConfigError("the chat template does not reproduce a user's text verbatim and once")
         return before, after
@@ -80,13 +80,14 @@ class ChatTemplate:
         Raises:
           ConfigError: if the template omits earlier answers.
         """
-        written = self.render([_said("a"), {"role": "assistant", "content": _MARK}, _said(text)])
+        written = self.render([user_message("a"), {"role": "assistant", "content": _MARK}, user_message(text)])
         if written.count(_MARK) <= text.count(_MARK):
             raise ConfigError("the chat template omits earlier answers; famjax cannot use it turn by turn")
         return written.partition(_MARK)[2]  # the message may have the mark too, and comes later
 
 
-def _said(text: str) -> dict[str, str]:
+def user_message(text: str) -> dict[str, str]:
+    """Returns a user's message."""
     return {"role": "user", "content": text}
 
 

@@ -5,8 +5,8 @@ starts at a block boundary. A batch has the same shape in every stage, so the st
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,6 +108,14 @@ class Curriculum:
             "exact_match": round(progress["exact_match"], 4),
             "filler_blocks": self.stages[progress["open_stages"] - 1],
         }
+
+
+def with_answer(stored: Mapping[str, Any], key: str, hit: float) -> dict[str, Any]:
+    """Returns {key: [exact match over recent documents, their number, at most `RECENT_DOCUMENTS`]}, updated by one
+    answer, correct if `hit`."""
+    mean, count = stored.get(key, (0.0, 0))
+    count = min(count + 1, RECENT_DOCUMENTS)
+    return {**stored, key: [mean + (hit - mean) / count, count]}
 
 
 def longest_filler(stage_blocks: int, block_size: int) -> int:

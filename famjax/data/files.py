@@ -140,3 +140,18 @@ def json_lines(path: str) -> Iterator[tuple[str, Any]]:
                         yield place, error
         except (OSError, EOFError, zlib.error) as error:
             raise unreadable(path, error) from error
+
+
+# --- Hugging Face datasets, as written by `save_to_disk` ----------------------------------------------
+
+
+def splits_of(folder: str) -> list[str] | None:
+    """Returns the splits of a folder with several; None if it does not have them."""
+    path = f"{folder}/dataset_dict.json"
+    return json_of(read(path), path).get("splits", []) if exists(path) else None
+
+
+def arrow_files(folder: str) -> list[str] | None:
+    """Returns the paths of the Arrow files of a data set; None if the folder is not one."""
+    path = f"{folder}/state.json"
+    return [f"{folder}/{one['filename']}" for one in json_of(read(path), path)["_data_files"]] if exists(path) else None

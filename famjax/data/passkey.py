@@ -23,7 +23,7 @@ import numpy as np
 
 from famjax.config import ConfigError, PassKeyConfig
 from famjax.data.batch import Batch, Progress
-from famjax.data.curriculum import RECENT_DOCUMENTS, Curriculum, Marked, Placed, Rows, longest_filler, straddle
+from famjax.data.curriculum import Curriculum, Marked, Placed, Rows, longest_filler, straddle, with_answer
 from famjax.data.passkey_text import Document, Writer, random_key
 from famjax.data.vocabulary import ByteVocabulary, Vocabulary
 
@@ -224,10 +224,7 @@ class PassKeyTask:
         """Returns `by_age`, updated by one answer: (exact match over recent documents, their number) by blocks of
         filler, rounded down to a power of two."""
         age = str(2 ** int(math.log2(max(filler // self.block_size, 1))))
-        mean, count = by_age.get(age, (0.0, 0))
-        count = min(count + 1, RECENT_DOCUMENTS)
-        found = by_age | {age: [mean + (hit - mean) / count, count]}
-        return dict(sorted(found.items(), key=lambda item: -int(item[0])))
+        return dict(sorted(with_answer(by_age, age, hit).items(), key=lambda item: -int(item[0])))
 
     # --- rows -------------------------------------------------------------------------------------
 

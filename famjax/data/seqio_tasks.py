@@ -5,7 +5,6 @@ famjax, so no feature converter of seqio is used.
 """
 
 import contextlib
-import difflib
 import importlib
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ConfigError, DataConfig
+from famjax.config.checks import nearest
 from famjax.data.examples import Examples, weights_of
 from famjax.data.rows import Example
 
@@ -65,9 +65,8 @@ def find_task(name: str, data: DataConfig) -> Any:
         return _tfds_task(seqio, name.removeprefix(TFDS), data)
     known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "name its module in DataConfig.modules"
-        raise ConfigError(f"no seqio task or mixture is registered as {name!r}; {hint}")
+        hint = nearest(name, known) or "; name its module in DataConfig.modules"
+        raise ConfigError(f"no seqio task or mixture is registered as {name!r}{hint}")
     found = seqio.get_mixture_or_task(name)
     _check(found, name, data)
     return found

@@ -276,16 +276,14 @@ def _dataset(paths: Sequence[str], config: SourceConfig) -> "ArrowTable":
     if len(paths) > 1 or not files.is_directory(paths[0]):
         raise ConfigError(f"{config.path} is not one folder; a dataset is a folder that `save_to_disk` wrote")
     folder = paths[0].rstrip("/")
-    if files.exists(f"{folder}/dataset_dict.json"):
-        splits = json_of(files.read(f"{folder}/dataset_dict.json"), f"{folder}/dataset_dict.json").get("splits", [])
+    if (splits := files.splits_of(folder)) is not None:
         raise ConfigError(f"{folder} has the splits {', '.join(splits)}; name one of them, for example {folder}/train")
-    if not files.exists(f"{folder}/state.json"):
+    if (parts := files.arrow_files(folder)) is None:
         raise ConfigError(
             f"{folder} is a directory without a state.json, so not a dataset that `save_to_disk` wrote; "
             f"for the files in it, name them: {folder}/*.txt"
         )
-    state = json_of(files.read(f"{folder}/state.json"), f"{folder}/state.json")
-    return ArrowTable([f"{folder}/{file['filename']}" for file in state["_data_files"]], config)
+    return ArrowTable(parts, config)
 
 
 class ArrowTable:

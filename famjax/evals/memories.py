@@ -149,10 +149,8 @@ def _pooled(rows: Sequence[Mapping[str, Any]], trials: str) -> dict[str, Any]:
     counts = np.array([row[trials] for row in rows], float)
     hits = counts * [row["value"] for row in rows]
     value = float(hits.sum() / counts.sum())
-    if value in (0.0, 1.0):
-        low, high = wilson_interval(round(value * len(rows)), len(rows))
-    else:
-        low, high = ratio_interval(hits, counts)
+    same = value in (0.0, 1.0)
+    low, high = wilson_interval(round(value * len(rows)), len(rows)) if same else ratio_interval(hits, counts)
     return {"value": value, "low": low, "high": high}
 
 

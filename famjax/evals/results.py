@@ -120,8 +120,8 @@ def _ratios(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[
     nats = by_unit([-float(sample.answer) for sample in samples])
     for name, ratio in task.ratios.items():
         counts = by_unit([sample.about[ratio.per] if ratio.per else 1.0 for sample in samples])
-        ends = (float(nats.sum() / counts.sum()), *(ratio_interval(nats, counts, seed) if len(nats) > 1 else ()))
-        value, low, high = (*map(ratio.of, ends), None, None)[:3]
+        ends = (float(nats.sum() / counts.sum()), *ratio_interval(nats, counts, seed))
+        value, low, high = (None if end is None else ratio.of(end) for end in ends)
         found[name] = {"value": value, "low": low, "high": high, "n": len(samples)}
     return found
 
@@ -175,7 +175,7 @@ def metrics_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, 
     units = [sample.group for sample in samples]
     for name in samples[0].values if samples else ():
         values = [sample.values[name] for sample in samples]
-        low, high = mean_interval(values, units, seed) or (None, None)
+        low, high = mean_interval(values, units, seed)
         found[name] = {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
     return found
 
@@ -187,14 +187,13 @@ def paired(one: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> dic
     found: dict[str, dict[str, Any]] = {}
     if not both:
         return found
-    units, inverse = np.unique([sample.group for sample, _ in both], return_inverse=True)
+    _, inverse = np.unique([sample.group for sample, _ in both], return_inverse=True)
     counts = np.bincount(inverse).astype(np.float64)
     for name in both[0][0].values:
         if name not in both[0][1].values:
             continue
         gaps = np.array([sample.values[name] - match.values[name] for sample, match in both])
-        sure = len(units) > 1
-        low, high = ratio_interval(np.bincount(inverse, gaps), counts, seed) if sure else (None, None)
+        low, high = ratio_interval(np.bincount(inverse, gaps), counts, seed)
         found[name] = {"mean": float(gaps.mean()), "low": low, "high": high, "n": len(both)}
     return found
 
@@ -275,8 +274,8 @@ def _of_all_tokens(sums: Sums, first: Sums, seed: int) -> tuple[dict[str, dict[s
         if not ours[1].sum() or not theirs[1].sum():
             continue
         n, value, other = len(ours[0]), *(float(over.sum() / under.sum()) for over, under in (ours, theirs))
-        low, high = ratio_interval(*ours, seed) if n > 1 else (None, None)
+        low, high = ratio_interval(*ours, seed)
         found[name] = {"value": value, "low": low, "high": high, "n": n}
-        low, high = gap_interval(ours, theirs, seed) if n > 1 else (None, None)
+        low, high = gap_interval(ours, theirs, seed)
         gaps[name] = {"mean": value - other, "low": low, "high": high, "n": n}
     return found, gaps

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import famjax
-from famjax.config import ConfigError, EvalConfig, ModelConfig
+from famjax.config import ConfigError, EvalConfig, ModelConfig, memory_overrides
 from famjax.data.passkey_text import Writer
 from famjax.data.vocabulary import vocabulary_of
 from famjax.evals import results
@@ -22,7 +22,7 @@ from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.infer.codec import Codec
 from famjax.infer.fingerprint import fingerprint, settings_of
 from famjax.infer.load import load
-from famjax.nn.model import Transformer, with_memory
+from famjax.nn.model import Transformer
 from famjax.nn.weights import each_parameter
 from famjax.process import interrupts
 from famjax.process.progress import Progress
@@ -115,9 +115,7 @@ def names_of(model_dirs: Sequence[str]) -> list[str]:
 
 def _subject(path: str, config: EvalConfig) -> Subject:
     """Returns a model's settings and tasks. Making the tasks here reports missing data before any work."""
-    overrides = {name: value for name in ("block_size", "memory_segments", "fam_length")
-                 if (value := getattr(config, name)) is not None}  # fmt: skip
-    model = with_memory(read_config(path), **overrides)
+    model = read_config(path).with_memory(**memory_overrides(config))
     codec = _codec(path, model, config)
     tasks = [catalog.make(name, config, codec, model.memory.block_size) for name in config.tasks]
     return Subject(path, model, codec, tasks)
@@ -166,9 +164,8 @@ def _evaluate(
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, list[Sample]]]:
     """Returns a model's entry in the results, and its answers by task."""
-    overrides = {field: getattr(config, field) for field in ("block_size", "memory_segments", "fam_length")}
     progress.stage(f"loading {name}")
-    model = load(subject.path, config.mesh, config.dtype, **overrides)
+    model = load(subject.path, config.mesh, config.dtype, **memory_overrides(config))
     entry = entry_of(name, subject.path, model)
     reach = Reach.of(model.config)
     found: dict[str, list[Sample]] = {}

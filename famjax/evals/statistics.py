@@ -9,9 +9,11 @@ import numpy as np
 Z95 = 1.959963984540054
 # Bootstrap samples, and the maximum number of counts in memory at a time.
 DRAWS, AT_ONCE = 2000, 2**22
+# (low, high); (None, None) for a single unit, which gives no estimate of the variance.
+Interval = tuple[float, float] | tuple[None, None]
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """Returns Wilson's score interval for a proportion; also valid at 0 and n successes. Source: Wilson (1927).
 
     Example: 0 of 64 gives (0, 0.057), 64 of 64 gives (0.943, 1).
@@ -22,61 +24,43 @@ def wilson_interval(successes: int, trials: int, z: float = Z95) -> tuple[float,
     if trials <= 0:
         raise ValueError("no trials: an interval needs at least one")
     share = successes / trials
-    weight = z * z / trials
+    weight = Z95**2 / trials
     middle = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    half = Z95 / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
     low = 0.0 if successes == 0 else middle - half
     return low, 1.0 if successes == trials else middle + half
 
 
-def draws(documents: int, seed: int, count: int = DRAWS) -> np.ndarray:
-    """Returns float64 [count, documents]: how often each document occurs in each bootstrap sample."""
-    return np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), count).astype(float)
-
-
-def interval(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
-    """Returns the central 95% of above / below, both [bootstrap samples]; samples with below = 0 are ignored."""
-    ratios = above[below > 0] / below[below > 0]
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def mean_interval(values: Sequence[float], units: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
+def mean_interval(values: Sequence[float], units: Sequence[str], seed: int = 0) -> Interval:
     """Returns the 95% interval of a mean. Values of one unit (questions about one document) are resampled together.
 
     If all values are 0 or 1 with one value per unit, it is Wilson's interval; if all values of several units are the
     same 0 or 1, Wilson's with one trial per unit. Everything else is bootstrapped by unit.
-
-    Returns:
-      (low, high); None for a single unit, which gives no estimate of the variance.
     """
     array = np.asarray(values, np.float64)
     number, inverse = np.unique(np.asarray(units), return_inverse=True)
     counted = bool(np.isin(array, (0.0, 1.0)).all())
     if counted and len(number) == len(array):
         return wilson_interval(int(array.sum()), len(array))
-    if len(number) < 2:
-        return None
-    if counted and len(set(array.tolist())) == 1:
+    if counted and len(number) > 1 and len(set(array.tolist())) == 1:
         return wilson_interval(len(number) if array[0] else 0, len(number))
     sums, counts = np.bincount(inverse, array), np.bincount(inverse).astype(np.float64)
     return ratio_interval(sums, counts, seed)
 
 
-def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Returns the bootstrap 95% interval of sum(above) / sum(below), both [units].
+def ratio_interval(above: np.ndarray, below: np.ndarray, seed: int = 0) -> Interval:
+    """Returns the bootstrap 95% interval of sum(above) / sum(below), both [units]."""
+    return gap_interval((above, below), (np.zeros(len(below)), below), seed)
+
+
+def gap_interval(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], seed: int = 0) -> Interval:
+    """Returns the paired 95% interval of the difference of two ratios of sums, (above, below) each: both are
+    resampled with the same units, of which at least two must count.
 
     The bootstrap samples are drawn in parts of about `AT_ONCE` counts, so memory is bounded.
     """
-    found = [(drawn @ above, drawn @ below) for drawn in _drawn(len(above), seed)]
-    return interval(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
-
-
-def gap_interval(
-    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], seed: int = 0
-) -> tuple[float, float]:
-    """Returns the paired 95% interval of the difference of two ratios of sums, (above, below) each: both are
-    resampled with the same units."""
+    if (one[1] > 0).sum() < 2:
+        return None, None
     gaps = []
     for drawn in _drawn(len(one[0]), seed):
         ours, theirs = ((drawn @ above, drawn @ below) for above, below in (one, other))
@@ -87,10 +71,8 @@ def gap_interval(
 
 
 def _drawn(units: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields float64 [samples, units]: how often each unit occurs in each bootstrap sample, `DRAWS` samples in all."""
     at_once = max(1, min(DRAWS, AT_ONCE // units))
-    if at_once == DRAWS:
-        yield draws(units, seed)
-        return
     for i in range(-(-DRAWS // at_once)):
-        rng = np.random.default_rng([seed, i])
+        rng = np.random.default_rng(seed if at_once == DRAWS else [seed, i])
         yield rng.multinomial(units, np.full(units, 1 / units), at_once).astype(float)

@@ -13,7 +13,7 @@ from typing import IO, NamedTuple, TypeAlias, overload
 import jax
 import numpy as np
 
-from famjax.config import ConfigError, InferConfig, ModelConfig
+from famjax.config import OVERRIDES, ConfigError, InferConfig, ModelConfig
 from famjax.config.checks import one_of
 from famjax.infer import load as loading
 from famjax.infer import session as sessions
@@ -26,7 +26,6 @@ from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 from famjax.nn.model import Transformer
 
 CHUNK_BYTES = 2**16
-_MEMORY = ("block_size", "memory_segments", "fam_length")
 _BYTES = (bytes, bytearray, memoryview)  # no documents, though NumPy reads the last two as numbers
 # A text, its UTF-8 bytes, or a file opened in binary mode, which is read in chunks.
 Prompt: TypeAlias = str | bytes | IO[bytes]
@@ -139,7 +138,7 @@ def load(
       8
     """
     for name, value in memory.items():
-        one_of("memory setting", name, _MEMORY)
+        one_of("memory setting", name, OVERRIDES)
         if value is not None:
             check_whole(name, value, 0, MOST_TOKENS)
     return LoadedModel(loading.load(model_dir, mesh, dtype, **memory), model_dir)

@@ -37,8 +37,7 @@ class Branch(NamedTuple):
 
 
 def read_prefixes(
-    model: Transformer, prefixes: Sequence[np.ndarray], rows: int, blocks_per_call: int = BLOCKS_PER_CALL,
-    on_tokens: Callable[[int], None] | None = None,
+    model: Transformer, prefixes: Sequence[np.ndarray], rows: int, on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Session]]:  # fmt: skip
     """Prefills texts of any lengths with continuous batching as in `score_documents`, without computing logits.
 
@@ -46,7 +45,6 @@ def read_prefixes(
       model: the model.
       prefixes: int arrays of at least one token each.
       rows: maximum batch size; see `scoring.useful_rows`.
-      blocks_per_call: blocks per window.
       on_tokens: called with the number of tokens of each window.
 
     Yields:
@@ -59,7 +57,7 @@ def read_prefixes(
     if not all(map(len, prefixes)):
         raise ValueError("a prefix has at least one token")
     graphdef, params = nnx.split(model)
-    window = blocks_per_call * model.config.memory.block_size
+    window = BLOCKS_PER_CALL * model.config.memory.block_size
     bodies = [tokens[:-1] for tokens in prefixes]  # the last token of a session is pending
     waiting = sorted(range(len(bodies)), key=lambda i: len(bodies[i]))
     reading: list[tuple[int, int]] = [(-1, 0)] * min(rows, len(bodies))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.data.chat_template import ChatTemplate
+from famjax.data.chat_template import ChatTemplate, user_message
 from famjax.infer.codec import Codec
 
 # Beginnings of turns without a template; the user's also ends an answer.
@@ -48,7 +48,7 @@ class Turns:
           ConfigError: if the template rejects the conversation.
         """
         before = [{"role": "system", "content": system}] if system else []
-        return self.conversation([*before, _said(text)])
+        return self.conversation([*before, user_message(text)])
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
         """Returns int32 ids of a whole conversation, up to where the next answer begins.
@@ -102,7 +102,3 @@ class Turns:
     def _following(self, text: str) -> str:
         assert self._template is not None
         return self._template.after_answer(text)
-
-
-def _said(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}

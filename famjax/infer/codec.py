@@ -24,11 +24,10 @@ from famjax.data.vocabulary import (
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
 from famjax.pretrained.families import usual_end
+from famjax.pretrained.folder import CONFIG_JSON, KEPT_CONFIG
 from famjax.storage.model_dir import split_step
 
 GENERATION_CONFIG = "generation_config.json"
-# The second is the config.json of the folder that the model was imported from.
-CONFIG_JSON, KEPT_CONFIG = "config.json", "hf_config.json"
 # Number of characters that are encoded at once, if the text can be split there without changing the tokens.
 CHUNK_CHARACTERS = 2**16
 _NEAR_THE_END = 512

@@ -69,7 +69,7 @@ def without_open_gate(params: dict[str, Any], config: ModelConfig) -> tuple[dict
     if gate is None or not (gate[np.array(with_fam)] == 1).all():
         return params, config
     fam = {name: array for name, array in params[FAM].items() if name != GATE}
-    return params | {FAM: fam}, dataclasses.replace(config, memory=dataclasses.replace(config.memory, fam_gate=False))
+    return params | {FAM: fam}, config.with_memory(fam_gate=False)
 
 
 def _compute_dtype(model_dir: str | Path, config: ModelConfig) -> str:

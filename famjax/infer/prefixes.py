@@ -19,8 +19,7 @@ import numpy as np
 from famjax.infer.branches import Branch, generate_branches, score_branches
 from famjax.infer.decode import GREEDY
 from famjax.infer.prefill import prefill
-from famjax.infer.session import Session, join_rows, take_row
-from famjax.infer.session import start as fresh
+from famjax.infer.session import Session, join_rows, start, take_row
 from famjax.infer.settings import Sampling
 from famjax.nn.model import Transformer
 
@@ -29,7 +28,7 @@ OnTokens = Callable[[int], None] | None
 
 def score_continuations(
     model: Transformer, contexts: Sequence[np.ndarray], continuations: Sequence[np.ndarray], rows: int = 8, *,
-    start: Session | None = None, on_tokens: OnTokens = None,
+    on_tokens: OnTokens = None,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
     """Scores continuations, each after its context.
 
@@ -38,7 +37,6 @@ def score_continuations(
       contexts: int arrays of any lengths. Shared prefixes are prefilled once.
       continuations: an int array for each context. A context with several continuations is given several times.
       rows: maximum batch size.
-      start: session of one row that all contexts continue; it is not donated. None starts from an empty text.
       on_tokens: called with the number of tokens of each window, for a progress bar.
 
     Yields:
@@ -46,9 +44,9 @@ def score_continuations(
       continuation i given all tokens before it; and bool [n], whether it has the highest logit.
 
     Raises:
-      ValueError: for an empty context without `start`, or a token outside the vocabulary.
+      ValueError: for an empty context, or a token outside the vocabulary.
     """
-    for ends in _read(model, contexts, rows, start, on_tokens):
+    for ends in _read(model, contexts, rows, on_tokens):
         branches = [Branch(end.session, np.asarray(continuations[end.context])) for end in ends]
         for n, logprobs, correct in score_branches(model, branches, _lanes(len(ends), rows), on_tokens):
             yield ends[n].context, logprobs, correct
@@ -58,12 +56,11 @@ def generate_continuations(
     model: Transformer, contexts: Sequence[np.ndarray], max_tokens: int | Sequence[int], rows: int = 8, *,
     sampling: Sampling = GREEDY, seed: int = 0, samples: Sequence[int] | None = None,
     stops: Sequence[Sequence[int]] = (), finished: Callable[[int, np.ndarray], bool] | None = None,
-    start: Session | None = None, on_tokens: OnTokens = None,
 ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
     """Generates continuations of contexts.
 
     Args:
-      model, contexts, rows, start, on_tokens: see `score_continuations`; `on_tokens` also counts generated tokens.
+      model, contexts, rows: see `score_continuations`.
       max_tokens, sampling, seed, stops, samples, finished: see `branches.generate_branches`.
 
     Yields:
@@ -72,12 +69,12 @@ def generate_continuations(
     most = np.broadcast_to(np.asarray(max_tokens, np.int32), len(contexts))
     numbers = np.zeros(len(contexts), np.int32) if samples is None else np.asarray(samples, np.int32)
     nothing = np.zeros(0, np.int32)
-    for ends in _read(model, contexts, rows, start, on_tokens):
+    for ends in _read(model, contexts, rows):
         of = np.array([end.context for end in ends])
         enough = (lambda n, tokens, of=of: finished(int(of[n]), tokens)) if finished else None
         for n, tokens, stopped in generate_branches(
             model, [Branch(end.session, nothing) for end in ends], rows, most[of].tolist(), stops, sampling, seed,
-            on_tokens, numbers[of].tolist(), enough,
+            samples=numbers[of].tolist(), finished=enough,
         ):  # fmt: skip
             yield int(of[n]), tokens, stopped
 
@@ -192,16 +189,14 @@ class _Run(NamedTuple):
 
 
 def _read(
-    model: Transformer, contexts: Sequence[np.ndarray], rows: int, start: Session | None, on_tokens: OnTokens
+    model: Transformer, contexts: Sequence[np.ndarray], rows: int, on_tokens: OnTokens = None
 ) -> Iterator[list[_End]]:
     """Prefills the tree in batches of up to `rows` runs, and yields contexts as their ends are reached."""
-    root, nothing = _tree(contexts, model.config.memory.block_size), fresh(model)
+    root, nothing = _tree(contexts, model.config.memory.block_size), start(model)
     if root.requests:
-        if start is None:
-            raise ValueError(f"context {root.requests[0]} has no token; give it at least one")
-        yield [_End(i, start) for i in root.requests]
+        raise ValueError(f"context {root.requests[0]} has no token; give it at least one")
     # Depth first, so that a session is freed as soon as its last child is read.
-    waiting = _batches([(root, start or nothing)], rows)
+    waiting = _batches([(root, nothing)], rows)
     while waiting:
         batch = waiting.pop()
         idle = _lanes(len(batch), rows) - len(batch)

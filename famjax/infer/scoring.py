@@ -138,36 +138,20 @@ def useful_rows(documents: Sequence[np.ndarray], most: int) -> int:
     return max(1, min(most, -(-sum(lengths) // max(lengths, default=1))))
 
 
-def score_streaming(
-    model: Transformer, tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, "B"],
-    blocks_per_call: int = BLOCKS_PER_CALL, on_tokens: Callable[[int], None] | None = None,
+def score_whole(
+    model: Transformer, tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, "B"]
 ) -> tuple[Float[np.ndarray, "B T-1"], Bool[np.ndarray, "B T-1"]]:  # fmt: skip
-    """Applies `score_documents` to a padded batch.
+    """Scores texts in one pass over whole texts; memory grows with their length.
+
+    Texts are padded to a few different lengths, so that few programs are compiled.
 
     Args:
       model: the model.
       tokens: texts of unequal lengths, with any padding after them.
       lengths: length of each text, at most T.
-      blocks_per_call, on_tokens: see `score_documents`.
 
     Returns:
       (logprobs, correct) as in `score_documents`, by row; 0 and False from the position of a text's last token on.
-    """
-    B, T = tokens.shape
-    logprobs, correct = np.zeros((B, max(T - 1, 0)), np.float32), np.zeros((B, max(T - 1, 0)), bool)
-    documents = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-    for i, *scores in score_documents(model, documents, B, blocks_per_call, on_tokens):
-        for all_rows, one in zip((logprobs, correct), scores, strict=True):
-            all_rows[i, : len(one)] = one
-    return logprobs, correct
-
-
-def score_whole(
-    model: Transformer, tokens: Int[np.ndarray, "B T"], lengths: Int[np.ndarray, "B"]
-) -> tuple[Float[np.ndarray, "B T-1"], Bool[np.ndarray, "B T-1"]]:  # fmt: skip
-    """Returns the results of `score_streaming` from one pass over whole texts; memory grows with their length.
-
-    Texts are padded to a few different lengths, so that few programs are compiled.
     """
     graphdef, params = nnx.split(model)
     B, T = tokens.shape

@@ -31,7 +31,7 @@ from flax import nnx
 
 from famjax.attention import memories
 from famjax.attention.memory import LayerMemory, MemoryState, layer_axes, over_rows
-from famjax.config import DTYPES, ConfigError, MemoryConfig, ModelConfig
+from famjax.config import DTYPES, OVERRIDES, ConfigError, MemoryConfig, ModelConfig
 from famjax.dims import Int, Tree
 from famjax.infer.fingerprint import fingerprint, settings_of
 from famjax.infer.settings import RECENT
@@ -231,13 +231,12 @@ def _check_memory(what: str, memory: str, config: ModelConfig) -> None:
     for name, here in _settings(config.memory).items():
         if there.get(name) != here:
             flag = f"--{name.replace('_', '-')}"
-            hint = f"; continue it with {flag} {there[name]}" if name in _OVERRIDES and name in there else ""
+            hint = f"; continue it with {flag} {there[name]}" if name in OVERRIDES and name in there else ""
             hint = _OF_OPEN_GATE if name == "fam_gate" and there.get(name) else hint
             raise ConfigError(f"{what} was made with {name} {there.get(name)}, the model has {here}{hint}")
 
 
 _OF_OPEN_GATE = "; a fully open gate is removed at loading, which earlier versions did not do: read the text again"
-_OVERRIDES = ("block_size", "memory_segments", "fam_length")
 
 
 def check_origin(

@@ -291,18 +291,6 @@ def in_any_process(*flags: bool) -> list[bool]:
     return [bool(found[:, i].any()) for i in range(len(flags))]
 
 
-def barrier(name: str, seconds: float = 600.0) -> None:
-    """Waits until all processes call it with the same `name`, used once. Raises `JaxRuntimeError` after `seconds`."""
-    import jax
-
-    if jax.process_count() > 1:
-        # The client that Orbax uses too; JAX has no other barrier with a timeout.
-        from jax._src.distributed import global_state
-
-        assert global_state.client is not None
-        global_state.client.wait_at_barrier(f"famjax {name}", int(seconds * 1000))
-
-
 def whole(array: Any) -> Any:
     """Returns a global array as a NumPy array in every process; a collective if it is sharded over processes."""
     import numpy as np

@@ -1,10 +1,11 @@
 """Runs other programs. Commands are lists of words, printed in shell syntax, but never run through a shell."""
 
+import re
 import shlex
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 
@@ -64,26 +65,8 @@ def run(command: Command) -> Result:
 
 def together(commands: Sequence[Command]) -> list[Result]:
     """Runs all commands in parallel. Returns their results in order. Raises `Failed` if a program is missing."""
-    found: dict[int, Result | Failed] = {}
-
-    def one(i: int, command: Command) -> None:
-        try:
-            found[i] = run(command)
-        except Failed as error:
-            found[i] = error
-
-    threads = [threading.Thread(target=one, args=(i, command)) for i, command in enumerate(commands)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    results = []
-    for i in range(len(commands)):
-        result = found[i]
-        if isinstance(result, Failed):
-            raise result
-        results.append(result)
-    return results
+    with ThreadPoolExecutor(len(commands)) as threads:
+        return list(threads.map(run, commands))
 
 
 def stream(command: Command) -> int:
@@ -97,6 +80,11 @@ def stream(command: Command) -> int:
 def missing(program: str) -> Failed:
     """Returns the error for a program that is not installed."""
     return Failed(f"there is no program {program} here; install it, or see the commands with --dry-run")
+
+
+def remedy(reason: str, hints: Sequence[tuple[str, str]]) -> str:
+    """Returns the remedy of the first of these (regular expression, remedy) that an error matches; empty if none."""
+    return next((hint for sign, hint in hints if re.search(sign, reason, re.IGNORECASE)), "")
 
 
 def say(line: str) -> None:

@@ -25,14 +25,13 @@ ACTIONS = ("all", "logs", "status", "delete")
 TEMPLATE = "launch/gke/jobset.yaml"
 # A process is first restarted within its pod, which is faster; the JobSet counts its own restarts.
 RESTARTS_IN_POD = 3
+# Parts of kubectl's error messages, each with a remedy.
 HINTS = (
     ("no matches for kind", "install JobSet in the cluster: kubectl apply --server-side -f its manifests.yaml"),
-    ("already exists", "use another --name, or --do delete first; the training resumes from its last checkpoint"),
-    ("AlreadyExists", "use another --name, or --do delete first; the training resumes from its last checkpoint"),
+    ("already ?exists", "use another --name, or --do delete first; the training resumes from its last checkpoint"),
     ("quota", "request more quota in the namespace or the zone"),
-    ("orbidden", "request permission to create JobSets and ConfigMaps in this namespace"),
-    ("connection", "gcloud container clusters get-credentials CLUSTER, or --context"),
-    ("nable to connect", "gcloud container clusters get-credentials CLUSTER, or --context"),
+    ("forbidden", "request permission to create JobSets and ConfigMaps in this namespace"),
+    ("connection|unable to connect", "gcloud container clusters get-credentials CLUSTER, or --context"),
     ("context", "kubectl config get-contexts lists them"),
 )
 
@@ -270,7 +269,7 @@ def run(training: Training | None, options: Options) -> int:
     for command, left in ((check, "nothing was created"), (submit, ended)):
         result = commands.run(command)
         if result.code:
-            hint = next((hint for sign, hint in HINTS if sign in result.reason), "see kubectl's message")
+            hint = commands.remedy(result.reason, HINTS) or "see kubectl's message"
             raise Failed(f"{options.name} was not submitted: {result.reason}; {hint}; {left}")
     slices = options.slices
     say(f"{options.name} is submitted: {slices.slices} x {slices}; it is billed while its pods run")

@@ -9,6 +9,7 @@ from pathlib import Path
 import famjax
 
 PACKAGE = Path(famjax.__file__).resolve().parent
+ROOTS = (PACKAGE.parent, Path(sys.prefix) / "share" / "famjax")
 
 
 def find(name: str) -> Path:
@@ -17,7 +18,7 @@ def find(name: str) -> Path:
     Raises:
       FileNotFoundError: it is in neither place.
     """
-    for root in (PACKAGE.parent, Path(sys.prefix) / "share" / "famjax"):
+    for root in ROOTS:
         if (root / name).exists():
             return root / name
     raise FileNotFoundError(2, "missing from this installation of famjax; install famjax again", name)

@@ -8,6 +8,7 @@ Every step can be run alone (`--do`) and repeated. The commands are `gcloud`'s; 
 
 import json
 import math
+import re
 import shlex
 import tempfile
 import time
@@ -27,17 +28,15 @@ READY, TAKEN, BROKEN = "ACTIVE", ("SUSPENDING", "SUSPENDED", "DELETING"), "FAILE
 ABOVE, GONE = 100, 76
 POLL_SECONDS, RETRY_SECONDS, NEWS_SECONDS = 30.0, 15.0, 600.0
 TRIES, RECONNECTS = 3, 20
+ABSENT = "not.found"
 # Parts of gcloud's error messages, each with a remedy.
 HINTS = (
     ("quota", "request more quota in this zone, or use another --zone, --topology or --spot"),
-    ("ALREADY_EXISTS", "use another --name, or continue with the existing one: --do setup, start, logs or delete"),
-    ("already exists", "use another --name, or continue with the existing one: --do setup, start, logs or delete"),
-    ("PERMISSION_DENIED", "gcloud auth login, and ask the project's owner for the role TPU Admin"),
-    ("does not have permission", "gcloud auth login, and ask the project's owner for the role TPU Admin"),
+    ("already.exists", "use another --name, or continue with the existing one: --do setup, start, logs or delete"),
+    ("permission.denied|not have permission", "gcloud auth login, and ask the project's owner for the role TPU Admin"),
     ("active account", "gcloud auth login"),
     ("has not been used in project", "gcloud services enable tpu.googleapis.com"),
-    ("not found", "list them: gcloud compute tpus queued-resources list"),
-    ("NOT_FOUND", "list them: gcloud compute tpus queued-resources list"),
+    (ABSENT, "list them: gcloud compute tpus queued-resources list"),
 )
 
 
@@ -61,7 +60,9 @@ class Job(Commands):
 
     def create(self) -> None:
         """Requests the TPU. Raises `Failed` if the request is rejected."""
-        _must(commands.run(self.creation()), f"{self.options.name} was not created")
+        result = commands.run(self.creation())
+        if result.code:
+            raise Failed(_explained(f"{self.options.name} was not created", result.reason))
         self.created = True
         say(f"{self.options.name} is requested; waiting for it (state: --do status, cancel: --do delete)")
 
@@ -69,8 +70,7 @@ class Job(Commands):
         """Returns (state, Google Cloud's message); an empty state if the query failed."""
         result = commands.run(self.description())
         if result.code:
-            absent = "NOT_FOUND" in result.err or "not found" in result.err.lower()
-            return ("ABSENT" if absent else ""), result.reason
+            return ("ABSENT" if _absent(result) else ""), result.reason
         try:
             found = json.loads(result.out)["state"]
             return str(found["state"]), str(found.get("failedData", {}).get("error", {}).get("message", ""))
@@ -202,7 +202,7 @@ class Job(Commands):
     def delete(self) -> str:
         """Deletes the TPU. Returns the outcome as text for a message."""
         result = commands.run(self.deletion())
-        if result.code and "not found" not in result.err.lower() and "NOT_FOUND" not in result.err:
+        if result.code and not _absent(result):
             return (f"{self.options.name} could not be deleted and may still be billed ({result.reason}): "
                     f"{shlex.join(self.deletion().words)}")  # fmt: skip
         self.created = False
@@ -282,12 +282,10 @@ def run(training: Training | None, options: Options) -> int:
         return job.everything() if options.do == "all" else job.one(options.do)
 
 
-def _must(result: Result, what: str) -> Result:
-    if result.code:
-        raise Failed(_explained(what, result.reason))
-    return result
+def _absent(result: Result) -> bool:
+    return re.search(ABSENT, result.err, re.IGNORECASE) is not None
 
 
 def _explained(what: str, reason: str) -> str:
-    hint = next((hint for sign, hint in HINTS if sign.lower() in reason.lower()), "")
+    hint = commands.remedy(reason, HINTS)
     return f"{what}: {reason}{f'; {hint}' if hint else ''}"

@@ -399,8 +399,3 @@ def _of_layer(tree: Tree, i: int) -> Tree:
 def room(state: MemoryState, config: ModelConfig) -> Int[Array, "B"]:
     """Number of tokens that fit into the rest of each row's current block, [B]."""
     return config.memory.block_size - state.position % config.memory.block_size
-
-
-def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:
-    """`config` with some of the memory's settings changed."""
-    return dataclasses.replace(config, memory=dataclasses.replace(config.memory, **changes))

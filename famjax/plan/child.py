@@ -1,4 +1,4 @@
-"""Runs the TPU compiler in a child process, reports the elapsed time, and captures the compiler's output."""
+"""Runs the TPU compiler in a child process and captures the compiler's output."""
 
 import contextlib
 import importlib.machinery
@@ -56,17 +56,11 @@ def environment(folder: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in dropped} | changed
 
 
-def run(
-    command: Callable[[Path], Sequence[str]],
-    tell: Callable[[float], None],
-    keep: Path | None = None,
-    quick: bool = False,
-) -> dict[str, Any]:
+def run(command: Callable[[Path], Sequence[str]], keep: Path | None = None, quick: bool = False) -> dict[str, Any]:
     """Runs a child and returns the raw numbers of the compiled program (`compile.py`).
 
     Args:
       command: maps the output folder to the child's command line.
-      tell: called about every second with the elapsed seconds.
       keep: folder for the compiler's dump; None keeps nothing.
       quick: stop after buffer assignment, before code generation: no cycles, a tenth of the time.
 
@@ -80,7 +74,7 @@ def run(
                                      stdout=log, stderr=log)  # fmt: skip
             try:
                 began = time.monotonic()
-                if not _wait(child, tell, (lambda: dump.laid_out(folder)) if quick else lambda: False):
+                if not _wait(child, (lambda: dump.laid_out(folder)) if quick else lambda: False):
                     return _laid_out(folder, time.monotonic() - began)
             finally:
                 if child.poll() is None:
@@ -98,9 +92,8 @@ def run(
     raise RuntimeError(f"the TPU compiler failed: {last}")
 
 
-def _wait(child: "subprocess.Popen[bytes]", tell: Callable[[float], None], enough: Callable[[], bool]) -> bool:
+def _wait(child: "subprocess.Popen[bytes]", enough: Callable[[], bool]) -> bool:
     """Returns True when the child has exited, or False as soon as `enough` is true."""
-    began = time.monotonic()
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=1)
@@ -108,7 +101,6 @@ def _wait(child: "subprocess.Popen[bytes]", tell: Callable[[float], None], enoug
         if enough():
             return False
         interrupts.check()
-        tell(time.monotonic() - began)
 
 
 def _laid_out(folder: Path, seconds: float) -> dict[str, Any]:

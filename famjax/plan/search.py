@@ -15,10 +15,8 @@ from famjax.plan import child
 from famjax.plan.summary import summarise
 from famjax.plan.topology import meshes
 
-# Called with the elapsed seconds of a compilation.
-Tell = Callable[[float], None]
-# Maps a description of a compilation to the `Tell` for it.
-Progress = Callable[[str], Tell]
+# Called with a description of each compilation before it begins.
+Tell = Callable[[str], None]
 # Candidates of a search that are compiled completely, which takes ten times as long as buffer assignment.
 FINISHED = 2
 
@@ -39,19 +37,15 @@ class Job:
     configured: Callable[[Sequence[str]], TrainConfig]
     command: Callable[[Sequence[str], Path], Sequence[str]]
 
-    def plan(
-        self, bindings: Sequence[str], tell: Tell, keep: Path | None = None, quick: bool = False
-    ) -> dict[str, Any]:
+    def plan(self, bindings: Sequence[str], keep: Path | None = None, quick: bool = False) -> dict[str, Any]:
         """Returns a plan with additional gin bindings; other arguments and errors are those of `child.run`."""
         config = self.configured(bindings)
         config.validate()
-        raw = child.run(lambda folder: self.command(bindings, folder), tell, keep, quick)
+        raw = child.run(lambda folder: self.command(bindings, folder), keep, quick)
         return {"settings": list(bindings)} | summarise(raw, config, self.program, self.topology)
 
 
-def lengths(
-    job: Job, config: TrainConfig, wanted: Sequence[int], progress: Progress, quick: bool
-) -> list[dict[str, Any]]:
+def lengths(job: Job, config: TrainConfig, wanted: Sequence[int], tell: Tell, quick: bool) -> list[dict[str, Any]]:
     """Returns plans for these sequence lengths, at equal tokens per step, but at least one row per device.
 
     Raises:
@@ -60,10 +54,11 @@ def lengths(
     settings = [of_length(config, length) for length in wanted]
     for one in settings:
         job.configured(one).validate()
-    return [
-        job.plan(one, progress(f"{length:,} tokens ({i + 1} of {len(wanted)}),"), quick=quick)
-        for i, (length, one) in enumerate(zip(wanted, settings, strict=True))
-    ]
+    found = []
+    for i, (length, one) in enumerate(zip(wanted, settings, strict=True)):
+        tell(f"{length:,} tokens ({i + 1} of {len(wanted)}),")
+        found.append(job.plan(one, quick=quick))
+    return found
 
 
 def of_length(config: TrainConfig, length: int) -> list[str]:
@@ -80,7 +75,7 @@ def of_length(config: TrainConfig, length: int) -> list[str]:
     ]  # fmt: skip
 
 
-def search(job: Job, config: TrainConfig, tries: int, progress: Progress, quick: bool) -> list[dict[str, Any]]:
+def search(job: Job, config: TrainConfig, tries: int, tell: Tell, quick: bool) -> list[dict[str, Any]]:
     """Returns the plans of the tried candidates, those that fit first, the fastest first.
 
     At most `tries` candidates, in the order of `candidates`, are compiled up to buffer assignment, which shows whether
@@ -95,14 +90,15 @@ def search(job: Job, config: TrainConfig, tries: int, progress: Progress, quick:
         if (str(mesh), remat) in done:
             continue
         settings = [f"MESH={mesh}", f"MICROBATCHES={microbatches}", f"ModelConfig.remat='{remat}'"]
-        what = f"{len(found) + 1} of at most {tries}: {', '.join(settings)},"
-        found.append(job.plan(settings, progress(what), quick=True))
+        tell(f"{len(found) + 1} of at most {tries}: {', '.join(settings)},")
+        found.append(job.plan(settings, quick=True))
         if found[-1]["fits"]:
             done.add((str(mesh), remat))
     found.sort(key=lambda plan: (not plan["fits"], plan["least_step_seconds"] or plan["peak_bytes_per_device"]))
     best = [] if quick else [plan for plan in found[:FINISHED] if plan["fits"]]
     for i, plan in enumerate(best):
-        found[i] = job.plan(plan["settings"], progress(f"{i + 1} of the {len(best)} best completely,"))
+        tell(f"{i + 1} of the {len(best)} best completely,")
+        found[i] = job.plan(plan["settings"])
     return sorted(found[: len(best)], key=lambda plan: plan["estimated_step_seconds"]) + found[len(best) :]
 
 

@@ -139,8 +139,9 @@ class GgufFile(Folder):
             model_config(self.config)
         except ConfigError as error:
             raise ConfigError(f"{path}, its metadata as a config.json: {error}") from None
-        self._names = {self._theirs(name): name for name in self._stored if not self._is_read_already(name)}
-        if len(self._names) < len([name for name in self._stored if not self._is_read_already(name)]):
+        unread = [name for name in self._stored if not self._is_read_already(name)]
+        self._names = {self._theirs(name): name for name in unread}
+        if len(self._names) < len(unread):
             raise ConfigError(f"{path} has a tensor twice, under the names of llama.cpp and of transformers")
         self.tensors = {
             theirs: Tensor(path, self._dtype(theirs, name), self._stored[name].shape)

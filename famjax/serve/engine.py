@@ -23,6 +23,7 @@ from famjax.serve.batch import Batch, Row
 from famjax.serve.jobs import Ask, Done, Event, Failed, Full, Job, Read, Refused
 from famjax.serve.prefix_cache import NOTHING, PrefixCache
 from famjax.serve.reading import Reading
+from famjax.storage.arrays import size_of
 
 log = logging.getLogger("famjax.serve")
 
@@ -270,5 +271,4 @@ def _failure(error: Exception) -> str:
 
 def bytes_of_row(model: Transformer) -> int:
     """Returns the size of the memory of one row, in bytes."""
-    shapes = jax.eval_shape(lambda: model.streaming_state(1))
-    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    return size_of(jax.eval_shape(lambda: model.streaming_state(1)))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from famjax.attention.memory import MemoryState
+from famjax.storage.arrays import size_of
 
 # Number of edges of earlier prompts whose hashes are stored, to find shared prefixes; about 8 MB.
 SEEN = 2**16
@@ -105,8 +106,3 @@ class PrefixCache:
         for at in range(S, len(text), S):
             digest.update(text[at - S : at].tobytes())
             yield at, digest.digest()
-
-
-def size_of(memory: MemoryState) -> int:
-    """Returns the size of a memory, in bytes."""
-    return sum(x.nbytes for x in jax.tree.leaves(memory))

@@ -105,16 +105,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(
-    model: Transformer, model_dir: str, config: ServeConfig, taken: socket.socket | None = None
-) -> Iterator[Server]:  # fmt: skip
+def running(model: Transformer, model_dir: str, config: ServeConfig) -> Iterator[Server]:
     """Runs a server inside the `with` block.
 
     Raises:
       ConfigError: see `locked` and `Server`.
     """
     with locked(config):
-        server = Server(model, model_dir, config, taken)
+        server = Server(model, model_dir, config)
         server.start()
         try:
             yield server

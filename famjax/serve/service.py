@@ -371,8 +371,3 @@ class Pipe:
     def closed(self) -> bool:
         """Whether the reading thread has ended."""
         return self._closed.is_set()
-
-
-def shown(value: Any) -> str:
-    """Returns text from a client for a log line: printable ASCII on one line, at most 120 characters."""
-    return ascii(str(value))[1:-1][:120]

@@ -1,6 +1,7 @@
 """Shapes and dtypes of the arrays in a checkpoint, read from Orbax's metadata, and differences between trees."""
 
 import glob
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,6 +63,11 @@ def difference(expected: Mapping[str, Any], there: Mapping[str, Any]) -> str:
         if expected[name] != there[name]:
             return f"{name} is {_words(there[name])} instead of {_words(expected[name])}"
     return ""
+
+
+def size_of(tree: Any) -> int:
+    """Returns the total size of a tree of arrays, or of shapes, in bytes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _words(what: tuple[Any, ...]) -> str:

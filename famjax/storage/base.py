@@ -48,7 +48,7 @@ def of(source: str | Path) -> Base:
     """
     root, named = split_step(source)
     root = root.absolute()
-    for step in steps.all_steps(root)[::-1] if named is None else [named]:
+    for step in steps.newest_first(root, named):
         if not steps.damage(root, step, [WEIGHTS]):
             return Base(root, step, record_of(root, step))
     if named is not None and not step_dir(root, named).is_dir():

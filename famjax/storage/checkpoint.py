@@ -4,7 +4,6 @@ a model once (`save_model`). `storage/writer.py` writes during a training.
 A damaged step is reported, and the step before it is read.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -17,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from famjax.config import ConfigError, MemoryConfig, ModelConfig
+from famjax.config import ConfigError, ModelConfig
 from famjax.storage import arrays, lock, steps
 from famjax.storage import base as bases
 from famjax.storage.base import Base
@@ -120,8 +119,8 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
     step, params, damaged = _newest_whole(root, read, [WEIGHTS], named)
     if step is None:
         raise ConfigError(_no_weights(root, named, damaged))
-    if damaged:
-        _warn(_describe(root, damaged) + f"; using step {step}, the one before")
+    if damaged and jax.process_index() == 0:
+        print(f"{_describe(root, damaged)}; using step {step}, the one before", file=sys.stderr, flush=True)
     F = config.memory.fam_length
     if FAM in params and stored.memory.fam_length > F:
         fam = params.pop(FAM)
@@ -144,8 +143,7 @@ def override_memory(config: ModelConfig, **memory: int | None) -> ModelConfig:
         )
     if changes.get("fam_length") == 0:  # nothing is updated then
         changes |= {"fam_update": "feedback", "fam_update_noise": 0.0}
-    changed: MemoryConfig = dataclasses.replace(config.memory, **changes)
-    new = dataclasses.replace(config, memory=changed)
+    new = config.with_memory(**changes)
     new.validate()
     return new
 
@@ -212,9 +210,8 @@ def _newest_whole(
     while True:
         step = None
         if jax.process_index() == 0:
-            step = next(
-                (n for n in _candidates(root, named) if n not in damaged and _whole(root, n, parts, damaged)), None
-            )
+            there = steps.newest_first(root, named)
+            step = next((n for n in there if n not in damaged and _whole(root, n, parts, damaged)), None)
         if jax.process_count() > 1:
             agreed = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
             step = None if agreed < 0 else agreed
@@ -233,10 +230,6 @@ def _newest_whole(
 def _still_there(root: Path, damaged: dict[int, str]) -> dict[int, str]:
     """Returns the damaged steps without those that a training has deleted, which were whole when they were listed."""
     return {step: problem for step, problem in damaged.items() if steps.step_dir(root, step).is_dir()}
-
-
-def _candidates(root: Path, named: int | None) -> list[int]:
-    return steps.all_steps(root)[::-1] if named is None else [named]
 
 
 def _whole(root: Path, step: int, parts: list[str], damaged: dict[int, str]) -> bool:
@@ -262,11 +255,6 @@ def _no_weights(root: Path, named: int | None, damaged: dict[int, str]) -> str:
     if named is not None:
         return steps.no_step(root, named)
     return f"{root} has a model.json but no weights; was its training stopped before the first save?"
-
-
-def _warn(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
 
 
 # --- Orbax ----------------------------------------------------------------------------------------
@@ -308,13 +296,8 @@ def _load_base(base: Base, target: Tree) -> dict[str, Any]:
         leaf.shape, there[arrays.path_of(path)].dtype, sharding=_with_sharding(leaf).sharding
     )
     wanted = jax.tree_util.tree_map_with_path(as_stored, own)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
-    params: dict[str, Any] = {}
-    try:
-        if own:  # empty if the base's own base has all of them
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                args = ocp.args.PyTreeRestore(wanted, restore_args, partial_restore=True)
-                params = dict(checkpointer.restore(folder, args=args))
+    try:  # nothing is wanted if the base's own base has everything
+        params: dict[str, Any] = dict(_restored(folder, wanted, partial=True)) if own else {}
     except Exception as error:
         raise ConfigError(f"the weights in {base.folder} are damaged: {first_line(error)}") from error
     params = jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), params, own)
@@ -334,15 +317,19 @@ def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any
             f"the training in {folder} cannot be resumed with these settings ({difference}); use those of its "
             f"config.gin, or use another MODEL_DIR"
         )
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            training = checkpointer.restore(folder / TRAINING, args=ocp.args.PyTreeRestore(target, restore_args))
+        training = _restored(folder / TRAINING, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
         progress = folder / PROGRESS / "metadata"  # the file name of Orbax's JsonSave
         return training, json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
     except Exception as error:
         raise Damaged(f"the training in {folder} is damaged: {first_line(error)}") from error
+
+
+def _restored(folder: Path, target: Any, partial: bool = False) -> Any:
+    """Reads the arrays of `target`; `partial`: others may be in the folder, too."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(target, restore_args, partial_restore=partial))
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:

@@ -6,7 +6,6 @@ so that a device reads little more than its own shard.
 """
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -158,11 +157,6 @@ class Weights:
         array = self._arrays[path] if layer is None else self._arrays[path][layer]
         read: np.ndarray = array.read().result()
         return read
-
-
-def size_of(shapes: Any) -> int:
-    """Returns the total size of a tree of shapes, or of arrays, in bytes."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def layers_of(path: str, shape: tuple[int, ...]) -> Iterable[int | None]:

@@ -35,6 +35,11 @@ def all_steps(model_dir: str | Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if is_step(path.name) and path.is_dir())
 
 
+def newest_first(root: Path, named: int | None) -> list[int]:
+    """Returns the steps to read a model from: all of them, the newest first, or the one that is named."""
+    return all_steps(root)[::-1] if named is None else [named]
+
+
 def no_step(root: Path, step: int) -> str:
     """Describes that a model directory does not have a step, and which ones it has."""
     return f"{root} has no step {step}; its steps: {', '.join(map(str, all_steps(root))) or 'none'}"

@@ -22,7 +22,7 @@ from famjax.mesh import sharding
 from famjax.mesh.devices import make_mesh
 from famjax.nn.weights import parameter_shapes
 from famjax.process import memory
-from famjax.storage import checkpoint
+from famjax.storage import arrays, checkpoint
 from famjax.train import initial, optim
 from famjax.train import state as states
 from famjax.train.start import make_task
@@ -111,9 +111,8 @@ def describe(batch: Batch, config: TrainConfig) -> str:
 def disk(config: TrainConfig, tx: optax.GradientTransformation, mesh: Any) -> str:
     """Describes the size of a checkpoint and the free disk space. Raises `ConfigError` if there is too little."""
     state = states.abstract(config, tx, mesh)
-    whole = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     params = states.own_weights(config, state.params) if config.saves_a_part else state.params
-    size = whole((params, states.to_save(state)))
+    size = arrays.size_of((params, states.to_save(state)))
     path = Path(config.model_dir).absolute()
     free = shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
     text = f"{data_size(size)}, {data_size(free)} are free"

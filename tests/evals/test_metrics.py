@@ -91,7 +91,7 @@ def test_successes_of_a_unit_each_have_wilsons_interval():
     """If all values are the same, the number of trials is that of the units; a single unit has no interval."""
     assert statistics.mean_interval([1, 0, 1], ["a", "b", "c"]) == statistics.wilson_interval(2, 3)
     assert statistics.mean_interval([0] * 6, ["a", "a", "b", "b", "c", "c"]) == statistics.wilson_interval(0, 3)
-    assert statistics.mean_interval([0, 1], ["a", "a"]) is None
+    assert statistics.mean_interval([0, 1], ["a", "a"]) == (None, None)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -42,7 +42,7 @@ def run(folder: Path, name: str, mesh: dict[str, int]) -> dict[str, Any]:
     tokens, lengths = tiny.tokens(model.config, 8, max(LENGTHS)), np.array(LENGTHS)
     weight = model.layers[0].feed_forward.up[...]
     parts = {tuple(shard.data.shape) for shard in weight.addressable_shards}
-    streamed, _ = scoring.score_streaming(model, tokens, lengths, blocks_per_call=2)
+    streamed, _ = tiny.scored(model, tokens, lengths, blocks_per_call=2)
     if name == "bswa":
         return {"parts": parts, "streamed": streamed, "whole": scoring.score_whole(model, tokens, lengths)[0]}
     rows = prefill.prefill(model, session.start(model, 8), [[text] for text in texts(model.config)])

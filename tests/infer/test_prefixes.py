@@ -88,20 +88,6 @@ def test_answers_stop_one_by_one() -> None:
         assert i != 4 or 5 <= len(tokens) < 30
 
 
-def test_contexts_go_on_from_a_session_and_leave_it_as_it_is() -> None:
-    """A document that was prefilled before gives the same scores as one in every context."""
-    document = tiny.tokens(CONFIG, 1, 26, seed=5)[0]
-    questions = [tiny.tokens(CONFIG, 1, n, seed=n)[0] for n in (4, 7)] + [np.zeros(0, np.int32)]
-    answers = [tiny.tokens(CONFIG, 1, n, seed=n + 9)[0] for n in (2, 6, 3)]
-    read = prefill.prefill(MODEL, session.start(MODEL), [[document]])
-    for _ in range(2):  # the second time finds the session unchanged
-        given = prefixes.score_continuations(MODEL, questions, answers, start=read)
-        whole = prefixes.score_continuations(MODEL, [np.concatenate([document, q]) for q in questions], answers)
-        given, whole = ({i: logprobs for i, logprobs, _ in scores} for scores in (given, whole))
-        for i in range(3):
-            tiny.assert_close(given[i], whole[i])
-
-
 def test_a_thousand_nested_contexts_hold_few_memories() -> None:
     """Each context continues the one before, as the turns of a talk do: all are read as one text."""
     text = tiny.tokens(CONFIG, 1, 3000)[0]

@@ -31,7 +31,7 @@ def test_whole_streaming_and_naive_scores_agree(config: ModelConfig) -> None:
     lengths = np.array([37, 16, 3, 1])
     tokens = tiny.tokens(config, len(lengths), 37)
     whole = scoring.score_whole(model, tokens, lengths)
-    streaming = scoring.score_streaming(model, tokens, lengths, blocks_per_call=3)
+    streaming = tiny.scored(model, tokens, lengths, blocks_per_call=3)
     assert whole[0].shape == streaming[0].shape == (4, 36)
     for b, length in enumerate(lengths):
         logprobs, correct = naive_scores(config, params, tokens[b, :length])
@@ -104,7 +104,7 @@ def test_streaming_holds_the_same_memory_and_program_however_long_the_text() -> 
     for blocks in (4, 80):
         length = blocks * config.memory.block_size
         before, compiled = len(live), scoring._score_window._cache_size()
-        scoring.score_streaming(model, tiny.tokens(config, 2, length), np.full(2, length), 2, note)
+        tiny.scored(model, tiny.tokens(config, 2, length), [length] * 2, blocks_per_call=2, on_tokens=note)
     assert scoring._score_window._cache_size() == compiled
     windows = live[before:]
     assert len(windows) == 40

@@ -14,7 +14,7 @@ from famjax.plan import child
 def run(program: str, **options):
     """A child that runs this Python program, which knows its `folder`."""
     command = lambda folder: [sys.executable, "-c", f"import os, sys; folder = {str(folder)!r}\n{program}"]
-    return child.run(command, lambda seconds: None, **options)
+    return child.run(command, **options)
 
 
 def test_its_result_is_returned_and_its_noise_is_not_shown(capfd):
@@ -58,16 +58,17 @@ time.sleep(600)
     assert (tmp_path / "kept/m.after_optimizations-buffer-assignment.txt").exists()
 
 
-def test_an_interrupted_wait_leaves_no_child(tmp_path):
+def test_an_interrupted_wait_leaves_no_child(tmp_path, monkeypatch):
     """Whatever ends the wait ends the child, too."""
 
-    def interrupt(seconds):
+    def interrupt():
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(child.interrupts, "check", interrupt)
     path = tmp_path / "pid"
     program = f"import os, time; open({str(path)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     with pytest.raises(KeyboardInterrupt):
-        child.run(lambda folder: [sys.executable, "-c", program], interrupt)
+        child.run(lambda folder: [sys.executable, "-c", program])
     if path.exists():  # it had begun
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.read_text()), 0)

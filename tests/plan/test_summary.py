@@ -116,7 +116,7 @@ def test_search_compiles_few_and_ranks_what_fits(monkeypatch):
     Two are compiled to the end, and stand in the order of their estimates."""
     asked = []
 
-    def plan(self, bindings, tell, keep=None, quick=False):
+    def plan(self, bindings, keep=None, quick=False):
         asked.append((tuple(bindings), quick))
         fits = "MICROBATCHES=1" not in bindings
         number = len(asked)
@@ -125,7 +125,7 @@ def test_search_compiles_few_and_ranks_what_fits(monkeypatch):
 
     monkeypatch.setattr(search.Job, "plan", plan)
     job = search.Job("train", planned("v5e:2x2"), lambda bindings: config(), lambda bindings, folder: [])
-    found = search.search(job, config(), 12, lambda what: lambda seconds: None, quick=False)
+    found = search.search(job, config(), 12, lambda what: None, quick=False)
     assert [quick for _, quick in asked] == 12 * [True] + 2 * [False]
     assert len(found) == 12
     fit = [one for one in found if one["fits"]]

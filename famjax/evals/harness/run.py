@@ -1,7 +1,6 @@
 """Runs the harness's tasks on model directories and writes the results."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import famjax
 from famjax.config import ConfigError
+from famjax.config.checks import at_least, nearest
 from famjax.data.vocabulary import has_vocabulary, vocabulary_files
 from famjax.evals.harness.tasks import LISTS, expand
 from famjax.evals.samples import SAMPLES_JSONL, Sample, SampleFile, read
@@ -51,10 +51,8 @@ class HarnessConfig:
         """Raises `ConfigError` for the first invalid setting."""
         if not expand(self.tasks):
             raise ConfigError(f"--lm-eval names no task; give comma-separated names, or one of {', '.join(LISTS)}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"--limit is {self.limit}; it must be at least 1")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigError(f"--fewshot is {self.num_fewshot}; it must be 0 or more")
+        at_least("--limit", 1 if self.limit is None else self.limit, 1)
+        at_least("--fewshot", self.num_fewshot or 0, 0)
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise ConfigError(f"--include-path {self.include_path} is not a folder; name one with YAML files of tasks")
 
@@ -121,8 +119,7 @@ def _check_names(names: list[str], manager: Any) -> None:
     known = set(manager.all_tasks)
     for name in names:
         if name not in known and not Path(name).is_file():
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; `lm_eval ls tasks` lists all"
+            hint = nearest(name, known) or "; `lm_eval ls tasks` lists all"
             raise ConfigError(f"the harness has no task {name!r}{hint}")
 
 

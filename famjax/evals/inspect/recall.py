@@ -7,23 +7,23 @@ import numpy as np
 
 from famjax.data.passkey_text import Document, Writer, random_key
 from famjax.evals.inspect.knockout import INSTEAD, Case, knock_out
-from famjax.evals.statistics import wilson_interval
+from famjax.evals.statistics import ratio_interval, wilson_interval
 from famjax.infer.branches import read_prefixes
 from famjax.infer.prefill import prefill
 from famjax.infer.session import Session, join_rows, start
 from famjax.nn.model import Transformer
 
-# Bootstrap samples.
-DRAWS = 2000
+# Maximum tokens of a passage that `text_recall` repeats.
+PASSAGE = 48
 OnTokens = Callable[[int], None] | None
 
 
-def interval(values: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """Returns the mean of per-document values, their number n, and the bootstrapped 95% interval."""
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Returns the mean of per-document values, their number n, and the bootstrapped 95% interval; of one: itself."""
     x = np.asarray(values, np.float64)
-    means = np.random.default_rng(seed).choice(x, (DRAWS, len(x))).mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {"mean": float(x.mean()), "low": float(low), "high": float(high), "n": len(x)}
+    mean = float(x.mean())
+    low, high = ratio_interval(x, np.ones(len(x))) if len(x) > 1 else (mean, mean)
+    return {"mean": mean, "low": low, "high": high, "n": len(x)}
 
 
 # --- the pass key ---------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def text_knock_out(
 
 def text_recall(
     model: Transformer, tokens: np.ndarray, edges: Sequence[int], sessions: Sequence[Session], rows: int,
-    other: Session | None = None, passage: int = 48,
+    other: Session | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Measures how much FAM helps to predict a repeated passage.
 
@@ -171,7 +171,6 @@ def text_recall(
       sessions: for each edge the session there, see `sessions_at`.
       rows: maximum batch size.
       other: a session with the other text's FAM; None: a fresh FAM.
-      passage: tokens of a passage, at most a block.
 
     Returns:
       rows of `updates` (FAM updates since the passage), `in_window` (memory segments still contain the passage),
@@ -179,7 +178,7 @@ def text_recall(
     """
     against = "fresh" if other is None else "swapped"
     S, M = model.config.memory.block_size, model.config.memory.memory_segments
-    length = min(passage, S)
+    length = min(PASSAGE, S)
     cases, distances = [], []
     for edge, session in zip(edges, sessions, strict=True):
         distance = 1

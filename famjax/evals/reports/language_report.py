@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 from famjax.evals.reports import charts
@@ -12,7 +11,7 @@ from famjax.evals.reports.charts import Line, Point
 from famjax.evals.reports.report import print_wide, value_text
 
 
-def print_table(models: list[dict[str, Any]], task: str = "text", console: Console | None = None) -> None:
+def print_table(models: list[dict[str, Any]], task: str = "text") -> None:
     """Prints bits per byte and accuracy of every model by position, with 95% intervals; the last line is over all
     positions."""
     what = "held-out texts" if task == "text" else task
@@ -30,7 +29,7 @@ def print_table(models: list[dict[str, Any]], task: str = "text", console: Conso
         cells += [gap_text(of_model[i]["less_than_first"]) for of_model in rows[1:]]
         last_bucket = i + 2 == len(rows[0])
         table.add_row(span, str(first["documents"]), f"{first['tokens']:,}", *cells, end_section=last_bucket)
-    print_wide(table, 40 + 32 * (2 * len(models)), console)
+    print_wide(table, 40 + 32 * (2 * len(models)))
 
 
 def _cell(row: dict[str, Any]) -> str:

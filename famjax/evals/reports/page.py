@@ -21,7 +21,7 @@ UNBOUNDED = ("bits_per_byte",)
 def write(folder: str | Path, results: dict[str, Any]) -> tuple[Path, Path]:
     """Writes `results.json` and its page. Returns their paths."""
     data, shown = Path(folder) / report.RESULTS_JSON, Path(folder) / REPORT_HTML
-    report.write_results(data, results)
+    write_text(data, json.dumps(results, indent=2) + "\n")
     write_text(shown, page(results))
     return data, shown
 

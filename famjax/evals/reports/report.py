@@ -1,6 +1,5 @@
-"""Tables in the terminal, `results.json`, and the plot of the paper's Fig. 3a."""
+"""Tables in the terminal, and the plot of the paper's Fig. 3a."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from rich.table import Table
 from famjax.evals import reach
 from famjax.evals.reports import charts
 from famjax.evals.reports.charts import Line, Point
-from famjax.storage.model_dir import write_text
 
 RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
 # Numbers from here on are printed in scientific notation.
@@ -21,12 +19,7 @@ LARGE = 1e5
 MOST_BINS = 12
 
 
-def write_results(path: str | Path, results: dict[str, Any]) -> None:
-    """Writes `results.json` atomically."""
-    write_text(path, json.dumps(results, indent=2) + "\n")
-
-
-def print_table(models: list[dict[str, Any]], console: Console | None = None) -> None:
+def print_table(models: list[dict[str, Any]]) -> None:
     """Prints the exact match of every model at every length, with 95% intervals."""
     found = [model.get("tasks", {}).get("passkey", {}) for model in models]
     caption = " | ".join(_reach_notes(models, found))
@@ -43,7 +36,7 @@ def print_table(models: list[dict[str, Any]], console: Console | None = None) ->
         updates = f"{first['fam_updates']:.0f}"
         table.add_row(str(first["filler_blocks"]), tokens, updates, str(first["documents"]), *cells)
     _add_reach(table, found, "exact_match", 4)
-    print_wide(table, 40 + 24 * (len(models) + 2), console)
+    print_wide(table, 40 + 24 * (len(models) + 2))
 
 
 def print_task(models: list[dict[str, Any]], task: str, console: Console | None = None) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from famjax.config.checks import one_of
+from famjax.config.checks import ConfigError, one_of
 
 KINDS = ("generate", "choose", "score", "label")
 NOTHING = np.zeros(0, np.int32)
@@ -96,6 +96,22 @@ class Unreadable(NamedTuple):
 
     place: str
     reason: str
+
+
+def check_readable(found: Iterable[Any], what: str) -> bool:
+    """Returns whether there is anything in `found`, up to the first that is readable.
+
+    Raises:
+      ConfigError: all is `Unreadable`; the message has the first reason, and `what` was to be read: `document of pg19`.
+    """
+    first: Unreadable | None = None
+    for one in found:
+        if not isinstance(one, Unreadable):
+            return True
+        first = first or one
+    if first is not None:
+        raise ConfigError(f"no {what} can be read; {first.place}: {first.reason}")
+    return False
 
 
 # (prediction, example) to a number: a metric that depends on more of the example than its targets.

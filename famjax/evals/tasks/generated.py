@@ -2,13 +2,15 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from famjax.config import ConfigError, EvalConfig
+from famjax.data.pieces import Filler, Pieces, haystack
 from famjax.evals.tasks.base import Example, Task, TextMetric
+from famjax.infer.codec import Codec
 
 # Default number of examples of each length.
 EXAMPLES = 50
@@ -71,10 +73,7 @@ def word(rng: np.random.Generator, syllables: int = 3) -> str:
 
 def words(rng: np.random.Generator, count: int, syllables: int = 3) -> list[str]:
     """Returns `count` distinct words of equal length, so that none contains another."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[word(rng, syllables)] = None
-    return list(found)
+    return distinct(count, lambda: word(rng, syllables))
 
 
 def number(rng: np.random.Generator, digits: int = 7) -> str:
@@ -82,12 +81,51 @@ def number(rng: np.random.Generator, digits: int = 7) -> str:
     return str(int(rng.integers(10 ** (digits - 1), 10**digits)))
 
 
-def numbers(rng: np.random.Generator, count: int, digits: int = 7) -> list[str]:
-    """Returns `count` distinct numbers."""
+def distinct(count: int, draw: Callable[[], str]) -> list[str]:
+    """Returns `count` distinct texts, in the order in which they were drawn."""
     found: dict[str, None] = {}
     while len(found) < count:
-        found[number(rng, digits)] = None
+        found[draw()] = None
     return list(found)
+
+
+class Hiding:
+    """Hides needles in the filler of `config`, after a text that begins every example.
+
+    Attributes:
+      pieces: the tokenizer.
+      head: int32 [h], the text at the beginning.
+    """
+
+    def __init__(self, name: str, config: EvalConfig, codec: Codec, begin: str):
+        self.pieces = Pieces(codec.vocabulary, codec.bos)
+        self.head = self.pieces.first(begin)
+        self._name, self._filler = name, Filler(config.filler)
+
+    def example(
+        self, rng: np.random.Generator, length: int, needles: Sequence[np.ndarray], depths: Sequence[float],
+        tail: np.ndarray, asked: Sequence[int], about: Mapping[str, Any] | None = None, **fields: Any,
+    ) -> Example:  # fmt: skip
+        """Returns an example of `length` tokens: `head`, filler with the needles, and the prompt `tail`.
+
+        Args:
+          rng: chooses the filler.
+          length: number of tokens before the answer.
+          needles, depths: see `haystack`.
+          tail: int32 [t], the question.
+          asked: indices of the needles that the answer depends on; results are grouped by the end of the first one.
+          about, fields: see `Example`.
+
+        Raises:
+          ConfigError: needles and question take more than `length` tokens.
+        """
+        before, room = len(self.head), length - len(self.head) - len(tail)
+        if room < (least := sum(map(len, needles))):
+            raise too_short(self._name, length, length - room + least)
+        hay = haystack(self.pieces, self._filler.from_somewhere(rng), needles, depths, room)
+        about = {**(about or {}), "needle": before + hay.ends[asked[0]]}
+        context = np.concatenate([self.head, hay.tokens])
+        return Example("", tail, context, about=about, needles=hay.needles(before, asked), **fields)
 
 
 def too_short(task: str, length: int, least: int) -> ConfigError:

@@ -95,9 +95,12 @@ def tables(task: Task, samples: Sequence[Sample], seed: int = 0) -> list[dict[st
 
 
 def _row(above: np.ndarray, below: np.ndarray, seed: int) -> dict[str, Any]:
-    """Returns sum(above) / sum(below) over documents, its interval, and the number of predictions."""
+    """Returns sum(above) / sum(below) over documents, its interval, and the number of predictions. The interval is
+    Wilson's if all or none are right."""
     above, below = above[below > 0], below[below > 0]
-    low, high = _interval(above, below, seed) or (None, None)
+    low, high = ratio_interval(above, below, seed)
+    if len(below) > 1 and ((above == 0).all() or (above == below).all()):  # each document is one trial
+        low, high = mean_interval(np.sign(above).tolist(), [str(i) for i in range(len(above))])
     return {"n": int(below.sum()), "value": float(above.sum() / below.sum()), "low": low, "high": high}
 
 
@@ -107,12 +110,3 @@ def _padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
     for row, values in zip(table, lists, strict=True):
         row[: len(values)] = values
     return table
-
-
-def _interval(above: np.ndarray, below: np.ndarray, seed: int) -> tuple[float, float] | None:
-    """Returns the 95% interval of a ratio of sums over documents; `mean_interval` if all or none are right."""
-    if len(below) < 2:
-        return None
-    if (above == 0).all() or (above == below).all():
-        return mean_interval(np.sign(above).tolist(), [str(i) for i in range(len(above))])
-    return ratio_interval(above, below, seed)

@@ -20,8 +20,8 @@ from famjax.data.examples import Documents
 from famjax.data.sources import open_each
 from famjax.data.vocabulary import Vocabulary
 from famjax.evals.samples import Sample
-from famjax.evals.statistics import draws, interval
-from famjax.evals.tasks.base import Example, Task, Unreadable
+from famjax.evals.statistics import ratio_interval
+from famjax.evals.tasks.base import Example, Task, Unreadable, check_readable
 from famjax.infer.codec import Codec
 
 # End of the last bucket of positions.
@@ -73,17 +73,6 @@ def each(config: SourceConfig) -> Iterator[sources.Document | Unreadable]:
                 yield source.document(i)
             except BadText as error:
                 yield Unreadable(error.place, error.reason)
-
-
-def check(name: str, found: Callable[[], Iterable[Document | Unreadable]]) -> None:
-    """Raises `ConfigError` if no document can be read, with the first reason."""
-    first: Unreadable | None = None
-    for document in found():
-        if not isinstance(document, Unreadable):
-            return
-        first = first or document
-    if first is not None:
-        raise ConfigError(f"no document of {name} can be read; {first.place}: {first.reason}")
 
 
 def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document | Unreadable:
@@ -142,7 +131,7 @@ def up_to(edges: Sequence[int], samples: Iterable[Sample]) -> tuple[int, ...]:
 def task(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the task to predict every token but the first of the documents in `config.sources`."""
     found = lambda: itertools.islice(documents(config, codec.vocabulary), config.examples or None)
-    check(name, found)
+    check_readable(found(), f"document of {name}")
     settings = {"sources": [str(source) for source in config.sources]}
     return predicted(name, found, settings, _count(config))
 
@@ -189,20 +178,14 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
         if not tokens.sum():
             continue
         documents = int((tokens > 0).sum())
-        draw = draws(len(bits), seed) if documents > 1 else None  # one document gives no estimate of the variance
         row: dict[str, Any] = {"from": int(start), "to": end, "documents": documents, "tokens": int(tokens.sum())}
         for name, above, below in (("bits_per_byte", bits, sizes), ("accuracy", correct, tokens)):
-            low, high = _bounds(draw, above, below)
+            low, high = ratio_interval(above, below, seed)
             row |= {name: float(above.sum() / below.sum()), f"{name}_low": low, f"{name}_high": high}
         gap = other[0] - bits
-        low, high = _bounds(draw, gap, sizes)
+        low, high = ratio_interval(gap, sizes, seed)
         rows.append(row | {"less_than_first": {"mean": float(gap.sum() / sizes.sum()), "low": low, "high": high}})
     return rows
-
-
-def _bounds(draw: np.ndarray | None, above: np.ndarray, below: np.ndarray) -> tuple[float | None, float | None]:
-    """Returns the interval of above / below over the bootstrap draws, (None, None) without draws."""
-    return (None, None) if draw is None else interval(draw @ above, draw @ below)
 
 
 def _column(values: np.ndarray, bucket: int) -> np.ndarray:

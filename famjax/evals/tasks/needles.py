@@ -8,11 +8,9 @@ import numpy as np
 
 from famjax.config import EvalConfig
 from famjax.data.passkey_text import INTRODUCTION, QUESTION, TELLING, random_key
-from famjax.data.pieces import Filler, Pieces, haystack
 from famjax.evals.metrics import string_match_all
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import Example, Task
-from famjax.evals.tasks.generated import too_short
 from famjax.infer.codec import Codec
 
 # RULER's limit on the tokens of an answer.
@@ -46,25 +44,18 @@ PASS_KEYS = {"passkey_depth": 1, "passkey_newest": 4}
 def needles(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns one of the `KINDS`. The first requested needle lies at the grid's depth, the others at random depths."""
     keys_inserted, values_each, keys_asked = KINDS[name]
-    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
-    head, ask = pieces.first(INTRO), ASK_ONE if keys_asked * values_each == 1 else ASK_MANY
+    hiding, ask = generated.Hiding(name, config, codec, INTRO), ASK_ONE if keys_asked * values_each == 1 else ASK_MANY
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
         keys = generated.words(rng, keys_inserted)
-        values = generated.numbers(rng, keys_inserted * values_each)
+        values = generated.distinct(keys_inserted * values_each, lambda: generated.number(rng))
         inserted = [(keys[i // values_each], value) for i, value in enumerate(values)]
         depths = [depth, *rng.random(len(inserted) - 1)]
-        tail = pieces.raw(ask.format(keys=_list(keys[:keys_asked])))
-        needle_tokens = [pieces.next(NEEDLE.format(key=key, value=value)) for key, value in inserted]
-        room = length - len(head) - len(tail)
-        if room < (least := sum(map(len, needle_tokens))):
-            raise too_short(name, length, length - room + least)
-        hay = haystack(pieces, filler.from_somewhere(rng), needle_tokens, depths, room)
-        about = {"depth": depth, "needle": len(head) + hay.ends[0]}
-        asked = hay.needles(len(head), range(keys_asked * values_each))
+        tail = hiding.pieces.raw(ask.format(keys=_list(keys[:keys_asked])))
+        needle_tokens = [hiding.pieces.next(NEEDLE.format(key=key, value=value)) for key, value in inserted]
         targets = tuple(value for key, value in inserted if key in keys[:keys_asked])
-        context = np.concatenate([head, hay.tokens])
-        return Example("", tail, context, targets=targets, about=about, needles=asked)
+        asked = range(keys_asked * values_each)
+        return hiding.example(rng, length, needle_tokens, depths, tail, asked, {"depth": depth}, targets=targets)
 
     return generated.task(
         name, "generate", config, make, RULER_NEW_TOKENS, {"string_match": string_match_all},
@@ -84,19 +75,15 @@ def pass_key(name: str, config: EvalConfig, codec: Codec) -> Task:
     Several keys are evenly spaced up to the depth; the last one is the answer, because each replaces the one before.
     """
     count = PASS_KEYS[name]
-    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
-    head, tail = pieces.first(INTRODUCTION.strip()), pieces.raw(QUESTION.rstrip())
+    hiding = generated.Hiding(name, config, codec, INTRODUCTION.strip())
+    pieces, tail = hiding.pieces, hiding.pieces.raw(QUESTION.rstrip())
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
         keys = [random_key(rng, config.key_digits) for _ in range(count)]
         key, stated = keys[-1], [pieces.next(TELLING.format(key=key).strip()) for key in keys]
-        room = length - len(head) - len(tail)
-        if room < (least := sum(map(len, stated))):
-            raise too_short(name, length, length - room + least)
         depths = [depth * (i + 1) / count for i in range(count)]
-        hay = haystack(pieces, filler.from_somewhere(rng), stated, depths, room)
-        about = {"depth": depth, "needle": len(head) + hay.ends[-1]}
-        context, needles = np.concatenate([head, hay.tokens]), hay.needles(len(head), [count - 1])
-        return Example("", tail, context, targets=(key,), scored=pieces.next(key), about=about, needles=needles)
+        return hiding.example(
+            rng, length, stated, depths, tail, [count - 1], {"depth": depth}, targets=(key,), scored=pieces.next(key)
+        )
 
     return generated.task(name, "score", config, make, filler=config.filler, key_digits=config.key_digits)

@@ -16,7 +16,7 @@ from famjax.config.text import text_of
 from famjax.data import files, kinds, sources
 from famjax.evals.metrics import rouge_l, squad_exact_match, squad_f1
 from famjax.evals.tasks import language
-from famjax.evals.tasks.base import Task, Unreadable
+from famjax.evals.tasks.base import Task, Unreadable, check_readable
 from famjax.evals.tasks.language import Document
 from famjax.evals.tasks.questions import (
     BadRow,
@@ -178,7 +178,7 @@ def texts(name: str, config: EvalConfig, codec: Codec) -> Task:
     path, split = where(name, config, WHERE[name]), config.split or "test"
     plain = not path.startswith((TFDS, HUB)) and _are_texts(path)
     found = lambda: itertools.islice(_texts(path, split, plain, codec), config.examples or None)
-    language.check(name, found)
+    check_readable(found(), f"document of {name}")
     return language.predicted(name, found, {"data": path, "split": config.split}, config.examples)
 
 

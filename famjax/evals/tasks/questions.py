@@ -10,7 +10,7 @@ import numpy as np
 
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.pieces import Frame, Pieces
-from famjax.evals.tasks.base import NOTHING, Example, Task, TextMetric, Unreadable
+from famjax.evals.tasks.base import NOTHING, Example, Task, TextMetric, Unreadable, check_readable
 from famjax.evals.tasks.rows import Row
 from famjax.infer.codec import Codec
 
@@ -178,7 +178,8 @@ def task(
             except UnicodeEncodeError:
                 yield Unreadable(question.id, "a text has a lone surrogate, which UTF-8 cannot encode")
 
-    _check(name, config.data_of(name), found())
+    if not check_readable(found(), f"example of {name}"):
+        raise ConfigError(f"{name} has no example; {config.data_of(name)} is empty")
     for metric in (metrics or {}).values():
         metric("a", ["a"])
     settings = {"data": config.data_of(name), "split": config.split}
@@ -187,15 +188,3 @@ def task(
         name, kind, examples, metrics or {}, count=config.examples, max_new_tokens=new or 1, stops=("\n",),
         settings=settings,
     )  # fmt: skip
-
-
-def _check(name: str, path: str, found: Iterable[Question | Unreadable]) -> None:
-    """Raises `ConfigError` if no question can be read."""
-    first: Unreadable | None = None
-    for question in found:
-        if not isinstance(question, Unreadable):
-            return
-        first = first or question
-    if first is None:
-        raise ConfigError(f"{name} has no example; {path} is empty")
-    raise ConfigError(f"no example of {name} can be read; {first.place}: {first.reason}")

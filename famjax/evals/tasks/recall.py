@@ -3,7 +3,7 @@
 import numpy as np
 
 from famjax.config import EvalConfig
-from famjax.data.pieces import Filler, Pieces, haystack
+from famjax.data.pieces import Pieces
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import Example, Task
 from famjax.evals.tasks.generated import too_short
@@ -58,21 +58,17 @@ def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
 
 def copy(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the copy task: words, filler, and the same words again; the second occurrence is scored."""
-    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
-    head, tail = pieces.first("Remember these words:"), pieces.raw("\nThe words were:")
+    hiding = generated.Hiding(name, config, codec, "Remember these words:")
+    pieces, tail = hiding.pieces, hiding.pieces.raw("\nThe words were:")
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
-        room = length - len(head) - len(tail)
+        room = length - len(hiding.head) - len(tail)
         chosen = generated.words(rng, COPIED, syllables=2)
         while chosen and sum(len(pieces.next(word)) for word in chosen) > room:
             chosen.pop()
         if not chosen:
             raise too_short(name, length, length - room + 8)
         words = np.concatenate([pieces.next(word) for word in chosen])
-        hay = haystack(pieces, filler.from_somewhere(rng), [words], [0.0], room)
-        context = np.concatenate([head, hay.tokens])
-        about = {"needle": len(head) + hay.ends[0]}
-        needles = hay.needles(len(head), [0])
-        return Example("", tail, context, targets=(" ".join(chosen),), scored=words, about=about, needles=needles)
+        return hiding.example(rng, length, [words], [0.0], tail, [0], targets=(" ".join(chosen),), scored=words)
 
     return generated.task(name, "score", config, make, filler=config.filler)

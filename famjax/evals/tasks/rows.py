@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
-from famjax.config.text import BadText, json_of
+from famjax.config.text import BadText
 from famjax.data import files, kinds
 from famjax.evals.tasks.base import Unreadable
 
@@ -68,14 +68,12 @@ def has_splits(spec: str) -> bool:
 
 def _folder(folder: str, split: str) -> Iterator[Row | Unreadable]:
     """Returns the rows of a split in a folder. Raises `ConfigError` if it has none."""
-    if files.exists(f"{folder}/dataset_dict.json"):
-        splits = json_of(files.read(f"{folder}/dataset_dict.json"), f"{folder}/dataset_dict.json").get("splits", [])
+    if (splits := files.splits_of(folder)) is not None:
         if split not in splits:
             raise ConfigError(f"{folder} has no split {split!r} but {', '.join(splits)}; name one with --split")
         folder = f"{folder}/{split}"
-    if files.exists(f"{folder}/state.json"):
-        state = json_of(files.read(f"{folder}/state.json"), f"{folder}/state.json")
-        return (row for one in state["_data_files"] for row in _counted(_arrow, f"{folder}/{one['filename']}"))
+    if (parts := files.arrow_files(folder)) is not None:
+        return (row for path in parts for row in _counted(_arrow, path))
     paths = [path for ending in ENDINGS for path in files.found(f"{folder}/*{ending}")]
     if not paths:
         raise ConfigError(f"{folder} has no .jsonl, .parquet or .csv file and was not written by save_to_disk")

@@ -4,7 +4,7 @@ word counts over the whole text. Prompts and scoring rule are RULER's, the code 
 import numpy as np
 
 from famjax.config import EvalConfig
-from famjax.data.pieces import Filler, Pieces, haystack
+from famjax.data.pieces import Filler, Pieces
 from famjax.evals.metrics import string_match_all
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import NOTHING, Example, Task
@@ -45,37 +45,23 @@ EXPONENT, DOTS = 2.0, "...."
 
 def variable_tracking(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the task to name all variables of a chain of `HOPS` assignments (VAR B = VAR A) at random depths."""
-    pieces, filler = Pieces(codec.vocabulary, codec.bos), Filler(config.filler)
-    head = pieces.first(TRACK_INTRO)
+    hiding = generated.Hiding(name, config, codec, TRACK_INTRO)
+    pieces = hiding.pieces
 
     def make(rng: np.random.Generator, length: int, depth: float) -> Example:
-        names = _variables(rng, HOPS + 1)
+        names = generated.distinct(HOPS + 1, lambda: "".join(LETTERS[i] for i in rng.integers(0, 26, 5)))
         value = generated.number(rng, 5)
         chain = [f"VAR {names[0]} = {value}."]
         chain += [f"VAR {after} = VAR {before}." for before, after in zip(names, names[1:], strict=False)]
         assigned = [pieces.next(text) for text in chain]
         tail = pieces.raw(TRACK_ASK.format(value=value, count=len(names)))
-        room = length - len(head) - len(tail)
-        if room < (least := sum(map(len, assigned))):
-            raise too_short(name, length, length - room + least)
         depths = sorted(rng.random(len(assigned)))
-        hay = haystack(pieces, filler.from_somewhere(rng), assigned, depths, room)
-        about = {"needle": len(head) + hay.ends[0]}
-        needles = hay.needles(len(head), range(len(chain)))
-        context = np.concatenate([head, hay.tokens])
-        return Example("", tail, context, targets=tuple(names), about=about, needles=needles)
+        return hiding.example(rng, length, assigned, depths, tail, range(len(chain)), targets=tuple(names))
 
     longest = len(pieces.raw(", ".join(["ABCDE"] * (HOPS + 1))))
     return generated.task(
         name, "generate", config, make, max(30, 2 * longest), {"string_match": string_match_all}, filler=config.filler
     )
-
-
-def _variables(rng: np.random.Generator, count: int) -> list[str]:
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found["".join(LETTERS[i] for i in rng.integers(0, 26, 5))] = None
-    return list(found)
 
 
 def common_words(name: str, config: EvalConfig, codec: Codec) -> Task:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from famjax.config import ModelConfig, TrainConfig
 from famjax.nn.weights import memory_shapes
-from famjax.storage.arrays import leaves
+from famjax.storage.arrays import leaves, size_of
 from famjax.storage.model_dir import SUMMARY_TXT, write_text
 from famjax.train import state as states
 from famjax.train.watching.norms import GROUPS, group_of
@@ -52,7 +52,7 @@ def part_bytes(leaf: Any) -> int:
 
 def row_bytes(config: ModelConfig) -> int:
     """Returns the bytes of a row's `MemoryState`, which do not depend on the length of the text."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(memory_shapes(config, 1)))
+    return size_of(memory_shapes(config, 1))
 
 
 def summary(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> str:

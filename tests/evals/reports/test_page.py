@@ -164,7 +164,8 @@ def test_runs_that_were_made_apart_are_compared(tmp_path, capsys):
     for model, mine in zip(models, found, strict=True):
         folder = tmp_path / f"run{model['name'][-1]}"
         model["name"] = "same"
-        report.write_results(folder / report.RESULTS_JSON, {"models": [model]})
+        folder.mkdir()
+        (folder / report.RESULTS_JSON).write_text(json.dumps({"models": [model]}), encoding="utf-8")
         with SampleFile(folder / "samples.jsonl") as file:
             for sample in (sample for samples in mine.values() for sample in samples):
                 file.add(sample)
