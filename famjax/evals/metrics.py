@@ -84,6 +84,7 @@ def _f1(prediction: list[str], target: list[str]) -> float:
 # --- ROUGE ----------------------------------------------------------------------------------------
 
 
+# Zero-width non-joiner and joiner.
 _JOINERS = "\u200c\u200d"
 
 

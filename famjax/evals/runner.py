@@ -140,8 +140,7 @@ class Runner:
             example = batch[i][1].example
             before = np.concatenate([example.context[-8:], example.prompt])[-8:]
             text, _, ended = self.codec.answer(tokens.tolist(), stopped, task.stops, before)
-            values = {name: float(judge(text, example)) for name, judge in task.judges.items()}
-            values |= {name: float(metric(text, example.targets)) for name, metric in task.metrics.items()}
+            values = task.judged(text, example)
             yield self._sample(task, batch[i][1], text, "stop" if ended else "length", values)
 
     def _choose(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:

@@ -5,6 +5,7 @@ A stand-in for the model recognises each text by its tokens, so its inputs can b
 real model.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -170,6 +171,19 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
         repeated = run.answer(Runner(Parrot(), CODEC, "key1"), generation(examples), EvalConfig(again=True), file, [])
     assert len(parrot.asked) == 9 and len(other) == len(repeated) == 9
     assert len(list(read(path.parent, "key1"))) == len(list(read(path.parent, "key2"))) == 9
+
+
+def test_a_reused_answer_is_judged_again(tmp_path):
+    """A metric may have changed, or depend on examples that have: answers are reused, values are those of the present
+    metric, also in the file, from which runs are compared."""
+    examples = questions("<yes>", " 0", " 1")
+    with SampleFile(tmp_path / "samples.jsonl") as file:
+        run.answer(Runner(Parrot(), CODEC, "k"), generation(examples), EvalConfig(), file, [])
+        stricter = dataclasses.replace(generation(examples), metrics={"match": lambda said, targets: 0.25})
+        parrot = Parrot()
+        again = run.answer(Runner(parrot, CODEC, "k"), stricter, EvalConfig(), file, [])
+    assert not parrot.asked and [sample.values for sample in again] == [{"match": 0.25}] * 2
+    assert list(read(tmp_path, "k")) == again
 
 
 def test_parts_ask_each_example_once_and_make_one_evaluation(tmp_path):
