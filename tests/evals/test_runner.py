@@ -173,6 +173,16 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
     assert len(list(read(path.parent, "key1"))) == len(list(read(path.parent, "key2"))) == 9
 
 
+def test_a_damaged_line_is_no_answer(tmp_path):
+    """Whatever a line has become, the answers on the others are read."""
+    with SampleFile(tmp_path / "samples.jsonl") as file:
+        run.answer(Runner(Parrot(), CODEC, "k"), generation(questions("<yes>", " 0")), EvalConfig(), file, [])
+    whole = (tmp_path / "samples.jsonl").read_bytes()
+    damaged = [b'"k"\xff\n', whole[:-9] + b"\n", b"\0" * 9 + b"\n", b'{"key": "k"}\n', b'"k"' + b"[" * 2**17 + b"\n"]
+    (tmp_path / "samples.jsonl").write_bytes(b"".join([*damaged, whole, *damaged]))
+    assert [sample.id for sample in read(tmp_path, "k")] == ["g-0"]
+
+
 def test_a_reused_answer_is_judged_again(tmp_path):
     """A metric may have changed, or depend on examples that have: answers are reused, values are those of the present
     metric, also in the file, from which runs are compared."""
