@@ -186,7 +186,9 @@ def _evaluate(
             continue
         summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
         reach_entry = {"reach": reach.as_dict()} if "by_reach" in summary else {}
-        entry["tasks"][task.name] = summary | reach_entry | {"key": key}
+        # Answers in the files that these results do not count: to more examples, or to some that were removed since.
+        others = {sample.id for sample in read(file.path.parent, key)} - {sample.id for sample in samples}
+        entry["tasks"][task.name] = summary | reach_entry | {"key": key, "not_counted": sorted(others)}
     return entry, found
 
 
