@@ -243,18 +243,17 @@ def _groups(examples: list[Example]) -> list[list[Example]]:
 
 
 def _longest_answer(example: Example, new: int) -> int:
-    return max([new, *map(len, example.choices)])
+    return max([new, 0 if example.is_document else len(example.scored), *map(len, example.choices)])
 
 
 def _truncate(example: Example, room: int, longest: int) -> Fitted:
-    """Truncates the context to `room` tokens, then the scored tokens (at the end) and the prompt (at the front) so that
-    the example has at most `longest` tokens."""
+    """Truncates the context to `room` tokens, a document that is scored (at the end) and the prompt (at the front) so
+    that the example has at most `longest` tokens."""
     changes: dict[str, Any] = {}
     if len(example.context) > room:
         changes["context"] = example.context[:room]
-    before = min(len(example.context), room) + len(example.prompt)
-    most = max(0, longest - before)
-    if len(example.scored) > most > 0:
+    most = max(0, longest - len(example.prompt))
+    if example.is_document and len(example.scored) > most > 0:
         changes["scored"] = example.scored[:most]
         share = most / len(example.scored)
         changes["size"] = example.size * share

@@ -112,6 +112,16 @@ def test_a_document_that_is_predicted_is_cut_at_its_end():
     assert results.summarize(task, [sample], [], 4)["tokens"] == 5
 
 
+@pytest.mark.parametrize("longest", [9, 10, 11, 12])
+def test_an_answer_that_is_scored_is_never_cut(longest):
+    """The whole answer counts (its end is wrong) at any limit; the context makes room for it."""
+    example = Example("a", tokens(" q"), tokens("abcdef"), scored=tokens("ABc"))
+    parrot = Parrot()
+    (sample,) = Runner(parrot, CODEC, longest=longest).run(Task("t", "score", lambda: [example]))
+    assert sample.values["exact_match"] == 0 and sample.answer == -4
+    assert parrot.asked == ["abcdef"[: longest - 5] + " qABc"] and sample.truncated == max(0, 11 - longest)
+
+
 def test_choices_are_ranked_behind_their_prompt():
     """The most probable choice by sum; all four choices of two questions about one article are scored."""
     choices = tuple(map(tokens, ("ABC", "AbC", "abc", "A")))

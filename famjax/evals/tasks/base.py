@@ -83,6 +83,11 @@ class Example:
         """Number of tokens before the answer."""
         return len(self.context) + len(self.prompt)
 
+    @property
+    def is_document(self) -> bool:
+        """Whether `scored` is a document after its first token, not an answer, which is never cut."""
+        return not len(self.context) and len(self.prompt) <= 1
+
     def digest(self) -> str:
         """Returns a hash, 16 hexadecimal digits, of all that the model is asked and its answer is compared with."""
         told = [self.targets, self.choice_sizes, self.answer, self.size, *([dict(self.counts)] if self.counts else [])]
