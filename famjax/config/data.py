@@ -114,9 +114,9 @@ class DataConfig:
 
     Attributes:
       sources: of the task `text`, and of the rows of `text_share`: `SourceConfig`s, or paths.
-      vocabulary: of the tasks `text`, `passkey` and `babi`: `bytes`, or the path of a `tokenizer.json` or of a
-        SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
-        task and the other generated tasks have their own.
+      vocabulary: of the tasks `text`, `tfds:...`, `passkey` and `babi`: `bytes`, or the path of a `tokenizer.json` or
+        of a SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A
+        registered seqio task and the other generated tasks have their own.
       text_share: share of the rows of a batch, the last ones, in which the tasks `passkey` and `babi` read `sources`
         instead of generating documents, so that the model keeps what it could do. `stream_share`, `packing` and
         `repeat_segment` then are settings of these rows, and `PassKeyConfig.stream_share` is a share of the others.
