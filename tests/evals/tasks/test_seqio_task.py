@@ -77,7 +77,7 @@ def test_metric_functions_of_predictions_and_of_scores(tmp_path, registry):  # n
 
 
 def test_what_is_missing_is_told(tmp_path, registry):  # noqa: F811
-    """An unknown name, a missing split, a mixture, and a vocabulary larger than the model's are errors."""
+    """An unknown name, a missing split, a mixture, and another vocabulary, larger or not, are errors."""
     add(tmp_path, "one", [matched], splits=("train", "validation"))
     for name, settings, said in (
         ("seqio:on", {}, "did you mean one"),
@@ -92,3 +92,5 @@ def test_what_is_missing_is_told(tmp_path, registry):  # noqa: F811
         catalog.make("seqio:both", EvalConfig(), CODEC, 64)
     with pytest.raises(ConfigError, match="trained with another"):
         catalog.make("seqio:one", EvalConfig(), Codec.of(ByteVocabulary(size=100)), 64)
+    with pytest.raises(ConfigError, match="'one' and the model have different vocabularies; evaluate a model that was"):
+        catalog.make("seqio:one", EvalConfig(), Codec.of(ByteVocabulary(offset=3)), 64)
