@@ -178,10 +178,16 @@ class DataConfig:
             at_least(name, getattr(self, name), 0)
 
     def check_rows(self, batch_size: int) -> None:
-        """Raises `ConfigError` if rows have no source, or if a nonzero share of the rows is less than one row."""
+        """Raises `ConfigError` if rows have no source, a source has no rows, or if a nonzero share of the rows is less
+        than one row."""
         streams = self.stream_rows(batch_size)
         _check_streams(self.stream_share, streams, batch_size)
         sources = self.all_sources()
-        for rows, many in (("streams", streams), ("packed", batch_size - streams)):
+        counts = {"streams": streams, "packed": batch_size - streams}
+        for rows, many in counts.items():
             if sources and many and not any(s.rows in ("all", rows) and s.weight > 0 for s in sources):
                 raise ConfigError(f"{many} rows are {rows}, but no source serves them; see stream_share and rows")
+        for source in sources:
+            if source.weight > 0 and not counts.get(source.rows, batch_size):
+                raise ConfigError(f"no row reads {source.path}, whose rows are {source.rows!r}; set stream_share, or "
+                                  f"its rows to 'all'")  # fmt: skip
