@@ -109,7 +109,7 @@ def _decoded(tokens: np.ndarray, codec: Codec) -> str:
 
 def _example(number: int, row: dict[str, Any], writes: bool, codec: Codec) -> Example | Unreadable:
     inputs, targets = (np.asarray(row.get(key, ()), np.int32) for key in ("inputs", "targets"))
-    if codec.bos is not None:
+    if codec.bos is not None and (not len(inputs) or inputs[0] != codec.bos):  # the task may add it itself
         inputs = np.concatenate([[codec.bos], inputs]).astype(np.int32)
     if not len(inputs) and not writes:
         inputs, targets = targets[:1], targets[1:]  # the first token has nothing to be predicted from
