@@ -146,7 +146,8 @@ def _loaded(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
 
 def _without_data(config: TrainConfig) -> TrainConfig:
     """Returns a configuration with placeholders for data and directories."""
-    data = dataclasses.replace(config.data, sources=config.data.sources or ("plan",), modules=())
+    some = ("plan",) if config.generated is None or config.data.text_share else ()
+    data = dataclasses.replace(config.data, sources=config.data.sources or some, modules=())
     if config.task == "babi":  # see `BABI`
         same = {field.name: getattr(config.babi, field.name) for field in dataclasses.fields(CurriculumConfig)}
         rows = PassKeyConfig(**same, stream_share=config.babi.stream_share)

@@ -114,9 +114,9 @@ class DataConfig:
 
     Attributes:
       sources: of the task `text`, and of the rows of `text_share`: `SourceConfig`s, or paths.
-      vocabulary: of the tasks `text`, `passkey`, `babi` and `mqar`: `bytes`, or the path of a `tokenizer.json` or of
-        a SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is none. A seqio
-        task and the other generated tasks have their own, and so has `mqar` instead of bytes.
+      vocabulary: of the tasks `text`, `tfds:...`, `passkey`, `babi` and `mqar`: `bytes`, or the path of a
+        `tokenizer.json` or of a SentencePiece `.model`; empty is that of INITIAL_CHECKPOINT_PATH, or bytes if there is
+        none. A registered seqio task and the other generated tasks have their own, and so has `mqar` instead of bytes.
       text_share: share of the rows of a batch, the last ones, in which the tasks `passkey` and `babi` read `sources`
         instead of generating documents, so that the model keeps what it could do. `stream_share`, `packing` and
         `repeat_segment` then are settings of these rows, and `PassKeyConfig.stream_share` is a share of the others.
@@ -178,10 +178,16 @@ class DataConfig:
             at_least(name, getattr(self, name), 0)
 
     def check_rows(self, batch_size: int) -> None:
-        """Raises `ConfigError` if rows have no source, or if a nonzero share of the rows is less than one row."""
+        """Raises `ConfigError` if rows have no source, a source has no rows, or if a nonzero share of the rows is less
+        than one row."""
         streams = self.stream_rows(batch_size)
         _check_streams(self.stream_share, streams, batch_size)
         sources = self.all_sources()
-        for rows, many in (("streams", streams), ("packed", batch_size - streams)):
+        counts = {"streams": streams, "packed": batch_size - streams}
+        for rows, many in counts.items():
             if sources and many and not any(s.rows in ("all", rows) and s.weight > 0 for s in sources):
                 raise ConfigError(f"{many} rows are {rows}, but no source serves them; see stream_share and rows")
+        for source in sources:
+            if source.weight > 0 and not counts.get(source.rows, batch_size):
+                raise ConfigError(f"no row reads {source.path}, whose rows are {source.rows!r}; set stream_share, or "
+                                  f"its rows to 'all'")  # fmt: skip

@@ -96,6 +96,8 @@ class EvalConfig:
             one_of("dtype", self.dtype, DTYPES)
         for name in ("longest", "examples", "max_new_tokens", "alignments"):
             at_least(name, getattr(self, name), 0)
+        if self.longest == 1:
+            raise ConfigError("longest is 1, which leaves no token to predict; use at least 2, or 0 for no limit")
         if not self.lengths or not self.depths:
             raise ConfigError("lengths and depths need a value each; for example --lengths 1k,4k --depths 0,0.5,1")
         for length in self.lengths:

@@ -251,6 +251,9 @@ class TrainConfig:
         """Raises `ConfigError` unless text rows stand beside rows of a task that can have them."""
         share = self.data.text_share
         if not share:
+            if self.data.sources and self.task != "text":
+                raise ConfigError(f"DataConfig.sources has no effect on the task {self.task!r}: 'text' reads it, and "
+                                  f"passkey and babi with DataConfig.text_share; leave it out")  # fmt: skip
             return
         if not isinstance(self.generated, CurriculumConfig):
             raise ConfigError(

@@ -35,7 +35,8 @@ def packed_row(
     """
     row = empty(length, length // block_size)
     row.starts[0] = True
-    where, token = cursor
+    # A lane that resumes within an example, where another training had split it, reads it whole.
+    where, token = cursor.where, 0 if whole else cursor.token
     place, end = 0, length - room
     while place < end:
         example, after = read(where)

@@ -87,13 +87,21 @@ def _check(found: Any, name: str, data: DataConfig) -> None:
             )
         if task.requires_caching and not data.use_cached:
             raise ConfigError(f"the seqio task {task.name!r} must be read from its cache; set USE_CACHED_TASKS to True")
+        features = [task.output_features[key] for key in ("inputs", "targets") if key in task.output_features]
+        if any(feature.vocabulary != features[-1].vocabulary for feature in features):
+            raise ConfigError(
+                f"the features 'inputs' and 'targets' of the seqio task {task.name!r} have different vocabularies, but "
+                f"a row is one text; give them the same"
+            )
     vocabularies = [task.output_features["targets"].vocabulary for task in tasks]
     if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
         raise ConfigError(f"the tasks of the mixture {name!r} have different vocabularies")
 
 
 def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
-    """Returns a task for a TFDS dataset, with the vocabulary of `data`. Raises `ConfigError`."""
+    """Returns a task for a TFDS dataset, with the vocabulary of `data`, its BOS and EOS. Raises `ConfigError`."""
+    import tensorflow as tf
+
     from famjax.data.seqio_vocabulary import FileVocabulary
 
     try:
@@ -108,7 +116,10 @@ def _tfds_task(seqio: Any, name: str, data: DataConfig) -> Any:
     add_eos = data.eos and vocabulary.eos_id is not None
     one = lambda key: seqio.Feature(vocabulary, add_eos=add_eos and key == "targets")
     rename = lambda ds: ds.map(lambda row: {ours: row[theirs] for ours, theirs in keys.items()})
-    preprocessors = [rename, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos]
+    first, bos = next(iter(keys)), vocabulary.bos_id
+    begin = lambda ds: ds.map(lambda row: row | {first: tf.concat([[bos], row[first]], axis=0)})
+    prepend_bos = [begin] if data.bos and bos is not None else []
+    preprocessors = [rename, seqio.preprocessors.tokenize, *prepend_bos, seqio.preprocessors.append_eos]
     return seqio.Task(
         f"tfds_{name.replace('/', '_').replace(':', '_')}", source, {key: one(key) for key in keys}, preprocessors
     )

@@ -86,12 +86,13 @@ def _of_files(paths: Sequence[str], kind: str, config: SourceConfig) -> Source:
     return TextLines(paths) if kind == "lines" else JsonLines(paths, config)
 
 
-def _checked_text(content: bytes, path: str, place: str) -> str:
-    """Decodes a file that counts as text by its name alone. Raises `BadText` if its content is not text."""
+def _checked_text(content: bytes, path: str, place: str, begins: bool = True) -> str:
+    """Decodes a file that counts as text by its name alone, or a part of it, which `begins` the file or not. Raises
+    `BadText` if its content is not text."""
     text = text_of(content, place)
     if "\0" in text:
         raise BadText(path, "this is not text, it has zero bytes; leave it out, or set SourceConfig.kind = 'text'")
-    if text.lstrip()[:1] == "{" and _is_object(text.lstrip().partition("\n")[0]):
+    if begins and text.lstrip()[:1] == "{" and _is_object(text.lstrip().partition("\n")[0]):
         raise BadText(path, "its first line is a JSON object; set SourceConfig.kind = 'jsonl' to read JSON lines, or "
                             "'text' to read it as it is")  # fmt: skip
     return text
@@ -150,7 +151,7 @@ class TextParts:
             if kinds.is_gzip(path):
                 raise ConfigError(f"{path} cannot be split into parts: gzip can only be read from the start; unpack it")
         self.paths, self.part_bytes = paths, part_bytes
-        self._decode = _checked_text if by_name else lambda content, _, place: text_of(content, place)
+        self._decode = _checked_text if by_name else lambda content, _, place, begins: text_of(content, place)
 
     @functools.cached_property
     def _before(self) -> np.ndarray:
@@ -166,7 +167,7 @@ class TextParts:
         last = i + 1 == self._before[which + 1]
         start, end = self._edge(path, part), None if last else self._edge(path, part + 1)
         content = files.read(path, start, end)
-        return Document("", self._decode(content, path, f"{path} from byte {start} on"), path)
+        return Document("", self._decode(content, path, f"{path} from byte {start} on", not part), path)
 
     def first(self) -> Document:
         """Returns the first part."""

@@ -33,6 +33,8 @@ from famjax.data.vocabulary import (
 STREAMS, PACKED = "streams", "packed"
 # What progress counts, in words.
 COUNTED = {"rows": "rows of a batch", "streams": "rows that stream", "examples": "documents"}
+# Settings of a seqio task that decide which example a position is.
+SEQIO = ("split", "use_cached", "data_shards")
 
 
 class TextTask:
@@ -108,6 +110,11 @@ class TextTask:
         group, lane = self._lane(number)
         T, S = self._config.sequence_length, self._config.model.memory.block_size
         read = lambda where: self._groups[group].example(lane, where)
+        if cursor.token and cursor.token >= (size := len(read(cursor.where)[0].tokens)):
+            raise ConfigError(
+                f"the training to resume was at token {cursor.token} of a document that now has {size}, so its "
+                f"position in the data is lost; restore the data, or start in an empty MODEL_DIR from its weights"
+            )
         if group == STREAMS:
             return stream_row(read, cursor, T, S)
         row, cursor = packed_row(read, cursor, T, S, whole=self._data.packing == "whole", room=self._room)
@@ -127,6 +134,7 @@ class TextTask:
             "sources": [identity(source) for source in self._data.all_sources()],
             # The position in a document counts these tokens, too.
             "added": {"bos": self._data.bos, "eos": self._data.eos},
+            "seqio": {name: getattr(self._data, name) for name in SEQIO} if self._config.task != "text" else {},
         }
 
     def _check(self, progress: Progress) -> None:
@@ -199,9 +207,11 @@ def _documents(
 
 
 def _seqio_task(config: TrainConfig) -> Any:
-    from famjax.data.seqio_tasks import find_task
+    from famjax.data.seqio_tasks import TFDS, find_task
 
-    return find_task(config.task, config.data)
+    # The texts of a TFDS dataset have the same vocabulary as those of files; other tasks have their own.
+    vocabulary = vocabulary_path(config) if config.task.startswith(TFDS) else ""
+    return find_task(config.task, dataclasses.replace(config.data, vocabulary=vocabulary))
 
 
 def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, bytes] | None]:

@@ -10,6 +10,7 @@ import functools
 import math
 import re
 import string
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -83,6 +84,10 @@ def _f1(prediction: list[str], target: list[str]) -> float:
 # --- ROUGE ----------------------------------------------------------------------------------------
 
 
+# Zero-width non-joiner and joiner.
+_JOINERS = "\u200c\u200d"
+
+
 @functools.cache
 def _scorer() -> Any:
     try:
@@ -93,7 +98,11 @@ def _scorer() -> Any:
 
 
 class _Words:
-    """The library's tokenizer for ASCII words. It would drop other characters, so other words are kept whole."""
+    """The library's tokenizer for ASCII words. It would drop other characters, so other words are kept whole.
+
+    A word is a run of letters and digits with their marks and joiners: without its vowel signs, a word of Hindi would
+    be its consonants.
+    """
 
     def __init__(self) -> None:
         from rouge_score import tokenizers
@@ -104,7 +113,10 @@ class _Words:
         """Returns the words of a text, in lower case and stemmed if they are ASCII."""
         if text.isascii():
             return list(self._library.tokenize(text))
-        return [stem for word in re.findall(r"\w+", text.lower()) for stem in self._stems(word)]
+        letters = unicodedata.normalize("NFC", text.lower())
+        belongs = lambda letter: letter in _JOINERS or unicodedata.category(letter)[0] in "LMN"
+        words = "".join(letter if belongs(letter) else " " for letter in letters).split()
+        return [stem for word in words for stem in self._stems(word)]
 
     def _stems(self, word: str) -> list[str]:
         return list(self._library.tokenize(word)) if word.isascii() else [word]

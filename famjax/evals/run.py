@@ -183,7 +183,9 @@ def _evaluate(
             continue
         summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
         reach_entry = {"reach": reach.as_dict()} if "by_reach" in summary else {}
-        entry["tasks"][task.name] = summary | reach_entry | {"key": key}
+        # Answers in the files that these results do not count: to more examples, or to some that were removed since.
+        others = {sample.id for sample in read(file.path.parent, key)} - {sample.id for sample in samples}
+        entry["tasks"][task.name] = summary | reach_entry | {"key": key, "not_counted": sorted(others)}
     return entry, found
 
 
@@ -210,13 +212,21 @@ def answer(
     asked: set[str] = set()  # an earlier evaluation may have run more examples
     done: set[str] = set()  # those of them that were answered before, and have not changed since
 
+    def judge_again(before: Sample, example: Example) -> None:
+        """Updates the metrics of a text: they may depend on the other examples, or be those of another version."""
+        if task.kind == "generate" and (values := task.judged(before.answer, example)) != before.values:
+            samples[example.id] = dataclasses.replace(before, values=values)
+            file.add(samples[example.id])
+
     def examples() -> Iterator[Example | Unreadable]:
         for example in _part(task.examples(), *config.part_of):
             if isinstance(example, Example):
                 asked.add(example.id)
-                if example.id in samples and samples[example.id].question == example.digest():
+                before = samples.get(example.id)
+                if before is not None and before.question == example.digest():
                     done.add(example.id)
                     advance(1)
+                    judge_again(before, example)
             yield example
 
     for sample in runner.run(dataclasses.replace(task, examples=examples), done, unreadable.append):

@@ -140,8 +140,7 @@ class Runner:
             example = batch[i][1].example
             before = np.concatenate([example.context[-8:], example.prompt])[-8:]
             text, _, ended = self.codec.answer(tokens.tolist(), stopped, task.stops, before)
-            values = {name: float(judge(text, example)) for name, judge in task.judges.items()}
-            values |= {name: float(metric(text, example.targets)) for name, metric in task.metrics.items()}
+            values = task.judged(text, example)
             yield self._sample(task, batch[i][1], text, "stop" if ended else "length", values)
 
     def _choose(self, task: Task, batch: list[tuple[Any, Fitted]]) -> Iterator[Sample]:
@@ -244,18 +243,17 @@ def _groups(examples: list[Example]) -> list[list[Example]]:
 
 
 def _longest_answer(example: Example, new: int) -> int:
-    return max([new, *map(len, example.choices)])
+    return max([new, 0 if example.is_document else len(example.scored), *map(len, example.choices)])
 
 
 def _truncate(example: Example, room: int, longest: int) -> Fitted:
-    """Truncates the context to `room` tokens, then the scored tokens (at the end) and the prompt (at the front) so that
-    the example has at most `longest` tokens."""
+    """Truncates the context to `room` tokens, a document that is scored (at the end) and the prompt (at the front) so
+    that the example has at most `longest` tokens."""
     changes: dict[str, Any] = {}
     if len(example.context) > room:
         changes["context"] = example.context[:room]
-    before = min(len(example.context), room) + len(example.prompt)
-    most = max(0, longest - before)
-    if len(example.scored) > most > 0:
+    most = max(0, longest - len(example.prompt))
+    if example.is_document and len(example.scored) > most > 0:
         changes["scored"] = example.scored[:most]
         share = most / len(example.scored)
         changes["size"] = example.size * share

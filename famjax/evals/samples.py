@@ -125,21 +125,21 @@ def read(folder: str | Path, key: str = "") -> Iterator[Sample]:
     """
     found: dict[tuple[str, str, str], Sample] = {}
     for path in sorted(Path(folder).glob("samples*.jsonl")):
-        with open(path, encoding="utf-8") as file:
+        with open(path, "rb") as file:
             for line in file:
                 if fields := _fields(line, key):
                     found[fields["key"], fields["task"], fields["id"]] = Sample(**fields)
     yield from found.values()
 
 
-def _fields(line: str, key: str) -> dict[str, Any]:
+def _fields(line: bytes, key: str) -> dict[str, Any]:
     """Returns the fields of a line's answer; empty if the line is not an answer or has another key."""
     names = {field.name for field in dataclasses.fields(Sample)}
-    if key and key not in line:
+    if key and key.encode() not in line:
         return {}
     try:
         fields = json.loads(line)
-    except ValueError:  # half a line
+    except (ValueError, RecursionError):  # half a line, or bytes that are not UTF-8
         return {}
     good = isinstance(fields, dict) and set(fields) | {"question"} == names and (not key or fields["key"] == key)
     return fields if good else {}

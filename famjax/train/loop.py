@@ -76,7 +76,8 @@ def _train(config: TrainConfig, config_text: str, mesh: Mesh, evaluate: Evaluate
                 watch.log(step, metrics, task.report(feed.progress), compilations(step_fn))
             if saver.due(step):
                 progress = distributed.merge_progress(feed.progress)
-                saver.save(state, {"task": progress, "logged": watch.to_save()}, watch.last)
+                saved = {"name": config.task, "task": progress, "logged": watch.to_save()}
+                saver.save(state, saved, watch.last)
             if saver.stopping:
                 break
             interrupts.check()

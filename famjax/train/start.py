@@ -113,7 +113,10 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
             print(f"{damaged}; step {found.step}, the one before, is intact", file=sys.stderr, flush=True)
         if first:
             print(f"continuing {config.model_dir} from step {found.step}", flush=True)
-        progress = found.progress["task"]
+        progress, name = found.progress["task"], found.progress.get("name", config.task)  # older ones have no name
+        if name != config.task:
+            raise ConfigError(f"{config.model_dir} was trained on the task {name!r}, not on {config.task!r}; start in "
+                              f"an empty MODEL_DIR from its weights (INITIAL_CHECKPOINT_PATH)")  # fmt: skip
         # Refuses the progress of other data while nothing is written yet; a batch has no effect.
         task.batch(found.step, progress)
         state = states.from_saved(found.step, found.params, found.training, where)

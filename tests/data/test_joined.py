@@ -149,6 +149,11 @@ def test_progress_of_other_rows_is_refused(files):
         ({"share": 0.9}, "is 4 rows"),
         ({"stream_share": 0.1}, "stream_share 0.1 of 2 rows is less than one row"),
         ({"sources": (SourceConfig(path="a.txt", rows="streams"),)}, "2 rows are packed, but no source serves them"),
+        (
+            {"sources": ("a.txt", SourceConfig(path="b.txt", rows="streams"))},
+            "no row reads b.txt, whose rows are 'streams'; set stream_share, or its rows to 'all'",
+        ),
+        ({"share": 0.0}, "DataConfig.sources has no effect on the task 'passkey': 'text' reads it, and passkey and"),
     ],
 )
 def test_settings_that_cannot_work(files, changes, message):

@@ -7,7 +7,7 @@ from famjax.config import ConfigError
 from famjax.data.examples import Documents, Mixture
 from famjax.data.packing import REPEAT_TEXT
 from famjax.data.sources import open_source
-from famjax.data.text_task import TextTask, check_text_task
+from famjax.data.text_task import TextTask, check_text_task, make_text_task
 from famjax.data.vocabulary import ByteVocabulary
 from tests.data import text
 
@@ -34,6 +34,28 @@ def expected(examples):
         for i, letter in enumerate(example["inputs"] + example["targets"])
         if i >= max(1, len(example["inputs"]))
     ]
+
+
+def test_another_packing_resumes_with_whole_examples(tmp_path):
+    """A lane in the middle of an example that was split reads it from its start, also if it is longer than a row."""
+    made = {kind: packed(tmp_path, packing=kind) for kind in ("cut", "whole")}
+    longest = max(EXAMPLES, key=lambda example: len(example["inputs"] + example["targets"]))
+    _, progress = text.read(make_text_task(made["cut"], [0]), 12)
+    inside = next(one for one in progress if one["0"]["where"][0] == 7 and one["0"]["token"] > text.T)
+    batch, _ = make_text_task(made["whole"], [0]).batch(0, inside)
+    assert bytes(batch.tokens[0].tolist()).decode() == (longest["inputs"] + longest["targets"])[: text.T]
+
+
+def test_an_example_that_has_become_shorter_is_refused(tmp_path):
+    """The position of its lane is behind its end."""
+    made = packed(tmp_path)
+    _, progress = text.read(make_text_task(made, [0]), 12)
+    inside = next(one for one in progress if one["0"]["where"][0] == 7 and one["0"]["token"] > text.T)
+    text.write_jsonl(tmp_path / "examples.jsonl", [*EXAMPLES[:7], {"inputs": "", "targets": "B"}])
+    with pytest.raises(
+        ConfigError, match=r"was at token \d+ of a document that now has 1, so its position in the data"
+    ):
+        make_text_task(made, [0]).batch(0, inside)
 
 
 def test_cut_rows_hold_every_token_in_order(tmp_path):

@@ -15,6 +15,7 @@ from famjax.data.seqio_vocabulary import FileVocabulary, ours_of
 from famjax.data.text_task import check_text_task, files_to_keep, make_text_task
 from famjax.data.vocabulary import load_vocabulary
 from tests.data import text
+from tests.pretrained import tokenizers_of_ours
 
 SIZES = (1, 4, 5, 16, 17, 33, 7)
 BYTES = {"targets": seqio.Feature(FileVocabulary("bytes"), add_eos=False)}
@@ -117,6 +118,32 @@ def test_inputs_carry_no_loss(tmp_path, registry):
     example = [3 + ord(letter) for letter in "q?" + text.text(0, 3)] + [1]
     np.testing.assert_array_equal(batch.tokens[0], (example * 3)[:16])
     np.testing.assert_array_equal(batch.weights[0], ([0, 1, 1, 1, 1, 0] * 3)[:16])
+
+
+def test_inputs_of_another_vocabulary_are_refused(tmp_path, registry):
+    """A row is one text; ids of another vocabulary would be other tokens of the model."""
+    features = {"inputs": seqio.Feature(seqio.ByteVocabulary(), add_eos=False)} | BYTES
+    steps = [lambda ds: ds.map(lambda line: {"inputs": "q", "targets": line}), seqio.preprocessors.tokenize]
+    add_task(tmp_path, output_features=features, preprocessors=steps)
+    with pytest.raises(ConfigError, match="'inputs' and 'targets' of the seqio task 'texts' have different vocabular"):
+        check_text_task(config())
+
+
+def test_settings_that_decide_positions_are_those_of_the_training(tmp_path, registry):
+    """Otherwise a lane would resume at another example, in the middle of its tokens."""
+    add_task(tmp_path)
+    source = seqio.TextLineDataSource({split: f"{tmp_path}/texts-*.txt" for split in ("train", "other")})
+    steps = [lambda ds: ds.map(lambda line: {"targets": line}), seqio.preprocessors.tokenize]
+    seqio.TaskRegistry.remove("texts")
+    seqio.TaskRegistry.add("texts", source=source, preprocessors=steps, output_features=BYTES)
+    _, progress = text.read(make_text_task(config(rows=4, data_shards=1), range(4)), 2)
+    for settings in ({"data_shards": 4}, {"data_shards": 1, "split": "other"}):
+        with pytest.raises(
+            ConfigError, match=r"had seqio .*'split': 'train'.*, not .*; use the same data, or start in"
+        ):
+            make_text_task(config(rows=4, **settings), range(4)).batch(2, progress[-1])
+    del progress[-1]["data"]["seqio"]  # of an older version
+    make_text_task(config(rows=4, data_shards=1), range(4)).batch(2, progress[-1])
 
 
 def test_mixtures_draw_by_their_rates(tmp_path, registry):
@@ -246,6 +273,14 @@ def test_tfds_datasets_by_name(tmp_path):
     tfds.core.add_data_dir(str(tmp_path))
     batches = text.batches_of(text.config(task="tfds:famjax_texts:1.0.0", stream_share=1.0), 6)
     assert sorted(text.stream(batches, 0)[:3]) == sorted(text.text(i, size) for i, size in enumerate((3, 9, 20)))
+    # Without a vocabulary of their own they have that of the initial weights, as texts of files do.
+    ours = load_vocabulary(str(tokenizers_of_ours.write(tmp_path / "start", "byte-level")))
+    settings = {"initial_checkpoint": str(tmp_path / "start"), "vocab_size": 512, "sequence_length": 64}
+    for bos in (True, False):
+        made = text.config(task="tfds:famjax_texts:1.0.0", bos=bos, shuffle=False, packing="whole", **settings)
+        tokens = text.batches_of(made, 1)[0].tokens[0]
+        first = [ours.bos] * bos + [*ours.encode(text.text(0, 3)), ours.eos] + [ours.bos] * bos
+        assert tokens[: len(first)].tolist() == first
     for name, message in (
         ("famjax_other:1.0.0", "the TFDS dataset 'famjax_other:1.0.0' has no inputs and targets; it has body"),
         ("famjax_nowhere:1.0.0", "tfds:famjax_nowhere:1.0.0: .*not found"),

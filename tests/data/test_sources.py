@@ -83,6 +83,15 @@ def test_parts_without_lines_are_cut_between_characters(tmp_path, monkeypatch):
     assert "".join(found) == "öäü" * 9 and len(found) == 8 and all(found)
 
 
+def test_a_part_may_begin_with_json(tmp_path):
+    """Only the start of a file tells that it contains JSON lines; a book has them in its middle."""
+    (tmp_path / "a.txt").write_text('Some text:\n{"a": 1}\n')
+    assert documents(tmp_path / "a.txt", part_bytes=11) == [("", "Some text:\n"), ("", '{"a": 1}\n')]
+    (tmp_path / "a.txt").write_text('{"a": 1}\nSome text\n')
+    with pytest.raises(ConfigError, match="its first line is a JSON object"):
+        documents(tmp_path / "a.txt", part_bytes=9)
+
+
 def test_remote_paths(tmp_path):
     """Whatever fsspec reads: globs, gzip, ranges of bytes."""
     files = fsspec.filesystem("memory")

@@ -43,6 +43,21 @@ def test_rouge_l_keeps_words_of_other_scripts():
     assert rouge_scorer.RougeScorer(["rougeL"]).score("мама мыла раму", "мама мыла")["rougeL"].fmeasure == 0
 
 
+@pytest.mark.parametrize(
+    ("prediction", "target", "f"),
+    [
+        ("कि", "का", 0),  # the same consonant with another vowel sign
+        ("हिन्दी में", "हिन्दी से", 1 / 2),
+        ("cafe\u0301 noir", "café noir", 1),  # a combining accent
+        ("می\u200cخواهم", "می خواهم", 0),  # a joiner is part of its word
+        ("naïve_approach’s end", "naïve approach's end", 1),  # other signs end a word, as those of ASCII do
+    ],
+)
+def test_rouge_l_keeps_the_marks_of_words(prediction, target, f):
+    """Words have the vowel signs and accents that are written as characters of their own."""
+    assert metrics.rouge_l(prediction, [target]) == pytest.approx(f)
+
+
 def test_string_match_is_rulers():
     """RULER's string_match_all: the fraction of references found, ignoring case; string_match_any: whether one is
     found."""

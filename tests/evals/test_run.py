@@ -63,6 +63,21 @@ def test_after_a_change_of_the_data_only_what_changed_is_asked_again(models: Pat
     assert both[0]["tasks"]["text"]["by_position"] == both[1]["tasks"]["text"]["by_position"]
 
 
+def test_a_comparison_is_of_the_results_not_of_all_answers_in_the_folder(models: Path, tmp_path: Path) -> None:
+    """A document that was removed since, and one that an unfinished evaluation has answered, are in samples.jsonl."""
+    glob = texts(tmp_path / "t", a="The first text.", b="Another one, which is longer.", c="The last.")
+    asked = {"task": "text", "sources": (glob,)}
+    evaluate(models / "one", tmp_path / "out", **asked)
+    (tmp_path / "t" / "c.txt").unlink()
+    alone = evaluate(models / "one", tmp_path / "out", **asked)["tasks"]["text"]
+    (told,) = compare([str(tmp_path / "out")])["models"]
+    assert alone["n"] == 2 and told["tasks"]["text"]["metrics"] == alone["metrics"]
+    answers = tmp_path / "out" / "samples.jsonl"
+    answers.write_text(answers.read_text() + answers.read_text().replace('"id": "000001"', '"id": "000007"'))
+    with pytest.raises(ConfigError, match="out has 3 answers of one to text, but its results are of 2; run this eval"):
+        compare([str(tmp_path / "out")])
+
+
 def test_runs_that_asked_other_questions_are_not_compared(models: Path, tmp_path: Path) -> None:
     """Other texts under the same names, other seeds of a generated task, other buckets of positions."""
     for name in ("t", "u"):

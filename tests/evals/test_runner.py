@@ -5,6 +5,7 @@ A stand-in for the model recognises each text by its tokens, so its inputs can b
 real model.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -111,6 +112,16 @@ def test_a_document_that_is_predicted_is_cut_at_its_end():
     assert results.summarize(task, [sample], [], 4)["tokens"] == 5
 
 
+@pytest.mark.parametrize("longest", [9, 10, 11, 12])
+def test_an_answer_that_is_scored_is_never_cut(longest):
+    """The whole answer counts (its end is wrong) at any limit; the context makes room for it."""
+    example = Example("a", tokens(" q"), tokens("abcdef"), scored=tokens("ABc"))
+    parrot = Parrot()
+    (sample,) = Runner(parrot, CODEC, longest=longest).run(Task("t", "score", lambda: [example]))
+    assert sample.values["exact_match"] == 0 and sample.answer == -4
+    assert parrot.asked == ["abcdef"[: longest - 5] + " qABc"] and sample.truncated == max(0, 11 - longest)
+
+
 def test_choices_are_ranked_behind_their_prompt():
     """The most probable choice by sum; all four choices of two questions about one article are scored."""
     choices = tuple(map(tokens, ("ABC", "AbC", "abc", "A")))
@@ -182,6 +193,29 @@ def test_two_evaluations_do_not_write_one_file(tmp_path):
         assert path.read_bytes() == b'{"half": ' and file.path == path
     SampleFile(path).__exit__()
     assert path.read_bytes() == b""
+
+
+def test_a_damaged_line_is_no_answer(tmp_path):
+    """Whatever a line has become, the answers on the others are read."""
+    with SampleFile(tmp_path / "samples.jsonl") as file:
+        run.answer(Runner(Parrot(), CODEC, "k"), generation(questions("<yes>", " 0")), EvalConfig(), file, [])
+    whole = (tmp_path / "samples.jsonl").read_bytes()
+    damaged = [b'"k"\xff\n', whole[:-9] + b"\n", b"\0" * 9 + b"\n", b'{"key": "k"}\n', b'"k"' + b"[" * 2**17 + b"\n"]
+    (tmp_path / "samples.jsonl").write_bytes(b"".join([*damaged, whole, *damaged]))
+    assert [sample.id for sample in read(tmp_path, "k")] == ["g-0"]
+
+
+def test_a_reused_answer_is_judged_again(tmp_path):
+    """A metric may have changed, or depend on examples that have: answers are reused, values are those of the present
+    metric, also in the file, from which runs are compared."""
+    examples = questions("<yes>", " 0", " 1")
+    with SampleFile(tmp_path / "samples.jsonl") as file:
+        run.answer(Runner(Parrot(), CODEC, "k"), generation(examples), EvalConfig(), file, [])
+        stricter = dataclasses.replace(generation(examples), metrics={"match": lambda said, targets: 0.25})
+        parrot = Parrot()
+        again = run.answer(Runner(parrot, CODEC, "k"), stricter, EvalConfig(), file, [])
+    assert not parrot.asked and [sample.values for sample in again] == [{"match": 0.25}] * 2
+    assert list(read(tmp_path, "k")) == again
 
 
 def test_parts_ask_each_example_once_and_make_one_evaluation(tmp_path):

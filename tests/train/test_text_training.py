@@ -85,12 +85,16 @@ def test_a_directory_with_another_vocabulary_is_left_alone(tmp_path, texts):
 
 
 def test_a_refused_resumption_leaves_the_directory_as_it_was(tmp_path, texts):
-    """With another seed, no file changes, `config.gin` included: the command before still resumes."""
-    data = DataConfig(sources=texts, stream_share=0.5)
+    """With another seed or task, no file changes, `config.gin` included: the command before still resumes."""
+    data = DataConfig(sources=texts)
     train(config(tmp_path / "m", data, steps=2), "# before\n")
     before = {path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()}
     with pytest.raises(ConfigError, match="had seed 0, not 3"):
         train(config(tmp_path / "m", data, steps=4, seed=3), "# after\n")
+    with pytest.raises(
+        ConfigError, match="m was trained on the task 'text', not on 'passkey'; start in an empty MODEL"
+    ):
+        train(config(tmp_path / "m", data, steps=4, task="passkey", sequence_length=512), "# after\n")
     assert {path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()} == before
 
 

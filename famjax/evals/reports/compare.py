@@ -64,12 +64,17 @@ def _models(run: str) -> list[dict[str, Any]]:
 
 
 def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
-    """Returns a model's answers by task, for the keys in its results."""
+    """Returns a model's answers by task, those that its results count."""
     found = {}
     for name, summary in model["tasks"].items():
-        samples = sorted(read(run, summary["key"]), key=lambda sample: sample.id)
+        others = set(summary.get("not_counted", ()))
+        counted = (sample for sample in read(run, summary["key"]) if sample.id not in others)
+        samples = sorted(counted, key=lambda sample: sample.id)
         if not samples:
             raise ConfigError(f"{run} has no answers of {model['name']} to {name}; they were moved or deleted")
+        if len(samples) != summary["n"]:
+            raise ConfigError(f"{run} has {len(samples)} answers of {model['name']} to {name}, but its results are of "
+                              f"{summary['n']}; run this evaluation to its end")  # fmt: skip
         found[name] = samples
     return found
 

@@ -83,9 +83,15 @@ class Example:
         """Number of tokens before the answer."""
         return len(self.context) + len(self.prompt)
 
+    @property
+    def is_document(self) -> bool:
+        """Whether `scored` is a document after its first token, not an answer, which is never cut."""
+        return not len(self.context) and len(self.prompt) <= 1
+
     def digest(self) -> str:
         """Returns a hash, 16 hexadecimal digits, of all that the model is asked and its answer is compared with."""
-        found = hashlib.sha256(json.dumps([self.targets, self.choice_sizes, self.answer, self.size]).encode())
+        told = [self.targets, self.choice_sizes, self.answer, self.size, *([dict(self.counts)] if self.counts else [])]
+        found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for part in (self.context, self.prompt, self.scored, self.labels, self.bins, *self.choices):
             found.update(len(part).to_bytes(8, "little") + np.asarray(part, "<i8").tobytes())
         return found.hexdigest()[:16]
@@ -183,6 +189,11 @@ class Task:
         one_of("kind", self.kind, KINDS)
         if self.kind == "generate" and not (self.metrics or self.judges or self.corpus_metrics):
             raise ValueError(f"the task {self.name} has no metric")
+
+    def judged(self, said: str, example: Example) -> dict[str, float]:
+        """Returns the metrics of a generated text."""
+        values = {name: float(judge(said, example)) for name, judge in self.judges.items()}
+        return values | {name: float(metric(said, example.targets)) for name, metric in self.metrics.items()}
 
     def values(self, found: dict[str, float]) -> dict[str, float]:
         """Selects the reported metrics of a `choose` or `score` example, by their names in results."""

@@ -35,7 +35,7 @@ class Document:
     Attributes:
       name: place of the text in the source.
       tokens: int32 [n].
-      size: bytes of the text.
+      size: bytes of the text after its first token, which is not predicted.
       digest: hash of the text.
     """
 
@@ -84,7 +84,8 @@ def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document | 
     tokens = reader.tokens(document).tokens
     if len(tokens) < 2:
         return Unreadable(document.place, "there is no token to predict")
-    return Document(document.place, tokens, len(text), digest)
+    given = 0 if tokens[0] == vocabulary.bos else len(vocabulary.token_bytes(int(tokens[0])))
+    return Document(document.place, tokens, len(text) - given, digest)
 
 
 def _count(config: EvalConfig) -> int:
@@ -144,9 +145,8 @@ def predicted(
     def example(number: int, document: Document | Unreadable) -> Example | Unreadable:
         if isinstance(document, Unreadable):
             return document
-        tokens, size = document.tokens, document.size * (1 - 1 / len(document.tokens))
-        about = {"name": document.name, "text": document.digest}
-        return Example(f"{number:06d}", tokens[:1], scored=tokens[1:], size=size, about=about)
+        tokens, about = document.tokens, {"name": document.name, "text": document.digest}
+        return Example(f"{number:06d}", tokens[:1], scored=tokens[1:], size=document.size, about=about)
 
     examples = lambda: (example(i, document) for i, document in enumerate(found()))
     return Task(name, "score", examples, count=count, by_position=True, settings=settings)

@@ -123,8 +123,7 @@ class Encoder:
         """Returns the tokenized question."""
         if self._last[0] != question.document:
             self._last = question.document, self._pieces.first(question.document)
-        context, options = self._last[1], tuple(f" {option}" for option in question.options)
-        about = dict(question.about)
+        context, options, about = self._last[1], question.options, dict(question.about)
         needles: tuple[tuple[int, int], ...] = ()
         if question.needle is not None:
             start, end = (self._tokens_before(question.document[:at], context) for at in question.needle)
@@ -132,7 +131,7 @@ class Encoder:
             about |= {"needle": needles[0][1]}
         return Example(
             question.id, self._pieces.last(question.prompt), context, question.group, question.targets,
-            tuple(map(self._pieces.raw, options)), tuple(len(option.encode()) for option in options), question.answer,
+            tuple(map(self._pieces.next, options)), tuple(1 + len(one.encode()) for one in options), question.answer,
             about=about, needles=needles,
         )  # fmt: skip
 

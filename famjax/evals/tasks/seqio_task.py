@@ -19,6 +19,8 @@ SEQIO = "seqio:"
 # The first of these splits that a task has is evaluated.
 SPLITS = ("validation", "test", "train")
 NEW_TOKENS = 128
+# A text whose tokens show whether two vocabularies are the same.
+PROBE = "Where is the key? It is number 1984."
 
 
 def task(name: str, config: EvalConfig, codec: Codec) -> Task:
@@ -27,15 +29,24 @@ def task(name: str, config: EvalConfig, codec: Codec) -> Task:
     The model generates if the task has metric functions of predictions; otherwise it scores the targets.
 
     Raises:
-      ConfigError: the task is not registered, is a mixture, or has tokens outside the model's vocabulary.
+      ConfigError: the task is not registered, is a mixture, or has another vocabulary than the model.
     """
     registered = name.removeprefix(SEQIO)
     theirs, split = _find(registered, config)
+    from famjax.data.seqio_vocabulary import ours_of  # imports seqio
+
     vocabulary = theirs.output_features["targets"].vocabulary
     if vocabulary.vocab_size > codec.vocabulary.size:
         raise ConfigError(
             f"the seqio task {registered!r} has a vocabulary of {vocabulary.vocab_size} tokens, the model one of "
             f"{codec.vocabulary.size}; it was trained with another"
+        )
+    ours, files = ours_of(vocabulary)
+    # One that has no files, such as ids that are given as they are, cannot be compared.
+    if files is not None and ours.encode(PROBE).tolist() != codec.vocabulary.encode(PROBE).tolist():
+        raise ConfigError(
+            f"the seqio task {registered!r} and the model have different vocabularies; evaluate a model that was "
+            f"trained with the task's, or give the task the model's (FileVocabulary of the model directory)"
         )
     writes = bool(theirs.predict_metric_fns)
     metrics = theirs.predict_metric_fns if writes else theirs.score_metric_fns
@@ -98,7 +109,7 @@ def _decoded(tokens: np.ndarray, codec: Codec) -> str:
 
 def _example(number: int, row: dict[str, Any], writes: bool, codec: Codec) -> Example | Unreadable:
     inputs, targets = (np.asarray(row.get(key, ()), np.int32) for key in ("inputs", "targets"))
-    if codec.bos is not None:
+    if codec.bos is not None and (not len(inputs) or inputs[0] != codec.bos):  # the task may add it itself
         inputs = np.concatenate([[codec.bos], inputs]).astype(np.int32)
     if not len(inputs) and not writes:
         inputs, targets = targets[:1], targets[1:]  # the first token has nothing to be predicted from

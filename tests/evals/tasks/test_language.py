@@ -9,7 +9,8 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
-from famjax.data.vocabulary import ByteVocabulary
+from famjax.data import sources
+from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals.during_training import evaluation
 from famjax.evals.engine import ModelEngine
 from famjax.evals.reports import language_report
@@ -20,21 +21,20 @@ from famjax.evals.tasks.language import Document, Sums
 from famjax.infer.codec import Codec
 from famjax.storage.checkpoint import save_model
 from tests import tiny
+from tests.pretrained import tokenizers_of_ours
 
 CONFIG = tiny.config(vocab_size=256, memory_segments=1)
 
 
 def random_documents(lengths: list[int], seed: int) -> list[Document]:
     rng = np.random.default_rng(seed)
-    return [Document(str(n), rng.integers(0, 256, n).astype(np.int32), 2.0 * n) for n in lengths]
+    return [Document(str(n), rng.integers(0, 256, n).astype(np.int32), 2.0 * (n - 1)) for n in lengths]
 
 
 def read(model, documents: list[Document], edges, rows: int) -> Sums:
     """Returns the runner's answers on documents."""
     examples = [
-        Example(
-            str(i), document.tokens[:1], scored=document.tokens[1:], size=document.size * (1 - 1 / len(document.tokens))
-        )
+        Example(str(i), document.tokens[:1], scored=document.tokens[1:], size=document.size)
         for i, document in enumerate(documents)
     ]
     task = Task("text", "score", lambda: examples, by_position=True)
@@ -129,13 +129,27 @@ def test_documents_stand_for_their_bytes(tmp_path):
     (tmp_path / "c.txt").write_text("")
     document, *short = language.documents(config, ByteVocabulary())
     assert short == [Unreadable(str(tmp_path / name), "there is no token to predict") for name in ("b.txt", "c.txt")]
-    assert bytes(document.tokens.tolist()) == "héllo world".encode() and document.size == 12
+    assert bytes(document.tokens.tolist()) == "héllo world".encode() and document.size == 11
     example, *skipped = language.task("text", config, Codec.of(ByteVocabulary())).examples()
     assert skipped == short
     assert (len(example.prompt), len(example.scored), example.size) == (1, 11, 11)
     alone = EvalConfig(sources=(str(tmp_path / "b.txt"),))
     with pytest.raises(ConfigError, match="no document of text can be read; .*b.txt: there is no token to predict"):
         language.task("text", alone, Codec.of(ByteVocabulary()))
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace"])
+def test_bits_are_per_byte_of_what_is_predicted(tmp_path, kind):
+    """After a begin-of-text token that is the whole text, else the text without its first token."""
+    vocabulary = load_vocabulary(str(tokenizers_of_ours.write(tmp_path, kind)))
+    text = sources.Document("", "The lamp is über there.", "")
+    assert (
+        vocabulary.bos is not None and language.in_tokens(text, vocabulary).size == len("The lamp is über there.") + 1
+    )
+    vocabulary.bos = None
+    document = language.in_tokens(text, vocabulary)
+    rest = vocabulary.decode(document.tokens[1:-1]).encode()
+    assert document.size == len(rest) < 24
 
 
 def test_the_command_compares_models_on_texts(tmp_path, capsys):
@@ -183,7 +197,7 @@ def test_texts_are_evaluated_while_a_model_trains(tmp_path):
     )
     model = tiny.build(CONFIG, tiny.parameters(CONFIG))
     numbers = evaluation(config, ByteVocabulary(), CONFIG.memory.block_size)(model, 7)
-    cut = [Document(d.name, d.tokens[:32], min(d.size, 32.0)) for d in language.documents(config, ByteVocabulary())]
+    cut = [Document(d.name, d.tokens[:32], min(d.size, 31.0)) for d in language.documents(config, ByteVocabulary())]
     sums = read(model, cut, (0, 16, 32), 2)
     _, far, whole = language.summary(sums, (0, 16, 32), sums)
     assert numbers["text/bits_per_byte"] == pytest.approx(whole["bits_per_byte"])

@@ -15,13 +15,14 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
-from famjax.data.vocabulary import ByteVocabulary
+from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals.runner import Runner
 from famjax.evals.tasks import catalog, rows
 from famjax.evals.tasks.base import Example, Unreadable
 from famjax.infer.codec import Codec
 from tests.evals.tasks import schemas
 from tests.evals.test_runner import Parrot
+from tests.pretrained import tokenizers_of_ours
 
 CODEC = Codec.of(ByteVocabulary())
 NAMES = [name for name, entry in catalog.TASKS.items() if entry.module == "papers"]
@@ -110,6 +111,17 @@ def test_quality_reads_alike_from_scrolls_and_from_its_own_files(tmp_path):
     assert [one.answer for one in scrolls] == [0, 2]
     assert [text(choice) for choice in scrolls[0].choices] == [f" {option}" for option in schemas.OPTIONS]
     assert scrolls[0].choice_sizes == tuple(1 + len(option) for option in schemas.OPTIONS)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace"])
+def test_one_space_is_before_an_option(tmp_path, kind):
+    """Also if the tokenizer adds one itself, as those of Llama 2 and Mistral do."""
+    codec = Codec.of(load_vocabulary(str(tokenizers_of_ours.write(tmp_path, kind))))
+    data = schemas.write_jsonl(tmp_path / "s.jsonl", schemas.quality())
+    first, *_ = catalog.make("quality", EvalConfig(data=(data,)), codec, 64).examples()
+    for option, choice in zip(schemas.OPTIONS, first.choices, strict=True):
+        whole = codec.vocabulary.decode(np.concatenate([first.prompt, choice]))
+        assert whole.endswith(f"\nAnswer: {option}")
 
 
 def test_xlsum_asks_for_a_summary(tmp_path):

@@ -112,6 +112,7 @@ def test_eval_command_writes_table_results_and_plot(tmp_path, capsys):
         (["--model", "no/such"], "no/such does not exist"),
         (["--model", "x", "--filler-blocks", "1,b"], "write for example 1,4,16,64"),
         (["--model", "x", "--filler-blocks=-1"], "at least 0"),
+        (["--model", "x", "--longest", "1"], "longest is 1, which leaves no token to predict; use at least 2"),
         (["--model", "x", "--gin.MIXTURE_OR_TASK_NAME='paskey'"], "did you mean 'passkey'"),
     ],
 )

@@ -6,13 +6,14 @@ import seqio
 
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.seqio_vocabulary import FileVocabulary
-from famjax.data.vocabulary import ByteVocabulary
+from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
 from famjax.evals import results
 from famjax.evals.runner import Runner
-from famjax.evals.tasks import catalog
+from famjax.evals.tasks import catalog, seqio_task
 from famjax.infer.codec import Codec
 from tests.data.test_seqio_tasks import registry  # noqa: F401 - a fixture
 from tests.evals.test_runner import Parrot
+from tests.pretrained import tokenizers_of_ours
 
 CODEC = Codec.of(ByteVocabulary())
 FEATURES = {name: seqio.Feature(FileVocabulary("bytes"), add_eos=False) for name in ("inputs", "targets")}
@@ -76,8 +77,17 @@ def test_metric_functions_of_predictions_and_of_scores(tmp_path, registry):  # n
     assert len(few) == 2
 
 
+def test_a_text_begins_once(tmp_path):
+    """A task may add the begin-of-text token that the tokenizer adds."""
+    codec = Codec.of(load_vocabulary(str(tokenizers_of_ours.write(tmp_path, "byte-level"))))
+    for inputs in ([codec.bos, 70, 71], [70, 71]):
+        row = {"inputs": np.array(inputs), "targets": np.array([72])}
+        example = seqio_task._example(0, row, False, codec)
+        assert [*example.context, *example.prompt] == [codec.bos, 70, 71]
+
+
 def test_what_is_missing_is_told(tmp_path, registry):  # noqa: F811
-    """An unknown name, a missing split, a mixture, and a vocabulary larger than the model's are errors."""
+    """An unknown name, a missing split, a mixture, and another vocabulary, larger or not, are errors."""
     add(tmp_path, "one", [matched], splits=("train", "validation"))
     for name, settings, said in (
         ("seqio:on", {}, "did you mean one"),
@@ -92,3 +102,5 @@ def test_what_is_missing_is_told(tmp_path, registry):  # noqa: F811
         catalog.make("seqio:both", EvalConfig(), CODEC, 64)
     with pytest.raises(ConfigError, match="trained with another"):
         catalog.make("seqio:one", EvalConfig(), Codec.of(ByteVocabulary(size=100)), 64)
+    with pytest.raises(ConfigError, match="'one' and the model have different vocabularies; evaluate a model that was"):
+        catalog.make("seqio:one", EvalConfig(), Codec.of(ByteVocabulary(offset=3)), 64)
