@@ -82,6 +82,13 @@ def unknown_type(path: Path) -> None:
     path.write_bytes(content[:at] + struct.pack("<I", 999) + content[at + 4 :])
 
 
+def moved(path: Path) -> None:
+    """Lets a tensor begin where the first one does."""
+    content = write(path).read_bytes()
+    at = content.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight") + 4 + 16 + 4
+    path.write_bytes(content[:at] + struct.pack("<Q", 0) + content[at + 8 :])
+
+
 def two_files(path: Path) -> None:
     """Writes a folder with two files."""
     path.mkdir()
@@ -137,6 +144,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "token_embd.weight has values of type Q8_1, which the library gguf cannot dequantise",
     ),
     "unknown type": (unknown_type, "token_embd.weight has values of type 999"),
+    "another offset": (
+        moved,
+        "blk.0.ffn_down.weight begins at 0 of the data, not where the tensor before it ends",
+    ),
     "unknown tokenizer": (
         lambda path: write(path, change={"tokenizer.ggml.model": "rwkv"}),
         "ggml.model is 'rwkv'; known are",
