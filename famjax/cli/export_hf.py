@@ -1,7 +1,6 @@
 """`famjax export-hf`: writes a model directory as a folder that Hugging Face transformers loads."""
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Iterable
@@ -122,11 +121,9 @@ def with_dtype(hf: dict[str, Any], written: "Iterable[Written]", imported: set[s
 
     Prints a line if it is not the dtype of config.json, or of the tensors of the import, `imported` (of `DTYPES`).
     """
-    import numpy as np
+    from famjax.pretrained.folder import DTYPES, common_dtype
 
-    from famjax.pretrained.folder import DTYPES
-
-    dtype = functools.reduce(np.promote_types, (tensor.dtype for tensor in written)).name
+    dtype = common_dtype(tensor.dtype for tensor in written)
     key = "torch_dtype" if "torch_dtype" in hf else "dtype"
     before = {DTYPES[kind].name for kind in imported} or {str(hf.get(key, dtype))}
     if others := sorted(before - {dtype}):

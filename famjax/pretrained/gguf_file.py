@@ -19,7 +19,7 @@ import numpy as np
 from famjax.config import ConfigError, Rope
 from famjax.pretrained.config_json import FULL, SLIDING, model_config
 from famjax.pretrained.families import family_of
-from famjax.pretrained.folder import CONFIG_JSON, Folder, Tensor
+from famjax.pretrained.folder import CONFIG_JSON, DTYPES, Folder, Tensor, common_dtype
 from famjax.pretrained.gguf_header import Stored, read_header
 from famjax.pretrained.gguf_metadata import Metadata
 from famjax.pretrained.gguf_tokens import tokenizer_files
@@ -146,6 +146,8 @@ class GgufFile(Folder):
             theirs: Tensor(path, self._dtype(theirs, name), self._stored[name].shape)
             for theirs, name in self._names.items()
         }
+        # Without it, transformers loads an export in the dtype of its first tensor.
+        self.config["dtype"] = common_dtype(DTYPES[tensor.dtype] for tensor in self.tensors.values())
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor in transformers' format: dequantised, heads' rows permuted, Gemma's norms without the 1."""
