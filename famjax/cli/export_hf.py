@@ -95,24 +95,29 @@ def run(args: argparse.Namespace) -> int:
 def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the config.json of the transformers folder, and the dtypes of tensors that the import converted.
 
-    It is the config.json that the model was imported with if that still describes the model, else it is generated.
+    It is the config.json that the model was imported with if that still describes the model. Otherwise it is generated,
+    with the keys of the former that do not describe the model, such as its end-of-text tokens; without one, with the
+    special tokens of the vocabulary.
 
     Raises:
       ConfigError: the stored file is not JSON, or no family of transformers can express the model.
     """
-    from famjax.pretrained.config_json import SECTION, config_json, describes
+    from famjax.data.vocabulary import vocabulary_of
+    from famjax.pretrained.config_json import NO_EFFECT, SECTION, config_json, describes
     from famjax.pretrained.folder import KEPT_CONFIG
 
     path = model_dir / KEPT_CONFIG
     if not path.is_file():
-        return config_json(config), {}
+        vocabulary = vocabulary_of(model_dir)
+        return config_json(config) | {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos}, {}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         section = kept.pop(SECTION, {})
     except (ValueError, AttributeError):
         raise ConfigError(f"{path} is not JSON; restore it from a copy, or remove it") from None
     if not describes(kept, config):
-        return config_json(config), {}
+        others = {key: value for key, value in kept.items() if key in NO_EFFECT - {"torch_dtype"}}
+        return others | config_json(config), {}
     return kept, section.get("types", {})
 
 

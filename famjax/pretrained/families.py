@@ -83,19 +83,17 @@ class Family:
 
 _GEMMA = {"norm_plus_one": True, "scale_embeddings": True}
 _UNTIED = {"tie_word_embeddings": False, "hidden_act": "silu"}
-# The default of transformers for the end-of-text token.
-_END = {"eos_token_id": 2}
 _GEMMA2 = {
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "head_dim": 256, "num_key_value_heads": 4, "eos_token_id": 1,
+    "sliding_window": 4096, "head_dim": 256, "num_key_value_heads": 4,
 }  # fmt: skip
 _CAPS = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", "LlamaForCausalLM", silent=_UNTIED | _END, optional=("attention_bias", "mlp_bias")),
+    Family("llama", "LlamaForCausalLM", silent=_UNTIED, optional=("attention_bias", "mlp_bias")),
     Family(
         "mistral", "MistralForCausalLM",
-        silent=_UNTIED | _END | {"sliding_window": 4096, "num_key_value_heads": 8}, windows="all",
+        silent=_UNTIED | {"sliding_window": 4096, "num_key_value_heads": 8}, windows="all",
     ),
     Family(
         "qwen2", "Qwen2ForCausalLM", fixed={"qkv_bias": True},
@@ -112,7 +110,6 @@ FAMILIES: tuple[Family, ...] = (
         "gemma", "GemmaForCausalLM", fixed=_GEMMA,
         silent={
             "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh", "head_dim": 256, "num_key_value_heads": 16,
-            "eos_token_id": 1,
         },
         optional=("attention_bias",),
     ),
@@ -128,13 +125,6 @@ FAMILIES: tuple[Family, ...] = (
         optional=("attention_bias", *_CAPS, "rope_local_base_freq", "sliding_window_pattern"), windows=6,
     ),
 )  # fmt: skip
-
-
-def usual_end(hf: Mapping[str, Any]) -> int | None:
-    """Returns the default end-of-text token of this `model_type`, or None if `config.json` has any, also null."""
-    if "eos_token_id" in hf:
-        return None
-    return next((f.silent.get("eos_token_id") for f in FAMILIES if f.model_type == hf.get("model_type")), None)
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:

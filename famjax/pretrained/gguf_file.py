@@ -133,7 +133,7 @@ class GgufFile(Folder):
                 f"{path}: the tokenizer has {tokenizer.size} tokens, the model {self.config['vocab_size']}"
             )
         self._tokenizer = tokenizer.contents
-        self.config |= {"eos_token_id": None} | tokenizer.ids
+        self.config |= tokenizer.ids
         self.config["architectures"] = [family_of(self.config).architecture]
         try:
             model_config(self.config)
