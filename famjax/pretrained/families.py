@@ -66,6 +66,7 @@ class Family:
       silent: defaults of keys that `config.json` may omit.
       activation: key of the activation in `config.json`.
       optional: keys of `config.json` that this family has and others lack.
+      ignored: keys that its configuration in transformers has, but its code does not read.
       windows: which layers have a sliding window: `all` (Mistral); `from_layer`: those from `max_window_layers` on
         (Qwen); a number n: all but every n-th layer. `layer_types`, if given, takes precedence, except for `all`. None:
         none.
@@ -78,6 +79,7 @@ class Family:
     silent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     activation: str = "hidden_act"
     optional: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     windows: str | int | None = None
 
 
@@ -87,7 +89,7 @@ _GEMMA2 = {
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
     "sliding_window": 4096, "head_dim": 256, "num_key_value_heads": 4,
 }  # fmt: skip
-_CAPS = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
+_SCALES = ("query_pre_attn_scalar", "final_logit_softcapping")
 
 FAMILIES: tuple[Family, ...] = (
     Family("llama", "LlamaForCausalLM", silent=_UNTIED, optional=("attention_bias", "mlp_bias")),
@@ -116,13 +118,14 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "gemma2", "Gemma2ForCausalLM", GEMMA2, fixed=_GEMMA | {"post_norms": True},
         silent=_GEMMA2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        activation="hidden_activation", optional=("attention_bias", *_CAPS), windows=2,
+        activation="hidden_activation", optional=("attention_bias", "attn_logit_softcapping", *_SCALES), windows=2,
     ),
     Family(
         "gemma3_text", "Gemma3ForCausalLM", GEMMA2, fixed=_GEMMA | {"post_norms": True, "qk_norm": True},
         silent=_GEMMA2 | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
         activation="hidden_activation",
-        optional=("attention_bias", *_CAPS, "rope_local_base_freq", "sliding_window_pattern"), windows=6,
+        optional=("attention_bias", *_SCALES, "rope_local_base_freq", "sliding_window_pattern"),
+        ignored=("attn_logit_softcapping",), windows=6,
     ),
 )  # fmt: skip
 
