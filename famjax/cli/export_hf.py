@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         write_adapter(args, config, hf)
         return 0
 
+    check_tokenizer(root, hf)
     from famjax.data.tokenizer_folder import FAMILY
     from famjax.pretrained.config_json import with_memory
     from famjax.pretrained.families import family_of
@@ -119,6 +120,24 @@ def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], 
         others = {key: value for key, value in kept.items() if key in NO_EFFECT - {"torch_dtype"}}
         return others | config_json(config), {}
     return kept, section.get("types", {})
+
+
+def check_tokenizer(model_dir: Path, hf: dict[str, Any]) -> None:
+    """Raises `ConfigError` if config.json would make another tokenizer of the model's files: its `model_type` selects
+    the class, and some classes define steps themselves."""
+    from famjax.data.tokenizer_folder import FAMILY, family_file, same_steps
+    from famjax.data.vocabulary import BYTE_VOCABULARY, SYMBOLS_JSON, has_vocabulary, vocabulary_files
+
+    kept = vocabulary_files(str(model_dir)) if has_vocabulary(model_dir) else {}
+    said = dict(family_file(hf))
+    if not kept or {BYTE_VOCABULARY, SYMBOLS_JSON} & set(kept) or kept.get(FAMILY) == said.get(FAMILY):
+        return
+    if not same_steps(kept, {name: kept[name] for name in kept if name != FAMILY} | said, str(model_dir)):
+        raise ConfigError(
+            f"{model_dir}: transformers would make another tokenizer of its files, as model_type is "
+            f"{hf['model_type']}; set tokenizer_class in tokenizer_config.json to PreTrainedTokenizerFast if it is "
+            f"another, or move the tokenizer's files away and load them on their own"
+        )
 
 
 def with_dtype(hf: dict[str, Any], written: "Iterable[Written]", imported: set[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from famjax.cli.main import main
+from famjax.data.vocabulary import vocabulary_of
 from famjax.infer.codec import Codec
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
@@ -19,6 +20,7 @@ from famjax.storage.checkpoint import load_model, save_model
 from famjax.storage.model_dir import read_config
 from tests import tiny
 from tests.pretrained import ours, theirs
+from tests.pretrained.test_gguf_tokens import byte_level
 
 
 def exported(model_dir: Path, target: Path) -> Path:
@@ -268,6 +270,26 @@ def test_texts_end_where_they_ended(tmp_path: Path) -> None:
     assert ends(tmp_path / "longer") == [7, 9]
     assert found["rope_parameters"]["rope_theta"] == 50.0
     assert (found["tokenizer_class"], found["max_position_embeddings"]) == ("Any", 64)
+
+
+def test_a_tokenizer_that_would_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GPT-2's words in a model that is exported as a Qwen 2, whose class in transformers has its own: refused, as the
+    same text would be other tokens. Qwen's own words are exported, with the ids of the model directory."""
+    import transformers
+
+    for pre in ("gpt-2", "qwen2"):
+        tokenizer = byte_level(pre)
+        config = tiny.config(qkv_bias=True, vocab_size=tokenizer.get_vocab_size())
+        save_model(tmp_path / pre, config, parameters(create(config)))
+        (tmp_path / pre / "tokenizer.json").write_text(tokenizer.to_str())
+    assert main(["export-hf", str(tmp_path / "gpt-2"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "transformers would make another tokenizer of its files, as model_type is qwen2" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+    theirs = transformers.AutoTokenizer.from_pretrained(exported(tmp_path / "qwen2", tmp_path / "out"))
+    text = "12345, it's  two\n\n"
+    assert vocabulary_of(tmp_path / "qwen2").encode(text).tolist() == theirs(text)["input_ids"]
+    assert vocabulary_of(tmp_path / "gpt-2").encode(text).tolist() != theirs(text)["input_ids"]
 
 
 def test_an_old_config_json_means_the_same(tmp_path: Path) -> None:
