@@ -299,6 +299,7 @@ class GgufFile(Folder):
         else:
             says.must_be("rope.freq_base_swa", base)
         factor = says.number("rope.scaling.factor", says.number("rope.scale_linear", 1.0))
+        says.must_be("rope.scale_linear", factor)  # the older name
         kind = says.text("rope.scaling.type") or "linear"  # llama.cpp's default if a file has only a factor
         length = says.whole("rope.scaling.original_context_length", _LLAMA3_LENGTH)
         if kind not in ("none", "linear"):

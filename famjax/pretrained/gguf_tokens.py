@@ -210,7 +210,7 @@ class _Tokenizer:
         n = self._says(f"{name}_token_id")
         if n is None and self.kind == "llama" and usual in _USUAL:
             n = _USUAL[usual]
-        if n is not None and not (isinstance(n, int) and 0 <= n < len(self.tokens)):
+        if n is not None and not (type(n) is int and 0 <= n < len(self.tokens)):
             raise self._says.refused(f"{name}_token_id", f"is {n}, of {len(self.tokens)} tokens")
         return n
 

@@ -256,6 +256,14 @@ def test_metadata_that_may_change_the_numbers(arch: str, key: str, value: object
     assert str(error.value).startswith(str(path))
 
 
+def test_a_factor_under_two_names(tmp_path: Path) -> None:
+    """The older name of RoPE's factor may repeat it, and not contradict it."""
+    change = {"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 4.0}
+    assert model_config(GgufFile(write(tmp_path / "tiny.gguf", change=change)).config).rope_factor == 4.0
+    with pytest.raises(ConfigError, match=r"llama.rope.scale_linear is 2.0; only 4.0 is known here"):
+        GgufFile(write(tmp_path / "tiny.gguf", change=change | {"llama.rope.scale_linear": 2.0}))
+
+
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"])
 def test_an_unknown_key_of_any_architecture(arch: str, tmp_path: Path) -> None:
     """Without the key the file is read; with it, it is refused, including keys of the tokenizer."""

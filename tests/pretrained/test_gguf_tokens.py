@@ -178,6 +178,7 @@ BAD = [
     (GPT2, {"ggml.tokens": 7}, "tokenizer.ggml.tokens is 7; it must be a list of strings"),
     (GPT2, {"ggml.token_type": [1]}, "tokenizer.ggml.token_type does not have a number for each token"),
     (GPT2, {"ggml.eos_token_id": 3}, "tokenizer.ggml.eos_token_id is 3, of 3 tokens"),
+    (GPT2, {"ggml.eos_token_id": True}, "tokenizer.ggml.eos_token_id is True, of 3 tokens"),
     (GPT2, {"ggml.add_space_prefix": True}, "tokenizer.ggml.add_space_prefix is True; only False is known here"),
     (GPT2, {"ggml.add_bos_token": True}, "bos_token_id is missing, but every text gets this token; add the key"),
     (GPT2, {"ggml.add_eos_token": True}, "eos_token_id is missing, but every text gets this token"),
