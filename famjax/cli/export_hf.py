@@ -125,8 +125,9 @@ def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], 
 def check_tokenizer(model_dir: Path, hf: dict[str, Any]) -> None:
     """Raises `ConfigError` if config.json would make another tokenizer of the model's files: its `model_type` selects
     the class, and some classes define steps themselves."""
+    from famjax.data.symbols import SYMBOLS_JSON
     from famjax.data.tokenizer_folder import FAMILY, family_file, same_steps
-    from famjax.data.vocabulary import BYTE_VOCABULARY, SYMBOLS_JSON, has_vocabulary, vocabulary_files
+    from famjax.data.vocabulary import BYTE_VOCABULARY, has_vocabulary, vocabulary_files
 
     kept = vocabulary_files(str(model_dir)) if has_vocabulary(model_dir) else {}
     said = dict(family_file(hf))
