@@ -1,7 +1,6 @@
 """`famjax export-hf`: writes a model directory as a folder that Hugging Face transformers loads."""
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Iterable
@@ -60,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         write_adapter(args, config, hf)
         return 0
 
+    check_tokenizer(root, hf)
     from famjax.data.tokenizer_folder import FAMILY
     from famjax.pretrained.config_json import with_memory
     from famjax.pretrained.families import family_of
@@ -96,25 +96,49 @@ def run(args: argparse.Namespace) -> int:
 def their_config(model_dir: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns the config.json of the transformers folder, and the dtypes of tensors that the import converted.
 
-    It is the config.json that the model was imported with if that still describes the model, else it is generated.
+    It is the config.json that the model was imported with if that still describes the model. Otherwise it is generated,
+    with the keys of the former that do not describe the model, such as its end-of-text tokens; without one, with the
+    special tokens of the vocabulary.
 
     Raises:
       ConfigError: the stored file is not JSON, or no family of transformers can express the model.
     """
-    from famjax.pretrained.config_json import SECTION, config_json, describes
+    from famjax.data.vocabulary import vocabulary_of
+    from famjax.pretrained.config_json import NO_EFFECT, SECTION, config_json, describes
     from famjax.pretrained.folder import KEPT_CONFIG
 
     path = model_dir / KEPT_CONFIG
     if not path.is_file():
-        return config_json(config), {}
+        vocabulary = vocabulary_of(model_dir)
+        return config_json(config) | {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos}, {}
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         section = kept.pop(SECTION, {})
     except (ValueError, AttributeError):
         raise ConfigError(f"{path} is not JSON; restore it from a copy, or remove it") from None
     if not describes(kept, config):
-        return config_json(config), {}
+        others = {key: value for key, value in kept.items() if key in NO_EFFECT - {"torch_dtype"}}
+        return others | config_json(config), {}
     return kept, section.get("types", {})
+
+
+def check_tokenizer(model_dir: Path, hf: dict[str, Any]) -> None:
+    """Raises `ConfigError` if config.json would make another tokenizer of the model's files: its `model_type` selects
+    the class, and some classes define steps themselves."""
+    from famjax.data.symbols import SYMBOLS_JSON
+    from famjax.data.tokenizer_folder import FAMILY, family_file, same_steps
+    from famjax.data.vocabulary import BYTE_VOCABULARY, has_vocabulary, vocabulary_files
+
+    kept = vocabulary_files(str(model_dir)) if has_vocabulary(model_dir) else {}
+    said = dict(family_file(hf))
+    if not kept or {BYTE_VOCABULARY, SYMBOLS_JSON} & set(kept) or kept.get(FAMILY) == said.get(FAMILY):
+        return
+    if not same_steps(kept, {name: kept[name] for name in kept if name != FAMILY} | said, str(model_dir)):
+        raise ConfigError(
+            f"{model_dir}: transformers would make another tokenizer of its files, as model_type is "
+            f"{hf['model_type']}; set tokenizer_class in tokenizer_config.json to PreTrainedTokenizerFast if it is "
+            f"another, or move the tokenizer's files away and load them on their own"
+        )
 
 
 def with_dtype(hf: dict[str, Any], written: "Iterable[Written]", imported: set[str]) -> dict[str, Any]:
@@ -122,11 +146,9 @@ def with_dtype(hf: dict[str, Any], written: "Iterable[Written]", imported: set[s
 
     Prints a line if it is not the dtype of config.json, or of the tensors of the import, `imported` (of `DTYPES`).
     """
-    import numpy as np
+    from famjax.pretrained.folder import DTYPES, common_dtype
 
-    from famjax.pretrained.folder import DTYPES
-
-    dtype = functools.reduce(np.promote_types, (tensor.dtype for tensor in written)).name
+    dtype = common_dtype(tensor.dtype for tensor in written)
     key = "torch_dtype" if "torch_dtype" in hf else "dtype"
     before = {DTYPES[kind].name for kind in imported} or {str(hf.get(key, dtype))}
     if others := sorted(before - {dtype}):

@@ -114,6 +114,12 @@ def build(kept: Mapping[str, bytes], place: str) -> Built:
     return Built(tokenizer, texts, (*texts.values(), *(str(_content(token)) for token in extra)))
 
 
+def same_steps(one: Mapping[str, bytes], other: Mapping[str, bytes], place: str) -> bool:
+    """Whether these files give the same tokenizer, but for its added tokens. Raises `ConfigError` as `build`."""
+    steps = [json.loads(build(kept, place).tokenizer.to_str()) | {"added_tokens": None} for kept in (one, other)]
+    return bool(steps[0] == steps[1])
+
+
 def class_of(config: Mapping[str, Any], family: Mapping[str, Any], is_byte_level: bool, place: str) -> str:
     """Returns the class that transformers uses for a folder, without the suffix `Fast`. Raises `ConfigError` if it is
     unknown."""

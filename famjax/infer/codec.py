@@ -23,7 +23,6 @@ from famjax.data.vocabulary import (
 )
 from famjax.infer.settings import RECENT
 from famjax.infer.text import TextStream, TokenTextStream, without_stop
-from famjax.pretrained.families import usual_end
 from famjax.pretrained.folder import CONFIG_JSON, KEPT_CONFIG
 from famjax.storage.model_dir import split_step
 
@@ -207,13 +206,13 @@ def _is_bytes(vocabulary: Vocabulary) -> bool:
 def _ends(model_dir: Path, vocabulary: Vocabulary, vocab_size: int) -> list[int]:
     """Returns the end-of-text ids: `eos_token_id` of generation_config.json, else of config.json.
 
-    If both are missing, the default of the model's family in transformers, and the tokenizer's EOS token.
+    If both are missing, the tokenizer's EOS token. (`from_pretrained` of transformers ignores the default of the
+    family's configuration, too.)
     """
-    configs = [_json(model_dir / name) for name in (CONFIG_JSON, KEPT_CONFIG)]
-    said = (one.get("eos_token_id") for one in (_json(model_dir / GENERATION_CONFIG), *configs))
+    files = (GENERATION_CONFIG, CONFIG_JSON, KEPT_CONFIG)
+    said = (_json(model_dir / name).get("eos_token_id") for name in files)
     found: Any = next((one for one in said if one is not None), None)
-    if found is None:
-        found = [end for end in (*map(usual_end, configs), vocabulary.eos) if end is not None]
+    found = vocabulary.eos if found is None else found
     every = dict.fromkeys(found if isinstance(found, list) else [found])
     return [token for token in every if type(token) is int and 0 <= token < vocab_size]
 

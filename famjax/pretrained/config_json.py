@@ -75,19 +75,23 @@ def model_config(hf: Mapping[str, Any]) -> ModelConfig:
     fields["num_kv_heads"] = says.size("num_key_value_heads", fields["num_heads"])
     fields["head_dim"] = says.size("head_dim", fields["d_model"] // fields["num_heads"])
     fields["norm_eps"] = float(says.number("rms_norm_eps", 1e-6))
-    fields["tie_embeddings"] = bool(says("tie_word_embeddings"))
+    fields["tie_embeddings"] = says.flag("tie_word_embeddings")
     fields["activation"] = _activation(str(says(family.activation) or "silu"), family)
     if says("use_bidirectional_attention"):
         raise ConfigError("config.json: use_bidirectional_attention is set; only causal models can be imported")
-    if "attention_bias" in family.optional and says("attention_bias"):
+    if "attention_bias" in family.optional and says.flag("attention_bias"):
         fields |= {"qkv_bias": True, "output_bias": True}
     if "mlp_bias" in family.optional:
-        fields["ff_bias"] = bool(says("mlp_bias"))
+        fields["ff_bias"] = says.flag("mlp_bias")
     if "query_pre_attn_scalar" in family.optional:
-        scale = float(says.positive("query_pre_attn_scalar")) ** -0.5
+        scale = says.size("query_pre_attn_scalar") ** -0.5  # transformers refuses fractions
         fields["attention_scale"] = 0.0 if scale == fields["head_dim"] ** -0.5 else scale
-        for theirs, ours in CAPS.items():
+    for theirs, ours in CAPS.items():
+        if theirs in family.optional:
             fields[ours] = 0.0 if says(theirs) is None else float(says.positive(theirs))
+    for key in family.ignored:
+        if says(key) is not None:
+            raise ConfigError(f"config.json: {key} is {says(key)}, which {family.architecture} ignores; set it to null")
     fields |= _layers(says, family, fields["num_layers"])
     try:
         fields |= _rope(says, family, "local" in fields["layer_pattern"])
@@ -137,6 +141,13 @@ class _Says:
         finite(f"config.json: {name}", value)
         return value
 
+    def flag(self, name: str) -> bool:
+        """Returns true or false; null and missing are false. Raises `ConfigError` for anything else."""
+        value = self(name)
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f"config.json: {name} is {value!r}; it must be true or false")
+        return bool(value)
+
     def positive(self, name: str, default: Any = None) -> Any:
         """Returns a number above 0; otherwise as `number`."""
         positive(f"config.json: {name}", value := self.number(name, default))
@@ -164,21 +175,23 @@ def _activation(name: str, family: Family) -> str:
 
 def _layers(says: _Says, family: Family, num_layers: int) -> dict[str, Any]:
     """Returns the fields `layer_pattern` and `local_window` of a `ModelConfig`."""
-    if family.windows is None or says("sliding_window") is None:
-        if isinstance(family.windows, int) and says("layer_types") != [FULL] * num_layers:
-            raise ConfigError("config.json: sliding_window is null, but some layers slide; give their window in tokens")
+    types = says("layer_types") if family.windows != "all" else None
+    from_layer = family.windows == "from_layer"
+    used = says("sliding_window") is not None and (not from_layer or says.flag("use_sliding_window"))
+    if family.windows is None or not used:
+        slides = isinstance(types, list) and SLIDING in types
+        if from_layer and slides or isinstance(family.windows, int) and types != [FULL] * num_layers:
+            raise ConfigError("config.json: sliding_window is null or unused, but some layers slide; give their window "
+                              "in tokens")  # fmt: skip
         return {"layer_pattern": ("global",)}
     window = says.whole("sliding_window")
-    if family.windows == "from_layer" and not says("use_sliding_window"):
-        return {"layer_pattern": ("global",)}
-    types = says("layer_types") if family.windows != "all" else None
     if types is not None:
-        if not isinstance(types, list) or len(types) != num_layers or set(types) - {SLIDING, FULL}:
+        if not isinstance(types, list) or len(types) != num_layers or any(t not in (SLIDING, FULL) for t in types):
             raise ConfigError(f"config.json: layer_types must be {num_layers} of {SLIDING} and {FULL}")
         local = [name == SLIDING for name in types]
     elif family.windows == "all":
         local = [True] * num_layers
-    elif family.windows == "from_layer":
+    elif from_layer:
         local = [layer >= says.whole("max_window_layers") for layer in range(num_layers)]
     else:
         period = says.size("sliding_window_pattern", max(family.windows, 1))
@@ -302,9 +315,9 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
         **{theirs: getattr(config, ours) for theirs, ours in NUMBERS.items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "rms_norm_eps": config.norm_eps,
+        "rms_norm_eps": float(config.norm_eps),
         "tie_word_embeddings": config.tie_embeddings,
-        "initializer_range": config.embedding_std,
+        "initializer_range": float(config.embedding_std),
         "dtype": config.param_dtype,
         family.activation: activations[config.activation],
     }
@@ -315,7 +328,7 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
     if "query_pre_attn_scalar" in family.optional:
         scalar = config.attention_scale**-2 if config.attention_scale else config.head_dim
         hf["query_pre_attn_scalar"] = round(scalar) if abs(scalar - round(scalar)) < 1e-9 else scalar
-        hf |= {theirs: getattr(config, ours) or None for theirs, ours in CAPS.items()}
+    hf |= {theirs: float(getattr(config, ours)) or None for theirs, ours in CAPS.items() if theirs in family.optional}
     if family.windows is not None:
         hf["sliding_window"] = config.local_window if any(local) else None
     if family.windows == "from_layer":

@@ -66,6 +66,7 @@ class Family:
       silent: defaults of keys that `config.json` may omit.
       activation: key of the activation in `config.json`.
       optional: keys of `config.json` that this family has and others lack.
+      ignored: keys that its configuration in transformers has, but its code does not read.
       windows: which layers have a sliding window: `all` (Mistral); `from_layer`: those from `max_window_layers` on
         (Qwen); a number n: all but every n-th layer. `layer_types`, if given, takes precedence, except for `all`. None:
         none.
@@ -78,24 +79,23 @@ class Family:
     silent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     activation: str = "hidden_act"
     optional: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     windows: str | int | None = None
 
 
 _GEMMA = {"norm_plus_one": True, "scale_embeddings": True}
 _UNTIED = {"tie_word_embeddings": False, "hidden_act": "silu"}
-# The default of transformers for the end-of-text token.
-_END = {"eos_token_id": 2}
 _GEMMA2 = {
     "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "head_dim": 256, "num_key_value_heads": 4, "eos_token_id": 1,
+    "sliding_window": 4096, "head_dim": 256, "num_key_value_heads": 4,
 }  # fmt: skip
-_CAPS = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
+_SCALES = ("query_pre_attn_scalar", "final_logit_softcapping")
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", "LlamaForCausalLM", silent=_UNTIED | _END, optional=("attention_bias", "mlp_bias")),
+    Family("llama", "LlamaForCausalLM", silent=_UNTIED, optional=("attention_bias", "mlp_bias")),
     Family(
         "mistral", "MistralForCausalLM",
-        silent=_UNTIED | _END | {"sliding_window": 4096, "num_key_value_heads": 8}, windows="all",
+        silent=_UNTIED | {"sliding_window": 4096, "num_key_value_heads": 8}, windows="all",
     ),
     Family(
         "qwen2", "Qwen2ForCausalLM", fixed={"qkv_bias": True},
@@ -112,29 +112,22 @@ FAMILIES: tuple[Family, ...] = (
         "gemma", "GemmaForCausalLM", fixed=_GEMMA,
         silent={
             "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh", "head_dim": 256, "num_key_value_heads": 16,
-            "eos_token_id": 1,
         },
         optional=("attention_bias",),
     ),
     Family(
         "gemma2", "Gemma2ForCausalLM", GEMMA2, fixed=_GEMMA | {"post_norms": True},
         silent=_GEMMA2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        activation="hidden_activation", optional=("attention_bias", *_CAPS), windows=2,
+        activation="hidden_activation", optional=("attention_bias", "attn_logit_softcapping", *_SCALES), windows=2,
     ),
     Family(
         "gemma3_text", "Gemma3ForCausalLM", GEMMA2, fixed=_GEMMA | {"post_norms": True, "qk_norm": True},
         silent=_GEMMA2 | {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
         activation="hidden_activation",
-        optional=("attention_bias", *_CAPS, "rope_local_base_freq", "sliding_window_pattern"), windows=6,
+        optional=("attention_bias", *_SCALES, "rope_local_base_freq", "sliding_window_pattern"),
+        ignored=("attn_logit_softcapping",), windows=6,
     ),
 )  # fmt: skip
-
-
-def usual_end(hf: Mapping[str, Any]) -> int | None:
-    """Returns the default end-of-text token of this `model_type`, or None if `config.json` has any, also null."""
-    if "eos_token_id" in hf:
-        return None
-    return next((f.silent.get("eos_token_id") for f in FAMILIES if f.model_type == hf.get("model_type")), None)
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:

@@ -3,6 +3,7 @@
 Only JSON and safetensors are read; pickles (`pytorch_model.bin`) are rejected.
 """
 
+import functools
 import json
 import math
 import shutil
@@ -49,6 +50,11 @@ class Tensor(NamedTuple):
     def nbytes(self) -> int:
         """Size in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def common_dtype(dtypes: Iterable[Any]) -> str:
+    """Returns the name of the dtype that represents all values of these, for `dtype` in config.json."""
+    return str(functools.reduce(np.promote_types, dtypes).name)
 
 
 class Folder:

@@ -19,7 +19,7 @@ import numpy as np
 from famjax.config import ConfigError, Rope
 from famjax.pretrained.config_json import FULL, SLIDING, model_config
 from famjax.pretrained.families import family_of
-from famjax.pretrained.folder import CONFIG_JSON, Folder, Tensor
+from famjax.pretrained.folder import CONFIG_JSON, DTYPES, Folder, Tensor, common_dtype
 from famjax.pretrained.gguf_header import Stored, read_header
 from famjax.pretrained.gguf_metadata import Metadata
 from famjax.pretrained.gguf_tokens import tokenizer_files
@@ -133,7 +133,7 @@ class GgufFile(Folder):
                 f"{path}: the tokenizer has {tokenizer.size} tokens, the model {self.config['vocab_size']}"
             )
         self._tokenizer = tokenizer.contents
-        self.config |= {"eos_token_id": None} | tokenizer.ids
+        self.config |= tokenizer.ids
         self.config["architectures"] = [family_of(self.config).architecture]
         try:
             model_config(self.config)
@@ -147,6 +147,8 @@ class GgufFile(Folder):
             theirs: Tensor(path, self._dtype(theirs, name), self._stored[name].shape)
             for theirs, name in self._names.items()
         }
+        # Without it, transformers loads an export in the dtype of its first tensor.
+        self.config["dtype"] = common_dtype(DTYPES[tensor.dtype] for tensor in self.tensors.values())
 
     def read(self, name: str) -> np.ndarray:
         """Reads a tensor in transformers' format: dequantised, heads' rows permuted, Gemma's norms without the 1."""
@@ -298,6 +300,7 @@ class GgufFile(Folder):
         else:
             says.must_be("rope.freq_base_swa", base)
         factor = says.number("rope.scaling.factor", says.number("rope.scale_linear", 1.0))
+        says.must_be("rope.scale_linear", factor)  # the older name
         kind = says.text("rope.scaling.type") or "linear"  # llama.cpp's default if a file has only a factor
         length = says.whole("rope.scaling.original_context_length", _LLAMA3_LENGTH)
         if kind not in ("none", "linear"):

@@ -146,8 +146,12 @@ def _parsed(file: _Bytes) -> Header:
         raise _Broken(f"general.alignment is {alignment!r}")
     data = -(-file.at // alignment) * alignment
     tensors: dict[str, Stored] = {}
+    end = 0
     for name, kind, shape, offset in listed:
+        if offset != end:
+            raise _Broken(f"{name} begins at {offset:,} of the data, not where the tensor before it ends, {end:,}")
         stored = Stored(kind, shape, data + offset, _nbytes(name, kind, shape))
+        end = -(-(offset + stored.nbytes) // alignment) * alignment
         if stored.offset + stored.nbytes > file.size:
             raise _Broken(f"{name} ends at {stored.offset + stored.nbytes:,}, the file has {file.size:,} bytes")
         if name in tensors:

@@ -55,8 +55,13 @@ _NAMED = {
 }  # fmt: skip
 # llama.cpp's defaults for SentencePiece models.
 _USUAL = {"bos": 1, "eos": 2, "unk": 0}
-# Tokens that end a turn or a text, in addition to `eos`.
+# Tokens that end a turn or a text, in addition to `eos`: by key, and by name, as llama.cpp finds them, since most files
+# lack these keys.
 _ENDS = ("eot", "eom")
+_NAMED_ENDS = (
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
+    "_<EOT>",
+)  # fmt: skip
 # Tokens for infilling, which are not used here.
 _INFILL = ("fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep", "prefix", "suffix", "middle")
 
@@ -139,6 +144,7 @@ class _Tokenizer:
             raise self._says.refused("token_type", "does not have a number for each token")
         self.named = {name: n for name, ours in _NAMED.items() if (n := self._id(ours, name)) is not None}
         self._ends = [n for name in _ENDS if (n := self._id(name)) is not None]
+        self._ends += [n for n, token in enumerate(self.tokens) if token in _NAMED_ENDS]
         # These keys have no effect with these values, which all files of these kinds have.
         self._says.must_be("remove_extra_whitespaces", False)
         self._says.must_be("escape_whitespaces", True)
@@ -204,7 +210,7 @@ class _Tokenizer:
         n = self._says(f"{name}_token_id")
         if n is None and self.kind == "llama" and usual in _USUAL:
             n = _USUAL[usual]
-        if n is not None and not (isinstance(n, int) and 0 <= n < len(self.tokens)):
+        if n is not None and not (type(n) is int and 0 <= n < len(self.tokens)):
             raise self._says.refused(f"{name}_token_id", f"is {n}, of {len(self.tokens)} tokens")
         return n
 
@@ -245,11 +251,11 @@ class _Tokenizer:
             if kind in (_CONTROL, _USER_DEFINED) and token in model["vocab"]
         ]  # fmt: skip
         ends = {"bos": begins, "eos": False}
-        around = {
-            name: self.tokens[self.named[name]]
-            for name, usual in ends.items()
-            if self._says.flag(f"add_{name}_token", usual) and name in self.named
-        }
+        added_to_all = [name for name, usual in ends.items() if self._says.flag(f"add_{name}_token", usual)]
+        for name in added_to_all:
+            if name not in self.named:
+                raise self._says.refused(f"{name}_token_id", "is missing, but every text gets this token; add the key")
+        around = {name: self.tokens[self.named[name]] for name in added_to_all}
         return {
             "version": "1.0", "added_tokens": added, **steps, "post_processor": self._around(around), "model": model,
         }  # fmt: skip

@@ -237,16 +237,14 @@ def test_decoded_text_that_would_lose_spaces(kind: str, config: dict[str, Any], 
 
 
 def stops(folder: Path, ours: Codec, theirs: Any, says: dict[str, str]) -> None:
-    """End-of-text tokens are those at which `generate` of transformers stops."""
+    """End-of-text tokens are those at which `generate` of transformers stops, if a file names any; else the
+    tokenizer's."""
     import transformers
 
-    if (folder / "generation_config.json").exists():
-        generation = transformers.GenerationConfig.from_pretrained(folder)
-    else:
-        generation = transformers.GenerationConfig.from_model_config(transformers.AutoConfig.from_pretrained(folder))
-    ends = generation.eos_token_id
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if not any('"eos_token_id": ' in content for content in says.values()):  # none given: the tokenizer's end too
-        ends = list(dict.fromkeys([*ends, *([] if ours.vocabulary.eos is None else [ours.vocabulary.eos])]))
-    if ends:
+    file = next(name for name in ("generation_config.json", "config.json") if (folder / name).exists())
+    ends = transformers.GenerationConfig.from_pretrained(folder, config_file_name=file).eos_token_id
+    if not any('"eos_token_id": ' in content for content in says.values()):  # not even config.json beside the other
+        ends = ours.vocabulary.eos
+    if ends is not None:
+        ends = ends if isinstance(ends, list) else [ends]
         assert ours.ends == ends, says

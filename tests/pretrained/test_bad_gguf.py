@@ -82,6 +82,13 @@ def unknown_type(path: Path) -> None:
     path.write_bytes(content[:at] + struct.pack("<I", 999) + content[at + 4 :])
 
 
+def moved(path: Path) -> None:
+    """Lets a tensor begin where the first one does."""
+    content = write(path).read_bytes()
+    at = content.index(b"blk.0.ffn_down.weight") + len(b"blk.0.ffn_down.weight") + 4 + 16 + 4
+    path.write_bytes(content[:at] + struct.pack("<Q", 0) + content[at + 8 :])
+
+
 def two_files(path: Path) -> None:
     """Writes a folder with two files."""
     path.mkdir()
@@ -137,6 +144,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "token_embd.weight has values of type Q8_1, which the library gguf cannot dequantise",
     ),
     "unknown type": (unknown_type, "token_embd.weight has values of type 999"),
+    "another offset": (
+        moved,
+        "blk.0.ffn_down.weight begins at 0 of the data, not where the tensor before it ends",
+    ),
     "unknown tokenizer": (
         lambda path: write(path, change={"tokenizer.ggml.model": "rwkv"}),
         "ggml.model is 'rwkv'; known are",
@@ -243,6 +254,14 @@ def test_metadata_that_may_change_the_numbers(arch: str, key: str, value: object
         GgufFile(path)
     assert message in str(error.value)
     assert str(error.value).startswith(str(path))
+
+
+def test_a_factor_under_two_names(tmp_path: Path) -> None:
+    """The older name of RoPE's factor may repeat it, and not contradict it."""
+    change = {"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 4.0}
+    assert model_config(GgufFile(write(tmp_path / "tiny.gguf", change=change)).config).rope_factor == 4.0
+    with pytest.raises(ConfigError, match=r"llama.rope.scale_linear is 2.0; only 4.0 is known here"):
+        GgufFile(write(tmp_path / "tiny.gguf", change=change | {"llama.rope.scale_linear": 2.0}))
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"])

@@ -91,6 +91,19 @@ BAD = [
         "original_max_position_embeddings is inf; it must be a finite number",
     ),
     (GEMMA3 | {"rope_local_base_freq": math.inf}, "rope_local_base_freq is inf; it must be a finite number"),
+    (QWEN2 | {"layer_types": ["full_attention", "sliding_attention"]}, "null or unused, but some layers slide"),
+    (GEMMA2 | {"layer_types": [[1], [1]]}, "layer_types must be 2 of sliding_attention and full_attention"),
+    (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0, which Gemma3ForCausalLM ignores"),
+    (GEMMA2 | {"query_pre_attn_scalar": 6.5}, "query_pre_attn_scalar is 6.5; it must be a whole number"),
+    *(
+        (one | {key: "false"}, f"{key} is 'false'; it must be true or false")
+        for key, one in (
+            ("tie_word_embeddings", {}),
+            ("attention_bias", {}),
+            ("mlp_bias", {}),
+            ("use_sliding_window", QWEN2),
+        )
+    ),
     ({"num_key_value_heads": 3}, "num_heads 4 is not a multiple of num_kv_heads 3"),
     ({"head_dim": 7}, "head_dim 7 is odd"),
 ]

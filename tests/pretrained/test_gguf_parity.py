@@ -122,6 +122,25 @@ def test_quantised_tensors(kind: str, tmp_path: Path) -> None:
         assert_equal_logits(found, desired(loaded_by_transformers(tmp_path), text))
 
 
+def test_an_export_of_mixed_types_keeps_its_values(tmp_path: Path) -> None:
+    """float16 embeddings beside quantised matrices: transformers loads the export in float32, without rounding."""
+    import transformers
+
+    from famjax.cli.main import main
+
+    kind = lambda name, array: (
+        gguf_files.F32 if array.ndim < 2
+        else gguf_files.F16 if name in ("token_embd.weight", "output.weight")
+        else gguf.GGMLQuantizationType.Q8_0
+    )  # fmt: skip
+    model = gguf_files.write(tmp_path / "tiny.gguf", Case("Llama", WIDE), kind)
+    model_dir = ours.imported(tmp_path / "tiny.gguf", tmp_path / "ours")
+    assert main(["export-hf", str(model_dir), str(tmp_path / "back")]) == 0
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict()
+    for name, weight in model.state_dict().items():
+        np.testing.assert_array_equal(loaded[name].numpy(), weight.numpy())
+
+
 def test_bfloat16_stays(tmp_path: Path) -> None:
     """Matrices in bfloat16, vectors in float32 with values exact in bfloat16: a bfloat16 model, exported bit for bit;
     with one other value, a float32 model."""

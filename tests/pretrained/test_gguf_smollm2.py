@@ -90,7 +90,7 @@ def test_ids(model_dir: Path) -> None:
     for text, ids in KNOWN.items():
         assert ours.encode(text).tolist() == ids, text
     assert Codec(model_dir, 49152).encode("a").tolist() == ours.encode("a").tolist()
-    assert Codec(model_dir, 49152).ends == [2]
+    assert Codec(model_dir, 49152).ends == [2, 0]  # <|im_end|>, <|endoftext|>
 
 
 def test_chat_template(model_dir: Path) -> None:

@@ -154,6 +154,9 @@ def test_chat_templates_and_ends() -> None:
     assert json.loads(files_of(says)[GENERATION_CONFIG]) == {"bos_token_id": 1, "eos_token_id": 2}
     ends = files_of(says | {"ggml.eot_token_id": 5, "ggml.eom_token_id": 2, "ggml.padding_token_id": 3})
     assert json.loads(ends[GENERATION_CONFIG]) == {"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 3}
+    # As in files of Gemma: the end of a turn has a name, but no key.
+    named = says | {"ggml.tokens": [*says["ggml.tokens"][:-1], "<end_of_turn>"]}
+    assert json.loads(files_of(named)[GENERATION_CONFIG])["eos_token_id"] == [2, 19]
 
 
 GPT2 = {
@@ -175,7 +178,11 @@ BAD = [
     (GPT2, {"ggml.tokens": 7}, "tokenizer.ggml.tokens is 7; it must be a list of strings"),
     (GPT2, {"ggml.token_type": [1]}, "tokenizer.ggml.token_type does not have a number for each token"),
     (GPT2, {"ggml.eos_token_id": 3}, "tokenizer.ggml.eos_token_id is 3, of 3 tokens"),
+    (GPT2, {"ggml.eos_token_id": True}, "tokenizer.ggml.eos_token_id is True, of 3 tokens"),
     (GPT2, {"ggml.add_space_prefix": True}, "tokenizer.ggml.add_space_prefix is True; only False is known here"),
+    (GPT2, {"ggml.add_bos_token": True}, "bos_token_id is missing, but every text gets this token; add the key"),
+    (GPT2, {"ggml.add_eos_token": True}, "eos_token_id is missing, but every text gets this token"),
+    (GPT2, {"ggml.pre": "llama-bpe"}, "bos_token_id is missing, but every text gets this token"),
     (GPT2, {"ggml.precompiled_charsmap": [1]}, "tokenizer.ggml.precompiled_charsmap is not known here and may change"),
     (gguf_files.characters(9), {"ggml.scores": [0.0] * 9}, "tokenizer.ggml.scores has no order of tokens"),
     (gguf_files.characters(9), {"ggml.scores": None}, "tokenizer.ggml.scores has no order of tokens"),

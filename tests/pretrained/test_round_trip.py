@@ -10,13 +10,17 @@ import pytest
 import safetensors.numpy
 
 from famjax.cli.main import main
+from famjax.data.vocabulary import vocabulary_of
+from famjax.infer.codec import Codec
 from famjax.infer.load import load
 from famjax.nn.weights import create, parameter_shapes, parameters
 from famjax.pretrained.folder import KEPT_CONFIG, Folder
 from famjax.storage import base
 from famjax.storage.checkpoint import load_model, save_model
+from famjax.storage.model_dir import read_config
 from tests import tiny
 from tests.pretrained import ours, theirs
+from tests.pretrained.test_gguf_tokens import byte_level
 
 
 def exported(model_dir: Path, target: Path) -> Path:
@@ -193,7 +197,7 @@ MODELS = {
     "qwen3": tiny.config(qk_norm=True),
     "gemma": tiny.config(norm_plus_one=True, scale_embeddings=True, activation="gelu"),
     "gemma2": tiny.config(
-        norm_plus_one=True, scale_embeddings=True, activation="gelu", post_norms=True, logit_cap=3.0,
+        norm_plus_one=True, scale_embeddings=True, activation="gelu", post_norms=True, logit_cap=3,
         layer_pattern=("local", "global"), local_window=5, num_layers=5, num_heads=4,
     ),
     "gemma3": tiny.config(
@@ -225,13 +229,67 @@ def test_a_model_of_our_own_becomes_one_of_a_family(name: str, tmp_path: Path) -
         assert row.max() <= 1e-4
 
 
-def test_a_model_without_a_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """PaLM's parallel layers are a configuration here, but not a family of transformers; nothing is written."""
-    config = tiny.config(parallel_layers=True)
+WITHOUT_FAMILY = {
+    "parallel layers": tiny.config(parallel_layers=True),
+    "a scale of scores that is not 1 / sqrt(n)": dataclasses.replace(MODELS["gemma2"], attention_scale=0.3),
+    "a cap that the code of Gemma 3 ignores": dataclasses.replace(MODELS["gemma3"], attention_cap=2.0),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_FAMILY)
+def test_a_model_without_a_family_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A configuration here, but not of a family of transformers; nothing is written."""
+    config = WITHOUT_FAMILY[name]
     save_model(tmp_path / "model", config, parameters(create(config)))
     assert main(["export-hf", str(tmp_path / "model"), str(tmp_path / "folder")]) == 2
     assert "no family of transformers has this model's combination" in capsys.readouterr().err
     assert not (tmp_path / "folder").exists()
+
+
+def test_texts_end_where_they_ended(tmp_path: Path) -> None:
+    """A generated config.json names the tokens that end a text: those of the vocabulary, or of the import, of which it
+    keeps all that does not describe the model."""
+    import transformers
+
+    config = tiny.config(vocab_size=300)
+    save_model(tmp_path / "model", config, parameters(create(config)))
+    (tmp_path / "model" / "byte_vocabulary.json").write_text('{"offset": 3, "eos": 1, "size": 300}')
+    ends = lambda folder: transformers.AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id
+    assert ends(exported(tmp_path / "model", tmp_path / "out")) == 1
+    assert main(["import-hf", str(tmp_path / "out"), str(tmp_path / "again")]) == 0
+    assert Codec(tmp_path / "again", 300).ends == [1]
+
+    source = theirs.save(theirs.CASES["llama2-untied"], tmp_path / "theirs")
+    (source / "generation_config.json").unlink()
+    said = json.loads((source / "config.json").read_text()) | {"eos_token_id": [7, 9], "tokenizer_class": "Any"}
+    (source / "config.json").write_text(json.dumps(said))
+    model_dir = ours.imported(source, tmp_path / "ours")
+    longer = dataclasses.replace(read_config(model_dir), rope_base=50.0)
+    (model_dir / "model.json").write_text(longer.to_json())
+    found = json.loads((exported(model_dir, tmp_path / "longer") / "config.json").read_text())
+    assert ends(tmp_path / "longer") == [7, 9]
+    assert found["rope_parameters"]["rope_theta"] == 50.0
+    assert (found["tokenizer_class"], found["max_position_embeddings"]) == ("Any", 64)
+
+
+def test_a_tokenizer_that_would_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GPT-2's words in a model that is exported as a Qwen 2, whose class in transformers has its own: refused, as the
+    same text would be other tokens. Qwen's own words are exported, with the ids of the model directory."""
+    import transformers
+
+    for pre in ("gpt-2", "qwen2"):
+        tokenizer = byte_level(pre)
+        config = tiny.config(qkv_bias=True, vocab_size=tokenizer.get_vocab_size())
+        save_model(tmp_path / pre, config, parameters(create(config)))
+        (tmp_path / pre / "tokenizer.json").write_text(tokenizer.to_str())
+    assert main(["export-hf", str(tmp_path / "gpt-2"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "transformers would make another tokenizer of its files, as model_type is qwen2" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+    theirs = transformers.AutoTokenizer.from_pretrained(exported(tmp_path / "qwen2", tmp_path / "out"))
+    text = "12345, it's  two\n\n"
+    assert vocabulary_of(tmp_path / "qwen2").encode(text).tolist() == theirs(text)["input_ids"]
+    assert vocabulary_of(tmp_path / "gpt-2").encode(text).tolist() != theirs(text)["input_ids"]
 
 
 def test_an_old_config_json_means_the_same(tmp_path: Path) -> None:
