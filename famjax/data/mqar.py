@@ -119,7 +119,9 @@ def words_of(text: Vocabulary, most: int) -> list[int]:
     found: list[int] = []
     before = text.encode("the").tolist()
     for token in np.random.default_rng(0).permutation(text.size).tolist():
+        if len(found) == most:
+            break
         word = text.decode([token]).strip()
-        if len(found) < most and _WORD.fullmatch(word) and text.encode(f"the {word}").tolist() == [*before, token]:
+        if _WORD.fullmatch(word) and text.encode(f"the {word}").tolist() == [*before, token]:
             found.append(token)
     return found
