@@ -447,7 +447,7 @@ def test_figures_for_the_docs() -> None:
     comparing = script("comparing")
     kept = comparing.kept(found)
     assert "curves" not in kept["memories"][0] and "/some" not in str(kept)
-    text = "\n".join(comparing.PAGE.lines({"One": kept, "Two": kept}))
+    text = "\n".join(comparing.PAGE.tables["comparisons"]({"One": kept, "Two": kept}))
     assert text.count("**One** (passkey): exact match, chance 1e-05; blocks of 64; 10 steps of 10 tokens") == 1
     assert "over 3 seeds, and the range over them" in text
     assert "| `fam` (1 diverged) | 1,234, 12 | 2.5 | 2.5 | 1.00 | 0.62 (0.50-0.75) |" in text

@@ -16,7 +16,7 @@ from famjax.data.pieces import Filler
 from famjax.data.sources import open_source
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.tasks import language
-from famjax.evals.tasks.base import Unreadable
+from famjax.evals.tasks.base import Unreadable, check_readable
 from famjax.evals.tasks.rows import rows
 
 TEXT = "A plain text.\nWith two lines.\n"
@@ -199,10 +199,10 @@ def test_one_bad_file_costs_itself_alone(tmp_path, what):
     found = list(language.documents(config, ByteVocabulary()))
     assert [isinstance(one, Unreadable) for one in found] == [False, True, False]
     assert found[1].place.startswith(str(tmp_path / name)) and found[1].reason
-    language.check("text", lambda: language.documents(config, ByteVocabulary()))
+    assert check_readable(language.documents(config, ByteVocabulary()), "document of text")
     alone = EvalConfig(sources=(str(tmp_path / name),))
     with pytest.raises(ConfigError, match="no document of text can be read; .*b.*: "):
-        language.check("text", lambda: language.documents(alone, ByteVocabulary()))
+        check_readable(language.documents(alone, ByteVocabulary()), "document of text")
     if lines:
         found = list(rows(str(tmp_path / "*"), "test"))
         readable = [row.fields["text"] for row in found if not isinstance(row, Unreadable)]

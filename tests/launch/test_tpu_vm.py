@@ -116,7 +116,8 @@ def test_settings_never_become_part_of_a_command(gcloud, gin, tmp_path):
         (["--accelerator-type", "v5p-32"], "name the TPU once: --topology v5p:4x2x2, or --accelerator-type v5p-32"),
         (["--gin.MODEL_DIR='runs/a'"], "MODEL_DIR runs/a is not in the bucket, which is mounted at /gcs/b; set "
          "--gin.MODEL_DIR=\"'/gcs/b/a'\""),
-        (["--gin.DataConfig.sources=('~/books/*.txt',)"], "~ is another folder on the target; write the whole path: "
+        (["--gin.MIXTURE_OR_TASK_NAME='text'", "--gin.DataConfig.sources=('~/books/*.txt',)"],
+         "~ is another folder on the target; write the whole path: "
          "DataConfig.sources = ('~/books/*.txt',)"),
         (["--bucket", "", "--gin.MODEL_DIR='runs/a'"], "MODEL_DIR runs/a is relative, so each host would have its own"),
         (["--processes", "2"], "--processes is not a flag of target tpu-vm; famjax launch --help lists its flags"),

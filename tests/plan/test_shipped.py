@@ -61,7 +61,7 @@ def test_the_table():
 def test_results_are_kept_and_gone_on_with(tmp_path, monkeypatch, capsys):
     """What is there is not compiled again, unless it was quick and shall be finished; what fails leaves exit code 1."""
     commands = {"--gin_file gin/a.gin": "A", "--gin_file gin/b.gin": "B"}
-    page = plan_all.PAGE._replace(path=tmp_path / "plans.md", results=tmp_path / "plans.json", lines=lambda results: [])
+    page = plan_all.PAGE._replace(path=tmp_path / "plans.md", results=tmp_path / "plans.json", tables={})
     page.path.write_text("<!-- plans -->\n<!-- end of plans -->")
     asked = []
 

@@ -94,7 +94,7 @@ def test_a_refused_resumption_leaves_the_directory_as_it_was(tmp_path, texts):
     with pytest.raises(
         ConfigError, match="m was trained on the task 'text', not on 'passkey'; start in an empty MODEL"
     ):
-        train(config(tmp_path / "m", data, steps=4, task="passkey", sequence_length=512), "# after\n")
+        train(config(tmp_path / "m", DataConfig(), steps=4, task="passkey", sequence_length=512), "# after\n")
     assert {path: path.read_bytes() for path in (tmp_path / "m").rglob("*") if path.is_file()} == before
 
 
