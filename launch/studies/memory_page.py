@@ -41,6 +41,7 @@ def recall_and_depths(runs: Runs) -> list[str]:
 PARTS: dict[str, Callable[[Runs], list[str]]] = {
     "recipe": recall_and_misses,
     "any_depth": recall_and_depths,
+    "block1024": memory_results.table,
 }
 
 
