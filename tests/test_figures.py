@@ -79,6 +79,11 @@ def test_texts_in_the_readme(readme: str) -> None:
     assert f"better than no memory by {said['heldout', 'gated_m0']} bits per byte, with each of three seeds" in readme
     costs = f"it costs {said['joined', 'gated_m0']}, where the paper's update costs {said['joined', 'fam_m0']}"
     assert costs in readme and all(sum(gaps["joined", kind]) > 0 for kind in ("fam_m0", "gated_m0"))
+    beside = results("texts")["900 steps, one memory segment"]["bits_per_byte"]["heldout"]
+    last = lambda runs: [one[-1]["bits_per_byte"] for one in runs]
+    segment, both = last(beside["bswa_m1"]), last(beside["gated_m1"])
+    assert len(segment) == 3 and max(segment) < min(last(texts["heldout"]["fam_m0"])) and sum(both) > sum(segment)
+    assert "gains less than one memory segment, and beside one, gated FAM gains nothing" in readme
 
 
 def test_comparisons_in_the_readme(readme: str) -> None:

@@ -1,4 +1,4 @@
-"""Writes results of texts_study.py into docs/texts.md, between its two markers.
+"""Writes results of texts_study.py into docs/texts.md: without memory segments, and with them.
 
     python launch/studies/texts_study.py runs/texts_study runs/texts
     python launch/studies/texts_page.py "900 steps=runs/texts_study/study.json"
@@ -8,6 +8,7 @@ the tables are written again.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pages import DOCS, Page, by_name, publish
@@ -25,7 +26,19 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     return lines[:-1]
 
 
-PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", {"texts": by_name(section)})
+def tables(segments: bool) -> Callable[[dict[str, Any]], list[str]]:
+    """Returns the function of the tables of studies with, or without, memory segments."""
+
+    def lines(results: dict[str, Any]) -> list[str]:
+        runs = lambda found: parsed(",".join(found["bits_per_byte"]["heldout"]))
+        return by_name(section)({
+            name: found for name, found in results.items() if any(run.segments for run in runs(found)) == segments
+        })  # fmt: skip
+
+    return lines
+
+
+PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", {"texts": tables(False), "segments": tables(True)})
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "bits_per_byte", lambda found: found, "texts_study.py"))
