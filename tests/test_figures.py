@@ -118,3 +118,33 @@ def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -
     copy.path.write_text(text(page.path), encoding="utf-8")
     copy.write_lines(page.read())
     assert text(copy.path) == text(page.path)
+
+
+def test_a_comparison_becomes_tables() -> None:
+    """Costs, the mean over seeds with their range for each length, what diverged, and the tables of the last length."""
+    lengths = [
+        {"blocks": 1, "by_seed": {"0": 1.0, "1": 1.0}, "value": 1.0},
+        {"blocks": 64, "by_seed": {"0": 0.5, "1": 0.75}, "value": 0.625},
+    ]
+    tables = [{"label": "distance", "rows": [
+        {"length": length, "at": at, "n": 9, "value": value, "low": 0.25, "high": 1.0}
+        for length, at, value in ((64, 0, 0.1), (4096, 0, 0.5), (4096, 1, 0.75))
+    ]}]  # fmt: skip
+    memory = {
+        "name": "fam", "added_weights": 12, "weights": 1234, "state_bytes": 2560, "learning_rate": 1e-3, "steps": 10,
+        "tokens": 100, "training_flops": 2.5e12, "lengths": lengths, "tables": tables, "curves": ["many"],
+        "diverged": [{"seed": 2, "said": "at /some/where"}],
+    }  # fmt: skip
+    found = {
+        "version": "1", "task": "passkey", "metric": "exact match", "length": "tokens", "chance": 1e-5,
+        "seeds": [0, 1, 2], "budget": {"steps": 10, "tokens": 100}, "block_size": 64, "memories": [memory],
+    }  # fmt: skip
+    comparing = script("comparing")
+    kept = comparing.kept(found)
+    assert "curves" not in kept["memories"][0] and "/some" not in str(kept)
+    shown = "\n".join(comparing.PAGE.tables["comparisons"]({"One": kept, "Two": kept}))
+    assert shown.count("**One** (passkey): exact match, chance 1e-05; blocks of 64; 10 steps of 10 tokens") == 1
+    assert "over 3 seeds, and the range over them" in shown
+    assert "| `fam` (1 diverged) | 1,234, 12 | 2.5 | 2.5 | 1.00 | 0.62 (0.50-0.75) |" in shown
+    assert "| 1 block | 64 blocks |" in shown and "in documents of 4,096 tokens" in shown
+    assert "| memory | 0 | 1 |" in shown and "| `fam` | 0.50 (0.25-1.00) | 0.75 (0.25-1.00) |" in shown

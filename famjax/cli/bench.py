@@ -11,7 +11,7 @@ from typing import Any
 from famjax.bench.measure import Tell
 from famjax.bench.sizes import SIZES, check_lengths, variants
 from famjax.cli import bench_serve
-from famjax.cli.flags import add_gin_arguments, add_memory_arguments, distinct_numbers, refuse
+from famjax.cli.flags import add_gin_arguments, add_memory_arguments, check_folder, distinct_numbers, refuse
 from famjax.config import ConfigError, ModelConfig, memory_overrides
 from famjax.config.checks import at_least
 from famjax.process.progress import Progress
@@ -97,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
         args.repeats = bench_serve.ROUNDS if args.what == "serve" else 5
     at_least("--repeats", args.repeats, 1)
     _check_read(args)
-    if Path(args.output).is_file():
-        raise ConfigError(f"--output {args.output} is a file; name a directory")
+    check_folder("--output", args.output)
     if args.what == "serve":
         bench_serve.check(args)
         return _reported(args, "servers", lambda results, tell, cores: _serving(args, results, tell))

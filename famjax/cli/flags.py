@@ -192,12 +192,11 @@ def settle(args: argparse.Namespace) -> None:
         config, _ = load(InferConfig, files, args.gin_search_paths, args.gin_bindings)
         check_types(config)
         plain, _ = load(InferConfig, files, args.gin_search_paths)
-        for field in dataclasses.fields(config):
-            if getattr(config, field.name) != getattr(plain, field.name) and field.name not in (
-                "model_dir",
-                *vars(args),
-            ):
-                raise ConfigError(f"--gin settings of InferConfig.{field.name} have no effect here; leave them out")
+        names = [field.name for field in dataclasses.fields(config)]
+        changed = [name for name in names if getattr(config, name) != getattr(plain, name)]
+        for name in changed:
+            if name not in ("model_dir", *vars(args)):
+                raise ConfigError(f"--gin settings of InferConfig.{name} have no effect here; leave them out")
     if args.model is None and not config.model_dir:
         raise ConfigError("no model; add --model DIR, a directory written by `famjax train` or `famjax import-hf`")
     for field in dataclasses.fields(config):

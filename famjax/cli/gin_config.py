@@ -11,6 +11,7 @@ independent. Every user error becomes a `ConfigError` of one line.
 
 import dataclasses
 import importlib.util  # noqa: F401 - gin's own file reader uses it and forgets to import it
+import itertools
 import re
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
@@ -336,8 +337,7 @@ def _check_effect(bindings: Sequence[str], root: type) -> None:
 
 def _scope_of(at: str, owner: str, parameter: str, scope: str) -> str:
     """Returns the scope around `at`, but within `scope`, that sets this parameter of a class; empty if none does."""
-    parts = at.split("/")
-    inner = ["/".join(parts[: i + 1]) for i in range(len(parts)) if len("/".join(parts[: i + 1])) > len(scope)]
+    inner = [place for place in itertools.accumulate(at.split("/"), "{}/{}".format) if len(place) > len(scope)]
     setting = {place for (place, name), values in gin.config._CONFIG.items()
                if name.rpartition(".")[2] == owner and parameter in values}  # fmt: skip
     return next((place for place in inner if place in setting), "")

@@ -19,8 +19,8 @@ _OF_FAM = (
     "fam_diversity_loss", "fam_reconstruction_loss",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "memory_segments", "fam_length", "token_window", "random_state_passing_from", "fam_max_rms", "fam_noise",
-    "fam_update_noise", "fam_diversity_loss", "fam_reconstruction_loss",
+    "memory_segments", "fam_length", "token_window", "fam_max_rms", "fam_noise", "fam_update_noise",
+    "fam_diversity_loss", "fam_reconstruction_loss",
 )  # fmt: skip
 # Settings that a loaded model can take other values of.
 OVERRIDES = ("block_size", "memory_segments", "fam_length")

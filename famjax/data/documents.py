@@ -1,7 +1,6 @@
 """The synthetic tasks of labelled documents by name."""
 
 from collections.abc import Callable
-from typing import TypeAlias
 
 from famjax.config import MqarConfig, TrackingConfig
 from famjax.data.labelled import Labelled
@@ -10,11 +9,15 @@ from famjax.data.symbols import SymbolVocabulary
 from famjax.data.tracking import GROUPS, Tracking
 from famjax.data.vocabulary import ByteVocabulary, Vocabulary
 
-_Make: TypeAlias = Callable[[str, MqarConfig, TrackingConfig, Vocabulary | None], Labelled]
-LABELLED: dict[str, _Make] = {
-    "mqar": lambda name, mqar, tracking, text: mqar_in_words(name, mqar, text) if text else Mqar(name, mqar),
-    **{group: lambda name, mqar, tracking, text: Tracking(name, tracking) for group in GROUPS},
+LABELLED: dict[str, Callable[[str, MqarConfig, TrackingConfig], Labelled]] = {
+    "mqar": lambda name, mqar, tracking: Mqar(name, mqar),
+    **{group: lambda name, mqar, tracking: Tracking(name, tracking) for group in GROUPS},
 }
+
+
+def in_words(name: str, model: Vocabulary) -> bool:
+    """Whether a task of labelled documents is in words of this vocabulary, instead of a vocabulary of its own."""
+    return name == "mqar" and not isinstance(model, ByteVocabulary | SymbolVocabulary)
 
 
 def labelled_documents(
@@ -25,11 +28,12 @@ def labelled_documents(
     Args:
       name: name of the task.
       mqar, tracking: settings.
-      model: vocabulary of the model. The task is in words of it if it has some, else it has a vocabulary of its own.
+      model: vocabulary of the model, see `in_words`; None: a vocabulary of its own.
 
     Raises:
       ConfigError: `model` has too few words.
     """
+    if model is not None and in_words(name, model):
+        return mqar_in_words(name, mqar, model)
     make = LABELLED.get(name)
-    text = None if isinstance(model, ByteVocabulary | SymbolVocabulary) else model
-    return None if make is None else make(name, mqar, tracking, text)
+    return None if make is None else make(name, mqar, tracking)

@@ -37,7 +37,7 @@ class Mqar:
 
     name: str
     config: MqarConfig
-    words: tuple[int, ...] = ()
+    words: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     text: Vocabulary | None = dataclasses.field(default=None, repr=False, compare=False)
     bins: ClassVar[str] = "blocks between pair and question"
     kind_label: ClassVar[str] = "pairs"

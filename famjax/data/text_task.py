@@ -13,7 +13,7 @@ import numpy as np
 from famjax.config import TASKS, ConfigError, DataConfig, SourceConfig, TrainConfig
 from famjax.data import files
 from famjax.data.batch import Batch, Progress
-from famjax.data.documents import LABELLED, labelled_documents
+from famjax.data.documents import LABELLED, in_words, labelled_documents
 from famjax.data.examples import Documents, Examples, Mixture
 from famjax.data.labelled import Labelled
 from famjax.data.packing import REPEAT_TEXT, packed_row, repeat_segment
@@ -222,10 +222,11 @@ def vocabulary_and_files(config: TrainConfig) -> tuple[Vocabulary, dict[str, byt
         vocabulary = vocabulary_from(kept, path)
         if isinstance(vocabulary, TokenizerVocabulary):
             vocabulary.limit(config.model.vocab_size)
-        documents = labelled_documents(config.task, config.mqar, config.tracking, vocabulary)
-        if documents is not None and isinstance(documents.vocabulary, SymbolVocabulary):
-            return documents.vocabulary, documents.vocabulary.files
-        return vocabulary, kept
+        if config.task not in LABELLED or in_words(config.task, vocabulary):
+            return vocabulary, kept
+        own = LABELLED[config.task](config.task, config.mqar, config.tracking).vocabulary
+        assert isinstance(own, SymbolVocabulary)
+        return own, own.files
     found = _seqio_task(config)
     from famjax.data.seqio_vocabulary import ours_of
 

@@ -47,7 +47,7 @@ def test_another_packing_resumes_with_whole_examples(tmp_path):
 
 
 def test_an_example_that_has_become_shorter_is_refused(tmp_path):
-    """The position of its lane is behind its end."""
+    """The position of its lane is after its end."""
     made = packed(tmp_path)
     _, progress = text.read(make_text_task(made, [0]), 12)
     inside = next(one for one in progress if one["0"]["where"][0] == 7 and one["0"]["token"] > text.T)

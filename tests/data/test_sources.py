@@ -84,7 +84,7 @@ def test_parts_without_lines_are_cut_between_characters(tmp_path, monkeypatch):
 
 
 def test_a_part_may_begin_with_json(tmp_path):
-    """Only the start of a file tells that it contains JSON lines; a book has them in its middle."""
+    """Only the start of a file shows that it contains JSON lines; a book has them in its middle."""
     (tmp_path / "a.txt").write_text('Some text:\n{"a": 1}\n')
     assert documents(tmp_path / "a.txt", part_bytes=11) == [("", "Some text:\n"), ("", '{"a": 1}\n')]
     (tmp_path / "a.txt").write_text('{"a": 1}\nSome text\n')

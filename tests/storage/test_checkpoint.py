@@ -223,7 +223,7 @@ def test_a_step_that_a_training_deletes_meanwhile_is_not_damaged(
     three: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training saves step 4 and deletes step 3 while step 3 is read: step 4 is read, and nothing is reported. One
-    that was named is told as missing."""
+    that was named is reported as missing."""
     read = checkpoint._load_weights
 
     def slow(root: Path, step: int, target: object) -> dict:
