@@ -6,7 +6,7 @@ Lengths are in tokens; training documents consist of whole blocks of the model.
 import dataclasses
 from typing import ClassVar
 
-from famjax.config.checks import ConfigError, ascending, at_least, check_types
+from famjax.config.checks import ConfigError, ascending, at_least, check_types, probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,8 @@ class MqarConfig(_Labelled):
       times: how often every key is asked for.
       answered: whether its value follows an asked key, as in the paper's figure; False: filler follows, as in the
         paper's code, and the model never reads the value that it predicts.
+      rewritten: probability that a key is listed again with a new value, after the list and before its last question.
+        From there on its value is the new one. Departure from the paper, whose keys are listed once.
       power: a, exponent of the distribution of the questions: place x, counted from 1 after the list, has weight
         x^(a - 1). 1 is uniform; with 0.01, the default of the paper's code, most questions come soon after the list.
       keys, values, fillers: tokens of each kind. The vocabulary is fillers, keys and values, in this order. In the
@@ -56,6 +58,7 @@ class MqarConfig(_Labelled):
     pairs: tuple[int, ...] = (2, 4, 8, 16)
     times: int = 1
     answered: bool = True
+    rewritten: float = 0.0
     power: float = 1.0
     keys: int = 16
     values: int = 16
@@ -73,12 +76,15 @@ class MqarConfig(_Labelled):
                 f"pairs {self.pairs}: {self.pairs[-1]} pairs need as many distinct keys and values, but there are "
                 f"{self.keys} and {self.values}; raise MqarConfig.keys and MqarConfig.values"
             )
+        probability("MqarConfig.rewritten", self.rewritten)
+        if self.rewritten and self.values < 2:
+            raise ConfigError("MqarConfig.rewritten needs a second value; raise MqarConfig.values to 2 or more")
         if self.power <= 0:
             raise ConfigError(f"power is {self.power}; it must be above 0: 1 is uniform, 0.01 asks soon")
 
     def check_pairs(self, tokens: int, pairs: int) -> None:
         """Raises `ConfigError` unless a document of `tokens` tokens has room for these pairs and their questions."""
-        a_pair = 2 * (1 + self.times)
+        a_pair = 2 * (1 + self.times + (self.rewritten > 0))
         if a_pair * pairs > tokens:
             raise ConfigError(
                 f"{pairs} pairs and their questions take {a_pair * pairs} tokens, but a document has {tokens}; use "

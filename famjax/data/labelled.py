@@ -4,7 +4,7 @@ A task defines how a document is drawn, which of its positions are scored, and h
 
     tokens   k1 v7  k4 v2  .  k4 v2  .  k1 v7        int32 [n]
     labels   -  -   -  -   -  v2 -   -  v7 -         what to predict after a token; NONE: nothing
-    bins     -  -   -  -   -  0  -   -  1  -         group of results in tables, here by the distance in blocks
+    bins     -  -   -  -   -  0  -   -  1  -         row of a table of results, here by the distance in blocks
 
 A document depends on the seed, its length and its number alone. It starts with a block and ends in its row, so nothing
 is carried from step to step, and a batch depends on the seed and the step alone. `mqar.py` and `tracking.py` define the
@@ -33,12 +33,12 @@ class Document(NamedTuple):
     Attributes:
       tokens: int32 [n].
       labels: int32 [n], the token to predict after each; `NONE`: no prediction is scored there.
-      bins: int32 [n], the bin of each scored position, from 0; elsewhere any number.
+      bins: for each table of results, int32 [n]: the bin of each scored position, from 0; elsewhere any number.
     """
 
     tokens: np.ndarray
     labels: np.ndarray
-    bins: np.ndarray
+    bins: tuple[np.ndarray, ...]
 
 
 class Labelled(Protocol):
@@ -48,13 +48,12 @@ class Labelled(Protocol):
       name: name of the task, as in MIXTURE_OR_TASK_NAME.
       vocabulary: all tokens: one of its own, or that of the model.
       blocks: lengths of training documents, in blocks.
-      bins: axis label of the bins.
+      bins: axis labels of the tables of results by bin.
       kinds: numbers that distinguish kinds of documents, such as numbers of pairs; (0,) if there is only one kind.
       kind_label: axis label of these numbers; empty if there is only one kind.
       chance: accuracy of guessing uniformly among the possible labels.
     """
 
-    bins: ClassVar[str]
     kind_label: ClassVar[str]
 
     @property
@@ -65,6 +64,9 @@ class Labelled(Protocol):
 
     @property
     def blocks(self) -> tuple[int, ...]: ...  # noqa: D102
+
+    @property
+    def bins(self) -> tuple[str, ...]: ...  # noqa: D102
 
     @property
     def kinds(self) -> tuple[int, ...]: ...  # noqa: D102

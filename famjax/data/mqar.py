@@ -5,7 +5,8 @@
 The first part lists the pairs. The rest consists of places of two tokens, each with a question (a key and its value) or
 with filler. Questions draw distinct places, place x (from 1) with weight x^(a - 1), and their order is random. As in
 the paper's figure, the value follows the key; the paper's code has filler there, and the value is only a label
-(`MqarConfig.answered`).
+(`MqarConfig.answered`). With `MqarConfig.rewritten`, some places list a key again, with a new value that holds from
+there on; nothing is predicted at them.
 
 A model with a tokenizer recalls words of its own vocabulary: ` garden apple window seven . . ` with other words for
 the dots.
@@ -27,7 +28,8 @@ _WORD = re.compile("[a-z]{3,}")
 
 @dataclasses.dataclass(frozen=True)
 class Mqar:
-    """The task; see `Labelled`. Bins are the distance in blocks between a pair's value and the question.
+    """The task; see `Labelled`. Bins are the distance in blocks between a pair's value and the question, and with
+    `MqarConfig.rewritten` whether the value is the first (0) or the new one (1).
 
     Attributes:
       name, config: see `Labelled`.
@@ -39,7 +41,6 @@ class Mqar:
     config: MqarConfig
     words: tuple[int, ...] = dataclasses.field(default=(), repr=False)
     text: Vocabulary | None = dataclasses.field(default=None, repr=False, compare=False)
-    bins: ClassVar[str] = "blocks between pair and question"
     kind_label: ClassVar[str] = "pairs"
 
     @property
@@ -49,6 +50,11 @@ class Mqar:
             return self.text
         kinds = ((".", self.config.fillers), ("k", self.config.keys), ("v", self.config.values))
         return SymbolVocabulary([f"{letter}{i}" for letter, count in kinds for i in range(count)])
+
+    @property
+    def bins(self) -> tuple[str, ...]:
+        """See `Labelled`."""
+        return "blocks between pair and question", *["new values of a key"] * (self.config.rewritten > 0)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -74,27 +80,40 @@ class Mqar:
         config = self.config
         pairs = int(rng.choice(config.pairs)) if kind is None else kind
         config.check_pairs(length, pairs)
+        values_from = config.fillers + config.keys
         keys = config.fillers + rng.choice(config.keys, pairs, replace=False)
-        values = config.fillers + config.keys + rng.choice(config.values, pairs, replace=False)
+        values = values_from + rng.choice(config.values, pairs, replace=False)
 
-        # Questions: the key of pair `of[i]` is token `asked[i]`, its value the token after it.
-        of = np.tile(np.arange(pairs), config.times)
+        # Event i is at tokens `at[i]` and `at[i] + 1`: a question for pair `of[i]`, or its key with a new value.
+        again = np.flatnonzero(rng.random(pairs) < config.rewritten) if config.rewritten else np.arange(0)
+        of = np.concatenate([np.tile(np.arange(pairs), config.times), again])
         places = (length - 2 * pairs) // 2
         weight = np.arange(1, places + 1) ** (config.power - 1.0)
-        asked = 2 * pairs + 2 * rng.choice(places, len(of), replace=False, p=weight / weight.sum())
+        at = 2 * pairs + 2 * rng.choice(places, len(of), replace=False, p=weight / weight.sum())
+        known, since = values[of], 2 * of + 1  # the pair's value at the event, and the place where it was listed
+        rewrites = np.zeros(len(of), bool)
+        for pair in again:
+            mine = np.flatnonzero(of == pair)
+            mine = mine[np.argsort(at[mine])][rng.integers(config.times) :]  # the rewriting, then questions
+            rewrites[mine[0]] = True
+            known[mine] += 1 + rng.integers(config.values - 1)
+            since[mine] = at[mine[0]] + 1
+        known = values_from + (known - values_from) % config.values
 
         tokens = rng.integers(0, config.fillers, length).astype(np.int32)
         tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2] = keys, values
-        tokens[asked] = keys[of]
-        if config.answered:
-            tokens[asked + 1] = values[of]
-        labels, bins = np.full(length, NONE, np.int32), np.zeros(length, np.int32)
-        labels[asked] = values[of]
-        bins[asked] = asked // block_size - (2 * of + 1) // block_size
+        tokens[at] = keys[of]
+        written = rewrites | config.answered
+        tokens[at[written] + 1] = known[written]
+        asked = at[~rewrites]
+        labels, (distance, renewed) = np.full(length, NONE, np.int32), np.zeros((2, length), np.int32)
+        labels[asked] = known[~rewrites]
+        distance[asked] = asked // block_size - since[~rewrites] // block_size
+        renewed[asked] = since[~rewrites] >= 2 * pairs
         if self.words:
             ids = np.array(self.words, np.int32)
             tokens, labels = ids[tokens], np.where(labels == NONE, NONE, ids[labels])
-        return Document(tokens, labels, bins)
+        return Document(tokens, labels, (distance, renewed)[: len(self.bins)])
 
 
 def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:

@@ -59,11 +59,11 @@ def table(name: str) -> tuple[tuple[Permutation, ...], np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
-    """The task; see `Labelled`. The bin of a position is the index of its block in the document."""
+    """The task; see `Labelled`. Bins are the blocks of a document."""
 
     name: str
     config: TrackingConfig
-    bins: ClassVar[str] = "block of the document"
+    bins: ClassVar[tuple[str, ...]] = ("block of the document",)
     kind_label: ClassVar[str] = ""
 
     @property
@@ -109,4 +109,4 @@ class Tracking:
         for at, element in enumerate(np.asarray(self._used)[which]):
             state = states[at] = products[state, element]
         tokens = (len(elements) + which).astype(np.int32)
-        return Document(tokens, states, (np.arange(length) // block_size).astype(np.int32))
+        return Document(tokens, states, ((np.arange(length) // block_size).astype(np.int32),))

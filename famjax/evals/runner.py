@@ -174,8 +174,11 @@ class Runner:
         for i, logprobs, correct in self.engine.score(requests, self.on_tokens):
             example = examples[i]
             scored = np.flatnonzero(example.labels >= 0)
-            bins = example.bins[scored]
-            about = {"asked": np.bincount(bins).tolist(), "right": np.bincount(bins, correct[scored]).tolist()}
+            bins = [one[scored] for one in example.bins]
+            about = {
+                "asked": [np.bincount(one).tolist() for one in bins],
+                "right": [np.bincount(one, correct[scored]).tolist() for one in bins],
+            }
             total = float(np.sum(logprobs[scored], dtype=np.float64))
             values = labelled_values(correct[scored])
             yield self._sample(task, batch[i][1], total, "", values, more=about)

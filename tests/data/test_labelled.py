@@ -72,11 +72,45 @@ def test_every_key_of_mqar_is_asked_and_its_value_is_the_label(times: int, answe
             for at, (value, distance) in asked.items():
                 assert names(task, document.labels[[at]]) == [value]
                 assert words[at + 1] == value if answered else words[at + 1].startswith(".")
-                assert document.bins[at] == distance
+                assert document.bins[0][at] == distance
             told = 2 * pairs
             rest = [word for i, word in enumerate(words) if i >= told and i not in asked and i - 1 not in asked]
             assert all(word.startswith(".") for word in rest) and len(rest) == len(words) - told - 2 * len(asked)
             assert len(set(words[1:told:2])) == pairs
+
+
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("rewritten", [0.5, 1.0])
+def test_a_key_that_is_listed_again_has_its_new_value(rewritten: float, times: int, answered: bool) -> None:
+    """Labels and distances are those of a dictionary that reads the document and takes a value wherever a key has one
+    and no label; every key is asked `times` times, and after it is rewritten; about this share of keys is rewritten."""
+    config = MqarConfig(pairs=(4,), keys=8, values=4, fillers=3, times=times, answered=answered, rewritten=rewritten)
+    task = Mqar("mqar", config)
+    again = 0
+    for document in drawn(task, 8 * S, kind=4):
+        words = names(task, document.tokens)
+        listed: dict[str, tuple[str, int]] = {}
+        times_listed, asked, last = dict.fromkeys(words[:8:2], 0), dict.fromkeys(words[:8:2], 0), {}
+        for at, word in enumerate(words):
+            if not word.startswith("k"):
+                assert document.labels[at] == NONE
+            elif document.labels[at] == NONE:
+                assert word not in listed or listed[word][0] != words[at + 1]
+                listed[word], times_listed[word], last[word] = (words[at + 1], at + 1), times_listed[word] + 1, "listed"
+                assert words[at + 1].startswith("v")
+            else:
+                value, place = listed[word]
+                assert names(task, document.labels[[at]]) == [value]
+                assert words[at + 1] == value if answered else words[at + 1].startswith(".")
+                assert document.bins[0][at] == at // S - place // S
+                assert document.bins[1][at] == times_listed[word] - 1
+                asked[word], last[word] = asked[word] + 1, "asked"
+        assert set(asked.values()) == {times} and set(last.values()) == {"asked"}
+        assert set(times_listed.values()) <= {1, 2}
+        again += sum(times_listed.values()) - 4
+    total = 4 * len(drawn(task, 8 * S, kind=4))
+    assert again == total if rewritten == 1 else abs(again / total - rewritten) < 4 * np.sqrt(0.25 / total)
 
 
 def test_mqar_of_a_model_with_a_tokenizer_is_in_words_of_it() -> None:
@@ -135,7 +169,7 @@ def test_states_are_products_done_by_hand(name: str, elements: str) -> None:
     for document in drawn(task, 40 * S):
         states = names(task, document.labels)
         assert states == carried(names(task, document.tokens))
-        assert document.bins.tolist() == [at // S for at in range(40 * S)]
+        assert document.bins[0].tolist() == [at // S for at in range(40 * S)]
         seen |= set(states)
     assert len(seen) == {"parity": 2, "s3": 6, "s5": 120}[name] == round(1 / task.chance)
 
@@ -226,6 +260,8 @@ def training(**changes: object) -> TrainConfig:
         ({"mqar": MqarConfig(keys=4, pairs=(2, 5))}, "5 pairs need as many distinct keys and values"),
         ({"mqar": MqarConfig(power=0.0)}, "power is 0.0; it must be above 0"),
         ({"mqar": MqarConfig(fillers=0)}, "MqarConfig.fillers is 0; it must be at least 1"),
+        ({"mqar": MqarConfig(rewritten=1.5)}, "MqarConfig.rewritten is 1.5; it must be between 0 and 1"),
+        ({"mqar": MqarConfig(rewritten=0.5, values=1, pairs=(1,))}, "rewritten needs a second value; raise"),
         ({"mqar": MqarConfig(times=0)}, "MqarConfig.times is 0; it must be at least 1"),
         (
             {"mqar": MqarConfig(blocks=(2, 4), pairs=(3,), times=2)},

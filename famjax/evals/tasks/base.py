@@ -48,7 +48,7 @@ class Example:
       choice_sizes: bytes (or characters) of each option, to normalise its log probability.
       scored: int32, tokens that are scored after the prompt.
       labels: int32, the token to predict after each token of the prompt; negative: nothing is scored there.
-      bins: for each token of the prompt, the bin of the results in which its label counts, from 0.
+      bins: for each of `Task.bins`, for each token of the prompt: the bin in which its label counts, from 0.
       size: bytes of the text of `scored`.
       counts: other units of that text by name, such as words, for `Task.ratios`.
       about: values by which results are grouped: "length", "depth", "source" (a part of the data set), "needle" (index
@@ -67,7 +67,7 @@ class Example:
     answer: int = 0
     scored: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
     labels: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
-    bins: np.ndarray = dataclasses.field(default_factory=lambda: NOTHING)
+    bins: tuple[np.ndarray, ...] = ()
     size: float = 0.0
     counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -92,7 +92,7 @@ class Example:
         """Returns a hash, 16 hexadecimal digits, of all that the model is asked and its answer is compared with."""
         told = [self.targets, self.choice_sizes, self.answer, self.size, *([dict(self.counts)] if self.counts else [])]
         found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-        for part in (self.context, self.prompt, self.scored, self.labels, self.bins, *self.choices):
+        for part in (self.context, self.prompt, self.scored, self.labels, *self.bins, *self.choices):
             found.update(len(part).to_bytes(8, "little") + np.asarray(part, "<i8").tobytes())
         return found.hexdigest()[:16]
 
@@ -172,7 +172,7 @@ class Task:
     examples: Callable[[], Iterable[Example | Unreadable]]
     metrics: Mapping[str, TextMetric] = dataclasses.field(default_factory=dict)
     judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
-    bins: str = ""
+    bins: tuple[str, ...] = ()
     kinds: str = ""
     shown: Mapping[str, str] | None = None
     ratios: Mapping[str, Ratio] = dataclasses.field(default_factory=dict)

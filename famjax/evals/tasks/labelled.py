@@ -51,7 +51,10 @@ def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
 
     for kind in documents.kinds:
         draw(min(config.lengths), kind, 0)
-    settings = {"lengths": list(config.lengths), "examples": count, "seed": config.seed, "documents": repr(documents)}
+    settings = {
+        "lengths": list(config.lengths), "examples": count, "seed": config.seed, "documents": repr(documents),
+        "bins": list(documents.bins),
+    }  # fmt: skip
     total = count * len(config.lengths) * len(documents.kinds)
     return Task(
         name, "label", examples, count=total, bins=documents.bins, kinds=documents.kind_label, settings=settings
@@ -73,24 +76,25 @@ def _check_tokens(name: str, ours: SymbolVocabulary, codec: Codec) -> None:
 
 
 def tables(task: Task, samples: Sequence[Sample], seed: int = 0) -> list[dict[str, Any]]:
-    """Returns a table of accuracy by length and bin, and one by length and kind of document if there are several.
+    """Returns tables of accuracy by length and bin, and one by length and kind of document if there are several.
 
     A table has `label`, the axis label of the numbers `at`, and `rows`. A row has `length`, `at` (bin or kind), `n`
     (number of predictions), `value`, and `low`, `high`, a 95% interval over documents. Bins without a prediction are
     left out.
     """
-    by_bin: list[dict[str, Any]] = []
+    by_bin: list[list[dict[str, Any]]] = [[] for _ in task.bins]
     by_kind: list[dict[str, Any]] = []
     for length in sorted({sample.about["length"] for sample in samples}):
         same = [sample for sample in samples if sample.about["length"] == length]
-        asked, right = (_padded([sample.about[name] for sample in same]) for name in ("asked", "right"))
-        for at in np.flatnonzero(asked.sum(axis=0)):
-            by_bin.append({"length": length, "at": int(at)} | _row(right[:, at], asked[:, at], seed))
+        for i, rows in enumerate(by_bin):
+            asked, right = (_padded([sample.about[name][i] for sample in same]) for name in ("asked", "right"))
+            for at in np.flatnonzero(asked.sum(axis=0)):
+                rows.append({"length": length, "at": int(at)} | _row(right[:, at], asked[:, at], seed))
         kinds = np.array([sample.about.get("kind", 0) for sample in same])
         for kind in sorted(set(kinds.tolist())):
             above, below = (table[kinds == kind].sum(axis=1) for table in (right, asked))
             by_kind.append({"length": length, "at": kind} | _row(above, below, seed))
-    found = [{"label": task.bins, "rows": by_bin}]
+    found = [{"label": label, "rows": rows} for label, rows in zip(task.bins, by_bin, strict=True)]
     return found + ([{"label": task.kinds, "rows": by_kind}] if task.kinds else [])
 
 

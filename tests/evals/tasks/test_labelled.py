@@ -72,9 +72,10 @@ def test_streaming_counts_what_the_whole_sequence_predicts(name: str, fam_length
         right = []
         for at in np.flatnonzero(example.labels >= 0):
             right.append(bool(firsts[sample.id][at] == example.labels[at]))
-            hits.setdefault((len(example.prompt), int(example.bins[at])), []).append(right[-1])
+            hits.setdefault((len(example.prompt), int(example.bins[0][at])), []).append(right[-1])
         assert sample.values == {"accuracy": np.mean(right), "all_correct": float(all(right))}
-        assert sum(sample.about["asked"]) == len(right) and sum(sample.about["right"]) == sum(right)
+        asked, hit = sample.about["asked"], sample.about["right"]
+        assert [sum(bins) for bins in asked] == [len(right)] and [sum(bins) for bins in hit] == [sum(right)]
     bins = summarize(task, samples, [], S)["tables"][0]
     assert {(row["length"], row["at"]): row["value"] for row in bins["rows"]} == {
         place: pytest.approx(np.mean(found)) for place, found in hits.items()
@@ -122,10 +123,28 @@ def test_mqar_is_tabulated_by_distance_and_by_pairs() -> None:
     assert [example.about["kind"] for example in examples] == [1] * 5 + [2] * 5
     bins, kinds = summarize(task, list(Runner(Oracle(True), codec_of("mqar")).run(task)), [], S)["tables"]
     assert kinds["label"] == "pairs" and [(row["at"], row["n"]) for row in kinds["rows"]] == [(1, 5), (2, 10)]
-    asked = np.concatenate([example.bins[example.labels >= 0] for example in examples])
+    asked = np.concatenate([example.bins[0][example.labels >= 0] for example in examples])
     assert {row["at"]: row["n"] for row in bins["rows"]} == dict(
         zip(*np.unique(asked, return_counts=True), strict=True)
     )
+
+
+def test_new_values_have_a_row_of_their_own() -> None:
+    """Of three keys some are listed again: questions are counted by whether theirs was, and only after it was."""
+    config = MqarConfig(pairs=(3,), keys=3, values=4, fillers=2, times=2, rewritten=0.5)
+    documents = labelled_documents("mqar", config, TrackingConfig())
+    assert documents is not None
+    codec = Codec.of(documents.vocabulary)
+    task = catalog.make("mqar", dataclasses.replace(config_of("mqar"), mqar=config, lengths=(40,)), codec, S)
+    wanted = [0, 0]
+    for example in examples_of(task):
+        words = codec.vocabulary.decode(example.prompt).split()
+        for at in np.flatnonzero(example.labels >= 0):
+            values = {words[i + 1] for i in range(at) if words[i] == words[at]}
+            wanted[len(values) - 1] += 1
+    _, renewed, _ = summarize(task, list(Runner(Oracle(True), codec).run(task)), [], S)["tables"]
+    assert renewed["label"] == "new values of a key"
+    assert [(row["at"], row["n"]) for row in renewed["rows"]] == [(0, wanted[0]), (1, wanted[1])] and all(wanted)
 
 
 def test_documents_depend_on_seed_length_and_number() -> None:
