@@ -48,6 +48,25 @@ def test_a_million_bytes_in_the_readme(readme: str) -> None:
         assert words.format(right, sum(one["documents"] for one in last)) in readme
 
 
+def test_depths_in_memory() -> None:
+    """Cells of the keys at any depth, and of the newest key, which are the product of lengths, depths and seeds."""
+    page, runs = " ".join(text(ROOT / "docs/memory.md").split()), results("memory")
+    cells = lambda kind, task: [
+        (cell["value"], name) for name, run in runs.items() if name.startswith(kind) for cell in run["depths"][task]
+    ]
+    good = lambda found: sum(value >= 0.9 for value, _ in found)
+    depth, newest, plain = (
+        cells("gate_", "passkey_depth"),
+        cells("gate_", "passkey_newest"),
+        cells("quiet_", "passkey_newest"),
+    )
+    assert len(depth) == len(newest) == len(plain) == 60
+    assert f"(four lengths, five depths, three seeds), {good(depth)} are at 0.90 or more" in page
+    assert {(value, name[-1]) for value, name in depth if value < 0.9} == {(0.85, "2")}
+    assert f"recalled in {good(newest)} of 60 cells with 0.90 or more; the lowest is {min(newest)[0]:.2f}" in page
+    assert f"without it {good(plain)} of 60 cells are at 0.90 or more" in page
+
+
 def test_the_published_model_in_the_readme(readme: str) -> None:
     """Pass keys of the trained SmolLM2 and of its import; what WikiText costs."""
     shown = results("smollm2")

@@ -18,7 +18,7 @@ import memory_results
 from pages import DOCS, Page
 
 DEPTHS = {
-    "passkey_depth": "Exact match by the depth of the key, 20 documents per cell:",
+    "passkey_depth": "Exact match by the depth of the key, mean and range over the seeds, 20 documents for each:",
     "passkey_newest": "Four keys in one text, each of which replaces the one before, evenly spaced up to the depth; "
     "the newest is asked for (`passkey_newest`):",
 }

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pages import ranged
+
 if TYPE_CHECKING:
     from memory_study import Run
 
@@ -129,17 +131,20 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def depth_table(task: str, rows: list[dict[str, Any]]) -> list[str]:
-    """Returns a Markdown table with a row per run and length, and a column per depth; [] if no run has results."""
-    lines: list[str] = []
+    """Returns a Markdown table with a row per kind of run and length, and a column per depth: mean and range over the
+    seeds; [] if no run has results."""
+    cells: dict[tuple[str, int], dict[float, list[float]]] = {}
     for row in rows:
-        grid = row["depths"].get(task, [])
-        columns = sorted({one["depth"] for one in grid})
-        if grid and not lines:
-            lines = ["| | tokens | " + " | ".join(f"depth {depth:g}" for depth in columns) + " |"]
-            lines += ["|" + "---|" * (len(columns) + 2)]
-        for length in sorted({one["length"] for one in grid}):
-            cells = [one["value"] for one in grid if one["length"] == length]
-            lines.append(f"| {row['about']} | {length:,} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+        for one in row["depths"].get(task, []):
+            at_length = cells.setdefault((row["about"].split(", seed ")[0], one["length"]), {})
+            at_length.setdefault(one["depth"], []).append(one["value"])
+    if not cells:
+        return []
+    columns = sorted(next(iter(cells.values())))
+    lines = ["| | tokens | " + " | ".join(f"depth {depth:g}" for depth in columns) + " |"]
+    lines += ["|" + "---|" * (len(columns) + 2)]
+    for (kind, length), found in cells.items():
+        lines.append(f"| {kind} | {length:,} | " + " | ".join(ranged(found[depth]) for depth in columns) + " |")
     return lines
 
 
