@@ -85,10 +85,10 @@ def _checked(source: str | Path, model: ModelConfig) -> tuple[Weights, Weights, 
     """Returns the shapes of the weights of `source` and of the model, by path, and what `_check_architecture` reports;
     reads no weights. Raises `ConfigError` as `adopt` does."""
     stored = read_config(source)
-    _check_lora(source, stored, model)
+    changed = _check_lora(source, stored, model)
     have, want = (leaves(parameter_shapes(config)) for config in (stored, model))
     _check(source, have, want)
-    changed = _check_architecture(source, stored, model)
+    changed += _check_architecture(source, stored, model)
     _check_gate(source, have, model)
     return have, want, changed
 
@@ -99,14 +99,23 @@ def _new_lora(have: Weights, want: Weights, model: ModelConfig) -> list[str]:
     return [f"LoRA of rank {model.lora.rank}, {count} arrays"] if count else []
 
 
-def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> None:
-    """Raises `ConfigError` if the source's LoRA would be lost, or scaled differently."""
+def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> list[str]:
+    """Returns a line of the report if LoRA begins in an earlier layer than the source's: pairs there have changed
+    nothing so far, since B of an unused pair is zero.
+
+    Raises:
+      ConfigError: the source's LoRA would be lost, in some layers or all, or scaled differently.
+    """
     has, asked = (dataclasses.replace(config.lora, dropout=0.0) for config in (stored, model))
-    if has.rank and has != asked:
+    earlier = asked.first_layer < has.first_layer
+    if not has.rank or has == asked:
+        return []
+    if not earlier or dataclasses.replace(has, first_layer=asked.first_layer) != asked:
         raise ConfigError(
-            f"{source} has LoRA of rank {has.rank}: use the rank, alpha, projections and first_layer in its "
-            f"model.json, or merge it first, with export-hf and import-hf"
+            f"{source} has LoRA of rank {has.rank}: use the rank, alpha and projections in its model.json, and its "
+            f"first_layer or an earlier one, or merge it first, with export-hf and import-hf"
         )
+    return [f"changed: LoRA from layer {asked.first_layer}, was {has.first_layer}"]
 
 
 def _check_architecture(source: str | Path, stored: ModelConfig, model: ModelConfig) -> list[str]:

@@ -21,6 +21,7 @@ from famjax.train import initial, optim
 from famjax.train.loop import train
 from famjax.train.watching.metrics import MetricsLog
 from tests import tiny
+from tests.tiny import assert_close
 
 PLAIN = tiny.config(
     vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=0.5, param_dtype="bfloat16"
@@ -202,6 +203,22 @@ def test_a_second_stage_follows_the_first(tuned, tmp_path):
         with pytest.raises(ConfigError, match="has LoRA of rank 2.*export-hf"):
             run(tmp_path / "other", tuned, model=model)
     assert not (tmp_path / "other").exists()
+
+
+def test_lora_may_begin_in_an_earlier_layer_but_not_in_a_later_one(source, tmp_path):
+    """Trained in layer 1 alone, the pairs of layer 0 are unused: a second stage that has them starts from the same
+    function, and trains them. One that begins later would lose trained pairs."""
+    late = dataclasses.replace(MODEL, lora=dataclasses.replace(LORA, first_layer=1))
+    run(tmp_path / "late", source, model=late, steps=2)
+    tokens = tiny.tokens(MODEL, 1, 40)
+    scores = lambda folder: np.asarray(jax.jit(lambda model: model.logits(model(tokens)[0]))(load(folder)))
+    still = OptimizerConfig(learning_rate=0.0)
+    run(tmp_path / "all", tmp_path / "late", steps=1, optimizer=still)
+    assert_close(scores(tmp_path / "all"), scores(tmp_path / "late"))
+    assert (scores(tmp_path / "all") != scores(source)).any()
+    assert initial.check(tmp_path / "late", MODEL).endswith("; changed: LoRA from layer 0, was 1")
+    with pytest.raises(ConfigError, match="its first_layer or an earlier one"):
+        initial.check(tmp_path / "all", late)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion"])
