@@ -58,3 +58,16 @@ def test_parameters_in_bfloat16() -> None:
     assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
     _, state = tiny.whole(config, params, tiny.tokens(config, 2, 9))
     assert state.layers.fam.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_gradients_of_a_frequent_tokens_embedding_add_up(param_dtype: str) -> None:
+    """A token that occurs 4096 times in a batch gets the sum of its gradients; in bfloat16 a sum of ones stops at
+    256."""
+    config = tiny.config(dtype="bfloat16", param_dtype=param_dtype)
+    params, tokens = tiny.parameters(config), np.zeros((4, 1025), np.int32)
+    tokens[:, -1] = 3
+    embedded = lambda params: tiny.build(config, params).embed(tokens).astype(jnp.float32).sum()
+    gradient = jax.grad(embedded)(params)["embedding"]
+    assert gradient.dtype == param_dtype
+    np.testing.assert_array_equal(gradient[:4].astype(np.float32), np.repeat([[4096.0], [0], [0], [4]], 12, axis=1))
