@@ -81,6 +81,14 @@ def test_a_finished_training_is_left_alone(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "m").rglob("*")}
 
 
+def test_a_damaged_line_of_metrics_is_dropped(tmp_path):
+    """Bytes that a crash of the machine has left, which are no text, do not stop a training that resumes."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\x00{"ste\n{"step": 2}\n{"step": 3}\n')
+    MetricsLog(tmp_path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_training_lowers_the_loss(tmp_path):
     """Forty steps on bytes of one format: far below the first loss, and below a uniform distribution."""
     run(tmp_path / "m", steps=40, optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=5))
