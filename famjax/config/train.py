@@ -316,6 +316,9 @@ class TrainConfig:
         whole = all(isinstance(step, int) and not isinstance(step, bool) for step in first_last)
         if first_last and (not whole or len(first_last) != 2 or not 1 <= first_last[0] <= first_last[1]):
             raise ConfigError(f"PROFILE_STEPS is {first_last!r}; write (first, last), counted from 1, such as (11, 13)")
+        if first_last and first_last[1] > self.steps:
+            raise ConfigError(f"PROFILE_STEPS {first_last} ends after the last step, TRAIN_STEPS {self.steps}; name "
+                              f"earlier steps")  # fmt: skip
 
     def _check_rows(self) -> None:
         """Raises `ConfigError` unless every device has the same number of rows in every microbatch."""

@@ -52,7 +52,7 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
     """Returns the files of the task's vocabulary for the model directory, by name; none for bytes.
 
     If the run starts from an imported model, the files that an export restores are added: its config.json and, if the
-    vocabulary is the same, all its tokenizer files.
+    vocabulary is the same, all its tokenizer files. A resumed run, which does not read that model, has them already.
 
     Raises:
       ConfigError: the model directory has a model with another vocabulary.
@@ -61,7 +61,7 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
     if kept and (Path(config.model_dir) / MODEL_JSON).exists() and not has_vocabulary(config.model_dir):
         raise ConfigError(f"the model in {config.model_dir} was trained on bytes, not with the vocabulary of the data; "
                           f"set --gin.VOCABULARY=\"'bytes'\", or use an empty MODEL_DIR")  # fmt: skip
-    if not config.initial_checkpoint:
+    if not config.initial_checkpoint or checkpoint.latest_step(config.model_dir) is not None:
         return kept
     start_dir = split_step(config.initial_checkpoint)[0]
     base = files_of_import(start_dir)
