@@ -13,7 +13,7 @@ from famjax.attention import memories, rope
 from famjax.attention.attend import Scoring
 from famjax.attention.memories.base import Weight
 from famjax.config import LayerSettings, MemoryConfig, ModelConfig
-from famjax.dims import Activations, Array, Float, Int, Key, KeysValues, Offsets, Queries, Weights
+from famjax.dims import Activations, Array, Float, Key, KeysValues, Offsets, Queries, Weights
 from famjax.nn.lora import Lora, drop, low_rank
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -195,28 +195,6 @@ def norm(x: Float[Array, "... D"], scale: Float[Array, "D"], kind: str, config: 
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + config.norm_eps)
     scale = scale.astype(jnp.float32)
     return (x * (1 + scale if config.norm_plus_one else scale)).astype(config.dtype)
-
-
-@jax.custom_vjp
-def rows_of(table: Float[Array, "V D"], tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-    """The rows `table[tokens]`, whose gradients are summed in float32.
-
-    A frequent token occurs thousands of times in a batch, and a sum in bfloat16 no longer grows at 256 equal parts.
-    """
-    return table[tokens]
-
-
-def _rows_forward(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
-    return table[tokens], (tokens, jnp.empty((len(table), 0), table.dtype))
-
-
-def _rows_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
-    tokens, like = kept
-    zeros = jnp.zeros((len(like), gradient.shape[-1]), jnp.float32)
-    return zeros.at[tokens].add(gradient.astype(jnp.float32)).astype(like.dtype), None
-
-
-rows_of.defvjp(_rows_forward, _rows_backward)
 
 
 def _joined(parts: list[Activations]) -> Activations:
