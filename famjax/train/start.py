@@ -113,12 +113,7 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
             print(f"{damaged}; step {found.step}, the one before, is intact", file=sys.stderr, flush=True)
         if first:
             print(f"continuing {config.model_dir} from step {found.step}", flush=True)
-        progress, name = found.progress["task"], found.progress.get("name", config.task)  # older ones have no name
-        if name != config.task:
-            raise ConfigError(f"{config.model_dir} was trained on the task {name!r}, not on {config.task!r}; start in "
-                              f"an empty MODEL_DIR from its weights (INITIAL_CHECKPOINT_PATH)")  # fmt: skip
-        # Refuses the progress of other data while nothing is written yet; a batch has no effect.
-        task.batch(found.step, progress)
+        progress = progress_of(config, task, found.step, found.progress)
         state = states.from_saved(found.step, found.params, found.training, where)
         return Start(state, progress, found.progress["logged"], bases.read(config.model_dir))
     base = _base_of(config)
@@ -129,6 +124,18 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
         if first:
             print(report, flush=True)
     return Start(state, task.start(), {}, base)
+
+
+def progress_of(config: TrainConfig, task: Task, step: int, saved: dict[str, Any]) -> Progress:
+    """Returns the progress of the task in the JSON of a step. Raises `ConfigError` if it is of other data."""
+    name = saved.get("name", config.task)  # older ones have no name
+    if name != config.task:
+        raise ConfigError(f"{config.model_dir} was trained on the task {name!r}, not on {config.task!r}; start in "
+                          f"an empty MODEL_DIR from its weights (INITIAL_CHECKPOINT_PATH)")  # fmt: skip
+    # Refuses the progress of other data while nothing is written yet; a batch has no effect.
+    progress: Progress = saved["task"]
+    task.batch(step, progress)
+    return progress
 
 
 def _base_of(config: TrainConfig) -> Base | None:
