@@ -278,6 +278,9 @@ class TrainConfig:
         at_least("keep_period", self.keep_period, 0)
         at_least("keep_best", self.keep_best, 1)
         one_of("keep_best_mode", self.keep_best_mode, ("min", "max"))
+        if not self.keep_best_metric and (self.keep_best, self.keep_best_mode) != (1, "min"):
+            raise ConfigError("keep_best and keep_best_mode have no effect without keep_best_metric; set it, for "
+                              "example to 'loss'")  # fmt: skip
         if self.keep_period and (not self.checkpoint_period or self.keep_period % self.checkpoint_period):
             use = (
                 f"; use {nearest_multiples(self.keep_period, self.checkpoint_period)}" if self.checkpoint_period else ""
