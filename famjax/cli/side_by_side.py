@@ -192,13 +192,14 @@ def _news(job: Job) -> tuple[int, str]:
     """Returns the last logged step of a run (0 before the first) and a summary of its metrics."""
     path = Path(job.config.model_dir) / METRICS_JSONL
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    shown = lambda name: "none" if last[name] is None else f"{last[name]:.{3 if name == 'loss' else 2}f}"
     try:
         last = json.loads(lines[-1])
-        news = f"loss {last['loss']:.3f}"
+        news = f"loss {shown('loss')}"  # null if the last steps were skipped
         if "exact_match" in last:
-            news += f"  exact match {last['exact_match']:.2f} at up to {last['filler_blocks']} blocks"
+            news += f"  exact match {shown('exact_match')} at up to {last['filler_blocks']} blocks"
         elif "accuracy" in last:
-            news += f"  accuracy {last['accuracy']:.2f}"
+            news += f"  accuracy {shown('accuracy')}"
         return int(last["step"]), news
     except (IndexError, ValueError, KeyError):
         return 0, "compiling"
