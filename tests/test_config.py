@@ -121,6 +121,7 @@ BAD_TRAININGS = [
         {"optimizer": OptimizerConfig(parameters={"fam/*": {"learning_rate": True}})},
         "parameters 'fam/.*': learning_rate is True; it must be a number",
     ),
+    ({"optimizer": OptimizerConfig(parameters={1: {}})}, "parameters has 1; it must be a pattern in quotes"),
     ({"optimizer": OptimizerConfig(parameters={"fam/*": 3})}, "parameters 'fam/.*': 3 must be settings"),
     ({"optimizer": OptimizerConfig(learning_rate=-1.0)}, "learning_rate is -1.0; it must be at least 0"),
     ({"optimizer": OptimizerConfig(schedule="linea")}, "schedule 'linea' is not one of .*; did you mean 'linear'?"),

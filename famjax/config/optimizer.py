@@ -68,6 +68,8 @@ class OptimizerConfig:
             if getattr(self, name) == 1:
                 raise ConfigError(f"{name} is 1.0, with which a moment never changes; use less, such as 0.99")
         for pattern, settings in self.parameters.items():
+            if not isinstance(pattern, str):
+                raise ConfigError(f'parameters has {pattern!r}; it must be a pattern in quotes, such as "fam/*"')
             if not isinstance(settings, dict):
                 raise ConfigError(f'parameters {pattern!r}: {settings!r} must be settings, such as {{"frozen": True}}')
             for name, value in settings.items():
