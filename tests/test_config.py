@@ -121,6 +121,21 @@ BAD_TRAININGS = [
         {"optimizer": OptimizerConfig(parameters={"fam/*": {"learning_rate": True}})},
         "parameters 'fam/.*': learning_rate is True; it must be a number",
     ),
+    (
+        {
+            "distillation": 0.5,
+            "model": ModelConfig(lora=LoraConfig(rank=2)),
+            "optimizer": OptimizerConfig(parameters={"*/scale": {"frozen": False}}),
+        },
+        "distillation compares the model with its frozen base, which parameters '[*]/scale' trains",
+    ),
+    (
+        {
+            "model": ModelConfig(memory=MemoryConfig(fam_gate=True)),
+            "optimizer": OptimizerConfig(parameters={"fam/gate": {"frozen": False}}),
+        },
+        "parameters has 'fam/gate', but fam_opening_steps opens it; set that to 0",
+    ),
     ({"optimizer": OptimizerConfig(parameters={1: {}})}, "parameters has 1; it must be a pattern in quotes"),
     ({"optimizer": OptimizerConfig(parameters={"fam/*": 3})}, "parameters 'fam/.*': 3 must be settings"),
     ({"optimizer": OptimizerConfig(learning_rate=-1.0)}, "learning_rate is -1.0; it must be at least 0"),

@@ -22,7 +22,7 @@ from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.mesh import check_mesh, mesh_sizes
 from famjax.config.model import LoraConfig, ModelConfig
-from famjax.config.optimizer import OptimizerConfig
+from famjax.config.optimizer import MEMORY, OptimizerConfig
 from famjax.config.synthetic import MqarConfig, TrackingConfig
 
 
@@ -230,6 +230,15 @@ class TrainConfig:
                 f"distillation compares the model with its frozen base, but all of its weights are trained "
                 f"(OptimizerConfig.trained is {trained!r}); set LORA_RANK, or distillation to 0"
             )
+        for pattern, settings in self.optimizer.parameters.items():
+            if pattern == "fam/gate" and self.opening_steps:
+                raise ConfigError(
+                    "parameters has 'fam/gate', but fam_opening_steps opens it; set that to 0, or leave the pattern out"
+                )
+            base = not pattern.startswith(("layers/lora/", *MEMORY))
+            if self.distillation and base and settings.get("frozen") is False:
+                raise ConfigError(f"distillation compares the model with its frozen base, which parameters {pattern!r} "
+                                  f"trains; leave it out, or set distillation to 0")  # fmt: skip
         if trained == "lora" and not self.model.lora.rank:
             raise ConfigError("OptimizerConfig.trained is 'lora', but LORA_RANK is 0; set it, for example to 64")
         if trained == "prompt" and not self.model.memory.fam_length and self.model.memory.kind == "fam":
