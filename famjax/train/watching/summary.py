@@ -91,8 +91,8 @@ def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Me
     unused = sum(weights[path].size for path in trained if group_of(path) == "lora") * first // layers
     aside = f" ({unused:,} of LoRA are unused, in layers before {first})" if unused else ""
     narrow = sum(weights[path].dtype == "bfloat16" for path in trained)
-    rounding = [f"rounding      {narrow} trained arrays are bfloat16, which loses changes below 1/512 of a weight; set "
-                f"param_dtype to 'float32'"] * (narrow > 0)  # fmt: skip
+    lost = "which loses changes below 1/512 of a weight; set param_dtype to 'float32'"
+    rounding = [f"rounding      {narrow} trained array{'s' * (narrow > 1)} in bfloat16, {lost}"] * (narrow > 0)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
     fam = f"{fam if memory.kind == 'fam' else f'a memory of kind {memory.kind}'} a layer"

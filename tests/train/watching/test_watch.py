@@ -160,7 +160,7 @@ def test_trained_weights_in_bfloat16_are_reported():
     narrow = dataclasses.replace(MODEL, param_dtype="bfloat16")
     said = lambda model: summary(TrainConfig(model_dir="none", model=model), optim.optimizer(OptimizerConfig(), 1),
                                  make_mesh())  # fmt: skip
-    assert "rounding      11 trained arrays are bfloat16, which loses changes below 1/512" in said(narrow)
+    assert "rounding      11 trained arrays in bfloat16, which loses changes below 1/512" in said(narrow)
     assert "rounding" not in said(MODEL)
     tuned = TrainConfig(model_dir="none", model=dataclasses.replace(narrow, lora=LoraConfig(rank=2)))
     assert "rounding" not in summary(tuned, optim.optimizer(tuned.tuning, 1), make_mesh())
