@@ -269,6 +269,15 @@ def test_weights_of_another_architecture_are_refused(tmp_path, name, value, refu
         assert ("changed: rope_base 7.0, was 100.0" in said) == (name == "rope_base")
 
 
+def test_an_evaluation_needs_a_period_and_a_function(tmp_path):
+    """Neither has an effect without the other, so one alone is refused."""
+    with pytest.raises(ConfigError, match="EVAL_PERIOD is 0, and `evaluate` is given"):
+        train(settings(tmp_path / "m"), "", lambda model, step: {})
+    with pytest.raises(ConfigError, match="EVAL_PERIOD is 2, and `evaluate` is not given"):
+        train(settings(tmp_path / "m", eval_period=2), "")
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_mesh_of_more_devices_than_there_are_is_refused_before_anything_is_written(tmp_path):
     """One line gives their number."""
     with pytest.raises(ConfigError, match="asks for 2 devices, but this job has 1; use at most 1"):
