@@ -192,10 +192,11 @@ def _news(job: Job) -> tuple[int, str]:
     """Returns the last logged step of a run (0 before the first) and a summary of its metrics."""
     path = Path(job.config.model_dir) / METRICS_JSONL
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    shown = lambda name: "none" if last[name] is None else f"{last[name]:.{3 if name == 'loss' else 2}f}"
     try:
         last = json.loads(lines[-1])
-        news = f"loss {shown('loss')}"  # null if the last steps were skipped
+        # Null if the steps since the last line were skipped.
+        shown = lambda name, digits=2: "none" if last[name] is None else f"{last[name]:.{digits}f}"
+        news = f"loss {shown('loss', 3)}"
         if "exact_match" in last:
             news += f"  exact match {shown('exact_match')} at up to {last['filler_blocks']} blocks"
         elif "accuracy" in last:
