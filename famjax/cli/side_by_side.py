@@ -194,11 +194,13 @@ def _news(job: Job) -> tuple[int, str]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:
         last = json.loads(lines[-1])
-        news = f"loss {last['loss']:.3f}"
+        # Null if the steps since the last line were skipped.
+        shown = lambda name, digits=2: "none" if last[name] is None else f"{last[name]:.{digits}f}"
+        news = f"loss {shown('loss', 3)}"
         if "exact_match" in last:
-            news += f"  exact match {last['exact_match']:.2f} at up to {last['filler_blocks']} blocks"
+            news += f"  exact match {shown('exact_match')} at up to {last['filler_blocks']} blocks"
         elif "accuracy" in last:
-            news += f"  accuracy {last['accuracy']:.2f}"
+            news += f"  accuracy {shown('accuracy')}"
         return int(last["step"]), news
     except (IndexError, ValueError, KeyError):
         return 0, "compiling"

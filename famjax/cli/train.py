@@ -145,8 +145,9 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
 def _check_directories(config: TrainConfig) -> None:
     """Raises `ConfigError` if MODEL_DIR is a file or has another model, or if the initial checkpoint is missing."""
     from famjax.storage.model_dir import check_same_model, read_config
+    from famjax.storage.steps import latest_step
 
     check_folder("MODEL_DIR", config.model_dir)
     check_same_model(Path(config.model_dir), config.model)
-    if config.initial_checkpoint:
+    if config.initial_checkpoint and latest_step(config.model_dir) is None:  # a resumed training does not read it
         read_config(config.initial_checkpoint)

@@ -25,7 +25,7 @@ class OptimizerConfig:
       learning_rate: peak learning rate, at the end of the warm-up.
       schedule: after the warm-up: `constant`, `linear` or `cosine` to zero at the last step, or `rsqrt`,
         the peak times sqrt(warmup_steps / step), which does not depend on the last step.
-      warmup_steps: steps of linear warm-up from zero.
+      warmup_steps: steps of linear warm-up from zero; a run with fewer steps warms up until its last one.
       beta1: decay of the first moment (momentum).
       beta2: decay of the second moment; for `lion`, decay of its only momentum.
       weight_decay: weight decay, except of norms, biases and the memory's own weights.
@@ -65,7 +65,11 @@ class OptimizerConfig:
         steps("warmup_steps", self.warmup_steps, 0)
         for name in ("beta1", "beta2"):
             probability(name, getattr(self, name))
+            if getattr(self, name) == 1:
+                raise ConfigError(f"{name} is 1.0, with which a moment never changes; use less, such as 0.99")
         for pattern, settings in self.parameters.items():
+            if not isinstance(pattern, str):
+                raise ConfigError(f'parameters has {pattern!r}; it must be a pattern in quotes, such as "fam/*"')
             if not isinstance(settings, dict):
                 raise ConfigError(f'parameters {pattern!r}: {settings!r} must be settings, such as {{"frozen": True}}')
             for name, value in settings.items():

@@ -22,7 +22,7 @@ from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.mesh import check_mesh, mesh_sizes
 from famjax.config.model import LoraConfig, ModelConfig
-from famjax.config.optimizer import OptimizerConfig
+from famjax.config.optimizer import MEMORY, OptimizerConfig
 from famjax.config.synthetic import MqarConfig, TrackingConfig
 
 
@@ -230,6 +230,15 @@ class TrainConfig:
                 f"distillation compares the model with its frozen base, but all of its weights are trained "
                 f"(OptimizerConfig.trained is {trained!r}); set LORA_RANK, or distillation to 0"
             )
+        for pattern, settings in self.optimizer.parameters.items():
+            if pattern == "fam/gate" and self.opening_steps:
+                raise ConfigError(
+                    "parameters has 'fam/gate', but fam_opening_steps opens it; set that to 0, or leave the pattern out"
+                )
+            base = not pattern.startswith(("layers/lora/", *MEMORY))
+            if self.distillation and base and settings.get("frozen") is False:
+                raise ConfigError(f"distillation compares the model with its frozen base, which parameters {pattern!r} "
+                                  f"trains; leave it out, or set distillation to 0")  # fmt: skip
         if trained == "lora" and not self.model.lora.rank:
             raise ConfigError("OptimizerConfig.trained is 'lora', but LORA_RANK is 0; set it, for example to 64")
         if trained == "prompt" and not self.model.memory.fam_length and self.model.memory.kind == "fam":
@@ -278,6 +287,9 @@ class TrainConfig:
         at_least("keep_period", self.keep_period, 0)
         at_least("keep_best", self.keep_best, 1)
         one_of("keep_best_mode", self.keep_best_mode, ("min", "max"))
+        if not self.keep_best_metric and (self.keep_best, self.keep_best_mode) != (1, "min"):
+            raise ConfigError("keep_best and keep_best_mode have no effect without keep_best_metric; set it, for "
+                              "example to 'loss'")  # fmt: skip
         if self.keep_period and (not self.checkpoint_period or self.keep_period % self.checkpoint_period):
             use = (
                 f"; use {nearest_multiples(self.keep_period, self.checkpoint_period)}" if self.checkpoint_period else ""
@@ -316,6 +328,9 @@ class TrainConfig:
         whole = all(isinstance(step, int) and not isinstance(step, bool) for step in first_last)
         if first_last and (not whole or len(first_last) != 2 or not 1 <= first_last[0] <= first_last[1]):
             raise ConfigError(f"PROFILE_STEPS is {first_last!r}; write (first, last), counted from 1, such as (11, 13)")
+        if first_last and first_last[1] > self.steps:
+            raise ConfigError(f"PROFILE_STEPS {first_last} ends after the last step, TRAIN_STEPS {self.steps}; name "
+                              f"earlier steps")  # fmt: skip
 
     def _check_rows(self) -> None:
         """Raises `ConfigError` unless every device has the same number of rows in every microbatch."""

@@ -155,10 +155,10 @@ def _pooled(rows: Sequence[Mapping[str, Any]], trials: str) -> dict[str, Any]:
 
 
 def _logged(model_dir: str) -> list[dict[str, Any]]:
-    """Returns the lines of a training's log that have a loss."""
+    """Returns the lines of a training's log that have a loss; it is null if the steps were skipped."""
     path = Path(model_dir) / METRICS_JSONL
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [line for line in map(json.loads, lines) if "loss" in line]
+    return [line for line in map(json.loads, lines) if line.get("loss") is not None]
 
 
 def final_loss(model_dir: str, share: float) -> float:
@@ -175,7 +175,7 @@ def curve(model_dir: str, tokens_of_step: int) -> list[dict[str, float]]:
     """
     logged = _logged(model_dir)
     every = max(1, -(-len(logged) // MOST_POINTS))
-    right = lambda line: line.get("exact_match", line.get("accuracy", 0.0))
+    right = lambda line: line.get("exact_match", line.get("accuracy")) or 0.0
     return [
         {"tokens": line["step"] * tokens_of_step, "loss": line["loss"], "right": right(line)}
         for line in logged[::-1][::every][::-1]

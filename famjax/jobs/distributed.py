@@ -58,7 +58,7 @@ def find_job(
         text = environment.get(name)
         if given is not None or not text:
             return given
-        if not text.isdigit():
+        if not text.isdecimal():
             raise ConfigError(f"{name}={text} is not a process number; give 0, 1, 2 ...")
         return int(text)
 
@@ -74,6 +74,8 @@ def find_job(
             f"--process-id I (or {COORDINATOR}, {NUM_PROCESSES} and {PROCESS_ID})"
         )
     local = environment.get(LOCAL_DEVICES)
+    if local and not all(part.strip().isdecimal() for part in local.split(",")):
+        raise ConfigError(f"{LOCAL_DEVICES}={local} is no list of device numbers; give 0,1 or leave it out")
     job = Job(address, processes, process, tuple(map(int, local.split(","))) if local else None)
     job.validate()
     return job

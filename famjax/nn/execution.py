@@ -17,7 +17,7 @@ from famjax.attention.fused import Kernel
 from famjax.attention.scan_blocks import KEPT
 from famjax.attention.sequence import How
 from famjax.config import ModelConfig
-from famjax.dims import Array, Key, Tree, Weights
+from famjax.dims import Array, Float, Int, Key, Tree, Weights
 from famjax.nn.layer import Layer
 
 # The names of an array's axes; a tree of them; a tree of ints, the batch axis of each array.
@@ -298,3 +298,34 @@ def _gather_backward(axes: Axes, execution: Execution, dtype: str, _: None, grad
 
 
 gather.defvjp(_gather_forward, _gather_backward)
+
+
+def look_up(table: Float[Array, "V D"], tokens: Int[Array, "..."], execution: Execution, dtype: str) -> Array:
+    """Returns the rows `table[tokens]` [..., D] in the compute dtype; their gradients are summed in float32."""
+    if execution.placement is not None:
+        # Rows are looked up in whole rows: in a table sharded along D, the result would be sharded along D too, and the
+        # compiler would gather every activation of the batch to shard it again. The second constraint is for gradients.
+        table = execution.constrain(gather(table, ("vocab", "embed"), execution, dtype), ("vocab", None))
+    return _rows_of(table, tokens).astype(dtype)
+
+
+@jax.custom_vjp
+def _rows_of(table: Float[Array, "V D"], tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """The rows `table[tokens]`, whose gradients are summed in float32.
+
+    A frequent token occurs thousands of times in a batch, and a sum in bfloat16 no longer grows at 256 equal parts.
+    """
+    return table[tokens]
+
+
+def _rows_forward(table: Array, tokens: Array) -> tuple[Array, tuple[Array, Array]]:
+    return table[tokens], (tokens, jnp.empty((len(table), 0), table.dtype))
+
+
+def _rows_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None]:
+    tokens, like = kept
+    zeros = jnp.zeros((len(like), gradient.shape[-1]), jnp.float32)
+    return zeros.at[tokens].add(gradient.astype(jnp.float32)).astype(like.dtype), None
+
+
+_rows_of.defvjp(_rows_forward, _rows_backward)

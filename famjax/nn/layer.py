@@ -175,7 +175,11 @@ class Layer:
                 dropped = drop(x, name, key=self.key, rate=self.config.lora.dropout)
             out = out + low_rank(pair, dropped, self.config.lora.scale)
         bias = self.weights[group].get(f"{name}_bias")
-        return out if bias is None else out + bias.astype(dtype).reshape(-1)
+        if bias is None:
+            return out
+        # Added in float32, which changes no bit of the sum, so that the gradient of the bias is summed in float32.
+        wide = lambda x: x.astype(jnp.float32)
+        return (wide(out) + wide(bias.astype(dtype)).reshape(-1)).astype(dtype)
 
     def _norm(self, path: str, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         weights = self.weights

@@ -23,7 +23,7 @@ from famjax.attention.sequence import over_blocks
 from famjax.config import ModelConfig
 from famjax.dims import Array, Bool, Float, Int, Key, Tree, Weights
 from famjax.nn import appended, segments
-from famjax.nn.execution import Execution, LayerStack, stacked
+from famjax.nn.execution import Execution, LayerStack, look_up, stacked
 from famjax.nn.layer import AddedWeights, Layer, LayerParams, NormWeights, axes_of, norm, weight
 
 # Activations of whole blocks, [N, B, S, D]: sharded along their rows alone.
@@ -254,10 +254,7 @@ class Transformer(nnx.Module):
     @jax.named_scope("embedding")
     def embed(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Embeddings of tokens, the input of the first layer, in the compute dtype."""
-        # Rows are looked up in whole rows: in a table sharded along D, the result would be sharded along D too,
-        # and the compiler would gather every activation of the batch to shard it again.
-        table = self.execution.constrain(self.embedding[...].astype(self.config.dtype), ("vocab", None))
-        return self._scaled(table[tokens])
+        return self._scaled(look_up(self.embedding[...], tokens, self.execution, self.config.dtype))
 
     def _scaled(self, embedded: Float[Array, "... D"]) -> Float[Array, "... D"]:
         # The factor is rounded as they are, which is what Gemma does.

@@ -27,7 +27,7 @@ from famjax.storage.writer import Keep, Writer, first_line
 
 __all__ = [
     "FAM", "Restored", "latest_step", "load_model", "load_training", "newest_training", "override_memory",
-    "restore_training", "save_model",
+    "restore_training", "resumable", "save_model",
 ]  # fmt: skip
 
 # Keys of the tree of weights: FAM's own weights, {"prompt": [F, D]} or {"prefix": [L, F, D]}, and in them the gate of
@@ -160,14 +160,31 @@ def restore_training(model_dir: str | Path, weights: Tree, training: Any) -> tup
       ConfigError: no step is intact, or no training, or one with other settings, wrote them.
     """
     root = Path(model_dir).absolute()
+    read = lambda step: Restored(step, _load_weights(root, step, weights), *_load_training(root, step, training))
+    return _newest_training(root, read)
+
+
+def resumable(model_dir: str | Path, training: Any) -> tuple[int, dict[str, Any]] | None:
+    """Returns (step, progress) of the step that `restore_training` would return, without reading arrays; None if there
+    is none. Raises `ConfigError` like it."""
+    root = Path(model_dir).absolute()
+
+    def read(step: int) -> tuple[int, dict[str, Any]]:
+        _check_training(root, step, training)
+        return step, _progress(root, step)
+
+    found: tuple[int, dict[str, Any]] | None = _newest_training(root, read)[0]
+    return found
+
+
+def _newest_training(root: Path, read: Callable[[int], Any]) -> tuple[Any, str]:
+    """Returns `read` of the newest intact step and a description of damaged later ones, or (None, "")."""
     if not steps.all_steps(root):
         return None, ""
-    read = lambda step: Restored(step, _load_weights(root, step, weights), *_load_training(root, step, training))
     step, restored, damaged = _newest_whole(root, read, [WEIGHTS, TRAINING, PROGRESS])
     if step is None and not any((steps.step_dir(root, step) / TRAINING).is_dir() for step in steps.all_steps(root)):
         raise ConfigError(
-            f"{model_dir} holds a model that no training wrote; set INITIAL_CHECKPOINT_PATH to it, and use another "
-            f"MODEL_DIR"
+            f"{root} holds a model that no training wrote; set INITIAL_CHECKPOINT_PATH to it, and use another MODEL_DIR"
         )
     if step is None:
         raise ConfigError(f"{_describe(root, damaged)}; restore one from a copy, or use another MODEL_DIR")
@@ -308,6 +325,16 @@ def _load_base(base: Base, target: Tree) -> dict[str, Any]:
 
 def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """Reads the other arrays and the JSON of a training. Raises `Damaged`, or `ConfigError` if the settings differ."""
+    _check_training(root, step, like)
+    folder = steps.step_dir(root, step)
+    try:
+        return _restored(folder / TRAINING, jax.tree.map(ocp.utils.to_shape_dtype_struct, like)), _progress(root, step)
+    except Exception as error:
+        raise Damaged(f"the training in {folder} is damaged: {first_line(error)}") from error
+
+
+def _check_training(root: Path, step: int, like: Any) -> None:
+    """Raises `Damaged`, or `ConfigError` if the arrays of a training have other shapes than these settings imply."""
     folder = steps.step_dir(root, step)
     there = _stored_shapes(folder / TRAINING)
     if there is None:
@@ -317,12 +344,13 @@ def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any
             f"the training in {folder} cannot be resumed with these settings ({difference}); use those of its "
             f"config.gin, or use another MODEL_DIR"
         )
-    try:
-        training = _restored(folder / TRAINING, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
-        progress = folder / PROGRESS / "metadata"  # the file name of Orbax's JsonSave
-        return training, json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else {}
-    except Exception as error:
-        raise Damaged(f"the training in {folder} is damaged: {first_line(error)}") from error
+
+
+def _progress(root: Path, step: int) -> dict[str, Any]:
+    """Returns the JSON of a training; empty if there is none."""
+    path = steps.step_dir(root, step) / PROGRESS / "metadata"  # the file name of Orbax's JsonSave
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def _restored(folder: Path, target: Any, partial: bool = False) -> Any:

@@ -134,4 +134,6 @@ def _damaged(folder: Path) -> str:
         return str(folder / FILES)
     except FileNotFoundError:  # a training has just deleted this step
         return str(folder)
+    except OSError as error:  # permissions, or a bad sector
+        return str(error.filename or folder)
     return ""

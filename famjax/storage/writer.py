@@ -28,7 +28,7 @@ from famjax.config import ConfigError, ModelConfig
 from famjax.storage import arrays, steps
 from famjax.storage import base as bases
 from famjax.storage.base import Base
-from famjax.storage.model_dir import BEST_JSON, CHECKPOINTS, MODEL_JSON, write_text
+from famjax.storage.model_dir import BASE_JSON, BEST_JSON, CHECKPOINTS, MODEL_JSON, write_text
 from famjax.storage.quiet import quiet
 from famjax.storage.steps import PROGRESS, TRAINING, WEIGHTS
 
@@ -205,6 +205,8 @@ class Writer:
         if _first_process():
             if self.base is not None:
                 bases.write(self.root, self.base)
+            elif not steps.all_steps(self.root):  # of a training that was killed in its first save
+                (self.root / BASE_JSON).unlink(missing_ok=True)
             write_text(self.root / MODEL_JSON, self.config.to_json())
         for step in self._damaged:
             self._manager.delete(step)

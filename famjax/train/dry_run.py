@@ -25,7 +25,7 @@ from famjax.process import memory
 from famjax.storage import arrays, checkpoint
 from famjax.train import initial, optim
 from famjax.train import state as states
-from famjax.train.start import make_task
+from famjax.train.start import make_task, progress_of
 from famjax.train.step import jit_step
 from famjax.train.watching.flops import flops_per_token
 from famjax.train.watching.summary import data_size, summary
@@ -77,9 +77,15 @@ def writable(model_dir: str) -> None:
 
 
 def start_of(config: TrainConfig) -> str:
-    """Describes the weights that the run would start from. Raises `ConfigError` if they do not fit the model."""
-    step = checkpoint.latest_step(config.model_dir)
-    if step is not None:
+    """Describes the weights that the run would start from. Raises `ConfigError` if they do not fit the model, or if the
+    run cannot be resumed with these settings."""
+    tx = optim.optimizer(config.optimizer, config.steps)
+    found = checkpoint.resumable(
+        config.model_dir, states.to_save(states.abstract(config, tx, mesh_or_its_shape(config)))
+    )
+    if found is not None:
+        step, saved = found
+        progress_of(config, make_task(config, np.arange(config.batch_size)), step, saved)
         done = ", the last one: nothing is left to train" if step >= config.steps else ""
         return f"resumes {config.model_dir} from step {step} of {config.steps}{done}"
     if not config.initial_checkpoint:

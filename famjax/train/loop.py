@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from famjax.config import TrainConfig
+from famjax.config import ConfigError, TrainConfig
 from famjax.jobs import distributed
 from famjax.jobs.liveness import Beat
 from famjax.mesh import sharding
@@ -39,6 +39,9 @@ def train(config: TrainConfig, config_text: str, evaluate: Evaluate | None = Non
       FloatingPointError: a non-finite loss, gradient or update; the last checkpoint is untouched.
     """
     config.validate()
+    if (evaluate is None) == bool(config.eval_period):
+        given = "given" if evaluate else "not given"
+        raise ConfigError(f"EVAL_PERIOD is {config.eval_period}, and `evaluate` is {given}; an evaluation needs both")
     mesh = make_mesh(config.mesh_sizes)
     with interrupts.handled("famjax train", signal.SIGTERM), only_training(config.model_dir):
         _train(config, config_text, mesh, evaluate)

@@ -102,6 +102,12 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     return optax.chain(*parts)
 
 
+def updates_done(opt_state: Tree) -> Int[Array, ""]:
+    """Returns the number of updates of an optimizer state, which its learning rate is a function of."""
+    count: Int[Array, ""] = opt_state[-1].count
+    return count
+
+
 def _adafactor(config: OptimizerConfig) -> list[optax.GradientTransformation]:
     parts = [
         optax.scale_by_factored_rms(

@@ -52,7 +52,7 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
     """Returns the files of the task's vocabulary for the model directory, by name; none for bytes.
 
     If the run starts from an imported model, the files that an export restores are added: its config.json and, if the
-    vocabulary is the same, all its tokenizer files.
+    vocabulary is the same, all its tokenizer files. A resumed run, which does not read that model, has them already.
 
     Raises:
       ConfigError: the model directory has a model with another vocabulary.
@@ -61,7 +61,7 @@ def files_beside(config: TrainConfig) -> dict[str, bytes]:
     if kept and (Path(config.model_dir) / MODEL_JSON).exists() and not has_vocabulary(config.model_dir):
         raise ConfigError(f"the model in {config.model_dir} was trained on bytes, not with the vocabulary of the data; "
                           f"set --gin.VOCABULARY=\"'bytes'\", or use an empty MODEL_DIR")  # fmt: skip
-    if not config.initial_checkpoint:
+    if not config.initial_checkpoint or checkpoint.latest_step(config.model_dir) is not None:
         return kept
     start_dir = split_step(config.initial_checkpoint)[0]
     base = files_of_import(start_dir)
@@ -113,12 +113,7 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
             print(f"{damaged}; step {found.step}, the one before, is intact", file=sys.stderr, flush=True)
         if first:
             print(f"continuing {config.model_dir} from step {found.step}", flush=True)
-        progress, name = found.progress["task"], found.progress.get("name", config.task)  # older ones have no name
-        if name != config.task:
-            raise ConfigError(f"{config.model_dir} was trained on the task {name!r}, not on {config.task!r}; start in "
-                              f"an empty MODEL_DIR from its weights (INITIAL_CHECKPOINT_PATH)")  # fmt: skip
-        # Refuses the progress of other data while nothing is written yet; a batch has no effect.
-        task.batch(found.step, progress)
+        progress = progress_of(config, task, found.step, found.progress)
         state = states.from_saved(found.step, found.params, found.training, where)
         return Start(state, progress, found.progress["logged"], bases.read(config.model_dir))
     base = _base_of(config)
@@ -129,6 +124,18 @@ def start(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, tas
         if first:
             print(report, flush=True)
     return Start(state, task.start(), {}, base)
+
+
+def progress_of(config: TrainConfig, task: Task, step: int, saved: dict[str, Any]) -> Progress:
+    """Returns the progress of the task in the JSON of a step. Raises `ConfigError` if it is of other data."""
+    name = saved.get("name", config.task)  # older ones have no name
+    if name != config.task:
+        raise ConfigError(f"{config.model_dir} was trained on the task {name!r}, not on {config.task!r}; start in "
+                          f"an empty MODEL_DIR from its weights (INITIAL_CHECKPOINT_PATH)")  # fmt: skip
+    # Refuses the progress of other data while nothing is written yet; a batch has no effect.
+    progress: Progress = saved["task"]
+    task.batch(step, progress)
+    return progress
 
 
 def _base_of(config: TrainConfig) -> Base | None:

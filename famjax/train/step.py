@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from famjax.attention.memory import MemoryState, at_most, fam_rms, state_axes
+from famjax.attention.memory import MemoryState, at_most, fam_rms, select_state_rows, state_axes
 from famjax.attention.positions import Layout
 from famjax.config import MemoryConfig, TrainConfig
 from famjax.data.batch import Batch
@@ -31,8 +31,8 @@ Step: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]
 # Rows of a batch, their random position offsets, their memories (rows first) and their indices in the batch; the
 # latter three are None if unused.
 Microbatch: TypeAlias = tuple[Batch, Int[Array, "B"] | None, MemoryState | None, Int[Array, "B"] | None]
-# Folded into a step's key to derive an independent key.
-DROPOUT = 0
+# Folded into a step's key to derive an independent key. `jax.random.split` in `draws` gives the keys of 0 and 1.
+DROPOUT = 2
 
 
 class Part(NamedTuple):
@@ -171,14 +171,17 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
     Rows that continue documents of the previous step (`TrainConfig.carries_memory`) start with the memory that it left,
     which gets no gradient (truncated backpropagation). New documents start with `start_of_documents`.
 
-    If the loss or gradient norm is not finite, the update is skipped and only `step` advances.
+    If the loss or gradient norm is not finite, the update is skipped and only `step` advances. If such steps are
+    allowed (`skip_bad_steps`), so do the memories of rows, as their documents do, except those that are not finite.
 
     Metrics: `loss` (cross entropy); `z_loss`, `fam_growth_loss` and `distillation_loss` (added to it), if they are on;
     `fam_gate` (mean after the step), if there is one; `accuracy` (correct predictions, by loss weight);
-    `gradient_norm`; `update_norm`; `tokens` (real tokens of the whole batch); `correct` (bool, shape of the batch's
-    targets); `squares` (`norms.squares` of `gradient`, `update` and `weight`: trained weights before the update).
+    `gradient_norm`; `update_norm`; `learning_rate`; `tokens` (real tokens of the whole batch); `correct` (bool, shape
+    of the batch's targets); `squares` (`norms.squares` of `gradient`, `update` and `weight`: trained weights before the
+    update).
     """
     where, axes = states.abstract(config, tx, mesh), state_axes(config.model.memory)
+    rate = optim.schedule(config.optimizer, config.steps)
     gradients_lie, _ = optim.split_frozen(config.tuning, states.shardings(where).params)
     loss_fn = make_loss(config, mesh)
 
@@ -210,10 +213,11 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
             "accuracy": (correct * batch.weights).sum() / jnp.maximum(weight, 1e-9),
             "tokens": batch.count.sum(),
             "correct": correct,
+            "learning_rate": rate(optim.updates_done(state.opt_state)),
             **norms_of(grads, updates, trained, mesh),
         }
         finite = jnp.isfinite(metrics["gradient_norm"]) & jnp.isfinite(sum(out.costs.values()))
-        new = select(finite, new, state)
+        new = select(finite, new, state, reads_on=bool(config.skip_bad_steps))
         if config.model.memory.has_gate:
             metrics["fam_gate"] = new.params["fam"]["gate"].mean()
         return dataclasses.replace(new, step=state.step + 1), metrics
@@ -226,8 +230,8 @@ def norms_of(grads: Weights, updates: Weights, trained: Weights, mesh: Mesh) -> 
     """Returns the metrics `gradient_norm`, `update_norm` and `squares` of a step; see `make_step`."""
     sums = {"gradient": squares(grads), "update": squares(updates), "weight": squares(trained)}
     sums = jax.lax.with_sharding_constraint(sums, sharding.replicated(mesh))
-    update_norm = jnp.sqrt(sum(values.sum() for values in sums["update"].values()))
-    return {"gradient_norm": optax.tree.norm(grads), "squares": sums, "update_norm": update_norm}
+    norm = lambda name: jnp.sqrt(sum(values.sum() for values in sums[name].values()))
+    return {"gradient_norm": norm("gradient"), "squares": sums, "update_norm": norm("update")}
 
 
 def opened(params: Weights, config: TrainConfig, step: Int[Array, ""]) -> Weights:
@@ -284,9 +288,19 @@ def growth(before: MemoryState, after: MemoryState, batch: Batch) -> Float[Array
     return jnp.where(continues, grown, 0.0).sum()
 
 
-def select(keep: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """Returns `new` if `keep`, else `old`. Elementwise, so that it fuses with the update and works in place."""
-    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+def select(keep: Bool[Array, ""], new: TrainState, old: TrainState, reads_on: bool = False) -> TrainState:
+    """Returns `new` if `keep`, else `old`, but with the finite memories of `new` if the run `reads_on` after a skipped
+    step. Elementwise, so that it fuses with the update and works in place."""
+    chosen: TrainState = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+    if not reads_on or new.memory is None or old.memory is None:
+        return chosen
+    return dataclasses.replace(chosen, memory=select_state_rows(finite_rows(new.memory), new.memory, old.memory))
+
+
+def finite_rows(memory: MemoryState) -> Bool[Array, "B"]:
+    """Returns the rows whose memory is finite."""
+    flags = [jnp.isfinite(x).reshape(len(x), -1).all(axis=1) for x in jax.tree.leaves(rows_first(memory)) if x.size]
+    return jnp.stack(flags).all(axis=0)
 
 
 def rows_first(memory: MemoryState, back: bool = False) -> MemoryState:

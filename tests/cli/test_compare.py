@@ -422,3 +422,11 @@ def test_mqar_in_parts_with_two_rates(tmp_path: Path, capfd: Any) -> None:
 def test_the_report_names_the_kind_of_a_memory(settings, words):
     """Two memories whose settings differ in more than a number have different names."""
     assert memories_page._kind(dataclasses.asdict(MemoryConfig(**settings))) == words
+
+
+def test_lines_of_skipped_steps_have_no_loss(tmp_path: Path) -> None:
+    """Their metrics are null in the log, and are no part of means and curves."""
+    lines = [{"step": 1, "loss": 2.0, "accuracy": 0.5}, {"step": 2, "loss": None, "accuracy": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert memories.final_loss(str(tmp_path), 0.5) == 2.0
+    assert memories.curve(str(tmp_path), 10) == [{"tokens": 10, "loss": 2.0, "right": 0.5}]

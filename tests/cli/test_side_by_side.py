@@ -91,3 +91,10 @@ def test_time_left_counts_the_steps_since_a_run_was_resumed(
     first, second = capsys.readouterr().err.splitlines()
     assert first == "train late: step 900/1000  loss 1"
     assert second == "train late: step 920/1000  loss 1  2:40 left"
+
+
+def test_a_line_of_skipped_steps_has_no_loss(tmp_path: Path) -> None:
+    """Metrics are null in the log if all steps since the last line were skipped."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": null, "accuracy": null}\n')
+    job = side_by_side.Job("fam", TrainConfig(model_dir=str(tmp_path)), [], tmp_path / "log")
+    assert side_by_side._news(job) == (3, "loss none  accuracy none")

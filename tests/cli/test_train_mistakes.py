@@ -8,6 +8,8 @@ import pytest
 
 from famjax.cli.gin_config import load_model_config
 from famjax.cli.main import main
+from famjax.cli.train import check
+from famjax.config import ConfigError, TrainConfig
 
 FAM = ["train", "--gin_file", "gin/experiments/tiny_fam.gin"]
 
@@ -40,6 +42,7 @@ FAM = ["train", "--gin_file", "gin/experiments/tiny_fam.gin"]
         ("DIAGNOSTICS_PERIOD=-1", "DIAGNOSTICS_PERIOD is -1; it must be at least 0"),
         ("DIAGNOSTICS_PERIOD='often'", "TrainConfig.diagnostics_period is 'often'; it must be of type int"),
         ("PROFILE_STEPS=(5, 3)", "PROFILE_STEPS is (5, 3); write (first, last)"),
+        ("PROFILE_STEPS=(1, 1000000)", "PROFILE_STEPS (1, 1000000) ends after the last step, TRAIN_STEPS"),
         ("PROFILE_STEPS=7", "TrainConfig.profile_steps is 7; it must be of type tuple"),
         ("INITIAL_CHECKPOINT_PATH='/no/such/model'", "/no/such/model does not exist"),
     ],
@@ -71,11 +74,22 @@ def test_model_dir_holds_another_model(tmp_path: Path, capsys: pytest.CaptureFix
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_resumed_training_does_not_need_the_model_that_it_started_from(tmp_path: Path) -> None:
+    """INITIAL_CHECKPOINT_PATH must be there for the first start alone."""
+    config = TrainConfig(model_dir=str(tmp_path / "m"), initial_checkpoint=str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match="gone does not exist"):
+        check(config)
+    (tmp_path / "m" / "checkpoints" / "3").mkdir(parents=True)
+    check(config)
+
+
 def test_jax_is_not_loaded_for_it() -> None:
     program = f"""
 import sys
 from famjax.cli.gin_config import load_model_config
 from famjax.cli.main import main
+from famjax.cli.train import check
+from famjax.config import ConfigError, TrainConfig
 code = main({[*FAM, "--gin.MODEL_DIR='x'", "--gin.TRAIN_STEPS=0"]!r})
 sys.exit(code if "jax" not in sys.modules else 99)
 """

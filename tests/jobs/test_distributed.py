@@ -43,6 +43,7 @@ def test_a_process_of_its_own():
         (("10.0.0.1:99999", 4, 2), {}, "is not HOST:PORT"),
         (("10.0.0.1:8476", 4, 4), {}, "the processes of a job are 0 to 3"),
         ((None, None, None), TOLD | {"JAX_PROCESS_ID": "two"}, "JAX_PROCESS_ID=two is not a process number"),
+        ((None, None, None), TOLD | {"JAX_LOCAL_DEVICE_IDS": "0,a"}, "JAX_LOCAL_DEVICE_IDS=0,a is no list of device"),
     ],
 )
 def test_a_job_that_cannot_be(flags, environment, message):

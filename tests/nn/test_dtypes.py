@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from famjax.nn import weights as models
+from famjax.nn.layer import Layer
 from tests import tiny
 
 
@@ -58,3 +59,33 @@ def test_parameters_in_bfloat16() -> None:
     assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("bfloat16")}
     _, state = tiny.whole(config, params, tiny.tokens(config, 2, 9))
     assert state.layers.fam.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_gradients_of_a_frequent_tokens_embedding_add_up(param_dtype: str) -> None:
+    """A token that occurs 4096 times in a batch gets the sum of its gradients; in bfloat16 a sum of ones stops at
+    256."""
+    config = tiny.config(dtype="bfloat16", param_dtype=param_dtype)
+    params, tokens = tiny.parameters(config), np.zeros((4, 1025), np.int32)
+    tokens[:, -1] = 3
+    embedded = lambda params: tiny.build(config, params).embed(tokens).astype(jnp.float32).sum()
+    gradient = jax.grad(embedded)(params)["embedding"]
+    assert gradient.dtype == param_dtype
+    np.testing.assert_array_equal(gradient[:4].astype(np.float32), np.repeat([[4096.0], [0], [0], [4]], 12, axis=1))
+
+
+def test_gradients_of_a_bias_add_up() -> None:
+    """Those of 32,768 tokens; in bfloat16 their sum stops earlier. The values are those of a sum in bfloat16."""
+    config = tiny.config(dtype="bfloat16", ff_bias=True)
+    one = jax.tree.map(lambda x: x[0], tiny.parameters(config)["layers"])
+    x = jnp.full((32768, config.d_model), 0.5, jnp.bfloat16)
+
+    def up(bias: Any) -> Any:
+        weights = one | {"feed_forward": one["feed_forward"] | {"up_bias": bias}}
+        return Layer(config, config.layer(0)).with_arrays(weights)._product("feed_forward", "up", x)
+
+    bias = one["feed_forward"]["up_bias"]
+    gradient = jax.grad(lambda bias: up(bias).astype(jnp.float32).sum())(bias)
+    np.testing.assert_array_equal(gradient, np.full(config.d_ff, 32768.0))
+    plain = up(jnp.zeros_like(bias)) + bias.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(up(bias).astype(np.float32), plain.astype(np.float32))

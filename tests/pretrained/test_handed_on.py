@@ -29,6 +29,9 @@ def test_files_of_the_import(tmp_path: Path) -> None:
     assert found.keys() == {KEPT_CONFIG, "tokenizer.json", "tokenizer_config.json"}
     assert found["tokenizer.json"] == (other / "tokenizer.json").read_bytes()
     assert files_beside(TrainConfig(model_dir=text.model_dir)) == {}
+    # A resumed training has the config.json of the model that it started from, which is not named any more.
+    (tmp_path / "new" / "checkpoints" / "3").mkdir(parents=True)
+    assert KEPT_CONFIG not in files_beside(passkey)
 
 
 def test_the_pass_key_is_written_in_the_tokens_of_the_import(tmp_path: Path) -> None:

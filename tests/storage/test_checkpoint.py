@@ -1,6 +1,8 @@
 """Model directories: saving and loading is exact, and what cannot be loaded is reported in one line."""
 
 import dataclasses
+import errno
+import json
 import os
 import shutil
 import signal
@@ -16,7 +18,7 @@ import pytest
 
 from famjax.config import ConfigError, ModelConfig
 from famjax.nn.weights import parameter_shapes
-from famjax.storage import checkpoint
+from famjax.storage import checkpoint, steps
 from famjax.storage.model_dir import read_config
 from tests import tiny
 
@@ -295,3 +297,16 @@ def test_a_killed_save_leaves_the_old_one_whole(tmp_path: Path) -> None:
     leaves = jax.tree.leaves(load(tmp_path)[1])
     assert float(leaves[0].min()) >= last
     assert {float(x.min()) for x in leaves} | {float(x.max()) for x in leaves} == {float(leaves[0].min())}
+
+
+def test_a_file_that_cannot_be_read_is_damage(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad sector or a missing permission: the step is damaged, as one with other bytes is."""
+
+    def unreadable(path: Path) -> list[int]:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(steps, "_fingerprint", unreadable)
+    (name, *_) = json.loads((copied / "checkpoints" / "0" / "weights" / "FILES.json").read_text())
+    assert steps.damage(copied, 0, ["weights"]) == (
+        f"{copied}/checkpoints/0/weights/{name} is missing or damaged"
+    )  # fmt: skip

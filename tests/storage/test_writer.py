@@ -292,3 +292,11 @@ def test_nothing_is_saved_into_a_training(tmp_path):
     """`save_model`, as used by an import, refuses a directory that a training is using."""
     with lock.held(tmp_path), pytest.raises(ConfigError, match="is using MODEL_DIR"):
         checkpoint.save_model(tmp_path, SMALL, tiny.parameters(SMALL))
+
+
+def test_a_whole_model_has_no_base(tmp_path):
+    """A training of a part of the weights was killed in its first save; one of all weights begins in its directory."""
+    (tmp_path / "base.json").write_text('{"path": "/gone", "step": 0, "record": "none"}')
+    save_all(tmp_path, {1: {}}, Keep())
+    assert not (tmp_path / "base.json").exists()
+    assert load_model(tmp_path, parameter_shapes)[0] == SMALL

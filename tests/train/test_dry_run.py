@@ -5,9 +5,12 @@ import os
 import pytest
 
 from famjax.cli.main import main
-from famjax.config import ConfigError
+from famjax.config import ConfigError, OptimizerConfig
+from famjax.mesh.devices import make_mesh
 from famjax.storage.checkpoint import save_model
-from famjax.train import dry_run, initial
+from famjax.train import dry_run, initial, optim
+from famjax.train import state as states
+from famjax.train.start import make_task
 from tests import tiny
 from tests.train.test_loop import MODEL, settings
 
@@ -70,8 +73,22 @@ def test_where_it_would_start(tmp_path):
     save_model(tmp_path / "narrow", narrow, tiny.parameters(narrow))
     with pytest.raises(ConfigError, match="layers/memory/.* should be"):
         initial.check(tmp_path / "narrow", other)
-    save_model(tmp_path / "m", MODEL, tiny.parameters(MODEL), step=4)
-    assert "from step 4 of 6" in dry_run.start_of(settings(tmp_path / "m"))
+
+
+def test_what_could_not_be_resumed_is_found(tmp_path):
+    """A checkpoint is named; one of another optimizer or task, or that no training wrote, is refused."""
+    config = settings(tmp_path / "m")
+    state = states.create(config, optim.optimizer(config.optimizer, config.steps), make_mesh())
+    saved = {"name": "passkey", "task": make_task(config, range(2)).start(), "logged": {}}
+    save_model(tmp_path / "m", MODEL, state.params, step=4, training=states.to_save(state), progress=saved)
+    assert "from step 4 of 6" in dry_run.start_of(config)
+    with pytest.raises(ConfigError, match="cannot be resumed with these settings .*nu"):
+        dry_run.start_of(settings(tmp_path / "m", optimizer=OptimizerConfig(name="lion")))
+    with pytest.raises(ConfigError, match="was trained on the task 'passkey', not on 'parity'"):
+        dry_run.start_of(settings(tmp_path / "m", task="parity"))
+    save_model(tmp_path / "imported", MODEL, state.params)
+    with pytest.raises(ConfigError, match="no training wrote"):
+        dry_run.start_of(settings(tmp_path / "imported"))
 
 
 def test_data_that_does_not_fit_the_model_is_found(tmp_path, monkeypatch):

@@ -81,6 +81,14 @@ def test_a_finished_training_is_left_alone(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "m").rglob("*")}
 
 
+def test_a_damaged_line_of_metrics_is_dropped(tmp_path):
+    """Bytes that a crash of the machine has left, which are no text, do not stop a training that resumes."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\x00{"ste\n{"step": 2}\n{"step": 3}\n')
+    MetricsLog(tmp_path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_training_lowers_the_loss(tmp_path):
     """Forty steps on bytes of one format: far below the first loss, and below a uniform distribution."""
     run(tmp_path / "m", steps=40, optimizer=OptimizerConfig(learning_rate=0.02, warmup_steps=5))
@@ -259,6 +267,15 @@ def test_weights_of_another_architecture_are_refused(tmp_path, name, value, refu
     else:
         said = dry_run.start_of(settings(tmp_path / "m", **given))
         assert ("changed: rope_base 7.0, was 100.0" in said) == (name == "rope_base")
+
+
+def test_an_evaluation_needs_a_period_and_a_function(tmp_path):
+    """Neither has an effect without the other, so one alone is refused."""
+    with pytest.raises(ConfigError, match="EVAL_PERIOD is 0, and `evaluate` is given"):
+        train(settings(tmp_path / "m"), "", lambda model, step: {})
+    with pytest.raises(ConfigError, match="EVAL_PERIOD is 2, and `evaluate` is not given"):
+        train(settings(tmp_path / "m", eval_period=2), "")
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused_before_anything_is_written(tmp_path):

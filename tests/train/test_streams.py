@@ -14,7 +14,7 @@ from famjax.mesh.devices import make_mesh
 from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.loss import cross_entropy
-from famjax.train.step import make_step, rescaled
+from famjax.train.step import finite_rows, make_step, rescaled
 from tests import tiny
 from tests.train import beginning
 
@@ -51,11 +51,13 @@ def layout(rows: list[list[int]], seed: int) -> tuple[list[Batch], list[list[np.
     return batches, documents
 
 
-def setup(microbatches: int = 1, learning_rate: float = 0.0, carried_fam_rms: float = 0.0, **memory):
+def setup(
+    microbatches: int = 1, learning_rate: float = 0.0, carried_fam_rms: float = 0.0, skip_bad_steps: int = 0, **memory
+):  # fmt: skip
     config = tiny.config(random_state_passing=0.0, **memory)
     training = TrainConfig(
         model_dir="none", model=config, task="text", data=DataConfig(stream_share=1.0), batch_size=len(ROWS),
-        sequence_length=T, microbatches=microbatches, carried_fam_rms=carried_fam_rms,
+        sequence_length=T, microbatches=microbatches, carried_fam_rms=carried_fam_rms, skip_bad_steps=skip_bad_steps,
         optimizer=OptimizerConfig(learning_rate=learning_rate, schedule="constant", warmup_steps=0, clip_norm=0.0),
     )  # fmt: skip
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
@@ -89,6 +91,22 @@ def test_a_stream_costs_what_its_documents_cost_read_at_once(microbatches, memor
         logits = tiny.build(config, state.params).logits(hidden[0, : len(document) - 1])
         alone += float(cross_entropy(logits, document[1:]).sum())
     assert streamed == pytest.approx(alone, rel=1e-5)
+
+
+def test_memories_of_a_skipped_step_have_read_its_documents():
+    """A step whose loss is not finite changes no weight, but the next batch continues its documents, some of which
+    began in it: memories are those of the same step with a finite loss. One that is not finite is not kept."""
+    _, step, state = setup(skip_bad_steps=1, learning_rate=0.1)
+    batches, _ = layout(ROWS, seed=1)
+    state, _ = step(state, batches[0])
+    good, _ = step(state, batches[1])
+    bad, metrics = step(state, batches[1]._replace(weights=batches[1].weights * np.nan))
+    assert np.isnan(metrics["loss"])
+    jax.tree.map(np.testing.assert_array_equal, bad.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, bad.memory, good.memory)
+    fam = good.memory.layers.fam.at[1, 2, 0].set(np.inf)
+    broken = dataclasses.replace(good.memory, layers=dataclasses.replace(good.memory.layers, fam=fam))
+    assert finite_rows(broken).tolist() == [True, True, False, True]
 
 
 def test_the_gradient_stops_at_the_edge_of_a_step():

@@ -32,7 +32,8 @@ def explain(
 
     Args:
       config, mesh: configuration and mesh of the run.
-      state: the state that the bad step returned: the old weights, with `step` advanced.
+      state: the state that the bad step returned: the old weights, with `step` advanced, and the old memories, at least
+        of rows in which it is not finite.
       batch: batch of that step.
       loss, squares: metrics `loss` and `squares` of that step.
 

@@ -22,8 +22,9 @@ class MetricsLog:
 
     def __init__(self, model_dir: str | Path, first_step: int):
         self.path = Path(model_dir) / METRICS_JSONL
-        old = self.path.read_text(encoding="utf-8").splitlines() if first_step and self.path.exists() else []
-        kept = [line for line in old if _step(line) <= first_step]
+        # A line that a crash of the machine has damaged may have any bytes; it is dropped.
+        text = self.path.read_text(encoding="utf-8", errors="replace") if first_step and self.path.exists() else ""
+        kept = [line for line in text.splitlines() if _step(line) <= first_step]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def write(self, step: int, values: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ class ProgressLine:
         self._bar: Progress | None = None
         if console.is_terminal and not silent:
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(),
                 TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             )  # fmt: skip
             self._bar = Progress(*columns, console=console)

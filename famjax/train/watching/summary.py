@@ -90,6 +90,9 @@ def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Me
     layers, first = config.model.num_layers, config.model.lora.first_layer
     unused = sum(weights[path].size for path in trained if group_of(path) == "lora") * first // layers
     aside = f" ({unused:,} of LoRA are unused, in layers before {first})" if unused else ""
+    narrow = sum(weights[path].dtype == "bfloat16" for path in trained)
+    lost = "which loses changes below 1/512 of a weight; set param_dtype to 'float32'"
+    rounding = [f"rounding      {narrow} trained array{'s' * (narrow > 1)} in bfloat16, {lost}"] * (narrow > 0)
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     fam = f"{memory.fam_length} feedback activations" if memory.fam_length else "no feedback activations"
     fam = f"{fam if memory.kind == 'fam' else f'a memory of kind {memory.kind}'} a layer"
@@ -98,6 +101,7 @@ def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Me
     return [
         f"weights       {total:,}, {total - embedding:,} without embedding; "
         f"{sum(weights[path].size for path in trained) - unused:,} are trained{aside}",
+        *rounding,
         f"memory        blocks of {memory.block_size}, {memory.memory_segments} segments, {fam}; "
         f"{data_size(found.row)} a row, for text of any length",
         f"mesh          {shape}",

@@ -21,7 +21,6 @@ from famjax.jobs.liveness import Beat
 from famjax.process import memory
 from famjax.process.progress import clock
 from famjax.storage.model_dir import PROFILE
-from famjax.train import optim
 from famjax.train.state import TrainState
 from famjax.train.watching import guard, norms
 from famjax.train.watching.diagnostics import jit_diagnostics
@@ -32,6 +31,10 @@ from famjax.train.watching.progress_line import ProgressLine
 EMPTY: Mapping[str, Any] = {}
 # The metrics that the loop waits for after each step.
 AWAITED = ("loss", "gradient_norm", "update_norm", "tokens")
+# The metrics that a line has as they are.
+LOGGED = (
+    "z_loss", "fam_growth_loss", "distillation_loss", "fam_gate", "gradient_norm", "accuracy", "learning_rate",
+)  # fmt: skip
 
 
 class Watch:
@@ -54,14 +57,16 @@ class Watch:
         self._line = ProgressLine(Path(config.model_dir).name, first_step, config.steps, silent=not primary)
         self._log = MetricsLog(config.model_dir, first_step) if primary else None
         self._board = TensorBoard(config.model_dir, first_step) if primary else None
-        self._rates = optim.schedule(config.optimizer, config.steps)
         self._diagnose = jit_diagnostics(config, mesh)
         self._peak = peak_flops(mesh.devices.flat)
         self._beat = Beat(config.steps)
         self._losses: list[float] = list(logged.get("losses", ()))
         self.last: dict[str, Any] = dict(logged.get("last", {}))
         self._more: dict[str, Any] = {}
-        self._flops, self._bad, self._tokens, self._all_tokens = 0.0, 0, 0, 0
+        self._bad: int = logged.get("bad", 0)  # older checkpoints have neither
+        if skipped := logged.get("bad_steps", 0):
+            self._more["bad_steps"] = skipped
+        self._flops, self._tokens, self._all_tokens = 0.0, 0, 0
         self._trace: Any = None
         self._began = self._since = time.perf_counter()
 
@@ -126,16 +131,13 @@ class Watch:
             values["mfu"] = round(rate * self._flops / self._peak, 4)
         values |= memory.used()
         sums = jax.device_get(metrics["squares"])
-        more: dict[str, Any] = {
-            name: float(metrics[name])
-            for name in ("z_loss", "fam_growth_loss", "distillation_loss", "fam_gate", "gradient_norm", "accuracy")
-            if name in metrics
-        }
-        more["learning_rate"] = float(self._rates(step - 1))
+        more: dict[str, Any] = {name: float(metrics[name]) for name in LOGGED if name in metrics}
         for name in ("gradient", "update", "weight"):
             more |= {f"{name}_norm/{group}": norm for group, norm in norms.group_norms(sums[name]).items()}
         more |= self._more | {"compilations": compilations, "seconds": round(time.perf_counter() - self._began, 3)}
-        self.last = values | task | more
+        # JSON has no NaN; a step that was skipped may have some.
+        finite = lambda value: value if not isinstance(value, float) or math.isfinite(value) else None
+        self.last = {name: finite(value) for name, value in (values | task | more).items()}
         self._line.show(step, values, task)
         if self._log is not None and self._board is not None:
             for writer in (self._log, self._board):
@@ -148,8 +150,10 @@ class Watch:
             self._more |= {f"eval/{name}": value for name, value in call(model, step).items()}
 
     def to_save(self) -> dict[str, Any]:
-        """Returns the values that a resumed run needs to log the same means: the losses since the last line, `last`."""
-        return {"losses": self._losses, "last": self.last}
+        """Returns the values that a resumed run needs to log and to stop as an uninterrupted one: the losses and the
+        number of skipped steps since the last line, the number of steps that were skipped in a row, and `last`."""
+        skipped = self._more.get("bad_steps", 0)
+        return {"losses": self._losses, "last": self.last, "bad": self._bad, "bad_steps": skipped}
 
     def finish(self) -> None:
         """Prints what was trained, how long it took, where the model is, and a next command."""

@@ -11,8 +11,10 @@ from famjax.config import OptimizerConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
 from famjax.mesh.devices import make_mesh
 from famjax.storage.checkpoint import latest_step, save_model
+from famjax.train import optim
 from famjax.train.loop import train
 from famjax.train.watching import guard
+from famjax.train.watching.watch import Watch
 from tests import tiny
 from tests.slow import but
 from tests.train.test_loop import MODEL, metrics, settings
@@ -112,6 +114,30 @@ def test_bad_steps_may_be_left_out_up_to_a_bound(tmp_path, monkeypatch):
     assert lines[4]["weight_norm/attention"] == lines[2]["weight_norm/attention"] != lines[1]["weight_norm/attention"]
     monkeypatch.setattr(PassKeyTask, "batch", bad_at(3, 4, 5))
     assert "at step 5" in message(settings(tmp_path / "n", steps=7, skip_bad_steps=2))
+
+
+def test_a_line_of_a_skipped_step_is_json_and_has_the_rate_that_was_used(tmp_path, monkeypatch):
+    """JSON has no NaN. A skipped step does not advance the schedule, so the next one has the same rate."""
+    monkeypatch.setattr(PassKeyTask, "batch", bad_at(2))
+    config = settings(tmp_path / "m", steps=4, skip_bad_steps=1)
+    train(config, "# run\n")
+    text = (tmp_path / "m" / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    lines = metrics(tmp_path / "m")
+    assert lines[1]["gradient_norm"] is None and lines[2]["gradient_norm"] > 0
+    rates = optim.schedule(config.optimizer, 4)
+    assert [line["learning_rate"] for line in lines] == pytest.approx([float(rates(done)) for done in (0, 1, 1, 2)])
+
+
+def test_skipped_steps_count_across_a_start(tmp_path, monkeypatch):
+    """Stopped after two bad steps of the two that are allowed: the third one stops the resumed run, as it would have
+    stopped an uninterrupted one. The number since the last line is kept, too."""
+    monkeypatch.setattr(PassKeyTask, "batch", bad_at(3, 4, 5))
+    train(settings(tmp_path / "m", steps=4, skip_bad_steps=2), "# run\n")
+    config = settings(tmp_path / "m", steps=7, skip_bad_steps=2)
+    assert "at step 5" in message(config)
+    saved = {"losses": [1.0], "last": {"loss": 2.0}, "bad": 1, "bad_steps": 2}
+    assert Watch(config, make_mesh(), 4, saved).to_save() == saved
 
 
 def test_an_update_that_is_no_number_is_not_saved(tmp_path):

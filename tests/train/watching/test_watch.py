@@ -1,6 +1,7 @@
 """Outputs of a training: metrics, events, profiles, a summary; and they do not change the training."""
 
 import dataclasses
+import io
 import math
 import mmap
 import struct
@@ -9,9 +10,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from famjax.config import EvalConfig, LoraConfig, TrainConfig
+from famjax.config import EvalConfig, LoraConfig, OptimizerConfig, TrainConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
 from famjax.infer import scoring
@@ -153,6 +155,17 @@ def test_pairs_of_layers_without_lora_do_not_count_as_trained():
     assert f"; {pairs + prompt:,} are trained\n" in summary(whole, optim.optimizer(whole.tuning, 1), make_mesh())
 
 
+def test_trained_weights_in_bfloat16_are_reported():
+    """They lose small updates. Frozen ones do not matter, nor does LoRA beside them, which is float32."""
+    narrow = dataclasses.replace(MODEL, param_dtype="bfloat16")
+    said = lambda model: summary(TrainConfig(model_dir="none", model=model), optim.optimizer(OptimizerConfig(), 1),
+                                 make_mesh())  # fmt: skip
+    assert "rounding      11 trained arrays in bfloat16, which loses changes below 1/512" in said(narrow)
+    assert "rounding" not in said(MODEL)
+    tuned = TrainConfig(model_dir="none", model=dataclasses.replace(narrow, lora=LoraConfig(rank=2)))
+    assert "rounding" not in summary(tuned, optim.optimizer(tuned.tuning, 1), make_mesh())
+
+
 def test_a_run_that_goes_on_repeats_no_step(tmp_path, monkeypatch):
     """Killed in step 6 after a checkpoint at 3, with a line every second step: losses equal those of an uninterrupted
     run, although the line of step 4 averages over both runs; and TensorBoard hides what came after step 3 in the first
@@ -209,6 +222,16 @@ def test_the_progress_line_without_a_terminal(capsys, monkeypatch):
     assert lines[1] == "m  step 20/100  loss 1.234  1,234 tokens/s  MFU 41.2%  exact match 0.50  odd 3  1:20 left"
     assert lines[2].startswith("m  step 100/100") and "left" not in lines[2]
     assert clock(3909) == "1:05:09"
+
+
+def test_the_progress_line_shows_the_name_as_it_is(monkeypatch):
+    """In rich's markup `[b]` would be a tag and disappear."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr("famjax.train.watching.progress_line.Console", lambda file: console)
+    with ProgressLine("run [b] 1", 0, 10):
+        pass
+    assert "run [b] 1" in out.getvalue()
 
 
 def test_memory_of_this_process_is_measured():
