@@ -38,7 +38,7 @@ class MemoryConfig:
     Attributes:
       block_size: S, tokens of a block.
       memory_segments: M, number of previous blocks whose keys and values are kept.
-      fam_length: F, feedback activations per layer; 0 is plain BSWA.
+      fam_length: F, feedback activations per layer; 0 is plain BSWA, and settings of FAM have no effect.
       kind: memory of a layer besides its window: `fam` (the paper's; none if `fam_length` is 0), or another memory of
         `attention/memories/`, with a `fam_length` of 0: `sinks` (StreamingLLM), `infini` (Infini-attention),
         `deltanet` (the gated delta rule), `rmt` (Recurrent Memory Transformer), `autocompressor` (AutoCompressors),
@@ -212,7 +212,7 @@ class MemoryConfig:
         for name, usual in (("fam_update", "feedback"), ("segments_hold", "inputs")):
             if getattr(self, name) != usual:
                 raise ConfigError(
-                    f"{name} {getattr(self, name)!r} with kind {self.kind!r}, which has no FAM to change; use {usual!r}"
+                    f"{name} {getattr(self, name)!r} with kind {self.kind!r}: only kind 'fam' has that; use {usual!r}"
                 )
         for name in ("sinks", "memory_tokens", "summary_blocks", "memory_key_dim"):
             at_least(name, getattr(self, name), 1)
@@ -246,21 +246,20 @@ class MemoryConfig:
                 f"most {self.block_size}"
             )
 
-    def check_model(self, attention_kernel: str, local_window: int) -> None:
-        """Raises `ConfigError` unless the memory supports a model's attention kernel and local layers.
-
-        Args:
-          attention_kernel: see `ModelConfig`.
-          local_window: window of local layers in tokens; 0 if there are none.
-        """
+    def check_model(self, attention_kernel: str, has_local_layers: bool) -> None:
+        """Raises `ConfigError` unless the memory supports a model's attention kernel and local layers."""
         if self.kind not in ("sinks", "retrieval", *_OF_TOKENS):
             return
-        for name, window in (("token_window", self.token_window), ("local_window", local_window)):
-            if window:
-                raise ConfigError(
-                    f"{name} {window} with kind {self.kind!r}, which counts in whole blocks; set {name} to 0, and the "
-                    f"window by memory_segments"
-                )
+        if self.token_window:
+            raise ConfigError(
+                f"token_window {self.token_window} with kind {self.kind!r}, which counts in whole blocks; set "
+                f"token_window to 0, and the window by memory_segments"
+            )
+        if has_local_layers:
+            raise ConfigError(
+                f"local layers in layer_pattern with kind {self.kind!r}, whose layers all see whole blocks; use "
+                f'layer_pattern ("global",)'
+            )
         if attention_kernel in ("fused", "interpret"):
             raise ConfigError(
                 f"attention_kernel {attention_kernel!r} with kind {self.kind!r}: the kernel has no place for it; use "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, known_fields, nearest_multiples, one_of
@@ -12,9 +13,14 @@ NORMS = ("rmsnorm", "layernorm")
 DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "minimal", "dots", "full")
 ATTENTION_KERNELS = ("auto", "xla", "fused", "interpret")
+# A norm of zeros is 0, and its gradient, which has factors norm_eps^-1.5, is finite in float32: the first FAM update of
+# parallel layers normalises its residual, zeros.
+LEAST_NORM_EPS = 1e-20
 KERNEL_LANES = 128  # the fused kernel tiles blocks by multiples of 128 tokens
 # Fields of earlier versions that did not change a model's outputs; ignored in model.json.
 RETIRED = ("attention_budget_mib", "layer_chunk")
+# Beyond this base of RoPE, random position offsets of up to 2 pi times it would leave texts less than 2^30 positions.
+MOST_BASE_OF_OFFSETS = 2**30 / (2 * math.pi)
 ROPE_SCALINGS = ("none", "linear", "llama3")
 LORA_PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
@@ -280,7 +286,8 @@ class ModelConfig:
                 f"attention_kernel {self.attention_kernel!r} needs a block_size that is a multiple of {KERNEL_LANES}, "
                 f"not {self.memory.block_size}; use {use}, or attention_kernel 'auto'"
             )
-        for name in ("norm_eps", "embedding_std", "attention_scale", "attention_cap", "logit_cap"):
+        at_least("norm_eps", self.norm_eps, LEAST_NORM_EPS)
+        for name in ("embedding_std", "attention_scale", "attention_cap", "logit_cap"):
             at_least(name, getattr(self, name), 0)
         self._check_rope()
         self._check_layers()
@@ -298,6 +305,28 @@ class ModelConfig:
                 f"rope_high_frequency_factor {self.rope_high_frequency_factor} must be greater than "
                 f"rope_low_frequency_factor {self.rope_low_frequency_factor}"
             )
+        self._check_unused()
+        memory = self.memory
+        is_shifted = memory.fam_length and memory.fam_position == "zero" and memory.random_position_offset
+        if is_shifted and self.rope_base > MOST_BASE_OF_OFFSETS:
+            raise ConfigError(
+                f"random_position_offset {memory.random_position_offset} with rope_base {self.rope_base}: offsets up "
+                f"to 2 pi rope_base do not fit into 32 bits; set random_position_offset to 0"
+            )
+
+    def _check_unused(self) -> None:
+        """Raises `ConfigError` on a setting of scaled RoPE or of local layers in a model that has none."""
+        llama3, local = self.rope_scaling == "llama3", "local" in self.layer_pattern
+        of_llama3, of_local = "rope_scaling 'llama3'", "local layers in layer_pattern"
+        for name, is_used, by in (
+            ("rope_factor", self.rope_scaling != "none", "rope_scaling 'linear' or 'llama3'"),
+            ("rope_low_frequency_factor", llama3, of_llama3), ("rope_high_frequency_factor", llama3, of_llama3),
+            ("rope_original_length", llama3, of_llama3),
+            ("local_window", local, of_local), ("local_rope_base", local, of_local),
+        ):  # fmt: skip
+            value, usual = getattr(self, name), getattr(ModelConfig, name)
+            if value != usual and not is_used:
+                raise ConfigError(f"{name} {value} has no effect without {by}; add that, or use {usual}")
 
     def _check_layers(self) -> None:
         if not self.layer_pattern:
@@ -312,9 +341,9 @@ class ModelConfig:
         if self.lora.rank and not self.lora.in_layer(self.num_layers - 1):
             raise ConfigError(
                 f"LoraConfig.first_layer is {self.lora.first_layer}, but the model has only {self.num_layers} layers, "
-                f"counted from 0"
+                f"counted from 0; use at most {self.num_layers - 1}"
             )
-        self.memory.check_model(self.attention_kernel, self.local_window if "local" in self.layer_pattern else 0)
+        self.memory.check_model(self.attention_kernel, "local" in self.layer_pattern)
         if self.memory.fam_length and not any(map(self.has_fam, range(self.num_layers))):
             raise ConfigError(
                 f"fam_layers {self.memory.fam_layers!r} selects none of the {self.num_layers} layers; use `all`, or "

@@ -105,7 +105,8 @@ def load_model(model_dir: str | Path, shapes: Shapes, **memory: int | None) -> t
       shapes: maps a configuration to the shapes of its weights, which are compared with those on disk. If they have
         shardings, the weights are read directly into them, whichever mesh wrote them; else to one device.
       memory: settings of `MemoryConfig` that override `model.json`; None: no change. A shorter `fam_length` uses the
-        last rows of the prompt, which keep their positions; 0 drops FAM's weights, with those of its gates.
+        last rows of the prompt, which keep their positions unless `fam_position` is `float`; 0 drops FAM's
+        weights, with those of its gates.
 
     Raises:
       ConfigError: there is no model directory or no intact step (or not the named one), the weights have other shapes

@@ -35,8 +35,8 @@ def adopt(
 
     Only LoRA, the memory, RoPE's settings and those of execution, such as `remat`, may differ. Weights of LoRA and the
     memory that the source lacks are taken from `fresh`; those that the model lacks are left out. FAM of another length
-    is aligned at its last rows, which so keep their positions: a longer one is truncated at the front, a shorter one is
-    completed at the front by rows of `fresh`.
+    is aligned at its last rows, which so keep their positions unless `fam_position` is `float`: a longer one is
+    truncated at the front, a shorter one is completed at the front by rows of `fresh`.
 
     Args:
       source: a model directory, or one of its steps.

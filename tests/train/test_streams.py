@@ -149,7 +149,7 @@ def test_rows_that_start_anew_know_nothing_of_the_row_before():
 def test_a_carried_fam_that_is_made_young_says_the_same(seed):
     """Scaled down if its RMS is above the limit, without changing its direction: tokens of the next block see the same,
     since norms remove the scale; the update after it differs."""
-    config = tiny.config(random_state_passing=0.0, norm_eps=0.0, memory_segments=0)
+    config = tiny.config(random_state_passing=0.0, norm_eps=1e-20, memory_segments=0)
     params, tokens = tiny.parameters(config, seed), tiny.tokens(config, 3, 16, seed)
     _, memory = tiny.whole(config, params, tokens[:, :8])
     rms = lambda fam: np.sqrt(np.square(np.asarray(fam)).mean(axis=-1))

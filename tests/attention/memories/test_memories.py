@@ -68,7 +68,10 @@ def test_every_kind_is_configured_and_tested() -> None:
         ({"kind": "deltanet", "fam_layers": "global"}, "fam_layers 'global' with kind 'deltanet'"),
         ({"kind": "sinks", "sinks": 9}, "sinks 9 with block_size 4"),
         ({"kind": "sinks", "token_window": 3}, "token_window 3 with kind 'sinks'"),
-        ({"kind": "sinks", "layer_pattern": ("local",), "local_window": 3}, "local_window 3 with kind 'sinks'"),
+        (
+            {"kind": "rmt", "memory_segments": 0, "memory_tokens": 2, "layer_pattern": ("local",), "local_window": 3},
+            "kind 'rmt', whose layers all see whole blocks; use layer_pattern (\"global\",)",
+        ),
         ({"kind": "rmt", "memory_segments": 1}, "memory_segments 1 with kind 'rmt'"),
         ({"kind": "rmt", "memory_segments": 0, "memory_tokens": 5}, "memory_tokens 5 with block_size 4"),
         ({"kind": "autocompressor", "memory_segments": 1}, "memory_segments 1 with kind 'autocompressor'"),
