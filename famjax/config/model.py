@@ -147,7 +147,7 @@ class ModelConfig:
       param_dtype: of the stored weights, except FAM's prompt and LoRA, which are float32.
       scan_layers: compile one layer and scan over it (compile time independent of depth), or unroll
         (faster steps for shallow models).
-      unroll_blocks: blocks per iteration of a layer's scan over blocks: faster on a CPU, but slower to
+      unroll_blocks: blocks per iteration of the scan over blocks: faster on a CPU, but slower to
         compile.
       remat: what the forward pass saves for the backward pass, which rematerialises the rest: `none` saves
         everything; `dots` the outputs of all matrix products; `minimal` those of products with weights

@@ -104,7 +104,9 @@ def forward(
     waiting = (model.initial_state(B) if state is None else state).stacked
     of_block = (starts, real, where.full, kept, jnp.broadcast_to(waits, (B, N)), where.blocks_before)
     by_block = tuple(jnp.moveaxis(a, 1, 0) for a in of_block)
-    (_, last, waiting), (hidden, seen) = jax.lax.scan(body, (tokens, tokens, waiting), (blocks, keys, by_block))
+    (_, last, waiting), (hidden, seen) = jax.lax.scan(
+        body, (tokens, tokens, waiting), (blocks, keys, by_block), unroll=model.execution.unroll
+    )
     out = _of_first_bad(seen) if looks else waiting
     return jnp.moveaxis(hidden, 0, 1).reshape(B, T, D), out, {"tokens": last}
 

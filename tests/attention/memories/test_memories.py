@@ -1,6 +1,7 @@
 """What every memory beside the window promises: its paper's equations, however a text is cut, and nothing else."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -104,6 +105,16 @@ def whole(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = N
 
 def stream(config: ModelConfig, params: dict, tokens: np.ndarray, counts: Any = None) -> Any:
     return tiny.stream(config, params, tokens, counts_B=counts)
+
+
+@pytest.mark.parametrize("name", ["deltanet", "rmt", "armt"])
+def test_blocks_are_unrolled(name: str) -> None:
+    """The scan over the blocks of a text has `unroll_blocks` of them in one iteration, also if each block passes
+    through all layers."""
+    config = tiny.with_model(CASES[name], unroll_blocks=3)
+    read = lambda params: tiny.whole_untraced(config, params, tiny.tokens(config, 1, 6 * 4))[0]
+    program = str(jax.make_jaxpr(read)(tiny.parameters(config)))
+    assert ("6", "3") in re.findall(r"length=(\d+)[^{}]*?unroll=(\d+)", program)
 
 
 def slow(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
