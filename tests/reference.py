@@ -73,9 +73,8 @@ def read_document(
       start: absolute position of the first token.
     """
     memory = layer.config.memory
-    S, M, F = memory.block_size, memory.memory_segments, memory.fam_length if layer.has_fam() else 0
+    S, F = memory.block_size, memory.fam_length if layer.has_fam() else 0
     prompt, static = fams[:1], memory.fam_update == "static"
-    windows = [memory.token_window] + [layer.config.local_window] * (layer.kind() == "local")
     out = []
     for begin in range(0, len(x), S):
         end = min(begin + S, len(x))
@@ -88,9 +87,7 @@ def read_document(
         # a_t = attend(q_t, [K_{tau-M} .. K_{tau-1}, KF_{tau-1}, K_{tau,:t}]) + i_t
         for t in range(begin, end):
             pairs = []
-            for seen in range(max(0, begin - M * S), t + 1):
-                if any(window and t - seen >= window for window in windows):
-                    continue
+            for seen in in_window(layer, t):
                 of_output = seen < begin and memory.segments_hold == "outputs"
                 pairs.append(layer.key_value(out[seen] if of_output else x[seen], start + seen))
             attended = layer.attend_through_gate(layer.query(x[t], start + t), pairs, fam_pairs)
@@ -113,6 +110,14 @@ def read_document(
             fams = [np.array(new), *fams][: memory.previous_fams]
             carries_context = True
     return out, fams
+
+
+def in_window(layer: "Layer", t: int) -> list[int]:
+    """Returns the tokens that token t of a document sees: its block and M before, within the exact windows."""
+    memory = layer.config.memory
+    first = max(0, t // memory.block_size - memory.memory_segments) * memory.block_size
+    windows = [memory.token_window] + [layer.config.local_window] * (layer.kind() == "local")
+    return [seen for seen in range(first, t + 1) if all(not window or t - seen < window for window in windows)]
 
 
 def learned_fam(config: ModelConfig, params: dict, start: int) -> list[np.ndarray]:

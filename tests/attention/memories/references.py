@@ -10,17 +10,14 @@ from collections.abc import Callable
 import numpy as np
 
 from famjax.config import ModelConfig
-from tests.reference import Layer, as_float64, norm, read_document, take
+from tests.reference import Layer, as_float64, entry_scale, in_window, norm, read_document, take
 
 Read = Callable[..., tuple[list[np.ndarray], list[np.ndarray]]]
 
 
 def window(layer: Layer, x: list[np.ndarray], t: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Keys and values that token t sees in its window."""
-    memory = layer.config.memory
-    begin = t // memory.block_size * memory.block_size
-    first = max(0, begin - memory.memory_segments * memory.block_size)
-    return [layer.key_value(x[seen], seen) for seen in range(first, t + 1)]
+    return [layer.key_value(x[seen], seen) for seen in in_window(layer, t)]
 
 
 def sinks(layer: Layer, x: list[np.ndarray], *_: object) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -121,7 +118,7 @@ def rmt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     alone = dataclasses.replace(config.memory, kind="fam", block_size=S + (C + 2) * n, memory_segments=0)
     plain = dataclasses.replace(config, memory=alone)
     for begin in range(0, len(tokens), S):
-        segment = [params["embedding"][token] for token in tokens[begin : begin + S]]
+        segment = [params["embedding"][token] * entry_scale(config) for token in tokens[begin : begin + S]]
         write = learned if accumulates else memory
         x = [*memory, *segment, *write] if len(segment) == S else [*memory, *segment]
         for index in range(config.num_layers):
@@ -149,7 +146,7 @@ def armt(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
         return np.concatenate([[r[i] * r[i - j] for i in range(len(r))] for j in (1, 2, 3)])
 
     for begin in range(0, len(tokens), S):
-        segment = [params["embedding"][token] for token in tokens[begin : begin + S]]
+        segment = [params["embedding"][token] * entry_scale(config) for token in tokens[begin : begin + S]]
         x = [*segment, *params["memory"]["tokens"]] if len(segment) == S else segment
         for index, layer in enumerate(layers):
             w, A, z = layer.weights["memory"], matrices[index], normalisers[index]

@@ -47,6 +47,28 @@ MORE = {
     "sinks-segments0": tiny.config(kind="sinks", fam_length=0, memory_segments=0, sinks=2),
     "infini-linear-qk_norm": tiny.config(kind="infini", fam_length=0, infini_delta=False, qk_norm=True),
     "deltanet-segments1": tiny.config(kind="deltanet", fam_length=0, head_dim=8),
+    "deltanet-local-layers": tiny.config(
+        kind="deltanet",
+        fam_length=0,
+        memory_segments=2,
+        token_window=6,
+        layer_pattern=("local", "global"),
+        local_window=3,
+        local_rope_base=10.0,
+        scale_embeddings=True,
+        rope_scaling="linear",
+        rope_factor=4.0,
+    ),
+    "rmt-parallel-scaled-embeddings": tiny.config(
+        kind="rmt",
+        fam_length=0,
+        memory_segments=0,
+        memory_tokens=1,
+        parallel_layers=True,
+        scale_embeddings=True,
+        post_norms=True,
+        unroll_blocks=2,
+    ),
 }
 # Of these, a few tests are fast: each compiles programs of its own.
 SOME = ("autocompressor", "armt", "retrieval", "static", "outputs")
