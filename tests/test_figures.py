@@ -67,6 +67,19 @@ def test_depths_in_memory() -> None:
     assert f"without it {good(plain)} of 60 cells are at 0.90 or more" in page
 
 
+def test_keys_by_name_in_memory() -> None:
+    """New and first values at the trained length and at four times it, the mean over three seeds and the range."""
+    page, found = " ".join(text(ROOT / "docs/memory.md").split()), results("rewritten")["AMD EPYC"]
+    first, new = (found["tables"]["new values of a key"][at] for at in "01")
+    ranged = script("pages").ranged
+    of = lambda values: ranged(values).replace("-", " to ")
+    mean = lambda values: f"{sum(values) / 3:.2f}"
+    assert found["seeds"] == len(new["512"]) == 3
+    assert f"of new values {of(new['512'])} are recalled in documents of 512 tokens, of first values" in page
+    assert f"of first values {mean(first['512'])}. With two keys {of(found['tables']['pairs']['2']['512'])}" in page
+    assert f"at four times that length {mean(new['2048'])} against {mean(first['2048'])}" in page
+
+
 def test_the_published_model_in_the_readme(readme: str) -> None:
     """Pass keys of the trained SmolLM2 and of its import; what WikiText costs."""
     shown = results("smollm2")
@@ -126,7 +139,7 @@ def test_comparisons_in_the_readme(readme: str) -> None:
     [
         "bench_page", "benchmarks_page", "comparing", "memory_page",
         "plan_all", "recall_pages:ablations", "recall_pages:quickstart", "recall_pages:smollm2",
-        "recall_pages:story", "serving", "texts_page",
+        "recall_pages:story", "rewritten", "serving", "texts_page",
     ],
 )  # fmt: skip
 def test_figures_of_a_page_are_those_of_its_results(name: str, tmp_path: Path) -> None:
