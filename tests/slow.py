@@ -37,7 +37,11 @@ LONG: dict[str, str] = {
     "plan/test_memories.py::test_the_state_has_the_planned_bytes": (
         "autocompressor bswa bswa_1 fam fm infini rmt sinks sum"
     ),
-    # Whole tests: seqio's tasks are covered within the test's process, the harness' numbers by those of `famjax eval`.
+    "attention/test_auxiliary.py::test_a_step_has_the_mean_of_the_losses_once": "1",
+    "serve/test_hostile.py::test_headers_that_never_end": "True",
+    # Whole tests: seqio's tasks are covered within the test's process, the harness' numbers by those of `famjax eval`,
+    # values of every replacement of FAM by the test before it.
+    "evals/inspect/test_knockout.py::test_a_memory_that_is_not_used_can_be_taken_away": "",
     "cli/test_data.py::test_tasks_imported_by_a_gin_file": "",
     "evals/harness/test_model.py::test_results_are_those_of_the_harness_own_class": "",
 }
