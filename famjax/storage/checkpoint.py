@@ -329,9 +329,10 @@ def _load_training(root: Path, step: int, like: Any) -> tuple[Any, dict[str, Any
     _check_training(root, step, like)
     folder = steps.step_dir(root, step)
     try:
-        return _restored(folder / TRAINING, jax.tree.map(ocp.utils.to_shape_dtype_struct, like)), _progress(root, step)
+        training = _restored(folder / TRAINING, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
     except Exception as error:
         raise Damaged(f"the training in {folder} is damaged: {first_line(error)}") from error
+    return training, _progress(root, step)
 
 
 def _check_training(root: Path, step: int, like: Any) -> None:
@@ -348,9 +349,13 @@ def _check_training(root: Path, step: int, like: Any) -> None:
 
 
 def _progress(root: Path, step: int) -> dict[str, Any]:
-    """Returns the JSON of a training; empty if there is none."""
-    path = steps.step_dir(root, step) / PROGRESS / "metadata"  # the file name of Orbax's JsonSave
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Returns the JSON of a training; empty if there is none. Raises `Damaged`."""
+    folder = steps.step_dir(root, step)
+    path = folder / PROGRESS / "metadata"  # the file name of Orbax's JsonSave
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except Exception as error:
+        raise Damaged(f"the training in {folder} is damaged: {first_line(error)}") from error
     return found
 
 

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from famjax.config import MESH_AXES, ConfigError, TrainConfig
-from famjax.data.batch import Batch
+from famjax.data.batch import Batch, Task
 from famjax.mesh import sharding
 from famjax.mesh.devices import make_mesh
 from famjax.nn.weights import parameter_shapes
@@ -43,8 +43,9 @@ def dry_run(config: TrainConfig) -> None:
     tx = optim.optimizer(config.optimizer, config.steps)
     optim.check_patterns(config.tuning, parameter_shapes(config.model))
     print(summary(config, tx, mesh))
-    print("start         " + start_of(config))
-    batch = first_batch(config)
+    task = make_task(config, np.arange(config.batch_size))
+    print("start         " + start_of(config, states.abstract(config, tx, mesh), task))
+    batch = first_batch(config, task)
     print("first batch   " + describe(batch, config))
     flops = flops_per_token(config, batch.targets.shape[1])
     per_step = flops * config.batch_size * config.sequence_length
@@ -76,16 +77,13 @@ def writable(model_dir: str) -> None:
         raise ConfigError(f"MODEL_DIR {model_dir} cannot be written: {there} is not writable; name another directory")
 
 
-def start_of(config: TrainConfig) -> str:
+def start_of(config: TrainConfig, state: states.TrainState, task: Task) -> str:
     """Describes the weights that the run would start from. Raises `ConfigError` if they do not fit the model, or if the
     run cannot be resumed with these settings."""
-    tx = optim.optimizer(config.optimizer, config.steps)
-    found = checkpoint.resumable(
-        config.model_dir, states.to_save(states.abstract(config, tx, mesh_or_its_shape(config)))
-    )
+    found = checkpoint.resumable(config.model_dir, states.to_save(state))
     if found is not None:
         step, saved = found
-        progress_of(config, make_task(config, np.arange(config.batch_size)), step, saved)
+        progress_of(config, task, step, saved)
         done = ", the last one: nothing is left to train" if step >= config.steps else ""
         return f"resumes {config.model_dir} from step {step} of {config.steps}{done}"
     if not config.initial_checkpoint:
@@ -93,9 +91,8 @@ def start_of(config: TrainConfig) -> str:
     return initial.check(config.initial_checkpoint, config.model)
 
 
-def first_batch(config: TrainConfig) -> Batch:
+def first_batch(config: TrainConfig, task: Task) -> Batch:
     """Returns the global batch of the first step. Raises `ConfigError` if a token is not below `vocab_size`."""
-    task = make_task(config, np.arange(config.batch_size))
     batch, _ = task.batch(0, task.start())
     largest = int(max(batch.tokens.max(), batch.targets.max()))
     if largest >= config.model.vocab_size:

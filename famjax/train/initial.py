@@ -107,10 +107,9 @@ def _check_lora(source: str | Path, stored: ModelConfig, model: ModelConfig) -> 
       ConfigError: the source's LoRA would be lost, in some layers or all, or scaled differently.
     """
     has, asked = (dataclasses.replace(config.lora, dropout=0.0) for config in (stored, model))
-    earlier = asked.first_layer < has.first_layer
     if not has.rank or has == asked:
         return []
-    if not earlier or dataclasses.replace(has, first_layer=asked.first_layer) != asked:
+    if asked.first_layer > has.first_layer or dataclasses.replace(has, first_layer=asked.first_layer) != asked:
         raise ConfigError(
             f"{source} has LoRA of rank {has.rank}: use the rank, alpha and projections in its model.json, and its "
             f"first_layer or an earlier one, or merge it first, with export-hf and import-hf"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pages import ranged
+from pages import ranged, without_seed
 
 if TYPE_CHECKING:
     from memory_study import Run
@@ -136,7 +136,7 @@ def depth_table(task: str, rows: list[dict[str, Any]]) -> list[str]:
     cells: dict[tuple[str, int], dict[float, list[float]]] = {}
     for row in rows:
         for one in row["depths"].get(task, []):
-            at_length = cells.setdefault((row["about"].split(", seed ")[0], one["length"]), {})
+            at_length = cells.setdefault((without_seed(row["about"]), one["length"]), {})
             at_length.setdefault(one["depth"], []).append(one["value"])
     if not cells:
         return []

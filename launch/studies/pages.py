@@ -6,6 +6,7 @@ and `<!-- end of NAME -->`.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,11 @@ def of_machine(found: dict[str, Any]) -> dict[str, Any]:
 def ranged(values: list[float]) -> str:
     """Returns the mean of several seeds and their range."""
     return with_range(sum(values) / len(values), min(values), max(values), ".2f")
+
+
+def without_seed(name: str) -> str:
+    """Returns a run's name or title without its seed at the end."""
+    return re.sub(r"(_seed|, seed )\d+$", "", name)
 
 
 def with_range(middle: float, low: float, high: float, form: str) -> str:

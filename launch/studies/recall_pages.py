@@ -11,11 +11,10 @@ The JSON file beside the page keeps the figures by the name of the machine: one 
 """
 
 import argparse
-import re
 import sys
 from typing import Any
 
-from pages import DOCS, FOUND, Page, add, by_name, ranged
+from pages import DOCS, FOUND, Page, add, by_name, ranged, without_seed
 
 # Pages by name; the key that their result files have, and the command that writes these.
 WRITTEN_BY = {
@@ -44,11 +43,6 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     if len(lengths) != 1 or len(documents) != 1:
         raise ValueError(f"there are {len(runs)} runs, with lengths {lengths} and numbers of documents {documents}")
     return {"blocks": list(*lengths), "documents": documents.pop(), "rows": rows}
-
-
-def without_seed(name: str) -> str:
-    """Returns a run's name or title without its seed at the end."""
-    return re.sub(r"(_seed|, seed )\d+$", "", name)
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pages import DOCS, Page, by_name, publish, ranged
 
+BY_VALUE, BY_PAIRS = "new values of a key", "pairs"  # labels of the tables that the page shows
 VALUES = {0: "first values", 1: "new values"}
 
 
@@ -19,20 +20,21 @@ def kept(found: dict[str, Any]) -> dict[str, Any]:
     """Returns the part of a results.json that the page keeps: for each table the accuracy by row, length and model.
 
     Raises:
-      KeyError: the models were not evaluated on `mqar`.
+      KeyError: the models were not evaluated on `mqar` with rewritten keys.
     """
     tables: dict[str, dict[str, dict[str, list[float]]]] = {}
     for model in found["models"]:
-        for table in model["tasks"]["mqar"]["tables"]:
-            for row in table["rows"]:
-                at = tables.setdefault(table["label"], {}).setdefault(str(row["at"]), {})
+        by_label = {table["label"]: table["rows"] for table in model["tasks"]["mqar"]["tables"]}
+        for label in (BY_VALUE, BY_PAIRS):
+            for row in by_label[label]:
+                at = tables.setdefault(label, {}).setdefault(str(row["at"]), {})
                 at.setdefault(str(row["length"]), []).append(row["value"])
     return {"seeds": len(found["models"]), "tables": tables}
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
     """Returns the tables of one machine: the mean over seeds and their range, by tokens of a document."""
-    values, pairs = found["tables"]["new values of a key"], found["tables"]["pairs"]
+    values, pairs = found["tables"][BY_VALUE], found["tables"][BY_PAIRS]
     rows = [(title, values[str(at)]) for at, title in VALUES.items()]
     rows += [(f"{count} keys", of_pairs) for count, of_pairs in pairs.items()]
     head = [f"{int(length):,} tokens" for length in rows[0][1]]

@@ -56,17 +56,22 @@ def test_flags_of_a_job_are_checked_as_at_its_start(words, message, tmp_path, ca
     assert message in error and error.count("\n") == 1
 
 
+def start_of(config):
+    state = states.abstract(config, optim.optimizer(config.optimizer, config.steps), make_mesh())
+    return dry_run.start_of(config, state, make_task(config, range(2)))
+
+
 def test_where_it_would_start(tmp_path):
     """Random weights, another model's, a checkpoint; weights of other shapes are refused."""
-    assert dry_run.start_of(settings(tmp_path / "m")) == "random weights, seed 0"
+    assert start_of(settings(tmp_path / "m")) == "random weights, seed 0"
     without = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=0)
     save_model(tmp_path / "source", without, tiny.parameters(without))
     config = settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "source"))
-    assert dry_run.start_of(config).endswith("source; new, or partly new: fam/prompt")
+    assert start_of(config).endswith("source; new, or partly new: fam/prompt")
     wide = tiny.config(vocab_size=128, d_model=16)
     save_model(tmp_path / "wide", wide, tiny.parameters(wide))
     with pytest.raises(ConfigError, match="other shapes"):
-        dry_run.start_of(settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "wide")))
+        start_of(settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "wide")))
     narrow, other = (
         tiny.config(kind="armt", fam_length=0, memory_segments=0, memory_tokens=2, memory_key_dim=k) for k in (3, 4)
     )
@@ -81,20 +86,20 @@ def test_what_could_not_be_resumed_is_found(tmp_path):
     state = states.create(config, optim.optimizer(config.optimizer, config.steps), make_mesh())
     saved = {"name": "passkey", "task": make_task(config, range(2)).start(), "logged": {}}
     save_model(tmp_path / "m", MODEL, state.params, step=4, training=states.to_save(state), progress=saved)
-    assert "from step 4 of 6" in dry_run.start_of(config)
+    assert "from step 4 of 6" in start_of(config)
     with pytest.raises(ConfigError, match="cannot be resumed with these settings .*nu"):
-        dry_run.start_of(settings(tmp_path / "m", optimizer=OptimizerConfig(name="lion")))
+        start_of(settings(tmp_path / "m", optimizer=OptimizerConfig(name="lion")))
     with pytest.raises(ConfigError, match="was trained on the task 'passkey', not on 'parity'"):
-        dry_run.start_of(settings(tmp_path / "m", task="parity"))
+        start_of(settings(tmp_path / "m", task="parity"))
     save_model(tmp_path / "imported", MODEL, state.params)
     with pytest.raises(ConfigError, match="no training wrote"):
-        dry_run.start_of(settings(tmp_path / "imported"))
+        start_of(settings(tmp_path / "imported"))
 
 
 def test_data_that_does_not_fit_the_model_is_found(tmp_path, monkeypatch):
     """A token outside of the vocabulary."""
     config = settings(tmp_path / "m")
-    assert dry_run.first_batch(config).tokens.shape == (2, 320)
+    assert dry_run.first_batch(config, make_task(config, range(2))).tokens.shape == (2, 320)
     from famjax.data.passkey import PassKeyTask
 
     ordinary = PassKeyTask.batch
@@ -106,7 +111,7 @@ def test_data_that_does_not_fit_the_model_is_found(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PassKeyTask, "batch", with_a_large_token)
     with pytest.raises(ConfigError, match="the data has the token 200, but vocab_size is 128; use at least 201"):
-        dry_run.first_batch(config)
+        dry_run.first_batch(config, make_task(config, range(2)))
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, monkeypatch):

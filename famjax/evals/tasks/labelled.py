@@ -53,7 +53,7 @@ def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
         draw(min(config.lengths), kind, 0)
     settings = {
         "lengths": list(config.lengths), "examples": count, "seed": config.seed, "documents": repr(documents),
-        "bins": list(documents.bins),
+        "bins": list(documents.bins),  # answers of versions that had one kind of bins are not reused
     }  # fmt: skip
     total = count * len(config.lengths) * len(documents.kinds)
     return Task(
