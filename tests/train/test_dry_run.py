@@ -12,6 +12,7 @@ from famjax.train import dry_run, initial, optim
 from famjax.train import state as states
 from famjax.train.start import make_task
 from tests import tiny
+from tests.train import beginning
 from tests.train.test_loop import MODEL, settings
 
 TINY = ["train", "--dry-run", "--gin_file", "gin/experiments/tiny_fam.gin"]
@@ -56,22 +57,17 @@ def test_flags_of_a_job_are_checked_as_at_its_start(words, message, tmp_path, ca
     assert message in error and error.count("\n") == 1
 
 
-def start_of(config):
-    state = states.abstract(config, optim.optimizer(config.optimizer, config.steps), make_mesh())
-    return dry_run.start_of(config, state, make_task(config, range(2)))
-
-
 def test_where_it_would_start(tmp_path):
     """Random weights, another model's, a checkpoint; weights of other shapes are refused."""
-    assert start_of(settings(tmp_path / "m")) == "random weights, seed 0"
+    assert beginning.reported(settings(tmp_path / "m")) == "random weights, seed 0"
     without = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=0)
     save_model(tmp_path / "source", without, tiny.parameters(without))
     config = settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "source"))
-    assert start_of(config).endswith("source; new, or partly new: fam/prompt")
+    assert beginning.reported(config).endswith("source; new, or partly new: fam/prompt")
     wide = tiny.config(vocab_size=128, d_model=16)
     save_model(tmp_path / "wide", wide, tiny.parameters(wide))
     with pytest.raises(ConfigError, match="other shapes"):
-        start_of(settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "wide")))
+        beginning.reported(settings(tmp_path / "m", initial_checkpoint=str(tmp_path / "wide")))
     narrow, other = (
         tiny.config(kind="armt", fam_length=0, memory_segments=0, memory_tokens=2, memory_key_dim=k) for k in (3, 4)
     )
@@ -86,14 +82,14 @@ def test_what_could_not_be_resumed_is_found(tmp_path):
     state = states.create(config, optim.optimizer(config.optimizer, config.steps), make_mesh())
     saved = {"name": "passkey", "task": make_task(config, range(2)).start(), "logged": {}}
     save_model(tmp_path / "m", MODEL, state.params, step=4, training=states.to_save(state), progress=saved)
-    assert "from step 4 of 6" in start_of(config)
+    assert "from step 4 of 6" in beginning.reported(config)
     with pytest.raises(ConfigError, match="cannot be resumed with these settings .*nu"):
-        start_of(settings(tmp_path / "m", optimizer=OptimizerConfig(name="lion")))
+        beginning.reported(settings(tmp_path / "m", optimizer=OptimizerConfig(name="lion")))
     with pytest.raises(ConfigError, match="was trained on the task 'passkey', not on 'parity'"):
-        start_of(settings(tmp_path / "m", task="parity"))
+        beginning.reported(settings(tmp_path / "m", task="parity"))
     save_model(tmp_path / "imported", MODEL, state.params)
     with pytest.raises(ConfigError, match="no training wrote"):
-        start_of(settings(tmp_path / "imported"))
+        beginning.reported(settings(tmp_path / "imported"))
 
 
 def test_data_that_does_not_fit_the_model_is_found(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ from famjax.config import ConfigError, OptimizerConfig, PassKeyConfig, TrainConf
 from famjax.infer.load import load
 from famjax.storage import steps
 from famjax.storage.checkpoint import save_model
-from famjax.train import dry_run
 from famjax.train.loop import train
 from famjax.train.watching.metrics import MetricsLog
 from tests import slow, tiny
+from tests.train import beginning
 
 MODEL = tiny.config(vocab_size=128, block_size=32, memory_segments=0, fam_length=3, random_state_passing=0.5)
 
@@ -260,12 +260,12 @@ def test_weights_of_another_architecture_are_refused(tmp_path, name, value, refu
     other = dataclasses.replace(MODEL, **{name: value})
     given = {"model": other, "initial_checkpoint": str(tmp_path / "source"), "steps": 1}
     if refused:
-        for use in (train, lambda config, _: dry_run.start_of(config)):
+        for use in (lambda config: train(config, ""), beginning.reported):
             with pytest.raises(ConfigError, match=f"were trained with {name} .*, not {value}"):
-                use(settings(tmp_path / "m", **given), "")
+                use(settings(tmp_path / "m", **given))
         assert not (tmp_path / "m").exists()
     else:
-        said = dry_run.start_of(settings(tmp_path / "m", **given))
+        said = beginning.reported(settings(tmp_path / "m", **given))
         assert ("changed: rope_base 7.0, was 100.0" in said) == (name == "rope_base")
 
 
