@@ -217,6 +217,21 @@ class TrainConfig:
         return dataclasses.replace(self.model, memory=memory, lora=LoraConfig())
 
     @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings of the memory that are on but change nothing in this training, as in twins without FAM, and why."""
+        memory = self.model.memory
+        found = {
+            f"{one.name} {getattr(memory, one.name)!r}": memory.unused(one.name)
+            for one in dataclasses.fields(memory)
+            if getattr(memory, one.name) not in (one.default, 0)
+        }
+        reason = memory.unused("fam_max_rms") if self.carries_memory else "no document continues in the next step"
+        for name in ("carried_fam_rms", "fam_growth_loss"):
+            if value := getattr(self, name):
+                found[f"{name} {value!r}"] = reason
+        return {setting: reason for setting, reason in found.items() if reason}
+
+    @property
     def saves_a_part(self) -> bool:
         """Whether checkpoints omit the frozen weights, which are in `initial_checkpoint`."""
         return bool(self.initial_checkpoint) and self.tuning.trained in ("lora", "prompt")

@@ -148,8 +148,8 @@ def make_loss(config: TrainConfig, mesh: Mesh) -> Callable[..., tuple[Float[Arra
         costs = {"loss": loss.cross_entropy}
         if config.z_loss:
             costs["z_loss"] = loss.z_loss
-        if config.fam_growth_loss:
-            grown = growth(before, after, batch) if before is not None else 0.0
+        if config.fam_growth_loss and before is not None:
+            grown = growth(before, after, batch)
             costs["fam_growth_loss"] = jnp.asarray(config.fam_growth_loss * grown / config.batch_size, jnp.float32)
         if config.distillation:
             theirs = whole_rows(config, mesh, params, batch)

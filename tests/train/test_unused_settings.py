@@ -11,7 +11,7 @@ import pytest
 
 from famjax.cli import compare, compare_runs
 from famjax.cli.main import parse
-from famjax.config import ConfigError, MemoryConfig, ModelConfig, OptimizerConfig, PassKeyConfig, TrainConfig
+from famjax.config import ConfigError, MemoryConfig, ModelConfig, PassKeyConfig, TrainConfig
 from famjax.data.passkey import PassKeyTask
 from famjax.mesh.devices import make_mesh
 from famjax.train import optim
@@ -46,11 +46,15 @@ OTHER: dict[str, Any] = {
 IDENTITY = {"block_size", "memory_segments", "fam_length", "kind"}
 
 
-def traced(config: ModelConfig) -> tuple[str, list[Any]]:
+PASSKEY = PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5)
+
+
+def traced(model: ModelConfig, **changes: Any) -> tuple[str, list[Any]]:
     """The training step, with its constants and the shapes of its state, without addresses."""
-    training = TrainConfig(model_dir="none", model=config, optimizer=OptimizerConfig())
+    training = TrainConfig("none", model, passkey=PASSKEY, sequence_length=288, batch_size=2)
+    training = dataclasses.replace(training, **changes)
     tx, mesh = optim.optimizer(training.optimizer, 10), make_mesh()
-    task = PassKeyTask(PassKeyConfig(key_digits=2, stages=(1,), text_tokens=5), 288, 16, 2, 128, 0)
+    task = PassKeyTask(training.passkey, 288, 16, 2, 128, 0)
     state = jax.eval_shape(lambda: beginning.state(training, tx, mesh))
     batch = task.batch(0, task.start())[0]
     step = jax.make_jaxpr(make_step(training, tx, mesh))(state, batch)
@@ -77,6 +81,18 @@ def test_a_setting_is_unused_if_the_step_is_the_same(name: str) -> None:
         except ConfigError:
             continue  # refused before anything is trained
         assert (traced(changed) == plain) == bool(changed.memory.unused(field)), (field, changed.memory.unused(field))
+
+
+@pytest.mark.parametrize("field", ["carried_fam_rms", "fam_growth_loss"])
+def test_settings_of_carried_memories_without_any(field: str) -> None:
+    """They are reported exactly where the step is the same: if no document continues, or there is no FAM."""
+    for share, fam_length in ((0.5, 2), (0.5, 0), (0.0, 2)):
+        model = tiny.config(vocab_size=128, block_size=16, memory_segments=0, fam_length=fam_length)
+        given = {"passkey": dataclasses.replace(PASSKEY, stream_share=share)}
+        same = not share or not fam_length
+        assert list(TrainConfig(model=model, **given, **{field: 0.25}).without_effect) == [f"{field} 0.25"] * same
+        if fam_length:
+            assert (traced(model, **given, **{field: 0.25}) == traced(model, **given)) == same
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def _totals(config: TrainConfig, weights: dict[str, Any], found: Sizes, mesh: Me
         f"{data_size(found.optimizer)}, passed FAM and rows' memories {data_size(found.carried)}",
         f"a step        {config.batch_size} rows of {config.sequence_length} tokens in {config.microbatches} "
         f"microbatch{'es' * (config.microbatches > 1)}",
+        *(f"no effect     {setting}: {reason}" for setting, reason in config.without_effect.items()),
     ]
 
 

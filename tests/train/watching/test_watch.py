@@ -143,6 +143,18 @@ def test_how_many_layers_have_fam():
         assert said in summary(config, optim.optimizer(config.tuning, 1), make_mesh())
 
 
+def test_settings_without_effect_are_named():
+    """With their reason: those of FAM in a twin without it, and those of documents that continue, if none does."""
+    model = tiny.config(memory_segments=0, fam_length=0, random_state_passing=0.0, fam_noise=0.5, stop_gradient=True)
+    config = TrainConfig(model_dir="none", model=model, batch_size=1, carried_fam_rms=1.5)
+    text = summary(config, optim.optimizer(config.tuning, 1), make_mesh())
+    assert [line for line in text.splitlines() if line.startswith("no effect")] == [
+        "no effect     stop_gradient True: memory_segments is 0: there is no segment",
+        "no effect     fam_noise 0.5: fam_length is 0: there is no FAM",
+        "no effect     carried_fam_rms 1.5: no document continues in the next step",
+    ]
+
+
 def test_pairs_of_layers_without_lora_do_not_count_as_trained():
     """With `first_layer` 1 of two layers, half of the pairs."""
     lora = LoraConfig(rank=2, projections=("query",), first_layer=1)
