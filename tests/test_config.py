@@ -144,9 +144,9 @@ BAD_TRAININGS = [
     (
         {
             "model": ModelConfig(memory=MemoryConfig(fam_gate=True)),
-            "optimizer": OptimizerConfig(parameters={"fam/gate": {"frozen": False}}),
+            "optimizer": OptimizerConfig(parameters={"fam/g*": {"frozen": False}}),
         },
-        "parameters has 'fam/gate', but fam_opening_steps opens it; set that to 0",
+        "parameters has 'fam/g[*]', but fam_opening_steps opens it; set that to 0",
     ),
     ({"optimizer": OptimizerConfig(parameters={1: {}})}, "parameters has 1; it must be a pattern in quotes"),
     ({"optimizer": OptimizerConfig(parameters={"fam/*": 3})}, "parameters 'fam/.*': 3 must be settings"),

@@ -1,6 +1,7 @@
 """Settings of a training run."""
 
 import dataclasses
+import fnmatch
 import math
 import sys
 
@@ -246,9 +247,10 @@ class TrainConfig:
                 f"(OptimizerConfig.trained is {trained!r}); set LORA_RANK, or distillation to 0"
             )
         for pattern, settings in self.optimizer.parameters.items():
-            if pattern == "fam/gate" and self.opening_steps:
+            of_gate = fnmatch.fnmatchcase("fam/gate", pattern) and not fnmatch.fnmatchcase("fam/prompt", pattern)
+            if of_gate and self.opening_steps:
                 raise ConfigError(
-                    "parameters has 'fam/gate', but fam_opening_steps opens it; set that to 0, or leave the pattern out"
+                    f"parameters has {pattern!r}, but fam_opening_steps opens it; set that to 0, or leave it out"
                 )
             base = not pattern.startswith(("layers/lora/", *MEMORY))
             if self.distillation and base and settings.get("frozen") is False:
