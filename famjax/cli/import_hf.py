@@ -197,7 +197,7 @@ def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", 
         lead = () if kind == "prompt" else (config.num_layers,)
         if len(shape) != len(lead) + 2 or shape[:-2] != lead or shape[-1] != D or shape[-2] < F:
             raise ConfigError(f"{folder.path / FAM_FILE}: {name} is {list(shape)}, not {[*lead, F, D]}")
-        return lambda _: folder.read(name)[..., -F:, :]
+        return lambda _: finite(folder, name, folder.read(name)[..., -F:, :])
     if F and kind == "prefix":
         raise ConfigError("fam_init `prefix` needs a fam_prefix in the folder's fam.safetensors; use `prompt`")
     if tokens is not None:
@@ -233,8 +233,7 @@ def _pieces(
             raise ConfigError(
                 f"{same[pair.name]} differs from {pair.name}, but config.json says tie_word_embeddings; set it to false"
             )
-        found: np.ndarray = pair.ours(theirs).astype(dtype, copy=False)
-        return found
+        return finite(folder, pair.name, pair.ours(theirs).astype(dtype, copy=False))
 
     embedding = next(pair.name for pair in pairs if pair.path == "embedding")
     for pair in pairs:
@@ -282,7 +281,8 @@ def _of_memory(folder: "Folder", path: str, layer: int | None) -> "np.ndarray":
     from famjax.pretrained.folder import memory_name
 
     name = memory_name(path)
-    return (folder.read(name) if layer is None else folder.read_layer(name, layer)).astype(np.float32)
+    found = folder.read(name) if layer is None else folder.read_layer(name, layer)
+    return finite(folder, name, found.astype(np.float32))
 
 
 def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":
@@ -296,7 +296,16 @@ def _gate(folder: "Folder", shape: tuple[int, ...]) -> "np.ndarray":
     gate = folder.read(FAM_GATE)
     if gate.shape != shape:
         raise ConfigError(f"{folder.path / FAM_FILE}: {FAM_GATE} is {list(gate.shape)}, not {list(shape)}")
-    return gate.astype(np.float32)
+    return finite(folder, FAM_GATE, gate.astype(np.float32))
+
+
+def finite(folder: "Folder", name: str, weights: "np.ndarray") -> "np.ndarray":
+    """Returns the weights. Raises `ConfigError` if some are NaN or infinite, as after a training that diverged."""
+    import numpy as np
+
+    if count := int(weights.size - np.isfinite(weights).sum()):
+        raise ConfigError(f"{folder.path}: {name} has {count:,} weights that are NaN or infinite; get the folder again")
+    return weights
 
 
 def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:

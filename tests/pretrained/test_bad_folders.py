@@ -115,6 +115,10 @@ BAD = {
         lambda folder: edited(folder, lambda t: t.update({QUERY: np.zeros((3, 32), np.float32)})),
         f"of another shape: {QUERY} is [3, 32], not [32, 32]",
     ),
+    "not finite": (
+        lambda folder: edited(folder, lambda t: t[QUERY].put((3, 70), (np.nan, np.inf))),
+        f"{QUERY} has 2 weights that are NaN or infinite",
+    ),
     "quantised": (
         lambda folder: edited(folder, lambda t: t.update({QUERY: np.zeros((32, 32), np.int8)})),
         "has values of type I8; known are F32, F16, BF16",
