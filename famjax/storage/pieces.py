@@ -82,21 +82,25 @@ def write_model(
             if journal is not None:
                 journal.add(writing[0])
 
-    for piece in pieces:
-        interrupts.check()
-        path, layer = piece.path, piece.layer
-        wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
-        if journal is None or [path, layer] not in journal:
-            array = piece.read()
-            part = stores[path] if layer is None else stores[path][layer]
-            if array.dtype != part.dtype.numpy_dtype or array.shape != tuple(part.shape):
-                raise ValueError(f"{path} is {part.dtype.name} {part.shape}, not {array.dtype} {array.shape}")
-            finish()
-            writing = [path, layer], part.write(array).commit
-            del array
-        if on_bytes is not None:
-            on_bytes(piece.nbytes)
-    finish()
+    try:
+        for piece in pieces:
+            interrupts.check()
+            path, layer = piece.path, piece.layer
+            wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
+            if journal is None or [path, layer] not in journal:
+                array = piece.read()
+                part = stores[path] if layer is None else stores[path][layer]
+                if array.dtype != part.dtype.numpy_dtype or array.shape != tuple(part.shape):
+                    raise ValueError(f"{path} is {part.dtype.name} {part.shape}, not {array.dtype} {array.shape}")
+                finish()
+                writing = [path, layer], part.write(array).commit
+                del array
+            if on_bytes is not None:
+                on_bytes(piece.nbytes)
+        finish()
+    finally:
+        if writing is not None:
+            writing[1].exception()  # waits: after an error, whoever removes the directory must not meet this write
     if wanted:
         raise ValueError(f"{len(wanted)} pieces are missing, such as {min(wanted, key=str)}")
     record_files(folder)

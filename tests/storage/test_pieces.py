@@ -1,5 +1,7 @@
 """Weights written and read piece by piece equal those saved and loaded at once."""
 
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,25 @@ def test_large_layers_lie_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert np.prod(part) * 4 <= 300
         assert not path.startswith("layers/") or part[0] == 1
     jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path, parameter_shapes)[1], dict(params))
+
+
+def test_no_write_goes_on_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a weight of many small chunks, while the next cannot be read: the directory can be removed at once."""
+    monkeypatch.setattr(pieces, "PART_BYTES", 300)
+    config = tiny.config(vocab_size=4000)
+    embedding, other, *_ = sorted(cut(tiny.parameters(config)), key=lambda one: one.path != "embedding")
+
+    def unreadable() -> np.ndarray:
+        raise ConfigError("not finite")
+
+    for number in range(3):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(ConfigError, match="not finite"):
+            pieces.write_model(folder, config, parameter_shapes(config), [embedding, other._replace(read=unreadable)])
+        shutil.rmtree(folder)
+        time.sleep(0.1)
+        assert not folder.exists()
 
 
 def test_read_in_pieces(tmp_path: Path) -> None:
