@@ -166,6 +166,7 @@ def test_a_comparison_becomes_tables() -> None:
         "name": "fam", "added_weights": 12, "weights": 1234, "state_bytes": 2560, "learning_rate": 1e-3, "steps": 10,
         "tokens": 100, "training_flops": 2.5e12, "lengths": lengths, "tables": tables, "curves": ["many"],
         "diverged": [{"seed": 2, "said": "at /some/where"}],
+        "learning_rates": [{"rate": 1e-3, "loss": 0.25, "best": True}, {"rate": 1e-2, "loss": None, "best": False}],
     }  # fmt: skip
     found = {
         "version": "1", "task": "passkey", "metric": "exact match", "length": "tokens", "chance": 1e-5,
@@ -180,3 +181,4 @@ def test_a_comparison_becomes_tables() -> None:
     assert "| `fam` (1 diverged) | 1,234, 12 | 2.5 | 2.5 | 1.00 | 0.62 (0.50-0.75) |" in shown
     assert "| 1 block | 64 blocks |" in shown and "in documents of 4,096 tokens" in shown
     assert "| memory | 0 | 1 |" in shown and "| `fam` | 0.50 (0.25-1.00) | 0.75 (0.25-1.00) |" in shown
+    assert "| memory | 0.001 | 0.01 |" in shown and "| `fam` | **0.250** | diverged |" in shown

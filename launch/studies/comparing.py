@@ -13,8 +13,8 @@ from typing import Any
 from pages import DOCS, Page, by_name, publish, ranged
 
 OF_MEMORY = (
-    "name", "added_weights", "weights", "state_bytes", "learning_rate", "steps", "tokens", "training_flops", "lengths",
-    "tables", "diverged",
+    "name", "added_weights", "weights", "state_bytes", "learning_rate", "learning_rates", "steps", "tokens",
+    "training_flops", "lengths", "tables", "diverged",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
         "|---" * (4 + len(first["lengths"])) + "|",
     ]  # fmt: skip
     said += [f"| {' | '.join(cells(memory))} |" for memory in memories]
+    said += rates(memories)
     over = "seeds" if len(seeds) > 1 else "documents"
     for number, table in enumerate(first["tables"]):
         last = max(row["length"] for row in table["rows"])
@@ -61,6 +62,27 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
             rows = [row for row in memory["tables"][number]["rows"] if row["length"] == last and row["at"] in places]
             values = [f"{row['value']:.2f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
             said.append(f"| `{memory['name']}` | {' | '.join(values)} |")
+    return said
+
+
+def rates(memories: list[dict[str, Any]]) -> list[str]:
+    """Returns the table of training losses by learning rate; empty if no others than the reported ones were tried."""
+    tried = {memory["name"]: memory.get("learning_rates", []) for memory in memories}
+    columns = sorted({one["rate"] for row in tried.values() for one in row})
+    if not columns:
+        return []
+    said = [
+        "",
+        "Training loss by learning rate, the mean over the seeds; the results above are those of the best, in bold:",
+        "",
+        f"| memory | {' | '.join(f'{rate:g}' for rate in columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for name, row in tried.items():
+        losses = {one["rate"]: "diverged" if one["loss"] is None else f"{one['loss']:.3f}" for one in row}
+        best = {one["rate"] for one in row if one["best"]}
+        shown = (f"**{losses[rate]}**" if rate in best else losses.get(rate, "") for rate in columns)
+        said.append(f"| `{name}` | {' | '.join(shown)} |")
     return said
 
 
