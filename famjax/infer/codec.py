@@ -190,13 +190,27 @@ class Codec:
         if self.is_bytes:
             stream = self.stream((), before)
             return stream.feed(ids) + stream.finish(), ids.tolist(), stopped
-        stream, text = self.stream(stops, before), ""
-        for count, token in enumerate(ids, start=1):
-            text += stream.feed([token])
-            if stream.stopped:  # tokens from the stop text on are not part of the answer
-                kept = next((n for n in range(count, -1, -1) if text.startswith(self.vocabulary.decode(ids[:n]))), 0)
-                return text, ids[:kept].tolist(), True
-        return text + stream.finish(), ids.tolist(), stopped
+        stream, text, count = self.stream(stops, before), "", 0
+        while count < len(ids) and not stream.stopped:
+            count += 1
+            text += stream.feed(ids[count - 1 : count])
+        text += stream.finish()  # may find a stop text in the text that was held back
+        if stream.stopped:  # tokens from the stop text on are not part of the answer
+            return text, ids[: self._tokens_within(text, ids[:count], before)].tolist(), True
+        return text, ids.tolist(), stopped
+
+    def _tokens_within(self, text: str, ids: np.ndarray, before: Any) -> int:
+        """Returns the number of tokens `ids` in `text`, the beginning of their text after the tokens `before`.
+
+        They are decoded after `before`, since a tokenizer may drop the space at the beginning of a text.
+        """
+        known = [int(token) for token in before if token >= 0]
+        begin = len(self.vocabulary.certain(known, True)[0])
+        for count in range(len(ids), 0, -1):
+            shown, whole = self.vocabulary.certain([*known, *ids[:count].tolist()], True)
+            if whole and text.startswith(shown[begin:]):
+                return count
+        return 0
 
 
 def _is_bytes(vocabulary: Vocabulary) -> bool:

@@ -129,6 +129,16 @@ def test_stop_texts_in_any_tokens(vocabulary: Vocabulary, seed: int) -> None:
         assert stream.stopped
 
 
+def test_the_stop_that_is_complete_first_ends_the_text(vocabulary: Vocabulary) -> None:
+    """Of two stops that overlap, whichever way the tokens come; tokens after it change nothing."""
+    ids = vocabulary.encode("the lazy fox jumps over").tolist()
+    texts = []
+    for calls in ([[token] for token in ids], [ids]):
+        stream = TokenTextStream(vocabulary.certain, texts=["lazy fox jumps", "azy f"])
+        texts.append("".join(map(stream.feed, calls)) + stream.finish())
+    assert texts == ["the l", "the l"]
+
+
 def test_bytes_in_any_split() -> None:
     """The same for models of plain bytes."""
     rng = np.random.default_rng(0)
