@@ -139,8 +139,13 @@ class Batch:
     def _generated(row: Row, tokens: np.ndarray, scores: Scored | None, stopped: bool) -> Generated | None:
         if (tokens == NON_FINITE).any():
             return None
-        row.made += len(tokens)
-        text = row.stream.feed(tokens, stopped)
+        text, count = "", 0
+        while count < len(tokens) and not row.stream.stopped:  # tokens after a stop text are not part of the answer
+            count += 1
+            text += row.stream.feed(tokens[count - 1 : count], stopped and count == len(tokens))
+        tokens = tokens[:count]
+        scores = None if scores is None else Scored(*(x[:count] for x in scores))
+        row.made += count
         if row.stream.stopped:
             return Generated(row.sample, text, tokens, scores, "stop")
         if row.made < row.job.ask.max_tokens:
