@@ -175,10 +175,10 @@ class Engine:
                 plan = self.cache.plan(job.ask.tokens) if fresh else NOTHING
                 begin = job.ask.start or start(self.model)
                 self._reading.append(Reading(job, begin, plan, self._split, self.model.config.memory.block_size))
-            except Exception:  # for example, out of device memory
+            except Exception:  # for example, out of device memory; other jobs do not need this memory
+                log.exception("a prompt could not be admitted")
                 self._free(job, job.ask.samples)
                 self._cancel_with(job, "there is no room for another row; start with fewer --max-rows")
-                raise
 
     def _read(self, reading: Reading) -> None:
         """Prefills up to one window of a prompt; after its last window, its rows join the batch.
