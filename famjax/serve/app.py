@@ -50,7 +50,7 @@ def build(service: Service) -> Starlette:
     routes = _Routes(service)
     paths: list[tuple[str, str, Any]] = [
         ("GET", "/", routes.page), ("GET", "/health", routes.health), ("GET", "/metrics", routes.metrics),
-        ("GET", "/v1/models", routes.models), ("GET", "/v1/models/{name}", routes.model),
+        ("GET", "/v1/models", routes.models), ("GET", "/v1/models/{name:path}", routes.model),
         ("POST", "/v1/completions", routes.completions), ("POST", "/v1/chat/completions", routes.chat),
         ("GET", "/v1/sessions", routes.sessions), ("POST", "/v1/sessions", routes.fork),
         ("GET", "/v1/sessions/{name}", routes.session), ("DELETE", "/v1/sessions/{name}", routes.delete),
