@@ -3,7 +3,6 @@
 Does not import jax, so that invalid texts and stop texts are reported before anything is loaded.
 """
 
-import codecs
 import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from famjax.config import ConfigError
+from famjax.config.text import texts_of
 from famjax.data.chat_template import ChatTemplate, chat_template
 from famjax.data.vocabulary import (
     ByteVocabulary,
@@ -108,6 +108,9 @@ class Codec:
 
         Together they are the ids of the whole text. With a tokenizer, the text is split where this does not change the
         tokens on either side; if there is no such place, more of the text is buffered.
+
+        Raises:
+          BadText: with a tokenizer, if the text is not UTF-8. Without one, any bytes are tokens.
         """
         if fresh and self.bos is not None:
             yield np.array([self.bos], np.int32)
@@ -115,10 +118,9 @@ class Codec:
             for piece in pieces:
                 yield np.frombuffer(piece, np.uint8).astype(np.int32)
             return
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         text, enough = "", CHUNK_CHARACTERS
-        for piece in pieces:
-            text += decoder.decode(piece)
+        for more in texts_of(pieces, "the prompt"):
+            text += more
             while len(text) >= enough:
                 cut, ids = self._cut(text[:enough])
                 if not cut:
@@ -126,7 +128,6 @@ class Codec:
                     continue
                 yield ids
                 text, enough = text[cut:], CHUNK_CHARACTERS
-        text += decoder.decode(b"", final=True)
         if text:
             yield np.asarray(self.vocabulary.encode(text), np.int32)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ConfigError
+from famjax.config.text import without_mark
 from famjax.infer.chat import Turns
 from famjax.infer.codec import Codec
 from famjax.infer.session import Session
@@ -202,7 +203,7 @@ class Service:
         """Returns the session after a text that arrives in pieces. It blocks, so it must not run in the event loop.
 
         Args:
-          pieces: UTF-8 bytes, which may end within a character.
+          pieces: UTF-8 bytes, which may end within a character. A byte order mark is removed.
           start: the session that the text continues; it is donated. None starts a new text.
 
         Raises:
@@ -226,7 +227,7 @@ class Service:
 
     def _tokens(self, pieces: Iterable[bytes], fresh: bool) -> Iterator[np.ndarray]:
         with _bad_request(None):
-            yield from _gathered(self.codec.chunks(pieces, fresh))
+            yield from _gathered(self.codec.chunks(without_mark(pieces, "the text"), fresh))
 
 
 @contextlib.contextmanager
