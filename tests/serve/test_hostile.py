@@ -192,6 +192,21 @@ def test_a_prompt_that_fails_ends_alone(server: Server, monkeypatch: pytest.Monk
     assert server.service.engine.load() == (0, 0)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_scores_of_a_prompt_that_are_not_finite(server: Server, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are an error, as in `famjax score`, and no NaN in a response, which is not JSON."""
+    scores = Reading.scores
+
+    def one_is_nan(reading: Reading) -> Any:
+        found = scores(reading)
+        return found._replace(logprob=np.where(np.arange(len(found.logprob)) == 1, np.nan, found.logprob))
+
+    monkeypatch.setattr(Reading, "scores", one_is_nan)
+    answer = complete(server, "good", max_tokens=0, echo=True, logprobs=1, stream=stream)
+    assert answer.status == (200 if stream else 500) and b"NaN" not in answer.content
+    assert b"scores are not finite" in answer.content
+
+
 def test_a_prompt_without_room_ends_alone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory of a new row cannot be allocated: its request gets 500, one that is at work gets its whole answer."""
     wanted = complete(server, "good", max_tokens=100, temperature=0).json["choices"][0]["text"]
