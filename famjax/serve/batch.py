@@ -131,7 +131,11 @@ class Batch:
         for slot, row in enumerate(self._rows):
             if row is not None:
                 n = int(count[slot])
-                some = None if scores is None or row.job.ask.top is None else Scored(*(x[slot, :n] for x in scores))
+                some = None
+                if scores is not None and (top := row.job.ask.top) is not None:
+                    # Other rows may need more alternatives, in some calls.
+                    best, best_logprob = scores.best[slot, :n, :top], scores.best_logprob[slot, :n, :top]
+                    some = Scored(scores.logprob[slot, :n], best, best_logprob)
                 made.append((row, self._generated(row, tokens[slot, :n], some, bool(stopped[slot]))))
         return made
 
