@@ -3,7 +3,10 @@
 import ast
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from famjax.config.text import BOM, BadText, texts_of, without_mark
 
 PACKAGE = Path(__file__).parents[1] / "famjax"
 # Readers of files that famjax or the system writes, or that a library must open; and readers of users' files as bytes.
@@ -64,3 +67,27 @@ def test_the_lists_name_files() -> None:
     """Every listed file exists and still reads text."""
     for name in OWN | set(DECODERS):
         assert readers(PACKAGE / name), name
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_text_in_pieces(seed: int) -> None:
+    """Only the byte order mark at its beginning is removed, whichever pieces it comes in."""
+    text = "Grüße, \ufeff世界! 🙂 " * 3
+    data = BOM + text.encode()
+    cuts = np.sort(np.random.default_rng(seed).integers(0, len(data) + 1, 9)).tolist()
+    for at in ([*cuts, len(data)], [1, 2, len(data)], [3, len(data)], range(1, len(data) + 1), [len(data)]):
+        pieces = [data[a:b] for a, b in zip([0, *at], at, strict=False)]
+        assert "".join(texts_of(without_mark(pieces, "book.txt"), "book.txt")) == text
+    for short in (b"", b"a", b"ab", BOM):
+        assert b"".join(without_mark([short], "book.txt")) == short.removeprefix(BOM)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [("é".encode("utf-16"), "but UTF-16"), (b"abc\xe9 d", "byte at byte 3"), (b"abc\xe4\xb8", "end of data at byte 3")],
+)
+def test_pieces_that_are_no_text(data: bytes, reason: str) -> None:
+    """Another encoding is refused with the place of its first byte, wherever the text is cut."""
+    for at in range(len(data) + 1):
+        with pytest.raises(BadText, match=f"book.txt: .*{reason}"):
+            list(texts_of(without_mark([data[:at], data[at:]], "book.txt"), "book.txt"))

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.model)
     codec = Codec(args.model, config.vocab_size)
     turns = Turns(chat_template(split_step(args.model)[0]), codec)
+    if args.system and turns.first("a", args.system).tolist() == turns.first("a").tolist():
+        raise ConfigError("the model's chat template ignores system messages; leave out --system")
     file = args.session if args.session and Path(args.session).exists() else None
     model, session = opened(args, config, file)
     if file:

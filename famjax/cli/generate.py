@@ -19,7 +19,7 @@ from famjax.cli.flags import (
 )
 from famjax.config import ConfigError
 from famjax.config.checks import seed
-from famjax.config.text import BOM
+from famjax.config.text import without_mark
 from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ HELP = """Generate from a prompt of any length, in constant memory; only the gen
   famjax generate --model runs/fam --input prompts.jsonl --output answers.jsonl
 
 Prompts are used verbatim, including a trailing newline; only a byte order mark is removed. If the model
-directory has a tokenizer, a new text gets the special tokens of its configuration, and the model's
-end-of-text tokens end generation; otherwise tokens are bytes. The same prompt, settings and seed give the
-same text, alone or in a batch. JSON lines: {"prompt": TEXT} gives {"prompt", "text", "tokens" (ids of the
+directory has a tokenizer, prompts must be UTF-8, a new text gets the special tokens of its configuration, and
+the model's end-of-text tokens end generation; otherwise tokens are bytes. The same prompt, settings and seed
+give the same text, alone or in a batch. JSON lines: {"prompt": TEXT} gives {"prompt", "text", "tokens" (ids of the
 text), "finish" ("stop" or "length")}, in the same order.
 """
 
@@ -150,7 +150,7 @@ class PromptSource:
     def __init__(self, args: argparse.Namespace):
         self.prompts: list[str] = []
         self._file: BinaryIO | None = None
-        self._first = b""
+        self._pieces: Iterator[bytes] = iter(())
         may_be_empty = bool(args.state_in)
         if args.input:
             from famjax.cli.generate_batch import read_prompts
@@ -158,10 +158,12 @@ class PromptSource:
             self.prompts = read_prompts(args.input, may_be_empty)
         elif args.prompt is not None:
             # Restores the bytes of an argument that is not valid UTF-8.
-            self._first = args.prompt.encode("utf-8", "surrogateescape")
+            self._pieces = iter([args.prompt.encode("utf-8", "surrogateescape")])
         elif args.prompt_file is not None:
             self._file = sys.stdin.buffer if args.prompt_file == "-" else _open(args.prompt_file)
-            self._first = self._read().removeprefix(BOM)
+            place = "the prompt" if args.prompt_file == "-" else args.prompt_file
+            self._pieces = without_mark(iter(self._read, b""), place)
+        self._first = next(self._pieces, b"")
         if not (self._first or self.prompts or may_be_empty):
             raise ConfigError("the prompt is empty: give it a byte, or --state-in FILE to resume from")
 
@@ -178,10 +180,9 @@ class PromptSource:
 
     def pieces(self) -> Iterator[bytes]:
         """Yields the prompt in chunks, as they arrive."""
-        piece = self._first
-        while piece:
-            yield piece
-            piece = self._read()
+        if self._first:
+            yield self._first
+        yield from self._pieces
 
 
 # --- generation -----------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Decodes users' files: UTF-8, with or without a byte order mark. All readers of such files use this module."""
 
+import codecs
+import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,44 @@ def text_of(content: bytes, place: Place, errors: str = "strict") -> str:
     Raises:
       BadText: if they are not UTF-8 (unless `errors`, as in `bytes.decode`, allows it).
     """
-    if mark := next((mark for mark in _MARKS if content.startswith(mark)), None):
-        raise BadText(place, f"this is not UTF-8 text but {_MARKS[mark]}; save it as UTF-8")
     try:
-        return content.removeprefix(BOM).decode("utf-8", errors)
+        return _without_mark(content, place).decode("utf-8", errors)
     except UnicodeDecodeError as error:
         start = error.start + len(BOM) * content.startswith(BOM)
         raise BadText(place, f"this is not UTF-8 text ({error.reason} at byte {start})") from error
+
+
+def _without_mark(content: bytes, place: Place) -> bytes:
+    if mark := next((mark for mark in _MARKS if content.startswith(mark)), None):
+        raise BadText(place, f"this is not UTF-8 text but {_MARKS[mark]}; save it as UTF-8")
+    return content.removeprefix(BOM)
+
+
+def without_mark(pieces: Iterable[bytes], place: Place) -> Iterator[bytes]:
+    """Yields the bytes of a UTF-8 text, which arrives in pieces of any size, without the byte order mark.
+
+    Raises:
+      BadText: if it begins with the byte order mark of another encoding.
+    """
+    rest, first = iter(pieces), b""
+    while len(first) < max(map(len, _MARKS)) and (piece := next(rest, None)) is not None:
+        first += piece
+    if first := _without_mark(first, place):
+        yield first
+    yield from rest
+
+
+def texts_of(pieces: Iterable[bytes], place: Place) -> Iterator[str]:
+    """Yields the text of pieces of UTF-8, which may end within a character. Raises `BadText` if they are not UTF-8."""
+    decoder, at = codecs.getincrementaldecoder("utf-8")("strict"), 0
+    for piece in itertools.chain(pieces, [None]):
+        held = len(decoder.getstate()[0])
+        try:
+            yield decoder.decode(piece or b"", final=piece is None)
+        except UnicodeDecodeError as error:
+            start = at - held + error.start
+            raise BadText(place, f"this is not UTF-8 text ({error.reason} at byte {start})") from error
+        at += len(piece or b"")
 
 
 def read_text(path: str | Path, errors: str = "strict") -> str:

@@ -160,18 +160,21 @@ class SentencePieceVocabulary:
         return np.asarray(self._model.encode(text), np.int32)
 
     def decode(self, tokens: Any) -> str:
-        """Decodes ids to text."""
-        return str(self._model.decode([int(token) for token in tokens]))
+        """Decodes ids to text. An id without a piece, which a model with more tokens may generate, adds nothing."""
+        return str(self._model.decode([int(token) for token in tokens if 0 <= token < self.size]))
 
     def token_bytes(self, token: int) -> bytes:
         """See `Vocabulary`."""
-        return _run_of_bytes([token], self._model.id_to_piece) or self.decode([token]).encode("utf-8")
+        return _run_of_bytes([token], self._piece) or self.decode([token]).encode("utf-8")
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """See `Vocabulary`. An incomplete character is left out, since each of its bytes would be shown separately."""
-        data = _run_of_bytes(tokens, self._model.id_to_piece)
+        data = _run_of_bytes(tokens, self._piece)
         left = len(unfinished(data))
         return self.decode(tokens[: len(tokens) - left]), not left
+
+    def _piece(self, token: int) -> str | None:
+        return self._model.id_to_piece(token) if 0 <= token < self.size else None
 
 
 class TokenizerVocabulary:

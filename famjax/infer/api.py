@@ -15,6 +15,7 @@ import numpy as np
 
 from famjax.config import OVERRIDES, ConfigError, InferConfig, ModelConfig
 from famjax.config.checks import one_of
+from famjax.config.text import without_mark
 from famjax.infer import load as loading
 from famjax.infer import session as sessions
 from famjax.infer.answers import Answer, answer_side_by_side, read_side_by_side, stream
@@ -202,7 +203,8 @@ def generate(
     Args:
       model: from `famjax.load`.
       prompt: a text, its UTF-8 bytes, or a file opened in binary mode, which is read in chunks; or a list of texts,
-        which are answered in one batch, each as if it were alone. With a session it may be empty.
+        which are answered in one batch, each as if it were alone. With a session it may be empty. A byte order mark of
+        bytes or a file is removed.
       max_tokens: maximum number of tokens to generate; 0 only prefills the prompt.
       session: the text to continue, from `Answer.session` or `LoadedModel.load_session`; it is not donated. None starts
         a new text.
@@ -267,9 +269,12 @@ def _one(
 
 
 def _pieces(prompt: Prompt) -> Iterator[bytes]:
-    if isinstance(prompt, (str, bytes)):
-        yield _utf8(prompt, "the prompt", "surrogateescape") if isinstance(prompt, str) else prompt
-        return
+    if isinstance(prompt, str):
+        return iter([_utf8(prompt, "the prompt", "surrogateescape")])
+    return without_mark([prompt] if isinstance(prompt, bytes) else _read(prompt), "the prompt")
+
+
+def _read(prompt: IO[bytes]) -> Iterator[bytes]:
     while piece := prompt.read(CHUNK_BYTES):
         if not isinstance(piece, bytes):
             raise ConfigError('the prompt is a file opened in text mode; open it with open(path, "rb")')

@@ -17,6 +17,8 @@ from famjax.infer.codec import Codec
 
 # Beginnings of turns without a template; the user's also ends an answer.
 _USER, _ASSISTANT = "\nUser:", "\nAssistant:"
+# Placeholder for a message; only letters, which no template changes.
+_QUESTION = "QUESTIONTHATISASKED"
 
 
 class Turns:
@@ -36,10 +38,12 @@ class Turns:
     def __init__(self, template: ChatTemplate | None, codec: Codec):
         self._template, self._codec = template, codec
         self.stops = [] if template else [_USER]
+        self._end: int | None = None  # the token with which the template ends an answer
         if template:
-            special: frozenset[int] = getattr(codec.vocabulary, "specials", frozenset())
-            end = next((t for t in codec.encode(self._following("a"), fresh=False).tolist() if t in special), None)
-            codec.ends += [end] if end is not None and end not in codec.ends else []
+            special = {*codec.ends, *getattr(codec.vocabulary, "specials", ())}
+            lead = self._following(_QUESTION).partition(_QUESTION)[0]
+            self._end = next((t for t in codec.encode(lead, fresh=False).tolist() if t in special), None)
+            codec.ends += [self._end] if self._end is not None and self._end not in codec.ends else []
 
     def first(self, text: str, system: str = "") -> np.ndarray:
         """Returns int32 ids of a conversation whose first user turn is `text`, up to where the answer begins.
@@ -91,9 +95,8 @@ class Turns:
             ended = self._codec.vocabulary.decode(known).endswith(_USER)
             return self._codec.encode(whole.removeprefix(_USER) if ended else whole, fresh=False)
         ids = self._codec.encode(self._following(text), fresh=False)
-        # The answer already has its end token, unless `max_tokens` or a stop text ended it.
-        ended = known[-1] in self._codec.ends and known[-1] in ids
-        return ids[ids.tolist().index(known[-1]) + 1 :] if ended else ids
+        # The answer already has its end token, unless `max_tokens`, a stop text or another end token ended it.
+        return ids[ids.tolist().index(self._end) + 1 :] if known[-1] == self._end else ids
 
     @staticmethod
     def _plain(text: str) -> str:

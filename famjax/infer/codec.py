@@ -3,7 +3,6 @@
 Does not import jax, so that invalid texts and stop texts are reported before anything is loaded.
 """
 
-import codecs
 import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from famjax.config import ConfigError
+from famjax.config.text import texts_of
 from famjax.data.chat_template import ChatTemplate, chat_template
 from famjax.data.vocabulary import (
     ByteVocabulary,
@@ -108,6 +108,9 @@ class Codec:
 
         Together they are the ids of the whole text. With a tokenizer, the text is split where this does not change the
         tokens on either side; if there is no such place, more of the text is buffered.
+
+        Raises:
+          BadText: with a tokenizer, if the text is not UTF-8. Without one, any bytes are tokens.
         """
         if fresh and self.bos is not None:
             yield np.array([self.bos], np.int32)
@@ -115,10 +118,9 @@ class Codec:
             for piece in pieces:
                 yield np.frombuffer(piece, np.uint8).astype(np.int32)
             return
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         text, enough = "", CHUNK_CHARACTERS
-        for piece in pieces:
-            text += decoder.decode(piece)
+        for more in texts_of(pieces, "the prompt"):
+            text += more
             while len(text) >= enough:
                 cut, ids = self._cut(text[:enough])
                 if not cut:
@@ -126,7 +128,6 @@ class Codec:
                     continue
                 yield ids
                 text, enough = text[cut:], CHUNK_CHARACTERS
-        text += decoder.decode(b"", final=True)
         if text:
             yield np.asarray(self.vocabulary.encode(text), np.int32)
 
@@ -190,13 +191,27 @@ class Codec:
         if self.is_bytes:
             stream = self.stream((), before)
             return stream.feed(ids) + stream.finish(), ids.tolist(), stopped
-        stream, text = self.stream(stops, before), ""
-        for count, token in enumerate(ids, start=1):
-            text += stream.feed([token])
-            if stream.stopped:  # tokens from the stop text on are not part of the answer
-                kept = next((n for n in range(count, -1, -1) if text.startswith(self.vocabulary.decode(ids[:n]))), 0)
-                return text, ids[:kept].tolist(), True
-        return text + stream.finish(), ids.tolist(), stopped
+        stream, text, count = self.stream(stops, before), "", 0
+        while count < len(ids) and not stream.stopped:
+            count += 1
+            text += stream.feed(ids[count - 1 : count])
+        text += stream.finish()  # may find a stop text in the text that was held back
+        if stream.stopped:  # tokens from the stop text on are not part of the answer
+            return text, ids[: self._tokens_within(text, ids[:count], before)].tolist(), True
+        return text, ids.tolist(), stopped
+
+    def _tokens_within(self, text: str, ids: np.ndarray, before: Any) -> int:
+        """Returns the number of tokens `ids` in `text`, the beginning of their text after the tokens `before`.
+
+        They are decoded after `before`, since a tokenizer may drop the space at the beginning of a text.
+        """
+        known = [int(token) for token in before if token >= 0]
+        begin = len(self.vocabulary.certain(known, True)[0])
+        for count in range(len(ids), 0, -1):
+            shown, whole = self.vocabulary.certain([*known, *ids[:count].tolist()], True)
+            if whole and text.startswith(shown[begin:]):
+                return count
+        return 0
 
 
 def _is_bytes(vocabulary: Vocabulary) -> bool:

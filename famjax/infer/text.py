@@ -87,21 +87,16 @@ class TokenTextStream:
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
         """Returns the text that is now final. `stopped`: these tokens end with one of `stops`."""
-        if self.stopped:
-            return ""
-        new = np.array([int(token) for token in tokens], np.int64)
+        new, text = np.array([int(token) for token in tokens], np.int64), ""
         for token in without_stop(new, self._stops) if stopped else new:
+            if self.stopped:  # by a stop text: later tokens of a call must not change the answer
+                break
             self._ids.append(int(token))
             self._held += self._next()
+            text += self._release()
         if stopped:
-            self._held += self._next(final=True)
-        found = [at for at in (self._held.find(text) for text in self._texts) if at >= 0]
-        if found or stopped:
+            text += self.finish()
             self.stopped = True
-            text, self._held = (self._held[: min(found)] if found else self._held), ""
-            return text
-        keep = max((_overlap(self._held, text) for text in self._texts), default=0)
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return text
 
     def finish(self) -> str:
@@ -109,9 +104,15 @@ class TokenTextStream:
         if self.stopped:
             return ""
         self._held += self._next(final=True)
+        return self._release(final=True)
+
+    def _release(self, final: bool = False) -> str:
+        """Returns the held text before a stop text, which ends the stream, or before a possible beginning of one."""
         found = [at for at in (self._held.find(text) for text in self._texts) if at >= 0]
         self.stopped = bool(found)
-        text, self._held = (self._held[: min(found)] if found else self._held), ""
+        keep = 0 if final else max((_overlap(self._held, text) for text in self._texts), default=0)
+        end = min(found) if found else len(self._held) - keep
+        text, self._held = self._held[:end], "" if found else self._held[end:]
         return text
 
     def _next(self, final: bool = False) -> str:

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Choice:
         before it. Tokens that are parts of one character have the same offset.
       ended: `stop` or `length` at the end; else empty.
       told: number of tokens whose scores have been sent in chunks.
+      before: the last tokens before the answer.
     """
 
     text: str = ""
@@ -38,6 +39,7 @@ class Choice:
     offsets: list[int] = dataclasses.field(default_factory=list)
     ended: str = ""
     told: int = 0
+    before: Sequence[int] | np.ndarray = ()
     _at: int = 0  # number of characters before the next token
 
     def begin(self, characters: Stream, at: int) -> None:
@@ -79,6 +81,7 @@ class Answer:
             reads_only = self._service.max_tokens(self._asked) == 0
             for index in range(prompt * n, prompt * n + n):
                 self._choices[index].ended = "length" if reads_only else ""
+                self._choices[index].before = event.before
                 if self._asked.top is not None and not self._is_chat:
                     before = self._codec.stream((), event.before)
                     self._choices[index].begin(before, len(self._echo(prompt)))
@@ -126,7 +129,7 @@ class Answer:
         stopped = choice.tokens[-1:] != [] and any(
             choice.tokens[-len(stop) :] == list(stop) for stop in self._codec.token_stops(self._stops)
         )
-        return len(self._codec.answer(choice.tokens, stopped, self._stops)[1])
+        return len(self._codec.answer(choice.tokens, stopped, self._stops, choice.before)[1])
 
     def _echo(self, prompt: int) -> str:
         if not self._asked.echo:

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from famjax.config.text import BOM
 from famjax.serve import fields
 from famjax.serve.answers import Answer
 from famjax.serve.engine import bytes_of_row
@@ -50,7 +49,7 @@ def build(service: Service) -> Starlette:
     routes = _Routes(service)
     paths: list[tuple[str, str, Any]] = [
         ("GET", "/", routes.page), ("GET", "/health", routes.health), ("GET", "/metrics", routes.metrics),
-        ("GET", "/v1/models", routes.models), ("GET", "/v1/models/{name}", routes.model),
+        ("GET", "/v1/models", routes.models), ("GET", "/v1/models/{name:path}", routes.model),
         ("POST", "/v1/completions", routes.completions), ("POST", "/v1/chat/completions", routes.chat),
         ("GET", "/v1/sessions", routes.sessions), ("POST", "/v1/sessions", routes.fork),
         ("GET", "/v1/sessions/{name}", routes.session), ("DELETE", "/v1/sessions/{name}", routes.delete),
@@ -257,29 +256,21 @@ def _ended(reading: asyncio.Future[Any], pipe: Pipe) -> None:
 
 
 async def _feed(pipe: Pipe, request: Request, seconds: float) -> None:
-    """Puts the body into the pipe, without a byte order mark.
+    """Puts the body into the pipe.
 
     Raises:
       ApiError: 400 if the body is not UTF-8; see also `http.pieces_of`.
     """
-    decoder, first, at = codecs.getincrementaldecoder("utf-8")("strict"), b"", 0
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
     try:
         async for piece in pieces_of(request, seconds):
             decoder.decode(piece)
-            at += len(piece)
-            if at - len(piece) < len(BOM):  # the mark may be split over pieces
-                first += piece
-                if at >= len(BOM):
-                    await pipe.put(first.removeprefix(BOM))
-            else:
-                await pipe.put(piece)
+            await pipe.put(piece)
             if pipe.closed:  # the reading thread has failed, so the rest of the body is not needed
                 return
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the text is not UTF-8 ({error.reason})", code="bad_text") from error
-    if at < len(BOM):
-        await pipe.put(first)
     await pipe.put(None)
 
 

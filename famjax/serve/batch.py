@@ -131,7 +131,11 @@ class Batch:
         for slot, row in enumerate(self._rows):
             if row is not None:
                 n = int(count[slot])
-                some = None if scores is None or row.job.ask.top is None else Scored(*(x[slot, :n] for x in scores))
+                some = None
+                if scores is not None and (top := row.job.ask.top) is not None:
+                    # Other rows may need more alternatives, in some calls.
+                    best, best_logprob = scores.best[slot, :n, :top], scores.best_logprob[slot, :n, :top]
+                    some = Scored(scores.logprob[slot, :n], best, best_logprob)
                 made.append((row, self._generated(row, tokens[slot, :n], some, bool(stopped[slot]))))
         return made
 
@@ -139,8 +143,13 @@ class Batch:
     def _generated(row: Row, tokens: np.ndarray, scores: Scored | None, stopped: bool) -> Generated | None:
         if (tokens == NON_FINITE).any():
             return None
-        row.made += len(tokens)
-        text = row.stream.feed(tokens, stopped)
+        text, count = "", 0
+        while count < len(tokens) and not row.stream.stopped:  # tokens after a stop text are not part of the answer
+            count += 1
+            text += row.stream.feed(tokens[count - 1 : count], stopped and count == len(tokens))
+        tokens = tokens[:count]
+        scores = None if scores is None else Scored(*(x[:count] for x in scores))
+        row.made += count
         if row.stream.stopped:
             return Generated(row.sample, text, tokens, scores, "stop")
         if row.made < row.job.ask.max_tokens:

@@ -29,6 +29,7 @@ log = logging.getLogger("famjax.serve")
 
 # Maximum tokens per row and decode call while prompts are being prefilled.
 TOKENS_WHILE_READING = 16
+_NOT_FINITE = "the model's scores are not finite; are its weights sound?"
 
 
 class Engine:
@@ -175,10 +176,10 @@ class Engine:
                 plan = self.cache.plan(job.ask.tokens) if fresh else NOTHING
                 begin = job.ask.start or start(self.model)
                 self._reading.append(Reading(job, begin, plan, self._split, self.model.config.memory.block_size))
-            except Exception:  # for example, out of device memory
+            except Exception:  # for example, out of device memory; other jobs do not need this memory
+                log.exception("a prompt could not be admitted")
                 self._free(job, job.ask.samples)
                 self._cancel_with(job, "there is no room for another row; start with fewer --max-rows")
-                raise
 
     def _read(self, reading: Reading) -> None:
         """Prefills up to one window of a prompt; after its last window, its rows join the batch.
@@ -192,10 +193,14 @@ class Engine:
             if not reading.finished:
                 return
             session, scores = reading.session(), reading.scores()
+            if scores is not None and not np.isfinite(scores.logprob).all():
+                raise _Lost(_NOT_FINITE)
             rows = []
             if job.ask.max_tokens > 0:
                 assert job.ask.stream is not None
                 rows = [Row(job, sample, job.ask.stream(session.recent[0])) for sample in range(job.ask.samples)]
+        except _Lost:
+            raise
         except Exception as error:
             raise _Lost(_failure(error)) from error
         job.tell(Read(reading.plan.begin, np.asarray(session.recent[0]), scores))
@@ -215,7 +220,7 @@ class Engine:
             if row.job.cancelled:
                 continue
             if made is None:
-                self._cancel_with(row.job, "the model's scores are not finite; are its weights sound?")
+                self._cancel_with(row.job, _NOT_FINITE)
                 continue
             self.made_tokens += len(made.tokens)
             row.job.tell(made)

@@ -156,7 +156,8 @@ class EventStream(Response):
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 begun = True
                 async for chunk in chunks:
-                    await body(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n")
+                    # ASCII, since some clients end a line at Unicode's line separators too.
+                    await body(f"data: {json.dumps(chunk)}\n\n")
             last = "[DONE]"
         except TimeoutError:
             error = ApiError(504, f"the answer was not complete within {self._seconds:g} s", code="timeout")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ConfigError
+from famjax.config.text import without_mark
 from famjax.infer.chat import Turns
 from famjax.infer.codec import Codec
 from famjax.infer.session import Session
@@ -18,7 +19,7 @@ from famjax.nn.model import Transformer
 from famjax.serve.engine import Engine
 from famjax.serve.errors import ApiError
 from famjax.serve.fields import Asked
-from famjax.serve.jobs import Ask, Done, Event, Failed, Full, Job, Refused
+from famjax.serve.jobs import Ask, Done, Event, Failed, Full, Generated, Job, Read, Refused
 from famjax.serve.metrics import Metrics
 from famjax.serve.settings import MIB, ServeConfig
 from famjax.serve.store import Store
@@ -202,7 +203,7 @@ class Service:
         """Returns the session after a text that arrives in pieces. It blocks, so it must not run in the event loop.
 
         Args:
-          pieces: UTF-8 bytes, which may end within a character.
+          pieces: UTF-8 bytes, which may end within a character. A byte order mark is removed.
           start: the session that the text continues; it is donated. None starts a new text.
 
         Raises:
@@ -226,7 +227,7 @@ class Service:
 
     def _tokens(self, pieces: Iterable[bytes], fresh: bool) -> Iterator[np.ndarray]:
         with _bad_request(None):
-            yield from _gathered(self.codec.chunks(pieces, fresh))
+            yield from _gathered(self.codec.chunks(without_mark(pieces, "the text"), fresh))
 
 
 @contextlib.contextmanager
@@ -309,12 +310,16 @@ class Work:
         return tell
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """Yields (number of the prompt, event) until all jobs are done. The session is written before the last event.
+        """Yields (number of the prompt, event) until all jobs are done.
+
+        The session is written before the end of its answer is yielded, since a client may leave when it has that.
 
         Raises:
           ApiError: 500 if a job fails, 503 if the server stops.
         """
         left = len(self._jobs)
+        held: list[tuple[int, Event]] = []
+        reads_only = self.service.max_tokens(self.asked) == 0
         while left:
             number, event = await self._events.get()
             if isinstance(event, Failed):
@@ -323,7 +328,13 @@ class Work:
                 left -= 1
                 if event.session is not None and self.asked.session is not None:
                     await finished(self.service.sessions().save, self.asked.session, event.session)
-            yield number, event
+            held.append((number, event))
+            ended = event.ended if isinstance(event, Generated) else reads_only and isinstance(event, Read)
+            if ended and self.asked.session is not None:
+                continue  # `Done` follows
+            for one in held:
+                yield one
+            held.clear()
 
     def end(self) -> None:
         """Cancels the jobs and unlocks the session, whatever has happened before."""

@@ -100,7 +100,7 @@ class Store:
           ApiError: 404 if there is no such session.
         """
         path = self.existing(name)
-        metadata = _metadata(path)
+        metadata, dtype = _header(path)
         try:
             status = path.stat()
         except FileNotFoundError:
@@ -110,8 +110,18 @@ class Store:
         return {
             "id": name, "object": "session", "tokens": _number(metadata, "position") + 1,
             "updates": _number(metadata, "fam_updates"), "bytes": status.st_size, "modified": int(status.st_mtime),
-            "same_model": all(metadata.get(key) == value for key, value in self._known.items()), "in_use": busy,
+            "same_model": self._continues(metadata, dtype), "in_use": busy,
         }  # fmt: skip
+
+    def _continues(self, metadata: Mapping[str, str], dtype: str | None) -> bool:
+        """Returns whether this model, with its memory settings and compute dtype, can continue a session."""
+        of = metadata.get
+        origin = sessions.Origin(of("model"), of("fam"), of("memory", ""), dtype)
+        try:
+            sessions.check_origin("the session", origin, self._model, self._known)
+        except ConfigError:
+            return False
+        return dtype is not None and of("version") == sessions.VERSION
 
     def load(self, name: str) -> Session | None:
         """Returns a session; None if it is new. Raises `ApiError` 409 if this model cannot continue it."""
@@ -193,12 +203,14 @@ def _missing(name: str) -> ApiError:
     return ApiError(404, f"there is no session {name!r}; GET /v1/sessions lists them", code="session_not_found")
 
 
-def _metadata(path: Path) -> Mapping[str, str]:
+def _header(path: Path) -> tuple[Mapping[str, str], str | None]:
+    """Returns the metadata of a session file and its compute dtype; empty and None if it cannot be read."""
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            return file.metadata() or {}
+            found = file.get_slice("0.k").get_dtype() if "0.k" in file.keys() else ""  # noqa: SIM118
+            return file.metadata() or {}, {"F32": "float32", "BF16": "bfloat16"}.get(found)
     except (safetensors.SafetensorError, OSError):
-        return {}
+        return {}, None
 
 
 def _number(metadata: Mapping[str, str], name: str) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -74,3 +75,22 @@ def test_mistakes(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ):  # fmt: skip
         assert main(["chat", "--model", str(model_dir), *flags]) == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}", "(no system)"),
+        ("", "ignores system messages; leave out --system"),
+    ],
+)
+def test_a_template_without_system_messages(
+    template: str, said: str, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--system is refused before the model is loaded, whether the template rejects it or ignores it."""
+    shutil.copytree(model_dir, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
+    turns = "{% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}"
+    (tmp_path / "model/chat_template.jinja").write_text(template + turns)
+    assert main(["chat", "--model", str(tmp_path / "model"), "--system", "Be kind."]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from famjax.cli.generate import PromptSource
 from famjax.cli.generate_batch import read_prompts
 from famjax.cli.main import main
 from famjax.infer.text import TextStream
 from famjax.storage import checkpoint
 from tests import tiny
 from tests.infer.test_decode import naive
+from tests.pretrained import tokenizers_of_ours
 
 CONFIG = tiny.config(vocab_size=256)
 PROMPT = "Grüße, 世界! What now?"
@@ -59,6 +61,17 @@ def test_text_file_and_pipe_give_the_same_greedy_text(generate, tmp_path: Path) 
     assert generate("--prompt-file", tmp_path / "prompt") == desired
     assert generate("-", stdin=prompt) == desired
     assert generate("--prompt-file", "-", "--top-k", 40, "--temperature", 0, stdin=prompt) == desired
+
+
+@pytest.mark.parametrize(
+    "pieces", [(b"\xef\xbb\xbf", b"a prompt"), (b"\xef", b"\xbb\xbfa p", b"rompt"), (b"a prompt",)]
+)
+def test_a_byte_order_mark_in_a_piece_of_its_own(pieces: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs write it to a pipe before their text: the prompt is the text, of a new session as of a resumed one."""
+    waiting = [*pieces, b""]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read1=lambda most: waiting.pop(0))))
+    source = PromptSource(SimpleNamespace(input=None, prompt=None, prompt_file="-", state_in="a.session"))
+    assert b"".join(source.pieces()) == b"a prompt"
 
 
 @pytest.mark.parametrize("cut", [1, 8, 9, 24])
@@ -228,6 +241,21 @@ def test_bad_lines(line: str, message: str, model_dir: Path, tmp_path: Path, cap
         capfd, "--model", model_dir, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl"
     )  # fmt: skip
     assert "in.jsonl:2: " in error and message in error and not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_prompt_in_another_encoding(model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """UTF-16 by its mark, before the model is loaded; anything else once a tokenizer meets it. Nothing is written."""
+    words = ("--max-tokens", "0", "--state-out", tmp_path / "state", "--prompt-file", tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text(PROMPT, encoding="utf-16")
+    assert "a.txt: this is not UTF-8 text but UTF-16" in mistake(capfd, "--model", model_dir, *words)
+    with_tokenizer = tmp_path / "model"
+    config = tiny.config(vocab_size=330)
+    checkpoint.save_model(with_tokenizer, config, tiny.parameters(config))
+    tokenizers_of_ours.write(with_tokenizer, "byte-level")
+    capfd.readouterr()
+    (tmp_path / "a.txt").write_text(PROMPT.replace("世界", ""), encoding="latin-1")
+    assert "the prompt: this is not UTF-8 text" in mistake(capfd, "--model", with_tokenizer, *words)
+    assert not (tmp_path / "state").exists()
 
 
 def test_other_keys_of_lines_are_the_user_s(tmp_path: Path) -> None:

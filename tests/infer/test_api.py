@@ -88,7 +88,7 @@ def test_generate_is_famjax_generate(model, model_dir: Path, tmp_path: Path) -> 
     wanted = [{name: line[name] for name in ("text", "tokens", "finish")} for line in expected]
     assert [whole(one) for one in famjax.generate(model, prompts, 12, **how)] == wanted
     pieces: list[str] = []
-    for prompt in (PROMPT, PROMPT.encode(), io.BytesIO(PROMPT.encode())):
+    for prompt in (PROMPT, PROMPT.encode(), io.BytesIO(b"\xef\xbb\xbf" + PROMPT.encode())):  # as in a file of Windows
         answer = famjax.generate(model, prompt, 12, on_text=pieces.append, **how)
         assert whole(answer) == wanted[0]
     assert "".join(pieces) == wanted[0]["text"] * 3

@@ -55,6 +55,27 @@ def test_turns_add_up_to_what_transformers_writes(kind: str, template: str, tmp_
         assert first + made + following == all_of_it
 
 
+def test_an_answer_that_another_end_of_the_model_ended(tmp_path: Path) -> None:
+    """As in Phi-3, where the beginning of an answer is one of the ends too, and comes after the next message: the
+    message is not lost, and the answer is given the end that the template writes."""
+    from tokenizers import Tokenizer
+
+    file = str(tokenizers_of_ours.write(tmp_path, "byte-level") / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.add_special_tokens(["<|end|>", "<|user|>", "<|assistant|>"])
+    tokenizer.save(file)
+    ends = {name: tokenizer.token_to_id(name) for name in ("</s>", "<|assistant|>", "<|end|>")}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": list(ends.values())}))
+    template = CHATML.replace("'<s>' + m['role'] + '", "'<|' + m['role'] + '|>").replace("</s>", "<|end|>")
+    (tmp_path / "chat_template.jinja").write_text(template.replace("<s>assistant", "<|assistant|>"))
+    codec = Codec(tmp_path, 1000)
+    turns = Turns(chat_template(tmp_path), codec)
+    following = "<|end|>\n<|user|>\nwhy? </s><|end|>\n<|assistant|>\n"
+    for name, end in ends.items():
+        ids = turns.following("why? </s>", recent([*turns.first("the").tolist(), end]))
+        assert codec.vocabulary.decode(ids) == following.removeprefix(name)
+
+
 def test_without_a_template(tmp_path: Path) -> None:
     """Bytes: `User:` and `Assistant:`; the stop that the model made is not written twice."""
     turns = Turns(None, Codec(tmp_path, 256))

@@ -102,6 +102,26 @@ def test_stop_texts_are_found_across_tokens(model_dir: Path) -> None:
     assert not unfinished.stopped
 
 
+@pytest.mark.parametrize("before", ["", "the lazy"])
+def test_tokens_of_an_answer_are_those_of_its_text(model_dir: Path, before: str) -> None:
+    """Those before a stop text, also if the answer begins with a space, which the text of a prompt would not have."""
+    codec = Codec(model_dir, 1000)
+    known = codec.vocabulary.encode(before).tolist()
+    kept, rest = (codec.vocabulary.encode(text).tolist() for text in (" dog ", "why"))
+    text, tokens, stopped = codec.answer([*kept, *rest], False, ["why"], [-1, *known])
+    assert stopped and "dog" in text and tokens == [*kept, *rest][: len(tokens)]
+    assert text == codec.vocabulary.decode([*known, *tokens])[len(codec.vocabulary.decode(known)) :]
+
+
+def test_a_stop_text_at_the_very_end(model_dir: Path) -> None:
+    """Bytes of a character that later tokens may turn into something else: without later tokens they are the stop."""
+    codec = Codec(model_dir, 1000)
+    ids = codec.vocabulary.encode("dog 世").tolist()
+    text, tokens, stopped = codec.answer(ids, False, ["世"])
+    assert (text, tokens, stopped) == (codec.vocabulary.decode(ids)[:-1], ids[: len(tokens)], True)
+    assert codec.vocabulary.decode(tokens) == text
+
+
 def test_the_models_own_end_is_a_stop(model_dir: Path) -> None:
     """`eos_token_id` of generation_config.json, one or several, else the tokenizer's; never shown."""
     codec = Codec(model_dir, 1000)

@@ -129,6 +129,25 @@ def test_stop_texts_in_any_tokens(vocabulary: Vocabulary, seed: int) -> None:
         assert stream.stopped
 
 
+def test_tokens_that_only_the_model_has(vocabulary: Vocabulary) -> None:
+    """A model's vocabulary may be padded: its tokens beyond the tokenizer's have no text, and break no answer."""
+    ids = vocabulary.encode("the lazy fox").tolist()
+    padded = [part for token in ids for part in (token, vocabulary.size, vocabulary.size + 5)]
+    stream = TokenTextStream(vocabulary.certain)
+    assert stream.feed(padded) + stream.finish() == vocabulary.decode(padded) == vocabulary.decode(ids)
+    assert vocabulary.token_bytes(vocabulary.size + 5) == b""
+
+
+def test_the_stop_that_is_complete_first_ends_the_text(vocabulary: Vocabulary) -> None:
+    """Of two stops that overlap, whichever way the tokens come; tokens after it change nothing."""
+    ids = vocabulary.encode("the lazy fox jumps over").tolist()
+    texts = []
+    for calls in ([[token] for token in ids], [ids]):
+        stream = TokenTextStream(vocabulary.certain, texts=["lazy fox jumps", "azy f"])
+        texts.append("".join(map(stream.feed, calls)) + stream.finish())
+    assert texts == ["the l", "the l"]
+
+
 def test_bytes_in_any_split() -> None:
     """The same for models of plain bytes."""
     rng = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from famjax.serve import http as serve_http
 from famjax.serve.engine import Engine
 from famjax.serve.errors import ApiError
 from famjax.serve.http import EventStream
+from famjax.serve.jobs import Ask
 from famjax.serve.reading import Reading
 from famjax.serve.server import Server
 from tests.serve.running import ask, chat, complete, connection, model_folder, serve
@@ -191,6 +192,45 @@ def test_a_prompt_that_fails_ends_alone(server: Server, monkeypatch: pytest.Monk
     assert server.service.engine.load() == (0, 0)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_scores_of_a_prompt_that_are_not_finite(server: Server, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are an error, as in `famjax score`, and no NaN in a response, which is not JSON."""
+    scores = Reading.scores
+
+    def one_is_nan(reading: Reading) -> Any:
+        found = scores(reading)
+        return found._replace(logprob=np.where(np.arange(len(found.logprob)) == 1, np.nan, found.logprob))
+
+    monkeypatch.setattr(Reading, "scores", one_is_nan)
+    answer = complete(server, "good", max_tokens=0, echo=True, logprobs=1, stream=stream)
+    assert answer.status == (200 if stream else 500) and b"NaN" not in answer.content
+    assert b"scores are not finite" in answer.content
+
+
+def test_a_prompt_without_room_ends_alone(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a new row cannot be allocated: its request gets 500, one that is at work gets its whole answer."""
+    wanted = complete(server, "good", max_tokens=100, temperature=0).json["choices"][0]["text"]
+    met: list[Any] = []
+    events: list[Any] = []
+    decode = Engine._decode
+
+    def no_room(model: Any) -> None:
+        raise MemoryError
+
+    def and_meanwhile(engine: Engine) -> None:
+        decode(engine)
+        if not met:  # the other is in the batch
+            monkeypatch.setattr("famjax.serve.engine.start", no_room)
+            met.append(engine.submit(Ask(np.zeros(1, np.int32)), events.append))
+
+    monkeypatch.setattr(Engine, "_decode", and_meanwhile)
+    assert complete(server, "good", max_tokens=100, temperature=0).json["choices"][0]["text"] == wanted
+    assert [event.message for event in events] == ["there is no room for another row; start with fewer --max-rows"]
+    server.service.engine.drain(60)
+    server.service.engine._draining = False
+    assert server.service.engine.load() == (0, 0)
+
+
 def test_a_client_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection takes nothing more after the first chunk: when the time is over the answer is let go (its rows are
     free) before the server tries to say so, and it does not wait for the client to take that."""
@@ -352,6 +392,7 @@ def test_every_path_with_every_method(server: Server, method: str) -> None:
     paths += [
         "/v1/models/a%2Fb",
         "/v1/models/tiny",
+        "/v1/models/",
         "/v1/sessions",
         "/v1/completions",
         "/v1/chat/completions",

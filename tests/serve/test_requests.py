@@ -189,6 +189,14 @@ def test_a_stream_whose_client_leaves_while_it_waits(model_dir: Path, tmp_path: 
         lines[0].close()
 
 
+def test_a_model_whose_name_has_a_slash(model_dir: Path) -> None:
+    """As names of organisations have: found whether or not a client quotes the slash."""
+    with serve(model_dir, name="ours/tiny") as server:
+        for path in ("ours/tiny", "ours%2Ftiny"):
+            assert ask(server, "GET", f"/v1/models/{path}").json["id"] == "ours/tiny"
+        assert "no such model" in ask(server, "GET", "/v1/models/tiny").error
+
+
 def test_who_may_ask(model_dir: Path) -> None:
     """Pages of other sites, names that point here, and clients without a key are refused; the page itself is not."""
     from famjax.serve.settings import _hashed

@@ -73,6 +73,15 @@ def test_a_stream_is_the_answer_in_pieces(server: Server) -> None:
     assert [c["finish_reason"] for chunk in chunks for c in chunk["choices"]][-1] == "length"
 
 
+def test_a_stream_has_no_other_ends_of_lines(server: Server) -> None:
+    """Unicode's line separators in a text do not end a line of the stream, whichever of them a client knows."""
+    prompt = "a\x85b\u2028c\u2029 \x1c é"
+    stream = complete(server, prompt, max_tokens=1, echo=True, stream=True).content.decode()
+    events = [line.removeprefix("data: ") for line in stream.splitlines() if line]
+    assert events.pop() == "[DONE]"
+    assert json.loads(events[0])["choices"][0]["text"] == prompt
+
+
 def test_stops(server: Server, generated) -> None:
     """A text ends before its stop, that of another request in the same batch does not."""
     free = complete(server, PROMPT, max_tokens=12, temperature=0).json["choices"][0]["text"]

@@ -1,5 +1,6 @@
 """Named memories: kept, taken up, forked, filled with a text, carried away and brought back."""
 
+import asyncio
 import gc
 import http.client
 import json
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import ConfigError
 from famjax.infer import session as sessions
+from famjax.serve.jobs import Done, Generated, Read
 from famjax.serve.server import locked
+from famjax.serve.service import Work
 from famjax.serve.settings import ServeConfig
 from tests.serve.running import ask, chat, complete, connection, model_folder, serve
 
@@ -75,7 +79,8 @@ def test_a_book_is_read_into_a_session(server, model_dir: Path, tmp_path: Path) 
     """A text that is uploaded in chunks is the memory of `famjax generate --state-out`, array by array; what follows
     is answered as behind the whole text; a fork goes on without changing what it came from."""
     line = connection(server)
-    pieces = iter([BOOK[:1], BOOK[1:64], BOOK[64:300], BOOK[300:]])  # one cuts a character
+    # One cuts a character, two the byte order mark, which is not read.
+    pieces = iter([b"\xef", b"\xbb\xbf" + BOOK[:1], BOOK[1:64], BOOK[64:300], BOOK[300:]])
     line.request("PUT", "/v1/sessions/book/text", pieces, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
     info = json.loads(line.getresponse().read())
     assert (info["id"], info["tokens"], info["same_model"], info["in_use"]) == ("book", len(BOOK), True, False)
@@ -186,9 +191,41 @@ def test_mistakes(server, model_dir: Path, folder: Path, tmp_path: Path, caplog:
     assert not [one for one in caplog.records if one.name == "asyncio"]
 
 
+def test_sessions_of_other_settings_are_listed_as_such(server, model_dir: Path, folder: Path, tmp_path: Path) -> None:
+    """Of the same weights, but with other memory settings or another dtype: refused, and the list says so before."""
+    for name, flag in (("settings", ("--memory-segments", "0")), ("dtype", ("--dtype", "bfloat16"))):
+        flags = ["--prompt", "x", "--max-tokens", "0", "--state-out", str(folder / f"{name}.safetensors"), *flag]
+        assert main(["generate", "--model", str(model_dir), *flags]) == 0
+        assert complete(server, "x", session=name).status == 409
+        assert not ask(server, "GET", f"/v1/sessions/{name}").json["same_model"]
+        assert ask(server, "DELETE", f"/v1/sessions/{name}").status == 200
+
+
+@pytest.mark.parametrize("most", [0, 5])
+def test_the_end_of_an_answer_says_that_its_session_is_written(most: int) -> None:
+    """A client may leave once it has the finish reason, which comes with the last tokens."""
+    order: list[str] = []
+
+    async def run() -> None:
+        store = SimpleNamespace(save=lambda name, session: order.append(f"{name} is written"))
+        work = Work(
+            SimpleNamespace(sessions=lambda: store, max_tokens=lambda asked: most), SimpleNamespace(session="me")
+        )
+        work._jobs = [None]
+        generated = [Generated(0, "a", np.zeros(2, np.int32)), Generated(0, "b", np.zeros(3, np.int32), ended="length")]
+        for event in (Read(0, np.zeros(1, np.int32)), *generated[: most and 2], Done("the session")):
+            work._events.put_nowait((0, event))
+        async for _, event in work.events():
+            order.append(type(event).__name__)
+
+    asyncio.run(run())
+    assert order == [*["Read", "Generated"][: most and 2], "me is written", "Generated" if most else "Read", "Done"]
+
+
 KILLED = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from famjax.storage.model_dir import write_bytes
 print("ready", flush=True)
 for n in range(10**9):

@@ -1,5 +1,6 @@
 """The scores of tokens in responses: the same in a stream as in a whole answer, in text that any tokens decode to."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,21 +25,24 @@ def scored(tokens: list[int]) -> Scored:
 
 
 def respond(
-    vocabulary: Vocabulary, body: dict, prompt: list[int], calls: list[list[int]]
+    vocabulary: Vocabulary, body: dict, prompt: list[int], calls: list[list[int]], stops: Sequence[str] = ()
 ) -> tuple[Any, list[Any]]:  # fmt: skip
     """The choice of a whole response, and those of the chunks of its stream, for tokens that come in these calls."""
     codec = Codec.of(vocabulary)
     service: Any = SimpleNamespace(
-        codec_for=lambda asked: codec, stops=lambda asked: [], max_tokens=lambda asked: asked.max_tokens,
+        codec_for=lambda asked: codec, stops=lambda asked: list(stops), max_tokens=lambda asked: asked.max_tokens,
         config=SimpleNamespace(name="tiny"),
     )  # fmt: skip
     asked = fields.chat(body) if "messages" in body else fields.completion(body, vocabulary.size)
     answer = Answer(service, asked, [np.array(prompt, np.int32)])
     before = np.array(([-1] * RECENT + prompt)[-RECENT:], np.int32)
-    stream = codec.stream((), before)
+    stream = codec.stream(stops, before)
     chunks = list(answer.take(0, Read(0, before, scored(prompt[1:]) if asked.echo else None)))
     for call in calls:
-        chunks += answer.take(0, Generated(0, stream.feed(call), np.array(call, np.int32), scored(call)))
+        text, ended = stream.feed(call), "stop" if stream.stopped else ""
+        chunks += answer.take(0, Generated(0, text, np.array(call, np.int32), scored(call), ended))
+        if stream.stopped:
+            return answer.whole()["choices"][0], []
     if asked.max_tokens:
         chunks += answer.take(0, Generated(0, stream.finish(), np.zeros(0, np.int32), scored([]), "length"))
     return answer.whole()["choices"][0], [chunk["choices"][0] for chunk in chunks]
@@ -105,3 +109,12 @@ def test_bytes_of_parts_of_characters(vocabulary: Vocabulary) -> None:
     found = [one["bytes"] for one in whole["logprobs"]["content"]]
     assert found[1:] == [[byte] for byte in "世é😀".encode()]
     assert bytes(found[0]).decode() == vocabulary.decode([5])
+
+
+def test_a_stop_at_a_space_has_no_score(vocabulary: Vocabulary) -> None:
+    """The space at the beginning of an answer is a part of its stop, though a text alone would not show it."""
+    prompt, answer = (vocabulary.encode(text).tolist() for text in ("the lazy", " fox"))
+    text = vocabulary.decode([*prompt, *answer])[len(vocabulary.decode(prompt)) :]
+    calls = [[token] for token in answer]
+    whole, _ = respond(vocabulary, {"prompt": prompt, "logprobs": 0}, prompt, calls, [text])
+    assert (whole["text"], whole["finish_reason"], whole["logprobs"]["tokens"]) == ("", "stop", [])
