@@ -15,6 +15,7 @@ from famjax.cli.gin_config import load_train_config
 from famjax.cli.main import main, parse
 from famjax.config import MemoryConfig
 from famjax.evals import memories, memories_page, statistics
+from famjax.evals.reports import charts
 from famjax.evals.yardsticks import yardstick
 from famjax.nn.weights import create, parameters
 from famjax.train.start import make_task
@@ -330,8 +331,23 @@ def test_summary_and_page(tmp_path: Path) -> None:
     assert points[-1] == {"tokens": 100 * 8 * 448, "loss": 0.05, "right": 0.1} and len(points) <= 40
     _, page = memories_page.write(tmp_path, found)
     text = page.read_text()
+    assert "over seeds; of infini, of which one seed is left, over its documents." in text
     assert "<b>" not in text and "&lt;b&gt;" in text and "seed 1: the loss is nan" in text
     assert json.loads((tmp_path / memories_page.COMPARISON_JSON).read_text()) == found
+
+
+def test_a_curve_has_the_color_of_its_memory(tmp_path: Path) -> None:
+    """Also after a memory without results and without a log."""
+    row = {"blocks": 1, "tokens": 64.0, "updates": 1, "documents": 9, "value": 0.5, "low": 0.2, "high": 0.8}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+    fam, infini = config_of("fam"), dataclasses.replace(config_of("infini"), model_dir=str(tmp_path))
+    runs = [memories.Run("fam", "fam.gin", 0, fam, [], "it broke")]
+    runs.append(memories.Run("infini", "infini.gin", 0, infini, [row], "", [{"label": "pairs", "rows": [
+        {"length": 64, "at": 4, "n": 9, "value": 0.5, "low": 0.2, "high": 0.8}]}]))  # fmt: skip
+    found = memories.summarize(runs, yardstick(fam))
+    drawn = memories_page._drawn(found, found["memories"], found["memories"][1:])
+    assert len(drawn) == 6
+    assert all(charts.color(1).lower() in svg and charts.color(0).lower() not in svg for _, svg in drawn)
 
 
 def test_tables_of_seeds_are_pooled_by_their_predictions(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> 
         for number, model in enumerate(models):
             rows = [row for row in model["tasks"][task]["by_position"] if row["to"] is not None]
             points = [Point(middle(row), row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
-            charts.curve(axes, number, Line(model["label"], points))
+            charts.curve(axes, Line(number, model["label"], points))
         axes.set(xscale="log", xlabel="position in the document (tokens)", ylabel=label)
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)
