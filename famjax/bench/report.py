@@ -12,7 +12,6 @@ from rich.table import Table
 
 from famjax.bench.machine import summary
 from famjax.bench.suites import flatness
-from famjax.evals.reports.charts import plain
 from famjax.storage.model_dir import write_text
 
 matplotlib.use("Agg")
@@ -152,7 +151,7 @@ def _plot_serving(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["name"] == name]
         median, low, high = (np.array([row["tokens_per_second"][key] for row in own]) for key in SPREAD)
         figure_axes.errorbar([row["clients"] for row in own], median, [median - low, high - median], marker="o",
-                             capsize=3, label=plain(name))  # fmt: skip
+                             capsize=3, label=name.replace("$", r"\$"))  # fmt: skip
     clients = sorted({row["clients"] for row in rows})
     figure_axes.set(xscale="log", ylim=(0, None), xlabel="clients at once", ylabel="tokens/s", title="serving")
     figure_axes.set_xticks(clients, list(map(str, clients)))
