@@ -61,7 +61,7 @@ def print_task(models: list[dict[str, Any]], task: str, console: Console | None 
         if i or len({row["length"] for one in summaries for row in one.get("by_length", [])}) != 1:
             label = "all" if not i else name.replace("_", " ")
             cells = [value_text(one["metrics"][name]) if name in one["metrics"] else "" for one in summaries]
-            table.add_row(label, "", _all_of(str(one["n"]) for one in summaries), *cells)
+            table.add_row(label, "", all_of(str(one["n"]) for one in summaries), *cells)
     print_wide(table, 40 + 24 * (len(models) + 2), console)
 
 
@@ -73,11 +73,11 @@ def _add_rows(table: Table, summaries: list[dict[str, Any]], name: str, metric: 
     for at in sorted({at for rows in by_place for at in rows}):
         found = [rows[at] for rows in by_place if at in rows]
         cells = [value_text(rows[at]["metrics"][metric]) if at in rows else "" for rows in by_place]
-        updates = _all_of(f"{row['fam_updates']:.0f}" for row in found)
-        table.add_row(part_text(found[0]), updates, _all_of(str(row["n"]) for row in found), *cells)
+        updates = all_of(f"{row['fam_updates']:.0f}" for row in found)
+        table.add_row(part_text(found[0]), updates, all_of(str(row["n"]) for row in found), *cells)
 
 
-def _all_of(texts: Iterable[str]) -> str:
+def all_of(texts: Iterable[str]) -> str:
     """Returns the texts of several models in one cell, equal ones once: "31", or "31 / 15"."""
     return " / ".join(dict.fromkeys(texts))
 
@@ -88,7 +88,7 @@ def _add_tables(table: Table, summaries: list[dict[str, Any]]) -> None:
         table.add_section()
         for at in legible(sorted({at for rows in by_model for at in rows})):
             cells = [value_text(rows[at]) if at in rows else "" for rows in by_model]
-            n = _all_of(str(rows[at]["n"]) for rows in by_model if at in rows)
+            n = all_of(str(rows[at]["n"]) for rows in by_model if at in rows)
             table.add_row(f"{length:,}, {label} {at}", "", n, *cells)
 
 
