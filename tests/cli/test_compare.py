@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -167,22 +168,27 @@ def subjects(tmp_path: Path, *words: str) -> list[compare_runs.Subject]:
 
 
 def test_what_diverges_is_kept_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A non-finite loss ends one training, not the comparison, and is not tried again; another failure ends it."""
+    """A non-finite loss ends one training, not the comparison, and is not tried again; another failure ends it. It is
+    tried again once its directory is deleted, as the error of changed settings says."""
     tmp_path.mkdir(exist_ok=True)
     code = {
-        "fam": "import sys; sys.exit('famjax train: FloatingPointError: step 3: the loss is nan')",
+        "fam": "import os,sys; os.makedirs(%r); sys.exit('famjax train: FloatingPointError: step 3: the loss is nan')",
         "bswa": "import json,os; os.makedirs(%r); open(%r,'w').write(json.dumps({'step': 1500, 'loss': 1.0}))",
         "sinks": "import sys; sys.exit('famjax train: no space left')",
     }
     found = []
     for one in subjects(tmp_path, "--memories", "fam,bswa,sinks"):
         folder = one.job.config.model_dir
-        text = code[one.memory] % (folder, f"{folder}/metrics.jsonl") if one.memory == "bswa" else code[one.memory]
+        places = {"fam": (folder,), "bswa": (folder, f"{folder}/metrics.jsonl"), "sinks": ()}[one.memory]
+        text = code[one.memory] % places
         found.append(one._replace(job=one.job._replace(command=[sys.executable, "-c", text])))
     diverged = compare_runs.train(found[:2], tmp_path, 1)
     assert list(diverged) == ["fam_seed0"] and "the loss is nan" in diverged["fam_seed0"]
-    monkeypatch.setattr(side_by_side, "train", lambda jobs, at_once: [job.name for job in jobs])
-    assert compare_runs.train(found[:2], tmp_path, 1) == diverged
+    tried: list[list[str]] = []
+    monkeypatch.setattr(side_by_side, "train", lambda jobs, at_once: tried.append([job.name for job in jobs]))
+    assert compare_runs.train(found[:2], tmp_path, 1) == diverged and tried == [["bswa_seed0"]]
+    shutil.rmtree(tmp_path / "fam_seed0")
+    assert compare_runs.train(found[:2], tmp_path, 1) == {} and tried[1] == ["fam_seed0", "bswa_seed0"]
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="no space left"):
         compare_runs.train(found[2:], tmp_path, 1)
@@ -280,6 +286,7 @@ def test_a_part_trains_its_share_and_says_what_is_missing(
     def pretend(jobs: list[side_by_side.Job], at_once: int) -> None:
         for job in jobs:
             if job.name == "bswa_seed0":
+                Path(job.config.model_dir).mkdir()
                 job.log.write_text("famjax train: FloatingPointError: the loss is nan\n")
                 raise side_by_side.TrainingFailed(job, [])
             trained.append(job.name)
