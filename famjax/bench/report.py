@@ -32,7 +32,7 @@ def write(directory: str | Path, results: dict[str, Any]) -> None:
 
 def print_tables(results: dict[str, Any], console: Console | None = None) -> None:
     """Prints a table for each suite."""
-    console = console or Console()
+    console = console or Console(markup=False)
     if not console.is_terminal:
         console.width = 140  # files and pipes have no width
     for line in tables(results):
@@ -151,7 +151,7 @@ def _plot_serving(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["name"] == name]
         median, low, high = (np.array([row["tokens_per_second"][key] for row in own]) for key in SPREAD)
         figure_axes.errorbar([row["clients"] for row in own], median, [median - low, high - median], marker="o",
-                             capsize=3, label=name)  # fmt: skip
+                             capsize=3, label=name.replace("$", r"\$"))  # fmt: skip
     clients = sorted({row["clients"] for row in rows})
     figure_axes.set(xscale="log", ylim=(0, None), xlabel="clients at once", ylabel="tokens/s", title="serving")
     figure_axes.set_xticks(clients, list(map(str, clients)))

@@ -163,7 +163,8 @@ def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "
     """Runs the trainings that are not finished, and returns the errors of all diverged ones by name.
 
     With `part` (`--part I/N`), diverged trainings are recorded in a separate file, so that parts on several machines
-    may share the output directory. The result includes those of all parts.
+    may share the output directory. The result includes those of all parts. One whose directory was deleted, to train it
+    again, has not diverged.
 
     Raises:
       ConfigError: the output directory has a training, finished or diverged, with other settings.
@@ -176,7 +177,11 @@ def train(subjects: Sequence[Subject], output: Path, at_once: int, part: str = "
     stem = Path(DIVERGED).stem
     name = f"{stem}-{part.replace('/', '-of-')}.json" if part else DIVERGED
     files = sorted(output.glob(f"{stem}*.json"))
-    known = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    there = lambda job: (output / job).is_dir()
+    known = {
+        path.name: {job: said for job, said in json.loads(path.read_text(encoding="utf-8")).items() if there(job)}
+        for path in files
+    }
     others = {job: said for file, lines in known.items() if file != name for job, said in lines.items()}
     ours: dict[str, str] = known.get(name, {})
     waiting = [one.job for one in subjects if one.job.name not in ours | others]

@@ -33,7 +33,7 @@ def page(found: dict[str, Any]) -> str:
         f"Task {found['task']}. {_budget(found)} each, {html.count(len(found['seeds']), 'seed')}, blocks of "
         f"{found['block_size']} tokens. All models of a seed begin with the same weights, but for those that a memory "
         f"adds, and read the same batches. Guessing gives an {metric} of {found['chance']:.2g}. Intervals are 95%, "
-        f"over {'documents' if len(found['seeds']) == 1 else 'seeds'}."
+        f"over {_units(found, trained)}."
     )
     rates = _rates(memories)
     return html.page(
@@ -49,6 +49,14 @@ def page(found: dict[str, Any]) -> str:
             html.paragraph(f"famjax {found['version']}; every number is in {COMPARISON_JSON}."),
         ],
     )
+
+
+def _units(found: dict[str, Any], trained: Sequence[dict[str, Any]]) -> str:
+    """Returns what intervals are over: seeds, or documents where all seeds but one diverged, or there is only one."""
+    if len(found["seeds"]) == 1:
+        return "documents"
+    single = [one["name"] for one in trained if len(one["lengths"][0]["by_seed"]) == 1]
+    return f"seeds; of {' and '.join(single)}, of which one seed is left, over its documents" if single else "seeds"
 
 
 def _budget(found: dict[str, Any]) -> str:
@@ -101,12 +109,10 @@ def _by_length(memories: Sequence[dict[str, Any]]) -> str:
 def _tables(memories: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Returns (label, HTML table) of each further table, at the longest length; columns as in `report.legible`."""
     found = []
-    for number, table in enumerate(memories[0]["tables"] if memories else ()):
-        of = [report.of_longest(one["tables"][number]) for one in memories]
+    for label, length, of in report.tables_of(memories):
         places = report.legible(list(of[0]))
-        length = max(row["length"] for row in table["rows"])
         rows = [(one["name"], *(_value(rows[at]) for at in places)) for one, rows in zip(memories, of, strict=True)]
-        found.append((f"{table['label']}, {length:,} tokens", html.table(("memory", *map(str, places)), rows)))
+        found.append((f"{label}, {length:,} tokens", html.table(("memory", *map(str, places)), rows)))
     return found
 
 
@@ -134,31 +140,30 @@ def _drawn(
     found: dict[str, Any], memories: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]]
 ) -> list[tuple[str, str]]:
     """Returns (title, SVG) of all charts."""
-    metric = found["metric"]
+    metric, number = found["metric"], {one["name"]: i for i, one in enumerate(memories)}
     drawn = []
+    lines_of = lambda points: [Line(number[one["name"]], one["name"], points(one)) for one in trained]
     if trained:
-        lines = [Line(one["name"], [_point(row["tokens"], row) for row in one["lengths"]]) for one in trained]
+        lines = lines_of(lambda one: [_point(row["tokens"], row) for row in one["lengths"]])
         drawn.append((f"{metric} against length", charts.lines(lines, found["length"], metric)))
         last = len(trained[0]["lengths"]) - 1
-        axes: tuple[tuple[str, Against], ...] = (
-            ("bytes of state", lambda one: one["state_bytes"]),
-            ("GFLOPs of training", lambda one: one["training_flops"] / GIGA),
-        )  # fmt: skip
-        for what, against in axes:
+        axes: tuple[tuple[str, int, Against], ...] = (
+            ("bytes of state", 2**10, lambda one: one["state_bytes"]),
+            ("GFLOPs of training", 1000, lambda one: one["training_flops"] / GIGA),
+        )
+        for what, thousand, against in axes:
             for i in dict.fromkeys((0, last)):
-                lines = [Line(one["name"], [_point(against(one), one["lengths"][i])]) for one in trained]
+                lines = lines_of(lambda one, i=i, against=against: [_point(against(one), one["lengths"][i])])
                 title = f"{metric} at {html.count(trained[0]['lengths'][i]['blocks'], 'block')} against {what}"
-                drawn.append((title, charts.lines(lines, what, metric)))
-        for number, table in enumerate(trained[0]["tables"]):
-            lines = [
-                Line(one["name"], [_point(at, row) for at, row in report.of_longest(one["tables"][number]).items()])
-                for one in trained
-            ]
-            drawn.append((f"{metric} by {table['label']}", charts.lines(lines, table["label"], metric)))
+                drawn.append((title, charts.lines(lines, what, metric, thousand=thousand)))
+        for label, _, by_memory in report.tables_of(trained):
+            rows_of = {one["name"]: rows for one, rows in zip(trained, by_memory, strict=True)}
+            lines = lines_of(lambda one, rows_of=rows_of: [_point(at, row) for at, row in rows_of[one["name"]].items()])
+            drawn.append((f"{metric} by {label}", charts.lines(lines, label, metric)))
     for name, cost in (("tokens", lambda one: 1.0), ("GFLOPs", lambda one: one["flops_per_token"] / GIGA)):
         if curves := _losses(memories, cost):
             title, label = f"loss against {name}", f"{name} of training"
-            drawn.append((title, charts.lines(curves, label, "loss", from_zero_to_one=False)))
+            drawn.append((title, charts.lines(curves, label, "loss", from_zero_to_one=False, thousand=1000)))
     return drawn
 
 
@@ -173,12 +178,13 @@ def _losses(memories: Sequence[dict[str, Any]], cost: Against) -> list[Line]:
     x is the number of tokens times `cost`. Memories without a point are left out.
     """
     curves = []
-    for one in memories:
+    for number, one in enumerate(memories):
         by_tokens: dict[float, list[float]] = {}
         for run in one["curves"]:
             for point in run["points"]:
                 by_tokens.setdefault(point["tokens"], []).append(point["loss"])
         means = {tokens: float(np.mean(losses)) for tokens, losses in sorted(by_tokens.items())
                  if len(losses) == len(one["curves"])}  # fmt: skip
-        curves.append(Line(one["name"], [Point(x * cost(one), y, None, None, f"{y:.3f}") for x, y in means.items()]))
+        points = [Point(x * cost(one), y, None, None, f"{y:.3f}") for x, y in means.items()]
+        curves.append(Line(number, one["name"], points))
     return [line for line in curves if line.points]

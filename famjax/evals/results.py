@@ -170,12 +170,13 @@ def misses(samples: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 def metrics_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Returns mean, 95% interval and n of every metric."""
+    """Returns mean, 95% interval and n of every metric, over the samples that have it: a text of which no byte is
+    predicted has no bits per byte."""
     found = {}
-    units = [sample.group for sample in samples]
-    for name in samples[0].values if samples else ():
-        values = [sample.values[name] for sample in samples]
-        low, high = mean_interval(values, units, seed)
+    for name in dict.fromkeys(name for sample in samples for name in sample.values):
+        having = [sample for sample in samples if name in sample.values]
+        values = [sample.values[name] for sample in having]
+        low, high = mean_interval(values, [sample.group for sample in having], seed)
         found[name] = {"value": float(np.mean(values)), "low": low, "high": high, "n": len(values)}
     return found
 

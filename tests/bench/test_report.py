@@ -53,3 +53,14 @@ def test_flatness_is_the_largest_rate_over_the_smallest() -> None:
     """1000 and 1100 tokens/s lie apart by 10%."""
     assert abs(flatness(RESULTS["prefill"], "FAM") - 0.1) < 1e-12
     assert flatness(RESULTS["prefill"], "BSWA") == 0.0
+
+
+def test_a_server_is_shown_by_its_label(tmp_path, capsys) -> None:
+    """Brackets are no markup of the table, and dollars no mathematics of the plot."""
+    rates = dict.fromkeys(("requests_per_second", "tokens_per_second", "first_token_seconds", "answer_seconds"), SPREAD)
+    row = {"name": "[/v1] $x_{$", "clients": 1, "prompt_tokens": 4, "max_tokens": 2, "read_tokens": 4.0,
+           "made_tokens": 2.0, "tokens_per_second_over_reference": None} | rates  # fmt: skip
+    results = {"serving": [row], "peak_rss_mib": 1.0}
+    report.write(tmp_path, results)
+    report.print_tables(results)
+    assert "[/v1] $x_{$" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from famjax.cli.gin_config import load_train_config
 from famjax.cli.main import main, parse
 from famjax.config import MemoryConfig
 from famjax.evals import memories, memories_page, statistics
+from famjax.evals.reports import charts
 from famjax.evals.yardsticks import yardstick
 from famjax.nn.weights import create, parameters
 from famjax.train.start import make_task
@@ -166,22 +168,27 @@ def subjects(tmp_path: Path, *words: str) -> list[compare_runs.Subject]:
 
 
 def test_what_diverges_is_kept_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A non-finite loss ends one training, not the comparison, and is not tried again; another failure ends it."""
+    """A non-finite loss ends one training, not the comparison, and is not tried again; another failure ends it. It is
+    tried again once its directory is deleted, as the error of changed settings says."""
     tmp_path.mkdir(exist_ok=True)
     code = {
-        "fam": "import sys; sys.exit('famjax train: FloatingPointError: step 3: the loss is nan')",
+        "fam": "import os,sys; os.makedirs(%r); sys.exit('famjax train: FloatingPointError: step 3: the loss is nan')",
         "bswa": "import json,os; os.makedirs(%r); open(%r,'w').write(json.dumps({'step': 1500, 'loss': 1.0}))",
         "sinks": "import sys; sys.exit('famjax train: no space left')",
     }
     found = []
     for one in subjects(tmp_path, "--memories", "fam,bswa,sinks"):
         folder = one.job.config.model_dir
-        text = code[one.memory] % (folder, f"{folder}/metrics.jsonl") if one.memory == "bswa" else code[one.memory]
+        places = {"fam": (folder,), "bswa": (folder, f"{folder}/metrics.jsonl"), "sinks": ()}[one.memory]
+        text = code[one.memory] % places
         found.append(one._replace(job=one.job._replace(command=[sys.executable, "-c", text])))
     diverged = compare_runs.train(found[:2], tmp_path, 1)
     assert list(diverged) == ["fam_seed0"] and "the loss is nan" in diverged["fam_seed0"]
-    monkeypatch.setattr(side_by_side, "train", lambda jobs, at_once: [job.name for job in jobs])
-    assert compare_runs.train(found[:2], tmp_path, 1) == diverged
+    tried: list[list[str]] = []
+    monkeypatch.setattr(side_by_side, "train", lambda jobs, at_once: tried.append([job.name for job in jobs]))
+    assert compare_runs.train(found[:2], tmp_path, 1) == diverged and tried == [["bswa_seed0"]]
+    shutil.rmtree(tmp_path / "fam_seed0")
+    assert compare_runs.train(found[:2], tmp_path, 1) == {} and tried[1] == ["fam_seed0", "bswa_seed0"]
     monkeypatch.undo()
     with pytest.raises(RuntimeError, match="no space left"):
         compare_runs.train(found[2:], tmp_path, 1)
@@ -279,6 +286,7 @@ def test_a_part_trains_its_share_and_says_what_is_missing(
     def pretend(jobs: list[side_by_side.Job], at_once: int) -> None:
         for job in jobs:
             if job.name == "bswa_seed0":
+                Path(job.config.model_dir).mkdir()
                 job.log.write_text("famjax train: FloatingPointError: the loss is nan\n")
                 raise side_by_side.TrainingFailed(job, [])
             trained.append(job.name)
@@ -330,8 +338,23 @@ def test_summary_and_page(tmp_path: Path) -> None:
     assert points[-1] == {"tokens": 100 * 8 * 448, "loss": 0.05, "right": 0.1} and len(points) <= 40
     _, page = memories_page.write(tmp_path, found)
     text = page.read_text()
+    assert "over seeds; of infini, of which one seed is left, over its documents." in text
     assert "<b>" not in text and "&lt;b&gt;" in text and "seed 1: the loss is nan" in text
     assert json.loads((tmp_path / memories_page.COMPARISON_JSON).read_text()) == found
+
+
+def test_a_curve_has_the_color_of_its_memory(tmp_path: Path) -> None:
+    """Also after a memory without results and without a log."""
+    row = {"blocks": 1, "tokens": 64.0, "updates": 1, "documents": 9, "value": 0.5, "low": 0.2, "high": 0.8}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+    fam, infini = config_of("fam"), dataclasses.replace(config_of("infini"), model_dir=str(tmp_path))
+    runs = [memories.Run("fam", "fam.gin", 0, fam, [], "it broke")]
+    runs.append(memories.Run("infini", "infini.gin", 0, infini, [row], "", [{"label": "pairs", "rows": [
+        {"length": 64, "at": 4, "n": 9, "value": 0.5, "low": 0.2, "high": 0.8}]}]))  # fmt: skip
+    found = memories.summarize(runs, yardstick(fam))
+    drawn = memories_page._drawn(found, found["memories"], found["memories"][1:])
+    assert len(drawn) == 6
+    assert all(charts.color(1).lower() in svg and charts.color(0).lower() not in svg for _, svg in drawn)
 
 
 def test_tables_of_seeds_are_pooled_by_their_predictions(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """A whole evaluation of model directories: what it reuses of an earlier one, and which runs can be compared."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from famjax.cli.main import main
-from famjax.config import ConfigError, EvalConfig
-from famjax.evals.reports.compare import compare
+from famjax.config import ConfigError, EvalConfig, MqarConfig
+from famjax.data.mqar import Mqar
+from famjax.evals.reports.compare import _check_same, compare
 from famjax.evals.run import run
+from famjax.evals.samples import Sample
 from famjax.storage import checkpoint
 from tests import tiny
 
@@ -89,11 +92,52 @@ def test_runs_that_asked_other_questions_are_not_compared(models: Path, tmp_path
     refused = lambda *names: compare([str(tmp_path / name) for name in names])
     with pytest.raises(ConfigError, match="different questions: example 000000 of text is not the same"):
         refused("text_t", "text_u")
-    with pytest.raises(ConfigError, match=r"of recall is not the same; evaluate both with the same data.* and seed"):
+    with pytest.raises(ConfigError, match=r"of recall: seed is 1 and 9; evaluate both with the same data.* and seed"):
         refused("seed_1", "seed_9")
     with pytest.raises(ConfigError, match="in blocks of 8 and 4 tokens; evaluate these models in one command"):
         refused("text_t", "other_t")
     assert len(refused("text_t", "text_t")["models"]) == 2
+
+
+def asked(run: str, truncated: int = 0, **settings: Any) -> tuple[dict[str, Any], list[Sample]]:
+    """A model's entry and its answer to one example without targets, of a task with these settings."""
+    sums = {"tokens": [15.0]} if "sources" in settings else {}
+    sample = Sample("task", "1/0", "1/0", "key", 1, truncated, "", -1.0, [], "", {"exact_match": 0.0}, {}, sums)
+    return {"run": run, "first_block": S, "tasks": {"task": {"settings": settings}}}, [sample]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ({"seed": 1}, {"seed": 2}, "of task: seed is 1 and 2;"),
+        ({"depths": [0.0, 1.0]}, {"depths": [1.0, 0.0]}, r"depths is \[0.0, 1.0\] and \[1.0, 0.0\];"),
+        ({"filler": ""}, {"filler": "book.txt"}, "filler is '' and 'book.txt';"),
+        ({"key_digits": 5}, {"key_digits": 6}, "key_digits is 5 and 6;"),
+        (
+            {"documents": repr(Mqar("mqar", MqarConfig()))}, {"documents": repr(Mqar("mqar", MqarConfig(values=8)))},
+            "values is '16' and '8';",
+        ),
+        ({"sources": []}, {"sources": [], "truncated": 30}, "1/0 of task, which was truncated; .* the same --longest"),
+        # Which questions are asked, in the fields of these documents and in others.
+        ({"seed": 1, "keys": 1, "lengths": [64]}, {"seed": 1, "keys": 2, "lengths": [64, 128]}, ""),
+        (
+            {"documents": repr(Mqar("mqar", MqarConfig()))},
+            {"documents": repr(Mqar("mqar", MqarConfig(blocks=(1,), pairs=(2,))))}, "",
+        ),
+        # The settings of an older version, which had fewer.
+        ({"seed": 1}, {"seed": 1, "filler": ""}, ""),
+    ],
+)  # fmt: skip
+def test_questions_without_a_shown_answer_are_the_same_too(one: Any, other: Any, said: str) -> None:
+    """A key has no targets to compare, and needles at other depths have the same ones."""
+    both = [asked("a", **one), asked("b", **other)]
+    if not said:
+        _check_same("task", both)
+        return
+    with pytest.raises(ConfigError, match=f"^a and b .*{said}"):
+        _check_same("task", both)
+    both[1][1][0] = dataclasses.replace(both[1][1][0], id="2/0")  # no example in common
+    _check_same("task", both)
 
 
 @pytest.mark.parametrize(

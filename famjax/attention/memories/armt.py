@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from famjax.attention.layer_weights import LayerWeights
-from famjax.attention.memories.base import Axes, Memory, State, Weight, products_of_row
+from famjax.attention.memories.base import Axes, Memory, State, Weight, attention_of_memory_tokens, products_of_row
 from famjax.config import MemoryConfig, ModelConfig
 from famjax.dims import Array, Float
 
@@ -86,12 +86,13 @@ class Armt(Memory):
 
     def flops(self, model: ModelConfig) -> float:
         """See `Memory`: a read for each row, a read and a write for each memory token, and the memory tokens' products
-        with the layer's weights. `key`, `value` and `beta` apply to memory tokens only, but `weights` are counted for
-        every token; the difference is subtracted."""
+        with the layer's weights and attention. `key`, `value` and `beta` apply to memory tokens only, but `weights` are
+        counted for every token; the difference is subtracted."""
         D, k, memory = model.d_model, model.memory.memory_key_dim, model.memory
         share = memory.memory_tokens / memory.block_size
         matrix = 2 * ROLLS * k * D * (1 + 3 * share)
-        return 2.0 * (matrix + share * (products_of_row(model) + D * k) - (1 - share) * D * (k + D + 1))
+        products = matrix + share * (products_of_row(model) + D * k) - (1 - share) * D * (k + D + 1)
+        return 2.0 * products + attention_of_memory_tokens(model, memory.memory_tokens)
 
 
 def dpfp(x: Float[Array, "... k"]) -> Float[Array, "... P"]:

@@ -154,7 +154,8 @@ class Memory:
         return config
 
     def flops(self, model: ModelConfig) -> float:
-        """FLOPs per token and layer of the forward pass, without the products of its `weights`."""
+        """FLOPs per token and layer of the forward pass, without the products of its `weights`; of a long text, whose
+        window is full."""
         return 0.0
 
 
@@ -165,6 +166,14 @@ def products_of_row(model: ModelConfig) -> int:
     """Number of multiplications in one row's products with a layer's weights."""
     projections = 2 * model.head_dim * (model.num_heads + model.num_kv_heads)
     return model.d_model * (projections + (2 + model.gated_ff) * model.d_ff)
+
+
+def attention_of_memory_tokens(model: ModelConfig, count: int) -> float:
+    """FLOPs per token and layer of the attention to and of `count` memory tokens around each block, which with them is
+    a longer causal block."""
+    S = model.memory.block_size
+    pairs = ((S + count) * (S + count + 1) - S * (S + 1)) / 2
+    return 4.0 * model.num_heads * model.head_dim * pairs / S
 
 
 def unrotated(layer: LayerWeights, x: Float[Array, "B ... Q H"], offset: Offsets) -> Float[Array, "B ... Q H"]:

@@ -16,7 +16,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from famjax.attention.memories.base import Axes, Memory, Weight, products_of_row
+from famjax.attention.memories.base import Axes, Memory, Weight, attention_of_memory_tokens, products_of_row
 from famjax.config import MemoryConfig, ModelConfig
 from famjax.dims import Array, Float, Rows
 
@@ -46,9 +46,10 @@ class Rmt(Memory):
         return dataclasses.replace(config, kind="fam", block_size=config.block_size + around)
 
     def flops(self, model: ModelConfig) -> float:
-        """See `Memory`: the memory tokens' products with the layer's weights."""
+        """See `Memory`: the memory tokens' products with the layer's weights, and their attention."""
         around = self.tokens_kept(model.memory) + model.memory.memory_tokens
-        return 2.0 * products_of_row(model) * around / model.memory.block_size
+        products = 2.0 * products_of_row(model) * around / model.memory.block_size
+        return products + attention_of_memory_tokens(model, around)
 
     def tokens_kept(self, config: MemoryConfig) -> int:
         """m, the number of memory tokens before a block: those of one block, or of all blocks that are kept."""

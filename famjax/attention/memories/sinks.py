@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from famjax.attention.attend import Source
 from famjax.attention.layer_weights import LayerWeights
 from famjax.attention.memories.base import Axes, Memory, State
+from famjax.config import ModelConfig
 from famjax.dims import Array, Int, KeysValues, Offsets, Queries
 
 
@@ -51,3 +52,7 @@ class Sinks(Memory):
         first = (x[:, :, : layer.memory.sinks] for x in kv)
         kept = zip(("sink_k", "sink_v"), first, strict=True)
         return {name: jnp.where(is_first, x.astype(state[name].dtype), state[name]) for name, x in kept}
+
+    def flops(self, model: ModelConfig) -> float:
+        """See `Memory`: attention to the sinks."""
+        return 4.0 * model.num_heads * model.head_dim * model.memory.sinks

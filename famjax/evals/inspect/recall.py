@@ -36,6 +36,12 @@ def pass_keys(writer: Writer, blocks: int, block_size: int, documents: int, digi
     return [writer.document(random_key(rng, digits), blocks * block_size + more) for more in extra]
 
 
+def updates_of(document: Document, block_size: int) -> int:
+    """Returns the number of FAM updates between the last token of the key's last mention and the answer, as
+    `famjax eval` counts them."""
+    return (int(document.answer[0]) - 1) // block_size - int(document.mention[-1]) // block_size
+
+
 def pass_key_recall(
     model: Transformer, documents: Sequence[Document], rows: int, on_tokens: OnTokens = None
 ) -> dict[str, Any]:
@@ -62,7 +68,7 @@ def pass_key_recall(
     found = knock_out(model, cases, rows)
     where = [doc.answer - (edge + 1) for doc, edge in zip(documents, edges, strict=True)]
     rest = [np.setdiff1d(np.arange(len(case.rest)), at) for case, at in zip(cases, where, strict=True)]
-    updates = [(int(doc.answer[0]) - 1) // S - int(doc.mention[0]) // S for doc in documents]
+    updates = [updates_of(doc, S) for doc in documents]
     instead = {name: _of_variant(name, found, where, rest) for name in INSTEAD}
     return {
         "updates": float(np.mean(updates)),

@@ -42,8 +42,15 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A curve with its label in the legend."""
+    """A curve.
 
+    Attributes:
+      number: sets its color, marker and dashes: that of the model on the whole page (`html.key`), not of this chart.
+      label: its name in the legend and in tooltips.
+      points: its points.
+    """
+
+    number: int
     label: str
     points: Sequence[Point]
 
@@ -53,11 +60,18 @@ def color(number: int) -> str:
     return COLORS[number % len(COLORS)]
 
 
-def curve(axes: Any, number: int, line: Line) -> None:
-    """Draws curve `number` of a plot: line and markers, and a band, or a bar if only one point has an interval."""
+def plain(text: str) -> str:
+    """Returns a text for matplotlib to show as it is: it reads `$` as mathematics, and omits a label that begins with
+    an underscore."""
+    return re.sub("^_", " _", text).replace("$", r"\$")
+
+
+def curve(axes: Any, line: Line) -> None:
+    """Draws a curve of a plot: line and markers, and a band, or a bar if only one point has an interval."""
     x, y = [point.x for point in line.points], [point.y for point in line.points]
+    number = line.number
     style: dict[str, Any] = {"color": color(number), "linestyle": DASHES[number % 3], "linewidth": 1.6}
-    axes.plot(x, y, marker=MARKERS[number % len(MARKERS)], markersize=5, label=line.label, **style)
+    axes.plot(x, y, marker=MARKERS[number % len(MARKERS)], markersize=5, label=plain(line.label), **style)
     known = [point for point in line.points if point.low is not None and point.high is not None]
     ends = [[point.low for point in known], [point.high for point in known]]
     if len(known) > 1:
@@ -66,13 +80,16 @@ def curve(axes: Any, number: int, line: Line) -> None:
         axes.vlines(known[0].x, *ends, color=color(number), linewidth=1.6)
 
 
-def lines(curves: Sequence[Line], x_label: str, y_label: str, from_zero_to_one: bool = True) -> str:
-    """Returns an SVG of curves over a logarithmic x axis, log(1 + x), so that 0 can be shown."""
+def lines(
+    curves: Sequence[Line], x_label: str, y_label: str, from_zero_to_one: bool = True, thousand: int = 2**10
+) -> str:
+    """Returns an SVG of curves over a logarithmic x axis, log(1 + x), so that 0 can be shown; `thousand` as in
+    `in_units`."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
     tooltips: list[str] = []
-    for number, line in enumerate(curves):
-        curve(axes, number, line)
+    for line in curves:
+        curve(axes, line)
         for point in line.points:  # large and invisible, under the pointer
             (spot,) = axes.plot([point.x], [point.y], marker="o", markersize=11, alpha=0, linestyle="none")
             spot.set_gid(f"tooltip{len(tooltips)}")
@@ -82,7 +99,7 @@ def lines(curves: Sequence[Line], x_label: str, y_label: str, from_zero_to_one: 
     shown = _some(sorted({point.x for line in curves for point in line.points}))
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(shown, [in_units(x) for x in shown])
+    axes.set_xticks(shown, [in_units(x, thousand) for x in shown])
     if from_zero_to_one:
         axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.3)
@@ -109,7 +126,7 @@ def heat_map(
             axes.add_patch(cell)
             told.append(tooltips[i][j])
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=x_label, ylabel=y_label)
-    axes.set_xticks(range(len(columns)), columns)
+    axes.set_xticks(range(len(columns)), [plain(column) for column in columns])
     axes.set_yticks(range(len(rows)), rows)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -148,11 +165,9 @@ def _short(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".") or "0"
 
 
-def in_units(value: float) -> str:
-    """Formats a length with binary units (1k is 1024), rounded to one decimal below 10 units."""
-    number = round(value)
-    for unit, name in ((2**20, "M"), (2**10, "k")):
-        if number >= unit:
-            share = f"{number / unit:.0f}" if number >= 10 * unit else f"{number / unit:.1f}".removesuffix(".0")
-            return share + name
-    return str(number)
+def in_units(value: float, thousand: int = 2**10) -> str:
+    """Formats a number with units: of a length or of bytes binary ones, 1k is 1024; with a `thousand` of 1000 decimal
+    ones. Below 10 and below 10 units two digits are kept."""
+    power = next((power for power in (3, 2, 1) if round(value) >= thousand**power), 0)
+    share = value / thousand**power
+    return (f"{share:.0f}" if share >= 10 else f"{share:.2g}") + ("", "k", "M", "G")[power]

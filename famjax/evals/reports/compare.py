@@ -1,6 +1,7 @@
 """Compares separate evaluations: the results of several output directories in one table and one page."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ from famjax.evals.reports import language_report, page, report
 from famjax.evals.run import side_by_side
 from famjax.evals.samples import Sample, read
 from famjax.evals.tasks import language
+
+# Settings of a task on which the question of an id depends, beside fields of its documents (`tasks/labelled.py`). Other
+# settings say which questions are asked, or where their data is.
+ASKS = ("seed", "depths", "filler", "key_digits")
+_FIELD = re.compile(r"(\w+)=([^=]*?)(?=, \w+=|\)*$)")
 
 
 def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
@@ -79,9 +85,18 @@ def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
     return found
 
 
+def _asks(summary: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a task on which the question of an id depends."""
+    settings = summary.get("settings", {})
+    fields = _FIELD.findall(settings.get("documents", ""))
+    return {name: settings[name] for name in ASKS if name in settings} | {
+        name: value for name, value in fields if name not in ("blocks", "pairs")
+    }
+
+
 def _check_same(task: str, asked: list[tuple[dict[str, Any], list[Sample]]]) -> None:
-    """Raises `ConfigError` unless examples of one id are the same for all models: equal answers and texts, and for
-    results by position equal buckets."""
+    """Raises `ConfigError` unless examples of one id are the same for all models: equal settings of the questions,
+    answers and texts, and for results by position equal buckets, and as much of each text."""
     (first, reference), *others = asked
     theirs = {sample.id: sample for sample in reference}
     by_position = any(sample.sums for sample in reference)
@@ -91,12 +106,26 @@ def _check_same(task: str, asked: list[tuple[dict[str, Any], list[Sample]]]) -> 
             blocks = f"{first['first_block']} and {model['first_block']}"
             raise ConfigError(f"{runs} have results by position in blocks of {blocks} tokens; evaluate these models in "
                               f"one command to compare them")  # fmt: skip
+        before, ours = (_asks(one["tasks"][task]) for one in (first, model))
+        differs = [f"{name} is {before[name]!r} and {ours[name]!r}" for name in before.keys() & ours
+                   if before[name] != ours[name]]  # fmt: skip
+        if differs and any(sample.id in theirs for sample in samples):
+            raise ConfigError(f"{runs} asked different questions of {task}: {differs[0]}; evaluate both with the same "
+                              f"data, settings and seed")  # fmt: skip
         for sample in samples:
             other = theirs.get(sample.id, sample)
+            if by_position and _end(sample) != _end(other):
+                raise ConfigError(f"{runs} scored more and less of example {sample.id} of {task}, which was truncated; "
+                                  f"evaluate both with the same --longest")  # fmt: skip
             texts = other.about.get("text"), sample.about.get("text")
             if other.targets != sample.targets or (all(texts) and texts[0] != texts[1]):
                 raise ConfigError(f"{runs} asked different questions: example {sample.id} of {task} is not the same; "
                                   f"evaluate both with the same data, settings and seed")  # fmt: skip
+
+
+def _end(sample: Sample) -> int:
+    """Returns the number of tokens to which a scored text was truncated; 0 if it is complete."""
+    return sample.tokens + round(sum(sample.sums["tokens"])) if sample.truncated else 0
 
 
 def _name(models: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Table and plot of language modelling by position."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from famjax.evals.reports import charts
 from famjax.evals.reports.charts import Line, Point
-from famjax.evals.reports.report import print_wide, value_text
+from famjax.evals.reports.report import all_of, print_wide, value_text
 
 
 def print_table(models: list[dict[str, Any]], task: str = "text") -> None:
@@ -22,13 +23,17 @@ def print_table(models: list[dict[str, Any]], task: str = "text") -> None:
         table.add_column(model["name"], justify="right")
     for model in models[1:]:
         table.add_column(f"{models[0]['name']} - {model['name']}, bits per byte", justify="right")
-    rows = [model["tasks"][task]["by_position"] for model in models]
-    for i, first in enumerate(rows[0]):
-        span = "all" if first["to"] is None else f"{first['from']:,} to {first['to'] - 1:,}"
-        cells = [_cell(of_model[i]) for of_model in rows]
-        cells += [gap_text(of_model[i]["less_than_first"]) for of_model in rows[1:]]
-        last_bucket = i + 2 == len(rows[0])
-        table.add_row(span, str(first["documents"]), f"{first['tokens']:,}", *cells, end_section=last_bucket)
+    # A tokenizer that makes fewer tokens of the same documents does not reach the last positions.
+    by_span = [{(row["to"] or math.inf, row["from"]): row for row in model["tasks"][task]["by_position"]}
+               for model in models]  # fmt: skip
+    spans = sorted({span for rows in by_span for span in rows})
+    for i, span in enumerate(spans):
+        found = [rows[span] for rows in by_span if span in rows]
+        text = "all" if found[0]["to"] is None else f"{found[0]['from']:,} to {found[0]['to'] - 1:,}"
+        cells = [_cell(rows[span]) if span in rows else "" for rows in by_span]
+        cells += [gap_text(rows[span]["less_than_first"]) if span in rows else "" for rows in by_span[1:]]
+        counts = (all_of(f"{row[name]:,}" for row in found) for name in ("documents", "tokens"))
+        table.add_row(text, *counts, *cells, end_section=i + 2 == len(spans))
     print_wide(table, 40 + 32 * (2 * len(models)))
 
 
@@ -37,8 +42,10 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{value_text(bits)} | {row['accuracy']:.3f}"
 
 
-def gap_text(gap: dict[str, Any], digits: int = 4) -> str:
-    """Formats a difference: "-0.0250 (-0.0330 to -0.0160)", without an interval if it has none."""
+def gap_text(gap: dict[str, Any] | None, digits: int = 4) -> str:
+    """Formats a difference: "-0.0250 (-0.0330 to -0.0160)", without an interval if it has none; empty if None."""
+    if gap is None:
+        return ""
     mean = f"{gap['mean']:+.{digits}f}"
     return mean if gap["low"] is None else f"{mean} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f})"
 
@@ -52,7 +59,7 @@ def plot(path: str | Path, models: list[dict[str, Any]], task: str = "text") -> 
         for number, model in enumerate(models):
             rows = [row for row in model["tasks"][task]["by_position"] if row["to"] is not None]
             points = [Point(middle(row), row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
-            charts.curve(axes, number, Line(model["label"], points))
+            charts.curve(axes, Line(number, model["label"], points))
         axes.set(xscale="log", xlabel="position in the document (tokens)", ylabel=label)
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)

@@ -49,7 +49,7 @@ def _pre(text: str) -> str:
 
 def _models(models: Sequence[dict[str, Any]]) -> str:
     rows = [
-        (html.key(i, model["name"]), model["label"].split("(", 1)[-1].rstrip(")"), model["fingerprint"][:12],
+        (html.key(i, model["name"]), model["label"].rpartition("(")[2].rstrip(")"), model["fingerprint"][:12],
          model["model_dir"])
         for i, model in enumerate(models)
     ]  # fmt: skip
@@ -188,27 +188,28 @@ def _rows_by_length(name: str, model: dict[str, Any], summary: dict[str, Any]) -
 def _by_length(name: str, tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
     metric = next(iter(tasks[0][2]["metrics"]))
     what = metric.replace("_", " ")
-    by_length = [(model["name"], _rows_by_length(name, model, summary)) for _, model, summary in tasks]
-    if not by_length[0][1]:
+    by_length = [(i, model["name"], _rows_by_length(name, model, summary)) for i, model, summary in tasks]
+    if not by_length[0][2]:
         return []
     drawn = []
     unit = "filler (tokens)" if name == "passkey" else "length (tokens)"
     updates = "updates of FAM between needle and question"
     x_of_updates = [
-        (model, [row | {"x": row["fam_updates"]} for row in rows] if name == "passkey"
+        (i, model, [row | {"x": row["fam_updates"]} for row in rows] if name == "passkey"
          else [row | {"x": row["updates_from"]} for row in summary.get("by_updates", [])])
-        for (model, rows), (_, _, summary) in zip(by_length, tasks, strict=True)
+        for (i, model, rows), (_, _, summary) in zip(by_length, tasks, strict=True)
     ]  # fmt: skip
     for title, label, curves in (
         (
             f"{what} by length",
             unit,
-            [(model, [row | {"x": row["length"]} for row in rows]) for model, rows in by_length],
+            [(i, model, [row | {"x": row["length"]} for row in rows]) for i, model, rows in by_length],
         ),
         (f"{what} by updates of FAM", updates, x_of_updates),
     ):
         lines = [
-            Line(model, [_point(row["x"], row["metrics"][metric], label) for row in rows]) for model, rows in curves
+            Line(i, model, [_point(row["x"], row["metrics"][metric], label) for row in rows])
+            for i, model, rows in curves
         ]
         drawn.append((title, charts.lines(lines, label, what, metric not in UNBOUNDED)))
     return drawn
@@ -248,7 +249,7 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
     drawn = []
     for metric, what in (("accuracy", "next-token accuracy"), ("bits_per_byte", "bits per byte")):
         lines = []
-        for _, model, summary in tasks:
+        for i, model, summary in tasks:
             rows = [row for row in summary.get("by_position", []) if row["to"] is not None]
             points = []
             for row in rows:
@@ -257,7 +258,7 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
                 between = "" if low is None else f" [{low:.4f}, {high:.4f}]"
                 tooltip = f"{place}: {row[metric]:.4f}{between}, {html.count(row['documents'], 'document')}"
                 points.append(Point(language_report.middle(row), row[metric], low, high, tooltip))
-            lines += [Line(model["name"], points)] if points else []
+            lines += [Line(i, model["name"], points)] if points else []
         if lines:
             label = "position in the document (tokens)"
             drawn.append((f"{what} by position", charts.lines(lines, label, what, from_zero_to_one=False)))
@@ -265,13 +266,13 @@ def _by_position(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) ->
 
 
 def _tables(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[tuple[str, str]]:
-    """Returns a chart of each of the task's tables (`tasks/labelled.py`), at the longest length."""
+    """Returns a chart of each of the task's tables (`report.tables_of`)."""
     drawn = []
-    for number, table in enumerate(tasks[0][2].get("tables", [])):
-        found = [(model["name"], report.of_longest(summary["tables"][number])) for _, model, summary in tasks]
-        length = next(iter(found[0][1].values()))["length"]
-        label = table["label"]
-        lines = [Line(name, [_point(at, row, label) for at, row in rows.items()]) for name, rows in found]
+    for label, length, by_model in report.tables_of([summary for _, _, summary in tasks]):
+        lines = [
+            Line(i, model["name"], [_point(at, row, label) for at, row in rows.items()])
+            for (i, model, _), rows in zip(tasks, by_model, strict=True)
+        ]
         drawn.append((f"accuracy by {label}, {length:,} tokens", charts.lines(lines, label, "accuracy")))
     return drawn
 

@@ -1,6 +1,6 @@
 """Tables in the terminal, and the plot of the paper's Fig. 3a."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,42 +49,61 @@ def print_task(models: list[dict[str, Any]], task: str, console: Console | None 
         table.add_column(column, justify="right")
     for model in models:
         table.add_column(model["name"], justify="right")
-    for rows in zip(*(one.get("by_length", []) for one in summaries), strict=True):
-        first = rows[0]
-        numbers = f"{first['length']:,}", f"{first['fam_updates']:.0f}", str(first["n"])
-        table.add_row(*numbers, *(value_text(row["metrics"][metric]) for row in rows))
+    _add_rows(table, summaries, "by_length", metric)
     _add_tables(table, summaries)
-    _add_sources(table, summaries, metric)
+    if any("by_source" in one for one in summaries):
+        table.add_section()
+    _add_rows(table, summaries, "by_source", metric)
     _add_reach(table, summaries, metric, 3)
-    if summaries[0].get("by_length") or summaries[0].get("by_source"):
+    if any(one.get("by_length") or one.get("by_source") for one in summaries):
         table.add_section()
     for i, name in enumerate(summaries[0]["metrics"]):
-        if i or len(summaries[0].get("by_length", [])) != 1:
+        if i or len({row["length"] for one in summaries for row in one.get("by_length", [])}) != 1:
             label = "all" if not i else name.replace("_", " ")
-            cells = [value_text(one["metrics"][name]) for one in summaries if name in one["metrics"]]
-            table.add_row(label, "", str(summaries[0]["n"]), *cells)
+            cells = [value_text(one["metrics"][name]) if name in one["metrics"] else "" for one in summaries]
+            table.add_row(label, "", all_of(str(one["n"]) for one in summaries), *cells)
     print_wide(table, 40 + 24 * (len(models) + 2), console)
 
 
-def _add_sources(table: Table, summaries: list[dict[str, Any]], metric: str) -> None:
-    """Adds rows of the first metric by part of the data set, such as `qa1`, and length or position."""
-    by_part = [{part_text(row): row for row in one.get("by_source", [])} for one in summaries]
-    if any(by_part):
-        table.add_section()
-    for part in dict.fromkeys(part for rows in by_part for part in rows):
-        first = next(rows[part] for rows in by_part if part in rows)
-        cells = [value_text(rows[part]["metrics"][metric]) if part in rows else "" for rows in by_part]
-        table.add_row(part, f"{first['fam_updates']:.0f}", str(first["n"]), *cells)
+def _add_rows(table: Table, summaries: list[dict[str, Any]], name: str, metric: str) -> None:
+    """Adds rows of a metric by length, or by part of the data set, such as `qa1`, and length or position. Models may
+    have been evaluated at other lengths: where one has no result, its cell is empty."""
+    place = lambda row: tuple(row[key] for key in ("source", "length", "position") if key in row)
+    by_place = [{place(row): row for row in one.get(name, [])} for one in summaries]
+    for at in sorted({at for rows in by_place for at in rows}):
+        found = [rows[at] for rows in by_place if at in rows]
+        cells = [value_text(rows[at]["metrics"][metric]) if at in rows else "" for rows in by_place]
+        updates = all_of(f"{row['fam_updates']:.0f}" for row in found)
+        table.add_row(part_text(found[0]), updates, all_of(str(row["n"]) for row in found), *cells)
+
+
+def all_of(texts: Iterable[str]) -> str:
+    """Returns the texts of several models in one cell, equal ones once: "31", or "31 / 15"."""
+    return " / ".join(dict.fromkeys(texts))
 
 
 def _add_tables(table: Table, summaries: list[dict[str, Any]]) -> None:
-    """Adds the `legible` rows of `tables` at the longest length."""
-    for tables in zip(*(one.get("tables", []) for one in summaries), strict=True):
+    """Adds the `legible` rows of `tables`."""
+    for label, length, by_model in tables_of(summaries):
         table.add_section()
-        rows = [of_longest(one) for one in tables]
-        for at in legible(list(rows[0])):
-            first, cells = rows[0][at], [value_text(found[at]) if at in found else "" for found in rows]
-            table.add_row(f"{first['length']:,}, {tables[0]['label']} {at}", "", str(first["n"]), *cells)
+        for at in legible(sorted({at for rows in by_model for at in rows})):
+            cells = [value_text(rows[at]) if at in rows else "" for rows in by_model]
+            n = all_of(str(rows[at]["n"]) for rows in by_model if at in rows)
+            table.add_row(f"{length:,}, {label} {at}", "", n, *cells)
+
+
+def tables_of(summaries: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, list[dict[int, dict[str, Any]]]]]:
+    """Yields (label, length, each model's rows by the number `at`) of the models' tables (`tasks/labelled.py`), at the
+    longest length that all models have; if none is common to all, at the longest."""
+    tables = [{table["label"]: table["rows"] for table in one.get("tables", [])} for one in summaries]
+    for label in dict.fromkeys(label for of_model in tables for label in of_model):
+        lengths = [{row["length"] for row in of_model[label]} for of_model in tables if label in of_model]
+        length = max(set.intersection(*lengths) or set.union(*lengths))
+        yield (
+            label,
+            length,
+            [{row["at"]: row for row in of_model.get(label, []) if row["length"] == length} for of_model in tables],
+        )
 
 
 def legible(places: Sequence[int]) -> list[int]:
@@ -94,17 +113,12 @@ def legible(places: Sequence[int]) -> list[int]:
     return [at for at in places if at & (at - 1) == 0 or at == places[-1]]
 
 
-def of_longest(table: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Returns the rows of a table (`tasks/labelled.py`) at the longest length, by the number `at`."""
-    longest = max(row["length"] for row in table["rows"])
-    return {row["at"]: row for row in table["rows"] if row["length"] == longest}
-
-
 def part_text(row: dict[str, Any]) -> str:
-    """Formats the name of a row: "qa1, 4,096" or "75 keys, position 18"."""
-    more = [f"{row['length']:,}"] if "length" in row else []
-    more += [f"position {row['position']}"] if "position" in row else []
-    return ", ".join([row["source"], *more])
+    """Formats the name of a row: "4,096", "qa1, 4,096" or "75 keys, position 18"."""
+    parts = [row["source"]] if "source" in row else []
+    parts += [f"{row['length']:,}"] if "length" in row else []
+    parts += [f"position {row['position']}"] if "position" in row else []
+    return ", ".join(parts)
 
 
 # Table labels of the sides of a model's reach (`evals/reach.py`).
@@ -171,8 +185,9 @@ def _notes(models: list[dict[str, Any]], task: str) -> list[str]:
 
 
 def print_wide(table: Table, width: int, console: Console | None = None) -> None:
-    """Prints a table; with `width` columns if the output is a file or a pipe, so that nothing wraps."""
-    console = console or Console()
+    """Prints a table; with `width` columns if the output is a file or a pipe, so that nothing wraps. Names in brackets
+    are no markup."""
+    console = console or Console(markup=False)
     if not console.is_terminal:
         console.width = width
     console.print(table)
@@ -184,7 +199,7 @@ def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
     axes = figure.subplots()
     for number, model in enumerate(models):
         points = [Point(row["filler_tokens"], row["exact_match"], row["low"], row["high"]) for row in model["passkey"]]
-        charts.curve(axes, number, Line(model["label"], points))
+        charts.curve(axes, Line(number, model["label"], points))
     trained = max((model.get("trained_filler_tokens") or 0 for model in models), default=0)
     if trained:
         axes.axvline(trained, color="0.5", ls="--", lw=1)

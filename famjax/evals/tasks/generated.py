@@ -1,6 +1,7 @@
 """Shared code for generated tasks: N examples of each length, each determined by (seed, length, number)."""
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -73,7 +74,14 @@ def word(rng: np.random.Generator, syllables: int = 3) -> str:
 
 def words(rng: np.random.Generator, count: int, syllables: int = 3) -> list[str]:
     """Returns `count` distinct words of equal length, so that none contains another."""
+    syllables = enough_syllables(count, syllables)
     return distinct(count, lambda: word(rng, syllables))
+
+
+def enough_syllables(count: int, least: int = 3) -> int:
+    """Returns the number of syllables of which there are clearly more than `count` words: there are 512,000 of three,
+    and a text of some million tokens needs more."""
+    return next(n for n in itertools.count(least) if (len(CONSONANTS) * len(VOWELS)) ** n > 1.02 * count)
 
 
 def number(rng: np.random.Generator, digits: int = 7) -> str:

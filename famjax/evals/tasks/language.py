@@ -20,7 +20,7 @@ from famjax.data.examples import Documents
 from famjax.data.sources import open_each
 from famjax.data.vocabulary import Vocabulary
 from famjax.evals.samples import Sample
-from famjax.evals.statistics import ratio_interval
+from famjax.evals.statistics import gap_interval, ratio_interval
 from famjax.evals.tasks.base import Example, Task, Unreadable, check_readable
 from famjax.infer.codec import Codec
 
@@ -163,11 +163,12 @@ def sums_of(samples: Iterable[Sample], edges: Sequence[int]) -> Sums:
 
 
 def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> list[dict[str, Any]]:
-    """Returns a row for each bucket that has tokens, and one (`to` None) for all buckets, with 95% intervals (None if
-    there is only one document).
+    """Returns a row for each bucket that has bytes of text, and one (`to` None) for all buckets, with 95% intervals
+    (None if there is only one document).
 
-    `less_than_first` is the bits per byte of `against` minus those of `sums`. Its interval is paired: both are
-    resampled with the same documents, so the documents' difficulty cancels out.
+    `less_than_first` is the bits per byte of `against` minus those of `sums`; None in a bucket that `against` does not
+    reach, because its tokenizer makes fewer tokens. Its interval is paired: both are resampled with the same documents,
+    so the documents' difficulty cancels out.
     """
     spans: list[tuple[int, int | None]] = [*itertools.pairwise(edges), (0, None)]
     rows = []
@@ -175,17 +176,26 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
         one, other = ([_column(getattr(x, field.name), bucket) for field in dataclasses.fields(Sums)]
                       for x in (sums, against))  # fmt: skip
         bits, correct, tokens, sizes = one
-        if not tokens.sum():
+        if not sizes.sum():
             continue
         documents = int((tokens > 0).sum())
         row: dict[str, Any] = {"from": int(start), "to": end, "documents": documents, "tokens": int(tokens.sum())}
         for name, above, below in (("bits_per_byte", bits, sizes), ("accuracy", correct, tokens)):
             low, high = ratio_interval(above, below, seed)
             row |= {name: float(above.sum() / below.sum()), f"{name}_low": low, f"{name}_high": high}
-        gap = other[0] - bits
-        low, high = ratio_interval(gap, sizes, seed)
-        rows.append(row | {"less_than_first": {"mean": float(gap.sum() / sizes.sum()), "low": low, "high": high}})
+        rows.append(row | {"less_than_first": _gap((other[0], other[3]), (bits, sizes), seed)})
     return rows
+
+
+def _gap(
+    first: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray], seed: int
+) -> dict[str, float | None] | None:
+    """Returns the difference of two ratios of sums over documents, (above, below) each, with its paired interval."""
+    if not first[1].sum():
+        return None
+    one, two = (float(above.sum() / below.sum()) for above, below in (first, other))
+    low, high = gap_interval(first, other, seed)
+    return {"mean": one - two, "low": low, "high": high}
 
 
 def _column(values: np.ndarray, bucket: int) -> np.ndarray:

@@ -11,6 +11,8 @@ from famjax.infer.codec import Codec
 
 # Upper bound on the words to copy.
 COPIED = 16
+# Lower bound on the tokens of a pair of word and number, which bounds the number of words.
+LEAST = 6
 
 
 def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
@@ -25,9 +27,11 @@ def associative_recall(name: str, config: EvalConfig, codec: Codec) -> Task:
         pair = lambda word: f"{word}: {generated.number(rng, 4)}."
         pairs, sizes, total = [], [], len(head)
         seen: set[str] = set()
-        tail_room = len(pieces.raw("\nWhich number has mimimi? mimimi:")) + 8
+        syllables = generated.enough_syllables(length // LEAST)
+        longest = "mi" * syllables
+        tail_room = len(pieces.raw(f"\nWhich number has {longest}? {longest}:")) + 8
         while True:
-            word = generated.word(rng)
+            word = generated.word(rng, syllables)
             if word in seen:
                 continue
             text = pair(word)

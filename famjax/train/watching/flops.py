@@ -73,7 +73,7 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
     head = "embedding" if model.tie_embeddings else "unembedding"
     flops = (4 if frozen(head) else 6) * shapes[head].size * targets / T
     of_layers = [
-        (path.startswith(_LORA), leaf.size / model.num_layers, 4 if frozen(path) else 6)
+        (path, leaf.size / model.num_layers, 4 if frozen(path) else 6)
         for path, leaf in shapes.items()
         if path.startswith("layers/") and not path.endswith("/scale")
     ]
@@ -81,10 +81,11 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
     pairs = {memory: attention_pairs(config, memory) / T for memory in set(memories_of_layers)}
     for i, memory in enumerate(memories_of_layers):
         backward = i >= forward_only
-        # FAM adds F rows to the S tokens of a block.
-        rows = 1 + memory.fam_length / memory.block_size
-        for is_lora, size, both_passes in of_layers:
-            if model.lora.in_layer(i) or not is_lora:
+        # FAM adds F rows to the S tokens of a block; the gates of its updates are computed from these rows alone.
+        of_fam = memory.fam_length / memory.block_size
+        for path, size, both_passes in of_layers:
+            if model.lora.in_layer(i) or not path.startswith(_LORA):
+                rows = of_fam if path.startswith(_FAM) else 1 + of_fam
                 flops += (both_passes if backward else 2) * size * rows
         per_pass = 4 * model.num_heads * model.head_dim * pairs[memory] + memories.of(memory).flops(model)
         if memory.segments_hold == "outputs":  # keys and values are projected once more

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
+from famjax.config import EvalConfig
+from famjax.data.passkey_text import Writer
+from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.inspect import recall
 from famjax.evals.inspect.knockout import Case, knock_out
+from famjax.evals.samples import Sample, updates
+from famjax.evals.tasks import passkey
+from famjax.infer.codec import Codec
 from famjax.infer.prefill import prefill
 from famjax.infer.session import start
 from tests import reference, tiny
@@ -69,3 +75,16 @@ def test_intervals_hold_the_mean_and_shrink_to_it() -> None:
     assert recall.interval([0.5] * 9) == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 9}
     wide = recall.interval([0.0, 1.0, 2.0, 3.0])
     assert wide["low"] < wide["mean"] == 1.5 < wide["high"]
+
+
+@pytest.mark.parametrize("block", [4, 7, 64])
+def test_updates_are_those_of_an_evaluation(block: int) -> None:
+    """Also if the key itself is read in two blocks: the update after its last token is the first that can hold it."""
+    codec, config = Codec.of(ByteVocabulary()), EvalConfig(filler_blocks=(1, 3), keys=2)
+    asked = list(passkey.task("passkey", config, codec, block).examples())
+    writer = Writer(codec.vocabulary)
+    documents = [one for blocks in (1, 3) for one in passkey.documents(blocks, block, config, writer)]
+    for document, example in zip(documents, asked, strict=True):
+        sample = Sample("", "", "", "", example.tokens, 0, "", "", [], "", {}, dict(example.about))
+        assert recall.updates_of(document, block) == updates(sample, block)
+    assert any(np.ptp(document.mention // block) for document in documents) == (block < 64)

@@ -1,5 +1,6 @@
 """The report: one self-contained file with the content of results.json, which escapes all data."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from famjax.cli.main import main
 from famjax.config import ConfigError
@@ -118,7 +120,7 @@ SPOT = r'<title>([^<]*)</title>.*?<use [^>]*?x="([\d.]+)" y="([\d.]+)"'
 def test_curves_are_where_their_values_are():
     """A point's y is linear in its value, x is proportional to log(1 + x), and both have their tooltip."""
     points = [Point(x, y, y - 0.1, y + 0.1, f"is {y}") for x, y in ((0, 0.25), (15, 0.5), (255, 1.0))]
-    drawn = charts.lines([Line("a & b", points)], "x", "y")
+    drawn = charts.lines([Line(0, "a & b", points)], "x", "y")
     spots = re.findall(SPOT, drawn, re.DOTALL)
     assert [tooltip for tooltip, *_ in spots] == ["a &amp; b: is 0.25", "a &amp; b: is 0.5", "a &amp; b: is 1.0"]
     xs, ys = ([float(spot[axis]) for spot in spots] for axis in (1, 2))
@@ -130,13 +132,13 @@ def test_a_band_is_an_interval_and_points_without_one_have_none():
     """The band's height is that of the interval, on the scale of the points; a single interval is a bar."""
     points = [Point(0, 0.2, 0.1, 0.4), Point(1, 0.6, 0.5, 0.8), Point(2, 0.7, None, None)]
     axes = Figure().subplots()
-    charts.curve(axes, 0, Line("a", points))
+    charts.curve(axes, Line(0, "a", points))
     (band,) = axes.collections
     assert {tuple(map(float, corner)) for corner in band.get_paths()[0].vertices} >= {
         (0.0, 0.1), (0.0, 0.4), (1.0, 0.5), (1.0, 0.8),
     }  # fmt: skip
     axes = Figure().subplots()
-    charts.curve(axes, 0, Line("a", points[1:]))
+    charts.curve(axes, Line(0, "a", points[1:]))
     (bar,) = axes.collections
     assert bar.get_segments()[0].tolist() == [[1.0, 0.5], [1.0, 0.8]]
 
@@ -150,9 +152,75 @@ def test_heat_maps_have_a_cell_for_each_value():
 
 
 def test_lengths_have_binary_units():
-    assert [charts.in_units(x) for x in (64, 1000, 1024, 1536, 4096, 20000, 2**20)] == [
-        "64", "1000", "1k", "1.5k", "4k", "20k", "1M",
+    """GFLOPs and tokens of a training have decimal ones, as in --flops 5t; small numbers keep two digits."""
+    assert [charts.in_units(x) for x in (0, 1.52, 64, 1000, 1024, 1536, 4096, 20000, 2**20)] == [
+        "0", "1.5", "64", "1000", "1k", "1.5k", "4k", "20k", "1M",
     ]  # fmt: skip
+    assert [charts.in_units(x, 1000) for x in (0.314, 1000, 5000, 500_000, 2e6, 3e9)] == [
+        "0.31", "1k", "5k", "500k", "2M", "3G",
+    ]  # fmt: skip
+
+
+def colors_of(drawn: str) -> list[str]:
+    """Returns the colors of an SVG's curves, of the palette, in order."""
+    return [color for color in charts.COLORS if f"stroke: {color.lower()}" in drawn.lower()]
+
+
+def test_a_curve_has_the_color_of_its_model_in_every_chart():
+    """The legend numbers models over the page; charts of a task that the first was not evaluated on do so too."""
+    models, found = told()
+    run.side_by_side(models, found, language.position_edges(16), 0)
+    table = {"label": "block", "rows": [{"length": 64, "at": 0, "n": 9, "value": 0.5, "low": 0.1, "high": 0.9}]}
+    models[1]["tasks"]["needles"]["tables"] = [table]
+    del models[0]["tasks"]["needles"], models[0]["tasks"]["books"]
+    tasks = [(1, models[1], models[1]["tasks"][name]) for name in ("needles", "books")]
+    drawn = [*page._by_length("needles", tasks[:1]), *page._tables(tasks[:1]), *page._by_position(tasks[1:])]
+    assert [title for title, _ in drawn] == [
+        "match by length", "match by updates of FAM", "accuracy by block, 64 tokens", "next-token accuracy by position",
+        "bits per byte by position",
+    ]  # fmt: skip
+    assert all(colors_of(svg) == [charts.color(1)] for _, svg in drawn)
+
+
+def printed(models: list[dict], task: str) -> list[list[str]]:
+    """Returns the cells of the rows that `print_task` prints."""
+    console = Console(file=io.StringIO(), width=200)
+    report.print_task(models, task, console)
+    lines = console.file.getvalue().splitlines()
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+
+
+def test_a_row_has_the_results_of_its_length_alone():
+    """Models that were evaluated at other lengths have empty cells there, and their own numbers of examples."""
+    models, _ = told()
+    for model, length in zip(models, (1024, 4096), strict=True):
+        summary = model["tasks"]["needles"]
+        summary["by_length"] = [row for row in summary["by_length"] if row["length"] == length]
+        summary["tables"] = [{"label": "block", "rows": [
+            {"length": of, "at": 0, "n": 9, "value": of / 10000, "low": 0.0, "high": 1.0} for of in (512, length)
+        ]}]  # fmt: skip
+    one, other = (report.value_text(model["tasks"]["needles"]["by_length"][0]["metrics"]["match"]) for model in models)
+    models[1]["tasks"]["needles"]["n"] = 7
+    assert printed(models, "needles")[:4] == [
+        ["1,024", "31", "12", one, ""], ["4,096", "127", "12", "", other],
+        ["512, block 0", "", "9", *["0.051 (0.00-1.00)"] * 2],
+        ["all", "", "24 / 7", *(report.value_text(model["tasks"]["needles"]["metrics"]["match"]) for model in models)],
+    ]  # fmt: skip
+
+
+def test_names_are_shown_as_they_are(tmp_path, capsys):
+    """Brackets are no markup, a dollar no mathematics, and a leading underscore hides no curve of a legend."""
+    models, _ = told()
+    models[0]["name"], models[1]["name"] = "run[red]", "[/x]"
+    report.print_task(models, "needles")
+    assert "run[red]" in (seen := capsys.readouterr().out) and "[/x]" in seen
+    row = {"filler_tokens": 64.0, "fam_updates": 1.0, "exact_match": 0.5, "low": 0.1, "high": 0.9}
+    report.plot(tmp_path / "plot.png", [{"label": "a$x_{$", "passkey": [row]}])
+    axes = Figure().subplots()
+    charts.curve(axes, Line(0, "_hidden", []))
+    assert [text.get_text() for text in axes.legend().get_texts()] == [" _hidden"]
+    models[0]["label"] = "run (old) (FAM 2, block 16)"
+    assert ">FAM 2, block 16<" in page._models(models)
 
 
 def test_runs_that_were_made_apart_are_compared(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Bits per byte and accuracy by position, compared with plain sums; intervals; the command end to end."""
 
+import dataclasses
 import json
 import math
 
@@ -11,10 +12,12 @@ from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig
 from famjax.data import sources
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
+from famjax.evals import results
 from famjax.evals.during_training import evaluation
 from famjax.evals.engine import ModelEngine
 from famjax.evals.reports import language_report
 from famjax.evals.runner import Runner
+from famjax.evals.samples import Sample
 from famjax.evals.tasks import language
 from famjax.evals.tasks.base import Example, Task, Unreadable
 from famjax.evals.tasks.language import Document, Sums
@@ -106,6 +109,42 @@ def test_a_bucket_that_no_document_reaches_is_left_out():
     """Only buckets with tokens have rows."""
     sums = made_up(5, 0.0, 1)
     sums.tokens[:, 1] = sums.sizes[:, 1] = sums.bits[:, 1] = sums.correct[:, 1] = 0
+    assert [row["to"] for row in language.summary(sums, (0, 4, 8), sums)] == [4, None]
+
+
+def test_tokenizers_that_make_fewer_tokens_have_fewer_buckets(capsys):
+    """Rows are of the same positions, and a difference is one of bits per byte there, also where a bucket has other
+    bytes."""
+    first, other = made_up(5, 0.0, 1), made_up(5, 0.5, 2)
+    first.tokens[:, 1] = first.sizes[:, 1] = first.bits[:, 1] = first.correct[:, 1] = 0
+    other = dataclasses.replace(other, sizes=other.sizes * (2.0, 1.0))
+    rows = [language.summary(one, (0, 4, 8), first) for one in (first, other)]
+    assert [[row["to"] for row in of] for of in rows] == [[4, None], [4, 8, None]]
+    assert rows[1][1]["less_than_first"] is None
+    for row, with_it in ((rows[1][0], rows[0][0]), (rows[1][2], rows[0][1])):
+        gap = row["less_than_first"]
+        assert gap["mean"] == pytest.approx(with_it["bits_per_byte"] - row["bits_per_byte"])
+        assert gap["low"] < gap["mean"] < gap["high"]
+    models = [{"name": name, "tasks": {"text": {"by_position": of}}} for name, of in zip("ab", rows, strict=True)]
+    language_report.print_table(models)
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    cells = [[cell.strip() for cell in line[1:-1]] for line in lines]
+    assert [line[0] for line in cells] == ["0 to 3", "4 to 7", "all"]
+    assert cells[1][3] == "" and cells[1][4] == language_report._cell(rows[1][1]) and cells[1][5] == ""
+    assert cells[2][3] == language_report._cell(rows[0][1])
+    assert cells[2][2] == f"{rows[0][1]['tokens']:,} / {rows[1][2]['tokens']:,}"
+
+
+def test_a_text_of_one_token_has_no_bits_per_byte():
+    """With a tokenizer that has an end but no beginning, its end alone is predicted, which has no bytes."""
+    texts = [Sample("text", name, name, "", 1, 0, "", -1.0, [], "", {"exact_match": 0.0} | more, {})
+             for name, more in (("a", {"bits_per_byte": 3.0}), ("b", {}), ("c", {"bits_per_byte": 1.0}))]  # fmt: skip
+    for order in (texts, texts[::-1]):
+        found = results.metrics_of(order)
+        assert found["bits_per_byte"]["value"] == 2.0 and found["bits_per_byte"]["n"] == 2
+        assert found["exact_match"]["n"] == 3
+    sums = made_up(2, 0.0, 1)
+    sums = dataclasses.replace(sums, sizes=sums.sizes * (1.0, 0.0))
     assert [row["to"] for row in language.summary(sums, (0, 4, 8), sums)] == [4, None]
 
 

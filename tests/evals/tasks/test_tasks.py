@@ -12,7 +12,7 @@ from famjax.cli.main import parse
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.pieces import Filler, Pieces, haystack
 from famjax.data.vocabulary import ByteVocabulary, load_vocabulary
-from famjax.evals.tasks import catalog, needles
+from famjax.evals.tasks import catalog, generated, needles
 from famjax.infer.codec import Codec
 from tests.pretrained import tokenizers_of_ours
 
@@ -168,3 +168,11 @@ def test_every_flag_reaches_the_evaluation():
     )  # fmt: skip
     assert config == expected and config.tasks == ("recall", "copy", "babi") and config.part_of == (2, 4)
     config.validate()
+
+
+def test_a_text_of_millions_of_tokens_has_enough_words():
+    """There are 80 words of a syllable; more words than there are would be drawn without end. Shorter texts keep
+    theirs."""
+    assert [generated.enough_syllables(count) for count in (64, 2**20 // 4, 2**21 // 4, 2**28)] == [3, 3, 4, 5]
+    found = generated.words(np.random.default_rng(0), 100, syllables=1)
+    assert len(set(found)) == 100 and {len(word) for word in found} == {4}

@@ -3,8 +3,10 @@
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from famjax.attention import memories
 from famjax.cli.gin_config import load_model_config
 from famjax.config import DataConfig, LoraConfig, OptimizerConfig, TrainConfig
 from famjax.train.watching.flops import attention_pairs, flops_per_token, layers_without_backward, peak_flops
@@ -97,6 +99,34 @@ def test_the_paper_24b_model_costs_six_times_its_weights_and_its_window():
     assert flops_per_token(config, targets=0) == pytest.approx(
         6 * matrices * (1 + 64 / 1024) + 12 * 56 * 4096 * pairs, rel=1e-12
     )
+
+
+@pytest.mark.parametrize(
+    ("memory", "before", "after"),
+    [
+        ({"kind": "rmt", "memory_tokens": 2}, 2, 2), ({"kind": "armt", "memory_tokens": 2}, 0, 2),
+        ({"kind": "autocompressor", "memory_tokens": 2, "summary_blocks": 3}, 6, 2),
+        ({"kind": "sinks", "sinks": 3}, 3, 0),
+    ],
+)  # fmt: skip
+def test_attention_to_memory_tokens_and_sinks_counts_as_that_to_fam(memory: dict, before: int, after: int) -> None:
+    """4 heads H for each pair that the mask of a block shows: memory tokens around it are rows of it, and its tokens
+    alone see sinks, all of them."""
+    config = with_memory(fam_length=0, memory_segments=0, **memory).model
+    S, length = config.memory.block_size, before + 4 + after
+    seen = np.tri(length)
+    own = seen[before:] if memory["kind"] == "sinks" else seen
+    pairs = own.sum() - np.tri(S).sum()
+    kind, share = memories.of(config.memory), (0 if memory["kind"] == "sinks" else before + after) / S
+    no_heads = dataclasses.replace(config, num_heads=0, num_kv_heads=0)
+    projections = 2.0 * share * 12 * 2 * 4 * (2 + 2)
+    assert kind.flops(config) - kind.flops(no_heads) == pytest.approx(projections + 4 * 2 * 4 * pairs / S)
+
+
+def test_gates_are_computed_from_the_rows_of_fam() -> None:
+    """Two vectors [D] and a number in each of two layers, for 2 rows a block of 4 tokens."""
+    gates = flops_per_token(with_memory(fam_update="gated"), 8) - flops_per_token(CONFIG, 8)
+    assert gates == pytest.approx(2 * 6 * (2 * 12 + 1) * 2 / 4)
 
 
 def device(kind: str, number: int = 0, **more) -> SimpleNamespace:
