@@ -99,7 +99,9 @@ def search(job: Job, config: TrainConfig, tries: int, tell: Tell, quick: bool) -
     for i, plan in enumerate(best):
         tell(f"{i + 1} of the {len(best)} best completely,")
         found[i] = job.plan(plan["settings"])
-    return sorted(found[: len(best)], key=lambda plan: plan["estimated_step_seconds"]) + found[len(best) :]
+    # The complete compilation has the last word on the memory; without room there is no estimate.
+    found[: len(best)] = sorted(found[: len(best)], key=lambda plan: plan["estimated_step_seconds"] or math.inf)
+    return sorted(found, key=lambda plan: not plan["fits"])
 
 
 def candidates(topology: Topology, config: TrainConfig) -> list[tuple[dict[str, int], str, int]]:

@@ -111,6 +111,21 @@ def test_lengths_keep_the_tokens_of_a_step(length):
     assert (rows // 4) % parts == 0 and parts <= 4
 
 
+def test_a_search_ends_with_what_does_not_fit_after_all(monkeypatch):
+    """The best by buffer assignment has no room when it is compiled completely, and so no estimate."""
+
+    def plan(self, bindings, keep=None, quick=False):
+        fits = quick or bindings != best
+        return {"settings": bindings, "fits": fits, "least_step_seconds": 1 + (bindings != best),
+                "peak_bytes_per_device": 1, "estimated_step_seconds": 3.0 if fits and not quick else None}  # fmt: skip
+
+    monkeypatch.setattr(search.Job, "plan", plan)
+    job = search.Job("train", planned("v5e:2x2"), lambda bindings: config(), lambda bindings, folder: [])
+    best = ["MESH={'data': 1, 'fsdp': 4, 'tensor': 1}", "MICROBATCHES=1", "ModelConfig.remat='full'"]
+    found = search.search(job, config(), 4, lambda what: None, quick=False)
+    assert found[0]["estimated_step_seconds"] == 3.0 and found[-1]["settings"] == best
+
+
 def test_search_compiles_few_and_ranks_what_fits(monkeypatch):
     """A mesh and policy that fit are not tried with more microbatches; those that fit come first, the fastest first.
     Two are compiled to the end, and stand in the order of their estimates."""
