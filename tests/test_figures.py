@@ -126,9 +126,12 @@ def test_comparisons_in_the_readme(readme: str) -> None:
     assert all(one["lengths"][2]["blocks"] == 4 for one in tracked)
     assert f"FAM is right for {of_four['fam']} of the states in documents of four blocks" in readme
     assert f"DeltaNet for {of_four['deltanet']}, over three seeds" in readme
-    asked = compared["Multi-query associative recall, up to 8 blocks, 1,600 steps"]["memories"][0]
-    assert (asked["name"], asked["lengths"][-1]["blocks"]) == ("fam", 32)
-    assert f"FAM trained on up to 8 blocks recalls {asked['lengths'][-1]['value']:.0%} in documents of 32" in readme
+    asked = compared["Multi-query associative recall, up to 8 blocks, 1,600 steps"]["memories"]
+    (fam, _), (gated, last) = (
+        (f"{one['lengths'][-1]['value']:.0%}", one["lengths"][-1]["blocks"]) for one in asked[:2]
+    )
+    assert [one["name"] for one in asked[:2]] == ["fam", "fam_gated"] and last == 32
+    assert f"FAM trained on up to 8 blocks recalls {fam} in documents of 32, with gated updates {gated}" in readme
     recalled = {one["name"]: one["lengths"][-1] for one in compared["Pass key, 1,500 steps"]["memories"]}
     assert recalled["fam_gated"]["blocks"] == 64 and recalled["deltanet"]["value"] == 0
     assert f"they recall {recalled['fam_gated']['value']:.0%} after 64 blocks" in readme
