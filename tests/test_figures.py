@@ -67,6 +67,16 @@ def test_depths_in_memory() -> None:
     assert f"without it {good(plain)} of 60 cells are at 0.90 or more" in page
 
 
+def test_blocks_of_1024_in_memory() -> None:
+    """Keys of all seeds after 256 blocks; of each seed after fewer, and how many of its keys the worst loses."""
+    page, runs = " ".join(text(ROOT / "docs/memory.md").split()), results("memory")
+    seeds = [{row["filler_blocks"]: row for row in runs[f"block1024_seed{n}"]["recall"]} for n in range(3)]
+    right = [round(seed[256]["exact_match"] * seed[256]["documents"]) for seed in seeds]
+    assert f"the three seeds recall {sum(right)} of {sum(seed[256]['documents'] for seed in seeds)} keys there" in page
+    assert all(seed[blocks]["exact_match"] == 1 for seed in seeds for blocks in (1, 4, 16))
+    assert right[0] == 64 and round(1 - right[1] / 64, 1) == 0.3 and min(right) == right[1]
+
+
 def test_keys_by_name_in_memory() -> None:
     """New and first values at the trained length and at four times it, the mean over three seeds and the range."""
     page, found = " ".join(text(ROOT / "docs/memory.md").split()), results("rewritten")["AMD EPYC"]

@@ -16,19 +16,22 @@ HELP = """Show what a trained TransformerFAM recalls, then train one and a BSWA 
 
   famjax quickstart --output runs/quickstart
   famjax quickstart --no-training
+  famjax quickstart --paper --output runs/paper
   famjax quickstart --texts runs/texts --output runs/texts_shown
   famjax quickstart --twins 0,1,2 --output runs/twins
 
 A small trained model comes with famjax. It is written to DIR/shipped and evaluated within half a minute;
 --no-training stops there. Then FAM and a baseline of the same size train at the same time, on one core each,
 with the same documents and number of steps, and are evaluated on the pass key with 1 to 1,024 blocks of
-filler; training backpropagates through at most 6. --twins 0,1,2 trains three baselines, with 0, 1 and 2
-memory segments. With --texts DIR the models train on document streams of DIR/train/*.txt and are evaluated on
-DIR/heldout/*.txt, in bits per byte by position in the document (launch/studies/debian_texts.py downloads
-such texts). The same command resumes an interrupted run.
+filler; training backpropagates through at most 6. FAM has gated updates, a departure from the paper that
+learns in half of the steps; --paper trains with the paper's update, in twice the time. --twins 0,1,2 trains
+three baselines, with 0, 1 and 2 memory segments. With --texts DIR the models train on document streams of
+DIR/train/*.txt and are evaluated on DIR/heldout/*.txt, in bits per byte by position in the document
+(launch/studies/debian_texts.py downloads such texts). The same command resumes an interrupted run.
 """
 
-PASSKEY = {"fam": "gin/experiments/tiny_fam.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
+PASSKEY = {"fam": "gin/experiments/tiny_gated.gin", "bswa": "gin/experiments/tiny_bswa.gin"}
+PAPER = PASSKEY | {"fam": "gin/experiments/tiny_fam.gin"}
 TEXTS = {"fam": "gin/experiments/texts_fam.gin", "bswa": "gin/experiments/texts_bswa.gin"}
 FILLER_BLOCKS = (1, 4, 16, 64, 256, 1024)
 # Evaluation of the model that is shipped with famjax: few documents, so that it takes seconds.
@@ -49,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="N", help="seed of weights and documents (default: 0)")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps (default: those of the gin files)")
+    parser.add_argument("--paper", action="store_true", help="train FAM with the paper's update, in twice the steps")
     parser.add_argument("--no-training", action="store_true", help="stop after the evaluation of the shipped model")
     parser.add_argument("--keys", type=int, metavar="N", help="keys per alignment (default: 1)")
 
@@ -60,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
     if args.no_training and args.texts:
         raise ConfigError("--no-training shows the pass key model that comes with famjax; leave --texts away")
     if args.no_training:
-        refuse(args, ("twins", "seed", "steps", "keys"), "with --no-training; leave it out")
+        refuse(args, ("twins", "seed", "steps", "keys", "paper"), "with --no-training; leave it out")
     if args.texts:
-        refuse(args, ("keys",), "with --texts; leave it out")
+        refuse(args, ("keys", "paper"), "with --texts; leave it out")
     if args.keys is not None:
         at_least("--keys", args.keys, 1)
     jobs = _jobs(args, output)
@@ -114,18 +118,18 @@ def _show_shipped(model_dir: Path) -> None:
 
 def _jobs(args: argparse.Namespace, output: Path) -> list[side_by_side.Job]:
     bindings = [f"RANDOM_SEED={args.seed or 0}"]
-    bindings += [f"TRAIN_STEPS={args.steps}"] if args.steps is not None else []
     if args.texts:
         for folder in ("train", "heldout"):
             if not any(Path(args.texts, folder).glob("*.txt")):
                 raise ConfigError(f"{args.texts}/{folder} has no .txt file; python launch/studies/debian_texts.py "
                                   f"{args.texts} downloads some on systems with apt")  # fmt: skip
         bindings.append(f"SOURCES=({f'{args.texts}/train/*.txt'!r},)")
-    experiments = TEXTS if args.texts else PASSKEY
-    jobs = [side_by_side.job("fam", experiments["fam"], bindings, output)]
+    experiments = TEXTS if args.texts else PAPER if args.paper else PASSKEY
+    steps = [f"TRAIN_STEPS={args.steps}"] if args.steps is not None else []
+    jobs = [side_by_side.job("fam", experiments["fam"], [*bindings, *steps], output)]
     for segments in args.twins or (0,):
         name = "bswa" if segments == 0 else f"bswa_{segments}"
-        twin = [*bindings, f"MEMORY_SEGMENTS={segments}"]
+        twin = [*bindings, f"MEMORY_SEGMENTS={segments}", f"TRAIN_STEPS={jobs[0].config.steps}"]
         jobs.append(side_by_side.job(name, experiments["bswa"], twin, output))
     return jobs
 

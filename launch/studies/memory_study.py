@@ -102,7 +102,7 @@ def any_depth() -> list[Run]:
 
 
 def base() -> Run:
-    """Returns the recipe with fewer steps: the quickstart's FAM."""
+    """Returns the recipe with fewer steps (tiny_fam.gin)."""
     return Run("base", "twins", "FAM, M = 0", asked=(Asked("1,2,4,8,16,64,256,1024"),))
 
 

@@ -7,11 +7,12 @@ ablations.md.
     python launch/studies/recall_pages.py ablations "AMD EPYC=runs/memory/study.json"        memory_study.py
 
 The JSON file beside the page keeps the figures by the name of the machine: one of the same name is replaced, and
-`"AMD EPYC="` removes it. Without a file the table is written again.
+`"AMD EPYC="` removes it. Without a file the table is written again. `quickstart` also draws docs/passkey.png.
 """
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from pages import DOCS, FOUND, Page, add, by_name, ranged, without_seed
@@ -22,6 +23,12 @@ WRITTEN_BY = {
     "story": ("models", "famjax eval"),
     "smollm2": ("models", "famjax eval"),
     "ablations": ("runs", "memory_study.py"),
+}
+# Rows of docs/quickstart.json in its plot; of those with one name the last.
+DRAWN = {
+    "gated": "FAM, gated updates, 1,200 steps",
+    "fam": "FAM, the paper's update, 2,400 steps",
+    "bswa": "BSWA: the same model without memory",
 }
 
 
@@ -64,6 +71,32 @@ def length(blocks: int) -> str:
     return f"{blocks:,} block{'s' * (blocks != 1)}"
 
 
+def draw(path: Path, results: dict[str, Any]) -> None:
+    """Draws exact match against the length of the filler: the mean over seeds, and a band for their range."""
+    from matplotlib.figure import Figure
+
+    from famjax.evals.reports.charts import Line, Point, curve
+
+    rows = {name: (found["blocks"], seeds) for found in results.values() for name, seeds in found["rows"].items()}
+    figure = Figure(figsize=(7.5, 4.0), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, label) in enumerate(DRAWN.items()):
+        blocks, seeds = rows[name]
+        values = list(zip(*seeds, strict=True))
+        points = [Point(x, sum(y) / len(y), min(y), max(y)) for x, y in zip(blocks, values, strict=True)]
+        curve(axes, Line(number, f"{label}, {len(seeds)} seeds", points))
+    axes.axvline(6, color="0.5", ls="--", lw=1)
+    axes.annotate("gradients reach in training", (6, 0.35), xytext=(4, 0), textcoords="offset points",
+                  fontsize=8, color="0.35", rotation=90, va="center")  # fmt: skip
+    axes.set(xscale="log", ylim=(-0.03, 1.03), ylabel="exact match of the pass key",
+             xlabel="blocks of filler (64 tokens each), which FAM is updated after")  # fmt: skip
+    axes.set_xticks(blocks, [f"{count:,}" for count in blocks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.3), frameon=False)
+    figure.savefig(path)
+
+
 PAGES = {name: Page(DOCS / f"{name}.md", DOCS / f"{name}.json", {name: by_name(section)}) for name in WRITTEN_BY}
 
 
@@ -74,7 +107,10 @@ def main() -> int:
     parser.add_argument("found", nargs="*", metavar=FOUND, help="a machine, and the file of its results")
     args = parser.parse_args()
     part, verb = WRITTEN_BY[args.page]
-    return add(PAGES[args.page], args.found, part, kept, verb)
+    failed = add(PAGES[args.page], args.found, part, kept, verb)
+    if args.page == "quickstart" and not failed:
+        draw(DOCS / "passkey.png", PAGES[args.page].read())
+    return failed
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main() -> int:
     twins = ("--twins", "0,1,2")
 
     def shown() -> None:
-        verbs.famjax("quickstart", *twins, "--output", args.folder / "passkey")
+        verbs.famjax("quickstart", "--paper", *twins, "--output", args.folder / "passkey")
         verbs.famjax("quickstart", *twins, "--texts", args.texts, "--output", args.folder / "texts")
         models = [args.folder / task / name for task in ("passkey", "texts") for name in MODELS]
         flags = [word for model in models for word in ("--model", model)]

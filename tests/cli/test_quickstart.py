@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from famjax.cli import quickstart, side_by_side
-from famjax.cli.main import main
+from famjax.cli.main import main, parse
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,20 @@ def test_a_failed_training_is_told_with_its_last_words(tmp_path, monkeypatch, ca
     error = capfd.readouterr().err
     assert "the training of bswa failed: no space left" in error
     assert str(tmp_path / "out" / "bswa.log") in error
+
+
+@pytest.mark.parametrize(
+    ("words", "update", "steps"), [([], "gated", 1200), (["--paper"], "feedback", 2400), (["--steps", "7"], "gated", 7)]
+)
+def test_twins_differ_from_fam_in_their_memory_alone(tmp_path, words, update, steps):
+    """The update that was asked for, and the same documents and steps for all."""
+    args = parse(quickstart, [*words, "--twins", "0,2", "--seed", "3"])
+    fam, *twins = (job.config for job in quickstart._jobs(args, tmp_path))
+    assert (fam.model.memory.fam_update, fam.model.memory.fam_length, fam.steps) == (update, 8, steps)
+    assert [twin.model.memory.memory_segments for twin in twins] == [0, 2]
+    for twin in twins:
+        assert twin.model.memory.fam_length == 0
+        assert (twin.steps, twin.seed, twin.passkey) == (fam.steps, 3, fam.passkey)
 
 
 def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
@@ -57,7 +71,9 @@ def test_the_verdict_tells_the_worst_trained_length_and_every_longer_one():
         (["--no-training", "--seed", "0"], "--seed has no effect with --no-training"),
         (["--no-training", "--steps", "3"], "--steps has no effect with --no-training"),
         (["--no-training", "--keys", "1"], "--keys has no effect with --no-training"),
+        (["--no-training", "--paper"], "--paper has no effect with --no-training"),
         (["--texts", "x", "--keys", "1"], "--keys has no effect with --texts"),
+        (["--texts", "x", "--paper"], "--paper has no effect with --texts"),
         (["--stpes", "3"], "--steps"),
     ],
 )
