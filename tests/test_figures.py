@@ -85,9 +85,17 @@ def test_keys_by_name_in_memory() -> None:
     of = lambda values: ranged(values).replace("-", " to ")
     mean = lambda values: f"{sum(values) / 3:.2f}"
     assert found["seeds"] == len(new["512"]) == 3
-    assert f"of new values {of(new['512'])} are recalled in documents of 512 tokens, of first values" in page
+    assert f"Of new values {of(new['512'])} are recalled in documents of 512 tokens, of first values" in page
     assert f"of first values {mean(first['512'])}. With two keys {of(found['tables']['pairs']['2']['512'])}" in page
-    assert f"at four times that length {mean(new['2048'])} against {mean(first['2048'])}" in page
+    assert f"at four times it {mean(new['2048'])} against {mean(first['2048'])}, since" in page
+    gated = results("rewritten")["AMD EPYC, gated updates"]["tables"]
+    new = {
+        length: [f"{value:.2f}" for value in gated["new values of a key"]["1"][length]] for length in ("512", "2048")
+    }
+    (one, bad, two), (far, worse, further) = new["512"], new["2048"]
+    assert f"new values {one} and {two} at 512 tokens, {far} and {further} at 2,048, as first values" in page
+    assert f"did not learn to overwrite: {bad} and {worse}." in page
+    assert {f"{gated['pairs']['2']['2048'][seed]:.2f}" for seed in (0, 2)} == {"0.98"}
 
 
 def test_the_published_model_in_the_readme(readme: str) -> None:
