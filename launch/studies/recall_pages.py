@@ -80,8 +80,8 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     rows = {name: (found["blocks"], seeds) for found in results.values() for name, seeds in found["rows"].items()}
     figure = Figure(figsize=(7.5, 4.0), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for number, (name, label) in enumerate(DRAWN.items()):
-        blocks, seeds = rows[name]
+    for number, name in enumerate(name for name in DRAWN if name in rows):
+        label, (blocks, seeds) = DRAWN[name], rows[name]
         values = list(zip(*seeds, strict=True))
         points = [Point(x, sum(y) / len(y), min(y), max(y)) for x, y in zip(blocks, values, strict=True)]
         curve(axes, Line(number, f"{label}, {len(seeds)} seeds", points))
@@ -89,7 +89,7 @@ def draw(path: Path, results: dict[str, Any]) -> None:
     axes.annotate("gradients reach in training", (6, 0.35), xytext=(4, 0), textcoords="offset points",
                   fontsize=8, color="0.35", rotation=90, va="center")  # fmt: skip
     axes.set(xscale="log", ylim=(-0.03, 1.03), ylabel="exact match of the pass key",
-             xlabel="blocks of filler (64 tokens each), which FAM is updated after")  # fmt: skip
+             xlabel="blocks of filler between key and question (64 tokens and one update of FAM each)")  # fmt: skip
     axes.set_xticks(blocks, [f"{count:,}" for count in blocks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
