@@ -27,7 +27,7 @@ quickstart: say-quickstart $(RUN_READY)  ## train FAM and a BSWA baseline on the
 say-quickstart:
 	@test -e $(RUN_READY) || echo "make quickstart: first installs packages into $(VENV): a few minutes, once"
 	@echo "make quickstart: shows within half a minute what a trained model recalls; then"
-	@echo "make quickstart: trains two small models in parallel, 3 to 5 minutes on two cores, and evaluates them, 1 to 2"
+	@echo "make quickstart: trains two small models in parallel, 2 to 6 minutes on two cores, and evaluates them, 1 to 2"
 	@echo "minutes; the comparison is printed and written to $(OUTPUT)"
 
 # A crashed worker ends the run, since xdist can hang after replacing one.
