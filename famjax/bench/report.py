@@ -12,6 +12,7 @@ from rich.table import Table
 
 from famjax.bench.machine import summary
 from famjax.bench.suites import flatness
+from famjax.process.shown import plain, wide_console
 from famjax.storage.model_dir import write_text
 
 matplotlib.use("Agg")
@@ -32,9 +33,7 @@ def write(directory: str | Path, results: dict[str, Any]) -> None:
 
 def print_tables(results: dict[str, Any], console: Console | None = None) -> None:
     """Prints a table for each suite."""
-    console = console or Console(markup=False)
-    if not console.is_terminal:
-        console.width = 140  # files and pipes have no width
+    console = wide_console(140, console)
     for line in tables(results):
         console.print(line)
     if "machine" in results:
@@ -151,7 +150,7 @@ def _plot_serving(figure_axes: Any, rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["name"] == name]
         median, low, high = (np.array([row["tokens_per_second"][key] for row in own]) for key in SPREAD)
         figure_axes.errorbar([row["clients"] for row in own], median, [median - low, high - median], marker="o",
-                             capsize=3, label=name.replace("$", r"\$"))  # fmt: skip
+                             capsize=3, label=plain(name))  # fmt: skip
     clients = sorted({row["clients"] for row in rows})
     figure_axes.set(xscale="log", ylim=(0, None), xlabel="clients at once", ylabel="tokens/s", title="serving")
     figure_axes.set_xticks(clients, list(map(str, clients)))

@@ -59,7 +59,12 @@ def updates(sample: Sample, block_size: int) -> int:
 
     It is never negative, even if the needle was truncated.
     """
-    return max(0, max(0, sample.tokens - 1) // block_size - int(sample.about.get("needle", 0)) // block_size)
+    return updates_between(int(sample.about.get("needle", 0)), sample.tokens, block_size)
+
+
+def updates_between(needle: int, answer: int, block_size: int) -> int:
+    """Returns the number of FAM updates after the token `needle` and before the token `answer`, at least 0."""
+    return max(0, max(0, answer - 1) // block_size - needle // block_size)
 
 
 def key_of(model: str, task: str, settings: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ class Stream(Protocol):
     """Incremental decoding of tokens to text."""
 
     stopped: bool
+    taken: int  # number of tokens so far, up to the one that completed a stop text
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
         """Returns the text that later tokens cannot change."""
@@ -191,13 +192,11 @@ class Codec:
         if self.is_bytes:
             stream = self.stream((), before)
             return stream.feed(ids) + stream.finish(), ids.tolist(), stopped
-        stream, text, count = self.stream(stops, before), "", 0
-        while count < len(ids) and not stream.stopped:
-            count += 1
-            text += stream.feed(ids[count - 1 : count])
+        stream = self.stream(stops, before)
+        text = stream.feed(ids)
         text += stream.finish()  # may find a stop text in the text that was held back
         if stream.stopped:  # tokens from the stop text on are not part of the answer
-            return text, ids[: self._tokens_within(text, ids[:count], before)].tolist(), True
+            return text, ids[: self._tokens_within(text, ids[: stream.taken], before)].tolist(), True
         return text, ids.tolist(), stopped
 
     def _tokens_within(self, text: str, ids: np.ndarray, before: Any) -> int:

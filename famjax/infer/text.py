@@ -28,10 +28,11 @@ class TextStream:
 
     Attributes:
       stopped: whether a stop sequence has ended the text.
+      taken: number of tokens so far.
     """
 
     def __init__(self, stops: Sequence[Sequence[int]] = (), before: Iterable[int] = ()):
-        self.stopped = False
+        self.stopped, self.taken = False, 0
         self._stops = [list(stop) for stop in stops]
         self._held: list[int] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -39,7 +40,9 @@ class TextStream:
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
         """Returns the text that is now final. `stopped`: these tokens end with a stop sequence."""
-        self._held += [int(token) for token in tokens]
+        new = [int(token) for token in tokens]
+        self._held += new
+        self.taken += len(new)
         hold = 0
         self.stopped |= stopped
         if stopped:
@@ -61,7 +64,7 @@ class TokenTextStream:
     """Incremental decoder for any vocabulary; a token may be part of a character or several words.
 
     End-of-text tokens are found on the device, as for bytes. Stop texts are found here, in the text, since a token may
-    contain the end of one and more text after it. `stopped` is then True.
+    contain the end of one and more text after it. `stopped` is then True, and `taken` counts the tokens up to that one.
 
     The text does not depend on how the tokens are split over calls: it equals that of decoding all of them at once,
     without an incomplete character at the end.
@@ -77,7 +80,7 @@ class TokenTextStream:
         self, certain: Certain, stops: Sequence[Sequence[int]] = (), texts: Sequence[str] = (),
         before: Iterable[int] = (),
     ):  # fmt: skip
-        self.stopped = False
+        self.stopped, self.taken = False, 0
         self._certain, self._stops, self._texts = certain, [list(stop) for stop in stops], list(texts)
         # Only a window of ids at the end of the text is decoded; `_given` counts its characters already returned.
         self._ids = [int(token) for token in before if token >= 0]
@@ -88,13 +91,16 @@ class TokenTextStream:
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
         """Returns the text that is now final. `stopped`: these tokens end with one of `stops`."""
         new, text = np.array([int(token) for token in tokens], np.int64), ""
-        for token in without_stop(new, self._stops) if stopped else new:
+        shown = without_stop(new, self._stops) if stopped else new
+        for token in shown:
             if self.stopped:  # by a stop text: later tokens of a call must not change the answer
-                break
+                return text
+            self.taken += 1
             self._ids.append(int(token))
             self._held += self._next()
             text += self._release()
-        if stopped:
+        if stopped and not self.stopped:
+            self.taken += len(new) - len(shown)
             text += self.finish()
             self.stopped = True
         return text

@@ -41,14 +41,17 @@ class Row:
       stream: incremental decoder of its text.
 
     Attributes:
-      made: number of tokens generated so far.
       stops: `decode.stop_array` of the job's stop sequences.
     """
 
     def __init__(self, job: Job, sample: int, stream: Stream):
         self.job, self.sample, self.stream = job, sample, stream
-        self.made = 0
         self.stops = stop_array(job.ask.stops)
+
+    @property
+    def made(self) -> int:
+        """Number of tokens generated so far."""
+        return self.stream.taken
 
     @property
     def limit(self) -> int:
@@ -143,13 +146,11 @@ class Batch:
     def _generated(row: Row, tokens: np.ndarray, scores: Scored | None, stopped: bool) -> Generated | None:
         if (tokens == NON_FINITE).any():
             return None
-        text, count = "", 0
-        while count < len(tokens) and not row.stream.stopped:  # tokens after a stop text are not part of the answer
-            count += 1
-            text += row.stream.feed(tokens[count - 1 : count], stopped and count == len(tokens))
+        before = row.made
+        text = row.stream.feed(tokens, stopped)
+        count = row.made - before  # tokens after a stop text are not part of the answer
         tokens = tokens[:count]
         scores = None if scores is None else Scored(*(x[:count] for x in scores))
-        row.made += count
         if row.stream.stopped:
             return Generated(row.sample, text, tokens, scores, "stop")
         if row.made < row.job.ask.max_tokens:

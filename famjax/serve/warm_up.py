@@ -55,11 +55,12 @@ def warm_up(model: Transformer, max_rows: int) -> Iterator[str]:
 
 
 class _Silent(Stream):
-    """A stream that discards its tokens and returns no text."""
+    """A stream that counts its tokens and returns no text."""
 
-    stopped = False
+    stopped, taken = False, 0
 
     def feed(self, tokens: Iterable[int], stopped: bool = False) -> str:
+        self.taken += len(list(tokens))
         return ""
 
     def finish(self) -> str:

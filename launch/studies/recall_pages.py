@@ -12,6 +12,7 @@ The JSON file beside the page keeps the figures by the name of the machine: one 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ WRITTEN_BY = {
 }
 # Rows of docs/quickstart.json in its plot; of those with one name the last.
 DRAWN = {
-    "gated": "FAM, gated updates, 1,200 steps",
-    "fam": "FAM, the paper's update, 2,400 steps",
-    "bswa": "BSWA: the same model without memory",
+    "gated": "FAM with gated updates, 1,200 steps",
+    "fam": "FAM with the paper's update, 2,400 steps",
+    "bswa": "BSWA, the same without memory",
 }
 
 
@@ -72,29 +73,28 @@ def length(blocks: int) -> str:
 
 
 def draw(path: Path, results: dict[str, Any]) -> None:
-    """Draws exact match against the length of the filler: the mean over seeds, and a band for their range."""
-    from matplotlib.figure import Figure
+    """Draws the rows of `DRAWN`, the mean over seeds and a band for their range, in the plot of `famjax eval`."""
+    from famjax.cli.gin_config import load_train_config
+    from famjax.evals.reports.report import plot
 
-    from famjax.evals.reports.charts import Line, Point, curve
-
+    config, _ = load_train_config(["gin/experiments/tiny_fam.gin"], (), ["MODEL_DIR='none'"])
     rows = {name: (found["blocks"], seeds) for found in results.values() for name, seeds in found["rows"].items()}
-    figure = Figure(figsize=(7.5, 4.0), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for number, name in enumerate(name for name in DRAWN if name in rows):
-        label, (blocks, seeds) = DRAWN[name], rows[name]
-        values = list(zip(*seeds, strict=True))
-        points = [Point(x, sum(y) / len(y), min(y), max(y)) for x, y in zip(blocks, values, strict=True)]
-        curve(axes, Line(number, f"{label}, {len(seeds)} seeds", points))
-    axes.axvline(6, color="0.5", ls="--", lw=1)
-    axes.annotate("gradients reach in training", (6, 0.35), xytext=(4, 0), textcoords="offset points",
-                  fontsize=8, color="0.35", rotation=90, va="center")  # fmt: skip
-    axes.set(xscale="log", ylim=(-0.03, 1.03), ylabel="exact match of the pass key",
-             xlabel="blocks of filler between key and question (64 tokens and one update of FAM each)")  # fmt: skip
-    axes.set_xticks(blocks, [f"{count:,}" for count in blocks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center right", bbox_to_anchor=(1, 0.3), frameon=False)
-    figure.savefig(path)
+    models = []
+    for name, label in DRAWN.items():
+        blocks, seeds = rows[name]
+        points = zip(blocks, zip(*seeds, strict=True), strict=True)
+        models.append({
+            "label": f"{label}, {len(seeds)} seeds", "trained_filler_tokens": config.longest_filler,
+            "passkey": [of_length(count, values, config.model.memory.block_size) for count, values in points],
+        })  # fmt: skip
+    plot(path, models)
+
+
+def of_length(blocks: int, values: Sequence[float], block_size: int) -> dict[str, float]:
+    """Returns a row as in results.json. Over all offsets of the filler to the block boundaries, there are on average
+    half a block more tokens than asked for, and two FAM updates more than blocks."""
+    of_seeds = {"exact_match": sum(values) / len(values), "low": min(values), "high": max(values)}
+    return {"filler_tokens": blocks * block_size + block_size / 2, "fam_updates": blocks + 2} | of_seeds
 
 
 PAGES = {name: Page(DOCS / f"{name}.md", DOCS / f"{name}.json", {name: by_name(section)}) for name in WRITTEN_BY}

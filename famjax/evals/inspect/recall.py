@@ -7,6 +7,7 @@ import numpy as np
 
 from famjax.data.passkey_text import Document, Writer, random_key
 from famjax.evals.inspect.knockout import INSTEAD, Case, knock_out
+from famjax.evals.samples import updates_between
 from famjax.evals.statistics import ratio_interval, wilson_interval
 from famjax.infer.branches import read_prefixes
 from famjax.infer.prefill import prefill
@@ -39,7 +40,7 @@ def pass_keys(writer: Writer, blocks: int, block_size: int, documents: int, digi
 def updates_of(document: Document, block_size: int) -> int:
     """Returns the number of FAM updates between the last token of the key's last mention and the answer, as
     `famjax eval` counts them."""
-    return (int(document.answer[0]) - 1) // block_size - int(document.mention[-1]) // block_size
+    return updates_between(int(document.mention[-1]), int(document.answer[0]), block_size)
 
 
 def pass_key_recall(

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from famjax.process.shown import plain
+
 SIZE = (4.8, 3.2)
 # Okabe and Ito's palette, which is safe for color blindness; markers and dashes differ too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D00", "#555555")
@@ -58,12 +60,6 @@ class Line(NamedTuple):
 def color(number: int) -> str:
     """Returns the color of curve `number`."""
     return COLORS[number % len(COLORS)]
-
-
-def plain(text: str) -> str:
-    """Returns a text for matplotlib to show as it is: it reads `$` as mathematics, and omits a label that begins with
-    an underscore."""
-    return re.sub("^_", " _", text).replace("$", r"\$")
 
 
 def curve(axes: Any, line: Line) -> None:

@@ -107,8 +107,8 @@ def _check_same(task: str, asked: list[tuple[dict[str, Any], list[Sample]]]) -> 
             raise ConfigError(f"{runs} have results by position in blocks of {blocks} tokens; evaluate these models in "
                               f"one command to compare them")  # fmt: skip
         before, ours = (_asks(one["tasks"][task]) for one in (first, model))
-        differs = [f"{name} is {before[name]!r} and {ours[name]!r}" for name in before.keys() & ours
-                   if before[name] != ours[name]]  # fmt: skip
+        differs = [f"{name} is {value!r} and {ours[name]!r}" for name, value in before.items()
+                   if name in ours and value != ours[name]]  # fmt: skip
         if differs and any(sample.id in theirs for sample in samples):
             raise ConfigError(f"{runs} asked different questions of {task}: {differs[0]}; evaluate both with the same "
                               f"data, settings and seed")  # fmt: skip

@@ -11,6 +11,7 @@ from rich.table import Table
 from famjax.evals import reach
 from famjax.evals.reports import charts
 from famjax.evals.reports.charts import Line, Point
+from famjax.process.shown import wide_console
 
 RESULTS_JSON, PLOT_PNG = "results.json", "passkey.png"
 # Numbers from here on are printed in scientific notation.
@@ -185,12 +186,8 @@ def _notes(models: list[dict[str, Any]], task: str) -> list[str]:
 
 
 def print_wide(table: Table, width: int, console: Console | None = None) -> None:
-    """Prints a table; with `width` columns if the output is a file or a pipe, so that nothing wraps. Names in brackets
-    are no markup."""
-    console = console or Console(markup=False)
-    if not console.is_terminal:
-        console.width = width
-    console.print(table)
+    """Prints a table (`wide_console`)."""
+    wide_console(width, console).print(table)
 
 
 def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
@@ -203,8 +200,8 @@ def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
     trained = max((model.get("trained_filler_tokens") or 0 for model in models), default=0)
     if trained:
         axes.axvline(trained, color="0.5", ls="--", lw=1)
-        axes.annotate("gradients reach in training", (trained, 0.5), xytext=(4, 0), textcoords="offset points",
-                      fontsize=8, color="0.35", rotation=90, va="center")  # fmt: skip
+        axes.annotate("gradients reach in training", (trained, 0.2), xytext=(4, 0), textcoords="offset points",
+                      fontsize=7, color="0.35", rotation=90, va="center")  # fmt: skip
     axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="filler (tokens)", ylabel="exact match of the pass key")
     _second_axis(axes, models[0]["passkey"])
     axes.grid(alpha=0.3)
