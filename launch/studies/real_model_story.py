@@ -2,6 +2,7 @@
 
     python launch/studies/real_model_story.py DIR           the same command resumes an interrupted run
     python launch/studies/real_model_story.py DIR --quick   a few training steps, as a smoke test
+    python launch/studies/real_model_story.py DIR --twin    trains a model without FAM, too, with the same steps and tasks
     python launch/studies/real_model_story.py DIR --texts 'books/*.txt' --wikitext wiki.test.tokens
 
 1. downloaded launch/fetch_smollm2.py: 98 MB, Apache-2.0
@@ -11,9 +12,9 @@
 4. trained    FAM and LoRA in the upper 8 layers on the pass key: the gate opens, the key is carried; then, in streams,
               kept; then, with --texts, beside rows of text on which the base's predictions are kept, and at last
               with three memory segments
-5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, not trained; after
-              training with segments, by the import with five; with --wikitext also bits per byte of four pages, with
-              the window of the trained model
+5. evaluated  the pass key at 0 to 64 blocks of filler, after and before training, and by the twin, not trained (with
+              --twin also trained); after training with segments, by the import with five; with --wikitext also bits per
+              byte of four pages, with the window of the trained model
 6. exported   and loaded by transformers, if it is installed
 """
 
@@ -22,6 +23,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +49,14 @@ class Stage(NamedTuple):
     start: str
     experiment: str
     macros: dict[str, Any]
+
+    def of_twin(self) -> "Stage":
+        """The same training of the twin, which has no gate to open, and whose window is wider."""
+        macros = {**self.macros, "TrainConfig.fam_opening_steps": 0}
+        if self.name == "wide":
+            macros["MEMORY_SEGMENTS"] = MORE_SEGMENTS
+        start = self.start.removeprefix("fam_")
+        return Stage(f"twin_{self.name}", f"twin_{start}", self.experiment, macros)
 
 
 # The second stage resumes the first with a lower rate.
@@ -80,6 +90,9 @@ def main() -> int:
         "--seed", type=int, default=0, metavar="N", help="seed of the trainings and of FAM's prompt (default: 0)"
     )
     parser.add_argument(
+        "--twin", action="store_true", help="train the twin, too, in the same stages (about as long again)"
+    )
+    parser.add_argument(
         "--texts", metavar="GLOB", help="text files, UTF-8, for a third and fourth training; without, there are two"
     )
     parser.add_argument("--wikitext", type=Path, metavar="FILE", help="test file of WikiText, for an evaluation")
@@ -100,15 +113,18 @@ def main() -> int:
         at, text = args.folder, (args.text or Path(__file__)).read_text(encoding="utf-8")[:4000]
         imported(at, args.seed)
         harmless(at, text)
-        last = train(at, args.seed, args.steps or (QUICK_STEPS if args.quick else None), args.texts)
+        stages = stages_of(args.steps or (QUICK_STEPS if args.quick else None), args.texts)
+        train(at, args.seed, [*stages, *(stage.of_twin() for stage in stages if args.twin)])
+        last = stages[-1].name
+        trained = [last, f"twin_{last}"] if args.twin else [last]
         blocks, alignments = ("0,1,4", 4) if args.quick else ("0,1,2,4,8,16,32,64", 8)
         # Few rows: finished ones are computed to the end of the longest document.
         asked = ["--filler-blocks", blocks, f"--gin.EvalConfig.alignments={alignments}", "--gin.BATCH_SIZE=8"]
         if args.texts:
-            evaluate(at, [last], asked, "shown")
+            evaluate(at, trained, asked, "shown")
             evaluate(at, ["fam_imported"], [*asked, "--memory-segments", MORE_SEGMENTS], "shown_imported")
         else:
-            evaluate(at, [last, "fam_imported", "twin_imported"], asked, "shown")
+            evaluate(at, [*trained, "fam_imported", "twin_imported"], asked, "shown")
         if args.wikitext:
             pages = ["--task", "wikitext", "--data", f"wikitext={args.wikitext}", "--examples", "4", "--longest", "512"]
             window = ["--memory-segments", SEGMENTS] if args.texts else []
@@ -126,16 +142,18 @@ def evaluate(at: Path, models: list[str], asked: list[object], output: str) -> N
     verbs.famjax("eval", *(word for name in models for word in ("--model", at / name)), *asked, "--output", at / output)
 
 
-def train(at: Path, seed: int, steps: int | None, texts: str | None) -> str:
-    """Trains the stages, those with texts if there are any, or with `steps` the first alone; returns the directory of
-    the last one in `at`."""
-    stages = (*STAGES, *(stage._replace(macros={"TEXTS": texts}) for stage in WITH_TEXTS)) if texts else STAGES
+def stages_of(steps: int | None, texts: str | None) -> tuple[Stage, ...]:
+    """The trainings, those with texts if there are any, or with `steps` the first alone."""
     if steps is not None:
-        stages = (STAGES[0]._replace(macros={"TRAIN_STEPS": steps}),)
+        return (STAGES[0]._replace(macros={"TRAIN_STEPS": steps}),)
+    return (*STAGES, *(stage._replace(macros={"TEXTS": texts}) for stage in WITH_TEXTS)) if texts else STAGES
+
+
+def train(at: Path, seed: int, stages: Sequence[Stage]) -> None:
+    """Runs trainings in `at`, each from an earlier directory there."""
     for stage in stages:
         places = {"INITIAL_CHECKPOINT_PATH": str(at / stage.start), "MODEL_DIR": str(at / stage.name)}
         verbs.train(stage.experiment, **places, RANDOM_SEED=seed, **stage.macros)
-    return stages[-1].name
 
 
 def imported(at: Path, seed: int) -> None:

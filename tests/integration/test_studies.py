@@ -96,6 +96,9 @@ def test_what_the_evaluation_shown_asks_for_is_known(tmp_path, monkeypatch) -> N
         assert sorted({length for length in lengths}) == list(parsed[2].lengths)
 
 
+EVERY_STAGE = ["carries", "carries", "keeps", "reads", "wide"]
+
+
 def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path, monkeypatch) -> None:
     """From import to export: every command parses, the models evaluated are the last one trained and both imports, and
     every training starts from what an earlier command has made."""
@@ -117,10 +120,12 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path,
     texts = ["--texts", glob, "--wikitext", str(tmp_path / "wiki.txt")]
     for flags, trained, shows in (
         ([], ["carries", "carries", "keeps"], ["eval"]),
-        (texts, ["carries", "carries", "keeps", "reads", "wide"], ["eval", "eval", "eval"]),
+        (texts, EVERY_STAGE, ["eval", "eval", "eval"]),
+        (["--twin"], ["carries", "carries", "keeps", "twin_carries", "twin_carries", "twin_keeps"], ["eval"]),
+        (["--twin", *texts], [*EVERY_STAGE, *(f"twin_{name}" for name in EVERY_STAGE)], ["eval", "eval", "eval"]),
         (["--quick"], ["carries"], ["eval"]),
     ):
-        out = tmp_path / trained[-1]
+        out = tmp_path / "_".join(flags[:1] + trained[-1:])
         out.mkdir()
         monkeypatch.setattr("sys.argv", ["real_model_story.py", str(out), *flags])
         said.clear()
@@ -137,15 +142,18 @@ def test_the_story_of_the_published_model_asks_for_what_the_verbs_know(tmp_path,
             assert Path(eval_text(bindings["INITIAL_CHECKPOINT_PATH"])).name in made
             assert eval_text(bindings["MODEL_DIR"]) == str(out / name)
             made.add(name)
-        last = trained[-1]
+        twin = "--twin" in flags
+        last = trained[-1].removeprefix("twin_")
+        models = [last, f"twin_{last}"] if twin else [last]
         named = lambda one: ([Path(model).name for model in one.model], one.memory_segments)
         evaluated = [named(one) for one in parsed[4 + len(trained) : -1]]
-        if flags == texts:
-            assert evaluated == [([last], None), (["fam_imported"], 5), ([last, "fam_imported"], 3)]
+        if "--texts" in flags:
+            assert evaluated == [(models, None), (["fam_imported"], 5), ([last, "fam_imported"], 3)]
             assert "MEMORY_SEGMENTS = 3" in Path(trainings[-1].gin_files[0]).read_text()
+            assert ("MEMORY_SEGMENTS=5" in trainings[-1].gin_bindings) == twin
         else:
-            assert evaluated == [([last, "fam_imported", "twin_imported"], None)]
-        assert (f"TEXTS={glob!r}" in trainings[-1].gin_bindings) == (flags == texts)
+            assert evaluated == [([*models, "fam_imported", "twin_imported"], None)]
+        assert (f"TEXTS={glob!r}" in trainings[-1].gin_bindings) == ("--texts" in flags)
         assert compared[-2:] == [out / last, out / f"exported_{last}"]
     assert f"TRAIN_STEPS={story.QUICK_STEPS}" in trainings[0].gin_bindings and tuple(shown.filler_blocks) == (0, 1, 4)
 
