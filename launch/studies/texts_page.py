@@ -1,4 +1,4 @@
-"""Writes results of texts_study.py into docs/texts.md: without memory segments, and with them.
+"""Writes results of texts_study.py into docs/texts.md: without memory segments, with them, and trained on joined texts.
 
     python launch/studies/texts_study.py runs/texts_study runs/texts
     python launch/studies/texts_page.py "900 steps=runs/texts_study/study.json"
@@ -26,19 +26,20 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     return lines[:-1]
 
 
-def tables(segments: bool) -> Callable[[dict[str, Any]], list[str]]:
-    """Returns the function of the tables of studies with, or without, memory segments."""
-
-    def lines(results: dict[str, Any]) -> list[str]:
-        runs = lambda found: parsed(",".join(found["bits_per_byte"]["heldout"]))
-        return by_name(section)({
-            name: found for name, found in results.items() if any(run.segments for run in runs(found)) == segments
-        })  # fmt: skip
-
-    return lines
+def part(found: dict[str, Any]) -> str:
+    """Returns the part of the page that a study belongs to."""
+    if found.get("join"):
+        return "trained_on_joined"
+    return "segments" if any(run.segments for run in parsed(",".join(found["bits_per_byte"]["heldout"]))) else "texts"
 
 
-PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", {"texts": tables(False), "segments": tables(True)})
+def tables(name: str) -> Callable[[dict[str, Any]], list[str]]:
+    """Returns the function of the tables of one part."""
+    return lambda results: by_name(section)({key: found for key, found in results.items() if part(found) == name})
+
+
+PARTS = ("texts", "segments", "trained_on_joined")
+PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", {name: tables(name) for name in PARTS})
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "bits_per_byte", lambda found: found, "texts_study.py"))

@@ -5,9 +5,10 @@
 
 A run is a kind of model and M, its number of memory segments: `bswa_m0` (no FAM), `fam_m0` (the paper's update) or
 `gated_m1` (gated updates). Each is trained once per seed, each training on its own core, and evaluated on the held-out
-documents twice: document by document, and joined to one text whose memory is never reset. Finished work is not
-repeated, so the same command resumes. DIR gets study.json and study.md: bits per byte by position, the mean over seeds,
-and differences from the BSWA of the same M with the range over seeds.
+documents twice: document by document, and joined to one text whose memory is never reset. With --join N they train on
+joined documents, too: texts of 1 to N documents in random order, in which a subject changes and the memory is not
+reset. Finished work is not repeated, so the same command resumes. DIR gets study.json and study.md: bits per byte by
+position, the mean over seeds, and differences from the BSWA of the same M with the range over seeds.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import verbs
 
 from famjax.cli import side_by_side
@@ -44,9 +46,9 @@ class Run(NamedTuple):
         return f"{KINDS[self.kind]}, M = {self.segments}"
 
     def job(self, seed: int, steps: int, folder: Path, texts: Path) -> side_by_side.Job:
-        """Returns the training job with one seed."""
+        """Returns the training job with one seed, on the .txt files of the folder `texts`."""
         bindings = [f"RANDOM_SEED={seed}", f"MEMORY_SEGMENTS={self.segments}", f"TRAIN_STEPS={steps}",
-                    f"SOURCES=({str(texts / 'train' / '*.txt')!r},)"]  # fmt: skip
+                    f"SOURCES=({str(texts / '*.txt')!r},)"]  # fmt: skip
         if self.kind == "gated":
             bindings.append("MemoryConfig.fam_update='gated'")
         return side_by_side.job(f"{self.name}_{seed}", BSWA if self.kind == "bswa" else FAM, bindings, folder)
@@ -71,6 +73,7 @@ def main() -> int:
     parser.add_argument("--runs", default=DEFAULT, help=f"runs to train and evaluate (default: {DEFAULT})")
     parser.add_argument("--seeds", default="0,1,2", help="seeds (default: 0,1,2)")
     parser.add_argument("--steps", type=int, default=900, help="training steps (default: 900)")
+    parser.add_argument("--join", type=int, metavar="N", help="train on texts of 1 to N joined documents")
     parser.add_argument("--at-once", type=int, metavar="N", help="parallel trainings (default: one per core)")
     args = parser.parse_args()
     try:
@@ -78,7 +81,10 @@ def main() -> int:
         for part in ("train", "heldout"):
             if not any((args.texts / part).glob("*.txt")):
                 raise ConfigError(f"{args.texts / part} has no .txt file; launch/studies/debian_texts.py makes some")
-        jobs = [run.job(seed, args.steps, args.folder, args.texts) for seed in seeds for run in runs]
+        if args.join is not None and args.join < 2:
+            raise ConfigError(f"--join {args.join}: use 2 or more; without --join, documents are not joined")
+        read = args.texts / "train" if args.join is None else join(args.texts / "train", args.folder, args.join)
+        jobs = [run.job(seed, args.steps, args.folder, read) for seed in seeds for run in runs]
     except (ConfigError, ValueError) as error:
         print(f"texts_study: {error}", file=sys.stderr)
         return 2
@@ -90,8 +96,26 @@ def main() -> int:
     except (RuntimeError, subprocess.CalledProcessError) as error:
         print(f"texts_study: {error}", file=sys.stderr)
         return 1
-    write(runs, seeds, args.folder)
+    write(runs, seeds, args.folder, args.join)
     return 0
+
+
+def join(train: Path, folder: Path, most: int) -> Path:
+    """Joins the .txt files of `train` to texts of 1 to `most` documents, and returns their folder in `folder`.
+
+    Documents are in a random order, in which each is once; the logarithm of their number in a text is uniform, so half
+    of the texts have at most the root of `most` documents. All drawn with seed 0.
+    """
+    into, generator = folder / f"joined_{most}", np.random.default_rng(0)
+    into.mkdir(parents=True, exist_ok=True)
+    paths = sorted(train.glob("*.txt"))
+    parts = [paths[one].read_bytes() for one in generator.permutation(len(paths))]
+    texts = 0
+    while parts:
+        number = int(np.exp(generator.uniform(0, np.log(most + 1))))
+        write_bytes(into / f"{texts:04}.txt", b"".join(parts[:number]))
+        parts, texts = parts[number:], texts + 1
+    return into
 
 
 def evaluate(name: str, folder: Path, texts: Path) -> None:
@@ -106,13 +130,14 @@ def evaluate(name: str, folder: Path, texts: Path) -> None:
             verbs.famjax("eval", "--model", folder / name, "--texts", source, "--output", output, quiet=True)
 
 
-def write(runs: list[Run], seeds: list[int], folder: Path) -> None:
+def write(runs: list[Run], seeds: list[int], folder: Path, join: int | None) -> None:
     """Writes study.json and study.md, and prints study.md."""
     found: dict[str, dict[str, list[list[dict[str, float]]]]] = {
         read: {run.name: [rows(folder / f"{run.name}_{seed}-{read}") for seed in seeds] for run in runs}
         for read in READ
     }
-    write_text(folder / "study.json", json.dumps({"seeds": seeds, "bits_per_byte": found}, indent=1) + "\n")
+    study = {"seeds": seeds, "join": join, "bits_per_byte": found}
+    write_text(folder / "study.json", json.dumps(study, indent=1) + "\n")
     lines = []
     for read, title in READ.items():
         lines += [f"## {title}", "", *table(runs, found[read]), ""]

@@ -170,7 +170,7 @@ def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(tmp_p
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.txt").write_text("a" * 3000)
     runs = study.parsed("bswa_m1,fam_m1,gated_m1")
-    configs = [run.job(3, 20, tmp_path / "out", tmp_path).config for run in runs]
+    configs = [run.job(3, 20, tmp_path / "out", tmp_path / "train").config for run in runs]
     memories = [config.model.memory for config in configs]
     assert [(m.fam_length, m.memory_segments, m.fam_update) for m in memories] == [
         (0, 1, "feedback"), (16, 1, "feedback"), (16, 1, "gated"),
@@ -184,6 +184,18 @@ def test_the_texts_study_trains_what_it_names_and_pairs_models_of_one_seed(tmp_p
     assert last.startswith("| all | ")
     with pytest.raises(ConfigError, match="'fam_m' is no run; use KIND_mM"):
         study.parsed("bswa_m0,fam_m")
+
+
+def test_joined_texts_have_every_document_once_and_no_more_than_asked(tmp_path) -> None:
+    study, train = script("texts_study"), tmp_path / "train"
+    train.mkdir()
+    for i in range(40):
+        (train / f"{i:02}.txt").write_text(f"<{i:02}>")
+    texts = [path.read_text() for path in sorted(study.join(train, tmp_path, 8).glob("*.txt"))]
+    assert sorted("".join(texts).split("<")[1:]) == [f"{i:02}>" for i in range(40)]
+    assert 1 == min(map(len, texts)) // 4 and 4 < max(map(len, texts)) // 4 <= 8
+    again = study.join(train, tmp_path / "again", 8)
+    assert texts == [path.read_text() for path in sorted(again.glob("*.txt"))]
 
 
 def test_every_training_of_the_papers_ablations_is_possible(tmp_path) -> None:
