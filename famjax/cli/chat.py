@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, check_file, opened, sampling_of, settle
 from famjax.config import ConfigError
 from famjax.config.checks import seed
-from famjax.config.text import BOM
+from famjax.config.text import text_of
 from famjax.infer.settings import MOST_TOKENS, Sampling, check_whole
 from famjax.process import interrupts
 
@@ -59,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.model)
     codec = Codec(args.model, config.vocab_size)
     turns = Turns(chat_template(split_step(args.model)[0]), codec)
-    if args.system and turns.first("a", args.system).tolist() == turns.first("a").tolist():
-        raise ConfigError("the model's chat template ignores system messages; leave out --system")
+    turns.first("a", args.system)  # a template that rejects or ignores --system shows before the model is loaded
     file = args.session if args.session and Path(args.session).exists() else None
     model, session = opened(args, config, file)
     if file:
@@ -161,10 +160,10 @@ class _Conversation:
 
 
 def _lines() -> Iterator[str]:
-    """Yields the lines that the user types, or those of a pipe."""
+    """Yields the lines that the user types, or those of a pipe. Raises `BadText` if a line of a pipe is not UTF-8."""
     if not sys.stdin.isatty():
-        for number, line in enumerate(sys.stdin.buffer):
-            yield (line if number else line.removeprefix(BOM)).decode("utf-8", "replace").rstrip("\r\n")
+        for number, line in enumerate(sys.stdin.buffer, 1):
+            yield text_of(line, f"standard input, line {number}").rstrip("\r\n")
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives input() a history)

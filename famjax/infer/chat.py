@@ -62,16 +62,30 @@ class Turns:
             and `assistant`.
 
         Raises:
-          ConfigError: if the template rejects the conversation, or without a template a role is unknown.
+          ConfigError: if the template rejects the conversation or ignores a system message, or without a template a
+            role is unknown.
         """
         if self._template is not None:
-            return self._codec.encode(self._template.render(list(messages)), fresh=False)
+            return self._codec.encode(self._rendered(self._template, list(messages)), fresh=False)
         begins = {"system": "", "user": f"{_USER} ", "assistant": f"{_ASSISTANT} "}
         for message in messages:
             if message["role"] not in begins:
                 raise ConfigError(f"role {message['role']!r} is not one of {', '.join(begins)}; there is no template")
         written = "".join(begins[message["role"]] + message["content"] for message in messages)
         return self._codec.encode(written.lstrip("\n") + _ASSISTANT)
+
+    @staticmethod
+    def _rendered(template: ChatTemplate, messages: list[dict[str, str]]) -> str:
+        text = template.render(messages)
+        others = [one for one in messages if one["role"] != "system" or not one["content"]]
+        if others and len(others) < len(messages):
+            try:
+                without: str | None = template.render(others)
+            except ConfigError:
+                without = None
+            if text == without:
+                raise ConfigError("the model's chat template ignores system messages; leave them out")
+        return text
 
     def frame(self) -> tuple[str, str]:
         """Returns the text before and after a user's only turn, up to where the answer begins.

@@ -87,7 +87,8 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     lion: direction = sign(beta1 * mean + (1 - beta1) * gradient); the mean decays with beta2. Its rate is usually 3 to
       10 times lower than AdamW's, with a weight decay higher by the same factor.
     """
-    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    # A part of its own in either case, so that a run can be resumed with or without clipping.
+    parts = [optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()]
     parts += {
         "adamw": lambda: [optax.scale_by_adam(config.beta1, config.beta2)],
         "adafactor": lambda: _adafactor(config),

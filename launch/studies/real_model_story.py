@@ -2,7 +2,7 @@
 
     python launch/studies/real_model_story.py DIR           the same command resumes an interrupted run
     python launch/studies/real_model_story.py DIR --quick   a few training steps, as a smoke test
-    python launch/studies/real_model_story.py DIR --twin    trains a model without FAM, too, with the same steps and tasks
+    python launch/studies/real_model_story.py DIR --twin    trains the twin, too: no FAM, the same steps and tasks
     python launch/studies/real_model_story.py DIR --texts 'books/*.txt' --wikitext wiki.test.tokens
 
 1. downloaded launch/fetch_smollm2.py: 98 MB, Apache-2.0

@@ -68,6 +68,14 @@ def test_ctrl_c_ends_an_answer_only(say, tmp_path: Path, monkeypatch: pytest.Mon
     assert Path(path).exists()
 
 
+def test_a_line_of_a_pipe_in_another_encoding(model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary) -> None:
+    """The lines before it are answered; it is refused by its number."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("naïve\n".encode() + "naïve\n".encode("latin-1"))))
+    assert main(["chat", "--model", str(model_dir), "--max-tokens", "6"]) == 2
+    out, err = capsysbinary.readouterr()
+    assert out.count(b"\n") >= 1 and b"standard input, line 2: this is not UTF-8 text" in err
+
+
 def test_mistakes(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, said in (
         (["--session", str(tmp_path)], "is a directory"), (["--session", "none/a"], "directory is missing"),
@@ -81,7 +89,7 @@ def test_mistakes(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ("template", "said"),
     [
         ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}", "(no system)"),
-        ("", "ignores system messages; leave out --system"),
+        ("", "chat template ignores system messages; leave them out"),
     ],
 )
 def test_a_template_without_system_messages(

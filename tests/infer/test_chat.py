@@ -95,3 +95,19 @@ def test_templates_that_forget(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="omits earlier answers"):
         Turns(chat_template(tmp_path), Codec(tmp_path, 400))
+
+
+def test_system_messages_that_a_template_ignores(tmp_path: Path) -> None:
+    """LLAMA2 above writes users and assistants alone. An empty system message says nothing that could be lost."""
+    tokenizers_of_ours.write(tmp_path, "byte-level")
+    system, user = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Who?"}
+    for template, refused in ((LLAMA2, True), (CHATML, False)):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        turns = Turns(chat_template(tmp_path), Codec(tmp_path, 400))
+        if not refused:
+            assert len(turns.conversation([system, user])) > len(turns.conversation([user]))
+            continue
+        with pytest.raises(ConfigError, match="ignores system messages; leave them out"):
+            turns.conversation([system, user])
+        plain = turns.conversation([user]).tolist()
+        assert turns.conversation([{**system, "content": ""}, user]).tolist() == plain

@@ -193,7 +193,7 @@ def test_joined_texts_have_every_document_once_and_no_more_than_asked(tmp_path) 
         (train / f"{i:02}.txt").write_text(f"<{i:02}>")
     texts = [path.read_text() for path in sorted(study.join(train, tmp_path, 8).glob("*.txt"))]
     assert sorted("".join(texts).split("<")[1:]) == [f"{i:02}>" for i in range(40)]
-    assert 1 == min(map(len, texts)) // 4 and 4 < max(map(len, texts)) // 4 <= 8
+    assert min(map(len, texts)) // 4 == 1 and 4 < max(map(len, texts)) // 4 <= 8
     again = study.join(train, tmp_path / "again", 8)
     assert texts == [path.read_text() for path in sorted(again.glob("*.txt"))]
 

@@ -60,6 +60,15 @@ def test_gradients_are_clipped_to_a_global_norm():
     assert sum(float(leaf.sum()) for leaf in second) == pytest.approx(0.5 * 2.0**2, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion"])
+def test_a_state_fits_with_and_without_clipping(name):
+    """The states have equal paths, so a run can be resumed with another `clip_norm`, 0 among them."""
+    params = tiny.parameters(tiny.config())
+    states = [optimizer(OptimizerConfig(name=name, clip_norm=clip), 10).init(params) for clip in (0.0, 1.0)]
+    paths = [[jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(one)] for one in states]
+    assert paths[0] == paths[1] and jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+
+
 def test_rsqrt_goes_on_from_the_peak():
     """peak * sqrt(warmup / step), with steps counted from 1: half the peak after four warm-ups."""
     rate = schedule(OptimizerConfig(learning_rate=2.0, schedule="rsqrt", warmup_steps=10), 1000)
