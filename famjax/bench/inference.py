@@ -1,6 +1,6 @@
 """Prefill and decoding at several text lengths: famjax, and transformers with the same weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +78,8 @@ class Theirs:
         import transformers
 
         self._torch = torch
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._model = loaded.eval()
         self._cache: Any = None
         self._last: Any = None
 
@@ -139,29 +140,37 @@ def over_lengths(
 
 
 def beside_transformers(
-    size: str, theirs: Path, ours: Path, lengths: tuple[int, ...], repeats: int, threads: int, tell: Tell
+    theirs: Path,
+    ours: Path,
+    memory: Mapping[str, int | None],
+    lengths: tuple[int, ...],
+    repeats: int,
+    threads: int,
+    tell: Tell,
 ) -> list[dict[str, Any]]:
-    """Measures a Llama in transformers, and imported into famjax with and without FAM, alternating.
+    """Measures a model in transformers and the same weights in famjax, without and, if it has one, with FAM,
+    alternating; all compute in float32.
 
     Args:
-      size: a name in `LLAMAS`, for the entries.
       theirs: folder of the transformers model.
-      ours: model directory of its import.
+      ours: model directory with the same weights.
+      memory: memory settings of ours to change, as in `load`.
       lengths: lengths of texts in tokens.
       repeats: number of rounds.
       threads: torch's compute threads.
       tell: see `Tell`.
 
     Returns:
-      Entries as in `over_lengths`, with `size` and the speed relative to transformers.
+      Entries as in `over_lengths`, with the speed relative to transformers.
     """
     import torch
 
     torch.set_num_threads(threads)
-    runners: dict[str, Runner] = {
-        "FAM": Ours(load(ours)), "BSWA": Ours(load(ours, fam_length=0)), "transformers": Theirs(theirs)
-    }  # fmt: skip
-    return [{"size": size, **row} for n in lengths for row in _at_length(runners, n, repeats, tell)]
+    model = load(ours, dtype="float32", **memory)
+    runners: dict[str, Runner] = {"FAM": Ours(model)} if model.config.memory.fam_length else {}
+    runners["BSWA"] = Ours(load(ours, dtype="float32", **{**memory, "fam_length": 0}))
+    runners["transformers"] = Theirs(theirs)
+    return [row for n in lengths for row in _at_length(runners, n, repeats, tell)]
 
 
 def _at_length(runners: dict[str, Runner], length: int, repeats: int, tell: Tell) -> Iterator[dict[str, Any]]:

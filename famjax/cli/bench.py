@@ -22,7 +22,8 @@ HELP = """Measure a configuration: time, tokens per second, memory.
   famjax bench                      training steps: FAM, BSWA, full causal attention (2 minutes on 2 cores)
   famjax bench infer                prefill, and decoding after texts of 1k to 1M tokens: FAM, BSWA, full attention
                                     with a KV cache
-  famjax bench infer --peers        against transformers, both with the same random Llama: --llama tiny, small
+  famjax bench infer --peers        against transformers, both with the same random Llama (--llama tiny, small), or with
+                                    the weights of --model DIR, FAM aside
   famjax bench serve --model DIR    famjax serve under 1, 4 and 16 concurrent clients, with and without batching:
                                     requests/s, tokens/s, time to the first token; without --model a random Llama
   famjax bench serve --model DIR --url http://127.0.0.1:9000 --model-name NAME     compare with another running server
@@ -48,7 +49,7 @@ READ_BY = {
     "train --prefill": ("prefill", "size", "blocks", "rows", *GIN),
     "train --questions": ("questions", "size", "blocks", "rows", *GIN),
     "train --peers": ("peers", "size", "lengths", "tokens", *GIN),
-    "infer": ("size", "lengths", "full_to", *GIN), "infer --peers": ("peers", "lengths", "llama"),
+    "infer": ("size", "lengths", "full_to", *GIN), "infer --peers": ("peers", "lengths", "llama", "model"),
     "serve": ("llama", "model", "url", "model_name", "label", *bench_serve.DEFAULTS),
 }  # fmt: skip
 
@@ -104,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("rows", 1), ("tokens", 1), ("questions", 1), ("full_to", 0)):
         if (value := getattr(args, name)) is not None:
             at_least(f"--{name.replace('_', '-')}", value, least)
+    if args.model:
+        refuse(args, ("llama",), "with --model; leave it out")
     args.blocks, args.llama = args.blocks or BLOCKS, args.llama or "tiny"
     args.full_to = FULL_TO if args.full_to is None else args.full_to
     args.size = args.size or ("tiny" if args.what == "infer" else "peers")
@@ -130,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         check_installed(PACKAGES[:2] if args.what == "infer" else PACKAGES)
 
     def measure(results: dict[str, Any], tell: Tell, cores: int) -> None:
-        size_of = ", ".join(args.gin_files) or args.size
+        size_of = ", ".join(args.gin_files) or args.model or args.size
         results["settings"] = {"size": size_of, "model": dataclasses.asdict(model), "repeats": args.repeats}
         _measure(args, model, rows, tokens, lengths, cores, results, tell)
 
@@ -220,18 +223,27 @@ def _inference(
     args: argparse.Namespace, model: ModelConfig, lengths: tuple[int, ...], cores: int, tell: Tell
 ) -> list[dict[str, Any]]:
     from famjax.bench import inference
+    from famjax.cli.main import main
 
     if not args.peers:
         return inference.over_lengths(model, lengths, args.full_to, args.repeats, tell)
     with tempfile.TemporaryDirectory() as folder:
-        ours = _imported_llama(args, Path(folder))
-        theirs = Path(folder, "theirs")
-        return inference.beside_transformers(args.llama, theirs, ours, lengths, args.repeats, cores, tell)
+        theirs, ours, memory = Path(folder, "theirs"), args.model, memory_overrides(args)
+        if not ours:
+            ours, memory = _imported_llama(args, Path(folder)), {}
+        elif main(["export-hf", ours, str(theirs)]):
+            raise ConfigError(f"{ours} could not be exported, so transformers cannot load it")
+        rows = inference.beside_transformers(theirs, Path(ours), memory, lengths, args.repeats, cores, tell)
+    return [{"size": Path(args.model).resolve().name if args.model else args.llama, **row} for row in rows]
 
 
 def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
     model = preset
-    if args.gin_files:
+    if args.model:
+        from famjax.storage.model_dir import read_config
+
+        model = read_config(args.model)
+    elif args.gin_files:
         from famjax.cli.gin_config import load_model_config
 
         model = load_model_config(args.gin_files, args.gin_search_paths, args.gin_bindings)

@@ -22,7 +22,9 @@ DEFAULTS = {"clients": (1, 4, 16), "requests": 4, "prompt_tokens": 128, "answer_
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags of `famjax bench serve`."""
     group = parser.add_argument_group("serve")
-    group.add_argument("--model", metavar="DIR", help="model directory (default: the random Llama of --llama)")
+    group.add_argument(
+        "--model", metavar="DIR", help="also infer --peers: model directory (default: the random Llama of --llama)"
+    )
     group.add_argument("--clients", type=distinct_numbers, metavar="N,N", help="concurrent clients (default: 1,4,16)")
     group.add_argument("--requests", type=int, metavar="N", help="requests per client (default: 4)")
     group.add_argument("--prompt-tokens", type=int, metavar="N", help="tokens per prompt (default: 128)")

@@ -68,7 +68,7 @@ def test_prefill_is_measured(tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("beside", ["nothing", "peers", "peers of a model"])
 def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
     """Every length and model has its row. What is kept of a text grows with full attention and with transformers'
     cache, twice as much for twice the text, and not with ours."""
@@ -76,12 +76,21 @@ def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
 
     small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
     monkeypatch.setitem(inference.LLAMAS, "tiny", small | {"num_hidden_layers": 2, "vocab_size": 64})
-    more = ["--peers"] if beside else ["--full-to", "80"]
+    alone = beside == "nothing"
+    more = ["--full-to", "80"] if alone else ["--peers"]
+    if beside == "peers of a model":
+        theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+        inference.write_llama("tiny", theirs)
+        assert main(["import-hf", str(theirs), str(ours), "--block-size", "16", "--fam-length", "4"]) == 0
+        more += ["--model", str(ours)]
     arguments = ["--lengths", "40,80", *more, "--memory-segments", "1", "--output", str(tmp_path)]
-    sized = SMALL[SMALL.index("--size") + 2 :] if beside else SMALL  # beside transformers --llama has the size
+    sized = SMALL if alone else SMALL[SMALL.index("--size") + 2 :]  # beside transformers the model has the size
     assert main(["bench", "infer", *sized, *arguments]) == 0
-    rows = json.loads((tmp_path / "bench.json").read_text())["inference"]
-    last = "transformers" if beside else "full"
+    found = json.loads((tmp_path / "bench.json").read_text())
+    rows = found["inference"]
+    if beside == "peers of a model":
+        assert {row["size"] for row in rows} == {"ours"} and found["settings"]["model"]["vocab_size"] == 64
+    last = "full" if alone else "transformers"
     assert [(row["name"], row["length"]) for row in rows] == [(n, t) for t in (40, 80) for n in ("FAM", "BSWA", last)]
     held = [row["held_mib"] for row in rows]
     assert held[:2] == held[3:5]
@@ -112,6 +121,8 @@ def test_inference_is_measured(beside, tmp_path, capsys, monkeypatch) -> None:
         (["--output", __file__], "is a file; name a directory"),
         (["--gin_search_paths", "a"], "needs a --gin_file"),
         (["serve", "--model", "x", "--llama", "tiny"], "--llama has no effect with --model"),
+        (["infer", "--peers", "--model", "x", "--llama", "tiny"], "--llama has no effect with --model"),
+        (["infer", "--peers", "--model", "no/such"], "no/such"),
     ],
 )
 def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
@@ -133,6 +144,7 @@ def test_mistakes_cost_one_line(arguments, words, capsys) -> None:
         (["--llama", "tiny"], "--llama"), (["serve", "--rows", "2"], "--rows"), (["--rows", "2"], "--rows"),
         (["--clients", "3"], "--clients"), (["infer", "--requests", "3"], "--requests"),
         (["--label", "x"], "--label"), (["--model-name", "x"], "--model-name"), (["--model", "x"], "--model"),
+        (["infer", "--model", "x"], "--model"),
         (["serve", "--gin.BLOCK_SIZE=3"], "--gin settings"),
         (["serve", "--gin_search_paths", "a"], "--gin_search_paths"),
     ],
