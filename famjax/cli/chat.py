@@ -125,16 +125,18 @@ class _Conversation:
         import numpy as np
 
         from famjax.cli.generate import write
-        from famjax.infer.decode import TOKENS_PER_CALL, generate
+        from famjax.infer.decode import TOKENS_PER_CALL, compile_beside, generate
         from famjax.infer.prefill import prefill
         from famjax.process.progress import Progress
 
         recent = np.asarray(self._session.recent[0])
         new = recent[-1] < 0
         ids = self._turns.first(text, self._args.system) if new else self._turns.following(text, recent)
+        stops = self._turns.stops
+        compiled = compile_beside(self._model, 1, self._sampling, self._codec.token_stops(stops))
         with Progress("reading", unit="tokens") as progress:
             self._session = prefill(self._model, self._session, [[ids]], progress)
-        stops = self._turns.stops
+            compiled()
         stream = self._codec.stream(stops, ())
         # With a tokenizer, stop texts are matched on the host, so the memory must not run ahead of them.
         at_most = 1 if stops and not self._codec.is_bytes else TOKENS_PER_CALL

@@ -194,9 +194,12 @@ def _answer(
 ) -> Any:  # fmt: skip
     """Prefills one prompt and streams its samples to stdout. Returns the session after them, one row per sample."""
     from famjax.infer.answers import stream
+    from famjax.infer.decode import compile_beside
     from famjax.infer.prefill import prefill
     from famjax.process.progress import Progress
 
+    stops = codec.token_stops(args.stop)
+    compiled = compile_beside(model, args.samples, sampling, stops) if args.max_tokens else lambda: None
     with Progress("reading", unit="tokens") as progress:
         session = prefill(model, session, [chunks], progress)
     pieces = stream(
@@ -205,7 +208,8 @@ def _answer(
     )  # fmt: skip
     later = [""] * args.samples  # further samples are printed when the first one is complete
     try:
-        with Progress("answering", unit="tokens"):  # decoding compiles another program
+        with Progress("answering", unit="tokens"):
+            compiled()
             first = list(itertools.islice(pieces, 1))
         for piece in itertools.chain(first, pieces):
             session = piece.session

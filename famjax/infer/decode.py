@@ -8,6 +8,7 @@ yields the tokens.
 import functools
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -18,7 +19,7 @@ from flax import nnx
 from famjax.config import ConfigError
 from famjax.dims import Array, Bool, Int, Tree
 from famjax.infer.sampling import row_keys, sample
-from famjax.infer.session import Session
+from famjax.infer.session import Session, start
 from famjax.infer.settings import RECENT, Sampling
 from famjax.jobs.distributed import whole
 from famjax.nn.model import Transformer
@@ -80,6 +81,8 @@ def generate(
     at_once = min(8, tokens_per_call)
     while left.any():
         begin = time.monotonic()
+        # From the host in every call: with an array of the device, calls after the first are another program.
+        session = Session(session.memory, whole(session.recent))
         tokens, count, stopped, session = _decode(
             graphdef, params, session, np.minimum(left, at_once), made, stops_at_right, np.uint32(seed), sample_B,
             sampling=sampling, room=TOKENS_PER_CALL,
@@ -94,6 +97,29 @@ def generate(
         at_once = max(at_once // 2, 1) if slow else min(at_once * 2, tokens_per_call)
         enough = yield Decoded([row[:n] for row, n in zip(tokens, count, strict=True)], stopped, session)
         left = left if enough is None else np.where(enough, 0, left)
+
+
+def compile_beside(
+    model: Transformer, rows: int, sampling: Sampling = GREEDY, stops: Sequence[Sequence[int]] = ()
+) -> Callable[[], None]:
+    """Compiles the program of `generate` in a thread, beside a prefill, and returns a function that waits for it.
+
+    Args:
+      model, sampling, stops: as for `generate`.
+      rows: number of rows of the session.
+    """
+    if jax.process_count() > 1:  # threads of several processes would start their programs in different orders
+        return lambda: None
+    graphdef, params = nnx.split(model)
+    zeros = np.zeros(rows, np.int32)
+
+    def call() -> None:
+        _decode(
+            graphdef, params, start(model, rows), zeros, zeros, stop_array(stops), np.uint32(0),
+            np.arange(rows, dtype=np.int32), sampling=sampling, room=TOKENS_PER_CALL,
+        )  # fmt: skip
+
+    return ThreadPoolExecutor(1).submit(call).result
 
 
 def stop_array(stops: Sequence[Sequence[int]]) -> np.ndarray:

@@ -158,11 +158,28 @@ def test_no_compilation_for_each_length() -> None:
     """Prompts and answers of all lengths, at all positions, are served by the programs compiled at first."""
     config = CONFIGS["fam"]
     model = model_of(config)
-    make(model, read(model, [[prompts(config)[0]]]), 2)
+    make(model, read(model, [[prompts(config)[1]]]), 2)
     compiled = prefill._read_window._cache_size(), decode._decode._cache_size()
     for n in (2, 5, 33):
         make(model, read(model, [[tiny.tokens(config, 1, n)[0]]]), n)
     assert (prefill._read_window._cache_size(), decode._decode._cache_size()) == compiled
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_one_program_whether_it_is_compiled_ahead_or_not(beside: bool) -> None:
+    """Weights that are committed to a device, as a loaded model's are: every call of `generate`, the first one too,
+    runs the same program, and that is the one of `compile_beside`."""
+    config = tiny.config(num_layers=1, block_size=7 - beside)  # a program that no other test has
+    params = jax.device_put(tiny.parameters(config), jax.devices()[0])
+    model = tiny.build(config, params)
+    before = decode._decode._cache_size()
+    if beside:
+        decode.compile_beside(model, 2, Sampling(), [[1, 2]])()
+        assert decode._decode._cache_size() == before + 1
+    for count, at_once in ((9, 2), (3, 8)):
+        make(model, read(model, [prompts(config)[:1]] * 2), count, stops=[[1, 2]], tokens_per_call=at_once)
+    assert decode._decode._cache_size() == before + 1
+
 
 
 @pytest.mark.parametrize("batch", [1, 3])
