@@ -166,9 +166,9 @@ def beside_transformers(
     import torch
 
     torch.set_num_threads(threads)
-    model = load(ours, dtype="float32", **memory)
+    model = load(ours, None, "float32", **memory)
     runners: dict[str, Runner] = {"FAM": Ours(model)} if model.config.memory.fam_length else {}
-    runners["BSWA"] = Ours(load(ours, dtype="float32", **{**memory, "fam_length": 0}))
+    runners["BSWA"] = Ours(load(ours, None, "float32", **{**memory, "fam_length": 0}))
     runners["transformers"] = Theirs(theirs)
     return [row for n in lengths for row in _at_length(runners, n, repeats, tell)]
 

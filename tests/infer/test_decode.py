@@ -181,7 +181,6 @@ def test_one_program_whether_it_is_compiled_ahead_or_not(beside: bool) -> None:
     assert decode._decode._cache_size() == before + 1
 
 
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_token_copies_no_ring(batch: int) -> None:
     """The compiled loop over tokens has less room of its own than one layer's keys take: the ring is written and
