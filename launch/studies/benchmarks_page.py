@@ -19,12 +19,14 @@ SHOWN = {
 }
 # Of `babi`, which has no metric but the share of right answers: by where the facts that answer a question are.
 SIDES = {"inside": "bAbI qa1 in a book, the fact in the window", "outside": "the fact outside of it"}
-TITLES = SHOWN | {"babi": SIDES}
+# Of `mqar`: by the number of blocks between a pair and its question.
+AWAY = {"0": "words by name, pair and question in one block", "1": "the pair in the block before"}
+TITLES = SHOWN | {"babi": SIDES, "mqar": AWAY}
 
 
 def kept(*found: dict[str, Any]) -> dict[str, Any]:
     """Returns the part of one or more results.json that the page keeps: value, interval and examples by task, metric
-    and model; of the task `text` the bits per byte by position, of `babi` the right answers by reach.
+    and model; of the task `text` the bits per byte by position, of `babi` the right answers by reach, of `mqar` by distance.
 
     Raises:
       KeyError: they have none of these tasks.
@@ -35,6 +37,8 @@ def kept(*found: dict[str, Any]) -> dict[str, Any]:
         return {"text": {named(model): [positions(row) for row in model["text"]] for model in models}}
     if all("babi" in model["tasks"] for model in models):
         return {"babi": {side: {model["name"]: of_side(model, side) for model in models} for side in SIDES}}
+    if all("mqar" in model["tasks"] for model in models):
+        return {"mqar": {away: {model["name"]: at_distance(model, int(away)) for model in models} for away in AWAY}}
     tasks = [name for name in SHOWN if all(name in model["tasks"] for model in models)]
     if not tasks:
         raise KeyError("no benchmarks")
@@ -51,6 +55,12 @@ def of_side(model: dict[str, Any], side: str) -> dict[str, Any]:
     """Returns the share of right answers to questions whose facts are all inside, or all outside, of the window."""
     (row,) = [row for row in model["tasks"]["babi"]["by_reach"] if row["side"] == side]
     return row["metrics"]["word_match"]
+
+
+def at_distance(model: dict[str, Any], away: int) -> dict[str, Any]:
+    """Returns the share of right answers `away` blocks after a pair, at the shortest length."""
+    rows = model["tasks"]["mqar"]["tables"][0]["rows"]
+    return next({name: row[name] for name in ("value", "low", "high", "n")} for row in rows if row["at"] == away)
 
 
 def positions(row: dict[str, Any]) -> dict[str, Any]:
