@@ -115,7 +115,17 @@ def test_the_published_model_in_the_readme(readme: str) -> None:
     far = shown["A window of 128 tokens, far, 16 offsets"]
     right = sum(round(16 * exact) for exact in far["rows"]["wide"][0])
     assert far["blocks"] == [128, 256] and f"and {right} of {2 * far['documents']} after 128 and 256" in readme
-    assert not any(none[imported["blocks"].index(8) :]) and "not trained, recalls none after eight" in readme
+    assert not any(none[imported["blocks"].index(8) :])
+    page, twin = text(ROOT / "docs/smollm2.md"), shown["The twin trained in two stages, all offsets"]
+    ((*first, of_four, of_eight, _, _, of_64),) = twin["rows"]["twin_keeps"]
+    assert (
+        first == [1.0] * 3
+        and of_eight == of_64 == 0
+        and f"up to 2 blocks, {of_four:.2f} after" in " ".join(page.split())
+    )
+    assert "recalls none after eight" in " ".join(readme.split())
+    kept = shown["AMD EPYC, all offsets"]["rows"]["keeps"][0][twin["blocks"].index(8) :]
+    assert f"where `keeps` recalls {sum(round(32 * exact) for exact in kept)}" in " ".join(page.split())
     pages = results("smollm2_benchmarks")["A window of 128 tokens"]
     bits = {name: one["value"] for name, one in pages["wikitext"]["bits_per_byte"].items()}
     assert f"at a cost of {bits['wide'] - bits['fam_imported']:.2f} bits per byte on WikiText" in readme
