@@ -261,13 +261,22 @@ def check_origin(
         raise ConfigError(f"{what} was made {how}; only the model that read a text can continue it")
 
 
-def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | None = None) -> Session:
+def placement(model: Transformer) -> Tree:
+    """Returns the shardings of a new text's memory. A restored memory gets them, so that the same compiled programs
+    continue it."""
+    return jax.tree.map(lambda leaf: leaf.sharding, start(model).memory)
+
+
+def restore(
+    file: SessionFile, model: Transformer, known: Mapping[str, str] | None = None, at: Tree | None = None
+) -> Session:  # fmt: skip
     """Returns the session of a file, with one row.
 
     Args:
       file: from `read_file`.
       model: the model that continues the text.
       known: see `save`.
+      at: `placement` of the model, if it is known.
 
     Raises:
       ConfigError: if the file is damaged, or was written by another model, memory settings or compute dtype.
@@ -292,7 +301,9 @@ def restore(file: SessionFile, model: Transformer, known: Mapping[str, str] | No
     names = layer_axes(model.config.memory).beside
     layers = [LayerMemory(**one(i, _LAYERS), beside=one(i, names, "beside.")) for i in range(model.config.num_layers)]
     of_model = {name: array(f"beside.{name}") for name in memories.of(model.config.memory).model_axes}
-    return Session(MemoryState(position, updates, tuple(layers), of_model), np.array(file.tensors["recent"])[None])
+    memory = MemoryState(position, updates, tuple(layers), of_model)
+    placed = jax.device_put(memory, placement(model) if at is None else at)
+    return Session(placed, np.array(file.tensors["recent"])[None])
 
 
 def _tensors(memory: MemoryState) -> dict[str, Any]:

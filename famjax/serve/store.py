@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors
 
@@ -38,7 +37,7 @@ class Store:
     def __init__(self, folder: Path, model: Transformer):
         self._folder, self._model = folder, model
         self._known = sessions.fingerprints(model)
-        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, sessions.start(model).memory)
+        self._placement = sessions.placement(model)
         self._lock = threading.Lock()
         self._writers: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,11 +188,10 @@ class Store:
 
     def _restored(self, path: Path, name: str, status: int) -> Session:
         try:
-            found = sessions.restore(sessions.read_file(path), self._model, self._known)
+            found = sessions.restore(sessions.read_file(path), self._model, self._known, self._placement)
             if found.recent[0, -1] < 0:
                 raise ConfigError("has read nothing; a session begins with its first text")
-            # The shardings are those of a new text's memory, so that the same compiled programs continue it.
-            return Session(jax.device_put(found.memory, self._shardings), found.recent)
+            return found
         except ConfigError as error:  # its message begins with a local path, which the client must not see
             reason = str(error).removeprefix(str(path)).strip()
             raise ApiError(status, f"session {name!r} {reason}", param="session", code="unusable_session") from error

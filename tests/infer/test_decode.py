@@ -1,5 +1,6 @@
 """Writing on: the compiled loop equals asking the layer-major model for one token after another."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -166,18 +167,21 @@ def test_no_compilation_for_each_length() -> None:
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_one_program_whether_it_is_compiled_ahead_or_not(beside: bool) -> None:
-    """Weights that are committed to a device, as a loaded model's are: every call of `generate`, the first one too,
-    runs the same program, and that is the one of `compile_beside`."""
+def test_one_program_whether_it_is_compiled_ahead_or_not(beside: bool, tmp_path: Path) -> None:
+    """Weights that are committed to a device, as a loaded model's are: every call of `generate`, the first one too and
+    that after a session file, runs the same program, and that is the one of `compile_beside`."""
     config = tiny.config(num_layers=1, block_size=7 - beside)  # a program that no other test has
     params = jax.device_put(tiny.parameters(config), jax.devices()[0])
     model = tiny.build(config, params)
     before = decode._decode._cache_size()
     if beside:
-        decode.compile_beside(model, 2, Sampling(), [[1, 2]])()
+        decode.compile_beside(model, 1, Sampling(), [[1, 2]])()
         assert decode._decode._cache_size() == before + 1
-    for count, at_once in ((9, 2), (3, 8)):
-        make(model, read(model, [prompts(config)[:1]] * 2), count, stops=[[1, 2]], tokens_per_call=at_once)
+    saved = tmp_path / "a.session"
+    session.save(saved, read(model, [prompts(config)[:1]]), model)
+    restored = session.restore(session.read_file(saved), model)
+    for rows in (read(model, [prompts(config)[:1]]), read(model, [prompts(config)[3:4]]), restored):
+        make(model, rows, 9, stops=[[1, 2]], tokens_per_call=2)
     assert decode._decode._cache_size() == before + 1
 
 
