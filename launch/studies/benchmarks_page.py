@@ -26,7 +26,8 @@ TITLES = SHOWN | {"babi": SIDES, "mqar": AWAY}
 
 def kept(*found: dict[str, Any]) -> dict[str, Any]:
     """Returns the part of one or more results.json that the page keeps: value, interval and examples by task, metric
-    and model; of the task `text` the bits per byte by position, of `babi` the right answers by reach, of `mqar` by distance.
+    and model; of the task `text` the bits per byte by position, of `babi` the right answers by reach, of `mqar` by
+    blocks between pair and question.
 
     Raises:
       KeyError: they have none of these tasks.
