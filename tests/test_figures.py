@@ -163,6 +163,20 @@ def test_texts_in_the_readme(readme: str) -> None:
     assert f"trained on such texts, it gains {-sum(of_joined) / 3:.2f}" in readme
 
 
+def test_learning_rates_of_mqar() -> None:
+    """Both memories are best at the rate of the other trainings; DeltaNet with two of three seeds."""
+    page = " ".join(text(ROOT / "docs/compare.md").split())
+    found = results("compare")["Multi-query associative recall, up to 8 blocks, three learning rates"]["memories"]
+    fam, deltanet = (list(one["lengths"][-1]["by_seed"].values()) for one in found)
+    assert [one["name"] for one in found] == ["fam", "deltanet"] and min(fam) > 0.85
+    assert {one["learning_rate"] for one in found} == {0.003} and "Both are best at 0.003" in page
+    worst, *others = sorted(deltanet)
+    assert others == [1.0, 1.0] and f"(both 1.00 in 32 blocks, the third {worst:.2f}, of a loss" in page
+    losses = [[row["loss"] for row in one["learning_rates"]] for one in found]
+    assert all(ours < theirs for ours, theirs in zip(*(row[:2] for row in losses), strict=True))
+    assert min(row[2] for row in losses) > 1  # neither learns at 0.01
+
+
 def test_comparisons_in_the_readme(readme: str) -> None:
     """State tracking, recall of pairs, and the pass key of several memories."""
     compared = results("compare")
