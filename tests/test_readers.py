@@ -21,7 +21,6 @@ OWN = {
 DECODERS = {
     "config/text.py": "the one place",
     "config/model.py": "the text of model.json, read by storage/model_dir.py",
-    "cli/chat.py": "standard input, whose bytes need not be text",
     "data/sources.py": "a look whether a text is JSON",
     "infer/codec.py": "a tokenizer's files", "data/chat_template.py": "a tokenizer's files",
     "data/vocabulary.py": "a tokenizer's files", "data/symbols.py": "a task's own vocabulary, written by famjax",

@@ -158,7 +158,7 @@ def test_frozen_weights_stay_and_the_rest_learns():
         jax.tree_util.tree_leaves_with_path(after.params), jax.tree.leaves(state.params), strict=True
     ):
         assert np.array_equal(new, old) == ("fam" not in jax.tree_util.keystr(path))
-    (moment,) = jax.tree.leaves(after.opt_state[0].mu)
+    (moment,) = jax.tree.leaves(after.opt_state[1].mu)
     assert float(metrics["gradient_norm"]) == pytest.approx(10 * float(np.linalg.norm(moment)), rel=1e-5)
 
 

@@ -115,7 +115,7 @@ def test_the_gradient_stops_at_the_edge_of_a_step():
     config, step, state = setup()
     batches, _ = layout(ROWS, seed=2)
     state, _ = step(state, batches[0])
-    first = jax.tree.map(lambda m: m / 0.1, state.opt_state[0].mu)
+    first = jax.tree.map(lambda m: m / 0.1, state.opt_state[1].mu)
     memory = state.memory
     state, _ = step(state, batches[1])
 
@@ -125,7 +125,7 @@ def test_the_gradient_stops_at_the_edge_of_a_step():
         return (cross_entropy(model.logits(hidden), batch.targets) * batch.weights).sum() / batch.weights.sum()
 
     wanted = jax.jit(jax.grad(loss), compiler_options=tiny.COMPILE_FAST)(state.params)
-    for moment, one, two in zip(*map(jax.tree.leaves, (state.opt_state[0].mu, first, wanted)), strict=True):
+    for moment, one, two in zip(*map(jax.tree.leaves, (state.opt_state[1].mu, first, wanted)), strict=True):
         tiny.assert_close((moment - 0.09 * one) / 0.1, two, relative=1e-4)
 
 
