@@ -99,14 +99,14 @@ def run(args: argparse.Namespace) -> int:
     at_least("--repeats", args.repeats, 1)
     _check_read(args)
     check_folder("--output", args.output)
+    if args.model:
+        refuse(args, ("llama",), "with --model; leave it out")
     if args.what == "serve":
         bench_serve.check(args)
         return _reported(args, "servers", lambda results, tell, cores: _serving(args, results, tell))
     for name, least in (("rows", 1), ("tokens", 1), ("questions", 1), ("full_to", 0)):
         if (value := getattr(args, name)) is not None:
             at_least(f"--{name.replace('_', '-')}", value, least)
-    if args.model:
-        refuse(args, ("llama",), "with --model; leave it out")
     args.blocks, args.llama = args.blocks or BLOCKS, args.llama or "tiny"
     args.full_to = FULL_TO if args.full_to is None else args.full_to
     args.size = args.size or ("tiny" if args.what == "infer" else "peers")

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from famjax.bench.measure import Tell
-from famjax.cli.flags import distinct_numbers, refuse
+from famjax.cli.flags import distinct_numbers
 from famjax.config import ConfigError, memory_overrides
 from famjax.config.checks import at_least
 
@@ -42,8 +42,6 @@ def check(args: argparse.Namespace) -> None:
 
     for name, value in DEFAULTS.items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
-    if args.model:
-        refuse(args, ("llama",), "with --model; leave it out")
     args.llama = args.llama or "tiny"
     for name in ("requests", "prompt_tokens", "answer_tokens"):
         at_least(f"--{name.replace('_', '-')}", getattr(args, name), 1)

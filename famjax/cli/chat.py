@@ -2,9 +2,10 @@
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(args.model)
     codec = Codec(args.model, config.vocab_size)
     turns = Turns(chat_template(split_step(args.model)[0]), codec)
-    turns.first("a", args.system)  # a template that rejects or ignores --system shows before the model is loaded
+    if args.system:
+        turns.first("a", args.system)  # a template that rejects or ignores it shows before the model is loaded
     file = args.session if args.session and Path(args.session).exists() else None
     model, session = opened(args, config, file)
     if file:
@@ -84,6 +86,13 @@ class _Conversation:
     ):
         self._model, self._session, self._turns, self._codec = model, session, turns, codec
         self._sampling, self._args = sampling, args
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[[], None]:
+        """Begins to compile decoding, once; a call waits for it."""
+        from famjax.infer.decode import compile_beside
+
+        return compile_beside(self._model, 1, self._sampling, self._codec.token_stops(self._turns.stops))
 
     def run(self) -> None:
         """Answers each line of the input until it ends."""
@@ -125,15 +134,14 @@ class _Conversation:
         import numpy as np
 
         from famjax.cli.generate import write
-        from famjax.infer.decode import TOKENS_PER_CALL, compile_beside, generate
+        from famjax.infer.decode import TOKENS_PER_CALL, generate
         from famjax.infer.prefill import prefill
         from famjax.process.progress import Progress
 
         recent = np.asarray(self._session.recent[0])
         new = recent[-1] < 0
         ids = self._turns.first(text, self._args.system) if new else self._turns.following(text, recent)
-        stops = self._turns.stops
-        compiled = compile_beside(self._model, 1, self._sampling, self._codec.token_stops(stops))
+        stops, compiled = self._turns.stops, self._compiled
         with Progress("reading", unit="tokens") as progress:
             self._session = prefill(self._model, self._session, [[ids]], progress)
             compiled()

@@ -93,6 +93,9 @@ def main() -> int:
         for seed in seeds:
             for run in runs:
                 evaluate(f"{run.name}_{seed}", args.folder, args.texts)
+    except ConfigError as error:  # the folder has trainings with other settings
+        print(f"texts_study: {error}", file=sys.stderr)
+        return 2
     except (RuntimeError, subprocess.CalledProcessError) as error:
         print(f"texts_study: {error}", file=sys.stderr)
         return 1
@@ -130,13 +133,13 @@ def evaluate(name: str, folder: Path, texts: Path) -> None:
             verbs.famjax("eval", "--model", folder / name, "--texts", source, "--output", output, quiet=True)
 
 
-def write(runs: list[Run], seeds: list[int], folder: Path, join: int | None) -> None:
-    """Writes study.json and study.md, and prints study.md."""
+def write(runs: list[Run], seeds: list[int], folder: Path, most: int | None) -> None:
+    """Writes study.json and study.md, and prints study.md. `most` is --join."""
     found: dict[str, dict[str, list[list[dict[str, float]]]]] = {
         read: {run.name: [rows(folder / f"{run.name}_{seed}-{read}") for seed in seeds] for run in runs}
         for read in READ
     }
-    study = {"seeds": seeds, "join": join, "bits_per_byte": found}
+    study = {"seeds": seeds, "join": most, "bits_per_byte": found}
     write_text(folder / "study.json", json.dumps(study, indent=1) + "\n")
     lines = []
     for read, title in READ.items():

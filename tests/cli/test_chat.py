@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from famjax.cli.main import main
+from famjax.infer import decode
 from famjax.storage import checkpoint
 from tests import tiny
 
@@ -53,8 +54,6 @@ def test_a_conversation_in_two_processes_is_one(say, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_an_answer_only(say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text generated until then is kept, and the conversation continues."""
-    from famjax.infer import decode
-
     real = decode.generate
 
     def interrupted(*args, **kwargs):
@@ -74,6 +73,13 @@ def test_a_line_of_a_pipe_in_another_encoding(model_dir: Path, monkeypatch: pyte
     assert main(["chat", "--model", str(model_dir), "--max-tokens", "6"]) == 2
     out, err = capsysbinary.readouterr()
     assert out.count(b"\n") >= 1 and b"standard input, line 2: this is not UTF-8 text" in err
+
+
+def test_decoding_is_compiled_once_in_a_conversation(say, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, called = decode.compile_beside, []
+    monkeypatch.setattr(decode, "compile_beside", lambda *args: called.append(args) or real(*args))
+    assert say("one\ntwo\n").count(b"\n") >= 2
+    assert len(called) == 1
 
 
 def test_mistakes(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from famjax.cli import compare, compare_runs
 from famjax.cli import main as cli
+from famjax.cli.gin_config import load_train_config
 from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.tasks import catalog
@@ -196,6 +197,23 @@ def test_joined_texts_have_every_document_once_and_no_more_than_asked(tmp_path) 
     assert min(map(len, texts)) // 4 == 1 and 4 < max(map(len, texts)) // 4 <= 8
     again = study.join(train, tmp_path / "again", 8)
     assert texts == [path.read_text() for path in sorted(again.glob("*.txt"))]
+
+
+def test_the_texts_study_refuses_the_folder_of_another_one(tmp_path, monkeypatch, capsys) -> None:
+    """A training on single documents is not one on joined texts: exit code 2, one line, and nothing is trained."""
+    study, out = script("texts_study"), tmp_path / "out"
+    for part in ("train", "heldout"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "a.txt").write_text("a" * 3000)
+    model_dir = out / "bswa_m0_0"
+    bindings = [f"MODEL_DIR={str(model_dir)!r}", f"SOURCES=({str(tmp_path / 'train' / '*.txt')!r},)"]
+    model_dir.mkdir(parents=True)
+    (model_dir / "config.gin").write_text(load_train_config([study.BSWA], (), bindings)[1])
+    arguments = ["--runs", "bswa_m0", "--seeds", "0", "--join", "8"]
+    monkeypatch.setattr("sys.argv", ["texts_study.py", str(out), str(tmp_path), *arguments])
+    assert study.main() == 2
+    error = capsys.readouterr().err
+    assert "was trained with other settings" in error and "joined_8" in error and error.count("\n") == 1
 
 
 def test_every_training_of_the_papers_ablations_is_possible(tmp_path) -> None:
