@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ class TensorBoard:
             from tensorboardX import SummaryWriter
 
         folder = Path(model_dir) / TENSORBOARD
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        # tensorboardX names files by the second: a run that goes on within it would overwrite the first one's file.
+        self._writer = SummaryWriter(
+            str(folder), purge_step=first_step + 1 if first_step else None, filename_suffix=f".{time.time_ns()}"
+        )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes the numbers among these values to disk."""

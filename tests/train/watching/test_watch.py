@@ -24,6 +24,7 @@ from famjax.process import memory
 from famjax.storage import arrays
 from famjax.train import optim
 from famjax.train.loop import train
+from famjax.train.watching.metrics import TensorBoard
 from famjax.train.watching.norms import group_norms, group_of, squares
 from famjax.train.watching.progress_line import ProgressLine, clock
 from famjax.train.watching.summary import summary
@@ -176,6 +177,16 @@ def test_trained_weights_in_bfloat16_are_reported():
     assert "rounding" not in said(MODEL)
     tuned = TrainConfig(model_dir="none", model=dataclasses.replace(narrow, lora=LoraConfig(rank=2)))
     assert "rounding" not in summary(tuned, optim.optimizer(tuned.tuning, 1), make_mesh())
+
+
+def test_runs_of_one_second_write_files_of_their_own(tmp_path, monkeypatch):
+    """tensorboardX names a file by the second; a quick resumption would overwrite the first run's events."""
+    monkeypatch.setattr("time.time", lambda: 1_800_000_000.5)
+    for first_step in (0, 3):
+        log = TensorBoard(tmp_path, first_step)
+        log.write(first_step + 1, {"loss": float(first_step)})
+        log.close()
+    assert [scalars(found, "loss") for found in events(tmp_path)] == [{1: 0.0}, {4: 3.0}]
 
 
 def test_a_run_that_goes_on_repeats_no_step(tmp_path, monkeypatch):
