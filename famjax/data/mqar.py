@@ -119,17 +119,21 @@ class Mqar:
 def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:
     """Returns the task in words of a model's vocabulary: fillers, keys and values are different tokens of it.
 
+    The words of `words_of` go to a filler, a key and a value in turn, so that fewer of a kind are some of the same words,
+    and a model may be evaluated with other numbers than it was trained with.
+
     Raises:
       ConfigError: it has too few words.
     """
-    needed = config.fillers + config.keys + config.values
+    counts = config.fillers, config.keys, config.values
+    needed = max(3 * (count - 1) + kind + 1 for kind, count in enumerate(counts))
     words = words_of(text, needed)
     if len(words) < needed:
         raise ConfigError(
             f"the task {name!r} needs {needed} words of one token, but the vocabulary has {len(words)}; lower "
             f"MqarConfig.keys, values and fillers"
         )
-    return Mqar(name, config, tuple(words), text)
+    return Mqar(name, config, tuple(word for kind, count in enumerate(counts) for word in words[kind::3][:count]), text)
 
 
 def words_of(text: Vocabulary, most: int) -> list[int]:

@@ -114,8 +114,8 @@ def test_a_key_that_is_listed_again_has_its_new_value(rewritten: float, times: i
 
 
 def test_mqar_of_a_model_with_a_tokenizer_is_in_words_of_it() -> None:
-    """The same documents, with a different word of one token for each symbol; bytes have none; and a vocabulary with
-    too few words is refused."""
+    """The same documents, with a different word of one token for each symbol; bytes have none; fewer of a kind are some
+    of the same words; and a vocabulary with too few words is refused."""
     letters = [f" {a}{b}{c}" for a in "bcd" for b in "aeiou" for c in "xyz"]
     text = with_words(["the", *letters, " No", " ab", " a1c"])
     config = MqarConfig(pairs=(2, 4), keys=8, values=9, fillers=3)
@@ -128,7 +128,9 @@ def test_mqar_of_a_model_with_a_tokenizer_is_in_words_of_it() -> None:
         assert ours.tokens.tolist() == [task.words[token] for token in theirs.tokens]
         assert ours.labels.tolist() == [NONE if label == NONE else task.words[label] for label in theirs.labels]
         np.testing.assert_array_equal(ours.bins, theirs.bins)
-    with pytest.raises(ConfigError, match="'mqar' needs 60 words of one token, but the vocabulary has 45; lower"):
+    fewer = labelled_documents("mqar", MqarConfig(pairs=(2,), keys=5, values=2, fillers=1), TrackingConfig(), text)
+    assert isinstance(fewer, Mqar) and fewer.words == (task.words[0], *task.words[3:8], *task.words[11:13])
+    with pytest.raises(ConfigError, match="'mqar' needs 119 words of one token, but the vocabulary has 45; lower"):
         labelled_documents("mqar", MqarConfig(keys=40, values=12), TrackingConfig(), text)
 
 
