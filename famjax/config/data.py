@@ -124,6 +124,9 @@ class DataConfig:
       stream_share: share of rows that are document streams: each reads one document after another,
         block by block across training steps, and carries its memory from step to step. The other rows are
         packed: documents are concatenated, without masks between them, and no memory is carried to the next step.
+      join_documents: N: a stream reads texts of 1 to N documents of a source, whose memory is not reset between them, so
+        that a model meets changes of subject (docs/texts.md). The number's logarithm is uniform: half of the texts have
+        at most the root of N documents. 1 does not join.
       packing: `cut`: packed rows are full, and the rest of a document that does not fit starts the same row of
         the next step; `whole`: a document that does not fit starts that row, truncated to a row.
       repeat_segment: length in tokens of a random segment of every packed row that is repeated at its end, after
@@ -143,6 +146,7 @@ class DataConfig:
     vocabulary: str = ""
     text_share: float = 0.0
     stream_share: float = 0.0
+    join_documents: int = 1
     packing: str = "cut"
     repeat_segment: int = 0
     repeat_weight: float = 0.1
@@ -176,6 +180,10 @@ class DataConfig:
         one_of("packing", self.packing, PACKINGS)
         for name in ("repeat_segment", "repeat_weight", "data_shards"):
             at_least(name, getattr(self, name), 0)
+        at_least("join_documents", self.join_documents, 1)
+        if self.join_documents > 1 and not self.stream_share:
+            raise ConfigError(f"join_documents {self.join_documents} is a setting of streams, but no row is one; set "
+                              f"DataConfig.stream_share = 1.0, or join_documents to 1")  # fmt: skip
 
     def check_rows(self, batch_size: int) -> None:
         """Raises `ConfigError` if rows have no source, a source has no rows, or if a nonzero share of the rows is less

@@ -104,6 +104,34 @@ class Documents:
         return np.random.default_rng([*self._seed, epoch]).permutation(self._size)
 
 
+class DocumentSequences:
+    """Sequences of 1 to `most` successive examples of a lane as one example each.
+
+    The number is drawn from the seed, the lane and its position, with a uniform logarithm.
+
+    Args:
+      documents: the examples.
+      most: maximum number of examples of a sequence.
+      seed: seed of the numbers.
+    """
+
+    def __init__(self, documents: Examples, most: int, seed: list[int]):
+        self._documents, self._most, self._seed = documents, most, seed
+        self.begin, self.epochs = documents.begin, documents.epochs
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def example(self, lane: int, where: list[int]) -> tuple[Example, list[int]]:
+        """See `Examples`."""
+        drawn = np.random.default_rng([*self._seed, lane, *where]).uniform(0, np.log(self._most + 1))
+        parts = []
+        for _ in range(int(np.exp(drawn))):
+            part, where = self._documents.example(lane, where)
+            parts.append(part)
+        return Example(*map(np.concatenate, zip(*parts, strict=True))), where
+
+
 def weights_of(given: int, tokens: int) -> np.ndarray:
     """Returns float32 [tokens]: 0 for the first `given` tokens, else 1; a read-only broadcast if `given` is 0."""
     if not given:

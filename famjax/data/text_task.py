@@ -14,7 +14,7 @@ from famjax.config import TASKS, ConfigError, DataConfig, SourceConfig, TrainCon
 from famjax.data import files
 from famjax.data.batch import Batch, Progress
 from famjax.data.documents import LABELLED, in_words, labelled_documents
-from famjax.data.examples import Documents, Examples, Mixture
+from famjax.data.examples import Documents, DocumentSequences, Examples, Mixture
 from famjax.data.labelled import Labelled
 from famjax.data.packing import REPEAT_TEXT, packed_row, repeat_segment
 from famjax.data.rows import Cursor, Row
@@ -133,9 +133,14 @@ class TextTask:
             "shuffle": self._data.shuffle,
             "sources": [identity(source) for source in self._data.all_sources()],
             # The position in a document counts these tokens, too.
-            "added": {"bos": self._data.bos, "eos": self._data.eos},
+            "added": {"bos": self._data.bos, "eos": self._data.eos} | self._joined,
             "seqio": {name: getattr(self._data, name) for name in SEQIO} if self._config.task != "text" else {},
         }
+
+    @property
+    def _joined(self) -> dict[str, int]:
+        # Checkpoints from before the setting have no number, which is 1.
+        return {"join_documents": self._data.join_documents} if self._data.join_documents > 1 else {}
 
     def _check(self, progress: Progress) -> None:
         there, now = progress["data"], self._fixed
@@ -186,6 +191,9 @@ def make_text_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Tex
             from famjax.data.seqio_tasks import kinds_of
 
             kinds, weights = kinds_of(found, config.data, lanes, [config.seed, 1, number])
+        if group == STREAMS and config.data.join_documents > 1:
+            seed = [config.seed, 5]
+            kinds = [DocumentSequences(one, config.data.join_documents, [*seed, i]) for i, one in enumerate(kinds)]
         groups[group] = Mixture(kinds, weights, [config.seed, 2, number])
     return TextTask(config, rows, vocabulary, groups)
 

@@ -65,6 +65,44 @@ def test_other_seeds_have_other_orders(tmp_path):
     assert orders[0] == orders[2] != orders[1]
 
 
+def test_joined_documents_are_texts_without_a_reset(tmp_path):
+    """Lanes read their documents in the order of a run without joining, in texts of 1 to N of them: text after text is a
+    document of the stream, without padding between its parts; half of the texts have at most the root of N documents."""
+    texts = text.write_texts(tmp_path, list(text.EDGES))
+    settings = {"stream_share": 1.0, "rows": 2}
+    apart = text.batches_of(text.config(tmp_path / "*.txt", **settings), 900)
+    joined = text.batches_of(text.config(tmp_path / "*.txt", join_documents=16, **settings), 900)
+    for lane in range(2):
+        found = text.stream(joined, lane)
+        plain = "".join(text.stream(apart, lane))  # it has more padding, so fewer documents
+        assert len(plain) > 5000 and "".join(found).startswith(plain)
+        numbers = [sum(letter.isupper() for letter in one) for one in found]
+        assert min(numbers) == 1 and max(numbers) <= 16
+        share = sum(number <= 3 for number in numbers) / len(numbers)  # of log(17), log(4) is 0.489
+        assert abs(share - np.log(4) / np.log(17)) < 4 * np.sqrt(0.25 / len(numbers))
+    assert {one for one in text.stream(apart, 0)} <= set(texts)
+
+
+def test_joined_documents_resume_and_are_known(tmp_path):
+    """From any step's progress the batches are those of an uninterrupted run; with another number the position is lost,
+    which is said, and without streams the setting is refused."""
+    text.write_texts(tmp_path, list(text.EDGES))
+    joined = lambda number: text.config(tmp_path / "*.txt", stream_share=0.5, rows=4, join_documents=number)
+    task = lambda number: make_text_task(joined(number), range(4))
+    batches, seen = text.read(task(5), 30)
+    for step in range(0, 30, 7):
+        again, _ = text.read(task(5), 30 - step, step, seen[step])
+        for ours, theirs in zip(again, batches[step:], strict=True):
+            np.testing.assert_array_equal(ours.tokens, theirs.tokens)
+            np.testing.assert_array_equal(ours.starts, theirs.starts)
+    for had, now in ((5, 1), (1, 5), (5, 6)):
+        progress = text.read(task(had), 3)[1][-1]
+        with pytest.raises(ConfigError, match="position in the data is lost"):
+            text.read(task(now), 1, 3, progress)
+    with pytest.raises(ConfigError, match=r"join_documents 5 is a setting of streams.*DataConfig.stream_share = 1.0"):
+        text.config(tmp_path / "*.txt", join_documents=5)
+
+
 def mixed(folder, **changes):
     """Two streamed rows and two packed rows, on two sources, one of them for all rows."""
     text.write_texts(folder / "long", [50, 33, 17, 90])
