@@ -124,9 +124,9 @@ class DataConfig:
       stream_share: share of rows that are document streams: each reads one document after another,
         block by block across training steps, and carries its memory from step to step. The other rows are
         packed: documents are concatenated, without masks between them, and no memory is carried to the next step.
-      join_documents: N: a stream reads texts of 1 to N documents of a source, whose memory is not reset between them, so
-        that a model meets changes of subject (docs/texts.md). The number's logarithm is uniform: half of the texts have
-        at most the root of N documents. 1 does not join.
+      join_documents: N: a stream reads texts of 1 to N documents of a source, and keeps its memory between them, so
+        that a model meets changes of subject (docs/texts.md). The number's logarithm is uniform: half of the texts
+        have at most the root of N documents. 1 does not join.
       packing: `cut`: packed rows are full, and the rest of a document that does not fit starts the same row of
         the next step; `whole`: a document that does not fit starts that row, truncated to a row.
       repeat_segment: length in tokens of a random segment of every packed row that is repeated at its end, after

@@ -119,8 +119,8 @@ class Mqar:
 def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:
     """Returns the task in words of a model's vocabulary: fillers, keys and values are different tokens of it.
 
-    The words of `words_of` go to a filler, a key and a value in turn, so that fewer of a kind are some of the same words,
-    and a model may be evaluated with other numbers than it was trained with.
+    The words of `words_of` go to a filler, a key and a value in turn, so that fewer of a kind are some of the same
+    words, and a model may be evaluated with other numbers than it was trained with.
 
     Raises:
       ConfigError: it has too few words.

@@ -66,8 +66,8 @@ def test_other_seeds_have_other_orders(tmp_path):
 
 
 def test_joined_documents_are_texts_without_a_reset(tmp_path):
-    """Lanes read their documents in the order of a run without joining, in texts of 1 to N of them: text after text is a
-    document of the stream, without padding between its parts; half of the texts have at most the root of N documents."""
+    """Lanes read their documents in the order of a run without joining, in texts of 1 to N of them: each text is a
+    document of the stream, without padding between its parts; half have at most the root of N documents."""
     texts = text.write_texts(tmp_path, list(text.EDGES))
     settings = {"stream_share": 1.0, "rows": 2}
     apart = text.batches_of(text.config(tmp_path / "*.txt", **settings), 900)
