@@ -163,6 +163,29 @@ def test_texts_in_the_readme(readme: str) -> None:
     assert f"trained on such texts, it gains {-sum(of_joined) / 3:.2f}" in readme
 
 
+def test_texts_by_number_of_segments() -> None:
+    """Gated FAM pays without segments and costs beside one and two, with each seed; two are worse than one."""
+    page = " ".join(text(ROOT / "docs/texts.md").split())
+    studies = {name: found["bits_per_byte"] for name, found in results("texts").items() if found.get("join")}
+    gaps, means = {}, {}
+    for found in studies.values():
+        for read, models in found.items():
+            for name, gated in models.items():
+                kind, segments = name.split("_m")
+                last = [one[-1]["bits_per_byte"] for one in models[f"bswa_m{segments}"]]
+                means[read, int(segments)] = sum(last) / 3
+                if kind == "gated":
+                    ours = [one[-1]["bits_per_byte"] for one in gated]
+                    gaps[read, int(segments)] = [x - y for x, y in zip(ours, last, strict=True)]
+    assert len(gaps) == 6 and all(len(gap) == 3 for gap in gaps.values())
+    assert all(max(gap) < 0 for (_, segments), gap in gaps.items() if not segments)
+    beside = [gap for (_, segments), gap in gaps.items() if segments]
+    assert min(map(min, beside)) > 0 and {f"{sum(gap) / 3:.2f}" for gap in beside} == {"0.01"}
+    assert "it costs about 0.01 bits per byte there, in the documents and joined, with each of three seeds" in page
+    assert f"({means['heldout', 2]:.3f} against {means['heldout', 1]:.3f})" in page
+    assert means["joined", 2] > means["joined", 1]
+
+
 def test_learning_rates_of_mqar() -> None:
     """Both memories are best at the rate of the other trainings; DeltaNet with two of three seeds."""
     page = " ".join(text(ROOT / "docs/compare.md").split())

@@ -1,4 +1,5 @@
-"""Writes results of texts_study.py into docs/texts.md: without memory segments, with them, and trained on joined texts.
+"""Writes results of texts_study.py into docs/texts.md: tables by position without memory segments, with one, and
+trained on joined texts; and a summary by number of segments.
 
     python launch/studies/texts_study.py runs/texts_study runs/texts
     python launch/studies/texts_page.py "900 steps=runs/texts_study/study.json"
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pages import DOCS, Page, by_name, publish
-from texts_study import READ, parsed, table
+from texts_study import READ, mean, parsed, table
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
@@ -27,10 +28,34 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def part(found: dict[str, Any]) -> str:
-    """Returns the part of the page that a study belongs to."""
-    if found.get("join"):
-        return "trained_on_joined"
-    return "segments" if any(run.segments for run in parsed(",".join(found["bits_per_byte"]["heldout"]))) else "texts"
+    """Returns the part of the page with a study's tables by position; empty if only the summary shows it."""
+    most = max(run.segments for run in parsed(",".join(found["bits_per_byte"]["heldout"])))
+    if most > 1:
+        return ""
+    return "trained_on_joined" if found.get("join") else "segments" if most else "texts"
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """Returns a table with a row per number of memory segments and kind of training text: bits per byte over all
+    positions of BSWA and gated FAM."""
+    lines = [
+        "| trained on | M | BSWA, documents | gated FAM | difference | BSWA, joined | gated FAM | difference |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for found in sorted(results.values(), key=lambda found: found.get("join") is not None):
+        runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
+        for segments in sorted({run.segments for run in runs if run.kind == "gated"}):
+            cells = [f"texts of 1 to {found['join']} documents" if found.get("join") else "documents", str(segments)]
+            for read in READ:
+                bits = [
+                    [one[-1]["bits_per_byte"] for one in found["bits_per_byte"][read][f"{kind}_m{segments}"]]
+                    for kind in ("bswa", "gated")
+                ]
+                gaps = [ours - theirs for theirs, ours in zip(*bits, strict=True)]
+                cells += [f"{mean(one):.3f}" for one in bits]
+                cells.append(f"{mean(gaps):+.3f} ({min(gaps):+.3f} to {max(gaps):+.3f})")
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def tables(name: str) -> Callable[[dict[str, Any]], list[str]]:
@@ -39,7 +64,7 @@ def tables(name: str) -> Callable[[dict[str, Any]], list[str]]:
 
 
 PARTS = ("texts", "segments", "trained_on_joined")
-PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", {name: tables(name) for name in PARTS})
+PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", {name: tables(name) for name in PARTS} | {"by_segments": summary})
 
 if __name__ == "__main__":
     sys.exit(publish(PAGE, __doc__, "bits_per_byte", lambda found: found, "texts_study.py"))
