@@ -20,11 +20,11 @@ OnTokens = Callable[[int], None] | None
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Returns the mean of per-document values, their number n, and the bootstrapped 95% interval; of one: itself."""
+    """Returns the mean of per-document values, their number n, and the bootstrapped 95% interval; None for one value,
+    which has none."""
     x = np.asarray(values, np.float64)
-    mean = float(x.mean())
-    low, high = ratio_interval(x, np.ones(len(x))) if len(x) > 1 else (mean, mean)
-    return {"mean": mean, "low": low, "high": high, "n": len(x)}
+    low, high = ratio_interval(x, np.ones(len(x)))
+    return {"mean": float(x.mean()), "low": low, "high": high, "n": len(x)}
 
 
 # --- the pass key ---------------------------------------------------------------------------------

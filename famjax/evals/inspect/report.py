@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 
 from famjax.evals.reports import charts, html
+from famjax.evals.reports.language_report import gap_text
 from famjax.storage.model_dir import write_bytes, write_text
 
 matplotlib.use("Agg")
@@ -144,7 +145,7 @@ def _key_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 def _text_recall(axes: Any, rows: list[dict[str, Any]]) -> None:
     updates = np.array([row["updates"] for row in rows])
-    mean, low, high = (np.array([row["gain"][name] for row in rows]) for name in ("mean", "low", "high"))
+    mean, low, high = (np.array([row["gain"][name] for row in rows], float) for name in ("mean", "low", "high"))
     axes.fill_between(updates, low, high, alpha=0.2, lw=0)
     axes.plot(updates, mean, marker="o", ms=4)
     axes.axhline(0, color="0.5", lw=1)
@@ -211,7 +212,7 @@ def _knock_out_table(knock: dict[str, Any]) -> str:
         cells: list[Any] = [name, one.get("exact_match")]
         for what in ("answer", "rest"):
             moved = one.get(f"{what}_moves")
-            cells += [one.get(what), _with_interval(moved) if moved and name != "kept" else None]
+            cells += [one.get(what), gap_text(moved, 3) if moved and name != "kept" else None]
         rows.append(cells)
     return html.table(head, rows)
 
@@ -236,9 +237,5 @@ def _recall_table(rows: list[dict[str, Any]]) -> str:
     head = ["FAM updates since", "still in the window", f"gain over a {against} FAM (nats per token)", "passages"]
     return html.table(
         head,
-        [[r["updates"], "yes" if r["in_window"] else "no", _with_interval(r["gain"]), r["gain"]["n"]] for r in rows],
+        [[r["updates"], "yes" if r["in_window"] else "no", gap_text(r["gain"], 3), r["gain"]["n"]] for r in rows],
     )
-
-
-def _with_interval(x: dict[str, Any]) -> str:
-    return f"{x['mean']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})"

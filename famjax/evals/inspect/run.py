@@ -101,7 +101,7 @@ def _text(model: Transformer, codec: Codec, config: InspectConfig, stage: Any) -
         for name, (logprobs, correct) in variants.items():
             moved = float((logprobs[at] - variants["kept"][0][at]).mean())
             scores = {"answer": float(logprobs[at].mean()), "exact_match": float(correct[at].all())}
-            knock[name] |= scores | {"answer_moves": {"mean": moved, "low": moved, "high": moved, "n": 1}}
+            knock[name] |= scores | {"answer_moves": recall.interval([moved])}
     about = {"what": config.input, "tokens": len(tokens), "answer": config.answer, "other": config.other}
     rows = recall.text_recall(model, tokens, edges, sessions, config.batch_size, other)
     return {"document": about, **_seen(model, seen), "knock_out": knock, "follows_other": None, "recall": rows}

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from famjax.evals.reports.language_report import gap_text
+
 # Maximum number of layers that are listed; of more, only those with the lowest and the highest mean gate.
 NAMED_LAYERS = 6
 # Below these, an effect counts as negligible: share of attention, relative change of FAM, nats per token.
@@ -42,7 +44,7 @@ def _verdict(to_fam: float, at_answer: float | None, change: float, move: float,
             f"The memory is read but hardly written: an update changes {change:.1%} of FAM, yet {what} loses "
             f"{move:.3f} nats per token. It works as a prompt more than as a memory."
         )
-    nothing = f"{what} loses {max(move, 0):.4f} nats per token, less than {LITTLE_MOVE}"
+    nothing = f"{what} loses {abs(max(move, 0)):.4f} nats per token, less than {LITTLE_MOVE}"
     if not written:
         return (
             f"The memory is not written: an update changes {change:.2%} of FAM, below {LITTLE_CHANGE:.0%}; {nothing}."
@@ -128,7 +130,7 @@ def _knock_out(found: dict[str, Any]) -> list[str]:
         if name == "kept":
             continue
         moves = [
-            f"the {what} by {one[key]['mean']:+.3f} ({one[key]['low']:+.3f} to {one[key]['high']:+.3f})"
+            f"the {what} by {gap_text(one[key], 3)}"
             for key, what in (("answer_moves", "answer"), ("rest_moves", "rest"))
             if key in one
         ]
@@ -147,8 +149,8 @@ def _recall(found: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     if "exact_match" in rows[0]:
-        lost = next((row for row in rows if row["exact_match"] < 0.5), None)
         best = max(rows, key=lambda row: row["exact_match"])
+        lost = next((row for row in rows[rows.index(best) :] if row["exact_match"] < 0.5), None)
         text = f"Recall is {best['exact_match']:.0%} at {best['updates']:.0f} FAM updates"
         if best["exact_match"] < 0.5:
             return [f"{text}, the highest measured: there is little to forget."]
@@ -158,6 +160,9 @@ def _recall(found: dict[str, Any]) -> list[str]:
     beyond = [row for row in rows if not row["in_window"]]
     if not beyond:
         return []
+    beyond = [row for row in beyond if row["gain"]["low"] is not None]  # a single passage shows nothing
+    if not beyond:
+        return ["Too few passages have left the window to say whether FAM gains on them; inspect a longer text."]
     known = [row for row in beyond if row["gain"]["low"] > 0]
     if not known:
         return ["On passages that have left the window, FAM has no significant gain (all 95% intervals include 0)."]

@@ -194,3 +194,24 @@ def found_with(to_fam: float, change: float, lost: float) -> dict:
 def test_the_verdict(to_fam: float, change: float, lost: float, said: str) -> None:
     """Each of the five possible verdicts."""
     assert said in sentences(found_with(to_fam, change, lost))[0]
+
+
+def test_recall_falls_after_its_best() -> None:
+    """A model that recalls nothing after few updates, but all after more, does not "fall below one half" at the few."""
+    rows = [{"updates": n, "exact_match": share} for n, share in ((3, 0.2), (18, 1.0), (258, 0.7), (1026, 0.1))]
+    said = lambda rows: sentences(found_with(0.2, 0.3, 1.5) | {"recall": rows})[-1]
+    assert said(rows) == "Recall is 100% at 18 FAM updates, and falls below one half at 1026."
+    assert "100% at 18 FAM updates, and stays at or above one half up to 258" in said(rows[:3])
+
+
+def test_one_passage_shows_no_gain() -> None:
+    """Neither a passage nor an answer that is there once has an interval, and its gain is not called significant."""
+    gain = lambda mean, low, high, n: {"mean": mean, "low": low, "high": high, "n": n}
+    row = lambda updates, one: {"updates": updates, "in_window": False, "against": "fresh", "gain": one}
+    found = found_with(0.2, 0.3, 1.5)
+    found["knock_out"]["swapped"]["answer_moves"] = gain(-0.5, None, None, 1)
+    one = row(4, gain(2.0, None, None, 1))
+    said = sentences(found | {"recall": [row(1, gain(0.3, 0.1, 0.5, 6)), one]})
+    assert "changes the answer by -0.500 and the rest by -1.500 (-1.500 to -1.500)." in said[3]
+    assert "significant (95%) at 1 of 1 distances, the farthest 1 updates (0.300)" in said[-1]
+    assert sentences(found | {"recall": [one]})[-1].startswith("Too few passages")

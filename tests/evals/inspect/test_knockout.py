@@ -71,8 +71,9 @@ def test_edges_have_a_block_on_both_sides() -> None:
 
 
 def test_intervals_hold_the_mean_and_shrink_to_it() -> None:
-    """Equal values have an interval of width 0; the mean of others lies within its interval."""
+    """Equal values have an interval of width 0, one value has none; the mean of others lies within its interval."""
     assert recall.interval([0.5] * 9) == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 9}
+    assert recall.interval([0.5]) == {"mean": 0.5, "low": None, "high": None, "n": 1}
     wide = recall.interval([0.0, 1.0, 2.0, 3.0])
     assert wide["low"] < wide["mean"] == 1.5 < wide["high"]
 
