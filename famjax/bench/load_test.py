@@ -23,7 +23,8 @@ from famjax.bench.measure import Tell, paired_ratio, spread
 from famjax.config import ConfigError
 from famjax.config.text import BadText, json_of
 
-# Repeated in text prompts, which begin with a random number so that no server answers from a prefix cache.
+# Repeated in text prompts, which begin with a random number so that no server answers from a prefix cache. No prompt
+# occurs twice, in any round or with any number of clients.
 _WORD = " word"
 
 
@@ -158,7 +159,7 @@ def main() -> None:
 
     def client(number: int) -> None:
         """Sends the requests of one client, one after the other."""
-        rng = np.random.default_rng((load["seed"], number))
+        rng = np.random.default_rng((load["seed"], load["clients"], number))
         try:
             for _ in range(load["requests"]):
                 took.append(_request(target, _prompt(target, load["prompt_tokens"], rng), load["max_tokens"]))
