@@ -230,6 +230,8 @@ class FamjaxLM(TemplateLM):
 
 def _sampling(settings: dict[str, Any]) -> Sampling:
     """Converts the harness's generation settings. Raises `ValueError` for an unsupported one."""
+    if settings.get("do_sample") and settings.get("temperature") is None:
+        settings = settings | {"temperature": 1.0}  # as in transformers; ours is greedy
     settings = {name: value for name, value in settings.items() if name not in ("do_sample", "use_cache", "max_length")}
     if settings.pop("num_beams", 1) not in (1, None):
         raise ValueError("famjax has no beam search; remove num_beams from the task's generation_kwargs")

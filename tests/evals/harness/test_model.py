@@ -219,6 +219,22 @@ def test_the_command(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.
     assert f"|{acc:g}|" in done.stdout.replace(" ", "")
 
 
+def test_a_task_that_samples_without_a_temperature_samples() -> None:
+    """`do_sample: true` alone has temperature 1 in transformers; without it decoding is greedy."""
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    from famjax.evals.harness.model import _sampling
+
+    def temperature(**asked: object) -> float:
+        settings = {**normalize_gen_kwargs(asked)}
+        return _sampling(
+            {name: settings[name] for name in settings if name not in ("until", "max_gen_toks")}
+        ).temperature
+
+    assert temperature(do_sample=True) == 1.0 and temperature(do_sample=True, temperature=0.3) == 0.3
+    assert temperature() == temperature(do_sample=False) == temperature(do_sample=False, temperature=0.3) == 0.0
+
+
 def test_lists_expand_without_the_harness() -> None:
     """`paper-gpt3` has the paper's 24 tasks, ranked and generated."""
     from famjax.evals.harness.tasks import GENERATED, RANKED, expand
