@@ -9,7 +9,7 @@ import numpy as np
 Z95 = 1.959963984540054
 # Bootstrap samples, and the maximum number of counts in memory at a time.
 DRAWS, AT_ONCE = 2000, 2**22
-# (low, high); (None, None) for a single unit, which gives no estimate of the variance.
+# (low, high); (None, None) for a single unit or equal values, which give no estimate of the variance.
 Interval = tuple[float, float] | tuple[None, None]
 
 
@@ -35,7 +35,8 @@ def mean_interval(values: Sequence[float], units: Sequence[str], seed: int = 0) 
     """Returns the 95% interval of a mean. Values of one unit (questions about one document) are resampled together.
 
     If all values are 0 or 1 with one value per unit, it is Wilson's interval; if all values of several units are the
-    same 0 or 1, Wilson's with one trial per unit. Everything else is bootstrapped by unit.
+    same 0 or 1, Wilson's with one trial per unit. Everything else is bootstrapped by unit, but other values that are
+    all the same give no interval: its width would be 0, however few they are.
     """
     array = np.asarray(values, np.float64)
     number, inverse = np.unique(np.asarray(units), return_inverse=True)
@@ -44,6 +45,8 @@ def mean_interval(values: Sequence[float], units: Sequence[str], seed: int = 0) 
         return wilson_interval(int(array.sum()), len(array))
     if counted and len(number) > 1 and len(set(array.tolist())) == 1:
         return wilson_interval(len(number) if array[0] else 0, len(number))
+    if len(number) > 1 and np.ptp(array) == 0:
+        return None, None
     sums, counts = np.bincount(inverse, array), np.bincount(inverse).astype(np.float64)
     return ratio_interval(sums, counts, seed)
 

@@ -109,6 +109,12 @@ def test_successes_of_a_unit_each_have_wilsons_interval():
     assert statistics.mean_interval([0, 1], ["a", "a"]) == (None, None)
 
 
+def test_equal_values_have_no_interval():
+    """Resampling them gives the same mean each time, which does not say that it is exact."""
+    assert statistics.mean_interval([0.25] * 3, ["a", "b", "c"]) == (None, None)
+    assert None not in statistics.mean_interval([0.25, 0.25, 0.5], ["a", "b", "c"])
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_values_of_one_document_stand_or_fall_together(seed):
     """100 documents with 20 equal answers each: the interval is that of 100 values (+-1.96 standard errors), not of
