@@ -7,6 +7,7 @@ to about three quarters, so its text stays readable.
 import html
 import io
 import re
+import textwrap
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", ":")
 MOST_TICKS = 6
+# Length of a line of a legend, which would else squeeze the chart.
+MOST_LETTERS = 48
 
 
 class Point(NamedTuple):
@@ -67,7 +70,8 @@ def curve(axes: Any, line: Line) -> None:
     x, y = [point.x for point in line.points], [point.y for point in line.points]
     number = line.number
     style: dict[str, Any] = {"color": color(number), "linestyle": DASHES[number % 3], "linewidth": 1.6}
-    axes.plot(x, y, marker=MARKERS[number % len(MARKERS)], markersize=5, label=plain(line.label), **style)
+    label = "\n".join(textwrap.wrap(plain(line.label), MOST_LETTERS, drop_whitespace=False))
+    axes.plot(x, y, marker=MARKERS[number % len(MARKERS)], markersize=5, label=label, **style)
     known = [point for point in line.points if point.low is not None and point.high is not None]
     ends = [[point.low for point in known], [point.high for point in known]]
     if len(known) > 1:

@@ -218,7 +218,9 @@ def test_names_are_shown_as_they_are(tmp_path, capsys):
     report.plot(tmp_path / "plot.png", [{"label": "a$x_{$", "passkey": [row]}])
     axes = Figure().subplots()
     charts.curve(axes, Line(0, "_hidden", []))
-    assert [text.get_text() for text in axes.legend().get_texts()] == [" _hidden"]
+    charts.curve(axes, Line(1, "runs/" + "x" * 100, []))
+    short, long = (text.get_text() for text in axes.legend().get_texts())
+    assert short == " _hidden" and long.replace("\n", "") == "runs/" + "x" * 100 and max(map(len, long.split())) <= 48
     models[0]["label"] = "run (old) (FAM 2, block 16)"
     assert ">FAM 2, block 16<" in page._models(models)
 
