@@ -5,6 +5,7 @@ killed each file is the old or the new one, and the next server continues from i
 """
 
 import contextlib
+import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from famjax.infer.session import Session
 from famjax.nn.model import Transformer
 from famjax.serve.errors import ApiError
 from famjax.storage.model_dir import write_bytes
+
+log = logging.getLogger("famjax.serve")
 
 ENDING = ".safetensors"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -128,8 +131,13 @@ class Store:
         return self._restored(path, name, 409) if path.is_file() else None
 
     def save(self, name: str, session: Session) -> None:
-        """Writes a session. Call it inside `writing`."""
-        sessions.save(self.path(name), session, self._model, self._known)
+        """Writes a session. Call it inside `writing`. Raises `ApiError` 500 if it cannot, as on a full disk."""
+        try:
+            sessions.save(self.path(name), session, self._model, self._known)
+        except OSError as error:
+            log.error("session %r cannot be saved: %s", name, error)
+            reason = f"session {name!r} cannot be saved ({error.strerror}), and is unchanged"
+            raise ApiError(500, reason, param="session", code="not_saved") from error
 
     def put(self, name: str, content: bytes) -> None:
         """Stores an uploaded session file. Call it inside `writing`.

@@ -1,6 +1,7 @@
 """Named memories: kept, taken up, forked, filled with a text, carried away and brought back."""
 
 import asyncio
+import errno
 import gc
 import http.client
 import json
@@ -19,10 +20,12 @@ import pytest
 from famjax.cli.main import main
 from famjax.config import ConfigError
 from famjax.infer import session as sessions
+from famjax.serve.errors import ApiError
 from famjax.serve.jobs import Done, Generated, Read
 from famjax.serve.server import locked
 from famjax.serve.service import Work
 from famjax.serve.settings import ServeConfig
+from famjax.serve.store import Store
 from tests.serve.running import ask, chat, complete, connection, model_folder, serve
 
 BOOK = ("It was a dark and stormy night; the rain fell in torrents, Grüße. " * 9).encode()
@@ -48,6 +51,20 @@ def greedy(server, prompt: str, **fields) -> str:
     answer = complete(server, prompt, max_tokens=6, temperature=0, **fields)
     assert answer.status == 200, answer.content
     return answer.json["choices"][0]["text"]
+
+
+def test_a_session_that_cannot_be_saved_is_an_error_of_the_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream, which has begun by then, ends with an error object too, not in the middle of a message."""
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sessions, "save", full)
+    store = Store.__new__(Store)
+    store._folder, store._model, store._known = tmp_path, None, {}
+    with pytest.raises(ApiError, match=r"'me' cannot be saved \(No space left on device\), and is unchanged") as error:
+        store.save("me", None)
+    assert error.value.status == 500
 
 
 def test_a_memory_survives_the_server(model_dir: Path, tmp_path: Path) -> None:
