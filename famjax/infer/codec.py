@@ -3,8 +3,11 @@
 Does not import jax, so that invalid texts and stop texts are reported before anything is loaded.
 """
 
+import copy
 import functools
+import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +64,8 @@ class Codec:
         tokenizer adds more than one token before a text.
     """
 
+    _warned = False  # whether `_check_begin` has warned
+
     def __init__(self, model_dir: str | Path, vocab_size: int):
         root, _ = split_step(model_dir)
         self._root: Path | None = root
@@ -86,6 +91,12 @@ class Codec:
         codec.ends = [] if vocabulary.eos is None else [vocabulary.eos]
         return codec
 
+    def copy(self) -> "Codec":
+        """Returns a codec with `ends` of its own, to which a chat template may add."""
+        codec = copy.copy(self)
+        codec.ends = list(self.ends)
+        return codec
+
     @functools.cached_property
     def template(self) -> ChatTemplate | None:
         """The chat template of the model directory; None if it has none."""
@@ -101,6 +112,7 @@ class Codec:
         """Returns int32 ids of a text; if `fresh`, they begin with `bos`, if there is one."""
         ids = self.vocabulary.encode(text)
         if fresh and self.bos is not None:
+            self._check_begin(ids)
             ids = np.concatenate([[self.bos], ids])
         return np.asarray(ids, np.int32)
 
@@ -119,6 +131,15 @@ class Codec:
             for piece in pieces:
                 yield np.frombuffer(piece, np.uint8).astype(np.int32)
             return
+        parts = self._in_parts(pieces)
+        for ids in itertools.islice(parts, 1):
+            if fresh and self.bos is not None:
+                self._check_begin(ids)
+            yield ids
+        yield from parts
+
+    def _in_parts(self, pieces: Iterable[bytes]) -> Iterator[np.ndarray]:
+        """Yields the int32 ids of a text that arrives in pieces, split where this does not change them."""
         text, enough = "", CHUNK_CHARACTERS
         for more in texts_of(pieces, "the prompt"):
             text += more
@@ -131,6 +152,14 @@ class Codec:
                 text, enough = text[cut:], CHUNK_CHARACTERS
         if text:
             yield np.asarray(self.vocabulary.encode(text), np.int32)
+
+    def _check_begin(self, ids: Sequence[int] | np.ndarray) -> None:
+        """Warns once if a new text begins with `bos` itself, and so will have it twice."""
+        if not self._warned and len(ids) and int(ids[0]) == self.bos:
+            self._warned = True
+            shown = self.vocabulary.decode([int(ids[0])])
+            what = f"a text begins with {shown!r}, which the tokenizer adds too"
+            print(f"{what}: the model reads it twice; leave it out", file=sys.stderr)
 
     def _cut(self, text: str) -> tuple[int, np.ndarray]:
         """Returns (position, ids of the text before it) of a word boundary near the end; position 0 if there is none.

@@ -151,6 +151,19 @@ def test_beginning_of_text_as_the_tokenizer_says(tmp_path: Path) -> None:
     assert bos not in Codec(folder, 1000).encode("a")
 
 
+def test_a_text_that_begins_with_the_token_that_is_added(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has the token twice, as in transformers, and a line on standard error says so, once."""
+    in_chunks = lambda codec, text: np.concatenate(list(codec.chunks([text.encode()])))
+    for encode in (Codec.encode, in_chunks):
+        codec = Codec(model_dir, 1000)
+        codec.encode("a <s> b")
+        codec.encode("<s>a", fresh=False)
+        assert not capsys.readouterr().err
+        for _ in range(2):
+            assert list(encode(codec, "<s>a"))[:2] == [codec.bos] * 2
+        assert capsys.readouterr().err.count("a text begins with '<s>', which the tokenizer adds too") == 1
+
+
 def test_a_tokenizer_that_is_too_large_is_refused(model_dir: Path) -> None:
     """Tokens outside the model's vocabulary are reported before anything is loaded."""
     with pytest.raises(ConfigError, match="the model has 50 tokens and a tokenizer of"):
