@@ -234,6 +234,7 @@ def _list() -> str:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    check_folder("--output", args.output or "")
     from famjax.evals.reports.compare import compare
 
     compare(args.compare, args.output)

@@ -13,7 +13,7 @@ tasks. The pass key, whose documents continue in later steps, has its own batche
 
 import dataclasses
 import functools
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class Labelled(Protocol):
 
     Attributes:
       name: name of the task, as in MIXTURE_OR_TASK_NAME.
+      config: its settings, a dataclass.
       vocabulary: all tokens: one of its own, or that of the model.
       blocks: lengths of training documents, in blocks.
       bins: axis labels of the tables of results by bin.
@@ -58,6 +59,9 @@ class Labelled(Protocol):
 
     @property
     def name(self) -> str: ...  # noqa: D102 - see the class
+
+    @property
+    def config(self) -> Any: ...  # noqa: D102
 
     @property
     def vocabulary(self) -> Vocabulary: ...  # noqa: D102

@@ -182,20 +182,17 @@ def metrics_of(samples: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, 
 
 
 def paired(one: Sequence[Sample], other: Sequence[Sample], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Returns each metric's mean difference `one` - `other` on the examples that both answered, with 95% intervals."""
+    """Returns each metric's mean difference `one` - `other` on the examples for which both have it, with 95%
+    intervals."""
     theirs = {sample.id: sample for sample in other}
     both = [(sample, theirs[sample.id]) for sample in one if sample.id in theirs]
     found: dict[str, dict[str, Any]] = {}
-    if not both:
-        return found
-    _, inverse = np.unique([sample.group for sample, _ in both], return_inverse=True)
-    counts = np.bincount(inverse).astype(np.float64)
-    for name in both[0][0].values:
-        if name not in both[0][1].values:
-            continue
-        gaps = np.array([sample.values[name] - match.values[name] for sample, match in both])
-        low, high = ratio_interval(np.bincount(inverse, gaps), counts, seed)
-        found[name] = {"mean": float(gaps.mean()), "low": low, "high": high, "n": len(both)}
+    for name in dict.fromkeys(name for sample, match in both for name in sample.values if name in match.values):
+        having = [(ours, match) for ours, match in both if name in ours.values and name in match.values]
+        gaps = np.array([ours.values[name] - match.values[name] for ours, match in having])
+        _, inverse = np.unique([ours.group for ours, _ in having], return_inverse=True)
+        low, high = ratio_interval(np.bincount(inverse, gaps), np.bincount(inverse).astype(np.float64), seed)
+        found[name] = {"mean": float(gaps.mean()), "low": low, "high": high, "n": len(having)}
     return found
 
 
@@ -236,7 +233,8 @@ class ByPosition(NamedTuple):
     Attributes:
       rows: from `language.summary`, compared with the first model.
       metrics: over all tokens.
-      against_first: the metrics minus those of the first model, paired by document.
+      against_first: the metrics minus those of the first model, paired by document; empty, and no row is compared, if
+        a document was truncated at another place than the first model's.
     """
 
     rows: list[dict[str, Any]]
@@ -263,7 +261,12 @@ def by_position(models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: 
     edges = language.up_to(edges, itertools.chain(*same))
     sums = [language.sums_of(samples, edges) for samples in same]
     rows = [language.summary(one, edges, sums[0], seed) for one in sums]
-    return [ByPosition(row, *_of_all_tokens(one, sums[0], seed)) for row, one in zip(rows, sums, strict=True)]
+    found = [ByPosition(row, *_of_all_tokens(one, sums[0], seed)) for row, one in zip(rows, sums, strict=True)]
+    # Texts truncated to a number of tokens of each model's own end at other places: a difference would mean nothing.
+    ends = [[language.end_of(sample) for sample in samples] for samples in same]
+    alone = lambda rows: [row | {"less_than_first": None} for row in rows]
+    return [one if end == ends[0] else ByPosition(alone(one.rows), one.metrics, {})
+            for one, end in zip(found, ends, strict=True)]  # fmt: skip
 
 
 def _of_all_tokens(sums: Sums, first: Sums, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

@@ -35,12 +35,14 @@ _LOSSES = ("fam_diversity_loss", "fam_reconstruction_loss")
 
 
 class Subject(NamedTuple):
-    """A model to evaluate, before it is loaded."""
+    """A model to evaluate, before it is loaded.
+
+    Each task has its own codec, since a chat template adds the token that ends an answer, which must not end others.
+    """
 
     path: str
     config: ModelConfig
-    codec: Codec
-    tasks: list[Task]
+    tasks: list[tuple[Task, Codec]]
 
 
 def describe(config: ModelConfig) -> str:
@@ -117,13 +119,15 @@ def _subject(path: str, config: EvalConfig) -> Subject:
     """Returns a model's settings and tasks. Making the tasks here reports missing data before any work."""
     model = read_config(path).with_memory(**memory_overrides(config))
     codec = _codec(path, model, config)
-    tasks = [catalog.make(name, config, codec, model.memory.block_size) for name in config.tasks]
-    return Subject(path, model, codec, tasks)
+    codecs = [codec.copy() for _ in config.tasks]
+    tasks = [catalog.make(name, config, own, model.memory.block_size)
+             for name, own in zip(config.tasks, codecs, strict=True)]  # fmt: skip
+    return Subject(path, model, list(zip(tasks, codecs, strict=True)))
 
 
 def _report_bad(subjects: Sequence[Subject]) -> None:
     """Prints the number of unreadable examples of each task, and the first of them, before any work."""
-    for task in {task.name: task for subject in subjects for task in subject.tasks}.values():
+    for task in {task.name: task for subject in subjects for task, _ in subject.tasks}.values():
         if task.bad:
             first = task.bad[0]
             what = "one place" if len(task.bad) == 1 else f"{len(task.bad)} places"
@@ -169,12 +173,12 @@ def _evaluate(
     entry = entry_of(name, subject.path, model)
     reach = Reach.of(model.config)
     found: dict[str, list[Sample]] = {}
-    for task in subject.tasks:
+    for task, codec in subject.tasks:
         settings = {"longest": config.longest, "new": task.max_new_tokens, "edges": edges[1], **task.settings}
         key = key_of(entry["fingerprint"], task.name, settings)
         unreadable: list[Unreadable] = []
         progress.stage(f"{name}: {task.name}", task.count, "examples")
-        runner = Runner(ModelEngine(model, config.batch_size), subject.codec, key, config.longest, edges, reach=reach)
+        runner = Runner(ModelEngine(model, config.batch_size), codec, key, config.longest, edges, reach=reach)
         samples = answer(runner, task, config, file, unreadable, progress.advance)
         found[task.name] = samples
         if not samples and not config.part:
@@ -267,8 +271,16 @@ def side_by_side(
                 model["tasks"][name] |= {"against_first": read_of.against_first} if i else {}
             continue
         for model, samples in asked[1:]:
-            model["tasks"][name]["against_first"] = results.paired(samples, asked[0][1], seed)
-            model["tasks"][name]["against_first_by_length"] = results.paired_by_length(samples, asked[0][1], seed)
+            # The same number of blocks is another text if the blocks differ.
+            unlike = name == "passkey" and _block_size(model) != _block_size(asked[0][0])
+            first = [] if unlike else asked[0][1]
+            model["tasks"][name]["against_first"] = results.paired(samples, first, seed)
+            model["tasks"][name]["against_first_by_length"] = results.paired_by_length(samples, first, seed)
+
+
+def _block_size(model: dict[str, Any]) -> int:
+    """Returns the block size of a model, from its entry in the results."""
+    return int(model["model"]["memory"]["block_size"])
 
 
 def _add_rows(

@@ -87,18 +87,21 @@ class Runner:
                         on_bad(example)
                     continue
                 read += 1
-                if example.id not in done:
+                # Questions that are done count in where the context of their group is truncated.
+                if example.id not in done or (self.longest and example.group):
                     yield example
 
         for chunk in _chunks(readable(), LOOKAHEAD * self.engine.rows):
-            yield from self._answer_chunk(task, chunk)
+            yield from self._answer_chunk(task, chunk, done)
         if bad and not read:
             raise ConfigError(f"no example of {task.name} could be read; {bad[0].place}: {bad[0].reason}")
 
-    def _answer_chunk(self, task: Task, examples: list[Example]) -> Iterator[Sample]:
-        """Yields the answers to one chunk; examples with a context wait for its prefill."""
-        groups = _groups(examples)
-        fitted = [self._fit(group, task) for group in groups]
+    def _answer_chunk(
+        self, task: Task, examples: list[Example], done: frozenset[str] | set[str]
+    ) -> Iterator[Sample]:  # fmt: skip
+        """Yields the answers to one chunk, but for those in `done`; examples with a context wait for its prefill."""
+        whole = (self._fit(group, task) for group in _groups(examples))
+        fitted = [rest for group in whole if (rest := [one for one in group if one.example.id not in done])]
         waiting = [(None, one) for group in fitted if not len(group[0].example.context) for one in group]
         with_context = [group for group in fitted if len(group[0].example.context)]
         contexts = [group[0].example.context for group in with_context]

@@ -8,12 +8,14 @@ import pytest
 
 from famjax.cli.main import main
 from famjax.config import ConfigError, EvalConfig, MqarConfig
-from famjax.data.mqar import Mqar
-from famjax.evals.reports.compare import _check_same, compare
-from famjax.evals.run import run
+from famjax.evals.reports.compare import _check_same, _name, compare
+from famjax.evals.run import _subject, run, side_by_side
 from famjax.evals.samples import Sample
 from famjax.storage import checkpoint
 from tests import tiny
+from tests.evals.tasks.test_benchmarks import write_kv
+from tests.infer.test_chat import CHATML
+from tests.pretrained import tokenizers_of_ours
 
 S = 8
 
@@ -101,7 +103,7 @@ def test_runs_that_asked_other_questions_are_not_compared(models: Path, tmp_path
 
 def asked(run: str, truncated: int = 0, **settings: Any) -> tuple[dict[str, Any], list[Sample]]:
     """A model's entry and its answer to one example without targets, of a task with these settings."""
-    sums = {"tokens": [15.0]} if "sources" in settings else {}
+    sums = {"tokens": [15.0], "sizes": [15.0]} if "sources" in settings else {}
     sample = Sample("task", "1/0", "1/0", "key", 1, truncated, "", -1.0, [], "", {"exact_match": 0.0}, {}, sums)
     return {"run": run, "first_block": S, "tasks": {"task": {"settings": settings}}}, [sample]
 
@@ -114,15 +116,15 @@ def asked(run: str, truncated: int = 0, **settings: Any) -> tuple[dict[str, Any]
         ({"filler": ""}, {"filler": "book.txt"}, "filler is '' and 'book.txt';"),
         ({"key_digits": 5}, {"key_digits": 6}, "key_digits is 5 and 6;"),
         (
-            {"documents": repr(Mqar("mqar", MqarConfig()))}, {"documents": repr(Mqar("mqar", MqarConfig(values=8)))},
-            "values is '16' and '8';",
+            {"documents": dataclasses.asdict(MqarConfig())}, {"documents": dataclasses.asdict(MqarConfig(values=8))},
+            "values is 16 and 8;",
         ),
         ({"sources": []}, {"sources": [], "truncated": 30}, "1/0 of task, which was truncated; .* the same --longest"),
         # Which questions are asked, in the fields of these documents and in others.
         ({"seed": 1, "keys": 1, "lengths": [64]}, {"seed": 1, "keys": 2, "lengths": [64, 128]}, ""),
         (
-            {"documents": repr(Mqar("mqar", MqarConfig()))},
-            {"documents": repr(Mqar("mqar", MqarConfig(blocks=(1,), pairs=(2,))))}, "",
+            {"documents": dataclasses.asdict(MqarConfig())},
+            {"documents": dataclasses.asdict(MqarConfig(blocks=(1,), pairs=(2,)))}, "",
         ),
         # The settings of an older version, which had fewer.
         ({"seed": 1}, {"seed": 1, "filler": ""}, ""),
@@ -138,6 +140,58 @@ def test_questions_without_a_shown_answer_are_the_same_too(one: Any, other: Any,
         _check_same("task", both)
     both[1][1][0] = dataclasses.replace(both[1][1][0], id="2/0")  # no example in common
     _check_same("task", both)
+
+
+def test_a_key_at_another_offset_is_another_question() -> None:
+    """`EvalConfig.alignments` sets the offset of example i of the pass key."""
+    both = [asked("a"), asked("b")]
+    for (_, samples), at in zip(both, (3, 12), strict=True):
+        samples[0] = dataclasses.replace(samples[0], about={"filler_blocks": 1, "alignment": at})
+    with pytest.raises(ConfigError, match="^a and b asked different questions: example 1/0 of task is not the same"):
+        _check_same("task", both)
+
+
+def test_the_same_number_of_other_blocks_is_another_question() -> None:
+    """The pass key after eight blocks of 8 and of 4 tokens is no pair; models with equal blocks are compared."""
+    entry = lambda block: {"model": {"memory": {"block_size": block}}, "tasks": {"passkey": {}}}
+    about = {"filler_blocks": 8}
+    answers = [{"passkey": [Sample("passkey", "8/0", "8/0", "", 9, 0, "", -1.0, [], "", {"exact_match": value}, about)]}
+               for value in (1.0, 0.0, 0.0)]  # fmt: skip
+    models = [entry(S), entry(S // 2), entry(S)]
+    side_by_side(models, answers, (), 0)
+    assert models[1]["tasks"]["passkey"] == {"against_first": {}, "against_first_by_length": []}
+    assert models[2]["tasks"]["passkey"]["against_first"]["exact_match"]["mean"] == -1.0
+
+
+def test_a_chat_template_ends_the_answers_of_its_own_tasks_only(tmp_path: Path) -> None:
+    """An answer to a plain prompt does not depend on the other tasks of the command."""
+    config = tiny.config(vocab_size=400)
+    checkpoint.save_model(tmp_path, config, tiny.parameters(config))
+    tokenizers_of_ours.write(tmp_path, "byte-level")
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    data = (f"kv_retrieval={write_kv(tmp_path, 5, 1)}",)
+    subject = _subject(str(tmp_path), EvalConfig(task="niah_single,kv_retrieval", lengths=(1500,), data=data))
+    assert {task.name: codec.ends for task, codec in subject.tasks} == {"niah_single": [5], "kv_retrieval": [5, 1]}
+
+
+def test_models_of_runs_with_one_name_are_told_apart() -> None:
+    """Runs are called by as much of their paths as tells them apart, if their models have the same names."""
+    models = [{"name": name, "run": run} for name, run in (("m", "x/out"), ("m", "y/out"), ("n", "y/out"))]
+    _name(models)
+    assert [model["name"] for model in models] == ["x/out/m", "y/out/m", "n"]
+
+
+def test_a_comparison_replaces_no_run(tmp_path: Path) -> None:
+    """The results of a run are read again by later comparisons. Those of older versions are refused."""
+    results = tmp_path / "results.json"
+    results.write_text('{"models": [{"fingerprint": "", "tasks": {"s5": {"settings": {"documents": "Tracking()"}}}}]}')
+    before = results.read_text()
+    with pytest.raises(ConfigError, match="is one of the runs, and would replace its results"):
+        compare([str(tmp_path)], str(tmp_path / "."))
+    with pytest.raises(ConfigError, match="was not written by this version of famjax eval"):
+        compare([str(tmp_path)], str(tmp_path / "both"))
+    assert results.read_text() == before and not (tmp_path / "both").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from famjax.config import ConfigError, EvalConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals import results, run
 from famjax.evals.engine import ModelEngine
+from famjax.evals.reports import language_report
 from famjax.evals.runner import Runner
 from famjax.evals.samples import Sample, SampleFile, file_name, read
 from famjax.evals.tasks.base import Example, Task, Unreadable
@@ -96,6 +97,15 @@ def test_contexts_are_cut_to_the_limit_and_counted_and_questions_stay_whole():
     assert {text[12:] for text in parrot.asked if len(text) > 5} == {" ab", " abcd"}
     told = results.summarize(generation(examples), list(samples.values()), [], 4)
     assert told["truncated"] == {"examples": 2, "tokens": 46}
+
+
+def test_a_group_is_cut_at_the_same_place_when_it_is_resumed():
+    """Also if its longest question, which leaves the least room for the context, was answered before."""
+    examples = questions("<yes>" + "x" * 30, " ab", " abcd")
+    whole = {sample.id: sample for sample in Runner(Parrot(), CODEC, longest=20).run(generation(examples))}
+    parrot = Parrot()
+    assert list(Runner(parrot, CODEC, longest=20).run(generation(examples), {"g-1"})) == [whole["g-0"]]
+    assert parrot.was_read == ["<yes>" + "x" * 7] and len(parrot.asked) == 1
 
 
 def test_a_document_that_is_predicted_is_cut_at_its_end():
@@ -256,6 +266,33 @@ def test_models_are_compared_on_the_examples_that_both_answered():
     other = [sample(str(i), value) for i, value in enumerate(values)][:30] + [sample("x", 0.0)]
     gap = results.paired(one, other)["match"]
     assert (gap["mean"], gap["low"], gap["high"], gap["n"]) == (*[pytest.approx(0.25)] * 3, 30)
+
+
+def test_models_are_compared_on_the_examples_that_have_the_metric():
+    """A target without text has no bits per byte."""
+    without = dataclasses.replace(sample("a", 1.0), values={"exact": 1.0})
+    one = [without, *(dataclasses.replace(sample(name, 0.5), values={"exact": 1.0, "bits": 0.5}) for name in "bc")]
+    other = [without, *(dataclasses.replace(sample(name, 0.5), values={"exact": 0.0, "bits": 0.25}) for name in "bc")]
+    for ordered in (one, one[::-1]):
+        found = results.paired(ordered, other)
+        assert found["bits"] == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 2} and found["exact"]["n"] == 3
+
+
+def test_texts_that_end_at_other_places_are_not_compared(capsys):
+    """The same number of tokens is more or less of a text for another tokenizer; complete texts are the same."""
+
+    def read(truncated: int, size: float) -> list[Sample]:
+        sums = {"bits": [9.0], "correct": [1.0], "tokens": [8.0], "sizes": [size]}
+        return [Sample("t", name, name, "", 1, truncated, "", -1.0, [], "", {}, {}, sums) for name in "ab"]
+
+    first, other = results.by_position([read(5, 8.0), read(5, 30.0)], (0, 16, 32))
+    assert other.against_first == {} and {row["less_than_first"] for row in other.rows} == {None}
+    assert other.metrics["bits_per_byte"]["value"] == pytest.approx(0.3)
+    for truncated, size in ((5, 8.0), (0, 30.0)):
+        assert results.by_position([read(truncated, 8.0), read(truncated, size)], (0, 16, 32))[1].against_first
+    entry = lambda of: {"text": {"by_position": of.rows, "against_first": of.against_first}}
+    language_report.print_table([{"name": "m", "tasks": entry(first)}, {"name": "n", "tasks": entry(other)}])
+    assert "n: not compared, since --longest ended the texts at other places" in capsys.readouterr().out
 
 
 def test_models_are_compared_length_by_length_too():

@@ -1,7 +1,6 @@
 """Compares separate evaluations: the results of several output directories in one table and one page."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,13 @@ from typing import Any
 import famjax
 from famjax.config import ConfigError
 from famjax.evals.reports import language_report, page, report
-from famjax.evals.run import side_by_side
+from famjax.evals.run import names_of, side_by_side
 from famjax.evals.samples import Sample, read
 from famjax.evals.tasks import language
 
 # Settings of a task on which the question of an id depends, beside fields of its documents (`tasks/labelled.py`). Other
 # settings say which questions are asked, or where their data is.
 ASKS = ("seed", "depths", "filler", "key_digits")
-_FIELD = re.compile(r"(\w+)=([^=]*?)(?=, \w+=|\)*$)")
 
 
 def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
@@ -30,8 +28,11 @@ def compare(runs: Sequence[str], output: str | None = None) -> dict[str, Any]:
       The content of `results.json`.
 
     Raises:
-      ConfigError: a directory has no results, or its answers are missing; or the runs asked different questions.
+      ConfigError: a directory has no results, or its answers are missing; or the runs asked different questions; or
+        `output` is one of the runs.
     """
+    if output is not None and Path(output).resolve() in [Path(run).resolve() for run in runs]:
+        raise ConfigError(f"--output {output} is one of the runs, and would replace its results; name another folder")
     models: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
     for run in runs:
@@ -63,10 +64,16 @@ def _models(run: str) -> list[dict[str, Any]]:
         raise ConfigError(f"{run} has no {report.RESULTS_JSON}; name output directories of famjax eval")
     content = json.loads(path.read_text(encoding="utf-8"))
     models = content.get("models", []) if isinstance(content, dict) else []
-    if not models or not all("tasks" in model and "fingerprint" in model for model in models):
+    if not models or not all(map(_is_current, models)):
         raise ConfigError(f"{path} was not written by this version of famjax eval; run the evaluation again")
     # The blocks of a run's first model are the buckets of its results by position.
     return [model | {"run": run, "first_block": models[0]["model"]["memory"]["block_size"]} for model in models]
+
+
+def _is_current(model: dict[str, Any]) -> bool:
+    """Returns whether an entry has the fields of this version; earlier ones had `documents` as one text."""
+    fields = [task.get("settings", {}).get("documents", {}) for task in model.get("tasks", {}).values()]
+    return "tasks" in model and "fingerprint" in model and all(isinstance(one, dict) for one in fields)
 
 
 def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
@@ -88,9 +95,9 @@ def _answers(run: str, model: dict[str, Any]) -> dict[str, list[Sample]]:
 def _asks(summary: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings of a task on which the question of an id depends."""
     settings = summary.get("settings", {})
-    fields = _FIELD.findall(settings.get("documents", ""))
+    fields = settings.get("documents", {})
     return {name: settings[name] for name in ASKS if name in settings} | {
-        name: value for name, value in fields if name not in ("blocks", "pairs")
+        name: value for name, value in fields.items() if name not in ("blocks", "pairs")
     }
 
 
@@ -114,23 +121,22 @@ def _check_same(task: str, asked: list[tuple[dict[str, Any], list[Sample]]]) -> 
                               f"data, settings and seed")  # fmt: skip
         for sample in samples:
             other = theirs.get(sample.id, sample)
-            if by_position and _end(sample) != _end(other):
+            if by_position and language.end_of(sample) != language.end_of(other):
                 raise ConfigError(f"{runs} scored more and less of example {sample.id} of {task}, which was truncated; "
-                                  f"evaluate both with the same --longest")  # fmt: skip
+                                  f"evaluate both with the same --longest, or, if their tokenizers differ, without "
+                                  f"it")  # fmt: skip
             texts = other.about.get("text"), sample.about.get("text")
-            if other.targets != sample.targets or (all(texts) and texts[0] != texts[1]):
+            told = [(one.targets, one.about.get("alignment")) for one in (other, sample)]
+            if told[0] != told[1] or (all(texts) and texts[0] != texts[1]):
                 raise ConfigError(f"{runs} asked different questions: example {sample.id} of {task} is not the same; "
                                   f"evaluate both with the same data, settings and seed")  # fmt: skip
-
-
-def _end(sample: Sample) -> int:
-    """Returns the number of tokens to which a scored text was truncated; 0 if it is complete."""
-    return sample.tokens + round(sum(sample.sums["tokens"])) if sample.truncated else 0
 
 
 def _name(models: list[dict[str, Any]]) -> None:
     """Prefixes names that occur more than once with their run."""
     names = [model["name"] for model in models]
+    runs = list(dict.fromkeys(model["run"] for model in models))
+    called = dict(zip(runs, names_of(runs), strict=True))
     for model, name in zip(models, names, strict=True):
         if names.count(name) > 1:
-            model["name"] = f"{Path(model['run']).name}/{name}"
+            model["name"] = f"{called[model['run']]}/{name}"

@@ -16,7 +16,10 @@ def print_table(models: list[dict[str, Any]], task: str = "text") -> None:
     """Prints bits per byte and accuracy of every model by position, with 95% intervals; the last line is over all
     positions."""
     what = "held-out texts" if task == "text" else task
-    table = Table(title=f"{what}: bits per byte | next-token accuracy, by position (95% interval)")
+    title = f"{what}: bits per byte | next-token accuracy, by position (95% interval)"
+    unlike = [model["name"] for model in models[1:] if model["tasks"][task].get("against_first") == {}]
+    caption = f"{', '.join(unlike)}: not compared, since --longest ended the texts at other places" if unlike else None
+    table = Table(title=title, caption=caption)
     for column in ("positions", "documents", "tokens"):
         table.add_column(column, justify="right")
     for model in models:

@@ -162,6 +162,9 @@ def _warnings(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> st
             f"{html.count(bad['examples'], 'example')} could not be read" if bad["examples"] else "",
             f"{html.count(summary['unfinished'], 'answer')} at the token limit" if summary.get("unfinished") else "",
             f"{html.count(summary['empty'], 'answer')} empty" if summary.get("empty") else "",
+            "not compared with the first model: no common example, or texts of other lengths"
+            if summary.get("against_first") == {}
+            else "",
         ]
         notes = [note for note in notes if note]
         reasons = "".join(html.paragraph(f"{one['place']}: {one['reason']}") for one in bad["first"])

@@ -4,6 +4,7 @@ Documents are streamed like any other text. The prediction after each labelled t
 results are tabulated by length, by kind of document (such as "8 pairs") and by the task's own bins.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -52,7 +53,8 @@ def task(name: str, config: EvalConfig, codec: Codec, block_size: int) -> Task:
     for kind in documents.kinds:
         draw(min(config.lengths), kind, 0)
     settings = {
-        "lengths": list(config.lengths), "examples": count, "seed": config.seed, "documents": repr(documents),
+        "lengths": list(config.lengths), "examples": count, "seed": config.seed,
+        "documents": dataclasses.asdict(documents.config),
         "bins": list(documents.bins),  # answers of versions that had one kind of bins are not reused
     }  # fmt: skip
     total = count * len(config.lengths) * len(documents.kinds)

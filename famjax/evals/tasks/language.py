@@ -129,6 +129,11 @@ def up_to(edges: Sequence[int], samples: Iterable[Sample]) -> tuple[int, ...]:
     return (*(edge for edge in edges if edge < max(longest, edges[1])), max(longest, edges[1]))
 
 
+def end_of(sample: Sample) -> int:
+    """Returns the number of bytes to which a scored text was truncated; 0 if it is complete."""
+    return round(sum(sample.sums["sizes"])) if sample.truncated else 0
+
+
 def task(name: str, config: EvalConfig, codec: Codec) -> Task:
     """Returns the task to predict every token but the first of the documents in `config.sources`."""
     found = lambda: itertools.islice(documents(config, codec.vocabulary), config.examples or None)
