@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,15 +159,31 @@ def _mesh(text: str) -> dict[str, int]:
 
 
 def check_folder(flag: str, path: str | Path) -> None:
-    """Raises `ConfigError` if a directory that is to be written is a file."""
+    """Raises `ConfigError` if a directory that is to be written is a file, or may not be written. Empty: there is none
+    yet."""
+    if not str(path) or "://" in str(path):
+        return
     if Path(path).exists() and not Path(path).is_dir():
         raise ConfigError(f"{flag} {path} is a file; name a directory")
+    there = (folder for folder in (Path(path), *Path(path).absolute().parents) if folder.exists())
+    _check_writable(flag, path, next(there))
 
 
 def check_file(flag: str, path: str | Path) -> None:
-    """Raises `ConfigError` if a file that is to be written is a directory, or its directory is missing."""
-    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+    """Raises `ConfigError` if a file that is to be written is a directory or a device, or its directory is missing or
+    may not be written."""
+    folder = Path(path).absolute().parent
+    if Path(path).is_dir() or not folder.is_dir():
         raise ConfigError(f"{flag} {path}: {'is a directory' if Path(path).is_dir() else 'its directory is missing'}")
+    # A file would take the place of a device or a pipe, such as /dev/null, or of a link there, such as /dev/stdout.
+    if Path(path).exists() and not Path(path).is_file() or folder == Path("/dev"):
+        raise ConfigError(f"{flag} {path} is not a regular file; name a file")
+    _check_writable(flag, path, folder)
+
+
+def _check_writable(flag: str, path: str | Path, folder: Path) -> None:
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise ConfigError(f"{flag} {path}: nothing may be written in {folder}; name another place")
 
 
 def refuse(args: argparse.Namespace, names: Iterable[str], why: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from famjax.cli import gin_config
+from famjax.cli import flags, gin_config
 from famjax.cli import main as cli
 from famjax.config import ConfigError, DataConfig, SourceConfig, TrainConfig
 from famjax.data import files
@@ -185,3 +186,28 @@ def test_a_step_that_cannot_be_read_back_gets_no_name(tmp_path: Path, monkeypatc
         assert steps.all_steps(tmp_path / "m") == [0]
     monkeypatch.undo()
     assert save_model(tmp_path / "m", config, params) == 1
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """Files are written beside their place and moved there: as root, `--output /dev/null` would end the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in ("/dev/null", "/dev/stdout", pipe):
+        with pytest.raises(ConfigError, match=f"--output {path} is not a regular file; name a file"):
+            flags.check_file("--output", path)
+    flags.check_file("--output", tmp_path / "new")
+    assert pipe.is_fifo()
+
+
+def test_a_folder_that_may_not_be_written_is_found_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if folders within it are still to be made."""
+    flags.check_folder("--output", tmp_path / "a" / "b")
+    monkeypatch.setattr(os, "access", lambda folder, mode: Path(folder) != tmp_path)
+    said = f"nothing may be written in {tmp_path}; name another place"
+    for check, name in ((flags.check_folder, "a/b"), (flags.check_folder, ""), (flags.check_file, "c")):
+        with pytest.raises(ConfigError, match=said):
+            check("--output", tmp_path / name)
+    for elsewhere in ("", "gs://bucket/folder"):
+        flags.check_folder("--output", elsewhere)
