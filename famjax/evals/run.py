@@ -179,7 +179,8 @@ def _evaluate(
         unreadable: list[Unreadable] = []
         progress.stage(f"{name}: {task.name}", task.count, "examples")
         runner = Runner(ModelEngine(model, config.batch_size), codec, key, config.longest, edges, reach=reach)
-        samples = answer(runner, task, config, file, unreadable, progress.advance)
+        others: set[str] = set()
+        samples = answer(runner, task, config, file, unreadable, progress.advance, others)
         found[task.name] = samples
         if not samples and not config.part:
             raise ConfigError(f"{task.name} has no example; is its data set empty?")
@@ -187,15 +188,13 @@ def _evaluate(
             continue
         summary = results.summarize(task, samples, unreadable, model.config.memory.block_size, config.seed)
         reach_entry = {"reach": reach.as_dict()} if "by_reach" in summary else {}
-        # Answers in the files that these results do not count: to more examples, or to some that were removed since.
-        others = {sample.id for sample in read(file.path.parent, key)} - {sample.id for sample in samples}
         entry["tasks"][task.name] = summary | reach_entry | {"key": key, "not_counted": sorted(others)}
     return entry, found
 
 
 def answer(
     runner: Runner, task: Task, config: EvalConfig, file: SampleFile, unreadable: list[Unreadable],
-    advance: Callable[[int], Any] = lambda n: None,
+    advance: Callable[[int], Any] = lambda n: None, others: set[str] | None = None,
 ) -> list[Sample]:  # fmt: skip
     """Returns a model's answers to a task, or to `config.part` of it, sorted by id.
 
@@ -209,10 +208,11 @@ def answer(
       file: the open answers file.
       unreadable: unreadable examples are appended to it.
       advance: called with the number of examples that were answered.
+      others: the ids of answers in the directory that are not returned are added to it: to more examples, or to some
+        that were removed since.
     """
-    samples: dict[str, Sample] = {}
-    if not config.again:
-        samples = {sample.id: sample for sample in read(file.path.parent, runner.key)}
+    known = {sample.id: sample for sample in read(file.path.parent, runner.key)}
+    samples: dict[str, Sample] = {} if config.again else dict(known)
     asked: set[str] = set()  # an earlier evaluation may have run more examples
     done: set[str] = set()  # those of them that were answered before, and have not changed since
 
@@ -238,6 +238,8 @@ def answer(
         samples[sample.id] = sample
         advance(1)
     file.sync()
+    if others is not None:
+        others |= known.keys() - asked
     return sorted((sample for id, sample in samples.items() if id in asked), key=lambda sample: sample.id)
 
 

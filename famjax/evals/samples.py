@@ -123,13 +123,13 @@ def file_name(part: tuple[int, int] = (1, 1)) -> str:
 
 
 def read(folder: str | Path, key: str = "") -> Iterator[Sample]:
-    """Yields the answers in a directory from the files of all parts, of several to one example the last; only those of
-    `key` if given.
+    """Yields the answers in a directory from the files of all parts; only those of `key` if given. Of several to one
+    example, it is the last of the file that was written last: `--again` may have re-run the parts, or the whole.
 
     Lines that are not answers of this format are skipped.
     """
     found: dict[tuple[str, str, str], Sample] = {}
-    for path in sorted(Path(folder).glob("samples*.jsonl")):
+    for path in sorted(Path(folder).glob("samples*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path)):
         with open(path, "rb") as file:
             for line in file:
                 if fields := _fields(line, key):

@@ -7,6 +7,7 @@ real model.
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -246,12 +247,26 @@ def test_parts_ask_each_example_once_and_make_one_evaluation(tmp_path):
     parrot = Parrot()
     with SampleFile(tmp_path / file_name()) as file:
         whole = run.answer(Runner(parrot, CODEC, "k"), generation(examples), EvalConfig(), file, [])
-        few = run.answer(Runner(parrot, CODEC, "k"), generation(examples[:3]), EvalConfig(), file, [])
+        others: set[str] = set()
+        few = run.answer(Runner(parrot, CODEC, "k"), generation(examples[:3]), EvalConfig(), file, [], others=others)
+        again = EvalConfig(again=True)
+        whole_again = run.answer(Runner(Parrot(), CODEC, "k"), generation(examples), again, file, [], others=others)
     assert sorted(sample.id for sample in whole) == sorted(ids) and not parrot.asked
     assert [sample.id for sample in few] == [example.id for example in examples[1:3]]
+    assert others == {sample.id for sample in whole} - {sample.id for sample in few} and len(whole_again) == len(ids)
     for wrong in ("3", "0/3", "4/3", "a/b"):
         with pytest.raises(ConfigError, match="write 1/4 to 4/4"):
             EvalConfig(model_dirs=("m",), part=wrong).validate()
+
+
+@pytest.mark.parametrize("last", [file_name(), file_name((1, 2))])
+def test_the_last_answer_is_in_the_file_that_was_written_last(last, tmp_path):
+    """`--again` re-runs a part of a whole evaluation, or the whole after its parts."""
+    for path in (file_name(), file_name((1, 2))):
+        with SampleFile(tmp_path / path) as file:
+            file.add(sample("a", float(path == last)))
+        os.utime(tmp_path / path, (9, 9 + (path == last)))
+    assert [one.values for one in read(tmp_path)] == [{"match": 1.0}]
 
 
 def sample(name: str, value: float, group: str = "", **about) -> Sample:
