@@ -10,7 +10,7 @@ Without arguments the tables are written again.
 import sys
 from typing import Any
 
-from pages import DOCS, Page, by_name, publish
+from pages import DOCS, Page, by_name, publish, with_interval
 
 SHOWN = {
     "piqa": {"acc": "PIQA, accuracy", "acc_norm": "PIQA, normalised by bytes"},
@@ -80,8 +80,8 @@ def by_position(name: str, models: dict[str, list[dict[str, Any]]]) -> list[str]
     ]
     for rows in zip(*models.values(), strict=True):
         where = "all" if rows[0]["to"] is None else f"{rows[0]['from']:,} to {rows[0]['to'] - 1:,}"
-        value = "{bits_per_byte:.3f} ({bits_per_byte_low:.2f}-{bits_per_byte_high:.2f})"
-        cells = [value.format(**one) for one in rows]
+        names = ("bits_per_byte", "bits_per_byte_low", "bits_per_byte_high")
+        cells = [with_interval(*(one[name] for name in names), ".3f", ".2f") for one in rows]
         lines.append(f"| {where} | {rows[0]['tokens']:,} | {' | '.join(cells)} |")
     return lines
 
@@ -95,9 +95,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
     for task, metrics in found.items():
         for metric, models in metrics.items():
             form = ".1f" if metric == "perplexity" else ".3f"
-            cells = [
-                f"{one['value']:{form}} ({one['low']:{form}}-{one['high']:{form}})" for one in models.values()
-            ]  # fmt: skip
+            cells = [with_interval(one["value"], one["low"], one["high"], form) for one in models.values()]
             examples = {one["n"] for one in models.values()}
             lines.append(f"| {TITLES[task][metric]} | {' or '.join(map(str, examples))} | {' | '.join(cells)} |")
     return lines

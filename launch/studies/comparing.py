@@ -10,7 +10,7 @@ separated by commas, become one table, which has each memory once. Without argum
 import sys
 from typing import Any
 
-from pages import DOCS, Page, by_name, publish, ranged
+from pages import DOCS, Page, by_name, publish, ranged, with_interval
 
 OF_MEMORY = (
     "name", "added_weights", "weights", "state_bytes", "learning_rate", "learning_rates", "steps", "tokens",
@@ -60,7 +60,7 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
                  f"| memory | {' | '.join(map(str, places))} |", "|---" * (1 + len(places)) + "|"]  # fmt: skip
         for memory in memories:
             rows = [row for row in memory["tables"][number]["rows"] if row["length"] == last and row["at"] in places]
-            values = [f"{row['value']:.2f} ({row['low']:.2f}-{row['high']:.2f})" for row in rows]
+            values = [with_interval(row["value"], row["low"], row["high"], ".2f") for row in rows]
             said.append(f"| `{memory['name']}` | {' | '.join(values)} |")
     return said
 

@@ -90,6 +90,13 @@ def with_range(middle: float, low: float, high: float, form: str) -> str:
     return shown if least == most else f"{shown} ({least}-{most})"
 
 
+def with_interval(value: float, low: float | None, high: float | None, form: str, of_ends: str = "") -> str:
+    """Returns a value with its interval, if it has one; `of_ends` is the format of its ends, if it is another one."""
+    if low is None or high is None:
+        return format(value, form)
+    return f"{value:{form}} ({low:{of_ends or form}}-{high:{of_ends or form}})"
+
+
 def publish(page: Page, says: str | None, part: str, kept: Callable[..., dict[str, Any]], verb: str) -> int:
     """Runs a script whose arguments are those of `add`, with the help text `says`."""
     parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
