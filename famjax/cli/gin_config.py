@@ -76,7 +76,7 @@ def target_length(task_feature_lengths: dict[str, int]) -> int:
 
 def model_of_checkpoint(
     path: str, lora: LoraConfig, changes: dict[str, Any] | None = None, block_size: int | None = None,
-    memory_segments: int | None = None, fam_length: int | None = None,
+    memory_segments: int | None = None, fam_length: int | None = None, remat: str | None = None,
 ) -> ModelConfig:  # fmt: skip
     """Returns the configuration of an existing model, with changes, for fine-tuning.
 
@@ -85,6 +85,7 @@ def model_of_checkpoint(
       lora: LoRA settings of the model to train.
       changes: new values of fields of `ModelConfig` or `MemoryConfig`, by name.
       block_size, memory_segments, fam_length: new memory settings; None keeps the model's.
+      remat: what the backward pass rematerialises; None is that of `changes`, else the model's.
     """
     of_memory, changes = _REGISTERED["MemoryConfig"], changes or {}
     for name in changes:
@@ -99,6 +100,7 @@ def model_of_checkpoint(
     memory = {name: value for name, value in changes.items() if name in of_memory} | memory
     rest: dict[str, Any] = {"lora": lora, "memory": dataclasses.replace(model.memory, **memory)}
     rest |= {name: value for name, value in changes.items() if name not in of_memory}
+    rest |= {} if remat is None else {"remat": remat}
     return dataclasses.replace(model, **rest)
 
 

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.gin_files:
         raise ConfigError("no settings: add --gin_file FILE, for example gin/experiments/finetune_1b.gin")
     topology = topologies.planned(args.topology, args.num_slices)
-    given = _loaded(args, args.gin_bindings)
+    given, text = _loaded(args, args.gin_bindings)
     config = _without_data(given)
     if not args.search:
         topologies.check_mesh(config.mesh, topology, config.batch_size, config.microbatches)
@@ -87,8 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
     _check_output(args)
     child.library()
+    # The model is that of a checkpoint, or these files describe it.
+    remat = f"{'model_of_checkpoint' if 'model_of_checkpoint.path' in text else 'ModelConfig'}.remat"
     job = search.Job(args.program, topology, lambda bindings: _config(args, [*args.gin_bindings, *bindings]),
-                     lambda bindings, folder: _child(args, bindings, folder))  # fmt: skip
+                     lambda bindings, folder: _child(args, bindings, folder), remat)  # fmt: skip
     with Progress("compiling") as progress:
         tell = lambda what: progress.stage(f"compiling {what}")
         if args.lengths:
@@ -128,20 +130,20 @@ def _check_output(args: argparse.Namespace) -> None:
     if (args.lengths or args.search) and args.program != "train":
         raise ConfigError(f"--lengths and --search are for training steps, not for --program {args.program}")
     for name in (binding.partition("=")[0].strip() for binding in args.gin_bindings if args.search):
-        if name in ("MESH", "MICROBATCHES", "ModelConfig.remat"):
+        if name in ("MESH", "MICROBATCHES", "ModelConfig.remat", "model_of_checkpoint.remat"):
             raise ConfigError(f"--gin.{name} has no effect with --search, which tries several; leave it out")
 
 
 def _config(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
     """Returns the configuration to plan, which needs neither data nor directories."""
-    return _without_data(_loaded(args, bindings))
+    return _without_data(_loaded(args, bindings)[0])
 
 
-def _loaded(args: argparse.Namespace, bindings: Sequence[str]) -> TrainConfig:
-    """Returns the training configuration of the gin files, with placeholders for required macros."""
+def _loaded(args: argparse.Namespace, bindings: Sequence[str]) -> tuple[TrainConfig, str]:
+    """Returns the training configuration of the gin files, with placeholders for required macros, and as gin text."""
     from famjax.cli.gin_config import load_train_config
 
-    return load_train_config([DEFAULTS, *args.gin_files], args.gin_search_paths, bindings, stand_ins=STAND_INS)[0]
+    return load_train_config([DEFAULTS, *args.gin_files], args.gin_search_paths, bindings, stand_ins=STAND_INS)
 
 
 def _without_data(config: TrainConfig) -> TrainConfig:

@@ -30,12 +30,14 @@ class Job:
       topology: the TPU slices.
       configured: maps additional gin bindings to the configuration.
       command: maps additional gin bindings and a folder to the child's command line.
+      remat: the gin setting of the model's remat policy.
     """
 
     program: str
     topology: Topology
     configured: Callable[[Sequence[str]], TrainConfig]
     command: Callable[[Sequence[str], Path], Sequence[str]]
+    remat: str = "ModelConfig.remat"
 
     def plan(self, bindings: Sequence[str], keep: Path | None = None, quick: bool = False) -> dict[str, Any]:
         """Returns a plan with additional gin bindings; other arguments and errors are those of `child.run`."""
@@ -89,7 +91,7 @@ def search(job: Job, config: TrainConfig, tries: int, tell: Tell, quick: bool) -
             break
         if (str(mesh), remat) in done:
             continue
-        settings = [f"MESH={mesh}", f"MICROBATCHES={microbatches}", f"ModelConfig.remat='{remat}'"]
+        settings = [f"MESH={mesh}", f"MICROBATCHES={microbatches}", f"{job.remat}='{remat}'"]
         tell(f"{len(found) + 1} of at most {tries}: {', '.join(settings)},")
         found.append(job.plan(settings, quick=True))
         if found[-1]["fits"]:

@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from famjax.cli.main import main
+from famjax.config import MemoryConfig, ModelConfig
+from famjax.plan import report, search
 from tests.plan.test_summary import CONTRACT
 
 TINY = (
@@ -114,6 +116,26 @@ def test_mistakes(words, message, capsys):
     assert main(["plan", *words]) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
+
+
+def test_a_search_for_an_imported_model(tmp_path, monkeypatch):
+    """The model is that of a directory, so its remat policy is a setting of `model_of_checkpoint`: each one is tried,
+    and the setting that is printed is one that `famjax train` takes. Other changes of the model stay."""
+    (tmp_path / "model.json").write_text(ModelConfig(remat="none", memory=MemoryConfig(8, 1, 2)).to_json())
+    tried = {}
+
+    def plan(self, bindings, keep=None, quick=False):
+        model = self.configured(bindings).model
+        assert model.dtype == "float32"
+        tried[bindings[2]] = model.remat
+        return {"settings": bindings, "fits": True, "least_step_seconds": 1.0, "peak_bytes_per_device": 1}
+
+    monkeypatch.setattr(search.Job, "plan", plan)
+    monkeypatch.setattr(report, "comparison", lambda plans: "")
+    words = ["--gin_file", "gin/runs/finetune_imported.gin", f"--gin.INITIAL_CHECKPOINT_PATH='{tmp_path}'"]
+    words += ["--gin.model_of_checkpoint.changes={'dtype': 'float32'}"]
+    assert main(["plan", "--topology", "v5e:2x2", "--search", "--quick", *words]) == 0
+    assert tried == {f"model_of_checkpoint.remat='{policy}'": policy for policy in ("full", "minimal", "none")}
 
 
 def test_without_libtpu(monkeypatch, capsys):
