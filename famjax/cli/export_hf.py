@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from famjax.storage.pieces import Weights
 
 NAME = "export-hf"
+LORA = "layers/lora/"
 HELP = """Write a model directory as a folder that transformers loads: weights, config.json, tokenizer.
 
   famjax export-hf runs/llama exported
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from famjax.storage.unfinished import atomic_directory
 
     weights = Weights(args.source)
-    shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith((*MEMORY, "layers/lora/"))}
+    shapes = {p: shape for p, shape in weights.shapes.items() if not p.startswith((*MEMORY, LORA))}
     by_name = {pair.name: pair for pair in pairs(family_of(hf), shapes)}
     trained = {name for name, pair in by_name.items() if pair.path in weights.trained}
     imported = {kind for name, kind in types.items() if name in trained}
@@ -161,7 +162,8 @@ def with_dtype(hf: dict[str, Any], written: "Iterable[Written]", imported: set[s
 
 
 def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, Any]) -> None:
-    """Writes LoRA and FAM, without the base. Raises `ConfigError` if the model has no LoRA."""
+    """Writes LoRA and FAM, without the base. Raises `ConfigError` if the model has no LoRA, or if other weights were
+    trained with it, which an adapter does not have."""
     if not config.lora.rank:
         raise ConfigError(f"{args.source} has no LoRA (its rank is 0); leave --adapter-only out")
 
@@ -172,6 +174,12 @@ def write_adapter(args: argparse.Namespace, config: ModelConfig, hf: dict[str, A
     from famjax.storage.unfinished import atomic_directory
 
     weights = Weights(args.source)
+    part: Weights | None = weights
+    while part is not None and any(path.startswith(LORA) for path in part.own):
+        if more := sorted(path for path in part.trained & part.own if not path.startswith((LORA, *MEMORY))):
+            raise ConfigError(f"{args.source} was not trained by LoRA alone: an adapter cannot have {more[0]}; leave "
+                              f"--adapter-only out")  # fmt: skip
+        part = part.base
     tensors = adapter.tensors(family_of(hf), config, weights.shapes, weights.read)
     with atomic_directory(args.target, needed_bytes=sum(tensor.nbytes for tensor in tensors.values())) as partial:
         adapter.write(partial, config, tensors, args.base_model)

@@ -115,6 +115,7 @@ class Weights:
       shapes: shapes of all weights, by path.
       dtypes: NumPy dtypes of all weights, by path.
       trained: paths of the weights that a training saved, here or in a base.
+      own, base: paths of the weights that are here; the base, or None.
       converted: whether weights of a base had another `param_dtype` there.
 
     Raises:
@@ -139,25 +140,26 @@ class Weights:
             raise ConfigError(f"the weights in {folder} cannot be read ({reason}); restore them from a copy") from error
         self.shapes = {path: tuple(array.shape) for path, array in self._arrays.items()}
         self.dtypes = {path: array.dtype.numpy_dtype for path, array in self._arrays.items()}
+        self.own = set(paths)
         self.trained = set(paths) if step else set()  # an import is step 0
         self.converted = False
         base = bases.checked(root)
-        self._base: Weights | None = None
+        self.base: Weights | None = None
         if base is not None:
-            self._base = Weights(base.folder)
+            self.base = Weights(base.folder)
             param_dtype = read_config(root).param_dtype
             dtype = np.dtype(jax.numpy.dtype(param_dtype))
-            rest = {path: shape for path, shape in self._base.shapes.items() if path not in self.shapes}
+            rest = {path: shape for path, shape in self.base.shapes.items() if path not in self.shapes}
             self.shapes |= rest
             self.dtypes |= dict.fromkeys(rest, dtype)
-            self.trained |= self._base.trained - self._arrays.keys()
-            self.converted = self._base.converted or read_config(base.path).param_dtype != param_dtype
+            self.trained |= self.base.trained - self._arrays.keys()
+            self.converted = self.base.converted or read_config(base.path).param_dtype != param_dtype
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """Returns a weight, or one layer of a stacked one."""
         if path not in self._arrays:
-            assert self._base is not None
-            return self._base.read(path, layer).astype(self.dtypes[path], copy=False)
+            assert self.base is not None
+            return self.base.read(path, layer).astype(self.dtypes[path], copy=False)
         array = self._arrays[path] if layer is None else self._arrays[path][layer]
         read: np.ndarray = array.read().result()
         return read

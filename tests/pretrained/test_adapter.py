@@ -108,6 +108,25 @@ def test_the_export_of_a_small_checkpoint_is_that_of_the_whole_model(tmp_path: P
         tiny.assert_close(found, desired, 1e-6)
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_an_adapter_has_all_that_was_trained_or_is_refused(stages: int, tmp_path: Path, capsys) -> None:
+    """A training that also trained norms, and one of LoRA alone after it: an adapter without these norms would be
+    another model. An export of the whole model has them."""
+    params = tiny.parameters(CONFIG)
+    rest = base.part(params, lambda path: not path.startswith("layers/lora/"))
+    save_model(tmp_path / "0", dataclasses.replace(CONFIG, lora=LoraConfig()), rest)
+    for stage, more in enumerate([("final_norm/",), ()][:stages], 1):
+        own = base.part(params, lambda path, more=more: path.startswith(("fam/", "layers/lora/", *more)))
+        save_model(tmp_path / str(stage), CONFIG, own, step=4)
+        base.write(tmp_path / str(stage), base.of(tmp_path / str(stage - 1)))
+    source = str(tmp_path / str(stages))
+    assert main(["export-hf", source, str(tmp_path / "out"), "--adapter-only"]) == 2
+    error = capsys.readouterr().err
+    assert "was not trained by LoRA alone: an adapter cannot have final_norm/scale; leave" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert "model.norm.weight" in exported(Path(source), tmp_path / "whole")
+
+
 def test_an_adapter_of_a_model_without_lora(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One line, and no folder."""
     config = dataclasses.replace(CONFIG, lora=LoraConfig())
