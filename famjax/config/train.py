@@ -57,7 +57,7 @@ class TrainConfig:
       diagnostics_period: steps between two memory diagnostics (docs/training.md), each of which costs less
         than a step; 0 disables them, None is every ten `log_period`s.
       eval_period: steps between two evaluations during training; 0 disables them.
-      evaluation: settings of these evaluations; `model_dirs` and `output_dir` are ignored.
+      evaluation: settings of these evaluations, except those of models, directories, `part` and `again`.
       profile_steps: (n, m) profiles steps n to m, both included, into `profile/`; () disables profiling.
       skip_bad_steps: number of consecutive steps with non-finite loss or gradients to skip; one more stops
         the run. 0 stops at the first.
@@ -336,6 +336,12 @@ class TrainConfig:
         at_least("skip_bad_steps", self.skip_bad_steps, 0)
         if self.eval_period:
             dataclasses.replace(self.evaluation, model_dirs=(self.model_dir,)).validate()
+            for name in ("block_size", "memory_segments", "fam_length", "dtype", "mesh", "part", "again"):
+                if getattr(self.evaluation, name) != getattr(EvalConfig(), name):
+                    raise ConfigError(
+                        f"in_training/EvalConfig.{name} has no effect: EVAL_PERIOD evaluates the model as it is "
+                        f"trained; leave it out, and use famjax eval"
+                    )
             if self.evaluation.task == "passkey" and self.model.vocab_size < 128:
                 raise ConfigError(
                     f"EVAL_PERIOD evaluates the pass key, which needs ASCII bytes, but vocab_size is "

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from famjax.config import EvalConfig, LoraConfig, OptimizerConfig, TrainConfig
+from famjax.config import ConfigError, EvalConfig, LoraConfig, OptimizerConfig, TrainConfig
 from famjax.data.vocabulary import ByteVocabulary
 from famjax.evals.during_training import evaluation
 from famjax.infer import scoring
@@ -270,3 +270,17 @@ def test_an_evaluation_that_cannot_work_is_told_before_training():
     small = TrainConfig(model_dir="m", model=tiny.config(), eval_period=2, sequence_length=8)
     with pytest.raises(Exception, match="vocab_size is 17; set EVAL_PERIOD to 0"):
         small.validate()
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("memory_segments", 0), ("fam_length", 0), ("block_size", 8), ("dtype", "float32"), ("mesh", {"fsdp": 2}),
+    ("part", "1/2"), ("again", True),
+])  # fmt: skip
+def test_an_evaluation_takes_the_model_as_it_is_trained(name, value):
+    """Settings of `famjax eval` that an evaluation during training ignores are refused."""
+    model = dataclasses.replace(tiny.config(), vocab_size=128)
+    config = TrainConfig(model_dir="m", model=model, eval_period=2, sequence_length=8)
+    config.validate()
+    evaluation = dataclasses.replace(config.evaluation, **{name: value})
+    with pytest.raises(ConfigError, match=f"in_training/EvalConfig.{name} has no effect"):
+        dataclasses.replace(config, evaluation=evaluation).validate()
