@@ -3,6 +3,8 @@
 @SBATCH@
 @SETUP@
 export PYTHONPATH=@CODE@"${PYTHONPATH:+:$PYTHONPATH}"
+# Since Slurm 22.05 srun does not take this from the job, and gives every process one core.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
 # On SIGTERM, before the time limit or on preemption, the processes finish their training step, save a checkpoint and
 # exit with @UNFINISHED@. This shell waits for them, also after a signal has interrupted its wait.

@@ -19,6 +19,7 @@ from tests.launch.standins import install
 SRUN = """#!{python} -SE
 import json, os, signal, sys, time
 json.dump(sys.argv[1:], open({here!r} + "/srun", "w"))
+open({here!r} + "/cores", "w").write(os.environ.get("SRUN_CPUS_PER_TASK", "None"))
 def left(*_):
     time.sleep(0.3)
     sys.exit({code})
@@ -95,6 +96,16 @@ def test_the_step_gets_its_words_whole(slurm, gin, place, tmp_path):
     assert words[:5] == ["--kill-on-bad-exit=0", sys.executable, "-m", "famjax", "launch"]
     assert words[-2:] == ["--gin_file", str(place / "launch/fam-1.gin")]
     assert slurm.asked == ["sbatch"] and not Path("oops").exists()
+
+
+@pytest.mark.parametrize("cores", [None, "7"])
+def test_the_step_has_the_cores_of_the_job(slurm, gin, place, tmp_path, monkeypatch, cores):
+    """Since Slurm 22.05, `srun` takes `--cpus-per-task` of the job only from SRUN_CPUS_PER_TASK; without the flag the
+    cluster's default stays."""
+    monkeypatch.delenv("SRUN_CPUS_PER_TASK", raising=False)
+    launch(gin, place, *(["--cpus-per-task", cores] if cores else []))
+    run_script(tmp_path, place, 0, **({"SLURM_CPUS_PER_TASK": cores} if cores else {}))
+    assert (tmp_path / "cores").read_text() == str(cores)
 
 
 @pytest.mark.parametrize(("count", "queued"), [("0", True), ("9", True), ("10", False)])
