@@ -104,9 +104,9 @@ def first_batch(config: TrainConfig, task: Task) -> Batch:
 def describe(batch: Batch, config: TrainConfig) -> str:
     """Describes a batch in one line."""
     B, T = batch.tokens.shape
-    real, weighed = int(batch.count.sum()), int((batch.weights > 0).sum())
+    filled, weighed = int(batch.count.sum()), int((batch.weights > 0).sum())
     return (
-        f"{B} rows of {T} tokens, {real / (B * T):.0%} of them real; {int(batch.starts.sum())} documents start; "
+        f"{B} rows of {T} tokens, filled to {filled / (B * T):.0%}; {int(batch.starts.sum())} memories start; "
         f"loss at {weighed:,} tokens, weights sum to {batch.weights.sum():.4g} ({config.task})"
     )
 

@@ -176,9 +176,9 @@ def make_step(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh)
 
     Metrics: `loss` (cross entropy); `z_loss`, `fam_growth_loss` and `distillation_loss` (added to it), if they are on;
     `fam_gate` (mean after the step), if there is one; `accuracy` (correct predictions, by loss weight);
-    `gradient_norm`; `update_norm`; `learning_rate`; `tokens` (real tokens of the whole batch); `correct` (bool, shape
-    of the batch's targets); `squares` (`norms.squares` of `gradient`, `update` and `weight`: trained weights before the
-    update).
+    `gradient_norm`; `update_norm`; `learning_rate`; `tokens` (of the whole batch, up to the last one of each row);
+    `correct` (bool, shape of the batch's targets); `squares` (`norms.squares` of `gradient`, `update` and `weight`:
+    trained weights before the update).
     """
     where, axes = states.abstract(config, tx, mesh), state_axes(config.model.memory)
     rate = optim.schedule(config.optimizer, config.steps)

@@ -2,10 +2,12 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from famjax.cli.main import main
 from famjax.config import ConfigError, OptimizerConfig
+from famjax.data.batch import Batch
 from famjax.mesh.devices import make_mesh
 from famjax.storage.checkpoint import save_model
 from famjax.train import dry_run, initial, optim
@@ -27,6 +29,16 @@ def test_everything_is_told_and_nothing_written(tmp_path, capsys):
                   "the compiler for cpu (1 of them)", "nothing was written"):  # fmt: skip
         assert words in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_batch_is_described_by_what_a_batch_says():
+    """Rows of three blocks: two documents of 5 and 4 tokens, each with a memory, and two that are packed into one row.
+    Padding between documents counts as filled, so the share is not called that of real tokens."""
+    starts = np.array([[True, False, True], [True, False, False]])
+    weights = np.ones((2, 12), np.float32)
+    batch = Batch(np.zeros((2, 12), np.int32), np.array([12, 9]), starts, None, np.zeros((2, 12), np.int32), weights)
+    said = dry_run.describe(batch, settings("m", model=tiny.config()))
+    assert said.startswith("2 rows of 12 tokens, filled to 88%; 3 memories start; loss at 24 tokens")
 
 
 def test_a_mesh_that_is_not_here_is_summed_up_by_its_shape(tmp_path, capsys):
