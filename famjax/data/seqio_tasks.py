@@ -222,6 +222,11 @@ class TaskExamples:
             )  # fmt: skip
         except ValueError as error:  # seqio's message on what a task lacks
             raise ConfigError(f"the seqio task {self._task.name!r}: {str(error).splitlines()[0]}") from error
+        except TypeError as error:  # such as None["targets"]
+            raise ConfigError(
+                f"the seqio task {self._task.name!r} has a preprocessor that fails without sequence_length "
+                f"({str(error).splitlines()[0]}); give it its lengths itself: rows here have several examples, or parts"
+            ) from error
         options = tf.data.Options()
         options.deterministic = True
         ds = ds.map(lambda row: {key: row[key] for key in ("inputs", "targets") if key in row}).with_options(options)

@@ -232,6 +232,11 @@ def test_what_cannot_be_read_is_told(tmp_path, registry):
         assert message in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="'empty' has no examples for shard 0 of 1"):
         text.batches_of(config("empty"), 1)
+    cut = lambda ds, sequence_length: ds.map(lambda row: {"targets": row["targets"][: sequence_length["targets"]]})
+    as_targets = lambda ds: ds.map(lambda line: {"targets": line})
+    add_task(tmp_path, "cut", preprocessors=[as_targets, seqio.preprocessors.tokenize, cut])
+    with pytest.raises(ConfigError, match="'cut' has a preprocessor that fails without sequence_length"):
+        text.batches_of(config("cut"), 1)
 
 
 def test_vocabularies_go_both_ways(tmp_path):
