@@ -186,10 +186,13 @@ class DataConfig:
                               f"DataConfig.stream_share = 1.0, or join_documents to 1")  # fmt: skip
 
     def check_rows(self, batch_size: int) -> None:
-        """Raises `ConfigError` if rows have no source, a source has no rows, or if a nonzero share of the rows is less
-        than one row."""
+        """Raises `ConfigError` if rows have no source, a source or a repeated segment has no rows, or if a nonzero
+        share of the rows is less than one row."""
         streams = self.stream_rows(batch_size)
         _check_streams(self.stream_share, streams, batch_size)
+        if self.repeat_segment and streams == batch_size:
+            raise ConfigError("repeat_segment has no effect, since all rows are streams; set it to 0, or lower "
+                              "stream_share")  # fmt: skip
         sources = self.all_sources()
         counts = {"streams": streams, "packed": batch_size - streams}
         for rows, many in counts.items():

@@ -280,6 +280,12 @@ class TrainConfig:
             if self.data.sources and self.task != "text":
                 raise ConfigError(f"DataConfig.sources has no effect on the task {self.task!r}: 'text' reads it, and "
                                   f"passkey and babi with DataConfig.text_share; leave it out")  # fmt: skip
+            for name in ("stream_share", "repeat_segment"):
+                if self.generated is not None and getattr(self.data, name):
+                    own = name == "stream_share" and self.task == "passkey"
+                    use = "set PassKeyConfig.stream_share" if own else "leave it out"
+                    raise ConfigError(f"DataConfig.{name} has no effect on the task {self.task!r}, which reads no "
+                                      f"text; {use}")  # fmt: skip
             return
         if not isinstance(self.generated, CurriculumConfig):
             raise ConfigError(

@@ -166,6 +166,24 @@ def test_settings_that_cannot_work(files, changes, message):
         dataclasses.replace(made, **changes).validate()
 
 
+@pytest.mark.parametrize(
+    ("task", "data", "message"),
+    [
+        ("passkey", {"stream_share": 0.5}, "'passkey', which reads no text; set PassKeyConfig.stream_share"),
+        ("s5", {"stream_share": 0.5}, "DataConfig.stream_share has no effect on the task 's5'"),
+        ("passkey", {"repeat_segment": 5}, "DataConfig.repeat_segment has no effect on the task 'passkey'"),
+        ("text", {"sources": ("a.txt",), "stream_share": 1.0, "repeat_segment": 5}, "since all rows are streams"),
+    ],
+)
+def test_settings_of_rows_that_do_not_exist(task, data, message):
+    """Streams of a task that reads no text, and a segment to repeat without packed rows, are refused: nothing else
+    would say that they are ignored."""
+    model = tiny.config(vocab_size=256, block_size=BLOCK)
+    made = TrainConfig(model_dir="m", model=model, task=task, sequence_length=320, data=DataConfig(**data))
+    with pytest.raises(ConfigError, match=message):
+        made.validate()
+
+
 def test_text_that_cannot_be_read_is_refused_before_training(files):
     """As for the task `text`: by the check that runs before jax is imported."""
     config = config_of(files)

@@ -118,7 +118,7 @@ def training(name: str, mesh: tuple[int, int, int], microbatches: int) -> TrainC
         mesh=dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), microbatches=microbatches,
         loss_chunk=0 if microbatches == 1 else 5, z_loss=1e-3,
         task="text" if name.startswith("stream") else "passkey",
-        data=DataConfig(sources=("not read",) if name.startswith("stream") else (), stream_share=1.0),
+        data=DataConfig(sources=("not read",), stream_share=1.0) if name.startswith("stream") else DataConfig(),
         fam_opening_steps=0, distillation=0.5 if gate else 0.0,
     )  # fmt: skip
     config.validate()
