@@ -213,8 +213,9 @@ class TrainConfig:
         """The teacher of `distillation`: the model without FAM and LoRA, with full attention over the row."""
         segments = max(1, self.sequence_length // self.model.memory.block_size) - 1
         memory = dataclasses.replace(
-            self.model.memory, fam_length=0, kind="fam", memory_segments=segments, token_window=0
-        )
+            self.model.memory, fam_length=0, kind="fam", memory_segments=segments, token_window=0,
+            segments_hold="inputs",
+        )  # fmt: skip
         return dataclasses.replace(self.model, memory=memory, lora=LoraConfig())
 
     @property

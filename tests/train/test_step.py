@@ -216,6 +216,13 @@ def test_the_teacher_is_the_base_over_its_whole_row(continues):
     assert float(metrics["distillation_loss"]) == pytest.approx(0.5 * wanted, rel=1e-4)
 
 
+def test_the_teacher_has_full_attention_whatever_the_segments_hold():
+    """Keys of outputs would make it another model than the base."""
+    training = distilled(1)[0]
+    other = dataclasses.replace(training, model=training.model.with_memory(segments_hold="outputs"))
+    assert other.teacher == training.teacher
+
+
 def test_a_gate_opens_by_steps_and_never_shuts():
     """step / fam_opening_steps, unless the gate is open further; without a schedule it is unchanged."""
     training, _, state, _ = distilled()
