@@ -57,7 +57,7 @@ class FileVocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         if isinstance(self.ours, vocabulary.ByteVocabulary):
-            return tf.cast(tf.io.decode_raw(s, tf.uint8), tf.int32)
+            return tf.cast(tf.io.decode_raw(s, tf.uint8), tf.int32) + self.ours.offset
         tokens = tf.py_function(lambda text: self.ours.encode(text.numpy().decode("utf-8")), [s], tf.int32)
         tokens.set_shape([None])
         return tokens
