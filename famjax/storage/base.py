@@ -22,13 +22,7 @@ from famjax.storage.steps import WEIGHTS, step_dir
 
 
 class Base(NamedTuple):
-    """A step of another model directory.
-
-    Attributes:
-      path: the directory.
-      step: the step in it.
-      record: SHA-256 of the record of its weights, see `record_of`.
-    """
+    """A step of another model directory, with `record_of` its weights."""
 
     path: Path
     step: int

@@ -26,8 +26,7 @@ from famjax.storage.steps import PROGRESS, TRAINING, WEIGHTS, latest_step
 from famjax.storage.writer import Keep, Writer, first_line
 
 __all__ = [
-    "FAM", "Restored", "latest_step", "load_model", "load_training", "newest_training", "override_memory",
-    "restore_training", "resumable", "save_model",
+    "FAM", "Restored", "latest_step", "load_model", "override_memory", "restore_training", "resumable", "save_model",
 ]  # fmt: skip
 
 # Keys of the tree of weights: FAM's own weights, {"prompt": [F, D]} or {"prefix": [L, F, D]}, and in them the gate of
@@ -44,14 +43,7 @@ class Damaged(Exception):
 
 
 class Restored(NamedTuple):
-    """A training after `step` steps.
-
-    Attributes:
-      step: number of steps trained.
-      params: the weights.
-      training: the other arrays, such as the optimizer state.
-      progress: the JSON object, such as the state of the task.
-    """
+    """A training after `step` steps: its weights, its other arrays (the optimizer state), and its JSON object."""
 
     step: int
     params: dict[str, Any]
@@ -190,26 +182,6 @@ def _newest_training(root: Path, read: Callable[[int], Any]) -> tuple[Any, str]:
     if step is None:
         raise ConfigError(f"{_describe(root, damaged)}; restore one from a copy, or use another MODEL_DIR")
     return restored, _describe(root, damaged) if damaged else ""
-
-
-def load_training(model_dir: str | Path, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """Returns (step, training, progress) of the newest step that a training wrote, or None if there is none.
-
-    Raises:
-      Damaged: it cannot be read.
-      ConfigError: it was written with other settings.
-    """
-    root = Path(model_dir).absolute()
-    step = newest_training(root)
-    return None if step is None else (step, *_load_training(root, step, like))
-
-
-def newest_training(model_dir: str | Path) -> int | None:
-    """Returns the newest step that a training wrote, damaged or not, or None."""
-    root = Path(model_dir).absolute()
-    return max(
-        (step for step in steps.all_steps(root) if (steps.step_dir(root, step) / TRAINING).is_dir()), default=None
-    )
 
 
 # --- the newest intact step -----------------------------------------------------------------------

@@ -86,7 +86,9 @@ def write_model(
         for piece in pieces:
             interrupts.check()
             path, layer = piece.path, piece.layer
-            wanted.remove((path, layer)) if (path, layer) in wanted else _refuse(path, layer)
+            if (path, layer) not in wanted:
+                raise ValueError(f"there is no piece {path} {layer}, or it was given already")
+            wanted.remove((path, layer))
             if journal is None or [path, layer] not in journal:
                 array = piece.read()
                 part = stores[path] if layer is None else stores[path][layer]
@@ -168,10 +170,6 @@ class Weights:
 def layers_of(path: str, shape: tuple[int, ...]) -> Iterable[int | None]:
     """Returns `Piece.layer` of each piece of a weight: the indices of its layers, or (None,) if it is not stacked."""
     return range(shape[0]) if path.startswith(STACKED) else (None,)
-
-
-def _refuse(path: str, layer: int | None) -> None:
-    raise ValueError(f"there is no piece {path} {layer}, or it was given already")
 
 
 def _make_empty(model_dir: Path, shapes: Mapping[str, Any]) -> Path:

@@ -98,8 +98,13 @@ class Writer:
         self._began = False
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(quiet())
+        kept: list[Any] = [policies.LatestN(keep.last)]
+        if keep.period:
+            kept.append(policies.EveryNSteps(keep.period))
+        if keep.metric:
+            kept.append(_Best(keep))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(_policies(keep)),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=keep.value,  # makes Orbax store metrics with each step
             best_mode=keep.mode,
             cleanup_tmp_directories=True,
@@ -129,17 +134,17 @@ class Writer:
           ConfigError, RuntimeError: this step or the previous one could not be written.
         """
         items: dict[str, Any] = {WEIGHTS: ocp.args.StandardSave(params)}
+        expected = {WEIGHTS: arrays.types(params)}
         if training is not None:
             items[TRAINING] = ocp.args.PyTreeSave(training)
+            expected[TRAINING] = arrays.types(training)
         if progress is not None:
             items[PROGRESS] = ocp.args.JsonSave(copy.deepcopy(progress))  # a thread writes it later
         numbers = {name: value for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
         self.wait()
         try:
             self._begin()
-            self._pending = step
-            self._expected = {WEIGHTS: arrays.types(params)}
-            self._expected |= {} if training is None else {TRAINING: arrays.types(training)}
+            self._pending, self._expected = step, expected
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=numbers or None, force=True)
         except Exception as error:
             self._drop(step)
@@ -253,16 +258,6 @@ class Writer:
         except OSError:
             return ""
         return f" (a step takes {_bytes(takes)}, {_bytes(there)} are free)" if takes else f" ({_bytes(there)} are free)"
-
-
-def _policies(keep: Keep) -> list[Any]:
-    """Converts `Keep` to Orbax's policies."""
-    found: list[Any] = [policies.LatestN(keep.last)]
-    if keep.period:
-        found.append(policies.EveryNSteps(keep.period))
-    if keep.metric:
-        found.append(_Best(keep))
-    return found
 
 
 @dataclasses.dataclass

@@ -75,17 +75,18 @@ def test_training_state_round_trip_and_only_the_newest_stays(tmp_path: Path) -> 
         params = tiny.parameters(config, seed)
         checkpoint.save_model(tmp_path, config, params, step=step, training=training, progress={"stage": step})
     assert_same(load(tmp_path)[1], tiny.parameters(config, 1))
-    step, restored, progress = checkpoint.load_training(tmp_path, training)
-    assert (step, progress) == (7, {"stage": 7})
-    assert_same(restored, training)
+    restored, damaged = checkpoint.restore_training(tmp_path, tiny.parameters(config), training)
+    assert (restored.step, restored.progress, damaged) == (7, {"stage": 7}, "")
+    assert_same(restored.training, training)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["7"]
     with pytest.raises(ConfigError, match="already has step 7"):
         checkpoint.save_model(tmp_path, config, params, step=7)
 
 
 def test_no_training_to_continue(saved: tuple) -> None:
-    assert checkpoint.load_training(saved[0], {"a": np.zeros(3)}) is None
-    assert checkpoint.load_training("/nowhere/at/all", {"a": np.zeros(3)}) is None
+    with pytest.raises(ConfigError, match="a model that no training wrote"):
+        checkpoint.restore_training(saved[0], saved[2], {"a": np.zeros(3)})
+    assert checkpoint.restore_training("/nowhere/at/all", saved[2], {"a": np.zeros(3)}) == (None, "")
 
 
 def test_memory_overrides(saved: tuple) -> None:

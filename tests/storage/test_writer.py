@@ -68,7 +68,7 @@ def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
         go_on.set()
         writer.wait()
         assert writer.saved == 1 and steps.all_steps(tmp_path) == [1]
-    assert checkpoint.load_training(tmp_path, {"count": np.array(0)})[2] == {"losses": [1.0]}
+    assert checkpoint.resumable(tmp_path, {"count": np.array(0)}) == (1, {"losses": [1.0]})
 
 
 def test_every_part_of_every_step_has_its_record(tmp_path):

@@ -178,16 +178,14 @@ def moved(folder: Path, state: states.TrainState) -> Any:
     config = training("fam grouped", (2, 2, 2), 1)
     tx = optim.optimizer(config.optimizer, STEPS)
     rest = {"opt_state": state.opt_state, "passed_fam": state.passed_fam}
-    checkpoint.save_model(folder / "moved", config.model, state.params, step=STEPS, training=rest)
+    checkpoint.save_model(folder / "moved", config.model, state.params, step=STEPS, training=rest, progress={})
     found = []
     for sizes in ((1, 2, 4), (8, 1, 1)):
         mesh = make_mesh(sizes)
         where = states.abstract(config, tx, mesh)
         _, params = checkpoint.load_model(folder / "moved", lambda model, mesh=mesh: sharded_shapes(model, mesh))
-        _, back, _ = checkpoint.load_training(
-            folder / "moved", {"opt_state": where.opt_state, "passed_fam": where.passed_fam}
-        )
         target = (where.params, {"opt_state": where.opt_state, "passed_fam": where.passed_fam})
+        back = checkpoint.restore_training(folder / "moved", *target)[0].training
         placed = jax.tree.map(lambda leaf, goal: leaf.sharding.is_equivalent_to(goal.sharding, leaf.ndim),
                               (params, back), target)  # fmt: skip
         found.append((jax.device_get((params, back)), all(jax.tree.leaves(placed))))
