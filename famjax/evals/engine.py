@@ -1,7 +1,7 @@
-"""The model interface of the runner; tests replace it with simpler engines."""
+"""The model as the runner uses it; tests replace it with simpler engines."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Request(NamedTuple):
     """A text to score or to continue.
 
     Attributes:
-      state: a state that `Engine.read` yielded; None: an empty memory.
+      state: a state that `ModelEngine.read` yielded; None: an empty memory.
       tokens: int32 [n].
       labels: int32 [n], the token to score after each of `tokens`, instead of the next one; needs an empty memory.
     """
@@ -30,14 +30,15 @@ class Request(NamedTuple):
     labels: np.ndarray | None = None
 
 
-class Engine(Protocol):
-    """Prefills, scores and generates texts in batches of `rows`."""
+class ModelEngine:
+    """Prefills, scores and generates texts with a model, at most `rows` rows at a time."""
 
-    rows: int
+    def __init__(self, model: Transformer, rows: int):
+        self.model, self.rows = model, rows
 
     def read(self, texts: Sequence[np.ndarray], on_tokens: OnTokens) -> Iterator[tuple[int, Any]]:
         """Prefills texts, int32 [n] each. Yields (i, the state after text i), in order of completion."""
-        ...
+        return branches.read_prefixes(self.model, texts, self._rows_for(texts), on_tokens=on_tokens)
 
     def score(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yields (i, float32 [n] natural-log probabilities of request i's tokens, bool [n] whether each is the argmax).
@@ -45,29 +46,6 @@ class Engine(Protocol):
         Without a state, both are [n - 1]: the first token is not scored. If every request has labels, the labels are
         scored, [n].
         """
-        ...
-
-    def generate(
-        self, requests: Sequence[Request], max_tokens: int, stops: Sequence[Sequence[int]], on_tokens: OnTokens,
-        finished: Finished | None = None,
-    ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
-        """Yields (i, up to `max_tokens` generated tokens, whether they end with one of the token sequences `stops` or
-        are `finished`)."""
-        ...
-
-
-class ModelEngine:
-    """An `Engine` that runs a model with at most `rows` rows at a time."""
-
-    def __init__(self, model: Transformer, rows: int):
-        self.model, self.rows = model, rows
-
-    def read(self, texts: Sequence[np.ndarray], on_tokens: OnTokens) -> Iterator[tuple[int, Any]]:
-        """See `Engine`."""
-        return branches.read_prefixes(self.model, texts, self._rows_for(texts), on_tokens=on_tokens)
-
-    def score(self, requests: Sequence[Request], on_tokens: OnTokens) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """See `Engine`."""
         texts = [request.tokens for request in requests]
         rows = self._rows_for(texts)
         labels = [request.labels for request in requests if request.labels is not None]
@@ -79,7 +57,8 @@ class ModelEngine:
         self, requests: Sequence[Request], max_tokens: int, stops: Sequence[Sequence[int]], on_tokens: OnTokens,
         finished: Finished | None = None,
     ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
-        """See `Engine`. Decodes greedily."""
+        """Decodes greedily. Yields (i, up to `max_tokens` generated tokens, whether they end with one of the token
+        sequences `stops` or are `finished`)."""
         texts = [Branch(*request[:2]) for request in requests]
         return branches.generate_branches(
             self.model, texts, self.rows, max_tokens, stops, on_tokens=on_tokens, finished=finished

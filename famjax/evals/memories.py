@@ -56,8 +56,7 @@ def summarize(
     """Returns the content of the report: the common settings, and `memories` in the order in which they were named.
 
     Args:
-      runs: the trainings that are reported.
-      task: the task on which they were evaluated.
+      runs, task: the trainings that are reported, and the task on which they were evaluated.
       flops: budget of each training in model FLOPs; 0: all have the same number of steps.
       rates: for each memory the learning rates that were tried: `rate`, `loss` (None if a seed diverged), and `best`,
         whether it is the reported one.
@@ -140,9 +139,7 @@ def _table(runs: list[Run], number: int) -> dict[str, Any]:
 def _pooled(rows: Sequence[Mapping[str, Any]], trials: str) -> dict[str, Any]:
     """Returns `value`, the mean over the trials of all seeds, and `low`, `high`, its 95% interval over seeds.
 
-    Args:
-      rows: one row per seed, with `value`, `low` and `high`. A single row keeps its own interval.
-      trials: the entry with the number of trials of a row.
+    There is one row per seed, with an entry `trials`. A single row keeps its own interval.
     """
     if len(rows) == 1:
         return {name: rows[0][name] for name in ("value", "low", "high")}

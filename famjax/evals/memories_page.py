@@ -29,8 +29,13 @@ def page(found: dict[str, Any]) -> str:
     """Returns the HTML of the page. `found` is the result of `memories.summarize`."""
     memories, metric = found["memories"], found["metric"]
     trained = [one for one in memories if one["lengths"]]
+    budget = found["budget"]
+    if "flops" in budget:
+        spent = f"{budget['flops']:.4g} model FLOPs of training"
+    else:
+        spent = f"{budget['tokens']:,} tokens ({budget['steps']:,} steps)"
     about = (
-        f"Task {found['task']}. {_budget(found)} each, {html.count(len(found['seeds']), 'seed')}, blocks of "
+        f"Task {found['task']}. {spent} each, {html.count(len(found['seeds']), 'seed')}, blocks of "
         f"{found['block_size']} tokens. All models of a seed begin with the same weights, but for those that a memory "
         f"adds, and read the same batches. Guessing gives an {metric} of {found['chance']:.2g}. Intervals are 95%, "
         f"over {_units(found, trained)}."
@@ -57,13 +62,6 @@ def _units(found: dict[str, Any], trained: Sequence[dict[str, Any]]) -> str:
         return "documents"
     single = [one["name"] for one in trained if len(one["lengths"][0]["by_seed"]) == 1]
     return f"seeds; of {' and '.join(single)}, of which one seed is left, over its documents" if single else "seeds"
-
-
-def _budget(found: dict[str, Any]) -> str:
-    budget = found["budget"]
-    if "flops" in budget:
-        return f"{budget['flops']:.4g} model FLOPs of training"
-    return f"{budget['tokens']:,} tokens ({budget['steps']:,} steps)"
 
 
 # --- tables ---------------------------------------------------------------------------------------

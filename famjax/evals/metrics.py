@@ -36,14 +36,8 @@ def string_match_any(prediction: str, targets: Sequence[str]) -> float:
 
 
 def babilong_match(prediction: str, target: str, question: str, labels: Collection[str]) -> float:
-    """BABILong's rule: returns 1 if the first sentence of the prediction contains the target and no other answer of the
-    task, not counting answers that the question itself contains.
-
-    Args:
-      prediction: the model's answer.
-      target: the correct answer; several words are separated by commas.
-      question: the question.
-      labels: all answers of the task, in lower case.
+    """BABILong's rule: returns 1 if the first sentence of the prediction contains the target, words separated by
+    commas, and no other answer of the task (`labels`, in lower case), not counting answers that the question contains.
     """
     said = re.split(r"\.|<context>|<example>", prediction.strip().lower(), maxsplit=1)[0]
     asked, target = question.lower(), target.lower()
@@ -116,10 +110,7 @@ class _Words:
         letters = unicodedata.normalize("NFC", text.lower())
         belongs = lambda letter: letter in _JOINERS or unicodedata.category(letter)[0] in "LMN"
         words = "".join(letter if belongs(letter) else " " for letter in letters).split()
-        return [stem for word in words for stem in self._stems(word)]
-
-    def _stems(self, word: str) -> list[str]:
-        return list(self._library.tokenize(word)) if word.isascii() else [word]
+        return [stem for word in words for stem in (self._library.tokenize(word) if word.isascii() else [word])]
 
 
 def rouge_l(prediction: str, targets: Sequence[str]) -> float:
@@ -134,13 +125,8 @@ def rouge_l(prediction: str, targets: Sequence[str]) -> float:
 
 
 def choice_values(sums: Sequence[float], sizes: Sequence[int], answer: int) -> dict[str, float]:
-    """Returns the accuracies of rank classification, by log probability and by log probability per byte.
-
-    Args:
-      sums: natural-log probability of each choice.
-      sizes: bytes (or characters) of each choice.
-      answer: index of the correct choice.
-    """
+    """Returns the accuracies of rank classification, by the choices' log probabilities `sums`, and by these divided by
+    their `sizes`, bytes or characters. `answer` is the index of the correct choice."""
     by_byte = [total / max(size, 1) for total, size in zip(sums, sizes, strict=True)]
     return {
         "accuracy": float(int(np.argmax(sums)) == answer),
@@ -154,13 +140,8 @@ def labelled_values(correct: np.ndarray) -> dict[str, float]:
 
 
 def scored_values(logprobs: np.ndarray, correct: np.ndarray, size: float) -> dict[str, float]:
-    """Returns the metrics of scored tokens. Exact match equals that of greedy generation: every argmax is correct.
-
-    Args:
-      logprobs: natural-log probability of each token.
-      correct: whether the token was the argmax.
-      size: bytes of the tokens' text; 0 omits bits per byte.
-    """
+    """Returns the metrics of scored tokens, of which `correct` were the argmax. Exact match equals that of greedy
+    generation: every argmax is correct. `size` has the bytes of their text; 0 omits bits per byte."""
     bits = -float(np.sum(logprobs, dtype=np.float64)) / math.log(2)
     # A tokenizer may leave no token to predict: accuracy is then 1.
     accuracy = float(correct.mean()) if len(correct) else 1.0

@@ -42,11 +42,6 @@ class Reach(NamedTuple):
         return start - min(self._farthest(start, window) for window in self.windows)
 
     @property
-    def all_layers(self) -> int:
-        """The same over all layers: L x M x S if all have the block window."""
-        return self._far - self._over_layers(self._far)
-
-    @property
     def _far(self) -> int:
         """The start of a block whose distance from position 0 exceeds the reach of all layers."""
         return (len(self.windows) * (self.segments + 1) + 1) * self.block_size
@@ -89,10 +84,10 @@ class Reach(NamedTuple):
         return {"distances": [query - start for start, _ in needles], "reach": max(sides, key=SIDES.index)}
 
     def as_dict(self) -> dict[str, int]:
-        """Returns the entry for the results."""
+        """Returns the entry for the results. All layers reach L x M x S tokens if all have the block window."""
         return {
             "block_size": self.block_size, "memory_segments": self.segments, "layers": len(self.windows),
-            "one_layer_tokens": self.one_layer, "all_layers_tokens": self.all_layers,
+            "one_layer_tokens": self.one_layer, "all_layers_tokens": self._far - self._over_layers(self._far),
         }  # fmt: skip
 
 

@@ -28,15 +28,9 @@ REDRAWN, MOST_REDRAWN = 200, 1000
 
 def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unreadable], block_size: int,
               seed: int = 0) -> dict[str, Any]:  # fmt: skip
-    """Summarizes a model's answers to a task, for `results.json`.
-
-    Args:
-      task: the task.
-      samples: the answers, one or more.
-      unreadable: examples that could not be read.
-      block_size: of the model, to compute the number of FAM updates.
-      seed: of the bootstrap.
-    """
+    """Summarizes a model's answers to a task, one or more, for `results.json`. `block_size` is the model's, to compute
+    the number of FAM updates, `seed` the bootstrap's."""
+    shared = collections.Counter((s.group, s.about["context"]) for s in samples if s.about.get("context"))
     summary: dict[str, Any] = {
         "kind": task.kind,
         "n": len(samples),
@@ -47,7 +41,7 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
             "tokens": sum(sample.truncated for sample in samples),
         },
         "unreadable": {"examples": len(unreadable), "first": [one._asdict() for one in unreadable[:REASONS_SHOWN]]},
-        "tokens_not_read_again": _not_read_again(samples),
+        "tokens_not_read_again": sum((count - 1) * context for (_, context), count in shared.items()),
         "settings": dict(task.settings),
     }
     if task.kind == "generate":
@@ -61,7 +55,8 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
     by = lambda key: _by(samples, key, block_size, seed)
     if any("length" in sample.about for sample in samples):
         summary["by_length"] = by(lambda sample: {"length": sample.about["length"]})
-        summary["by_updates"] = by(lambda sample: {"updates_from": _power(updates(sample, block_size))})
+        power = lambda number: 1 << (number.bit_length() - 1) if number else 0  # the largest that is at most the number
+        summary["by_updates"] = by(lambda sample: {"updates_from": power(updates(sample, block_size))})
     if task.kind == "label" and samples:
         summary["tables"] = labelled.tables(task, samples, seed)
     if any("source" in sample.about for sample in samples):
@@ -74,12 +69,6 @@ def summarize(task: Task, samples: Sequence[Sample], unreadable: Sequence[Unread
     if samples and not task.by_position:
         summary["misses"] = misses(samples)
     return summary
-
-
-def _not_read_again(samples: Sequence[Sample]) -> int:
-    """Returns the number of context tokens saved by prefilling shared contexts once."""
-    shared = collections.Counter((s.group, s.about["context"]) for s in samples if s.about.get("context"))
-    return sum((count - 1) * context for (_, context), count in shared.items())
 
 
 def _of_all_together(task: Task, samples: Sequence[Sample], seed: int) -> dict[str, dict[str, Any]]:
@@ -222,11 +211,6 @@ def _by(
     return rows
 
 
-def _power(number: int) -> int:
-    """Returns the largest power of two that is at most `number`; 0 for 0."""
-    return 1 << (number.bit_length() - 1) if number else 0
-
-
 class ByPosition(NamedTuple):
     """A model's results of language modelling.
 
@@ -243,12 +227,7 @@ class ByPosition(NamedTuple):
 
 
 def by_position(models: Sequence[Sequence[Sample]], edges: Sequence[int], seed: int = 0) -> list[ByPosition]:
-    """Returns each model's results on the documents that all of them scored.
-
-    Args:
-      models: answers of each model.
-      edges: position buckets [edge, next edge).
-      seed: of the bootstrap.
+    """Returns each model's results on the documents that all of them scored, by buckets [edge, next edge).
 
     Raises:
       ConfigError: they have no document in common.

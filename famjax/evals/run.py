@@ -59,9 +59,7 @@ def run(config: EvalConfig, trained_filler_tokens: int = 0) -> dict[str, Any]:
     Answers are written as they arrive. Examples that an earlier evaluation into the same directory answered with the
     same model and settings are not run again. With `config.part`, only the answers to that part are written.
 
-    Args:
-      config: the evaluation.
-      trained_filler_tokens: longest filler in training, marked in the pass-key plot; 0 if unknown.
+    `trained_filler_tokens`, the longest filler in training, is marked in the pass-key plot; 0 if unknown.
 
     Returns:
       The content of `results.json`; of a part, only `models`.
@@ -144,18 +142,15 @@ def _codec(path: str, model: ModelConfig, config: EvalConfig) -> Codec:
     return codec
 
 
-def model_fingerprint(model: Transformer) -> str:
-    """Returns a fingerprint of the weights and of all settings that affect the outputs, including the memory's."""
+def entry_of(name: str, path: str, model: Transformer) -> dict[str, Any]:
+    """Returns a model's entry in the results, with no tasks yet. Its fingerprint is of the weights and of all settings
+    that affect the outputs, including the memory's."""
     settings = settings_of(model.config, _HOW)
     settings["memory"] = {name: value for name, value in settings["memory"].items() if name not in _LOSSES}
-    return fingerprint(json.dumps(settings, sort_keys=True, default=str), each_parameter(model))
-
-
-def entry_of(name: str, path: str, model: Transformer) -> dict[str, Any]:
-    """Returns a model's entry in the results, with no tasks yet."""
+    mark = fingerprint(json.dumps(settings, sort_keys=True, default=str), each_parameter(model))
     return {
         "name": name, "model_dir": str(path), "label": f"{name} ({describe(model.config)})",
-        "fingerprint": model_fingerprint(model), "model": dataclasses.asdict(model.config), "tasks": {},
+        "fingerprint": mark, "model": dataclasses.asdict(model.config), "tasks": {},
     }  # fmt: skip
 
 
@@ -199,17 +194,9 @@ def answer(
     """Returns a model's answers to a task, or to `config.part` of it, sorted by id.
 
     Answers that are already in the directory are reused unless `config.again`, or their example has changed, as after a
-    change of the data; new ones are appended to the file.
-
-    Args:
-      runner: the model.
-      task: the task.
-      config: the evaluation.
-      file: the open answers file.
-      unreadable: unreadable examples are appended to it.
-      advance: called with the number of examples that were answered.
-      others: the ids of answers in the directory that are not returned are added to it: to more examples, or to some
-        that were removed since.
+    change of the data; new ones are appended to the file, and unreadable examples to `unreadable`. `advance` is called
+    with the number of examples that were answered. The ids of answers in the directory that are not returned are added
+    to `others`: to more examples, or to some that were removed since.
     """
     known = {sample.id: sample for sample in read(file.path.parent, runner.key)}
     samples: dict[str, Sample] = {} if config.again else dict(known)

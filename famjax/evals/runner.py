@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from famjax.config import ConfigError
-from famjax.evals.engine import Engine, Request
+from famjax.evals.engine import ModelEngine, Request
 from famjax.evals.metrics import choice_values, labelled_values, scored_values
 from famjax.evals.reach import Reach
 from famjax.evals.samples import Sample
@@ -27,13 +27,8 @@ Bad = Callable[[Unreadable], None]
 
 
 class Fitted(NamedTuple):
-    """An example after truncation to `Runner.longest`.
-
-    Attributes:
-      example: the example, possibly shortened.
-      truncated: number of tokens that were removed.
-      question: `Example.digest` of the whole example.
-    """
+    """An example after truncation to `Runner.longest`, the number of tokens that were removed, and the `Example.digest`
+    of the whole example."""
 
     example: Example
     truncated: int
@@ -54,7 +49,7 @@ class Runner:
       reach: the model's reach, to record whether a sample's needles lie within it; None records nothing.
     """
 
-    engine: Engine
+    engine: ModelEngine
     codec: Codec
     key: str = ""
     longest: int = 0
@@ -65,12 +60,8 @@ class Runner:
     def run(
         self, task: Task, done: frozenset[str] | set[str] = frozenset(), on_bad: Bad | None = None
     ) -> Iterator[Sample]:
-        """Yields the answers to all examples of a task, in order of completion.
-
-        Args:
-          task: the task.
-          done: ids of examples to skip, because they were answered before; it may grow while examples are read.
-          on_bad: called with each unreadable example.
+        """Yields the answers to all examples of a task, in order of completion, except those with an id in `done`,
+        which may grow while examples are read. `on_bad` is called with each unreadable example.
 
         Raises:
           ConfigError: no example could be read (the message has the first reason), or a score is not finite.
@@ -124,7 +115,8 @@ class Runner:
         if not self.longest:
             return [Fitted(example, 0, example.digest()) for example in group]
         new = task.max_new_tokens if task.kind == "generate" else 0
-        after = max(len(example.prompt) + _longest_answer(example, new) for example in group)
+        answer = lambda one: max(new, 0 if one.is_document else len(one.scored), *map(len, one.choices))
+        after = max(len(example.prompt) + answer(example) for example in group)
         room = max(0, self.longest - after)
         return [_truncate(example, room, self.longest) for example in group]
 
@@ -246,10 +238,6 @@ def _groups(examples: list[Example]) -> list[list[Example]]:
         else:
             groups.append([example])
     return groups
-
-
-def _longest_answer(example: Example, new: int) -> int:
-    return max([new, 0 if example.is_document else len(example.scored), *map(len, example.choices)])
 
 
 def _truncate(example: Example, room: int, longest: int) -> Fitted:

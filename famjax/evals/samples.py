@@ -76,10 +76,7 @@ def key_of(model: str, task: str, settings: dict[str, Any]) -> str:
 class SampleFile:
     """`samples.jsonl`, open for appending, and locked: a second writer would remove the line that the first is writing.
 
-    A partial last line, left by a killed process, is removed.
-
-    Args:
-      path: the file; it and its directory are created if missing.
+    It and its directory are created if missing. A partial last line, left by a killed process, is removed.
 
     Raises:
       ConfigError: another process is writing it.

@@ -13,6 +13,7 @@ import numpy as np
 
 from famjax.config import ConfigError
 from famjax.data.chat_template import ChatTemplate, user_message
+from famjax.data.pieces import Frame
 from famjax.infer.codec import Codec
 
 # Beginnings of turns without a template; the user's also ends an answer.
@@ -55,11 +56,8 @@ class Turns:
         return self.conversation([*before, user_message(text)])
 
     def conversation(self, messages: Sequence[dict[str, str]]) -> np.ndarray:
-        """Returns int32 ids of a whole conversation, up to where the next answer begins.
-
-        Args:
-          messages: `role` and `content` of each. Roles are those of the template; without a template `system`, `user`
-            and `assistant`.
+        """Returns int32 ids of a whole conversation, `role` and `content` of each message, up to where the next answer
+        begins. Roles are those of the template; without a template `system`, `user` and `assistant`.
 
         Raises:
           ConfigError: if the template rejects the conversation or ignores a system message, or without a template a
@@ -105,17 +103,19 @@ class Turns:
         """
         known = [int(token) for token in recent if token >= 0]
         if self._template is None:
-            whole = self._plain(text)
+            whole = f"{_USER} {text}{_ASSISTANT}"
             ended = self._codec.vocabulary.decode(known).endswith(_USER)
             return self._codec.encode(whole.removeprefix(_USER) if ended else whole, fresh=False)
         ids = self._codec.encode(self._following(text), fresh=False)
         # The answer already has its end token, unless `max_tokens`, a stop text or another end token ended it.
         return ids[ids.tolist().index(self._end) + 1 :] if known[-1] == self._end else ids
 
-    @staticmethod
-    def _plain(text: str) -> str:
-        return f"{_USER} {text}{_ASSISTANT}"
-
     def _following(self, text: str) -> str:
         assert self._template is not None
         return self._template.after_answer(text)
+
+
+def frame_of(codec: Codec, wanted: bool) -> Frame:
+    """Returns the text of the chat template around a question, if the model directory has one and it is `wanted`; else
+    an empty frame. The template's end-of-answer tokens are added to the codec's `ends`."""
+    return Frame(True, *Turns(codec.template, codec).frame()) if wanted and codec.template is not None else Frame()

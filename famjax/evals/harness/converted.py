@@ -38,14 +38,10 @@ def settings_of(found: dict[str, Any], name: str, version: str) -> dict[str, Any
 def samples_of(
     found: dict[str, Any], name: str, settings: dict[str, Any], identity: str, count: Callable[[str], int]
 ) -> list[Sample]:
-    """Returns a task's answers, one per document.
+    """Returns a task's answers, one per document, from the harness's results.
 
-    Args:
-      found: the harness's results, samples included.
-      name: the harness's name of the task.
-      settings: from `settings_of`.
-      identity: the model's fingerprint.
-      count: returns the number of tokens of a text.
+    `name` is the harness's name of the task, `settings` are from `settings_of`, `identity` is the model's fingerprint,
+    and `count` returns the number of tokens of a text.
     """
     # A task's files may change without its name or version, so the requests are part of the key.
     asked = [[line["doc_id"], line["arguments"], line["target"]] for line in found["samples"][name]]

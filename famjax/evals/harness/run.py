@@ -71,7 +71,11 @@ def run(config: HarnessConfig) -> dict[str, Any]:
 
     names = expand(config.tasks)
     manager = TaskManager(include_path=config.include_path)
-    _check_names(names, manager)
+    known = set(manager.all_tasks)
+    for name in names:
+        if name not in known and not Path(name).is_file():
+            hint = nearest(name, known) or "; `lm_eval ls tasks` lists all"
+            raise ConfigError(f"the harness has no task {name!r}{hint}")
     found: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     answers: list[dict[str, list[Sample]]] = []
@@ -113,14 +117,6 @@ def _write_results(
     for task in entries[0]["tasks"] if len(entries) > 1 else ():
         report.print_task(entries, task)
     print(f"wrote {output / RESULTS}, {data} and {shown}")
-
-
-def _check_names(names: list[str], manager: Any) -> None:
-    known = set(manager.all_tasks)
-    for name in names:
-        if name not in known and not Path(name).is_file():
-            hint = nearest(name, known) or "; `lm_eval ls tasks` lists all"
-            raise ConfigError(f"the harness has no task {name!r}{hint}")
 
 
 def _of_model(

@@ -143,7 +143,8 @@ def text_knock_out(
     model: Transformer, tokens: np.ndarray, edges: Sequence[int], sessions: Sequence[Session], rows: int,
     other: Session | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Scores the block after each edge with FAM and with its replacements.
+    """Scores the block after each edge, a block boundary with its session (`sessions_at`), with FAM and with its
+    replacements; `other` is a session with another text's FAM.
 
     Returns:
       for each of `INSTEAD`: mean natural-log probability of the block's tokens (`rest`, nats per token), and its
@@ -165,19 +166,11 @@ def text_recall(
     model: Transformer, tokens: np.ndarray, edges: Sequence[int], sessions: Sequence[Session], rows: int,
     other: Session | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Measures how much FAM helps to predict a repeated passage.
+    """Measures how much FAM helps to predict a repeated passage; arguments as for `text_knock_out`.
 
     At each edge, passages from 1, 2, 4, ... blocks before are scored again, with the text's own FAM and with that of
     another text (or a fresh FAM if there is none). The gain in nats per token measures what FAM retains of a passage
     after that many updates, plus what it retains of the text in general; the latter is the gain at large distances.
-
-    Args:
-      model: a model with FAM.
-      tokens: int32 [T], the text.
-      edges: block boundaries, in tokens.
-      sessions: for each edge the session there, see `sessions_at`.
-      rows: maximum batch size.
-      other: a session with the other text's FAM; None: a fresh FAM.
 
     Returns:
       rows of `updates` (FAM updates since the passage), `in_window` (memory segments still contain the passage),

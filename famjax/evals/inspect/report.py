@@ -54,7 +54,7 @@ def _page(found: dict[str, Any], overview: str) -> str:
         *_gates_section(found),
         html.section("Replacing the memory", _knock_out_table(found["knock_out"])),
         html.section("Recall by number of FAM updates", _recall_table(found["recall"])),
-        html.details("Settings", f"<pre>{html.escaped(json.dumps(found['settings'], indent=1))}</pre>"),
+        html.details("Settings", html.pre(json.dumps(found["settings"], indent=1))),
     ]
     return html.page("What the memory does", parts)
 
@@ -78,7 +78,8 @@ def _overview(found: dict[str, Any]) -> Figure:
         picture = axes.imshow(values, vmin=0, vmax=max(np.nanmax(values), 1e-6), cmap="viridis", aspect="auto")
         axes.set_title(f"{title}\nmean {np.nanmean(values):.1%}", fontsize=9)
         axes.set(xlabel="head", ylabel="layer")
-        _whole_ticks(axes, values.shape)
+        for set_ticks, count in zip((axes.set_yticks, axes.set_xticks), values.shape, strict=True):
+            set_ticks(range(0, count, max(1, count // 8)))
         top.colorbar(picture, ax=axes, format=PercentFormatter(1, decimals=0 if np.nanmax(values) > 0.02 else 2))
     gated = bool(found["write_gates"])
     left, middle, *of_gates, right = bottom.subplots(1, 3 + gated)
@@ -90,11 +91,6 @@ def _overview(found: dict[str, Any]) -> Figure:
     elif found["recall"]:
         _text_recall(right, found["recall"])
     return figure
-
-
-def _whole_ticks(axes: Any, shape: tuple[int, ...]) -> None:
-    for set_ticks, count in ((axes.set_yticks, shape[0]), (axes.set_xticks, shape[1])):
-        set_ticks(range(0, count, max(1, count // 8)))
 
 
 def _shades(layers: int) -> Any:

@@ -33,10 +33,8 @@ def run(
 ) -> dict[str, Any]:
     """Inspects a model, writes `inspect.json`, `inspect.html` and `inspect.png`, and returns the content of the JSON.
 
-    Args:
-      config: the inspection.
-      memory: overrides of the model's memory settings.
-      on_tokens: called with the current stage and the number of tokens of each device call.
+    `memory` overrides the model's memory settings; `on_tokens` is called with the current stage and the number of
+    tokens of each device call.
 
     Raises:
       ConfigError: a setting, the model or a text cannot be used.
@@ -136,8 +134,9 @@ def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict
         reductions: tuple[tuple[str, Any], ...] = (("mean", np.mean), ("min", np.min), ("max", np.max))
         for i, (name, reduce) in enumerate(reductions):
             by_block[f"write_gate_{name}"] = _thinned(seen.gates[..., i], parts, reduce)
-    layers, heads = (
-        _spread(count, most) for count, most in zip(seen.token_map.shape[:2], (LAYERS, HEADS), strict=True)
+    layers, heads = (  # evenly spaced, the first and the last included
+        sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
+        for count, most in zip(seen.token_map.shape[:2], (LAYERS, HEADS), strict=True)
     )
     chosen = lambda maps: _rounded(maps[np.ix_(layers, heads)])
     return {
@@ -156,11 +155,6 @@ def _seen(model: Transformer, seen: Trace, key_block: int | None = None) -> dict
         },
         "logprob": float(seen.logprobs.mean(dtype=np.float64)),
     }  # fmt: skip
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Returns up to `most` evenly spaced numbers of 0 .. count - 1, including the first and the last."""
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most)).round()})
 
 
 def _gates(gates: np.ndarray, key_block: int | None) -> dict[str, Any]:

@@ -13,11 +13,7 @@ LITTLE_ATTENTION, LITTLE_CHANGE, LITTLE_MOVE = 0.01, 0.01, 0.01
 
 
 def sentences(found: dict[str, Any]) -> list[str]:
-    """Returns the verdict, then the evidence.
-
-    Args:
-      found: the content of `inspect.json` without the summary, see `run.py`.
-    """
+    """Returns the verdict, then the evidence, from the content of `inspect.json` without the summary (`run.py`)."""
     shares = found["attention"]
     # Layers without FAM have no share of it.
     tokens, answer = np.array(shares["input"], float)[..., 1], shares["answer"]

@@ -225,7 +225,9 @@ def _maps(
     def observed(layer: Any, x: Any, before: Any, fresh: Any, where: Any, *how: Any) -> Any:
         y, later = over_blocks(layer, x, before, fresh, where, *how)
         found = attention_of_blocks(layer, x, before, fresh, where, marks)
-        return y, (later, tuple(jnp.einsum("hqn,qr->hrn", _heads(one), _means(one.shape[-2])) for one in found))
+        bins = [_bins(one.shape[-2], min(one.shape[-2], BLOCK_BINS)) for one in found]
+        means = (jnp.einsum("hqn,qr->hrn", _heads(a), b / b.sum(axis=0)) for a, b in zip(found, bins, strict=True))
+        return y, (later, tuple(means))  # queries averaged into the rows of a heat map
 
     return _forward(model, tokens_1S, count_1, state, observed)[2]
 
@@ -243,9 +245,3 @@ def _forward(
 def _bins(count: int, bins: int) -> np.ndarray:
     """Returns float32 [count, bins]: one-hot assignment of `count` items to bins of equal size."""
     return np.eye(bins, dtype=np.float32)[np.arange(count) * bins // count]
-
-
-def _means(count: int) -> np.ndarray:
-    """Returns float32 [count, rows]: averages `count` queries into the rows of a heat map."""
-    bins = _bins(count, min(count, BLOCK_BINS))
-    return bins / bins.sum(axis=0)

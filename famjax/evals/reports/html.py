@@ -65,9 +65,9 @@ def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def escaped(text: str) -> str:
-    """Escapes text for HTML."""
-    return html.escape(text)
+def pre(text: str) -> str:
+    """Returns preformatted text."""
+    return f"<pre>{html.escape(text)}</pre>"
 
 
 def said(sentences: Sequence[str]) -> str:

@@ -5,27 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from famjax.evals.reports import charts
 from famjax.evals.reports.charts import Line, Point
-from famjax.evals.reports.report import all_of, print_wide, value_text
+from famjax.evals.reports.report import all_of, table_of, value_text
+from famjax.process.shown import wide_console
 
 
 def print_table(models: list[dict[str, Any]], task: str = "text") -> None:
     """Prints bits per byte and accuracy of every model by position, with 95% intervals; the last line is over all
     positions."""
     what = "held-out texts" if task == "text" else task
-    title = f"{what}: bits per byte | next-token accuracy, by position (95% interval)"
     unlike = [model["name"] for model in models[1:] if model["tasks"][task].get("against_first") == {}]
-    caption = f"{', '.join(unlike)}: not compared, since --longest ended the texts at other places" if unlike else None
-    table = Table(title=title, caption=caption)
-    for column in ("positions", "documents", "tokens"):
-        table.add_column(column, justify="right")
-    for model in models:
-        table.add_column(model["name"], justify="right")
-    for model in models[1:]:
-        table.add_column(f"{models[0]['name']} - {model['name']}, bits per byte", justify="right")
+    first, *others = names = [model["name"] for model in models]
+    gaps = (f"{first} - {name}, bits per byte" for name in others)
+    columns = ("positions", "documents", "tokens", *names, *gaps)
+    table = table_of(f"{what}: bits per byte | next-token accuracy, by position (95% interval)", columns)
+    if unlike:
+        table.caption = f"{', '.join(unlike)}: not compared, since --longest ended the texts at other places"
     # A tokenizer that makes fewer tokens of the same documents does not reach the last positions.
     by_span = [{(row["to"] or math.inf, row["from"]): row for row in model["tasks"][task]["by_position"]}
                for model in models]  # fmt: skip
@@ -37,7 +34,7 @@ def print_table(models: list[dict[str, Any]], task: str = "text") -> None:
         cells += [gap_text(rows[span]["less_than_first"]) if span in rows else "" for rows in by_span[1:]]
         counts = (all_of(f"{row[name]:,}" for row in found) for name in ("documents", "tokens"))
         table.add_row(text, *counts, *cells, end_section=i + 2 == len(spans))
-    print_wide(table, 40 + 32 * (2 * len(models)))
+    wide_console(40 + 32 * (2 * len(models))).print(table)
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ Its content comes from `results.json`. Text from data (paths, prompts, answers) 
 
 import json
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,13 @@ def page(results: dict[str, Any]) -> str:
     sections = [
         _section(name, [(i, model) for i, model in enumerate(models) if name in model["tasks"]]) for name in names
     ]
-    settings = html.details("of this evaluation", _pre(json.dumps(results.get("settings", {}), indent=2)))
+    settings = html.details("of this evaluation", html.pre(json.dumps(results.get("settings", {}), indent=2)))
     about = (
         f"famjax {results.get('version', '')}. Bands and brackets are 95% intervals: Wilson's for proportions, "
         f"bootstrapped over documents otherwise. Tooltips of points and cells have the number of examples n."
     )
     title = f"Evaluation of {html.count(len(models), 'model')} on {html.count(len(names), 'task')}"
     return html.page(title, [_models(models), *sections, html.section("Settings", settings, html.paragraph(about))])
-
-
-def _pre(text: str) -> str:
-    return f"<pre>{html.escaped(text)}</pre>"
 
 
 def _models(models: Sequence[dict[str, Any]]) -> str:
@@ -70,7 +67,7 @@ def _section(name: str, models: Sequence[tuple[int, dict[str, Any]]]) -> str:
         name.replace("_", " "), f"<small>{size}</small>", _metrics(tasks), _warnings(tasks), _by_reach(tasks),
         _by_source(tasks),
         f"<p>{legend}</p>" if drawn else "", html.charts(drawn), _misses(tasks),
-        html.details(f"settings of {name}", _pre(json.dumps(first["settings"], indent=2))),
+        html.details(f"settings of {name}", html.pre(json.dumps(first["settings"], indent=2))),
     )  # fmt: skip
 
 
@@ -155,21 +152,18 @@ def _warnings(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> st
     parts = []
     for _, model, summary in tasks:
         cut, bad = summary["truncated"], summary["unreadable"]
-        notes = [
-            f"{html.count(cut['examples'], 'example')} truncated by {cut['tokens']:,} tokens"
-            if cut["examples"]
-            else "",
-            f"{html.count(bad['examples'], 'example')} could not be read" if bad["examples"] else "",
-            f"{html.count(summary['unfinished'], 'answer')} at the token limit" if summary.get("unfinished") else "",
-            f"{html.count(summary['empty'], 'answer')} empty" if summary.get("empty") else "",
-            "not compared with the first model: no common example, or texts of other lengths"
-            if summary.get("against_first") == {}
-            else "",
-        ]
-        notes = [note for note in notes if note]
+        counts = (
+            (cut["examples"], "example", f"truncated by {cut['tokens']:,} tokens"),
+            (bad["examples"], "example", "could not be read"),
+            (summary.get("unfinished"), "answer", "at the token limit"),
+            (summary.get("empty"), "answer", "empty"),
+        )
+        notes = [f"{html.count(number, what)} {how}" for number, what, how in counts if number]
+        if summary.get("against_first") == {}:
+            notes.append("not compared with the first model: no common example, or texts of other lengths")
         reasons = "".join(html.paragraph(f"{one['place']}: {one['reason']}") for one in bad["first"])
         if notes:
-            parts.append(f'<p class="warn">{html.escaped(model["name"])}: {"; ".join(notes)}</p>')
+            parts.append(f'<p class="warn">{escape(model["name"])}: {"; ".join(notes)}</p>')
             parts.append(
                 f"<details><summary>unreadable examples</summary><ul>{reasons}</ul></details>" if reasons else ""
             )
@@ -287,6 +281,6 @@ def _misses(tasks: Sequence[tuple[int, dict[str, Any], dict[str, Any]]]) -> str:
             what = "log probability" if summary["kind"] in ("score", "label") else "answer"
             answer = f"{what}: {miss['answer']}\n"
             expected = f"{answer}expected: {', '.join(miss['targets'])}"
-            shown.append(f"<h3>{html.key(i, model['name'])}, {html.escaped(miss['id'])}</h3>")
-            shown.append(_pre("... " + miss["prompt"]) + _pre(expected))
+            shown.append(f"<h3>{html.key(i, model['name'])}, {escape(miss['id'])}</h3>")
+            shown.append(html.pre("... " + miss["prompt"]) + html.pre(expected))
     return html.details("examples of misses", *shown) if shown else ""

@@ -20,15 +20,19 @@ LARGE = 1e5
 MOST_BINS = 12
 
 
+def table_of(title: str, columns: Iterable[str], caption: str = "") -> Table:
+    """Returns an empty table, whose cells are aligned to the right."""
+    table = Table(title=title, caption=caption or None)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
 def print_table(models: list[dict[str, Any]]) -> None:
     """Prints the exact match of every model at every length, with 95% intervals."""
     found = [model.get("tasks", {}).get("passkey", {}) for model in models]
-    caption = " | ".join(_reach_notes(models, found))
-    table = Table(title="pass key: exact match (95% interval)", caption=caption or None)
-    for column in ("filler blocks", "filler tokens", "FAM updates", "documents"):
-        table.add_column(column, justify="right")
-    for model in models:
-        table.add_column(model["name"], justify="right")
+    columns = ("filler blocks", "filler tokens", "FAM updates", "documents", *(model["name"] for model in models))
+    table = table_of("pass key: exact match (95% interval)", columns, " | ".join(_reach_notes(models, found)))
     for rows in zip(*(model["passkey"] for model in models), strict=True):
         first = rows[0]
         same = {row["filler_tokens"] for row in rows}
@@ -37,7 +41,7 @@ def print_table(models: list[dict[str, Any]]) -> None:
         updates = f"{first['fam_updates']:.0f}"
         table.add_row(str(first["filler_blocks"]), tokens, updates, str(first["documents"]), *cells)
     _add_reach(table, found, "exact_match", 4)
-    print_wide(table, 40 + 24 * (len(models) + 2))
+    wide_console(40 + 24 * (len(models) + 2)).print(table)
 
 
 def print_task(models: list[dict[str, Any]], task: str, console: Console | None = None) -> None:
@@ -45,11 +49,8 @@ def print_task(models: list[dict[str, Any]], task: str, console: Console | None 
     summaries = [model["tasks"][task] for model in models]
     metric = next(iter(summaries[0]["metrics"]))
     caption = " | ".join([*_notes(models, task), *_reach_notes(models, summaries)])
-    table = Table(title=f"{task}: {metric.replace('_', ' ')} (95% interval)", caption=caption)
-    for column in ("length", "FAM updates", "examples"):
-        table.add_column(column, justify="right")
-    for model in models:
-        table.add_column(model["name"], justify="right")
+    columns = ("length", "FAM updates", "examples", *(model["name"] for model in models))
+    table = table_of(f"{task}: {metric.replace('_', ' ')} (95% interval)", columns, caption)
     _add_rows(table, summaries, "by_length", metric)
     _add_tables(table, summaries)
     if any("by_source" in one for one in summaries):
@@ -63,7 +64,7 @@ def print_task(models: list[dict[str, Any]], task: str, console: Console | None 
             label = "all" if not i else name.replace("_", " ")
             cells = [value_text(one["metrics"][name]) if name in one["metrics"] else "" for one in summaries]
             table.add_row(label, "", all_of(str(one["n"]) for one in summaries), *cells)
-    print_wide(table, 40 + 24 * (len(models) + 2), console)
+    wide_console(40 + 24 * (len(models) + 2), console).print(table)
 
 
 def _add_rows(table: Table, summaries: list[dict[str, Any]], name: str, metric: str) -> None:
@@ -185,11 +186,6 @@ def _notes(models: list[dict[str, Any]], task: str) -> list[str]:
     return notes
 
 
-def print_wide(table: Table, width: int, console: Console | None = None) -> None:
-    """Prints a table (`wide_console`)."""
-    wide_console(width, console).print(table)
-
-
 def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
     """Plots exact match against filler tokens, on a logarithmic axis, one curve per model, with intervals."""
     figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
@@ -203,16 +199,11 @@ def plot(path: str | Path, models: list[dict[str, Any]]) -> None:
         axes.annotate("gradients reach in training", (trained, 0.2), xytext=(4, 0), textcoords="offset points",
                       fontsize=7, color="0.35", rotation=90, va="center")  # fmt: skip
     axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="filler (tokens)", ylabel="exact match of the pass key")
-    _second_axis(axes, models[0]["passkey"])
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", frameon=False)
-    figure.savefig(path)
-
-
-def _second_axis(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Adds the number of FAM updates of each length along the top."""
-    top = axes.secondary_xaxis("top")
+    rows, top = models[0]["passkey"], axes.secondary_xaxis("top")
     top.set_xscale("log")
     top.set_xticks([row["filler_tokens"] for row in rows], [f"{row['fam_updates']:.0f}" for row in rows], fontsize=8)
     top.minorticks_off()
     top.set_xlabel("updates of FAM between key and question", fontsize=9)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", frameon=False)
+    figure.savefig(path)

@@ -11,8 +11,8 @@ from famjax.data.pieces import Filler, Pieces
 from famjax.evals.metrics import babilong_match, string_match_all
 from famjax.evals.tasks import generated
 from famjax.evals.tasks.base import Example, Task, Unreadable
-from famjax.evals.tasks.chat import frame_of
 from famjax.evals.tasks.generated import too_short
+from famjax.infer.chat import frame_of
 from famjax.infer.codec import Codec
 
 SEED = 0xBAB1

@@ -19,7 +19,6 @@ from famjax.config.text import BadText, text_of
 from famjax.data import files
 from famjax.evals.metrics import rouge_l, string_match_any
 from famjax.evals.tasks.base import Example, Ratio, Task, Unreadable, perplexity
-from famjax.evals.tasks.chat import frame_of
 from famjax.evals.tasks.papers import ASK, qasper_row
 from famjax.evals.tasks.questions import (
     BadRow,
@@ -35,6 +34,7 @@ from famjax.evals.tasks.questions import (
     where,
 )
 from famjax.evals.tasks.rows import HUB, TFDS, Row, rows
+from famjax.infer.chat import frame_of
 from famjax.infer.codec import Codec
 
 WHERE = {
@@ -189,15 +189,11 @@ def pages(text: str) -> list[str]:
     title belongs to neither page.
     """
     lines = text.split("\n")
-    titles = [i for i, line in enumerate(lines) if _is_title(line)]
+    joined = (line.replace("= = =", "===").replace("= =", "==").strip() for line in lines)
+    titles = [i for i, line in enumerate(joined) if line.startswith("= ") and line.endswith(" =")]
     if titles and any(line.strip() for line in lines[: titles[0]]):  # the rest of a page whose title is missing
         titles.insert(0, 0)
     return ["\n".join(lines[start:end]) for start, end in itertools.pairwise([*titles, len(lines)])]
-
-
-def _is_title(line: str) -> bool:
-    line = line.replace("= = =", "===").replace("= =", "==").strip()
-    return line.startswith("= ") and line.endswith(" =")
 
 
 def detokenized(page: str) -> str:
@@ -276,7 +272,8 @@ def _kv_questions(file: str, depths: Sequence[float]) -> Iterator[Question | Unr
 
 def _kv(fields: dict[str, Any], depth: float) -> Iterator[Question]:
     records, key, value = field(fields, "ordered_kv_records"), text_field(fields, "key"), text_field(fields, "value")
-    if not isinstance(records, list) or not all(_is_record(record) for record in records):
+    pair = lambda one: isinstance(one, list) and [type(text) for text in one] == [str, str]
+    if not isinstance(records, list) or not all(map(pair, records)):
         raise BadRow("ordered_kv_records is not a list of pairs of texts")
     if len({record[0] for record in records}) < len(records):
         raise BadRow("ordered_kv_records has a key twice")
@@ -290,7 +287,3 @@ def _kv(fields: dict[str, Any], depth: float) -> Iterator[Question]:
     about = {"source": f"{len(records)} keys", "keys": len(records), "position": place, "depth": depth}
     needle = start, start + len(lines[place])
     yield Question("", "", document, KV_ASK.format(key=key), (value,), about=about, needle=needle)
-
-
-def _is_record(record: Any) -> bool:
-    return isinstance(record, list) and len(record) == 2 and all(isinstance(one, str) for one in record)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from famjax.config import ConfigError, EvalConfig, SourceConfig
+from famjax.config import ConfigError, DataConfig, EvalConfig, SourceConfig
 from famjax.config.text import BadText
 from famjax.data import sources
 from famjax.data.examples import Documents
@@ -30,14 +30,8 @@ FARTHEST = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text to predict.
-
-    Attributes:
-      name: place of the text in the source.
-      tokens: int32 [n].
-      size: bytes of the text after its first token, which is not predicted.
-      digest: hash of the text.
-    """
+    """A text to predict, int32 [n], its place in the source, and its hash. `size` has the bytes of the text after its
+    first token, which is not predicted."""
 
     name: str
     tokens: np.ndarray
@@ -52,8 +46,8 @@ def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document |
       ConfigError: there is none.
     """
     found = False
-    for given in config.sources:
-        for text in each(SourceConfig(given) if isinstance(given, str) else given):
+    for source in DataConfig(config.sources).all_sources():
+        for text in each(source):
             found = True
             yield text if isinstance(text, Unreadable) else in_tokens(text, vocabulary)
     if not found:
@@ -90,9 +84,8 @@ def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document | 
 
 def _count(config: EvalConfig) -> int:
     """Returns an upper bound on the number of documents; if a file cannot be read, `config.examples` (0: unknown)."""
-    given = (SourceConfig(source) if isinstance(source, str) else source for source in config.sources)
     try:
-        count = sum(len(source) for one in given for source in open_each(one))
+        count = sum(len(source) for one in DataConfig(config.sources).all_sources() for source in open_each(one))
     except BadText:
         return config.examples
     return min(count, config.examples or FARTHEST)
@@ -178,9 +171,8 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
     spans: list[tuple[int, int | None]] = [*itertools.pairwise(edges), (0, None)]
     rows = []
     for bucket, (start, end) in enumerate(spans):
-        one, other = ([_column(getattr(x, field.name), bucket) for field in dataclasses.fields(Sums)]
-                      for x in (sums, against))  # fmt: skip
-        bits, correct, tokens, sizes = one
+        column = lambda x, i=bucket, whole=end is None: x.sum(axis=1) if whole else x[:, i]
+        bits, correct, tokens, sizes = map(column, (sums.bits, sums.correct, sums.tokens, sums.sizes))
         if not sizes.sum():
             continue
         documents = int((tokens > 0).sum())
@@ -188,7 +180,7 @@ def summary(sums: Sums, edges: Sequence[int], against: Sums, seed: int = 0) -> l
         for name, above, below in (("bits_per_byte", bits, sizes), ("accuracy", correct, tokens)):
             low, high = ratio_interval(above, below, seed)
             row |= {name: float(above.sum() / below.sum()), f"{name}_low": low, f"{name}_high": high}
-        rows.append(row | {"less_than_first": _gap((other[0], other[3]), (bits, sizes), seed)})
+        rows.append(row | {"less_than_first": _gap((column(against.bits), column(against.sizes)), (bits, sizes), seed)})
     return rows
 
 
@@ -201,8 +193,3 @@ def _gap(
     one, two = (float(above.sum() / below.sum()) for above, below in (first, other))
     low, high = gap_interval(first, other, seed)
     return {"mean": one - two, "low": low, "high": high}
-
-
-def _column(values: np.ndarray, bucket: int) -> np.ndarray:
-    """Returns one bucket's values by document; the sum over buckets for the index after the last."""
-    return values[:, bucket] if bucket < values.shape[1] else values.sum(axis=1)

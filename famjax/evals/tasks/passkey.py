@@ -68,6 +68,7 @@ def _summary(blocks: int, block_size: int, samples: list[Sample]) -> dict[str, A
     hits = [sample.values["exact_match"] == 1 for sample in samples]
     low, high = wilson_interval(sum(hits), len(hits))
     where = [sample.about["alignment"] for sample in samples]
+    right = sum(sample.values["next_token_accuracy"] * sample.about["answer_tokens"] for sample in samples)
     return {
         "filler_blocks": blocks,
         "filler_tokens": blocks * block_size + float(np.mean(sorted(set(where)))),
@@ -77,12 +78,7 @@ def _summary(blocks: int, block_size: int, samples: list[Sample]) -> dict[str, A
         "exact_match": float(np.mean(hits)),
         "low": low,
         "high": high,
-        "token_accuracy": _token_accuracy(samples),
+        # Over all tokens: keys may differ in their number of tokens.
+        "token_accuracy": float(right / sum(sample.about["answer_tokens"] for sample in samples)),
         "misses_by_alignment": [at for at, hit in zip(where, hits, strict=True) if not hit],
     }
-
-
-def _token_accuracy(samples: Sequence[Sample]) -> float:
-    """Returns the accuracy over all tokens of all answers; keys may differ in their number of tokens."""
-    right = sum(sample.values["next_token_accuracy"] * sample.about["answer_tokens"] for sample in samples)
-    return float(right / sum(sample.about["answer_tokens"] for sample in samples))

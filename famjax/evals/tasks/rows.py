@@ -11,7 +11,7 @@ import itertools
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from famjax.config import ConfigError
@@ -153,12 +153,7 @@ def _parquet(path: str) -> Iterator[Row]:
             table = parquet.ParquetFile(file)
         except pyarrow.ArrowInvalid as error:
             raise BadText(path, f"this is not a Parquet file ({str(error).splitlines()[0]})") from error
-        number = 0
-        batches = table.iter_batches(batch_size=64)
-        while (batch := _next(batches, path, number)) is not None:
-            for fields in batch.to_pylist():
-                number += 1
-                yield Row(f"{path} row {number}", fields)
+        yield from _rows_of(table.iter_batches(batch_size=64), path)
 
 
 def _arrow(path: str) -> Iterator[Row]:
@@ -170,18 +165,18 @@ def _arrow(path: str) -> Iterator[Row]:
         reader = pyarrow.ipc.open_stream(source)
     except pyarrow.ArrowInvalid as error:
         raise BadText(path, f"this is not an Arrow file ({str(error).splitlines()[0]})") from error
+    yield from _rows_of(reader, path)
+
+
+def _rows_of(batches: Iterable[Any], path: str) -> Iterator[Row]:
+    """Yields the rows of a table's batches. Raises `BadText` if the file is damaged."""
     number = 0
-    batches = iter(reader)
-    while (batch := _next(batches, path, number)) is not None:
-        for i in range(batch.num_rows):
-            number += 1
-            yield Row(f"{path} row {number}", batch.slice(i, 1).to_pylist()[0])
-
-
-def _next(batches: Iterator[Any], path: str, number: int) -> Any:
-    """Returns the next batch of a table, None after the last. Raises `BadText` if the file is damaged."""
     try:
-        return next(batches, None)
+        for batch in batches:
+            for i in range(batch.num_rows):  # one at a time: a row may be a book
+                fields = batch.slice(i, 1).to_pylist()[0]
+                number += 1
+                yield Row(f"{path} row {number}", fields)
     except (OSError, ValueError) as error:  # Arrow's own errors derive from these
         raise BadText(path, f"this is damaged after row {number} ({str(error).splitlines()[0]})") from error
 

@@ -57,7 +57,7 @@ def task(name: str, config: EvalConfig, codec: Codec) -> Task:
 
     def pairs(answers: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         for number, row in enumerate(_rows(theirs, split, config)):
-            if (id := _id(number)) in answers:
+            if (id := f"{number:06d}") in answers:
                 said, right = answers[id], _target(row, codec)
                 target = theirs.postprocess_fn(right, example=row, is_target=True)
                 yield id, target, theirs.postprocess_fn(said, example=row, is_target=False) if writes else said
@@ -92,10 +92,6 @@ def _rows(theirs: Any, split: str, config: EvalConfig) -> Iterator[dict[str, Any
     return rows
 
 
-def _id(number: int) -> str:
-    return f"{number:06d}"
-
-
 def _target(row: dict[str, Any], codec: Codec) -> str:
     """Returns the correct answer as text: seqio's `targets_pretokenized`, else the decoded target tokens."""
     text = row.get("targets_pretokenized")
@@ -117,4 +113,4 @@ def _example(number: int, row: dict[str, Any], writes: bool, codec: Codec) -> Ex
         return Unreadable(f"example {number}", "it has no inputs or no targets")
     size = len(_decoded(targets, codec).encode("utf-8", "replace"))
     asked = {"targets": (_target(row, codec),)} if writes else {"scored": targets, "size": float(size)}
-    return Example(_id(number), inputs[-1:], inputs[:-1], **asked)
+    return Example(f"{number:06d}", inputs[-1:], inputs[:-1], **asked)
