@@ -84,14 +84,9 @@ def repeat_rows(session: Session, times: int) -> Session:
     return Session(over_rows(repeat, session.memory), repeat(0, session.recent))
 
 
-def take_row(session: Session, row: int) -> Session:
-    """Returns one row of a session."""
-    return _cut_row(session, row)
-
-
 @jax.jit
-def _cut_row(session: Session, row: int | Int[Any, ""]) -> Session:
-    """Implements `take_row`; `row` is traced, so that all rows of a batch share one program."""
+def take_row(session: Session, row: int | Int[Any, ""]) -> Session:
+    """Returns one row of a session. `row` is traced, so that all rows of a batch share one program."""
     cut = lambda axis, x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=axis)
     return Session(over_rows(cut, session.memory), cut(0, jnp.asarray(session.recent)))
 

@@ -55,13 +55,7 @@ class Choice:
 
 
 class Answer:
-    """Collects the events of a request, and builds its response.
-
-    Args:
-      service: the service.
-      asked: the request.
-      prompts: token ids of each prompt.
-    """
+    """Collects the events of a request, whose prompts are given as token ids, and builds its response."""
 
     def __init__(self, service: Service, asked: Asked, prompts: list[np.ndarray]):
         self._service, self._asked, self._prompts = service, asked, prompts
@@ -190,11 +184,14 @@ class Answer:
         if choice.scores:
             together = Scored(*(np.concatenate(parts) for parts in zip(*choice.scores, strict=True)))
             places += _places(choice.tokens[:end], together)[begin:]
-        return (
-            self._chat_scores(places)
-            if self._is_chat
-            else self._text_scores(places, offsets + choice.offsets[begin:end])
-        )
+        if self._is_chat:
+            return self._chat_scores(places)
+        return {
+            "tokens": [self._token(place.token) for place in places],
+            "token_logprobs": [place.logprob for place in places],
+            "top_logprobs": [self._best(place) for place in places],
+            "text_offset": offsets + choice.offsets[begin:end],
+        }
 
     def _token(self, token: int) -> str:
         return self._codec.vocabulary.decode([token])
@@ -206,14 +203,6 @@ class Answer:
         added = tokens[:1] == [self._codec.bos] and not text.startswith(self._token(tokens[0]))
         offsets, _ = _offsets(self._codec.stream(()), tokens[added:], 0)
         return [0] * added + [min(offset, len(text)) for offset in offsets]
-
-    def _text_scores(self, places: list["_Place"], offsets: list[int]) -> dict[str, Any]:
-        return {
-            "tokens": [self._token(place.token) for place in places],
-            "token_logprobs": [place.logprob for place in places],
-            "top_logprobs": [self._best(place) for place in places],
-            "text_offset": offsets,
-        }
 
     def _best(self, place: "_Place") -> dict[str, float] | None:
         """Returns log probabilities by token text, of the alternatives and the token itself; None without a score."""

@@ -33,16 +33,7 @@ def program_top(wanted: int) -> int:
 
 
 class Row:
-    """A row of the batch: one sample of a job.
-
-    Args:
-      job: the job.
-      sample: sample index, 0, 1, ...
-      stream: incremental decoder of its text.
-
-    Attributes:
-      stops: `decode.stop_array` of the job's stop sequences.
-    """
+    """A row of the batch: one sample (0, 1, ...) of a job, and the incremental decoder of its text."""
 
     def __init__(self, job: Job, sample: int, stream: Stream):
         self.job, self.sample, self.stream = job, sample, stream
@@ -61,12 +52,7 @@ class Row:
 
 
 class Batch:
-    """The running batch. Its rows are at different positions of different texts.
-
-    Args:
-      model: the model.
-      most: maximum number of rows.
-    """
+    """The running batch, of at most `most` rows, which are at different positions of different texts."""
 
     def __init__(self, model: Transformer, most: int):
         self._model, self.most = model, most

@@ -37,12 +37,10 @@ class Engine:
 
     Args:
       model: the model.
-      max_rows: maximum number of rows of all running jobs, one per sample.
-      max_waiting: maximum number of jobs that wait for rows.
+      max_rows, max_waiting: maximum numbers of rows of all running jobs, one per sample, and of waiting jobs.
       cache_bytes: maximum bytes of the prefix cache; 0 disables it.
 
     Attributes:
-      cache: the prefix cache.
       read_tokens, made_tokens: numbers of tokens prefilled and generated since the start.
     """
 
@@ -67,12 +65,8 @@ class Engine:
         self._thread.start()
 
     def submit(self, ask: Ask, tell: Callable[[Event], None], more: bool = False) -> Job:
-        """Queues a job, and returns it.
-
-        Args:
-          ask: the prompt and settings; at most `max_rows` samples.
-          tell: see `Job`.
-          more: whether it belongs to a request that has been accepted. Then it is refused only after `stop`.
+        """Queues a job of at most `max_rows` samples, and returns it. `more`: whether it belongs to a request that has
+        been accepted; then it is refused only after `stop`.
 
         Raises:
           Refused: the engine is draining or stopping.
@@ -207,8 +201,6 @@ class Engine:
         if not rows:
             job.tell(Done(session if job.ask.keep else None))
             self._free(job, job.ask.samples)
-            reading.handed_on = True
-            return
         for row in rows:
             self._batch.join(row, session)
         reading.handed_on = True
@@ -225,16 +217,12 @@ class Engine:
             self.made_tokens += len(made.tokens)
             row.job.tell(made)
             if made.ended:
-                self._finish(row)
+                session = self._batch.session_of(row) if row.job.ask.keep else None
+                if row.job.left == 1:
+                    row.job.tell(Done(session))
+                self._end(row)
         slow = time.monotonic() - begin > PATIENCE
         self._at_once = max(self._at_once // 2, 1) if slow else min(self._at_once * 2, TOKENS_PER_CALL)
-
-    def _finish(self, row: Row) -> None:
-        job = row.job
-        session = self._batch.session_of(row) if job.ask.keep else None
-        if job.left == 1:
-            job.tell(Done(session))
-        self._end(row)
 
     def _cancel_with(self, job: Job, message: str) -> None:
         job.cancelled = True  # its rows are freed before the next call

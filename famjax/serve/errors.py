@@ -4,15 +4,8 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """An error that is sent to the client instead of an answer.
-
-    Args:
-      status: HTTP status.
-      message: what is wrong and what to do.
-      param: name of the invalid field, if it is a field.
-      code: machine-readable error code.
-      retry_after: seconds after which the client may repeat the request (the header Retry-After).
-    """
+    """An error that is sent to the client instead of an answer: what is wrong and what to do, the name of the invalid
+    field if it is a field, a machine-readable code, and the seconds after which the client may repeat the request."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None,

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -39,12 +39,8 @@ def error_response(error: ApiError) -> Response:
 
 
 async def pieces_of(request: Request, seconds: float, most: float | None = None) -> AsyncIterator[bytes]:
-    """Yields the body in pieces as they arrive.
-
-    Args:
-      request: the request.
-      seconds: maximum time between two pieces; `SILENT_SECONDS` if that is less.
-      most: maximum size in bytes; None: no limit.
+    """Yields the body, of at most `most` bytes (None: any), in pieces as they arrive, at most `seconds` apart
+    (`SILENT_SECONDS` if that is less).
 
     Raises:
       ApiError: 413 if the body is too large, 408 if the client is silent for too long.
@@ -178,11 +174,6 @@ class Guard:
     A page of another site that is open in a browser on this machine must not access a server on loopback. So requests
     are refused if their `Origin` differs from the server's own, or if a server on loopback is addressed by another host
     name, which may be DNS rebinding.
-
-    Args:
-      app: the application.
-      config: the server's settings.
-      metrics: counts of requests.
     """
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics):
@@ -225,10 +216,12 @@ class Guard:
 
     def _check(self, request: Request) -> None:
         host = request.headers.get("host", "")
-        if self._config.loopback and _name(host) not in ("localhost", "127.0.0.1", "::1", self._config.host):
+        if self._config.loopback and _parts(f"//{host}").hostname not in (
+            "localhost", "127.0.0.1", "::1", self._config.host,
+        ):  # fmt: skip
             raise ApiError(403, "this server answers on loopback; ask for localhost or 127.0.0.1", code="bad_host")
         origin = request.headers.get("origin")
-        if origin is not None and _authority(origin) != host.lower():
+        if origin is not None and _parts(origin).netloc.lower() != host.lower():
             raise ApiError(403, "requests of pages of other sites are refused", code="bad_origin")
         if request.url.path in OPEN:
             return
@@ -237,16 +230,9 @@ class Guard:
             raise ApiError(401, "this server needs a key: Authorization: Bearer KEY", code="invalid_api_key")
 
 
-def _name(host: str) -> str:
-    """Returns the host name of a Host header, without the port; empty if it is invalid."""
+def _parts(url: str) -> SplitResult:
+    """Returns the parts of a URL; empty ones if it is invalid."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return urlsplit(url)
     except ValueError:
-        return ""
-
-
-def _authority(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
+        return urlsplit("")

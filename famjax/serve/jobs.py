@@ -107,11 +107,8 @@ Event: TypeAlias = Read | Generated | Done | Failed
 
 
 class Job:
-    """An `Ask` that is waiting or running.
-
-    Args:
-      ask: the prompt and settings.
-      tell: called in the engine's thread with each event. Unless the job is cancelled, the last is `Done` or `Failed`.
+    """An `Ask` that is waiting or running. `tell` is called in the engine's thread with each event. Unless the job is
+    cancelled, the last is `Done` or `Failed`.
 
     Attributes:
       cancelled: whether the engine drops the job before its next device call.

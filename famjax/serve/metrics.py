@@ -13,12 +13,8 @@ BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Histogram:
-    """A cumulative histogram of seconds.
-
-    Attributes:
-      below: for each of `BOUNDS`, the number of observations that are at most that.
-      count, sum: number and sum of all observations.
-    """
+    """A cumulative histogram of seconds: for each of `BOUNDS`, the number of observations that are at most that, and
+    the number and sum of all of them."""
 
     def __init__(self) -> None:
         self.below = [0] * len(BOUNDS)

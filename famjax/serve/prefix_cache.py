@@ -42,11 +42,7 @@ NOTHING = Plan(0, None, {})
 
 
 class PrefixCache:
-    """A prefix cache of bounded size.
-
-    Args:
-      most_bytes: maximum size of all memories; 0 disables the cache.
-      block_size: tokens per block.
+    """A prefix cache of at most `most_bytes`; 0 disables it.
 
     Attributes:
       hits, misses: number of prompts longer than a block that began with a cached prefix, or did not.
@@ -61,11 +57,8 @@ class PrefixCache:
         self.hits = self.misses = self.tokens = self.bytes = 0
 
     def plan(self, tokens: np.ndarray) -> Plan:
-        """Returns the longest cached prefix of a text, and the edges to cache while the rest is prefilled.
-
-        Args:
-          tokens: int ids of the whole text, which must not continue another one.
-        """
+        """Returns the longest cached prefix of a whole text, int ids, which must not continue another one, and the
+        edges to cache while the rest is prefilled."""
         if not self._most:
             return NOTHING
         edges = list(self._edges(tokens))

@@ -28,11 +28,9 @@ class Reading:
     """The prefill of a job's prompt.
 
     Args:
-      job: the job.
+      job, plan: the job; the prompt's cached prefix, and the edges to cache.
       begin: session of one row before the prompt: the job's `start`, or an empty one. It is donated.
-      plan: the prompt's cached prefix, and the edges to cache.
-      model: (graphdef, parameters) of the model, from `nnx.split`.
-      block_size: tokens per block.
+      model, block_size: (graphdef, parameters) of the model, from `nnx.split`, and tokens per block.
 
     Attributes:
       handed_on: whether the job has finished or its rows have joined the batch.

@@ -39,15 +39,8 @@ def listen(host: str, port: int) -> socket.socket:
 class Server:
     """A server of one model. The event loop and the engine each run in a thread of their own.
 
-    Args:
-      model: the model.
-      model_dir: the model directory, for the tokenizer and the chat template.
-      config: validated settings.
-      taken: a listening socket; None opens one for `config.host` and `config.port`.
-
-    Attributes:
-      url: base URL of the server.
-      service: engine, sessions and settings.
+    The tokenizer and the chat template are those of `model_dir`. Without `taken`, a listening socket, it opens one for
+    `config.host` and `config.port`.
 
     Raises:
       ConfigError: the socket cannot be opened, or the directory has no tokenizer that fits the model.
@@ -64,7 +57,8 @@ class Server:
             timeout_graceful_shutdown=LAST_SECONDS,
         )  # fmt: skip
         self._uvicorn = uvicorn.Server(settings)
-        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
+        serve = lambda: asyncio.run(self._uvicorn.serve(sockets=[self._socket]))
+        self._thread = threading.Thread(target=serve, name="http", daemon=True)
 
     @property
     def url(self) -> str:
@@ -99,9 +93,6 @@ class Server:
         self._uvicorn.should_exit = True
         self._thread.join(timeout=self._config.grace + LAST_SECONDS + 5)  # sessions may still be written
         self.service.uploads.shutdown(wait=False, cancel_futures=True)
-
-    def _serve(self) -> None:
-        asyncio.run(self._uvicorn.serve(sockets=[self._socket]))
 
 
 @contextlib.contextmanager

@@ -31,18 +31,11 @@ UPLOAD_TOKENS = 2**14
 class Service:
     """The state that all routes share.
 
-    Args:
-      model: the model.
-      model_dir: the model directory, for the tokenizer and the chat template.
-      config: the server's settings.
-
     Attributes:
-      config: the server's settings.
-      metrics: metrics of requests.
       ready: whether the engine works on requests; until then they wait.
       vocab_size: number of tokens of the model.
-      codec, chat_codec: the tokenizer for plain texts and for chats, which may have other end-of-text tokens.
-      engine: the engine.
+      codec, chat_codec: the model directory's tokenizer for plain texts and for chats, which may have other end-of-text
+        tokens.
       store: the sessions; None without a folder for them.
       uploads: threads for uploads.
       uploads_running: number of texts that are being uploaded.
@@ -98,11 +91,8 @@ class Service:
                 raise ApiError(400, "a session has one text: give one prompt, and n 1", param="session")
 
     def prompts(self, asked: Asked, start: Session | None) -> list[np.ndarray]:
-        """Returns the int32 token ids of each prompt; a chat is one prompt.
-
-        Args:
-          asked: the request.
-          start: the session that the prompt continues, or None.
+        """Returns the int32 token ids of each prompt, which continues the session `start` if there is one; a chat is
+        one prompt.
 
         Raises:
           ApiError: 400 if a prompt is empty or has a token that is unknown to the model, or if the chat template or
@@ -120,16 +110,12 @@ class Service:
     def _conversation(self, messages: list[dict[str, str]], start: Session | None) -> np.ndarray:
         if isinstance(self._turns, ConfigError):
             raise ApiError(400, str(self._turns), param="messages") from self._turns
-        try:
+        with _bad_request("messages"):
             if start is None:
                 return self._turns.conversation(messages)
             if len(messages) > 1 or messages[0]["role"] != "user":
-                raise ApiError(
-                    400, "the session remembers what was said: send the new user message alone", param="messages"
-                )
+                raise ConfigError("the session remembers what was said: send the new user message alone")
             return self._turns.following(messages[0]["content"], np.asarray(start.recent[0]))
-        except ConfigError as error:
-            raise ApiError(400, str(error), param="messages") from error
 
     def stops(self, asked: Asked) -> list[str]:
         """Returns the request's stop texts and, for a chat without a template, the beginning of a user turn."""
@@ -200,11 +186,9 @@ class Service:
             self.uploads_running -= 1
 
     def read(self, pieces: Iterable[bytes], start: Session | None) -> Session:
-        """Returns the session after a text that arrives in pieces. It blocks, so it must not run in the event loop.
-
-        Args:
-          pieces: UTF-8 bytes, which may end within a character. A byte order mark is removed.
-          start: the session that the text continues; it is donated. None starts a new text.
+        """Returns the session after a text that arrives in pieces of UTF-8, which may end within a character; a byte
+        order mark is removed. `start`, the session that it continues, is donated; None starts a new text. It blocks, so
+        it must not run in the event loop.
 
         Raises:
           ApiError: 400 if a new text is empty or a token is unknown to the model, 500 if the text cannot be read, 503
@@ -260,19 +244,11 @@ def refusal(error: Refused) -> ApiError:
 
 
 class Work:
-    """One request: its jobs in the engine, and the session that it locks until `end`.
-
-    Args:
-      service: the service.
-      asked: the request.
-
-    Attributes:
-      prompts: token ids of each prompt, after `begin`.
-    """
+    """One request: its jobs in the engine, and the session that it locks until `end`."""
 
     def __init__(self, service: Service, asked: Asked):
         self.service, self.asked = service, asked
-        self.prompts: list[np.ndarray] = []
+        self.prompts: list[np.ndarray] = []  # token ids of each, after `begin`
         self._held = contextlib.ExitStack()
         self._jobs: list[Job] = []
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()

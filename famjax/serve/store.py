@@ -30,12 +30,8 @@ NAME_RULE = "a session's name has 1 to 64 letters, digits, '.', '_' or '-', and 
 
 
 class Store:
-    """The sessions of a folder.
-
-    Args:
-      folder: folder of the session files; created if it is missing. The caller holds its lock (`server.locked`).
-      model: the model that continues the sessions.
-    """
+    """The sessions in a folder, which is created if it is missing, and whose lock the caller holds (`server.locked`),
+    for the model that continues them."""
 
     def __init__(self, folder: Path, model: Transformer):
         self._folder, self._model = folder, model

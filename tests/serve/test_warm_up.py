@@ -63,7 +63,7 @@ def test_no_request_compiles(tmp_path: Path) -> None:
             assert complete(server, "some words", max_tokens=70, n=samples, stop=["never"]).status == 200
         for prompt in ("some words", "and some more"):
             assert complete(server, prompt, max_tokens=5, session="a").status == 200
-        assert not {"read_rows", "decode_rows", "put_row", "_cut_row"} & set(found), found
+        assert not {"read_rows", "decode_rows", "put_row", "take_row"} & set(found), found
 
 
 def test_health_while_a_server_warms_up(tmp_path: Path) -> None:
