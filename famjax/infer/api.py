@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -256,7 +257,7 @@ def _one(
     first = next(pieces, b"")
     if fresh and not first:
         raise ConfigError("the prompt is empty: give it a character, or a session to continue from")
-    chunks = model.codec.chunks(_chain(first, pieces), fresh)
+    chunks = model.codec.chunks(itertools.chain([first] if first else [], pieces), fresh)
     session = prefill(model.model, session, [chunks])
     before, tokens, stopped = np.asarray(session.recent[0]), [], False
     for piece in stream(model.model, model.codec, session, max_tokens, sampling, seed=seed, stops=stops, exact=True):
@@ -279,12 +280,6 @@ def _read(prompt: IO[bytes]) -> Iterator[bytes]:
         if not isinstance(piece, bytes):
             raise ConfigError('the prompt is a file opened in text mode; open it with open(path, "rb")')
         yield piece
-
-
-def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from rest
 
 
 def _ids(model: LoadedModel, document: Document, what: str) -> np.ndarray:

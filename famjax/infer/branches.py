@@ -39,13 +39,8 @@ class Branch(NamedTuple):
 def read_prefixes(
     model: Transformer, prefixes: Sequence[np.ndarray], rows: int, on_tokens: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Session]]:  # fmt: skip
-    """Prefills texts of any lengths with continuous batching as in `score_documents`, without computing logits.
-
-    Args:
-      model: the model.
-      prefixes: int arrays of at least one token each.
-      rows: maximum batch size; see `scoring.useful_rows`.
-      on_tokens: called with the number of tokens of each window.
+    """Prefills texts of any lengths with continuous batching as in `score_documents`, without computing logits, at most
+    `rows` texts at a time (`scoring.useful_rows`). `on_tokens` is called with the number of tokens of each window.
 
     Yields:
       (i, session of one row after prefix i) as prefixes finish. Besides the sessions that the caller keeps, there is
@@ -104,12 +99,10 @@ def generate_branches(
     """Prefills and continues the branches, batching those of similar length. Results do not depend on the batching.
 
     Args:
-      model: the model.
+      model, rows: the model, and the maximum batch size.
       branches: texts to continue; one without a session needs at least one token.
-      rows: maximum batch size.
       max_tokens: maximum tokens to generate: one number for all branches, or one per branch.
-      stops: token sequences that end an answer, see `decode.generate`.
-      sampling, seed: sampling settings.
+      stops, sampling, seed: see `decode.generate`.
       on_tokens: called with the number of tokens of each prefill window and of each decode call.
       samples: sample index of each branch, for several samples of the same text; empty is 0 for all.
       finished: (i, tokens generated so far) -> whether to stop, for stops that are not fixed token sequences.

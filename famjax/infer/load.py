@@ -1,7 +1,6 @@
 """Loads a model directory for inference."""
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from famjax.config import ModelConfig, mesh_sizes
 from famjax.jobs.distributed import is_primary
@@ -46,7 +44,13 @@ def load(
     """
     sizes = mesh_sizes(dict(mesh or {}))
     devices = make_mesh(sizes) if sizes != (1, 1, 1) else None
-    shapes = parameter_shapes if devices is None else functools.partial(_placed_shapes, mesh=devices)
+
+    def shapes(config: ModelConfig) -> dict[str, Any]:
+        plain = parameter_shapes(config)
+        if devices is None:
+            return plain
+        return sharding.with_shardings(plain, sharding.shardings(parameter_axes(config), plain, devices))
+
     config, params = load_model(model_dir, shapes, **memory)
     params, config = without_open_gate(*merge(params, config))
     if devices is not None:  # merged weights have the shardings that result from the sums
@@ -56,7 +60,10 @@ def load(
     kept = (FAM, "memory")  # these stay in float32
     params = {name: part if name in kept else _rounded(part, config.dtype, name) for name, part in params.items()}
     execution = Execution.of(config, None if devices is None else placement(devices))
-    _warn_if_gate_is_closed(model_dir, params)
+    gate = params.get(FAM, {}).get(GATE)
+    if gate is not None and not gate.any() and is_primary():  # of an imported model that was not yet trained
+        print(f"{model_dir}: its FAM gate is closed, so FAM has no effect; training opens it (docs/finetuning.md)",
+              file=sys.stderr)  # fmt: skip
     model: Transformer = nnx.merge(structure(config, execution), params)
     return unstacked(model)
 
@@ -80,19 +87,6 @@ def _compute_dtype(model_dir: str | Path, config: ModelConfig) -> str:
         print(f"{model_dir}: computes in float32 on a CPU; --dtype bfloat16 takes half of the memory and is slower",
               file=sys.stderr)  # fmt: skip
     return "float32"
-
-
-def _warn_if_gate_is_closed(model_dir: str | Path, params: dict[str, Any]) -> None:
-    """Prints a warning for an imported model that was not yet trained: its FAM has no effect."""
-    gate = params.get(FAM, {}).get(GATE)
-    if gate is not None and not gate.any() and is_primary():
-        print(f"{model_dir}: its FAM gate is closed, so FAM has no effect; training opens it (docs/finetuning.md)",
-              file=sys.stderr)  # fmt: skip
-
-
-def _placed_shapes(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
-    shapes = parameter_shapes(config)
-    return sharding.with_shardings(shapes, sharding.shardings(parameter_axes(config), shapes, mesh))
 
 
 def _rounded(part: Any, dtype: str, name: str) -> Any:

@@ -30,14 +30,9 @@ def score_continuations(
     model: Transformer, contexts: Sequence[np.ndarray], continuations: Sequence[np.ndarray], rows: int = 8, *,
     on_tokens: OnTokens = None,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:  # fmt: skip
-    """Scores continuations, each after its context.
-
-    Args:
-      model: the model.
-      contexts: int arrays of any lengths. Shared prefixes are prefilled once.
-      continuations: an int array for each context. A context with several continuations is given several times.
-      rows: maximum batch size.
-      on_tokens: called with the number of tokens of each window, for a progress bar.
+    """Scores continuations, an int array for each context, each after its context. Shared prefixes of contexts are
+    prefilled once; a context with several continuations is given several times. `on_tokens` is called with the number
+    of tokens of each window, for a progress bar.
 
     Yields:
       (i, logprobs, correct) as they finish: float32 [n], natural-log probability of each token of
@@ -57,11 +52,7 @@ def generate_continuations(
     sampling: Sampling = GREEDY, seed: int = 0, samples: Sequence[int] | None = None,
     stops: Sequence[Sequence[int]] = (), finished: Callable[[int, np.ndarray], bool] | None = None,
 ) -> Iterator[tuple[int, np.ndarray, bool]]:  # fmt: skip
-    """Generates continuations of contexts.
-
-    Args:
-      model, contexts, rows: see `score_continuations`.
-      max_tokens, sampling, seed, stops, samples, finished: see `branches.generate_branches`.
+    """Generates continuations of contexts, as in `score_continuations`; settings as in `branches.generate_branches`.
 
     Yields:
       (i, tokens, stopped) as they finish: int32 [n], including a stop; and whether `stops` or `finished` ended them.
@@ -83,12 +74,7 @@ def generate_continuations(
 
 
 class Plan(NamedTuple):
-    """The cost of prefilling contexts.
-
-    Attributes:
-      given: number of tokens of all contexts.
-      read: number of tokens that are actually read.
-    """
+    """The cost of prefilling contexts: the number of all of their tokens, and of those that are actually read."""
 
     given: int
     read: int

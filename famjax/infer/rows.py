@@ -54,10 +54,8 @@ def decode_rows(
       graphdef, params: the model.
       session: the texts to continue. It is donated.
       limit_B: maximum tokens per row; 0 leaves a row unchanged.
-      before_B: number of tokens that earlier calls generated for each row.
-      stops_B: `decode.stop_array` of each row, all of one shape.
-      sampling: sampling settings of each row.
-      room: size of the output, in tokens per row.
+      before_B, room: see `decode.decode_loop`.
+      stops_B, sampling: `decode.stop_array` of each row, all of one shape, and its sampling settings.
       top: number of alternatives in the scores; None computes no scores.
 
     Returns:
@@ -77,15 +75,9 @@ def read_rows(
     graphdef: nnx.GraphDef[Transformer], params: Tree, tokens: Int[Array, "B T"], following: Int[Array, "B T"],
     count: Int[Array, "B"], state: MemoryState, top: int | None = None,
 ) -> tuple[Scored | None, MemoryState]:  # fmt: skip
-    """Returns the scores of the token after each token of a window, and the memory after it; see `prefill.extend`.
-
-    Args:
-      graphdef, params: the model.
-      tokens, count: the window: padded tokens, and the number of real tokens of each row.
-      following: the token after each token, for the scores.
-      state: the memory before. It is donated.
-      top: number of alternatives in the scores; None computes no scores.
-    """
+    """Returns the scores of the token after each token (`following`) of a window, and the memory after it; see
+    `prefill.extend`. `state`, the memory before, is donated. `top` is the number of alternatives in the scores; None
+    computes no scores."""
 
     def emit(model: Transformer, hidden: Float[Array, "B Q D"], index: Int[Array, "B Q"]) -> Scored | None:
         if top is None:

@@ -54,14 +54,7 @@ def row_keys(
 def sample(
     logits: Float[Array, "B V"], recent: Int[Array, "B _N"], keys: Key[Array, "B"], sampling: Sampling
 ) -> Int[Array, "B"]:
-    """Samples a token for each row.
-
-    Args:
-      logits: float32 logits.
-      recent: tokens to which the repetition penalty applies; negative ids are padding.
-      keys: from `row_keys`.
-      sampling: sampling settings.
-    """
+    """Samples a token for each row; the repetition penalty applies to `recent`, in which negative ids are padding."""
     if sampling.repetition_penalty != 1.0:
         logits = penalise(logits, recent, sampling.repetition_penalty)
     if sampling.temperature == 0.0:
@@ -78,19 +71,13 @@ def sample(
 def sample_rows(
     logits: Float[Array, "B V"], recent: Int[Array, "B _N"], position: Int[Array, "B"], sampling: RowSampling
 ) -> Int[Array, "B"]:
-    """Samples a token for each row, with settings that differ by row. Each row gets exactly the token of `sample`.
+    """Samples the token at `position` in the text for each row, with settings that differ by row. Each row gets exactly
+    the token of `sample`.
 
     A stage that no row needs (the sort for top-k and top-p, the penalty, the random draw) is skipped.
-
-    Args:
-      logits, recent: see `sample`.
-      position: position in the text of the token to sample.
-      sampling: settings of each row.
     """
-    penalty, inverse = (
-        sampling.repetition_penalty,
-        _reciprocal(jnp.where(sampling.temperature > 0, sampling.temperature, 1)),
-    )
+    penalty = sampling.repetition_penalty
+    inverse = _reciprocal(jnp.where(sampling.temperature > 0, sampling.temperature, 1))
     punished = lambda: penalise(logits, recent, penalty[:, None])
     logits = jax.lax.cond((penalty != 1).any(), punished, lambda: logits)
     best = logits.argmax(axis=-1).astype(jnp.int32)
