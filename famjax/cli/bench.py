@@ -122,7 +122,9 @@ def run(args: argparse.Namespace) -> int:
         if min(lengths) < 1:
             raise ConfigError(f"--lengths {min(lengths)} is too short; it must be at least 1")
     elif args.prefill or args.questions:
-        _check_blocks(args.blocks)
+        least = max(1, min(8, *args.blocks))  # the size of all prefill calls
+        if uneven := [count for count in args.blocks if count < 1 or count % least]:
+            raise ConfigError(f"--blocks {uneven[0]} is not a multiple of {least}")
     else:
         if args.peers and len(args.lengths or ()) > 1:
             raise ConfigError("--lengths has several lengths, but peers are compared at one; name one")
@@ -252,14 +254,6 @@ def _model(args: argparse.Namespace, preset: ModelConfig) -> ModelConfig:
     model = model.with_memory(**memory_overrides(args))
     model.validate()
     return model
-
-
-def _check_blocks(blocks: tuple[int, ...]) -> None:
-    """Raises `ConfigError` unless `blocks` are multiples of min(8, shortest), the size of all prefill calls."""
-    least = max(1, min(8, *blocks))
-    for count in blocks:
-        if count < 1 or count % least:
-            raise ConfigError(f"--blocks {count} is not a multiple of {least}")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     check_folder("--output", output)
     at_least("--at-once", args.at_once, 1)
-    part, parts = part_of(args.part)
+    part, parts = EvalConfig(part=args.part).part_of
     subjects = subjects_of(args, output)
     task = yardstick(subjects[0].job.config)
     evaluation = dataclasses.replace(
@@ -148,11 +148,6 @@ def _flags(args: argparse.Namespace, known: tuple[str, ...]) -> dict[str, Any]:
             raise ConfigError(f"--{name} is not a setting of this task's evaluation, which has {has}")
         at_least(name, min(value) if isinstance(value, tuple) else value, EVALUATION[name])
     return given
-
-
-def part_of(text: str) -> tuple[int, int]:
-    """Returns (I, N) of `--part I/N`; (1, 1) if it is empty. Raises `ConfigError` if it is malformed."""
-    return EvalConfig(part=text).part_of
 
 
 def _count(text: str) -> int:

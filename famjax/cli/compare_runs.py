@@ -34,7 +34,8 @@ def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
     """Returns all trainings, by seed, memory and learning rate.
 
     Raises:
-      ConfigError: a setting is invalid, or trainings differ in more than their memory (`check_alike`).
+      ConfigError: a setting is invalid, a variant, such as fam:sinks=8, changes a setting that its memory ignores, or
+        trainings differ in more than their memory (`check_alike`).
     """
     task, memories = args.gin_files or [TASK], _memories(args.memories)
     _check_bindings(args)
@@ -47,7 +48,9 @@ def subjects_of(args: argparse.Namespace, output: Path) -> list[Subject]:
         of_rate = "" if rate is None else f"_lr{rate:g}"
         name = f"{re.sub(r'[^A-Za-z0-9.+-]', '_', memory)}{of_rate}_seed{seed}"
         job = side_by_side.job(name, [*task, gin_file], bindings, output, args.gin_search_paths)
-        check_used(memory, job.config.model.memory)
+        for field in (change.partition("=")[0].strip() for change in memory.split(":")[1:]):
+            if why := job.config.model.memory.unused(field):  # it would be reported as a variant, but be the same
+                raise ConfigError(f"--memories {memory}: {field} has no effect, since {why}; leave it out")
         return Subject(memory, gin_file, seed, job, rate)
 
     rates = args.learning_rates or (None,)
@@ -122,15 +125,6 @@ def _binding(change: str, word: str) -> str:
     if not re.fullmatch(r"[-+0-9.e]+|True|False", value):
         raise ConfigError(f"--memories {word}: {field} is {value!r}, not a number, True or False")
     return f"MemoryConfig.{field}={value}"
-
-
-def check_used(word: str, memory: MemoryConfig) -> None:
-    """Raises `ConfigError` if a variant, such as fam:sinks=8, changes a setting that its memory ignores. It would be
-    reported as a variant, but be the same memory."""
-    for change in word.split(":")[1:]:
-        field = change.partition("=")[0].strip()
-        if why := memory.unused(field):
-            raise ConfigError(f"--memories {word}: {field} has no effect, since {why}; leave it out")
 
 
 def check_alike(subjects: Sequence[Subject]) -> None:

@@ -142,7 +142,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.compare:
         refuse(args, ("lm_eval", *OURS, *HARNESS, *MODELS), "with --compare, which evaluates nothing; leave it out")
-        return _compare(args)
+        check_folder("--output", args.output or "")
+        from famjax.evals.reports.compare import compare
+
+        compare(args.compare, args.output)
+        return 0
     if args.lm_eval is not None:
         refuse(args, OURS, "on the tasks of --lm-eval; leave it out (docs/lm_eval.md)")
         return _harness(args)
@@ -231,11 +235,3 @@ def _list() -> str:
              for name, entry in TASKS.items()]  # fmt: skip
     seqios = "seqio tasks: --task seqio:NAME --gin.EvalConfig.modules=\"('module',)\", which registers NAME.\n"
     return f"famjax eval --task NAME,NAME, from\n\n{''.join(lines)}\n{seqios}"
-
-
-def _compare(args: argparse.Namespace) -> int:
-    check_folder("--output", args.output or "")
-    from famjax.evals.reports.compare import compare
-
-    compare(args.compare, args.output)
-    return 0

@@ -24,7 +24,7 @@ def add_gin_arguments(parser: argparse.ArgumentParser, default_files: tuple[str,
         "--gin_file", action="append", default=None, metavar="FILE", dest="gin_files", help="gin file; repeatable"
     )
     group.add_argument(
-        "--gin_search_paths", type=_paths, default=(), metavar="DIR,DIR",
+        "--gin_search_paths", type=lambda text: tuple(filter(None, text.split(","))), default=(), metavar="DIR,DIR",
         help="search path of gin files, after the current directory and before famjax's own files",
     )  # fmt: skip
     # Read by main.parse before argparse, which cannot take open-ended names; declared here for the help page.
@@ -40,10 +40,6 @@ def gin_words(files: Iterable[str], search_paths: Sequence[str], bindings: Itera
     words = [f"--gin_file={file}" for file in files]
     words += [f"--gin_search_paths={','.join(search_paths)}"] if search_paths else []
     return words + [f"--gin.{binding}" for binding in bindings]
-
-
-def _paths(text: str) -> tuple[str, ...]:
-    return tuple(path for path in text.split(",") if path)
 
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:

@@ -119,19 +119,15 @@ def check_arguments(args: argparse.Namespace) -> Sampling:
     seed("--seed", args.seed)
     if args.max_tokens == 0 and not args.state_out:
         raise ConfigError("--max-tokens 0 generates nothing: raise it, or add --state-out FILE to save the session")
-    _check_outputs(args)
-    sampling = sampling_of(args, args.samples)
-    if args.samples > 1 and sampling.temperature == 0:
-        raise ConfigError(f"--samples {args.samples} with --temperature 0 would all be the same; raise the temperature")
-    return sampling
-
-
-def _check_outputs(args: argparse.Namespace) -> None:
     for flag in ("output", "state_out"):
         if value := getattr(args, flag):
             check_file(f"--{flag.replace('_', '-')}", value)
     if args.state_out and (args.input or args.samples > 1):
         raise ConfigError("--state-out saves the session of one text; leave out --input and --samples")
+    sampling = sampling_of(args, args.samples)
+    if args.samples > 1 and sampling.temperature == 0:
+        raise ConfigError(f"--samples {args.samples} with --temperature 0 would all be the same; raise the temperature")
+    return sampling
 
 
 def _open(path: str) -> BinaryIO:
@@ -141,11 +137,8 @@ def _open(path: str) -> BinaryIO:
 
 
 class PromptSource:
-    """Reads the prompt. The first chunk is read at construction, so that errors are found before the model is loaded.
-
-    Attributes:
-      prompts: the prompts of --input; empty otherwise.
-    """
+    """Reads the prompt, or the `prompts` of --input. The first chunk is read at construction, so that errors are found
+    before the model is loaded."""
 
     def __init__(self, args: argparse.Namespace):
         self.prompts: list[str] = []
@@ -179,10 +172,8 @@ class PromptSource:
         return self._file.read1(CHUNK_BYTES) if self._file is not None else b""  # type: ignore[attr-defined]
 
     def pieces(self) -> Iterator[bytes]:
-        """Yields the prompt in chunks, as they arrive."""
-        if self._first:
-            yield self._first
-        yield from self._pieces
+        """Returns the prompt in chunks, as they arrive."""
+        return itertools.chain([self._first] if self._first else [], self._pieces)
 
 
 # --- generation -----------------------------------------------------------------------------------

@@ -82,8 +82,7 @@ def model_of_checkpoint(
 
     Args:
       path: model directory, or one of its checkpoints.
-      lora: LoRA settings of the model to train.
-      changes: new values of fields of `ModelConfig` or `MemoryConfig`, by name.
+      lora, changes: LoRA settings of the model to train; new values of fields of `ModelConfig` or `MemoryConfig`.
       block_size, memory_segments, fam_length: new memory settings; None keeps the model's.
       remat: what the backward pass rematerialises; None is that of `changes`, else the model's.
     """
@@ -287,19 +286,17 @@ def _macros_defined() -> list[str]:
     return [scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"]
 
 
-def _macros_used() -> set[str]:
-    macro = gin.get_configurable(gin.config.macro)
-    references = gin.config.iterate_references(gin.config._CONFIG, to=macro)
-    return {reference.scoped_selector.rsplit("/", 1)[0] for reference in references}
-
-
 def _check_macros(from_files: set[str], root: type) -> None:
-    """Raises `ConfigError` for a macro without a value, or a command-line macro that no file uses or defines."""
-    defined, used = set(_macros_defined()), _macros_used()
+    """Raises `ConfigError` for a macro without a value, for a setting that is still `%gin.REQUIRED`, or for a
+    command-line macro that no file uses or defines."""
+    references = gin.config.iterate_references(gin.config._CONFIG, to=gin.get_configurable(gin.config.macro))
+    used = {reference.scoped_selector.rsplit("/", 1)[0] for reference in references}
+    defined = set(_macros_defined())
     for name in sorted(used - defined):
         hint = nearest(name, defined) or f"; set it with --gin.{name}=VALUE"
         raise ConfigError(f"%{name} is used but has no value{hint}")
-    _check_required()
+    for name in _required():
+        raise ConfigError(f"{name} must be set; add --gin.{name}=VALUE (text in quotes: --gin.{name}=\"'TEXT'\")")
     for name in sorted(defined - from_files - used):
         if name in CONTRACT_MACROS:
             remedy = "include 'gin/runs/pretrain.gin' and a file of gin/models"
@@ -343,12 +340,6 @@ def _scope_of(at: str, owner: str, parameter: str, scope: str) -> str:
     setting = {place for (place, name), values in gin.config._CONFIG.items()
                if name.rpartition(".")[2] == owner and parameter in values}  # fmt: skip
     return next((place for place in inner if place in setting), "")
-
-
-def _check_required() -> None:
-    """Raises `ConfigError` if a setting is still `%gin.REQUIRED`."""
-    for name in _required():
-        raise ConfigError(f"{name} must be set; add --gin.{name}=VALUE (text in quotes: --gin.{name}=\"'TEXT'\")")
 
 
 def _required() -> dict[str, None]:

@@ -77,7 +77,8 @@ def _import(args: argparse.Namespace, progress: Progress) -> int:
     settings = memory_overrides(args) | ({"fam_layers": args.fam_layers} if args.fam_layers else {})
     settings |= {"fam_gate": False} if args.no_fam_gate else {}
     memory = imported_memory(bare, memory_of(folder.config), settings)
-    dtype = _param_dtype(folder)
+    # float32 represents every supported dtype exactly.
+    dtype = "bfloat16" if {tensor.dtype for tensor in folder.tensors.values()} == {"BF16"} else "float32"
     config = dataclasses.replace(bare, memory=memory, param_dtype=dtype, dtype=dtype)
     config.validate()
     if not memory.fam_length:
@@ -141,12 +142,6 @@ def imported_memory(model: ModelConfig, kept: MemoryConfig | None, settings: dic
         )
     memory.validate()
     return memory
-
-
-def _param_dtype(folder: "Folder") -> str:
-    """Returns bfloat16 if all tensors are; otherwise float32, which represents every supported dtype exactly."""
-    types = {tensor.dtype for tensor in folder.tensors.values()}
-    return "bfloat16" if types == {"BF16"} else "float32"
 
 
 def _check_tokenizer(folder: "Folder", config: ModelConfig) -> None:

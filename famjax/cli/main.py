@@ -182,25 +182,17 @@ def _overview() -> str:
     )
 
 
-def _describe(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-
-
 def _fail(prog: str, error: BaseException, debug: bool) -> int:
     code = exit_code(error)
     if debug:
         traceback.print_exc()
     if code == 1:
-        hint = "" if debug else " (--debug shows the traceback)"
-        message = f"{type(error).__name__}: {_first_line(error)}{hint}"
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        message = f"{type(error).__name__}: {first}{'' if debug else ' (--debug shows the traceback)'}"
+    elif isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
     else:
-        message = str(error) or "interrupted" if code == 130 else _describe(error)
+        message = str(error) or ("interrupted" if code == 130 else "")
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
     return code
 

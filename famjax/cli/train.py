@@ -105,9 +105,21 @@ def settings(args: argparse.Namespace) -> tuple[TrainConfig, str]:
 
 
 def check(config: TrainConfig) -> None:
-    """Raises `ConfigError` if files or directories do not match the settings. Does not import jax."""
-    _check_directories(config)
-    _check_data(config)
+    """Raises `ConfigError` if MODEL_DIR is a file or has another model, if the initial checkpoint is missing, or for
+    missing or unreadable data, without reading all of it. Does not import jax."""
+    from famjax.data.generated import check_generated_task
+    from famjax.data.text_task import check_text_task
+    from famjax.storage.model_dir import check_same_model, read_config
+    from famjax.storage.steps import latest_step
+
+    check_folder("MODEL_DIR", config.model_dir)
+    check_same_model(Path(config.model_dir), config.model)
+    if config.initial_checkpoint and latest_step(config.model_dir) is None:  # a resumed training does not read it
+        read_config(config.initial_checkpoint)
+    if config.generated is None:
+        check_text_task(config)
+    else:
+        check_generated_task(config)
 
 
 def _start_again(model_dir: str) -> str:
@@ -119,18 +131,6 @@ def _start_again(model_dir: str) -> str:
     return f"start the job again: {where}"
 
 
-def _check_data(config: TrainConfig) -> None:
-    """Raises `ConfigError` for missing or unreadable data, without reading all of it."""
-    if config.generated is None:
-        from famjax.data.text_task import check_text_task
-
-        check_text_task(config)
-    else:
-        from famjax.data.generated import check_generated_task
-
-        check_generated_task(config)
-
-
 def _evaluation(config: TrainConfig) -> "Evaluate | None":
     """Returns the evaluation that all processes run during training, or None if `eval_period` is 0."""
     if not config.eval_period:
@@ -140,14 +140,3 @@ def _evaluation(config: TrainConfig) -> "Evaluate | None":
 
     vocabulary, _ = vocabulary_and_files(config)
     return evaluation(config.evaluation, vocabulary, config.model.memory.block_size)
-
-
-def _check_directories(config: TrainConfig) -> None:
-    """Raises `ConfigError` if MODEL_DIR is a file or has another model, or if the initial checkpoint is missing."""
-    from famjax.storage.model_dir import check_same_model, read_config
-    from famjax.storage.steps import latest_step
-
-    check_folder("MODEL_DIR", config.model_dir)
-    check_same_model(Path(config.model_dir), config.model)
-    if config.initial_checkpoint and latest_step(config.model_dir) is None:  # a resumed training does not read it
-        read_config(config.initial_checkpoint)
