@@ -185,16 +185,14 @@ class Asking:
     def head(self, source: str) -> np.ndarray:
         """Returns the tokens of instruction and worked examples, int32 [h]."""
         if source not in self.heads:
-            self.heads[source] = self._head(source)
+            prompt = PROMPTS.get(source, OTHER)
+            shown = "".join(f"<example>\n{asked}{ANSWER} {answer}\n</example>\n\n" for asked, answer in prompt.examples)
+            self.heads[source] = self.pieces.first(
+                f"A long text follows, with a question after it. Hidden among its sentences, which are about other "
+                f"things, are {prompt.about} Answer the question from these facts alone.\n\n{shown}{prompt.form}\n\n"
+                f"{CONTEXT}"
+            )
         return self.heads[source]
-
-    def _head(self, source: str) -> np.ndarray:
-        prompt = PROMPTS.get(source, OTHER)
-        shown = "".join(f"<example>\n{asked}{ANSWER} {answer}\n</example>\n\n" for asked, answer in prompt.examples)
-        return self.pieces.first(
-            f"A long text follows, with a question after it. Hidden among its sentences, which are about other things, "
-            f"are {prompt.about} Answer the question from these facts alone.\n\n{shown}{prompt.form}\n\n{CONTEXT}"
-        )
 
     def parts(
         self, question: Question, before: Question | None = None

@@ -68,12 +68,7 @@ class BabiTask:
     a fitting question, so short files are not rarer than long ones.
 
     Attributes:
-      config: settings of the task.
-      sequence_length: T, tokens per row.
-      block_size: S.
-      batch_size: B, rows per batch.
-      seed: seed of the documents.
-      vocabulary: vocabulary of the model.
+      sequence_length, block_size, batch_size: T, S, B.
       asking: converts questions to prompts.
       end: int32 [e], tokens that end an answer.
       questions: questions by file (`qa1`).
@@ -310,31 +305,24 @@ def notes(task: BabiTask) -> list[str]:
 
 
 def _questions(config: BabiConfig, asking: Asking) -> tuple[dict[str, list[Question]], list[BadText]]:
-    """Returns the questions by file, and the lines that cannot be read. Raises `ConfigError` if a file has none."""
+    """Returns the questions by file, and the lines that cannot be read, or do not have the form of their task. Raises
+    `ConfigError` if a file has no question."""
     questions: dict[str, list[Question]] = {}
     bad: list[BadText] = []
     for name in config.stories:
         pattern = f"{config.folder.rstrip('/')}/{name}_*_train.txt"
-        for path in files.expand(pattern):
-            for one in map(functools.partial(_answerable, asking), read(path)):
-                if isinstance(one, Question):
-                    questions.setdefault(one.source, []).append(one)
-                else:
-                    bad.append(one)
+        for one in (one for path in files.expand(pattern) for one in read(path)):
+            try:
+                if isinstance(one, BadText):
+                    raise one
+                asking.answer(one)
+                questions.setdefault(one.source, []).append(one)
+            except BadText as error:
+                bad.append(error)
         if name not in questions:
             why = f"; {bad[-1].place}: {bad[-1].reason}" if bad else ""
             raise ConfigError(f"{pattern} has no question{why}; it must be a file of bAbI v1.2 as published")
     return questions, bad
-
-
-def _answerable(asking: Asking, one: Question | BadText) -> Question | BadText:
-    """Returns a question unchanged, or the error if it does not have the form of its task."""
-    try:
-        if isinstance(one, Question):
-            asking.answer(one)
-    except BadText as error:
-        return error
-    return one
 
 
 def _template(vocabulary: str) -> ChatTemplate | None:

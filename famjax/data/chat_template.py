@@ -19,22 +19,16 @@ _END = "\x00the end of the last message\x00"
 
 
 class ChatTemplate:
-    """A chat template and the special tokens that it uses.
-
-    Attributes:
-      source: the Jinja template.
-    """
+    """A chat template, in Jinja's language, and the special tokens that it uses."""
 
     def __init__(self, source: str, tokens: dict[str, str]):
         self.source, self._tokens = source, tokens
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Renders a conversation as text.
+        """Renders a conversation, a dict with `role` and `content` for each message, as text.
 
-        Args:
-          messages: a dict with `role` and `content` for each message.
-          add_generation_prompt: whether the text ends where the next answer begins. Otherwise it ends with the content
-            of the last message, which can then be continued.
+        The text ends where the next answer begins. Without `add_generation_prompt` it ends with the content of the last
+        message, which can then be continued.
 
         Raises:
           ConfigError: if the template rejects the conversation.
@@ -92,11 +86,8 @@ def user_message(text: str) -> dict[str, str]:
 
 
 def chat_template(model_dir: str | Path, name: str | bool = True) -> ChatTemplate | None:
-    """Returns the chat template of a model directory; None if it has none.
-
-    Args:
-      model_dir: directory with `chat_template.jinja`, or with templates in `tokenizer_config.json`.
-      name: name of the template; True is `default`.
+    """Returns the chat template of this name (True: `default`) of a model directory, from `chat_template.jinja` or
+    `tokenizer_config.json`; None if it has none.
 
     Raises:
       ConfigError: if there is no template of this name.

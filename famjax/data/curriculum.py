@@ -86,12 +86,8 @@ class Curriculum:
 
     def observe(self, progress: Progress, documents: Iterable[tuple[int, float]]) -> Progress:
         """Returns the progress after a batch, with the running exact match of all documents and of the newest stage. If
-        that of the newest stage reached `open_at`, the next stage is open.
-
-        Args:
-          progress: the progress before.
-          documents: (tokens of filler, 1 for an exact match and 0 otherwise) of each document of the batch.
-        """
+        that of the newest stage reached `open_at`, the next stage is open. `documents` has for each document of the
+        batch (tokens of filler, 1 for an exact match and 0 otherwise)."""
         progress = dict(progress)
         newest = self.range_of(progress["open_stages"] - 1)[0]
         for filler, hit in documents:
@@ -134,7 +130,6 @@ def straddle(first: int, filler: int, tokens: int, before: int, block_size: int)
       before: number of tokens of the answer before the boundary. An answer with no more tokens has all but its last one
         there; one with a single token ends there. If negative, -before tokens of other text lie between the boundary
         and the answer.
-      block_size: S.
     """
     longer = filler + (-min(before, max(tokens - 1, 1)) - first) % block_size
     return longer, longer - block_size

@@ -23,12 +23,8 @@ def in_words(name: str, model: Vocabulary) -> bool:
 def labelled_documents(
     name: str, mqar: MqarConfig, tracking: TrackingConfig, model: Vocabulary | None = None
 ) -> Labelled | None:
-    """Returns the task of labelled documents with this name and these settings; None if there is none.
-
-    Args:
-      name: name of the task.
-      mqar, tracking: settings.
-      model: vocabulary of the model, see `in_words`; None: a vocabulary of its own.
+    """Returns the task of labelled documents with this name and these settings; None if there is none. Without `model`,
+    the model's vocabulary (`in_words`), it has a vocabulary of its own.
 
     Raises:
       ConfigError: `model` has too few words.

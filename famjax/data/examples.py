@@ -49,9 +49,7 @@ class Documents:
     The position of a lane: [number of documents that it has read].
 
     Args:
-      source: the documents.
-      vocabulary: converts them to tokens.
-      lanes: n, number of lanes.
+      source, vocabulary, lanes: the documents, what converts them to tokens, and n.
       seed: seed of the order of every epoch; None: the source's order.
       bos, eos: add the vocabulary's BOS and EOS tokens to every document, if it has them.
     """
@@ -62,7 +60,8 @@ class Documents:
         self._source, self._vocabulary, self._lanes, self._seed = source, vocabulary, lanes, seed
         one = lambda token, wanted: [token] if wanted and token is not None else []
         self._bos, self._eos = one(vocabulary.bos, bos), one(vocabulary.eos, eos)
-        self._order = functools.lru_cache(maxsize=3)(self._order_of_epoch)
+        order = lambda epoch: np.random.default_rng([*(seed or ()), epoch]).permutation(self._size)
+        self._order = functools.lru_cache(maxsize=3)(order)
 
     @functools.cached_property
     def _size(self) -> int:
@@ -98,10 +97,6 @@ class Documents:
             return Example(targets, np.zeros(0, np.float32))
         tokens = np.concatenate([self._bos, inputs, targets, self._eos]).astype(np.int32)
         return Example(tokens, weights_of(len(self._bos) + len(inputs), len(tokens)))
-
-    def _order_of_epoch(self, epoch: int) -> np.ndarray:
-        assert self._seed is not None
-        return np.random.default_rng([*self._seed, epoch]).permutation(self._size)
 
 
 class DocumentSequences:
@@ -144,11 +139,6 @@ class Mixture:
 
     The position of a lane: [examples drawn, position in the first kind, in the second, ...]. The kind of each example
     of each lane is drawn from the seed.
-
-    Args:
-      kinds: the kinds of examples.
-      weights: relative frequencies of the kinds.
-      seed: seed of the draws.
     """
 
     def __init__(self, kinds: list[Examples], weights: list[float], seed: list[int]):

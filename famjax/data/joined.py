@@ -23,13 +23,8 @@ _TEXT = "text"
 class JoinedTask:
     """Batches with a generated task's rows first, then rows of text.
 
-    A batch has the W targets per row of the generated task; in a row of text they are W random ones.
-
-    Attributes:
-      questions: the task that generates its documents.
-      text: the rows of text.
-      weight: loss weight of a target of the text.
-      seed: seed of the random targets.
+    A batch has the W targets per row of the generated task (`questions`); in a row of text they are W random ones, each
+    with this loss weight.
     """
 
     questions: Task

@@ -73,13 +73,9 @@ def kind_of(path: str) -> str:
 def one_kind(
     pattern: str, paths: Sequence[str], kinds: Sequence[str] = ("jsonl", "text"), remedy: str = ""
 ) -> str:  # fmt: skip
-    """Returns the kind that all files of a path or glob have.
+    """Returns the kind, one of `kinds`, that all files of a path or glob have.
 
-    Args:
-      pattern: the path or glob as the user wrote it, for messages.
-      paths: the files that it matches.
-      kinds: the kinds that the caller reads.
-      remedy: name of the setting that overrides the kind, if there is one, for messages.
+    `pattern`, as the user wrote it, and `remedy`, the setting that overrides the kind, are for messages.
 
     Raises:
       ConfigError: the kinds differ, the caller does not read the kind, a file is documentation or metadata next to the
@@ -89,9 +85,9 @@ def one_kind(
     for path in data:
         if kind_of(path) not in kinds:
             advice = _REFUSED.get(ending_of(path), "it is an archive; unpack it")
-            raise ConfigError(
-                f"{path}: famjax does not read {ending_of(path)} files here; {advice}{_only(data, kinds)}"
-            )
+            if good := next((one for one in data if kind_of(one) in kinds), None):
+                advice += f", or name the others alone ({_glob(good, good)})"
+            raise ConfigError(f"{path}: famjax does not read {ending_of(path)} files here; {advice}")
     found = {kind_of(path): path for path in reversed(data)}
     if len(found) > 1:
         examples = " and ".join(f"{kind} ({PurePosixPath(path).name})" for kind, path in sorted(found.items()))
@@ -107,11 +103,6 @@ def one_kind(
     if twice := next((path for path in paths if is_gzip(path) and path[: -len(GZIP)] in plain), None):
         raise ConfigError(f"{pattern} has {PurePosixPath(twice).name} packed and unpacked; name one of them")
     return next(iter(found))
-
-
-def _only(paths: Sequence[str], kinds: Sequence[str]) -> str:
-    good = next((path for path in paths if kind_of(path) in kinds), None)
-    return f", or name the others alone ({_glob(good, good)})" if good else ""
 
 
 def _glob(pattern: str, path: str) -> str:

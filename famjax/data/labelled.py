@@ -83,13 +83,7 @@ class Labelled(Protocol):
         ...
 
     def draw(self, rng: np.random.Generator, length: int, block_size: int, kind: int | None = None) -> Document:
-        """Draws a document.
-
-        Args:
-          rng: source of all randomness.
-          length: number of tokens of the document.
-          block_size: S of the model, for the bins.
-          kind: one of `kinds`; None draws one.
+        """Draws a document of `length` tokens and this kind; None draws one of `kinds`. `block_size` is for the bins.
 
         Raises:
           ConfigError: a document of this kind does not fit into `length` tokens.
@@ -103,16 +97,8 @@ class LabelledTask:
 
     A row gets documents of random lengths while one fits; the rest of it is padding.
 
-    Attributes:
-      documents: draws the documents.
-      sequence_length: T, tokens per row.
-      block_size: S.
-      batch_size: B, rows per batch.
-      vocab_size: vocabulary size of the model.
-      seed: seed of the documents.
-
     Raises:
-      ConfigError: `vocab_size` is smaller than the task's vocabulary.
+      ConfigError: `vocab_size`, the model's, is smaller than the task's vocabulary.
     """
 
     documents: Labelled

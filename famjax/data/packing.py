@@ -23,16 +23,8 @@ REPEAT_TEXT = "[repeat random segment]:"
 def packed_row(
     read: Read, cursor: Cursor, length: int, block_size: int, *, whole: bool = False, room: int = 0
 ) -> tuple[Row, Cursor]:
-    """Returns the next packed row, and its lane's position after it.
-
-    Args:
-      read: maps a position of the lane to the example there, which is not empty, and the position after it.
-      cursor: the position of the lane.
-      length: T, tokens of a row.
-      block_size: S; divides T.
-      whole: never split an example over rows, see the module's docstring.
-      room: number of tokens to leave free at the row's end.
-    """
+    """Returns the next packed row, of T tokens in blocks of S, and its lane's position after it. With `whole`, no
+    example is split over rows; `room` tokens are left free at the row's end."""
     row = empty(length, length // block_size)
     row.starts[0] = True
     # A lane that resumes within an example, where another training had split it, reads it whole.
@@ -57,8 +49,7 @@ def repeat_segment(row: Row, announcement: np.ndarray, segment: int, weight: flo
     Args:
       row: with room for announcement and segment after its last token.
       announcement: int32 [a], `REPEAT_TEXT` in tokens; carries no loss.
-      segment: number of consecutive tokens to repeat; if the row has fewer, all of them.
-      weight: loss weight of the repeated tokens.
+      segment, weight: number of tokens to repeat (all, if the row has fewer), and their loss weight.
       rng: chooses the segment.
     """
     count = int(row.count)

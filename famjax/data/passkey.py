@@ -73,12 +73,8 @@ class PassKeyTask:
     with fewer tokens, and the mention of a stream that continues, leave targets of weight 0.
 
     Attributes:
-      config: settings of the task.
-      sequence_length: T, tokens per row.
-      block_size: S.
-      batch_size: B, rows per batch.
+      sequence_length, block_size, batch_size: T, S, B.
       vocab_size: vocabulary size of the model.
-      seed: seed of the documents.
       vocabulary: encodes the documents.
       bos: begin documents with the vocabulary's BOS token, if it has one.
 
@@ -292,18 +288,12 @@ class PassKeyTask:
 
     @functools.cached_property
     def _rows(self) -> Rows:
-        config = self.config
-        return Rows(
-            self.sequence_length, self.block_size, self._most_targets, config.text_tokens, config.text_weight
-        )  # fmt: skip
-
-    @property
-    def _most_targets(self) -> int:
-        blocks = self.sequence_length // self.block_size
+        config, blocks = self.config, self.sequence_length // self.block_size
         documents = blocks // self._blocks_for(0)
         if self._streams:  # a stream that continues does not state its key, so it may be shorter
             documents = 1 + (blocks - 1) // self._blocks_for(0)
-        return documents * 2 * self.config.key_digits + self.config.text_tokens
+        targets = documents * 2 * config.key_digits + config.text_tokens
+        return Rows(self.sequence_length, self.block_size, targets, config.text_tokens, config.text_weight)
 
     def _answers(self, batch: Batch, streams: Sequence[Stream | None] = ()) -> list[list[tuple[np.ndarray, int]]]:
         """Returns for each document of each row the indices of its answer among the W targets, and its tokens of

@@ -51,11 +51,7 @@ class _Frame(NamedTuple):
 
 
 class Writer:
-    """Assembles documents of the task in tokens.
-
-    Args:
-      vocabulary: vocabulary of the model.
-      bos: begin documents with the vocabulary's BOS token, if it has one.
+    """Assembles documents of the task in tokens; with `bos` they begin with the vocabulary's BOS token, if it has one.
 
     Raises:
       ConfigError: the vocabulary cannot encode the text.
@@ -88,14 +84,9 @@ class Writer:
             )
 
     def document(self, key: str, filler_tokens: int, lead: int = 0, introduced: bool = True) -> Document:
-        """Returns a document with exactly `filler_tokens` tokens of filler, which may end anywhere in a sentence.
-
-        Args:
-          key: digits.
-          filler_tokens: tokens of filler between the statement of the key and the question.
-          lead: tokens of filler before the statement of the key.
-          introduced: whether it begins with BOS and the introduction; without them it continues another text.
-        """
+        """Returns a document with exactly `filler_tokens` tokens of filler between the statement of the key and the
+        question, and `lead` tokens before the statement; filler may end anywhere in a sentence. A document that is not
+        `introduced` lacks BOS and the introduction: it continues another text."""
         frame, head = self._frame(key), self._head(key, introduced)
         before = len(head) + lead + len(frame.telling)
         parts = [head, self.filler(lead), frame.telling, self.filler(filler_tokens), frame.question]

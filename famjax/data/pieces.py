@@ -34,12 +34,7 @@ class Haystack(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The text around a question: none, or a user message of the model's chat template.
-
-    Attributes:
-      chat: whether the chat template is used.
-      before, after: the template's text around the question.
-    """
+    """The text around a question: none, or (`chat`) that of a user message of the model's chat template."""
 
     chat: bool = False
     before: str = ""
@@ -50,12 +45,7 @@ class Pieces:
     """Tokenizes sentences such that their concatenation decodes to one text.
 
     A sentence that follows others begins with a space, unless the tokenizer adds one itself (as SentencePiece
-    models do).
-
-    Args:
-      vocabulary: the tokenizer.
-      bos: the token that begins a text, if there is one.
-      frame: text around the question; with a chat template, `bos` comes from the template.
+    models do). `bos` begins a text, if there is one; with a chat template it comes from the template.
     """
 
     def __init__(self, vocabulary: Vocabulary, bos: int | None = None, frame: Frame = Frame()):  # noqa: B008 - immutable
@@ -132,13 +122,6 @@ def haystack(
 
     A needle is inserted at the sentence boundary nearest to its depth (0: start, 1: end of the filler). The last
     sentence is truncated to the length; needles never are.
-
-    Args:
-      pieces: the tokenizer.
-      sentences: the filler.
-      needles: tokens of each needle.
-      depths: depth of each needle, 0..1.
-      length: total number of tokens; at least that of the needles.
 
     Raises:
       ConfigError: the needles have more than `length` tokens.

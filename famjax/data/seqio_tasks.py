@@ -148,8 +148,7 @@ class TaskExamples:
     run reads (and tokenizes) the epoch again from its start, and discards the examples before its position.
 
     Args:
-      task: a `seqio.Task`.
-      data: split, cache, shuffling and shards.
+      task: a `seqio.Task`; `data` has its split, cache, shuffling and shards.
       lanes: number of lanes of the group that reads this task.
       seed: seed of every epoch's order.
     """

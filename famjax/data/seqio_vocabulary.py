@@ -14,11 +14,8 @@ from famjax.data.vocabulary import BYTE_VOCABULARY, Vocabulary
 
 
 class FileVocabulary(seqio.Vocabulary):
-    """A vocabulary for `seqio.Feature`: bytes, a `tokenizer.json` or a SentencePiece `.model`.
-
-    Args:
-      spec: as in `DataConfig.vocabulary`, see `famjax.data.vocabulary.load_vocabulary`.
-    """
+    """A vocabulary for `seqio.Feature`: bytes, a `tokenizer.json` or a SentencePiece `.model`, as named by
+    `DataConfig.vocabulary`."""
 
     def __init__(self, spec: str = "bytes"):
         super().__init__()

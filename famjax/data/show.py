@@ -10,13 +10,8 @@ from famjax.data.vocabulary import Vocabulary
 
 
 class Piece(NamedTuple):
-    """A piece of text within one block.
-
-    Attributes:
-      text: the text, with symbols for line ends and tabs.
-      weight: loss weight of its tokens.
-      begins: whether the piece is the beginning of a document.
-    """
+    """A piece of text within one block, with symbols for line ends and tabs, the loss weight of its tokens, and whether
+    a document begins with it."""
 
     text: str
     weight: float
@@ -24,15 +19,7 @@ class Piece(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Sums over rows.
-
-    Attributes:
-      rows: number of rows.
-      documents: documents that begin in them.
-      tokens: real tokens.
-      padding: padding tokens.
-      loss: tokens whose prediction carries a loss.
-    """
+    """Sums over rows: documents that begin in them, real tokens, padding, tokens whose prediction carries a loss."""
 
     rows: int = 0
     documents: int = 0
@@ -78,13 +65,8 @@ def _row_of(batch: Batch, number: int) -> Row:
 
 
 def blocks_of(row: Row, vocabulary: Vocabulary, most: int = 0) -> list[list[Piece]]:
-    """Returns the text of each block, split where the loss weight changes or a document begins.
-
-    Args:
-      row: a row of a batch.
-      vocabulary: decodes the tokens.
-      most: maximum characters of a block, from its beginning and its end; 0: all.
-    """
+    """Returns the text of each block, split where the loss weight changes or a document begins: at most `most`
+    characters from its beginning and its end (0: all)."""
     size = len(row.tokens) // len(row.starts)
     weights = token_weights(row)
     blocks = []

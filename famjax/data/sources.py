@@ -5,7 +5,6 @@ offsets (`line_index.py`).
 """
 
 import functools
-import itertools
 import json
 import zlib
 from collections.abc import Sequence
@@ -107,12 +106,8 @@ def _is_object(line: str) -> bool:
 
 
 class TextFiles:
-    """Each file is a document.
-
-    Args:
-      paths: the files.
-      by_name: whether their kind was derived from their names alone; then their content is checked too.
-    """
+    """Each file is a document. If their kind was derived from their names alone (`by_name`), their content is checked
+    too."""
 
     def __init__(self, paths: Sequence[str], by_name: bool = False):
         self.paths = paths
@@ -135,12 +130,7 @@ class TextParts:
     """Parts of text files, each a document of about `part_bytes` bytes.
 
     Part i of a file begins after the first line end from byte i * `part_bytes` - 1 on. If the next `LONGEST_LINE` bytes
-    have none, it begins with the next whole character.
-
-    Args:
-      paths: the files.
-      part_bytes: approximate bytes of a part.
-      by_name: see `TextFiles`.
+    have none, it begins with the next whole character. `by_name` is as in `TextFiles`.
 
     Raises:
       ConfigError: a file is compressed with gzip.
@@ -216,10 +206,7 @@ class _Lines:
         for path in self.paths:
             try:
                 with files.open_plain(path) as file:
-                    for number in itertools.count(1):
-                        line = file.readline()
-                        if not line:
-                            break
+                    for number, line in enumerate(file, start=1):
                         if line.removeprefix(BOM).strip():
                             return self._parse(line, lambda path=path, number=number: f"{path}:{number}")
             except (EOFError, zlib.error, OSError) as error:

@@ -14,19 +14,13 @@ from typing import Any
 
 from famjax.data.rows import Cursor, Example, Row, empty, put
 
-# Maps a reader's position to the example there and the position after it.
+# Maps a reader's position to the example there, which is not empty, and the position after it.
 Read = Callable[[list[Any]], tuple[Example, list[Any]]]
 
 
 def stream_row(read: Read, cursor: Cursor, length: int, block_size: int) -> tuple[Row, Cursor]:
-    """Returns the next row of a stream, and the stream's position after it.
-
-    Args:
-      read: maps a position to the example there, which is not empty, and the position after it.
-      cursor: the position of the stream, always at a block boundary.
-      length: T, tokens of a row.
-      block_size: S; divides T.
-    """
+    """Returns the next row of a stream, of T tokens in blocks of S, and the stream's position after it. Positions are
+    always at block boundaries."""
     row = empty(length, length // block_size)
     where, token = cursor
     place = 0

@@ -13,11 +13,8 @@ SYMBOLS_JSON = "symbols.json"
 
 
 class SymbolVocabulary:
-    """A vocabulary of named tokens. A text consists of names, separated by spaces.
-
-    Args:
-      names: names of all tokens, distinct and without spaces; the token with id i has name i.
-    """
+    """A vocabulary of named tokens; the token with id i has name i. Names are distinct and have no spaces, which
+    separate them in a text."""
 
     bos: int | None = None
     eos: int | None = None

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from famjax.config import TASKS, ConfigError, DataConfig, SourceConfig, TrainConfig
+from famjax.config import TASKS, ConfigError, SourceConfig, TrainConfig
 from famjax.data import files
 from famjax.data.batch import Batch, Progress
 from famjax.data.documents import LABELLED, in_words, labelled_documents
@@ -43,11 +43,8 @@ class TextTask:
     Progress maps the number of every row of this process to the position of its lane, and `data` to what must be
     unchanged when the training is resumed: sizes, the seed and order of documents, and the sources.
 
-    Args:
-      config: settings of the run.
-      rows: indices of the rows of the global batch that this process provides.
-      vocabulary: vocabulary of the text.
-      groups: the examples for streams and for packed rows; lanes of a group are numbered from 0.
+    `rows` are the indices of the rows of the global batch that this process provides. `groups` has the examples for
+    streams and for packed rows; lanes of a group are numbered from 0.
     """
 
     observes = False
@@ -201,7 +198,8 @@ def make_text_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Tex
 def _documents(
     config: TrainConfig, vocabulary: Vocabulary, group: str, lanes: int, seed: list[int]
 ) -> tuple[list[Examples], list[float]]:
-    data, sources = config.data, sources_of(config.data, group)
+    data = config.data
+    sources = [source for source in data.all_sources() if source.rows in ("all", group) and source.weight > 0]
     kinds: list[Examples] = []
     for i, source in enumerate(sources):
         order = [*seed, i] if data.shuffle else None
@@ -256,11 +254,6 @@ def lanes_of(config: TrainConfig) -> dict[str, int]:
     """Returns the numbers of streamed and of packed rows, by group."""
     streams = config.data.stream_rows(config.batch_size)
     return {STREAMS: streams, PACKED: config.batch_size - streams}
-
-
-def sources_of(data: DataConfig, group: str) -> list[SourceConfig]:
-    """Returns the sources that a group of rows, `streams` or `packed`, reads."""
-    return [source for source in data.all_sources() if source.rows in ("all", group) and source.weight > 0]
 
 
 def check_text_task(config: TrainConfig) -> None:

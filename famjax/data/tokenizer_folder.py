@@ -61,13 +61,7 @@ CLEAN_UP = "clean_up_tokenization_spaces"
 
 
 class Built(NamedTuple):
-    """A tokenizer with its special tokens.
-
-    Attributes:
-      tokenizer: a `tokenizers.Tokenizer`.
-      names: special tokens by name, such as `eos_token`.
-      specials: all special tokens, including those without a name.
-    """
+    """A `tokenizers.Tokenizer`, its special tokens by name, such as `eos_token`, and all of its special tokens."""
 
     tokenizer: Any
     names: dict[str, str]
@@ -75,11 +69,7 @@ class Built(NamedTuple):
 
 
 def build(kept: Mapping[str, bytes], place: str) -> Built:
-    """Builds the tokenizer from these files.
-
-    Args:
-      kept: contents of the files by name.
-      place: path of the files, for messages.
+    """Builds the tokenizer from the contents of these files by name; `place` is their path, for messages.
 
     Raises:
       ConfigError: a file is broken, or has an unknown setting.

@@ -23,12 +23,7 @@ Permutation = tuple[int, ...]
 
 
 class Group(NamedTuple):
-    """A group of permutations.
-
-    Attributes:
-      size: number of things that are permuted.
-      generators: two elements that together generate it, so that products of them reach every state.
-    """
+    """A group of permutations of `size` things, and two elements of which products reach every state."""
 
     size: int
     generators: tuple[Permutation, ...]

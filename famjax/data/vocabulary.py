@@ -88,22 +88,13 @@ class Vocabulary(Protocol):
 
     def certain(self, tokens: Sequence[int], final: bool = False) -> tuple[str, bool]:
         """Returns the beginning of the decoded text that later tokens cannot change, and whether it covers all tokens.
-
-        Args:
-          tokens: ids.
-          final: whether no further tokens follow. Then the text is complete except for an incomplete last character.
-        """
+        If none follow (`final`), the text is complete except for an incomplete last character."""
         ...
 
 
 class ByteVocabulary:
-    """Ids are UTF-8 bytes, optionally after a few special ids.
-
-    Args:
-      offset: id of byte 0; 3 in seqio's byte vocabulary.
-      eos: id of the end-of-text token; None if there is none.
-      size: number of ids; 0: `offset` + 256.
-    """
+    """Ids are UTF-8 bytes, optionally after a few special ids: byte 0 has the id `offset` (3 in seqio's byte
+    vocabulary). A `size` of 0 is `offset` + 256."""
 
     bos: int | None = None
 
@@ -135,10 +126,6 @@ class ByteVocabulary:
 
 class SentencePieceVocabulary:
     """A SentencePiece model without other files; one in a Hugging Face folder is a `TokenizerVocabulary`.
-
-    Args:
-      content: bytes of the `.model` file.
-      place: path of the file, for messages.
 
     Raises:
       ConfigError: it is not a SentencePiece model.
@@ -178,11 +165,7 @@ class SentencePieceVocabulary:
 
 
 class TokenizerVocabulary:
-    """A Hugging Face tokenizer: `tokenizer.json` and the files next to it.
-
-    Args:
-      kept: contents of the files by name, see `vocabulary_files`.
-      place: path of the files, for messages.
+    """A Hugging Face tokenizer: `tokenizer.json` and the files next to it (`vocabulary_files`).
 
     Attributes:
       names: special tokens by name, such as `eos_token`.
@@ -282,11 +265,8 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def load_vocabulary(spec: str) -> Vocabulary:
-    """Loads the vocabulary of a path.
-
-    Args:
-      spec: empty or `bytes`, a `.model` file of SentencePiece, a `tokenizer.json`, or a folder with one of these;
-        local or remote.
+    """Loads a vocabulary: empty or `bytes`, or the path, local or remote, of a `.model` file of SentencePiece, of a
+    `tokenizer.json`, or of a folder with one of these.
 
     Raises:
       ConfigError: there is no such file, or it is invalid.
