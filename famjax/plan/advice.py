@@ -1,6 +1,5 @@
 """Suggests settings that reduce the memory of a program."""
 
-import math
 from typing import Any
 
 from famjax.config import TrainConfig
@@ -33,6 +32,6 @@ def advice(plan: dict[str, Any], config: TrainConfig) -> list[str]:
 def more_microbatches(config: TrainConfig) -> int | None:
     """Returns the next larger number of microbatches that divides a device's rows; None if each has one row already."""
     data, fsdp, _ = config.mesh_sizes
-    rows = config.batch_size // math.prod((data, fsdp))
+    rows = config.batch_size // (data * fsdp)
     larger = [n for n in range(config.microbatches + 1, rows + 1) if rows % n == 0]
     return larger[0] if larger else None

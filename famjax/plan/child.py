@@ -42,7 +42,7 @@ def libtpu_version() -> str:
 
 def environment(folder: Path) -> dict[str, str]:
     """Returns the child's environment: jax on the CPU, libtpu for compilation only, its HLO dumped into the folder."""
-    modules = "|".join(("step", "read_window", "decode", "score_window"))
+    modules = "step|read_window|decode|score_window"
     changed = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -75,7 +75,9 @@ def run(command: Callable[[Path], Sequence[str]], keep: Path | None = None, quic
             try:
                 began = time.monotonic()
                 if not _wait(child, (lambda: dump.laid_out(folder)) if quick else lambda: False):
-                    return _laid_out(folder, time.monotonic() - began)
+                    seconds, given = time.monotonic() - began, _read(folder / GIVEN_JSON)
+                    done = {"memory": dump.memory(folder), "compile_seconds": seconds - given["lower_seconds"]}
+                    return given | done | dump.read(folder, given)
             finally:
                 if child.poll() is None:
                     child.kill()
@@ -101,12 +103,6 @@ def _wait(child: "subprocess.Popen[bytes]", enough: Callable[[], bool]) -> bool:
         if enough():
             return False
         interrupts.check()
-
-
-def _laid_out(folder: Path, seconds: float) -> dict[str, Any]:
-    given = _read(folder / GIVEN_JSON)
-    done = {"memory": dump.memory(folder), "compile_seconds": seconds - given["lower_seconds"]}
-    return given | done | dump.read(folder, given)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def compiled(folder: Path, config: TrainConfig, program: str, topology: Topology
     lowered = PROGRAMS[program](config, make_mesh(config.mesh_sizes, devices))
     result: dict[str, Any] = {
         "tokens": lowered.tokens, "held": lowered.held, "lower_seconds": time.monotonic() - began,
-        "peak_flops_per_chip": peak_of_chip(devices[0].device_kind), "versions": _versions(),
+        "peak_flops_per_chip": peak_of_chip(devices[0].device_kind),
+        "versions": {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")} | {"libtpu": libtpu_version()},
         "unknown_trips": lowered.unknown_trips, "branch_share": lowered.branch_share,
         "mesh": dict(zip(MESH_AXES, config.mesh_sizes, strict=True)),
     } | _counts(config, program, lowered.tokens)  # fmt: skip
@@ -96,10 +97,6 @@ def _counts(config: TrainConfig, program: str, tokens: int) -> dict[str, Any]:
     vocabulary = model.vocab_size * model.d_model if program != "prefill" else 0
     of_token = 2.0 * (layers + vocabulary) + model.num_layers * other.flops(model)
     return {"parameters": groups, "trained_parameters": 0, "flops_per_step": of_token * tokens}
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("jax", "jaxlib", "flax")} | {"libtpu": libtpu_version()}
 
 
 def _memory(program: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from famjax.train import optim
 from famjax.train import state as states
 from famjax.train.start import first_batch
 from famjax.train.step import jit_step
+from famjax.train.watching.summary import held_bytes
 
 
 class Lowered(NamedTuple):
@@ -48,7 +49,7 @@ def train(config: TrainConfig, mesh: Mesh) -> Lowered:
     """Lowers the training step, `train/step.py` `jit_step`."""
     tx = optim.optimizer(config.optimizer, config.steps)
     state, batch = states.abstract(config, tx, mesh), abstract_batch(config, mesh)
-    held = held_by_training(state) | {"batch": _held(batch)}
+    held = held_by_training(state) | {"batch": held_bytes(batch)}
     lowered = jit_step(config, tx, mesh).lower(state, batch)
     return Lowered(lowered, config.batch_size * config.sequence_length, 1, 1, held)
 
@@ -56,8 +57,8 @@ def train(config: TrainConfig, mesh: Mesh) -> Lowered:
 def held_by_training(state: states.TrainState) -> dict[str, int]:
     """Returns the bytes of a training state on one device, by group. `memories` are FAM for random state passing and,
     if documents continue across steps, the rows' memory."""
-    memories = _held((state.passed_fam, state.memory))
-    return {"weights": _held(state.params), "optimizer": _held(state.opt_state), "memories": memories}
+    memories = held_bytes((state.passed_fam, state.memory))
+    return {"weights": held_bytes(state.params), "optimizer": held_bytes(state.opt_state), "memories": memories}
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
@@ -131,7 +132,7 @@ def served(config: ModelConfig, rows: int, mesh: Mesh) -> tuple[Any, Any, Any, d
     shapes = weights.memory_shapes(config, rows, streaming=True)
     axes = state_axes(config.memory, config.num_layers)
     state = sharding.with_shardings(shapes, sharding.shardings(axes, shapes, mesh))
-    return graphdef, params, state, {"weights": _held(params), "memories": _held(state)}
+    return graphdef, params, state, {"weights": held_bytes(params), "memories": held_bytes(state)}
 
 
 def _placed(leaf: Any, axes: sharding.Axes, mesh: Mesh) -> jax.ShapeDtypeStruct:
@@ -141,8 +142,3 @@ def _placed(leaf: Any, axes: sharding.Axes, mesh: Mesh) -> jax.ShapeDtypeStruct:
 
 def _rows(mesh: Mesh, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.by_rows(mesh))
-
-
-def _held(tree: Any) -> int:
-    part = lambda leaf: int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
-    return sum(map(part, jax.tree.leaves(tree)))

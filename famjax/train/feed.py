@@ -66,23 +66,16 @@ class Feed:
                 raise prepared
         self._last, self.progress = prepared
         self.step += 1
-        mine = jax.tree.map(lambda x: x[self._pick], self._last)
-        return jax.tree.map(self._on_mesh, mine)
+        on_mesh = lambda x: jax.make_array_from_process_local_data(
+            self._sharding, x[self._pick], (self._batch_size, *x.shape[1:])
+        )
+        return jax.tree.map(on_mesh, self._last)
 
     def observe(self, correct: Bool[Array, "B W"]) -> None:
-        """Passes the predictions of the last batch to the task.
-
-        Args:
-          correct: whether each target was predicted correctly, for all rows of the global batch.
-        """
+        """Tells the task which targets of the last batch, of all its rows, were predicted correctly."""
         assert self._last is not None
-        self.progress = self.task.observe(
-            self.progress, self._last, distributed.whole(correct)[np.asarray(self.task.rows)]
-        )
-
-    def _on_mesh(self, rows: np.ndarray) -> Array:
-        shape = (self._batch_size, *rows.shape[1:])
-        return jax.make_array_from_process_local_data(self._sharding, rows, shape)
+        mine = distributed.whole(correct)[np.asarray(self.task.rows)]
+        self.progress = self.task.observe(self.progress, self._last, mine)
 
     def _run_ahead(self, step: int, progress: Progress) -> None:
         while not self._stopped.is_set():

@@ -89,7 +89,10 @@ def _checked(source: str | Path, model: ModelConfig) -> tuple[Weights, Weights, 
     have, want = (leaves(parameter_shapes(config)) for config in (stored, model))
     _check(source, have, want)
     changed += _check_architecture(source, stored, model)
-    _check_gate(source, have, model)
+    if f"{FAM}/{GATE}" in have and model.memory.fam_length and not model.memory.fam_gate:
+        raise ConfigError(f"{source} has a gate for FAM: set fam_gate to True, as in its model.json")
+    if WRITE_GATE in have and model.memory.fam_length and not model.memory.gates_updates:
+        raise ConfigError(f"{source} gates the updates of FAM: set fam_update to 'gated', as in its model.json")
     return have, want, changed
 
 
@@ -133,14 +136,6 @@ def _check_architecture(source: str | Path, stored: ModelConfig, model: ModelCon
                 f"of its model.json"
             )
     return [f"changed: {name} {asked[name]}, was {there[name]}" for name in differ]
-
-
-def _check_gate(source: str | Path, have: Weights, model: ModelConfig) -> None:
-    """Raises `ConfigError` if the source gates FAM or its updates and the model does not."""
-    if f"{FAM}/{GATE}" in have and model.memory.fam_length and not model.memory.fam_gate:
-        raise ConfigError(f"{source} has a gate for FAM: set fam_gate to True, as in its model.json")
-    if WRITE_GATE in have and model.memory.fam_length and not model.memory.gates_updates:
-        raise ConfigError(f"{source} gates the updates of FAM: set fam_update to 'gated', as in its model.json")
 
 
 def _check(source: str | Path, have: Weights, want: Weights) -> None:

@@ -103,11 +103,9 @@ class Saver:
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"interrupted after step {self._done}; {self.saved()}") from error
         if isinstance(error, FloatingPointError):
-            raise FloatingPointError(f"{error}; {self._kept()}") from error
-
-    def _kept(self) -> str:
-        step = self.writer.saved
-        return "no step of this run is saved yet" if step is None else f"the checkpoint of step {step} is untouched"
+            step = self.writer.saved
+            kept = "no step of this run is saved yet" if step is None else f"the checkpoint of step {step} is untouched"
+            raise FloatingPointError(f"{error}; {kept}") from error
 
     def saved(self) -> str:
         """Returns a line for the user on the newest saved step."""

@@ -48,7 +48,7 @@ def peak_of_chip(kind: str) -> float | None:
 
 
 def flops_per_token(config: TrainConfig, targets: int) -> float:
-    """Returns the model FLOPs of training on one token, forward and backward.
+    """Returns the model FLOPs of training on one token, forward and backward; `targets`: loss positions per row.
 
     Forward, with N weights in the layers' matrices, for a row of T tokens in blocks of S:
 
@@ -62,10 +62,6 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
 
     Pairs are counted within the window, as if one document filled the row, and include the blocks before the row if
     memory is carried from step to step. Kinds of memory other than FAM add their own FLOPs (`Memory.flops`).
-
-    Args:
-      config: the run.
-      targets: W, positions of a row that carry a loss.
     """
     model, T = config.model, config.sequence_length
     frozen = lambda path: config.tuning.settings_of(path)["frozen"]

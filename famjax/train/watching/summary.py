@@ -40,9 +40,13 @@ class Sizes(NamedTuple):
 def sizes(config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh | AbstractMesh) -> Sizes:
     """Returns the sizes of the state that one device holds between steps."""
     state = states.abstract(config, tx, mesh)
-    carried = (state.passed_fam, state.memory)
-    held = lambda tree: sum(map(part_bytes, jax.tree.leaves(tree)))
-    return Sizes(held(state.params), held(state.opt_state), held(carried), row_bytes(config.model))
+    carried = held_bytes((state.passed_fam, state.memory))
+    return Sizes(held_bytes(state.params), held_bytes(state.opt_state), carried, row_bytes(config.model))
+
+
+def held_bytes(tree: Any) -> int:
+    """Returns the bytes per device of a tree of such arrays."""
+    return sum(map(part_bytes, jax.tree.leaves(tree)))
 
 
 def part_bytes(leaf: Any) -> int:

@@ -42,16 +42,12 @@ class Watch:
 
     A context manager. Steps are counted from 1: checkpoint n is the state after step n.
 
-    Args:
-      config, mesh: configuration and mesh of the run.
-      first_step: number of steps already done.
-      logged: the result of `to_save` in the checkpoint that the run resumes from.
-
     Attributes:
       last: values of the last logged step, by name.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, first_step: int, logged: Mapping[str, Any] = EMPTY):
+        """`first_step`: steps already done; `logged`: `to_save` of the checkpoint that the run resumes from."""
         primary = jax.process_index() == 0
         self.config, self.mesh, self.first_step, self.primary = config, mesh, first_step, primary
         self._line = ProgressLine(Path(config.model_dir).name, first_step, config.steps, silent=not primary)
@@ -118,11 +114,8 @@ class Watch:
     def log(self, step: int, metrics: dict[str, Any], task: dict[str, Any], compilations: int) -> None:
         """Logs a step to the progress line, `metrics.jsonl` and TensorBoard.
 
-        Args:
-          step: number of the step, from 1.
-          metrics: metrics of the step, see `make_step`.
-          task: values that the task reports.
-          compilations: number of programs compiled for the step so far.
+        `metrics` are those of `make_step`, `task` the values that the task reports, `compilations` the number of
+        programs compiled for the step so far.
         """
         rate = self._tokens / max(time.perf_counter() - self._since, 1e-9)
         loss = float(np.mean(self._losses)) if self._losses else None
