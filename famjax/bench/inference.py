@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,22 +29,6 @@ LLAMAS = {
 }  # fmt: skip
 
 
-class Runner(Protocol):
-    """A model that prefills a text and decodes after it."""
-
-    def read(self, tokens: int) -> None:
-        """Prefills a new text of `tokens` tokens and waits until it is done."""
-        ...
-
-    def write(self) -> None:
-        """Decodes `NEW` tokens after the text, one by one; the state after the text is kept."""
-        ...
-
-    def held_mib(self) -> float:
-        """Returns the size of the text's state (memory or KV cache) in MiB."""
-        ...
-
-
 class Ours:
     """A famjax model, run as by `famjax generate`."""
 
@@ -53,7 +37,7 @@ class Ours:
         self._session = session.start(model)
 
     def read(self, tokens: int) -> None:
-        """See `Runner`."""
+        """Prefills a new text of `tokens` tokens and waits until it is done."""
         rng = np.random.default_rng(0)
         whole = (tokens // CHUNK) * [CHUNK] + [tokens % CHUNK]
         text = (rng.integers(0, self._model.config.vocab_size, n).astype(np.int32) for n in whole if n)
@@ -61,17 +45,17 @@ class Ours:
         jax.block_until_ready(self._session.memory)
 
     def write(self) -> None:
-        """See `Runner`."""
+        """Decodes `NEW` tokens after the text, one by one; the state after the text is kept."""
         for made in decode.generate(self._model, session.repeat_rows(self._session, 1), NEW):
             jax.block_until_ready(made.session.memory)
 
     def held_mib(self) -> float:
-        """See `Runner`."""
+        """Returns the size of the text's state (memory or KV cache) in MiB."""
         return size_of(self._session.memory) / 2**20
 
 
 class Theirs:
-    """A causal language model of transformers with its KV cache."""
+    """A causal language model of transformers with its KV cache, with the methods of `Ours`."""
 
     def __init__(self, folder: Path):
         import torch
@@ -84,14 +68,14 @@ class Theirs:
         self._last: Any = None
 
     def read(self, tokens: int) -> None:
-        """See `Runner`."""
+        """See `Ours`."""
         with self._torch.no_grad():
             ids = self._torch.randint(0, self._model.config.vocab_size, (1, tokens))
             out = self._model(ids, use_cache=True, logits_to_keep=1)
         self._cache, self._last = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
 
     def write(self) -> None:
-        """See `Runner`."""
+        """See `Ours`."""
         last = self._last
         with self._torch.no_grad():
             for _ in range(NEW):
@@ -100,9 +84,12 @@ class Theirs:
         self._cache.crop(-NEW)
 
     def held_mib(self) -> float:
-        """See `Runner`."""
+        """See `Ours`."""
         layers = self._cache.layers
         return sum(x.nbytes for layer in layers for x in (layer.keys, layer.values)) / 2**20
+
+
+Runner = Ours | Theirs
 
 
 def write_llama(size: str, folder: Path) -> None:
@@ -140,25 +127,13 @@ def over_lengths(
 
 
 def beside_transformers(
-    theirs: Path,
-    ours: Path,
-    memory: Mapping[str, int | None],
-    lengths: tuple[int, ...],
-    repeats: int,
-    threads: int,
+    theirs: Path, ours: Path, memory: Mapping[str, int | None], lengths: tuple[int, ...], repeats: int, threads: int,
     tell: Tell,
-) -> list[dict[str, Any]]:
-    """Measures a model in transformers and the same weights in famjax, without and, if it has one, with FAM,
-    alternating; all compute in float32.
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measures the transformers model in the folder `theirs` and the same weights in famjax (the model directory
+    `ours`), without and, if it has one, with FAM, alternating; all compute in float32.
 
-    Args:
-      theirs: folder of the transformers model.
-      ours: model directory with the same weights.
-      memory: memory settings of ours to change, as in `load`.
-      lengths: lengths of texts in tokens.
-      repeats: number of rounds.
-      threads: torch's compute threads.
-      tell: see `Tell`.
+    `memory` changes memory settings of ours, as in `load`; torch uses `threads` threads.
 
     Returns:
       Entries as in `over_lengths`, with the speed relative to transformers.

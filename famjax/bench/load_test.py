@@ -45,13 +45,9 @@ class Took(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A server to measure.
+    """A server to measure: its name in the report, its address `http://HOST:PORT`, and the name of the model on it.
 
-    Attributes:
-      name: its name in the report.
-      url: its address, `http://HOST:PORT`.
-      model: name of the model on the server.
-      vocab_size: prompts are random token ids below it; 0: prompts are texts.
+    Prompts are random token ids below `vocab_size`, or texts if it is 0.
     """
 
     name: str
@@ -132,9 +128,7 @@ def _rates(turns: list[_Turn]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _run(
-    target: Target, clients: int, requests: int, prompt_tokens: int, max_tokens: int, seed: int
-) -> _Turn:  # fmt: skip
+def _run(target: Target, clients: int, requests: int, prompt_tokens: int, max_tokens: int, seed: int) -> _Turn:
     """Runs one round in a child process, so that clients do not share the interpreter with a server in this process.
 
     Raises:

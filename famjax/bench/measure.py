@@ -30,13 +30,8 @@ def alternate(
     runs: Mapping[str, Callable[[], None]], repeats: int, clock: Clock = time.perf_counter,
     on_turn: Callable[[int, int], None] | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """Times the runs in alternating order: A B C, then C B A, and so on, so that none is always first.
-
-    Args:
-      runs: runs by name; each returns when its work is done.
-      repeats: number of rounds.
-      clock: returns seconds.
-      on_turn: called with (runs done, total runs).
+    """Times the runs in alternating order, for `repeats` rounds: A B C, then C B A, and so on, so that none is always
+    first. Calls `on_turn` with (runs done, total runs).
 
     Returns:
       For each name its times in seconds; the i-th entries of all names are from the same round.

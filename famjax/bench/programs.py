@@ -80,12 +80,7 @@ def training_step(config: ModelConfig, rows: int, length: int) -> Program:
 
 
 def streamed_prefill(config: ModelConfig, rows: int, blocks_per_call: int) -> tuple[Callable[[int], None], Program]:
-    """Compiles streamed prefill of random text, block by block, without logits.
-
-    Args:
-      config: the model.
-      rows: batch size B.
-      blocks_per_call: blocks per device call.
+    """Compiles streamed prefill of `rows` random texts, block by block, without logits.
 
     Returns:
       A function that prefills a new text of N blocks, a multiple of `blocks_per_call`; and the program.

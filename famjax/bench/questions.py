@@ -18,15 +18,7 @@ QUESTION_TOKENS, ANSWER_TOKENS = (10, 40), 8
 
 
 def questions(config: ModelConfig, blocks: int, count: int, rows: int, repeats: int, tell: Tell) -> dict[str, Any]:
-    """Measures answering `count` questions about a text of `blocks` blocks, all random tokens.
-
-    Args:
-      config: the model.
-      blocks: length of the text in blocks.
-      count: number of questions.
-      rows: batch size.
-      repeats: number of rounds.
-      tell: see `Tell`.
+    """Measures answering `count` questions about a text of `blocks` blocks, all random tokens, in `repeats` rounds.
 
     Returns:
       `seconds` of `shared`, which prefills the text once and forks its memory, and of `alone`, which prefills it for

@@ -24,14 +24,10 @@ def worker_words(gin: str, supervision: Supervision) -> list[str]:
 
 
 def contents(training: Training, words: Sequence[str], requirements: str = "") -> dict[str, bytes]:
-    """Returns all files of the bundle by path.
+    """Returns all files of the bundle by path, including modules of the current directory that register tasks.
 
-    The arguments of the command are stored in a file, each terminated by a zero byte, so no shell parses them.
-
-    Args:
-      training: the training, with its settings; modules of the current directory that register its tasks are included.
-      words: arguments of `famjax` on the workers.
-      requirements: requirements file to install in addition to famjax's own; empty: none.
+    `words`, the arguments of `famjax` on the workers, are stored in a file, each terminated by a zero byte, so no shell
+    parses them. `requirements`, if given, is a file to install in addition to famjax's own.
     """
     files = {f"famjax/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in PACKAGE.rglob("*.py")}
     for folder, pattern in (("gin", "*.gin"), ("launch", "*.sh")):

@@ -14,13 +14,7 @@ class Failed(Exception):
 
 
 class Command(NamedTuple):
-    """One command to run.
-
-    Attributes:
-      words: the program and its arguments.
-      why: its purpose in a few words, printed as a comment.
-      text: its standard input.
-    """
+    """The words of a command, its purpose (printed as a comment), and its standard input."""
 
     words: Sequence[str]
     why: str

@@ -111,12 +111,9 @@ class Attempt:
         return found
 
     def wait(self, look: Callable[[], None] = lambda: None) -> int:
-        """Waits for all processes.
+        """Waits for all processes, and calls `look` ten times per second meanwhile, in this thread.
 
         After a failure the others have `GRACE` seconds to exit, then get SIGTERM, and SIGKILL `GRACE` seconds later.
-
-        Args:
-          look: called ten times per second, in this thread.
 
         Returns:
           The exit code of the first process that was killed (128 + the signal's number), else of the first that

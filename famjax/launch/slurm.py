@@ -160,7 +160,7 @@ def run(training: Training | None, options: Options) -> int:
         raise ConfigError(f"{there} has other settings, which a job of this name reads at its start and at every "
                           f"restart; use another --name, or delete the file if that job has ended")  # fmt: skip
     try:
-        write_text(place / f"{options.name}.gin", training.gin)
+        write_text(there, training.gin)
         write_text(place / f"{options.name}.sh", script(training, options))
     except OSError as error:
         raise ConfigError(f"MODEL_DIR {place.parent} cannot be written here: {error.strerror}") from error

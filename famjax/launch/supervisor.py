@@ -62,10 +62,8 @@ class Supervision:
 class Supervisor:
     """Runs a job in as many attempts as it needs.
 
-    Args:
-      start: starts an attempt, whose processes report their progress in the folder that is passed to it.
-      model_dir: MODEL_DIR of the training; stacks of a hung job are saved in `stacks/` there.
-      settings: when to restart.
+    `start` starts an attempt, whose processes report their progress in the folder that is passed to it. The stacks of a
+    hung job are saved in `stacks/` of `model_dir`, the MODEL_DIR of the training.
     """
 
     def __init__(self, start: Callable[[Path], Attempt], model_dir: str, settings: Supervision):
@@ -111,7 +109,9 @@ class Supervisor:
                 return code or UNFINISHED
             pause = min(self.settings.backoff_seconds * 2 ** (failures - 1), LONGEST_BACKOFF)
             restarts += 1
-            say(f"the job {what} {at}; restart {restarts} in {pause:g} s, {self._from()}")
+            saved = latest_step(self.model_dir)
+            start = "its start: nothing is saved yet" if saved is None else f"the checkpoint of step {saved}"
+            say(f"the job {what} {at}; restart {restarts} in {pause:g} s, from {start}")
             if self._stopped.wait(pause):
                 return UNFINISHED
 
@@ -124,10 +124,6 @@ class Supervisor:
         code = attempt.wait(self._check_for_hang)
         reported = [liveness.read(attempt.progress_file(i)) for i in range(attempt.count)]
         return code, max((progress for progress in reported if progress is not None), default=None)
-
-    def _from(self) -> str:
-        step = latest_step(self.model_dir)
-        return f"from the checkpoint of step {step}" if step is not None else "from its start: nothing is saved yet"
 
     # --- hang detection -----------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ Each array's axes are named where it is declared: weights in `nn` (metadata `axe
 `attention/memory.py`; batches have their rows first. Only this table maps them to the mesh.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,10 +68,7 @@ def partition_spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
 
 def ways(mesh_axes: Any, mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of shards over these mesh axes."""
-    parts = 1
-    for axis in mesh_axes:
-        parts *= mesh.shape[axis]
-    return parts
+    return math.prod(mesh.shape[axis] for axis in mesh_axes)
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:

@@ -30,22 +30,20 @@ def tensors(
 ) -> dict[str, np.ndarray]:
     """Returns the adapter's tensors by peft's names.
 
-    Args:
-      family: provides the names of the projections.
-      config: of the model.
-      shapes: shapes of our weights by path; only LoRA's are used.
-      read: maps a path and a layer to that layer's array.
+    Of `shapes`, those of our weights by path, only LoRA's are used; `read` maps a path and a layer to that layer's
+    array.
     """
     found = {}
     for path in sorted(shapes):
         if not path.startswith(_PAIRS):
             continue
         name, part = path.removeprefix(_PAIRS).split("/")
+        adapted = next(group + name for group in _BASES if group + name in family.names)
+        module = family.names[adapted][0].removesuffix(".weight")  # model.layers.{}.self_attn.q_proj for query
         for layer in filter(config.lora.in_layer, range(config.num_layers)):
-            base = _module(family, name).format(layer)
             ours = read(path, layer)
             flat = ours.reshape(-1, ours.shape[-1]) if part == "a" else ours.reshape(ours.shape[0], -1)
-            found[f"{PREFIX}{base}.lora_{part.upper()}.weight"] = np.ascontiguousarray(flat.T)
+            found[f"{PREFIX}{module.format(layer)}.lora_{part.upper()}.weight"] = np.ascontiguousarray(flat.T)
     return found
 
 
@@ -74,9 +72,3 @@ def write(folder: Path, config: ModelConfig, arrays: Mapping[str, np.ndarray], b
     write_arrays(folder / ADAPTER, arrays)
     write_json(folder / ADAPTER_CONFIG, adapter_config(config, arrays, base_model))
     write_json(folder / MEMORY, {"memory": dataclasses.asdict(config.memory)})
-
-
-def _module(family: Family, name: str) -> str:
-    """Returns the name of a projection's module: `model.layers.{}.self_attn.q_proj` for `query`."""
-    path = next(group + name for group in _BASES if group + name in family.names)
-    return family.names[path][0].removesuffix(".weight")

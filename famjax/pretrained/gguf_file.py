@@ -197,13 +197,11 @@ class GgufFile(Folder):
         become bfloat16 again, so that the whole model is bfloat16.
         """
         kind = _type_name(self._stored[name])
-        if kind == "F32" and len(self._stored[name].shape) == 1 and self._is_bfloat16():
+        matrices = (stored for stored in self._stored.values() if len(stored.shape) > 1)
+        if kind == "F32" and len(self._stored[name].shape) == 1 and all(_type_name(m) == "BF16" for m in matrices):
             vector = self._as_theirs(theirs, name)
             return "BF16" if np.array_equal(vector.astype(ml_dtypes.bfloat16).astype(np.float32), vector) else "F32"
         return kind if kind in ("F32", "F16", "BF16") and not self._is_plus_one(theirs) else "F32"
-
-    def _is_bfloat16(self) -> bool:
-        return all(_type_name(stored) == "BF16" for stored in self._stored.values() if len(stored.shape) > 1)
 
     def _check_types(self) -> None:
         """Dequantises a block of each type. Raises `ConfigError` for an unsupported type, before the import begins."""
@@ -314,16 +312,8 @@ class GgufFile(Folder):
         return rope
 
     def _llama3(self, base: float, H: int, lengths: set[int]) -> dict[str, Any] | None:
-        """Returns the settings of Llama 3's scaling that produce the file's factors, or None if it does not scale.
-
-        Args:
-          base: base of RoPE.
-          H: size of a head.
-          lengths: original context lengths to try.
-
-        Raises:
-          ConfigError: no settings produce the factors.
-        """
+        """Returns the settings of Llama 3's scaling, with one of the original context `lengths`, that produce the
+        file's factors, or None if it does not scale. Raises `ConfigError` if no settings produce them."""
         if not self._is_read_already(_ROPE_FACTORS) or _ROPE_FACTORS not in self._stored:
             return None
         factors = _dequantised(self.path, self._stored[_ROPE_FACTORS]).reshape(-1)

@@ -60,9 +60,7 @@ class Pair(NamedTuple):
 def pairs(family: Family, shapes: Mapping[str, Shape]) -> list[Pair]:
     """Returns all tensors of a model with these weights: first the unstacked ones, then layer by layer.
 
-    Args:
-      family: provides the tensor names.
-      shapes: shapes of our weights by path; those of stacked weights include the layer axis.
+    The `shapes` of stacked weights include the layer axis.
 
     Raises:
       ConfigError: the family has no name for a weight.

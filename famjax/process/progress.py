@@ -21,12 +21,10 @@ class Progress:
     reading: 81,920 tokens, 9,102 tokens/s
     loading runs/fam: 0:12 so far
     reading: compiling, 0:12 so far
-
-    Args:
-      what, total, unit: the first stage; see `stage`.
     """
 
     def __init__(self, what: str, total: float = 0, unit: str = ""):
+        """Describes the first stage; see `stage`."""
         self._terminal = sys.stderr.isatty()
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
