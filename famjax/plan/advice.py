@@ -19,7 +19,8 @@ def advice(plan: dict[str, Any], config: TrainConfig) -> list[str]:
         return [*lines, "a lower BATCH_SIZE: each row has its own memory and activations"]
     parts = [tensor["part"] for tensor in plan["largest_tensors"]]
     if config.model.remat != "full":
-        lines.append("--gin.ModelConfig.remat=\"'full'\": fewer residuals are saved for the backward pass")
+        lines.append("--gin.ModelConfig.remat=\"'full'\" (of a checkpoint's model: model_of_checkpoint.remat): fewer "
+                     "residuals are saved for the backward pass")  # fmt: skip
     if more := more_microbatches(config):
         lines.append(f"--gin.MICROBATCHES={more}: activations of fewer rows at once")
     if "loss" in parts[:3] and config.loss_chunk != 0 and config.loss_chunk > 256:

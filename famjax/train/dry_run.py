@@ -149,5 +149,6 @@ def compiled_memory(config: TrainConfig, tx: optax.GradientTransformation, mesh:
         return text + "; an accelerator's compiler uses other layouts: take it as an order of magnitude"
     if has is not None and total > has:
         raise ConfigError(f"a step needs {data_size(total)} a device, which has {data_size(has)}; raise MICROBATCHES, "
-                          f"use ModelConfig.remat='full', or more devices along fsdp")  # fmt: skip
+                          f"use ModelConfig.remat='full' (of a checkpoint's model: model_of_checkpoint.remat), or more "
+                          f"devices along fsdp")  # fmt: skip
     return text + (f"; a device has {data_size(has)}" if has is not None else "")
