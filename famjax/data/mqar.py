@@ -130,8 +130,8 @@ def mqar_in_words(name: str, config: MqarConfig, text: Vocabulary) -> Mqar:
     words = words_of(text, needed)
     if len(words) < needed:
         raise ConfigError(
-            f"the task {name!r} needs {needed} words of one token, but the vocabulary has {len(words)}; lower "
-            f"MqarConfig.keys, values and fillers"
+            f"the task {name!r} needs {needed} words of one token, a third for each kind, but the vocabulary has "
+            f"{len(words)}; lower MqarConfig.keys, values and fillers"
         )
     return Mqar(name, config, tuple(word for kind, count in enumerate(counts) for word in words[kind::3][:count]), text)
 

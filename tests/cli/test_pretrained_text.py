@@ -121,7 +121,7 @@ def test_pairs_of_words_are_trained_and_evaluated(
         *(f"--gin.{one}" for one in [f"MODEL_DIR='{tmp_path / place}'", *settings, *more]),
     ])  # fmt: skip
     assert train("many", "MqarConfig.keys=300") == 2
-    assert "needs 306 words of one token, but the vocabulary has 11; lower" in capfd.readouterr().err
+    assert "needs 899 words of one token, a third for each kind, but" in capfd.readouterr().err
     assert not (tmp_path / "many").exists()
     assert train("runs") == 0
     assert (tmp_path / "runs/tokenizer.json").read_bytes() == (model_dir / "tokenizer.json").read_bytes()
