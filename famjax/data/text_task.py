@@ -130,19 +130,16 @@ class TextTask:
             "shuffle": self._data.shuffle,
             "sources": [identity(source) for source in self._data.all_sources()],
             # The position in a document counts these tokens, too.
-            "added": {"bos": self._data.bos, "eos": self._data.eos} | self._joined,
+            "added": {"bos": self._data.bos, "eos": self._data.eos},
+            "join_documents": self._data.join_documents,
             "seqio": {name: getattr(self._data, name) for name in SEQIO} if self._config.task != "text" else {},
         }
 
-    @property
-    def _joined(self) -> dict[str, int]:
-        # Checkpoints from before the setting have no number, which is 1.
-        return {"join_documents": self._data.join_documents} if self._data.join_documents > 1 else {}
-
     def _check(self, progress: Progress) -> None:
         there, now = progress["data"], self._fixed
-        # Older checkpoints have fewer names.
-        name = next((name for name in now if there.get(name, now[name]) != now[name]), None)
+        # Older checkpoints have fewer names, and no joined documents.
+        there = now | {"join_documents": 1} | there
+        name = next((name for name in now if there[name] != now[name]), None)
         if name is None:
             return
         had = f"{name} {there[name]}, not {now[name]}"

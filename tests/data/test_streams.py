@@ -97,8 +97,13 @@ def test_joined_documents_resume_and_are_known(tmp_path):
             np.testing.assert_array_equal(ours.starts, theirs.starts)
     for had, now in ((5, 1), (1, 5), (5, 6)):
         progress = text.read(task(had), 3)[1][-1]
-        with pytest.raises(ConfigError, match="position in the data is lost"):
+        with pytest.raises(ConfigError, match=f"had join_documents {had}, not {now}, so its position in the data is"):
             text.read(task(now), 1, 3, progress)
+    progress = text.read(task(1), 3)[1][-1]
+    del progress["data"]["join_documents"]  # as in a checkpoint from before the setting
+    text.read(task(1), 1, 3, progress)
+    with pytest.raises(ConfigError, match="had join_documents 1, not 5"):
+        text.read(task(5), 1, 3, progress)
     with pytest.raises(ConfigError, match=r"join_documents 5 is a setting of streams.*DataConfig.stream_share = 1.0"):
         text.config(tmp_path / "*.txt", join_documents=5)
 
