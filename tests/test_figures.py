@@ -104,6 +104,14 @@ def test_keys_by_name_in_memory() -> None:
     assert [longer["pairs"]["2"]["8192"][seed] for seed in (0, 2)] == [1.0, 0.995]
     assert f"overwrite: {bad} of its new values at 512 tokens, {rounded(new['512'])[1]} after 1,600 steps" in page
     assert first_bad >= max(first_one, first_two)
+    more = results("rewritten")["AMD EPYC, gated updates, 1,600 steps, two more seeds"]["tables"]
+    old, new = (more["new values of a key"][at] for at in "01")
+    (one, two), (far, further) = rounded(new["512"]), rounded(new["8192"])
+    assert f"recall {one} and {two} of the new values in documents of 512 tokens, {far} and {further} in" in page
+    assert rounded(old["8192"]) == ["0.89"] * 2
+    kept = [after / before for found in (longer, more) for values in [found["new values of a key"]["1"]]
+            for before, after in zip(values["512"], values["8192"], strict=True)]  # fmt: skip
+    assert sorted(kept)[0] < 0.2 and sorted(kept)[1] > 0.9  # seed 1 and the four others
 
 
 def test_the_published_model_in_the_readme(readme: str) -> None:
