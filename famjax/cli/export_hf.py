@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from famjax.config import ConfigError, LoraConfig, ModelConfig
-from famjax.config.optimizer import MEMORY
+from famjax.config.optimizer import LORA, MEMORY
 from famjax.process import interrupts
 from famjax.process.progress import Progress
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from famjax.storage.pieces import Weights
 
 NAME = "export-hf"
-LORA = "layers/lora/"
 HELP = """Write a model directory as a folder that transformers loads: weights, config.json, tokenizer.
 
   famjax export-hf runs/llama exported

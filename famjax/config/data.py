@@ -1,6 +1,7 @@
 """Training data: its sources, and how documents are laid out in the rows of a batch."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from famjax.config.checks import ConfigError, at_least, check_types, one_of, probability
@@ -108,6 +109,11 @@ class SourceConfig:
         at_least(f"part_bytes of {self.path}", self.part_bytes, 0)
 
 
+def as_sources(given: Iterable[str | SourceConfig]) -> list[SourceConfig]:
+    """Returns sources, with paths converted to `SourceConfig`s."""
+    return [SourceConfig(source) if isinstance(source, str) else source for source in given]
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Text to train on, and its layout in rows (docs/data.md has pictures).
@@ -160,8 +166,8 @@ class DataConfig:
     data_shards: int = 0
 
     def all_sources(self) -> list[SourceConfig]:
-        """Returns the sources, with paths converted to `SourceConfig`s."""
-        return [SourceConfig(source) if isinstance(source, str) else source for source in self.sources]
+        """Returns the sources; see `as_sources`."""
+        return as_sources(self.sources)
 
     def stream_rows(self, batch_size: int) -> int:
         """Returns the number of rows, the first ones of a batch, that are document streams."""

@@ -12,6 +12,7 @@ TRAINED = ("auto", "all", "lora", "prompt")
 # Prefixes of the paths of the memory's own weights: FAM's, those in layers, and those of other memories.
 FAM = "fam/"
 MEMORY = (FAM, "layers/memory/", "memory/")
+LORA = "layers/lora/"  # prefix of the paths of LoRA's pairs
 PARAMETER_SETTINGS = {"learning_rate": (int, float), "weight_decay": (bool,), "frozen": (bool,)}
 
 
@@ -84,7 +85,7 @@ class OptimizerConfig:
 
     def settings_of(self, path: str) -> dict[str, Any]:
         """Returns `learning_rate`, `weight_decay` and `frozen` of a weight by its path (`layers/attention/query`)."""
-        also = {"lora": ("layers/lora/", *MEMORY), "prompt": MEMORY}.get(self.trained, ("",))
+        also = {"lora": (LORA, *MEMORY), "prompt": MEMORY}.get(self.trained, ("",))
         frozen = not path.startswith(also)
         settings: dict[str, Any] = {"learning_rate": 1.0, "weight_decay": True, "frozen": frozen}
         table: dict[str, dict[str, Any]] = {

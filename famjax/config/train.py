@@ -23,7 +23,7 @@ from famjax.config.data import GENERATED, TASKS, DataConfig, PassKeyConfig
 from famjax.config.evaluation import EvalConfig
 from famjax.config.mesh import check_mesh, mesh_sizes
 from famjax.config.model import LoraConfig, ModelConfig
-from famjax.config.optimizer import MEMORY, OptimizerConfig
+from famjax.config.optimizer import LORA, MEMORY, OptimizerConfig
 from famjax.config.synthetic import MqarConfig, TrackingConfig
 
 
@@ -253,7 +253,7 @@ class TrainConfig:
                 raise ConfigError(
                     f"parameters has {pattern!r}, but fam_opening_steps opens it; set that to 0, or leave it out"
                 )
-            base = not pattern.startswith(("layers/lora/", *MEMORY))
+            base = not pattern.startswith((LORA, *MEMORY))
             if self.distillation and base and settings.get("frozen") is False:
                 raise ConfigError(f"distillation compares the model with its frozen base, which parameters {pattern!r} "
                                   f"trains; leave it out, or set distillation to 0")  # fmt: skip

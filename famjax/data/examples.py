@@ -99,10 +99,15 @@ class Documents:
         return Example(tokens, weights_of(len(self._bos) + len(inputs), len(tokens)))
 
 
+def number_to_join(rng: np.random.Generator, most: int) -> int:
+    """Draws a number of documents to join, 1 to `most`, with a uniform logarithm."""
+    return int(np.exp(rng.uniform(0, np.log(most + 1))))
+
+
 class DocumentSequences:
     """Sequences of 1 to `most` successive examples of a lane as one example each.
 
-    The number is drawn from the seed, the lane and its position, with a uniform logarithm.
+    The number (`number_to_join`) is drawn from the seed, the lane and its position.
 
     Args:
       documents: the examples.
@@ -119,9 +124,8 @@ class DocumentSequences:
 
     def example(self, lane: int, where: list[int]) -> tuple[Example, list[int]]:
         """See `Examples`."""
-        drawn = np.random.default_rng([*self._seed, lane, *where]).uniform(0, np.log(self._most + 1))
-        parts = []
-        for _ in range(int(np.exp(drawn))):
+        rng, parts = np.random.default_rng([*self._seed, lane, *where]), []
+        for _ in range(number_to_join(rng, self._most)):
             part, where = self._documents.example(lane, where)
             parts.append(part)
         return Example(*map(np.concatenate, zip(*parts, strict=True))), where

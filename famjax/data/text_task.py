@@ -186,8 +186,8 @@ def make_text_task(config: TrainConfig, rows: Sequence[int] | np.ndarray) -> Tex
 
             kinds, weights = kinds_of(found, config.data, lanes, [config.seed, 1, number])
         if group == STREAMS and config.data.join_documents > 1:
-            seed = [config.seed, 5]
-            kinds = [DocumentSequences(one, config.data.join_documents, [*seed, i]) for i, one in enumerate(kinds)]
+            most = config.data.join_documents
+            kinds = [DocumentSequences(one, most, [config.seed, 5, i]) for i, one in enumerate(kinds)]
         groups[group] = Mixture(kinds, weights, [config.seed, 2, number])
     return TextTask(config, rows, vocabulary, groups)
 

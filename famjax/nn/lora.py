@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from famjax.config import LORA_PROJECTIONS, LoraConfig, ModelConfig
+from famjax.config.optimizer import LORA
 from famjax.dims import Array, Float, Key
 
 HostOrDevice = TypeVar("HostOrDevice", jax.Array, np.ndarray)
@@ -33,7 +34,7 @@ BASES = {
 def of_base(path: str, part: str) -> str:
     """The path of a weight's A (`part` a) or B (b): for `layers/attention/query`, `layers/lora/query/a`. It need not
     exist."""
-    return f"layers/lora/{path.rsplit('/', 1)[-1]}/{part}"
+    return f"{LORA}{path.rsplit('/', 1)[-1]}/{part}"
 
 
 class Pair(nnx.Module):

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from famjax.config import ModelConfig
+from famjax.config.optimizer import LORA
 from famjax.pretrained.config_json import SECTION
 from famjax.pretrained.families import Family
 from famjax.pretrained.folder import ADAPTER_CONFIG, write_arrays, write_json
 
 ADAPTER, MEMORY = "adapter_model.safetensors", f"{SECTION}.json"
 PREFIX = "base_model.model."
-# Prefixes of our paths: of LoRA's A and B, and of the weights that they adapt, in the family's table.
-_PAIRS, _BASES = "layers/lora/", ("layers/attention/", "layers/feed_forward/")
+# Prefixes of our paths of the weights that LoRA adapts, in the family's table.
+_BASES = ("layers/attention/", "layers/feed_forward/")
 
 
 def tensors(
@@ -35,9 +36,9 @@ def tensors(
     """
     found = {}
     for path in sorted(shapes):
-        if not path.startswith(_PAIRS):
+        if not path.startswith(LORA):
             continue
-        name, part = path.removeprefix(_PAIRS).split("/")
+        name, part = path.removeprefix(LORA).split("/")
         adapted = next(group + name for group in _BASES if group + name in family.names)
         module = family.names[adapted][0].removesuffix(".weight")  # model.layers.{}.self_attn.q_proj for query
         for layer in filter(config.lora.in_layer, range(config.num_layers)):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from famjax.config import ConfigError, ModelConfig
-from famjax.config.optimizer import MEMORY
+from famjax.config.optimizer import LORA, MEMORY
 from famjax.nn.weights import parameter_shapes
 from famjax.pretrained.config_json import architecture
 from famjax.storage import checkpoint
@@ -20,7 +20,6 @@ from famjax.storage.model_dir import read_config
 
 Weights = dict[str, Any]
 # Path prefixes of weights that a fine-tuning may add, so that a source may lack them.
-LORA = "layers/lora/"
 ADDED = (*MEMORY, LORA)
 # Settings that a fine-tuning may change, by their first letters.
 ROPE = ("rope_", "local_rope_")

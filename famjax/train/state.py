@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from famjax.attention.memory import MemoryState, state_axes
 from famjax.config import TrainConfig
-from famjax.config.optimizer import MEMORY
+from famjax.config.optimizer import LORA, MEMORY
 from famjax.dims import Float, Int, Tree, Weights
 from famjax.mesh import sharding
 from famjax.nn import weights as model_lib
@@ -103,7 +103,7 @@ def _no_memory(config: TrainConfig) -> MemoryState | None:
 def own_weights(config: TrainConfig, params: Weights) -> Weights:
     """Returns the weights that a checkpoint with a base stores: the trained ones, and always LoRA and the memory."""
     trained = lambda path: not config.tuning.settings_of(path)["frozen"]
-    return bases.part(params, lambda path: path.startswith(("layers/lora/", *MEMORY)) or trained(path))
+    return bases.part(params, lambda path: path.startswith((LORA, *MEMORY)) or trained(path))
 
 
 def to_save(state: TrainState) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pages import ranged, without_seed
+from pages import ranged, with_interval, without_seed
 
 if TYPE_CHECKING:
     from memory_study import Run
@@ -116,7 +116,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         recall = [
-            f"{one['exact_match']:.2f} ({one['low']:.2f}-{one['high']:.2f})"
+            with_interval(one["exact_match"], one["low"], one["high"], ".2f")
             for one in row["recall"]
             if one["filler_blocks"] in blocks
         ]

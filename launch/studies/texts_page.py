@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pages import DOCS, Page, by_name, publish
-from texts_study import READ, mean, parsed, table
+from texts_study import READ, difference, mean, parsed, table
 
 
 def section(name: str, found: dict[str, Any]) -> list[str]:
@@ -44,16 +44,15 @@ def summary(results: dict[str, Any]) -> list[str]:
     ]
     for found in sorted(results.values(), key=lambda found: found.get("join") is not None):
         runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
-        for segments in sorted({run.segments for run in runs if run.kind == "gated"}):
+        by_kind = {kind: {run.segments for run in runs if run.kind == kind} for kind in ("bswa", "gated")}
+        for segments in sorted(by_kind["bswa"] & by_kind["gated"]):
             cells = [f"texts of 1 to {found['join']} documents" if found.get("join") else "documents", str(segments)]
             for read in READ:
-                bits = [
+                bswa, gated = (
                     [one[-1]["bits_per_byte"] for one in found["bits_per_byte"][read][f"{kind}_m{segments}"]]
-                    for kind in ("bswa", "gated")
-                ]
-                gaps = [ours - theirs for theirs, ours in zip(*bits, strict=True)]
-                cells += [f"{mean(one):.3f}" for one in bits]
-                cells.append(f"{mean(gaps):+.3f} ({min(gaps):+.3f} to {max(gaps):+.3f})")
+                    for kind in by_kind
+                )
+                cells += [f"{mean(bswa):.3f}", f"{mean(gated):.3f}", difference(gated, bswa)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -24,6 +24,7 @@ import verbs
 
 from famjax.cli import side_by_side
 from famjax.config import ConfigError
+from famjax.data.examples import number_to_join
 from famjax.process.cpu import cores
 from famjax.storage.model_dir import write_bytes, write_text
 
@@ -115,7 +116,7 @@ def join(train: Path, folder: Path, most: int) -> Path:
     parts = [paths[one].read_bytes() for one in generator.permutation(len(paths))]
     texts = 0
     while parts:
-        number = int(np.exp(generator.uniform(0, np.log(most + 1))))
+        number = number_to_join(generator, most)
         write_bytes(into / f"{texts:04}.txt", b"".join(parts[:number]))
         parts, texts = parts[number:], texts + 1
     return into
@@ -174,10 +175,15 @@ def table(runs: list[Run], found: dict[str, list[list[dict[str, float]]]]) -> li
         cells = ["all" if row["to"] is None else f"{row['from']:,} to {row['to'] - 1:,}"]
         cells += [f"{mean(bits[run.name]):.3f}" for run in runs]
         for run, baseline in pairs:
-            gaps = [ours - theirs for ours, theirs in zip(bits[run.name], bits[baseline.name], strict=True)]
-            cells.append(f"{mean(gaps):+.3f} ({min(gaps):+.3f} to {max(gaps):+.3f})")
+            cells.append(difference(bits[run.name], bits[baseline.name]))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def difference(ours: list[float], theirs: list[float]) -> str:
+    """Returns the mean over seeds of `ours` - `theirs`, and its range."""
+    gaps = [one - other for one, other in zip(ours, theirs, strict=True)]
+    return f"{mean(gaps):+.3f} ({min(gaps):+.3f} to {max(gaps):+.3f})"
 
 
 def mean(numbers: list[float]) -> float:

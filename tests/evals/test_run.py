@@ -176,7 +176,7 @@ def test_a_chat_template_ends_the_answers_of_its_own_tasks_only(tmp_path: Path) 
 
 
 def test_models_of_runs_with_one_name_are_told_apart() -> None:
-    """Runs are called by as much of their paths as tells them apart, if their models have the same names."""
+    """Runs are called by as much of their paths as distinguishes them, if their models have the same names."""
     models = [{"name": name, "run": run} for name, run in (("m", "x/out"), ("m", "y/out"), ("n", "y/out"))]
     _name(models)
     assert [model["name"] for model in models] == ["x/out/m", "y/out/m", "n"]

@@ -126,8 +126,8 @@ def _check_same(task: str, asked: list[tuple[dict[str, Any], list[Sample]]]) -> 
                                   f"evaluate both with the same --longest, or, if their tokenizers differ, without "
                                   f"it")  # fmt: skip
             texts = other.about.get("text"), sample.about.get("text")
-            told = [(one.targets, one.about.get("alignment")) for one in (other, sample)]
-            if told[0] != told[1] or (all(texts) and texts[0] != texts[1]):
+            questions = [(one.targets, one.about.get("alignment")) for one in (other, sample)]
+            if questions[0] != questions[1] or (all(texts) and texts[0] != texts[1]):
                 raise ConfigError(f"{runs} asked different questions: example {sample.id} of {task} is not the same; "
                                   f"evaluate both with the same data, settings and seed")  # fmt: skip
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from famjax.config import ConfigError, DataConfig, EvalConfig, SourceConfig
+from famjax.config import ConfigError, EvalConfig, SourceConfig
+from famjax.config.data import as_sources
 from famjax.config.text import BadText
 from famjax.data import sources
 from famjax.data.examples import Documents
@@ -46,7 +47,7 @@ def documents(config: EvalConfig, vocabulary: Vocabulary) -> Iterator[Document |
       ConfigError: there is none.
     """
     found = False
-    for source in DataConfig(config.sources).all_sources():
+    for source in as_sources(config.sources):
         for text in each(source):
             found = True
             yield text if isinstance(text, Unreadable) else in_tokens(text, vocabulary)
@@ -85,7 +86,7 @@ def in_tokens(document: sources.Document, vocabulary: Vocabulary) -> Document | 
 def _count(config: EvalConfig) -> int:
     """Returns an upper bound on the number of documents; if a file cannot be read, `config.examples` (0: unknown)."""
     try:
-        count = sum(len(source) for one in DataConfig(config.sources).all_sources() for source in open_each(one))
+        count = sum(len(source) for one in as_sources(config.sources) for source in open_each(one))
     except BadText:
         return config.examples
     return min(count, config.examples or FARTHEST)

@@ -11,11 +11,12 @@ from typing import Any
 
 from famjax.attention import memories
 from famjax.config import MemoryConfig, TrainConfig
+from famjax.config.optimizer import FAM, LORA
 from famjax.nn.weights import parameter_shapes
 from famjax.storage.arrays import leaves
 
 # Prefixes of the paths of LoRA, and of weights that act where a layer has FAM.
-_LORA, _FAM = "layers/lora/", ("fam/", "layers/memory/write_")
+_FAM = (FAM, "layers/memory/write_")
 
 # Dense bfloat16 FLOP/s of a chip as its manufacturer states them, by a part of its name in JAX; the first match wins.
 PEAK_FLOPS = (
@@ -80,7 +81,7 @@ def flops_per_token(config: TrainConfig, targets: int) -> float:
         # FAM adds F rows to the S tokens of a block; the gates of its updates are computed from these rows alone.
         of_fam = memory.fam_length / memory.block_size
         for path, size, both_passes in of_layers:
-            if model.lora.in_layer(i) or not path.startswith(_LORA):
+            if model.lora.in_layer(i) or not path.startswith(LORA):
                 rows = of_fam if path.startswith(_FAM) else 1 + of_fam
                 flops += (both_passes if backward else 2) * size * rows
         per_pass = 4 * model.num_heads * model.head_dim * pairs[memory] + memories.of(memory).flops(model)
@@ -96,10 +97,10 @@ def layers_without_backward(config: TrainConfig) -> int:
     nevertheless, which is not counted; nor is that of the prompt's own pass."""
     model = config.model
     trained = [path for path in leaves(parameter_shapes(model)) if not config.tuning.settings_of(path)["frozen"]]
-    lora = any(path.startswith(_LORA) for path in trained)
+    lora = any(path.startswith(LORA) for path in trained)
     fam = any(path.startswith(_FAM) for path in trained)
     above = ("final_norm/", "unembedding")
-    if any(not path.startswith((_LORA, *_FAM, *above)) for path in trained):
+    if any(not path.startswith((LORA, *_FAM, *above)) for path in trained):
         return 0
     reached = (i for i in range(model.num_layers) if (lora and model.lora.in_layer(i)) or (fam and model.has_fam(i)))
     return next(reached, model.num_layers)

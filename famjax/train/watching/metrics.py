@@ -53,7 +53,7 @@ class TensorBoard:
             from tensorboardX import SummaryWriter
 
         folder = Path(model_dir) / TENSORBOARD
-        # tensorboardX names files by the second: a run that goes on within it would overwrite the first one's file.
+        # tensorboardX names files by the second: a run that continues within it would overwrite the first one's.
         self._writer = SummaryWriter(
             str(folder), purge_step=first_step + 1 if first_step else None, filename_suffix=f".{time.time_ns()}"
         )
