@@ -1,5 +1,5 @@
 """Writes results of texts_study.py into docs/texts.md: tables by position without memory segments, with one, and
-trained on joined texts; and a summary by number of segments.
+trained on joined texts; and a summary by number of segments and of training steps.
 
     python launch/studies/texts_study.py runs/texts_study runs/texts
     python launch/studies/texts_page.py "900 steps=runs/texts_study/study.json"
@@ -28,25 +28,27 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def part(found: dict[str, Any]) -> str:
-    """Returns the part of the page with a study's tables by position; empty if only the summary shows it."""
+    """Returns the part of the page with a study's tables by position; empty if only the summary shows it: with more than
+    one segment, or trained longer than the others."""
     most = max(run.segments for run in parsed(",".join(found["bits_per_byte"]["heldout"])))
-    if most > 1:
+    if most > 1 or found["steps"] > STEPS:
         return ""
     return "trained_on_joined" if found.get("join") else "segments" if most else "texts"
 
 
 def summary(results: dict[str, Any]) -> list[str]:
-    """Returns a table with a row per number of memory segments and kind of training text: bits per byte over all
-    positions of BSWA and gated FAM."""
+    """Returns a table with a row per kind of training text, training steps and number of memory segments: bits per byte
+    over all positions of BSWA and gated FAM."""
     lines = [
-        "| trained on | M | BSWA, documents | gated FAM | difference | BSWA, joined | gated FAM | difference |",
-        "|---|---|---|---|---|---|---|---|",
+        "| trained on | steps | M | BSWA, documents | gated FAM | difference | BSWA, joined | gated FAM | difference |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for found in sorted(results.values(), key=lambda found: found.get("join") is not None):
+    for found in sorted(results.values(), key=lambda found: (found.get("join") is not None, found["steps"])):
         runs = parsed(",".join(found["bits_per_byte"]["heldout"]))
         by_kind = {kind: {run.segments for run in runs if run.kind == kind} for kind in ("bswa", "gated")}
         for segments in sorted(by_kind["bswa"] & by_kind["gated"]):
-            cells = [f"texts of 1 to {found['join']} documents" if found.get("join") else "documents", str(segments)]
+            cells = [f"texts of 1 to {found['join']} documents" if found.get("join") else "documents"]
+            cells += [f"{found['steps']:,}", str(segments)]
             for read in READ:
                 bswa, gated = (
                     [one[-1]["bits_per_byte"] for one in found["bits_per_byte"][read][f"{kind}_m{segments}"]]
@@ -62,6 +64,7 @@ def tables(name: str) -> Callable[[dict[str, Any]], list[str]]:
     return lambda results: by_name(section)({key: found for key, found in results.items() if part(found) == name})
 
 
+STEPS = 900  # of the studies with tables by position
 PARTS = ("texts", "segments", "trained_on_joined")
 PAGE = Page(DOCS / "texts.md", DOCS / "texts.json", {name: tables(name) for name in PARTS} | {"by_segments": summary})
 

@@ -100,7 +100,7 @@ def main() -> int:
     except (RuntimeError, subprocess.CalledProcessError) as error:
         print(f"texts_study: {error}", file=sys.stderr)
         return 1
-    write(runs, seeds, args.folder, args.join)
+    write(runs, seeds, args)
     return 0
 
 
@@ -134,13 +134,14 @@ def evaluate(name: str, folder: Path, texts: Path) -> None:
             verbs.famjax("eval", "--model", folder / name, "--texts", source, "--output", output, quiet=True)
 
 
-def write(runs: list[Run], seeds: list[int], folder: Path, most: int | None) -> None:
-    """Writes study.json and study.md, and prints study.md. `most` is --join."""
+def write(runs: list[Run], seeds: list[int], args: argparse.Namespace) -> None:
+    """Writes study.json and study.md, and prints study.md."""
+    folder = args.folder
     found: dict[str, dict[str, list[list[dict[str, float]]]]] = {
         read: {run.name: [rows(folder / f"{run.name}_{seed}-{read}") for seed in seeds] for run in runs}
         for read in READ
     }
-    study = {"seeds": seeds, "join": most, "bits_per_byte": found}
+    study = {"seeds": seeds, "steps": args.steps, "join": args.join, "bits_per_byte": found}
     write_text(folder / "study.json", json.dumps(study, indent=1) + "\n")
     lines = []
     for read, title in READ.items():
