@@ -180,11 +180,23 @@ FirstFam = Callable[["np.ndarray"], "np.ndarray"]
 
 
 def _fam_of(folder: "Folder", config: ModelConfig, tokens: "np.ndarray | None", seed: int) -> FirstFam:
-    """Returns the initialiser of FAM's prompt or prefix: the folder's weights if it has any, else from embeddings."""
+    """Returns the initialiser of FAM's prompt or prefix: the folder's weights if it has any, else from embeddings.
+
+    Raises:
+      ConfigError: the folder was exported with a FAM whose weights are missing, or have other shapes.
+    """
     from famjax.pretrained import prompt
+    from famjax.pretrained.config_json import SECTION, memory_of
     from famjax.pretrained.folder import FAM_FILE, FAM_PREFIX, FAM_PROMPT
 
     F, D = config.memory.fam_length, config.d_model
+    kept = memory_of(folder.config)
+    # Its settings may have no gate, so a random prompt in place of the trained one would change all outputs.
+    if F and kept and kept.fam_length and not folder.fam and tokens is None:
+        raise ConfigError(
+            f"{folder.path} has no {FAM_FILE}, the FAM of its config.json; copy it there, or remove the section "
+            f"{SECTION} from config.json for a new FAM"
+        )
     kind = config.memory.fam_init
     name = FAM_PROMPT if kind == "prompt" else FAM_PREFIX
     if F and folder.fam and tokens is None:

@@ -157,6 +157,12 @@ def test_fam_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     short = load(tmp_path / "short")
     np.testing.assert_array_equal(short.fam.prompt[...], params["fam"]["prompt"][-2:])
     assert short.config.memory == dataclasses.replace(config.memory, fam_length=2)
+    # Without its file, the trained prompt is not replaced by a random one; a new one must be asked for.
+    (folder / "fam.safetensors").unlink()
+    assert main(["import-hf", str(folder), str(tmp_path / "lost")]) == 2
+    assert "has no fam.safetensors, the FAM of its config.json" in capsys.readouterr().err
+    assert not (tmp_path / "lost").exists()
+    assert main(["import-hf", str(folder), str(tmp_path / "without"), "--fam-length", "0"]) == 0
 
 
 @pytest.mark.parametrize(
