@@ -63,7 +63,15 @@ def run(args: argparse.Namespace) -> int:
     from famjax.data.tokenizer_folder import FAMILY
     from famjax.pretrained.config_json import with_memory
     from famjax.pretrained.families import family_of
-    from famjax.pretrained.folder import CARRIED, CONFIG_JSON, Written, carry, write_json, write_memory, write_tensors
+    from famjax.pretrained.folder import (
+        CONFIG_JSON,
+        Written,
+        carried_files,
+        carry,
+        write_json,
+        write_memory,
+        write_tensors,
+    )
     from famjax.pretrained.match import pairs
     from famjax.storage.pieces import Weights
     from famjax.storage.unfinished import atomic_directory
@@ -89,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         if memory := _memory(weights, config):
             write_memory(partial, memory)
         write_json(partial / CONFIG_JSON, with_memory(hf, config.memory))
-        carry((file for name in CARRIED if (file := root / name).is_file() and name != FAMILY), partial)
+        carry({name: content for name, content in carried_files(root).items() if name != FAMILY}, partial)
     return 0
 
 

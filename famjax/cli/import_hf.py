@@ -319,10 +319,9 @@ def _keep(folder: "Folder", config: ModelConfig, to: "Path") -> None:
     """Stores in `to` what an export restores: tokenizer files, config.json, and the dtypes of converted tensors."""
     from famjax.data.tokenizer_folder import family_file
     from famjax.pretrained.config_json import SECTION
-    from famjax.pretrained.folder import KEPT_CONFIG, write_json
+    from famjax.pretrained.folder import KEPT_CONFIG, carry, write_json
 
-    for name, content in (folder.carried() | dict(family_file(folder.tokenizer_family()))).items():
-        (to / name).write_bytes(content)
+    carry(folder.carried() | dict(family_file(folder.tokenizer_family())), to)
     kept = "BF16" if config.param_dtype == "bfloat16" else "F32"
     types = {name: tensor.dtype for name, tensor in folder.tensors.items() if tensor.dtype != kept}
     write_json(to / KEPT_CONFIG, folder.config | {SECTION: {"types": types}})

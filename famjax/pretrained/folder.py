@@ -6,7 +6,6 @@ Only JSON and safetensors are read; pickles (`pytorch_model.bin`) are rejected.
 import functools
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,8 @@ CARRIED = (
     "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "tokenizer_family.json",
     "byte_vocabulary.json",
 )  # fmt: skip
+# Chat templates with a name, in a folder of their own; also copied.
+NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 # Settings of a PEFT adapter.
 ADAPTER_CONFIG = "adapter_config.json"
 # Name in a model directory of the config.json that the model was imported with.
@@ -108,7 +109,7 @@ class Folder:
 
     def carried(self) -> dict[str, bytes]:
         """Returns the files to copy unchanged, such as tokenizer files, by name."""
-        return {name: (self.path / name).read_bytes() for name in CARRIED if (self.path / name).is_file()}
+        return carried_files(self.path)
 
     def vocabulary(self) -> dict[str, bytes] | None:
         """Returns the files of the vocabulary by name; None if they are in the folder `path`."""
@@ -119,10 +120,16 @@ class Folder:
         return self.config
 
 
+def carried_files(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder that are copied unchanged, by their path in it."""
+    paths = [*map(folder.joinpath, CARRIED), *sorted(folder.glob(NAMED_TEMPLATES))]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+
 def files_of_import(model_dir: Path) -> dict[str, bytes]:
     """Returns the files of a model directory that come from its import, by name: tokenizer files, its config.json."""
-    names = [name for name in (*CARRIED, KEPT_CONFIG) if (model_dir / name).is_file()]
-    return {name: (model_dir / name).read_bytes() for name in names}
+    kept = model_dir / KEPT_CONFIG
+    return carried_files(model_dir) | ({KEPT_CONFIG: kept.read_bytes()} if kept.is_file() else {})
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -269,7 +276,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         pass
 
 
-def carry(files: Iterable[Path], to: Path) -> None:
-    """Copies files unchanged to the folder `to`."""
-    for file in files:
-        shutil.copyfile(file, to / file.name)
+def carry(files: Mapping[str, bytes], to: Path) -> None:
+    """Writes files of `carried_files` to the folder `to`."""
+    for name, content in files.items():
+        (to / name).parent.mkdir(exist_ok=True)
+        (to / name).write_bytes(content)

@@ -14,9 +14,12 @@ def test_files_of_the_import(tmp_path: Path) -> None:
     base = tokenizers_of_ours.write(tmp_path / "base", "byte-level")
     (base / KEPT_CONFIG).write_text("{}")
     (base / "generation_config.json").write_text('{"eos_token_id": 7}')
+    template = "additional_chat_templates/tool_use.jinja"
+    (base / template).parent.mkdir()
+    (base / template).write_text("{{ messages }}")
     (tmp_path / "a.txt").write_text("text")
     passkey = TrainConfig(model_dir=str(tmp_path / "new"), initial_checkpoint=str(base))
-    everything = {KEPT_CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    everything = {KEPT_CONFIG, "generation_config.json", "tokenizer.json", "tokenizer_config.json", template}
     assert files_beside(passkey).keys() == everything
     text = TrainConfig(
         model_dir=str(tmp_path / "new"), initial_checkpoint=str(base), task="text",

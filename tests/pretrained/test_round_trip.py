@@ -51,12 +51,15 @@ def test_tensors_and_config_come_back(name: str, dtype: str, tmp_path: Path) -> 
     """An imported model without training is exported bit for bit, with its own config.json and one section more."""
     source = theirs.save(theirs.CASES[name], tmp_path / "theirs", dtype)
     (source / "tokenizer.json").write_text('{"any": "thing"}')
+    template = "additional_chat_templates/tool_use.jinja"
+    (source / template).parent.mkdir()
+    (source / template).write_text("{{ messages }}")
     back = exported(ours.imported(source, tmp_path / "ours"), tmp_path / "back")
     assert_same_tensors(tensors(source), tensors(back))
     config, original = (json.loads((folder / "config.json").read_text()) for folder in (back, source))
     assert config.pop("famjax")["memory"]["fam_length"] == 2
     assert config == original
-    for carried in ("tokenizer.json", "generation_config.json"):
+    for carried in ("tokenizer.json", "generation_config.json", template):
         assert (back / carried).read_bytes() == (source / carried).read_bytes()
 
 
