@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, TypeAlias, overload
 import jax
 import numpy as np
 
-from famjax.config import OVERRIDES, ConfigError, InferConfig, ModelConfig
+from famjax.config import DTYPES, OVERRIDES, ConfigError, InferConfig, ModelConfig, check_mesh
 from famjax.config.checks import one_of
 from famjax.config.text import without_mark
 from famjax.infer import load as loading
@@ -132,7 +132,7 @@ def load(
       **memory: `block_size`, `memory_segments` or `fam_length` override the model's own; `fam_length=0` disables FAM.
 
     Raises:
-      ConfigError: there is no such model, or its weights do not support these settings.
+      ConfigError: there is no such model, its weights do not support these settings, or a setting is unknown.
 
     Example:
       >>> model = famjax.load("runs/fam")
@@ -143,6 +143,9 @@ def load(
         one_of("memory setting", name, OVERRIDES)
         if value is not None:
             check_whole(name, value, 0, MOST_TOKENS)
+    if dtype is not None:
+        one_of("dtype", dtype, DTYPES)
+    check_mesh(dict(mesh or {}))
     return LoadedModel(loading.load(model_dir, mesh, dtype, **memory), model_dir)
 
 
