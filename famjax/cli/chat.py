@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, check_file, opened, sampling_of, settle
+from famjax.cli.flags import add_infer_arguments, add_sampling_arguments, check_file, opened, sampling_of, settle, utf8
 from famjax.config import ConfigError
 from famjax.config.checks import seed
 from famjax.config.text import text_of
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--session", metavar="FILE", help="session file: resumed if it exists, updated after every answer"
     )
-    parser.add_argument("--system", default="", metavar="TEXT", help="system prompt of a new conversation")
+    parser.add_argument("--system", type=utf8, default="", metavar="TEXT", help="system prompt of a new conversation")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="maximum tokens per answer (default: 256)")
     add_sampling_arguments(parser)
     add_infer_arguments(parser)

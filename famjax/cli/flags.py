@@ -84,6 +84,15 @@ def add_sampling_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="sampling seed (default: 0)")
 
 
+def utf8(value: str) -> str:
+    """Returns a flag's text. An argparse type, which rejects arguments that are not UTF-8, as of a Latin-1 script."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{ascii(value)} is not UTF-8 text") from None
+    return value
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Parses a flag's list of integers: 1,4,16. An argparse type."""
     try:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from famjax.cli.flags import add_memory_arguments, refuse
+from famjax.cli.flags import add_memory_arguments, refuse, utf8
 from famjax.config import ConfigError, MemoryConfig, ModelConfig, memory_overrides
 from famjax.config.checks import at_least
 from famjax.config.optimizer import FAM, MEMORY
@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="no gate: FAM is fully visible from the start, as in the paper, which degrades the model until trained",
     )
-    parser.add_argument("--fam-text", metavar="TEXT", help="initialise FAM's prompt with this text's embeddings")
+    parser.add_argument(
+        "--fam-text", type=utf8, metavar="TEXT", help="initialise FAM's prompt with this text's embeddings"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of FAM's prompt (default: 0)")
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from famjax.cli.flags import add_memory_arguments, check_folder, refuse
+from famjax.cli.flags import add_memory_arguments, check_folder, refuse, utf8
 from famjax.config import ConfigError, memory_overrides
 
 NAME = "inspect"
@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory")
     parser.add_argument("--output", required=True, metavar="DIR", help="output directory")
     parser.add_argument("--input", default="", metavar="FILE", help="text file to inspect")
-    parser.add_argument("--answer", default="", metavar="TEXT", help="text to append, which is scored separately")
+    parser.add_argument(
+        "--answer", type=utf8, default="", metavar="TEXT", help="text to append, which is scored separately"
+    )
     parser.add_argument(
         "--other", default="", metavar="FILE", help="text file whose FAM replaces that of the input (default: none)"
     )

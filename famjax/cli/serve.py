@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from famjax.cli.flags import add_infer_arguments, settle
+from famjax.cli.flags import add_infer_arguments, settle, utf8
 from famjax.config import ConfigError, memory_overrides
 from famjax.process import interrupts
 from famjax.serve.settings import ServeConfig, read_keys
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=int, default=ServeConfig.port, metavar="N", help="port (default: 8000; 0: a free one)"
     )
     where.add_argument("--sessions", metavar="DIR", help="folder of session files (default: no named sessions)")
-    where.add_argument("--name", metavar="TEXT", help="model name for clients (default: the directory's name)")
+    where.add_argument(
+        "--name", type=utf8, metavar="TEXT", help="model name for clients (default: the directory's name)"
+    )
     where.add_argument("--api-key-file", metavar="FILE", help="API keys, one per line; clients must send one")
     where.add_argument(
         "--warm-up", action=argparse.BooleanOptionalAction, default=True,

@@ -31,8 +31,9 @@ def listen(host: str, port: int) -> socket.socket:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
         taken.listen(2048)  # so a port in use is reported before the model is loaded; clients wait
-    except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; choose another, or --port 0") from error
+    except (OSError, UnicodeError) as error:  # the latter is of a host name with an empty or a long part
+        reason = error.strerror if isinstance(error, OSError) else "this is no host name"
+        raise ConfigError(f"--host {host} --port {port}: {reason}; choose another, or --port 0") from error
     return taken
 
 

@@ -69,6 +69,14 @@ def test_verbs_keep_the_convention(name: str) -> None:
         (["score", "--model", "x"], "required: --input, --output"),
         (["import-hf", "--gin.STEPS=5"], "famjax import-hf takes no gin settings"),
         (["train"], "no settings: add --gin_file"),
+        # As Python gives an argument that is in Latin-1.
+        (["chat", "--model", "x", "--system", "S\udce9 bref"], "argument --system: 'S\\udce9 bref' is not UTF-8 text"),
+        (
+            ["inspect", "--model", "x", "--output", "y", "--answer", "\udce9"],
+            "argument --answer: '\\udce9' is not UTF-8",
+        ),
+        (["import-hf", "x", "y", "--fam-text", "\udce9"], "argument --fam-text: '\\udce9' is not UTF-8"),
+        (["serve", "--model", "x", "--name", "\udce9"], "argument --name: '\\udce9' is not UTF-8"),
     ],
 )
 def test_mistakes_in_words(words: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

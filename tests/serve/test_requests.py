@@ -256,6 +256,7 @@ def test_mistakes_of_the_command(model_dir: Path, tmp_path: Path, capsys: pytest
             (["--max-rows", "0"], "--max-rows is 0; it must be at least 1"), (["--port", "70000"], "--port is 70000"),
             (["--sessions", str(tmp_path / "keys")], "is a file"), (["--port", port], "choose another, or --port 0"),
             (["--timeout", "0"], "--timeout is 0; it must be more than 0"),
+            (["--host", "127.0..1"], "--host 127.0..1 --port 8000: this is no host name"),
             (["--max-tokens", "0"], "--max-tokens is 0"),
             *(([flag, value], f"{flag} is {value}; it must be") for value in ("inf", "nan")
               for flag in ("--timeout", "--grace", "--max-body-mib", "--prefix-cache-mib")),
