@@ -98,7 +98,7 @@ class _Conversation:
         """Answers each line of the input until it ends."""
         for line in _lines():
             if line.startswith("/"):
-                self._command(*line.split(maxsplit=1))
+                self._command(*line.rstrip().split(maxsplit=1))
             elif line.strip():
                 self._answer(line)
                 if self._args.session:

@@ -40,7 +40,7 @@ def say(model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.C
 
 def test_a_conversation_in_two_processes_is_one(say, tmp_path: Path) -> None:
     """The second half, by a process that has only the file, is answered as by the one that heard all; the file of
-    four turns is as large as that of one; /reset makes the first answer again."""
+    four turns is as large as that of one; /save copies it; /reset makes the first answer again."""
     path = str(tmp_path / "a.session")
     whole = say("one\ntwo two\n\nthree\nfour\n")
     first = say("one\ntwo two\n", "--session", path)
@@ -48,6 +48,10 @@ def test_a_conversation_in_two_processes_is_one(say, tmp_path: Path) -> None:
     second = say("three\nfour\n", "--session", path)
     assert first + second == whole and second
     assert abs(Path(path).stat().st_size - size) <= NEARLY
+    copy = tmp_path / "copy.session"
+    say(f"/save {copy} \n", "--session", path)
+    assert copy.is_file()  # the space after it is not part of its name
+    assert say("five\n", "--session", str(copy)) == say("five\n", "--session", path)
     again = say("/help\n/reset\none\n", "--session", path)
     assert again and whole.startswith(again)
 
